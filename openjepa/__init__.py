@@ -1,0 +1,3 @@
+"""openjepa: I-JEPA pretraining, evaluation and reports."""
+
+__version__ = "0.1.0"

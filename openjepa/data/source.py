@@ -1,0 +1,64 @@
+"""Sources: what every kind of data looks like to the loader and to the evaluation."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class ListSource(ABC):
+    """Records with an index: any of them can be read at any time. Instances travel to worker processes (picklable)."""
+
+    labels: NDArray[np.int64] | None = None
+    """One class per record, or None."""
+    class_names: tuple[str, ...] | None = None
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of records."""
+
+    @abstractmethod
+    def read(self, index: int) -> bytes:
+        """The encoded image file of a record. Raises OSError or ValueError where there is none."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """A path, or shard and row: what `skipped.jsonl` and error messages call the record."""
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One sample of a shard."""
+
+    name: str
+    data: bytes
+    label: int | None = None
+
+
+class ShardSource(ABC):
+    """Shards that are read front to back. The number of records may be unknown."""
+
+    class_names: tuple[str, ...] | None = None
+    num_records: int | None = None
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of shards."""
+
+    @abstractmethod
+    def read_shard(self, shard: int) -> Iterator[ShardRecord]:
+        """The records of a shard in their stored order."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The splits of a data set. `train` is what pretraining and the probes' training see; `test` is what probes are tested on."""
+
+    train: ListSource | ShardSource
+    test: ListSource | None = None
+    description: str = ""
+    """One line for the report: what it is and how many images."""
+    extra_labels: Mapping[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=dict)
+    """Further labelings of (train, test) by name: scenes have `count` and `distance`."""

@@ -1,0 +1,41 @@
+"""MaskSampler: the contract of every mask strategy."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openjepa.types import Masks
+
+
+@dataclass(frozen=True)
+class TokenShape:
+    """Token counts of a batch of masks; compiled code is specialized on them, so a strategy has only a few."""
+
+    context: int
+    target: int
+    probability: float
+    """How often this shape occurs (estimated where it has no closed form)."""
+
+
+class MaskSampler(ABC):
+    """Draws the masks of one microbatch on a fixed grid; knows no images. Concrete samplers are final.
+
+    What a mask group shares is a function of (`group_seed`, `step`) alone and what belongs to one sample of its own seed, so the
+    masks of a sample do not depend on workers, processes or microbatches. The one exception is a sampler that imitates a sequential
+    program, which says so.
+    """
+
+    name: str
+    """Strategy and mode as they appear beside every result, e.g. `multiblock/unbiased/random_subset`."""
+    grid: tuple[int, int]
+    """Rows and columns of patches."""
+
+    @abstractmethod
+    def __call__(self, sample_seeds: NDArray[np.int64], group_seed: int, step: int) -> Masks:
+        """Masks of the samples [B]; raster indices in int64."""
+
+    @abstractmethod
+    def shapes(self) -> tuple[TokenShape, ...]:
+        """Every (context, target) token count that can occur, most frequent first; probabilities sum to 1."""

@@ -1,0 +1,75 @@
+"""Schedules as pure functions of progress: nothing to replay on resume. No torch here.
+
+Steps are counted from 0. The released I-JEPA code steps its schedulers before the first update, so its learning rate and weight
+decay at step i are those of n = i + 1; its momentum uses i. The functions below take whichever of the two they are given.
+"""
+
+import math
+from dataclasses import dataclass
+
+from openjepa.settings.optimization import OptimizationSettings
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands."""
+
+    step: int
+    """Optimizer steps already done (0 at the first)."""
+    total_steps: int
+    steps_per_epoch: float
+    """Optimizer steps per pass over the data; `total_steps` where the length of the data is unknown."""
+
+    @property
+    def fraction(self) -> float:
+        """Share of the training that is done before this step, in [0, 1)."""
+        return self.step / max(1, self.total_steps)
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the data done before this step."""
+        return self.step / self.steps_per_epoch
+
+
+def linear(start: float, end: float, fraction: float) -> float:
+    """Straight line from `start` to `end`; `fraction` is clipped to [0, 1]."""
+    return start + (end - start) * min(1.0, max(0.0, fraction))
+
+
+def cosine(start: float, end: float, fraction: float) -> float:
+    """Half a cosine from `start` to `end`; `fraction` is clipped to [0, 1]."""
+    return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, max(0.0, fraction))))
+
+
+def warmup_steps(settings: OptimizationSettings, progress: Progress) -> int:
+    """Steps of the warm-up: `warmup_steps`, or `warmup_epochs` rounded down to whole steps."""
+    if settings.warmup_steps is not None:
+        return settings.warmup_steps
+    return int(settings.warmup_epochs * progress.steps_per_epoch)
+
+
+def learning_rate(settings: OptimizationSettings, progress: Progress) -> float:
+    """Linear warm-up, then cosine or constant with a linear cooldown (Zhai et al. 2022), for the step about to be taken."""
+    step = progress.step + 1
+    warmup = warmup_steps(settings, progress)
+    if step < warmup:
+        return linear(settings.start_lr, settings.lr, step / warmup)
+    length = int(settings.schedule_stretch * progress.total_steps)
+    if settings.lr_schedule == "cosine":
+        return cosine(settings.lr, settings.final_lr, (step - warmup) / max(1, length - warmup))
+    cooldown = max(1, int(settings.cooldown * length))
+    return linear(settings.lr, settings.final_lr, (step - (length - cooldown)) / cooldown)
+
+
+def weight_decay(settings: OptimizationSettings, progress: Progress) -> float:
+    """Weight decay of the step about to be taken."""
+    start, end = settings.weight_decay, settings.final_weight_decay
+    fraction = (progress.step + 1) / max(1, int(settings.schedule_stretch * progress.total_steps))
+    if settings.weight_decay_schedule == "constant":
+        return start
+    return linear(start, end, fraction) if settings.weight_decay_schedule == "linear" else cosine(start, end, fraction)
+
+
+def momentum(start: float, end: float, progress: Progress, stretch: float = 1.0) -> float:
+    """EMA momentum after the step about to be taken: linear over the training, reaching `end` only in the limit."""
+    return linear(start, end, progress.step / max(1e-9, stretch * progress.total_steps))

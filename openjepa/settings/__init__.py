@@ -1,0 +1,1 @@
+"""Every setting of openjepa: typed, frozen, explained, and free of torch."""

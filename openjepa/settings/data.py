@@ -1,0 +1,84 @@
+"""Settings of the data sources: one dataclass each, all derived from DataSettings."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Common to every data source. Abstract: use the dataclass of a source."""
+
+    source: str
+    """Where the images come from."""
+    image_size: int | tuple[int, int] = 224
+    """Side, or height and width, of the training crops in pixels; the patch size must divide it."""
+    crop_scale: tuple[float, float] = (0.3, 1.0)
+    """Smallest and largest area of a random crop, as a fraction of the image (released configurations: 0.3 to 1)."""
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest width / height of a random crop."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Antialiased filter of the random crops (released code: bilinear)."""
+    horizontal_flip: bool = False
+    """Mirror half of the training images (released code: no)."""
+    pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of the RGB channels in [0, 1] (ImageNet's)."""
+    pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation of the RGB channels (ImageNet's)."""
+    cache: Literal["none", "memory", "device"] = "none"
+    """Decode every image once and keep it: in memory (cropped by the workers) or on the device (cropped there)."""
+    cache_size: int | None = None
+    """Short side, in pixels, that cached images are reduced to. None: the evaluation resize, 256/224 of `image_size`."""
+    max_skipped: float = 0.05
+    """Share of unreadable images above which the run stops."""
+    max_images: int | None = None
+    """Use only this many training images, drawn with the seed. None: all."""
+
+    def height_width(self) -> tuple[int, int]:
+        """The training crop as (height, width) in pixels."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else size
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderSettings(DataSettings):
+    """A folder of images at any depth: flat, in class folders, with or without train/ and val/ (or test/)."""
+
+    source: Literal["folder"] = "folder"
+    path: str = ""
+    """The folder."""
+    test_fraction: float = 0.2
+    """Share of each class held out for the probes where the folder has no split of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingFaceSettings(DataSettings):
+    """Anything the `datasets` library reads: local Parquet, WebDataset tars, names on the Hub, streams of shards."""
+
+    source: Literal["huggingface"] = "huggingface"
+    path: str = ""
+    """A folder or glob of Parquet or tar files, or a name on the Hub (owner/name)."""
+    subset: str | None = None
+    """Configuration of a Hub data set that has several."""
+    train_split: str = "train"
+    """Split used for pretraining and for training the probes."""
+    test_split: str | None = None
+    """Split the probes are tested on. None: the first of test, validation, val that exists."""
+    image_column: str | None = None
+    """Column with the images. None: the only image column."""
+    label_column: str | None = None
+    """Column with the labels. None: the only class-label column, else no labels."""
+    streaming: bool = False
+    """Read shards in order without an index (needs `optim.total_steps`)."""
+    window: int = 4096
+    """Streaming: samples that are shuffled together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenesSettings(DataSettings):
+    """Scenes in CLEVR's format with the labels count (3 to 10 objects) and distance (six bins of the nearest object)."""
+
+    source: Literal["scenes"] = "scenes"
+    path: str | None = None
+    """A folder as CLEVR v1.0 unpacks, or one that `openjepa data scenes` rendered. None: the small packaged set."""
+    label: Literal["count", "distance"] = "count"
+    """Which label `labels` are: Clevr/Count or Clevr/Dist."""

@@ -1,0 +1,36 @@
+"""Settings of the pretraining methods: one dataclass each, all derived from MethodSettings."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSettings:
+    """Common to every method. Abstract: use the dataclass of a method."""
+
+    name: str
+    """Which method trains the encoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IJepaSettings(MethodSettings):
+    """I-JEPA (arXiv 2301.08243): predict representations of target blocks from one context block."""
+
+    name: Literal["ijepa"] = "ijepa"
+    predictor_width: int = 384
+    """Width of the predictor (paper: 384 for every size)."""
+    predictor_depth: int = 6
+    """Blocks of the predictor (paper: 6 for B, 12 for L and H, 16 for g)."""
+    predictor_heads: int | None = None
+    """Heads of the predictor. None: as many as the encoder (paper and code)."""
+    loss: Literal["smooth_l1", "l2"] = "smooth_l1"
+    """`smooth_l1`: beta 1, mean over everything (code); `l2`: squared L2, mean over everything, that is the paper's sum over
+    patches divided by (patches per block x width)."""
+    target_norm: Literal["layer_norm", "none"] = "layer_norm"
+    """Layer norm without affine of the target encoder's output (code: yes; the paper does not mention it)."""
+    ema_start: float = 0.996
+    """Momentum of the target encoder at the first step."""
+    ema_end: float = 1.0
+    """Momentum reached linearly at the end of training."""
+    export_context_encoder: bool = False
+    """Export the context encoder beside the target encoder, which the paper evaluates."""

@@ -1,0 +1,102 @@
+"""Settings of the encoder (a Vision Transformer) and the sizes that have names."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Size = Literal["test", "nano", "micro", "tiny", "small", "base", "large", "huge", "giant"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Width, depth and heads of a Vision Transformer; `mlp_ratio` is hidden width / width."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
+
+
+SIZES: dict[Size, Shape] = {
+    "test": Shape(48, 2, 3),  # for tests only
+    "nano": Shape(128, 6, 2),  # ours, for one CPU
+    "micro": Shape(192, 6, 3),  # ours, for one CPU
+    "tiny": Shape(192, 12, 3),
+    "small": Shape(384, 12, 6),
+    "base": Shape(768, 12, 12),
+    "large": Shape(1024, 24, 16),
+    "huge": Shape(1280, 32, 16),
+    "giant": Shape(1408, 40, 16, 48 / 11),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The encoder that is trained and exported."""
+
+    size: Size = "small"
+    """Named shape: tiny to giant are the ViT-Ti/S/B/L/H/g of the literature, nano and micro are ours for one CPU."""
+    patch_size: int = 16
+    """Side of a square patch in pixels (4 to 16)."""
+    class_token: bool = False
+    """Prepend a learned class token. I-JEPA has none."""
+    drop_path: float = 0.0
+    """Largest stochastic-depth rate, growing linearly over the blocks. I-JEPA: 0."""
+    layer_norm_eps: float = 1e-6
+    """Epsilon of every LayerNorm (released code: 1e-6)."""
+    initialization: Literal["released", "depth_scaled"] = "released"
+    """`released`: every Linear drawn with std 0.02, as the released runs really had it; `depth_scaled`: residual outputs
+    divided by sqrt(2 x layer), as their model file says before it is overwritten."""
+    width: int | None = None
+    """Overrides the width of `size`."""
+    depth: int | None = None
+    """Overrides the depth of `size`."""
+    heads: int | None = None
+    """Overrides the number of heads of `size`."""
+
+    def shape(self) -> Shape:
+        """The named shape with the overrides applied."""
+        named = SIZES[self.size]
+        return Shape(self.width or named.width, self.depth or named.depth, self.heads or named.heads, named.mlp_ratio)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """All that is needed to rebuild an exported encoder; written to `encoder/config.json` beside the weights."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float
+    patch_size: int
+    image_size: tuple[int, int]
+    """Height and width the encoder was trained at, in pixels; others that the patch size divides work too."""
+    class_token: bool = False
+    drop_path: float = 0.0
+    layer_norm_eps: float = 1e-6
+    initialization: Literal["released", "depth_scaled"] = "released"
+    pooling: Literal["average", "class_token"] = "average"
+    """How one vector per image is made of the output: what the method's paper evaluates."""
+    pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of the RGB channels in [0, 1], subtracted before the patch embedding (ImageNet's)."""
+    pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation of the RGB channels (ImageNet's)."""
+
+    def grid(self, image_size: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Rows and columns of patches at `image_size` (default: the training size)."""
+        height, width = image_size or self.image_size
+        return height // self.patch_size, width // self.patch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorConfig:
+    """All that is needed to rebuild an exported predictor; written to `predictor/config.json`."""
+
+    encoder_width: int
+    width: int
+    depth: int
+    heads: int
+    grid: tuple[int, int]
+    """Rows and columns of patches it was trained on."""
+    mlp_ratio: float = 4.0
+    layer_norm_eps: float = 1e-6
+    initialization: Literal["released", "depth_scaled"] = "released"

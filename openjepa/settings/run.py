@@ -1,0 +1,80 @@
+"""RunConfig: the whole description of one pretraining run."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from openjepa.settings.data import DataSettings, FolderSettings
+from openjepa.settings.masks import MaskSettings, MultiblockSettings
+from openjepa.settings.methods import IJepaSettings, MethodSettings
+from openjepa.settings.models import ModelSettings
+from openjepa.settings.optimization import OptimizationSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Where the run is written, its seed and arithmetic."""
+
+    name: str | None = None
+    """Name of the run folder. None: the recipe's name and the data set's."""
+    output: str = "runs"
+    """Folder that holds the run folders."""
+    seed: int = 0
+    """Seed of weights, order, crops and masks."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `mps`."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """bf16 autocast where the hardware has it (`auto`), always, or never; weights and optimizer stay fp32."""
+    compile: bool = False
+    """Compile the transformer blocks with torch.compile (pays on GPUs)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemSettings:
+    """Settings that cannot change the results."""
+
+    workers: int | None = None
+    """Processes that decode and crop. None: chosen from the cores and the cache; 0: in the main process."""
+    threads: int | None = None
+    """Threads of torch on the CPU. None: all cores."""
+    log_every: int = 10
+    """Steps between two lines of metrics.jsonl."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between two saves of the latest checkpoint."""
+    keep_every: int | None = None
+    """Keep a checkpoint every this many steps for good. None: only the latest two."""
+    tensorboard: bool = False
+    """Also write TensorBoard events to the run folder (extra `tracking`)."""
+    progress: Literal["auto", "live", "plain", "none"] = "auto"
+    """Live display on a terminal, else one plain line per interval."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorSettings:
+    """Watching for collapse on a fixed probe batch, and the optional online k-NN. Cannot change the results."""
+
+    every: int = 100
+    """Steps between two looks. 0: never."""
+    images: int = 512
+    """Images of the fixed probe batch; the rank that can be seen is at most this."""
+    knn: bool = False
+    """Also classify held-out images by their nearest neighbors, where the data has labels."""
+    knn_images: int = 2000
+    """Training images the online k-NN searches (at most half as many are classified)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One pretraining run. `openjepa train --config config.yaml` repeats it."""
+
+    recipe: str = "custom"
+    """Recipe this run started from."""
+    preset: str = "custom"
+    """Preset of the recipe."""
+    method: MethodSettings = field(default_factory=IJepaSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    masks: MaskSettings = field(default_factory=MultiblockSettings)
+    data: DataSettings = field(default_factory=FolderSettings)
+    optim: OptimizationSettings = field(default_factory=OptimizationSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+    monitor: MonitorSettings = field(default_factory=MonitorSettings)
+    system: SystemSettings = field(default_factory=SystemSettings)

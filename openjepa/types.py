@@ -1,0 +1,157 @@
+"""What the parts of openjepa hand to each other, and the legend of axis letters.
+
+Axis letters, used in every signature:
+    B  images in a (micro)batch          V  views of one name           C  color channels
+    N  patches of the grid               K  patches the context keeps   M  target blocks
+    T  patches per target block          D  width of the encoder        P  width of the predictor
+    h, w  pixels                         H, W  rows and columns of the patch grid
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BlockMasks:
+    """Context and target patches of each image, as raster indices (row * W + column) on a grid of H x W patches."""
+
+    context: Int[Tensor, "B K"]
+    targets: Int[Tensor, "B M T"]
+    grid: tuple[int, int]
+    """Rows H and columns W."""
+    context_valid: Bool[Tensor, "B K"] | None = None
+    """False where a context is padded (its index is then 0 and attention must ignore it). None: nothing is padded."""
+    redrawn: int = 0
+    """Samples whose positions were drawn again because too few context patches were left."""
+    padded: int = 0
+    """Samples whose context is still too small and therefore padded."""
+
+    def to(self, device: torch.device) -> "BlockMasks":
+        """The same masks on `device`."""
+        valid = None if self.context_valid is None else self.context_valid.to(device, non_blocking=True)
+        context, targets = self.context.to(device, non_blocking=True), self.targets.to(device, non_blocking=True)
+        return replace(self, context=context, targets=targets, context_valid=valid)
+
+
+@dataclass(frozen=True)
+class TokenMask:
+    """Patches of each image that are masked (True), for methods that replace or drop single tokens."""
+
+    masked: Bool[Tensor, "B N"]
+    grid: tuple[int, int]
+
+    def to(self, device: torch.device) -> "TokenMask":
+        """The same mask on `device`."""
+        return replace(self, masked=self.masked.to(device, non_blocking=True))
+
+
+Masks = BlockMasks | TokenMask
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A sample that could not be read and was replaced by the next one of the order."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class LoaderPosition:
+    """Where in the order of samples training stands: all the state the loader has."""
+
+    epoch: int = 0
+    offset: int = 0
+    """Samples of this epoch already used, over all processes."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One microbatch of one process."""
+
+    sample_ids: Int[Tensor, " B"]
+    """Index of each sample in its source (streams: running number)."""
+    views: Mapping[str, UInt8[Tensor, "V B C h w"] | Float[Tensor, "V B C h w"]]
+    """uint8 from the loader, normalized floats where a method sees them; one name per crop size."""
+    masks: Mapping[str, Masks] = field(default_factory=dict)
+    """By the name of the view they belong to."""
+    labels: Int[Tensor, " B"] | None = None
+    skipped: tuple[Skipped, ...] = ()
+    next_position: LoaderPosition = LoaderPosition()
+    """Where the loader stands after the whole step this microbatch belongs to."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch with views and masks on `device`."""
+        views = {name: view.to(device, non_blocking=True) for name, view in self.views.items()}
+        masks = {name: mask.to(device) for name, mask in self.masks.items()}
+        return replace(self, views=views, masks=masks)
+
+    def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Batch":
+        """Views as floats, (pixel / 255 - mean) / std per channel, computed on the device they are on."""
+        return replace(self, views={name: normalize(view, mean, std) for name, view in self.views.items()})
+
+
+def normalize(
+    pixels: UInt8[Tensor, "*lead C h w"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Tensor, "*lead C h w"]:
+    """(pixel / 255 - mean) / std per channel, in float32, on the device of `pixels`."""
+    scale = torch.tensor([1 / (255 * s) for s in std], device=pixels.device).view(-1, 1, 1)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=pixels.device).view(-1, 1, 1)
+    return torch.addcmul(shift, pixels.to(torch.float32), scale)
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """One kind of view a method asks of the loader: random crops of one size."""
+
+    size: tuple[int, int]
+    """Height and width in pixels."""
+    count: int = 1
+    """Views per image (V)."""
+    scale: tuple[float, float] = (0.3, 1.0)
+    """Area of the crop as a fraction of the image."""
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width / height of the crop."""
+    interpolation: str = "bilinear"
+    horizontal_flip: bool = False
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a method wants in each batch."""
+
+    views: Mapping[str, ViewSpec]
+    masked_views: tuple[str, ...] = ()
+    """Names of the views that the mask sampler draws masks for."""
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What a method returns for one microbatch. Tensors stay on the device."""
+
+    total: Float[Tensor, ""]
+    """The scalar that is differentiated."""
+    parts: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+    """Detached terms of the loss, logged as `loss/<name>`."""
+    diagnostics: Mapping[str, Shaped[Tensor, "..."]] = field(default_factory=dict)
+    """Detached scalars that are logged but not optimized."""
+
+
+@dataclass(frozen=True)
+class EncoderOutput:
+    """What an encoder returns, after its final norm."""
+
+    patches: Float[Tensor, "B K D"]
+    class_token: Float[Tensor, "B D"] | None = None
+
+    def pooled(self, pooling: str) -> Float[Tensor, "B D"]:
+        """One vector per image: `average` of the patches or `class_token`."""
+        if pooling == "average":
+            return self.patches.mean(dim=1)
+        if self.class_token is None:
+            raise ValueError(f"pooling={pooling!r} needs an encoder with a class token; this one has none: use 'average'")
+        return self.class_token

@@ -1,0 +1,43 @@
+"""Rank, world size, sums and means over processes; every function also works in a single process."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_active() -> bool:
+    """Whether a process group is running."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """Number of this process, 0 in a single process."""
+    return dist.get_rank() if is_active() else 0
+
+
+def world_size() -> int:
+    """Number of processes, 1 in a single process."""
+    return dist.get_world_size() if is_active() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and prints."""
+    return rank() == 0
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """Mean of a tensor over all processes."""
+    if not is_active():
+        return value
+    total = value.detach().clone()
+    dist.all_reduce(total, op=dist.ReduceOp.SUM)
+    return total / world_size()
+
+
+def any_over_ranks(flag: bool) -> bool:
+    """True if the flag is set on any process, so that all stop at the same step."""
+    if not is_active():
+        return flag
+    value = torch.tensor(int(flag))
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value.item())

@@ -1,0 +1,1 @@
+"""What any training loop needs and no method knows: device, optimizer, checkpoints, progress, run folder."""

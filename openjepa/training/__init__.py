@@ -1,0 +1,1 @@
+"""Pretraining. `loop.train` is the only loop."""

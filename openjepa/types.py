@@ -7,12 +7,12 @@ Axis letters, used in every signature:
     h, w  pixels                         H, W  rows and columns of the patch grid
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -155,3 +155,15 @@ class EncoderOutput:
         if self.class_token is None:
             raise ValueError(f"pooling={pooling!r} needs an encoder with a class token; this one has none: use 'average'")
         return self.class_token
+
+
+@dataclass(frozen=True)
+class ParameterRule:
+    """How the optimizer treats the parameters that a rule matches; the first matching rule counts."""
+
+    matches: Callable[[str, nn.Parameter], bool]
+    """Given a parameter's name and value."""
+    decay: bool
+    """Whether weight decay applies."""
+    lr_scale: float = 1.0
+    """Factor on the learning rate."""

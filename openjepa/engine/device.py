@@ -25,7 +25,7 @@ def resolve_device(name: str) -> torch.device:
 def supports_bf16(device: torch.device) -> bool:
     """Whether bf16 matrix products run in hardware (on a CPU: AVX-512 bf16 or AMX)."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False

@@ -1,25 +1,13 @@
 """Method: the contract between the training loop and a pretraining method."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from openjepa.schedules import Progress
-from openjepa.types import Batch, InputSpec, LossOutput
-
-
-@dataclass(frozen=True)
-class ParameterRule:
-    """How the optimizer treats the parameters that a rule matches; the first matching rule counts."""
-
-    matches: Callable[[str, nn.Parameter], bool]
-    """Given a parameter's name and value."""
-    decay: bool
-    """Whether weight decay applies."""
-    lr_scale: float = 1.0
-    """Factor on the learning rate."""
+from openjepa.types import Batch, InputSpec, LossOutput, ParameterRule
 
 
 DEFAULT_RULES = (

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from openjepa.types import ParameterRule
 from openjepa.settings.optimization import OptimizationSettings
+from openjepa.types import ParameterRule
 
 
 def build_optimizer(

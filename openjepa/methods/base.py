@@ -9,7 +9,6 @@ from torch import nn
 from openjepa.schedules import Progress
 from openjepa.types import Batch, InputSpec, LossOutput, ParameterRule
 
-
 DEFAULT_RULES = (
     ParameterRule(matches=lambda name, value: value.ndim <= 1 or name.endswith("bias"), decay=False),
     ParameterRule(matches=lambda name, value: True, decay=True),

@@ -1,0 +1,147 @@
+"""Checkpoints that survive a kill at any moment: written aside, flushed to disk, checksummed, then renamed.
+
+A checkpoint is a folder `step_<number>` with the tensors (torch.distributed.checkpoint, in one process too, so that sharded
+runs need nothing else), `trainer.json` (step, position in the data, counters) and `manifest.json` (size and BLAKE2b of every
+file). The latest is found by scanning; one that does not match its manifest is passed over with a warning. Random numbers need no
+state: they are functions of seed, epoch, step and sample.
+
+The `.metadata` file of torch.distributed.checkpoint is a pickle: resume only from your own checkpoints. What is shared is
+safetensors and JSON, see `openjepa.weights`.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
+
+from openjepa.types import LoaderPosition
+
+_CHUNK = 1 << 22
+_TEMPORARY = ".writing-"
+_log = logging.getLogger("openjepa")
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """All that exact resume needs beside weights and optimizer."""
+
+    step: int
+    """Optimizer steps done."""
+    position: LoaderPosition
+    images_seen: int = 0
+    seconds: float = 0.0
+    """Time spent training so far, interruptions not counted."""
+    samples_skipped: int = 0
+    """Samples that could not be read and were replaced."""
+
+
+def save_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainerState, keep_every: int | None = None
+) -> Path:
+    """Writes `<folder>/step_<number>` atomically; then keeps the newest two and those at multiples of `keep_every`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step_{state.step:08d}"
+    if final.exists():
+        return final
+    temporary = folder / f"{_TEMPORARY}{final.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    weights, moments = get_state_dict(model, optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # DCP warns that it runs in a single process, which is what we want
+        save_tensors({"model": weights, "optimizer": moments}, checkpoint_id=temporary / "tensors")
+    (temporary / "trainer.json").write_text(json.dumps(asdict(state), indent=1))
+    _write_manifest(temporary)
+    temporary.replace(final)
+    _flush_folder(folder)
+    _prune(folder, keep_every)
+    return final
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint whose files match its manifest; broken ones are named in a warning and passed over."""
+    for candidate in sorted(folder.glob("step_*"), reverse=True):
+        problem = _check_manifest(candidate)
+        if problem is None:
+            return candidate
+        _log.warning("checkpoint %s is broken (%s); falling back to the one before", candidate, problem)
+    return None
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainerState:
+    """Fills model and optimizer in place and returns the trainer's state."""
+    weights, moments = get_state_dict(model, optimizer)
+    state: dict[str, Any] = {"model": weights, "optimizer": moments}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        load_tensors(state, checkpoint_id=path / "tensors")
+    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    fields = json.loads((path / "trainer.json").read_text())
+    return TrainerState(**{**fields, "position": LoaderPosition(**fields["position"])})
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
+
+
+def _write_manifest(folder: Path) -> None:
+    entries = {str(path.relative_to(folder)): [path.stat().st_size, _digest(path)] for path in _files(folder)}
+    (folder / "manifest.json").write_text(json.dumps(entries, indent=1))
+    for path in [*_files(folder), folder / "manifest.json"]:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_dir():
+            _flush_folder(path)
+
+
+def _check_manifest(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        entries: dict[str, list[object]] = json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError) as error:
+        return f"no readable manifest: {error}"
+    for name, (size, digest) in entries.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        if _digest(path) != digest:
+            return f"{name} does not match its checksum"
+    return None
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _prune(folder: Path, keep_every: int | None) -> None:
+    for leftover in folder.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for path in sorted(folder.glob("step_*"))[:-2]:
+        if keep_every is None or int(path.name.removeprefix("step_")) % keep_every != 0:
+            shutil.rmtree(path, ignore_errors=True)

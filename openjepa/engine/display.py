@@ -1,0 +1,76 @@
+"""What a person sees while a loop runs: a live display on a terminal, one plain line per interval elsewhere."""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+Style = Literal["auto", "live", "plain", "none"]
+
+
+def format_seconds(seconds: float) -> str:
+    """`45s`, `3m05s`, `2h07m`, `3d04h`."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+def format_count(number: float) -> str:
+    """`512`, `12.3k`, `21.6M`, `1.4G`, `3.2T`."""
+    for unit in ("", "k", "M", "G", "T"):
+        if abs(number) < 1000:
+            return f"{number:.0f}" if unit == "" else f"{number:.1f}{unit}"
+        number /= 1000
+    return f"{number:.1f}P"
+
+
+class Display:
+    """Shows the progress of a loop of `total_steps` that starts at `start_step`."""
+
+    def __init__(self, total_steps: int, start_step: int, style: Style = "auto", plain_seconds: float = 10.0) -> None:
+        """`plain_seconds` is the least time between two plain lines."""
+        self._console = Console(stderr=True)
+        if style == "auto":
+            style = "live" if self._console.is_terminal else "plain"
+        self._style = style
+        self._total = total_steps
+        self._start_step, self._start_time = start_step, time.monotonic()
+        self._plain_seconds, self._last_plain = plain_seconds, -float("inf")
+        self._progress: Progress | None = None
+        if style == "live":
+            columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=None), TaskProgressColumn())
+            self._progress = Progress(*columns, TextColumn("{task.fields[line]}"), console=self._console, expand=True)
+            self._task = self._progress.add_task("train", total=total_steps, completed=start_step, line="")
+            self._progress.start()
+
+    def update(self, step: int, values: Mapping[str, str]) -> None:
+        """Shows step, time left and `values` (name -> formatted value)."""
+        done = step - self._start_step
+        elapsed = time.monotonic() - self._start_time
+        left = format_seconds(elapsed / done * (self._total - step)) if done else "?"
+        line = "  ".join(f"{name} {value}" for name, value in values.items())
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, line=f"{step}/{self._total}  {left} left  {line}")
+        elif self._style == "plain":
+            now = time.monotonic()
+            if now - self._last_plain >= self._plain_seconds or step == self._total:
+                self._last_plain = now
+                print(f"step {step}/{self._total}  {left} left  {line}", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """Prints a line above the display."""
+        if self._style != "none":
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
+        if self._progress is not None:
+            self._progress.stop()

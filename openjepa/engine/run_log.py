@@ -1,0 +1,72 @@
+"""metrics.jsonl, skipped.jsonl and, if asked for, TensorBoard."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from openjepa.types import Skipped
+
+
+class RunLog:
+    """Appends to the logs of a run folder; lines after the step that training resumes from are dropped first."""
+
+    def __init__(self, folder: Path, resume_step: int, tensorboard: bool) -> None:
+        """Opens the logs; `resume_step` is 0 for a new run."""
+        for name in ("metrics.jsonl", "skipped.jsonl"):
+            _truncate(folder / name, resume_step)
+        self._metrics: IO[str] = (folder / "metrics.jsonl").open("a")
+        self._skipped = folder / "skipped.jsonl"
+        self._events = _event_writer(folder, resume_step) if tensorboard else None
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl; numbers that are not finite are written as null."""
+        clean = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+        }
+        self._metrics.write(json.dumps({"kind": kind, "step": step, **clean}) + "\n")
+        self._metrics.flush()
+        if self._events is not None:
+            for name, value in clean.items():
+                if isinstance(value, int | float):
+                    self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    def write_skipped(self, step: int, samples: Iterable[Skipped]) -> None:
+        """One line of skipped.jsonl per sample that was replaced."""
+        lines = [json.dumps({"step": step, "name": sample.name, "reason": sample.reason}) for sample in samples]
+        if lines:
+            with self._skipped.open("a") as file:
+                file.write("\n".join(lines) + "\n")
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        self._metrics.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def _truncate(path: Path, step: int) -> None:
+    """Drops lines later than `step` and broken ones; whatever was measured after the checkpoint will be measured again."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text("".join(f"{line}\n" for line in kept))
+    temporary.replace(path)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _event_writer(folder: Path, resume_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        message = "system.tensorboard=True needs the package tensorboard: pip install 'openjepa[tracking]', or turn it off"
+        raise ValueError(message) from None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step)

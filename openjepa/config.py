@@ -1,0 +1,199 @@
+"""Reads, checks the types of, writes and compares settings. Works for any tree of frozen dataclasses and knows none of them.
+
+Only `load_run_config` names our own classes. YAML is read with `safe_load` alone.
+"""
+
+import difflib
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from openjepa.settings.choices import CHOICES, Choice
+from openjepa.settings.run import RunConfig
+
+ConfigType = TypeVar("ConfigType")
+Change = tuple[str, object, object]
+"""Dotted name of a setting, its old and its new value; ABSENT where one side does not have it."""
+ABSENT = "(absent)"
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """The end of an error message: the valid name most like `name`, or all of them where none is alike."""
+    names = sorted(valid)
+    by_name = {item.lower().replace("-", "_"): item for item in names}
+    matches = difflib.get_close_matches(name.lower().replace("-", "_"), by_name, n=1, cutoff=0.5)
+    return f"did you mean {by_name[matches[0]]!r}?" if matches else f"valid: {', '.join(names)}"
+
+
+def to_dict(config: object) -> dict[str, Any]:
+    """Dataclass -> nested dict of plain values; tuples become lists, paths strings."""
+    return {name: _plain(value) for name, value in _items(config)}
+
+
+def _plain(value: object) -> object:
+    if is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _items(config: object) -> Iterator[tuple[str, Any]]:
+    if not is_dataclass(config) or isinstance(config, type):
+        raise TypeError(f"not a settings dataclass: {config!r}")
+    for item in fields(config):
+        yield item.name, getattr(config, item.name)
+
+
+def from_dict(cls: type[ConfigType], data: object, choices: Mapping[str, Choice] | None = None, prefix: str = "") -> ConfigType:
+    """The inverse of `to_dict`: builds `cls` from a nested mapping; what is missing keeps its default.
+
+    `choices` says which dataclass a component's chosen name means. Raises ValueError for an unknown name (with the nearest
+    valid one) and for a value of the wrong type, with the dotted name of the setting.
+    """
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{prefix.rstrip('.') or 'the configuration'} must be a mapping of settings, not {data!r}")
+    hints = get_type_hints(cls)
+    names = [item.name for item in fields(cls)]  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for name, value in data.items():
+        if name not in names:
+            raise ValueError(f"unknown setting {prefix}{name}: {nearest(f'{prefix}{name}', (prefix + item for item in names))}")
+        choice = (choices or {}).get(name)
+        kind = _chosen(choice, value, f"{prefix}{name}") if choice and isinstance(value, Mapping) else hints[name]
+        values[name] = _convert(value, kind, f"{prefix}{name}", choices)
+    return cls(**values)
+
+
+def _chosen(choice: Choice, value: Mapping[str, Any], path: str) -> type[Any]:
+    name = value.get(choice.field)
+    if name is None:
+        raise ValueError(f"{path}.{choice.field} is missing; one of: {', '.join(sorted(choice.options))}")
+    if name not in choice.options:
+        raise ValueError(f"{path}.{choice.field}={name!r} does not exist; {nearest(str(name), choice.options)}")
+    return choice.options[name]
+
+
+def _convert(value: object, kind: Any, path: str, choices: Mapping[str, Choice] | None) -> object:
+    """`value` as the annotation `kind` wants it, or ValueError."""
+    if is_dataclass(kind) and isinstance(kind, type):
+        return from_dict(kind, value, choices, prefix=f"{path}.")
+    origin = get_origin(kind)
+    if origin is Literal:
+        return _convert_literal(value, get_args(kind), path)
+    if origin in (Union, types.UnionType):
+        return _convert_union(value, get_args(kind), path, choices)
+    if origin is tuple:
+        return _convert_tuple(value, get_args(kind), path, choices)
+    return _convert_scalar(value, kind, path)
+
+
+def _convert_literal(value: object, allowed: tuple[object, ...], path: str) -> object:
+    if value in allowed and type(value) in {type(item) for item in allowed}:
+        return value
+    raise ValueError(f"{path}={value!r} is not one of {', '.join(map(str, allowed))}")
+
+
+def _convert_union(value: object, kinds: tuple[Any, ...], path: str, choices: Mapping[str, Choice] | None) -> object:
+    if value is None and type(None) in kinds:
+        return None
+    problems = []
+    for kind in kinds:
+        try:
+            return _convert(value, kind, path, choices)
+        except ValueError as error:
+            problems.append(str(error))
+    raise ValueError(problems[0])
+
+
+def _convert_tuple(value: object, kinds: tuple[Any, ...], path: str, choices: Mapping[str, Choice] | None) -> object:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{path}={value!r} must be a list")
+    if kinds[-1] is Ellipsis:
+        kinds = (kinds[0],) * len(value)
+    if len(kinds) != len(value):
+        raise ValueError(f"{path}={value!r} must have {len(kinds)} values")
+    return tuple(_convert(item, kind, f"{path}[{i}]", choices) for i, (item, kind) in enumerate(zip(value, kinds, strict=True)))
+
+
+def _convert_scalar(value: object, kind: Any, path: str) -> object:
+    if kind is type(None) and value is None:
+        return None
+    if kind is float and not isinstance(value, bool):
+        try:  # on strings too: YAML 1.1 reads `1e-3` (without a point) as one
+            return float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            raise ValueError(f"{path}={value!r} must be a number") from None
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    raise ValueError(f"{path}={value!r} must be {_KIND_NAMES.get(kind, str(kind))}")
+
+
+_KIND_NAMES = {
+    float: "a number",
+    int: "a whole number",
+    str: "a string",
+    bool: "true or false",
+    type(None): "null",
+    Path: "a path",
+}
+
+
+def save_yaml(config: object, path: Path) -> None:
+    """Writes every setting, in the order of the dataclasses."""
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, width=120), encoding="utf-8")
+
+
+def load_yaml(cls: type[ConfigType], path: Path, choices: Mapping[str, Choice] | None = None) -> ConfigType:
+    """Reads a file that `save_yaml` or a person wrote. Raises ValueError that names the file."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return from_dict(cls, {} if data is None else data, choices)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML file: {error}") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def flatten(config: object, prefix: str = "") -> dict[str, object]:
+    """Dotted name -> value of every setting that is not a group of settings."""
+    flat: dict[str, object] = {}
+    for name, value in _items(config):
+        if is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def difference(old: object, new: object) -> list[Change]:
+    """Every setting that differs, in the order of `new`; those that only `old` has come last."""
+    before, after = flatten(old), flatten(new)
+    names = [*after, *(name for name in before if name not in after)]
+    pairs = [(name, before.get(name, ABSENT), after.get(name, ABSENT)) for name in names]
+    return [(name, first, second) for name, first, second in pairs if first != second]
+
+
+def expand_home(config: ConfigType) -> ConfigType:
+    """The same settings with `~` at the start of a string replaced by the home folder."""
+    changes: dict[str, Any] = {}
+    for name, value in _items(config):
+        if is_dataclass(value):
+            changes[name] = expand_home(value)
+        elif isinstance(value, str) and (value == "~" or value.startswith("~/")):
+            changes[name] = str(Path(value).expanduser())
+    return replace(config, **changes)  # type: ignore[type-var]
+
+
+def load_run_config(path: Path | str) -> RunConfig:
+    """The settings of a run, from its folder or from a YAML file."""
+    path = Path(path).expanduser()
+    return load_yaml(RunConfig, path / "config.yaml" if path.is_dir() else path, CHOICES)

@@ -1,0 +1,37 @@
+"""Which settings dataclass each choice of a component means: `data.source: folder` -> FolderSettings, and so on.
+
+Derived from the dataclasses themselves, so that a new component needs no line here; a test asserts that the registries METHODS,
+MASKS and SOURCES, which belong to layers above, say the same.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from openjepa.settings.data import DataSettings
+from openjepa.settings.masks import MaskSettings
+from openjepa.settings.methods import MethodSettings
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A component that can be chosen."""
+
+    field: str
+    """The setting that names the choice, e.g. `source`."""
+    options: Mapping[str, type[Any]]
+    """Dataclass of each name."""
+
+
+def _choice(base: type[Any], name: str) -> Choice:
+    """The options of `base`: its subclasses, each under the default of its field `name`."""
+    defaults = {cls: {item.name: item.default for item in fields(cls)} for cls in base.__subclasses__()}
+    return Choice(field=name, options={str(values[name]): cls for cls, values in defaults.items()})
+
+
+CHOICES: dict[str, Choice] = {
+    "method": _choice(MethodSettings, "name"),
+    "masks": _choice(MaskSettings, "strategy"),
+    "data": _choice(DataSettings, "source"),
+}
+"""By the name of the field of RunConfig."""

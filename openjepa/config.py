@@ -150,24 +150,24 @@ def save_yaml(config: object, path: Path) -> None:
     path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, width=120), encoding="utf-8")
 
 
-def load_yaml(cls: type[ConfigType], path: Path, choices: Mapping[str, Choice] | None = None) -> ConfigType:
-    """Reads a file that `save_yaml` or a person wrote. Raises ValueError that names the file."""
+def load_yaml(path: Path) -> dict[str, Any]:
+    """The nested mapping of a file that `save_yaml` or a person wrote. Raises ValueError that names the file."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return from_dict(cls, {} if data is None else data, choices)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no YAML file: {error}") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must hold a mapping of settings, not {data!r}")
+    return data
 
 
 def flatten(config: object, prefix: str = "") -> dict[str, object]:
-    """Dotted name -> value of every setting that is not a group of settings."""
+    """Dotted name -> value of every setting that is not a group of settings; of a dataclass or of its `to_dict`."""
     flat: dict[str, object] = {}
-    for name, value in _items(config):
-        if is_dataclass(value):
+    for name, value in config.items() if isinstance(config, Mapping) else _items(config):
+        if is_dataclass(value) or isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{name}.")
         else:
             flat[f"{prefix}{name}"] = value
@@ -175,7 +175,10 @@ def flatten(config: object, prefix: str = "") -> dict[str, object]:
 
 
 def difference(old: object, new: object) -> list[Change]:
-    """Every setting that differs, in the order of `new`; those that only `old` has come last."""
+    """Every setting that differs, in the order of `new`; those that only `old` has come last.
+
+    Takes dataclasses or what `to_dict` and `load_yaml` return, the same kind on both sides.
+    """
     before, after = flatten(old), flatten(new)
     names = [*after, *(name for name in before if name not in after)]
     pairs = [(name, before.get(name, ABSENT), after.get(name, ABSENT)) for name in names]
@@ -194,6 +197,11 @@ def expand_home(config: ConfigType) -> ConfigType:
 
 
 def load_run_config(path: Path | str) -> RunConfig:
-    """The settings of a run, from its folder or from a YAML file."""
+    """The settings of a run, from its folder or from a YAML file. Raises ValueError that names the file."""
     path = Path(path).expanduser()
-    return load_yaml(RunConfig, path / "config.yaml" if path.is_dir() else path, CHOICES)
+    file = path / "config.yaml" if path.is_dir() else path
+    data = load_yaml(file)
+    try:
+        return from_dict(RunConfig, data, CHOICES)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None

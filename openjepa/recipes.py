@@ -162,7 +162,8 @@ def _small(preset: str, size: Size, patch_size: int, image_size: int, total_step
     optim = OptimizationSettings(batch_size=batch_size, total_steps=total_steps, warmup_steps=total_steps // 20)
     masks = MultiblockSettings()
     if preset == "official":
-        masks = MultiblockSettings(mode="official")
+        # the released 10 of 196 patches would be redrawn for ever on small grids
+        masks = MultiblockSettings(mode="official", min_keep=min(10, 10 * (image_size // patch_size) ** 2 // 196))
         warmup_steps = round(total_steps * 40 / 300)
         optim = replace(optim, start_lr=2e-4, warmup_steps=warmup_steps, weight_decay_schedule="cosine")
     return RunConfig(

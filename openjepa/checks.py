@@ -1,0 +1,283 @@
+"""Finds impossible settings before anything is loaded: every error names the setting, its value and what would fit."""
+
+import math
+
+from openjepa.config import flatten
+from openjepa.settings.data import DataSettings, FolderSettings, HuggingFaceSettings
+from openjepa.settings.masks import MultiblockSettings
+from openjepa.settings.methods import IJepaSettings
+from openjepa.settings.models import SIZES, ModelSettings
+from openjepa.settings.optimization import OptimizationSettings
+from openjepa.settings.run import RunConfig
+
+PATCH_SIZES = range(4, 17)
+
+
+def check(config: RunConfig, world_size: int = 1) -> None:
+    """Raises ValueError at the first setting that cannot work, alone or with the others, on `world_size` processes."""
+    _check_ranges(config)
+    _check_pairs(config)
+    _check_patches(config.model, config.data)
+    _check_encoder(config.model)
+    if isinstance(config.method, IJepaSettings):
+        _check_predictor(config.method, config.model)
+    _check_batch(config, world_size)
+    _check_length(config.optim)
+    if isinstance(config.masks, MultiblockSettings):
+        _check_multiblock(config)
+    _check_source(config)
+
+
+def remarks(config: RunConfig) -> list[str]:
+    """What is allowed but surely not meant: settings without effect, and a warm-up as long as the run."""
+    found = []
+    optim = config.optim
+    if optim.total_steps is not None and optim.epochs != OptimizationSettings.epochs:
+        found.append(f"optim.epochs={optim.epochs} has no effect: optim.total_steps={optim.total_steps} sets the length")
+    warmup, length = (
+        (optim.warmup_steps, optim.total_steps) if optim.warmup_steps is not None else (optim.warmup_epochs, optim.epochs)
+    )
+    same_unit = (optim.warmup_steps is None) == (optim.total_steps is None)
+    if same_unit and length is not None and warmup >= length:
+        found.append(f"the warm-up ({warmup}) is as long as the training ({length}): the learning rate never reaches optim.lr")
+    if optim.weight_decay_schedule == "constant" and optim.final_weight_decay != OptimizationSettings.final_weight_decay:
+        found.append(f"optim.final_weight_decay={optim.final_weight_decay} has no effect with weight_decay_schedule=constant")
+    if optim.cooldown != OptimizationSettings.cooldown and optim.lr_schedule == "cosine":
+        found.append(f"optim.cooldown={optim.cooldown} has no effect with optim.lr_schedule=cosine")
+    if config.data.cache_size is not None and config.data.cache == "none":
+        found.append(f"data.cache_size={config.data.cache_size} has no effect with data.cache=none")
+    if isinstance(config.masks, MultiblockSettings):
+        found += _multiblock_remarks(config.masks)
+    return found
+
+
+def _multiblock_remarks(masks: MultiblockSettings) -> list[str]:
+    default, found = MultiblockSettings(), []
+    unused = {
+        "context_cut": masks.mode == "official",
+        "max_redraws": masks.mode == "official",
+        "context_ratio": masks.mode == "official" or masks.context_cut == "none",
+    }
+    reason = "mode=official" if masks.mode == "official" else f"context_cut={masks.context_cut}"
+    for name, without_effect in unused.items():
+        if without_effect and getattr(masks, name) != getattr(default, name):
+            found.append(f"masks.{name}={getattr(masks, name)} has no effect with masks.{reason}")
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------ ranges
+
+_FRACTION = (0.0, 1.0, "between 0 and 1")
+_POSITIVE = (math.nextafter(0, 1), math.inf, "above 0")
+_NOT_NEGATIVE = (0.0, math.inf, "at least 0")
+_COUNT = (1.0, math.inf, "at least 1")
+_BELOW_ONE = (0.0, math.nextafter(1, 0), "at least 0 and below 1")
+
+RANGES: dict[str, tuple[float, float, str]] = {
+    "model.drop_path": _BELOW_ONE,
+    "model.layer_norm_eps": _POSITIVE,
+    "model.width": _COUNT,
+    "model.depth": _COUNT,
+    "model.heads": _COUNT,
+    "method.predictor_width": _COUNT,
+    "method.predictor_depth": _COUNT,
+    "method.predictor_heads": _COUNT,
+    "method.ema_start": _FRACTION,
+    "method.ema_end": _FRACTION,
+    "masks.group_size": _COUNT,
+    "masks.num_targets": _COUNT,
+    "masks.context_ratio": (math.nextafter(0, 1), 1.0, "above 0 and at most 1"),
+    "masks.min_keep": _NOT_NEGATIVE,
+    "masks.max_redraws": _NOT_NEGATIVE,
+    "data.max_skipped": _FRACTION,
+    "data.max_images": _COUNT,
+    "data.cache_size": _COUNT,
+    "data.test_fraction": _BELOW_ONE,
+    "data.window": _COUNT,
+    "optim.batch_size": _COUNT,
+    "optim.microbatch_size": _COUNT,
+    "optim.epochs": _POSITIVE,
+    "optim.total_steps": _COUNT,
+    "optim.lr": _POSITIVE,
+    "optim.start_lr": _NOT_NEGATIVE,
+    "optim.final_lr": _NOT_NEGATIVE,
+    "optim.warmup_epochs": _NOT_NEGATIVE,
+    "optim.warmup_steps": _NOT_NEGATIVE,
+    "optim.cooldown": _FRACTION,
+    "optim.weight_decay": _NOT_NEGATIVE,
+    "optim.final_weight_decay": _NOT_NEGATIVE,
+    "optim.schedule_stretch": _COUNT,
+    "optim.beta1": _BELOW_ONE,
+    "optim.beta2": _BELOW_ONE,
+    "optim.eps": _POSITIVE,
+    "optim.clip_grad": _POSITIVE,
+    "run.seed": _NOT_NEGATIVE,
+    "monitor.every": _NOT_NEGATIVE,
+    "monitor.images": (2.0, math.inf, "at least 2"),
+    "monitor.knn_images": _COUNT,
+    "system.workers": _NOT_NEGATIVE,
+    "system.threads": _COUNT,
+    "system.log_every": _COUNT,
+    "system.checkpoint_minutes": _NOT_NEGATIVE,
+    "system.keep_every": _COUNT,
+}
+"""Smallest and largest value of a setting, and how an error says it. None, where a setting allows it, is always in range."""
+
+PAIRS: dict[str, tuple[float, float, str]] = {
+    "masks.target_scale": (math.nextafter(0, 1), 1.0, "above 0 and at most 1"),
+    "masks.context_scale": (math.nextafter(0, 1), 1.0, "above 0 and at most 1"),
+    "data.crop_scale": (math.nextafter(0, 1), 1.0, "above 0 and at most 1"),
+    "masks.target_aspect": _POSITIVE,
+    "masks.context_aspect": _POSITIVE,
+    "data.crop_aspect": _POSITIVE,
+}
+"""The same for settings that are (smallest, largest)."""
+
+
+def _check_ranges(config: RunConfig) -> None:
+    for name, value in flatten(config).items():
+        if name not in RANGES or not isinstance(value, int | float):
+            continue
+        low, high, words = RANGES[name]
+        if not low <= value <= high or math.isinf(value):
+            raise ValueError(f"{name}={value} must be {words}")
+
+
+def _check_pairs(config: RunConfig) -> None:
+    for name, value in flatten(config).items():
+        if name not in PAIRS or not isinstance(value, tuple):
+            continue
+        low, high, words = PAIRS[name]
+        if not all(low <= item <= high for item in value):
+            raise ValueError(f"{name}={_words(value)}: both values must be {words}")
+        if value[0] > value[1]:
+            raise ValueError(f"{name}={_words(value)}: smallest first, then largest: {value[1]} {value[0]}")
+
+
+def _words(value: tuple[object, ...]) -> str:
+    return " ".join(map(str, value))
+
+
+# -------------------------------------------------------------------------------------------------- image and networks
+
+
+def _check_patches(model: ModelSettings, data: DataSettings) -> None:
+    height, width = data.height_width()
+    patch = model.patch_size
+    if patch not in PATCH_SIZES:
+        raise ValueError(f"model.patch_size={patch} must be between {PATCH_SIZES[0]} and {PATCH_SIZES[-1]}")
+    if min(height, width) < patch:
+        raise ValueError(f"data.image_size={height}x{width} is smaller than a patch (model.patch_size={patch})")
+    if height % patch or width % patch:
+        fitting = [size for size in PATCH_SIZES if height % size == 0 and width % size == 0]
+        patches = f"model.patch_size one of {', '.join(map(str, fitting))}" if fitting else "no patch size fits this image"
+        nearest = " ".join(str(_nearest_multiple(side, patch)) for side in dict.fromkeys((height, width)))
+        raise ValueError(
+            f"model.patch_size={patch} does not divide data.image_size={height}x{width}: "
+            f"{patches}, or data.image_size={nearest}"
+        )
+
+
+def _nearest_multiple(side: int, patch: int) -> int:
+    return max(patch, round(side / patch) * patch)
+
+
+def _check_encoder(model: ModelSettings) -> None:
+    shape = model.shape()
+    _check_heads("model.heads", shape.heads, "the width of the encoder", shape.width)
+    _check_positions("model.width", shape.width)
+
+
+def _check_predictor(method: IJepaSettings, model: ModelSettings) -> None:
+    width = method.predictor_width
+    _check_heads("method.predictor_heads", method.predictor_heads or model.shape().heads, "method.predictor_width", width)
+    _check_positions("method.predictor_width", width)
+
+
+def _check_heads(name: str, heads: int, width_name: str, width: int) -> None:
+    if width % heads:
+        fitting = [number for number in range(1, 33) if width % number == 0]
+        raise ValueError(
+            f"{name}={heads} does not divide {width_name} ({width}); heads that do: {', '.join(map(str, fitting))}"
+        )
+
+
+def _check_positions(name: str, width: int) -> None:
+    if width % 4:
+        low = width // 4 * 4
+        raise ValueError(f"{name}={width} must be a multiple of 4 for sine-cosine positions, e.g. {low or 4} or {low + 4}")
+
+
+# ------------------------------------------------------------------------------------------------- batch, length, data
+
+
+def _check_batch(config: RunConfig, world_size: int) -> None:
+    batch, micro, group = config.optim.batch_size, config.optim.microbatch_size, config.masks.group_size
+    if batch % world_size:
+        raise ValueError(f"optim.batch_size={batch} must be a multiple of the {world_size} processes")
+    share = batch // world_size
+    if micro is not None and share % micro:
+        fitting = _near_divisors(share, micro)
+        per_process = f"optim.batch_size={batch}" + (f" / {world_size} processes" if world_size > 1 else "")
+        raise ValueError(f"optim.microbatch_size={micro} does not divide {per_process}; near values that do: {fitting}")
+    if group is None:
+        return
+    if batch % group:
+        fitting = _near_divisors(batch, group)
+        raise ValueError(f"masks.group_size={group} does not divide optim.batch_size={batch}; near values that do: {fitting}")
+    if group % (micro or share):
+        fix = f"set optim.microbatch_size to a divisor of {group}"
+        raise ValueError(f"masks.group_size={group} is no multiple of the microbatch ({micro or share} images): {fix}")
+
+
+def _near_divisors(number: int, value: int) -> str:
+    divisors = [item for item in range(1, number + 1) if number % item == 0]
+    closest = sorted(divisors, key=lambda item: abs(math.log(item / value)))[:4]
+    return ", ".join(map(str, sorted(closest)))
+
+
+def _check_length(optim: OptimizationSettings) -> None:
+    if optim.total_steps is not None and optim.warmup_steps is not None and optim.warmup_steps > optim.total_steps:
+        raise ValueError(f"optim.warmup_steps={optim.warmup_steps} is more than optim.total_steps={optim.total_steps}")
+
+
+def _check_multiblock(config: RunConfig) -> None:
+    masks = config.masks
+    assert isinstance(masks, MultiblockSettings)
+    height, width = config.data.height_width()
+    grid = height // config.model.patch_size, width // config.model.patch_size
+    if min(grid) < 2:
+        fix = "use a smaller model.patch_size or a larger data.image_size"
+        raise ValueError(f"masks.strategy=multiblock needs at least 2x2 patches; this grid is {grid[0]}x{grid[1]}: {fix}")
+    if masks.mode == "official":
+        smallest = _smallest_official_target(masks, grid)
+        if smallest <= masks.min_keep:
+            fix = f"set masks.min_keep below {smallest}, or masks.mode=unbiased"
+            raise ValueError(
+                f"masks.min_keep={masks.min_keep} with masks.mode=official would redraw for ever: "
+                f"target blocks on the {grid[0]}x{grid[1]} grid can have only {smallest} patches; {fix}"
+            )
+
+
+def _smallest_official_target(masks: MultiblockSettings, grid: tuple[int, int]) -> int:
+    """Fewest patches of a target block in the released code's draw, where one number sets both scale and aspect."""
+    (low, high), (flat, tall) = masks.target_scale, masks.target_aspect
+    draws = [step / 256 for step in range(257)]
+    areas = [int(grid[0] * grid[1] * (low + u * (high - low))) for u in draws]
+    aspects = [flat + u * (tall - flat) for u in draws]
+    heights = [min(round(math.sqrt(area * r)), grid[0] - 1) for area, r in zip(areas, aspects, strict=True)]
+    widths = [min(round(math.sqrt(area / r)), grid[1] - 1) for area, r in zip(areas, aspects, strict=True)]
+    return min(height * width for height, width in zip(heights, widths, strict=True))
+
+
+def _check_source(config: RunConfig) -> None:
+    data = config.data
+    if isinstance(data, FolderSettings | HuggingFaceSettings) and not data.path:
+        example = "--data.path ~/photos" if isinstance(data, FolderSettings) else "--data.path owner/name"
+        raise ValueError(f"data.path is empty: say where the images are, e.g. {example}")
+    if isinstance(data, HuggingFaceSettings) and data.streaming and config.optim.total_steps is None:
+        raise ValueError("data.streaming=True needs optim.total_steps: the length of a stream is not known")
+    if config.run.device not in ("auto", "cpu", "mps") and config.run.device.split(":")[0] != "cuda":
+        raise ValueError(f"run.device={config.run.device!r} must be auto, cpu, cuda, cuda:<number> or mps")
+    if config.model.size not in SIZES:
+        raise ValueError(f"model.size={config.model.size!r} must be one of {', '.join(SIZES)}")

@@ -2,8 +2,8 @@
 
 A checkpoint is a folder `step_<number>` with the tensors (torch.distributed.checkpoint, in one process too, so that sharded
 runs need nothing else), `trainer.json` (step, position in the data, counters) and `manifest.json` (size and BLAKE2b of every
-file). The latest is found by scanning; one that does not match its manifest is passed over with a warning. Random numbers need no
-state: they are functions of seed, epoch, step and sample.
+file). The latest is found by scanning; one that does not match its manifest is passed over with a warning. Random numbers need
+no state: they are functions of seed, epoch, step and sample.
 
 The `.metadata` file of torch.distributed.checkpoint is a pickle: resume only from your own checkpoints. What is shared is
 safetensors and JSON, see `openjepa.weights`.

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-class NotFinite(RuntimeError):
+class NotFinite(ArithmeticError):
     """A loss or gradient was NaN or infinite; the weights and the last checkpoint are intact."""
 
     def __init__(self, step: int, sample_ids: list[int]) -> None:

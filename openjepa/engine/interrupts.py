@@ -2,7 +2,17 @@
 
 import signal
 import threading
+from pathlib import Path
 from types import FrameType, TracebackType
+
+
+class Interrupted(Exception):
+    """Training was asked to stop by a signal and has saved its state; the same command continues it."""
+
+    def __init__(self, signal_name: str, step: int, folder: Path) -> None:
+        """`folder` is the run folder, `step` the number of steps done."""
+        super().__init__(f"stopped by {signal_name} after step {step}; saved in {folder}. The same command continues the run.")
+        self.exit_code = 128 + int(signal.Signals[signal_name])
 
 
 class Interrupts:

@@ -13,7 +13,7 @@ from typing import IO, Any
 import torch
 
 import openjepa
-from openjepa.config import difference, load_yaml, save_yaml, to_dict
+from openjepa.config import difference, load_run_config, save_yaml
 from openjepa.engine.device import device_name
 from openjepa.settings.run import RunConfig
 
@@ -112,7 +112,7 @@ def _check_same_run(path: Path, config: RunConfig) -> None:
         return
     changed = [
         f"  {name}: {old!r} -> {new!r}"
-        for name, old, new in difference(load_yaml(file), to_dict(config))
+        for name, old, new in difference(load_run_config(file), config)
         if not any(name == skip or name.startswith(f"{skip}.") for skip in _CANNOT_CHANGE_RESULTS)
     ]
     if changed:

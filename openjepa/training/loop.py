@@ -1,0 +1,190 @@
+"""The only pretraining loop. It is the same for every method: read it downwards."""
+
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from openjepa import distributed
+from openjepa.checks import check
+from openjepa.data import open_splits
+from openjepa.data.loader import BatchPlan, TrainingLoader
+from openjepa.data.skipping import SkipLedger
+from openjepa.engine.checkpoint import TrainerState, latest_checkpoint, load_checkpoint, save_checkpoint
+from openjepa.engine.device import autocast, resolve_device, resolve_precision, set_threads
+from openjepa.engine.display import Display
+from openjepa.engine.finite import FiniteGuard, NotFinite
+from openjepa.engine.interrupts import Interrupted, Interrupts
+from openjepa.engine.memory import explain_memory
+from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
+from openjepa.engine.run_folder import open_run_folder
+from openjepa.engine.run_log import RunLog
+from openjepa.masks import MASKS
+from openjepa.methods import METHODS
+from openjepa.schedules import Progress, learning_rate, weight_decay
+from openjepa.seeds import derive
+from openjepa.settings.run import RunConfig
+from openjepa.training.meters import IntervalMeter
+from openjepa.training.monitor import Monitor
+from openjepa.training.outputs import Outputs
+from openjepa.training.startup import default_view, introduce, num_workers, training_length
+from openjepa.types import Batch, LoaderPosition
+
+
+def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path | None:
+    """Pretrains an encoder and returns its run folder (None for a dry run).
+
+    The same settings continue an interrupted run exactly; `fresh` starts a new folder beside it. `dry_run` prints what the run
+    would need and stops before the first step.
+
+    Raises ValueError for settings that cannot work, unreadable data, a loss that is not finite or too little memory, each with
+    what to do about it, and Interrupted after a signal, once everything is saved.
+    """
+    # ---------------------------------------------------------------- machine
+    check(config)
+    device = resolve_device(config.run.device)
+    precision = resolve_precision(config.run.precision, device)
+    set_threads(config.system.threads)
+
+    # ---------------------------------------------------------------- data, masks, method, loader, optimizer
+    seed, optim = config.run.seed, config.optim
+    splits = open_splits(config.data, seed)
+    view = default_view(config.data)
+    grid = (view.size[0] // config.model.patch_size, view.size[1] // config.model.patch_size)
+    sampler = MASKS[config.masks.strategy].load()(config.masks, grid)
+    torch.manual_seed(derive("weights", seed))
+    method = METHODS[config.method.name].load()(
+        config.method, config.model, view, config.data.pixel_mean, config.data.pixel_std, sampler.shapes()
+    )
+    plan = BatchPlan(
+        batch_size=optim.batch_size,
+        microbatch_size=optim.microbatch_size or optim.batch_size // distributed.world_size(),
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        group_size=config.masks.group_size,
+    )
+    workers = num_workers(config)
+    loader = TrainingLoader(splits.train, config.data, method.inputs(), sampler, plan, seed, workers, device)
+    total_steps, steps_per_epoch = training_length(optim, loader)
+    introduce(config, method, sampler, splits, device, precision, total_steps)
+    if dry_run:
+        loader.close()
+        return None
+    with explain_memory(config):
+        method.to(device)
+        if config.run.compile:
+            method.compile_blocks()
+    optimizer = build_optimizer(method.named_parameters(), method.parameter_rules(), optim)
+
+    # ---------------------------------------------------------------- run folder and resume point
+    folder = open_run_folder(config, fresh)
+    found = latest_checkpoint(folder.checkpoints)
+    state = load_checkpoint(found, method, optimizer) if found else TrainerState(step=0, position=LoaderPosition())
+    log = RunLog(folder.path, state.step, config.system.tensorboard)
+    outputs = Outputs(folder, config, method, sampler, splits, device, precision, total_steps)
+    outputs.begin(state)
+    display = Display(total_steps, state.step, config.system.progress)
+    display.say(f"{'continuing' if found else 'new run'}: {folder.path}" + (f" from step {state.step}" if found else ""))
+    monitor = Monitor(config, method, sampler, splits, device, precision, log)
+    guard = FiniteGuard(optimizer, device, history=config.system.log_every)
+    skips = SkipLedger(config.data.max_skipped, already=state.samples_skipped, seen=state.images_seen)
+    meter = IntervalMeter(device)
+
+    # ---------------------------------------------------------------- steps
+    batches = loader.iterate(state.step, state.position, total_steps - state.step)
+    microbatches_per_step = plan.batch_size // (plan.microbatch_size * plan.world_size)
+    last_save = time.monotonic()
+    start_seconds, started = state.seconds, time.monotonic()
+    with Interrupts() as interrupts, explain_memory(config):
+        try:
+            if state.step == 0:
+                monitor.look(Progress(0, total_steps, steps_per_epoch))
+            for step in range(state.step, total_steps):
+                # rates and random numbers of this step
+                progress = Progress(step, total_steps, steps_per_epoch)
+                rate, decay = learning_rate(optim, progress), weight_decay(optim, progress)
+                set_rates(optimizer, rate, decay)
+                torch.manual_seed(derive("step", seed, step, distributed.rank()))
+
+                # forward and backward of each microbatch
+                optimizer.zero_grad(set_to_none=True)
+                microbatches = _take(batches, microbatches_per_step)
+                for batch in microbatches:
+                    on_device = batch.to(device).normalized(config.data.pixel_mean, config.data.pixel_std)
+                    with autocast(device, precision):
+                        output = method(on_device, progress)
+                    (output.total / microbatches_per_step).backward()
+                    meter.add(output, batch)
+
+                # finite? clip, step, move the teacher
+                method.before_step(progress)
+                norm = gradient_norm(optimizer)
+                guard.watch(step, meter.last_loss, norm, [batch.sample_ids for batch in microbatches])
+                if optim.clip_grad is not None:
+                    clip_gradients(optimizer, norm, optim.clip_grad)
+                optimizer.step()
+                committed = method.after_step(progress)
+
+                # count, log, look, save, stop?
+                skipped = skips.record(microbatches)
+                done = Progress(step + 1, total_steps, steps_per_epoch)
+                state = TrainerState(
+                    step=done.step,
+                    position=microbatches[-1].next_position,
+                    images_seen=done.step * plan.batch_size,
+                    seconds=start_seconds + time.monotonic() - started,
+                    samples_skipped=skips.skipped,
+                )
+                log.write_skipped(done.step, skipped)
+                last = done.step == total_steps
+                if done.step % config.system.log_every == 0 or last:
+                    guard.raise_if_bad()
+                    rates = {"lr": rate, "weight_decay": decay, "grad_norm": norm.item(), **committed}
+                    line = meter.finish(state, done, rates)
+                    log.write("train", done.step, line)
+                    display.update(done.step, meter.summary(line, monitor.latest))
+                if monitor.is_due(done.step) or last:
+                    monitor.look(done)
+                    meter.restart_clock()
+                    for sentence in monitor.new_warnings():
+                        display.say(sentence)
+                stop = distributed.any_over_ranks(interrupts.requested is not None)
+                if stop or last or time.monotonic() - last_save > 60 * config.system.checkpoint_minutes or _keeps(config, done.step):
+                    guard.raise_if_bad()
+                    save_checkpoint(folder.checkpoints, method, optimizer, state, config.system.keep_every)
+                    outputs.export(state)
+                    last_save = time.monotonic()
+                    meter.restart_clock()
+                if stop and not last:
+                    outputs.finish("interrupted", state, monitor)
+                    raise Interrupted(interrupts.requested or "SIGTERM", done.step, folder.path)
+            outputs.finish("finished", state, monitor)
+        except NotFinite as error:
+            names = ", ".join(loader.name(index) for index in error.sample_ids[:8])
+            outputs.finish("not finite", state, monitor)
+            raise ValueError(
+                f"the loss or a gradient of step {error.step} is not finite; weights and checkpoints before it are intact. "
+                f"First of its {len(error.sample_ids)} samples: {names}. Lower optim.lr (now {optim.lr}), lengthen the warm-up "
+                "or set optim.clip_grad; run.precision=fp32 tells whether it is the precision."
+            ) from error
+        finally:
+            display.close()
+            log.close()
+            loader.close()
+            folder.close()
+    display.say(f"finished: {folder.path}")
+    return folder.path
+
+
+def _take(batches: Iterator[Batch], number: int) -> list[Batch]:
+    taken = list(islice(batches, number))
+    if len(taken) != number:
+        raise RuntimeError("the loader ended before the last step")
+    return taken
+
+
+def _keeps(config: RunConfig, step: int) -> bool:
+    every = config.system.keep_every
+    return every is not None and step % every == 0

@@ -1,0 +1,95 @@
+"""What happened since the last line of the log: losses summed on the device, counts and speed on the host."""
+
+import time
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from openjepa import distributed
+from openjepa.engine.checkpoint import TrainerState
+from openjepa.schedules import Progress
+from openjepa.types import Batch, BlockMasks, LossOutput
+
+
+class IntervalMeter:
+    """Averages over the microbatches of one logging interval; reads nothing from the device before `finish`."""
+
+    def __init__(self, device: torch.device) -> None:
+        """`device` is where the losses are."""
+        self._device = device
+        self.last_loss: Float[Tensor, ""] = torch.zeros((), device=device)
+        """Loss of the latest microbatch; not finite if any loss since the last line was not."""
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._microbatches = 0
+        self._images = 0
+        self._mask_counts = {"mask_redrawn": 0, "mask_padded": 0}
+        self._tokens: dict[str, int] = {}
+        self._seconds = 0.0
+        self._clock = time.monotonic()
+
+    def restart_clock(self) -> None:
+        """Time since the last step (monitoring, saving) does not count as training."""
+        self._clock = time.monotonic()
+
+    def add(self, output: LossOutput, batch: Batch) -> None:
+        """Counts one microbatch."""
+        total = output.total.detach().float()
+        self.last_loss = total
+        for name, value in {"loss": total, **_prefixed("loss", output.parts), **output.diagnostics}.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._microbatches += 1
+        self._images += len(batch.sample_ids)
+        for masks in batch.masks.values():
+            if isinstance(masks, BlockMasks):
+                self._mask_counts["mask_redrawn"] += masks.redrawn
+                self._mask_counts["mask_padded"] += masks.padded
+                self._tokens = {"context_tokens": masks.context.shape[1], "target_tokens": masks.targets.shape[2]}
+        now = time.monotonic()
+        self._seconds += now - self._clock
+        self._clock = now
+
+    def finish(self, state: TrainerState, progress: Progress, rates: Mapping[str, float]) -> dict[str, float]:
+        """The values of one line of metrics.jsonl, averaged over the processes; starts the next interval."""
+        averages = {
+            name: float(distributed.mean_over_ranks(value / max(1, self._microbatches)).item())
+            for name, value in self._sums.items()
+        }
+        now = time.monotonic()
+        seconds = self._seconds + now - self._clock
+        line = {
+            "epoch": round(progress.epoch, 4),
+            "images": state.images_seen,
+            "seconds": round(state.seconds, 2),
+            **averages,
+            **rates,
+            "images_per_second": round(self._images * distributed.world_size() / max(seconds, 1e-9), 2),
+            **self._tokens,
+            **self._mask_counts,
+        }
+        self._reset()
+        return line
+
+    @staticmethod
+    def summary(line: Mapping[str, float], latest: Mapping[str, float]) -> dict[str, str]:
+        """What the display shows of a line and of the monitor's latest look."""
+        shown = {
+            "img/s": f"{line['images_per_second']:.0f}",
+            "epoch": f"{line['epoch']:.1f}",
+            "loss": f"{line['loss']:.4f}",
+            "lr": f"{line['lr']:.1e}",
+        }
+        if "rankme" in latest:
+            shown["rank"] = f"{latest['rankme']:.1f}"
+        if "knn" in latest:
+            shown["k-NN"] = f"{100 * latest['knn']:.1f}%"
+        return shown
+
+
+def _prefixed(prefix: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}/{name}": value for name, value in values.items()}

@@ -1,0 +1,90 @@
+"""What a run leaves for the other stages: exported networks, environment.json and summary.json."""
+
+import torch
+
+from openjepa import distributed
+from openjepa.engine.checkpoint import TrainerState
+from openjepa.engine.device import peak_memory
+from openjepa.engine.run_folder import RunFolder, environment
+from openjepa.masks.base import MaskSampler
+from openjepa.methods.base import Export, Method
+from openjepa.training.monitor import Monitor
+from openjepa.weights.native import save_network
+
+
+class Outputs:
+    """Writes the files of the run folder that say what was trained and hold the result."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        method: Method,
+        sampler: MaskSampler,
+        device: torch.device,
+        precision: str,
+        total_steps: int,
+        data: str,
+    ) -> None:
+        """`data` is one line about the data set."""
+        self._folder, self._method, self._device, self._precision = folder, method, device, precision
+        self._fixed = {
+            "total_steps": total_steps,
+            "parameters": _count_parameters(method),
+            "flops_per_image": method.step_flops(),
+            "flops": dict(method.flops()),
+            "mask_mode": sampler.name,
+            "data": data,
+        }
+
+    def begin(self, state: TrainerState) -> None:
+        """environment.json and summary.json; before the first step also the untrained encoder, which every probe needs."""
+        if not distributed.is_main():
+            return
+        self._folder.write_json("environment.json", environment(self._device, self._precision))
+        self._write_summary("running", state, None)
+        initial = self._folder.path / "encoder_initial"
+        if state.step == 0 and not initial.exists():
+            save_network(initial, self._exports()["encoder"])
+
+    def export(self, state: TrainerState) -> None:
+        """The networks that are shared, as they are now, and the summary."""
+        if not distributed.is_main():
+            return
+        for name, export in self._exports().items():
+            save_network(self._folder.path / name, export)
+        self._write_summary("running", state, None)
+
+    def finish(self, status: str, state: TrainerState, monitor: Monitor) -> None:
+        """The last summary: `finished`, `interrupted` or `not finite`."""
+        if distributed.is_main():
+            self._write_summary(status, state, monitor)
+
+    def _exports(self) -> dict[str, Export]:
+        exports = dict(self._method.exports())
+        if "predictor" in exports:
+            predictor = exports["predictor"]
+            extra = {**predictor.extra, "mask_mode": self._fixed["mask_mode"]}
+            exports["predictor"] = Export(predictor.config, predictor.module, extra)
+        return exports
+
+    def _write_summary(self, status: str, state: TrainerState, monitor: Monitor | None) -> None:
+        content = {
+            "status": status,
+            "step": state.step,
+            "images_seen": state.images_seen,
+            "seconds": round(state.seconds, 2),
+            "samples_skipped": state.samples_skipped,
+            "peak_memory_bytes": peak_memory(self._device),
+            **self._fixed,
+        }
+        if monitor is not None:
+            content |= {"verdict": monitor.verdict(), "monitor": monitor.latest}
+        self._folder.write_json("summary.json", content)
+
+
+def _count_parameters(method: Method) -> dict[str, int]:
+    """Trained parameters of each exported network and in all."""
+    counts = {name: sum(value.numel() for value in export.module.parameters()) for name, export in method.exports().items()}
+    return counts | {"trained": sum(value.numel() for value in method.parameters() if value.requires_grad)}
+
+

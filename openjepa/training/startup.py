@@ -1,0 +1,95 @@
+"""What is settled and said before the first step."""
+
+import os
+
+import torch
+
+from openjepa.data.loader import TrainingLoader
+from openjepa.engine.device import device_name, memory_limit
+from openjepa.engine.display import format_count, format_seconds
+from openjepa.engine.estimate import Estimate, estimate
+from openjepa.masks.base import MaskSampler
+from openjepa.methods.base import Method
+from openjepa.settings.data import DataSettings
+from openjepa.settings.optimization import OptimizationSettings
+from openjepa.settings.run import RunConfig
+from openjepa.types import ViewSpec
+
+
+def default_view(data: DataSettings) -> ViewSpec:
+    """The random crop that the data settings describe."""
+    return ViewSpec(
+        size=data.height_width(),
+        scale=data.crop_scale,
+        aspect=data.crop_aspect,
+        interpolation=data.interpolation,
+        horizontal_flip=data.horizontal_flip,
+    )
+
+
+def num_workers(config: RunConfig) -> int:
+    """`system.workers`, or one process per core (at most 16) beside the training one; none where crops are made on the device."""
+    if config.system.workers is not None:
+        return config.system.workers
+    if config.data.cache == "device":
+        return 0
+    return min(16, max(1, (os.cpu_count() or 2) - 1))
+
+
+def training_length(optim: OptimizationSettings, loader: TrainingLoader) -> tuple[int, float]:
+    """Steps of the whole run and steps per pass over the data.
+
+    Raises ValueError where the data has no known length and `optim.total_steps` is not set, or less than one batch.
+    """
+    per_epoch = loader.steps_per_epoch
+    if per_epoch == 0:
+        raise ValueError(
+            f"optim.batch_size={optim.batch_size} is larger than the training split ({loader.num_images} images); "
+            f"use at most {loader.num_images}"
+        )
+    if optim.total_steps is not None:
+        return optim.total_steps, float(per_epoch or optim.total_steps)
+    if per_epoch is None:
+        raise ValueError("optim.total_steps is required: the number of samples of this stream is not known")
+    return max(1, round(optim.epochs * per_epoch)), float(per_epoch)
+
+
+def introduce(
+    config: RunConfig, method: Method, sampler: MaskSampler, data: str, device: torch.device, precision: str, total_steps: int
+) -> list[str]:
+    """Lines that say what will run, on what, and roughly what it needs.
+
+    Raises ValueError where the estimate of the memory is far over what the device has.
+    """
+    micro = config.optim.microbatch_size or config.optim.batch_size
+    images = total_steps * config.optim.batch_size
+    needs = estimate(method, method.step_flops(), activation_bytes(config, sampler, micro), images, device, precision)
+    shapes = ", ".join(f"{shape.context}/{shape.target}" for shape in sampler.shapes()[:4])
+    lines = [
+        f"recipe     {config.recipe} ({config.preset}), method {config.method.name}, seed {config.run.seed}",
+        f"data       {data}",
+        f"device     {device} ({device_name(device)}), {precision}, {torch.get_num_threads()} threads",
+        f"model      {config.model.size}/{config.model.patch_size}: {format_count(needs.trained_parameters)} trained parameters, "
+        f"{format_count(needs.flops_per_image)}FLOP per image and step",
+        f"masks      {sampler.name} on {sampler.grid[0]}x{sampler.grid[1]} patches; context/target tokens: {shapes}",
+        f"training   {total_steps} steps of {config.optim.batch_size} images ({format_count(images)} in all)",
+        f"estimate   about {format_count(needs.memory_bytes)}B of memory, {format_seconds(needs.seconds)} (within a factor of two)",
+    ]
+    _refuse_far_too_large(needs, micro, device)
+    return lines
+
+
+def activation_bytes(config: RunConfig, sampler: MaskSampler, microbatch: int) -> float:
+    """Rough bytes of activations that one microbatch keeps for its backward pass: 34 values per token, width and block."""
+    shape = config.model.shape()
+    context = max(item.context for item in sampler.shapes())
+    return 34.0 * 2 * shape.width * shape.depth * 2 * context * microbatch
+
+
+def _refuse_far_too_large(needs: Estimate, microbatch: int, device: torch.device) -> None:
+    limit = memory_limit(device)
+    if needs.memory_bytes > 2 * limit:
+        raise ValueError(
+            f"this run needs about {format_count(needs.memory_bytes)}B of memory and {device} has {format_count(limit)}B: "
+            f"lower optim.microbatch_size (now {microbatch}) or choose a smaller model.size"
+        )

@@ -1,0 +1,100 @@
+"""A checkpoint comes back bit for bit, a broken one is passed over, and no kill leaves half of one behind."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from openjepa.engine.checkpoint import TrainerState, latest_checkpoint, load_checkpoint, save_checkpoint
+from openjepa.engine.optimizer import build_optimizer
+from openjepa.settings.optimization import OptimizationSettings
+from openjepa.types import LoaderPosition, ParameterRule
+
+RULES = (
+    ParameterRule(matches=lambda name, value: value.ndim == 1, decay=False),
+    ParameterRule(matches=lambda name, value: True, decay=True),
+)
+
+
+def make(seed: int) -> tuple[nn.Module, torch.optim.AdamW]:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+    model[2].requires_grad_(False)  # a frozen teacher is saved too, but never optimized
+    return model, build_optimizer(model.named_parameters(), RULES, OptimizationSettings())
+
+
+def step(model: nn.Module, optimizer: torch.optim.AdamW, seed: int) -> None:
+    optimizer.zero_grad()
+    model(torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))).square().mean().backward()
+    optimizer.step()
+
+
+def state_at(number: int) -> TrainerState:
+    return TrainerState(step=number, position=LoaderPosition(1, 2), images_seen=7, seconds=1.5, samples_skipped=3)
+
+
+def test_training_goes_on_bitwise_equal_after_a_reload(tmp_path: Path) -> None:
+    model, optimizer = make(0)
+    for seed in range(3):
+        step(model, optimizer, seed)
+    path = save_checkpoint(tmp_path, model, optimizer, state_at(3))
+    step(model, optimizer, 3)
+
+    other, other_optimizer = make(1)
+    assert load_checkpoint(path, other, other_optimizer) == state_at(3)
+    step(other, other_optimizer, 3)
+    for expected, found in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(expected, found)
+
+
+def test_loading_an_older_state_leaves_no_trace_of_the_newer(tmp_path: Path) -> None:
+    model, optimizer = make(0)
+    step(model, optimizer, 0)
+    path = save_checkpoint(tmp_path, model, optimizer, state_at(1))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    moments = [values["exp_avg"].clone() for values in optimizer.state.values()]
+    step(model, optimizer, 1)
+    step(model, optimizer, 2)
+    load_checkpoint(path, model, optimizer)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    for values, moment in zip(optimizer.state.values(), moments, strict=True):
+        assert values["step"].item() == 1 and torch.equal(values["exp_avg"], moment)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
+def test_a_broken_latest_falls_back_loudly(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
+    model, optimizer = make(0)
+    good = save_checkpoint(tmp_path, model, optimizer, state_at(1))
+    bad = save_checkpoint(tmp_path, model, optimizer, state_at(2))
+    tensors = next(path for path in (bad / "tensors").iterdir() if path.suffix == ".distcp")
+    content = bytearray(tensors.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        tensors.write_bytes(content)
+    elif damage == "truncate":
+        tensors.write_bytes(content[:-1])
+    elif damage == "remove":
+        tensors.unlink()
+    else:
+        (bad / "manifest.json").write_text("{")
+    with caplog.at_level(logging.WARNING, logger="openjepa"):
+        assert latest_checkpoint(tmp_path) == good
+    assert str(bad) in caplog.text and "falling back" in caplog.text
+
+
+def test_what_a_kill_leaves_half_written_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / ".writing-step_00000005").mkdir()
+    assert latest_checkpoint(tmp_path) is None
+    model, optimizer = make(0)
+    saved = save_checkpoint(tmp_path, model, optimizer, state_at(5))
+    assert latest_checkpoint(tmp_path) == saved
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000005"]
+
+
+def test_two_newest_and_every_kth_are_kept(tmp_path: Path) -> None:
+    model, optimizer = make(0)
+    for number in range(1, 8):
+        save_checkpoint(tmp_path, model, optimizer, state_at(number), keep_every=3)
+    assert sorted(int(path.name[5:]) for path in tmp_path.iterdir()) == [3, 6, 7]

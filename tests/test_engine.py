@@ -1,0 +1,167 @@
+"""Parameter groups, the guard against numbers that are not finite, run folders, logs, the display."""
+
+import json
+import math
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from openjepa.engine.device import autocast, resolve_device, resolve_precision
+from openjepa.engine.display import Display, format_count, format_seconds
+from openjepa.engine.finite import FiniteGuard, NotFinite
+from openjepa.engine.interrupts import Interrupts
+from openjepa.engine.memory import explain_memory
+from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
+from openjepa.engine.run_folder import open_run_folder
+from openjepa.engine.run_log import RunLog
+from openjepa.settings.optimization import OptimizationSettings
+from openjepa.settings.run import RunConfig, RunSettings, SystemSettings
+from openjepa.types import ParameterRule, Skipped
+
+RULES = (
+    ParameterRule(matches=lambda name, value: name.endswith("bias"), decay=False),
+    ParameterRule(matches=lambda name, value: name.startswith("1."), decay=True, lr_scale=0.5),
+    ParameterRule(matches=lambda name, value: True, decay=True),
+)
+
+
+def test_the_first_matching_rule_sets_decay_and_rate() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    model[2].requires_grad_(False)
+    optimizer = build_optimizer(model.named_parameters(), RULES, OptimizationSettings())
+    set_rates(optimizer, 0.1, 0.4)
+    found = {id(value): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for value in group["params"]}
+    expected = {"0.weight": (0.1, 0.4), "0.bias": (0.1, 0.0), "1.weight": (0.05, 0.4), "1.bias": (0.1, 0.0)}
+    assert found == {id(dict(model.named_parameters())[name]): rates for name, rates in expected.items()}
+
+
+def test_rules_that_match_not_everything_are_refused() -> None:
+    with pytest.raises(ValueError, match="no parameter rule matches '0.weight'"):
+        build_optimizer(nn.Sequential(nn.Linear(1, 1)).named_parameters(), RULES[:1], OptimizationSettings())
+
+
+def test_clipping_scales_the_whole_gradient_to_the_limit() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = build_optimizer(model.named_parameters(), RULES, OptimizationSettings())
+    model.weight.grad, model.bias.grad = torch.full((2, 3), 3.0), torch.full((2,), 4.0)
+    norm = gradient_norm(optimizer)
+    assert norm.item() == pytest.approx(math.sqrt(6 * 9 + 2 * 16))
+    clip_gradients(optimizer, norm, 1.0)
+    assert gradient_norm(optimizer).item() == pytest.approx(1.0, rel=1e-4)
+    assert model.bias.grad[0].item() == pytest.approx(4 / norm.item(), rel=1e-4)
+
+
+def test_no_weight_moves_after_a_number_that_is_not_finite() -> None:
+    model = nn.Linear(2, 1)
+    optimizer = build_optimizer(model.named_parameters(), RULES, OptimizationSettings())
+    guard = FiniteGuard(optimizer, torch.device("cpu"), history=5)
+    guard._every_step = False  # as on CUDA, where the host looks only now and then
+    ids = [torch.tensor([4, 7])]
+    for step, bad in enumerate([False, True, False]):
+        before = model.weight.detach().clone()
+        model.weight.grad = torch.full((1, 2), math.nan if bad else 1.0)
+        model.bias.grad = torch.ones(1)
+        guard.watch(step, torch.tensor(0.5), gradient_norm(optimizer), ids if bad else [torch.tensor([0])])
+        optimizer.step()
+        assert torch.equal(before, model.weight) == (step >= 1)  # frozen from the bad step on, for good
+    with pytest.raises(NotFinite) as error:
+        guard.raise_if_bad()
+    assert error.value.step == 1 and error.value.sample_ids == [4, 7]
+
+
+def test_on_the_cpu_the_guard_raises_before_the_step() -> None:
+    optimizer = build_optimizer(nn.Linear(2, 1).named_parameters(), RULES, OptimizationSettings())
+    with pytest.raises(NotFinite):
+        FiniteGuard(optimizer, torch.device("cpu"), 3).watch(0, torch.tensor(math.inf), torch.tensor(1.0), [])
+
+
+def config_in(folder: Path) -> RunConfig:
+    return RunConfig(run=RunSettings(output=str(folder), name="a"))
+
+
+def test_other_results_are_refused_and_other_bookkeeping_is_not(tmp_path: Path) -> None:
+    config = config_in(tmp_path)
+    open_run_folder(config, fresh=False).close()
+    open_run_folder(replace(config, system=SystemSettings(workers=3)), fresh=False).close()
+    changed = replace(config, optim=OptimizationSettings(lr=0.5))
+    with pytest.raises(ValueError, match=r"optim\.lr: 0\.001 -> 0\.5"):
+        open_run_folder(changed, fresh=False).close()
+    fresh = open_run_folder(changed, fresh=True)
+    fresh.close()
+    assert fresh.path == tmp_path / "a-2"
+
+
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    first = open_run_folder(config_in(tmp_path), fresh=False)
+    with pytest.raises(ValueError, match="another process is writing"):
+        open_run_folder(config_in(tmp_path), fresh=False)
+    first.close()
+    open_run_folder(config_in(tmp_path), fresh=False).close()
+
+
+def test_resume_drops_lines_after_the_checkpoint_and_broken_ones(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, 0, tensorboard=False)
+    for step in (10, 20, 30):
+        log.write("train", step, {"loss": float(step), "nan": math.nan})
+        log.write_skipped(step, [Skipped(f"{step}.jpg", "truncated")])
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')  # a kill in the middle of a line
+    RunLog(tmp_path, 20, tensorboard=False).close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20] and lines[0]["nan"] is None
+    assert [json.loads(line)["name"] for line in (tmp_path / "skipped.jsonl").read_text().splitlines()] == ["10.jpg", "20.jpg"]
+
+
+def test_a_signal_is_remembered_and_the_handlers_given_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with Interrupts() as interrupts:
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupts.requested == "SIGTERM"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_out_of_memory_names_what_helps() -> None:
+    config = RunConfig(optim=OptimizationSettings(batch_size=64, microbatch_size=32))
+    with pytest.raises(ValueError, match="--optim.microbatch-size 16"), explain_memory(config):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(RuntimeError, match="something else"), explain_memory(config):
+        raise RuntimeError("something else")
+
+
+def test_a_missing_device_is_named_with_those_there_are() -> None:
+    with pytest.raises(ValueError, match="unknown"):
+        resolve_device("tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="available: cpu"):
+            resolve_device("cuda")
+
+
+def test_precision_decides_what_a_product_is_computed_in() -> None:
+    cpu = torch.device("cpu")
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        assert resolve_precision(precision, cpu) == precision
+        with autocast(cpu, precision):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_plain_display_prints_step_time_left_and_values(capsys: pytest.CaptureFixture[str]) -> None:
+    display = Display(10, 0, "plain", plain_seconds=0.0)
+    display.update(5, {"loss": "0.1"})
+    display.close()
+    printed = capsys.readouterr().err
+    assert "step 5/10" in printed and "left" in printed and "loss 0.1" in printed
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(4.6, "5s"), (185, "3m05s"), (7620, "2h07m"), (273600, "3d04h")])
+def test_times_are_short(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(("number", "text"), [(512, "512"), (12345, "12.3k"), (21.6e6, "21.6M")])
+def test_counts_are_short(number: float, text: str) -> None:
+    assert format_count(number) == text

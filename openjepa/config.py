@@ -22,11 +22,13 @@ ABSENT = "(absent)"
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """The end of an error message: the valid name most like `name`, or all of them where none is alike."""
+    """The end of an error message: the valid names most like `name`, or all of them where none is alike."""
     names = sorted(valid)
-    by_name = {item.lower().replace("-", "_"): item for item in names}
-    matches = difflib.get_close_matches(name.lower().replace("-", "_"), by_name, n=1, cutoff=0.5)
-    return f"did you mean {by_name[matches[0]]!r}?" if matches else f"valid: {', '.join(names)}"
+    wanted = name.lower().replace("-", "_")
+    alike = {item: difflib.SequenceMatcher(None, wanted, item.lower().replace("-", "_")).ratio() for item in names}
+    best = max(alike.values(), default=0.0)
+    matches = [repr(item) for item in names if alike[item] == best >= 0.6]
+    return f"did you mean {' or '.join(matches)}?" if matches else f"valid: {', '.join(names)}"
 
 
 def to_dict(config: object) -> dict[str, Any]:

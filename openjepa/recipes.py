@@ -29,6 +29,10 @@ class Recipe:
             raise ValueError(f"--preset {preset} does not exist for this recipe: {nearest(preset, self.presets)}")
         return self.build(preset)
 
+    def summary(self) -> str:
+        """First line of the recipe's docstring."""
+        return (self.build.__doc__ or "").strip().splitlines()[0]
+
 
 def load_recipe(name: str, preset: str | None = None) -> RunConfig:
     """The settings of a recipe's preset. Raises ValueError that names the nearest recipe, or the presets."""

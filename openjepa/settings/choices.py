@@ -17,6 +17,8 @@ from openjepa.settings.methods import MethodSettings
 class Choice:
     """A component that can be chosen."""
 
+    base: type[Any]
+    """Dataclass of the settings that all its choices have."""
     field: str
     """The setting that names the choice, e.g. `source`."""
     options: Mapping[str, type[Any]]
@@ -26,7 +28,7 @@ class Choice:
 def _choice(base: type[Any], name: str) -> Choice:
     """The options of `base`: its subclasses, each under the default of its field `name`."""
     defaults = {cls: {item.name: item.default for item in fields(cls)} for cls in base.__subclasses__()}
-    return Choice(field=name, options={str(values[name]): cls for cls, values in defaults.items()})
+    return Choice(base=base, field=name, options={str(values[name]): cls for cls, values in defaults.items()})
 
 
 CHOICES: dict[str, Choice] = {

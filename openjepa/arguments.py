@@ -1,0 +1,187 @@
+"""Command-line arguments -> settings. No torch here.
+
+A union of dataclasses cannot be chosen anew once it has a default, so the choice of each component (`--data.source`,
+`--masks.strategy`, `--method.name`) is read first and selects its dataclass; then tyro parses everything over those defaults.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from openjepa.config import expand_home, flatten, load_run_config, nearest
+from openjepa.recipes import RECIPES, load_recipe
+from openjepa.settings.choices import CHOICES
+from openjepa.settings.data import DataSettings, FolderSettings
+from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.masks import MaskSettings, MultiblockSettings
+from openjepa.settings.methods import IJepaSettings, MethodSettings
+from openjepa.settings.models import ModelSettings
+from openjepa.settings.optimization import OptimizationSettings
+from openjepa.settings.run import MonitorSettings, RunConfig, RunSettings, SystemSettings
+
+OptionsType = TypeVar("OptionsType")
+
+
+Unprefixed = tyro.conf.arg(name="")
+"""For a group of settings whose options carry no prefix."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """The arguments of `openjepa train`: which run, and every setting of it."""
+
+    recipe: Annotated[str, tyro.conf.Positional] = ""
+    """Named run to start from."""
+    preset: str | None = None
+    """Variant of the recipe. None: its first."""
+    config: Path | None = None
+    """Start from this `config.yaml` (or the run folder that holds it) instead of a recipe."""
+    dry_run: bool = False
+    """Check the settings, print what the run would need, and stop."""
+    fresh: bool = False
+    """Start in a new folder even if the run exists."""
+    data: DataSettings = field(default_factory=FolderSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    masks: MaskSettings = field(default_factory=MultiblockSettings)
+    method: MethodSettings = field(default_factory=IJepaSettings)
+    optim: OptimizationSettings = field(default_factory=OptimizationSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+    monitor: MonitorSettings = field(default_factory=MonitorSettings)
+    system: SystemSettings = field(default_factory=SystemSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """The arguments of `openjepa evaluate`."""
+
+    subject: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|ENCODER")] = Path()
+    """Run folder, or the folder of an encoder (config.json and model.safetensors)."""
+    evaluation: Annotated[EvaluationSettings, Unprefixed] = field(default_factory=EvaluationSettings)
+    data: DataSettings = field(default_factory=FolderSettings)
+
+
+_GROUPS = ("data", "model", "masks", "method", "optim", "run", "monitor", "system")
+_EXCLUSIVE = (("optim.epochs", "optim.total_steps"), ("optim.warmup_epochs", "optim.warmup_steps"))
+"""The second overrides the first; who gives only the first on the command line means it."""
+
+
+def parse_train(argv: Sequence[str], prog: str, description: str) -> tuple[RunConfig, TrainOptions]:
+    """The settings of `openjepa train ...`, and its other options. Raises ValueError; prints help and exits where asked to."""
+    start = _starting_point(argv)
+    config = without_overruled(select_components(start, argv), argv)
+    defaults = TrainOptions(**{name: getattr(config, name) for name in _GROUPS})
+    options = parse(TrainOptions, argv, prog, description, defaults)
+    return replace(start, **{name: getattr(options, name) for name in _GROUPS}), options
+
+
+def parse_evaluate(argv: Sequence[str], prog: str, description: str) -> tuple[EvaluateOptions, DataSettings | None]:
+    """The options of `openjepa evaluate`, and its data settings if any is given (else the run's own are meant).
+
+    Given data settings override those of the run's `config.yaml`, where there is one.
+    """
+    subject = Path(argv[0]).expanduser() if argv and not argv[0].startswith("-") else None
+    data: DataSettings = FolderSettings()
+    if subject is not None and (subject / "config.yaml").exists():
+        data = load_run_config(subject).data
+    elif subject is None and not is_help(argv):
+        raise ValueError("evaluate what? Give a run folder or the folder of an encoder first")
+    defaults = EvaluateOptions(data=select_component(data, "data", argv))
+    options = parse(EvaluateOptions, argv, prog, description, defaults)
+    given = any(item.startswith("--") and normalized(item).startswith("data.") for item in argv)
+    return options, options.data if given else None
+
+
+def is_help(argv: Sequence[str]) -> bool:
+    """Whether help is asked for."""
+    return "--help" in argv or "-h" in argv
+
+
+def _starting_point(argv: Sequence[str]) -> RunConfig:
+    """The recipe or the file that `argv` names; the plain defaults for `--help` alone."""
+    file, preset = option_value(argv, "config"), option_value(argv, "preset")
+    name = argv[0] if argv and not argv[0].startswith("-") else None
+    if file is not None:
+        if name is not None or preset is not None:
+            raise ValueError(f"--config {file} says it all: leave out the recipe and the preset")
+        return load_run_config(file)
+    if name is not None:
+        return load_recipe(name, preset)
+    if is_help(argv):
+        return RunConfig()
+    raise ValueError(f"which run? Give a recipe first ({', '.join(RECIPES)}), or --config FILE")
+
+
+def normalized(option: str) -> str:
+    """`--data.image-size=3` -> `data.image_size`; how one option is compared with another."""
+    return option.lstrip("-").split("=", maxsplit=1)[0].replace("-", "_")
+
+
+def option_value(argv: Sequence[str], name: str) -> str | None:
+    """Value of the option `name` (dotted, with underscores) in `argv`, the last one that is given; None where it is not."""
+    found = None
+    for position, item in enumerate(argv):
+        if not item.startswith("--") or normalized(item) != name:
+            continue
+        if "=" in item:
+            found = item.split("=", maxsplit=1)[1]
+        elif position + 1 < len(argv):
+            found = argv[position + 1]
+    return found
+
+
+def select_component(settings: Any, component: str, argv: Sequence[str]) -> Any:
+    """`settings`, or those of another choice of `component` that `argv` names, with the common fields carried over."""
+    choice = CHOICES[component]
+    name = option_value(argv, f"{component}.{choice.field}")
+    if name is None or name == getattr(settings, choice.field):
+        return settings
+    if name not in choice.options:
+        raise ValueError(f"--{component}.{choice.field} {name} does not exist: {nearest(name, choice.options)}")
+    cls = choice.options[name]
+    common = {item.name for item in fields(choice.base)} - {choice.field}
+    return cls(**{item: getattr(settings, item) for item in common})
+
+
+def select_components(config: RunConfig, argv: Sequence[str]) -> RunConfig:
+    """`config` with the components that `argv` chooses."""
+    chosen = {name: select_component(getattr(config, name), name, argv) for name in CHOICES}
+    return replace(config, **chosen)
+
+
+def without_overruled(config: RunConfig, argv: Sequence[str]) -> RunConfig:
+    """Drops a recipe's `total_steps` (`warmup_steps`) where `argv` gives epochs, which they would overrule.
+
+    A warm-up in steps then becomes the same share of the epochs.
+    """
+    given = {normalized(item) for item in argv if item.startswith("--")}
+    optim = config.optim
+    if _EXCLUSIVE[0][0] in given and _EXCLUSIVE[0][1] not in given and optim.total_steps is not None:
+        epochs = float(option_value(argv, "optim.epochs") or optim.epochs)
+        share = 0.0 if optim.warmup_steps is None else optim.warmup_steps / optim.total_steps
+        optim = replace(optim, total_steps=None, warmup_steps=None, warmup_epochs=share * epochs)
+    if _EXCLUSIVE[1][0] in given and _EXCLUSIVE[1][1] not in given:
+        optim = replace(optim, warmup_steps=None)
+    return replace(config, optim=optim)
+
+
+def parse(cls: type[OptionsType], argv: Sequence[str], prog: str, description: str, default: OptionsType) -> OptionsType:
+    """tyro over `default`, with our own error for an unknown option: it names the nearest one. Expands `~`."""
+    options, unknown = tyro.cli(
+        cls, args=list(argv), prog=prog, description=description, default=default, return_unknown_args=True
+    )
+    for item in unknown:
+        if item.startswith("-"):
+            name = item.split("=", maxsplit=1)[0]
+            raise ValueError(f"unknown option {name}: {nearest(name, option_names(default))} (see {prog} --help)")
+    if unknown:
+        raise ValueError(f"{prog} does not know what to do with {unknown[0]!r} (see {prog} --help)")
+    return expand_home(options)
+
+
+def option_names(options: object) -> list[str]:
+    """Every option that `parse` takes for this dataclass; positional arguments are none."""
+    names = [name.removeprefix("evaluation.").replace("_", "-") for name in flatten(options)]
+    return [f"--{name}" for name in names if name not in ("recipe", "subject", "runs")]

@@ -167,3 +167,14 @@ class ParameterRule:
     """Whether weight decay applies."""
     lr_scale: float = 1.0
     """Factor on the learning rate."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """A network that is shared as `<run>/<name>/config.json` + `model.safetensors`."""
+
+    config: object
+    """Frozen settings dataclass (EncoderConfig, PredictorConfig, ...) that rebuilds the module."""
+    module: nn.Module
+    extra: Mapping[str, object] = field(default_factory=dict)
+    """More to write into config.json (for a predictor: the mask settings)."""

@@ -17,6 +17,8 @@ class TokenShape:
     target: int
     probability: float
     """How often this shape occurs (estimated where it has no closed form)."""
+    num_targets: int = 4
+    """Target blocks per image."""
 
 
 class MaskSampler(ABC):

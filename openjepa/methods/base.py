@@ -1,13 +1,17 @@
 """Method: the contract between the training loop and a pretraining method."""
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from openjepa.schedules import Progress
-from openjepa.types import Batch, InputSpec, LossOutput, ParameterRule
+from openjepa.types import Batch, Export, InputSpec, LossOutput, ParameterRule
 
 DEFAULT_RULES = (
     ParameterRule(matches=lambda name, value: value.ndim <= 1 or name.endswith("bias"), decay=False),
@@ -17,14 +21,23 @@ DEFAULT_RULES = (
 
 
 @dataclass(frozen=True)
-class Export:
-    """A network that is shared as `<run>/<name>/config.json` + `model.safetensors`."""
+class ProbeOutput:
+    """What a method shows of itself on the fixed probe batch, so that the loop can watch for collapse.
 
-    config: object
-    """Frozen settings dataclass (EncoderConfig, PredictorConfig, ...) that rebuilds the module."""
-    module: nn.Module
-    extra: Mapping[str, object] = field(default_factory=dict)
-    """More to write into config.json (for a predictor: the mask settings)."""
+    Tensors stay on the device. Methods that regress features give targets and positions, and the loop compares `loss` with what two trivial predictors get
+    under `distance`: the mean of all targets, and the mean target of each position. Others (DINO) leave them None.
+    """
+
+    features: Float[Tensor, "B D"]
+    """One vector per image from the network that is exported, pooled as it is evaluated."""
+    loss: Float[Tensor, ""]
+    """The method's loss on this batch."""
+    targets: Float[Tensor, "B M T D"] | None = None
+    """What is regressed."""
+    target_positions: Int[Tensor, "B M T"] | None = None
+    """Patch of each target."""
+    distance: Callable[[Float[Tensor, "*shape"], Float[Tensor, "*shape"]], Float[Tensor, ""]] | None = None
+    """The method's own loss between predictions and targets of any one shape."""
 
 
 class Method(nn.Module, ABC):
@@ -45,6 +58,10 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch, progress: Progress) -> LossOutput:
         """Loss of one microbatch with normalized views. Changes no persistent state."""
+
+    @abstractmethod
+    def probe(self, batch: Batch, progress: Progress) -> ProbeOutput:
+        """What the collapse monitor looks at, without gradients and without changing anything."""
 
     def before_step(self, progress: Progress) -> None:
         """After the last backward of a step, before clipping: may drop or change gradients."""
@@ -76,3 +93,31 @@ class Method(nn.Module, ABC):
         """FLOPs of one image's training step: forward of every part and twice that again for the trained ones."""
         trained = self.trained_parts()
         return sum(value * (3 if name in trained else 1) for name, value in self.flops().items())
+
+
+class EmaTeacher(nn.Module):
+    """An exponential moving average of a student network: a frozen copy that never trains and has no gradients."""
+
+    def __init__(self, student: nn.Module) -> None:
+        """Starts as an exact copy of `student`."""
+        super().__init__()
+        self.network = copy.deepcopy(student).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "EmaTeacher":
+        """Stays in evaluation mode whatever the method around it does: a teacher drops no paths."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, *inputs: Any) -> Any:
+        """What the averaged network returns, without gradients."""
+        return self.network(*inputs)
+
+    @torch.no_grad()
+    def update(self, student: nn.Module, momentum: float) -> None:
+        """teacher <- momentum * teacher + (1 - momentum) * student, for parameters only.
+
+        Parameters that only the student has (a mask token, say) are passed over.
+        """
+        sources = dict(student.named_parameters())
+        names, averages = zip(*self.network.named_parameters(), strict=True)
+        torch._foreach_lerp_(averages, [sources[name] for name in names], 1.0 - momentum)

@@ -1,0 +1,173 @@
+"""I-JEPA (Assran et al. 2023, arXiv 2301.08243): predict the representation of target blocks from one context block."""
+
+from collections.abc import Mapping
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+from torch.profiler import record_function
+
+from openjepa.masks.base import TokenShape
+from openjepa.methods.base import EmaTeacher, Method, ProbeOutput
+from openjepa.models.predictor import Predictor, build_predictor
+from openjepa.models.vit import VisionTransformer, build_encoder
+from openjepa.schedules import Progress, momentum
+from openjepa.settings.methods import IJepaSettings
+from openjepa.settings.models import EncoderConfig, ModelSettings, PredictorConfig
+from openjepa.types import Batch, BlockMasks, EncoderOutput, Export, InputSpec, LossOutput, ViewSpec
+
+VIEW = "image"
+TARGET_NORM_EPS = 1e-5
+
+
+@final
+class IJepa(Method):
+    """A context encoder and a predictor learn to foretell what a moving average of the encoder makes of hidden blocks."""
+
+    def __init__(
+        self,
+        settings: IJepaSettings,
+        model: ModelSettings,
+        view: ViewSpec,
+        pixel_mean: tuple[float, float, float],
+        pixel_std: tuple[float, float, float],
+        shapes: tuple[TokenShape, ...],
+    ) -> None:
+        """Draws the weights from torch's global generator. `shapes` are the token counts the mask sampler gives."""
+        super().__init__()
+        self.settings = settings
+        self.view = view
+        self.shapes = shapes
+        self.encoder_config = _encoder_config(model, view, pixel_mean, pixel_std)
+        self.predictor_config = _predictor_config(settings, self.encoder_config)
+        self.context_encoder: VisionTransformer = build_encoder(self.encoder_config)
+        self.predictor: Predictor = build_predictor(self.predictor_config)
+        self.target_encoder = EmaTeacher(self.context_encoder)
+
+    def inputs(self) -> InputSpec:
+        """One random crop with a context and target blocks."""
+        return InputSpec(views={VIEW: self.view}, masked_views=(VIEW,))
+
+    def forward(self, batch: Batch, progress: Progress) -> LossOutput:
+        """Section 3 of the paper: targets, context, predictions, distance."""
+        images, masks = _images_and_masks(batch)
+        with record_function("target_encoder"):
+            targets = self._targets(self.target_encoder(images), masks)  # [B, M, T, D]
+        loss = self.distance(self._predictions(images, masks), targets)
+        return LossOutput(total=loss)
+
+    def distance(self, predictions: Float[Tensor, "*shape"], targets: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
+        """The loss, averaged over images, blocks, patches and dimensions.
+
+        Released code: smooth L1 with beta 1. Paper: squared L2 summed over the patches of a block and averaged over blocks,
+        which is `l2` here times the constant (patches per block x width).
+        """
+        return F.smooth_l1_loss(predictions, targets) if self.settings.loss == "smooth_l1" else F.mse_loss(predictions, targets)
+
+    def after_step(self, progress: Progress) -> Mapping[str, float]:
+        """The target encoder follows the context encoder that the optimizer has just moved."""
+        value = momentum(self.settings.ema_start, self.settings.ema_end, progress)
+        self.target_encoder.update(self.context_encoder, value)
+        return {"momentum": value}
+
+    @torch.no_grad()
+    def probe(self, batch: Batch, progress: Progress) -> ProbeOutput:
+        """Pooled features of the target encoder, and the loss with its targets, without drop path."""
+        images, masks = _images_and_masks(batch)
+        training = self.training
+        self.eval()
+        encoded: EncoderOutput = self.target_encoder(images)
+        targets = self._targets(encoded, masks)
+        loss = self.distance(self._predictions(images, masks), targets)
+        self.train(training)
+        features = encoded.pooled(self.encoder_config.pooling)
+        return ProbeOutput(features, loss, targets, masks.targets, self.distance)
+
+    def flops(self) -> Mapping[str, float]:
+        """FLOPs of one image's forward by part, averaged over the token counts that occur."""
+        rows, columns = self.encoder_config.grid()
+        encoder, predictor = self.context_encoder, self.predictor
+        return {
+            "target_encoder": encoder.flops(rows * columns),
+            "context_encoder": sum(s.probability * encoder.flops(s.context) for s in self.shapes),
+            "predictor": sum(s.probability * predictor.flops(s.context, s.num_targets, s.target) for s in self.shapes),
+        }
+
+    def trained_parts(self) -> tuple[str, ...]:
+        """All but the target encoder."""
+        return ("context_encoder", "predictor")
+
+    def exports(self) -> Mapping[str, Export]:
+        """The target encoder, which the paper evaluates, the predictor, and on request the context encoder."""
+        exports = {
+            "encoder": Export(self.encoder_config, self.target_encoder.network),
+            "predictor": Export(self.predictor_config, self.predictor),
+        }
+        if self.settings.export_context_encoder:
+            exports["context_encoder"] = Export(self.encoder_config, self.context_encoder)
+        return exports
+
+    def _targets(self, encoded: EncoderOutput, masks: BlockMasks) -> Float[Tensor, "B M T D"]:
+        """Features of the target blocks, cut from the target encoder's output on the whole image."""
+        samples = torch.arange(len(encoded.patches), device=encoded.patches.device)[:, None, None]
+        targets = encoded.patches[samples, masks.targets]
+        if self.settings.target_norm == "layer_norm":
+            return F.layer_norm(targets, targets.shape[-1:], eps=TARGET_NORM_EPS)
+        return targets
+
+    def _predictions(self, images: Float[Tensor, "B C h w"], masks: BlockMasks) -> Float[Tensor, "B M T D"]:
+        with record_function("context_encoder"):
+            context: EncoderOutput = self.context_encoder(images, masks.context, masks.context_valid)
+        with record_function("predictor"):
+            return self.predictor(context.patches, masks.context, masks.targets, masks.grid, masks.context_valid)  # type: ignore[no-any-return]
+
+
+def _images_and_masks(batch: Batch) -> tuple[Float[Tensor, "B C h w"], BlockMasks]:
+    masks = batch.masks[VIEW]
+    if not isinstance(masks, BlockMasks):
+        raise ValueError(
+            "method.name='ijepa' needs blocks: use a mask strategy that draws them, such as masks.strategy='multiblock'"
+        )
+    return batch.views[VIEW][0], masks
+
+
+def _encoder_config(
+    model: ModelSettings, view: ViewSpec, pixel_mean: tuple[float, float, float], pixel_std: tuple[float, float, float]
+) -> EncoderConfig:
+    shape = model.shape()
+    return EncoderConfig(
+        width=shape.width,
+        depth=shape.depth,
+        heads=shape.heads,
+        mlp_ratio=shape.mlp_ratio,
+        patch_size=model.patch_size,
+        image_size=view.size,
+        class_token=model.class_token,
+        drop_path=model.drop_path,
+        layer_norm_eps=model.layer_norm_eps,
+        initialization=model.initialization,
+        pixel_mean=pixel_mean,
+        pixel_std=pixel_std,
+    )
+
+
+def _predictor_config(settings: IJepaSettings, encoder: EncoderConfig) -> PredictorConfig:
+    heads = encoder.heads if settings.predictor_heads is None else settings.predictor_heads
+    if settings.predictor_width % heads:
+        divisors = [number for number in range(1, settings.predictor_width + 1) if settings.predictor_width % number == 0]
+        nearest = min(divisors, key=lambda number: abs(number - heads))
+        raise ValueError(
+            f"method.predictor_width={settings.predictor_width} does not divide by its {heads} heads; "
+            f"set method.predictor_heads={nearest}, or a width that {heads} divides"
+        )
+    return PredictorConfig(
+        encoder_width=encoder.width,
+        width=settings.predictor_width,
+        depth=settings.predictor_depth,
+        heads=heads,
+        grid=encoder.grid(),
+        layer_norm_eps=encoder.layer_norm_eps,
+        initialization=encoder.initialization,
+    )

@@ -1,0 +1,128 @@
+"""The pre-norm transformer block that encoder and predictor share, its attention, and how weights are drawn."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+INIT_STD = 0.02
+
+
+def attention_bias(valid: Bool[Tensor, "B S"] | None, dtype: torch.dtype) -> Float[Tensor, "B 1 1 S"] | None:
+    """What is added to attention scores so that nothing looks at invalid tokens. None where all are valid.
+
+    The lowest finite number instead of minus infinity: a row without any valid token stays finite.
+    """
+    if valid is None:
+        return None
+    bias = torch.zeros(valid.shape, dtype=dtype, device=valid.device)
+    return bias.masked_fill_(~valid, torch.finfo(dtype).min)[:, None, None, :]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention. Rows of `qkv`: queries, keys, values; each head owns contiguous channels."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        """Raises ValueError where the heads do not divide the width."""
+        super().__init__()
+        if width % heads:
+            fitting = [number for number in range(1, width + 1) if width % number == 0 and number <= 2 * heads]
+            raise ValueError(f"heads={heads} do not divide the width {width}; use one of {fitting}")
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "B 1 1 S"] | None) -> Float[Tensor, "B S D"]:
+        """Attention among the S tokens of each sequence."""
+        batch, length, width = x.shape
+        queries, keys, values = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)  # [B, heads, S, d]
+        return self.proj(mixed.transpose(1, 2).reshape(batch, length, width))  # type: ignore[no-any-return]
+
+
+class Mlp(nn.Module):
+    """Two linear layers with the exact (erf) GELU between them."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        """`hidden` is the width between the two layers."""
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
+        """The same map of every token."""
+        return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: while training, drops the whole branch of a sample with probability `rate` and rescales the others."""
+
+    def __init__(self, rate: float) -> None:
+        """`rate` is the probability of dropping."""
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
+        """`x` with the branches of some samples set to zero."""
+        if self.rate == 0.0 or not self.training:
+            return x
+        keep = torch.empty(x.shape[0], 1, 1, dtype=x.dtype, device=x.device).bernoulli_(1.0 - self.rate)
+        return x * keep / (1.0 - self.rate)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, width: int, heads: int, hidden: int, layer_norm_eps: float, drop_path: float = 0.0) -> None:
+        """`hidden` is the hidden width of the MLP, `drop_path` the rate of both branches."""
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=layer_norm_eps)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=layer_norm_eps)
+        self.mlp = Mlp(width, hidden)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "B 1 1 S"] | None = None) -> Float[Tensor, "B S D"]:
+        """The sequences after this block; `bias` as made by `attention_bias`."""
+        x = x + self.drop_path(self.attn(self.norm1(x), bias))
+        return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
+
+
+def hidden_width(width: int, mlp_ratio: float) -> int:
+    """Hidden width of the MLP, rounded down (1408 x 48/11 is 6144)."""
+    return int(round(width * mlp_ratio, 6))  # a ratio like 48/11 must not lose one to rounding before the cut
+
+
+def build_blocks(
+    width: int, depth: int, heads: int, mlp_ratio: float, layer_norm_eps: float, drop_path: float = 0.0
+) -> nn.ModuleList:
+    """`depth` blocks whose drop-path rates grow linearly from 0 to `drop_path`."""
+    rates = [drop_path * layer / max(1, depth - 1) for layer in range(depth)]
+    hidden = hidden_width(width, mlp_ratio)
+    return nn.ModuleList([Block(width, heads, hidden, layer_norm_eps, rate) for rate in rates])
+
+
+def block_flops(num_tokens: int, width: int, hidden: int) -> float:
+    """FLOPs of one block's forward on one sequence, 2 per multiply-add; products of matrices only."""
+    linear = 2 * num_tokens * width * (4 * width + 2 * hidden)
+    return linear + 4 * num_tokens**2 * width
+
+
+def initialize(network: nn.Module, blocks: nn.ModuleList, initialization: str) -> None:
+    """Draws the weights of `network` from torch's global generator.
+
+    `released`: truncated normal, std 0.02 (cut at +-2, so in effect not cut) for every Linear and convolution, biases 0,
+    LayerNorms 1 and 0. `depth_scaled`: in addition the outputs of both branches of layer l = 1, 2, ... divided by sqrt(2 l).
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(module.weight, std=INIT_STD)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    if initialization == "depth_scaled":
+        with torch.no_grad():
+            for layer, block in enumerate(blocks, start=1):
+                block.attn.proj.weight /= math.sqrt(2 * layer)  # type: ignore[union-attr,operator]
+                block.mlp.fc2.weight /= math.sqrt(2 * layer)  # type: ignore[union-attr,operator]

@@ -1,0 +1,145 @@
+"""Vision Transformer with fixed sin-cos positions that encodes all patches of an image or only some, at any size."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from openjepa.models.blocks import INIT_STD, attention_bias, block_flops, build_blocks, hidden_width, initialize
+from openjepa.models.positions import sincos_positions
+from openjepa.settings.models import EncoderConfig
+from openjepa.types import EncoderOutput
+
+
+def build_encoder(config: EncoderConfig) -> "VisionTransformer":
+    """A new encoder with weights drawn from torch's global generator."""
+    return VisionTransformer(config)
+
+
+class PatchEmbedding(nn.Module):
+    """Linear map of the pixels (channel, row, column) of each patch, stored as the convolution it equals."""
+
+    def __init__(self, patch_size: int, width: int) -> None:
+        """A square patch of `patch_size` pixels becomes a token of `width` numbers."""
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, images: Float[Tensor, "B 3 h w"], keep: Int[Tensor, "B K"] | None) -> Float[Tensor, "B K D"]:
+        """Tokens of all patches in raster order, or of the patches `keep`, which then are the only ones computed."""
+        pixels = _patches(images, self.patch_size, keep)
+        return F.linear(pixels, self.proj.weight.flatten(1), self.proj.bias)
+
+
+def _patches(images: Float[Tensor, "B 3 h w"], side: int, keep: Int[Tensor, "B K"] | None) -> Float[Tensor, "B K pixels"]:
+    """The pixels of each (kept) patch as one row."""
+    batch, channels, height, width = images.shape
+    rows, columns = height // side, width // side
+    cut = images.view(batch, channels, rows, side, columns, side)
+    if keep is None:
+        return cut.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
+    samples = torch.arange(batch, device=images.device)[:, None]
+    return cut[samples, :, keep // columns, :, keep % columns].flatten(2)  # [B, K, C, side, side] -> [B, K, pixels]
+
+
+class VisionTransformer(nn.Module):
+    """The encoder of Dosovitskiy et al. (2021), pre-norm, with fixed positions.
+
+    Parameters are named as in the released code.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        """Builds and initializes; raises ValueError where sizes do not divide."""
+        super().__init__()
+        _check_size(config.image_size, config.patch_size)
+        self.config = config
+        self.patch_embed = PatchEmbedding(config.patch_size, config.width)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.width)) if config.class_token else None
+        self.blocks = build_blocks(
+            config.width, config.depth, config.heads, config.mlp_ratio, config.layer_norm_eps, config.drop_path
+        )
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.positions: Tensor
+        self.register_buffer("positions", sincos_positions(config.width, config.grid()), persistent=False)
+        initialize(self, self.blocks, config.initialization)
+        if self.cls_token is not None:
+            nn.init.trunc_normal_(self.cls_token, std=INIT_STD)
+
+    def forward(
+        self,
+        images: Float[Tensor, "B 3 h w"],
+        keep: Int[Tensor, "B K"] | None = None,
+        keep_valid: Bool[Tensor, "B K"] | None = None,
+    ) -> EncoderOutput:
+        """Encodes all patches, or only the patches `keep` (raster indices, in that order) at the cost of those alone.
+
+        Where `keep_valid` is False the patch is padding: no other token sees it, and its own output means nothing.
+        Raises ValueError where the patch size does not divide the image.
+        """
+        x = self._tokens(images, keep)
+        bias = self._bias(keep_valid, x.dtype)
+        for block in self.blocks:
+            x = block(x, bias)
+        return self._output(x)
+
+    def last_layers(self, images: Float[Tensor, "B 3 h w"], num_layers: int) -> list[EncoderOutput]:
+        """Outputs of the last `num_layers` blocks on all patches, first to last, each passed through the final norm."""
+        if not 1 <= num_layers <= len(self.blocks):
+            raise ValueError(
+                f"num_layers={num_layers} of an encoder with {len(self.blocks)} blocks; use 1 to {len(self.blocks)}"
+            )
+        x = self._tokens(images, None)
+        outputs = []
+        for layer, block in enumerate(self.blocks):
+            x = block(x)
+            if layer >= len(self.blocks) - num_layers:
+                outputs.append(self._output(x))
+        return outputs
+
+    def flops(self, num_patches: int) -> float:
+        """FLOPs of the forward of one image of which `num_patches` patches are encoded (2 per multiply-add)."""
+        config = self.config
+        tokens = num_patches + int(config.class_token)
+        hidden = hidden_width(config.width, config.mlp_ratio)
+        embedding = 2 * num_patches * 3 * config.patch_size**2 * config.width
+        return embedding + config.depth * block_flops(tokens, config.width, hidden)
+
+    def _tokens(self, images: Float[Tensor, "B 3 h w"], keep: Int[Tensor, "B K"] | None) -> Float[Tensor, "B S D"]:
+        height, width = images.shape[-2:]
+        _check_size((height, width), self.config.patch_size)
+        tokens = self.patch_embed(images, keep)
+        positions = self._positions(self.config.grid((height, width)), images.device)
+        tokens = tokens + (positions if keep is None else F.embedding(keep, positions))
+        if self.cls_token is None:
+            return tokens  # type: ignore[no-any-return]
+        # the class token has no position, as if its row of the table were zero
+        return torch.cat([self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+
+    def _positions(self, grid: tuple[int, int], device: torch.device) -> Float[Tensor, "N D"]:
+        if grid == self.config.grid():
+            return self.positions
+        return sincos_positions(self.config.width, grid).to(device)
+
+    def _bias(self, valid: Bool[Tensor, "B K"] | None, dtype: torch.dtype) -> Float[Tensor, "B 1 1 S"] | None:
+        if valid is not None and self.cls_token is not None:
+            valid = F.pad(valid, (1, 0), value=True)
+        return attention_bias(valid, dtype)
+
+    def _output(self, x: Float[Tensor, "B S D"]) -> EncoderOutput:
+        normed = self.norm(x).float()
+        if self.cls_token is None:
+            return EncoderOutput(normed)
+        return EncoderOutput(normed[:, 1:], normed[:, 0])
+
+
+def _check_size(image_size: tuple[int, int], patch_size: int) -> None:
+    """Raises ValueError, naming the sizes that fit, where the patch size does not divide the image."""
+    for name, side in zip(("height", "width"), image_size, strict=True):
+        if side % patch_size or side < patch_size:
+            below, above = side - side % patch_size, side - side % patch_size + patch_size
+            fitting = f"{below} or {above}" if below else f"{above}"
+            divisors = [size for size in range(4, 17) if side % size == 0]
+            raise ValueError(
+                f"image {name} {side} is not a multiple of the patch size {patch_size}; "
+                f"use a {name} of {fitting}, or a patch size among {divisors or 'none that fits'}"
+            )

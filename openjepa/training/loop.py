@@ -68,7 +68,8 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
     workers = num_workers(config)
     loader = TrainingLoader(splits.train, config.data, method.inputs(), sampler, plan, seed, workers, device)
     total_steps, steps_per_epoch = training_length(optim, loader)
-    introduce(config, method, sampler, splits, device, precision, total_steps)
+    for line in introduce(config, method, sampler, splits.description, device, precision, total_steps):
+        print(line)
     if dry_run:
         loader.close()
         return None
@@ -83,7 +84,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
     found = latest_checkpoint(folder.checkpoints)
     state = load_checkpoint(found, method, optimizer) if found else TrainerState(step=0, position=LoaderPosition())
     log = RunLog(folder.path, state.step, config.system.tensorboard)
-    outputs = Outputs(folder, config, method, sampler, splits, device, precision, total_steps)
+    outputs = Outputs(folder, method, sampler, device, precision, total_steps, splits.description)
     outputs.begin(state)
     display = Display(total_steps, state.step, config.system.progress)
     display.say(f"{'continuing' if found else 'new run'}: {folder.path}" + (f" from step {state.step}" if found else ""))
@@ -148,10 +149,15 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
                 if monitor.is_due(done.step) or last:
                     monitor.look(done)
                     meter.restart_clock()
-                    for sentence in monitor.new_warnings():
-                        display.say(sentence)
+                    if warning := monitor.new_warning():
+                        display.say(warning)
                 stop = distributed.any_over_ranks(interrupts.requested is not None)
-                if stop or last or time.monotonic() - last_save > 60 * config.system.checkpoint_minutes or _keeps(config, done.step):
+                if (
+                    stop
+                    or last
+                    or time.monotonic() - last_save > 60 * config.system.checkpoint_minutes
+                    or _keeps(config, done.step)
+                ):
                     guard.raise_if_bad()
                     save_checkpoint(folder.checkpoints, method, optimizer, state, config.system.keep_every)
                     outputs.export(state)

@@ -7,8 +7,9 @@ from openjepa.engine.checkpoint import TrainerState
 from openjepa.engine.device import peak_memory
 from openjepa.engine.run_folder import RunFolder, environment
 from openjepa.masks.base import MaskSampler
-from openjepa.methods.base import Export, Method
+from openjepa.methods.base import Method
 from openjepa.training.monitor import Monitor
+from openjepa.types import Export
 from openjepa.weights.native import save_network
 
 
@@ -86,5 +87,3 @@ def _count_parameters(method: Method) -> dict[str, int]:
     """Trained parameters of each exported network and in all."""
     counts = {name: sum(value.numel() for value in export.module.parameters()) for name, export in method.exports().items()}
     return counts | {"trained": sum(value.numel() for value in method.parameters() if value.requires_grad)}
-
-

@@ -28,7 +28,7 @@ def default_view(data: DataSettings) -> ViewSpec:
 
 
 def num_workers(config: RunConfig) -> int:
-    """`system.workers`, or one process per core (at most 16) beside the training one; none where crops are made on the device."""
+    """`system.workers`, else one process per core but one (1 to 16), or none where crops are made on the device."""
     if config.system.workers is not None:
         return config.system.workers
     if config.data.cache == "device":
@@ -69,11 +69,11 @@ def introduce(
         f"recipe     {config.recipe} ({config.preset}), method {config.method.name}, seed {config.run.seed}",
         f"data       {data}",
         f"device     {device} ({device_name(device)}), {precision}, {torch.get_num_threads()} threads",
-        f"model      {config.model.size}/{config.model.patch_size}: {format_count(needs.trained_parameters)} trained parameters, "
-        f"{format_count(needs.flops_per_image)}FLOP per image and step",
+        f"model      {config.model.size}/{config.model.patch_size}, {format_count(needs.trained_parameters)} weights, "
+        f"{format_count(needs.flops_per_image)} FLOPs an image and step",
         f"masks      {sampler.name} on {sampler.grid[0]}x{sampler.grid[1]} patches; context/target tokens: {shapes}",
         f"training   {total_steps} steps of {config.optim.batch_size} images ({format_count(images)} in all)",
-        f"estimate   about {format_count(needs.memory_bytes)}B of memory, {format_seconds(needs.seconds)} (within a factor of two)",
+        f"estimate   {format_count(needs.memory_bytes)}B of memory, {format_seconds(needs.seconds)} (within a factor of two)",
     ]
     _refuse_far_too_large(needs, micro, device)
     return lines

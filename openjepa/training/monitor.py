@@ -1,0 +1,167 @@
+"""Watching a run on a fixed probe batch: collapse, and optionally the accuracy of the nearest neighbors."""
+
+import itertools
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from openjepa import distributed
+from openjepa.data.evaluation import evaluation_batches
+from openjepa.data.loader import BatchPlan, TrainingLoader
+from openjepa.data.source import ListSource, Splits
+from openjepa.engine.device import autocast
+from openjepa.engine.run_log import RunLog
+from openjepa.masks.base import MaskSampler
+from openjepa.measures.collapse import CollapseStatistics, collapse_statistics, trivial_losses, verdict
+from openjepa.measures.knn import knn_accuracy
+from openjepa.methods.base import Method, ProbeOutput
+from openjepa.schedules import Progress
+from openjepa.seeds import derive
+from openjepa.settings.models import EncoderConfig
+from openjepa.settings.run import RunConfig
+from openjepa.types import Batch, InputSpec, LoaderPosition, normalize
+
+_NEIGHBORS = 20
+_HEALTHY = "The features keep their spread and rank: no sign of collapse."
+
+
+class Monitor:
+    """Looks at the method on always the same images and masks; writes `monitor` lines. Changes nothing that training uses."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        method: Method,
+        sampler: MaskSampler,
+        splits: Splits,
+        device: torch.device,
+        precision: str,
+        log: RunLog,
+    ) -> None:
+        """Nothing is read before the first look."""
+        self._config, self._method, self._sampler, self._splits = config, method, sampler, splits
+        self._device, self._precision, self._log = device, precision, log
+        self._probe: list[Batch] | None = None
+        self._labeled: _LabeledImages | None = None
+        self._history: list[CollapseStatistics] = []
+        self._said: str | None = None
+        self.latest: dict[str, float] = {}
+        """Values of the latest look."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether to look after this many steps."""
+        every = self._config.monitor.every
+        return every > 0 and step % every == 0
+
+    def look(self, progress: Progress) -> None:
+        """Measures, remembers and logs; on the main process only."""
+        if self._config.monitor.every == 0 or not distributed.is_main():
+            return
+        outputs = [self._output(batch, progress) for batch in self._probe_batches()]
+        statistics = collapse_statistics(torch.cat([output.features for output in outputs]))
+        self._history.append(statistics)
+        self.latest = {
+            "feature_std": statistics.feature_std,
+            "cosine": statistics.cosine,
+            "rankme": statistics.rankme,
+            "loss": float(torch.stack([output.loss for output in outputs]).mean()),
+            **_trivial(outputs),
+            **self._nearest_neighbors(),
+        }
+        self._log.write("monitor", progress.step, {"epoch": round(progress.epoch, 4), **self.latest})
+
+    def verdict(self) -> str | None:
+        """In words, whether the run shows signs of collapse; None before the second look."""
+        if len(self._history) < 2:
+            return None
+        return verdict(self._history) or _HEALTHY
+
+    def new_warning(self) -> str | None:
+        """The verdict, if it is a warning that has not been given yet."""
+        warning = verdict(self._history)
+        if warning is None or self._said is not None:
+            return None
+        self._said = warning
+        return warning
+
+    def _probe_batches(self) -> list[Batch]:
+        """The fixed probe batch, as microbatches of uint8 on the CPU; drawn once, from seeds that training never uses."""
+        if self._probe is None:
+            config = self._config
+            seed = derive("order", config.run.seed, -1)
+            micro = min(config.optim.microbatch_size or config.optim.batch_size, config.monitor.images)
+            number = config.monitor.images // micro * micro
+            self._probe = draw_batches(config, self._method.inputs(), self._sampler, self._splits, number, micro, seed)
+        return self._probe
+
+    def _output(self, batch: Batch, progress: Progress) -> ProbeOutput:
+        data = self._config.data
+        on_device = batch.to(self._device).normalized(data.pixel_mean, data.pixel_std)
+        with autocast(self._device, self._precision):
+            return self._method.probe(on_device, progress)
+
+    def _nearest_neighbors(self) -> dict[str, float]:
+        if not self._config.monitor.knn:
+            return {}
+        if self._labeled is None:
+            self._labeled = _LabeledImages(self._config, self._splits)
+        images = self._labeled
+        train, test = self._features(images.train), self._features(images.test)
+        accuracy = knn_accuracy(train, images.train_labels, test, images.test_labels, (_NEIGHBORS,))
+        return {"knn": accuracy[_NEIGHBORS].value}
+
+    @torch.no_grad()
+    def _features(self, pixels: Tensor) -> Float[Tensor, "n D"]:
+        encoder, data = self._method.exports()["encoder"], self._config.data
+        assert isinstance(encoder.config, EncoderConfig)
+        chunks = []
+        for chunk in pixels.split(256):
+            images = normalize(chunk.to(self._device), data.pixel_mean, data.pixel_std)
+            with autocast(self._device, self._precision):
+                output = encoder.module(images)
+            chunks.append(output.pooled(encoder.config.pooling).float().cpu())
+        return torch.cat(chunks)
+
+
+class _LabeledImages:
+    """A few labeled images of both splits, in the view of the evaluation."""
+
+    def __init__(self, config: RunConfig, splits: Splits) -> None:
+        if splits.test is None or splits.test.labels is None or not isinstance(splits.train, ListSource):
+            raise ValueError("monitor.knn=True needs labels and a test split, which this data has not; set monitor.knn=False")
+        number = config.monitor.knn_images
+        self.train, self.train_labels = _take(splits.train, number, config)
+        self.test, self.test_labels = _take(splits.test, number // 2, config)
+
+
+def _take(source: ListSource, number: int, config: RunConfig) -> tuple[Tensor, Int[Tensor, " n"]]:
+    batches = evaluation_batches(source, config.data.height_width(), 256, 0, max_images=number, seed=config.run.seed)
+    taken = list(batches)
+    labels = [batch.labels for batch in taken if batch.labels is not None]
+    return torch.cat([batch.images for batch in taken]), torch.cat(labels)
+
+
+def draw_batches(
+    config: RunConfig, inputs: InputSpec, sampler: MaskSampler, splits: Splits, number: int, micro: int, seed: int
+) -> list[Batch]:
+    """`number` training images as one step's microbatches, with uint8 views on the CPU; fewer where there are not enough."""
+    if isinstance(splits.train, ListSource):
+        number = min(number, len(splits.train) // micro * micro)
+    plan = BatchPlan(batch_size=number, microbatch_size=micro)
+    loader = TrainingLoader(splits.train, config.data, inputs, sampler, plan, seed, 0, torch.device("cpu"))
+    batches = loader.iterate(0, LoaderPosition(), 1)
+    taken = list(itertools.islice(batches, number // micro))
+    loader.close()
+    return taken
+
+
+def _trivial(outputs: list[ProbeOutput]) -> dict[str, float]:
+    """The losses of the two predictors that look at nothing, where the method has targets at positions."""
+    distance = outputs[0].distance
+    targets = [output.targets for output in outputs if output.targets is not None]
+    positions = [output.target_positions for output in outputs if output.target_positions is not None]
+    if distance is None or not targets:
+        return {}
+    losses = trivial_losses(torch.cat(targets), torch.cat(positions), distance)
+    return {"loss_mean_target": losses.mean_target, "loss_position_mean": losses.position_mean}

@@ -14,7 +14,7 @@ from openjepa.engine.device import autocast, resolve_device, resolve_precision
 from openjepa.engine.display import Display, format_count, format_seconds
 from openjepa.engine.finite import FiniteGuard, NotFinite
 from openjepa.engine.interrupts import Interrupts
-from openjepa.engine.memory import explain_memory
+from openjepa.engine.failures import explain_memory
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
 from openjepa.engine.run_folder import open_run_folder
 from openjepa.engine.run_log import RunLog

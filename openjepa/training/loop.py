@@ -1,7 +1,7 @@
 """The only pretraining loop. It is the same for every method: read it downwards."""
 
-import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
@@ -15,22 +15,23 @@ from openjepa.data.skipping import SkipLedger
 from openjepa.engine.checkpoint import TrainerState, latest_checkpoint, load_checkpoint, save_checkpoint
 from openjepa.engine.device import autocast, resolve_device, resolve_precision, set_threads
 from openjepa.engine.display import Display
-from openjepa.engine.finite import FiniteGuard, NotFinite
+from openjepa.engine.failures import explain_memory, explain_not_finite
+from openjepa.engine.finite import FiniteGuard
 from openjepa.engine.interrupts import Interrupted, Interrupts
-from openjepa.engine.memory import explain_memory
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
 from openjepa.engine.run_folder import open_run_folder
 from openjepa.engine.run_log import RunLog
 from openjepa.masks import MASKS
 from openjepa.methods import METHODS
+from openjepa.methods.base import Method
 from openjepa.schedules import Progress, learning_rate, weight_decay
 from openjepa.seeds import derive
 from openjepa.settings.run import RunConfig
-from openjepa.training.meters import IntervalMeter
+from openjepa.training.meters import IntervalMeter, TrainingClock
 from openjepa.training.monitor import Monitor
 from openjepa.training.outputs import Outputs
 from openjepa.training.startup import default_view, introduce, num_workers, training_length
-from openjepa.types import Batch, LoaderPosition
+from openjepa.types import Batch, LoaderPosition, LossOutput
 
 
 def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path | None:
@@ -88,100 +89,92 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
     outputs.begin(state)
     display = Display(total_steps, state.step, config.system.progress)
     display.say(f"{'continuing' if found else 'new run'}: {folder.path}" + (f" from step {state.step}" if found else ""))
-    monitor = Monitor(config, method, sampler, splits, device, precision, log)
+    monitor = Monitor(config, method, sampler, splits, device, precision, log, display.say)
     guard = FiniteGuard(optimizer, device, history=config.system.log_every)
-    skips = SkipLedger(config.data.max_skipped, already=state.samples_skipped, seen=state.images_seen)
+    skips = SkipLedger(config.data.max_skipped, num_seen=state.images_seen, num_skipped=state.samples_skipped)
     meter = IntervalMeter(device)
 
     # ---------------------------------------------------------------- steps
     batches = loader.iterate(state.step, state.position, total_steps - state.step)
     microbatches_per_step = plan.batch_size // (plan.microbatch_size * plan.world_size)
-    last_save = time.monotonic()
-    start_seconds, started = state.seconds, time.monotonic()
-    with Interrupts() as interrupts, explain_memory(config):
-        try:
-            if state.step == 0:
-                monitor.look(Progress(0, total_steps, steps_per_epoch))
-            for step in range(state.step, total_steps):
-                # rates and random numbers of this step
-                progress = Progress(step, total_steps, steps_per_epoch)
-                rate, decay = learning_rate(optim, progress), weight_decay(optim, progress)
-                set_rates(optimizer, rate, decay)
-                torch.manual_seed(derive("step", seed, step, distributed.rank()))
+    clock = TrainingClock(state.seconds, config.system.checkpoint_minutes)
+    with ExitStack() as resources:
+        for resource in (display, log, loader, folder):
+            resources.callback(resource.close)
+        interrupts = resources.enter_context(Interrupts())
+        resources.enter_context(explain_memory(config))
+        resources.enter_context(explain_not_finite(config, loader.name))
+        if state.step == 0:
+            monitor.look(Progress(0, total_steps, steps_per_epoch))
 
-                # forward and backward of each microbatch
-                optimizer.zero_grad(set_to_none=True)
-                microbatches = _take(batches, microbatches_per_step)
-                for batch in microbatches:
-                    on_device = batch.to(device).normalized(config.data.pixel_mean, config.data.pixel_std)
-                    with autocast(device, precision):
-                        output = method(on_device, progress)
-                    (output.total / microbatches_per_step).backward()
-                    meter.add(output, batch)
+        for step in range(state.step, total_steps):
+            # rates and random numbers of this step
+            progress = Progress(step, total_steps, steps_per_epoch)
+            rate, decay = learning_rate(optim, progress), weight_decay(optim, progress)
+            set_rates(optimizer, rate, decay)
+            torch.manual_seed(derive("step", seed, step, distributed.rank()))
 
-                # finite? clip, step, move the teacher
-                method.before_step(progress)
-                norm = gradient_norm(optimizer)
-                guard.watch(step, meter.last_loss, norm, [batch.sample_ids for batch in microbatches])
-                if optim.clip_grad is not None:
-                    clip_gradients(optimizer, norm, optim.clip_grad)
-                optimizer.step()
-                committed = method.after_step(progress)
+            # forward and backward of each microbatch
+            optimizer.zero_grad(set_to_none=True)
+            microbatches = _take(batches, microbatches_per_step)
+            for batch in microbatches:
+                output = _forward(method, batch, progress, config, device, precision)
+                (output.total / microbatches_per_step).backward()
+                meter.add(output, batch)
 
-                # count, log, look, save, stop?
-                skipped = skips.record(microbatches)
-                done = Progress(step + 1, total_steps, steps_per_epoch)
-                state = TrainerState(
-                    step=done.step,
-                    position=microbatches[-1].next_position,
-                    images_seen=done.step * plan.batch_size,
-                    seconds=start_seconds + time.monotonic() - started,
-                    samples_skipped=skips.skipped,
-                )
-                log.write_skipped(done.step, skipped)
-                last = done.step == total_steps
-                if done.step % config.system.log_every == 0 or last:
-                    guard.raise_if_bad()
-                    rates = {"lr": rate, "weight_decay": decay, "grad_norm": norm.item(), **committed}
-                    line = meter.finish(state, done, rates)
-                    log.write("train", done.step, line)
-                    display.update(done.step, meter.summary(line, monitor.latest))
-                if monitor.is_due(done.step) or last:
-                    monitor.look(done)
-                    meter.restart_clock()
-                    if warning := monitor.new_warning():
-                        display.say(warning)
-                stop = distributed.any_over_ranks(interrupts.requested is not None)
-                if (
-                    stop
-                    or last
-                    or time.monotonic() - last_save > 60 * config.system.checkpoint_minutes
-                    or _keeps(config, done.step)
-                ):
-                    guard.raise_if_bad()
-                    save_checkpoint(folder.checkpoints, method, optimizer, state, config.system.keep_every)
-                    outputs.export(state)
-                    last_save = time.monotonic()
-                    meter.restart_clock()
-                if stop and not last:
-                    outputs.finish("interrupted", state, monitor)
-                    raise Interrupted(interrupts.requested or "SIGTERM", done.step, folder.path)
-            outputs.finish("finished", state, monitor)
-        except NotFinite as error:
-            names = ", ".join(loader.name(index) for index in error.sample_ids[:8])
-            outputs.finish("not finite", state, monitor)
-            raise ValueError(
-                f"the loss or a gradient of step {error.step} is not finite; weights and checkpoints before it are intact. "
-                f"First of its {len(error.sample_ids)} samples: {names}. Lower optim.lr (now {optim.lr}), lengthen the warm-up "
-                "or set optim.clip_grad; run.precision=fp32 tells whether it is the precision."
-            ) from error
-        finally:
-            display.close()
-            log.close()
-            loader.close()
-            folder.close()
+            # finite? clip, step, move the teacher
+            method.before_step(progress)
+            norm = gradient_norm(optimizer)
+            guard.watch(step, meter.loss_sum(), norm, [batch.sample_ids for batch in microbatches])
+            if optim.clip_grad is not None:
+                clip_gradients(optimizer, norm, optim.clip_grad)
+            optimizer.step()
+            committed = method.after_step(progress)
+
+            # count
+            skipped = [sample for batch in microbatches for sample in skips.record(batch)]
+            log.write_skipped(step + 1, skipped)
+            state = TrainerState(
+                step=step + 1,
+                position=microbatches[-1].next_position,
+                images_seen=(step + 1) * plan.batch_size,
+                seconds=clock.seconds(),
+                samples_skipped=skips.num_skipped,
+            )
+            done = Progress(state.step, total_steps, steps_per_epoch)
+            last = state.step == total_steps
+            stop = distributed.any_over_ranks(interrupts.requested is not None)
+
+            # log, look, save, stop?
+            if last or state.step % config.system.log_every == 0:
+                guard.raise_if_bad()
+                values = meter.finish(state, done, {"lr": rate, "weight_decay": decay, "grad_norm": norm.item(), **committed})
+                log.write("train", state.step, values)
+                display.update(state.step, meter.summary(values, monitor.latest))
+            if last or monitor.is_due(state.step):
+                monitor.look(done)
+                meter.restart_clock()
+            if last or stop or clock.save_is_due() or _is_kept(state.step, config.system.keep_every):
+                guard.raise_if_bad()
+                save_checkpoint(folder.checkpoints, method, optimizer, state, config.system.keep_every)
+                outputs.export(state)
+                clock.saved()
+                meter.restart_clock()
+            if stop and not last:
+                outputs.finish("interrupted", state, monitor)
+                raise Interrupted(interrupts.requested or "SIGTERM", state.step, folder.path)
+
+        outputs.finish("finished", state, monitor)
     display.say(f"finished: {folder.path}")
     return folder.path
+
+
+def _forward(
+    method: Method, batch: Batch, progress: Progress, config: RunConfig, device: torch.device, precision: str
+) -> LossOutput:
+    on_device = batch.to(device).normalized(config.data.pixel_mean, config.data.pixel_std)
+    with autocast(device, precision):
+        return method(on_device, progress)  # type: ignore[no-any-return]
 
 
 def _take(batches: Iterator[Batch], number: int) -> list[Batch]:
@@ -191,6 +184,5 @@ def _take(batches: Iterator[Batch], number: int) -> list[Batch]:
     return taken
 
 
-def _keeps(config: RunConfig, step: int) -> bool:
-    every = config.system.keep_every
-    return every is not None and step % every == 0
+def _is_kept(step: int, keep_every: int | None) -> bool:
+    return keep_every is not None and step % keep_every == 0

@@ -13,14 +13,33 @@ from openjepa.schedules import Progress
 from openjepa.types import Batch, BlockMasks, LossOutput
 
 
+class TrainingClock:
+    """Seconds of training over all sessions of a run, and when the next checkpoint is due."""
+
+    def __init__(self, seconds_before: float, save_minutes: float) -> None:
+        """`seconds_before` were spent in earlier sessions."""
+        self._before, self._start = seconds_before, time.monotonic()
+        self._save_seconds, self._last_save = 60 * save_minutes, self._start
+
+    def seconds(self) -> float:
+        """Training time so far."""
+        return self._before + time.monotonic() - self._start
+
+    def save_is_due(self) -> bool:
+        """Whether the last checkpoint is older than the interval."""
+        return time.monotonic() - self._last_save > self._save_seconds
+
+    def saved(self) -> None:
+        """Starts the next interval."""
+        self._last_save = time.monotonic()
+
+
 class IntervalMeter:
     """Averages over the microbatches of one logging interval; reads nothing from the device before `finish`."""
 
     def __init__(self, device: torch.device) -> None:
         """`device` is where the losses are."""
         self._device = device
-        self.last_loss: Float[Tensor, ""] = torch.zeros((), device=device)
-        """Loss of the latest microbatch; not finite if any loss since the last line was not."""
         self._reset()
 
     def _reset(self) -> None:
@@ -39,7 +58,6 @@ class IntervalMeter:
     def add(self, output: LossOutput, batch: Batch) -> None:
         """Counts one microbatch."""
         total = output.total.detach().float()
-        self.last_loss = total
         for name, value in {"loss": total, **_prefixed("loss", output.parts), **output.diagnostics}.items():
             value = value.detach().float()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
@@ -53,6 +71,10 @@ class IntervalMeter:
         now = time.monotonic()
         self._seconds += now - self._clock
         self._clock = now
+
+    def loss_sum(self) -> Float[Tensor, ""]:
+        """Sum of the losses since the last line, on the device; not finite if any of them was not."""
+        return self._sums["loss"]
 
     def finish(self, state: TrainerState, progress: Progress, rates: Mapping[str, float]) -> dict[str, float]:
         """The values of one line of metrics.jsonl, averaged over the processes; starts the next interval."""

@@ -1,6 +1,7 @@
 """Watching a run on a fixed probe batch: collapse, and optionally the accuracy of the nearest neighbors."""
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
@@ -38,14 +39,15 @@ class Monitor:
         device: torch.device,
         precision: str,
         log: RunLog,
+        say: Callable[[str], None],
     ) -> None:
-        """Nothing is read before the first look."""
+        """Nothing is read before the first look; warnings go to `say`."""
         self._config, self._method, self._sampler, self._splits = config, method, sampler, splits
         self._device, self._precision, self._log = device, precision, log
         self._probe: list[Batch] | None = None
         self._labeled: _LabeledImages | None = None
         self._history: list[CollapseStatistics] = []
-        self._said: str | None = None
+        self._warned, self._say = False, say
         self.latest: dict[str, float] = {}
         """Values of the latest look."""
 
@@ -70,6 +72,7 @@ class Monitor:
             **self._nearest_neighbors(),
         }
         self._log.write("monitor", progress.step, {"epoch": round(progress.epoch, 4), **self.latest})
+        self._warn()
 
     def verdict(self) -> str | None:
         """In words, whether the run shows signs of collapse; None before the second look."""
@@ -77,13 +80,12 @@ class Monitor:
             return None
         return verdict(self._history) or _HEALTHY
 
-    def new_warning(self) -> str | None:
-        """The verdict, if it is a warning that has not been given yet."""
+    def _warn(self) -> None:
+        """Says the verdict, once, if it is a warning."""
         warning = verdict(self._history)
-        if warning is None or self._said is not None:
-            return None
-        self._said = warning
-        return warning
+        if warning is not None and not self._warned:
+            self._warned = True
+            self._say(warning)
 
     def _probe_batches(self) -> list[Batch]:
         """The fixed probe batch, as microbatches of uint8 on the CPU; drawn once, from seeds that training never uses."""

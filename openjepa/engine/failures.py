@@ -1,10 +1,11 @@
-"""Running out of memory becomes an error that says what to change."""
+"""Running out of memory, or of finite numbers, becomes an error that says what to change."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
+from openjepa.engine.finite import NotFinite
 from openjepa.settings.run import RunConfig
 
 
@@ -19,6 +20,20 @@ def explain_memory(config: RunConfig) -> Iterator[None]:
         if "allocate memory" not in str(error):
             raise
         raise ValueError(_advice(config)) from error
+
+
+@contextmanager
+def explain_not_finite(config: RunConfig, sample_name: Callable[[int], str]) -> Iterator[None]:
+    """Turns NotFinite into a ValueError that names the samples of the step and the settings that help."""
+    try:
+        yield
+    except NotFinite as error:
+        names = ", ".join(sample_name(index) for index in error.sample_ids[:8])
+        raise ValueError(
+            f"the loss or a gradient of step {error.step} is not finite; no weight has moved since, and the checkpoints are intact. "
+            f"The first of its {len(error.sample_ids)} samples: {names}. Lower optim.lr (now {config.optim.lr:g}), lengthen the "
+            "warm-up or set optim.clip_grad; run.precision=fp32 tells whether it is the precision."
+        ) from error
 
 
 def _advice(config: RunConfig) -> str:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from openjepa.models.blocks import Block
 from openjepa.schedules import Progress
 from openjepa.types import Batch, Export, InputSpec, LossOutput, ParameterRule
 
@@ -24,8 +25,9 @@ DEFAULT_RULES = (
 class ProbeOutput:
     """What a method shows of itself on the fixed probe batch, so that the loop can watch for collapse.
 
-    Tensors stay on the device. Methods that regress features give targets and positions, and the loop compares `loss` with what two trivial predictors get
-    under `distance`: the mean of all targets, and the mean target of each position. Others (DINO) leave them None.
+    Tensors stay on the device. Methods that regress features give targets and positions, and the loop compares `loss` with
+    what two trivial predictors get under `distance`: the mean of all targets, and the mean target of each position. Others
+    (DINO) leave them None.
     """
 
     features: Float[Tensor, "B D"]
@@ -84,6 +86,12 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def trained_parts(self) -> tuple[str, ...]:
         """Parts of `flops()` that have a backward pass, which costs twice their forward."""
+
+    def compile_blocks(self) -> None:
+        """Compiles every transformer block by itself with torch.compile: same parameters, same names, the same code for all."""
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.compile()
 
     @abstractmethod
     def exports(self) -> Mapping[str, Export]:

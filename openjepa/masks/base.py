@@ -24,15 +24,17 @@ class TokenShape:
 class MaskSampler(ABC):
     """Draws the masks of one microbatch on a fixed grid; knows no images. Concrete samplers are final.
 
-    What a mask group shares is a function of (`group_seed`, `step`) alone and what belongs to one sample of its own seed, so the
-    masks of a sample do not depend on workers, processes or microbatches. The one exception is a sampler that imitates a sequential
-    program, which says so.
+    What a mask group shares is a function of (`group_seed`, `step`) alone and what belongs to one sample of its own seed, so
+    the masks of a sample do not depend on workers, processes or microbatches. The one exception is a sampler that imitates a
+    sequential program, which says so by `sequential`.
     """
 
     name: str
     """Strategy and mode as they appear beside every result, e.g. `multiblock/unbiased/random_subset`."""
     grid: tuple[int, int]
     """Rows and columns of patches."""
+    sequential: bool = False
+    """Whether the masks of a sample depend on the others of its microbatch."""
 
     @abstractmethod
     def __call__(self, sample_seeds: NDArray[np.int64], group_seed: int, step: int) -> Masks:
@@ -40,4 +42,7 @@ class MaskSampler(ABC):
 
     @abstractmethod
     def shapes(self) -> tuple[TokenShape, ...]:
-        """Every (context, target) token count that can occur, most frequent first; probabilities sum to 1."""
+        """Every (context, target) token count that can occur, most frequent first; probabilities sum to 1.
+
+        A strategy whose counts depend on chance within the microbatch estimates them, says so, and may miss rare ones.
+        """

@@ -1,0 +1,84 @@
+"""Rectangular blocks on a grid of patches: which sizes occur and how often, where they lie, which patches they cover."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+RAREST = 0.01
+"""Block sizes rarer than this are left out, so that few token shapes occur (at 14x14 they are 2 % of the draws together)."""
+_RESOLUTION = 512
+"""Scales and aspects are tabulated at this many equidistant values each."""
+
+
+@dataclass(frozen=True)
+class BlockSizes:
+    """The sizes of a block that can occur, with their probabilities."""
+
+    sizes: Int[np.ndarray, "S 2"]
+    """Rows and columns."""
+    probabilities: Float[np.ndarray, " S"]
+
+    def pick(self, uniform: Float[np.ndarray, "*B"]) -> Int[np.ndarray, "*B 2"]:
+        """Sizes drawn by inverting the distribution function at numbers that are uniform in [0, 1)."""
+        steps = np.cumsum(self.probabilities)[:-1]
+        picked: Int[np.ndarray, "*B 2"] = self.sizes[np.searchsorted(steps, uniform, side="right")]
+        return picked
+
+    @property
+    def areas(self) -> Int[np.ndarray, " S"]:
+        """Patches of each size."""
+        areas: Int[np.ndarray, " S"] = self.sizes.prod(axis=1)
+        return areas
+
+
+def block_sizes(
+    grid: tuple[int, int], scale: tuple[float, float], aspect: tuple[float, float], relative: bool = False
+) -> BlockSizes:
+    """Sizes of a block whose scale (fraction of the patches) and aspect (height / width) are uniform and independent.
+
+    I-JEPA, section 3: U(0.15, 0.2) and U(0.75, 1.5) for targets. Sides are rounded to whole patches and lie in the grid; where
+    the grid is too narrow for an aspect, the block is as long as its area asks. `relative`: aspect 1 is the grid's own.
+    """
+    height, width = grid
+    middle = (np.arange(_RESOLUTION) + 0.5) / _RESOLUTION
+    area = height * width * (scale[0] + middle * (scale[1] - scale[0]))[:, None]
+    ratio = (aspect[0] + middle * (aspect[1] - aspect[0]))[None, :] * (height / width if relative else 1.0)
+    rows, columns = np.sqrt(area * ratio), np.sqrt(area / ratio)
+    rows, columns = np.where(columns > width, area / width, rows), np.where(rows > height, area / height, columns)
+    sides = np.clip(np.rint(rows), 1, height).astype(np.int64), np.clip(np.rint(columns), 1, width).astype(np.int64)
+    counts = np.bincount((sides[0] * (width + 1) + sides[1]).reshape(-1))
+    occurring = np.flatnonzero(counts)
+    sizes, share = np.stack(np.divmod(occurring, width + 1), axis=1), counts[occurring] / counts.sum()
+    often = share >= min(RAREST, share.max())
+    return BlockSizes(sizes[often], share[often] / share[often].sum())
+
+
+def place(uniform: Float[np.ndarray, "*B 2"], sizes: Int[np.ndarray, "*B 2"], grid: tuple[int, int]) -> Int[np.ndarray, "*B 2"]:
+    """Top and left of blocks, uniform over every position at which the block lies in the grid."""
+    corners: Int[np.ndarray, "*B 2"] = (uniform * (np.array(grid) - sizes + 1)).astype(np.int64)
+    return corners
+
+
+def covered(
+    corners: Int[np.ndarray, "*B 2"], sizes: Int[np.ndarray, "*B 2"], grid: tuple[int, int]
+) -> Bool[np.ndarray, "*B H W"]:
+    """Which patches lie in each block."""
+    in_rows = _within(corners[..., 0], sizes[..., 0], grid[0])
+    in_columns = _within(corners[..., 1], sizes[..., 1], grid[1])
+    inside: Bool[np.ndarray, "*B H W"] = in_rows[..., :, None] & in_columns[..., None, :]
+    return inside
+
+
+def _within(start: Int[np.ndarray, "*B"], length: Int[np.ndarray, "*B"], num: int) -> Bool[np.ndarray, "*B n"]:
+    """Which of 0 .. num-1 lie in [start, start + length)."""
+    distance = np.arange(num) - start[..., None]
+    inside: Bool[np.ndarray, "*B n"] = (distance >= 0) & (distance < length[..., None])
+    return inside
+
+
+def raster_indices(corners: Int[np.ndarray, "*B 2"], size: tuple[int, int], width: int) -> Int[np.ndarray, "*B T"]:
+    """Raster indices, ascending, of the patches of blocks of one size on a grid with `width` columns."""
+    offsets = (np.arange(size[0])[:, None] * width + np.arange(size[1])[None, :]).reshape(-1)
+    indices: Int[np.ndarray, "*B T"] = (corners[..., 0] * width + corners[..., 1])[..., None] + offsets
+    return indices

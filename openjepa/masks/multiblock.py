@@ -1,0 +1,182 @@
+"""I-JEPA's multi-block masks without the biases of the released code (paper: arXiv 2301.08243, section 3 and appendix A)."""
+
+import warnings
+from collections import Counter
+from dataclasses import dataclass, fields
+from typing import final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from numpy.typing import NDArray
+
+from openjepa.masks.base import MaskSampler, TokenShape
+from openjepa.masks.blocks import block_sizes, covered, place, raster_indices
+from openjepa.masks.cuts import CUTS, pack
+from openjepa.masks.limits import REFERENCE_PATCHES, check_context_fits, check_ranges, scaled_min_keep
+from openjepa.masks.official import OfficialMultiblock
+from openjepa.seeds import derive, derive_samples, uniforms
+from openjepa.settings.masks import MultiblockSettings
+from openjepa.types import BlockMasks
+
+TOKEN_MULTIPLE = 8
+"""Contexts that are not cut are padded to a multiple of this many patches, so that few shapes occur."""
+_ESTIMATE_PATCHES = 1 << 20
+"""Patches drawn (samples x patches of the grid) to estimate what has no closed form."""
+
+
+def build_multiblock(settings: MultiblockSettings, grid: tuple[int, int]) -> MaskSampler:
+    """The sampler of `settings.mode` on a grid of H x W patches. ValueError: the settings are impossible on this grid."""
+    check_ranges(settings, grid)
+    if settings.mode == "official":
+        _warn_ignored(settings, "mode='official'", ("context_cut", "context_ratio", "max_redraws"))
+        return OfficialMultiblock(settings, grid)
+    if settings.context_cut == "none":
+        _warn_ignored(settings, "context_cut='none'", ("context_ratio",))
+    return UnbiasedMultiblock(settings, grid)
+
+
+def _warn_ignored(settings: MultiblockSettings, because: str, names: tuple[str, ...]) -> None:
+    defaults = {item.name: item.default for item in fields(settings)}
+    for name in names:
+        if getattr(settings, name) != defaults[name]:
+            warnings.warn(f"masks.{name}={getattr(settings, name)!r} has no effect with masks.{because}", stacklevel=3)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the blocks of each sample lie and what they leave to the context."""
+
+    targets: Int[np.ndarray, "B M 2"]
+    """Top and left of the target blocks."""
+    available: Bool[np.ndarray, "B N"]
+    """Patches of the context block that lie in no target."""
+    redrawn: int
+    """Samples that took more than one draw."""
+    short: int
+    """Samples that still have too few available patches."""
+
+
+@final
+class UnbiasedMultiblock(MaskSampler):
+    """Scale and aspect drawn separately (both uniform), every position equally likely, contexts cut without preference.
+
+    Sizes of the target and the context block are shared by a mask group and follow from (`group_seed`, `step`); positions and
+    cut follow from the sample's own seed. A sample with fewer than K available patches (`context_cut="none"`: with at most
+    `min_keep`, scaled down on grids under 14x14) draws its positions again, at most `max_redraws` times; then its best draw is
+    padded. A sample never has an empty context.
+    """
+
+    def __init__(self, settings: MultiblockSettings, grid: tuple[int, int]) -> None:
+        """ValueError: a context of the wanted size fails in more than half of the draws."""
+        num_patches = grid[0] * grid[1]
+        self.name = f"multiblock/unbiased/{settings.context_cut}"
+        self.grid = grid
+        self.target_sizes = block_sizes(grid, settings.target_scale, settings.target_aspect)
+        self.context_sizes = block_sizes(grid, settings.context_scale, settings.context_aspect, relative=True)
+        self._settings = settings
+        self._keep = max(1, round(settings.context_ratio * num_patches))
+        self._needed = self._keep
+        if settings.context_cut == "none":
+            self._needed = 1 + scaled_min_keep(settings.min_keep, grid)
+        num_available = self._estimate_available()
+        check_context_fits(settings, grid, num_available, self._needed)
+        self.available_ratio = float(num_available.mean()) / num_patches
+        """Fraction of the patches that the context has before it is cut, on average (estimated, first draws)."""
+
+    def __call__(self, sample_seeds: NDArray[np.int64], group_seed: int, step: int) -> BlockMasks:
+        """Context and targets of the samples [B]; `redrawn` and `padded` count samples."""
+        target, context = self._group_sizes(np.array([derive("group", group_seed, step)]))
+        layout = self._lay_out(sample_seeds, target, context)
+        chosen = CUTS[self._settings.context_cut](layout.available, self._keep, sample_seeds, self.grid)
+        indices, valid = pack(chosen, self._num_tokens(chosen))
+        targets = raster_indices(layout.targets, (int(target[0, 0]), int(target[0, 1])), self.grid[1])
+        return BlockMasks(
+            context=torch.from_numpy(indices),
+            targets=torch.from_numpy(targets),
+            grid=self.grid,
+            context_valid=None if valid is None else torch.from_numpy(valid),
+            redrawn=layout.redrawn,
+            padded=layout.short,
+        )
+
+    def shapes(self) -> tuple[TokenShape, ...]:
+        """Exact where contexts are cut. With `context_cut="none"` an estimate for microbatches of `group_size` (else 128).
+
+        The latter depend on the fullest context of the microbatch: multiples of 8 that are rarer than about 1 % may be missing.
+        """
+        if self._settings.context_cut == "none":
+            return self._estimate_shapes()
+        areas, size_area = np.unique(self.target_sizes.areas, return_inverse=True)
+        shares = np.bincount(size_area, weights=self.target_sizes.probabilities)
+        order = np.argsort(-shares, kind="stable")
+        return tuple(TokenShape(self._keep, int(areas[i]), float(shares[i])) for i in order)
+
+    def _group_sizes(self, seeds: NDArray[np.int64]) -> tuple[Int[np.ndarray, "G 2"], Int[np.ndarray, "G 2"]]:
+        """Rows and columns of the target and of the context block of each group."""
+        numbers = uniforms(seeds, 2)
+        return self.target_sizes.pick(numbers[:, 0]), self.context_sizes.pick(numbers[:, 1])
+
+    def _lay_out(self, seeds: NDArray[np.int64], target: Int[np.ndarray, "#B 2"], context: Int[np.ndarray, "#B 2"]) -> Layout:
+        """Positions for blocks of one size, or of one size per sample, redrawn where the context is too small."""
+        sizes = np.broadcast_to(target, (len(seeds), 2)), np.broadcast_to(context, (len(seeds), 2))
+        corners, available = self._draw(seeds, *sizes, attempt=0)
+        num_available = available.sum(axis=1)
+        redrawn = int((num_available < self._needed).sum())
+        for attempt in range(1, self._settings.max_redraws + 1):
+            failed = np.nonzero(num_available < self._needed)[0]
+            if len(failed) == 0:
+                break
+            again, left = self._draw(seeds[failed], sizes[0][failed], sizes[1][failed], attempt)
+            better = left.sum(axis=1) > num_available[failed]
+            corners[failed[better]], available[failed[better]] = again[better], left[better]
+            num_available = available.sum(axis=1)
+        for sample in np.nonzero(num_available == 0)[0]:
+            self._stack_targets(corners, available, sizes[0], int(sample))
+        return Layout(corners, available, redrawn, int((num_available < self._needed).sum()))
+
+    def _draw(
+        self, seeds: NDArray[np.int64], target: Int[np.ndarray, "B 2"], context: Int[np.ndarray, "B 2"], attempt: int
+    ) -> tuple[Int[np.ndarray, "B M 2"], Bool[np.ndarray, "B N"]]:
+        """One draw of all positions: corners of the targets, and the patches left to the context."""
+        num_targets = self._settings.num_targets
+        num_numbers = 2 * (num_targets + 1)
+        numbers = uniforms(seeds, num_numbers, start=attempt * num_numbers).reshape(len(seeds), num_targets + 1, 2)
+        corners = place(numbers[:, 1:], target[:, None], self.grid)  # [B, M, 2]
+        in_target = covered(corners, target[:, None], self.grid).any(axis=1)  # [B, H, W]
+        in_context = covered(place(numbers[:, 0], context, self.grid), context, self.grid)
+        return corners, (in_context & ~in_target).reshape(len(seeds), -1)
+
+    def _stack_targets(
+        self,
+        corners: Int[np.ndarray, "B M 2"],
+        available: Bool[np.ndarray, "B N"],
+        target: Int[np.ndarray, "B 2"],
+        sample: int,
+    ) -> None:
+        """A context for a sample whose every draw left none: its targets lie on one another, the rest is context."""
+        corners[sample] = corners[sample, :1]
+        available[sample] = ~covered(corners[sample, 0], target[sample], self.grid).reshape(-1)
+
+    def _num_tokens(self, chosen: Bool[np.ndarray, "B N"]) -> int:
+        if self._settings.context_cut != "none":
+            return self._keep
+        most = int(chosen.sum(axis=1).max(initial=1))
+        return min(-(-most // TOKEN_MULTIPLE) * TOKEN_MULTIPLE, self.grid[0] * self.grid[1])
+
+    def _estimate_available(self) -> Int[np.ndarray, " S"]:
+        """Available patches of many samples in their first draw, each sample with sizes of its own."""
+        num_samples = max(256, min(4096, _ESTIMATE_PATCHES // (self.grid[0] * self.grid[1])))
+        seeds = derive_samples("mask", 0, np.zeros(1, np.int64), np.arange(num_samples))
+        _, available = self._draw(seeds, *self._group_sizes(seeds + 1), attempt=0)
+        num_available: Int[np.ndarray, " S"] = available.sum(axis=1)
+        return num_available
+
+    def _estimate_shapes(self) -> tuple[TokenShape, ...]:
+        microbatch = min(self._settings.group_size or 128, 256)
+        num_groups = 256 if self.grid[0] * self.grid[1] <= REFERENCE_PATCHES else 64
+        counts: Counter[tuple[int, int]] = Counter()
+        for group in range(num_groups):
+            masks = self(derive_samples("mask", 0, np.array([group]), np.arange(microbatch)), group, 0)
+            counts[masks.context.shape[1], masks.targets.shape[2]] += 1
+        return tuple(TokenShape(*shape, count / num_groups) for shape, count in counts.most_common())

@@ -132,14 +132,29 @@ def option_value(argv: Sequence[str], name: str) -> str | None:
     return found
 
 
+def without_choices(argv: Sequence[str]) -> list[str]:
+    """`argv` without the choices of components, which are read before tyro sees the rest (the last of several counts)."""
+    names = {f"{component}.{choice.field}" for component, choice in CHOICES.items()}
+    kept, position = [], 0
+    while position < len(argv):
+        chooses = argv[position].startswith("--") and normalized(argv[position]) in names
+        if not chooses:
+            kept.append(argv[position])
+        position += 1 if not chooses or "=" in argv[position] else 2
+    return kept
+
+
 def select_component(settings: Any, component: str, argv: Sequence[str]) -> Any:
     """`settings`, or those of another choice of `component` that `argv` names, with the common fields carried over."""
     choice = CHOICES[component]
-    name = option_value(argv, f"{component}.{choice.field}")
+    option = f"{component}.{choice.field}"
+    name = option_value(argv, option)
+    if name is None and option in map(normalized, argv):
+        raise ValueError(f"--{option} needs a value: one of {', '.join(choice.options)}")
     if name is None or name == getattr(settings, choice.field):
         return settings
     if name not in choice.options:
-        raise ValueError(f"--{component}.{choice.field} {name} does not exist: {nearest(name, choice.options)}")
+        raise ValueError(f"--{option} {name} does not exist: {nearest(name, choice.options)}")
     cls = choice.options[name]
     common = {item.name for item in fields(choice.base)} - {choice.field}
     return cls(**{item: getattr(settings, item) for item in common})
@@ -170,7 +185,7 @@ def without_overruled(config: RunConfig, argv: Sequence[str]) -> RunConfig:
 def parse(cls: type[OptionsType], argv: Sequence[str], prog: str, description: str, default: OptionsType) -> OptionsType:
     """tyro over `default`, with our own error for an unknown option: it names the nearest one. Expands `~`."""
     options, unknown = tyro.cli(
-        cls, args=list(argv), prog=prog, description=description, default=default, return_unknown_args=True
+        cls, args=without_choices(argv), prog=prog, description=description, default=default, return_unknown_args=True
     )
     for item in unknown:
         if item.startswith("-"):

@@ -1,0 +1,99 @@
+"""Impossible settings are found before anything is loaded, and the error says what would fit."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from openjepa.checks import PAIRS, RANGES, check, remarks
+from openjepa.config import flatten
+from openjepa.settings.choices import CHOICES
+from openjepa.settings.data import FolderSettings, HuggingFaceSettings
+from openjepa.settings.masks import MultiblockSettings
+from openjepa.settings.run import RunConfig
+
+VALID = RunConfig(data=FolderSettings(path="images"))
+
+
+def changed(**groups: dict[str, Any]) -> RunConfig:
+    return replace(VALID, **{name: replace(getattr(VALID, name), **values) for name, values in groups.items()})
+
+
+def test_the_defaults_are_valid() -> None:
+    check(VALID)
+    assert remarks(VALID) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            changed(data={"image_size": 100}),
+            r"patch_size=16 does not divide data.image_size=100x100: .* one of 4, 5, 10, or .*=96",
+        ),
+        (changed(data={"image_size": (64, 72)}), r"data.image_size=64x72: .* one of 4, 8, or data.image_size=64 6?[48]"),
+        (changed(data={"image_size": 101}), r"no patch size fits this image, or data.image_size=96"),
+        (changed(data={"image_size": 8}), r"smaller than a patch"),
+        (changed(model={"patch_size": 32}), r"model.patch_size=32 must be between 4 and 16"),
+        (changed(model={"heads": 7}), r"model.heads=7 does not divide the width of the encoder \(384\); .* 6, 8"),
+        (changed(method={"predictor_width": 100}), r"predictor_heads=6 does not divide method.predictor_width \(100\)"),
+        (changed(method={"predictor_width": 102}), r"predictor_width=102 must be a multiple of 4 .* 100 or 104"),
+        (changed(model={"width": 390}), r"model.width=390 must be a multiple of 4 .* 388 or 392"),
+        (changed(optim={"microbatch_size": 300}), r"microbatch_size=300 does not divide optim.batch_size=2048; .* 256, 512"),
+        (changed(masks={"group_size": 100}), r"group_size=100 does not divide optim.batch_size=2048"),
+        (changed(masks={"group_size": 128}), r"group_size=128 is no multiple of the microbatch \(2048 images\): set"),
+        (changed(optim={"lr": 0.0}), r"optim.lr=0.0 must be above 0"),
+        (changed(optim={"lr": float("nan")}), r"optim.lr=nan must be above 0"),
+        (changed(optim={"lr": float("inf")}), r"optim.lr=inf"),
+        (changed(masks={"context_ratio": 1.5}), r"masks.context_ratio=1.5 must be above 0 and at most 1"),
+        (changed(masks={"target_scale": (0.3, 0.2)}), r"target_scale=0.3 0.2: smallest first, then largest: 0.2 0.3"),
+        (changed(data={"crop_scale": (0.0, 1.0)}), r"data.crop_scale=0.0 1.0: both values must be above 0"),
+        (changed(data={"path": ""}), r"data.path is empty"),
+        (changed(run={"device": "gpu"}), r"run.device='gpu' must be auto, cpu, cuda"),
+        (changed(optim={"total_steps": 10, "warmup_steps": 11}), r"warmup_steps=11 is more than optim.total_steps=10"),
+        (replace(VALID, data=HuggingFaceSettings(path="x", streaming=True)), r"needs optim.total_steps"),
+        (changed(data={"image_size": 64}, model={"patch_size": 8}, masks={"mode": "official"}), r"set masks.min_keep below 9"),
+        (changed(data={"image_size": 16}), r"needs at least 2x2 patches; this grid is 1x1"),
+    ],
+)
+def test_impossible_settings(config: RunConfig, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(config)
+
+
+def test_processes_share_the_batch() -> None:
+    grouped = changed(masks={"group_size": 128})
+    check(grouped, world_size=16)
+    with pytest.raises(ValueError, match=r"must be a multiple of the 3 processes"):
+        check(VALID, world_size=3)
+
+
+@pytest.mark.parametrize(
+    ("config", "remark"),
+    [
+        (changed(optim={"total_steps": 10, "epochs": 7, "warmup_steps": 1}), "optim.epochs=7 has no effect"),
+        (changed(optim={"epochs": 10}), r"the warm-up (15) is as long as the training (10)"),
+        (changed(masks={"mode": "official", "context_ratio": 0.4}), "masks.context_ratio=0.4 has no effect"),
+        (changed(masks={"context_cut": "none", "context_ratio": 0.4}), "masks.context_ratio=0.4 has no effect"),
+        (changed(masks={"mode": "official", "context_cut": "none"}), "masks.context_cut=none has no effect"),
+        (changed(data={"cache_size": 64}), "data.cache_size=64 has no effect"),
+    ],
+)
+def test_settings_without_effect_are_remarked(config: RunConfig, remark: str) -> None:
+    check(config)
+    found = remarks(config)
+    assert len(found) == 1 and found[0].startswith(remark)
+
+
+def test_ranges_name_settings_that_exist() -> None:
+    names = set(flatten(RunConfig()))
+    for component, choice in CHOICES.items():
+        names |= {f"{component}.{name}" for settings in choice.options.values() for name in flatten(settings())}
+    assert set(RANGES) | set(PAIRS) <= names
+
+
+def test_every_number_has_a_range() -> None:
+    checked_elsewhere = {"data.image_size", "model.patch_size"}
+    for name, value in flatten(RunConfig(masks=MultiblockSettings())).items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            assert name in RANGES or name in checked_elsewhere, name

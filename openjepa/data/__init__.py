@@ -1,10 +1,13 @@
 """Data sources. One file and one line of SOURCES each."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from openjepa.registry import Entry
 from openjepa.settings.data import DataSettings, FolderSettings, HuggingFaceSettings, ScenesSettings
+
+if TYPE_CHECKING:
+    from openjepa.data.source import Splits
 
 
 def _folder() -> Callable[..., Any]:
@@ -30,3 +33,13 @@ SOURCES: dict[str, Entry[DataSettings]] = {
     "huggingface": Entry(HuggingFaceSettings, _huggingface),
     "scenes": Entry(ScenesSettings, _scenes),
 }
+
+
+def open_splits(settings: DataSettings, seed: int) -> "Splits":
+    """Open the source that the settings choose; of its training images only `max_images`, where that is set."""
+    splits: Splits = SOURCES[settings.source].load()(settings, seed)
+    if settings.max_images is None:
+        return splits
+    from openjepa.data.subset import limited
+
+    return limited(splits, settings.max_images, seed)

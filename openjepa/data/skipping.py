@@ -1,0 +1,91 @@
+"""Samples that cannot be read: replaced by the next of the order, counted, and too many of them stop the run."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from openjepa.data.decode import DecodeError, decode_image
+from openjepa.data.source import ListSource
+from openjepa.types import Batch, Skipped
+
+NUM_CHECKED = 256
+"""Records at the start of a source among which one must be usable."""
+
+
+def fill_slots(
+    num: int, num_candidates: int, fill: Callable[[int, int], None], name: Callable[[int], str]
+) -> tuple[list[int], list[Skipped]]:
+    """Fill `num` slots, each from the candidate at its own place or, where that cannot be read, from the next one behind it.
+
+    `fill(slot, place)` raises DecodeError or OSError for an unusable candidate. Returns the place each slot was filled from,
+    and the skipped samples of these slots (a bad candidate is counted in its own slot only).
+    """
+    places: list[int] = []
+    skipped: list[Skipped] = []
+    for slot in range(num):
+        place = slot
+        while True:
+            try:
+                fill(slot, place)
+                break
+            except (DecodeError, OSError) as error:
+                if place == slot:
+                    skipped.append(Skipped(name(place), str(error)))
+            place += 1
+            if place == num_candidates:
+                bad = skipped[-1]
+                raise ValueError(f"{place - slot} images in a row cannot be used; the first is {bad.name}: {bad.reason}")
+        places.append(place)
+    return places, skipped
+
+
+class SkipLedger:
+    """Counts what the loader skipped and stops the run when it is too much.
+
+    `record` returns the samples that were not known yet, to be written to skipped.jsonl. The share is of slots, so that a bad
+    file met again in every epoch does not change it. Nothing is judged before `min_seen` samples.
+    """
+
+    def __init__(self, max_share: float, min_seen: int = 256, known: Iterable[str] = ()) -> None:
+        self.max_share = max_share
+        self.min_seen = min_seen
+        self.num_seen = 0
+        self.num_skipped = 0
+        self._names = set(known)
+
+    def record(self, batch: Batch) -> list[Skipped]:
+        """Count a batch; raises ValueError above the share."""
+        self.num_seen += len(batch.sample_ids)
+        self.num_skipped += len(batch.skipped)
+        new = [skipped for skipped in batch.skipped if skipped.name not in self._names]
+        self._names.update(skipped.name for skipped in new)
+        if self.num_seen >= self.min_seen and self.num_skipped > self.max_share * self.num_seen:
+            last = batch.skipped[-1] if batch.skipped else Skipped("see skipped.jsonl", "unreadable")
+            raise ValueError(
+                f"{self.num_skipped} of {self.num_seen} images could not be used, more than data.max_skipped="
+                f"{self.max_share:g}; the last: {last.name} ({last.reason}). All are listed in skipped.jsonl: repair or remove them, or raise "
+                "data.max_skipped"
+            )
+        return new
+
+
+def check_usable(source: ListSource, what: str, min_side: int = 1) -> None:
+    """Raise ValueError unless one of the first images can be decoded and is at least `min_side` pixels on both sides."""
+    reasons: Counter[str] = Counter()
+    num = min(NUM_CHECKED, len(source))
+    first = ""
+    for index in range(num):
+        try:
+            pixels = decode_image(source.read(index))
+            check_side(pixels.shape[0], pixels.shape[1], min_side)
+            return
+        except (DecodeError, OSError) as error:
+            reasons[type(error).__name__ if isinstance(error, OSError) else str(error)] += 1
+            first = first or f"{source.name(index)}: {error}"
+    common = "; ".join(f"{count}x {reason}" for reason, count in reasons.most_common(3))
+    raise ValueError(f"none of the first {num} images of {what} can be used ({common}). The first is {first}")
+
+
+def check_side(height: int, width: int, min_side: int) -> None:
+    """Raise DecodeError for an image that is smaller than `min_side` pixels (a patch)."""
+    if min(height, width) < min_side:
+        raise DecodeError(f"{width} x {height} pixels, smaller than a patch of {min_side}")

@@ -1,0 +1,47 @@
+"""Some of the records of a list."""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openjepa.data.source import ListSource, Splits
+from openjepa.seeds import derive_samples
+
+
+class Subset(ListSource):
+    """The records `indices` of another list, in that order."""
+
+    def __init__(self, source: ListSource, indices: NDArray[np.int64]) -> None:
+        self._source = source
+        self._indices = indices
+        self.labels = None if source.labels is None else source.labels[indices]
+        self.class_names = source.class_names
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return len(self._indices)
+
+    def read(self, index: int) -> bytes:
+        """The encoded image file of a record."""
+        return self._source.read(int(self._indices[index]))
+
+    def name(self, index: int) -> str:
+        """Its name in the other list."""
+        return self._source.name(int(self._indices[index]))
+
+
+def limited(splits: Splits, max_images: int, seed: int) -> Splits:
+    """The splits with at most `max_images` training images, drawn with the seed and kept in their order."""
+    train = splits.train
+    if max_images < 1:
+        raise ValueError(f"data.max_images={max_images} must be at least 1")
+    if not isinstance(train, ListSource):
+        raise ValueError("data.max_images needs a list of images, not a stream: leave it unset with data.streaming")
+    if max_images >= len(train):
+        return splits
+    keys = derive_samples("subset", seed, np.array([1]), np.arange(len(train)))
+    chosen = np.sort(np.argsort(keys, kind="stable")[:max_images])
+    extra = {name: (labels[chosen], test) for name, (labels, test) in splits.extra_labels.items()}
+    description = f"{splits.description}; of these {max_images:,} training images are used"
+    return replace(splits, train=Subset(train, chosen), extra_labels=extra, description=description)

@@ -1,0 +1,94 @@
+"""Image -> training crops, and image -> the view that is evaluated. Boxes are (top, left, height, width) in pixels."""
+
+import math
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from jaxtyping import UInt8
+from torch import Tensor
+
+from openjepa.types import ViewSpec
+
+Box = tuple[int, int, int, int]
+
+CROP_TRIES = 10
+NUMBERS_PER_VIEW = 2 * CROP_TRIES + 3
+"""Uniform numbers that one view of one sample uses: area and shape of each try, two for the position, one for the mirror."""
+EVALUATION_MARGIN = 256 / 224
+"""Evaluation resizes to so many times the crop before it takes the center."""
+
+
+def crop_box(numbers: Sequence[float], height: int, width: int, view: ViewSpec) -> Box:
+    """RandomResizedCrop (Szegedy et al., 2014) of one image, from its own NUMBERS_PER_VIEW numbers, uniform in [0, 1).
+
+    Each of 10 tries draws an area (uniform, as a fraction of the image) and a width / height (uniform in its logarithm); the
+    first that fits is placed uniformly. If none fits, the largest central box within the range of shapes is taken.
+    """
+    area_low, area_range = height * width * view.scale[0], height * width * (view.scale[1] - view.scale[0])
+    log_low, log_range = math.log(view.aspect[0]), math.log(view.aspect[1] / view.aspect[0])
+    for attempt in range(CROP_TRIES):
+        area = area_low + area_range * numbers[attempt]
+        root_aspect = math.exp((log_low + log_range * numbers[CROP_TRIES + attempt]) / 2)
+        box_width, box_height = round(math.sqrt(area) * root_aspect), round(math.sqrt(area) / root_aspect)
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top = int(numbers[2 * CROP_TRIES] * (height - box_height + 1))
+            left = int(numbers[2 * CROP_TRIES + 1] * (width - box_width + 1))
+            return top, left, box_height, box_width
+    box_height = min(height, max(1, round(width / view.aspect[0])))  # cuts images that are too narrow
+    box_width = min(width, max(1, round(height * view.aspect[1])))  # and those that are too wide
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def is_mirrored(numbers: Sequence[float], view: ViewSpec) -> bool:
+    """Whether the view is mirrored: every second one where its specification asks for it."""
+    return view.horizontal_flip and numbers[2 * CROP_TRIES + 2] < 0.5
+
+
+def resize(
+    pixels: UInt8[Tensor, "h w 3"], size: tuple[int, int], interpolation: str, flip: bool = False
+) -> UInt8[Tensor, "3 oh ow"]:
+    """Antialiased resize to `size` (height, width), optionally mirrored. `pixels` may be a view into a larger image."""
+    if pixels.shape[:2] == size:
+        resized = pixels.permute(2, 0, 1)
+    else:
+        # Three interleaved channels are the layout for which torch has a vectorized uint8 kernel.
+        planes = pixels.permute(2, 0, 1).unsqueeze(0)
+        resized = F.interpolate(planes, size=size, mode=interpolation, antialias=True)[0]
+    return resized.flip(-1) if flip else resized
+
+
+def crop_and_resize(
+    pixels: UInt8[Tensor, "h w 3"], box: Box, size: tuple[int, int], interpolation: str, flip: bool = False
+) -> UInt8[Tensor, "3 oh ow"]:
+    """The box (top, left, height, width) of an image, resized to `size`."""
+    top, left, height, width = box
+    return resize(pixels[top : top + height, left : left + width], size, interpolation, flip)
+
+
+def shrink_to_short_side(pixels: UInt8[Tensor, "h w 3"], short_side: int) -> UInt8[Tensor, "h2 w2 3"]:
+    """The image with its short side reduced to `short_side` (antialiased bicubic); smaller images stay as they are."""
+    height, width = pixels.shape[:2]
+    if min(height, width) <= short_side:
+        return pixels
+    factor = short_side / min(height, width)
+    size = (max(1, round(height * factor)), max(1, round(width * factor)))
+    return resize(pixels, size, "bicubic").permute(1, 2, 0).contiguous()
+
+
+def evaluation_view(pixels: UInt8[Tensor, "h w 3"], size: tuple[int, int], fit: str = "crop") -> UInt8[Tensor, "3 oh ow"]:
+    """The view that is evaluated, antialiased bicubic.
+
+    `crop`: resize so that the image just covers 256/224 of `size`, take the center (at 224: short side 256, as in the paper);
+    `squash`: resize the whole image to `size`, whatever its shape.
+    """
+    if fit == "squash":
+        return resize(pixels, size, "bicubic")
+    if fit != "crop":
+        raise ValueError(f"fit={fit!r} is not known: use 'crop' or 'squash'")
+    height, width = pixels.shape[:2]
+    factor = max(round(size[0] * EVALUATION_MARGIN) / height, round(size[1] * EVALUATION_MARGIN) / width)
+    # The long side is rounded down and the offset to the nearest, as in the evaluations that numbers are compared with.
+    covering = (max(size[0], int(height * factor + 1e-6)), max(size[1], int(width * factor + 1e-6)))
+    resized = resize(pixels, covering, "bicubic")
+    top, left = round((covering[0] - size[0]) / 2), round((covering[1] - size[1]) / 2)
+    return resized[:, top : top + size[0], left : left + size[1]]

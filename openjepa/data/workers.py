@@ -1,0 +1,92 @@
+"""An ordered map over worker processes. Results do not depend on the number of workers."""
+
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+class _Failure:
+    """An expected error of a worker, carried back without the noise of two tracebacks."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class _MappedTasks(Dataset[Any], Generic[Task, Result]):
+    """Makes a function look like a data set whose indices are the tasks."""
+
+    def __init__(self, function: Callable[[Task], Result]) -> None:
+        self._function = function
+
+    def __getitem__(self, task: Task) -> "Result | _Failure":
+        try:
+            return self._function(task)
+        except (ValueError, OSError) as error:
+            return _Failure(error)
+
+
+def available_cores() -> int:
+    """Cores this process may run on."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def choose_workers(workers: int | None, cache: str = "none") -> int:
+    """The setting, or where it is None: one per core but one, at most 16; none where pixels are cached."""
+    if workers is not None:
+        return workers
+    return 0 if cache != "none" else min(16, max(1, available_cores() - 1))
+
+
+def parallel_map(
+    function: Callable[[Task], Result], tasks: Iterable[Task], workers: int, ahead: int = 0
+) -> Generator[Result, None, None]:
+    """`function` of each task, in order. `workers` 0: in this process, one at a time.
+
+    `ahead`: tasks that are wanted in flight (at least two per worker). `function`, tasks and results must be picklable; it is
+    called with one torch thread and must not use an accelerator.
+    """
+    if workers == 0:
+        yield from map(function, tasks)
+        return
+    # Forked workers share the data source and the cached pixels without copying them; macOS cannot fork safely.
+    context = "fork" if sys.platform == "linux" else "spawn"
+    loader = DataLoader(
+        _MappedTasks(function),
+        batch_size=None,
+        sampler=tasks,
+        num_workers=workers,
+        prefetch_factor=max(2, -(-ahead // workers)),
+        collate_fn=_as_is,
+        worker_init_fn=_start_worker,
+        multiprocessing_context=context,
+        generator=torch.Generator(),  # else starting the workers would draw from the generator that training uses
+    )
+    with warnings.catch_warnings():
+        # Python 3.12 warns of forking beside threads; our workers touch nothing that a thread of ours may have locked.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        results = iter(loader)
+    for result in results:
+        if isinstance(result, _Failure):
+            raise result.error
+        yield result
+
+
+def _as_is(result: Result) -> Result:
+    return result
+
+
+def _start_worker(_: int) -> None:
+    # The main process decides when to stop, after its checkpoint; workers end with it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -45,11 +45,14 @@ class SkipLedger:
     file met again in every epoch does not change it. Nothing is judged before `min_seen` samples.
     """
 
-    def __init__(self, max_share: float, min_seen: int = 256, known: Iterable[str] = ()) -> None:
+    def __init__(
+        self, max_share: float, min_seen: int = 256, known: Iterable[str] = (), num_seen: int = 0, num_skipped: int = 0
+    ) -> None:
+        """`known`, `num_seen` and `num_skipped` are what an interrupted run had counted."""
         self.max_share = max_share
         self.min_seen = min_seen
-        self.num_seen = 0
-        self.num_skipped = 0
+        self.num_seen = num_seen
+        self.num_skipped = num_skipped
         self._names = set(known)
 
     def record(self, batch: Batch) -> list[Skipped]:

@@ -30,9 +30,9 @@ def explain_not_finite(config: RunConfig, sample_name: Callable[[int], str]) -> 
     except NotFinite as error:
         names = ", ".join(sample_name(index) for index in error.sample_ids[:8])
         raise ValueError(
-            f"the loss or a gradient of step {error.step} is not finite; no weight has moved since, and the checkpoints are intact. "
-            f"The first of its {len(error.sample_ids)} samples: {names}. Lower optim.lr (now {config.optim.lr:g}), lengthen the "
-            "warm-up or set optim.clip_grad; run.precision=fp32 tells whether it is the precision."
+            f"the loss or a gradient of step {error.step} is not finite; no weight has moved since, and the checkpoints are "
+            f"intact. The first of its {len(error.sample_ids)} samples: {names}. Lower optim.lr (now {config.optim.lr:g}), "
+            "lengthen the warm-up or set optim.clip_grad; run.precision=fp32 tells whether it is the precision."
         ) from error
 
 

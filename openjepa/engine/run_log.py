@@ -16,7 +16,8 @@ class RunLog:
         """Opens the logs; `resume_step` is 0 for a new run."""
         for name in ("metrics.jsonl", "skipped.jsonl"):
             _truncate(folder / name, resume_step)
-        self._metrics: IO[str] = (folder / "metrics.jsonl").open("a")
+        self._path = folder / "metrics.jsonl"
+        self._metrics: IO[str] = self._path.open("a")
         self._skipped = folder / "skipped.jsonl"
         self._events = _event_writer(folder, resume_step) if tensorboard else None
 
@@ -31,6 +32,17 @@ class RunLog:
             for name, value in clean.items():
                 if isinstance(value, int | float):
                     self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    def read(self, kind: str) -> list[dict[str, Any]]:
+        """All lines of one kind so far, oldest first."""
+        lines = [json.loads(line) for line in self._path.read_text().splitlines()]
+        return [line for line in lines if line["kind"] == kind]
+
+    def skipped_names(self) -> list[str]:
+        """Samples that skipped.jsonl already lists."""
+        if not self._skipped.exists():
+            return []
+        return [json.loads(line)["name"] for line in self._skipped.read_text().splitlines()]
 
     def write_skipped(self, step: int, samples: Iterable[Skipped]) -> None:
         """One line of skipped.jsonl per sample that was replaced."""

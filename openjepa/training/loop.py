@@ -91,7 +91,9 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
     display.say(f"{'continuing' if found else 'new run'}: {folder.path}" + (f" from step {state.step}" if found else ""))
     monitor = Monitor(config, method, sampler, splits, device, precision, log, display.say)
     guard = FiniteGuard(optimizer, device, history=config.system.log_every)
-    skips = SkipLedger(config.data.max_skipped, num_seen=state.images_seen, num_skipped=state.samples_skipped)
+    skips = SkipLedger(
+        config.data.max_skipped, known=log.skipped_names(), num_seen=state.images_seen, num_skipped=state.samples_skipped
+    )
     meter = IntervalMeter(device)
 
     # ---------------------------------------------------------------- steps

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import asdict, fields, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -24,6 +25,7 @@ from openjepa.settings.run import RunConfig
 from openjepa.types import Batch, InputSpec, LoaderPosition, normalize
 
 _NEIGHBORS = 20
+_LOGGED = tuple(item.name for item in fields(CollapseStatistics))
 _HEALTHY = "The features keep their spread and rank: no sign of collapse."
 
 
@@ -46,7 +48,7 @@ class Monitor:
         self._device, self._precision, self._log = device, precision, log
         self._probe: list[Batch] | None = None
         self._labeled: _LabeledImages | None = None
-        self._history: list[CollapseStatistics] = []
+        self._history = [CollapseStatistics(**{name: line[name] for name in _LOGGED}) for line in log.read("monitor")]
         self._warned, self._say = False, say
         self.latest: dict[str, float] = {}
         """Values of the latest look."""
@@ -64,9 +66,7 @@ class Monitor:
         statistics = collapse_statistics(torch.cat([output.features for output in outputs]))
         self._history.append(statistics)
         self.latest = {
-            "feature_std": statistics.feature_std,
-            "cosine": statistics.cosine,
-            "rankme": statistics.rankme,
+            **asdict(statistics),
             "loss": float(torch.stack([output.loss for output in outputs]).mean()),
             **_trivial(outputs),
             **self._nearest_neighbors(),
@@ -151,7 +151,8 @@ def draw_batches(
     if isinstance(splits.train, ListSource):
         number = min(number, len(splits.train) // micro * micro)
     plan = BatchPlan(batch_size=number, microbatch_size=micro)
-    loader = TrainingLoader(splits.train, config.data, inputs, sampler, plan, seed, 0, torch.device("cpu"))
+    uncached = replace(config.data, cache="none")  # a few images do not pay for decoding all of them again
+    loader = TrainingLoader(splits.train, uncached, inputs, sampler, plan, seed, 0, torch.device("cpu"))
     batches = loader.iterate(0, LoaderPosition(), 1)
     taken = list(itertools.islice(batches, number // micro))
     loader.close()

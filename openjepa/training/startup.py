@@ -39,14 +39,9 @@ def num_workers(config: RunConfig) -> int:
 def training_length(optim: OptimizationSettings, loader: TrainingLoader) -> tuple[int, float]:
     """Steps of the whole run and steps per pass over the data.
 
-    Raises ValueError where the data has no known length and `optim.total_steps` is not set, or less than one batch.
+    Raises ValueError where the data has no known length and `optim.total_steps` is not set.
     """
     per_epoch = loader.steps_per_epoch
-    if per_epoch == 0:
-        raise ValueError(
-            f"optim.batch_size={optim.batch_size} is larger than the training split ({loader.num_images} images); "
-            f"use at most {loader.num_images}"
-        )
     if optim.total_steps is not None:
         return optim.total_steps, float(per_epoch or optim.total_steps)
     if per_epoch is None:

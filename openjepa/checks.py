@@ -29,7 +29,10 @@ def check(config: RunConfig, world_size: int = 1) -> None:
 
 
 def remarks(config: RunConfig) -> list[str]:
-    """What is allowed but surely not meant: settings without effect, and a warm-up as long as the run."""
+    """What is allowed but surely not meant: settings without effect, and a warm-up as long as the run.
+
+    Mask strategies warn of their own.
+    """
     found = []
     optim = config.optim
     if optim.total_steps is not None and optim.epochs != OptimizationSettings.epochs:
@@ -46,22 +49,6 @@ def remarks(config: RunConfig) -> list[str]:
         found.append(f"optim.cooldown={optim.cooldown} has no effect with optim.lr_schedule=cosine")
     if config.data.cache_size is not None and config.data.cache == "none":
         found.append(f"data.cache_size={config.data.cache_size} has no effect with data.cache=none")
-    if isinstance(config.masks, MultiblockSettings):
-        found += _multiblock_remarks(config.masks)
-    return found
-
-
-def _multiblock_remarks(masks: MultiblockSettings) -> list[str]:
-    default, found = MultiblockSettings(), []
-    unused = {
-        "context_cut": masks.mode == "official",
-        "max_redraws": masks.mode == "official",
-        "context_ratio": masks.mode == "official" or masks.context_cut == "none",
-    }
-    reason = "mode=official" if masks.mode == "official" else f"context_cut={masks.context_cut}"
-    for name, without_effect in unused.items():
-        if without_effect and getattr(masks, name) != getattr(default, name):
-            found.append(f"masks.{name}={getattr(masks, name)} has no effect with masks.{reason}")
     return found
 
 

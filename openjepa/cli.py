@@ -2,11 +2,13 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import openjepa
+from openjepa.engine.interrupts import Interrupted
 
 Command = Callable[[Sequence[str]], None]
 
@@ -44,12 +46,15 @@ The same command continues an interrupted run."""
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `openjepa`: runs one command. Exits with 2 on a mistake in the settings, 130 when interrupted."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    warnings.formatwarning = _format_warning
     try:
-        _dispatch(arguments)
+        _dispatch(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
     except BrokenPipeError:  # `openjepa ... | head` closed the pipe; what Python still holds must not be flushed into it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -58,6 +63,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         print(f"openjepa: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Our warnings are meant for the user: no file, no line of code."""
+    return f"note: {message}\n" if category is UserWarning else f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _dispatch(argv: list[str]) -> None:
@@ -93,7 +105,7 @@ def train(argv: Sequence[str]) -> None:
     from openjepa.checks import check, remarks
 
     config, options = parse_train(argv, "openjepa train", _train_help())
-    check(config)
+    check(config, world_size=int(os.environ.get("WORLD_SIZE", "1")))
     for remark in remarks(config):
         print(f"note: {remark}", file=sys.stderr)
     from openjepa.training.loop import train as train_run

@@ -73,9 +73,6 @@ def test_processes_share_the_batch() -> None:
     [
         (changed(optim={"total_steps": 10, "epochs": 7, "warmup_steps": 1}), "optim.epochs=7 has no effect"),
         (changed(optim={"epochs": 10}), r"the warm-up (15) is as long as the training (10)"),
-        (changed(masks={"mode": "official", "context_ratio": 0.4}), "masks.context_ratio=0.4 has no effect"),
-        (changed(masks={"context_cut": "none", "context_ratio": 0.4}), "masks.context_ratio=0.4 has no effect"),
-        (changed(masks={"mode": "official", "context_cut": "none"}), "masks.context_cut=none has no effect"),
         (changed(data={"cache_size": 64}), "data.cache_size=64 has no effect"),
     ],
 )

@@ -1,0 +1,38 @@
+"""Features of a handful of images: the short way from files to vectors."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from openjepa.data.decode import decode_image
+from openjepa.data.views import evaluation_view
+from openjepa.types import normalize
+from openjepa.weights.native import load_encoder
+
+
+def embed_images(folder: Path, images: Sequence[Path | str | Image.Image], batch_size: int = 64) -> Float[Tensor, "B D"]:
+    """Pooled output in fp32 of the encoder in `folder` for each image, resized and cropped as in the evaluations.
+
+    Raises ValueError for a folder without an encoder and for a file that is no image.
+    """
+    encoder, config = load_encoder(folder)
+    features = []
+    for start in range(0, len(images), batch_size):
+        pixels = torch.stack([_view(image, config.image_size) for image in images[start : start + batch_size]])
+        with torch.inference_mode():
+            output = encoder(normalize(pixels, config.pixel_mean, config.pixel_std))
+        features.append(output.pooled(config.pooling))
+    return torch.cat(features) if features else torch.empty(0, config.width)
+
+
+def _view(image: Path | str | Image.Image, size: tuple[int, int]) -> UInt8[Tensor, "3 h w"]:
+    if isinstance(image, Image.Image):
+        pixels = np.array(image.convert("RGB"))  # a copy: torch wants to own what it writes to
+    else:
+        pixels = decode_image(Path(image).expanduser().read_bytes())
+    return evaluation_view(torch.from_numpy(pixels), size)

@@ -1,0 +1,99 @@
+"""Many small rendered scenes in one file: how the packaged set is made and read.
+
+The file is numpy's npz. For each split it holds the JPEG files of the pictures one after another (`pictures`) with their ends
+(`ends`), the instance masks (`masks`), and CLEVR's annotations as JSON (`scenes`). Its compression takes care of what all JPEG
+headers share.
+"""
+
+import json
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+from openjepa.data.source import ListSource
+
+PACKAGED_SCENES = Path(__file__).parent / "packaged" / "scenes_64.npz"
+SPLITS = ("train", "val")
+
+
+class PackedPictures(ListSource):
+    """JPEG files one after another in memory."""
+
+    def __init__(
+        self,
+        pictures: NDArray[np.uint8],
+        ends: NDArray[np.int64],
+        names: list[str],
+        labels: NDArray[np.int64] | None = None,
+        class_names: tuple[str, ...] | None = None,
+    ) -> None:
+        """`ends` [n]: where each file ends within `pictures`."""
+        self._pictures = pictures
+        self._ends = ends
+        self._names = np.array(names)
+        self.labels = labels
+        self.class_names = class_names
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self._ends)
+
+    def read(self, index: int) -> bytes:
+        """The JPEG file of a picture."""
+        start = int(self._ends[index - 1]) if index else 0
+        return self._pictures[start : int(self._ends[index])].tobytes()
+
+    def name(self, index: int) -> str:
+        """CLEVR's name of a picture."""
+        return str(self._names[index])
+
+
+def read_annotations(packed: Path, split: str) -> list[dict[str, Any]]:
+    """CLEVR's annotations of a split: one dictionary per scene, in order."""
+    scenes: list[dict[str, Any]] = json.loads(_member(packed, f"{split}_scenes").tobytes())
+    return scenes
+
+
+def read_masks(packed: Path, split: str) -> NDArray[np.uint8]:
+    """Instance masks [scenes, height, width] of a split: 0 for the ground, i + 1 where object i is seen."""
+    return np.asarray(_member(packed, f"{split}_masks"))
+
+
+def read_pictures(
+    packed: Path, split: str, names: list[str], labels: NDArray[np.int64], class_names: tuple[str, ...]
+) -> PackedPictures:
+    """The pictures of a split as a source, with the given names and labels."""
+    return PackedPictures(_member(packed, f"{split}_pictures"), _member(packed, f"{split}_ends"), names, labels, class_names)
+
+
+def _member(packed: Path, name: str) -> NDArray[Any]:
+    with np.load(packed, allow_pickle=False) as archive:
+        return np.asarray(archive[name])
+
+
+def pack_scenes(rendered: Path, packed: Path, quality: int = 90) -> None:
+    """Pack a folder that `render_scenes` filled into one file, pictures as JPEGs with full color resolution."""
+    members: dict[str, NDArray[Any]] = {}
+    for split in SPLITS:
+        scenes = json.loads((rendered / "scenes" / f"CLEVR_{split}_scenes.json").read_text())["scenes"]
+        files, masks = [], []
+        for scene in scenes:
+            picture = Image.open(rendered / "images" / split / scene["image_filename"]).convert("RGB")
+            files.append(simplejpeg.encode_jpeg(np.array(picture), quality=quality, colorsubsampling="444"))
+            masks.append(np.array(Image.open(rendered / "masks" / split / scene["image_filename"])))
+            scene["image_filename"] = str(Path(scene["image_filename"]).with_suffix(".jpg"))
+        annotations = json.dumps(scenes, separators=(",", ":")).encode()
+        members |= {
+            f"{split}_pictures": np.frombuffer(b"".join(files), np.uint8),
+            f"{split}_ends": np.cumsum([len(file) for file in files], dtype=np.int64),
+            f"{split}_masks": np.stack(masks),
+            f"{split}_scenes": np.frombuffer(annotations, np.uint8),
+        }
+    buffer = BytesIO()
+    np.savez_compressed(buffer, **members)  # type: ignore[arg-type]  # the stub takes all keywords for allow_pickle
+    packed.write_bytes(buffer.getvalue())

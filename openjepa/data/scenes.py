@@ -1,0 +1,139 @@
+"""Scenes in CLEVR's format: CLEVR v1.0 itself, a folder that `openjepa data scenes` rendered, or the small packaged set.
+
+Two labelings, as in the VISSL and VTAB benchmarks that I-JEPA's tables follow: `count` (Clevr/Count: 3 to 10 objects, eight
+classes) and `distance` (Clevr/Dist: depth of the object nearest to the camera, six bins). The official test split has no
+annotations, so that the validation split is what probes are tested on.
+"""
+
+import json
+import os
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openjepa.data.folder import FolderSource
+from openjepa.data.scene_packing import PACKAGED_SCENES, read_annotations, read_pictures
+from openjepa.data.source import ListSource, Splits
+from openjepa.settings.data import ScenesSettings
+
+Scene = Mapping[str, Any]
+MIN_OBJECTS, MAX_OBJECTS = 3, 10
+DISTANCE_THRESHOLDS = (8.0, 8.5, 9.0, 9.5, 10.0, 100.0)
+"""Upper ends of the bins of Clevr/Dist, which belong to their bin."""
+CLASS_NAMES = {
+    "count": tuple(f"{count} objects" for count in range(MIN_OBJECTS, MAX_OBJECTS + 1)),
+    "distance": ("up to 8", "8 to 8.5", "8.5 to 9", "9 to 9.5", "9.5 to 10", "over 10"),
+}
+LAYOUT = "images/{train,val}/*.png and scenes/CLEVR_{train,val}_scenes.json"
+
+
+def count_label(scene: Scene) -> int:
+    """Clevr/Count: number of objects minus 3. Raises ValueError outside 3 to 10 objects."""
+    count = len(scene["objects"])
+    if not MIN_OBJECTS <= count <= MAX_OBJECTS:
+        raise ValueError(f"{count} objects, not {MIN_OBJECTS} to {MAX_OBJECTS}")
+    return count - MIN_OBJECTS
+
+
+def distance_label(scene: Scene) -> int:
+    """Clevr/Dist: the first threshold that is at least the smallest depth (`pixel_coords[2]`) of an object."""
+    nearest = min(item["pixel_coords"][2] for item in scene["objects"])
+    label = bisect_left(DISTANCE_THRESHOLDS, nearest)
+    if label == len(DISTANCE_THRESHOLDS):
+        raise ValueError(f"the nearest object is at depth {nearest}, beyond {DISTANCE_THRESHOLDS[-1]}")
+    return label
+
+
+LABELS: dict[str, Callable[[Scene], int]] = {"count": count_label, "distance": distance_label}
+
+
+def open_scenes(settings: ScenesSettings, seed: int) -> Splits:
+    """The scenes below `settings.path`, or the packaged ones; `settings.label` chooses which labels the sources carry.
+
+    Nothing is drawn, the seed is not used. Raises ValueError where a file or picture is missing or an annotation is unusable.
+    """
+    del seed
+    if settings.label not in LABELS:
+        raise ValueError(f"data.label={settings.label!r} is unknown: use one of {', '.join(LABELS)}")
+    if settings.path is None:
+        return _open_packaged(settings.label)
+    root = Path(settings.path).expanduser()
+    files = [_annotation_file(root, split) for split in ("train", "val")]
+    train, val = (_read_split(root, file, split) for file, split in zip(files, ("train", "val"), strict=True))
+    sources = [FolderSource(root, names, labels[settings.label], CLASS_NAMES[settings.label]) for names, labels in (train, val)]
+    return _splits(sources[0], sources[1], train[1], val[1], f"Scenes of {root.resolve().name}")
+
+
+def _open_packaged(label: str) -> Splits:
+    sources, labelings = [], []
+    for split in ("train", "val"):
+        scenes = read_annotations(PACKAGED_SCENES, split)
+        labels = _labels(scenes, PACKAGED_SCENES)
+        names = [scene["image_filename"] for scene in scenes]
+        sources.append(read_pictures(PACKAGED_SCENES, split, names, labels[label], CLASS_NAMES[label]))
+        labelings.append(labels)
+    return _splits(sources[0], sources[1], labelings[0], labelings[1], "Packaged rendered scenes, 64 x 64 pixels")
+
+
+def _splits(
+    train: ListSource,
+    test: ListSource,
+    train_labels: dict[str, NDArray[np.int64]],
+    test_labels: dict[str, NDArray[np.int64]],
+    what: str,
+) -> Splits:
+    extra = {name: (train_labels[name], test_labels[name]) for name in LABELS}
+    return Splits(train, test, f"{what}: {len(train):,} training and {len(test):,} test images", extra)
+
+
+def _annotation_file(root: Path, split: str) -> Path:
+    """The annotations of a split, or an error that says what is there instead."""
+    file = root / "scenes" / f"CLEVR_{split}_scenes.json"
+    if file.is_file() and (root / "images" / split).is_dir():
+        return file
+    missing = file if not file.is_file() else root / "images" / split
+    if not root.is_dir():
+        found = "the folder does not exist"
+    elif (root / "CLEVR_v1.0").is_dir():
+        found = f"did you mean {root / 'CLEVR_v1.0'}?"
+    else:
+        found = f"it holds: {', '.join(sorted(entry.name for entry in root.iterdir())[:8]) or 'nothing'}"
+    raise ValueError(
+        f"data.path={str(root)!r} has no {missing.relative_to(root)} ({found}). Expected: {LAYOUT}, as CLEVR v1.0 unpacks "
+        "and as `openjepa data scenes` renders; leave data.path out for the packaged scenes."
+    )
+
+
+def _read_split(root: Path, file: Path, split: str) -> tuple[list[str], dict[str, NDArray[np.int64]]]:
+    """Paths of the pictures below `root` and every labeling of them."""
+    try:
+        scenes = json.loads(file.read_bytes())["scenes"]
+        names = [str(scene["image_filename"]) for scene in scenes]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{file} is no CLEVR file: expected {{"scenes": [{{"image_filename", "objects"}}, ...]}}') from error
+    if not names:
+        raise ValueError(f"{file} lists no scenes")
+    present = {entry.name for entry in os.scandir(root / "images" / split)}
+    absent = [name for name in names if name not in present]
+    if absent:
+        raise ValueError(
+            f"{file} names {len(absent):,} of {len(names):,} pictures that {root / 'images' / split} does not hold, "
+            f"for example {', '.join(absent[:3])}. Expected: every image_filename there."
+        )
+    return [f"images/{split}/{name}" for name in names], _labels(scenes, file)
+
+
+def _labels(scenes: list[dict[str, Any]], file: Path) -> dict[str, NDArray[np.int64]]:
+    return {name: np.array([_label(rule, scene, file) for scene in scenes], np.int64) for name, rule in LABELS.items()}
+
+
+def _label(rule: Callable[[Scene], int], scene: Scene, file: Path) -> int:
+    try:
+        return rule(scene)
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        name = scene.get("image_filename")
+        raise ValueError(f"{file}: scene {name!r} cannot be labeled ({type(error).__name__}: {error})") from error

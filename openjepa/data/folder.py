@@ -28,6 +28,7 @@ class FolderSource(ListSource):
     def __init__(
         self, root: Path, files: list[str], labels: NDArray[np.int64] | None = None, class_names: tuple[str, ...] | None = None
     ) -> None:
+        """`files`: paths below `root`."""
         self._root = root
         # One string for all names: a million Python strings would be copied into each worker as soon as they are touched.
         encoded = [os.fsencode(file) for file in files]
@@ -54,11 +55,14 @@ def open_folder(settings: FolderSettings, seed: int) -> Splits:
     """The images below `settings.path`.
 
     Sub-folders that hold images are the classes (one sub-folder alone is not a class but looked into). Beside a folder
-    `train`, the folder `test`, `validation`, `valid` or `val` is the test split; otherwise `test_fraction` of each class is held
-    out with the seed. Images directly in the folder make it unlabeled, with no test split. Hidden files and other suffixes are ignored.
+    `train`, the folder `test`, `validation`, `valid` or `val` is the test split; otherwise `test_fraction` of each class is
+    held out with the seed. Images directly in the folder make it unlabeled, with no test split. Hidden files and other suffixes
+    are ignored, but counted.
     Raises ValueError where the path does not exist or none of the first images can be used.
     """
-    root = _existing(settings.path)
+    root = existing_path(settings.path)
+    if not root.is_dir():
+        raise ValueError(f"data.path={settings.path!r} is a file: give the folder that holds the images")
     root, files, num_ignored = _innermost(root)
     if not files:
         raise ValueError(
@@ -74,15 +78,13 @@ def open_folder(settings: FolderSettings, seed: int) -> Splits:
     return Splits(train, test, _description(root, train, test, num_ignored))
 
 
-def _existing(path: str) -> Path:
-    """The folder, or a ValueError that suggests the nearest one that exists."""
+def existing_path(path: str) -> Path:
+    """The path, or a ValueError that suggests the nearest folder that exists."""
     if not path:
         raise ValueError("data.path is not set: give the folder with your images (--data.path ~/photos)")
     folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
     if folder.exists():
-        raise ValueError(f"data.path={path!r} is a file: give the folder that holds the images")
+        return folder
     parent = folder.parent
     while not parent.is_dir():
         folder, parent = parent, parent.parent

@@ -32,8 +32,7 @@ class TrainingLoader:
     """Microbatches of one process.
 
     A batch is the same whatever `workers` is, and the batches of a step together are the same however the plan divides it.
-    `progress(done, total)` reports the decoding of `data.cache`. Batches are on the CPU (pinned where `device` is a GPU), except
-    the views of `data.cache=device`.
+    Batches are on the CPU (pinned where `device` is a GPU), except the views of `data.cache=device`.
     """
 
     def __init__(
@@ -48,6 +47,7 @@ class TrainingLoader:
         device: torch.device,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
+        """Checks the data and fills the cache; `progress(done, total)` is called meanwhile."""
         self._source = source
         self._inputs = inputs
         self._plan = plan
@@ -204,7 +204,8 @@ class TrainingLoader:
             index, reason = next(iter(cache.reasons.items()))
             raise ValueError(
                 f"{len(cache.reasons)} of {len(cache)} images could not be used, more than data.max_skipped="
-                f"{data.max_skipped:g}; the first: {self._source.name(index)} ({reason}). Repair or remove them, or raise data.max_skipped"
+                f"{data.max_skipped:g}; the first: {self._source.name(index)} ({reason}). Repair or remove them, or raise "
+                "data.max_skipped"
             )
         return cache
 

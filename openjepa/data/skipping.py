@@ -65,8 +65,8 @@ class SkipLedger:
             last = batch.skipped[-1] if batch.skipped else Skipped("see skipped.jsonl", "unreadable")
             raise ValueError(
                 f"{self.num_skipped} of {self.num_seen} images could not be used, more than data.max_skipped="
-                f"{self.max_share:g}; the last: {last.name} ({last.reason}). All are listed in skipped.jsonl: repair or remove them, or raise "
-                "data.max_skipped"
+                f"{self.max_share:g}; the last: {last.name} ({last.reason}). All are listed in skipped.jsonl: repair or remove "
+                "them, or raise data.max_skipped"
             )
         return new
 

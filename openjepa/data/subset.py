@@ -13,6 +13,7 @@ class Subset(ListSource):
     """The records `indices` of another list, in that order."""
 
     def __init__(self, source: ListSource, indices: NDArray[np.int64]) -> None:
+        """`indices`: numbers in `source`."""
         self._source = source
         self._indices = indices
         self.labels = None if source.labels is None else source.labels[indices]

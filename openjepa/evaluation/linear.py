@@ -8,7 +8,6 @@ the heads are solved to convergence over a sweep of weight decays instead of tra
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 

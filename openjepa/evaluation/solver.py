@@ -21,16 +21,16 @@ class Heads:
 
     def logits(self, features: Float[Tensor, "n D"]) -> Float[Tensor, "n L C"]:
         """Scores of every head."""
-        return torch.addmm(self.bias.flatten(), features, self.weight.flatten(1)).unflatten(1, self.bias.shape)
+        return torch.addmm(self.bias.flatten(), features, self.weight.flatten(1)).view(-1, *self.bias.shape)
 
     def predict(self, features: Float[Tensor, "n D"]) -> Int[Tensor, "L n"]:
         """Class of every image according to every head."""
-        return torch.cat([self.logits(rows).argmax(dim=2).T for rows in features.split(ROW_CHUNK)], dim=1)
+        return torch.cat([self.logits(rows).argmax(dim=2).T for rows in torch.split(features, ROW_CHUNK)], dim=1)
 
     def gradient(self, features: Float[Tensor, "n D"], labels: Int[Tensor, " n"]) -> "Heads":
         """Gradient of the mean cross-entropy of every head."""
         weight, bias = torch.zeros_like(self.weight).flatten(1), torch.zeros_like(self.bias)
-        for rows, answers in zip(features.split(ROW_CHUNK), labels.split(ROW_CHUNK), strict=True):
+        for rows, answers in zip(torch.split(features, ROW_CHUNK), torch.split(labels, ROW_CHUNK), strict=True):
             residual = functional.softmax(self.logits(rows), dim=2)  # [chunk, L, C]
             residual[torch.arange(len(rows), device=rows.device), :, answers] -= 1
             weight.addmm_(rows.T, residual.flatten(1))

@@ -50,9 +50,7 @@ class TrivialLosses:
     """Predicts, at each position of the grid, the mean target of that position."""
 
 
-def trivial_losses(
-    targets: Float[Tensor, "B M T D"], positions: Int[Tensor, "B M T"], distance: Distance
-) -> TrivialLosses:
+def trivial_losses(targets: Float[Tensor, "B M T D"], positions: Int[Tensor, "B M T"], distance: Distance) -> TrivialLosses:
     """Losses of the trivial predictors on these targets, under the method's own `distance`.
 
     Both means include the target itself, which flatters them when a position occurs only a few times.

@@ -30,7 +30,7 @@ def knn_predictions(
     num_classes = int(train_labels.max()) + 1
     largest = min(max(neighbors), len(keys))
     chunks: dict[int, list[Tensor]] = {k: [] for k in neighbors}
-    for chunk in queries.split(chunk_size):
+    for chunk in torch.split(queries, chunk_size):
         cosines, indices = (chunk @ keys.T).topk(largest, dim=1)  # [chunk, k], nearest first
         weights = ((cosines - cosines[:, :1]) / temperature).exp()  # divided by the largest: same ranking, no overflow
         votes = train_labels[indices]

@@ -1,0 +1,229 @@
+"""Runs the rows of TASKS on an encoder and its baselines, and writes what comes out."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from openjepa.config import load_run_config
+from openjepa.data import open_splits
+from openjepa.data.evaluation import evaluation_batches
+from openjepa.data.source import ListSource, Splits
+from openjepa.data.subset import Subset
+from openjepa.data.workers import choose_workers
+from openjepa.engine.device import resolve_device
+from openjepa.evaluation import PROTOCOLS
+from openjepa.evaluation.features import EncoderFeatures, Extractor, Features, Images, PixelFeatures, View, extract_features
+from openjepa.evaluation.protocol import LabeledFeatures, ProtocolResult
+from openjepa.evaluation.results import METRIC_NAMES, Metric, Result, SubjectResult, print_results
+from openjepa.evaluation.tasks import TASKS, Labels, Task, chosen_tasks
+from openjepa.models.vit import VisionTransformer, build_encoder
+from openjepa.seeds import derive
+from openjepa.settings.data import DataSettings
+from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.models import EncoderConfig
+from openjepa.weights.native import load_encoder
+
+__all__ = ["TASKS", "Result", "evaluate_run", "print_results"]
+
+NUM_NAMES = 20
+"""Unreadable images that a result names."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated."""
+
+    path: Path
+    kind: str
+    """run or encoder."""
+    encoder_folder: Path
+    initial_folder: Path | None
+    """The untrained encoder, where the run has kept it."""
+    data: DataSettings
+    seed: int
+    """Of the run: the data's split and subset depend on it."""
+    masks_mode: str | None = None
+
+
+def evaluate_run(subject: Path, settings: EvaluationSettings, data: DataSettings | None = None) -> list[Result]:
+    """Evaluates a run folder, or an encoder folder on `data`, and writes `<subject>/eval/<task>.json` for every task.
+
+    `data` replaces the run's own data (its training split trains the probes). Tasks that the data has no labels for give a
+    Result that says so. Raises ValueError where there is no encoder, or no data for it.
+    """
+    found = find_subject(Path(subject).expanduser(), settings, data)
+    splits = open_splits(found.data, found.seed)
+    encoder, config = load_encoder(found.encoder_folder)
+    device = resolve_device(settings.device)
+    extractors: dict[str, Extractor] = {"encoder": EncoderFeatures(encoder, config, device, settings.precision)}
+    if "untrained" in settings.baselines:
+        untrained = _untrained(found, config)
+        extractors["untrained"] = EncoderFeatures(untrained, config, device, settings.precision)
+    if "pixels" in settings.baselines:
+        extractors["pixels"] = PixelFeatures()
+    size = _image_size(settings, config)
+    results = []
+    for name in chosen_tasks(settings.tasks, splits):
+        result = _evaluate_task(name, splits, found, settings, extractors, size)
+        result.write(found.path / "eval")
+        results.append(result)
+    return results
+
+
+def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | None) -> Subject:
+    """Whether `path` is a run or an encoder folder, and which data goes with it."""
+    if (path / "config.yaml").is_file():
+        run = load_run_config(path)
+        folder = path / ("encoder" if settings.encoder == "target" else "context_encoder")
+        if not folder.is_dir():
+            hint = (
+                "finish or stop the training first"
+                if settings.encoder == "target"
+                else "train with method.export_context_encoder"
+            )
+            raise ValueError(f"encoder={settings.encoder!r}: the run {path} has no folder {folder.name}; {hint}")
+        initial = path / "encoder_initial"
+        mode = getattr(run.masks, "mode", None)
+        return Subject(path, "run", folder, initial if initial.is_dir() else None, data or run.data, run.run.seed, mode)
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{path} is neither a run folder (config.yaml) nor an encoder folder (config.json, model.safetensors)")
+    if data is None:
+        raise ValueError(f"{path} is an encoder without a run, so the images must be named: give --data.source and --data.path")
+    return Subject(path, "encoder", path, None, data, settings.seed)
+
+
+def _untrained(subject: Subject, config: EncoderConfig) -> VisionTransformer:
+    """The encoder as it was before training, or an equal one with other random weights."""
+    if subject.initial_folder is not None:
+        return load_encoder(subject.initial_folder)[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive("weights", subject.seed))
+        return build_encoder(config)
+
+
+def _image_size(settings: EvaluationSettings, config: EncoderConfig) -> tuple[int, int]:
+    size = settings.image_size or config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    if height % config.patch_size or width % config.patch_size:
+        raise ValueError(f"image_size={size} is not divisible by the encoder's patch size {config.patch_size}")
+    return height, width
+
+
+def _evaluate_task(
+    name: str,
+    splits: Splits,
+    subject: Subject,
+    settings: EvaluationSettings,
+    extractors: Mapping[str, Extractor],
+    size: tuple[int, int],
+) -> Result:
+    start = time.monotonic()
+    task = TASKS[name]
+    which = settings.encoder if subject.kind == "run" else "external"
+    result = Result(name, task.title, subject.kind, which, settings.selection, data=splits.description)
+    labels = task.labels(splits)
+    if isinstance(labels, str):
+        return replace(result, skipped=labels)
+    assert isinstance(splits.train, ListSource) and splits.test is not None
+    rows = balanced_rows(labels[0], settings.max_train_images, settings.seed)
+    chosen = (labels[0][rows], labels[1])
+    sources = (splits.train if len(rows) == len(labels[0]) else Subset(splits.train, rows), splits.test)
+    cache = subject.path / "eval" / "features"
+    train, test = (
+        extract_features(_view(source, split, task, settings, size), extractors, cache)
+        for source, split in zip(sources, ("train", "test"), strict=True)
+    )
+    subjects, heads = _probe(train, test, chosen, extractors, settings)
+    dropped = [_dropped(source, side["encoder"]) for source, side in zip(sources, (train, test), strict=True)]
+    return replace(
+        result,
+        subjects=subjects,
+        heads=heads,
+        image_size=size,
+        fit=task.fit,
+        masks_mode=subject.masks_mode,
+        num_train=len(train["encoder"].indices),
+        num_test=len(test["encoder"].indices),
+        num_classes=len(np.unique(labels[0])),
+        chance=float((labels[1] == np.bincount(chosen[0]).argmax()).mean()),
+        dropped={"train": len(dropped[0]), "test": len(dropped[1])},
+        dropped_names=[name for names in dropped for name in names][:NUM_NAMES],
+        seconds=round(time.monotonic() - start, 1),
+    )
+
+
+def _dropped(source: ListSource, features: Features) -> list[str]:
+    there = np.zeros(len(source), dtype=bool)
+    there[features.indices.numpy()] = True
+    return [source.name(int(index)) for index in np.flatnonzero(~there)]
+
+
+def _view(source: ListSource, split: str, task: Task, settings: EvaluationSettings, size: tuple[int, int]) -> View:
+    workers = choose_workers(settings.workers)
+
+    def batches() -> Iterator[Images]:
+        # what cannot be read is found again in `_dropped`, also when the features come from the cache
+        return evaluation_batches(source, size, settings.feature_batch_size, workers, fit=task.fit, unreadable=[])
+
+    return View(source, split, {"image_size": size, "fit": task.fit}, batches)
+
+
+def _probe(
+    train: Mapping[str, Features],
+    test: Mapping[str, Features],
+    labels: Labels,
+    extractors: Mapping[str, Extractor],
+    settings: EvaluationSettings,
+) -> tuple[dict[str, SubjectResult], list[dict[str, Any]]]:
+    """Every protocol on every subject: its number, and all classifiers that were tried."""
+    subjects: dict[str, SubjectResult] = {}
+    heads: list[dict[str, Any]] = []
+    device = resolve_device(settings.device)
+    for subject, extractor in extractors.items():
+        sides = [
+            _labeled(features[subject], answers, extractor, device)
+            for features, answers in zip((train, test), labels, strict=True)
+        ]
+        metrics = {}
+        for protocol in settings.protocols:
+            outcome: ProtocolResult = PROTOCOLS[protocol].load()(*sides, settings)
+            name = METRIC_NAMES[protocol]
+            metrics[name] = _metric(outcome)
+            heads.extend({"subject": subject, "metric": name, **asdict(head)} for head in outcome.heads)
+        subjects[subject] = SubjectResult(metrics)
+    return subjects, heads
+
+
+def _labeled(features: Features, labels: NDArray[np.int64], extractor: Extractor, device: torch.device) -> LabeledFeatures:
+    answers = torch.from_numpy(labels)[features.indices].to(device)
+    return LabeledFeatures(extractor.kinds(features.rows.to(device)), answers)
+
+
+def _metric(outcome: ProtocolResult) -> Metric:
+    head = next(head for head in outcome.heads if head.chosen)
+    words = f"{head.features}, {head.head}, {head.setting}"
+    return Metric(outcome.accuracy, outcome.standard_error, "higher", outcome.selection, words)
+
+
+def balanced_rows(labels: NDArray[np.int64], max_images: int | None, seed: int) -> NDArray[np.int64]:
+    """Rows of at most `max_images` images, as many of each class as possible, in their order. None: all rows.
+
+    Images are taken in rounds, one of each class that has any left, in an order drawn with the seed.
+    """
+    if max_images is None or max_images >= len(labels):
+        return np.arange(len(labels))
+    if max_images < 1:
+        raise ValueError(f"max_train_images={max_images} must be at least 1")
+    order = np.random.default_rng(derive("subset", seed, 2)).permutation(len(labels))
+    rounds = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        rounds[members] = np.arange(len(members))
+    by_round = order[np.argsort(rounds[order], kind="stable")]
+    return np.sort(by_round[:max_images])

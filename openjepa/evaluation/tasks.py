@@ -1,0 +1,70 @@
+"""TASKS: what is predicted from which labels. Free of torch, so that the command line can list it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openjepa.data.source import ListSource, Splits
+
+Labels = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Of the training split and of the test split, one per record."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row of the table: labels on images. Independent of how they are predicted."""
+
+    title: str
+    """For tables."""
+    labels: Callable[[Splits], Labels | str]
+    """The labels of both splits, or in words why this data has none."""
+    fit: Literal["crop", "squash"]
+    """How an image becomes the view that is evaluated: center crop, or the whole image resized to the size."""
+
+
+def _own_labels(splits: Splits) -> Labels | str:
+    if splits.train.class_names is None and not isinstance(splits.train, ListSource):
+        return "the data is a stream without labels"
+    if not isinstance(splits.train, ListSource):
+        return "probes need a list of images, not a stream: set data.streaming=false"
+    if splits.train.labels is None:
+        return "the images have no labels (class folders, a label column, or scenes are needed)"
+    if splits.test is None or splits.test.labels is None:
+        return "there is no labeled test split"
+    return splits.train.labels, splits.test.labels
+
+
+def _scene_labels(name: str) -> Callable[[Splits], Labels | str]:
+    def labels(splits: Splits) -> Labels | str:
+        if name not in splits.extra_labels:
+            return f"the data has no `{name}` labels: only scenes in CLEVR's format do"
+        if splits.test is None:
+            return "there is no test split"
+        return splits.extra_labels[name]
+
+    return labels
+
+
+TASKS: dict[str, Task] = {
+    "classification": Task("Classification", _own_labels, "crop"),
+    "clevr_count": Task("Clevr/Count", _scene_labels("count"), "squash"),
+    "clevr_dist": Task("Clevr/Dist", _scene_labels("distance"), "squash"),
+}
+
+
+def chosen_tasks(names: tuple[str, ...], splits: Splits) -> tuple[str, ...]:
+    """The tasks asked for; where none is, all that the data has labels for (`classification` if it has none).
+
+    Scenes' own labels are one of their two tasks, so that `classification` is not repeated there.
+    """
+    for name in names:
+        if name not in TASKS:
+            raise ValueError(f"tasks={name!r} is unknown; use {', '.join(TASKS)}")
+    if names:
+        return names
+    able = tuple(name for name, task in TASKS.items() if not isinstance(task.labels(splits), str))
+    scenes = tuple(name for name in able if name != "classification")
+    return scenes or ("classification",)

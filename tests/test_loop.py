@@ -103,7 +103,8 @@ def test_another_seed_gives_other_weights(images: Path, tmp_path: Path) -> None:
 def test_a_number_that_is_not_finite_stops_before_the_weights_move(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(small_config(images, tmp_path), system=SystemSettings(workers=0, progress="none", checkpoint_minutes=0.0))
+    system = SystemSettings(workers=0, progress="none", checkpoint_minutes=0.0)
+    config = replace(small_config(images, tmp_path), system=system, monitor=MonitorSettings(every=0))
     healthy = IJepa.distance
     calls = {"count": 0}
 

@@ -9,13 +9,13 @@ Everything is imported when it is called, so that `import openjepa` costs nothin
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from openjepa.evaluation.protocol import Result
+    from openjepa.evaluation.results import Result
     from openjepa.models.vit import VisionTransformer
     from openjepa.settings.data import DataSettings
     from openjepa.settings.evaluation import EvaluationSettings

@@ -64,6 +64,7 @@ class EvaluateOptions:
 
 
 _GROUPS = ("data", "model", "masks", "method", "optim", "run", "monitor", "system")
+_POSITIONAL = ("recipe", "subject", "runs")
 _EXCLUSIVE = (("optim.epochs", "optim.total_steps"), ("optim.warmup_epochs", "optim.warmup_steps"))
 """The second overrides the first; who gives only the first on the command line means it."""
 
@@ -82,16 +83,22 @@ def parse_evaluate(argv: Sequence[str], prog: str, description: str) -> tuple[Ev
 
     Given data settings override those of the run's `config.yaml`, where there is one.
     """
-    subject = Path(argv[0]).expanduser() if argv and not argv[0].startswith("-") else None
+    require(argv, "a run folder or the folder of an encoder", prog)
+    subject = Path(argv[0]).expanduser() if not argv[0].startswith("-") else None
     data: DataSettings = FolderSettings()
     if subject is not None and (subject / "config.yaml").exists():
         data = load_run_config(subject).data
-    elif subject is None and not is_help(argv):
-        raise ValueError("evaluate what? Give a run folder or the folder of an encoder first")
     defaults = EvaluateOptions(data=select_component(data, "data", argv))
     options = parse(EvaluateOptions, argv, prog, description, defaults)
     given = any(item.startswith("--") and normalized(item).startswith("data.") for item in argv)
     return options, options.data if given else None
+
+
+def require(argv: Sequence[str], what: str, prog: str) -> Sequence[str]:
+    """`argv`, which must start with a value, or ask for help."""
+    if is_help(argv) or (argv and not argv[0].startswith("-")):
+        return argv
+    raise ValueError(f"{prog} needs {what} first (see {prog} --help)")
 
 
 def is_help(argv: Sequence[str]) -> bool:
@@ -199,4 +206,4 @@ def parse(cls: type[OptionsType], argv: Sequence[str], prog: str, description: s
 def option_names(options: object) -> list[str]:
     """Every option that `parse` takes for this dataclass; positional arguments are none."""
     names = [name.removeprefix("evaluation.").replace("_", "-") for name in flatten(options)]
-    return [f"--{name}" for name in names if name not in ("recipe", "subject", "runs")]
+    return [f"--{name}" for name in names if name not in _POSITIONAL]

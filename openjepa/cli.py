@@ -1,16 +1,13 @@
-"""The command line: parses, then calls one function. torch is imported by the functions that need it, after parsing."""
+"""The command line: finds the command, and turns mistakes into one message. Imports neither tyro nor torch by itself."""
 
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from importlib import import_module
 
 import openjepa
 from openjepa.engine.interrupts import Interrupted
-
-Command = Callable[[Sequence[str]], None]
 
 USAGE = """openjepa {version}: train I-JEPA encoders on your images, probe them, and look at them.
 
@@ -21,27 +18,25 @@ usage: openjepa COMMAND [OPTIONS]
 openjepa COMMAND --help explains a command and every setting of it.
 
 examples:
-  openjepa quickstart                                     train, probe and report on the packaged scenes
-  openjepa train cpu-64 --data.path ~/photos              a recipe on a folder of images
-  openjepa evaluate runs/cpu-64-default-folder            k-NN and linear probes beside their baselines
-  openjepa visualize runs/cpu-64-default-folder           masks, feature maps, neighbors as pictures
-  openjepa report runs/cpu-64-default-folder              one HTML file with everything"""
+  openjepa quickstart                              train, probe and report on the packaged scenes
+  openjepa train cpu-64 --data.path ~/photos       a recipe on a folder of images
+  openjepa evaluate runs/cpu-64-default-folder     k-NN and linear probes beside their baselines
+  openjepa visualize runs/cpu-64-default-folder    masks, feature maps and neighbors as pictures
+  openjepa report runs/cpu-64-default-folder       one HTML file with everything"""
 
-RECIPES_HELP = """Train an encoder. The recipe comes first, then any setting to change.
-
-recipes and their presets (the first is the default):
-{recipes}
-
-components (their options are shown when chosen before --help):
-{choices}
-
-examples:
-  openjepa train cpu-64 --data.path ~/photos
-  openjepa train gpu-128 --data.source huggingface --data.path owner/name --model.size base
-  openjepa train ijepa-vitb16 --preset paper --data.path ~/imagenet --dry-run
-  openjepa train --config runs/cpu-64-default-folder/config.yaml
-
-The same command continues an interrupted run."""
+COMMANDS: dict[str, tuple[str, str]] = {
+    "quickstart": ("quickstart", "train, evaluate and report on the packaged scenes, in a few minutes"),
+    "train": ("train", "train an encoder on your images"),
+    "evaluate": ("evaluate", "k-NN and linear probes of an encoder"),
+    "visualize": ("visualize", "pictures of what an encoder has learned"),
+    "report": ("report", "one HTML file on one run or several"),
+    "bench step": ("bench_step", "time a training step and its parts"),
+    "bench data": ("bench_data", "time decoding, cropping and loading"),
+    "data check": ("data_check", "read every image of a data set once"),
+    "data masks": ("data_masks", "draw masks and how often they cover each patch"),
+    "data scenes": ("data_scenes", "render labeled scenes in CLEVR's format"),
+}
+"""Function in openjepa.commands and one line of help."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -68,93 +63,32 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """Our warnings are meant for the user: no file, no line of code."""
+    """Our own warnings are meant for the user: no file, no line of code."""
     return f"note: {message}\n" if category is UserWarning else f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _dispatch(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_usage())
-    elif argv[0] in ("--version", "version"):
+        print(usage())
+        return
+    if argv[0] in ("--version", "version"):
         print(openjepa.__version__)
-    elif argv[0] in COMMANDS:
-        COMMANDS[argv[0]][1](argv[1:])
-    else:
+        return
+    group = [name for name in COMMANDS if name.startswith(f"{argv[0]} ")]
+    words = 2 if group else 1
+    if group and (len(argv) == 1 or argv[1] in ("-h", "--help")):
+        print(usage(group))
+        return
+    name = " ".join(argv[:words])
+    if name not in COMMANDS:
         from openjepa.config import nearest
 
-        raise ValueError(f"unknown command {argv[0]!r}: {nearest(argv[0], COMMANDS)} (see openjepa --help)")
+        raise ValueError(f"unknown command {name!r}: {nearest(name, COMMANDS)} (see openjepa --help)")
+    function = getattr(import_module("openjepa.commands"), COMMANDS[name][0])
+    function(argv[words:], f"openjepa {name}")
 
 
-def _usage() -> str:
-    lines = [f"  {name:<12}{text}" for name, (text, _) in COMMANDS.items()]
-    return USAGE.format(version=openjepa.__version__, commands="\n".join(lines))
-
-
-def _train_help() -> str:
-    from openjepa.recipes import RECIPES
-    from openjepa.settings.choices import CHOICES
-
-    recipes = [f"  {name:<18}{' | '.join(recipe.presets):<20}{recipe.summary()}" for name, recipe in RECIPES.items()]
-    choices = [f"  --{name}.{choice.field} {' | '.join(choice.options)}" for name, choice in CHOICES.items()]
-    return RECIPES_HELP.format(recipes="\n".join(recipes), choices="\n".join(choices))
-
-
-def train(argv: Sequence[str]) -> None:
-    """`openjepa train`."""
-    from openjepa.arguments import parse_train
-    from openjepa.checks import check, remarks
-
-    config, options = parse_train(argv, "openjepa train", _train_help())
-    check(config, world_size=int(os.environ.get("WORLD_SIZE", "1")))
-    for remark in remarks(config):
-        print(f"note: {remark}", file=sys.stderr)
-    from openjepa.training.loop import train as train_run
-
-    folder = train_run(config, fresh=options.fresh, dry_run=options.dry_run)
-    if not options.dry_run:
-        print(f"next: openjepa evaluate {folder}")
-
-
-def evaluate(argv: Sequence[str]) -> None:
-    """`openjepa evaluate`."""
-    from openjepa.arguments import parse_evaluate
-
-    description = """k-NN and linear probes on frozen features, beside the same on the untrained encoder and on raw pixels.
-
-examples:
-  openjepa evaluate runs/NAME
-  openjepa evaluate runs/NAME/encoder --data.source folder --data.path ~/labeled"""
-    options, data = parse_evaluate(argv, "openjepa evaluate", description)
-    from openjepa.evaluation.suite import evaluate_run, print_results
-
-    print_results(evaluate_run(options.subject, options.evaluation, data))
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuickstartOptions:
-    """Train, evaluate, visualize and report on the packaged scenes. Nothing is downloaded."""
-
-    output: Path = Path("runs")
-    """Folder that holds the run folder."""
-    total_steps: int | None = None
-    """Optimizer steps. None: the recipe's."""
-    fresh: bool = False
-    """Start anew even if an earlier quickstart exists."""
-
-
-def quickstart(argv: Sequence[str]) -> None:
-    """`openjepa quickstart`."""
-    from openjepa.arguments import parse
-
-    description = "Train, evaluate, visualize and report on the packaged scenes. Nothing is downloaded."
-    options = parse(QuickstartOptions, argv, "openjepa quickstart", description, QuickstartOptions())
-    from openjepa.experiments import quickstart as run_quickstart
-
-    run_quickstart(output=options.output, total_steps=options.total_steps, fresh=options.fresh)
-
-
-COMMANDS: dict[str, tuple[str, Command]] = {
-    "quickstart": ("train, evaluate and report on the packaged scenes, in a few minutes", quickstart),
-    "train": ("train an encoder on your images", train),
-    "evaluate": ("k-NN and linear probes of an encoder", evaluate),
-}
+def usage(names: Sequence[str] = tuple(COMMANDS)) -> str:
+    """The help of `openjepa`, or only the lines of some of its commands."""
+    lines = "\n".join(f"  {name:<13}{COMMANDS[name][1]}" for name in names)
+    return USAGE.format(version=openjepa.__version__, commands=lines) if len(names) == len(COMMANDS) else lines

@@ -1,0 +1,252 @@
+"""One function per command: parse, then call one function of a stage. torch is imported after parsing, by those who need it."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from openjepa.arguments import parse, parse_evaluate, parse_train, require, select_component
+from openjepa.checks import check, remarks
+from openjepa.recipes import RECIPES
+from openjepa.settings.choices import CHOICES
+from openjepa.settings.data import DataSettings, FolderSettings
+from openjepa.settings.masks import MaskSettings, MultiblockSettings
+
+TRAIN_HELP = """Train an encoder. The recipe comes first, then any setting to change.
+
+recipes and their presets (the first is the default):
+{recipes}
+
+components (their options are shown when chosen before --help):
+{choices}
+
+examples:
+  openjepa train cpu-64 --data.path ~/photos
+  openjepa train gpu-128 --data.source huggingface --data.path owner/name --model.size base
+  openjepa train ijepa-vitb16 --preset paper --data.path ~/imagenet --dry-run
+  openjepa train --config runs/cpu-64-default-folder/config.yaml
+
+The same command continues an interrupted run."""
+
+EVALUATE_HELP = """k-NN and linear probes on frozen features, beside the same on the untrained encoder and on raw pixels.
+
+examples:
+  openjepa evaluate runs/cpu-64-default-folder
+  openjepa evaluate runs/cpu-64-default-folder --selection paper --neighbors 10 20
+  openjepa evaluate runs/cpu-64-default-folder/encoder --data.source folder --data.path ~/labeled"""
+
+VISUALIZE_HELP = """Pictures of a run: masks on images, PCA maps of patch features, nearest neighbors before and after training.
+
+example:
+  openjepa visualize runs/cpu-64-default-folder"""
+
+REPORT_HELP = """One self-contained HTML file on one run, or on several side by side. Needs only the run folders, no torch.
+
+examples:
+  openjepa report runs/cpu-64-default-folder
+  openjepa report runs/first runs/second --output comparison.html"""
+
+MASKS_HELP = """Draws examples of a mask strategy and how often each patch is context or target, as one picture.
+
+examples:
+  openjepa data masks
+  openjepa data masks --image-size 96 --patch-size 12 --masks.mode official --masks.min-keep 3"""
+
+SCENES_HELP = """Renders labeled scenes in CLEVR's own format (needs mitsuba: pip install 'openjepa[scenes]').
+
+The same command continues an interrupted one, and larger numbers add scenes. Train on them with
+`--data.source scenes --data.path FOLDER`.
+
+example:
+  openjepa data scenes --output ~/scenes --train 3000 --test 1000 --image-size 64"""
+
+CHECK_HELP = """Reads every image of a data set once, and says how many there are, how large, and which cannot be used.
+
+examples:
+  openjepa data check --data.path ~/photos
+  openjepa data check --data.source huggingface --data.path ~/parquet-files"""
+
+QUICKSTART_HELP = """Trains, evaluates, draws and reports the recipe `quickstart` on the packaged scenes. Nothing is downloaded.
+
+example:
+  openjepa quickstart"""
+
+
+def train(argv: Sequence[str], prog: str) -> None:
+    """Pretrains an encoder."""
+    recipes = [f"  {name:<18}{' | '.join(recipe.presets):<20}{recipe.summary()}" for name, recipe in RECIPES.items()]
+    choices = [f"  --{name}.{choice.field} {' | '.join(choice.options)}" for name, choice in CHOICES.items()]
+    text = TRAIN_HELP.format(recipes="\n".join(recipes), choices="\n".join(choices))
+    config, options = parse_train(argv, prog, text)
+    check(config, world_size=int(os.environ.get("WORLD_SIZE", "1")))
+    for remark in remarks(config):
+        print(f"note: {remark}", file=sys.stderr)
+    from openjepa.training.loop import train as train_run
+
+    folder = train_run(config, fresh=options.fresh, dry_run=options.dry_run)
+    if folder is not None:
+        print(f"next: openjepa evaluate {folder}")
+
+
+def evaluate(argv: Sequence[str], prog: str) -> None:
+    """Probes an encoder."""
+    options, data = parse_evaluate(argv, prog, EVALUATE_HELP)
+    from openjepa.evaluation.suite import evaluate_run, print_results
+
+    print_results(evaluate_run(options.subject, options.evaluation, data))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualizeOptions:
+    """The arguments of `visualize`."""
+
+    subject: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = Path()
+    """Run folder."""
+
+
+def visualize(argv: Sequence[str], prog: str) -> None:
+    """Draws the pictures of a run."""
+    options = parse(VisualizeOptions, require(argv, "RUN", prog), prog, VISUALIZE_HELP, VisualizeOptions())
+    from openjepa.visualization import visualize_run
+
+    for path in visualize_run(options.subject):
+        print(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """The arguments of `report`."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")] = ()
+    """Run folders."""
+    output: Path | None = None
+    """The HTML file. None: report.html in the run's folder, for several runs in the folder that holds the first."""
+
+
+def report(argv: Sequence[str], prog: str) -> None:
+    """Writes the HTML report."""
+    options = parse(ReportOptions, require(argv, "RUN", prog), prog, REPORT_HELP, ReportOptions())
+    from openjepa.report import write_report
+
+    print(write_report(options.runs, options.output))
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartOptions:
+    """The arguments of `quickstart`."""
+
+    output: Path = Path("runs")
+    """Folder that holds the run folder."""
+    total_steps: int | None = None
+    """Optimizer steps. None: the recipe's."""
+    fresh: bool = False
+    """Start anew even if an earlier quickstart exists."""
+
+
+def quickstart(argv: Sequence[str], prog: str) -> None:
+    """Train, evaluate, visualize, report."""
+    options = parse(QuickstartOptions, argv, prog, QUICKSTART_HELP, QuickstartOptions())
+    from openjepa.experiments import quickstart as run_quickstart
+
+    run_quickstart(output=options.output, total_steps=options.total_steps, fresh=options.fresh)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MasksOptions:
+    """The arguments of `data masks`."""
+
+    output: Path = Path("masks.png")
+    """The picture."""
+    image_size: int | tuple[int, int] = 224
+    """Side, or height and width, of the images in pixels."""
+    patch_size: int = 16
+    """Side of a patch in pixels."""
+    seed: int = 0
+    """Seed of the masks."""
+    masks: MaskSettings = field(default_factory=MultiblockSettings)
+
+
+def data_masks(argv: Sequence[str], prog: str) -> None:
+    """Draws masks."""
+    defaults = MasksOptions(masks=select_component(MultiblockSettings(), "masks", argv))
+    options = parse(MasksOptions, argv, prog, MASKS_HELP, defaults)
+    size = options.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    if height % options.patch_size or width % options.patch_size:
+        raise ValueError(f"--patch-size {options.patch_size} does not divide --image-size {height} x {width}")
+    from openjepa.masks import MASKS
+    from openjepa.visualization import mask_figure
+
+    sampler = MASKS[options.masks.strategy].load()(options.masks, (height // options.patch_size, width // options.patch_size))
+    print(mask_figure(sampler, options.output, seed=options.seed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenesOptions:
+    """The arguments of `data scenes`."""
+
+    output: Path = Path("scenes")
+    """Folder that the scenes are written to."""
+    train: int = 3000
+    """Training scenes."""
+    test: int = 1000
+    """Test scenes."""
+    image_size: int = 64
+    """Side of the pictures in pixels."""
+    seed: int = 0
+    """Seed of the scenes."""
+    samples: int = 32
+    """Light paths per pixel: more is slower and less noisy."""
+    workers: int | None = None
+    """Processes. None: one per core."""
+
+
+def data_scenes(argv: Sequence[str], prog: str) -> None:
+    """Renders scenes."""
+    options = parse(ScenesOptions, argv, prog, SCENES_HELP, ScenesOptions())
+    from openjepa.data.scene_renderer import render_scenes
+
+    render_scenes(
+        options.output, options.train, options.test, options.image_size, options.seed, options.samples, options.workers
+    )
+    print(options.output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """The arguments of `data check`."""
+
+    seed: int = 0
+    """Seed of the split, where the data has none of its own."""
+    data: DataSettings = field(default_factory=FolderSettings)
+
+
+def data_check(argv: Sequence[str], prog: str) -> None:
+    """Reads every image once."""
+    defaults = CheckOptions(data=select_component(FolderSettings(), "data", argv))
+    options = parse(CheckOptions, argv, prog, CHECK_HELP, defaults)
+    if isinstance(options.data, FolderSettings) and not options.data.path:
+        raise ValueError("data.path is empty: say where the images are, e.g. --data.path ~/photos")
+    from openjepa.data import open_splits
+    from openjepa.data.inspection import inspect
+
+    for line in inspect(open_splits(options.data, options.seed)):
+        print(line)
+
+
+def bench_step(argv: Sequence[str], prog: str) -> None:
+    """Times a training step."""
+    from openjepa.bench import main_step
+
+    main_step(argv)
+
+
+def bench_data(argv: Sequence[str], prog: str) -> None:
+    """Times the data path."""
+    from openjepa.bench_data import main_data
+
+    main_data(argv)

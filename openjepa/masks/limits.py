@@ -35,6 +35,15 @@ def scaled_min_keep(min_keep: int, grid: tuple[int, int]) -> int:
     return int(min_keep * min(1.0, grid[0] * grid[1] / REFERENCE_PATCHES))
 
 
+def check_targets_fit(settings: MultiblockSettings, grid: tuple[int, int], largest_target: int) -> None:
+    """ValueError: one target block may cover the whole grid, so that no redraw could leave a context."""
+    if largest_target >= grid[0] * grid[1]:
+        raise ValueError(
+            f"masks.target_scale={settings.target_scale} lets one target cover all of {grid[0]}x{grid[1]} patches: "
+            "lower its second value, or use a larger grid"
+        )
+
+
 def check_context_fits(
     settings: MultiblockSettings, grid: tuple[int, int], num_available: Int[np.ndarray, " S"], needed: int
 ) -> None:
@@ -72,6 +81,6 @@ def check_official_sizes(
             if smallest < 1:
                 advice = f"no value fits: use a larger grid or masks.{block}_scale"
             raise ValueError(
-                f"masks.min_keep={settings.min_keep} with masks.mode='official' on {grid[0]}x{grid[1]} patches: a {block} block "
-                f"(masks.{block}_scale) may have only {smallest} patches and would be drawn again for ever; {advice}"
+                f"masks.min_keep={settings.min_keep} with masks.mode='official' on {grid[0]}x{grid[1]} patches: a {block} "
+                f"block (masks.{block}_scale) may have only {smallest} patches and would be drawn again for ever; {advice}"
             )

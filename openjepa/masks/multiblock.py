@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from openjepa.masks.base import MaskSampler, TokenShape
 from openjepa.masks.blocks import block_sizes, covered, place, raster_indices
 from openjepa.masks.cuts import CUTS, pack
-from openjepa.masks.limits import REFERENCE_PATCHES, check_context_fits, check_ranges, scaled_min_keep
+from openjepa.masks.limits import check_context_fits, check_ranges, check_targets_fit, scaled_min_keep
 from openjepa.masks.official import OfficialMultiblock
 from openjepa.seeds import derive, derive_samples, uniforms
 from openjepa.settings.masks import MultiblockSettings
@@ -68,12 +68,13 @@ class UnbiasedMultiblock(MaskSampler):
     """
 
     def __init__(self, settings: MultiblockSettings, grid: tuple[int, int]) -> None:
-        """ValueError: a context of the wanted size fails in more than half of the draws."""
+        """ValueError: a target may cover the whole grid, or more than half of the draws leave too small a context."""
         num_patches = grid[0] * grid[1]
         self.name = f"multiblock/unbiased/{settings.context_cut}"
         self.grid = grid
         self.target_sizes = block_sizes(grid, settings.target_scale, settings.target_aspect)
         self.context_sizes = block_sizes(grid, settings.context_scale, settings.context_aspect, relative=True)
+        check_targets_fit(settings, grid, int(self.target_sizes.areas.max()))
         self._settings = settings
         self._keep = max(1, round(settings.context_ratio * num_patches))
         self._needed = self._keep
@@ -173,10 +174,14 @@ class UnbiasedMultiblock(MaskSampler):
         return num_available
 
     def _estimate_shapes(self) -> tuple[TokenShape, ...]:
-        microbatch = min(self._settings.group_size or 128, 256)
-        num_groups = 256 if self.grid[0] * self.grid[1] <= REFERENCE_PATCHES else 64
-        counts: Counter[tuple[int, int]] = Counter()
-        for group in range(num_groups):
-            masks = self(derive_samples("mask", 0, np.array([group]), np.arange(microbatch)), group, 0)
-            counts[masks.context.shape[1], masks.targets.shape[2]] += 1
-        return tuple(TokenShape(*shape, count / num_groups) for shape, count in counts.most_common())
+        """Draws as many microbatches for each size of the target block, whose probabilities are known."""
+        num_samples = min(self._settings.group_size or 128, 256)
+        num_groups = max(8, min(64, _ESTIMATE_PATCHES // (2 * self.grid[0] * self.grid[1] * num_samples)))
+        seeds = derive_samples("mask", 0, np.zeros(1, np.int64), np.arange(num_groups * num_samples))
+        context = np.repeat(self._group_sizes(seeds[:num_groups] + 1)[1], num_samples, axis=0)
+        probabilities: Counter[tuple[int, int]] = Counter()
+        for size, probability in zip(self.target_sizes.sizes, self.target_sizes.probabilities, strict=True):
+            available = self._lay_out(seeds, size[None], context).available.reshape(num_groups, num_samples, -1)
+            for group in available:
+                probabilities[self._num_tokens(group), int(size.prod())] += probability / num_groups
+        return tuple(TokenShape(*shape, float(share)) for shape, share in probabilities.most_common())

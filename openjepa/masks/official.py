@@ -52,6 +52,19 @@ class OfficialMultiblock(MaskSampler):
 
     def draw(self, generator: torch.Generator, step: int, num_samples: int) -> BlockMasks:
         """What the released program draws in its batch number `step` when `generator` is the global one."""
+        targets, contexts, redrawn = self.draw_uncut(generator, step, num_samples)
+        shortest = min(len(indices) for indices in contexts)
+        return BlockMasks(
+            context=torch.from_numpy(np.stack([indices[:shortest] for indices in contexts])),
+            targets=torch.from_numpy(targets),
+            grid=self.grid,
+            redrawn=redrawn,
+        )
+
+    def draw_uncut(
+        self, generator: torch.Generator, step: int, num_samples: int
+    ) -> tuple[Int[np.ndarray, "B M T"], list[Int[np.ndarray, " K"]], int]:
+        """Targets, contexts before the cut, and how many contexts were drawn more than once."""
         target, context = self.block_sizes(step)
         corners, contexts, redrawn = [], [], 0
         for _ in range(num_samples):
@@ -59,13 +72,7 @@ class OfficialMultiblock(MaskSampler):
             indices, tries = self._draw_context(context, np.array(corners[-1]), target, generator)
             contexts.append(indices)
             redrawn += tries > 1
-        shortest = min(len(indices) for indices in contexts)
-        return BlockMasks(
-            context=torch.from_numpy(np.stack([indices[:shortest] for indices in contexts])),
-            targets=torch.from_numpy(raster_indices(np.array(corners), target, self.grid[1])),
-            grid=self.grid,
-            redrawn=redrawn,
-        )
+        return raster_indices(np.array(corners), target, self.grid[1]), contexts, redrawn
 
     def block_sizes(self, step: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """(rows, columns) of the target blocks and of the context block in this step."""

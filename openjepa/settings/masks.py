@@ -32,8 +32,8 @@ class MultiblockSettings(MaskSettings):
     context_aspect: tuple[float, float] = (1.0, 1.0)
     """Smallest and largest height / width of the context block relative to the grid's."""
     context_cut: Literal["random_subset", "random_window", "none"] = "random_subset"
-    """What brings all contexts to one size: a random subset of the patches, the patches nearest to a random side or corner,
-    or nothing (padding, masked in attention). `official` mode has its own cut and ignores this."""
+    """What brings all contexts to one size: a random subset of the patches, the patches in a random sector around the grid's
+    center, or nothing (padding, masked in attention). `official` mode has its own cut and ignores this."""
     context_ratio: float = 0.25
     """Fraction of all patches that the context keeps after the cut (paper, Table 6: 0.25). Ignored by `official` and `none`."""
     min_keep: int = 10

@@ -51,7 +51,7 @@ def render_picture(layout: SceneLayout, image_size: int, samples: int) -> NDArra
     """The picture [image_size, image_size, 3] of a scene, sRGB, with `samples` light paths per pixel."""
     mitsuba = load_mitsuba()
     # optimize=True merges shapes and leaves the lamps in a changing order, which changes what the random numbers sample.
-    scene = mitsuba.load_dict(_describe(mitsuba, layout, image_size), parallel=False, optimize=False)
+    scene = mitsuba.load_dict(describe_scene(mitsuba, layout, image_size), parallel=False, optimize=False)
     passes = samples // PASS_SAMPLES
     seeds = range(layout.render_seed, layout.render_seed + passes)
     rendered = [np.minimum(mitsuba.render(scene, spp=PASS_SAMPLES, seed=seed), WHITE) for seed in seeds]
@@ -59,7 +59,7 @@ def render_picture(layout: SceneLayout, image_size: int, samples: int) -> NDArra
     return np.array(linear.convert(mitsuba.Bitmap.PixelFormat.RGB, mitsuba.Struct.Type.UInt8, srgb_gamma=True))
 
 
-def _describe(mitsuba: Any, layout: SceneLayout, image_size: int) -> dict[str, Any]:
+def describe_scene(mitsuba: Any, layout: SceneLayout, image_size: int) -> dict[str, Any]:
     """The scene as mitsuba's nested dictionary."""
     transform, camera = mitsuba.ScalarTransform4f, layout.camera
     film = {"type": "hdrfilm", "width": image_size, "height": image_size, "pixel_format": "rgb", "rfilter": {"type": "box"}}

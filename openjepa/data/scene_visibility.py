@@ -103,7 +103,7 @@ def _slab(origin: float, directions: Array, half: float) -> tuple[Array, Array]:
 
 def _round(origin: Array, directions: Array, radius: float) -> tuple[Array, Array]:
     """Interval in which the ray is within `radius` of the origin (an infinite cylinder where 2-D); empty where it misses."""
-    square = (directions**2).sum(0)
+    square = np.maximum((directions**2).sum(0), 1e-30)  # a ray along an infinite cylinder is inside it always or never
     middle = -np.tensordot(origin, directions, 1) / square
     reach = middle**2 - (origin @ origin - radius**2) / square
     root = np.sqrt(np.maximum(reach, 0))

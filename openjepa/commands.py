@@ -11,6 +11,7 @@ import tyro
 
 from openjepa.arguments import parse, parse_evaluate, parse_train, require, select_component
 from openjepa.checks import check, remarks
+from openjepa.config import nearest
 from openjepa.recipes import RECIPES
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.data import DataSettings, FolderSettings
@@ -33,6 +34,9 @@ examples:
 The same command continues an interrupted run."""
 
 EVALUATE_HELP = """k-NN and linear probes on frozen features, beside the same on the untrained encoder and on raw pixels.
+
+tasks (all that the data has labels for, unless --tasks names some):
+{tasks}
 
 examples:
   openjepa evaluate runs/cpu-64-default-folder
@@ -94,7 +98,12 @@ def train(argv: Sequence[str], prog: str) -> None:
 
 def evaluate(argv: Sequence[str], prog: str) -> None:
     """Probes an encoder."""
-    options, data = parse_evaluate(argv, prog, EVALUATE_HELP)
+    from openjepa.evaluation.tasks import TASKS
+
+    tasks = "\n".join(f"  {name:<16}{task.title}" for name, task in TASKS.items())
+    options, data = parse_evaluate(argv, prog, EVALUATE_HELP.format(tasks=tasks))
+    if unknown := [name for name in options.evaluation.tasks if name not in TASKS]:
+        raise ValueError(f"--tasks {unknown[0]} does not exist: {nearest(unknown[0], TASKS)}")
     from openjepa.evaluation.suite import evaluate_run, print_results
 
     print_results(evaluate_run(options.subject, options.evaluation, data))
@@ -106,6 +115,12 @@ class VisualizeOptions:
 
     subject: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = Path()
     """Run folder."""
+    num_images: int = 8
+    """Images in each picture (1 to 24)."""
+    seed: int = 0
+    """Seed of the choice of images."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `mps`."""
 
 
 def visualize(argv: Sequence[str], prog: str) -> None:
@@ -113,7 +128,7 @@ def visualize(argv: Sequence[str], prog: str) -> None:
     options = parse(VisualizeOptions, require(argv, "RUN", prog), prog, VISUALIZE_HELP, VisualizeOptions())
     from openjepa.visualization import visualize_run
 
-    for path in visualize_run(options.subject):
+    for path in visualize_run(options.subject, options.num_images, options.seed, options.device):
         print(path)
 
 

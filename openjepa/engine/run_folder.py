@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -103,6 +104,8 @@ def _lock(path: Path) -> IO[str]:
         lock.close()
         message = f"another process is writing to {path}; wait for it, or choose another --run.name or --fresh"
         raise ValueError(message) from None
+    # forked data workers would hold the lock on after this process is killed
+    os.register_at_fork(after_in_child=lock.close)
     return lock
 
 

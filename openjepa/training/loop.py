@@ -12,6 +12,7 @@ from openjepa.checks import check
 from openjepa.data import open_splits
 from openjepa.data.loader import BatchPlan, TrainingLoader
 from openjepa.data.skipping import SkipLedger
+from openjepa.data.workers import choose_workers
 from openjepa.engine.checkpoint import TrainerState, latest_checkpoint, load_checkpoint, save_checkpoint
 from openjepa.engine.device import autocast, resolve_device, resolve_precision, set_threads
 from openjepa.engine.display import Display
@@ -30,7 +31,7 @@ from openjepa.settings.run import RunConfig
 from openjepa.training.meters import IntervalMeter, TrainingClock
 from openjepa.training.monitor import Monitor
 from openjepa.training.outputs import Outputs
-from openjepa.training.startup import default_view, introduce, num_workers, training_length
+from openjepa.training.startup import default_view, introduce, training_length
 from openjepa.types import Batch, LoaderPosition, LossOutput
 
 
@@ -66,7 +67,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
         world_size=distributed.world_size(),
         group_size=config.masks.group_size,
     )
-    workers = num_workers(config)
+    workers = choose_workers(config.system.workers, config.data.cache)
     loader = TrainingLoader(splits.train, config.data, method.inputs(), sampler, plan, seed, workers, device)
     total_steps, steps_per_epoch = training_length(optim, loader)
     for line in introduce(config, method, sampler, splits.description, device, precision, total_steps):
@@ -103,6 +104,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
     with ExitStack() as resources:
         for resource in (display, log, loader, folder):
             resources.callback(resource.close)
+        resources.enter_context(outputs.failure_noted())
         interrupts = resources.enter_context(Interrupts())
         resources.enter_context(explain_memory(config))
         resources.enter_context(explain_not_finite(config, loader.name))
@@ -121,7 +123,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
             microbatches = _take(batches, microbatches_per_step)
             for batch in microbatches:
                 output = _forward(method, batch, progress, config, device, precision)
-                (output.total / microbatches_per_step).backward()
+                torch.autograd.backward(output.total / microbatches_per_step)
                 meter.add(output, batch)
 
             # finite? clip, step, move the teacher

@@ -118,8 +118,8 @@ class Monitor:
         encoder, data = self._method.exports()["encoder"], self._config.data
         assert isinstance(encoder.config, EncoderConfig)
         chunks = []
-        for chunk in pixels.split(256):
-            images = normalize(chunk.to(self._device), data.pixel_mean, data.pixel_std)
+        for start in range(0, len(pixels), 256):
+            images = normalize(pixels[start : start + 256].to(self._device), data.pixel_mean, data.pixel_std)
             with autocast(self._device, self._precision):
                 output = encoder.module(images)
             chunks.append(output.pooled(encoder.config.pooling).float().cpu())

@@ -1,10 +1,15 @@
 """What a run leaves for the other stages: exported networks, environment.json and summary.json."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 
 from openjepa import distributed
 from openjepa.engine.checkpoint import TrainerState
 from openjepa.engine.device import peak_memory
+from openjepa.engine.interrupts import Interrupted
 from openjepa.engine.run_folder import RunFolder, environment
 from openjepa.masks.base import MaskSampler
 from openjepa.methods.base import Method
@@ -36,6 +41,7 @@ class Outputs:
             "mask_mode": sampler.name,
             "data": data,
         }
+        self._last: dict[str, Any] = dict(self._fixed)
 
     def begin(self, state: TrainerState) -> None:
         """environment.json and summary.json; before the first step also the untrained encoder, which every probe needs."""
@@ -55,8 +61,19 @@ class Outputs:
             save_network(self._folder.path / name, export)
         self._write_summary("running", state, None)
 
+    @contextmanager
+    def failure_noted(self) -> Iterator[None]:
+        """Whatever error ends the run, summary.json says so; a kill leaves it at `running`."""
+        try:
+            yield
+        except Interrupted:
+            raise
+        except BaseException as error:
+            self._folder.write_json("summary.json", {**self._last, "status": "failed", "error": str(error)})
+            raise
+
     def finish(self, status: str, state: TrainerState, monitor: Monitor) -> None:
-        """The last summary: `finished`, `interrupted` or `not finite`."""
+        """The last summary: `finished` or `interrupted`."""
         if distributed.is_main():
             self._write_summary(status, state, monitor)
 
@@ -81,6 +98,7 @@ class Outputs:
         if monitor is not None:
             content |= {"verdict": monitor.verdict(), "monitor": monitor.latest}
         self._folder.write_json("summary.json", content)
+        self._last = content
 
 
 def _count_parameters(method: Method) -> dict[str, int]:

@@ -1,7 +1,5 @@
 """What is settled and said before the first step."""
 
-import os
-
 import torch
 
 from openjepa.data.loader import TrainingLoader
@@ -25,15 +23,6 @@ def default_view(data: DataSettings) -> ViewSpec:
         interpolation=data.interpolation,
         horizontal_flip=data.horizontal_flip,
     )
-
-
-def num_workers(config: RunConfig) -> int:
-    """`system.workers`, else one process per core but one (1 to 16), or none where crops are made on the device."""
-    if config.system.workers is not None:
-        return config.system.workers
-    if config.data.cache == "device":
-        return 0
-    return min(16, max(1, (os.cpu_count() or 2) - 1))
 
 
 def training_length(optim: OptimizationSettings, loader: TrainingLoader) -> tuple[int, float]:

@@ -1,0 +1,93 @@
+"""Which curves a page shows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from openjepa.report.curves import Chart, Series
+from openjepa.report.reading import RunFolder
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One number of metrics.jsonl and how it is shown."""
+
+    title: str
+    kind: str
+    name: str
+    note: str
+    from_zero: bool = False
+
+
+LEARNING = (
+    Quantity(
+        "Effective rank", "monitor", "rankme", "RankMe of the probe batch's features; a fall towards 1 is collapse.", True
+    ),
+    Quantity(
+        "Feature spread", "monitor", "feature_std", "Standard deviation over images, mean over dimensions; 0 is collapse.", True
+    ),
+    Quantity("Similarity of images", "monitor", "cosine", "Mean cosine between two images' features; 1 is collapse."),
+    Quantity("Online k-NN accuracy", "monitor", "knn", "Share of held-out images whose nearest neighbors vote rightly."),
+)
+MACHINERY = (
+    Quantity("Learning rate", "train", "lr", "Linear warm-up, then the schedule of the recipe.", True),
+    Quantity("Weight decay", "train", "weight_decay", "Of matrices; biases and norms are never decayed.", True),
+    Quantity("Target momentum", "train", "momentum", "How much of itself the target encoder keeps in a step."),
+    Quantity("Gradient norm", "train", "grad_norm", "Before clipping, if there is any.", True),
+    Quantity("Throughput", "train", "images_per_second", "Images per second, training only.", True),
+    Quantity("Context size", "train", "context_tokens", "Patches that the context encoder sees.", True),
+)
+LOSS_PARTS = (
+    Series("probe batch", (), 1),
+    Series("predicting the mean target", (), 7, dashed=True),
+    Series("predicting each position's mean", (), 3, dashed=True),
+)
+_LOSS_NAMES = ("loss", "loss_mean_target", "loss_position_mean")
+
+
+def learning_charts(runs: Sequence[RunFolder]) -> list[Chart]:
+    """Loss and the signs of collapse."""
+    loss = _loss(runs[0]) if len(runs) == 1 else _loss_of_several(runs)
+    return [*loss, *_charts(runs, LEARNING)]
+
+
+def machinery_charts(runs: Sequence[RunFolder]) -> list[Chart]:
+    """Schedules, gradient norm, throughput."""
+    return _charts(runs, MACHINERY)
+
+
+def _x_axis(runs: Sequence[RunFolder]) -> tuple[str, str]:
+    # Runs with different batches are only comparable by the images they have seen.
+    return ("step", "step") if len(runs) == 1 else ("images", "images")
+
+
+def _charts(runs: Sequence[RunFolder], quantities: Sequence[Quantity]) -> list[Chart]:
+    axis, label = _x_axis(runs)
+    charts = []
+    for quantity in quantities:
+        lines = [Series(run.name, run.log.points(quantity.kind, quantity.name, axis), index) for index, run in enumerate(runs)]
+        lines = [line for line in lines if line.points]
+        if lines:
+            charts.append(Chart(quantity.title, quantity.note, lines, label, quantity.from_zero))
+    return charts
+
+
+def _loss(run: RunFolder) -> list[Chart]:
+    lines = [Series("training", run.log.points("train", "loss"), 0)]
+    lines += [
+        Series(part.label, run.log.points("monitor", name), part.color, part.dashed)
+        for part, name in zip(LOSS_PARTS, _LOSS_NAMES, strict=True)
+    ]
+    lines = [line for line in lines if line.points]
+    note = "The targets move while the encoder learns, so a loss that rises can be good; it must stay below the dashed lines."
+    return [Chart("Loss", note, lines, from_zero=True)] if lines else []
+
+
+def _loss_of_several(runs: Sequence[RunFolder]) -> list[Chart]:
+    lines = [Series(run.name, run.log.points("train", "loss", "images"), index) for index, run in enumerate(runs)]
+    lines += [
+        Series("", run.log.points("monitor", "loss_position_mean", "images"), index, dashed=True)
+        for index, run in enumerate(runs)
+    ]
+    lines = [line for line in lines if line.points]
+    note = "Dashed: the loss of predicting each position's mean. Losses of runs with different targets do not compare."
+    return [Chart("Loss", note, lines, "images", from_zero=True)] if lines else []

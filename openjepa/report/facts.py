@@ -1,0 +1,287 @@
+"""What was run and on what, in words: rows of facts, the verdict on collapse, and where several runs differ."""
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from openjepa.report.curves import format_number
+from openjepa.report.reading import RunFolder, number, text
+
+STATUS_WORDS = {
+    "finished": "finished",
+    "running": "running",
+    "interrupted": "interrupted",
+    "collapsed": "collapsed",
+    "not finite": "stopped",
+}
+MAX_DIFFERENCES = 60
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One row: a label and its value for each run ("" where it is unknown)."""
+
+    label: str
+    values: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the features collapsed."""
+
+    tone: str
+    """good, bad or unknown"""
+    sentence: str
+    evidence: str
+
+
+def duration(seconds: float) -> str:
+    """A time span in its two largest units."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h"
+
+
+def status(run: RunFolder) -> str:
+    """One word: finished, running, interrupted, collapsed, or unknown for a folder without a summary."""
+    return STATUS_WORDS.get(str(run.summary.get("status", "")), "unknown")
+
+
+def command(run: RunFolder, verb: str) -> str:
+    """The command that makes a missing part."""
+    return f"openjepa {verb} {shlex.quote(text(run.path, 300))}"
+
+
+def facts(runs: Sequence[RunFolder]) -> list[Fact]:
+    """The rows that at least one run has a value for."""
+    makers = {
+        "Status": _progress,
+        "Recipe": _recipe,
+        "Model": _model,
+        "Parameters": _parameters,
+        "Data": _data,
+        "Images seen": _images_seen,
+        "Masks": _masks,
+        "Optimizer": _optimizer,
+        "Compute": _compute,
+        "Time": _time,
+        "Hardware": _hardware,
+        "Software": _software,
+        "Seed": _seed,
+        "Commit": _commit,
+        "Started": _started,
+    }
+    rows = [Fact(label, [make(run) for run in runs]) for label, make in makers.items()]
+    return [row for row in rows if any(row.values)]
+
+
+def lede(run: RunFolder) -> str:
+    """One sentence: what was trained by which method on what, for how long."""
+    method = {"ijepa": "I-JEPA"}.get(str(run.setting("method", "name")), text(run.setting("method", "name", default=""), 30))
+    model = _model(run).split(", width")[0]
+    data, seen, time = _data(run), images_seen(run), _time(run).split(",")[0]
+    words = [model or "An encoder", f"trained by {method}" if method else "trained"]
+    words.append(f"on {data}" if data else "")
+    sentence = " ".join(word for word in words if word)
+    return _joined(sentence, f"{format_number(seen)} images seen" if seen else "", f"{time}" if time else "") + "."
+
+
+def _joined(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
+
+
+def _short(value: Any, unit: str = "") -> str:
+    finite = number(value)
+    return "" if finite is None else format_number(finite) + unit
+
+
+def _step(run: RunFolder) -> float | None:
+    step = number(run.summary.get("step"))
+    logged = run.log.points("train", "loss")
+    return step if step is not None else (logged[-1][0] if logged else None)
+
+
+def _progress(run: RunFolder) -> str:
+    step, total = _step(run), number(run.summary.get("total_steps"))
+    steps = ""
+    if step is not None:
+        steps = f"step {step:,.0f}" + (f" of {total:,.0f}" if total else "")
+    word = status(run)
+    return _joined("" if word == "unknown" and steps else word, steps)
+
+
+def _recipe(run: RunFolder) -> str:
+    recipe, preset = text(run.config.get("recipe") or "", 60), text(run.config.get("preset") or "", 60)
+    return f"{recipe} ({preset})" if preset and preset != recipe else recipe
+
+
+def _model(run: RunFolder) -> str:
+    size, patch = text(run.setting("model", "size", default=""), 30), text(run.setting("model", "patch_size", default=""), 10)
+    shape = [number(run.model.get(name)) for name in ("width", "depth", "heads")]
+    detail = f"width {shape[0]:.0f}, {shape[1]:.0f} blocks, {shape[2]:.0f} heads" if all(s is not None for s in shape) else ""
+    name = f"ViT {size}, {patch} px patches" if size else ""
+    return _joined(name, detail)
+
+
+def _parameters(run: RunFolder) -> str:
+    parameters = run.summary.get("parameters")
+    if not isinstance(parameters, Mapping):
+        return _short(parameters)
+    return _joined(*(f"{text(name, 30)} {_short(value)}" for name, value in list(parameters.items())[:6] if _short(value)))
+
+
+def _data(run: RunFolder) -> str:
+    description = text(run.summary.get("data") or run.environment.get("data") or "", 200)
+    source, path = text(run.setting("data", "source", default=""), 40), text(run.setting("data", "path", default="") or "", 160)
+    size = run.setting("data", "image_size")
+    if isinstance(size, list | tuple) and len(size) == 2:
+        pixels = f"{text(size[0], 6)} x {text(size[1], 6)} px"
+    else:
+        pixels = f"{text(size, 6)} px" if size else ""
+    return _joined(description or (f"{source} {path}".strip()), pixels)
+
+
+def images_seen(run: RunFolder) -> float | None:
+    """Images that training has used so far, repeats counted."""
+    seen = number(run.summary.get("images_seen"))
+    return seen if seen is not None else run.log.last("train", "images")
+
+
+def _images_seen(run: RunFolder) -> str:
+    seen, epoch = images_seen(run), run.log.last("train", "epoch")
+    if seen is None:
+        return ""
+    return f"{seen:,.0f}" + (f" ({format_number(epoch)} epochs)" if epoch else "")
+
+
+def _masks(run: RunFolder) -> str:
+    mode = run.summary.get("mask_mode") or run.setting("masks", "mode", default="")
+    redrawn, padded = (_mean(run, name) for name in ("mask_redrawn", "mask_padded"))
+    counts = f"{redrawn} redrawn and {padded} padded per step" if redrawn or padded else ""
+    return _joined(text(mode, 80), counts)
+
+
+def _mean(run: RunFolder, name: str) -> str:
+    values = [value for _, value in run.log.points("train", name)]
+    return format_number(sum(values) / len(values)) if values and any(values) else ("0" if values else "")
+
+
+def _optimizer(run: RunFolder) -> str:
+    batch, rate = run.setting("optim", "batch_size"), number(run.setting("optim", "lr"))
+    return _joined(
+        f"batch {text(batch, 20)}" if batch else "",
+        f"peak rate {format_number(rate)}" if rate is not None else "",
+        f"precision {text(run.environment['precision'], 20)}" if run.environment.get("precision") else "",
+    )
+
+
+def _compute(run: RunFolder) -> str:
+    flops, seen = number(run.summary.get("flops_per_image")), images_seen(run)
+    if not flops:
+        return ""
+    per_image = f"{format_number(flops / 1e9)} GFLOPs per image"
+    return _joined(per_image, f"{format_number(flops * seen / 1e15)} PFLOPs in all" if seen else "")
+
+
+def _time(run: RunFolder) -> str:
+    seconds = number(run.summary.get("seconds"))
+    seconds = seconds if seconds is not None else run.log.last("train", "seconds")
+    rates = sorted(value for _, value in run.log.points("train", "images_per_second"))
+    rate = f"{format_number(rates[len(rates) // 2])} images/s" if rates else ""
+    return _joined(duration(seconds) if seconds is not None else "", rate)
+
+
+def _hardware(run: RunFolder) -> str:
+    device, cpu = text(run.environment.get("device") or "", 80), text(run.environment.get("cpu") or "", 120)
+    return _joined(device, cpu if cpu != device else "")
+
+
+def _software(run: RunFolder) -> str:
+    names = ("openjepa", "torch", "python", "platform")
+    shown = [(name, text(run.environment.get(name) or "", 80)) for name in names]
+    return _joined(*(value if name == "platform" else f"{name} {value}" for name, value in shown if value))
+
+
+def _seed(run: RunFolder) -> str:
+    return text(run.setting("run", "seed", default=""), 30)
+
+
+def _commit(run: RunFolder) -> str:
+    return text(run.environment.get("commit") or "", 60)
+
+
+def _started(run: RunFolder) -> str:
+    return text(run.environment.get("started") or "", 40)
+
+
+def verdict(run: RunFolder) -> Verdict:
+    """Collapse in words: what the run itself found, and the numbers of its last look at the features."""
+    said = text(run.summary.get("verdict") or "", 400)
+    evidence = _evidence(run)
+    if not said and not evidence:
+        return Verdict("unknown", "Not watched: this run has not looked at its features yet.", "")
+    alarmed = any(words in said for words in ("is collapsing", "has collapsed", "have collapsed"))
+    bad = status(run) == "collapsed" or alarmed or (not said and _looks_collapsed(run))
+    sentence = said or ("The features have collapsed." if bad else "No sign of collapse.")
+    return Verdict("bad" if bad else "good", sentence, evidence)
+
+
+def _evidence(run: RunFolder) -> str:
+    rank, spread, cosine, loss = (run.log.last("monitor", name) for name in ("rankme", "feature_std", "cosine", "loss"))
+    width = number(run.model.get("width"))
+    parts = []
+    if rank is not None:
+        parts.append(f"effective rank {format_number(rank)}" + (f" in {width:.0f} dimensions" if width else ""))
+    if cosine is not None:
+        parts.append(f"mean cosine between images {cosine:.2f}")
+    if spread is not None:
+        parts.append(f"feature spread {format_number(spread)}")
+    trivial = [run.log.last("monitor", name) for name in ("loss_mean_target", "loss_position_mean")]
+    known = [value for value in trivial if value is not None]
+    if loss is not None and known:
+        parts.append(f"loss {format_number(loss)} where the better trivial predictor has {format_number(min(known))}")
+    evidence = _joined(*parts)
+    return f"At the last look: {evidence}." if evidence else ""
+
+
+def _looks_collapsed(run: RunFolder) -> bool:
+    # An untrained encoder's images are nearly parallel too, so only a fall from what the run had reached counts.
+    for name in ("rankme", "feature_std"):
+        values = [value for _, value in run.log.points("monitor", name)]
+        if len(values) > 1 and values[-1] < 0.1 * max(values):
+            return True
+    return False
+
+
+def flatten(tree: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
+    """(dotted name, value) of every setting."""
+    if isinstance(tree, Mapping) and depth < 6:
+        for name, value in tree.items():
+            yield from flatten(value, f"{prefix}.{text(name, 60)}" if prefix else text(name, 60), depth + 1)
+    else:
+        yield prefix, text(tree, 200)
+
+
+def differences(runs: Sequence[RunFolder]) -> list[Fact]:
+    """The settings in which the runs differ."""
+    settings = [dict(flatten(run.config)) for run in runs]
+    names = list(dict.fromkeys(name for known in settings for name in known))
+    rows = [Fact(name, [known.get(name, "") for known in settings]) for name in names]
+    return [row for row in rows if len(set(row.values)) > 1][:MAX_DIFFERENCES]
+
+
+def settings_groups(run: RunFolder) -> list[tuple[str, list[tuple[str, str]]]]:
+    """All settings by their group: run, data, model, ..."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for name, value in list(flatten(run.config))[:400]:
+        group, _, setting = name.partition(".")
+        groups.setdefault(group if setting else "recipe", []).append((setting or group, value))
+    return list(groups.items())

@@ -1,0 +1,130 @@
+"""Assembles the report: one HTML file without scripts and without requests."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from openjepa import __version__
+from openjepa.report import charts, facts, pictures, probes
+from openjepa.report.curves import NUM_COLORS, Chart, draw
+from openjepa.report.reading import RunFolder, read_run, text
+
+MAX_BYTES = 10_000_000
+PICTURE_BYTES = 7_500_000
+MAX_RUNS = 12
+
+
+@dataclass(frozen=True)
+class RunView:
+    """One run as the template shows it."""
+
+    name: str
+    color: int
+    status: str
+    command: str
+    verdict: facts.Verdict
+    pictures: list[pictures.Picture]
+    failed_pictures: list[str]
+    folder: RunFolder
+    settings: list[tuple[str, list[tuple[str, str]]]]
+    missing: list[tuple[str, str]]
+    """(what is missing, the command that makes it)"""
+
+
+def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
+    """Writes one HTML page on one run, or on several side by side, and returns its path.
+
+    `output` defaults to `report.html` in the run's folder, for several runs in the folder that holds the first. Unfinished runs
+    and runs without evaluations or pictures give a page too, which names the commands for what is missing. At most 10 MB.
+    """
+    if not runs:
+        raise ValueError("runs is empty: name at least one run folder, e.g. `openjepa report runs/<name>`")
+    if len(runs) > MAX_RUNS:
+        raise ValueError(f"runs has {len(runs)} folders: at most {MAX_RUNS} fit on one page")
+    folders = [read_run(Path(path)) for path in runs]
+    if output is None:
+        output = Path(runs[0]) / "report.html" if len(runs) == 1 else Path(runs[0]).parent / "report.html"
+    page = render(folders).encode("utf-8", errors="replace")
+    if len(page) > MAX_BYTES:
+        raise ValueError(f"the page would have {len(page):,} bytes, more than {MAX_BYTES:,}: report on fewer runs at once")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.name}.writing")
+    temporary.write_bytes(page)
+    temporary.replace(output)
+    return output
+
+
+def render(folders: Sequence[RunFolder]) -> str:
+    """The page as text."""
+    views = [_view(folder, index, PICTURE_BYTES // len(folders)) for index, folder in enumerate(folders)]
+    rows = probes.table(folders)
+    several = len(folders) > 1
+    return str(
+        _template().render(
+            title=views[0].name if not several else f"{len(views)} runs compared",
+            runs=views,
+            several=several,
+            headline=None if several else probes.headline(rows),
+            headlines=[probes.headline(rows, index) for index in range(len(views))],
+            facts=facts.facts(folders),
+            differences=facts.differences(folders) if several else [],
+            learning=_drawn(charts.learning_charts(folders), "learning"),
+            machinery=_drawn(charts.machinery_charts(folders), "machinery"),
+            rows=rows,
+            heads=probes.heads(folders),
+            skipped_tasks=probes.skipped_tasks(folders),
+            lede=facts.lede(folders[0]),
+            subjects=[name for name in probes.SUBJECTS if any(name in row.scores for row in rows)],
+            subject_words=probes.SUBJECT_WORDS,
+            selections={row.selection: probes.SELECTION_WORDS.get(row.selection, "") for row in rows if row.selection},
+            style=_read("style.css"),
+            version=__version__,
+            written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        )
+    )
+
+
+def _view(folder: RunFolder, index: int, budget: int) -> RunView:
+    shown, failed = pictures.embed(folder.figures, budget)
+    missing = []
+    if not folder.log.series:
+        missing.append(
+            ("No training log yet", "openjepa train --config " + shlex.quote(text(folder.path / "config.yaml", 300)))
+        )
+    if not folder.evaluations:
+        missing.append(("No probes yet", facts.command(folder, "evaluate")))
+    if not shown and not failed:
+        missing.append(("No pictures yet", facts.command(folder, "visualize")))
+    return RunView(
+        name=folder.name,
+        color=index % NUM_COLORS,
+        status=facts.status(folder),
+        command=text(folder.environment.get("command") or "", 2000),
+        verdict=facts.verdict(folder),
+        pictures=shown,
+        failed_pictures=failed,
+        folder=folder,
+        settings=facts.settings_groups(folder),
+        missing=missing,
+    )
+
+
+def _drawn(listed: Sequence[Chart], prefix: str) -> list[tuple[Chart, Any]]:
+    return [(chart, draw(chart, f"{prefix}{index}")) for index, chart in enumerate(listed)]
+
+
+def _read(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+def _template() -> Any:
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ImportError:
+        raise ValueError("the report needs the package jinja2: pip install 'openjepa[report]'") from None
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["percent"] = probes.percent
+    return environment.from_string(_read("page.html"))

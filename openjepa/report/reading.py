@@ -1,0 +1,251 @@
+"""Reads a run folder as it is: unfinished, half-written, copied from elsewhere or edited by a stranger.
+
+Nothing here trusts a file: what does not parse is counted or left out, numbers must be finite, texts are cut to a length, and
+only files inside the folder are opened.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MAX_TEXT = 400
+MAX_SKIPPED_SHOWN = 100
+MAX_JSON_BYTES = 4_000_000
+
+
+@dataclass
+class Log:
+    """metrics.jsonl: for each kind of line the numbers in it, by name, as (step, images, value)."""
+
+    series: dict[str, dict[str, list[tuple[float, float, float]]]] = field(default_factory=dict)
+    broken_lines: int = 0
+
+    def points(self, kind: str, name: str, x: str = "step") -> list[tuple[float, float]]:
+        """(step or images, value) of one number."""
+        column = 1 if x == "images" else 0
+        return [(row[column], row[2]) for row in self.series.get(kind, {}).get(name, [])]
+
+    def last(self, kind: str, name: str) -> float | None:
+        """The latest value of one number."""
+        rows = self.series.get(kind, {}).get(name)
+        return rows[-1][2] if rows else None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One picture of figures/figures.json; `file` lies in the run's figures folder."""
+
+    title: str
+    caption: str
+    alt: str
+    file: Path
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Images that could not be read: how many, and the first of them."""
+
+    total: int
+    first: list[tuple[str, str]]
+    reasons: list[tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """All that the report knows of one run."""
+
+    path: Path
+    name: str
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    model: Mapping[str, Any]
+    """encoder/config.json"""
+    log: Log
+    evaluations: list[Mapping[str, Any]]
+    """One object per file of eval/, its file name under `_file`."""
+    figures: list[Figure]
+    skipped: Skipped
+    unreadable: list[str]
+    """Files of the folder that exist and could not be read."""
+
+    def setting(self, *names: str, default: Any = None) -> Any:
+        """A setting of config.yaml by its path, e.g. ("optim", "lr")."""
+        return lookup(self.config, *names, default=default)
+
+
+def lookup(tree: Any, *names: str, default: Any = None) -> Any:
+    """The value at a path of nested mappings, or `default`."""
+    for name in names:
+        if not isinstance(tree, Mapping) or name not in tree:
+            return default
+        tree = tree[name]
+    return tree
+
+
+def text(value: Any, limit: int = MAX_TEXT) -> str:
+    """A value as one short line of text."""
+    line = " ".join(str(value).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None for anything else (true and false included)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def read_run(path: Path) -> RunFolder:
+    """Reads a run folder. Raises ValueError if it is none."""
+    if not path.is_dir():
+        raise ValueError(f"runs={str(path)!r} is no folder: give run folders as `openjepa train` writes them (runs/<name>)")
+    if not any((path / name).exists() for name in ("config.yaml", "metrics.jsonl", "summary.json")):
+        raise ValueError(f"runs={str(path)!r} holds neither config.yaml nor metrics.jsonl: it is no run of `openjepa train`")
+    unreadable: list[str] = []
+    config = _read_yaml(path / "config.yaml", unreadable)
+    return RunFolder(
+        path=path,
+        name=text(path.resolve().name, 80),
+        config=config,
+        environment=_read_json(path / "environment.json", unreadable),
+        summary=_read_json(path / "summary.json", unreadable),
+        model=_read_json(path / "encoder" / "config.json", unreadable),
+        log=read_log(path / "metrics.jsonl"),
+        evaluations=_read_evaluations(path / "eval", unreadable),
+        figures=_read_figures(path / "figures", unreadable),
+        skipped=_read_skipped(path / "skipped.jsonl"),
+        unreadable=unreadable,
+    )
+
+
+def read_log(path: Path) -> Log:
+    """Reads metrics.jsonl; lines that are no JSON objects (a run killed while writing) are counted and left out."""
+    log = Log()
+    if not path.is_file():
+        return log
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if line.strip():
+                _add_line(log, line)
+    return log
+
+
+def _add_line(log: Log, line: str) -> None:
+    row = _parse(line)
+    step = number(row.get("step")) if row is not None else None
+    if row is None or step is None:
+        log.broken_lines += 1
+        return
+    images = number(row.get("images"))
+    kind = log.series.setdefault(str(row.get("kind", "train")), {})
+    if images is None:
+        images = _images_at(log, step)
+    for name, value in row.items():
+        finite = number(value)
+        if finite is not None and name not in ("step", "kind"):
+            kind.setdefault(name, []).append((step, images, finite))
+
+
+def _images_at(log: Log, step: float) -> float:
+    """Images seen at a step of a line that does not say: in proportion to the last training line."""
+    rows = log.series.get("train", {}).get("images")
+    return rows[-1][2] * step / rows[-1][0] if rows and rows[-1][0] > 0 else step
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _read_text(path: Path, unreadable: list[str]) -> str | None:
+    if not path.is_file():
+        return None
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        unreadable.append(text(path.name, 80))
+        return None
+
+
+def _read_json(path: Path, unreadable: list[str]) -> dict[str, Any]:
+    content = _read_text(path, unreadable)
+    if content is None:
+        return {}
+    parsed = _parse(content)
+    if parsed is None:
+        unreadable.append(text(path.name, 80))
+    return parsed or {}
+
+
+def _read_yaml(path: Path, unreadable: list[str]) -> dict[str, Any]:
+    content = _read_text(path, unreadable)
+    if content is None:
+        return {}
+    try:
+        parsed = yaml.safe_load(content)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        unreadable.append(text(path.name, 80))
+        return {}
+    return parsed
+
+
+def _read_evaluations(folder: Path, unreadable: list[str]) -> list[Mapping[str, Any]]:
+    found: list[Mapping[str, Any]] = []
+    for path in sorted(folder.glob("*.json")):
+        result = _read_json(path, unreadable)
+        if result:
+            found.append({**result, "_file": path.stem})
+    return found
+
+
+def _read_figures(folder: Path, unreadable: list[str]) -> list[Figure]:
+    content = _read_text(folder / "figures.json", unreadable)
+    if content is None:
+        return []
+    try:
+        listed = json.loads(content)
+    except (ValueError, RecursionError):
+        unreadable.append("figures.json")
+        return []
+    entries = listed.get("figures", []) if isinstance(listed, dict) else listed
+    figures = []
+    for entry in entries if isinstance(entries, list) else []:
+        file = folder / Path(str(lookup(entry, "file", default=""))).name
+        if file.is_file() and file.resolve().is_relative_to(folder.resolve()):
+            title, caption = (
+                text(lookup(entry, "title", default=file.stem), 120),
+                text(lookup(entry, "caption", default=""), 800),
+            )
+            figures.append(Figure(title, caption, text(lookup(entry, "alt", default=title)), file))
+    return figures
+
+
+def _read_skipped(path: Path) -> Skipped:
+    first: list[tuple[str, str]] = []
+    reasons: Counter[str] = Counter()
+    if path.is_file():
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for row in filter(None, map(_parse, lines)):
+                reason = text(row.get("reason", "unknown"), 200)
+                # A reason often quotes the file; the words before the first colon are what many share.
+                reasons[reason.split(":")[0]] += 1
+                if len(first) < MAX_SKIPPED_SHOWN:
+                    first.append((text(row.get("name", "?"), 200), reason))
+    return Skipped(sum(reasons.values()), first, reasons.most_common(6))

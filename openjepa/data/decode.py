@@ -13,6 +13,7 @@ JPEG files go through libjpeg-turbo (simplejpeg), everything else through Pillow
 import io
 import struct
 import warnings
+from functools import cache
 
 import numpy as np
 import simplejpeg
@@ -136,9 +137,16 @@ def _check_size(width: int, height: int) -> None:
         raise DecodeError(f"{width} x {height} pixels")
 
 
+@cache
+def _readable_formats() -> tuple[str, ...]:
+    """Those of FORMATS that this build of Pillow has."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 def _open_with_pillow(data: bytes) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=_readable_formats())
     except Exception as error:  # parsers of foreign bytes raise anything
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {error}"
         raise DecodeError(reason) from error

@@ -104,7 +104,7 @@ def _innermost(root: Path) -> tuple[Path, list[str], int]:
     """The folder that really holds the images or their classes: single sub-folders, as archives leave them, are entered."""
     files, num_ignored = _find_images(root)
     while files:
-        tops = {file.split("/", 1)[0] if "/" in file else "" for file in files}
+        tops = {_top(file) for file in files}
         top = next(iter(tops))
         if len(tops) > 1 or not top or top.lower() in TRAIN_NAMES:
             break
@@ -145,7 +145,7 @@ def _walk(root: Path, below: str, entered: set[tuple[int, int]]) -> Iterator[tup
 
 def _split_folders(root: Path, files: list[str]) -> tuple[FolderSource, FolderSource | None] | None:
     """Train and test where the folder is split already, else None."""
-    tops = {file.split("/", 1)[0].lower(): file.split("/", 1)[0] for file in files if "/" in file}
+    tops = {_top(file).lower(): _top(file) for file in files}
     train_name = next((tops[name] for name in TRAIN_NAMES if name in tops), None)
     if train_name is None:
         return None
@@ -154,13 +154,18 @@ def _split_folders(root: Path, files: list[str]) -> tuple[FolderSource, FolderSo
     train = FolderSource(root / train_name, train_files, _labels(train_files, names), names)
     for test_name in (tops[name] for name in TEST_NAMES if name in tops):
         test_files = _below(files, test_name)
-        unknown = sorted(set(_class_names(test_files) or ()) - set(names or ()))
-        if names is None or _class_names(test_files) is None:
+        test_names = {_top(file) for file in test_files}
+        if names is None or "" in test_names:
             continue  # without labels on both sides it cannot test anything
-        if unknown:
+        if unknown := sorted(test_names - set(names)):
             raise ValueError(f"{str(root / test_name)!r} has classes that {train_name!r} has not: {_few(unknown)}")
         return train, FolderSource(root / test_name, test_files, _labels(test_files, names), names)
     return train, None
+
+
+def _top(file: str) -> str:
+    """First folder of a path; empty for a file that lies in none."""
+    return file.split("/", 1)[0] if "/" in file else ""
 
 
 def _below(files: list[str], folder: str) -> list[str]:
@@ -169,7 +174,7 @@ def _below(files: list[str], folder: str) -> list[str]:
 
 def _class_names(files: list[str]) -> tuple[str, ...] | None:
     """The class folders, or None where images lie outside of them or there is only one."""
-    names = {file.split("/", 1)[0] if "/" in file else "" for file in files}
+    names = {_top(file) for file in files}
     return None if "" in names or len(names) < 2 else tuple(sorted(names))
 
 
@@ -177,7 +182,7 @@ def _labels(files: list[str], names: tuple[str, ...] | None) -> NDArray[np.int64
     if names is None:
         return None
     numbers = {name: number for number, name in enumerate(names)}
-    return np.array([numbers[file.split("/", 1)[0]] for file in files], dtype=np.int64)
+    return np.array([numbers[_top(file)] for file in files], dtype=np.int64)
 
 
 def _held_out(root: Path, files: list[str], fraction: float, seed: int) -> tuple[FolderSource, FolderSource | None]:

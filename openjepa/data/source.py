@@ -54,7 +54,7 @@ class ShardSource(ABC):
 
 @dataclass(frozen=True)
 class Splits:
-    """The splits of a data set. `train` is what pretraining and the probes' training see; `test` is what probes are tested on."""
+    """The splits of a data set. Pretraining and the probes learn from `train`; probes are tested on `test`."""
 
     train: ListSource | ShardSource
     test: ListSource | None = None

@@ -1,0 +1,206 @@
+"""Parquet, WebDataset tars and streams through the `datasets` library; fixtures are written here."""
+
+import io
+import json
+import os
+import pickle
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from openjepa.data import huggingface, open_splits
+from openjepa.data.source import ListSource, ShardSource, Splits
+from openjepa.settings.data import HuggingFaceSettings
+from tests.images import shape_image
+
+pa = pytest.importorskip("pyarrow", reason="needs the extra `data`")
+pytest.importorskip("datasets", reason="needs the extra `data`")
+import pyarrow.parquet as pq  # noqa: E402
+
+DATA = Path(os.environ.get("OPENJEPA_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
+NAMES = ["square", "disk"]
+
+
+@pytest.fixture(autouse=True)
+def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network, and the library's cache in the test's own folder."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "library_cache")
+    datasets.disable_progress_bars()
+
+
+def png(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    shape_image(seed, 16).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_parquet(file: Path, seeds: range, declared: bool = True, label: str = "label", words: bool = False) -> None:
+    """Images in the Hugging Face format; without `declared` as plain columns."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    images = [{"bytes": png(seed), "path": f"{seed}.png"} for seed in seeds]
+    labels = pa.array([NAMES[seed % 2] for seed in seeds]) if words else pa.array([seed % 2 for seed in seeds])
+    column = pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    table = pa.table({"image": column, label: labels})
+    if declared:
+        features = {"image": {"_type": "Image"}, label: {"_type": "ClassLabel", "names": NAMES}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, file, row_group_size=3)
+
+
+def opened(path: Path | str, **settings: object) -> Splits:
+    return open_splits(HuggingFaceSettings(path=str(path), **settings), 0)  # type: ignore[arg-type]
+
+
+def check(source: object, seeds: range) -> ListSource:
+    """The source holds the images of these seeds in order."""
+    assert isinstance(source, ListSource) and len(source) == len(seeds)
+    assert [source.read(index) for index in range(len(source))] == [png(seed) for seed in seeds]
+    return source
+
+
+def test_files_belong_to_the_split_their_name_says(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train-00001-of-00002.parquet", range(5, 9))
+    write_parquet(tmp_path / "train-00000-of-00002.parquet", range(5))
+    write_parquet(tmp_path / "val-00000-of-00001.parquet", range(20, 23))
+    splits = opened(tmp_path)
+    train, test = check(splits.train, range(9)), check(splits.test, range(20, 23))
+    assert train.class_names == test.class_names == tuple(NAMES)
+    assert np.array_equal(train.labels, np.arange(9) % 2) and np.array_equal(test.labels, [0, 1, 0])
+    assert train.name(6) == "train row 6 (6.png)"
+    assert "9 images to train in 2 classes, 3 to test" in splits.description
+
+
+def test_folders_and_globs_name_splits_too(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "data" / "training" / "0000.parquet", range(4))
+    write_parquet(tmp_path / "data" / "test" / "0000.parquet", range(4, 6))
+    check(opened(tmp_path).test, range(4, 6))
+    check(opened(str(tmp_path / "data" / "*" / "*.parquet")).train, range(4))
+    alone = opened(tmp_path / "data" / "test" / "0000.parquet")
+    check(alone.train, range(4, 6))
+    assert alone.test is None
+
+
+def test_undeclared_columns_are_found_by_type_and_name(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", range(4), declared=False)
+    assert np.array_equal(check(opened(tmp_path).train, range(4)).labels, [0, 1, 0, 1])
+    write_parquet(tmp_path / "other" / "a.parquet", range(4), declared=False, label="kind")
+    assert check(opened(tmp_path / "other").train, range(4)).labels is None
+    chosen = check(opened(tmp_path / "other", label_column="kind", image_column="image").train, range(4))
+    assert np.array_equal(chosen.labels, [0, 1, 0, 1])
+
+
+def test_classes_in_words_are_numbered_as_in_training(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", range(4), declared=False, words=True)
+    write_parquet(tmp_path / "test.parquet", range(4, 5), declared=False, words=True)
+    splits = opened(tmp_path, label_column="label")
+    assert splits.train.class_names == ("disk", "square") and splits.test is not None
+    assert np.array_equal(check(splits.train, range(4)).labels, [1, 0, 1, 0])
+    assert np.array_equal(splits.test.labels, [1]) and splits.test.class_names == ("disk", "square")
+
+
+def test_wrong_names_are_errors_that_name_the_right_ones(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "photos" / "train.parquet", range(4))
+    with pytest.raises(ValueError, match=r"image_column='picture' is not a column; there are \['image', 'label'\]"):
+        opened(tmp_path / "photos", image_column="picture")
+    with pytest.raises(ValueError, match=r"test_split='test' is not a split; there are \['train'\]"):
+        opened(tmp_path / "photos", test_split="test")
+    with pytest.raises(ValueError, match=r"did you mean .*photos"):
+        opened(tmp_path / "photo")
+    with pytest.raises(ValueError, match="matches no file"):
+        opened(tmp_path / "*.parquet")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="must hold Parquet files or tars"):
+        opened(tmp_path / "empty")
+    write_parquet(tmp_path / "photos" / "stray.parquet", range(2))
+    with pytest.raises(ValueError, match=r"stray.parquet' does not say its split"):
+        opened(tmp_path / "photos")
+
+
+def test_a_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs the package 'datasets': pip install 'openjepa\[data\]'"):
+        opened(tmp_path)
+
+
+def test_large_files_are_mapped_and_hold_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_parquet(tmp_path / "train.parquet", range(7))
+    write_parquet(tmp_path / "test.parquet", range(7, 9))
+    monkeypatch.setattr(huggingface, "IN_MEMORY_SHARE", 0.0)
+    splits = opened(tmp_path)
+    train = check(splits.train, range(7))
+    check(splits.test, range(7, 9))
+    assert np.array_equal(train.labels, np.arange(7) % 2) and train.class_names == tuple(NAMES)
+    check(pickle.loads(pickle.dumps(train)), range(7))
+
+
+def test_lists_in_memory_travel_without_their_pixels(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", range(7))
+    train = check(opened(tmp_path).train, range(7))
+    assert len(pickle.dumps(train)) < len(png(0)) * 2
+    check(pickle.loads(pickle.dumps(train)), range(7))
+
+
+def test_rows_without_an_image_are_unreadable_not_fatal(tmp_path: Path) -> None:
+    images = pa.array([{"bytes": png(0)}, None, {"bytes": None}], pa.struct([("bytes", pa.binary())]))
+    pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet")
+    train = opened(tmp_path).train
+    assert isinstance(train, ListSource) and train.labels is None
+    for index in (1, 2):
+        with pytest.raises(ValueError, match="no image"):
+            train.read(index)
+
+
+def write_tar(file: Path, seeds: range) -> None:
+    with tarfile.open(file, "w") as tar:
+        for seed in seeds:
+            for name, data in ((f"{seed:03d}.png", png(seed)), (f"{seed:03d}.cls", str(seed % 2).encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+def test_webdataset_tars_as_a_list_and_as_a_stream(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train-0.tar", range(4))
+    write_tar(tmp_path / "train-1.tar", range(4, 9))
+    train = check(opened(tmp_path).train, range(9))
+    assert np.array_equal(train.labels, np.arange(9) % 2)
+    stream = opened(tmp_path, streaming=True).train
+    assert isinstance(stream, ShardSource) and len(stream) == 2
+    records = [record for shard in range(2) for record in stream.read_shard(shard)]
+    assert [record.data for record in records] == [png(seed) for seed in range(9)]
+    assert [record.label for record in records] == [seed % 2 for seed in range(9)]
+
+
+def test_streamed_parquet_has_a_shard_per_file_and_a_listed_test_split(tmp_path: Path) -> None:
+    for shard in range(3):
+        write_parquet(tmp_path / f"train-{shard}.parquet", range(10 * shard, 10 * shard + 4))
+    write_parquet(tmp_path / "test-0.parquet", range(2))
+    splits = opened(tmp_path, streaming=True)
+    assert isinstance(splits.train, ShardSource) and len(splits.train) == 3
+    assert splits.train.class_names == tuple(NAMES)
+    assert [record.data for record in splits.train.read_shard(2)] == [png(seed) for seed in range(20, 24)]
+    assert [record.name for record in splits.train.read_shard(1)][1] == "train shard 1 row 1 (11.png)"
+    check(splits.test, range(2))
+    with pytest.raises(ValueError, match="max_images needs a list"):
+        opened(tmp_path, streaming=True, max_images=3)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("name", "num_train", "num_test"), [("cifar10", 50_000, 10_000), ("imagewoof128", 9_025, 2_000)])
+def test_real_sets_open_quickly_and_read_fast(name: str, num_train: int, num_test: int) -> None:
+    if not (DATA / name).is_dir():
+        pytest.skip(f"needs {name} in {DATA} (OPENJEPA_DATA)")
+    splits = opened(DATA / name)
+    train, test = splits.train, splits.test
+    assert isinstance(train, ListSource) and test is not None and len(train) == num_train and len(test) == num_test
+    assert train.labels is not None and len(np.unique(train.labels)) == 10 and train.class_names is not None
+    rows = np.random.default_rng(0).integers(0, num_train, 2000).tolist()
+    start = time.perf_counter()
+    assert all(train.read(row)[:2] == b"\xff\xd8" for row in rows)
+    assert (time.perf_counter() - start) / len(rows) < 1e-4

@@ -3,10 +3,19 @@
 import sys
 import time
 from collections.abc import Mapping
+from types import TracebackType
 from typing import Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 Style = Literal["auto", "live", "plain", "none"]
 
@@ -30,6 +39,34 @@ def format_count(number: float) -> str:
             return f"{number:.0f}" if unit == "" else f"{number:.1f}{unit}"
         number /= 1000
     return f"{number:.1f}P"
+
+
+class Counter:
+    """Counts items with a bar, a rate and the time left, on a terminal only; a context manager and a callback."""
+
+    def __init__(self, description: str, style: Style = "auto") -> None:
+        """Nothing is shown before the first call."""
+        console = Console(stderr=True)
+        shown = style == "live" or (style == "auto" and console.is_terminal)
+        columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=console, transient=True, disable=not shown)
+        self._description = description
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "Counter":
+        """Nothing yet."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Removes the bar."""
+        self._progress.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Shows that `done` of `total` are done."""
+        if self._task is None:
+            self._progress.start()
+            self._task = self._progress.add_task(self._description, total=total)
+        self._progress.update(self._task, completed=done)
 
 
 class Display:

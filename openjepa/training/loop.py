@@ -15,7 +15,7 @@ from openjepa.data.skipping import SkipLedger
 from openjepa.data.workers import choose_workers
 from openjepa.engine.checkpoint import TrainerState, latest_checkpoint, load_checkpoint, save_checkpoint
 from openjepa.engine.device import autocast, resolve_device, resolve_precision, set_threads
-from openjepa.engine.display import Display
+from openjepa.engine.display import Counter, Display
 from openjepa.engine.failures import explain_memory, explain_not_finite
 from openjepa.engine.finite import FiniteGuard
 from openjepa.engine.interrupts import Interrupted, Interrupts
@@ -67,18 +67,19 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
         world_size=distributed.world_size(),
         group_size=config.masks.group_size,
     )
-    workers = choose_workers(config.system.workers, config.data.cache)
-    loader = TrainingLoader(splits.train, config.data, method.inputs(), sampler, plan, seed, workers, device)
-    total_steps, steps_per_epoch = training_length(optim, loader)
+    total_steps, steps_per_epoch = training_length(optim, splits.train)
     for line in introduce(config, method, sampler, splits.description, device, precision, total_steps):
         print(line)
     if dry_run:
-        loader.close()
         return None
-    with explain_memory(config):
+    workers = choose_workers(config.system.workers, config.data.cache)
+    with explain_memory(config), Counter("decoding", config.system.progress) as counter:
+        loader = TrainingLoader(
+            splits.train, config.data, method.inputs(), sampler, plan, seed, workers, device, progress_shown
+        )
         method.to(device)
-        if config.run.compile:
-            method.compile_blocks()
+    if config.run.compile:
+        method.compile_blocks()
     optimizer = build_optimizer(method.named_parameters(), method.parameter_rules(), optim)
 
     # ---------------------------------------------------------------- run folder and resume point

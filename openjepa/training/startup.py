@@ -2,7 +2,7 @@
 
 import torch
 
-from openjepa.data.loader import TrainingLoader
+from openjepa.data.source import ListSource, ShardSource
 from openjepa.engine.device import device_name, memory_limit
 from openjepa.engine.display import format_count, format_seconds
 from openjepa.engine.estimate import Estimate, estimate
@@ -25,17 +25,20 @@ def default_view(data: DataSettings) -> ViewSpec:
     )
 
 
-def training_length(optim: OptimizationSettings, loader: TrainingLoader) -> tuple[int, float]:
+def training_length(optim: OptimizationSettings, source: ListSource | ShardSource) -> tuple[int, float]:
     """Steps of the whole run and steps per pass over the data.
 
-    Raises ValueError where the data has no known length and `optim.total_steps` is not set.
+    Raises ValueError where the data has no known length and `optim.total_steps` is not set, or not even one batch.
     """
-    per_epoch = loader.steps_per_epoch
-    if optim.total_steps is not None:
-        return optim.total_steps, float(per_epoch or optim.total_steps)
-    if per_epoch is None:
-        raise ValueError("optim.total_steps is required: the number of samples of this stream is not known")
-    return max(1, round(optim.epochs * per_epoch)), float(per_epoch)
+    num_images = len(source) if isinstance(source, ListSource) else source.num_records
+    if num_images is None:
+        if optim.total_steps is None:
+            raise ValueError("optim.total_steps is required: the number of samples of this stream is not known")
+        return optim.total_steps, float(optim.total_steps)
+    per_epoch = num_images // optim.batch_size
+    if per_epoch == 0:
+        raise ValueError(f"optim.batch_size={optim.batch_size} is larger than the {num_images} training images; use fewer")
+    return optim.total_steps or max(1, round(optim.epochs * per_epoch)), float(per_epoch)
 
 
 def introduce(

@@ -21,8 +21,8 @@ from openjepa.types import BlockMasks
 
 TOKEN_MULTIPLE = 8
 """Contexts that are not cut are padded to a multiple of this many patches, so that few shapes occur."""
-_ESTIMATE_PATCHES = 1 << 20
-"""Patches drawn (samples x patches of the grid) to estimate what has no closed form."""
+_ESTIMATE_PATCHES = 1 << 22
+"""Samples x targets x patches of the grid that are drawn to estimate what has no closed form."""
 
 
 def build_multiblock(settings: MultiblockSettings, grid: tuple[int, int]) -> MaskSampler:
@@ -167,7 +167,7 @@ class UnbiasedMultiblock(MaskSampler):
 
     def _estimate_available(self) -> Int[np.ndarray, " S"]:
         """Available patches of many samples in their first draw, each sample with sizes of its own."""
-        num_samples = max(256, min(4096, _ESTIMATE_PATCHES // (self.grid[0] * self.grid[1])))
+        num_samples = max(256, min(4096, _ESTIMATE_PATCHES // (self.grid[0] * self.grid[1] * self._settings.num_targets)))
         seeds = derive_samples("mask", 0, np.zeros(1, np.int64), np.arange(num_samples))
         _, available = self._draw(seeds, *self._group_sizes(seeds + 1), attempt=0)
         num_available: Int[np.ndarray, " S"] = available.sum(axis=1)
@@ -176,7 +176,8 @@ class UnbiasedMultiblock(MaskSampler):
     def _estimate_shapes(self) -> tuple[TokenShape, ...]:
         """Draws as many microbatches for each size of the target block, whose probabilities are known."""
         num_samples = min(self._settings.group_size or 128, 256)
-        num_groups = max(8, min(64, _ESTIMATE_PATCHES // (2 * self.grid[0] * self.grid[1] * num_samples)))
+        patches = self.grid[0] * self.grid[1] * self._settings.num_targets * num_samples
+        num_groups = max(8, min(64, _ESTIMATE_PATCHES // (2 * patches)))
         seeds = derive_samples("mask", 0, np.zeros(1, np.int64), np.arange(num_groups * num_samples))
         context = np.repeat(self._group_sizes(seeds[:num_groups] + 1)[1], num_samples, axis=0)
         probabilities: Counter[tuple[int, int]] = Counter()

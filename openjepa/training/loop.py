@@ -74,9 +74,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
         return None
     workers = choose_workers(config.system.workers, config.data.cache)
     with explain_memory(config), Counter("decoding", config.system.progress) as counter:
-        loader = TrainingLoader(
-            splits.train, config.data, method.inputs(), sampler, plan, seed, workers, device, progress_shown
-        )
+        loader = TrainingLoader(splits.train, config.data, method.inputs(), sampler, plan, seed, workers, device, counter)
         method.to(device)
     if config.run.compile:
         method.compile_blocks()

@@ -18,7 +18,7 @@ from openjepa.settings.data import DataSettings, FolderSettings
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.masks import MaskSettings, MultiblockSettings
 from openjepa.settings.methods import IJepaSettings, MethodSettings
-from openjepa.settings.models import ModelSettings
+from openjepa.settings.models import SIZES, ModelSettings
 from openjepa.settings.optimization import OptimizationSettings
 from openjepa.settings.run import MonitorSettings, RunConfig, RunSettings, SystemSettings
 
@@ -72,7 +72,7 @@ _EXCLUSIVE = (("optim.epochs", "optim.total_steps"), ("optim.warmup_epochs", "op
 def parse_train(argv: Sequence[str], prog: str, description: str) -> tuple[RunConfig, TrainOptions]:
     """The settings of `openjepa train ...`, and its other options. Raises ValueError; prints help and exits where asked to."""
     start = _starting_point(argv)
-    config = without_overruled(select_components(start, argv), argv)
+    config = with_half_predictor(without_overruled(select_components(start, argv), argv), argv)
     defaults = TrainOptions(**{name: getattr(config, name) for name in _GROUPS})
     options = parse(TrainOptions, argv, prog, description, defaults)
     return replace(start, **{name: getattr(options, name) for name in _GROUPS}), options
@@ -187,6 +187,16 @@ def without_overruled(config: RunConfig, argv: Sequence[str]) -> RunConfig:
     if _EXCLUSIVE[1][0] in given and _EXCLUSIVE[1][1] not in given:
         optim = replace(optim, warmup_steps=None)
     return replace(config, optim=optim)
+
+
+def with_half_predictor(config: RunConfig, argv: Sequence[str]) -> RunConfig:
+    """Keeps the predictor of a small recipe, half as wide as its encoder, at half where `argv` gives another `--model.size`."""
+    size, width = option_value(argv, "model.size"), config.model.shape().width
+    small = config.recipe in RECIPES and RECIPES[config.recipe].is_small
+    half = isinstance(config.method, IJepaSettings) and 2 * config.method.predictor_width == width
+    if not (small and half) or size not in SIZES or option_value(argv, "method.predictor_width") is not None:
+        return config
+    return replace(config, method=replace(config.method, predictor_width=SIZES[size].width // 2))  # type: ignore[call-arg]
 
 
 def parse(cls: type[OptionsType], argv: Sequence[str], prog: str, description: str, default: OptionsType) -> OptionsType:

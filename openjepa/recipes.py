@@ -29,6 +29,11 @@ class Recipe:
             raise ValueError(f"--preset {preset} does not exist for this recipe: {nearest(preset, self.presets)}")
         return self.build(preset)
 
+    @property
+    def is_small(self) -> bool:
+        """Whether this is one of our small-budget recipes, not a published run."""
+        return "default" in self.presets
+
     def summary(self) -> str:
         """First line of the recipe's docstring."""
         return (self.build.__doc__ or "").strip().splitlines()[0]

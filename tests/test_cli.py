@@ -17,6 +17,7 @@ from openjepa.config import load_run_config, save_yaml
 from openjepa.recipes import load_recipe
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.data import FolderSettings, HuggingFaceSettings, ScenesSettings
+from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.run import RunConfig
 
 REGISTRY_LINES = [(component, name) for component, choice in CHOICES.items() for name in choice.options]
@@ -107,6 +108,19 @@ def test_epochs_replace_the_steps_of_a_recipe() -> None:
     both = parsed("cpu-64", "--optim.epochs", "50", "--optim.total-steps", "7", "--optim.warmup-steps", "1").optim
     assert (both.total_steps, both.warmup_steps) == (7, 1)
     assert parsed("cpu-64", "--optim.warmup-epochs", "2").optim.warmup_steps is None
+
+
+def test_another_size_keeps_the_predictor_of_a_small_recipe_at_half() -> None:
+    def predictor_width(*argv: str) -> int:
+        method = parsed(*argv).method
+        assert isinstance(method, IJepaSettings)
+        return method.predictor_width
+
+    assert predictor_width("cpu-64", "--model.size", "base") == 384
+    assert predictor_width("cpu-64", "--model.size=large", "--method.predictor-width", "96") == 96
+    assert predictor_width("cpu-64") == 96
+    assert predictor_width("ijepa-vitb16", "--model.size", "large") == 384
+    assert predictor_width("ijepa-vitl16", "--model.size", "base") == 384
 
 
 def test_the_last_value_of_an_option_counts() -> None:

@@ -144,7 +144,18 @@ def test_settings_are_frozen() -> None:
         RunConfig().model.patch_size = 3  # type: ignore[misc]
 
 
-TORCH_FREE = ["settings.run", "settings.evaluation", "config", "checks", "recipes", "schedules", "arguments", "cli", "report"]
+TORCH_FREE = [
+    "settings.run",
+    "settings.evaluation",
+    "config",
+    "checks",
+    "recipes",
+    "schedules",
+    "arguments",
+    "commands",
+    "cli",
+    "report",
+]
 
 
 def test_torch_free_modules_do_not_import_torch() -> None:

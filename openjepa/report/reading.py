@@ -238,14 +238,15 @@ def _read_figures(folder: Path, unreadable: list[str]) -> list[Figure]:
 
 
 def _read_skipped(path: Path) -> Skipped:
+    if not path.is_file():
+        return Skipped(0, [], [])
     first: list[tuple[str, str]] = []
     reasons: Counter[str] = Counter()
-    if path.is_file():
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            for row in filter(None, map(_parse, lines)):
-                reason = text(row.get("reason", "unknown"), 200)
-                # A reason often quotes the file; the words before the first colon are what many share.
-                reasons[reason.split(":")[0]] += 1
-                if len(first) < MAX_SKIPPED_SHOWN:
-                    first.append((text(row.get("name", "?"), 200), reason))
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for row in filter(None, map(_parse, lines)):
+            reason = text(row.get("reason", "unknown"), 200)
+            # A reason often quotes the file; the words before the first colon are what many share.
+            reasons[reason.split(":")[0]] += 1
+            first.append((text(row.get("name", "?"), 200), reason))
+            del first[MAX_SKIPPED_SHOWN:]
     return Skipped(sum(reasons.values()), first, reasons.most_common(6))

@@ -19,9 +19,10 @@ def pooled_features(
 ) -> Float[np.ndarray, "B D"]:
     """One unit vector per image."""
     pooled = []
-    for part in torch.tensor_split(images, range(BATCH, len(images), BATCH)):
+    for start in range(0, len(images), BATCH):
+        part = images[start : start + BATCH].to(device)
         with autocast(device, "auto"):
-            output = encoder(normalize(part.to(device), config.pixel_mean, config.pixel_std))
+            output = encoder(normalize(part, config.pixel_mean, config.pixel_std))
         pooled.append(F.normalize(output.pooled(config.pooling).float(), dim=1).cpu())
     return torch.cat(pooled).numpy()
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 from numpy.typing import NDArray
 
 from openjepa.masks.base import MaskSampler
@@ -14,7 +14,6 @@ from openjepa.visualization.sheet import Layout, Sheet, enlarge
 
 TARGET_COLORS = ((255, 194, 10), (61, 169, 252), (240, 60, 140), (40, 200, 160), (176, 132, 255), (255, 122, 69))
 CELL = 208
-COVERAGE_SAMPLES = 4096
 _PAPER = (214, 217, 222)
 _SHADE = np.array([46.0, 49.0, 55.0])
 
@@ -59,8 +58,9 @@ def mask_figure(
     output: Path,
     images: UInt8[np.ndarray, "n h w 3"] | None = None,
     seed: int = 0,
+    num_samples: int = 4096,
 ) -> Path:
-    """Examples and coverage maps of one sampler, or of several under one another, as a PNG.
+    """Examples and coverage maps (of `num_samples` draws) of one sampler, or of several under one another, as a PNG.
 
     With images, the first row shows them and the second their masks (at most eight); without, masks lie on a neutral grid.
     """
@@ -78,7 +78,7 @@ def mask_figure(
     for sampler, layout in zip(chosen, layouts, strict=True):
         sheet.words(sampler.name, 0, layout.top - 22, size=23, bold=True)
         _examples(sheet, sampler, layout, images, num_columns, seed)
-        _coverage_maps(sheet, sampler, layout, layout.x(num_columns) + 30, seed)
+        _coverage_maps(sheet, coverage(sampler, num_samples, seed), layout, layout.x(num_columns) + 30)
     sheet.save(output)
     return output
 
@@ -114,8 +114,7 @@ def neutral_grid(grid: tuple[int, int], side: int) -> UInt8[np.ndarray, "h w 3"]
     return np.tile(cell, (*grid, 1))
 
 
-def _coverage_maps(sheet: Sheet, sampler: MaskSampler, layout: Layout, left: int, seed: int) -> None:
-    maps = coverage(sampler, COVERAGE_SAMPLES, seed)
+def _coverage_maps(sheet: Sheet, maps: dict[str, Float[np.ndarray, "H W"]], layout: Layout, left: int) -> None:
     for row, (name, shares) in enumerate((("context", maps["context"]), ("any target", maps["union"]))):
         high = max(0.05, float(np.ceil(shares.max() * 20) / 20))
         height, width = layout.cell

@@ -1,0 +1,292 @@
+import html
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from openjepa.report import write_report
+from openjepa.report.curves import Chart, Series, downsample, draw, format_number, nice_ticks
+from openjepa.report.page import MAX_BYTES
+from openjepa.report.reading import read_log, read_run
+from tests.example_run import TOTAL_STEPS, write_evaluations, write_pictures, write_run
+
+HOSTILE = "<script>alert('x')</script>\"'><img src=http://evil.example/x onerror=alert(1)>{{ 7 * 7 }}"
+
+
+class Page(HTMLParser):
+    """Collects the elements and attributes of a page, and the texts a reader sees."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._hidden = 0
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._hidden += tag == "style"
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden -= tag == "style"
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.elements)
+
+
+def page_of(*runs: Path, output: Path | None = None) -> Page:
+    return Page(write_report(runs, output).read_text())
+
+
+@pytest.fixture(scope="module")
+def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_run(tmp_path_factory.mktemp("runs") / "woof")
+    write_evaluations(folder)
+    write_pictures(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def full_page(full_run: Path) -> Page:
+    return page_of(full_run)
+
+
+def test_the_headline_is_the_linear_probe_beside_its_baselines(full_page: Page) -> None:
+    assert "Linear probe 61.2 % vs untrained 45.1 vs pixels 41.0" in [
+        attrs.get("aria-label") for _, attrs in full_page.elements
+    ]
+    assert "+16.1 points against the better baseline" in full_page.text
+    assert "held_out settings chosen on 10 % of the training images" in full_page.text
+
+
+def test_the_page_says_what_was_run(full_page: Page) -> None:
+    for words in (
+        "ijepa-vits16 (paper)",
+        "AMD EPYC 9R14, 2 cores",
+        "9ba2e7b1",
+        "563,200",
+        "encoder 21.6M",
+        "19 min",
+        "no sign of collapse",
+    ):
+        assert words in full_page.text
+    assert "openjepa train ijepa-vits16 --data.source huggingface" in full_page.text
+    assert "No probes yet" not in full_page.text and "No pictures yet" not in full_page.text
+
+
+def test_the_page_asks_nobody_for_anything(full_run: Path, full_page: Page) -> None:
+    source = (full_run / "report.html").read_text()
+    assert "http://" not in source and "https://" not in source and "@import" not in source
+    assert not full_page.count("script") and not full_page.count("link") and not full_page.count("iframe")
+    for tag, attrs in full_page.elements:
+        assert not any(name.startswith("on") for name in attrs), f"<{tag}> has an event handler"
+        for name in ("src", "href", "srcset", "data", "action"):
+            assert (attrs.get(name) or "data:").startswith("data:image/") or attrs.get(name) is None
+    assert not re.search(r"url\((?!#)", source)
+    policy = next(attrs["content"] for tag, attrs in full_page.elements if attrs.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None and policy.startswith("default-src 'none'; img-src data:;")
+
+
+def test_every_chart_has_axes_a_line_and_a_readout(full_page: Page) -> None:
+    charts = [attrs for tag, attrs in full_page.elements if tag == "svg"]
+    assert len(charts) == 11  # 5 of learning, 6 of machinery
+    assert all("NaN" not in str(attrs.get("d", "")) for tag, attrs in full_page.elements if tag == "path")
+    titles = [attrs["aria-label"] for attrs in charts]
+    assert any(title is not None and title.startswith("Effective rank by step: ") for title in titles)
+
+
+def test_strings_of_a_run_folder_are_never_markup(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", steps=200)
+    write_evaluations(folder)
+    write_pictures(folder)
+    for name in ("environment.json", "summary.json", "eval/classification.json", "figures/figures.json", "encoder/config.json"):
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(poisoned(content)))
+    config = (
+        (folder / "config.yaml").read_text().replace("ijepa-vits16", json.dumps(HOSTILE)).replace("custom", json.dumps(HOSTILE))
+    )
+    (folder / "config.yaml").write_text(config + f"{json.dumps(HOSTILE)}: {json.dumps(HOSTILE)}\n")
+    (folder / "skipped.jsonl").write_text(json.dumps({"step": 1, "name": HOSTILE, "reason": HOSTILE}) + "\n")
+    with (folder / "metrics.jsonl").open("a") as log:
+        log.write(json.dumps({"kind": HOSTILE, "step": 1, HOSTILE: 1.0}) + "\n")
+    source = write_report([folder]).read_text()
+    page = Page(source)
+    assert not page.count("script") and page.count("img") == 2
+    assert "<img src=http" not in source and "{{" not in source.replace(html.escape("{{ 7 * 7 }}"), "")
+    assert "alert('x')" in page.text, "the text is shown as text"
+    assert all(not name.startswith("on") for _, attrs in page.elements for name in attrs)
+
+
+def poisoned(tree: object) -> object:
+    """The same tree with every string made hostile, but for file names."""
+    if isinstance(tree, dict):
+        return {key: value if key == "file" else poisoned(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [poisoned(value) for value in tree]
+    return HOSTILE if isinstance(tree, str) else tree
+
+
+def test_a_run_name_is_never_markup(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "<b onclick=x>run", steps=100)
+    page = page_of(folder, output=tmp_path / "out.html")
+    assert not page.count("b") and "<b onclick=x>run" in page.text
+
+
+def test_an_unfinished_run_gives_a_page_that_names_the_commands(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "my run", steps=500, status="interrupted")
+    text = page_of(folder).text
+    assert f"openjepa evaluate '{folder}'" in text and f"openjepa visualize '{folder}'" in text
+    assert f"interrupted, step 500 of {TOTAL_STEPS:,}" in text
+
+
+def test_a_folder_with_only_a_configuration_gives_a_page(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", steps=0)
+    for path in folder.rglob("*"):
+        if path.is_file() and path.name != "config.yaml":
+            path.unlink()
+    page = page_of(folder)
+    assert "openjepa train --config" in page.text and not page.count("svg")
+
+
+def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no run of `openjepa train`"):
+        write_report([tmp_path])
+    with pytest.raises(ValueError, match="is no folder"):
+        write_report([tmp_path / "missing"])
+    with pytest.raises(ValueError, match="name at least one run folder"):
+        write_report([])
+
+
+def test_broken_lines_are_counted_and_left_out(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", steps=300)
+    whole = read_log(folder / "metrics.jsonl")
+    with (folder / "metrics.jsonl").open("a") as log:
+        log.write(
+            '[1, 2]\n{"kind": "train", "loss": 3}\n{"kind": "train", "step": 310, "loss": NaN, "lr": null}\n{"kind": "tra'
+        )
+    broken = read_log(folder / "metrics.jsonl")
+    assert (whole.broken_lines, broken.broken_lines) == (0, 3)
+    assert broken.points("train", "loss") == whole.points("train", "loss")
+    assert "3 broken lines of metrics.jsonl left out" in page_of(folder).text
+
+
+def test_broken_files_are_named(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", steps=100)
+    (folder / "summary.json").write_text("{")
+    (folder / "environment.json").write_text("[]")
+    (folder / "config.yaml").write_text("a: [")
+    assert "Not readable: config.yaml, environment.json, summary.json." in page_of(folder).text
+
+
+def test_several_runs_share_tables_and_curves(full_run: Path, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other", seed=1, steps=2000)
+    write_evaluations(other, shift=-0.3)
+    source = write_report([full_run, other], tmp_path / "both.html").read_text()
+    page = Page(source)
+    assert "2 runs compared" in page.text
+    assert "optim.lr 0.001 0.002" in page.text and "run.seed 0 1" in page.text, "settings that differ stand side by side"
+    assert "31.2" in page.text and "61.2" in page.text
+    loss = re.search(r'<svg[^>]*aria-label="Loss by images: woof from [^"]*; other from [^"]*".*?</svg>', source, re.S)
+    assert loss is not None and loss[0].count('class="line c0') == loss[0].count('class="line c1') == 2
+
+
+def test_a_gain_within_the_noise_is_not_colored(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", steps=100)
+    write_evaluations(folder, shift=-0.155)
+    page = page_of(folder)
+    classes = [attrs.get("class") for tag, attrs in page.elements if tag == "span"]
+    assert "unclear" in classes and "down" not in classes, "+0.6 points at standard errors of 0.8"
+
+
+def test_the_page_stays_small_whatever_the_run_holds(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", steps=100)
+    write_pictures(folder)
+    noise = np.random.default_rng(0).integers(0, 256, (1400, 1500, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(noise).save(stream, "PNG", compress_level=0)
+    assert 2 * len(stream.getvalue()) > MAX_BYTES
+    for name in ("masks", "pca"):
+        (folder / "figures" / f"{name}.png").write_bytes(stream.getvalue())
+    lines = [json.dumps({"name": "x" * 1000, "reason": f"{index} " + "y" * 1000}) for index in range(2000)]
+    (folder / "skipped.jsonl").write_text("\n".join(lines))
+    path = write_report([folder])
+    assert path.stat().st_size < MAX_BYTES
+    page = Page(path.read_text())
+    assert page.count("img") == 2 and "2,000 images could not be read" in page.text
+
+
+def test_pictures_outside_the_folder_or_broken_are_not_shown(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", steps=100)
+    write_pictures(folder)
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (8, 8)).save(secret)
+    (folder / "figures" / "link.png").symlink_to(secret)
+    (folder / "figures" / "pca.png").write_text("<svg onload=alert(1)>")
+    listed = [
+        {"title": name, "file": name} for name in ("link.png", "../../secret.png", "/etc/hostname", "pca.png", "masks.png")
+    ]
+    (folder / "figures" / "figures.json").write_text(json.dumps({"figures": [*listed, 3, None]}))
+    assert [figure.file.name for figure in read_run(folder).figures] == ["pca.png", "masks.png"]
+    page = page_of(folder)
+    assert page.count("img") == 1 and "“pca.png” cannot be read" in page.text
+
+
+def test_a_collapsed_run_says_so(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", steps=500)
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["verdict"] = "The encoder is collapsing: the effective rank fell from 40 to 1.1."
+    (folder / "summary.json").write_text(json.dumps(summary))
+    page = page_of(folder)
+    assert summary["verdict"] in page.text
+    assert any("verdict bad" in (attrs.get("class") or "") for _, attrs in page.elements)
+
+
+def test_downsampling_keeps_mean_range_and_order() -> None:
+    generator = np.random.default_rng(0)
+    values = generator.standard_normal(1000)
+    points = list(zip(range(1000), values.tolist(), strict=True))
+    generator.shuffle(points)
+    buckets = downsample([(int(x), y) for x, y in points], 100)
+    assert len(buckets) == 100
+    np.testing.assert_allclose([bucket.y for bucket in buckets], values.reshape(100, 10).mean(axis=1))
+    assert [bucket.low for bucket in buckets] == values.reshape(100, 10).min(axis=1).tolist()
+    assert [bucket.high for bucket in buckets] == values.reshape(100, 10).max(axis=1).tolist()
+    assert [bucket.x for bucket in buckets] == [4.5 + 10 * index for index in range(100)]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.996, 1.0), (1e-6, 1e-3), (-3, 250), (17, 17.001), (0, 3e9)])
+def test_ticks_are_round_numbers_inside_the_range(low: float, high: float) -> None:
+    ticks = nice_ticks(low, high)
+    assert 2 <= len(ticks) <= 9
+    assert low - 1e-9 * high <= ticks[0] and ticks[-1] <= high * (1 + 1e-9)
+    step = (ticks[-1] - ticks[0]) / (len(ticks) - 1)
+    mantissa = float(f"{step:e}".split("e")[0])
+    assert min(abs(mantissa - nice) for nice in (1, 2, 5, 10)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0, "0"), (0.05, "0.05"), (61.234, "61.2"), (1234.5, "1,234"), (123456, "123k"), (2.16e7, "21.6M"), (6.37e-9, "6.37e-9")],
+)
+def test_numbers_have_three_digits(value: float, shown: str) -> None:
+    assert format_number(value) == shown
+
+
+@pytest.mark.parametrize("points", [[(5, 1.0)], [(0, 2.0), (10, 2.0)], [(0, 0.0), (1, 0.0)], [(1, -5.0), (2, 1e9)]])
+def test_odd_series_are_drawn_inside_the_frame(points: list[tuple[float, float]]) -> None:
+    drawn = draw(Chart("Title", "", [Series("line", points)]), "id")
+    numbers = [float(number) for number in re.findall(r'(?:cx|cy|x|y)="(-?[\d.]+)"', drawn)]
+    assert numbers and all(-1 <= number <= 401 for number in numbers)

@@ -3,22 +3,13 @@
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from openjepa.models.attention import attention
+
 INIT_STD = 0.02
-
-
-def attention_bias(valid: Bool[Tensor, "B S"] | None, dtype: torch.dtype) -> Float[Tensor, "B 1 1 S"] | None:
-    """What is added to attention scores so that nothing looks at invalid tokens. None where all are valid.
-
-    The lowest finite number instead of minus infinity: a row without any valid token stays finite.
-    """
-    if valid is None:
-        return None
-    bias = torch.zeros(valid.shape, dtype=dtype, device=valid.device)
-    return bias.masked_fill_(~valid, torch.finfo(dtype).min)[:, None, None, :]
 
 
 class Attention(nn.Module):
@@ -36,10 +27,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "B 1 1 S"] | None) -> Float[Tensor, "B S D"]:
         """Attention among the S tokens of each sequence."""
-        batch, length, width = x.shape
-        queries, keys, values = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)  # [B, heads, S, d]
-        return self.proj(mixed.transpose(1, 2).reshape(batch, length, width))  # type: ignore[no-any-return]
+        return self.proj(attention(self.qkv(x), self.heads, bias))  # type: ignore[no-any-return]
 
 
 class Mlp(nn.Module):

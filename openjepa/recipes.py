@@ -161,14 +161,14 @@ def ijepa_vitg16(preset: str) -> RunConfig:
 # ------------------------------------------------------------------------------------------ small budgets, own images
 
 
-def _small(preset: str, size: Size, patch_size: int, image_size: int, total_steps: int, batch_size: int = 128) -> RunConfig:
+def _small(preset: str, size: Size, patch_size: int, image_size: int, total_steps: int, batch_size: int = 64) -> RunConfig:
     """What the small recipes share: a predictor half as wide as the encoder, a decoded and cached data set, many short steps.
 
     The length is `total_steps`, so that a run takes the same time on 2,000 images and on 200,000. `official` keeps encoder,
     predictor, data and images seen, and takes masks and hyper-parameters of the released code, with the same shares of the run.
     """
     model = ModelSettings(size=size, patch_size=patch_size)
-    optim = OptimizationSettings(batch_size=batch_size, total_steps=total_steps, warmup_steps=total_steps // 20)
+    optim = OptimizationSettings(batch_size=batch_size, total_steps=total_steps, warmup_steps=total_steps // 10)
     masks = MultiblockSettings()
     if preset == "official":
         # the released 10 of 196 patches would be redrawn for ever on small grids

@@ -17,7 +17,7 @@ class TokenShape:
     target: int
     probability: float
     """How often this shape occurs (estimated where it has no closed form)."""
-    num_targets: int = 4
+    num_targets: int
     """Target blocks per image."""
 
 

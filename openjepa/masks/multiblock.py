@@ -111,7 +111,7 @@ class UnbiasedMultiblock(MaskSampler):
         areas, size_area = np.unique(self.target_sizes.areas, return_inverse=True)
         shares = np.bincount(size_area, weights=self.target_sizes.probabilities)
         order = np.argsort(-shares, kind="stable")
-        return tuple(TokenShape(self._keep, int(areas[i]), float(shares[i])) for i in order)
+        return tuple(TokenShape(self._keep, int(areas[i]), float(shares[i]), self._settings.num_targets) for i in order)
 
     def _group_sizes(self, seeds: NDArray[np.int64]) -> tuple[Int[np.ndarray, "G 2"], Int[np.ndarray, "G 2"]]:
         """Rows and columns of the target and of the context block of each group."""
@@ -185,4 +185,6 @@ class UnbiasedMultiblock(MaskSampler):
             available = self._lay_out(seeds, size[None], context).available.reshape(num_groups, num_samples, -1)
             for group in available:
                 probabilities[self._num_tokens(group), int(size.prod())] += probability / num_groups
-        return tuple(TokenShape(*shape, float(share)) for shape, share in probabilities.most_common())
+        return tuple(
+            TokenShape(*shape, float(share), self._settings.num_targets) for shape, share in probabilities.most_common()
+        )

@@ -92,7 +92,9 @@ class OfficialMultiblock(MaskSampler):
             seeds = derive_samples("mask", 0, np.array([step]), np.arange(microbatch))
             shortest = int(self._available(seeds, target, context).sum(axis=1).min())
             counts[max(shortest, self._settings.min_keep + 1), target[0] * target[1]] += 1
-        return tuple(TokenShape(*shape, count / _ESTIMATE_STEPS) for shape, count in counts.most_common())
+        return tuple(
+            TokenShape(*shape, count / _ESTIMATE_STEPS, self._settings.num_targets) for shape, count in counts.most_common()
+        )
 
     def _sizes(self, target: float, context: float) -> tuple[tuple[int, int], tuple[int, int]]:
         """Block sizes of two numbers in [0, 1), each of which sets the scale and the aspect of its block."""

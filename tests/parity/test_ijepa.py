@@ -36,7 +36,7 @@ def build_method(tensors: dict[str, Tensor], header: dict[str, Any], prefix: str
     )
     model = ModelSettings(size="test", patch_size=header["patch"], width=header["dim"], depth=header["depth"], heads=header["heads"])
     view = ViewSpec(size=(header["img"], header["img"]))
-    method = IJepa(settings, model, view, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (TokenShape(1, 1, 1.0),))
+    method = IJepa(settings, model, view, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (TokenShape(1, 1, 1.0, 1),))
     method.context_encoder.load_state_dict(encoder_state(part(tensors, f"{prefix}encoder/")))
     method.predictor.load_state_dict(predictor_state(part(tensors, f"{prefix}predictor/")))
     method.target_encoder.network.load_state_dict(encoder_state(part(tensors, f"{prefix}{target}/")))

@@ -1,4 +1,6 @@
 import json
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -233,3 +235,9 @@ def test_every_class_is_shown_before_one_is_shown_twice(run: Path) -> None:
     shown, gallery = choose_images(config, (32, 32), 4, 10, seed=3)
     assert shown.labels is not None and sorted(shown.labels[:2]) == [0, 1] and sorted(shown.labels) == [0, 0, 1, 1]
     assert (shown.split, gallery.split, len(gallery.images)) == ("test", "training", 10)
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ValueError, match=re.escape("pip install 'openjepa[report]'")):
+        Sheet(10, 10)

@@ -2,6 +2,7 @@ import html
 import io
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -290,3 +291,9 @@ def test_odd_series_are_drawn_inside_the_frame(points: list[tuple[float, float]]
     drawn = draw(Chart("Title", "", [Series("line", points)]), "id")
     numbers = [float(number) for number in re.findall(r'(?:cx|cy|x|y)="(-?[\d.]+)"', drawn)]
     assert numbers and all(-1 <= number <= 401 for number in numbers)
+
+
+def test_a_missing_package_is_named_with_its_extra(full_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "markupsafe", None)
+    with pytest.raises(ValueError, match=re.escape("pip install 'openjepa[report]'")):
+        write_report([full_run])

@@ -38,8 +38,8 @@ MACHINERY = (
 )
 LOSS_PARTS = (
     Series("probe batch", (), 1),
-    Series("predicting the mean target", (), 7, dashed=True),
-    Series("predicting each position's mean", (), 3, dashed=True),
+    Series("mean target", (), 7, dashed=True),
+    Series("mean of the position", (), 3, dashed=True),
 )
 _LOSS_NAMES = ("loss", "loss_mean_target", "loss_position_mean")
 
@@ -78,7 +78,7 @@ def _loss(run: RunFolder) -> list[Chart]:
         for part, name in zip(LOSS_PARTS, _LOSS_NAMES, strict=True)
     ]
     lines = [line for line in lines if line.points]
-    note = "The targets move while the encoder learns, so a loss that rises can be good; it must stay below the dashed lines."
+    note = "Dashed: two predictors that see no image. The targets change while the encoder learns, so the loss may rise."
     return [Chart("Loss", note, lines, from_zero=True)] if lines else []
 
 

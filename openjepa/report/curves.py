@@ -186,14 +186,22 @@ def _line(series: Series, line: Sequence[Bucket], axes: _Axes, with_range: bool)
     return drawn + Markup('<path class="line c{}{}" d="M{}"/>').format(color, dashed, path)
 
 
-def _readout(x_label: str, x: float, values: Sequence[tuple[int, float]], css: str) -> Markup:
+def _readout(x_label: str, x: float, values: Sequence[tuple[int, float]], axes: _Axes, css: str) -> Markup:
     spans = [
-        Markup('<tspan class="value c{}" dx="9">{}</tspan>').format(color % NUM_COLORS, format_number(value))
+        Markup('<tspan class="value c{}" dx="9">{}</tspan>').format(color % NUM_COLORS, _precise(value, axes))
         for color, value in values
     ]
     return Markup('<text class="readout {}" x="{}" y="15" text-anchor="end">{} {}{}</text>').format(
         css, WIDTH - RIGHT, x_label, f"{x:,.0f}" if x < 1e6 else format_number(x), Markup("").join(spans)
     )
+
+
+def _precise(value: float, axes: _Axes) -> str:
+    """A value with two digits more than the ticks have."""
+    if len(axes.y_ticks) < 2 or abs(axes.y_ticks[-1]) < 0.01 or abs(value) >= 1e4:
+        return format_number(value)
+    shown = format_number(value, (axes.y_ticks[1] - axes.y_ticks[0]) / 100)
+    return shown.rstrip("0").rstrip(".") if "." in shown and "e" not in shown else shown
 
 
 def _nearest(line: Sequence[Bucket], x: float) -> Bucket:
@@ -227,7 +235,7 @@ def _bands(chart: Chart, lines: Sequence[Sequence[Bucket]], axes: _Axes) -> list
                 '<path class="guide" d="M{:.1f} {}V{}"/>{}{}</g></g>'
             ).format(
                 *(edges[index], width, HEIGHT, WIDTH, TOP - 5, place, TOP, HEIGHT - BOTTOM),
-                *(Markup("").join(dots), _readout(chart.x_label, bucket.x, [(c, near.y) for c, near in shown], "at")),
+                *(Markup("").join(dots), _readout(chart.x_label, bucket.x, [(c, near.y) for c, near in shown], axes, "at")),
             )
         )
     return parts
@@ -256,5 +264,8 @@ def draw(chart: Chart, identity: str) -> Markup:
     ).format(
         *(WIDTH, HEIGHT, escape(f"{chart.title} by {chart.x_label}: {summary}")),
         *(frame, Markup("").join(_grid(axes)), identity, Markup("").join(reversed(drawn))),
-        *(_readout(chart.x_label, max(line[-1].x for line in lines), last, "now"), Markup("").join(_bands(chart, lines, axes))),
+        *(
+            _readout(chart.x_label, max(line[-1].x for line in lines), last, axes, "now"),
+            Markup("").join(_bands(chart, lines, axes)),
+        ),
     )

@@ -70,6 +70,7 @@ def facts(runs: Sequence[RunFolder]) -> list[Fact]:
         "Data": _data,
         "Images seen": _images_seen,
         "Masks": _masks,
+        "Masks drawn again": _redrawn,
         "Optimizer": _optimizer,
         "Compute": _compute,
         "Time": _time,
@@ -163,15 +164,20 @@ def _images_seen(run: RunFolder) -> str:
 
 
 def _masks(run: RunFolder) -> str:
-    mode = run.summary.get("mask_mode") or run.setting("masks", "mode", default="")
-    redrawn, padded = (_mean(run, name) for name in ("mask_redrawn", "mask_padded"))
-    counts = f"{redrawn} redrawn and {padded} padded per step" if redrawn or padded else ""
-    return _joined(text(mode, 80), counts)
+    return text(run.summary.get("mask_mode") or run.setting("masks", "mode", default=""), 80)
 
 
-def _mean(run: RunFolder, name: str) -> str:
-    values = [value for _, value in run.log.points("train", name)]
-    return format_number(sum(values) / len(values)) if values and any(values) else ("0" if values else "")
+def _redrawn(run: RunFolder) -> str:
+    again, padded = _share(run, "mask_redrawn"), _share(run, "mask_padded")
+    return _joined(again, f"{padded} padded" if padded else "")
+
+
+def _share(run: RunFolder, name: str) -> str:
+    """How many of the images a count of the log concerns."""
+    counts, images = [value for _, value in run.log.points("train", name)], run.log.last("train", "images")
+    if not counts or not images:
+        return ""
+    return f"{100 * sum(counts) / images:.1f} %" if any(counts) else "none"
 
 
 def _optimizer(run: RunFolder) -> str:

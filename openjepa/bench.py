@@ -1,0 +1,329 @@
+"""Times a training step and its parts, as a share of the rate of a matrix product that is measured in the same rounds."""
+
+import io
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from openjepa.data import open_splits
+from openjepa.data.loader import BatchPlan, TrainingLoader
+from openjepa.data.source import ListSource, ShardSource
+from openjepa.engine.device import autocast, device_name, peak_memory, resolve_device, resolve_precision, set_threads
+from openjepa.engine.estimate import matmul_rate
+from openjepa.engine.optimizer import build_optimizer, gradient_norm, set_rates
+from openjepa.masks import MASKS
+from openjepa.masks.base import MaskSampler, TokenShape
+from openjepa.methods import METHODS
+from openjepa.methods.base import Method
+from openjepa.recipes import load_recipe
+from openjepa.schedules import Progress
+from openjepa.seeds import derive, derive_samples
+from openjepa.settings.data import FolderSettings
+from openjepa.settings.methods import IJepaSettings
+from openjepa.settings.models import ModelSettings, Size
+from openjepa.settings.run import RunConfig
+from openjepa.types import Batch, LoaderPosition, LossOutput, Masks, ViewSpec
+
+PROGRESS = Progress(step=10, total_steps=1000, steps_per_epoch=100)
+PHOTO = (375, 500)
+"""Height and width of the generated photos, those of a typical ImageNet file."""
+
+
+@dataclass(frozen=True)
+class StepBench:
+    """What `openjepa bench step` times: a recipe, or I-JEPA at the sizes given here."""
+
+    recipe: Annotated[str, tyro.conf.Positional] = ""
+    """Time this recipe; the sizes below are then ignored."""
+    preset: str | None = None
+    """Preset of the recipe."""
+    size: Size = "small"
+    """Size of the encoder."""
+    patch_size: int = 16
+    """Side of a patch in pixels."""
+    image_size: int = 224
+    """Side of the images in pixels."""
+    batch_size: int = 32
+    """Images per step."""
+    predictor_width: int = 192
+    """Width of the predictor."""
+    predictor_depth: int = 6
+    """Blocks of the predictor."""
+    repeats: int = 7
+    """Interleaved rounds, of which the median is reported."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `mps`."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """`auto`, `bf16` or `fp32`."""
+    threads: int | None = None
+    """Threads on the CPU. None: all cores."""
+    compile: bool = False
+    """Compile the transformer blocks."""
+    output: Path | None = None
+    """Also write the result to this JSON file."""
+
+    def config(self) -> RunConfig:
+        """The run whose step is timed."""
+        if self.recipe:
+            config = load_recipe(self.recipe, self.preset)
+            return replace(
+                config, optim=replace(config.optim, batch_size=config.optim.microbatch_size or config.optim.batch_size)
+            )
+        config = RunConfig(
+            method=IJepaSettings(predictor_width=self.predictor_width, predictor_depth=self.predictor_depth),
+            model=ModelSettings(size=self.size, patch_size=self.patch_size),
+            data=FolderSettings(image_size=self.image_size),
+        )
+        return replace(config, optim=replace(config.optim, batch_size=self.batch_size))
+
+
+def main_step(argv: Sequence[str]) -> None:
+    """The command `openjepa bench step`."""
+    options = tyro.cli(StepBench, args=argv, prog="openjepa bench step")
+    config = options.config()
+    run = replace(config.run, device=options.device, precision=options.precision, compile=options.compile)
+    result = bench_step(replace(config, run=run, system=replace(config.system, threads=options.threads)), options.repeats)
+    print_step(result)
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def bench_step(config: RunConfig, repeats: int = 7) -> dict[str, Any]:
+    """Images per second, share of the matrix product's rate, peak memory and the share of time of each part of a step.
+
+    Every round measures the product (4096 x 4096, in the precision of the run), the data path, the masks and one step; medians
+    over the rounds. Masks have their most frequent token counts. The data path runs in this process, so that its figure is what
+    one core spends; images are those of the run's data set, or generated JPEGs where its settings name none.
+    """
+    step = TimedStep(config)
+    batches = step.loader().iterate(0, LoaderPosition(), repeats + 1)
+    next(batches)
+    for _ in range(2):
+        step.run()
+    rounds = []
+    for number in range(repeats):
+        seconds = {"matmul_rate": matmul_rate(step.device, step.precision, seconds=0.3)}
+        drawing = measure(lambda number=number: step.draw(number), step.device)  # type: ignore[misc]
+        loading = measure(lambda: next(batches), step.device)
+        timer = PartTimer(step.device)
+        step.run(timer)
+        whole = measure(step.run, step.device) if step.device.type == "cuda" else timer.total()
+        seconds |= {"data": max(0.0, loading - drawing), "masks": drawing, "step": whole, **timer.seconds}
+        rounds.append(seconds)
+    return _summary(step, rounds)
+
+
+class PartTimer:
+    """Adds up the seconds of each part of a step; waits for the device at both ends of a part."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Starts now."""
+        self.device = device
+        self.seconds: dict[str, float] = {}
+        self._last = now(device)
+
+    def lap(self, name: str) -> None:
+        """Books the time since the last lap under `name`."""
+        moment = now(self.device)
+        self.seconds[name] = self.seconds.get(name, 0.0) + moment - self._last
+        self._last = moment
+
+    def total(self) -> float:
+        """Seconds of all parts."""
+        return sum(self.seconds.values())
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a clock, once the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def measure(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that `work` takes."""
+    start = now(device)
+    work()
+    return now(device) - start
+
+
+class TimedStep:
+    """One training step as the loop takes it, on one batch that stays the same."""
+
+    def __init__(self, config: RunConfig) -> None:
+        """Builds method, masks and optimizer like the loop does."""
+        self.config = config
+        self.device = resolve_device(config.run.device)
+        self.precision = resolve_precision(config.run.precision, self.device)
+        self.threads = set_threads(config.system.threads)
+        data = config.data
+        self.view = ViewSpec(
+            data.height_width(), 1, data.crop_scale, data.crop_aspect, data.interpolation, data.horizontal_flip
+        )
+        grid = (self.view.size[0] // config.model.patch_size, self.view.size[1] // config.model.patch_size)
+        self.sampler: MaskSampler = MASKS[config.masks.strategy].load()(config.masks, grid)
+        self.shape: TokenShape = replace(self.sampler.shapes()[0], probability=1.0)
+        torch.manual_seed(derive("weights", config.run.seed))
+        build = METHODS[config.method.name].load()
+        self.method: Method = build(config.method, config.model, self.view, data.pixel_mean, data.pixel_std, (self.shape,))
+        self.method.to(self.device)
+        if config.run.compile:
+            self.method.compile_blocks()
+        self.optimizer = build_optimizer(self.method.named_parameters(), self.method.parameter_rules(), config.optim)
+        set_rates(self.optimizer, config.optim.final_lr, config.optim.weight_decay)
+        self.batch = self._batch().to(self.device)
+        self._timer: PartTimer | None = None
+        for name in self.method.flops():
+            self._watch(name, self.method.get_submodule(name))
+
+    def run(self, timer: PartTimer | None = None) -> Tensor:
+        """Forward, backward, optimizer, moving average; returns the loss."""
+        self._timer = timer
+        data = self.config.data
+        self.optimizer.zero_grad(set_to_none=True)
+        batch = self.batch.normalized(data.pixel_mean, data.pixel_std)
+        with autocast(self.device, self.precision):
+            output: LossOutput = self.method(batch, PROGRESS)
+        self._lap("other")
+        output.total.backward()  # type: ignore[no-untyped-call]
+        self._lap("backward")
+        self.method.before_step(PROGRESS)
+        gradient_norm(self.optimizer)
+        self.optimizer.step()
+        self.method.after_step(PROGRESS)
+        self._lap("optimizer_ema")
+        return output.total.detach()
+
+    def draw(self, step: int) -> Masks:
+        """Masks of a whole batch."""
+        size = self.config.optim.batch_size
+        seeds = derive_samples("mask", self.config.run.seed, np.array([step]), np.arange(size))
+        return self.sampler(seeds, self.config.run.seed, step)
+
+    def loader(self) -> TrainingLoader:
+        """The loop's loader, in this process."""
+        size = self.config.optim.batch_size
+        plan = BatchPlan(batch_size=size, microbatch_size=size)
+        source, seed = self._source(), self.config.run.seed
+        return TrainingLoader(source, self.config.data, self.method.inputs(), self.sampler, plan, seed, 0, torch.device("cpu"))
+
+    def _watch(self, name: str, module: nn.Module) -> None:
+        """Books what happens inside `module` under `name` and what came before it under `other`."""
+        module.register_forward_pre_hook(lambda *_: self._lap("other"))
+        module.register_forward_hook(lambda *_: self._lap(name))
+
+    def _lap(self, name: str) -> None:
+        if self._timer is not None:
+            self._timer.lap(name)
+
+    def _batch(self) -> Batch:
+        """Random pixels with the first drawn masks of the most frequent token counts."""
+        generator = torch.Generator().manual_seed(self.config.run.seed)
+        size = (1, self.config.optim.batch_size, 3, *self.view.size)
+        pixels = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
+        inputs = self.method.inputs()
+        drawn = (self.draw(step) for step in range(1000))
+        masks = next((item for item in drawn if self._is_usual(item)), None)
+        if masks is None:
+            raise ValueError(f"no batch of masks has the token counts {self.shape} that {self.sampler.name} announces")
+        return Batch(
+            torch.arange(size[1]), dict.fromkeys(inputs.views, pixels), masks=dict.fromkeys(inputs.masked_views, masks)
+        )
+
+    def _is_usual(self, masks: Any) -> bool:
+        return bool(masks.context.shape[1] == self.shape.context and masks.targets.shape[2] == self.shape.target)
+
+    def _source(self) -> ListSource | ShardSource:
+        data = self.config.data
+        if isinstance(data, FolderSettings) and not data.path:
+            return GeneratedPhotos(2 * self.config.optim.batch_size)
+        return open_splits(data, self.config.run.seed).train
+
+
+class GeneratedPhotos(ListSource):
+    """JPEG files of smooth random images, so that the data path can be timed without any data."""
+
+    def __init__(self, number: int, different: int = 8) -> None:
+        """`number` records that repeat `different` images."""
+        self._number = number
+        random = np.random.default_rng(0)
+        self._files = []
+        for _ in range(different):
+            coarse = Image.fromarray(random.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+            file = io.BytesIO()
+            coarse.resize(PHOTO[::-1], Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+            self._files.append(file.getvalue())
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return self._number
+
+    def read(self, index: int) -> bytes:
+        """A JPEG file."""
+        return self._files[index % len(self._files)]
+
+    def name(self, index: int) -> str:
+        """What errors would call it."""
+        return f"generated photo {index}"
+
+
+def _summary(step: TimedStep, rounds: list[dict[str, float]]) -> dict[str, Any]:
+    """Medians over the rounds; shares are formed within each round first."""
+    images, flops = step.config.optim.batch_size, step.method.step_flops()
+    parts = [name for name in rounds[0] if name not in ("matmul_rate", "step")]
+    whole = [sum(row[part] for part in parts) for row in rounds]
+    return {
+        "device": f"{step.device} ({device_name(step.device)})",
+        "precision": step.precision,
+        "threads": step.threads,
+        "torch": torch.__version__,
+        "compiled": step.config.run.compile,
+        "model": f"{step.config.model.size}/{step.config.model.patch_size} at {step.view.size[0]}x{step.view.size[1]}",
+        "masks": step.sampler.name,
+        "tokens": asdict(step.shape),
+        "batch_size": images,
+        "repeats": len(rounds),
+        "flops_per_image": {name: value for name, value in step.method.flops().items()},
+        "flops_per_image_and_step": flops,
+        "images_per_second": statistics.median(images / row["step"] for row in rounds),
+        "matmul_flops_per_second": statistics.median(row["matmul_rate"] for row in rounds),
+        "share_of_matmul": statistics.median(images * flops / row["step"] / row["matmul_rate"] for row in rounds),
+        "peak_memory_bytes": peak_memory(step.device),
+        "seconds": {part: statistics.median(row[part] for row in rounds) for part in parts},
+        "time_share": {
+            part: statistics.median(row[part] / all_ for row, all_ in zip(rounds, whole, strict=True)) for part in parts
+        },
+    }
+
+
+def print_step(result: dict[str, Any]) -> None:
+    """The result as a table."""
+    console = Console()
+    tokens = result["tokens"]
+    console.print(f"{result['model']}, batch {result['batch_size']}, {result['precision']} on {result['device']}")
+    console.print(
+        f"{result['masks']}: {tokens['context']} context and {tokens['num_targets']} x {tokens['target']} target tokens"
+    )
+    parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in result["flops_per_image"].items())
+    console.print(f"GFLOPs an image and step: {result['flops_per_image_and_step'] / 1e9:.2f} (forward of {parts})")
+    console.print(
+        f"[bold]{result['images_per_second']:.1f} images/s[/], [bold]{result['share_of_matmul']:.0%}[/] of a matrix product's "
+        f"{result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, peak memory {result['peak_memory_bytes'] / 2**20:.0f} MiB"
+    )
+    table = Table("part", "ms a step", "share", title=f"median of {result['repeats']} rounds; data and masks in one process")
+    for part, seconds in result["seconds"].items():
+        table.add_row(part.replace("_", " "), f"{1000 * seconds:.1f}", f"{result['time_share'][part]:.1%}")
+    console.print(table)

@@ -20,7 +20,7 @@ class MultiblockSettings(MaskSettings):
 
     strategy: Literal["multiblock"] = "multiblock"
     mode: Literal["unbiased", "official"] = "unbiased"
-    """`unbiased`: separate draws of scale and aspect, all positions reachable; `official`: the released collator, bit by bit."""
+    """`unbiased`: separate draws of scale and aspect, all positions reachable; `official`: the released collator's."""
     num_targets: int = 4
     """Target blocks per image (paper: 4)."""
     target_scale: tuple[float, float] = (0.15, 0.2)

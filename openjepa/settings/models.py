@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Size = Literal["test", "nano", "micro", "tiny", "small", "base", "large", "huge", "giant"]
+Initialization = Literal["released", "depth_scaled", "patch_scaled"]
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,10 @@ class ModelSettings:
     """Largest stochastic-depth rate, growing linearly over the blocks. I-JEPA: 0."""
     layer_norm_eps: float = 1e-6
     """Epsilon of every LayerNorm (released code: 1e-6)."""
-    initialization: Literal["released", "depth_scaled"] = "released"
+    initialization: Initialization = "released"
     """`released`: every Linear drawn with std 0.02, as the released runs really had it; `depth_scaled`: residual outputs
-    divided by sqrt(2 x layer), as their model file says before it is overwritten."""
+    divided by sqrt(2 x layer), as their model file says before it is overwritten; `patch_scaled`: the patch embedding drawn
+    with std 1 / sqrt(pixels of a patch), else as released: a patch of 4 pixels then weighs as much as its position."""
     width: int | None = None
     """Overrides the width of `size`."""
     depth: int | None = None
@@ -73,7 +75,7 @@ class EncoderConfig:
     class_token: bool = False
     drop_path: float = 0.0
     layer_norm_eps: float = 1e-6
-    initialization: Literal["released", "depth_scaled"] = "released"
+    initialization: Initialization = "released"
     pooling: Literal["average", "class_token"] = "average"
     """How one vector per image is made of the output: what the method's paper evaluates."""
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -99,4 +101,4 @@ class PredictorConfig:
     """Rows and columns of patches it was trained on."""
     mlp_ratio: float = 4.0
     layer_norm_eps: float = 1e-6
-    initialization: Literal["released", "depth_scaled"] = "released"
+    initialization: Initialization = "released"

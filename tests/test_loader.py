@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from openjepa.data import loader as loader_module
 from openjepa.data.decode import decode_image
 from openjepa.data.loader import BatchPlan, TrainingLoader
 from openjepa.data.order import permutation
@@ -108,7 +109,8 @@ def test_any_number_of_workers_gives_the_same(
             assert same(load(used, 6, plan=BatchPlan(16, 16), workers=workers), expected)
 
 
-def test_large_microbatches_are_put_together_from_chunks(tmp_path: Path) -> None:
+def test_large_microbatches_are_put_together_from_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader_module, "CHUNK_BYTES", 60 * 3 * 16 * 16)
     source = opened(write_folder(tmp_path, 150, 12, classes=False))
     plan = BatchPlan(140, 140)
     assert same(load(source, 2, plan=plan, workers=2), load(source, 2, plan=plan))

@@ -18,7 +18,7 @@ from openjepa.data.order import permutation
 from openjepa.data.skipping import SkipLedger
 from openjepa.data.source import ListSource, ShardRecord
 from openjepa.data.views import evaluation_view
-from openjepa.data.workers import choose_workers, parallel_map
+from openjepa.data.workers import check_shared_memory, choose_workers, parallel_map
 from openjepa.settings.data import FolderSettings
 from openjepa.types import Batch, InputSpec, Skipped, ViewSpec
 from tests.images import write_folder
@@ -168,6 +168,14 @@ def test_impossible_batches_are_refused(images: ListSource) -> None:
 def test_number_of_workers() -> None:
     assert choose_workers(3, "memory") == 3 and choose_workers(None, "device") == 0
     assert 1 <= choose_workers(None) <= 16
+
+
+def test_too_little_shared_memory_is_an_error() -> None:
+    if not Path("/dev/shm").is_dir():
+        pytest.skip("this system has no /dev/shm")
+    with pytest.raises(ValueError, match=r"system.workers=4 needs 10,000,000,000,000,000 bytes of shared memory"):
+        check_shared_memory(4, 10**16)
+    check_shared_memory(1, 1)
 
 
 def double(value: int) -> int:

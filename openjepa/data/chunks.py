@@ -1,7 +1,8 @@
 """What a worker does: read, decode and crop a chunk of a microbatch, and draw the microbatch's masks."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from openjepa.data.cache import PixelCache
 from openjepa.data.decode import DecodeError, decode_image, image_size
@@ -92,7 +94,7 @@ class ChunkReader:
             if self.boxes_only:
                 result.boxes[name] = np.empty((view.count, chunk.num, 5), dtype=np.int64)
             else:
-                result.views[name] = torch.empty((view.count, chunk.num, 3, *view.size), dtype=torch.uint8)
+                result.views[name] = _empty_pixels((view.count, chunk.num, 3, *view.size))
 
         def fill(slot: int, place: int) -> None:
             if self.boxes_only:
@@ -104,6 +106,7 @@ class ChunkReader:
         result.ids = chunk.ids[places]
         self._add_labels(result, places)
         self._add_masks(result)
+        result.chunk = replace(chunk, records=None)  # what came as bytes need not go back
         return result
 
     def _numbers(self, chunk: Chunk) -> list[list[float]]:
@@ -193,6 +196,14 @@ class ChunkReader:
             sample_seeds = derive_samples("mask", seed, np.array([chunk.epoch]), chunk.mask_ids)
             group_seed = derive("group", seed, chunk.step, chunk.group)
             result.masks[name] = self.sampler(sample_seeds, group_seed, chunk.step)
+
+
+def _empty_pixels(shape: tuple[int, ...]) -> UInt8[Tensor, "..."]:
+    """Memory for pixels; in a worker it is shared with the main process, which saves a copy, as in torch's own collation."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 def _scaled(box: Box, drawn_on: tuple[int, int], decoded: tuple[int, int]) -> Box:

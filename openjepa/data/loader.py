@@ -16,14 +16,14 @@ from openjepa.data.order import BatchPlan, Samples, list_steps, shard_steps
 from openjepa.data.skipping import check_usable
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.data.views import EVALUATION_MARGIN
-from openjepa.data.workers import parallel_map
+from openjepa.data.workers import check_shared_memory, parallel_map
 from openjepa.settings.data import DataSettings, HuggingFaceSettings
 from openjepa.types import Batch, BlockMasks, InputSpec, LoaderPosition, Masks
 
 __all__ = ["BatchPlan", "TrainingLoader"]
 
-CHUNK = 64
-"""Images a worker hands over at a time: small, so that the first batch comes soon and little shared memory is used."""
+CHUNK_BYTES = 8_000_000
+"""Pixels a worker hands over at a time: little, so that the first batch comes soon and little shared memory is used."""
 REMEMBERED_STEPS = 4
 """Streams: for so many steps the names of the samples are remembered."""
 
@@ -84,7 +84,7 @@ class TrainingLoader:
     def iterate(self, start_step: int, position: LoaderPosition, num_steps: int) -> Iterator[Batch]:
         """The microbatches of steps `start_step` to `start_step + num_steps`, the first of which starts at `position`."""
         self.close()
-        chunk_size = self._plan.microbatch_size if self._workers == 0 or self._on_device else CHUNK
+        chunk_size = self._chunk_size()
         per_microbatch = -(-self._plan.microbatch_size // chunk_size)
         chunks = self._chunks(islice(self._steps(start_step, position), num_steps), chunk_size)
         results = parallel_map(self._reader, chunks, self._workers, ahead=2 * per_microbatch)
@@ -97,6 +97,16 @@ class TrainingLoader:
         if self._running is not None:
             self._running.close()
             self._running = None
+
+    def _chunk_size(self) -> int:
+        """Images per task of a worker."""
+        if self._workers == 0 or self._on_device:
+            return self._plan.microbatch_size
+        per_image = sum(3 * view.count * view.size[0] * view.size[1] for view in self._inputs.views.values())
+        size = min(self._plan.microbatch_size, max(1, CHUNK_BYTES // per_image))
+        in_flight = max(2 * self._workers, 2 * -(-self._plan.microbatch_size // size))
+        check_shared_memory(self._workers, in_flight * size * per_image)
+        return size
 
     def _steps(self, start_step: int, position: LoaderPosition) -> Iterator[Samples]:
         batch_size = self._plan.batch_size

@@ -1,10 +1,12 @@
 """An ordered map over worker processes. Results do not depend on the number of workers."""
 
 import os
+import shutil
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -46,6 +48,16 @@ def choose_workers(workers: int | None, cache: str = "none") -> int:
     if workers is not None:
         return workers
     return 0 if cache != "none" else min(16, max(1, available_cores() - 1))
+
+
+def check_shared_memory(workers: int, needed: int) -> None:
+    """Raise ValueError where the results in flight do not fit into shared memory, which would kill the workers."""
+    folder = Path("/dev/shm")
+    if folder.is_dir() and shutil.disk_usage(folder).free < needed:
+        raise ValueError(
+            f"system.workers={workers} needs {needed:,} bytes of shared memory, but /dev/shm has only "
+            f"{shutil.disk_usage(folder).free:,} free: use fewer workers, or enlarge it (docker run --shm-size=2g)"
+        )
 
 
 def parallel_map(

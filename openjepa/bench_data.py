@@ -1,0 +1,184 @@
+"""Times the data path on one core: decoding and cropping against Pillow, and the loader end to end.
+
+All run on the same files with the same crops and filter, interleaved; each figure is the median over rounds of images per
+second of processor time, so that other programs on the machine hardly count. A ratio is the median of the rounds' ratios. The
+loader runs several epochs a round with I-JEPA's masks, which with a worker includes its start and the way back to this process.
+"""
+
+import io
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from openjepa.data.decode import decode_image
+from openjepa.data.folder import open_folder
+from openjepa.data.loader import BatchPlan, TrainingLoader
+from openjepa.data.source import ListSource
+from openjepa.data.views import NUMBERS_PER_VIEW, crop_and_resize, crop_box
+from openjepa.masks import MASKS
+from openjepa.seeds import derive_samples, uniforms
+from openjepa.settings.data import FolderSettings
+from openjepa.settings.masks import MultiblockSettings
+from openjepa.types import InputSpec, LoaderPosition, ViewSpec
+
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+GOALS = {"bilinear": 1.3, "bicubic": 1.6, "loader": 0.85}
+"""Ratios to reach: to Pillow with the same filter, and of the loader to decoding and cropping alone."""
+LOADER_EPOCHS = 10
+"""Passes of the loader per round, so that starting a worker does not hide its steady pace."""
+
+
+@dataclass(frozen=True)
+class DataBench:
+    """What `openjepa bench data` times."""
+
+    path: str | None = None
+    """Folder of images. None: generated JPEGs of 500 x 375 pixels."""
+    image_size: int = 224
+    """Side of the crops."""
+    repeats: int = 7
+    """Interleaved rounds."""
+    images: int = 128
+    """Files per round at most."""
+
+
+def main_data(argv: Sequence[str]) -> None:
+    """The command `openjepa bench data`."""
+    options = tyro.cli(DataBench, args=argv, prog="openjepa bench data")
+    if options.path is not None:
+        print_result(bench_data(Path(options.path), options.repeats, options.image_size, options.images))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_photos(Path(folder), min(options.images, 64))
+        print_result(bench_data(Path(folder), options.repeats, options.image_size, options.images))
+
+
+def bench_data(path: Path, repeats: int = 7, image_size: int = 224, images: int = 128) -> dict[str, Any]:
+    """Images per second and core of each pipeline, and their ratios."""
+    source = open_folder(FolderSettings(path=str(path), test_fraction=0.0), seed=0).train
+    assert isinstance(source, ListSource)
+    num = min(images, len(source))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rates = _rates(_pipelines(path, source, num, image_size), num, repeats)
+    finally:
+        torch.set_num_threads(threads)
+    result: dict[str, Any] = {"path": str(path), "images": num, "image_size": image_size, "repeats": repeats}
+    result["images_per_second"] = {name: statistics.median(values) for name, values in rates.items()}
+    result["ratios"] = {
+        f"{ours} / {reference}": statistics.median(a / b for a, b in zip(rates[ours], rates[reference], strict=True))
+        for ours, reference in _comparisons()
+    }
+    return result
+
+
+def _comparisons() -> list[tuple[str, str]]:
+    pillow = [(f"openjepa {name}", f"Pillow {name}") for name in FILTERS]
+    return [*pillow, ("loader", "openjepa bilinear"), ("loader, 1 worker", "openjepa bilinear")]
+
+
+def _pipelines(path: Path, source: ListSource, num: int, image_size: int) -> dict[str, Callable[[], None]]:
+    """What is timed, by name; each handles `num` images."""
+    size = (image_size, image_size)
+    samples = np.arange(num)
+    numbers = uniforms(derive_samples("crop", 0, np.array([0]), samples), NUMBERS_PER_VIEW).tolist()
+    batch = torch.empty((num, 3, *size), dtype=torch.uint8)
+
+    def run(crop: Callable[[bytes, list[float], str], Tensor], interpolation: str) -> None:
+        for index in range(num):
+            batch[index] = crop(source.read(index), numbers[index], interpolation)
+
+    def with_pillow(data: bytes, mine: list[float], interpolation: str) -> Tensor:
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        top, left, height, width = crop_box(mine, image.height, image.width, ViewSpec(size))
+        part = image.crop((left, top, left + width, top + height)).resize(size[::-1], FILTERS[interpolation])
+        return torch.from_numpy(np.array(part)).permute(2, 0, 1)
+
+    def ours(data: bytes, mine: list[float], interpolation: str) -> Tensor:
+        pixels = torch.from_numpy(decode_image(data))
+        box = crop_box(mine, pixels.shape[0], pixels.shape[1], ViewSpec(size))
+        return crop_and_resize(pixels, box, size, interpolation)
+
+    pipelines: dict[str, Callable[[], None]] = {}
+    for name in FILTERS:
+        pipelines[f"Pillow {name}"] = lambda name=name: run(with_pillow, name)  # type: ignore[misc]
+        pipelines[f"openjepa {name}"] = lambda name=name: run(ours, name)  # type: ignore[misc]
+    pipelines["loader"] = _loader(path, source, num, image_size, workers=0)
+    pipelines["loader, 1 worker"] = _loader(path, source, num, image_size, workers=1)
+    return pipelines
+
+
+def _loader(path: Path, source: ListSource, num: int, image_size: int, workers: int) -> Callable[[], None]:
+    """LOADER_EPOCHS epochs of the training loader with I-JEPA's masks."""
+    settings = FolderSettings(path=str(path), image_size=image_size)
+    inputs = InputSpec({"image": ViewSpec((image_size, image_size))}, ("image",))
+    side = max(1, image_size // 16)
+    sampler = MASKS["multiblock"].load()(MultiblockSettings(), (side, side))
+    plan = BatchPlan(num, num)
+    loader = TrainingLoader(source, settings, inputs, sampler, plan, 0, workers, torch.device("cpu"))
+
+    def run() -> None:
+        for _ in loader.iterate(0, LoaderPosition(), LOADER_EPOCHS):
+            pass
+        loader.close()
+
+    return run
+
+
+def _rates(pipelines: dict[str, Callable[[], None]], num: int, repeats: int) -> dict[str, list[float]]:
+    """Images per second of processor time, by pipeline and round; one round before warms up."""
+    rates: dict[str, list[float]] = {name: [] for name in pipelines}
+    for round_number in range(repeats + 1):
+        for name, pipeline in pipelines.items():
+            start = _processor_seconds()
+            pipeline()
+            seconds = _processor_seconds() - start
+            if round_number:
+                epochs = LOADER_EPOCHS if name.startswith("loader") else 1
+                rates[name].append(num * epochs / seconds)
+    return rates
+
+
+def _processor_seconds() -> float:
+    """Processor time of this process and of its finished workers."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """Two tables on the terminal."""
+    console = Console()
+    rates = Table("pipeline", "images/s of one core", title=f"{result['images']} images of {result['path']}")
+    for name, rate in result["images_per_second"].items():
+        rates.add_row(name, f"{rate:.0f}")
+    ratios = Table("ratio", "measured", "goal")
+    for name, ratio in result["ratios"].items():
+        goal = next((value for word, value in GOALS.items() if word in name.split(" / ")[0]), 0.0)
+        ratios.add_row(name, f"{ratio:.2f}", f"{goal:.2f}")
+    console.print(rates, ratios)
+
+
+def write_photos(folder: Path, num: int, height: int = 375, width: int = 500) -> None:
+    """JPEGs that cost a decoder about as much as photos do: smooth shapes, edges and grain."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[0:height, 0:width]
+    for number in range(num):
+        picture = 128 + 12 * rng.standard_normal((height, width, 3))
+        for _ in range(20):
+            frequency, phase = rng.uniform(0.005, 0.4, 2), rng.uniform(0, 6, 3)
+            picture += 14 * np.sign(np.sin(rows[..., None] * frequency[0] + columns[..., None] * frequency[1] + phase))
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / f"{number:04d}.jpg", quality=85)

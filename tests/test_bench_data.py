@@ -1,0 +1,25 @@
+"""The benchmark of the data path reports what it measured."""
+
+from pathlib import Path
+
+import pytest
+
+from openjepa.bench_data import bench_data, main_data, write_photos
+
+
+def test_ratios_are_those_of_the_rates(tmp_path: Path) -> None:
+    write_photos(tmp_path, 3, 60, 80)
+    result = bench_data(tmp_path, repeats=1, image_size=32)
+    assert result["images"] == 3
+    rates = result["images_per_second"]
+    assert all(rate > 0 for rate in rates.values())
+    for name, ratio in result["ratios"].items():
+        ours, reference = name.split(" / ")
+        assert ratio == pytest.approx(rates[ours] / rates[reference])
+
+
+def test_the_command_prints_goals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_photos(tmp_path, 2, 60, 80)
+    main_data(["--path", str(tmp_path), "--repeats", "1", "--image-size", "32"])
+    printed = capsys.readouterr().out
+    assert "Pillow bicubic" in printed and "1.60" in printed and "0.85" in printed

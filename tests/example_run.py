@@ -2,11 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import yaml
 from PIL import Image
+
+from openjepa.evaluation.results import Metric, Result, SubjectResult
 
 CONFIG = {
     "recipe": "ijepa-vits16",
@@ -98,28 +101,26 @@ def _lines(seed: int, steps: int) -> list[dict[str, object]]:
 
 def write_evaluations(folder: Path, shift: float = 0.0) -> None:
     """eval/classification.json as the evaluation writes it."""
-    values = {"encoder": {"linear": 0.612 + shift, "knn": 0.534 + shift}, "untrained": {"linear": 0.451, "knn": 0.302}}
-    values |= {"pixels": {"linear": 0.41, "knn": 0.281}}
-    chosen = {"linear": "last_four, batch_norm, lr 0.03, weight decay 0.0005", "knn": "last, knn, k 20"}
-    metrics = {
-        subject: {
-            name: {
-                "value": value,
-                "standard_error": math.sqrt(value * (1 - value) / 3929),
-                "direction": "higher",
-                "selection": "held_out",
-                "chosen": chosen[name],
-            }
-            for name, value in numbers.items()
-        }
-        for subject, numbers in values.items()
+    linear = Metric(0.0, 0.0, "higher", "held_out", "last_four, batch_norm, lr 0.03, weight decay 0.0005")
+    neighbors = Metric(0.0, 0.0, "higher", "held_out", "last, knn, k 20")
+    values = {"encoder": (0.612 + shift, 0.534 + shift), "untrained": (0.451, 0.302), "pixels": (0.41, 0.281)}
+    subjects = {
+        name: SubjectResult({"linear-cached": _measured(linear, first), "k-NN": _measured(neighbors, second)})
+        for name, (first, second) in values.items()
     }
-    head = {"subject": "encoder", "protocol": "linear", "features": "last", "head": "linear", "setting": "lr 0.1"}
+    head = {"subject": "encoder", "metric": "linear-cached", "features": "last", "head": "linear", "setting": "lr 0.1"}
     head |= {"held_out_accuracy": 0.6, "test_accuracy": 0.59, "chosen": False}
-    result = {"format": "openjepa-evaluation", "version": 1, "task": "classification", "title": "Classification"}
-    result |= {"subject": "run", "encoder": "target", "selection": "held_out", "metrics": metrics, "majority": 0.105}
-    result |= {"heads": [head, head | {"features": "last_four", "head": "batch_norm", "chosen": True}], "skipped": None}
-    _write(folder / "eval" / "classification.json", result | {"num_train": 9025, "num_test": 3929, "num_classes": 10})
+    heads = [head, head | {"features": "last_four", "head": "batch_norm", "chosen": True}]
+    result = Result(
+        "classification", "Classification", "run", "target", "held_out", subjects, heads, num_test=3929, chance=0.105
+    )
+    result.write(folder / "eval")
+    skipped = Result("clevr_count", "Clevr/Count", "run", "target", "held_out", skipped="the data has no `count` labels")
+    skipped.write(folder / "eval")
+
+
+def _measured(metric: Metric, value: float) -> Metric:
+    return replace(metric, value=value, standard_error=math.sqrt(value * (1 - value) / 3929))
 
 
 def write_pictures(folder: Path) -> None:

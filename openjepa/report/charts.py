@@ -1,7 +1,7 @@
 """Which curves a page shows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from openjepa.report.curves import Chart, Series
 from openjepa.report.reading import RunFolder
@@ -47,12 +47,18 @@ _LOSS_NAMES = ("loss", "loss_mean_target", "loss_position_mean")
 def learning_charts(runs: Sequence[RunFolder]) -> list[Chart]:
     """Loss and the signs of collapse."""
     loss = _loss(runs[0]) if len(runs) == 1 else _loss_of_several(runs)
-    return [*loss, *_charts(runs, LEARNING)]
+    return _aligned(runs, [*loss, *_charts(runs, LEARNING)])
 
 
 def machinery_charts(runs: Sequence[RunFolder]) -> list[Chart]:
     """Schedules, gradient norm, throughput."""
-    return _charts(runs, MACHINERY)
+    return _aligned(runs, _charts(runs, MACHINERY))
+
+
+def _aligned(runs: Sequence[RunFolder], charts: Sequence[Chart]) -> list[Chart]:
+    """The same charts with one horizontal axis for all."""
+    ends = [point[0] for run in runs for point in run.log.points("train", "loss", _x_axis(runs)[0])[-1:]]
+    return [replace(chart, x_end=max(ends, default=1.0)) for chart in charts]
 
 
 def _x_axis(runs: Sequence[RunFolder]) -> tuple[str, str]:

@@ -41,6 +41,8 @@ class Chart:
     x_label: str = "step"
     from_zero: bool = False
     """Whether the vertical axis starts at 0."""
+    x_end: float = 1.0
+    """Where the horizontal axis ends at least, so that the charts of a page line up; it starts at 0."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,6 @@ def _trim(value: float, spacing: float | None) -> str:
 class _Axes:
     """Limits and ticks in data units, and the way to the drawing's units."""
 
-    x_low: float
     x_high: float
     y_low: float
     y_high: float
@@ -115,7 +116,7 @@ class _Axes:
     y_ticks: Sequence[float]
 
     def x(self, value: float) -> float:
-        return self.left + (value - self.x_low) / (self.x_high - self.x_low) * (WIDTH - RIGHT - self.left)
+        return self.left + value / self.x_high * (WIDTH - RIGHT - self.left)
 
     def y(self, value: float) -> float:
         # Outliers beyond the limits stop just outside the frame, where the clip path hides them.
@@ -143,17 +144,12 @@ def _labels(ticks: Sequence[float]) -> list[str]:
     return [format_number(tick, spacing) for tick in ticks]
 
 
-def _axes(lines: Sequence[Sequence[Bucket]], from_zero: bool) -> _Axes:
-    xs = [bucket.x for line in lines for bucket in line]
-    x_low, x_high = min(xs), max(xs)
-    if x_low < 0.1 * x_high:
-        x_low = min(0.0, x_low)
-    if x_high <= x_low:
-        x_low, x_high = x_low - 0.5, x_high + 0.5
+def _axes(lines: Sequence[Sequence[Bucket]], from_zero: bool, x_end: float) -> _Axes:
+    x_high = max(x_end, *(line[-1].x for line in lines), 1e-9)
     y_low, y_high = _limits([bucket.y for line in lines for bucket in line], from_zero)
     y_ticks = nice_ticks(y_low, y_high, 5)
     left = 14 + 6.6 * max(len(label) for label in _labels(y_ticks))
-    return _Axes(x_low, x_high, y_low, y_high, left, nice_ticks(x_low, x_high), y_ticks)
+    return _Axes(x_high, y_low, y_high, left, nice_ticks(0.0, x_high), y_ticks)
 
 
 def _grid(axes: _Axes) -> list[Markup]:
@@ -244,7 +240,7 @@ def _bands(chart: Chart, lines: Sequence[Sequence[Bucket]], axes: _Axes) -> list
 def draw(chart: Chart, identity: str) -> Markup:
     """The chart as an <svg> element; `identity` is a plain word that is unique on the page. Empty series are an error."""
     lines = [downsample(series.points) for series in chart.series]
-    axes = _axes(lines, chart.from_zero)
+    axes = _axes(lines, chart.from_zero, chart.x_end)
     last = [(series.color, line[-1].y) for series, line in zip(chart.series, lines, strict=True) if series.label]
     summary = "; ".join(
         f"{series.label} from {format_number(line[0].y)} to {format_number(line[-1].y)}"

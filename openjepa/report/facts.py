@@ -191,10 +191,14 @@ def _optimizer(run: RunFolder) -> str:
 
 def _compute(run: RunFolder) -> str:
     flops, seen = number(run.summary.get("flops_per_image")), images_seen(run)
-    if not flops:
-        return ""
-    per_image = f"{format_number(flops / 1e9)} GFLOPs per image"
-    return _joined(per_image, f"{format_number(flops * seen / 1e15)} PFLOPs in all" if seen else "")
+    return _joined(f"{_flops(flops)} per image", f"{_flops(flops * seen)} in all" if seen else "") if flops else ""
+
+
+def _flops(value: float) -> str:
+    for factor, unit in ((1e18, "EFLOPs"), (1e15, "PFLOPs"), (1e12, "TFLOPs"), (1e9, "GFLOPs")):
+        if value >= factor:
+            return f"{format_number(value / factor)} {unit}"
+    return f"{format_number(value / 1e6)} MFLOPs"
 
 
 def _time(run: RunFolder) -> str:
@@ -206,8 +210,10 @@ def _time(run: RunFolder) -> str:
 
 
 def _hardware(run: RunFolder) -> str:
-    device, cpu = text(run.environment.get("device") or "", 80), text(run.environment.get("cpu") or "", 120)
-    return _joined(device, cpu if cpu != device else "")
+    known = run.environment
+    names = [text(known.get(name) or "", 120) for name in ("device_name", "cpu", "device")]
+    threads = number(known.get("threads")) if known.get("device") == "cpu" else None
+    return _joined(*dict.fromkeys(names), f"{threads:.0f} thread{'s' if threads > 1 else ''}" if threads else "")
 
 
 def _software(run: RunFolder) -> str:
@@ -234,6 +240,8 @@ def verdict(run: RunFolder) -> Verdict:
     evidence = _evidence(run)
     if not said and not evidence:
         return Verdict("unknown", "Not watched: this run has not looked at its features yet.", "")
+    if not said and len(run.log.points("monitor", "rankme")) == 1 and status(run) != "collapsed":
+        return Verdict("unknown", "Too early to tell: only one look at the features so far.", evidence)
     alarmed = any(words in said for words in ("is collapsing", "has collapsed", "have collapsed"))
     bad = status(run) == "collapsed" or alarmed or (not said and _looks_collapsed(run))
     sentence = said or ("The features have collapsed." if bad else "No sign of collapse.")

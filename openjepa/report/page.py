@@ -94,7 +94,7 @@ def _view(folder: RunFolder, index: int, budget: int) -> RunView:
         missing.append(
             ("No training log yet", "openjepa train --config " + shlex.quote(text(folder.path / "config.yaml", 300)))
         )
-    if not folder.evaluations:
+    if not probes.table([folder]) and not probes.skipped_tasks([folder]):
         missing.append(("No probes yet", facts.command(folder, "evaluate")))
     if not shown and not failed:
         missing.append(("No pictures yet", facts.command(folder, "visualize")))

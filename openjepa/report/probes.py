@@ -9,7 +9,7 @@ from openjepa.report.reading import RunFolder, lookup, number, text
 
 SUBJECTS = ("encoder", "untrained", "pixels")
 SUBJECT_WORDS = {"encoder": "trained", "untrained": "untrained", "pixels": "pixels"}
-PROTOCOL_WORDS = {"linear": "linear probe", "knn": "k-NN"}
+PROBE_WORDS = {"linear-cached": "linear probe"}
 SELECTION_WORDS = {
     "held_out": "settings chosen on 10 % of the training images",
     "paper": "best on the test images, as published",
@@ -29,15 +29,15 @@ class Score:
 
 @dataclass(frozen=True)
 class Row:
-    """One protocol on one task of one run."""
+    """One probe on one task of one run."""
 
     run: int
     task: str
-    protocol: str
+    probe: str
     scores: Mapping[str, Score]
     """By subject: encoder, untrained, pixels."""
     selection: str
-    majority: float | None
+    chance: float | None
     """Accuracy of always giving the most frequent class."""
     num_test: int | None
 
@@ -72,7 +72,7 @@ class Headline:
     sentence: str
     gain: str
     bars: list[Bar]
-    majority: float | None
+    chance: float | None
     """In percent."""
 
 
@@ -82,7 +82,7 @@ class Head:
 
     run: int
     probe: str
-    """Task, protocol and whose features."""
+    """Task, probe and whose features."""
     classifier: str
     held_out: str
     test: str
@@ -103,27 +103,27 @@ def percent(share: float | None, sign: bool = False) -> str:
 
 
 def table(runs: Sequence[RunFolder]) -> list[Row]:
-    """All rows, those of one task and protocol beside each other."""
+    """All rows, those of one task and probe side by side."""
     rows = [row for index, run in enumerate(runs) for result in run.evaluations for row in _rows(index, result)]
-    order = {key: place for place, key in enumerate(dict.fromkeys((row.task, row.protocol) for row in rows))}
-    return sorted(rows, key=lambda row: (order[row.task, row.protocol], row.run))
+    order = {key: place for place, key in enumerate(dict.fromkeys((row.task, row.probe) for row in rows))}
+    return sorted(rows, key=lambda row: (order[row.task, row.probe], row.run))
 
 
 def _rows(run: int, result: Mapping[str, Any]) -> Iterator[Row]:
-    metrics = _mapping(result.get("metrics"))
-    protocols = dict.fromkeys(name for numbers in metrics.values() for name in _mapping(numbers))
-    for protocol in list(protocols)[:12]:
-        scores = {name: score for name in SUBJECTS if (score := _score(lookup(metrics, name, protocol))) is not None}
+    subjects = _mapping(result.get("subjects"))
+    numbers = {name: _mapping(lookup(subjects, name, "metrics")) for name in SUBJECTS}
+    for probe in list(dict.fromkeys(probe for metrics in numbers.values() for probe in metrics))[:12]:
+        scores = {name: score for name, metrics in numbers.items() if (score := _score(metrics.get(probe))) is not None}
         if not scores:
             continue
         tested = number(result.get("num_test"))
         yield Row(
             run=run,
             task=_title(result),
-            protocol=_protocol(protocol),
+            probe=_probe(probe),
             scores=scores,
             selection=text(result.get("selection") or "", 40),
-            majority=number(result.get("majority")) or None,
+            chance=number(result.get("chance")) or None,
             num_test=int(tested) if tested else None,
         )
 
@@ -132,8 +132,8 @@ def _title(result: Mapping[str, Any]) -> str:
     return text(result.get("title") or result.get("task") or result["_file"], 80)
 
 
-def _protocol(name: Any) -> str:
-    return PROTOCOL_WORDS.get(str(name), text(name, 40))
+def _probe(name: Any) -> str:
+    return PROBE_WORDS.get(str(name), text(name, 40))
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -141,7 +141,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _score(metric: Any) -> Score | None:
-    value = number(lookup(metric, "value", default=metric))
+    value = number(lookup(metric, "value"))
     if value is None:
         return None
     return Score(value, number(lookup(metric, "standard_error")), text(lookup(metric, "chosen", default=""), 120))
@@ -152,7 +152,7 @@ def headline(rows: Sequence[Row], run: int = 0) -> Headline | None:
     own = [row for row in rows if row.run == run and "encoder" in row.scores]
     if not own:
         return None
-    row = min(own, key=lambda row: (row.protocol != PROTOCOL_WORDS["linear"], row.gain is None))
+    row = min(own, key=lambda row: (row.probe != PROBE_WORDS["linear-cached"], row.gain is None))
     bars = [
         Bar(
             SUBJECT_WORDS[name],
@@ -163,10 +163,10 @@ def headline(rows: Sequence[Row], run: int = 0) -> Headline | None:
         for name, score in row.scores.items()
     ]
     others = [f"{bar.word} {bar.shown}" for bar in bars[1:]]
-    sentence = f"{row.protocol} {bars[0].shown} %" + (f" vs {' vs '.join(others)}" if others else "")
+    sentence = f"{row.probe} {bars[0].shown} %" + (f" vs {' vs '.join(others)}" if others else "")
     gain = "" if row.gain is None else f"{percent(row.gain, sign=True)} points against the better baseline"
-    majority = None if row.majority is None else 100 * row.majority
-    return Headline(f"{row.task}, {row.protocol}", sentence[:1].upper() + sentence[1:], gain, bars, majority)
+    chance = None if row.chance is None else 100 * row.chance
+    return Headline(f"{row.task}, {row.probe}", sentence[:1].upper() + sentence[1:], gain, bars, chance)
 
 
 def skipped_tasks(runs: Sequence[RunFolder]) -> list[tuple[int, str, str]]:
@@ -197,7 +197,7 @@ def _head(run: int, task: str, head: Mapping[str, Any]) -> Head:
     subject = SUBJECT_WORDS.get(str(head.get("subject")), text(head.get("subject", ""), 40))
     return Head(
         run=run,
-        probe=f"{task}, {_protocol(head.get('protocol', ''))}, {subject}",
+        probe=f"{task}, {_probe(head.get('metric', ''))}, {subject}",
         classifier=", ".join(text(head[name], 60) for name in ("features", "head", "setting") if head.get(name)),
         held_out=percent(number(head.get("held_out_accuracy"))),
         test=percent(number(head.get("test_accuracy"))),

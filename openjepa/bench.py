@@ -101,21 +101,23 @@ def main_step(argv: Sequence[str]) -> None:
         options.output.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def bench_step(config: RunConfig, repeats: int = 7) -> dict[str, Any]:
+def bench_step(config: RunConfig, repeats: int = 7, product_size: int = 4096) -> dict[str, Any]:
     """Images per second, share of the matrix product's rate, peak memory and the share of time of each part of a step.
 
-    Every round measures the product (4096 x 4096, in the precision of the run), the data path, the masks and one step; medians
-    over the rounds. Masks have their most frequent token counts. The data path runs in this process, so that its figure is what
-    one core spends; images are those of the run's data set, or generated JPEGs where its settings name none.
+    Every round measures the product of two square matrices of `product_size` (in bf16 where the hardware has it, whatever the
+    run's precision is), the data path, the masks and one step; medians over the rounds. Masks have their most frequent token
+    counts. The data path runs in this process, so that its figure is what one core spends; images are those of the run's data
+    set, or generated JPEGs where its settings name none.
     """
     step = TimedStep(config)
     batches = step.loader().iterate(0, LoaderPosition(), repeats + 1)
     next(batches)
     for _ in range(2):
         step.run()
+    product = resolve_precision("auto", step.device)
     rounds = []
     for number in range(repeats):
-        seconds = {"matmul_rate": matmul_rate(step.device, step.precision, seconds=0.3)}
+        seconds = {"matmul_rate": matmul_rate(step.device, product, product_size, seconds=0.3)}
         drawing = measure(lambda number=number: step.draw(number), step.device)  # type: ignore[misc]
         loading = measure(lambda: next(batches), step.device)
         timer = PartTimer(step.device)

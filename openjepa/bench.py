@@ -20,7 +20,15 @@ from torch import Tensor, nn
 from openjepa.data import open_splits
 from openjepa.data.loader import BatchPlan, TrainingLoader
 from openjepa.data.source import ListSource, ShardSource
-from openjepa.engine.device import autocast, device_name, peak_memory, resolve_device, resolve_precision, set_threads
+from openjepa.engine.device import (
+    autocast,
+    device_name,
+    keep_freed_memory,
+    peak_memory,
+    resolve_device,
+    resolve_precision,
+    set_threads,
+)
 from openjepa.engine.estimate import matmul_rate
 from openjepa.engine.optimizer import build_optimizer, gradient_norm, set_rates
 from openjepa.masks import MASKS
@@ -171,6 +179,7 @@ class TimedStep:
         self.device = resolve_device(config.run.device)
         self.precision = resolve_precision(config.run.precision, self.device)
         self.threads = set_threads(config.system.threads)
+        keep_freed_memory()
         data = config.data
         self.view = ViewSpec(
             data.height_width(), 1, data.crop_scale, data.crop_aspect, data.interpolation, data.horizontal_flip

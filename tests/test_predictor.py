@@ -67,6 +67,8 @@ def test_another_grid_has_its_own_positions(predictor: Predictor) -> None:
 def test_heads_that_do_not_divide() -> None:
     with pytest.raises(ValueError, match=r"heads=5 do not divide the width 12; use one of \[1, 2, 3, 4, 6\]"):
         build_predictor(replace(CONFIG, heads=5))
+    with pytest.raises(ValueError, match="predictor depth 0 is too small"):
+        build_predictor(replace(CONFIG, depth=0))
 
 
 def test_parameter_count_of_the_literature() -> None:

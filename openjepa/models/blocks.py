@@ -25,9 +25,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "B 1 1 S"] | None) -> Float[Tensor, "B S D"]:
-        """Attention among the S tokens of each sequence."""
-        return self.proj(attention(self.qkv(x), self.heads, bias))  # type: ignore[no-any-return]
+    def forward(
+        self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "B 1 1 S"] | None, num_last: int | None = None
+    ) -> Float[Tensor, "B S D"]:
+        """Attention among the S tokens of each sequence; `num_last` returns only that many of the last tokens."""
+        mixed = attention(self.qkv(x), self.heads, bias)
+        return self.proj(mixed if num_last is None else mixed[:, -num_last:])  # type: ignore[no-any-return]
 
 
 class Mlp(nn.Module):
@@ -72,9 +75,15 @@ class Block(nn.Module):
         self.mlp = Mlp(width, hidden)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "B 1 1 S"] | None = None) -> Float[Tensor, "B S D"]:
-        """The sequences after this block; `bias` as made by `attention_bias`."""
-        x = x + self.drop_path(self.attn(self.norm1(x), bias))
+    def forward(
+        self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "B 1 1 S"] | None = None, num_last: int | None = None
+    ) -> Float[Tensor, "B S D"]:
+        """The sequences after this block; `bias` as made by `attention_bias`.
+
+        With `num_last` only that many of the last tokens are returned, at the cost of their MLP alone.
+        """
+        mixed = self.drop_path(self.attn(self.norm1(x), bias, num_last))
+        x = mixed + (x if num_last is None else x[:, -num_last:])
         return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
 
 
@@ -92,10 +101,10 @@ def build_blocks(
     return nn.ModuleList([Block(width, heads, hidden, layer_norm_eps, rate) for rate in rates])
 
 
-def block_flops(num_tokens: int, width: int, hidden: int) -> float:
+def block_flops(num_tokens: int, width: int, hidden: int, num_last: int | None = None) -> float:
     """FLOPs of one block's forward on one sequence, 2 per multiply-add; products of matrices only."""
-    linear = 2 * num_tokens * width * (4 * width + 2 * hidden)
-    return linear + 4 * num_tokens**2 * width
+    attention_part = 2 * num_tokens * width * 3 * width + 4 * num_tokens**2 * width
+    return attention_part + 2 * (num_last or num_tokens) * width * (width + 2 * hidden)
 
 
 def initialize(network: nn.Module, blocks: nn.ModuleList, initialization: str) -> None:

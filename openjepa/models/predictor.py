@@ -20,8 +20,12 @@ class Predictor(nn.Module):
     """Predicts the features of each target block from the context, the blocks never seeing one another (I-JEPA, section 3)."""
 
     def __init__(self, config: PredictorConfig) -> None:
-        """Builds and initializes; raises ValueError where heads do not divide the width."""
+        """Builds and initializes; raises ValueError where heads do not divide the width or there is no block."""
         super().__init__()
+        if config.depth < 1:
+            raise ValueError(
+                f"predictor depth {config.depth} is too small: without attention no target sees the context; use 1 or more"
+            )
         self.config = config
         self.embed = nn.Linear(config.encoder_width, config.width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.width))
@@ -53,9 +57,10 @@ class Predictor(nn.Module):
         seen = seen[:, None].expand(-1, blocks, -1, -1)
         x = torch.cat([seen, asked.to(seen.dtype)], dim=2).flatten(0, 1)  # [B*M, K+T, P]
         bias = self._bias(context_valid, target_idx, x.dtype)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x, bias)
-        predictions = self.proj(self.norm(x[:, -length:]))
+        x = self.blocks[-1](x, bias, num_last=length)  # nobody reads what the last block makes of the context
+        predictions = self.proj(self.norm(x))
         return predictions.float().view(batch, blocks, length, -1)  # type: ignore[no-any-return]
 
     def flops(self, num_context: int, num_targets: int, target_length: int) -> float:
@@ -63,7 +68,9 @@ class Predictor(nn.Module):
         config = self.config
         hidden = hidden_width(config.width, config.mlp_ratio)
         ends = 2 * config.encoder_width * config.width * (num_context + num_targets * target_length)
-        return ends + num_targets * config.depth * block_flops(num_context + target_length, config.width, hidden)
+        length = num_context + target_length
+        whole = (config.depth - 1) * block_flops(length, config.width, hidden)
+        return ends + num_targets * (whole + block_flops(length, config.width, hidden, target_length))
 
     def _positions(self, grid: tuple[int, int], device: torch.device) -> Float[Tensor, "N P"]:
         if grid == self.config.grid:

@@ -58,8 +58,8 @@ def keep_freed_memory() -> None:
 
     Otherwise every large activation goes back to the system and comes again as zeroed pages: 2 to 5 % of a step on a CPU.
     """
-    library = ctypes.CDLL(None) if platform.system() == "Linux" else None
-    if hasattr(library, "mallopt"):
+    library = ctypes.CDLL(None)
+    if platform.system() == "Linux" and hasattr(library, "mallopt"):
         trim_threshold, mmap_threshold = -1, -3  # numbers of glibc's malloc.h
         library.mallopt(mmap_threshold, 32 * 2**20)  # the largest it takes
         library.mallopt(trim_threshold, 2**31 - 1)

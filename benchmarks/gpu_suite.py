@@ -3,8 +3,8 @@
     python benchmarks/gpu_suite.py [--output FOLDER] [--minutes 8.5]
 
 Needs no network and no data. Writes `<output>/<date>_<hardware>/gpu_suite.json` after every measurement, so that what was
-measured before a limit is kept, and prints each result. Rates are also a share of that of a 4096-cubed bf16 matrix product timed
-in the same rounds. `--quick` runs the same code at toy sizes on any device.
+measured before a limit is kept, and prints each result. Rates are also a share of the rate of a 4096-cubed bf16 matrix product
+timed in the same rounds. `--quick` runs the same code at toy sizes on any device.
 """
 
 import argparse

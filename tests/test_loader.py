@@ -1,5 +1,6 @@
 """The order of the loader, its independence of workers and division, and exact resume."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -8,13 +9,14 @@ import pytest
 import torch
 
 from openjepa.data import loader as loader_module
+from openjepa.data import open_splits
 from openjepa.data.decode import decode_image
 from openjepa.data.loader import BatchPlan, TrainingLoader
 from openjepa.data.order import permutation
 from openjepa.data.source import ListSource
 from openjepa.data.views import crop_and_resize, crop_box
 from openjepa.seeds import derive, derive_samples, uniforms
-from openjepa.settings.data import HuggingFaceSettings
+from openjepa.settings.data import FolderSettings, HuggingFaceSettings
 from openjepa.types import BlockMasks, InputSpec, LoaderPosition, ViewSpec
 from tests.images import write_folder
 from tests.loading import (
@@ -32,6 +34,8 @@ from tests.loading import (
     spoiled_images,
     uneven_images,
 )
+
+DATA = Path(os.environ.get("OPENJEPA_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +193,17 @@ def test_starting_workers_leaves_the_global_generator_alone(images: ListSource) 
     torch.manual_seed(3)
     load(images, 2, workers=1)
     assert torch.equal(torch.rand(4), expected)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["imagewoof128", "imagenet-sample-100"])
+def test_real_photos_do_not_depend_on_workers_or_interruptions(name: str) -> None:
+    if not (DATA / name).is_dir():
+        pytest.skip(f"needs {name} in {DATA} (OPENJEPA_DATA)")
+    is_folder = name == "imagenet-sample-100"
+    settings = FolderSettings(path=str(DATA / name)) if is_folder else HuggingFaceSettings(path=str(DATA / name))
+    source = open_splits(settings, 0).train
+    whole = load(source, 5)
+    assert not any(batch.skipped for batch in whole)
+    assert same(load(source, 5, workers=2), whole)
+    assert same(load(source, 2, 3, whole[2].next_position), whole[3:])

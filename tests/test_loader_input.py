@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from openjepa.data import cache as cache_module
+from openjepa.data import loader as loader_module
 from openjepa.data.decode import decode_image
 from openjepa.data.evaluation import evaluation_batches
 from openjepa.data.loader import BatchPlan, TrainingLoader
@@ -52,7 +53,10 @@ def spoiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[ListSource, dict[
 
 
 @pytest.mark.parametrize("kind", ["list", "shards", "memory", "device"])
-def test_unreadable_images_are_replaced_by_the_next_and_listed(spoiled: tuple[ListSource, dict[str, str]], kind: str) -> None:
+def test_unreadable_images_are_replaced_by_the_next_and_listed(
+    spoiled: tuple[ListSource, dict[str, str]], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader_module, "HOST_DEVICES", ())
     source, reasons = spoiled
     used = Shards(source, (40,)) if kind == "shards" else source
     batches = load(used, 5, cache=kind if kind in ("memory", "device") else "none")
@@ -107,12 +111,14 @@ def pixels(batches: list[Batch]) -> Tensor:
     return torch.cat([batch.views["image"] for batch in batches], dim=1)
 
 
-def test_caches_give_the_same_crops_where_nothing_is_reduced(images: ListSource) -> None:
+def test_caches_give_the_same_crops_where_nothing_is_reduced(images: ListSource, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"plan": BatchPlan(8, 4)}
     plain = load(images, 6, **settings)  # type: ignore[arg-type]
     large = replace_cache_size(images, 64)
     assert same(large(cache="memory", workers=0), plain)
     assert same(large(cache="memory", workers=2), plain)
+    assert same(large(cache="device", workers=0), plain), "the CPU is no other device"
+    monkeypatch.setattr(loader_module, "HOST_DEVICES", ())
     for workers in (0, 1):
         on_device = large(cache="device", workers=workers)
         assert (pixels(on_device).int() - pixels(plain).int()).abs().max() <= 1
@@ -127,6 +133,28 @@ def replace_cache_size(source: ListSource, cache_size: int):  # type: ignore[no-
         return list(loader.iterate(0, START, 6))
 
     return run
+
+
+@pytest.mark.gpu
+def test_crops_on_a_gpu_equal_those_of_the_workers(images: ListSource) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    settings = FolderSettings(image_size=16, cache="device", cache_size=64)
+    device = torch.device("cuda")
+    for cache, tolerance in (("device", 1), ("none", 0)):
+        chosen = replace(settings, cache=cache)  # type: ignore[arg-type]
+        loader = TrainingLoader(images, chosen, INPUTS, RecordingSampler(), BatchPlan(8, 4), SEED, 1, device)
+        batches = [batch.to(device) for batch in loader.iterate(0, START, 6)]
+        loader.close()
+        assert batches[0].views["image"].device.type == "cuda" and batches[0].masks["image"].context.is_cuda
+        difference = pixels(batches).cpu().int() - pixels(load(images, 6, plan=BatchPlan(8, 4))).int()
+        assert difference.abs().max() <= tolerance
+
+
+def test_many_images_are_decoded_by_all_cores_to_the_same_cache(images: ListSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "CHUNK", 7)
+    alone, together = (cache_module.build_cache(images, 18, workers=workers) for workers in (0, 2))
+    assert torch.equal(alone.pixels_flat, together.pixels_flat) and np.array_equal(alone.starts, together.starts)
 
 
 def test_caches_reduce_to_the_short_side_and_report_progress(images: ListSource) -> None:

@@ -16,7 +16,7 @@ from openjepa.data.order import BatchPlan, Samples, list_steps, shard_steps
 from openjepa.data.skipping import check_usable
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.data.views import EVALUATION_MARGIN
-from openjepa.data.workers import check_shared_memory, parallel_map
+from openjepa.data.workers import available_cores, check_shared_memory, parallel_map
 from openjepa.settings.data import DataSettings, HuggingFaceSettings
 from openjepa.types import Batch, BlockMasks, InputSpec, LoaderPosition, Masks
 
@@ -24,6 +24,10 @@ __all__ = ["BatchPlan", "TrainingLoader"]
 
 CHUNK_BYTES = 8_000_000
 """Pixels a worker hands over at a time: little, so that the first batch comes soon and little shared memory is used."""
+MANY_IMAGES = 8192
+"""From so many images on, a cache is filled by one process per core."""
+HOST_DEVICES = ("cpu",)
+"""Devices whose memory is the workers' own, where crops one by one are faster than batched ones."""
 REMEMBERED_STEPS = 4
 """Streams: for so many steps the names of the samples are remembered."""
 
@@ -59,8 +63,8 @@ class TrainingLoader:
         self._running: Generator[ChunkResult, None, None] | None = None
         min_side = _patch_side(inputs, sampler)
         self._check_length(data)
+        self._on_device = data.cache == "device" and device.type not in HOST_DEVICES
         self._cache = self._open_cache(data, min_side, progress)
-        self._on_device = data.cache == "device"
         cache = None if self._cache is None or not self._on_device else self._cache.without_pixels()
         self._reader = ChunkReader(source, inputs, sampler, seed, min_side, cache or self._cache, self._on_device)
         self._geometry = self._move_to_device()
@@ -206,10 +210,11 @@ class TrainingLoader:
             check_usable(self._source, "the training set", min_side)
             return None
         limit = None
-        if data.cache == "device" and self._device.type == "cuda":
+        workers = self._workers if len(self._source) < MANY_IMAGES else max(self._workers, available_cores())
+        if self._on_device and self._device.type == "cuda":
             limit = int(MEMORY_SHARE * torch.cuda.mem_get_info(self._device)[0])
         short_side = data.cache_size or max(round(side * EVALUATION_MARGIN) for side in data.height_width())
-        cache = build_cache(self._source, short_side, min_side, self._workers, progress, limit)
+        cache = build_cache(self._source, short_side, min_side, workers, progress, limit)
         if len(cache.reasons) > data.max_skipped * len(cache):
             index, reason = next(iter(cache.reasons.items()))
             raise ValueError(

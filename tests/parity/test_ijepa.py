@@ -30,11 +30,13 @@ def read(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["json"])  # noqa: SIM118
 
 
-def build_method(tensors: dict[str, Tensor], header: dict[str, Any], prefix: str, target: str, ema: tuple[float, float]) -> IJepa:
-    settings = IJepaSettings(
-        predictor_width=header["pdim"], predictor_depth=header["pdepth"], ema_start=ema[0], ema_end=ema[1]
+def build_method(
+    tensors: dict[str, Tensor], header: dict[str, Any], prefix: str, target: str, ema: tuple[float, float]
+) -> IJepa:
+    settings = IJepaSettings(predictor_width=header["pdim"], predictor_depth=header["pdepth"], ema_start=ema[0], ema_end=ema[1])
+    model = ModelSettings(
+        size="test", patch_size=header["patch"], width=header["dim"], depth=header["depth"], heads=header["heads"]
     )
-    model = ModelSettings(size="test", patch_size=header["patch"], width=header["dim"], depth=header["depth"], heads=header["heads"])
     view = ViewSpec(size=(header["img"], header["img"]))
     method = IJepa(settings, model, view, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (TokenShape(1, 1, 1.0, 1),))
     method.context_encoder.load_state_dict(encoder_state(part(tensors, f"{prefix}encoder/")))
@@ -69,7 +71,7 @@ def official_order(blocks: Tensor) -> Tensor:
 
 @torch.no_grad()
 def test_encoder(networks: tuple[dict[str, Tensor], IJepa, Batch]) -> None:
-    tensors, method, batch = networks
+    tensors, method, _ = networks
     encoder, images = method.context_encoder, tensors["images"]
     close(encoder.positions[None], tensors["encoder/pos_embed"], 1e-6)
     close(encoder(images).patches, tensors["out/all"], FORWARD)
@@ -166,7 +168,9 @@ def test_five_training_steps() -> None:
 
 def compare_weights(method: IJepa, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     """Within 5e-6 (teacher 2e-6) + 4 times what separates the recorded run from the same run in float64."""
-    noise = {name: value for key, value in header.items() if key.endswith("fp32_vs_fp64_max_abs") for name, value in value.items()}
+    noise = {
+        name: value for key, value in header.items() if key.endswith("fp32_vs_fp64_max_abs") for name, value in value.items()
+    }
     checked = 0
     for name, network, allowed in (
         ("encoder", method.context_encoder, 5e-6),

@@ -112,10 +112,13 @@ def initialize(network: nn.Module, blocks: nn.ModuleList, initialization: str) -
 
     `released`: truncated normal, std 0.02 (cut at +-2, so in effect not cut) for every Linear and convolution, biases 0,
     LayerNorms 1 and 0. `depth_scaled`: in addition the outputs of both branches of layer l = 1, 2, ... divided by sqrt(2 l).
+    `fan_in`: std 1 / sqrt(inputs), which keeps the variance of a signal; at 2,500 inputs that is the released 0.02, at a width
+    of 128 or a patch of 4 pixels the released weights are 4 to 7 times smaller.
     """
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
-            nn.init.trunc_normal_(module.weight, std=INIT_STD)
+            std = module.weight[0].numel() ** -0.5 if initialization == "fan_in" else INIT_STD
+            nn.init.trunc_normal_(module.weight, std=std, a=-2.0, b=2.0)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     if initialization == "depth_scaled":

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Size = Literal["test", "nano", "micro", "tiny", "small", "base", "large", "huge", "giant"]
-Initialization = Literal["released", "depth_scaled", "patch_scaled"]
+Initialization = Literal["released", "depth_scaled", "fan_in"]
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class ModelSettings:
     """Epsilon of every LayerNorm (released code: 1e-6)."""
     initialization: Initialization = "released"
     """`released`: every Linear drawn with std 0.02, as the released runs really had it; `depth_scaled`: residual outputs
-    divided by sqrt(2 x layer), as their model file says before it is overwritten; `patch_scaled`: the patch embedding drawn
-    with std 1 / sqrt(pixels of a patch), else as released: a patch of 4 pixels then weighs as much as its position."""
+    divided by sqrt(2 x layer), as their model file says before it is overwritten; `fan_in`: every Linear and the
+    patch embedding drawn with std 1 / sqrt(its inputs), so that narrow encoders and small patches keep their signal."""
     width: int | None = None
     """Overrides the width of `size`."""
     depth: int | None = None

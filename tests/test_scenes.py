@@ -2,6 +2,7 @@ import io
 import json
 import math
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -344,6 +345,25 @@ def test_rendered_folder_is_a_source_and_refuses_other_settings(rendered: Path) 
         render_scenes(rendered, train=3, test=1, image_size=48, seed=5, samples=4)
     with pytest.raises(ValueError, match="samples=6"):
         render_scenes(rendered, train=3, test=1, image_size=32, seed=5, samples=6)
+
+
+def test_foreign_folder_is_left_alone(clevr: Path) -> None:
+    pytest.importorskip("mitsuba", reason="rendering needs mitsuba: pip install openjepa[scenes]")
+    from openjepa.data.scene_renderer import render_scenes
+
+    before = files_below(clevr)
+    with pytest.raises(ValueError, match="not rendered here"):
+        render_scenes(clevr, train=3, test=1, image_size=32, seed=5, samples=4, workers=1)
+    assert files_below(clevr) == before
+
+
+def test_without_mitsuba_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from openjepa.data.scene_renderer import render_scenes
+
+    monkeypatch.setitem(sys.modules, "mitsuba", None)
+    with pytest.raises(ImportError, match=r"pip install openjepa\[scenes\]"):
+        render_scenes(tmp_path / "new", train=1, test=1, image_size=32, seed=0, samples=4, workers=1)
+    assert not (tmp_path / "new").exists()
 
 
 def test_picture_and_mask_show_the_same_geometry() -> None:

@@ -76,7 +76,7 @@ def _member(packed: Path, name: str) -> NDArray[Any]:
         return np.asarray(archive[name])
 
 
-def pack_scenes(rendered: Path, packed: Path, quality: int = 90) -> None:
+def pack_scenes(rendered: Path, packed: Path, quality: int = 92) -> None:
     """Pack a folder that `render_scenes` filled into one file, pictures as JPEGs with full color resolution."""
     members: dict[str, NDArray[Any]] = {}
     for split in SPLITS:

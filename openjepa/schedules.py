@@ -19,6 +19,8 @@ class Progress:
     total_steps: int
     steps_per_epoch: float
     """Optimizer steps per pass over the data; `total_steps` where the length of the data is unknown."""
+    stretch: float = 1.0
+    """Schedules run over this many times `total_steps`."""
 
     @property
     def fraction(self) -> float:
@@ -54,7 +56,7 @@ def learning_rate(settings: OptimizationSettings, progress: Progress) -> float:
     warmup = warmup_steps(settings, progress)
     if step < warmup:
         return linear(settings.start_lr, settings.lr, step / warmup)
-    length = int(settings.schedule_stretch * progress.total_steps)
+    length = int(progress.stretch * progress.total_steps)
     if settings.lr_schedule == "cosine":
         return cosine(settings.lr, settings.final_lr, (step - warmup) / max(1, length - warmup))
     cooldown = max(1, int(settings.cooldown * length))
@@ -64,12 +66,12 @@ def learning_rate(settings: OptimizationSettings, progress: Progress) -> float:
 def weight_decay(settings: OptimizationSettings, progress: Progress) -> float:
     """Weight decay of the step about to be taken."""
     start, end = settings.weight_decay, settings.final_weight_decay
-    fraction = (progress.step + 1) / max(1, int(settings.schedule_stretch * progress.total_steps))
+    fraction = (progress.step + 1) / max(1, int(progress.stretch * progress.total_steps))
     if settings.weight_decay_schedule == "constant":
         return start
     return linear(start, end, fraction) if settings.weight_decay_schedule == "linear" else cosine(start, end, fraction)
 
 
-def momentum(start: float, end: float, progress: Progress, stretch: float = 1.0) -> float:
+def momentum(start: float, end: float, progress: Progress) -> float:
     """EMA momentum after the step about to be taken: linear over the training, reaching `end` only in the limit."""
-    return linear(start, end, progress.step / max(1e-9, stretch * progress.total_steps))
+    return linear(start, end, progress.step / max(1e-9, progress.stretch * progress.total_steps))

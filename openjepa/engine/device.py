@@ -56,7 +56,7 @@ def set_threads(threads: int | None) -> int:
 def keep_freed_memory() -> None:
     """Makes the C library keep freed memory for the next step, where it is glibc; elsewhere nothing.
 
-    Otherwise every large activation goes back to the system and comes again as zeroed pages: 2 to 5 % of a step on a CPU.
+    Otherwise every large activation goes back to the system and comes again as zeroed pages: about 2 % of a step on a CPU.
     """
     library = ctypes.CDLL(None)
     if platform.system() == "Linux" and hasattr(library, "mallopt"):

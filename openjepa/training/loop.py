@@ -14,7 +14,7 @@ from openjepa.data.loader import BatchPlan, TrainingLoader
 from openjepa.data.skipping import SkipLedger
 from openjepa.data.workers import choose_workers
 from openjepa.engine.checkpoint import TrainerState, latest_checkpoint, load_checkpoint, save_checkpoint
-from openjepa.engine.device import autocast, resolve_device, resolve_precision, set_threads
+from openjepa.engine.device import autocast, keep_freed_memory, resolve_device, resolve_precision, set_threads
 from openjepa.engine.display import Counter, Display
 from openjepa.engine.failures import explain_memory, explain_not_finite
 from openjepa.engine.finite import FiniteGuard
@@ -49,6 +49,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
     device = resolve_device(config.run.device)
     precision = resolve_precision(config.run.precision, device)
     set_threads(config.system.threads)
+    keep_freed_memory()
 
     # ---------------------------------------------------------------- data, masks, method, loader, optimizer
     seed, optim = config.run.seed, config.optim
@@ -112,7 +113,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
 
         for step in range(state.step, total_steps):
             # rates and random numbers of this step
-            progress = Progress(step, total_steps, steps_per_epoch)
+            progress = Progress(step, total_steps, steps_per_epoch, optim.schedule_stretch)
             rate, decay = learning_rate(optim, progress), weight_decay(optim, progress)
             set_rates(optimizer, rate, decay)
             torch.manual_seed(derive("step", seed, step, distributed.rank()))

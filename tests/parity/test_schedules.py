@@ -27,15 +27,14 @@ def test_every_recorded_step(name: str) -> None:
         weight_decay=case["wd"],
         final_weight_decay=case["final_wd"],
         weight_decay_schedule="cosine",
-        schedule_stretch=case["ipe_scale"],
     )
     for prefix in ("", "edge_"):
         for row, step in enumerate(tensors[f"{prefix}index"].tolist()):
-            progress = Progress(step, case["total_steps"], case["steps_per_epoch"])
+            progress = Progress(step, case["total_steps"], case["steps_per_epoch"], stretch=case["ipe_scale"])
             assert learning_rate(optim, progress) == pytest.approx(tensors[f"{prefix}lr"][row].item(), abs=1e-12)
             assert weight_decay(optim, progress) == pytest.approx(tensors[f"{prefix}wd"][row].item(), abs=1e-12)
             if not prefix:
-                value = momentum(*case["ema"], progress, stretch=case["ipe_scale"])
+                value = momentum(*case["ema"], progress)
                 assert value == pytest.approx(tensors["momentum"][row].item(), abs=1e-12)
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from openjepa.evaluation.protocol import HeadResult, LabeledFeatures, ProtocolResult, chosen_first, held_out_rows
-from openjepa.evaluation.solver import Heads, solve
+from openjepa.evaluation.solver import Heads, Rotated, rotate, solve
 from openjepa.measures.accuracy import top1
 from openjepa.settings.evaluation import EvaluationSettings
 
@@ -22,27 +22,30 @@ KINDS = ("linear", "batch_norm")
 
 
 @dataclass(frozen=True)
-class Probe:
-    """Linear classifiers with the scaling of the features they were solved for."""
+class Prepared:
+    """The training split as one kind of head sees it: centered, scaled, and turned into principal components."""
 
     mean: Float[Tensor, " D"]
     scale: Float[Tensor, " D"]
-    heads: Heads
+    rotated: Rotated
+    labels: Int[Tensor, " n"]
+    num_classes: int
 
-    def predict(self, features: Float[Tensor, "n D"]) -> Int[Tensor, "L n"]:
-        """Class of every image according to every head."""
-        return self.heads.predict((features - self.mean) * self.scale)
+    def project(self, features: Float[Tensor, "m D"]) -> Float[Tensor, "m R"]:
+        """Other images in the same axes."""
+        return ((features - self.mean) * self.scale) @ self.rotated.axes
+
+    def solve(self, rows: Int[Tensor, " m"] | None, weight_decays: Sequence[float], iterations: int) -> Heads:
+        """One head per weight decay from some rows, or from all."""
+        if rows is None:
+            return solve(self.rotated.rows, self.labels, self.num_classes, self.rotated.variances, weight_decays, iterations)
+        # m of n rows: X_m' X_m / m is nowhere larger than X' X / n times n / m
+        variances = self.rotated.variances * (len(self.labels) / len(rows))
+        return solve(self.rotated.rows[rows], self.labels[rows], self.num_classes, variances, weight_decays, iterations)
 
 
-def fit(
-    features: Float[Tensor, "n D"],
-    labels: Int[Tensor, " n"],
-    num_classes: int,
-    kind: str,
-    weight_decays: Sequence[float],
-    iterations: int = 100,
-) -> Probe:
-    """Solves one head per weight decay.
+def prepare(features: Float[Tensor, "n D"], labels: Int[Tensor, " n"], kind: str) -> Prepared:
+    """Features of the training split for a kind of head.
 
     `linear`: all dimensions are divided by one number, the root of their mean variance, so that one range of weight decays
     fits any encoder and pixels. `batch_norm`: each dimension is divided by its own standard deviation, which is BatchNorm
@@ -54,8 +57,7 @@ def fit(
     overall = variance.mean().clamp(min=1e-20)
     wanted = overall.expand_as(variance) if kind == "linear" else variance + BATCH_NORM_EPS * overall
     scale = wanted.rsqrt()
-    heads = solve((features - mean) * scale, labels, num_classes, weight_decays, iterations)
-    return Probe(mean, scale, heads)
+    return Prepared(mean, scale, rotate((features - mean) * scale), labels, int(labels.max()) + 1)
 
 
 def evaluate_linear(train: LabeledFeatures, test: LabeledFeatures, settings: EvaluationSettings) -> ProtocolResult:
@@ -65,12 +67,7 @@ def evaluate_linear(train: LabeledFeatures, test: LabeledFeatures, settings: Eva
     chosen weight decays are then solved anew on all of `train`. `paper`: solved on all of `train`, best on `test`.
     """
     sweep = _sweep_on_test if settings.selection == "paper" else _sweep_held_out
-    heads = [
-        head
-        for features in train.features
-        for kind in KINDS
-        for head in sweep(_only(train, features), _only(test, features), features, kind, settings)
-    ]
+    heads = [head for features in train.features for kind in KINDS for head in sweep(train, test, features, kind, settings)]
     best = chosen_first(heads, settings.selection)
     heads[best] = replace(heads[best], chosen=True)
     accuracy = heads[best].test_accuracy
@@ -78,23 +75,21 @@ def evaluate_linear(train: LabeledFeatures, test: LabeledFeatures, settings: Eva
     return ProtocolResult(accuracy, error, tuple(heads), settings.selection)
 
 
-def _only(split: LabeledFeatures, kind: str) -> LabeledFeatures:
-    return LabeledFeatures({"x": split.features[kind]}, split.labels)
-
-
 def _sweep_held_out(
     train: LabeledFeatures, test: LabeledFeatures, features: str, kind: str, settings: EvaluationSettings
 ) -> list[HeadResult]:
-    """One head: the weight decay that is best on the held-out part, solved anew on everything."""
-    kept_rows, held_rows = held_out_rows(train.labels, settings.seed)
-    kept, held = train.select(kept_rows), train.select(held_rows)
+    """One head: the weight decay that is best on the held-out part, solved anew on everything.
+
+    Means, scales and axes are those of the whole training split; they know no labels.
+    """
+    kept, held = held_out_rows(train.labels, settings.seed)
     decays = _strongest_first(settings)
-    num_classes = int(train.labels.max()) + 1
-    probe = fit(kept.features["x"], kept.labels, num_classes, kind, decays, settings.iterations)
-    scores = [top1(predicted, held.labels).value for predicted in probe.predict(held.features["x"])]
+    prepared = prepare(train.features[features], train.labels, kind)
+    predictions = prepared.solve(kept, decays, settings.iterations).predict(prepared.rotated.rows[held])
+    scores = [top1(predicted, train.labels[held]).value for predicted in predictions]
     best = scores.index(max(scores))
-    final = fit(train.features["x"], train.labels, num_classes, kind, [decays[best]], settings.iterations)
-    accuracy = top1(final.predict(test.features["x"])[0], test.labels).value
+    final = prepared.solve(None, [decays[best]], settings.iterations)
+    accuracy = top1(final.predict(prepared.project(test.features[features]))[0], test.labels).value
     return [HeadResult(features, kind, _words(decays[best]), scores[best], accuracy)]
 
 
@@ -103,9 +98,10 @@ def _sweep_on_test(
 ) -> list[HeadResult]:
     """All weight decays of one head, solved on all of the training split."""
     decays = _strongest_first(settings)
-    num_classes = int(train.labels.max()) + 1
-    probe = fit(train.features["x"], train.labels, num_classes, kind, decays, settings.iterations)
-    scores = [top1(predicted, test.labels).value for predicted in probe.predict(test.features["x"])]
+    prepared = prepare(train.features[features], train.labels, kind)
+    heads = prepared.solve(None, decays, settings.iterations)
+    predictions = heads.predict(prepared.project(test.features[features]))
+    scores = [top1(predicted, test.labels).value for predicted in predictions]
     return [HeadResult(features, kind, _words(decay), None, score) for decay, score in zip(decays, scores, strict=True)]
 
 

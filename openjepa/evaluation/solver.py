@@ -1,6 +1,6 @@
 """Multinomial logistic regression without a learning rate: one head per weight decay, all solved at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +10,15 @@ from torch.nn import functional
 
 ROW_CHUNK = 4096
 """Images whose logits of all heads are held at a time."""
+KEPT_VARIANCE = 1 - 1e-5
+"""Share of the variance that the solver works on. The rest holds the most components and the least to tell classes by."""
+FP32_NOISE = 1e-7
+"""Eigenvalues below this share of the largest are rounding errors."""
 
 
 @dataclass(frozen=True)
 class Heads:
-    """L linear classifiers of C classes on the same D features."""
+    """L linear classifiers of C classes on the same D (or R) features."""
 
     weight: Float[Tensor, "D L C"]
     bias: Float[Tensor, "L C"]
@@ -46,32 +50,62 @@ class Heads:
         return (self.weight * other.weight).sum(dim=(0, 2)) + (self.bias * other.bias).sum(dim=1)
 
 
+@dataclass(frozen=True)
+class Rotated:
+    """Centered features in the axes of their principal components, in which their covariance is diagonal."""
+
+    rows: Float[Tensor, "n R"]
+    variances: Float[Tensor, " R"]
+    axes: Float[Tensor, "D R"]
+    """Orthonormal columns: features = rows @ axes.T, but for what was left out."""
+
+
+def rotate(features: Float[Tensor, "n D"], kept_variance: float = KEPT_VARIANCE) -> Rotated:
+    """Principal components that together hold `kept_variance` of the variance of centered features; nothing is scaled.
+
+    |W|^2 is the same in these axes, so that weight decay means the same, too.
+    """
+    num, width = features.shape
+    if num < width:  # the components from the smaller of X'X and XX'
+        values, left = torch.linalg.eigh(features @ features.T / num)
+    else:
+        values, left = torch.linalg.eigh(features.T @ features / num)
+    values, left = values.flip(0).clamp(min=0), left.flip(1)
+    missing = 1 - values.cumsum(0) / values.sum().clamp(min=1e-30)  # after each component
+    above_noise = int((values > FP32_NOISE * values[0]).sum())
+    num_kept = max(1, min(above_noise, 1 + int((missing > 1 - kept_variance).sum())))
+    values, left = values[:num_kept], left[:, :num_kept]
+    axes = features.T @ (left * (num * values.clamp(min=1e-30)).rsqrt()) if num < width else left
+    return Rotated(features @ axes, values, axes)
+
+
 def solve(
-    features: Float[Tensor, "n D"],
+    features: Float[Tensor, "n R"],
     labels: Int[Tensor, " n"],
     num_classes: int,
+    variances: Float[Tensor, " R"],
     weight_decays: Sequence[float],
     iterations: int = 100,
     tolerance: float = 1e-6,
 ) -> Heads:
     """Minimizes mean cross-entropy + weight decay / 2 |W|^2 for every weight decay; the bias is not decayed.
 
-    `features` must be centered. The Hessian is nowhere larger than S / 2 + weight decay for each class, S = X'X / n
-    (Boehning, 1992), so that a step by the inverse of that bound never overshoots: in this metric gradient descent needs no
-    learning rate and does not suffer from ill-conditioned features. Nesterov's momentum, started anew in a head when it
-    points uphill (O'Donoghue and Candes, 2015), makes it fast. Ends when gradient' bound^-1 gradient, which is of the size
-    of what the objective can still fall, is below `tolerance` in every head.
+    `features` are rows of `rotate`, and `variances` bounds S = X'X / n, which is diagonal or smaller than that. The Hessian
+    is nowhere larger than S / 2 + weight decay for each class (Boehning, 1992), so that a step divided by that bound never
+    overshoots: gradient descent in this metric needs no learning rate and does not suffer from ill-conditioned features.
+    Nesterov's momentum, started anew in a head when it points uphill (O'Donoghue and Candes, 2015), makes it fast. Ends when
+    gradient^2 / bound, which is of the size of what the objective can still fall, is below `tolerance` in every head.
     """
     decays = torch.tensor(weight_decays, device=features.device, dtype=features.dtype)[:, None]  # [L, 1]
-    precondition = _inverse_bound(features, decays)
     shape = (len(weight_decays), num_classes)
+    bound = Heads(variances[:, None, None] / 2 + decays, features.new_full(shape, 0.5))
     current = Heads(features.new_zeros(features.shape[1], *shape), features.new_zeros(shape))
     ahead = current  # where the gradient is taken
     age = torch.ones_like(decays)  # t_k of Nesterov's sequence
     for _ in range(iterations):
         gradient = ahead.gradient(features, labels)
         gradient = Heads(gradient.weight + decays * ahead.weight, gradient.bias)
-        step = precondition(gradient)
+        step = Heads(gradient.weight / bound.weight, gradient.bias / bound.bias)
         new = ahead.plus(step, -1.0)
         if bool((gradient.dot(step) < tolerance).all()):
             return new
@@ -81,16 +115,3 @@ def solve(
         ahead = new.plus(moved, (age - 1) / next_age)
         current, age = new, next_age
     return current
-
-
-def _inverse_bound(features: Float[Tensor, "n D"], decays: Float[Tensor, "L 1"]) -> Callable[[Heads], Heads]:
-    """Multiplication by (S / 2 + weight decay)^-1, through the eigenvectors of S that all heads share."""
-    values, vectors = torch.linalg.eigh(features.T @ features / len(features))
-    floor = 1e-6 * values[-1].clamp(min=1e-30)  # fp32 knows smaller eigenvalues only as noise; a larger bound is still one
-    bounds = values.clamp(min=0)[:, None, None] / 2 + decays + floor  # [D, L, 1]
-
-    def apply(gradient: Heads) -> Heads:
-        rotated = (vectors.T @ gradient.weight.flatten(1)).view_as(gradient.weight)
-        return Heads((vectors @ (rotated / bounds).flatten(1)).view_as(rotated), 2 * gradient.bias)
-
-    return apply

@@ -74,22 +74,30 @@ FALLEN = 0.1
 def verdict(history: Sequence[CollapseStatistics]) -> str | None:
     """In words, what points to collapse in the looks so far (oldest first), or None.
 
-    Never speaks on the first look, which describes the random initialization (whose features are nearly parallel, too).
+    Never speaks on the first look, which describes the random initialization (whose features are nearly parallel, too), nor
+    on a sign that only the latest look shows: healthy runs can dip once and recover.
     """
-    if len(history) < 2:
+    if len(history) < 3:
         return None
+    signs = set(_signs(history[:-1])) & set(_signs(history))
+    if not signs:
+        return None
+    words = "; ".join(text for sign, text in _signs(history).items() if sign in signs)
+    advice = "lower the learning rate, lengthen the warm-up, or start with a higher EMA momentum"
+    return f"The encoder is collapsing: {words}. Try to {advice}."
+
+
+def _signs(history: Sequence[CollapseStatistics]) -> dict[str, str]:
+    """What the latest look shows against the best of the earlier ones, in words."""
     latest, earlier = history[-1], history[:-1]
     best_std = max(look.feature_std for look in earlier)
     best_rank = max(look.rankme for look in earlier)
     least_cosine = min(look.cosine for look in earlier)
-    signs = []
+    signs = {}
     if latest.feature_std < FALLEN * best_std:
-        signs.append(f"the features' standard deviation fell from {best_std:.3g} to {latest.feature_std:.3g}")
+        signs["std"] = f"the features' standard deviation fell from {best_std:.3g} to {latest.feature_std:.3g}"
     if latest.cosine > SAME_COSINE or 1 - latest.cosine < FALLEN * (1 - least_cosine):
-        signs.append(f"the mean cosine between images rose from {least_cosine:.4f} to {latest.cosine:.4f}")
-    if latest.rankme < FALLEN * best_rank or (latest.rankme < 1.1 < best_rank / 2):
-        signs.append(f"the effective rank fell from {best_rank:.3g} to {latest.rankme:.3g}")
-    if not signs:
-        return None
-    advice = "lower the learning rate, lengthen the warm-up, or start with a higher EMA momentum"
-    return f"The encoder is collapsing: {'; '.join(signs)}. Try to {advice}."
+        signs["cosine"] = f"the mean cosine between images rose from {least_cosine:.4f} to {latest.cosine:.4f}"
+    if latest.rankme < FALLEN * best_rank or latest.rankme < 1.1 < best_rank / 1.5:
+        signs["rank"] = f"the effective rank fell from {best_rank:.3g} to {latest.rankme:.3g}"
+    return signs

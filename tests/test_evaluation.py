@@ -1,0 +1,185 @@
+"""Protocols have known answers, agree with an independent solver, and choose nothing on the test split."""
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from openjepa.evaluation import PROTOCOLS
+from openjepa.evaluation.linear import KINDS, evaluate_linear, prepare
+from openjepa.evaluation.neighbors import evaluate_neighbors
+from openjepa.evaluation.protocol import LabeledFeatures, held_out_rows
+from openjepa.evaluation.solver import rotate, solve
+from openjepa.settings.evaluation import EvaluationSettings
+
+SETTINGS = EvaluationSettings(weight_decays=(1e-4, 1e-2, 1.0), neighbors=(1, 5, 20))
+EVALUATE = {name: entry.load() for name, entry in PROTOCOLS.items()}
+
+
+def clusters(number: int, spread: float, seed: int, num_classes: int = 4, width: int = 12) -> LabeledFeatures:
+    """Gaussian clusters whose centers do not depend on the seed; dimensions have very different scales and an offset."""
+    centers = torch.randn(num_classes, width, generator=torch.Generator().manual_seed(99))
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, num_classes, (number,), generator=generator)
+    features = centers[labels] + spread * torch.randn(number, width, generator=generator)
+    features = features * torch.logspace(-2, 1, width) + 3
+    return LabeledFeatures({"last": features, "last_four": torch.cat([features, features.square()], dim=1)}, labels)
+
+
+@pytest.mark.parametrize("selection", ["held_out", "paper"])
+@pytest.mark.parametrize("protocol", EVALUATE)
+def test_separable_classes_are_all_found(protocol: str, selection: str) -> None:
+    settings = replace(SETTINGS, selection=selection)
+    result = EVALUATE[protocol](clusters(300, 0.05, 1), clusters(200, 0.05, 2), settings)
+    assert result.accuracy == 1 and result.standard_error == 0 and result.selection == selection
+
+
+@pytest.mark.parametrize("protocol", EVALUATE)
+def test_shuffled_labels_give_chance(protocol: str) -> None:
+    train, test = clusters(400, 0.05, 1), clusters(2000, 0.05, 2)
+    shuffle = torch.randperm(400, generator=torch.Generator().manual_seed(0))
+    settings = replace(SETTINGS, weight_decays=(0.1, 1.0))
+    result = EVALUATE[protocol](LabeledFeatures(train.features, train.labels[shuffle]), test, settings)
+    assert 0.15 < result.accuracy < 0.36  # the clusters move together: far fewer than 2000 independent answers
+    assert result.standard_error == pytest.approx((result.accuracy * (1 - result.accuracy) / 2000) ** 0.5)
+
+
+def permuted(split: LabeledFeatures) -> LabeledFeatures:
+    order = torch.randperm(len(split.labels), generator=torch.Generator().manual_seed(5))
+    return LabeledFeatures(split.features, split.labels[order])
+
+
+@pytest.mark.parametrize("protocol", EVALUATE)
+def test_held_out_selection_does_not_see_the_test_labels(protocol: str) -> None:
+    train, test = clusters(300, 1.2, 1), clusters(300, 1.2, 2)
+    honest = EVALUATE[protocol](train, test, SETTINGS)
+    wrong = EVALUATE[protocol](train, permuted(test), SETTINGS)
+    assert [(h.features, h.head, h.setting, h.held_out_accuracy, h.chosen) for h in honest.heads] == [
+        (h.features, h.head, h.setting, h.held_out_accuracy, h.chosen) for h in wrong.heads
+    ]
+    best = max(honest.heads, key=lambda head: head.held_out_accuracy or 0)
+    assert honest.accuracy == best.test_accuracy and best.held_out_accuracy is not None
+
+
+@pytest.mark.parametrize("protocol", EVALUATE)
+def test_paper_selection_is_the_best_on_test(protocol: str) -> None:
+    result = EVALUATE[protocol](clusters(300, 1.2, 1), clusters(300, 1.2, 2), replace(SETTINGS, selection="paper"))
+    assert result.accuracy == max(head.test_accuracy for head in result.heads)
+    assert all(head.held_out_accuracy is None for head in result.heads)
+    assert sum(head.chosen for head in result.heads) == 1
+
+
+def test_four_kinds_of_head_are_tried() -> None:
+    result = evaluate_linear(clusters(200, 1, 1), clusters(100, 1, 2), SETTINGS)
+    assert [(head.features, head.head) for head in result.heads] == [
+        ("last", "linear"), ("last", "batch_norm"), ("last_four", "linear"), ("last_four", "batch_norm"),
+    ]  # fmt: skip
+
+
+def test_neighbors_use_the_last_layer_only() -> None:
+    train, test = clusters(200, 1, 1), clusters(100, 1, 2)
+    noise = {**train.features, "last_four": torch.zeros(200, 3)}
+    assert evaluate_neighbors(train, test, SETTINGS) == evaluate_neighbors(LabeledFeatures(noise, train.labels), test, SETTINGS)
+
+
+def test_a_tenth_of_each_class_is_held_out() -> None:
+    labels = torch.tensor([0] * 100 + [1] * 57 + [2] * 2 + [3])
+    kept, held = held_out_rows(labels, seed=3)
+    assert sorted([*kept.tolist(), *held.tolist()]) == list(range(160))
+    assert torch.bincount(labels[held], minlength=4).tolist() == [10, 6, 1, 0]
+    assert torch.equal(held_out_rows(labels, seed=3)[1], held)
+    assert not torch.equal(held_out_rows(labels, seed=4)[1], held)
+
+
+def reference(features: Tensor, labels: Tensor, decay: float) -> tuple[Tensor, Tensor]:
+    """scikit-learn minimizes sum(loss) + |W|^2 / 2C, which is ours for C = 1 / (n decay)."""
+    from sklearn.linear_model import LogisticRegression
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = LogisticRegression(C=1 / (len(features) * decay), solver="newton-cholesky", max_iter=200, tol=1e-9)
+        model.fit(features.double().numpy(), labels.numpy())
+    return torch.from_numpy(model.coef_.T), torch.from_numpy(model.intercept_)
+
+
+def test_the_solver_finds_the_optimum() -> None:
+    split = clusters(200, 1.0, 1)
+    features = split.features["last_four"]  # columns from 1e-2 to 1e3, some of them nearly collinear
+    features = (features - features.mean(dim=0)) / features.std()
+    decays = [1e-3, 1e-2, 1.0]
+    rotated = rotate(features, kept_variance=1.0)
+    heads = solve(rotated.rows, split.labels, 4, rotated.variances, decays, iterations=300, tolerance=1e-9)
+    for number, decay in enumerate(decays):
+        weight, bias = reference(features, split.labels, decay)
+        assert objective(features, split.labels, rotated.axes @ heads.weight[:, number], heads.bias[number], decay) <= (
+            objective(features, split.labels, weight, bias, decay) + 2e-5
+        )
+
+
+def objective(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, decay: float) -> float:
+    logits = features.double() @ weight.double() + bias.double()
+    loss = torch.nn.functional.cross_entropy(logits, labels)
+    return float(loss + decay / 2 * weight.double().square().sum())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_probe_with_its_default_effort_agrees_with_scikit_learn(kind: str) -> None:
+    train, test = clusters(300, 1.0, 1), clusters(300, 1.0, 2)
+    features = train.features["last_four"]
+    probe = prepare(features, train.labels, kind)
+    weight, bias = reference((features - probe.mean) * probe.scale, train.labels, 1e-3)
+    theirs = ((test.features["last_four"] - probe.mean) * probe.scale).double() @ weight + bias
+    ours = probe.solve(None, [1e-3], 100).predict(probe.project(test.features["last_four"]))[0]
+    assert (theirs.argmax(dim=1) == ours).double().mean() > 0.99
+    variance = (features * probe.scale).var(dim=0, correction=0)
+    if kind == "batch_norm":
+        original = features.var(dim=0, correction=0)
+        torch.testing.assert_close(variance, original / (original + 1e-5 * original.mean()))
+    else:
+        assert float(variance.mean()) == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(200, 12), (12, 40)])
+def test_principal_components_rebuild_the_features(shape: tuple[int, int]) -> None:
+    features = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * torch.logspace(-1, 1, shape[1])
+    features = features - features.mean(dim=0)
+    rotated = rotate(features, kept_variance=1.0)
+    torch.testing.assert_close(rotated.rows @ rotated.axes.T, features, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(rotated.rows.T @ rotated.rows / shape[0], rotated.variances.diag(), atol=1e-3, rtol=1e-4)
+    few = rotate(features, kept_variance=0.9)
+    share = few.variances.sum() / features.var(dim=0, correction=0).sum()
+    assert share >= 0.9 and share - few.variances[-1] / features.var(dim=0, correction=0).sum() < 0.9
+
+
+def test_accuracy_does_not_depend_on_the_scale_of_the_features() -> None:
+    train, test = clusters(300, 1.0, 1), clusters(300, 1.0, 2)
+    scaled = [LabeledFeatures({k: 1e3 * v for k, v in side.features.items()}, side.labels) for side in (train, test)]
+    assert evaluate_linear(*scaled, SETTINGS).accuracy == pytest.approx(
+        evaluate_linear(train, test, SETTINGS).accuracy, abs=0.005
+    )
+
+
+def test_constant_features_give_the_majority() -> None:
+    labels = torch.tensor([1] * 70 + [0] * 30)
+    split = LabeledFeatures({"last": torch.ones(100, 5)}, labels)
+    assert evaluate_linear(split, split, SETTINGS).accuracy == 0.7
+
+
+def test_classes_that_training_has_not_seen_count_as_wrong() -> None:
+    train, test = clusters(200, 0.05, 1), clusters(200, 0.05, 2)
+    foreign = LabeledFeatures(test.features, torch.where(test.labels == 0, 9, test.labels))
+    share = float((test.labels != 0).double().mean())
+    assert evaluate_linear(train, foreign, SETTINGS).accuracy == pytest.approx(share)
+    assert evaluate_neighbors(train, foreign, SETTINGS).accuracy == pytest.approx(share)
+
+
+def test_impossible_sweeps_are_named() -> None:
+    split = clusters(20, 1, 1)
+    with pytest.raises(ValueError, match="weight_decays"):
+        evaluate_linear(split, split, replace(SETTINGS, weight_decays=(0.0,)))
+    with pytest.raises(ValueError, match="neighbors"):
+        evaluate_neighbors(split, split, replace(SETTINGS, neighbors=()))
+    assert np.isfinite(SETTINGS.neighbor_temperature)

@@ -22,20 +22,23 @@ def fill_slots(
     places: list[int] = []
     skipped: list[Skipped] = []
     for slot in range(num):
-        place = slot
-        while True:
-            try:
-                fill(slot, place)
-                break
-            except (DecodeError, OSError) as error:
-                if place == slot:
-                    skipped.append(Skipped(name(place), str(error)))
-            place += 1
-            if place == num_candidates:
-                bad = skipped[-1]
-                raise ValueError(f"{place - slot} images in a row cannot be used; the first is {bad.name}: {bad.reason}")
+        place, reason = _fill_slot(slot, num_candidates, fill, name)
         places.append(place)
+        if place != slot:
+            skipped.append(Skipped(name(slot), reason))
     return places, skipped
+
+
+def _fill_slot(slot: int, num_candidates: int, fill: Callable[[int, int], None], name: Callable[[int], str]) -> tuple[int, str]:
+    """The place a slot was filled from, and why it was not its own."""
+    reason = ""
+    for place in range(slot, num_candidates):
+        try:
+            fill(slot, place)
+            return place, reason
+        except (DecodeError, OSError) as error:
+            reason = reason or str(error) or type(error).__name__
+    raise ValueError(f"{num_candidates - slot} images in a row cannot be used; the first is {name(slot)}: {reason}")
 
 
 class SkipLedger:

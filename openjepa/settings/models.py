@@ -19,7 +19,7 @@ class Shape:
 
 SIZES: dict[Size, Shape] = {
     "test": Shape(48, 2, 3),  # for tests only
-    "nano": Shape(128, 6, 2),  # ours, for one CPU
+    "nano": Shape(128, 4, 4),  # ours, for one CPU
     "micro": Shape(192, 6, 3),  # ours, for one CPU
     "tiny": Shape(192, 12, 3),
     "small": Shape(384, 12, 6),

@@ -12,9 +12,9 @@ from torch import nn
 
 from openjepa.engine.device import autocast, resolve_device, resolve_precision
 from openjepa.engine.display import Display, format_count, format_seconds
+from openjepa.engine.failures import explain_memory
 from openjepa.engine.finite import FiniteGuard, NotFinite
 from openjepa.engine.interrupts import Interrupts
-from openjepa.engine.failures import explain_memory
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
 from openjepa.engine.run_folder import open_run_folder
 from openjepa.engine.run_log import RunLog
@@ -40,7 +40,7 @@ def test_the_first_matching_rule_sets_decay_and_rate() -> None:
 
 
 def test_rules_that_match_not_everything_are_refused() -> None:
-    with pytest.raises(ValueError, match="no parameter rule matches '0.weight'"):
+    with pytest.raises(ValueError, match=r"no parameter rule matches '0\.weight'"):
         build_optimizer(nn.Sequential(nn.Linear(1, 1)).named_parameters(), RULES[:1], OptimizationSettings())
 
 
@@ -127,7 +127,7 @@ def test_a_signal_is_remembered_and_the_handlers_given_back() -> None:
 
 def test_out_of_memory_names_what_helps() -> None:
     config = RunConfig(optim=OptimizationSettings(batch_size=64, microbatch_size=32))
-    with pytest.raises(ValueError, match="--optim.microbatch-size 16"), explain_memory(config):
+    with pytest.raises(ValueError, match=r"--optim.microbatch-size 16"), explain_memory(config):
         raise torch.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(RuntimeError, match="something else"), explain_memory(config):
         raise RuntimeError("something else")

@@ -1,4 +1,4 @@
-"""The training loop: equal results however a batch is split, a useful stop at bad numbers, and a log that says what happened."""
+"""The training loop: equal results however a batch is split, a stop at bad numbers, a log that says what happened."""
 
 import json
 from dataclasses import replace

@@ -51,6 +51,8 @@ def run(images: Path, tmp_path: Path) -> Path:
     save_yaml(RunConfig(data=FolderSettings(path=str(images), image_size=32)), folder / "config.yaml")
     save_network(folder / "encoder", Export(CONFIG, encoder(1)))
     save_network(folder / "encoder_initial", Export(CONFIG, encoder(0)))
+    (folder / "predictor").mkdir()
+    (folder / "predictor" / "config.json").write_text('{"mask_mode": "multiblock/unbiased/random_subset"}')
     return folder
 
 
@@ -145,7 +147,7 @@ def test_a_run_is_evaluated_beside_its_baselines(run: Path) -> None:
     written = json.loads((run / "eval" / "classification.json").read_text())
     assert written == json.loads(json.dumps({"format": "openjepa-evaluation", "version": 1, **asdict(result)}))
     assert (result.num_train, result.num_test, result.num_classes, result.chance) == (48, 12, 2, 0.5)
-    assert result.masks_mode == "unbiased" and result.given == "run" and result.encoder == "target"
+    assert result.masks_mode == "multiblock/unbiased/random_subset" and result.given == "run" and result.encoder == "target"
     assert set(written["subjects"]) == {"encoder", "untrained", "pixels"}
     for subject in written["subjects"].values():
         assert set(subject["metrics"]) == {"linear-cached", "k-NN"}

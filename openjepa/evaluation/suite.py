@@ -1,5 +1,6 @@
 """Runs the rows of TASKS on an encoder and its baselines, and writes what comes out."""
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -89,13 +90,22 @@ def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | 
             )
             raise ValueError(f"encoder={settings.encoder!r}: the run {path} has no folder {folder.name}; {hint}")
         initial = path / "encoder_initial"
-        mode = getattr(run.masks, "mode", None)
-        return Subject(path, "run", folder, initial if initial.is_dir() else None, data or run.data, run.run.seed, mode)
+        kept = initial if initial.is_dir() else None
+        return Subject(path, "run", folder, kept, data or run.data, run.run.seed, _mask_mode(path / "predictor"))
     if not (path / "config.json").is_file():
         raise ValueError(f"{path} is neither a run folder (config.yaml) nor an encoder folder (config.json, model.safetensors)")
     if data is None:
         raise ValueError(f"{path} is an encoder without a run, so the images must be named: give --data.source and --data.path")
     return Subject(path, "encoder", path, None, data, settings.seed)
+
+
+def _mask_mode(predictor: Path) -> str | None:
+    """What the exported predictor says about the masks it was trained with."""
+    try:
+        mode = json.loads((predictor / "config.json").read_text()).get("mask_mode")
+    except (OSError, ValueError):
+        return None
+    return None if mode is None else str(mode)
 
 
 def _untrained(subject: Subject, config: EncoderConfig) -> VisionTransformer:

@@ -82,6 +82,9 @@ def test_a_broken_latest_falls_back_loudly(tmp_path: Path, caplog: pytest.LogCap
     with caplog.at_level(logging.WARNING, logger="openjepa"):
         assert latest_checkpoint(tmp_path) == good
     assert str(bad) in caplog.text and "falling back" in caplog.text
+    again = save_checkpoint(tmp_path, model, optimizer, state_at(2))
+    assert latest_checkpoint(tmp_path) == again == bad  # the broken one is no longer in the way
+    assert (tmp_path / "broken_step_00000002").is_dir()
 
 
 def test_what_a_kill_leaves_half_written_is_no_checkpoint(tmp_path: Path) -> None:

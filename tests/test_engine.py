@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from openjepa.config import load_run_config
 from openjepa.engine.device import autocast, resolve_device, resolve_precision
 from openjepa.engine.display import Display, format_count, format_seconds
 from openjepa.engine.failures import explain_memory
@@ -85,7 +86,9 @@ def config_in(folder: Path) -> RunConfig:
 
 def test_other_results_are_refused_and_other_bookkeeping_is_not(tmp_path: Path) -> None:
     config = config_in(tmp_path)
+    open_run_folder(replace(config, optim=OptimizationSettings(lr=0.7)), fresh=False).close()  # nothing trained: may change
     open_run_folder(config, fresh=False).close()
+    (tmp_path / "a" / "checkpoints" / "step_00000001").mkdir(parents=True)
     open_run_folder(replace(config, system=SystemSettings(workers=3)), fresh=False).close()
     changed = replace(config, optim=OptimizationSettings(lr=0.5))
     with pytest.raises(ValueError, match=r"optim\.lr: 0\.001 -> 0\.5"):
@@ -93,6 +96,9 @@ def test_other_results_are_refused_and_other_bookkeeping_is_not(tmp_path: Path) 
     fresh = open_run_folder(changed, fresh=True)
     fresh.close()
     assert fresh.path == tmp_path / "a-2"
+    continued = open_run_folder(load_run_config(fresh.path), fresh=False)  # its config.yaml leads back to it
+    continued.close()
+    assert continued.path == fresh.path
 
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:

@@ -94,14 +94,17 @@ def test_the_ledger_counts_lists_once_and_stops_above_the_share() -> None:
         return Batch(torch.zeros(100, dtype=torch.int64), {}, skipped=skipped)
 
     ledger = SkipLedger(0.05)
-    assert [skip.name for skip in ledger.record(batch("a", "b"))] == ["a", "b"]
-    assert [skip.name for skip in ledger.record(batch("a", "c"))] == ["c"]
-    assert ledger.record(batch("a")) == []
+    assert [skip.name for skip in ledger.count(batch("a", "b"))] == ["a", "b"]
+    assert [skip.name for skip in ledger.count(batch("a", "c"))] == ["c"]
+    assert ledger.count(batch("a")) == []
+    ledger.raise_if_too_many()
     assert (ledger.num_seen, ledger.num_skipped) == (300, 5)
+    assert len(ledger.count(batch(*[f"x{i}" for i in range(20)]))) == 20  # to be written down before the run stops
     with pytest.raises(ValueError, match=r"25 of 400 images .* data.max_skipped=0.05; the last: x19 \(empty file\)"):
-        ledger.record(batch(*[f"x{i}" for i in range(20)]))
+        ledger.raise_if_too_many()
     early = SkipLedger(0.05)
-    early.record(batch(*[f"x{i}" for i in range(90)]))  # too few seen to judge
+    early.count(batch(*[f"x{i}" for i in range(90)]))
+    early.raise_if_too_many()  # too few seen to judge
 
 
 # --------------------------------------------------------------------------------------------------------------- caches

@@ -1,6 +1,7 @@
 """The training loop: equal results however a batch is split, a stop at bad numbers, a log that says what happened."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,3 +152,22 @@ def test_a_dry_run_says_what_the_run_needs_and_writes_nothing(
 def test_a_batch_larger_than_the_data_is_refused(images: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"optim\.batch_size=64"):
         train(small_config(images, tmp_path, batch_size=64))
+
+
+def test_unlabeled_images_train_without_the_online_knn(tmp_path: Path) -> None:
+    flat = write_folder(tmp_path / "flat", 20, classes=False)
+    config = small_config(flat, tmp_path)
+    run = train(replace(config, monitor=MonitorSettings(every=2, images=16, knn=True)))
+    assert run is not None and "knn" not in lines(run, "monitor")[0]
+
+
+def test_a_kill_between_checkpoint_and_export_leaves_no_older_encoder(images: Path, tmp_path: Path) -> None:
+    config = small_config(images, tmp_path)
+    run = train(config)
+    assert run is not None
+    expected = (run / "encoder" / "model.safetensors").read_bytes()
+    summary = json.loads((run / "summary.json").read_text())
+    shutil.rmtree(run / "encoder")
+    assert train(config) == run
+    assert (run / "encoder" / "model.safetensors").read_bytes() == expected
+    assert json.loads((run / "summary.json").read_text())["monitor"] == summary["monitor"]

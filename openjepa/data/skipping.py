@@ -44,7 +44,7 @@ def _fill_slot(slot: int, num_candidates: int, fill: Callable[[int, int], None],
 class SkipLedger:
     """Counts what the loader skipped and stops the run when it is too much.
 
-    `record` returns the samples that were not known yet, to be written to skipped.jsonl. The share is of slots, so that a bad
+    `count` returns the samples that were not known yet, to be written to skipped.jsonl. The share is of slots, so that a bad
     file met again in every epoch does not change it. Nothing is judged before `min_seen` samples.
     """
 
@@ -57,21 +57,27 @@ class SkipLedger:
         self.num_seen = num_seen
         self.num_skipped = num_skipped
         self._names = set(known)
+        self._last: Skipped | None = None
 
-    def record(self, batch: Batch) -> list[Skipped]:
-        """Count a batch; raises ValueError above the share."""
+    def count(self, batch: Batch) -> list[Skipped]:
+        """Counts a batch; returns those of its skipped samples that were not known yet."""
         self.num_seen += len(batch.sample_ids)
         self.num_skipped += len(batch.skipped)
         new = [skipped for skipped in batch.skipped if skipped.name not in self._names]
         self._names.update(skipped.name for skipped in new)
-        if self.num_seen >= self.min_seen and self.num_skipped > self.max_share * self.num_seen:
-            last = batch.skipped[-1] if batch.skipped else Skipped("see skipped.jsonl", "unreadable")
-            raise ValueError(
-                f"{self.num_skipped} of {self.num_seen} images could not be used, more than data.max_skipped="
-                f"{self.max_share:g}; the last: {last.name} ({last.reason}). All are listed in skipped.jsonl: repair or remove "
-                "them, or raise data.max_skipped"
-            )
+        self._last = batch.skipped[-1] if batch.skipped else self._last
         return new
+
+    def raise_if_too_many(self) -> None:
+        """Raises ValueError above the share; call it once the samples are written down."""
+        if self.num_seen < self.min_seen or self.num_skipped <= self.max_share * self.num_seen:
+            return
+        last = self._last or Skipped("see skipped.jsonl", "unreadable")
+        raise ValueError(
+            f"{self.num_skipped} of {self.num_seen} images could not be used, more than data.max_skipped="
+            f"{self.max_share:g}; the last: {last.name} ({last.reason}). All are listed in skipped.jsonl: repair or remove "
+            "them, or raise data.max_skipped"
+        )
 
 
 def check_usable(source: ListSource, what: str, min_side: int = 1) -> None:

@@ -70,12 +70,15 @@ def save_checkpoint(
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint whose files match its manifest; broken ones are named in a warning and passed over."""
+    """The newest checkpoint whose files match its manifest; newer broken ones are named in a warning and renamed `broken_*`."""
     for candidate in sorted(folder.glob("step_*"), reverse=True):
         problem = _check_manifest(candidate)
         if problem is None:
             return candidate
         _log.warning("checkpoint %s is broken (%s); falling back to the one before", candidate, problem)
+        # out of the way of the one that training will write in its place, but kept for whoever wants to look at it
+        shutil.rmtree(folder / f"broken_{candidate.name}", ignore_errors=True)
+        candidate.replace(folder / f"broken_{candidate.name}")
     return None
 
 

@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +18,7 @@ from openjepa.config import difference, load_run_config, save_yaml
 from openjepa.engine.device import device_name
 from openjepa.settings.run import RunConfig
 
-_CANNOT_CHANGE_RESULTS = ("system", "monitor", "run.name", "run.output", "recipe", "preset")
+_CANNOT_CHANGE_RESULTS = ("system", "monitor", "run.name", "run.output", "recipe", "preset", "data.max_skipped")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,11 @@ def open_run_folder(config: RunConfig, fresh: bool) -> RunFolder:
     except ValueError:
         lock.close()
         raise
-    save_yaml(config, path / "config.yaml")
+    # the name that the folder really has, so that its config.yaml continues it and no other
+    named = replace(config, run=replace(config.run, name=path.name))
+    temporary = path / ".config.yaml.writing"
+    save_yaml(named, temporary)
+    temporary.replace(path / "config.yaml")
     return RunFolder(path, lock)
 
 
@@ -111,8 +115,8 @@ def _lock(path: Path) -> IO[str]:
 
 def _check_same_run(path: Path, config: RunConfig) -> None:
     file = path / "config.yaml"
-    if not file.exists():
-        return
+    if not file.exists() or not any((path / "checkpoints").glob("step_*")):
+        return  # nothing has been trained here that other settings could spoil
     changed = [
         f"  {name}: {old!r} -> {new!r}"
         for name, old, new in difference(load_run_config(file), config)

@@ -108,7 +108,9 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
         interrupts = resources.enter_context(Interrupts())
         resources.enter_context(explain_memory(config))
         resources.enter_context(explain_not_finite(config, loader.name))
-        if state.step == 0:
+        if found:
+            outputs.export(state)  # a kill between the checkpoint and its export would leave older networks
+        else:
             monitor.look(Progress(0, total_steps, steps_per_epoch))
 
         for step in range(state.step, total_steps):
@@ -136,8 +138,9 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
             committed = method.after_step(progress)
 
             # count
-            skipped = [sample for batch in microbatches for sample in skips.record(batch)]
-            log.write_skipped(step + 1, skipped)
+            for batch in microbatches:
+                log.write_skipped(step + 1, skips.count(batch))
+            skips.raise_if_too_many()
             state = TrainerState(
                 step=step + 1,
                 position=microbatches[-1].next_position,

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -50,7 +51,11 @@ class Monitor:
         self._labeled: _LabeledImages | None = None
         self._history = [CollapseStatistics(**{name: line[name] for name in _LOGGED}) for line in log.read("monitor")]
         self._warned, self._say = False, say
-        self.latest: dict[str, float] = {}
+        if config.monitor.knn and not _is_labeled(splits):
+            say("no online k-NN: this data has no labels or no test split")
+        self.latest = {
+            name: value for name, value in _last(log.read("monitor")).items() if name not in ("kind", "step", "epoch")
+        }
         """Values of the latest look."""
 
     def is_due(self, step: int) -> bool:
@@ -104,7 +109,7 @@ class Monitor:
             return self._method.probe(on_device, progress)
 
     def _nearest_neighbors(self) -> dict[str, float]:
-        if not self._config.monitor.knn:
+        if not (self._config.monitor.knn and _is_labeled(self._splits)):
             return {}
         if self._labeled is None:
             self._labeled = _LabeledImages(self._config, self._splits)
@@ -126,12 +131,21 @@ class Monitor:
         return torch.cat(chunks)
 
 
+def _is_labeled(splits: Splits) -> bool:
+    """Whether the online k-NN has labels to search and to be tested on."""
+    return isinstance(splits.train, ListSource) and splits.test is not None and splits.test.labels is not None
+
+
+def _last(lines: list[dict[str, Any]]) -> dict[str, float]:
+    newest = lines[-1] if lines else {}
+    return {name: value for name, value in newest.items() if name not in ("kind", "step", "epoch")}
+
+
 class _LabeledImages:
     """A few labeled images of both splits, in the view of the evaluation."""
 
     def __init__(self, config: RunConfig, splits: Splits) -> None:
-        if splits.test is None or splits.test.labels is None or not isinstance(splits.train, ListSource):
-            raise ValueError("monitor.knn=True needs labels and a test split, which this data has not; set monitor.knn=False")
+        assert isinstance(splits.train, ListSource) and splits.test is not None
         number = config.monitor.knn_images
         self.train, self.train_labels = _take(splits.train, number, config)
         self.test, self.test_labels = _take(splits.test, number // 2, config)

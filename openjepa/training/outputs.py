@@ -1,5 +1,6 @@
 """What a run leaves for the other stages: exported networks, environment.json and summary.json."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -42,6 +43,7 @@ class Outputs:
             "data": data,
         }
         self._last: dict[str, Any] = dict(self._fixed)
+        self._earlier_peak = _earlier_peak(folder)
 
     def begin(self, state: TrainerState) -> None:
         """environment.json and summary.json; before the first step also the untrained encoder, which every probe needs."""
@@ -92,7 +94,7 @@ class Outputs:
             "images_seen": state.images_seen,
             "seconds": round(state.seconds, 2),
             "samples_skipped": state.samples_skipped,
-            "peak_memory_bytes": peak_memory(self._device),
+            "peak_memory_bytes": max(peak_memory(self._device), self._earlier_peak),
             **self._fixed,
         }
         if monitor is not None:
@@ -105,3 +107,9 @@ def _count_parameters(method: Method) -> dict[str, int]:
     """Trained parameters of each exported network and in all."""
     counts = {name: sum(value.numel() for value in export.module.parameters()) for name, export in method.exports().items()}
     return counts | {"trained": sum(value.numel() for value in method.parameters() if value.requires_grad)}
+
+
+def _earlier_peak(folder: RunFolder) -> int:
+    """Peak memory of the sessions before this one; 0 for the first."""
+    summary = folder.path / "summary.json"
+    return int(json.loads(summary.read_text()).get("peak_memory_bytes", 0)) if summary.exists() else 0

@@ -2,7 +2,7 @@
 
     import openjepa
     encoder = openjepa.load("runs/quickstart/encoder")
-    features = openjepa.embed(encoder, images)
+    features = openjepa.embed("runs/quickstart/encoder", images)
 
 Everything is imported when it is called, so that `import openjepa` costs nothing.
 """
@@ -52,7 +52,7 @@ def evaluate(
 
 
 def embed(subject: Path | str, images: "Sequence[Path | str | Image]", batch_size: int = 64) -> "Tensor":
-    """One feature vector [B, D] per image: the pooled output of the encoder in the folder `subject`.
+    """One feature vector [B, D] per image: the pooled output of the encoder in `subject`, a run folder or an encoder folder.
 
     Images are files or PIL images; each is resized and cropped as in the evaluations.
     """

@@ -9,6 +9,7 @@ Axis letters, used in every signature:
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
@@ -92,16 +93,22 @@ class Batch:
 
     def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Batch":
         """Views as floats, (pixel / 255 - mean) / std per channel, computed on the device they are on."""
-        return replace(self, views={name: normalize(view, mean, std) for name, view in self.views.items()})
+        return replace(self, views={name: normalize(view, tuple(mean), tuple(std)) for name, view in self.views.items()})
 
 
 def normalize(
     pixels: UInt8[Tensor, "*lead C h w"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Tensor, "*lead C h w"]:
     """(pixel / 255 - mean) / std per channel, in float32, on the device of `pixels`."""
-    scale = torch.tensor([1 / (255 * s) for s in std], device=pixels.device).view(-1, 1, 1)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=pixels.device).view(-1, 1, 1)
+    scale, shift = _scale_and_shift(mean, std, pixels.device)
     return torch.addcmul(shift, pixels.to(torch.float32), scale)
+
+
+@lru_cache(maxsize=16)
+def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Made once per device: a tensor made from Python numbers there would wait for the device in every step."""
+    scale = torch.tensor([1 / (255 * s) for s in std], device=device).view(-1, 1, 1)
+    return scale, torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(-1, 1, 1)
 
 
 @dataclass(frozen=True)

@@ -86,9 +86,7 @@ def config_in(folder: Path) -> RunConfig:
 
 def test_other_results_are_refused_and_other_bookkeeping_is_not(tmp_path: Path) -> None:
     config = config_in(tmp_path)
-    open_run_folder(replace(config, optim=OptimizationSettings(lr=0.7)), fresh=False).close()  # nothing trained: may change
     open_run_folder(config, fresh=False).close()
-    (tmp_path / "a" / "checkpoints" / "step_00000001").mkdir(parents=True)
     open_run_folder(replace(config, system=SystemSettings(workers=3)), fresh=False).close()
     changed = replace(config, optim=OptimizationSettings(lr=0.5))
     with pytest.raises(ValueError, match=r"optim\.lr: 0\.001 -> 0\.5"):

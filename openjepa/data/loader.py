@@ -173,7 +173,8 @@ class TrainingLoader:
         assert self._cache is not None and self._geometry is not None
         spec = self._inputs.views[name]
         largest = (int(boxes[..., 2].max()), int(boxes[..., 3].max()))
-        starts, widths = self._geometry[:, torch.tensor(ids, device=self._device)]
+        rows = torch.tensor(ids, pin_memory=self._device.type == "cuda").to(self._device, non_blocking=True)
+        starts, widths = self._geometry[:, rows]
         boxes = boxes.to(self._device, non_blocking=True)
         crops = [
             crop_batch(self._cache.pixels_flat, starts, widths, boxes[view], largest, spec.size, spec.interpolation)

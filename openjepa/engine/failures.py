@@ -39,7 +39,7 @@ def explain_not_finite(config: RunConfig, sample_name: Callable[[int], str]) -> 
 def _advice(config: RunConfig) -> str:
     micro = config.optim.microbatch_size or config.optim.batch_size
     lines = [f"out of memory at optim.microbatch_size={micro}. What helps, best first:"]
-    lines.append(f"  --optim.microbatch-size {max(1, micro // 2)}   (same results up to rounding, less memory)")
+    lines.append(f"  --optim.microbatch-size {max(1, micro // 2)}   (the same batch in smaller parts)")
     if config.run.precision == "fp32":
         lines.append("  --run.precision bf16")
     if config.data.cache != "none":

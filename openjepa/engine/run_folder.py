@@ -115,8 +115,8 @@ def _lock(path: Path) -> IO[str]:
 
 def _check_same_run(path: Path, config: RunConfig) -> None:
     file = path / "config.yaml"
-    if not file.exists() or not any((path / "checkpoints").glob("step_*")):
-        return  # nothing has been trained here that other settings could spoil
+    if not file.exists():
+        return
     changed = [
         f"  {name}: {old!r} -> {new!r}"
         for name, old, new in difference(load_run_config(file), config)

@@ -13,7 +13,7 @@ class RunLog:
     """Appends to the logs of a run folder; lines after the step that training resumes from are dropped first."""
 
     def __init__(self, folder: Path, resume_step: int, tensorboard: bool) -> None:
-        """Opens the logs; `resume_step` is 0 for a new run."""
+        """Opens the logs; `resume_step` is -1 where nothing is resumed."""
         for name in ("metrics.jsonl", "skipped.jsonl"):
             _truncate(folder / name, resume_step)
         self._path = folder / "metrics.jsonl"
@@ -81,4 +81,4 @@ def _event_writer(folder: Path, resume_step: int) -> Any:
     except ImportError:
         message = "system.tensorboard=True needs the package tensorboard: pip install 'openjepa[tracking]', or turn it off"
         raise ValueError(message) from None
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step)
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=max(0, resume_step))

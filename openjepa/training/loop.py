@@ -45,6 +45,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
     what to do about it, and Interrupted after a signal, once everything is saved.
     """
     # ---------------------------------------------------------------- machine
+    distributed.refuse_unready_launch()
     check(config)
     device = resolve_device(config.run.device)
     precision = resolve_precision(config.run.precision, device)
@@ -73,19 +74,21 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
         print(line)
     if dry_run:
         return None
+    folder = open_run_folder(config, fresh)
     workers = choose_workers(config.system.workers, config.data.cache)
-    with explain_memory(config), Counter("decoding", config.system.progress) as counter:
+    with ExitStack() as unfinished, explain_memory(config), Counter("decoding", config.system.progress) as counter:
+        unfinished.callback(folder.close)
         loader = TrainingLoader(splits.train, config.data, method.inputs(), sampler, plan, seed, workers, device, counter)
         method.to(device)
+        unfinished.pop_all()
     if config.run.compile:
         method.compile_blocks()
     optimizer = build_optimizer(method.named_parameters(), method.parameter_rules(), optim)
 
     # ---------------------------------------------------------------- run folder and resume point
-    folder = open_run_folder(config, fresh)
     found = latest_checkpoint(folder.checkpoints)
     state = load_checkpoint(found, method, optimizer) if found else TrainerState(step=0, position=LoaderPosition())
-    log = RunLog(folder.path, state.step, config.system.tensorboard)
+    log = RunLog(folder.path, state.step if found else -1, config.system.tensorboard)
     outputs = Outputs(folder, method, sampler, device, precision, total_steps, splits.description)
     outputs.begin(state)
     display = Display(total_steps, state.step, config.system.progress)
@@ -113,6 +116,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
         else:
             monitor.look(Progress(0, total_steps, steps_per_epoch))
 
+        meter.restart_clock()
         for step in range(state.step, total_steps):
             # rates and random numbers of this step
             progress = Progress(step, total_steps, steps_per_epoch, optim.schedule_stretch)

@@ -49,7 +49,9 @@ class Monitor:
         self._device, self._precision, self._log = device, precision, log
         self._probe: list[Batch] | None = None
         self._labeled: _LabeledImages | None = None
-        self._history = [CollapseStatistics(**{name: line[name] for name in _LOGGED}) for line in log.read("monitor")]
+        # numbers that were not finite are null in the log
+        looks = [{name: float("nan") if line[name] is None else line[name] for name in _LOGGED} for line in log.read("monitor")]
+        self._history = [CollapseStatistics(**look) for look in looks]
         self._warned, self._say = False, say
         if config.monitor.knn and not _is_labeled(splits):
             say("no online k-NN: this data has no labels or no test split")
@@ -80,8 +82,8 @@ class Monitor:
         self._warn()
 
     def verdict(self) -> str | None:
-        """In words, whether the run shows signs of collapse; None before the second look."""
-        if len(self._history) < 2:
+        """In words, whether the run shows signs of collapse; None before the third look."""
+        if len(self._history) < 3:
             return None
         return verdict(self._history) or _HEALTHY
 

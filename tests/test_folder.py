@@ -81,6 +81,13 @@ def test_test_classes_unknown_to_training_are_an_error(tmp_path: Path) -> None:
         opened(put(tmp_path, "train/a/1.png", "train/b/2.png", "val/a/3.png", "val/fox/4.png"))
 
 
+def test_a_class_may_be_named_train(tmp_path: Path) -> None:
+    splits = opened(put(tmp_path, "car/1.png", "plane/2.png", "train/3.png"), test_fraction=0)
+    assert class_of_each(splits.train) == ["car", "plane", "train"]
+    with pytest.raises(ValueError, match="holds 'train' and 'val' beside car, plane"):
+        opened(put(tmp_path, "val/4.png"))
+
+
 def test_single_folders_are_entered(tmp_path: Path) -> None:
     splits = opened(put(tmp_path, "archive/images/a/1.png", "archive/images/b/2.png"), test_fraction=0)
     assert splits.train.class_names == ("a", "b")

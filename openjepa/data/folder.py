@@ -54,10 +54,10 @@ class FolderSource(ListSource):
 def open_folder(settings: FolderSettings, seed: int) -> Splits:
     """The images below `settings.path`.
 
-    Sub-folders that hold images are the classes (one sub-folder alone is not a class but looked into). Beside a folder
-    `train`, the folder `test`, `validation`, `valid` or `val` is the test split; otherwise `test_fraction` of each class is
-    held out with the seed. Images directly in the folder make it unlabeled, with no test split. Hidden files and other suffixes
-    are ignored, but counted.
+    Sub-folders that hold images are the classes (one sub-folder alone is not a class but looked into). Where all of them are
+    named as splits, `train` is the training split and `test`, `validation`, `valid` or `val` the test split; otherwise
+    `test_fraction` of each class is held out with the seed. Images directly in the folder make it unlabeled, with no test
+    split. Hidden files and other suffixes are ignored, but counted.
     Raises ValueError where the path does not exist or none of the first images can be used.
     """
     root = existing_path(settings.path)
@@ -144,10 +144,17 @@ def _walk(root: Path, below: str, entered: set[tuple[int, int]]) -> Iterator[tup
 
 
 def _split_folders(root: Path, files: list[str]) -> tuple[FolderSource, FolderSource | None] | None:
-    """Train and test where the folder is split already, else None."""
+    """Train and test where the folder is split already, else None: beside classes, a folder `train` is a class too."""
     tops = {_top(file).lower(): _top(file) for file in files}
     train_name = next((tops[name] for name in TRAIN_NAMES if name in tops), None)
     if train_name is None:
+        return None
+    if others := sorted(set(tops) - {"", *TRAIN_NAMES, *TEST_NAMES}):
+        if tested := sorted(set(tops) & set(TEST_NAMES)):
+            raise ValueError(
+                f"{str(root)!r} holds {train_name!r} and {tops[tested[0]]!r} beside {_few([tops[name] for name in others])}: "
+                "move these away if it is a split, or rename the two if all are classes"
+            )
         return None
     train_files = _below(files, train_name)
     names = _class_names(train_files)

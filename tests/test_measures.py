@@ -24,6 +24,11 @@ def test_rankme_of_known_spectra() -> None:
     assert math.isnan(rankme(torch.full((5, 3), float("nan"))))
 
 
+def test_rankme_is_computed_in_float64() -> None:
+    features = torch.diag(torch.tensor([1.0, 1e-6, 1e-6]))
+    assert rankme(features, eps=0.0) == pytest.approx(rankme(features.double(), eps=0.0), rel=1e-9)
+
+
 def test_accuracy_and_its_standard_error() -> None:
     accuracy = top1(torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 2, 0]))
     assert accuracy == Accuracy(0.75, 4)

@@ -67,9 +67,9 @@ def rotate(features: Float[Tensor, "n D"], kept_variance: float = KEPT_VARIANCE)
     """
     num, width = features.shape
     if num < width:  # the components from the smaller of X'X and XX'
-        values, left = torch.linalg.eigh(features @ features.T / num)
+        values, left = _eigh(features @ features.T / num)
     else:
-        values, left = torch.linalg.eigh(features.T @ features / num)
+        values, left = _eigh(features.T @ features / num)
     values, left = values.flip(0).clamp(min=0), left.flip(1)
     missing = 1 - values.cumsum(0) / values.sum().clamp(min=1e-30)  # after each component
     above_noise = int((values > FP32_NOISE * values[0]).sum())
@@ -77,6 +77,12 @@ def rotate(features: Float[Tensor, "n D"], kept_variance: float = KEPT_VARIANCE)
     values, left = values[:num_kept], left[:, :num_kept]
     axes = features.T @ (left * (num * values.clamp(min=1e-30)).rsqrt()) if num < width else left
     return Rotated(features @ axes, values, axes)
+
+
+def _eigh(matrix: Float[Tensor, "m m"]) -> tuple[Float[Tensor, " m"], Float[Tensor, "m m"]]:
+    """Eigenvalues, ascending, and eigenvectors; on the CPU where the device (mps) cannot."""
+    values, vectors = torch.linalg.eigh(matrix.cpu() if matrix.device.type == "mps" else matrix)
+    return values.to(matrix.device), vectors.to(matrix.device)
 
 
 def solve(

@@ -255,6 +255,15 @@ def test_a_collapsed_run_says_so(tmp_path: Path) -> None:
     assert any("verdict bad" in (attrs.get("class") or "") for _, attrs in page.elements)
 
 
+def test_a_failed_run_says_why(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", steps=500, status="failed")
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({**summary, "error": f"the loss is nan {HOSTILE}"}))
+    page = page_of(folder)
+    assert f"This run failed: the loss is nan {HOSTILE}" in page.text and "failed, step 500" in page.text
+    assert not page.count("script")
+
+
 def test_downsampling_keeps_mean_range_and_order() -> None:
     generator = np.random.default_rng(0)
     values = generator.standard_normal(1000)

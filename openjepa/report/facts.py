@@ -12,8 +12,7 @@ STATUS_WORDS = {
     "finished": "finished",
     "running": "running",
     "interrupted": "interrupted",
-    "collapsed": "collapsed",
-    "not finite": "stopped",
+    "failed": "failed",
 }
 MAX_DIFFERENCES = 60
 
@@ -51,8 +50,13 @@ def duration(seconds: float) -> str:
 
 
 def status(run: RunFolder) -> str:
-    """One word: finished, running, interrupted, collapsed, or unknown for a folder without a summary."""
+    """One word: finished, running, interrupted, failed, or unknown for a folder without a summary."""
     return STATUS_WORDS.get(str(run.summary.get("status", "")), "unknown")
+
+
+def error(run: RunFolder) -> str:
+    """What ended a failed run."""
+    return text(run.summary.get("error") or "no message", 600) if status(run) == "failed" else ""
 
 
 def command(run: RunFolder, verb: str) -> str:
@@ -64,6 +68,7 @@ def facts(runs: Sequence[RunFolder]) -> list[Fact]:
     """The rows that at least one run has a value for."""
     makers = {
         "Status": _progress,
+        "Error": error,
         "Recipe": _recipe,
         "Model": _model,
         "Parameters": _parameters,
@@ -240,10 +245,10 @@ def verdict(run: RunFolder) -> Verdict:
     evidence = _evidence(run)
     if not said and not evidence:
         return Verdict("unknown", "Not watched: this run has not looked at its features yet.", "")
-    if not said and len(run.log.points("monitor", "rankme")) == 1 and status(run) != "collapsed":
+    if not said and len(run.log.points("monitor", "rankme")) == 1:
         return Verdict("unknown", "Too early to tell: only one look at the features so far.", evidence)
     alarmed = any(words in said for words in ("is collapsing", "has collapsed", "have collapsed"))
-    bad = status(run) == "collapsed" or alarmed or (not said and _looks_collapsed(run))
+    bad = alarmed or (not said and _looks_collapsed(run))
     sentence = said or ("The features have collapsed." if bad else "No sign of collapse.")
     return Verdict("bad" if bad else "good", sentence, evidence)
 

@@ -24,6 +24,8 @@ class RunView:
     name: str
     color: int
     status: str
+    error: str
+    """What ended a failed run, else empty."""
     command: str
     verdict: facts.Verdict
     pictures: list[pictures.Picture]
@@ -102,6 +104,7 @@ def _view(folder: RunFolder, index: int, budget: int) -> RunView:
         name=folder.name,
         color=index % NUM_COLORS,
         status=facts.status(folder),
+        error=facts.error(folder),
         command=text(folder.environment.get("command") or "", 2000),
         verdict=facts.verdict(folder),
         pictures=shown,

@@ -181,7 +181,11 @@ def without_overruled(config: RunConfig, argv: Sequence[str]) -> RunConfig:
     given = {normalized(item) for item in argv if item.startswith("--")}
     optim = config.optim
     if _EXCLUSIVE[0][0] in given and _EXCLUSIVE[0][1] not in given and optim.total_steps is not None:
-        epochs = float(option_value(argv, "optim.epochs") or optim.epochs)
+        value = option_value(argv, "optim.epochs")
+        try:
+            epochs = float(value or optim.epochs)
+        except ValueError:
+            raise ValueError(f"optim.epochs={value!r} must be a number above 0") from None
         share = 0.0 if optim.warmup_steps is None else optim.warmup_steps / optim.total_steps
         optim = replace(optim, total_steps=None, warmup_steps=None, warmup_epochs=share * epochs)
     if _EXCLUSIVE[1][0] in given and _EXCLUSIVE[1][1] not in given:

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -55,6 +55,7 @@ examples:
   openjepa report runs/first runs/second --output comparison.html"""
 
 MASKS_HELP = """Draws examples of a mask strategy and how often each patch is context or target, as one picture.
+The other mode of multi-block masks is drawn below the chosen one, to compare.
 
 examples:
   openjepa data masks
@@ -196,8 +197,15 @@ def data_masks(argv: Sequence[str], prog: str) -> None:
     from openjepa.masks import MASKS
     from openjepa.visualization import mask_figure
 
-    sampler = MASKS[options.masks.strategy].load()(options.masks, (height // options.patch_size, width // options.patch_size))
-    print(mask_figure(sampler, options.output, seed=options.seed))
+    build, grid = MASKS[options.masks.strategy].load(), (height // options.patch_size, width // options.patch_size)
+    samplers = [build(options.masks, grid)]
+    if isinstance(options.masks, MultiblockSettings):
+        other = replace(options.masks, mode="official" if options.masks.mode == "unbiased" else "unbiased")
+        try:
+            samplers.append(build(other, grid))
+        except ValueError as error:
+            print(f"note: masks.mode={other.mode} is not shown: {error}", file=sys.stderr)
+    print(mask_figure(samplers, options.output, seed=options.seed))
 
 
 @dataclass(frozen=True, kw_only=True)

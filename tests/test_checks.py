@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from openjepa.checks import PAIRS, RANGES, check, remarks
+from openjepa.checks import PAIRS, RANGES, check, check_evaluation, remarks
 from openjepa.config import flatten
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.data import FolderSettings, HuggingFaceSettings
+from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.masks import MultiblockSettings
 from openjepa.settings.run import RunConfig
 
@@ -48,6 +49,7 @@ def test_the_defaults_are_valid() -> None:
         (changed(masks={"context_ratio": 1.5}), r"masks.context_ratio=1.5 must be above 0 and at most 1"),
         (changed(masks={"target_scale": (0.3, 0.2)}), r"target_scale=0.3 0.2: smallest first, then largest: 0.2 0.3"),
         (changed(data={"crop_scale": (0.0, 1.0)}), r"data.crop_scale=0.0 1.0: both values must be above 0"),
+        (changed(data={"pixel_std": (0.2, 0.0, 0.2)}), r"data.pixel_std=0.2 0.0 0.2: all values must be above 0"),
         (changed(data={"path": ""}), r"data.path is empty"),
         (changed(run={"device": "gpu"}), r"run.device='gpu' must be auto, cpu, cuda"),
         (changed(optim={"total_steps": 10, "warmup_steps": 11}), r"warmup_steps=11 is more than optim.total_steps=10"),
@@ -59,6 +61,22 @@ def test_the_defaults_are_valid() -> None:
 def test_impossible_settings(config: RunConfig, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("feature_batch_size", 0, "evaluation.feature_batch_size=0 must be at least 1"),
+        ("neighbor_temperature", 0.0, "evaluation.neighbor_temperature=0.0 must be above 0"),
+        ("iterations", 0, "evaluation.iterations=0 must be at least 1"),
+        ("workers", -1, "evaluation.workers=-1 must be at least 0"),
+        ("neighbors", (10, 0), "evaluation.neighbors=0 must be at least 1"),
+    ],
+)
+def test_impossible_evaluations(name: str, value: object, message: str) -> None:
+    check_evaluation(EvaluationSettings())
+    with pytest.raises(ValueError, match=message):
+        check_evaluation(replace(EvaluationSettings(), **{name: value}))  # type: ignore[arg-type]
 
 
 def test_processes_share_the_batch() -> None:

@@ -91,6 +91,7 @@ def test_recipe_and_file_exclude_each_other(tmp_path: Path) -> None:
         (("cpu-64", "--data.pth", "x"), "unknown option --data.pth: did you mean '--data.path'"),
         (("cpu-64", "--optim.learning-rate=3"), "unknown option --optim.learning-rate: did you mean '--optim"),
         (("cpu-64", "--path", "x"), "unknown option --path: "),
+        (("cpu-64", "--optim.epochs", "abc"), "optim.epochs='abc' must be a number"),
         (("cpu-64", "photos"), "does not know what to do with 'photos'"),
     ],
 )
@@ -196,11 +197,16 @@ def test_data_check_counts_and_names_bad_files(tmp_path: Path, capsys: pytest.Ca
     assert [line for line in lines if line.startswith("  cannot be used: a/bad.jpg")]
 
 
-def test_data_masks_draws_a_picture(tmp_path: Path) -> None:
+def test_data_masks_draws_both_modes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "masks.png"
     main(["data", "masks", "--output", str(picture), "--image-size", "64", "96", "--patch-size", "8"])
     with Image.open(picture) as image:
-        assert min(image.size) > 100
+        height = image.height
+    assert capsys.readouterr().err == ""
+    main(["data", "masks", "--output", str(picture), "--image-size", "64", "--patch-size", "8"])
+    assert "note: masks.mode=official is not shown: masks.min_keep=10" in capsys.readouterr().err
+    with Image.open(picture) as image:
+        assert 100 < image.height < height
     with pytest.raises(SystemExit):
         main(["data", "masks", "--output", str(picture), "--image-size", "65"])
 

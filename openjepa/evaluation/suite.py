@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from openjepa.checks import check_evaluation
 from openjepa.config import load_run_config
 from openjepa.data import open_splits
 from openjepa.data.evaluation import evaluation_batches
@@ -58,6 +59,7 @@ def evaluate_run(subject: Path, settings: EvaluationSettings, data: DataSettings
     `data` replaces the run's own data (its training split trains the probes). Tasks that the data has no labels for give a
     Result that says so. Raises ValueError where there is no encoder, or no data for it.
     """
+    check_evaluation(settings)
     found = find_subject(Path(subject).expanduser(), settings, data)
     splits = open_splits(found.data, found.seed)
     encoder, config = load_encoder(found.encoder_folder)

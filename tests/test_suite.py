@@ -233,10 +233,19 @@ def test_max_train_images_limits_the_probe(run: Path) -> None:
 
 def test_results_are_printed_with_their_selection() -> None:
     metric = Metric(0.614, 0.0049, "higher", "held_out", "last, linear, weight decay 0.01")
-    subjects = {name: SubjectResult({"linear-cached": metric}) for name in ("encoder", "untrained")}
+    subjects = {name: SubjectResult({"linear-cached": metric}) for name in ("encoder", "untrained", "pixels")}
     done = Result("classification", "Classification", "run", "target", "held_out", subjects, num_test=10000, chance=0.1)
     skipped = Result("clevr_count", "Clevr/Count", "run", "target", "held_out", skipped="the data has no labels")
     output = StringIO()
-    print_results([done, skipped], Console(file=output, width=120))
-    for text in ("held_out", "61.4 ± 0.5", "10,000", "linear-cached", "untrained", "skipped, the data has no labels"):
+    print_results([done, skipped], Console(file=output, width=80))
+    for text in (
+        "held_out",
+        "Classification",
+        "61.4 ± 0.5",
+        "10,000",
+        "linear-cached",
+        "untrained",
+        "chance",
+        "skipped, the data has",
+    ):
         assert text in output.getvalue()

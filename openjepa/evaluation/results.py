@@ -11,7 +11,7 @@ from rich.table import Table
 
 FORMAT = "openjepa-evaluation"
 VERSION = 1
-SUBJECT_NAMES = {"encoder": "this encoder", "untrained": "untrained", "pixels": "pixels 32x32"}
+SUBJECT_NAMES = {"encoder": "trained", "untrained": "untrained", "pixels": "pixels"}
 METRIC_NAMES = {"linear": "linear-cached", "knn": "k-NN"}
 """What the numbers of a protocol are called: `linear-cached`, so that nobody takes it for the paper's linear evaluation."""
 
@@ -108,11 +108,11 @@ def print_results(results: Sequence[Result], console: Console | None = None) -> 
 
 def _table(results: Sequence[Result], selection: str) -> Table:
     subjects = [name for name in SUBJECT_NAMES if any(name in result.subjects for result in results)]
-    table = Table(title=f"Accuracy in % ± standard error, selection: {selection}", title_justify="left")
-    table.add_column("task")
-    table.add_column("probe")
+    table = Table(title=f"Accuracy in % ± standard error, selection: {selection}", title_justify="left", show_edge=False, pad_edge=False)
+    table.add_column("task")  # folds between words
+    table.add_column("probe", no_wrap=True)
     for heading in (*(SUBJECT_NAMES[name] for name in subjects), "chance"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for result in results:
         for metric in result.subjects["encoder"].metrics:
             cells = [percent(result.subjects[name].metrics[metric]) for name in subjects]

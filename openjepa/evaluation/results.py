@@ -108,7 +108,9 @@ def print_results(results: Sequence[Result], console: Console | None = None) -> 
 
 def _table(results: Sequence[Result], selection: str) -> Table:
     subjects = [name for name in SUBJECT_NAMES if any(name in result.subjects for result in results)]
-    table = Table(title=f"Accuracy in % ± standard error, selection: {selection}", title_justify="left", show_edge=False, pad_edge=False)
+    table = Table(
+        title=f"Accuracy in % ± standard error, selection: {selection}", title_justify="left", show_edge=False, pad_edge=False
+    )
     table.add_column("task")  # folds between words
     table.add_column("probe", no_wrap=True)
     for heading in (*(SUBJECT_NAMES[name] for name in subjects), "chance"):

@@ -119,7 +119,7 @@ def test_another_size_keeps_the_predictor_of_a_small_recipe_at_half() -> None:
 
     assert predictor_width("cpu-64", "--model.size", "base") == 384
     assert predictor_width("cpu-64", "--model.size=large", "--method.predictor-width", "96") == 96
-    assert predictor_width("cpu-64") == 96
+    assert predictor_width("cpu-64") == 64
     assert predictor_width("ijepa-vitb16", "--model.size", "large") == 384
     assert predictor_width("ijepa-vitl16", "--model.size", "base") == 384
 

@@ -176,8 +176,9 @@ def select_components(config: RunConfig, argv: Sequence[str]) -> RunConfig:
 def without_overruled(config: RunConfig, argv: Sequence[str]) -> RunConfig:
     """Drops a recipe's `total_steps` (`warmup_steps`) where `argv` gives epochs, which they would overrule.
 
-    A warm-up in steps then becomes the same share of the epochs.
+    A warm-up in steps keeps its share of the run, whether `argv` gives epochs or another number of steps.
     """
+    config = _with_warmup_share(config, argv)
     given = {normalized(item) for item in argv if item.startswith("--")}
     optim = config.optim
     if _EXCLUSIVE[0][0] in given and _EXCLUSIVE[0][1] not in given and optim.total_steps is not None:
@@ -191,6 +192,16 @@ def without_overruled(config: RunConfig, argv: Sequence[str]) -> RunConfig:
     if _EXCLUSIVE[1][0] in given and _EXCLUSIVE[1][1] not in given:
         optim = replace(optim, warmup_steps=None)
     return replace(config, optim=optim)
+
+
+def _with_warmup_share(config: RunConfig, argv: Sequence[str]) -> RunConfig:
+    """The warm-up of a recipe in steps, at the same share of the `total_steps` that `argv` gives."""
+    optim, steps = config.optim, option_value(argv, "optim.total_steps")
+    unset = all(option_value(argv, f"optim.{name}") is None for name in ("warmup_steps", "warmup_epochs"))
+    if not (unset and steps is not None and steps.isdigit() and optim.total_steps and optim.warmup_steps is not None):
+        return config
+    warmup = round(optim.warmup_steps * int(steps) / optim.total_steps)
+    return replace(config, optim=replace(optim, warmup_steps=warmup))
 
 
 def with_half_predictor(config: RunConfig, argv: Sequence[str]) -> RunConfig:

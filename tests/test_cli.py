@@ -252,3 +252,9 @@ def test_the_resolved_settings_are_a_config_file(tmp_path: Path) -> None:
     config = parsed("gpu-128", "--data.path", "x", "--model.size", "base")
     save_yaml(config, tmp_path / "config.yaml")
     assert load_run_config(tmp_path).model.size == "base"
+
+
+def test_another_number_of_steps_keeps_the_share_of_the_warmup() -> None:
+    optim = parsed("cpu-64", "--optim.total-steps", "40").optim
+    assert (optim.total_steps, optim.warmup_steps) == (40, 4)
+    assert parsed("cpu-64", "--optim.total-steps", "40", "--optim.warmup-steps", "7").optim.warmup_steps == 7

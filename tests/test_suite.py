@@ -134,9 +134,10 @@ def test_bf16_features_are_close() -> None:
 
 def test_pixels_of_32_are_untouched() -> None:
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    assert torch.equal(PixelFeatures().extract(images), images.flatten(1).float() / 255)
+    pixels = PixelFeatures()
+    assert torch.equal(pixels.kinds(pixels.extract(images))["pixels"], images.flatten(1).float() / 255)
     uniform = torch.full((1, 3, 48, 80), 51, dtype=torch.uint8)
-    torch.testing.assert_close(PixelFeatures().extract(uniform), torch.full((1, 3072), 0.2))
+    torch.testing.assert_close(pixels.kinds(pixels.extract(uniform))["pixels"], torch.full((1, 3072), 0.2))
 
 
 # ---------------------------------------------------------------------------------------------------------------- suite

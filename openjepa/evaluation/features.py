@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from rich.console import Console
 from rich.progress import Progress
 from safetensors import SafetensorError, safe_open
@@ -22,7 +22,7 @@ from openjepa.models.vit import VisionTransformer
 from openjepa.settings.models import EncoderConfig
 from openjepa.types import EncoderOutput, normalize
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """Raised when the way features are made changes, so that older files are not found."""
 PIXEL_SIDE = 32
 NUM_LAYERS = 4
@@ -47,11 +47,11 @@ class Extractor(Protocol):
     def fingerprint(self) -> str:
         """Changes whenever the features would."""
 
-    def extract(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B F"]:
-        """One row per image, float32 on the CPU."""
+    def extract(self, images: UInt8[Tensor, "B 3 h w"]) -> Shaped[Tensor, "B F"]:
+        """One row per image, as it is kept: on the CPU, float32 or uint8."""
 
-    def kinds(self, rows: Float[Tensor, "n F"]) -> dict[str, Float[Tensor, "n D"]]:
-        """The feature matrices that are parts of these rows; the first is the one for k-NN."""
+    def kinds(self, rows: Shaped[Tensor, "n F"]) -> dict[str, Float[Tensor, "n D"]]:
+        """The feature matrices that these rows hold; the first is the one for k-NN."""
 
 
 class EncoderFeatures:
@@ -80,21 +80,21 @@ class EncoderFeatures:
 
 
 class PixelFeatures:
-    """The evaluation view itself, resized to 32x32 RGB (antialiased bilinear), in [0, 1]."""
+    """The evaluation view itself, resized to 32x32 RGB (antialiased bilinear)."""
 
     fingerprint = f"pixels {PIXEL_SIDE}"
 
-    def extract(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B F"]:
-        """3072 numbers per image."""
-        pixels = images.float() / 255
-        if pixels.shape[-2:] != (PIXEL_SIDE, PIXEL_SIDE):
-            size = (PIXEL_SIDE, PIXEL_SIDE)
-            pixels = functional.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
-        return pixels.flatten(1).cpu()
+    def extract(self, images: UInt8[Tensor, "B 3 h w"]) -> UInt8[Tensor, "B F"]:
+        """3072 bytes per image."""
+        if images.shape[-2:] == (PIXEL_SIDE, PIXEL_SIDE):
+            return images.flatten(1).cpu()
+        size = (PIXEL_SIDE, PIXEL_SIDE)
+        resized = functional.interpolate(images.float(), size, mode="bilinear", antialias=True, align_corners=False)
+        return resized.round().clamp(0, 255).to(torch.uint8).flatten(1).cpu()
 
-    def kinds(self, rows: Float[Tensor, "n F"]) -> dict[str, Float[Tensor, "n D"]]:
-        """`pixels` only."""
-        return {"pixels": rows}
+    def kinds(self, rows: UInt8[Tensor, "n F"]) -> dict[str, Float[Tensor, "n F"]]:
+        """`pixels` only, in [0, 1]."""
+        return {"pixels": rows.float() / 255}
 
 
 def _pool(output: EncoderOutput, pooling: str) -> Float[Tensor, "B D"]:
@@ -141,7 +141,7 @@ class View:
 class Features:
     """Rows of features and the records they belong to; unreadable records have no row."""
 
-    rows: Float[Tensor, "n F"]
+    rows: Shaped[Tensor, "n F"]
     indices: Int[Tensor, " n"]
 
 

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
 ROW_CHUNK = 4096
 """Images whose logits of all heads are held at a time."""
-KEPT_VARIANCE = 1 - 1e-5
-"""Share of the variance that the solver works on. The rest holds the most components and the least to tell classes by."""
+KEPT_VARIANCE = 1 - 1e-7
+"""Share of the variance that the solver works on. (Leaving out 1e-5 was measured to cost half a point on CIFAR-10.)"""
 FP32_NOISE = 1e-7
 """Eigenvalues below this share of the largest are rounding errors."""
 
@@ -45,6 +45,10 @@ class Heads:
         """self + factor x other, with a number or one factor per head [L, 1]."""
         return Heads(self.weight + factor * other.weight, self.bias + factor * other.bias)
 
+    def select(self, which: Bool[Tensor, " L"]) -> "Heads":
+        """Some of the heads."""
+        return Heads(self.weight[:, which], self.bias[which])
+
     def dot(self, other: "Heads") -> Float[Tensor, " L"]:
         """Inner product per head."""
         return (self.weight * other.weight).sum(dim=(0, 2)) + (self.bias * other.bias).sum(dim=1)
@@ -71,7 +75,7 @@ def rotate(features: Float[Tensor, "n D"], kept_variance: float = KEPT_VARIANCE)
     else:
         values, left = _eigh(features.T @ features / num)
     values, left = values.flip(0).clamp(min=0), left.flip(1)
-    missing = 1 - values.cumsum(0) / values.sum().clamp(min=1e-30)  # after each component
+    missing = 1 - (values / values.sum().clamp(min=1e-30)).double().cumsum(0)  # after each component
     above_noise = int((values > FP32_NOISE * values[0]).sum())
     num_kept = max(1, min(above_noise, 1 + int((missing > 1 - kept_variance).sum())))
     values, left = values[:num_kept], left[:, :num_kept]
@@ -99,25 +103,30 @@ def solve(
     `features` are rows of `rotate`, and `variances` bounds S = X'X / n, which is diagonal or smaller than that. The Hessian
     is nowhere larger than S / 2 + weight decay for each class (Boehning, 1992), so that a step divided by that bound never
     overshoots: gradient descent in this metric needs no learning rate and does not suffer from ill-conditioned features.
-    Nesterov's momentum, started anew in a head when it points uphill (O'Donoghue and Candes, 2015), makes it fast. Ends when
-    gradient^2 / bound, which is of the size of what the objective can still fall, is below `tolerance` in every head.
+    Nesterov's momentum, started anew in a head when it points uphill (O'Donoghue and Candes, 2015), makes it fast. A head
+    is done when gradient^2 / bound, which is of the size of what its objective can still fall, is below `tolerance`.
     """
     decays = torch.tensor(weight_decays, device=features.device, dtype=features.dtype)[:, None]  # [L, 1]
     shape = (len(weight_decays), num_classes)
-    bound = Heads(variances[:, None, None] / 2 + decays, features.new_full(shape, 0.5))
-    current = Heads(features.new_zeros(features.shape[1], *shape), features.new_zeros(shape))
-    ahead = current  # where the gradient is taken
+    solved = Heads(features.new_zeros(features.shape[1], *shape), features.new_zeros(shape))
+    ahead = current = solved.plus(solved)  # the gradient is taken at `ahead`
     age = torch.ones_like(decays)  # t_k of Nesterov's sequence
-    for _ in range(iterations):
+    running = torch.arange(len(decays), device=features.device)
+    for iteration in range(1, iterations + 1):
         gradient = ahead.gradient(features, labels)
         gradient = Heads(gradient.weight + decays * ahead.weight, gradient.bias)
-        step = Heads(gradient.weight / bound.weight, gradient.bias / bound.bias)
+        step = Heads(gradient.weight / (variances[:, None, None] / 2 + decays), 2 * gradient.bias)
         new = ahead.plus(step, -1.0)
-        if bool((gradient.dot(step) < tolerance).all()):
-            return new
         moved = new.plus(current, -1.0)
         age = torch.where(gradient.dot(moved)[:, None] > 0, 1.0, age)
         next_age = (1 + (1 + 4 * age.square()).sqrt()) / 2
         ahead = new.plus(moved, (age - 1) / next_age)
         current, age = new, next_age
-    return current
+        done = (gradient.dot(step) < tolerance) | (iteration == iterations)
+        if bool(done.any()):
+            solved.weight[:, running[done]], solved.bias[running[done]] = current.select(done).weight, current.bias[done]
+            ahead, current = ahead.select(~done), current.select(~done)
+            age, decays, running = age[~done], decays[~done], running[~done]
+        if len(running) == 0:
+            break
+    return solved

@@ -16,7 +16,7 @@ class EvaluationSettings:
     """`held_out`: the probe's settings are chosen on 10 % of the training split; `paper`: best on the test split."""
     image_size: int | tuple[int, int] | None = None
     """Size at which features are taken, in pixels. None: the encoder's training size."""
-    weight_decays: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0)
+    weight_decays: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
     """Swept for the linear heads, which are all solved at once (features have unit variance, the loss is a mean)."""
     iterations: int = 100
     """Most iterations of the solver of the linear heads; it ends earlier where nothing changes any more."""

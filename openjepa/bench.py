@@ -42,7 +42,8 @@ from openjepa.settings.data import FolderSettings
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.models import ModelSettings, Size
 from openjepa.settings.run import RunConfig
-from openjepa.types import Batch, LoaderPosition, LossOutput, Masks, ViewSpec
+from openjepa.training.startup import default_view
+from openjepa.types import Batch, LoaderPosition, LossOutput, Masks
 
 PROGRESS = Progress(step=10, total_steps=1000, steps_per_epoch=100)
 PHOTO = (375, 500)
@@ -181,9 +182,7 @@ class TimedStep:
         self.threads = set_threads(config.system.threads)
         keep_freed_memory()
         data = config.data
-        self.view = ViewSpec(
-            data.height_width(), 1, data.crop_scale, data.crop_aspect, data.interpolation, data.horizontal_flip
-        )
+        self.view = default_view(data)
         grid = (self.view.size[0] // config.model.patch_size, self.view.size[1] // config.model.patch_size)
         self.sampler: MaskSampler = MASKS[config.masks.strategy].load()(config.masks, grid)
         self.shape: TokenShape = replace(self.sampler.shapes()[0], probability=1.0)

@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from openjepa.bench import StepBench, bench_step, print_step  # noqa: E402 - works from a checkout that is not installed
+from openjepa.bench import bench_step, print_step, step_config  # noqa: E402 - works from a checkout that is not installed
 from openjepa.engine.device import device_name, resolve_device  # noqa: E402
+from openjepa.settings.bench import StepBench  # noqa: E402
 from openjepa.settings.models import Size  # noqa: E402
 
 
@@ -98,14 +99,14 @@ def timed(case: Case, compiled: bool, device: str, deadline: float) -> dict[str,
         batch_size=case.batch_size,
         predictor_width=case.predictor_width,
         predictor_depth=case.predictor_depth,
+        device=device,
+        compile=compiled,
     )
-    config = options.config()
-    config = replace(config, run=replace(config.run, device=device, compile=compiled))
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     start = time.monotonic()
     try:
-        result = bench_step(config, product_size=256 if case.size == "test" else 4096)
+        result = bench_step(step_config(options), product_size=256 if case.size == "test" else 4096)
     except (RuntimeError, ValueError) as error:  # out of memory, or no compiler: the other cases still count
         print(f"{case.size}/{case.patch_size}: {error}")
         return {"failed": str(error)[:2000]}

@@ -15,9 +15,10 @@ import torch
 import tyro
 
 from benchmarks.plain_step import PlainStep
-from openjepa.bench import StepBench, TimedStep
+from openjepa.bench import TimedStep, step_config
 from openjepa.engine.device import device_name
 from openjepa.methods.ijepa import IJepa
+from openjepa.settings.bench import StepBench
 from openjepa.types import Batch, BlockMasks
 
 SIZE = 4096
@@ -64,7 +65,7 @@ def compare(options: Options) -> dict[str, object]:
         batch_size=options.batch_size,
         predictor_width=options.predictor_width,
     )
-    config = bench.config()
+    config = step_config(bench)
     config = replace(config, system=replace(config.system, threads=options.threads))
     versions = {"ours bf16": _ours(TimedStep(_with_precision(config, "bf16")))}
     step = TimedStep(_with_precision(config, "fp32"))

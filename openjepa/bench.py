@@ -4,14 +4,12 @@ import io
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -38,76 +36,46 @@ from openjepa.methods.base import Method
 from openjepa.recipes import load_recipe
 from openjepa.schedules import Progress
 from openjepa.seeds import derive, derive_samples
+from openjepa.settings.bench import StepBench
 from openjepa.settings.data import FolderSettings
 from openjepa.settings.methods import IJepaSettings
-from openjepa.settings.models import ModelSettings, Size
+from openjepa.settings.models import ModelSettings
+from openjepa.settings.optimization import OptimizationSettings
 from openjepa.settings.run import RunConfig
 from openjepa.training.startup import default_view
 from openjepa.types import Batch, LoaderPosition, LossOutput, Masks
+from openjepa.whole_files import whole_file
 
 PROGRESS = Progress(step=10, total_steps=1000, steps_per_epoch=100)
 PHOTO = (375, 500)
 """Height and width of the generated photos, those of a typical ImageNet file."""
 
 
-@dataclass(frozen=True)
-class StepBench:
-    """What `openjepa bench step` times: a recipe, or I-JEPA at the sizes given here."""
-
-    recipe: Annotated[str, tyro.conf.Positional] = ""
-    """Time this recipe; the sizes below are then ignored."""
-    preset: str | None = None
-    """Preset of the recipe."""
-    size: Size = "small"
-    """Size of the encoder."""
-    patch_size: int = 16
-    """Side of a patch in pixels."""
-    image_size: int = 224
-    """Side of the images in pixels."""
-    batch_size: int = 32
-    """Images per step."""
-    predictor_width: int = 192
-    """Width of the predictor."""
-    predictor_depth: int = 6
-    """Blocks of the predictor."""
-    repeats: int = 7
-    """Interleaved rounds, of which the median is reported."""
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda` or `mps`."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """`auto`, `bf16` or `fp32`."""
-    threads: int | None = None
-    """Threads on the CPU. None: all cores."""
-    compile: bool = False
-    """Compile the transformer blocks."""
-    output: Path | None = None
-    """Also write the result to this JSON file."""
-
-    def config(self) -> RunConfig:
-        """The run whose step is timed."""
-        if self.recipe:
-            config = load_recipe(self.recipe, self.preset)
-            return replace(
-                config, optim=replace(config.optim, batch_size=config.optim.microbatch_size or config.optim.batch_size)
-            )
-        config = RunConfig(
-            method=IJepaSettings(predictor_width=self.predictor_width, predictor_depth=self.predictor_depth),
-            model=ModelSettings(size=self.size, patch_size=self.patch_size),
-            data=FolderSettings(image_size=self.image_size),
+def step_config(options: StepBench) -> RunConfig:
+    """The run whose step is timed."""
+    if options.recipe:
+        config = load_recipe(options.recipe, options.preset)
+        config = replace(
+            config, optim=replace(config.optim, batch_size=config.optim.microbatch_size or config.optim.batch_size)
         )
-        return replace(config, optim=replace(config.optim, batch_size=self.batch_size))
-
-
-def main_step(argv: Sequence[str]) -> None:
-    """The command `openjepa bench step`."""
-    options = tyro.cli(StepBench, args=argv, prog="openjepa bench step")
-    config = options.config()
+    else:
+        config = RunConfig(
+            method=IJepaSettings(predictor_width=options.predictor_width, predictor_depth=options.predictor_depth),
+            model=ModelSettings(size=options.size, patch_size=options.patch_size),
+            data=FolderSettings(image_size=options.image_size),
+            optim=OptimizationSettings(batch_size=options.batch_size),
+        )
     run = replace(config.run, device=options.device, precision=options.precision, compile=options.compile)
-    result = bench_step(replace(config, run=run, system=replace(config.system, threads=options.threads)), options.repeats)
+    return replace(config, run=run, system=replace(config.system, threads=options.threads))
+
+
+def time_step(options: StepBench) -> None:
+    """The command `openjepa bench step`: measures, prints, and writes the JSON file that was asked for."""
+    result = bench_step(step_config(options), options.repeats)
     print_step(result)
     if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+        with whole_file(options.output) as file:
+            file.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def bench_step(config: RunConfig, repeats: int = 7, product_size: int = 4096) -> dict[str, Any]:

@@ -10,14 +10,12 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -30,6 +28,7 @@ from openjepa.data.source import ListSource
 from openjepa.data.views import NUMBERS_PER_VIEW, crop_and_resize, crop_box
 from openjepa.masks import MASKS
 from openjepa.seeds import derive_samples, uniforms
+from openjepa.settings.bench import DataBench
 from openjepa.settings.data import FolderSettings
 from openjepa.settings.masks import MultiblockSettings
 from openjepa.types import InputSpec, LoaderPosition, ViewSpec
@@ -41,25 +40,10 @@ LOADER_EPOCHS = 10
 """Passes of the loader per round, so that starting a worker does not hide its steady pace."""
 
 
-@dataclass(frozen=True)
-class DataBench:
-    """What `openjepa bench data` times."""
-
-    path: str | None = None
-    """Folder of images. None: generated JPEGs of 500 x 375 pixels."""
-    image_size: int = 224
-    """Side of the crops."""
-    repeats: int = 7
-    """Interleaved rounds."""
-    images: int = 128
-    """Files per round at most."""
-
-
-def main_data(argv: Sequence[str]) -> None:
-    """The command `openjepa bench data`."""
-    options = tyro.cli(DataBench, args=argv, prog="openjepa bench data")
+def time_data(options: DataBench) -> None:
+    """The command `openjepa bench data`: measures and prints."""
     if options.path is not None:
-        print_result(bench_data(Path(options.path), options.repeats, options.image_size, options.images))
+        print_result(bench_data(options.path, options.repeats, options.image_size, options.images))
         return
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder), min(options.images, 64))

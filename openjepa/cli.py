@@ -20,9 +20,9 @@ openjepa COMMAND --help explains a command and every setting of it.
 examples:
   openjepa quickstart                              train, probe and report on the packaged scenes
   openjepa train cpu-64 --data.path ~/photos       a recipe on a folder of images
-  openjepa evaluate runs/cpu-64-default-folder     k-NN and linear probes beside their baselines
-  openjepa visualize runs/cpu-64-default-folder    masks, feature maps and neighbors as pictures
-  openjepa report runs/cpu-64-default-folder       one HTML file with everything"""
+  openjepa evaluate runs/cpu-64-default-photos     k-NN and linear probes beside their baselines
+  openjepa visualize runs/cpu-64-default-photos    masks, feature maps and neighbors as pictures
+  openjepa report runs/cpu-64-default-photos       one HTML file with everything"""
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "train, evaluate and report on the packaged scenes, in a few minutes"),

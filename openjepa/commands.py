@@ -13,6 +13,7 @@ from openjepa.arguments import parse, parse_evaluate, parse_train, require, sele
 from openjepa.checks import check, remarks
 from openjepa.config import nearest
 from openjepa.recipes import RECIPES
+from openjepa.settings.bench import DataBench, StepBench
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.data import DataSettings, FolderSettings
 from openjepa.settings.masks import MaskSettings, MultiblockSettings
@@ -29,7 +30,7 @@ examples:
   openjepa train cpu-64 --data.path ~/photos
   openjepa train gpu-128 --data.source huggingface --data.path owner/name --model.size base
   openjepa train ijepa-vitb16 --preset paper --data.path ~/imagenet --dry-run
-  openjepa train --config runs/cpu-64-default-folder/config.yaml
+  openjepa train --config runs/cpu-64-default-photos/config.yaml
 
 The same command continues an interrupted run."""
 
@@ -39,19 +40,19 @@ tasks (all that the data has labels for, unless --tasks names some):
 {tasks}
 
 examples:
-  openjepa evaluate runs/cpu-64-default-folder
-  openjepa evaluate runs/cpu-64-default-folder --selection paper --neighbors 10 20
-  openjepa evaluate runs/cpu-64-default-folder/encoder --data.source folder --data.path ~/labeled"""
+  openjepa evaluate runs/cpu-64-default-photos
+  openjepa evaluate runs/cpu-64-default-photos --selection paper --neighbors 10 20
+  openjepa evaluate runs/cpu-64-default-photos/encoder --data.source folder --data.path ~/labeled"""
 
 VISUALIZE_HELP = """Pictures of a run: masks on images, PCA maps of patch features, nearest neighbors before and after training.
 
 example:
-  openjepa visualize runs/cpu-64-default-folder"""
+  openjepa visualize runs/cpu-64-default-photos"""
 
 REPORT_HELP = """One self-contained HTML file on one run, or on several side by side. Needs only the run folders, no torch.
 
 examples:
-  openjepa report runs/cpu-64-default-folder
+  openjepa report runs/cpu-64-default-photos
   openjepa report runs/first runs/second --output comparison.html"""
 
 MASKS_HELP = """Draws examples of a mask strategy and how often each patch is context or target, as one picture.
@@ -79,6 +80,21 @@ QUICKSTART_HELP = """Trains, evaluates, draws and reports the recipe `quickstart
 
 example:
   openjepa quickstart"""
+
+
+BENCH_STEP_HELP = """Times a training step and its parts: images/s, FLOPs, memory, and its share of the rate of a matrix
+product that is measured in the same rounds.
+
+examples:
+  openjepa bench step
+  openjepa bench step cpu-64
+  openjepa bench step --size base --batch-size 16 --compile"""
+
+BENCH_DATA_HELP = """Times decoding and cropping against Pillow with the same filter, and the loader end to end.
+
+examples:
+  openjepa bench data
+  openjepa bench data --path ~/photos"""
 
 
 def train(argv: Sequence[str], prog: str) -> None:
@@ -263,13 +279,15 @@ def data_check(argv: Sequence[str], prog: str) -> None:
 
 def bench_step(argv: Sequence[str], prog: str) -> None:
     """Times a training step."""
-    from openjepa.bench import main_step
+    options = parse(StepBench, argv, prog, BENCH_STEP_HELP, StepBench())
+    from openjepa.bench import time_step
 
-    main_step(argv)
+    time_step(options)
 
 
 def bench_data(argv: Sequence[str], prog: str) -> None:
     """Times the data path."""
-    from openjepa.bench_data import main_data
+    options = parse(DataBench, argv, prog, BENCH_DATA_HELP, DataBench())
+    from openjepa.bench_data import time_data
 
-    main_data(argv)
+    time_data(options)

@@ -79,7 +79,7 @@ class Batch:
     views: Mapping[str, UInt8[Tensor, "V B C h w"] | Float[Tensor, "V B C h w"]]
     """uint8 from the loader, normalized floats where a method sees them; one name per crop size."""
     masks: Mapping[str, Masks] = field(default_factory=dict)
-    """By the name of the view they belong to."""
+    """By the name of the views they belong to: V x B rows, view by view, as in `views[name].flatten(0, 1)`."""
     labels: Int[Tensor, " B"] | None = None
     skipped: tuple[Skipped, ...] = ()
     next_position: LoaderPosition = LoaderPosition()
@@ -133,7 +133,7 @@ class InputSpec:
 
     views: Mapping[str, ViewSpec]
     masked_views: tuple[str, ...] = ()
-    """Names of the views that the mask sampler draws masks for."""
+    """Names of the views that the mask sampler draws masks for: one for each view and image."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "openjepa"
 # Each part imports only parts of the tiers below its own (and itself).
 TIERS = (
     ("settings",),
-    ("types", "registry", "seeds", "config", "distributed"),
+    ("types", "registry", "seeds", "config", "distributed", "whole_files"),
     ("schedules", "checks", "recipes", "measures"),
     ("models", "masks", "data"),
     ("engine", "weights"),
@@ -35,6 +35,7 @@ TORCH_FREE = {
     "schedules",
     "seeds",
     "registry",
+    "whole_files",
     "report",
     "arguments",
     "commands",

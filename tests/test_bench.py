@@ -8,8 +8,9 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.plain_step import PlainStep
-from openjepa.bench import PHOTO, GeneratedPhotos, StepBench, TimedStep, bench_step, print_step
+from openjepa.bench import PHOTO, GeneratedPhotos, TimedStep, bench_step, print_step, step_config
 from openjepa.methods.ijepa import IJepa
+from openjepa.settings.bench import StepBench
 from openjepa.types import BlockMasks
 
 OPTIONS = StepBench(
@@ -36,7 +37,7 @@ def plain_names(network: nn.Module) -> dict[str, torch.Tensor]:
 
 def test_the_plain_step_is_the_same_step() -> None:
     """An independent restatement of networks, targets and loss, with the same weights."""
-    step = TimedStep(OPTIONS.config())
+    step = TimedStep(step_config(OPTIONS))
     method = step.method
     assert isinstance(method, IJepa)
     plain = PlainStep(method.encoder_config, method.predictor_config)
@@ -53,7 +54,7 @@ def test_the_plain_step_is_the_same_step() -> None:
 
 
 def test_shares_add_up() -> None:
-    result = bench_step(OPTIONS.config(), repeats=1, product_size=128)
+    result = bench_step(step_config(OPTIONS), repeats=1, product_size=128)
     assert sum(result["time_share"].values()) == pytest.approx(1.0)
     parts = {"target_encoder", "context_encoder", "predictor"}
     assert set(result["time_share"]) == parts | {"data", "masks", "other", "backward", "optimizer_ema"}
@@ -66,7 +67,7 @@ def test_shares_add_up() -> None:
 
 
 def test_a_recipe_can_be_timed() -> None:
-    config = StepBench(recipe="ijepa-vitb16").config()
+    config = step_config(StepBench(recipe="ijepa-vitb16"))
     assert config.model.size == "base" and config.optim.batch_size == (config.optim.microbatch_size or 2048)
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from openjepa.bench_data import bench_data, main_data, write_photos
+from openjepa.bench_data import bench_data, time_data, write_photos
+from openjepa.settings.bench import DataBench
 
 
 def test_ratios_are_those_of_the_rates(tmp_path: Path) -> None:
@@ -20,6 +21,6 @@ def test_ratios_are_those_of_the_rates(tmp_path: Path) -> None:
 
 def test_the_command_prints_goals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_photos(tmp_path, 2, 60, 80)
-    main_data(["--path", str(tmp_path), "--repeats", "1", "--image-size", "32"])
+    time_data(DataBench(path=tmp_path, repeats=1, image_size=32))
     printed = capsys.readouterr().out
     assert "Pillow bicubic" in printed and "1.60" in printed and "0.85" in printed

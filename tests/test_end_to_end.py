@@ -49,7 +49,7 @@ def test_train_evaluate_visualize_report(method: str, tmp_path: Path, capsys: py
     assert [line["step"] for line in lines if line["kind"] == "monitor"][-1] == 8
 
     results = [json.loads(path.read_text()) for path in (folder / "eval").glob("*.json")]
-    assert results
+    assert results and all(result["step"] == 8 for result in results)
     page = report.read_text()
     assert page.count("data:image/") >= 3
     assert "http://" not in page.replace("http://www.w3.org", "") and "<script src" not in page

@@ -17,8 +17,9 @@ from openjepa.engine.failures import explain_memory
 from openjepa.engine.finite import FiniteGuard, NotFinite
 from openjepa.engine.interrupts import Interrupts
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
-from openjepa.engine.run_folder import open_run_folder
+from openjepa.engine.run_folder import open_run_folder, run_path
 from openjepa.engine.run_log import RunLog
+from openjepa.settings.data import DataSettings, FolderSettings, HuggingFaceSettings, ScenesSettings
 from openjepa.settings.optimization import OptimizationSettings
 from openjepa.settings.run import RunConfig, RunSettings, SystemSettings
 from openjepa.types import ParameterRule, Skipped
@@ -82,6 +83,21 @@ def test_on_the_cpu_the_guard_raises_before_the_step() -> None:
 
 def config_in(folder: Path) -> RunConfig:
     return RunConfig(run=RunSettings(output=str(folder), name="a"))
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (FolderSettings(path="~/my photos/"), "my-photos"),
+        (FolderSettings(), "folder"),
+        (HuggingFaceSettings(path="data/cifar10/*.parquet"), "cifar10"),
+        (HuggingFaceSettings(path="owner/name"), "name"),
+        (ScenesSettings(), "scenes"),
+    ],
+)
+def test_a_run_is_named_after_its_data(data: DataSettings, name: str) -> None:
+    config = RunConfig(recipe="cpu-64", preset="default", data=data, run=RunSettings(output="runs"))
+    assert run_path(config) == Path("runs") / f"cpu-64-default-{name}"
 
 
 def test_other_results_are_refused_and_other_bookkeeping_is_not(tmp_path: Path) -> None:

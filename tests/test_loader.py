@@ -99,6 +99,21 @@ def test_views_of_several_names_and_numbers_are_independent(images: ListSource) 
     assert torch.equal(batch.views["image"], load(images, 1)[0].views["image"]), "one view does not depend on the others"
 
 
+def test_every_view_has_masks_of_its_own(images: ListSource) -> None:
+    """V x B rows, view by view; the first view's are those of a method with one view, and a group shares its seed."""
+    inputs = InputSpec({"image": VIEW, "wide": ViewSpec((8, 12), count=3)}, ("image", "wide"))
+    (batch,) = load(images, 1, inputs=inputs)
+    (single,) = load(images, 1)
+    image, wide, alone = batch.masks["image"], batch.masks["wide"], single.masks["image"]
+    assert isinstance(image, BlockMasks) and isinstance(wide, BlockMasks) and isinstance(alone, BlockMasks)
+    assert torch.equal(image.context, alone.context) and wide.context.shape == (24, 1)
+    samples = batch.sample_ids.numpy()
+    for view in range(3):
+        seeds = derive_samples("mask", derive("mask", SEED, 1 + view), np.array([0]), samples)
+        assert wide.context[8 * view : 8 * (view + 1), 0].tolist() == seeds.tolist()
+    assert len(set(wide.targets.flatten().tolist())) == 1
+
+
 # ------------------------------------------------------------------------------------------- workers, division, resume
 
 

@@ -137,6 +137,9 @@ def test_a_signal_saves_and_the_same_command_continues_bitwise(
     assert continued is not None and reference is not None
     assert all(torch.equal(weights(continued)[name], value) for name, value in weights(reference).items())
     assert [line["step"] for line in lines(continued, "train")] == [1, 2, 3, 4]
+    environment = json.loads((continued / "environment.json").read_text())
+    (second,) = environment["continued"]
+    assert second["from_step"] == 1 and second["started"] >= environment["started"]
 
 
 def test_a_dry_run_says_what_the_run_needs_and_writes_nothing(

@@ -49,10 +49,10 @@ def test_runnable_blocks_run(home: Path, capsys: pytest.CaptureFixture[str]) -> 
         for line in text.splitlines():
             words = shlex.split(line)
             main([*words[1:], *shlex.split(SMALL.get(words[1], ""))])
-    run = home / "runs" / "cpu-64-default-folder"
+    run = home / "runs" / "cpu-64-default-photos"
     assert (run / "report.html").stat().st_size > 10_000
     assert list((run / "eval").glob("*.json"))
-    assert "openjepa evaluate runs/cpu-64-default-folder" in capsys.readouterr().out
+    assert "openjepa evaluate runs/cpu-64-default-photos" in capsys.readouterr().out
     (home / "a.jpg").write_bytes(next((home / "photos").rglob("*.png")).read_bytes())
     (home / "b.jpg").write_bytes((home / "a.jpg").read_bytes())
     for text in (text for _, language, text in BLOCKS if language == "python"):
@@ -63,7 +63,7 @@ def test_runnable_blocks_run(home: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.parametrize("line", [line for line in COMMAND_LINES if line.startswith("openjepa ")])
 def test_every_command_parses(line: str, home: Path) -> None:
-    run = home / "runs" / "cpu-64-default-folder"
+    run = home / "runs" / "cpu-64-default-photos"
     run.mkdir(parents=True)
     save_yaml(load_recipe("cpu-64"), run / "config.yaml")
     words = shlex.split(line)[1:]

@@ -191,11 +191,15 @@ class ChunkReader:
         chunk = result.chunk
         if chunk.mask_ids is None:
             return
-        for index, name in enumerate(self.inputs.masked_views):
-            seed = self.seed if index == 0 else derive("mask", self.seed, index)
-            sample_seeds = derive_samples("mask", seed, np.array([chunk.epoch]), chunk.mask_ids)
-            group_seed = derive("group", seed, chunk.step, chunk.group)
+        drawn = 0
+        for name in self.inputs.masked_views:
+            count = self.inputs.views[name].count
+            seeds = [derive("mask", self.seed, number) if number else self.seed for number in range(drawn, drawn + count)]
+            epoch = np.array([chunk.epoch])
+            sample_seeds = np.concatenate([derive_samples("mask", seed, epoch, chunk.mask_ids) for seed in seeds])
+            group_seed = derive("group", seeds[0], chunk.step, chunk.group)
             result.masks[name] = self.sampler(sample_seeds, group_seed, chunk.step)
+            drawn += count
 
 
 def _empty_pixels(shape: tuple[int, ...]) -> UInt8[Tensor, "..."]:

@@ -19,6 +19,7 @@ from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from openjepa.data.scene_layout import COLORS, LAYOUT_VERSION, SPLITS, SceneLayout, SceneObject, Split, lay_out_scene
+from openjepa.whole_files import whole_file
 
 GROUND = 0.5
 """Reflectance of the ground."""
@@ -190,19 +191,15 @@ def _finish_scene(job: _Job) -> dict[str, Any]:
 
 def _save_png(path: Path, pixels: NDArray[np.uint8]) -> None:
     """Under another name first: a file with its final name is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    Image.fromarray(pixels).save(partial, format="png")
-    partial.replace(path)
+    with whole_file(path) as file:
+        Image.fromarray(pixels).save(file, format="png")
 
 
 def _write_annotations(output: Path, split: Split, annotations: list[dict[str, Any]]) -> None:
     path = output / "scenes" / f"CLEVR_{split}_scenes.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     info = {"split": split, "version": "1.0", "license": "Apache-2.0", "generator": "openjepa data scenes"}
-    partial.write_text(json.dumps({"info": info, "scenes": annotations}, separators=(",", ":")))
-    partial.replace(path)
+    with whole_file(path) as file:
+        file.write_text(json.dumps({"info": info, "scenes": annotations}, separators=(",", ":")))
 
 
 def _claim(output: Path, settings: RenderSettings) -> None:

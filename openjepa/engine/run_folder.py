@@ -17,6 +17,7 @@ import openjepa
 from openjepa.config import difference, load_run_config, save_yaml
 from openjepa.engine.device import device_name
 from openjepa.settings.run import RunConfig
+from openjepa.whole_files import whole_file
 
 _CANNOT_CHANGE_RESULTS = ("system", "monitor", "run.name", "run.output", "recipe", "preset", "data.max_skipped")
 
@@ -36,9 +37,8 @@ class RunFolder:
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Writes a JSON file so that a reader never sees half of it."""
-        temporary = self.path / f".{name}.writing"
-        temporary.write_text(json.dumps(content, indent=1, default=str))
-        temporary.replace(self.path / name)
+        with whole_file(self.path / name) as file:
+            file.write_text(json.dumps(content, indent=1, default=str))
 
     def close(self) -> None:
         """Lets another process write here."""
@@ -63,15 +63,14 @@ def open_run_folder(config: RunConfig, fresh: bool) -> RunFolder:
         raise
     # the name that the folder really has, so that its config.yaml continues it and no other
     named = replace(config, run=replace(config.run, name=path.name))
-    temporary = path / ".config.yaml.writing"
-    save_yaml(named, temporary)
-    temporary.replace(path / "config.yaml")
+    with whole_file(path / "config.yaml") as file:
+        save_yaml(named, file)
     return RunFolder(path, lock)
 
 
 def run_path(config: RunConfig) -> Path:
-    """`<output>/<name>`; without a name it is made of the recipe's, the preset's and the source's."""
-    name = config.run.name or "-".join(part for part in (config.recipe, config.preset, config.data.source) if part != "custom")
+    """`<output>/<name>`; without a name it is made of the recipe's, the preset's and the data set's."""
+    name = config.run.name or "-".join(part for part in (config.recipe, config.preset, config.data.name()) if part != "custom")
     return Path(config.run.output).expanduser() / name
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from openjepa.types import Skipped
+from openjepa.whole_files import whole_file
 
 
 class RunLog:
@@ -63,9 +64,8 @@ def _truncate(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text("".join(f"{line}\n" for line in kept))
-    temporary.replace(path)
+    with whole_file(path) as file:
+        file.write_text("".join(f"{line}\n" for line in kept))
 
 
 def _step_of(line: str) -> float:

@@ -21,6 +21,7 @@ from openjepa.engine.device import autocast, resolve_precision
 from openjepa.models.vit import VisionTransformer
 from openjepa.settings.models import EncoderConfig
 from openjepa.types import EncoderOutput, normalize
+from openjepa.whole_files import whole_file
 
 CACHE_VERSION = 2
 """Raised when the way features are made changes, so that older files are not found."""
@@ -200,6 +201,5 @@ def _write(path: Path | None, features: Features) -> None:
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    save_file({"rows": features.rows.contiguous(), "indices": features.indices.contiguous()}, unfinished)
-    unfinished.replace(path)
+    with whole_file(path) as file:
+        save_file({"rows": features.rows.contiguous(), "indices": features.indices.contiguous()}, file)

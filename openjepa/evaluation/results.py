@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from openjepa.whole_files import whole_file
+
 FORMAT = "openjepa-evaluation"
 VERSION = 1
 SUBJECT_NAMES = {"encoder": "trained", "untrained": "untrained", "pixels": "pixels"}
@@ -63,6 +65,8 @@ class Result:
     fit: str = ""
     masks_mode: str | None = None
     """Mask mode the encoder was pretrained with, where known."""
+    step: int | None = None
+    """Optimizer steps the encoder had been trained for, where known."""
     num_train: int = 0
     num_test: int = 0
     num_classes: int = 0
@@ -76,11 +80,9 @@ class Result:
 
     def write(self, folder: Path) -> Path:
         """Writes `<task>.json` so that a reader never sees half of it."""
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.task}.json"
-        unfinished = folder / f".{self.task}.json.writing"
-        unfinished.write_text(json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n")
-        unfinished.replace(path)
+        with whole_file(path) as file:
+            file.write_text(json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n")
         return path
 
 

@@ -51,6 +51,8 @@ class Subject:
     seed: int
     """Of the run: the data's split and subset depend on it."""
     masks_mode: str | None = None
+    step: int | None = None
+    """Step of the run after which the encoder was exported."""
 
 
 def evaluate_run(subject: Path, settings: EvaluationSettings, data: DataSettings | None = None) -> list[Result]:
@@ -93,7 +95,8 @@ def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | 
             raise ValueError(f"encoder={settings.encoder!r}: the run {path} has no folder {folder.name}; {hint}")
         initial = path / "encoder_initial"
         kept = initial if initial.is_dir() else None
-        return Subject(path, "run", folder, kept, data or run.data, run.run.seed, _mask_mode(path / "predictor"))
+        mode, step = _note(path / "predictor", "mask_mode"), _note(folder, "step")
+        return Subject(path, "run", folder, kept, data or run.data, run.run.seed, mode, step)
     if not (path / "config.json").is_file():
         raise ValueError(f"{path} is neither a run folder (config.yaml) nor an encoder folder (config.json, model.safetensors)")
     if data is None:
@@ -101,13 +104,12 @@ def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | 
     return Subject(path, "encoder", path, None, data, settings.seed)
 
 
-def _mask_mode(predictor: Path) -> str | None:
-    """What the exported predictor says about the masks it was trained with."""
+def _note(network: Path, name: str) -> Any:
+    """What the config.json of an exported network says beside its settings; None where it does not."""
     try:
-        mode = json.loads((predictor / "config.json").read_text()).get("mask_mode")
+        return json.loads((network / "config.json").read_text()).get(name)
     except (OSError, ValueError):
         return None
-    return None if mode is None else str(mode)
 
 
 def _untrained(subject: Subject, config: EncoderConfig) -> VisionTransformer:
@@ -160,6 +162,7 @@ def _evaluate_task(
         image_size=size,
         fit=task.fit,
         masks_mode=subject.masks_mode,
+        step=subject.step,
         num_train=len(train["encoder"].indices),
         num_test=len(test["encoder"].indices),
         num_classes=len(np.unique(labels[0])),

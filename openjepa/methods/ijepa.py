@@ -40,7 +40,7 @@ class IJepa(Method):
         self.settings = settings
         self.view = view
         self.shapes = shapes
-        self.encoder_config = _encoder_config(model, view, pixel_mean, pixel_std)
+        self.encoder_config = model.encoder(view.size, pixel_mean, pixel_std)
         self.predictor_config = _predictor_config(settings, self.encoder_config)
         self.context_encoder: VisionTransformer = build_encoder(self.encoder_config)
         self.predictor: Predictor = build_predictor(self.predictor_config)
@@ -131,26 +131,6 @@ def _images_and_masks(batch: Batch) -> tuple[Float[Tensor, "B C h w"], BlockMask
             "method.name='ijepa' needs blocks: use a mask strategy that draws them, such as masks.strategy='multiblock'"
         )
     return batch.views[VIEW][0], masks
-
-
-def _encoder_config(
-    model: ModelSettings, view: ViewSpec, pixel_mean: tuple[float, float, float], pixel_std: tuple[float, float, float]
-) -> EncoderConfig:
-    shape = model.shape()
-    return EncoderConfig(
-        width=shape.width,
-        depth=shape.depth,
-        heads=shape.heads,
-        mlp_ratio=shape.mlp_ratio,
-        patch_size=model.patch_size,
-        image_size=view.size,
-        class_token=model.class_token,
-        drop_path=model.drop_path,
-        layer_norm_eps=model.layer_norm_eps,
-        initialization=model.initialization,
-        pixel_mean=pixel_mean,
-        pixel_std=pixel_std,
-    )
 
 
 def _predictor_config(settings: IJepaSettings, encoder: EncoderConfig) -> PredictorConfig:

@@ -11,6 +11,7 @@ from openjepa import __version__
 from openjepa.report import charts, facts, pictures, probes
 from openjepa.report.curves import NUM_COLORS, Chart, draw
 from openjepa.report.reading import RunFolder, read_run, text
+from openjepa.whole_files import whole_file
 
 MAX_BYTES = 10_000_000
 PICTURE_BYTES = 7_500_000
@@ -52,10 +53,8 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
     page = render(folders).encode("utf-8", errors="replace")
     if len(page) > MAX_BYTES:
         raise ValueError(f"the page would have {len(page):,} bytes, more than {MAX_BYTES:,}: report on fewer runs at once")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.writing")
-    temporary.write_bytes(page)
-    temporary.replace(output)
+    with whole_file(output) as file:
+        file.write_bytes(page)
     return output
 
 

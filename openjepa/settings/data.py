@@ -1,5 +1,6 @@
 """Settings of the data sources: one dataclass each, all derived from DataSettings."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,6 +38,12 @@ class DataSettings:
         """The training crop as (height, width) in pixels."""
         size = self.image_size
         return (size, size) if isinstance(size, int) else size
+
+    def name(self) -> str:
+        """What the data set is called in a run's name: the last part of its path without wildcards, where it has one."""
+        path: str = vars(self).get("path") or ""  # sources that read files call their place so
+        parts = [part for part in path.split("/") if part not in ("", ".", "..", "~") and "*" not in part]
+        return re.sub(r"[^\w.-]+", "-", parts[-1]) if parts else self.source
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,6 +60,29 @@ class ModelSettings:
         named = SIZES[self.size]
         return Shape(self.width or named.width, self.depth or named.depth, self.heads or named.heads, named.mlp_ratio)
 
+    def encoder(
+        self,
+        image_size: tuple[int, int],
+        pixel_mean: tuple[float, float, float],
+        pixel_std: tuple[float, float, float],
+    ) -> "EncoderConfig":
+        """The encoder that these settings describe, for crops of `image_size` (height, width) pixels."""
+        shape = self.shape()
+        return EncoderConfig(
+            width=shape.width,
+            depth=shape.depth,
+            heads=shape.heads,
+            mlp_ratio=shape.mlp_ratio,
+            patch_size=self.patch_size,
+            image_size=image_size,
+            class_token=self.class_token,
+            drop_path=self.drop_path,
+            layer_norm_eps=self.layer_norm_eps,
+            initialization=self.initialization,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:

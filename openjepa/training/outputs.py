@@ -3,6 +3,8 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,17 +51,17 @@ class Outputs:
         """environment.json and summary.json; before the first step also the untrained encoder, which every probe needs."""
         if not distributed.is_main():
             return
-        self._folder.write_json("environment.json", environment(self._device, self._precision))
+        self._folder.write_json("environment.json", self._environment(state))
         self._write_summary("running", state, None)
         initial = self._folder.path / "encoder_initial"
         if state.step == 0 and not initial.exists():
-            save_network(initial, self._exports()["encoder"])
+            save_network(initial, self._exports(state)["encoder"])
 
     def export(self, state: TrainerState) -> None:
         """The networks that are shared, as they are now, and the summary."""
         if not distributed.is_main():
             return
-        for name, export in self._exports().items():
+        for name, export in self._exports(state).items():
             save_network(self._folder.path / name, export)
         self._write_summary("running", state, None)
 
@@ -79,13 +81,21 @@ class Outputs:
         if distributed.is_main():
             self._write_summary(status, state, monitor)
 
-    def _exports(self) -> dict[str, Export]:
-        exports = dict(self._method.exports())
-        if "predictor" in exports:
-            predictor = exports["predictor"]
-            extra = {**predictor.extra, "mask_mode": self._fixed["mask_mode"]}
-            exports["predictor"] = Export(predictor.config, predictor.module, extra)
-        return exports
+    def _environment(self, state: TrainerState) -> dict[str, Any]:
+        """Of the first session; those that continued it stand under `continued`, each with the step it started from."""
+        now = environment(self._device, self._precision)
+        first = _read_json(self._folder.path / "environment.json")
+        if state.step == 0 or not first:
+            return now
+        return first | {"continued": [*first.get("continued", []), {"from_step": state.step, **now}]}
+
+    def _exports(self, state: TrainerState) -> dict[str, Export]:
+        """The method's networks; their config.json also says after which step, and how masks were drawn for the predictor."""
+        known: dict[str, dict[str, object]] = {"predictor": {"mask_mode": self._fixed["mask_mode"]}}
+        return {
+            name: replace(export, extra={**export.extra, "step": state.step, **known.get(name, {})})
+            for name, export in self._method.exports().items()
+        }
 
     def _write_summary(self, status: str, state: TrainerState, monitor: Monitor | None) -> None:
         content = {
@@ -111,5 +121,9 @@ def _count_parameters(method: Method) -> dict[str, int]:
 
 def _earlier_peak(folder: RunFolder) -> int:
     """Peak memory of the sessions before this one; 0 for the first."""
-    summary = folder.path / "summary.json"
-    return int(json.loads(summary.read_text()).get("peak_memory_bytes", 0)) if summary.exists() else 0
+    return int(_read_json(folder.path / "summary.json").get("peak_memory_bytes", 0))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; nothing where there is no such file."""
+    return dict(json.loads(path.read_text())) if path.exists() else {}

@@ -22,6 +22,7 @@ from openjepa.visualization.neighbors import neighbor_sheet, purity
 from openjepa.visualization.pictured import Pictured, choose_images
 from openjepa.visualization.sheet import Layout, enlarge, table
 from openjepa.weights.native import load_encoder
+from openjepa.whole_files import whole_file
 
 CELL = 208
 NUM_QUERIES = 6
@@ -76,7 +77,8 @@ def visualize_run(run: Path, num_images: int = 8, seed: int = 0, device: str = "
     makers: tuple[Callable[[Subject, Path], Entry | None], ...] = (_masks, _components, _similarity, _neighbors)
     entries = [entry for make in makers if (entry := make(subject, folder)) is not None]
     listed = {"figures": [asdict(entry) for entry in entries]}
-    (folder / "figures.json").write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
+    with whole_file(folder / "figures.json") as file:
+        file.write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
     return [folder / entry.file for entry in entries]
 
 

@@ -150,7 +150,7 @@ class LossOutput:
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """What an encoder returns, after its final norm."""
+    """What an encoder returns, after its final norm, in fp32."""
 
     patches: Float[Tensor, "B K D"]
     class_token: Float[Tensor, "B D"] | None = None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from openjepa.data.decode import decode_image
 from openjepa.data.views import evaluation_view
-from openjepa.types import normalize
+from openjepa.engine.embedding import pooled_features
 from openjepa.weights.native import load_encoder
 
 
@@ -24,9 +24,7 @@ def embed_images(folder: Path, images: Sequence[Path | str | Image.Image], batch
     features = []
     for start in range(0, len(images), batch_size):
         pixels = torch.stack([_view(image, config.image_size) for image in images[start : start + batch_size]])
-        with torch.inference_mode():
-            output = encoder(normalize(pixels, config.pixel_mean, config.pixel_std))
-        features.append(output.pooled(config.pooling))
+        features.append(pooled_features(encoder, config, pixels, torch.device("cpu"), "fp32"))
     return torch.cat(features) if features else torch.empty(0, config.width)
 
 

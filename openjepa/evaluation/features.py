@@ -20,7 +20,7 @@ from openjepa.data.source import ListSource
 from openjepa.engine.device import autocast, resolve_precision
 from openjepa.models.vit import VisionTransformer
 from openjepa.settings.models import EncoderConfig
-from openjepa.types import EncoderOutput, normalize
+from openjepa.types import normalize
 from openjepa.whole_files import whole_file
 
 CACHE_VERSION = 2
@@ -73,7 +73,7 @@ class EncoderFeatures:
         pixels = normalize(images.to(self._device, non_blocking=True), self._config.pixel_mean, self._config.pixel_std)
         with autocast(self._device, self._precision):
             outputs = self._encoder.last_layers(pixels, min(NUM_LAYERS, self._config.depth))
-        return torch.cat([_pool(output, self._config.pooling) for output in outputs], dim=1).cpu()
+        return torch.cat([output.pooled(self._config.pooling) for output in outputs], dim=1).cpu()
 
     def kinds(self, rows: Float[Tensor, "n F"]) -> dict[str, Float[Tensor, "n D"]]:
         """`last` and `last_four`."""
@@ -96,11 +96,6 @@ class PixelFeatures:
     def kinds(self, rows: UInt8[Tensor, "n F"]) -> dict[str, Float[Tensor, "n F"]]:
         """`pixels` only, in [0, 1]."""
         return {"pixels": rows.float() / 255}
-
-
-def _pool(output: EncoderOutput, pooling: str) -> Float[Tensor, "B D"]:
-    token = None if output.class_token is None else output.class_token.float()
-    return EncoderOutput(output.patches.float(), token).pooled(pooling)
 
 
 def weights_hash(network: nn.Module) -> str:

@@ -14,16 +14,18 @@ from openjepa.data.evaluation import evaluation_batches
 from openjepa.data.loader import BatchPlan, TrainingLoader
 from openjepa.data.source import ListSource, Splits
 from openjepa.engine.device import autocast
+from openjepa.engine.embedding import pooled_features
 from openjepa.engine.run_log import RunLog
 from openjepa.masks.base import MaskSampler
 from openjepa.measures.collapse import CollapseStatistics, collapse_statistics, trivial_losses, verdict
 from openjepa.measures.knn import knn_accuracy
 from openjepa.methods.base import Method, ProbeOutput
+from openjepa.models.vit import VisionTransformer
 from openjepa.schedules import Progress
 from openjepa.seeds import derive
 from openjepa.settings.models import EncoderConfig
 from openjepa.settings.run import RunConfig
-from openjepa.types import Batch, InputSpec, LoaderPosition, normalize
+from openjepa.types import Batch, InputSpec, LoaderPosition
 
 _NEIGHBORS = 20
 _LOGGED = tuple(item.name for item in fields(CollapseStatistics))
@@ -120,17 +122,10 @@ class Monitor:
         accuracy = knn_accuracy(train, images.train_labels, test, images.test_labels, (_NEIGHBORS,))
         return {"knn": accuracy[_NEIGHBORS].value}
 
-    @torch.no_grad()
     def _features(self, pixels: Tensor) -> Float[Tensor, "n D"]:
-        encoder, data = self._method.exports()["encoder"], self._config.data
-        assert isinstance(encoder.config, EncoderConfig)
-        chunks = []
-        for start in range(0, len(pixels), 256):
-            images = normalize(pixels[start : start + 256].to(self._device), data.pixel_mean, data.pixel_std)
-            with autocast(self._device, self._precision):
-                output = encoder.module(images)
-            chunks.append(output.pooled(encoder.config.pooling).float().cpu())
-        return torch.cat(chunks)
+        encoder = self._method.exports()["encoder"]
+        assert isinstance(encoder.config, EncoderConfig) and isinstance(encoder.module, VisionTransformer)
+        return pooled_features(encoder.module, encoder.config, pixels, self._device, self._precision)
 
 
 def _is_labeled(splits: Splits) -> bool:

@@ -6,25 +6,17 @@ from jaxtyping import Float, UInt8
 from torch.nn import functional as F
 
 from openjepa.engine.device import autocast
+from openjepa.engine.embedding import pooled_features
 from openjepa.models.vit import VisionTransformer
 from openjepa.settings.models import EncoderConfig
 from openjepa.types import normalize
 
-BATCH = 128
 
-
-@torch.inference_mode()
-def pooled_features(
+def unit_features(
     encoder: VisionTransformer, config: EncoderConfig, images: UInt8[torch.Tensor, "B 3 h w"], device: torch.device
 ) -> Float[np.ndarray, "B D"]:
     """One unit vector per image."""
-    pooled = []
-    for start in range(0, len(images), BATCH):
-        part = images[start : start + BATCH].to(device)
-        with autocast(device, "auto"):
-            output = encoder(normalize(part, config.pixel_mean, config.pixel_std))
-        pooled.append(F.normalize(output.pooled(config.pooling).float(), dim=1).cpu())
-    return torch.cat(pooled).numpy()
+    return F.normalize(pooled_features(encoder, config, images, device, "auto"), dim=1).numpy()
 
 
 @torch.inference_mode()

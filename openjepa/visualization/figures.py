@@ -16,7 +16,7 @@ from openjepa.models.vit import VisionTransformer
 from openjepa.settings.models import EncoderConfig
 from openjepa.settings.run import RunConfig
 from openjepa.visualization.colors import heat, pca_colors
-from openjepa.visualization.features import dense_features, pooled_features, similarity_map
+from openjepa.visualization.features import dense_features, similarity_map, unit_features
 from openjepa.visualization.masks import mask_figure
 from openjepa.visualization.neighbors import neighbor_sheet, purity
 from openjepa.visualization.pictured import Pictured, choose_images
@@ -160,8 +160,8 @@ def _neighbors(subject: Subject, folder: Path) -> Entry | None:
     queries = subject.shown.images[:NUM_QUERIES]
     features = {
         name: (
-            pooled_features(encoder, settings, queries, subject.device),
-            pooled_features(encoder, settings, subject.gallery.images, subject.device),
+            unit_features(encoder, settings, queries, subject.device),
+            unit_features(encoder, settings, subject.gallery.images, subject.device),
         )
         for name, (encoder, settings) in subject.encoders.items()
     }

@@ -1,0 +1,29 @@
+"""Images as vectors: the pooled output of an encoder, batch by batch on its device."""
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from openjepa.engine.device import autocast
+from openjepa.models.vit import VisionTransformer
+from openjepa.settings.models import EncoderConfig
+from openjepa.types import EncoderOutput, normalize
+
+BATCH = 256
+
+
+@torch.no_grad()
+def pooled_features(
+    encoder: VisionTransformer,
+    config: EncoderConfig,
+    images: UInt8[Tensor, "B 3 h w"],
+    device: torch.device,
+    precision: str,
+) -> Float[Tensor, "B D"]:
+    """One vector per image, pooled as `config` says, in fp32 on the CPU. The encoder is on `device` already."""
+    pooled = [torch.empty(0, config.width)]
+    for part in torch.split(images, BATCH):
+        with autocast(device, precision):
+            output: EncoderOutput = encoder(normalize(part.to(device), config.pixel_mean, config.pixel_std))
+        pooled.append(output.pooled(config.pooling).cpu())
+    return torch.cat(pooled)

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from openjepa.engine.device import autocast
 from openjepa.masks.base import TokenShape
 from openjepa.methods.base import EmaTeacher
 from openjepa.methods.ijepa import IJepa
 from openjepa.schedules import Progress
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.models import ModelSettings
+from openjepa.training.startup import BYTES_KEPT
 from openjepa.types import Batch, BlockMasks, TokenMask, ViewSpec
 
 START = Progress(step=0, total_steps=100, steps_per_epoch=10)
@@ -34,6 +36,25 @@ def make_batch(size: int = 4, seed: int = 0) -> Batch:
     order = torch.stack([torch.randperm(20, generator=generator) for _ in range(size)])
     masks = BlockMasks(order[:, :5], order[:, 5:17].view(size, 3, 4), (4, 5))
     return Batch(torch.arange(size), {"image": images}, {"image": masks})
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_the_memory_estimate_is_what_the_forward_keeps(precision: str) -> None:
+    """Storage of every tensor that autograd saves, weights and their copies aside, to a third."""
+    method = build(replace(SETTINGS, predictor_width=96), replace(MODEL, width=192, heads=3))
+    weights = {value.untyped_storage().data_ptr() for value in method.parameters()}
+    copies = sum(2 * value.numel() for value in method.parameters() if value.requires_grad and value.ndim > 1)
+    kept: dict[int, Tensor] = {}
+
+    def keep(value: Tensor) -> Tensor:
+        kept[value.untyped_storage().data_ptr()] = value
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value), autocast(torch.device("cpu"), precision):
+        method(make_batch(64), START)
+    found = sum(value.untyped_storage().nbytes() for pointer, value in kept.items() if pointer not in weights)
+    found -= copies if precision == "bf16" else 0
+    assert BYTES_KEPT[precision] * method.kept_widths() * 64 == pytest.approx(found, rel=1 / 3)
 
 
 @pytest.mark.parametrize("loss", ["smooth_l1", "l2"])

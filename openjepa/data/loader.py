@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from openjepa.data.batch_crops import crop_batch
-from openjepa.data.cache import MEMORY_SHARE, PixelCache, build_cache
+from openjepa.data.cache import MEMORY_SHARE, PixelCache, available_memory, build_cache
 from openjepa.data.chunks import Chunk, ChunkReader, ChunkResult, MaskDrawer
 from openjepa.data.order import BatchPlan, Samples, list_steps, shard_steps
 from openjepa.data.skipping import check_usable
@@ -213,7 +213,8 @@ class TrainingLoader:
         limit = None
         workers = self._workers if len(self._source) < MANY_IMAGES else max(self._workers, available_cores())
         if self._on_device and self._device.type == "cuda":
-            limit = int(MEMORY_SHARE * torch.cuda.mem_get_info(self._device)[0])
+            free = min(torch.cuda.mem_get_info(self._device)[0], available_memory())  # pixels pass through the host's
+            limit = int(MEMORY_SHARE * free)
         short_side = data.cache_size or max(round(side * EVALUATION_MARGIN) for side in data.height_width())
         cache = build_cache(self._source, short_side, min_side, workers, progress, limit)
         if len(cache.reasons) > data.max_skipped * len(cache):

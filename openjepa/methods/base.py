@@ -87,6 +87,13 @@ class Method(nn.Module, ABC):
     def trained_parts(self) -> tuple[str, ...]:
         """Parts of `flops()` that have a backward pass, which costs twice their forward."""
 
+    @abstractmethod
+    def kept_widths(self) -> float:
+        """Tokens x width, summed over all blocks that are trained, for one image at the most tokens that occur.
+
+        What the forward keeps for the backward is proportional to it.
+        """
+
     def compile_blocks(self) -> None:
         """Compiles every transformer block by itself with torch.compile: same parameters, same names, the same code for all."""
         for module in self.modules():

@@ -99,6 +99,15 @@ class IJepa(Method):
         """All but the target encoder."""
         return ("context_encoder", "predictor")
 
+    def kept_widths(self) -> float:
+        """Of the context encoder on the context, and of the predictor on the context and one target block at a time."""
+        encoder, predictor = self.encoder_config, self.predictor_config
+        return max(
+            shape.context * encoder.width * encoder.depth
+            + shape.num_targets * (shape.context + shape.target) * predictor.width * predictor.depth
+            for shape in self.shapes
+        )
+
     def exports(self) -> Mapping[str, Export]:
         """The target encoder, which the paper evaluates, the predictor, and on request the context encoder."""
         exports = {

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from openjepa.engine.device import keep_freed_memory
 from openjepa.models.attention import _PlainAttention
 
 CASES = ((16, 3, 16, 64), (16, 3, 49, 64), (16, 6, 83, 32), (4, 6, 196, 64), (4, 6, 256, 64), (2, 6, 400, 64), (1, 6, 784, 64))
@@ -46,9 +47,30 @@ def time_both_ways(forward: Callable[[], Tensor]) -> tuple[float, float]:
     return alone, processor_milliseconds(lambda: forward().sum().backward())  # type: ignore[no-untyped-call]
 
 
+def time_softmax(length: int, dtype: torch.dtype) -> tuple[float, float]:
+    """Milliseconds of a softmax of bf16 scores computed in `dtype`, and of its derivative, conversions included."""
+    scores, gradient = torch.randn(2, 14336 // length, length, length).bfloat16()
+    weights = torch.softmax(scores, dim=-1)
+
+    def forward() -> Tensor:
+        return torch.softmax(scores, dim=-1, dtype=dtype).bfloat16()
+
+    def backward() -> Tensor:
+        return torch._softmax_backward_data(gradient.to(dtype), weights.to(dtype), -1, dtype).bfloat16()
+
+    return processor_milliseconds(forward), processor_milliseconds(backward)
+
+
 def main() -> None:
-    """Prints milliseconds: fused and plain, without and with backward."""
+    """Prints milliseconds: fused and plain, without and with backward; and the softmax alone in bf16 and in fp32."""
     torch.set_num_threads(1)
+    keep_freed_memory()
+    for length in (16, 28, 32, 49, 64, 84):
+        narrow, wide = time_softmax(length, torch.bfloat16), time_softmax(length, torch.float32)
+        print(
+            f"softmax of {length} bf16 tokens: in bf16 {narrow[0]:.2f}, in fp32 {wide[0]:.2f}; "
+            f"derivative in bf16 {narrow[1]:.2f}, in fp32 {wide[1]:.2f}"
+        )
     for dtype in (torch.bfloat16, torch.float32):
         for batch, heads, length, size in CASES:
             qkv = torch.randn(batch, length, 3 * heads * size, dtype=dtype, requires_grad=True)

@@ -7,6 +7,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+VECTOR_LENGTH = 32
+"""bf16 numbers in 512 bits. At 28 tokens a softmax in fp32, conversions included, takes 0.27 of the time of one in bf16 and its
+derivative 0.31; from 32 tokens on it is the other way round (`benchmarks/attention.py`)."""
 PLAIN_MAX_TOKENS = 1024
 """Longest sequence for plain products on a CPU: beyond it the scores of all heads take too much memory."""
 
@@ -37,6 +40,12 @@ def attention(qkv: Float[Tensor, "B S 3D"], heads: int, bias: Float[Tensor, "B 1
     return mixed.transpose(1, 2).reshape(batch, length, width // 3)
 
 
+def _softmax_dtype(scores: Float[Tensor, "rows S S"]) -> torch.dtype:
+    """fp32 for rows shorter than a vector register of bf16 numbers, which torch's bf16 softmax handles one number at a time."""
+    short = scores.dtype == torch.bfloat16 and scores.shape[-1] < VECTOR_LENGTH
+    return torch.float32 if short else scores.dtype
+
+
 class _PlainAttention(torch.autograd.Function):
     """Attention as three-dimensional matrix products. Written with its derivative, which saves copies that autograd would make.
 
@@ -55,7 +64,7 @@ class _PlainAttention(torch.autograd.Function):
         else:
             start, weight = bias.expand(-1, heads, 1, -1).reshape(batch * heads, 1, length), 1
         scores = torch.baddbmm(start, queries, keys.transpose(1, 2), beta=weight, alpha=size**-0.5)
-        weights = torch.softmax(scores, dim=-1)  # [B heads, S, S]
+        weights = torch.softmax(scores, dim=-1, dtype=_softmax_dtype(scores)).to(scores.dtype)  # [B heads, S, S]
         ctx.save_for_backward(packed, weights)
         mixed = torch.bmm(weights, values).view(batch, heads, length, size)
         return mixed.transpose(1, 2).reshape(batch, length, width // 3)
@@ -71,7 +80,8 @@ class _PlainAttention(torch.autograd.Function):
         outgoing = torch.empty_like(packed)
         torch.bmm(weights.transpose(1, 2), incoming, out=outgoing[2])
         scores = torch.bmm(incoming, values.transpose(1, 2))
-        scores = torch._softmax_backward_data(scores, weights, -1, scores.dtype).mul_(size**-0.5)
+        wide = _softmax_dtype(scores)
+        scores = torch._softmax_backward_data(scores.to(wide), weights.to(wide), -1, wide).mul_(size**-0.5).to(weights.dtype)
         torch.bmm(scores, keys, out=outgoing[0])
         torch.bmm(scores.transpose(1, 2), queries, out=outgoing[1])
         unpacked = outgoing.view(3, batch, heads, length, size).permute(1, 3, 0, 2, 4)

@@ -151,8 +151,7 @@ class TimedStep:
         keep_freed_memory()
         data = config.data
         self.view = default_view(data)
-        grid = (self.view.size[0] // config.model.patch_size, self.view.size[1] // config.model.patch_size)
-        self.sampler: MaskSampler = MASKS[config.masks.strategy].load()(config.masks, grid)
+        self.sampler: MaskSampler = MASKS[config.masks.strategy].load()(config.masks, config.model.grid(self.view.size))
         self.shape: TokenShape = replace(self.sampler.shapes()[0], probability=1.0)
         torch.manual_seed(derive("weights", config.run.seed))
         build = METHODS[config.method.name].load()

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from openjepa.arguments import parse, parse_evaluate, parse_train, require, select_component
-from openjepa.checks import check, remarks
+from openjepa.checks import check, check_patch_divides, remarks
 from openjepa.config import nearest
 from openjepa.recipes import RECIPES
 from openjepa.settings.bench import DataBench, StepBench
@@ -208,8 +208,7 @@ def data_masks(argv: Sequence[str], prog: str) -> None:
     options = parse(MasksOptions, argv, prog, MASKS_HELP, defaults)
     size = options.image_size
     height, width = (size, size) if isinstance(size, int) else size
-    if height % options.patch_size or width % options.patch_size:
-        raise ValueError(f"--patch-size {options.patch_size} does not divide --image-size {height} x {width}")
+    check_patch_divides(options.patch_size, (height, width), "patch_size", "image_size")
     from openjepa.masks import MASKS
     from openjepa.visualization import mask_figure
 

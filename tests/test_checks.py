@@ -89,7 +89,8 @@ def test_processes_share_the_batch() -> None:
 @pytest.mark.parametrize(
     ("config", "remark"),
     [
-        (changed(optim={"total_steps": 10, "epochs": 7, "warmup_steps": 1}), "optim.epochs=7 has no effect"),
+        (changed(optim={"total_steps": 9000, "epochs": 7, "warmup_steps": 1}), "optim.epochs=7 has no effect"),
+        (changed(optim={"total_steps": 2000, "warmup_steps": 1}), "method.ema_start=0.996 is slow for 2000 steps"),
         (changed(optim={"epochs": 10}), r"the warm-up (15) is as long as the training (10)"),
         (changed(data={"cache_size": 64}), "data.cache_size=64 has no effect"),
     ],
@@ -98,6 +99,18 @@ def test_settings_without_effect_are_remarked(config: RunConfig, remark: str) ->
     check(config)
     found = remarks(config)
     assert len(found) == 1 and found[0].startswith(remark)
+
+
+def test_the_age_of_the_teacher_is_that_of_its_recursion() -> None:
+    """Mean age of the students in the last teacher, from the moving average itself, step by step."""
+    steps = 2000
+    age = 0.0
+    for step in range(steps):  # the teacher grows older by a step, and a share of it is replaced by the student of now
+        age = (0.996 + 0.004 * step / steps) * (age + 1)
+    (remark,) = remarks(changed(optim={"total_steps": steps, "warmup_steps": 1}))
+    assert f"on average {age / steps:.0%} of the run behind" in remark
+    assert "about 0.95 suits" in remark
+    assert not remarks(changed(optim={"total_steps": steps, "warmup_steps": 1}, method={"ema_start": 0.95}))
 
 
 def test_ranges_name_settings_that_exist() -> None:

@@ -124,8 +124,10 @@ def _untrained(subject: Subject, config: EncoderConfig) -> VisionTransformer:
 def _image_size(settings: EvaluationSettings, config: EncoderConfig) -> tuple[int, int]:
     size = settings.image_size or config.image_size
     height, width = (size, size) if isinstance(size, int) else size
-    if height % config.patch_size or width % config.patch_size:
-        raise ValueError(f"image_size={size} is not divisible by the encoder's patch size {config.patch_size}")
+    patch = config.patch_size
+    if height % patch or width % patch:
+        near = " ".join(str(max(patch, round(side / patch) * patch)) for side in dict.fromkeys((height, width)))
+        raise ValueError(f"image_size={size} is not divisible by the encoder's patch size {patch}; image_size={near} is")
     return height, width
 
 

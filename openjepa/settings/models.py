@@ -60,6 +60,10 @@ class ModelSettings:
         named = SIZES[self.size]
         return Shape(self.width or named.width, self.depth or named.depth, self.heads or named.heads, named.mlp_ratio)
 
+    def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of patches of an image of (height, width) pixels."""
+        return image_size[0] // self.patch_size, image_size[1] // self.patch_size
+
     def encoder(
         self,
         image_size: tuple[int, int],

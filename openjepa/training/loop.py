@@ -56,8 +56,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
     seed, optim = config.run.seed, config.optim
     splits = open_splits(config.data, seed)
     view = default_view(config.data)
-    grid = (view.size[0] // config.model.patch_size, view.size[1] // config.model.patch_size)
-    sampler = MASKS[config.masks.strategy].load()(config.masks, grid)
+    sampler = MASKS[config.masks.strategy].load()(config.masks, config.model.grid(view.size))
     torch.manual_seed(derive("weights", seed))
     method = METHODS[config.method.name].load()(
         config.method, config.model, view, config.data.pixel_mean, config.data.pixel_std, sampler.shapes()

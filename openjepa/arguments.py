@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from openjepa.config import expand_home, flatten, load_run_config, nearest
-from openjepa.recipes import RECIPES, load_recipe
+from openjepa.recipes import RECIPES, load_recipe, with_total_steps
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.data import DataSettings, FolderSettings
 from openjepa.settings.evaluation import EvaluationSettings
@@ -178,7 +178,7 @@ def without_overruled(config: RunConfig, argv: Sequence[str]) -> RunConfig:
 
     A warm-up in steps keeps its share of the run, whether `argv` gives epochs or another number of steps.
     """
-    config = _with_warmup_share(config, argv)
+    config = _with_given_length(config, argv)
     given = {normalized(item) for item in argv if item.startswith("--")}
     optim = config.optim
     if _EXCLUSIVE[0][0] in given and _EXCLUSIVE[0][1] not in given and optim.total_steps is not None:
@@ -194,14 +194,12 @@ def without_overruled(config: RunConfig, argv: Sequence[str]) -> RunConfig:
     return replace(config, optim=optim)
 
 
-def _with_warmup_share(config: RunConfig, argv: Sequence[str]) -> RunConfig:
-    """The warm-up of a recipe in steps, at the same share of the `total_steps` that `argv` gives."""
-    optim, steps = config.optim, option_value(argv, "optim.total_steps")
-    unset = all(option_value(argv, f"optim.{name}") is None for name in ("warmup_steps", "warmup_epochs"))
-    if not (unset and steps is not None and steps.isdigit() and optim.total_steps and optim.warmup_steps is not None):
+def _with_given_length(config: RunConfig, argv: Sequence[str]) -> RunConfig:
+    """The recipe at the `total_steps` that `argv` gives; a warm-up that `argv` gives is left to it."""
+    steps = option_value(argv, "optim.total_steps")
+    if steps is None or not steps.isdigit() or config.optim.total_steps is None:
         return config
-    warmup = round(optim.warmup_steps * int(steps) / optim.total_steps)
-    return replace(config, optim=replace(optim, warmup_steps=warmup))
+    return with_total_steps(config, int(steps))
 
 
 def with_half_predictor(config: RunConfig, argv: Sequence[str]) -> RunConfig:

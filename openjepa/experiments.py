@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from openjepa.checks import check
-from openjepa.recipes import load_recipe
+from openjepa.recipes import load_recipe, with_total_steps
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.run import RunConfig
 
@@ -12,7 +12,7 @@ from openjepa.settings.run import RunConfig
 def quickstart(output: Path = Path("runs"), total_steps: int | None = None, fresh: bool = False) -> Path:
     """Trains the `quickstart` recipe on the packaged scenes, evaluates, draws and reports it; returns the report.
 
-    `total_steps` shortens or lengthens the training; the warm-up keeps its share. A finished training is not repeated.
+    `total_steps` shortens or lengthens the training, warm-up and moving average with it. A finished training is not repeated.
     """
     return run_through(quickstart_config(output, total_steps), EvaluationSettings(), fresh)
 
@@ -20,11 +20,9 @@ def quickstart(output: Path = Path("runs"), total_steps: int | None = None, fres
 def quickstart_config(output: Path, total_steps: int | None) -> RunConfig:
     """The `quickstart` recipe at another length and place."""
     config = load_recipe("quickstart")
-    optim = config.optim
-    if total_steps is not None and optim.total_steps is not None:
-        warmup = round((optim.warmup_steps or 0) * total_steps / optim.total_steps)
-        optim = replace(optim, total_steps=total_steps, warmup_steps=warmup)
-    return replace(config, optim=optim, run=replace(config.run, name=config.run.name or "quickstart", output=str(output)))
+    if total_steps is not None:
+        config = with_total_steps(config, total_steps)
+    return replace(config, run=replace(config.run, name=config.run.name or "quickstart", output=str(output)))
 
 
 def run_through(config: RunConfig, evaluation: EvaluationSettings, fresh: bool = False) -> Path:

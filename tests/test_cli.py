@@ -255,6 +255,10 @@ def test_the_resolved_settings_are_a_config_file(tmp_path: Path) -> None:
 
 
 def test_another_number_of_steps_keeps_the_share_of_the_warmup() -> None:
-    optim = parsed("cpu-64", "--optim.total-steps", "40").optim
-    assert (optim.total_steps, optim.warmup_steps) == (40, 4)
+    config = parsed("cpu-64", "--optim.total-steps", "400")
+    assert (config.optim.total_steps, config.optim.warmup_steps) == (400, 40)
+    assert isinstance(config.method, IJepaSettings) and config.method.ema_start == 0.75  # renewed as often as in the recipe
+    assert parsed("cpu-64", "--optim.total-steps", "400", "--method.ema-start", "0.9").method.ema_start == 0.9  # type: ignore[attr-defined]
+    official = parsed("cpu-64", "--preset", "official", "--optim.total-steps", "4000").method
+    assert isinstance(official, IJepaSettings) and official.ema_start == 0.996
     assert parsed("cpu-64", "--optim.total-steps", "40", "--optim.warmup-steps", "7").optim.warmup_steps == 7

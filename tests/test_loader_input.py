@@ -250,3 +250,12 @@ def test_evaluation_of_a_part_and_its_warning(spoiled: tuple[ListSource, dict[st
         parts = [next(iter(evaluation_batches(images, (16, 16), max_images=10, seed=seed))) for seed in (0, 0, 1)]
     indices = [part.indices.tolist() for part in parts]
     assert indices[0] == indices[1] != indices[2] and indices[0] == sorted(set(indices[0])) and len(indices[0]) == 10
+
+
+def test_the_smallest_crop_of_a_cached_image_has_the_pixels_of_its_view(tmp_path: Path) -> None:
+    write_folder(tmp_path, 4, size=80)
+    settings = FolderSettings(path=str(tmp_path), image_size=16, cache="memory", crop_scale=(0.3, 0.3), crop_aspect=(1.0, 1.0))
+    loader = TrainingLoader(opened(tmp_path), settings, INPUTS, RecordingSampler(), BatchPlan(2, 2), SEED, 0, CPU)
+    assert loader._cache is not None
+    side = int(loader._cache.sizes[0, 0])
+    assert 16 <= side * 0.3**0.5 < 17

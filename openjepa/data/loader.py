@@ -1,5 +1,6 @@
 """TrainingLoader: from a source to microbatches of crops and masks; the order is a pure function of seed and position."""
 
+import math
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -15,7 +16,6 @@ from openjepa.data.chunks import Chunk, ChunkReader, ChunkResult, MaskDrawer
 from openjepa.data.order import BatchPlan, Samples, list_steps, shard_steps
 from openjepa.data.skipping import check_usable
 from openjepa.data.source import ListSource, ShardSource
-from openjepa.data.views import EVALUATION_MARGIN
 from openjepa.data.workers import available_cores, check_shared_memory, parallel_map
 from openjepa.settings.data import DataSettings, HuggingFaceSettings
 from openjepa.types import Batch, BlockMasks, InputSpec, LoaderPosition, Masks
@@ -215,7 +215,7 @@ class TrainingLoader:
         if self._on_device and self._device.type == "cuda":
             free = min(torch.cuda.mem_get_info(self._device)[0], available_memory())  # pixels pass through the host's
             limit = int(MEMORY_SHARE * free)
-        short_side = data.cache_size or max(round(side * EVALUATION_MARGIN) for side in data.height_width())
+        short_side = data.cache_size or _detail_kept(data)
         cache = build_cache(self._source, short_side, min_side, workers, progress, limit)
         if len(cache.reasons) > data.max_skipped * len(cache):
             index, reason = next(iter(cache.reasons.items()))
@@ -233,6 +233,11 @@ class TrainingLoader:
         self._cache.pixels_flat = self._cache.pixels_flat.to(self._device)
         geometry = np.stack([self._cache.starts, self._cache.sizes[:, 1]])
         return torch.from_numpy(geometry).to(self._device)
+
+
+def _detail_kept(data: DataSettings) -> int:
+    """Short side at which even the smallest crop of a cached square image has the pixels of its view."""
+    return math.ceil(max(data.height_width()) / math.sqrt(data.crop_scale[0]))
 
 
 def _patch_side(inputs: InputSpec, sampler: MaskDrawer) -> int:

@@ -28,7 +28,8 @@ class DataSettings:
     cache: Literal["none", "memory", "device"] = "none"
     """Decode every image once and keep it: in memory (cropped by the workers) or on the device (cropped there)."""
     cache_size: int | None = None
-    """Short side, in pixels, that cached images are reduced to. None: the evaluation resize, 256/224 of `image_size`."""
+    """Short side, in pixels, that cached images are reduced to. None: what the smallest crop needs, that is
+    `image_size` / sqrt(smallest `crop_scale`)."""
     max_skipped: float = 0.05
     """Share of unreadable images above which the run stops."""
     max_images: int | None = None

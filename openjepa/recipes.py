@@ -236,7 +236,7 @@ def cpu_32(preset: str) -> RunConfig:
 
     openjepa train cpu-32 --data.path ~/photos
     """
-    return _small(preset, size="nano", patch_size=4, image_size=32, total_steps=7_500)
+    return _small(preset, size="nano", patch_size=4, image_size=32, total_steps=12_000)
 
 
 def cpu_64(preset: str) -> RunConfig:
@@ -246,7 +246,7 @@ def cpu_64(preset: str) -> RunConfig:
 
     openjepa train cpu-64 --data.path ~/photos
     """
-    return _small(preset, size="nano", patch_size=8, image_size=64, total_steps=7_500)
+    return _small(preset, size="nano", patch_size=8, image_size=64, total_steps=12_000)
 
 
 def cpu_96(preset: str) -> RunConfig:
@@ -256,7 +256,7 @@ def cpu_96(preset: str) -> RunConfig:
 
     openjepa train cpu-96 --data.path ~/photos
     """
-    return _small(preset, size="nano", patch_size=12, image_size=96, total_steps=7_500)
+    return _small(preset, size="nano", patch_size=12, image_size=96, total_steps=12_000)
 
 
 def _gpu(preset: str, patch_size: int, image_size: int) -> RunConfig:

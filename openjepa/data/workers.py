@@ -88,10 +88,14 @@ def parallel_map(
         # Python 3.12 warns of forking beside threads; our workers touch nothing that a thread of ours may have locked.
         warnings.simplefilter("ignore", DeprecationWarning)
         results = iter(loader)
-    for result in results:
-        if isinstance(result, _Failure):
-            raise result.error
-        yield result
+    try:
+        for result in results:
+            if isinstance(result, _Failure):
+                raise result.error
+            yield result
+    finally:
+        # Whoever holds the traceback of an error would hold the workers too, and the interpreter would wait for them at its end.
+        del results
 
 
 def _as_is(result: Result) -> Result:

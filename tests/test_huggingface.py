@@ -191,6 +191,13 @@ def test_streamed_parquet_has_a_shard_per_file_and_a_listed_test_split(tmp_path:
         opened(tmp_path, streaming=True, max_images=3)
 
 
+def test_undeclared_columns_can_be_streamed_too(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train-0.parquet", range(4), declared=False)
+    source = opened(tmp_path, streaming=True).train
+    assert isinstance(source, ShardSource)
+    assert [record.data for record in source.read_shard(0)] == [png(seed) for seed in range(4)]
+
+
 @pytest.mark.data
 @pytest.mark.parametrize(("name", "num_train", "num_test"), [("cifar10", 50_000, 10_000), ("imagewoof128", 9_025, 2_000)])
 def test_real_sets_open_quickly_and_read_fast(name: str, num_train: int, num_test: int) -> None:

@@ -54,9 +54,8 @@ def declared_features(schema: Any) -> dict[str, Any]:
 def _holds_images(schema: Any, features: dict[str, Any], name: str) -> bool:
     kind = schema.field(name).type
     is_encoded = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-    if name in features:
-        return bool(features[name].get("_type") == "Image") and (is_encoded or _is_bytes(kind))
-    return is_encoded or _is_bytes(kind)
+    declared = features.get(name, {}).get("_type", "Value")  # plain bytes, or a struct without a type of its own, say nothing
+    return declared in ("Image", "Value") and (is_encoded or _is_bytes(kind))
 
 
 def _is_bytes(kind: Any) -> bool:

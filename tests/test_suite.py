@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from openjepa.evaluation.features import EncoderFeatures, PixelFeatures, View, e
 from openjepa.evaluation.results import Metric, Result, SubjectResult
 from openjepa.evaluation.suite import balanced_rows, evaluate_run, print_results
 from openjepa.evaluation.tasks import TASKS, chosen_tasks
+from openjepa.evaluation.variants import data_name
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.settings.data import FolderSettings
 from openjepa.settings.evaluation import EvaluationSettings
@@ -177,7 +179,16 @@ def test_an_encoder_folder_needs_data(run: Path, images: Path) -> None:
     (result,) = evaluate_run(run / "encoder", SETTINGS, FolderSettings(path=str(images), image_size=32))
     assert (result.given, result.encoder, result.masks_mode) == ("encoder", "external", None)
     assert result.subjects["encoder"] == evaluate_run(run, SETTINGS)[0].subjects["encoder"]
-    assert (run / "encoder" / "eval" / "classification.json").is_file()
+    # the next export replaces the folder inside the run, so that nothing is written there
+    assert not (run / "encoder" / "eval").exists()
+    assert (run / "eval" / f"classification-encoder-{images.name}.json").is_file()
+
+
+def test_an_encoder_outside_a_run_keeps_its_results(images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "alone"
+    save_network(folder, Export(CONFIG, encoder(1)))
+    evaluate_run(folder, SETTINGS, FolderSettings(path=str(images), image_size=32))
+    assert [path.name for path in (folder / "eval").glob("*.json")] == [f"classification-{images.name}.json"]
 
 
 def test_what_is_missing_is_named(run: Path, tmp_path: Path) -> None:
@@ -195,9 +206,73 @@ def test_data_without_labels_is_skipped_with_the_reason(run: Path, tmp_path: Pat
     flat = write_folder(tmp_path / "flat", 6, classes=False)
     (result,) = evaluate_run(run, SETTINGS, FolderSettings(path=str(flat), image_size=32))
     assert result.skipped is not None and "no labels" in result.skipped and not result.subjects
-    assert json.loads((run / "eval" / "classification.json").read_text())["skipped"] == result.skipped
-    (scenes,) = evaluate_run(run, replace(SETTINGS, tasks=("clevr_count",)))
-    assert scenes.skipped is not None and "count" in scenes.skipped
+    assert json.loads((run / "eval" / "classification-flat.json").read_text())["skipped"] == result.skipped
+
+
+def test_tasks_that_were_asked_for_and_cannot_be_done_are_an_error(run: Path) -> None:
+    with pytest.raises(ValueError, match=r"tasks=clevr_count: the data has no `count` labels.*use classification"):
+        evaluate_run(run, replace(SETTINGS, tasks=("clevr_count",)))
+    done, skipped = evaluate_run(run, replace(SETTINGS, tasks=("classification", "clevr_count")))
+    assert done.skipped is None and skipped.skipped is not None and "count" in skipped.skipped
+
+
+def test_no_protocol_is_an_error(run: Path) -> None:
+    with pytest.raises(ValueError, match=r"protocols=\(\) is empty: name at least one of knn, linear"):
+        evaluate_run(run, replace(SETTINGS, protocols=()))
+
+
+@pytest.mark.parametrize(
+    ("changed", "variant"),
+    [
+        ({"selection": "paper"}, "paper"),
+        ({"image_size": 24}, "24px"),
+        ({"image_size": (32, 24)}, "32x24px"),
+        ({"image_size": 32}, ""),
+        ({"max_train_images": 20, "selection": "paper"}, "paper-max20"),
+        ({"protocols": ("linear",)}, "linear-only"),
+        ({"protocols": ("knn", "linear")}, ""),
+        ({"baselines": ("pixels",)}, "no-untrained"),
+        ({"encoder": "context"}, "context"),
+    ],
+)
+def test_an_evaluation_with_other_settings_has_its_own_file(run: Path, changed: dict[str, Any], variant: str) -> None:
+    save_network(run / "context_encoder", Export(CONFIG, encoder(2)))
+    own = run / "eval" / "classification.json"
+    own.parent.mkdir()
+    own.write_text('{"subjects": "the run\'s own"}')
+    (result,) = evaluate_run(run, replace(SETTINGS, iterations=2, **changed))
+    name = f"classification-{variant}.json" if variant else "classification.json"
+    assert result.variant == variant and json.loads((run / "eval" / name).read_text())["variant"] == variant
+    assert (own.read_text() == '{"subjects": "the run\'s own"}') == bool(variant)
+
+
+def test_other_data_has_its_own_file(run: Path, images: Path, tmp_path: Path) -> None:
+    own = FolderSettings(path=str(images), image_size=32)
+    other = write_folder(tmp_path / "other", 40)
+    for data, variant in (
+        (own, ""),
+        (replace(own, image_size=64, crop_scale=(0.1, 1.0), path=f"{images}/"), ""),  # how training saw the images
+        (FolderSettings(path=str(other)), "other"),
+        (replace(own, test_fraction=0.5), f"{images.name}-test_fraction-0.5"),
+        (replace(own, path=str(tmp_path / "x" / images.name)), f"{images.name}-path-"),
+    ):
+        assert data_name(own, data).startswith(variant) and bool(data_name(own, data)) == bool(variant)
+    evaluate_run(run, SETTINGS)
+    before = (run / "eval" / "classification.json").read_bytes()
+    evaluate_run(run, SETTINGS, FolderSettings(path=str(other)))
+    assert (run / "eval" / "classification.json").read_bytes() == before
+    assert json.loads((run / "eval" / "classification-other.json").read_text())["num_test"] == 8
+
+
+def test_numbers_are_not_replaced_by_a_skipped_task(tmp_path: Path) -> None:
+    metric = Metric(0.6, 0.01, "higher", "held_out", "")
+    done = Result("classification", "", "run", "target", "held_out", {"encoder": SubjectResult({"k-NN": metric})})
+    path = done.write(tmp_path)
+    before = path.read_bytes()
+    assert replace(done, subjects={}, skipped="no labels").write(tmp_path) == path and path.read_bytes() == before
+    path.write_text("half a fi")
+    replace(done, subjects={}, skipped="no labels").write(tmp_path)
+    assert json.loads(path.read_text())["skipped"] == "no labels"
 
 
 def test_unreadable_images_are_left_out_and_named(run: Path, tmp_path: Path) -> None:

@@ -72,18 +72,34 @@ class Result:
     num_classes: int = 0
     chance: float = 0.0
     """Accuracy on the test split of always answering the most frequent class of the training split."""
+    variant: str = ""
+    """What sets it apart from the run's own evaluation (`paper-128px`); empty for that one."""
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Unreadable images left out, by split."""
     dropped_names: Sequence[str] = ()
     """The first of them."""
     seconds: float = 0.0
 
+    @property
+    def file_name(self) -> str:
+        """`<task>.json` for the run's own evaluation, else `<task>-<variant>.json`."""
+        return "-".join(part for part in (self.task, self.variant) if part) + ".json"
+
     def write(self, folder: Path) -> Path:
-        """Writes `<task>.json` so that a reader never sees half of it."""
-        path = folder / f"{self.task}.json"
+        """Writes the file so that a reader never sees half of it. Numbers that are there are not replaced by a `skipped`."""
+        path = folder / self.file_name
+        if self.skipped is not None and _has_numbers(path):
+            return path
         with whole_file(path) as file:
             file.write_text(json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n")
         return path
+
+
+def _has_numbers(path: Path) -> bool:
+    try:
+        return bool(json.loads(path.read_text()).get("subjects"))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def percent(metric: Metric) -> str:

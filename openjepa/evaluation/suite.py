@@ -24,6 +24,7 @@ from openjepa.evaluation.features import EncoderFeatures, Extractor, Features, I
 from openjepa.evaluation.protocol import LabeledFeatures, ProtocolResult
 from openjepa.evaluation.results import METRIC_NAMES, Metric, Result, SubjectResult, print_results
 from openjepa.evaluation.tasks import TASKS, Labels, Task, chosen_tasks
+from openjepa.evaluation.variants import data_name, variant_name
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.seeds import derive
 from openjepa.settings.data import DataSettings
@@ -41,7 +42,8 @@ NUM_NAMES = 20
 class Subject:
     """What is evaluated."""
 
-    path: Path
+    output: Path
+    """Folder that holds eval/: the run's, or the encoder's own where it lies in no run."""
     kind: str
     """run or encoder."""
     encoder_folder: Path
@@ -50,20 +52,30 @@ class Subject:
     data: DataSettings
     seed: int
     """Of the run: the data's split and subset depend on it."""
+    names: tuple[str, ...]
+    """Of encoder and data, where they are not the run's own: parts of the results' file names."""
     masks_mode: str | None = None
     step: int | None = None
     """Step of the run after which the encoder was exported."""
 
 
 def evaluate_run(subject: Path, settings: EvaluationSettings, data: DataSettings | None = None) -> list[Result]:
-    """Evaluates a run folder, or an encoder folder on `data`, and writes `<subject>/eval/<task>.json` for every task.
+    """Evaluates a run folder, or an encoder folder on `data`, and writes a file of `<subject>/eval` for every task.
 
-    `data` replaces the run's own data (its training split trains the probes). Tasks that the data has no labels for give a
-    Result that says so. Raises ValueError where there is no encoder, or no data for it.
+    The run's own evaluation is `<task>.json`; other data, another selection, encoder or size, fewer images, probes or
+    baselines give `<task>-<variant>.json`. An encoder folder inside a run is written beside the run's own evaluations, because
+    the next export replaces it. `data` replaces the run's own data (its training split trains the probes). Tasks that the data
+    has no labels for give a Result that says so. Raises ValueError where there is no encoder, no data for it, no label for
+    any of the tasks that were asked for, or no protocol.
     """
     check_evaluation(settings)
+    if not settings.protocols:
+        raise ValueError(f"evaluation.protocols={settings.protocols} is empty: name at least one of {', '.join(PROTOCOLS)}")
     found = find_subject(Path(subject).expanduser(), settings, data)
     splits = open_splits(found.data, found.seed)
+    tasks = chosen_tasks(settings.tasks, splits)
+    if settings.tasks:
+        _check_labels(tasks, splits)
     encoder, config = load_encoder(found.encoder_folder)
     device = resolve_device(settings.device)
     extractors: dict[str, Extractor] = {"encoder": EncoderFeatures(encoder, config, device, settings.precision)}
@@ -74,11 +86,21 @@ def evaluate_run(subject: Path, settings: EvaluationSettings, data: DataSettings
         extractors["pixels"] = PixelFeatures()
     size = _image_size(settings, config)
     results = []
-    for name in chosen_tasks(settings.tasks, splits):
-        result = _evaluate_task(name, splits, found, settings, extractors, size)
-        result.write(found.path / "eval")
+    variant = variant_name(settings, config.image_size, size, *found.names)
+    for name in tasks:
+        result = replace(_evaluate_task(name, splits, found, settings, extractors, size), variant=variant)
+        result.write(found.output / "eval")
         results.append(result)
     return results
+
+
+def _check_labels(tasks: tuple[str, ...], splits: Splits) -> None:
+    """Raises ValueError where the data has labels for none of the tasks."""
+    reasons = {name: labels for name in tasks if isinstance(labels := TASKS[name].labels(splits), str)}
+    if len(reasons) == len(set(tasks)):
+        able = [name for name, task in TASKS.items() if not isinstance(task.labels(splits), str)]
+        hint = f"leave out --tasks, or use {', '.join(able)}" if able else "give other data (--data.path)"
+        raise ValueError(f"tasks={' '.join(tasks)}: {'; '.join(dict.fromkeys(reasons.values()))}; {hint}")
 
 
 def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | None) -> Subject:
@@ -96,12 +118,16 @@ def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | 
         initial = path / "encoder_initial"
         kept = initial if initial.is_dir() else None
         mode, step = _note(path / "predictor", "mask_mode"), _note(folder, "step")
-        return Subject(path, "run", folder, kept, data or run.data, run.run.seed, mode, step)
+        used = data or run.data
+        names = ("" if settings.encoder == "target" else settings.encoder, data_name(run.data, used))
+        return Subject(path, "run", folder, kept, used, run.run.seed, names, mode, step)
     if not (path / "config.json").is_file():
         raise ValueError(f"{path} is neither a run folder (config.yaml) nor an encoder folder (config.json, model.safetensors)")
     if data is None:
         raise ValueError(f"{path} is an encoder without a run, so the images must be named: give --data.source and --data.path")
-    return Subject(path, "encoder", path, None, data, settings.seed)
+    inside = (path.resolve().parent / "config.yaml").is_file()
+    output, names = (path.resolve().parent, (path.resolve().name,)) if inside else (path, ())
+    return Subject(output, "encoder", path, None, data, settings.seed, (*names, data_name(None, data)))
 
 
 def _note(network: Path, name: str) -> Any:
@@ -150,7 +176,7 @@ def _evaluate_task(
     rows = balanced_rows(labels[0], settings.max_train_images, settings.seed)
     chosen = (labels[0][rows], labels[1])
     sources = (splits.train if len(rows) == len(labels[0]) else Subset(splits.train, rows), splits.test)
-    cache = subject.path / "eval" / "features"
+    cache = subject.output / "eval" / "features"
     train, test = (
         extract_features(_view(source, split, task, settings, size), extractors, cache)
         for source, split in zip(sources, ("train", "test"), strict=True)

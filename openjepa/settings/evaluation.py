@@ -11,7 +11,7 @@ class EvaluationSettings:
     tasks: tuple[str, ...] = ()
     """Rows of the task table (classification, clevr_count, clevr_dist). Empty: all that the data set has labels for."""
     protocols: tuple[Literal["knn", "linear"], ...] = ("linear", "knn")
-    """Which probes are run."""
+    """Which probes are run; at least one."""
     selection: Literal["held_out", "paper"] = "held_out"
     """`held_out`: the probe's settings are chosen on 10 % of the training split; `paper`: best on the test split."""
     image_size: int | tuple[int, int] | None = None

@@ -1,0 +1,53 @@
+"""What sets an evaluation apart from the run's own one, as a suffix of its file's name. Free of torch."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from openjepa.settings.data import DataSettings
+from openjepa.settings.evaluation import EvaluationSettings
+
+_TRAINING_ONLY = (
+    *("image_size", "crop_scale", "crop_aspect", "interpolation", "horizontal_flip", "pixel_mean", "pixel_std"),
+    *("cache", "cache_size", "max_skipped"),
+)
+"""Settings of the data that say how training sees the images; an evaluation shows them in its own view."""
+BASELINES = ("untrained", "pixels")
+
+
+def variant_name(settings: EvaluationSettings, own_size: tuple[int, int], size: tuple[int, int], *subject: str) -> str:
+    """What differs from the run's own evaluation, joined by dashes; empty where nothing does.
+
+    `subject`: what is known of encoder and data (`data_name`), empty words left out. `own_size`: the encoder's training size.
+    """
+    height, width = size
+    pixels = f"{height}px" if height == width else f"{height}x{width}px"
+    most = settings.max_train_images
+    parts = (
+        *subject,
+        settings.selection if settings.selection != "held_out" else "",
+        pixels if size != own_size else "",
+        f"max{most}" if most is not None else "",
+        *((f"{name}-only" for name in dict.fromkeys(settings.protocols)) if len(set(settings.protocols)) == 1 else ()),
+        *(f"no-{name}" for name in BASELINES if name not in settings.baselines),
+    )
+    return "-".join(re.sub(r"[^\w.+-]+", "-", part) for part in parts if part)
+
+
+def data_name(own: DataSettings | None, data: DataSettings) -> str:
+    """What the results call `data`: nothing where an evaluation sees the run's own images, in the run's own split."""
+    if own is None:
+        return data.name()
+    seen, usual = _seen(data), _seen(own)
+    if seen == usual:
+        return ""
+    if data.name() != own.name() or type(data) is not type(own):
+        return data.name()
+    # the same name for other images: say which settings make them so
+    return "-".join((data.name(), *(f"{name}-{value}" for name, value in seen.items() if value != usual[name])))
+
+
+def _seen(data: DataSettings) -> dict[str, Any]:
+    """The settings that decide which images and labels an evaluation sees, paths in one spelling."""
+    seen = {name: value for name, value in vars(data).items() if name not in _TRAINING_ONLY}
+    return seen | {"path": str(Path(seen["path"]).expanduser().resolve())} if seen.get("path") else seen

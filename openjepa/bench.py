@@ -1,6 +1,5 @@
 """Times a training step and its parts, as a share of the rate of a matrix product that is measured in the same rounds."""
 
-import io
 import json
 import statistics
 import time
@@ -10,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from openjepa.checks import check
 from openjepa.data import open_splits
+from openjepa.data.generated import GeneratedPhotos
 from openjepa.data.loader import BatchPlan, TrainingLoader
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.engine.device import (
@@ -29,6 +29,7 @@ from openjepa.engine.device import (
 )
 from openjepa.engine.estimate import matmul_rate
 from openjepa.engine.optimizer import build_optimizer, gradient_norm, set_rates
+from openjepa.engine.run_folder import environment
 from openjepa.masks import MASKS
 from openjepa.masks.base import MaskSampler, TokenShape
 from openjepa.methods import METHODS
@@ -47,17 +48,13 @@ from openjepa.types import Batch, LoaderPosition, LossOutput, Masks
 from openjepa.whole_files import whole_file
 
 PROGRESS = Progress(step=10, total_steps=1000, steps_per_epoch=100)
-PHOTO = (375, 500)
-"""Height and width of the generated photos, those of a typical ImageNet file."""
 
 
 def step_config(options: StepBench) -> RunConfig:
-    """The run whose step is timed."""
+    """The run whose step is timed. ValueError: an option that is out of range or without effect, or a run that cannot work."""
+    options.check()
     if options.recipe:
         config = load_recipe(options.recipe, options.preset)
-        config = replace(
-            config, optim=replace(config.optim, batch_size=config.optim.microbatch_size or config.optim.batch_size)
-        )
     else:
         config = RunConfig(
             method=IJepaSettings(predictor_width=options.predictor_width, predictor_depth=options.predictor_depth),
@@ -66,7 +63,18 @@ def step_config(options: StepBench) -> RunConfig:
             optim=OptimizationSettings(batch_size=options.batch_size),
         )
     run = replace(config.run, device=options.device, precision=options.precision, compile=options.compile)
-    return replace(config, run=run, system=replace(config.system, threads=options.threads))
+    config = replace(config, run=run, system=replace(config.system, threads=options.threads))
+    without_path = _is_without_data(config)
+    check(replace(config, data=replace(config.data, path="generated")) if without_path else config)  # type: ignore[call-arg]
+    if options.recipe:  # the step of one microbatch: gradient accumulation only repeats it
+        optim = config.optim
+        config = replace(config, optim=replace(optim, batch_size=optim.microbatch_size or optim.batch_size))
+    return config
+
+
+def _is_without_data(config: RunConfig) -> bool:
+    """Whether generated photos stand in for data that nobody named."""
+    return isinstance(config.data, FolderSettings) and not config.data.path
 
 
 def time_step(options: StepBench) -> None:
@@ -224,37 +232,9 @@ class TimedStep:
         return bool(masks.context.shape[1] == self.shape.context and masks.targets.shape[2] == self.shape.target)
 
     def _source(self) -> ListSource | ShardSource:
-        data = self.config.data
-        if isinstance(data, FolderSettings) and not data.path:
+        if _is_without_data(self.config):
             return GeneratedPhotos(2 * self.config.optim.batch_size)
-        return open_splits(data, self.config.run.seed).train
-
-
-class GeneratedPhotos(ListSource):
-    """JPEG files of smooth random images, so that the data path can be timed without any data."""
-
-    def __init__(self, number: int, different: int = 8) -> None:
-        """`number` records that repeat `different` images."""
-        self._number = number
-        random = np.random.default_rng(0)
-        self._files = []
-        for _ in range(different):
-            coarse = Image.fromarray(random.integers(0, 256, (24, 32, 3), dtype=np.uint8))
-            file = io.BytesIO()
-            coarse.resize(PHOTO[::-1], Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
-            self._files.append(file.getvalue())
-
-    def __len__(self) -> int:
-        """Number of records."""
-        return self._number
-
-    def read(self, index: int) -> bytes:
-        """A JPEG file."""
-        return self._files[index % len(self._files)]
-
-    def name(self, index: int) -> str:
-        """What errors would call it."""
-        return f"generated photo {index}"
+        return open_splits(self.config.data, self.config.run.seed).train
 
 
 def _summary(step: TimedStep, rounds: list[dict[str, float]]) -> dict[str, Any]:
@@ -262,7 +242,10 @@ def _summary(step: TimedStep, rounds: list[dict[str, float]]) -> dict[str, Any]:
     images, flops = step.config.optim.batch_size, step.method.step_flops()
     parts = [name for name in rounds[0] if name not in ("matmul_rate", "step")]
     whole = [sum(row[part] for part in parts) for row in rounds]
+    where = environment(step.device, step.precision)
     return {
+        "commit": where["commit"],
+        "date": where["started"],
         "device": f"{step.device} ({device_name(step.device)})",
         "precision": step.precision,
         "threads": step.threads,
@@ -296,9 +279,11 @@ def print_step(result: dict[str, Any]) -> None:
     )
     parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in result["flops_per_image"].items())
     console.print(f"GFLOPs an image and step: {result['flops_per_image_and_step'] / 1e9:.2f} (forward of {parts})")
+    # on a CPU the allocator does not count, and the process also holds Python, the photos and the matrices of the product
+    peak = "peak memory of the process" if result["device"].startswith("cpu") else "peak memory"
     console.print(
         f"[bold]{result['images_per_second']:.1f} images/s[/], [bold]{result['share_of_matmul']:.0%}[/] of a matrix product's "
-        f"{result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, peak memory {result['peak_memory_bytes'] / 2**20:.0f} MiB"
+        f"{result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, {peak} {result['peak_memory_bytes'] / 2**20:.0f} MiB"
     )
     table = Table("part", "ms a step", "share", title=f"median of {result['repeats']} rounds; data and masks in one process")
     for part, seconds in result["seconds"].items():

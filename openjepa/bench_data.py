@@ -23,6 +23,7 @@ from torch import Tensor
 
 from openjepa.data.decode import decode_image
 from openjepa.data.folder import open_folder
+from openjepa.data.generated import write_photos
 from openjepa.data.loader import BatchPlan, TrainingLoader
 from openjepa.data.source import ListSource
 from openjepa.data.views import NUMBERS_PER_VIEW, crop_and_resize, crop_box
@@ -41,7 +42,8 @@ LOADER_EPOCHS = 10
 
 
 def time_data(options: DataBench) -> None:
-    """The command `openjepa bench data`: measures and prints."""
+    """The command `openjepa bench data`: measures and prints. ValueError: an option that is out of range."""
+    options.check()
     if options.path is not None:
         print_result(bench_data(options.path, options.repeats, options.image_size, options.images))
         return
@@ -154,15 +156,3 @@ def print_result(result: dict[str, Any]) -> None:
         goal = next((value for word, value in GOALS.items() if word in name.split(" / ")[0]), 0.0)
         ratios.add_row(name, f"{ratio:.2f}", f"{goal:.2f}")
     console.print(rates, ratios)
-
-
-def write_photos(folder: Path, num: int, height: int = 375, width: int = 500) -> None:
-    """JPEGs that cost a decoder about as much as photos do: smooth shapes, edges and grain."""
-    rng = np.random.default_rng(0)
-    rows, columns = np.mgrid[0:height, 0:width]
-    for number in range(num):
-        picture = 128 + 12 * rng.standard_normal((height, width, 3))
-        for _ in range(20):
-            frequency, phase = rng.uniform(0.005, 0.4, 2), rng.uniform(0, 6, 3)
-            picture += 14 * np.sign(np.sin(rows[..., None] * frequency[0] + columns[..., None] * frequency[1] + phase))
-        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / f"{number:04d}.jpg", quality=85)

@@ -9,11 +9,11 @@ from typing import Annotated
 
 import tyro
 
-from openjepa.arguments import parse, parse_evaluate, parse_train, require, select_component
+from openjepa.arguments import option_value, parse, parse_evaluate, parse_train, require, select_component
 from openjepa.checks import check, check_patch_divides, remarks
 from openjepa.config import nearest
 from openjepa.recipes import RECIPES
-from openjepa.settings.bench import DataBench, StepBench
+from openjepa.settings.bench import SAID_BY_THE_RECIPE, DataBench, StepBench
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.data import DataSettings, FolderSettings
 from openjepa.settings.masks import MaskSettings, MultiblockSettings
@@ -279,6 +279,10 @@ def data_check(argv: Sequence[str], prog: str) -> None:
 def bench_step(argv: Sequence[str], prog: str) -> None:
     """Times a training step."""
     options = parse(StepBench, argv, prog, BENCH_STEP_HELP, StepBench())
+    for name in SAID_BY_THE_RECIPE if options.recipe else ():
+        if (value := option_value(argv, name)) is not None:
+            given = f"--{name.replace('_', '-')} {value}"
+            raise ValueError(f"{given} has no effect: the recipe {options.recipe} says it; leave out one of the two")
     from openjepa.bench import time_step
 
     time_step(options)

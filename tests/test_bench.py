@@ -8,8 +8,11 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.plain_step import PlainStep
-from openjepa.bench import PHOTO, GeneratedPhotos, TimedStep, bench_step, print_step, step_config
+from openjepa import commands
+from openjepa.bench import TimedStep, bench_step, print_step, step_config, time_step
+from openjepa.data.generated import PHOTO, GeneratedPhotos
 from openjepa.methods.ijepa import IJepa
+from openjepa.recipes import RECIPES, load_recipe
 from openjepa.settings.bench import StepBench
 from openjepa.types import BlockMasks
 
@@ -53,7 +56,7 @@ def test_the_plain_step_is_the_same_step() -> None:
         assert method(batch, None).total.item() == pytest.approx(expected, rel=1e-5)  # type: ignore[arg-type]
 
 
-def test_shares_add_up() -> None:
+def test_shares_add_up(capsys: pytest.CaptureFixture[str]) -> None:
     result = bench_step(step_config(OPTIONS), repeats=1, product_size=128)
     assert sum(result["time_share"].values()) == pytest.approx(1.0)
     parts = {"target_encoder", "context_encoder", "predictor"}
@@ -63,12 +66,43 @@ def test_shares_add_up() -> None:
     assert result["flops_per_image_and_step"] == pytest.approx(total)
     share = result["images_per_second"] * total / result["matmul_flops_per_second"]
     assert result["share_of_matmul"] == pytest.approx(share)
+    assert {"commit", "date", "torch"} <= set(result) and result["repeats"] == 1, "the result carries its evidence"
     print_step(result)
+    assert "peak memory of the process" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_recipe_can_be_timed() -> None:
     config = step_config(StepBench(recipe="ijepa-vitb16"))
     assert config.model.size == "base" and config.optim.batch_size == (config.optim.microbatch_size or 2048)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (StepBench(repeats=0), "--repeats 0 must be at least 1"),
+        (StepBench(batch_size=0), "--batch-size 0 must be at least 1"),
+        (StepBench(threads=0), "--threads 0 must be at least 1"),
+        (StepBench(image_size=100), "does not divide data.image_size=100x100"),
+        (StepBench(device="gpu"), "run.device='gpu' must be"),
+        (StepBench(preset="official"), "--preset official has no effect without a recipe"),
+    ],
+)
+def test_options_that_cannot_work_are_named(options: StepBench, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        time_step(options)
+
+
+@pytest.mark.parametrize("option", ["--size=small", "--batch-size=32", "--predictor_width=3"])
+def test_sizes_beside_a_recipe_are_refused_even_where_they_are_the_defaults(option: str) -> None:
+    name, value = option.replace("_", "-").split("=")
+    with pytest.raises(ValueError, match=f"{name} {value} has no effect: the recipe cpu-64 says it"):
+        commands.bench_step(["cpu-64", option], "openjepa bench step")
+
+
+@pytest.mark.parametrize(("recipe", "preset"), [(name, preset) for name in RECIPES for preset in RECIPES[name].presets])
+def test_every_recipe_can_be_timed_without_data(recipe: str, preset: str) -> None:
+    config = step_config(StepBench(recipe=recipe, preset=preset, device="cpu"))
+    assert config.data == load_recipe(recipe, preset).data
 
 
 def test_generated_photos_are_jpegs() -> None:

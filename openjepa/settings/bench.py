@@ -8,15 +8,25 @@ import tyro
 
 from openjepa.settings.models import Size
 
+SAID_BY_THE_RECIPE = ("size", "patch_size", "image_size", "batch_size", "predictor_width", "predictor_depth")
+"""Settings of StepBench that have no effect on a recipe."""
+
+
+def _check_least(options: object, least: dict[str, int]) -> None:
+    for name, low in least.items():
+        value = getattr(options, name)
+        if value is not None and value < low:
+            raise ValueError(f"--{name.replace('_', '-')} {value} must be at least {low}")
+
 
 @dataclass(frozen=True)
 class StepBench:
     """What `openjepa bench step` times: a recipe, or I-JEPA at the sizes given here."""
 
-    recipe: Annotated[str, tyro.conf.Positional] = ""
-    """Time this recipe; the sizes below are then ignored."""
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = ""
+    """Time this recipe; it says all sizes, so give none."""
     preset: str | None = None
-    """Preset of the recipe."""
+    """Preset of the recipe. None: its first."""
     size: Size = "small"
     """Size of the encoder."""
     patch_size: int = 16
@@ -42,6 +52,14 @@ class StepBench:
     output: Path | None = None
     """Also write the result to this JSON file."""
 
+    def check(self) -> None:
+        """Raises ValueError at the first option that is out of range, or a preset of no recipe."""
+        least = ("repeats", "threads", *SAID_BY_THE_RECIPE[1:])
+        _check_least(self, dict.fromkeys(least, 1))
+        if self.preset is not None and not self.recipe:
+            fix = "name a recipe, e.g. `openjepa bench step cpu-64`"
+            raise ValueError(f"--preset {self.preset} has no effect without a recipe: {fix}")
+
 
 @dataclass(frozen=True)
 class DataBench:
@@ -55,3 +73,7 @@ class DataBench:
     """Interleaved rounds."""
     images: int = 128
     """Files per round at most."""
+
+    def check(self) -> None:
+        """Raises ValueError at the first option that is out of range."""
+        _check_least(self, {"image_size": 32, "repeats": 1, "images": 1})

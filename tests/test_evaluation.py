@@ -94,6 +94,14 @@ def test_a_tenth_of_each_class_is_held_out() -> None:
     assert not torch.equal(held_out_rows(labels, seed=4)[1], held)
 
 
+@pytest.mark.parametrize("protocol", EVALUATE)
+def test_one_image_per_class_cannot_be_held_out(protocol: str) -> None:
+    one_each = LabeledFeatures({"last": torch.randn(4, 3, generator=torch.Generator().manual_seed(0))}, torch.arange(4))
+    with pytest.raises(ValueError, match=r"held-out part is empty, because none of the 4 classes.*--selection paper"):
+        EVALUATE[protocol](one_each, one_each, SETTINGS)
+    assert EVALUATE[protocol](one_each, one_each, replace(SETTINGS, selection="paper")).accuracy == 1
+
+
 def reference(features: Tensor, labels: Tensor, decay: float) -> tuple[Tensor, Tensor]:
     """scikit-learn minimizes sum(loss) + |W|^2 / 2C, which is ours for C = 1 / (n decay)."""
     from sklearn.linear_model import LogisticRegression

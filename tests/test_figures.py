@@ -9,9 +9,13 @@ import torch
 from PIL import Image
 
 from openjepa.config import save_yaml
+from openjepa.data import open_splits
+from openjepa.data.decode import decode_image
+from openjepa.data.source import ListSource
+from openjepa.data.views import evaluation_view
 from openjepa.masks.multiblock import build_multiblock
 from openjepa.models.vit import build_encoder
-from openjepa.settings.data import FolderSettings
+from openjepa.settings.data import FolderSettings, ScenesSettings
 from openjepa.settings.masks import MultiblockSettings
 from openjepa.settings.models import EncoderConfig
 from openjepa.settings.run import RunConfig
@@ -235,6 +239,18 @@ def test_every_class_is_shown_before_one_is_shown_twice(run: Path) -> None:
     shown, gallery = choose_images(config, (32, 32), 4, 10, seed=3)
     assert shown.labels is not None and sorted(shown.labels[:2]) == [0, 1] and sorted(shown.labels) == [0, 0, 1, 1]
     assert (shown.split, gallery.split, len(gallery.images)) == ("test", "training", 10)
+
+
+def test_scenes_are_shown_whole_other_images_cropped(run: Path) -> None:
+    scenes = RunConfig(data=ScenesSettings(image_size=32))
+    for config, fit in ((scenes, "squash"), (RunConfig(data=FolderSettings(path=str(run.parent / "images"))), "crop")):
+        splits = open_splits(config.data, 0)
+        for pictured, source in zip(choose_images(config, (32, 32), 2, 8, seed=0), (splits.test, splits.train), strict=True):
+            assert isinstance(source, ListSource)
+            for image, index in zip(pictured.images, pictured.indices, strict=True):
+                pixels = torch.from_numpy(decode_image(source.read(int(index))))
+                assert torch.equal(image, evaluation_view(pixels, (32, 32), fit))
+                assert not torch.equal(image, evaluation_view(pixels, (32, 32), "crop" if fit == "squash" else "squash"))
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -321,7 +321,21 @@ def test_results_are_printed_with_their_selection() -> None:
         "10,000",
         "linear-cached",
         "untrained",
-        "chance",
+        "majority",
         "skipped, the data has",
     ):
         assert text in output.getvalue()
+    assert "not the run's own" not in output.getvalue()
+    print_results([replace(done, variant="paper")], Console(file=output, width=80))
+    assert "Classification: not the run's own evaluation, kept as eval/classification-paper.json" in output.getvalue()
+
+
+@pytest.mark.parametrize("value", [0.614, 1.0])
+def test_words_of_the_table_are_whole_at_80_columns(value: float) -> None:
+    metric = Metric(value, 0.0049, "higher", "held_out", "last, linear, weight decay 0.01")
+    subjects = {name: SubjectResult({"linear-cached": metric, "k-NN": metric}) for name in ("encoder", "untrained", "pixels")}
+    output = StringIO()
+    done = Result("classification", "Classification", "run", "target", "held_out", subjects, num_test=10000, chance=0.1)
+    print_results([done], Console(file=output, width=80))
+    assert "…" not in output.getvalue() and "Classification" in output.getvalue().splitlines()[3]
+    assert all(len(line) <= 80 for line in output.getvalue().splitlines())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from openjepa.evaluation.protocol import HeadResult, LabeledFeatures, ProtocolResult, chosen_first, held_out_rows
 from openjepa.evaluation.solver import Heads, Rotated, rotate, solve
-from openjepa.measures.accuracy import top1
+from openjepa.measures.accuracy import Accuracy, top1
 from openjepa.settings.evaluation import EvaluationSettings
 
 BATCH_NORM_EPS = 1e-5
@@ -71,7 +71,7 @@ def evaluate_linear(train: LabeledFeatures, test: LabeledFeatures, settings: Eva
     best = chosen_first(heads, settings.selection)
     heads[best] = replace(heads[best], chosen=True)
     accuracy = heads[best].test_accuracy
-    error = (accuracy * (1 - accuracy) / len(test.labels)) ** 0.5
+    error = Accuracy(accuracy, len(test.labels)).standard_error
     return ProtocolResult(accuracy, error, tuple(heads), settings.selection)
 
 

@@ -55,13 +55,21 @@ class ProtocolResult:
 
 
 def held_out_rows(labels: Int[Tensor, " n"], seed: int) -> tuple[Int[Tensor, " kept"], Int[Tensor, " held"]]:
-    """Rows to train on and rows held out: 10 % of each class, at least one of every class that has two images."""
+    """Rows to train on and rows held out: 10 % of each class, at least one of every class that has two images.
+
+    Raises ValueError where no class has two.
+    """
     order = np.random.default_rng(derive("subset", seed, 1)).permutation(len(labels))
     classes = labels.cpu().numpy()
     held = np.zeros(len(classes), dtype=bool)
     for label in np.unique(classes):
         members = order[classes[order] == label]
         held[members[: held_out_size(len(members))]] = True
+    if not held.any():
+        raise ValueError(
+            f"evaluation.selection='held_out': the held-out part is empty, because none of the {len(np.unique(classes))} classes "
+            "has two training images; use more images (--max-train-images, data.max_images) or --selection paper"
+        )
     return _rows(~held, labels.device), _rows(held, labels.device)
 
 

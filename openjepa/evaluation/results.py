@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -119,6 +120,10 @@ def print_results(results: Sequence[Result], console: Console | None = None) -> 
         if any(result.dropped.values()):
             lost = ", ".join(f"{number} of {split}" for split, number in result.dropped.items() if number)
             console.print(f"{result.title}: unreadable images left out: {lost}", style="yellow", highlight=False)
+        if result.variant:
+            console.print(f"{result.title}: not the run's own evaluation, kept as eval/{result.file_name}", highlight=False)
+    if done:
+        console.print("majority: always answering the most frequent class of the training images", style="dim", highlight=False)
     for result in results:
         if result.skipped is not None:
             console.print(f"{result.title}: skipped, {result.skipped}", style="yellow", highlight=False)
@@ -127,11 +132,16 @@ def print_results(results: Sequence[Result], console: Console | None = None) -> 
 def _table(results: Sequence[Result], selection: str) -> Table:
     subjects = [name for name in SUBJECT_NAMES if any(name in result.subjects for result in results)]
     table = Table(
-        title=f"Accuracy in % ± standard error, selection: {selection}", title_justify="left", show_edge=False, pad_edge=False
+        title=f"Accuracy in % ± standard error, selection: {selection}",
+        title_justify="left",
+        box=SIMPLE_HEAD,  # no lines between the columns: 80 characters must hold the longest title beside five numbers
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+        pad_edge=False,
     )
     table.add_column("task")  # folds between words
     table.add_column("probe", no_wrap=True)
-    for heading in (*(SUBJECT_NAMES[name] for name in subjects), "chance"):
+    for heading in (*(SUBJECT_NAMES[name] for name in subjects), "majority"):
         table.add_column(heading, justify="right", no_wrap=True)
     for result in results:
         for metric in result.subjects["encoder"].metrics:

@@ -126,8 +126,8 @@ def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | 
     if data is None:
         raise ValueError(f"{path} is an encoder without a run, so the images must be named: give --data.source and --data.path")
     inside = (path.resolve().parent / "config.yaml").is_file()
-    output, names = (path.resolve().parent, (path.resolve().name,)) if inside else (path, ())
-    return Subject(output, "encoder", path, None, data, settings.seed, (*names, data_name(None, data)))
+    output, name = (path.resolve().parent, path.resolve().name) if inside else (path, "")
+    return Subject(output, "encoder", path, None, data, settings.seed, (name, data_name(None, data)))
 
 
 def _note(network: Path, name: str) -> Any:

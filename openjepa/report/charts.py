@@ -26,7 +26,7 @@ LEARNING = (
         "Feature spread", "monitor", "feature_std", "Standard deviation over images, mean over dimensions; 0 is collapse.", True
     ),
     Quantity("Similarity of images", "monitor", "cosine", "Mean cosine between two images' features; 1 is collapse."),
-    Quantity("Online k-NN accuracy", "monitor", "knn", "Share of held-out images whose nearest neighbors vote rightly."),
+    Quantity("Online k-NN accuracy", "monitor", "knn", "Share of test images whose nearest neighbors vote rightly."),
 )
 MACHINERY = (
     Quantity("Learning rate", "train", "lr", "Linear warm-up, then the schedule of the recipe.", True),

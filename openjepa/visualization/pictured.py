@@ -18,7 +18,7 @@ from openjepa.types import Skipped
 
 @dataclass(frozen=True)
 class Pictured:
-    """Images in the view of the evaluation."""
+    """Images in the view of their evaluation: a scene whole, so that all the objects its label counts are seen."""
 
     images: UInt8[Tensor, "n 3 h w"]
     labels: Int[np.ndarray, " n"] | None
@@ -54,9 +54,10 @@ def choose_images(
     """`num_shown` images of the test split (training split where there is none), and a gallery from the training split."""
     splits = open_splits(config.data, config.run.seed)
     train = splits.train if isinstance(splits.train, ListSource) else _head(splits.train, num_gallery)
-    gallery = _read(train, size, num_gallery, seed, "training")
+    fit = "squash" if splits.extra_labels else "crop"  # as the tasks of `openjepa evaluate` see scenes and other images
+    gallery = _read(train, size, num_gallery, seed, "training", fit)
     source, split = (splits.test, "test") if splits.test is not None and len(splits.test) > 0 else (train, "training")
-    several = _read(source, size, 8 * num_shown, seed + 1, split)
+    several = _read(source, size, 8 * num_shown, seed + 1, split, fit)
     if len(several.images) == 0:
         raise ValueError(f"none of the {split} images that were drawn can be read: check data.path")
     return _varied(several, num_shown, seed), gallery
@@ -67,10 +68,10 @@ def _head(source: ShardSource, num_records: int) -> _Records:
     return _Records(list(islice(records, num_records)), source.class_names)
 
 
-def _read(source: ListSource, size: tuple[int, int], number: int, seed: int, split: str) -> Pictured:
+def _read(source: ListSource, size: tuple[int, int], number: int, seed: int, split: str, fit: str) -> Pictured:
     unreadable: list[Skipped] = []
     batches: list[EvalBatch] = list(
-        evaluation_batches(source, size, 256, 0, max_images=number, seed=seed, unreadable=unreadable)
+        evaluation_batches(source, size, 256, 0, fit=fit, max_images=number, seed=seed, unreadable=unreadable)
     )
     images = torch.cat([batch.images for batch in batches]) if batches else torch.empty((0, 3, *size), dtype=torch.uint8)
     labels = [batch.labels for batch in batches if batch.labels is not None]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from openjepa.checks import check
 from openjepa.config import load_run_config
 from openjepa.engine.device import autocast, resolve_device, resolve_precision
 from openjepa.engine.display import Display, format_count, format_seconds
@@ -20,6 +21,7 @@ from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_
 from openjepa.engine.run_folder import open_run_folder, run_path
 from openjepa.engine.run_log import RunLog
 from openjepa.settings.data import DataSettings, FolderSettings, HuggingFaceSettings, ScenesSettings
+from openjepa.settings.masks import MultiblockSettings
 from openjepa.settings.optimization import OptimizationSettings
 from openjepa.settings.run import RunConfig, RunSettings, SystemSettings
 from openjepa.types import ParameterRule, Skipped
@@ -79,6 +81,20 @@ def test_on_the_cpu_the_guard_raises_before_the_step() -> None:
     optimizer = build_optimizer(nn.Linear(2, 1).named_parameters(), RULES, OptimizationSettings())
     with pytest.raises(NotFinite):
         FiniteGuard(optimizer, torch.device("cpu"), 3).watch(0, torch.tensor(math.inf), torch.tensor(1.0), [])
+
+
+def test_the_guard_works_with_an_optimizer_that_is_not_fused() -> None:
+    """As on Apple's GPUs: torch's AdamW refuses `found_inf` where it is not fused."""
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=False)
+    guard = FiniteGuard(optimizer, torch.device("cpu"), history=5)
+    before = model.weight.detach().clone()
+    model.weight.grad, model.bias.grad = torch.ones(1, 2), torch.ones(1)
+    guard.watch(0, torch.tensor(0.5), torch.tensor(1.0), [])
+    optimizer.step()
+    assert not torch.equal(before, model.weight)
+    with pytest.raises(NotFinite):
+        guard.watch(1, torch.tensor(math.nan), torch.tensor(1.0), [])
 
 
 def config_in(folder: Path) -> RunConfig:
@@ -151,6 +167,24 @@ def test_out_of_memory_names_what_helps() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(RuntimeError, match="something else"), explain_memory(config):
         raise RuntimeError("something else")
+    with pytest.raises(ValueError, match=r"out of memory at optim\.microbatch_size=32"), explain_memory(config):
+        raise RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB)")
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "group", "advised"),
+    [(50, 25, None, 10), (64, None, None, 32), (7, None, None, 1), (48, 24, 16, 8), (50, 1, None, None)],
+)
+def test_the_advised_microbatch_is_one_that_is_taken(
+    batch: int, micro: int | None, group: int | None, advised: int | None
+) -> None:
+    optim = OptimizationSettings(batch_size=batch, microbatch_size=micro)
+    config = RunConfig(optim=optim, masks=MultiblockSettings(group_size=group), data=FolderSettings(path="x"))
+    with pytest.raises(ValueError, match="out of memory") as error, explain_memory(config):
+        raise MemoryError
+    assert (f"--optim.microbatch-size {advised} " in str(error.value)) == (advised is not None)
+    if advised is not None:
+        check(replace(config, optim=replace(optim, microbatch_size=advised)))
 
 
 def test_a_missing_device_is_named_with_those_there_are() -> None:

@@ -1,23 +1,28 @@
 """Running out of memory, or of finite numbers, becomes an error that says what to change."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
+from openjepa import distributed
 from openjepa.engine.finite import NotFinite
 from openjepa.settings.run import RunConfig
+
+_OUT_OF_MEMORY = ("allocate memory", "MPS backend out of memory")
+"""What the plain RuntimeErrors of torch on a CPU and on Apple's GPUs say."""
 
 
 @contextmanager
 def explain_memory(config: RunConfig) -> Iterator[None]:
-    """Turns out-of-memory errors of torch, CUDA and Python into a ValueError that names the settings that help."""
+    """Turns out-of-memory errors of torch, CUDA, MPS and Python into a ValueError that names the settings that help."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ValueError(_advice(config)) from error
     except RuntimeError as error:
-        if "allocate memory" not in str(error):
+        if not any(words in str(error) for words in _OUT_OF_MEMORY):
             raise
         raise ValueError(_advice(config)) from error
 
@@ -37,9 +42,13 @@ def explain_not_finite(config: RunConfig, sample_name: Callable[[int], str]) -> 
 
 
 def _advice(config: RunConfig) -> str:
-    micro = config.optim.microbatch_size or config.optim.batch_size
+    share = config.optim.batch_size // distributed.world_size()
+    micro = config.optim.microbatch_size or share
     lines = [f"out of memory at optim.microbatch_size={micro}. What helps, best first:"]
-    lines.append(f"  --optim.microbatch-size {max(1, micro // 2)}   (the same batch in smaller parts)")
+    if micro > 1:
+        whole = math.gcd(share, config.masks.group_size or share)  # a microbatch must divide the batch and a group of masks
+        smaller = next(size for size in range(micro // 2, 0, -1) if whole % size == 0)
+        lines.append(f"  --optim.microbatch-size {smaller}   (the same batch in smaller parts)")
     if config.run.precision == "fp32":
         lines.append("  --run.precision bf16")
     if config.data.cache != "none":

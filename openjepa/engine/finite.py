@@ -20,8 +20,9 @@ class NotFinite(ArithmeticError):
 class FiniteGuard:
     """Remembers the first step whose loss or gradient was not finite and freezes the optimizer from that step on.
 
-    A fused optimizer skips its update where `found_inf` is not zero; the flag stays on the device and is never cleared, so that
-    between two looks from the host nothing moves after the first bad step. Off CUDA looking is done every step.
+    On CUDA a fused optimizer skips its update where `found_inf` is not zero; the flag stays on the device and is never cleared,
+    so that between two looks from the host nothing moves after the first bad step. Elsewhere, and where the optimizer is not
+    fused (torch's AdamW then refuses the flag), the host looks at every step.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, history: int) -> None:
@@ -29,17 +30,18 @@ class FiniteGuard:
         self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
         self._recent: deque[tuple[int, list[Int[Tensor, " B"]]]] = deque(maxlen=history + 1)
         self._optimizer = optimizer
-        self._every_step = device.type != "cuda"
+        self._every_step = device.type != "cuda" or not optimizer.defaults.get("fused")
 
     def watch(self, step: int, loss: Float[Tensor, ""], norm: Float[Tensor, ""], sample_ids: list[Int[Tensor, " B"]]) -> None:
-        """Call before the optimizer step. Off CUDA raises NotFinite at once."""
+        """Call before the optimizer step. Where the host looks at every step, raises NotFinite at once."""
         self._recent.append((step, sample_ids))
         bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
         self._first_bad = torch.where(bad & (self._first_bad < 0), step, self._first_bad)
-        # torch's fused AdamW reads this attribute, as its gradient scaler sets it
-        self._optimizer.found_inf = (self._first_bad >= 0).to(torch.float32)  # type: ignore[attr-defined]
         if self._every_step:
             self.raise_if_bad()
+            return
+        # torch's fused AdamW reads this attribute, as its gradient scaler sets it
+        self._optimizer.found_inf = (self._first_bad >= 0).to(torch.float32)  # type: ignore[attr-defined]
 
     def raise_if_bad(self) -> None:
         """Raises NotFinite with the samples of the first bad step. Synchronizes with the device."""

@@ -71,7 +71,10 @@ def test_an_outline_follows_a_block_that_is_no_rectangle() -> None:
 
 @pytest.mark.parametrize("grid", [(6, 6), (6, 9)])
 def test_the_mask_picture_needs_no_images(tmp_path: Path, grid: tuple[int, int]) -> None:
-    both = [build_multiblock(MultiblockSettings(mode=mode, min_keep=2), grid) for mode in ("unbiased", "official")]  # type: ignore[arg-type]
+    both = [
+        build_multiblock(MultiblockSettings(), grid),
+        build_multiblock(MultiblockSettings(mode="official", min_keep=2), grid),
+    ]
     picture = np.asarray(Image.open(mask_figure(both, tmp_path / "new" / "masks.png", num_samples=128)).convert("RGBA"))
     alone = np.asarray(Image.open(mask_figure(both[0], tmp_path / "one.png", num_samples=128)).convert("RGBA"))
     assert picture.shape[0] > 2 * alone.shape[0] and picture.shape[1] == alone.shape[1]
@@ -203,7 +206,7 @@ def run(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
     data = FolderSettings(path=str(tmp_path / "images"), image_size=32)
-    save_yaml(RunConfig(data=data, masks=MultiblockSettings(min_keep=1)), folder / "config.yaml")
+    save_yaml(RunConfig(data=data, masks=MultiblockSettings()), folder / "config.yaml")
     for seed, name in enumerate(("encoder_initial", "encoder")):
         torch.manual_seed(seed)
         save_network(folder / name, Export(CONFIG, build_encoder(CONFIG)))

@@ -327,7 +327,7 @@ def test_results_are_printed_with_their_selection() -> None:
         assert text in output.getvalue()
     assert "not the run's own" not in output.getvalue()
     print_results([replace(done, variant="paper")], Console(file=output, width=80))
-    assert "Classification: not the run's own evaluation, kept as eval/classification-paper.json" in output.getvalue()
+    assert "Classification: not the run's own, kept as eval/classification-paper.json" in output.getvalue()
 
 
 @pytest.mark.parametrize("value", [0.614, 1.0])

@@ -121,7 +121,7 @@ def print_results(results: Sequence[Result], console: Console | None = None) -> 
             lost = ", ".join(f"{number} of {split}" for split, number in result.dropped.items() if number)
             console.print(f"{result.title}: unreadable images left out: {lost}", style="yellow", highlight=False)
         if result.variant:
-            console.print(f"{result.title}: not the run's own evaluation, kept as eval/{result.file_name}", highlight=False)
+            console.print(f"{result.title}: not the run's own, kept as eval/{result.file_name}", highlight=False)
     if done:
         console.print("majority: always answering the most frequent class of the training images", style="dim", highlight=False)
     for result in results:

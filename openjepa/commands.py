@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -217,7 +218,9 @@ def data_masks(argv: Sequence[str], prog: str) -> None:
     if isinstance(options.masks, MultiblockSettings):
         other = replace(options.masks, mode="official" if options.masks.mode == "unbiased" else "unbiased")
         try:
-            samplers.append(build(other, grid))
+            with warnings.catch_warnings():  # what only the chosen mode heeds is no mistake
+                warnings.simplefilter("ignore", UserWarning)
+                samplers.append(build(other, grid))
         except ValueError as error:
             print(f"note: masks.mode={other.mode} is not shown: {error}", file=sys.stderr)
     print(mask_figure(samplers, options.output, seed=options.seed))

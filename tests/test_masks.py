@@ -45,13 +45,14 @@ _SAMPLERS: dict[str, MaskSampler] = {}
 
 
 def sampler_of(variant: tuple[str, dict[str, Any]], grid: tuple[int, int]) -> MaskSampler:
-    """Built once per test session; a grid's share of `min_keep`, without which the official masks refuse small grids."""
+    """Built once per test session; the official masks refuse small grids without a grid's share of `min_keep`."""
     name, chosen = variant
     key = f"{name} {chosen} {grid}"
     if key not in _SAMPLERS:
         entry = MASKS[name]
-        min_keep = min(10, 10 * grid[0] * grid[1] // 196)
-        _SAMPLERS[key] = entry.load()(entry.settings(**chosen, min_keep=min_keep), grid)
+        if chosen.get("mode") == "official":
+            chosen = {**chosen, "min_keep": min(10, 10 * grid[0] * grid[1] // 196)}
+        _SAMPLERS[key] = entry.load()(entry.settings(**chosen), grid)
     return _SAMPLERS[key]
 
 

@@ -268,7 +268,7 @@ def test_redraws_touch_only_the_samples_that_need_them() -> None:
 
 @pytest.mark.parametrize("cut", tuple(CUTS))
 def test_no_context_is_ever_empty(cut: str) -> None:
-    sampler = unbiased(MultiblockSettings(context_cut=cut, max_redraws=0, min_keep=0), (2, 2))  # type: ignore[arg-type]
+    sampler = unbiased(MultiblockSettings(context_cut=cut, max_redraws=0), (2, 2))  # type: ignore[arg-type]
     masks = sampler(seeds_of(300), 0, 0)
     share = math.factorial(4) / 4**4  # four targets of one patch cover all four patches
     assert abs(masks.padded / 300 - share) < 5 * math.sqrt(share * (1 - share) / 300)
@@ -330,6 +330,10 @@ def test_settings_without_effect_warn() -> None:
         build_multiblock(MultiblockSettings(mode="official", context_ratio=0.3), (14, 14))
     with pytest.warns(UserWarning, match=r"masks\.context_ratio=0\.3 has no effect"):
         build_multiblock(MultiblockSettings(context_cut="none", context_ratio=0.3), (14, 14))
+    for cut in ("random_subset", "random_window"):
+        with pytest.warns(UserWarning, match=rf"masks\.min_keep=3 has no effect with masks\.context_cut='{cut}'"):
+            build_multiblock(MultiblockSettings(context_cut=cut, min_keep=3), (14, 14))  # type: ignore[arg-type]
+    build_multiblock(MultiblockSettings(context_cut="none", min_keep=3), (14, 14))  # a warning would be an error
 
 
 # -------------------------------------------------------------------------------------------------------------------- speed

@@ -31,8 +31,11 @@ def build_multiblock(settings: MultiblockSettings, grid: tuple[int, int]) -> Mas
     if settings.mode == "official":
         _warn_ignored(settings, "mode='official'", ("context_cut", "context_ratio", "max_redraws"))
         return OfficialMultiblock(settings, grid)
-    if settings.context_cut == "none":
-        _warn_ignored(settings, "context_cut='none'", ("context_ratio",))
+    _warn_ignored(
+        settings,
+        f"context_cut={settings.context_cut!r}",
+        ("context_ratio",) if settings.context_cut == "none" else ("min_keep",),
+    )
     return UnbiasedMultiblock(settings, grid)
 
 

@@ -37,7 +37,7 @@ class MultiblockSettings(MaskSettings):
     context_ratio: float = 0.25
     """Fraction of all patches that the context keeps after the cut (paper, Table 6: 0.25). Ignored by `official` and `none`."""
     min_keep: int = 10
-    """A context (`official`: also a target) of at most this many patches is drawn again. Scaled down on grids under 14x14
-    in `unbiased` mode."""
+    """A context (`official`: also a target) of at most this many patches is drawn again. In `unbiased` mode only where
+    `context_cut` is `none`, and scaled down on grids under 14x14."""
     max_redraws: int = 20
     """`unbiased`: how often the positions of a sample are redrawn before its context is padded. Its count is logged."""

@@ -188,14 +188,19 @@ def difference(old: object, new: object) -> list[Change]:
 
 
 def expand_home(config: ConfigType) -> ConfigType:
-    """The same settings with `~` at the start of a string replaced by the home folder."""
-    changes: dict[str, Any] = {}
-    for name, value in _items(config):
-        if is_dataclass(value):
-            changes[name] = expand_home(value)
-        elif isinstance(value, str) and (value == "~" or value.startswith("~/")):
-            changes[name] = str(Path(value).expanduser())
+    """The same settings with `~` at the start of a string or a path, also in a tuple, replaced by the home folder."""
+    changes = {name: _expanded(value) for name, value in _items(config)}
     return replace(config, **changes)  # type: ignore[type-var]
+
+
+def _expanded(value: Any) -> Any:
+    if is_dataclass(value):
+        return expand_home(value)
+    if isinstance(value, tuple):
+        return tuple(_expanded(item) for item in value)
+    if isinstance(value, str | Path) and (str(value) == "~" or str(value).startswith("~/")):
+        return type(value)(Path(value).expanduser())
+    return value
 
 
 def load_run_config(path: Path | str) -> RunConfig:

@@ -139,6 +139,18 @@ def test_home_is_expanded_in_strings_only_at_the_start() -> None:
     assert expanded.subset == "a~/b"
 
 
+@dataclass(frozen=True)
+class Files:
+    output: Path | None = None
+    runs: tuple[Path, ...] = ()
+
+
+def test_home_is_expanded_in_paths_too() -> None:
+    given = Files(Path("~/x.html"), (Path("~"), Path("a/~/b"), Path("~other")))
+    assert expand_home(given) == Files(Path.home() / "x.html", (Path.home(), Path("a/~/b"), Path("~other")))
+    assert expand_home(Files()) == Files()
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         RunConfig().model.patch_size = 3  # type: ignore[misc]

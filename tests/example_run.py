@@ -112,11 +112,29 @@ def write_evaluations(folder: Path, shift: float = 0.0) -> None:
     head |= {"held_out_accuracy": 0.6, "test_accuracy": 0.59, "chosen": False}
     heads = [head, head | {"features": "last_four", "head": "batch_norm", "chosen": True}]
     result = Result(
-        "classification", "Classification", "run", "target", "held_out", subjects, heads, num_test=3929, chance=0.105
+        "classification",
+        "Classification",
+        "run",
+        "target",
+        "held_out",
+        subjects,
+        heads,
+        num_train=9025,
+        num_test=3929,
+        chance=0.105,
     )
     result.write(folder / "eval")
     skipped = Result("clevr_count", "Clevr/Count", "run", "target", "held_out", skipped="the data has no `count` labels")
     skipped.write(folder / "eval")
+
+
+def write_variant(folder: Path, name: str, **changes: object) -> None:
+    """Another file of eval/ with some fields changed; numbers of the encoder move by `shift`."""
+    result = json.loads((folder / "eval" / "classification.json").read_text())
+    shift = changes.pop("shift", 0.0)
+    for metric in result["subjects"]["encoder"]["metrics"].values():
+        metric["value"] += shift
+    _write(folder / "eval" / f"{name}.json", result | changes)
 
 
 def _measured(metric: Metric, value: float) -> Metric:

@@ -68,7 +68,8 @@ def held_out_rows(labels: Int[Tensor, " n"], seed: int) -> tuple[Int[Tensor, " k
     if not held.any():
         raise ValueError(
             f"evaluation.selection='held_out': the held-out part is empty, because none of the "
-            f"{len(np.unique(classes))} classes has two training images; use more images (--max-train-images, data.max_images) or --selection paper"
+            f"{len(np.unique(classes))} classes has two training images; "
+            "use more images (--max-train-images, data.max_images) or --selection paper"
         )
     return _rows(~held, labels.device), _rows(held, labels.device)
 

@@ -76,6 +76,8 @@ def render(folders: Sequence[RunFolder]) -> str:
             machinery=_drawn(charts.machinery_charts(folders), "machinery"),
             rows=rows,
             heads=probes.heads(folders),
+            stale=probes.stale(folders),
+            probe_words={name: words for name, words in probes.PROBE_WORDS.items() if any(row.probe == name for row in rows)},
             skipped_tasks=probes.skipped_tasks(folders),
             lede=facts.lede(folders[0]),
             subjects=[name for name in probes.SUBJECTS if any(name in row.scores for row in rows)],

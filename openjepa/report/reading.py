@@ -208,7 +208,7 @@ def _read_yaml(path: Path, unreadable: list[str]) -> dict[str, Any]:
 
 def _read_evaluations(folder: Path, unreadable: list[str]) -> list[Mapping[str, Any]]:
     found: list[Mapping[str, Any]] = []
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob("*.json"), key=lambda path: path.stem):
         result = _read_json(path, unreadable)
         if result:
             found.append({**result, "_file": path.stem})

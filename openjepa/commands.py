@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from openjepa.arguments import option_value, parse, parse_evaluate, parse_train, require, select_component
+from openjepa.arguments import is_help, option_value, parse, parse_evaluate, parse_train, require, select_component
 from openjepa.checks import check, check_patch_divides, remarks
 from openjepa.config import nearest
 from openjepa.recipes import RECIPES
@@ -19,7 +19,7 @@ from openjepa.settings.choices import CHOICES
 from openjepa.settings.data import DataSettings, FolderSettings
 from openjepa.settings.masks import MaskSettings, MultiblockSettings
 
-TRAIN_HELP = """Train an encoder. The recipe comes first, then any setting to change.
+TRAIN_HELP = """openjepa train RECIPE [OPTIONS]: train an encoder. The recipe comes first, then any setting to change.
 
 recipes and their presets (the first is the default):
 {recipes}
@@ -35,7 +35,8 @@ examples:
 
 The same command continues an interrupted run."""
 
-EVALUATE_HELP = """k-NN and linear probes on frozen features, beside the same on the untrained encoder and on raw pixels.
+EVALUATE_HELP = """openjepa evaluate RUN|ENCODER [OPTIONS]: k-NN and linear probes on frozen features, beside the same on the
+untrained encoder and on raw pixels.
 
 tasks (all that the data has labels for, unless --tasks names some):
 {tasks}
@@ -45,12 +46,14 @@ examples:
   openjepa evaluate runs/cpu-64-default-photos --selection paper --neighbors 10 20
   openjepa evaluate runs/cpu-64-default-photos/encoder --data.source folder --data.path ~/labeled"""
 
-VISUALIZE_HELP = """Pictures of a run: masks on images, PCA maps of patch features, nearest neighbors before and after training.
+VISUALIZE_HELP = """openjepa visualize RUN [OPTIONS]: masks on images, PCA maps of patch features, nearest neighbors before and
+after training, as pictures.
 
 example:
   openjepa visualize runs/cpu-64-default-photos"""
 
-REPORT_HELP = """One self-contained HTML file on one run, or on several side by side. Needs only the run folders, no torch.
+REPORT_HELP = """openjepa report RUN [RUN ...] [OPTIONS]: one self-contained HTML file on one run, or on several side by side.
+Needs only the run folders, no torch.
 
 examples:
   openjepa report runs/cpu-64-default-photos
@@ -98,6 +101,35 @@ examples:
   openjepa bench data --path ~/photos"""
 
 
+def _check_subject(path: Path, *marks: str) -> None:
+    """ValueError, with the nearest folder that would do, unless `path` is a folder that holds one of the files `marks`."""
+    if any((path / mark).is_file() for mark in marks):
+        return
+    problem = f"{path} holds no {' or '.join(marks)}" if path.is_dir() else f"{path} does not exist"
+    around = path if path.is_dir() else path.parent
+    names = sorted({item.parent.name for mark in marks for item in around.glob(f"*/{mark}")})
+    raise ValueError(f"{problem}: {nearest(path.name, names) if names else 'name a folder that `openjepa train` has written'}")
+
+
+def _check_output_file(path: Path | None, ending: str, any_ending: bool = True) -> None:
+    """ValueError: `--output` is a folder, lies in none, or has another ending."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"--output {path} is a folder: name a file, e.g. --output {path / f'openjepa{ending}'}")
+    if not path.parent.is_dir():
+        raise ValueError(f"--output {path}: there is no folder {path.parent}; make it first, or name a file elsewhere")
+    if not any_ending and path.suffix.lower() != ending:
+        raise ValueError(f"--output {path} must end in {ending}, e.g. --output {path.with_suffix(ending)}")
+
+
+def _check_output_folder(path: Path) -> None:
+    """ValueError: `--output` is a file or lies in one; folders that are missing are made."""
+    existing = next(item for item in (path, *path.parents) if item.exists())
+    if not existing.is_dir():
+        raise ValueError(f"--output {path}: {existing} is a file, but a folder is needed; name another one")
+
+
 def train(argv: Sequence[str], prog: str) -> None:
     """Pretrains an encoder."""
     recipes = [f"  {name:<18}{' | '.join(recipe.presets):<20}{recipe.summary()}" for name, recipe in RECIPES.items()]
@@ -118,6 +150,8 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
     """Probes an encoder."""
     from openjepa.evaluation.tasks import TASKS
 
+    if argv and not argv[0].startswith("-") and not is_help(argv):  # before the options, which depend on the run's data
+        _check_subject(Path(argv[0]).expanduser(), "config.yaml", "config.json")
     tasks = "\n".join(f"  {name:<16}{task.title}" for name, task in TASKS.items())
     options, data = parse_evaluate(argv, prog, EVALUATE_HELP.format(tasks=tasks))
     if unknown := [name for name in options.evaluation.tasks if name not in TASKS]:
@@ -144,6 +178,7 @@ class VisualizeOptions:
 def visualize(argv: Sequence[str], prog: str) -> None:
     """Draws the pictures of a run."""
     options = parse(VisualizeOptions, require(argv, "RUN", prog), prog, VISUALIZE_HELP, VisualizeOptions())
+    _check_subject(options.subject, "config.yaml")
     from openjepa.visualization import visualize_run
 
     for path in visualize_run(options.subject, options.num_images, options.seed, options.device):
@@ -163,6 +198,7 @@ class ReportOptions:
 def report(argv: Sequence[str], prog: str) -> None:
     """Writes the HTML report."""
     options = parse(ReportOptions, require(argv, "RUN", prog), prog, REPORT_HELP, ReportOptions())
+    _check_output_file(options.output, ".html")
     from openjepa.report import write_report
 
     print(write_report(options.runs, options.output))
@@ -183,6 +219,7 @@ class QuickstartOptions:
 def quickstart(argv: Sequence[str], prog: str) -> None:
     """Train, evaluate, visualize, report."""
     options = parse(QuickstartOptions, argv, prog, QUICKSTART_HELP, QuickstartOptions())
+    _check_output_folder(options.output)
     from openjepa.experiments import quickstart as run_quickstart
 
     run_quickstart(output=options.output, total_steps=options.total_steps, fresh=options.fresh)
@@ -207,6 +244,7 @@ def data_masks(argv: Sequence[str], prog: str) -> None:
     """Draws masks."""
     defaults = MasksOptions(masks=select_component(MultiblockSettings(), "masks", argv))
     options = parse(MasksOptions, argv, prog, MASKS_HELP, defaults)
+    _check_output_file(options.output, ".png", any_ending=False)
     size = options.image_size
     height, width = (size, size) if isinstance(size, int) else size
     check_patch_divides(options.patch_size, (height, width), "patch_size", "image_size")
@@ -249,6 +287,7 @@ class ScenesOptions:
 def data_scenes(argv: Sequence[str], prog: str) -> None:
     """Renders scenes."""
     options = parse(ScenesOptions, argv, prog, SCENES_HELP, ScenesOptions())
+    _check_output_folder(options.output)
     from openjepa.data.scene_renderer import render_scenes
 
     render_scenes(
@@ -286,6 +325,7 @@ def bench_step(argv: Sequence[str], prog: str) -> None:
         if (value := option_value(argv, name)) is not None:
             given = f"--{name.replace('_', '-')} {value}"
             raise ValueError(f"{given} has no effect: the recipe {options.recipe} says it; leave out one of the two")
+    _check_output_file(options.output, ".json")
     from openjepa.bench import time_step
 
     time_step(options)

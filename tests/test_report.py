@@ -1,8 +1,8 @@
+import fcntl
 import io
 import json
 import re
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -10,46 +10,12 @@ import pytest
 from PIL import Image
 
 from openjepa.report import write_report
-from openjepa.report.curves import Chart, Series, downsample, draw, format_number, nice_ticks
 from openjepa.report.page import MAX_BYTES
-from openjepa.report.probes import headline, table
 from openjepa.report.reading import read_log, read_run
-from tests.example_run import TOTAL_STEPS, write_evaluations, write_pictures, write_run, write_variant
+from tests.example_run import TOTAL_STEPS, write_evaluations, write_pictures, write_run
+from tests.report_page import Page, page_of
 
 HOSTILE = "<script>alert('x')</script>\"'><img src=http://evil.example/x onerror=alert(1)>{{ 7 * 7 }}"
-
-
-class Page(HTMLParser):
-    """Collects the elements and attributes of a page, and the texts a reader sees."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self._hidden = 0
-        self.feed(source)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        self._hidden += tag == "style"
-
-    def handle_endtag(self, tag: str) -> None:
-        self._hidden -= tag == "style"
-
-    def handle_data(self, data: str) -> None:
-        if not self._hidden:
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def count(self, tag: str) -> int:
-        return sum(name == tag for name, _ in self.elements)
-
-
-def page_of(*runs: Path, output: Path | None = None) -> Page:
-    return Page(write_report(runs, output).read_text())
 
 
 @pytest.fixture(scope="module")
@@ -207,69 +173,6 @@ def test_several_runs_share_tables_and_curves(full_run: Path, tmp_path: Path) ->
     assert loss is not None and loss[0].count('class="line c0') == loss[0].count('class="line c1') == 2
 
 
-def test_a_gain_within_the_noise_is_not_colored(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", steps=100)
-    write_evaluations(folder, shift=-0.155)
-    page = page_of(folder)
-    classes = [attrs.get("class") for tag, attrs in page.elements if tag == "span"]
-    assert "unclear" in classes and "down" not in classes, "+0.6 points at standard errors of 0.8"
-
-
-def test_a_headline_within_the_noise_is_no_flat_gain(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", steps=100)
-    write_evaluations(folder, shift=-0.155)
-    text = page_of(folder).text
-    assert "within the error of the better baseline (+0.6 points)" in text and "points against the better" not in text
-
-
-def test_rows_say_what_sets_them_apart(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run")
-    write_evaluations(folder)
-    write_variant(
-        folder, "classification-context-paper", shift=0.2, encoder="context", selection="paper", variant="context-paper"
-    )
-    write_variant(folder, "classification-flowers", shift=0.3, data="flowers: 100 images", num_train=80, num_test=20, step=4400)
-    rows = table([read_run(folder)])
-    linear = [(row.variant, row.what) for row in rows if row.probe == "linear-cached"]
-    assert linear == [
-        ("", "9,025 train and 3,929 test images"),
-        ("context-paper", "context encoder; 9,025 train and 3,929 test images"),
-        ("flowers", "data: flowers: 100 images; 80 train and 20 test images; step 4,400"),
-    ], "the file's name tells the variant of results that do not"
-    page = page_of(folder)
-    assert page.text.count("context-paper context encoder; 9,025 train") == 2 and "held_out flowers data: flowers" in page.text
-    assert "linear-cached 61.2 % vs untrained 45.1 vs pixels 41.0" in [attrs.get("aria-label") for _, attrs in page.elements]
-    assert "evaluated at step" not in page.text
-
-
-def test_the_task_with_the_clearest_gain_heads_the_page(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run")
-    write_evaluations(folder, shift=-0.1)
-    write_variant(folder, "clevr_count", task="clevr_count", title="Clevr/Count", shift=0.02)
-    write_variant(folder, "clevr_dist", task="clevr_dist", title="Clevr/Dist", shift=0.01)
-    write_variant(folder, "clevr_dist-paper", task="clevr_dist", title="Clevr/Dist", shift=0.3, selection="paper")
-    assert "Clevr/Count, linear-cached held_out 53.2 %" in page_of(folder).text
-    other = write_run(tmp_path / "other")
-    write_evaluations(other, shift=0.3)
-    write_variant(other, "clevr_count", task="clevr_count", title="Clevr/Count", shift=-0.7)
-    heads = [headline(table([read_run(folder), read_run(other)]), run) for run in (0, 1)]
-    assert [head.title for head in heads if head is not None] == 2 * ["Clevr/Count, linear-cached"], "so that they compare"
-
-
-def test_results_of_an_earlier_step_are_remarked(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run")
-    write_evaluations(folder)
-    write_variant(folder, "classification", step=2000)
-    again = f"Classification evaluated at step 2,000, the run is at step 4,400. To evaluate again: openjepa evaluate {folder}"
-    assert again in page_of(folder).text
-    write_variant(folder, "classification-paper", selection="paper")
-    assert "Classification, Classification (paper) evaluated at step 2,000" in page_of(folder).text
-    assert "with the same options where any were given" in page_of(folder).text
-    for name in ("classification", "classification-paper"):
-        write_variant(folder, name, step=TOTAL_STEPS)
-    assert "evaluated at step" not in page_of(folder).text
-
-
 def test_the_page_stays_small_whatever_the_run_holds(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", steps=100)
     write_pictures(folder)
@@ -322,45 +225,43 @@ def test_a_failed_run_says_why(tmp_path: Path) -> None:
     assert not page.count("script")
 
 
-def test_downsampling_keeps_mean_range_and_order() -> None:
-    generator = np.random.default_rng(0)
-    values = generator.standard_normal(1000)
-    points = list(zip(range(1000), values.tolist(), strict=True))
-    generator.shuffle(points)
-    buckets = downsample([(int(x), y) for x, y in points], 100)
-    assert len(buckets) == 100
-    np.testing.assert_allclose([bucket.y for bucket in buckets], values.reshape(100, 10).mean(axis=1))
-    assert [bucket.low for bucket in buckets] == values.reshape(100, 10).min(axis=1).tolist()
-    assert [bucket.high for bucket in buckets] == values.reshape(100, 10).max(axis=1).tolist()
-    assert [bucket.x for bucket in buckets] == [4.5 + 10 * index for index in range(100)]
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.996, 1.0), (1e-6, 1e-3), (-3, 250), (17, 17.001), (0, 3e9)])
-def test_ticks_are_round_numbers_inside_the_range(low: float, high: float) -> None:
-    ticks = nice_ticks(low, high)
-    assert 2 <= len(ticks) <= 9
-    assert low - 1e-9 * high <= ticks[0] and ticks[-1] <= high * (1 + 1e-9)
-    step = (ticks[-1] - ticks[0]) / (len(ticks) - 1)
-    mantissa = float(f"{step:e}".split("e")[0])
-    assert min(abs(mantissa - nice) for nice in (1, 2, 5, 10)) < 1e-6
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [(0, "0"), (0.05, "0.05"), (61.234, "61.2"), (1234.5, "1,234"), (123456, "123k"), (2.16e7, "21.6M"), (6.37e-9, "6.37e-9")],
-)
-def test_numbers_have_three_digits(value: float, shown: str) -> None:
-    assert format_number(value) == shown
-
-
-@pytest.mark.parametrize("points", [[(5, 1.0)], [(0, 2.0), (10, 2.0)], [(0, 0.0), (1, 0.0)], [(1, -5.0), (2, 1e9)]])
-def test_odd_series_are_drawn_inside_the_frame(points: list[tuple[float, float]]) -> None:
-    drawn = draw(Chart("Title", "", [Series("line", points)]), "id")
-    numbers = [float(number) for number in re.findall(r'(?:cx|cy|x|y)="(-?[\d.]+)"', drawn)]
-    assert numbers and all(-1 <= number <= 401 for number in numbers)
-
-
 def test_a_missing_package_is_named_with_its_extra(full_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "markupsafe", None)
     with pytest.raises(ValueError, match=re.escape("pip install 'openjepa[report]'")):
         write_report([full_run])
+
+
+@pytest.mark.parametrize("has_lock", [True, False])
+def test_a_killed_run_is_unfinished_not_running(tmp_path: Path, has_lock: bool) -> None:
+    folder = write_run(tmp_path / "run", steps=500, status="running")
+    if has_lock:
+        (folder / ".lock").touch()
+    words = "This run is unfinished, and no process trains it: the same command continues it."
+    assert words in page_of(folder).text and f"unfinished, step 500 of {TOTAL_STEPS:,}" in page_of(folder).text
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "This run is still running." in page_of(folder).text
+    assert words in page_of(folder).text, "the report itself holds no lock"
+
+
+def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / place, steps=100) for place in ("a/x/run", "b/x/run", "other", "c/run")]
+    page = page_of(*folders, output=tmp_path / "out.html")
+    for name in ("a/x/run", "b/x/run", "other", "c/run"):
+        assert f" {name} " in page.text
+    with pytest.raises(ValueError, match=r"runs holds .*run' 2 times: name each run folder once"):
+        write_report([folders[0], folders[1], tmp_path / "a" / "x" / ".." / "x" / "run"])
+
+
+def test_the_first_sentence_names_one_size(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    assert (
+        "ViT small with 8 px patches trained by I-JEPA on crops of 64 px of imagewoof128: 9,025 training and 3,929 test images "
+        "of 10 classes; 563k images seen in 19 min."
+    ) in page_of(folder).text
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["data"] = "Packaged rendered scenes, 64 x 64 pixels: 3,000 training and 1,000 test images"
+    (folder / "summary.json").write_text(json.dumps(summary))
+    text = page_of(folder).text
+    assert "on crops of 64 px of Packaged rendered scenes: 3,000 training and 1,000 test images; 563k images seen" in text
+    assert f"{summary['data']}, crops of 64 px" in text, "among the facts both sizes are named"

@@ -1,5 +1,6 @@
 """What was run and on what, in words: rows of facts, the verdict on collapse, and where several runs differ."""
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ STATUS_WORDS = {
     "interrupted": "interrupted",
     "failed": "failed",
 }
+UNFINISHED = "unfinished"
+"""Of a run that says it is running and that no process writes to: it was killed."""
 MAX_DIFFERENCES = 60
 
 
@@ -50,8 +53,9 @@ def duration(seconds: float) -> str:
 
 
 def status(run: RunFolder) -> str:
-    """One word: finished, running, interrupted, failed, or unknown for a folder without a summary."""
-    return STATUS_WORDS.get(str(run.summary.get("status", "")), "unknown")
+    """One word: finished, running, unfinished, interrupted, failed, or unknown for a folder without a summary."""
+    word = STATUS_WORDS.get(str(run.summary.get("status", "")), "unknown")
+    return UNFINISHED if word == "running" and not run.is_locked else word
 
 
 def error(run: RunFolder) -> str:
@@ -92,16 +96,22 @@ def facts(runs: Sequence[RunFolder]) -> list[Fact]:
 def lede(run: RunFolder) -> str:
     """One sentence: what was trained by which method on what, for how long."""
     method = {"ijepa": "I-JEPA"}.get(str(run.setting("method", "name")), text(run.setting("method", "name", default=""), 30))
-    model = _model(run).split(", width")[0]
-    data, seen, time = _data(run), images_seen(run), _time(run).split(",")[0]
+    model = _model(run).split(", width")[0].replace(", ", " with ", 1)
+    # crops are what training sees; the size of the stored pictures would only stand beside them as a second number
+    data, crops = re.sub(r",? \d+ x \d+ pixels", "", _description(run)), _crops(run)
     words = [model or "An encoder", f"trained by {method}" if method else "trained"]
-    words.append(f"on {data}" if data else "")
-    sentence = " ".join(word for word in words if word)
-    return _joined(sentence, f"{format_number(seen)} images seen" if seen else "", f"{time}" if time else "") + "."
+    words.append(_joined_by(" of ", f"on crops of {crops}" if crops else "", data) if crops else f"on {data}" if data else "")
+    seen, time = images_seen(run), _time(run).split(",")[0]
+    length = _joined_by(" in ", f"{format_number(seen)} images seen" if seen else "", time if "images/s" not in time else "")
+    return _joined_by("; ", " ".join(word for word in words if word), length) + "."
 
 
 def _joined(*parts: str) -> str:
-    return ", ".join(part for part in parts if part)
+    return _joined_by(", ", *parts)
+
+
+def _joined_by(separator: str, *parts: str) -> str:
+    return separator.join(part for part in parts if part)
 
 
 def _short(value: Any, unit: str = "") -> str:
@@ -145,14 +155,21 @@ def _parameters(run: RunFolder) -> str:
 
 
 def _data(run: RunFolder) -> str:
+    crops = _crops(run)
+    return _joined(_description(run), f"crops of {crops}" if crops else "")
+
+
+def _description(run: RunFolder) -> str:
     description = text(run.summary.get("data") or run.environment.get("data") or "", 200)
     source, path = text(run.setting("data", "source", default=""), 40), text(run.setting("data", "path", default="") or "", 160)
+    return description or f"{source} {path}".strip()
+
+
+def _crops(run: RunFolder) -> str:
     size = run.setting("data", "image_size")
     if isinstance(size, list | tuple) and len(size) == 2:
-        pixels = f"{text(size[0], 6)} x {text(size[1], 6)} px"
-    else:
-        pixels = f"{text(size, 6)} px" if size else ""
-    return _joined(description or (f"{source} {path}".strip()), pixels)
+        return f"{text(size[0], 6)} x {text(size[1], 6)} px"
+    return f"{text(size, 6)} px" if size else ""
 
 
 def images_seen(run: RunFolder) -> float | None:

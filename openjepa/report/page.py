@@ -1,8 +1,9 @@
 """Assembles the report: one HTML file without scripts and without requests."""
 
 import shlex
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,11 @@ from openjepa.whole_files import whole_file
 MAX_BYTES = 10_000_000
 PICTURE_BYTES = 7_500_000
 MAX_RUNS = 12
+STATUS_SENTENCES = {
+    "running": "This run is still running.",
+    "interrupted": "This run is interrupted: the same command continues it.",
+    facts.UNFINISHED: "This run is unfinished, and no process trains it: the same command continues it.",
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
         raise ValueError("runs is empty: name at least one run folder, e.g. `openjepa report runs/<name>`")
     if len(runs) > MAX_RUNS:
         raise ValueError(f"runs has {len(runs)} folders: at most {MAX_RUNS} fit on one page")
-    folders = [read_run(Path(path)) for path in runs]
+    folders = _distinct([read_run(Path(path)) for path in runs])
     if output is None:
         output = Path(runs[0]) / "report.html" if len(runs) == 1 else Path(runs[0]).parent / "report.html"
     page = render(folders).encode("utf-8", errors="replace")
@@ -56,6 +62,26 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
     with whole_file(output) as file:
         file.write_bytes(page)
     return output
+
+
+def _distinct(folders: Sequence[RunFolder]) -> list[RunFolder]:
+    """The runs with names that differ: of equal names each is preceded by as many parent folders as it takes."""
+    places = [folder.path.resolve() for folder in folders]
+    for path, count in Counter(places).items():
+        if count > 1:
+            raise ValueError(f"runs holds {str(path)!r} {count} times: name each run folder once")
+    names = [folder.name for folder in folders]
+    depth = 2
+    while len(set(names)) < len(names):
+        counts = Counter(names)
+        names = [
+            name if counts[name] == 1 else text("/".join(place.parts[-depth:]), 160)
+            for name, place in zip(names, places, strict=True)
+        ]
+        depth += 1
+        if depth > max(len(place.parts) for place in places) + 1:
+            break  # names that are cut to the same words
+    return [replace(folder, name=name) for folder, name in zip(folders, names, strict=True)]
 
 
 def render(folders: Sequence[RunFolder]) -> str:
@@ -80,6 +106,7 @@ def render(folders: Sequence[RunFolder]) -> str:
             probe_words={name: words for name, words in probes.PROBE_WORDS.items() if any(row.probe == name for row in rows)},
             skipped_tasks=probes.skipped_tasks(folders),
             lede=facts.lede(folders[0]),
+            status_sentences=STATUS_SENTENCES,
             subjects=[name for name in probes.SUBJECTS if any(name in row.scores for row in rows)],
             subject_words=probes.SUBJECT_WORDS,
             selections={row.selection: probes.SELECTION_WORDS.get(row.selection, "") for row in rows if row.selection},

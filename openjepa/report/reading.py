@@ -4,6 +4,7 @@ Nothing here trusts a file: what does not parse is counted or left out, numbers 
 only files inside the folder are opened.
 """
 
+import fcntl
 import json
 import math
 from collections import Counter
@@ -72,6 +73,8 @@ class RunFolder:
     """One object per file of eval/, its file name under `_file`."""
     figures: list[Figure]
     skipped: Skipped
+    is_locked: bool
+    """Whether a process holds the run's lock, that is, trains it now."""
     unreadable: list[str]
     """Files of the folder that exist and could not be read."""
 
@@ -124,8 +127,21 @@ def read_run(path: Path) -> RunFolder:
         evaluations=_read_evaluations(path / "eval", unreadable),
         figures=_read_figures(path / "figures", unreadable),
         skipped=_read_skipped(path / "skipped.jsonl"),
+        is_locked=_is_locked(path / ".lock"),
         unreadable=unreadable,
     )
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether another process holds the lock of this file; a killed one does not."""
+    try:
+        with path.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released at once, with the file
+    except BlockingIOError:
+        return True
+    except OSError:  # no such file, or none that can be locked
+        return False
+    return False
 
 
 def read_log(path: Path) -> Log:

@@ -88,6 +88,17 @@ def test_a_class_may_be_named_train(tmp_path: Path) -> None:
         opened(put(tmp_path, "val/4.png"))
 
 
+@pytest.mark.parametrize("others", [(), ("val/a/3.png",)])
+def test_images_beside_a_split_are_not_dropped(tmp_path: Path, others: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=r"holds images \(4\.png, 5\.png\) beside the folder 'train': move these away"):
+        opened(put(tmp_path, "train/a/1.png", "train/b/2.png", "4.png", "5.png", *others))
+
+
+def test_images_beside_classes_make_all_unlabeled(tmp_path: Path) -> None:
+    splits = opened(put(tmp_path, "train/1.png", "car/2.png", "3.png"))
+    assert names(splits.train) == ["3.png", "car/2.png", "train/1.png"] and splits.train.labels is None
+
+
 def test_single_folders_are_entered(tmp_path: Path) -> None:
     splits = opened(put(tmp_path, "archive/images/a/1.png", "archive/images/b/2.png"), test_fraction=0)
     assert splits.train.class_names == ("a", "b")

@@ -58,7 +58,8 @@ def open_folder(settings: FolderSettings, seed: int) -> Splits:
     named as splits, `train` is the training split and `test`, `validation`, `valid` or `val` the test split; otherwise
     `test_fraction` of each class is held out with the seed. Images directly in the folder make it unlabeled, with no test
     split. Hidden files and other suffixes are ignored, but counted.
-    Raises ValueError where the path does not exist or none of the first images can be used.
+    Raises ValueError where the path does not exist, none of the first images can be used, or images or other folders lie beside
+    a split.
     """
     root = existing_path(settings.path)
     if not root.is_dir():
@@ -149,13 +150,20 @@ def _split_folders(root: Path, files: list[str]) -> tuple[FolderSource, FolderSo
     train_name = next((tops[name] for name in TRAIN_NAMES if name in tops), None)
     if train_name is None:
         return None
-    if others := sorted(set(tops) - {"", *TRAIN_NAMES, *TEST_NAMES}):
-        if tested := sorted(set(tops) & set(TEST_NAMES)):
-            raise ValueError(
-                f"{str(root)!r} holds {train_name!r} and {tops[tested[0]]!r} beside {_few([tops[name] for name in others])}: "
-                "move these away if it is a split, or rename the two if all are classes"
-            )
+    tested = sorted(set(tops) & set(TEST_NAMES))
+    others = sorted(set(tops) - {"", *TRAIN_NAMES, *TEST_NAMES})
+    if others and not tested:
         return None
+    if others:
+        raise ValueError(
+            f"{str(root)!r} holds {train_name!r} and {tops[tested[0]]!r} beside {_few([tops[name] for name in others])}: "
+            "move these away if it is a split, or rename the two if all are classes"
+        )
+    if loose := [file for file in files if not _top(file)]:
+        raise ValueError(
+            f"{str(root)!r} holds images ({_few(loose)}) beside the folder {train_name!r}: move these away if it is a split, "
+            f"or rename {train_name!r} if all images are to be used"
+        )
     train_files = _below(files, train_name)
     names = _class_names(train_files)
     train = FolderSource(root / train_name, train_files, _labels(train_files, names), names)

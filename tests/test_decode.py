@@ -125,7 +125,7 @@ def turned(upright: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
 def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
     exif = Image.Exif()
     exif[0x010F] = "maker"  # an entry before the one that counts
@@ -142,6 +142,14 @@ def test_damaged_exif_counts_as_upright() -> None:
     assert decode_image(data).shape == (48, 64, 3)
     for length in range(0, 40):
         assert jpeg_orientation(data[:length]) == 1
+
+
+@pytest.mark.parametrize("exif", [b"II*\0", b"XX", b"MM\0*\0\0\0\x08\0\x05\x01", b"II*\0\xff\xff\xff\xff"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_damaged_exif_of_other_formats_counts_as_upright(exif: bytes, kind: str) -> None:
+    data = encoded(Image.fromarray(picture()), kind, exif=b"Exif\0\0" + exif, **({"lossless": True} if kind == "WEBP" else {}))
+    assert distance(decode_image(data), picture()) == 0
+    assert image_size(data) == (48, 64)
 
 
 def test_animations_give_their_first_frame() -> None:

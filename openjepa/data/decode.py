@@ -19,7 +19,7 @@ import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 200_000_000
 """Larger images are refused before they are decoded (600 MB as RGB); no photo for training is that large."""
@@ -60,7 +60,8 @@ def image_size(data: bytes) -> tuple[int, int]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image = _open_with_pillow(data)
-        turned = image.getexif().get(_ORIENTATION, 1) >= 5
+        # the size that Pillow gives of a TIFF is that of the image it will turn by itself
+        turned = image.format != "TIFF" and _pillow_orientation(image) >= 5
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
@@ -162,11 +163,20 @@ def _decode_with_pillow(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
         try:
             image.seek(0)
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return _upright(_to_rgb(image), _pillow_orientation(image))
         except DecodeError:
             raise
         except Exception as error:  # as above
             raise DecodeError(f"damaged {image.format}: {type(error).__name__}: {error}") from error
+
+
+def _pillow_orientation(image: Image.Image) -> int:
+    """EXIF orientation (1 to 8) of an image of Pillow; 1 where it has none or a damaged one."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # parsers of foreign bytes raise anything
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:

@@ -181,7 +181,8 @@ def without_overruled(config: RunConfig, argv: Sequence[str]) -> RunConfig:
     config = _with_given_length(config, argv)
     given = {normalized(item) for item in argv if item.startswith("--")}
     optim = config.optim
-    if _EXCLUSIVE[0][0] in given and _EXCLUSIVE[0][1] not in given and optim.total_steps is not None:
+    is_given = _EXCLUSIVE[0][0] in given and _EXCLUSIVE[0][1] not in given
+    if is_given and optim.total_steps is not None and optim.total_steps > 0:  # others stay, and are refused as out of range
         value = option_value(argv, "optim.epochs")
         try:
             epochs = float(value or optim.epochs)
@@ -197,7 +198,7 @@ def without_overruled(config: RunConfig, argv: Sequence[str]) -> RunConfig:
 def _with_given_length(config: RunConfig, argv: Sequence[str]) -> RunConfig:
     """The recipe at the `total_steps` that `argv` gives; a warm-up that `argv` gives is left to it."""
     steps = option_value(argv, "optim.total_steps")
-    if steps is None or not steps.isdigit() or config.optim.total_steps is None:
+    if steps is None or not steps.isdigit() or not config.optim.total_steps:
         return config
     return with_total_steps(config, int(steps))
 

@@ -1,6 +1,7 @@
 """Finds impossible settings before anything is loaded: every error names the setting, its value and what would fit."""
 
 import math
+import re
 
 from openjepa.config import flatten
 from openjepa.settings.data import DataSettings, FolderSettings, HuggingFaceSettings
@@ -9,11 +10,9 @@ from openjepa.settings.masks import MultiblockSettings
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.models import SIZES, ModelSettings
 from openjepa.settings.optimization import OptimizationSettings
-from openjepa.settings.run import RunConfig
+from openjepa.settings.run import RunConfig, RunSettings
 
 PATCH_SIZES = range(4, 17)
-FEW_RENEWALS = 5
-"""Sum of 1 - momentum over a run below which it is too short for its momentum (published runs: 375)."""
 
 
 def check(config: RunConfig, world_size: int = 1) -> None:
@@ -29,49 +28,29 @@ def check(config: RunConfig, world_size: int = 1) -> None:
     if isinstance(config.masks, MultiblockSettings):
         _check_multiblock(config)
     _check_source(config)
+    _check_run(config.run)
 
 
 def remarks(config: RunConfig) -> list[str]:
     """What is allowed but surely not meant: settings without effect, and a warm-up as long as the run.
 
-    Mask strategies warn of their own.
+    Mask strategies warn of their own, and methods remark on the length once it is known in steps.
     """
     found = []
     optim = config.optim
     if optim.total_steps is not None and optim.epochs != OptimizationSettings.epochs:
         found.append(f"optim.epochs={optim.epochs} has no effect: optim.total_steps={optim.total_steps} sets the length")
-    warmup, length = (
-        (optim.warmup_steps, optim.total_steps) if optim.warmup_steps is not None else (optim.warmup_epochs, optim.epochs)
-    )
-    same_unit = (optim.warmup_steps is None) == (optim.total_steps is None)
-    if same_unit and length is not None and warmup >= length:
-        found.append(f"the warm-up ({warmup}) is as long as the training ({length}): the learning rate never reaches optim.lr")
+    if optim.warmup_steps is not None and optim.warmup_steps == optim.total_steps:
+        found.append(
+            f"optim.warmup_steps={optim.warmup_steps} is the whole training: the learning rate never falls from optim.lr"
+        )
     if optim.weight_decay_schedule == "constant" and optim.final_weight_decay != OptimizationSettings.final_weight_decay:
         found.append(f"optim.final_weight_decay={optim.final_weight_decay} has no effect with weight_decay_schedule=constant")
     if optim.cooldown != OptimizationSettings.cooldown and optim.lr_schedule == "cosine":
         found.append(f"optim.cooldown={optim.cooldown} has no effect with optim.lr_schedule=cosine")
-    if isinstance(config.method, IJepaSettings) and optim.total_steps is not None:
-        found.extend(_slow_teacher(config.method, optim.total_steps))
     if config.data.cache_size is not None and config.data.cache == "none":
         found.append(f"data.cache_size={config.data.cache_size} has no effect with data.cache=none")
     return found
-
-
-def _slow_teacher(method: IJepaSettings, total_steps: int) -> list[str]:
-    """Whether the target encoder, which is what is exported, hardly follows a run of this length.
-
-    With momentum 1 - r (1 - t/T) the student of a time x T before the end enters the last teacher with weight x exp(-a x^2),
-    a = r T / 2, so that its mean age is sqrt(pi / a) / 2 of the run: 5 % in the published runs, 44 % where a = 4.
-    """
-    renewals = total_steps * (1 - (method.ema_start + method.ema_end) / 2)
-    if renewals >= FEW_RENEWALS or method.ema_end < 1:
-        return []
-    age = math.sqrt(math.pi / renewals) / 2 if renewals > math.pi / 4 else 1.0
-    better = max(0.0, 1 - 100 / total_steps)
-    return [
-        f"method.ema_start={method.ema_start:g} is slow for {total_steps} steps: the target encoder, which is exported, is on "
-        f"average {age:.0%} of the run behind the context encoder; about {better:.3g} suits this length"
-    ]
 
 
 # ------------------------------------------------------------------------------------------------------------ ranges
@@ -278,6 +257,11 @@ def _near_divisors(number: int, value: int) -> str:
 def _check_length(optim: OptimizationSettings) -> None:
     if optim.total_steps is not None and optim.warmup_steps is not None and optim.warmup_steps > optim.total_steps:
         raise ValueError(f"optim.warmup_steps={optim.warmup_steps} is more than optim.total_steps={optim.total_steps}")
+    if optim.total_steps is None and optim.warmup_steps is None and optim.warmup_epochs >= optim.epochs:
+        raise ValueError(
+            f"optim.warmup_epochs={optim.warmup_epochs:g} is not shorter than optim.epochs={optim.epochs:g}: the learning rate "
+            f"would never reach optim.lr. Set optim.warmup_epochs, e.g. {optim.epochs / 20:g}"
+        )
 
 
 def _check_multiblock(config: RunConfig) -> None:
@@ -308,6 +292,14 @@ def _smallest_official_target(masks: MultiblockSettings, grid: tuple[int, int]) 
     return min(height * width for height, width in zip(heights, widths, strict=True))
 
 
+def _check_run(run: RunSettings) -> None:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", run.device):
+        raise ValueError(f"run.device={run.device!r} must be auto, cpu, cuda, cuda:<number> or mps")
+    if run.name is not None and (run.name in (".", "..") or re.search(r"[/\\\0]", run.name)):
+        fix = "give the folder that holds the runs as run.output"
+        raise ValueError(f"run.name={run.name!r} must be the name of one folder, without separators, '.' or '..': {fix}")
+
+
 def _check_source(config: RunConfig) -> None:
     data = config.data
     if isinstance(data, FolderSettings | HuggingFaceSettings) and not data.path:
@@ -315,7 +307,5 @@ def _check_source(config: RunConfig) -> None:
         raise ValueError(f"data.path is empty: say where the images are, e.g. {example}")
     if isinstance(data, HuggingFaceSettings) and data.streaming and config.optim.total_steps is None:
         raise ValueError("data.streaming=True needs optim.total_steps: the length of a stream is not known")
-    if config.run.device not in ("auto", "cpu", "mps") and config.run.device.split(":")[0] != "cuda":
-        raise ValueError(f"run.device={config.run.device!r} must be auto, cpu, cuda, cuda:<number> or mps")
     if config.model.size not in SIZES:
         raise ValueError(f"model.size={config.model.size!r} must be one of {', '.join(SIZES)}")

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from PIL import Image
 
 import openjepa.commands
 from openjepa.arguments import option_value, parse_evaluate, parse_train
+from openjepa.checks import check
 from openjepa.cli import COMMANDS, main
 from openjepa.config import load_run_config, save_yaml
 from openjepa.recipes import load_recipe
@@ -109,6 +110,14 @@ def test_epochs_replace_the_steps_of_a_recipe() -> None:
     both = parsed("cpu-64", "--optim.epochs", "50", "--optim.total-steps", "7", "--optim.warmup-steps", "1").optim
     assert (both.total_steps, both.warmup_steps) == (7, 1)
     assert parsed("cpu-64", "--optim.warmup-epochs", "2").optim.warmup_steps is None
+
+
+def test_a_file_without_a_step_is_out_of_range(tmp_path: Path) -> None:
+    config = load_recipe("cpu-64")
+    save_yaml(replace(config, optim=replace(config.optim, total_steps=0)), tmp_path / "config.yaml")
+    with pytest.raises(ValueError, match=r"optim\.total_steps=0 must be at least 1"):
+        check(parsed("--config", str(tmp_path), "--data.path", "x", "--optim.epochs", "5"))
+    assert parsed("--config", str(tmp_path), "--optim.total-steps", "7").optim.total_steps == 7
 
 
 def test_another_size_keeps_the_predictor_of_a_small_recipe_at_half() -> None:

@@ -18,7 +18,7 @@ from openjepa.engine.failures import explain_memory
 from openjepa.engine.finite import FiniteGuard, NotFinite
 from openjepa.engine.interrupts import Interrupts
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
-from openjepa.engine.run_folder import open_run_folder, run_path
+from openjepa.engine.run_folder import RunFolder, open_run_folder, run_path
 from openjepa.engine.run_log import RunLog
 from openjepa.settings.data import DataSettings, FolderSettings, HuggingFaceSettings, ScenesSettings
 from openjepa.settings.masks import MultiblockSettings
@@ -26,6 +26,7 @@ from openjepa.settings.optimization import OptimizationSettings
 from openjepa.settings.run import RunConfig, RunSettings, SystemSettings
 from openjepa.types import ParameterRule, Skipped
 
+CPU = torch.device("cpu")
 RULES = (
     ParameterRule(matches=lambda name, value: name.endswith("bias"), decay=False),
     ParameterRule(matches=lambda name, value: name.startswith("1."), decay=True, lr_scale=0.5),
@@ -116,27 +117,71 @@ def test_a_run_is_named_after_its_data(data: DataSettings, name: str) -> None:
     assert run_path(config) == Path("runs") / f"cpu-64-default-{name}"
 
 
+def begun(folder: RunFolder, device: str = "cpu", precision: str = "fp32") -> None:
+    """Leaves what a first step leaves: a line of the log, and the environment of the session."""
+    folder.write_json("environment.json", {"device": device, "precision": precision, "threads": torch.get_num_threads()})
+    (folder.path / "metrics.jsonl").write_text('{"kind": "monitor", "step": 0}\n{"kind": "train", "step": 10}\n')
+    folder.close()
+
+
 def test_other_results_are_refused_and_other_bookkeeping_is_not(tmp_path: Path) -> None:
     config = config_in(tmp_path)
-    open_run_folder(config, fresh=False).close()
-    open_run_folder(replace(config, system=SystemSettings(workers=3)), fresh=False).close()
+    begun(open_run_folder(config, False, CPU, "fp32"))
+    open_run_folder(replace(config, system=SystemSettings(workers=3)), False, CPU, "fp32").close()
     changed = replace(config, optim=OptimizationSettings(lr=0.5))
     with pytest.raises(ValueError, match=r"optim\.lr: 0\.001 -> 0\.5"):
-        open_run_folder(changed, fresh=False).close()
-    fresh = open_run_folder(changed, fresh=True)
-    fresh.close()
+        open_run_folder(changed, False, CPU, "fp32").close()
+    fresh = open_run_folder(changed, True, CPU, "fp32")
+    begun(fresh)
     assert fresh.path == tmp_path / "a-2"
-    continued = open_run_folder(load_run_config(fresh.path), fresh=False)  # its config.yaml leads back to it
+    continued = open_run_folder(load_run_config(fresh.path), False, CPU, "fp32")  # its config.yaml leads back to it
     continued.close()
     assert continued.path == fresh.path
 
 
+def test_a_run_without_a_step_takes_other_settings(tmp_path: Path) -> None:
+    config = config_in(tmp_path)
+    folder = open_run_folder(config, False, CPU, "fp32")
+    folder.close()
+    (folder.path / "metrics.jsonl").write_text('{"kind": "monitor", "step": 0}\n')  # the look before the first step
+    changed = replace(config, optim=OptimizationSettings(lr=0.5))
+    open_run_folder(changed, False, CPU, "fp32").close()
+    assert load_run_config(folder.path).optim.lr == 0.5
+    (folder.path / "checkpoints" / "step_00000001").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"optim\.lr: 0\.5 -> 0\.001"):
+        open_run_folder(config, False, CPU, "fp32")
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cuda:1", "fp32"), ("cpu", "bf16")])
+def test_another_device_or_precision_is_refused_with_what_continues_the_run(
+    tmp_path: Path, device: str, precision: str
+) -> None:
+    config = config_in(tmp_path)
+    begun(open_run_folder(config, False, CPU, "fp32"), device, precision)
+    fix = f"--run.device {device.split(':')[0]} --run.precision {precision}"
+    with pytest.raises(ValueError, match=fix):
+        open_run_folder(config, False, CPU, "fp32")
+    asked = replace(config, run=replace(config.run, device=device, precision=precision))  # type: ignore[arg-type]
+    open_run_folder(asked, False, torch.device(device), precision).close()
+
+
+def test_other_threads_are_noted(tmp_path: Path) -> None:
+    config = config_in(tmp_path)
+    begun(open_run_folder(config, False, CPU, "fp32"))
+    same = open_run_folder(config, False, CPU, "fp32")
+    same.write_json("environment.json", {"device": "cpu", "precision": "fp32", "threads": 99, "torch": torch.__version__})
+    same.close()
+    other = open_run_folder(config, False, CPU, "fp32")
+    other.close()
+    assert same.notes == () and len(other.notes) == 1 and other.notes[0].startswith("threads was 99 and is now")
+
+
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
-    first = open_run_folder(config_in(tmp_path), fresh=False)
+    first = open_run_folder(config_in(tmp_path), False, CPU, "fp32")
     with pytest.raises(ValueError, match="another process is writing"):
-        open_run_folder(config_in(tmp_path), fresh=False)
+        open_run_folder(config_in(tmp_path), False, CPU, "fp32")
     first.close()
-    open_run_folder(config_in(tmp_path), fresh=False).close()
+    open_run_folder(config_in(tmp_path), False, CPU, "fp32").close()
 
 
 def test_resume_drops_lines_after_the_checkpoint_and_broken_ones(tmp_path: Path) -> None:
@@ -190,6 +235,9 @@ def test_the_advised_microbatch_is_one_that_is_taken(
 def test_a_missing_device_is_named_with_those_there_are() -> None:
     with pytest.raises(ValueError, match="unknown"):
         resolve_device("tpu")
+    for name in ("cuda:x", "cuda:", "mps:one", "cuda:-1"):
+        with pytest.raises(ValueError, match=f"run.device='{name}' is unknown"):
+            resolve_device(name)
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="available: cpu"):
             resolve_device("cuda")

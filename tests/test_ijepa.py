@@ -211,6 +211,19 @@ def test_exports() -> None:
     assert exports["context_encoder"].module is method.context_encoder
 
 
+def test_the_age_of_the_teacher_is_that_of_its_recursion() -> None:
+    """Mean age of the students in the last teacher, from the moving average itself, step by step."""
+    steps = 2000
+    age = 0.0
+    for step in range(steps):  # the teacher grows older by a step, and a share of it is replaced by the student of now
+        age = (0.996 + 0.004 * step / steps) * (age + 1)
+    (remark,) = build().remarks(steps)
+    assert f"on average {age / steps:.0%} of the run behind" in remark
+    assert "about 0.95 suits" in remark
+    assert not build().remarks(9000)
+    assert not build(replace(SETTINGS, ema_start=0.95)).remarks(steps)
+
+
 def test_settings_that_cannot_work() -> None:
     with pytest.raises(ValueError, match=r"method.predictor_width=20 .* set method.predictor_heads=2"):
         build(replace(SETTINGS, predictor_width=20))

@@ -33,6 +33,17 @@ _log = logging.getLogger("openjepa")
 
 
 @dataclass(frozen=True)
+class RunIdentity:
+    """What order and schedules depend on beside the settings: a run goes on exactly only where it is the same."""
+
+    total_steps: int
+    num_images: int | None
+    """Training images; None for a stream of unknown length."""
+    names: str | None
+    """BLAKE2b of the names of all training images in their order; None for streams."""
+
+
+@dataclass(frozen=True)
 class TrainerState:
     """All that exact resume needs beside weights and optimizer."""
 
@@ -44,6 +55,8 @@ class TrainerState:
     """Time spent training so far, interruptions not counted."""
     samples_skipped: int = 0
     """Samples that could not be read and were replaced."""
+    identity: RunIdentity | None = None
+    """None in checkpoints of older versions."""
 
 
 def save_checkpoint(
@@ -90,8 +103,14 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         warnings.simplefilter("ignore")
         load_tensors(state, checkpoint_id=path / "tensors")
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    return read_state(path)
+
+
+def read_state(path: Path) -> TrainerState:
+    """The trainer's state of a checkpoint, without its tensors."""
     fields = json.loads((path / "trainer.json").read_text())
-    return TrainerState(**{**fields, "position": LoaderPosition(**fields["position"])})
+    identity = RunIdentity(**fields["identity"]) if fields.get("identity") else None
+    return TrainerState(**{**fields, "position": LoaderPosition(**fields["position"]), "identity": identity})
 
 
 def _digest(path: Path) -> str:

@@ -16,10 +16,13 @@ import torch
 import openjepa
 from openjepa.config import difference, load_run_config, save_yaml
 from openjepa.engine.device import device_name
+from openjepa.engine.run_log import logged_steps
 from openjepa.settings.run import RunConfig
 from openjepa.whole_files import whole_file
 
 _CANNOT_CHANGE_RESULTS = ("system", "monitor", "run.name", "run.output", "recipe", "preset", "data.max_skipped")
+_RESOLVED = ("run.device", "run.precision")
+"""Not compared as they are written but as what they were resolved to, which environment.json holds."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class RunFolder:
     path: Path
     lock: IO[str]
     """Held until closed or until the process ends."""
+    notes: tuple[str, ...] = ()
+    """What makes a continued run differ from one that was left alone, though it may be continued."""
 
     @property
     def checkpoints(self) -> Path:
@@ -45,19 +50,23 @@ class RunFolder:
         self.lock.close()
 
 
-def open_run_folder(config: RunConfig, fresh: bool) -> RunFolder:
+def open_run_folder(config: RunConfig, fresh: bool, device: torch.device, precision: str) -> RunFolder:
     """Creates or reopens the folder of `config`, locks it and writes `config.yaml`.
 
-    Raises ValueError where the folder holds a run whose settings could give other results (with the difference), or where
-    another process is writing. `fresh` takes the next free name instead.
+    Raises ValueError where the folder holds a run whose settings, device or precision could give other results (with the
+    difference), or where another process is writing. A run that has not taken a step binds nothing: its settings are replaced.
+    `fresh` takes the next free name instead.
     """
     path = run_path(config)
     if fresh:
         path = _next_free(path)
     path.mkdir(parents=True, exist_ok=True)
     lock = _lock(path)
+    notes: tuple[str, ...] = ()
     try:
-        _check_same_run(path, config)
+        if has_begun(path):
+            _check_same_run(path, config)
+            notes = _check_same_machine(path, device, precision)
     except ValueError:
         lock.close()
         raise
@@ -65,7 +74,13 @@ def open_run_folder(config: RunConfig, fresh: bool) -> RunFolder:
     named = replace(config, run=replace(config.run, name=path.name))
     with whole_file(path / "config.yaml") as file:
         save_yaml(named, file)
-    return RunFolder(path, lock)
+    return RunFolder(path, lock, notes)
+
+
+def has_begun(path: Path) -> bool:
+    """Whether a run folder holds the work of a step: a checkpoint, broken ones included, an encoder or a line of the log."""
+    saved = [*path.glob("checkpoints/step_*"), *path.glob("checkpoints/broken_step_*")]
+    return bool(saved) or (path / "encoder").exists() or logged_steps(path) > 0
 
 
 def run_path(config: RunConfig) -> Path:
@@ -116,10 +131,11 @@ def _check_same_run(path: Path, config: RunConfig) -> None:
     file = path / "config.yaml"
     if not file.exists():
         return
+    skipped = _CANNOT_CHANGE_RESULTS + (_RESOLVED if (path / "environment.json").exists() else ())
     changed = [
         f"  {name}: {old!r} -> {new!r}"
         for name, old, new in difference(load_run_config(file), config)
-        if not any(name == skip or name.startswith(f"{skip}.") for skip in _CANNOT_CHANGE_RESULTS)
+        if not any(name == skip or name.startswith(f"{skip}.") for skip in skipped)
     ]
     if changed:
         listing = "\n".join(changed)
@@ -127,6 +143,31 @@ def _check_same_run(path: Path, config: RunConfig) -> None:
             f"{path} holds a run with other settings (there -> asked for):\n{listing}\n"
             "Repeat its settings to continue it, or pass --fresh or --run.name for a new folder; nothing was changed."
         )
+
+
+def _check_same_machine(path: Path, device: torch.device, precision: str) -> tuple[str, ...]:
+    """Raises ValueError for another kind of device or precision than the first session's; returns notes on smaller changes."""
+    first = read_json(path / "environment.json")
+    # the number of threads decides the order of sums only where the CPU does them
+    now = {"torch": torch.__version__} | ({"threads": torch.get_num_threads()} if device.type == "cpu" else {})
+    device_then = str(first.get("device", device)).split(":")[0]
+    precision_then = first.get("precision", precision)
+    if (device_then, precision_then) != (device.type, precision):
+        raise ValueError(
+            f"{path} holds a run on {device_then} in {precision_then}, and this would continue it on {device.type} in "
+            f"{precision} (run.device, run.precision). Continue it with --run.device {device_then} --run.precision "
+            f"{precision_then}, or pass --fresh or --run.name for a new folder; nothing was changed."
+        )
+    return tuple(
+        f"{name} was {first[name]} and is now {now[name]}: the continued run is not bitwise the one that was left alone"
+        for name in now
+        if name in first and first[name] != now[name]
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; nothing where there is no such file."""
+    return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
 def _commit() -> str | None:

@@ -1,5 +1,6 @@
 """metrics.jsonl, skipped.jsonl and, if asked for, TensorBoard."""
 
+import importlib.util
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -59,6 +60,21 @@ class RunLog:
             self._events.close()
 
 
+def logged_steps(folder: Path) -> int:
+    """The last step that metrics.jsonl of a run folder has a line of; 0 where no step was logged."""
+    path = folder / "metrics.jsonl"
+    steps = [_step_of(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return int(max((step for step in steps if step < math.inf), default=0))
+
+
+def refuse_missing_tensorboard(wanted: bool) -> None:
+    """Raises ValueError where TensorBoard is `wanted` and not installed."""
+    if wanted and importlib.util.find_spec("tensorboard") is None:
+        raise ValueError(
+            "system.tensorboard=True needs the package tensorboard: pip install 'openjepa[tracking]', or turn it off"
+        )
+
+
 def _truncate(path: Path, step: int) -> None:
     """Drops lines later than `step` and broken ones; whatever was measured after the checkpoint will be measured again."""
     if not path.exists():
@@ -76,9 +92,7 @@ def _step_of(line: str) -> float:
 
 
 def _event_writer(folder: Path, resume_step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        message = "system.tensorboard=True needs the package tensorboard: pip install 'openjepa[tracking]', or turn it off"
-        raise ValueError(message) from None
+    refuse_missing_tensorboard(wanted=True)
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(folder / "tensorboard"), purge_step=max(0, resume_step))

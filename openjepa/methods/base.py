@@ -94,6 +94,10 @@ class Method(nn.Module, ABC):
         What the forward keeps for the backward is proportional to it.
         """
 
+    def remarks(self, total_steps: int) -> list[str]:
+        """What is allowed but surely not meant in a run of this length; said at its start."""
+        return []
+
     def compile_blocks(self) -> None:
         """Compiles every transformer block by itself with torch.compile: same parameters, same names, the same code for all."""
         for module in self.modules():

@@ -21,7 +21,7 @@ from openjepa.engine.finite import FiniteGuard
 from openjepa.engine.interrupts import Interrupted, Interrupts
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
 from openjepa.engine.run_folder import open_run_folder
-from openjepa.engine.run_log import RunLog
+from openjepa.engine.run_log import RunLog, refuse_missing_tensorboard
 from openjepa.masks import MASKS
 from openjepa.methods import METHODS
 from openjepa.methods.base import Method
@@ -31,8 +31,8 @@ from openjepa.settings.run import RunConfig
 from openjepa.training.meters import IntervalMeter, TrainingClock
 from openjepa.training.monitor import Monitor
 from openjepa.training.outputs import Outputs
-from openjepa.training.startup import default_view, introduce, training_length
-from openjepa.types import Batch, LoaderPosition, LossOutput
+from openjepa.training.startup import default_view, introduce, resume_point, run_identity, training_length
+from openjepa.types import Batch, LossOutput
 
 
 def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path | None:
@@ -47,12 +47,13 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
     # ---------------------------------------------------------------- machine
     distributed.refuse_unready_launch()
     check(config)
+    refuse_missing_tensorboard(config.system.tensorboard)
     device = resolve_device(config.run.device)
     precision = resolve_precision(config.run.precision, device)
     set_threads(config.system.threads)
     keep_freed_memory()
 
-    # ---------------------------------------------------------------- data, masks, method, loader, optimizer
+    # ---------------------------------------------------------------- data, masks, method
     seed, optim = config.run.seed, config.optim
     splits = open_splits(config.data, seed)
     view = default_view(config.data)
@@ -73,42 +74,48 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
         print(line)
     if dry_run:
         return None
-    folder = open_run_folder(config, fresh)
-    workers = choose_workers(config.system.workers, config.data.cache)
-    with ExitStack() as unfinished, explain_memory(config), Counter("decoding", config.system.progress) as counter:
-        unfinished.callback(folder.close)
-        loader = TrainingLoader(splits.train, config.data, method.inputs(), sampler, plan, seed, workers, device, counter)
-        method.to(device)
-        unfinished.pop_all()
-    if config.run.compile:
-        method.compile_blocks()
-    optimizer = build_optimizer(method.named_parameters(), method.parameter_rules(), optim)
-
-    # ---------------------------------------------------------------- run folder and resume point
-    found = latest_checkpoint(folder.checkpoints)
-    state = load_checkpoint(found, method, optimizer) if found else TrainerState(step=0, position=LoaderPosition())
-    log = RunLog(folder.path, state.step if found else -1, config.system.tensorboard)
-    outputs = Outputs(folder, method, sampler, device, precision, total_steps, splits.description)
-    outputs.begin(state)
-    display = Display(total_steps, state.step, config.system.progress)
-    display.say(f"{'continuing' if found else 'new run'}: {folder.path}" + (f" from step {state.step}" if found else ""))
-    monitor = Monitor(config, method, sampler, splits, device, precision, log, display.say)
-    guard = FiniteGuard(optimizer, device, history=config.system.log_every)
-    skips = SkipLedger(
-        config.data.max_skipped, known=log.skipped_names(), num_seen=state.images_seen, num_skipped=state.samples_skipped
-    )
-    meter = IntervalMeter(device)
-
-    # ---------------------------------------------------------------- steps
-    batches = loader.iterate(state.step, state.position, total_steps - state.step)
-    microbatches_per_step = plan.batch_size // (plan.microbatch_size * plan.world_size)
-    clock = TrainingClock(state.seconds, config.system.checkpoint_minutes)
     with ExitStack() as resources:
-        for resource in (display, log, loader, folder):
-            resources.callback(resource.close)
+        # ------------------------------------------------------------ run folder and resume point
+        folder = open_run_folder(config, fresh, device, precision)
+        resources.callback(folder.close)
+        found = latest_checkpoint(folder.checkpoints)
+        identity = run_identity(splits.train, total_steps)
+        state = resume_point(folder, found, identity)
+        outputs = Outputs(folder, method, sampler, device, precision, total_steps, splits.description)
         resources.enter_context(outputs.failure_noted())
-        interrupts = resources.enter_context(Interrupts())
         resources.enter_context(explain_memory(config))
+
+        # ------------------------------------------------------------ loader, optimizer
+        workers = choose_workers(config.system.workers, config.data.cache)
+        with Counter("decoding", config.system.progress) as counter:
+            loader = TrainingLoader(splits.train, config.data, method.inputs(), sampler, plan, seed, workers, device, counter)
+        resources.callback(loader.close)
+        method.to(device)
+        if config.run.compile:
+            method.compile_blocks()
+        optimizer = build_optimizer(method.named_parameters(), method.parameter_rules(), optim)
+        if found:
+            load_checkpoint(found, method, optimizer)
+
+        # ------------------------------------------------------------ log, display, monitor
+        log = RunLog(folder.path, state.step if found else -1, config.system.tensorboard)
+        resources.callback(log.close)
+        outputs.begin(state)
+        display = Display(total_steps, state.step, config.system.progress)
+        resources.callback(display.close)
+        display.say(f"{'continuing' if found else 'new run'}: {folder.path}" + (f" from step {state.step}" if found else ""))
+        monitor = Monitor(config, method, sampler, splits, device, precision, log, display.say)
+        guard = FiniteGuard(optimizer, device, history=config.system.log_every)
+        skips = SkipLedger(
+            config.data.max_skipped, known=log.skipped_names(), num_seen=state.images_seen, num_skipped=state.samples_skipped
+        )
+        meter = IntervalMeter(device)
+
+        # ------------------------------------------------------------ steps
+        batches = loader.iterate(state.step, state.position, total_steps - state.step)
+        microbatches_per_step = plan.batch_size // (plan.microbatch_size * plan.world_size)
+        clock = TrainingClock(state.seconds, config.system.checkpoint_minutes)
+        interrupts = resources.enter_context(Interrupts())
         resources.enter_context(explain_not_finite(config, loader.name))
         if found:
             outputs.export(state)  # a kill between the checkpoint and its export would leave older networks
@@ -150,6 +157,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
                 images_seen=(step + 1) * plan.batch_size,
                 seconds=clock.seconds(),
                 samples_skipped=skips.num_skipped,
+                identity=identity,
             )
             done = Progress(state.step, total_steps, steps_per_epoch)
             last = state.step == total_steps

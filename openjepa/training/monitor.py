@@ -51,15 +51,12 @@ class Monitor:
         self._device, self._precision, self._log = device, precision, log
         self._probe: list[Batch] | None = None
         self._labeled: _LabeledImages | None = None
-        # numbers that were not finite are null in the log
-        looks = [{name: float("nan") if line[name] is None else line[name] for name in _LOGGED} for line in log.read("monitor")]
-        self._history = [CollapseStatistics(**look) for look in looks]
+        looks = [_values(line) for line in log.read("monitor")]
+        self._history = [CollapseStatistics(**{name: look[name] for name in _LOGGED}) for look in looks]
         self._warned, self._say = False, say
         if config.monitor.knn and not _is_labeled(splits):
             say("no online k-NN: this data has no labels or no test split")
-        self.latest = {
-            name: value for name, value in _last(log.read("monitor")).items() if name not in ("kind", "step", "epoch")
-        }
+        self.latest = looks[-1] if looks else {}
         """Values of the latest look."""
 
     def is_due(self, step: int) -> bool:
@@ -130,12 +127,14 @@ class Monitor:
 
 def _is_labeled(splits: Splits) -> bool:
     """Whether the online k-NN has labels to search and to be tested on."""
-    return isinstance(splits.train, ListSource) and splits.test is not None and splits.test.labels is not None
+    sources = (splits.train, splits.test)
+    return all(isinstance(source, ListSource) and source.labels is not None for source in sources)
 
 
-def _last(lines: list[dict[str, Any]]) -> dict[str, float]:
-    newest = lines[-1] if lines else {}
-    return {name: value for name, value in newest.items() if name not in ("kind", "step", "epoch")}
+def _values(line: dict[str, Any]) -> dict[str, float]:
+    """What was measured in a line of the log, where numbers that were not finite are null."""
+    measured = {name: value for name, value in line.items() if name not in ("kind", "step", "epoch")}
+    return {name: float("nan") if value is None else value for name, value in measured.items()}
 
 
 class _LabeledImages:
@@ -158,14 +157,16 @@ def _take(source: ListSource, number: int, config: RunConfig) -> tuple[Tensor, I
 def draw_batches(
     config: RunConfig, inputs: InputSpec, sampler: MaskSampler, splits: Splits, number: int, micro: int, seed: int
 ) -> list[Batch]:
-    """`number` training images as one step's microbatches, with uint8 views on the CPU; fewer where there are not enough."""
+    """`number` training images as microbatches, with uint8 views on the CPU; fewer where there are not enough."""
     if isinstance(splits.train, ListSource):
-        number = min(number, len(splits.train) // micro * micro)
-    plan = BatchPlan(batch_size=number, microbatch_size=micro)
+        number = per_step = min(number, len(splits.train) // micro * micro)
+    else:
+        per_step = micro  # a stream may end before so many images: then there are fewer microbatches
+    plan = BatchPlan(batch_size=per_step, microbatch_size=micro)
     uncached = replace(config.data, cache="none")  # a few images do not pay for decoding all of them again
     loader = TrainingLoader(splits.train, uncached, inputs, sampler, plan, seed, 0, torch.device("cpu"))
-    batches = loader.iterate(0, LoaderPosition(), 1)
-    taken = list(itertools.islice(batches, number // micro))
+    batches = itertools.islice(loader.iterate(0, LoaderPosition(), number // per_step), number // micro)
+    taken = list(itertools.takewhile(lambda batch: batch.next_position.epoch == 0, batches))
     loader.close()
     return taken
 

@@ -1,10 +1,8 @@
 """What a run leaves for the other stages: exported networks, environment.json and summary.json."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +11,7 @@ from openjepa import distributed
 from openjepa.engine.checkpoint import TrainerState
 from openjepa.engine.device import peak_memory
 from openjepa.engine.interrupts import Interrupted
-from openjepa.engine.run_folder import RunFolder, environment
+from openjepa.engine.run_folder import RunFolder, environment, read_json
 from openjepa.masks.base import MaskSampler
 from openjepa.methods.base import Method
 from openjepa.training.monitor import Monitor
@@ -34,9 +32,9 @@ class Outputs:
         total_steps: int,
         data: str,
     ) -> None:
-        """`data` is one line about the data set."""
+        """`data` is one line about the data set. Writes nothing yet."""
         self._folder, self._method, self._device, self._precision = folder, method, device, precision
-        self._fixed = {
+        self._fixed: dict[str, Any] = {
             "total_steps": total_steps,
             "parameters": _count_parameters(method),
             "flops_per_image": method.step_flops(),
@@ -44,36 +42,41 @@ class Outputs:
             "mask_mode": sampler.name,
             "data": data,
         }
-        self._last: dict[str, Any] = dict(self._fixed)
-        self._earlier_peak = _earlier_peak(folder)
+        # of the sessions before this one; nothing for the first
+        self._last: dict[str, Any] = read_json(folder.path / "summary.json") | self._fixed
+        self._earlier_peak = int(self._last.get("peak_memory_bytes", 0))
 
     def begin(self, state: TrainerState) -> None:
-        """environment.json and summary.json; before the first step also the untrained encoder, which every probe needs."""
-        if not distributed.is_main():
+        """environment.json and summary.json; before the first step also the untrained encoder, which every probe needs.
+
+        A run that is already at its end takes no step: both stay as they are.
+        """
+        if not distributed.is_main() or self._is_last(state):
             return
         self._folder.write_json("environment.json", self._environment(state))
         self._write_summary("running", state, None)
-        initial = self._folder.path / "encoder_initial"
-        if state.step == 0 and not initial.exists():
-            save_network(initial, self._exports(state)["encoder"])
+        if state.step == 0:  # also over an older one: a run that failed before its first step may return with other settings
+            save_network(self._folder.path / "encoder_initial", self._exports(state)["encoder"])
 
     def export(self, state: TrainerState) -> None:
-        """The networks that are shared, as they are now, and the summary."""
+        """The networks that are shared, as they are now, and the summary, which `finish` writes after the last step."""
         if not distributed.is_main():
             return
         for name, export in self._exports(state).items():
             save_network(self._folder.path / name, export)
-        self._write_summary("running", state, None)
+        if not self._is_last(state):
+            self._write_summary("running", state, None)
 
     @contextmanager
     def failure_noted(self) -> Iterator[None]:
-        """Whatever error ends the run, summary.json says so; a kill leaves it at `running`."""
+        """Whatever error ends the run, summary.json says so; a kill leaves it at `running`. A finished run stays finished."""
         try:
             yield
         except Interrupted:
             raise
         except BaseException as error:
-            self._folder.write_json("summary.json", {**self._last, "status": "failed", "error": str(error)})
+            if self._last.get("status") != "finished":
+                self._folder.write_json("summary.json", {**self._last, "status": "failed", "error": str(error)})
             raise
 
     def finish(self, status: str, state: TrainerState, monitor: Monitor) -> None:
@@ -81,10 +84,13 @@ class Outputs:
         if distributed.is_main():
             self._write_summary(status, state, monitor)
 
+    def _is_last(self, state: TrainerState) -> bool:
+        return bool(state.step >= self._fixed["total_steps"])
+
     def _environment(self, state: TrainerState) -> dict[str, Any]:
         """Of the first session; those that continued it stand under `continued`, each with the step it started from."""
         now = environment(self._device, self._precision)
-        first = _read_json(self._folder.path / "environment.json")
+        first = read_json(self._folder.path / "environment.json")
         if state.step == 0 or not first:
             return now
         return first | {"continued": [*first.get("continued", []), {"from_step": state.step, **now}]}
@@ -117,13 +123,3 @@ def _count_parameters(method: Method) -> dict[str, int]:
     """Trained parameters of each exported network and in all."""
     counts = {name: sum(value.numel() for value in export.module.parameters()) for name, export in method.exports().items()}
     return counts | {"trained": sum(value.numel() for value in method.parameters() if value.requires_grad)}
-
-
-def _earlier_peak(folder: RunFolder) -> int:
-    """Peak memory of the sessions before this one; 0 for the first."""
-    return int(_read_json(folder.path / "summary.json").get("peak_memory_bytes", 0))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; nothing where there is no such file."""
-    return dict(json.loads(path.read_text())) if path.exists() else {}

@@ -1,17 +1,25 @@
 """What is settled and said before the first step."""
 
+import hashlib
+import os
+from pathlib import Path
+
 import torch
 
 from openjepa.data.source import ListSource, ShardSource
+from openjepa.engine.checkpoint import RunIdentity, TrainerState, read_state
 from openjepa.engine.device import device_name, memory_limit
 from openjepa.engine.display import format_count, format_seconds
 from openjepa.engine.estimate import Estimate, estimate
+from openjepa.engine.run_folder import RunFolder
+from openjepa.engine.run_log import logged_steps
 from openjepa.masks.base import MaskSampler
 from openjepa.methods.base import Method
+from openjepa.schedules import Progress, warmup_steps
 from openjepa.settings.data import DataSettings
 from openjepa.settings.optimization import OptimizationSettings
 from openjepa.settings.run import RunConfig
-from openjepa.types import ViewSpec
+from openjepa.types import LoaderPosition, ViewSpec
 
 BYTES_KEPT = {"bf16": 40.0, "fp32": 54.0}
 """Kept for the backward pass by a transformer block for each token and unit of width, without attention weights.
@@ -35,17 +43,89 @@ def default_view(data: DataSettings) -> ViewSpec:
 def training_length(optim: OptimizationSettings, source: ListSource | ShardSource) -> tuple[int, float]:
     """Steps of the whole run and steps per pass over the data.
 
-    Raises ValueError where the data has no known length and `optim.total_steps` is not set, or not even one batch.
+    Raises ValueError where the data has no known length and `optim.total_steps` is not set, or not even one batch, and where a
+    warm-up in epochs is not shorter than the run.
     """
-    num_images = len(source) if isinstance(source, ListSource) else source.num_records
+    num_images = _num_images(source)
     if num_images is None:
         if optim.total_steps is None:
             raise ValueError("optim.total_steps is required: the number of samples of this stream is not known")
-        return optim.total_steps, float(optim.total_steps)
-    per_epoch = num_images // optim.batch_size
-    if per_epoch == 0:
-        raise ValueError(f"optim.batch_size={optim.batch_size} is larger than the {num_images} training images; use fewer")
-    return optim.total_steps or max(1, round(optim.epochs * per_epoch)), float(per_epoch)
+        length = (optim.total_steps, float(optim.total_steps))
+    else:
+        per_epoch = num_images // optim.batch_size
+        if per_epoch == 0:
+            raise ValueError(f"optim.batch_size={optim.batch_size} is larger than the {num_images} training images; use fewer")
+        length = (optim.total_steps or max(1, round(optim.epochs * per_epoch)), float(per_epoch))
+    _check_warmup(optim, *length, is_known=num_images is not None)
+    return length
+
+
+def _num_images(source: ListSource | ShardSource) -> int | None:
+    return len(source) if isinstance(source, ListSource) else source.num_records
+
+
+def _check_warmup(optim: OptimizationSettings, total_steps: int, steps_per_epoch: float, is_known: bool) -> None:
+    steps = warmup_steps(optim, Progress(0, total_steps, steps_per_epoch))
+    if optim.warmup_steps is not None or steps < total_steps:
+        return
+    found = f"{steps} steps" if is_known else "of a stream of unknown length"
+    raise ValueError(
+        f"optim.warmup_epochs={optim.warmup_epochs:g} ({found}) is not shorter than the run of {total_steps} steps: "
+        f"the learning rate would never reach optim.lr. Set optim.warmup_steps, e.g. {total_steps // 20}, or a longer run"
+    )
+
+
+def run_identity(source: ListSource | ShardSource, total_steps: int) -> RunIdentity:
+    """What a continued run must find unchanged. Reads only names."""
+    if not isinstance(source, ListSource):
+        return RunIdentity(total_steps, source.num_records, names=None)
+    digest = hashlib.blake2b(digest_size=16)
+    for index in range(len(source)):
+        digest.update(os.fsencode(source.name(index)) + b"\0")
+    return RunIdentity(total_steps, len(source), digest.hexdigest())
+
+
+def resume_point(folder: RunFolder, found: Path | None, identity: RunIdentity) -> TrainerState:
+    """Where training starts: the state of the checkpoint `found`, or the beginning where there is none.
+
+    Raises ValueError where the data or the length is not that of the checkpoint, and where an encoder was exported but no
+    checkpoint can be used. Prints what else is worth knowing.
+    """
+    if found is not None:
+        state = read_state(found)
+        _check_identity(folder.path, state.identity, identity)
+        for note in folder.notes:
+            print(f"note: {note}")
+        return state
+    steps = logged_steps(folder.path)
+    if (folder.path / "encoder").exists():
+        raise ValueError(
+            f"{folder.path} holds an exported encoder ({steps} steps are logged) but no checkpoint that can be used, so the "
+            "run can neither go on nor start anew over it. Bring checkpoints/ back, or pass --fresh or --run.name for a new "
+            "folder; nothing was changed."
+        )
+    if steps:
+        print(f"note: {folder.path} was stopped after step {steps}, before its first checkpoint: it starts from the beginning")
+    return TrainerState(step=0, position=LoaderPosition(), identity=identity)
+
+
+def _check_identity(path: Path, before: RunIdentity | None, now: RunIdentity) -> None:
+    if before is None or before == now:
+        return
+    if before.num_images != now.num_images:
+        change = f"{_count(before.num_images)} training images when the run began, {_count(now.num_images)} now"
+    elif before.names != now.names:
+        change = f"as many training images ({_count(now.num_images)}) as when the run began, but with other names"
+    else:
+        change = f"{before.total_steps} steps when the run began, {now.total_steps} now"
+    raise ValueError(
+        f"{path} cannot be continued exactly: {change}; the order of the images and the schedules depend on it. Restore what "
+        "data.path held then, or pass --fresh or --run.name for a new run."
+    )
+
+
+def _count(number: int | None) -> str:
+    return "an unknown number of" if number is None else f"{number:,}"
 
 
 def introduce(
@@ -69,6 +149,7 @@ def introduce(
         f"masks      {sampler.name} on {sampler.grid[0]}x{sampler.grid[1]} patches; context/target tokens: {shapes}",
         f"training   {total_steps} steps of {config.optim.batch_size} images ({format_count(images)} in all)",
         f"estimate   {format_count(needs.memory_bytes)}B of memory, {format_seconds(needs.seconds)} (within a factor of two)",
+        *(f"note: {remark}" for remark in method.remarks(total_steps)),
     ]
     _refuse_far_too_large(needs, micro, device)
     return lines

@@ -2,31 +2,43 @@
 
     python benchmarks/gpu_suite.py [--output FOLDER] [--minutes 8.5]
 
-Needs no network and no data. Writes `<output>/<date>_<hardware>/gpu_suite.json` after every measurement, so that what was
-measured before a limit is kept, and prints each result. Rates are also a share of the rate of a 4096-cubed bf16 matrix product
-timed in the same rounds. `--quick` runs the same code at toy sizes on any device.
+Needs no network and no data. Writes `<output>/<date>_<hardware>/gpu_suite.json` after the tests and after every measurement, so
+that what was measured before a limit is kept, and prints each result. Tests and measurements run in processes of their own that
+are ended when the time is up. Rates are also a share of the rate of a 4096-cubed bf16 matrix product timed in the same rounds.
+`--quick` runs the same code at toy sizes on any device. Exits with 2 without a GPU, with 1 if the tests failed.
 """
 
 import argparse
-import gc
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+START = time.monotonic()
+"""Before torch is imported, which can take half a minute from a slow disk."""
+
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from openjepa.bench import bench_step, print_step, step_config  # noqa: E402 - works from a checkout that is not installed
-from openjepa.engine.device import device_name, resolve_device  # noqa: E402
+from openjepa.engine.device import resolve_device, resolve_precision  # noqa: E402
+from openjepa.engine.run_folder import environment  # noqa: E402
 from openjepa.settings.bench import StepBench  # noqa: E402
 from openjepa.settings.models import Size  # noqa: E402
+
+MOST_SECONDS = 180.0
+"""Of the tests, and of one measurement: one that hangs leaves time to the others."""
+TIMED_OUT = 124
+"""Exit code of a process that was ended because its time was up, as of `timeout`."""
 
 
 @dataclass(frozen=True)
@@ -40,58 +52,117 @@ class Case:
     predictor_width: int = 384
     image_size: int = 224
 
+    def name(self, compiled: bool) -> str:
+        """Key of the result."""
+        return f"{self.size}/{self.patch_size} {'compiled' if compiled else 'eager'}"
+
 
 CASES = (Case("small", 16, 256, 6), Case("base", 16, 256, 6), Case("large", 16, 128, 12), Case("huge", 14, 64, 12))
 QUICK = (Case("test", 8, 8, 1, 24, 64),)
 
 
-def main() -> None:
-    """Runs everything and exits with 1 if the tests failed."""
-    options = parse()
-    deadline = time.monotonic() + 60 * options.minutes
-    device = resolve_device("auto" if options.quick else "cuda")
-    folder = options.output / f"{time.strftime('%Y-%m-%d')}_{re.sub(r'[^A-Za-z0-9]+', '-', device_name(device)).strip('-')}"
-    folder.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {"torch": torch.__version__, "python": sys.version.split()[0], "device": device_name(device)}
-    results["commit"] = commit()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs everything; returns the exit code."""
+    options = parse(argv)
+    cases = {case.name(compiled): (case, compiled) for case in (*CASES, *QUICK) for compiled in (False, True)}
+    if options.only is not None:
+        measure(*cases[options.only], options.device, options.output)
+        return 0
+    try:
+        device = resolve_device(options.device or ("auto" if options.quick else "cuda"))
+    except ValueError as error:
+        print(f"gpu_suite: {error}; --quick checks the suite itself without a GPU", file=sys.stderr)
+        return 2
+    deadline = START + 60 * options.minutes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started ends too
+    results: dict[str, Any] = environment(device, resolve_precision("auto", device))
+    del results["command"]  # may name folders of this machine
+    hardware = re.sub(r"[^A-Za-z0-9]+", "-", results["device_name"]).strip("-")
+    file = options.output / f"{time.strftime('%Y-%m-%d')}_{hardware}" / "gpu_suite.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
     if not options.no_tests:
-        results["tests"] = run_tests(min(180.0, 0.4 * (deadline - time.monotonic())))
-    for case in QUICK if options.quick else CASES:
-        for compiled in (False, True):
-            name = f"{case.size}/{case.patch_size} {'compiled' if compiled else 'eager'}"
-            results[name] = timed(case, compiled, str(device), deadline)
-            (folder / "gpu_suite.json").write_text(json.dumps(results, indent=2) + "\n")
-    print(f"written to {folder / 'gpu_suite.json'}")
-    sys.exit(1 if results.get("tests", {}).get("exit_code", 0) else 0)
+        results["tests"] = run_tests(min(MOST_SECONDS, deadline - time.monotonic()))
+        write(results, file)
+    for name in [name for name, (case, _) in cases.items() if (case in QUICK) == options.quick]:
+        results[name] = run_case(name, str(device), min(MOST_SECONDS, deadline - time.monotonic()))
+        write(results, file)
+    print(f"written to {file}")
+    return 1 if results.get("tests", {}).get("exit_code", 0) else 0
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
-    parser.add_argument("--minutes", type=float, default=8.5, help="no measurement starts after this time")
+    parser.add_argument("--minutes", type=float, default=8.5, help="everything ends at this time")
     parser.add_argument("--no-tests", action="store_true", help="skip the GPU-marked tests")
     parser.add_argument("--quick", action="store_true", help="toy sizes on any device, to check the suite itself")
-    return parser.parse_args()
+    parser.add_argument("--device", help="cuda, cuda:N, cpu or mps; default: cuda, with --quick the best there is")
+    parser.add_argument("--only", help=argparse.SUPPRESS)  # one measurement, in this process; --output is then its file
+    return parser.parse_args(argv)
+
+
+def write(results: dict[str, Any], file: Path) -> None:
+    """The results so far."""
+    file.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def run_limited(command: Sequence[str], seconds: float, log: Path) -> int:
+    """Exit code of `command`, whose output goes to `log`; TIMED_OUT if it and all that it started had to be ended."""
+    if seconds <= 0:
+        return TIMED_OUT
+    with log.open("w") as output:
+        # a session of its own: the workers of a compiler are ended with it
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return TIMED_OUT
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 def run_tests(seconds: float) -> dict[str, Any]:
-    """pytest -m gpu in a process of its own, so that its memory is free afterwards."""
+    """pytest -m gpu, and its last line."""
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_gpu.py"]
     start = time.monotonic()
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
-        return {"exit_code": 124, "summary": f"no end within {seconds:.0f} s"}
-    print(done.stdout[-4000:], done.stderr[-2000:])
-    lines = done.stdout.strip().splitlines()
-    return {"exit_code": done.returncode, "summary": lines[-1] if lines else "", "seconds": time.monotonic() - start}
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        code = run_limited(command, seconds, log)
+        lines = read(log).strip().splitlines()
+    print("\n".join(lines[-60:]), flush=True)
+    summary = f"no end within {max(0, seconds):.0f} s" if code == TIMED_OUT else lines[-1] if lines else ""
+    return {"exit_code": code, "summary": summary, "seconds": time.monotonic() - start}
 
 
-def timed(case: Case, compiled: bool, device: str, deadline: float) -> dict[str, Any]:
-    """The step of one model, or why there is no figure."""
-    if time.monotonic() > deadline:
+def run_case(name: str, device: str, seconds: float) -> dict[str, Any]:
+    """The step of one model, timed in a process of its own; or why there is no figure."""
+    if seconds <= 0:
         return {"skipped": "no time left"}
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        log, file = Path(folder) / "log", Path(folder) / "result.json"
+        command = [sys.executable, str(Path(__file__).resolve()), "--only", name, "--device", device, "--output", str(file)]
+        code = run_limited(command, seconds, log)
+        printed = read(log).strip()
+        print(f"{name}:\n{printed[-4000:]}", flush=True)
+        if code == TIMED_OUT:
+            return {"failed": f"no end within {seconds:.0f} s"}
+        if code or not file.exists():
+            return {"failed": printed[-2000:], "exit_code": code}
+        result: dict[str, Any] = json.loads(file.read_text())
+    return {**result, "wall_seconds": time.monotonic() - start}
+
+
+def read(log: Path) -> str:
+    """What a process has printed."""
+    return log.read_text(errors="replace") if log.exists() else ""
+
+
+def measure(case: Case, compiled: bool, device: str, file: Path) -> None:
+    """Times the step of one model, prints it and writes it to `file`."""
     options = StepBench(
         size=case.size,
         patch_size=case.patch_size,
@@ -102,30 +173,10 @@ def timed(case: Case, compiled: bool, device: str, deadline: float) -> dict[str,
         device=device,
         compile=compiled,
     )
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    start = time.monotonic()
-    try:
-        result = bench_step(step_config(options), product_size=256 if case.size == "test" else 4096)
-    except (RuntimeError, ValueError) as error:  # out of memory, or no compiler: the other cases still count
-        print(f"{case.size}/{case.patch_size}: {error}")
-        return {"failed": str(error)[:2000]}
-    finally:
-        gc.collect()
-        if device == "cuda":
-            torch.cuda.empty_cache()
+    result = bench_step(step_config(options), product_size=256 if case in QUICK else 4096)
     print_step(result)
-    return {**result, "wall_seconds": time.monotonic() - start}
-
-
-def commit() -> str | None:
-    """Commit of this checkout, where git is there."""
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
+    write(result, file)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

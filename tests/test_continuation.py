@@ -54,7 +54,7 @@ def test_a_run_that_fails_before_its_first_step_takes_its_remedy(
         with pytest.raises(ValueError, match=r"--optim\.microbatch-size 4"):
             train(config)
     failed = summary(tmp_path / "run")
-    assert failed["status"] == "failed" and str(failed["error"]).startswith("out of memory")
+    assert failed["status"] == "failed" and failed["step"] == 0 and str(failed["error"]).startswith("out of memory")
     remedied = replace(config, optim=replace(config.optim, microbatch_size=4), data=replace(config.data, cache="none"))
     remedied = replace(remedied, model=replace(remedied.model, depth=1))
     run = train(remedied)
@@ -170,7 +170,10 @@ def test_a_rank_that_was_not_finite_does_not_stop_a_continued_run(interrupted: R
     log = tmp_path / "run" / "metrics.jsonl"
     found = [json.loads(line) for line in log.read_text().splitlines()]
     log.write_text("".join(json.dumps(line | ({"rankme": None} if "rankme" in line else {})) + "\n" for line in found))
-    assert train(replace(interrupted, monitor=replace(interrupted.monitor, every=100))) is not None
+    run = train(replace(interrupted, monitor=replace(interrupted.monitor, every=0)))
+    assert run is not None
+    monitor = summary(run)["monitor"]
+    assert isinstance(monitor, dict) and monitor["rankme"] is None and monitor["cosine"] is not None
 
 
 def test_a_missing_tensorboard_is_found_before_the_data_is_read(

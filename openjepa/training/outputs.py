@@ -1,5 +1,6 @@
 """What a run leaves for the other stages: exported networks, environment.json and summary.json."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -69,14 +70,15 @@ class Outputs:
 
     @contextmanager
     def failure_noted(self) -> Iterator[None]:
-        """Whatever error ends the run, summary.json says so; a kill leaves it at `running`. A finished run stays finished."""
+        """Whatever error ends the run, summary.json says so; a kill leaves it as it is. A finished run stays finished."""
         try:
             yield
-        except Interrupted:
+        except (Interrupted, KeyboardInterrupt):
             raise
         except BaseException as error:
             if self._last.get("status") != "finished":
-                self._folder.write_json("summary.json", {**self._last, "status": "failed", "error": str(error)})
+                content = {"step": 0, "images_seen": 0, **self._last, "status": "failed", "error": str(error)}
+                self._folder.write_json("summary.json", content)
             raise
 
     def finish(self, status: str, state: TrainerState, monitor: Monitor) -> None:
@@ -114,7 +116,9 @@ class Outputs:
             **self._fixed,
         }
         if monitor is not None:
-            content |= {"verdict": monitor.verdict(), "monitor": monitor.latest}
+            # as in the log, null is a number that was not finite
+            latest = {name: value if math.isfinite(value) else None for name, value in monitor.latest.items()}
+            content |= {"verdict": monitor.verdict(), "monitor": latest}
         self._folder.write_json("summary.json", content)
         self._last = content
 

@@ -162,6 +162,17 @@ def test_principal_components_rebuild_the_features(shape: tuple[int, int]) -> No
     assert share >= 0.9 and share - few.variances[-1] / features.var(dim=0, correction=0).sum() < 0.9
 
 
+def test_known_components_change_no_number() -> None:
+    train, test = clusters(300, 1.0, 1), clusters(200, 1.0, 2)
+    before = {kind: values.clone() for kind, values in train.features.items()}
+    for selection in ("held_out", "paper"):
+        settings = replace(SETTINGS, selection=selection)
+        first = evaluate_linear(train, test, settings)
+        assert set(train.components) == {(features, kind) for features in train.features for kind in KINDS}
+        assert evaluate_linear(train, test, settings) == first
+        assert evaluate_linear(LabeledFeatures(before, train.labels), test, settings) == first
+
+
 def test_accuracy_does_not_depend_on_the_scale_of_the_features() -> None:
     train, test = clusters(300, 1.0, 1), clusters(300, 1.0, 2)
     scaled = [LabeledFeatures({k: 1e3 * v for k, v in side.features.items()}, side.labels) for side in (train, test)]

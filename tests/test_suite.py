@@ -3,22 +3,20 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from openjepa.config import save_yaml
 from openjepa.data import open_splits
 from openjepa.data.evaluation import evaluation_batches
 from openjepa.data.source import Splits
 from openjepa.evaluation.features import EncoderFeatures, PixelFeatures, View, extract_features, source_hash
-from openjepa.evaluation.results import Metric, Result, SubjectResult
-from openjepa.evaluation.suite import balanced_rows, evaluate_run, print_results
+from openjepa.evaluation.results import Result
+from openjepa.evaluation.suite import balanced_rows, evaluate_run
 from openjepa.evaluation.tasks import TASKS, chosen_tasks
 from openjepa.evaluation.variants import data_name
 from openjepa.models.vit import VisionTransformer, build_encoder
@@ -186,8 +184,9 @@ def test_an_encoder_folder_needs_data(run: Path, images: Path) -> None:
 
 def test_an_encoder_outside_a_run_keeps_its_results(images: Path, tmp_path: Path) -> None:
     folder = tmp_path / "alone"
-    save_network(folder, Export(CONFIG, encoder(1)))
-    evaluate_run(folder, SETTINGS, FolderSettings(path=str(images), image_size=32))
+    save_network(folder, Export(CONFIG, encoder(1), {"step": 7}))
+    (result,) = evaluate_run(folder, SETTINGS, FolderSettings(path=str(images), image_size=32))
+    assert result.step == 7
     assert [path.name for path in (folder / "eval").glob("*.json")] == [f"classification-{images.name}.json"]
 
 
@@ -264,17 +263,6 @@ def test_other_data_has_its_own_file(run: Path, images: Path, tmp_path: Path) ->
     assert json.loads((run / "eval" / "classification-other.json").read_text())["num_test"] == 8
 
 
-def test_numbers_are_not_replaced_by_a_skipped_task(tmp_path: Path) -> None:
-    metric = Metric(0.6, 0.01, "higher", "held_out", "")
-    done = Result("classification", "", "run", "target", "held_out", {"encoder": SubjectResult({"k-NN": metric})})
-    path = done.write(tmp_path)
-    before = path.read_bytes()
-    assert replace(done, subjects={}, skipped="no labels").write(tmp_path) == path and path.read_bytes() == before
-    path.write_text("half a fi")
-    replace(done, subjects={}, skipped="no labels").write(tmp_path)
-    assert json.loads(path.read_text())["skipped"] == "no labels"
-
-
 def test_unreadable_images_are_left_out_and_named(run: Path, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "broken", 60)
     (folder / "disk" / "0031.png").write_bytes(b"not an image")
@@ -283,6 +271,33 @@ def test_unreadable_images_are_left_out_and_named(run: Path, tmp_path: Path) -> 
         (result,) = evaluate_run(run, SETTINGS, data)
         assert sum(result.dropped.values()) == 1 and list(result.dropped_names) == ["disk/0031.png"]
         assert result.num_train + result.num_test == 59
+
+
+def test_features_that_lack_an_image_are_not_kept(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "images", 20)
+    broken = folder / "disk" / "0001.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(b"not an image")
+    for content, num_rows, num_kept in ((b"not an image", 15, 0), (whole, 16, 1)):
+        broken.write_bytes(content)
+        passes = Passes(open_splits(FolderSettings(path=str(folder), image_size=32), 0))
+        features = extract_features(passes.view(), {"pixels": PixelFeatures()}, tmp_path / "cache")["pixels"]
+        assert (len(features.rows), len(list((tmp_path / "cache").glob("*")))) == (num_rows, num_kept)
+
+
+def test_tasks_on_the_same_images_share_their_components(run: Path, passes: Passes, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    count, distance = ((generator.integers(0, 3, 48), generator.integers(0, 3, 12)) for _ in range(2))
+    scenes = replace(passes.splits, extra_labels={"count": count, "distance": distance})
+    monkeypatch.setattr("openjepa.evaluation.suite.open_splits", lambda *_: scenes)
+    shapes: list[int] = []
+    eigh = torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: shapes.append(len(matrix)) or eigh(matrix))
+    both = evaluate_run(run, SETTINGS)
+    assert len(shapes) == 2 * (2 + 2 + 1), "two kinds of head on last and last_four of two encoders, and on pixels"
+    for name, result in zip(("clevr_count", "clevr_dist"), both, strict=True):
+        (alone,) = evaluate_run(run, replace(SETTINGS, tasks=(name,)))
+        assert (alone.subjects, alone.heads) == (result.subjects, result.heads)
 
 
 def test_scenes_have_two_tasks(passes: Passes) -> None:
@@ -305,37 +320,3 @@ def test_a_subset_is_balanced_and_drawn_with_the_seed() -> None:
 def test_max_train_images_limits_the_probe(run: Path) -> None:
     (result,) = evaluate_run(run, replace(SETTINGS, max_train_images=20))
     assert (result.num_train, result.num_test) == (20, 12)
-
-
-def test_results_are_printed_with_their_selection() -> None:
-    metric = Metric(0.614, 0.0049, "higher", "held_out", "last, linear, weight decay 0.01")
-    subjects = {name: SubjectResult({"linear-cached": metric}) for name in ("encoder", "untrained", "pixels")}
-    done = Result("classification", "Classification", "run", "target", "held_out", subjects, num_test=10000, chance=0.1)
-    skipped = Result("clevr_count", "Clevr/Count", "run", "target", "held_out", skipped="the data has no labels")
-    output = StringIO()
-    print_results([done, skipped], Console(file=output, width=80))
-    for text in (
-        "held_out",
-        "Classification",
-        "61.4 ± 0.5",
-        "10,000",
-        "linear-cached",
-        "untrained",
-        "majority",
-        "skipped, the data has",
-    ):
-        assert text in output.getvalue()
-    assert "not the run's own" not in output.getvalue()
-    print_results([replace(done, variant="paper")], Console(file=output, width=80))
-    assert "Classification: not the run's own, kept as eval/classification-paper.json" in output.getvalue()
-
-
-@pytest.mark.parametrize("value", [0.614, 1.0])
-def test_words_of_the_table_are_whole_at_80_columns(value: float) -> None:
-    metric = Metric(value, 0.0049, "higher", "held_out", "last, linear, weight decay 0.01")
-    subjects = {name: SubjectResult({"linear-cached": metric, "k-NN": metric}) for name in ("encoder", "untrained", "pixels")}
-    output = StringIO()
-    done = Result("classification", "Classification", "run", "target", "held_out", subjects, num_test=10000, chance=0.1)
-    print_results([done], Console(file=output, width=80))
-    assert "…" not in output.getvalue() and "Classification" in output.getvalue().splitlines()[3]
-    assert all(len(line) <= 80 for line in output.getvalue().splitlines())

@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from openjepa.data.decode import decode_image
+from openjepa.data.decode import DecodeError, decode_image
 from openjepa.data.views import evaluation_view
 from openjepa.engine.embedding import pooled_features
 from openjepa.weights.native import load_encoder
@@ -32,5 +32,8 @@ def _view(image: Path | str | Image.Image, size: tuple[int, int]) -> UInt8[Tenso
     if isinstance(image, Image.Image):
         pixels = np.array(image.convert("RGB"))  # a copy: torch wants to own what it writes to
     else:
-        pixels = decode_image(Path(image).expanduser().read_bytes())
+        try:
+            pixels = decode_image(Path(image).expanduser().read_bytes())
+        except DecodeError as error:
+            raise ValueError(f"{image} cannot be embedded: {error}") from None
     return evaluation_view(torch.from_numpy(pixels), size)

@@ -142,14 +142,19 @@ class Features:
 
 
 def extract_features(view: View, extractors: Mapping[str, Extractor], cache: Path | None) -> dict[str, Features]:
-    """Features of a split by every extractor, in one pass for those that are not in the folder `cache` yet."""
+    """Features of a split by every extractor, in one pass for those that are not in the folder `cache` yet.
+
+    Features that lack an image are computed but not kept: the image may be readable the next time.
+    """
     where = source_hash(view.source) + json.dumps([CACHE_VERSION, dict(view.settings)], sort_keys=True)
     files = {name: _file(cache, name, view.split, where, extractor) for name, extractor in extractors.items()}
-    found = {name: features for name, path in files.items() if (features := _read(path)) is not None}
+    kept = {name: features for name, path in files.items() if (features := _read(path)) is not None}
+    found = {name: features for name, features in kept.items() if len(features.indices) == len(view.source)}
     missing = {name: extractor for name, extractor in extractors.items() if name not in found}
     computed = _compute(view, missing) if missing else {}
     for name, features in computed.items():
-        _write(files[name], features)
+        if len(features.indices) == len(view.source):
+            _write(files[name], features)
     return found | computed
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from openjepa.evaluation.protocol import HeadResult, LabeledFeatures, ProtocolResult, chosen_first, held_out_rows
-from openjepa.evaluation.solver import Heads, Rotated, rotate, solve
+from openjepa.evaluation.solver import Components, Heads, Rotated, rotate, solve
 from openjepa.measures.accuracy import Accuracy, top1
 from openjepa.settings.evaluation import EvaluationSettings
 
@@ -44,20 +44,30 @@ class Prepared:
         return solve(self.rotated.rows[rows], self.labels[rows], self.num_classes, variances, weight_decays, iterations)
 
 
-def prepare(features: Float[Tensor, "n D"], labels: Int[Tensor, " n"], kind: str) -> Prepared:
+def prepare(
+    features: Float[Tensor, "n D"], labels: Int[Tensor, " n"], kind: str, components: Components | None = None
+) -> Prepared:
     """Features of the training split for a kind of head.
 
     `linear`: all dimensions are divided by one number, the root of their mean variance, so that one range of weight decays
     fits any encoder and pixels. `batch_norm`: each dimension is divided by its own standard deviation, which is BatchNorm
     with the statistics of the training split (its affine part is absorbed by the linear layer). Both subtract the mean,
-    which the bias absorbs.
+    which the bias absorbs. `components`: of the same features for the same kind of head, where they are known.
     """
     mean = features.mean(dim=0)
     variance = features.var(dim=0, correction=0)
     overall = variance.mean().clamp(min=1e-20)
     wanted = overall.expand_as(variance) if kind == "linear" else variance + BATCH_NORM_EPS * overall
     scale = wanted.rsqrt()
-    return Prepared(mean, scale, rotate((features - mean) * scale), labels, int(labels.max()) + 1)
+    rotated = rotate((features - mean) * scale, components=components)
+    return Prepared(mean, scale, rotated, labels, int(labels.max()) + 1)
+
+
+def _prepared(train: LabeledFeatures, features: str, kind: str) -> Prepared:
+    """`prepare`, with the components that another task on the same images has left."""
+    prepared = prepare(train.features[features], train.labels, kind, train.components.get((features, kind)))
+    train.components[features, kind] = prepared.rotated.components
+    return prepared
 
 
 def evaluate_linear(train: LabeledFeatures, test: LabeledFeatures, settings: EvaluationSettings) -> ProtocolResult:
@@ -84,7 +94,7 @@ def _sweep_held_out(
     """
     kept, held = held_out_rows(train.labels, settings.seed)
     decays = _strongest_first(settings)
-    prepared = prepare(train.features[features], train.labels, kind)
+    prepared = _prepared(train, features, kind)
     predictions = prepared.solve(kept, decays, settings.iterations).predict(prepared.rotated.rows[held])
     scores = [top1(predicted, train.labels[held]).value for predicted in predictions]
     best = scores.index(max(scores))
@@ -98,7 +108,7 @@ def _sweep_on_test(
 ) -> list[HeadResult]:
     """All weight decays of one head, solved on all of the training split."""
     decays = _strongest_first(settings)
-    prepared = prepare(train.features[features], train.labels, kind)
+    prepared = _prepared(train, features, kind)
     heads = prepared.solve(None, decays, settings.iterations)
     predictions = heads.predict(prepared.project(test.features[features]))
     scores = [top1(predicted, test.labels).value for predicted in predictions]

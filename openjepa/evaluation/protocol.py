@@ -1,7 +1,7 @@
 """What every protocol takes and returns, and the split its settings are chosen on."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from openjepa.evaluation.solver import Components
 from openjepa.seeds import derive
 
 HELD_OUT = 0.1
@@ -21,6 +22,8 @@ class LabeledFeatures:
 
     features: Mapping[str, Float[Tensor, "n D"]]
     labels: Int[Tensor, " n"]
+    components: MutableMapping[tuple[str, str], Components] = field(default_factory=dict, compare=False, repr=False)
+    """Principal components found so far, by kind of features and kind of head. Tasks on the same images share them."""
 
     def select(self, rows: Int[Tensor, " m"]) -> "LabeledFeatures":
         """Only these rows."""

@@ -55,6 +55,15 @@ class Heads:
 
 
 @dataclass(frozen=True)
+class Components:
+    """Principal components of centered features: what is slow to find, and knows no labels."""
+
+    variances: Float[Tensor, " R"]
+    axes: Float[Tensor, "D R"]
+    """Orthonormal columns."""
+
+
+@dataclass(frozen=True)
 class Rotated:
     """Centered features in the axes of their principal components, in which their covariance is diagonal."""
 
@@ -63,12 +72,26 @@ class Rotated:
     axes: Float[Tensor, "D R"]
     """Orthonormal columns: features = rows @ axes.T, but for what was left out."""
 
+    @property
+    def components(self) -> Components:
+        """Without the rows."""
+        return Components(self.variances, self.axes)
 
-def rotate(features: Float[Tensor, "n D"], kept_variance: float = KEPT_VARIANCE) -> Rotated:
-    """Principal components that together hold `kept_variance` of the variance of centered features; nothing is scaled.
 
-    |W|^2 is the same in these axes, so that weight decay means the same, too.
+def rotate(
+    features: Float[Tensor, "n D"], kept_variance: float = KEPT_VARIANCE, components: Components | None = None
+) -> Rotated:
+    """Centered features in the axes of their principal components; nothing is scaled.
+
+    |W|^2 is the same in these axes, so that weight decay means the same, too. `components`: those of the same features, where
+    they are known already.
     """
+    found = components or _principal_components(features, kept_variance)
+    return Rotated(features @ found.axes, found.variances, found.axes)
+
+
+def _principal_components(features: Float[Tensor, "n D"], kept_variance: float) -> Components:
+    """The components that together hold `kept_variance` of the variance of centered features."""
     num, width = features.shape
     if num < width:  # the components from the smaller of X'X and XX'
         values, left = _eigh(features @ features.T / num)
@@ -80,7 +103,7 @@ def rotate(features: Float[Tensor, "n D"], kept_variance: float = KEPT_VARIANCE)
     num_kept = max(1, min(above_noise, 1 + int((missing > 1 - kept_variance).sum())))
     values, left = values[:num_kept], left[:, :num_kept]
     axes = features.T @ (left * (num * values.clamp(min=1e-30)).rsqrt()) if num < width else left
-    return Rotated(features @ axes, values, axes)
+    return Components(values, axes)
 
 
 def _eigh(matrix: Float[Tensor, "m m"]) -> tuple[Float[Tensor, " m"], Float[Tensor, "m m"]]:

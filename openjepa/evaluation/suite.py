@@ -23,6 +23,7 @@ from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.features import EncoderFeatures, Extractor, Features, Images, PixelFeatures, View, extract_features
 from openjepa.evaluation.protocol import LabeledFeatures, ProtocolResult
 from openjepa.evaluation.results import METRIC_NAMES, Metric, Result, SubjectResult, print_results
+from openjepa.evaluation.solver import Components
 from openjepa.evaluation.tasks import TASKS, Labels, Task, chosen_tasks
 from openjepa.evaluation.variants import data_name, variant_name
 from openjepa.models.vit import VisionTransformer, build_encoder
@@ -34,6 +35,10 @@ from openjepa.weights.native import load_encoder
 
 __all__ = ["TASKS", "Result", "evaluate_run", "print_results"]
 
+AxesOfHeads = dict[tuple[str, str], Components]
+"""By kind of features and kind of head."""
+KnownComponents = dict[tuple[str, bytes, bytes], dict[str, AxesOfHeads]]
+"""By what makes the training features the same (fit, rows, readable rows) and by subject; shared by the tasks of one call."""
 NUM_NAMES = 20
 """Unreadable images that a result names."""
 
@@ -87,8 +92,9 @@ def evaluate_run(subject: Path, settings: EvaluationSettings, data: DataSettings
     size = _image_size(settings, config)
     results = []
     variant = variant_name(settings, config.image_size, size, *found.names)
+    known: KnownComponents = {}
     for name in tasks:
-        result = replace(_evaluate_task(name, splits, found, settings, extractors, size), variant=variant)
+        result = replace(_evaluate_task(name, splits, found, settings, extractors, size, known), variant=variant)
         result.write(found.output / "eval")
         results.append(result)
     return results
@@ -127,7 +133,8 @@ def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | 
         raise ValueError(f"{path} is an encoder without a run, so the images must be named: give --data.source and --data.path")
     inside = (path.resolve().parent / "config.yaml").is_file()
     output, name = (path.resolve().parent, path.resolve().name) if inside else (path, "")
-    return Subject(output, "encoder", path, None, data, settings.seed, (name, data_name(None, data)))
+    names = (name, data_name(None, data))
+    return Subject(output, "encoder", path, None, data, settings.seed, names, step=_note(path, "step"))
 
 
 def _note(network: Path, name: str) -> Any:
@@ -164,6 +171,7 @@ def _evaluate_task(
     settings: EvaluationSettings,
     extractors: Mapping[str, Extractor],
     size: tuple[int, int],
+    known: KnownComponents,
 ) -> Result:
     start = time.monotonic()
     task = TASKS[name]
@@ -181,7 +189,8 @@ def _evaluate_task(
         extract_features(_view(source, split, task, settings, size), extractors, cache)
         for source, split in zip(sources, ("train", "test"), strict=True)
     )
-    subjects, heads = _probe(train, test, chosen, extractors, settings)
+    same = (task.fit, rows.tobytes(), train["encoder"].indices.numpy().tobytes())
+    subjects, heads = _probe(train, test, chosen, extractors, settings, known.setdefault(same, {}))
     dropped = [_dropped(source, side["encoder"]) for source, side in zip(sources, (train, test), strict=True)]
     return replace(
         result,
@@ -223,6 +232,7 @@ def _probe(
     labels: Labels,
     extractors: Mapping[str, Extractor],
     settings: EvaluationSettings,
+    known: dict[str, AxesOfHeads],
 ) -> tuple[dict[str, SubjectResult], list[dict[str, Any]]]:
     """Every protocol on every subject: its number, and all classifiers that were tried."""
     subjects: dict[str, SubjectResult] = {}
@@ -233,6 +243,7 @@ def _probe(
             _labeled(features[subject], answers, extractor, device)
             for features, answers in zip((train, test), labels, strict=True)
         ]
+        sides[0] = replace(sides[0], components=known.setdefault(subject, {}))
         metrics = {}
         for protocol in settings.protocols:
             outcome: ProtocolResult = PROTOCOLS[protocol].load()(*sides, settings)

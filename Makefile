@@ -1,6 +1,7 @@
 # make quickstart   train, evaluate and report on the packaged scenes
 # make test         every check: format, lint, types, tests
-# Both install what they need into .venv once. PYTHON=/path/to/python3.12 chooses the interpreter.
+# Both install what they need into .venv, again when pyproject.toml or constraints.txt have changed.
+# PYTHON=/path/to/python3.12 chooses the interpreter.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -36,7 +37,8 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	test -e $(VENV)/.installed-dev || $(BIN)/python -m pip install -c constraints.txt -e '.[eval,report]'
+	if test -e $(VENV)/.installed-dev; then $(MAKE) install-dev; \
+	else $(BIN)/python -m pip install -c constraints.txt -e '.[eval,report]'; fi
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python

@@ -17,11 +17,13 @@ import tyro
 from benchmarks.plain_step import PlainStep
 from openjepa.bench import TimedStep, step_config
 from openjepa.engine.device import device_name
+from openjepa.engine.run_folder import environment
 from openjepa.methods.ijepa import IJepa
 from openjepa.settings.bench import StepBench
 from openjepa.types import Batch, BlockMasks
 
 SIZE = 4096
+"""Side of the matrices of the product."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,11 @@ def compare(options: Options) -> dict[str, object]:
         image_size=options.image_size,
         batch_size=options.batch_size,
         predictor_width=options.predictor_width,
+        repeats=options.repeats,
+        threads=options.threads,
+        device="cpu",
     )
     config = step_config(bench)
-    config = replace(config, system=replace(config.system, threads=options.threads))
     versions = {"ours bf16": _ours(TimedStep(_with_precision(config, "bf16")))}
     step = TimedStep(_with_precision(config, "fp32"))
     versions["plain bf16"] = _plain(step, "bf16")
@@ -86,7 +90,7 @@ def compare(options: Options) -> dict[str, object]:
 
 
 def _with_precision(config, precision):  # type: ignore[no-untyped-def]
-    return replace(config, run=replace(config.run, device="cpu", precision=precision))
+    return replace(config, run=replace(config.run, precision=precision))
 
 
 def _ours(step: TimedStep):  # type: ignore[no-untyped-def]
@@ -111,11 +115,16 @@ def _summary(seconds: dict[str, list[float]], options: Options, step: TimedStep)
     def ratio(above: str, below: str) -> float:
         return statistics.median(a / b for a, b in zip(seconds[above], seconds[below], strict=True))
 
+    where = environment(step.device, "bf16")
     return {
+        "commit": where["commit"],
+        "date": where["started"],
         "machine": device_name(torch.device("cpu")),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "clock": options.clock,
+        "repeats": options.repeats,
+        "model": f"{options.size}/16 at {options.image_size}, predictor {options.predictor_width} x 6",
         "batch_size": options.batch_size,
         "tokens": [step.shape.context, step.shape.num_targets, step.shape.target],
         "gflops_per_image": flops / 1e9,

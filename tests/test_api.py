@@ -57,6 +57,13 @@ def test_no_images_give_no_features(run_folder: Path) -> None:
     assert openjepa.embed(run_folder, []).shape == (0, 48)
 
 
+def test_embed_names_the_file_that_is_no_image(run_folder: Path, tmp_path: Path) -> None:
+    text = tmp_path / "gen.py"
+    text.write_text("print()")
+    with pytest.raises(ValueError, match=r"gen\.py cannot be embedded: "):
+        openjepa.embed(run_folder, [text])
+
+
 def test_a_folder_without_an_encoder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"config\.json|encoder"):
         openjepa.load(tmp_path)

@@ -72,6 +72,7 @@ def test_the_page_asks_nobody_for_anything(full_run: Path, full_page: Page) -> N
 
 def test_every_chart_has_axes_a_line_and_a_readout(full_page: Page) -> None:
     charts = [attrs for tag, attrs in full_page.elements if tag == "svg"]
+    assert "Share of test images whose nearest neighbors vote rightly." in full_page.text
     assert len(charts) == 11  # 5 of learning, 6 of machinery
     assert all("NaN" not in str(attrs.get("d", "")) for tag, attrs in full_page.elements if tag == "path")
     titles = [attrs["aria-label"] for attrs in charts]

@@ -133,8 +133,8 @@ def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | 
         raise ValueError(f"{path} is an encoder without a run, so the images must be named: give --data.source and --data.path")
     inside = (path.resolve().parent / "config.yaml").is_file()
     output, name = (path.resolve().parent, path.resolve().name) if inside else (path, "")
-    names = (name, data_name(None, data))
-    return Subject(output, "encoder", path, None, data, settings.seed, names, step=_note(path, "step"))
+    parts = (name, data_name(None, data))
+    return Subject(output, "encoder", path, None, data, settings.seed, parts, step=_note(path, "step"))
 
 
 def _note(network: Path, name: str) -> Any:

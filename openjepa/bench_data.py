@@ -37,7 +37,7 @@ from openjepa.types import InputSpec, LoaderPosition, ViewSpec
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 GOALS = {"bilinear": 1.3, "bicubic": 1.6, "loader": 0.85}
 """Ratios to reach: to Pillow with the same filter, and of the loader to decoding and cropping alone."""
-LOADER_EPOCHS = 10
+LOADER_EPOCHS = 30
 """Passes of the loader per round, so that starting a worker does not hide its steady pace."""
 
 

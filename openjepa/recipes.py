@@ -53,7 +53,7 @@ def with_total_steps(config: RunConfig, total_steps: int) -> RunConfig:
     The moving average of our small recipes follows too, so that the teacher is renewed as often; released values stay.
     """
     optim, method, before = config.optim, config.method, config.optim.total_steps
-    if before is None or total_steps < 1:
+    if not before or total_steps < 1:
         return replace(config, optim=replace(optim, total_steps=total_steps))
     if optim.warmup_steps is not None:
         optim = replace(optim, warmup_steps=round(optim.warmup_steps * total_steps / before))

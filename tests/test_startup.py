@@ -6,9 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from openjepa.data.folder import open_folder
 from openjepa.data.source import ListSource, ShardRecord, ShardSource, Splits
+from openjepa.engine import estimate as estimates
 from openjepa.masks import MASKS
 from openjepa.settings.data import FolderSettings
 from openjepa.settings.optimization import OptimizationSettings
@@ -94,3 +97,14 @@ def test_labels_on_one_side_train_without_the_online_knn(tmp_path: Path, monkeyp
     monkeypatch.setattr(loop, "open_splits", lambda settings, seed: replace(opened(settings, seed), train=unlabeled))
     run = train(replace(small_config(images, tmp_path), monitor=MonitorSettings(every=2, images=16, knn=True)))
     assert run is not None and "knn" not in lines(run, "monitor")[0]
+
+
+def test_the_estimate_counts_weights_activations_and_what_the_process_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimates, "matmul_rate", lambda *_, **__: 1e12)
+    monkeypatch.setattr(estimates, "peak_memory", lambda _: 1000)
+    model = nn.Linear(10, 9)  # 99 weights: value, gradient, two moments, and bf16 copies
+    needs = estimates.estimate(model, 2e9, 500, images=1e3, width=384, device=torch.device("cpu"), precision="bf16")
+    assert needs.memory_bytes == 1000 + 500 + 18 * 99
+    assert needs.seconds == pytest.approx(2e12 / 0.5e12)  # half of the product's rate
+    narrow = estimates.estimate(model, 2e9, 500, images=1e3, width=96, device=torch.device("cpu"), precision="fp32")
+    assert narrow.seconds == pytest.approx(4 * needs.seconds) and narrow.memory_bytes == 1000 + 500 + 16 * 99

@@ -94,7 +94,7 @@ def parallel_map(
                 raise result.error
             yield result
     finally:
-        # Whoever holds the traceback of an error would hold the workers too, and the interpreter would wait for them at its end.
+        # who holds the traceback of an error would hold the workers too, and the interpreter would wait for them at its end
         del results
 
 

@@ -138,7 +138,8 @@ def introduce(
     micro = config.optim.microbatch_size or config.optim.batch_size
     images = total_steps * config.optim.batch_size
     kept = BYTES_KEPT[precision] * method.kept_widths() * micro
-    needs = estimate(method, method.step_flops(), kept, images, device, precision)
+    width = config.model.shape().width
+    needs = estimate(method, method.step_flops(), kept, images, width, device, precision)
     shapes = ", ".join(f"{shape.context}/{shape.target}" for shape in sampler.shapes()[:4])
     lines = [
         f"recipe     {config.recipe} ({config.preset}), method {config.method.name}, seed {config.run.seed}",
@@ -148,7 +149,7 @@ def introduce(
         f"{format_count(needs.flops_per_image)} FLOPs an image and step",
         f"masks      {sampler.name} on {sampler.grid[0]}x{sampler.grid[1]} patches; context/target tokens: {shapes}",
         f"training   {total_steps} steps of {config.optim.batch_size} images ({format_count(images)} in all)",
-        f"estimate   {format_count(needs.memory_bytes)}B of memory, {format_seconds(needs.seconds)} (within a factor of two)",
+        f"estimate   {format_count(needs.memory_bytes)}B of memory, {format_seconds(needs.seconds)} (roughly)",
         *(f"note: {remark}" for remark in method.remarks(total_steps)),
     ]
     _refuse_far_too_large(needs, micro, device)

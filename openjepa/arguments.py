@@ -33,7 +33,7 @@ Unprefixed = tyro.conf.arg(name="")
 class TrainOptions:
     """The arguments of `openjepa train`: which run, and every setting of it."""
 
-    recipe: Annotated[str, tyro.conf.Positional] = ""
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = ""
     """Named run to start from."""
     preset: str | None = None
     """Variant of the recipe. None: its first."""

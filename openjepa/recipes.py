@@ -308,7 +308,7 @@ def quickstart(preset: str) -> RunConfig:
     """
     # objects cover one to three patches: still smaller targets, and more of them, have something to be predicted from
     masks = MultiblockSettings(num_targets=8, target_scale=(0.03, 0.06), context_ratio=0.5)
-    config = _small(preset, size="nano", patch_size=8, image_size=64, total_steps=3_500, masks=masks)
+    config = _small(preset, size="nano", patch_size=8, image_size=64, total_steps=3_000, masks=masks)
     return replace(config, data=ScenesSettings(image_size=64, cache="device"))
 
 

@@ -190,13 +190,14 @@ def check_patch_divides(
     if height % patch or width % patch:
         fitting = [side for side in PATCH_SIZES if height % side == 0 and width % side == 0]
         patches = f"{patch_name} one of {', '.join(map(str, fitting))}" if fitting else "no patch size fits this image"
-        nearest = " ".join(str(_nearest_multiple(side, patch)) for side in dict.fromkeys(size))
+        nearest = " ".join(str(nearest_multiple(side, patch)) for side in dict.fromkeys(size))
         raise ValueError(
             f"{patch_name}={patch} does not divide {size_name}={height}x{width}: {patches}, or {size_name}={nearest}"
         )
 
 
-def _nearest_multiple(side: int, patch: int) -> int:
+def nearest_multiple(side: int, patch: int) -> int:
+    """The whole number of patches nearest to `side`, in pixels; at least one patch."""
     return max(patch, round(side / patch) * patch)
 
 

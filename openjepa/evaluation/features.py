@@ -200,6 +200,5 @@ def _read(path: Path | None) -> Features | None:
 def _write(path: Path | None, features: Features) -> None:
     if path is None:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
         save_file({"rows": features.rows.contiguous(), "indices": features.indices.contiguous()}, file)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from openjepa.checks import check_evaluation
+from openjepa.checks import check_evaluation, nearest_multiple
 from openjepa.config import load_run_config
 from openjepa.data import open_splits
 from openjepa.data.evaluation import evaluation_batches
@@ -159,7 +159,7 @@ def _image_size(settings: EvaluationSettings, config: EncoderConfig) -> tuple[in
     height, width = (size, size) if isinstance(size, int) else size
     patch = config.patch_size
     if height % patch or width % patch:
-        near = " ".join(str(max(patch, round(side / patch) * patch)) for side in dict.fromkeys((height, width)))
+        near = " ".join(str(nearest_multiple(side, patch)) for side in dict.fromkeys((height, width)))
         raise ValueError(f"image_size={size} is not divisible by the encoder's patch size {patch}; image_size={near} is")
     return height, width
 

@@ -45,7 +45,7 @@ def evaluate(
     subject: Path | str, settings: "EvaluationSettings | None" = None, data: "DataSettings | None" = None
 ) -> "list[Result]":
     """Probes of a run folder or an encoder folder (which needs `data`) beside their baselines."""
-    from openjepa.evaluation.suite import evaluate_run
+    from openjepa.evaluation.running import evaluate_run
     from openjepa.settings.evaluation import EvaluationSettings
 
     return evaluate_run(Path(subject), settings or EvaluationSettings(), data)

@@ -59,6 +59,10 @@ class EvaluateOptions:
 
     subject: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|ENCODER")] = Path()
     """Run folder, or the folder of an encoder (config.json and model.safetensors)."""
+    suite: str | None = None
+    """Evaluate on the rows of a suite instead of the run's own images: `paper` or `cached`."""
+    data_root: str | None = None
+    """Folder that holds one folder per data set, as their archives unpack (see above). Needed by --suite."""
     evaluation: Annotated[EvaluationSettings, Unprefixed] = field(default_factory=EvaluationSettings)
     data: DataSettings = field(default_factory=FolderSettings)
 

@@ -5,7 +5,6 @@ import re
 
 from openjepa.config import flatten
 from openjepa.settings.data import DataSettings, FolderSettings, HuggingFaceSettings
-from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.masks import MultiblockSettings
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.models import SIZES, ModelSettings
@@ -120,28 +119,6 @@ PAIRS: dict[str, tuple[float, float, str]] = {
     "data.crop_aspect": _POSITIVE,
 }
 """The same for settings that are (smallest, largest)."""
-
-EVALUATION_RANGES: dict[str, tuple[float, float, str]] = {
-    "image_size": _COUNT,
-    "weight_decays": _POSITIVE,
-    "iterations": _COUNT,
-    "neighbors": _COUNT,
-    "neighbor_temperature": _POSITIVE,
-    "feature_batch_size": _COUNT,
-    "max_train_images": _COUNT,
-    "seed": _NOT_NEGATIVE,
-    "workers": _NOT_NEGATIVE,
-}
-"""The same for the settings of an evaluation; where there are several values, for each."""
-
-
-def check_evaluation(settings: EvaluationSettings) -> None:
-    """Raises ValueError at the first setting of an evaluation that cannot work."""
-    for name, (low, high, words) in EVALUATION_RANGES.items():
-        value = getattr(settings, name)
-        for item in value if isinstance(value, tuple) else (value,):
-            if item is not None and (not low <= item <= high or math.isinf(item)):
-                raise ValueError(f"evaluation.{name}={item} must be {words}")
 
 
 def _check_ranges(config: RunConfig) -> None:

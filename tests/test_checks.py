@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from openjepa.checks import PAIRS, RANGES, check, check_evaluation, remarks
+from openjepa.checks import PAIRS, RANGES, check, remarks
 from openjepa.config import flatten
+from openjepa.evaluation_checks import check_evaluation
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.data import FolderSettings, HuggingFaceSettings
 from openjepa.settings.evaluation import EvaluationSettings

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from openjepa.evaluation.results import Metric, Result, SubjectResult, print_results
+from openjepa.evaluation.results import Metric, Result, SubjectResult
+from openjepa.evaluation.tables import print_results
 
 
 def test_numbers_are_not_replaced_by_a_skipped_task(tmp_path: Path) -> None:

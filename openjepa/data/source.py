@@ -28,6 +28,22 @@ class ListSource(ABC):
         """A path, or shard and row: what `skipped.jsonl` and error messages call the record."""
 
 
+class LabelMaps(ABC):
+    """One class for every pixel of each record of a source. Picklable."""
+
+    IGNORED = 255
+    """Class of a pixel that does not count."""
+    class_names: tuple[str, ...] = ()
+
+    @abstractmethod
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Classes of the pixels of a record [height, width], in the orientation of its image."""
+
+    @abstractmethod
+    def select(self, indices: NDArray[np.int64]) -> "LabelMaps":
+        """The maps of some records, in that order."""
+
+
 @dataclass(frozen=True)
 class ShardRecord:
     """One sample of a shard."""
@@ -62,3 +78,5 @@ class Splits:
     """One line for the report: what it is and how many images."""
     extra_labels: Mapping[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=dict)
     """Further labelings of (train, test) by name: scenes have `count` and `distance`."""
+    label_maps: Mapping[str, tuple[LabelMaps, LabelMaps]] = field(default_factory=dict)
+    """Labels of the pixels of (train, test) by name, where the data has any."""

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openjepa.data.source import ListSource, Splits
-from openjepa.seeds import derive_samples
+from openjepa.seeds import derive, derive_samples
 
 
 class Subset(ListSource):
@@ -46,3 +46,21 @@ def limited(splits: Splits, max_images: int, seed: int) -> Splits:
     extra = {name: (labels[chosen], test) for name, (labels, test) in splits.extra_labels.items()}
     description = f"{splits.description}; of these {max_images:,} training images are used"
     return replace(splits, train=Subset(train, chosen), extra_labels=extra, description=description)
+
+
+def balanced_rows(labels: NDArray[np.int64], max_images: int | None, seed: int) -> NDArray[np.int64]:
+    """Rows of at most `max_images` images, as many of each class as possible, in their order. None: all rows.
+
+    Images are taken in rounds, one of each class that has any left, in an order drawn with the seed.
+    """
+    if max_images is None or max_images >= len(labels):
+        return np.arange(len(labels))
+    if max_images < 1:
+        raise ValueError(f"max_train_images={max_images} must be at least 1")
+    order = np.random.default_rng(derive("subset", seed, 2)).permutation(len(labels))
+    rounds = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        rounds[members] = np.arange(len(members))
+    by_round = order[np.argsort(rounds[order], kind="stable")]
+    return np.sort(by_round[:max_images])

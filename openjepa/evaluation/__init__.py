@@ -1,13 +1,30 @@
-"""Evaluation of frozen encoders. One file and one line of PROTOCOLS each.
+"""Evaluation of encoders. One file and one line of PROTOCOLS each. Free of torch.
 
-A protocol is a function `(train, test, settings) -> ProtocolResult` of features and labels (`openjepa.evaluation.protocol`).
+A protocol of features is a function `(train, test, settings) -> ProtocolResult` of `LabeledFeatures`; a protocol of images
+or of label maps is a function `(probe, settings) -> tuple[ProtocolResult, ...]`, one result per selection rule. The types are
+in `openjepa.evaluation.protocol`.
 """
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from openjepa.registry import Entry
-from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.evaluation import EvaluationSettings, ProtocolName
+
+Kind = Literal["features", "images", "maps"]
+
+
+@dataclass(frozen=True)
+class ProtocolEntry(Entry[EvaluationSettings]):
+    """A protocol, what it works on, and what its number is called."""
+
+    kind: Kind
+    """features: on pooled features that are extracted once; images: on the images themselves; maps: on labels of pixels."""
+    metric: str
+    """Name of the number in tables and files."""
+    summary: str
+    """One line of help."""
 
 
 def _knn() -> Callable[..., Any]:
@@ -22,7 +39,55 @@ def _linear() -> Callable[..., Any]:
     return evaluate_linear
 
 
-PROTOCOLS: dict[str, Entry[EvaluationSettings]] = {
-    "knn": Entry(EvaluationSettings, _knn),
-    "linear": Entry(EvaluationSettings, _linear),
+def _logistic() -> Callable[..., Any]:
+    from openjepa.evaluation.logistic import evaluate_logistic
+
+    return evaluate_logistic
+
+
+def _linear_full() -> Callable[..., Any]:
+    from openjepa.evaluation.linear_full import evaluate_linear_full
+
+    return evaluate_linear_full
+
+
+def _attentive() -> Callable[..., Any]:
+    from openjepa.evaluation.attentive import evaluate_attentive
+
+    return evaluate_attentive
+
+
+def _finetune() -> Callable[..., Any]:
+    from openjepa.evaluation.finetune import evaluate_finetune
+
+    return evaluate_finetune
+
+
+def _dense_linear() -> Callable[..., Any]:
+    from openjepa.evaluation.dense import evaluate_dense_linear
+
+    return evaluate_dense_linear
+
+
+def _dense_knn() -> Callable[..., Any]:
+    from openjepa.evaluation.dense import evaluate_dense_knn
+
+    return evaluate_dense_knn
+
+
+def _entry(load: Callable[[], Callable[..., Any]], kind: Kind, metric: str, summary: str) -> ProtocolEntry:
+    return ProtocolEntry(EvaluationSettings, load, kind, metric, summary)
+
+
+PROTOCOLS: dict[ProtocolName, ProtocolEntry] = {
+    "linear": _entry(
+        _linear, "features", "linear-cached", "linear heads on features of the test view, solved exactly; minutes"
+    ),
+    "knn": _entry(_knn, "features", "k-NN", "weighted k-nearest neighbors on the same features"),
+    "logistic": _entry(_logistic, "features", "logistic", "L2 logistic regression with a sweep (low-shot, as MSN)"),
+    "linear_full": _entry(_linear_full, "images", "linear", "the paper's probe: heads trained on augmented images; hours"),
+    "attentive": _entry(_attentive, "images", "attentive", "attentive probe: a learned query over frozen patches"),
+    "finetune": _entry(_finetune, "images", "fine-tuned", "end-to-end fine-tuning with layer-wise decay"),
+    "dense_linear": _entry(_dense_linear, "maps", "dense linear mIoU", "linear probe on single patches, no decoder"),
+    "dense_knn": _entry(_dense_knn, "maps", "dense k-NN mIoU", "k-nearest neighbors of single patches, no decoder"),
 }

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -9,8 +10,12 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from openjepa.data.source import LabelMaps, ListSource
 from openjepa.evaluation.solver import Components
+from openjepa.models.vit import VisionTransformer
 from openjepa.seeds import derive
+from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.models import EncoderConfig
 
 HELD_OUT = 0.1
 """Share of each class of the training split on which settings are chosen."""
@@ -28,6 +33,42 @@ class LabeledFeatures:
     def select(self, rows: Int[Tensor, " m"]) -> "LabeledFeatures":
         """Only these rows."""
         return LabeledFeatures({kind: values[rows] for kind, values in self.features.items()}, self.labels[rows])
+
+
+@dataclass(frozen=True)
+class LabeledImages:
+    """One split as images: for protocols that train on augmented views, change the encoder, or look at single patches."""
+
+    source: ListSource
+    labels: NDArray[np.int64]
+    """One class per record of the source."""
+    maps: LabelMaps | None = None
+    """One class per pixel of each record, for protocols of label maps."""
+
+
+@dataclass(frozen=True)
+class ImageProbe:
+    """An encoder and the images that a protocol trains and tests on."""
+
+    encoder: VisionTransformer
+    """Frozen, in evaluation mode, on `device`. Protocols that change it change a copy."""
+    config: EncoderConfig
+    train: LabeledImages
+    test: LabeledImages
+    fit: str
+    """How an image becomes the test view: `crop` or `squash`."""
+    image_size: tuple[int, int]
+    """Height and width of the views in pixels."""
+    device: torch.device
+    precision: str
+    """bf16 or fp32."""
+    benchmark: str = ""
+    """Name of the benchmark whose published values stand where a setting is None; empty for data of one's own."""
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the training split."""
+        return int(self.train.labels.max()) + 1
 
 
 @dataclass(frozen=True)
@@ -52,9 +93,18 @@ class ProtocolResult:
     """The number of a protocol and the classifiers it was chosen from."""
 
     accuracy: float
+    """Or what else the protocol measures, between 0 and 1: PROTOCOLS says its name."""
     standard_error: float
     heads: tuple[HeadResult, ...]
     selection: str
+    """held_out or paper."""
+    extra: Mapping[str, float] = field(default_factory=dict)
+    """More numbers beside the result: top-5, the gradient's norm at the solution, seconds of training, ..."""
+
+
+def selections(settings: EvaluationSettings) -> tuple[Literal["held_out", "paper"], ...]:
+    """The selection rules asked for: `both` means held_out first, then paper."""
+    return ("held_out", "paper") if settings.selection == "both" else (settings.selection,)
 
 
 def held_out_rows(labels: Int[Tensor, " n"], seed: int) -> tuple[Int[Tensor, " kept"], Int[Tensor, " held"]]:

@@ -1,22 +1,16 @@
-"""Results of an evaluation: as JSON in the run folder and as tables in the terminal."""
+"""Results of an evaluation as JSON in the run folder."""
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from openjepa.whole_files import whole_file
 
 FORMAT = "openjepa-evaluation"
 VERSION = 1
-SUBJECT_NAMES = {"encoder": "trained", "untrained": "untrained", "pixels": "pixels"}
-METRIC_NAMES = {"linear": "linear-cached", "knn": "k-NN"}
-"""What the numbers of a protocol are called: `linear-cached`, so that nobody takes it for the paper's linear evaluation."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +27,12 @@ class Metric:
     """held_out or paper: what its settings were chosen on."""
     chosen: str
     """The classifier it is: features, head and setting."""
+    spread: float | None = None
+    """Standard deviation over seeds, where there are several."""
+    seeds: int = 1
+    """Seeds that `value` is the mean of."""
+    extra: Mapping[str, float] = field(default_factory=dict)
+    """More numbers of the protocol: top-5, the gradient's norm at the solution, ..."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,18 @@ class Result:
     """Unreadable images left out, by split."""
     dropped_names: Sequence[str] = ()
     """The first of them."""
+    row: str = ""
+    """Row of a suite; empty outside of one."""
+    published: Sequence[Mapping[str, Any]] = ()
+    """Numbers of the paper for the same row: method, architecture, epochs, value in percent, source, protocol."""
+    measures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """By subject: what the features of the test images say without labels (RankMe, ...)."""
     seconds: float = 0.0
 
     @property
     def file_name(self) -> str:
         """`<task>.json` for the run's own evaluation, else `<task>-<variant>.json`."""
-        return "-".join(part for part in (self.task, self.variant) if part) + ".json"
+        return "-".join(part for part in (self.row or self.task, self.variant) if part) + ".json"
 
     def write(self, folder: Path) -> Path:
         """Writes the file so that a reader never sees half of it. Numbers that are there are not replaced by a `skipped`."""
@@ -96,55 +102,30 @@ class Result:
         return path
 
 
+def over_seeds(results: Sequence[Result]) -> Result:
+    """Results of one task with several seeds as one: means, spreads, all heads with their seed's number, summed seconds."""
+    if len(results) == 1 or results[0].skipped is not None:
+        return results[0]
+    first = results[0]
+    subjects = {
+        subject: SubjectResult(
+            {name: _mean([result.subjects[subject].metrics[name] for result in results]) for name in numbers.metrics}
+        )
+        for subject, numbers in first.subjects.items()
+    }
+    heads = [{**head, "repeat": repeat} for repeat, result in enumerate(results) for head in result.heads]
+    return replace(first, subjects=subjects, heads=heads, seconds=round(sum(result.seconds for result in results), 1))
+
+
+def _mean(metrics: Sequence[Metric]) -> Metric:
+    values = [metric.value for metric in metrics]
+    extra = {name: statistics.fmean(metric.extra[name] for metric in metrics) for name in metrics[0].extra}
+    spread = statistics.stdev(values)
+    return replace(metrics[0], value=statistics.fmean(values), spread=spread, seeds=len(values), extra=extra)
+
+
 def _has_numbers(path: Path) -> bool:
     try:
         return bool(json.loads(path.read_text()).get("subjects"))
     except (OSError, ValueError, AttributeError):
         return False
-
-
-def percent(metric: Metric) -> str:
-    """`61.4 ± 0.5`, in percent."""
-    return f"{100 * metric.value:.1f} ± {100 * metric.standard_error:.1f}"
-
-
-def print_results(results: Sequence[Result], console: Console | None = None) -> None:
-    """One table over all tasks, accuracy in percent with its standard error, baselines beside."""
-    console = console or Console()
-    done = [result for result in results if result.skipped is None]
-    for selection in dict.fromkeys(result.selection for result in done):
-        console.print(_table([result for result in done if result.selection == selection], selection))
-    for result in done:
-        for name, metric in result.subjects["encoder"].metrics.items():
-            console.print(f"{result.title}, {name}: best head {metric.chosen}", style="dim", highlight=False)
-        if any(result.dropped.values()):
-            lost = ", ".join(f"{number} of {split}" for split, number in result.dropped.items() if number)
-            console.print(f"{result.title}: unreadable images left out: {lost}", style="yellow", highlight=False)
-        if result.variant:
-            console.print(f"{result.title}: not the run's own, kept as eval/{result.file_name}", highlight=False)
-    if done:
-        console.print("majority: always answering the most frequent class of the training images", style="dim", highlight=False)
-    for result in results:
-        if result.skipped is not None:
-            console.print(f"{result.title}: skipped, {result.skipped}", style="yellow", highlight=False)
-
-
-def _table(results: Sequence[Result], selection: str) -> Table:
-    subjects = [name for name in SUBJECT_NAMES if any(name in result.subjects for result in results)]
-    table = Table(
-        title=f"Accuracy in % ± standard error, selection: {selection}",
-        title_justify="left",
-        box=SIMPLE_HEAD,  # no lines between the columns: 80 characters must hold the longest title beside five numbers
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-        pad_edge=False,
-    )
-    table.add_column("task")  # folds between words
-    table.add_column("probe", no_wrap=True)
-    for heading in (*(SUBJECT_NAMES[name] for name in subjects), "majority"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for result in results:
-        for metric in result.subjects["encoder"].metrics:
-            cells = [percent(result.subjects[name].metrics[metric]) for name in subjects]
-            table.add_row(f"{result.title} ({result.num_test:,} images)", metric, *cells, f"{100 * result.chance:.1f}")
-    return table

@@ -23,6 +23,8 @@ class Task:
     """The labels of both splits, or in words why this data has none."""
     fit: Literal["crop", "squash"]
     """How an image becomes the view that is evaluated: center crop, or the whole image resized to the size."""
+    maps: str | None = None
+    """Which label maps it is about (Splits.label_maps); None: it is about one label per image."""
 
 
 def _own_labels(splits: Splits) -> Labels | str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from openjepa.settings.data import DataSettings
 from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.low_shot import LowShotSettings
 
 _TRAINING_ONLY = (
     *("image_size", "crop_scale", "crop_aspect", "interpolation", "horizontal_flip", "pixel_mean", "pixel_std"),
@@ -15,11 +16,20 @@ _TRAINING_ONLY = (
 BASELINES = ("untrained", "pixels")
 
 
-def variant_name(settings: EvaluationSettings, own_size: tuple[int, int], size: tuple[int, int], *subject: str) -> str:
+def variant_name(
+    settings: EvaluationSettings,
+    own_size: tuple[int, int],
+    size: tuple[int, int],
+    *subject: str,
+    usual: EvaluationSettings | None = None,
+) -> str:
     """What differs from the run's own evaluation, joined by dashes; empty where nothing does.
 
     `subject`: what is known of encoder and data (`data_name`), empty words left out. `own_size`: the encoder's training size.
+    `usual`: settings of a suite's row, which are no variant.
     """
+    usual = usual or EvaluationSettings(protocols=("linear", "knn"))
+    protocols = tuple(dict.fromkeys(settings.protocols or usual.protocols))
     height, width = size
     pixels = f"{height}px" if height == width else f"{height}x{width}px"
     most = settings.max_train_images
@@ -28,10 +38,24 @@ def variant_name(settings: EvaluationSettings, own_size: tuple[int, int], size: 
         settings.selection if settings.selection != "held_out" else "",
         pixels if size != own_size else "",
         f"max{most}" if most is not None else "",
-        *((f"{name}-only" for name in dict.fromkeys(settings.protocols)) if len(set(settings.protocols)) == 1 else ()),
+        *(_protocol_words(protocols) if set(protocols) != set(usual.protocols) else ()),
+        *(_shot_words(settings.low_shot) if settings.low_shot != usual.low_shot else ()),
+        f"{settings.seeds}seeds" if settings.seeds != 1 else "",
         *(f"no-{name}" for name in BASELINES if name not in settings.baselines),
     )
     return "-".join(re.sub(r"[^\w.+-]+", "-", part) for part in parts if part)
+
+
+def _protocol_words(protocols: tuple[str, ...]) -> tuple[str, ...]:
+    return (f"{protocols[0]}-only",) if len(protocols) == 1 else protocols
+
+
+def _shot_words(shot: LowShotSettings) -> tuple[str, ...]:
+    """`1pct`, `5shot`, or the name of the list; and the seed where it is another than 0."""
+    what = [f"{shot.percent:g}pct"] if shot.percent is not None else []
+    what += [f"{shot.images_per_class}shot"] if shot.images_per_class is not None else []
+    what += [Path(shot.list).stem] if shot.list is not None else []
+    return (*what, f"seed{shot.seed}") if shot.seed else tuple(what)
 
 
 def data_name(own: DataSettings | None, data: DataSettings) -> str:

@@ -1,7 +1,17 @@
-"""Settings of the evaluations of a frozen encoder."""
+"""Settings of the evaluations of an encoder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from openjepa.settings.attentive import AttentiveSettings
+from openjepa.settings.dense import DenseSettings
+from openjepa.settings.finetune import FinetuneSettings
+from openjepa.settings.linear_full import FullLinearSettings
+from openjepa.settings.logistic import LogisticSettings
+from openjepa.settings.low_shot import LowShotSettings
+
+ProtocolName = Literal["linear", "knn", "logistic", "linear_full", "attentive", "finetune", "dense_linear", "dense_knn"]
+Selection = Literal["held_out", "paper", "both"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -10,10 +20,13 @@ class EvaluationSettings:
 
     tasks: tuple[str, ...] = ()
     """Rows of the task table (classification, clevr_count, clevr_dist). Empty: all that the data set has labels for."""
-    protocols: tuple[Literal["knn", "linear"], ...] = ("linear", "knn")
-    """Which probes are run; at least one."""
-    selection: Literal["held_out", "paper"] = "held_out"
-    """`held_out`: the probe's settings are chosen on 10 % of the training split; `paper`: best on the test split."""
+    protocols: tuple[ProtocolName, ...] = ()
+    """Which probes are run. Empty: those of the suite's row; without a suite linear and knn, on label maps dense_linear and
+    dense_knn."""
+    selection: Selection = "held_out"
+    """`held_out`: the probe's settings are chosen on 10 % of the training split; `paper`: best on the test split; `both`."""
+    seeds: int = 1
+    """Repeats everything with so many seeds and reports mean and spread."""
     image_size: int | tuple[int, int] | None = None
     """Size at which features are taken, in pixels. None: the encoder's training size."""
     weight_decays: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
@@ -40,3 +53,9 @@ class EvaluationSettings:
     """Precision of the encoder's forward; the heads are fp32."""
     workers: int | None = None
     """Processes that decode images. None: chosen from the cores."""
+    low_shot: LowShotSettings = field(default_factory=LowShotSettings)
+    logistic: LogisticSettings = field(default_factory=LogisticSettings)
+    linear_full: FullLinearSettings = field(default_factory=FullLinearSettings)
+    attentive: AttentiveSettings = field(default_factory=AttentiveSettings)
+    finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
+    dense: DenseSettings = field(default_factory=DenseSettings)

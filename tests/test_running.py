@@ -14,9 +14,10 @@ from openjepa.config import save_yaml
 from openjepa.data import open_splits
 from openjepa.data.evaluation import evaluation_batches
 from openjepa.data.source import Splits
+from openjepa.data.subset import balanced_rows
 from openjepa.evaluation.features import EncoderFeatures, PixelFeatures, View, extract_features, source_hash
 from openjepa.evaluation.results import Result
-from openjepa.evaluation.suite import balanced_rows, evaluate_run
+from openjepa.evaluation.running import evaluate_run
 from openjepa.evaluation.tasks import TASKS, chosen_tasks
 from openjepa.evaluation.variants import data_name
 from openjepa.models.vit import VisionTransformer, build_encoder
@@ -215,11 +216,6 @@ def test_tasks_that_were_asked_for_and_cannot_be_done_are_an_error(run: Path) ->
     assert done.skipped is None and skipped.skipped is not None and "count" in skipped.skipped
 
 
-def test_no_protocol_is_an_error(run: Path) -> None:
-    with pytest.raises(ValueError, match=r"protocols=\(\) is empty: name at least one of knn, linear"):
-        evaluate_run(run, replace(SETTINGS, protocols=()))
-
-
 @pytest.mark.parametrize(
     ("changed", "variant"),
     [
@@ -289,7 +285,7 @@ def test_tasks_on_the_same_images_share_their_components(run: Path, passes: Pass
     generator = np.random.default_rng(0)
     count, distance = ((generator.integers(0, 3, 48), generator.integers(0, 3, 12)) for _ in range(2))
     scenes = replace(passes.splits, extra_labels={"count": count, "distance": distance})
-    monkeypatch.setattr("openjepa.evaluation.suite.open_splits", lambda *_: scenes)
+    monkeypatch.setattr("openjepa.evaluation.running.open_splits", lambda *_: scenes)
     shapes: list[int] = []
     eigh = torch.linalg.eigh
     monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: shapes.append(len(matrix)) or eigh(matrix))

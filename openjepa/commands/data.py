@@ -1,0 +1,132 @@
+"""The commands `openjepa data ...`."""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from openjepa.arguments import (
+    parse,
+    select_component,
+)
+from openjepa.checks import check_patch_divides
+from openjepa.commands.paths import check_output_file, check_output_folder
+from openjepa.settings.data import DataSettings, FolderSettings
+from openjepa.settings.masks import MaskSettings, MultiblockSettings
+
+MASKS_HELP = """Draws examples of a mask strategy and how often each patch is context or target, as one picture.
+The other mode of multi-block masks is drawn below the chosen one, to compare.
+
+examples:
+  openjepa data masks
+  openjepa data masks --image-size 96 --patch-size 12 --masks.mode official --masks.min-keep 3"""
+
+
+SCENES_HELP = """Renders labeled scenes in CLEVR's own format (needs mitsuba: pip install 'openjepa[scenes]').
+
+The same command continues an interrupted one, and larger numbers add scenes. Train on them with
+`--data.source scenes --data.path FOLDER`.
+
+example:
+  openjepa data scenes --output ~/scenes --train 3000 --test 1000 --image-size 64"""
+
+
+CHECK_HELP = """Reads every image of a data set once, and says how many there are, how large, and which cannot be used.
+
+examples:
+  openjepa data check --data.path ~/photos
+  openjepa data check --data.source huggingface --data.path ~/parquet-files"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MasksOptions:
+    """The arguments of `data masks`."""
+
+    output: Path = Path("masks.png")
+    """The picture."""
+    image_size: int | tuple[int, int] = 224
+    """Side, or height and width, of the images in pixels."""
+    patch_size: int = 16
+    """Side of a patch in pixels."""
+    seed: int = 0
+    """Seed of the masks."""
+    masks: MaskSettings = field(default_factory=MultiblockSettings)
+
+
+def data_masks(argv: Sequence[str], prog: str) -> None:
+    """Draws masks."""
+    defaults = MasksOptions(masks=select_component(MultiblockSettings(), "masks", argv))
+    options = parse(MasksOptions, argv, prog, MASKS_HELP, defaults)
+    check_output_file(options.output, ".png", any_ending=False)
+    size = options.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    check_patch_divides(options.patch_size, (height, width), "patch_size", "image_size")
+    from openjepa.masks import MASKS
+    from openjepa.visualization import mask_figure
+
+    build, grid = MASKS[options.masks.strategy].load(), (height // options.patch_size, width // options.patch_size)
+    samplers = [build(options.masks, grid)]
+    if isinstance(options.masks, MultiblockSettings):
+        other = replace(options.masks, mode="official" if options.masks.mode == "unbiased" else "unbiased")
+        try:
+            with warnings.catch_warnings():  # what only the chosen mode heeds is no mistake
+                warnings.simplefilter("ignore", UserWarning)
+                samplers.append(build(other, grid))
+        except ValueError as error:
+            print(f"note: masks.mode={other.mode} is not shown: {error}", file=sys.stderr)
+    print(mask_figure(samplers, options.output, seed=options.seed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenesOptions:
+    """The arguments of `data scenes`."""
+
+    output: Path = Path("scenes")
+    """Folder that the scenes are written to."""
+    train: int = 3000
+    """Training scenes."""
+    test: int = 1000
+    """Test scenes."""
+    image_size: int = 64
+    """Side of the pictures in pixels."""
+    seed: int = 0
+    """Seed of the scenes."""
+    samples: int = 32
+    """Light paths per pixel: more is slower and less noisy."""
+    workers: int | None = None
+    """Processes. None: one per core."""
+
+
+def data_scenes(argv: Sequence[str], prog: str) -> None:
+    """Renders scenes."""
+    options = parse(ScenesOptions, argv, prog, SCENES_HELP, ScenesOptions())
+    check_output_folder(options.output)
+    from openjepa.data.scene_renderer import render_scenes
+
+    render_scenes(
+        options.output, options.train, options.test, options.image_size, options.seed, options.samples, options.workers
+    )
+    print(options.output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """The arguments of `data check`."""
+
+    seed: int = 0
+    """Seed of the split, where the data has none of its own."""
+    data: DataSettings = field(default_factory=FolderSettings)
+
+
+def data_check(argv: Sequence[str], prog: str) -> None:
+    """Reads every image once."""
+    defaults = CheckOptions(data=select_component(FolderSettings(), "data", argv))
+    options = parse(CheckOptions, argv, prog, CHECK_HELP, defaults)
+    if isinstance(options.data, FolderSettings) and not options.data.path:
+        raise ValueError("data.path is empty: say where the images are, e.g. --data.path ~/photos")
+    from openjepa.data import open_splits
+    from openjepa.data.inspection import inspect
+
+    for line in inspect(open_splits(options.data, options.seed)):
+        print(line)

@@ -1,0 +1,80 @@
+"""The command `openjepa evaluate`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from openjepa.arguments import (
+    EvaluateOptions,
+    is_help,
+    parse_evaluate,
+)
+from openjepa.commands.paths import check_subject
+from openjepa.config import nearest
+
+EVALUATE_HELP = """openjepa evaluate RUN|ENCODER [OPTIONS]: probes of an encoder, beside the same on the untrained encoder and
+on raw pixels.
+
+tasks (all that the data has labels for, unless --tasks names some):
+{tasks}
+
+protocols (--protocols; linear and knn unless said otherwise):
+{protocols}
+
+suites (--suite, with --data-root) and their rows, which --tasks can choose from:
+{suites}
+
+folders below --data-root (those that are missing are skipped):
+{benchmarks}
+
+examples:
+  openjepa evaluate runs/cpu-64-default-photos --suite cached --data-root ~/datasets
+  openjepa evaluate runs/cpu-64-default-photos
+  openjepa evaluate runs/cpu-64-default-photos --selection paper --neighbors 10 20
+  openjepa evaluate runs/cpu-64-default-photos/encoder --data.source folder --data.path ~/labeled"""
+
+
+def _evaluate_help() -> str:
+    from openjepa.data.benchmarks import BENCHMARKS
+    from openjepa.evaluation import PROTOCOLS
+    from openjepa.evaluation.suite import SUITES
+    from openjepa.evaluation.tasks import TASKS
+
+    return EVALUATE_HELP.format(
+        tasks="\n".join(f"  {name:<16}{task.title}" for name, task in TASKS.items()),
+        protocols="\n".join(f"  {name:<16}{entry.summary}" for name, entry in PROTOCOLS.items()),
+        suites="\n".join(f"  {name:<16}{', '.join(row.name for row in rows)}" for name, rows in SUITES.items()),
+        benchmarks="\n".join(f"  {item.folders[0]:<16}{item.layout}" for item in BENCHMARKS.values()),
+    )
+
+
+def evaluate(argv: Sequence[str], prog: str) -> None:
+    """Probes an encoder."""
+    if argv and not argv[0].startswith("-") and not is_help(argv):  # before the options, which depend on the run's data
+        check_subject(Path(argv[0]).expanduser(), "config.yaml", "config.json")
+    options, data = parse_evaluate(argv, prog, _evaluate_help())
+    _check_evaluation_options(options, data is not None)
+    from openjepa.evaluation.running import evaluate_run, evaluate_suite, print_results
+
+    if options.suite is None:
+        print_results(evaluate_run(options.subject, options.evaluation, data))
+    else:
+        assert options.data_root is not None
+        print_results(evaluate_suite(options.subject, options.suite, Path(options.data_root), options.evaluation))
+
+
+def _check_evaluation_options(options: EvaluateOptions, has_data: bool) -> None:
+    """ValueError: a suite without its data, or beside other data; or a task that is none of its rows."""
+    from openjepa.evaluation.suite import SUITES
+    from openjepa.evaluation.tasks import TASKS
+
+    if options.suite is None and options.data_root is not None:
+        raise ValueError(f"--data-root {options.data_root} has no effect without --suite ({' or '.join(SUITES)})")
+    if options.suite is not None and options.suite not in SUITES:
+        raise ValueError(f"--suite {options.suite} does not exist: {nearest(options.suite, SUITES)}")
+    if options.suite is not None and options.data_root is None:
+        raise ValueError("--suite needs --data-root, the folder that holds one folder per data set (see --help)")
+    if options.suite is not None and has_data:
+        raise ValueError("--suite and --data.* both say what to evaluate on: leave out one")
+    known = list(TASKS) if options.suite is None else [row.name for row in SUITES[options.suite]]
+    if unknown := [name for name in options.evaluation.tasks if name not in known]:
+        raise ValueError(f"--tasks {unknown[0]} does not exist: {nearest(unknown[0], known)}")

@@ -1,0 +1,34 @@
+"""Paths that a command is given: errors before anything is loaded, and what would do."""
+
+from pathlib import Path
+
+from openjepa.config import nearest
+
+
+def check_subject(path: Path, *marks: str) -> None:
+    """ValueError, with the nearest folder that would do, unless `path` is a folder that holds one of the files `marks`."""
+    if any((path / mark).is_file() for mark in marks):
+        return
+    problem = f"{path} holds no {' or '.join(marks)}" if path.is_dir() else f"{path} does not exist"
+    around = path if path.is_dir() else path.parent
+    names = sorted({item.parent.name for mark in marks for item in around.glob(f"*/{mark}")})
+    raise ValueError(f"{problem}: {nearest(path.name, names) if names else 'name a folder that `openjepa train` has written'}")
+
+
+def check_output_file(path: Path | None, ending: str, any_ending: bool = True) -> None:
+    """ValueError: `--output` is a folder, lies in none, or has another ending."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"--output {path} is a folder: name a file, e.g. --output {path / f'openjepa{ending}'}")
+    if not path.parent.is_dir():
+        raise ValueError(f"--output {path}: there is no folder {path.parent}; make it first, or name a file elsewhere")
+    if not any_ending and path.suffix.lower() != ending:
+        raise ValueError(f"--output {path} must end in {ending}, e.g. --output {path.with_suffix(ending)}")
+
+
+def check_output_folder(path: Path) -> None:
+    """ValueError: `--output` is a file or lies in one; folders that are missing are made."""
+    existing = next(item for item in (path, *path.parents) if item.exists())
+    if not existing.is_dir():
+        raise ValueError(f"--output {path}: {existing} is a file, but a folder is needed; name another one")

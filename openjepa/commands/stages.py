@@ -1,0 +1,137 @@
+"""The commands of a run, from training to report."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from openjepa.arguments import (
+    parse,
+    parse_train,
+    require,
+)
+from openjepa.checks import check, remarks
+from openjepa.commands.paths import check_output_file, check_output_folder, check_subject
+from openjepa.recipes import RECIPES
+from openjepa.settings.choices import CHOICES
+
+TRAIN_HELP = """openjepa train RECIPE [OPTIONS]: train an encoder. The recipe comes first, then any setting to change.
+
+recipes and their presets (the first is the default):
+{recipes}
+
+components (their options are shown when chosen before --help):
+{choices}
+
+examples:
+  openjepa train cpu-64 --data.path ~/photos
+  openjepa train gpu-128 --data.source huggingface --data.path owner/name --model.size base
+  openjepa train ijepa-vitb16 --preset paper --data.path ~/imagenet --dry-run
+  openjepa train --config runs/cpu-64-default-photos/config.yaml
+
+The same command continues an interrupted run."""
+
+
+VISUALIZE_HELP = """openjepa visualize RUN [OPTIONS]: masks on images, PCA maps of patch features, nearest neighbors before and
+after training, as pictures.
+
+example:
+  openjepa visualize runs/cpu-64-default-photos"""
+
+
+REPORT_HELP = """openjepa report RUN [RUN ...] [OPTIONS]: one self-contained HTML file on one run, or on several side by side.
+Needs only the run folders, no torch.
+
+examples:
+  openjepa report runs/cpu-64-default-photos
+  openjepa report runs/first runs/second --output comparison.html"""
+
+
+QUICKSTART_HELP = """Trains, evaluates, draws and reports the recipe `quickstart` on the packaged scenes. Nothing is downloaded.
+
+example:
+  openjepa quickstart"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartOptions:
+    """The arguments of `quickstart`."""
+
+    output: Path = Path("runs")
+    """Folder that holds the run folder."""
+    total_steps: int | None = None
+    """Optimizer steps. None: the recipe's."""
+    fresh: bool = False
+    """Start anew even if an earlier quickstart exists."""
+
+
+def quickstart(argv: Sequence[str], prog: str) -> None:
+    """Train, evaluate, visualize, report."""
+    options = parse(QuickstartOptions, argv, prog, QUICKSTART_HELP, QuickstartOptions())
+    check_output_folder(options.output)
+    from openjepa.experiments import quickstart as run_quickstart
+
+    run_quickstart(output=options.output, total_steps=options.total_steps, fresh=options.fresh)
+
+
+def train(argv: Sequence[str], prog: str) -> None:
+    """Pretrains an encoder."""
+    recipes = [f"  {name:<18}{' | '.join(recipe.presets):<20}{recipe.summary()}" for name, recipe in RECIPES.items()]
+    choices = [f"  --{name}.{choice.field} {' | '.join(choice.options)}" for name, choice in CHOICES.items()]
+    text = TRAIN_HELP.format(recipes="\n".join(recipes), choices="\n".join(choices))
+    config, options = parse_train(argv, prog, text)
+    check(config, world_size=int(os.environ.get("WORLD_SIZE", "1")))
+    for remark in remarks(config):
+        print(f"note: {remark}", file=sys.stderr)
+    from openjepa.training.loop import train as train_run
+
+    folder = train_run(config, fresh=options.fresh, dry_run=options.dry_run)
+    if folder is not None:
+        print(f"next: openjepa evaluate {folder}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualizeOptions:
+    """The arguments of `visualize`."""
+
+    subject: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = Path()
+    """Run folder."""
+    num_images: int = 8
+    """Images in each picture (1 to 24)."""
+    seed: int = 0
+    """Seed of the choice of images."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `mps`."""
+
+
+def visualize(argv: Sequence[str], prog: str) -> None:
+    """Draws the pictures of a run."""
+    options = parse(VisualizeOptions, require(argv, "RUN", prog), prog, VISUALIZE_HELP, VisualizeOptions())
+    check_subject(options.subject, "config.yaml")
+    from openjepa.visualization import visualize_run
+
+    for path in visualize_run(options.subject, options.num_images, options.seed, options.device):
+        print(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """The arguments of `report`."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")] = ()
+    """Run folders."""
+    output: Path | None = None
+    """The HTML file. None: report.html in the run's folder, for several runs in the folder that holds the first."""
+
+
+def report(argv: Sequence[str], prog: str) -> None:
+    """Writes the HTML report."""
+    options = parse(ReportOptions, require(argv, "RUN", prog), prog, REPORT_HELP, ReportOptions())
+    check_output_file(options.output, ".html")
+    from openjepa.report import write_report
+
+    print(write_report(options.runs, options.output))

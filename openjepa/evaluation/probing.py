@@ -1,0 +1,240 @@
+"""One task: features where protocols want them, every protocol on every subject, and the Result."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from openjepa.data.evaluation import evaluation_batches
+from openjepa.data.source import LabelMaps, ListSource, Splits
+from openjepa.data.subset import Subset, balanced_rows
+from openjepa.data.workers import choose_workers
+from openjepa.engine.device import resolve_device, resolve_precision
+from openjepa.evaluation import PROTOCOLS
+from openjepa.evaluation.features import EncoderFeatures, Extractor, Features, Images, PixelFeatures, View, extract_features
+from openjepa.evaluation.label_free import feature_measures
+from openjepa.evaluation.protocol import ImageProbe, LabeledFeatures, LabeledImages, ProtocolResult, selections
+from openjepa.evaluation.results import Metric, Result, SubjectResult
+from openjepa.evaluation.solver import Components
+from openjepa.evaluation.tasks import TASKS, Labels, Task
+from openjepa.models.vit import VisionTransformer
+from openjepa.settings.evaluation import EvaluationSettings, ProtocolName
+from openjepa.settings.models import EncoderConfig
+
+AxesOfHeads = dict[tuple[str, str], Components]
+"""By kind of features and kind of head."""
+KnownComponents = dict[tuple[str, bytes, bytes], dict[str, AxesOfHeads]]
+"""By what makes the training features the same (fit, rows, readable rows) and by subject; shared by the tasks of one call."""
+NUM_NAMES = 20
+"""Unreadable images that a result names."""
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """The networks of one evaluation: the encoder first, then the untrained one; and whether pixels stand beside them."""
+
+    encoders: Mapping[str, VisionTransformer]
+    config: EncoderConfig
+    pixels: bool
+    size: tuple[int, int]
+    """Height and width of the views in pixels."""
+    cache: Path
+    """Folder of the kept features."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """What a task uses of one split."""
+
+    source: ListSource
+    labels: NDArray[np.int64]
+    maps: LabelMaps | None
+
+
+def evaluate_task(
+    blank: Result, splits: Splits, subjects: Subjects, settings: EvaluationSettings, known: KnownComponents, benchmark: str = ""
+) -> Result:
+    """`blank` with the numbers of every protocol of `settings` that the task can have, or with the reason why it has none."""
+    start = time.monotonic()
+    task = TASKS[blank.task]
+    labels = task.labels(splits)
+    if isinstance(labels, str):
+        return replace(blank, skipped=labels)
+    assert isinstance(splits.train, ListSource) and splits.test is not None
+    rows = _training_rows(splits.train, labels[0], settings)
+    train, test = _sides(task, splits, labels, rows)
+    metrics: dict[str, dict[str, Metric]] = {}
+    heads: list[dict[str, Any]] = []
+    extra: dict[str, Any] = {}
+    dropped: list[list[str]] = [[], []]
+    names = _fitting(task, settings)
+    if any(PROTOCOLS[name].kind == "features" for name in names):
+        found = _features(train, test, task, subjects, settings)
+        same = (task.fit, rows.tobytes(), found[0]["encoder"].indices.numpy().tobytes())
+        metrics, heads = _probe_features(found, train, test, names, subjects, settings, known.setdefault(same, {}))
+        dropped = [_dropped(side.source, features["encoder"]) for side, features in zip((train, test), found, strict=True)]
+        extra = {"measures": _measures(found[1], subjects, settings)}
+    for name in names:
+        if PROTOCOLS[name].kind != "features":
+            _probe_images(name, train, test, task, subjects, settings, benchmark, metrics, heads)
+    return replace(
+        blank,
+        subjects={name: SubjectResult(numbers) for name, numbers in metrics.items()},
+        heads=heads,
+        image_size=subjects.size,
+        fit=task.fit,
+        num_train=len(train.source) - len(dropped[0]),
+        num_test=len(test.source) - len(dropped[1]),
+        num_classes=len(np.unique(labels[0])),
+        chance=float((labels[1] == np.bincount(train.labels).argmax()).mean()),
+        dropped={"train": len(dropped[0]), "test": len(dropped[1])},
+        dropped_names=[name for names in dropped for name in names][:NUM_NAMES],
+        seconds=round(time.monotonic() - start, 1),
+        **extra,
+    )
+
+
+def _training_rows(source: ListSource, labels: NDArray[np.int64], settings: EvaluationSettings) -> NDArray[np.int64]:
+    """The labeled training images: those of the low-shot settings, of them at most `max_train_images`."""
+    if not settings.low_shot.is_set():
+        return balanced_rows(labels, settings.max_train_images, settings.seed)
+    from openjepa.data.low_shot import low_shot_rows
+
+    rows = low_shot_rows(source, labels, settings.low_shot)
+    return rows[balanced_rows(labels[rows], settings.max_train_images, settings.seed)]
+
+
+def _sides(task: Task, splits: Splits, labels: Labels, rows: NDArray[np.int64]) -> tuple[Split, Split]:
+    assert isinstance(splits.train, ListSource) and splits.test is not None
+    whole = len(rows) == len(labels[0])
+    maps = splits.label_maps[task.maps] if task.maps is not None else (None, None)
+    train = splits.train if whole else Subset(splits.train, rows)
+    train_maps = maps[0] if maps[0] is None or whole else maps[0].select(rows)
+    return Split(train, labels[0][rows], train_maps), Split(splits.test, labels[1], maps[1])
+
+
+def _fitting(task: Task, settings: EvaluationSettings) -> tuple[ProtocolName, ...]:
+    """The protocols asked for that work on the task's kind of labels; where none is asked for, the usual ones."""
+    usual: tuple[ProtocolName, ...] = ("linear", "knn") if task.maps is None else ("dense_linear", "dense_knn")
+    return tuple(name for name in settings.protocols or usual if (PROTOCOLS[name].kind == "maps") == (task.maps is not None))
+
+
+def _features(
+    train: Split, test: Split, task: Task, subjects: Subjects, settings: EvaluationSettings
+) -> tuple[dict[str, Features], dict[str, Features]]:
+    extractors = _extractors(subjects, settings)
+    sides = (("train", train), ("test", test))
+    found = [extract_features(_view(side, name, task, settings, subjects), extractors, subjects.cache) for name, side in sides]
+    return found[0], found[1]
+
+
+def _extractors(subjects: Subjects, settings: EvaluationSettings) -> dict[str, Extractor]:
+    device = resolve_device(settings.device)
+    extractors: dict[str, Extractor] = {
+        name: EncoderFeatures(encoder, subjects.config, device, settings.precision)
+        for name, encoder in subjects.encoders.items()
+    }
+    return extractors | {"pixels": PixelFeatures()} if subjects.pixels else extractors
+
+
+def _view(side: Split, name: str, task: Task, settings: EvaluationSettings, subjects: Subjects) -> View:
+    workers = choose_workers(settings.workers)
+
+    def batches() -> Iterator[Images]:
+        # what cannot be read is found again in `_dropped`, also when the features come from the cache
+        batch_size = settings.feature_batch_size
+        return evaluation_batches(side.source, subjects.size, batch_size, workers, fit=task.fit, unreadable=[])
+
+    return View(side.source, name, {"image_size": subjects.size, "fit": task.fit}, batches)
+
+
+def _probe_features(
+    found: tuple[Mapping[str, Features], Mapping[str, Features]],
+    train: Split,
+    test: Split,
+    names: tuple[ProtocolName, ...],
+    subjects: Subjects,
+    settings: EvaluationSettings,
+    known: dict[str, AxesOfHeads],
+) -> tuple[dict[str, dict[str, Metric]], list[dict[str, Any]]]:
+    """Every protocol of features on every subject: its numbers, and all classifiers that were tried."""
+    metrics: dict[str, dict[str, Metric]] = {}
+    heads: list[dict[str, Any]] = []
+    device = resolve_device(settings.device)
+    for subject, extractor in _extractors(subjects, settings).items():
+        sides = [
+            _labeled(features[subject], side.labels, extractor, device)
+            for features, side in zip(found, (train, test), strict=True)
+        ]
+        sides[0] = replace(sides[0], components=known.setdefault(subject, {}))
+        for name in names:
+            if PROTOCOLS[name].kind == "features":
+                protocol = PROTOCOLS[name].load()
+                outcomes = [protocol(*sides, replace(settings, selection=rule)) for rule in selections(settings)]
+                _book(name, subject, outcomes, settings, metrics, heads)
+    return metrics, heads
+
+
+def _probe_images(
+    name: ProtocolName,
+    train: Split,
+    test: Split,
+    task: Task,
+    subjects: Subjects,
+    settings: EvaluationSettings,
+    benchmark: str,
+    metrics: dict[str, dict[str, Metric]],
+    heads: list[dict[str, Any]],
+) -> None:
+    """A protocol that works on images, on the encoder and on the untrained one."""
+    device = resolve_device(settings.device)
+    images = [LabeledImages(side.source, side.labels, side.maps) for side in (train, test)]
+    for subject, encoder in subjects.encoders.items():
+        frozen = encoder.eval().requires_grad_(False).to(device)
+        precision = resolve_precision(settings.precision, device)
+        probe = ImageProbe(frozen, subjects.config, images[0], images[1], task.fit, subjects.size, device, precision, benchmark)
+        _book(name, subject, PROTOCOLS[name].load()(probe, settings), settings, metrics, heads)
+
+
+def _book(
+    name: ProtocolName,
+    subject: str,
+    outcomes: "list[ProtocolResult] | tuple[ProtocolResult, ...]",
+    settings: EvaluationSettings,
+    metrics: dict[str, dict[str, Metric]],
+    heads: list[dict[str, Any]],
+) -> None:
+    for outcome in outcomes:
+        title = PROTOCOLS[name].metric
+        if outcome.selection == "paper" and settings.selection == "both":
+            title += " (paper)"
+        metrics.setdefault(subject, {})[title] = _metric(outcome)
+        heads.extend({"subject": subject, "metric": title, **asdict(head)} for head in outcome.heads)
+
+
+def _metric(outcome: ProtocolResult) -> Metric:
+    head = next(head for head in outcome.heads if head.chosen)
+    words = f"{head.features}, {head.head}, {head.setting}"
+    return Metric(outcome.accuracy, outcome.standard_error, "higher", outcome.selection, words, extra=outcome.extra)
+
+
+def _labeled(features: Features, labels: NDArray[np.int64], extractor: Extractor, device: torch.device) -> LabeledFeatures:
+    answers = torch.from_numpy(labels)[features.indices].to(device)
+    return LabeledFeatures(extractor.kinds(features.rows.to(device)), answers)
+
+
+def _measures(found: Mapping[str, Features], subjects: Subjects, settings: EvaluationSettings) -> dict[str, dict[str, float]]:
+    """What the features of the test images say without labels."""
+    extractors = _extractors(subjects, settings)
+    return {name: feature_measures(extractors[name].kinds(features.rows)) for name, features in found.items()}
+
+
+def _dropped(source: ListSource, features: Features) -> list[str]:
+    there = np.zeros(len(source), dtype=bool)
+    there[features.indices.numpy()] = True
+    return [source.name(int(index)) for index in np.flatnonzero(~there)]

@@ -1,0 +1,170 @@
+"""Evaluates an encoder: on its run's own images, on others, or on the rows of a suite; and writes what comes out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from openjepa.checks import nearest_multiple
+from openjepa.config import nearest
+from openjepa.data import open_splits
+from openjepa.data.benchmarks import BENCHMARKS, find_benchmark
+from openjepa.data.source import Splits
+from openjepa.evaluation.probing import KnownComponents, Subjects, evaluate_task
+from openjepa.evaluation.results import Result, over_seeds
+from openjepa.evaluation.subjects import Subject, find_subject, untrained
+from openjepa.evaluation.suite import SUITES, SuiteRow
+from openjepa.evaluation.tables import print_results
+from openjepa.evaluation.tasks import TASKS, chosen_tasks
+from openjepa.evaluation.variants import variant_name
+from openjepa.evaluation_checks import check_evaluation
+from openjepa.models.vit import VisionTransformer
+from openjepa.settings.data import DataSettings
+from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.low_shot import LowShotSettings
+from openjepa.settings.models import EncoderConfig
+from openjepa.weights.native import load_encoder
+
+__all__ = ["TASKS", "Result", "evaluate_run", "evaluate_suite", "print_results"]
+
+
+def evaluate_run(subject: Path, settings: EvaluationSettings, data: DataSettings | None = None) -> list[Result]:
+    """Evaluates a run folder, or an encoder folder on `data`, and writes a file of `<subject>/eval` for every task.
+
+    The run's own evaluation is `<task>.json`; other data, another selection, encoder or size, fewer images, probes or
+    baselines give `<task>-<variant>.json`. An encoder folder inside a run is written beside the run's own evaluations, because
+    the next export replaces it. `data` replaces the run's own data (its training split trains the probes). Tasks that the data
+    has no labels for give a Result that says so. Raises ValueError where there is no encoder, no data for it, no label for
+    any of the tasks that were asked for, or no protocol.
+    """
+    check_evaluation(settings)
+    found = find_subject(Path(subject).expanduser(), settings, data)
+    if found.data is None:
+        raise ValueError(
+            f"{subject} is an encoder without a run, so the images must be named: give --data.source and --data.path, "
+            "or --suite and --data-root"
+        )
+    splits = open_splits(found.data, found.seed)
+    tasks = chosen_tasks(settings.tasks, splits)
+    if settings.tasks:
+        _check_labels(tasks, splits)
+    encoder, config = load_encoder(found.encoder_folder)
+    size = _image_size(settings, config)
+    variant = variant_name(settings, config.image_size, size, *found.names)
+    known: KnownComponents = {}
+    results = []
+    for name in tasks:
+        blank = replace(_blank(name, found, settings, splits), variant=variant)
+        results.append(_evaluate(blank, splits, found, encoder, config, settings, known))
+    return results
+
+
+def evaluate_suite(subject: Path, suite: str, data_root: Path, settings: EvaluationSettings) -> list[Result]:
+    """Evaluates an encoder or a run on every row of a suite whose benchmark lies below `data_root`.
+
+    Writes `<subject>/eval/<row>.json`. A benchmark that is not there gives a Result that says so; one that is there but broken
+    (a missing split, a list of absent files) raises ValueError before anything is computed, as does an unknown suite.
+    """
+    check_evaluation(settings)
+    if suite not in SUITES:
+        raise ValueError(f"suite={suite!r} does not exist: {nearest(suite, SUITES)}")
+    if not data_root.expanduser().is_dir():
+        raise ValueError(f"data_root={str(data_root)!r} is no folder; it must hold one folder per data set: {_expected(suite)}")
+    found = find_subject(Path(subject).expanduser(), settings, None)
+    encoder, config = load_encoder(found.encoder_folder)
+    size = _image_size(settings, config)
+    rows = [row for row in SUITES[suite] if not settings.tasks or row.name in settings.tasks]
+    if unknown := [name for name in settings.tasks if name not in {row.name for row in SUITES[suite]}]:
+        names = [row.name for row in SUITES[suite]]
+        raise ValueError(f"tasks={unknown[0]!r} is no row of the suite {suite!r}: {nearest(unknown[0], names)}")
+    opened = {name: find_benchmark(name, data_root.expanduser()) for name in dict.fromkeys(row.benchmark for row in rows)}
+    known: dict[str, KnownComponents] = {}
+    results = []
+    for row in rows:
+        own = _row_settings(row, settings)
+        splits = opened[row.benchmark]
+        variant = variant_name(own, config.image_size, size, found.encoder_name, usual=_row_settings(row, EvaluationSettings()))
+        if isinstance(splits, str):
+            blank = replace(_blank(row.task, found, own, None), skipped=splits, **row.words(), variant=variant)
+            blank.write(found.output / "eval")
+            results.append(blank)
+            continue
+        blank = replace(_blank(row.task, found, own, splits), **row.words(), variant=variant)
+        axes = known.setdefault(row.benchmark, {})
+        results.append(_evaluate(blank, splits, found, encoder, config, own, axes, row.benchmark))
+    return results
+
+
+def _expected(suite: str) -> str:
+    return ", ".join(dict.fromkeys(BENCHMARKS[row.benchmark].folders[0] for row in SUITES[suite]))
+
+
+def _row_settings(row: SuiteRow, settings: EvaluationSettings) -> EvaluationSettings:
+    """The settings with what the row prescribes where they leave it open."""
+    shot = settings.low_shot
+    if row.is_low_shot and not shot.is_set():
+        shot = LowShotSettings(percent=1.0, seed=shot.seed)
+    if not row.is_low_shot and shot.is_set():
+        shot = LowShotSettings()
+    return replace(settings, protocols=settings.protocols or row.protocols, low_shot=shot)
+
+
+def _blank(task: str, subject: Subject, settings: EvaluationSettings, splits: Splits | None) -> Result:
+    which = settings.encoder if subject.kind == "run" else "external"
+    return Result(
+        task,
+        TASKS[task].title,
+        subject.kind,
+        which,
+        settings.selection,
+        data="" if splits is None else splits.description,
+        masks_mode=subject.masks_mode,
+        step=subject.step,
+    )
+
+
+def _evaluate(
+    blank: Result,
+    splits: Splits,
+    subject: Subject,
+    encoder: VisionTransformer,
+    config: EncoderConfig,
+    settings: EvaluationSettings,
+    known: KnownComponents,
+    benchmark: str = "",
+) -> Result:
+    """One row with every seed; written as soon as it is there."""
+    outcomes = []
+    for number in range(settings.seeds):
+        seed = settings.seed + number
+        networks: Mapping[str, VisionTransformer] = {"encoder": encoder}
+        if "untrained" in settings.baselines:
+            own = subject.seed if number == 0 else seed
+            networks = {**networks, "untrained": untrained(subject, config, own, number == 0)}
+        size = _image_size(settings, config)
+        subjects = Subjects(networks, config, "pixels" in settings.baselines, size, subject.output / "eval" / "features")
+        # axes of the untrained encoder belong to one seed
+        axes = known if settings.seeds == 1 else {}
+        own_settings = replace(settings, seed=seed, low_shot=replace(settings.low_shot, seed=settings.low_shot.seed + number))
+        outcomes.append(evaluate_task(blank, splits, subjects, own_settings, axes, benchmark))
+    result = over_seeds(outcomes)
+    result.write(subject.output / "eval")
+    return result
+
+
+def _check_labels(tasks: Sequence[str], splits: Splits) -> None:
+    """Raises ValueError where the data has labels for none of the tasks."""
+    reasons = {name: labels for name in tasks if isinstance(labels := TASKS[name].labels(splits), str)}
+    if len(reasons) == len(set(tasks)):
+        able = [name for name, task in TASKS.items() if not isinstance(task.labels(splits), str)]
+        hint = f"leave out --tasks, or use {', '.join(able)}" if able else "give other data (--data.path)"
+        raise ValueError(f"tasks={' '.join(tasks)}: {'; '.join(dict.fromkeys(reasons.values()))}; {hint}")
+
+
+def _image_size(settings: EvaluationSettings, config: EncoderConfig) -> tuple[int, int]:
+    size = settings.image_size or config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    patch = config.patch_size
+    if height % patch or width % patch:
+        near = " ".join(str(nearest_multiple(side, patch)) for side in dict.fromkeys((height, width)))
+        raise ValueError(f"image_size={size} is not divisible by the encoder's patch size {patch}; image_size={near} is")
+    return height, width

@@ -1,0 +1,55 @@
+"""Impossible settings of an evaluation are found here, before anything is loaded. Free of torch."""
+
+import math
+
+from openjepa.config import flatten
+from openjepa.settings.evaluation import EvaluationSettings
+
+_POSITIVE = (math.nextafter(0, 1), math.inf, "above 0")
+_NOT_NEGATIVE = (0.0, math.inf, "at least 0")
+_COUNT = (1.0, math.inf, "at least 1")
+_BELOW_ONE = (0.0, math.nextafter(1, 0), "at least 0 and below 1")
+
+EVALUATION_RANGES: dict[str, tuple[float, float, str]] = {
+    "image_size": _COUNT,
+    "seeds": _COUNT,
+    "weight_decays": _POSITIVE,
+    "iterations": _COUNT,
+    "neighbors": _COUNT,
+    "neighbor_temperature": _POSITIVE,
+    "feature_batch_size": _COUNT,
+    "max_train_images": _COUNT,
+    "seed": _NOT_NEGATIVE,
+    "workers": _NOT_NEGATIVE,
+    "low_shot.percent": (math.nextafter(0, 1), 100.0, "above 0 and at most 100"),
+    "low_shot.images_per_class": _COUNT,
+    "low_shot.seed": _NOT_NEGATIVE,
+    "logistic.penalties": _POSITIVE,
+    "logistic.gradient_norm": _POSITIVE,
+    "logistic.iterations": _COUNT,
+    "linear_full.epochs": _COUNT,
+    "linear_full.batch_size": _COUNT,
+    "linear_full.learning_rates": _POSITIVE,
+    "linear_full.weight_decays": _NOT_NEGATIVE,
+    "attentive.epochs": _COUNT,
+    "attentive.batch_size": _COUNT,
+    "attentive.learning_rates": _POSITIVE,
+    "attentive.weight_decay": _NOT_NEGATIVE,
+    "finetune.epochs": _COUNT,
+    "finetune.batch_size": _COUNT,
+    "dense.max_patches": _COUNT,
+}
+"""Smallest and largest value of a setting, and how an error says it; where there are several values, for each."""
+
+
+def check_evaluation(settings: EvaluationSettings) -> None:
+    """Raises ValueError at the first setting of an evaluation that cannot work."""
+    for name, value in flatten(settings).items():
+        low, high, words = EVALUATION_RANGES.get(name, (-math.inf, math.inf, ""))
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, int | float) and (not low <= item <= high or (words and math.isinf(item))):
+                raise ValueError(f"evaluation.{name}={item} must be {words}")
+    shot = settings.low_shot
+    given = [name for name in ("list", "percent", "images_per_class") if getattr(shot, name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"evaluation.low_shot.{given[0]} and low_shot.{given[1]} both say which images are labeled: give one")

@@ -249,25 +249,6 @@ def _check_multiblock(config: RunConfig) -> None:
     if min(grid) < 2:
         fix = "use a smaller model.patch_size or a larger data.image_size"
         raise ValueError(f"masks.strategy=multiblock needs at least 2x2 patches; this grid is {grid[0]}x{grid[1]}: {fix}")
-    if masks.mode == "official":
-        smallest = _smallest_official_target(masks, grid)
-        if smallest <= masks.min_keep:
-            fix = f"set masks.min_keep below {smallest}, or masks.mode=unbiased"
-            raise ValueError(
-                f"masks.min_keep={masks.min_keep} with masks.mode=official would redraw for ever: "
-                f"target blocks on the {grid[0]}x{grid[1]} grid can have only {smallest} patches; {fix}"
-            )
-
-
-def _smallest_official_target(masks: MultiblockSettings, grid: tuple[int, int]) -> int:
-    """Fewest patches of a target block in the released code's draw, where one number sets both scale and aspect."""
-    (low, high), (flat, tall) = masks.target_scale, masks.target_aspect
-    draws = [step / 256 for step in range(257)]
-    areas = [int(grid[0] * grid[1] * (low + u * (high - low))) for u in draws]
-    aspects = [flat + u * (tall - flat) for u in draws]
-    heights = [min(round(math.sqrt(area * r)), grid[0] - 1) for area, r in zip(areas, aspects, strict=True)]
-    widths = [min(round(math.sqrt(area / r)), grid[1] - 1) for area, r in zip(areas, aspects, strict=True)]
-    return min(height * width for height, width in zip(heights, widths, strict=True))
 
 
 def _check_run(run: RunSettings) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from openjepa.arguments import parse_train
 from openjepa.checks import check, remarks
+from openjepa.masks import MASKS
 from openjepa.recipes import RECIPES, load_recipe
 from openjepa.settings.data import FolderSettings
 from openjepa.settings.masks import MultiblockSettings
@@ -34,6 +35,9 @@ def test_every_run_can_work(name: str, preset: str) -> None:
     config = with_path(load_recipe(name, preset))
     check(config)
     assert remarks(config) == []
+    MASKS[config.masks.strategy].load()(
+        config.masks, config.model.grid(config.data.height_width())
+    )
     assert (config.recipe, config.preset) == (name, preset)
 
 

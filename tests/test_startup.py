@@ -14,6 +14,7 @@ from openjepa.data.source import ListSource, ShardRecord, ShardSource, Splits
 from openjepa.engine import estimate as estimates
 from openjepa.masks import MASKS
 from openjepa.settings.data import FolderSettings
+from openjepa.settings.masks import MultiblockSettings
 from openjepa.settings.optimization import OptimizationSettings
 from openjepa.settings.run import MonitorSettings
 from openjepa.training import loop
@@ -108,3 +109,12 @@ def test_the_estimate_counts_weights_activations_and_what_the_process_holds(monk
     assert needs.seconds == pytest.approx(2e12 / 0.5e12)  # half of the product's rate
     narrow = estimates.estimate(model, 2e9, 500, images=1e3, width=96, device=torch.device("cpu"), precision="fp32")
     assert narrow.seconds == pytest.approx(4 * needs.seconds) and narrow.memory_bytes == 1000 + 500 + 16 * 99
+
+
+def test_masks_that_cannot_be_drawn_are_refused_before_the_images_are_opened(tmp_path: Path) -> None:
+    """The released code would draw a target of at most `min_keep` patches again for ever."""
+    config = small_config(tmp_path / "there-are-no-images", tmp_path)
+    config = replace(config, masks=MultiblockSettings(mode="official", min_keep=100))
+    with pytest.raises(ValueError, match=r"masks.min_keep=100 .* would be drawn again for ever; the largest value that fits"):
+        train(config)
+    assert not list(tmp_path.iterdir())

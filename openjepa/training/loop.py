@@ -55,9 +55,9 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
 
     # ---------------------------------------------------------------- data, masks, method
     seed, optim = config.run.seed, config.optim
-    splits = open_splits(config.data, seed)
     view = default_view(config.data)
-    sampler = MASKS[config.masks.strategy].load()(config.masks, config.model.grid(view.size))
+    sampler = MASKS[config.masks.strategy].load()(config.masks, config.model.grid(view.size))  # impossible masks end here
+    splits = open_splits(config.data, seed)
     torch.manual_seed(derive("weights", seed))
     method = METHODS[config.method.name].load()(
         config.method, config.model, view, config.data.pixel_mean, config.data.pixel_std, sampler.shapes()

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from openjepa import commands
+from openjepa.config import save_yaml
 from openjepa.data.folder import open_folder
 from openjepa.data.source import ListSource, ShardRecord, ShardSource, Splits
 from openjepa.engine import estimate as estimates
@@ -118,3 +120,13 @@ def test_masks_that_cannot_be_drawn_are_refused_before_the_images_are_opened(tmp
     with pytest.raises(ValueError, match=r"masks.min_keep=100 .* would be drawn again for ever; the largest value that fits"):
         train(config)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("labeled", [True, False])
+def test_the_next_command_fits_the_data(labeled: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without labels there is nothing to probe: pictures come next."""
+    folder = write_folder(tmp_path / "images", 24, classes=labeled)
+    config = small_config(folder, tmp_path)
+    save_yaml(config, tmp_path / "run.yaml")
+    commands.train(["--config", str(tmp_path / "run.yaml")], "openjepa train")
+    assert f"next: openjepa {'evaluate' if labeled else 'visualize'} {tmp_path / 'run'}" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """The commands of a run, from training to report."""
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -91,7 +92,8 @@ def train(argv: Sequence[str], prog: str) -> None:
 
     folder = train_run(config, fresh=options.fresh, dry_run=options.dry_run)
     if folder is not None:
-        print(f"next: openjepa evaluate {folder}")
+        labeled = json.loads((folder / "summary.json").read_text()).get("labeled", True)
+        print(f"next: openjepa {'evaluate' if labeled else 'visualize'} {folder}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,3 +80,9 @@ class Splits:
     """Further labelings of (train, test) by name: scenes have `count` and `distance`."""
     label_maps: Mapping[str, tuple[LabelMaps, LabelMaps]] = field(default_factory=dict)
     """Labels of the pixels of (train, test) by name, where the data has any."""
+
+    @property
+    def can_test(self) -> bool:
+        """Whether probes have labels to learn from and to be tested on."""
+        listed = isinstance(self.train, ListSource) and self.train.labels is not None
+        return listed and self.test is not None and self.test.labels is not None

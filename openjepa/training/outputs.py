@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from openjepa import distributed
+from openjepa.data.source import Splits
 from openjepa.engine.checkpoint import TrainerState
 from openjepa.engine.device import peak_memory
 from openjepa.engine.interrupts import Interrupted
@@ -31,9 +32,9 @@ class Outputs:
         device: torch.device,
         precision: str,
         total_steps: int,
-        data: str,
+        splits: Splits,
     ) -> None:
-        """`data` is one line about the data set. Writes nothing yet."""
+        """Of `splits` it notes one line about the data set, and whether probes can be tested on it. Writes nothing yet."""
         self._folder, self._method, self._device, self._precision = folder, method, device, precision
         self._fixed: dict[str, Any] = {
             "total_steps": total_steps,
@@ -41,7 +42,8 @@ class Outputs:
             "flops_per_image": method.step_flops(),
             "flops": dict(method.flops()),
             "mask_mode": sampler.name,
-            "data": data,
+            "data": splits.description,
+            "labeled": splits.can_test,
         }
         # of the sessions before this one; nothing for the first
         self._last: dict[str, Any] = read_json(folder.path / "summary.json") | self._fixed

@@ -316,3 +316,15 @@ def test_a_subset_is_balanced_and_drawn_with_the_seed() -> None:
 def test_max_train_images_limits_the_probe(run: Path) -> None:
     (result,) = evaluate_run(run, replace(SETTINGS, max_train_images=20))
     assert (result.num_train, result.num_test) == (20, 12)
+
+
+def test_folders_of_one_name_have_results_of_their_own(run: Path, tmp_path: Path) -> None:
+    for place, number in (("a", 24), ("b", 32), ("a", 24)):
+        folder = (
+            write_folder(tmp_path / place / "photos", number)
+            if not (tmp_path / place).exists()
+            else tmp_path / place / "photos"
+        )
+        evaluate_run(run, SETTINGS, FolderSettings(path=str(folder), test_fraction=0.5))
+    found = {path.name: json.loads(path.read_text())["num_test"] for path in (run / "eval").glob("classification-photos*.json")}
+    assert found == {"classification-photos.json": 12, "classification-photos-2.json": 16}

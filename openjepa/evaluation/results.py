@@ -73,6 +73,8 @@ class Result:
     num_classes: int = 0
     chance: float = 0.0
     """Accuracy on the test split of always answering the most frequent class of the training split."""
+    data_key: str = ""
+    """Short hash of the data's settings, where they are not the run's own."""
     variant: str = ""
     """What sets it apart from the run's own evaluation (`paper-128px`); empty for that one."""
     dropped: Mapping[str, int] = field(default_factory=dict)
@@ -91,6 +93,14 @@ class Result:
     def file_name(self) -> str:
         """`<task>.json` for the run's own evaluation, else `<task>-<variant>.json`."""
         return "-".join(part for part in (self.row or self.task, self.variant) if part) + ".json"
+
+    def placed(self, folder: Path) -> "Result":
+        """With a number added to the variant where the file of that name in `folder` is about other data."""
+        placed, number = self, 1
+        while _data_key(folder / placed.file_name) not in (None, self.data_key):
+            number += 1
+            placed = replace(self, variant=f"{self.variant}-{number}")
+        return placed
 
     def write(self, folder: Path) -> Path:
         """Writes the file so that a reader never sees half of it. Numbers that are there are not replaced by a `skipped`."""
@@ -125,7 +135,19 @@ def _mean(metrics: Sequence[Metric]) -> Metric:
 
 
 def _has_numbers(path: Path) -> bool:
+    return bool(_content(path).get("subjects"))
+
+
+def _data_key(path: Path) -> str | None:
+    """The data that a result is about; None where there is none."""
+    found = _content(path)
+    return str(found.get("data_key", "")) if found else None
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """A result that was written earlier; empty where there is none that can be read."""
     try:
-        return bool(json.loads(path.read_text()).get("subjects"))
-    except (OSError, ValueError, AttributeError):
-        return False
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

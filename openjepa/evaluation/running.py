@@ -15,7 +15,7 @@ from openjepa.evaluation.subjects import Subject, find_subject, untrained
 from openjepa.evaluation.suite import SUITES, SuiteRow
 from openjepa.evaluation.tables import print_results
 from openjepa.evaluation.tasks import TASKS, chosen_tasks
-from openjepa.evaluation.variants import variant_name
+from openjepa.evaluation.variants import data_key, variant_name
 from openjepa.evaluation_checks import check_evaluation
 from openjepa.models.vit import VisionTransformer
 from openjepa.settings.data import DataSettings
@@ -50,10 +50,11 @@ def evaluate_run(subject: Path, settings: EvaluationSettings, data: DataSettings
     encoder, config = load_encoder(found.encoder_folder)
     size = _image_size(settings, config)
     variant = variant_name(settings, config.image_size, size, *found.names)
+    key = data_key(found.data) if found.names[-1] else ""  # other images than the run's own
     known: KnownComponents = {}
     results = []
     for name in tasks:
-        blank = replace(_blank(name, found, settings, splits), variant=variant)
+        blank = replace(_blank(name, found, settings, splits), variant=variant, data_key=key).placed(found.output / "eval")
         results.append(_evaluate(blank, splits, found, encoder, config, settings, known))
     return results
 

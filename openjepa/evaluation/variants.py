@@ -1,5 +1,7 @@
 """What sets an evaluation apart from the run's own one, as a suffix of its file's name. Free of torch."""
 
+import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,11 @@ def data_name(own: DataSettings | None, data: DataSettings) -> str:
         return data.name()
     # the same name for other images: say which settings make them so
     return "-".join((data.name(), *(f"{name}-{value}" for name, value in seen.items() if value != usual[name])))
+
+
+def data_key(data: DataSettings) -> str:
+    """Short hash of the settings that decide which images and labels are seen: tells two folders of one name apart."""
+    return hashlib.sha256(json.dumps(_seen(data), sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def _seen(data: DataSettings) -> dict[str, Any]:

@@ -1,0 +1,132 @@
+"""Suites: rows of benchmarks below one folder, beside published numbers; what is missing is skipped with the reason."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from openjepa.data.benchmarks import BENCHMARKS
+from openjepa.evaluation import PROTOCOLS
+from openjepa.evaluation.published import PUBLISHED
+from openjepa.evaluation.running import evaluate_suite
+from openjepa.evaluation.suite import SUITES
+from openjepa.evaluation.tasks import TASKS
+from openjepa.settings.low_shot import LowShotSettings
+from openjepa.types import Export
+from openjepa.weights.native import save_network
+from tests.images import write_folder
+from tests.test_running import CONFIG, SETTINGS, encoder
+
+
+@pytest.fixture
+def subject(tmp_path: Path) -> Path:
+    """An encoder folder that lies in no run."""
+    save_network(tmp_path / "mine", Export(CONFIG, encoder(1)))
+    return tmp_path / "mine"
+
+
+@pytest.fixture
+def data_root(tmp_path: Path) -> Path:
+    """ImageNet in miniature, and nothing else."""
+    root = tmp_path / "data"
+    write_folder(root / "imagenet" / "train", 48)
+    write_folder(root / "imagenet" / "val", 16)
+    return root
+
+
+def test_rows_name_what_exists() -> None:
+    for rows in SUITES.values():
+        assert len({row.name for row in rows}) == len(rows)
+        for row in rows:
+            assert row.benchmark in BENCHMARKS and row.task in TASKS and set(row.protocols) <= set(PROTOCOLS)
+    assert set(PUBLISHED) <= {row.name for row in SUITES["paper"]}
+
+
+def test_published_numbers_are_those_of_the_tables() -> None:
+    """Two numbers of each table, read again in the paper's text."""
+    found = {(name, item.method, item.architecture): item.value for name, items in PUBLISHED.items() for item in items}
+    for key, value in {
+        ("imagenet1k", "I-JEPA", "H/14"): 79.3,
+        ("imagenet1k", "iBOT", "L/16"): 81.0,
+        ("imagenet1k-1pct", "I-JEPA", "H/16-448"): 77.3,
+        ("imagenet1k-1pct", "MSN", "B/4"): 75.7,
+        ("imagenet1k-finetune", "I-JEPA", "H/16-448"): 87.1,
+        ("cifar100", "I-JEPA", "G/16"): 89.5,
+        ("places205", "iBOT", "L/16"): 60.4,
+        ("inat18", "DINO", "B/8"): 55.9,
+        ("clevr_count", "MAE", "H/14"): 90.5,
+        ("clevr_dist", "DINO", "B/8"): 53.4,
+    }.items():
+        assert found[key] == value
+
+
+def test_what_is_there_is_evaluated_and_the_rest_is_skipped_with_the_reason(subject: Path, data_root: Path) -> None:
+    settings = replace(SETTINGS, protocols=("linear", "knn"))
+    results = {result.row: result for result in evaluate_suite(subject, "cached", data_root, settings)}
+    assert list(results) == [row.name for row in SUITES["cached"]]
+    whole = json.loads((subject / "eval" / "imagenet1k.json").read_text())
+    assert (whole["num_train"], whole["num_test"], whole["row"], whole["title"]) == (48, 16, "imagenet1k", "ImageNet-1K")
+    assert {item["value"] for item in whole["published"] if item["method"] == "I-JEPA"} == {72.9, 77.5, 79.3, 81.1}
+    for name in ("cifar100", "places205", "inat18", "clevr_count"):
+        assert "no folder" in str(results[name].skipped)
+        assert json.loads((subject / "eval" / f"{name}.json").read_text())["skipped"] == results[name].skipped
+
+
+def test_the_low_shot_row_uses_one_percent_or_what_is_asked_for(subject: Path, data_root: Path) -> None:
+    settings = replace(SETTINGS, protocols=("knn",), tasks=("imagenet1k-1pct",), selection="paper", baselines=())
+    (one_percent,) = evaluate_suite(subject, "paper", data_root, settings)
+    assert one_percent.num_train == 2  # at least one of each class
+    (shots,) = evaluate_suite(subject, "paper", data_root, replace(settings, low_shot=LowShotSettings(images_per_class=5)))
+    assert shots.num_train == 10
+    assert one_percent.file_name != shots.file_name and "5shot" in shots.file_name
+
+
+def test_several_seeds_give_mean_and_spread(subject: Path, data_root: Path) -> None:
+    shot = LowShotSettings(images_per_class=6)
+    settings = replace(SETTINGS, protocols=("knn",), tasks=("imagenet1k-1pct",), low_shot=shot, selection="paper")
+    (result,) = evaluate_suite(subject, "paper", data_root, replace(settings, seeds=3))
+    singles = []
+    for seed in range(3):
+        (single,) = evaluate_suite(subject, "paper", data_root, replace(settings, seed=seed, low_shot=replace(shot, seed=seed)))
+        singles.append(single.subjects["encoder"].metrics["k-NN"].value)
+    metric = result.subjects["encoder"].metrics["k-NN"]
+    mean = sum(singles) / 3
+    assert metric.value == pytest.approx(mean)
+    assert metric.spread == pytest.approx((sum((value - mean) ** 2 for value in singles) / 2) ** 0.5)
+    assert metric.seeds == 3
+
+
+def test_both_selections_stand_side_by_side(subject: Path, data_root: Path) -> None:
+    settings = replace(SETTINGS, protocols=("linear", "knn"), tasks=("imagenet1k",), selection="both", baselines=())
+    (result,) = evaluate_suite(subject, "cached", data_root, settings)
+    metrics = result.subjects["encoder"].metrics
+    assert {name: metric.selection for name, metric in metrics.items()} == {
+        "linear-cached": "held_out",
+        "linear-cached (paper)": "paper",
+        "k-NN": "held_out",
+        "k-NN (paper)": "paper",
+    }
+    assert metrics["k-NN (paper)"].value >= metrics["k-NN"].value
+
+
+def test_a_broken_benchmark_stops_before_anything_is_computed(subject: Path, data_root: Path) -> None:
+    (data_root / "CLEVR_v1.0" / "images").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"CLEVR_train_scenes\.json"):
+        evaluate_suite(subject, "cached", data_root, SETTINGS)
+    assert not (subject / "eval").exists()
+
+
+@pytest.mark.parametrize(
+    ("suite", "root", "tasks", "message"),
+    [
+        ("papers", "data", (), "suite='papers' does not exist: did you mean 'paper'"),
+        ("paper", "nowhere", (), "is no folder; it must hold one folder per data set: imagenet"),
+        ("paper", "data", ("cifar",), "tasks='cifar' is no row of the suite 'paper': did you mean"),
+    ],
+)
+def test_mistakes_are_named(
+    suite: str, root: str, tasks: tuple[str, ...], message: str, subject: Path, data_root: Path
+) -> None:
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        evaluate_suite(subject, suite, data_root.parent / root, replace(SETTINGS, tasks=tasks))

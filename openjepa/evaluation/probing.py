@@ -197,7 +197,8 @@ def _probe_images(
     for subject, encoder in subjects.encoders.items():
         frozen = encoder.eval().requires_grad_(False).to(device)
         precision = resolve_precision(settings.precision, device)
-        probe = ImageProbe(frozen, subjects.config, images[0], images[1], task.fit, subjects.size, device, precision, benchmark)
+        sides = (images[0], images[1], task.fit, subjects.size)
+        probe = ImageProbe(frozen, subjects.config, *sides, device, precision, benchmark, task.title)
         _book(name, subject, PROTOCOLS[name].load()(probe, settings), settings, metrics, heads)
 
 

@@ -64,6 +64,8 @@ class ImageProbe:
     """bf16 or fp32."""
     benchmark: str = ""
     """Name of the benchmark whose published values stand where a setting is None; empty for data of one's own."""
+    task: str = ""
+    """Title of the task, which tells benchmarks' several tasks apart."""
 
     @property
     def num_classes(self) -> int:

@@ -1,0 +1,78 @@
+"""SGD with Nesterov momentum and LARS for many small models at once, each with its own learning rate and weight decay.
+
+All parameters have the models on their first axis, so that one operation moves all of them. Whatever a model does, also when it
+becomes infinite, touches no other.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+MOMENTUM = 0.9
+TRUST_COEFFICIENT = 0.001
+"""eta of You et al. (2017)."""
+
+
+class StackedSgd:
+    """SGD with Nesterov momentum as torch.optim.SGD does it: b = m b + g + decay w; w = w - rate (g + decay w + m b)."""
+
+    def __init__(
+        self,
+        parameters: Sequence[Float[Tensor, "L ..."]],
+        is_decayed: Sequence[bool],
+        rates: Float[Tensor, " L"],
+        decays: Float[Tensor, " L"],
+    ) -> None:
+        """`parameters` are changed in place; `is_decayed` says of each whether weight decay applies to it."""
+        self._parameters, self._is_decayed = list(parameters), list(is_decayed)
+        self._rates, self._decays = rates, decays
+        self._momenta = [torch.zeros_like(value) for value in parameters]
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Float[Tensor, "L ..."]], factor: float) -> None:
+        """Moves the parameters; the rates are multiplied by `factor`. Without synchronization with the device."""
+        parts = zip(self._parameters, gradients, self._momenta, self._is_decayed, strict=True)
+        for value, gradient, momentum, is_decayed in parts:
+            change = gradient + _along(self._decays, value) * value if is_decayed else gradient
+            momentum.mul_(MOMENTUM).add_(change)
+            value.sub_(_along(self._rates * factor, value) * (change + MOMENTUM * momentum))
+
+
+class StackedLars:
+    """LARS (You et al., 2017): b = m b + trust (g + decay w); w = w - rate b, trust = eta |w| / |g + decay w|.
+
+    Trust and norms are those of one parameter of one model; where a norm is zero the trust is 1. Parameters that are vectors in
+    a model (biases, BatchNorm) have neither trust nor decay. The denominator is the norm of the sum, as in later uses of LARS
+    for linear probes; You et al. write |g| + decay |w|.
+    """
+
+    def __init__(
+        self, parameters: Sequence[Float[Tensor, "L ..."]], rates: Float[Tensor, " L"], decays: Float[Tensor, " L"]
+    ) -> None:
+        """`parameters` are changed in place."""
+        self._parameters = list(parameters)
+        self._rates, self._decays = rates, decays
+        self._momenta = [torch.zeros_like(value) for value in parameters]
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Float[Tensor, "L ..."]], factor: float) -> None:
+        """Moves the parameters; the rates are multiplied by `factor`. Without synchronization with the device."""
+        for value, gradient, momentum in zip(self._parameters, gradients, self._momenta, strict=True):
+            is_matrix = value.dim() > 2
+            change = self._trusted(value, gradient) if is_matrix else gradient
+            momentum.mul_(MOMENTUM).add_(change)
+            value.sub_(_along(self._rates * factor, value) * momentum)
+
+    def _trusted(self, value: Float[Tensor, "L ..."], gradient: Float[Tensor, "L ..."]) -> Float[Tensor, "L ..."]:
+        change = gradient + _along(self._decays, value) * value
+        size, change_size = value.flatten(1).norm(dim=1), change.flatten(1).norm(dim=1)
+        known = (size > 0) & (change_size > 0)
+        trust = torch.where(known, TRUST_COEFFICIENT * size / change_size.clamp(min=1e-30), 1.0)
+        return change.mul_(_along(trust, value))
+
+
+def _along(numbers: Float[Tensor, " L"], value: Float[Tensor, "L ..."]) -> Float[Tensor, "L ..."]:
+    """One number per model, shaped to be multiplied with a parameter."""
+    return numbers.view(-1, *(1,) * (value.dim() - 1))

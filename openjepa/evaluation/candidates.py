@@ -1,0 +1,245 @@
+"""Classifiers that are trained together on augmented images: their views and batches, their right answers, and the choice.
+
+What `linear_full` and `attentive` have in common. The encoder is frozen and runs once per batch for all of them.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from torch import Tensor
+
+from openjepa.data.augmented import LabeledViews, augmented_batches
+from openjepa.data.evaluation import evaluation_batches
+from openjepa.data.subset import Subset
+from openjepa.data.workers import choose_workers
+from openjepa.evaluation.protocol import (
+    HeadResult,
+    ImageProbe,
+    LabeledImages,
+    ProtocolResult,
+    chosen_first,
+    held_out_rows,
+    selections,
+)
+from openjepa.measures.accuracy import Accuracy
+from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.linear_full import Augmentation
+from openjepa.types import ViewSpec
+
+Rows = NDArray[np.int64]
+SMALLEST_CROP = 0.08
+"""Least share of the image in a RandomResizedCrop (Szegedy et al., 2014)."""
+TOP = 5
+
+
+class Candidates(Protocol):
+    """Classifiers that have been trained and are now compared."""
+
+    def names(self) -> list[tuple[str, str, str]]:
+        """Features, head and setting of each."""
+
+    def answer(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B heads C"]:
+        """Scores of each on test views, on the device."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Right answers of every classifier on some images."""
+
+    top1: list[float]
+    top5: list[float]
+    is_finite: list[bool]
+    """Whether all scores of the classifier were numbers."""
+    num: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a protocol trains its classifiers on."""
+
+    rows: Rows
+    """Records of the training split."""
+    views: LabeledViews
+    epochs: int
+    batch_size: int
+    """Images per step."""
+    piece: int
+    """Images per forward of the encoder."""
+    seed: int
+    workers: int
+    device: torch.device
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of one pass where every image can be read."""
+        return max(1, len(self.rows) // self.batch_size)
+
+    def pieces(self, epoch: int) -> Iterator[tuple[UInt8[Tensor, "b 3 h w"], Int[Tensor, " b"]]]:
+        """One pass in portions for the encoder, with labels, on the device."""
+        batches = augmented_batches(self.views, self.piece, epoch, self.seed, self.workers, self.rows, drop_last=False)
+        for batch in batches:
+            yield to_device(batch.images, self.device), to_device(batch.labels, self.device)
+
+
+def training_on(
+    probe: ImageProbe,
+    rows: Rows,
+    settings: EvaluationSettings,
+    *,
+    epochs: int,
+    batch_size: int,
+    augmentation: Augmentation,
+    interpolation: str,
+) -> Training:
+    """Some records of the training split in augmented views. A batch is at most all of them."""
+    view = ViewSpec(
+        probe.image_size,
+        scale=(SMALLEST_CROP, 1.0),
+        interpolation=interpolation,
+        horizontal_flip=augmentation != "none",
+    )
+    fits = {"crop_flip": "random_crop", "center_flip": "crop", "squash_flip": "squash", "none": probe.fit}
+    views = LabeledViews(probe.train.source, probe.train.labels, view, fits[augmentation])
+    return Training(
+        rows=rows,
+        views=views,
+        epochs=epochs,
+        batch_size=min(batch_size, len(rows)),
+        piece=settings.feature_batch_size,
+        seed=settings.seed,
+        workers=choose_workers(settings.workers),
+        device=probe.device,
+    )
+
+
+def usual_augmentation(probe: ImageProbe) -> Augmentation:
+    """What fits the test view: the whole image where that shows it whole, else random crops; mirrored."""
+    return "squash_flip" if probe.fit == "squash" else "crop_flip"
+
+
+def test_view_fit(probe: ImageProbe, augmentation: Augmentation) -> str:
+    """The test view that belongs to an augmentation."""
+    return {"center_flip": "crop", "squash_flip": "squash"}.get(augmentation, probe.fit)
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """A copy that the host does not wait for."""
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+
+
+def compare(
+    probe: ImageProbe,
+    settings: EvaluationSettings,
+    train: Callable[[Rows], Candidates],
+    fit: str,
+    rates_name: str,
+) -> tuple[ProtocolResult, ...]:
+    """Trains for every selection rule and chooses.
+
+    `held_out`: trained on 90 % of each class, chosen on the other 10 %, and tested as it is: not trained anew on everything,
+    which costs up to 10 % of the training images and saves half of the time. `paper`: trained on everything, chosen on the test
+    split. `both` trains twice. Raises ValueError, naming the setting `rates_name`, where no classifier is finite.
+    """
+    results = []
+    for rule in selections(settings):
+        labels = torch.from_numpy(probe.train.labels)
+        rows, held = held_out_rows(labels, settings.seed) if rule == "held_out" else (torch.arange(len(labels)), None)
+        start = time.monotonic()
+        candidates = train(rows.numpy())
+        seconds = time.monotonic() - start
+        on_held = None if held is None else count_right(candidates, probe, probe.train, settings, fit, held.numpy())
+        on_test = count_right(candidates, probe, probe.test, settings, fit)
+        results.append(choose(candidates.names(), on_held, on_test, probe.num_classes, seconds, rates_name))
+    return tuple(results)
+
+
+@torch.no_grad()
+def count_right(
+    candidates: Candidates,
+    probe: ImageProbe,
+    images: LabeledImages,
+    settings: EvaluationSettings,
+    fit: str,
+    rows: Rows | None = None,
+) -> Scores:
+    """Accuracy of every classifier on a split in its test view, or on some of its records. Unreadable ones are left out."""
+    source = images.source if rows is None else Subset(images.source, rows)
+    labels = torch.from_numpy(images.labels if rows is None else images.labels[rows])
+    shape = (3, len(candidates.names()))
+    right = torch.zeros(shape, dtype=torch.int64, device=probe.device)  # top-1, top-5, images with a score that is no number
+    num = 0
+    workers = choose_workers(settings.workers)
+    size = settings.feature_batch_size
+    for batch in evaluation_batches(source, probe.image_size, size, workers, fit=fit, unreadable=[]):
+        logits = candidates.answer(to_device(batch.images, probe.device))
+        answers = to_device(labels[batch.indices], probe.device)
+        hits = logits.topk(min(TOP, logits.shape[2]), dim=2).indices == answers[:, None, None]  # [B, heads, 5]
+        bad = ~torch.isfinite(logits).all(dim=2)
+        right += torch.stack([hits[:, :, 0].sum(dim=0), hits.any(dim=2).sum(dim=0), bad.sum(dim=0)])
+        num += len(answers)
+    if num == 0:
+        raise ValueError("accuracy of no images: none of the images to test on can be read")
+    top1, top5, bad = right.tolist()
+    return Scores([n / num for n in top1], [n / num for n in top5], [n == 0 for n in bad], num)
+
+
+def choose(
+    names: list[tuple[str, str, str]],
+    on_held: Scores | None,
+    on_test: Scores,
+    num_classes: int,
+    seconds: float,
+    rates_name: str,
+) -> ProtocolResult:
+    """The best classifier among the finite ones: on held-out images, or where there are none on the test images."""
+    is_finite = [a and b for a, b in zip(on_test.is_finite, (on_held or on_test).is_finite, strict=True)]
+    if not any(is_finite):
+        raise ValueError(
+            f"evaluation.{rates_name}: with none of these rates the weights stayed finite; "
+            f"use smaller ones than {', '.join(dict.fromkeys(name[2] for name in names))}"
+        )
+    heads = [
+        HeadResult(*name, None if on_held is None else on_held.top1[i], on_test.top1[i])
+        if is_finite[i]
+        else HeadResult(name[0], name[1], f"{name[2]} (failed: not finite)", None if on_held is None else 0.0, 0.0)
+        for i, name in enumerate(names)
+    ]
+    # finite ones first, so that no tie is decided for one that failed
+    order = sorted(range(len(heads)), key=lambda i: not is_finite[i])
+    heads = [heads[i] for i in order]
+    rule = "paper" if on_held is None else "held_out"
+    best = chosen_first(heads, rule)
+    heads[best] = replace(heads[best], chosen=True)
+    extra = {"training_seconds": round(seconds, 1)}
+    if num_classes > TOP:
+        extra["top5"] = on_test.top5[order[best]]
+    accuracy = heads[best].test_accuracy
+    return ProtocolResult(accuracy, Accuracy(accuracy, on_test.num).standard_error, tuple(heads), rule, extra)
+
+
+class _Rate(ProgressColumn):
+    """Images per second."""
+
+    def render(self, task: Task) -> Text:
+        """Empty at the start."""
+        return Text("" if task.speed is None else f"{task.speed:,.0f} images/s")
+
+
+@contextmanager
+def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and time left, on a terminal only; call it with the number of images done since the last call."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda done: bar.advance(task, done)

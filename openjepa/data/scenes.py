@@ -2,13 +2,15 @@
 
 Two labelings, as in the VISSL and VTAB benchmarks that I-JEPA's tables follow: `count` (Clevr/Count: 3 to 10 objects, eight
 classes) and `distance` (Clevr/Dist: depth of the object nearest to the camera, six bins). The official test split has no
-annotations, so that the validation split is what probes are tested on.
+annotations, so that the validation split is what probes are tested on. Where instance masks lie beside the pictures, the
+pixels are labeled too: `shape` and `color` of what they show (scene_maps.py).
 """
 
 import json
 import os
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openjepa.data.folder import FolderSource
+from openjepa.data.scene_maps import PackedMasks, folder_masks, scene_maps
 from openjepa.data.scene_packing import PACKAGED_SCENES, read_annotations, read_pictures
-from openjepa.data.source import ListSource, Splits
+from openjepa.data.source import LabelMaps, ListSource, Splits
 from openjepa.settings.data import ScenesSettings
 
 Scene = Mapping[str, Any]
@@ -62,32 +65,45 @@ def open_scenes(settings: ScenesSettings, seed: int) -> Splits:
     if settings.path is None:
         return _open_packaged(settings.label)
     root = Path(settings.path).expanduser()
-    files = [_annotation_file(root, split) for split in ("train", "val")]
-    train, val = (_read_split(root, file, split) for file, split in zip(files, ("train", "val"), strict=True))
-    sources = [FolderSource(root, names, labels[settings.label], CLASS_NAMES[settings.label]) for names, labels in (train, val)]
-    return _splits(sources[0], sources[1], train[1], val[1], f"Scenes of {root.resolve().name}")
+    files = {split: _annotation_file(root, split) for split in ("train", "val")}
+    train, val = (_open_split(root, file, split, settings.label) for split, file in files.items())
+    return _splits(train, val, f"Scenes of {root.resolve().name}")
+
+
+@dataclass(frozen=True)
+class _OpenSplit:
+    """One split with everything that is known of it."""
+
+    source: ListSource
+    labels: dict[str, NDArray[np.int64]]
+    maps: dict[str, LabelMaps]
 
 
 def _open_packaged(label: str) -> Splits:
-    sources, labelings = [], []
+    opened = []
     for split in ("train", "val"):
         scenes = read_annotations(PACKAGED_SCENES, split)
         labels = _labels(scenes, PACKAGED_SCENES)
         names = [scene["image_filename"] for scene in scenes]
-        sources.append(read_pictures(PACKAGED_SCENES, split, names, labels[label], CLASS_NAMES[label]))
-        labelings.append(labels)
-    return _splits(sources[0], sources[1], labelings[0], labelings[1], "Packaged rendered scenes, 64 x 64 pixels")
+        source = read_pictures(PACKAGED_SCENES, split, names, labels[label], CLASS_NAMES[label])
+        opened.append(_OpenSplit(source, labels, scene_maps(source, PackedMasks(PACKAGED_SCENES, split), scenes)))
+    return _splits(opened[0], opened[1], "Packaged rendered scenes, 64 x 64 pixels")
 
 
-def _splits(
-    train: ListSource,
-    test: ListSource,
-    train_labels: dict[str, NDArray[np.int64]],
-    test_labels: dict[str, NDArray[np.int64]],
-    what: str,
-) -> Splits:
-    extra = {name: (train_labels[name], test_labels[name]) for name in LABELS}
-    return Splits(train, test, f"{what}: {len(train):,} training and {len(test):,} test images", extra)
+def _open_split(root: Path, file: Path, split: str, label: str) -> _OpenSplit:
+    """A split of a folder."""
+    scenes, names = _read_annotations(root, file, split)
+    labels = _labels(scenes, file)
+    source = FolderSource(root, [f"images/{split}/{name}" for name in names], labels[label], CLASS_NAMES[label])
+    masks = folder_masks(root, split, names)
+    return _OpenSplit(source, labels, {} if masks is None else scene_maps(source, masks, scenes))
+
+
+def _splits(train: _OpenSplit, test: _OpenSplit, what: str) -> Splits:
+    extra = {name: (train.labels[name], test.labels[name]) for name in LABELS}
+    maps = {name: (train.maps[name], test.maps[name]) for name in train.maps}
+    what = f"{what}: {len(train.source):,} training and {len(test.source):,} test images"
+    return Splits(train.source, test.source, what, extra_labels=extra, label_maps=maps)
 
 
 def _annotation_file(root: Path, split: str) -> Path:
@@ -108,8 +124,8 @@ def _annotation_file(root: Path, split: str) -> Path:
     )
 
 
-def _read_split(root: Path, file: Path, split: str) -> tuple[list[str], dict[str, NDArray[np.int64]]]:
-    """Paths of the pictures below `root` and every labeling of them."""
+def _read_annotations(root: Path, file: Path, split: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """The scenes of a split and the names of their pictures, which are all there."""
     try:
         scenes = json.loads(file.read_bytes())["scenes"]
         names = [str(scene["image_filename"]) for scene in scenes]
@@ -124,7 +140,7 @@ def _read_split(root: Path, file: Path, split: str) -> tuple[list[str], dict[str
             f"{file} names {len(absent):,} of {len(names):,} pictures that {root / 'images' / split} does not hold, "
             f"for example {', '.join(absent[:3])}. Expected: every image_filename there."
         )
-    return [f"images/{split}/{name}" for name in names], _labels(scenes, file)
+    return scenes, names
 
 
 def _labels(scenes: list[dict[str, Any]], file: Path) -> dict[str, NDArray[np.int64]]:

@@ -44,8 +44,9 @@ def limited(splits: Splits, max_images: int, seed: int) -> Splits:
     keys = derive_samples("subset", seed, np.array([1]), np.arange(len(train)))
     chosen = np.sort(np.argsort(keys, kind="stable")[:max_images])
     extra = {name: (labels[chosen], test) for name, (labels, test) in splits.extra_labels.items()}
+    maps = {name: (labels.select(chosen), test) for name, (labels, test) in splits.label_maps.items()}
     description = f"{splits.description}; of these {max_images:,} training images are used"
-    return replace(splits, train=Subset(train, chosen), extra_labels=extra, description=description)
+    return replace(splits, train=Subset(train, chosen), extra_labels=extra, label_maps=maps, description=description)
 
 
 def balanced_rows(labels: NDArray[np.int64], max_images: int | None, seed: int) -> NDArray[np.int64]:

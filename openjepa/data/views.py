@@ -85,10 +85,14 @@ def evaluation_view(pixels: UInt8[Tensor, "h w 3"], size: tuple[int, int], fit: 
         return resize(pixels, size, "bicubic")
     if fit != "crop":
         raise ValueError(f"fit={fit!r} is not known: use 'crop' or 'squash'")
-    height, width = pixels.shape[:2]
+    covering, (top, left) = central_crop(pixels.shape[0], pixels.shape[1], size)
+    resized = resize(pixels, covering, "bicubic")
+    return resized[:, top : top + size[0], left : left + size[1]]
+
+
+def central_crop(height: int, width: int, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """What `crop` does with an image: the size it is resized to, and top and left of the crop of `size` in that."""
     factor = max(round(size[0] * EVALUATION_MARGIN) / height, round(size[1] * EVALUATION_MARGIN) / width)
     # The long side is rounded down and the offset to the nearest, as in the evaluations that numbers are compared with.
     covering = (max(size[0], int(height * factor + 1e-6)), max(size[1], int(width * factor + 1e-6)))
-    resized = resize(pixels, covering, "bicubic")
-    top, left = round((covering[0] - size[0]) / 2), round((covering[1] - size[1]) / 2)
-    return resized[:, top : top + size[0], left : left + size[1]]
+    return covering, (round((covering[0] - size[0]) / 2), round((covering[1] - size[1]) / 2))

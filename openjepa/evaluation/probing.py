@@ -73,6 +73,9 @@ def evaluate_task(
     extra: dict[str, Any] = {}
     dropped: list[list[str]] = [[], []]
     names = _fitting(task, settings)
+    if not names:
+        what = "images" if task.maps is None else "label maps"
+        return replace(blank, skipped=f"none of the protocols {', '.join(settings.protocols)} works on labels of {what}")
     if any(PROTOCOLS[name].kind == "features" for name in names):
         found = _features(train, test, task, subjects, settings)
         same = (task.fit, rows.tobytes(), found[0]["encoder"].indices.numpy().tobytes())
@@ -90,13 +93,20 @@ def evaluate_task(
         fit=task.fit,
         num_train=len(train.source) - len(dropped[0]),
         num_test=len(test.source) - len(dropped[1]),
-        num_classes=len(np.unique(labels[0])),
-        chance=float((labels[1] == np.bincount(train.labels).argmax()).mean()),
+        num_classes=len(np.unique(labels[0])) if train.maps is None else len(train.maps.class_names),
+        chance=_chance(train, labels[1], metrics),
         dropped={"train": len(dropped[0]), "test": len(dropped[1])},
         dropped_names=[name for names in dropped for name in names][:NUM_NAMES],
         seconds=round(time.monotonic() - start, 1),
         **extra,
     )
+
+
+def _chance(train: Split, test_labels: NDArray[np.int64], metrics: Mapping[str, Mapping[str, Metric]]) -> float:
+    """The number of always answering the most frequent class of the training images, or patches where pixels are labeled."""
+    if train.maps is not None:
+        return next(iter(metrics["encoder"].values())).extra["majority"]
+    return float((test_labels == np.bincount(train.labels).argmax()).mean())
 
 
 def _training_rows(source: ListSource, labels: NDArray[np.int64], settings: EvaluationSettings) -> NDArray[np.int64]:
@@ -191,7 +201,7 @@ def _probe_images(
     metrics: dict[str, dict[str, Metric]],
     heads: list[dict[str, Any]],
 ) -> None:
-    """A protocol that works on images, on the encoder and on the untrained one."""
+    """A protocol that works on images, on the encoder and on the untrained one; on label maps also on the patches' pixels."""
     device = resolve_device(settings.device)
     images = [LabeledImages(side.source, side.labels, side.maps) for side in (train, test)]
     for subject, encoder in subjects.encoders.items():
@@ -200,6 +210,8 @@ def _probe_images(
         sides = (images[0], images[1], task.fit, subjects.size)
         probe = ImageProbe(frozen, subjects.config, *sides, device, precision, benchmark, task.title)
         _book(name, subject, PROTOCOLS[name].load()(probe, settings), settings, metrics, heads)
+    if subjects.pixels and PROTOCOLS[name].kind == "maps":
+        _book(name, "pixels", PROTOCOLS[name].load()(replace(probe, raw_pixels=True), settings), settings, metrics, heads)
 
 
 def _book(

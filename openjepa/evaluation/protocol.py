@@ -66,6 +66,8 @@ class ImageProbe:
     """Name of the benchmark whose published values stand where a setting is None; empty for data of one's own."""
     task: str = ""
     """Title of the task, which tells benchmarks' several tasks apart."""
+    raw_pixels: bool = False
+    """Protocols of label maps: the pixels of each patch take the place of the encoder's outputs."""
 
     @property
     def num_classes(self) -> int:

@@ -50,23 +50,41 @@ def _scene_labels(name: str) -> Callable[[Splits], Labels | str]:
     return labels
 
 
+def _map_labels(name: str) -> Callable[[Splits], Labels | str]:
+    """Where pixels are labeled, an image as a whole is of one class: 0."""
+
+    def labels(splits: Splits) -> Labels | str:
+        if name not in splits.label_maps:
+            return (
+                f"the data has no maps of `{name}`: only scenes with instance masks do (packaged or rendered; not CLEVR v1.0)"
+            )
+        train, test = splits.train, splits.test
+        assert isinstance(train, ListSource) and test is not None
+        return np.zeros(len(train), np.int64), np.zeros(len(test), np.int64)
+
+    return labels
+
+
 TASKS: dict[str, Task] = {
     "classification": Task("Classification", _own_labels, "crop"),
     "clevr_count": Task("Clevr/Count", _scene_labels("count"), "squash"),
     "clevr_dist": Task("Clevr/Dist", _scene_labels("distance"), "squash"),
+    "scene_shapes": Task("Scenes/shape of patches", _map_labels("shape"), "squash", maps="shape"),
+    "scene_colors": Task("Scenes/color of patches", _map_labels("color"), "squash", maps="color"),
 }
 
 
 def chosen_tasks(names: tuple[str, ...], splits: Splits) -> tuple[str, ...]:
     """The tasks asked for; where none is, all that the data has labels for (`classification` if it has none).
 
-    Scenes' own labels are one of their two tasks, so that `classification` is not repeated there.
+    Scenes' own labels are one of their two tasks, so that `classification` is not repeated there. Tasks on label maps take
+    minutes and are done only where they are named.
     """
     for name in names:
         if name not in TASKS:
             raise ValueError(f"tasks={name!r} is unknown; use {', '.join(TASKS)}")
     if names:
         return names
-    able = tuple(name for name, task in TASKS.items() if not isinstance(task.labels(splits), str))
+    able = tuple(name for name, task in TASKS.items() if task.maps is None and not isinstance(task.labels(splits), str))
     scenes = tuple(name for name in able if name != "classification")
     return scenes or ("classification",)

@@ -85,9 +85,14 @@ class Training:
         return max(1, len(self.rows) // self.batch_size)
 
     def pieces(self, epoch: int) -> Iterator[tuple[UInt8[Tensor, "b 3 h w"], Int[Tensor, " b"]]]:
-        """One pass in portions for the encoder, with labels, on the device."""
+        """One pass in portions for the encoder, with labels, on the device; the last one may be smaller."""
         batches = augmented_batches(self.views, self.piece, epoch, self.seed, self.workers, self.rows, drop_last=False)
         for batch in batches:
+            yield to_device(batch.images, self.device), to_device(batch.labels, self.device)
+
+    def batches(self, epoch: int) -> Iterator[tuple[UInt8[Tensor, "B 3 h w"], Int[Tensor, " B"]]]:
+        """One pass in whole batches on the device. A last one that is not full is left out, unless it is the only one."""
+        for batch in augmented_batches(self.views, self.batch_size, epoch, self.seed, self.workers, self.rows):
             yield to_device(batch.images, self.device), to_device(batch.labels, self.device)
 
 

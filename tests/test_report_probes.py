@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from openjepa.report.probes import headline, table
+from openjepa.report.headline import headline
+from openjepa.report.probes import table
 from openjepa.report.reading import read_run
 from tests.example_run import TOTAL_STEPS, write_evaluations, write_run, write_variant
 from tests.report_page import page_of

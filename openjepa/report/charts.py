@@ -22,6 +22,8 @@ LEARNING = (
     Quantity(
         "Effective rank", "monitor", "rankme", "RankMe of the probe batch's features; a fall towards 1 is collapse.", True
     ),
+    Quantity("LiDAR", "monitor", "lidar", "Effective rank of what tells images apart; a fall towards 1 is collapse.", True),
+    Quantity("Slope of the spectrum", "monitor", "alpha_req", "alpha-ReQ of the probe batch's features; near 1 is best."),
     Quantity(
         "Feature spread", "monitor", "feature_std", "Standard deviation over images, mean over dimensions; 0 is collapse.", True
     ),

@@ -8,6 +8,7 @@ from typing import Any
 
 from openjepa.report.curves import format_number
 from openjepa.report.reading import RunFolder, number, text
+from openjepa.report.wording import METHOD_WORDS
 
 STATUS_WORDS = {
     "finished": "finished",
@@ -95,7 +96,7 @@ def facts(runs: Sequence[RunFolder]) -> list[Fact]:
 
 def lede(run: RunFolder) -> str:
     """One sentence: what was trained by which method on what, for how long."""
-    method = {"ijepa": "I-JEPA"}.get(str(run.setting("method", "name")), text(run.setting("method", "name", default=""), 30))
+    method = method_name(run)
     model = _model(run).split(", width")[0].replace(", ", " with ", 1)
     # crops are what training sees; the size of the stored pictures would only stand beside them as a second number
     data, crops = re.sub(r",? \d+ x \d+ pixels", "", _description(run)), _crops(run)
@@ -104,6 +105,12 @@ def lede(run: RunFolder) -> str:
     seen, time = images_seen(run), _time(run).split(",")[0]
     length = _joined_by(" in ", f"{format_number(seen)} images seen" if seen else "", time if "images/s" not in time else "")
     return _joined_by("; ", " ".join(word for word in words if word), length) + "."
+
+
+def method_name(run: RunFolder) -> str:
+    """The method as it is written; empty where it is not known."""
+    name = text(run.setting("method", "name", default=""), 30)
+    return METHOD_WORDS.get(name, name)
 
 
 def _joined(*parts: str) -> str:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from openjepa import __version__
-from openjepa.report import charts, facts, pictures, probes
+from openjepa.report import charts, comparison, facts, headline, pictures, probes, quality, remarks, wording
 from openjepa.report.curves import NUM_COLORS, Chart, draw
 from openjepa.report.reading import RunFolder, read_run, text
+from openjepa.report.rendering import render as fill
+from openjepa.report.strips import draw_strip
 from openjepa.whole_files import whole_file
 
 MAX_BYTES = 10_000_000
@@ -87,34 +89,52 @@ def _distinct(folders: Sequence[RunFolder]) -> list[RunFolder]:
 def render(folders: Sequence[RunFolder]) -> str:
     """The page as text."""
     views = [_view(folder, index, PICTURE_BYTES // len(folders)) for index, folder in enumerate(folders)]
-    rows = probes.table(folders)
     several = len(folders) > 1
-    return str(
-        _template().render(
-            title=views[0].name if not several else f"{len(views)} runs compared",
-            runs=views,
-            several=several,
-            headline=None if several else probes.headline(rows),
-            headlines=[probes.headline(rows, index) for index in range(len(views))],
-            facts=facts.facts(folders),
-            differences=facts.differences(folders) if several else [],
-            learning=_drawn(charts.learning_charts(folders), "learning"),
-            machinery=_drawn(charts.machinery_charts(folders), "machinery"),
-            rows=rows,
-            heads=probes.heads(folders),
-            stale=probes.stale(folders),
-            probe_words={name: words for name, words in probes.PROBE_WORDS.items() if any(row.probe == name for row in rows)},
-            skipped_tasks=probes.skipped_tasks(folders),
-            lede=facts.lede(folders[0]),
-            status_sentences=STATUS_SENTENCES,
-            subjects=[name for name in probes.SUBJECTS if any(name in row.scores for row in rows)],
-            subject_words=probes.SUBJECT_WORDS,
-            selections={row.selection: probes.SELECTION_WORDS.get(row.selection, "") for row in rows if row.selection},
-            style=_read("style.css"),
-            version=__version__,
-            written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        )
-    )
+    values = {
+        "title": views[0].name if not several else f"{len(views)} runs compared",
+        "runs": views,
+        "several": several,
+        "facts": facts.facts(folders),
+        "differences": facts.differences(folders) if several else [],
+        "learning": _drawn(charts.learning_charts(folders), "learning"),
+        "machinery": _drawn(charts.machinery_charts(folders), "machinery"),
+        "lede": facts.lede(folders[0]),
+        "status_sentences": STATUS_SENTENCES,
+        "version": __version__,
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+    return fill("page.html", values | _results(folders) | _beside(folders))
+
+
+def _results(folders: Sequence[RunFolder]) -> dict[str, Any]:
+    """What the page says of the probes."""
+    rows = probes.table(folders)
+    names = dict.fromkeys(row.probe for row in rows)
+    return {
+        "rows": rows,
+        "headline": None if len(folders) > 1 else headline.headline(rows),
+        "headlines": [headline.headline(rows, index) for index in range(len(folders))],
+        "heads": probes.heads(folders),
+        "stale": remarks.stale(folders),
+        "skipped_tasks": remarks.skipped_tasks(folders),
+        "has_seeds": any(score.seeds > 1 for row in rows for score in row.scores.values()),
+        "has_finetuned": "fine-tuned" in names,
+        "probe_words": {name: wording.PROBE_WORDS[name] for name in names if name in wording.PROBE_WORDS},
+        "subjects": [name for name in wording.SUBJECTS if any(name in row.scores for row in rows)],
+        "subject_words": wording.SUBJECT_WORDS,
+        "selections": {row.selection: wording.SELECTION_WORDS.get(row.selection, "") for row in rows if row.selection},
+    }
+
+
+def _beside(folders: Sequence[RunFolder]) -> dict[str, Any]:
+    """What the page says beside the probes: published numbers, and quality without labels."""
+    found = quality.qualities(folders)
+    return {
+        "comparisons": [(item, draw_strip(item)) for item in comparison.comparisons(folders)],
+        "qualities": found,
+        "measure_names": list(found[0].shown) if found else [],
+        "measure_meaning": quality.MEANING,
+    }
 
 
 def _view(folder: RunFolder, index: int, budget: int) -> RunView:
@@ -124,7 +144,7 @@ def _view(folder: RunFolder, index: int, budget: int) -> RunView:
         missing.append(
             ("No training log yet", "openjepa train --config " + shlex.quote(text(folder.path / "config.yaml", 300)))
         )
-    if not probes.table([folder]) and not probes.skipped_tasks([folder]):
+    if not probes.table([folder]) and not remarks.skipped_tasks([folder]):
         missing.append(("No probes yet", facts.command(folder, "evaluate")))
     if not shown and not failed:
         missing.append(("No pictures yet", facts.command(folder, "visualize")))
@@ -145,17 +165,3 @@ def _view(folder: RunFolder, index: int, budget: int) -> RunView:
 
 def _drawn(listed: Sequence[Chart], prefix: str) -> list[tuple[Chart, Any]]:
     return [(chart, draw(chart, f"{prefix}{index}")) for index, chart in enumerate(listed)]
-
-
-def _read(name: str) -> str:
-    return (Path(__file__).parent / name).read_text(encoding="utf-8")
-
-
-def _template() -> Any:
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError:
-        raise ValueError("the report needs the package jinja2: pip install 'openjepa[report]'") from None
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = probes.percent
-    return environment.from_string(_read("page.html"))

@@ -1,35 +1,49 @@
-"""The results of eval/*.json as rows of one table, and the one that heads the page."""
+"""The results of eval/*.json as rows of one table."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from openjepa.report.facts import command
 from openjepa.report.reading import RunFolder, lookup, number, text
+from openjepa.report.wording import PAPER_SUFFIX, SUBJECT_WORDS, SUBJECTS, percent
 
-SUBJECTS = ("encoder", "untrained", "pixels")
-SUBJECT_WORDS = {"encoder": "trained", "untrained": "untrained", "pixels": "pixels"}
-MAIN_PROBE = "linear-cached"
-PROBE_WORDS = {
-    MAIN_PROBE: "a linear probe on features of one center view, computed once: published linear numbers, trained on augmented "
-    "images, do not compare to the point",
-}
-SELECTION_WORDS = {
-    "held_out": "settings chosen on 10 % of the training images",
-    "paper": "best on the test images, as published",
-}
+MAX_PROBES = 24
 MAX_HEADS = 240
 
 
 @dataclass(frozen=True)
 class Score:
-    """An accuracy between 0 and 1 with its standard error."""
+    """An accuracy between 0 and 1 with its standard error; of several seeds their mean and spread too."""
 
     value: float
     error: float | None
     chosen: str
     """The classifier it is, in words."""
+    spread: float | None = None
+    """Standard deviation over seeds; None for one seed."""
+    seeds: int = 1
+
+    @property
+    def shown_error(self) -> str:
+        """What stands behind ± in percent: the spread over seeds where there are several, else the standard error."""
+        return percent(self.error if self.spread is None else self.spread)
+
+    @property
+    def uncertainty(self) -> float:
+        """The larger of standard error and spread."""
+        return max(self.error or 0.0, self.spread or 0.0)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One number of a result: the subjects' scores by one probe under one selection rule."""
+
+    probe: str
+    """Without the suffix that says how its settings were chosen."""
+    selection: str
+    scores: Mapping[str, Score]
+    """By subject: encoder, untrained, pixels; a subject may lack it."""
 
 
 @dataclass(frozen=True)
@@ -57,53 +71,13 @@ class Row:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the gain, up or down, is more than twice its standard error."""
-        errors = [score.error or 0.0 for score in self.scores.values()]
-        return abs(self.gain or 0.0) > 2 * math.sqrt(2) * max(errors)
+        """Whether the gain, up or down, is more than twice its error."""
+        return abs(self.gain or 0.0) > 2 * math.sqrt(2) * max(score.uncertainty for score in self.scores.values())
 
     @property
     def clearness(self) -> float:
         """The gain in units of its error."""
-        return (self.gain or 0.0) / max(1e-6, *(score.error or 0.0 for score in self.scores.values()))
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One subject of the headline."""
-
-    word: str
-    shown: str
-    error: str
-    percent: float
-
-
-@dataclass(frozen=True)
-class Headline:
-    """The result that heads the page."""
-
-    title: str
-    sentence: str
-    gain: str
-    bars: list[Bar]
-    chance: float | None
-    """In percent."""
-    selection: str
-    what: str
-    """As in its row."""
-
-
-@dataclass(frozen=True)
-class Stale:
-    """Evaluations of an encoder that the run has trained further since."""
-
-    run: int
-    tasks: str
-    step: int
-    now: int
-    again: str
-    """What evaluates anew: a command line."""
-    other_options: bool
-    """Whether some of them were made with options that the command must repeat."""
+        return (self.gain or 0.0) / max(1e-6, *(score.uncertainty for score in self.scores.values()))
 
 
 @dataclass(frozen=True)
@@ -119,19 +93,6 @@ class Head:
     chosen: bool
 
 
-MINUS = "\N{MINUS SIGN}"
-
-
-def percent(share: float | None, sign: bool = False) -> str:
-    """61.4, or +12.3 with `sign`; nothing for None."""
-    if share is None:
-        return ""
-    shown = f"{abs(100 * share):.1f}"
-    if sign:
-        return ("+" if share >= 0 else MINUS) + shown
-    return (MINUS if share < 0 and float(shown) else "") + shown
-
-
 def table(runs: Sequence[RunFolder]) -> list[Row]:
     """All rows, those of one task and probe side by side, a run's own evaluation before its variants."""
     rows = [row for index, run in enumerate(runs) for result in run.evaluations for row in _rows(index, run, result)]
@@ -142,33 +103,53 @@ def table(runs: Sequence[RunFolder]) -> list[Row]:
 
 
 def _rows(index: int, run: RunFolder, result: Mapping[str, Any]) -> Iterator[Row]:
-    subjects = _mapping(result.get("subjects"))
-    numbers = {name: _mapping(lookup(subjects, name, "metrics")) for name in SUBJECTS}
-    for probe in list(dict.fromkeys(probe for metrics in numbers.values() for probe in metrics))[:12]:
-        scores = {name: score for name, metrics in numbers.items() if (score := _score(metrics.get(probe))) is not None}
-        if not scores:
-            continue
+    for found in measured(result):
         yield Row(
             run=index,
-            task=_title(result),
-            probe=text(probe, 40),
-            scores=scores,
-            selection=text(result.get("selection") or "", 40),
+            task=title_of(result),
+            probe=found.probe,
+            scores=found.scores,
+            selection=found.selection,
             chance=number(result.get("chance")) or None,
-            variant=_variant(result),
+            variant=variant_of(result),
             what=_what(run, result),
         )
 
 
-def _title(result: Mapping[str, Any]) -> str:
+def measured(result: Mapping[str, Any]) -> list[Measured]:
+    """The numbers of a result; those of no subject, or of none that is known, are left out."""
+    subjects = _mapping(result.get("subjects"))
+    numbers = {name: _mapping(lookup(subjects, name, "metrics")) for name in SUBJECTS}
+    found = []
+    for name in list(dict.fromkeys(name for metrics in numbers.values() for name in metrics))[:MAX_PROBES]:
+        scores = {subject: score for subject, metrics in numbers.items() if (score := _score(metrics.get(name))) is not None}
+        if scores:
+            found.append(Measured(text(name, 48).removesuffix(PAPER_SUFFIX), _selection(result, name, numbers), scores))
+    return found
+
+
+def _selection(result: Mapping[str, Any], name: str, numbers: Mapping[str, Mapping[str, Any]]) -> str:
+    """The number's own rule where it says one (a result may hold both), else the result's."""
+    said = [lookup(metrics.get(name), "selection") for metrics in numbers.values()]
+    own = next((word for word in said if word), "")
+    return text("paper" if name.endswith(PAPER_SUFFIX) else own or result.get("selection") or "", 40)
+
+
+def title_of(result: Mapping[str, Any]) -> str:
+    """The task in words."""
     return text(result.get("title") or result.get("task") or result["_file"], 80)
 
 
-def _variant(result: Mapping[str, Any]) -> str:
-    """As the result says; older ones only by their file's name."""
-    task, file = str(result.get("task")), str(result["_file"])
-    named = file.removeprefix(f"{task}-") if file.startswith(f"{task}-") else ""
+def variant_of(result: Mapping[str, Any]) -> str:
+    """What sets a result apart from the run's own: as it says; older ones only by their file's name."""
+    name, file = str(result.get("row") or result.get("task")), str(result["_file"])
+    named = file.removeprefix(f"{name}-") if file.startswith(f"{name}-") else ""
     return text(result.get("variant") or named, 80)
+
+
+def full_title(result: Mapping[str, Any]) -> str:
+    """The task with its variant."""
+    return f"{title_of(result)} ({variant_of(result)})" if variant_of(result) else title_of(result)
 
 
 def _what(run: RunFolder, result: Mapping[str, Any]) -> str:
@@ -196,25 +177,6 @@ def _pixels(run: RunFolder, result: Mapping[str, Any]) -> str:
     return f"{size[0]} x {size[1]} px" if known and size is not None and size != usual else ""
 
 
-def stale(runs: Sequence[RunFolder]) -> list[Stale]:
-    """Results whose step is not the run's, those of one run and step together."""
-    found = []
-    for index, run in enumerate(runs):
-        now = number(run.summary.get("step"))
-        done = [(result, number(result.get("step"))) for result in run.evaluations if not result.get("skipped")]
-        for step in sorted({step for _, step in done if step is not None and now is not None and step != now}):
-            old = [result for result, known in done if known == step]
-            tasks = ", ".join(dict.fromkeys(_full_title(result) for result in old))
-            found.append(
-                Stale(index, tasks, int(step), int(now or 0), command(run, "evaluate"), any(_variant(result) for result in old))
-            )
-    return found
-
-
-def _full_title(result: Mapping[str, Any]) -> str:
-    return f"{_title(result)} ({_variant(result)})" if _variant(result) else _title(result)
-
-
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
@@ -223,63 +185,10 @@ def _score(metric: Any) -> Score | None:
     value = number(lookup(metric, "value"))
     if value is None:
         return None
-    return Score(value, number(lookup(metric, "standard_error")), text(lookup(metric, "chosen", default=""), 120))
-
-
-def headline(rows: Sequence[Row], run: int = 0) -> Headline | None:
-    """The linear probe of the run's own evaluations whose gain is clearest, or whatever it has.
-
-    Of several runs all show the task that is clearest in the first, so that the heads compare.
-    """
-    row = _heading(rows, run, None if run == 0 else _heading(rows, 0, None))
-    if row is None:
-        return None
-    bars = [
-        Bar(
-            SUBJECT_WORDS[name],
-            percent(score.value),
-            "" if score.error is None else f"± {percent(score.error)}",
-            max(0.0, min(100.0, 100 * score.value)),
-        )
-        for name, score in row.scores.items()
-    ]
-    others = [f"{bar.word} {bar.shown}" for bar in bars[1:]]
-    sentence = f"{row.probe} {bars[0].shown} %" + (f" vs {' vs '.join(others)}" if others else "")
-    chance = None if row.chance is None else 100 * row.chance
-    return Headline(f"{row.task}, {row.probe}", sentence, _gain(row), bars, chance, row.selection, row.what)
-
-
-def _heading(rows: Sequence[Row], run: int, like: Row | None) -> Row | None:
-    own = [row for row in rows if row.run == run and "encoder" in row.scores]
-    alike = None if like is None else (like.task, like.probe)
-    return min(
-        own,
-        key=lambda row: (
-            bool(row.variant),
-            alike not in (None, (row.task, row.probe)),
-            row.probe != MAIN_PROBE,
-            row.gain is None,
-            -row.clearness,
-        ),
-        default=None,
-    )
-
-
-def _gain(row: Row) -> str:
-    if row.gain is None:
-        return ""
-    points = f"{percent(row.gain, sign=True)} points"
-    return f"{points} against the better baseline" if row.is_clear else f"within the error of the better baseline ({points})"
-
-
-def skipped_tasks(runs: Sequence[RunFolder]) -> list[tuple[int, str, str]]:
-    """(run, task, reason) of the tasks that the data has no labels for."""
-    return [
-        (index, _full_title(result), text(result["skipped"], 200))
-        for index, run in enumerate(runs)
-        for result in run.evaluations
-        if result.get("skipped")
-    ]
+    chosen = text(lookup(metric, "chosen", default=""), 120)
+    seeds = int(number(lookup(metric, "seeds")) or 1)
+    spread = number(lookup(metric, "spread")) if seeds > 1 else None
+    return Score(value, number(lookup(metric, "standard_error")), chosen, spread, seeds)
 
 
 def heads(runs: Sequence[RunFolder]) -> list[Head]:
@@ -289,7 +198,7 @@ def heads(runs: Sequence[RunFolder]) -> list[Head]:
         for result in run.evaluations:
             listed = result.get("heads")
             found += (
-                [_head(index, _full_title(result), head) for head in listed if isinstance(head, Mapping)]
+                [_head(index, full_title(result), head) for head in listed if isinstance(head, Mapping)]
                 if isinstance(listed, list)
                 else []
             )

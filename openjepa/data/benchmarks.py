@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openjepa.data.source import Splits
-from openjepa.settings.data import FolderSettings, ScenesSettings
+from openjepa.settings.data import ScenesSettings
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,33 @@ class Benchmark:
 
 
 def _imagenet(root: Path) -> Splits:
-    from openjepa.data.folder import open_folder
+    from openjepa.data.imagenet import open_imagenet
 
-    return open_folder(FolderSettings(path=str(root)), 0)
+    return open_imagenet(root)
+
+
+def _cifar100(root: Path) -> Splits:
+    from openjepa.data.cifar import CIFAR100, open_cifar
+
+    return open_cifar(root, CIFAR100)
+
+
+def _cifar10(root: Path) -> Splits:
+    from openjepa.data.cifar import CIFAR10, open_cifar
+
+    return open_cifar(root, CIFAR10)
+
+
+def _places205(root: Path) -> Splits:
+    from openjepa.data.listed_benchmarks import open_places205
+
+    return open_places205(root)
+
+
+def _inat18(root: Path) -> Splits:
+    from openjepa.data.listed_benchmarks import open_inat18
+
+    return open_inat18(root)
 
 
 def _clevr(root: Path) -> Splits:
@@ -34,7 +58,36 @@ def _clevr(root: Path) -> Splits:
 
 
 BENCHMARKS: dict[str, Benchmark] = {
-    "imagenet1k": Benchmark("ImageNet-1K", ("imagenet", "imagenet1k"), "train/CLASS/*.JPEG and val/CLASS/*.JPEG", _imagenet),
+    "imagenet1k": Benchmark(
+        "ImageNet-1K",
+        ("imagenet", "imagenet1k", "ILSVRC2012", "ILSVRC", "imagenet-object-localization-challenge"),
+        "train/CLASS/*.JPEG, val/CLASS/*.JPEG or val/*.JPEG and the devkit; Kaggle's folders; Parquet",
+        _imagenet,
+    ),
+    "cifar100": Benchmark(
+        "CIFAR100",
+        ("cifar100", "cifar-100", "cifar-100-binary", "cifar-100-python"),
+        "cifar-100-binary/{train,test}.bin, Parquet, or train/CLASS and test/CLASS",
+        _cifar100,
+    ),
+    "cifar10": Benchmark(
+        "CIFAR10",
+        ("cifar10", "cifar-10", "cifar-10-batches-bin", "cifar-10-batches-py"),
+        "cifar-10-batches-bin/{data_batch_1..5,test_batch}.bin, Parquet, or train/CLASS and test/CLASS",
+        _cifar10,
+    ),
+    "places205": Benchmark(
+        "Places205",
+        ("places205", "Places205"),
+        "trainvalsplit_places205/{train,val}_places205.csv and images256/, also at the archive's depth",
+        _places205,
+    ),
+    "inat18": Benchmark(
+        "iNat18",
+        ("inat18", "inat2018", "inaturalist2018"),
+        "train2018.json, val2018.json and train_val2018/",
+        _inat18,
+    ),
     "clevr": Benchmark(
         "CLEVR v1.0", ("CLEVR_v1.0", "clevr"), "images/{train,val} and scenes/CLEVR_{train,val}_scenes.json", _clevr
     ),

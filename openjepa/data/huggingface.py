@@ -45,7 +45,7 @@ def open_huggingface(settings: HuggingFaceSettings, seed: int) -> Splits:
     Local files belong to the split that their name or folder says (`train-00000-of-00004.parquet`, `val/0.tar`); where none
     says any, all are training images. Raises ValueError where something is missing, and names what there is.
     """
-    _require_library()
+    require_library()
     local = _local_files(settings.path)
     available = _hub_splits(settings) if local is None else list(local.splits)
     train_split = _split_name(settings.train_split, available, local, "train_split")
@@ -59,7 +59,8 @@ def open_huggingface(settings: HuggingFaceSettings, seed: int) -> Splits:
     return Splits(train, test, _description(settings, train, test))
 
 
-def _require_library() -> None:
+def require_library() -> None:
+    """Raises ValueError where the packages of the extra `data` are missing."""
     for package in ("datasets", "pyarrow"):
         if importlib.util.find_spec(package) is None:
             raise ValueError(f"data.source=huggingface needs the package {package!r}: pip install 'openjepa[data]'")

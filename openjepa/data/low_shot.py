@@ -1,0 +1,149 @@
+"""Which training images are labeled where only some are: those of a list, or some of each class drawn with a seed."""
+
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openjepa.data.folder import SUFFIXES
+from openjepa.data.source import ListSource
+from openjepa.seeds import derive_samples
+from openjepa.settings.low_shot import LowShotSettings
+
+NUM_EXAMPLES = 3
+"""Names or classes that a message gives as examples."""
+TABLE_ROW = re.compile(r" row \d+ \((.+)\)$")
+"""How rows of tables are named that keep the path of their image."""
+
+
+def low_shot_rows(source: ListSource, labels: NDArray[np.int64], settings: LowShotSettings) -> NDArray[np.int64]:
+    """Sorted numbers of the labeled images of `source`, whose classes are `labels`; one of the settings must be given.
+
+    `percent`: of each class the nearest whole number (halves up), at least one. `images_per_class`: so many of each class. Both
+    take the first images of each class in an order drawn with the seed, so that a smaller subset lies within a larger one.
+    `list`: the images that a file names (see `_listed_rows`).
+    Raises ValueError where a class has too few images, or the list cannot be read or names images that cannot be told apart or
+    are not there.
+    """
+    if settings.list is not None:
+        return _listed_rows(source, Path(settings.list).expanduser())
+    counts = np.bincount(labels)
+    if settings.images_per_class is not None:
+        _check_counts(source, labels, counts, settings.images_per_class)
+        wanted = np.full(len(counts), settings.images_per_class, dtype=np.int64)
+    else:
+        assert settings.percent is not None, "no low-shot setting is given"
+        wanted = np.maximum(np.floor(settings.percent * counts / 100 + 0.5).astype(np.int64), 1)
+    # Sorted by class, then by a random key that is the record's own: the first of each class are taken.
+    keys = derive_samples("subset", settings.seed, np.array([3]), np.arange(len(labels)))
+    order = np.lexsort((keys, labels))
+    rank_in_class = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.sort(order[rank_in_class < wanted[labels[order]]])
+
+
+def _check_counts(source: ListSource, labels: NDArray[np.int64], counts: NDArray[np.int64], wanted: int) -> None:
+    few = np.flatnonzero((counts < wanted) & (counts > 0)).tolist()
+    if not few:
+        return
+    names = source.class_names if source.labels is not None and np.array_equal(source.labels, labels) else None
+    words = [f"{names[label] if names else f'class {label}'} has {counts[label]}" for label in few[:NUM_EXAMPLES]]
+    raise ValueError(
+        f"evaluation.low_shot.images_per_class={wanted}: {len(few)} of {np.count_nonzero(counts)} classes have fewer images "
+        f"({', '.join(words)}); at most {counts[counts > 0].min()} of each class can be drawn"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------------ lists
+
+
+@dataclass(frozen=True)
+class _Name:
+    """An image's path in parts that lists write or leave out."""
+
+    stem: str
+    suffix: str
+    folders: tuple[str, ...]
+
+    def agrees(self, other: "_Name") -> bool:
+        """Whether the folders are the same as far as both are written."""
+        common = min(len(self.folders), len(other.folders))
+        return self.folders[len(self.folders) - common :] == other.folders[len(other.folders) - common :]
+
+
+def _name(path: str) -> _Name:
+    """Only suffixes of images are taken for suffixes: names may have dots."""
+    *folders, file = PurePosixPath(path).parts or (path,)
+    suffix = PurePosixPath(file).suffix
+    if suffix.lower() not in SUFFIXES:
+        return _Name(file, "", tuple(folders))
+    return _Name(file[: -len(suffix)], suffix, tuple(folders))
+
+
+def _listed_rows(source: ListSource, file: Path) -> NDArray[np.int64]:
+    """The images that the lines of a file name: `n01440764_10043.JPEG`, with or without folders and suffix.
+
+    Blank lines and those that start with # are skipped. Suffix and folders decide only where several images have the same name,
+    but folders that both write must agree. What is named twice counts once, with a warning.
+    """
+    lines = _read_list(file)
+    known = _rows_by_stem(source, {_name(line).stem for line in lines})
+    found = {line: _matches(_name(line), known) for line in lines}
+    _refuse(file, [line for line, rows in found.items() if not rows], lambda line: line, "are not among the training images")
+    several = [line for line, rows in found.items() if len(rows) > 1]
+    _refuse(
+        file,
+        several,
+        lambda line: f"{line} ({', '.join(source.name(row) for row in found[line][:2])})",
+        "could be several images",
+    )
+    rows = np.unique(np.array([found[line][0] for line in lines], dtype=np.int64))
+    if len(rows) < len(lines):
+        warnings.warn(f"{file} names {len(lines) - len(rows)} images more than once; they count once", stacklevel=2)
+    return rows
+
+
+def _read_list(file: Path) -> list[str]:
+    setting = f"evaluation.low_shot.list={str(file)!r}"
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{setting} cannot be read ({type(error).__name__}); give a text file with one image per line"
+        ) from error
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if not lines:
+        raise ValueError(f"{setting} names no images; it must have one image per line")
+    return lines
+
+
+def _rows_by_stem(source: ListSource, stems: set[str]) -> dict[str, list[tuple[_Name, int]]]:
+    """Names and numbers of the images that have one of these stems."""
+    known: dict[str, list[tuple[_Name, int]]] = defaultdict(list)
+    for row in range(len(source)):
+        path = source.name(row)
+        in_table = TABLE_ROW.search(path)
+        name = _name(in_table[1] if in_table else path)
+        if name.stem in stems:
+            known[name.stem].append((name, row))
+    return known
+
+
+def _matches(name: _Name, known: dict[str, list[tuple[_Name, int]]]) -> list[int]:
+    agreeing = [(other, row) for other, row in known.get(name.stem, []) if name.agrees(other)]
+    exact = [(other, row) for other, row in agreeing if other.suffix == name.suffix]
+    return [row for _, row in exact or agreeing]
+
+
+def _refuse(file: Path, lines: list[str], describe: Callable[[str], str], what: str) -> None:
+    """Raises ValueError where there are such lines."""
+    if lines:
+        shown = ", ".join(describe(line) for line in lines[:NUM_EXAMPLES]) + (", ..." if len(lines) > NUM_EXAMPLES else "")
+        raise ValueError(
+            f"evaluation.low_shot.list={str(file)!r}: {len(lines)} of its names {what}: {shown}; the list must name images of "
+            "the whole training split by their file names"
+        )

@@ -28,7 +28,8 @@ def labeled_splits(title: str, train: ListSource, test: ListSource, num_classes:
     """
     assert train.labels is not None and test.labels is not None
     if unknown := sorted(set(np.unique(test.labels).tolist()) - set(np.unique(train.labels).tolist())):
-        names = [train.class_names[label] if train.class_names else str(label) for label in unknown]
+        known = dict(enumerate(train.class_names or ()))
+        names = [known.get(label, str(label)) for label in unknown]
         raise ValueError(f"{title}: the test split has {len(names)} classes without training images: {examples(names)}")
     check_usable(train, f"the training split of {title}")
     check_usable(test, f"the test split of {title}")
@@ -44,7 +45,7 @@ def refuse(title: str, root: Path, problem: str, expected: str) -> NoReturn:
 
 def held(folder: Path) -> str:
     """The first entries of a folder, in words."""
-    names = sorted(entry.name for entry in os.scandir(folder))
+    names = sorted(entry.name for entry in folder.iterdir())
     more = f" and {len(names) - NUM_HELD} more" if len(names) > NUM_HELD else ""
     return ", ".join(names[:NUM_HELD]) + more if names else "nothing"
 
@@ -64,7 +65,7 @@ def first_existing(places: Iterable[Path]) -> Path | None:
 
 def class_folders(folder: Path, title: str) -> FolderSource:
     """The images of a folder that has one sub-folder per class, at least two. Raises ValueError where it has not."""
-    if any(entry.name.endswith(".tar") for entry in os.scandir(folder)):
+    if any(entry.suffix == ".tar" for entry in folder.iterdir()):
         refuse(
             title, folder, "holds archives that are not unpacked", "one folder of images per class: unpack each archive there"
         )

@@ -76,12 +76,15 @@ class _Name:
 
 
 def _name(path: str) -> _Name:
-    """Only suffixes of images are taken for suffixes: names may have dots."""
-    *folders, file = PurePosixPath(path).parts or (path,)
-    suffix = PurePosixPath(file).suffix
-    if suffix.lower() not in SUFFIXES:
-        return _Name(file, "", tuple(folders))
-    return _Name(file[: -len(suffix)], suffix, tuple(folders))
+    stem, suffix = _stem(path)
+    return _Name(stem, suffix, PurePosixPath(path).parts[:-1])
+
+
+def _stem(path: str) -> tuple[str, str]:
+    """Name of the file without the suffix, and the suffix. Only those of images are suffixes: names may have dots."""
+    file = path.rpartition("/")[2]
+    stem, dot, suffix = file.rpartition(".")
+    return (stem, dot + suffix) if (dot + suffix).lower() in SUFFIXES else (file, "")
 
 
 def _listed_rows(source: ListSource, file: Path) -> NDArray[np.int64]:
@@ -126,10 +129,11 @@ def _rows_by_stem(source: ListSource, stems: set[str]) -> dict[str, list[tuple[_
     known: dict[str, list[tuple[_Name, int]]] = defaultdict(list)
     for row in range(len(source)):
         path = source.name(row)
-        in_table = TABLE_ROW.search(path)
-        name = _name(in_table[1] if in_table else path)
-        if name.stem in stems:
-            known[name.stem].append((name, row))
+        if path.endswith(")") and (in_table := TABLE_ROW.search(path)):
+            path = in_table[1]
+        stem, _ = _stem(path)  # of a million names; only few are needed in parts
+        if stem in stems:
+            known[stem].append((_name(path), row))
     return known
 
 

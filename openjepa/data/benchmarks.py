@@ -100,4 +100,4 @@ def find_benchmark(name: str, data_root: Path) -> Splits | str:
     for folder in benchmark.folders:
         if (data_root / folder).is_dir():
             return benchmark.open(data_root / folder)
-    return f"no folder {' or '.join(benchmark.folders)} in {data_root} ({benchmark.layout})"
+    return f"no folder {', '.join(benchmark.folders[:-1])} or {benchmark.folders[-1]} in {data_root} ({benchmark.layout})"

@@ -4,6 +4,7 @@ import math
 
 from openjepa.config import flatten
 from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.finetune import BASE_DEPTH, resolve_finetune
 
 _POSITIVE = (math.nextafter(0, 1), math.inf, "above 0")
 _NOT_NEGATIVE = (0.0, math.inf, "at least 0")
@@ -37,6 +38,20 @@ EVALUATION_RANGES: dict[str, tuple[float, float, str]] = {
     "attentive.weight_decay": _NOT_NEGATIVE,
     "finetune.epochs": _COUNT,
     "finetune.batch_size": _COUNT,
+    "finetune.microbatch_size": _COUNT,
+    "finetune.learning_rates": _POSITIVE,
+    "finetune.final_lr": _NOT_NEGATIVE,
+    "finetune.warmup_epochs": _NOT_NEGATIVE,
+    "finetune.weight_decay": _NOT_NEGATIVE,
+    "finetune.layer_decay": (math.nextafter(0, 1), 1.0, "above 0 and at most 1"),
+    "finetune.drop_path": _BELOW_ONE,
+    "finetune.label_smoothing": _BELOW_ONE,
+    "finetune.mixup": _NOT_NEGATIVE,
+    "finetune.cutmix": _NOT_NEGATIVE,
+    "finetune.random_erasing": (0.0, 1.0, "between 0 and 1"),
+    "finetune.magnitude": (0.0, 10.0, "between 0 and 10"),
+    "finetune.magnitude_std": _NOT_NEGATIVE,
+    "finetune.head_std": _NOT_NEGATIVE,
     "dense.max_patches": _COUNT,
 }
 """Smallest and largest value of a setting, and how an error says it; where there are several values, for each."""
@@ -53,3 +68,5 @@ def check_evaluation(settings: EvaluationSettings) -> None:
     given = [name for name in ("list", "percent", "images_per_class") if getattr(shot, name) is not None]
     if len(given) > 1:
         raise ValueError(f"evaluation.low_shot.{given[0]} and low_shot.{given[1]} both say which images are labeled: give one")
+    # the depth is not known yet; shallow encoders have the longest runs, so that nothing possible is refused
+    resolve_finetune(settings.finetune, shot.is_set(), BASE_DEPTH)

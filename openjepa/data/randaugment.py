@@ -1,0 +1,179 @@
+"""RandAugment (Cubuk et al., 2020) in the variant `rand-m9-mstd0.5-inc1` of MAE and I-JEPA. Written from descriptions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageEnhance, ImageOps
+from torch import Tensor
+
+Color = tuple[int, int, int]
+Operation = Callable[[Image.Image, float, float, Color], Image.Image]
+"""(image, strength in [0, 1], sign of +1 or -1, color of what comes in from outside) -> image of the same size."""
+PROBABILITY = 0.5
+"""With which an operation that was chosen is applied."""
+MOST = 10.0
+"""Largest magnitude; the strength of an operation is magnitude / MOST."""
+MOST_DEGREES, MOST_SHEAR, MOST_SHIFT, MOST_FACTOR = 30.0, 0.3, 0.45, 0.9
+LEAST_FACTOR = 0.1
+MIDDLE, MOST_ADDED = 128, 110
+
+
+def auto_contrast(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """Each channel is stretched to 0 .. 255. No strength."""
+    return ImageOps.autocontrast(image)
+
+
+def equalize(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """Each channel's histogram is made flat. No strength."""
+    return ImageOps.equalize(image)
+
+
+def invert(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """255 - value. No strength."""
+    return ImageOps.invert(image)
+
+
+def posterize(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """Only the highest 4 - floor(4 strength) bits of each value are kept: 4 at strength 0, 1 at 0.9, none at 1."""
+    return _by_table(image, [value & ~(0xFF >> (4 - int(4 * strength))) for value in range(256)])
+
+
+def solarize(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """Values of at least 256 - floor(256 strength) are inverted: none at strength 0, all at 1."""
+    return ImageOps.solarize(image, 256 - int(256 * strength))
+
+
+def solarize_add(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """floor(110 strength) is added to values below 128."""
+    added = int(MOST_ADDED * strength)
+    return _by_table(image, [min(255, value + added) if value < MIDDLE else value for value in range(256)])
+
+
+def color(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """Away from (sign +1) or towards its gray version."""
+    return ImageEnhance.Color(image).enhance(_factor(strength, sign))
+
+
+def contrast(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """Away from or towards its mean gray."""
+    return ImageEnhance.Contrast(image).enhance(_factor(strength, sign))
+
+
+def brightness(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """Away from or towards black."""
+    return ImageEnhance.Brightness(image).enhance(_factor(strength, sign))
+
+
+def sharpness(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """Away from or towards a smoothed version."""
+    return ImageEnhance.Sharpness(image).enhance(_factor(strength, sign))
+
+
+def rotate(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """By 30 strength degrees about the center."""
+    return image.rotate(sign * MOST_DEGREES * strength, Image.Resampling.BICUBIC, fillcolor=fill)
+
+
+def shear_x(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """Row y moves by 0.3 strength y pixels; the top row stays."""
+    return _affine(image, (1, sign * MOST_SHEAR * strength, 0, 0, 1, 0), fill)
+
+
+def shear_y(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """Column x moves by 0.3 strength x pixels; the left column stays."""
+    return _affine(image, (1, 0, 0, sign * MOST_SHEAR * strength, 1, 0), fill)
+
+
+def translate_x(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """By 0.45 strength of the width."""
+    return _affine(image, (1, 0, sign * MOST_SHIFT * strength * image.width, 0, 1, 0), fill)
+
+
+def translate_y(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """By 0.45 strength of the height."""
+    return _affine(image, (1, 0, 0, 0, 1, sign * MOST_SHIFT * strength * image.height), fill)
+
+
+OPERATIONS: dict[str, Operation] = {
+    "auto_contrast": auto_contrast,
+    "equalize": equalize,
+    "invert": invert,
+    "posterize": posterize,
+    "solarize": solarize,
+    "solarize_add": solarize_add,
+    "color": color,
+    "contrast": contrast,
+    "brightness": brightness,
+    "sharpness": sharpness,
+    "rotate": rotate,
+    "shear_x": shear_x,
+    "shear_y": shear_y,
+    "translate_x": translate_x,
+    "translate_y": translate_y,
+}
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """Two of fifteen operations per view, drawn with replacement; each is applied with probability 0.5.
+
+    An operation has the magnitude `magnitude` plus Gaussian noise of `magnitude_std`, clipped to [0, 10], and where it has a
+    direction, one of the two by the toss of a coin. With s = magnitude / 10:
+
+    | operations | at strength s |
+    |---|---|
+    | auto_contrast, equalize, invert | always the same |
+    | posterize | keeps 4 - floor(4 s) bits |
+    | solarize | inverts values of at least 256 - floor(256 s) |
+    | solarize_add | adds floor(110 s) to values below 128 |
+    | color, contrast, brightness, sharpness | enhanced by the factor 1 +- 0.9 s, at least 0.1 |
+    | rotate | by +-30 s degrees |
+    | shear_x, shear_y | by +-0.3 s pixels per pixel |
+    | translate_x, translate_y | by +-0.45 s of the side |
+
+    So all that has a strength grows with it (the `inc1` of the name; in AutoAugment's tables some operations weaken). The
+    geometric ones are bicubic, and what comes in from outside has the color `fill`.
+
+    Written from Cubuk et al. (2020) and from descriptions of the variant, not from its code: rounding may differ from it.
+    """
+
+    magnitude: float = 9.0
+    """Of 10."""
+    magnitude_std: float = 0.5
+    """Standard deviation from one operation to the next."""
+    num_operations: int = 2
+    """Drawn per view."""
+    fill: Color = (124, 116, 104)
+    """Mean pixel of the data (default: ImageNet's)."""
+
+    def __call__(self, view: UInt8[Tensor, "3 h w"], seed: int) -> UInt8[Tensor, "3 h w"]:
+        """The augmented view: a pure function of both."""
+        # a generator of its own kind, so that the numbers are not those that have drawn the crop from the same seed
+        generator = np.random.default_rng(seed)
+        chosen = generator.integers(0, len(OPERATIONS), self.num_operations)
+        applied = generator.random(self.num_operations) < PROBABILITY
+        magnitudes = generator.normal(self.magnitude, self.magnitude_std, self.num_operations).clip(0, MOST)
+        signs = np.where(generator.random(self.num_operations) < 0.5, -1.0, 1.0)
+        if not applied.any():
+            return view
+        operations = list(OPERATIONS.values())
+        image = Image.fromarray(view.permute(1, 2, 0).contiguous().numpy())
+        for number in np.flatnonzero(applied):
+            image = operations[chosen[number]](image, float(magnitudes[number]) / MOST, float(signs[number]), self.fill)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def _factor(strength: float, sign: float) -> float:
+    return max(LEAST_FACTOR, 1.0 + sign * MOST_FACTOR * strength)
+
+
+def _by_table(image: Image.Image, table: list[int]) -> Image.Image:
+    return image.point(table * 3)
+
+
+def _affine(image: Image.Image, matrix: tuple[float, ...], fill: Color) -> Image.Image:
+    """Output (x, y) takes the input at (a x + b y + c, d x + e y + f)."""
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=fill)

@@ -1,0 +1,301 @@
+"""The paper's linear probe: heads against torch's modules, recipes against the published files, and known answers."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from openjepa.evaluation import heads as heads_module
+from openjepa.evaluation import linear_full
+from openjepa.evaluation.candidates import Scores, choose, compare, training_on
+from openjepa.evaluation.features import EncoderFeatures
+from openjepa.evaluation.heads import HeadGroup, StackedHeads, Sweep, all_pairs, needed_bytes
+from openjepa.evaluation.linear_full import FrozenFeatures, evaluate_linear_full, feature_batches, find_recipe, make_plan
+from openjepa.evaluation.protocol import ProtocolResult
+from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.linear_full import LINEAR_RECIPES, OWN_DATA_RECIPE, FullLinearSettings, LinearRecipe
+from tests.colors import CONFIG, CPU, color_probe
+
+FULL = FullLinearSettings(epochs=6, batch_size=16, learning_rates=(1.0, 0.1), weight_decays=(0.0,), augmentation="none")
+SETTINGS = EvaluationSettings(device="cpu", precision="fp32", workers=0, feature_batch_size=8, linear_full=FULL)
+
+
+# --------------------------------------------------------------------------------------------------------------- heads
+
+
+def module_of(group: HeadGroup, index: int) -> nn.Sequential:
+    """One head as torch builds it."""
+    _, classes, width = group.weight.shape
+    linear = nn.Linear(width, classes)
+    linear.weight.data, linear.bias.data = group.weight[index].clone(), group.bias[index].clone()
+    return nn.Sequential(linear) if group.scale is None else nn.Sequential(nn.BatchNorm1d(width), linear)
+
+
+def torch_sgd(module: nn.Sequential, rate: float, decay: float) -> torch.optim.SGD:
+    groups = [
+        {"params": list(layer.parameters()), "weight_decay": 0.0 if isinstance(layer, nn.BatchNorm1d) else decay}
+        for layer in module
+    ]
+    return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
+
+
+def random_batches(number: int, size: int, width: int, classes: int) -> list[tuple[Tensor, Tensor]]:
+    random = torch.Generator().manual_seed(3)
+    scale, shift = torch.rand(width, generator=random) * 3, torch.randn(width, generator=random)
+    return [
+        (torch.randn(size, width, generator=random) * scale + shift, torch.randint(classes, (size,), generator=random))
+        for _ in range(number)
+    ]
+
+
+@pytest.mark.parametrize("logits_in_memory", [2**26, 60])
+def test_stacked_heads_are_separate_modules_trained_by_torch(monkeypatch: pytest.MonkeyPatch, logits_in_memory: int) -> None:
+    """Also where a batch is worked off in several portions."""
+    monkeypatch.setattr(heads_module, "LOGITS_IN_MEMORY", logits_in_memory)
+    rates, decays = all_pairs((0.3, 0.03), (0.0, 0.1))
+    stacked = StackedHeads(6, 4, 5, Sweep(rates, decays, "sgd"), seed=0, device=CPU)
+    modules = [[module_of(group, i) for i in range(4)] for group in stacked.groups.values()]
+    optimizers = [[torch_sgd(m, *pair) for m, pair in zip(ms, zip(rates, decays, strict=True), strict=True)] for ms in modules]
+    batches = random_batches(6, 20, 24, 5)
+    for features, labels in batches:
+        stacked.step(features, labels, 1.0)
+        for (name, _), ms, os in zip(stacked.groups, modules, optimizers, strict=True):
+            for module, optimizer in zip(ms, os, strict=True):
+                optimizer.zero_grad()
+                inputs = features[:, -6:] if name == "last" else features
+                nn.functional.cross_entropy(module(inputs), labels).backward()
+                optimizer.step()
+    features = batches[0][0] * 1.3
+    scores = stacked.logits(features)  # [B, 4 groups x 4 settings, C]
+    assert scores.shape == (20, 16, 5) and len(stacked.names()) == 16
+    flat = [(name, m.eval()) for (name, _), ms in zip(stacked.groups, modules, strict=True) for m in ms]
+    with torch.no_grad():
+        for index, (name, module) in enumerate(flat):
+            expected = module(features[:, -6:] if name == "last" else features)
+            torch.testing.assert_close(scores[:, index], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_heads_start_as_torch_draws_linear_layers() -> None:
+    group = HeadGroup(50, 10, 64, is_normed=False, generator=torch.Generator().manual_seed(0))
+    for values in (group.weight, group.bias):
+        assert values.abs().max() <= 1 / 8
+        assert float(values.std()) == pytest.approx(1 / 8 / math.sqrt(3), rel=0.06)  # of a uniform distribution
+
+
+def test_a_head_whose_rate_is_too_high_touches_no_other() -> None:
+    """A linear head has a bounded gradient, so that only a rate near the largest float makes it infinite."""
+    batches = random_batches(30, 20, 24, 5)
+    scores = []
+    for second in (0.01, 3e38):
+        stacked = StackedHeads(6, 4, 5, Sweep((0.1, second), (0.0, 0.0), "sgd"), seed=0, device=CPU)
+        for features, labels in batches:
+            stacked.step(features, labels, 1.0)
+        scores.append(stacked.logits(batches[0][0]))
+    assert torch.equal(scores[0][:, ::2], scores[1][:, ::2]) and torch.isfinite(scores[0]).all()
+    assert not torch.isfinite(scores[1][:, 1::2]).all(dim=2).any()
+
+
+def test_the_estimate_of_memory_counts_what_is_held() -> None:
+    """iNat18 on a ViT-H, two matrices of 1280 and two of 5120 columns: weight, momentum and gradient of all are the least."""
+    least = 3 * 4 * 8142 * 2 * (1280 + 5120)
+    assert least < needed_bytes(1280, 4, 8142, 1, 256) < 2 * least
+    assert needed_bytes(1280, 4, 8142, 8, 256) > 8 * least
+
+
+# ------------------------------------------------------------------------------------------------------ recipes and plan
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "milestones", "batch_size", "optimizer"),
+    [
+        ("imagenet1k", 50, (15, 30, 45), 16384, "lars"),
+        ("places205", 14, (4, 8, 12), 256, "sgd"),
+        ("inat18", 84, (24, 48, 72), 256, "sgd"),
+        ("cifar100", 28, (8, 16, 24), 256, "sgd"),
+        ("clevr_count", 50, (), 256, "sgd"),
+        ("clevr_dist", 100, (), 256, "sgd"),
+    ],
+)
+def test_recipes_are_the_published_ones(
+    name: str, epochs: int, milestones: tuple[int, ...], batch_size: int, optimizer: str
+) -> None:
+    recipe = LINEAR_RECIPES[name]
+    assert (recipe.epochs, recipe.milestones, recipe.batch_size, recipe.optimizer) == (
+        epochs,
+        milestones,
+        batch_size,
+        optimizer,
+    )
+    if name == "imagenet1k":
+        # 0.1 and 0.01 of the files, 0.05, 0.01 and 0.001 of the paper, each for 256 images
+        assert set(recipe.learning_rates) == {round(rate * 16384 / 256, 6) for rate in (0.1, 0.05, 0.01, 0.001)}
+        assert recipe.weight_decays == (5e-4, 0.0)
+    else:
+        assert recipe.learning_rates == (0.01,) and recipe.weight_decays == (5e-4,)
+    assert recipe.augmentation == ("squash_flip" if name.startswith("clevr") else "crop_flip")
+
+
+def test_a_recipe_is_found_by_benchmark_or_by_its_task() -> None:
+    assert find_recipe("cifar10", "Classification") is LINEAR_RECIPES["cifar100"]
+    assert find_recipe("clevr", "Clevr/Count") is LINEAR_RECIPES["clevr_count"]
+    assert find_recipe("clevr", "Clevr/Dist") is LINEAR_RECIPES["clevr_dist"]
+    assert find_recipe("", "Classification") is find_recipe("", "Clevr/Dist") is OWN_DATA_RECIPE
+
+
+def test_rates_of_a_recipe_follow_the_batch_and_those_of_the_settings_do_not() -> None:
+    recipe = LinearRecipe(epochs=10, milestones=(4,), batch_size=256, learning_rates=(0.4, 0.04), weight_decays=(0.0, 1e-3))
+    plan = make_plan(FullLinearSettings(), recipe, 64, "crop_flip")  # 64 images: a batch cannot be larger
+    assert plan.batch_size == 64 and plan.augmentation == "crop_flip" and plan.epochs == 10
+    assert plan.sweep.rates == pytest.approx((0.1, 0.1, 0.01, 0.01)) and plan.sweep.weight_decays == (0.0, 1e-3, 0.0, 1e-3)
+    given = FullLinearSettings(
+        batch_size=32, learning_rates=(0.7,), weight_decays=(0.2,), optimizer="lars", augmentation="none"
+    )
+    assert make_plan(given, recipe, 64, "crop_flip").sweep == Sweep((0.7,), (0.2,), "lars")
+    assert make_plan(given, recipe, 64, "crop_flip").augmentation == "none"
+
+
+def test_rates_fall_at_milestones_or_along_a_cosine() -> None:
+    def factors(recipe: LinearRecipe, epochs: int | None = None) -> list[float]:
+        plan = make_plan(FullLinearSettings(epochs=epochs), recipe, 1000, "crop_flip")
+        return [plan.factor(epoch) for epoch in range(plan.epochs)]
+
+    steps = factors(LINEAR_RECIPES["places205"])
+    assert steps == pytest.approx([1.0] * 4 + [0.1] * 4 + [0.01] * 4 + [0.001] * 2)
+    assert factors(LINEAR_RECIPES["places205"], 7) == pytest.approx([1.0] * 2 + [0.1] * 2 + [0.01] * 2 + [0.001])
+    curve = factors(LINEAR_RECIPES["clevr_count"])
+    assert curve[0] == 1.0 and curve[25] == pytest.approx(0.505)
+    assert curve == pytest.approx([0.01 + 0.99 * (1 + math.cos(math.pi * epoch / 50)) / 2 for epoch in range(50)])
+
+
+# --------------------------------------------------------------------------------------------------- features and batches
+
+
+@pytest.mark.parametrize("pooling", ["average", "class_token"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_features_are_those_that_are_kept_for_other_probes(pooling: Any, precision: str) -> None:
+    config = replace(CONFIG, pooling=pooling)
+    probe = replace(color_probe(), config=config, precision=precision)
+    images = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
+    mine = FrozenFeatures(probe)(images)
+    assert mine.shape == (5, 4 * 24) and mine.dtype == torch.float32
+    torch.testing.assert_close(mine, EncoderFeatures(probe.encoder, config, CPU, precision).extract(images))
+
+
+def test_a_batch_is_gathered_over_several_forwards() -> None:
+    probe = color_probe(train=23)
+    seen = []
+    for piece in (4, 9, 64):
+        training = training_on(
+            probe,
+            np.arange(23),
+            replace(SETTINGS, feature_batch_size=piece),
+            epochs=1,
+            batch_size=10,
+            augmentation="crop_flip",
+            interpolation="bilinear",
+        )
+        batches = list(feature_batches(training, FrozenFeatures(probe), epoch=2))
+        assert [len(labels) for _, labels in batches] == [10, 10]  # three images are left out
+        seen.append(torch.cat([features for features, _ in batches]))
+        torch.testing.assert_close(seen[0], seen[-1])
+    assert len(seen[0].unique(dim=0)) == 20
+
+
+# ----------------------------------------------------------------------------------------------------------- known answers
+
+
+def number(results: tuple[ProtocolResult, ...], index: int = 0) -> float:
+    result = results[index]
+    (chosen,) = [head for head in result.heads if head.chosen]
+    assert chosen.test_accuracy == result.accuracy
+    assert result.standard_error == pytest.approx(math.sqrt(result.accuracy * (1 - result.accuracy) / 30))
+    return result.accuracy
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_colors_are_told_apart(optimizer: Any) -> None:
+    full = replace(FULL, optimizer=optimizer, learning_rates=(1.0, 0.1) if optimizer == "sgd" else (60.0,), epochs=12)
+    results = evaluate_linear_full(color_probe(), replace(SETTINGS, selection="both", linear_full=full))
+    assert [result.selection for result in results] == ["held_out", "paper"]
+    assert number(results) == number(results, 1) == 1.0
+    assert {(head.features, head.head) for head in results[0].heads} == {
+        (features, head) for features in ("last", "last_four") for head in ("linear", "batch_norm")
+    }
+    assert all(head.held_out_accuracy is not None for head in results[0].heads)
+    assert all(head.held_out_accuracy is None for head in results[1].heads)
+
+
+def test_labels_that_are_noise_are_guessed() -> None:
+    accuracy = number(evaluate_linear_full(color_probe(noise=True), SETTINGS))
+    assert abs(accuracy - 1 / 3) < 3 * math.sqrt(1 / 3 * 2 / 3 / 30)
+
+
+@pytest.mark.parametrize("augmentation", ["crop_flip", "center_flip", "squash_flip"])
+def test_every_augmentation_keeps_the_color(augmentation: Any) -> None:
+    full = replace(FULL, augmentation=augmentation, epochs=10)
+    assert number(evaluate_linear_full(color_probe(), replace(SETTINGS, linear_full=full))) == 1.0
+
+
+def test_top_five_is_given_where_there_are_more_than_five_classes() -> None:
+    extra = evaluate_linear_full(color_probe(8, 80, 30), SETTINGS)[0].extra
+    assert extra["top5"] == 1.0 and "top5" not in evaluate_linear_full(color_probe(), SETTINGS)[0].extra
+
+
+def test_the_same_seed_gives_the_same_heads_and_another_seed_others() -> None:
+    def accuracies(seed: int) -> list[float]:
+        short = replace(FULL, epochs=1, learning_rates=(0.03, 0.01))
+        result = evaluate_linear_full(color_probe(9), replace(SETTINGS, seed=seed, linear_full=short))[0]
+        return [head.test_accuracy for head in result.heads]
+
+    assert accuracies(0) == accuracies(0) != accuracies(1)
+
+
+def test_a_rate_that_is_too_high_is_named_and_never_chosen() -> None:
+    full = replace(FULL, learning_rates=(3e38, 0.5), epochs=8)
+    result = evaluate_linear_full(color_probe(), replace(SETTINGS, linear_full=full))[0]
+    failed = [head for head in result.heads if "failed" in head.setting]
+    assert len(failed) == 4 and all(head.setting.startswith("lr 3e+38") and head.test_accuracy == 0.0 for head in failed)
+    assert result.accuracy == 1.0 and not any(head.chosen for head in failed)
+    with pytest.raises(ValueError, match=r"linear_full\.learning_rates: .* smaller ones than lr 3e\+38"):
+        evaluate_linear_full(color_probe(), replace(SETTINGS, linear_full=replace(full, learning_rates=(3e38,))))
+
+
+def test_a_failed_head_loses_a_tie_with_one_that_is_always_wrong() -> None:
+    scores = Scores(top1=[0.0, 0.0], top5=[0.0, 0.5], is_finite=[False, True], num=4)
+    result = choose([("last", "linear", "lr 9"), ("last", "linear", "lr 1")], scores, scores, 7, 0.0, "rates")
+    assert [head.setting for head in result.heads if head.chosen] == ["lr 1"] and result.extra["top5"] == 0.5
+
+
+def test_held_out_images_are_not_trained_on() -> None:
+    probe, asked = color_probe(), []
+
+    class Always:
+        def names(self) -> list[tuple[str, str, str]]:
+            return [("last", "linear", "first class")]
+
+        def answer(self, images: Tensor) -> Tensor:
+            return torch.tensor([1.0, 0.0, 0.0]).expand(len(images), 1, 3)
+
+    def train(rows: Any) -> Always:
+        asked.append(rows)
+        return Always()
+
+    results = compare(probe, replace(SETTINGS, selection="both"), train, "crop", "rates")
+    assert len(asked[0]) == 54 and len(np.unique(asked[0])) == 54 and np.array_equal(asked[1], np.arange(60))
+    # a tenth of each class is held out, so that the first class is a third of what is left and of what is held out
+    assert results[0].heads[0].held_out_accuracy == pytest.approx(1 / 3) and results[1].accuracy == pytest.approx(1 / 3)
+
+
+def test_a_batch_larger_than_the_data_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate_linear_full(color_probe(), replace(SETTINGS, linear_full=replace(FULL, batch_size=512, epochs=1)))
+    assert "batches of 54: there are fewer than 512" in capsys.readouterr().err
+
+
+def test_heads_that_do_not_fit_are_refused_with_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_full, "memory_limit", lambda device: 10_000)
+    with pytest.raises(ValueError, match=r"8 heads of 3 classes need about 0\.0 GB .* give fewer of both"):
+        evaluate_linear_full(color_probe(), SETTINGS)

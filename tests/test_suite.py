@@ -68,6 +68,7 @@ def test_what_is_there_is_evaluated_and_the_rest_is_skipped_with_the_reason(subj
     whole = json.loads((subject / "eval" / "imagenet1k.json").read_text())
     assert (whole["num_train"], whole["num_test"], whole["row"], whole["title"]) == (48, 16, "imagenet1k", "ImageNet-1K")
     assert {item["value"] for item in whole["published"] if item["method"] == "I-JEPA"} == {72.9, 77.5, 79.3, 81.1}
+    assert "failed: evaluation.selection='held_out'" in str(results["imagenet1k-1pct"].skipped)  # one image per class
     for name in ("cifar100", "places205", "inat18", "clevr_count"):
         assert "no folder" in str(results[name].skipped)
         assert json.loads((subject / "eval" / f"{name}.json").read_text())["skipped"] == results[name].skipped
@@ -122,6 +123,7 @@ def test_a_broken_benchmark_stops_before_anything_is_computed(subject: Path, dat
     [
         ("papers", "data", (), "suite='papers' does not exist: did you mean 'paper'"),
         ("paper", "nowhere", (), "is no folder; it must hold one folder per data set: imagenet"),
+        ("paper", "mine", (), "holds none of the data sets of the rows asked for: imagenet"),
         ("paper", "data", ("cifar",), "tasks='cifar' is no row of the suite 'paper': did you mean"),
     ],
 )

@@ -1,5 +1,6 @@
 """The command `openjepa evaluate`."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,7 +60,10 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
         print_results(evaluate_run(options.subject, options.evaluation, data))
     else:
         assert options.data_root is not None
-        print_results(evaluate_suite(options.subject, options.suite, Path(options.data_root), options.evaluation))
+        results = evaluate_suite(options.subject, options.suite, Path(options.data_root), options.evaluation)
+        print_results(results)
+        if any((result.skipped or "").startswith("failed: ") for result in results):
+            sys.exit(1)
 
 
 def _check_evaluation_options(options: EvaluateOptions, has_data: bool) -> None:

@@ -11,6 +11,8 @@ from openjepa.whole_files import whole_file
 
 FORMAT = "openjepa-evaluation"
 VERSION = 1
+FAILED = "failed: "
+"""How the reason of a row begins that could have been evaluated but for an error."""
 
 
 @dataclass(frozen=True)

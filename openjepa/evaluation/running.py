@@ -10,7 +10,7 @@ from openjepa.data import open_splits
 from openjepa.data.benchmarks import BENCHMARKS, find_benchmark
 from openjepa.data.source import Splits
 from openjepa.evaluation.probing import KnownComponents, Subjects, evaluate_task
-from openjepa.evaluation.results import Result, over_seeds
+from openjepa.evaluation.results import FAILED, Result, over_seeds
 from openjepa.evaluation.subjects import Subject, find_subject, untrained
 from openjepa.evaluation.suite import SUITES, SuiteRow
 from openjepa.evaluation.tables import print_results
@@ -62,41 +62,53 @@ def evaluate_run(subject: Path, settings: EvaluationSettings, data: DataSettings
 def evaluate_suite(subject: Path, suite: str, data_root: Path, settings: EvaluationSettings) -> list[Result]:
     """Evaluates an encoder or a run on every row of a suite whose benchmark lies below `data_root`.
 
-    Writes `<subject>/eval/<row>.json`. A benchmark that is not there gives a Result that says so; one that is there but broken
-    (a missing split, a list of absent files) raises ValueError before anything is computed, as does an unknown suite.
+    Writes `<subject>/eval/<row>.json`. A benchmark that is not there, or a row that cannot be evaluated on what is there (too
+    few images of a class), gives a Result that says why. Raises ValueError before anything is computed for a benchmark that is
+    there but broken (a missing split, a list of absent files), for an unknown suite or row, and where no benchmark is there.
     """
     check_evaluation(settings)
-    if suite not in SUITES:
-        raise ValueError(f"suite={suite!r} does not exist: {nearest(suite, SUITES)}")
-    if not data_root.expanduser().is_dir():
-        raise ValueError(f"data_root={str(data_root)!r} is no folder; it must hold one folder per data set: {_expected(suite)}")
+    rows = _suite_rows(suite, settings.tasks)
+    root = data_root.expanduser()
+    if not root.is_dir():
+        raise ValueError(f"data_root={str(data_root)!r} is no folder; it must hold one folder per data set: {_expected(rows)}")
     found = find_subject(Path(subject).expanduser(), settings, None)
     encoder, config = load_encoder(found.encoder_folder)
     size = _image_size(settings, config)
-    rows = [row for row in SUITES[suite] if not settings.tasks or row.name in settings.tasks]
-    if unknown := [name for name in settings.tasks if name not in {row.name for row in SUITES[suite]}]:
-        names = [row.name for row in SUITES[suite]]
-        raise ValueError(f"tasks={unknown[0]!r} is no row of the suite {suite!r}: {nearest(unknown[0], names)}")
-    opened = {name: find_benchmark(name, data_root.expanduser()) for name in dict.fromkeys(row.benchmark for row in rows)}
+    opened = {name: find_benchmark(name, root) for name in dict.fromkeys(row.benchmark for row in rows)}
+    if all(isinstance(splits, str) for splits in opened.values()):
+        raise ValueError(f"data_root={str(data_root)!r} holds none of the data sets of the rows asked for: {_expected(rows)}")
     known: dict[str, KnownComponents] = {}
     results = []
     for row in rows:
         own = _row_settings(row, settings)
         splits = opened[row.benchmark]
         variant = variant_name(own, config.image_size, size, found.encoder_name, usual=_row_settings(row, EvaluationSettings()))
-        if isinstance(splits, str):
-            blank = replace(_blank(row.task, found, own, None), skipped=splits, **row.words(), variant=variant)
-            blank.write(found.output / "eval")
-            results.append(blank)
-            continue
         blank = replace(_blank(row.task, found, own, splits), **row.words(), variant=variant)
+        if isinstance(splits, str):
+            results.append(replace(blank, skipped=splits))
+            results[-1].write(found.output / "eval")
+            continue
         axes = known.setdefault(row.benchmark, {})
-        results.append(_evaluate(blank, splits, found, encoder, config, own, axes, row.benchmark))
+        try:
+            results.append(_evaluate(blank, splits, found, encoder, config, own, axes, row.benchmark))
+        except ValueError as error:  # the other rows need not suffer
+            results.append(replace(blank, skipped=f"{FAILED}{error}"))
+            results[-1].write(found.output / "eval")
     return results
 
 
-def _expected(suite: str) -> str:
-    return ", ".join(dict.fromkeys(BENCHMARKS[row.benchmark].folders[0] for row in SUITES[suite]))
+def _suite_rows(suite: str, names: Sequence[str]) -> list[SuiteRow]:
+    """The rows of a suite that are asked for; all where none is named."""
+    if suite not in SUITES:
+        raise ValueError(f"suite={suite!r} does not exist: {nearest(suite, SUITES)}")
+    rows = {row.name: row for row in SUITES[suite]}
+    if unknown := [name for name in names if name not in rows]:
+        raise ValueError(f"tasks={unknown[0]!r} is no row of the suite {suite!r}: {nearest(unknown[0], rows)}")
+    return [row for row in rows.values() if not names or row.name in names]
+
+
+def _expected(rows: Sequence[SuiteRow]) -> str:
+    return ", ".join(dict.fromkeys(BENCHMARKS[row.benchmark].folders[0] for row in rows))
 
 
 def _row_settings(row: SuiteRow, settings: EvaluationSettings) -> EvaluationSettings:
@@ -109,7 +121,7 @@ def _row_settings(row: SuiteRow, settings: EvaluationSettings) -> EvaluationSett
     return replace(settings, protocols=settings.protocols or row.protocols, low_shot=shot)
 
 
-def _blank(task: str, subject: Subject, settings: EvaluationSettings, splits: Splits | None) -> Result:
+def _blank(task: str, subject: Subject, settings: EvaluationSettings, splits: Splits | str) -> Result:
     which = settings.encoder if subject.kind == "run" else "external"
     return Result(
         task,
@@ -117,7 +129,7 @@ def _blank(task: str, subject: Subject, settings: EvaluationSettings, splits: Sp
         subject.kind,
         which,
         settings.selection,
-        data="" if splits is None else splits.description,
+        data="" if isinstance(splits, str) else splits.description,
         masks_mode=subject.masks_mode,
         step=subject.step,
     )

@@ -28,6 +28,8 @@ def check(config: RunConfig, world_size: int = 1) -> None:
         _check_multiblock(config)
     _check_source(config)
     _check_run(config.run)
+    if config.monitor.lidar_masks == 1:
+        raise ValueError("monitor.lidar_masks=1 must be at least 2, because LiDAR compares draws; or 0 for no LiDAR")
 
 
 def remarks(config: RunConfig) -> list[str]:
@@ -101,6 +103,8 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "run.seed": _NOT_NEGATIVE,
     "monitor.every": _NOT_NEGATIVE,
     "monitor.images": (2.0, math.inf, "at least 2"),
+    "monitor.lidar_masks": _NOT_NEGATIVE,
+    "monitor.lidar_images": (2.0, math.inf, "at least 2"),
     "monitor.knn_images": _COUNT,
     "system.workers": _NOT_NEGATIVE,
     "system.threads": _COUNT,

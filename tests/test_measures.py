@@ -10,7 +10,7 @@ from torch.nn import functional
 from openjepa.measures.accuracy import Accuracy, top1
 from openjepa.measures.collapse import CollapseStatistics, collapse_statistics, trivial_losses, verdict
 from openjepa.measures.knn import knn_accuracy, knn_predictions
-from openjepa.measures.rank import rankme
+from openjepa.measures.rank import alpha_req, lidar, rankme
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -27,6 +27,79 @@ def test_rankme_of_known_spectra() -> None:
 def test_rankme_is_computed_in_float64() -> None:
     features = torch.diag(torch.tensor([1.0, 1e-6, 1e-6]))
     assert rankme(features, eps=0.0) == pytest.approx(rankme(features.double(), eps=0.0), rel=1e-9)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
+def test_alpha_req_finds_the_exponent_of_a_power_law(alpha: float) -> None:
+    directions = torch.linalg.qr(random(300, 120).double() - random(300, 120).double().mean(dim=0)).Q
+    features = directions * torch.arange(1, 121).double() ** (-alpha / 2) @ torch.linalg.qr(random(120, 120, seed=1).double()).Q
+    for weighted in (True, False):
+        assert alpha_req(features + 3, weighted=weighted) == pytest.approx(alpha, rel=1e-9)
+    assert alpha_req(7 * features) == pytest.approx(alpha, rel=1e-9)
+
+
+def test_alpha_req_sees_only_the_ranks_it_is_given() -> None:
+    spectrum = torch.arange(1, 41).double() ** -0.5
+    spectrum[:3], spectrum[30:] = 5.0, 1e-3
+    directions = torch.linalg.qr(random(90, 40).double() - random(90, 40).double().mean(dim=0)).Q
+    assert alpha_req(directions * spectrum, 4, 30) == pytest.approx(1, rel=1e-9)
+    assert alpha_req(directions * spectrum, 1, 40) > 1.5
+
+
+def test_alpha_req_of_what_has_no_spectrum() -> None:
+    assert math.isnan(alpha_req(torch.zeros(9, 7))) and math.isnan(alpha_req(torch.full((9, 7), float("nan"))))
+    assert math.isnan(alpha_req(torch.full((500, 40), 0.1) * random(1, 40)))  # all images alike
+    assert math.isnan(alpha_req(random(5, 30))), "4 ranks: none to fit from the fourth on"
+    with pytest.raises(ValueError, match="first_rank=0 must be at least 1"):
+        alpha_req(random(5, 5), 0)
+
+
+def slow_lidar(groups: Tensor, delta: float) -> float:
+    """Word for word: both scatters as sums of outer products, the root of the inverse, the spectrum of the product."""
+    n, q, width = groups.shape
+    means = [group.mean(dim=0) for group in groups]
+    grand = groups.flatten(0, 1).mean(dim=0)
+    between = torch.zeros(width, width, dtype=torch.float64)
+    within = delta * torch.eye(width, dtype=torch.float64)
+    for mean, group in zip(means, groups, strict=True):
+        between += torch.outer(mean - grand, mean - grand) / (n - 1)
+        for row in group:
+            within += torch.outer(row - mean, row - mean) / (n * (q - 1))
+    values, vectors = torch.linalg.eigh(within)
+    root = vectors @ torch.diag(values**-0.5) @ vectors.T
+    spectrum = torch.linalg.eigvalsh(root @ between @ root).clamp(min=0)
+    shares = spectrum / spectrum.sum() + 1e-7
+    return float(torch.exp(-(shares * shares.log()).sum()))
+
+
+@pytest.mark.parametrize(("n", "q", "width"), [(30, 4, 6), (5, 3, 8), (2, 2, 1)])
+@pytest.mark.parametrize("delta", [1e-4, 0.5])
+def test_lidar_is_its_definition(n: int, q: int, width: int, delta: float) -> None:
+    groups = random(n, 1, width).double() * torch.arange(1, width + 1) + 0.3 * random(n, q, width, seed=1).double() + 2
+    assert lidar(groups, delta) == pytest.approx(slow_lidar(groups, delta), rel=1e-8)
+
+
+def test_lidar_counts_the_directions_that_tell_images_apart() -> None:
+    """RankMe sees all 10 directions; only 3 of them are the image's, the others change from view to view."""
+    noise = random(400, 10, 10, seed=1).double()
+    images = torch.linalg.qr(random(400, 3).double() - random(400, 3).double().mean(dim=0)).Q * 400**0.5
+    groups = noise.clone()
+    groups[..., :3] = images[:, None] + 0.01 * noise[..., :3]
+    assert lidar(groups) == pytest.approx(3, rel=0.01) and rankme(groups.flatten(0, 1)) > 9.9
+    assert lidar(groups.flip(1)) == pytest.approx(lidar(groups), rel=1e-9)
+
+
+def test_lidar_of_what_has_no_classes() -> None:
+    assert lidar(torch.ones(4, 3, 5)) == 0
+    assert math.isnan(lidar(torch.full((4, 3, 5), float("inf"))))
+    for shape in ((1, 3, 5), (3, 1, 5)):
+        with pytest.raises(ValueError, match="at least 2 images with 2 views each; got"):
+            lidar(torch.ones(shape))
+
+
+def test_lidar_of_bf16_is_computed_in_float64() -> None:
+    groups = random(20, 4, 6).bfloat16()
+    assert lidar(groups) == lidar(groups.double())
 
 
 def test_accuracy_and_its_standard_error() -> None:

@@ -191,15 +191,23 @@ class ChunkReader:
         chunk = result.chunk
         if chunk.mask_ids is None:
             return
-        drawn = 0
-        for name in self.inputs.masked_views:
-            count = self.inputs.views[name].count
-            seeds = [derive("mask", self.seed, number) if number else self.seed for number in range(drawn, drawn + count)]
-            epoch = np.array([chunk.epoch])
-            sample_seeds = np.concatenate([derive_samples("mask", seed, epoch, chunk.mask_ids) for seed in seeds])
-            group_seed = derive("group", seeds[0], chunk.step, chunk.group)
-            result.masks[name] = self.sampler(sample_seeds, group_seed, chunk.step)
-            drawn += count
+        result.masks = draw_masks(
+            self.sampler, self.inputs, chunk.mask_ids, seed=self.seed, epoch=chunk.epoch, step=chunk.step, group=chunk.group
+        )
+
+
+def draw_masks(
+    sampler: MaskDrawer, inputs: InputSpec, ids: NDArray[np.int64], *, seed: int, epoch: int, step: int, group: int
+) -> dict[str, Masks]:
+    """The masks of the samples `ids` [B] for every masked view: V x B rows each, view by view, each with a seed of its own."""
+    masks, drawn = {}, 0
+    for name in inputs.masked_views:
+        count = inputs.views[name].count
+        seeds = [derive("mask", seed, number) if number else seed for number in range(drawn, drawn + count)]
+        sample_seeds = np.concatenate([derive_samples("mask", one, np.array([epoch]), ids) for one in seeds])
+        masks[name] = sampler(sample_seeds, derive("group", seeds[0], step, group), step)
+        drawn += count
+    return masks
 
 
 def _empty_pixels(shape: tuple[int, ...]) -> UInt8[Tensor, "..."]:

@@ -1,4 +1,9 @@
-"""Effective rank of a feature matrix, without labels."""
+"""Quality of features without labels: effective rank (RankMe), decay of the spectrum (alpha-ReQ), and LiDAR.
+
+All three are necessary signs, not sufficient ones. RankMe and LiDAR compare runs of one method only.
+"""
+
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -10,16 +15,106 @@ def rankme(features: Float[Tensor, "n D"], eps: float = 1e-7) -> float:
 
     p_k = s_k / sum(s) + eps and exp(-sum p_k log p_k) over all min(n, D) singular values of the raw, not centered matrix.
     Between 1 and min(n, D) (eps adds a little). Computed in float64, on the CPU where the device (mps) has
-    none. All-zero features have rank 0.
+    none. All-zero features have rank 0; numbers that are not finite give nan.
     Only runs of one method are comparable by it, and a high rank is necessary, not sufficient, for good features.
     """
-    matrix = features.detach()
-    matrix = (matrix.cpu() if matrix.device.type == "mps" else matrix).to(torch.float64)
-    if not bool(torch.isfinite(matrix).all()):
+    matrix = _exact(features)
+    if not _is_finite(matrix):
         return float("nan")
+    # Not from the Gram matrix, which would halve the time: its roots are exact to 1e-8 of the largest only, where eps is 1e-7
+    # (RankMe is then off by 5e-9 to 2e-6, relative, for singular values that fall as 1/k^2 to 1/k^4).
     singular_values = torch.linalg.svdvals(matrix)
-    total = singular_values.sum()
-    if total == 0:
-        return 0.0
-    shares = singular_values / total + eps
-    return float(torch.exp(-torch.special.xlogy(shares, shares).sum()))
+    return _exp_entropy(_shares(singular_values, eps))
+
+
+def alpha_req(features: Float[Tensor, "n D"], first_rank: int = 4, last_rank: int | None = 100, weighted: bool = True) -> float:
+    """alpha-ReQ (Agrawal et al., NeurIPS 2022): exponent of the power law k^-alpha that the covariance's eigenvalues follow.
+
+    Least squares of log eigenvalue on log k over the ranks k from `first_rank` to `last_rank` (1-based, inclusive; None: all),
+    weighted with 1/k or not; alpha is minus the slope. Ranks 4 to 100 and the weights are those of the authors' code; the paper
+    names no range. Ranks beyond what the features' number format resolves are left out; nan where fewer than two remain, or
+    numbers are not finite. Near 1 is best; larger: few directions carry everything; smaller: the spectrum is flat, as of noise.
+    Raises ValueError for `first_rank` below 1. Computed in float64 as RankMe is.
+    """
+    if first_rank < 1:
+        raise ValueError(f"first_rank={first_rank} must be at least 1: ranks count from 1")
+    matrix = _exact(features)
+    if not _is_finite(matrix):
+        return float("nan")
+    singular_values = torch.linalg.svdvals(matrix - matrix.mean(dim=0))
+    # every raw number is rounded to eps of its own size, so that singular values below this hold no more than rounding
+    noise = torch.finfo(features.dtype).eps * torch.linalg.matrix_norm(matrix)
+    rank = int((singular_values > noise).sum())
+    last = rank if last_rank is None else min(last_rank, rank)
+    if last - first_rank < 1:
+        return float("nan")
+    ranks = torch.arange(first_rank, last + 1, dtype=matrix.dtype, device=matrix.device)
+    # eigenvalue = s^2 / (n - 1); the factor moves the line, not its slope
+    return -_slope(ranks.log(), 2 * singular_values[first_rank - 1 : last].log(), 1 / ranks if weighted else ranks**0)
+
+
+def lidar(
+    groups: Float[Tensor, "n q D"],
+    delta: float = 1e-4,
+    eps: float = 1e-7,
+    biased: bool = False,
+    eps_on: Literal["shares", "eigenvalues"] = "shares",
+) -> float:
+    """LiDAR (arXiv 2312.04000): effective rank of what tells n images apart, against what changes within q views of each.
+
+    With class means m_i and their mean m: S_b = sum (m_i - m)(m_i - m)^T / (n - 1), S_w = sum (x_ij - m_i)(x_ij - m_i)^T /
+    (n (q - 1)) + delta I, and exp of the entropy of the normalized eigenvalues of S_w^-1/2 S_b S_w^-1/2. `biased` divides by n
+    and n q. eps is added to the D shares, or to the eigenvalues before they become shares (as one published program does).
+    Between 1 and min(n - 1, D), so n should exceed D (paper: q = 50 is recommended, 10 is cheap; it names no delta, 1e-4 is
+    what later code uses). Classes that are all alike have rank 0; numbers that are not finite give nan.
+    Only runs of one method are comparable by it. Raises ValueError for less than 2 images or 2 views. float64 as RankMe.
+    """
+    num_images, num_views, width = groups.shape
+    if num_images < 2 or num_views < 2:
+        raise ValueError(f"LiDAR needs at least 2 images with 2 views each; got {num_images} with {num_views}")
+    values = _exact(groups)
+    if not _is_finite(values):
+        return float("nan")
+    means = values.mean(dim=1)  # [n, D]
+    within = (values - means[:, None]).flatten(0, 1)  # [n*q, D]
+    between = means - means.mean(dim=0)
+    within_divisor = num_images * num_views if biased else num_images * (num_views - 1)
+    scatter = within.T @ within / within_divisor
+    scatter.diagonal().add_(delta)
+    # With S_w = L L^T the matrix is similar to (L^-1 B)(L^-1 B)^T, B the centered means as columns: no root is needed.
+    lower = torch.linalg.cholesky(scatter)
+    whitened = torch.linalg.solve_triangular(lower, between.T, upper=False)  # [D, n]
+    eigenvalues = whitened.new_zeros(width)
+    found = torch.linalg.svdvals(whitened).square() / (num_images if biased else num_images - 1)
+    eigenvalues[: len(found)] = found[:width]
+    if eps_on == "eigenvalues":
+        return _exp_entropy(_shares(eigenvalues + eps, 0.0))
+    return _exp_entropy(_shares(eigenvalues, eps))
+
+
+def _exact(features: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """In float64, on the CPU where the device (mps) has none."""
+    values = features.detach()
+    return (values.cpu() if values.device.type == "mps" else values).to(torch.float64)
+
+
+def _is_finite(values: Float[Tensor, "*shape"]) -> bool:
+    return bool(torch.isfinite(values).all())
+
+
+def _shares(spectrum: Float[Tensor, " k"], eps: float) -> Float[Tensor, " k"]:
+    """Of their sum, and eps; an empty tensor where the sum is 0."""
+    total = spectrum.sum()
+    return spectrum[:0] if total == 0 else spectrum / total + eps
+
+
+def _exp_entropy(shares: Float[Tensor, " k"]) -> float:
+    """exp(-sum p log p), in which 0 log 0 = 0; 0 where there are no shares."""
+    return float(torch.exp(-torch.special.xlogy(shares, shares).sum())) if len(shares) else 0.0
+
+
+def _slope(x: Float[Tensor, " k"], y: Float[Tensor, " k"], weights: Float[Tensor, " k"]) -> float:
+    """Of the line with the least weighted sum of squared residuals: sum w (x - mx)(y - my) / sum w (x - mx)^2."""
+    shares = weights / weights.sum()
+    centered = x - (shares * x).sum()
+    return float((shares * centered * (y - (shares * y).sum())).sum() / (shares * centered.square()).sum())

@@ -65,6 +65,15 @@ class Method(nn.Module, ABC):
     def probe(self, batch: Batch, progress: Progress) -> ProbeOutput:
         """What the collapse monitor looks at, without gradients and without changing anything."""
 
+    def predicted_features(self, batch: Batch, progress: Progress) -> Float[Tensor, "B D"] | None:
+        """What the method predicts of each image from the part that its masks leave visible, as one vector: pooled.
+
+        The monitor calls it with the same views under several draws of masks and measures LiDAR, that is how far the
+        predictions tell the images apart beside how far they depend on the masks. Without gradients, without randomness and
+        without changing anything. None, whatever the batch: this method has no predictor, and LiDAR is left out.
+        """
+        return None
+
     def before_step(self, progress: Progress) -> None:
         """After the last backward of a step, before clipping: may drop or change gradients."""
 

@@ -88,6 +88,15 @@ class IJepa(Method):
         features = encoded.pooled(self.encoder_config.pooling)
         return ProbeOutput(features, loss, targets, masks.targets, self.distance)
 
+    @torch.no_grad()
+    def predicted_features(self, batch: Batch, progress: Progress) -> Float[Tensor, "B D"]:
+        """The predictor's outputs averaged over blocks and patches, without drop path."""
+        training = self.training
+        self.eval()
+        predictions = self._predictions(*_images_and_masks(batch))  # [B, M, T, D]
+        self.train(training)
+        return predictions.mean(dim=(1, 2))
+
     def flops(self) -> Mapping[str, float]:
         """FLOPs of one image's forward by part, averaged over the token counts that occur."""
         rows, columns = self.encoder_config.grid()

@@ -50,12 +50,17 @@ class SystemSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MonitorSettings:
-    """Watching for collapse on a fixed probe batch, and the optional online k-NN. Cannot change the results."""
+    """Watching collapse and quality without labels on a fixed probe batch, and the online k-NN. Cannot change the results."""
 
     every: int = 100
     """Steps between two looks. 0: never."""
     images: int = 512
     """Images of the fixed probe batch; the rank that can be seen is at most this."""
+    lidar_masks: int = 10
+    """Draws of masks of each image for LiDAR (paper: 50, cheap: 10), where the method has a predictor. 0: no LiDAR."""
+    lidar_images: int = 64
+    """First images of the probe batch that LiDAR tells apart; it is at most this less one (paper: more than the width). A look
+    computes context and predictor for `lidar_masks` x `lidar_images` more images."""
     knn: bool = False
     """Also classify held-out images by their nearest neighbors, where the data has labels."""
     knn_images: int = 2000

@@ -1,4 +1,4 @@
-"""Watching a run on a fixed probe batch: collapse, and optionally the accuracy of the nearest neighbors."""
+"""Watching a run on a fixed probe batch: collapse, quality without labels, and optionally the nearest neighbors' accuracy."""
 
 import itertools
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from openjepa import distributed
+from openjepa.data.chunks import draw_masks
 from openjepa.data.evaluation import evaluation_batches
 from openjepa.data.loader import BatchPlan, TrainingLoader
 from openjepa.data.source import ListSource, Splits
@@ -19,6 +20,7 @@ from openjepa.engine.run_log import RunLog
 from openjepa.masks.base import MaskSampler
 from openjepa.measures.collapse import CollapseStatistics, collapse_statistics, trivial_losses, verdict
 from openjepa.measures.knn import knn_accuracy
+from openjepa.measures.rank import alpha_req, lidar
 from openjepa.methods.base import Method, ProbeOutput
 from openjepa.models.vit import VisionTransformer
 from openjepa.schedules import Progress
@@ -49,6 +51,7 @@ class Monitor:
         """Nothing is read before the first look; warnings go to `say`."""
         self._config, self._method, self._sampler, self._splits = config, method, sampler, splits
         self._device, self._precision, self._log = device, precision, log
+        self._seed = derive("order", config.run.seed, -1)
         self._probe: list[Batch] | None = None
         self._labeled: _LabeledImages | None = None
         looks = [_values(line) for line in log.read("monitor")]
@@ -69,10 +72,13 @@ class Monitor:
         if self._config.monitor.every == 0 or not distributed.is_main():
             return
         outputs = [self._output(batch, progress) for batch in self._probe_batches()]
-        statistics = collapse_statistics(torch.cat([output.features for output in outputs]))
+        features = torch.cat([output.features for output in outputs])
+        statistics = collapse_statistics(features)
         self._history.append(statistics)
         self.latest = {
             **asdict(statistics),
+            "alpha_req": alpha_req(features),
+            **self._lidar(progress),
             "loss": float(torch.stack([output.loss for output in outputs]).mean()),
             **_trivial(outputs),
             **self._nearest_neighbors(),
@@ -96,18 +102,46 @@ class Monitor:
     def _probe_batches(self) -> list[Batch]:
         """The fixed probe batch, as microbatches of uint8 on the CPU; drawn once, from seeds that training never uses."""
         if self._probe is None:
-            config = self._config
-            seed = derive("order", config.run.seed, -1)
+            config, seed = self._config, self._seed
             micro = min(config.optim.microbatch_size or config.optim.batch_size, config.monitor.images)
             number = config.monitor.images // micro * micro
             self._probe = draw_batches(config, self._method.inputs(), self._sampler, self._splits, number, micro, seed)
         return self._probe
 
     def _output(self, batch: Batch, progress: Progress) -> ProbeOutput:
-        data = self._config.data
-        on_device = batch.to(self._device).normalized(data.pixel_mean, data.pixel_std)
         with autocast(self._device, self._precision):
-            return self._method.probe(on_device, progress)
+            return self._method.probe(self._normalized(batch), progress)
+
+    def _normalized(self, batch: Batch) -> Batch:
+        return batch.to(self._device).normalized(self._config.data.pixel_mean, self._config.data.pixel_std)
+
+    def _lidar(self, progress: Progress) -> dict[str, float]:
+        """LiDAR of what is predicted from different masks of the first probe images; empty without a predictor."""
+        left = self._config.monitor.lidar_images if self._config.monitor.lidar_masks else 0
+        groups: list[Float[Tensor, "B q D"]] = []
+        for batch in self._probe_batches():
+            predicted = self._predicted(_first(batch, left), progress) if left > 0 else []
+            if not predicted:
+                break
+            groups.append(torch.stack(predicted, dim=1))
+            left -= len(groups[-1])
+        return {"lidar": lidar(torch.cat(groups))} if groups else {}
+
+    def _predicted(self, batch: Batch, progress: Progress) -> list[Float[Tensor, "B D"]]:
+        """Pooled predictions of the same views under each draw of masks; the draws are the same in every look."""
+        inputs, ids = self._method.inputs(), batch.sample_ids.numpy()
+        views = self._normalized(replace(batch, masks={}))
+        predicted = []
+        for draw in range(self._config.monitor.lidar_masks):
+            # as in training, block sizes belong to the step; epoch 0 has the masks of the probe batch itself
+            masks = draw_masks(self._sampler, inputs, ids, seed=self._seed, epoch=1 + draw, step=draw, group=0)
+            on_device = {name: mask.to(self._device) for name, mask in masks.items()}
+            with autocast(self._device, self._precision):
+                features = self._method.predicted_features(replace(views, masks=on_device), progress)
+            if features is None:
+                return []
+            predicted.append(features)
+        return predicted
 
     def _nearest_neighbors(self) -> dict[str, float]:
         if not (self._config.monitor.knn and _is_labeled(self._splits)):
@@ -169,6 +203,12 @@ def draw_batches(
     taken = list(itertools.takewhile(lambda batch: batch.next_position.epoch == 0, batches))
     loader.close()
     return taken
+
+
+def _first(batch: Batch, number: int) -> Batch:
+    """The first images of a batch, without its masks."""
+    views = {name: view[:, :number] for name, view in batch.views.items()}
+    return replace(batch, sample_ids=batch.sample_ids[:number], views=views, masks={})
 
 
 def _trivial(outputs: list[ProbeOutput]) -> dict[str, float]:

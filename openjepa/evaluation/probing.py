@@ -74,7 +74,7 @@ def evaluate_task(
     dropped: list[list[str]] = [[], []]
     names = _fitting(task, settings)
     if not names:
-        what = "images" if task.maps is None else "label maps"
+        what = "images" if task.maps is None else "pixels"
         return replace(blank, skipped=f"none of the protocols {', '.join(settings.protocols)} works on labels of {what}")
     if any(PROTOCOLS[name].kind == "features" for name in names):
         found = _features(train, test, task, subjects, settings)

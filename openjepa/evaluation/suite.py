@@ -32,6 +32,7 @@ class SuiteRow:
 
 PROBES: tuple[ProtocolName, ...] = ("linear_full", "linear", "knn")
 CACHED: tuple[ProtocolName, ...] = ("linear", "knn")
+DENSE: tuple[ProtocolName, ...] = ("dense_linear", "dense_knn")
 
 
 def _rows(probes: tuple[ProtocolName, ...]) -> tuple[SuiteRow, ...]:
@@ -57,5 +58,10 @@ SUITES: dict[str, tuple[SuiteRow, ...]] = {
         SuiteRow("imagenet1k-finetune", "ImageNet-1K fine-tuned", "imagenet1k", ("finetune",)),
     ),
     "cached": (*_rows(CACHED), _low_shot(("linear", "logistic"))),
+    "dense": (
+        SuiteRow("scene_shapes", "Scenes/shape of patches", "clevr", DENSE, "scene_shapes"),
+        SuiteRow("scene_colors", "Scenes/color of patches", "clevr", DENSE, "scene_colors"),
+    ),
 }
-"""`paper`: every evaluation of the paper. `cached`: the same benchmarks by probes on features that are computed once."""
+"""`paper`: every evaluation of the paper. `cached`: the same benchmarks by probes on features that are computed once. `dense`:
+single patches of scenes with instance masks, as `openjepa data scenes` renders them."""

@@ -41,7 +41,7 @@ def mean_iou(counts: Float[Tensor, "*lead 3 classes"]) -> Float[Tensor, "*lead"]
 
 def hit_rate(counts: Int[Tensor, "3 classes"]) -> float:
     """Share of the counted patches or pixels whose class was predicted."""
-    return float(counts[INTERSECTION].sum() / counts[PRESENT].sum())
+    return int(counts[INTERSECTION].sum()) / int(counts[PRESENT].sum())
 
 
 def mean_iou_error(counts: Int[Tensor, "n 3 classes"], seed: int) -> float:

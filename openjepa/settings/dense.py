@@ -7,5 +7,6 @@ from dataclasses import dataclass
 class DenseSettings:
     """k-NN and linear probe on patch features, without a decoder; labels are those of the pixels that a patch covers."""
 
-    max_patches: int = 100_000
-    """Training patches that are kept, drawn with the seed."""
+    max_patches: int = 50_000
+    """Most training patches, drawn uniformly with the seed over all images. The time that k-NN takes grows with it: packaged
+    scenes, ViT-nano, one core: 36 s with 20,000 and 142 s with 100,000."""

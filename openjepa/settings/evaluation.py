@@ -19,7 +19,8 @@ class EvaluationSettings:
     """k-NN and linear probes on frozen features, always beside the untrained encoder and raw pixels."""
 
     tasks: tuple[str, ...] = ()
-    """Rows of the task table (classification, clevr_count, clevr_dist). Empty: all that the data set has labels for."""
+    """Rows of the task table (classification, clevr_count, clevr_dist; scene_shapes, scene_colors: labels of patches). Empty: all
+    that the data set has labels for, without those of patches."""
     protocols: tuple[ProtocolName, ...] = ()
     """Which probes are run. Empty: those of the suite's row; without a suite linear and knn, on label maps dense_linear and
     dense_knn."""

@@ -13,9 +13,7 @@ from openjepa.report import write_report
 from openjepa.report.page import MAX_BYTES
 from openjepa.report.reading import read_log, read_run
 from tests.example_run import TOTAL_STEPS, write_evaluations, write_pictures, write_run
-from tests.report_page import Page, page_of
-
-HOSTILE = "<script>alert('x')</script>\"'><img src=http://evil.example/x onerror=alert(1)>{{ 7 * 7 }}"
+from tests.report_page import HOSTILE, Page, page_of, poisoned
 
 
 @pytest.fixture(scope="module")
@@ -99,15 +97,6 @@ def test_strings_of_a_run_folder_are_never_markup(tmp_path: Path) -> None:
     assert "<img src=http" not in source and "{{ 7 * 7 }}" in page.text
     assert "alert('x')" in page.text, "the text is shown as text"
     assert all(not name.startswith("on") for _, attrs in page.elements for name in attrs)
-
-
-def poisoned(tree: object) -> object:
-    """The same tree with every string made hostile, but for file names."""
-    if isinstance(tree, dict):
-        return {key: value if key == "file" else poisoned(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [poisoned(value) for value in tree]
-    return HOSTILE if isinstance(tree, str) else tree
 
 
 def test_a_run_name_is_never_markup(tmp_path: Path) -> None:

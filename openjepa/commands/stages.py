@@ -47,9 +47,12 @@ example:
 REPORT_HELP = """openjepa report RUN [RUN ...] [OPTIONS]: one self-contained HTML file on one run, or on several side by side.
 Needs only the run folders, no torch.
 
+With --scaling: curves of accuracy against compute, time, images seen, data size and model size over any number of runs.
+
 examples:
   openjepa report runs/cpu-64-default-photos
-  openjepa report runs/first runs/second --output comparison.html"""
+  openjepa report runs/first runs/second --output comparison.html
+  openjepa report --scaling runs/* --output scaling.html"""
 
 
 QUICKSTART_HELP = """Trains, evaluates, draws and reports the recipe `quickstart` on the packaged scenes. Nothing is downloaded.
@@ -127,13 +130,19 @@ class ReportOptions:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")] = ()
     """Run folders."""
     output: Path | None = None
-    """The HTML file. None: report.html in the run's folder, for several runs in the folder that holds the first."""
+    """The HTML file. None: report.html in the run's folder, for several runs in the folder that holds the first; scaling.html
+    there with --scaling."""
+    scaling: bool = False
+    """Curves over the runs instead of a report on each: accuracy against what a run has used."""
 
 
 def report(argv: Sequence[str], prog: str) -> None:
     """Writes the HTML report."""
-    options = parse(ReportOptions, require(argv, "RUN", prog), prog, REPORT_HELP, ReportOptions())
+    given = [word for word in argv if word != "--scaling"]  # it may stand before the runs
+    require(given, "RUN", prog)
+    options = parse(ReportOptions, argv, prog, REPORT_HELP, ReportOptions())
     check_output_file(options.output, ".html")
-    from openjepa.report import write_report
+    from openjepa.report import write_report, write_scaling
 
-    print(write_report(options.runs, options.output))
+    write = write_scaling if options.scaling else write_report
+    print(write(options.runs, options.output))

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from openjepa.report.probes import measured, title_of, variant_of
+from openjepa.report.probes import measured, shown_variant, title_of
 from openjepa.report.reading import RunFolder, number, text
 
 ANY_PROTOCOL = ("linear", "fine-tuned")
@@ -98,7 +98,7 @@ def _ours(index: int, result: Mapping[str, Any], protocols: set[str]) -> list[Nu
                 source=found.selection,
                 run=index,
                 seeds=score.seeds,
-                variant=variant_of(result),
+                variant=shown_variant(result),
                 compares=compares(found.probe, protocols),
             )
         )

@@ -1,9 +1,8 @@
 """Assembles the report: one HTML file without scripts and without requests."""
 
 import shlex
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from openjepa import __version__
 from openjepa.report import charts, comparison, facts, headline, pictures, probes, quality, remarks, wording
 from openjepa.report.curves import NUM_COLORS, Chart, draw
-from openjepa.report.reading import RunFolder, read_run, text
+from openjepa.report.reading import RunFolder, distinct, read_run, text
 from openjepa.report.rendering import render as fill
 from openjepa.report.strips import draw_strip
 from openjepa.whole_files import whole_file
@@ -55,7 +54,7 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
         raise ValueError("runs is empty: name at least one run folder, e.g. `openjepa report runs/<name>`")
     if len(runs) > MAX_RUNS:
         raise ValueError(f"runs has {len(runs)} folders: at most {MAX_RUNS} fit on one page")
-    folders = _distinct([read_run(Path(path)) for path in runs])
+    folders = distinct([read_run(Path(path)) for path in runs])
     if output is None:
         output = Path(runs[0]) / "report.html" if len(runs) == 1 else Path(runs[0]).parent / "report.html"
     page = render(folders).encode("utf-8", errors="replace")
@@ -64,26 +63,6 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
     with whole_file(output) as file:
         file.write_bytes(page)
     return output
-
-
-def _distinct(folders: Sequence[RunFolder]) -> list[RunFolder]:
-    """The runs with names that differ: of equal names each is preceded by as many parent folders as it takes."""
-    places = [folder.path.resolve() for folder in folders]
-    for path, count in Counter(places).items():
-        if count > 1:
-            raise ValueError(f"runs holds {str(path)!r} {count} times: name each run folder once")
-    names = [folder.name for folder in folders]
-    depth = 2
-    while len(set(names)) < len(names):
-        counts = Counter(names)
-        names = [
-            name if counts[name] == 1 else text("/".join(place.parts[-depth:]), 160)
-            for name, place in zip(names, places, strict=True)
-        ]
-        depth += 1
-        if depth > max(len(place.parts) for place in places) + 1:
-            break  # names that are cut to the same words
-    return [replace(folder, name=name) for folder, name in zip(folders, names, strict=True)]
 
 
 def render(folders: Sequence[RunFolder]) -> str:

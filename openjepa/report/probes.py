@@ -111,7 +111,7 @@ def _rows(index: int, run: RunFolder, result: Mapping[str, Any]) -> Iterator[Row
             scores=found.scores,
             selection=found.selection,
             chance=number(result.get("chance")) or None,
-            variant=variant_of(result),
+            variant=shown_variant(result),
             what=_what(run, result),
         )
 
@@ -145,6 +145,11 @@ def variant_of(result: Mapping[str, Any]) -> str:
     name, file = str(result.get("row") or result.get("task")), str(result["_file"])
     named = file.removeprefix(f"{name}-") if file.startswith(f"{name}-") else ""
     return text(result.get("variant") or named, 80)
+
+
+def shown_variant(result: Mapping[str, Any]) -> str:
+    """The variant without the word for both selection rules, since every number stands with its own."""
+    return "-".join(part for part in variant_of(result).split("-") if part != "both")
 
 
 def full_title(result: Mapping[str, Any]) -> str:

@@ -8,8 +8,8 @@ import fcntl
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,29 @@ def read_run(path: Path) -> RunFolder:
         is_locked=_is_locked(path / ".lock"),
         unreadable=unreadable,
     )
+
+
+def distinct(folders: Sequence[RunFolder]) -> list[RunFolder]:
+    """The runs with names that differ: of equal names each is preceded by as many parent folders as it takes.
+
+    Raises ValueError where a folder is named twice.
+    """
+    places = [folder.path.resolve() for folder in folders]
+    for path, count in Counter(places).items():
+        if count > 1:
+            raise ValueError(f"runs holds {str(path)!r} {count} times: name each run folder once")
+    names = [folder.name for folder in folders]
+    depth = 2
+    while len(set(names)) < len(names):
+        counts = Counter(names)
+        names = [
+            name if counts[name] == 1 else text("/".join(place.parts[-depth:]), 160)
+            for name, place in zip(names, places, strict=True)
+        ]
+        depth += 1
+        if depth > max(len(place.parts) for place in places) + 1:
+            break  # names that are cut to the same words
+    return [replace(folder, name=name) for folder, name in zip(folders, names, strict=True)]
 
 
 def _is_locked(path: Path) -> bool:

@@ -9,7 +9,7 @@ from openjepa.report.curves import NUM_COLORS
 from openjepa.report.reading import text
 
 WIDTH, LINE, TOP, BOTTOM = 400, 19, 20, 6
-LEFT, RIGHT = 162, 42
+LEFT, RIGHT = 172, 42
 TICKS = (0, 25, 50, 75, 100)
 MAX_LABEL = 25
 

@@ -113,6 +113,8 @@ class Outputs:
             "step": state.step,
             "images_seen": state.images_seen,
             "seconds": round(state.seconds, 2),
+            "processes": distributed.world_size(),
+            "train_images": None if state.identity is None else state.identity.num_images,
             "samples_skipped": state.samples_skipped,
             "peak_memory_bytes": max(peak_memory(self._device), self._earlier_peak),
             **self._fixed,

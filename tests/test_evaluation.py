@@ -119,10 +119,10 @@ def test_the_solver_finds_the_optimum() -> None:
     features = (features - features.mean(dim=0)) / features.std()
     decays = [1e-3, 1e-2, 1.0]
     rotated = rotate(features, kept_variance=1.0)
-    heads = solve(rotated.rows, split.labels, 4, rotated.variances, decays, iterations=300, tolerance=1e-9)
+    heads = solve(rotated.rows, split.labels, 4, rotated.components.variances, decays, iterations=300, tolerance=1e-9)
     for number, decay in enumerate(decays):
         weight, bias = reference(features, split.labels, decay)
-        assert objective(features, split.labels, rotated.axes @ heads.weight[:, number], heads.bias[number], decay) <= (
+        assert objective(features, split.labels, rotated.components.axes @ heads.weight[:, number], heads.bias[number], decay) <= (
             objective(features, split.labels, weight, bias, decay) + 2e-5
         )
 
@@ -155,9 +155,10 @@ def test_principal_components_rebuild_the_features(shape: tuple[int, int]) -> No
     features = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * torch.logspace(-1, 1, shape[1])
     features = features - features.mean(dim=0)
     rotated = rotate(features, kept_variance=1.0)
-    torch.testing.assert_close(rotated.rows @ rotated.axes.T, features, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(rotated.rows.T @ rotated.rows / shape[0], rotated.variances.diag(), atol=1e-3, rtol=1e-4)
-    few = rotate(features, kept_variance=0.9)
+    rows, found = rotated.rows.materialize(), rotated.components
+    torch.testing.assert_close(rows @ found.axes.T, features, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(rows.T @ rows / shape[0], found.variances.diag(), atol=1e-3, rtol=1e-4)
+    few = rotate(features, kept_variance=0.9).components
     share = few.variances.sum() / features.var(dim=0, correction=0).sum()
     assert share >= 0.9 and share - few.variances[-1] / features.var(dim=0, correction=0).sum() < 0.9
 

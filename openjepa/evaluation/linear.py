@@ -8,10 +8,11 @@ the heads are solved to convergence over a sweep of weight decays instead of tra
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from openjepa.evaluation.protocol import HeadResult, LabeledFeatures, ProtocolResult, chosen_first, held_out_rows
+from openjepa.evaluation.rows import Rows, moments
 from openjepa.evaluation.solver import Components, Heads, Rotated, rotate, solve
 from openjepa.measures.accuracy import Accuracy, top1
 from openjepa.settings.evaluation import EvaluationSettings
@@ -31,35 +32,40 @@ class Prepared:
     labels: Int[Tensor, " n"]
     num_classes: int
 
-    def project(self, features: Float[Tensor, "m D"]) -> Float[Tensor, "m R"]:
-        """Other images in the same axes."""
-        return ((features - self.mean) * self.scale) @ self.rotated.axes
+    def project(self, features: Shaped[Tensor, "m D"]) -> Rows:
+        """Other images in the same axes, turned while they are read."""
+        return Rows(features, self.mean, self.scale[:, None] * self.rotated.components.axes)
 
     def solve(self, rows: Int[Tensor, " m"] | None, weight_decays: Sequence[float], iterations: int) -> Heads:
         """One head per weight decay from some rows, or from all."""
+        every, variances = self.rotated.rows, self.rotated.components.variances
         if rows is None:
-            return solve(self.rotated.rows, self.labels, self.num_classes, self.rotated.variances, weight_decays, iterations)
+            return solve(every, self.labels, self.num_classes, variances, weight_decays, iterations)
         # m of n rows: X_m' X_m / m is nowhere larger than X' X / n times n / m
-        variances = self.rotated.variances * (len(self.labels) / len(rows))
-        return solve(self.rotated.rows[rows], self.labels[rows], self.num_classes, variances, weight_decays, iterations)
+        bound = variances * (len(self.labels) / len(rows))
+        return solve(every.select(rows), self.labels[rows], self.num_classes, bound, weight_decays, iterations)
 
 
 def prepare(
-    features: Float[Tensor, "n D"], labels: Int[Tensor, " n"], kind: str, components: Components | None = None
+    features: Shaped[Tensor, "n D"],
+    labels: Int[Tensor, " n"],
+    kind: str,
+    components: Components | None = None,
+    in_place: bool | None = None,
 ) -> Prepared:
-    """Features of the training split for a kind of head.
+    """Features of the training split, of any dtype, for a kind of head. The work is done on the device of the labels.
 
     `linear`: all dimensions are divided by one number, the root of their mean variance, so that one range of weight decays
     fits any encoder and pixels. `batch_norm`: each dimension is divided by its own standard deviation, which is BatchNorm
     with the statistics of the training split (its affine part is absorbed by the linear layer). Both subtract the mean,
-    which the bias absorbs. `components`: of the same features for the same kind of head, where they are known.
+    which the bias absorbs. `components`: of the same features for the same kind of head, where they are known. `in_place`: no
+    matrix of the size of the features is made; slower with few classes; None: where the features are large.
     """
-    mean = features.mean(dim=0)
-    variance = features.var(dim=0, correction=0)
+    mean, variance = moments(features, labels.device)
     overall = variance.mean().clamp(min=1e-20)
     wanted = overall.expand_as(variance) if kind == "linear" else variance + BATCH_NORM_EPS * overall
     scale = wanted.rsqrt()
-    rotated = rotate((features - mean) * scale, components=components)
+    rotated = rotate(features, mean, scale, components=components, in_place=in_place)
     return Prepared(mean, scale, rotated, labels, int(labels.max()) + 1)
 
 
@@ -95,7 +101,7 @@ def _sweep_held_out(
     kept, held = held_out_rows(train.labels, settings.seed)
     decays = _strongest_first(settings)
     prepared = _prepared(train, features, kind)
-    predictions = prepared.solve(kept, decays, settings.iterations).predict(prepared.rotated.rows[held])
+    predictions = prepared.solve(kept, decays, settings.iterations).predict(prepared.rotated.rows.select(held))
     scores = [top1(predicted, train.labels[held]).value for predicted in predictions]
     best = scores.index(max(scores))
     final = prepared.solve(None, [decays[best]], settings.iterations)

@@ -1,15 +1,18 @@
 """Multinomial logistic regression without a learning rate: one head per weight decay, all solved at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional
 
+from openjepa.evaluation.rows import Rows, as_rows, covariance, is_large, moments
+
 ROW_CHUNK = 4096
-"""Images whose logits of all heads are held at a time."""
+"""Images whose logits of all heads are held at a time, fewer where these are more than LOGITS."""
+LOGITS = 2**25
 KEPT_VARIANCE = 1 - 1e-7
 """Share of the variance that the solver works on. (Leaving out 1e-5 was measured to cost half a point on CIFAR-10.)"""
 FP32_NOISE = 1e-7
@@ -18,28 +21,39 @@ FP32_NOISE = 1e-7
 
 @dataclass(frozen=True)
 class Heads:
-    """L linear classifiers of C classes on the same D (or R) features."""
+    """L linear classifiers of C classes on the same R features."""
 
-    weight: Float[Tensor, "D L C"]
+    weight: Float[Tensor, "R L C"]
     bias: Float[Tensor, "L C"]
 
-    def logits(self, features: Float[Tensor, "n D"]) -> Float[Tensor, "n L C"]:
-        """Scores of every head."""
-        return torch.addmm(self.bias.flatten(), features, self.weight.flatten(1)).view(-1, *self.bias.shape)
-
-    def predict(self, features: Float[Tensor, "n D"]) -> Int[Tensor, "L n"]:
+    def predict(self, features: Float[Tensor, "n R"] | Rows) -> Int[Tensor, "L n"]:
         """Class of every image according to every head."""
-        return torch.cat([self.logits(rows).argmax(dim=2).T for rows in torch.split(features, ROW_CHUNK)], dim=1)
+        return torch.cat([logits.argmax(dim=2).T for logits in self.scores(features)], dim=1)
 
-    def gradient(self, features: Float[Tensor, "n D"], labels: Int[Tensor, " n"]) -> "Heads":
+    def scores(self, features: Float[Tensor, "n R"] | Rows) -> "Iterator[Float[Tensor, 'chunk L C']]":
+        """Logits of every head, some images at a time."""
+        rows = as_rows(features)
+        weight = rows.into(self.weight.flatten(1))
+        yield from (self._logits(chunk, weight) for chunk in rows.chunks(self._row_chunk))
+
+    def gradient(self, features: Float[Tensor, "n R"] | Rows, labels: Int[Tensor, " n"]) -> "Heads":
         """Gradient of the mean cross-entropy of every head."""
-        weight, bias = torch.zeros_like(self.weight).flatten(1), torch.zeros_like(self.bias)
-        for rows, answers in zip(torch.split(features, ROW_CHUNK), torch.split(labels, ROW_CHUNK), strict=True):
-            residual = functional.softmax(self.logits(rows), dim=2)  # [chunk, L, C]
-            residual[torch.arange(len(rows), device=rows.device), :, answers] -= 1
-            weight.addmm_(rows.T, residual.flatten(1))
+        rows, size = as_rows(features), self._row_chunk
+        weight, bias = rows.into(self.weight.flatten(1)), torch.zeros_like(self.bias)
+        products = torch.zeros_like(weight)
+        for chunk, answers in zip(rows.chunks(size), torch.split(labels, size), strict=True):
+            residual = functional.softmax(self._logits(chunk, weight), dim=2)  # [chunk, L, C]
+            residual[torch.arange(len(chunk), device=chunk.device), :, answers] -= 1
+            products.addmm_(chunk.T, residual.flatten(1))
             bias += residual.sum(dim=0)
-        return Heads(weight.view_as(self.weight) / len(features), bias / len(features))
+        return Heads(rows.back(products).view_as(self.weight) / len(rows), bias / len(rows))
+
+    def _logits(self, chunk: Float[Tensor, "n D"], weight: Float[Tensor, "D LC"]) -> Float[Tensor, "n L C"]:
+        return torch.addmm(self.bias.flatten(), chunk, weight).view(-1, *self.bias.shape)
+
+    @property
+    def _row_chunk(self) -> int:
+        return max(64, min(ROW_CHUNK, LOGITS // self.bias.numel()))
 
     def plus(self, other: "Heads", factor: Tensor | float = 1.0) -> "Heads":
         """self + factor x other, with a number or one factor per head [L, 1]."""
@@ -65,45 +79,68 @@ class Components:
 
 @dataclass(frozen=True)
 class Rotated:
-    """Centered features in the axes of their principal components, in which their covariance is diagonal."""
+    """Standardized features in the axes of their principal components, in which their covariance is diagonal."""
 
-    rows: Float[Tensor, "n R"]
-    variances: Float[Tensor, " R"]
-    axes: Float[Tensor, "D R"]
-    """Orthonormal columns: features = rows @ axes.T, but for what was left out."""
-
-    @property
-    def components(self) -> Components:
-        """Without the rows."""
-        return Components(self.variances, self.axes)
+    rows: Rows
+    """[n, R]: a matrix of its own, or where that would be large, the stored features and what turns them as they are read."""
+    components: Components
 
 
 def rotate(
-    features: Float[Tensor, "n D"], kept_variance: float = KEPT_VARIANCE, components: Components | None = None
+    features: Shaped[Tensor, "n D"],
+    mean: Float[Tensor, " D"] | None = None,
+    scale: Float[Tensor, " D"] | None = None,
+    kept_variance: float = KEPT_VARIANCE,
+    components: Components | None = None,
+    in_place: bool | None = None,
 ) -> Rotated:
-    """Centered features in the axes of their principal components; nothing is scaled.
+    """(features - mean) * scale in the axes of their principal components. None: their mean; 1.
 
     |W|^2 is the same in these axes, so that weight decay means the same, too. `components`: those of the same features, where
-    they are known already.
+    they are known already. `in_place`: the features stay where they are and are turned whenever they are read; None: where
+    they are large.
     """
-    found = components or _principal_components(features, kept_variance)
-    return Rotated(features @ found.axes, found.variances, found.axes)
+    device = features.device if mean is None else mean.device
+    mean = moments(features, device)[0] if mean is None else mean
+    scale = torch.ones_like(mean) if scale is None else scale
+    found = components or _principal_components(features, mean, scale, kept_variance)
+    turned = Rows(features, mean, scale[:, None] * found.axes)
+    keep = is_large(features) if in_place is None else in_place
+    return Rotated(turned if keep else Rows(turned.materialize()), found)
 
 
-def _principal_components(features: Float[Tensor, "n D"], kept_variance: float) -> Components:
-    """The components that together hold `kept_variance` of the variance of centered features."""
+def _principal_components(
+    features: Shaped[Tensor, "n D"], mean: Float[Tensor, " D"], scale: Float[Tensor, " D"], kept_variance: float
+) -> Components:
+    """The components that together hold `kept_variance` of the variance of (features - mean) * scale."""
     num, width = features.shape
-    if num < width:  # the components from the smaller of X'X and XX'
-        values, left = _eigh(features @ features.T / num)
+    if num < width:  # the components from the smaller of X'X and XX'; then the matrix is small
+        rows = (features.to(mean.device) - mean) * scale
+        values, left = _eigh(rows @ rows.T / num)
     else:
-        values, left = _eigh(features.T @ features / num)
+        values, left = _eigh(covariance(features, mean, scale))
     values, left = values.flip(0).clamp(min=0), left.flip(1)
     missing = 1 - (values / values.sum().clamp(min=1e-30)).double().cumsum(0)  # after each component
     above_noise = int((values > FP32_NOISE * values[0]).sum())
     num_kept = max(1, min(above_noise, 1 + int((missing > 1 - kept_variance).sum())))
     values, left = values[:num_kept], left[:, :num_kept]
-    axes = features.T @ (left * (num * values.clamp(min=1e-30)).rsqrt()) if num < width else left
+    axes = rows.T @ (left * (num * values.clamp(min=1e-30)).rsqrt()) if num < width else left
     return Components(values, axes)
+
+
+def whole_rotation(features: Shaped[Tensor, "n D"], mean: Float[Tensor, " D"], scale: Float[Tensor, " D"]) -> Rotated:
+    """(features - mean) * scale in the axes of all its principal components: distances and inner products stay as they are."""
+    num, width = features.shape
+    if num < width:  # an orthonormal basis of what the rows span comes first
+        rows = (features.to(mean.device) - mean) * scale
+        basis = torch.linalg.qr(rows.T.cpu() if rows.device.type == "mps" else rows.T)[0].to(rows.device)  # [D, n]
+        inside = rows @ basis
+        values, vectors = _eigh(inside.T @ inside / num)
+        axes = basis @ vectors
+    else:
+        values, axes = _eigh(covariance(features, mean, scale))
+    turned = Rows(features, mean, scale[:, None] * axes)
+    return Rotated(turned if is_large(features) else Rows(turned.materialize()), Components(values.clamp(min=0), axes))
 
 
 def _eigh(matrix: Float[Tensor, "m m"]) -> tuple[Float[Tensor, " m"], Float[Tensor, "m m"]]:
@@ -113,7 +150,7 @@ def _eigh(matrix: Float[Tensor, "m m"]) -> tuple[Float[Tensor, " m"], Float[Tens
 
 
 def solve(
-    features: Float[Tensor, "n R"],
+    features: Float[Tensor, "n R"] | Rows,
     labels: Int[Tensor, " n"],
     num_classes: int,
     variances: Float[Tensor, " R"],
@@ -129,14 +166,14 @@ def solve(
     Nesterov's momentum, started anew in a head when it points uphill (O'Donoghue and Candes, 2015), makes it fast. A head
     is done when gradient^2 / bound, which is of the size of what its objective can still fall, is below `tolerance`.
     """
-    decays = torch.tensor(weight_decays, device=features.device, dtype=features.dtype)[:, None]  # [L, 1]
-    shape = (len(weight_decays), num_classes)
-    solved = Heads(features.new_zeros(features.shape[1], *shape), features.new_zeros(shape))
+    rows, shape = as_rows(features), (len(weight_decays), num_classes)
+    decays = torch.tensor(weight_decays, device=rows.device, dtype=rows.dtype)[:, None]  # [L, 1]
+    solved = Heads(decays.new_zeros(rows.width, *shape), decays.new_zeros(shape))
     ahead = current = solved.plus(solved)  # the gradient is taken at `ahead`
     age = torch.ones_like(decays)  # t_k of Nesterov's sequence
     running = torch.arange(len(decays), device=features.device)
     for iteration in range(1, iterations + 1):
-        gradient = ahead.gradient(features, labels)
+        gradient = ahead.gradient(rows, labels)
         gradient = Heads(gradient.weight + decays * ahead.weight, gradient.bias)
         step = Heads(gradient.weight / (variances[:, None, None] / 2 + decays), 2 * gradient.bias)
         new = ahead.plus(step, -1.0)

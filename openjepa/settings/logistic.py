@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class LogisticSettings:
-    """Multinomial logistic regression on standardized features (MSN's low-shot evaluation; I-JEPA's ablations)."""
+    """Multinomial logistic regression on standardized features (after MSN's low-shot evaluation)."""
 
     penalties: tuple[float, ...] = (1e-1, 1e-2, 2.5e-3, 1e-3, 2.5e-4, 1e-4, 1e-5)
     """lambda of mean cross-entropy + lambda / 2 |W|^2, swept from the strongest, each started from the one before."""
     gradient_norm: float = 1e-4
     """Solved when the norm of the objective's gradient is below this."""
     iterations: int = 500
-    """Most iterations for one lambda."""
+    """Most passes over the images for one lambda: gradients and products with the Hessian."""

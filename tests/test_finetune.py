@@ -11,17 +11,29 @@ from PIL import Image
 
 import openjepa.evaluation.finetune_training as training
 from openjepa.data import open_splits
+from openjepa.data.augmented import augmented_batches
+from openjepa.data.erasing import RandomErasing
+from openjepa.data.randaugment import RandAugment
 from openjepa.data.source import ListSource
 from openjepa.engine.layer_decay import layer_decay_rules, layer_number, layer_scale
 from openjepa.engine.optimizer import build_optimizer, set_rates
 from openjepa.evaluation.features import weights_hash
 from openjepa.evaluation.finetune import evaluate_finetune
-from openjepa.evaluation.finetune_training import Classifier, build_classifier, length, schedule, train_classifier
+from openjepa.evaluation.finetune_training import (
+    Classifier,
+    build_classifier,
+    length,
+    schedule,
+    train_classifier,
+    training_views,
+)
+from openjepa.evaluation.mixing import draw_mix
 from openjepa.evaluation.protocol import ImageProbe, LabeledImages
 from openjepa.evaluation_checks import check_evaluation
 from openjepa.models.blocks import DropPath
 from openjepa.models.vit import build_encoder
 from openjepa.schedules import Progress, learning_rate
+from openjepa.seeds import derive
 from openjepa.settings.data import FolderSettings
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.finetune import FinetuneRecipe, FinetuneSettings, resolve_finetune
@@ -201,6 +213,42 @@ def test_the_new_norm_replaces_the_encoders_last(probe: ImageProbe) -> None:
         pooled = x.mean(dim=1)
         normed = (pooled - pooled.mean(1, keepdim=True)) / (pooled.var(1, keepdim=True, correction=0) + 1e-6).sqrt()
         torch.testing.assert_close(classifier(images), normed @ classifier.head.weight.T)
+
+
+def test_the_loss_of_a_step_is_that_of_the_mixed_images_and_their_soft_targets(probe: ImageProbe) -> None:
+    recipe = replace(FinetuneRecipe(), mixup=0.8, label_smoothing=0.1)
+    settings = finetune(SETTINGS, head_std=1.0)
+    classifier = build_classifier(probe, settings, recipe)
+    views = training_views(probe, settings, recipe)
+    batch = next(augmented_batches(views, 8, 0, 0, 0))
+    for step in range(3):
+        classifier.zero_grad()
+        found = training._backward(classifier, batch, probe, settings, recipe, step)
+        own = draw_mix(0.8, 0.0, (32, 32), derive("step", 0, step, 0)).own
+        images = normalize(batch.images, CONFIG.pixel_mean, CONFIG.pixel_std)
+        others = torch.tensor([7, *range(7)])
+        log_probabilities = classifier(own * images + (1 - own) * images[others]).log_softmax(dim=1)
+        nll = [
+            0.9 * -log_probabilities[range(8), labels] - 0.1 * log_probabilities.mean(1)
+            for labels in (batch.labels, batch.labels[others])
+        ]
+        expected = (own * nll[0] + (1 - own) * nll[1]).mean()
+        torch.testing.assert_close(found, expected.detach())
+        (gradient,) = torch.autograd.grad(expected, [classifier.head.weight])
+        torch.testing.assert_close(classifier.head.weight.grad, gradient)
+
+
+def test_recipes_augment_the_views_as_they_say(probe: ImageProbe) -> None:
+    def augmentations(recipe: FinetuneRecipe) -> list[object]:
+        augment = training_views(probe, SETTINGS, recipe).augment
+        return [] if augment is None else list(augment.augmentations)  # type: ignore[attr-defined]
+
+    rand = RandAugment(9.0, 0.5, 2, (124, 116, 104))
+    assert augmentations(resolve_finetune(FinetuneSettings(), True, 24)) == [rand]
+    erasing = RandomErasing(0.25, CONFIG.pixel_mean, CONFIG.pixel_std)
+    assert augmentations(resolve_finetune(FinetuneSettings(recipe="mae"), False, 24)) == [rand, erasing]
+    assert augmentations(replace(FinetuneRecipe(), randaugment=False)) == []
+    assert training_views(replace(probe, fit="squash"), SETTINGS, FinetuneRecipe()).fit == "squash"
 
 
 # ---------------------------------------------------------------------------------------------------------------- whole

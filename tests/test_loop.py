@@ -58,6 +58,7 @@ def test_a_run_leaves_what_the_other_stages_read(images: Path, tmp_path: Path) -
         assert (run / name / "config.json").is_file() and (run / name / "model.safetensors").is_file()
     summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "finished" and summary["step"] == 4 and summary["images_seen"] == 32
+    assert summary["processes"] == 1 and summary["train_images"] == 32, "of 40, a fifth is for tests"
     assert summary["mask_mode"].startswith("multiblock/unbiased")
     assert [line["step"] for line in lines(run, "train")] == [1, 2, 3, 4]
     assert [line["step"] for line in lines(run, "monitor")] == [0, 2, 4]

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def test_ticks_of_a_logarithmic_axis_are_round_and_inside(low: float, high: floa
 def test_equal_factors_are_equal_distances() -> None:
     frame = Frame(10.0, 1e5, 40.0, 60.0)
     places = [frame.x(value) for value in (10, 100, 1000, 1e4, 1e5)]
-    steps = [b - a for a, b in zip(places, places[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(places)]
     assert places[0] == LEFT and steps == pytest.approx([steps[0]] * 4)
     assert frame.y(50) == pytest.approx((frame.y(40) + frame.y(60)) / 2) and frame.y(60) < frame.y(40)
 
@@ -94,7 +95,7 @@ def test_equal_factors_are_equal_distances() -> None:
 def test_everything_that_is_drawn_lies_inside_the_frame() -> None:
     dots = [Dot(1, "a", 3e12, 61.0, 0.5, 20.0, 0), Dot(2, "b", 9e14, 70.0, 3.0, None, 1), Dot(3, "c", 9e14, 70.1, 0.0, None, 1)]
     frame = frame_of(dots)
-    assert frame.x_low < 3e12 and 9e14 < frame.x_high and frame.y_low < 20 and 73 < frame.y_high
+    assert frame.x_low < 3e12 and frame.x_high > 9e14 and frame.y_low < 20 and frame.y_high > 73
     drawn = draw_scatter(Scatter("Training compute", "", "FLOPs", dots, [], scientific=True))
     circles = re.findall(r'<circle class="dot c(\d)" cx="([\d.]+)" cy="([\d.]+)"', drawn)
     assert [(int(color), float(x), float(y)) for color, x, y in circles] == [
@@ -120,7 +121,8 @@ def test_lines_go_through_the_means_of_seeds(tmp_path: Path) -> None:
     drawn = {chart.title: chart for chart in charts(group, series)}
     assert list(drawn) == ["Training compute", "Training time", "Images seen"]
     (line,) = drawn["Images seen"].trends
-    assert line.points == [pytest.approx((64_000, 62.2)), pytest.approx((256_000, 71.2))] and line.color == 0
+    assert [x for x, _ in line.points] == [64_000, 256_000] and line.color == 0
+    assert [y for _, y in line.points] == pytest.approx([62.2, 71.2])
     assert [dot.number for dot in drawn["Images seen"].dots] == [1, 2, 3]
     assert drawn["Images seen"].dots[0].untrained == pytest.approx(45.1)
     assert drawn["Images seen"].dots[0].error == pytest.approx(100 * math.sqrt(0.612 * 0.388 / 3929))
@@ -184,7 +186,7 @@ def test_what_is_not_drawn_is_listed_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
     output = write_scaling([*whole, lacking, bare, alone, tmp_path / "notes.txt"], tmp_path / "out.html")
     text = Page(output.read_text()).text
-    assert "4 of 5 runs" not in text and "3 of 5 runs" in text
+    assert "3 of 5 runs" in text
     for words in (
         "lacking no training FLOPs: summary.json lacks flops_per_image or images_seen",
         "lacking no model size: summary.json lacks parameters.encoder",
@@ -223,7 +225,7 @@ def test_strings_of_run_folders_are_never_markup(tmp_path: Path) -> None:
 
 def test_the_published_results_need_no_torch(tmp_path: Path) -> None:
     output = tmp_path / "scaling.html"
-    code = "import sys; sys.modules['torch'] = None; from openjepa.cli import main; main(sys.argv[1:])"
+    code = "import sys; from openjepa.cli import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
     arguments = ["report", "--scaling", *map(str, OLD), "--output", str(output)]
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
     page = Page(output.read_text())

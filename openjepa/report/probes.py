@@ -154,7 +154,7 @@ def shown_variant(result: Mapping[str, Any]) -> str:
 
 def full_title(result: Mapping[str, Any]) -> str:
     """The task with its variant."""
-    return f"{title_of(result)} ({variant_of(result)})" if variant_of(result) else title_of(result)
+    return f"{title_of(result)} ({shown_variant(result)})" if shown_variant(result) else title_of(result)
 
 
 def _what(run: RunFolder, result: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Labeled training views in epochs: what probes that train on augmented images and fine-tuning see."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -97,7 +98,8 @@ def augmented_batches(
 ) -> Iterator[AugmentedBatch]:
     """One pass over the records `rows` (None: all) in an order and with crops that depend on (seed, epoch) alone.
 
-    Unreadable records are left out, so that the pass may be shorter than the number of records says. `drop_last` leaves out a
+    Unreadable records are left out, so that the pass may be shorter than the number of records says; a warning at the end of
+    epoch 0 counts them. `drop_last` leaves out a
     last batch that is not full, unless it is the only one.
     """
     wanted = np.arange(len(views.source)) if rows is None else rows
@@ -105,17 +107,20 @@ def augmented_batches(
     tasks = ((seed, epoch, order[first : first + CHUNK]) for first in range(0, len(order), CHUNK))
     images: list[Tensor] = []
     numbers: list[NDArray[np.int64]] = []
-    waiting, any_yet = 0, False
+    waiting, any_yet, num_read = 0, False, 0
     for chunk, used in parallel_map(views, tasks, workers, ahead=2 * -(-batch_size // CHUNK)):
         images.append(chunk)
         numbers.append(used)
-        waiting += len(used)
+        waiting, num_read = waiting + len(used), num_read + len(used)
         while waiting >= batch_size:
             joined, indices = torch.cat(images), np.concatenate(numbers)
             yield _batch(views, joined[:batch_size], indices[:batch_size])
             images, numbers, waiting, any_yet = [joined[batch_size:]], [indices[batch_size:]], waiting - batch_size, True
     if waiting and not (drop_last and any_yet):
         yield _batch(views, torch.cat(images), np.concatenate(numbers))
+    if epoch == 0 and num_read < len(order):
+        lost = len(order) - num_read
+        warnings.warn(f"{lost} of {len(order)} images to train on cannot be read and are left out", stacklevel=2)
 
 
 def _batch(views: LabeledViews, images: Tensor, indices: NDArray[np.int64]) -> AugmentedBatch:

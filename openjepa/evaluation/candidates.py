@@ -185,7 +185,7 @@ def count_right(
     num = 0
     workers = choose_workers(settings.workers)
     size = settings.feature_batch_size
-    for batch in evaluation_batches(source, probe.image_size, size, workers, fit=fit, unreadable=[]):
+    for batch in evaluation_batches(source, probe.image_size, size, workers, fit=fit):
         logits = candidates.answer(to_device(batch.images, probe.device))
         answers = to_device(labels[batch.indices], probe.device)
         hits = logits.topk(min(TOP, logits.shape[2]), dim=2).indices == answers[:, None, None]  # [B, heads, 5]

@@ -267,9 +267,7 @@ def score(
     workers = choose_workers(settings.workers)
     likeliest, answers = [], []
     classifier.eval()
-    for batch in evaluation_batches(
-        source, probe.image_size, settings.feature_batch_size, workers, fit=probe.fit, unreadable=[]
-    ):
+    for batch in evaluation_batches(source, probe.image_size, settings.feature_batch_size, workers, fit=probe.fit):
         with autocast(probe.device, probe.precision):
             logits = classifier(_normalized(batch.images, probe))
         likeliest.append(logits.topk(min(TOP, logits.shape[1]), dim=1).indices.cpu())

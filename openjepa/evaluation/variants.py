@@ -43,6 +43,7 @@ def variant_name(
         *(_protocol_words(protocols) if set(protocols) != set(usual.protocols) else ()),
         *(_shot_words(settings.low_shot) if settings.low_shot != usual.low_shot else ()),
         f"{settings.seeds}seeds" if settings.seeds != 1 else "",
+        *(words for name in protocols for words in _protocol_settings(name, settings)),
         *(f"no-{name}" for name in BASELINES if name not in settings.baselines),
     )
     return "-".join(re.sub(r"[^\w.+-]+", "-", part) for part in parts if part)
@@ -50,6 +51,20 @@ def variant_name(
 
 def _protocol_words(protocols: tuple[str, ...]) -> tuple[str, ...]:
     return (f"{protocols[0]}-only",) if len(protocols) == 1 else protocols
+
+
+def _protocol_settings(protocol: str, settings: EvaluationSettings) -> tuple[str, ...]:
+    """`finetune.epochs-10`: settings of a protocol's own group that are not its defaults."""
+    group = "dense" if protocol.startswith("dense") else protocol
+    own, usual = getattr(settings, group, None), getattr(EvaluationSettings(), group, None)
+    if own is None or own == usual:
+        return ()
+    changed = {name: value for name, value in vars(own).items() if value != getattr(usual, name)}
+    return tuple(f"{group}.{name}-{_plain(value)}" for name, value in changed.items())
+
+
+def _plain(value: object) -> str:
+    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _shot_words(shot: LowShotSettings) -> tuple[str, ...]:

@@ -100,10 +100,31 @@ def test_a_head_whose_rate_is_too_high_touches_no_other() -> None:
 
 
 def test_the_estimate_of_memory_counts_what_is_held() -> None:
-    """iNat18 on a ViT-H, two matrices of 1280 and two of 5120 columns: weight, momentum and gradient of all are the least."""
-    least = 3 * 4 * 8142 * 2 * (1280 + 5120)
+    """iNat18 on a ViT-H, two matrices of 1280 and two of 5120 columns: at least weight, momentum and the largest gradient."""
+    least = 4 * 8142 * (2 * 2 * (1280 + 5120) + 5120)
     assert least < needed_bytes(1280, 4, 8142, 1, 256) < 2 * least
     assert needed_bytes(1280, 4, 8142, 8, 256) > 8 * least
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_a_step_never_waits_for_the_device(optimizer: Any) -> None:
+    """And ends where the CPU does."""
+    scores = []
+    for device in (CPU, torch.device("cuda")):
+        stacked = StackedHeads(6, 4, 5, Sweep((0.3, 0.03), (0.0, 0.1), optimizer), seed=0, device=device)
+        batches = [(features.to(device), labels.to(device)) for features, labels in random_batches(6, 20, 24, 5)]
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            for features, labels in batches:
+                stacked.step(features, labels, 1.0)
+        finally:
+            if device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+        scores.append(stacked.logits(batches[0][0]).cpu())
+    torch.testing.assert_close(scores[0], scores[1], rtol=1e-3, atol=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------------ recipes and plan
@@ -292,7 +313,7 @@ def test_held_out_images_are_not_trained_on() -> None:
 
 def test_a_batch_larger_than_the_data_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     evaluate_linear_full(color_probe(), replace(SETTINGS, linear_full=replace(FULL, batch_size=512, epochs=1)))
-    assert "batches of 54: there are fewer than 512" in capsys.readouterr().err
+    assert "on all 54 images at once, because there are fewer than a batch of 512" in capsys.readouterr().err
 
 
 def test_heads_that_do_not_fit_are_refused_with_their_size(monkeypatch: pytest.MonkeyPatch) -> None:

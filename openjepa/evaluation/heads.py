@@ -168,9 +168,9 @@ def _optimizer(group: HeadGroup, sweep: Sweep, device: torch.device) -> StackedS
 
 def needed_bytes(width: int, num_layers: int, classes: int, num_settings: int, batch_size: int) -> int:
     """Estimate of the memory that StackedHeads takes while it trains, in bytes."""
-    # weight, momentum, gradient of all; while one group moves, its effective weight and two results on the way
+    # weight and momentum of all; while one group moves, four tensors of its size: effective weight, gradient, two on the way
     numbers = 2 * width * (1 + num_layers) * classes * num_settings
-    passing = 3 * width * num_layers * classes * num_settings
+    passing = 4 * width * num_layers * classes * num_settings
     logits = 3 * min(LOGITS_IN_MEMORY, batch_size * classes * num_settings)
     features = 4 * batch_size * width * num_layers
     return 4 * (2 * numbers + passing + logits + features)

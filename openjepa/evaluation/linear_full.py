@@ -131,7 +131,8 @@ def train_heads(probe: ImageProbe, settings: EvaluationSettings, plan: Plan, row
     check_memory(probe, plan, features.num_layers)
     wanted = settings.linear_full.batch_size or plan.recipe.batch_size
     if plan.batch_size < wanted:
-        print(f"note: linear_full trains in batches of {plan.batch_size:,}: there are fewer than {wanted:,}", file=sys.stderr)
+        words = f"all {plan.batch_size:,} images at once, because there are fewer than a batch of {wanted:,}"
+        print(f"note: linear_full trains on {words}", file=sys.stderr)
     heads = StackedHeads(
         probe.config.width,
         features.num_layers,
@@ -180,7 +181,7 @@ def feature_batches(
 
 
 def check_memory(probe: ImageProbe, plan: Plan, num_layers: int) -> None:
-    """Raises ValueError where the heads alone would not fit (iNat18's 8,142 classes on a ViT-H: 1.7 GB for each setting)."""
+    """Raises ValueError where the heads alone would not fit (iNat18's 8,142 classes on a ViT-H: 1.5 GB for each setting)."""
     num = len(plan.sweep.rates)
     needed = needed_bytes(probe.config.width, num_layers, probe.num_classes, num, plan.batch_size)
     limit = memory_limit(probe.device)

@@ -68,9 +68,9 @@ class Passes:
     number: int = 0
 
     def view(self, size: int = 32) -> View:
-        def batches() -> Iterator[object]:
+        def batches(first: int = 0) -> Iterator[object]:
             self.number += 1
-            return evaluation_batches(self.splits.train, (size, size), 16, 0, unreadable=[])  # type: ignore[arg-type]
+            return evaluation_batches(self.splits.train, (size, size), 16, 0, first=first, unreadable=[])  # type: ignore[arg-type]
 
         return View(self.splits.train, "train", {"image_size": size}, batches)  # type: ignore[arg-type]
 

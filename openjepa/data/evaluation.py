@@ -65,19 +65,22 @@ def evaluation_batches(
     fit: str = "crop",
     max_images: int | None = None,
     seed: int = 0,
+    first: int = 0,
     unreadable: list[Skipped] | None = None,
 ) -> Iterator[EvalBatch]:
     """The images of a source in order, `batch_size` at a time.
 
     `fit`: `crop` (short side to 256/224 of the size, center crop) or `squash`. `max_images`: only so many, drawn with the seed.
-    Images that cannot be read are left out and added to `unreadable`; where that is None, a warning at the end counts them.
+    `first`: records with smaller numbers are passed over. Images that cannot be read are left out and added to `unreadable`;
+    where that is None, a warning at the end counts them.
     """
     indices = np.arange(len(source))
     if max_images is not None and max_images < len(source):
         keys = derive_samples("subset", seed, np.array([2]), indices)
         indices = np.sort(np.argsort(keys, kind="stable")[:max_images])
+    indices = indices[indices >= first]
     found: list[Skipped] = [] if unreadable is None else unreadable
-    chunks = (indices[first : first + CHUNK] for first in range(0, len(indices), CHUNK))
+    chunks = (indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK))
     reader = _EvaluationReader(source, image_size, fit)
     images: list[Tensor] = []
     numbers: list[int] = []

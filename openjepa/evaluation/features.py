@@ -3,27 +3,29 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 from rich.console import Console
-from rich.progress import Progress
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 from torch import Tensor, nn
 from torch.nn import functional
 
 from openjepa.data.source import ListSource
 from openjepa.engine.device import autocast, resolve_precision
+from openjepa.evaluation.rows import LARGE_BYTES, is_large
+from openjepa.evaluation.store import RowWriter, read_rows
 from openjepa.models.vit import VisionTransformer
 from openjepa.settings.models import EncoderConfig
 from openjepa.types import normalize
-from openjepa.whole_files import whole_file
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 """Raised when the way features are made changes, so that older files are not found."""
 PIXEL_SIDE = 32
 NUM_LAYERS = 4
@@ -48,10 +50,17 @@ class Extractor(Protocol):
     def fingerprint(self) -> str:
         """Changes whenever the features would."""
 
-    def extract(self, images: UInt8[Tensor, "B 3 h w"]) -> Shaped[Tensor, "B F"]:
-        """One row per image, as it is kept: on the CPU, float32 or uint8."""
+    @property
+    def width(self) -> int:
+        """Columns F of the rows."""
 
-    def kinds(self, rows: Shaped[Tensor, "n F"]) -> dict[str, Float[Tensor, "n D"]]:
+    def extract(self, images: UInt8[Tensor, "B 3 h w"]) -> Shaped[Tensor, "B F"]:
+        """One row per image, float32 or uint8, on the extractor's device: nothing waits for the device here."""
+
+    def kept_as(self, num_rows: int, wanted: str) -> torch.dtype:
+        """The type in which so many rows are kept; `wanted`: auto, fp32 or bf16."""
+
+    def kinds(self, rows: Shaped[Tensor, "n F"]) -> dict[str, Shaped[Tensor, "n D"]]:
         """The feature matrices that these rows hold; the first is the one for k-NN."""
 
 
@@ -60,6 +69,7 @@ class EncoderFeatures:
 
     def __init__(self, encoder: VisionTransformer, config: EncoderConfig, device: torch.device, precision: str) -> None:
         """Moves the encoder to `device` and freezes it."""
+        self.width = min(NUM_LAYERS, config.depth) * config.width
         self._encoder = encoder.eval().requires_grad_(False).to(device)
         self._config = config
         self._device = device
@@ -70,10 +80,17 @@ class EncoderFeatures:
     @torch.inference_mode()
     def extract(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B F"]:
         """The pooled outputs side by side, the last layer last. Pooled in float32 whatever the encoder's precision."""
-        pixels = normalize(images.to(self._device, non_blocking=True), self._config.pixel_mean, self._config.pixel_std)
+        given = images.pin_memory() if self._device.type == "cuda" else images
+        pixels = normalize(given.to(self._device, non_blocking=True), self._config.pixel_mean, self._config.pixel_std)
         with autocast(self._device, self._precision):
             outputs = self._encoder.last_layers(pixels, min(NUM_LAYERS, self._config.depth))
-        return torch.cat([output.pooled(self._config.pooling) for output in outputs], dim=1).cpu()
+        return torch.cat([output.pooled(self._config.pooling) for output in outputs], dim=1)
+
+    def kept_as(self, num_rows: int, wanted: str) -> torch.dtype:
+        """`auto`: bf16 where float32 would take more than 1 GiB."""
+        if wanted == "auto":
+            return torch.bfloat16 if num_rows * self.width * 4 > LARGE_BYTES else torch.float32
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[wanted]
 
     def kinds(self, rows: Float[Tensor, "n F"]) -> dict[str, Float[Tensor, "n D"]]:
         """`last` and `last_four`."""
@@ -84,18 +101,23 @@ class PixelFeatures:
     """The evaluation view itself, resized to 32x32 RGB (antialiased bilinear)."""
 
     fingerprint = f"pixels {PIXEL_SIDE}"
+    width = 3 * PIXEL_SIDE**2
 
     def extract(self, images: UInt8[Tensor, "B 3 h w"]) -> UInt8[Tensor, "B F"]:
         """3072 bytes per image."""
         if images.shape[-2:] == (PIXEL_SIDE, PIXEL_SIDE):
-            return images.flatten(1).cpu()
+            return images.flatten(1)
         size = (PIXEL_SIDE, PIXEL_SIDE)
         resized = functional.interpolate(images.float(), size, mode="bilinear", antialias=True, align_corners=False)
-        return resized.round().clamp(0, 255).to(torch.uint8).flatten(1).cpu()
+        return resized.round().clamp(0, 255).to(torch.uint8).flatten(1)
 
-    def kinds(self, rows: UInt8[Tensor, "n F"]) -> dict[str, Float[Tensor, "n F"]]:
-        """`pixels` only, in [0, 1]."""
-        return {"pixels": rows.float() / 255}
+    def kept_as(self, num_rows: int, wanted: str) -> torch.dtype:
+        """Always uint8."""
+        return torch.uint8
+
+    def kinds(self, rows: UInt8[Tensor, "n F"]) -> dict[str, Shaped[Tensor, "n F"]]:
+        """`pixels` only, in [0, 1]; as they are where that would be large: every protocol divides by a scale of its own."""
+        return {"pixels": rows if is_large(rows) else rows.float() / 255}
 
 
 def weights_hash(network: nn.Module) -> str:
@@ -129,8 +151,8 @@ class View:
     """train or test; only a name."""
     settings: Mapping[str, Any]
     """What the pixels depend on: image size and fit. Part of the hash."""
-    batches: Callable[[], Iterator[Images]] = field(repr=False)
-    """Starts a pass over the readable images."""
+    batches: Callable[[int], Iterator[Images]] = field(repr=False)
+    """Starts a pass over the readable images, from the record with this number on."""
 
 
 @dataclass(frozen=True)
@@ -141,64 +163,121 @@ class Features:
     indices: Int[Tensor, " n"]
 
 
-def extract_features(view: View, extractors: Mapping[str, Extractor], cache: Path | None) -> dict[str, Features]:
+def extract_features(
+    view: View, extractors: Mapping[str, Extractor], cache: Path | None, feature_dtype: str = "auto"
+) -> dict[str, Features]:
     """Features of a split by every extractor, in one pass for those that are not in the folder `cache` yet.
 
-    Features that lack an image are computed but not kept: the image may be readable the next time.
+    Large ones are mapped from files, so that they may be larger than the memory: never write to them. An interrupted pass is
+    continued by the next call. Features that lack an image are computed but not kept: the image may be readable the next time.
+    `feature_dtype`: fp32, bf16, or auto, which is bf16 where fp32 would take more than 1 GiB. Without `cache` the files are
+    temporary.
     """
+    num = len(view.source)
+    types = {name: extractor.kept_as(num, feature_dtype) for name, extractor in extractors.items()}
     where = source_hash(view.source) + json.dumps([CACHE_VERSION, dict(view.settings)], sort_keys=True)
-    files = {name: _file(cache, name, view.split, where, extractor) for name, extractor in extractors.items()}
-    kept = {name: features for name, path in files.items() if (features := _read(path)) is not None}
-    found = {name: features for name, features in kept.items() if len(features.indices) == len(view.source)}
-    missing = {name: extractor for name, extractor in extractors.items() if name not in found}
-    computed = _compute(view, missing) if missing else {}
-    for name, features in computed.items():
-        if len(features.indices) == len(view.source):
-            _write(files[name], features)
+    with TemporaryDirectory(prefix="openjepa-features-") as temporary:
+        folder = Path(temporary) if cache is None else cache
+        files = {
+            name: folder / _file_name(name, view.split, f"{where}{extractor.fingerprint}{types[name]}")
+            for name, extractor in extractors.items()
+        }
+        kept = {name: rows for name, path in files.items() if (rows := read_rows(path)) is not None}
+        found = {name: Features(rows, torch.arange(num)) for name, rows in kept.items() if len(rows) == num}
+        with ExitStack() as stack:
+            missing = {
+                name: (extractor, stack.enter_context(_writer(files[name], stack, (num, extractor.width), types[name])))
+                for name, extractor in extractors.items()
+                if name not in found
+            }
+            computed = _compute(view, missing) if missing else {}
     return found | computed
 
 
-def _compute(view: View, extractors: Mapping[str, Extractor]) -> dict[str, Features]:
-    rows: dict[str, list[Tensor]] = {name: [] for name in extractors}
+def _file_name(name: str, split: str, described: str) -> str:
+    return f"{name}-{split}-{hashlib.sha256(described.encode()).hexdigest()[:20]}.safetensors"
+
+
+def _writer(path: Path, stack: ExitStack, shape: tuple[int, int], dtype: torch.dtype) -> RowWriter:
+    """Of the file, or where another process writes the same one, of a file that is thrown away."""
+    try:
+        return RowWriter(path, shape, dtype)
+    except BlockingIOError:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="openjepa-features-")))
+        return RowWriter(folder / path.name, shape, dtype)
+
+
+def _compute(view: View, extractors: Mapping[str, tuple[Extractor, RowWriter]]) -> dict[str, Features]:
+    """One pass from the first record that one of the files lacks; every batch is written while the next is computed."""
+    starts = {name: writer.num_rows for name, (_, writer) in extractors.items()}
+    first = complete = min(starts.values())  # every record before `complete` has a row
     indices: list[Tensor] = []
-    for batch in _with_progress(view):
+    waiting: list[tuple[RowWriter, _Moving, bool]] = []
+    for batch in _with_progress(view, first):
         indices.append(batch.indices)
-        for name, extractor in extractors.items():
-            rows[name].append(extractor.extract(batch.images))
-    if not indices:
+        seen = int(batch.indices[-1]) + 1
+        is_whole = seen - complete == len(batch.indices)
+        complete = seen if is_whole else complete
+        started = []
+        for name, (extractor, writer) in extractors.items():
+            is_new = batch.indices >= starts[name]
+            if bool(is_new.any()):
+                rows = extractor.extract(batch.images if bool(is_new.all()) else batch.images[is_new])
+                started.append((writer, _Moving(rows.to(writer.dtype)), is_whole))
+        _write(waiting)  # while the device computes
+        waiting = started
+    _write(waiting)
+    if first == 0 and not indices:
         raise ValueError(f"no image of the {view.split} split can be read; see the messages above")
-    return {name: Features(torch.cat(parts), torch.cat(indices)) for name, parts in rows.items()}
+    seen_now = torch.cat([torch.arange(0), *indices])
+    return {
+        name: _finished(writer, len(view.source), torch.cat([torch.arange(starts[name]), seen_now[seen_now >= starts[name]]]))
+        for name, (_, writer) in extractors.items()
+    }
 
 
-def _with_progress(view: View) -> Iterator[Images]:
+def _write(waiting: "list[tuple[RowWriter, _Moving, bool]]") -> None:
+    for writer, moving, can_continue in waiting:
+        writer.append(moving.arrived(), can_continue)
+
+
+def _finished(writer: RowWriter, num: int, indices: Int[Tensor, " n"]) -> Features:
+    if writer.num_rows < num:
+        return Features(writer.take(), indices)
+    return Features(writer.finish(), indices)
+
+
+class _Moving:
+    """Rows on their way to the CPU, for which the device does not wait."""
+
+    def __init__(self, rows: Shaped[Tensor, "B F"]) -> None:
+        is_cuda = rows.device.type == "cuda"
+        self._event = torch.cuda.Event() if is_cuda else None  # type: ignore[no-untyped-call]  # torch has no types for it
+        if self._event is None:
+            self._rows = rows
+        else:
+            self._rows = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+            self._rows.copy_(rows, non_blocking=True)
+            self._event.record()
+
+    def arrived(self) -> Shaped[Tensor, "B F"]:
+        if self._event is not None:
+            self._event.synchronize()
+        return self._rows.cpu()
+
+
+def _with_progress(view: View, first: int) -> Iterator[Images]:
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"features of the {view.split} split", total=len(view.source))
-        for batch in view.batches():
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(f"features of the {view.split} split", total=len(view.source), completed=first)
+        for batch in view.batches(first) if first < len(view.source) else ():
             yield batch
             progress.advance(task, len(batch.indices))
 
 
-def _file(cache: Path | None, name: str, split: str, where: str, extractor: Extractor) -> Path | None:
-    if cache is None:
-        return None
-    digest = hashlib.sha256((where + extractor.fingerprint).encode()).hexdigest()[:20]
-    return cache / f"{name}-{split}-{digest}.safetensors"
+class _Rate(ProgressColumn):
+    """Images per second of the last half minute."""
 
-
-def _read(path: Path | None) -> Features | None:
-    """The features in a file; None where there are none, or only a damaged file."""
-    if path is None or not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            return Features(tensors.get_tensor("rows"), tensors.get_tensor("indices"))
-    except (SafetensorError, OSError):
-        return None
-
-
-def _write(path: Path | None, features: Features) -> None:
-    if path is None:
-        return
-    with whole_file(path) as file:
-        save_file({"rows": features.rows.contiguous(), "indices": features.indices.contiguous()}, file)
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.0f} images/s")

@@ -139,7 +139,10 @@ def _features(
 ) -> tuple[dict[str, Features], dict[str, Features]]:
     extractors = _extractors(subjects, settings)
     sides = (("train", train), ("test", test))
-    found = [extract_features(_view(side, name, task, settings, subjects), extractors, subjects.cache) for name, side in sides]
+    found = [
+        extract_features(_view(side, name, task, settings, subjects), extractors, subjects.cache, settings.feature_dtype)
+        for name, side in sides
+    ]
     return found[0], found[1]
 
 
@@ -155,10 +158,10 @@ def _extractors(subjects: Subjects, settings: EvaluationSettings) -> dict[str, E
 def _view(side: Split, name: str, task: Task, settings: EvaluationSettings, subjects: Subjects) -> View:
     workers = choose_workers(settings.workers)
 
-    def batches() -> Iterator[Images]:
+    def batches(first: int) -> Iterator[Images]:
         # what cannot be read is found again in `_dropped`, also when the features come from the cache
         batch_size = settings.feature_batch_size
-        return evaluation_batches(side.source, subjects.size, batch_size, workers, fit=task.fit, unreadable=[])
+        return evaluation_batches(side.source, subjects.size, batch_size, workers, fit=task.fit, first=first, unreadable=[])
 
     return View(side.source, name, {"image_size": subjects.size, "fit": task.fit}, batches)
 

@@ -40,6 +40,8 @@ class EvaluationSettings:
     """Neighbors vote with weight exp(cosine / temperature) (DINO)."""
     feature_batch_size: int = 256
     """Images per forward while features are extracted."""
+    feature_dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """How features are kept on disk. `auto`: fp32, or bf16 where that would take more than 1 GiB for a split."""
     max_train_images: int | None = None
     """Use at most this many training images, as many of each class as possible. None: all."""
     baselines: tuple[Literal["untrained", "pixels"], ...] = ("untrained", "pixels")

@@ -20,6 +20,8 @@ EVALUATION_RANGES: dict[str, tuple[float, float, str]] = {
     "neighbor_temperature": _POSITIVE,
     "feature_batch_size": _COUNT,
     "max_train_images": _COUNT,
+    "lidar_images": (2.0, math.inf, "at least 2"),
+    "lidar_views": (2.0, math.inf, "at least 2"),
     "seed": _NOT_NEGATIVE,
     "workers": _NOT_NEGATIVE,
     "low_shot.percent": (math.nextafter(0, 1), 100.0, "above 0 and at most 100"),

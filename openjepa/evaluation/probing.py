@@ -18,6 +18,7 @@ from openjepa.engine.device import resolve_device, resolve_precision
 from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.features import EncoderFeatures, Extractor, Features, Images, PixelFeatures, View, extract_features
 from openjepa.evaluation.label_free import feature_measures
+from openjepa.evaluation.lidar import lidar_measures
 from openjepa.evaluation.protocol import ImageProbe, LabeledFeatures, LabeledImages, ProtocolResult, selections
 from openjepa.evaluation.results import Metric, Result, SubjectResult
 from openjepa.evaluation.solver import Components
@@ -45,6 +46,8 @@ class Subjects:
     """Height and width of the views in pixels."""
     cache: Path
     """Folder of the kept features."""
+    predictor: Path | None = None
+    """Folder of the predictor of the run that `encoder` is from, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def evaluate_task(
         same = (task.fit, rows.tobytes(), found[0]["encoder"].indices.numpy().tobytes())
         metrics, heads = _probe_features(found, train, test, names, subjects, settings, known.setdefault(same, {}))
         dropped = [_dropped(side.source, features["encoder"]) for side, features in zip((train, test), found, strict=True)]
-        extra = {"measures": _measures(found[1], subjects, settings)}
+        extra = {"measures": _measures(found[1], test, task, subjects, settings)}
     for name in names:
         if PROTOCOLS[name].kind != "features":
             _probe_images(name, train, test, task, subjects, settings, benchmark, metrics, heads)
@@ -244,10 +247,16 @@ def _labeled(features: Features, labels: NDArray[np.int64], extractor: Extractor
     return LabeledFeatures(extractor.kinds(features.rows.to(device)), answers)
 
 
-def _measures(found: Mapping[str, Features], subjects: Subjects, settings: EvaluationSettings) -> dict[str, dict[str, float]]:
+def _measures(
+    found: Mapping[str, Features], test: Split, task: Task, subjects: Subjects, settings: EvaluationSettings
+) -> dict[str, dict[str, float]]:
     """What the features of the test images say without labels."""
     extractors = _extractors(subjects, settings)
-    return {name: feature_measures(extractors[name].kinds(features.rows)) for name, features in found.items()}
+    encoders, size = subjects.encoders, subjects.size
+    more = lidar_measures(test.source, task.fit, encoders, subjects.config, size, subjects.predictor, settings)
+    return {
+        name: feature_measures(extractors[name].kinds(features.rows)) | more.get(name, {}) for name, features in found.items()
+    }
 
 
 def _dropped(source: ListSource, features: Features) -> list[str]:

@@ -154,7 +154,8 @@ def _evaluate(
             own = subject.seed if number == 0 else seed
             networks = {**networks, "untrained": untrained(subject, config, own, number == 0)}
         size = _image_size(settings, config)
-        subjects = Subjects(networks, config, "pixels" in settings.baselines, size, subject.output / "eval" / "features")
+        cache, predictor = subject.output / "eval" / "features", subject.predictor_folder
+        subjects = Subjects(networks, config, "pixels" in settings.baselines, size, cache, predictor)
         # axes of the untrained encoder belong to one seed
         axes = known if settings.seeds == 1 else {}
         own_settings = replace(settings, seed=seed, low_shot=replace(settings.low_shot, seed=settings.low_shot.seed + number))

@@ -19,7 +19,7 @@ class EvaluationSettings:
     """k-NN and linear probes on frozen features, always beside the untrained encoder and raw pixels."""
 
     tasks: tuple[str, ...] = ()
-    """Rows of the task table (classification, clevr_count, clevr_dist; scene_shapes, scene_colors: labels of patches). Empty: all
+    """Rows of the task table (classification, clevr_count, clevr_dist; scene_shapes, scene_colors: of patches). Empty: all
     that the data set has labels for, without those of patches."""
     protocols: tuple[ProtocolName, ...] = ()
     """Which probes are run. Empty: those of the suite's row; without a suite linear and knn, on label maps dense_linear and
@@ -44,6 +44,11 @@ class EvaluationSettings:
     """How features are kept on disk. `auto`: fp32, or bf16 where that would take more than 1 GiB for a split."""
     max_train_images: int | None = None
     """Use at most this many training images, as many of each class as possible. None: all."""
+    lidar_images: int | None = None
+    """Also measure LiDAR on so many test images (more than the encoder's width is best), for `lidar_images` x `lidar_views`
+    more passes of every encoder and of a run's predictor. None: not."""
+    lidar_views: int = 10
+    """Random crops, and draws of masks, of each image for LiDAR (paper: 50, cheap: 10)."""
     baselines: tuple[Literal["untrained", "pixels"], ...] = ("untrained", "pixels")
     """What is evaluated beside the encoder with the same probes."""
     encoder: Literal["target", "context"] = "target"

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from openjepa.evaluation import PROTOCOLS
+from openjepa.evaluation import PROTOCOLS, solver
+from openjepa.evaluation import rows as rows_module
 from openjepa.evaluation.linear import KINDS, evaluate_linear, prepare
 from openjepa.evaluation.neighbors import evaluate_neighbors
 from openjepa.evaluation.protocol import LabeledFeatures, held_out_rows
 from openjepa.evaluation.solver import rotate, solve
+from openjepa.measures import knn
 from openjepa.settings.evaluation import EvaluationSettings
 
 SETTINGS = EvaluationSettings(weight_decays=(1e-4, 1e-2, 1.0), neighbors=(1, 5, 20))
@@ -122,9 +124,9 @@ def test_the_solver_finds_the_optimum() -> None:
     heads = solve(rotated.rows, split.labels, 4, rotated.components.variances, decays, iterations=300, tolerance=1e-9)
     for number, decay in enumerate(decays):
         weight, bias = reference(features, split.labels, decay)
-        assert objective(features, split.labels, rotated.components.axes @ heads.weight[:, number], heads.bias[number], decay) <= (
-            objective(features, split.labels, weight, bias, decay) + 2e-5
-        )
+        assert objective(
+            features, split.labels, rotated.components.axes @ heads.weight[:, number], heads.bias[number], decay
+        ) <= (objective(features, split.labels, weight, bias, decay) + 2e-5)
 
 
 def objective(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, decay: float) -> float:
@@ -161,6 +163,47 @@ def test_principal_components_rebuild_the_features(shape: tuple[int, int]) -> No
     few = rotate(features, kept_variance=0.9).components
     share = few.variances.sum() / features.var(dim=0, correction=0).sum()
     assert share >= 0.9 and share - few.variances[-1] / features.var(dim=0, correction=0).sum() < 0.9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+def test_features_that_stay_in_place_give_the_same_heads(
+    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = clusters(300, 1.0, 1)
+    features = train.features["last"] if dtype.is_floating_point else (20 * train.features["last"]).clamp(0, 255)
+    features, labels, kept = features.to(dtype), train.labels, torch.arange(0, 300, 2)
+    copied = prepare(features.float(), labels, kind)
+    monkeypatch.setattr(rows_module, "CHUNK_ELEMENTS", 64 * 12)  # five chunks
+    monkeypatch.setattr(solver, "ROW_CHUNK", 64)
+    placed = prepare(features, labels, kind, in_place=True)
+    assert placed.rotated.rows.stored is features and copied.rotated.rows.axes is None
+    torch.testing.assert_close(placed.rotated.components.variances, copied.rotated.components.variances)
+    for which in (None, kept):
+        theirs, ours = (each.solve(which, [1e-3, 0.1], 100) for each in (copied, placed))
+        # axes are known but for their sign: compare what the heads answer
+        scores = [torch.cat(list(heads.scores(each.project(features)))) for each, heads in ((copied, theirs), (placed, ours))]
+        torch.testing.assert_close(*scores, atol=2e-3, rtol=1e-3)
+
+
+def test_means_and_covariances_of_chunks_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = clusters(300, 1.0, 1).features["last_four"]
+    monkeypatch.setattr(rows_module, "CHUNK_ELEMENTS", 24 * 7)
+    mean, variance = rows_module.moments(features, torch.device("cpu"))
+    exact = features.double()
+    torch.testing.assert_close(mean, exact.mean(dim=0).float())
+    torch.testing.assert_close(variance, exact.var(dim=0, correction=0).float())
+    product = rows_module.covariance(features, mean, variance.rsqrt())
+    torch.testing.assert_close(product, torch.corrcoef(exact.T).float(), atol=1e-5, rtol=1e-5)
+
+
+def test_neighbors_are_the_same_however_many_keys_are_compared_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test = clusters(300, 1.2, 1), clusters(90, 1.2, 2)
+    keys, kept, options = train.features["last"], torch.arange(0, 300, 3), ((1, 7, 200), 0.07)
+    whole = knn.knn_predictions(keys[kept], train.labels[kept], test.features["last"], *options)
+    monkeypatch.setattr(knn, "KEY_CHUNK", 13)
+    parts = knn.knn_predictions(keys, train.labels[kept], test.features["last"], *options, chunk_size=32, rows=kept)
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
 
 
 def test_known_components_change_no_number() -> None:

@@ -21,7 +21,8 @@ def evaluate_neighbors(train: LabeledFeatures, test: LabeledFeatures, settings: 
     held_out = {}
     if settings.selection == "held_out":
         kept, held = held_out_rows(train.labels, settings.seed)
-        held_out = knn_accuracy(keys[kept], train.labels[kept], keys[held], train.labels[held], *options)
+        known = keys[held.to(keys.device)]
+        held_out = knn_accuracy(keys, train.labels[kept], known, train.labels[held], *options, rows=kept)
     heads = [
         HeadResult(kind, "knn", f"k {k}", held_out[k].value if k in held_out else None, on_test[k].value)
         for k in settings.neighbors

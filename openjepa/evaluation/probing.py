@@ -14,7 +14,7 @@ from openjepa.data.evaluation import evaluation_batches
 from openjepa.data.source import LabelMaps, ListSource, Splits
 from openjepa.data.subset import Subset, balanced_rows
 from openjepa.data.workers import choose_workers
-from openjepa.engine.device import resolve_device, resolve_precision
+from openjepa.engine.device import memory_limit, resolve_device, resolve_precision
 from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.features import EncoderFeatures, Extractor, Features, Images, PixelFeatures, View, extract_features
 from openjepa.evaluation.label_free import feature_measures
@@ -244,7 +244,9 @@ def _metric(outcome: ProtocolResult) -> Metric:
 
 def _labeled(features: Features, labels: NDArray[np.int64], extractor: Extractor, device: torch.device) -> LabeledFeatures:
     answers = torch.from_numpy(labels)[features.indices].to(device)
-    return LabeledFeatures(extractor.kinds(features.rows.to(device)), answers)
+    # what would fill the device stays where it is: protocols take it there chunk by chunk, to where the labels are
+    fits = features.rows.nbytes < memory_limit(device) / 2
+    return LabeledFeatures(extractor.kinds(features.rows.to(device) if fits else features.rows), answers)
 
 
 def _measures(

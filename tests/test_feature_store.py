@@ -1,0 +1,217 @@
+"""Features on disk: continued where a killed program stopped, never taken for whole too early, mapped where they are many."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from openjepa.data.source import ListSource
+from openjepa.evaluation import store
+from openjepa.evaluation.features import EncoderFeatures, PixelFeatures, View, extract_features
+from openjepa.evaluation.store import RowWriter, read_rows
+from openjepa.models.vit import build_encoder
+from openjepa.settings.models import EncoderConfig
+
+TYPES = [torch.float32, torch.bfloat16, torch.uint8]
+
+
+def values(rows: int, dtype: torch.dtype, columns: int = 5) -> Tensor:
+    return torch.randint(0, 200, (rows, columns), generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("most_in_memory", [0, 2**26])
+def test_rows_come_back_as_they_were_written(
+    tmp_path: Path, dtype: torch.dtype, most_in_memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "MAPPED_BYTES", most_in_memory)
+    rows, path = values(7, dtype), tmp_path / "a.safetensors"
+    with RowWriter(path, (7, 5), dtype) as writer:
+        writer.append(rows[:3])
+        assert read_rows(path) is None and read_rows(writer.unfinished) is None
+        writer.append(rows[3:])
+        finished = writer.finish()
+    again = read_rows(path)
+    assert again is not None and torch.equal(finished, rows) and torch.equal(again, rows) and again.dtype == dtype
+    assert torch.equal(load_file(path)["rows"], rows)  # any program that knows the format can read it
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_writing_continues_after_the_rows_that_were_noted(tmp_path: Path) -> None:
+    rows, path = values(9, torch.float32), tmp_path / "a"
+    with RowWriter(path, (9, 5), torch.float32) as writer:
+        writer.append(rows[:4])
+        writer.append(rows[5:7], can_continue=False)  # row 4 lacks
+    with writer.unfinished.open("ab") as file:
+        file.write(b"half a row")
+    with RowWriter(path, (9, 5), torch.float32) as again:
+        assert again.num_rows == 4
+        again.append(rows[4:])
+        assert torch.equal(again.finish(), rows)
+
+
+@pytest.mark.parametrize("content", [b"", b"half", b"\0" * 5000, store._header((9, 5), torch.float32, 9)])
+def test_damaged_and_foreign_files_are_started_anew(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a"
+    (tmp_path / "a.partial").write_bytes(content)
+    path.write_bytes(content)
+    assert read_rows(path) is None
+    with RowWriter(path, (2, 5), torch.float32) as writer:
+        assert writer.num_rows == 0
+        writer.append(values(2, torch.float32))
+        writer.finish()
+    assert torch.equal(read_rows(path), values(2, torch.float32))  # type: ignore[arg-type]
+
+
+def test_a_file_that_another_process_writes_is_left_alone(tmp_path: Path) -> None:
+    with RowWriter(tmp_path / "a", (2, 5), torch.float32), pytest.raises(BlockingIOError):
+        RowWriter(tmp_path / "a", (2, 5), torch.float32)
+
+
+def test_a_file_that_lacks_rows_gets_no_name(tmp_path: Path) -> None:
+    with RowWriter(tmp_path / "a", (2, 5), torch.float32) as writer, pytest.raises(ValueError, match="needs 2 rows, not 0"):
+        writer.finish()
+    assert not (tmp_path / "a").exists()
+
+
+# -------------------------------------------------------------------------------------------------------------- extraction
+
+CONFIG = EncoderConfig(width=24, depth=2, heads=2, mlp_ratio=2.0, patch_size=8, image_size=(16, 16))
+NUM, BATCH = 50, 8
+
+
+class Numbers(ListSource):
+    """Fifty records without bytes."""
+
+    def __len__(self) -> int:
+        return NUM
+
+    def read(self, index: int) -> bytes:
+        return bytes([index])
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+
+@dataclass
+class Batch:
+    images: Tensor
+    indices: Tensor
+
+
+@dataclass
+class Pass:
+    """Images made of their numbers; stops with an error before `stop`, and cannot read those of `broken`."""
+
+    stop: int = NUM
+    broken: tuple[int, ...] = ()
+    seen: list[int] = field(default_factory=list)
+
+    def view(self) -> View:
+        return View(Numbers(), "train", {}, self.batches)
+
+    def batches(self, first: int) -> Iterator[Batch]:
+        readable = [index for index in range(first, NUM) if index not in self.broken]
+        for start in range(0, len(readable), BATCH):
+            indices = torch.tensor(readable[start : start + BATCH])
+            if int(indices[-1]) >= self.stop:
+                raise KeyboardInterrupt
+            self.seen += indices.tolist()
+            yield Batch(torch.stack([image(index) for index in indices.tolist()]), indices)
+
+
+def image(index: int) -> Tensor:
+    return torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(index))
+
+
+def encoder_features(seed: int = 1) -> EncoderFeatures:
+    torch.manual_seed(seed)
+    return EncoderFeatures(build_encoder(CONFIG), CONFIG, torch.device("cpu"), "fp32")
+
+
+def both() -> dict[str, EncoderFeatures | PixelFeatures]:
+    return {"encoder": encoder_features(), "pixels": PixelFeatures()}
+
+
+def test_an_interrupted_pass_is_continued(tmp_path: Path) -> None:
+    whole = extract_features(Pass().view(), both(), None)
+    with pytest.raises(KeyboardInterrupt):
+        extract_features(Pass(stop=30).view(), both(), tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+    again = Pass()
+    found = extract_features(again.view(), both(), tmp_path)
+    assert again.seen == list(range(16, NUM))  # of 24 images seen, the last batch was still being computed
+    for name in whole:
+        assert torch.equal(found[name].rows, whole[name].rows)
+        assert torch.equal(found[name].indices, torch.arange(NUM))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_is_further_ahead_is_not_computed_again(tmp_path: Path) -> None:
+    whole = extract_features(Pass().view(), both(), None)
+    with pytest.raises(KeyboardInterrupt):
+        extract_features(Pass(stop=30).view(), {"encoder": encoder_features()}, tmp_path)
+    extractors, widths = both(), []
+    original = extractors["encoder"].extract
+    extractors["encoder"].extract = lambda images: widths.append(len(images)) or original(images)  # type: ignore[method-assign]
+    found = extract_features(Pass().view(), extractors, tmp_path)
+    assert sum(widths) == NUM - 16
+    assert all(torch.allclose(found[name].rows, whole[name].rows) for name in whole)
+
+
+def test_a_pass_that_lacks_an_image_is_continued_before_it_and_not_kept(tmp_path: Path) -> None:
+    extractors = {"pixels": PixelFeatures()}
+    with pytest.raises(KeyboardInterrupt):
+        extract_features(Pass(stop=45, broken=(19,)).view(), extractors, tmp_path)
+    again = Pass(broken=(19,))
+    found = extract_features(again.view(), extractors, tmp_path)["pixels"]
+    assert again.seen[0] == 16 and found.indices.tolist() == [index for index in range(NUM) if index != 19]
+    expected = torch.stack([image(index) for index in found.indices.tolist()])
+    assert torch.equal(found.rows, PixelFeatures().extract(expected)) and not list(tmp_path.iterdir())
+    whole = extract_features(Pass().view(), extractors, tmp_path)["pixels"]
+    assert len(whole.rows) == NUM and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_type_of_the_rows_is_part_of_what_is_kept(tmp_path: Path) -> None:
+    exact = extract_features(Pass().view(), {"encoder": encoder_features()}, tmp_path)["encoder"].rows
+    rounded = extract_features(Pass().view(), {"encoder": encoder_features()}, tmp_path, "bf16")["encoder"].rows
+    assert torch.equal(rounded, exact.bfloat16()) and len(list(tmp_path.iterdir())) == 2
+    extractor = encoder_features()
+    limit = 2**30 // (4 * 48)
+    assert [extractor.kept_as(num, "auto") for num in (limit, limit + 1)] == [torch.float32, torch.bfloat16]
+    assert PixelFeatures().kept_as(10**9, "bf16") == torch.uint8
+
+
+def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no image of the train split"):
+        extract_features(Pass(broken=tuple(range(NUM))).view(), both(), tmp_path)
+
+
+def test_a_killed_program_is_continued(tmp_path: Path) -> None:
+    """SIGKILL, so that nothing can be tidied up; every row was noted at once."""
+    code = (
+        "import os, signal; from pathlib import Path; from tests import test_feature_store as test\n"
+        f"test.store.SECONDS_BETWEEN_NOTES = 0\nbatches = test.Pass().batches\n"
+        "def stopping(first):\n"
+        "    for batch in batches(first):\n"
+        "        if int(batch.indices[-1]) > 30: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        yield batch\n"
+        "view = test.View(test.Numbers(), 'train', {}, stopping)\n"
+        f"test.extract_features(view, test.both(), Path({str(tmp_path)!r}))"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=Path(__file__).parents[1], check=False)
+    assert done.returncode == -signal.SIGKILL
+    again = Pass()
+    found = extract_features(again.view(), both(), tmp_path)
+    assert again.seen[0] == 16
+    whole = extract_features(Pass().view(), both(), None)
+    assert all(torch.allclose(found[name].rows.float(), whole[name].rows.float(), atol=1e-5) for name in whole)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,18 @@ def test_a_row_of_a_suite_stands_among_its_published_numbers(suite_run: Path) ->
 )
 def test_only_the_papers_protocol_compares(probe: str, protocol: str, same: bool) -> None:
     assert compares(probe, {protocol}) is same
+
+
+@pytest.mark.parametrize("words", ["linear_full.epochs-1", "max1000", "5shot-seed1", "10pct"])
+def test_a_shortened_protocol_is_not_the_papers(words: str, suite_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(suite_run, tmp_path / "run")
+    path = tmp_path / "run" / "eval" / "clevr_dist.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"variant": words}))
+    before, after = (
+        next(item for item in comparisons([read_run(folder)]) if item.task == "Clevr/Dist")
+        for folder in (suite_run, tmp_path / "run")
+    )
+    assert any(item.compares for item in before.ours) and not any(item.compares for item in after.ours)
 
 
 def test_the_page_says_which_protocol_a_number_is(suite_page: Page) -> None:

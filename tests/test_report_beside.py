@@ -90,7 +90,7 @@ def test_only_the_papers_protocol_compares(probe: str, protocol: str, same: bool
 @pytest.mark.parametrize("words", ["linear_full.epochs-1", "max1000", "5shot-seed1", "10pct"])
 def test_a_shortened_protocol_is_not_the_papers(words: str, suite_run: Path, tmp_path: Path) -> None:
     shutil.copytree(suite_run, tmp_path / "run")
-    path = tmp_path / "run" / "eval" / "clevr_dist.json"
+    path = tmp_path / "run" / "eval" / "clevr_dist-both.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"variant": words}))
     before, after = (
         next(item for item in comparisons([read_run(folder)]) if item.task == "Clevr/Dist")

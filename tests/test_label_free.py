@@ -183,6 +183,16 @@ def test_features_are_measured_on_rows_spread_over_all_classes(monkeypatch: pyte
     assert feature_measures({"last": features[:40]})["RankMe"] == rankme(features[:40])
 
 
+def test_pixels_may_be_bytes_and_features_bf16() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (60, 20), generator=generator, dtype=torch.uint8)
+    assert feature_measures({"pixels": pixels}) == pytest.approx(feature_measures({"pixels": pixels.float() / 255}), rel=1e-5)
+    features = torch.randn(300, 120, generator=generator) * torch.arange(1, 121) ** -0.5 + 0.1
+    found, kept = feature_measures({"last": features}), feature_measures({"last": features.bfloat16()})
+    assert kept["alpha-ReQ"] == pytest.approx(found["alpha-ReQ"], rel=1e-3)
+    assert kept["RankMe"] == pytest.approx(found["RankMe"], rel=0.013) and kept != found
+
+
 def test_what_is_not_defined_is_left_out() -> None:
     assert list(feature_measures({"last": torch.eye(4)})) == ["RankMe"]
     assert feature_measures({"last": torch.full((9, 9), math.nan)}) == {}

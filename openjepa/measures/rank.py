@@ -42,9 +42,7 @@ def alpha_req(features: Float[Tensor, "n D"], first_rank: int = 4, last_rank: in
     if not _is_finite(matrix):
         return float("nan")
     singular_values = torch.linalg.svdvals(matrix - matrix.mean(dim=0))
-    # every raw number is rounded to eps of its own size, so that singular values below this hold no more than rounding
-    noise = torch.finfo(features.dtype).eps * torch.linalg.matrix_norm(matrix)
-    rank = int((singular_values > noise).sum())
+    rank = int((singular_values > _rounding(features)).sum())
     last = rank if last_rank is None else min(last_rank, rank)
     if last - first_rank < 1:
         return float("nan")
@@ -90,6 +88,16 @@ def lidar(
     if eps_on == "eigenvalues":
         return _exp_entropy(_shares(eigenvalues + eps, 0.0))
     return _exp_entropy(_shares(eigenvalues, eps))
+
+
+def _rounding(features: Float[Tensor, "n D"]) -> Float[Tensor, ""]:
+    """What rounding to their number format alone gives singular values of a matrix; those below hold nothing else.
+
+    Errors uniform in +-eps/2 of each number x are like noise of standard deviation 0.29 eps x, whose largest singular value is
+    0.29 eps rms(x) (sqrt(n) + sqrt(D)) <= 0.58 eps |X|_F / sqrt(min(n, D)). The decomposition itself adds a few float64 eps.
+    """
+    share = max(torch.finfo(features.dtype).eps / min(features.shape) ** 0.5, 10 * torch.finfo(torch.float64).eps)
+    return share * torch.linalg.matrix_norm(_exact(features))
 
 
 def _exact(features: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -90,14 +90,14 @@ def lidar(
     return _exp_entropy(_shares(eigenvalues, eps))
 
 
-def _rounding(features: Float[Tensor, "n D"]) -> Float[Tensor, ""]:
+def _rounding(features: Float[Tensor, "n D"]) -> float:
     """What rounding to their number format alone gives singular values of a matrix; those below hold nothing else.
 
     Errors uniform in +-eps/2 of each number x are like noise of standard deviation 0.29 eps x, whose largest singular value is
     0.29 eps rms(x) (sqrt(n) + sqrt(D)) <= 0.58 eps |X|_F / sqrt(min(n, D)). The decomposition itself adds a few float64 eps.
     """
     share = max(torch.finfo(features.dtype).eps / min(features.shape) ** 0.5, 10 * torch.finfo(torch.float64).eps)
-    return share * torch.linalg.matrix_norm(_exact(features))
+    return share * float(torch.linalg.matrix_norm(_exact(features)))
 
 
 def _exact(features: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -3,6 +3,7 @@
 All three are necessary signs, not sufficient ones. RankMe and LiDAR compare runs of one method only.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -96,7 +97,7 @@ def _rounding(features: Float[Tensor, "n D"]) -> float:
     Errors uniform in +-eps/2 of each number x are like noise of standard deviation 0.29 eps x, whose largest singular value is
     0.29 eps rms(x) (sqrt(n) + sqrt(D)) <= 0.58 eps |X|_F / sqrt(min(n, D)). The decomposition itself adds a few float64 eps.
     """
-    share = max(torch.finfo(features.dtype).eps / min(features.shape) ** 0.5, 10 * torch.finfo(torch.float64).eps)
+    share = max(torch.finfo(features.dtype).eps / math.sqrt(min(features.shape)), 10 * torch.finfo(torch.float64).eps)
     return share * float(torch.linalg.matrix_norm(_exact(features)))
 
 

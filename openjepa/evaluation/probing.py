@@ -252,12 +252,12 @@ def _labeled(features: Features, labels: NDArray[np.int64], extractor: Extractor
 def _measures(
     found: Mapping[str, Features], test: Split, task: Task, subjects: Subjects, settings: EvaluationSettings
 ) -> dict[str, dict[str, float]]:
-    """What the features of the test images say without labels."""
-    extractors = _extractors(subjects, settings)
+    """What the encoders' features of the test images say without labels."""
+    extractors = {name: extractor for name, extractor in _extractors(subjects, settings).items() if name in subjects.encoders}
     encoders, size = subjects.encoders, subjects.size
     more = lidar_measures(test.source, task.fit, encoders, subjects.config, size, subjects.predictor, settings)
     return {
-        name: feature_measures(extractors[name].kinds(features.rows)) | more.get(name, {}) for name, features in found.items()
+        name: feature_measures(extractor.kinds(found[name].rows)) | more.get(name, {}) for name, extractor in extractors.items()
     }
 
 

@@ -42,13 +42,26 @@ def train(config: "RunConfig", fresh: bool = False) -> Path:
 
 
 def evaluate(
-    subject: Path | str, settings: "EvaluationSettings | None" = None, data: "DataSettings | None" = None
+    subject: Path | str,
+    settings: "EvaluationSettings | None" = None,
+    data: "DataSettings | None" = None,
+    *,
+    suite: str | None = None,
+    data_root: Path | str | None = None,
 ) -> "list[Result]":
-    """Probes of a run folder or an encoder folder (which needs `data`) beside their baselines."""
-    from openjepa.evaluation.running import evaluate_run
+    """Probes of a run folder or an encoder folder (which needs `data`) beside their baselines.
+
+    With `suite` (`paper`, `cached` or `dense`) the rows of a suite instead, on the data sets below `data_root`.
+    """
+    from openjepa.evaluation.running import evaluate_run, evaluate_suite
     from openjepa.settings.evaluation import EvaluationSettings
 
-    return evaluate_run(Path(subject), settings or EvaluationSettings(), data)
+    settings = settings or EvaluationSettings()
+    if suite is None and data_root is None:
+        return evaluate_run(Path(subject), settings, data)
+    if suite is None or data_root is None or data is not None:
+        raise ValueError("a suite needs suite and data_root, and no data")
+    return evaluate_suite(Path(subject), suite, Path(data_root), settings)
 
 
 def embed(subject: Path | str, images: "Sequence[Path | str | Image]", batch_size: int = 64) -> "Tensor":

@@ -67,3 +67,10 @@ def test_embed_names_the_file_that_is_no_image(run_folder: Path, tmp_path: Path)
 def test_a_folder_without_an_encoder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"config\.json|encoder"):
         openjepa.load(tmp_path)
+
+
+def test_a_suite_needs_its_data_root_and_nothing_else() -> None:
+    with pytest.raises(ValueError, match="a suite needs suite and data_root"):
+        openjepa.evaluate("runs/mine", suite="paper")
+    with pytest.raises(ValueError, match="a suite needs suite and data_root"):
+        openjepa.evaluate("runs/mine", data_root="datasets")

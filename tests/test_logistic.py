@@ -1,5 +1,7 @@
 """Logistic regression: the optimum is scikit-learn's, derivatives are autograd's, rounding changes the path and not the end."""
 
+import itertools
+import math
 import warnings
 from dataclasses import replace
 
@@ -9,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from openjepa.evaluation import newton
-from openjepa.evaluation.logistic import Standardized, evaluate_logistic, standardize
+from openjepa.evaluation.logistic import Standardized, _between, evaluate_logistic, standardize
 from openjepa.evaluation.newton import Objective, minimize
 from openjepa.evaluation.protocol import LabeledFeatures, held_out_rows
 from openjepa.evaluation.rows import Rows
@@ -132,6 +134,16 @@ def test_rounded_products_end_at_the_same_optimum() -> None:
     assert all(each.gradient_norm <= 2e-5 for each in found) and found[0].value == pytest.approx(found[1].value, rel=1e-5)
     again = exact.at(found[1].heads)  # the stated norm is that of float32, whatever the products were computed in
     assert again.gradient_norm == found[1].gradient_norm
+
+
+def test_far_penalties_are_reached_over_others() -> None:
+    for before, penalty in ((0.8, 1e-5), (1e-1, 1e-2), (1e-2, 2.5e-3), (1e-3, 1e-3), (1e-3, 1.0)):
+        path = [before, *_between(before, penalty), penalty]
+        ratios = [one / other for one, other in itertools.pairwise(path)]
+        assert max(ratios) <= 8 * (1 + 1e-9) or penalty >= before
+        assert max(ratios) == pytest.approx(min(ratios)) and len(path) == 2 + max(
+            0, math.ceil(math.log(before / penalty, 8)) - 1
+        )
 
 
 def test_a_warm_start_ends_at_the_same_optimum_with_fewer_passes() -> None:

@@ -10,6 +10,7 @@ A number of its lambda is therefore none of ours: 0.00025 there, for vectors of 
 intercept here is not penalized, as scikit-learn's, whose C is 1 / (n lambda).
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -27,6 +28,12 @@ from openjepa.settings.logistic import LogisticSettings
 
 TOP = 5
 """An answer also counts for top-5 where the right class is among so many."""
+STRONG = 0.8
+"""A penalty that is easily solved from zero (features have unit variance)."""
+FAR = 8.0
+"""Ratio of neighboring penalties that is bridged in one go."""
+ROUGH = 1e-3
+"""Norm of the gradient that is good enough for a penalty on the way."""
 NO_VARIANCE = 1e-10
 """Dimensions whose variance is below this share of the mean variance are constant but for rounding; they become zero."""
 
@@ -52,15 +59,25 @@ class Standardized:
         which: Int[Tensor, " m"] | None = None,
         start: Heads | None = None,
     ) -> Iterator[Solution]:
-        """A solution for each penalty from the rows `which` (None: all), each started from the one before."""
+        """A solution for each penalty from the rows `which` (None: all), each started from the one before.
+
+        The first starts from `start`. Where that is None, or from one penalty to the next it is far, penalties between them are
+        solved roughly on the way: far from the optimum of a weak penalty, Newton steps are short.
+        """
         rows = self.rotated.rows if which is None else self.rotated.rows.select(which)
         labels = self.labels if which is None else self.labels[which]
-        rounded = rounded_rows(rows, self.num_classes)
+        problem = Objective(rows, labels, self.num_classes, self.rotated.components.variances, STRONG)
+        problem = replace(problem, rounded=rounded_rows(rows, self.num_classes))
+        before = STRONG if start is None else penalties[0]
         for penalty in penalties:
-            problem = Objective(rows, labels, self.num_classes, self.rotated.components.variances, penalty, rounded)
-            solution = minimize(problem, start, settings.gradient_norm, settings.iterations)
-            start = solution.heads
-            yield solution
+            passes = 0
+            for between in _between(before, penalty):
+                rough = max(ROUGH, settings.gradient_norm)
+                found = minimize(replace(problem, penalty=between), start, rough, settings.iterations)
+                start, passes = found.heads, passes + found.passes
+            solution = minimize(replace(problem, penalty=penalty), start, settings.gradient_norm, settings.iterations)
+            start, before = solution.heads, penalty
+            yield replace(solution, passes=passes + solution.passes)
 
     def weights(self, heads: Heads) -> tuple[Float[Tensor, "D C"], Float[Tensor, " C"]]:
         """Weight and bias of one head for standardized features, out of the axes of the components."""
@@ -131,6 +148,12 @@ def _top(heads: Heads, rows: Rows, labels: Int[Tensor, " m"]) -> float:
     """Share of the images whose class is among the five with the highest scores."""
     hits = (scores.topk(TOP, dim=2).indices[:, 0] for scores in heads.scores(rows))  # [chunk, 5]
     return float((torch.cat(list(hits)) == labels[:, None]).any(dim=1).double().mean())
+
+
+def _between(before: float, penalty: float) -> list[float]:
+    """Penalties on the way from one to another, in equal ratios of at most FAR; none where that is near."""
+    num = max(0, math.ceil(math.log(before / penalty, FAR) - 1e-9) - 1)
+    return [before * (penalty / before) ** (step / (num + 1)) for step in range(1, num + 1)]
 
 
 def _strongest_first(settings: LogisticSettings) -> list[float]:

@@ -23,6 +23,8 @@ CHUNK_LOGITS = 2**20
 """Probabilities that are worked on at a time on a processor, about what its cache holds; elsewhere 16 times as many."""
 KEPT_PROBABILITIES = 2**28
 """Up to so many probabilities are kept between the gradient and the products; else they are computed anew for each product."""
+SMALLEST = -40.0
+"""Logarithm of the smallest probability: neither it nor its square is a subnormal number, which processors are slow with."""
 WORTH_ROUNDING = 2**28
 """Multiplications of a product from which on bf16 pays."""
 RESIDUAL = 0.1
@@ -93,7 +95,7 @@ class Objective:
         for chunk, answers in zip(self.rows.chunks(size), torch.split(self.labels, size), strict=True):
             logs = torch.log_softmax(torch.addmm(bias, chunk, weight), dim=1)
             losses.append(-logs.gather(1, answers[:, None]).sum())
-            residual = logs.exp_()  # [chunk, C]: still the probabilities
+            residual = logs.clamp_(min=SMALLEST).exp_()  # [chunk, C]: still the probabilities
             squares += residual.square().sum(dim=0)
             if self._keeps:
                 kept.append(residual.clone())
@@ -150,7 +152,7 @@ class Objective:
 def minimize(objective: Objective, start: Heads | None, tolerance: float, most_passes: int) -> Solution:
     """Newton steps from `start` (None: zeros) until the gradient's norm is below `tolerance`, or `most_passes` are spent.
 
-    Where a step from rounded products does not halve the gradient, the next ones are computed without rounding.
+    Where a whole step from rounded products does not halve the gradient, the next ones are computed without rounding.
     """
     point = objective.at(objective.zeros() if start is None else start)
     passes = 1
@@ -158,7 +160,7 @@ def minimize(objective: Objective, start: Heads | None, tolerance: float, most_p
         step, products = _newton_step(objective, point, min(MAX_PRODUCTS, most_passes - passes))
         found, gradients = _line_search(objective, point, step)
         passes += products + gradients
-        is_poor = found is None or found.gradient_norm > point.gradient_norm / 2
+        is_poor = found is None or (gradients == 1 and found.gradient_norm > point.gradient_norm / 2)
         if found is None and objective.rounded is None:
             break  # no step leads down any more: the precision of the rows ends here
         point = point if found is None else found

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from openjepa.measures.accuracy import Accuracy, top1
 
-KEY_CHUNK = 65_536
+KEY_CHUNK = 16_384
 """Training images that are normalized, and compared with the others, at a time."""
 
 

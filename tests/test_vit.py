@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from openjepa.models.positions import sincos_positions
+from openjepa.models.positions import resampled_positions, sincos_positions
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.settings.models import EncoderConfig
 
@@ -181,3 +181,43 @@ def test_drop_path() -> None:
     dropped = encoder.blocks[2].drop_path.train()(branch)  # type: ignore[union-attr,operator]
     assert sorted({round(value, 4) for value in dropped.flatten().tolist()}) == [0.0, round(1 / 0.7, 4)]
     assert dropped.mean().item() == pytest.approx(1.0, abs=0.05)
+
+
+def test_learned_positions_are_added_to_their_patches() -> None:
+    """Without blocks a token is the normed sum of patch embedding and position, also where only some patches are kept."""
+    torch.manual_seed(0)
+    encoder = build_encoder(replace(CONFIG, depth=0, positions="learned"))
+    assert encoder.pos_embed is not None and encoder.pos_embed.std().item() == pytest.approx(0.02, rel=0.1)
+    images = torch.randn(2, 3, 16, 12)
+    tokens = encoder.patch_embed(images, None) + encoder.pos_embed
+    expected = F.layer_norm(tokens, (24,), eps=CONFIG.layer_norm_eps)
+    torch.testing.assert_close(encoder(images).patches, expected)
+    keep = torch.tensor([[3, 0, 11], [7, 8, 1]])
+    torch.testing.assert_close(encoder(images, keep).patches, expected[torch.arange(2)[:, None], keep])
+    encoder(images).patches.square().sum().backward()  # type: ignore[no-untyped-call]
+    assert encoder.pos_embed.grad is not None and encoder.pos_embed.grad.abs().min() > 0
+
+
+def cubic_weight(distance: float) -> float:
+    """Keys' kernel with a = -0.75."""
+    a, x = -0.75, abs(distance)
+    if x <= 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
+
+
+@pytest.mark.parametrize("wanted", [(5, 6), (2, 3), (7, 2)])
+def test_learned_positions_are_resampled_by_cubic_convolution(wanted: tuple[int, int]) -> None:
+    """Against the double sum over all old cells, those beyond the border being the nearest inside."""
+    rows, columns = 4, 3
+    table = torch.randn(rows, columns, 8, dtype=torch.float64)
+    expected = torch.zeros(*wanted, 8, dtype=torch.float64)
+    for y in range(wanted[0]):
+        for x in range(wanted[1]):
+            at_y, at_x = (y + 0.5) * rows / wanted[0] - 0.5, (x + 0.5) * columns / wanted[1] - 0.5
+            for j in range(math.floor(at_y) - 1, math.floor(at_y) + 3):
+                for i in range(math.floor(at_x) - 1, math.floor(at_x) + 3):
+                    cell = table[min(max(j, 0), rows - 1), min(max(i, 0), columns - 1)]
+                    expected[y, x] += cubic_weight(at_y - j) * cubic_weight(at_x - i) * cell
+    resampled = resampled_positions(table.float().flatten(0, 1), (rows, columns), wanted)
+    torch.testing.assert_close(resampled, expected.flatten(0, 1).float(), rtol=0, atol=1e-5)

@@ -10,13 +10,13 @@ from openjepa.types import ParameterRule
 def layer_number(name: str, depth: int, prefix: str = "encoder.") -> int:
     """Layer of a parameter of an encoder with `depth` blocks, or of the head on it.
 
-    0: patch embedding and class token; l = 1 .. depth: block number l; depth + 1: the last norm and everything whose name does
-    not start with `prefix`.
+    0: patch embedding, class token and learned positions; l = 1 .. depth: block number l; depth + 1: the last norm and
+    everything whose name does not start with `prefix`.
     """
     parts = name.removeprefix(prefix).split(".")
     if not name.startswith(prefix):
         return depth + 1
-    if parts[0] in ("patch_embed", "cls_token"):
+    if parts[0] in ("patch_embed", "cls_token", "pos_embed"):
         return 0
     return int(parts[1]) + 1 if parts[0] == "blocks" else depth + 1
 
@@ -27,7 +27,7 @@ def layer_scale(layer: int, depth: int, decay: float) -> float:
 
 
 def layer_decay_rules(depth: int, decay: float, prefix: str = "encoder.") -> tuple[ParameterRule, ...]:
-    """Two rules per layer, one without weight decay (biases, norms, the class token) and one with it, for all parameters."""
+    """Two rules per layer for all parameters: without weight decay (biases, norms, class token, positions) and with it."""
     return tuple(
         ParameterRule(_matcher(layer, depth, prefix, is_decayed), is_decayed, layer_scale(layer, depth, decay))
         for layer in range(depth + 2)
@@ -43,5 +43,5 @@ def _matcher(layer: int, depth: int, prefix: str, is_decayed: bool) -> Callable[
 
 
 def _is_decayed(name: str, value: nn.Parameter) -> bool:
-    # the class token is 3-D, but a bias in what it does
-    return value.ndim > 1 and not name.endswith("cls_token")
+    # class token and positions are 3-D, but biases in what they do
+    return value.ndim > 1 and not name.endswith(("cls_token", "pos_embed"))

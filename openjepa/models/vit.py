@@ -1,4 +1,4 @@
-"""Vision Transformer with fixed sin-cos positions that encodes all patches of an image or only some, at any size."""
+"""Vision Transformer with fixed or learned positions that encodes all patches of an image or only some, at any size."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from openjepa.models.attention import attention_bias
 from openjepa.models.blocks import INIT_STD, block_flops, build_blocks, hidden_width, initialize
-from openjepa.models.positions import sincos_positions
+from openjepa.models.positions import resampled_positions, sincos_positions
 from openjepa.settings.models import EncoderConfig
 from openjepa.types import EncoderOutput
 
@@ -44,7 +44,7 @@ def _patches(images: Float[Tensor, "B 3 h w"], side: int, keep: Int[Tensor, "B K
 
 
 class VisionTransformer(nn.Module):
-    """The encoder of Dosovitskiy et al. (2021), pre-norm, with fixed positions.
+    """The encoder of Dosovitskiy et al. (2021), pre-norm, with fixed or learned positions of the patches.
 
     Parameters are named as in the released code.
     """
@@ -60,11 +60,17 @@ class VisionTransformer(nn.Module):
             config.width, config.depth, config.heads, config.mlp_ratio, config.layer_norm_eps, config.drop_path
         )
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-        self.positions: Tensor
-        self.register_buffer("positions", sincos_positions(config.width, config.grid()), persistent=False)
+        rows, columns = config.grid()
+        is_learned = config.positions == "learned"
+        self.pos_embed = nn.Parameter(torch.empty(1, rows * columns, config.width)) if is_learned else None
+        self.positions: Tensor | None
+        self.register_buffer(
+            "positions", None if is_learned else sincos_positions(config.width, config.grid()), persistent=False
+        )
         initialize(self, self.blocks, config.initialization)
-        if self.cls_token is not None:
-            nn.init.trunc_normal_(self.cls_token, std=INIT_STD)
+        for token in (self.cls_token, self.pos_embed):
+            if token is not None:
+                nn.init.trunc_normal_(token, std=INIT_STD)
 
     def forward(
         self,
@@ -113,11 +119,14 @@ class VisionTransformer(nn.Module):
         tokens = tokens + (positions if keep is None else F.embedding(keep, positions))
         if self.cls_token is None:
             return tokens  # type: ignore[no-any-return]
-        # the class token has no position, as if its row of the table were zero
+        # the class token has no position: its row of a fixed table is zero, and of a learned one it is the same as the token
         return torch.cat([self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
 
     def _positions(self, grid: tuple[int, int], device: torch.device) -> Float[Tensor, "N D"]:
-        if grid == self.config.grid():
+        if self.pos_embed is not None:
+            own = self.config.grid()
+            return self.pos_embed[0] if grid == own else resampled_positions(self.pos_embed[0], own, grid)
+        if grid == self.config.grid() and self.positions is not None:
             return self.positions
         return sincos_positions(self.config.width, grid).to(device)
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 Size = Literal["test", "nano", "micro", "tiny", "small", "base", "large", "huge", "giant"]
 Initialization = Literal["released", "depth_scaled", "fan_in"]
+Positions = Literal["sincos", "learned"]
 
 
 @dataclass(frozen=True)
@@ -93,16 +94,28 @@ class EncoderConfig:
     """All that is needed to rebuild an exported encoder; written to `encoder/config.json` beside the weights."""
 
     width: int
+    """Numbers per token."""
     depth: int
+    """Blocks."""
     heads: int
+    """Attention heads of every block."""
     mlp_ratio: float
+    """Hidden width of the MLPs / width."""
     patch_size: int
+    """Side of a square patch in pixels."""
     image_size: tuple[int, int]
     """Height and width the encoder was trained at, in pixels; others that the patch size divides work too."""
     class_token: bool = False
+    """Whether a learned token comes before those of the patches."""
+    positions: Positions = "sincos"
+    """`sincos`: the fixed table, computed for every grid (I-JEPA, MAE); `learned`: weights `pos_embed` for the training size,
+    resampled bicubically to the grid of other sizes (DINO, iBOT)."""
     drop_path: float = 0.0
+    """Largest stochastic-depth rate while training."""
     layer_norm_eps: float = 1e-6
+    """Epsilon of every LayerNorm."""
     initialization: Initialization = "released"
+    """How new weights are drawn (see `ModelSettings`)."""
     pooling: Literal["average", "class_token"] = "average"
     """How one vector per image is made of the output: what the method's paper evaluates."""
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)

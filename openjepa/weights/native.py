@@ -7,21 +7,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from openjepa.models.predictor import Predictor, build_predictor
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.types import Export
+from openjepa.weights.contents import WEIGHTS_FILE, Contents, open_contents
+from openjepa.weights.filling import Plan, fill, same_names, weight_names
+from openjepa.weights.loaded import Choice, Loaded, refuse_context, size_words
 
 VERSION = 1
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 KINDS: dict[str, type[Any]] = {"openjepa-encoder": EncoderConfig, "openjepa-predictor": PredictorConfig}
 """Value of `format` in config.json, and the settings beside it."""
+
+ENCODER_FOLDERS = {"target": "encoder", "context": "context_encoder"}
+"""Of a run folder."""
 
 NetworkType = TypeVar("NetworkType", bound=nn.Module)
 ConfigType = TypeVar("ConfigType", EncoderConfig, PredictorConfig)
@@ -46,17 +49,39 @@ def save_network(folder: Path, export: Export) -> None:
 def load_encoder(folder: Path) -> tuple[VisionTransformer, EncoderConfig]:
     """The encoder in `folder`, in evaluation mode, fp32, on the CPU. Raises ValueError where there is none that can be read."""
     config, _ = _read_config(folder, EncoderConfig)
-    encoder = _build(lambda: build_encoder(config))
-    _load(encoder, folder)
-    return encoder, config
+    return _load(lambda: build_encoder(config), folder), config
 
 
 def load_predictor(folder: Path) -> tuple[Predictor, PredictorConfig, dict[str, Any]]:
     """The predictor in `folder`, as `load_encoder` does, and whatever else its config.json says (the mask settings)."""
     config, extra = _read_config(folder, PredictorConfig)
-    predictor = _build(lambda: build_predictor(config))
-    _load(predictor, folder)
-    return predictor, config, extra
+    return _load(lambda: build_predictor(config), folder), config, extra
+
+
+def recognize(contents: Contents) -> bool:
+    """A run folder with an encoder, or an encoder folder."""
+    if contents.settings is None:
+        return (contents.path / "encoder" / CONFIG_FILE).is_file()
+    return str(contents.settings.get("format", "")).startswith("openjepa-")
+
+
+def read(contents: Contents, choice: Choice) -> Loaded:
+    """The encoder of a run (with its predictor) or of an encoder folder. Raises ValueError."""
+    if contents.settings is not None:
+        refuse_context(contents, choice)
+        encoder, config = load_encoder(contents.path)
+        return Loaded(encoder, config, None, None, f"openjepa's encoder: {size_words(config)}")
+    folder = contents.path / ENCODER_FOLDERS[choice.encoder]
+    if not folder.is_dir():
+        hint = "train with method.export_context_encoder"
+        raise ValueError(f"encoder={choice.encoder!r}: the run {contents.path} has no folder {folder.name}; {hint}")
+    encoder, config = load_encoder(folder)
+    predictor, predictor_config = None, None
+    if choice.predictor and (contents.path / "predictor").is_dir():
+        predictor, predictor_config, _ = load_predictor(contents.path / "predictor")
+    return Loaded(
+        encoder, config, predictor, predictor_config, f"openjepa's run, {choice.encoder} encoder: {size_words(config)}"
+    )
 
 
 def _only_new(export: Export) -> dict[str, object]:
@@ -109,17 +134,18 @@ def _read_config(folder: Path, kind: type[ConfigType]) -> tuple[ConfigType, dict
     return config, {name: value for name, value in entries.items() if name not in fields}
 
 
-def _build(build: Callable[[], NetworkType]) -> NetworkType:
-    """Builds a network without moving torch's random generator, whose draws are overwritten anyway."""
-    with torch.random.fork_rng(devices=[]):
-        return build()
-
-
-def _load(network: nn.Module, folder: Path) -> None:
-    """Fills the weights of `network`, all of them and nothing else, and leaves it in evaluation mode."""
+def _load(build: Callable[[], NetworkType], folder: Path) -> NetworkType:
+    """The network with the weights of `folder`, all of them and nothing else, in evaluation mode."""
     path = folder / WEIGHTS_FILE
-    try:
-        network.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{path} does not hold the weights that {CONFIG_FILE} describes: {error}") from error
-    network.requires_grad_(True).eval().to(torch.float32)
+    where = f"{path} does not hold the weights that {CONFIG_FILE} describes"
+    if not path.is_file():
+        raise ValueError(f"{where}: it is not there; export the network again")
+    contents = open_contents(folder)
+
+    def tensors() -> dict[str, Tensor]:
+        try:
+            return dict(contents.open())
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+
+    return fill(build, Plan(same_names(weight_names(build))), tensors, where)

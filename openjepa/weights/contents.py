@@ -1,0 +1,163 @@
+"""Opens files and folders of weights, without executing anything that is in them and without reading them into memory."""
+
+import argparse
+import json
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+Groups = dict[str, dict[str, Tensor]]
+"""Dictionaries of tensors by their name in the file; those that lie directly in it have the name ''."""
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+PICKLE_FILE = "pytorch_model.bin"
+ZIP_START, PICKLE_START, LFS_START = b"PK\x03\x04", b"\x80", b"version https://git-lfs"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What lies at a path, before its format is known."""
+
+    path: Path
+    settings: Mapping[str, Any] | None
+    """Its config.json; None for a file, and for a folder without one."""
+    open: Callable[[], Mapping[str, Any]]
+    """Maps the file anew: what it holds, its tensors not read before they are used. Raises ValueError."""
+
+    @cached_property
+    def tree(self) -> Mapping[str, Any]:
+        """What the file holds. Not for copying from: whatever is used of it stays in memory."""
+        return self.open()
+
+    @cached_property
+    def groups(self) -> Groups:
+        """The dictionaries of tensors in `tree`."""
+        return tensor_groups(self.tree)
+
+
+def tensor_groups(tree: Mapping[str, Any]) -> Groups:
+    """The tensors of a file: those directly in it, and its dictionaries of nothing but tensors."""
+    groups = {"": {name: value for name, value in tree.items() if isinstance(value, Tensor)}}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value and all(isinstance(item, Tensor) for item in value.values()):
+            groups[str(name)] = {str(key): item for key, item in value.items()}
+    return {name: group for name, group in groups.items() if group}
+
+
+def open_contents(path: Path) -> Contents:
+    """What lies at `path`, a file of weights or a folder with one. Raises ValueError where there is neither."""
+    if path.is_dir():
+        return Contents(path, _settings(path / CONFIG_FILE), lambda: _open_folder(path))
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; name a run folder, an encoder folder or a file of weights")
+    if path.name in (WEIGHTS_FILE, PICKLE_FILE) and (path.parent / CONFIG_FILE).is_file():
+        return open_contents(path.parent)
+    start = path.read_bytes()[:64] if path.stat().st_size <= 64 else _start(path)
+    if start.startswith(PICKLE_START):  # what torch wrote before 1.6 cannot be mapped: it is read, and once only
+        tree = _open_torch(path, is_mapped=False)
+        return Contents(path, None, lambda: tree)
+    return Contents(path, None, lambda: _open_file(path))
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(64)
+
+
+def _settings(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); export or download the network again") from error
+    if not isinstance(entries, dict):
+        raise ValueError(f"{path} holds no settings, but a {type(entries).__name__}; export or download the network again")
+    return entries
+
+
+def _open_folder(folder: Path) -> Mapping[str, Any]:
+    """The tensors of a folder: in one file, or in the parts that an index lists."""
+    if (folder / INDEX_FILE).is_file():
+        return _open_parts(folder)
+    for name in (WEIGHTS_FILE, PICKLE_FILE):
+        if (folder / name).is_file():
+            return _open_file(folder / name)
+    found = sorted(item.name for item in folder.iterdir())
+    raise ValueError(
+        f"{folder} lacks its weights: neither {WEIGHTS_FILE}, {INDEX_FILE} nor {PICKLE_FILE} is there, only "
+        f"{', '.join(found) or 'nothing'}; download or export it again"
+    )
+
+
+def _open_parts(folder: Path) -> Mapping[str, Any]:
+    places = (_settings(folder / INDEX_FILE) or {}).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ValueError(f"{folder / INDEX_FILE} has no weight_map that says which file holds which weights; download it again")
+    # only the names: an index must not lead out of its folder
+    files = sorted({Path(str(name)).name for name in places.values()})
+    if missing := [name for name in files if not (folder / name).is_file()]:
+        raise ValueError(f"{folder} lacks files that {INDEX_FILE} lists: {', '.join(missing)}; download it again")
+    return {key: value for name in files for key, value in _open_file(folder / name).items()}
+
+
+def _open_file(path: Path) -> Mapping[str, Any]:
+    start = _start(path)
+    if not start:
+        raise ValueError(f"{path} is empty; copy or download it again")
+    if start.startswith(LFS_START):
+        raise ValueError(f"{path} is only the pointer that Git LFS keeps in place of a large file: run `git lfs pull`")
+    if start.startswith((ZIP_START, PICKLE_START)):
+        return _open_torch(path, is_mapped=start.startswith(ZIP_START))
+    if start[8:9] == b"{":
+        return _open_safetensors(path)
+    raise ValueError(f"{path} is no file of weights: neither safetensors nor written by torch.save")
+
+
+def _open_safetensors(path: Path) -> Mapping[str, Any]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no dictionary)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged or cut off ({error}); copy or download it again") from error
+
+
+def _open_torch(path: Path, is_mapped: bool) -> Mapping[str, Any]:
+    """What torch.save wrote. Plain data and tensors only: anything else is refused, and nothing is executed.
+
+    The one class allowed beyond torch's own list is argparse.Namespace, in which the released DINO and MAE programs keep their
+    arguments: it holds attributes and does nothing.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            tree = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
+    except pickle.UnpicklingError as error:
+        # torch's own message goes on to recommend loading without this protection
+        raise ValueError(_refused(path, str(error))) from None
+    except Exception as error:  # a cut or foreign file can raise anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is damaged, cut off, or not written by torch.save ({reason}); download it again") from error
+    if not isinstance(tree, Mapping):
+        raise ValueError(
+            f"{path} holds a {type(tree).__name__}, not a dictionary of weights; save `model.state_dict()` instead"
+        )
+    return tree
+
+
+def _refused(path: Path, message: str) -> str:
+    found = re.search(r"(?:Unsupported (?:global|class): (?:GLOBAL )?|GLOBAL )([\w.]+)", message)
+    what = f"the Python object {found.group(1).rstrip('.')}" if found else "something that is neither data nor a tensor"
+    return (
+        f"{path} was refused: it holds {what}, and openjepa executes nothing that comes with weights. "
+        "Where the file comes from, save its state_dict alone, best as safetensors"
+    )

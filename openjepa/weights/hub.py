@@ -1,0 +1,33 @@
+"""Names on the Hugging Face Hub, for those who have installed huggingface_hub."""
+
+import re
+from pathlib import Path
+
+FILES = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+"""What is downloaded: settings and weights, nothing that could be executed."""
+
+
+def is_hub_name(path: Path) -> bool:
+    """Whether `path`, at which nothing lies, can mean owner/name on the Hub: two parts, the first no folder here."""
+    parts = path.parts
+    names = len(parts) == 2 and all(re.fullmatch(r"\w[\w.-]*", part) for part in parts)
+    return names and not path.exists() and not Path(parts[0]).exists()
+
+
+def download(name: str) -> Path:
+    """The folder of a model of the Hub in the local cache, downloaded where it is not there yet.
+
+    Raises ValueError where huggingface_hub is missing, and where the model cannot be had.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ValueError(
+            f"{name} does not exist here; for a name on the Hugging Face Hub, `pip install huggingface_hub`, or download its "
+            "config.json and model.safetensors into a folder"
+        ) from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=FILES))
+    except Exception as error:  # of the Hub's, of HTTP and of the network: there is no common class
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{name} does not exist here, and it could not be had from the Hugging Face Hub: {reason}") from error

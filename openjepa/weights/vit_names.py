@@ -1,0 +1,157 @@
+"""Vision Transformers under the names that I-JEPA, timm, MAE, DINO, iBOT and MSN share: what shapes and tables tell of them.
+
+All of them are pre-norm, with a bias in every linear layer, the exact GELU and LayerNorm epsilon 1e-6 (released code of each).
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from openjepa.models.positions import sincos_positions
+from openjepa.models.vit import VisionTransformer, build_encoder
+from openjepa.settings.models import SIZES, EncoderConfig, Size
+from openjepa.weights.contents import Contents, Groups, tensor_groups
+from openjepa.weights.filling import Plan, Source, fill, listed, same_names, weight_names
+
+PATCHES, TABLE, TOKEN = "patch_embed.proj.weight", "pos_embed", "cls_token"
+WRAPPERS = ("module.", "backbone.")
+"""What DistributedDataParallel and DINO's wrapper of several crops put before the names."""
+PUBLISHED_SIZES: tuple[Size, ...] = ("tiny", "small", "base", "large", "huge", "giant")
+HEADS = {SIZES[name].width: SIZES[name].heads for name in PUBLISHED_SIZES}
+"""Heads of the published models by width: shapes do not tell them."""
+TABLE_TOLERANCE = 1e-5
+"""How far a stored table may be from the formula: programs that take it in float32 differ in the last digits."""
+
+
+@dataclass(frozen=True)
+class Vit:
+    """Tensors of one encoder under their plain names, and how to map them anew."""
+
+    contents: Contents
+    select: Callable[[Groups], dict[str, Tensor]]
+    """The encoder's tensors among those of the file, renamed."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The first mapping, for shapes and small tables."""
+        return self.select(self.contents.groups)
+
+    def mapped(self) -> dict[str, Tensor]:
+        """A new mapping, for copying."""
+        return self.select(tensor_groups(self.contents.open()))
+
+
+def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without the names of wrappers before theirs."""
+    names = {name: name for name in tensors}
+    for wrapper in WRAPPERS:
+        names = {name: plain.removeprefix(wrapper) for name, plain in names.items()}
+    return {plain: tensors[name] for name, plain in names.items()}
+
+
+def vit_groups(groups: Groups) -> dict[str, dict[str, Tensor]]:
+    """The groups of a file that hold a Vision Transformer under the shared names, unwrapped."""
+    plain = {name: unwrapped(group) for name, group in groups.items()}
+    return {name: group for name, group in plain.items() if PATCHES in group and TABLE in group}
+
+
+def infer_config(tensors: Mapping[str, Tensor], heads: int | None, where: str) -> EncoderConfig:
+    """The encoder's settings from the shapes of its tensors, for a square image; pooled by the class token where there is one.
+
+    `heads`: given by the user. Raises ValueError where the tensors are no such encoder, or where nothing tells the heads.
+    """
+    needed = [PATCHES, TABLE, "blocks.0.mlp.fc1.weight"]
+    if missing := [name for name in needed if name not in tensors]:
+        raise ValueError(f"{where} is no Vision Transformer that can be read: missing {listed(missing)}")
+    patches, table, hidden = (tensors[name] for name in needed)
+    if patches.ndim != 4 or patches.shape[1] != 3 or patches.shape[2] != patches.shape[3]:
+        raise ValueError(f"{where}: {PATCHES} {list(patches.shape)} does not embed square patches of 3 channels")
+    width, patch = patches.shape[0], patches.shape[2]
+    has_token = TOKEN in tensors
+    side = _square_side(table, width, has_token, where)
+    depth = 1 + max(int(found.group(1)) for name in tensors if (found := re.match(r"blocks\.(\d+)\.", name)))
+    config = EncoderConfig(
+        width=width,
+        depth=depth,
+        heads=heads or _known_heads(width, where),
+        mlp_ratio=hidden.shape[0] / width,
+        patch_size=patch,
+        image_size=(side * patch, side * patch),
+        class_token=has_token,
+        pooling="class_token" if has_token else "average",
+    )
+    return replace(config, positions="sincos" if is_sincos(table, config.grid(), has_token) else "learned")
+
+
+def is_sincos(table: Tensor, grid: tuple[int, int], has_token: bool) -> bool:
+    """Whether a stored table [1, (1 +) N, D] is the fixed one, with zeros for the class token."""
+    rows = table[0].float()
+    if table.shape[-1] % 4 or len(rows) != grid[0] * grid[1] + int(has_token):
+        return False
+    own = sincos_positions(table.shape[-1], grid)
+    expected = torch.cat([own.new_zeros(int(has_token), own.shape[1]), own])
+    tolerance = max(TABLE_TOLERANCE, torch.finfo(table.dtype).eps if table.dtype.itemsize < 4 else 0.0)
+    return bool((rows - expected).abs().max() <= tolerance)
+
+
+def has_sincos(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether an encoder under the shared names has the fixed positions."""
+    table, has_token = tensors[TABLE], TOKEN in tensors
+    if table.ndim != 3 or not table.is_floating_point():
+        return False
+    side = math.isqrt(max(0, table.shape[1] - int(has_token)))
+    return is_sincos(table, (side, side), has_token)
+
+
+def read_vit(vit: Vit, config: EncoderConfig, where: str) -> VisionTransformer:
+    """The encoder of these settings with the weights of a file."""
+    build = lambda: build_encoder(config)  # noqa: E731
+    return fill(build, vit_plan(config, weight_names(build)), vit.mapped, where)
+
+
+def vit_plan(config: EncoderConfig, names: list[str]) -> Plan:
+    """Where the weights come from: the same names, but for the positions.
+
+    A fixed table has been compared with the formula and is not needed. The row that a learned one has for the class token is
+    added to the token, where it always ends up.
+    """
+    sources = same_names(names)
+    if config.positions == "sincos":
+        return Plan(sources, frozenset({TABLE}))
+    if config.class_token:
+        sources[TOKEN] = Source((TOKEN, TABLE), _token_with_position)
+        sources[TABLE] = Source((TABLE,), _without_token)
+    return Plan(sources)
+
+
+def _token_with_position(token: Tensor, table: Tensor) -> Tensor:
+    return token + table[:, :1]
+
+
+def _without_token(table: Tensor) -> Tensor:
+    return table[:, 1:]
+
+
+def _square_side(table: Tensor, width: int, has_token: bool, where: str) -> int:
+    """Rows of the square grid that a table [1, (1 +) N, D] is for."""
+    number = table.shape[1] - int(has_token) if table.ndim == 3 else 0
+    side = math.isqrt(max(0, number))
+    if number < 1 or side * side != number or table.shape[2] != width or not table.is_floating_point():
+        raise ValueError(
+            f"{where}: {TABLE} {list(table.shape)} is no table of positions for a square of patches"
+            f"{' and a class token' if has_token else ''} at width {width}"
+        )
+    return side
+
+
+def _known_heads(width: int, where: str) -> int:
+    if width not in HEADS:
+        known = ", ".join(f"{name}: {number}" for name, number in HEADS.items())
+        raise ValueError(
+            f"heads=None, but {where} has width {width}, which no published model has, and shapes do not tell the number of "
+            f"attention heads: give it (heads=..., --heads; known by width: {known})"
+        )
+    return HEADS[width]

@@ -1,15 +1,15 @@
 """openjepa: I-JEPA pretraining, evaluation and reports.
 
     import openjepa
-    encoder = openjepa.load("runs/quickstart/encoder")
-    features = openjepa.embed("runs/quickstart/encoder", images)
+    encoder = openjepa.load("runs/quickstart")  # or a file of published weights, a Hugging Face folder, a name on the Hub
+    features = openjepa.embed("runs/quickstart", images)
 
 Everything is imported when it is called, so that `import openjepa` costs nothing.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,11 +25,18 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "embed", "evaluate", "load", "train"]
 
 
-def load(folder: Path | str) -> "VisionTransformer":
-    """The encoder of a run folder or of an encoder folder, on the CPU in evaluation mode."""
-    from openjepa.weights.native import load_encoder
+def load(
+    subject: Path | str, *, encoder: Literal["target", "context"] = "target", heads: int | None = None
+) -> "VisionTransformer":
+    """The encoder in a run folder, an encoder folder, a file of published weights, a Hugging Face folder or a name on the Hub.
 
-    return load_encoder(_encoder_folder(Path(folder)))[0]
+    On the CPU, in fp32 and evaluation mode; its settings are `load(...).config`. The format is recognized (docs/weights.md).
+    `encoder`: which one, where there are two; `heads`: of attention, where neither the file nor its width tells them. Raises
+    ValueError where nothing can be read, or not all of it. Nothing in the file is executed.
+    """
+    from openjepa.weights.loading import Choice, load_any
+
+    return load_any(subject, Choice(encoder=encoder, heads=heads, predictor=False)).encoder
 
 
 def train(config: "RunConfig", fresh: bool = False) -> Path:
@@ -49,7 +56,7 @@ def evaluate(
     suite: str | None = None,
     data_root: Path | str | None = None,
 ) -> "list[Result]":
-    """Probes of a run folder or an encoder folder (which needs `data`) beside their baselines.
+    """Probes of a run folder, or of whatever `load` reads (which needs `data`), beside their baselines.
 
     With `suite` (`paper`, `cached` or `dense`) the rows of a suite instead, on the data sets below `data_root`.
     """
@@ -65,15 +72,10 @@ def evaluate(
 
 
 def embed(subject: Path | str, images: "Sequence[Path | str | Image]", batch_size: int = 64) -> "Tensor":
-    """One feature vector [B, D] per image: the pooled output of the encoder in `subject`, a run folder or an encoder folder.
+    """One feature vector [B, D] per image: the pooled output of the encoder in `subject`, which is whatever `load` reads.
 
     Images are files or PIL images; each is resized and cropped as in the evaluations.
     """
     from openjepa.evaluation.embedding import embed_images
 
-    return embed_images(_encoder_folder(Path(subject)), images, batch_size)
-
-
-def _encoder_folder(folder: Path) -> Path:
-    folder = folder.expanduser()
-    return folder / "encoder" if (folder / "encoder").is_dir() else folder
+    return embed_images(Path(subject), images, batch_size)

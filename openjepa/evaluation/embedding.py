@@ -12,15 +12,16 @@ from torch import Tensor
 from openjepa.data.decode import DecodeError, decode_image
 from openjepa.data.views import evaluation_view
 from openjepa.engine.embedding import pooled_features
-from openjepa.weights.native import load_encoder
+from openjepa.weights.loading import Choice, load_any
 
 
-def embed_images(folder: Path, images: Sequence[Path | str | Image.Image], batch_size: int = 64) -> Float[Tensor, "B D"]:
-    """Pooled output in fp32 of the encoder in `folder` for each image, resized and cropped as in the evaluations.
+def embed_images(subject: Path, images: Sequence[Path | str | Image.Image], batch_size: int = 64) -> Float[Tensor, "B D"]:
+    """Pooled output in fp32 of the encoder in `subject` for each image, resized and cropped as in the evaluations.
 
-    Raises ValueError for a folder without an encoder and for a file that is no image.
+    Raises ValueError where there is no encoder and for a file that is no image.
     """
-    encoder, config = load_encoder(folder)
+    loaded = load_any(subject, Choice(predictor=False))
+    encoder, config = loaded.encoder, loaded.config
     features = []
     for start in range(0, len(images), batch_size):
         pixels = torch.stack([_view(image, config.image_size) for image in images[start : start + batch_size]])

@@ -42,7 +42,7 @@ def read(contents: Contents, choice: Choice) -> Loaded:
     is_wanted = choice.predictor and PREDICTOR in contents.groups
     predictor, predictor_config = _read_predictor(contents, config) if is_wanted else (None, None)
     epoch = contents.tree.get("epoch")
-    after = f" after {epoch} epochs" if isinstance(epoch, int) else ""
+    after = f" of epoch {epoch}" if isinstance(epoch, int) else ""
     words = f"I-JEPA's released checkpoint{after}, {choice.encoder} encoder: {size_words(config)}"
     return Loaded(encoder, config, predictor, predictor_config, words)
 

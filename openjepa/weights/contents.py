@@ -4,6 +4,7 @@ import argparse
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -139,7 +140,8 @@ def _open_torch(path: Path, is_mapped: bool) -> Mapping[str, Any]:
     arguments: it holds attributes and does nothing.
     """
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about unusual pickles; what matters of them is an error below
             tree = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
     except pickle.UnpicklingError as error:
         # torch's own message goes on to recommend loading without this protection
@@ -156,7 +158,11 @@ def _open_torch(path: Path, is_mapped: bool) -> Mapping[str, Any]:
 
 def _refused(path: Path, message: str) -> str:
     found = re.search(r"(?:Unsupported (?:global|class): (?:GLOBAL )?|GLOBAL )([\w.]+)", message)
-    what = f"the Python object {found.group(1).rstrip('.')}" if found else "something that is neither data nor a tensor"
+    what = (
+        f"the Python object {found.group(1).rstrip('.')}"
+        if found
+        else "something other than what torch.save writes of plain data and tensors"
+    )
     return (
         f"{path} was refused: it holds {what}, and openjepa executes nothing that comes with weights. "
         "Where the file comes from, save its state_dict alone, best as safetensors"

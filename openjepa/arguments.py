@@ -58,7 +58,7 @@ class EvaluateOptions:
     """The arguments of `openjepa evaluate`."""
 
     subject: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|ENCODER")] = Path()
-    """Run folder, or the folder of an encoder (config.json and model.safetensors)."""
+    """Run folder, encoder folder, file of published weights, Hugging Face folder, or name on the Hub."""
     suite: str | None = None
     """Evaluate on the rows of a suite instead of the run's own images: `paper` or `cached`."""
     data_root: str | None = None

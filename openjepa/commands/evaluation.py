@@ -9,11 +9,11 @@ from openjepa.arguments import (
     is_help,
     parse_evaluate,
 )
-from openjepa.commands.paths import check_subject
+from openjepa.commands.paths import check_evaluated
 from openjepa.config import nearest
 
 EVALUATE_HELP = """openjepa evaluate RUN|ENCODER [OPTIONS]: probes of an encoder, beside the same on the untrained encoder and
-on raw pixels.
+on raw pixels. ENCODER: an encoder folder, a file of published weights, a Hugging Face folder or a name on the Hub.
 
 tasks (all that the data has labels for, unless --tasks names some):
 {tasks}
@@ -31,7 +31,8 @@ examples:
   openjepa evaluate runs/cpu-64-default-photos --suite cached --data-root ~/datasets
   openjepa evaluate runs/cpu-64-default-photos
   openjepa evaluate runs/cpu-64-default-photos --selection paper --neighbors 10 20
-  openjepa evaluate runs/cpu-64-default-photos/encoder --data.source folder --data.path ~/labeled"""
+  openjepa evaluate runs/cpu-64-default-photos/encoder --data.source folder --data.path ~/labeled
+  openjepa evaluate IN1K-vit.h.14-300e.pth.tar --suite paper --data-root ~/datasets"""
 
 
 def _evaluate_help() -> str:
@@ -51,7 +52,7 @@ def _evaluate_help() -> str:
 def evaluate(argv: Sequence[str], prog: str) -> None:
     """Probes an encoder."""
     if argv and not argv[0].startswith("-") and not is_help(argv):  # before the options, which depend on the run's data
-        check_subject(Path(argv[0]).expanduser(), "config.yaml", "config.json")
+        check_evaluated(Path(argv[0]).expanduser())
     options, data = parse_evaluate(argv, prog, _evaluate_help())
     _check_evaluation_options(options, data is not None)
     from openjepa.evaluation.running import evaluate_run, evaluate_suite, print_results

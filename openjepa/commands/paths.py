@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from openjepa.config import nearest
+from openjepa.weights.hub import is_hub_name
 
 
 def check_subject(path: Path, *marks: str) -> None:
@@ -13,6 +14,12 @@ def check_subject(path: Path, *marks: str) -> None:
     around = path if path.is_dir() else path.parent
     names = sorted({item.parent.name for mark in marks for item in around.glob(f"*/{mark}")})
     raise ValueError(f"{problem}: {nearest(path.name, names) if names else 'name a folder that `openjepa train` has written'}")
+
+
+def check_evaluated(path: Path) -> None:
+    """ValueError unless `path` may be a run, an encoder folder, a file of weights or a name on the Hub."""
+    if not (path.is_file() or is_hub_name(path)):
+        check_subject(path, "config.yaml", "config.json")
 
 
 def check_output_file(path: Path | None, ending: str, any_ending: bool = True) -> None:

@@ -11,7 +11,7 @@ from openjepa.data.benchmarks import BENCHMARKS, find_benchmark
 from openjepa.data.source import Splits
 from openjepa.evaluation.probing import KnownComponents, Subjects, evaluate_task
 from openjepa.evaluation.results import FAILED, Result, over_seeds
-from openjepa.evaluation.subjects import Subject, find_subject, untrained
+from openjepa.evaluation.subjects import Subject, find_subject, load_subject, untrained
 from openjepa.evaluation.suite import SUITES, SuiteRow
 from openjepa.evaluation.tables import print_results
 from openjepa.evaluation.tasks import TASKS, chosen_tasks
@@ -22,13 +22,12 @@ from openjepa.settings.data import DataSettings
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.low_shot import LowShotSettings
 from openjepa.settings.models import EncoderConfig
-from openjepa.weights.native import load_encoder
 
 __all__ = ["TASKS", "Result", "evaluate_run", "evaluate_suite", "print_results"]
 
 
 def evaluate_run(subject: Path, settings: EvaluationSettings, data: DataSettings | None = None) -> list[Result]:
-    """Evaluates a run folder, or an encoder folder on `data`, and writes a file of `<subject>/eval` for every task.
+    """Evaluates a run folder, or an encoder on `data`, and writes a file of `<subject>/eval` for every task.
 
     The run's own evaluation is `<task>.json`; other data, another selection, encoder or size, fewer images, probes or
     baselines give `<task>-<variant>.json`. An encoder folder inside a run is written beside the run's own evaluations, because
@@ -47,7 +46,7 @@ def evaluate_run(subject: Path, settings: EvaluationSettings, data: DataSettings
     tasks = chosen_tasks(settings.tasks, splits)
     if settings.tasks:
         _check_labels(tasks, splits)
-    encoder, config = load_encoder(found.encoder_folder)
+    encoder, config = load_subject(found, settings.heads)
     size = _image_size(settings, config)
     variant = variant_name(settings, config.image_size, size, *found.names)
     key = data_key(found.data) if found.names[-1] else ""  # other images than the run's own
@@ -72,7 +71,7 @@ def evaluate_suite(subject: Path, suite: str, data_root: Path, settings: Evaluat
     if not root.is_dir():
         raise ValueError(f"data_root={str(data_root)!r} is no folder; it must hold one folder per data set: {_expected(rows)}")
     found = find_subject(Path(subject).expanduser(), settings, None)
-    encoder, config = load_encoder(found.encoder_folder)
+    encoder, config = load_subject(found, settings.heads)
     size = _image_size(settings, config)
     opened = {name: find_benchmark(name, root) for name in dict.fromkeys(row.benchmark for row in rows)}
     if all(isinstance(splits, str) for splits in opened.values()):

@@ -1,9 +1,11 @@
-"""What is evaluated: a run folder or the folder of an encoder, and the untrained encoder it is compared with."""
+"""What is evaluated: a run folder, or an encoder in whatever it lies in; and the untrained encoder it is compared with."""
 
 import json
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -14,7 +16,12 @@ from openjepa.seeds import derive
 from openjepa.settings.data import DataSettings
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
+from openjepa.weights.hub import is_hub_name
+from openjepa.weights.loading import Choice, load_any
 from openjepa.weights.native import load_encoder
+
+ELSEWHERE = Path("evaluations")
+"""Below the working directory: folder for the results of encoders beside which nothing may be written."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +29,11 @@ class Subject:
     """What is evaluated."""
 
     output: Path
-    """Folder that holds eval/: the run's, or the encoder's own where it lies in no run."""
+    """Folder that holds eval/: the run's; where the encoder lies in none, see `_output`."""
     kind: str
     """run or encoder."""
-    encoder_folder: Path
+    encoder_path: Path
+    """The encoder: a folder, a file, or a name on the Hub."""
     initial_folder: Path | None
     """The untrained encoder, where the run has kept it."""
     predictor_folder: Path | None
@@ -41,10 +49,15 @@ class Subject:
     masks_mode: str | None = None
     step: int | None = None
     """Step of the run after which the encoder was exported."""
+    which: Literal["target", "context"] = "target"
+    """Of a file that holds both encoders, which one."""
 
 
 def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | None) -> Subject:
-    """Whether `path` is a run or an encoder folder, and which data goes with it."""
+    """Whether `path` is a run, an encoder folder, a file of weights or a name on the Hub, and which data goes with it.
+
+    Raises ValueError where it can be none of these.
+    """
     if (path / "config.yaml").is_file():
         run = load_run_config(path)
         folder = path / ("encoder" if settings.encoder == "target" else "context_encoder")
@@ -61,12 +74,27 @@ def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | 
         names = (name, data_name(run.data, used))
         initial, predictor = _existing(path / "encoder_initial"), _existing(path / "predictor")
         return Subject(path, "run", folder, initial, predictor, used, run.run.seed, name, names, mode, step)
-    if not (path / "config.json").is_file():
-        raise ValueError(f"{path} is neither a run folder (config.yaml) nor an encoder folder (config.json, model.safetensors)")
-    inside = (path.resolve().parent / "config.yaml").is_file()
-    output, name = (path.resolve().parent, path.resolve().name) if inside else (path, "")
+    if not ((path / "config.json").is_file() or path.is_file() or is_hub_name(path)):
+        raise ValueError(
+            f"{path} is neither a run folder (config.yaml) nor an encoder folder (config.json, model.safetensors) "
+            "nor a file of weights"
+        )
+    inside = path.is_dir() and (path.resolve().parent / "config.yaml").is_file()
+    output, name = (path.resolve().parent, path.resolve().name) if inside else (_output(path), "")
+    name = "-".join(part for part in (name, settings.encoder if settings.encoder == "context" else "") if part)
     names = (name, data_name(None, data) if data is not None else "")
-    return Subject(output, "encoder", path, None, None, data, settings.seed, name, names, step=_note(path, "step"))
+    return Subject(
+        output, "encoder", path, None, None, data, settings.seed, name, names, step=_note(path, "step"), which=settings.encoder
+    )
+
+
+def load_subject(subject: Subject, heads: int | None) -> tuple[VisionTransformer, EncoderConfig]:
+    """The encoder that is evaluated. Says what it is where it is not openjepa's own. Raises ValueError."""
+    loaded = load_any(subject.encoder_path, Choice(encoder=subject.which, heads=heads, predictor=False))
+    if loaded.what.startswith("openjepa"):
+        return loaded.encoder, loaded.config
+    print(f"{subject.encoder_path}: {loaded.what}; results in {subject.output / 'eval'}", file=sys.stderr)
+    return loaded.encoder, loaded.config
 
 
 def untrained(subject: Subject, config: EncoderConfig, seed: int, is_first: bool = True) -> VisionTransformer:
@@ -81,6 +109,21 @@ def untrained(subject: Subject, config: EncoderConfig, seed: int, is_first: bool
         return build_encoder(config)
 
 
+def _output(path: Path) -> Path:
+    """Where the results of an encoder go that belongs to no run.
+
+    Into its folder, or beside its file X into X.results. Nothing is written into the Hub's cache, nor where nothing may be:
+    those results go into evaluations/<name> below the working directory.
+    """
+    place = path if path.is_dir() else path.parent
+    cached = next((part for part in path.absolute().parts if part.startswith("models--")), None)
+    if path.exists() and cached is None and os.access(place, os.W_OK):
+        return path if path.is_dir() else path.with_name(f"{path.name}.results")
+    if path.exists():
+        return ELSEWHERE / (cached.removeprefix("models--") if cached else path.resolve().name)
+    return ELSEWHERE / "--".join(path.parts)
+
+
 def _existing(folder: Path) -> Path | None:
     return folder if folder.is_dir() else None
 
@@ -88,6 +131,7 @@ def _existing(folder: Path) -> Path | None:
 def _note(network: Path, name: str) -> Any:
     """What the config.json of an exported network says beside its settings; None where it does not."""
     try:
-        return json.loads((network / "config.json").read_text()).get(name)
+        entries = json.loads((network / "config.json").read_text())
     except (OSError, ValueError):
         return None
+    return entries.get(name) if isinstance(entries, dict) else None

@@ -52,7 +52,9 @@ class EvaluationSettings:
     baselines: tuple[Literal["untrained", "pixels"], ...] = ("untrained", "pixels")
     """What is evaluated beside the encoder with the same probes."""
     encoder: Literal["target", "context"] = "target"
-    """Which encoder of a run is evaluated (paper: the target encoder)."""
+    """Which encoder of a run, or of a file that holds both, is evaluated (paper: the target encoder)."""
+    heads: int | None = None
+    """Attention heads of published weights, where neither the file nor the width tells them. None: they do."""
     seed: int = 0
     """Seed of the held-out part, of a subset, and of the untrained encoder where the run has not kept it."""
     device: str = "auto"

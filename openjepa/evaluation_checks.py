@@ -1,6 +1,7 @@
 """Impossible settings of an evaluation are found here, before anything is loaded. Free of torch."""
 
 import math
+from collections.abc import Collection
 
 from openjepa.config import flatten
 from openjepa.settings.evaluation import EvaluationSettings
@@ -57,6 +58,8 @@ EVALUATION_RANGES: dict[str, tuple[float, float, str]] = {
     "dense.max_patches": _COUNT,
 }
 """Smallest and largest value of a setting, and how an error says it; where there are several values, for each."""
+PROTOCOL_GROUPS = ("logistic", "linear_full", "attentive", "finetune", "dense")
+"""Groups of settings that only the protocols of their name heed."""
 
 
 def check_evaluation(settings: EvaluationSettings) -> None:
@@ -72,3 +75,21 @@ def check_evaluation(settings: EvaluationSettings) -> None:
         raise ValueError(f"evaluation.low_shot.{given[0]} and low_shot.{given[1]} both say which images are labeled: give one")
     # the depth is not known yet; shallow encoders have the longest runs, so that nothing possible is refused
     resolve_finetune(settings.finetune, shot.is_set(), BASE_DEPTH)
+
+
+def evaluation_remarks(settings: EvaluationSettings, protocols: Collection[str]) -> list[str]:
+    """Settings that were changed and have no effect on an evaluation by these protocols, in words."""
+    usual = EvaluationSettings()
+    heeded = {"dense" if name.startswith("dense") else name for name in protocols}
+    idle = [name for name in PROTOCOL_GROUPS if name not in heeded and getattr(settings, name) != getattr(usual, name)]
+    words = [f"{name}.* has no effect: the protocol {name} is not run (--protocols)" for name in idle]
+    shot = settings.low_shot
+    if shot.seed and (not shot.is_set() or shot.list is not None):
+        words.append("low_shot.seed has no effect without low_shot.percent or low_shot.images_per_class")
+    if settings.lidar_views != usual.lidar_views and settings.lidar_images is None:
+        words.append("lidar_views has no effect without lidar_images")
+    tuned = settings.finetune
+    changed = (tuned.magnitude, tuned.magnitude_std) != (usual.finetune.magnitude, usual.finetune.magnitude_std)
+    if changed and tuned.randaugment is False:
+        words.append("finetune.magnitude and magnitude_std have no effect without finetune.randaugment")
+    return words

@@ -1,16 +1,18 @@
 """Impossible settings are found before anything is loaded, and the error says what would fit."""
 
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 import pytest
 
 from openjepa.checks import PAIRS, RANGES, check, remarks
 from openjepa.config import flatten
-from openjepa.evaluation_checks import check_evaluation
+from openjepa.evaluation_checks import PROTOCOL_GROUPS, check_evaluation, evaluation_remarks
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.data import FolderSettings, HuggingFaceSettings
 from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.finetune import FinetuneSettings
+from openjepa.settings.low_shot import LowShotSettings
 from openjepa.settings.masks import MultiblockSettings
 from openjepa.settings.run import RunConfig
 
@@ -118,3 +120,19 @@ def test_every_number_has_a_range() -> None:
     for name, value in flatten(RunConfig(masks=MultiblockSettings())).items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             assert name in RANGES or name in checked_elsewhere, name
+
+
+def test_settings_of_an_evaluation_without_effect_are_named() -> None:
+    settings = EvaluationSettings(
+        finetune=FinetuneSettings(epochs=10, magnitude=3.0, randaugment=False), low_shot=LowShotSettings(seed=3), lidar_views=3
+    )
+    found = " | ".join(evaluation_remarks(settings, ["knn"]))
+    assert "finetune.* has no effect: the protocol finetune is not run" in found
+    assert "low_shot.seed has no effect" in found and "lidar_views" in found and "finetune.magnitude" in found
+    assert evaluation_remarks(EvaluationSettings(), ["knn"]) == []
+    assert evaluation_remarks(EvaluationSettings(finetune=FinetuneSettings(epochs=10)), ["finetune"]) == []
+
+
+def test_every_group_of_a_protocol_is_known() -> None:
+    groups = {name for name, value in vars(EvaluationSettings()).items() if is_dataclass(value)} - {"low_shot"}
+    assert groups == set(PROTOCOL_GROUPS)

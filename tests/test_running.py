@@ -1,6 +1,7 @@
 """Evaluation of run folders and encoder folders: what is cached, what stands beside, and what is said where labels lack."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,15 +15,19 @@ from openjepa.config import save_yaml
 from openjepa.data import open_splits
 from openjepa.data.evaluation import evaluation_batches
 from openjepa.data.source import Splits
-from openjepa.data.subset import balanced_rows
+from openjepa.data.subset import balanced_rows, ranks_in_class
+from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.features import EncoderFeatures, PixelFeatures, View, extract_features, source_hash
 from openjepa.evaluation.results import Result
 from openjepa.evaluation.running import evaluate_run
 from openjepa.evaluation.tasks import TASKS, chosen_tasks
-from openjepa.evaluation.variants import data_name
+from openjepa.evaluation.variants import data_name, variant_name
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.settings.data import FolderSettings
+from openjepa.settings.dense import DenseSettings
 from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.finetune import FinetuneSettings
+from openjepa.settings.logistic import LogisticSettings
 from openjepa.settings.models import EncoderConfig
 from openjepa.settings.run import RunConfig
 from openjepa.types import Export, normalize
@@ -30,7 +35,7 @@ from openjepa.weights.native import save_network
 from tests.images import write_folder
 
 CONFIG = EncoderConfig(width=24, depth=2, heads=2, mlp_ratio=2.0, patch_size=8, image_size=(32, 32))
-SETTINGS = EvaluationSettings(device="cpu", precision="fp32", workers=0, feature_batch_size=16, neighbors=(1, 3))
+SETTINGS = EvaluationSettings(device="cpu", precision="fp32", workers=0, feature_batch_size=16)
 CPU = torch.device("cpu")
 
 
@@ -228,6 +233,9 @@ def test_tasks_that_were_asked_for_and_cannot_be_done_are_an_error(run: Path) ->
         ({"protocols": ("knn", "linear")}, ""),
         ({"baselines": ("pixels",)}, "no-untrained"),
         ({"encoder": "context"}, "context"),
+        ({"neighbors": (1, 3), "seed": 7}, "seed-7-neighbors-1-3"),
+        ({"finetune": FinetuneSettings(epochs=10)}, ""),  # no protocol heeds it
+        ({"protocols": ("linear",), "weight_decays": (1.0,), "iterations": 2}, "linear-only-weight_decays-1.0-iterations-2"),
     ],
 )
 def test_an_evaluation_with_other_settings_has_its_own_file(run: Path, changed: dict[str, Any], variant: str) -> None:
@@ -235,7 +243,7 @@ def test_an_evaluation_with_other_settings_has_its_own_file(run: Path, changed: 
     own = run / "eval" / "classification.json"
     own.parent.mkdir()
     own.write_text('{"subjects": "the run\'s own"}')
-    (result,) = evaluate_run(run, replace(SETTINGS, iterations=2, **changed))
+    (result,) = evaluate_run(run, replace(SETTINGS, **changed))
     name = f"classification-{variant}.json" if variant else "classification.json"
     assert result.variant == variant and json.loads((run / "eval" / name).read_text())["variant"] == variant
     assert (own.read_text() == '{"subjects": "the run\'s own"}') == bool(variant)
@@ -328,3 +336,33 @@ def test_folders_of_one_name_have_results_of_their_own(run: Path, tmp_path: Path
         evaluate_run(run, SETTINGS, FolderSettings(path=str(folder), test_fraction=0.5))
     found = {path.name: json.loads(path.read_text())["num_test"] for path in (run / "eval").glob("classification-photos*.json")}
     assert found == {"classification-photos.json": 12, "classification-photos-2.json": 16}
+
+
+def test_names_of_files_end_somewhere() -> None:
+    """Settings that make long words are a hash; two of them differ."""
+    size = (32, 32)
+    many, other = (
+        EvaluationSettings(
+            protocols=tuple(PROTOCOLS), logistic=LogisticSettings(penalties=tuple(first + i / 7 for i in range(20)))
+        )
+        for first in (1, 2)
+    )
+    names = [variant_name(settings, size, size, "x" * 300) for settings in (many, other)]
+    assert names[0] != names[1] and all(len(name) < 200 for name in names)
+    (words,) = re.findall(r"logistic\..*", variant_name(replace(many, protocols=("logistic",)), size, size))
+    assert re.fullmatch(r"logistic\.settings-[0-9a-f]{8}", words)
+    dense = EvaluationSettings(protocols=("dense_linear", "dense_knn"), dense=DenseSettings(max_patches=9))
+    assert variant_name(dense, size, size) == "dense_linear-dense_knn-dense.max_patches-9"
+
+
+def test_a_result_holds_every_setting(run: Path) -> None:
+    evaluate_run(run, replace(SETTINGS, protocols=("knn",)))
+    found = json.loads((run / "eval" / "classification-knn-only.json").read_text())["settings"]
+    assert found["neighbors"] == [10, 20, 100] and found["finetune"]["epochs"] is None
+
+
+def test_ranks_in_class_against_a_count() -> None:
+    generator = np.random.default_rng(0)
+    labels, order = generator.integers(0, 5, 60) * 3, generator.permutation(60)
+    slow = np.array([sum(labels[other] == labels[i] for other in order[: list(order).index(i)]) for i in range(60)])
+    assert (ranks_in_class(labels, order) == slow).all()

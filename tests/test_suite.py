@@ -132,3 +132,11 @@ def test_mistakes_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         evaluate_suite(subject, suite, data_root.parent / root, replace(SETTINGS, tasks=tasks))
+
+
+def test_low_shot_settings_are_for_low_shot_rows_and_for_rows_that_are_named(subject: Path, data_root: Path) -> None:
+    settings = replace(SETTINGS, protocols=("knn",), low_shot=LowShotSettings(images_per_class=5), baselines=())
+    unnamed = {result.row: result.num_train for result in evaluate_suite(subject, "cached", data_root, settings)}
+    assert (unnamed["imagenet1k"], unnamed["imagenet1k-1pct"]) == (48, 10)
+    (named,) = evaluate_suite(subject, "cached", data_root, replace(settings, tasks=("imagenet1k",)))
+    assert named.num_train == 10 and "5shot" in named.file_name

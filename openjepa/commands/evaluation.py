@@ -11,6 +11,7 @@ from openjepa.arguments import (
 )
 from openjepa.commands.paths import check_evaluated
 from openjepa.config import nearest
+from openjepa.evaluation_checks import evaluation_remarks
 
 EVALUATE_HELP = """openjepa evaluate RUN|ENCODER [OPTIONS]: probes of an encoder, beside the same on the untrained encoder and
 on raw pixels. ENCODER: an encoder folder, a file of published weights, a Hugging Face folder or a name on the Hub.
@@ -55,6 +56,8 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
         check_evaluated(Path(argv[0]).expanduser())
     options, data = parse_evaluate(argv, prog, _evaluate_help())
     _check_evaluation_options(options, data is not None)
+    for remark in evaluation_remarks(options.evaluation, _protocols(options)):
+        print(f"note: {remark}", file=sys.stderr)
     from openjepa.evaluation.running import evaluate_run, evaluate_suite, print_results
 
     if options.suite is None:
@@ -65,6 +68,15 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
         print_results(results)
         if any((result.skipped or "").startswith("failed: ") for result in results):
             sys.exit(1)
+
+
+def _protocols(options: EvaluateOptions) -> set[str]:
+    """Every protocol that may run."""
+    from openjepa.evaluation.suite import SUITES
+
+    if options.evaluation.protocols or options.suite is None:
+        return set(options.evaluation.protocols) or {"linear", "knn", "dense_linear", "dense_knn"}
+    return {name for row in SUITES[options.suite] for name in row.protocols}
 
 
 def _check_evaluation_options(options: EvaluateOptions, has_data: bool) -> None:

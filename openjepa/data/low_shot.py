@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from openjepa.data.folder import SUFFIXES
 from openjepa.data.source import ListSource
+from openjepa.data.subset import ranks_in_class
 from openjepa.seeds import derive_samples
 from openjepa.settings.low_shot import LowShotSettings
 
@@ -39,11 +40,9 @@ def low_shot_rows(source: ListSource, labels: NDArray[np.int64], settings: LowSh
     else:
         assert settings.percent is not None, "no low-shot setting is given"
         wanted = np.maximum(np.floor(settings.percent * counts / 100 + 0.5).astype(np.int64), 1)
-    # Sorted by class, then by a random key that is the record's own: the first of each class are taken.
+    # In the order of a random key that is the record's own: the first of each class are taken.
     keys = derive_samples("subset", settings.seed, np.array([3]), np.arange(len(labels)))
-    order = np.lexsort((keys, labels))
-    rank_in_class = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.sort(order[rank_in_class < wanted[labels[order]]])
+    return np.flatnonzero(ranks_in_class(labels, np.argsort(keys, kind="stable")) < wanted[labels])
 
 
 def _check_counts(source: ListSource, labels: NDArray[np.int64], counts: NDArray[np.int64], wanted: int) -> None:

@@ -59,9 +59,17 @@ def balanced_rows(labels: NDArray[np.int64], max_images: int | None, seed: int) 
     if max_images < 1:
         raise ValueError(f"max_train_images={max_images} must be at least 1")
     order = np.random.default_rng(derive("subset", seed, 2)).permutation(len(labels))
-    rounds = np.empty(len(labels), dtype=np.int64)
-    for label in np.unique(labels):
-        members = order[labels[order] == label]
-        rounds[members] = np.arange(len(members))
+    rounds = ranks_in_class(labels, order)
     by_round = order[np.argsort(rounds[order], kind="stable")]
     return np.sort(by_round[:max_images])
+
+
+def ranks_in_class(labels: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many records of its own class stand before each record in `order`, a permutation of all: [n] -> [n]."""
+    places = np.empty(len(labels), dtype=np.int64)
+    places[order] = np.arange(len(labels))
+    by_class = np.lexsort((places, labels))
+    _, starts, counts = np.unique(labels[by_class], return_index=True, return_counts=True)
+    ranks = np.empty(len(labels), dtype=np.int64)
+    ranks[by_class] = np.arange(len(labels)) - np.repeat(starts, counts)
+    return ranks

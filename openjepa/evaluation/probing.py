@@ -1,7 +1,7 @@
 """One task: features where protocols want them, every protocol on every subject, and the Result."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,31 @@ class Split:
     maps: LabelMaps | None
 
 
+class Findings:
+    """What the protocols of one task have found so far."""
+
+    def __init__(self, side_by_side: bool) -> None:
+        """`side_by_side`: both selection rules are asked for, so that the second is named after the number."""
+        self._side_by_side = side_by_side
+        self.metrics: dict[str, dict[str, Metric]] = {}
+        """By subject and name of the number."""
+        self.heads: list[dict[str, Any]] = []
+        """Every classifier that was tried."""
+        self.unreadable: dict[str, dict[str, None]] = {"train": {}, "test": {}}
+        """Names of the images that could not be read, in the order they were found, by split."""
+
+    def add(self, name: ProtocolName, subject: str, outcomes: Sequence[ProtocolResult]) -> None:
+        """The results of a protocol on a subject."""
+        for outcome in outcomes:
+            title = PROTOCOLS[name].metric
+            if outcome.selection == "paper" and self._side_by_side:
+                title += " (paper)"
+            self.metrics.setdefault(subject, {})[title] = _metric(outcome)
+            self.heads.extend({"subject": subject, "metric": title, **asdict(head)} for head in outcome.heads)
+            for split, names in outcome.unreadable.items():
+                self.unreadable[split].update(dict.fromkeys(names))
+
+
 def evaluate_task(
     blank: Result, splits: Splits, subjects: Subjects, settings: EvaluationSettings, known: KnownComponents, benchmark: str = ""
 ) -> Result:
@@ -71,37 +96,37 @@ def evaluate_task(
     assert isinstance(splits.train, ListSource) and splits.test is not None
     rows = _training_rows(splits.train, labels[0], settings)
     train, test = _sides(task, splits, labels, rows)
-    metrics: dict[str, dict[str, Metric]] = {}
-    heads: list[dict[str, Any]] = []
-    extra: dict[str, Any] = {}
-    dropped: list[list[str]] = [[], []]
     names = _fitting(task, settings)
     if not names:
         what = "images" if task.maps is None else "pixels"
         return replace(blank, skipped=f"none of the protocols {', '.join(settings.protocols)} works on labels of {what}")
+    findings = Findings(settings.selection == "both")
+    measures: dict[str, dict[str, float]] = {}
     if any(PROTOCOLS[name].kind == "features" for name in names):
         found = _features(train, test, task, subjects, settings)
         same = (task.fit, rows.tobytes(), found[0]["encoder"].indices.numpy().tobytes())
-        metrics, heads = _probe_features(found, train, test, names, subjects, settings, known.setdefault(same, {}))
-        dropped = [_dropped(side.source, features["encoder"]) for side, features in zip((train, test), found, strict=True)]
-        extra = {"measures": _measures(found[1], test, task, subjects, settings)}
+        _probe_features(found, train, test, names, subjects, settings, known.setdefault(same, {}), findings)
+        for split, side, features in zip(findings.unreadable, (train, test), found, strict=True):
+            findings.unreadable[split].update(dict.fromkeys(_dropped(side.source, features["encoder"])))
+        measures = _measures(found[1], test, task, subjects, settings)
     for name in names:
         if PROTOCOLS[name].kind != "features":
-            _probe_images(name, train, test, task, subjects, settings, benchmark, metrics, heads)
+            _probe_images(name, train, test, task, subjects, settings, benchmark, findings)
+    dropped = {split: list(lost) for split, lost in findings.unreadable.items()}
     return replace(
         blank,
-        subjects={name: SubjectResult(numbers) for name, numbers in metrics.items()},
-        heads=heads,
+        subjects={name: SubjectResult(numbers) for name, numbers in findings.metrics.items()},
+        heads=findings.heads,
         image_size=subjects.size,
         fit=task.fit,
-        num_train=len(train.source) - len(dropped[0]),
-        num_test=len(test.source) - len(dropped[1]),
+        num_train=len(train.source) - len(dropped["train"]),
+        num_test=len(test.source) - len(dropped["test"]),
         num_classes=len(np.unique(labels[0])) if train.maps is None else len(train.maps.class_names),
-        chance=_chance(train, labels[1], metrics),
-        dropped={"train": len(dropped[0]), "test": len(dropped[1])},
-        dropped_names=[name for names in dropped for name in names][:NUM_NAMES],
+        chance=_chance(train, labels[1], findings.metrics),
+        dropped={split: len(lost) for split, lost in dropped.items()},
+        dropped_names=[name for lost in dropped.values() for name in lost][:NUM_NAMES],
+        measures=measures,
         seconds=round(time.monotonic() - start, 1),
-        **extra,
     )
 
 
@@ -177,10 +202,9 @@ def _probe_features(
     subjects: Subjects,
     settings: EvaluationSettings,
     known: dict[str, AxesOfHeads],
-) -> tuple[dict[str, dict[str, Metric]], list[dict[str, Any]]]:
-    """Every protocol of features on every subject: its numbers, and all classifiers that were tried."""
-    metrics: dict[str, dict[str, Metric]] = {}
-    heads: list[dict[str, Any]] = []
+    findings: Findings,
+) -> None:
+    """Every protocol of features on every subject."""
     device = resolve_device(settings.device)
     for subject, extractor in _extractors(subjects, settings).items():
         sides = [
@@ -192,8 +216,7 @@ def _probe_features(
             if PROTOCOLS[name].kind == "features":
                 protocol = PROTOCOLS[name].load()
                 outcomes = [protocol(*sides, replace(settings, selection=rule)) for rule in selections(settings)]
-                _book(name, subject, outcomes, settings, metrics, heads)
-    return metrics, heads
+                findings.add(name, subject, outcomes)
 
 
 def _probe_images(
@@ -204,8 +227,7 @@ def _probe_images(
     subjects: Subjects,
     settings: EvaluationSettings,
     benchmark: str,
-    metrics: dict[str, dict[str, Metric]],
-    heads: list[dict[str, Any]],
+    findings: Findings,
 ) -> None:
     """A protocol that works on images, on the encoder and on the untrained one; on label maps also on the patches' pixels."""
     device = resolve_device(settings.device)
@@ -215,25 +237,9 @@ def _probe_images(
         precision = resolve_precision(settings.precision, device)
         sides = (images[0], images[1], task.fit, subjects.size)
         probe = ImageProbe(frozen, subjects.config, *sides, device, precision, benchmark, task.title)
-        _book(name, subject, PROTOCOLS[name].load()(probe, settings), settings, metrics, heads)
+        findings.add(name, subject, PROTOCOLS[name].load()(probe, settings))
     if subjects.pixels and PROTOCOLS[name].kind == "maps":
-        _book(name, "pixels", PROTOCOLS[name].load()(replace(probe, raw_pixels=True), settings), settings, metrics, heads)
-
-
-def _book(
-    name: ProtocolName,
-    subject: str,
-    outcomes: "list[ProtocolResult] | tuple[ProtocolResult, ...]",
-    settings: EvaluationSettings,
-    metrics: dict[str, dict[str, Metric]],
-    heads: list[dict[str, Any]],
-) -> None:
-    for outcome in outcomes:
-        title = PROTOCOLS[name].metric
-        if outcome.selection == "paper" and settings.selection == "both":
-            title += " (paper)"
-        metrics.setdefault(subject, {})[title] = _metric(outcome)
-        heads.extend({"subject": subject, "metric": title, **asdict(head)} for head in outcome.heads)
+        findings.add(name, "pixels", PROTOCOLS[name].load()(replace(probe, raw_pixels=True), settings))
 
 
 def _metric(outcome: ProtocolResult) -> Metric:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openjepa.data.source import LabelMaps, ListSource
+from openjepa.data.subset import ranks_in_class
 from openjepa.evaluation.solver import Components
 from openjepa.models.vit import VisionTransformer
 from openjepa.seeds import derive
@@ -104,6 +105,8 @@ class ProtocolResult:
     """held_out or paper."""
     extra: Mapping[str, float] = field(default_factory=dict)
     """More numbers beside the result: top-5, the gradient's norm at the solution, seconds of training, ..."""
+    unreadable: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Names of images that a protocol on images could not read, by split (train, test)."""
 
 
 def selections(settings: EvaluationSettings) -> tuple[Literal["held_out", "paper"], ...]:
@@ -116,16 +119,15 @@ def held_out_rows(labels: Int[Tensor, " n"], seed: int) -> tuple[Int[Tensor, " k
 
     Raises ValueError where no class has two.
     """
-    order = np.random.default_rng(derive("subset", seed, 1)).permutation(len(labels))
     classes = labels.cpu().numpy()
-    held = np.zeros(len(classes), dtype=bool)
-    for label in np.unique(classes):
-        members = order[classes[order] == label]
-        held[members[: held_out_size(len(members))]] = True
+    order = np.random.default_rng(derive("subset", seed, 1)).permutation(len(classes))
+    _, members, sizes = np.unique(classes, return_inverse=True, return_counts=True)
+    held_sizes = np.array([held_out_size(int(size)) for size in sizes])
+    held = ranks_in_class(classes, order) < held_sizes[members]
     if not held.any():
         raise ValueError(
             f"evaluation.selection='held_out': the held-out part is empty, because none of the "
-            f"{len(np.unique(classes))} classes has two training images; "
+            f"{len(sizes)} classes has two training images; "
             "use more images (--max-train-images, data.max_images) or --selection paper"
         )
     return _rows(~held, labels.device), _rows(held, labels.device)

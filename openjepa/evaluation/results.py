@@ -87,6 +87,8 @@ class Result:
     """Row of a suite; empty outside of one."""
     published: Sequence[Mapping[str, Any]] = ()
     """Numbers of the paper for the same row: method, architecture, epochs, value in percent, source, protocol."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Every setting of the evaluation."""
     measures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """By subject: what the features of the test images say without labels (RankMe, ...)."""
     seconds: float = 0.0

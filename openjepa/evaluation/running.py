@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from openjepa.checks import nearest_multiple
-from openjepa.config import nearest
+from openjepa.config import nearest, to_dict
 from openjepa.data import open_splits
 from openjepa.data.benchmarks import BENCHMARKS, find_benchmark
 from openjepa.data.source import Splits
@@ -79,9 +79,11 @@ def evaluate_suite(subject: Path, suite: str, data_root: Path, settings: Evaluat
     known: dict[str, KnownComponents] = {}
     results = []
     for row in rows:
-        own = _row_settings(row, settings)
+        own = _row_settings(row, settings, row.name in settings.tasks)
         splits = opened[row.benchmark]
-        variant = variant_name(own, config.image_size, size, found.encoder_name, usual=_row_settings(row, EvaluationSettings()))
+        variant = variant_name(
+            own, config.image_size, size, found.encoder_name, usual=_row_settings(row, EvaluationSettings(), False)
+        )
         blank = replace(_blank(row.task, found, own, splits), **row.words(), variant=variant)
         if isinstance(splits, str):
             results.append(replace(blank, skipped=splits))
@@ -110,12 +112,15 @@ def _expected(rows: Sequence[SuiteRow]) -> str:
     return ", ".join(dict.fromkeys(BENCHMARKS[row.benchmark].folders[0] for row in rows))
 
 
-def _row_settings(row: SuiteRow, settings: EvaluationSettings) -> EvaluationSettings:
-    """The settings with what the row prescribes where they leave it open."""
+def _row_settings(row: SuiteRow, settings: EvaluationSettings, is_named: bool) -> EvaluationSettings:
+    """The settings with what the row prescribes where they leave it open.
+
+    Low-shot settings are for the low-shot rows, and for other rows that are named in `tasks`.
+    """
     shot = settings.low_shot
     if row.is_low_shot and not shot.is_set():
         shot = LowShotSettings(percent=1.0, seed=shot.seed)
-    if not row.is_low_shot and shot.is_set():
+    if not (row.is_low_shot or is_named):
         shot = LowShotSettings()
     return replace(settings, protocols=settings.protocols or row.protocols, low_shot=shot)
 
@@ -128,6 +133,7 @@ def _blank(task: str, subject: Subject, settings: EvaluationSettings, splits: Sp
         subject.kind,
         which,
         settings.selection,
+        settings=to_dict(settings),
         data="" if isinstance(splits, str) else splits.description,
         masks_mode=subject.masks_mode,
         step=subject.step,

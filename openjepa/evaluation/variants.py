@@ -16,6 +16,14 @@ _TRAINING_ONLY = (
 )
 """Settings of the data that say how training sees the images; an evaluation shows them in its own view."""
 BASELINES = ("untrained", "pixels")
+HEEDED: dict[str, tuple[str, ...]] = {
+    "": ("seed",),
+    "linear": ("weight_decays", "iterations"),
+    "knn": ("neighbors", "neighbor_temperature"),
+}
+"""Settings outside of the groups that change results: of every protocol, and of those without a group of their own."""
+LONGEST_GROUP, LONGEST_NAME = 60, 160
+"""Characters; longer words are replaced by a hash, because names of files must end somewhere. The JSON holds all settings."""
 
 
 def variant_name(
@@ -43,28 +51,41 @@ def variant_name(
         *(_protocol_words(protocols) if set(protocols) != set(usual.protocols) else ()),
         *(_shot_words(settings.low_shot) if settings.low_shot != usual.low_shot else ()),
         f"{settings.seeds}seeds" if settings.seeds != 1 else "",
-        *(words for name in protocols for words in _protocol_settings(name, settings)),
+        *_changed_settings(settings, protocols),
         *(f"no-{name}" for name in BASELINES if name not in settings.baselines),
     )
-    return "-".join(re.sub(r"[^\w.+-]+", "-", part) for part in parts if part)
+    name = "-".join(re.sub(r"[^\w.+-]+", "-", part) for part in parts if part)
+    return (
+        name if len(name.encode()) <= LONGEST_NAME else f"{name.encode()[:LONGEST_NAME].decode(errors='ignore')}-{_hash(name)}"
+    )
 
 
 def _protocol_words(protocols: tuple[str, ...]) -> tuple[str, ...]:
     return (f"{protocols[0]}-only",) if len(protocols) == 1 else protocols
 
 
-def _protocol_settings(protocol: str, settings: EvaluationSettings) -> tuple[str, ...]:
-    """`finetune.epochs-10`: settings of a protocol's own group that are not its defaults."""
-    group = "dense" if protocol.startswith("dense") else protocol
-    own, usual = getattr(settings, group, None), getattr(EvaluationSettings(), group, None)
-    if own is None or own == usual:
-        return ()
-    changed = {name: value for name, value in vars(own).items() if value != getattr(usual, name)}
-    return tuple(f"{group}.{name}-{_plain(value)}" for name, value in changed.items())
+def _changed_settings(settings: EvaluationSettings, protocols: tuple[str, ...]) -> list[str]:
+    """`seed-7`, `finetune.epochs-10`: what is not the default of what the protocols heed; many changes together as a hash."""
+    usual = EvaluationSettings()
+    words = [_differences("", settings, usual, HEEDED[name]) for name in ("", *protocols) if name in HEEDED]
+    for group in dict.fromkeys("dense" if name.startswith("dense") else name for name in protocols if name not in HEEDED):
+        own = getattr(settings, group)
+        words.append(_differences(f"{group}.", own, getattr(usual, group), tuple(vars(own))))
+    return words
+
+
+def _differences(prefix: str, own: object, usual: object, names: tuple[str, ...]) -> str:
+    changed = [name for name in names if getattr(own, name) != getattr(usual, name)]
+    text = "-".join(f"{prefix}{name}-{_plain(getattr(own, name))}" for name in changed)
+    return text if len(text) <= LONGEST_GROUP else f"{prefix}settings-{_hash(text)}"
 
 
 def _plain(value: object) -> str:
     return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _shot_words(shot: LowShotSettings) -> tuple[str, ...]:

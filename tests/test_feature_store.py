@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from openjepa.data.source import ListSource
-from openjepa.evaluation import store
+from openjepa.evaluation import features, store
 from openjepa.evaluation.features import EncoderFeatures, PixelFeatures, View, extract_features
 from openjepa.evaluation.store import RowWriter, read_rows
 from openjepa.models.vit import build_encoder
@@ -215,3 +215,10 @@ def test_a_killed_program_is_continued(tmp_path: Path) -> None:
     assert again.seen[0] == 16
     whole = extract_features(Pass().view(), both(), None)
     assert all(torch.allclose(found[name].rows.float(), whole[name].rows.float(), atol=1e-5) for name in whole)
+
+
+def test_a_batch_in_parts_gives_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, extractor = torch.stack([image(index) for index in range(10)]), encoder_features()
+    whole = extractor.extract(images)
+    monkeypatch.setattr(features, "CPU_PATCHES", 14)  # three images of four patches
+    torch.testing.assert_close(extractor.extract(images), whole)

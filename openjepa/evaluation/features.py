@@ -29,6 +29,8 @@ CACHE_VERSION = 3
 """Raised when the way features are made changes, so that older files are not found."""
 PIXEL_SIDE = 32
 NUM_LAYERS = 4
+CPU_PATCHES = 2048
+"""Patches of one forward on a CPU, what its caches hold: 1.3 to 1.8 times as fast as 16,384 (ViT-S and ViT-B, measured)."""
 FINGERPRINT_RECORDS = 32
 """Records of a source whose bytes enter its fingerprint, beside the names of all."""
 
@@ -80,8 +82,13 @@ class EncoderFeatures:
     @torch.inference_mode()
     def extract(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B F"]:
         """The pooled outputs side by side, the last layer last. Pooled in float32 whatever the encoder's precision."""
-        given = images.pin_memory() if self._device.type == "cuda" else images
-        pixels = normalize(given.to(self._device, non_blocking=True), self._config.pixel_mean, self._config.pixel_std)
+        if self._device.type != "cpu":
+            return self._forward(images.pin_memory() if self._device.type == "cuda" else images)
+        patches = (images.shape[2] // self._config.patch_size) * (images.shape[3] // self._config.patch_size)
+        return torch.cat([self._forward(part) for part in torch.split(images, max(1, CPU_PATCHES // patches))])
+
+    def _forward(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B F"]:
+        pixels = normalize(images.to(self._device, non_blocking=True), self._config.pixel_mean, self._config.pixel_std)
         with autocast(self._device, self._precision):
             outputs = self._encoder.last_layers(pixels, min(NUM_LAYERS, self._config.depth))
         return torch.cat([output.pooled(self._config.pooling) for output in outputs], dim=1)

@@ -47,12 +47,11 @@ def norm(numbers: list[float]) -> float:
 
 
 def slow_lars(weights: list[float], gradients: list[list[float]], rate: float, decay: float, is_matrix: bool) -> list[float]:
-    """Number by number: b = 0.9 b + trust (g + decay w), w = w - rate b."""
+    """Number by number: b = 0.9 b + trust (g + decay w), w = w - rate b; vectors have trust 1."""
     weights, momentum = list(weights), [0.0] * len(weights)
     for gradient, factor in zip(gradients, FACTORS, strict=True):
-        change = list(gradient)
+        change = [g + decay * w for g, w in zip(gradient, weights, strict=True)]
         if is_matrix:
-            change = [g + decay * w for g, w in zip(gradient, weights, strict=True)]
             size, change_size = norm(weights), norm(change)
             trust = 0.001 * size / change_size if size > 0 and change_size > 0 else 1.0
             change = [trust * number for number in change]
@@ -63,12 +62,13 @@ def slow_lars(weights: list[float], gradients: list[list[float]], rate: float, d
 
 @pytest.mark.parametrize("shape", [(4, 6), (6,)])
 @pytest.mark.parametrize("from_zero", [False, True])
-def test_lars_is_its_formula(shape: tuple[int, ...], from_zero: bool) -> None:
+@pytest.mark.parametrize("is_decayed", [False, True])
+def test_lars_is_its_formula(shape: tuple[int, ...], from_zero: bool, is_decayed: bool) -> None:
     stacked = draw(shape, 0).double()
     stacked[1] *= 0.0 if from_zero else 1.0
     start = stacked.clone()
     gradients = [draw(shape, 100 + step).double() for step in range(STEPS)]
-    optimizer = StackedLars([stacked], RATES.double(), DECAYS.double())
+    optimizer = StackedLars([stacked], [is_decayed], RATES.double(), DECAYS.double())
     for gradient, factor in zip(gradients, FACTORS, strict=True):
         optimizer.step([gradient.clone()], factor)
     for model in range(MODELS):
@@ -76,7 +76,7 @@ def test_lars_is_its_formula(shape: tuple[int, ...], from_zero: bool) -> None:
             start[model].flatten().tolist(),
             [gradient[model].flatten().tolist() for gradient in gradients],
             float(RATES.double()[model]),
-            float(DECAYS.double()[model]),
+            float(DECAYS.double()[model]) if is_decayed else 0.0,
             is_matrix=len(shape) == 2,
         )
         torch.testing.assert_close(stacked[model].flatten(), torch.tensor(slow, dtype=torch.float64), rtol=1e-9, atol=1e-12)
@@ -87,7 +87,7 @@ def test_a_model_that_becomes_infinite_touches_no_other(kind: str) -> None:
     results = []
     for poison in (False, True):
         values = [draw((4, 6), 0), draw((4,), 1)]
-        optimizer = StackedSgd(values, [True, True], RATES, DECAYS) if kind == "sgd" else StackedLars(values, RATES, DECAYS)
+        optimizer = (StackedSgd if kind == "sgd" else StackedLars)(values, [True, True], RATES, DECAYS)
         for step in range(STEPS):
             gradients = [draw((4, 6), 100 + step), draw((4,), 200 + step)]
             if poison:

@@ -69,6 +69,11 @@ def test_stacked_heads_are_separate_modules_trained_by_torch(monkeypatch: pytest
                 inputs = features[:, -6:] if name == "last" else features
                 nn.functional.cross_entropy(module(inputs), labels).backward()
                 optimizer.step()
+    for module in (module for ms in modules for module in ms if isinstance(module[0], nn.BatchNorm1d)):
+        # torch's running statistics without what is left of their start, mean 0 and variance 1
+        module[0].running_mean /= 1 - 0.9**6
+        module[0].running_var -= 0.9**6
+        module[0].running_var /= 1 - 0.9**6
     features = batches[0][0] * 1.3
     scores = stacked.logits(features)  # [B, 4 groups x 4 settings, C]
     assert scores.shape == (20, 16, 5) and len(stacked.names()) == 16
@@ -97,6 +102,32 @@ def test_a_head_whose_rate_is_too_high_touches_no_other() -> None:
         scores.append(stacked.logits(batches[0][0]))
     assert torch.equal(scores[0][:, ::2], scores[1][:, ::2]) and torch.isfinite(scores[0]).all()
     assert not torch.isfinite(scores[1][:, 1::2]).all(dim=2).any()
+
+
+@pytest.mark.parametrize(("optimizer", "trust"), [("sgd", 0.0), ("lars", 0.001)])
+def test_weight_and_bias_are_decayed_and_batch_norm_is_not(optimizer: Any, trust: float) -> None:
+    """Without a gradient nothing else moves them; LARS shrinks a matrix by rate x trust, whatever the decay."""
+    rate, decay = 0.2, 0.5
+    group = HeadGroup(1, 4, 6, is_normed=True, generator=torch.Generator().manual_seed(0))
+    before = [value.clone() for value in group.parameters()]
+    zero = [torch.zeros_like(value) for value in before]
+    heads_module._optimizer(group, Sweep((rate,), (decay,), optimizer), CPU).step(zero, 1.0)
+    momentum = 1.9 if optimizer == "sgd" else 1.0  # Nesterov's first step is that of the gradient plus 0.9 of itself
+    of_weight = rate * trust if trust else rate * decay * momentum
+    expected = [1 - of_weight, 1 - rate * decay * momentum, 1.0, 1.0]
+    for value, start, shrunk in zip(group.parameters(), before, expected, strict=True):
+        torch.testing.assert_close(value, start * shrunk)
+
+
+def test_batch_norm_forgets_how_its_statistics_started() -> None:
+    """After few steps too: on batches that are all alike the test view is normalized as the training view."""
+    statistics = heads_module.BatchStatistics(3, CPU)
+    batch = torch.tensor([[1.0, 50.0, 0.02], [3.0, 52.0, 0.04]])
+    for _ in range(2):
+        statistics.train(batch)
+    # unbiased variances 2, 2 and 2e-4
+    expected = (batch - torch.tensor([2.0, 51.0, 0.03])) / (torch.tensor([2.0, 2.0, 2e-4]) + 1e-5).sqrt()
+    torch.testing.assert_close(statistics.test(batch), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_estimate_of_memory_counts_what_is_held() -> None:

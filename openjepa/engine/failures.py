@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -15,16 +15,21 @@ _OUT_OF_MEMORY = ("allocate memory", "MPS backend out of memory")
 
 
 @contextmanager
-def explain_memory(config: RunConfig) -> Iterator[None]:
-    """Turns out-of-memory errors of torch, CUDA, MPS and Python into a ValueError that names the settings that help."""
+def advise_on_memory(advice: Callable[[], str]) -> Iterator[None]:
+    """Turns out-of-memory errors of torch, CUDA, MPS and Python into a ValueError that says what `advice` returns."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ValueError(_advice(config)) from error
+        raise ValueError(advice()) from error
     except RuntimeError as error:
         if not any(words in str(error) for words in _OUT_OF_MEMORY):
             raise
-        raise ValueError(_advice(config)) from error
+        raise ValueError(advice()) from error
+
+
+def explain_memory(config: RunConfig) -> AbstractContextManager[None]:
+    """Turns running out of memory in a run into a ValueError that names the settings that help."""
+    return advise_on_memory(lambda: _advice(config))
 
 
 @contextmanager

@@ -5,20 +5,19 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int, Shaped, UInt8
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 from torch import Tensor, nn
 from torch.nn import functional
 
 from openjepa.data.source import ListSource
 from openjepa.engine.device import autocast, resolve_precision
+from openjepa.evaluation.progress import progress
 from openjepa.evaluation.rows import LARGE_BYTES, is_large
 from openjepa.evaluation.store import RowWriter, read_rows
 from openjepa.models.vit import VisionTransformer
@@ -71,26 +70,31 @@ class EncoderFeatures:
 
     def __init__(self, encoder: VisionTransformer, config: EncoderConfig, device: torch.device, precision: str) -> None:
         """Moves the encoder to `device` and freezes it."""
-        self.width = min(NUM_LAYERS, config.depth) * config.width
+        self.num_layers = min(NUM_LAYERS, config.depth)
+        self.width = self.num_layers * config.width
         self._encoder = encoder.eval().requires_grad_(False).to(device)
         self._config = config
         self._device = device
         self._precision = resolve_precision(precision, device)
-        described = json.dumps([asdict(config), self._precision, device.type])
-        self.fingerprint = hashlib.sha256((described + weights_hash(encoder)).encode()).hexdigest()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of settings, precision and weights: seconds for a large encoder, so that only what keeps features makes it."""
+        described = json.dumps([asdict(self._config), self._precision, self._device.type])
+        return hashlib.sha256((described + weights_hash(self._encoder)).encode()).hexdigest()
 
     @torch.inference_mode()
     def extract(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B F"]:
         """The pooled outputs side by side, the last layer last. Pooled in float32 whatever the encoder's precision."""
         if self._device.type != "cpu":
-            return self._forward(images.pin_memory() if self._device.type == "cuda" else images)
+            return self._forward(images.pin_memory() if self._device.type == "cuda" and not images.is_cuda else images)
         patches = (images.shape[2] // self._config.patch_size) * (images.shape[3] // self._config.patch_size)
         return torch.cat([self._forward(part) for part in torch.split(images, max(1, CPU_PATCHES // patches))])
 
     def _forward(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B F"]:
         pixels = normalize(images.to(self._device, non_blocking=True), self._config.pixel_mean, self._config.pixel_std)
         with autocast(self._device, self._precision):
-            outputs = self._encoder.last_layers(pixels, min(NUM_LAYERS, self._config.depth))
+            outputs = self._encoder.last_layers(pixels, self.num_layers)
         return torch.cat([output.pooled(self._config.pooling) for output in outputs], dim=1)
 
     def kept_as(self, num_rows: int, wanted: str) -> torch.dtype:
@@ -274,17 +278,7 @@ class _Moving:
 
 
 def _with_progress(view: View, first: int) -> Iterator[Images]:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"features of the {view.split} split", total=len(view.source), completed=first)
+    with progress(f"features of the {view.split} split", len(view.source), first) as advance:
         for batch in view.batches(first) if first < len(view.source) else ():
             yield batch
-            progress.advance(task, len(batch.indices))
-
-
-class _Rate(ProgressColumn):
-    """Images per second of the last half minute."""
-
-    def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:,.0f} images/s")
+            advance(len(batch.indices))

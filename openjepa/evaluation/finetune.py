@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from openjepa.evaluation.finetune_training import TOP, Score, score, train_classifier
+from openjepa.evaluation.finetune_training import Score, score, train_classifier
 from openjepa.evaluation.protocol import HeadResult, ImageProbe, ProtocolResult, chosen_first, held_out_rows, selections
+from openjepa.measures.accuracy import TOP
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.finetune import FinetuneRecipe, resolve_finetune
 

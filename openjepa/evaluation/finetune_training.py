@@ -20,12 +20,14 @@ from openjepa.data.subset import Subset
 from openjepa.data.workers import choose_workers
 from openjepa.engine.device import autocast
 from openjepa.engine.display import Display
+from openjepa.engine.failures import advise_on_memory
 from openjepa.engine.finite import FiniteGuard, NotFinite
 from openjepa.engine.layer_decay import layer_decay_rules
 from openjepa.engine.optimizer import build_optimizer, gradient_norm, set_rates
 from openjepa.evaluation.mixing import draw_mix, mix_images, soft_targets
+from openjepa.evaluation.passes import numbered_steps
 from openjepa.evaluation.protocol import ImageProbe, LabeledImages
-from openjepa.measures.accuracy import Accuracy, top1
+from openjepa.measures.accuracy import TOP, Accuracy, top1
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress, learning_rate
 from openjepa.seeds import derive
@@ -38,7 +40,6 @@ CROP_SCALE = (0.08, 1.0)
 """Area of the training crops as a fraction of the image (Szegedy et al., 2014)."""
 LOOK_EVERY = 10
 """Steps between two looks at loss and finiteness, which on a GPU wait for the device."""
-TOP = 5
 DRAWS_OF_MIX, DRAWS_OF_NETWORK = 0, 1
 """Last part of the seeds of one step."""
 
@@ -189,13 +190,11 @@ def _steps(
     """Every batch with the number of its step, which unreadable images do not shift: their epochs end earlier."""
     views = training_views(probe, settings, recipe)
     workers = choose_workers(settings.workers)
-    for epoch in range(size.epochs):
-        first = epoch * size.steps_per_epoch
-        number = -1
-        for number, batch in enumerate(augmented_batches(views, size.batch_size, epoch, settings.seed, workers, rows)):
-            yield first + number, batch
-        if number < 0:
-            raise ValueError("no image of the training split can be read, so nothing can be fine-tuned")
+
+    def one_pass(epoch: int) -> Iterator[AugmentedBatch]:
+        return augmented_batches(views, size.batch_size, epoch, settings.seed, workers, rows)
+
+    return numbered_steps(size.epochs, size.steps_per_epoch, one_pass)
 
 
 def _backward(
@@ -232,17 +231,17 @@ def _normalized(images: UInt8[Tensor, "B 3 h w"], probe: ImageProbe) -> Float[Te
 @contextmanager
 def _explained(rate: float, batch_size: int) -> Iterator[None]:
     """Turns numbers that are not finite, and a full GPU, into a ValueError that says what to change."""
+    advice = (
+        f"evaluation.finetune.batch_size={batch_size} does not fit into memory: set a smaller finetune.microbatch_size, "
+        "which sums the same gradient in parts"
+    )
     try:
-        yield
+        with advise_on_memory(lambda: advice):
+            yield
     except NotFinite as error:
         raise ValueError(
             f"evaluation.finetune.learning_rates={rate:g}: the loss or a gradient of step {error.step} is not finite; lower "
             "the rate or lengthen finetune.warmup_epochs; precision=fp32 tells whether it is the precision"
-        ) from error
-    except torch.OutOfMemoryError as error:
-        raise ValueError(
-            f"evaluation.finetune.batch_size={batch_size} does not fit into memory: set a smaller finetune.microbatch_size, "
-            "which sums the same gradient in parts"
         ) from error
 
 

@@ -22,12 +22,10 @@ from openjepa.evaluation.newton import Objective, Solution, minimize, rounded_ro
 from openjepa.evaluation.protocol import HeadResult, LabeledFeatures, ProtocolResult, chosen_first, held_out_rows
 from openjepa.evaluation.rows import Rows, moments
 from openjepa.evaluation.solver import Heads, Rotated, whole_rotation
-from openjepa.measures.accuracy import Accuracy, top1
+from openjepa.measures.accuracy import TOP, Accuracy, top1
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.logistic import LogisticSettings
 
-TOP = 5
-"""An answer also counts for top-5 where the right class is among so many."""
 STRONG = 0.8
 """A penalty that is easily solved from zero (features have unit variance)."""
 FAR = 8.0

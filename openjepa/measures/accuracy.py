@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from jaxtyping import Int
 from torch import Tensor
 
+TOP = 5
+"""An answer also counts for top-5 where the right class is among so many."""
+
 
 @dataclass(frozen=True)
 class Accuracy:

@@ -1,6 +1,7 @@
 """A probe on generated images whose class is their color, or nothing that is in them; with a tiny untrained encoder."""
 
 import io
+from collections.abc import Collection
 
 import numpy as np
 import torch
@@ -37,6 +38,22 @@ class Colors(ListSource):
 
     def name(self, index: int) -> str:
         return str(index)
+
+
+class Broken(ListSource):
+    """A source some of whose records are not images."""
+
+    def __init__(self, source: ListSource, broken: Collection[int]) -> None:
+        self._source, self._broken = source, broken
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, index: int) -> bytes:
+        return b"no image" if index in self._broken else self._source.read(index)
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
 
 
 def color_probe(classes: int = 3, train: int = 60, test: int = 30, *, noise: bool = False, benchmark: str = "") -> ImageProbe:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from openjepa.evaluation import attentive
 from openjepa.evaluation.attentive import (
     AttentiveProbe,
     AttentiveProbes,
+    TrainedProbes,
     build_optimizer,
     evaluate_attentive,
     loss_sum,
@@ -19,7 +21,8 @@ from openjepa.evaluation.attentive import (
 )
 from openjepa.settings.attentive import AttentiveSettings
 from openjepa.settings.evaluation import EvaluationSettings
-from tests.colors import color_probe
+from openjepa.types import normalize
+from tests.colors import Broken, color_probe
 
 ATTENTIVE = AttentiveSettings(epochs=15, batch_size=16, learning_rates=(1e-2, 3e-3))
 SETTINGS = EvaluationSettings(device="cpu", precision="fp32", workers=0, feature_batch_size=8, attentive=ATTENTIVE)
@@ -93,6 +96,32 @@ def test_a_probe_does_not_depend_on_the_others_nor_on_the_portions_of_a_batch() 
     for others in (weights((1e-3, 1e-2), 64), weights((1e-3, 1e30), 64), weights((1e-3,), 5)):
         for value, other in zip(alone, others, strict=True):
             torch.testing.assert_close(value, other, rtol=1e-3, atol=1e-4)
+
+
+def test_only_the_encoder_is_rounded() -> None:
+    """The probes' own arithmetic is fp32 whatever the precision of the encoder, to the last bit."""
+    probe = replace(color_probe(), precision="bf16")
+    images = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
+    probes = drawn(AttentiveProbes(2, 24, 2, 5, 1e-6))
+    trained = TrainedProbes(probe, probes, (1.0, 2.0), ())
+    pixels = normalize(images, probe.config.pixel_mean, probe.config.pixel_std)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            patches = probe.encoder(pixels).patches
+        assert not torch.equal(patches.float(), probe.encoder(pixels).patches)
+        assert torch.equal(trained.answer(images), probes(patches.float()))
+
+
+def test_the_schedule_ends_where_it_was_meant_to_though_images_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    factors: list[float] = []
+    monkeypatch.setattr(attentive, "_train_step", lambda *arguments: factors.append(arguments[-1]))
+    probe = color_probe()
+    broken = replace(probe, train=replace(probe.train, source=Broken(probe.train.source, range(25))))
+    with pytest.warns(UserWarning, match="25 of 60 images to train on"):
+        train_probes(broken, replace(SETTINGS, attentive=replace(ATTENTIVE, epochs=3)), np.arange(60))
+    # 60 images would be three batches of 16 and 35 are two
+    steps = [0, 1, 3, 4, 6, 7]
+    assert factors == pytest.approx([(1 + math.cos(math.pi * step / 9)) / 2 for step in steps])
 
 
 def test_training_leaves_encoder_and_torchs_generator_alone() -> None:

@@ -1,6 +1,7 @@
 """The paper's linear probe: heads against torch's modules, recipes against the published files, and known answers."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,16 +10,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from openjepa.data.evaluation import evaluation_batches
 from openjepa.evaluation import heads as heads_module
 from openjepa.evaluation import linear_full
+from openjepa.evaluation.attentive import evaluate_attentive
 from openjepa.evaluation.candidates import Scores, choose, compare, training_on
 from openjepa.evaluation.features import EncoderFeatures
 from openjepa.evaluation.heads import HeadGroup, StackedHeads, Sweep, all_pairs, needed_bytes
-from openjepa.evaluation.linear_full import FrozenFeatures, evaluate_linear_full, feature_batches, find_recipe, make_plan
-from openjepa.evaluation.protocol import ProtocolResult
+from openjepa.evaluation.linear_full import evaluate_linear_full, feature_batches, find_recipe, make_plan
+from openjepa.evaluation.protocol import ImageProbe, ProtocolResult, held_out_rows
+from openjepa.settings.attentive import AttentiveSettings
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.linear_full import LINEAR_RECIPES, OWN_DATA_RECIPE, FullLinearSettings, LinearRecipe
-from tests.colors import CONFIG, CPU, color_probe
+from openjepa.types import normalize
+from tests.colors import CONFIG, CPU, Broken, color_probe
 
 FULL = FullLinearSettings(epochs=6, batch_size=16, learning_rates=(1.0, 0.1), weight_decays=(0.0,), augmentation="none")
 SETTINGS = EvaluationSettings(device="cpu", precision="fp32", workers=0, feature_batch_size=8, linear_full=FULL)
@@ -227,14 +232,27 @@ def test_rates_fall_at_milestones_or_along_a_cosine() -> None:
 
 
 @pytest.mark.parametrize("pooling", ["average", "class_token"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_features_are_those_that_are_kept_for_other_probes(pooling: Any, precision: str) -> None:
-    config = replace(CONFIG, pooling=pooling)
-    probe = replace(color_probe(), config=config, precision=precision)
+def test_features_are_pooled_layers_side_by_side(pooling: Any) -> None:
+    encoder, config = color_probe().encoder, replace(CONFIG, pooling=pooling)
     images = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
-    mine = FrozenFeatures(probe)(images)
-    assert mine.shape == (5, 4 * 24) and mine.dtype == torch.float32
-    torch.testing.assert_close(mine, EncoderFeatures(probe.encoder, config, CPU, precision).extract(images))
+    with torch.no_grad():
+        layers = encoder.last_layers(normalize(images, config.pixel_mean, config.pixel_std), 4)
+    expected = [layer.patches.mean(dim=1) if pooling == "average" else layer.class_token for layer in layers]
+    features = EncoderFeatures(encoder, config, CPU, "fp32").extract(images)
+    torch.testing.assert_close(features, torch.cat([value for value in expected if value is not None], dim=1))
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+def test_without_augmentation_training_views_are_test_views(fit: str) -> None:
+    """To the last bit, also where the recipe's random crops are bilinear."""
+    probe = replace(color_probe(train=12), fit=fit, image_size=(24, 24))
+    training = training_on(
+        probe, np.arange(12), SETTINGS, epochs=1, batch_size=12, augmentation="none", interpolation="bilinear"
+    )
+    ((images, labels),) = training.batches(0)
+    (test,) = evaluation_batches(probe.train.source, (24, 24), fit=fit)
+    seen = {(int(label), image.numpy().tobytes()) for label, image in zip(labels, images, strict=True)}
+    assert seen == {(index % 3, image.numpy().tobytes()) for index, image in enumerate(test.images)}
 
 
 def test_a_batch_is_gathered_over_several_forwards() -> None:
@@ -250,7 +268,7 @@ def test_a_batch_is_gathered_over_several_forwards() -> None:
             augmentation="crop_flip",
             interpolation="bilinear",
         )
-        batches = list(feature_batches(training, FrozenFeatures(probe), epoch=2))
+        batches = list(feature_batches(training, EncoderFeatures(probe.encoder, CONFIG, CPU, "fp32"), epoch=2))
         assert [len(labels) for _, labels in batches] == [10, 10]  # three images are left out
         seen.append(torch.cat([features for features, _ in batches]))
         torch.testing.assert_close(seen[0], seen[-1])
@@ -326,6 +344,8 @@ def test_held_out_images_are_not_trained_on() -> None:
     probe, asked = color_probe(), []
 
     class Always:
+        unreadable: Sequence[str] = ()
+
         def names(self) -> list[tuple[str, str, str]]:
             return [("last", "linear", "first class")]
 
@@ -351,3 +371,74 @@ def test_heads_that_do_not_fit_are_refused_with_their_size(monkeypatch: pytest.M
     monkeypatch.setattr(linear_full, "memory_limit", lambda device: 10_000)
     with pytest.raises(ValueError, match=r"8 heads of 3 classes need about 0\.0 GB .* give fewer of both"):
         evaluate_linear_full(color_probe(), SETTINGS)
+
+
+# ----------------------------------------------------------------------------------------------------------------- mistakes
+
+
+def broken_probe(train: Sequence[int], test: Sequence[int] = ()) -> ImageProbe:
+    """With records that are not images."""
+    probe = color_probe()
+    sides = [replace(side, source=Broken(side.source, lost)) for side, lost in ((probe.train, train), (probe.test, test))]
+    return replace(probe, train=sides[0], test=sides[1])
+
+
+@pytest.mark.parametrize("selection", ["held_out", "paper"])
+@pytest.mark.parametrize("protocol", [evaluate_linear_full, evaluate_attentive])
+def test_nothing_is_trained_on_no_image(protocol: Any, selection: Any) -> None:
+    settings = replace(SETTINGS, selection=selection)
+    with (
+        pytest.warns(UserWarning, match="images to train on cannot be read"),
+        pytest.raises(ValueError, match=r"no image of the training split can be read.*openjepa data check"),
+    ):
+        protocol(broken_probe(range(60)), settings)
+
+
+def test_an_error_says_which_images_cannot_be_tested_on() -> None:
+    with pytest.raises(ValueError, match=r"no image of the test split can be read; the first of 30 is image 0: .*data check"):
+        evaluate_linear_full(broken_probe((), range(30)), SETTINGS)
+    held = held_out_rows(torch.from_numpy(color_probe().train.labels), SETTINGS.seed)[1].tolist()
+    words = rf"no image of the held-out part of the training split can be read; the first of 6 is image {held[0]}"
+    with pytest.raises(ValueError, match=words):
+        evaluate_linear_full(broken_probe(held), SETTINGS)
+
+
+@pytest.mark.parametrize("protocol", [evaluate_linear_full, evaluate_attentive])
+def test_unreadable_images_are_named(protocol: Any) -> None:
+    """Once each, also those that were held out; images of a batch that is left out are not among them."""
+    short = replace(SETTINGS, linear_full=replace(FULL, epochs=2), attentive=AttentiveSettings(epochs=2, batch_size=16))
+    held = held_out_rows(torch.from_numpy(color_probe().train.labels), SETTINGS.seed)[1].tolist()
+    trained_on = next(index for index in range(60) if index not in held)
+    with pytest.warns(UserWarning, match="1 of 54 images to train on cannot be read"):
+        (result,) = protocol(broken_probe([held[0], trained_on], [4]), short)
+    assert (
+        set(result.unreadable["train"]) == {f"image {held[0]}", f"image {trained_on}"} and len(result.unreadable["train"]) == 2
+    )
+    assert result.unreadable["test"] == ("image 4",)
+
+
+@pytest.mark.parametrize("protocol", [evaluate_linear_full, evaluate_attentive])
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (math.nan, r"1 of the encoder's parameters .* the first is norm\.weight"),
+        (1e38, "outputs are not finite with .*=bf16.* fp32"),
+    ],
+)
+def test_an_encoder_that_is_not_finite_is_not_blamed_on_the_rates(protocol: Any, value: float, words: str) -> None:
+    probe = replace(color_probe(), precision="bf16")
+    with torch.no_grad():
+        probe.encoder.norm.weight[:] = value
+        probe.encoder.norm.bias[:] = 0.0 if math.isnan(value) else 3.4e38
+    with pytest.raises(ValueError, match=words):
+        protocol(probe, SETTINGS)
+
+
+def test_a_device_that_is_full_is_told_what_helps() -> None:
+    def train(rows: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(
+        ValueError, match=r"feature_batch_size=8: set a smaller --feature-batch-size .* evaluation\.some\.rates"
+    ):
+        compare(color_probe(), SETTINGS, train, "crop", "some.rates")

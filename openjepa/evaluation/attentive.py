@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from openjepa.engine.device import autocast
-from openjepa.evaluation.candidates import Rows, compare, progress, test_view_fit, training_on, usual_augmentation
+from openjepa.evaluation.candidates import Rows, check_finite, compare, test_view_fit, training_on, usual_augmentation
+from openjepa.evaluation.passes import numbered_steps
+from openjepa.evaluation.progress import progress
 from openjepa.evaluation.protocol import ImageProbe, ProtocolResult
 from openjepa.models.blocks import INIT_STD, Mlp
 from openjepa.schedules import cosine
@@ -79,7 +81,7 @@ class AttentiveProbe(nn.Module):
 
 
 class AttentiveProbes(nn.Module):
-    """Several probes of equal shape on the same patches."""
+    """Several probes of equal shape on the same patches. For fp32: what they cost beside the encoder is not worth rounding."""
 
     def __init__(self, num: int, width: int, heads: int, num_classes: int, layer_norm_eps: float) -> None:
         """`num` probes, each drawn anew."""
@@ -91,7 +93,7 @@ class AttentiveProbes(nn.Module):
         """Scores of every probe. Two products with the patches serve all of them; none touches another."""
         normed = functional.layer_norm(patches, patches.shape[-1:], eps=self.eps)
         directions = torch.cat([probe.directions() for probe in self.probes])  # type: ignore[operator]
-        weights = (normed @ directions.T).softmax(dim=1)  # [B, N, probes x heads], fp32 also under autocast
+        weights = (normed @ directions.T).softmax(dim=1)  # [B, N, probes x heads]
         means = (weights.transpose(1, 2) @ normed).chunk(len(self.probes), dim=1)
         scores = [probe.classify(mean).float() for probe, mean in zip(self.probes, means, strict=True)]  # type: ignore[operator]
         return torch.stack(scores, dim=1)
@@ -104,26 +106,33 @@ class TrainedProbes:
     probe: ImageProbe
     probes: AttentiveProbes
     rates: Sequence[float]
+    unreadable: Sequence[str]
+    """Names of the images that should have been trained on and could not be read."""
 
     def names(self) -> list[tuple[str, str, str]]:
         """Features, head and setting of each."""
         return [("patches", "attentive", f"lr {rate:g}") for rate in self.rates]
 
     def answer(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B heads C"]:
-        """Scores of each, with the encoder's outputs as constants."""
+        """Scores of each, with the encoder's outputs as constants. Only the encoder is in the probe's precision."""
+        scores: Tensor = self.probes(self.patches(images))
+        return scores
+
+    @torch.no_grad()
+    def patches(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B N D"]:
+        """The encoder's outputs, in float32."""
         probe = self.probe
         pixels = normalize(images, probe.config.pixel_mean, probe.config.pixel_std)
         with autocast(probe.device, probe.precision):
-            with torch.no_grad():
-                patches = probe.encoder(pixels).patches
-            scores: Tensor = self.probes(patches)
-        return scores
+            patches: Tensor = probe.encoder(pixels).patches
+        return patches.float()
 
 
 def evaluate_attentive(probe: ImageProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
     """Accuracy of the best probe, once for every selection rule (see `candidates.compare`).
 
-    Raises ValueError where every learning rate was too high.
+    Raises ValueError where every learning rate was too high, where the encoder's outputs are not finite, and where no image of
+    a split can be read.
     """
     fit = test_view_fit(probe, usual_augmentation(probe))
     return compare(probe, settings, lambda rows: train_probes(probe, settings, rows), fit, "attentive.learning_rates")
@@ -144,16 +153,15 @@ def train_probes(probe: ImageProbe, settings: EvaluationSettings, rows: Rows) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive("weights", settings.seed, 2))
         probes = AttentiveProbes(len(own.learning_rates), config.width, config.heads, probe.num_classes, config.layer_norm_eps)
-    trained = TrainedProbes(probe, probes.to(probe.device), own.learning_rates)
+    trained = TrainedProbes(probe, probes.to(probe.device), own.learning_rates, training.unreadable)
     optimizer = build_optimizer(probes, own)
     total = own.epochs * training.steps_per_epoch
-    step = 0
     with progress("attentive probe", own.epochs * len(rows)) as advance:
-        for epoch in range(own.epochs):
-            for images, labels in training.batches(epoch):
-                _train_step(trained, optimizer, images, labels, training.piece, cosine(1.0, 0.0, step / total))
-                step += 1
-                advance(len(labels))
+        for step, (images, labels) in numbered_steps(own.epochs, training.steps_per_epoch, training.batches):
+            if step == 0:
+                check_finite(trained.patches(images[: training.piece]), probe)
+            _train_step(trained, optimizer, images, labels, training.piece, cosine(1.0, 0.0, step / total))
+            advance(len(labels))
     return trained
 
 

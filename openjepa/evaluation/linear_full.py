@@ -7,24 +7,25 @@ is theirs), and that every test view is resized bicubically.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from openjepa.engine.device import autocast, memory_limit
-from openjepa.evaluation.candidates import Rows, Training, compare, progress, test_view_fit, training_on, usual_augmentation
+from openjepa.engine.device import memory_limit
+from openjepa.evaluation.candidates import Rows, Training, check_finite, compare, test_view_fit, training_on, usual_augmentation
+from openjepa.evaluation.features import EncoderFeatures
 from openjepa.evaluation.heads import StackedHeads, Sweep, all_pairs, needed_bytes
+from openjepa.evaluation.passes import numbered_steps
+from openjepa.evaluation.progress import progress
 from openjepa.evaluation.protocol import ImageProbe, ProtocolResult
 from openjepa.schedules import cosine
 from openjepa.seeds import derive
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.linear_full import LINEAR_RECIPES, OWN_DATA_RECIPE, Augmentation, FullLinearSettings, LinearRecipe
-from openjepa.types import normalize
 
-NUM_LAYERS = 4
 FINAL_RATE = 0.01
 """Where the cosine ends, as a share of the peak (authors: 0.01 to 1e-4)."""
 LARGEST_SHARE = 0.9
@@ -75,30 +76,14 @@ def make_plan(settings: FullLinearSettings, recipe: LinearRecipe, num_images: in
     )
 
 
-class FrozenFeatures:
-    """Pooled outputs of the last four layers of the frozen encoder, side by side, on its device."""
-
-    def __init__(self, probe: ImageProbe) -> None:
-        """Of the probe's encoder, in its precision."""
-        self._probe = probe
-        self.num_layers = min(NUM_LAYERS, probe.config.depth)
-
-    @torch.no_grad()
-    def __call__(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B F"]:
-        """One row per image, float32; the last layer last."""
-        config = self._probe.config
-        pixels = normalize(images, config.pixel_mean, config.pixel_std)
-        with autocast(self._probe.device, self._probe.precision):
-            outputs = self._probe.encoder.last_layers(pixels, self.num_layers)
-        return torch.cat([output.pooled(config.pooling) for output in outputs], dim=1)
-
-
 @dataclass(frozen=True)
 class TrainedHeads:
     """All heads behind their encoder."""
 
-    features: FrozenFeatures
+    features: EncoderFeatures
     heads: StackedHeads
+    unreadable: Sequence[str]
+    """Names of the images that should have been trained on and could not be read."""
 
     def names(self) -> list[tuple[str, str, str]]:
         """Features, head and setting of each."""
@@ -106,13 +91,14 @@ class TrainedHeads:
 
     def answer(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B heads C"]:
         """Scores of each."""
-        return self.heads.logits(self.features(images))
+        return self.heads.logits(self.features.extract(images))
 
 
 def evaluate_linear_full(probe: ImageProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
     """Accuracy of the best head, once for every selection rule (see `candidates.compare`).
 
-    Raises ValueError where the heads do not fit into memory, and where every rate of the sweep was too high.
+    Raises ValueError where the heads do not fit into memory, where every rate of the sweep was too high, where the encoder's
+    outputs are not finite, and where no image of a split can be read.
     """
     recipe = find_recipe(probe.benchmark, probe.task)
     usual = usual_augmentation(probe)
@@ -127,7 +113,7 @@ def evaluate_linear_full(probe: ImageProbe, settings: EvaluationSettings) -> tup
 
 def train_heads(probe: ImageProbe, settings: EvaluationSettings, plan: Plan, rows: Rows) -> TrainedHeads:
     """Trains all heads on some records of the training split."""
-    features = FrozenFeatures(probe)
+    features = EncoderFeatures(probe.encoder, probe.config, probe.device, probe.precision)
     check_memory(probe, plan, features.num_layers)
     wanted = settings.linear_full.batch_size or plan.recipe.batch_size
     if plan.batch_size < wanted:
@@ -151,15 +137,20 @@ def train_heads(probe: ImageProbe, settings: EvaluationSettings, plan: Plan, row
         interpolation=plan.recipe.interpolation,
     )
     with progress("linear probe", plan.epochs * len(rows)) as advance:
-        for epoch in range(plan.epochs):
-            for inputs, labels in feature_batches(training, features, epoch):
-                heads.step(inputs, labels, plan.factor(epoch))
-                advance(len(labels))
-    return TrainedHeads(features, heads)
+
+        def one_pass(epoch: int) -> Iterator[tuple[Float[Tensor, "B F"], Int[Tensor, " B"]]]:
+            return feature_batches(training, features, epoch)
+
+        for step, (inputs, labels) in numbered_steps(plan.epochs, training.steps_per_epoch, one_pass):
+            if step == 0:
+                check_finite(inputs, probe)
+            heads.step(inputs, labels, plan.factor(step // training.steps_per_epoch))
+            advance(len(labels))
+    return TrainedHeads(features, heads, training.unreadable)
 
 
 def feature_batches(
-    training: Training, features: FrozenFeatures, epoch: int
+    training: Training, features: EncoderFeatures, epoch: int
 ) -> Iterator[tuple[Float[Tensor, "B F"], Int[Tensor, " B"]]]:
     """One pass in batches of `batch_size` features, gathered over as many forwards of the encoder as they take.
 
@@ -169,7 +160,7 @@ def feature_batches(
     answers: list[Tensor] = []
     waiting, any_yet = 0, False
     for images, labels in training.pieces(epoch):
-        rows.append(features(images))
+        rows.append(features.extract(images))
         answers.append(labels)
         waiting += len(labels)
         while waiting >= training.batch_size:

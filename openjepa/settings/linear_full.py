@@ -46,7 +46,7 @@ class LinearRecipe:
     augmentation: Augmentation | None = None
     """None: `squash_flip` where the test view is the whole image, else `crop_flip`."""
     interpolation: str = "bilinear"
-    """Filter of the training views."""
+    """Filter of random crops and whole images in training; test views, `none` and `center_flip` are bicubic."""
 
 
 _CIFAR = LinearRecipe(epochs=28, milestones=(8, 16, 24), augmentation="crop_flip", interpolation="bicubic")

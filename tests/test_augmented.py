@@ -11,7 +11,7 @@ from openjepa.data.evaluation import evaluation_batches
 from openjepa.data.folder import open_folder
 from openjepa.data.source import ListSource
 from openjepa.settings.data import FolderSettings
-from openjepa.types import ViewSpec
+from openjepa.types import Skipped, ViewSpec
 from tests.images import write_folder
 
 VIEW = ViewSpec((16, 16), scale=(0.3, 1.0), horizontal_flip=True)
@@ -92,3 +92,18 @@ def test_unreadable_images_are_left_out_and_counted(source: ListSource, tmp_path
         batches = list(augmented_batches(views(source), 8, 0, 0, 0, drop_last=False))
     found = torch.cat([batch.indices for batch in batches]).tolist()
     assert sorted(found) == [index for index in range(40) if index != 7]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_images_are_named_with_the_reason_instead_of_a_warning(
+    source: ListSource, tmp_path: Path, workers: int
+) -> None:
+    """In every epoch, also those that would have been in the last batch, which is left out."""
+    broken = {source.name(index) for index in (7, 11, 39)}
+    for name in broken:
+        (tmp_path / "images" / name).write_bytes(b"no image")
+    for epoch in range(3):
+        lost: list[Skipped] = []
+        batches = list(augmented_batches(views(source), 30, epoch, 0, workers, unreadable=lost))
+        assert [len(batch.labels) for batch in batches] == [30]
+        assert {skipped.name for skipped in lost} == broken and len(lost) == 3 and all(skipped.reason for skipped in lost)

@@ -23,7 +23,7 @@ from openjepa.data.views import (
 )
 from openjepa.data.workers import parallel_map
 from openjepa.seeds import derive, derive_samples, uniforms
-from openjepa.types import ViewSpec
+from openjepa.types import Skipped, ViewSpec
 
 Augment = Callable[[UInt8[Tensor, "3 h w"], int], UInt8[Tensor, "3 h w"]]
 """(view, seed) -> view of equal size. Picklable, and a pure function of both."""
@@ -46,21 +46,25 @@ class LabeledViews:
     augment: Augment | None = None
     """Applied to the finished view with a seed of its own."""
 
-    def __call__(self, task: tuple[int, int, NDArray[np.int64]]) -> tuple[UInt8[Tensor, "n 3 h w"], NDArray[np.int64]]:
-        """The views of some records in an epoch; the worker's part. Unreadable records are left out."""
+    def __call__(
+        self, task: tuple[int, int, NDArray[np.int64]]
+    ) -> tuple[UInt8[Tensor, "n 3 h w"], NDArray[np.int64], list[Skipped]]:
+        """The views of some records in an epoch, their numbers, and the records that cannot be read; the worker's part."""
         seed, epoch, indices = task
         seeds = derive_samples("crop", seed, np.array([epoch]), indices)
         numbers = uniforms(seeds, NUMBERS_PER_VIEW)
         images = torch.empty((len(indices), 3, *self.view.size), dtype=torch.uint8)
         used: list[int] = []
+        unreadable: list[Skipped] = []
         for index, row, own_seed in zip(indices.tolist(), numbers.tolist(), seeds.tolist(), strict=True):
             try:
                 view = self._view(index, row)
-            except (ValueError, OSError):
+            except (ValueError, OSError) as error:
+                unreadable.append(Skipped(self.source.name(index), str(error)))
                 continue
             images[len(used)] = view if self.augment is None else self.augment(view, own_seed)
             used.append(index)
-        return images[: len(used)], np.array(used, dtype=np.int64)
+        return images[: len(used)], np.array(used, dtype=np.int64), unreadable
 
     def _view(self, index: int, numbers: list[float]) -> UInt8[Tensor, "3 h w"]:
         height, width = self.view.size
@@ -95,32 +99,38 @@ def augmented_batches(
     workers: int,
     rows: NDArray[np.int64] | None = None,
     drop_last: bool = True,
+    unreadable: list[Skipped] | None = None,
 ) -> Iterator[AugmentedBatch]:
     """One pass over the records `rows` (None: all) in an order and with crops that depend on (seed, epoch) alone.
 
-    Unreadable records are left out, so that the pass may be shorter than the number of records says; a warning at the end of
-    epoch 0 counts them. `drop_last` leaves out a
-    last batch that is not full, unless it is the only one.
+    Records that cannot be read are left out, so that the pass may be shorter than the number of records says, and are added to
+    `unreadable` as they are found, so that it holds all of them when the pass has ended; where that is None, a warning at the
+    end of epoch 0 counts them. `drop_last` leaves out a last batch that is not full, unless it is the only one.
     """
     wanted = np.arange(len(views.source)) if rows is None else rows
     order = wanted[np.random.default_rng(derive("order", seed, epoch)).permutation(len(wanted))]
     tasks = ((seed, epoch, order[first : first + CHUNK]) for first in range(0, len(order), CHUNK))
     images: list[Tensor] = []
     numbers: list[NDArray[np.int64]] = []
-    waiting, any_yet, num_read = 0, False, 0
-    for chunk, used in parallel_map(views, tasks, workers, ahead=2 * -(-batch_size // CHUNK)):
+    found: list[Skipped] = [] if unreadable is None else unreadable
+    waiting, any_yet = 0, False
+    for chunk, used, failed in parallel_map(views, tasks, workers, ahead=2 * -(-batch_size // CHUNK)):
         images.append(chunk)
         numbers.append(used)
-        waiting, num_read = waiting + len(used), num_read + len(used)
+        found.extend(failed)
+        waiting += len(used)
         while waiting >= batch_size:
             joined, indices = torch.cat(images), np.concatenate(numbers)
             yield _batch(views, joined[:batch_size], indices[:batch_size])
             images, numbers, waiting, any_yet = [joined[batch_size:]], [indices[batch_size:]], waiting - batch_size, True
     if waiting and not (drop_last and any_yet):
         yield _batch(views, torch.cat(images), np.concatenate(numbers))
-    if epoch == 0 and num_read < len(order):
-        lost = len(order) - num_read
-        warnings.warn(f"{lost} of {len(order)} images to train on cannot be read and are left out", stacklevel=2)
+    if unreadable is None and epoch == 0 and found:
+        warnings.warn(
+            f"{len(found)} of {len(order)} images to train on cannot be read and are left out; the first is "
+            f"{found[0].name}: {found[0].reason}",
+            stacklevel=2,
+        )
 
 
 def _batch(views: LabeledViews, images: Tensor, indices: NDArray[np.int64]) -> AugmentedBatch:

@@ -327,19 +327,3 @@ def test_a_loss_that_is_not_finite_names_the_rate(probe: ImageProbe) -> None:
     settings = finetune(SETTINGS, learning_rates=(1e30,))
     with pytest.raises(ValueError, match=r"finetune\.learning_rates=1e\+30: the loss or a gradient of step \d+ is not finite"):
         evaluate_finetune(probe, settings)
-
-
-def test_images_that_cannot_be_read_shift_no_step(probe: ImageProbe, tmp_path: Path) -> None:
-    folder = write_colors(tmp_path / "broken", 30)
-    splits = open_splits(FolderSettings(path=str(folder), image_size=32), 0)
-    assert isinstance(splits.train, ListSource) and splits.train.labels is not None
-    for index in range(4):
-        next(folder.rglob(Path(splits.train.name(index)).name)).write_bytes(b"no image")
-    broken = replace(probe, train=LabeledImages(splits.train, splits.train.labels))
-    recipe = resolve_finetune(replace(QUICK, epochs=2), False, CONFIG.depth)
-    size = length(recipe, 24)
-    steps = [step for step, _ in training._steps(broken, SETTINGS, recipe, size, None)]
-    assert size.steps_per_epoch == 3 and steps == [0, 1, 3, 4]
-    nothing = np.arange(4)
-    with pytest.raises(ValueError, match="no image of the training split can be read"):
-        list(training._steps(broken, SETTINGS, recipe, length(recipe, 4), nothing))

@@ -3,10 +3,12 @@
 import ctypes
 import os
 import platform
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 
 def resolve_device(name: str) -> torch.device:
@@ -47,6 +49,35 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     if resolve_precision(precision, device) == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """A copy on `device` that the host does not wait for; a GPU reads the host's memory on its own only where it is pinned."""
+    is_pageable = device.type == "cuda" and values.device.type == "cpu" and not values.is_pinned()
+    return (values.pin_memory() if is_pageable else values).to(device, non_blocking=True)
+
+
+@contextmanager
+def keep_random_state(device: torch.device) -> Iterator[None]:
+    """What is drawn inside from torch's own generators of the CPU and of `device` leaves their states as they were."""
+    state = torch.mps.get_rng_state() if device.type == "mps" else None
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            if state is not None:
+                torch.mps.set_rng_state(state)
+
+
+def seed_generator(device: torch.device, seed: int) -> None:
+    """Seeds torch's own generator of `device` and no other: torch.manual_seed seeds those of every GPU."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 def set_threads(threads: int | None) -> int:

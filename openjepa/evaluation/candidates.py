@@ -18,6 +18,7 @@ from openjepa.data.augmented import AugmentedBatch, LabeledViews, augmented_batc
 from openjepa.data.evaluation import evaluation_batches
 from openjepa.data.subset import Subset
 from openjepa.data.workers import choose_workers
+from openjepa.engine.device import to_device
 from openjepa.engine.failures import advise_on_memory
 from openjepa.evaluation.protocol import (
     HeadResult,
@@ -152,11 +153,6 @@ def usual_augmentation(probe: ImageProbe) -> Augmentation:
 def test_view_fit(probe: ImageProbe, augmentation: Augmentation) -> str:
     """The test view that belongs to an augmentation."""
     return {"center_flip": "crop", "squash_flip": "squash"}.get(augmentation, probe.fit)
-
-
-def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """A copy that the host does not wait for."""
-    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
 def compare(

@@ -10,9 +10,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from openjepa.evaluation.finetune_training import Score, score, train_classifier
-from openjepa.evaluation.protocol import HeadResult, ImageProbe, ProtocolResult, chosen_first, held_out_rows, selections
-from openjepa.measures.accuracy import TOP
+from openjepa.engine.failures import advise_on_memory
+from openjepa.evaluation.candidates import Scores, count_right
+from openjepa.evaluation.finetune_training import Trained, train_classifier
+from openjepa.evaluation.protocol import (
+    HeadResult,
+    ImageProbe,
+    LabeledImages,
+    ProtocolResult,
+    chosen_first,
+    held_out_rows,
+    selections,
+)
+from openjepa.measures.accuracy import TOP, Accuracy
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.finetune import FinetuneRecipe, resolve_finetune
 
@@ -21,11 +31,13 @@ from openjepa.settings.finetune import FinetuneRecipe, resolve_finetune
 class _Outcome:
     """One fine-tuning."""
 
-    test: Score
-    held_out: Score | None
-    """Where it was trained without the held-out part."""
+    head: HeadResult
+    """Its accuracies; not chosen yet."""
+    test: Scores
     loss: float
     seconds: float
+    unreadable: tuple[str, ...]
+    """Names of the training images that could not be read."""
 
 
 @dataclass
@@ -45,12 +57,32 @@ class _Runs:
         return self.known[rate, hold_out]
 
     def _train(self, rate: float, hold_out: bool) -> _Outcome:
-        probe, settings = self.probe, self.settings
         kept, held = self._rows() if hold_out else (None, None)
-        trained = train_classifier(probe, settings, self.recipe, rate, kept)
-        on_held = None if held is None else score(trained.classifier, probe, probe.train, settings, held)
-        test = score(trained.classifier, probe, probe.test, settings, None)
-        return _Outcome(test, on_held, trained.loss, trained.seconds)
+        trained = train_classifier(self.probe, self.settings, self.recipe, rate, kept)
+        test = self._score(trained, self.probe.test, "test split", None)
+        lost, held_out = list(trained.unreadable), None
+        if held is not None:
+            on_held = self._score(trained, self.probe.train, "held-out part of the training split", held)
+            lost += on_held.unreadable
+            held_out = on_held.top1[0]
+        head = HeadResult(*trained.names()[0], held_out, test.top1[0])
+        return _Outcome(head, test, trained.loss, trained.seconds, tuple(lost))
+
+    def _score(self, trained: Trained, images: LabeledImages, part: str, rows: NDArray[np.int64] | None) -> Scores:
+        """Right answers on the test view of some images; those that cannot be read do not count."""
+        settings = self.settings
+        advice = (
+            f"out of memory on {self.probe.device} with evaluation.feature_batch_size={settings.feature_batch_size}: "
+            "set a smaller --feature-batch-size (only the test images per forward)"
+        )
+        with advise_on_memory(lambda: advice):
+            scores = count_right(trained, self.probe, images, settings, self.probe.fit, part, rows)
+        if not scores.is_finite[0]:
+            raise ValueError(
+                f"evaluation.finetune.learning_rates={trained.rate:g}: what the fine-tuned encoder answers is not finite; "
+                "lower the rate or lengthen finetune.warmup_epochs; precision=fp32 tells whether it is the precision"
+            )
+        return scores
 
     def _rows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         kept, held = held_out_rows(torch.from_numpy(self.probe.train.labels), self.settings.seed)
@@ -65,7 +97,8 @@ def evaluate_finetune(probe: ImageProbe, settings: EvaluationSettings) -> tuple[
     one anew on all of it (the others' test accuracies are those of the 90 %); `paper` trains each on all and reports the best
     on the test split. `extra`: loss of the last step and seconds of training of the number reported; top-5 accuracy where there
     are more classes.
-    Raises ValueError where settings contradict each other, a loss is not finite, or memory runs out.
+    Raises ValueError where settings contradict each other, a loss or an answer is not finite, no image of a split can be read,
+    or memory runs out.
     """
     recipe = resolve_finetune(settings.finetune, settings.low_shot.is_set(), probe.encoder.config.depth)
     runs = _Runs(probe, settings, recipe)
@@ -75,17 +108,14 @@ def evaluate_finetune(probe: ImageProbe, settings: EvaluationSettings) -> tuple[
 def _result(runs: _Runs, selection: str) -> ProtocolResult:
     rates = runs.recipe.learning_rates
     hold_out = selection == "held_out" and len(rates) > 1
-    heads = [_head(rate, runs.outcome(rate, hold_out)) for rate in rates]
+    heads = [runs.outcome(rate, hold_out).head for rate in rates]
     best = chosen_first(heads, selection) if len(rates) > 1 else 0
     final = runs.outcome(rates[best], hold_out=False)
-    accuracy = final.test.accuracy
+    accuracy = Accuracy(final.test.top1[0], final.test.num)
     heads[best] = replace(heads[best], test_accuracy=accuracy.value, chosen=True)
     extra = {"train_loss": final.loss, "train_seconds": round(final.seconds, 1)}
     if runs.probe.num_classes > TOP:
-        extra["top5"] = final.test.top5
-    return ProtocolResult(accuracy.value, accuracy.standard_error, tuple(heads), selection, extra)
-
-
-def _head(rate: float, outcome: _Outcome) -> HeadResult:
-    held_out = None if outcome.held_out is None else outcome.held_out.accuracy.value
-    return HeadResult("last", "fine-tuned", f"learning rate {rate:g}", held_out, outcome.test.accuracy.value)
+        extra["top5"] = final.test.top5[0]
+    # it was trained on the whole split, so that no other run can know more names
+    unreadable = {"train": final.unreadable, "test": final.test.unreadable}
+    return ProtocolResult(accuracy.value, accuracy.standard_error, tuple(heads), selection, extra, unreadable)

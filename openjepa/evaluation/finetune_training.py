@@ -1,7 +1,7 @@
 """The loop of fine-tuning: a copy of the encoder with a new head, trained with labels and tested."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 
@@ -14,11 +14,9 @@ from torch.nn import functional
 
 from openjepa.data.augmented import Augment, AugmentedBatch, LabeledViews, augmented_batches
 from openjepa.data.erasing import InTurn, RandomErasing
-from openjepa.data.evaluation import evaluation_batches
 from openjepa.data.randaugment import RandAugment
-from openjepa.data.subset import Subset
 from openjepa.data.workers import choose_workers
-from openjepa.engine.device import autocast
+from openjepa.engine.device import autocast, keep_random_state, seed_generator, to_device
 from openjepa.engine.display import Display
 from openjepa.engine.failures import advise_on_memory
 from openjepa.engine.finite import FiniteGuard, NotFinite
@@ -26,20 +24,21 @@ from openjepa.engine.layer_decay import layer_decay_rules
 from openjepa.engine.optimizer import build_optimizer, gradient_norm, set_rates
 from openjepa.evaluation.mixing import draw_mix, mix_images, soft_targets
 from openjepa.evaluation.passes import numbered_steps
-from openjepa.evaluation.protocol import ImageProbe, LabeledImages
-from openjepa.measures.accuracy import TOP, Accuracy, top1
+from openjepa.evaluation.protocol import ImageProbe
+from openjepa.models.positions import resampled_positions
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress, learning_rate
 from openjepa.seeds import derive
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.finetune import FinetuneRecipe, HeadNorm
 from openjepa.settings.optimization import OptimizationSettings
-from openjepa.types import ViewSpec, normalize
+from openjepa.types import Skipped, ViewSpec, normalize
 
 CROP_SCALE = (0.08, 1.0)
 """Area of the training crops as a fraction of the image (Szegedy et al., 2014)."""
 LOOK_EVERY = 10
 """Steps between two looks at loss and finiteness, which on a GPU wait for the device."""
+CPU = torch.device("cpu")
 DRAWS_OF_MIX, DRAWS_OF_NETWORK = 0, 1
 """Last part of the seeds of one step."""
 
@@ -47,8 +46,18 @@ DRAWS_OF_MIX, DRAWS_OF_NETWORK = 0, 1
 class Classifier(nn.Module):
     """An encoder, the mean of its patches (or its class token), and a linear layer."""
 
-    def __init__(self, encoder: VisionTransformer, num_classes: int, head_norm: HeadNorm, head_std: float) -> None:
-        """Takes the encoder over; with `after_pooling` its last norm is left out and a new one comes after the pooling."""
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        num_classes: int,
+        head_norm: HeadNorm,
+        head_std: float,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Takes the encoder over; with `after_pooling` its last norm is left out and a new one comes after the pooling.
+
+        The head's weights are drawn from `generator` (None: torch's own).
+        """
         super().__init__()
         config = encoder.config
         self.encoder = encoder
@@ -58,7 +67,7 @@ class Classifier(nn.Module):
             self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
             self.encoder.norm = nn.Identity()  # type: ignore[assignment]
         self.head = nn.Linear(config.width, num_classes)
-        nn.init.trunc_normal_(self.head.weight, std=head_std)
+        nn.init.trunc_normal_(self.head.weight, std=head_std, generator=generator)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B classes"]:
@@ -67,14 +76,26 @@ class Classifier(nn.Module):
 
 
 def build_classifier(probe: ImageProbe, settings: EvaluationSettings, recipe: FinetuneRecipe) -> Classifier:
-    """A trainable classifier that starts from a copy of the probe's encoder; its head is drawn from the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive("weights", settings.seed))
-        # the positions of the views' own grid are then made once instead of in every step
-        encoder = build_encoder(replace(probe.encoder.config, drop_path=recipe.drop_path, image_size=probe.image_size))
-        encoder.load_state_dict(probe.encoder.state_dict())
-        own = settings.finetune
-        return Classifier(encoder, probe.num_classes, own.head_norm, own.head_std).to(probe.device)
+    """A trainable classifier that starts from a copy of the probe's encoder; its head is drawn from the seed.
+
+    Positions are those of the views' own grid, learned ones resampled to it. torch's global generators are left as they were.
+    """
+    own = settings.finetune
+    # the positions of the views' grid are made once instead of in every step, and learned ones are trained at that grid
+    config = replace(probe.encoder.config, drop_path=recipe.drop_path, image_size=probe.image_size)
+    generator = torch.Generator().manual_seed(derive("weights", settings.seed))
+    with keep_random_state(CPU):  # the first weights are drawn in vain
+        encoder = build_encoder(config)
+        encoder.load_state_dict(_weights_at(probe.encoder, config.grid()))
+        return Classifier(encoder, probe.num_classes, own.head_norm, own.head_std, generator).to(probe.device)
+
+
+def _weights_at(encoder: VisionTransformer, grid: tuple[int, int]) -> dict[str, Tensor]:
+    """The weights for images of `grid` patches."""
+    weights, own = encoder.state_dict(), encoder.config.grid()
+    if encoder.pos_embed is not None and grid != own:
+        weights["pos_embed"] = resampled_positions(encoder.pos_embed.detach()[0], own, grid)[None]
+    return weights
 
 
 @dataclass(frozen=True)
@@ -142,10 +163,25 @@ def training_views(probe: ImageProbe, settings: EvaluationSettings, recipe: Fine
 class Trained:
     """A fine-tuned classifier."""
 
+    probe: ImageProbe
     classifier: Classifier
+    rate: float
+    """Peak rate it was trained with."""
     loss: float
     """Of the last step."""
     seconds: float
+    unreadable: Sequence[str]
+    """Names of the images that should have been trained on and could not be read."""
+
+    def names(self) -> list[tuple[str, str, str]]:
+        """Features, head and setting."""
+        return [("last", "fine-tuned", f"learning rate {self.rate:g}")]
+
+    def answer(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B 1 classes"]:
+        """Logits of test views on the device."""
+        with autocast(self.probe.device, self.probe.precision):
+            logits: Tensor = self.classifier(_normalized(images, self.probe))
+        return logits[:, None]
 
 
 def train_classifier(
@@ -154,7 +190,7 @@ def train_classifier(
     """Fine-tunes a copy of the encoder on the training images `rows` (None: all) with one peak rate.
 
     On a CPU two runs with the same seed give the same weights. Raises ValueError where a loss or gradient is not finite, where
-    memory runs out, or where no image can be read. torch's global generator is left as it was.
+    memory runs out, or where no image can be read. torch's global generators are left as they were.
     """
     start = time.monotonic()
     size = length(recipe, len(probe.train.source) if rows is None else len(rows))
@@ -163,11 +199,10 @@ def train_classifier(
     rules = layer_decay_rules(probe.encoder.config.depth, recipe.layer_decay)
     optimizer = build_optimizer(classifier.named_parameters(), rules, optim)
     guard = FiniteGuard(optimizer, probe.device, LOOK_EVERY)
-    devices = [probe.device] if probe.device.type == "cuda" else []
-    loss = torch.zeros(())
+    loss, lost = torch.zeros(()), list[Skipped]()
     display = Display(size.total_steps, 0)
-    with closing(display), _explained(rate, size.batch_size), torch.random.fork_rng(devices=devices):
-        for step, batch in _steps(probe, settings, recipe, size, rows):
+    with closing(display), _explained(rate, size.batch_size), keep_random_state(probe.device):
+        for step, batch in _steps(probe, settings, recipe, size, rows, lost):
             lr = learning_rate(optim, Progress(step, size.total_steps, size.steps_per_epoch))
             set_rates(optimizer, lr, recipe.weight_decay)
             optimizer.zero_grad(set_to_none=True)
@@ -181,18 +216,28 @@ def train_classifier(
                 values = {"epoch": epoch, "loss": f"{loss.item():.4f}", "lr": f"{lr:.2e}", "img/s": f"{speed:.0f}"}
                 display.update(step + 1, values)
         guard.raise_if_bad()
-    return Trained(classifier.eval(), loss.item(), time.monotonic() - start)
+    unreadable = sorted(skipped.name for skipped in lost)
+    return Trained(probe, classifier.eval(), rate, loss.item(), time.monotonic() - start, unreadable)
 
 
 def _steps(
-    probe: ImageProbe, settings: EvaluationSettings, recipe: FinetuneRecipe, size: Length, rows: NDArray[np.int64] | None
+    probe: ImageProbe,
+    settings: EvaluationSettings,
+    recipe: FinetuneRecipe,
+    size: Length,
+    rows: NDArray[np.int64] | None,
+    lost: list[Skipped],
 ) -> Iterator[tuple[int, AugmentedBatch]]:
-    """Every batch with the number of its step, which unreadable images do not shift: their epochs end earlier."""
+    """Every batch with the number of its step, which unreadable images do not shift: their epochs end earlier.
+
+    What the first epoch could not read is added to `lost`.
+    """
     views = training_views(probe, settings, recipe)
     workers = choose_workers(settings.workers)
 
     def one_pass(epoch: int) -> Iterator[AugmentedBatch]:
-        return augmented_batches(views, size.batch_size, epoch, settings.seed, workers, rows)
+        found = lost if epoch == 0 else []  # the same in every epoch
+        return augmented_batches(views, size.batch_size, epoch, settings.seed, workers, rows, unreadable=found)
 
     return numbered_steps(size.epochs, size.steps_per_epoch, one_pass)
 
@@ -206,12 +251,12 @@ def _backward(
     step: int,
 ) -> Float[Tensor, ""]:
     """Adds the gradient of the batch's mean loss, part by part; returns the loss on the device."""
-    images = _normalized(batch.images, probe)
+    images = _normalized(to_device(batch.images, probe.device), probe)
     mix = draw_mix(recipe.mixup, recipe.cutmix, probe.image_size, derive("step", settings.seed, step, DRAWS_OF_MIX))
     images = mix_images(images, mix)
-    labels = batch.labels.to(probe.device, non_blocking=True)
+    labels = to_device(batch.labels, probe.device)
     targets = soft_targets(labels, probe.num_classes, recipe.label_smoothing, mix)
-    torch.manual_seed(derive("step", settings.seed, step, DRAWS_OF_NETWORK))
+    seed_generator(probe.device, derive("step", settings.seed, step, DRAWS_OF_NETWORK))
     part_size = settings.finetune.microbatch_size or len(images)
     total = torch.zeros((), device=probe.device)
     for part in (slice(first, first + part_size) for first in range(0, len(images), part_size)):
@@ -225,7 +270,7 @@ def _backward(
 
 def _normalized(images: UInt8[Tensor, "B 3 h w"], probe: ImageProbe) -> Float[Tensor, "B 3 h w"]:
     config = probe.encoder.config
-    return normalize(images.to(probe.device, non_blocking=True), config.pixel_mean, config.pixel_std)
+    return normalize(images, config.pixel_mean, config.pixel_std)
 
 
 @contextmanager
@@ -243,35 +288,3 @@ def _explained(rate: float, batch_size: int) -> Iterator[None]:
             f"evaluation.finetune.learning_rates={rate:g}: the loss or a gradient of step {error.step} is not finite; lower "
             "the rate or lengthen finetune.warmup_epochs; precision=fp32 tells whether it is the precision"
         ) from error
-
-
-@dataclass(frozen=True)
-class Score:
-    """How often a classifier is right, and how often the class is among its five likeliest."""
-
-    accuracy: Accuracy
-    top5: float
-
-
-@torch.inference_mode()
-def score(
-    classifier: Classifier,
-    probe: ImageProbe,
-    images: LabeledImages,
-    settings: EvaluationSettings,
-    rows: NDArray[np.int64] | None,
-) -> Score:
-    """On the test view of the images `rows` (None: all); unreadable ones do not count."""
-    source, labels = (images.source, images.labels) if rows is None else (Subset(images.source, rows), images.labels[rows])
-    workers = choose_workers(settings.workers)
-    likeliest, answers = [], []
-    classifier.eval()
-    for batch in evaluation_batches(source, probe.image_size, settings.feature_batch_size, workers, fit=probe.fit):
-        with autocast(probe.device, probe.precision):
-            logits = classifier(_normalized(batch.images, probe))
-        likeliest.append(logits.topk(min(TOP, logits.shape[1]), dim=1).indices.cpu())
-        answers.append(torch.from_numpy(labels)[batch.indices])
-    if not answers:
-        raise ValueError("no image that the fine-tuned encoder is tested on can be read; see the messages above")
-    ranked, truth = torch.cat(likeliest), torch.cat(answers)
-    return Score(top1(ranked[:, 0], truth), float((ranked == truth[:, None]).any(dim=1).double().mean()))

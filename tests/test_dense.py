@@ -182,7 +182,7 @@ def test_features_are_the_patches_after_the_final_norm() -> None:
     own = probe(side(5, 1), side(9, 2), raw_pixels=False)
     images = torch.from_numpy(own.test.source.images).permute(0, 3, 1, 2)  # type: ignore[attr-defined]
     expected = own.encoder(normalize(images, CONFIG.pixel_mean, CONFIG.pixel_std)).patches
-    batches = list(patch_batches(own, own.test, SETTINGS))
+    batches = list(patch_batches(own, own.test, SETTINGS, "test", []))
     torch.testing.assert_close(torch.cat([batch.features for batch in batches]), expected)
     assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(9))
     labels = torch.from_numpy(own.test.maps.maps[:, ::4, ::4].astype(np.int64)).flatten(1)  # type: ignore[union-attr]
@@ -221,10 +221,12 @@ def test_unlabeled_patches_are_left_out() -> None:
     found = training_patches(probe(train, test), SETTINGS)
     assert len(found.labels) == 11 * 23 and 3 not in found.images and int(found.labels.max()) == 2
     test.maps.maps[:] = 255
-    with pytest.raises(ValueError, match="no patch of the test images"):
+    with pytest.raises(
+        ValueError, match=r"no patch of the 6 test images has .* hold classes and not only 255, or evaluate other --tasks"
+    ):
         PROBES["dense_linear"](probe(train, test), SETTINGS)
     train.maps.maps[:] = 255
-    with pytest.raises(ValueError, match="none of the 288 training patches"):
+    with pytest.raises(ValueError, match=r"dense\.max_patches=50000: none of the 288 training patches .*--dense\.max-patches"):
         PROBES["dense_linear"](probe(train, test), SETTINGS)
 
 

@@ -4,7 +4,8 @@ Not a protocol of the I-JEPA paper, whose evaluations pool the patches. Features
 the final norm, in fp32. A patch has the class that covers most of its pixels in the view that is evaluated (patch_labels.py).
 At most `dense.max_patches` training patches are drawn uniformly with the seed over all images, so that classes keep their
 natural shares; patches of which no pixel is labeled are then left out. The number is the mean IoU over the classes that the
-test patches have. What is chosen with `held_out` is chosen on 10 % of the training images: patches of one image are so alike
+test patches have. Both probes of one encoder share its passes over the images: the first that is asked for also finds the
+other's result. What is chosen with `held_out` is chosen on 10 % of the training images: patches of one image are so alike
 that held-out patches of a training image would choose too weak a regularization.
 """
 
@@ -23,8 +24,9 @@ from openjepa.data.patch_labels import label_view, patch_histograms, patch_label
 from openjepa.data.source import LabelMaps
 from openjepa.data.subset import Subset
 from openjepa.data.workers import choose_workers
-from openjepa.engine.device import autocast
+from openjepa.engine.device import autocast, to_device
 from openjepa.evaluation.linear import KINDS, Prepared, prepare
+from openjepa.evaluation.progress import progress
 from openjepa.evaluation.protocol import (
     HeadResult,
     ImageProbe,
@@ -39,7 +41,9 @@ from openjepa.measures.knn import knn_predictions
 from openjepa.measures.overlap import INTERSECTION, PREDICTED, PRESENT, hit_rate, mean_iou, mean_iou_error, overlap_counts
 from openjepa.seeds import derive
 from openjepa.settings.evaluation import EvaluationSettings
-from openjepa.types import EncoderOutput, normalize
+from openjepa.types import EncoderOutput, Skipped, normalize
+
+UNLABELED = f"see that their label maps hold classes and not only {LabelMaps.IGNORED}, or evaluate other --tasks"
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Patches:
     """Number of the image that a patch is of."""
     num_classes: int
     """Of the label maps; not all of them need to be there."""
+    unreadable: tuple[str, ...] = ()
+    """Names of the images that could not be read."""
 
 
 @dataclass(frozen=True)
@@ -81,26 +87,28 @@ def evaluate_dense_linear(probe: ImageProbe, settings: EvaluationSettings) -> tu
     """Mean IoU of linear heads on single patches, one result per selection rule.
 
     The heads of evaluation/linear.py, on one kind of features: {linear, BatchNorm + linear}, each solved for all of
-    `settings.weight_decays`. Chosen as there, by mean IoU. Raises ValueError where no training or test patch is labeled.
+    `settings.weight_decays`. Chosen as there, by mean IoU. Raises ValueError where no training or test patch is labeled,
+    or no image of a split can be read.
     """
     if not settings.weight_decays:
         raise ValueError("evaluation.weight_decays=() must hold at least one number")
-    return _evaluate(probe, settings, _linear_classifiers)
+    return _evaluate("dense_linear", probe, settings)
 
 
 def evaluate_dense_knn(probe: ImageProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
     """Mean IoU of the weighted vote (DINO's) of the nearest training patches, one result per selection rule.
 
-    k is chosen from `settings.neighbors` by mean IoU. Raises ValueError where no training or test patch is labeled.
+    k is chosen from `settings.neighbors` by mean IoU. Raises ValueError where no training or test patch is labeled, or no image
+    of a split can be read.
     """
     if not settings.neighbors:
         raise ValueError("evaluation.neighbors=() must hold at least one number")
-    return _evaluate(probe, settings, _knn_classifiers)
+    return _evaluate("dense_knn", probe, settings)
 
 
 def patch_features(probe: ImageProbe, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B N D"]:
     """The encoder's outputs for every patch, or the pixels of every patch (channel, row, column) in [0, 1]."""
-    images = images.to(probe.device, non_blocking=True)
+    images = to_device(images, probe.device)
     if probe.raw_pixels:
         side = probe.config.patch_size
         cut = images.unfold(2, side, side).unfold(3, side, side)  # [B, 3, H, W, side, side]
@@ -110,19 +118,31 @@ def patch_features(probe: ImageProbe, images: UInt8[Tensor, "B 3 h w"]) -> Float
     return output.patches.float()
 
 
-def patch_batches(probe: ImageProbe, side: LabeledImages, settings: EvaluationSettings) -> Iterator[PatchBatch]:
-    """Features and labels of all patches, image by image in the order of the source. Unreadable images are left out."""
+def patch_batches(
+    probe: ImageProbe, side: LabeledImages, settings: EvaluationSettings, split: str, unreadable: list[Skipped]
+) -> Iterator[PatchBatch]:
+    """Features and labels of all patches, image by image in the order of the source, with a progress bar.
+
+    Images that cannot be read are left out and added to `unreadable`. Raises ValueError where none of them can be read.
+    """
     assert side.maps is not None
     size, patch_size, num_classes = probe.image_size, probe.config.patch_size, _num_classes(side.maps)
-    workers = choose_workers(settings.workers)
-    for batch in evaluation_batches(side.source, size, settings.feature_batch_size, workers, fit=probe.fit):
-        views = (label_view(side.maps.read(index), size, probe.fit) for index in batch.indices.tolist())
-        histograms = np.stack([patch_histograms(view, patch_size, num_classes) for view in views])
-        yield PatchBatch(
-            patch_features(probe, batch.images),
-            torch.from_numpy(histograms).to(probe.device),
-            torch.from_numpy(patch_labels(histograms)).to(probe.device),
-            batch.indices,
+    workers, batch_size = choose_workers(settings.workers), settings.feature_batch_size
+    with progress(f"patches of the {split} split", len(side.source)) as advance:
+        for batch in evaluation_batches(side.source, size, batch_size, workers, fit=probe.fit, unreadable=unreadable):
+            views = (label_view(side.maps.read(index), size, probe.fit) for index in batch.indices.tolist())
+            histograms = np.stack([patch_histograms(view, patch_size, num_classes) for view in views])
+            yield PatchBatch(
+                patch_features(probe, batch.images),
+                to_device(torch.from_numpy(histograms), probe.device),
+                to_device(torch.from_numpy(patch_labels(histograms)), probe.device),
+                batch.indices,
+            )
+            advance(len(batch.indices))
+    if len(unreadable) == len(side.source):
+        raise ValueError(
+            f"no image of the {split} split can be read; the first of {len(unreadable)} is {unreadable[0].name}: "
+            f"{unreadable[0].reason}. `openjepa data check` reads every image of a folder and says what is wrong"
         )
 
 
@@ -134,16 +154,19 @@ def training_patches(probe: ImageProbe, settings: EvaluationSettings) -> Patches
     wanted = _drawn(len(side.source), num_patches, settings.dense.max_patches, settings.seed)
     images = np.flatnonzero(wanted.any(dim=1).numpy())
     seen = LabeledImages(Subset(side.source, images), side.labels[images], side.maps.select(images))
-    parts = []
-    for batch in patch_batches(probe, seen, settings):
+    parts, lost = [], list[Skipped]()
+    for batch in patch_batches(probe, seen, settings, "training", lost):
         numbers = torch.from_numpy(images)[batch.indices]
         taken = wanted[numbers].to(probe.device) & (batch.labels != LabelMaps.IGNORED)
         owners = numbers.to(probe.device)[:, None].expand_as(taken)
         parts.append((batch.features[taken], batch.labels[taken], owners[taken]))
     if not any(len(labels) for _, labels, _ in parts):
-        raise ValueError(f"none of the {int(wanted.sum())} training patches that were drawn has a labeled pixel")
+        raise ValueError(
+            f"evaluation.dense.max_patches={settings.dense.max_patches}: none of the {int(wanted.sum())} training patches that "
+            f"were drawn has a labeled pixel; {UNLABELED}, or draw more patches with --dense.max-patches"
+        )
     features, labels, owners = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return Patches(features, labels, owners, _num_classes(side.maps))
+    return Patches(features, labels, owners, _num_classes(side.maps), tuple(skipped.name for skipped in lost))
 
 
 def held_out_patches(patches: Patches, seed: int) -> tuple[Int[Tensor, " kept"], Int[Tensor, " held"]]:
@@ -239,29 +262,44 @@ class Tested:
     """Pixels, each with the class that was predicted for its patch (nearest upsampling)."""
 
 
-def _evaluate(
-    probe: ImageProbe,
-    settings: EvaluationSettings,
-    make: Callable[[Patches, str, EvaluationSettings], list[Classifiers]],
-) -> tuple[ProtocolResult, ...]:
+_MAKERS = {"dense_linear": _linear_classifiers, "dense_knn": _knn_classifiers}
+
+
+def _evaluate(name: str, probe: ImageProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
+    """What is known already, or else found together with the other probe, where `settings.protocols` has it too."""
+    known = probe.found.pop(name, None)
+    if known is not None and known[0] == settings:
+        return known[1]
+    found = _evaluated([one for one in _MAKERS if one == name or one in settings.protocols], probe, settings)
+    probe.found.update({one: (settings, results) for one, results in found.items() if one != name})
+    return found[name]
+
+
+def _evaluated(names: list[str], probe: ImageProbe, settings: EvaluationSettings) -> dict[str, tuple[ProtocolResult, ...]]:
+    """Several probes in one pass over each split."""
     train = training_patches(probe, settings)
-    several = make(train, "pixels" if probe.raw_pixels else "last", settings)
-    tested = _test(probe, several, settings)
+    made = [(name, one) for name in names for one in _MAKERS[name](train, "pixels" if probe.raw_pixels else "last", settings)]
+    lost: list[Skipped] = []
+    tested = _test(probe, [one for _, one in made], settings, lost)
     majority = int(train.labels.bincount().argmax())
-    results = []
-    for rule in selections(settings):
-        taking_part = [(one, found) for one, found in zip(several, tested, strict=True) if rule in one.rules]
-        results.append(_result(rule, taking_part, majority, len(train.labels), settings.seed))
-    return tuple(results)
+    unreadable = {"train": train.unreadable, "test": tuple(skipped.name for skipped in lost)}
+    results: dict[str, tuple[ProtocolResult, ...]] = {}
+    for name in names:
+        own = [(one, result) for (maker, one), result in zip(made, tested, strict=True) if maker == name]
+        results[name] = tuple(
+            replace(_result(rule, own, majority, len(train.labels), settings.seed), unreadable=unreadable)
+            for rule in selections(settings)
+        )
+    return results
 
 
-def _test(probe: ImageProbe, several: list[Classifiers], settings: EvaluationSettings) -> list[Tested]:
-    """All classifiers in one pass over the test images."""
+def _test(probe: ImageProbe, several: list[Classifiers], settings: EvaluationSettings, lost: list[Skipped]) -> list[Tested]:
+    """All classifiers in one pass over the test images. Those that cannot be read are added to `lost`."""
     assert probe.test.maps is not None
     num_classes = _num_classes(probe.test.maps)
     patches: list[list[Tensor]] = [[] for _ in several]
     pixels: list[list[Tensor]] = [[] for _ in several]
-    for batch in patch_batches(probe, probe.test, settings):
+    for batch in patch_batches(probe, probe.test, settings, "test", lost):
         labeled = batch.labels != LabelMaps.IGNORED
         ones = functional.one_hot(batch.labels.masked_fill(~labeled, 0), num_classes) * labeled[:, :, None]
         for number, one in enumerate(several):
@@ -271,14 +309,14 @@ def _test(probe: ImageProbe, several: list[Classifiers], settings: EvaluationSet
             pixels[number].append(torch.stack([overlap_counts(one, batch.histograms).sum(dim=0).cpu() for one in for_heads]))
     tested = [Tested(torch.cat(parts), torch.stack(sums).sum(dim=0)) for parts, sums in zip(patches, pixels, strict=True)]
     if not int(tested[0].patches.sum()):
-        raise ValueError("no patch of the test images has a labeled pixel")
+        raise ValueError(f"no patch of the {len(tested[0].patches)} test images has a labeled pixel; {UNLABELED}")
     return tested
 
 
 def _result(rule: str, several: list[tuple[Classifiers, Tested]], majority: int, num_train: int, seed: int) -> ProtocolResult:
-    """The best classifier by the rule. `majority`: the most frequent class of the training patches."""
+    """The best of the classifiers that take part in the rule. `majority`: the most frequent class of the training patches."""
     heads, patches, pixels = [], [], []
-    for one, found in several:
+    for one, found in ((one, found) for one, found in several if rule in one.rules):
         values = mean_iou(found.patches.sum(dim=0)).tolist()
         for number, (head, value) in enumerate(zip(one.heads, values, strict=True)):
             held_out = head.held_out_accuracy if rule == "held_out" else None

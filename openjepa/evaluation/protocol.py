@@ -69,6 +69,11 @@ class ImageProbe:
     """Title of the task, which tells benchmarks' several tasks apart."""
     raw_pixels: bool = False
     """Protocols of label maps: the pixels of each patch take the place of the encoder's outputs."""
+    found: "MutableMapping[str, tuple[EvaluationSettings, tuple[ProtocolResult, ...]]]" = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
+    """Results that a protocol has found for another one in its own pass over the images, by the other one's name, with their
+    settings. A changed copy starts without any."""
 
     @property
     def num_classes(self) -> int:

@@ -60,7 +60,8 @@ def evaluate(
 
     With `suite` (`paper`, `cached` or `dense`) the rows of a suite instead, on the data sets below `data_root`.
     """
-    from openjepa.evaluation.running import evaluate_run, evaluate_suite
+    from openjepa.evaluation.running import evaluate_run
+    from openjepa.evaluation.suite_running import evaluate_suite
     from openjepa.settings.evaluation import EvaluationSettings
 
     settings = settings or EvaluationSettings()

@@ -60,7 +60,7 @@ class EvaluateOptions:
     subject: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|ENCODER")] = Path()
     """Run folder, encoder folder, file of published weights, Hugging Face folder, or name on the Hub."""
     suite: str | None = None
-    """Evaluate on the rows of a suite instead of the run's own images: `paper` or `cached`."""
+    """Evaluate on the rows of a suite instead of the run's own images: `paper`, `cached` or `dense` (see above)."""
     data_root: str | None = None
     """Folder that holds one folder per data set, as their archives unpack (see above). Needed by --suite."""
     evaluation: Annotated[EvaluationSettings, Unprefixed] = field(default_factory=EvaluationSettings)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection
+from pathlib import Path
 
 from openjepa.config import flatten
 from openjepa.settings.evaluation import EvaluationSettings
@@ -21,6 +22,7 @@ EVALUATION_RANGES: dict[str, tuple[float, float, str]] = {
     "neighbor_temperature": _POSITIVE,
     "feature_batch_size": _COUNT,
     "max_train_images": _COUNT,
+    "max_skipped": (0.0, 1.0, "between 0 and 1"),
     "lidar_images": (2.0, math.inf, "at least 2"),
     "lidar_views": (2.0, math.inf, "at least 2"),
     "seed": _NOT_NEGATIVE,
@@ -73,6 +75,8 @@ def check_evaluation(settings: EvaluationSettings) -> None:
     given = [name for name in ("list", "percent", "images_per_class") if getattr(shot, name) is not None]
     if len(given) > 1:
         raise ValueError(f"evaluation.low_shot.{given[0]} and low_shot.{given[1]} both say which images are labeled: give one")
+    if shot.list is not None and not Path(shot.list).expanduser().is_file():
+        raise ValueError(f"evaluation.low_shot.list={shot.list!r} is no file: give a text file with one image per line")
     # the depth is not known yet; shallow encoders have the longest runs, so that nothing possible is refused
     resolve_finetune(settings.finetune, shot.is_set(), BASE_DEPTH)
 

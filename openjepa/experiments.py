@@ -28,7 +28,8 @@ def quickstart_config(output: Path, total_steps: int | None) -> RunConfig:
 def run_through(config: RunConfig, evaluation: EvaluationSettings, fresh: bool = False) -> Path:
     """Train, evaluate, visualize, report. Returns the report's path."""
     check(config)
-    from openjepa.evaluation.running import evaluate_run, print_results
+    from openjepa.evaluation.running import evaluate_run
+    from openjepa.evaluation.tables import print_results
     from openjepa.report import write_report
     from openjepa.training.loop import train
     from openjepa.visualization import visualize_run

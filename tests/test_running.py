@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from openjepa.config import save_yaml
+from openjepa.config import load_run_config, save_yaml
 from openjepa.data import open_splits
 from openjepa.data.evaluation import evaluation_batches
 from openjepa.data.source import Splits
@@ -17,6 +17,7 @@ from openjepa.data.subset import balanced_rows, ranks_in_class
 from openjepa.evaluation.features import EncoderFeatures, PixelFeatures, View, extract_features, source_hash
 from openjepa.evaluation.results import Result
 from openjepa.evaluation.running import evaluate_run
+from openjepa.evaluation.subjects import find_subject
 from openjepa.evaluation.tasks import TASKS, chosen_tasks
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.settings.data import FolderSettings
@@ -278,3 +279,10 @@ def test_ranks_in_class_against_a_count() -> None:
     labels, order = generator.integers(0, 5, 60) * 3, generator.permutation(60)
     slow = np.array([sum(labels[other] == labels[i] for other in order[: list(order).index(i)]) for i in range(60)])
     assert (ranks_in_class(labels, order) == slow).all()
+
+
+def test_an_encoder_of_a_run_is_tested_on_the_images_that_its_run_held_out(run: Path, images: Path) -> None:
+    """The split is drawn with the seed of the run, also where only its encoder is given."""
+    config = load_run_config(run)
+    save_yaml(replace(config, run=replace(config.run, seed=5)), run / "config.yaml")
+    assert find_subject(run / "encoder", SETTINGS, FolderSettings(path=str(images))).seed == 5

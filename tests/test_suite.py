@@ -9,9 +9,10 @@ import pytest
 from openjepa.data.benchmarks import BENCHMARKS
 from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.published import PUBLISHED
-from openjepa.evaluation.running import evaluate_suite
 from openjepa.evaluation.suite import SUITES
+from openjepa.evaluation.suite_running import evaluate_suite
 from openjepa.evaluation.tasks import TASKS
+from openjepa.settings.linear_full import FullLinearSettings
 from openjepa.settings.low_shot import LowShotSettings
 from openjepa.types import Export
 from openjepa.weights.native import save_network
@@ -65,13 +66,13 @@ def test_what_is_there_is_evaluated_and_the_rest_is_skipped_with_the_reason(subj
     settings = replace(SETTINGS, protocols=("linear", "knn"))
     results = {result.row: result for result in evaluate_suite(subject, "cached", data_root, settings)}
     assert list(results) == [row.name for row in SUITES["cached"]]
-    whole = json.loads((subject / "eval" / "imagenet1k.json").read_text())
+    whole = json.loads((subject / "eval" / "suite-imagenet1k-linear-knn.json").read_text())
     assert (whole["num_train"], whole["num_test"], whole["row"], whole["title"]) == (48, 16, "imagenet1k", "ImageNet-1K")
     assert {item["value"] for item in whole["published"] if item["method"] == "I-JEPA"} == {72.9, 77.5, 79.3, 81.1}
     assert "failed: evaluation.selection='held_out'" in str(results["imagenet1k-1pct"].skipped)  # one image per class
     for name in ("cifar100", "places205", "inat18", "clevr_count"):
         assert "no folder" in str(results[name].skipped)
-        assert json.loads((subject / "eval" / f"{name}.json").read_text())["skipped"] == results[name].skipped
+        assert json.loads((subject / "eval" / f"suite-{name}.json").read_text())["skipped"] == results[name].skipped
 
 
 def test_the_low_shot_row_uses_one_percent_or_what_is_asked_for(subject: Path, data_root: Path) -> None:
@@ -140,3 +141,75 @@ def test_low_shot_settings_are_for_low_shot_rows_and_for_rows_that_are_named(sub
     assert (unnamed["imagenet1k"], unnamed["imagenet1k-1pct"]) == (48, 10)
     (named,) = evaluate_suite(subject, "cached", data_root, replace(settings, tasks=("imagenet1k",)))
     assert named.num_train == 10 and "5shot" in named.file_name
+
+
+def test_rows_never_replace_the_runs_own_results_nor_those_of_another_suite_or_root(
+    subject: Path, data_root: Path, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, tasks=("imagenet1k",), baselines=())
+    own = subject / "eval" / "imagenet1k.json"
+    own.parent.mkdir()
+    own.write_text("the run's own")
+    write_folder(tmp_path / "other" / "imagenet" / "train", 32)
+    write_folder(tmp_path / "other" / "imagenet" / "val", 8)
+    evaluate_suite(subject, "cached", data_root, settings)
+    evaluate_suite(subject, "cached", tmp_path / "other", settings)
+    evaluate_suite(subject, "paper", data_root, replace(settings, linear_full=FullLinearSettings(epochs=1)))
+    assert own.read_text() == "the run's own"
+    assert sorted(path.name for path in (subject / "eval").glob("suite-imagenet1k-*.json")) == [
+        "suite-imagenet1k-linear-knn-no-untrained-no-pixels-2.json",
+        "suite-imagenet1k-linear-knn-no-untrained-no-pixels.json",
+        "suite-imagenet1k-linear_full.epochs-1-no-untrained-no-pixels.json",
+    ]
+
+
+def test_what_departs_from_the_published_protocol_is_said(subject: Path, data_root: Path) -> None:
+    settings = replace(SETTINGS, tasks=("imagenet1k",), baselines=(), protocols=("knn",), image_size=24)
+    (result,) = evaluate_suite(subject, "cached", data_root, settings)
+    assert result.departures == ("images of 24x24 px", "2 of its 1,000 classes", "48 of its 1,281,167 training images")
+
+
+def test_another_number_of_labels_has_another_title_and_nothing_to_compare_with(subject: Path, data_root: Path) -> None:
+    shot = LowShotSettings(images_per_class=5)
+    settings = replace(SETTINGS, tasks=("imagenet1k-1pct",), baselines=(), protocols=("knn",), low_shot=shot)
+    (result,) = evaluate_suite(subject, "cached", data_root, settings)
+    assert result.title == "ImageNet-1K, 5 per class" and result.published == ()
+
+
+def test_an_error_in_one_row_does_not_take_the_others_with_it(
+    subject: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("out of luck")
+
+    told: list[str] = []
+    done: list[str] = []
+    monkeypatch.setattr("openjepa.evaluation.logistic.evaluate_logistic", broken)
+    settings = replace(SETTINGS, tasks=("imagenet1k", "imagenet1k-1pct"), selection="paper", baselines=())
+    first, second = evaluate_suite(subject, "cached", data_root, settings, told.append, lambda result: done.append(result.row))
+    assert first.skipped is None and second.skipped == "failed: RuntimeError: out of luck"
+    assert done == ["imagenet1k", "imagenet1k-1pct"]
+    assert told[0] == "[1/2] ImageNet-1K: features" and "[2/2] ImageNet-1%: linear-cached, logistic" in told
+
+
+def test_an_interruption_keeps_what_is_done(subject: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("openjepa.evaluation.linear_full.evaluate_linear_full", interrupted)
+    settings = replace(SETTINGS, tasks=("imagenet1k",), baselines=(), protocols=("knn", "linear_full"))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_suite(subject, "paper", data_root, settings)
+    (path,) = (subject / "eval").glob("suite-imagenet1k*.json")
+    found = json.loads(path.read_text())
+    assert found["partial"] and set(found["subjects"]["encoder"]["metrics"]) == {"k-NN"}
+
+
+def test_a_split_that_is_mostly_unreadable_has_no_numbers(subject: Path, data_root: Path) -> None:
+    for path in sorted((data_root / "imagenet" / "val").rglob("*.png"))[:3]:
+        path.write_bytes(b"no image")
+    settings = replace(SETTINGS, tasks=("imagenet1k",), baselines=(), protocols=("knn",))
+    (result,) = evaluate_suite(subject, "cached", data_root, settings)
+    assert "failed: 3 of the 16 images of the test split cannot be read" in str(result.skipped)
+    (result,) = evaluate_suite(subject, "cached", data_root, replace(settings, max_skipped=0.2))
+    assert result.num_test == 13 and "3 unreadable images" in result.departures

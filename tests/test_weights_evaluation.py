@@ -14,8 +14,9 @@ from openjepa.arguments import parse_evaluate
 from openjepa.commands.evaluation import evaluate
 from openjepa.commands.paths import check_evaluated
 from openjepa.evaluation import subjects
-from openjepa.evaluation.running import evaluate_run, evaluate_suite
+from openjepa.evaluation.running import evaluate_run
 from openjepa.evaluation.subjects import find_subject
+from openjepa.evaluation.suite_running import evaluate_suite
 from openjepa.settings.data import FolderSettings
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.types import Export
@@ -84,7 +85,7 @@ def test_a_suite_takes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert set(results["imagenet1k"].subjects) == {"encoder", "untrained", "pixels"}
     assert set(results["imagenet1k"].subjects["encoder"].metrics) == {"linear-cached", "k-NN"}
     assert results["cifar100"].skipped and results["imagenet1k"].published
-    assert len(list((tmp_path / "dino.pth.results" / "eval").glob("imagenet1k-paper*.json"))) == 1
+    assert len(list((tmp_path / "dino.pth.results" / "eval").glob("suite-imagenet1k-paper*.json"))) == 1
     assert "target encoder (teacher): ViT of width 24" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"heads=None, but .* has width 24"):
         evaluate_suite(path, "cached", root, replace(SETTINGS, heads=None))

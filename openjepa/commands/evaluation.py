@@ -58,16 +58,27 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
     _check_evaluation_options(options, data is not None)
     for remark in evaluation_remarks(options.evaluation, _protocols(options)):
         print(f"note: {remark}", file=sys.stderr)
-    from openjepa.evaluation.running import evaluate_run, evaluate_suite, print_results
+    from openjepa.evaluation.results import FAILED
+    from openjepa.evaluation.running import evaluate_run
+    from openjepa.evaluation.suite_running import evaluate_suite
+    from openjepa.evaluation.tables import print_results
 
     if options.suite is None:
-        print_results(evaluate_run(options.subject, options.evaluation, data))
+        results = evaluate_run(options.subject, options.evaluation, data, _say)
     else:
         assert options.data_root is not None
-        results = evaluate_suite(options.subject, options.suite, Path(options.data_root), options.evaluation)
-        print_results(results)
-        if any((result.skipped or "").startswith("failed: ") for result in results):
-            sys.exit(1)
+        results = evaluate_suite(
+            options.subject, options.suite, Path(options.data_root), options.evaluation, _say, lambda row: print_results([row])
+        )
+    print_results(results)
+    if any((result.skipped or "").startswith(FAILED) for result in results):
+        sys.exit(1)
+    if all(result.skipped is not None for result in results):
+        sys.exit(2)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _protocols(options: EvaluateOptions) -> set[str]:

@@ -19,6 +19,10 @@ class Benchmark:
     """What the folder holds, in words for the docs, the help and errors."""
     open: Callable[[Path], Splits]
     """Opens the folder. Raises ValueError where something is missing."""
+    num_classes: int | None = None
+    """Classes of its labels, where it has one labeling."""
+    num_train: int | None = None
+    """Training images, where they are known."""
 
 
 def _imagenet(root: Path) -> Splits:
@@ -63,33 +67,49 @@ BENCHMARKS: dict[str, Benchmark] = {
         ("imagenet", "imagenet1k", "ILSVRC2012", "ILSVRC", "imagenet-object-localization-challenge"),
         "train/CLASS/*.JPEG, val/CLASS/*.JPEG or val/*.JPEG and the devkit; Kaggle's folders; Parquet",
         _imagenet,
+        num_classes=1000,
+        num_train=1_281_167,
     ),
     "cifar100": Benchmark(
         "CIFAR100",
         ("cifar100", "cifar-100", "cifar-100-binary", "cifar-100-python"),
         "cifar-100-binary/{train,test}.bin, Parquet, or train/CLASS and test/CLASS",
         _cifar100,
+        num_classes=100,
+        num_train=50_000,
     ),
     "cifar10": Benchmark(
         "CIFAR10",
         ("cifar10", "cifar-10", "cifar-10-batches-bin", "cifar-10-batches-py"),
         "cifar-10-batches-bin/{data_batch_1..5,test_batch}.bin, Parquet, or train/CLASS and test/CLASS",
         _cifar10,
+        num_classes=10,
+        num_train=50_000,
     ),
     "places205": Benchmark(
         "Places205",
         ("places205", "Places205"),
         "trainvalsplit_places205/{train,val}_places205.csv and images256/, also at the archive's depth",
         _places205,
+        num_classes=205,
     ),
     "inat18": Benchmark(
         "iNat18",
         ("inat18", "inat2018", "inaturalist2018"),
         "train2018.json, val2018.json and train_val2018/",
         _inat18,
+        num_classes=8142,
+        num_train=437_513,
     ),
     "clevr": Benchmark(
-        "CLEVR v1.0", ("CLEVR_v1.0", "clevr"), "images/{train,val} and scenes/CLEVR_{train,val}_scenes.json", _clevr
+        "CLEVR v1.0",
+        ("CLEVR_v1.0", "clevr"),
+        "images/{train,val} and scenes/CLEVR_{train,val}_scenes.json",
+        _clevr,
+        num_train=70_000,
+    ),
+    "scenes": Benchmark(
+        "Rendered scenes", ("scenes",), "what `openjepa data scenes --output scenes` renders, with instance masks", _clevr
     ),
 }
 
@@ -99,5 +119,14 @@ def find_benchmark(name: str, data_root: Path) -> Splits | str:
     benchmark = BENCHMARKS[name]
     for folder in benchmark.folders:
         if (data_root / folder).is_dir():
-            return benchmark.open(data_root / folder)
+            return _opened(benchmark, data_root / folder)
     return f"no folder {', '.join(benchmark.folders[:-1])} or {benchmark.folders[-1]} in {data_root} ({benchmark.layout})"
+
+
+def _opened(benchmark: Benchmark, folder: Path) -> Splits:
+    try:
+        return benchmark.open(folder)
+    except ValueError as error:
+        raise ValueError(
+            f"{benchmark.title} in {folder} cannot be used: {error}. Expected there: {benchmark.layout}"
+        ) from error

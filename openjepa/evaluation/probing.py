@@ -1,28 +1,29 @@
 """One task: features where protocols want them, every protocol on every subject, and the Result."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from openjepa.data.evaluation import evaluation_batches
-from openjepa.data.source import LabelMaps, ListSource, Splits
+from openjepa.data.low_shot import low_shot_rows
+from openjepa.data.source import ListSource, Splits
 from openjepa.data.subset import Subset, balanced_rows
 from openjepa.data.workers import choose_workers
 from openjepa.engine.device import memory_limit, resolve_device, resolve_precision
 from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.features import EncoderFeatures, Extractor, Features, Images, PixelFeatures, View, extract_features
+from openjepa.evaluation.findings import Findings, Split, check_readable, departures, with_findings
 from openjepa.evaluation.label_free import feature_measures
 from openjepa.evaluation.lidar import lidar_measures
-from openjepa.evaluation.protocol import ImageProbe, LabeledFeatures, LabeledImages, ProtocolResult, selections
-from openjepa.evaluation.results import Metric, Result, SubjectResult
+from openjepa.evaluation.protocol import ImageProbe, LabeledFeatures, LabeledImages, selections
+from openjepa.evaluation.results import Result
 from openjepa.evaluation.solver import Components
-from openjepa.evaluation.tasks import TASKS, Labels, Task
+from openjepa.evaluation.tasks import TASKS, Labels, Task, fitting_protocols
 from openjepa.models.vit import VisionTransformer
 from openjepa.settings.evaluation import EvaluationSettings, ProtocolName
 from openjepa.settings.models import EncoderConfig
@@ -31,8 +32,6 @@ AxesOfHeads = dict[tuple[str, str], Components]
 """By kind of features and kind of head."""
 KnownComponents = dict[tuple[str, bytes, bytes], dict[str, AxesOfHeads]]
 """By what makes the training features the same (fit, rows, readable rows) and by subject; shared by the tasks of one call."""
-NUM_NAMES = 20
-"""Unreadable images that a result names."""
 
 
 @dataclass(frozen=True)
@@ -50,100 +49,84 @@ class Subjects:
     """Folder of the predictor of the run that `encoder` is from, where there is one."""
 
 
-@dataclass(frozen=True)
-class Split:
-    """What a task uses of one split."""
-
-    source: ListSource
-    labels: NDArray[np.int64]
-    maps: LabelMaps | None
-
-
-class Findings:
-    """What the protocols of one task have found so far."""
-
-    def __init__(self, side_by_side: bool) -> None:
-        """`side_by_side`: both selection rules are asked for, so that the second is named after the number."""
-        self._side_by_side = side_by_side
-        self.metrics: dict[str, dict[str, Metric]] = {}
-        """By subject and name of the number."""
-        self.heads: list[dict[str, Any]] = []
-        """Every classifier that was tried."""
-        self.unreadable: dict[str, dict[str, None]] = {"train": {}, "test": {}}
-        """Names of the images that could not be read, in the order they were found, by split."""
-
-    def add(self, name: ProtocolName, subject: str, outcomes: Sequence[ProtocolResult]) -> None:
-        """The results of a protocol on a subject."""
-        for outcome in outcomes:
-            title = PROTOCOLS[name].metric
-            if outcome.selection == "paper" and self._side_by_side:
-                title += " (paper)"
-            self.metrics.setdefault(subject, {})[title] = _metric(outcome)
-            self.heads.extend({"subject": subject, "metric": title, **asdict(head)} for head in outcome.heads)
-            for split, names in outcome.unreadable.items():
-                self.unreadable[split].update(dict.fromkeys(names))
-
-
 def evaluate_task(
-    blank: Result, splits: Splits, subjects: Subjects, settings: EvaluationSettings, known: KnownComponents, benchmark: str = ""
+    blank: Result,
+    splits: Splits,
+    subjects: Subjects,
+    settings: EvaluationSettings,
+    known: KnownComponents,
+    benchmark: str = "",
+    say: Callable[[str], None] | None = None,
+    keep: Callable[[Result], None] | None = None,
 ) -> Result:
-    """`blank` with the numbers of every protocol of `settings` that the task can have, or with the reason why it has none."""
+    """`blank` with the numbers of every protocol of `settings` that the task can have, or with the reason why it has none.
+
+    `say` is told of every step that may take long; `keep` gets the result as it is after every protocol. Raises ValueError
+    where more than `max_skipped` of a split cannot be read.
+    """
     start = time.monotonic()
+    say = say or _silent
     task = TASKS[blank.task]
     labels = task.labels(splits)
     if isinstance(labels, str):
         return replace(blank, skipped=labels)
     assert isinstance(splits.train, ListSource) and splits.test is not None
-    rows = _training_rows(splits.train, labels[0], settings)
-    train, test = _sides(task, splits, labels, rows)
-    names = _fitting(task, settings)
+    names = fitting_protocols(task, settings.protocols)
     if not names:
         what = "images" if task.maps is None else "pixels"
         return replace(blank, skipped=f"none of the protocols {', '.join(settings.protocols)} works on labels of {what}")
+    rows = _training_rows(splits.train, labels[0], settings, task)
+    train, test = _sides(task, splits, labels, rows)
     findings = Findings(settings.selection == "both")
+
+    def result(**more: object) -> Result:
+        found = with_findings(blank, findings, (train, test), labels, task, subjects.size)
+        found = replace(found, departures=(*found.departures, *departures(benchmark, labels[0], found)))
+        return replace(found, seconds=round(time.monotonic() - start, 1), **more)  # type: ignore[arg-type]
+
     measures: dict[str, dict[str, float]] = {}
     if any(PROTOCOLS[name].kind == "features" for name in names):
-        found = _features(train, test, task, subjects, settings)
-        same = (task.fit, rows.tobytes(), found[0]["encoder"].indices.numpy().tobytes())
-        _probe_features(found, train, test, names, subjects, settings, known.setdefault(same, {}), findings)
-        for split, side, features in zip(findings.unreadable, (train, test), found, strict=True):
-            findings.unreadable[split].update(dict.fromkeys(_dropped(side.source, features["encoder"])))
-        measures = _measures(found[1], test, task, subjects, settings)
+        say("features")
+        features = _features(train, test, task, subjects, settings)
+        for split, side, found in zip(findings.unreadable, (train, test), features, strict=True):
+            findings.unreadable[split].update(dict.fromkeys(_dropped(side.source, found["encoder"])))
+        check_readable(findings.unreadable, train.source, test.source, settings)
+        same = (task.fit, rows.tobytes(), features[0]["encoder"].indices.numpy().tobytes())
+        say(", ".join(PROTOCOLS[name].metric for name in names if PROTOCOLS[name].kind == "features"))
+        _probe_features(features, train, test, names, subjects, settings, known.setdefault(same, {}), findings)
+        measures = _measures(features[1], test, task, subjects, settings)
+        if keep is not None:
+            keep(result(measures=measures))
+    probes = _image_probes(train, test, task, subjects, settings, benchmark)
     for name in names:
-        if PROTOCOLS[name].kind != "features":
-            _probe_images(name, train, test, task, subjects, settings, benchmark, findings)
-    dropped = {split: list(lost) for split, lost in findings.unreadable.items()}
-    return replace(
-        blank,
-        subjects={name: SubjectResult(numbers) for name, numbers in findings.metrics.items()},
-        heads=findings.heads,
-        image_size=subjects.size,
-        fit=task.fit,
-        num_train=len(train.source) - len(dropped["train"]),
-        num_test=len(test.source) - len(dropped["test"]),
-        num_classes=len(np.unique(labels[0])) if train.maps is None else len(train.maps.class_names),
-        chance=_chance(train, labels[1], findings.metrics),
-        dropped={split: len(lost) for split, lost in dropped.items()},
-        dropped_names=[name for lost in dropped.values() for name in lost][:NUM_NAMES],
-        measures=measures,
-        seconds=round(time.monotonic() - start, 1),
-    )
+        if PROTOCOLS[name].kind == "features":
+            continue
+        for subject, probe in probes.items():
+            say(f"{PROTOCOLS[name].metric}, {'trained' if subject == 'encoder' else subject}")
+            findings.add(name, subject, PROTOCOLS[name].load()(probe, replace(settings, protocols=names)))
+        check_readable(findings.unreadable, train.source, test.source, settings)
+        if keep is not None:
+            keep(result(measures=measures))
+    return result(measures=measures)
 
 
-def _chance(train: Split, test_labels: NDArray[np.int64], metrics: Mapping[str, Mapping[str, Metric]]) -> float:
-    """The number of always answering the most frequent class of the training images, or patches where pixels are labeled."""
-    if train.maps is not None:
-        return next(iter(metrics["encoder"].values())).extra["majority"]
-    return float((test_labels == np.bincount(train.labels).argmax()).mean())
+def _silent(_: str) -> None:
+    """Says nothing."""
 
 
-def _training_rows(source: ListSource, labels: NDArray[np.int64], settings: EvaluationSettings) -> NDArray[np.int64]:
+def _training_rows(
+    source: ListSource, labels: NDArray[np.int64], settings: EvaluationSettings, task: Task
+) -> NDArray[np.int64]:
     """The labeled training images: those of the low-shot settings, of them at most `max_train_images`."""
-    if not settings.low_shot.is_set():
+    shot = settings.low_shot
+    if not shot.is_set():
         return balanced_rows(labels, settings.max_train_images, settings.seed)
-    from openjepa.data.low_shot import low_shot_rows
-
-    rows = low_shot_rows(source, labels, settings.low_shot)
+    if task.maps is not None and shot.images_per_class is not None:
+        raise ValueError(
+            f"low_shot.images_per_class={shot.images_per_class} needs one class per image, but {task.title} labels pixels: "
+            "use low_shot.percent or low_shot.list"
+        )
+    rows = low_shot_rows(source, labels, shot)
     return rows[balanced_rows(labels[rows], settings.max_train_images, settings.seed)]
 
 
@@ -154,12 +137,6 @@ def _sides(task: Task, splits: Splits, labels: Labels, rows: NDArray[np.int64]) 
     train = splits.train if whole else Subset(splits.train, rows)
     train_maps = maps[0] if maps[0] is None or whole else maps[0].select(rows)
     return Split(train, labels[0][rows], train_maps), Split(splits.test, labels[1], maps[1])
-
-
-def _fitting(task: Task, settings: EvaluationSettings) -> tuple[ProtocolName, ...]:
-    """The protocols asked for that work on the task's kind of labels; where none is asked for, the usual ones."""
-    usual: tuple[ProtocolName, ...] = ("linear", "knn") if task.maps is None else ("dense_linear", "dense_knn")
-    return tuple(name for name in settings.protocols or usual if (PROTOCOLS[name].kind == "maps") == (task.maps is not None))
 
 
 def _features(
@@ -219,33 +196,23 @@ def _probe_features(
                 findings.add(name, subject, outcomes)
 
 
-def _probe_images(
-    name: ProtocolName,
-    train: Split,
-    test: Split,
-    task: Task,
-    subjects: Subjects,
-    settings: EvaluationSettings,
-    benchmark: str,
-    findings: Findings,
-) -> None:
-    """A protocol that works on images, on the encoder and on the untrained one; on label maps also on the patches' pixels."""
+def _image_probes(
+    train: Split, test: Split, task: Task, subjects: Subjects, settings: EvaluationSettings, benchmark: str
+) -> dict[str, ImageProbe]:
+    """What protocols on images get of the encoder and of the untrained one; on label maps also of the patches' pixels."""
     device = resolve_device(settings.device)
+    precision = resolve_precision(settings.precision, device)
     images = [LabeledImages(side.source, side.labels, side.maps) for side in (train, test)]
-    for subject, encoder in subjects.encoders.items():
-        frozen = encoder.eval().requires_grad_(False).to(device)
-        precision = resolve_precision(settings.precision, device)
-        sides = (images[0], images[1], task.fit, subjects.size)
-        probe = ImageProbe(frozen, subjects.config, *sides, device, precision, benchmark, task.title)
-        findings.add(name, subject, PROTOCOLS[name].load()(probe, settings))
-    if subjects.pixels and PROTOCOLS[name].kind == "maps":
-        findings.add(name, "pixels", PROTOCOLS[name].load()(replace(probe, raw_pixels=True), settings))
-
-
-def _metric(outcome: ProtocolResult) -> Metric:
-    head = next(head for head in outcome.heads if head.chosen)
-    words = f"{head.features}, {head.head}, {head.setting}"
-    return Metric(outcome.accuracy, outcome.standard_error, "higher", outcome.selection, words, extra=outcome.extra)
+    sides = (images[0], images[1], task.fit, subjects.size)
+    probes = {
+        subject: ImageProbe(
+            encoder.eval().requires_grad_(False).to(device), subjects.config, *sides, device, precision, benchmark, task.title
+        )
+        for subject, encoder in subjects.encoders.items()
+    }
+    if subjects.pixels and task.maps is not None:
+        probes["pixels"] = replace(probes["encoder"], raw_pixels=True)
+    return probes
 
 
 def _labeled(features: Features, labels: NDArray[np.int64], extractor: Extractor, device: torch.device) -> LabeledFeatures:

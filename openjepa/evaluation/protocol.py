@@ -133,7 +133,7 @@ def held_out_rows(labels: Int[Tensor, " n"], seed: int) -> tuple[Int[Tensor, " k
         raise ValueError(
             f"evaluation.selection='held_out': the held-out part is empty, because none of the "
             f"{len(sizes)} classes has two training images; "
-            "use more images (--max-train-images, data.max_images) or --selection paper"
+            "use more images (--low-shot.images-per-class, --low-shot.percent, --max-train-images) or --selection paper"
         )
     return _rows(~held, labels.device), _rows(held, labels.device)
 

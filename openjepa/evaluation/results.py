@@ -77,6 +77,8 @@ class Result:
     """Accuracy on the test split of always answering the most frequent class of the training split."""
     data_key: str = ""
     """Short hash of the data's settings, where they are not the run's own."""
+    partial: bool = False
+    """Whether the evaluation was interrupted before all of its protocols were done."""
     variant: str = ""
     """What sets it apart from the run's own evaluation (`paper-128px`); empty for that one."""
     dropped: Mapping[str, int] = field(default_factory=dict)
@@ -87,6 +89,8 @@ class Result:
     """Row of a suite; empty outside of one."""
     published: Sequence[Mapping[str, Any]] = ()
     """Numbers of the paper for the same row: method, architecture, epochs, value in percent, source, protocol."""
+    departures: Sequence[str] = ()
+    """In words, why the numbers are not those of the published protocol; empty where they are, or where none is published."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Every setting of the evaluation."""
     measures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -95,8 +99,9 @@ class Result:
 
     @property
     def file_name(self) -> str:
-        """`<task>.json` for the run's own evaluation, else `<task>-<variant>.json`."""
-        return "-".join(part for part in (self.row or self.task, self.variant) if part) + ".json"
+        """`<task>.json` for the run's own evaluation, else `<task>-<variant>.json`; of a suite `suite-<row>.json`."""
+        name = f"suite-{self.row}" if self.row else self.task
+        return "-".join(part for part in (name, self.variant) if part) + ".json"
 
     def placed(self, folder: Path) -> "Result":
         """With a number added to the variant where the file of that name in `folder` is about other data."""
@@ -114,6 +119,11 @@ class Result:
         with whole_file(path) as file:
             file.write_text(json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n")
         return path
+
+    def write_partial(self, folder: Path) -> None:
+        """Writes what is there so far, unless that would replace numbers of before."""
+        if not _has_numbers(folder / self.file_name) or _content(folder / self.file_name).get("partial"):
+            replace(self, partial=True).write(folder)
 
 
 def over_seeds(results: Sequence[Result]) -> Result:

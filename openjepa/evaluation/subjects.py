@@ -81,10 +81,12 @@ def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | 
         )
     inside = path.is_dir() and (path.resolve().parent / "config.yaml").is_file()
     output, name = (path.resolve().parent, path.resolve().name) if inside else (_output(path), "")
+    # of the run, so that the images it was trained on are not those of the test split
+    seed = load_run_config(path.resolve().parent).run.seed if inside else settings.seed
     name = "-".join(part for part in (name, settings.encoder if settings.encoder == "context" else "") if part)
     names = (name, data_name(None, data) if data is not None else "")
     return Subject(
-        output, "encoder", path, None, None, data, settings.seed, name, names, step=_note(path, "step"), which=settings.encoder
+        output, "encoder", path, None, None, data, seed, name, names, step=_note(path, "step"), which=settings.encoder
     )
 
 

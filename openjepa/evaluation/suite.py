@@ -1,9 +1,7 @@
 """SUITES: named lists of rows; a row is protocols on one task of one benchmark, beside published numbers. Free of torch."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from openjepa.evaluation.published import PUBLISHED
 from openjepa.settings.evaluation import ProtocolName
 
 
@@ -23,11 +21,6 @@ class SuiteRow:
     """Which of TASKS."""
     is_low_shot: bool = False
     """Only some of the training images have labels: 1 % of each class unless --low-shot says otherwise."""
-
-    def words(self) -> dict[str, Any]:
-        """What a Result says of the row."""
-        published = tuple(asdict(number) for number in PUBLISHED.get(self.name, ()))
-        return {"row": self.name, "title": self.title, "published": published}
 
 
 PROBES: tuple[ProtocolName, ...] = ("linear_full", "linear", "knn")
@@ -59,8 +52,8 @@ SUITES: dict[str, tuple[SuiteRow, ...]] = {
     ),
     "cached": (*_rows(CACHED), _low_shot(("linear", "logistic"))),
     "dense": (
-        SuiteRow("scene_shapes", "Scenes/shape of patches", "clevr", DENSE, "scene_shapes"),
-        SuiteRow("scene_colors", "Scenes/color of patches", "clevr", DENSE, "scene_colors"),
+        SuiteRow("scene_shapes", "Scenes/shape of patches", "scenes", DENSE, "scene_shapes"),
+        SuiteRow("scene_colors", "Scenes/color of patches", "scenes", DENSE, "scene_colors"),
     ),
 }
 """`paper`: every evaluation of the paper. `cached`: the same benchmarks by probes on features that are computed once. `dense`:

@@ -1,6 +1,6 @@
 """TASKS: what is predicted from which labels. Free of torch, so that the command line can list it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openjepa.data.source import ListSource, Splits
+from openjepa.evaluation import PROTOCOLS
+from openjepa.settings.evaluation import ProtocolName
 
 Labels = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Of the training split and of the test split, one per record."""
@@ -72,6 +74,13 @@ TASKS: dict[str, Task] = {
     "scene_shapes": Task("Scenes/shape of patches", _map_labels("shape"), "squash", maps="shape"),
     "scene_colors": Task("Scenes/color of patches", _map_labels("color"), "squash", maps="color"),
 }
+
+
+def fitting_protocols(task: Task, protocols: Sequence[ProtocolName]) -> tuple[ProtocolName, ...]:
+    """Those of the protocols that work on the task's kind of labels, each once; where none is asked for, the usual ones."""
+    usual: tuple[ProtocolName, ...] = ("linear", "knn") if task.maps is None else ("dense_linear", "dense_knn")
+    fits = [name for name in protocols or usual if (PROTOCOLS[name].kind == "maps") == (task.maps is not None)]
+    return tuple(dict.fromkeys(fits))
 
 
 def chosen_tasks(names: tuple[str, ...], splits: Splits) -> tuple[str, ...]:

@@ -114,6 +114,11 @@ def data_key(data: DataSettings) -> str:
     return hashlib.sha256(json.dumps(_seen(data), sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
+def folder_key(folder: Path) -> str:
+    """The same of a benchmark's folder."""
+    return _hash(str(folder.resolve()))
+
+
 def _seen(data: DataSettings) -> dict[str, Any]:
     """The settings that decide which images and labels an evaluation sees, paths in one spelling."""
     seen = {name: value for name, value in vars(data).items() if name not in _TRAINING_ONLY}

@@ -49,6 +49,8 @@ class EvaluationSettings:
     more passes of every encoder and of a run's predictor. None: not."""
     lidar_views: int = 10
     """Random crops, and draws of masks, of each image for LiDAR (paper: 50, cheap: 10)."""
+    max_skipped: float = 0.05
+    """Share of unreadable images of a split above which there are no numbers."""
     baselines: tuple[Literal["untrained", "pixels"], ...] = ("untrained", "pixels")
     """What is evaluated beside the encoder with the same probes."""
     encoder: Literal["target", "context"] = "target"

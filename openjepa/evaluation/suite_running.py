@@ -1,0 +1,157 @@
+"""Evaluates an encoder on the rows of a suite, whose benchmarks lie below one folder, beside published numbers."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+from openjepa.config import nearest
+from openjepa.data.benchmarks import BENCHMARKS, find_benchmark
+from openjepa.engine.device import resolve_device
+from openjepa.evaluation.probing import KnownComponents
+from openjepa.evaluation.published import PUBLISHED
+from openjepa.evaluation.repeats import Say, blank_result, evaluate_seeds, view_size
+from openjepa.evaluation.results import FAILED, Result
+from openjepa.evaluation.subjects import find_subject, load_subject
+from openjepa.evaluation.suite import SUITES, SuiteRow
+from openjepa.evaluation.tasks import TASKS, fitting_protocols
+from openjepa.evaluation.variants import folder_key, variant_name
+from openjepa.evaluation_checks import check_evaluation
+from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.low_shot import LowShotSettings
+from openjepa.settings.models import EncoderConfig
+
+
+def _silent(_: object) -> None:
+    """Says nothing."""
+
+
+def evaluate_suite(
+    subject: Path,
+    suite: str,
+    data_root: Path,
+    settings: EvaluationSettings,
+    say: Say = _silent,
+    each: Callable[[Result], None] = _silent,
+) -> list[Result]:
+    """Evaluates an encoder or a run on every row of a suite whose benchmark lies below `data_root`.
+
+    Writes `<subject>/eval/suite-<row>.json`, and calls `each` with a row as soon as it is there. A benchmark that is not there,
+    or a row that cannot be evaluated on what is there, gives a Result that says why; the other rows do not suffer. Raises
+    ValueError before anything is computed for a benchmark that is there but broken (a missing split, a list of absent files),
+    for an unknown suite, row or device, for a list of images that is not there, and where no benchmark is there.
+    """
+    check_evaluation(settings)
+    resolve_device(settings.device)
+    rows = _suite_rows(suite, settings.tasks)
+    root = data_root.expanduser()
+    if not root.is_dir():
+        raise ValueError(f"data_root={str(data_root)!r} is no folder; it must hold one folder per data set: {_expected(rows)}")
+    found = find_subject(Path(subject).expanduser(), settings, None)
+    encoder, config = load_subject(found, settings.heads)
+    view_size(settings, config)
+    opened = {name: find_benchmark(name, root) for name in dict.fromkeys(row.benchmark for row in rows)}
+    if all(isinstance(splits, str) for splits in opened.values()):
+        raise ValueError(f"data_root={str(data_root)!r} holds none of the data sets of the rows asked for: {_expected(rows)}")
+    known: dict[str, KnownComponents] = {}
+    results = []
+    for number, row in enumerate(rows, start=1):
+        own = _row_settings(row, settings, row.name in settings.tasks)
+        splits = opened[row.benchmark]
+        result = _described(blank_result(row.task, found, own, splits), row, own)
+        if not isinstance(splits, str):
+            variant, key = _variant(row, own, config, found.encoder_name), folder_key(root / row.benchmark)
+            result = replace(result, variant=variant, data_key=key, departures=_departures(row, own, config))
+            result = result.placed(found.output / "eval")
+            told = partial(_prefixed, say, f"[{number}/{len(rows)}] {result.title}: ")
+            axes = known.setdefault(row.benchmark, {})
+            result = _guarded(
+                result, partial(evaluate_seeds, result, splits, found, encoder, config, own, axes, told, row.benchmark)
+            )
+        if result.skipped is not None:
+            result = replace(result, variant="", data_key="")
+            result.write(found.output / "eval")
+        results.append(result)
+        each(result)
+    return results
+
+
+def _prefixed(say: Say, prefix: str, text: str) -> None:
+    say(prefix + text)
+
+
+def _guarded(blank: Result, evaluate: Callable[[], Result]) -> Result:
+    """The row's result, or `blank` with the error: the other rows need not suffer."""
+    try:
+        return evaluate()
+    except Exception as error:
+        if os.environ.get("OPENJEPA_DEBUG"):
+            raise
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        return replace(blank, skipped=f"{FAILED}{kind}{error}")
+
+
+def _suite_rows(suite: str, names: Sequence[str]) -> list[SuiteRow]:
+    """The rows of a suite that are asked for; all where none is named."""
+    if suite not in SUITES:
+        raise ValueError(f"suite={suite!r} does not exist: {nearest(suite, SUITES)}")
+    rows = {row.name: row for row in SUITES[suite]}
+    if unknown := [name for name in names if name not in rows]:
+        raise ValueError(f"tasks={unknown[0]!r} is no row of the suite {suite!r}: {nearest(unknown[0], rows)}")
+    return [row for row in rows.values() if not names or row.name in names]
+
+
+def _expected(rows: Sequence[SuiteRow]) -> str:
+    return ", ".join(dict.fromkeys(BENCHMARKS[row.benchmark].folders[0] for row in rows))
+
+
+def _row_settings(row: SuiteRow, settings: EvaluationSettings, is_named: bool) -> EvaluationSettings:
+    """The settings with what the row prescribes where they leave it open.
+
+    Low-shot settings are for the low-shot rows, and for other rows that are named in `tasks`.
+    """
+    shot = settings.low_shot
+    if row.is_low_shot and not shot.is_set():
+        shot = LowShotSettings(percent=1.0, seed=shot.seed)
+    if not (row.is_low_shot or is_named):
+        shot = LowShotSettings()
+    return replace(settings, protocols=settings.protocols or row.protocols, low_shot=shot)
+
+
+def _is_published_draw(row: SuiteRow, shot: LowShotSettings) -> bool:
+    """Whether so many labels are used as in the row's published numbers."""
+    return shot.list is not None or shot.percent == 1.0 if row.is_low_shot else not shot.is_set()
+
+
+def _described(blank: Result, row: SuiteRow, settings: EvaluationSettings) -> Result:
+    """With name, title and published numbers of a row; with another number of labels there are none to compare with."""
+    shot = settings.low_shot
+    if _is_published_draw(row, shot):
+        published = tuple(asdict(number) for number in PUBLISHED.get(row.name, ()))
+        return replace(blank, row=row.name, title=row.title, published=published)
+    few = "list of labels" if shot.list is not None else f"{shot.images_per_class} per class"
+    words = few if shot.percent is None else f"{shot.percent:g} % of the labels"
+    return replace(blank, row=row.name, title=f"{BENCHMARKS[row.benchmark].title}, {words}")
+
+
+def _variant(row: SuiteRow, settings: EvaluationSettings, config: EncoderConfig, encoder_name: str) -> str:
+    """What differs from the row of the suite `paper`, so that the rows of all suites have files of their own."""
+    paper = {item.name: item for item in SUITES["paper"]}.get(row.name, row)
+    protocols = fitting_protocols(TASKS[row.task], settings.protocols)
+    own = replace(settings, protocols=protocols or settings.protocols)
+    usual = _row_settings(paper, EvaluationSettings(), False)
+    return variant_name(own, config.image_size, view_size(settings, config), encoder_name, usual=usual)
+
+
+def _departures(row: SuiteRow, settings: EvaluationSettings, config: EncoderConfig) -> tuple[str, ...]:
+    """Settings by which the row is not what was published, in words. What the data says is added with the numbers."""
+    usual = EvaluationSettings()
+    changed = [name for name in ("linear_full", "finetune") if getattr(settings, name) != getattr(usual, name)]
+    size = view_size(settings, config)
+    return (
+        *(f"{name}.* is changed" for name in changed if name in settings.protocols),
+        *((f"images of {size[0]}x{size[1]} px",) if size != config.image_size else ()),
+        *((f"at most {settings.max_train_images} training images",) if settings.max_train_images is not None else ()),
+        *(("labels: a list of one's own",) if settings.low_shot.list is not None and not row.is_low_shot else ()),
+    )

@@ -1,75 +1,121 @@
-"""Results of an evaluation as tables in the terminal."""
+"""Results of an evaluation as tables in the terminal, whole at 80 columns."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from openjepa.evaluation.results import Metric, Result
 
 SUBJECT_NAMES = {"encoder": "trained", "untrained": "untrained", "pixels": "pixels"}
 SELECTION_WORDS = {"both": "held_out; paper where the probe's name says so"}
+PAPER_SUFFIX = " (paper)"
+"""Ends the name of a number whose settings were chosen on the test images, where a result holds both kinds."""
+ANY_PROTOCOL = ("linear", "fine-tuned")
+"""What a published number of protocol `any` is the better of (I-JEPA, Table 2)."""
+OUR_METHOD = "I-JEPA"
+SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
+GAP = 2
+"""Characters between two columns: one of the box, one of padding."""
+NARROWEST_NAME = 12
+"""Columns of the probe's name at least; narrower terminals fold the numbers."""
 
 
 def percent(metric: Metric) -> str:
-    """`61.4 ± 0.5`, in percent; with several seeds `61.4 ± 0.5 (3 seeds: 0.2)`."""
-    seeds = f" ({metric.seeds} seeds: {100 * metric.spread:.1f})" if metric.spread is not None else ""
-    return f"{100 * metric.value:.1f} ± {100 * metric.standard_error:.1f}{seeds}"
+    """`61.4 ± 0.5`, value and standard error in percent; of several seeds their standard deviation behind a sigma."""
+    spread = f" {SIGMA}{100 * metric.spread:.1f}" if metric.spread is not None else ""
+    return f"{100 * metric.value:.1f} ± {100 * metric.standard_error:.1f}{spread}"
+
+
+def follows_published(result: Result, probe: str) -> bool:
+    """Whether a number is measured as one of those published for its row: the same probe, and nothing that departs from it."""
+    protocols = {str(item.get("protocol")) for item in result.published}
+    plain = probe.removesuffix(PAPER_SUFFIX)
+    return not result.departures and (plain in protocols or ("any" in protocols and plain in ANY_PROTOCOL))
 
 
 def print_results(results: Sequence[Result], console: Console | None = None) -> None:
-    """One table over all tasks, in percent with the standard error, baselines beside; then the paper's numbers, and remarks."""
+    """Every number in percent with its standard error, baselines beside; then the paper's numbers, and remarks."""
     console = console or Console()
     done = [result for result in results if result.skipped is None]
     for selection in dict.fromkeys(result.selection for result in done):
-        console.print(_table([result for result in done if result.selection == selection], selection))
+        for kind in ("Accuracy", "Mean intersection over union"):
+            _print_numbers([result for result in done if result.selection == selection], kind, selection, console)
     if any(result.published for result in done):
-        console.print(_beside_the_paper([result for result in done if result.published]))
+        _print_beside([result for result in done if result.published], console)
     if any(result.measures for result in done):
+        _say("Quality without labels, features of the test images", console, "italic")
         console.print(_without_labels([result for result in done if result.measures]))
     for result in done:
         _print_remarks(result, console)
     if done:
-        console.print("majority: always answering the most frequent class of the training images", style="dim", highlight=False)
+        _say("majority: always answering the most frequent class of the training images", console, "dim")
     for result in results:
         if result.skipped is not None:
-            console.print(f"{result.title}: skipped, {result.skipped}", style="yellow", highlight=False)
+            _say(f"{result.title}: skipped, {result.skipped}", console, "yellow")
+
+
+def _say(line: str, console: Console, style: str = "") -> None:
+    # Text: a title may hold brackets, which are markup elsewhere
+    console.print(Text(line, style), highlight=False)
 
 
 def _print_remarks(result: Result, console: Console) -> None:
     for name, metric in result.subjects["encoder"].metrics.items():
-        console.print(f"{result.title}, {name}: best head {metric.chosen}", style="dim", highlight=False)
+        which = "best head of the first seed" if metric.seeds > 1 else "best head"
+        _say(f"{result.title}, {name}: {which} {metric.chosen}", console, "dim")
     if any(result.dropped.values()):
         lost = ", ".join(f"{number} of {split}" for split, number in result.dropped.items() if number)
-        console.print(f"{result.title}: unreadable images left out: {lost}", style="yellow", highlight=False)
+        _say(f"{result.title}: unreadable images left out: {lost}", console, "yellow")
     if result.variant:
-        console.print(f"{result.title}: not the run's own, kept as eval/{result.file_name}", highlight=False)
+        _say(f"{result.title}: not the run's own, kept as eval/{result.file_name}", console)
 
 
-def _new_table(title: str) -> Table:
-    return Table(
-        title=title,
-        title_justify="left",
-        box=SIMPLE_HEAD,  # no lines between the columns: 80 characters must hold the longest title beside five numbers
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-        pad_edge=False,
-    )
+def _kind(probe: str) -> str:
+    return "Mean intersection over union" if probe.removesuffix(PAPER_SUFFIX).endswith("mIoU") else "Accuracy"
 
 
-def _table(results: Sequence[Result], selection: str) -> Table:
+def _print_numbers(results: Sequence[Result], kind: str, selection: str, console: Console) -> None:
+    """One block of lines per task under one heading; all blocks have columns of the same widths."""
+    blocks = [(result, probes) for result in results if (probes := _probes(result, kind))]
+    if not blocks:
+        return
     subjects = [name for name in SUBJECT_NAMES if any(name in result.subjects for result in results)]
-    words = SELECTION_WORDS.get(selection, selection)
-    table = _new_table(f"Accuracy in % ± standard error, selection: {words}")
-    table.add_column("task")  # folds between words
-    table.add_column("probe", no_wrap=True)
-    for heading in (*(SUBJECT_NAMES[name] for name in subjects), "majority"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for result in results:
-        for metric in result.subjects["encoder"].metrics:
-            cells = [_cell(result, name, metric) for name in subjects]
-            table.add_row(f"{result.title} ({result.num_test:,} images)", metric, *cells, f"{100 * result.chance:.1f}")
+    seeds = sorted({result.subjects["encoder"].metrics[probe].seeds for result, probes in blocks for probe in probes} - {1})
+    spread = f" and {SIGMA}, the standard deviation over {' or '.join(map(str, seeds))} seeds" if seeds else ""
+    _say(f"{kind} in % ± standard error{spread}, selection: {SELECTION_WORDS.get(selection, selection)}", console, "italic")
+    lines = [(probe, *(_cell(result, name, probe) for name in subjects)) for result, probes in blocks for probe in probes]
+    headings = ("probe", *(SUBJECT_NAMES[name] for name in subjects))
+    widths = _widths([headings, *lines], console.width)
+    console.print(_grid(headings, widths, has_head=True))
+    for result, probes in blocks:
+        # a line of its own: beside the numbers of several seeds a column for it would be cut at 80 columns
+        _say(f"{result.title} ({result.num_test:,} images, majority {100 * result.chance:.1f})", console, "bold")
+        table = _grid(headings, widths, has_head=False)
+        for probe in probes:
+            table.add_row(probe, *(_cell(result, name, probe) for name in subjects))
+        console.print(table)
+    console.print()
+
+
+def _probes(result: Result, kind: str) -> list[str]:
+    return [probe for probe in result.subjects["encoder"].metrics if _kind(probe) == kind]
+
+
+def _widths(lines: Sequence[Sequence[str]], most: int) -> list[int]:
+    """Widths of the columns: as wide as their longest cell; where that is too much, the first one folds."""
+    longest = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    room = most - sum(longest[1:]) - GAP * len(longest[1:])
+    return [max(NARROWEST_NAME, min(longest[0], room)), *longest[1:]]
+
+
+def _grid(headings: Sequence[str], widths: Sequence[int], has_head: bool) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), show_edge=False, pad_edge=False, show_header=has_head)
+    for number, (heading, width) in enumerate(zip(headings, widths, strict=True)):
+        table.add_column(heading, width=width, justify="right" if number else "left", overflow="fold")
     return table
 
 
@@ -79,27 +125,56 @@ def _cell(result: Result, subject: str, metric: str) -> str:
     return percent(numbers.metrics[metric]) if numbers is not None and metric in numbers.metrics else "-"
 
 
-def _beside_the_paper(results: Sequence[Result]) -> Table:
-    """Ours beside the published numbers of the same row."""
-    table = _new_table("Beside published numbers (I-JEPA, arXiv 2301.08243), in %")
-    table.add_column("task")
-    table.add_column("ours", no_wrap=True)
-    table.add_column("published")
-    for result in results:
-        ours = ", ".join(f"{name} {100 * metric.value:.1f}" for name, metric in result.subjects["encoder"].metrics.items())
-        theirs = ", ".join(f"{item['method']} {item['architecture']} {item['value']}" for item in result.published)
-        table.add_row(result.title, ours, theirs)
-    return table
+def _print_beside(results: Sequence[Result], console: Console) -> None:
+    """Ours, then I-JEPA's published numbers of the same row and the best of another method, one line each."""
+    _say("Beside published numbers (I-JEPA, arXiv 2301.08243), in %", console, "italic")
+    blocks = [[*_our_lines(result), *_their_lines(result.published)] for result in results]
+    names, values = (max(len(line[column]) for lines in blocks for line in lines) for column in (0, 1))
+    for result, lines in zip(results, blocks, strict=True):
+        _say(result.title, console, "bold")
+        if result.departures:
+            _say(f"not the published protocol: {', '.join(result.departures)}", console, "yellow")
+        table = Table(box=None, padding=(0, 1, 0, 1), show_edge=False, pad_edge=False, show_header=False)
+        table.add_column(width=names)
+        table.add_column(width=values, justify="right")
+        table.add_column()
+        for line in lines:
+            table.add_row(*line)
+        console.print(table)
+    console.print()
+
+
+def _our_lines(result: Result) -> list[tuple[str, str, str]]:
+    return [
+        (
+            f"ours: {name.removesuffix(PAPER_SUFFIX)}",
+            percent(metric),
+            f"{metric.selection}, {'the paper' if follows_published(result, name) else 'not the paper'}'s protocol",
+        )
+        for name, metric in result.subjects["encoder"].metrics.items()
+    ]
+
+
+def _their_lines(published: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    ordered = sorted(published, key=lambda item: -float(item["value"]))
+    same = [item for item in ordered if item["method"] == OUR_METHOD]
+    others = [item for item in ordered if item["method"] != OUR_METHOD]
+    return [*(_their_line(item, "") for item in same), *(_their_line(item, "best other: ") for item in others[:1])]
+
+
+def _their_line(item: Mapping[str, Any], what: str) -> tuple[str, str, str]:
+    epochs = f", {item['epochs']} epochs" if item["epochs"] else ""
+    return f"{what}{item['method']} {item['architecture']}", f"{float(item['value']):.1f}", f"{item['source']}{epochs}"
 
 
 def _without_labels(results: Sequence[Result]) -> Table:
     """What the features of the test images say without labels."""
-    table = _new_table("Quality without labels, features of the test images")
     names = list(dict.fromkeys(name for result in results for numbers in result.measures.values() for name in numbers))
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     table.add_column("task")
     table.add_column("features of")
     for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     for result in results:
         for subject, numbers in result.measures.items():
             cells = [f"{numbers[name]:.2f}" if name in numbers else "-" for name in names]

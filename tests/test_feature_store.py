@@ -195,6 +195,26 @@ def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
         extract_features(Pass(broken=tuple(range(NUM))).view(), both(), tmp_path)
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_features_that_are_not_finite_are_an_error_that_names_the_image(tmp_path: Path, dtype: str) -> None:
+    extractors = both()
+    original = extractors["encoder"].extract
+
+    @torch.inference_mode()
+    def broken(images: Tensor) -> Tensor:
+        rows = original(images).clone()
+        for index, value in ((19, torch.nan), (40, torch.inf)):
+            rows[(images == image(index)).flatten(1).all(dim=1), 3] = value
+        return rows
+
+    extractors["encoder"].extract = broken  # type: ignore[method-assign]
+    words = r"features of 2 of 49 images of the train split, of 'encoder' are not finite \(the first is of 19\).*fp32"
+    for _ in range(2):  # also where they come from the folder
+        with pytest.raises(ValueError, match=words):
+            extract_features(Pass(broken=(2,)).view(), extractors, tmp_path, dtype)
+    extract_features(Pass().view(), {"encoder": encoder_features()}, tmp_path / "other", dtype)
+
+
 def test_a_killed_program_is_continued(tmp_path: Path) -> None:
     """SIGKILL, so that nothing can be tidied up; every row was noted at once."""
     code = (

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from openjepa.measures import knn
 from openjepa.measures.accuracy import Accuracy, top1
 from openjepa.measures.collapse import CollapseStatistics, collapse_statistics, trivial_losses, verdict
 from openjepa.measures.knn import knn_accuracy, knn_predictions
@@ -130,6 +131,16 @@ def test_neighbors_vote_as_in_the_definition() -> None:
     found = knn_predictions(train, labels, test, (1, 7, 30, 400), 0.07, chunk_size=4)
     for k, predictions in found.items():
         assert predictions.tolist() == slow_neighbors(train, labels, test, min(k, 40), 0.07), k
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("side", ["train", "test"])
+def test_neighbors_of_what_is_not_finite_are_an_error(side: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knn, "KEY_CHUNK", 8)  # five chunks of keys
+    sides = {"train": random(40, 6), "test": random(15, 6, seed=1)}
+    sides[side][13, 2] = value
+    with pytest.raises(ValueError, match="features that are finite"):
+        knn_predictions(sides["train"], torch.arange(40) % 5, sides["test"], (1, 7), chunk_size=4)
 
 
 def test_an_image_is_its_own_nearest_neighbor() -> None:

@@ -219,8 +219,8 @@ def _check_finite(name: str, features: Features, view: View) -> None:
     if len(broken):
         first = view.source.name(int(features.indices[broken[0]]))
         raise ValueError(
-            f"features of {len(broken):,} of the {len(features.rows):,} images of the {view.split} split, made by {name!r}, are "
-            f"not finite (the first is of {first}): try --precision fp32; where that does not help, its weights are not finite "
+            f"features of {len(broken):,} of {len(features.rows):,} images of the {view.split} split, of {name!r} are not "
+            f"finite (the first is of {first}): try --precision fp32; where that does not help, its weights are not finite "
             "or too large"
         )
 

@@ -106,9 +106,18 @@ def is_large(features: Shaped[Tensor, "n D"]) -> bool:
 
 
 def moments(features: Shaped[Tensor, "n D"], device: torch.device) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
-    """Mean and variance (divided by n) of each dimension, in two passes, summed over chunks in float64."""
+    """Mean and variance (divided by n) of each dimension, in two passes, summed over chunks in float64.
+
+    Raises ValueError where features, or squares of them, are not finite: what is computed of them would mean nothing.
+    """
     mean = _mean_of(features, None, device)
-    return mean, _mean_of(features, mean, device)
+    variance = _mean_of(features, mean, device)
+    if not bool(torch.isfinite(variance).all()):
+        raise ValueError(
+            f"{int((~torch.isfinite(variance)).sum())} of {features.shape[1]} dimensions of the features hold numbers that are "
+            "not finite, or too large to be squared: try --precision fp32; where that does not help, look at the weights"
+        )
+    return mean, variance
 
 
 def _mean_of(features: Shaped[Tensor, "n D"], center: Float[Tensor, " D"] | None, device: torch.device) -> Float[Tensor, " D"]:

@@ -32,6 +32,7 @@ EVALUATION_RANGES: dict[str, tuple[float, float, str]] = {
     "low_shot.seed": _NOT_NEGATIVE,
     "logistic.penalties": _POSITIVE,
     "logistic.gradient_norm": _POSITIVE,
+    "logistic.relative_gradient": _POSITIVE,
     "logistic.iterations": _COUNT,
     "linear_full.epochs": _COUNT,
     "linear_full.batch_size": _COUNT,

@@ -225,6 +225,45 @@ def test_accuracy_does_not_depend_on_the_scale_of_the_features() -> None:
     )
 
 
+def test_how_far_heads_are_from_the_optimum_is_told() -> None:
+    split = clusters(120, 0.3, 1, width=20)
+    features = split.features["last"].double()
+    probe, decays = prepare(features, split.labels, "linear"), [1.0, 1e-2, 1e-6]
+    heads = probe.solve(None, decays, 100)
+    told = probe.remaining(heads, decays)
+    rows = probe.rotated.rows.materialize()
+    for number, (decay, found) in enumerate(zip(decays, told, strict=True)):
+        weight = heads.weight[:, number].clone().requires_grad_()
+        bias = heads.bias[number].clone().requires_grad_()
+        loss = torch.nn.functional.cross_entropy(rows @ weight + bias, split.labels) + decay / 2 * weight.square().sum()
+        gradients = torch.autograd.grad(loss, (weight, bias))
+        norm = float(torch.cat([each.flatten() for each in gradients]).norm())
+        assert found["gradient_norm"] == pytest.approx(norm, rel=1e-6)
+        weight = weight.detach()
+        assert found["relative_gradient"] == pytest.approx(norm / (decay * float(weight.norm())), rel=1e-6)
+        theirs = reference(rows, split.labels, decay)[0]
+        assert float((weight - theirs).norm() / weight.norm()) <= found["relative_gradient"] + 1e-6
+    assert told[0]["relative_gradient"] < 0.01 and told[2]["relative_gradient"] > 1  # the weakest was stopped early
+
+
+@pytest.mark.parametrize("selection", ["held_out", "paper"])
+def test_the_result_tells_it_of_the_chosen_head(selection: str) -> None:
+    train, test = clusters(200, 1.2, 1), clusters(200, 1.2, 2)
+    result = evaluate_linear(train, test, replace(SETTINGS, selection=selection))
+    (head,) = (head for head in result.heads if head.chosen)
+    probe, decay = prepare(train.features[head.features], train.labels, head.head), float(head.setting.split()[-1])
+    # heads that are solved together do not change one another
+    assert result.extra == pytest.approx(probe.remaining(probe.solve(None, [decay], SETTINGS.iterations), [decay])[0], rel=1e-2)
+
+
+@pytest.mark.parametrize("protocol", ["linear", "knn", "logistic"])
+def test_features_that_are_not_finite_are_named(protocol: str) -> None:
+    train = clusters(100, 1, 1)
+    train.features["last"][17, 3] = torch.nan
+    with pytest.raises(ValueError, match=r"finite.*try --precision fp32"):
+        PROTOCOLS[protocol].load()(train, clusters(50, 1, 2), SETTINGS)
+
+
 def test_constant_features_give_the_majority() -> None:
     labels = torch.tensor([1] * 70 + [0] * 30)
     split = LabeledFeatures({"last": torch.ones(100, 5)}, labels)

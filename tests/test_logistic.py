@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from openjepa.evaluation import newton
 from openjepa.evaluation.logistic import Standardized, _between, evaluate_logistic, standardize
-from openjepa.evaluation.newton import Objective, minimize
+from openjepa.evaluation.newton import Objective, Solution, minimize
 from openjepa.evaluation.protocol import LabeledFeatures, held_out_rows
 from openjepa.evaluation.rows import Rows
 from openjepa.evaluation.solver import Heads
@@ -163,6 +163,38 @@ def test_the_search_stops_where_the_passes_end_and_says_the_norm() -> None:
     stopped = minimize(problem, None, 1e-12, 4)
     assert stopped.gradient_norm > 1e-12 and stopped.value < start.value and stopped.passes <= 4 + newton.MAX_HALVINGS
     assert stopped.gradient_norm == problem.at(stopped.heads).gradient_norm
+
+
+def test_weak_penalties_are_solved_as_well_as_strong_ones() -> None:
+    features, labels = clusters(300, 64, 20, 1, torch.float32)
+    problem, penalties = standardize(features, labels), [1e-2, 1e-3, 1e-5]
+    loose, ours = (
+        list(problem.sweep(penalties, LogisticSettings(relative_gradient=each)))
+        for each in (math.inf, LogisticSettings().relative_gradient)
+    )
+    best = standardize(features.double(), labels).sweep(penalties, TIGHT)
+
+    def distance(found: Solution, exact: Solution) -> float:
+        # weights out of the axes, which float32 and float64 may choose differently
+        return float((weights(found) - weights(exact)).norm() / weights(exact).norm())
+
+    def weights(found: Solution) -> Tensor:
+        turned = problem if found.heads.weight.dtype == torch.float32 else standardize(features.double(), labels)
+        return turned.weights(found.heads)[0].double()
+
+    exact = list(best)
+    assert max(distance(*pair) for pair in zip(ours, exact, strict=True)) <= 0.01
+    assert distance(loose[-1], exact[-1]) > 0.02 and loose[-1].gradient_norm <= 1e-4  # the norm alone says little
+    for penalty, found in zip(penalties, ours, strict=True):
+        share = found.gradient_norm / (penalty * float(found.heads.weight.norm()))
+        assert found.relative_gradient == pytest.approx(share, rel=1e-5) and share <= 0.01 and not found.ran_out
+
+
+def test_a_penalty_that_ran_out_of_passes_is_warned_of() -> None:
+    few = replace(SETTINGS, logistic=LogisticSettings(penalties=(1e-1, 1e-5), iterations=30))
+    with pytest.warns(UserWarning, match=r"not solved within logistic.iterations=30 passes for lambda 1e-05 \(norm .*") as told:
+        result = evaluate_logistic(split(400, 1), split(300, 2), replace(few, selection="paper"))
+    assert len(told) == 1 and set(result.extra) == {"gradient_norm", "relative_gradient", "top5"}
 
 
 def split(number: int, seed: int, num_classes: int = 8) -> LabeledFeatures:

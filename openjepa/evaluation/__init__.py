@@ -81,7 +81,7 @@ def _entry(load: Callable[[], Callable[..., Any]], kind: Kind, metric: str, summ
 
 PROTOCOLS: dict[ProtocolName, ProtocolEntry] = {
     "linear": _entry(
-        _linear, "features", "linear-cached", "linear heads on features of the test view, solved exactly; minutes"
+        _linear, "features", "linear-cached", "linear heads on features of the test view, without augmentation; minutes"
     ),
     "knn": _entry(_knn, "features", "k-NN", "weighted k-nearest neighbors on the same features"),
     "logistic": _entry(_logistic, "features", "logistic", "L2 logistic regression with a sweep (low-shot, as MSN)"),

@@ -1,8 +1,13 @@
-"""Linear probe on cached features (`linear-cached`): four kinds of head, each solved for many weight decays at once.
+"""Linear probe on cached features (`linear-cached`): four kinds of head, each fitted for many weight decays at once.
 
 As in I-JEPA's evaluation the heads are {last layer, last four layers} x {linear, BatchNorm + linear}, and the best of them is
 reported. Not the paper's protocol: features are those of the center crop, computed once, so that nothing is augmented, and
-the heads are solved to convergence over a sweep of weight decays instead of trained by LARS over a sweep of learning rates.
+the heads are fitted by full-batch accelerated gradient descent over a sweep of weight decays instead of trained by LARS over a
+sweep of learning rates.
+
+Early stopping is part of the protocol: a head ends near the optimum of its weight decay where that is strong or images are
+many, and before it where the decay is weak and the classes are separable (`solver.solve`). `extra` says how far the chosen head
+is from it. With 1000 generated images of width 256 and decay 1e-6 the optimum was 2 points less accurate than the head here.
 """
 
 from collections.abc import Sequence
@@ -13,7 +18,7 @@ from torch import Tensor
 
 from openjepa.evaluation.protocol import HeadResult, LabeledFeatures, ProtocolResult, chosen_first, held_out_rows
 from openjepa.evaluation.rows import Rows, moments
-from openjepa.evaluation.solver import Components, Heads, Rotated, rotate, solve
+from openjepa.evaluation.solver import Components, Heads, Rotated, gradient_norms, relative_gradients, rotate, solve
 from openjepa.measures.accuracy import Accuracy, top1
 from openjepa.settings.evaluation import EvaluationSettings
 
@@ -37,13 +42,20 @@ class Prepared:
         return Rows(features, self.mean, self.scale[:, None] * self.rotated.components.axes)
 
     def solve(self, rows: Int[Tensor, " m"] | None, weight_decays: Sequence[float], iterations: int) -> Heads:
-        """One head per weight decay from some rows, or from all."""
+        """One head per weight decay from some rows, or from all; weak ones are stopped early."""
         every, variances = self.rotated.rows, self.rotated.components.variances
         if rows is None:
             return solve(every, self.labels, self.num_classes, variances, weight_decays, iterations)
         # m of n rows: X_m' X_m / m is nowhere larger than X' X / n times n / m
         bound = variances * (len(self.labels) / len(rows))
         return solve(every.select(rows), self.labels[rows], self.num_classes, bound, weight_decays, iterations)
+
+    def remaining(self, heads: Heads, weight_decays: Sequence[float]) -> list[dict[str, float]]:
+        """How far heads of all rows are from the optimum: norm of the gradient, and its share of weight decay x |W|."""
+        norms = gradient_norms(heads, self.rotated.rows, self.labels, weight_decays)
+        shares = relative_gradients(norms, heads, weight_decays)
+        pairs = zip(norms.tolist(), shares.tolist(), strict=True)
+        return [{"gradient_norm": norm, "relative_gradient": share} for norm, share in pairs]
 
 
 def prepare(
@@ -81,20 +93,23 @@ def evaluate_linear(train: LabeledFeatures, test: LabeledFeatures, settings: Eva
 
     `held_out`: the weight decay of each head and then the head are chosen on 10 % of `train`, solved on the other 90 %; the
     chosen weight decays are then solved anew on all of `train`. `paper`: solved on all of `train`, best on `test`.
+    `extra`: the norm of the objective's gradient at the chosen head, and its share of weight decay x |W|: at 0.1 the weights
+    are about a tenth from the optimum's at most, above 1 the head was stopped early.
     """
     sweep = _sweep_on_test if settings.selection == "paper" else _sweep_held_out
-    heads = [head for features in train.features for kind in KINDS for head in sweep(train, test, features, kind, settings)]
+    fitted = [each for features in train.features for kind in KINDS for each in sweep(train, test, features, kind, settings)]
+    heads = [head for head, _ in fitted]
     best = chosen_first(heads, settings.selection)
     heads[best] = replace(heads[best], chosen=True)
     accuracy = heads[best].test_accuracy
     error = Accuracy(accuracy, len(test.labels)).standard_error
-    return ProtocolResult(accuracy, error, tuple(heads), settings.selection)
+    return ProtocolResult(accuracy, error, tuple(heads), settings.selection, fitted[best][1])
 
 
 def _sweep_held_out(
     train: LabeledFeatures, test: LabeledFeatures, features: str, kind: str, settings: EvaluationSettings
-) -> list[HeadResult]:
-    """One head: the weight decay that is best on the held-out part, solved anew on everything.
+) -> list[tuple[HeadResult, dict[str, float]]]:
+    """One head: the weight decay that is best on the held-out part, solved anew on everything; and how far from the optimum.
 
     Means, scales and axes are those of the whole training split; they know no labels.
     """
@@ -106,19 +121,21 @@ def _sweep_held_out(
     best = scores.index(max(scores))
     final = prepared.solve(None, [decays[best]], settings.iterations)
     accuracy = top1(final.predict(prepared.project(test.features[features]))[0], test.labels).value
-    return [HeadResult(features, kind, _words(decays[best]), scores[best], accuracy)]
+    head = HeadResult(features, kind, _words(decays[best]), scores[best], accuracy)
+    return [(head, prepared.remaining(final, [decays[best]])[0])]
 
 
 def _sweep_on_test(
     train: LabeledFeatures, test: LabeledFeatures, features: str, kind: str, settings: EvaluationSettings
-) -> list[HeadResult]:
-    """All weight decays of one head, solved on all of the training split."""
+) -> list[tuple[HeadResult, dict[str, float]]]:
+    """All weight decays of one head, solved on all of the training split; and how far each is from the optimum."""
     decays = _strongest_first(settings)
     prepared = _prepared(train, features, kind)
     heads = prepared.solve(None, decays, settings.iterations)
     predictions = heads.predict(prepared.project(test.features[features]))
     scores = [top1(predicted, test.labels).value for predicted in predictions]
-    return [HeadResult(features, kind, _words(decay), None, score) for decay, score in zip(decays, scores, strict=True)]
+    results = [HeadResult(features, kind, _words(decay), None, score) for decay, score in zip(decays, scores, strict=True)]
+    return list(zip(results, prepared.remaining(heads, decays), strict=True))
 
 
 def _strongest_first(settings: EvaluationSettings) -> list[float]:

@@ -11,6 +11,7 @@ intercept here is not penalized, as scikit-learn's, whose C is 1 / (n lambda).
 """
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -73,7 +74,8 @@ class Standardized:
                 rough = max(ROUGH, settings.gradient_norm)
                 found = minimize(replace(problem, penalty=between), start, rough, settings.iterations)
                 start, passes = found.heads, passes + found.passes
-            solution = minimize(replace(problem, penalty=penalty), start, settings.gradient_norm, settings.iterations)
+            goal = (settings.gradient_norm, settings.iterations, settings.relative_gradient)
+            solution = minimize(replace(problem, penalty=penalty), start, *goal)
             start, before = solution.heads, penalty
             yield replace(solution, passes=passes + solution.passes)
 
@@ -95,7 +97,8 @@ def evaluate_logistic(train: LabeledFeatures, test: LabeledFeatures, settings: E
 
     `held_out`: lambda is chosen on 10 % of `train`, solved on the other 90 %; the chosen one is then solved on all of `train`.
     `paper`: solved on all of `train`, the best on `test`. Only the first kind of features (the last layer, or pixels) is used.
-    `extra`: the norm of the gradient at the solution, and top-5 where there are more than five classes.
+    `extra`: the norm of the gradient at the solution, also as a share of lambda |W|, and top-5 where there are more than five
+    classes. Warns where the search for some lambda has ended before its gradient was small enough.
     """
     penalties = _strongest_first(settings.logistic)
     kind = next(iter(train.features))
@@ -103,13 +106,14 @@ def evaluate_logistic(train: LabeledFeatures, test: LabeledFeatures, settings: E
     queries = problem.project(test.features[kind])
     if settings.selection == "paper":
         solutions = list(problem.sweep(penalties, settings.logistic))
+        _warn_of_unsolved(penalties, solutions, settings.logistic)
         heads = [_head(kind, p, None, _accuracy(s, queries, test.labels)) for p, s in zip(penalties, solutions, strict=True)]
     else:
         heads, solutions = _held_out(problem, kind, queries, test.labels, penalties, settings)
     best = chosen_first(heads, settings.selection)
     heads[best] = replace(heads[best], chosen=True)
     accuracy = heads[best].test_accuracy
-    extra = {"gradient_norm": solutions[best].gradient_norm}
+    extra = {"gradient_norm": solutions[best].gradient_norm, "relative_gradient": solutions[best].relative_gradient}
     if problem.num_classes > TOP:
         extra["top5"] = _top(solutions[best].heads, queries, test.labels)
     error = Accuracy(accuracy, len(test.labels)).standard_error
@@ -131,7 +135,20 @@ def _held_out(
     scores = [_accuracy(solution, known, problem.labels[held]) for solution in solutions]
     best = scores.index(max(scores))
     (final,) = problem.sweep([penalties[best]], settings.logistic, start=solutions[best].heads)
+    _warn_of_unsolved([*penalties, penalties[best]], [*solutions, final], settings.logistic)
     return [_head(kind, penalties[best], scores[best], _accuracy(final, queries, answers))], [final]
+
+
+def _warn_of_unsolved(penalties: list[float], solutions: list[Solution], settings: LogisticSettings) -> None:
+    """One warning for all of them."""
+    unsolved = [(each, found) for each, found in zip(penalties, solutions, strict=True) if found.ran_out]
+    if unsolved:
+        words = ", ".join(f"{each:g} (norm {found.gradient_norm:.1e})" for each, found in unsolved)
+        warnings.warn(
+            f"logistic regression was not solved within logistic.iterations={settings.iterations} passes for lambda {words}: "
+            "raise --logistic.iterations, or leave out the weakest of --logistic.penalties",
+            stacklevel=3,
+        )
 
 
 def _head(kind: str, penalty: float, held_out: float | None, on_test: float) -> HeadResult:

@@ -7,6 +7,7 @@ every p (solver.py) is hundreds of times too large. Products may be rounded to b
 gradient never is.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from openjepa.engine.device import supports_bf16
 from openjepa.evaluation.rows import Rows
-from openjepa.evaluation.solver import Heads
+from openjepa.evaluation.solver import ROUNDING, Heads, relative_gradients
 
 CHUNK_LOGITS = 2**20
 """Probabilities that are worked on at a time on a processor, about what its cache holds; elsewhere 16 times as many."""
@@ -53,6 +54,10 @@ class Point:
         """Of all weights and biases."""
         return float(self.gradient.dot(self.gradient).sqrt())
 
+    def relative_gradient(self, penalty: float) -> float:
+        """The gradient's norm as a share of penalty |W|."""
+        return float(relative_gradients(self.gradient.dot(self.gradient).sqrt(), self.heads, [penalty]))
+
 
 @dataclass(frozen=True)
 class Solution:
@@ -63,8 +68,12 @@ class Solution:
     value: float
     """Mean cross-entropy + penalty / 2 |W|^2."""
     gradient_norm: float
+    relative_gradient: float
+    """`gradient_norm` / (penalty |W|): see `relative_gradients`."""
     passes: int
     """Over the images: one for each gradient or product with the Hessian."""
+    ran_out: bool
+    """Whether the passes ended before the gradient was small enough."""
 
 
 @dataclass(frozen=True)
@@ -149,14 +158,24 @@ class Objective:
         return torch.softmax(torch.addmm(bias, chunk.to(weight.dtype), weight), dim=1)
 
 
-def minimize(objective: Objective, start: Heads | None, tolerance: float, most_passes: int) -> Solution:
-    """Newton steps from `start` (None: zeros) until the gradient's norm is below `tolerance`, or `most_passes` are spent.
+def minimize(
+    objective: Objective, start: Heads | None, tolerance: float, most_passes: int, relative: float = math.inf
+) -> Solution:
+    """Newton steps from `start` (None: zeros) until the gradient is small enough, or `most_passes` are spent.
 
-    Where a whole step from rounded products does not halve the gradient, the next ones are computed without rounding.
+    Small enough: its norm is at most `tolerance`, and at most `relative` times penalty |W|. Where a whole step from rounded
+    products does not halve the gradient, the next ones are computed without rounding.
     """
+
+    rounding = ROUNDING * torch.finfo(objective.rows.dtype).eps
+
+    def is_solved(point: Point) -> bool:
+        is_near = point.gradient_norm <= rounding or point.relative_gradient(objective.penalty) <= relative
+        return point.gradient_norm <= tolerance and is_near
+
     point = objective.at(objective.zeros() if start is None else start)
     passes = 1
-    while point.gradient_norm > tolerance and passes < most_passes:
+    while not is_solved(point) and passes < most_passes:
         step, products = _newton_step(objective, point, min(MAX_PRODUCTS, most_passes - passes))
         found, gradients = _line_search(objective, point, step)
         passes += products + gradients
@@ -166,7 +185,9 @@ def minimize(objective: Objective, start: Heads | None, tolerance: float, most_p
         point = point if found is None else found
         if is_poor:
             objective = replace(objective, rounded=None)
-    return Solution(point.heads, point.value, point.gradient_norm, passes)
+    ran_out = not is_solved(point) and passes >= most_passes
+    share = point.relative_gradient(objective.penalty)
+    return Solution(point.heads, point.value, point.gradient_norm, share, passes, ran_out)
 
 
 def _newton_step(objective: Objective, point: Point, most_products: int) -> tuple[Heads, int]:

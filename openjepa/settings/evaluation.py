@@ -33,7 +33,7 @@ class EvaluationSettings:
     weight_decays: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
     """Swept for the linear heads, which are all solved at once (features have unit variance, the loss is a mean)."""
     iterations: int = 100
-    """Most iterations of the solver of the linear heads; it ends earlier where nothing changes any more."""
+    """Most iterations of the solver of the linear heads; it ends earlier where a step gains little (early stopping)."""
     neighbors: tuple[int, ...] = (10, 20, 100)
     """k of the k-nearest-neighbor classifier."""
     neighbor_temperature: float = 0.07

@@ -1,10 +1,11 @@
 """A report as its reader sees it."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 from openjepa.evaluation import PROTOCOLS
+from openjepa.evaluation.published import PUBLISHED
 from openjepa.evaluation.results import Metric, Result, SubjectResult
 from openjepa.evaluation.suite import SUITES
 from openjepa.report import write_report
@@ -49,12 +50,10 @@ def write_suite(folder: Path, suite: str = "paper", shift: float = 0.0, seeds: i
     """eval/*.json of a suite as the evaluation writes them: every number 0.4 + `shift`, two rows skipped, both selections."""
     for row in SUITES[suite]:
         blank = Result(row.task, row.title, "run", "target", "both", data=f"{row.benchmark}: 100 images", variant="both")
-        words = row.words()
-        blank = replace(blank, row=words["row"], published=words["published"])
+        blank = replace(blank, row=row.name, published=[asdict(number) for number in PUBLISHED.get(row.name, ())])
         if row.benchmark in ("places205", "inat18"):
-            replace(blank, skipped=f"{row.benchmark} is not in the folder of the benchmarks: see `openjepa data`").write(
-                folder / "eval"
-            )
+            reason = f"{row.benchmark} is not in the folder of the benchmarks: see `openjepa data`"
+            replace(blank, skipped=reason, variant="").write(folder / "eval")
             continue
         names = [PROTOCOLS[name].metric for name in row.protocols]
         names += [f"{name} (paper)" for name in names]

@@ -3,18 +3,24 @@
 import json
 import re
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.published import PUBLISHED
+from openjepa.evaluation.results import Result, SubjectResult
+from openjepa.evaluation.suite import SUITES
+from openjepa.evaluation.tables import follows_published
 from openjepa.report.comparison import Comparison, Number, compares, comparisons
 from openjepa.report.probes import measured, table
 from openjepa.report.quality import qualities
 from openjepa.report.reading import read_run
+from openjepa.report.remarks import skipped_tasks
 from openjepa.report.strips import LEFT, RIGHT, WIDTH, draw_strip, place
 from tests.example_run import write_evaluations, write_run, write_variant
-from tests.report_page import HOSTILE, Page, page_of, poisoned, write_suite
+from tests.report_page import HOSTILE, Page, metric_of, page_of, poisoned, write_suite
 
 OLD = Path(__file__).parents[1] / "docs" / "results"
 
@@ -39,8 +45,8 @@ def test_the_axis_is_linear_from_0_to_100() -> None:
 def test_the_picture_has_every_number_at_its_place_highest_on_top() -> None:
     numbers = [
         Number(79.3, "", 0.0, "linear", "Table 1", None, "I-JEPA", "H/14", "300"),
-        Number(70.0, "1.0", 1.0, "linear", "paper", run=2, compares=True),
-        Number(61.0, "5.0", 5.0, "linear-cached", "held_out", run=0, compares=False),
+        Number(70.0, "1.0", 1.0, "linear", "paper", run=2),
+        Number(61.0, "5.0", 5.0, "linear-cached", "held_out", run=0, departures=("another probe",)),
     ]
     drawn = draw_strip(Comparison("ImageNet-1K", numbers))
     dots = re.findall(r'<circle class="(dot|ring) c(\d)" cx="([\d.]+)" cy="([\d.]+)"', drawn)
@@ -87,25 +93,93 @@ def test_only_the_papers_protocol_compares(probe: str, protocol: str, same: bool
     assert compares(probe, {protocol}) is same
 
 
+def changed(suite_run: Path, folder: Path, row: str, **changes: object) -> Comparison:
+    """The row of a copied run whose result has other fields (None: removed), beside the published numbers."""
+    shutil.copytree(suite_run, folder)
+    path = folder / "eval" / f"suite-{row}-both.json"
+    result = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in result.items() if value is not None}))
+    return next(item for item in comparisons([read_run(folder)]) if item.task == result["title"])
+
+
 @pytest.mark.parametrize("words", ["linear_full.epochs-1", "max1000", "5shot-seed1", "10pct"])
-def test_a_shortened_protocol_is_not_the_papers(words: str, suite_run: Path, tmp_path: Path) -> None:
-    shutil.copytree(suite_run, tmp_path / "run")
-    path = tmp_path / "run" / "eval" / "clevr_dist-both.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"variant": words}))
-    before, after = (
-        next(item for item in comparisons([read_run(folder)]) if item.task == "Clevr/Dist")
-        for folder in (suite_run, tmp_path / "run")
-    )
+def test_a_result_of_before_departs_by_the_words_of_its_variant(words: str, suite_run: Path, tmp_path: Path) -> None:
+    before = changed(suite_run, tmp_path / "before", "clevr_dist", departures=None)
+    after = changed(suite_run, tmp_path / "after", "clevr_dist", departures=None, variant=words)
     assert any(item.compares for item in before.ours) and not any(item.compares for item in after.ours)
+    assert f"other settings: {words}" in after.departures
+    said = changed(suite_run, tmp_path / "said", "clevr_dist", departures=[], variant=words)
+    assert any(item.compares for item in said.ours), "a result that says its departures is believed"
+
+
+def test_departures_make_rings_and_stand_in_words(suite_run: Path, tmp_path: Path) -> None:
+    reasons = ["10 of its 100 classes", "58 unreadable images", HOSTILE]
+    found = changed(suite_run, tmp_path / "run", "cifar100", departures=reasons)
+    assert not any(item.compares for item in found.ours)
+    assert {item.departures for item in found.ours} == {tuple(reasons), ("another probe", *reasons)}
+    drawn = draw_strip(found)
+    assert drawn.count('class="ring ') == len(found.ours) == 6 and drawn.count('class="dot c0"') == 0
+    assert "not the paper&#39;s protocol: another probe, 10 of its 100 classes, 58 unreadable images" in drawn
+    page = page_of(tmp_path / "run")
+    assert "No number of ours follows the paper's protocol. Rings: 10 of its 100 classes, 58 unreadable images" in page.text
+    assert "not the paper's: 10 of its 100 classes, 58 unreadable images" in page.text and not page.count("script")
+    (ring,) = [item for item in comparisons([read_run(suite_run)]) if item.task == "CIFAR100"]
+    assert draw_strip(ring).count('class="dot c0"') == 2, "linear by both selection rules"
+
+
+@pytest.mark.parametrize("suite", ["paper", "cached"])
+@pytest.mark.parametrize("departures", [(), ("58 unreadable images",)])
+def test_the_terminal_and_the_page_call_the_same_numbers_the_papers(suite: str, departures: tuple[str, ...]) -> None:
+    for row in SUITES[suite]:
+        published = [asdict(number) for number in PUBLISHED.get(row.name, ())]
+        names = [PROTOCOLS[name].metric for name in row.protocols]
+        metrics = {name: metric_of(name, 0.5) for name in (*names, *(f"{name} (paper)" for name in names))}
+        result = Result(row.task, row.title, "run", "target", "both", {"encoder": SubjectResult(metrics)}, row=row.name)
+        result = replace(result, published=published, departures=departures)
+        (run,) = [
+            replace(
+                read_run(OLD / "quickstart-seed0"), evaluations=[{**json.loads(json.dumps(asdict(result))), "_file": "suite"}]
+            )
+        ]
+        for item in (number for found in comparisons([run]) for number in found.ours):
+            named = item.protocol + (" (paper)" if item.source == "paper" else "")
+            assert item.compares is follows_published(result, named)
+
+
+def test_one_variant_is_drawn_whatever_the_numbers(suite_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(suite_run, tmp_path / "run")
+    content = json.loads((tmp_path / "run" / "eval" / "suite-cifar100-both.json").read_text())
+    for metric in content["subjects"]["encoder"]["metrics"].values():
+        metric["value"] = 0.9
+    content["variant"] = "linear_full.epochs-1"
+    (tmp_path / "run" / "eval" / "suite-cifar100-linear_full.epochs-1.json").write_text(json.dumps(content))
+    (found,) = [item for item in comparisons([read_run(tmp_path / "run")]) if item.task == "CIFAR100"]
+    assert {item.value for item in found.ours} == {40.0, 90.0}
+    assert {item.value for item in found.drawn if item.run is not None} == {40.0}
 
 
 def test_the_page_says_which_protocol_a_number_is(suite_page: Page) -> None:
     text = suite_page.text
     assert "Beside the paper" in text
-    assert "CIFAR100 linear held_out 40.0 ± 2.0 (3 seeds) 87.5 to 89.5 89.5 I-JEPA H/14 IN22K, 900 the paper's" in text
-    assert "linear-cached held_out 40.0 ± 2.0 (3 seeds) another" in text
+    ours = "held_out 40.0 ± 1.0 \N{GREEK SMALL LETTER SIGMA} 2.0, 3 seeds"
+    assert f"CIFAR100 linear {ours} 87.5 to 89.5 89.5 I-JEPA H/14 IN22K, 900 the paper's" in text
+    assert f"linear-cached {ours} not the paper's: another probe" in text
     strips = [attrs["aria-label"] for tag, attrs in suite_page.elements if tag == "svg" and "strip" in str(attrs["class"])]
     assert len(strips) == 6 and any("Clevr/Dist: ours linear 40.0 %" in str(label) for label in strips)
+
+
+@pytest.mark.parametrize(("spread", "half"), [(0.0, 1.0), (0.03, 3.0)])
+def test_a_spread_never_hides_the_error(spread: float, half: float, suite_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(suite_run, tmp_path / "run")
+    path = tmp_path / "run" / "eval" / "suite-clevr_dist-both.json"
+    content = json.loads(path.read_text())
+    for metric in content["subjects"]["encoder"]["metrics"].values():
+        metric["spread"] = spread
+    path.write_text(json.dumps(content))
+    (found,) = [item for item in comparisons([read_run(tmp_path / "run")]) if item.task == "Clevr/Dist"]
+    assert {(item.error, item.half_width) for item in found.ours} == {("1.0", half)}
+    assert {item.spread for item in found.ours} == {f"\N{GREEK SMALL LETTER SIGMA} {100 * spread:.1f}, 3 seeds"}
+    assert f"{place(40 - half):.1f} " in draw_strip(found) and "± 1.0</tspan>" in draw_strip(found)
 
 
 def test_several_runs_stand_in_one_picture(suite_run: Path, tmp_path: Path) -> None:
@@ -127,23 +201,33 @@ def test_both_selection_rules_are_rows_of_one_probe(suite_run: Path) -> None:
 
 
 def test_seeds_are_a_mean_with_their_spread(suite_page: Page, tmp_path: Path) -> None:
-    assert "the mean ± the spread over them" in suite_page.text and "40.0 ± 2.0 (3 seeds)" in suite_page.text
+    sigma = "\N{GREEK SMALL LETTER SIGMA}"
+    assert f"below it their standard deviation {sigma}" in suite_page.text and f"± 1.0 {sigma} 2.0, 3 seeds" in suite_page.text
     folder = write_run(tmp_path / "run", steps=100)
     write_evaluations(folder)
     page = page_of(folder)
-    assert "(3 seeds)" not in page.text and "the spread over them" not in page.text and "61.2 ± 0.8" in page.text
+    assert "3 seeds" not in page.text and sigma not in page.text and "61.2 ± 0.8" in page.text
     result = json.loads((folder / "eval" / "classification.json").read_text())
     for metric in result["subjects"]["encoder"]["metrics"].values():
         metric |= {"spread": 0.2, "seeds": 3}
     (folder / "eval" / "classification.json").write_text(json.dumps(result))
     page = page_of(folder)
-    assert "61.2 ± 20.0 (3 seeds)" in page.text
+    assert f"61.2 ± 0.8 {sigma} 20.0, 3 seeds" in page.text
     assert "within the error of the better baseline (+16.1 points)" in page.text, "a spread of 20 points hides a gain of 16"
 
 
 def test_rows_that_were_skipped_stand_with_their_reasons(suite_page: Page) -> None:
     for words in ("2 tasks were not probed", "Places205 places205 is not in the folder", "iNat18 inat18 is not in the folder"):
         assert words in suite_page.text
+
+
+def test_a_row_is_missed_once_and_not_where_a_variant_has_numbers(suite_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(suite_run, tmp_path / "run")
+    files = tmp_path / "run" / "eval"
+    skipped = json.loads((files / "suite-inat18.json").read_text())
+    (files / "suite-inat18-2seeds.json").write_text(json.dumps(skipped | {"variant": "2seeds"}))
+    (files / "suite-cifar100.json").write_text(json.dumps(skipped | {"row": "cifar100", "title": "CIFAR100"}))
+    assert [task for _, task, _ in skipped_tasks([read_run(tmp_path / "run")])] == ["iNat18", "Places205"]
 
 
 def test_quality_without_labels_by_subject(suite_run: Path, suite_page: Page) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -234,13 +235,42 @@ def test_the_published_results_need_no_torch(tmp_path: Path) -> None:
     assert any("cifar10-default-seed0: 64.2 % at 384k" in title for title in titles)
 
 
+def test_an_evaluated_encoder_is_listed_with_the_reason(tmp_path: Path) -> None:
+    folders = [run_of(tmp_path / name, steps=steps) for name, steps in (("one", 500), ("two", 900))]
+    shutil.copytree(folders[0] / "eval", tmp_path / "encoder" / "eval")
+    found = scaling([read_run(folder) for folder in (*folders, tmp_path / "encoder")])
+    assert {point.run for group in found.groups for point in group.points} == {"one", "two"}
+    assert [(run, reason) for run, reason in found.missing if run == "encoder"] == [
+        ("encoder", "an evaluated encoder, no run of `openjepa train`: nothing is known of what its training used")
+    ]
+
+
+def test_bars_are_the_larger_of_error_and_spread(tmp_path: Path) -> None:
+    folders = [run_of(tmp_path / name, steps=steps) for name, steps in (("one", 500), ("two", 900))]
+    for folder, spread in zip(folders, (0.0, 0.3), strict=True):
+        path = folder / "eval" / "classification.json"
+        content = json.loads(path.read_text())
+        for metric in content["subjects"]["encoder"]["metrics"].values():
+            metric |= {"standard_error": 0.01, "spread": spread, "seeds": 3}
+        path.write_text(json.dumps(content))
+    group, series = group_of(*folders)
+    assert {tuple(dot.error for dot in chart.dots) for chart in charts(group, series)} == {(1.0, 30.0)}
+
+
 def test_the_command_writes_beside_the_first_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = [str(run_of(tmp_path / name, steps=steps)) for name, steps in (("one", 500), ("two", 900))]
     main(["report", "--scaling", *folders])
     assert capsys.readouterr().out.strip() == str(tmp_path / "scaling.html") and (tmp_path / "scaling.html").is_file()
     main(["report", *folders, "--scaling"])
     assert capsys.readouterr().out.strip() == str(tmp_path / "scaling.html")
-    for arguments, words in ((["--scaling"], "needs RUN"), (["--scaling", str(tmp_path / "none")], "runs holds no run folder")):
+    (tmp_path / "ds").mkdir()
+    nothing = ["--scaling", str(tmp_path / "ds"), str(tmp_path / "none")]
+    for arguments, words in (
+        (["--scaling"], "needs RUN"),
+        (nothing, "runs holds no run folder"),
+        (nothing, f"runs={str(tmp_path / 'ds')!r} holds neither config.yaml nor metrics.jsonl, and no eval/*.json"),
+        (nothing, f"runs={str(tmp_path / 'none')!r} is no folder"),
+    ):
         with pytest.raises(SystemExit):
             main(["report", *arguments])
         assert words in capsys.readouterr().err

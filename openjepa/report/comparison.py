@@ -2,18 +2,21 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from openjepa.report.probes import measured, shown_variant, title_of
+from openjepa.report.probes import departures_of, measured, place_of, shown_variant, title_of
 from openjepa.report.reading import RunFolder, number, text
+from openjepa.report.wording import SUITE_ORDER
 
 ANY_PROTOCOL = ("linear", "fine-tuned")
 """What a published number of protocol `any` is the better of (I-JEPA, Table 2)."""
 OUR_METHOD = "I-JEPA"
 MAX_PUBLISHED = 60
 CHANGED = re.compile(r"(linear_full|finetune)\.|(^|-)max\d|(^|-)\d+shot|pct")
-"""In the words that set a result apart: settings of the protocol itself, or another number of labeled images."""
+"""In the words that set a result of before apart, which does not list its departures: settings of the protocol itself, or
+another number of labeled images."""
+OTHER_PROBE = "another probe"
 
 
 @dataclass(frozen=True)
@@ -22,9 +25,9 @@ class Number:
 
     value: float
     error: str
-    """Behind ±: the standard error, of several seeds their spread; empty for published numbers."""
+    """Behind ±: the standard error; empty for published numbers."""
     half_width: float
-    """The same in percent, 0 where it is not known."""
+    """The larger of standard error and spread over seeds in percent, 0 where neither is known."""
     protocol: str
     source: str
     """The paper's table; for ours the selection rule."""
@@ -33,10 +36,18 @@ class Number:
     method: str = ""
     architecture: str = ""
     epochs: str = ""
-    seeds: int = 1
+    spread: str = ""
+    """Standard deviation over seeds in words; empty for one seed."""
     variant: str = ""
-    compares: bool = True
-    """Whether it is a number of the published protocol."""
+    departures: Sequence[str] = ()
+    """Why it is no number of the published protocol."""
+    is_folded: bool = False
+    """Whether it is a variant of an evaluation that is drawn."""
+
+    @property
+    def compares(self) -> bool:
+        """Whether it is a number of the published protocol."""
+        return not self.departures
 
     @property
     def name(self) -> str:
@@ -57,6 +68,16 @@ class Comparison:
         return [item for item in self.numbers if item.run is not None]
 
     @property
+    def drawn(self) -> list[Number]:
+        """The numbers of the picture, the highest first: one variant of each run."""
+        return [item for item in self.numbers if not item.is_folded]
+
+    @property
+    def departures(self) -> list[str]:
+        """All reasons why numbers of the picture are not of the published protocol."""
+        return list(dict.fromkeys(words for item in self.drawn for words in item.departures))
+
+    @property
     def published(self) -> list[Number]:
         """The published ones, the highest first."""
         return [item for item in self.numbers if item.run is None]
@@ -68,7 +89,7 @@ class Comparison:
 
 
 def comparisons(runs: Sequence[RunFolder]) -> list[Comparison]:
-    """The rows that have published numbers, in the order of the files; all runs' numbers of a row stand together."""
+    """The rows that have published numbers, in the order of the paper; all runs' numbers of a row stand together."""
     rows: dict[str, tuple[str, list[Number], list[Number]]] = {}
     for index, run in enumerate(runs):
         for result in run.evaluations:
@@ -77,7 +98,10 @@ def comparisons(runs: Sequence[RunFolder]) -> list[Comparison]:
             if theirs and ours:
                 key = text(result.get("row") or result["_file"], 80)
                 rows.setdefault(key, (title_of(result), theirs, []))[2].extend(ours)
-    return [Comparison(task, sorted([*theirs, *ours], key=lambda item: -item.value)) for task, theirs, ours in rows.values()]
+    return [
+        Comparison(task, sorted([*theirs, *_folded(ours)], key=lambda item: -item.value))
+        for task, theirs, ours in (rows[key] for key in sorted(rows, key=lambda key: place_of(key, SUITE_ORDER)))
+    ]
 
 
 def compares(probe: str, protocols: set[str]) -> bool:
@@ -85,29 +109,40 @@ def compares(probe: str, protocols: set[str]) -> bool:
     return probe in protocols or ("any" in protocols and probe in ANY_PROTOCOL)
 
 
-def _is_changed(result: Mapping[str, Any]) -> bool:
-    """Whether an evaluation says that it used other settings or fewer images than the published protocol."""
-    return CHANGED.search(text(result.get("variant") or "", 400)) is not None
+def _folded(ours: Sequence[Number]) -> list[Number]:
+    """The numbers with all but one variant of each run marked, as in the table of probes (`probes.unfolded`)."""
+    main = {run: min(item.variant for item in ours if item.run == run) for run in {item.run for item in ours}}
+    return [replace(item, is_folded=item.variant != main[item.run]) for item in ours]
+
+
+def _departures(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """Why the numbers of a result are not of the published protocol, whatever the probe."""
+    said = departures_of(result)
+    if said is not None:
+        return said
+    variant = text(result.get("variant") or "", 400)
+    return (f"other settings: {text(variant, 80)}",) if CHANGED.search(variant) else ()
 
 
 def _ours(index: int, result: Mapping[str, Any], protocols: set[str]) -> list[Number]:
     numbers = []
+    departed = _departures(result)
     for found in measured(result):
         score = found.scores.get("encoder")
         if score is None:
             continue
-        half_width = score.error if score.spread is None else score.spread
+        other = () if compares(found.probe, protocols) else (OTHER_PROBE,)
         numbers.append(
             Number(
                 value=100 * score.value,
                 error=score.shown_error,
-                half_width=100 * (half_width or 0.0),
+                half_width=100 * score.uncertainty,
                 protocol=found.probe,
                 source=found.selection,
                 run=index,
-                seeds=score.seeds,
+                spread=score.shown_spread,
                 variant=shown_variant(result),
-                compares=compares(found.probe, protocols) and not _is_changed(result),
+                departures=(*other, *departed),
             )
         )
     return numbers

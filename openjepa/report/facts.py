@@ -96,6 +96,9 @@ def facts(runs: Sequence[RunFolder]) -> list[Fact]:
 
 def lede(run: RunFolder) -> str:
     """One sentence: what was trained by which method on what, for how long."""
+    if run.is_encoder:
+        shape = _model(run)
+        return f"An evaluated encoder{f', {shape}' if shape else ''}: the folder says nothing of its training."
     method = method_name(run)
     model = _model(run).split(", width")[0].replace(", ", " with ", 1)
     # crops are what training sees; the size of the stored pictures would only stand beside them as a second number
@@ -133,6 +136,8 @@ def _step(run: RunFolder) -> float | None:
 
 
 def _progress(run: RunFolder) -> str:
+    if run.is_encoder:
+        return ""
     step, total = _step(run), number(run.summary.get("total_steps"))
     steps = ""
     if step is not None:

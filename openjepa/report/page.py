@@ -73,10 +73,11 @@ def render(folders: Sequence[RunFolder]) -> str:
         "title": views[0].name if not several else f"{len(views)} runs compared",
         "runs": views,
         "several": several,
-        "facts": facts.facts(folders),
+        "facts": [] if all(folder.is_encoder for folder in folders) else facts.facts(folders),
         "differences": facts.differences(folders) if several else [],
         "learning": _drawn(charts.learning_charts(folders), "learning"),
         "machinery": _drawn(charts.machinery_charts(folders), "machinery"),
+        "small_print": [view for view in views if not view.folder.is_encoder],
         "lede": facts.lede(folders[0]),
         "status_sentences": STATUS_SENTENCES,
         "version": __version__,
@@ -88,9 +89,12 @@ def render(folders: Sequence[RunFolder]) -> str:
 def _results(folders: Sequence[RunFolder]) -> dict[str, Any]:
     """What the page says of the probes."""
     rows = probes.table(folders)
+    shown, folded = probes.unfolded(rows)
     names = dict.fromkeys(row.probe for row in rows)
     return {
-        "rows": rows,
+        "rows": shown,
+        "folded": folded,
+        "quantity": wording.quantity(names),
         "headline": None if len(folders) > 1 else headline.headline(rows),
         "headlines": [headline.headline(rows, index) for index in range(len(folders))],
         "heads": probes.heads(folders),
@@ -118,14 +122,16 @@ def _beside(folders: Sequence[RunFolder]) -> dict[str, Any]:
 
 def _view(folder: RunFolder, index: int, budget: int) -> RunView:
     shown, failed = pictures.embed(folder.figures, budget)
-    missing = []
-    if not folder.log.series:
+    missing: list[tuple[str, str]] = []
+    if folder.is_encoder:
+        shown, failed = [], []
+    elif not folder.log.series:
         missing.append(
             ("No training log yet", "openjepa train --config " + shlex.quote(text(folder.path / "config.yaml", 300)))
         )
     if not probes.table([folder]) and not remarks.skipped_tasks([folder]):
         missing.append(("No probes yet", facts.command(folder, "evaluate")))
-    if not shown and not failed:
+    if not shown and not failed and not folder.is_encoder:
         missing.append(("No pictures yet", facts.command(folder, "visualize")))
     return RunView(
         name=folder.name,

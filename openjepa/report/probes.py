@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from openjepa.report.reading import RunFolder, lookup, number, text
-from openjepa.report.wording import PAPER_SUFFIX, SUBJECT_WORDS, SUBJECTS, percent
+from openjepa.report.wording import PAPER_SUFFIX, SIGMA, SUBJECT_WORDS, SUBJECTS, SUITE_ORDER, percent
 
 MAX_PROBES = 24
 MAX_HEADS = 240
+MAX_DEPARTURES = 12
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,13 @@ class Score:
 
     @property
     def shown_error(self) -> str:
-        """What stands behind ± in percent: the spread over seeds where there are several, else the standard error."""
-        return percent(self.error if self.spread is None else self.spread)
+        """What stands behind ± in percent: the standard error, also of the mean of several seeds."""
+        return percent(self.error)
+
+    @property
+    def shown_spread(self) -> str:
+        """Standard deviation over seeds in percent, and how many they are; empty for one seed."""
+        return f"{SIGMA} {percent(self.spread)}, {self.seeds} seeds" if self.spread is not None else ""
 
     @property
     def uncertainty(self) -> float:
@@ -62,6 +68,17 @@ class Row:
     """What sets it apart from the run's own evaluation; empty for that one."""
     what: str
     """Which data, encoder and size, where they are not the run's own; how many images; after which step."""
+    kind: str = ""
+    """Name of the task."""
+    suite_row: str = ""
+    """Row of a suite that it is; empty for an evaluation on the run's own data."""
+    departures: Sequence[str] = ()
+    """Why the number is not that of the published protocol."""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is of the run's own evaluation: no row of a suite, and nothing that sets it apart."""
+        return not self.suite_row and not self.variant
 
     @property
     def gain(self) -> float | None:
@@ -73,11 +90,6 @@ class Row:
     def is_clear(self) -> bool:
         """Whether the gain, up or down, is more than twice its error."""
         return abs(self.gain or 0.0) > 2 * math.sqrt(2) * max(score.uncertainty for score in self.scores.values())
-
-    @property
-    def clearness(self) -> float:
-        """The gain in units of its error."""
-        return (self.gain or 0.0) / max(1e-6, *(score.uncertainty for score in self.scores.values()))
 
 
 @dataclass(frozen=True)
@@ -96,10 +108,29 @@ class Head:
 def table(runs: Sequence[RunFolder]) -> list[Row]:
     """All rows, those of one task and probe side by side, a run's own evaluation before its variants."""
     rows = [row for index, run in enumerate(runs) for result in run.evaluations for row in _rows(index, run, result)]
-    rows.sort(key=lambda row: bool(row.variant))
+    rows.sort(key=lambda row: (bool(row.variant), bool(row.suite_row), place_of(row.suite_row, SUITE_ORDER)))
     order = {key: place for place, key in enumerate(dict.fromkeys((row.task, row.probe) for row in rows))}
     tasks = {task: place for place, task in enumerate(dict.fromkeys(row.task for row in rows))}
     return sorted(rows, key=lambda row: (tasks[row.task], order[row.task, row.probe], row.run, row.variant))
+
+
+def place_of(name: str, order: Sequence[str]) -> int:
+    """Place of a name in a fixed order; unknown ones stand last."""
+    return order.index(name) if name in order else len(order)
+
+
+def unfolded(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """The rows of a page's main table, one variant of each task of a run, and all others.
+
+    The one without a word for what sets it apart comes first, then the first in the order of the words, whatever the numbers.
+    """
+    main: dict[tuple[int, str], str] = {}
+    for row in rows:
+        main[row.run, row.task] = min(row.variant, main.get((row.run, row.task), row.variant))
+    is_main = [row.variant == main[row.run, row.task] for row in rows]
+    return [row for row, first in zip(rows, is_main, strict=True) if first], [
+        row for row, first in zip(rows, is_main, strict=True) if not first
+    ]
 
 
 def _rows(index: int, run: RunFolder, result: Mapping[str, Any]) -> Iterator[Row]:
@@ -113,6 +144,9 @@ def _rows(index: int, run: RunFolder, result: Mapping[str, Any]) -> Iterator[Row
             chance=number(result.get("chance")) or None,
             variant=shown_variant(result),
             what=_what(run, result),
+            kind=text(result.get("task") or "", 80),
+            suite_row=text(result.get("row") or "", 80),
+            departures=departures_of(result) or (),
         )
 
 
@@ -150,6 +184,12 @@ def variant_of(result: Mapping[str, Any]) -> str:
 def shown_variant(result: Mapping[str, Any]) -> str:
     """The variant without the word for both selection rules, since every number stands with its own."""
     return "-".join(part for part in variant_of(result).split("-") if part != "both")
+
+
+def departures_of(result: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """In words, why the numbers are not those of the published protocol; None where a result of before does not say."""
+    listed = result.get("departures")
+    return tuple(text(words, 120) for words in listed[:MAX_DEPARTURES]) if isinstance(listed, list) else None
 
 
 def full_title(result: Mapping[str, Any]) -> str:

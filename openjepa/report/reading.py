@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json")
 MAX_TEXT = 400
 MAX_SKIPPED_SHOWN = 100
 MAX_JSON_BYTES = 4_000_000
@@ -67,7 +68,7 @@ class RunFolder:
     environment: Mapping[str, Any]
     summary: Mapping[str, Any]
     model: Mapping[str, Any]
-    """encoder/config.json"""
+    """encoder/config.json; of an encoder's own folder its config.json."""
     log: Log
     evaluations: list[Mapping[str, Any]]
     """One object per file of eval/, its file name under `_file`."""
@@ -77,6 +78,8 @@ class RunFolder:
     """Whether a process holds the run's lock, that is, trains it now."""
     unreadable: list[str]
     """Files of the folder that exist and could not be read."""
+    is_encoder: bool = False
+    """Whether it is no run but the folder of an encoder that was evaluated: nothing is known of its training."""
 
     def setting(self, *names: str, default: Any = None) -> Any:
         """A setting of config.yaml by its path, e.g. ("optim", "lr")."""
@@ -109,12 +112,17 @@ def number(value: Any) -> float | None:
 
 
 def read_run(path: Path) -> RunFolder:
-    """Reads a run folder. Raises ValueError if it is none."""
+    """Reads a run folder, or the folder of an evaluated encoder. Raises ValueError if it is neither."""
     if not path.is_dir():
         raise ValueError(f"runs={str(path)!r} is no folder: give run folders as `openjepa train` writes them (runs/<name>)")
-    if not any((path / name).exists() for name in ("config.yaml", "metrics.jsonl", "summary.json")):
-        raise ValueError(f"runs={str(path)!r} holds neither config.yaml nor metrics.jsonl: it is no run of `openjepa train`")
+    is_encoder = not any((path / name).exists() for name in RUN_FILES)
+    if is_encoder and not any((path / "eval").glob("*.json")):
+        raise ValueError(
+            f"runs={str(path)!r} holds neither config.yaml nor metrics.jsonl, and no eval/*.json: it is no run of "
+            "`openjepa train` and no encoder that `openjepa evaluate` has written results of"
+        )
     unreadable: list[str] = []
+    encoder = path if is_encoder else path / "encoder"
     config = _read_yaml(path / "config.yaml", unreadable)
     return RunFolder(
         path=path,
@@ -122,13 +130,14 @@ def read_run(path: Path) -> RunFolder:
         config=config,
         environment=_read_json(path / "environment.json", unreadable),
         summary=_read_json(path / "summary.json", unreadable),
-        model=_read_json(path / "encoder" / "config.json", unreadable),
+        model=_read_json(encoder / "config.json", unreadable),
         log=read_log(path / "metrics.jsonl"),
         evaluations=_read_evaluations(path / "eval", unreadable),
         figures=_read_figures(path / "figures", unreadable),
         skipped=_read_skipped(path / "skipped.jsonl"),
         is_locked=_is_locked(path / ".lock"),
         unreadable=unreadable,
+        is_encoder=is_encoder,
     )
 
 

@@ -1,10 +1,11 @@
 """What the results do not say by their numbers: the encoder has been trained further, or a task could not be probed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from openjepa.report.facts import command
-from openjepa.report.probes import full_title, variant_of
+from openjepa.report.probes import full_title, measured, title_of, variant_of
 from openjepa.report.reading import RunFolder, number, text
 
 
@@ -40,10 +41,19 @@ def stale(runs: Sequence[RunFolder]) -> list[Stale]:
 
 
 def skipped_tasks(runs: Sequence[RunFolder]) -> list[tuple[int, str, str]]:
-    """(run, task, reason) of the tasks that the data has no labels for."""
-    return [
-        (index, full_title(result), text(result["skipped"], 200))
-        for index, run in enumerate(runs)
-        for result in run.evaluations
-        if result.get("skipped")
-    ]
+    """(run, task, reason) of what could not be probed: once for each task or row of a suite, and not where a variant has
+    numbers."""
+    found: dict[tuple[int, str, str], tuple[int, str, str]] = {}
+    for index, run in enumerate(runs):
+        done = {_key(index, result) for result in run.evaluations if measured(result)}
+        for result in run.evaluations:
+            key = _key(index, result)
+            if result.get("skipped") and key not in done:
+                found.setdefault(key, (index, title_of(result), text(result["skipped"], 200)))
+    return list(found.values())
+
+
+def _key(index: int, result: Mapping[str, Any]) -> tuple[int, str, str]:
+    """The run, and the row of a suite or else the task."""
+    row = text(result.get("row") or "", 80)
+    return index, row, "" if row else text(result.get("task") or result["_file"], 80)

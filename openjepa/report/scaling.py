@@ -66,7 +66,7 @@ def scaling(runs: Sequence[RunFolder]) -> Scaling:
     found: dict[_Key, list[Point]] = {}
     titles: dict[_Key, Group] = {}
     for index, run in enumerate(runs):
-        for key, group in _results(index + 1, run):
+        for key, group in () if run.is_encoder else _results(index + 1, run):
             titles.setdefault(key, group)
             if all(point.number != index + 1 for point in found.setdefault(key, [])):
                 found[key].extend(group.points)
@@ -134,6 +134,9 @@ def _by_number(points: Sequence[Point]) -> list[Point]:
 
 def _reasons(index: int, run: RunFolder, alone: Sequence[Group], groups: Sequence[Group]) -> Iterator[str]:
     """What of a run is not drawn, and why."""
+    if run.is_encoder:
+        yield "an evaluated encoder, no run of `openjepa train`: nothing is known of what its training used"
+        return
     if not any(measured(result) for result in run.evaluations):
         yield f"no numbers in eval/*.json; to make them: {command(run, 'evaluate')}"
         return

@@ -54,7 +54,7 @@ def _chart(group: Group, axis: Axis, series: Sequence[str]) -> Scatter:
             label=point.run,
             x=point.training.values[axis.name],
             y=100 * point.score.value,
-            error=100 * ((point.score.error if point.score.spread is None else point.score.spread) or 0.0),
+            error=100 * point.score.uncertainty,
             untrained=None if point.untrained is None else 100 * point.untrained.value,
             color=series.index(point.training.series),
         )

@@ -18,6 +18,7 @@ from openjepa.report.wording import PROBE_WORDS, SELECTION_WORDS
 from openjepa.whole_files import whole_file
 
 MAX_RUNS = 200
+MAX_REASONS = 4
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def write_scaling(runs: Sequence[Path], output: Path | None = None) -> Path:
         except ValueError as error:
             no_runs.append((text(path.name or path, 80), text(error)))
     if not folders:
-        raise ValueError(f"runs holds no run folder. {no_runs[0][1]}")
+        raise ValueError("runs holds no run folder: " + "; ".join(reason for _, reason in no_runs[:MAX_REASONS]))
     page = render_scaling(distinct(folders), no_runs).encode("utf-8", errors="replace")
     output = Path(runs[0]).parent / "scaling.html" if output is None else output
     with whole_file(output) as file:

@@ -9,7 +9,7 @@ from openjepa.report.curves import NUM_COLORS
 from openjepa.report.reading import text
 
 WIDTH, LINE, TOP, BOTTOM = 400, 19, 20, 6
-LEFT, RIGHT = 172, 42
+LEFT, RIGHT = 172, 74
 TICKS = (0, 25, 50, 75, 100)
 MAX_LABEL = 25
 
@@ -23,10 +23,10 @@ def draw_strip(comparison: Comparison) -> Markup:
     """The picture as an <svg> element.
 
     Published numbers are gray dots. Ours have their run's color: a filled dot where the published protocol was followed, a ring
-    where another one was; a bar through it spans the error.
+    where another one was; a bar through it spans the larger of standard error and spread over seeds.
     """
-    height = TOP + LINE * len(comparison.numbers) + BOTTOM
-    lines = [_line(item, TOP + LINE * (index + 0.5)) for index, item in enumerate(comparison.numbers)]
+    height = TOP + LINE * len(comparison.drawn) + BOTTOM
+    lines = [_line(item, TOP + LINE * (index + 0.5)) for index, item in enumerate(comparison.drawn)]
     ours = ", ".join(f"{item.name} {item.value:.1f} %" for item in comparison.ours)
     theirs = ", ".join(f"{item.name} {item.value:.1f} %" for item in comparison.published)
     return Markup('<svg class="chart strip" viewBox="0 0 {} {}" role="img" aria-label="{}">{}{}</svg>').format(
@@ -52,7 +52,9 @@ def _line(item: Number, y: float) -> Markup:
 
 def _sentence(item: Number) -> str:
     error = f" ± {item.error}" if item.error else ""
-    words = (item.epochs and f"epochs {item.epochs}", item.variant, item.run is None and item.protocol, item.source)
+    theirs = (item.epochs and f"epochs {item.epochs}", item.protocol, item.source)
+    departed = f"not the paper's protocol: {', '.join(item.departures)}" if item.departures else "the paper's protocol"
+    words = theirs if item.run is None else (item.source, item.spread, item.variant, departed)
     return f"{item.name}: {item.value:.1f}{error} % ({', '.join(word for word in words if word)})"
 
 
@@ -61,7 +63,9 @@ def _label(item: Number, y: float) -> Markup:
     name = text(item.name, MAX_LABEL)
     more = text(more, max(1, MAX_LABEL - len(name))) if more and len(name) < MAX_LABEL - 2 else ""
     known = " same" if item.run is None and item.method == "I-JEPA" else ""
-    value = Markup('<text class="value" x="{}" y="{:.1f}" text-anchor="end">{:.1f}</text>').format(WIDTH - 2, y + 4, item.value)
+    value = Markup('<text class="value" x="{}" y="{:.1f}">{:.1f}<tspan class="more" dx="3">{}</tspan></text>').format(
+        WIDTH - RIGHT + 12, y + 4, item.value, f"± {item.error}" if item.error else ""
+    )
     return (
         Markup(
             '<text class="name{}" x="{}" y="{:.1f}" text-anchor="end">{}<tspan class="more" dx="5">{}</tspan></text>'

@@ -151,11 +151,17 @@ def test_one_variant_is_drawn_whatever_the_numbers(suite_run: Path, tmp_path: Pa
     content = json.loads((tmp_path / "run" / "eval" / "suite-cifar100-both.json").read_text())
     for metric in content["subjects"]["encoder"]["metrics"].values():
         metric["value"] = 0.9
-    content["variant"] = "linear_full.epochs-1"
+    content |= {"variant": "linear_full.epochs-1", "departures": ["linear_full.* is changed"]}
     (tmp_path / "run" / "eval" / "suite-cifar100-linear_full.epochs-1.json").write_text(json.dumps(content))
     (found,) = [item for item in comparisons([read_run(tmp_path / "run")]) if item.task == "CIFAR100"]
     assert {item.value for item in found.ours} == {40.0, 90.0}
     assert {item.value for item in found.drawn if item.run is not None} == {40.0}
+    assert "6 of ours with other settings" in page_of(tmp_path / "run").text
+    content |= {"variant": "seed-7", "departures": []}
+    (tmp_path / "run" / "eval" / "suite-cifar100-linear_full.epochs-1.json").write_text(json.dumps(content))
+    (found,) = [item for item in comparisons([read_run(tmp_path / "run")]) if item.task == "CIFAR100"]
+    drawn = [(item.protocol, item.value) for item in found.drawn if item.run is not None and item.variant]
+    assert drawn == 2 * [("linear", 90.0)], "what follows the paper's protocol is always drawn"
 
 
 def test_the_page_says_which_protocol_a_number_is(suite_page: Page) -> None:
@@ -227,6 +233,7 @@ def test_a_row_is_missed_once_and_not_where_a_variant_has_numbers(suite_run: Pat
     skipped = json.loads((files / "suite-inat18.json").read_text())
     (files / "suite-inat18-2seeds.json").write_text(json.dumps(skipped | {"variant": "2seeds"}))
     (files / "suite-cifar100.json").write_text(json.dumps(skipped | {"row": "cifar100", "title": "CIFAR100"}))
+    (files / "clevr_count.json").write_text(json.dumps(skipped | {"row": "", "title": "Clevr/Count"}))
     assert [task for _, task, _ in skipped_tasks([read_run(tmp_path / "run")])] == ["iNat18", "Places205"]
 
 

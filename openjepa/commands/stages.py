@@ -45,7 +45,7 @@ example:
 
 
 REPORT_HELP = """openjepa report RUN [RUN ...] [OPTIONS]: one self-contained HTML file on one run, or on several side by side.
-Needs only the run folders, no torch.
+Needs only the run folders, no torch. The folder of an encoder that was evaluated has a page too, of its numbers.
 
 With --scaling: curves of accuracy against compute, time, images seen, data size and model size over any number of runs.
 

@@ -69,7 +69,7 @@ class Comparison:
 
     @property
     def drawn(self) -> list[Number]:
-        """The numbers of the picture, the highest first: one variant of each run."""
+        """The numbers of the picture, the highest first: one variant of each run, and what follows the paper."""
         return [item for item in self.numbers if not item.is_folded]
 
     @property
@@ -110,9 +110,9 @@ def compares(probe: str, protocols: set[str]) -> bool:
 
 
 def _folded(ours: Sequence[Number]) -> list[Number]:
-    """The numbers with all but one variant of each run marked, as in the table of probes (`probes.unfolded`)."""
+    """The numbers with all but one variant of each run marked, as in the table of probes; none that follows the paper is."""
     main = {run: min(item.variant for item in ours if item.run == run) for run in {item.run for item in ours}}
-    return [replace(item, is_folded=item.variant != main[item.run]) for item in ours]
+    return [replace(item, is_folded=item.variant != main[item.run] and not item.compares) for item in ours]
 
 
 def _departures(result: Mapping[str, Any]) -> tuple[str, ...]:

@@ -111,9 +111,10 @@ def _results(folders: Sequence[RunFolder]) -> dict[str, Any]:
 
 def _beside(folders: Sequence[RunFolder]) -> dict[str, Any]:
     """What the page says beside the probes: published numbers, and quality without labels."""
-    found = quality.qualities(folders)
+    found, compared = quality.qualities(folders), comparison.comparisons(folders)
     return {
-        "comparisons": [(item, draw_strip(item)) for item in comparison.comparisons(folders)],
+        "comparisons": [(item, draw_strip(item)) for item in compared],
+        "num_folded": sum(number.is_folded for item in compared for number in item.ours),
         "qualities": found,
         "measure_names": list(found[0].shown) if found else [],
         "measure_meaning": quality.MEANING,

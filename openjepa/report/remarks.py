@@ -41,19 +41,18 @@ def stale(runs: Sequence[RunFolder]) -> list[Stale]:
 
 
 def skipped_tasks(runs: Sequence[RunFolder]) -> list[tuple[int, str, str]]:
-    """(run, task, reason) of what could not be probed: once for each task or row of a suite, and not where a variant has
-    numbers."""
-    found: dict[tuple[int, str, str], tuple[int, str, str]] = {}
+    """(run, task, reason) of what could not be probed: each task once, and none whose title or row of a suite has numbers."""
+    found: dict[tuple[int, str], tuple[int, str, str]] = {}
     for index, run in enumerate(runs):
-        done = {_key(index, result) for result in run.evaluations if measured(result)}
+        done = {name for result in run.evaluations if measured(result) for name in _names(result)}
         for result in run.evaluations:
-            key = _key(index, result)
-            if result.get("skipped") and key not in done:
-                found.setdefault(key, (index, title_of(result), text(result["skipped"], 200)))
+            if result.get("skipped") and not done.intersection(_names(result)):
+                title = title_of(result)
+                found.setdefault((index, title), (index, title, text(result["skipped"], 200)))
     return list(found.values())
 
 
-def _key(index: int, result: Mapping[str, Any]) -> tuple[int, str, str]:
-    """The run, and the row of a suite or else the task."""
+def _names(result: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """What a reader knows a result by."""
     row = text(result.get("row") or "", 80)
-    return index, row, "" if row else text(result.get("task") or result["_file"], 80)
+    return {("title", title_of(result)), *((("row", row),) if row else ())}

@@ -35,9 +35,7 @@ def test_every_run_can_work(name: str, preset: str) -> None:
     config = with_path(load_recipe(name, preset))
     check(config)
     assert remarks(config) == []
-    MASKS[config.masks.strategy].load()(
-        config.masks, config.model.grid(config.data.height_width())
-    )
+    MASKS[config.masks.strategy].load()(config.masks, config.model.grid(config.data.height_width()))
     assert (config.recipe, config.preset) == (name, preset)
 
 

@@ -70,7 +70,8 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
         results = evaluate_suite(
             options.subject, options.suite, Path(options.data_root), options.evaluation, _say, lambda row: print_results([row])
         )
-    print_results(results)
+    if options.suite is None or len(results) > 1:  # rows of a suite were printed one by one as they came
+        print_results(results)
     if any((result.skipped or "").startswith(FAILED) for result in results):
         sys.exit(1)
     if all(result.skipped is not None for result in results):

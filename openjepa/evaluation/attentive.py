@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from openjepa.engine.device import autocast
+from openjepa.engine.device import autocast, seed_generator
 from openjepa.evaluation.candidates import Rows, check_finite, compare, test_view_fit, training_on, usual_augmentation
 from openjepa.evaluation.passes import numbered_steps
 from openjepa.evaluation.progress import progress
@@ -151,7 +151,7 @@ def train_probes(probe: ImageProbe, settings: EvaluationSettings, rows: Rows) ->
         interpolation="bicubic",
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive("weights", settings.seed, 2))
+        seed_generator(torch.device("cpu"), derive("weights", settings.seed, 2))  # and none of a GPU
         probes = AttentiveProbes(len(own.learning_rates), config.width, config.heads, probe.num_classes, config.layer_norm_eps)
     trained = TrainedProbes(probe, probes.to(probe.device), own.learning_rates, training.unreadable)
     optimizer = build_optimizer(probes, own)

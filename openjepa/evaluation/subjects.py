@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from openjepa.config import load_run_config
+from openjepa.engine.device import seed_generator
 from openjepa.evaluation.variants import data_name
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.seeds import derive
@@ -107,7 +108,7 @@ def untrained(subject: Subject, config: EncoderConfig, seed: int, is_first: bool
     if subject.initial_folder is not None and is_first:
         return load_encoder(subject.initial_folder)[0]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive("weights", seed))
+        seed_generator(torch.device("cpu"), derive("weights", seed))  # and none of a GPU
         return build_encoder(config)
 
 

@@ -63,6 +63,8 @@ class EvaluateOptions:
     """Evaluate on the rows of a suite instead of the run's own images: `paper`, `cached` or `dense` (see above)."""
     data_root: str | None = None
     """Folder that holds one folder per data set, as their archives unpack (see above). Needed by --suite."""
+    again: bool = False
+    """Compute rows of a suite anew that were finished before with the same weights, settings and data."""
     evaluation: Annotated[EvaluationSettings, Unprefixed] = field(default_factory=EvaluationSettings)
     data: DataSettings = field(default_factory=FolderSettings)
 

@@ -1,7 +1,7 @@
 """Suites: rows of benchmarks below one folder, beside published numbers; what is missing is skipped with the reason."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,7 @@ import pytest
 from openjepa.data.benchmarks import BENCHMARKS
 from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.published import PUBLISHED
+from openjepa.evaluation.results import Result
 from openjepa.evaluation.suite import SUITES
 from openjepa.evaluation.suite_running import evaluate_suite
 from openjepa.evaluation.tasks import TASKS
@@ -213,3 +214,23 @@ def test_a_split_that_is_mostly_unreadable_has_no_numbers(subject: Path, data_ro
     assert "failed: 3 of the 16 images of the test split cannot be read" in str(result.skipped)
     (result,) = evaluate_suite(subject, "cached", data_root, replace(settings, max_skipped=0.2))
     assert result.num_test == 13 and "3 unreadable images" in result.departures
+
+
+def test_finished_rows_are_read_and_others_are_not(subject: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(SETTINGS, tasks=("imagenet1k",), protocols=("knn",))
+    (first,) = evaluate_suite(subject, "cached", data_root, settings)
+    calls: list[str] = []
+
+    def computed(blank: Result, *_: object, **__: object) -> Result:
+        calls.append(blank.row)
+        return replace(blank, skipped="computed")
+
+    monkeypatch.setattr("openjepa.evaluation.suite_running.evaluate_seeds", computed)
+    (second,) = evaluate_suite(subject, "cached", data_root, settings)
+    assert not calls and json.loads(json.dumps(asdict(second))) == json.loads(json.dumps(asdict(first)))
+    changed = replace(settings, neighbor_temperature=0.1)
+    (other,) = evaluate_suite(subject, "cached", data_root, changed)
+    (anew,) = evaluate_suite(subject, "cached", data_root, settings, again=True)
+    save_network(subject, Export(CONFIG, encoder(2)))
+    (trained,) = evaluate_suite(subject, "cached", data_root, settings)
+    assert calls == ["imagenet1k"] * 3 and {other.skipped, anew.skipped, trained.skipped} == {"computed"}

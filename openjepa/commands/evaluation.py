@@ -68,7 +68,13 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
     else:
         assert options.data_root is not None
         results = evaluate_suite(
-            options.subject, options.suite, Path(options.data_root), options.evaluation, _say, lambda row: print_results([row])
+            options.subject,
+            options.suite,
+            Path(options.data_root),
+            options.evaluation,
+            _say,
+            lambda row: print_results([row]),
+            options.again,
         )
     if options.suite is None or len(results) > 1:  # rows of a suite were printed one by one as they came
         print_results(results)
@@ -98,6 +104,8 @@ def _check_evaluation_options(options: EvaluateOptions, has_data: bool) -> None:
 
     if options.suite is None and options.data_root is not None:
         raise ValueError(f"--data-root {options.data_root} has no effect without --suite ({' or '.join(SUITES)})")
+    if options.suite is None and options.again:
+        raise ValueError("--again has no effect without --suite: other evaluations are always computed anew")
     if options.suite is not None and options.suite not in SUITES:
         raise ValueError(f"--suite {options.suite} does not exist: {nearest(options.suite, SUITES)}")
     if options.suite is not None and options.data_root is None:

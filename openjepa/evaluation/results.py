@@ -3,7 +3,7 @@
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,8 @@ class Result:
     """Accuracy on the test split of always answering the most frequent class of the training split."""
     data_key: str = ""
     """Short hash of the data's settings, where they are not the run's own."""
+    weights: str = ""
+    """Hash of the encoder's weights."""
     partial: bool = False
     """Whether the evaluation was interrupted before all of its protocols were done."""
     variant: str = ""
@@ -124,6 +126,22 @@ class Result:
         """Writes what is there so far, unless that would replace numbers of before."""
         if not _has_numbers(folder / self.file_name) or _content(folder / self.file_name).get("partial"):
             replace(self, partial=True).write(folder)
+
+
+def read_result(path: Path) -> Result | None:
+    """A result that was written by this version; None where there is none that can be read."""
+    content = _content(path)
+    if content.get("format") != FORMAT or content.get("version") != VERSION:
+        return None
+    try:
+        values = {item.name: content[item.name] for item in fields(Result)}
+        subjects = {
+            subject: SubjectResult({name: Metric(**metric) for name, metric in numbers["metrics"].items()})
+            for subject, numbers in values["subjects"].items()
+        }
+        return Result(**values | {"subjects": subjects})
+    except (KeyError, TypeError, AttributeError):
+        return None
 
 
 def over_seeds(results: Sequence[Result]) -> Result:

@@ -9,10 +9,11 @@ from pathlib import Path
 from openjepa.config import nearest
 from openjepa.data.benchmarks import BENCHMARKS, find_benchmark
 from openjepa.engine.device import resolve_device
+from openjepa.evaluation.features import weights_hash
 from openjepa.evaluation.probing import KnownComponents
 from openjepa.evaluation.published import PUBLISHED
 from openjepa.evaluation.repeats import Say, blank_result, evaluate_seeds, view_size
-from openjepa.evaluation.results import FAILED, Result
+from openjepa.evaluation.results import FAILED, Result, read_result
 from openjepa.evaluation.subjects import find_subject, load_subject
 from openjepa.evaluation.suite import SUITES, SuiteRow
 from openjepa.evaluation.tasks import TASKS, fitting_protocols
@@ -34,11 +35,13 @@ def evaluate_suite(
     settings: EvaluationSettings,
     say: Say = _silent,
     each: Callable[[Result], None] = _silent,
+    again: bool = False,
 ) -> list[Result]:
     """Evaluates an encoder or a run on every row of a suite whose benchmark lies below `data_root`.
 
     Writes `<subject>/eval/suite-<row>.json`, and calls `each` with a row as soon as it is there. A benchmark that is not there,
-    or a row that cannot be evaluated on what is there, gives a Result that says why; the other rows do not suffer. Raises
+    or a row that cannot be evaluated on what is there, gives a Result that says why; the other rows do not suffer. Rows
+    that were finished before with the same weights, settings and data are read and not computed, unless `again`. Raises
     ValueError before anything is computed for a benchmark that is there but broken (a missing split, a list of absent files),
     for an unknown suite, row or device, for a list of images that is not there, and where no benchmark is there.
     """
@@ -51,6 +54,7 @@ def evaluate_suite(
     found = find_subject(Path(subject).expanduser(), settings, None)
     encoder, config = load_subject(found, settings.heads)
     view_size(settings, config)
+    weights = weights_hash(encoder)
     opened = {name: find_benchmark(name, root) for name in dict.fromkeys(row.benchmark for row in rows)}
     if all(isinstance(splits, str) for splits in opened.values()):
         raise ValueError(f"data_root={str(data_root)!r} holds none of the data sets of the rows asked for: {_expected(rows)}")
@@ -62,11 +66,14 @@ def evaluate_suite(
         result = _described(blank_result(row.task, found, own, splits), row, own)
         if not isinstance(splits, str):
             variant, key = _variant(row, own, config, found.encoder_name), folder_key(root / row.benchmark)
-            result = replace(result, variant=variant, data_key=key, departures=_departures(row, own, config))
+            result = replace(result, variant=variant, data_key=key, departures=_departures(row, own, config), weights=weights)
             result = result.placed(found.output / "eval")
             told = partial(_prefixed, say, f"[{number}/{len(rows)}] {result.title}: ")
             axes = known.setdefault(row.benchmark, {})
-            result = _guarded(
+            kept = None if again else _finished(result, found.output / "eval")
+            if kept is not None:
+                told(f"done before: {kept.file_name} (--again computes it anew)")
+            result = kept or _guarded(
                 result, partial(evaluate_seeds, result, splits, found, encoder, config, own, axes, told, row.benchmark)
             )
         if result.skipped is not None:
@@ -75,6 +82,15 @@ def evaluate_suite(
         results.append(result)
         each(result)
     return results
+
+
+def _finished(blank: Result, folder: Path) -> Result | None:
+    """The row as it was finished before, where encoder, settings and data were the same."""
+    found = read_result(folder / blank.file_name)
+    if found is None or found.partial or found.skipped is not None:
+        return None
+    same = ("weights", "settings", "data_key", "data", "encoder")
+    return found if all(getattr(found, name) == getattr(blank, name) for name in same) else None
 
 
 def _prefixed(say: Say, prefix: str, text: str) -> None:

@@ -167,7 +167,12 @@ def test_rows_never_replace_the_runs_own_results_nor_those_of_another_suite_or_r
 def test_what_departs_from_the_published_protocol_is_said(subject: Path, data_root: Path) -> None:
     settings = replace(SETTINGS, tasks=("imagenet1k",), baselines=(), protocols=("knn",), image_size=24)
     (result,) = evaluate_suite(subject, "cached", data_root, settings)
-    assert result.departures == ("images of 24x24 px", "2 of its 1,000 classes", "48 of its 1,281,167 training images")
+    assert result.departures == (
+        "images of 24x24 px",
+        "2 of its 1,000 classes",
+        "48 of its 1,281,167 training images",
+        "16 of its 50,000 test images",
+    )
 
 
 def test_another_number_of_labels_has_another_title_and_nothing_to_compare_with(subject: Path, data_root: Path) -> None:
@@ -234,3 +239,30 @@ def test_finished_rows_are_read_and_others_are_not(subject: Path, data_root: Pat
     save_network(subject, Export(CONFIG, encoder(2)))
     (trained,) = evaluate_suite(subject, "cached", data_root, settings)
     assert calls == ["imagenet1k"] * 3 and {other.skipped, anew.skipped, trained.skipped} == {"computed"}
+
+
+def test_a_draw_of_labels_that_is_not_the_published_list_is_said(subject: Path, data_root: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, tasks=("imagenet1k-1pct",), baselines=(), protocols=("knn",), selection="paper")
+    (drawn,) = evaluate_suite(subject, "cached", data_root, settings)
+    assert "1 % drawn per class, not the published list" in drawn.departures
+    names = [path.name for path in sorted((data_root / "imagenet" / "train").rglob("*.png"))]
+    (tmp_path / "list.txt").write_text("\n".join(names[:20]))
+    shot = LowShotSettings(list=str(tmp_path / "list.txt"))
+    (listed,) = evaluate_suite(subject, "cached", data_root, replace(settings, low_shot=shot))
+    assert "a list of 20 labels, not the published 12,811" in listed.departures and listed.num_train == 20
+
+
+def test_a_list_with_wrong_names_is_an_error_before_the_first_row(subject: Path, data_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("n99999999_1.JPEG")
+    settings = replace(SETTINGS, low_shot=LowShotSettings(list=str(tmp_path / "list.txt")))
+    with pytest.raises(ValueError, match="n99999999_1"):
+        evaluate_suite(subject, "cached", data_root, settings)
+    assert not (subject / "eval").exists()
+
+
+def test_choosing_rows_by_name_does_not_compute_them_again(subject: Path, data_root: Path) -> None:
+    settings = replace(SETTINGS, baselines=(), selection="paper", protocols=("knn",))
+    evaluate_suite(subject, "cached", data_root, settings)
+    told: list[str] = []
+    evaluate_suite(subject, "cached", data_root, replace(settings, tasks=("imagenet1k",), workers=1), told.append)
+    assert len(told) == 1 and "done before" in told[0]

@@ -61,7 +61,7 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
     from openjepa.evaluation.results import FAILED
     from openjepa.evaluation.running import evaluate_run
     from openjepa.evaluation.suite_running import evaluate_suite
-    from openjepa.evaluation.tables import print_results
+    from openjepa.evaluation.tables import print_results, print_row
 
     if options.suite is None:
         results = evaluate_run(options.subject, options.evaluation, data, _say)
@@ -73,11 +73,10 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
             Path(options.data_root),
             options.evaluation,
             _say,
-            lambda row: print_results([row]),
+            print_row,
             options.again,
         )
-    if options.suite is None or len(results) > 1:  # rows of a suite were printed one by one as they came
-        print_results(results)
+    print_results(results)
     if any((result.skipped or "").startswith(FAILED) for result in results):
         sys.exit(1)
     if all(result.skipped is not None for result in results):

@@ -23,6 +23,8 @@ class Benchmark:
     """Classes of its labels, where it has one labeling."""
     num_train: int | None = None
     """Training images, where they are known."""
+    num_test: int | None = None
+    """Images to test on, where they are known."""
 
 
 def _imagenet(root: Path) -> Splits:
@@ -69,6 +71,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         _imagenet,
         num_classes=1000,
         num_train=1_281_167,
+        num_test=50_000,
     ),
     "cifar100": Benchmark(
         "CIFAR100",
@@ -77,6 +80,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         _cifar100,
         num_classes=100,
         num_train=50_000,
+        num_test=10_000,
     ),
     "cifar10": Benchmark(
         "CIFAR10",
@@ -85,6 +89,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         _cifar10,
         num_classes=10,
         num_train=50_000,
+        num_test=10_000,
     ),
     "places205": Benchmark(
         "Places205",
@@ -100,6 +105,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         _inat18,
         num_classes=8142,
         num_train=437_513,
+        num_test=24_426,
     ),
     "clevr": Benchmark(
         "CLEVR v1.0",
@@ -107,6 +113,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "images/{train,val} and scenes/CLEVR_{train,val}_scenes.json",
         _clevr,
         num_train=70_000,
+        num_test=15_000,
     ),
     "scenes": Benchmark(
         "Rendered scenes", ("scenes",), "what `openjepa data scenes --output scenes` renders, with instance masks", _clevr

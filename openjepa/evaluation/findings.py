@@ -93,17 +93,17 @@ def with_findings(
     )
 
 
-def departures(benchmark: str, labels: NDArray[np.int64], result: Result) -> tuple[str, ...]:
+def departures(benchmark: str, labels: Labels, result: Result) -> tuple[str, ...]:
     """In words, how the images that were found are not the whole benchmark."""
     whole = BENCHMARKS.get(benchmark)
     if whole is None:
         return ()
     lost = sum(result.dropped.values())
     few = whole.num_classes is not None and result.num_classes != whole.num_classes
-    other = whole.num_train is not None and len(labels) != whole.num_train
+    sides = (("training", whole.num_train, len(labels[0])), ("test", whole.num_test, len(labels[1])))
     return (
         *((f"{result.num_classes:,} of its {whole.num_classes:,} classes",) if few else ()),
-        *((f"{len(labels):,} of its {whole.num_train:,} training images",) if other else ()),
+        *(f"{there:,} of its {num:,} {side} images" for side, num, there in sides if num is not None and there != num),
         *((f"{lost:,} unreadable images",) if lost else ()),
     )
 

@@ -81,7 +81,7 @@ def evaluate_task(
 
     def result(**more: object) -> Result:
         found = with_findings(blank, findings, (train, test), labels, task, subjects.size)
-        found = replace(found, departures=(*found.departures, *departures(benchmark, labels[0], found)))
+        found = replace(found, departures=(*found.departures, *departures(benchmark, labels, found)))
         return replace(found, seconds=round(time.monotonic() - start, 1), **more)  # type: ignore[arg-type]
 
     measures: dict[str, dict[str, float]] = {}

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from openjepa.config import nearest
 from openjepa.data.benchmarks import BENCHMARKS, find_benchmark
+from openjepa.data.low_shot import low_shot_rows
+from openjepa.data.source import ListSource, Splits
 from openjepa.engine.device import resolve_device
 from openjepa.evaluation.features import weights_hash
 from openjepa.evaluation.probing import KnownComponents
@@ -22,6 +24,11 @@ from openjepa.evaluation_checks import check_evaluation
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.low_shot import LowShotSettings
 from openjepa.settings.models import EncoderConfig
+
+PUBLISHED_LIST = 12_811
+"""Images of the published list with 1 % of ImageNet's labels."""
+NOT_OF_A_ROW = ("tasks", "workers", "device", "feature_batch_size")
+"""Settings that do not change what a row is."""
 
 
 def _silent(_: object) -> None:
@@ -43,7 +50,7 @@ def evaluate_suite(
     or a row that cannot be evaluated on what is there, gives a Result that says why; the other rows do not suffer. Rows
     that were finished before with the same weights, settings and data are read and not computed, unless `again`. Raises
     ValueError before anything is computed for a benchmark that is there but broken (a missing split, a list of absent files),
-    for an unknown suite, row or device, for a list of images that is not there, and where no benchmark is there.
+    for an unknown suite, row or device, for a list of images that is not there or names others, and where no benchmark is.
     """
     check_evaluation(settings)
     resolve_device(settings.device)
@@ -58,6 +65,8 @@ def evaluate_suite(
     opened = {name: find_benchmark(name, root) for name in dict.fromkeys(row.benchmark for row in rows)}
     if all(isinstance(splits, str) for splits in opened.values()):
         raise ValueError(f"data_root={str(data_root)!r} holds none of the data sets of the rows asked for: {_expected(rows)}")
+    for row in rows:
+        _check_list(row, opened[row.benchmark], _row_settings(row, settings, row.name in settings.tasks).low_shot)
     known: dict[str, KnownComponents] = {}
     results = []
     for number, row in enumerate(rows, start=1):
@@ -89,8 +98,9 @@ def _finished(blank: Result, folder: Path) -> Result | None:
     found = read_result(folder / blank.file_name)
     if found is None or found.partial or found.skipped is not None:
         return None
-    same = ("weights", "settings", "data_key", "data", "encoder")
-    return found if all(getattr(found, name) == getattr(blank, name) for name in same) else None
+    same = ("weights", "data_key", "data", "encoder")
+    settings = [{name: value for name, value in item.settings.items() if name not in NOT_OF_A_ROW} for item in (found, blank)]
+    return found if settings[0] == settings[1] and all(getattr(found, n) == getattr(blank, n) for n in same) else None
 
 
 def _prefixed(say: Say, prefix: str, text: str) -> None:
@@ -116,6 +126,15 @@ def _suite_rows(suite: str, names: Sequence[str]) -> list[SuiteRow]:
     if unknown := [name for name in names if name not in rows]:
         raise ValueError(f"tasks={unknown[0]!r} is no row of the suite {suite!r}: {nearest(unknown[0], rows)}")
     return [row for row in rows.values() if not names or row.name in names]
+
+
+def _check_list(row: SuiteRow, splits: Splits | str, shot: LowShotSettings) -> None:
+    """ValueError where a list of labeled images names others than there are: before the first row is computed."""
+    labels = None if isinstance(splits, str) else TASKS[row.task].labels(splits)
+    if shot.list is None or labels is None or isinstance(labels, str):
+        return
+    assert not isinstance(splits, str) and isinstance(splits.train, ListSource)
+    low_shot_rows(splits.train, labels[0], shot)
 
 
 def _expected(rows: Sequence[SuiteRow]) -> str:
@@ -146,9 +165,10 @@ def _described(blank: Result, row: SuiteRow, settings: EvaluationSettings) -> Re
     if _is_published_draw(row, shot):
         published = tuple(asdict(number) for number in PUBLISHED.get(row.name, ()))
         return replace(blank, row=row.name, title=row.title, published=published)
+    name = BENCHMARKS[row.benchmark].title if row.is_low_shot else row.title
     few = "list of labels" if shot.list is not None else f"{shot.images_per_class} per class"
     words = few if shot.percent is None else f"{shot.percent:g} % of the labels"
-    return replace(blank, row=row.name, title=f"{BENCHMARKS[row.benchmark].title}, {words}")
+    return replace(blank, row=row.name, title=f"{name}, {words}")
 
 
 def _variant(row: SuiteRow, settings: EvaluationSettings, config: EncoderConfig, encoder_name: str) -> str:
@@ -160,6 +180,14 @@ def _variant(row: SuiteRow, settings: EvaluationSettings, config: EncoderConfig,
     return variant_name(own, config.image_size, view_size(settings, config), encoder_name, usual=usual)
 
 
+def _draw_words(shot: LowShotSettings) -> str:
+    """How a draw of labels differs from the published list; empty where it may be that list."""
+    if shot.list is None:
+        return "1 % drawn per class, not the published list" if shot.percent == 1.0 else ""
+    names = sum(bool(line.split("#")[0].strip()) for line in Path(shot.list).expanduser().read_text().splitlines())
+    return "" if names == PUBLISHED_LIST else f"a list of {names:,} labels, not the published {PUBLISHED_LIST:,}"
+
+
 def _departures(row: SuiteRow, settings: EvaluationSettings, config: EncoderConfig) -> tuple[str, ...]:
     """Settings by which the row is not what was published, in words. What the data says is added with the numbers."""
     usual = EvaluationSettings()
@@ -169,5 +197,5 @@ def _departures(row: SuiteRow, settings: EvaluationSettings, config: EncoderConf
         *(f"{name}.* is changed" for name in changed if name in settings.protocols),
         *((f"images of {size[0]}x{size[1]} px",) if size != config.image_size else ()),
         *((f"at most {settings.max_train_images} training images",) if settings.max_train_images is not None else ()),
-        *(("labels: a list of one's own",) if settings.low_shot.list is not None and not row.is_low_shot else ()),
+        *((_draw_words(settings.low_shot),) if row.is_low_shot and _draw_words(settings.low_shot) else ()),
     )

@@ -37,6 +37,13 @@ def follows_published(result: Result, probe: str) -> bool:
     return not result.departures and (plain in protocols or ("any" in protocols and plain in ANY_PROTOCOL))
 
 
+def print_row(result: Result, console: Console | None = None) -> None:
+    """A finished row in one line, for the time until the tables of all."""
+    numbers = result.subjects["encoder"].metrics if "encoder" in result.subjects else {}
+    words = ", ".join(f"{name} {percent(metric)}" for name, metric in numbers.items()) or f"skipped, {result.skipped}"
+    (console or Console()).print(f"{result.title}: {words}", highlight=False)
+
+
 def print_results(results: Sequence[Result], console: Console | None = None) -> None:
     """Every number in percent with its standard error, baselines beside; then the paper's numbers, and remarks."""
     console = console or Console()

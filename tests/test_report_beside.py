@@ -246,7 +246,7 @@ def test_quality_without_labels_by_subject(suite_run: Path, suite_page: Page) ->
     assert "only among runs of one method" in suite_page.text and "near 1 is best" in suite_page.text
 
 
-@pytest.mark.parametrize("name", ["cifar10-default-seed0", "quickstart-seed0"])
+@pytest.mark.parametrize("name", ["cifar10-default-seed1", "imagewoof-default-seed0"])
 def test_results_of_before_are_read(name: str, tmp_path: Path) -> None:
     run = read_run(OLD / name)
     assert table([run]) and not comparisons([run]) and not qualities([run])

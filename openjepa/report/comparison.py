@@ -121,6 +121,8 @@ def _departures(result: Mapping[str, Any]) -> tuple[str, ...]:
     if said is not None:
         return said
     variant = text(result.get("variant") or "", 400)
+    if " of its " in str(result.get("data") or ""):  # how the line about the data says that classes are missing
+        return (text(result.get("data"), 80),)
     return (f"other settings: {text(variant, 80)}",) if CHANGED.search(variant) else ()
 
 

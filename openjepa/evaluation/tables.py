@@ -78,7 +78,8 @@ def _print_remarks(result: Result, console: Console) -> None:
         lost = ", ".join(f"{number} of {split}" for split, number in result.dropped.items() if number)
         _say(f"{result.title}: unreadable images left out: {lost}", console, "yellow")
     if result.variant:
-        _say(f"{result.title}: not the run's own, kept as eval/{result.file_name}", console)
+        # a name that is folded could not be copied
+        console.print(f"{result.title}: not the run's own, kept as eval/{result.file_name}", highlight=False, soft_wrap=True)
 
 
 def _kind(probe: str) -> str:

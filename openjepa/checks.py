@@ -4,6 +4,7 @@ import math
 import re
 
 from openjepa.config import flatten
+from openjepa.ranges import ABOVE_ZERO_FRACTION, BELOW_ONE, COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Range, check_range
 from openjepa.settings.data import DataSettings, FolderSettings, HuggingFaceSettings
 from openjepa.settings.masks import MultiblockSettings
 from openjepa.settings.methods import IJepaSettings
@@ -56,82 +57,74 @@ def remarks(config: RunConfig) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------------------ ranges
 
-_FRACTION = (0.0, 1.0, "between 0 and 1")
-_POSITIVE = (math.nextafter(0, 1), math.inf, "above 0")
-_NOT_NEGATIVE = (0.0, math.inf, "at least 0")
-_COUNT = (1.0, math.inf, "at least 1")
-_BELOW_ONE = (0.0, math.nextafter(1, 0), "at least 0 and below 1")
 
-RANGES: dict[str, tuple[float, float, str]] = {
-    "model.drop_path": _BELOW_ONE,
-    "model.layer_norm_eps": _POSITIVE,
-    "model.width": _COUNT,
-    "model.depth": _COUNT,
-    "model.heads": _COUNT,
-    "method.predictor_width": _COUNT,
-    "method.predictor_depth": _COUNT,
-    "method.predictor_heads": _COUNT,
-    "method.ema_start": _FRACTION,
-    "method.ema_end": _FRACTION,
-    "masks.group_size": _COUNT,
-    "masks.num_targets": _COUNT,
-    "masks.context_ratio": (math.nextafter(0, 1), 1.0, "above 0 and at most 1"),
-    "masks.min_keep": _NOT_NEGATIVE,
-    "masks.max_redraws": _NOT_NEGATIVE,
-    "data.max_skipped": _FRACTION,
-    "data.max_images": _COUNT,
-    "data.cache_size": _COUNT,
-    "data.test_fraction": _BELOW_ONE,
-    "data.window": _COUNT,
-    "optim.batch_size": _COUNT,
-    "optim.microbatch_size": _COUNT,
-    "optim.epochs": _POSITIVE,
-    "optim.total_steps": _COUNT,
-    "optim.lr": _POSITIVE,
-    "optim.start_lr": _NOT_NEGATIVE,
-    "optim.final_lr": _NOT_NEGATIVE,
-    "optim.warmup_epochs": _NOT_NEGATIVE,
-    "optim.warmup_steps": _NOT_NEGATIVE,
-    "optim.cooldown": _FRACTION,
-    "optim.weight_decay": _NOT_NEGATIVE,
-    "optim.final_weight_decay": _NOT_NEGATIVE,
-    "optim.schedule_stretch": _COUNT,
-    "optim.beta1": _BELOW_ONE,
-    "optim.beta2": _BELOW_ONE,
-    "optim.eps": _POSITIVE,
-    "optim.clip_grad": _POSITIVE,
-    "run.seed": _NOT_NEGATIVE,
-    "monitor.every": _NOT_NEGATIVE,
+RANGES: dict[str, Range] = {
+    "model.drop_path": BELOW_ONE,
+    "model.layer_norm_eps": POSITIVE,
+    "model.width": COUNT,
+    "model.depth": COUNT,
+    "model.heads": COUNT,
+    "method.predictor_width": COUNT,
+    "method.predictor_depth": COUNT,
+    "method.predictor_heads": COUNT,
+    "method.ema_start": FRACTION,
+    "method.ema_end": FRACTION,
+    "masks.group_size": COUNT,
+    "masks.num_targets": COUNT,
+    "masks.context_ratio": ABOVE_ZERO_FRACTION,
+    "masks.min_keep": NOT_NEGATIVE,
+    "masks.max_redraws": NOT_NEGATIVE,
+    "data.max_skipped": FRACTION,
+    "data.max_images": COUNT,
+    "data.cache_size": COUNT,
+    "data.test_fraction": BELOW_ONE,
+    "data.window": COUNT,
+    "optim.batch_size": COUNT,
+    "optim.microbatch_size": COUNT,
+    "optim.epochs": POSITIVE,
+    "optim.total_steps": COUNT,
+    "optim.lr": POSITIVE,
+    "optim.start_lr": NOT_NEGATIVE,
+    "optim.final_lr": NOT_NEGATIVE,
+    "optim.warmup_epochs": NOT_NEGATIVE,
+    "optim.warmup_steps": NOT_NEGATIVE,
+    "optim.cooldown": FRACTION,
+    "optim.weight_decay": NOT_NEGATIVE,
+    "optim.final_weight_decay": NOT_NEGATIVE,
+    "optim.schedule_stretch": COUNT,
+    "optim.beta1": BELOW_ONE,
+    "optim.beta2": BELOW_ONE,
+    "optim.eps": POSITIVE,
+    "optim.clip_grad": POSITIVE,
+    "run.seed": NOT_NEGATIVE,
+    "monitor.every": NOT_NEGATIVE,
     "monitor.images": (2.0, math.inf, "at least 2"),
-    "monitor.lidar_masks": _NOT_NEGATIVE,
+    "monitor.lidar_masks": NOT_NEGATIVE,
     "monitor.lidar_images": (2.0, math.inf, "at least 2"),
-    "monitor.knn_images": _COUNT,
-    "system.workers": _NOT_NEGATIVE,
-    "system.threads": _COUNT,
-    "system.log_every": _COUNT,
-    "system.checkpoint_minutes": _NOT_NEGATIVE,
-    "system.keep_every": _COUNT,
+    "monitor.knn_images": COUNT,
+    "system.workers": NOT_NEGATIVE,
+    "system.threads": COUNT,
+    "system.log_every": COUNT,
+    "system.checkpoint_minutes": NOT_NEGATIVE,
+    "system.keep_every": COUNT,
 }
 """Smallest and largest value of a setting, and how an error says it. None, where a setting allows it, is always in range."""
 
-PAIRS: dict[str, tuple[float, float, str]] = {
-    "masks.target_scale": (math.nextafter(0, 1), 1.0, "above 0 and at most 1"),
-    "masks.context_scale": (math.nextafter(0, 1), 1.0, "above 0 and at most 1"),
-    "data.crop_scale": (math.nextafter(0, 1), 1.0, "above 0 and at most 1"),
-    "masks.target_aspect": _POSITIVE,
-    "masks.context_aspect": _POSITIVE,
-    "data.crop_aspect": _POSITIVE,
+PAIRS: dict[str, Range] = {
+    "masks.target_scale": ABOVE_ZERO_FRACTION,
+    "masks.context_scale": ABOVE_ZERO_FRACTION,
+    "data.crop_scale": ABOVE_ZERO_FRACTION,
+    "masks.target_aspect": POSITIVE,
+    "masks.context_aspect": POSITIVE,
+    "data.crop_aspect": POSITIVE,
 }
 """The same for settings that are (smallest, largest)."""
 
 
 def _check_ranges(config: RunConfig) -> None:
     for name, value in flatten(config).items():
-        if name not in RANGES or not isinstance(value, int | float):
-            continue
-        low, high, words = RANGES[name]
-        if not low <= value <= high or math.isinf(value):
-            raise ValueError(f"{name}={value} must be {words}")
+        if name in RANGES and isinstance(value, int | float):
+            check_range(name, value, RANGES[name])
 
 
 def _check_pairs(config: RunConfig) -> None:

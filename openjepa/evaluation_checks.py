@@ -5,60 +5,56 @@ from collections.abc import Collection
 from pathlib import Path
 
 from openjepa.config import flatten
+from openjepa.ranges import ABOVE_ZERO_FRACTION, BELOW_ONE, COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Range, check_range
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.finetune import BASE_DEPTH, resolve_finetune
 
-_POSITIVE = (math.nextafter(0, 1), math.inf, "above 0")
-_NOT_NEGATIVE = (0.0, math.inf, "at least 0")
-_COUNT = (1.0, math.inf, "at least 1")
-_BELOW_ONE = (0.0, math.nextafter(1, 0), "at least 0 and below 1")
-
-EVALUATION_RANGES: dict[str, tuple[float, float, str]] = {
-    "image_size": _COUNT,
-    "seeds": _COUNT,
-    "weight_decays": _POSITIVE,
-    "iterations": _COUNT,
-    "neighbors": _COUNT,
-    "neighbor_temperature": _POSITIVE,
-    "feature_batch_size": _COUNT,
-    "max_train_images": _COUNT,
-    "max_skipped": (0.0, 1.0, "between 0 and 1"),
+EVALUATION_RANGES: dict[str, Range] = {
+    "image_size": COUNT,
+    "seeds": COUNT,
+    "weight_decays": POSITIVE,
+    "iterations": COUNT,
+    "neighbors": COUNT,
+    "neighbor_temperature": POSITIVE,
+    "feature_batch_size": COUNT,
+    "max_train_images": COUNT,
+    "max_skipped": FRACTION,
     "lidar_images": (2.0, math.inf, "at least 2"),
     "lidar_views": (2.0, math.inf, "at least 2"),
-    "seed": _NOT_NEGATIVE,
-    "workers": _NOT_NEGATIVE,
+    "seed": NOT_NEGATIVE,
+    "workers": NOT_NEGATIVE,
     "low_shot.percent": (math.nextafter(0, 1), 100.0, "above 0 and at most 100"),
-    "low_shot.images_per_class": _COUNT,
-    "low_shot.seed": _NOT_NEGATIVE,
-    "logistic.penalties": _POSITIVE,
-    "logistic.gradient_norm": _POSITIVE,
-    "logistic.relative_gradient": _POSITIVE,
-    "logistic.iterations": _COUNT,
-    "linear_full.epochs": _COUNT,
-    "linear_full.batch_size": _COUNT,
-    "linear_full.learning_rates": _POSITIVE,
-    "linear_full.weight_decays": _NOT_NEGATIVE,
-    "attentive.epochs": _COUNT,
-    "attentive.batch_size": _COUNT,
-    "attentive.learning_rates": _POSITIVE,
-    "attentive.weight_decay": _NOT_NEGATIVE,
-    "finetune.epochs": _COUNT,
-    "finetune.batch_size": _COUNT,
-    "finetune.microbatch_size": _COUNT,
-    "finetune.learning_rates": _POSITIVE,
-    "finetune.final_lr": _NOT_NEGATIVE,
-    "finetune.warmup_epochs": _NOT_NEGATIVE,
-    "finetune.weight_decay": _NOT_NEGATIVE,
-    "finetune.layer_decay": (math.nextafter(0, 1), 1.0, "above 0 and at most 1"),
-    "finetune.drop_path": _BELOW_ONE,
-    "finetune.label_smoothing": _BELOW_ONE,
-    "finetune.mixup": _NOT_NEGATIVE,
-    "finetune.cutmix": _NOT_NEGATIVE,
-    "finetune.random_erasing": (0.0, 1.0, "between 0 and 1"),
+    "low_shot.images_per_class": COUNT,
+    "low_shot.seed": NOT_NEGATIVE,
+    "logistic.penalties": POSITIVE,
+    "logistic.gradient_norm": POSITIVE,
+    "logistic.relative_gradient": POSITIVE,
+    "logistic.iterations": COUNT,
+    "linear_full.epochs": COUNT,
+    "linear_full.batch_size": COUNT,
+    "linear_full.learning_rates": POSITIVE,
+    "linear_full.weight_decays": NOT_NEGATIVE,
+    "attentive.epochs": COUNT,
+    "attentive.batch_size": COUNT,
+    "attentive.learning_rates": POSITIVE,
+    "attentive.weight_decay": NOT_NEGATIVE,
+    "finetune.epochs": COUNT,
+    "finetune.batch_size": COUNT,
+    "finetune.microbatch_size": COUNT,
+    "finetune.learning_rates": POSITIVE,
+    "finetune.final_lr": NOT_NEGATIVE,
+    "finetune.warmup_epochs": NOT_NEGATIVE,
+    "finetune.weight_decay": NOT_NEGATIVE,
+    "finetune.layer_decay": ABOVE_ZERO_FRACTION,
+    "finetune.drop_path": BELOW_ONE,
+    "finetune.label_smoothing": BELOW_ONE,
+    "finetune.mixup": NOT_NEGATIVE,
+    "finetune.cutmix": NOT_NEGATIVE,
+    "finetune.random_erasing": FRACTION,
     "finetune.magnitude": (0.0, 10.0, "between 0 and 10"),
-    "finetune.magnitude_std": _NOT_NEGATIVE,
-    "finetune.head_std": _NOT_NEGATIVE,
-    "dense.max_patches": _COUNT,
+    "finetune.magnitude_std": NOT_NEGATIVE,
+    "finetune.head_std": NOT_NEGATIVE,
+    "dense.max_patches": COUNT,
 }
 """Smallest and largest value of a setting, and how an error says it; where there are several values, for each."""
 PROTOCOL_GROUPS = ("logistic", "linear_full", "attentive", "finetune", "dense")
@@ -68,10 +64,9 @@ PROTOCOL_GROUPS = ("logistic", "linear_full", "attentive", "finetune", "dense")
 def check_evaluation(settings: EvaluationSettings) -> None:
     """Raises ValueError at the first setting of an evaluation that cannot work."""
     for name, value in flatten(settings).items():
-        low, high, words = EVALUATION_RANGES.get(name, (-math.inf, math.inf, ""))
         for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, int | float) and (not low <= item <= high or (words and math.isinf(item))):
-                raise ValueError(f"evaluation.{name}={item} must be {words}")
+            if name in EVALUATION_RANGES and isinstance(item, int | float):
+                check_range(f"evaluation.{name}", item, EVALUATION_RANGES[name])
     shot = settings.low_shot
     given = [name for name in ("list", "percent", "images_per_class") if getattr(shot, name) is not None]
     if len(given) > 1:

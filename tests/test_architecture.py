@@ -15,7 +15,7 @@ PACKAGE = ROOT / "openjepa"
 # Each part imports only parts of the tiers below its own (and itself).
 TIERS = (
     ("settings",),
-    ("types", "registry", "seeds", "config", "distributed", "whole_files"),
+    ("types", "registry", "seeds", "ranges", "config", "distributed", "whole_files"),
     ("schedules", "checks", "evaluation_checks", "recipes", "measures"),
     ("models", "masks", "data"),
     ("engine", "weights"),
@@ -36,6 +36,7 @@ TORCH_FREE = {
     "schedules",
     "seeds",
     "registry",
+    "ranges",
     "whole_files",
     "report",
     "arguments",

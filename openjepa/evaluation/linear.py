@@ -13,12 +13,20 @@ is from it. With 1000 generated images of width 256 and decay 1e-6 the optimum w
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from openjepa.evaluation.protocol import HeadResult, LabeledFeatures, ProtocolResult, chosen_first, held_out_rows
-from openjepa.evaluation.rows import Rows, moments
-from openjepa.evaluation.solver import Components, Heads, Rotated, gradient_norms, relative_gradients, rotate, solve
+from openjepa.evaluation.rows import moments
+from openjepa.evaluation.solver import (
+    Components,
+    Heads,
+    ScaledSplit,
+    gradient_norms,
+    relative_gradients,
+    rotate,
+    solve,
+)
 from openjepa.measures.accuracy import Accuracy, top1
 from openjepa.settings.evaluation import EvaluationSettings
 
@@ -28,18 +36,8 @@ KINDS = ("linear", "batch_norm")
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """The training split as one kind of head sees it: centered, scaled, and turned into principal components."""
-
-    mean: Float[Tensor, " D"]
-    scale: Float[Tensor, " D"]
-    rotated: Rotated
-    labels: Int[Tensor, " n"]
-    num_classes: int
-
-    def project(self, features: Shaped[Tensor, "m D"]) -> Rows:
-        """Other images in the same axes, turned while they are read."""
-        return Rows(features, self.mean, self.scale[:, None] * self.rotated.components.axes)
+class Prepared(ScaledSplit):
+    """The training split as one kind of head sees it."""
 
     def solve(self, rows: Int[Tensor, " m"] | None, weight_decays: Sequence[float], iterations: int) -> Heads:
         """One head per weight decay from some rows, or from all; weak ones are stopped early."""

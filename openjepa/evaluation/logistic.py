@@ -22,7 +22,7 @@ from torch import Tensor
 from openjepa.evaluation.newton import Objective, Solution, minimize, rounded_rows
 from openjepa.evaluation.protocol import HeadResult, LabeledFeatures, ProtocolResult, chosen_first, held_out_rows
 from openjepa.evaluation.rows import Rows, moments
-from openjepa.evaluation.solver import Heads, Rotated, whole_rotation
+from openjepa.evaluation.solver import Heads, ScaledSplit, whole_rotation
 from openjepa.measures.accuracy import TOP, Accuracy, top1
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.logistic import LogisticSettings
@@ -38,18 +38,8 @@ NO_VARIANCE = 1e-10
 
 
 @dataclass(frozen=True)
-class Standardized:
+class Standardized(ScaledSplit):
     """The training split with mean 0 and standard deviation 1 in every dimension, in the axes of its principal components."""
-
-    mean: Float[Tensor, " D"]
-    scale: Float[Tensor, " D"]
-    rotated: Rotated
-    labels: Int[Tensor, " n"]
-    num_classes: int
-
-    def project(self, features: Shaped[Tensor, "m D"]) -> Rows:
-        """Other images in the same axes, standardized with the training split's statistics."""
-        return Rows(features, self.mean, self.scale[:, None] * self.rotated.components.axes)
 
     def sweep(
         self,

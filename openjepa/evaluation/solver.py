@@ -88,6 +88,21 @@ class Rotated:
     components: Components
 
 
+@dataclass(frozen=True)
+class ScaledSplit:
+    """The training split centered, scaled in every dimension, and turned into its principal components."""
+
+    mean: Float[Tensor, " D"]
+    scale: Float[Tensor, " D"]
+    rotated: Rotated
+    labels: Int[Tensor, " n"]
+    num_classes: int
+
+    def project(self, features: Shaped[Tensor, "m D"]) -> Rows:
+        """Other images in the same axes, with the training split's statistics, turned while they are read."""
+        return Rows(features, self.mean, self.scale[:, None] * self.rotated.components.axes)
+
+
 def rotate(
     features: Shaped[Tensor, "n D"],
     mean: Float[Tensor, " D"] | None = None,

@@ -4,11 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from openjepa.arguments import (
-    EvaluateOptions,
-    is_help,
-    parse_evaluate,
-)
+from openjepa.arguments import EvaluateOptions, is_help, parse_evaluate
 from openjepa.commands.paths import check_evaluated
 from openjepa.config import nearest
 from openjepa.evaluation_checks import evaluation_remarks
@@ -89,28 +85,27 @@ def _say(text: str) -> None:
 
 def _protocols(options: EvaluateOptions) -> set[str]:
     """Every protocol that may run."""
-    from openjepa.evaluation.suite import SUITES
+    from openjepa.evaluation.suite import suite_rows
 
     if options.evaluation.protocols or options.suite is None:
         return set(options.evaluation.protocols) or {"linear", "knn", "dense_linear", "dense_knn"}
-    return {name for row in SUITES[options.suite] for name in row.protocols}
+    return {name for row in suite_rows(options.suite, options.evaluation.tasks) for name in row.protocols}
 
 
 def _check_evaluation_options(options: EvaluateOptions, has_data: bool) -> None:
     """ValueError: a suite without its data, or beside other data; or a task that is none of its rows."""
-    from openjepa.evaluation.suite import SUITES
+    from openjepa.evaluation.suite import SUITES, suite_rows
     from openjepa.evaluation.tasks import TASKS
 
     if options.suite is None and options.data_root is not None:
         raise ValueError(f"--data-root {options.data_root} has no effect without --suite ({' or '.join(SUITES)})")
     if options.suite is None and options.again:
         raise ValueError("--again has no effect without --suite: other evaluations are always computed anew")
-    if options.suite is not None and options.suite not in SUITES:
-        raise ValueError(f"--suite {options.suite} does not exist: {nearest(options.suite, SUITES)}")
     if options.suite is not None and options.data_root is None:
         raise ValueError("--suite needs --data-root, the folder that holds one folder per data set (see --help)")
     if options.suite is not None and has_data:
         raise ValueError("--suite and --data.* both say what to evaluate on: leave out one")
-    known = list(TASKS) if options.suite is None else [row.name for row in SUITES[options.suite]]
-    if unknown := [name for name in options.evaluation.tasks if name not in known]:
-        raise ValueError(f"--tasks {unknown[0]} does not exist: {nearest(unknown[0], known)}")
+    if options.suite is not None:
+        suite_rows(options.suite, options.evaluation.tasks)
+    elif unknown := [name for name in options.evaluation.tasks if name not in TASKS]:
+        raise ValueError(f"--tasks {unknown[0]} does not exist: {nearest(unknown[0], TASKS)}")

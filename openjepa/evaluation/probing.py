@@ -20,6 +20,7 @@ from openjepa.evaluation.features import EncoderFeatures, Extractor, Features, I
 from openjepa.evaluation.findings import Findings, Split, check_readable, departures, with_findings
 from openjepa.evaluation.label_free import feature_measures
 from openjepa.evaluation.lidar import lidar_measures
+from openjepa.evaluation.progress import Say, silent
 from openjepa.evaluation.protocol import ImageProbe, LabeledFeatures, LabeledImages, selections
 from openjepa.evaluation.results import Result
 from openjepa.evaluation.solver import Components
@@ -56,7 +57,7 @@ def evaluate_task(
     settings: EvaluationSettings,
     known: KnownComponents,
     benchmark: str = "",
-    say: Callable[[str], None] | None = None,
+    say: Say = silent,
     keep: Callable[[Result], None] | None = None,
 ) -> Result:
     """`blank` with the numbers of every protocol of `settings` that the task can have, or with the reason why it has none.
@@ -65,7 +66,6 @@ def evaluate_task(
     where more than `max_skipped` of a split cannot be read.
     """
     start = time.monotonic()
-    say = say or _silent
     task = TASKS[blank.task]
     labels = task.labels(splits)
     if isinstance(labels, str):
@@ -108,10 +108,6 @@ def evaluate_task(
         if keep is not None:
             keep(result(measures=measures))
     return result(measures=measures)
-
-
-def _silent(_: str) -> None:
-    """Says nothing."""
 
 
 def _training_rows(

@@ -1,4 +1,4 @@
-"""What is shown while a pass over many images takes its time."""
+"""What is said and shown while a pass over many images takes its time."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,6 +6,13 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+Say = Callable[[str], None]
+"""Told what is being done, once per step that may take long."""
+
+
+def silent(_: object) -> None:
+    """Says nothing."""
 
 
 class _Rate(ProgressColumn):

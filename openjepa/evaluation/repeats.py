@@ -1,21 +1,19 @@
 """One task with every seed that is asked for: what evaluations of a data set and rows of a suite share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from openjepa.checks import nearest_multiple
 from openjepa.config import to_dict
 from openjepa.data.source import Splits
 from openjepa.evaluation.probing import KnownComponents, Subjects, evaluate_task
+from openjepa.evaluation.progress import Say
 from openjepa.evaluation.results import Result, over_seeds
 from openjepa.evaluation.subjects import Subject, untrained
 from openjepa.evaluation.tasks import TASKS
 from openjepa.models.vit import VisionTransformer
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
-
-Say = Callable[[str], None]
-"""Told what is being done, once per step that may take long."""
 
 
 def blank_result(task: str, subject: Subject, settings: EvaluationSettings, splits: Splits | str) -> Result:

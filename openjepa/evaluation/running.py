@@ -7,7 +7,8 @@ from pathlib import Path
 from openjepa.data import open_splits
 from openjepa.data.source import Splits
 from openjepa.evaluation.probing import KnownComponents
-from openjepa.evaluation.repeats import Say, blank_result, evaluate_seeds, view_size
+from openjepa.evaluation.progress import Say, silent
+from openjepa.evaluation.repeats import blank_result, evaluate_seeds, view_size
 from openjepa.evaluation.results import Result
 from openjepa.evaluation.subjects import find_subject, load_subject
 from openjepa.evaluation.tasks import TASKS, chosen_tasks, fitting_protocols
@@ -17,12 +18,8 @@ from openjepa.settings.data import DataSettings
 from openjepa.settings.evaluation import EvaluationSettings
 
 
-def _silent(_: str) -> None:
-    """Says nothing."""
-
-
 def evaluate_run(
-    subject: Path, settings: EvaluationSettings, data: DataSettings | None = None, say: Say = _silent
+    subject: Path, settings: EvaluationSettings, data: DataSettings | None = None, say: Say = silent
 ) -> list[Result]:
     """Evaluates a run folder, or an encoder on `data`, and writes a file of `<subject>/eval` for every task.
 

@@ -1,7 +1,9 @@
 """SUITES: named lists of rows; a row is protocols on one task of one benchmark, beside published numbers. Free of torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from openjepa.config import nearest
 from openjepa.settings.evaluation import ProtocolName
 
 
@@ -58,3 +60,13 @@ SUITES: dict[str, tuple[SuiteRow, ...]] = {
 }
 """`paper`: every evaluation of the paper. `cached`: the same benchmarks by probes on features that are computed once. `dense`:
 single patches of scenes with instance masks, as `openjepa data scenes` renders them."""
+
+
+def suite_rows(suite: str, names: Sequence[str]) -> list[SuiteRow]:
+    """The rows of a suite that are asked for; all where none is named. Raises ValueError for an unknown suite or row."""
+    if suite not in SUITES:
+        raise ValueError(f"suite={suite!r} does not exist: {nearest(suite, SUITES)}")
+    rows = {row.name: row for row in SUITES[suite]}
+    if unknown := [name for name in names if name not in rows]:
+        raise ValueError(f"tasks={unknown[0]!r} is no row of the suite {suite!r}: {nearest(unknown[0], rows)}")
+    return [row for row in rows.values() if not names or row.name in names]

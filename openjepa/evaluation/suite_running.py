@@ -6,18 +6,18 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from openjepa.config import nearest
 from openjepa.data.benchmarks import BENCHMARKS, find_benchmark
 from openjepa.data.low_shot import low_shot_rows
 from openjepa.data.source import ListSource, Splits
 from openjepa.engine.device import resolve_device
 from openjepa.evaluation.features import weights_hash
 from openjepa.evaluation.probing import KnownComponents
+from openjepa.evaluation.progress import Say, silent
 from openjepa.evaluation.published import PUBLISHED
-from openjepa.evaluation.repeats import Say, blank_result, evaluate_seeds, view_size
+from openjepa.evaluation.repeats import blank_result, evaluate_seeds, view_size
 from openjepa.evaluation.results import FAILED, Result, read_result
 from openjepa.evaluation.subjects import find_subject, load_subject
-from openjepa.evaluation.suite import SUITES, SuiteRow
+from openjepa.evaluation.suite import SUITES, SuiteRow, suite_rows
 from openjepa.evaluation.tasks import TASKS, fitting_protocols
 from openjepa.evaluation.variants import folder_key, variant_name
 from openjepa.evaluation_checks import check_evaluation
@@ -31,17 +31,13 @@ NOT_OF_A_ROW = ("tasks", "workers", "device", "feature_batch_size")
 """Settings that do not change what a row is."""
 
 
-def _silent(_: object) -> None:
-    """Says nothing."""
-
-
 def evaluate_suite(
     subject: Path,
     suite: str,
     data_root: Path,
     settings: EvaluationSettings,
-    say: Say = _silent,
-    each: Callable[[Result], None] = _silent,
+    say: Say = silent,
+    each: Callable[[Result], None] = silent,
     again: bool = False,
 ) -> list[Result]:
     """Evaluates an encoder or a run on every row of a suite whose benchmark lies below `data_root`.
@@ -54,7 +50,8 @@ def evaluate_suite(
     """
     check_evaluation(settings)
     resolve_device(settings.device)
-    rows = _suite_rows(suite, settings.tasks)
+    rows = suite_rows(suite, settings.tasks)
+    planned = [(row, _row_settings(row, settings, row.name in settings.tasks)) for row in rows]
     root = data_root.expanduser()
     if not root.is_dir():
         raise ValueError(f"data_root={str(data_root)!r} is no folder; it must hold one folder per data set: {_expected(rows)}")
@@ -65,12 +62,11 @@ def evaluate_suite(
     opened = {name: find_benchmark(name, root) for name in dict.fromkeys(row.benchmark for row in rows)}
     if all(isinstance(splits, str) for splits in opened.values()):
         raise ValueError(f"data_root={str(data_root)!r} holds none of the data sets of the rows asked for: {_expected(rows)}")
-    for row in rows:
-        _check_list(row, opened[row.benchmark], _row_settings(row, settings, row.name in settings.tasks).low_shot)
+    for row, own in planned:
+        _check_list(row, opened[row.benchmark], own.low_shot)
     known: dict[str, KnownComponents] = {}
     results = []
-    for number, row in enumerate(rows, start=1):
-        own = _row_settings(row, settings, row.name in settings.tasks)
+    for number, (row, own) in enumerate(planned, start=1):
         splits = opened[row.benchmark]
         result = _described(blank_result(row.task, found, own, splits), row, own)
         if not isinstance(splits, str):
@@ -116,16 +112,6 @@ def _guarded(blank: Result, evaluate: Callable[[], Result]) -> Result:
             raise
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         return replace(blank, skipped=f"{FAILED}{kind}{error}")
-
-
-def _suite_rows(suite: str, names: Sequence[str]) -> list[SuiteRow]:
-    """The rows of a suite that are asked for; all where none is named."""
-    if suite not in SUITES:
-        raise ValueError(f"suite={suite!r} does not exist: {nearest(suite, SUITES)}")
-    rows = {row.name: row for row in SUITES[suite]}
-    if unknown := [name for name in names if name not in rows]:
-        raise ValueError(f"tasks={unknown[0]!r} is no row of the suite {suite!r}: {nearest(unknown[0], rows)}")
-    return [row for row in rows.values() if not names or row.name in names]
 
 
 def _check_list(row: SuiteRow, splits: Splits | str, shot: LowShotSettings) -> None:
@@ -193,9 +179,10 @@ def _departures(row: SuiteRow, settings: EvaluationSettings, config: EncoderConf
     usual = EvaluationSettings()
     changed = [name for name in ("linear_full", "finetune") if getattr(settings, name) != getattr(usual, name)]
     size = view_size(settings, config)
+    draw = _draw_words(settings.low_shot) if row.is_low_shot else ""
     return (
         *(f"{name}.* is changed" for name in changed if name in settings.protocols),
         *((f"images of {size[0]}x{size[1]} px",) if size != config.image_size else ()),
         *((f"at most {settings.max_train_images} training images",) if settings.max_train_images is not None else ()),
-        *((_draw_words(settings.low_shot),) if row.is_low_shot and _draw_words(settings.low_shot) else ()),
+        *((draw,) if draw else ()),
     )

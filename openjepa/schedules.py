@@ -1,7 +1,8 @@
 """Schedules as pure functions of progress: nothing to replay on resume. No torch here.
 
-Steps are counted from 0. The released I-JEPA code steps its schedulers before the first update, so its learning rate and weight
-decay at step i are those of n = i + 1; its momentum uses i. The functions below take whichever of the two they are given.
+Steps are counted from 0. The released I-JEPA and MSN programs step their schedulers before the first update, so that their
+learning rate and weight decay at step i are those of n = i + 1, while their momentum uses i; those of MAE, DINO, iBOT and
+data2vec use i for all. `optim.schedule_steps` says which.
 """
 
 import math
@@ -52,10 +53,11 @@ def warmup_steps(settings: OptimizationSettings, progress: Progress) -> int:
 
 def learning_rate(settings: OptimizationSettings, progress: Progress) -> float:
     """Linear warm-up, then cosine or constant with a linear cooldown (Zhai et al. 2022), for the step about to be taken."""
-    step = progress.step + 1
+    step = _numbered(settings, progress)
     warmup = warmup_steps(settings, progress)
     if step < warmup:
-        return linear(settings.start_lr, settings.lr, step / warmup)
+        last = max(1, warmup - 1) if settings.schedule_steps == "inclusive" else warmup
+        return linear(settings.start_lr, settings.lr, step / last)
     length = int(progress.stretch * progress.total_steps)
     if settings.lr_schedule == "cosine":
         return cosine(settings.lr, settings.final_lr, (step - warmup) / max(1, length - warmup))
@@ -66,12 +68,26 @@ def learning_rate(settings: OptimizationSettings, progress: Progress) -> float:
 def weight_decay(settings: OptimizationSettings, progress: Progress) -> float:
     """Weight decay of the step about to be taken."""
     start, end = settings.weight_decay, settings.final_weight_decay
-    fraction = (progress.step + 1) / max(1, int(progress.stretch * progress.total_steps))
+    fraction = _numbered(settings, progress) / max(1, int(progress.stretch * progress.total_steps))
     if settings.weight_decay_schedule == "constant":
         return start
     return linear(start, end, fraction) if settings.weight_decay_schedule == "linear" else cosine(start, end, fraction)
 
 
+def _numbered(settings: OptimizationSettings, progress: Progress) -> int:
+    """Number of the step about to be taken, as the schedules of learning rate and weight decay count."""
+    return progress.step + 1 if settings.schedule_steps == "from_one" else progress.step
+
+
 def momentum(start: float, end: float, progress: Progress) -> float:
     """EMA momentum after the step about to be taken: linear over the training, reaching `end` only in the limit."""
-    return linear(start, end, progress.step / max(1e-9, progress.stretch * progress.total_steps))
+    return linear(start, end, _stretched_fraction(progress))
+
+
+def cosine_momentum(start: float, end: float, progress: Progress) -> float:
+    """The same along half a cosine (DINO, iBOT)."""
+    return cosine(start, end, _stretched_fraction(progress))
+
+
+def _stretched_fraction(progress: Progress) -> float:
+    return progress.step / max(1e-9, progress.stretch * progress.total_steps)

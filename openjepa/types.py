@@ -44,6 +44,14 @@ class TokenMask:
 
     masked: Bool[Tensor, "B N"]
     grid: tuple[int, int]
+    num_masked: int | None = None
+    """Masked patches of every image, where all have equally many."""
+
+    def visible(self) -> Int[Tensor, "B K"]:
+        """Raster indices of the visible patches, ascending; needs `num_masked`, so that no device is waited for."""
+        if self.num_masked is None:
+            raise ValueError("images with different numbers of masked patches have no common number of visible ones")
+        return self.masked.byte().argsort(dim=1, stable=True)[:, : self.masked.shape[1] - self.num_masked]
 
     def to(self, device: torch.device) -> "TokenMask":
         """The same mask on `device`."""
@@ -112,6 +120,21 @@ def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: to
 
 
 @dataclass(frozen=True)
+class ColorChange:
+    """How the colors of a view are changed at random; each part is drawn for every view by itself."""
+
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """Largest change of brightness, contrast and saturation (fractions) and of hue (turns)."""
+    jitter_probability: float = 0.0
+    grayscale_probability: float = 0.0
+    blur_probability: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Smallest and largest standard deviation of the Gaussian, in pixels of the view."""
+    solarize_probability: float = 0.0
+    """How often levels of 128 and more are inverted."""
+
+
+@dataclass(frozen=True)
 class ViewSpec:
     """One kind of view a method asks of the loader: random crops of one size."""
 
@@ -125,6 +148,8 @@ class ViewSpec:
     """Width / height of the crop."""
     interpolation: str = "bilinear"
     horizontal_flip: bool = False
+    colors: tuple[ColorChange, ...] = ()
+    """One for each of the `count` views; empty: colors stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +199,8 @@ class ParameterRule:
     """Whether weight decay applies."""
     lr_scale: float = 1.0
     """Factor on the learning rate."""
+    clip: bool = True
+    """Whether gradient clipping counts and scales it."""
 
 
 @dataclass(frozen=True)

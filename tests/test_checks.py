@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from openjepa.checks import PAIRS, RANGES, check, remarks
+from openjepa.checks import check, remarks
+from openjepa.checks.values import PAIRS, RANGES
 from openjepa.config import flatten
 from openjepa.evaluation_checks import PROTOCOL_GROUPS, check_evaluation, evaluation_remarks
 from openjepa.settings.choices import CHOICES

@@ -14,7 +14,8 @@ from openjepa.methods import METHODS
 from openjepa.settings.run import MonitorSettings
 from openjepa.training.loop import train
 from tests.images import write_folder
-from tests.test_loop import lines, small_config
+from tests.small_methods import method_config
+from tests.test_loop import lines
 
 GOLDEN = Path(__file__).parent / "golden"
 STEPS = 20
@@ -22,8 +23,7 @@ STEPS = 20
 
 @pytest.mark.parametrize("name", METHODS)
 def test_losses_are_those_that_were_kept(name: str, tmp_path: Path) -> None:
-    config = small_config(write_folder(tmp_path / "images", 40), tmp_path, total_steps=STEPS, warmup_steps=4)
-    assert config.method.name == name, "this method needs a small configuration of its own here"
+    config = method_config(name, write_folder(tmp_path / "images", 40), tmp_path, total_steps=STEPS, warmup_steps=4)
     run = train(replace(config, monitor=MonitorSettings(every=0)))
     assert run is not None
     losses = [line["loss"] for line in lines(run, "train")]

@@ -1,6 +1,7 @@
 """AdamW with a method's parameter groups, rates set from schedules, and the check for finite numbers before a weight moves."""
 
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -22,7 +23,7 @@ def build_optimizer(
             raise ValueError(f"no parameter rule matches {name!r}; a method's rules must end with one that matches everything")
         members[index].append(value)
     groups = [
-        {"params": values, "weight_decay": 0.0, "decay": rule.decay, "lr_scale": rule.lr_scale}
+        {"params": values, "weight_decay": 0.0, "decay": rule.decay, "lr_scale": rule.lr_scale, "clip": rule.clip}
         for values, rule in zip(members, rules, strict=True)
         if values
     ]
@@ -43,7 +44,22 @@ def gradient_norm(optimizer: torch.optim.Optimizer) -> Float[Tensor, ""]:
     return torch.nn.utils.get_total_norm(gradients)
 
 
-def clip_gradients(optimizer: torch.optim.Optimizer, norm: Float[Tensor, ""], limit: float) -> None:
-    """Scales all gradients so that their norm is at most `limit`."""
-    parameters = [value for group in optimizer.param_groups for value in group["params"]]
-    torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+def clip_gradients(
+    optimizer: torch.optim.Optimizer, norm: Float[Tensor, ""], limit: float, mode: Literal["global", "per_tensor"] = "global"
+) -> None:
+    """Scales gradients by min(1, limit / (norm + 1e-6)); groups whose rule says so are left alone.
+
+    `global`: one norm of all that are clipped (`norm`, where that is all there are); `per_tensor`: each parameter's own, as in
+    the released DINO and iBOT code.
+    """
+    groups = [group for group in optimizer.param_groups if group["clip"]]
+    parameters = [value for group in groups for value in group["params"] if value.grad is not None]
+    gradients = [value.grad for value in parameters]
+    if not parameters:
+        return
+    if mode == "global":
+        whole = norm if len(groups) == len(optimizer.param_groups) else torch.nn.utils.get_total_norm(gradients)
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, whole)
+        return
+    norms = torch.stack(torch._foreach_norm(gradients))
+    torch._foreach_mul_(gradients, list((limit / (norms + 1e-6)).clamp(max=1.0).unbind()))

@@ -4,7 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 from openjepa.registry import Entry
-from openjepa.settings.masks import MaskSettings, MultiblockSettings
+from openjepa.settings.masks import (
+    BlockwiseSettings,
+    MaskSettings,
+    MultiblockSettings,
+    NoMaskSettings,
+    RandomPatchesSettings,
+)
 
 
 def _multiblock() -> Callable[..., Any]:
@@ -13,6 +19,27 @@ def _multiblock() -> Callable[..., Any]:
     return build_multiblock
 
 
+def _none() -> Callable[..., Any]:
+    from openjepa.masks.none import NoMasks
+
+    return NoMasks
+
+
+def _random_patches() -> Callable[..., Any]:
+    from openjepa.masks.random_patches import RandomPatches
+
+    return RandomPatches
+
+
+def _blockwise() -> Callable[..., Any]:
+    from openjepa.masks.blockwise import Blockwise
+
+    return Blockwise
+
+
 MASKS: dict[str, Entry[MaskSettings]] = {
     "multiblock": Entry(MultiblockSettings, _multiblock),
+    "random_patches": Entry(RandomPatchesSettings, _random_patches),
+    "blockwise": Entry(BlockwiseSettings, _blockwise),
+    "none": Entry(NoMaskSettings, _none),
 }

@@ -86,10 +86,18 @@ class Method(nn.Module, ABC):
         return DEFAULT_RULES
 
     @abstractmethod
+    def energies(self, batch: Batch, progress: Progress) -> Float[Tensor, "B B"]:
+        """Energy of x of image i with y of image j, the method's own distance; compatible pairs lie on the diagonal.
+
+        Without gradients and drop path, without changing anything. See `About` of the method's settings for x and y.
+        """
+
+    @abstractmethod
     def flops(self) -> Mapping[str, float]:
         """FLOPs of one image's forward by part (2 per multiply-add) at the mean token counts; backward is not included.
 
-        The parts are named as the profiler scopes are. `trained_parts()` says which of them are also differentiated.
+        The parts are named as the profiler scopes and as submodules of the method, which `openjepa bench step` watches.
+        `trained_parts()` says which of them are also differentiated.
         """
 
     @abstractmethod
@@ -126,10 +134,13 @@ class Method(nn.Module, ABC):
 class EmaTeacher(nn.Module):
     """An exponential moving average of a student network: a frozen copy that never trains and has no gradients."""
 
-    def __init__(self, student: nn.Module) -> None:
-        """Starts as an exact copy of `student`."""
+    def __init__(self, student: nn.Module, without: tuple[str, ...] = ()) -> None:
+        """Starts as an exact copy of `student`, but for the parameters `without`, which only the student needs."""
         super().__init__()
         self.network = copy.deepcopy(student).requires_grad_(False).eval()
+        for name in without:
+            holder, _, last = name.rpartition(".")
+            setattr(self.network.get_submodule(holder), last, None)
 
     def train(self, mode: bool = True) -> "EmaTeacher":
         """Stays in evaluation mode whatever the method around it does: a teacher drops no paths."""

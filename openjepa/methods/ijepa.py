@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -96,6 +97,21 @@ class IJepa(Method):
         predictions = self._predictions(*_images_and_masks(batch))  # [B, M, T, D]
         self.train(training)
         return predictions.mean(dim=(1, 2))
+
+    @torch.no_grad()
+    def energies(self, batch: Batch, progress: Progress) -> Float[Tensor, "B B"]:
+        """Distance of the predictions from the context of image i to the targets at the same places of image j."""
+        images, masks = _images_and_masks(batch)
+        training = self.training
+        self.eval()
+        predictions, encoded = self._predictions(images, masks), self.target_encoder(images)
+        rows = []
+        for image, prediction in enumerate(predictions):
+            places = masks.targets[image].expand(len(images), -1, -1)
+            targets = self._targets(encoded, replace(masks, targets=places))  # [B, M, T, D]
+            rows.append(torch.stack([self.distance(prediction, target) for target in targets]))
+        self.train(training)
+        return torch.stack(rows)
 
     def flops(self) -> Mapping[str, float]:
         """FLOPs of one image's forward by part, averaged over the token counts that occur."""

@@ -25,8 +25,12 @@ def attention_bias(valid: Bool[Tensor, "B S"] | None, dtype: torch.dtype) -> Flo
     return bias.masked_fill_(~valid, torch.finfo(dtype).min)[:, None, None, :]
 
 
-def attention(qkv: Float[Tensor, "B S 3D"], heads: int, bias: Float[Tensor, "B 1 1 S"] | None = None) -> Float[Tensor, "B S D"]:
+def attention(
+    qkv: Float[Tensor, "B S 3D"], heads: int, bias: Float[Tensor, "#B #heads #S S"] | None = None
+) -> Float[Tensor, "B S D"]:
     """softmax(q k^T / sqrt(d) + bias) v for every head; each head owns contiguous channels of queries, keys and values.
+
+    `bias` may be shared by images, heads and queries (size 1), and may be learned.
 
     On a CPU in bf16 plain matrix products take a half to a fifth of the time of torch's fused kernel, forward and backward, at
     16 to 800 tokens (`benchmarks/attention.py`); in fp32 and on other devices the fused kernel is the faster one.
@@ -36,7 +40,8 @@ def attention(qkv: Float[Tensor, "B S 3D"], heads: int, bias: Float[Tensor, "B 1
         return mixed
     batch, length, width = qkv.shape
     queries, keys, values = qkv.view(batch, length, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4)
-    mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)  # [B, heads, S, d]
+    mask = None if bias is None else bias.to(qkv.dtype)
+    mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)  # [B, heads, S, d]
     return mixed.transpose(1, 2).reshape(batch, length, width // 3)
 
 
@@ -50,7 +55,7 @@ class _PlainAttention(torch.autograd.Function):
     """Attention as three-dimensional matrix products. Written with its derivative, which saves copies that autograd would make.
 
     With P = softmax(S), S = q k^T / sqrt(d), O = P v and the gradient G of O: dv = P^T G, dP = G v^T,
-    dS = P * (dP - rowsum(dP * P)), dq = dS k / sqrt(d), dk = dS^T q / sqrt(d).
+    dS = P * (dP - rowsum(dP * P)), dq = dS k / sqrt(d), dk = dS^T q / sqrt(d); a bias gets dS, summed where it is shared.
     """
 
     @staticmethod
@@ -62,15 +67,18 @@ class _PlainAttention(torch.autograd.Function):
         if bias is None:
             start, weight = queries.new_empty(1, 1, 1), 0
         else:
-            start, weight = bias.expand(-1, heads, 1, -1).reshape(batch * heads, 1, length), 1
+            start = bias.to(qkv.dtype).expand(batch, heads, -1, -1).reshape(batch * heads, bias.shape[2], length)
+            weight = 1
         scores = torch.baddbmm(start, queries, keys.transpose(1, 2), beta=weight, alpha=size**-0.5)
         weights = torch.softmax(scores, dim=-1, dtype=_softmax_dtype(scores)).to(scores.dtype)  # [B heads, S, S]
         ctx.save_for_backward(packed, weights)
+        ctx.bias_shape = None if bias is None or not bias.requires_grad else bias.shape
+        ctx.bias_dtype = None if bias is None else bias.dtype
         mixed = torch.bmm(weights, values).view(batch, heads, length, size)
         return mixed.transpose(1, 2).reshape(batch, length, width // 3)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor | None]:
         packed, weights = ctx.saved_tensors
         queries, keys, values = packed.unbind(0)
         batch, length, width = gradient.shape
@@ -81,8 +89,13 @@ class _PlainAttention(torch.autograd.Function):
         torch.bmm(weights.transpose(1, 2), incoming, out=outgoing[2])
         scores = torch.bmm(incoming, values.transpose(1, 2))
         wide = _softmax_dtype(scores)
-        scores = torch._softmax_backward_data(scores.to(wide), weights.to(wide), -1, wide).mul_(size**-0.5).to(weights.dtype)
+        scores = torch._softmax_backward_data(scores.to(wide), weights.to(wide), -1, wide)
+        bias_gradient = None
+        if ctx.bias_shape is not None:
+            whole = scores.view(batch, heads, length, length)
+            bias_gradient = whole.float().sum_to_size(ctx.bias_shape).to(ctx.bias_dtype)
+        scores = scores.mul_(size**-0.5).to(weights.dtype)
         torch.bmm(scores, keys, out=outgoing[0])
         torch.bmm(scores.transpose(1, 2), queries, out=outgoing[1])
         unpacked = outgoing.view(3, batch, heads, length, size).permute(1, 3, 0, 2, 4)
-        return unpacked.reshape(batch, length, 3 * width), None, None
+        return unpacked.reshape(batch, length, 3 * width), None, bias_gradient

@@ -26,7 +26,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(
-        self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "B 1 1 S"] | None, num_last: int | None = None
+        self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "#B #heads #S S"] | None, num_last: int | None = None
     ) -> Float[Tensor, "B S D"]:
         """Attention among the S tokens of each sequence; `num_last` returns only that many of the last tokens."""
         mixed = attention(self.qkv(x), self.heads, bias)
@@ -64,27 +64,48 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """Pre-norm transformer block: x + gamma_1 attention(norm(x)), then x + gamma_2 mlp(norm(x)); gammas only on request."""
 
-    def __init__(self, width: int, heads: int, hidden: int, layer_norm_eps: float, drop_path: float = 0.0) -> None:
-        """`hidden` is the hidden width of the MLP, `drop_path` the rate of both branches."""
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        layer_norm_eps: float,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+    ) -> None:
+        """`hidden` is the hidden width of the MLP, `drop_path` the rate of both branches, `layer_scale` the first gamma."""
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=layer_norm_eps)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=layer_norm_eps)
         self.mlp = Mlp(width, hidden)
         self.drop_path = DropPath(drop_path)
+        self.gamma_1 = None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale))
+        self.gamma_2 = None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale))
 
     def forward(
-        self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "B 1 1 S"] | None = None, num_last: int | None = None
+        self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "#B #heads #S S"] | None = None, num_last: int | None = None
     ) -> Float[Tensor, "B S D"]:
-        """The sequences after this block; `bias` as made by `attention_bias`.
+        """The sequences after this block; `bias` is added to the attention scores.
 
         With `num_last` only that many of the last tokens are returned, at the cost of their MLP alone.
         """
-        mixed = self.drop_path(self.attn(self.norm1(x), bias, num_last))
+        return self.branches(x, bias, num_last)[0]
+
+    def branches(
+        self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "#B #heads #S S"] | None = None, num_last: int | None = None
+    ) -> tuple[Float[Tensor, "B S D"], Float[Tensor, "B S D"]]:
+        """The sequences after this block, and what its MLP added to them."""
+        mixed = self.drop_path(_scaled(self.attn(self.norm1(x), bias, num_last), self.gamma_1))
         x = mixed + (x if num_last is None else x[:, -num_last:])
-        return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
+        added = self.drop_path(_scaled(self.mlp(self.norm2(x)), self.gamma_2))
+        return x + added, added
+
+
+def _scaled(branch: Float[Tensor, "B S D"], gamma: Float[Tensor, " D"] | None) -> Float[Tensor, "B S D"]:
+    return branch if gamma is None else branch * gamma.to(branch.dtype)
 
 
 def hidden_width(width: int, mlp_ratio: float) -> int:
@@ -93,12 +114,18 @@ def hidden_width(width: int, mlp_ratio: float) -> int:
 
 
 def build_blocks(
-    width: int, depth: int, heads: int, mlp_ratio: float, layer_norm_eps: float, drop_path: float = 0.0
+    width: int,
+    depth: int,
+    heads: int,
+    mlp_ratio: float,
+    layer_norm_eps: float,
+    drop_path: float = 0.0,
+    layer_scale: float | None = None,
 ) -> nn.ModuleList:
     """`depth` blocks whose drop-path rates grow linearly from 0 to `drop_path`."""
     rates = [drop_path * layer / max(1, depth - 1) for layer in range(depth)]
     hidden = hidden_width(width, mlp_ratio)
-    return nn.ModuleList([Block(width, heads, hidden, layer_norm_eps, rate) for rate in rates])
+    return nn.ModuleList([Block(width, heads, hidden, layer_norm_eps, rate, layer_scale) for rate in rates])
 
 
 def block_flops(num_tokens: int, width: int, hidden: int, num_last: int | None = None) -> float:

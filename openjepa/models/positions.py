@@ -1,8 +1,8 @@
-"""Positions on any rectangle of patches: the fixed two-dimensional sine-cosine table, and learned tables resampled."""
+"""Positions on any rectangle of patches: the fixed two-dimensional sine-cosine table, learned tables, relative biases."""
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -29,14 +29,69 @@ def sincos_positions(width: int, grid: tuple[int, int]) -> Float[Tensor, "N D"]:
     return torch.cat([by_column, by_row], dim=2).reshape(rows * columns, width).float()
 
 
-def resampled_positions(table: Float[Tensor, "N D"], grid: tuple[int, int], wanted: tuple[int, int]) -> Float[Tensor, "M D"]:
+def resampled_positions(
+    table: Float[Tensor, "N D"], grid: tuple[int, int], wanted: tuple[int, int], offset: float = 0.0
+) -> Float[Tensor, "M D"]:
     """A learned table of a grid of (rows, columns) at the cell centers of the grid `wanted`, in raster order.
 
     Cubic convolution with a = -0.75, indices clamped at the border, not antialiased. Both grids cover the same image: cell j of
-    n' lies at (j + 0.5) n / n' - 0.5 of the n old cells. The released DINO and iBOT code takes (n' + 0.1) / n for n' / n, which
-    moves its positions by up to a tenth of a new cell; MSN's code and transformers do as we do.
+    n' lies at (j + 0.5) n / n' - 0.5 of the n old cells, or with `offset` at (j + 0.5) n / (n' + offset) - 0.5: released DINO
+    and iBOT code has 0.1, which moves its positions by up to a tenth of a new cell; MSN's code and transformers have 0.
     """
     rows, columns = grid
-    picture = table.reshape(1, rows, columns, -1).permute(0, 3, 1, 2)  # [1, D, H, W]
-    resampled = F.interpolate(picture.float(), size=wanted, mode="bicubic", align_corners=False, antialias=False)
+    picture = table.reshape(1, rows, columns, -1).permute(0, 3, 1, 2).float()  # [1, D, H, W]
+    if offset:
+        scale = ((wanted[0] + offset) / rows, (wanted[1] + offset) / columns)
+        resampled = F.interpolate(picture, scale_factor=scale, mode="bicubic", align_corners=False, antialias=False)
+    else:
+        resampled = F.interpolate(picture, size=wanted, mode="bicubic", align_corners=False, antialias=False)
     return resampled[0].flatten(1).T  # [M, D]
+
+
+class RelativeBias(nn.Module):
+    """A learned attention bias for every offset between two patches and every head (BEiT, data2vec), the same for all blocks.
+
+    Rows of the table: offsets (query row - key row + H - 1) (2 W - 1) + (query column - key column + W - 1); then the class
+    token on anything, anything on the class token, and the class token on itself.
+    """
+
+    def __init__(self, grid: tuple[int, int], heads: int) -> None:
+        """Zeros, for a grid of (rows, columns)."""
+        super().__init__()
+        self.grid = grid
+        rows, columns = grid
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * rows - 1) * (2 * columns - 1) + 3, heads))
+
+    def forward(
+        self, grid: tuple[int, int], has_class_token: bool, keep: Int[Tensor, "B K"] | None = None
+    ) -> Float[Tensor, "#B heads S S"]:
+        """The bias of all patches of `grid`, or among the patches `keep`; the class token comes first where there is one."""
+        table = self._resampled(grid)
+        index = _offsets(grid, table.device)  # [N, N]
+        index = index[None] if keep is None else index[keep[:, :, None], keep[:, None, :]]  # [1 or B, S, S]
+        if has_class_token:
+            index = F.pad(index, (1, 0), value=len(table) - 2)
+            index = F.pad(index, (0, 0, 1, 0), value=len(table) - 3)
+            index[:, 0, 0] = len(table) - 1
+        return F.embedding(index, table).permute(0, 3, 1, 2)
+
+    def _resampled(self, grid: tuple[int, int]) -> Float[Tensor, "R heads"]:
+        """The table for another grid: bicubic, the largest offsets of both grids falling on one another."""
+        table = self.relative_position_bias_table
+        if grid == self.grid:
+            return table
+        own = (2 * self.grid[0] - 1, 2 * self.grid[1] - 1)
+        picture = table[:-3].reshape(1, *own, -1).permute(0, 3, 1, 2).float()
+        wanted = (2 * grid[0] - 1, 2 * grid[1] - 1)
+        resampled = F.interpolate(picture, size=wanted, mode="bicubic", align_corners=True)
+        return torch.cat([resampled[0].flatten(1).T.to(table.dtype), table[-3:]])
+
+
+def _offsets(grid: tuple[int, int], device: torch.device) -> Int[Tensor, "N N"]:
+    """Row of the table for each pair of a query patch and a key patch."""
+    rows, columns = grid
+    places = torch.arange(rows * columns, device=device)
+    row, column = places // columns, places % columns
+    down = row[:, None] - row[None, :] + rows - 1
+    across = column[:, None] - column[None, :] + columns - 1
+    return down * (2 * columns - 1) + across

@@ -1,4 +1,6 @@
-"""Vision Transformer with fixed or learned positions that encodes all patches of an image or only some, at any size."""
+"""Vision Transformer with fixed, learned or relative positions; encodes all patches of an image or only some, at any size."""
+
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -7,7 +9,7 @@ from torch.nn import functional as F
 
 from openjepa.models.attention import attention_bias
 from openjepa.models.blocks import INIT_STD, block_flops, build_blocks, hidden_width, initialize
-from openjepa.models.positions import resampled_positions, sincos_positions
+from openjepa.models.positions import RelativeBias, resampled_positions, sincos_positions
 from openjepa.settings.models import EncoderConfig
 from openjepa.types import EncoderOutput
 
@@ -44,7 +46,7 @@ def _patches(images: Float[Tensor, "B 3 h w"], side: int, keep: Int[Tensor, "B K
 
 
 class VisionTransformer(nn.Module):
-    """The encoder of Dosovitskiy et al. (2021), pre-norm, with fixed or learned positions of the patches.
+    """The encoder of Dosovitskiy et al. (2021), pre-norm, with fixed, learned or relative positions of the patches.
 
     Parameters are named as in the released code.
     """
@@ -56,19 +58,26 @@ class VisionTransformer(nn.Module):
         self.config = config
         self.patch_embed = PatchEmbedding(config.patch_size, config.width)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.width)) if config.class_token else None
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.width)) if config.mask_token else None
         self.blocks = build_blocks(
-            config.width, config.depth, config.heads, config.mlp_ratio, config.layer_norm_eps, config.drop_path
+            config.width,
+            config.depth,
+            config.heads,
+            config.mlp_ratio,
+            config.layer_norm_eps,
+            config.drop_path,
+            config.layer_scale,
         )
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         rows, columns = config.grid()
-        is_learned = config.positions == "learned"
-        self.pos_embed = nn.Parameter(torch.empty(1, rows * columns, config.width)) if is_learned else None
+        is_learned, is_fixed = config.positions == "learned", config.positions == "sincos"
+        num_positions = rows * columns + int(config.class_token)
+        self.pos_embed = nn.Parameter(torch.empty(1, num_positions, config.width)) if is_learned else None
+        self.rel_pos_bias = RelativeBias(config.grid(), config.heads) if config.positions == "relative" else None
         self.positions: Tensor | None
-        self.register_buffer(
-            "positions", None if is_learned else sincos_positions(config.width, config.grid()), persistent=False
-        )
+        self.register_buffer("positions", sincos_positions(config.width, config.grid()) if is_fixed else None, persistent=False)
         initialize(self, self.blocks, config.initialization)
-        for token in (self.cls_token, self.pos_embed):
+        for token in (self.cls_token, self.mask_token, self.pos_embed):
             if token is not None:
                 nn.init.trunc_normal_(token, std=INIT_STD)
 
@@ -77,17 +86,35 @@ class VisionTransformer(nn.Module):
         images: Float[Tensor, "B 3 h w"],
         keep: Int[Tensor, "B K"] | None = None,
         keep_valid: Bool[Tensor, "B K"] | None = None,
+        replace: Bool[Tensor, "B N"] | None = None,
     ) -> EncoderOutput:
         """Encodes all patches, or only the patches `keep` (raster indices, in that order) at the cost of those alone.
 
-        Where `keep_valid` is False the patch is padding: no other token sees it, and its own output means nothing.
-        Raises ValueError where the patch size does not divide the image.
+        Where `keep_valid` is False the patch is padding: no other token sees it, and its own output means nothing. Where
+        `replace` is True the mask token stands for the patch, at its position; that needs all patches (no `keep`).
+        Raises ValueError where the patch size does not divide the image, or where there is no mask token.
         """
-        x = self._tokens(images, keep)
-        bias = self._bias(keep_valid, x.dtype)
+        x = self._tokens(images, keep, replace)
+        bias = self._bias(images, keep, keep_valid, x.dtype)
         for block in self.blocks:
             x = block(x, bias)
         return self._output(x)
+
+    def block_outputs(
+        self, images: Float[Tensor, "B 3 h w"], num_layers: int, branch: Literal["block", "mlp"] = "block"
+    ) -> list[Float[Tensor, "B N D"]]:
+        """What the last `num_layers` blocks make of all patches, first to last, before any final norm.
+
+        `block`: the sequence after the block; `mlp`: only what its MLP added (after layer scale). Without the class token.
+        """
+        x = self._tokens(images, None)
+        bias = self._bias(images, None, None, x.dtype)
+        outputs = []
+        for layer, block in enumerate(self.blocks):
+            x, added = block.branches(x, bias)  # type: ignore[operator]
+            if layer >= len(self.blocks) - num_layers:
+                outputs.append((x if branch == "block" else added)[:, int(self.config.class_token) :])
+        return outputs
 
     def last_layers(self, images: Float[Tensor, "B 3 h w"], num_layers: int) -> list[EncoderOutput]:
         """Outputs of the last `num_layers` blocks on all patches, first to last, each passed through the final norm."""
@@ -96,9 +123,10 @@ class VisionTransformer(nn.Module):
                 f"num_layers={num_layers} of an encoder with {len(self.blocks)} blocks; use 1 to {len(self.blocks)}"
             )
         x = self._tokens(images, None)
+        bias = self._bias(images, None, None, x.dtype)
         outputs = []
         for layer, block in enumerate(self.blocks):
-            x = block(x)
+            x = block(x, bias)
             if layer >= len(self.blocks) - num_layers:
                 outputs.append(self._output(x))
         return outputs
@@ -111,29 +139,55 @@ class VisionTransformer(nn.Module):
         embedding = 2 * num_patches * 3 * config.patch_size**2 * config.width
         return embedding + config.depth * block_flops(tokens, config.width, hidden)
 
-    def _tokens(self, images: Float[Tensor, "B 3 h w"], keep: Int[Tensor, "B K"] | None) -> Float[Tensor, "B S D"]:
+    def _tokens(
+        self, images: Float[Tensor, "B 3 h w"], keep: Int[Tensor, "B K"] | None, replace: Bool[Tensor, "B N"] | None = None
+    ) -> Float[Tensor, "B S D"]:
         height, width = images.shape[-2:]
         _check_size((height, width), self.config.patch_size)
         tokens = self.patch_embed(images, keep)
+        if replace is not None:
+            tokens = torch.where(replace[..., None], self._mask_token(keep).to(tokens.dtype), tokens)
         positions = self._positions(self.config.grid((height, width)), images.device)
-        tokens = tokens + (positions if keep is None else F.embedding(keep, positions))
+        if positions is not None:
+            tokens = tokens + (positions if keep is None else F.embedding(keep, positions))
         if self.cls_token is None:
             return tokens  # type: ignore[no-any-return]
-        # the class token has no position: its row of a fixed table is zero, and of a learned one it is the same as the token
-        return torch.cat([self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+        # the row of a fixed table for the class token is zero
+        first = self.cls_token if self.pos_embed is None else self.cls_token + self.pos_embed[:, :1]
+        return torch.cat([first.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
 
-    def _positions(self, grid: tuple[int, int], device: torch.device) -> Float[Tensor, "N D"]:
+    def _mask_token(self, keep: Int[Tensor, "B K"] | None) -> Float[Tensor, "1 1 D"]:
+        if self.mask_token is None or keep is not None:
+            raise ValueError("replace needs an encoder with mask_token=True, and all patches of the image (keep=None)")
+        return self.mask_token
+
+    def _positions(self, grid: tuple[int, int], device: torch.device) -> Float[Tensor, "N D"] | None:
         if self.pos_embed is not None:
             own = self.config.grid()
-            return self.pos_embed[0] if grid == own else resampled_positions(self.pos_embed[0], own, grid)
+            table: Tensor = self.pos_embed[0, int(self.config.class_token) :]
+            return table if grid == own else resampled_positions(table, own, grid, self.config.resampling_offset)
+        if self.rel_pos_bias is not None:
+            return None
         if grid == self.config.grid() and self.positions is not None:
             return self.positions
         return sincos_positions(self.config.width, grid).to(device)
 
-    def _bias(self, valid: Bool[Tensor, "B K"] | None, dtype: torch.dtype) -> Float[Tensor, "B 1 1 S"] | None:
+    def _bias(
+        self,
+        images: Float[Tensor, "B 3 h w"],
+        keep: Int[Tensor, "B K"] | None,
+        valid: Bool[Tensor, "B K"] | None,
+        dtype: torch.dtype,
+    ) -> Float[Tensor, "#B #heads #S S"] | None:
+        """What is added to the attention scores of every block: relative positions, and what hides padding."""
         if valid is not None and self.cls_token is not None:
             valid = F.pad(valid, (1, 0), value=True)
-        return attention_bias(valid, dtype)
+        hidden = attention_bias(valid, dtype)
+        if self.rel_pos_bias is None:
+            return hidden
+        height, width = images.shape[-2:]
+        relative = self.rel_pos_bias(self.config.grid((height, width)), self.cls_token is not None, keep)
+        return relative if hidden is None else relative + hidden
 
     def _output(self, x: Float[Tensor, "B S D"]) -> EncoderOutput:
         normed = self.norm(x).float()

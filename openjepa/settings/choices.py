@@ -4,8 +4,8 @@ Derived from the dataclasses themselves, so that a new component needs no line h
 MASKS and SOURCES, which belong to layers above, say the same.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from openjepa.settings.data import DataSettings
@@ -26,9 +26,15 @@ class Choice:
 
 
 def _choice(base: type[Any], name: str) -> Choice:
-    """The options of `base`: its subclasses, each under the default of its field `name`."""
-    defaults = {cls: {item.name: item.default for item in fields(cls)} for cls in base.__subclasses__()}
-    return Choice(base=base, field=name, options={str(values[name]): cls for cls, values in defaults.items()})
+    """The options of `base`: its descendants that give its field `name` a default, each under that."""
+    defaults = {cls: {item.name: item.default for item in fields(cls)}[name] for cls in _descendants(base)}
+    return Choice(base=base, field=name, options={str(value): cls for cls, value in defaults.items() if value is not MISSING})
+
+
+def _descendants(base: type[Any]) -> Iterator[type[Any]]:
+    for cls in base.__subclasses__():
+        yield cls
+        yield from _descendants(cls)
 
 
 CHOICES: dict[str, Choice] = {

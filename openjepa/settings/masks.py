@@ -1,12 +1,18 @@
 """Settings of the mask strategies: one dataclass each, all derived from MaskSettings."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
+
+MaskKind = Literal["blocks", "tokens", "none"]
+"""What a strategy draws: a context and target blocks, single masked patches, or nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskSettings:
     """Common to every mask strategy. Abstract: use the dataclass of a strategy."""
+
+    kind: ClassVar[MaskKind]
+    """What the strategy draws."""
 
     strategy: str
     """Which strategy draws the masks."""
@@ -17,6 +23,8 @@ class MaskSettings:
 @dataclass(frozen=True, kw_only=True)
 class MultiblockSettings(MaskSettings):
     """I-JEPA's masks: several target blocks, and one context block without them (paper, section 3 and appendix A)."""
+
+    kind = "blocks"
 
     strategy: Literal["multiblock"] = "multiblock"
     mode: Literal["unbiased", "official"] = "unbiased"
@@ -41,3 +49,45 @@ class MultiblockSettings(MaskSettings):
     `context_cut` is `none`, and scaled down on grids under 14x14."""
     max_redraws: int = 20
     """`unbiased`: how often the positions of a sample are redrawn before its context is padded. Its count is logged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoMaskSettings(MaskSettings):
+    """No masks, for methods that compare whole views (DINO)."""
+
+    kind = "none"
+
+    strategy: Literal["none"] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomPatchesSettings(MaskSettings):
+    """Single patches masked at random, equally many in every image (MAE, MSN)."""
+
+    kind = "tokens"
+
+    strategy: Literal["random_patches"] = "random_patches"
+    ratio: float = 0.75
+    """Fraction of the patches that is masked (MAE: 0.75; MSN: 0.15 for S/16, 0.3 for B/16, 0.7 for L/7)."""
+    shared: bool = False
+    """One draw for all images of a mask group (MSN) instead of one for each image (MAE)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockwiseSettings(MaskSettings):
+    """Blocks of patches masked until a wished share is reached (BEiT, data2vec, iBOT)."""
+
+    kind = "tokens"
+
+    strategy: Literal["blockwise"] = "blockwise"
+    ratios: tuple[float, ...] = (0.6,)
+    """Shares of the patches that are wished to be masked; of several, each image draws one (data2vec: 120/196; iBOT: 0.3, or
+    0 and 0.3)."""
+    spreads: tuple[float, ...] = (0.0,)
+    """Each image draws its share within so much of the ratio at the same place (iBOT: 0, or 0 and 0.2)."""
+    min_block: int | None = None
+    """Fewest patches of a block. None: (shorter side of the grid div 3) squared, that is 16 at 14x14 (data2vec and iBOT)."""
+    max_block: int | None = None
+    """Most patches of a block. None: no limit but what is left."""
+    aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    """Smallest and largest height / width of a block, drawn uniformly in its logarithm."""

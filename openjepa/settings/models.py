@@ -5,7 +5,7 @@ from typing import Literal
 
 Size = Literal["test", "nano", "micro", "tiny", "small", "base", "large", "huge", "giant"]
 Initialization = Literal["released", "depth_scaled", "fan_in"]
-Positions = Literal["sincos", "learned"]
+Positions = Literal["sincos", "learned", "relative"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,15 @@ class ModelSettings:
     patch_size: int = 16
     """Side of a square patch in pixels (4 to 16)."""
     class_token: bool = False
-    """Prepend a learned class token. I-JEPA has none."""
+    """Prepend a learned class token. I-JEPA and data2vec's targets do without, DINO, iBOT and MSN need it."""
+    positions: Positions = "sincos"
+    """`sincos`: a fixed table (I-JEPA, MAE); `learned`: one that is trained (DINO, iBOT, MSN); `relative`: a trained bias of
+    the attention for every offset, the same in all blocks (data2vec)."""
+    resampling_offset: float = 0.0
+    """Added to the new number of patches when learned positions are resampled for crops of another size: 0 (exact), or 0.1 as
+    in the released DINO and iBOT code."""
+    layer_scale: float | None = None
+    """First value of learned factors on both branches of every block (data2vec: 1e-4 for B, 1e-5 for L). None: no factors."""
     drop_path: float = 0.0
     """Largest stochastic-depth rate, growing linearly over the blocks. I-JEPA: 0."""
     layer_norm_eps: float = 1e-6
@@ -81,6 +89,9 @@ class ModelSettings:
             patch_size=self.patch_size,
             image_size=image_size,
             class_token=self.class_token,
+            positions=self.positions,
+            resampling_offset=self.resampling_offset,
+            layer_scale=self.layer_scale,
             drop_path=self.drop_path,
             layer_norm_eps=self.layer_norm_eps,
             initialization=self.initialization,
@@ -109,7 +120,14 @@ class EncoderConfig:
     """Whether a learned token comes before those of the patches."""
     positions: Positions = "sincos"
     """`sincos`: the fixed table, computed for every grid (I-JEPA, MAE); `learned`: weights `pos_embed` for the training size,
-    resampled bicubically to the grid of other sizes (DINO, iBOT)."""
+    resampled bicubically to the grid of other sizes (DINO, iBOT, MSN); `relative`: a table of attention biases for every offset
+    between two patches, one for all blocks, resampled likewise (data2vec)."""
+    resampling_offset: float = 0.0
+    """Added to the new number of patches when learned positions are resampled (see `ModelSettings`)."""
+    layer_scale: float | None = None
+    """First value of the learned factors `gamma_1` and `gamma_2` on the branches of every block. None: there are none."""
+    mask_token: bool = False
+    """Whether it has a learned token that stands for masked patches."""
     drop_path: float = 0.0
     """Largest stochastic-depth rate while training."""
     layer_norm_eps: float = 1e-6

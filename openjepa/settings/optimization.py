@@ -44,5 +44,10 @@ class OptimizationSettings:
     """AdamW's second moment."""
     eps: float = 1e-8
     """AdamW's epsilon."""
+    schedule_steps: Literal["from_one", "from_zero", "inclusive"] = "from_one"
+    """How the schedules number the steps: the first is 1 (I-JEPA, MSN) or 0 (MAE); `inclusive`: from 0, and the last step of
+    the warm-up already has the peak rate (DINO, iBOT, data2vec)."""
     clip_grad: float | None = None
-    """Largest global gradient norm. None: no clipping (paper and code)."""
+    """Largest gradient norm. None: no clipping (I-JEPA, MAE)."""
+    clip_mode: Literal["global", "per_tensor"] = "global"
+    """Norm of all gradients together (MSN, data2vec), or of each parameter's alone (DINO, iBOT)."""

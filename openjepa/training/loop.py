@@ -143,7 +143,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
             norm = gradient_norm(optimizer)
             guard.watch(step, meter.loss_sum(), norm, [batch.sample_ids for batch in microbatches])
             if optim.clip_grad is not None:
-                clip_gradients(optimizer, norm, optim.clip_grad)
+                clip_gradients(optimizer, norm, optim.clip_grad, optim.clip_mode)
             optimizer.step()
             committed = method.after_step(progress)
 

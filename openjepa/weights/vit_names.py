@@ -15,7 +15,7 @@ from openjepa.models.positions import sincos_positions
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.settings.models import SIZES, EncoderConfig, Size
 from openjepa.weights.contents import Contents, Groups, tensor_groups
-from openjepa.weights.filling import Plan, Source, fill, listed, same_names, weight_names
+from openjepa.weights.filling import Plan, fill, listed, same_names, weight_names
 
 PATCHES, TABLE, TOKEN = "patch_embed.proj.weight", "pos_embed", "cls_token"
 WRAPPERS = ("module.", "backbone.")
@@ -113,26 +113,11 @@ def read_vit(vit: Vit, config: EncoderConfig, where: str) -> VisionTransformer:
 
 
 def vit_plan(config: EncoderConfig, names: list[str]) -> Plan:
-    """Where the weights come from: the same names, but for the positions.
+    """Where the weights come from: the same names.
 
-    A fixed table has been compared with the formula and is not needed. The row that a learned one has for the class token is
-    added to the token, where it always ends up.
+    A fixed table has been compared with the formula and is not needed.
     """
-    sources = same_names(names)
-    if config.positions == "sincos":
-        return Plan(sources, frozenset({TABLE}))
-    if config.class_token:
-        sources[TOKEN] = Source((TOKEN, TABLE), _token_with_position)
-        sources[TABLE] = Source((TABLE,), _without_token)
-    return Plan(sources)
-
-
-def _token_with_position(token: Tensor, table: Tensor) -> Tensor:
-    return token + table[:, :1]
-
-
-def _without_token(table: Tensor) -> Tensor:
-    return table[:, 1:]
+    return Plan(same_names(names), frozenset({TABLE}) if config.positions == "sincos" else frozenset())
 
 
 def _square_side(table: Tensor, width: int, has_token: bool, where: str) -> int:

@@ -1,20 +1,25 @@
-"""Settings of the pretraining methods: one dataclass each, all derived from MethodSettings."""
+"""Settings of I-JEPA."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-
-@dataclass(frozen=True, kw_only=True)
-class MethodSettings:
-    """Common to every method. Abstract: use the dataclass of a method."""
-
-    name: str
-    """Which method trains the encoder."""
+from openjepa.settings.methods.base import About, MethodSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class IJepaSettings(MethodSettings):
     """I-JEPA (arXiv 2301.08243): predict representations of target blocks from one context block."""
+
+    about = About(
+        title="I-JEPA (Assran et al. 2023, arXiv 2301.08243)",
+        family="joint-embedding predictive",
+        x="one context block of an image",
+        y="several target blocks of the same image",
+        z="where the targets lie: a mask token with the position of each of their patches",
+        energy="distance between the predicted and the encoded target in the space of representations",
+        against_collapse="the target encoder is a moving average without gradient, and the predictor is narrow",
+    )
+    mask_kinds = ("blocks",)
 
     name: Literal["ijepa"] = "ijepa"
     predictor_width: int = 384

@@ -1,0 +1,6 @@
+"""Finds impossible settings before anything is loaded: every error names the setting, its value and what would fit."""
+
+from openjepa.checks.run import check, remarks
+from openjepa.checks.sizes import check_patch_divides, nearest_multiple
+
+__all__ = ["check", "check_patch_divides", "nearest_multiple", "remarks"]

@@ -1,0 +1,42 @@
+"""What each method needs of its settings, the masks and the encoder: one function a method, where it needs anything special."""
+
+from collections.abc import Callable
+
+from openjepa.checks.sizes import check_heads, check_positions
+from openjepa.settings.choices import CHOICES
+from openjepa.settings.methods import IJepaSettings
+from openjepa.settings.run import RunConfig
+
+MASK_WORDS = {
+    "blocks": "which predicts target blocks from a context",
+    "tokens": "which masks single patches",
+    "none": "which compares whole views without masks",
+}
+
+
+def check_method(config: RunConfig) -> None:
+    """That masks and encoder suit the method, and what the method's own settings must keep."""
+    method, masks, name = config.method, config.masks, config.method.name
+    if masks.kind not in method.mask_kinds:
+        fitting = [item for item, cls in CHOICES["masks"].options.items() if cls.kind in method.mask_kinds]
+        raise ValueError(
+            f"masks.strategy={masks.strategy} does not fit method.name={name}, {MASK_WORDS[method.mask_kinds[0]]}: "
+            f"use masks.strategy={' or '.join(fitting)}"
+        )
+    if method.needs_class_token and not config.model.class_token:
+        raise ValueError(f"model.class_token=False, but method.name={name} trains the class token: set model.class_token=True")
+    if name in METHOD_CHECKS:
+        METHOD_CHECKS[name](config)
+
+
+def _check_ijepa(config: RunConfig) -> None:
+    method, model = config.method, config.model
+    assert isinstance(method, IJepaSettings)
+    width = method.predictor_width
+    check_heads("method.predictor_heads", method.predictor_heads or model.shape().heads, "method.predictor_width", width)
+    check_positions("method.predictor_width", width)
+
+
+METHOD_CHECKS: dict[str, Callable[[RunConfig], None]] = {
+    "ijepa": _check_ijepa,
+}

@@ -1,0 +1,94 @@
+"""The range of every setting that has one."""
+
+import math
+
+from openjepa.config import flatten
+from openjepa.ranges import ABOVE_ZERO_FRACTION, BELOW_ONE, COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Range, check_range
+from openjepa.settings.run import RunConfig
+
+RANGES: dict[str, Range] = {
+    "model.drop_path": BELOW_ONE,
+    "model.layer_norm_eps": POSITIVE,
+    "model.width": COUNT,
+    "model.depth": COUNT,
+    "model.heads": COUNT,
+    "method.predictor_width": COUNT,
+    "method.predictor_depth": COUNT,
+    "method.predictor_heads": COUNT,
+    "method.ema_start": FRACTION,
+    "method.ema_end": FRACTION,
+    "masks.group_size": COUNT,
+    "masks.num_targets": COUNT,
+    "masks.context_ratio": ABOVE_ZERO_FRACTION,
+    "masks.min_keep": NOT_NEGATIVE,
+    "masks.max_redraws": NOT_NEGATIVE,
+    "data.max_skipped": FRACTION,
+    "data.max_images": COUNT,
+    "data.cache_size": COUNT,
+    "data.test_fraction": BELOW_ONE,
+    "data.window": COUNT,
+    "optim.batch_size": COUNT,
+    "optim.microbatch_size": COUNT,
+    "optim.epochs": POSITIVE,
+    "optim.total_steps": COUNT,
+    "optim.lr": POSITIVE,
+    "optim.start_lr": NOT_NEGATIVE,
+    "optim.final_lr": NOT_NEGATIVE,
+    "optim.warmup_epochs": NOT_NEGATIVE,
+    "optim.warmup_steps": NOT_NEGATIVE,
+    "optim.cooldown": FRACTION,
+    "optim.weight_decay": NOT_NEGATIVE,
+    "optim.final_weight_decay": NOT_NEGATIVE,
+    "optim.schedule_stretch": COUNT,
+    "optim.beta1": BELOW_ONE,
+    "optim.beta2": BELOW_ONE,
+    "optim.eps": POSITIVE,
+    "optim.clip_grad": POSITIVE,
+    "run.seed": NOT_NEGATIVE,
+    "monitor.every": NOT_NEGATIVE,
+    "monitor.images": (2.0, math.inf, "at least 2"),
+    "monitor.lidar_masks": NOT_NEGATIVE,
+    "monitor.lidar_images": (2.0, math.inf, "at least 2"),
+    "monitor.knn_images": COUNT,
+    "system.workers": NOT_NEGATIVE,
+    "system.threads": COUNT,
+    "system.log_every": COUNT,
+    "system.checkpoint_minutes": NOT_NEGATIVE,
+    "system.keep_every": COUNT,
+}
+"""Smallest and largest value of a setting, and how an error says it. None, where a setting allows it, is always in range."""
+
+PAIRS: dict[str, Range] = {
+    "masks.target_scale": ABOVE_ZERO_FRACTION,
+    "masks.context_scale": ABOVE_ZERO_FRACTION,
+    "data.crop_scale": ABOVE_ZERO_FRACTION,
+    "masks.target_aspect": POSITIVE,
+    "masks.context_aspect": POSITIVE,
+    "data.crop_aspect": POSITIVE,
+}
+"""The same for settings that are (smallest, largest)."""
+
+
+def check_ranges(config: RunConfig) -> None:
+    """Raises ValueError at the first single value out of its range."""
+    for name, value in flatten(config).items():
+        if name in RANGES and isinstance(value, int | float):
+            check_range(name, value, RANGES[name])
+
+
+def check_pairs(config: RunConfig) -> None:
+    """Raises ValueError at the first pair out of its range or in the wrong order."""
+    if not all(0 < deviation < math.inf for deviation in config.data.pixel_std):
+        raise ValueError(f"data.pixel_std={_words(config.data.pixel_std)}: all values must be above 0")
+    for name, value in flatten(config).items():
+        if name not in PAIRS or not isinstance(value, tuple):
+            continue
+        low, high, words = PAIRS[name]
+        if not all(low <= item <= high for item in value):
+            raise ValueError(f"{name}={_words(value)}: both values must be {words}")
+        if value[0] > value[1]:
+            raise ValueError(f"{name}={_words(value)}: smallest first, then largest: {value[1]} {value[0]}")
+
+
+def _words(value: tuple[object, ...]) -> str:
+    return " ".join(map(str, value))

@@ -1,0 +1,20 @@
+"""Settings of the pretraining methods: one dataclass and one file each, all derived from MethodSettings."""
+
+from openjepa.settings.methods.base import About, MethodSettings
+from openjepa.settings.methods.data2vec import Data2VecSettings
+from openjepa.settings.methods.dino import DinoSettings
+from openjepa.settings.methods.ibot import IBotSettings
+from openjepa.settings.methods.ijepa import IJepaSettings
+from openjepa.settings.methods.mae import MaeSettings
+from openjepa.settings.methods.msn import MsnSettings
+
+__all__ = [
+    "About",
+    "Data2VecSettings",
+    "DinoSettings",
+    "IBotSettings",
+    "IJepaSettings",
+    "MaeSettings",
+    "MethodSettings",
+    "MsnSettings",
+]

@@ -1,0 +1,42 @@
+"""MethodSettings, which all methods share, and About: what a method is, in the words of the I-JEPA paper's section 2."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from openjepa.settings.masks import MaskKind
+
+Family = Literal["joint-embedding", "generative", "joint-embedding predictive"]
+
+
+@dataclass(frozen=True)
+class About:
+    """A method as an energy: low for a compatible pair of x and y, high for others (I-JEPA, section 2 and figure 2)."""
+
+    title: str
+    """Name and paper, e.g. `MAE (He et al. 2022, arXiv 2111.06377)`."""
+    family: Family
+    x: str
+    """What is given."""
+    y: str
+    """What is to be compatible with it."""
+    z: str
+    """What else the predictor is told; `none` where nothing is."""
+    energy: str
+    """How the two are compared."""
+    against_collapse: str
+    """What keeps the energy from being low everywhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSettings:
+    """Common to every method. Abstract: use the dataclass of a method."""
+
+    about: ClassVar[About]
+    """What the method is."""
+    mask_kinds: ClassVar[tuple[MaskKind, ...]]
+    """Masks the method can work with."""
+    needs_class_token: ClassVar[bool] = False
+    """Whether the encoder must have a class token."""
+
+    name: str
+    """Which method trains the encoder."""

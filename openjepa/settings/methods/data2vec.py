@@ -1,0 +1,47 @@
+"""Settings of data2vec."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from openjepa.settings.methods.base import About, MethodSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data2VecSettings(MethodSettings):
+    """data2vec (arXiv 2202.03555): predict, at masked patches, the mean of a teacher's last layers on the whole image."""
+
+    about = About(
+        title="data2vec (Baevski et al. 2022, arXiv 2202.03555)",
+        family="joint-embedding predictive",
+        x="an image whose masked patches are replaced by a mask token",
+        y="the masked patches, as a moving average of the encoder represents them in the whole image",
+        z="where the masked patches lie: their positions in the sequence",
+        energy="smooth L1 distance between the predicted and the averaged representations",
+        against_collapse="the teacher is a slow moving average without gradient, and its targets are normalized",
+    )
+    mask_kinds = ("tokens",)
+
+    name: Literal["data2vec"] = "data2vec"
+    average_layers: int = 6
+    """Last blocks of the teacher whose outputs are averaged (published: 6)."""
+    target_branch: Literal["block", "mlp"] = "block"
+    """`block`: outputs of whole blocks (published commands); `mlp`: of their MLP before it is added (paper)."""
+    layer_norm: Literal["layer", "instance", "instance_then_layer", "batch", "none"] = "layer"
+    """How each block's output is normalized before the mean: over its width, over the patches of an image, both, over the
+    batch, or not at all."""
+    target_layer_norm: bool = True
+    """Layer norm of the mean (published commands: yes; paper: no)."""
+    loss: Literal["smooth_l1", "l2"] = "smooth_l1"
+    """Distance between predictions and targets."""
+    smooth_l1_beta: float = 2.0
+    """Where smooth L1 turns from a square to a line (published: 2)."""
+    ema_start: float = 0.9998
+    """Momentum of the teacher at the first step (published commands: 0.9998 throughout)."""
+    ema_end: float = 0.9998
+    """Momentum it reaches."""
+    ema_ramp: float = 1.0
+    """Share of the training over which it grows linearly from one to the other."""
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.0)
+    """Largest change of brightness, contrast and saturation (fractions) and of hue (turns)."""
+    jitter_probability: float = 1.0
+    """How often the colors of an image are changed so."""

@@ -1,0 +1,32 @@
+"""Settings of MAE."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from openjepa.settings.methods.base import About, MethodSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaeSettings(MethodSettings):
+    """MAE (arXiv 2111.06377): reconstruct the pixels of masked patches from the visible ones with a light decoder."""
+
+    about = About(
+        title="MAE (He et al. 2022, arXiv 2111.06377)",
+        family="generative",
+        x="the visible patches of an image",
+        y="the pixels of its masked patches",
+        z="where the masked patches lie: a mask token with the position of each",
+        energy="squared distance between predicted and real pixels, each patch normalized",
+        against_collapse="pixels cannot collapse: the targets are given, not learned",
+    )
+    mask_kinds = ("tokens",)
+
+    name: Literal["mae"] = "mae"
+    decoder_width: int = 512
+    """Width of the decoder (published: 512 for every size)."""
+    decoder_depth: int = 8
+    """Blocks of the decoder (published: 8)."""
+    decoder_heads: int = 16
+    """Heads of the decoder (published: 16)."""
+    norm_pixels: bool = True
+    """Normalize the pixels of each target patch by their own mean and standard deviation (published best: yes)."""

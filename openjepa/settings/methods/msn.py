@@ -1,0 +1,60 @@
+"""Settings of MSN."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from openjepa.settings.methods.base import About
+from openjepa.settings.methods.multi_crop import MultiCropSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class MsnSettings(MultiCropSettings):
+    """MSN (arXiv 2204.07141): masked and small views are assigned to prototypes like the whole view of the same image."""
+
+    about = About(
+        title="MSN (Assran et al. 2022, arXiv 2204.07141)",
+        family="joint-embedding",
+        x="a crop of an image with patches dropped, or a small crop; colors changed",
+        y="another large crop of the same image, whole, its colors changed otherwise",
+        z="none",
+        energy="cross-entropy between the sharpened assignment of y and the assignment of x to prototypes",
+        against_collapse="the mean assignment of a batch is pushed towards equal use of all prototypes",
+    )
+    mask_kinds = ("tokens",)
+    needs_class_token = True
+
+    name: Literal["msn"] = "msn"
+    local_crops: int = 10
+    """Small (`focal`) crops of each image (published: 10)."""
+    local_scale: tuple[float, float] = (0.05, 0.3)
+    """Smallest and largest area of a small crop, as a fraction of the image."""
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    """Largest change of brightness, contrast and saturation (fractions) and of hue (turns); published: strength 0.5."""
+    blur_probability: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """How often the target view, the masked views and the small crops are blurred."""
+    solarize_probability: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """How often levels of 128 and more are inverted, for the same three kinds of views."""
+    masked_views: int = 1
+    """Large views with dropped patches (published: 1)."""
+    prototypes: int = 1024
+    """Learned prototypes (published: 1024)."""
+    output_width: int = 256
+    """Width of the head's output and of the prototypes."""
+    head_hidden: int = 2048
+    """Width of the head's two hidden layers."""
+    temperature: float = 0.1
+    """Temperature of the softmax over prototypes."""
+    sharpening_start: float = 0.25
+    """Targets are raised to 1 / this at the first step; 0.25 equals a target temperature of 0.025."""
+    sharpening_end: float = 0.25
+    """The same at the end of training."""
+    sinkhorn: bool = True
+    """Balance the targets over the prototypes (published configuration: yes; the paper's best number: no, weight 5)."""
+    sinkhorn_iterations: int = 3
+    """Rounds of it."""
+    mean_entropy_weight: float = 1.0
+    """Weight of the term that maximizes the entropy of the mean assignment. 0: off, which lets MSN collapse."""
+    entropy_weight: float = 0.0
+    """Weight of the mean entropy of the single assignments, which is minimized."""
+    label_smoothing: float = 0.0
+    """Smoothing of the prototypes' one-hot labels."""

@@ -118,7 +118,11 @@ def test_ranges_name_settings_that_exist() -> None:
 
 def test_every_number_has_a_range() -> None:
     checked_elsewhere = {"data.image_size", "model.patch_size"}
-    for name, value in flatten(RunConfig(masks=MultiblockSettings())).items():
+    values = flatten(RunConfig(masks=MultiblockSettings()))
+    for component, choice in CHOICES.items():
+        for settings in choice.options.values():
+            values |= {f"{component}.{name}": value for name, value in flatten(settings()).items()}
+    for name, value in values.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             assert name in RANGES or name in checked_elsewhere, name
 

@@ -57,7 +57,7 @@ def test_learned_positions_start_where_the_encoder_has_them_at_the_size_of_the_v
         expected = probe.encoder(images).pooled(CONFIG.pooling) @ classifier.head.weight.T
         torch.testing.assert_close(classifier(images), expected)
     trained = train_classifier(probe, settings, RECIPE, 3e-3, None).classifier.encoder.pos_embed
-    assert trained is not None and trained.shape[1] == image_size[0] * image_size[1] // CONFIG.patch_size**2
+    assert trained is not None and trained.shape[1] == 1 + image_size[0] * image_size[1] // CONFIG.patch_size**2
     assert not torch.equal(trained, classifier.encoder.pos_embed)  # type: ignore[arg-type]  # they learn
     assert torch.equal(probe.encoder.pos_embed, before)  # type: ignore[arg-type]
 

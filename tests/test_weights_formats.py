@@ -173,13 +173,13 @@ def test_target_and_context_of_a_released_checkpoint(tmp_path: Path) -> None:
     assert torch.equal(openjepa.load(path, encoder="context", heads=3).norm.weight, loaded.encoder.norm.weight)
 
 
-def test_the_learned_row_of_the_class_token_is_added_to_it(tmp_path: Path) -> None:
+def test_learned_positions_keep_the_row_of_the_class_token(tmp_path: Path) -> None:
     state = weights(True, "learned")
     loaded = load_any(written(tmp_path / "a.pth", state), HEADS)
     assert loaded.config.positions == "learned" and loaded.config.pooling == "class_token"
     assert loaded.encoder.cls_token is not None and loaded.encoder.pos_embed is not None
-    assert torch.equal(loaded.encoder.cls_token, state["cls_token"] + state["pos_embed"][:, :1])
-    assert torch.equal(loaded.encoder.pos_embed, state["pos_embed"][:, 1:])
+    assert torch.equal(loaded.encoder.cls_token, state["cls_token"])
+    assert torch.equal(loaded.encoder.pos_embed, state["pos_embed"])
 
 
 @pytest.mark.parametrize("change", [1e-4, -1e-4])

@@ -9,6 +9,8 @@ from openjepa.settings.run import RunConfig
 RANGES: dict[str, Range] = {
     "model.drop_path": BELOW_ONE,
     "model.layer_norm_eps": POSITIVE,
+    "model.resampling_offset": BELOW_ONE,
+    "model.layer_scale": POSITIVE,
     "model.width": COUNT,
     "model.depth": COUNT,
     "model.heads": COUNT,

@@ -16,7 +16,7 @@ def layer_number(name: str, depth: int, prefix: str = "encoder.") -> int:
     parts = name.removeprefix(prefix).split(".")
     if not name.startswith(prefix):
         return depth + 1
-    if parts[0] in ("patch_embed", "cls_token", "pos_embed"):
+    if parts[0] in ("patch_embed", "cls_token", "mask_token", "pos_embed"):
         return 0
     return int(parts[1]) + 1 if parts[0] == "blocks" else depth + 1
 

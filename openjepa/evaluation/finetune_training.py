@@ -25,7 +25,6 @@ from openjepa.engine.optimizer import build_optimizer, gradient_norm, set_rates
 from openjepa.evaluation.mixing import draw_mix, mix_images, soft_targets
 from openjepa.evaluation.passes import numbered_steps
 from openjepa.evaluation.protocol import ImageProbe
-from openjepa.models.positions import resampled_positions
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress, learning_rate
 from openjepa.seeds import derive
@@ -86,16 +85,8 @@ def build_classifier(probe: ImageProbe, settings: EvaluationSettings, recipe: Fi
     generator = torch.Generator().manual_seed(derive("weights", settings.seed))
     with keep_random_state(CPU):  # the first weights are drawn in vain
         encoder = build_encoder(config)
-        encoder.load_state_dict(_weights_at(probe.encoder, config.grid()))
+        encoder.load_state_dict(probe.encoder.weights_for(config.grid()))
         return Classifier(encoder, probe.num_classes, own.head_norm, own.head_std, generator).to(probe.device)
-
-
-def _weights_at(encoder: VisionTransformer, grid: tuple[int, int]) -> dict[str, Tensor]:
-    """The weights for images of `grid` patches."""
-    weights, own = encoder.state_dict(), encoder.config.grid()
-    if encoder.pos_embed is not None and grid != own:
-        weights["pos_embed"] = resampled_positions(encoder.pos_embed.detach()[0], own, grid)[None]
-    return weights
 
 
 @dataclass(frozen=True)

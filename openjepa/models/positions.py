@@ -66,7 +66,7 @@ class RelativeBias(nn.Module):
         self, grid: tuple[int, int], has_class_token: bool, keep: Int[Tensor, "B K"] | None = None
     ) -> Float[Tensor, "#B heads S S"]:
         """The bias of all patches of `grid`, or among the patches `keep`; the class token comes first where there is one."""
-        table = self._resampled(grid)
+        table = self.table_for(grid)
         index = _offsets(grid, table.device)  # [N, N]
         index = index[None] if keep is None else index[keep[:, :, None], keep[:, None, :]]  # [1 or B, S, S]
         if has_class_token:
@@ -75,7 +75,7 @@ class RelativeBias(nn.Module):
             index[:, 0, 0] = len(table) - 1
         return F.embedding(index, table).permute(0, 3, 1, 2)
 
-    def _resampled(self, grid: tuple[int, int]) -> Float[Tensor, "R heads"]:
+    def table_for(self, grid: tuple[int, int]) -> Float[Tensor, "R heads"]:
         """The table for another grid: bicubic, the largest offsets of both grids falling on one another."""
         table = self.relative_position_bias_table
         if grid == self.grid:

@@ -131,6 +131,19 @@ class VisionTransformer(nn.Module):
                 outputs.append(self._output(x))
         return outputs
 
+    def weights_for(self, grid: tuple[int, int]) -> dict[str, Tensor]:
+        """The weights of the same encoder for images of `grid` patches: learned positions are resampled."""
+        weights = self.state_dict()
+        if grid == self.config.grid():
+            return weights
+        if self.pos_embed is not None:
+            patches = self._positions(grid, self.pos_embed.device)
+            assert patches is not None
+            weights["pos_embed"] = torch.cat([self.pos_embed[0, : int(self.config.class_token)], patches]).detach()[None]
+        if self.rel_pos_bias is not None:
+            weights["rel_pos_bias.relative_position_bias_table"] = self.rel_pos_bias.table_for(grid).detach()
+        return weights
+
     def flops(self, num_patches: int) -> float:
         """FLOPs of the forward of one image of which `num_patches` patches are encoded (2 per multiply-add)."""
         config = self.config

@@ -24,6 +24,8 @@ RANGES: dict[str, Range] = {
     "masks.context_ratio": ABOVE_ZERO_FRACTION,
     "masks.min_keep": NOT_NEGATIVE,
     "masks.max_redraws": NOT_NEGATIVE,
+    "masks.min_block": COUNT,
+    "masks.max_block": COUNT,
     "data.max_skipped": FRACTION,
     "data.max_images": COUNT,
     "data.cache_size": COUNT,
@@ -66,6 +68,7 @@ PAIRS: dict[str, Range] = {
     "data.crop_scale": ABOVE_ZERO_FRACTION,
     "masks.target_aspect": POSITIVE,
     "masks.context_aspect": POSITIVE,
+    "masks.aspect": POSITIVE,
     "data.crop_aspect": POSITIVE,
 }
 """The same for settings that are (smallest, largest)."""

@@ -1,0 +1,33 @@
+"""Settings of the masks that cannot work on a grid."""
+
+from openjepa.settings.masks import BlockwiseSettings
+
+
+def check_blockwise(masks: BlockwiseSettings, grid: tuple[int, int]) -> None:
+    """Raises ValueError where blocks of patches cannot be drawn as wished on a grid of (rows, columns)."""
+    if min(grid) < 2:
+        fix = "use a smaller model.patch_size or a larger data.image_size"
+        raise ValueError(f"masks.strategy=blockwise needs at least 2x2 patches; this grid is {grid[0]}x{grid[1]}: {fix}")
+    if not masks.ratios or len(masks.ratios) != len(masks.spreads):
+        fix = f"give one of each, e.g. masks.spreads {' '.join(['0.0'] * max(1, len(masks.ratios)))}"
+        raise ValueError(f"masks.ratios={_words(masks.ratios)} and masks.spreads={_words(masks.spreads)} do not match: {fix}")
+    for ratio, spread in zip(masks.ratios, masks.spreads, strict=True):
+        if not 0 <= spread <= ratio <= 1 - spread:
+            raise ValueError(
+                f"masks.ratios={ratio:g} with masks.spreads={spread:g} must stay between 0 and 1: "
+                f"the largest spread here is {max(0.0, min(ratio, 1 - ratio)):g}"
+            )
+    smallest, largest = min_block_of(masks, grid), masks.max_block
+    if largest is not None and largest < smallest:
+        raise ValueError(
+            f"masks.max_block={largest} is less than the smallest block, {smallest} patches: raise it or set masks.min_block"
+        )
+
+
+def min_block_of(masks: BlockwiseSettings, grid: tuple[int, int]) -> int:
+    """Fewest patches of a block: `min_block`, or the square of a third of the shorter side."""
+    return max(1, (min(grid) // 3) ** 2) if masks.min_block is None else masks.min_block
+
+
+def _words(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:g}" for value in values) or "()"

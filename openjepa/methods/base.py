@@ -50,9 +50,6 @@ class Method(nn.Module, ABC):
     (`torch.profiler.record_function`) named as in `flops()`. Parameters without `requires_grad` are never optimized.
     """
 
-    batch_coupled: bool = False
-    """True where a term of the loss depends on the whole batch, so that gradient accumulation changes it."""
-
     @abstractmethod
     def inputs(self) -> InputSpec:
         """Which views and masks each batch must hold."""
@@ -80,6 +77,14 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def after_step(self, progress: Progress) -> Mapping[str, float]:
         """After the optimizer: commits statistics, then moves the teacher. Returns what is worth logging (e.g. momentum)."""
+
+    def coupled_terms(self) -> tuple[str, ...]:
+        """What of the loss depends on all images of a batch together, so that gradient accumulation changes it, in words.
+
+        The start of a run warns of it where a microbatch is not the whole batch. Statistics that only `after_step` commits,
+        over all microbatches, are none.
+        """
+        return ()
 
     def parameter_rules(self) -> tuple[ParameterRule, ...]:
         """Weight decay and rate of each parameter."""

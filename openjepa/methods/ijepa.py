@@ -1,6 +1,5 @@
 """I-JEPA (Assran et al. 2023, arXiv 2301.08243): predict the representation of target blocks from one context block."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import final
@@ -13,6 +12,7 @@ from torch.profiler import record_function
 
 from openjepa.masks.base import TokenShape
 from openjepa.methods.base import EmaTeacher, Method, ProbeOutput
+from openjepa.methods.teachers import slow_teacher_remarks
 from openjepa.models.predictor import Predictor, build_predictor
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress, momentum
@@ -22,8 +22,6 @@ from openjepa.types import Batch, BlockMasks, EncoderOutput, Export, InputSpec, 
 
 VIEW = "image"
 TARGET_NORM_EPS = 1e-5
-FEW_RENEWALS = 5
-"""Sum of 1 - momentum over a run below which it is too short for its momentum (published runs: 375)."""
 
 
 @final
@@ -137,22 +135,8 @@ class IJepa(Method):
         )
 
     def remarks(self, total_steps: int) -> list[str]:
-        """Whether the target encoder, which is what is exported, hardly follows a run of this length.
-
-        With momentum 1 - r (1 - t/T) the student of a time x T before the end enters the last teacher with weight
-        x exp(-a x^2), a = r T / 2, so that its mean age is sqrt(pi / a) / 2 of the run: 5 % in the published runs, 44 % where
-        a = 4.
-        """
-        start, end = self.settings.ema_start, self.settings.ema_end
-        renewals = total_steps * (1 - (start + end) / 2)
-        if renewals >= FEW_RENEWALS or end < 1:
-            return []
-        age = math.sqrt(math.pi / renewals) / 2 if renewals > math.pi / 4 else 1.0
-        better = max(0.0, 1 - 100 / total_steps)
-        return [
-            f"method.ema_start={start:g} is slow for {total_steps} steps: the target encoder, which is exported, is on "
-            f"average {age:.0%} of the run behind the context encoder; about {better:.3g} suits this length"
-        ]
+        """Whether the target encoder, which is what is exported, hardly follows a run of this length."""
+        return slow_teacher_remarks(momentum, self.settings.ema_start, self.settings.ema_end, total_steps)
 
     def exports(self) -> Mapping[str, Export]:
         """The target encoder, which the paper evaluates, the predictor, and on request the context encoder."""

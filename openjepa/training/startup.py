@@ -150,10 +150,18 @@ def introduce(
         f"masks      {sampler.name} on {sampler.grid[0]}x{sampler.grid[1]} patches; context/target tokens: {shapes}",
         f"training   {total_steps} steps of {config.optim.batch_size} images ({format_count(images)} in all)",
         f"estimate   {format_count(needs.memory_bytes)}B of memory, {format_seconds(needs.seconds)} (roughly)",
-        *(f"note: {remark}" for remark in method.remarks(total_steps)),
+        *(f"note: {remark}" for remark in [*_coupled(config, method), *method.remarks(total_steps)]),
     ]
     _refuse_far_too_large(needs, micro, device)
     return lines
+
+
+def _coupled(config: RunConfig, method: Method) -> list[str]:
+    """What sees only the images of a microbatch, where that is not the whole batch."""
+    micro, batch, terms = config.optim.microbatch_size, config.optim.batch_size, method.coupled_terms()
+    if micro is None or micro == batch or not terms:
+        return []
+    return [f"optim.microbatch_size={micro} of {batch} images: only these are seen at a time by {' and '.join(terms)}"]
 
 
 def _refuse_far_too_large(needs: Estimate, microbatch: int, device: torch.device) -> None:

@@ -1,0 +1,93 @@
+"""What DINO, iBOT and MSN compare: soft assignments of views to learned outputs, and what keeps those from collapsing."""
+
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from openjepa import distributed
+from openjepa.schedules import Progress
+
+
+def teacher_temperature(start: float, end: float, warmup_epochs: int, progress: Progress, start_epoch: int = 0) -> float:
+    """Temperature of the teacher's softmax: constant within an epoch, from `start` in equal steps to `end`.
+
+    The last of the `warmup_epochs` already has `end`; they begin after `start_epoch` epochs at `start`. With 0 it is `end`
+    from there on, and with 1 that one epoch has `start` (as in the released DINO and iBOT code).
+    """
+    epoch = int(progress.epoch) - start_epoch
+    if epoch < 0 or (epoch == 0 and warmup_epochs == 1):
+        return start
+    return end if epoch >= warmup_epochs else start + (end - start) * epoch / (warmup_epochs - 1)
+
+
+def assignments(
+    outputs: Float[Tensor, "*lead K"], temperature: float, center: Float[Tensor, "#rows K"] | None = None
+) -> Float[Tensor, "*lead K"]:
+    """softmax((outputs - center) / temperature) in fp32."""
+    centered = outputs.float() if center is None else outputs.float() - center
+    return (centered / temperature).softmax(dim=-1)
+
+
+def cross_entropy(targets: Float[Tensor, "*#lead K"], logits: Float[Tensor, "*#lead K"]) -> Float[Tensor, "*lead"]:
+    """-sum_k q_k log softmax(s)_k of each row, for targets q that sum to 1 and logits s (outputs over temperature).
+
+    Written as logsumexp(s) - <q, s>, which makes no tensor of log-probabilities.
+    """
+    return logits.logsumexp(dim=-1) - (targets * logits).sum(dim=-1)
+
+
+def cross_entropy_table(targets: Float[Tensor, "B K"], logits: Float[Tensor, "B K"]) -> Float[Tensor, "B B"]:
+    """Row i, column j: the cross-entropy between the target of image j and the logits of image i."""
+    with torch.autocast(logits.device.type, enabled=False):  # a difference of large numbers needs fp32
+        return logits.logsumexp(dim=-1, keepdim=True) - logits @ targets.T
+
+
+def other_views_loss(targets: Float[Tensor, "G B K"], logits: Float[Tensor, "V B K"]) -> Float[Tensor, ""]:
+    """Mean over images and over all pairs (i, v), v != i, of the cross-entropy of target view i and student view v.
+
+    The first G student views are crops that the targets were made from. The sum over i is drawn into the targets: view v
+    is compared once with the sum of all targets but its own, so that the cost grows with V and not with G V.
+    """
+    num_targets, num_views = len(targets), len(logits)
+    everything = targets.sum(dim=0)
+    same = logits[:num_targets]  # those that have a target of their own
+    normalizers = logits.logsumexp(dim=-1)  # [V, B]
+    agreement = (everything * logits).sum(dim=(0, 2)) - (targets * same).sum(dim=(0, 2))  # [B]
+    total = num_targets * normalizers.sum(dim=0) - normalizers[:num_targets].sum(dim=0) - agreement
+    return total.mean() / (num_targets * (num_views - 1))
+
+
+@final
+class Center(nn.Module):
+    """Moving average of the teacher's outputs, which is subtracted from them so that no output wins everywhere (DINO, 3.1).
+
+    `forward`s of a method only `collect`; `commit` after the optimizer moves the average, by the mean over all rows of all
+    microbatches and processes. What was collected lives no longer than a step, so checkpoints do not hold it.
+    """
+
+    value: Tensor
+
+    def __init__(self, outputs: int, momentum: float) -> None:
+        """Starts at zero for K = `outputs`; with a `momentum` of 1 it stays there."""
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("value", torch.zeros(1, outputs))
+        self._sum: Tensor | None = None
+        self._rows = 0
+
+    @torch.no_grad()
+    def collect(self, outputs: Float[Tensor, "*lead K"]) -> None:
+        """Remembers the sum of these outputs until the next `commit`."""
+        rows = outputs.detach().flatten(0, -2)
+        total = rows.sum(dim=0, keepdim=True, dtype=torch.float32)
+        self._sum = total if self._sum is None else self._sum + total
+        self._rows += len(rows)
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """center <- momentum * center + (1 - momentum) * mean of what was collected; nothing where nothing was."""
+        if self._sum is not None:
+            self.value.lerp_(distributed.mean_over_ranks(self._sum / self._rows), 1.0 - self.momentum)
+        self._sum, self._rows = None, 0

@@ -1,0 +1,60 @@
+"""What DINO, iBOT and MSN share about views: crops of two sizes with changed colors, one forward for each size."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from openjepa.settings.methods.multi_crop import MultiCropSettings
+from openjepa.types import ColorChange, EncoderOutput, ViewSpec
+
+GLOBAL, LOCAL = "global", "local"
+NUM_GLOBAL = 2
+"""Large crops of each image in DINO and iBOT."""
+FIRST, SECOND, SMALL = 0, 1, 2
+"""Places in settings that have one value for each kind of crop: first large, second large, small."""
+
+
+def views_of(settings: MultiCropSettings, view: ViewSpec) -> dict[str, ViewSpec]:
+    """Two large crops as in `view`, their colors changed differently, and the small ones, if any (DINO, section 3.2)."""
+    colors = (color_change(settings, FIRST), color_change(settings, SECOND))
+    return {GLOBAL: replace(view, count=NUM_GLOBAL, colors=colors), **local_views(settings, view)}
+
+
+def local_views(settings: MultiCropSettings, view: ViewSpec) -> dict[str, ViewSpec]:
+    """The small crops: filter and mirroring as in `view`, size and area from the settings. Empty where there are none."""
+    count = settings.local_crops
+    if count == 0:
+        return {}
+    size, colors = (settings.local_size, settings.local_size), (color_change(settings, SMALL),) * count
+    return {LOCAL: replace(view, size=size, count=count, scale=settings.local_scale, colors=colors)}
+
+
+def color_change(settings: MultiCropSettings, kind: int) -> ColorChange:
+    """How the colors of the first large (0), second large (1) or small (2) crops are changed."""
+    return ColorChange(
+        jitter=settings.jitter,
+        jitter_probability=settings.jitter_probability,
+        grayscale_probability=settings.grayscale_probability,
+        blur_probability=settings.blur_probability[kind],
+        blur_sigma=settings.blur_sigma,
+        solarize_probability=settings.solarize_probability[kind],
+    )
+
+
+def class_tokens(encoder: nn.Module, views: Mapping[str, Float[Tensor, "V B C h w"]]) -> Float[Tensor, "W B D"]:
+    """Class tokens of all W views, name by name in the order of `views`; crops of one name are encoded together."""
+    return torch.cat([class_tokens_of(encoder(crops.flatten(0, 1)), len(crops)) for crops in views.values()])
+
+
+def class_tokens_of(encoded: EncoderOutput, num_views: int) -> Float[Tensor, "V B D"]:
+    """Class tokens of V x B encoded crops, view by view."""
+    assert encoded.class_token is not None  # checks refuse an encoder without one
+    return encoded.class_token.view(num_views, -1, encoded.class_token.shape[-1])
+
+
+def num_patches(view: ViewSpec, patch_size: int) -> int:
+    """Patches of one crop."""
+    return (view.size[0] // patch_size) * (view.size[1] // patch_size)

@@ -1,0 +1,53 @@
+"""How far a moving average lags behind the network that it follows."""
+
+import math
+from collections.abc import Callable
+
+from openjepa.schedules import Progress
+
+FEW_RENEWALS = 5
+"""Sum of 1 - momentum over a run below which it is too short for its momentum (published I-JEPA runs: 375)."""
+ENOUGH_RENEWALS = 50
+"""The sum that was measured to suit short runs (docs/log.md)."""
+MAX_POINTS = 2000
+"""Steps at which a schedule is looked at."""
+
+MomentumSchedule = Callable[[float, float, Progress], float]
+"""Momentum at a step, given the setting at the start and at the end: `schedules.momentum` or `schedules.cosine_momentum`."""
+
+
+def slow_teacher_remarks(schedule: MomentumSchedule, start: float, end: float, total_steps: int) -> list[str]:
+    """Whether the moving average, which is what is exported, hardly follows a run of this length."""
+    rates = renewal_rates(schedule, start, end, total_steps)
+    renewals = total_steps * sum(rates) / len(rates)
+    if renewals >= FEW_RENEWALS or renewals == 0:
+        return []
+    better = max(0.0, 1 - (1 - start) * ENOUGH_RENEWALS / renewals)
+    too = "" if end == 1 else f" (and method.ema_end={end:g})"
+    return [
+        f"method.ema_start={start:g}{too} is slow for {total_steps} steps: the moving average, which is exported, is on "
+        f"average {mean_age(rates, total_steps):.0%} of the run behind the network that it follows; about {better:.3g} suits "
+        "this length"
+    ]
+
+
+def renewal_rates(schedule: MomentumSchedule, start: float, end: float, total_steps: int) -> list[float]:
+    """1 - momentum at evenly spaced steps of the run."""
+    points = min(total_steps, MAX_POINTS)
+    steps = (point * total_steps // points for point in range(points))
+    return [1 - schedule(start, end, Progress(step, total_steps, total_steps)) for step in steps]
+
+
+def mean_age(rates: list[float], total_steps: int) -> float:
+    """Mean age of the students in the last average, as a share of the run.
+
+    What is older than a time x before the end still has the weight exp(-(sum of 1 - momentum since)), and the mean age is the
+    integral of that weight over x. For a linear momentum up to 1 it is sqrt(pi / a) / 2, a = (1 - start) T / 2.
+    """
+    interval = total_steps / len(rates)
+    weight, age = 1.0, 0.0
+    for rate in reversed(rates):
+        before = weight * math.exp(-rate * interval)
+        age += (weight + before) / 2
+        weight = before
+    return age / len(rates)

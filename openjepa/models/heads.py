@@ -1,0 +1,109 @@
+"""Heads that map features to the outputs by which DINO, iBOT and MSN compare views."""
+
+import itertools
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from openjepa.models.blocks import INIT_STD
+
+LENGTH_EPS = 1e-12
+"""Smallest length that a vector is divided by."""
+
+
+class FeatureNorm(nn.BatchNorm1d):
+    """Batch normalization of the last axis over all others, always with the statistics of the batch: it has no buffers."""
+
+    def __init__(self, width: int) -> None:
+        """Factors 1 and shifts 0; epsilon 1e-5."""
+        super().__init__(width, track_running_stats=False)
+
+    def forward(self, x: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead D"]:
+        """Each channel with mean 0 and variance 1 over all vectors of `x`, then scaled and shifted."""
+        return super().forward(x.flatten(0, -2)).view(x.shape)
+
+
+def projection_layers(widths: tuple[int, ...], batch_norm: bool) -> nn.Sequential:
+    """Linear layers between the successive `widths`, with batch normalization, on request, and GELU after all but the last.
+
+    Weights are drawn from a normal distribution with standard deviation 0.02, biases are 0.
+    """
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(widths):
+        if layers:
+            layers += [FeatureNorm(before), nn.GELU()] if batch_norm else [nn.GELU()]
+        linear = nn.Linear(before, after)
+        nn.init.trunc_normal_(linear.weight, std=INIT_STD)
+        nn.init.zeros_(linear.bias)
+        layers.append(linear)
+    return nn.Sequential(*layers)
+
+
+class UnitRows(nn.Module):
+    """Linear layer without bias whose rows are g_k v_k / |v_k|: directions v, and lengths g that are 1 until they are trained.
+
+    The names of the parameters are those of the published DINO and iBOT weights.
+    """
+
+    def __init__(self, width: int, outputs: int, fixed_lengths: bool) -> None:
+        """`fixed_lengths`: g stays 1. Directions are drawn as torch draws a Linear (uniform; from memory of the DINO code)."""
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(outputs, 1), requires_grad=not fixed_lengths)
+        self.weight_v = nn.Parameter(torch.empty(outputs, width).uniform_(-(width**-0.5), width**-0.5))
+
+    def forward(self, x: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead K"]:
+        """Products of `x` with every row."""
+        return F.linear(x, self.weight_g * F.normalize(self.weight_v, dim=1, eps=LENGTH_EPS))
+
+
+class ProjectionHead(nn.Module):
+    """Head of DINO (Caron et al. 2021, section 3.1) and iBOT (Zhou et al. 2022): an MLP, length 1, a layer of unit rows.
+
+    Outputs are cosines where the rows keep their length. iBOT has a second last layer for patches, or the same for both.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        outputs: int,
+        *,
+        layers: int = 3,
+        hidden: int = 2048,
+        bottleneck: int = 256,
+        batch_norm: bool = False,
+        norm_last_layer: bool = True,
+        patch_outputs: int | Literal["shared"] | None = None,
+    ) -> None:
+        """`layers` Linear layers from `width` over `hidden` to `bottleneck`; `outputs` rows of the last one (K).
+
+        `norm_last_layer` keeps those rows at length 1. `patch_outputs`: outputs of the patches' own last layer, or `shared`
+        for that of the class token.
+        """
+        super().__init__()
+        self.widths = (width, *[hidden] * (layers - 1), bottleneck)
+        self.mlp = projection_layers(self.widths, batch_norm)
+        self.last_layer = UnitRows(bottleneck, outputs, norm_last_layer)
+        own = isinstance(patch_outputs, int)
+        self.last_layer_patches = UnitRows(bottleneck, patch_outputs, norm_last_layer) if own else None  # type: ignore[arg-type]
+
+    def forward(self, x: Float[Tensor, "*lead D"], patches: bool = False) -> Float[Tensor, "*lead K"]:
+        """Outputs of every vector of `x`; `patches` takes their own last layer, where there is one."""
+        points = F.normalize(self.mlp(x).float(), dim=-1, eps=LENGTH_EPS)
+        last = self.last_layer_patches if patches and self.last_layer_patches is not None else self.last_layer
+        return last(points)  # type: ignore[no-any-return]
+
+    def drop_last_gradients(self) -> None:
+        """Forgets the gradients of the last layers, which the optimizer then leaves alone: no decay, no moments."""
+        for layer in (self.last_layer, self.last_layer_patches):
+            for value in layer.parameters() if layer is not None else ():
+                value.grad = None
+
+    def flops(self, num_vectors: float, num_patches: float = 0.0) -> float:
+        """FLOPs of the forward of so many vectors, and of so many more that are patches (2 per multiply-add)."""
+        inner = sum(before * after for before, after in itertools.pairwise(self.widths))
+        last = self.last_layer.weight_v
+        last_of_patches = last if self.last_layer_patches is None else self.last_layer_patches.weight_v
+        return 2 * ((num_vectors + num_patches) * inner + num_vectors * last.numel() + num_patches * last_of_patches.numel())

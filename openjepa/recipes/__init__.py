@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from openjepa.config import nearest
 from openjepa.recipes import ijepa, small
+from openjepa.recipes.matched import ema_start_for
 from openjepa.recipes.recipe import Recipe
-from openjepa.recipes.small import ema_start_for
 from openjepa.settings.run import RunConfig
 
 __all__ = ["RECIPES", "Recipe", "load_recipe", "with_total_steps"]
@@ -35,6 +35,8 @@ def with_total_steps(config: RunConfig, total_steps: int) -> RunConfig:
         return replace(config, optim=replace(optim, total_steps=total_steps))
     if optim.warmup_steps is not None:
         optim = replace(optim, warmup_steps=round(optim.warmup_steps * total_steps / before))
-    if getattr(method, "ema_start", None) == ema_start_for(before):
-        method = replace(method, ema_start=ema_start_for(total_steps))  # type: ignore[call-arg]
+    start = getattr(method, "ema_start", None)
+    if start == ema_start_for(before):
+        constant = {"ema_end": ema_start_for(total_steps)} if getattr(method, "ema_end", None) == start else {}
+        method = replace(method, **{"ema_start": ema_start_for(total_steps), **constant})  # type: ignore[arg-type]
     return replace(config, method=method, optim=replace(optim, total_steps=total_steps))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from openjepa.recipes.matched import ema_start_for
 from openjepa.recipes.recipe import SMALL_PRESETS, Recipe
 from openjepa.settings.data import FolderSettings, ScenesSettings
 from openjepa.settings.masks import MultiblockSettings
@@ -12,15 +13,6 @@ from openjepa.settings.run import MonitorSettings, RunConfig
 
 LOCAL_MASKS = MultiblockSettings(target_scale=(0.05, 0.1), context_ratio=0.4)
 """Targets of half the paper's size, and more context: what learns best in some hundred thousand images on 8x8 patches."""
-
-
-def ema_start_for(total_steps: int) -> float:
-    """First momentum of our recipes: renews the teacher 50 times in a run of any length, as was measured to suit short ones.
-
-    The released 0.996 over 2,000 steps renews it 4 times: what is exported is then the mean of students that are 44 % of the
-    run old (docs/log.md).
-    """
-    return round(max(0.0, 1 - 100 / total_steps), 6)
 
 
 def small(

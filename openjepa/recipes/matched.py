@@ -1,0 +1,190 @@
+"""The same run with another method: same encoder size, data, images seen and steps; each method's own masks, crops and rates.
+
+Published values are kept where they are free of sizes. Lengths become shares of the run, heads follow the width of the encoder,
+and blur follows the size of the image. Values marked [M] come from memory of the papers and their commands.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from openjepa.settings.masks import BlockwiseSettings, NoMaskSettings, RandomPatchesSettings
+from openjepa.settings.methods import Data2VecSettings, DinoSettings, IBotSettings, IJepaSettings, MaeSettings, MsnSettings
+from openjepa.settings.optimization import OptimizationSettings
+from openjepa.settings.run import RunConfig
+
+PUBLISHED_SIDE = 224
+"""Pixels of the images for which all published values are meant."""
+LOCAL_SHARE = 96 / 224
+"""Side of a small crop beside that of a large one."""
+LEAST_BLUR = 0.1
+"""Pixels; a blur below is none."""
+MOST_OUTPUTS = 4096
+"""Of the heads of DINO and iBOT; the published 65,536 would cost more than a small encoder."""
+MSN_RATIOS = {"base": 0.3, "large": 0.7, "huge": 0.7, "giant": 0.7}
+"""Share of dropped patches by size of the encoder (published: B/16 0.3, L/7 0.7); smaller ones 0.15 as S/16."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """A method's published rates, with lengths as shares of its run and rates as shares of the peak."""
+
+    lr_per_256: float
+    """Peak learning rate for every 256 images of a batch."""
+    warmup: float
+    """Share of the run."""
+    start: float = 0.0
+    final: float = 0.0
+    weight_decay: float = 0.05
+    final_weight_decay: float = 0.4
+    weight_decay_schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    beta2: float = 0.999
+    clip_grad: float | None = 3.0
+    clip_mode: Literal["global", "per_tensor"] = "global"
+    schedule_steps: Literal["from_one", "from_zero", "inclusive"] = "inclusive"
+    schedule_stretch: float = 1.0
+
+
+RATES: dict[str, Rates] = {
+    "mae": Rates(1.5e-4, 40 / 800, weight_decay_schedule="constant", beta2=0.95, clip_grad=None, schedule_steps="from_zero"),
+    "data2vec": Rates(2.5e-4, 10 / 800, final=1 / 200, weight_decay_schedule="constant"),
+    "dino": Rates(5e-4, 10 / 100, final=1 / 2000, weight_decay=0.04, clip_mode="per_tensor"),
+    "ibot": Rates(5e-4, 10 / 800, final=1 / 1000, weight_decay=0.04, clip_mode="per_tensor"),
+    "msn": Rates(
+        2.5e-4, 15 / 300, start=0.2, final=1 / 1000, weight_decay=0.04, schedule_steps="from_one", schedule_stretch=1.25
+    ),
+}
+
+
+def ema_start_for(total_steps: int) -> float:
+    """First momentum of our recipes: renews the teacher 50 times in a run of any length, as was measured to suit short ones.
+
+    The released 0.996 over 2,000 steps renews it 4 times: what is exported is then the mean of students that are 44 % of the
+    run old (docs/log.md).
+    """
+    return round(max(0.0, 1 - 100 / total_steps), 6)
+
+
+def with_method(config: RunConfig, name: str) -> RunConfig:
+    """An I-JEPA run as the same run of the method `name`; of I-JEPA itself, unchanged.
+
+    Raises ValueError where `config` is no I-JEPA run, or `name` no method.
+    """
+    if not isinstance(config.method, IJepaSettings):
+        raise ValueError(f"method.name={config.method.name}: only runs of ijepa are turned into those of other methods")
+    if name == "ijepa":
+        return config
+    if name not in CHANGES:
+        raise ValueError(f"method.name={name!r} does not exist: use one of ijepa, {', '.join(CHANGES)}")
+    changed = CHANGES[name](config, config.method)
+    model = replace(config.model, class_token=config.model.class_token or changed.method.needs_class_token)
+    return replace(changed, model=model, optim=_optimization(config.optim, RATES[name]))
+
+
+def _mae(config: RunConfig, ijepa: IJepaSettings) -> RunConfig:
+    """A decoder of the predictor's size."""
+    method = MaeSettings(
+        decoder_width=ijepa.predictor_width,
+        decoder_depth=ijepa.predictor_depth,
+        decoder_heads=ijepa.predictor_heads or config.model.shape().heads,
+    )
+    data = replace(config.data, crop_scale=(0.2, 1.0), horizontal_flip=True, interpolation="bicubic")
+    return replace(config, method=method, masks=RandomPatchesSettings(ratio=0.75), data=data)
+
+
+def _data2vec(config: RunConfig, ijepa: IJepaSettings) -> RunConfig:
+    """The upper half of the blocks is averaged; the momentum is constant and that of I-JEPA's first step."""
+    method = Data2VecSettings(
+        average_layers=max(1, config.model.shape().depth // 2), ema_start=ijepa.ema_start, ema_end=ijepa.ema_start
+    )
+    data = replace(config.data, crop_scale=(0.08, 1.0), horizontal_flip=True, interpolation="bicubic")  # [M]
+    return replace(config, method=method, masks=BlockwiseSettings(ratios=(120 / 196,)), data=data)
+
+
+def _dino(config: RunConfig, ijepa: IJepaSettings) -> RunConfig:
+    method = DinoSettings(**_crops(config), **_head(config), ema_start=ijepa.ema_start)
+    data = replace(config.data, crop_scale=(0.4, 1.0), horizontal_flip=True, interpolation="bicubic")
+    return replace(config, method=method, masks=NoMaskSettings(), data=data)
+
+
+def _ibot(config: RunConfig, ijepa: IJepaSettings) -> RunConfig:
+    """Masks of the published S/16: half of the views whole, of the others 10 to 50 % masked."""
+    head = _head(config)
+    method = IBotSettings(
+        **_crops(config), **head, patch_outputs=head["outputs"], patch_temperature=0.04, ema_start=ijepa.ema_start
+    )
+    data = replace(config.data, crop_scale=(0.25, 1.0), horizontal_flip=True, interpolation="bicubic")
+    return replace(config, method=method, masks=BlockwiseSettings(ratios=(0.0, 0.3), spreads=(0.0, 0.2)), data=data)
+
+
+def _msn(config: RunConfig, ijepa: IJepaSettings) -> RunConfig:
+    width = config.model.shape().width
+    method = MsnSettings(
+        **_crops(config),
+        prototypes=min(1024, 4 * width),
+        output_width=min(256, width),
+        head_hidden=min(2048, 4 * width),
+        ema_start=ijepa.ema_start,
+    )
+    masks = RandomPatchesSettings(ratio=MSN_RATIOS.get(config.model.size, 0.15), shared=True)
+    data = replace(config.data, crop_scale=(0.3, 1.0), horizontal_flip=True, interpolation="bilinear")
+    return replace(config, method=method, masks=masks, data=data)
+
+
+CHANGES: dict[str, Callable[[RunConfig, IJepaSettings], RunConfig]] = {
+    "mae": _mae,
+    "data2vec": _data2vec,
+    "dino": _dino,
+    "ibot": _ibot,
+    "msn": _msn,
+}
+
+
+def _crops(config: RunConfig) -> dict[str, Any]:
+    """Size of the small crops and the blur, as large beside the image as in the published runs."""
+    side, patch = min(config.data.height_width()), config.model.patch_size
+    highest = max(LEAST_BLUR, 2.0 * side / PUBLISHED_SIDE)
+    return {
+        "local_size": max(patch, round(LOCAL_SHARE * side / patch) * patch),
+        "blur_sigma": (max(LEAST_BLUR, 0.1 * side / PUBLISHED_SIDE), highest),
+    }
+
+
+def _head(config: RunConfig) -> dict[str, Any]:
+    """The head of DINO and iBOT, in proportion to the encoder's width.
+
+    The teacher's temperature stays at its first value, and the last layer is not frozen: both would be counted in epochs, of
+    which short runs have few.
+    """
+    width = config.model.shape().width
+    return {
+        "outputs": min(MOST_OUTPUTS, 16 * width),
+        "head_hidden": min(2048, 4 * width),
+        "bottleneck": min(256, width // 2),
+        "teacher_temperature": 0.04,
+        "teacher_temperature_warmup_epochs": 0,
+        "freeze_last_layer_epochs": 0.0,
+    }
+
+
+def _optimization(optim: OptimizationSettings, rates: Rates) -> OptimizationSettings:
+    """The method's own rates at this batch size and length: the published peak scaled linearly with the batch."""
+    lr = rates.lr_per_256 * optim.batch_size / 256
+    length = optim.total_steps
+    return replace(
+        optim,
+        lr=lr,
+        start_lr=rates.start * lr,
+        final_lr=rates.final * lr,
+        warmup_steps=None if length is None else round(rates.warmup * length),
+        warmup_epochs=optim.warmup_epochs if length else rates.warmup * optim.epochs,
+        lr_schedule="cosine",
+        weight_decay=rates.weight_decay,
+        final_weight_decay=rates.final_weight_decay,
+        weight_decay_schedule=rates.weight_decay_schedule,
+        beta2=rates.beta2,
+        clip_grad=rates.clip_grad,
+        clip_mode=rates.clip_mode,
+        schedule_steps=rates.schedule_steps,
+        schedule_stretch=rates.schedule_stretch,
+    )

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from openjepa.settings.methods.multi_crop import MultiCropSettings
+from openjepa.models.heads import ProjectionHead
+from openjepa.settings.methods.multi_crop import MultiCropSettings, SelfDistillationSettings
 from openjepa.types import ColorChange, EncoderOutput, ViewSpec
 
 GLOBAL, LOCAL = "global", "local"
@@ -15,6 +17,8 @@ NUM_GLOBAL = 2
 """Large crops of each image in DINO and iBOT."""
 FIRST, SECOND, SMALL = 0, 1, 2
 """Places in settings that have one value for each kind of crop: first large, second large, small."""
+VALUE_WIDTH = 0.09
+"""One fp32 value that is kept for the backward, in the unit of `Method.kept_widths`: 4 of 40 (bf16) to 54 bytes (fp32)."""
 
 
 def views_of(settings: MultiCropSettings, view: ViewSpec) -> dict[str, ViewSpec]:
@@ -58,3 +62,28 @@ def class_tokens_of(encoded: EncoderOutput, num_views: int) -> Float[Tensor, "V 
 def num_patches(view: ViewSpec, patch_size: int) -> int:
     """Patches of one crop."""
     return (view.size[0] // patch_size) * (view.size[1] // patch_size)
+
+
+def build_head(
+    settings: SelfDistillationSettings, width: int, patch_outputs: int | Literal["shared"] | None = None
+) -> ProjectionHead:
+    """The head that the settings describe, for an encoder of `width`."""
+    return ProjectionHead(
+        width,
+        settings.outputs,
+        layers=settings.head_layers,
+        hidden=settings.head_hidden,
+        bottleneck=settings.bottleneck,
+        batch_norm=settings.head_batch_norm,
+        norm_last_layer=settings.norm_last_layer,
+        patch_outputs=patch_outputs,
+    )
+
+
+def head_kept_widths(settings: SelfDistillationSettings, num_views: int) -> float:
+    """What the head and the loss of the class tokens of so many views keep for the backward, as in `Method.kept_widths`.
+
+    Hidden layers before and after their GELU, the logits of every view, the targets of the large crops and their sum.
+    """
+    hidden = num_views * (settings.head_layers - 1) * 2 * settings.head_hidden
+    return VALUE_WIDTH * (hidden + (num_views + NUM_GLOBAL + 1) * settings.outputs)

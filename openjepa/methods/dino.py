@@ -1,0 +1,171 @@
+"""DINO (Caron et al. 2021, arXiv 2104.14294): assign every crop of an image as a moving average assigns its large crops."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.profiler import record_function
+
+from openjepa.masks.base import TokenShape
+from openjepa.methods.assignment import Center, assignments, cross_entropy_table, other_views_loss, teacher_temperature
+from openjepa.methods.base import EmaTeacher, Method, ProbeOutput
+from openjepa.methods.multi_crop import GLOBAL, build_head, class_tokens, head_kept_widths, num_patches, views_of
+from openjepa.methods.teachers import slow_teacher_remarks
+from openjepa.models.heads import ProjectionHead
+from openjepa.models.vit import VisionTransformer, build_encoder
+from openjepa.schedules import Progress, cosine_momentum
+from openjepa.settings.methods import DinoSettings
+from openjepa.settings.models import ModelSettings
+from openjepa.types import Batch, Export, InputSpec, LossOutput, ViewSpec
+
+Crops = Mapping[str, Float[Tensor, "V B C h w"]]
+
+
+@final
+class Dino(Method):
+    """Student and teacher are an encoder and a head; the teacher sees the large crops, the student those and the small ones.
+
+    As the released code, which adds to the paper: the last layer stands still at first, and gradients are clipped for each
+    tensor alone (`optim.clip_mode`). It differs in two things: batch normalization in the head, which is off in all published
+    runs of Vision Transformers, takes the statistics of one microbatch; and the center is the mean over the whole batch
+    however that is split.
+    """
+
+    def __init__(
+        self,
+        settings: DinoSettings,
+        model: ModelSettings,
+        view: ViewSpec,
+        pixel_mean: tuple[float, float, float],
+        pixel_std: tuple[float, float, float],
+        shapes: tuple[TokenShape, ...],
+    ) -> None:
+        """Draws the weights from torch's global generator. `view` is the large crop; there are no masks, so no `shapes`."""
+        super().__init__()
+        self.settings = settings
+        self.views = views_of(settings, view)
+        self.encoder_config = replace(model.encoder(view.size, pixel_mean, pixel_std), pooling="class_token")
+        self.student: VisionTransformer = build_encoder(self.encoder_config)
+        self.student_head: ProjectionHead = build_head(settings, self.encoder_config.width)
+        self.teacher = EmaTeacher(self.student)
+        self.teacher_head = EmaTeacher(self.student_head)
+        self.center = Center(settings.outputs, settings.center_momentum)
+
+    def inputs(self) -> InputSpec:
+        """Two large crops and some small ones, each with its own change of colors; no masks."""
+        return InputSpec(views=self.views)
+
+    def forward(self, batch: Batch, progress: Progress) -> LossOutput:
+        """Section 3.1 of the paper: the teacher's assignments of the large crops, the student's of all, their distance."""
+        outputs = self._teacher_outputs(batch.views)  # [2, B, K]
+        self.center.collect(outputs)
+        targets = self._targets(outputs, progress)
+        loss = other_views_loss(targets, self._logits(batch.views))
+        return LossOutput(total=loss, diagnostics={"target_entropy": torch.special.entr(targets).sum(dim=-1).mean()})
+
+    def before_step(self, progress: Progress) -> None:
+        """The last layer stands still in the first epochs."""
+        if progress.epoch < self.settings.freeze_last_layer_epochs:
+            self.student_head.drop_last_gradients()
+
+    def after_step(self, progress: Progress) -> Mapping[str, float]:
+        """The center follows the teacher's outputs of this step, then the teacher the student that was just moved."""
+        self.center.commit()
+        value = cosine_momentum(self.settings.ema_start, self.settings.ema_end, progress)
+        self.teacher.update(self.student, value)
+        self.teacher_head.update(self.student_head, value)
+        return {"momentum": value, "teacher_temperature": self._temperature(progress)}
+
+    @torch.no_grad()
+    def probe(self, batch: Batch, progress: Progress) -> ProbeOutput:
+        """The teacher's class tokens of the first large crops, and the loss, without drop path."""
+        training = self.training
+        self.eval()
+        tokens = class_tokens(self.teacher, _large(batch.views))  # [2, B, D]
+        targets = self._targets(self.teacher_head(tokens), progress)
+        loss = other_views_loss(targets, self._logits(batch.views))
+        self.train(training)
+        return ProbeOutput(tokens[0], loss)
+
+    @torch.no_grad()
+    def energies(self, batch: Batch, progress: Progress) -> Float[Tensor, "B B"]:
+        """Cross-entropy of the student's assignment of image i's second large crop to the teacher's of image j's first."""
+        training = self.training
+        self.eval()
+        first, second = ({GLOBAL: batch.views[GLOBAL][place : place + 1]} for place in (0, 1))
+        targets = self._targets(self._teacher_outputs(first), progress)
+        logits = self._student_logits(second)
+        self.train(training)
+        return cross_entropy_table(targets[0], logits[0])
+
+    def coupled_terms(self) -> tuple[str, ...]:
+        """Only what batch normalization in the head makes so; the center counts all microbatches."""
+        return ("the batch normalization of method.head_batch_norm",) if self.settings.head_batch_norm else ()
+
+    def flops(self) -> Mapping[str, float]:
+        """FLOPs of one image's forward by part, all of its crops together."""
+        encoder, head, large = self.student, self.student_head, self.views[GLOBAL]
+        of_view = {name: encoder.flops(self._patches(view)) for name, view in self.views.items()}
+        return {
+            "teacher": large.count * of_view[GLOBAL],
+            "teacher_head": head.flops(large.count),
+            "student": sum(view.count * of_view[name] for name, view in self.views.items()),
+            "student_head": head.flops(self._num_views()),
+        }
+
+    def trained_parts(self) -> tuple[str, ...]:
+        """All but the teacher."""
+        return ("student", "student_head")
+
+    def kept_widths(self) -> float:
+        """Of the student on all crops with their class tokens, and of the head."""
+        encoder = self.encoder_config
+        tokens = sum(view.count * (self._patches(view) + 1) for view in self.views.values())
+        return tokens * encoder.width * encoder.depth + head_kept_widths(self.settings, self._num_views())
+
+    def remarks(self, total_steps: int) -> list[str]:
+        """Whether the teacher, which is what is exported, hardly follows a run of this length."""
+        return slow_teacher_remarks(cosine_momentum, self.settings.ema_start, self.settings.ema_end, total_steps)
+
+    def exports(self) -> Mapping[str, Export]:
+        """The teacher's encoder, which the paper evaluates by its class token."""
+        return {"encoder": Export(self.encoder_config, self.teacher.network)}
+
+    def _teacher_outputs(self, views: Crops) -> Float[Tensor, "V B K"]:
+        with record_function("teacher"):
+            tokens = class_tokens(self.teacher, _large(views))
+        with record_function("teacher_head"):
+            return self.teacher_head(tokens)  # type: ignore[no-any-return]
+
+    def _targets(self, outputs: Float[Tensor, "V B K"], progress: Progress) -> Float[Tensor, "V B K"]:
+        """Centered against one output for all, sharpened against equal ones."""
+        return assignments(outputs, self._temperature(progress), self.center.value)
+
+    def _logits(self, views: Crops) -> Float[Tensor, "V B K"]:
+        """Of all crops, the large ones first."""
+        return self._student_logits({name: views[name] for name in self.views})
+
+    def _student_logits(self, views: Crops) -> Float[Tensor, "V B K"]:
+        with record_function("student"):
+            tokens = class_tokens(self.student, views)
+        with record_function("student_head"):
+            outputs: Tensor = self.student_head(tokens)
+        return outputs.float() / self.settings.student_temperature
+
+    def _temperature(self, progress: Progress) -> float:
+        own = self.settings
+        epochs = own.teacher_temperature_warmup_epochs
+        return teacher_temperature(own.teacher_temperature_start, own.teacher_temperature, epochs, progress)
+
+    def _patches(self, view: ViewSpec) -> int:
+        return num_patches(view, self.encoder_config.patch_size)
+
+    def _num_views(self) -> int:
+        return sum(view.count for view in self.views.values())
+
+
+def _large(views: Crops) -> Crops:
+    return {GLOBAL: views[GLOBAL]}

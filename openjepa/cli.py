@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("report", "one HTML file on one run or several"),
     "bench step": ("bench_step", "time a training step and its parts"),
     "bench data": ("bench_data", "time decoding, cropping and loading"),
+    "bench energy": ("bench_energy", "whether a run's energy tells pairs that belong together from others"),
     "data check": ("data_check", "read every image of a data set once"),
     "data masks": ("data_masks", "draw masks and how often they cover each patch"),
     "data scenes": ("data_scenes", "render labeled scenes in CLEVR's format"),

@@ -21,12 +21,12 @@ TIERS = (
     ("engine", "weights"),
     ("methods",),
     ("training", "evaluation", "visualization", "report"),
-    ("experiments", "bench", "bench_data"),
+    ("experiments", "bench", "bench_data", "bench_energy"),
     ("arguments",),
     ("commands",),
     ("cli", "__init__", "__main__"),
 )
-IMPORTERS_OF_METHODS = {"methods", "training", "bench"}
+IMPORTERS_OF_METHODS = {"methods", "training", "bench", "bench_energy"}
 TORCH_FREE = {
     "settings",
     "config",

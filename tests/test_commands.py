@@ -21,7 +21,7 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("command", [commands.evaluate, commands.visualize])
+@pytest.mark.parametrize("command", [commands.evaluate, commands.visualize, commands.bench_energy])
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -33,7 +33,7 @@ def runs(tmp_path: Path) -> Path:
     ],
 )
 def test_a_folder_that_is_no_run_is_named(runs: Path, command: object, name: str, message: str) -> None:
-    if command is commands.visualize:
+    if command is not commands.evaluate:
         message = message.replace(" or config.json", "")
     with pytest.raises(ValueError, match=re.escape(message)):
         command([str(runs / name)], "openjepa")  # type: ignore[operator]

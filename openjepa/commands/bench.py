@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from openjepa.arguments import (
     option_value,
     parse,
+    require,
 )
-from openjepa.commands.paths import check_output_file
-from openjepa.settings.bench import SAID_BY_THE_RECIPE, DataBench, StepBench
+from openjepa.commands.paths import check_output_file, check_subject
+from openjepa.settings.bench import SAID_BY_THE_RECIPE, DataBench, EnergyBench, StepBench
 
 BENCH_STEP_HELP = """Times a training step and its parts: images/s, FLOPs, memory, and its share of the rate of a matrix
 product that is measured in the same rounds.
@@ -23,6 +24,15 @@ BENCH_DATA_HELP = """Times decoding and cropping against Pillow with the same fi
 examples:
   openjepa bench data
   openjepa bench data --path ~/photos"""
+
+
+BENCH_ENERGY_HELP = """openjepa bench energy RUN [OPTIONS]: the energy of compatible pairs (x, y of the same image) beside that
+of others, before and after training: whether the method tells them apart, or has collapsed to a flat landscape. What x, y and
+the energy are for each method: docs/methods.md. Writes energy.json into the run's folder, which the report shows.
+
+examples:
+  openjepa bench energy runs/cpu-64-default-photos
+  openjepa bench energy runs/cpu-64-default-photos --images 1024 --device cpu"""
 
 
 def bench_step(argv: Sequence[str], prog: str) -> None:
@@ -44,3 +54,13 @@ def bench_data(argv: Sequence[str], prog: str) -> None:
     from openjepa.bench_data import time_data
 
     time_data(options)
+
+
+def bench_energy(argv: Sequence[str], prog: str) -> None:
+    """Measures the energies of a run."""
+    options = parse(EnergyBench, require(argv, "RUN", prog), prog, BENCH_ENERGY_HELP, EnergyBench())
+    options.check()
+    check_subject(options.run, "config.yaml")
+    from openjepa.bench_energy import measure_energy
+
+    measure_energy(options)

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_state_dict, set_model_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
@@ -103,6 +103,16 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         warnings.simplefilter("ignore")
         load_tensors(state, checkpoint_id=path / "tensors")
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    return read_state(path)
+
+
+def load_weights(path: Path, model: nn.Module) -> TrainerState:
+    """Fills the model alone in place, whatever optimizer trained it, and returns the trainer's state."""
+    state: dict[str, Any] = {"model": get_model_state_dict(model)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        load_tensors(state, checkpoint_id=path / "tensors")
+    set_model_state_dict(model, state["model"])
     return read_state(path)
 
 

@@ -77,3 +77,23 @@ class DataBench:
     def check(self) -> None:
         """Raises ValueError at the first option that is out of range."""
         _check_least(self, {"image_size": 32, "repeats": 1, "images": 1})
+
+
+@dataclass(frozen=True)
+class EnergyBench:
+    """What `openjepa bench energy` measures."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = Path()
+    """Run folder with a checkpoint."""
+    images: int = 256
+    """Images in all: held-out ones, or training images where the data has no test split."""
+    batch_size: int = 64
+    """Images that form pairs with each other: each has one compatible and this many less one incompatible pairs."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `mps`."""
+    threads: int | None = None
+    """Threads on the CPU. None: all cores."""
+
+    def check(self) -> None:
+        """Raises ValueError at the first option that is out of range."""
+        _check_least(self, {"images": 2, "batch_size": 2, "threads": 1})

@@ -23,7 +23,6 @@ from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_
 from openjepa.engine.run_folder import open_run_folder
 from openjepa.engine.run_log import RunLog, refuse_missing_tensorboard
 from openjepa.masks import MASKS
-from openjepa.methods import METHODS
 from openjepa.methods.base import Method
 from openjepa.schedules import Progress, learning_rate, weight_decay
 from openjepa.seeds import derive
@@ -31,7 +30,7 @@ from openjepa.settings.run import RunConfig
 from openjepa.training.meters import IntervalMeter, TrainingClock
 from openjepa.training.monitor import Monitor
 from openjepa.training.outputs import Outputs
-from openjepa.training.startup import default_view, introduce, resume_point, run_identity, training_length
+from openjepa.training.startup import build_method, default_view, introduce, resume_point, run_identity, training_length
 from openjepa.types import Batch, LossOutput
 
 
@@ -58,10 +57,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
     view = default_view(config.data)
     sampler = MASKS[config.masks.strategy].load()(config.masks, config.model.grid(view.size))  # impossible masks end here
     splits = open_splits(config.data, seed)
-    torch.manual_seed(derive("weights", seed))
-    method = METHODS[config.method.name].load()(
-        config.method, config.model, view, config.data.pixel_mean, config.data.pixel_std, sampler.shapes()
-    )
+    method = build_method(config, view, sampler)
     plan = BatchPlan(
         batch_size=optim.batch_size,
         microbatch_size=optim.microbatch_size or optim.batch_size // distributed.world_size(),

@@ -14,8 +14,10 @@ from openjepa.engine.estimate import Estimate, estimate
 from openjepa.engine.run_folder import RunFolder
 from openjepa.engine.run_log import logged_steps
 from openjepa.masks.base import MaskSampler
+from openjepa.methods import METHODS
 from openjepa.methods.base import Method
 from openjepa.schedules import Progress, warmup_steps
+from openjepa.seeds import derive
 from openjepa.settings.data import DataSettings
 from openjepa.settings.optimization import OptimizationSettings
 from openjepa.settings.run import RunConfig
@@ -38,6 +40,14 @@ def default_view(data: DataSettings) -> ViewSpec:
         interpolation=data.interpolation,
         horizontal_flip=data.horizontal_flip,
     )
+
+
+def build_method(config: RunConfig, view: ViewSpec, sampler: MaskSampler) -> Method:
+    """The untrained method of a run on the CPU; its weights are a function of the settings and the seed."""
+    torch.manual_seed(derive("weights", config.run.seed))
+    data, build = config.data, METHODS[config.method.name].load()
+    method: Method = build(config.method, config.model, view, data.pixel_mean, data.pixel_std, sampler.shapes())
+    return method
 
 
 def training_length(optim: OptimizationSettings, source: ListSource | ShardSource) -> tuple[int, float]:

@@ -1,0 +1,91 @@
+"""What the energies of compatible and of other pairs say: whether a method tells them apart, whether it has collapsed.
+
+A method is an energy that ought to be low where x and y belong together and higher elsewhere (LeCun 2022; I-JEPA, section 2).
+Collapsed, it is the same for every pair: a flat landscape.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+FLAT = 0.01
+"""Energies that vary by less than this share of their scale are a flat landscape."""
+
+
+@dataclass(frozen=True)
+class EnergyStatistics:
+    """Numbers of some matrices of energies. Of equal energies each counts half, so that a flat landscape has AUC 0.5."""
+
+    compatible: float
+    """Mean energy of x and y of the same image."""
+    incompatible: float
+    """Mean energy of x of one image and y of another."""
+    gap: float
+    """(incompatible - compatible) / incompatible: 0 where they are alike, 1 where compatible pairs have no energy."""
+    auc: float
+    """Share of the triples (x, its own y, y of another image) in which its own has the lower energy; 0.5 is chance."""
+    auc_error: float
+    """Standard error of `auc` over the images."""
+    top1: float
+    """Share of the x whose own y has the lowest energy of all; of several equally low ones, each counts its share."""
+    chance: float
+    """What `top1` is by chance: 1 / B."""
+    std: float
+    """Standard deviation of the energies over all pairs."""
+    relative_std: float
+    """The same divided by the size of the mean energy of all pairs: 0 where the landscape is flat."""
+
+
+def energy_statistics(energies: Float[Tensor, "G B B"]) -> EnergyStatistics:
+    """Statistics of G groups of B images; row: image of x, column: image of y, so that compatible pairs are the diagonal.
+
+    Raises ValueError for fewer than 2 images in a group, and for energies that are not finite.
+    """
+    num_groups, size, _ = energies.shape
+    if size < 2:
+        raise ValueError(f"energies need at least 2 images to form incompatible pairs; got {size}")
+    values = energies.detach().double().cpu()
+    if not values.isfinite().all():
+        raise ValueError("some energies are not finite: the method's weights or its temperatures are broken")
+    own = values.diagonal(dim1=1, dim2=2)  # [G, B]
+    others = incompatible(values).view(num_groups, size, size - 1)
+    wins = (own[..., None] < others).double() + 0.5 * (own[..., None] == others).double()
+    shares = wins.mean(dim=2).flatten()  # one for each x
+    ties = (others == own[..., None]).sum(dim=2)
+    top = (own <= others.min(dim=2).values).double() / (1 + ties)
+    other, std, mean = others.mean(), values.std(correction=0), values.mean()
+    return EnergyStatistics(
+        compatible=float(own.mean()),
+        incompatible=float(other),
+        gap=_ratio(float(other - own.mean()), float(other)),
+        auc=float(shares.mean()),
+        auc_error=float(shares.std()) / math.sqrt(len(shares)),
+        top1=float(top.mean()),
+        chance=1 / size,
+        std=float(std),
+        relative_std=_ratio(float(std), float(mean.abs())),
+    )
+
+
+def incompatible(energies: Float[Tensor, "G B B"]) -> Float[Tensor, " pairs"]:
+    """The energies off the diagonal: group by group, row by row."""
+    size = energies.shape[-1]
+    off_diagonal: Bool[Tensor, "B B"] = ~torch.eye(size, dtype=torch.bool, device=energies.device)
+    return energies[:, off_diagonal].flatten()
+
+
+def is_flat(trained: EnergyStatistics, untrained: EnergyStatistics) -> bool:
+    """Whether training has collapsed: energies vary by less than 1 % of their scale.
+
+    The scale is the larger mean of before and after training: a method whose energies all fell to nearly 0 is flat, however
+    much what is left of them varies.
+    """
+    scale = max(abs(item.compatible) + abs(item.incompatible) for item in (trained, untrained)) / 2
+    return trained.std <= FLAT * scale
+
+
+def _ratio(value: float, scale: float) -> float:
+    return value / scale if scale else 0.0

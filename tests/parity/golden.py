@@ -1,0 +1,47 @@
+"""Helper of the parity tests: numbers of the rivals' published programs, too large for this repository.
+
+They lie in `shared/golden` beside the checkout; a test that needs them is skipped, and says so, where they are absent.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+FOLDER = Path(__file__).parents[2] / ".." / "shared" / "golden"
+FORWARD, LOSS, SCHEDULE = 2e-5, 1e-5, 1e-12
+"""Absolute tolerances of a float32 CPU implementation, as the README of the files gives them."""
+
+
+def read_golden(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header of `<name>.safetensors`; skips the test where the file is absent."""
+    path = FOLDER / f"{name}.safetensors"
+    if not path.is_file():
+        pytest.skip(f"the recorded numbers {path.name} are not in shared/golden beside the checkout")
+    with safe_open(path, "pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["json"])  # noqa: SIM118
+
+
+def assert_close(ours: Tensor, theirs: Tensor, tolerance: float = FORWARD) -> None:
+    """Equal shapes and values within an absolute tolerance."""
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
+
+
+def assert_gradient(ours: Tensor | None, theirs: Tensor) -> None:
+    """A gradient within 1e-6 times its largest entry (or times 1)."""
+    assert ours is not None
+    assert_close(ours, theirs, 1e-6 * max(1.0, theirs.abs().max().item()))
+
+
+def assert_trained(ours: dict[str, Tensor], theirs: dict[str, Tensor], noise: dict[str, float]) -> None:
+    """Weights after some steps, name by name: within 5e-6 + 4 times what separates the recorded run from one in float64.
+
+    Parameters without a gradient in exact arithmetic move by rounding noise that Adam magnifies; `noise` is large for them.
+    """
+    assert theirs and ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert_close(ours[name], value, 5e-6 + 4 * noise[name])

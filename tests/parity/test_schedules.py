@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from openjepa.schedules import Progress, learning_rate, momentum, weight_decay
+from openjepa.schedules import Progress, cosine_momentum, learning_rate, momentum, weight_decay
 from openjepa.settings.optimization import OptimizationSettings
+from tests.parity.golden import SCHEDULE, read_golden
+from tests.parity.official_names import part
 
 FILE = Path(__file__).parent / "data" / "ijepa_schedules.safetensors"
 CASES = ("ijepa_official_in1k_h14", "ijepa_paper_like", "ijepa_ipe_scale1.25", "ijepa_wd_down")
@@ -42,3 +44,29 @@ def _keys(names: list[str], case: str) -> list[str]:
     keys = [name.removeprefix(f"{case}/") for name in names if name.startswith(f"{case}/")]
     assert len(keys) == 7
     return keys
+
+
+@pytest.mark.parametrize("quantity", ["lr", "short", "wd", "momentum"])
+@pytest.mark.parametrize("method", ["dino", "ibot"])
+def test_dino_and_ibot(method: str, quantity: str) -> None:
+    """One schedule for rate, decay and momentum: the end of the warm-up is reached, that of the cosine is not."""
+    golden, header = read_golden("schedules")
+    case, recorded = header["cases"][f"{method}_{quantity}"], part(golden, f"{method}_{quantity}/")
+    start, end, length = case["base"], case["final"], case["epochs"] * case["steps_per_epoch"]
+    optim = OptimizationSettings(
+        lr=start,
+        start_lr=case["start_warmup_value"],
+        final_lr=end,
+        warmup_epochs=case["warmup_epochs"],
+        weight_decay=start,
+        final_weight_decay=end,
+        weight_decay_schedule="cosine",
+        schedule_steps="inclusive",
+    )
+    for step, value in zip(recorded["index"].tolist(), recorded["value"].tolist(), strict=True):
+        progress = Progress(step, length, case["steps_per_epoch"])
+        ours = {
+            "wd": weight_decay(optim, progress),
+            "momentum": cosine_momentum(start, end, progress),
+        }.get(quantity, learning_rate(optim, progress))
+        assert ours == pytest.approx(value, abs=SCHEDULE)

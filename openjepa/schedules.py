@@ -89,5 +89,10 @@ def cosine_momentum(start: float, end: float, progress: Progress) -> float:
     return cosine(start, end, _stretched_fraction(progress))
 
 
+def ramped_momentum(start: float, end: float, ramp: float, progress: Progress) -> float:
+    """The same linearly over the first `ramp` of the training, then constant (data2vec)."""
+    return linear(start, end, _stretched_fraction(progress) / ramp) if ramp > 0 else end
+
+
 def _stretched_fraction(progress: Progress) -> float:
     return progress.step / max(1e-9, progress.stretch * progress.total_steps)

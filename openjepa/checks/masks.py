@@ -17,7 +17,9 @@ def check_blockwise(masks: BlockwiseSettings, grid: tuple[int, int]) -> None:
                 f"masks.ratios={ratio:g} with masks.spreads={spread:g} must stay between 0 and 1: "
                 f"the largest spread here is {max(0.0, min(ratio, 1 - ratio)):g}"
             )
-    smallest, largest = min_block_of(masks, grid), masks.max_block
+    smallest, largest, room = min_block_of(masks, grid), masks.max_block, (grid[0] - 1) * (grid[1] - 1)
+    if smallest > room:
+        raise ValueError(f"masks.min_block={smallest} does not fit into {grid[0]}x{grid[1]} patches: use at most {room}")
     if largest is not None and largest < smallest:
         raise ValueError(
             f"masks.max_block={largest} is less than the smallest block, {smallest} patches: raise it or set masks.min_block"

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from openjepa.checks.sizes import check_heads, check_positions
 from openjepa.settings.choices import CHOICES
-from openjepa.settings.methods import IJepaSettings
+from openjepa.settings.masks import BlockwiseSettings
+from openjepa.settings.methods import Data2VecSettings, IJepaSettings
 from openjepa.settings.run import RunConfig
 
 MASK_WORDS = {
@@ -37,6 +38,20 @@ def _check_ijepa(config: RunConfig) -> None:
     check_positions("method.predictor_width", width)
 
 
+def _check_data2vec(config: RunConfig) -> None:
+    method, depth = config.method, config.model.shape().depth
+    assert isinstance(method, Data2VecSettings)
+    if method.average_layers > depth:
+        raise ValueError(
+            f"method.average_layers={method.average_layers} of an encoder with {depth} blocks: set method.average_layers to at "
+            f"most {depth}; half of them ({max(1, depth // 2)}) is what is published"
+        )
+    masks = config.masks
+    if isinstance(masks, BlockwiseSettings) and max(masks.ratios, default=0) == 0:
+        raise ValueError("masks.ratios=0 leaves data2vec nothing to predict: set masks.ratios to e.g. 0.6")
+
+
 METHOD_CHECKS: dict[str, Callable[[RunConfig], None]] = {
     "ijepa": _check_ijepa,
+    "data2vec": _check_data2vec,
 }

@@ -22,10 +22,16 @@ def pooled_features(
     device: torch.device,
     precision: str,
 ) -> Float[Tensor, "B D"]:
-    """One vector per image, pooled as `config` says, in fp32 on the CPU. The encoder is on `device` already."""
+    """One vector per image, pooled as `config` says, in fp32 on the CPU. The encoder is on `device` already.
+
+    No paths are dropped, also where the encoder is one that is being trained.
+    """
+    training = encoder.training
+    encoder.eval()
     pooled = [torch.empty(0, config.width)]
     for part in torch.split(images, CPU_BATCH if device.type == "cpu" else BATCH):
         with autocast(device, precision):
             output: EncoderOutput = encoder(normalize(part.to(device), config.pixel_mean, config.pixel_std))
         pooled.append(output.pooled(config.pooling).cpu())
+    encoder.train(training)
     return torch.cat(pooled)

@@ -111,9 +111,12 @@ class VisionTransformer(nn.Module):
         bias = self._bias(images, None, None, x.dtype)
         outputs = []
         for layer, block in enumerate(self.blocks):
-            x, added = block.branches(x, bias)  # type: ignore[operator]
+            if branch == "mlp":
+                x, output = block.branches(x, bias)  # type: ignore[operator]
+            else:  # a block that is called, unlike its `branches`, may be compiled
+                x = output = block(x, bias)
             if layer >= len(self.blocks) - num_layers:
-                outputs.append((x if branch == "block" else added)[:, int(self.config.class_token) :])
+                outputs.append(output[:, int(self.config.class_token) :])
         return outputs
 
     def last_layers(self, images: Float[Tensor, "B 3 h w"], num_layers: int) -> list[EncoderOutput]:

@@ -45,3 +45,5 @@ class Data2VecSettings(MethodSettings):
     """Largest change of brightness, contrast and saturation (fractions) and of hue (turns)."""
     jitter_probability: float = 1.0
     """How often the colors of an image are changed so."""
+    exported: Literal["student", "teacher"] = "student"
+    """Which network is shared and evaluated: the trained one, which the published commands fine-tune, or its average."""

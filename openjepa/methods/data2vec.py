@@ -1,0 +1,242 @@
+"""data2vec (Baevski et al. 2022, arXiv 2202.03555): predict what a moving average makes of the patches that are masked."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.profiler import record_function
+
+from openjepa.masks.base import TokenShape
+from openjepa.methods.base import DEFAULT_RULES, EmaTeacher, Method, ProbeOutput
+from openjepa.methods.teachers import slow_teacher_remarks
+from openjepa.models.blocks import initialize
+from openjepa.models.vit import VisionTransformer, build_encoder
+from openjepa.schedules import Progress, ramped_momentum
+from openjepa.settings.methods import Data2VecSettings
+from openjepa.settings.models import ModelSettings
+from openjepa.types import (
+    Batch,
+    ColorChange,
+    EncoderOutput,
+    Export,
+    InputSpec,
+    LossOutput,
+    ParameterRule,
+    TokenMask,
+    ViewSpec,
+)
+
+VIEW = "image"
+TARGET_NORM_EPS = 1e-5
+
+
+class LayerAverage(nn.Module):
+    """The teacher: the mean of the normalized outputs of its last blocks on the whole image (section 3.3)."""
+
+    def __init__(self, encoder: VisionTransformer, settings: Data2VecSettings) -> None:
+        """Starts as a copy of `encoder`, whose mask token it does not need."""
+        super().__init__()
+        self.settings = settings
+        self.average = EmaTeacher(encoder, without=("mask_token",))
+
+    @property
+    def encoder(self) -> VisionTransformer:
+        """The averaged encoder."""
+        network = self.average.network
+        assert isinstance(network, VisionTransformer)
+        return network
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B N D"]:
+        """The targets of all patches, in fp32, without gradients."""
+        outputs = self.encoder.block_outputs(images, self.settings.average_layers, self.settings.target_branch)
+        mean = torch.stack([self._normalized(output.float()) for output in outputs]).mean(dim=0)
+        return _standardized(mean, (2,)) if self.settings.target_layer_norm else mean
+
+    def _normalized(self, output: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        kind = self.settings.layer_norm
+        if kind in ("instance", "instance_then_layer"):
+            output = _standardized(output, (1,))
+        if kind == "batch":
+            output = _standardized(output, (0, 1))
+        return _standardized(output, (2,)) if kind in ("layer", "instance_then_layer") else output
+
+
+@final
+class Data2Vec(Method):
+    """A student that sees mask tokens in place of some patches foretells, there, the teacher's representation of the image.
+
+    Defaults are those of the published vision commands. The paper takes the output of each block's MLP before it is added
+    (`target_branch=mlp`), does not normalize the mean again (`target_layer_norm=False`), and shares patch embedding and
+    positions between student and teacher, where the released code and we average everything. Differences from that code: our
+    keys have biases (softmax does not see them), there is no dropout of attention weights, the class token is optional, and
+    the loss is the mean over the masked patches of a microbatch, theirs over those of one device.
+    """
+
+    def __init__(
+        self,
+        settings: Data2VecSettings,
+        model: ModelSettings,
+        view: ViewSpec,
+        pixel_mean: tuple[float, float, float],
+        pixel_std: tuple[float, float, float],
+        shapes: tuple[TokenShape, ...],
+    ) -> None:
+        """Draws the weights from torch's global generator. `shapes` do not matter: all patches are encoded."""
+        super().__init__()
+        self.settings = settings
+        self.view = replace(view, colors=(ColorChange(settings.jitter, settings.jitter_probability),))
+        self.encoder_config = model.encoder(view.size, pixel_mean, pixel_std)
+        self.student: VisionTransformer = build_encoder(replace(self.encoder_config, mask_token=True))
+        self.head = nn.Linear(self.encoder_config.width, self.encoder_config.width)
+        initialize(self.head, nn.ModuleList(), self.encoder_config.initialization)
+        self.teacher = LayerAverage(self.student, settings)
+
+    def inputs(self) -> InputSpec:
+        """One random crop with changed colors, and a mask."""
+        return InputSpec(views={VIEW: self.view}, masked_views=(VIEW,))
+
+    def forward(self, batch: Batch, progress: Progress) -> LossOutput:
+        """Sections 3.1 to 3.4: targets from the whole image, predictions from the masked one, distance where it is masked."""
+        images, mask = _images_and_mask(batch)
+        with record_function("teacher"):
+            targets = self.teacher(images)  # [B, N, D]
+        return LossOutput(total=self._loss(self._predictions(images, mask), targets, mask))
+
+    def distance(self, predictions: Float[Tensor, "*shape"], targets: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
+        """Smooth L1 or squared distance, averaged over everything."""
+        return self._distances(predictions, targets).mean()
+
+    def after_step(self, progress: Progress) -> Mapping[str, float]:
+        """The teacher follows the student that the optimizer has just moved."""
+        value = self._momentum(self.settings.ema_start, self.settings.ema_end, progress)
+        self.teacher.average.update(self.student, value)
+        return {"momentum": value}
+
+    @torch.no_grad()
+    def probe(self, batch: Batch, progress: Progress) -> ProbeOutput:
+        """Pooled features of the exported encoder on the whole image, and the loss with its targets, without drop path.
+
+        Images differ in their number of masked patches, so each target stands in a row of its own: [n, 1, 1, D].
+        """
+        images, mask = _images_and_mask(batch)
+        training = self.training
+        self.eval()
+        encoded: EncoderOutput = self._exported()(images)
+        targets = self.teacher(images)
+        loss = self._loss(self._predictions(images, mask), targets, mask)
+        self.train(training)
+        sample, place = mask.masked.nonzero(as_tuple=True)
+        chosen = targets[sample, place][:, None, None]
+        return ProbeOutput(encoded.pooled(self.encoder_config.pooling), loss, chosen, place[:, None, None], self.distance)
+
+    @torch.no_grad()
+    def predicted_features(self, batch: Batch, progress: Progress) -> Float[Tensor, "B D"]:
+        """Predictions averaged over the masked patches of each image, without drop path."""
+        images, mask = _images_and_mask(batch)
+        training = self.training
+        self.eval()
+        predictions = self._predictions(images, mask)
+        self.train(training)
+        return _mean_where(mask.masked, predictions.permute(2, 0, 1)).T  # patches last: [D, B, N]
+
+    @torch.no_grad()
+    def energies(self, batch: Batch, progress: Progress) -> Float[Tensor, "B B"]:
+        """Distance of the predictions at the masked patches of image i to the targets at the same places of image j."""
+        images, mask = _images_and_mask(batch)
+        training = self.training
+        self.eval()
+        predictions, targets = self._predictions(images, mask), self.teacher(images)
+        self.train(training)
+        rows = [
+            _mean_where(masked, self._distances(prediction.expand_as(targets), targets))
+            for masked, prediction in zip(mask.masked, predictions, strict=True)
+        ]
+        return torch.stack(rows)
+
+    def parameter_rules(self) -> tuple[ParameterRule, ...]:
+        """As in the released code: no decay of biases, 1-D parameters, class token and positions, but of the mask token."""
+        kept = ParameterRule(matches=lambda name, value: name.endswith(("cls_token", "pos_embed")), decay=False)
+        return (kept, *DEFAULT_RULES)
+
+    def coupled_terms(self) -> tuple[str, ...]:
+        """Images have different numbers of masked patches, and `layer_norm=batch` normalizes over all of them."""
+        mean = ("the mean over masked patches",)
+        return (*mean, "the batch norm of the targets") if self.settings.layer_norm == "batch" else mean
+
+    def flops(self) -> Mapping[str, float]:
+        """FLOPs of one image's forward by part: both networks encode all patches."""
+        num_patches = self._num_patches()
+        encoder, width = self.student.flops(num_patches), self.encoder_config.width
+        return {"teacher": encoder, "student": encoder, "head": 2.0 * num_patches * width**2}
+
+    def trained_parts(self) -> tuple[str, ...]:
+        """All but the teacher."""
+        return ("student", "head")
+
+    def kept_widths(self) -> float:
+        """Of the student on all patches."""
+        config = self.encoder_config
+        return (self._num_patches() + int(config.class_token)) * config.width * config.depth
+
+    def remarks(self, total_steps: int) -> list[str]:
+        """Whether the teacher hardly follows a run of this length, and a beta without effect."""
+        settings, found = self.settings, []
+        if settings.loss == "l2" and settings.smooth_l1_beta != Data2VecSettings.smooth_l1_beta:
+            found.append(f"method.smooth_l1_beta={settings.smooth_l1_beta:g} has no effect with method.loss=l2")
+        return found + slow_teacher_remarks(self._momentum, settings.ema_start, settings.ema_end, total_steps)
+
+    def exports(self) -> Mapping[str, Export]:
+        """`encoder` is the student, with its mask token, or the teacher, without, as `method.exported` says."""
+        has_mask_token = self.settings.exported == "student"
+        return {"encoder": Export(replace(self.encoder_config, mask_token=has_mask_token), self._exported())}
+
+    def _exported(self) -> VisionTransformer:
+        return self.teacher.encoder if self.settings.exported == "teacher" else self.student
+
+    def _num_patches(self) -> int:
+        rows, columns = self.encoder_config.grid()
+        return rows * columns
+
+    def _momentum(self, start: float, end: float, progress: Progress) -> float:
+        return ramped_momentum(start, end, self.settings.ema_ramp, progress)
+
+    def _predictions(self, images: Float[Tensor, "B 3 h w"], mask: TokenMask) -> Float[Tensor, "B N D"]:
+        """What the student foretells of every patch, in fp32."""
+        with record_function("student"):
+            encoded: EncoderOutput = self.student(images, replace=mask.masked)
+        with record_function("head"):
+            return self.head(encoded.patches).float()  # type: ignore[no-any-return]
+
+    def _loss(self, predictions: Float[Tensor, "B N D"], targets: Float[Tensor, "B N D"], mask: TokenMask) -> Float[Tensor, ""]:
+        """Mean over the masked patches of all images; each patch counts alike."""
+        return _mean_where(mask.masked.flatten(), self._distances(predictions, targets).flatten())
+
+    def _distances(self, predictions: Float[Tensor, "*lead D"], targets: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead"]:
+        """Distance of each pair, averaged over the width."""
+        if self.settings.loss == "l2":
+            return F.mse_loss(predictions, targets, reduction="none").mean(dim=-1)
+        beta = self.settings.smooth_l1_beta
+        return F.smooth_l1_loss(predictions, targets, beta=beta, reduction="none").mean(dim=-1)
+
+
+def _images_and_mask(batch: Batch) -> tuple[Float[Tensor, "B C h w"], TokenMask]:
+    mask = batch.masks[VIEW]
+    assert isinstance(mask, TokenMask)  # checks refuse other masks
+    return batch.views[VIEW][0], mask
+
+
+def _standardized(values: Float[Tensor, "B N D"], dims: tuple[int, ...]) -> Float[Tensor, "B N D"]:
+    """Mean 0 and (biased) variance 1 over `dims`, without affine: 2 is layer norm, 1 instance norm, (0, 1) batch norm."""
+    variance, mean = torch.var_mean(values, dim=dims, correction=0, keepdim=True)
+    return (values - mean) * torch.rsqrt(variance + TARGET_NORM_EPS)
+
+
+def _mean_where(masked: Bool[Tensor, "*lead N"], values: Float[Tensor, "*lead N"]) -> Float[Tensor, "*lead"]:
+    """Mean over the masked patches as a weighted one, which needs no host to know how many they are; 0 where there are none."""
+    weights = masked.to(values.dtype)
+    return (values * weights).sum(dim=-1) / weights.sum(dim=-1).clamp(min=1.0)

@@ -56,13 +56,17 @@ def learning_rate(settings: OptimizationSettings, progress: Progress) -> float:
     step = _numbered(settings, progress)
     warmup = warmup_steps(settings, progress)
     if step < warmup:
-        last = max(1, warmup - 1) if settings.schedule_steps == "inclusive" else warmup
-        return linear(settings.start_lr, settings.lr, step / last)
+        return linear(settings.start_lr, settings.lr, step / _last_of(warmup, settings))
     length = int(progress.stretch * progress.total_steps)
     if settings.lr_schedule == "cosine":
         return cosine(settings.lr, settings.final_lr, (step - warmup) / max(1, length - warmup))
     cooldown = max(1, int(settings.cooldown * length))
-    return linear(settings.lr, settings.final_lr, (step - (length - cooldown)) / cooldown)
+    return linear(settings.lr, settings.final_lr, (step - (length - cooldown)) / _last_of(cooldown, settings))
+
+
+def _last_of(num_steps: int, settings: OptimizationSettings) -> int:
+    """Number, from 0, of the step at which a line over `num_steps` has reached its end: its last one, or the one after it."""
+    return max(1, num_steps - 1) if settings.schedule_steps == "inclusive" else num_steps
 
 
 def weight_decay(settings: OptimizationSettings, progress: Progress) -> float:

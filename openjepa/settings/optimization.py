@@ -46,7 +46,7 @@ class OptimizationSettings:
     """AdamW's epsilon."""
     schedule_steps: Literal["from_one", "from_zero", "inclusive"] = "from_one"
     """How the schedules number the steps: the first is 1 (I-JEPA, MSN) or 0 (MAE); `inclusive`: from 0, and the last step of
-    the warm-up already has the peak rate (DINO, iBOT, data2vec)."""
+    the warm-up already has the peak rate, that of a cooldown the final one (DINO, iBOT, data2vec)."""
     clip_grad: float | None = None
     """Largest gradient norm. None: no clipping (I-JEPA, MAE)."""
     clip_mode: Literal["global", "per_tensor"] = "global"

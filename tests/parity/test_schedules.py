@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from openjepa.schedules import Progress, cosine_momentum, learning_rate, momentum, weight_decay
+from openjepa.schedules import Progress, cosine_momentum, learning_rate, momentum, ramped_momentum, weight_decay
 from openjepa.settings.optimization import OptimizationSettings
 from tests.parity.golden import SCHEDULE, read_golden
 from tests.parity.official_names import part
@@ -70,3 +70,32 @@ def test_dino_and_ibot(method: str, quantity: str) -> None:
             "momentum": cosine_momentum(start, end, progress),
         }.get(quantity, learning_rate(optim, progress))
         assert ours == pytest.approx(value, abs=SCHEDULE)
+
+
+@pytest.mark.parametrize("name", ["data2vec_lr", "data2vec_tri_phase"])
+def test_rates_of_data2vec(name: str) -> None:
+    """A cosine, or constant with lines at both ends whose last steps have their end values."""
+    golden, header = read_golden("schedules")
+    case, recorded = header["cases"][name], part(golden, f"{name}/")
+    length = case["epochs"] * case["steps_per_epoch"]
+    is_cosine = name == "data2vec_lr"
+    optim = OptimizationSettings(
+        lr=case["base"],
+        start_lr=case["start_warmup_value"],
+        final_lr=case["final"],
+        warmup_steps=case["warmup_epochs"] * case["steps_per_epoch"] if is_cosine else int(case["warmup"] * length),
+        lr_schedule="cosine" if is_cosine else "constant_cooldown",
+        cooldown=case.get("decay", 0.2),
+        schedule_steps="inclusive",
+    )
+    for step, value in zip(recorded["index"].tolist(), recorded["value"].tolist(), strict=True):
+        assert learning_rate(optim, Progress(step, length, case["steps_per_epoch"])) == pytest.approx(value, abs=SCHEDULE)
+
+
+def test_ramp_of_data2vecs_momentum() -> None:
+    golden, header = read_golden("schedules")
+    case, recorded = header["cases"]["data2vec_ema"], part(golden, "data2vec_ema/")
+    for step, value in zip(recorded["index"].tolist(), recorded["value"].tolist(), strict=True):
+        ours = ramped_momentum(case["init"], case["final"], case["ramp_steps"] / 100, Progress(step, 100, 100))
+        assert ours == pytest.approx(value, abs=SCHEDULE)
+    assert ramped_momentum(0.9, 0.99, 0.0, Progress(0, 100, 100)) == 0.99

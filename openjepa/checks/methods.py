@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
-from openjepa.checks.sizes import check_heads, check_positions
+from openjepa.checks.sizes import check_heads, check_patch_divides, check_positions
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.masks import BlockwiseSettings
 from openjepa.settings.methods import Data2VecSettings, IJepaSettings
+from openjepa.settings.methods.multi_crop import MultiCropSettings
 from openjepa.settings.run import RunConfig
 
 MASK_WORDS = {
@@ -26,6 +27,8 @@ def check_method(config: RunConfig) -> None:
         )
     if method.needs_class_token and not config.model.class_token:
         raise ValueError(f"model.class_token=False, but method.name={name} trains the class token: set model.class_token=True")
+    if isinstance(method, MultiCropSettings):
+        _check_crops(method, config.model.patch_size)
     if name in METHOD_CHECKS:
         METHOD_CHECKS[name](config)
 
@@ -49,6 +52,18 @@ def _check_data2vec(config: RunConfig) -> None:
     masks = config.masks
     if isinstance(masks, BlockwiseSettings) and max(masks.ratios, default=0) == 0:
         raise ValueError("masks.ratios=0 leaves data2vec nothing to predict: set masks.ratios to e.g. 0.6")
+
+
+def _check_crops(method: MultiCropSettings, patch_size: int) -> None:
+    """What all methods of several crops need."""
+    if method.local_crops:
+        size = (method.local_size, method.local_size)
+        check_patch_divides(patch_size, size, size_name="method.local_size")
+    hue = method.jitter[3]
+    if hue > 0.5:
+        raise ValueError(
+            f"method.jitter: the last value, {hue:g}, is the largest turn of the hue: use at most 0.5, half a turn"
+        )
 
 
 METHOD_CHECKS: dict[str, Callable[[RunConfig], None]] = {

@@ -22,7 +22,23 @@ RANGES: dict[str, Range] = {
     "method.average_layers": COUNT,
     "method.smooth_l1_beta": POSITIVE,
     "method.ema_ramp": FRACTION,
+    "method.jitter": NOT_NEGATIVE,
     "method.jitter_probability": FRACTION,
+    "method.grayscale_probability": FRACTION,
+    "method.blur_probability": FRACTION,
+    "method.solarize_probability": FRACTION,
+    "method.local_crops": NOT_NEGATIVE,
+    "method.local_size": COUNT,
+    "method.outputs": COUNT,
+    "method.head_layers": COUNT,
+    "method.head_hidden": COUNT,
+    "method.bottleneck": COUNT,
+    "method.freeze_last_layer_epochs": NOT_NEGATIVE,
+    "method.student_temperature": POSITIVE,
+    "method.teacher_temperature_start": POSITIVE,
+    "method.teacher_temperature": POSITIVE,
+    "method.teacher_temperature_warmup_epochs": NOT_NEGATIVE,
+    "method.center_momentum": FRACTION,
     "masks.group_size": COUNT,
     "masks.num_targets": COUNT,
     "masks.context_ratio": ABOVE_ZERO_FRACTION,
@@ -64,7 +80,8 @@ RANGES: dict[str, Range] = {
     "system.checkpoint_minutes": NOT_NEGATIVE,
     "system.keep_every": COUNT,
 }
-"""Smallest and largest value of a setting, and how an error says it. None, where a setting allows it, is always in range."""
+"""Smallest and largest value of a setting, or of each of its values, and how an error says it. None, where a setting allows
+it, is always in range."""
 
 PAIRS: dict[str, Range] = {
     "masks.target_scale": ABOVE_ZERO_FRACTION,
@@ -74,15 +91,18 @@ PAIRS: dict[str, Range] = {
     "masks.context_aspect": POSITIVE,
     "masks.aspect": POSITIVE,
     "data.crop_aspect": POSITIVE,
+    "method.local_scale": ABOVE_ZERO_FRACTION,
+    "method.blur_sigma": POSITIVE,
 }
 """The same for settings that are (smallest, largest)."""
 
 
 def check_ranges(config: RunConfig) -> None:
-    """Raises ValueError at the first single value out of its range."""
+    """Raises ValueError at the first value out of its range, alone or among others of one setting."""
     for name, value in flatten(config).items():
-        if name in RANGES and isinstance(value, int | float):
-            check_range(name, value, RANGES[name])
+        for item in value if isinstance(value, tuple) else (value,):
+            if name in RANGES and isinstance(item, int | float):
+                check_range(name, item, RANGES[name])
 
 
 def check_pairs(config: RunConfig) -> None:

@@ -19,6 +19,13 @@ class TokenShape:
     """How often this shape occurs (estimated where it has no closed form)."""
     num_targets: int
     """Target blocks per image."""
+    most_targets: int | None = None
+    """Most target tokens of one image, where images differ in their number and `target` is the mean."""
+
+    @property
+    def places(self) -> int:
+        """Places that hold the target tokens of any image."""
+        return self.target if self.most_targets is None else self.most_targets
 
 
 class MaskSampler(ABC):

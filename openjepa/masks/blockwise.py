@@ -49,11 +49,12 @@ class Blockwise(MaskSampler):
         return TokenMask(masked=torch.from_numpy(masked), grid=self.grid)
 
     def shapes(self) -> tuple[TokenShape, ...]:
-        """Mean numbers of visible and masked patches, estimated: images differ in them, but no tensor has such a length."""
+        """Mean numbers of visible and masked patches, estimated, and the most that any image is wished to have masked."""
         seeds = derive_samples("mask", 0, np.zeros(1, np.int64), np.arange(ESTIMATE_SAMPLES))
         num_masked = round(float(self._draw(seeds).sum()) / ESTIMATE_SAMPLES)
         num_patches = self.grid[0] * self.grid[1]
-        return (TokenShape(context=num_patches - num_masked, target=num_masked, probability=1.0, num_targets=1),)
+        most = int(((self._ratios + self._spreads).max() * num_patches).round(6))
+        return (TokenShape(num_patches - num_masked, num_masked, probability=1.0, num_targets=1, most_targets=most),)
 
     def _draw(self, seeds: NDArray[np.int64]) -> Bool[np.ndarray, "B H W"]:
         """All samples at once, one block in each round; who found none, or has nothing left, is done."""

@@ -1,10 +1,11 @@
 """Heads that map features to the outputs by which DINO, iBOT and MSN compare views."""
 
 import itertools
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -91,7 +92,14 @@ class ProjectionHead(nn.Module):
 
     def forward(self, x: Float[Tensor, "*lead D"], patches: bool = False) -> Float[Tensor, "*lead K"]:
         """Outputs of every vector of `x`; `patches` takes their own last layer, where there is one."""
-        points = F.normalize(self.mlp(x).float(), dim=-1, eps=LENGTH_EPS)
+        return self.outputs_of(self.points(x), patches)
+
+    def points(self, x: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead P"]:
+        """What stands in front of the last layer: vectors of length 1 in the bottleneck, in fp32."""
+        return F.normalize(self.mlp(x).float(), dim=-1, eps=LENGTH_EPS)
+
+    def outputs_of(self, points: Float[Tensor, "*lead P"], patches: bool = False) -> Float[Tensor, "*lead K"]:
+        """The last layer alone. It is linear, so that the mean of many outputs is the output of the mean of their points."""
         last = self.last_layer_patches if patches and self.last_layer_patches is not None else self.last_layer
         return last(points)  # type: ignore[no-any-return]
 
@@ -101,9 +109,56 @@ class ProjectionHead(nn.Module):
             for value in layer.parameters() if layer is not None else ():
                 value.grad = None
 
-    def flops(self, num_vectors: float, num_patches: float = 0.0) -> float:
-        """FLOPs of the forward of so many vectors, and of so many more that are patches (2 per multiply-add)."""
+    def flops(self, num_vectors: float, num_patches: float = 0.0, num_points: float = 0.0) -> float:
+        """FLOPs of the forward of so many vectors, so many more that are patches, and so many that end as points.
+
+        2 per multiply-add.
+        """
         inner = sum(before * after for before, after in itertools.pairwise(self.widths))
         last = self.last_layer.weight_v
         last_of_patches = last if self.last_layer_patches is None else self.last_layer_patches.weight_v
-        return 2 * ((num_vectors + num_patches) * inner + num_vectors * last.numel() + num_patches * last_of_patches.numel())
+        outer = num_vectors * last.numel() + num_patches * last_of_patches.numel()
+        return 2 * ((num_vectors + num_patches + num_points) * inner + outer)
+
+
+@dataclass(frozen=True)
+class TokenOutputs:
+    """What a head makes of class tokens and patches."""
+
+    class_tokens: Float[Tensor, "V B K"]
+    patches: Float[Tensor, "R S K"]
+    patch_mean: Float[Tensor, "1 K"]
+    """Mean output of all patches that were given, also those whose own output is not asked for."""
+
+
+class TokenHead(nn.Module):
+    """A head on the class tokens of V x B crops and on the patches of R of them (iBOT)."""
+
+    def __init__(self, head: ProjectionHead) -> None:
+        """`head` serves both."""
+        super().__init__()
+        self.head = head
+
+    def forward(
+        self,
+        class_tokens: Float[Tensor, "V B D"],
+        patches: Float[Tensor, "R N D"],
+        places: Int[Tensor, "R S"] | None = None,
+    ) -> TokenOutputs:
+        """Outputs of the class tokens and of the patches at `places` (all), and the mean output of all patches.
+
+        Every patch becomes a point, but one that counts only in the mean has no outputs of its own, which are thousands.
+        """
+        points = self.head.points(torch.cat([class_tokens.flatten(0, 1), patches.flatten(0, 1)]))
+        of_class, of_patches = points.split([class_tokens.shape[:2].numel(), patches.shape[:2].numel()])
+        grid = of_patches.view(*patches.shape[:2], -1)
+        return TokenOutputs(
+            self.head.outputs_of(of_class.view(*class_tokens.shape[:2], -1)),
+            self.head.outputs_of(grid if places is None else at_places(grid, places), patches=True),
+            self.head.outputs_of(of_patches.mean(dim=0, keepdim=True), patches=True),
+        )
+
+
+def at_places(patches: Float[Tensor, "R N D"], places: Int[Tensor, "R S"]) -> Float[Tensor, "R S D"]:
+    """The patches of each image at its own places."""
+    return patches[torch.arange(len(patches), device=patches.device)[:, None], places]

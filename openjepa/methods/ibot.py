@@ -1,0 +1,254 @@
+"""iBOT (Zhou et al. 2022, arXiv 2111.07832): DINO on class tokens, and the same on the masked patches of the large crops."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.profiler import record_function
+
+from openjepa.masks.base import TokenShape
+from openjepa.methods.assignment import (
+    Center,
+    assignments,
+    cross_entropy,
+    cross_entropy_table,
+    other_views_loss,
+    teacher_temperature,
+)
+from openjepa.methods.base import EmaTeacher, Method, ProbeOutput
+from openjepa.methods.multi_crop import (
+    GLOBAL,
+    LOCAL,
+    NUM_GLOBAL,
+    VALUE_WIDTH,
+    build_head,
+    class_tokens_of,
+    head_kept_widths,
+    num_patches,
+    views_of,
+)
+from openjepa.methods.teachers import slow_teacher_remarks
+from openjepa.models.heads import TokenHead, TokenOutputs, at_places
+from openjepa.models.vit import VisionTransformer, build_encoder
+from openjepa.schedules import Progress, cosine_momentum
+from openjepa.settings.methods import IBotSettings
+from openjepa.settings.models import ModelSettings
+from openjepa.types import Batch, EncoderOutput, Export, InputSpec, LossOutput, TokenMask, ViewSpec
+
+Images = Float[Tensor, "V B C h w"]
+
+
+@dataclass(frozen=True)
+class _Masked:
+    """Masked patches of the large crops, R = 2 B rows view by view, as a mask and as places."""
+
+    mask: Bool[Tensor, "R N"]
+    places: Int[Tensor, "R S"]
+    """Raster indices of the masked patches, then of others up to the S places that the fullest mask needs."""
+    weights: Float[Tensor, "R S"]
+    """1 where a place is masked, else 0."""
+
+
+@final
+class IBot(Method):
+    """Student and teacher are an encoder and a head; the student sees large crops with masked patches, and small ones.
+
+    The patch loss is averaged over the masked patches of each image, as in the released code (the paper sums them), and an
+    image without any counts as 0. As there, both last layers stand still at first, the patch center is the mean over all
+    patches, masked or not, and gradients are clipped for each tensor alone (`optim.clip_mode`). It differs as DINO here does:
+    centers count the whole batch however it is split, and batch normalization in the head, which no published run with these
+    encoders has, takes the statistics of the tokens of one microbatch, of which the student's head sees only the masked ones.
+    """
+
+    def __init__(
+        self,
+        settings: IBotSettings,
+        model: ModelSettings,
+        view: ViewSpec,
+        pixel_mean: tuple[float, float, float],
+        pixel_std: tuple[float, float, float],
+        shapes: tuple[TokenShape, ...],
+    ) -> None:
+        """Draws the weights from torch's global generator. `view`: the large crop; `shapes`: how many patches are masked."""
+        super().__init__()
+        self.settings = settings
+        self.views = views_of(settings, view)
+        self.num_places = max(shape.places for shape in shapes)
+        self.encoder_config = replace(model.encoder(view.size, pixel_mean, pixel_std), pooling="class_token")
+        self.student: VisionTransformer = build_encoder(replace(self.encoder_config, mask_token=True))
+        patch_outputs = settings.outputs if settings.shared_head else settings.patch_outputs
+        own_layer = None if settings.shared_head else patch_outputs
+        self.student_head = TokenHead(build_head(settings, self.encoder_config.width, own_layer))
+        self.teacher = EmaTeacher(self.student, without=("mask_token",))
+        self.teacher_head = EmaTeacher(self.student_head)
+        self.center = Center(settings.outputs, settings.center_momentum)
+        self.patch_center = Center(patch_outputs, settings.patch_center_momentum)
+
+    def inputs(self) -> InputSpec:
+        """Two large crops with masks and some small ones, each with its own change of colors."""
+        return InputSpec(views=self.views, masked_views=(GLOBAL,))
+
+    def forward(self, batch: Batch, progress: Progress) -> LossOutput:
+        """Section 3.1 of the paper: the teacher's assignments of whole large crops, the student's of masked ones, distances."""
+        masked = self._masked(batch)
+        _, teacher = self._teach(batch.views[GLOBAL], masked)
+        self.center.collect(teacher.class_tokens)
+        self.patch_center.collect(teacher.patch_mean)  # one row a microbatch, and all of them are equally large
+        return self._loss(teacher, self._learn(batch, masked), masked, progress)
+
+    def before_step(self, progress: Progress) -> None:
+        """The last layers stand still in the first epochs."""
+        if progress.epoch < self.settings.freeze_last_layer_epochs:
+            self.student_head.head.drop_last_gradients()
+
+    def after_step(self, progress: Progress) -> Mapping[str, float]:
+        """The centers follow the teacher's outputs of this step, then the teacher the student that was just moved."""
+        self.center.commit()
+        self.patch_center.commit()
+        value = cosine_momentum(self.settings.ema_start, self.settings.ema_end, progress)
+        self.teacher.update(self.student, value)
+        self.teacher_head.update(self.student_head, value)
+        of_class, of_patches = self._temperatures(progress)
+        return {"momentum": value, "teacher_temperature": of_class, "patch_temperature": of_patches}
+
+    @torch.no_grad()
+    def probe(self, batch: Batch, progress: Progress) -> ProbeOutput:
+        """The teacher's class tokens of the first large crops, and the loss, without drop path."""
+        training = self.training
+        self.eval()
+        masked = self._masked(batch)
+        tokens, teacher = self._teach(batch.views[GLOBAL], masked)
+        loss = self._loss(teacher, self._learn(batch, masked), masked, progress).total
+        self.train(training)
+        return ProbeOutput(tokens[0], loss)
+
+    @torch.no_grad()
+    def energies(self, batch: Batch, progress: Progress) -> Float[Tensor, "B B"]:
+        """Cross-entropy of the student's assignment of image i's masked second large crop to the teacher's of image j's first.
+
+        Only of class tokens: a masked patch has a counterpart only in the crop it was masked in.
+        """
+        training = self.training
+        self.eval()
+        first, second = batch.views[GLOBAL]
+        mask = self._masked(batch).mask[len(first) :]
+        taught: EncoderOutput = self.teacher(first)
+        learned: EncoderOutput = self.student(second, replace=mask)
+        teacher_head = self.teacher_head.network
+        assert isinstance(teacher_head, TokenHead)
+        targets = self._class_targets(teacher_head.head(class_tokens_of(taught, 1)), progress)
+        logits = self._logits(self.student_head.head(class_tokens_of(learned, 1)))
+        self.train(training)
+        return cross_entropy_table(targets[0], logits[0])
+
+    def coupled_terms(self) -> tuple[str, ...]:
+        """Only what batch normalization in the head makes so; the centers count all microbatches."""
+        return ("the batch normalization of method.head_batch_norm",) if self.settings.head_batch_norm else ()
+
+    def flops(self) -> Mapping[str, float]:
+        """FLOPs of one image's forward by part, all of its crops together."""
+        encoder, head, patches = self.student, self.student_head.head, NUM_GLOBAL * self._patches(self.views[GLOBAL])
+        of_view = {name: encoder.flops(self._patches(view)) for name, view in self.views.items()}
+        places = NUM_GLOBAL * self.num_places
+        return {
+            "teacher": NUM_GLOBAL * of_view[GLOBAL],
+            "teacher_head": head.flops(NUM_GLOBAL, places, num_points=patches - places),
+            "student": sum(view.count * of_view[name] for name, view in self.views.items()),
+            "student_head": head.flops(self._num_views(), places),
+        }
+
+    def trained_parts(self) -> tuple[str, ...]:
+        """All but the teacher."""
+        return ("student", "student_head")
+
+    def kept_widths(self) -> float:
+        """Of the student on all crops with their class tokens, and of the head on class tokens and masked patches."""
+        encoder, own = self.encoder_config, self.settings
+        tokens = sum(view.count * (self._patches(view) + 1) for view in self.views.values())
+        # of each place the hidden layers before and after their GELU, its logits and its targets
+        of_place = (own.head_layers - 1) * 2 * own.head_hidden + 2 * self.patch_center.value.shape[1]
+        of_patches = VALUE_WIDTH * NUM_GLOBAL * self.num_places * of_place
+        return tokens * encoder.width * encoder.depth + head_kept_widths(own, self._num_views()) + of_patches
+
+    def remarks(self, total_steps: int) -> list[str]:
+        """Whether the teacher, which is what is exported, hardly follows a run of this length."""
+        return slow_teacher_remarks(cosine_momentum, self.settings.ema_start, self.settings.ema_end, total_steps)
+
+    def exports(self) -> Mapping[str, Export]:
+        """The teacher's encoder, which the paper evaluates by its class token. It has no token for masked patches."""
+        return {"encoder": Export(self.encoder_config, self.teacher.network)}
+
+    def _teach(self, crops: Images, masked: _Masked) -> tuple[Float[Tensor, "V B D"], TokenOutputs]:
+        """Class tokens of the whole large crops, and what the teacher's head makes of these and of the masked patches."""
+        with record_function("teacher"):
+            encoded: EncoderOutput = self.teacher(crops.flatten(0, 1))
+        tokens = class_tokens_of(encoded, NUM_GLOBAL)
+        with record_function("teacher_head"):
+            return tokens, self.teacher_head(tokens, encoded.patches, masked.places)
+
+    def _learn(self, batch: Batch, masked: _Masked) -> TokenOutputs:
+        """What the student's head makes of the class tokens of all crops and of the masked patches, which it does not see."""
+        with record_function("student"):
+            large: EncoderOutput = self.student(batch.views[GLOBAL].flatten(0, 1), replace=masked.mask)
+            tokens = [class_tokens_of(large, NUM_GLOBAL)]
+            if LOCAL in self.views:
+                small = batch.views[LOCAL]
+                tokens.append(class_tokens_of(self.student(small.flatten(0, 1)), len(small)))
+        with record_function("student_head"):
+            return self.student_head(torch.cat(tokens), at_places(large.patches, masked.places))  # type: ignore[no-any-return]
+
+    def _loss(self, teacher: TokenOutputs, student: TokenOutputs, masked: _Masked, progress: Progress) -> LossOutput:
+        """Equations 2 and 3 of the paper: between crops for class tokens, within each large crop for its masked patches."""
+        own = self.settings
+        targets = self._class_targets(teacher.class_tokens, progress)
+        of_class = own.class_weight * other_views_loss(targets, self._logits(student.class_tokens))
+        patch_targets = assignments(teacher.patches, self._temperatures(progress)[1], self.patch_center.value)
+        of_patches = own.patch_weight * masked_loss(patch_targets, self._logits(student.patches), masked.weights)
+        return LossOutput(
+            total=of_class + of_patches,
+            parts={"class": of_class.detach(), "patch": of_patches.detach()},
+            diagnostics={"target_entropy": torch.special.entr(targets).sum(dim=-1).mean()},
+        )
+
+    def _class_targets(self, outputs: Float[Tensor, "V B K"], progress: Progress) -> Float[Tensor, "V B K"]:
+        """Centered against one output for all, sharpened against equal ones."""
+        return assignments(outputs, self._temperatures(progress)[0], self.center.value)
+
+    def _logits(self, outputs: Float[Tensor, "*lead K"]) -> Float[Tensor, "*lead K"]:
+        return outputs.float() / self.settings.student_temperature
+
+    def _temperatures(self, progress: Progress) -> tuple[float, float]:
+        """Of the teacher's softmax over class tokens and over patches."""
+        own = self.settings
+        epochs = own.teacher_temperature_warmup_epochs
+        return (
+            teacher_temperature(own.teacher_temperature_start, own.teacher_temperature, epochs, progress),
+            teacher_temperature(own.patch_temperature_start, own.patch_temperature, epochs, progress, own.patch_start_epoch),
+        )
+
+    def _masked(self, batch: Batch) -> _Masked:
+        """The masked patches of each large crop in as many places as the fullest mask needs: no shape depends on the draw."""
+        masks = batch.masks[GLOBAL]
+        if not isinstance(masks, TokenMask):
+            raise ValueError(
+                "method.name='ibot' masks single patches: use a mask strategy that does, such as masks.strategy='blockwise'"
+            )
+        places = masks.masked.byte().argsort(dim=1, descending=True, stable=True)[:, : self.num_places]
+        return _Masked(masks.masked, places, masks.masked.gather(1, places).float())
+
+    def _patches(self, view: ViewSpec) -> int:
+        return num_patches(view, self.encoder_config.patch_size)
+
+    def _num_views(self) -> int:
+        return sum(view.count for view in self.views.values())
+
+
+def masked_loss(
+    targets: Float[Tensor, "R S K"], logits: Float[Tensor, "R S K"], weights: Float[Tensor, "R S"]
+) -> Float[Tensor, ""]:
+    """Mean over images of the mean cross-entropy of the patches that are masked (weight 1); an image without any gives 0."""
+    sums = (weights * cross_entropy(targets, logits)).sum(dim=1)
+    return (sums / weights.sum(dim=1).clamp(min=1)).mean()

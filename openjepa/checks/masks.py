@@ -1,6 +1,8 @@
 """Settings of the masks that cannot work on a grid."""
 
-from openjepa.settings.masks import BlockwiseSettings
+import math
+
+from openjepa.settings.masks import BlockwiseSettings, RandomPatchesSettings
 
 
 def check_blockwise(masks: BlockwiseSettings, grid: tuple[int, int]) -> None:
@@ -29,6 +31,25 @@ def check_blockwise(masks: BlockwiseSettings, grid: tuple[int, int]) -> None:
 def min_block_of(masks: BlockwiseSettings, grid: tuple[int, int]) -> int:
     """Fewest patches of a block: `min_block`, or the square of a third of the shorter side."""
     return max(1, (min(grid) // 3) ** 2) if masks.min_block is None else masks.min_block
+
+
+def check_random_patches(masks: RandomPatchesSettings, grid: tuple[int, int]) -> None:
+    """Raises ValueError where every patch of a grid of (rows, columns) would be masked, or none of them."""
+    num_patches = grid[0] * grid[1]
+    if num_patches < 2:
+        fix = "use a smaller model.patch_size or a larger data.image_size"
+        raise ValueError(f"masks.strategy=random_patches needs at least 2 patches; this grid is {grid[0]}x{grid[1]}: {fix}")
+    if not 0 < 1 - masks.ratio < 1:
+        raise ValueError(f"masks.ratio={masks.ratio:g} must lie between 0 and 1, e.g. 0.75 (MAE) or 0.15 (MSN)")
+    if num_visible_of(masks, grid) == 0:
+        largest = math.floor(1e4 * (1 - 1.5 / num_patches)) / 1e4  # clear of the rounding at 1 - 1 / N
+        words = f"{grid[0]}x{grid[1]} patches leaves none visible"
+        raise ValueError(f"masks.ratio={masks.ratio:g} of {words}: use masks.ratio={largest:g} or less")
+
+
+def num_visible_of(masks: RandomPatchesSettings, grid: tuple[int, int]) -> int:
+    """int(N (1 - ratio)) in the floating-point numbers of the published programs: 9, not 10, of 100 patches at 0.9."""
+    return int(grid[0] * grid[1] * (1 - masks.ratio))
 
 
 def _words(values: tuple[float, ...]) -> str:

@@ -3,12 +3,12 @@
 import math
 import re
 
-from openjepa.checks.masks import check_blockwise
+from openjepa.checks.masks import check_blockwise, check_random_patches
 from openjepa.checks.methods import check_method
 from openjepa.checks.sizes import PATCH_SIZES, check_heads, check_patch_divides, check_positions
 from openjepa.checks.values import check_pairs, check_ranges
 from openjepa.settings.data import DataSettings, FolderSettings, HuggingFaceSettings
-from openjepa.settings.masks import BlockwiseSettings, MultiblockSettings
+from openjepa.settings.masks import BlockwiseSettings, MultiblockSettings, RandomPatchesSettings
 from openjepa.settings.models import SIZES, ModelSettings
 from openjepa.settings.optimization import OptimizationSettings
 from openjepa.settings.run import RunConfig, RunSettings
@@ -27,6 +27,8 @@ def check(config: RunConfig, world_size: int = 1) -> None:
         _check_multiblock(config)
     if isinstance(config.masks, BlockwiseSettings):
         check_blockwise(config.masks, config.model.grid(config.data.height_width()))
+    if isinstance(config.masks, RandomPatchesSettings):
+        check_random_patches(config.masks, config.model.grid(config.data.height_width()))
     _check_source(config)
     _check_run(config.run)
     if config.monitor.lidar_masks == 1:

@@ -1,0 +1,45 @@
+"""Single patches masked at random, equally many in every image (MAE, MSN)."""
+
+from typing import final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from openjepa.checks.masks import check_random_patches, num_visible_of
+from openjepa.masks.base import MaskSampler, TokenShape
+from openjepa.seeds import derive, uniforms
+from openjepa.settings.masks import RandomPatchesSettings
+from openjepa.types import TokenMask
+
+
+@final
+class RandomPatches(MaskSampler):
+    """The int(N (1 - ratio)) patches with the smallest of N uniform numbers stay visible (MAE, section 3).
+
+    So every set of that many patches is equally likely. The numbers follow from the sample's own seed, or, `shared`, from
+    that of its mask group and the step, and then all images of a group lose the same patches (MSN).
+    """
+
+    def __init__(self, settings: RandomPatchesSettings, grid: tuple[int, int]) -> None:
+        """ValueError: on this grid nothing would be masked, or nothing visible."""
+        check_random_patches(settings, grid)
+        self.name = f"random_patches/{settings.ratio:g}" + ("/shared" if settings.shared else "")
+        self.grid = grid
+        self._shared = settings.shared
+        self._num_visible = num_visible_of(settings, grid)
+
+    def __call__(self, sample_seeds: NDArray[np.int64], group_seed: int, step: int) -> TokenMask:
+        """The masks of the samples [B]."""
+        num_patches = self.grid[0] * self.grid[1]
+        seeds = np.array([derive("group", group_seed, step)]) if self._shared else sample_seeds
+        lowest_first = uniforms(seeds, num_patches).argpartition(self._num_visible - 1, axis=1)  # [B or 1, N]
+        masked = np.ones((len(seeds), num_patches), dtype=bool)
+        np.put_along_axis(masked, lowest_first[:, : self._num_visible], False, axis=1)
+        masked = np.repeat(masked, len(sample_seeds) // len(seeds), axis=0)
+        return TokenMask(torch.from_numpy(masked), self.grid, num_masked=num_patches - self._num_visible)
+
+    def shapes(self) -> tuple[TokenShape, ...]:
+        """One: every image has equally many visible patches."""
+        num_masked = self.grid[0] * self.grid[1] - self._num_visible
+        return (TokenShape(context=self._num_visible, target=num_masked, probability=1.0, num_targets=1),)

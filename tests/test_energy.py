@@ -1,6 +1,7 @@
 """Energies of pairs: their numbers against a slow restatement, a method that has collapsed, and the command on a run."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,12 +19,15 @@ from openjepa.measures.energy import energy_statistics, incompatible, is_flat
 from openjepa.methods.ijepa import IJepa
 from openjepa.schedules import Progress
 from openjepa.settings.bench import EnergyBench
+from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.run import RunConfig
 from openjepa.training.loop import train
 from openjepa.training.monitor import draw_batches
 from openjepa.training.startup import build_method, default_view
 from openjepa.types import Batch
+from tests.example_run import write_run
 from tests.images import write_folder
+from tests.report_page import page_of
 from tests.test_loop import small_config
 
 CPU = torch.device("cpu")
@@ -160,3 +164,47 @@ def test_a_run_without_checkpoints_says_so(images: Path, tmp_path: Path) -> None
 def test_impossible_options_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--batch-size 1 must be at least 2"):
         replace(EnergyBench(tmp_path), batch_size=1).check()
+
+
+def test_the_report_shows_energies_and_what_a_method_learns_from(run: Path, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    pairs = torch.eye(8).expand(2, 8, 8)
+    noise = torch.rand((2, 8, 8), generator=torch.Generator().manual_seed(0))
+    content = {"step": 4400, "images": 16, "group": 8, "split": "test", **summary(1 - 0.1 * noise, 2 - pairs + noise)}
+    (folder / "energy.json").write_text(json.dumps(content))
+    (folder / "summary.json").write_text(json.dumps({**json.loads((run / "summary.json").read_text()), "step": 4400}))
+    page = page_of(folder)
+    assert "16 test images in groups of 8, after step 4,400" in page.text and content["verdict"] in page.text
+    shown = f"The compatible pair is lower in {100 * content['trained']['auc']:.1f} % of the comparisons"
+    assert shown in page.text
+    labels = [str(attrs.get("aria-label")) for tag, attrs in page.elements if tag == "svg"]
+    means = [content["trained"][kind] for kind in ("compatible", "incompatible")]
+    assert f"Energies, trained: mean of compatible pairs {means[0]:.2f}, incompatible pairs {means[1]:.2f}" in labels
+    about = IJepaSettings.about
+    for words in ("What it learns from", f"Given (x) {about.x}", f"Energy {about.energy}", about.against_collapse):
+        assert words in page.text
+
+
+def test_a_collapsed_landscape_is_one_spike_and_said(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    noise = torch.rand((2, 8, 8), generator=torch.Generator().manual_seed(0))
+    content = {"step": 100, "images": 16, "group": 8, "split": "test", **summary(1 - 0.5 * noise, 6.9 + 0.001 * noise)}
+    (folder / "energy.json").write_text(json.dumps(content))
+    page = page_of(folder)
+    assert "flat: collapsed" in page.text and "after step 100; the run is now at step 4,400" in page.text
+    assert any("note bad" in (attrs.get("class") or "") for _, attrs in page.elements)
+    paths = [str(attrs["d"]) for _, attrs in page.elements if (attrs.get("class") or "").startswith("area")]
+    widths = [max(xs) - min(xs) for xs in ([float(x) for x in re.findall(r"H([\d.]+)", path)] for path in paths)]
+    assert len(widths) == 4 and min(widths[:2]) > 300 and max(widths[2:]) < 4
+
+
+@pytest.mark.parametrize("change", [{"edges": [1, 1, 2]}, {"edges": "x"}, {"compatible": [1.0]}, {"incompatible": [None] * 40}])
+def test_a_histogram_that_cannot_be_drawn_is_left_out(tmp_path: Path, change: dict[str, object]) -> None:
+    folder = write_run(tmp_path / "run")
+    noise = torch.rand((2, 8, 8), generator=torch.Generator().manual_seed(0))
+    content = {"step": 100, **summary(noise, noise)}
+    content["histograms"]["trained"] |= change
+    (folder / "energy.json").write_text(json.dumps(content))
+    labels = [str(attrs.get("aria-label")) for tag, attrs in page_of(folder).elements if tag == "svg"]
+    assert sum("Energies, untrained" in label for label in labels) == 1
+    assert not any("Energies, trained" in label for label in labels)

@@ -37,6 +37,7 @@ MACHINERY = (
     Quantity("Gradient norm", "train", "grad_norm", "Before clipping, if there is any.", True),
     Quantity("Throughput", "train", "images_per_second", "Images per second, training only.", True),
     Quantity("Context size", "train", "context_tokens", "Patches that the context encoder sees.", True),
+    Quantity("Visible patches", "train", "visible_tokens", "Patches of a masked view that are not masked, on average.", True),
 )
 LOSS_PARTS = (
     Series("probe batch", (), 1),
@@ -86,7 +87,9 @@ def _loss(run: RunFolder) -> list[Chart]:
         for part, name in zip(LOSS_PARTS, _LOSS_NAMES, strict=True)
     ]
     lines = [line for line in lines if line.points]
-    note = "Dashed: two predictors that see no image. The targets change while the encoder learns, so the loss may rise."
+    note = "The targets change while the encoder learns, so the loss may rise."
+    if any(line.dashed for line in lines):
+        note = f"Dashed: two predictors that see no image. {note}"
     return [Chart("Loss", note, lines, from_zero=True)] if lines else []
 
 
@@ -97,5 +100,7 @@ def _loss_of_several(runs: Sequence[RunFolder]) -> list[Chart]:
         for index, run in enumerate(runs)
     ]
     lines = [line for line in lines if line.points]
-    note = "Dashed: the loss of predicting each position's mean. Losses of runs with different targets do not compare."
+    note = "Losses of runs with different targets do not compare."
+    if any(line.dashed for line in lines):
+        note = f"Dashed: the loss of predicting each position's mean. {note}"
     return [Chart("Loss", note, lines, "images", from_zero=True)] if lines else []

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from openjepa import __version__
-from openjepa.report import charts, comparison, facts, headline, pictures, probes, quality, remarks, wording
+from openjepa.report import about, charts, comparison, facts, headline, landscape, pictures, probes, quality, remarks, wording
 from openjepa.report.curves import NUM_COLORS, Chart, draw
 from openjepa.report.reading import RunFolder, distinct, read_run, text
 from openjepa.report.rendering import render as fill
@@ -74,6 +74,8 @@ def render(folders: Sequence[RunFolder]) -> str:
         "runs": views,
         "several": several,
         "facts": [] if all(folder.is_encoder for folder in folders) else facts.facts(folders),
+        "learned_from": about.learned_from(folders),
+        "landscapes": landscape.landscapes(folders),
         "differences": facts.differences(folders) if several else [],
         "learning": _drawn(charts.learning_charts(folders), "learning"),
         "machinery": _drawn(charts.machinery_charts(folders), "machinery"),

@@ -72,6 +72,8 @@ class RunFolder:
     log: Log
     evaluations: list[Mapping[str, Any]]
     """One object per file of eval/, its file name under `_file`."""
+    energy: Mapping[str, Any]
+    """energy.json of `openjepa bench energy`."""
     figures: list[Figure]
     skipped: Skipped
     is_locked: bool
@@ -133,6 +135,7 @@ def read_run(path: Path) -> RunFolder:
         model=_read_json(encoder / "config.json", unreadable),
         log=read_log(path / "metrics.jsonl"),
         evaluations=_read_evaluations(path / "eval", unreadable),
+        energy=_read_json(path / "energy.json", unreadable),
         figures=_read_figures(path / "figures", unreadable),
         skipped=_read_skipped(path / "skipped.jsonl"),
         is_locked=_is_locked(path / ".lock"),

@@ -77,7 +77,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
         found = latest_checkpoint(folder.checkpoints)
         identity = run_identity(splits.train, total_steps)
         state = resume_point(folder, found, identity)
-        outputs = Outputs(folder, method, sampler, device, precision, total_steps, splits)
+        outputs = Outputs(folder, method, sampler, device, precision, total_steps, splits, config.method.about)
         resources.enter_context(outputs.failure_noted())
         resources.enter_context(explain_memory(config))
 

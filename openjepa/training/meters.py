@@ -10,7 +10,7 @@ from torch import Tensor
 from openjepa import distributed
 from openjepa.engine.checkpoint import TrainerState
 from openjepa.schedules import Progress
-from openjepa.types import Batch, BlockMasks, LossOutput
+from openjepa.types import Batch, BlockMasks, LossOutput, TokenMask
 
 
 class TrainingClock:
@@ -46,8 +46,9 @@ class IntervalMeter:
         self._sums: dict[str, Tensor] = {}
         self._microbatches = 0
         self._images = 0
-        self._mask_counts = {"mask_redrawn": 0, "mask_padded": 0}
+        self._mask_counts: dict[str, int] = {}
         self._tokens: dict[str, int] = {}
+        self._masked_views, self._masked_patches, self._patches = 0, 0, 0
         self._seconds = 0.0
         self._clock = time.monotonic()
 
@@ -65,12 +66,29 @@ class IntervalMeter:
         self._images += len(batch.sample_ids)
         for masks in batch.masks.values():
             if isinstance(masks, BlockMasks):
-                self._mask_counts["mask_redrawn"] += masks.redrawn
-                self._mask_counts["mask_padded"] += masks.padded
+                for name, count in (("mask_redrawn", masks.redrawn), ("mask_padded", masks.padded)):
+                    self._mask_counts[name] = self._mask_counts.get(name, 0) + count
                 self._tokens = {"context_tokens": masks.context.shape[1], "target_tokens": masks.targets.shape[2]}
+            else:
+                self._add_masked(masks)
         now = time.monotonic()
         self._seconds += now - self._clock
         self._clock = now
+
+    def _add_masked(self, masks: TokenMask) -> None:
+        """Counts masked patches; the loader's masks are on the CPU, so nothing waits for the device."""
+        num_views, num_patches = masks.masked.shape
+        masked = num_views * masks.num_masked if masks.num_masked is not None else int(masks.masked.sum())
+        self._masked_views += num_views
+        self._masked_patches += masked
+        self._patches = num_patches
+
+    def _token_counts(self) -> dict[str, float]:
+        """Of blocks the latest counts, of single masked patches the mean over all masked views."""
+        if not self._masked_views:
+            return dict(self._tokens)
+        masked = self._masked_patches / self._masked_views
+        return {"visible_tokens": round(self._patches - masked, 2), "masked_tokens": round(masked, 2)}
 
     def loss_sum(self) -> Float[Tensor, ""]:
         """Sum of the losses since the last line, on the device; not finite if any of them was not."""
@@ -91,7 +109,7 @@ class IntervalMeter:
             **averages,
             **rates,
             "images_per_second": round(self._images * distributed.world_size() / max(seconds, 1e-9), 2),
-            **self._tokens,
+            **self._token_counts(),
             **self._mask_counts,
         }
         self._reset()

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from openjepa.engine.interrupts import Interrupted
 from openjepa.engine.run_folder import RunFolder, environment, read_json
 from openjepa.masks.base import MaskSampler
 from openjepa.methods.base import Method
+from openjepa.settings.methods import About
 from openjepa.training.monitor import Monitor
 from openjepa.types import Export
 from openjepa.weights.native import save_network
@@ -33,8 +34,12 @@ class Outputs:
         precision: str,
         total_steps: int,
         splits: Splits,
+        about: About,
     ) -> None:
-        """Of `splits` it notes one line about the data set, and whether probes can be tested on it. Writes nothing yet."""
+        """Of `splits` it notes one line about the data set, and whether probes can be tested on it. Writes nothing yet.
+
+        `about` says what the method is, for the report.
+        """
         self._folder, self._method, self._device, self._precision = folder, method, device, precision
         self._fixed: dict[str, Any] = {
             "total_steps": total_steps,
@@ -44,6 +49,7 @@ class Outputs:
             "mask_mode": sampler.name,
             "data": splits.description,
             "labeled": splits.can_test,
+            "about": asdict(about),
         }
         # of the sessions before this one; nothing for the first
         self._last: dict[str, Any] = read_json(folder.path / "summary.json") | self._fixed

@@ -19,6 +19,7 @@ from openjepa.methods.base import Method
 from openjepa.schedules import Progress, warmup_steps
 from openjepa.seeds import derive
 from openjepa.settings.data import DataSettings
+from openjepa.settings.masks import MaskKind
 from openjepa.settings.optimization import OptimizationSettings
 from openjepa.settings.run import RunConfig
 from openjepa.types import LoaderPosition, ViewSpec
@@ -150,14 +151,13 @@ def introduce(
     kept = BYTES_KEPT[precision] * method.kept_widths() * micro
     width = config.model.shape().width
     needs = estimate(method, method.step_flops(), kept, images, width, device, precision)
-    shapes = ", ".join(f"{shape.context}/{shape.target}" for shape in sampler.shapes()[:4])
     lines = [
         f"recipe     {config.recipe} ({config.preset}), method {config.method.name}, seed {config.run.seed}",
         f"data       {data}",
         f"device     {device} ({device_name(device)}), {precision}, {torch.get_num_threads()} threads",
         f"model      {config.model.size}/{config.model.patch_size}, {format_count(needs.trained_parameters)} weights, "
         f"{format_count(needs.flops_per_image)} FLOPs an image and step",
-        f"masks      {sampler.name} on {sampler.grid[0]}x{sampler.grid[1]} patches; context/target tokens: {shapes}",
+        f"masks      {_masks_line(config.masks.kind, sampler)}",
         f"training   {total_steps} steps of {config.optim.batch_size} images ({format_count(images)} in all)",
         f"estimate   {format_count(needs.memory_bytes)}B of memory, {format_seconds(needs.seconds)} (roughly)",
         *(f"note: {remark}" for remark in [*_coupled(config, method), *method.remarks(total_steps)]),
@@ -172,6 +172,14 @@ def _coupled(config: RunConfig, method: Method) -> list[str]:
     if micro is None or micro == batch or not terms:
         return []
     return [f"optim.microbatch_size={micro} of {batch} images: only these are seen at a time by {' and '.join(terms)}"]
+
+
+def _masks_line(kind: MaskKind, sampler: MaskSampler) -> str:
+    if kind == "none":
+        return f"none, whole views of {sampler.grid[0]}x{sampler.grid[1]} patches"
+    counts = "visible/masked patches" if kind == "tokens" else "context/target tokens"
+    shapes = ", ".join(f"{shape.context}/{shape.target}" for shape in sampler.shapes()[:4])
+    return f"{sampler.name} on {sampler.grid[0]}x{sampler.grid[1]} patches; {counts}: {shapes}"
 
 
 def _refuse_far_too_large(needs: Estimate, microbatch: int, device: torch.device) -> None:

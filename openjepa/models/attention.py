@@ -93,7 +93,8 @@ class _PlainAttention(torch.autograd.Function):
         bias_gradient = None
         if ctx.bias_shape is not None:
             whole = scores.view(batch, heads, length, length)
-            bias_gradient = whole.float().sum_to_size(ctx.bias_shape).to(ctx.bias_dtype)
+            # a copy even where nothing is summed or converted: the scores are scaled in place below
+            bias_gradient = whole.float().sum_to_size(ctx.bias_shape).to(ctx.bias_dtype, copy=True)
         scores = scores.mul_(size**-0.5).to(weights.dtype)
         torch.bmm(scores, keys, out=outgoing[0])
         torch.bmm(scores.transpose(1, 2), queries, out=outgoing[1])

@@ -150,12 +150,12 @@ class TokenHead(nn.Module):
         Every patch becomes a point, but one that counts only in the mean has no outputs of its own, which are thousands.
         """
         points = self.head.points(torch.cat([class_tokens.flatten(0, 1), patches.flatten(0, 1)]))
-        of_class, of_patches = points.split([class_tokens.shape[:2].numel(), patches.shape[:2].numel()])
-        grid = of_patches.view(*patches.shape[:2], -1)
+        first = class_tokens.shape[0] * class_tokens.shape[1]
+        of_class, of_patches = points[:first].view(*class_tokens.shape[:2], -1), points[first:].view(*patches.shape[:2], -1)
         return TokenOutputs(
-            self.head.outputs_of(of_class.view(*class_tokens.shape[:2], -1)),
-            self.head.outputs_of(grid if places is None else at_places(grid, places), patches=True),
-            self.head.outputs_of(of_patches.mean(dim=0, keepdim=True), patches=True),
+            self.head.outputs_of(of_class),
+            self.head.outputs_of(of_patches if places is None else at_places(of_patches, places), patches=True),
+            self.head.outputs_of(of_patches.flatten(0, 1).mean(dim=0, keepdim=True), patches=True),
         )
 
 

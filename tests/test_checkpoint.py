@@ -49,6 +49,22 @@ def test_training_goes_on_bitwise_equal_after_a_reload(tmp_path: Path) -> None:
         assert torch.equal(expected, found)
 
 
+def test_a_parameter_that_had_no_gradient_yet_starts_as_if_nothing_was_saved(tmp_path: Path) -> None:
+    """A layer that stands still at first (DINO's last) has no moments when the checkpoint is written."""
+    (model, optimizer), (fresh, fresh_optimizer) = make(0), make(0)
+    for network, moments in ((model, optimizer), (fresh, fresh_optimizer)):
+        network[1].requires_grad_(False)
+        step(network, moments, 0)
+        network[1].requires_grad_(True)
+    path = save_checkpoint(tmp_path, model, optimizer, state_at(1))
+    other, other_optimizer = make(1)
+    load_checkpoint(path, other, other_optimizer)
+    for network, moments in ((model, optimizer), (other, other_optimizer), (fresh, fresh_optimizer)):
+        step(network, moments, 1)
+    for expected, saved, found in zip(fresh.parameters(), model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(expected, found) and torch.equal(expected, saved)
+
+
 def test_loading_an_older_state_leaves_no_trace_of_the_newer(tmp_path: Path) -> None:
     model, optimizer = make(0)
     step(model, optimizer, 0)

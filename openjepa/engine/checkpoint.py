@@ -70,6 +70,7 @@ def save_checkpoint(
     temporary = folder / f"{_TEMPORARY}{final.name}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
+    _complete_moments(optimizer)
     weights, moments = get_state_dict(model, optimizer)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # DCP warns that it runs in a single process, which is what we want
@@ -80,6 +81,18 @@ def save_checkpoint(
     _flush_folder(folder)
     _prune(folder, keep_every)
     return final
+
+
+def _complete_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Gives parameters that never had a gradient (a last layer that stands still at first) the zeros they will start from.
+
+    AdamW makes them only at the first gradient, but a checkpoint is read into moments of all parameters.
+    """
+    known = next((state for state in optimizer.state.values() if state), {})
+    for value in (value for group in optimizer.param_groups for value in group["params"]):
+        if not optimizer.state[value]:
+            zeros = {key: torch.zeros_like(value if key != "step" else other) for key, other in known.items()}
+            optimizer.state[value] = {key: zero.detach() for key, zero in zeros.items()}
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

@@ -49,9 +49,15 @@ class TokenMask:
 
     def visible(self) -> Int[Tensor, "B K"]:
         """Raster indices of the visible patches, ascending; needs `num_masked`, so that no device is waited for."""
+        return self.divided()[0]
+
+    def divided(self) -> tuple[Int[Tensor, "B K"], Int[Tensor, "B T"]]:
+        """Raster indices of the visible and of the masked patches, ascending; needs `num_masked` likewise."""
         if self.num_masked is None:
             raise ValueError("images with different numbers of masked patches have no common number of visible ones")
-        return self.masked.byte().argsort(dim=1, stable=True)[:, : self.masked.shape[1] - self.num_masked]
+        visible_first = self.masked.byte().argsort(dim=1, stable=True)
+        num_visible = self.masked.shape[1] - self.num_masked
+        return visible_first[:, :num_visible], visible_first[:, num_visible:]
 
     def to(self, device: torch.device) -> "TokenMask":
         """The same mask on `device`."""

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from openjepa.checks.sizes import check_heads, check_patch_divides, check_positions
 from openjepa.settings.choices import CHOICES
-from openjepa.settings.masks import BlockwiseSettings
-from openjepa.settings.methods import Data2VecSettings, IJepaSettings
+from openjepa.settings.masks import BlockwiseSettings, RandomPatchesSettings
+from openjepa.settings.methods import Data2VecSettings, IJepaSettings, MaeSettings
 from openjepa.settings.methods.multi_crop import MultiCropSettings
 from openjepa.settings.run import RunConfig
 
@@ -41,6 +41,18 @@ def _check_ijepa(config: RunConfig) -> None:
     check_positions("method.predictor_width", width)
 
 
+def _check_mae(config: RunConfig) -> None:
+    method, masks = config.method, config.masks
+    assert isinstance(method, MaeSettings)
+    if not isinstance(masks, RandomPatchesSettings):
+        raise ValueError(
+            f"masks.strategy={masks.strategy} masks unequal numbers of patches, but method.name=mae encodes only the visible "
+            f"ones, equally many in every image: use masks.strategy=random_patches"
+        )
+    check_heads("method.decoder_heads", method.decoder_heads, "method.decoder_width", method.decoder_width)
+    check_positions("method.decoder_width", method.decoder_width)
+
+
 def _check_data2vec(config: RunConfig) -> None:
     method, depth = config.method, config.model.shape().depth
     assert isinstance(method, Data2VecSettings)
@@ -68,5 +80,6 @@ def _check_crops(method: MultiCropSettings, patch_size: int) -> None:
 
 METHOD_CHECKS: dict[str, Callable[[RunConfig], None]] = {
     "ijepa": _check_ijepa,
+    "mae": _check_mae,
     "data2vec": _check_data2vec,
 }

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Size = Literal["test", "nano", "micro", "tiny", "small", "base", "large", "huge", "giant"]
-Initialization = Literal["released", "depth_scaled", "fan_in"]
+Initialization = Literal["released", "depth_scaled", "fan_in", "xavier"]
 Positions = Literal["sincos", "learned", "relative"]
 
 
@@ -56,7 +56,8 @@ class ModelSettings:
     initialization: Initialization = "released"
     """`released`: every Linear drawn with std 0.02, as the released runs really had it; `depth_scaled`: residual outputs
     divided by sqrt(2 x layer), as their model file says before it is overwritten; `fan_in`: every Linear and the
-    patch embedding drawn with std 1 / sqrt(its inputs), so that narrow encoders and small patches keep their signal."""
+    patch embedding drawn with std 1 / sqrt(its inputs), so that narrow encoders and small patches keep their signal;
+    `xavier`: both uniform within sqrt(6 / (inputs + outputs)), as in MAE's released code."""
     width: int | None = None
     """Overrides the width of `size`."""
     depth: int | None = None
@@ -160,3 +161,24 @@ class PredictorConfig:
     mlp_ratio: float = 4.0
     layer_norm_eps: float = 1e-6
     initialization: Initialization = "released"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """All that is needed to build MAE's decoder."""
+
+    encoder_width: int
+    width: int
+    depth: int
+    heads: int
+    grid: tuple[int, int]
+    """Rows and columns of patches."""
+    patch_size: int
+    """Side of a square patch in pixels."""
+    mlp_ratio: float = 4.0
+    layer_norm_eps: float = 1e-6
+    initialization: Initialization = "released"
+
+    def pixels(self) -> int:
+        """Numbers of one patch: its pixels in three channels."""
+        return 3 * self.patch_size**2

@@ -1,0 +1,65 @@
+"""MAE's decoder: a light transformer that turns visible tokens into the pixels of the masked patches."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from openjepa.models.blocks import INIT_STD, block_flops, build_blocks, hidden_width, initialize
+from openjepa.models.positions import sincos_positions
+from openjepa.settings.models import DecoderConfig
+from openjepa.types import EncoderOutput
+
+
+class Decoder(nn.Module):
+    """A mask token at every masked place, fixed positions, blocks, and a linear map to pixels (MAE, section 3).
+
+    Attention does not see in which order tokens come, so the masked places stand at the end instead of in raster order, and
+    the last block computes only those: nobody reads what it makes of the visible ones.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        """Builds and initializes; raises ValueError where heads do not divide the width or there is no block."""
+        super().__init__()
+        if config.depth < 1:
+            raise ValueError(
+                f"decoder depth {config.depth} is too small: without attention no masked patch sees the others; use 1 or more"
+            )
+        self.config = config
+        self.embed = nn.Linear(config.encoder_width, config.width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.width))
+        self.blocks = build_blocks(config.width, config.depth, config.heads, config.mlp_ratio, config.layer_norm_eps)
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.pred = nn.Linear(config.width, config.pixels())
+        self.positions: Tensor
+        self.register_buffer("positions", sincos_positions(config.width, config.grid), persistent=False)
+        initialize(self, self.blocks, config.initialization)
+        nn.init.trunc_normal_(self.mask_token, std=INIT_STD)
+
+    def forward(
+        self, seen: EncoderOutput, visible: Int[Tensor, "B K"], masked: Int[Tensor, "B T"]
+    ) -> Float[Tensor, "B T pixels"]:
+        """Predicted pixels of the patches `masked`, given the tokens of the patches `visible` and a class token, if any.
+
+        The order of the pixels is (row, column, channel); the result is in fp32.
+        """
+        tokens = self.embed(seen.patches) + F.embedding(visible, self.positions)  # [B, K, P]
+        asked = self.mask_token[0] + F.embedding(masked, self.positions)  # [B, T, P]
+        parts = [tokens, asked.to(tokens.dtype)]
+        if seen.class_token is not None:  # its row of the fixed table is zero
+            parts = [self.embed(seen.class_token)[:, None].to(tokens.dtype), *parts]
+        x = torch.cat(parts, dim=1)
+        for block in self.blocks[:-1]:
+            x = block(x)
+        x = self.blocks[-1](x, num_last=masked.shape[1])
+        return self.pred(self.norm(x)).float()  # type: ignore[no-any-return]
+
+    def flops(self, num_visible: int, num_masked: int, class_token: bool) -> float:
+        """FLOPs of the forward for one image (2 per multiply-add)."""
+        config = self.config
+        hidden = hidden_width(config.width, config.mlp_ratio)
+        num_seen = num_visible + int(class_token)
+        ends = 2 * config.width * (num_seen * config.encoder_width + num_masked * config.pixels())
+        length = num_seen + num_masked
+        whole = (config.depth - 1) * block_flops(length, config.width, hidden)
+        return ends + whole + block_flops(length, config.width, hidden, num_masked)

@@ -98,5 +98,10 @@ def ramped_momentum(start: float, end: float, ramp: float, progress: Progress) -
     return linear(start, end, _stretched_fraction(progress) / ramp) if ramp > 0 else end
 
 
+def sharpening(start: float, end: float, progress: Progress) -> float:
+    """MSN's T of the step about to be taken, by whose inverse targets are raised: linear over the training."""
+    return linear(start, end, _stretched_fraction(progress))
+
+
 def _stretched_fraction(progress: Progress) -> float:
     return progress.step / max(1e-9, progress.stretch * progress.total_steps)

@@ -121,6 +121,46 @@ class ProjectionHead(nn.Module):
         return 2 * ((num_vectors + num_patches + num_points) * inner + outer)
 
 
+class BatchNormHead(nn.Module):
+    """Head of MSN (Assran et al. 2022): three linear layers with batch normalization and GELU after the first two.
+
+    As in the released code; the paper also normalizes the head's input. Statistics are always those of the vectors at hand.
+    """
+
+    def __init__(self, width: int, hidden: int, outputs: int) -> None:
+        """From `width` over two hidden layers to `outputs`."""
+        super().__init__()
+        self.widths = (width, hidden, hidden, outputs)
+        self.mlp = projection_layers(self.widths, batch_norm=True)
+
+    def forward(self, x: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead P"]:
+        """The same map of every vector, but for the statistics, which are of all of them."""
+        return self.mlp(x)  # type: ignore[no-any-return]
+
+    def flops(self, num_vectors: float) -> float:
+        """FLOPs of the forward of so many vectors (2 per multiply-add)."""
+        return 2 * num_vectors * sum(before * after for before, after in itertools.pairwise(self.widths))
+
+
+class Prototypes(nn.Module):
+    """K learned vectors; only their directions count."""
+
+    def __init__(self, number: int, width: int) -> None:
+        """Drawn as torch draws a Linear (uniform; the published draw is not known)."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(number, width).uniform_(-(width**-0.5), width**-0.5))
+
+    def forward(self, x: Float[Tensor, "*lead P"]) -> Float[Tensor, "*lead K"]:
+        """Cosines of every vector of `x` with every prototype, in fp32: they are divided by small temperatures."""
+        with torch.autocast(x.device.type, enabled=False):
+            units = F.normalize(x.float(), dim=-1, eps=LENGTH_EPS)
+            return F.linear(units, F.normalize(self.weight, dim=-1, eps=LENGTH_EPS))
+
+    def flops(self, num_vectors: float) -> float:
+        """FLOPs of the forward of so many vectors (2 per multiply-add)."""
+        return 2 * num_vectors * self.weight.numel()
+
+
 @dataclass(frozen=True)
 class TokenOutputs:
     """What a head makes of class tokens and patches."""

@@ -1,0 +1,264 @@
+"""MSN (Assran et al. 2022, arXiv 2204.07141): assign masked and small views to prototypes as the whole view is assigned."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.profiler import record_function
+
+from openjepa.masks.base import TokenShape
+from openjepa.methods.assignment import assignments, cross_entropy, cross_entropy_table
+from openjepa.methods.base import DEFAULT_RULES, EmaTeacher, Method, ProbeOutput
+from openjepa.methods.multi_crop import (
+    FIRST,
+    LOCAL,
+    SECOND,
+    VALUE_WIDTH,
+    class_tokens_of,
+    color_change,
+    local_views,
+    num_patches,
+)
+from openjepa.methods.teachers import slow_teacher_remarks
+from openjepa.models.heads import BatchNormHead, Prototypes
+from openjepa.models.vit import VisionTransformer, build_encoder
+from openjepa.schedules import Progress, momentum, sharpening
+from openjepa.settings.methods import MsnSettings
+from openjepa.settings.models import ModelSettings
+from openjepa.types import Batch, EncoderOutput, Export, InputSpec, LossOutput, ParameterRule, TokenMask, ViewSpec
+
+TARGET, ANCHOR = "target", "anchor"
+"""Names of the whole large view and of the large views with dropped patches; small ones are `multi_crop.LOCAL`."""
+SMALLEST = torch.finfo(torch.float32).tiny
+PROTOTYPES = ParameterRule(matches=lambda name, value: name.startswith("prototypes."), decay=False, clip=False)
+
+
+@final
+class Msn(Method):
+    """Encoder and head see views with dropped patches and small views; their moving averages see another view, whole.
+
+    As the released code: patches are dropped only from large views, schedules may be stretched (`optim.schedule_stretch`),
+    Sinkhorn balances targets that are already sharpened, the head is normalized after its hidden layers only, separately for
+    large and small views, and prototypes are neither decayed nor clipped. It differs in that batch normalization keeps no
+    running statistics, which nothing reads. Like Sinkhorn and the mean assignment, it sees the images of one microbatch of
+    one process (the released code: of all processes); training in several processes is to share them.
+    """
+
+    def __init__(
+        self,
+        settings: MsnSettings,
+        model: ModelSettings,
+        view: ViewSpec,
+        pixel_mean: tuple[float, float, float],
+        pixel_std: tuple[float, float, float],
+        shapes: tuple[TokenShape, ...],
+    ) -> None:
+        """Draws the weights from torch's global generator. `view`: a large view; `shapes`: how many of its patches stay."""
+        super().__init__()
+        self.settings = settings
+        self.views = _views_of(settings, view)
+        self.num_visible = max(shape.context for shape in shapes)
+        self.encoder_config = replace(model.encoder(view.size, pixel_mean, pixel_std), pooling="class_token")
+        self.anchor_encoder: VisionTransformer = build_encoder(self.encoder_config)
+        self.anchor_head = BatchNormHead(self.encoder_config.width, settings.head_hidden, settings.output_width)
+        self.prototypes = Prototypes(settings.prototypes, settings.output_width)
+        self.target_encoder = EmaTeacher(self.anchor_encoder)
+        self.target_head = EmaTeacher(self.anchor_head)
+
+    def inputs(self) -> InputSpec:
+        """A whole large view, large views with masks, and small ones, each with its own change of colors."""
+        return InputSpec(views=self.views, masked_views=(ANCHOR,))
+
+    def forward(self, batch: Batch, progress: Progress) -> LossOutput:
+        """Section 3 of the paper: the target's sharpened assignment, those of the anchors, their distance and the entropies."""
+        _, target = self._target_logits(batch)
+        return self._loss(target, self._anchor_logits(batch), progress)
+
+    def after_step(self, progress: Progress) -> Mapping[str, float]:
+        """Target encoder and head follow those that the optimizer has just moved."""
+        value = momentum(self.settings.ema_start, self.settings.ema_end, progress)
+        self.target_encoder.update(self.anchor_encoder, value)
+        self.target_head.update(self.anchor_head, value)
+        return {"momentum": value, "sharpening": self._sharpening(progress)}
+
+    @torch.no_grad()
+    def probe(self, batch: Batch, progress: Progress) -> ProbeOutput:
+        """The target encoder's class tokens of the whole views, and the loss, without drop path."""
+        training = self.training
+        self.eval()
+        tokens, target = self._target_logits(batch)
+        loss = self._loss(target, self._anchor_logits(batch), progress).total
+        self.train(training)
+        return ProbeOutput(tokens, loss)
+
+    @torch.no_grad()
+    def energies(self, batch: Batch, progress: Progress) -> Float[Tensor, "B B"]:
+        """Cross-entropy of the assignments of image i's anchors (their mean) to the sharpened one of image j's target.
+
+        Without Sinkhorn, so that the target of an image does not depend on the others.
+        """
+        training = self.training
+        self.eval()
+        targets = assignments(self._target_logits(batch)[1], self._sharpening(progress))
+        anchors = self._anchor_logits(batch)  # [V, B, K]
+        self.train(training)
+        return torch.stack([cross_entropy_table(targets, logits) for logits in anchors]).mean(dim=0)
+
+    def coupled_terms(self) -> tuple[str, ...]:
+        """Batch normalization always, and what keeps the assignments from collapsing."""
+        own, terms = self.settings, ["the batch normalization of the head"]
+        if own.mean_entropy_weight:
+            terms.append("the mean assignment of method.mean_entropy_weight")
+        if own.sinkhorn:
+            terms.append("the balancing of method.sinkhorn")
+        return tuple(terms)
+
+    def parameter_rules(self) -> tuple[ParameterRule, ...]:
+        """As in the released code: the optimizer's decay and the clipping leave the prototypes alone."""
+        return (PROTOTYPES, *DEFAULT_RULES)
+
+    def flops(self) -> Mapping[str, float]:
+        """FLOPs of one image's forward by part, all of its views together."""
+        encoder, head, views = self.anchor_encoder, self.anchor_head, self._num_anchors()
+        of_anchors = sum(view.count * encoder.flops(patches) for view, patches in self._anchors())
+        return {
+            "target_encoder": encoder.flops(num_patches(self.views[TARGET], self.encoder_config.patch_size)),
+            "target_head": head.flops(1),
+            "anchor_encoder": of_anchors,
+            "anchor_head": head.flops(views),
+            "prototypes": self.prototypes.flops(views + 1),
+        }
+
+    def trained_parts(self) -> tuple[str, ...]:
+        """All but the moving averages; the target's small share of the prototypes' work is counted as if it were trained."""
+        return ("anchor_encoder", "anchor_head", "prototypes")
+
+    def kept_widths(self) -> float:
+        """Of the encoder on all anchors with their class tokens, and of the head and the loss."""
+        encoder, own = self.encoder_config, self.settings
+        tokens = sum(view.count * (patches + 1) for view, patches in self._anchors())
+        # of each hidden layer its values before and after its normalization and after its GELU; of each view its point and
+        # the same at length 1, its logits, assignment and the products of these
+        of_view = 2 * 3 * own.head_hidden + 2 * own.output_width + 3 * own.prototypes
+        return tokens * encoder.width * encoder.depth + VALUE_WIDTH * self._num_anchors() * of_view
+
+    def remarks(self, total_steps: int) -> list[str]:
+        """Whether the target encoder, which is what is exported, hardly follows a run of this length."""
+        return slow_teacher_remarks(momentum, self.settings.ema_start, self.settings.ema_end, total_steps)
+
+    def exports(self) -> Mapping[str, Export]:
+        """The target encoder, which the paper evaluates by its class token."""
+        return {"encoder": Export(self.encoder_config, self.target_encoder.network)}
+
+    def _target_logits(self, batch: Batch) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B K"]]:
+        """Class token and assignment of each whole view, the latter as logits before sharpening."""
+        with record_function("target_encoder"):
+            tokens = class_tokens_of(self.target_encoder(batch.views[TARGET][0]), 1)[0]
+        with record_function("target_head"):
+            points: Tensor = self.target_head(tokens)
+        with record_function("prototypes"), torch.no_grad():
+            return tokens, self._logits(points)
+
+    def _anchor_logits(self, batch: Batch) -> Float[Tensor, "V B K"]:
+        """Assignments, as logits, of all anchors, the large ones first; each size has its own batch normalization."""
+        large, small = batch.views[ANCHOR], batch.views[LOCAL] if LOCAL in self.views else None
+        with record_function("anchor_encoder"):
+            masked: EncoderOutput = self.anchor_encoder(large.flatten(0, 1), _visible(batch))
+            tokens = [class_tokens_of(masked, len(large))]
+            if small is not None:
+                tokens.append(class_tokens_of(self.anchor_encoder(small.flatten(0, 1)), len(small)))
+        with record_function("anchor_head"):
+            points = torch.cat([self.anchor_head(of_size) for of_size in tokens])
+        with record_function("prototypes"):
+            return self._logits(points)
+
+    def _logits(self, points: Float[Tensor, "*lead P"]) -> Float[Tensor, "*lead K"]:
+        return smoothed_logits(self.prototypes(points) / self.settings.temperature, self.settings.label_smoothing)
+
+    def _loss(self, target: Float[Tensor, "B K"], anchors: Float[Tensor, "V B K"], progress: Progress) -> LossOutput:
+        """Equation 1 of the paper, which has no term for the entropy of single assignments. Parts are without weights."""
+        own = self.settings
+        targets = assignments(target, self._sharpening(progress))
+        terms = assignment_terms(sinkhorn(targets, own.sinkhorn_iterations) if own.sinkhorn else targets, anchors)
+        total = terms.ce + own.mean_entropy_weight * terms.me_max + own.entropy_weight * terms.entropy
+        return LossOutput(
+            total=total,
+            parts={name: term.detach() for name, term in vars(terms).items()},
+            diagnostics={"target_entropy": torch.special.entr(targets).sum(dim=-1).mean()},
+        )
+
+    def _sharpening(self, progress: Progress) -> float:
+        return sharpening(self.settings.sharpening_start, self.settings.sharpening_end, progress)
+
+    def _anchors(self) -> list[tuple[ViewSpec, int]]:
+        """Kinds of anchors, and how many patches of each are encoded."""
+        visible = {ANCHOR: self.num_visible}
+        kinds = {name: view for name, view in self.views.items() if name != TARGET}
+        return [(view, visible.get(name, num_patches(view, self.encoder_config.patch_size))) for name, view in kinds.items()]
+
+    def _num_anchors(self) -> int:
+        return sum(view.count for view, _ in self._anchors())
+
+
+@dataclass(frozen=True)
+class AssignmentTerms:
+    """What the loss adds up."""
+
+    ce: Float[Tensor, ""]
+    """Mean cross-entropy of targets and anchors."""
+    me_max: Float[Tensor, ""]
+    """log K minus the entropy of the mean assignment of all anchors: 0 where all prototypes are used equally."""
+    entropy: Float[Tensor, ""]
+    """Mean entropy of the anchors' assignments."""
+
+
+def assignment_terms(targets: Float[Tensor, "B K"], logits: Float[Tensor, "V B K"]) -> AssignmentTerms:
+    """The terms for the targets of B images and the logits of their V anchors each."""
+    probabilities = logits.softmax(dim=-1)
+    mean = probabilities.mean(dim=(0, 1)).clamp(min=SMALLEST)  # the derivative of x log x at 0 is not finite
+    return AssignmentTerms(
+        ce=cross_entropy(targets, logits).mean(),
+        me_max=math.log(len(mean)) - torch.special.entr(mean).sum(),
+        entropy=cross_entropy(probabilities, logits).mean(),
+    )
+
+
+def smoothed_logits(logits: Float[Tensor, "*lead K"], smoothing: float) -> Float[Tensor, "*lead K"]:
+    """Logits of (1 - s) softmax(logits) + s / K: assignments to prototypes whose one-hot labels are smoothed by s."""
+    if smoothing == 0:
+        return logits
+    return torch.logaddexp(
+        logits.log_softmax(dim=-1) + math.log1p(-smoothing), logits.new_tensor(math.log(smoothing / logits.shape[-1]))
+    )
+
+
+def sinkhorn(assigned: Float[Tensor, "B K"], iterations: int) -> Float[Tensor, "B K"]:
+    """Assignments balanced over the prototypes: each round gives all of them the same sum, then every image the sum 1.
+
+    Rows sum to 1 at the end, columns nearly to B / K (Cuturi 2013, as in the released code).
+    """
+    for _ in range(iterations):
+        assigned = assigned / assigned.sum(dim=0, keepdim=True).clamp(min=SMALLEST)
+        assigned = assigned / assigned.sum(dim=1, keepdim=True)
+    return assigned
+
+
+def _views_of(settings: MsnSettings, view: ViewSpec) -> dict[str, ViewSpec]:
+    """The whole view and those with masks are drawn alike."""
+    num_masked = settings.masked_views
+    masked = replace(view, count=num_masked, colors=(color_change(settings, SECOND),) * num_masked)
+    return {TARGET: replace(view, colors=(color_change(settings, FIRST),)), ANCHOR: masked, **local_views(settings, view)}
+
+
+def _visible(batch: Batch) -> Tensor:
+    """Patches of the masked views that stay [V B, K]."""
+    masks = batch.masks[ANCHOR]
+    if not isinstance(masks, TokenMask):
+        raise ValueError(
+            "method.name='msn' drops single patches: use a mask strategy that masks such, masks.strategy='random_patches'"
+        )
+    return masks.visible()

@@ -166,8 +166,8 @@ def test_the_probe_shows_the_loss_and_the_features_of_the_export(case: Case) -> 
     assert probe.loss.item() == pytest.approx(method(batch, PROGRESS).total.item(), rel=1e-5), "there is no drop path here"
     export = method.exports()["encoder"]
     assert isinstance(export.config, EncoderConfig) and isinstance(export.module, VisionTransformer)
-    (shown,) = [view for view in batch.views.values() if view.shape[-1] == case.config.data.image_size]
-    found = [export.module(crops).pooled(export.config.pooling) for crops in shown]
+    shown = [view for view in batch.views.values() if view.shape[-1] == case.config.data.image_size]
+    found = [export.module(crops).pooled(export.config.pooling) for view in shown for crops in view]
     assert any(torch.allclose(probe.features, features, atol=1e-5) for features in found)
     assert not probe.features.requires_grad and not probe.loss.requires_grad
 

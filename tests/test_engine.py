@@ -60,6 +60,28 @@ def test_clipping_scales_the_whole_gradient_to_the_limit() -> None:
     assert model.bias.grad[0].item() == pytest.approx(4 / norm.item(), rel=1e-4)
 
 
+def test_each_tensor_is_clipped_by_its_own_norm() -> None:
+    """A norm of sqrt(54) = 7.3 is scaled to the limit, one of 0.28 is left as it is, and so is what has no gradient."""
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(1, 1))
+    optimizer = build_optimizer(model.named_parameters(), RULES, OptimizationSettings())
+    model[0].weight.grad, model[0].bias.grad = torch.full((2, 3), 3.0), torch.full((2,), 0.2)
+    clip_gradients(optimizer, gradient_norm(optimizer), 1.0, "per_tensor")
+    assert model[0].weight.grad.norm().item() == pytest.approx(1.0, abs=1e-6)
+    assert torch.equal(model[0].bias.grad, torch.full((2,), 0.2))
+    assert model[1].weight.grad is None
+
+
+@pytest.mark.parametrize("mode", ["global", "per_tensor"])
+def test_what_a_rule_leaves_unclipped_counts_for_no_norm(mode: str) -> None:
+    model = nn.Linear(3, 2)
+    rules = (ParameterRule(matches=lambda name, value: name == "bias", decay=False, clip=False), RULES[-1])
+    optimizer = build_optimizer(model.named_parameters(), rules, OptimizationSettings())
+    model.weight.grad, model.bias.grad = torch.full((2, 3), 3.0), torch.full((2,), 40.0)
+    clip_gradients(optimizer, gradient_norm(optimizer), 1.0, mode)  # type: ignore[arg-type]
+    assert model.weight.grad.norm().item() == pytest.approx(1.0, abs=1e-6)
+    assert torch.equal(model.bias.grad, torch.full((2,), 40.0))
+
+
 def test_no_weight_moves_after_a_number_that_is_not_finite() -> None:
     model = nn.Linear(2, 1)
     optimizer = build_optimizer(model.named_parameters(), RULES, OptimizationSettings())

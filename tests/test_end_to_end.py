@@ -6,14 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from openjepa.bench_energy import measure_energy
 from openjepa.config import load_run_config
 from openjepa.experiments import quickstart_config, run_through
 from openjepa.methods import METHODS
 from openjepa.recipes import load_recipe
+from openjepa.report import write_report
+from openjepa.report.wording import METHOD_WORDS
+from openjepa.settings.bench import EnergyBench
 from openjepa.settings.data import FolderSettings
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.run import RunConfig
 from tests.images import write_folder
+from tests.report_page import Page
+from tests.small_methods import method_config
 
 EVALUATION = EvaluationSettings(baselines=("untrained",), workers=0, device="cpu", neighbors=(5,))
 
@@ -32,17 +38,37 @@ def tiny(config: RunConfig, data: Path, output: Path) -> RunConfig:
     )
 
 
+PICTURES = {
+    "ijepa": {"masks", "pca", "similarity", "neighbors"},
+    "mae": {"masks", "pca", "similarity", "neighbors"},
+    "data2vec": {"views", "masks", "pca", "similarity", "neighbors"},
+    "dino": {"views", "pca", "similarity", "neighbors"},
+    "ibot": {"views", "masks", "pca", "similarity", "neighbors"},
+    "msn": {"views", "masks", "pca", "similarity", "neighbors"},
+}
+
+
+def config_of(method: str, data: Path, output: Path) -> RunConfig:
+    """Eight small steps of one method, looked at twice."""
+    if method == "ijepa":
+        return tiny(load_recipe("cpu-32"), data, output)
+    config = method_config(method, data, output, total_steps=8)
+    system, monitor = replace(config.system, log_every=2), replace(config.monitor, every=4)
+    return replace(config, run=replace(config.run, name="tiny"), system=system, monitor=monitor)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_train_evaluate_visualize_report(method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = tiny(load_recipe("cpu-32"), write_folder(tmp_path / "images", 60, size=40), tmp_path / "runs")
+    config = config_of(method, write_folder(tmp_path / "images", 60, size=40), tmp_path / "runs")
     assert config.method.name == method
     report = run_through(config, EVALUATION)
     folder = tmp_path / "runs" / "tiny"
     assert report == folder / "report.html"
     assert f"open {report}" in capsys.readouterr().out
     assert load_run_config(folder) == config
-    for name in ("environment.json", "summary.json", "metrics.jsonl", "encoder", "encoder_initial", "predictor", "checkpoints"):
+    for name in ("environment.json", "summary.json", "metrics.jsonl", "encoder", "encoder_initial", "checkpoints"):
         assert (folder / name).exists(), name
+    assert (folder / "predictor").exists() == (method == "ijepa")
 
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "train"] == [2, 4, 6, 8]
@@ -50,9 +76,21 @@ def test_train_evaluate_visualize_report(method: str, tmp_path: Path, capsys: py
 
     results = [json.loads(path.read_text()) for path in (folder / "eval").glob("*.json")]
     assert results and all(result["step"] == 8 for result in results)
-    page = report.read_text()
-    assert page.count("data:image/") >= 3
-    assert "http://" not in page.replace("http://www.w3.org", "") and "<script src" not in page
+    source = report.read_text()
+    assert {path.stem for path in (folder / "figures").glob("*.png")} == PICTURES[method]
+    assert source.count("data:image/") == len(PICTURES[method])
+    page, about = Page(source), config.method.about
+    assert f"trained by {METHOD_WORDS[method]} on" in page.text
+    for words in (about.title, about.family, about.x, about.y, about.z, about.energy, about.against_collapse):
+        assert words in page.text
+    assert "http://" not in source.replace("http://www.w3.org", "") and "<script src" not in source
+    shown = [(tag, attrs.get("aria-label") or "") for tag, attrs in page.elements]
+    is_masked = any(label.startswith(("Visible patches by step", "Context size by step")) for _, label in shown)
+    assert is_masked == ("masks" in PICTURES[method]), "counts of patches are shown where patches are masked"
+
+    found = measure_energy(EnergyBench(folder, images=12, batch_size=6, device="cpu"))
+    assert found["method"] == method and found["images"] == 12
+    assert found["verdict"] in Page(write_report([folder]).read_text()).text
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:

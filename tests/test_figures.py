@@ -1,6 +1,7 @@
 import json
 import re
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,15 @@ from openjepa.data import open_splits
 from openjepa.data.decode import decode_image
 from openjepa.data.source import ListSource
 from openjepa.data.views import evaluation_view
+from openjepa.masks import MASKS
+from openjepa.masks.coverage import coverage, examples
 from openjepa.masks.multiblock import build_multiblock
 from openjepa.models.vit import build_encoder
 from openjepa.settings.data import FolderSettings, ScenesSettings
-from openjepa.settings.masks import MultiblockSettings
-from openjepa.settings.models import EncoderConfig
+from openjepa.settings.masks import BlockwiseSettings, MaskSettings, MultiblockSettings, NoMaskSettings, RandomPatchesSettings
+from openjepa.settings.models import EncoderConfig, ModelSettings
 from openjepa.settings.run import RunConfig
-from openjepa.types import Export
+from openjepa.types import ColorChange, Export, ViewSpec
 from openjepa.visualization import mask_figure, visualize_run
 from openjepa.visualization.colors import heat, pca_colors
 from openjepa.visualization.features import dense_features, nearest, similarity_map
@@ -27,7 +30,9 @@ from openjepa.visualization.masks import TARGET_COLORS, neutral_grid, paint_mask
 from openjepa.visualization.neighbors import neighbor_sheet, purity
 from openjepa.visualization.pictured import Pictured, choose_images
 from openjepa.visualization.sheet import GOOD, Sheet, table
+from openjepa.visualization.views import changes_views, read_views, view_sheet
 from openjepa.weights.native import save_network
+from tests.images import write_folder
 
 CONFIG = EncoderConfig(width=48, depth=2, heads=3, mlp_ratio=4, patch_size=8, image_size=(32, 32))
 SIDE = 24
@@ -260,3 +265,35 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ValueError, match=re.escape("pip install 'openjepa[report]'")):
         Sheet(10, 10)
+
+
+@pytest.mark.parametrize("settings", [RandomPatchesSettings(ratio=0.75), BlockwiseSettings(ratios=(0.4,))])
+def test_single_masked_patches_are_drawn_and_counted(settings: MaskSettings, tmp_path: Path) -> None:
+    sampler = MASKS[settings.strategy].load()(settings, (6, 8))
+    shown = examples(sampler, 2, seed=1)[0]
+    assert shown.kind == "tokens" and shown.targets.shape == (1, 6, 8)
+    np.testing.assert_array_equal(shown.context, ~shown.targets[0])
+    maps = coverage(sampler, 256)
+    np.testing.assert_allclose(maps["context"] + maps["union"], 1.0)
+    np.testing.assert_allclose(maps["target"], maps["union"])
+    assert 0.3 < maps["union"].mean() <= 0.76
+    picture = np.asarray(Image.open(mask_figure(sampler, tmp_path / "m.png", num_samples=128)).convert("RGB"))
+    assert (picture == TARGET_COLORS[0]).all(axis=2).any() and not (picture == TARGET_COLORS[1]).all(axis=2).any()
+
+
+def test_views_are_the_loaders_crops_under_the_whole_images(tmp_path: Path) -> None:
+    data = FolderSettings(path=str(write_folder(tmp_path / "images", 20)), image_size=32)
+    config = replace(RunConfig(data=data), masks=NoMaskSettings(), model=ModelSettings(size="test", patch_size=8))
+    views = {"global": ViewSpec((32, 32), count=2, colors=(ColorChange(),) * 2), "local": ViewSpec((16, 16), count=3)}
+    (tmp_path / "summary.json").write_text(json.dumps({"views": {name: asdict(view) for name, view in views.items()}}))
+    assert read_views(tmp_path) == views and changes_views(views)
+    assert not changes_views({"image": ViewSpec((32, 32))}) and read_views(tmp_path / "images") == {}
+    pixels = view_sheet(config, views, 4).pixels()
+    assert pixels.shape == (208 + 2 * 216 + 2 * 108 + 8 - 8, 44 + 4 * 216 - 8, 4)
+    again = view_sheet(config, views, 4).pixels()
+    np.testing.assert_array_equal(pixels, again)
+    left = pixels[:, 44 : 44 + 208, :3]
+    first, second = left[216:424], left[432:640]
+    assert not np.array_equal(first, second), "two crops of one image"
+    small = left[648 : 648 + 100, :100]
+    assert small.std() > 0 and not (pixels[648 + 108 :, 44 + 108 : 44 + 208, 3] > 0).any(), "three small crops, no fourth"

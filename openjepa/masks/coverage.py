@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float
 
 from openjepa.masks.base import MaskSampler
 from openjepa.seeds import derive, derive_samples
-from openjepa.types import BlockMasks
+from openjepa.settings.masks import MaskKind
+from openjepa.types import BlockMasks, Masks, TokenMask
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,10 @@ class Example:
     """The masks of one image, drawn on the grid."""
 
     context: Bool[np.ndarray, "H W"]
+    """Of single masked patches those that stay visible."""
     targets: Bool[np.ndarray, "M H W"]
+    """Of single masked patches all masked ones as one."""
+    kind: MaskKind = "blocks"
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,11 @@ class Statistics:
 
 
 def examples(sampler: MaskSampler, num_samples: int, seed: int = 0, microbatch: int = 128) -> list[Example]:
-    """The first sample of each of `num_samples` mask groups, so that block sizes vary. ValueError: no block masks."""
+    """The first sample of each of `num_samples` mask groups, so that block sizes vary. ValueError: no masks."""
     drawn = []
     for masks in _groups(sampler, num_samples, microbatch, seed):
         context, targets = _maps(masks)
-        drawn.append(Example(context[0], targets[0]))
+        drawn.append(Example(context[0], targets[0], "blocks" if isinstance(masks, BlockMasks) else "tokens"))
     return drawn
 
 
@@ -50,7 +54,8 @@ def coverage(
 ) -> dict[str, Float[np.ndarray, "H W"]]:
     """Probability of each patch being `context`, in a given `target` block, in any of them (`union`).
 
-    Groups of `microbatch` samples are drawn: the official masks depend on it. ValueError: the sampler draws no block masks.
+    Of single masked patches, `context` are the visible ones, and the masked ones count as one target. Groups of `microbatch`
+    samples are drawn: the official masks depend on it. ValueError: the sampler draws no masks.
     """
     return _accumulate(sampler, max(1, num_samples // microbatch), seed, microbatch)[0]
 
@@ -81,23 +86,24 @@ def _accumulate(
         sums["context"] += context.mean(axis=0)
         sums["target"] += targets.mean(axis=(0, 1))
         sums["union"] += targets.any(axis=1).mean(axis=0)
-        redrawn, padded = redrawn + masks.redrawn, padded + masks.padded
+        if isinstance(masks, BlockMasks):
+            redrawn, padded = redrawn + masks.redrawn, padded + masks.padded
     return {name: total / num_groups for name, total in sums.items()}, redrawn, padded
 
 
-def _groups(sampler: MaskSampler, num_groups: int, microbatch: int, seed: int) -> Iterator[BlockMasks]:
+def _groups(sampler: MaskSampler, num_groups: int, microbatch: int, seed: int) -> Iterator[Masks]:
     """Masks of `num_groups` mask groups of `microbatch` samples, each in a step of its own."""
     for group in range(num_groups):
         seeds = derive_samples("mask", seed, np.zeros(1, np.int64), np.arange(microbatch) + group * microbatch)
-        masks = sampler(seeds, derive("group", seed, group), group)
-        if not isinstance(masks, BlockMasks):
-            raise ValueError(f"masks {sampler.name!r} are no blocks: their coverage has no context and targets to show")
-        yield masks
+        yield sampler(seeds, derive("group", seed, group), group)
 
 
-def _maps(masks: BlockMasks) -> tuple[Bool[np.ndarray, "B H W"], Bool[np.ndarray, "B M H W"]]:
+def _maps(masks: Masks) -> tuple[Bool[np.ndarray, "B H W"], Bool[np.ndarray, "B M H W"]]:
     """Context and targets as maps on the grid."""
     height, width = masks.grid
+    if isinstance(masks, TokenMask):
+        masked = masks.masked.numpy().reshape(-1, height, width)
+        return ~masked, masked[:, None]
     context, targets = masks.context.numpy(), masks.targets.numpy()
     valid = np.ones(context.shape, dtype=bool) if masks.context_valid is None else masks.context_valid.numpy()
     in_context = np.zeros((len(context), height * width), dtype=bool)

@@ -50,6 +50,7 @@ class Outputs:
             "data": splits.description,
             "labeled": splits.can_test,
             "about": asdict(about),
+            "views": {name: asdict(view) for name, view in method.inputs().views.items()},
         }
         # of the sessions before this one; nothing for the first
         self._last: dict[str, Any] = read_json(folder.path / "summary.json") | self._fixed

@@ -21,12 +21,19 @@ from openjepa.visualization.masks import mask_figure
 from openjepa.visualization.neighbors import neighbor_sheet, purity
 from openjepa.visualization.pictured import Pictured, choose_images
 from openjepa.visualization.sheet import Layout, enlarge, table
+from openjepa.visualization.views import changes_views, read_views, view_sheet
 from openjepa.weights.native import load_encoder
 from openjepa.whole_files import whole_file
 
 CELL = 208
 NUM_QUERIES = 6
 GALLERY_IMAGES = 2000
+MASK_CAPTIONS = {
+    "blocks": "What the method sees and predicts. Below each image the context in full color and the target blocks outlined; "
+    "the context encoder sees nothing else. Right: how often each patch is context, and how often it lies in a target.",
+    "tokens": "Which patches are masked. Below each image the visible patches in full color and the masked ones outlined. "
+    "Right: how often each patch is visible, and how often it is masked.",
+}
 BEFORE, AFTER = "untrained", "trained"
 
 
@@ -74,7 +81,7 @@ def visualize_run(run: Path, num_images: int = 8, seed: int = 0, device: str = "
     subject = _open(run, num_images, seed, resolve_device(device))
     folder = run / "figures"
     folder.mkdir(exist_ok=True)
-    makers: tuple[Callable[[Subject, Path], Entry | None], ...] = (_masks, _components, _similarity, _neighbors)
+    makers: tuple[Callable[[Subject, Path], Entry | None], ...] = (_views, _masks, _components, _similarity, _neighbors)
     entries = [entry for make in makers if (entry := make(subject, folder)) is not None]
     listed = {"figures": [asdict(entry) for entry in entries]}
     with whole_file(folder / "figures.json") as file:
@@ -94,17 +101,28 @@ def _open(run: Path, num_images: int, seed: int, device: torch.device) -> Subjec
     return Subject(config, encoders, shown, gallery, device, seed)
 
 
+def _views(subject: Subject, folder: Path) -> Entry | None:
+    views = read_views(folder.parent)
+    if not changes_views(views):
+        return None
+    view_sheet(subject.config, views, subject.shown.images.shape[0], subject.seed).save(folder / "views.png")
+    count = sum(view.count for view in views.values())
+    caption = (
+        f"What the method sees of each training image: {count} crop{'s' if count > 1 else ''} as the loader makes them"
+        f"{', their colors changed' if any(view.colors for view in views.values()) else ''}. On top the whole image."
+    )
+    return Entry("Views", caption, "views.png", "Images above their crops as training sees them")
+
+
 def _masks(subject: Subject, folder: Path) -> Entry | None:
     config = subject.config
+    if config.masks.kind == "none":
+        return None
     grid = subject.encoders[AFTER][1].grid()
     sampler = MASKS[config.masks.strategy].load()(config.masks, grid)
     mask_figure(sampler, folder / "masks.png", _pixels(subject)[:8], subject.seed)
-    caption = (
-        f"What the method sees and predicts ({sampler.name}, {grid[0]} x {grid[1]} patches). Below each image the context in "
-        "full color and the target blocks outlined; the context encoder sees nothing else. Right: how often each patch is "
-        "context, and how often it lies in a target."
-    )
-    return Entry("Masks", caption, "masks.png", "Images, the same images with context and target blocks, and two coverage maps")
+    caption = f"{MASK_CAPTIONS[config.masks.kind]} {sampler.name}, {grid[0]} x {grid[1]} patches."
+    return Entry("Masks", caption, "masks.png", "Images, the same images with their masks, and two coverage maps")
 
 
 def _components(subject: Subject, folder: Path) -> Entry | None:

@@ -9,11 +9,14 @@ from numpy.typing import NDArray
 
 from openjepa.masks.base import MaskSampler
 from openjepa.masks.coverage import coverage, examples
+from openjepa.settings.masks import MaskKind
 from openjepa.visualization.colors import heat, heat_scale
 from openjepa.visualization.sheet import Layout, Sheet, enlarge
 
 TARGET_COLORS = ((255, 194, 10), (61, 169, 252), (240, 60, 140), (40, 200, 160), (176, 132, 255), (255, 122, 69))
 CELL = 208
+COVERAGE_WORDS: dict[MaskKind, tuple[str, str]] = {"blocks": ("context", "any target"), "tokens": ("visible", "masked")}
+"""What the two maps beside the examples show."""
 _PAPER = (214, 217, 222)
 _SHADE = np.array([46.0, 49.0, 55.0])
 
@@ -77,8 +80,10 @@ def mask_figure(
     sheet = Sheet(width, top - 34)
     for sampler, layout in zip(chosen, layouts, strict=True):
         sheet.words(sampler.name, 0, layout.top - 22, size=23, bold=True)
-        _examples(sheet, sampler, layout, images, num_columns, seed)
-        _coverage_maps(sheet, coverage(sampler, num_samples, seed), layout, layout.x(num_columns) + 30)
+        kind = _examples(sheet, sampler, layout, images, num_columns, seed)
+        maps = coverage(sampler, num_samples, seed)
+        maps = dict(zip(COVERAGE_WORDS[kind], (maps["context"], maps["union"]), strict=True))
+        _coverage_maps(sheet, maps, layout, layout.x(num_columns) + 30)
     sheet.save(output)
     return output
 
@@ -94,7 +99,8 @@ def _examples(
     images: UInt8[np.ndarray, "n h w 3"] | None,
     num_columns: int,
     seed: int,
-) -> None:
+) -> MaskKind:
+    """Returns what the masks are."""
     side = layout.cell[0] // sampler.grid[0]
     drawn = examples(sampler, num_columns if images is not None else 2 * num_columns, seed)
     for index, example in enumerate(drawn):
@@ -105,6 +111,7 @@ def _examples(
             sheet.image(background, layout.x(column), layout.y(0))
         painted = paint_masks(background, example.context, example.targets)
         sheet.image(painted, layout.x(column), layout.y(row))
+    return drawn[0].kind
 
 
 def neutral_grid(grid: tuple[int, int], side: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -115,7 +122,7 @@ def neutral_grid(grid: tuple[int, int], side: int) -> UInt8[np.ndarray, "h w 3"]
 
 
 def _coverage_maps(sheet: Sheet, maps: dict[str, Float[np.ndarray, "H W"]], layout: Layout, left: int) -> None:
-    for row, (name, shares) in enumerate((("context", maps["context"]), ("any target", maps["union"]))):
+    for row, (name, shares) in enumerate(maps.items()):
         high = max(0.05, float(np.ceil(shares.max() * 20) / 20))
         height, width = layout.cell
         sheet.image(enlarge(heat(shares / high), layout.cell, smooth=False), left, layout.y(row))

@@ -27,7 +27,7 @@ def values(numbering: str, quantity: object = learning_rate) -> list[float]:
 
 
 def test_the_three_ways_to_number_steps() -> None:
-    """Four steps of warm-up, a plateau, and a cooldown over the last five of ten steps; `inclusive` reaches both ends of each."""
+    """Four steps of warm-up, a plateau, and a cooldown over the last five of ten; `inclusive` reaches both ends of each."""
     assert values("from_one") == pytest.approx([0.25, 0.5, 0.75, 1, 1, 0.8, 0.6, 0.4, 0.2, 0])
     assert values("from_zero") == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1, 0.8, 0.6, 0.4, 0.2])
     assert values("inclusive") == pytest.approx([0, 1 / 3, 2 / 3, 1, 1, 1, 0.75, 0.5, 0.25, 0])

@@ -1,0 +1,100 @@
+"""What each method refuses of its settings, the masks and the encoder, and what the error says to do."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openjepa.checks import check
+from openjepa.methods import METHODS
+from openjepa.settings.masks import MultiblockSettings, NoMaskSettings, RandomPatchesSettings
+from openjepa.settings.methods import DinoSettings
+from openjepa.settings.run import RunConfig
+from tests.small_methods import method_config
+
+NOWHERE = Path("nowhere")
+
+
+def changed(name: str, **changes: Any) -> RunConfig:
+    """The small run of a method with some of its own settings changed."""
+    config = method_config(name, NOWHERE, NOWHERE)
+    return replace(config, method=replace(config.method, **changes))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_small_run_of_every_method_can_work(name: str) -> None:
+    check(method_config(name, NOWHERE, NOWHERE))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_masks_that_do_not_fit_name_those_that_do(name: str) -> None:
+    config = method_config(name, NOWHERE, NOWHERE)
+    wrong = NoMaskSettings() if name == "ijepa" else MultiblockSettings()
+    fitting = {"ijepa": "multiblock", "dino": "none"}.get(name, r"random_patches or blockwise|blockwise or random_patches")
+    with pytest.raises(ValueError, match=rf"does not fit method.name={name}, .* use masks.strategy=({fitting})"):
+        check(replace(config, masks=wrong))
+
+
+@pytest.mark.parametrize("name", ["dino", "ibot", "msn"])
+def test_methods_that_train_the_class_token_need_one(name: str) -> None:
+    config = method_config(name, NOWHERE, NOWHERE)
+    with pytest.raises(ValueError, match=r"model.class_token=False, .* set model.class_token=True"):
+        check(replace(config, model=replace(config.model, class_token=False)))
+
+
+@pytest.mark.parametrize("name", ["dino", "ibot", "msn"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"local_size": 18},
+            r"model.patch_size=4 does not divide method.local_size=18x18: model.patch_size one of 6, 9, "
+            r"or method.local_size=16",
+        ),
+        ({"local_size": 2}, r"method.local_size=2x2 is smaller than a patch"),
+        ({"local_scale": (0.4, 0.05)}, r"method.local_scale=0.4 0.05: smallest first"),
+        ({"jitter": (0.4, 0.4, 0.2, 0.6)}, r"method.jitter: .* 0.6, .* use at most 0.5"),
+        ({"jitter": (-0.1, 0.4, 0.2, 0.1)}, r"method.jitter=-0.1 must be at least 0"),
+        ({"blur_probability": (0.5, 1.5, 0.5)}, r"method.blur_probability=1.5 must be between 0 and 1"),
+        ({"blur_sigma": (0.0, 2.0)}, r"method.blur_sigma=0.0 2.0: both values must be above 0"),
+    ],
+)
+def test_crops_and_colors_that_cannot_be(name: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(changed(name, **changes))
+
+
+@pytest.mark.parametrize("name", ["dino", "ibot", "msn"])
+def test_without_small_crops_their_size_does_not_matter(name: str) -> None:
+    check(changed(name, local_crops=0, local_size=18))
+
+
+@pytest.mark.parametrize("name", ["dino", "ibot"])
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("outputs", 0, "at least 1"),
+        ("head_layers", 0, "at least 1"),
+        ("student_temperature", 0.0, "above 0"),
+        ("teacher_temperature", 0.0, "above 0"),
+        ("center_momentum", 1.1, "between 0 and 1"),
+        ("freeze_last_layer_epochs", -1, "at least 0"),
+    ],
+)
+def test_numbers_of_the_head_have_ranges(name: str, setting: str, value: float, words: str) -> None:
+    with pytest.raises(ValueError, match=f"method.{setting}={value} must be {words}"):
+        check(changed(name, **{setting: value}))
+
+
+def test_published_crops_need_a_patch_size_that_divides_both() -> None:
+    config = method_config("dino", NOWHERE, NOWHERE)
+    sized = replace(config, method=DinoSettings(), data=replace(config.data, image_size=224))
+    check(replace(sized, model=replace(sized.model, patch_size=16)))
+    with pytest.raises(ValueError, match=r"patch_size=14 does not divide method.local_size=96x96: .* or method.local_size=98"):
+        check(replace(sized, model=replace(sized.model, patch_size=14)))
+
+
+def test_masks_of_single_patches_are_no_masks_of_dino() -> None:
+    with pytest.raises(ValueError, match=r"which compares whole views without masks: use masks.strategy=none"):
+        check(replace(method_config("dino", NOWHERE, NOWHERE), masks=RandomPatchesSettings()))

@@ -88,7 +88,7 @@ def _complete_moments(optimizer: torch.optim.Optimizer) -> None:
 
     AdamW makes them only at the first gradient, but a checkpoint is read into moments of all parameters.
     """
-    known = next((state for state in optimizer.state.values() if state), {})
+    known: dict[str, torch.Tensor] = next((state for state in optimizer.state.values() if state), {})
     for value in (value for group in optimizer.param_groups for value in group["params"]):
         if not optimizer.state[value]:
             zeros = {key: torch.zeros_like(value if key != "step" else other) for key, other in known.items()}

@@ -202,7 +202,7 @@ class VisionTransformer(nn.Module):
         if self.rel_pos_bias is None:
             return hidden
         height, width = images.shape[-2:]
-        relative = self.rel_pos_bias(self.config.grid((height, width)), self.cls_token is not None, keep)
+        relative: Tensor = self.rel_pos_bias(self.config.grid((height, width)), self.cls_token is not None, keep)
         return relative if hidden is None else relative + hidden
 
     def _output(self, x: Float[Tensor, "B S D"]) -> EncoderOutput:

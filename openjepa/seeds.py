@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-STREAMS = {"order": 1, "crop": 2, "mask": 3, "group": 4, "weights": 5, "step": 6, "subset": 7, "scene": 8}
+STREAMS = {"order": 1, "crop": 2, "mask": 3, "group": 4, "weights": 5, "step": 6, "subset": 7, "scene": 8, "color": 9}
 """Purpose of a seed, so that the same sample draws independent numbers for its crop and its masks."""
 
 

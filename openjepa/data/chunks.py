@@ -1,4 +1,4 @@
-"""What a worker does: read, decode and crop a chunk of a microbatch, and draw the microbatch's masks."""
+"""What a worker does: read, decode and crop a chunk of a microbatch, change colors, and draw the microbatch's masks."""
 
 import math
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from openjepa.data.cache import PixelCache
+from openjepa.data.colors import change_colors, draw_colors
 from openjepa.data.decode import DecodeError, decode_image, image_size
 from openjepa.data.skipping import check_side, fill_slots
 from openjepa.data.source import ListSource, ShardRecord, ShardSource
@@ -53,6 +54,10 @@ class Chunk:
     group: int = 0
     """Mask group of the microbatch within its step."""
 
+    def slot_ids(self) -> NDArray[np.int64]:
+        """The samples whose random numbers the slots use [num]; one that is replaced leaves its own to its successor."""
+        return self.ids[: self.num]
+
 
 @dataclass
 class ChunkResult:
@@ -89,7 +94,7 @@ class ChunkReader:
     def __call__(self, chunk: Chunk) -> ChunkResult:
         """Crops, labels and masks of the chunk."""
         numbers = self._numbers(chunk)
-        result = ChunkResult(chunk, chunk.ids[: chunk.num], [])
+        result = ChunkResult(chunk, chunk.slot_ids(), [])
         for name, view in self.inputs.views.items():
             if self.boxes_only:
                 result.boxes[name] = np.empty((view.count, chunk.num, 5), dtype=np.int64)
@@ -104,14 +109,17 @@ class ChunkReader:
 
         places, result.skipped = fill_slots(chunk.num, len(chunk.ids), fill, lambda place: self._name(chunk, place))
         result.ids = chunk.ids[places]
+        if not self.boxes_only:
+            for name, drawn in draw_colors(self.inputs.views, chunk.slot_ids(), self.seed, chunk.epoch).items():
+                change_colors(result.views[name].flatten(0, 1), drawn)
         self._add_labels(result, places)
         self._add_masks(result)
         result.chunk = replace(chunk, records=None)  # what came as bytes need not go back
         return result
 
     def _numbers(self, chunk: Chunk) -> list[list[float]]:
-        """NUMBERS_PER_VIEW for each view of each slot; a sample that is replaced leaves its own to its successor."""
-        seeds = derive_samples("crop", self.seed, np.array([chunk.epoch]), chunk.ids[: chunk.num])
+        """NUMBERS_PER_VIEW for each view of each slot."""
+        seeds = derive_samples("crop", self.seed, np.array([chunk.epoch]), chunk.slot_ids())
         num_views = sum(view.count for view in self.inputs.views.values())
         numbers: list[list[float]] = uniforms(seeds, num_views * NUMBERS_PER_VIEW).tolist()
         return numbers

@@ -13,6 +13,7 @@ from torch import Tensor
 from openjepa.data.batch_crops import crop_batch
 from openjepa.data.cache import MEMORY_SHARE, PixelCache, available_memory, build_cache
 from openjepa.data.chunks import Chunk, ChunkReader, ChunkResult, MaskDrawer
+from openjepa.data.colors import change_colors, draw_colors
 from openjepa.data.order import BatchPlan, Samples, list_steps, shard_steps
 from openjepa.data.skipping import check_usable
 from openjepa.data.source import ListSource, ShardSource
@@ -156,8 +157,7 @@ class TrainingLoader:
 
     def _views(self, parts: list[ChunkResult], ids: list[int]) -> dict[str, Tensor]:
         if self._on_device:
-            boxes = {name: np.concatenate([part.boxes[name] for part in parts], axis=1) for name in self._inputs.views}
-            return {name: self._crop_on_device(name, torch.from_numpy(boxes[name]), ids) for name in boxes}
+            return self._views_on_device(parts, ids)
         views = {}
         for name in self._inputs.views:
             pieces = [part.views[name] for part in parts]
@@ -167,6 +167,15 @@ class TrainingLoader:
             shape = (pieces[0].shape[0], len(ids), *pieces[0].shape[2:])
             joined = torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
             views[name] = torch.cat(pieces, dim=1, out=joined)
+        return views
+
+    def _views_on_device(self, parts: list[ChunkResult], ids: list[int]) -> dict[str, Tensor]:
+        """Crops and their colors, from the boxes that were drawn for them."""
+        boxes = {name: np.concatenate([part.boxes[name] for part in parts], axis=1) for name in self._inputs.views}
+        views = {name: self._crop_on_device(name, torch.from_numpy(boxes[name]), ids) for name in boxes}
+        slot_ids = np.concatenate([part.chunk.slot_ids() for part in parts])
+        for name, drawn in draw_colors(self._inputs.views, slot_ids, self._seed, parts[0].chunk.epoch).items():
+            change_colors(views[name].flatten(0, 1), drawn)
         return views
 
     def _crop_on_device(self, name: str, boxes: Int[Tensor, "V B 5"], ids: list[int]) -> Tensor:
@@ -215,7 +224,7 @@ class TrainingLoader:
         if self._on_device and self._device.type == "cuda":
             free = min(torch.cuda.mem_get_info(self._device)[0], available_memory())  # pixels pass through the host's
             limit = int(MEMORY_SHARE * free)
-        short_side = data.cache_size or _detail_kept(data)
+        short_side = data.cache_size or _detail_kept(self._inputs)
         cache = build_cache(self._source, short_side, min_side, workers, progress, limit)
         if len(cache.reasons) > data.max_skipped * len(cache):
             index, reason = next(iter(cache.reasons.items()))
@@ -235,9 +244,9 @@ class TrainingLoader:
         return torch.from_numpy(geometry).to(self._device)
 
 
-def _detail_kept(data: DataSettings) -> int:
-    """Short side at which even the smallest crop of a cached square image has the pixels of its view."""
-    return math.ceil(max(data.height_width()) / math.sqrt(data.crop_scale[0]))
+def _detail_kept(inputs: InputSpec) -> int:
+    """Short side at which even the smallest crops of a cached square image have the pixels of their views."""
+    return max(math.ceil(max(view.size) / math.sqrt(view.scale[0])) for view in inputs.views.values())
 
 
 def _patch_side(inputs: InputSpec, sampler: MaskDrawer) -> int:

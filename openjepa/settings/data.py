@@ -29,7 +29,7 @@ class DataSettings:
     """Decode every image once and keep it: in memory (cropped by the workers) or on the device (cropped there)."""
     cache_size: int | None = None
     """Short side, in pixels, that cached images are reduced to. None: what the smallest crop needs, that is
-    `image_size` / sqrt(smallest `crop_scale`)."""
+    `image_size` / sqrt(smallest `crop_scale`), or the same for a method's small crops where that is more."""
     max_skipped: float = 0.05
     """Share of unreadable images above which the run stops."""
     max_images: int | None = None

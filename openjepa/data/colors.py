@@ -1,0 +1,302 @@
+"""Random color changes of batches of views: jitter, grayscale, blur, solarize (SimCLR, appendix A; DINO), on any device.
+
+What is done with a view follows from the seed of its sample alone. The published order: mirror, jitter, grayscale, blur,
+solarize; the four parts of the jitter in an order of their own for every view. Only the views that need an operation take part.
+
+A view becomes the same, bit by bit, in whatever company, on any number of threads and on every device: all arithmetic is either
+elementwise, each operation rounded by itself, or sums of integers that float32 holds exactly. Levels are rounded before the
+blur and at the end; each operation clamps to [0, 255] like the published ones.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from openjepa.seeds import derive_samples, uniforms
+from openjepa.types import ColorChange, ViewSpec
+
+NUMBERS_PER_VIEW = 10
+"""Uniform numbers of one view of one sample: whether it is jittered, four strengths, their order, grayscale, blur, its sigma,
+solarize."""
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+ORDERS = np.array(list(permutations(range(4))))
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in gray (ITU-R 601)."""
+LEAST_SIGMA = 0.26
+"""A narrower Gaussian moves no level by one: each of its neighbors weighs below 1 / 1024."""
+RADIUS_IN_SIGMAS = 3.0
+BLOCK_VALUES = 200_000
+"""Numbers changed at a time on a CPU, so that they stay in its cache: one view at 224 pixels."""
+BLOCK_VIEWS = 256
+"""Views changed at a time elsewhere; bounds the memory."""
+BLUR_SIDE = 32
+"""Most pixels of a row that are blurred by one matrix; longer rows are divided, since most of a larger matrix is zero."""
+PARTS_OF_A_LEVEL = 8
+"""Sums are taken of levels in eighths."""
+PARTS_OF_A_WEIGHT = 8192
+"""Weights of the blur are whole numbers of so many parts: 255 x 8 x 8192 is below 2^24, so that every sum is exact."""
+VERY_LARGE = 1e30
+
+
+@dataclass(frozen=True)
+class DrawnColors:
+    """What is done with each of R views."""
+
+    strengths: NDArray[np.float64]
+    """[R, 4]: factors of brightness, contrast and saturation, and turns of hue; (1, 1, 1, 0) changes nothing."""
+    order: NDArray[np.int64]
+    """[R, 4]: which of the four comes first, second, ..."""
+    gray: NDArray[np.bool_]
+    """[R]"""
+    sigma: NDArray[np.float64]
+    """[R]: of the blur, in pixels; 0: none."""
+    solarized: NDArray[np.bool_]
+    """[R]"""
+
+    def changed(self) -> NDArray[np.int64]:
+        """Rows with which anything is done."""
+        jittered = (self.strengths != NEUTRAL).any(axis=1)
+        return np.flatnonzero(jittered | self.gray | (self.sigma > 0) | self.solarized)
+
+    def of(self, rows: NDArray[np.int64]) -> "DrawnColors":
+        """The same for some of the views."""
+        return DrawnColors(self.strengths[rows], self.order[rows], self.gray[rows], self.sigma[rows], self.solarized[rows])
+
+
+NEUTRAL = np.array([1.0, 1.0, 1.0, 0.0])
+
+
+def draw_colors(views: Mapping[str, ViewSpec], ids: NDArray[np.int64], seed: int, epoch: int) -> dict[str, DrawnColors]:
+    """What is done with the views of the samples `ids` [B] in an epoch: V x B rows by name, view by view.
+
+    Names whose colors stay as they are, are left out. ValueError: a view has not one color change for each of its crops.
+    """
+    if not any(view.colors for view in views.values()):
+        return {}
+    seeds = derive_samples("color", seed, np.array([epoch]), ids)
+    num_views = sum(view.count for view in views.values())
+    numbers = uniforms(seeds, num_views * NUMBERS_PER_VIEW).reshape(len(ids), num_views, NUMBERS_PER_VIEW)
+    drawn, used = {}, 0
+    for name, view in views.items():
+        if view.colors:
+            if len(view.colors) != view.count:
+                raise ValueError(f"{len(view.colors)} color changes for {view.count} crops {name!r}: give one for each")
+            parts = [_drawn(change, numbers[:, used + number]) for number, change in enumerate(view.colors)]
+            drawn[name] = _joined(parts)
+        used += view.count
+    return drawn
+
+
+def _drawn(change: ColorChange, numbers: NDArray[np.float64]) -> DrawnColors:
+    """One view of every sample, from its own numbers [B, NUMBERS_PER_VIEW]."""
+    largest = np.array(change.jitter)
+    low = np.maximum(0.0, 1.0 - largest)
+    low[HUE] = -largest[HUE]
+    strengths = low + (NEUTRAL + largest - low) * numbers[:, 1:5]
+    jittered = numbers[:, :1] < change.jitter_probability
+    sigma_low, sigma_high = change.blur_sigma
+    sigma = sigma_low + (sigma_high - sigma_low) * numbers[:, 8]
+    return DrawnColors(
+        strengths=np.where(jittered, strengths, NEUTRAL),
+        order=ORDERS[(numbers[:, 5] * len(ORDERS)).astype(np.int64)],
+        gray=numbers[:, 6] < change.grayscale_probability,
+        sigma=np.where((numbers[:, 7] < change.blur_probability) & (sigma >= LEAST_SIGMA), sigma, 0.0),
+        solarized=numbers[:, 9] < change.solarize_probability,
+    )
+
+
+def _joined(parts: Sequence[DrawnColors]) -> DrawnColors:
+    return DrawnColors(
+        strengths=np.concatenate([part.strengths for part in parts]),
+        order=np.concatenate([part.order for part in parts]),
+        gray=np.concatenate([part.gray for part in parts]),
+        sigma=np.concatenate([part.sigma for part in parts]),
+        solarized=np.concatenate([part.solarized for part in parts]),
+    )
+
+
+def change_colors(pixels: UInt8[Tensor, "R 3 h w"], drawn: DrawnColors) -> None:
+    """Changes the views in place, each as drawn for it."""
+    rows = drawn.changed()
+    size = BLOCK_VIEWS if pixels.device.type != "cpu" else max(1, BLOCK_VALUES // pixels[0].numel())
+    for first in range(0, len(rows), size):
+        block = rows[first : first + size]
+        places = _places(block, pixels)
+        images = change_floats(pixels[places].to(torch.float32), drawn.of(block))
+        pixels[places] = images.round_().to(torch.uint8)
+
+
+def change_floats(images: Float[Tensor, "R 3 h w"], drawn: DrawnColors) -> Float[Tensor, "R 3 h w"]:
+    """The same for levels in [0, 255] that are not rounded; may overwrite `images`."""
+    for place in range(4):
+        operation = drawn.order[:, place]
+        strength = np.take_along_axis(drawn.strengths, operation[:, None], axis=1)[:, 0]
+        active = strength != NEUTRAL[operation]
+        for part, change in JITTER.items():
+            images = _on_rows(images, active & (operation == part), change, strength)
+    images = _on_rows(images, drawn.gray, to_gray)
+    images = _on_rows(images, drawn.sigma > 0, blur, drawn.sigma)
+    return _on_rows(images, drawn.solarized, solarize)
+
+
+def _on_rows(images: Tensor, chosen: NDArray[np.bool_], change: Callable[..., Tensor], *values: NDArray[np.generic]) -> Tensor:
+    """`images` with `change(images, *values)` in the chosen rows, where `values` have one row for each image."""
+    if not chosen.any():
+        return images
+    if chosen.all():
+        return change(images, *values)
+    rows = np.flatnonzero(chosen)
+    places = _places(rows, images)
+    images[places] = change(images[places], *(value[rows] for value in values))
+    return images
+
+
+def _places(rows: NDArray[np.int64], images: Tensor) -> slice | Tensor:
+    """Rows as an index: without a copy where they follow each other."""
+    if len(rows) == rows[-1] - rows[0] + 1:
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return _on_device(rows, images.device)
+
+
+def _on_device(values: NDArray[np.generic], device: torch.device) -> Tensor:
+    """Numbers of the host on the device, without waiting for it."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+# ------------------------------------------------------------------------------------------------------------- jitter
+
+
+def _brighten(images: Tensor, factor: NDArray[np.float64]) -> Tensor:
+    """f x."""
+    return images.mul_(_per_image(factor, images)).clamp_(0, 255)
+
+
+def _contrast(images: Tensor, factor: NDArray[np.float64]) -> Tensor:
+    """f x + (1 - f) m, where m is the mean gray of the image."""
+    eighths = (images * PARTS_OF_A_LEVEL).round_().sum(dim=3)  # whole numbers
+    sums = eighths.to(torch.int64).sum(dim=2)[:, :, None, None].to(torch.float32)  # [R, 3, 1, 1]
+    mean = luma(sums).div_(PARTS_OF_A_LEVEL * images.shape[2] * images.shape[3])
+    return _blend(images, factor, mean)
+
+
+def _saturate(images: Tensor, factor: NDArray[np.float64]) -> Tensor:
+    """f x + (1 - f) gray."""
+    return _blend(images, factor, luma(images))
+
+
+def _turn_hue(images: Tensor, turns: NDArray[np.float64]) -> Tensor:
+    """Hue turned by so many turns at equal value and chroma of HSV.
+
+    With M, m and C = M - m of a pixel and its hue H in turns, channel n (red 0, green 2, blue 4 sixths) of the HSV hexagon is
+    M - C clamp(2 - 6 d, 0, 1), that is M - 2 C + 6 C d held between m and M, where d is the distance of H + 1/2 from n on a
+    circle of length 1: the opposite hue has none of a channel, and d = |v - round(v)| for any representative v.
+    Comparisons are made of arithmetic, which is several times as fast on a CPU as `where`.
+    """
+    red, green, blue = images.unbind(1)
+    highest = torch.maximum(torch.maximum(red, green), blue)
+    lowest = torch.minimum(torch.minimum(red, green), blue)
+    chroma = highest - lowest
+    not_red = (highest - red).mul_(VERY_LARGE).clamp_(max=1)  # 0 where red is the highest, else 1
+    not_green = (highest - green).mul_(VERY_LARGE).clamp_(max=1)
+    in_sixths = torch.lerp((blue - red).add_(chroma, alpha=2), (red - green).add_(chroma, alpha=4), not_green)
+    in_sixths = torch.lerp(green - blue, in_sixths, not_red)  # chroma times hue in sixths of a turn
+    slope = 6 * chroma
+    hue = in_sixths.div_(slope.clamp(min=1e-6))
+    shift = turns[:, None] - np.array([0.0, 2.0, 4.0]) / 6 + 0.5
+    around = hue[:, None] + _on_device(shift.astype(np.float32), images.device)[:, :, None, None]  # [R, 3, h, w]
+    rising = around.sub_(around.round()).abs_().mul_(slope[:, None]).add_((highest - 2 * chroma)[:, None])
+    return torch.minimum(torch.maximum(rising, lowest[:, None], out=rising), highest[:, None], out=rising)
+
+
+JITTER: dict[int, Callable[..., Tensor]] = {
+    BRIGHTNESS: _brighten,
+    CONTRAST: _contrast,
+    SATURATION: _saturate,
+    HUE: _turn_hue,
+}
+
+
+def _blend(images: Tensor, factor: NDArray[np.float64], other: Float[Tensor, "R 1 h2 w2"]) -> Tensor:
+    rest = other * _per_image(1 - factor, images)
+    return images.mul_(_per_image(factor, images)).add_(rest).clamp_(0, 255)
+
+
+def _per_image(values: NDArray[np.float64], images: Tensor) -> Float[Tensor, "R 1 1 1"]:
+    return _on_device(values.astype(np.float32), images.device)[:, None, None, None]
+
+
+def luma(images: Float[Tensor, "R 3 h w"]) -> Float[Tensor, "R 1 h w"]:
+    """Gray of ITU-R 601."""
+    red, green, blue = images.unbind(1)
+    return (red * LUMA[0]).add_(green * LUMA[1]).add_(blue * LUMA[2])[:, None]
+
+
+# ------------------------------------------------------------------------------------------- grayscale, blur, solarize
+
+
+def to_gray(images: Float[Tensor, "R 3 h w"]) -> Float[Tensor, "R 3 h w"]:
+    """All channels become the luma."""
+    return luma(images).expand_as(images).clone()
+
+
+def solarize(images: Float[Tensor, "R 3 h w"]) -> Float[Tensor, "R 3 h w"]:
+    """Levels of 128 and more are inverted, which makes each the smaller of itself and its inverse."""
+    return torch.minimum(images, 255 - images)
+
+
+def blur(images: Float[Tensor, "R 3 h w"], sigma: NDArray[np.float64]) -> Float[Tensor, "R 3 h w"]:
+    """Gaussian blur of each image by its own sigma > 0 in pixels; beyond the border the image is reflected at its last pixel.
+
+    Rows and columns are divided into stretches of at most BLUR_SIDE pixels, each the product of a banded matrix with the
+    stretch and what lies within the radius around it. A kernel ends at three times its sigma.
+    """
+    height, width = images.shape[2:]
+    kernels = _kernels(sigma, min(height, width) - 1)  # [R, 2 radius + 1]
+    radius = kernels.shape[1] // 2
+    rows, num_rows = _stretches(height)
+    columns, num_columns = _stretches(width)
+    padded = F.pad(images.round().mul_(PARTS_OF_A_LEVEL), (radius,) * 4, mode="reflect")
+    if (num_rows * rows, num_columns * columns) != (height, width):
+        padded = F.pad(padded, (0, num_columns * columns - width, 0, num_rows * rows - height))
+    across = _band(kernels, columns, images.device)  # [R, columns, window]
+    down = across if rows == columns else _band(kernels, rows, images.device)
+    windows = padded.unfold(3, columns + 2 * radius, columns)  # [R, 3, h', stretches, window]
+    narrow = torch.bmm(windows.flatten(1, 3), across.transpose(1, 2).contiguous()).round_()
+    narrow = narrow.view(*padded.shape[:3], -1)  # [R, 3, h', w]
+    windows = narrow.unfold(2, rows + 2 * radius, rows).permute(0, 1, 2, 4, 3)  # [R, 3, stretches, window, w]
+    down = down[:, None, None].expand(-1, *windows.shape[1:3], -1, -1)
+    blurred = torch.bmm(down.flatten(0, 2), windows.flatten(0, 2)).div_(PARTS_OF_A_LEVEL)
+    return blurred.view(len(images), 3, num_rows * rows, -1)[:, :, :height, :width]
+
+
+def _kernels(sigma: NDArray[np.float64], largest_radius: int) -> NDArray[np.float64]:
+    """Weights [R, 2 radius + 1] of each Gaussian, in whole parts of PARTS_OF_A_WEIGHT, each with a sum of exactly one."""
+    own_radius = np.minimum(np.ceil(RADIUS_IN_SIGMAS * sigma), largest_radius)[:, None]
+    offsets = np.arange(1, own_radius.max() + 1)[None, :]
+    side = np.exp(-0.5 * (offsets / sigma[:, None]) ** 2) * (offsets <= own_radius)
+    side = np.round(side / (1 + 2 * side.sum(axis=1, keepdims=True)) * PARTS_OF_A_WEIGHT) / PARTS_OF_A_WEIGHT
+    middle = 1 - 2 * side.sum(axis=1, keepdims=True)
+    return np.concatenate([side[:, ::-1], middle, side], axis=1)
+
+
+def _stretches(side: int) -> tuple[int, int]:
+    """Length and number of equal stretches that cover a side."""
+    number = -(-side // BLUR_SIDE)
+    return -(-side // number), number
+
+
+def _band(kernels: NDArray[np.float64], length: int, device: torch.device) -> Float[Tensor, "R length window"]:
+    """Matrices that blur the inner `length` of `length` + 2 `radius` samples: the kernel, one place further in every row."""
+    num, size = kernels.shape
+    window = length + size - 1
+    shifted = np.zeros((num, length, window + 1), dtype=np.float32)
+    shifted[:, :, :size] = kernels[:, None]
+    return _on_device(shifted.reshape(num, -1)[:, : length * window].reshape(num, length, window), device)

@@ -47,14 +47,12 @@ def cross_entropy_table(targets: Float[Tensor, "B K"], logits: Float[Tensor, "B 
 def other_views_loss(targets: Float[Tensor, "G B K"], logits: Float[Tensor, "V B K"]) -> Float[Tensor, ""]:
     """Mean over images and over all pairs (i, v), v != i, of the cross-entropy of target view i and student view v.
 
-    The first G student views are crops that the targets were made from. The sum over i is drawn into the targets: view v
-    is compared once with the sum of all targets but its own, so that the cost grows with V and not with G V.
+    The first G student views are crops that the targets were made from. With CE(q, s) = logsumexp(s) - <q, s> the sum over all
+    pairs is <sum of q, sum of s> less <q_i, s_i> of each own view, so that no tensor of pairs or of log-probabilities is made.
     """
     num_targets, num_views = len(targets), len(logits)
-    everything = targets.sum(dim=0)
-    same = logits[:num_targets]  # those that have a target of their own
     normalizers = logits.logsumexp(dim=-1)  # [V, B]
-    agreement = (everything * logits).sum(dim=(0, 2)) - (targets * same).sum(dim=(0, 2))  # [B]
+    agreement = (targets.sum(dim=0) * logits.sum(dim=0)).sum(dim=-1) - (targets * logits[:num_targets]).sum(dim=(0, 2))  # [B]
     total = num_targets * normalizers.sum(dim=0) - normalizers[:num_targets].sum(dim=0) - agreement
     return total.mean() / (num_targets * (num_views - 1))
 

@@ -91,5 +91,5 @@ def _dispatch(argv: list[str]) -> None:
 
 def usage(names: Sequence[str] = tuple(COMMANDS)) -> str:
     """The help of `openjepa`, or only the lines of some of its commands."""
-    lines = "\n".join(f"  {name:<13}{COMMANDS[name][1]}" for name in names)
+    lines = "\n".join(f"  {name:<14}{COMMANDS[name][1]}" for name in names)
     return USAGE.format(version=openjepa.__version__, commands=lines) if len(names) == len(COMMANDS) else lines

@@ -81,7 +81,13 @@ def test_strings_of_a_run_folder_are_never_markup(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", steps=200)
     write_evaluations(folder)
     write_pictures(folder)
-    for name in ("environment.json", "summary.json", "eval/classification.json", "figures/figures.json", "encoder/config.json"):
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(
+        json.dumps(summary | {"about": dict.fromkeys(("title", "family", "x", "energy"), "a")})
+    )
+    (folder / "energy.json").write_text(json.dumps({"step": 1, "images": 4, "group": 2, "split": "test", "verdict": "flat"}))
+    names = ("environment.json", "summary.json", "eval/classification.json", "figures/figures.json", "encoder/config.json")
+    for name in (*names, "energy.json"):
         content = json.loads((folder / name).read_text())
         (folder / name).write_text(json.dumps(poisoned(content)))
     config = (

@@ -1,11 +1,15 @@
 """Curves: what is drawn of a series, round ticks, readable numbers."""
 
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from openjepa.report.charts import learning_charts
 from openjepa.report.curves import Chart, Series, downsample, draw, format_number, nice_ticks
+from openjepa.report.reading import read_run
 
 
 def test_downsampling_keeps_mean_range_and_order() -> None:
@@ -44,3 +48,18 @@ def test_odd_series_are_drawn_inside_the_frame(points: list[tuple[float, float]]
     drawn = draw(Chart("Title", "", [Series("line", points)]), "id")
     numbers = [float(number) for number in re.findall(r'(?:cx|cy|x|y)="(-?[\d.]+)"', drawn)]
     assert numbers and all(-1 <= number <= 401 for number in numbers)
+
+
+def test_terms_of_a_loss_are_drawn_where_there_are_several_and_trivial_losses_only_where_known(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("recipe: x")
+    rows = [
+        {"kind": "train", "step": n, "images": 8 * n, "loss": 3.0, "loss/class": 2.0, "target_entropy": 1.5} for n in (1, 2)
+    ]
+    lines = [json.dumps(row) for row in rows]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    charts = {chart.title: chart for chart in learning_charts([read_run(tmp_path)])}
+    assert set(charts) == {"Loss", "Entropy of the targets"} and "Dashed" not in charts["Loss"].note
+    (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps({**row, "loss/patch": 1.0}) for row in rows))
+    charts = {chart.title: chart for chart in learning_charts([read_run(tmp_path)])}
+    terms = {line.label: line.points for line in charts["Terms of the loss"].series}
+    assert terms == {"class": [(1, 2.0), (2, 2.0)], "patch": [(1, 1.0), (2, 1.0)]}

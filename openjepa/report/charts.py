@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from openjepa.report.curves import Chart, Series
-from openjepa.report.reading import RunFolder
+from openjepa.report.curves import NUM_COLORS, Chart, Series
+from openjepa.report.reading import RunFolder, text
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,13 @@ LEARNING = (
         "Feature spread", "monitor", "feature_std", "Standard deviation over images, mean over dimensions; 0 is collapse.", True
     ),
     Quantity("Similarity of images", "monitor", "cosine", "Mean cosine between two images' features; 1 is collapse."),
+    Quantity(
+        "Entropy of the targets",
+        "train",
+        "target_entropy",
+        "Of the single assignments to outputs or prototypes, in nats; 0 is a sharp choice, the logarithm of their number none.",
+        True,
+    ),
     Quantity("Online k-NN accuracy", "monitor", "knn", "Share of test images whose nearest neighbors vote rightly."),
 )
 MACHINERY = (
@@ -44,12 +51,14 @@ LOSS_PARTS = (
     Series("mean target", (), 7, dashed=True),
     Series("mean of the position", (), 3, dashed=True),
 )
+TERM = "loss/"
+"""Starts the names of the terms of a loss in the log."""
 _LOSS_NAMES = ("loss", "loss_mean_target", "loss_position_mean")
 
 
 def learning_charts(runs: Sequence[RunFolder]) -> list[Chart]:
     """Loss and the signs of collapse."""
-    loss = _loss(runs[0]) if len(runs) == 1 else _loss_of_several(runs)
+    loss = [*_loss(runs[0]), *_terms(runs[0])] if len(runs) == 1 else _loss_of_several(runs)
     return _aligned(runs, [*loss, *_charts(runs, LEARNING)])
 
 
@@ -91,6 +100,15 @@ def _loss(run: RunFolder) -> list[Chart]:
     if any(line.dashed for line in lines):
         note = f"Dashed: two predictors that see no image. {note}"
     return [Chart("Loss", note, lines, from_zero=True)] if lines else []
+
+
+def _terms(run: RunFolder) -> list[Chart]:
+    """The terms of a loss that has several."""
+    names = [name for name in run.log.series.get("train", {}) if name.startswith(TERM)][:NUM_COLORS]
+    lines = [
+        Series(text(name.removeprefix(TERM), 20), run.log.points("train", name), color) for color, name in enumerate(names)
+    ]
+    return [Chart("Terms of the loss", "What the loss adds up, some with a weight.", lines)] if len(lines) > 1 else []
 
 
 def _loss_of_several(runs: Sequence[RunFolder]) -> list[Chart]:

@@ -67,6 +67,12 @@ def test_outputs_that_cannot_be_written_are_refused_first(
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
 
 
+def test_no_masks_are_not_drawn(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"masks.strategy=none has nothing to show: use one of multiblock, random_patches, bl"):
+        commands.data_masks(["--masks.strategy", "none", "--output", str(tmp_path / "m.png")], "openjepa data masks")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_mode_beside_the_chosen_masks_warns_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "m.png"
     options = ["--image-size", "96", "--patch-size", "12", "--masks.mode", "official", "--masks.min-keep", "3"]

@@ -12,15 +12,17 @@ from openjepa.arguments import (
 )
 from openjepa.checks import check_patch_divides
 from openjepa.commands.paths import check_output_file, check_output_folder
+from openjepa.settings.choices import CHOICES
 from openjepa.settings.data import DataSettings, FolderSettings
 from openjepa.settings.masks import MaskSettings, MultiblockSettings
 
-MASKS_HELP = """Draws examples of a mask strategy and how often each patch is context or target, as one picture.
+MASKS_HELP = """Draws examples of a mask strategy and how often each patch is context or target (visible or masked), as one picture.
 The other mode of multi-block masks is drawn below the chosen one, to compare.
 
 examples:
   openjepa data masks
-  openjepa data masks --image-size 96 --patch-size 12 --masks.mode official --masks.min-keep 3"""
+  openjepa data masks --image-size 96 --patch-size 12 --masks.mode official --masks.min-keep 3
+  openjepa data masks --masks.strategy blockwise"""
 
 
 SCENES_HELP = """Renders labeled scenes in CLEVR's own format (needs mitsuba: pip install 'openjepa[scenes]').
@@ -59,6 +61,9 @@ def data_masks(argv: Sequence[str], prog: str) -> None:
     defaults = MasksOptions(masks=select_component(MultiblockSettings(), "masks", argv))
     options = parse(MasksOptions, argv, prog, MASKS_HELP, defaults)
     check_output_file(options.output, ".png", any_ending=False)
+    if options.masks.kind == "none":
+        drawing = [name for name, cls in CHOICES["masks"].options.items() if cls.kind != "none"]
+        raise ValueError(f"masks.strategy={options.masks.strategy} has nothing to show: use one of {', '.join(drawing)}")
     size = options.image_size
     height, width = (size, size) if isinstance(size, int) else size
     check_patch_divides(options.patch_size, (height, width), "patch_size", "image_size")

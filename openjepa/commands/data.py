@@ -16,8 +16,8 @@ from openjepa.settings.choices import CHOICES
 from openjepa.settings.data import DataSettings, FolderSettings
 from openjepa.settings.masks import MaskSettings, MultiblockSettings
 
-MASKS_HELP = """Draws examples of a mask strategy and how often each patch is context or target (visible or masked), as a picture.
-The other mode of multi-block masks is drawn below the chosen one, to compare.
+MASKS_HELP = """Draws examples of a mask strategy and how often each patch is context or target, or visible or masked, as a
+picture. The other mode of multi-block masks is drawn below the chosen one, to compare.
 
 examples:
   openjepa data masks

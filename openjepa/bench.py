@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from openjepa.checks import check
 from openjepa.data import open_splits
+from openjepa.data.chunks import draw_masks
 from openjepa.data.generated import GeneratedPhotos
 from openjepa.data.loader import BatchPlan, TrainingLoader
 from openjepa.data.source import ListSource, ShardSource
@@ -28,23 +29,24 @@ from openjepa.engine.device import (
     set_threads,
 )
 from openjepa.engine.estimate import matmul_rate
-from openjepa.engine.optimizer import build_optimizer, gradient_norm, set_rates
+from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
 from openjepa.engine.run_folder import environment
 from openjepa.masks import MASKS
 from openjepa.masks.base import MaskSampler, TokenShape
 from openjepa.methods import METHODS
 from openjepa.methods.base import Method
 from openjepa.recipes import load_recipe
+from openjepa.recipes.matched import with_method
 from openjepa.schedules import Progress
-from openjepa.seeds import derive, derive_samples
+from openjepa.seeds import derive
 from openjepa.settings.bench import StepBench
 from openjepa.settings.data import FolderSettings
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.models import ModelSettings
 from openjepa.settings.optimization import OptimizationSettings
 from openjepa.settings.run import RunConfig
-from openjepa.training.startup import default_view
-from openjepa.types import Batch, LoaderPosition, LossOutput, Masks
+from openjepa.training.startup import default_view, masks_line
+from openjepa.types import Batch, BlockMasks, LoaderPosition, LossOutput, Masks
 from openjepa.whole_files import whole_file
 
 PROGRESS = Progress(step=10, total_steps=1000, steps_per_epoch=100)
@@ -53,15 +55,8 @@ PROGRESS = Progress(step=10, total_steps=1000, steps_per_epoch=100)
 def step_config(options: StepBench) -> RunConfig:
     """The run whose step is timed. ValueError: an option that is out of range or without effect, or a run that cannot work."""
     options.check()
-    if options.recipe:
-        config = load_recipe(options.recipe, options.preset)
-    else:
-        config = RunConfig(
-            method=IJepaSettings(predictor_width=options.predictor_width, predictor_depth=options.predictor_depth),
-            model=ModelSettings(size=options.size, patch_size=options.patch_size),
-            data=FolderSettings(image_size=options.image_size),
-            optim=OptimizationSettings(batch_size=options.batch_size),
-        )
+    config = load_recipe(options.recipe, options.preset) if options.recipe else _at_sizes(options)
+    config = with_method(config, options.method or config.method.name)
     run = replace(config.run, device=options.device, precision=options.precision, compile=options.compile)
     config = replace(config, run=run, system=replace(config.system, threads=options.threads))
     without_path = _is_without_data(config)
@@ -70,6 +65,16 @@ def step_config(options: StepBench) -> RunConfig:
         optim = config.optim
         config = replace(config, optim=replace(optim, batch_size=optim.microbatch_size or optim.batch_size))
     return config
+
+
+def _at_sizes(options: StepBench) -> RunConfig:
+    """I-JEPA at the sizes of the options."""
+    return RunConfig(
+        method=IJepaSettings(predictor_width=options.predictor_width, predictor_depth=options.predictor_depth),
+        model=ModelSettings(size=options.size, patch_size=options.patch_size),
+        data=FolderSettings(image_size=options.image_size),
+        optim=OptimizationSettings(batch_size=options.batch_size),
+    )
 
 
 def _is_without_data(config: RunConfig) -> bool:
@@ -90,13 +95,15 @@ def bench_step(config: RunConfig, repeats: int = 7, product_size: int = 4096) ->
     """Images per second, share of the matrix product's rate, peak memory and the share of time of each part of a step.
 
     Every round measures the product of two square matrices of `product_size` (in bf16 where the hardware has it, whatever the
-    run's precision is), the data path, the masks and one step; medians over the rounds. Masks have their most frequent token
-    counts. The data path runs in this process, so that its figure is what one core spends; images are those of the run's data
-    set, or generated JPEGs where its settings name none.
+    run's precision is), the data path, the masks and one step; medians over the rounds. Blocks have their most frequent token
+    counts. The data path (decoding, unless `data.cache` keeps the pixels, and the views) runs in this process with one thread,
+    so that its figure is what one core spends; images are those of the run's data set, or generated JPEGs where its settings
+    name none.
     """
     step = TimedStep(config)
     batches = step.loader().iterate(0, LoaderPosition(), repeats + 1)
-    next(batches)
+    load = one_threaded(lambda: next(batches))
+    load()
     for _ in range(2):
         step.run()
     product = resolve_precision("auto", step.device)
@@ -104,7 +111,7 @@ def bench_step(config: RunConfig, repeats: int = 7, product_size: int = 4096) ->
     for number in range(repeats):
         seconds = {"matmul_rate": matmul_rate(step.device, product, product_size, seconds=0.3)}
         drawing = measure(lambda number=number: step.draw(number), step.device)  # type: ignore[misc]
-        loading = measure(lambda: next(batches), step.device)
+        loading = measure(load, step.device)
         timer = PartTimer(step.device)
         step.run(timer)
         whole = measure(step.run, step.device) if step.device.type == "cuda" else timer.total()
@@ -147,6 +154,20 @@ def measure(work: Callable[[], object], device: torch.device) -> float:
     return now(device) - start
 
 
+def one_threaded(work: Callable[[], object]) -> Callable[[], object]:
+    """`work` on one thread of torch, as in a worker."""
+
+    def run() -> object:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return work()
+        finally:
+            torch.set_num_threads(threads)
+
+    return run
+
+
 class TimedStep:
     """One training step as the loop takes it, on one batch that stays the same."""
 
@@ -160,10 +181,14 @@ class TimedStep:
         data = config.data
         self.view = default_view(data)
         self.sampler: MaskSampler = MASKS[config.masks.strategy].load()(config.masks, config.model.grid(self.view.size))
-        self.shape: TokenShape = replace(self.sampler.shapes()[0], probability=1.0)
+        self.shape: TokenShape = self.sampler.shapes()[0]
+        shapes = self.sampler.shapes()
+        if config.masks.kind == "blocks":  # the batch has exactly this shape
+            self.shape = replace(self.shape, probability=1.0)
+            shapes = (self.shape,)
         torch.manual_seed(derive("weights", config.run.seed))
         build = METHODS[config.method.name].load()
-        self.method: Method = build(config.method, config.model, self.view, data.pixel_mean, data.pixel_std, (self.shape,))
+        self.method: Method = build(config.method, config.model, self.view, data.pixel_mean, data.pixel_std, shapes)
         self.method.to(self.device)
         if config.run.compile:
             self.method.compile_blocks()
@@ -186,17 +211,19 @@ class TimedStep:
         output.total.backward()  # type: ignore[no-untyped-call]
         self._lap("backward")
         self.method.before_step(PROGRESS)
-        gradient_norm(self.optimizer)
+        norm = gradient_norm(self.optimizer)
+        optim = self.config.optim
+        if optim.clip_grad is not None:
+            clip_gradients(self.optimizer, norm, optim.clip_grad, optim.clip_mode)
         self.optimizer.step()
         self.method.after_step(PROGRESS)
         self._lap("optimizer_ema")
         return output.total.detach()
 
-    def draw(self, step: int) -> Masks:
-        """Masks of a whole batch."""
-        size = self.config.optim.batch_size
-        seeds = derive_samples("mask", self.config.run.seed, np.array([step]), np.arange(size))
-        return self.sampler(seeds, self.config.run.seed, step)
+    def draw(self, step: int) -> dict[str, Masks]:
+        """Masks of a whole batch, for every view that has them."""
+        ids, seed = np.arange(self.config.optim.batch_size), self.config.run.seed
+        return draw_masks(self.sampler, self.method.inputs(), ids, seed=seed, epoch=step, step=step, group=0)
 
     def loader(self) -> TrainingLoader:
         """The loop's loader, in this process."""
@@ -217,19 +244,21 @@ class TimedStep:
     def _batch(self) -> Batch:
         """Random pixels with the first drawn masks of the most frequent token counts."""
         generator = torch.Generator().manual_seed(self.config.run.seed)
-        size = (1, self.config.optim.batch_size, 3, *self.view.size)
-        pixels = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
-        inputs = self.method.inputs()
+        size = self.config.optim.batch_size
+        views = {
+            name: torch.randint(0, 256, (view.count, size, 3, *view.size), dtype=torch.uint8, generator=generator)
+            for name, view in self.method.inputs().views.items()
+        }
         drawn = (self.draw(step) for step in range(1000))
-        masks = next((item for item in drawn if self._is_usual(item)), None)
+        masks = next((item for item in drawn if all(map(self._is_usual, item.values()))), None)
         if masks is None:
             raise ValueError(f"no batch of masks has the token counts {self.shape} that {self.sampler.name} announces")
-        return Batch(
-            torch.arange(size[1]), dict.fromkeys(inputs.views, pixels), masks=dict.fromkeys(inputs.masked_views, masks)
-        )
+        return Batch(torch.arange(size), views, masks=masks)
 
-    def _is_usual(self, masks: Any) -> bool:
-        return bool(masks.context.shape[1] == self.shape.context and masks.targets.shape[2] == self.shape.target)
+    def _is_usual(self, masks: Masks) -> bool:
+        if not isinstance(masks, BlockMasks):
+            return True
+        return masks.context.shape[1] == self.shape.context and masks.targets.shape[2] == self.shape.target
 
     def _source(self) -> ListSource | ShardSource:
         if _is_without_data(self.config):
@@ -251,14 +280,19 @@ def _summary(step: TimedStep, rounds: list[dict[str, float]]) -> dict[str, Any]:
         "threads": step.threads,
         "torch": torch.__version__,
         "compiled": step.config.run.compile,
+        "method": step.config.method.name,
         "model": f"{step.config.model.size}/{step.config.model.patch_size} at {step.view.size[0]}x{step.view.size[1]}",
         "masks": step.sampler.name,
         "tokens": asdict(step.shape),
+        "masks_in_words": masks_line(step.config.masks.kind, step.sampler),
+        "views": {name: f"{view.count} x {view.size[0]}x{view.size[1]}" for name, view in step.method.inputs().views.items()},
         "batch_size": images,
         "repeats": len(rounds),
         "flops_per_image": {name: value for name, value in step.method.flops().items()},
         "flops_per_image_and_step": flops,
         "images_per_second": statistics.median(images / row["step"] for row in rounds),
+        "data_images_per_second": statistics.median(images / row["data"] for row in rounds),
+        "cores_that_feed_the_step": statistics.median(row["data"] / row["step"] for row in rounds),
         "matmul_flops_per_second": statistics.median(row["matmul_rate"] for row in rounds),
         "share_of_matmul": statistics.median(images * flops / row["step"] / row["matmul_rate"] for row in rounds),
         "peak_memory_bytes": peak_memory(step.device),
@@ -272,11 +306,11 @@ def _summary(step: TimedStep, rounds: list[dict[str, float]]) -> dict[str, Any]:
 def print_step(result: dict[str, Any]) -> None:
     """The result as a table."""
     console = Console()
-    tokens = result["tokens"]
-    console.print(f"{result['model']}, batch {result['batch_size']}, {result['precision']} on {result['device']}")
     console.print(
-        f"{result['masks']}: {tokens['context']} context and {tokens['num_targets']} x {tokens['target']} target tokens"
+        f"{result['method']}, {result['model']}, batch {result['batch_size']}, {result['precision']} on {result['device']}"
     )
+    views = ", ".join(f"{name} {sizes}" for name, sizes in result["views"].items())
+    console.print(f"views: {views}; masks: {result['masks_in_words']}")
     parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in result["flops_per_image"].items())
     console.print(f"GFLOPs an image and step: {result['flops_per_image_and_step'] / 1e9:.2f} (forward of {parts})")
     # on a CPU the allocator does not count, and the process also holds Python, the photos and the matrices of the product
@@ -284,6 +318,12 @@ def print_step(result: dict[str, Any]) -> None:
     console.print(
         f"[bold]{result['images_per_second']:.1f} images/s[/], [bold]{result['share_of_matmul']:.0%}[/] of a matrix product's "
         f"{result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, {peak} {result['peak_memory_bytes'] / 2**20:.0f} MiB"
+    )
+    cores = result["cores_that_feed_the_step"]
+    held = ", so that the views hold the step back" if cores > 1 else ""
+    console.print(
+        f"one core makes the views of [bold]{result['data_images_per_second']:.1f} images/s[/], the step takes those of "
+        f"{cores:.2f} cores{held}"
     )
     table = Table("part", "ms a step", "share", title=f"median of {result['repeats']} rounds; data and masks in one process")
     for part, seconds in result["seconds"].items():

@@ -3,6 +3,8 @@
 All run on the same files with the same crops and filter, interleaved; each figure is the median over rounds of images per
 second of processor time, so that other programs on the machine hardly count. A ratio is the median of the rounds' ratios. The
 loader runs several epochs a round with I-JEPA's masks, which with a worker includes its start and the way back to this process.
+
+Of a recipe or method, the views are timed: its crops alone, and with colors, each from files and from pixels that are kept.
 """
 
 import io
@@ -11,8 +13,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,17 +24,23 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from openjepa.checks import check
 from openjepa.data.decode import decode_image
 from openjepa.data.folder import open_folder
 from openjepa.data.generated import write_photos
 from openjepa.data.loader import BatchPlan, TrainingLoader
 from openjepa.data.source import ListSource
 from openjepa.data.views import NUMBERS_PER_VIEW, crop_and_resize, crop_box
+from openjepa.engine.device import keep_freed_memory
 from openjepa.masks import MASKS
+from openjepa.recipes import load_recipe
+from openjepa.recipes.matched import with_method
 from openjepa.seeds import derive_samples, uniforms
 from openjepa.settings.bench import DataBench
 from openjepa.settings.data import FolderSettings
 from openjepa.settings.masks import MultiblockSettings
+from openjepa.settings.run import RunConfig
+from openjepa.training.startup import build_method, default_view
 from openjepa.types import InputSpec, LoaderPosition, ViewSpec
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -44,12 +53,82 @@ LOADER_EPOCHS = 30
 def time_data(options: DataBench) -> None:
     """The command `openjepa bench data`: measures and prints. ValueError: an option that is out of range."""
     options.check()
-    if options.path is not None:
-        print_result(bench_data(options.path, options.repeats, options.image_size, options.images))
-        return
     with tempfile.TemporaryDirectory() as folder:
-        write_photos(Path(folder), min(options.images, 64))
-        print_result(bench_data(Path(folder), options.repeats, options.image_size, options.images))
+        path = options.path or Path(folder)
+        if options.path is None:
+            write_photos(path, min(options.images, 64))
+        if options.recipe or options.method:
+            print_views(bench_views(views_config(options, path), options.repeats, options.images))
+        else:
+            print_result(bench_data(path, options.repeats, options.image_size, options.images))
+
+
+def views_config(options: DataBench, path: Path) -> RunConfig:
+    """The run whose views are timed, on the images of a folder. ValueError: a run that cannot work."""
+    config = load_recipe(options.recipe, options.preset) if options.recipe else RunConfig()
+    side = config.data.image_size if options.recipe else options.image_size
+    shared = {name: getattr(config.data, name) for name in ("crop_scale", "crop_aspect", "interpolation", "horizontal_flip")}
+    config = replace(config, data=FolderSettings(path=str(path), test_fraction=0.0, image_size=side, **shared))
+    config = with_method(config, options.method or config.method.name)
+    check(config)
+    return config
+
+
+def bench_views(config: RunConfig, repeats: int = 7, images: int = 128) -> dict[str, Any]:
+    """Images per second and core of a method's views, and what their colors cost.
+
+    Each figure is that of the training loader with masks, in this process, on one thread.
+    """
+    assert isinstance(config.data, FolderSettings)
+    source = open_folder(config.data, seed=0).train
+    assert isinstance(source, ListSource)
+    view = default_view(config.data)
+    sampler = MASKS[config.masks.strategy].load()(config.masks, config.model.grid(view.size))
+    # no weight of the encoder has a part in the views
+    narrow = replace(config, model=replace(config.model, size="test", width=None, heads=1, depth=config.model.shape().depth))
+    inputs = build_method(narrow, view, sampler).inputs()
+    plain = replace(inputs, views={name: replace(spec, colors=()) for name, spec in inputs.views.items()})
+    num = min(images, len(source))
+    plan = BatchPlan(num, num)
+
+    def pipeline(views: InputSpec, cache: Literal["none", "memory"]) -> Callable[[], None]:
+        settings = replace(config.data, cache=cache)
+        loader = TrainingLoader(source, settings, views, sampler, plan, 0, 0, torch.device("cpu"))
+
+        def run() -> None:
+            for _ in loader.iterate(0, LoaderPosition(), 1):
+                pass
+
+        return run
+
+    pipelines = {"crops from files": pipeline(plain, "none"), "crops from kept pixels": pipeline(plain, "memory")}
+    if plain != inputs:
+        pipelines["crops and colors from files"] = pipeline(inputs, "none")
+        pipelines["crops and colors from kept pixels"] = pipeline(inputs, "memory")
+    keep_freed_memory()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rates = _rates(pipelines, num, repeats)
+    finally:
+        torch.set_num_threads(threads)
+    return {
+        "recipe": config.recipe,
+        "method": config.method.name,
+        "views": {name: f"{spec.count} x {spec.size[0]}x{spec.size[1]}" for name, spec in inputs.views.items()},
+        "masks": sampler.name,
+        "images": num,
+        "repeats": repeats,
+        "images_per_second": {name: statistics.median(values) for name, values in rates.items()},
+        "milliseconds_of_the_colors": _added(rates, "crops and colors from kept pixels", "crops from kept pixels"),
+    }
+
+
+def _added(rates: dict[str, list[float]], larger: str, smaller: str) -> float:
+    """Milliseconds an image by which one pipeline takes longer than another: median of the rounds."""
+    if larger not in rates:
+        return 0.0
+    return statistics.median(1000 / a - 1000 / b for a, b in zip(rates[larger], rates[smaller], strict=True))
 
 
 def bench_data(path: Path, repeats: int = 7, image_size: int = 224, images: int = 128) -> dict[str, Any]:
@@ -156,3 +235,16 @@ def print_result(result: dict[str, Any]) -> None:
         goal = next((value for word, value in GOALS.items() if word in name.split(" / ")[0]), 0.0)
         ratios.add_row(name, f"{ratio:.2f}", f"{goal:.2f}")
     console.print(rates, ratios)
+
+
+def print_views(result: dict[str, Any]) -> None:
+    """The views of a method as a table."""
+    views = ", ".join(f"{name} {sizes}" for name, sizes in result["views"].items())
+    table = Table(
+        "pipeline", "images/s of one core", "ms an image", title=f"{result['method']}: {views}; masks {result['masks']}"
+    )
+    for name, rate in result["images_per_second"].items():
+        table.add_row(name, f"{rate:.0f}", f"{1000 / rate:.2f}")
+    table.add_section()
+    table.add_row("colors alone", "", f"{result['milliseconds_of_the_colors']:.2f}")
+    Console().print(table)

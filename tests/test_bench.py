@@ -1,6 +1,8 @@
 """The benchmark of a step: its plain reference computes the same loss, parts add up, FLOPs are those of the drawn tokens."""
 
 import io
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -11,9 +13,10 @@ from benchmarks.plain_step import PlainStep
 from openjepa import commands
 from openjepa.bench import TimedStep, bench_step, print_step, step_config, time_step
 from openjepa.data.generated import PHOTO, GeneratedPhotos
+from openjepa.methods import METHODS
 from openjepa.methods.ijepa import IJepa
 from openjepa.recipes import RECIPES, load_recipe
-from openjepa.settings.bench import StepBench
+from openjepa.settings.bench import MethodName, StepBench
 from openjepa.types import BlockMasks
 
 OPTIONS = StepBench(
@@ -69,6 +72,51 @@ def test_shares_add_up(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"commit", "date", "torch"} <= set(result) and result["repeats"] == 1, "the result carries its evidence"
     print_step(result)
     assert "peak memory of the process" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_can_be_timed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its batch is what it asks for, every part of its FLOPs takes time, and a step trains what is trained."""
+    options = replace(OPTIONS, method=name, patch_size=4)  # type: ignore[arg-type]
+    step = TimedStep(step_config(options))
+    inputs = step.method.inputs()
+    assert {key: (*view.shape[:2], *view.shape[3:]) for key, view in step.batch.views.items()} == {
+        key: (view.count, 2, *view.size) for key, view in inputs.views.items()
+    }
+    for key in inputs.masked_views:
+        masks = step.batch.masks[key]
+        rows = masks.context if isinstance(masks, BlockMasks) else masks.masked
+        assert len(rows) == 2 * inputs.views[key].count
+    assert set(step.batch.masks) == set(inputs.masked_views)
+    result = bench_step(step_config(options), repeats=1, product_size=128)
+    assert set(result["time_share"]) == set(step.method.flops()) | {"data", "masks", "other", "backward", "optimizer_ema"}
+    assert all(result["seconds"][part] > 0 for part in step.method.flops())
+    assert sum(result["time_share"].values()) == pytest.approx(1.0)
+    assert result["flops_per_image_and_step"] == pytest.approx(step.method.step_flops())
+    print_step(result)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.startswith(f"{name}, test/4 at 32x32, batch 2") and "one core makes the views of" in printed
+    held = result["cores_that_feed_the_step"] > 1
+    assert ("the views hold the step back" in printed) == held
+
+
+def test_a_step_changes_what_is_trained_and_the_averages() -> None:
+    step = TimedStep(step_config(replace(OPTIONS, method="dino")))
+    before = {name: value.clone() for name, value in step.method.named_parameters()}
+    step.run()
+    changed = {name.split(".")[0] for name, value in step.method.named_parameters() if not torch.equal(value, before[name])}
+    assert changed == {"student", "student_head", "teacher", "teacher_head"}
+
+
+def test_names_of_methods_are_those_of_the_registry() -> None:
+    assert get_args(MethodName) == tuple(METHODS)
+
+
+def test_a_method_can_be_put_into_a_recipe() -> None:
+    config = step_config(StepBench(recipe="cpu-32", method="mae"))
+    assert config.method.name == "mae" and config.model.size == "nano" and config.masks.strategy == "random_patches"
+    own = step_config(StepBench(recipe="cpu-32", method="ijepa"))
+    assert own.method == load_recipe("cpu-32").method
 
 
 def test_a_recipe_can_be_timed() -> None:

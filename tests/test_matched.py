@@ -38,9 +38,11 @@ def test_the_same_run_of_every_method_can_work(recipe: str, name: str) -> None:
     assert (after.data.image_size, after.data.cache, after.run) == (before.data.image_size, before.data.cache, before.run)
 
 
-def test_of_ijepa_itself_nothing_changes() -> None:
+def test_a_run_of_the_method_stays_as_it_is() -> None:
     config = load_recipe("cpu-32")
     assert with_method(config, "ijepa") is config
+    rival = with_method(config, "msn")
+    assert with_method(rival, "msn") is rival
 
 
 def test_sizes_follow_image_and_encoder() -> None:

@@ -16,14 +16,17 @@ product that is measured in the same rounds.
 examples:
   openjepa bench step
   openjepa bench step cpu-64
+  openjepa bench step cpu-64 --method dino
   openjepa bench step --size base --batch-size 16 --compile"""
 
 
-BENCH_DATA_HELP = """Times decoding and cropping against Pillow with the same filter, and the loader end to end.
+BENCH_DATA_HELP = """Times decoding and cropping against Pillow with the same filter, and the loader end to end; or, of a recipe
+or method, the views of one image: crops of all sizes, their colors and masks.
 
 examples:
   openjepa bench data
-  openjepa bench data --path ~/photos"""
+  openjepa bench data --path ~/photos
+  openjepa bench data --recipe cpu-64 --method dino"""
 
 
 BENCH_ENERGY_HELP = """openjepa bench energy RUN [OPTIONS]: the energy of compatible pairs (x, y of the same image) beside that

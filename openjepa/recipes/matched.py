@@ -66,14 +66,14 @@ def ema_start_for(total_steps: int) -> float:
 
 
 def with_method(config: RunConfig, name: str) -> RunConfig:
-    """An I-JEPA run as the same run of the method `name`; of I-JEPA itself, unchanged.
+    """An I-JEPA run as the same run of the method `name`; a run of that method as it is.
 
-    Raises ValueError where `config` is no I-JEPA run, or `name` no method.
+    Raises ValueError where `config` is a run of a third method, or `name` no method.
     """
+    if config.method.name == name:
+        return config
     if not isinstance(config.method, IJepaSettings):
         raise ValueError(f"method.name={config.method.name}: only runs of ijepa are turned into those of other methods")
-    if name == "ijepa":
-        return config
     if name not in CHANGES:
         raise ValueError(f"method.name={name!r} does not exist: use one of ijepa, {', '.join(CHANGES)}")
     changed = CHANGES[name](config, config.method)

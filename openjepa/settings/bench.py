@@ -8,6 +8,8 @@ import tyro
 
 from openjepa.settings.models import Size
 
+MethodName = Literal["ijepa", "mae", "data2vec", "dino", "ibot", "msn"]
+"""The names of all methods."""
 SAID_BY_THE_RECIPE = ("size", "patch_size", "image_size", "batch_size", "predictor_width", "predictor_depth")
 """Settings of StepBench that have no effect on a recipe."""
 
@@ -21,12 +23,14 @@ def _check_least(options: object, least: dict[str, int]) -> None:
 
 @dataclass(frozen=True)
 class StepBench:
-    """What `openjepa bench step` times: a recipe, or I-JEPA at the sizes given here."""
+    """What `openjepa bench step` times: a recipe, or a method at the sizes given here."""
 
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = ""
     """Time this recipe; it says all sizes, so give none."""
     preset: str | None = None
     """Preset of the recipe. None: its first."""
+    method: MethodName | None = None
+    """Time this method, with masks, crops and heads that suit the sizes. None: the recipe's, or I-JEPA."""
     size: Size = "small"
     """Size of the encoder."""
     patch_size: int = 16
@@ -36,9 +40,9 @@ class StepBench:
     batch_size: int = 32
     """Images per step."""
     predictor_width: int = 192
-    """Width of the predictor."""
+    """Width of the predictor, and of MAE's decoder."""
     predictor_depth: int = 6
-    """Blocks of the predictor."""
+    """Blocks of the predictor, and of MAE's decoder."""
     repeats: int = 7
     """Interleaved rounds, of which the median is reported."""
     device: str = "auto"
@@ -56,17 +60,26 @@ class StepBench:
         """Raises ValueError at the first option that is out of range, or a preset of no recipe."""
         least = ("repeats", "threads", *SAID_BY_THE_RECIPE[1:])
         _check_least(self, dict.fromkeys(least, 1))
-        if self.preset is not None and not self.recipe:
-            fix = "name a recipe, e.g. `openjepa bench step cpu-64`"
-            raise ValueError(f"--preset {self.preset} has no effect without a recipe: {fix}")
+        _check_preset(self.recipe, self.preset, "openjepa bench step cpu-64")
+
+
+def _check_preset(recipe: str, preset: str | None, example: str) -> None:
+    if preset is not None and not recipe:
+        raise ValueError(f"--preset {preset} has no effect without a recipe: name one, e.g. `{example}`")
 
 
 @dataclass(frozen=True)
 class DataBench:
-    """What `openjepa bench data` times."""
+    """What `openjepa bench data` times: decoding, cropping and loading, or the views of a recipe or method."""
 
     path: Path | None = None
     """Folder of images. None: generated JPEGs of 500 x 375 pixels."""
+    recipe: str = ""
+    """Time the views of this recipe instead: crops of all sizes, their colors and masks."""
+    preset: str | None = None
+    """Preset of the recipe. None: its first."""
+    method: MethodName | None = None
+    """Time the views of this method, in the recipe's run or at `image_size`. None: the recipe's method."""
     image_size: int = 224
     """Side of the crops."""
     repeats: int = 7
@@ -77,6 +90,7 @@ class DataBench:
     def check(self) -> None:
         """Raises ValueError at the first option that is out of range."""
         _check_least(self, {"image_size": 32, "repeats": 1, "images": 1})
+        _check_preset(self.recipe, self.preset, "openjepa bench data --recipe cpu-64")
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ def introduce(
         f"device     {device} ({device_name(device)}), {precision}, {torch.get_num_threads()} threads",
         f"model      {config.model.size}/{config.model.patch_size}, {format_count(needs.trained_parameters)} weights, "
         f"{format_count(needs.flops_per_image)} FLOPs an image and step",
-        f"masks      {_masks_line(config.masks.kind, sampler)}",
+        f"masks      {masks_line(config.masks.kind, sampler)}",
         f"training   {total_steps} steps of {config.optim.batch_size} images ({format_count(images)} in all)",
         f"estimate   {format_count(needs.memory_bytes)}B of memory, {format_seconds(needs.seconds)} (roughly)",
         *(f"note: {remark}" for remark in [*_coupled(config, method), *method.remarks(total_steps)]),
@@ -174,7 +174,8 @@ def _coupled(config: RunConfig, method: Method) -> list[str]:
     return [f"optim.microbatch_size={micro} of {batch} images: only these are seen at a time by {' and '.join(terms)}"]
 
 
-def _masks_line(kind: MaskKind, sampler: MaskSampler) -> str:
+def masks_line(kind: MaskKind, sampler: MaskSampler) -> str:
+    """The masks in words: strategy, grid and the most frequent token counts."""
     if kind == "none":
         return f"none, whole views of {sampler.grid[0]}x{sampler.grid[1]} patches"
     counts = "visible/masked patches" if kind == "tokens" else "context/target tokens"

@@ -1,6 +1,7 @@
 """Every recipe and preset parses and can work, and the published ones hold the published numbers."""
 
 import shlex
+from collections import Counter
 from dataclasses import replace
 from math import prod
 
@@ -11,14 +12,20 @@ from openjepa.checks import check, remarks
 from openjepa.masks import MASKS
 from openjepa.recipes import RECIPES, load_recipe
 from openjepa.settings.data import FolderSettings
-from openjepa.settings.masks import MultiblockSettings
-from openjepa.settings.methods import IJepaSettings
+from openjepa.settings.masks import BlockwiseSettings, MultiblockSettings
+from openjepa.settings.methods import Data2VecSettings, IJepaSettings
 from openjepa.settings.models import Shape
 from openjepa.settings.run import RunConfig
 
 ALL_RUNS = [(name, preset) for name, recipe in RECIPES.items() for preset in recipe.presets]
 PUBLISHED = [name for name in RECIPES if name.startswith("ijepa-")]
-SMALL = [name for name in RECIPES if name not in PUBLISHED]
+SMALL = [name for name, recipe in RECIPES.items() if recipe.is_small]
+PUBLISHED_RUNS = {
+    "ijepa": 7,
+    "data2vec": 2,
+    "dino": 4,
+}
+"""Published runs of each method."""
 
 
 def with_path(config: RunConfig) -> RunConfig:
@@ -26,8 +33,9 @@ def with_path(config: RunConfig) -> RunConfig:
 
 
 def test_the_count_of_runs() -> None:
-    assert len(PUBLISHED) == 7
-    assert len(ALL_RUNS) == 28
+    found = Counter(name.split("-")[0] for name in RECIPES if name not in SMALL)
+    assert found == PUBLISHED_RUNS
+    assert len(SMALL) == 7
 
 
 @pytest.mark.parametrize(("name", "preset"), ALL_RUNS)
@@ -164,3 +172,27 @@ def test_small_recipes_compare_at_equal_cost(name: str) -> None:
         "cosine",
     )
     assert (official.method.ema_start, official.optim.start_lr, official.optim.lr) == (0.996, 2e-4, 1e-3)
+
+
+def test_published_numbers_of_data2vec() -> None:
+    """README of the golden numbers, section 7; protocols, sections 7 and 12."""
+    for name in ("data2vec-vitb16", "data2vec-vitl16"):
+        official, paper = load_recipe(name), load_recipe(name, "paper")
+        assert official.preset == "official"
+        for config in (official, paper):
+            method, masks = config.method, config.masks
+            assert isinstance(method, Data2VecSettings) and isinstance(masks, BlockwiseSettings)
+            assert (method.average_layers, method.smooth_l1_beta, method.ema_start, method.ema_end) == (6, 2, 0.9998, 0.9998)
+            assert [ratio * 196 for ratio in masks.ratios] == pytest.approx([120])
+            assert (masks.min_block, masks.max_block, masks.spreads) == (16, 196, (0.0,))
+            assert (config.optim.weight_decay, config.optim.clip_grad, config.optim.clip_mode) == (0.05, 3.0, "global")
+            assert (config.model.positions, config.optim.epochs) == ("relative", 800)
+        assert (official.method.target_branch, official.method.target_layer_norm) == ("block", True)  # type: ignore[attr-defined]
+        assert (paper.method.target_branch, paper.method.target_layer_norm) == ("mlp", False)  # type: ignore[attr-defined]
+    base, large = load_recipe("data2vec-vitb16"), load_recipe("data2vec-vitl16")
+    assert (base.optim.lr, base.optim.batch_size, base.optim.warmup_epochs) == (2e-3, 2048, 10)
+    assert (base.model.drop_path, base.model.layer_scale) == (0.25, 1e-4)
+    assert (large.optim.lr, large.optim.batch_size, large.optim.warmup_epochs) == (1e-3, 4096, 80)
+    assert (large.model.drop_path, large.model.layer_scale) == (0.2, 1e-5)
+    base, large = load_recipe("data2vec-vitb16", "paper"), load_recipe("data2vec-vitl16", "paper")
+    assert (base.optim.warmup_epochs, base.model.drop_path, large.optim.batch_size) == (40, 0.2, 8192)

@@ -195,22 +195,21 @@ def test_what_is_drawn_for_a_chunk_is_what_is_done_with_each_view() -> None:
     assert largest_difference(photo(40), drawn) < 1.0
 
 
-@pytest.mark.parametrize("size", [(24, 20), (97, 64), (224, 224)])
-def test_a_view_is_the_same_in_whatever_company_and_on_any_number_of_threads(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("num", "size"), [(150, (12, 16)), (20, (97, 64)), (12, (224, 224))])
+def test_a_view_is_the_same_in_whatever_company_and_on_any_number_of_threads(num: int, size: tuple[int, int]) -> None:
     """Bit by bit, so that workers, chunks and microbatches cannot change a batch."""
-    drawn = draw_colors(VIEWS, np.arange(6), seed=3, epoch=1)["global"]
-    together = photo(12, *size)
-    monkey = pytest.MonkeyPatch()
-    monkey.setattr("openjepa.data.colors.BLOCK_VALUES", 10**9)
-    change_colors(together, drawn)
-    monkey.undo()
+    drawn = draw_colors(VIEWS, np.arange(num // 2), seed=3, epoch=1)["global"]
+    together, in_blocks, alone = (photo(num, *size) for _ in range(3))
+    change_colors(in_blocks, drawn)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("openjepa.data.colors.BLOCK_VALUES", 10**9)
+        change_colors(together, drawn)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    alone = photo(12, *size)
-    for row in range(12):
+    for row in range(num):
         change_colors(alone[row : row + 1], drawn.of(np.array([row])))
     torch.set_num_threads(threads)
-    assert torch.equal(together, alone)
+    assert torch.equal(together, alone) and torch.equal(in_blocks, alone)
 
 
 def test_views_that_nothing_is_done_with_stay_bitwise() -> None:

@@ -212,6 +212,13 @@ def test_a_view_is_the_same_in_whatever_company_and_on_any_number_of_threads(num
     assert torch.equal(together, alone) and torch.equal(in_blocks, alone)
 
 
+def test_views_keep_their_places_when_they_are_sorted_by_their_order() -> None:
+    """Sorted, they stand as 0, 2, 1, 3: between the ends of a range, but not in it one after the other."""
+    drawn = replace(nothing(4), order=np.array([[0, 1, 2, 3], [0, 2, 1, 3], [0, 1, 2, 3], [0, 3, 2, 1]]))
+    drawn.strengths[:, BRIGHTNESS] = [0.5, 0.8, 1.2, 1.4]
+    assert largest_difference(photo(4), drawn) < 0.51
+
+
 def test_views_that_nothing_is_done_with_stay_bitwise() -> None:
     pixels = photo(4)
     changed = pixels.clone()

@@ -19,7 +19,7 @@ from openjepa.engine.device import autocast, resolve_device, resolve_precision, 
 from openjepa.engine.run_folder import environment
 from openjepa.masks import MASKS
 from openjepa.masks.base import MaskSampler
-from openjepa.measures.energy import EnergyStatistics, energy_statistics, incompatible, is_flat
+from openjepa.measures.energy import FLAT, EnergyStatistics, energy_statistics, incompatible, is_flat
 from openjepa.methods.base import Method
 from openjepa.schedules import Progress
 from openjepa.seeds import derive
@@ -104,7 +104,9 @@ def summary(untrained: Float[Tensor, "G B B"], trained: Float[Tensor, "G B B"]) 
 def verdict(trained: EnergyStatistics, flat: bool) -> str:
     """What the energies after training say, in one sentence."""
     if flat:
-        return "The landscape is flat: collapsed. Every pair has nearly the same energy."
+        return (
+            f"The landscape is flat: collapsed. Energies vary by less than {FLAT:.0%} of their scale before or after training."
+        )
     if trained.auc < 0.5 + 2 * trained.auc_error:
         return "The landscape is not flat, but compatible pairs have no lower energy than others."
     return f"Not flat: the compatible pair has the lower energy in {trained.auc:.1%} of the comparisons."

@@ -185,10 +185,12 @@ def test_the_report_shows_energies_and_what_a_method_learns_from(run: Path, tmp_
         assert words in page.text
 
 
-def test_a_collapsed_landscape_is_one_spike_and_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("level", "noise_level"), [(6.9, 0.001), (0.0, 0.01)])
+def test_a_collapsed_landscape_is_one_spike_and_said(level: float, noise_level: float, tmp_path: Path) -> None:
+    """Whether all energies are alike at their old height, or all fell to nearly nothing."""
     folder = write_run(tmp_path / "run")
     noise = torch.rand((2, 8, 8), generator=torch.Generator().manual_seed(0))
-    content = {"step": 100, "images": 16, "group": 8, "split": "test", **summary(1 - 0.5 * noise, 6.9 + 0.001 * noise)}
+    content = {"step": 100, "images": 16, "group": 8, "split": "test", **summary(6 - 3 * noise, level + noise_level * noise)}
     (folder / "energy.json").write_text(json.dumps(content))
     page = page_of(folder)
     assert "flat: collapsed" in page.text and "after step 100; the run is now at step 4,400" in page.text
@@ -208,3 +210,18 @@ def test_a_histogram_that_cannot_be_drawn_is_left_out(tmp_path: Path, change: di
     labels = [str(attrs.get("aria-label")) for tag, attrs in page_of(folder).elements if tag == "svg"]
     assert sum("Energies, untrained" in label for label in labels) == 1
     assert not any("Energies, trained" in label for label in labels)
+
+
+def test_the_published_table_is_what_was_measured() -> None:
+    results = Path(__file__).parents[1] / "docs" / "results"
+    rows = re.findall(r"^\| \[[\w-]+\]\((energy/[\w-]+)\) \|(.*)\|$", (results / "README.md").read_text(), re.M)
+    assert sorted(name for name, _ in rows) == sorted(f"energy/{path.name}" for path in (results / "energy").iterdir())
+    for name, row in rows:
+        found = json.loads((results / name / "energy.json").read_text())
+        before, after = found["untrained"], found["trained"]
+        shown = [
+            *(f"{item['compatible']:.3g}, {item['incompatible']:.3g}" for item in (before, after)),
+            *(f"{100 * before['auc']:.1f}", f"{100 * after['auc']:.1f} ± {100 * after['auc_error']:.1f}"),
+            *(f"{100 * after['top1']:.1f}", f"{100 * after['relative_std']:.3g}", "**yes**" if found["flat"] else "no"),
+        ]
+        assert sorted(shown) == sorted(cell.strip() for cell in row.split("|"))

@@ -75,7 +75,7 @@ def _landscape(run: RunFolder, index: int) -> Landscape:
 
 
 def _panel(run: RunFolder, subject: str) -> Panel | None:
-    drawn = _histogram(run, subject)
+    drawn, scale = _histogram(run, subject), _scale(run)
     if drawn is None:
         return None
     numbers = {name: number(lookup(run.energy, subject, name)) for name in ("auc", "gap", "relative_std")}
@@ -86,7 +86,7 @@ def _panel(run: RunFolder, subject: str) -> Panel | None:
         sentences.append(f"gap {percent(numbers['gap'])} % of the incompatible mean")
     if numbers["relative_std"] is not None:
         sentences.append(f"standard deviation of all {format_number(100 * numbers['relative_std'])} % of their mean")
-    return Panel(subject.capitalize(), "; ".join(sentences) + "." if sentences else "", draw_histogram(drawn, subject))
+    return Panel(subject.capitalize(), "; ".join(sentences) + "." if sentences else "", draw_histogram(drawn, subject, scale))
 
 
 def _histogram(run: RunFolder, subject: str) -> Histogram | None:
@@ -107,9 +107,18 @@ def _numbers(values: object) -> list[float]:
     return [value for value in found if value is not None] if all(value is not None for value in found) else []
 
 
-def draw_histogram(drawn: Histogram, subject: str) -> Markup:
-    """The picture as an <svg> element: two areas over one axis of energy, and dashed lines at their means."""
-    low, high = _limits(drawn)
+def _scale(run: RunFolder) -> float:
+    """The largest mean energy before or after training."""
+    means = [number(lookup(run.energy, subject, kind)) for subject in SUBJECTS for kind in KINDS]
+    return max((abs(mean) for mean in means if mean is not None), default=0.0)
+
+
+def draw_histogram(drawn: Histogram, subject: str, scale: float) -> Markup:
+    """The picture as an <svg> element: two areas over one axis of energy, and dashed lines at their means.
+
+    The axis spans at least LEAST_SPAN of `scale`, so that a flat landscape is seen as one spike.
+    """
+    low, high = _limits(drawn, LEAST_SPAN * scale)
     most = max(max(values) for values in drawn.shares.values())
 
     def x(energy: float) -> float:
@@ -135,11 +144,10 @@ def draw_histogram(drawn: Histogram, subject: str) -> Markup:
     )
 
 
-def _limits(drawn: Histogram) -> tuple[float, float]:
-    """Of the axis: at least LEAST_SPAN of the mean energy, so that a flat landscape is seen as one spike."""
+def _limits(drawn: Histogram, least: float) -> tuple[float, float]:
     low, high = drawn.edges[0], drawn.edges[-1]
+    half = max(high - low, least) / 2
     middle = (low + high) / 2
-    half = max(high - low, LEAST_SPAN * abs(middle)) / 2
     return middle - half, middle + half
 
 

@@ -65,6 +65,12 @@ def test_crops_and_colors_that_cannot_be(name: str, changes: dict[str, Any], mes
         check(changed(name, **changes))
 
 
+def test_data2vec_turns_hues_by_half_a_turn_at_most() -> None:
+    check(changed("data2vec", jitter=(0.4, 0.4, 0.4, 0.5)))
+    with pytest.raises(ValueError, match=r"method.jitter: .* 0.6, .* use at most 0.5"):
+        check(changed("data2vec", jitter=(0.4, 0.4, 0.4, 0.6)))
+
+
 @pytest.mark.parametrize("name", ["dino", "ibot", "msn"])
 def test_without_small_crops_their_size_does_not_matter(name: str) -> None:
     check(changed(name, local_crops=0, local_size=18))

@@ -61,6 +61,7 @@ def _check_data2vec(config: RunConfig) -> None:
             f"method.average_layers={method.average_layers} of an encoder with {depth} blocks: set method.average_layers to at "
             f"most {depth}; half of them ({max(1, depth // 2)}) is what is published"
         )
+    _check_hue(method.jitter)
     masks = config.masks
     if isinstance(masks, BlockwiseSettings) and max(masks.ratios, default=0) == 0:
         raise ValueError("masks.ratios=0 leaves data2vec nothing to predict: set masks.ratios to e.g. 0.6")
@@ -71,10 +72,13 @@ def _check_crops(method: MultiCropSettings, patch_size: int) -> None:
     if method.local_crops:
         size = (method.local_size, method.local_size)
         check_patch_divides(patch_size, size, size_name="method.local_size")
-    hue = method.jitter[3]
-    if hue > 0.5:
+    _check_hue(method.jitter)
+
+
+def _check_hue(jitter: tuple[float, float, float, float]) -> None:
+    if jitter[3] > 0.5:
         raise ValueError(
-            f"method.jitter: the last value, {hue:g}, is the largest turn of the hue: use at most 0.5, half a turn"
+            f"method.jitter: the last value, {jitter[3]:g}, is the largest turn of the hue: use at most 0.5, half a turn"
         )
 
 

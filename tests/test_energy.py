@@ -195,6 +195,9 @@ def test_a_collapsed_landscape_is_one_spike_and_said(level: float, noise_level: 
     page = page_of(folder)
     assert "flat: collapsed" in page.text and "after step 100; the run is now at step 4,400" in page.text
     assert any("note bad" in (attrs.get("class") or "") for _, attrs in page.elements)
+    assert "no sign of collapse" in page.text, "the energies are older than what the run says of itself"
+    (folder / "energy.json").write_text(json.dumps(content | {"step": 4400}))
+    assert "its energy is the same for all pairs, though its features still differ" in page_of(folder).text
     paths = [str(attrs["d"]) for _, attrs in page.elements if (attrs.get("class") or "").startswith("area")]
     widths = [max(xs) - min(xs) for xs in ([float(x) for x in re.findall(r"H([\d.]+)", path)] for path in paths)]
     assert len(widths) == 4 and min(widths[:2]) > 300 and max(widths[2:]) < 5

@@ -276,10 +276,10 @@ def verdict(run: RunFolder) -> Verdict:
         return Verdict("unknown", "Not watched: this run has not looked at its features yet.", "")
     if not said and len(run.log.points("monitor", "rankme")) == 1:
         return Verdict("unknown", "Too early to tell: only one look at the features so far.", evidence)
-    if run.energy.get("flat") is True and run.energy.get("step") == run.summary.get("step"):
-        kept = "" if "collaps" in said and "no sign" not in said else ", though its features still differ"
-        return Verdict("bad", f"The method has collapsed: its energy is the same for all pairs{kept}.", evidence)
     alarmed = any(words in said for words in ("is collapsing", "has collapsed", "have collapsed"))
+    if run.energy.get("flat") is True and run.energy.get("step") == run.summary.get("step"):
+        kept = ", though its features still differ" if said and not alarmed else ""
+        return Verdict("bad", f"The method has collapsed: its energy is the same for all pairs{kept}.", evidence)
     bad = alarmed or (not said and _looks_collapsed(run))
     sentence = said or ("The features have collapsed." if bad else "No sign of collapse.")
     return Verdict("bad" if bad else "good", sentence, evidence)

@@ -8,7 +8,7 @@ import pytest
 
 from openjepa.checks import check
 from openjepa.methods import METHODS
-from openjepa.settings.masks import MultiblockSettings, NoMaskSettings, RandomPatchesSettings
+from openjepa.settings.masks import BlockwiseSettings, MultiblockSettings, NoMaskSettings, RandomPatchesSettings
 from openjepa.settings.methods import DinoSettings
 from openjepa.settings.run import RunConfig
 from tests.small_methods import method_config
@@ -91,6 +91,42 @@ def test_without_small_crops_their_size_does_not_matter(name: str) -> None:
 def test_numbers_of_the_head_have_ranges(name: str, setting: str, value: float, words: str) -> None:
     with pytest.raises(ValueError, match=f"method.{setting}={value} must be {words}"):
         check(changed(name, **{setting: value}))
+
+
+@pytest.mark.parametrize("name", ["data2vec", "ibot"])
+def test_masks_that_mask_nothing_are_refused(name: str) -> None:
+    """A share of less than one patch of the 8x8 is none; iBOT can do with its class tokens alone."""
+    config = method_config(name, NOWHERE, NOWHERE)
+    check(replace(config, masks=BlockwiseSettings(ratios=(0.0, 0.01), spreads=(0.0, 0.01))))
+    nothing = replace(config, masks=BlockwiseSettings(ratios=(0.0, 0.015), spreads=(0.0, 0.0)))
+    message = rf"masks.ratios=0.015 of 8x8 patches masks none, which leaves {name} nothing to predict: set masks.ratios to"
+    with pytest.raises(ValueError, match=message):
+        check(nothing)
+    if name == "ibot":
+        check(replace(nothing, method=replace(nothing.method, patch_weight=0.0)))
+
+
+def test_ibot_needs_one_of_its_losses() -> None:
+    check(changed("ibot", class_weight=0.0))
+    with pytest.raises(ValueError, match=r"method.class_weight=0 and method.patch_weight=0 leave no loss"):
+        check(changed("ibot", class_weight=0.0, patch_weight=0.0))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("patch_outputs", 0, "at least 1"),
+        ("class_weight", -1.0, "at least 0"),
+        ("patch_weight", -1.0, "at least 0"),
+        ("patch_temperature_start", 0.0, "above 0"),
+        ("patch_temperature", 0.0, "above 0"),
+        ("patch_start_epoch", -1, "at least 0"),
+        ("patch_center_momentum", 1.1, "between 0 and 1"),
+    ],
+)
+def test_numbers_of_the_patches_have_ranges(setting: str, value: float, words: str) -> None:
+    with pytest.raises(ValueError, match=f"method.{setting}={value} must be {words}"):
+        check(changed("ibot", **{setting: value}))
 
 
 def test_published_crops_need_a_patch_size_that_divides_both() -> None:

@@ -24,6 +24,7 @@ PUBLISHED_RUNS = {
     "ijepa": 7,
     "data2vec": 2,
     "dino": 4,
+    "ibot": 2,
 }
 """Published runs of each method."""
 

@@ -33,6 +33,12 @@ def min_block_of(masks: BlockwiseSettings, grid: tuple[int, int]) -> int:
     return max(1, (min(grid) // 3) ** 2) if masks.min_block is None else masks.min_block
 
 
+def most_masked_of(masks: BlockwiseSettings, grid: tuple[int, int]) -> int:
+    """Most patches that any image is wished to have masked; none has more."""
+    wished = max(ratio + spread for ratio, spread in zip(masks.ratios, masks.spreads, strict=True))
+    return int(round(wished * grid[0] * grid[1], 6))  # 120/196 x 196 is 120
+
+
 def check_random_patches(masks: RandomPatchesSettings, grid: tuple[int, int]) -> None:
     """Raises ValueError where every patch of a grid of (rows, columns) would be masked, or none of them."""
     num_patches = grid[0] * grid[1]

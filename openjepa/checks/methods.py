@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
+from openjepa.checks.masks import check_blockwise, most_masked_of
 from openjepa.checks.sizes import check_heads, check_patch_divides, check_positions
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.masks import BlockwiseSettings, RandomPatchesSettings
-from openjepa.settings.methods import Data2VecSettings, IJepaSettings, MaeSettings
+from openjepa.settings.methods import Data2VecSettings, IBotSettings, IJepaSettings, MaeSettings
 from openjepa.settings.methods.multi_crop import MultiCropSettings
 from openjepa.settings.run import RunConfig
 
@@ -62,9 +63,29 @@ def _check_data2vec(config: RunConfig) -> None:
             f"most {depth}; half of them ({max(1, depth // 2)}) is what is published"
         )
     _check_hue(method.jitter)
-    masks = config.masks
-    if isinstance(masks, BlockwiseSettings) and max(masks.ratios, default=0) == 0:
-        raise ValueError("masks.ratios=0 leaves data2vec nothing to predict: set masks.ratios to e.g. 0.6")
+    _check_something_is_masked(config, e_g="0.6")
+
+
+def _check_ibot(config: RunConfig) -> None:
+    method = config.method
+    assert isinstance(method, IBotSettings)
+    if method.class_weight == method.patch_weight == 0:
+        raise ValueError("method.class_weight=0 and method.patch_weight=0 leave no loss: set one of them above 0, e.g. 1")
+    if method.patch_weight > 0:
+        _check_something_is_masked(config, e_g="0.3")
+
+
+def _check_something_is_masked(config: RunConfig, e_g: str) -> None:
+    """Of blocks of patches, which may be wished away; masks of single patches have a check of their own."""
+    masks, grid = config.masks, config.model.grid(config.data.height_width())
+    if not isinstance(masks, BlockwiseSettings):
+        return
+    check_blockwise(masks, grid)
+    if most_masked_of(masks, grid) < 1:
+        raise ValueError(
+            f"masks.ratios={max(masks.ratios):g} of {grid[0]}x{grid[1]} patches masks none, which leaves {config.method.name} "
+            f"nothing to predict: set masks.ratios to e.g. {e_g}"
+        )
 
 
 def _check_crops(method: MultiCropSettings, patch_size: int) -> None:
@@ -86,4 +107,5 @@ METHOD_CHECKS: dict[str, Callable[[RunConfig], None]] = {
     "ijepa": _check_ijepa,
     "mae": _check_mae,
     "data2vec": _check_data2vec,
+    "ibot": _check_ibot,
 }

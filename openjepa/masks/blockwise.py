@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
-from openjepa.checks.masks import check_blockwise, min_block_of
+from openjepa.checks.masks import check_blockwise, min_block_of, most_masked_of
 from openjepa.masks.base import MaskSampler, TokenShape
 from openjepa.masks.blocks import covered, place
 from openjepa.seeds import derive_samples, uniforms
@@ -53,7 +53,7 @@ class Blockwise(MaskSampler):
         seeds = derive_samples("mask", 0, np.zeros(1, np.int64), np.arange(ESTIMATE_SAMPLES))
         num_masked = round(float(self._draw(seeds).sum()) / ESTIMATE_SAMPLES)
         num_patches = self.grid[0] * self.grid[1]
-        most = int(((self._ratios + self._spreads).max() * num_patches).round(6))
+        most = most_masked_of(self._settings, self.grid)
         return (TokenShape(num_patches - num_masked, num_masked, probability=1.0, num_targets=1, most_targets=most),)
 
     def _draw(self, seeds: NDArray[np.int64]) -> Bool[np.ndarray, "B H W"]:

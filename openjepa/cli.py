@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("evaluate", "k-NN and linear probes of an encoder"),
     "visualize": ("visualize", "pictures of what an encoder has learned"),
     "report": ("report", "one HTML file on one run or several"),
+    "ablate": ("ablate", "train and evaluate runs that differ in one thing, e.g. the method, and compare them"),
     "bench step": ("bench_step", "time a training step and its parts"),
     "bench data": ("bench_data", "time decoding, cropping and loading"),
     "bench energy": ("bench_energy", "whether a run's energy tells pairs that belong together from others"),

@@ -1,11 +1,13 @@
 """One function per command: parse, then call one function of a stage. torch is imported after parsing, by those who need it."""
 
+from openjepa.commands.ablation import ablate
 from openjepa.commands.bench import bench_data, bench_energy, bench_step
 from openjepa.commands.data import data_check, data_masks, data_scenes
 from openjepa.commands.evaluation import evaluate
 from openjepa.commands.stages import quickstart, report, train, visualize
 
 __all__ = [
+    "ablate",
     "bench_data",
     "bench_energy",
     "bench_step",

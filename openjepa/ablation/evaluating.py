@@ -1,0 +1,72 @@
+"""What the encoders of an ablation are worth: probes on the run's own images and on scenes, and the rank of their features."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from openjepa.ablation.results import Numbers
+from openjepa.evaluation import PROTOCOLS
+from openjepa.evaluation.results import Result
+from openjepa.evaluation.running import evaluate_run
+from openjepa.settings.data import ScenesSettings
+from openjepa.settings.evaluation import EvaluationSettings, ProtocolName
+from openjepa.settings.run import RunConfig
+
+PROBES: tuple[ProtocolName, ...] = ("linear", "knn")
+SCENE_TASKS = ("clevr_count", "clevr_dist")
+RANK = "RankMe"
+
+
+@dataclass(frozen=True)
+class Found:
+    """Of one encoder."""
+
+    numbers: Numbers
+    """Shares of 1 by `<task>/<protocol>`, and `rank`."""
+    errors: Numbers
+    """Their standard errors."""
+
+
+def evaluate_encoder(folder: Path, config: RunConfig, scenes: str | None) -> Found:
+    """The encoder of a run. `scenes`: a folder of scenes for Count and Dist; None: the packaged ones."""
+    results = _results(folder, config, scenes, _settings(config))
+    return _found(results, "encoder")
+
+
+def evaluate_references(folder: Path, config: RunConfig, scenes: str | None) -> Mapping[str, Numbers]:
+    """The run's encoder before training (`untrained`) and raw pixels (`pixels`) with the same probes."""
+    settings = replace(_settings(config), baselines=("pixels",))
+    results = _results(folder / "encoder_initial", config, scenes, settings)
+    return {"untrained": _found(results, "encoder").numbers, "pixels": _found(results, "pixels").numbers}
+
+
+def _settings(config: RunConfig) -> EvaluationSettings:
+    """Of every run alike, so that their numbers stand in one figure of the report."""
+    run = config.run
+    return EvaluationSettings(
+        protocols=PROBES, baselines=(), device=run.device, precision=run.precision, workers=config.system.workers
+    )
+
+
+def _results(subject: Path, config: RunConfig, scenes: str | None, settings: EvaluationSettings) -> list[Result]:
+    results = evaluate_run(subject, settings, config.data)
+    if isinstance(config.data, ScenesSettings) and config.data.path == scenes:
+        return results
+    # seen as the run sees its own images; only the place and the labels are others
+    data = ScenesSettings(path=scenes, image_size=config.data.image_size)
+    return [*results, *evaluate_run(subject, replace(settings, tasks=SCENE_TASKS), data)]
+
+
+def _found(results: Sequence[Result], subject: str) -> Found:
+    """The later of two results of one task counts: that on the scenes that were named."""
+    names = {PROTOCOLS[name].metric: name for name in PROBES}
+    metrics = {
+        f"{result.task}/{names[probe]}": metric
+        for result in results
+        if subject in result.subjects
+        for probe, metric in result.subjects[subject].metrics.items()
+    }
+    ranks = [result.measures[subject][RANK] for result in results if RANK in result.measures.get(subject, {})]
+    values = {name: metric.value for name, metric in metrics.items()}
+    errors = {name: metric.standard_error for name, metric in metrics.items()}
+    return Found(values | ({"rank": ranks[0]} if ranks else {}), errors)

@@ -1,0 +1,93 @@
+"""What the runs of an ablation have given, one file a run, and all of them in results.json. Free of torch."""
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+from openjepa.whole_files import whole_file
+
+RESULTS = "results"
+"""Folder with a file for every run."""
+Numbers = Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """One run: what it has used and what its encoder is worth, or why it failed."""
+
+    name: str
+    """Of its folder."""
+    row: str
+    seed: int
+    budgets: tuple[str, ...]
+    """Tables it belongs to."""
+    status: Literal["finished", "failed"]
+    error: str = ""
+    written: float = 0.0
+    """When, in seconds since 1970."""
+    steps: int = 0
+    images: int = 0
+    """Images seen."""
+    seconds: float = 0.0
+    """Training, with looks and saving."""
+    planned_seconds: float = 0.0
+    """What the training should have taken at the measured speed."""
+    images_per_second: float = 0.0
+    """Measured in turns with the other rows before the first run."""
+    flops: float = 0.0
+    """Of an image in a training step."""
+    evaluation_seconds: float = 0.0
+    numbers: Numbers = field(default_factory=dict)
+    """Of the encoder: `classification/linear` and so on as shares of 1, and `rank`."""
+    errors: Numbers = field(default_factory=dict)
+    """Standard error of each share, from the number of test images."""
+    references: Mapping[str, Numbers] = field(default_factory=dict)
+    """The same numbers of what was not trained: `untrained`, `pixels`."""
+
+
+def write_result(output: Path, result: RunResult) -> None:
+    """Writes the run's own file."""
+    with whole_file(output / RESULTS / f"{result.name}.json") as file:
+        file.write_text(json.dumps(asdict(result), indent=1) + "\n")
+
+
+def read_result(output: Path, name: str) -> RunResult | None:
+    """What is known of a run; None where it has not ended yet."""
+    return _read(output / RESULTS / f"{name}.json")
+
+
+def read_results(output: Path) -> list[RunResult]:
+    """All that have ended, by name."""
+    found = (_read(path) for path in sorted((output / RESULTS).glob("*.json")))
+    return [result for result in found if result is not None]
+
+
+def _read(path: Path) -> RunResult | None:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    known = {item.name for item in fields(RunResult)}
+    values = {name: value for name, value in content.items() if name in known}
+    return RunResult(**values | {"budgets": tuple(values["budgets"])})
+
+
+@contextmanager
+def claimed(output: Path, name: str, wait: bool = False) -> Iterator[bool]:
+    """Whether this process alone has the work `name` of the ablation until the block ends; a killed process has it no more.
+
+    `wait`: until another process has done its part, and then always True.
+    """
+    folder = output / ".claims"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / name).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True

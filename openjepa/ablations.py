@@ -1,0 +1,48 @@
+"""ABLATIONS: named comparisons, each a function from a run to the runs that are compared. Free of torch."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from openjepa.config import nearest
+from openjepa.recipes.matched import CHANGES, with_method
+from openjepa.settings.run import RunConfig
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One comparison."""
+
+    title: str
+    """For the tables."""
+    column: str
+    """What a row is."""
+    names: tuple[str, ...]
+    """Of its rows."""
+    rows: Callable[[RunConfig], Mapping[str, RunConfig]]
+    """The runs by the names of their rows, made of a run of I-JEPA. The first is what the others are compared with: its time is
+    that of the table at equal time, and its encoder before training is the untrained one."""
+
+
+METHODS = ("ijepa", *CHANGES)
+
+
+def _methods(config: RunConfig) -> dict[str, RunConfig]:
+    return {name: with_method(config, name) for name in METHODS}
+
+
+ABLATIONS = {
+    "methods": Ablation("Methods in the same trainer, each with its own masks, crops and rates", "method", METHODS, _methods),
+}
+
+
+def ablation_rows(name: str, config: RunConfig, chosen: tuple[str, ...] = ()) -> dict[str, RunConfig]:
+    """The rows of an ablation, or the first and those that are `chosen`.
+
+    Raises ValueError for an ablation or a row that does not exist.
+    """
+    if name not in ABLATIONS:
+        raise ValueError(f"ablation {name!r} does not exist: {nearest(name, ABLATIONS)}")
+    rows = ABLATIONS[name].rows(config)
+    if unknown := [row for row in chosen if row not in rows]:
+        raise ValueError(f"--rows {unknown[0]} does not exist in the ablation {name}: {nearest(unknown[0], rows)}")
+    return {row: item for number, (row, item) in enumerate(rows.items()) if not chosen or number == 0 or row in chosen}

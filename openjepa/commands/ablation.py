@@ -1,0 +1,50 @@
+"""The command `openjepa ablate`."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from openjepa.ablations import ABLATIONS, ablation_rows
+from openjepa.arguments import normalized, option_value, parse, require, select_component, with_half_predictor
+from openjepa.commands.paths import check_output_folder
+from openjepa.recipes import load_recipe
+from openjepa.settings.ablation import AblationSettings
+
+ABLATE_HELP = """openjepa ablate NAME [OPTIONS]: trains the same run several times with one thing changed, evaluates every
+encoder, and writes a table at equal images seen and one at equal training time.
+
+names:
+{names}
+
+Columns: linear and k-NN on the run's own images and on scenes (Clevr/Count and Clevr/Dist), RankMe, speed, FLOPs; the untrained
+encoder and raw pixels beside them. Before the first run, speeds are measured in turns: short steps of every row in every round.
+From them follow the steps of the table at equal time. Writes the run folders, tables.md, tables.json, results.json and
+scaling.html.
+
+The same command goes on where it was stopped and skips what is done. Started in several terminals (with --system.threads 1,
+say), the processes share the runs. A run that fails does not end the others; the command then exits with 1.
+
+examples:
+  openjepa ablate methods --data.path ~/photos --dry-run
+  openjepa ablate methods --data.path ~/photos --images 100000 --seeds 3
+  openjepa ablate methods --recipe cpu-64 --rows mae dino --data.path ~/photos --seconds none"""
+
+
+def ablate(argv: Sequence[str], prog: str) -> None:
+    """Trains, evaluates and compares the rows of an ablation."""
+    require(argv, f"the name of an ablation ({', '.join(ABLATIONS)})", prog)
+    for name in ("method.name", "masks.strategy"):
+        if name in map(normalized, argv):
+            raise ValueError(f"--{name} has no effect: the rows of an ablation say it; use --rows to choose some of them")
+    config = load_recipe(option_value(argv, "recipe") or AblationSettings.recipe, option_value(argv, "preset"))
+    config = with_half_predictor(replace(config, data=select_component(config.data, "data", argv)), argv)
+    start = AblationSettings(data=config.data, model=config.model, system=config.system)
+    names = "\n".join(f"  {name:<10}{item.title}: {', '.join(item.names)}" for name, item in ABLATIONS.items())
+    options = parse(AblationSettings, argv, prog, ABLATE_HELP.format(names=names), start)
+    options.check()
+    ablation_rows(options.ablation, config, options.rows)
+    check_output_folder(options.output)
+    from openjepa.ablation.running import run_ablation
+
+    if run_ablation(config, options):
+        sys.exit(1)

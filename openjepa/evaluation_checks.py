@@ -59,6 +59,8 @@ EVALUATION_RANGES: dict[str, Range] = {
 """Smallest and largest value of a setting, and how an error says it; where there are several values, for each."""
 PROTOCOL_GROUPS = ("logistic", "linear_full", "attentive", "finetune", "dense")
 """Groups of settings that only the protocols of their name heed."""
+WITHOUT_POOLING = {"attentive", "dense_linear", "dense_knn"}
+"""Protocols that learn from patches, not from one vector per image."""
 
 
 def check_evaluation(settings: EvaluationSettings) -> None:
@@ -88,6 +90,8 @@ def evaluation_remarks(settings: EvaluationSettings, protocols: Collection[str])
         words.append("low_shot.seed has no effect without low_shot.percent or low_shot.images_per_class")
     if settings.lidar_views != usual.lidar_views and settings.lidar_images is None:
         words.append("lidar_views has no effect without lidar_images")
+    if settings.pooling != usual.pooling and WITHOUT_POOLING.issuperset(protocols):
+        words.append("pooling has no effect: protocols on patches (attentive, dense_linear, dense_knn) pool nothing")
     tuned = settings.finetune
     changed = (tuned.magnitude, tuned.magnitude_std) != (usual.finetune.magnitude, usual.finetune.magnitude_std)
     if changed and tuned.randaugment is False:

@@ -6,16 +6,18 @@ from pathlib import Path
 
 from openjepa.data import open_splits
 from openjepa.data.source import Splits
+from openjepa.evaluation.pooling import pooled_configs, pooled_settings
 from openjepa.evaluation.probing import KnownComponents
 from openjepa.evaluation.progress import Say, silent
 from openjepa.evaluation.repeats import blank_result, evaluate_seeds, view_size
 from openjepa.evaluation.results import Result
-from openjepa.evaluation.subjects import find_subject, load_subject
+from openjepa.evaluation.subjects import Subject, find_subject, load_subject
 from openjepa.evaluation.tasks import TASKS, chosen_tasks, fitting_protocols
 from openjepa.evaluation.variants import data_key, variant_name
 from openjepa.evaluation_checks import check_evaluation
 from openjepa.settings.data import DataSettings
 from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.models import EncoderConfig
 
 
 def evaluate_run(
@@ -23,11 +25,11 @@ def evaluate_run(
 ) -> list[Result]:
     """Evaluates a run folder, or an encoder on `data`, and writes a file of `<subject>/eval` for every task.
 
-    The run's own evaluation is `<task>.json`; other data, another selection, encoder or size, fewer images, probes, settings or
-    baselines give `<task>-<variant>.json`. An encoder folder inside a run is written beside the run's own evaluations, because
-    the next export replaces it. `data` replaces the run's own data (its training split trains the probes). Tasks that the data
-    has no labels for give a Result that says so. `say` is told of every step. Raises ValueError where there is no encoder, no
-    data for it, or no label for any of the tasks that were asked for.
+    The run's own evaluation is `<task>.json`; other data, another selection, encoder, pooling or size, fewer images, probes,
+    settings or baselines give `<task>-<variant>.json`. An encoder folder inside a run is written beside the run's own
+    evaluations, because the next export replaces it. `data` replaces the run's own data (its training split trains the
+    probes). Tasks that the data has no labels for give a Result that says so. `say` is told of every step. Raises ValueError
+    where there is no encoder, no data for it, or no label for any of the tasks that were asked for.
     """
     check_evaluation(settings)
     found = find_subject(Path(subject).expanduser(), settings, data)
@@ -41,29 +43,34 @@ def evaluate_run(
     if settings.tasks:
         _check_labels(tasks, splits)
     encoder, config = load_subject(found, settings.heads)
-    size = view_size(settings, config)
+    planned = [(name, pooled) for name in tasks for pooled in pooled_configs(TASKS[name], settings, config)]
     key = data_key(found.data) if found.names[-1] else ""  # other images than the run's own
-    known: KnownComponents = {}
+    known: dict[str, KnownComponents] = {}
     results = []
-    for name in tasks:
-        own, usual = (
-            replace(item, protocols=fitting_protocols(TASKS[name], item.protocols)) for item in (settings, EvaluationSettings())
-        )
-        variant = variant_name(own, config.image_size, size, *found.names, usual=usual)
-        blank = replace(blank_result(name, found, settings, splits), variant=variant, data_key=key)
+    for name, pooled in planned:
+        own = pooled_settings(settings, config, pooled)
+        blank = replace(blank_result(name, found, own, splits), variant=_variant(name, own, config, found), data_key=key)
         blank = blank.placed(found.output / "eval")
         result = evaluate_seeds(
             blank,
             splits,
             found,
             encoder,
-            config,
-            settings,
-            known,
+            pooled,
+            own,
+            known.setdefault(pooled.pooling, {}),
             lambda text, title=blank.title: say(f"{title}: {text}"),  # type: ignore[misc]
         )
         results.append(result)
     return results
+
+
+def _variant(task: str, settings: EvaluationSettings, config: EncoderConfig, subject: Subject) -> str:
+    """What sets the evaluation of a task apart from the run's own."""
+    own, usual = (
+        replace(item, protocols=fitting_protocols(TASKS[task], item.protocols)) for item in (settings, EvaluationSettings())
+    )
+    return variant_name(own, config.image_size, view_size(settings, config), *subject.names, usual=usual)
 
 
 def _check_labels(tasks: Sequence[str], splits: Splits) -> None:

@@ -11,6 +11,7 @@ from openjepa.data.low_shot import low_shot_rows
 from openjepa.data.source import ListSource, Splits
 from openjepa.engine.device import resolve_device
 from openjepa.evaluation.features import weights_hash
+from openjepa.evaluation.pooling import pooled_configs, pooled_settings
 from openjepa.evaluation.probing import KnownComponents
 from openjepa.evaluation.progress import Say, silent
 from openjepa.evaluation.published import PUBLISHED
@@ -51,7 +52,6 @@ def evaluate_suite(
     check_evaluation(settings)
     resolve_device(settings.device)
     rows = suite_rows(suite, settings.tasks)
-    planned = [(row, _row_settings(row, settings, row.name in settings.tasks)) for row in rows]
     root = data_root.expanduser()
     if not root.is_dir():
         raise ValueError(f"data_root={str(data_root)!r} is no folder; it must hold one folder per data set: {_expected(rows)}")
@@ -62,24 +62,25 @@ def evaluate_suite(
     opened = {name: find_benchmark(name, root) for name in dict.fromkeys(row.benchmark for row in rows)}
     if all(isinstance(splits, str) for splits in opened.values()):
         raise ValueError(f"data_root={str(data_root)!r} holds none of the data sets of the rows asked for: {_expected(rows)}")
-    for row, own in planned:
+    planned = [plan for row in rows for plan in _plans(row, opened[row.benchmark], settings, config)]
+    for row, own, _ in planned:
         _check_list(row, opened[row.benchmark], own.low_shot)
-    known: dict[str, KnownComponents] = {}
+    known: dict[tuple[str, str], KnownComponents] = {}
     results = []
-    for number, (row, own) in enumerate(planned, start=1):
+    for number, (row, own, pooled) in enumerate(planned, start=1):
         splits = opened[row.benchmark]
         result = _described(blank_result(row.task, found, own, splits), row, own)
         if not isinstance(splits, str):
             variant, key = _variant(row, own, config, found.encoder_name), folder_key(root / row.benchmark)
             result = replace(result, variant=variant, data_key=key, departures=_departures(row, own, config), weights=weights)
             result = result.placed(found.output / "eval")
-            told = partial(_prefixed, say, f"[{number}/{len(rows)}] {result.title}: ")
-            axes = known.setdefault(row.benchmark, {})
+            told = partial(_prefixed, say, f"[{number}/{len(planned)}] {result.title}: ")
+            axes = known.setdefault((row.benchmark, pooled.pooling), {})
             kept = None if again else _finished(result, found.output / "eval")
             if kept is not None:
                 told(f"done before: {kept.file_name} (--again computes it anew)")
             result = kept or _guarded(
-                result, partial(evaluate_seeds, result, splits, found, encoder, config, own, axes, told, row.benchmark)
+                result, partial(evaluate_seeds, result, splits, found, encoder, pooled, own, axes, told, row.benchmark)
             )
         if result.skipped is not None:
             result = replace(result, variant="", data_key="")
@@ -87,6 +88,17 @@ def evaluate_suite(
         results.append(result)
         each(result)
     return results
+
+
+def _plans(
+    row: SuiteRow, splits: Splits | str, settings: EvaluationSettings, config: EncoderConfig
+) -> list[tuple[SuiteRow, EvaluationSettings, EncoderConfig]]:
+    """The row with its settings, once for each pooling; once where its data is not there."""
+    own = _row_settings(row, settings, row.name in settings.tasks)
+    poolings = pooled_configs(TASKS[row.task], own, config)
+    return [
+        (row, pooled_settings(own, config, pooled), pooled) for pooled in poolings[: 1 if isinstance(splits, str) else None]
+    ]
 
 
 def _finished(blank: Result, folder: Path) -> Result | None:
@@ -183,6 +195,7 @@ def _departures(row: SuiteRow, settings: EvaluationSettings, config: EncoderConf
     return (
         *(f"{name}.* is changed" for name in changed if name in settings.protocols),
         *((f"images of {size[0]}x{size[1]} px",) if size != config.image_size else ()),
+        *((f"pooled by {settings.pooling.replace('_', ' ')}",) if settings.pooling != "own" else ()),
         *((f"at most {settings.max_train_images} training images",) if settings.max_train_images is not None else ()),
         *((draw,) if draw else ()),
     )

@@ -41,7 +41,7 @@ def print_row(result: Result, console: Console | None = None) -> None:
     """A finished row in one line, for the time until the tables of all."""
     numbers = result.subjects["encoder"].metrics if "encoder" in result.subjects else {}
     words = ", ".join(f"{name} {percent(metric)}" for name, metric in numbers.items()) or f"skipped, {result.skipped}"
-    (console or Console()).print(f"{result.title}: {words}", highlight=False)
+    (console or Console()).print(f"{_title(result)}: {words}", highlight=False)
 
 
 def print_results(results: Sequence[Result], console: Console | None = None) -> None:
@@ -62,7 +62,7 @@ def print_results(results: Sequence[Result], console: Console | None = None) -> 
         _say("majority: always answering the most frequent class of the training images", console, "dim")
     for result in results:
         if result.skipped is not None:
-            _say(f"{result.title}: skipped, {result.skipped}", console, "yellow")
+            _say(f"{_title(result)}: skipped, {result.skipped}", console, "yellow")
 
 
 def _say(line: str, console: Console, style: str = "") -> None:
@@ -73,13 +73,13 @@ def _say(line: str, console: Console, style: str = "") -> None:
 def _print_remarks(result: Result, console: Console) -> None:
     for name, metric in result.subjects["encoder"].metrics.items():
         which = "best head of the first seed" if metric.seeds > 1 else "best head"
-        _say(f"{result.title}, {name}: {which} {metric.chosen}", console, "dim")
+        _say(f"{_title(result)}, {name}: {which} {metric.chosen}", console, "dim")
     if any(result.dropped.values()):
         lost = ", ".join(f"{number} of {split}" for split, number in result.dropped.items() if number)
-        _say(f"{result.title}: unreadable images left out: {lost}", console, "yellow")
+        _say(f"{_title(result)}: unreadable images left out: {lost}", console, "yellow")
     if result.variant:
         # a name that is folded could not be copied
-        console.print(f"{result.title}: not the run's own, kept as eval/{result.file_name}", highlight=False, soft_wrap=True)
+        console.print(f"{_title(result)}: not the run's own, kept as eval/{result.file_name}", highlight=False, soft_wrap=True)
 
 
 def _kind(probe: str) -> str:
@@ -101,7 +101,7 @@ def _print_numbers(results: Sequence[Result], kind: str, selection: str, console
     console.print(_grid(headings, widths, has_head=True))
     for result, probes in blocks:
         # a line of its own: beside the numbers of several seeds a column for it would be cut at 80 columns
-        _say(f"{result.title} ({result.num_test:,} images, majority {100 * result.chance:.1f})", console, "bold")
+        _say(f"{_title(result)} ({result.num_test:,} images, majority {100 * result.chance:.1f})", console, "bold")
         table = _grid(headings, widths, has_head=False)
         for probe in probes:
             table.add_row(probe, *(_cell(result, name, probe) for name in subjects))
@@ -139,7 +139,7 @@ def _print_beside(results: Sequence[Result], console: Console) -> None:
     blocks = [[*_our_lines(result), *_their_lines(result.published)] for result in results]
     names, values = (max(len(line[column]) for lines in blocks for line in lines) for column in (0, 1))
     for result, lines in zip(results, blocks, strict=True):
-        _say(result.title, console, "bold")
+        _say(_title(result), console, "bold")
         if result.departures:
             _say(f"not the published protocol: {', '.join(result.departures)}", console, "yellow")
         table = Table(box=None, padding=(0, 1, 0, 1), show_edge=False, pad_edge=False, show_header=False)
@@ -186,5 +186,11 @@ def _without_labels(results: Sequence[Result]) -> Table:
     for result in results:
         for subject, numbers in result.measures.items():
             cells = [f"{numbers[name]:.2f}" if name in numbers else "-" for name in names]
-            table.add_row(result.title, SUBJECT_NAMES.get(subject, subject), *cells)
+            table.add_row(_title(result), SUBJECT_NAMES.get(subject, subject), *cells)
     return table
+
+
+def _title(result: Result) -> str:
+    """With the pooling, where it is not the encoder's own: both may stand below one another."""
+    pooling = str(result.settings.get("pooling", "own"))
+    return result.title if pooling == "own" else f"{result.title}, {pooling.replace('_', ' ')}"

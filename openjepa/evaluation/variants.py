@@ -36,7 +36,7 @@ def variant_name(
     """What differs from the run's own evaluation, joined by dashes; empty where nothing does.
 
     `subject`: what is known of encoder and data (`data_name`), empty words left out. `own_size`: the encoder's training size.
-    `usual`: settings of a suite's row, which are no variant.
+    `usual`: settings of a suite's row, which are no variant. `settings.pooling`: `own`, or the one that is not the encoder's.
     """
     usual = usual or EvaluationSettings(protocols=("linear", "knn"))
     protocols = tuple(dict.fromkeys(settings.protocols or usual.protocols))
@@ -45,6 +45,7 @@ def variant_name(
     most = settings.max_train_images
     parts = (
         *subject,
+        settings.pooling if settings.pooling != "own" else "",
         settings.selection if settings.selection != "held_out" else "",
         pixels if size != own_size else "",
         f"max{most}" if most is not None else "",

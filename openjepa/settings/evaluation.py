@@ -30,6 +30,9 @@ class EvaluationSettings:
     """Repeats everything with so many seeds and reports mean and spread."""
     image_size: int | tuple[int, int] | None = None
     """Size at which features are taken, in pixels. None: the encoder's training size."""
+    pooling: Literal["own", "class_token", "average", "both"] = "own"
+    """What one vector per image is: what the encoder's method evaluates (`own`), its class token, the average of its patches,
+    or both, with a result for each."""
     weight_decays: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
     """Swept for the linear heads, which are all solved at once (features have unit variance, the loss is a mean)."""
     iterations: int = 100

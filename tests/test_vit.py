@@ -206,18 +206,65 @@ def cubic_weight(distance: float) -> float:
     return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
 
 
+@pytest.mark.parametrize("offset", [0.0, 0.1])
 @pytest.mark.parametrize("wanted", [(5, 6), (2, 3), (7, 2)])
-def test_learned_positions_are_resampled_by_cubic_convolution(wanted: tuple[int, int]) -> None:
+def test_learned_positions_are_resampled_by_cubic_convolution(wanted: tuple[int, int], offset: float) -> None:
     """Against the double sum over all old cells, those beyond the border being the nearest inside."""
     rows, columns = 4, 3
     table = torch.randn(rows, columns, 8, dtype=torch.float64)
     expected = torch.zeros(*wanted, 8, dtype=torch.float64)
     for y in range(wanted[0]):
         for x in range(wanted[1]):
-            at_y, at_x = (y + 0.5) * rows / wanted[0] - 0.5, (x + 0.5) * columns / wanted[1] - 0.5
+            at_y = (y + 0.5) * rows / (wanted[0] + offset) - 0.5
+            at_x = (x + 0.5) * columns / (wanted[1] + offset) - 0.5
             for j in range(math.floor(at_y) - 1, math.floor(at_y) + 3):
                 for i in range(math.floor(at_x) - 1, math.floor(at_x) + 3):
                     cell = table[min(max(j, 0), rows - 1), min(max(i, 0), columns - 1)]
                     expected[y, x] += cubic_weight(at_y - j) * cubic_weight(at_x - i) * cell
-    resampled = resampled_positions(table.float().flatten(0, 1), (rows, columns), wanted)
+    resampled = resampled_positions(table.float().flatten(0, 1), (rows, columns), wanted, offset)
     torch.testing.assert_close(resampled, expected.flatten(0, 1).float(), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("offset", [0.0, 0.1])
+def test_the_class_token_keeps_its_learned_position_at_other_sizes(offset: float) -> None:
+    """The encoder at another size is the one whose table is resampled once and for all but for the first row, which stays."""
+    torch.manual_seed(0)
+    config = replace(CONFIG, positions="learned", class_token=True, resampling_offset=offset)
+    encoder = build_encoder(config)
+    encoder.pos_embed.normal_(std=0.5)  # type: ignore[union-attr]
+    for size in ((24, 20), (8, 12)):
+        grid = config.grid(size)
+        weights = encoder.weights_for(grid)
+        table = encoder.pos_embed[0]  # type: ignore[index]
+        assert torch.equal(weights["pos_embed"][0, 0], table[0])
+        assert torch.equal(weights["pos_embed"][0, 1:], resampled_positions(table[1:], (4, 3), grid, offset))
+        other = build_encoder(replace(config, image_size=size))
+        other.load_state_dict(weights)
+        images = torch.randn(2, 3, *size)
+        ours, theirs = encoder(images), other(images)
+        assert torch.equal(ours.class_token, theirs.class_token) and torch.equal(ours.patches, theirs.patches)
+        exact = build_encoder(replace(config, resampling_offset=0.0))
+        exact.load_state_dict(encoder.state_dict())
+        assert torch.equal(exact(images).class_token, ours.class_token) == (offset == 0.0)
+
+
+@torch.no_grad()
+def test_replaced_patches_are_not_seen() -> None:
+    """Whatever their pixels are; the mask token stands at their positions, and the class token learns nothing of them."""
+    torch.manual_seed(0)
+    encoder = build_encoder(replace(CONFIG, positions="learned", class_token=True, mask_token=True))
+    images, replaced = torch.randn(2, 3, 16, 12), torch.zeros(2, 12, dtype=torch.bool)
+    replaced[0, [0, 5]] = replaced[1, 11] = True
+    changed = images.clone()
+    changed[0, :, :4, :4] = changed[0, :, 4:8, 8:] = changed[1, :, 12:, 8:] = 7.0
+    first, second = encoder(images, replace=replaced), encoder(changed, replace=replaced)
+    assert torch.equal(first.patches, second.patches) and torch.equal(first.class_token, second.class_token)
+    assert not torch.allclose(first.patches, encoder(images).patches)
+    shallow = build_encoder(replace(CONFIG, depth=0, positions="learned", class_token=True, mask_token=True))
+    stands = F.layer_norm((shallow.mask_token + shallow.pos_embed[:, 1:])[0], (24,), eps=CONFIG.layer_norm_eps)
+    torch.testing.assert_close(shallow(images, replace=replaced).patches[0, [0, 5]], stands[[0, 5]])
+    with pytest.raises(ValueError, match="mask_token=True"):
+        build_encoder(CONFIG)(images, replace=replaced)
+    with pytest.raises(ValueError, match="keep=None"):
+        encoder(images, torch.zeros(2, 3, dtype=torch.long), replace=replaced)

@@ -33,7 +33,7 @@ class RunResult:
     images: int = 0
     """Images seen."""
     seconds: float = 0.0
-    """Training, with looks and saving."""
+    """Training, without looks and saving."""
     planned_seconds: float = 0.0
     """What the training should have taken at the measured speed."""
     images_per_second: float = 0.0

@@ -101,10 +101,14 @@ def _cell(line: Line, column: str) -> str:
         return "-"
     value = line.means[column]
     if column in PROBES:
-        return f"{value:.1f}" + (f"±{line.spreads[column]:.1f}" if column in line.spreads else "")
+        return f"{value:.1f}" + (_spread(line.spreads[column]) if column in line.spreads else "")
     if column == "images":
         return format_count(value)
     return f"{value:.2f}" if column == "GFLOPs" else f"{value:.0f}"
+
+
+def _spread(value: float) -> str:
+    return f"±{value:.1f}" if value < 9.95 else f"±{value:.0f}"  # so that the widest table still fits
 
 
 def caption(budget: str, lines: Sequence[Line], results: Sequence[RunResult]) -> str:
@@ -156,10 +160,10 @@ def print_tables(output: Path, name: str, console: Console | None = None) -> Non
     results = read_results(output)
     for budget, lines in tables(results, ABLATIONS[name].names).items():
         console.print(Text(caption(budget, lines, results), "italic"))
-        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+        table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)
         table.add_column(ABLATIONS[name].column)
         for column in COLUMNS:
-            table.add_column(column.replace(" ", "\n"), justify="right")
+            table.add_column(column.replace(" ", "\n").replace("/", "\n/"), justify="right")
         for row in _words(lines):
             table.add_row(*row)
         console.print(table)

@@ -1,0 +1,55 @@
+"""Speeds of the rows of an ablation are measured in turns, on real batches."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from openjepa.ablation import speed
+from openjepa.ablation.speed import measure_speeds
+from openjepa.recipes import load_recipe
+from openjepa.recipes.matched import with_method
+from openjepa.settings.data import FolderSettings
+from openjepa.settings.methods import IJepaSettings
+from openjepa.settings.run import RunConfig
+from tests.images import write_folder
+
+
+class _Series:
+    """Instead of a row: turns of known speed."""
+
+    def __init__(self, speeds: RunConfig) -> None:
+        self._speeds = iter(speeds)  # type: ignore[call-overload]
+        self.flops = 7.0
+
+    def images_per_second(self) -> float:
+        return float(next(self._speeds))
+
+    def close(self) -> None:
+        assert next(self._speeds, None) is None
+
+
+def test_what_slows_a_whole_round_changes_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_Turns", _Series)
+    # the machine is twice as slow in the second and third round of five
+    found = measure_speeds({"first": [100, 50, 50, 100, 102], "other": [300, 150, 150, 300, 306]}, 5)  # type: ignore[dict-item]
+    assert found["first"].images_per_second == 100 and found["other"].images_per_second == 300
+    assert found["other"].flops == 7.0
+
+
+def test_real_steps_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "TURN_SECONDS", 0.01)
+    config = load_recipe("cpu-32")
+    assert isinstance(config.method, IJepaSettings)
+    config = replace(
+        config,
+        data=FolderSettings(path=str(write_folder(tmp_path, 24, 16)), image_size=16, cache="device"),
+        model=replace(config.model, size="test"),
+        method=replace(config.method, predictor_width=24, predictor_depth=1),
+        optim=replace(config.optim, batch_size=16, microbatch_size=4),
+        run=replace(config.run, device="cpu", precision="fp32"),
+    )
+    rows = {name: with_method(config, name) for name in ("ijepa", "dino")}
+    found = measure_speeds(rows, rounds=3)
+    assert found["dino"].flops > 2 * found["ijepa"].flops
+    assert 0 < found["dino"].images_per_second < found["ijepa"].images_per_second, "ten views of an image against one"

@@ -20,6 +20,8 @@ from openjepa.settings.run import RunConfig
 ALL_RUNS = [(name, preset) for name, recipe in RECIPES.items() for preset in recipe.presets]
 PUBLISHED = [name for name in RECIPES if name.startswith("ijepa-")]
 SMALL = [name for name, recipe in RECIPES.items() if recipe.is_small]
+OUR_IJEPA = [name for name in SMALL if isinstance(load_recipe(name).method, IJepaSettings)]
+RIVALS = [name for name in SMALL if name not in OUR_IJEPA]
 PUBLISHED_RUNS = {
     "ijepa": 7,
     "data2vec": 2,
@@ -36,7 +38,7 @@ def with_path(config: RunConfig) -> RunConfig:
 def test_the_count_of_runs() -> None:
     found = Counter(name.split("-")[0] for name in RECIPES if name not in SMALL)
     assert found == PUBLISHED_RUNS
-    assert len(SMALL) == 7
+    assert (len(OUR_IJEPA), len(RIVALS)) == (7, 20)
 
 
 @pytest.mark.parametrize(("name", "preset"), ALL_RUNS)
@@ -152,7 +154,17 @@ def test_published_hyperparameters(name: str) -> None:
     assert (official.optim.weight_decay_schedule, paper.optim.weight_decay_schedule) == ("cosine", "linear")
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", RIVALS)
+def test_small_recipes_of_rivals_are_the_same_run(name: str) -> None:
+    method, base = name.split("-", maxsplit=1)
+    config, ours = load_recipe(name), load_recipe(base)
+    assert config.method.name == method and f"`{base}`" in (RECIPES[name].build.__doc__ or "")
+    assert replace(config.model, class_token=False) == ours.model
+    assert (config.optim.batch_size, config.optim.total_steps) == (ours.optim.batch_size, ours.optim.total_steps)
+    assert (config.data.image_size, config.data.cache, config.monitor) == (ours.data.image_size, ours.data.cache, ours.monitor)
+
+
+@pytest.mark.parametrize("name", OUR_IJEPA)
 def test_small_recipes_compare_at_equal_cost(name: str) -> None:
     ours, official = load_recipe(name, "default"), load_recipe(name, "official")
     assert (replace(ours.model, initialization="released"), ours.data) == (official.model, official.data)

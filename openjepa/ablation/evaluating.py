@@ -8,6 +8,7 @@ from openjepa.ablation.results import Numbers
 from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.results import Result
 from openjepa.evaluation.running import evaluate_run
+from openjepa.settings.ablation import AblationSettings
 from openjepa.settings.data import ScenesSettings
 from openjepa.settings.evaluation import EvaluationSettings, ProtocolName
 from openjepa.settings.run import RunConfig
@@ -27,28 +28,33 @@ class Found:
     """Their standard errors."""
 
 
-def evaluate_encoder(folder: Path, config: RunConfig, scenes: str | None) -> Found:
-    """The encoder of a run. `scenes`: a folder of scenes for Count and Dist; None: the packaged ones."""
-    results = _results(folder, config, scenes, _settings(config))
+def evaluate_encoder(folder: Path, config: RunConfig, ablation: AblationSettings) -> Found:
+    """The encoder of a run."""
+    results = _results(folder, config, ablation.scenes, _settings(config, ablation))
     return _found(results, "encoder")
 
 
-def evaluate_references(folder: Path, config: RunConfig, scenes: str | None) -> Mapping[str, Numbers]:
+def evaluate_references(folder: Path, config: RunConfig, ablation: AblationSettings) -> Mapping[str, Numbers]:
     """The run's encoder before training (`untrained`) and raw pixels (`pixels`) with the same probes."""
-    settings = replace(_settings(config), baselines=("pixels",))
-    results = _results(folder / "encoder_initial", config, scenes, settings)
+    settings = replace(_settings(config, ablation), baselines=("pixels",))
+    results = _results(folder / "encoder_initial", config, ablation.scenes, settings)
     return {"untrained": _found(results, "encoder").numbers, "pixels": _found(results, "pixels").numbers}
 
 
-def _settings(config: RunConfig) -> EvaluationSettings:
+def _settings(config: RunConfig, ablation: AblationSettings) -> EvaluationSettings:
     """Of every run alike, so that their numbers stand in one figure of the report."""
-    run = config.run
     return EvaluationSettings(
-        protocols=PROBES, baselines=(), device=run.device, precision=run.precision, workers=config.system.workers
+        protocols=PROBES,
+        baselines=(),
+        max_train_images=ablation.probe_images,
+        device=config.run.device,
+        precision=config.run.precision,
+        workers=config.system.workers,
     )
 
 
 def _results(subject: Path, config: RunConfig, scenes: str | None, settings: EvaluationSettings) -> list[Result]:
+    """On the run's own images, then on the scenes in the folder `scenes`, or on the packaged ones (None)."""
     results = evaluate_run(subject, settings, config.data)
     if isinstance(config.data, ScenesSettings) and config.data.path == scenes:
         return results

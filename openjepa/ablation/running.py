@@ -92,8 +92,8 @@ def _completed(run: PlannedRun, settings: AblationSettings, blank: RunResult) ->
     folder = train(run.config)
     assert folder is not None  # only a dry run has none
     begun = time.monotonic()
-    found = evaluate_encoder(folder, run.config, settings.scenes)
-    references = evaluate_references(folder, run.config, settings.scenes) if run.has_references else {}
+    found = evaluate_encoder(folder, run.config, settings)
+    references = evaluate_references(folder, run.config, settings) if run.has_references else {}
     summary = json.loads((folder / "summary.json").read_text())
     return replace(
         blank,
@@ -114,4 +114,4 @@ def training_seconds(folder: Path) -> float:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["kind"] == "train"]
     before = [0, *(line["images"] for line in steps[:-1])]
-    return sum((line["images"] - images) / line["images_per_second"] for line, images in zip(steps, before, strict=True))
+    return float(sum((line["images"] - images) / line["images_per_second"] for line, images in zip(steps, before, strict=True)))

@@ -7,14 +7,21 @@ recipes and one for each method; every file lists its own under RECIPES.
 from dataclasses import replace
 
 from openjepa.config import nearest
-from openjepa.recipes import data2vec, dino, ibot, ijepa, small
+from openjepa.recipes import data2vec, dino, ibot, ijepa, rivals, small
 from openjepa.recipes.matched import ema_start_for
 from openjepa.recipes.recipe import Recipe
 from openjepa.settings.run import RunConfig
 
 __all__ = ["RECIPES", "Recipe", "load_recipe", "with_total_steps"]
 
-RECIPES: dict[str, Recipe] = {**small.RECIPES, **ijepa.RECIPES, **data2vec.RECIPES, **dino.RECIPES, **ibot.RECIPES}
+RECIPES: dict[str, Recipe] = {
+    **small.RECIPES,
+    **rivals.RECIPES,
+    **ijepa.RECIPES,
+    **data2vec.RECIPES,
+    **dino.RECIPES,
+    **ibot.RECIPES,
+}
 
 
 def load_recipe(name: str, preset: str | None = None) -> RunConfig:

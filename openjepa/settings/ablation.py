@@ -30,6 +30,8 @@ class AblationSettings:
     such table."""
     seeds: int = 2
     """Runs of each row, with the seeds 0, 1, ..."""
+    probe_images: int | None = None
+    """Training images of each probe at most, as many of each class as possible. None: all."""
     scenes: str | None = None
     """Scenes in CLEVR's format for Count and Dist (docs/scenes.md). None: the packaged ones."""
     output: Path = Path("runs/ablation")
@@ -49,9 +51,9 @@ class AblationSettings:
 
     def check(self) -> None:
         """Raises ValueError at the first option that is out of range."""
-        for name, least in {"images": 1, "seeds": 1, "rounds": 1}.items():
+        for name, least in {"images": 1, "seeds": 1, "probe_images": 1, "rounds": 1}.items():
             value = getattr(self, name)
             if value is not None and value < least:
-                raise ValueError(f"--{name} {value} must be at least {least}")
+                raise ValueError(f"--{name.replace('_', '-')} {value} must be at least {least}")
         if not isinstance(self.seconds, str) and self.seconds <= 0:
             raise ValueError(f"--seconds {self.seconds:g} must be above 0, or auto or none")

@@ -27,10 +27,10 @@ MSN_RATIOS = {"base": 0.3, "large": 0.7, "huge": 0.7, "giant": 0.7}
 
 @dataclass(frozen=True)
 class Rates:
-    """A method's published rates, with lengths as shares of its run and rates as shares of the peak."""
+    """A method's rates: published but for the peak, with lengths as shares of the run and rates as shares of the peak."""
 
-    lr_per_256: float
-    """Peak learning rate for every 256 images of a batch."""
+    lr: float
+    """Peak learning rate. As for I-JEPA a rate for short runs of small batches, not the published one."""
     warmup: float
     """Share of the run."""
     start: float = 0.0
@@ -46,12 +46,12 @@ class Rates:
 
 
 RATES: dict[str, Rates] = {
-    "mae": Rates(1.5e-4, 40 / 800, weight_decay_schedule="constant", beta2=0.95, clip_grad=None, schedule_steps="from_zero"),
-    "data2vec": Rates(2.5e-4, 10 / 800, final=1 / 200, weight_decay_schedule="constant"),
-    "dino": Rates(5e-4, 10 / 100, final=1 / 2000, weight_decay=0.04, clip_mode="per_tensor"),
-    "ibot": Rates(5e-4, 10 / 800, final=1 / 1000, weight_decay=0.04, clip_mode="per_tensor"),
+    "mae": Rates(1e-3, 40 / 800, weight_decay_schedule="constant", beta2=0.95, clip_grad=None, schedule_steps="from_zero"),
+    "data2vec": Rates(3e-4, 40 / 800, final=1 / 200, weight_decay_schedule="constant"),
+    "dino": Rates(3e-4, 10 / 100, final=1 / 2000, weight_decay=0.04, clip_mode="per_tensor"),
+    "ibot": Rates(3e-4, 10 / 100, final=1 / 1000, weight_decay=0.04, clip_mode="per_tensor"),
     "msn": Rates(
-        2.5e-4, 15 / 300, start=0.2, final=1 / 1000, weight_decay=0.04, schedule_steps="from_one", schedule_stretch=1.25
+        1e-3, 15 / 300, start=0.2, final=1 / 1000, weight_decay=0.04, schedule_steps="from_one", schedule_stretch=1.25
     ),
 }
 
@@ -168,14 +168,17 @@ def _head(config: RunConfig) -> dict[str, Any]:
 
 
 def _optimization(optim: OptimizationSettings, rates: Rates) -> OptimizationSettings:
-    """The method's own rates at this batch size and length: the published peak scaled linearly with the batch."""
-    lr = rates.lr_per_256 * optim.batch_size / 256
+    """The method's own rates at this length.
+
+    Peaks are not the published ones scaled with the batch: at 32 images those are so small that little is learned in a short
+    run (MAE on CIFAR-10, 64,000 images: 54.2 % by the linear probe with the scaled rate, 61.4 % with 1e-3; untrained 52.7 %).
+    """
     length = optim.total_steps
     return replace(
         optim,
-        lr=lr,
-        start_lr=rates.start * lr,
-        final_lr=rates.final * lr,
+        lr=rates.lr,
+        start_lr=rates.start * rates.lr,
+        final_lr=rates.final * rates.lr,
         warmup_steps=None if length is None else round(rates.warmup * length),
         warmup_epochs=optim.warmup_epochs if length else rates.warmup * optim.epochs,
         lr_schedule="cosine",

@@ -37,11 +37,11 @@ def assert_gradient(ours: Tensor | None, theirs: Tensor) -> None:
     assert_close(ours, theirs, 1e-6 * max(1.0, theirs.abs().max().item()))
 
 
-def assert_trained(ours: dict[str, Tensor], theirs: dict[str, Tensor], noise: dict[str, float]) -> None:
-    """Weights after some steps, name by name: within 5e-6 + 4 times what separates the recorded run from one in float64.
+def assert_trained(ours: dict[str, Tensor], theirs: dict[str, Tensor], noise: dict[str, float], allowed: float = 5e-6) -> None:
+    """Weights after some steps, name by name: `allowed` + 4 times what separates the recorded run from one in float64.
 
     Parameters without a gradient in exact arithmetic move by rounding noise that Adam magnifies; `noise` is large for them.
     """
     assert theirs and ours.keys() == theirs.keys()
     for name, value in theirs.items():
-        assert_close(ours[name], value, 5e-6 + 4 * noise[name])
+        assert_close(ours[name], value, allowed + 4 * noise[name])

@@ -8,7 +8,7 @@ from openjepa.checks import check, remarks
 from openjepa.masks import MASKS
 from openjepa.methods import METHODS
 from openjepa.recipes import RECIPES, load_recipe, with_total_steps
-from openjepa.recipes.matched import with_method
+from openjepa.recipes.matched import RATES, with_method
 from openjepa.settings.data import FolderSettings
 from openjepa.settings.methods import Data2VecSettings, DinoSettings, IJepaSettings, MaeSettings, MsnSettings
 from openjepa.settings.run import RunConfig
@@ -59,11 +59,12 @@ def test_sizes_follow_image_and_encoder() -> None:
     assert isinstance(prototypes, MsnSettings) and prototypes.prototypes == 512
 
 
-@pytest.mark.parametrize(("name", "batch", "lr"), [("mae", 4096, 2.4e-3), ("data2vec", 2048, 2e-3), ("dino", 1024, 2e-3)])
-def test_at_the_published_batch_the_rate_is_the_published_one(name: str, batch: int, lr: float) -> None:
-    config = load_recipe("ijepa-vitb16")
-    config = replace(config, optim=replace(config.optim, batch_size=batch, microbatch_size=None))
-    assert with_method(config, name).optim.lr == pytest.approx(lr)
+@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("recipe", ["cpu-32", "gpu-224", "ijepa-vitb16"])
+def test_the_peak_is_that_of_the_table_at_any_batch(recipe: str, name: str) -> None:
+    rates, optim = RATES[name], with_method(load_recipe(recipe), name).optim
+    assert (optim.lr, optim.start_lr, optim.final_lr) == (rates.lr, rates.start * rates.lr, rates.final * rates.lr)
+    assert rates.final < 0.01 and rates.start < 1
 
 
 def test_warm_up_is_the_published_share_of_the_run() -> None:

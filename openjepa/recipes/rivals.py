@@ -21,10 +21,10 @@ def _rival(method: str, base: str) -> Recipe:
     def build(preset: str) -> RunConfig:
         return with_method(small.RECIPES[base].config(preset), method)
 
-    measured = "chosen on CIFAR-10 (docs/log.md)" if base == "cpu-32" else "those of cpu-32, not measured here"
     build.__doc__ = f"""{TITLES[method]} on {PLACES[base]}, with encoder, batch and images seen of `{base}`.
 
-    `default`: published masks, crops and losses, heads in proportion to the encoder; rates for short runs, {measured}.
+    `default`: published masks, crops and losses, heads in proportion to the encoder; a peak rate for short runs, which was set
+    by short runs on CIFAR-10 at 32 px.
 
     openjepa train {method}-{base} --data.path ~/photos
     """

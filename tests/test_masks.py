@@ -1,4 +1,4 @@
-"""Facts that hold for every mask strategy of the registry, found by the registry and the options of its settings."""
+"""Facts that hold for every strategy of the registry that draws blocks; those of single patches are in test_masks_tokens.py."""
 
 import itertools
 import pickle
@@ -25,6 +25,8 @@ def variants() -> list[tuple[str, dict[str, Any]]]:
     """Every registry line with every combination of its settings that have named options, without those that have no effect."""
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for name, entry in MASKS.items():
+        if entry.settings.kind != "blocks":
+            continue
         hints = typing.get_type_hints(entry.settings)
         options = {
             item.name: typing.get_args(hints[item.name])

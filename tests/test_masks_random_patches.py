@@ -72,7 +72,7 @@ def test_ratios_out_of_range(ratio: float) -> None:
 
 @pytest.mark.parametrize("num_patches", [2, 3, 5, 10, 64, 196, 4096])
 def test_the_largest_ratio_that_is_named_fits(num_patches: int) -> None:
-    with pytest.raises(ValueError, match="leaves none visible: use masks.ratio=") as error:
+    with pytest.raises(ValueError, match=r"leaves none visible: use masks\.ratio=") as error:
         RandomPatches(RandomPatchesSettings(ratio=0.99999), (1, num_patches))
     named = float(str(error.value).rpartition("masks.ratio=")[2].split()[0])
     assert RandomPatches(RandomPatchesSettings(ratio=named), (1, num_patches)).shapes()[0].context == 1

@@ -24,9 +24,11 @@ OUR_IJEPA = [name for name in SMALL if isinstance(load_recipe(name).method, IJep
 RIVALS = [name for name in SMALL if name not in OUR_IJEPA]
 PUBLISHED_RUNS = {
     "ijepa": 7,
+    "mae": 3,
     "data2vec": 2,
     "dino": 4,
     "ibot": 2,
+    "msn": 5,
 }
 """Published runs of each method."""
 

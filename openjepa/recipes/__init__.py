@@ -7,7 +7,7 @@ recipes and one for each method; every file lists its own under RECIPES.
 from dataclasses import replace
 
 from openjepa.config import nearest
-from openjepa.recipes import data2vec, dino, ibot, ijepa, rivals, small
+from openjepa.recipes import data2vec, dino, ibot, ijepa, mae, msn, rivals, small
 from openjepa.recipes.matched import ema_start_for
 from openjepa.recipes.recipe import Recipe
 from openjepa.settings.run import RunConfig
@@ -18,9 +18,11 @@ RECIPES: dict[str, Recipe] = {
     **small.RECIPES,
     **rivals.RECIPES,
     **ijepa.RECIPES,
+    **mae.RECIPES,
     **data2vec.RECIPES,
     **dino.RECIPES,
     **ibot.RECIPES,
+    **msn.RECIPES,
 }
 
 

@@ -117,7 +117,7 @@ def test_ranges_name_settings_that_exist() -> None:
 
 
 def test_every_number_has_a_range() -> None:
-    checked_elsewhere = {"data.image_size", "model.patch_size"}
+    checked_elsewhere = {"data.image_size", "model.patch_size", "masks.ratio"}
     values = flatten(RunConfig(masks=MultiblockSettings()))
     for component, choice in CHOICES.items():
         for settings in choice.options.values():

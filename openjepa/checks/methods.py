@@ -43,13 +43,9 @@ def _check_ijepa(config: RunConfig) -> None:
 
 
 def _check_mae(config: RunConfig) -> None:
-    method, masks = config.method, config.masks
+    method = config.method
     assert isinstance(method, MaeSettings)
-    if not isinstance(masks, RandomPatchesSettings):
-        raise ValueError(
-            f"masks.strategy={masks.strategy} masks unequal numbers of patches, but method.name=mae encodes only the visible "
-            f"ones, equally many in every image: use masks.strategy=random_patches"
-        )
+    _check_equally_many_are_masked(config)
     check_heads("method.decoder_heads", method.decoder_heads, "method.decoder_width", method.decoder_width)
     check_positions("method.decoder_width", method.decoder_width)
 
@@ -73,6 +69,26 @@ def _check_ibot(config: RunConfig) -> None:
         raise ValueError("method.class_weight=0 and method.patch_weight=0 leave no loss: set one of them above 0, e.g. 1")
     if method.patch_weight > 0:
         _check_something_is_masked(config, e_g="0.3")
+
+
+def _check_msn(config: RunConfig) -> None:
+    _check_equally_many_are_masked(config)
+    together = config.optim.microbatch_size or config.optim.batch_size
+    if together < 2:
+        name = "batch_size" if config.optim.microbatch_size is None else "microbatch_size"
+        raise ValueError(
+            f"optim.{name}={together}, but method.name=msn normalizes over the images of a microbatch: set optim.{name} to at "
+            "least 2, better to as many as fit"
+        )
+
+
+def _check_equally_many_are_masked(config: RunConfig) -> None:
+    """For methods that encode only visible patches."""
+    if not isinstance(config.masks, RandomPatchesSettings):
+        raise ValueError(
+            f"masks.strategy={config.masks.strategy} masks unequal numbers of patches, but method.name={config.method.name} "
+            "encodes only the visible ones, equally many in every image: use masks.strategy=random_patches"
+        )
 
 
 def _check_something_is_masked(config: RunConfig, e_g: str) -> None:
@@ -108,4 +124,5 @@ METHOD_CHECKS: dict[str, Callable[[RunConfig], None]] = {
     "mae": _check_mae,
     "data2vec": _check_data2vec,
     "ibot": _check_ibot,
+    "msn": _check_msn,
 }

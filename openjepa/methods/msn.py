@@ -42,10 +42,10 @@ class Msn(Method):
     """Encoder and head see views with dropped patches and small views; their moving averages see another view, whole.
 
     As the released code: patches are dropped only from large views, schedules may be stretched (`optim.schedule_stretch`),
-    Sinkhorn balances targets that are already sharpened, the head is normalized after its hidden layers only, separately for
-    large and small views, and prototypes are neither decayed nor clipped. It differs in that batch normalization keeps no
-    running statistics, which nothing reads. Like Sinkhorn and the mean assignment, it sees the images of one microbatch of
-    one process (the released code: of all processes); training in several processes is to share them.
+    Sinkhorn balances targets that are already sharpened, batch normalization in the head is separate for large and small
+    views, and prototypes are neither decayed nor clipped. It differs in that batch normalization keeps no running statistics,
+    which nothing reads. It, Sinkhorn and the mean assignment see the images of one microbatch of one process; training in
+    several processes, which is not there yet, would have to share them.
     """
 
     def __init__(
@@ -64,7 +64,8 @@ class Msn(Method):
         self.num_visible = max(shape.context for shape in shapes)
         self.encoder_config = replace(model.encoder(view.size, pixel_mean, pixel_std), pooling="class_token")
         self.anchor_encoder: VisionTransformer = build_encoder(self.encoder_config)
-        self.anchor_head = BatchNormHead(self.encoder_config.width, settings.head_hidden, settings.output_width)
+        widths = (self.encoder_config.width, settings.head_hidden, settings.output_width)
+        self.anchor_head = BatchNormHead(*widths, input_norm=settings.head_input_norm)
         self.prototypes = Prototypes(settings.prototypes, settings.output_width)
         self.target_encoder = EmaTeacher(self.anchor_encoder)
         self.target_head = EmaTeacher(self.anchor_head)

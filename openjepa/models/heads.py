@@ -124,18 +124,19 @@ class ProjectionHead(nn.Module):
 class BatchNormHead(nn.Module):
     """Head of MSN (Assran et al. 2022): three linear layers with batch normalization and GELU after the first two.
 
-    As in the released code; the paper also normalizes the head's input. Statistics are always those of the vectors at hand.
+    Statistics are always those of the vectors at hand.
     """
 
-    def __init__(self, width: int, hidden: int, outputs: int) -> None:
-        """From `width` over two hidden layers to `outputs`."""
+    def __init__(self, width: int, hidden: int, outputs: int, input_norm: bool = False) -> None:
+        """From `width` over two hidden layers to `outputs`; `input_norm` also normalizes what comes in."""
         super().__init__()
+        self.input_norm = FeatureNorm(width) if input_norm else None
         self.widths = (width, hidden, hidden, outputs)
         self.mlp = projection_layers(self.widths, batch_norm=True)
 
     def forward(self, x: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead P"]:
         """The same map of every vector, but for the statistics, which are of all of them."""
-        return self.mlp(x)  # type: ignore[no-any-return]
+        return self.mlp(x if self.input_norm is None else self.input_norm(x))  # type: ignore[no-any-return]
 
     def flops(self, num_vectors: float) -> float:
         """FLOPs of the forward of so many vectors (2 per multiply-add)."""

@@ -42,6 +42,8 @@ class MsnSettings(MultiCropSettings):
     """Width of the head's output and of the prototypes."""
     head_hidden: int = 2048
     """Width of the head's two hidden layers."""
+    head_input_norm: bool = False
+    """Batch normalization of the head's input too (paper: yes; released code: only after its hidden layers)."""
     temperature: float = 0.1
     """Temperature of the softmax over prototypes."""
     sharpening_start: float = 0.25

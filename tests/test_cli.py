@@ -271,3 +271,8 @@ def test_another_number_of_steps_keeps_the_share_of_the_warmup() -> None:
     official = parsed("cpu-64", "--preset", "official", "--optim.total-steps", "4000").method
     assert isinstance(official, IJepaSettings) and official.ema_start == 0.996
     assert parsed("cpu-64", "--optim.total-steps", "40", "--optim.warmup-steps", "7").optim.warmup_steps == 7
+
+
+def test_the_package_is_the_command() -> None:
+    found = subprocess.run([sys.executable, "-m", "openjepa", "--version"], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == openjepa.__version__

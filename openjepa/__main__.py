@@ -1,0 +1,5 @@
+"""`python -m openjepa` is the command `openjepa`."""
+
+from openjepa.cli import main
+
+main()

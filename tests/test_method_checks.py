@@ -140,3 +140,38 @@ def test_published_crops_need_a_patch_size_that_divides_both() -> None:
 def test_masks_of_single_patches_are_no_masks_of_dino() -> None:
     with pytest.raises(ValueError, match=r"which compares whole views without masks: use masks.strategy=none"):
         check(replace(method_config("dino", NOWHERE, NOWHERE), masks=RandomPatchesSettings()))
+
+
+@pytest.mark.parametrize("name", ["mae", "msn"])
+def test_methods_that_encode_only_visible_patches_need_equally_many(name: str) -> None:
+    config = method_config(name, NOWHERE, NOWHERE)
+    message = rf"masks.strategy=blockwise .* method.name={name} .* use masks.strategy=random_patches"
+    with pytest.raises(ValueError, match=message):
+        check(replace(config, masks=BlockwiseSettings()))
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 1}, {"microbatch_size": 1}])
+def test_msn_normalizes_over_several_images(changes: dict[str, int]) -> None:
+    config = method_config("msn", NOWHERE, NOWHERE)
+    (setting,) = changes
+    with pytest.raises(ValueError, match=rf"optim.{setting}=1, but method.name=msn .* set optim.{setting} to at least 2"):
+        check(replace(config, optim=replace(config.optim, **changes)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("masked_views", 0, "at least 1"),
+        ("prototypes", 0, "at least 1"),
+        ("temperature", 0.0, "above 0"),
+        ("sharpening_start", 0.0, "above 0"),
+        ("sharpening_end", 0.0, "above 0"),
+        ("sinkhorn_iterations", 0, "at least 1"),
+        ("mean_entropy_weight", -1.0, "at least 0"),
+        ("entropy_weight", -1.0, "at least 0"),
+        ("label_smoothing", 1.0, "at least 0 and below 1"),
+    ],
+)
+def test_numbers_of_the_prototypes_have_ranges(setting: str, value: float, words: str) -> None:
+    with pytest.raises(ValueError, match=f"method.{setting}={value} must be {words}"):
+        check(changed("msn", **{setting: value}))

@@ -150,6 +150,33 @@ def test_methods_that_encode_only_visible_patches_need_equally_many(name: str) -
         check(replace(config, masks=BlockwiseSettings()))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"decoder_heads": 5},
+            r"method.decoder_heads=5 does not divide method.decoder_width \(24\); heads that do: 1, 2, 3, 4, 6",
+        ),
+        ({"decoder_width": 27}, r"method.decoder_width=27 must be a multiple of 4 .* e.g. 24 or 28"),
+        ({"decoder_width": 0}, r"method.decoder_width=0 must be at least 1"),
+        ({"decoder_depth": 0}, r"method.decoder_depth=0 must be at least 1"),
+        ({"decoder_heads": 0}, r"method.decoder_heads=0 must be at least 1"),
+    ],
+)
+def test_decoders_that_cannot_be(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(changed("mae", **changes))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0, 0.99])
+def test_patches_are_masked_and_some_stay(ratio: float) -> None:
+    """Of 8x8 patches 0.99 leaves none; the same holds for a run as for a sampler alone."""
+    config = method_config("mae", NOWHERE, NOWHERE)
+    fix = r"patches leaves none visible: use masks.ratio=0.9765 or less" if ratio == 0.99 else r"must lie between 0 and 1"
+    with pytest.raises(ValueError, match=rf"masks.ratio={ratio:g} .*{fix}"):
+        check(replace(config, masks=RandomPatchesSettings(ratio=ratio)))
+
+
 @pytest.mark.parametrize("changes", [{"batch_size": 1}, {"microbatch_size": 1}])
 def test_msn_normalizes_over_several_images(changes: dict[str, int]) -> None:
     config = method_config("msn", NOWHERE, NOWHERE)

@@ -99,3 +99,21 @@ def test_ramp_of_data2vecs_momentum() -> None:
         ours = ramped_momentum(case["init"], case["final"], case["ramp_steps"] / 100, Progress(step, 100, 100))
         assert ours == pytest.approx(value, abs=SCHEDULE)
     assert ramped_momentum(0.9, 0.99, 0.0, Progress(0, 100, 100)) == 0.99
+
+
+@pytest.mark.parametrize("name", ["mae_800", "mae_short"])
+def test_rates_of_mae(name: str) -> None:
+    """A function of the fractional epoch: the first step has a rate of 0, and the cosine ends one step after the last."""
+    golden, header = read_golden("schedules")
+    case, recorded = header["cases"][name], part(golden, f"{name}/")
+    optim = OptimizationSettings(
+        lr=case["lr"],
+        start_lr=0.0,
+        final_lr=case["min_lr"],
+        warmup_epochs=case["warmup_epochs"],
+        schedule_steps="from_zero",
+    )
+    length = case["epochs"] * case["steps_per_epoch"]
+    assert recorded["index"][0] == 0 and recorded["lr"][0] == 0
+    for step, value in zip(recorded["index"].tolist(), recorded["lr"].tolist(), strict=True):
+        assert learning_rate(optim, Progress(step, length, case["steps_per_epoch"])) == pytest.approx(value, abs=SCHEDULE)

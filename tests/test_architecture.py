@@ -26,7 +26,8 @@ TIERS = (
     ("ablation",),
     ("arguments",),
     ("commands",),
-    ("cli", "__init__", "__main__"),
+    ("cli", "__init__"),
+    ("__main__",),
 )
 IMPORTERS_OF_METHODS = {"methods", "training", "bench", "bench_energy"}
 TORCH_FREE = {

@@ -229,8 +229,18 @@ def parse(cls: type[OptionsType], argv: Sequence[str], prog: str, description: s
             name = item.split("=", maxsplit=1)[0]
             raise ValueError(f"unknown option {name}: {nearest(name, option_names(default))} (see {prog} --help)")
     if unknown:
-        raise ValueError(f"{prog} does not know what to do with {unknown[0]!r} (see {prog} --help)")
+        raise ValueError(f"{prog} does not know what to do with {unknown[0]!r}{_about_switches(unknown[0], argv, prog)}")
     return expand_home(options)
+
+
+def _about_switches(item: str, argv: Sequence[str], prog: str) -> str:
+    """What to write instead of `--model.class-token False`; else where help is."""
+    before = argv[argv.index(item) - 1] if item in argv[1:] else ""
+    if item.lower() not in ("true", "false") or not before.startswith("--"):
+        return f" (see {prog} --help)"
+    group, dot, name = before.removeprefix("--").rpartition(".")
+    name = name.removeprefix("no-")
+    return f": a setting that is on or off takes no value; write --{group}{dot}{name} or --{group}{dot}no-{name}"
 
 
 def option_names(options: object) -> list[str]:

@@ -94,6 +94,10 @@ def test_recipe_and_file_exclude_each_other(tmp_path: Path) -> None:
         (("cpu-64", "--path", "x"), "unknown option --path: "),
         (("cpu-64", "--optim.epochs", "abc"), "optim.epochs='abc' must be a number"),
         (("cpu-64", "photos"), "does not know what to do with 'photos'"),
+        (
+            ("cpu-64", "--model.class-token", "False"),
+            "with 'False': a setting that is on or off takes no value; write --model.class-token or --model.no-class-token",
+        ),
     ],
 )
 def test_mistakes_suggest_the_nearest(argv: tuple[str, ...], message: str) -> None:

@@ -31,8 +31,10 @@ def test_the_small_run_of_every_method_can_work(name: str) -> None:
 def test_masks_that_do_not_fit_name_those_that_do(name: str) -> None:
     config = method_config(name, NOWHERE, NOWHERE)
     wrong = NoMaskSettings() if name == "ijepa" else MultiblockSettings()
-    fitting = {"ijepa": "multiblock", "dino": "none"}.get(name, r"random_patches or blockwise|blockwise or random_patches")
-    with pytest.raises(ValueError, match=rf"does not fit method.name={name}, .* use masks.strategy=({fitting})"):
+    single = {"ijepa": "multiblock", "dino": "none", "mae": "random_patches", "msn": "random_patches"}
+    fitting = single.get(name, r"random_patches or blockwise|blockwise or random_patches")
+    message = rf"does not fit method.name={name}, .* use masks.strategy=({fitting}), or start from a recipe of {name} "
+    with pytest.raises(ValueError, match=message):
         check(replace(config, masks=wrong))
 
 
@@ -53,6 +55,7 @@ def test_methods_that_train_the_class_token_need_one(name: str) -> None:
             r"or method.local_size=16",
         ),
         ({"local_size": 2}, r"method.local_size=2x2 is smaller than a patch"),
+        ({"local_size": 36}, r"method.local_size=36 .* data.image_size=32: use e.g. method.local_size=12"),
         ({"local_scale": (0.4, 0.05)}, r"method.local_scale=0.4 0.05: smallest first"),
         ({"jitter": (0.4, 0.4, 0.2, 0.6)}, r"method.jitter: .* 0.6, .* use at most 0.5"),
         ({"jitter": (-0.1, 0.4, 0.2, 0.1)}, r"method.jitter=-0.1 must be at least 0"),

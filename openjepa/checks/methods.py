@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from openjepa.checks.masks import check_blockwise, most_masked_of
-from openjepa.checks.sizes import check_heads, check_patch_divides, check_positions
+from openjepa.checks.sizes import check_heads, check_patch_divides, check_positions, nearest_multiple
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.masks import BlockwiseSettings, RandomPatchesSettings
 from openjepa.settings.methods import Data2VecSettings, IBotSettings, IJepaSettings, MaeSettings
@@ -15,6 +15,8 @@ MASK_WORDS = {
     "tokens": "which masks single patches",
     "none": "which compares whole views without masks",
 }
+EQUALLY_MANY_MASKED = ("mae", "msn")
+"""Methods that encode only visible patches, so that every image must have equally many."""
 
 
 def check_method(config: RunConfig) -> None:
@@ -22,14 +24,16 @@ def check_method(config: RunConfig) -> None:
     method, masks, name = config.method, config.masks, config.method.name
     if masks.kind not in method.mask_kinds:
         fitting = [item for item, cls in CHOICES["masks"].options.items() if cls.kind in method.mask_kinds]
+        fitting = ["random_patches"] if name in EQUALLY_MANY_MASKED else fitting
         raise ValueError(
             f"masks.strategy={masks.strategy} does not fit method.name={name}, {MASK_WORDS[method.mask_kinds[0]]}: "
-            f"use masks.strategy={' or '.join(fitting)}"
+            f"use masks.strategy={' or '.join(fitting)}, or start from a recipe of {name} (openjepa train --help), which sets "
+            "everything else that suits it"
         )
     if method.needs_class_token and not config.model.class_token:
         raise ValueError(f"model.class_token=False, but method.name={name} trains the class token: set model.class_token=True")
     if isinstance(method, MultiCropSettings):
-        _check_crops(method, config.model.patch_size)
+        _check_crops(method, config)
     if name in METHOD_CHECKS:
         METHOD_CHECKS[name](config)
 
@@ -104,11 +108,16 @@ def _check_something_is_masked(config: RunConfig, e_g: str) -> None:
         )
 
 
-def _check_crops(method: MultiCropSettings, patch_size: int) -> None:
+def _check_crops(method: MultiCropSettings, config: RunConfig) -> None:
     """What all methods of several crops need."""
     if method.local_crops:
-        size = (method.local_size, method.local_size)
-        check_patch_divides(patch_size, size, size_name="method.local_size")
+        size, patch, side = (method.local_size, method.local_size), config.model.patch_size, max(config.data.height_width())
+        check_patch_divides(patch, size, size_name="method.local_size")
+        if method.local_size > side:
+            raise ValueError(
+                f"method.local_size={method.local_size} makes the small crops larger than the large ones, "
+                f"data.image_size={side}: use e.g. method.local_size={nearest_multiple(side * 3 // 7, patch)}"
+            )
     _check_hue(method.jitter)
 
 

@@ -233,7 +233,7 @@ def smoothed_logits(logits: Float[Tensor, "*lead K"], smoothing: float) -> Float
     if smoothing == 0:
         return logits
     return torch.logaddexp(
-        logits.log_softmax(dim=-1) + math.log1p(-smoothing), logits.new_tensor(math.log(smoothing / logits.shape[-1]))
+        logits.log_softmax(dim=-1) + math.log1p(-smoothing), logits.new_full((), math.log(smoothing / logits.shape[-1]))
     )
 
 

@@ -201,6 +201,8 @@ def test_a_dry_run_keeps_the_plan_and_new_rows_fit_in(
         run_ablation(base, replace(dry, images=64))
     with pytest.raises(ValueError, match=r"seconds 'auto' -> 5\.0"):
         run_ablation(base, replace(dry, seconds=5.0))
+    with pytest.raises(ValueError, match=r"probe_images None -> 20.* scenes .* -> None"):  # finished runs would be kept
+        run_ablation(base, replace(dry, probe_images=20, scenes=None))
 
 
 def test_lengths_follow_the_speeds_and_schedules_the_lengths(base: RunConfig, settings: AblationSettings) -> None:

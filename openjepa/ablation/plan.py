@@ -15,6 +15,8 @@ from openjepa.whole_files import whole_file
 
 Budget = Literal["images", "seconds"]
 PLAN = "plan.json"
+KEPT = ("ablation", "seconds", "probe_images", "scenes")
+"""Options that must stay the same while runs are added: lengths, and how encoders are evaluated."""
 LOOKS = 10
 """Looks of the monitor in a run."""
 
@@ -129,7 +131,7 @@ def kept_speeds(
     """The speeds in the plan of `output`, so that runs keep their lengths; those of rows without one are measured and added.
 
     New rows are measured beside the first one and brought to its speed of before. Raises ValueError where `output` holds runs
-    of another base run or of other lengths.
+    of another base run, of other lengths, or evaluated otherwise.
     """
     path = output / PLAN
     content = json.loads(path.read_text()) if path.exists() else {}
@@ -148,7 +150,7 @@ def kept_speeds(
 
 
 def _content(base: RunConfig, settings: AblationSettings, speeds: Mapping[str, Speed]) -> dict[str, Any]:
-    kept = {"ablation": settings.ablation, "seconds": settings.seconds}
+    kept = {name: getattr(settings, name) for name in KEPT}
     return kept | {"base": to_dict(base), "speeds": {row: asdict(speed) for row, speed in speeds.items()}}
 
 
@@ -157,7 +159,7 @@ def _check_same(output: Path, content: Mapping[str, Any], base: RunConfig, setti
     # what cannot change a result, or is a place
     now = replace(base, system=before.system, run=replace(base.run, output=before.run.output))
     changes: Sequence[tuple[str, object, object]] = [
-        *((name, content[name], getattr(settings, name)) for name in ("ablation", "seconds")),
+        *((name, content[name], getattr(settings, name)) for name in KEPT if name in content),  # older plans lack some
         *difference(before, now),
     ]
     changed = [f"{name} {old!r} -> {new!r}" for name, old, new in changes if old != new]

@@ -202,6 +202,7 @@ def test_published_numbers_of_data2vec() -> None:
             assert (masks.min_block, masks.max_block, masks.spreads) == (16, 196, (0.0,))
             assert (config.optim.weight_decay, config.optim.clip_grad, config.optim.clip_mode) == (0.05, 3.0, "global")
             assert (config.model.positions, config.optim.epochs) == ("relative", 800)
+            assert config.model.initialization == "depth_scaled", "the released program divides and does not draw again"
         assert (official.method.target_branch, official.method.target_layer_norm) == ("block", True)  # type: ignore[attr-defined]
         assert (paper.method.target_branch, paper.method.target_layer_norm) == ("mlp", False)  # type: ignore[attr-defined]
     base, large = load_recipe("data2vec-vitb16"), load_recipe("data2vec-vitl16")

@@ -15,12 +15,12 @@ def _published(preset: str, model: ModelSettings, optim: OptimizationSettings) -
     """What both runs share: 120 of 196 patches masked in blocks of 16 and more, targets from six blocks, constant momentum.
 
     `official` is the released commands, `paper` the text of arXiv 2202.03555 where it differs. Their dropout of attention
-    weights (B 0.05, L 0.15) is left out. Not verified: the area of the crop (0.08 to 1).
+    weights (B 0.05, L 0.15) is left out.
     """
     official = preset == "official"
     return RunConfig(
         method=Data2VecSettings(target_branch="block" if official else "mlp", target_layer_norm=official),
-        model=replace(model, patch_size=16, class_token=True, positions="relative"),
+        model=replace(model, patch_size=16, class_token=True, positions="relative", initialization="depth_scaled"),
         masks=BlockwiseSettings(ratios=(120 / 196,), min_block=16, max_block=196),
         data=FolderSettings(image_size=224, crop_scale=(0.08, 1.0), horizontal_flip=True, interpolation="bicubic"),
         optim=replace(

@@ -16,9 +16,8 @@ def _published(preset: str, size: Size, patch_size: int, epochs: float, mask_rat
 
     `official` is the released configuration of ViT-S/16: Sinkhorn, weight 1, schedules 1.25 times as long as the training.
     `paper` is arXiv 2204.07141 where it has better numbers or differs: no Sinkhorn, weight 5, schedules as long as the
-    training, batch normalization of the head's input. Not verified: that images are mirrored, and whether blur has the
-    probability 0.5. Batch normalization, Sinkhorn and the mean assignment are meant to see the whole batch, so there is no
-    microbatch; a smaller `optim.microbatch_size` needs less memory and changes the results.
+    training, batch normalization of the head's input. Batch normalization, Sinkhorn and the mean assignment are meant to see
+    the whole batch, so there is no microbatch; a smaller `optim.microbatch_size` needs less memory and changes the results.
     """
     official = preset == "official"
     return RunConfig(

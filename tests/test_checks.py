@@ -101,6 +101,7 @@ def test_processes_share_the_batch() -> None:
         (changed(optim={"total_steps": 9000, "epochs": 7, "warmup_steps": 1}), "optim.epochs=7 has no effect"),
         (changed(optim={"total_steps": 9, "warmup_steps": 9}), "optim.warmup_steps=9 is the whole training"),
         (changed(data={"cache_size": 64}), "data.cache_size=64 has no effect"),
+        (changed(optim={"clip_mode": "per_tensor"}), "optim.clip_mode=per_tensor has no effect"),
     ],
 )
 def test_settings_without_effect_are_remarked(config: RunConfig, remark: str) -> None:

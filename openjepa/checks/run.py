@@ -4,6 +4,7 @@ import math
 import re
 
 from openjepa.checks.masks import check_blockwise, check_random_patches
+from openjepa.checks.method_remarks import without_effect
 from openjepa.checks.methods import check_method
 from openjepa.checks.sizes import PATCH_SIZES, check_heads, check_patch_divides, check_positions
 from openjepa.checks.values import check_pairs, check_ranges
@@ -52,9 +53,11 @@ def remarks(config: RunConfig) -> list[str]:
         found.append(f"optim.final_weight_decay={optim.final_weight_decay} has no effect with weight_decay_schedule=constant")
     if optim.cooldown != OptimizationSettings.cooldown and optim.lr_schedule == "cosine":
         found.append(f"optim.cooldown={optim.cooldown} has no effect with optim.lr_schedule=cosine")
+    if optim.clip_mode != OptimizationSettings.clip_mode and optim.clip_grad is None:
+        found.append(f"optim.clip_mode={optim.clip_mode} has no effect without optim.clip_grad")
     if config.data.cache_size is not None and config.data.cache == "none":
         found.append(f"data.cache_size={config.data.cache_size} has no effect with data.cache=none")
-    return found
+    return found + without_effect(config.method)
 
 
 # -------------------------------------------------------------------------------------------------- image and networks

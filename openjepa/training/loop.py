@@ -66,7 +66,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
         group_size=config.masks.group_size,
     )
     total_steps, steps_per_epoch = training_length(optim, splits.train)
-    for line in introduce(config, method, sampler, splits.description, device, precision, total_steps):
+    for line in introduce(config, method, sampler, splits.description, device, precision, total_steps, steps_per_epoch):
         print(line)
     if dry_run:
         return None
@@ -116,7 +116,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
         if found:
             outputs.export(state)  # a kill between the checkpoint and its export would leave older networks
         else:
-            monitor.look(Progress(0, total_steps, steps_per_epoch))
+            monitor.look(Progress(0, total_steps, steps_per_epoch, optim.schedule_stretch))
 
         meter.restart_clock()
         for step in range(state.step, total_steps):
@@ -155,7 +155,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
                 samples_skipped=skips.num_skipped,
                 identity=identity,
             )
-            done = Progress(state.step, total_steps, steps_per_epoch)
+            done = Progress(state.step, total_steps, steps_per_epoch, optim.schedule_stretch)
             last = state.step == total_steps
             stop = distributed.any_over_ranks(interrupts.requested is not None)
 

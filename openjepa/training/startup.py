@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from openjepa.checks import never_reached
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.engine.checkpoint import RunIdentity, TrainerState, read_state
 from openjepa.engine.device import device_name, memory_limit
@@ -140,7 +141,14 @@ def _count(number: int | None) -> str:
 
 
 def introduce(
-    config: RunConfig, method: Method, sampler: MaskSampler, data: str, device: torch.device, precision: str, total_steps: int
+    config: RunConfig,
+    method: Method,
+    sampler: MaskSampler,
+    data: str,
+    device: torch.device,
+    precision: str,
+    total_steps: int,
+    steps_per_epoch: float,
 ) -> list[str]:
     """Lines that say what will run, on what, and roughly what it needs.
 
@@ -150,6 +158,8 @@ def introduce(
     images = total_steps * config.optim.batch_size
     kept = BYTES_KEPT[precision] * method.kept_widths() * micro
     width = config.model.shape().width
+    remarks = [*_coupled(config, method), *method.remarks(total_steps)]
+    remarks += never_reached(config.method, total_steps, steps_per_epoch)
     needs = estimate(method, method.step_flops(), kept, images, width, device, precision)
     lines = [
         f"recipe     {config.recipe} ({config.preset}), method {config.method.name}, seed {config.run.seed}",
@@ -160,7 +170,7 @@ def introduce(
         f"masks      {masks_line(config.masks.kind, sampler)}",
         f"training   {total_steps} steps of {config.optim.batch_size} images ({format_count(images)} in all)",
         f"estimate   {format_count(needs.memory_bytes)}B of memory, {format_seconds(needs.seconds)} (roughly)",
-        *(f"note: {remark}" for remark in [*_coupled(config, method), *method.remarks(total_steps)]),
+        *(f"note: {remark}" for remark in remarks),
     ]
     _refuse_far_too_large(needs, micro, device)
     return lines

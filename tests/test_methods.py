@@ -1,6 +1,7 @@
 """What every pretraining method must keep, whichever it is; each of METHODS is run through it."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from openjepa.checks import check
 from openjepa.data import open_splits
 from openjepa.engine.checkpoint import latest_checkpoint, load_weights
 from openjepa.engine.interrupts import Interrupted, Interrupts
-from openjepa.engine.optimizer import build_optimizer
+from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm
 from openjepa.masks import MASKS
 from openjepa.masks.base import MaskSampler
 from openjepa.methods import METHODS
@@ -158,6 +159,20 @@ def test_looking_changes_nothing(case: Case) -> None:
         look(batch, PROGRESS)
         assert same(before, state(method)) and torch.equal(generator, torch.random.get_rng_state())
         assert method.training and all(not teacher.network.training for teacher in teachers(method))
+
+
+def test_a_step_reads_no_number_from_the_device(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors without values stand for those of a device: what would wait for one fails."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it does not know of such tensors
+    nowhere = torch.device("meta")
+    method, optim = case.method.to(nowhere), case.config.optim
+    optimizer = build_optimizer(method.named_parameters(), method.parameter_rules(), optim)
+    method(case.batch.to(nowhere), PROGRESS).total.backward()
+    method.before_step(PROGRESS)
+    for mode in ("global", "per_tensor"):
+        clip_gradients(optimizer, gradient_norm(optimizer), 3.0, mode)
+    assert all(isinstance(value, float) for value in method.after_step(PROGRESS).values())
+    assert all(value.is_meta for value in method.state_dict().values())
 
 
 def test_the_probe_shows_the_loss_and_the_features_of_the_export(case: Case) -> None:

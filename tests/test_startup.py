@@ -1,6 +1,7 @@
 """What is settled before the first step: the length, the warm-up, remarks, and the images that the monitor looks at."""
 
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from openjepa.settings.data import FolderSettings
 from openjepa.settings.masks import MultiblockSettings
 from openjepa.settings.optimization import OptimizationSettings
 from openjepa.settings.run import MonitorSettings
-from openjepa.training import loop
+from openjepa.training import loop, startup
 from openjepa.training.loop import train
 from openjepa.training.monitor import draw_batches
 from openjepa.training.startup import default_view, training_length
@@ -111,6 +112,22 @@ def test_the_estimate_counts_weights_activations_and_what_the_process_holds(monk
     assert needs.seconds == pytest.approx(2e12 / 0.5e12)  # half of the product's rate
     narrow = estimates.estimate(model, 2e9, 500, images=1e3, width=96, device=torch.device("cpu"), precision="fp32")
     assert narrow.seconds == pytest.approx(4 * needs.seconds) and narrow.memory_bytes == 1000 + 500 + 16 * 99
+
+
+def test_too_little_memory_is_remarked_and_less_than_half_of_it_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small_config(write_folder(tmp_path / "images", 40), tmp_path)
+    monkeypatch.setattr(startup, "memory_limit", lambda device: 1000)
+    words = r"needs about .*B of memory and cpu has .*B: lower optim.microbatch_size \(now 8\)"
+    for needed, is_short in ((1000.0, False), (2000.0, True)):
+        needs = estimates.Estimate(1, 1, 1.0, needed, 1.0)
+        monkeypatch.setattr(startup, "estimate", lambda *_, needs=needs: needs)
+        train(config, dry_run=True)
+        assert bool(re.search(f"note: this run {words}", capsys.readouterr().out)) == is_short
+    monkeypatch.setattr(startup, "estimate", lambda *_: estimates.Estimate(1, 1, 1.0, 2001.0, 1.0))
+    with pytest.raises(ValueError, match=words):
+        train(config, dry_run=True)
 
 
 def test_masks_that_cannot_be_drawn_are_refused_before_the_images_are_opened(tmp_path: Path) -> None:

@@ -73,7 +73,8 @@ def with_method(config: RunConfig, name: str) -> RunConfig:
     if config.method.name == name:
         return config
     if not isinstance(config.method, IJepaSettings):
-        raise ValueError(f"method.name={config.method.name}: only runs of ijepa are turned into those of other methods")
+        fix = "start from an I-JEPA recipe, e.g. cpu-32"
+        raise ValueError(f"method.name={config.method.name}: only runs of ijepa are turned into those of other methods; {fix}")
     if name not in CHANGES:
         raise ValueError(f"method.name={name!r} does not exist: use one of ijepa, {', '.join(CHANGES)}")
     changed = CHANGES[name](config, config.method)

@@ -161,7 +161,8 @@ def introduce(
     remarks = [*_coupled(config, method), *method.remarks(total_steps)]
     remarks += never_reached(config.method, total_steps, steps_per_epoch)
     needs = estimate(method, method.step_flops(), kept, images, width, device, precision)
-    lines = [
+    remarks += _memory(needs, micro, device)
+    return [
         f"recipe     {config.recipe} ({config.preset}), method {config.method.name}, seed {config.run.seed}",
         f"data       {data}",
         f"device     {device} ({device_name(device)}), {precision}, {torch.get_num_threads()} threads",
@@ -172,8 +173,6 @@ def introduce(
         f"estimate   {format_count(needs.memory_bytes)}B of memory, {format_seconds(needs.seconds)} (roughly)",
         *(f"note: {remark}" for remark in remarks),
     ]
-    _refuse_far_too_large(needs, micro, device)
-    return lines
 
 
 def _coupled(config: RunConfig, method: Method) -> list[str]:
@@ -193,10 +192,15 @@ def masks_line(kind: MaskKind, sampler: MaskSampler) -> str:
     return f"{sampler.name} on {sampler.grid[0]}x{sampler.grid[1]} patches; {counts}: {shapes}"
 
 
-def _refuse_far_too_large(needs: Estimate, microbatch: int, device: torch.device) -> None:
+def _memory(needs: Estimate, microbatch: int, device: torch.device) -> list[str]:
+    """A remark where the device has less than the estimate, which is rough; ValueError where it has less than half."""
     limit = memory_limit(device)
+    if needs.memory_bytes <= limit:
+        return []
+    words = (
+        f"this run needs about {format_count(needs.memory_bytes)}B of memory and {device} has {format_count(limit)}B: "
+        f"lower optim.microbatch_size (now {microbatch}) or choose a smaller model.size"
+    )
     if needs.memory_bytes > 2 * limit:
-        raise ValueError(
-            f"this run needs about {format_count(needs.memory_bytes)}B of memory and {device} has {format_count(limit)}B: "
-            f"lower optim.microbatch_size (now {microbatch}) or choose a smaller model.size"
-        )
+        raise ValueError(words)
+    return [words]

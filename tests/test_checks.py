@@ -9,12 +9,13 @@ from openjepa.checks import check, remarks
 from openjepa.checks.values import PAIRS, RANGES
 from openjepa.config import flatten
 from openjepa.evaluation_checks import PROTOCOL_GROUPS, check_evaluation, evaluation_remarks
+from openjepa.recipes.matched import with_method
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.data import FolderSettings, HuggingFaceSettings
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.finetune import FinetuneSettings
 from openjepa.settings.low_shot import LowShotSettings
-from openjepa.settings.masks import MultiblockSettings
+from openjepa.settings.masks import MultiblockSettings, RandomPatchesSettings
 from openjepa.settings.run import RunConfig
 
 VALID = RunConfig(data=FolderSettings(path="images"))
@@ -102,6 +103,10 @@ def test_processes_share_the_batch() -> None:
         (changed(optim={"total_steps": 9, "warmup_steps": 9}), "optim.warmup_steps=9 is the whole training"),
         (changed(data={"cache_size": 64}), "data.cache_size=64 has no effect"),
         (changed(optim={"clip_mode": "per_tensor"}), "optim.clip_mode=per_tensor has no effect"),
+        (
+            replace(with_method(VALID, "mae"), masks=RandomPatchesSettings(group_size=2048)),
+            "masks.group_size=2048 has no effect",
+        ),
     ],
 )
 def test_settings_without_effect_are_remarked(config: RunConfig, remark: str) -> None:

@@ -57,6 +57,10 @@ def remarks(config: RunConfig) -> list[str]:
         found.append(f"optim.clip_mode={optim.clip_mode} has no effect without optim.clip_grad")
     if config.data.cache_size is not None and config.data.cache == "none":
         found.append(f"data.cache_size={config.data.cache_size} has no effect with data.cache=none")
+    masks = config.masks
+    is_shared = isinstance(masks, MultiblockSettings) or (isinstance(masks, RandomPatchesSettings) and masks.shared)
+    if masks.group_size is not None and not is_shared:
+        found.append(f"masks.group_size={masks.group_size} has no effect: these masks ({masks.strategy}) share nothing")
     return found + without_effect(config.method)
 
 

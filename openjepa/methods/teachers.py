@@ -17,7 +17,7 @@ MomentumSchedule = Callable[[float, float, Progress], float]
 
 
 def slow_teacher_remarks(schedule: MomentumSchedule, start: float, end: float, total_steps: int) -> list[str]:
-    """Whether the moving average, which is what is exported, hardly follows a run of this length."""
+    """Whether the moving average hardly follows a run of this length."""
     rates = renewal_rates(schedule, start, end, total_steps)
     renewals = total_steps * sum(rates) / len(rates)
     if renewals >= FEW_RENEWALS or renewals == 0:
@@ -25,7 +25,7 @@ def slow_teacher_remarks(schedule: MomentumSchedule, start: float, end: float, t
     better = max(0.0, 1 - (1 - start) * ENOUGH_RENEWALS / renewals)
     too = "" if end == 1 else f" (and method.ema_end={end:g})"
     return [
-        f"method.ema_start={start:g}{too} is slow for {total_steps} steps: the moving average, which is exported, is on "
+        f"method.ema_start={start:g}{too} is slow for {total_steps} steps: the moving average is on "
         f"average {mean_age(rates, total_steps):.0%} of the run behind the network that it follows; about {better:.3g} suits "
         "this length"
     ]

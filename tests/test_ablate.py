@@ -14,7 +14,7 @@ from openjepa.ablation import running
 from openjepa.ablation.plan import PlannedRun, Speed, base_config, planned_runs
 from openjepa.ablation.results import RunResult, claimed, read_results
 from openjepa.ablation.running import run_ablation
-from openjepa.ablation.tables import print_tables
+from openjepa.ablation.tables import legend, print_tables
 from openjepa.ablations import ABLATIONS, ablation_rows
 from openjepa.cli import main
 from openjepa.recipes import load_recipe
@@ -245,6 +245,13 @@ def finished(row: str, seed: int, value: float, **changes: Any) -> RunResult:
     values: dict[str, Any] = {"name": f"{row}-{seed}", "row": row, "seed": seed, "budgets": ("images",), "status": "finished"}
     costs = {"images": 384_000, "seconds": 12_345.6, "images_per_second": 12_345.6, "flops": 1.714e9}
     return RunResult(**values | costs | {"numbers": numbers} | changes)
+
+
+def test_without_the_first_row_the_legend_says_why_no_baselines_stand_there() -> None:
+    found, others = finished("ijepa", 0, 0.6, references={"untrained": {"classification/linear": 0.5}}), finished("mae", 0, 0.6)
+    words = "The untrained encoder and raw pixels are evaluated beside the row ijepa only."
+    assert legend(ABLATIONS["methods"], [others]).endswith(words)
+    assert legend(ABLATIONS["methods"], [found, others]).endswith("untrained: the encoder of the first row before training.")
 
 
 @pytest.mark.parametrize(("apart", "shown"), [(0.2, "60.0±14"), (0.05, "60.0±3.5")])

@@ -35,7 +35,8 @@ COSTS = ("images/s", "GFLOPs", "images", "seconds")
 COLUMNS = (*PROBES, "rank", *COSTS)
 LEGEND = """linear and k-NN: accuracy in % on the run's own test images; Count and Dist: the same probes on scenes (objects, and
 distance of the nearest). rank: RankMe of the features. images/s: measured in turns. GFLOPs: of an image in a step. seconds:
-training as it was. untrained: the encoder of the first row before training."""
+training as it was. """
+UNTRAINED = "untrained: the encoder of the first row before training."
 
 
 @dataclass(frozen=True)
@@ -144,9 +145,16 @@ def _write(path: Path, text: str) -> None:
         file.write_text(text + "\n")
 
 
+def legend(ablation: Ablation, results: Sequence[RunResult]) -> str:
+    """What the columns are, and which lines stand below the rows, or why none do."""
+    if any(result.references for result in results):
+        return LEGEND + UNTRAINED
+    return f"{LEGEND}The untrained encoder and raw pixels are evaluated beside the row {ablation.names[0]} only."
+
+
 def markdown(ablation: Ablation, found: Mapping[str, Sequence[Line]], results: Sequence[RunResult]) -> str:
     """The page tables.md."""
-    parts = [f"# {ablation.title}", LEGEND]
+    parts = [f"# {ablation.title}", legend(ablation, results)]
     for budget, lines in found.items():
         rows = [(ablation.column, *COLUMNS), ("---",) * (1 + len(COLUMNS)), *_words(lines)]
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -167,7 +175,7 @@ def print_tables(output: Path, name: str, console: Console | None = None) -> Non
         for row in _words(lines):
             table.add_row(*row)
         console.print(table)
-    console.print(Text(LEGEND.replace("\n", " "), "dim"))
+    console.print(Text(legend(ABLATIONS[name], results).replace("\n", " "), "dim"))
     for line in failures(results):
         console.print(Text(line, "red"))
     console.print(f"{output / 'tables.md'}", highlight=False, soft_wrap=True)

@@ -22,7 +22,7 @@ class AblationSettings:
     preset: str | None = None
     """Preset of the recipe. None: its first."""
     rows: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--methods"])] = ()
-    """Only these rows of the table. None given: all."""
+    """Only these rows of the table; the untrained encoder and raw pixels come with the first of all. None given: all."""
     images: int | None = None
     """Images that every run sees for the table at equal images. None: as many as the recipe."""
     seconds: float | Literal["auto", "none"] = "auto"

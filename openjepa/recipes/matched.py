@@ -49,7 +49,7 @@ RATES: dict[str, Rates] = {
     "mae": Rates(1e-3, 40 / 800, weight_decay_schedule="constant", beta2=0.95, clip_grad=None, schedule_steps="from_zero"),
     "data2vec": Rates(3e-4, 40 / 800, final=1 / 200, weight_decay_schedule="constant"),
     "dino": Rates(3e-4, 10 / 100, final=1 / 2000, weight_decay=0.04, clip_mode="per_tensor"),
-    "ibot": Rates(3e-4, 10 / 100, final=1 / 1000, weight_decay=0.04, clip_mode="per_tensor"),
+    "ibot": Rates(3e-4, 10 / 100, final=1 / 2000, weight_decay=0.04, clip_mode="per_tensor"),
     "msn": Rates(
         1e-3, 15 / 300, start=0.2, final=1 / 1000, weight_decay=0.04, schedule_steps="from_one", schedule_stretch=1.25
     ),

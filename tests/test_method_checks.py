@@ -68,6 +68,21 @@ def test_crops_and_colors_that_cannot_be(name: str, changes: dict[str, Any], mes
         check(changed(name, **changes))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"average_layers": 3}, r"method.average_layers=3 of an encoder with 2 blocks: set method.average_layers to at most 2"),
+        ({"average_layers": 0}, r"method.average_layers=0 must be at least 1"),
+        ({"smooth_l1_beta": 0.0}, r"method.smooth_l1_beta=0.0 must be above 0"),
+        ({"ema_ramp": 1.5}, r"method.ema_ramp=1.5 must be between 0 and 1"),
+        ({"jitter_probability": -0.1}, r"method.jitter_probability=-0.1 must be between 0 and 1"),
+    ],
+)
+def test_what_data2vec_cannot_do(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(changed("data2vec", **changes))
+
+
 def test_data2vec_turns_hues_by_half_a_turn_at_most() -> None:
     check(changed("data2vec", jitter=(0.4, 0.4, 0.4, 0.5)))
     with pytest.raises(ValueError, match=r"method.jitter: .* 0.6, .* use at most 0.5"):

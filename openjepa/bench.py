@@ -33,19 +33,17 @@ from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_
 from openjepa.engine.run_folder import environment
 from openjepa.masks import MASKS
 from openjepa.masks.base import MaskSampler, TokenShape
-from openjepa.methods import METHODS
 from openjepa.methods.base import Method
 from openjepa.recipes import load_recipe
 from openjepa.recipes.matched import with_method
 from openjepa.schedules import Progress
-from openjepa.seeds import derive
 from openjepa.settings.bench import StepBench
 from openjepa.settings.data import FolderSettings
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.models import ModelSettings
 from openjepa.settings.optimization import OptimizationSettings
 from openjepa.settings.run import RunConfig
-from openjepa.training.startup import default_view, masks_line
+from openjepa.training.startup import build_method, default_view, masks_line
 from openjepa.types import Batch, BlockMasks, LoaderPosition, LossOutput, Masks
 from openjepa.whole_files import whole_file
 
@@ -179,18 +177,14 @@ class TimedStep:
         self.precision = resolve_precision(config.run.precision, self.device)
         self.threads = set_threads(config.system.threads)
         keep_freed_memory()
-        data = config.data
-        self.view = default_view(data)
+        self.view = default_view(config.data)
         self.sampler: MaskSampler = MASKS[config.masks.strategy].load()(config.masks, config.model.grid(self.view.size))
         self.shape: TokenShape = self.sampler.shapes()[0]
         shapes = self.sampler.shapes()
         if config.masks.kind == "blocks":  # the batch has exactly this shape
             self.shape = replace(self.shape, probability=1.0)
             shapes = (self.shape,)
-        torch.manual_seed(derive("weights", config.run.seed))
-        build = METHODS[config.method.name].load()
-        self.method: Method = build(config.method, config.model, self.view, data.pixel_mean, data.pixel_std, shapes)
-        self.method.to(self.device)
+        self.method: Method = build_method(config, self.view, self.sampler, shapes).to(self.device)
         if config.run.compile:
             self.method.compile_blocks()
         self.optimizer = build_optimizer(self.method.named_parameters(), self.method.parameter_rules(), config.optim)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from openjepa.masks.base import TokenShape
+from openjepa.methods.base import Surroundings
 from openjepa.methods.data2vec import VIEW, Data2Vec
 from openjepa.models.vit import build_encoder
 from openjepa.schedules import Progress
@@ -28,7 +29,7 @@ def build(model: ModelSettings = MODEL, **changes: Any) -> Data2Vec:
     torch.manual_seed(0)
     view = ViewSpec(size=(16, 20))
     shapes = (TokenShape(10, 10, 1.0, 1),)
-    method = Data2Vec(replace(SETTINGS, **changes), model, view, (0.5,) * 3, (0.2,) * 3, shapes)  # type: ignore[arg-type]
+    method = Data2Vec(replace(SETTINGS, **changes), Surroundings(model, view, (0.5,) * 3, (0.2,) * 3, shapes))  # type: ignore[arg-type]
     with torch.no_grad():
         for value in method.parameters():
             value.add_(0.3 * torch.randn_like(value))

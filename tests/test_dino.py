@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from openjepa.engine.device import autocast
+from openjepa.methods.base import Surroundings
 from openjepa.methods.dino import Dino
 from openjepa.methods.teachers import mean_age, renewal_rates
 from openjepa.recipes import load_recipe
@@ -27,7 +28,7 @@ START, LATER = Progress(step=0, total_steps=100, steps_per_epoch=10), Progress(s
 
 def build(settings: DinoSettings = SETTINGS, model: ModelSettings = MODEL) -> Dino:
     torch.manual_seed(0)
-    return Dino(settings, model, ViewSpec(size=(16, 20)), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), ())
+    return Dino(settings, Surroundings(model, ViewSpec(size=(16, 20)), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), ()))
 
 
 def make_batch(size: int = 4, num_local: int = 3) -> Batch:
@@ -112,7 +113,7 @@ def test_the_center_is_the_one_of_the_steps_before() -> None:
 
 def test_views_of_two_sizes_with_colors_of_three_kinds() -> None:
     view = ViewSpec(size=(16, 20), scale=(0.4, 1.0), interpolation="bicubic", horizontal_flip=True)
-    method = Dino(SETTINGS, MODEL, view, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), ())
+    method = Dino(SETTINGS, Surroundings(MODEL, view, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), ()))
     large, small = method.inputs().views["global"], method.inputs().views["local"]
     assert not method.inputs().masked_views
     assert (large.count, large.size, large.scale, len(large.colors)) == (2, (16, 20), (0.4, 1.0), 2)

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from openjepa.engine.device import autocast
 from openjepa.masks.base import TokenShape
 from openjepa.masks.blockwise import Blockwise
+from openjepa.methods.base import Surroundings
 from openjepa.methods.ibot import IBot
 from openjepa.models.heads import TokenHead
 from openjepa.recipes import load_recipe
@@ -45,7 +46,7 @@ NUM_MASKED = [[0, 3, 9, 1], [7, 0, 2, 9]]
 def build(settings: IBotSettings = SETTINGS, model: ModelSettings = MODEL, places: int = 9) -> IBot:
     torch.manual_seed(0)
     shapes = (TokenShape(20 - places, 4, 1.0, 1, most_targets=places),)
-    return IBot(settings, model, ViewSpec(size=(16, 20)), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), shapes)
+    return IBot(settings, Surroundings(model, ViewSpec(size=(16, 20)), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), shapes))
 
 
 def make_batch(copies: int = 1, num_local: int = 3) -> Batch:

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from openjepa.engine.device import autocast
 from openjepa.masks.base import TokenShape
-from openjepa.methods.base import EmaTeacher
+from openjepa.methods.base import EmaTeacher, Surroundings
 from openjepa.methods.ijepa import IJepa
 from openjepa.schedules import Progress
 from openjepa.settings.methods import IJepaSettings
@@ -27,7 +27,7 @@ MODEL = ModelSettings(size="test", patch_size=4)
 def build(settings: IJepaSettings = SETTINGS, model: ModelSettings = MODEL) -> IJepa:
     torch.manual_seed(0)
     view = ViewSpec(size=(16, 20))
-    return IJepa(settings, model, view, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), (TokenShape(5, 4, 1.0, 3),))
+    return IJepa(settings, Surroundings(model, view, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), (TokenShape(5, 4, 1.0, 3),)))
 
 
 def make_batch(size: int = 4, seed: int = 0) -> Batch:
@@ -181,7 +181,7 @@ def counted(work: object) -> int:
 def test_flops_are_a_mean_over_shapes() -> None:
     shapes = (TokenShape(5, 4, 0.75, 3), TokenShape(8, 2, 0.25, 3))
     view = ViewSpec(size=(16, 20))
-    method = IJepa(SETTINGS, MODEL, view, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), shapes)
+    method = IJepa(SETTINGS, Surroundings(MODEL, view, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), shapes))
     expected = 0.75 * method.context_encoder.flops(5) + 0.25 * method.context_encoder.flops(8)
     assert method.flops()["context_encoder"] == pytest.approx(expected)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from openjepa.masks.base import TokenShape
 from openjepa.masks.random_patches import RandomPatches
+from openjepa.methods.base import Surroundings
 from openjepa.methods.mae import VIEW, Mae, patch_pixels
 from openjepa.models.decoder import Decoder
 from openjepa.models.positions import sincos_positions
@@ -32,7 +33,7 @@ def build(model: ModelSettings = MODEL, **changes: Any) -> Mae:
     settings = replace(MaeSettings(decoder_width=24, decoder_depth=2, decoder_heads=3), **changes)
     shapes = (TokenShape(NUM_VISIBLE, NUM_PATCHES - NUM_VISIBLE, 1.0, 1),)
     view = ViewSpec(size=(GRID[0] * SIDE, GRID[1] * SIDE))
-    method = Mae(settings, model, view, (0.5,) * 3, (0.2,) * 3, shapes)  # type: ignore[arg-type]
+    method = Mae(settings, Surroundings(model, view, (0.5,) * 3, (0.2,) * 3, shapes))  # type: ignore[arg-type]
     with torch.no_grad():
         for value in method.parameters():
             value.add_(0.2 * torch.randn_like(value))

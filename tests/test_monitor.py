@@ -14,14 +14,13 @@ from openjepa.data import open_splits
 from openjepa.engine.run_log import RunLog
 from openjepa.masks import MASKS
 from openjepa.measures.rank import alpha_req, lidar
-from openjepa.methods import METHODS
 from openjepa.methods.ijepa import IJepa
 from openjepa.schedules import Progress
 from openjepa.seeds import derive, derive_samples
 from openjepa.settings.run import MonitorSettings, RunConfig
 from openjepa.training.loop import train
 from openjepa.training.monitor import Monitor
-from openjepa.training.startup import default_view
+from openjepa.training.startup import build_method, default_view
 from tests.images import write_folder
 from tests.test_loop import lines, small_config
 
@@ -48,9 +47,7 @@ def build(images: Path, tmp_path: Path) -> Iterator[Build]:
         )
         view = default_view(config.data)
         sampler = MASKS["multiblock"].load()(config.masks, config.model.grid(view.size))
-        torch.manual_seed(0)
-        mean, std = config.data.pixel_mean, config.data.pixel_std
-        method = METHODS["ijepa"].load()(config.method, config.model, view, mean, std, sampler.shapes())
+        method = build_method(config, view, sampler)
         logs.append(RunLog(tmp_path, 100, False))
         splits = open_splits(config.data, 0)
         return Monitor(config, method, sampler, splits, torch.device("cpu"), "fp32", logs[-1], print)

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from openjepa.engine.device import autocast
 from openjepa.engine.optimizer import build_optimizer
 from openjepa.masks.base import TokenShape
+from openjepa.methods.base import Surroundings
 from openjepa.methods.msn import Msn
 from openjepa.models.heads import BatchNormHead
 from openjepa.recipes import load_recipe
@@ -31,7 +32,7 @@ START, LATER = Progress(step=0, total_steps=100, steps_per_epoch=10), Progress(s
 def build(settings: MsnSettings = SETTINGS, model: ModelSettings = MODEL) -> Msn:
     torch.manual_seed(0)
     shapes = (TokenShape(context=len(VISIBLE), target=20 - len(VISIBLE), probability=1.0, num_targets=1),)
-    return Msn(settings, model, ViewSpec(size=(16, 20)), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), shapes)
+    return Msn(settings, Surroundings(model, ViewSpec(size=(16, 20)), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), shapes))
 
 
 def make_batch(size: int = 4, settings: MsnSettings = SETTINGS) -> Batch:

@@ -2,7 +2,8 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from openjepa.masks.base import TokenShape
 from openjepa.models.blocks import Block
 from openjepa.schedules import Progress
-from openjepa.types import Batch, Export, InputSpec, LossOutput, ParameterRule
+from openjepa.settings.models import EncoderConfig, ModelSettings
+from openjepa.types import Batch, Export, InputSpec, LossOutput, ParameterRule, ViewSpec
 
 DEFAULT_RULES = (
     ParameterRule(matches=lambda name, value: value.ndim <= 1 or name.endswith("bias"), decay=False),
@@ -40,6 +43,24 @@ class ProbeOutput:
     """Patch of each target."""
     distance: Callable[[Float[Tensor, "*shape"], Float[Tensor, "*shape"]], Float[Tensor, ""]] | None = None
     """The method's own loss between predictions and targets of any one shape."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a method is built for, beside its own settings."""
+
+    model: ModelSettings
+    """The encoder."""
+    view: ViewSpec
+    """The crop that the data settings describe; a method may ask for more and other ones."""
+    pixel_mean: tuple[float, float, float]
+    pixel_std: tuple[float, float, float]
+    shapes: tuple[TokenShape, ...]
+    """Token counts that the mask sampler gives."""
+
+    def encoder_config(self) -> EncoderConfig:
+        """The encoder that is wanted, for views of this size."""
+        return self.model.encoder(self.view.size, self.pixel_mean, self.pixel_std)
 
 
 class Method(nn.Module, ABC):
@@ -70,6 +91,17 @@ class Method(nn.Module, ABC):
         without changing anything. None, whatever the batch: this method has no predictor, and LiDAR is left out.
         """
         return None
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Within it there are no gradients and no drop path; afterwards the method is as it was."""
+        training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.train(training)
 
     def before_step(self, progress: Progress) -> None:
         """After the last backward of a step, before clipping: may drop or change gradients."""

@@ -10,14 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import record_function
 
-from openjepa.masks.base import TokenShape
-from openjepa.methods.base import DEFAULT_RULES, EmaTeacher, Method, ProbeOutput
+from openjepa.methods.base import DEFAULT_RULES, EmaTeacher, Method, ProbeOutput, Surroundings
 from openjepa.methods.teachers import slow_teacher_remarks
 from openjepa.models.blocks import initialize
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress, ramped_momentum
 from openjepa.settings.methods import Data2VecSettings
-from openjepa.settings.models import ModelSettings
 from openjepa.types import (
     Batch,
     ColorChange,
@@ -27,7 +25,6 @@ from openjepa.types import (
     LossOutput,
     ParameterRule,
     TokenMask,
-    ViewSpec,
 )
 
 VIEW = "image"
@@ -77,20 +74,12 @@ class Data2Vec(Method):
     the loss is the mean over the masked patches of a microbatch, theirs over those of one device.
     """
 
-    def __init__(
-        self,
-        settings: Data2VecSettings,
-        model: ModelSettings,
-        view: ViewSpec,
-        pixel_mean: tuple[float, float, float],
-        pixel_std: tuple[float, float, float],
-        shapes: tuple[TokenShape, ...],
-    ) -> None:
-        """Draws the weights from torch's global generator. `shapes` do not matter: all patches are encoded."""
+    def __init__(self, settings: Data2VecSettings, surroundings: Surroundings) -> None:
+        """Draws the weights from torch's global generator. The token counts do not matter: all patches are encoded."""
         super().__init__()
         self.settings = settings
-        self.view = replace(view, colors=(ColorChange(settings.jitter, settings.jitter_probability),))
-        self.encoder_config = model.encoder(view.size, pixel_mean, pixel_std)
+        self.view = replace(surroundings.view, colors=(ColorChange(settings.jitter, settings.jitter_probability),))
+        self.encoder_config = surroundings.encoder_config()
         self.student: VisionTransformer = build_encoder(replace(self.encoder_config, mask_token=True))
         self.head = nn.Linear(self.encoder_config.width, self.encoder_config.width)
         initialize(self.head, nn.ModuleList(), self.encoder_config.initialization)
@@ -117,41 +106,32 @@ class Data2Vec(Method):
         self.teacher.average.update(self.student, value)
         return {"momentum": value}
 
-    @torch.no_grad()
     def probe(self, batch: Batch, progress: Progress) -> ProbeOutput:
         """Pooled features of the exported encoder on the whole image, and the loss with its targets, without drop path.
 
         Images differ in their number of masked patches, so each target stands in a row of its own: [n, 1, 1, D].
         """
         images, mask = _images_and_mask(batch)
-        training = self.training
-        self.eval()
-        encoded: EncoderOutput = self._exported()(images)
-        targets = self.teacher(images)
-        loss = self._loss(self._predictions(images, mask), targets, mask)
-        self.train(training)
+        with self.looking():
+            encoded: EncoderOutput = self._exported()(images)
+            targets = self.teacher(images)
+            loss = self._loss(self._predictions(images, mask), targets, mask)
         sample, place = mask.masked.nonzero(as_tuple=True)
         chosen = targets[sample, place][:, None, None]
         return ProbeOutput(encoded.pooled(self.encoder_config.pooling), loss, chosen, place[:, None, None], self.distance)
 
-    @torch.no_grad()
     def predicted_features(self, batch: Batch, progress: Progress) -> Float[Tensor, "B D"]:
         """Predictions averaged over the masked patches of each image, without drop path."""
         images, mask = _images_and_mask(batch)
-        training = self.training
-        self.eval()
-        predictions = self._predictions(images, mask)
-        self.train(training)
+        with self.looking():
+            predictions = self._predictions(images, mask)
         return _mean_where(mask.masked, predictions.permute(2, 0, 1)).T  # patches last: [D, B, N]
 
-    @torch.no_grad()
     def energies(self, batch: Batch, progress: Progress) -> Float[Tensor, "B B"]:
         """Distance of the predictions at the masked patches of image i to the targets at the same places of image j."""
         images, mask = _images_and_mask(batch)
-        training = self.training
-        self.eval()
-        predictions, targets = self._predictions(images, mask), self.teacher(images)
-        self.train(training)
+        with self.looking():
+            predictions, targets = self._predictions(images, mask), self.teacher(images)
         rows = [
             _mean_where(masked, self._distances(prediction.expand_as(targets), targets))
             for masked, prediction in zip(mask.masked, predictions, strict=True)

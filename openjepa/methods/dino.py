@@ -9,16 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.profiler import record_function
 
-from openjepa.masks.base import TokenShape
 from openjepa.methods.assignment import Center, assignments, cross_entropy_table, other_views_loss, teacher_temperature
-from openjepa.methods.base import EmaTeacher, Method, ProbeOutput
+from openjepa.methods.base import EmaTeacher, Method, ProbeOutput, Surroundings
 from openjepa.methods.multi_crop import GLOBAL, build_head, class_tokens, head_kept_widths, num_patches, views_of
 from openjepa.methods.teachers import slow_teacher_remarks
 from openjepa.models.heads import ProjectionHead
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress, cosine_momentum
 from openjepa.settings.methods import DinoSettings
-from openjepa.settings.models import ModelSettings
 from openjepa.types import Batch, Export, InputSpec, LossOutput, ViewSpec
 
 Crops = Mapping[str, Float[Tensor, "V B C h w"]]
@@ -34,20 +32,12 @@ class Dino(Method):
     however that is split.
     """
 
-    def __init__(
-        self,
-        settings: DinoSettings,
-        model: ModelSettings,
-        view: ViewSpec,
-        pixel_mean: tuple[float, float, float],
-        pixel_std: tuple[float, float, float],
-        shapes: tuple[TokenShape, ...],
-    ) -> None:
-        """Draws the weights from torch's global generator. `view` is the large crop; there are no masks, so no `shapes`."""
+    def __init__(self, settings: DinoSettings, surroundings: Surroundings) -> None:
+        """Draws the weights from torch's global generator. Their view is the large crop."""
         super().__init__()
         self.settings = settings
-        self.views = views_of(settings, view)
-        self.encoder_config = replace(model.encoder(view.size, pixel_mean, pixel_std), pooling="class_token")
+        self.views = views_of(settings, surroundings.view)
+        self.encoder_config = replace(surroundings.encoder_config(), pooling="class_token")
         self.student: VisionTransformer = build_encoder(self.encoder_config)
         self.student_head: ProjectionHead = build_head(settings, self.encoder_config.width)
         self.teacher = EmaTeacher(self.student)
@@ -79,26 +69,20 @@ class Dino(Method):
         self.teacher_head.update(self.student_head, value)
         return {"momentum": value, "teacher_temperature": self._temperature(progress)}
 
-    @torch.no_grad()
     def probe(self, batch: Batch, progress: Progress) -> ProbeOutput:
         """The teacher's class tokens of the first large crops, and the loss, without drop path."""
-        training = self.training
-        self.eval()
-        tokens = class_tokens(self.teacher, _large(batch.views))  # [2, B, D]
-        targets = self._targets(self.teacher_head(tokens), progress)
-        loss = other_views_loss(targets, self._logits(batch.views))
-        self.train(training)
+        with self.looking():
+            tokens = class_tokens(self.teacher, _large(batch.views))  # [2, B, D]
+            targets = self._targets(self.teacher_head(tokens), progress)
+            loss = other_views_loss(targets, self._logits(batch.views))
         return ProbeOutput(tokens[0], loss)
 
-    @torch.no_grad()
     def energies(self, batch: Batch, progress: Progress) -> Float[Tensor, "B B"]:
         """Cross-entropy of the student's assignment of image i's second large crop to the teacher's of image j's first."""
-        training = self.training
-        self.eval()
-        first, second = ({GLOBAL: batch.views[GLOBAL][place : place + 1]} for place in (0, 1))
-        targets = self._targets(self._teacher_outputs(first), progress)
-        logits = self._student_logits(second)
-        self.train(training)
+        with self.looking():
+            first, second = ({GLOBAL: batch.views[GLOBAL][place : place + 1]} for place in (0, 1))
+            targets = self._targets(self._teacher_outputs(first), progress)
+            logits = self._student_logits(second)
         return cross_entropy_table(targets[0], logits[0])
 
     def coupled_terms(self) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.profiler import record_function
 
-from openjepa.masks.base import TokenShape
 from openjepa.methods.assignment import (
     Center,
     assignments,
@@ -18,7 +17,7 @@ from openjepa.methods.assignment import (
     other_views_loss,
     teacher_temperature,
 )
-from openjepa.methods.base import EmaTeacher, Method, ProbeOutput
+from openjepa.methods.base import EmaTeacher, Method, ProbeOutput, Surroundings
 from openjepa.methods.multi_crop import (
     GLOBAL,
     LOCAL,
@@ -35,7 +34,6 @@ from openjepa.models.heads import TokenHead, TokenOutputs, at_places
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress, cosine_momentum
 from openjepa.settings.methods import IBotSettings
-from openjepa.settings.models import ModelSettings
 from openjepa.types import Batch, EncoderOutput, Export, InputSpec, LossOutput, TokenMask, ViewSpec
 
 Images = Float[Tensor, "V B C h w"]
@@ -63,21 +61,13 @@ class IBot(Method):
     encoders has, takes the statistics of the tokens of one microbatch, of which the student's head sees only the masked ones.
     """
 
-    def __init__(
-        self,
-        settings: IBotSettings,
-        model: ModelSettings,
-        view: ViewSpec,
-        pixel_mean: tuple[float, float, float],
-        pixel_std: tuple[float, float, float],
-        shapes: tuple[TokenShape, ...],
-    ) -> None:
-        """Draws the weights from torch's global generator. `view`: the large crop; `shapes`: how many patches are masked."""
+    def __init__(self, settings: IBotSettings, surroundings: Surroundings) -> None:
+        """Draws the weights from torch's global generator. Their view is the large crop."""
         super().__init__()
         self.settings = settings
-        self.views = views_of(settings, view)
-        self.num_places = max(shape.places for shape in shapes)
-        self.encoder_config = replace(model.encoder(view.size, pixel_mean, pixel_std), pooling="class_token")
+        self.views = views_of(settings, surroundings.view)
+        self.num_places = max(shape.places for shape in surroundings.shapes)
+        self.encoder_config = replace(surroundings.encoder_config(), pooling="class_token")
         self.student: VisionTransformer = build_encoder(replace(self.encoder_config, mask_token=True))
         patch_outputs = settings.outputs if settings.shared_head else settings.patch_outputs
         own_layer = None if settings.shared_head else patch_outputs
@@ -114,34 +104,28 @@ class IBot(Method):
         of_class, of_patches = self._temperatures(progress)
         return {"momentum": value, "teacher_temperature": of_class, "patch_temperature": of_patches}
 
-    @torch.no_grad()
     def probe(self, batch: Batch, progress: Progress) -> ProbeOutput:
         """The teacher's class tokens of the first large crops, and the loss, without drop path."""
-        training = self.training
-        self.eval()
-        masked = self._masked(batch)
-        tokens, teacher = self._teach(batch.views[GLOBAL], masked)
-        loss = self._loss(teacher, self._learn(batch, masked), masked, progress).total
-        self.train(training)
+        with self.looking():
+            masked = self._masked(batch)
+            tokens, teacher = self._teach(batch.views[GLOBAL], masked)
+            loss = self._loss(teacher, self._learn(batch, masked), masked, progress).total
         return ProbeOutput(tokens[0], loss)
 
-    @torch.no_grad()
     def energies(self, batch: Batch, progress: Progress) -> Float[Tensor, "B B"]:
         """Cross-entropy of the student's assignment of image i's masked second large crop to the teacher's of image j's first.
 
         Only of class tokens: a masked patch has a counterpart only in the crop it was masked in.
         """
-        training = self.training
-        self.eval()
-        first, second = batch.views[GLOBAL]
-        mask = self._masked(batch).mask[len(first) :]
-        taught: EncoderOutput = self.teacher(first)
-        learned: EncoderOutput = self.student(second, replace=mask)
-        teacher_head = self.teacher_head.network
-        assert isinstance(teacher_head, TokenHead)
-        targets = self._class_targets(teacher_head.head(class_tokens_of(taught, 1)), progress)
-        logits = self._logits(self.student_head.head(class_tokens_of(learned, 1)))
-        self.train(training)
+        with self.looking():
+            first, second = batch.views[GLOBAL]
+            mask = self._masked(batch).mask[len(first) :]
+            taught: EncoderOutput = self.teacher(first)
+            learned: EncoderOutput = self.student(second, replace=mask)
+            teacher_head = self.teacher_head.network
+            assert isinstance(teacher_head, TokenHead)
+            targets = self._class_targets(teacher_head.head(class_tokens_of(taught, 1)), progress)
+            logits = self._logits(self.student_head.head(class_tokens_of(learned, 1)))
         return cross_entropy_table(targets[0], logits[0])
 
     def coupled_terms(self) -> tuple[str, ...]:

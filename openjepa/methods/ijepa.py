@@ -10,15 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import record_function
 
-from openjepa.masks.base import TokenShape
-from openjepa.methods.base import EmaTeacher, Method, ProbeOutput
+from openjepa.methods.base import EmaTeacher, Method, ProbeOutput, Surroundings
 from openjepa.methods.teachers import slow_teacher_remarks
 from openjepa.models.predictor import Predictor, build_predictor
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress, momentum
 from openjepa.settings.methods import IJepaSettings
-from openjepa.settings.models import EncoderConfig, ModelSettings, PredictorConfig
-from openjepa.types import Batch, BlockMasks, EncoderOutput, Export, InputSpec, LossOutput, ViewSpec
+from openjepa.settings.models import EncoderConfig, PredictorConfig
+from openjepa.types import Batch, BlockMasks, EncoderOutput, Export, InputSpec, LossOutput
 
 VIEW = "image"
 TARGET_NORM_EPS = 1e-5
@@ -28,21 +27,13 @@ TARGET_NORM_EPS = 1e-5
 class IJepa(Method):
     """A context encoder and a predictor learn to foretell what a moving average of the encoder makes of hidden blocks."""
 
-    def __init__(
-        self,
-        settings: IJepaSettings,
-        model: ModelSettings,
-        view: ViewSpec,
-        pixel_mean: tuple[float, float, float],
-        pixel_std: tuple[float, float, float],
-        shapes: tuple[TokenShape, ...],
-    ) -> None:
-        """Draws the weights from torch's global generator. `shapes` are the token counts the mask sampler gives."""
+    def __init__(self, settings: IJepaSettings, surroundings: Surroundings) -> None:
+        """Draws the weights from torch's global generator."""
         super().__init__()
         self.settings = settings
-        self.view = view
-        self.shapes = shapes
-        self.encoder_config = model.encoder(view.size, pixel_mean, pixel_std)
+        self.view = surroundings.view
+        self.shapes = surroundings.shapes
+        self.encoder_config = surroundings.encoder_config()
         self.predictor_config = _predictor_config(settings, self.encoder_config)
         self.context_encoder: VisionTransformer = build_encoder(self.encoder_config)
         self.predictor: Predictor = build_predictor(self.predictor_config)
@@ -74,41 +65,32 @@ class IJepa(Method):
         self.target_encoder.update(self.context_encoder, value)
         return {"momentum": value}
 
-    @torch.no_grad()
     def probe(self, batch: Batch, progress: Progress) -> ProbeOutput:
         """Pooled features of the target encoder, and the loss with its targets, without drop path."""
         images, masks = _images_and_masks(batch)
-        training = self.training
-        self.eval()
-        encoded: EncoderOutput = self.target_encoder(images)
-        targets = self._targets(encoded, masks)
-        loss = self.distance(self._predictions(images, masks), targets)
-        self.train(training)
+        with self.looking():
+            encoded: EncoderOutput = self.target_encoder(images)
+            targets = self._targets(encoded, masks)
+            loss = self.distance(self._predictions(images, masks), targets)
         features = encoded.pooled(self.encoder_config.pooling)
         return ProbeOutput(features, loss, targets, masks.targets, self.distance)
 
-    @torch.no_grad()
     def predicted_features(self, batch: Batch, progress: Progress) -> Float[Tensor, "B D"]:
         """The predictor's outputs averaged over blocks and patches, without drop path."""
-        training = self.training
-        self.eval()
-        predictions = self._predictions(*_images_and_masks(batch))  # [B, M, T, D]
-        self.train(training)
+        with self.looking():
+            predictions = self._predictions(*_images_and_masks(batch))  # [B, M, T, D]
         return predictions.mean(dim=(1, 2))
 
-    @torch.no_grad()
     def energies(self, batch: Batch, progress: Progress) -> Float[Tensor, "B B"]:
         """Distance of the predictions from the context of image i to the targets at the same places of image j."""
         images, masks = _images_and_masks(batch)
-        training = self.training
-        self.eval()
-        predictions, encoded = self._predictions(images, masks), self.target_encoder(images)
-        rows = []
-        for image, prediction in enumerate(predictions):
-            places = masks.targets[image].expand(len(images), -1, -1)
-            targets = self._targets(encoded, replace(masks, targets=places))  # [B, M, T, D]
-            rows.append(torch.stack([self.distance(prediction, target) for target in targets]))
-        self.train(training)
+        with self.looking():
+            predictions, encoded = self._predictions(images, masks), self.target_encoder(images)
+            rows = []
+            for image, prediction in enumerate(predictions):
+                places = masks.targets[image].expand(len(images), -1, -1)
+                targets = self._targets(encoded, replace(masks, targets=places))  # [B, M, T, D]
+                rows.append(torch.stack([self.distance(prediction, target) for target in targets]))
         return torch.stack(rows)
 
     def flops(self) -> Mapping[str, float]:

@@ -10,14 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import record_function
 
-from openjepa.masks.base import TokenShape
-from openjepa.methods.base import Method, ProbeOutput
+from openjepa.methods.base import Method, ProbeOutput, Surroundings
 from openjepa.models.decoder import Decoder
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress
 from openjepa.settings.methods import MaeSettings
-from openjepa.settings.models import DecoderConfig, EncoderConfig, ModelSettings
-from openjepa.types import Batch, EncoderOutput, Export, InputSpec, LossOutput, TokenMask, ViewSpec
+from openjepa.settings.models import DecoderConfig, EncoderConfig
+from openjepa.types import Batch, EncoderOutput, Export, InputSpec, LossOutput, TokenMask
 
 VIEW = "image"
 VARIANCE_EPS = 1e-6
@@ -34,21 +33,13 @@ class Mae(Method):
     `model.initialization=xavier`.
     """
 
-    def __init__(
-        self,
-        settings: MaeSettings,
-        model: ModelSettings,
-        view: ViewSpec,
-        pixel_mean: tuple[float, float, float],
-        pixel_std: tuple[float, float, float],
-        shapes: tuple[TokenShape, ...],
-    ) -> None:
-        """Draws the weights from torch's global generator. `shapes` are the token counts the mask sampler gives."""
+    def __init__(self, settings: MaeSettings, surroundings: Surroundings) -> None:
+        """Draws the weights from torch's global generator."""
         super().__init__()
         self.settings = settings
-        self.view = view
-        self.shapes = shapes
-        self.encoder_config = _encoder_config(model, view, pixel_mean, pixel_std)
+        self.view = surroundings.view
+        self.shapes = surroundings.shapes
+        self.encoder_config = _encoder_config(surroundings)
         self.encoder: VisionTransformer = build_encoder(self.encoder_config)
         self.decoder = Decoder(_decoder_config(settings, self.encoder_config))
 
@@ -78,27 +69,21 @@ class Mae(Method):
         """There is no teacher to move."""
         return {}
 
-    @torch.no_grad()
     def probe(self, batch: Batch, progress: Progress) -> ProbeOutput:
         """Pooled features of the encoder on the whole image, and the loss with its pixels, without drop path."""
         images, visible, masked = _images_and_patches(batch)
-        training = self.training
-        self.eval()
-        encoded: EncoderOutput = self.encoder(images)
-        targets = _chosen(self.targets(images), masked)
-        loss = self.distance(self._reconstructions(images, visible, masked), targets)
-        self.train(training)
+        with self.looking():
+            encoded: EncoderOutput = self.encoder(images)
+            targets = _chosen(self.targets(images), masked)
+            loss = self.distance(self._reconstructions(images, visible, masked), targets)
         features = encoded.pooled(self.encoder_config.pooling)
         return ProbeOutput(features, loss, targets[:, None], masked[:, None], self.distance)
 
-    @torch.no_grad()
     def energies(self, batch: Batch, progress: Progress) -> Float[Tensor, "B B"]:
         """Distance of the reconstruction from the visible patches of image i to the pixels at the same places of image j."""
         images, visible, masked = _images_and_patches(batch)
-        training = self.training
-        self.eval()
-        predictions, targets = self._reconstructions(images, visible, masked), self.targets(images)
-        self.train(training)
+        with self.looking():
+            predictions, targets = self._reconstructions(images, visible, masked), self.targets(images)
         rows = [
             (prediction - targets[:, places]).square().mean(dim=(1, 2))
             for prediction, places in zip(predictions, masked, strict=True)
@@ -158,11 +143,9 @@ def _images_and_patches(batch: Batch) -> tuple[Float[Tensor, "B C h w"], Int[Ten
     return batch.views[VIEW][0], *mask.divided()
 
 
-def _encoder_config(
-    model: ModelSettings, view: ViewSpec, pixel_mean: tuple[float, float, float], pixel_std: tuple[float, float, float]
-) -> EncoderConfig:
+def _encoder_config(surroundings: Surroundings) -> EncoderConfig:
     """Pooled by its class token where it has one, as the released linear probe does."""
-    config = model.encoder(view.size, pixel_mean, pixel_std)
+    config = surroundings.encoder_config()
     return replace(config, pooling="class_token") if config.class_token else config
 
 

@@ -10,9 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.profiler import record_function
 
-from openjepa.masks.base import TokenShape
 from openjepa.methods.assignment import assignments, cross_entropy, cross_entropy_table
-from openjepa.methods.base import DEFAULT_RULES, EmaTeacher, Method, ProbeOutput
+from openjepa.methods.base import DEFAULT_RULES, EmaTeacher, Method, ProbeOutput, Surroundings
 from openjepa.methods.multi_crop import (
     FIRST,
     LOCAL,
@@ -28,7 +27,6 @@ from openjepa.models.heads import BatchNormHead, Prototypes
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress, momentum, sharpening
 from openjepa.settings.methods import MsnSettings
-from openjepa.settings.models import ModelSettings
 from openjepa.types import Batch, EncoderOutput, Export, InputSpec, LossOutput, ParameterRule, TokenMask, ViewSpec
 
 TARGET, ANCHOR = "target", "anchor"
@@ -48,21 +46,13 @@ class Msn(Method):
     several processes, which is not there yet, would have to share them.
     """
 
-    def __init__(
-        self,
-        settings: MsnSettings,
-        model: ModelSettings,
-        view: ViewSpec,
-        pixel_mean: tuple[float, float, float],
-        pixel_std: tuple[float, float, float],
-        shapes: tuple[TokenShape, ...],
-    ) -> None:
-        """Draws the weights from torch's global generator. `view`: a large view; `shapes`: how many of its patches stay."""
+    def __init__(self, settings: MsnSettings, surroundings: Surroundings) -> None:
+        """Draws the weights from torch's global generator. Their view is a large one."""
         super().__init__()
         self.settings = settings
-        self.views = _views_of(settings, view)
-        self.num_visible = max(shape.context for shape in shapes)
-        self.encoder_config = replace(model.encoder(view.size, pixel_mean, pixel_std), pooling="class_token")
+        self.views = _views_of(settings, surroundings.view)
+        self.num_visible = max(shape.context for shape in surroundings.shapes)
+        self.encoder_config = replace(surroundings.encoder_config(), pooling="class_token")
         self.anchor_encoder: VisionTransformer = build_encoder(self.encoder_config)
         widths = (self.encoder_config.width, settings.head_hidden, settings.output_width)
         self.anchor_head = BatchNormHead(*widths, input_norm=settings.head_input_norm)
@@ -86,27 +76,21 @@ class Msn(Method):
         self.target_head.update(self.anchor_head, value)
         return {"momentum": value, "sharpening": self._sharpening(progress)}
 
-    @torch.no_grad()
     def probe(self, batch: Batch, progress: Progress) -> ProbeOutput:
         """The target encoder's class tokens of the whole views, and the loss, without drop path."""
-        training = self.training
-        self.eval()
-        tokens, target = self._target_logits(batch)
-        loss = self._loss(target, self._anchor_logits(batch), progress).total
-        self.train(training)
+        with self.looking():
+            tokens, target = self._target_logits(batch)
+            loss = self._loss(target, self._anchor_logits(batch), progress).total
         return ProbeOutput(tokens, loss)
 
-    @torch.no_grad()
     def energies(self, batch: Batch, progress: Progress) -> Float[Tensor, "B B"]:
         """Cross-entropy of the assignments of image i's anchors (their mean) to the sharpened one of image j's target.
 
         Without Sinkhorn, so that the target of an image does not depend on the others.
         """
-        training = self.training
-        self.eval()
-        targets = assignments(self._target_logits(batch)[1], self._sharpening(progress))
-        anchors = self._anchor_logits(batch)  # [V, B, K]
-        self.train(training)
+        with self.looking():
+            targets = assignments(self._target_logits(batch)[1], self._sharpening(progress))
+            anchors = self._anchor_logits(batch)  # [V, B, K]
         return torch.stack([cross_entropy_table(targets, logits) for logits in anchors]).mean(dim=0)
 
     def coupled_terms(self) -> tuple[str, ...]:

@@ -14,9 +14,9 @@ from openjepa.engine.display import format_count, format_seconds
 from openjepa.engine.estimate import Estimate, estimate
 from openjepa.engine.run_folder import RunFolder
 from openjepa.engine.run_log import logged_steps
-from openjepa.masks.base import MaskSampler
+from openjepa.masks.base import MaskSampler, TokenShape
 from openjepa.methods import METHODS
-from openjepa.methods.base import Method
+from openjepa.methods.base import Method, Surroundings
 from openjepa.schedules import Progress, warmup_steps
 from openjepa.seeds import derive
 from openjepa.settings.data import DataSettings
@@ -44,11 +44,17 @@ def default_view(data: DataSettings) -> ViewSpec:
     )
 
 
-def build_method(config: RunConfig, view: ViewSpec, sampler: MaskSampler) -> Method:
-    """The untrained method of a run on the CPU; its weights are a function of the settings and the seed."""
+def build_method(
+    config: RunConfig, view: ViewSpec, sampler: MaskSampler, shapes: tuple[TokenShape, ...] | None = None
+) -> Method:
+    """The untrained method of a run on the CPU; its weights are a function of the settings and the seed.
+
+    `shapes`: the only token counts that will occur; None: all of the sampler's.
+    """
     torch.manual_seed(derive("weights", config.run.seed))
     data, build = config.data, METHODS[config.method.name].load()
-    method: Method = build(config.method, config.model, view, data.pixel_mean, data.pixel_std, sampler.shapes())
+    shapes = sampler.shapes() if shapes is None else shapes
+    method: Method = build(config.method, Surroundings(config.model, view, data.pixel_mean, data.pixel_std, shapes))
     return method
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openjepa.masks.base import TokenShape
+from openjepa.methods.base import Surroundings
 from openjepa.methods.data2vec import VIEW, Data2Vec
 from openjepa.schedules import Progress
 from openjepa.settings.methods import Data2VecSettings
@@ -55,7 +56,7 @@ def build(tensors: dict[str, Tensor], header: dict[str, Any], **changes: Any) ->
         layer_scale=header["init_values"],
     )
     view = ViewSpec(size=(header["img"], header["img"]))
-    method = Data2Vec(settings, model, view, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (TokenShape(1, 1, 1.0, 1),))
+    method = Data2Vec(settings, Surroundings(model, view, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (TokenShape(1, 1, 1.0, 1),)))
     student, teacher = part(tensors, "student/"), part(tensors, "teacher/")
     method.student.load_state_dict(encoder_state(student))
     method.head.load_state_dict(part(student, "lm_head."))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
 from openjepa.methods.assignment import Center, assignments, other_views_loss, teacher_temperature
+from openjepa.methods.base import Surroundings
 from openjepa.methods.dino import Dino
 from openjepa.models.heads import ProjectionHead
 from openjepa.models.positions import resampled_positions
@@ -125,7 +126,7 @@ def build_method(header: dict[str, Any]) -> Dino:
         ema_start=header["mt"],
     )
     view = ViewSpec(size=(48, 48))
-    return Dino(settings, model_of(header), view, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), ())
+    return Dino(settings, Surroundings(model_of(header), view, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), ()))
 
 
 def fill(method: Dino, weights: dict[str, Tensor]) -> None:

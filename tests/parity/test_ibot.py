@@ -9,6 +9,7 @@ from torch import Tensor
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
 from openjepa.masks.base import TokenShape
 from openjepa.methods.assignment import Center, assignments, other_views_loss, teacher_temperature
+from openjepa.methods.base import Surroundings
 from openjepa.methods.ibot import IBot, masked_loss
 from openjepa.models.heads import ProjectionHead, TokenHead
 from openjepa.models.vit import VisionTransformer
@@ -132,7 +133,9 @@ def test_encoder_with_and_without_masks() -> None:
 def build_method(header: dict[str, Any], settings: IBotSettings) -> IBot:
     side = header["vit"]["img_size"][0]
     patches = (side // header["vit"]["patch_size"]) ** 2
-    return IBot(settings, model_of(header), ViewSpec(size=(side, side)), *PIXELS, (TokenShape(0, patches, 1.0, 1),))
+    return IBot(
+        settings, Surroundings(model_of(header), ViewSpec(size=(side, side)), *PIXELS, (TokenShape(0, patches, 1.0, 1),))
+    )
 
 
 def settings_of(header: dict[str, Any]) -> IBotSettings:

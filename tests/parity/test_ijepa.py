@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from openjepa.engine.optimizer import build_optimizer, set_rates
 from openjepa.masks.base import TokenShape
+from openjepa.methods.base import Surroundings
 from openjepa.methods.ijepa import VIEW, IJepa
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress, learning_rate, weight_decay
@@ -38,7 +39,7 @@ def build_method(
         size="test", patch_size=header["patch"], width=header["dim"], depth=header["depth"], heads=header["heads"]
     )
     view = ViewSpec(size=(header["img"], header["img"]))
-    method = IJepa(settings, model, view, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (TokenShape(1, 1, 1.0, 1),))
+    method = IJepa(settings, Surroundings(model, view, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (TokenShape(1, 1, 1.0, 1),)))
     method.context_encoder.load_state_dict(encoder_state(part(tensors, f"{prefix}encoder/")))
     method.predictor.load_state_dict(predictor_state(part(tensors, f"{prefix}predictor/")))
     method.target_encoder.network.load_state_dict(encoder_state(part(tensors, f"{prefix}{target}/")))

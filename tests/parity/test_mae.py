@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from openjepa.masks.base import TokenShape
+from openjepa.methods.base import Surroundings
 from openjepa.methods.mae import VIEW, Mae, patch_pixels
 from openjepa.schedules import Progress
 from openjepa.settings.methods import MaeSettings
@@ -46,7 +47,7 @@ def build(tensors: dict[str, Tensor], header: dict[str, Any], norm_pixels: bool 
     side, num_visible = header["img_size"], header["len_keep"]
     rows = side // header["patch_size"]
     shape = TokenShape(num_visible, rows**2 - num_visible, 1.0, 1)
-    method = Mae(settings, model, ViewSpec(size=(side, side)), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (shape,))
+    method = Mae(settings, Surroundings(model, ViewSpec(size=(side, side)), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (shape,)))
     weights = {place_of(name): value for name, value in part(tensors, "model/").items() if not name.endswith("pos_embed")}
     method.load_state_dict(weights)
     rank = tensors["noise"].argsort(dim=1).argsort(dim=1)

@@ -9,6 +9,7 @@ from torch import Tensor
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
 from openjepa.masks.base import TokenShape
 from openjepa.methods.assignment import assignments
+from openjepa.methods.base import Surroundings
 from openjepa.methods.msn import Msn, assignment_terms, sinkhorn, smoothed_logits
 from openjepa.models.heads import Prototypes
 from openjepa.models.positions import resampled_positions
@@ -143,7 +144,7 @@ def build_method(header: dict[str, Any]) -> Msn:
         mean_entropy_weight=header["memax_weight"],
     )
     shapes = (TokenShape(context=30, target=6, probability=1.0, num_targets=1),)
-    return Msn(settings, model_of(header), ViewSpec(size=(48, 48)), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), shapes)
+    return Msn(settings, Surroundings(model_of(header), ViewSpec(size=(48, 48)), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), shapes))
 
 
 def batch_of(golden: dict[str, Tensor], header: dict[str, Any], step: int) -> Batch:

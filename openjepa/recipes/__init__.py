@@ -10,6 +10,7 @@ from openjepa.config import nearest
 from openjepa.recipes import data2vec, dino, ibot, ijepa, mae, msn, rivals, small
 from openjepa.recipes.matched import ema_start_for
 from openjepa.recipes.recipe import Recipe
+from openjepa.settings.methods import TeacherSettings
 from openjepa.settings.run import RunConfig
 
 __all__ = ["RECIPES", "Recipe", "load_recipe", "with_total_steps"]
@@ -44,8 +45,7 @@ def with_total_steps(config: RunConfig, total_steps: int) -> RunConfig:
         return replace(config, optim=replace(optim, total_steps=total_steps))
     if optim.warmup_steps is not None:
         optim = replace(optim, warmup_steps=round(optim.warmup_steps * total_steps / before))
-    start = getattr(method, "ema_start", None)
-    if start == ema_start_for(before):
-        constant = {"ema_end": ema_start_for(total_steps)} if getattr(method, "ema_end", None) == start else {}
-        method = replace(method, **{"ema_start": ema_start_for(total_steps), **constant})  # type: ignore[arg-type]
+    if isinstance(method, TeacherSettings) and method.ema_start == ema_start_for(before):
+        start = ema_start_for(total_steps)
+        method = replace(method, ema_start=start, ema_end=start if method.ema_end == method.ema_start else method.ema_end)
     return replace(config, method=method, optim=replace(optim, total_steps=total_steps))

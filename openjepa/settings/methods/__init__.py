@@ -1,6 +1,6 @@
 """Settings of the pretraining methods: one dataclass and one file each, all derived from MethodSettings."""
 
-from openjepa.settings.methods.base import About, MethodSettings
+from openjepa.settings.methods.base import About, MethodSettings, TeacherSettings
 from openjepa.settings.methods.data2vec import Data2VecSettings
 from openjepa.settings.methods.dino import DinoSettings
 from openjepa.settings.methods.ibot import IBotSettings
@@ -17,4 +17,5 @@ __all__ = [
     "MaeSettings",
     "MethodSettings",
     "MsnSettings",
+    "TeacherSettings",
 ]

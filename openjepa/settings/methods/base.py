@@ -1,4 +1,4 @@
-"""MethodSettings, which all methods share, and About: what a method is, in the words of the I-JEPA paper's section 2."""
+"""Settings that all methods or those with a teacher share, and About: what a method is, in the words of I-JEPA's section 2."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -40,3 +40,13 @@ class MethodSettings:
 
     name: str
     """Which method trains the encoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSettings(MethodSettings):
+    """Common to methods whose targets come from a moving average of what is trained. Abstract."""
+
+    ema_start: float = 0.996
+    """Momentum of the moving average (target encoder, teacher) at the first step."""
+    ema_end: float = 1.0
+    """Momentum at the end of training, reached linearly (DINO and iBOT: along half a cosine)."""

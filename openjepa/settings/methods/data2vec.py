@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from openjepa.settings.methods.base import About, MethodSettings
+from openjepa.settings.methods.base import About, TeacherSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data2VecSettings(MethodSettings):
+class Data2VecSettings(TeacherSettings):
     """data2vec (arXiv 2202.03555): predict, at masked patches, the mean of a teacher's last layers on the whole image."""
 
     about = About(

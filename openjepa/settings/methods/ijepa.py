@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from openjepa.settings.methods.base import About, MethodSettings
+from openjepa.settings.methods.base import About, TeacherSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class IJepaSettings(MethodSettings):
+class IJepaSettings(TeacherSettings):
     """I-JEPA (arXiv 2301.08243): predict representations of target blocks from one context block."""
 
     about = About(
@@ -33,9 +33,5 @@ class IJepaSettings(MethodSettings):
     patches divided by (patches per block x width)."""
     target_norm: Literal["layer_norm", "none"] = "layer_norm"
     """Layer norm without affine of the target encoder's output (code: yes; the paper does not mention it)."""
-    ema_start: float = 0.996
-    """Momentum of the target encoder at the first step."""
-    ema_end: float = 1.0
-    """Momentum reached linearly at the end of training."""
     export_context_encoder: bool = False
     """Export the context encoder beside the target encoder, which the paper evaluates."""

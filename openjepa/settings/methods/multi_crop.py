@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from openjepa.settings.methods.base import MethodSettings
+from openjepa.settings.methods.base import TeacherSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultiCropSettings(MethodSettings):
+class MultiCropSettings(TeacherSettings):
     """Common to methods of several views. Abstract: use the dataclass of a method.
 
     The large crops are those of the data settings (`data.image_size`, `data.crop_scale`).
@@ -30,10 +30,6 @@ class MultiCropSettings(MethodSettings):
     """Smallest and largest standard deviation of the blur, in pixels of the view (published for 224 pixels)."""
     solarize_probability: tuple[float, float, float] = (0.0, 0.2, 0.0)
     """How often levels of 128 and more are inverted, for the same three kinds of crops."""
-    ema_start: float = 0.996
-    """Momentum of the teacher at the first step."""
-    ema_end: float = 1.0
-    """Momentum at the end of training."""
 
 
 @dataclass(frozen=True, kw_only=True)

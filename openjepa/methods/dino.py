@@ -11,13 +11,24 @@ from torch.profiler import record_function
 
 from openjepa.methods.assignment import Center, assignments, cross_entropy_table, other_views_loss, teacher_temperature
 from openjepa.methods.base import EmaTeacher, Method, ProbeOutput, Surroundings
-from openjepa.methods.multi_crop import GLOBAL, build_head, class_tokens, head_kept_widths, num_patches, views_of
+from openjepa.methods.multi_crop import (
+    GLOBAL,
+    NUM_GLOBAL,
+    build_head,
+    class_tokens,
+    encoder_kept_widths,
+    flops_of_views,
+    head_coupled_terms,
+    head_kept_widths,
+    num_views,
+    views_of,
+)
 from openjepa.methods.teachers import slow_teacher_remarks
 from openjepa.models.heads import ProjectionHead
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress, cosine_momentum
 from openjepa.settings.methods import DinoSettings
-from openjepa.types import Batch, Export, InputSpec, LossOutput, ViewSpec
+from openjepa.types import Batch, Export, InputSpec, LossOutput
 
 Crops = Mapping[str, Float[Tensor, "V B C h w"]]
 
@@ -87,17 +98,16 @@ class Dino(Method):
 
     def coupled_terms(self) -> tuple[str, ...]:
         """Only what batch normalization in the head makes so; the center counts all microbatches."""
-        return ("the batch normalization of method.head_batch_norm",) if self.settings.head_batch_norm else ()
+        return head_coupled_terms(self.settings)
 
     def flops(self) -> Mapping[str, float]:
         """FLOPs of one image's forward by part, all of its crops together."""
-        encoder, head, large = self.student, self.student_head, self.views[GLOBAL]
-        of_view = {name: encoder.flops(self._patches(view)) for name, view in self.views.items()}
+        head, of_views = self.student_head, flops_of_views(self.student, self.views)
         return {
-            "teacher": large.count * of_view[GLOBAL],
-            "teacher_head": head.flops(large.count),
-            "student": sum(view.count * of_view[name] for name, view in self.views.items()),
-            "student_head": head.flops(self._num_views()),
+            "teacher": of_views[GLOBAL],
+            "teacher_head": head.flops(NUM_GLOBAL),
+            "student": sum(of_views.values()),
+            "student_head": head.flops(num_views(self.views)),
         }
 
     def trained_parts(self) -> tuple[str, ...]:
@@ -106,9 +116,7 @@ class Dino(Method):
 
     def kept_widths(self) -> float:
         """Of the student on all crops with their class tokens, and of the head."""
-        encoder = self.encoder_config
-        tokens = sum(view.count * (self._patches(view) + 1) for view in self.views.values())
-        return tokens * encoder.width * encoder.depth + head_kept_widths(self.settings, self._num_views())
+        return encoder_kept_widths(self.encoder_config, self.views) + head_kept_widths(self.settings, num_views(self.views))
 
     def remarks(self, total_steps: int) -> list[str]:
         """Whether the teacher, which is what is exported, hardly follows a run of this length."""
@@ -143,12 +151,6 @@ class Dino(Method):
         own = self.settings
         epochs = own.teacher_temperature_warmup_epochs
         return teacher_temperature(own.teacher_temperature_start, own.teacher_temperature, epochs, progress)
-
-    def _patches(self, view: ViewSpec) -> int:
-        return num_patches(view, self.encoder_config.patch_size)
-
-    def _num_views(self) -> int:
-        return sum(view.count for view in self.views.values())
 
 
 def _large(views: Crops) -> Crops:

@@ -25,8 +25,12 @@ from openjepa.methods.multi_crop import (
     VALUE_WIDTH,
     build_head,
     class_tokens_of,
+    encoder_kept_widths,
+    flops_of_views,
+    head_coupled_terms,
     head_kept_widths,
     num_patches,
+    num_views,
     views_of,
 )
 from openjepa.methods.teachers import slow_teacher_remarks
@@ -34,7 +38,7 @@ from openjepa.models.heads import TokenHead, TokenOutputs, at_places
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress, cosine_momentum
 from openjepa.settings.methods import IBotSettings
-from openjepa.types import Batch, EncoderOutput, Export, InputSpec, LossOutput, TokenMask, ViewSpec
+from openjepa.types import Batch, EncoderOutput, Export, InputSpec, LossOutput, TokenMask
 
 Images = Float[Tensor, "V B C h w"]
 
@@ -130,18 +134,18 @@ class IBot(Method):
 
     def coupled_terms(self) -> tuple[str, ...]:
         """Only what batch normalization in the head makes so; the centers count all microbatches."""
-        return ("the batch normalization of method.head_batch_norm",) if self.settings.head_batch_norm else ()
+        return head_coupled_terms(self.settings)
 
     def flops(self) -> Mapping[str, float]:
         """FLOPs of one image's forward by part, all of its crops together."""
-        encoder, head, patches = self.student, self.student_head.head, NUM_GLOBAL * self._patches(self.views[GLOBAL])
-        of_view = {name: encoder.flops(self._patches(view)) for name, view in self.views.items()}
+        head, of_views = self.student_head.head, flops_of_views(self.student, self.views)
+        patches = NUM_GLOBAL * num_patches(self.views[GLOBAL], self.encoder_config.patch_size)
         places = NUM_GLOBAL * self.num_places
         return {
-            "teacher": NUM_GLOBAL * of_view[GLOBAL],
+            "teacher": of_views[GLOBAL],
             "teacher_head": head.flops(NUM_GLOBAL, places, num_points=patches - places),
-            "student": sum(view.count * of_view[name] for name, view in self.views.items()),
-            "student_head": head.flops(self._num_views(), places),
+            "student": sum(of_views.values()),
+            "student_head": head.flops(num_views(self.views), places),
         }
 
     def trained_parts(self) -> tuple[str, ...]:
@@ -150,12 +154,12 @@ class IBot(Method):
 
     def kept_widths(self) -> float:
         """Of the student on all crops with their class tokens, and of the head on class tokens and masked patches."""
-        encoder, own = self.encoder_config, self.settings
-        tokens = sum(view.count * (self._patches(view) + 1) for view in self.views.values())
+        own = self.settings
         # of each place the hidden layers before and after their GELU, its logits and its targets
         of_place = (own.head_layers - 1) * 2 * own.head_hidden + 2 * self.patch_center.value.shape[1]
         of_patches = VALUE_WIDTH * NUM_GLOBAL * self.num_places * of_place
-        return tokens * encoder.width * encoder.depth + head_kept_widths(own, self._num_views()) + of_patches
+        of_encoder = encoder_kept_widths(self.encoder_config, self.views)
+        return of_encoder + head_kept_widths(own, num_views(self.views)) + of_patches
 
     def remarks(self, total_steps: int) -> list[str]:
         """Whether the teacher, which is what is exported, hardly follows a run of this length."""
@@ -222,12 +226,6 @@ class IBot(Method):
             )
         places = masks.masked.byte().argsort(dim=1, descending=True, stable=True)[:, : self.num_places]
         return _Masked(masks.masked, places, masks.masked.gather(1, places).float())
-
-    def _patches(self, view: ViewSpec) -> int:
-        return num_patches(view, self.encoder_config.patch_size)
-
-    def _num_views(self) -> int:
-        return sum(view.count for view in self.views.values())
 
 
 def masked_loss(

@@ -9,7 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from openjepa.models.heads import ProjectionHead
+from openjepa.models.vit import VisionTransformer
 from openjepa.settings.methods.multi_crop import MultiCropSettings, SelfDistillationSettings
+from openjepa.settings.models import EncoderConfig
 from openjepa.types import ColorChange, EncoderOutput, ViewSpec
 
 GLOBAL, LOCAL = "global", "local"
@@ -62,6 +64,28 @@ def class_tokens_of(encoded: EncoderOutput, num_views: int) -> Float[Tensor, "V 
 def num_patches(view: ViewSpec, patch_size: int) -> int:
     """Patches of one crop."""
     return (view.size[0] // patch_size) * (view.size[1] // patch_size)
+
+
+def num_views(views: Mapping[str, ViewSpec]) -> int:
+    """Crops of one image, of all sizes."""
+    return sum(view.count for view in views.values())
+
+
+def flops_of_views(encoder: VisionTransformer, views: Mapping[str, ViewSpec]) -> dict[str, float]:
+    """FLOPs of encoding all crops of each name, for one image."""
+    patch_size = encoder.config.patch_size
+    return {name: view.count * encoder.flops(num_patches(view, patch_size)) for name, view in views.items()}
+
+
+def encoder_kept_widths(config: EncoderConfig, views: Mapping[str, ViewSpec]) -> float:
+    """What an encoder with a class token keeps of all crops of one image, as in `Method.kept_widths`."""
+    tokens = sum(view.count * (num_patches(view, config.patch_size) + 1) for view in views.values())
+    return tokens * config.width * config.depth
+
+
+def head_coupled_terms(settings: SelfDistillationSettings) -> tuple[str, ...]:
+    """Of DINO and iBOT only what batch normalization in the head makes so; their centers count all microbatches."""
+    return ("the batch normalization of method.head_batch_norm",) if settings.head_batch_norm else ()
 
 
 def build_head(

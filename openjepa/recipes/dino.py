@@ -2,8 +2,9 @@
 
 from openjepa.recipes.recipe import Recipe
 from openjepa.settings.data import FolderSettings
-from openjepa.settings.masks import NoMaskSettings
+from openjepa.settings.masks import MaskSettings, NoMaskSettings
 from openjepa.settings.methods import DinoSettings
+from openjepa.settings.methods.multi_crop import SelfDistillationSettings
 from openjepa.settings.models import ModelSettings, Size
 from openjepa.settings.optimization import OptimizationSettings
 from openjepa.settings.run import RunConfig
@@ -11,14 +12,21 @@ from openjepa.settings.run import RunConfig
 BATCH_SIZE = 1024
 
 
-def _published(size: Size, patch_size: int, epochs: float, norm_last_layer: bool) -> RunConfig:
-    """What the runs share: two crops at 224 and eight at 96 pixels, lr 5e-4 for each 256 images, decay 0.04 to 0.4.
+def self_distillation(
+    method: SelfDistillationSettings,
+    masks: MaskSettings,
+    size: Size,
+    patch_size: int,
+    epochs: float,
+    crop_scale: tuple[float, float],
+) -> RunConfig:
+    """What the published runs of DINO and iBOT share: crops at 224 pixels, lr 5e-4 for each 256 images, decay 0.04 to 0.4.
 
-    The teacher's temperature grows from 0.04 to 0.07 in 30 epochs. The released code scales gradients to 3 for each tensor
-    alone, freezes the last layer in the first epoch and adds 0.1 to the number of patches when positions are resampled.
+    The released code scales gradients to 3 for each tensor alone and adds 0.1 to the number of patches when positions are
+    resampled.
     """
     return RunConfig(
-        method=DinoSettings(norm_last_layer=norm_last_layer),
+        method=method,
         model=ModelSettings(
             size=size,
             patch_size=patch_size,
@@ -27,8 +35,8 @@ def _published(size: Size, patch_size: int, epochs: float, norm_last_layer: bool
             resampling_offset=0.1,
             drop_path=0.1,
         ),
-        masks=NoMaskSettings(),
-        data=FolderSettings(image_size=224, crop_scale=(0.4, 1.0), interpolation="bicubic", horizontal_flip=True),
+        masks=masks,
+        data=FolderSettings(image_size=224, crop_scale=crop_scale, interpolation="bicubic", horizontal_flip=True),
         optim=OptimizationSettings(
             batch_size=BATCH_SIZE,
             microbatch_size=64,
@@ -43,6 +51,15 @@ def _published(size: Size, patch_size: int, epochs: float, norm_last_layer: bool
             clip_mode="per_tensor",
         ),
     )
+
+
+def _published(size: Size, patch_size: int, epochs: float, norm_last_layer: bool) -> RunConfig:
+    """Two crops at 224 and eight at 96 pixels; the teacher's temperature grows from 0.04 to 0.07 in 30 epochs.
+
+    The last layer is frozen in the first epoch.
+    """
+    method = DinoSettings(norm_last_layer=norm_last_layer)
+    return self_distillation(method, NoMaskSettings(), size, patch_size, epochs, crop_scale=(0.4, 1.0))
 
 
 def dino_vits16(preset: str) -> RunConfig:

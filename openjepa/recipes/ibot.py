@@ -1,14 +1,11 @@
 """The published iBOT runs (ImageNet-1K): ViT-S/16 and ViT-B/16."""
 
+from openjepa.recipes.dino import self_distillation
 from openjepa.recipes.recipe import Recipe
-from openjepa.settings.data import FolderSettings
 from openjepa.settings.masks import BlockwiseSettings
 from openjepa.settings.methods import IBotSettings
-from openjepa.settings.models import ModelSettings, Size
-from openjepa.settings.optimization import OptimizationSettings
+from openjepa.settings.models import Size
 from openjepa.settings.run import RunConfig
-
-BATCH_SIZE = 1024
 
 
 def _published(size: Size, epochs: float) -> RunConfig:
@@ -19,27 +16,8 @@ def _published(size: Size, epochs: float) -> RunConfig:
     learning rate and what the command does not name (clipping, frozen last layer, drop path) are those of DINO, and for iBOT
     not verified.
     """
-    return RunConfig(
-        method=IBotSettings(norm_last_layer=False),
-        model=ModelSettings(
-            size=size, patch_size=16, class_token=True, positions="learned", resampling_offset=0.1, drop_path=0.1
-        ),
-        masks=BlockwiseSettings(ratios=(0.0, 0.3), spreads=(0.0, 0.2)),
-        data=FolderSettings(image_size=224, crop_scale=(0.25, 1.0), interpolation="bicubic", horizontal_flip=True),
-        optim=OptimizationSettings(
-            batch_size=BATCH_SIZE,
-            microbatch_size=64,
-            epochs=epochs,
-            lr=5e-4 * BATCH_SIZE / 256,
-            start_lr=0.0,
-            final_lr=1e-6,
-            warmup_epochs=10,
-            weight_decay_schedule="cosine",
-            schedule_steps="inclusive",
-            clip_grad=3.0,
-            clip_mode="per_tensor",
-        ),
-    )
+    method, masks = IBotSettings(norm_last_layer=False), BlockwiseSettings(ratios=(0.0, 0.3), spreads=(0.0, 0.2))
+    return self_distillation(method, masks, size, patch_size=16, epochs=epochs, crop_scale=(0.25, 1.0))
 
 
 def ibot_vits16(preset: str) -> RunConfig:

@@ -1,25 +1,24 @@
 """DINO's loss, centers, head, encoder at other sizes and four training steps against the released code."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
 from openjepa.methods.assignment import Center, assignments, other_views_loss, teacher_temperature
 from openjepa.methods.base import Surroundings
 from openjepa.methods.dino import Dino
 from openjepa.models.heads import ProjectionHead
 from openjepa.models.positions import resampled_positions
 from openjepa.models.vit import VisionTransformer, build_encoder
-from openjepa.schedules import Progress, learning_rate, weight_decay
+from openjepa.schedules import Progress
 from openjepa.settings.methods import DinoSettings
-from openjepa.settings.models import ModelSettings
-from openjepa.settings.optimization import OptimizationSettings
 from openjepa.types import Batch, ViewSpec
 from tests.parity.golden import LOSS, SCHEDULE, assert_close, assert_gradient, assert_trained, read_golden
 from tests.parity.official_names import part
+from tests.parity.training import assert_steps, class_token_model, self_distillation_optimization
 
 HEADS = {
     "plain": {},
@@ -27,20 +26,6 @@ HEADS = {
     "one_layer": {"layers": 1},
     "two_layers": {"layers": 2},
 }
-
-
-def model_of(header: dict[str, Any]) -> ModelSettings:
-    vit = header["vit"]
-    return ModelSettings(
-        size="test",
-        patch_size=vit["patch_size"],
-        width=vit["embed_dim"],
-        depth=vit["depth"],
-        heads=vit["num_heads"],
-        class_token=True,
-        positions="learned",
-        resampling_offset=0.1,
-    )
 
 
 def test_teacher_temperature() -> None:
@@ -96,7 +81,9 @@ def test_heads(name: str) -> None:
 @pytest.mark.parametrize("size", [(48, 48), (24, 24), (40, 24)])
 def test_encoder_at_every_size(size: tuple[int, int]) -> None:
     golden, header = read_golden("dino")
-    encoder: VisionTransformer = build_encoder(model_of(header).encoder((48, 48), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
+    encoder: VisionTransformer = build_encoder(
+        class_token_model(header, resampling_offset=0.1).encoder((48, 48), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    )
     encoder.load_state_dict(part(golden, "vit/params/"))
     case = part(golden, f"vit/{size[0]}x{size[1]}/")
     output = encoder(case["images"])
@@ -126,7 +113,9 @@ def build_method(header: dict[str, Any]) -> Dino:
         ema_start=header["mt"],
     )
     view = ViewSpec(size=(48, 48))
-    return Dino(settings, Surroundings(model_of(header), view, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), ()))
+    return Dino(
+        settings, Surroundings(class_token_model(header, resampling_offset=0.1), view, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), ())
+    )
 
 
 def fill(method: Dino, weights: dict[str, Tensor]) -> None:
@@ -148,33 +137,9 @@ def test_four_training_steps() -> None:
     golden, header = read_golden("dino_train")
     method = build_method(header)
     fill(method, part(golden, "init/"))
-    optim = OptimizationSettings(
-        lr=header["lr"],
-        start_lr=0.0,
-        final_lr=header["min_lr"],
-        warmup_epochs=header["warmup_epochs"],
-        weight_decay=header["wd"],
-        final_weight_decay=header["wd_end"],
-        weight_decay_schedule="cosine",
-        schedule_steps="inclusive",
-        clip_grad=header["clip"],
-        clip_mode="per_tensor",
-    )
-    optimizer = build_optimizer(method.named_parameters(), method.parameter_rules(), optim)
-    for step in range(header["epochs"] * header["ipe"]):
-        progress = Progress(step, header["epochs"] * header["ipe"], header["ipe"])
-        rate, decay = learning_rate(optim, progress), weight_decay(optim, progress)
-        assert rate == pytest.approx(golden["rec/lr"][step].item(), abs=SCHEDULE)
-        assert decay == pytest.approx(golden["rec/wd"][step].item(), abs=SCHEDULE)
-        set_rates(optimizer, rate, decay)
-        optimizer.zero_grad()
-        output = method(batch_of(golden, step, header["nl"]), progress)
-        assert output.total.item() == pytest.approx(golden["rec/loss"][step].item(), abs=LOSS)
-        output.total.backward()
-        method.before_step(progress)
-        clip_gradients(optimizer, gradient_norm(optimizer), header["clip"], optim.clip_mode)
-        optimizer.step()
-        assert method.after_step(progress)["momentum"] == pytest.approx(golden["rec/momentum"][step].item(), abs=SCHEDULE)
+    batches = partial(batch_of, golden, num_local=header["nl"])
+    optim = self_distillation_optimization(header)
+    assert_steps(method, optim, golden, header, batches, parts={}, committed={"momentum": "momentum"})
     assert_close(method.center.value, golden["rec/center"])
     noise = header["final_student_fp32_vs_fp64_max_abs"]
     pairs = {

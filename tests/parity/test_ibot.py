@@ -1,41 +1,26 @@
 """iBOT's losses, centers, heads, masked encoder and four training steps against the released code."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
 from openjepa.masks.base import TokenShape
 from openjepa.methods.assignment import Center, assignments, other_views_loss, teacher_temperature
 from openjepa.methods.base import Surroundings
 from openjepa.methods.ibot import IBot, masked_loss
 from openjepa.models.heads import ProjectionHead, TokenHead
 from openjepa.models.vit import VisionTransformer
-from openjepa.schedules import Progress, learning_rate, weight_decay
+from openjepa.schedules import Progress
 from openjepa.settings.methods import IBotSettings
-from openjepa.settings.models import ModelSettings
-from openjepa.settings.optimization import OptimizationSettings
 from openjepa.types import Batch, TokenMask, ViewSpec
 from tests.parity.golden import LOSS, SCHEDULE, assert_close, assert_gradient, assert_trained, read_golden
 from tests.parity.official_names import part
+from tests.parity.training import assert_steps, class_token_model, self_distillation_optimization
 
 PIXELS = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-
-
-def model_of(header: dict[str, Any]) -> ModelSettings:
-    vit = header["vit"]
-    return ModelSettings(
-        size="test",
-        patch_size=vit["patch_size"],
-        width=vit["embed_dim"],
-        depth=vit["depth"],
-        heads=vit["num_heads"],
-        class_token=True,
-        positions="learned",
-        resampling_offset=0.1,
-    )
 
 
 def encoder_weights(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -133,9 +118,8 @@ def test_encoder_with_and_without_masks() -> None:
 def build_method(header: dict[str, Any], settings: IBotSettings) -> IBot:
     side = header["vit"]["img_size"][0]
     patches = (side // header["vit"]["patch_size"]) ** 2
-    return IBot(
-        settings, Surroundings(model_of(header), ViewSpec(size=(side, side)), *PIXELS, (TokenShape(0, patches, 1.0, 1),))
-    )
+    model, shape = class_token_model(header, resampling_offset=0.1), TokenShape(0, patches, 1.0, 1)
+    return IBot(settings, Surroundings(model, ViewSpec(size=(side, side)), *PIXELS, (shape,)))
 
 
 def settings_of(header: dict[str, Any]) -> IBotSettings:
@@ -178,34 +162,9 @@ def test_four_training_steps() -> None:
     for network in (method.student_head, method.teacher_head.network):
         assert isinstance(network, TokenHead)
         network.head.load_state_dict(head)
-    optim = OptimizationSettings(
-        lr=header["lr"],
-        start_lr=0.0,
-        final_lr=header["min_lr"],
-        warmup_epochs=header["warmup_epochs"],
-        weight_decay=header["wd"],
-        final_weight_decay=header["wd_end"],
-        weight_decay_schedule="cosine",
-        schedule_steps="inclusive",
-        clip_grad=header["clip"],
-        clip_mode="per_tensor",
-    )
-    optimizer = build_optimizer(method.named_parameters(), method.parameter_rules(), optim)
-    for step in range(header["epochs"] * header["ipe"]):
-        progress = Progress(step, header["epochs"] * header["ipe"], header["ipe"])
-        rate, decay = learning_rate(optim, progress), weight_decay(optim, progress)
-        assert rate == pytest.approx(golden["rec/lr"][step].item(), abs=SCHEDULE)
-        assert decay == pytest.approx(golden["rec/wd"][step].item(), abs=SCHEDULE)
-        set_rates(optimizer, rate, decay)
-        optimizer.zero_grad()
-        output = method(batch_of(golden, step, header["nl"]), progress)
-        for ours, name in ((output.total, "loss"), (output.parts["class"], "cls"), (output.parts["patch"], "patch")):
-            assert ours.item() == pytest.approx(golden[f"rec/{name}"][step].item(), abs=LOSS)
-        output.total.backward()
-        method.before_step(progress)
-        clip_gradients(optimizer, gradient_norm(optimizer), header["clip"], optim.clip_mode)
-        optimizer.step()
-        assert method.after_step(progress)["momentum"] == pytest.approx(golden["rec/momentum"][step].item(), abs=SCHEDULE)
+    batches = partial(batch_of, golden, num_local=header["nl"])
+    optim, parts = self_distillation_optimization(header), {"class": "cls", "patch": "patch"}
+    assert_steps(method, optim, golden, header, batches, parts, committed={"momentum": "momentum"})
     assert_close(method.center.value, golden["rec/center"])
     assert_close(method.patch_center.value[None], golden["rec/center2"])
     compare_weights(method, golden, header)

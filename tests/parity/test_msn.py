@@ -1,12 +1,12 @@
 """MSN's loss, Sinkhorn, encoder with dropped patches, small crops and four training steps against the released code."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
 from openjepa.masks.base import TokenShape
 from openjepa.methods.assignment import assignments
 from openjepa.methods.base import Surroundings
@@ -14,13 +14,13 @@ from openjepa.methods.msn import Msn, assignment_terms, sinkhorn, smoothed_logit
 from openjepa.models.heads import Prototypes
 from openjepa.models.positions import resampled_positions
 from openjepa.models.vit import VisionTransformer, build_encoder
-from openjepa.schedules import Progress, learning_rate, momentum, sharpening, weight_decay
+from openjepa.schedules import Progress, momentum, sharpening
 from openjepa.settings.methods import MsnSettings
-from openjepa.settings.models import ModelSettings
 from openjepa.settings.optimization import OptimizationSettings
 from openjepa.types import Batch, TokenMask, ViewSpec
 from tests.parity.golden import LOSS, SCHEDULE, assert_close, assert_gradient, assert_trained, read_golden
 from tests.parity.official_names import part
+from tests.parity.training import assert_steps, class_token_model
 
 STRETCH = 1.25
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -32,19 +32,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 HEAD_NAMES = {"fc1": "mlp.0", "bn1": "mlp.1", "fc2": "mlp.3", "bn2": "mlp.4", "fc3": "mlp.6"}
 RUNNING = ("running_mean", "running_var", "num_batches_tracked")
-
-
-def model_of(header: dict[str, Any]) -> ModelSettings:
-    vit = header["vit"]
-    return ModelSettings(
-        size="test",
-        patch_size=vit["patch_size"],
-        width=vit["embed_dim"],
-        depth=vit["depth"],
-        heads=vit["num_heads"],
-        class_token=True,
-        positions="learned",
-    )
 
 
 def encoder_weights(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -104,7 +91,7 @@ def test_assignments_and_their_balance() -> None:
 @torch.no_grad()
 def test_encoder_with_dropped_patches_and_of_a_small_crop() -> None:
     golden, header = read_golden("msn")
-    encoder: VisionTransformer = build_encoder(model_of(header).encoder((48, 48), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
+    encoder: VisionTransformer = build_encoder(class_token_model(header).encoder((48, 48), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
     encoder.load_state_dict(part(golden, "vit/params/"))
     images, permutation = golden["vit/images"], golden["vit/perm"]
     kept = permutation[: int(36 * 0.7)]
@@ -144,7 +131,9 @@ def build_method(header: dict[str, Any]) -> Msn:
         mean_entropy_weight=header["memax_weight"],
     )
     shapes = (TokenShape(context=30, target=6, probability=1.0, num_targets=1),)
-    return Msn(settings, Surroundings(model_of(header), ViewSpec(size=(48, 48)), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), shapes))
+    return Msn(
+        settings, Surroundings(class_token_model(header), ViewSpec(size=(48, 48)), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), shapes)
+    )
 
 
 def batch_of(golden: dict[str, Tensor], header: dict[str, Any], step: int) -> Batch:
@@ -182,24 +171,8 @@ def test_four_training_steps() -> None:
         schedule_stretch=STRETCH,
         clip_grad=header["clip"],
     )
-    optimizer = build_optimizer(method.named_parameters(), method.parameter_rules(), optim)
-    for step in range(header["epochs"] * header["ipe"]):
-        recorded = {name: golden[f"rec/{name}"][step].item() for name in part(golden, "rec/")}
-        progress = Progress(step, header["epochs"] * header["ipe"], header["ipe"], stretch=optim.schedule_stretch)
-        rate, decay = learning_rate(optim, progress), weight_decay(optim, progress)
-        assert (rate, decay) == pytest.approx((recorded["lr"], recorded["wd"]), abs=SCHEDULE)
-        set_rates(optimizer, rate, decay)
-        optimizer.zero_grad()
-        output = method(batch_of(golden, header, step), progress)
-        assert output.total.item() == pytest.approx(recorded["loss"], abs=LOSS)
-        for name in ("ce", "me_max"):
-            assert output.parts[name].item() == pytest.approx(recorded[name], abs=LOSS)
-        output.total.backward()
-        clip_gradients(optimizer, gradient_norm(optimizer), header["clip"], optim.clip_mode)
-        optimizer.step()
-        committed = method.after_step(progress)
-        assert committed["momentum"] == pytest.approx(recorded["momentum"], abs=SCHEDULE)
-        assert committed["sharpening"] == pytest.approx(recorded["T"], abs=SCHEDULE)
+    terms, committed = {"ce": "ce", "me_max": "me_max"}, {"momentum": "momentum", "sharpening": "T"}
+    assert_steps(method, optim, golden, header, partial(batch_of, golden, header), terms, committed)
     compare_weights(method, golden, header["final_fp32_vs_partly_fp64_max_abs"])
 
 

@@ -6,9 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from openjepa.engine.device import autocast
 from openjepa.methods.base import Surroundings
 from openjepa.methods.dino import Dino
 from openjepa.methods.teachers import mean_age, renewal_rates
@@ -18,6 +16,7 @@ from openjepa.settings.methods import DinoSettings
 from openjepa.settings.models import ModelSettings
 from openjepa.training.startup import BYTES_KEPT
 from openjepa.types import Batch, ViewSpec
+from tests.costs import counted, kept_bytes
 
 SETTINGS = DinoSettings(
     local_crops=3, local_size=8, outputs=30, head_hidden=24, bottleneck=16, teacher_temperature_warmup_epochs=3
@@ -166,29 +165,14 @@ def test_flops_are_those_that_torch_counts() -> None:
     assert counted(step) == 2 * (method.step_flops() - embedding)
 
 
-def counted(work: Any) -> int:
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
-
-
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("outputs", [64, 16384])
 def test_the_memory_estimate_is_what_the_forward_keeps(outputs: int, precision: str) -> None:
     """Storage of every tensor that autograd saves, weights and their copies aside, to a third; also where the outputs rule."""
     method = build(replace(SETTINGS, outputs=outputs), replace(MODEL, width=192, heads=3))
-    weights = {value.untyped_storage().data_ptr() for value in method.parameters()}
     copies = sum(2 * value.numel() for value in method.parameters() if value.requires_grad and value.ndim > 1)
     unit_rows = 4 * method.student_head.last_layer.weight_v.numel()
-    kept: dict[int, Tensor] = {}
-
-    def keep(value: Tensor) -> Tensor:
-        kept[value.untyped_storage().data_ptr()] = value
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value), autocast(torch.device("cpu"), precision):
-        method(make_batch(64), START)
-    found = sum(value.untyped_storage().nbytes() for pointer, value in kept.items() if pointer not in weights)
+    found = kept_bytes(method, make_batch(64), START, precision)
     found -= unit_rows + (copies if precision == "bf16" else 0)
     assert BYTES_KEPT[precision] * method.kept_widths() * 64 == pytest.approx(found, rel=1 / 3)
 

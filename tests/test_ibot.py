@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from openjepa.engine.device import autocast
 from openjepa.masks.base import TokenShape
 from openjepa.masks.blockwise import Blockwise
 from openjepa.methods.base import Surroundings
@@ -22,6 +20,7 @@ from openjepa.settings.methods import IBotSettings
 from openjepa.settings.models import EncoderConfig, ModelSettings
 from openjepa.training.startup import BYTES_KEPT
 from openjepa.types import Batch, BlockMasks, TokenMask, ViewSpec
+from tests.costs import counted, kept_bytes
 
 SETTINGS = IBotSettings(
     local_crops=3,
@@ -252,29 +251,14 @@ def test_flops_are_those_that_torch_counts(shared: bool) -> None:
     assert counted(step) == 4 * method.step_flops() + 2 * mean_patch - embedding
 
 
-def counted(work: Any) -> int:
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
-
-
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("outputs", [64, 4096])
 def test_the_memory_estimate_is_what_the_forward_keeps(outputs: int, precision: str) -> None:
     """Storage of every tensor that autograd saves, weights and their copies aside, to a third; also where the outputs rule."""
     method = build(replace(SETTINGS, outputs=outputs), replace(MODEL, width=192, heads=3))
-    weights = {value.untyped_storage().data_ptr() for value in method.parameters()}
     copies = sum(2 * value.numel() for value in method.parameters() if value.requires_grad and value.ndim > 1)
     unit_rows = 3 * 4 * head_of(method.student_head).last_layer.weight_v.numel()
-    kept: dict[int, Tensor] = {}
-
-    def keep(value: Tensor) -> Tensor:
-        kept[value.untyped_storage().data_ptr()] = value
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value), autocast(torch.device("cpu"), precision):
-        method(make_batch(copies=16), START)
-    found = sum(value.untyped_storage().nbytes() for pointer, value in kept.items() if pointer not in weights)
+    found = kept_bytes(method, make_batch(copies=16), START, precision)
     found -= unit_rows + (copies if precision == "bf16" else 0)
     assert BYTES_KEPT[precision] * method.kept_widths() * 64 == pytest.approx(found, rel=1 / 3)
 

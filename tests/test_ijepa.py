@@ -7,9 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
-from openjepa.engine.device import autocast
 from openjepa.masks.base import TokenShape
 from openjepa.methods.base import EmaTeacher, Surroundings
 from openjepa.methods.ijepa import IJepa
@@ -18,6 +16,7 @@ from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.models import ModelSettings
 from openjepa.training.startup import BYTES_KEPT
 from openjepa.types import Batch, BlockMasks, TokenMask, ViewSpec
+from tests.costs import counted, kept_bytes
 
 START = Progress(step=0, total_steps=100, steps_per_epoch=10)
 SETTINGS = IJepaSettings(predictor_width=24, predictor_depth=2)
@@ -42,17 +41,8 @@ def make_batch(size: int = 4, seed: int = 0) -> Batch:
 def test_the_memory_estimate_is_what_the_forward_keeps(precision: str) -> None:
     """Storage of every tensor that autograd saves, weights and their copies aside, to a third."""
     method = build(replace(SETTINGS, predictor_width=96), replace(MODEL, width=192, heads=3))
-    weights = {value.untyped_storage().data_ptr() for value in method.parameters()}
     copies = sum(2 * value.numel() for value in method.parameters() if value.requires_grad and value.ndim > 1)
-    kept: dict[int, Tensor] = {}
-
-    def keep(value: Tensor) -> Tensor:
-        kept[value.untyped_storage().data_ptr()] = value
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value), autocast(torch.device("cpu"), precision):
-        method(make_batch(64), START)
-    found = sum(value.untyped_storage().nbytes() for pointer, value in kept.items() if pointer not in weights)
+    found = kept_bytes(method, make_batch(64), START, precision)
     found -= copies if precision == "bf16" else 0
     assert BYTES_KEPT[precision] * method.kept_widths() * 64 == pytest.approx(found, rel=1 / 3)
 
@@ -170,12 +160,6 @@ def test_flops_are_those_that_torch_counts() -> None:
 
     embedding = 2 * 5 * 3 * 4**2 * 48
     assert counted(step) == 2 * (method.step_flops() - embedding)
-
-
-def counted(work: object) -> int:
-    with FlopCounterMode(display=False) as counter:
-        work()  # type: ignore[operator]
-    return counter.get_total_flops()
 
 
 def test_flops_are_a_mean_over_shapes() -> None:

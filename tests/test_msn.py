@@ -6,9 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from openjepa.engine.device import autocast
 from openjepa.engine.optimizer import build_optimizer
 from openjepa.masks.base import TokenShape
 from openjepa.methods.base import Surroundings
@@ -22,6 +20,7 @@ from openjepa.settings.models import ModelSettings
 from openjepa.settings.optimization import OptimizationSettings
 from openjepa.training.startup import BYTES_KEPT
 from openjepa.types import Batch, BlockMasks, TokenMask, ViewSpec
+from tests.costs import counted, kept_bytes
 
 SETTINGS = MsnSettings(local_crops=3, local_size=8, masked_views=2, prototypes=10, output_width=8, head_hidden=24)
 MODEL = ModelSettings(size="test", patch_size=4, class_token=True, positions="learned")
@@ -189,31 +188,16 @@ def test_flops_are_those_that_torch_counts() -> None:
     assert counted(step) == 2 * (method.step_flops() - embedding - of_target)
 
 
-def counted(work: Any) -> int:
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
-
-
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize(("prototypes", "hidden"), [(64, 64), (4096, 2048)])
 def test_the_memory_estimate_is_what_the_forward_keeps(prototypes: int, hidden: int, precision: str) -> None:
     """Storage of every tensor that autograd saves, weights and their copies aside, to a third; also where the head rules."""
     settings = replace(SETTINGS, prototypes=prototypes, head_hidden=hidden, output_width=64)
     method = build(settings, replace(MODEL, width=192, heads=3))
-    weights = {value.untyped_storage().data_ptr() for value in method.parameters()}
     copied = [*method.anchor_encoder.parameters(), *method.anchor_head.parameters()]
     copies = sum(2 * value.numel() for value in copied if value.ndim > 1)
     unit_rows = 4 * method.prototypes.weight.numel()
-    kept: dict[int, Tensor] = {}
-
-    def keep(value: Tensor) -> Tensor:
-        kept[value.untyped_storage().data_ptr()] = value
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value), autocast(torch.device("cpu"), precision):
-        method(make_batch(64), START)
-    found = sum(value.untyped_storage().nbytes() for pointer, value in kept.items() if pointer not in weights)
+    found = kept_bytes(method, make_batch(64), START, precision)
     found -= unit_rows + (copies if precision == "bf16" else 0)
     assert BYTES_KEPT[precision] * method.kept_widths() * 64 == pytest.approx(found, rel=1 / 3)
 

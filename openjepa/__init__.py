@@ -7,16 +7,15 @@
 Everything is imported when it is called, so that `import openjepa` costs nothing.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from torch import Tensor
 
     from openjepa.evaluation.results import Result
-    from openjepa.models.vit import VisionTransformer
+    from openjepa.inference.encoder import Encoder
+    from openjepa.inference.pictures import Pictures
     from openjepa.settings.data import DataSettings
     from openjepa.settings.evaluation import EvaluationSettings
     from openjepa.settings.run import RunConfig
@@ -25,18 +24,18 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "embed", "evaluate", "load", "train"]
 
 
-def load(
-    subject: Path | str, *, encoder: Literal["target", "context"] = "target", heads: int | None = None
-) -> "VisionTransformer":
+def load(subject: Path | str, *, encoder: Literal["target", "context"] = "target", heads: int | None = None) -> "Encoder":
     """The encoder in a run folder, an encoder folder, a file of published weights, a Hugging Face folder or a name on the Hub.
 
-    On the CPU, in fp32 and evaluation mode; its settings are `load(...).config`. The format is recognized (docs/weights.md).
+    On the CPU, in fp32 and evaluation mode; `.to("cuda")` moves it, its settings are `.config`. The format is recognized
+    (docs/weights.md). Its methods: `embed`, `embed_patches`, and where I-JEPA's predictor was read too, `predict`.
     `encoder`: which one, where there are two; `heads`: of attention, where neither the file nor its width tells them. Raises
     ValueError where nothing can be read, or not all of it. Nothing in the file is executed.
     """
+    from openjepa.inference.encoder import Encoder
     from openjepa.weights.loading import Choice, load_any
 
-    return load_any(subject, Choice(encoder=encoder, heads=heads, predictor=False)).encoder
+    return Encoder(load_any(subject, Choice(encoder=encoder, heads=heads)))
 
 
 def train(config: "RunConfig", fresh: bool = False) -> Path:
@@ -72,11 +71,10 @@ def evaluate(
     return evaluate_suite(Path(subject), suite, Path(data_root), settings)
 
 
-def embed(subject: Path | str, images: "Sequence[Path | str | Image]", batch_size: int = 64) -> "Tensor":
+def embed(subject: Path | str, images: "Pictures", batch_size: int = 64) -> "Tensor":
     """One feature vector [B, D] per image: the pooled output of the encoder in `subject`, which is whatever `load` reads.
 
-    Images are files or PIL images; each is resized and cropped as in the evaluations.
+    Images are files, PIL images, arrays or tensors of any size; each is resized and cropped as in the evaluations.
+    For many calls, or more choices, `load` the encoder once and call its `embed`.
     """
-    from openjepa.evaluation.embedding import embed_images
-
-    return embed_images(Path(subject), images, batch_size)
+    return load(subject).embed(images, batch_size=batch_size)

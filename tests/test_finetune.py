@@ -17,7 +17,6 @@ from openjepa.data.randaugment import RandAugment
 from openjepa.data.source import ListSource
 from openjepa.engine.layer_decay import layer_decay_rules, layer_number, layer_scale
 from openjepa.engine.optimizer import build_optimizer, set_rates
-from openjepa.evaluation.features import weights_hash
 from openjepa.evaluation.finetune import evaluate_finetune
 from openjepa.evaluation.finetune_training import (
     Classifier,
@@ -40,6 +39,7 @@ from openjepa.settings.finetune import FinetuneRecipe, FinetuneSettings, resolve
 from openjepa.settings.low_shot import LowShotSettings
 from openjepa.settings.models import EncoderConfig
 from openjepa.types import normalize
+from openjepa.weights.fingerprint import weights_hash
 
 CONFIG = EncoderConfig(width=24, depth=2, heads=2, mlp_ratio=2.0, patch_size=8, image_size=(32, 32))
 QUICK = FinetuneSettings(

@@ -12,9 +12,10 @@ import torch
 from openjepa.config import load_run_config, save_yaml
 from openjepa.data import open_splits
 from openjepa.data.evaluation import evaluation_batches
+from openjepa.data.fingerprint import source_hash
 from openjepa.data.source import Splits
 from openjepa.data.subset import balanced_rows, ranks_in_class
-from openjepa.evaluation.features import EncoderFeatures, PixelFeatures, View, extract_features, source_hash
+from openjepa.evaluation.features import EncoderFeatures, PixelFeatures, View, extract_features
 from openjepa.evaluation.results import Result
 from openjepa.evaluation.running import evaluate_run
 from openjepa.evaluation.subjects import find_subject

@@ -170,7 +170,7 @@ def test_target_and_context_of_a_released_checkpoint(tmp_path: Path) -> None:
     assert loaded.predictor is not None
     assert torch.equal(loaded.predictor.embed.weight, predictor_weights()["predictor_embed.weight"])
     assert load_any(path, Choice(heads=3, predictor=False)).predictor is None
-    assert torch.equal(openjepa.load(path, encoder="context", heads=3).norm.weight, loaded.encoder.norm.weight)
+    assert torch.equal(openjepa.load(path, encoder="context", heads=3).network.norm.weight, loaded.encoder.norm.weight)
 
 
 def test_learned_positions_keep_the_row_of_the_class_token(tmp_path: Path) -> None:

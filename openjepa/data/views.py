@@ -90,6 +90,13 @@ def evaluation_view(pixels: UInt8[Tensor, "h w 3"], size: tuple[int, int], fit: 
     return resized[:, top : top + size[0], left : left + size[1]]
 
 
+def whole_view(pixels: UInt8[Tensor, "h w 3"], short_side: int, patch_size: int) -> UInt8[Tensor, "3 oh ow"]:
+    """All of the image, antialiased bicubic, its short side near `short_side`; both sides become multiples of a patch."""
+    factor = short_side / min(pixels.shape[:2])
+    height, width = (max(1, round(side * factor / patch_size)) * patch_size for side in pixels.shape[:2])
+    return resize(pixels, (height, width), "bicubic")
+
+
 def central_crop(height: int, width: int, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
     """What `crop` does with an image: the size it is resized to, and top and left of the crop of `size` in that."""
     factor = max(round(size[0] * EVALUATION_MARGIN) / height, round(size[1] * EVALUATION_MARGIN) / width)

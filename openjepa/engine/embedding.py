@@ -9,9 +9,19 @@ from openjepa.models.vit import VisionTransformer
 from openjepa.settings.models import EncoderConfig
 from openjepa.types import EncoderOutput, normalize
 
+CPU_PATCHES = 2048
+"""Patches of one forward on a CPU for each thread, what caches hold: on one thread 1.3 to 1.8 times as fast as 16,384."""
 BATCH = 256
 CPU_BATCH = 32
 """On a CPU a few images at a time stay in the caches: a nano encoder at 64 px took 0.7 (fp32) or 0.83 (bf16) of the time."""
+
+
+def in_caches(images: UInt8[Tensor, "B 3 h w"], patch_size: int, device: torch.device) -> tuple[UInt8[Tensor, "b 3 h w"], ...]:
+    """The images in parts: on a CPU as many at a time as caches hold the patches of, elsewhere all at once."""
+    if device.type != "cpu":
+        return (images,)
+    patches = (images.shape[2] // patch_size) * (images.shape[3] // patch_size)
+    return torch.split(images, max(1, torch.get_num_threads() * CPU_PATCHES // patches))
 
 
 @torch.no_grad()

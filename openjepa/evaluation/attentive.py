@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from openjepa.engine.device import autocast, seed_generator
+from openjepa.engine.progress import progress
 from openjepa.evaluation.candidates import Rows, check_finite, compare, test_view_fit, training_on, usual_augmentation
 from openjepa.evaluation.passes import numbered_steps
-from openjepa.evaluation.progress import progress
 from openjepa.evaluation.protocol import ImageProbe, ProtocolResult
 from openjepa.models.blocks import INIT_STD, Mlp
 from openjepa.schedules import cosine

@@ -25,8 +25,8 @@ from openjepa.data.source import LabelMaps
 from openjepa.data.subset import Subset
 from openjepa.data.workers import choose_workers
 from openjepa.engine.device import autocast, to_device
+from openjepa.engine.progress import progress
 from openjepa.evaluation.linear import KINDS, Prepared, prepare
-from openjepa.evaluation.progress import progress
 from openjepa.evaluation.protocol import (
     HeadResult,
     ImageProbe,

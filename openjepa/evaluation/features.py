@@ -12,26 +12,25 @@ from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int, Shaped, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from openjepa.data.fingerprint import source_hash
 from openjepa.data.source import ListSource
 from openjepa.engine.device import autocast, resolve_precision
-from openjepa.evaluation.progress import progress
+from openjepa.engine.embedding import in_caches
+from openjepa.engine.progress import progress
 from openjepa.evaluation.rows import CHUNK_ELEMENTS, LARGE_BYTES, is_large
 from openjepa.evaluation.store import RowWriter, read_rows
 from openjepa.models.vit import VisionTransformer
 from openjepa.settings.models import EncoderConfig
 from openjepa.types import normalize
+from openjepa.weights.fingerprint import weights_hash
 
 CACHE_VERSION = 3
 """Raised when the way features are made changes, so that older files are not found."""
 PIXEL_SIDE = 32
 NUM_LAYERS = 4
-CPU_PATCHES = 2048
-"""Patches of one forward on a CPU for each thread, what caches hold: on one thread 1.3 to 1.8 times as fast as 16,384."""
-FINGERPRINT_RECORDS = 32
-"""Records of a source whose bytes enter its fingerprint, beside the names of all."""
 
 
 class Images(Protocol):
@@ -88,10 +87,7 @@ class EncoderFeatures:
         """The pooled outputs side by side, the last layer last. Pooled in float32 whatever the encoder's precision."""
         if self._device.type != "cpu":
             return self._forward(images.pin_memory() if self._device.type == "cuda" and not images.is_cuda else images)
-        patches = (images.shape[2] // self._config.patch_size) * (images.shape[3] // self._config.patch_size)
-        return torch.cat(
-            [self._forward(part) for part in torch.split(images, max(1, torch.get_num_threads() * CPU_PATCHES // patches))]
-        )
+        return torch.cat([self._forward(part) for part in in_caches(images, self._config.patch_size, self._device)])
 
     def _forward(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B F"]:
         pixels = normalize(images.to(self._device, non_blocking=True), self._config.pixel_mean, self._config.pixel_std)
@@ -131,28 +127,6 @@ class PixelFeatures:
     def kinds(self, rows: UInt8[Tensor, "n F"]) -> dict[str, Shaped[Tensor, "n F"]]:
         """`pixels` only, in [0, 1]; as they are where that would be large: every protocol divides by a scale of its own."""
         return {"pixels": rows if is_large(rows) else rows.float() / 255}
-
-
-def weights_hash(network: nn.Module) -> str:
-    """Hash of all weights and their names."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def source_hash(source: ListSource) -> str:
-    """Hash of a source: the names of all records and the bytes of some, evenly spread."""
-    digest = hashlib.sha256(str(len(source)).encode())
-    for index in range(len(source)):
-        digest.update(source.name(index).encode(errors="surrogateescape"))
-    for index in range(0, len(source), max(1, len(source) // FINGERPRINT_RECORDS)):
-        try:
-            digest.update(source.read(index))
-        except (OSError, ValueError):
-            digest.update(b"unreadable")
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

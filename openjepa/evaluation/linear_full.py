@@ -15,11 +15,11 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from openjepa.engine.device import memory_limit
+from openjepa.engine.progress import progress
 from openjepa.evaluation.candidates import Rows, Training, check_finite, compare, test_view_fit, training_on, usual_augmentation
 from openjepa.evaluation.features import EncoderFeatures
 from openjepa.evaluation.heads import StackedHeads, Sweep, all_pairs, needed_bytes
 from openjepa.evaluation.passes import numbered_steps
-from openjepa.evaluation.progress import progress
 from openjepa.evaluation.protocol import ImageProbe, ProtocolResult
 from openjepa.schedules import cosine
 from openjepa.seeds import derive

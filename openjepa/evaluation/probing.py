@@ -15,12 +15,12 @@ from openjepa.data.source import ListSource, Splits
 from openjepa.data.subset import Subset, balanced_rows
 from openjepa.data.workers import choose_workers
 from openjepa.engine.device import memory_limit, resolve_device, resolve_precision
+from openjepa.engine.progress import Say, silent
 from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.features import EncoderFeatures, Extractor, Features, Images, PixelFeatures, View, extract_features
 from openjepa.evaluation.findings import Findings, Split, check_readable, departures, with_findings
 from openjepa.evaluation.label_free import feature_measures
 from openjepa.evaluation.lidar import lidar_measures
-from openjepa.evaluation.progress import Say, silent
 from openjepa.evaluation.protocol import ImageProbe, LabeledFeatures, LabeledImages, selections
 from openjepa.evaluation.results import Result
 from openjepa.evaluation.solver import Components

@@ -6,8 +6,8 @@ from dataclasses import replace
 from openjepa.checks import nearest_multiple
 from openjepa.config import to_dict
 from openjepa.data.source import Splits
+from openjepa.engine.progress import Say
 from openjepa.evaluation.probing import KnownComponents, Subjects, evaluate_task
-from openjepa.evaluation.progress import Say
 from openjepa.evaluation.results import Result, over_seeds
 from openjepa.evaluation.subjects import Subject, untrained
 from openjepa.evaluation.tasks import TASKS

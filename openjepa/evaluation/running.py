@@ -6,9 +6,9 @@ from pathlib import Path
 
 from openjepa.data import open_splits
 from openjepa.data.source import Splits
+from openjepa.engine.progress import Say, silent
 from openjepa.evaluation.pooling import pooled_configs, pooled_settings
 from openjepa.evaluation.probing import KnownComponents
-from openjepa.evaluation.progress import Say, silent
 from openjepa.evaluation.repeats import blank_result, evaluate_seeds, view_size
 from openjepa.evaluation.results import Result
 from openjepa.evaluation.subjects import Subject, find_subject, load_subject

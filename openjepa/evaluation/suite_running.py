@@ -10,10 +10,9 @@ from openjepa.data.benchmarks import BENCHMARKS, find_benchmark
 from openjepa.data.low_shot import low_shot_rows
 from openjepa.data.source import ListSource, Splits
 from openjepa.engine.device import resolve_device
-from openjepa.evaluation.features import weights_hash
+from openjepa.engine.progress import Say, silent
 from openjepa.evaluation.pooling import pooled_configs, pooled_settings
 from openjepa.evaluation.probing import KnownComponents
-from openjepa.evaluation.progress import Say, silent
 from openjepa.evaluation.published import PUBLISHED
 from openjepa.evaluation.repeats import blank_result, evaluate_seeds, view_size
 from openjepa.evaluation.results import FAILED, Result, read_result
@@ -25,6 +24,7 @@ from openjepa.evaluation_checks import check_evaluation
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.low_shot import LowShotSettings
 from openjepa.settings.models import EncoderConfig
+from openjepa.weights.fingerprint import weights_hash
 
 PUBLISHED_LIST = 12_811
 """Images of the published list with 1 % of ImageNet's labels."""

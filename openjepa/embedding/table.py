@@ -1,0 +1,179 @@
+"""The file that `openjepa embed` leaves: features, the images they are of, and how they were made.
+
+`X.npy` is an array [n, D] (or [n, H, W, D] for features of patches), with the images in `X.csv` and the manifest in `X.json`
+beside it; `X.parquet` holds all three in one file, the manifest in the schema's metadata under `openjepa`, and each row of
+features as a list of one length. Free of torch.
+"""
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+FORMAT, VERSION = "openjepa-features", 1
+COLUMNS = ("path", "split", "index", "label")
+"""Of the images: name in its source, split, number in the split, and class number or nothing."""
+METADATA_KEY = b"openjepa"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """How the features were made: enough to embed another image alike, and to find the images again."""
+
+    subject: str
+    """What `openjepa.load` takes: an absolute path, or a name on the Hub."""
+    encoder: Literal["target", "context"] = "target"
+    heads: int | None = None
+    weights: str
+    """Hash of the weights."""
+    kind: Literal["pooled", "patches"]
+    shape: tuple[int, ...]
+    """Of the features of one image: (D,) or (H, W, D)."""
+    dtype: Literal["float16", "float32"]
+    pooling: Literal["average", "class_token"]
+    """What one vector per image is, or would be."""
+    view: Literal["crop", "squash"]
+    size: tuple[int, int]
+    """Height and width of the images as the encoder saw them, in pixels."""
+    precision: Literal["bf16", "fp32"]
+    data: dict[str, Any] = field(default_factory=dict)
+    """Settings of the data source (`openjepa.config.to_dict`)."""
+    splits: tuple[str, ...] = ("train",)
+    """Which splits of the source, in the order of the rows."""
+    seed: int = 0
+    """With which the source was opened."""
+    skipped: int = 0
+    """Images that could not be read and have no row."""
+
+    def to_json(self) -> str:
+        """As text."""
+        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1)
+
+
+def manifest_from_json(text: str, where: str) -> Manifest:
+    """The manifest that `to_json` wrote. Raises ValueError for any other text."""
+    try:
+        entries = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where} is not valid JSON ({error}); embed the images again") from error
+    if not isinstance(entries, dict) or entries.pop("format", None) != FORMAT:
+        raise ValueError(f"{where} does not describe features that openjepa embed wrote")
+    if (version := entries.pop("version", None)) != VERSION:
+        raise ValueError(f"{where} has version {version!r}; this openjepa reads version {VERSION}: embed the images again")
+    names = {item.name for item in fields(Manifest)}
+    try:
+        return Manifest(**{name: tuple(v) if isinstance(v, list) else v for name, v in entries.items() if name in names})
+    except TypeError as error:
+        raise ValueError(f"{where} lacks entries: {error}; embed the images again") from error
+
+
+@dataclass(frozen=True)
+class Row:
+    """The image of one row."""
+
+    path: str
+    """Its name in the source: for a folder, the path below it."""
+    split: str
+    index: int
+    """Its number in the split."""
+    label: int | None
+
+
+class FeatureTable:
+    """Features of n images and what they are of, opened by `open_table`; features are read block by block."""
+
+    def __init__(self, path: Path, manifest: Manifest, rows: list[Row], features: NDArray[Any] | None) -> None:
+        """`features`: mapped, or None for Parquet, which is read when blocks are asked for."""
+        self.path, self.manifest, self.rows = path, manifest, rows
+        self._features = features
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.rows)
+
+    def blocks(self, num_rows: int, start: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
+        """(number of its first row, features [b, *shape]) of consecutive blocks of at most so many images, from `start` on.
+
+        Those of `.npy` are views into the mapped file.
+        """
+        if self._features is None:
+            yield from _parquet_blocks(self.path, self.manifest, num_rows, start)
+            return
+        for first in range(start, len(self), num_rows):
+            yield first, self._features[first : first + num_rows]
+
+    def features(self, index: int) -> NDArray[Any]:
+        """Features of one image [*shape]."""
+        return next(block for _, block in self.blocks(1, index))[0]
+
+
+def open_table(path: Path) -> FeatureTable:
+    """What `openjepa embed` wrote to `path`, ending in .npy or .parquet. Raises ValueError for anything else, or damaged."""
+    if not path.is_file():
+        unfinished = path.with_name(f"{path.name}.parts")
+        hint = (
+            "it is not finished: repeat the same `openjepa embed` to complete it" if unfinished.exists() else "it is not there"
+        )
+        raise ValueError(f"{path} cannot be searched: {hint}")
+    if path.suffix == ".npy":
+        return _open_numpy(path)
+    if path.suffix == ".parquet":
+        return _open_parquet(path)
+    raise ValueError(f"{path} is no file of features: openjepa embed writes .npy or .parquet")
+
+
+def _open_numpy(path: Path) -> FeatureTable:
+    manifest_path, csv_path = path.with_suffix(".json"), path.with_suffix(".csv")
+    if missing := [item.name for item in (manifest_path, csv_path) if not item.is_file()]:
+        raise ValueError(f"{path} lacks {' and '.join(missing)} beside it, which openjepa embed writes with it")
+    manifest = manifest_from_json(manifest_path.read_text(encoding="utf-8"), str(manifest_path))
+    with csv_path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        rows = [
+            Row(item["path"], item["split"], int(item["index"]), int(item["label"]) if item["label"] else None)
+            for item in csv.DictReader(file)
+        ]
+    try:
+        features = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged or cut off ({error}); embed the images again") from error
+    if features.shape != (len(rows), *manifest.shape) or features.dtype != np.dtype(manifest.dtype):
+        raise ValueError(
+            f"{path} holds {features.dtype} {list(features.shape)}, but {csv_path.name} and {manifest_path.name} describe "
+            f"{manifest.dtype} {[len(rows), *manifest.shape]}; embed the images again"
+        )
+    return FeatureTable(path, manifest, rows, features)
+
+
+def _open_parquet(path: Path) -> FeatureTable:
+    import pyarrow.parquet as parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+        text = (file.schema_arrow.metadata or {}).get(METADATA_KEY)
+        if text is None:
+            raise ValueError("its schema has no manifest of openjepa embed")
+        names = file.read(columns=list(COLUMNS)).to_pydict()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no file of features that openjepa embed wrote ({error})") from error
+    rows = [Row(*item) for item in zip(*(names[name] for name in COLUMNS), strict=True)]
+    return FeatureTable(path, manifest_from_json(text.decode(), str(path)), rows, None)
+
+
+def _parquet_blocks(path: Path, manifest: Manifest, num_rows: int, start: int) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Blocks of a Parquet file, read row group by row group."""
+    import pyarrow.parquet as parquet
+
+    file, first = parquet.ParquetFile(path), 0
+    for number in range(file.num_row_groups):
+        length = file.metadata.row_group(number).num_rows
+        if first + length > start:
+            column = file.read_row_group(number, columns=["features"]).column(0).combine_chunks()
+            group = column.flatten().to_numpy(zero_copy_only=False).reshape(length, *manifest.shape)
+            for begin in range(max(0, start - first), length, num_rows):
+                yield first + begin, group[begin : begin + num_rows]
+        first += length

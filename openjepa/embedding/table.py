@@ -67,7 +67,10 @@ def manifest_from_json(text: str, where: str) -> Manifest:
         raise ValueError(f"{where} has version {version!r}; this openjepa reads version {VERSION}: embed the images again")
     names = {item.name for item in fields(Manifest)}
     try:
-        return Manifest(**{name: tuple(v) if isinstance(v, list) else v for name, v in entries.items() if name in names})
+        known: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in entries.items() if name in names
+        }
+        return Manifest(**known)
     except TypeError as error:
         raise ValueError(f"{where} lacks entries: {error}; embed the images again") from error
 
@@ -109,7 +112,8 @@ class FeatureTable:
 
     def features(self, index: int) -> NDArray[Any]:
         """Features of one image [*shape]."""
-        return next(block for _, block in self.blocks(1, index))[0]
+        block: NDArray[Any] = next(block for _, block in self.blocks(1, index))
+        return block[0]  # type: ignore[no-any-return]
 
 
 def open_table(path: Path) -> FeatureTable:

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from openjepa.data import views
 from openjepa.data.batch_crops import crop_batch, resize_matrices
 from openjepa.data.views import (
     CROP_TRIES,
@@ -191,3 +192,28 @@ def test_shrinking_keeps_small_images() -> None:
     image = torch.from_numpy(photo(30, 40))
     assert shrink_to_short_side(image, 30) is image
     assert shrink_to_short_side(torch.from_numpy(photo(100, 300)), 30).shape == (30, 90, 3)
+
+
+@pytest.mark.parametrize("shape", [(40, 2000), (2001, 40), (3, 700), (1, 900), (900, 2)])
+def test_of_very_long_images_only_the_middle_is_resized(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left is nearly what resizing all of it gives: the same center, sizes rounded once less."""
+    ramp = torch.linspace(0, 20, shape[0])[:, None].cos() + torch.linspace(0, 30, shape[1])[None].sin()
+    pixels = (60 * ramp + 128).to(torch.uint8)[..., None].expand(-1, -1, 3).contiguous()
+    short = evaluation_view(pixels, (32, 32))
+    monkeypatch.setattr(views, "MAX_LENGTHS", 10**6)
+    whole = evaluation_view(pixels, (32, 32))
+    assert short.shape == whole.shape == (3, 32, 32)
+    assert psnr(short.numpy(), whole.numpy()) > 40
+
+
+def test_one_line_of_pixels_needs_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    real = views.resize
+
+    def recorded(pixels: torch.Tensor, size: tuple[int, int], interpolation: str, flip: bool = False) -> torch.Tensor:
+        sizes.append(size)
+        return real(pixels, size, interpolation, flip)
+
+    monkeypatch.setattr(views, "resize", recorded)
+    assert evaluation_view(torch.full((1, 30_000, 3), 7, dtype=torch.uint8), (224, 224)).eq(7).all()
+    assert len(sizes) == 1 and sizes[0][0] == 256 and sizes[0][1] <= 10 * 224

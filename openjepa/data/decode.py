@@ -162,12 +162,30 @@ def _decode_with_pillow(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
         image = _open_with_pillow(data)
         try:
             image.seek(0)
+        except Exception as error:  # as above
+            raise _damaged(image, error) from error
+        return pillow_pixels(image)
+
+
+def pillow_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB pixels of an image that Pillow opened or made, by the rules for files: what it shows in its present frame.
+
+    Raises DecodeError.
+    """
+    _check_size(image.width, image.height)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
             image.load()
             return _upright(_to_rgb(image), _pillow_orientation(image))
         except DecodeError:
             raise
         except Exception as error:  # as above
-            raise DecodeError(f"damaged {image.format}: {type(error).__name__}: {error}") from error
+            raise _damaged(image, error) from error
+
+
+def _damaged(image: Image.Image, error: Exception) -> DecodeError:
+    return DecodeError(f"damaged {image.format or 'image'}: {type(error).__name__}: {error}")
 
 
 def _pillow_orientation(image: Image.Image) -> int:

@@ -16,6 +16,9 @@ NUMBERS_PER_VIEW = 2 * CROP_TRIES + 3
 """Uniform numbers that one view of one sample uses: area and shape of each try, two for the position, one for the mirror."""
 EVALUATION_MARGIN = 256 / 224
 """Evaluation resizes to so many times the crop before it takes the center."""
+MAX_LENGTHS = 8
+"""An image that would become so many times as long as its crop is cut before it is resized: one of 1 x 10,000 pixels would
+take 2 GB at 224, of which all but the middle is thrown away."""
 
 
 def crop_box(numbers: Sequence[float], height: int, width: int, view: ViewSpec) -> Box:
@@ -79,15 +82,28 @@ def evaluation_view(pixels: UInt8[Tensor, "h w 3"], size: tuple[int, int], fit: 
     """The view that is evaluated, antialiased bicubic.
 
     `crop`: resize so that the image just covers 256/224 of `size`, take the center (at 224: short side 256, as in the paper);
+    the ends of very long images, which are cut off anyway, are left out before;
     `squash`: resize the whole image to `size`, whatever its shape.
     """
     if fit == "squash":
         return resize(pixels, size, "bicubic")
     if fit != "crop":
         raise ValueError(f"fit={fit!r} is not known: use 'crop' or 'squash'")
+    pixels = _middle(pixels, size)
     covering, (top, left) = central_crop(pixels.shape[0], pixels.shape[1], size)
     resized = resize(pixels, covering, "bicubic")
     return resized[:, top : top + size[0], left : left + size[1]]
+
+
+def _middle(pixels: UInt8[Tensor, "h w 3"], size: tuple[int, int]) -> UInt8[Tensor, "h2 w2 3"]:
+    """The middle of an image that would be MAX_LENGTHS times as long as its crop; others as they are."""
+    factor = _covering_factor(pixels.shape[0], pixels.shape[1], size)
+    for axis, wanted in enumerate(size):
+        length = pixels.shape[axis]
+        kept = min(length, math.ceil(MAX_LENGTHS * wanted / factor))
+        kept = min(length, kept + (length - kept) % 2)  # so that the center stays where it is
+        pixels = pixels.narrow(axis, (length - kept) // 2, kept)
+    return pixels
 
 
 def whole_view(pixels: UInt8[Tensor, "h w 3"], short_side: int, patch_size: int) -> UInt8[Tensor, "3 oh ow"]:
@@ -99,7 +115,11 @@ def whole_view(pixels: UInt8[Tensor, "h w 3"], short_side: int, patch_size: int)
 
 def central_crop(height: int, width: int, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
     """What `crop` does with an image: the size it is resized to, and top and left of the crop of `size` in that."""
-    factor = max(round(size[0] * EVALUATION_MARGIN) / height, round(size[1] * EVALUATION_MARGIN) / width)
+    factor = _covering_factor(height, width, size)
     # The long side is rounded down and the offset to the nearest, as in the evaluations that numbers are compared with.
     covering = (max(size[0], int(height * factor + 1e-6)), max(size[1], int(width * factor + 1e-6)))
     return covering, (round((covering[0] - size[0]) / 2), round((covering[1] - size[1]) / 2))
+
+
+def _covering_factor(height: int, width: int, size: tuple[int, int]) -> float:
+    return max(round(size[0] * EVALUATION_MARGIN) / height, round(size[1] * EVALUATION_MARGIN) / width)

@@ -24,10 +24,10 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def progress(description: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+def progress(description: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
     """A bar with rate and time left, on a terminal only; call it with the number of images done since the last call.
 
-    `total`, `done`: images in all, and those of them that are done at the start.
+    `total`, `done`: images in all (None: not known), and those of them that are done at the start.
     """
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())

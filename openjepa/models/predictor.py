@@ -75,7 +75,7 @@ class Predictor(nn.Module):
     def _positions(self, grid: tuple[int, int], device: torch.device) -> Float[Tensor, "N P"]:
         if grid == self.config.grid:
             return self.positions
-        return sincos_positions(self.config.width, grid).to(device)
+        return sincos_positions(self.config.width, grid).to(device, self.positions.dtype)
 
     def _bias(
         self, valid: Bool[Tensor, "B K"] | None, target_idx: Int[Tensor, "B M T"], dtype: torch.dtype

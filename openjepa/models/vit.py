@@ -181,12 +181,15 @@ class VisionTransformer(nn.Module):
         if self.pos_embed is not None:
             own = self.config.grid()
             table: Tensor = self.pos_embed[0, int(self.config.class_token) :]
-            return table if grid == own else resampled_positions(table, own, grid, self.config.resampling_offset)
+            if grid == own:
+                return table
+            return resampled_positions(table, own, grid, self.config.resampling_offset).to(table.dtype)
         if self.rel_pos_bias is not None:
             return None
-        if grid == self.config.grid() and self.positions is not None:
+        assert self.positions is not None  # the third kind
+        if grid == self.config.grid():
             return self.positions
-        return sincos_positions(self.config.width, grid).to(device)
+        return sincos_positions(self.config.width, grid).to(device, self.positions.dtype)
 
     def _bias(
         self,

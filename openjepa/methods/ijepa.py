@@ -121,10 +121,14 @@ class IJepa(Method):
         return slow_teacher_remarks(momentum, self.settings.ema_start, self.settings.ema_end, total_steps)
 
     def exports(self) -> Mapping[str, Export]:
-        """The target encoder, which the paper evaluates, the predictor, and on request the context encoder."""
+        """The target encoder, which the paper evaluates, the predictor, and on request the context encoder.
+
+        The predictor's config.json also says what it was trained for: the distance, and how targets are normalized.
+        """
+        trained_for = {"loss": self.settings.loss, "target_norm": self.settings.target_norm}
         exports = {
             "encoder": Export(self.encoder_config, self.target_encoder.network),
-            "predictor": Export(self.predictor_config, self.predictor),
+            "predictor": Export(self.predictor_config, self.predictor, trained_for),
         }
         if self.settings.export_context_encoder:
             exports["context_encoder"] = Export(self.encoder_config, self.context_encoder)

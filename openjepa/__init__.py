@@ -2,11 +2,12 @@
 
     import openjepa
     encoder = openjepa.load("runs/quickstart")  # or a file of published weights, a Hugging Face folder, a name on the Hub
-    features = openjepa.embed("runs/quickstart", images)
+    features = encoder.embed(["a.jpg", "b.jpg"])  # [2, D]
 
-Everything is imported when it is called, so that `import openjepa` costs nothing.
+docs/python.md shows all of it. Everything is imported when it is used, so that `import openjepa` costs nothing.
 """
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,23 +15,70 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from openjepa.evaluation.results import Result
+    from openjepa.inference.areas import PatchBox
     from openjepa.inference.encoder import Encoder
-    from openjepa.inference.pictures import Pictures
+    from openjepa.inference.pictures import Picture, Pictures
+    from openjepa.inference.prediction import BlockPrediction, Prediction
     from openjepa.settings.data import DataSettings
     from openjepa.settings.evaluation import EvaluationSettings
     from openjepa.settings.run import RunConfig
+    from openjepa.types import EncoderOutput
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "embed", "evaluate", "load", "train"]
+__all__ = [
+    "BlockPrediction",
+    "Encoder",
+    "EncoderOutput",
+    "PatchBox",
+    "Picture",
+    "Pictures",
+    "Prediction",
+    "__version__",
+    "embed",
+    "evaluate",
+    "load",
+    "train",
+]
+
+_HOMES = {
+    "BlockPrediction": "openjepa.inference.prediction",
+    "Encoder": "openjepa.inference.encoder",
+    "EncoderOutput": "openjepa.types",
+    "PatchBox": "openjepa.inference.areas",
+    "Picture": "openjepa.inference.pictures",
+    "Pictures": "openjepa.inference.pictures",
+    "Prediction": "openjepa.inference.prediction",
+}
+"""Where the public types stand."""
+
+if not TYPE_CHECKING:  # a type checker would take any name for known
+
+    def __getattr__(name: str) -> object:
+        """Imports a public type when it is first asked for."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(_HOMES[name]), name)
+
+    def __dir__() -> list[str]:
+        """What is there or can be imported."""
+        return sorted({*globals(), *_HOMES})
 
 
 def load(subject: Path | str, *, encoder: Literal["target", "context"] = "target", heads: int | None = None) -> "Encoder":
     """The encoder in a run folder, an encoder folder, a file of published weights, a Hugging Face folder or a name on the Hub.
 
-    On the CPU, in fp32 and evaluation mode; `.to("cuda")` moves it, its settings are `.config`. The format is recognized
-    (docs/weights.md). Its methods: `embed`, `embed_patches`, and where I-JEPA's predictor was read too, `predict`.
-    `encoder`: which one, where there are two; `heads`: of attention, where neither the file nor its width tells them. Raises
-    ValueError where nothing can be read, or not all of it. Nothing in the file is executed.
+    It is on the CPU, in fp32 and evaluation mode; `.to("cuda")` moves it, its settings are `.config`, and it does `embed`,
+    `embed_patches`, and where I-JEPA's predictor was read with it, `predict`.
+
+    `subject`: a path, or a name such as "facebook/ijepa_vith14_1k" (needs huggingface_hub). The format is recognized, never
+    asked for: docs/weights.md lists all of them.
+    `encoder`: which one, where there are two. `target`, the moving average (DINO, iBOT: the teacher), is what the papers
+    evaluate; `context` is the one that was trained by gradients (the student). Runs keep it with
+    `method.export_context_encoder`, released checkpoints hold it.
+    `heads`: number of attention heads, needed only where neither the file nor the width of the network tells it.
+
+    Raises ValueError where nothing can be read, where keys are missing or left over (it lists them), and for a choice that the
+    file does not offer. Nothing in the file is executed.
     """
     from openjepa.inference.encoder import Encoder
     from openjepa.weights.loading import Choice, load_any
@@ -72,9 +120,13 @@ def evaluate(
 
 
 def embed(subject: Path | str, images: "Pictures", batch_size: int = 64) -> "Tensor":
-    """One feature vector [B, D] per image: the pooled output of the encoder in `subject`, which is whatever `load` reads.
+    """One feature vector [B, D] per image, in fp32: the pooled output of the encoder in `subject`, whatever `load` reads.
 
-    Images are files, PIL images, arrays or tensors of any size; each is resized and cropped as in the evaluations.
-    For many calls, or more choices, `load` the encoder once and call its `embed`.
+    `images`: paths, PIL images, arrays or tensors of any size, one or many; each is resized and cropped as in the evaluations.
+    For several calls, or more choices, `load` the encoder once and call its `embed`; for a whole data set there is the
+    command `openjepa embed`.
     """
-    return load(subject).embed(images, batch_size=batch_size)
+    from openjepa.inference.encoder import Encoder
+    from openjepa.weights.loading import Choice, load_any
+
+    return Encoder(load_any(subject, Choice(predictor=False))).embed(images, batch_size=batch_size)

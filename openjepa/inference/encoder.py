@@ -1,141 +1,319 @@
 """The encoder that `openjepa.load` gives: a torch module that also takes images as they come."""
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from openjepa.data.views import EVALUATION_MARGIN, evaluation_view, whole_view
-from openjepa.engine.device import autocast, resolve_precision
+from openjepa.engine.device import autocast, to_device
 from openjepa.engine.embedding import in_caches
-from openjepa.inference.pictures import Picture, Pictures, pixels_of, separate
-from openjepa.types import EncoderOutput, normalize
+from openjepa.engine.progress import progress as progress_bar
+from openjepa.engine.progress import silent
+from openjepa.inference.areas import Areas, indices_of
+from openjepa.inference.pictures import Picture, Pictures, separate
+from openjepa.inference.prediction import Prediction, compare, objective_of
+from openjepa.inference.preparing import View, ViewName, batches, prepared
+from openjepa.models.predictor import Predictor
+from openjepa.types import EncoderOutput, Export, normalize
 from openjepa.weights.loaded import Loaded
+from openjepa.weights.native import PREDICTOR_FOLDER, save_network
 
-ViewName = Literal["crop", "squash", "whole"]
+Size = int | tuple[int, int] | None
+"""Pixels of the side of a square, or (height, width); None: the training size."""
 Precision = Literal["auto", "bf16", "fp32"]
+Pooling = Literal["own", "average", "class_token"]
 
 
 class Encoder(nn.Module):
-    """A pretrained encoder, on the CPU, in fp32 and evaluation mode, until `.to(device)` moves it.
+    """A pretrained encoder: on the CPU, in fp32 and evaluation mode, until `.to(device)`, `.half()` or `.train()` change that.
 
-    `encoder(images)` is the plain network: normalized images [B, 3, h, w] -> `EncoderOutput`. `embed` and `embed_patches` take
-    images of any kind and size, prepare them as in the evaluations, and keep no gradients.
+    `encoder(images)` is the plain network: normalized images [B, 3, h, w] -> `EncoderOutput`, with gradients. `embed`,
+    `embed_patches` and `predict` take images of any kind and size, prepare them as in the evaluations, and keep no gradients.
     """
 
     def __init__(self, loaded: Loaded) -> None:
         """Of what `openjepa.weights.loading.load_any` read."""
         super().__init__()
         self.network = loaded.encoder
-        self.predictor = loaded.predictor
+        """The Vision Transformer."""
+        self.predictor: Predictor | None = loaded.predictor
         """I-JEPA's predictor, where it was read too."""
         self.config = loaded.config
         """Settings of the network."""
         self.what = loaded.what
         """What it is, in a few words."""
+        self.objective = objective_of(loaded.predictor_extra)
+        """What the predictor was trained for."""
         self.eval()
+
+    def extra_repr(self) -> str:
+        """What it is, for print(encoder)."""
+        return self.what
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.network.norm.weight.device
 
-    def forward(self, images: Float[Tensor, "B 3 h w"]) -> EncoderOutput:
-        """The network on images normalized with `config.pixel_mean` and `pixel_std`, with gradients."""
-        return self.network(images)  # type: ignore[no-any-return]
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights: float32 unless they were cast."""
+        return self.network.norm.weight.dtype
+
+    def forward(self, images: Float[Tensor, "B 3 h w"], keep: Int[Tensor, "B K"] | None = None) -> EncoderOutput:
+        """The network on images normalized with `config.pixel_mean` and `config.pixel_std`, with gradients; outputs are fp32.
+
+        `keep`: encodes only these patches (raster indices). Raises ValueError for images that are not normalized floats or
+        whose size the patch size does not divide.
+        """
+        if not images.is_floating_point():
+            raise ValueError(
+                f"encoder(images) takes normalized floats, not {images.dtype}: use encoder.embed for images as they come, or "
+                "openjepa.types.normalize(images, encoder.config.pixel_mean, encoder.config.pixel_std)"
+            )
+        return self.network(images.to(self.dtype), keep)  # type: ignore[no-any-return]
 
     def embed(
         self,
         images: Pictures,
         *,
-        pooling: Literal["own", "average", "class_token"] = "own",
+        pooling: Pooling = "own",
         view: ViewName = "crop",
-        size: int | tuple[int, int] | None = None,
+        size: Size = None,
         precision: Precision = "auto",
         batch_size: int = 64,
+        progress: bool = False,
     ) -> Float[Tensor, "B D"]:
-        """One vector per image, in fp32 on the CPU.
+        """One vector per image, in fp32 on the CPU, in the order of the images.
 
-        `pooling`: `own` is what the encoder's method evaluates. `view`: `crop` is that of the evaluations (short side to
-        256/224 of `size`, center crop), `squash` resizes all of the image to `size`, `whole` keeps its shape, its short side
-        becoming that of `size`. `size`: pixels, or (height, width); None: the training size. `precision`: `auto` is bf16 where
-        the hardware has it. Raises ValueError for what is no image.
+        `images`: paths, PIL images, arrays, tensors, one or many, also a generator, from which a batch or two are taken ahead.
+        `pooling`: `own` is what the encoder's method evaluates; `average` of the patches; `class_token`.
+        `view`: `crop` is that of the evaluations (short side to 256/224 of `size`, center crop), `squash` resizes all of the
+        image to `size`, `whole` keeps its shape, its short side becoming that of `size`.
+        `size`: pixels, or (height, width); None: the training size. Multiples of the patch size.
+        `precision`: of weights in fp32; `auto` is bf16 where the hardware has it. Weights that were cast compute in their own.
+        `batch_size`: images of one shape that are encoded together.
+        `progress`: shows a bar with rate and time left, on a terminal.
+        Raises ValueError for what is no image (names it), and for settings that do not fit.
         """
-        pooling_name = self.config.pooling if pooling == "own" else pooling
+        pooling_name = self._pooling(pooling)
+        numbers: list[int] = []
         pooled = [torch.empty(0, self.config.width)]
-        for output, _ in self._outputs(images, view, size, precision, batch_size):
+        for batch, output, _ in self._outputs(images, self._view(view, size), precision, batch_size, progress):
+            numbers += batch
             pooled.append(output.pooled(pooling_name).cpu())
-        return torch.cat(pooled)
+        return _in_order(torch.cat(pooled), numbers)
 
     def embed_patches(
         self,
         images: Pictures,
         *,
         view: ViewName = "crop",
-        size: int | tuple[int, int] | None = None,
+        size: Size = None,
         precision: Precision = "auto",
         batch_size: int = 64,
+        progress: bool = False,
     ) -> Float[Tensor, "B H W D"]:
         """Features of the patches of each image, on their grid of H rows and W columns, in fp32 on the CPU.
 
         As `embed`. Raises ValueError also where `whole` images differ in shape, so that their grids do.
         """
-        grids: list[Tensor] = []
-        for output, grid in self._outputs(images, view, size, precision, batch_size):
-            grids.append(output.patches.view(-1, *grid, self.config.width).cpu())
-        shapes = {tuple(item.shape[1:3]) for item in grids}
-        if len(shapes) > 1:
-            found = ", ".join(f"{rows}x{columns}" for rows, columns in sorted(shapes))
-            raise ValueError(f"view='whole' gives these images different grids ({found}): embed one at a time, or use 'crop'")
-        rows, columns = self.config.grid(self.view_size(size))
-        return torch.cat(grids) if grids else torch.empty(0, rows, columns, self.config.width)
+        numbers: list[int] = []
+        features: list[Tensor] = []
+        shapes = {self.grid(size)} if view != "whole" else set()
+        for batch, output, grid in self._outputs(images, self._view(view, size), precision, batch_size, progress):
+            _check_common(shapes, grid)
+            numbers += batch
+            features.append(output.patches.view(-1, *grid, self.config.width).cpu())
+        return _in_order(torch.cat(features), numbers) if features else torch.empty(0, *self.grid(size), self.config.width)
 
-    def view_size(self, size: int | tuple[int, int] | None = None) -> tuple[int, int]:
-        """(height, width) in pixels of the prepared images; None: the training size."""
+    def predict(
+        self,
+        images: Pictures,
+        context: Areas | None,
+        targets: Areas,
+        *,
+        view: ViewName = "crop",
+        size: Size = None,
+        targets_from: "Encoder | None" = None,
+        precision: Precision = "auto",
+        batch_size: int = 16,
+    ) -> Prediction:
+        """What I-JEPA's predictor foretells of target blocks from the context patches, beside what the encoder makes of them.
+
+        `context` (the only patches that are encoded) and each of `targets` are an `openjepa.PatchBox`, a boolean mask [H, W] or
+        raster indices on `encoder.grid(size)`; the same ones for all images. Several areas as context are joined; None: all
+        patches outside the targets. Each target block is predicted by itself, not seeing the others (I-JEPA, section 3). A
+        target may overlap the context, which `in_context` tells. At sizes other than the trained one positions are computed
+        for the new grid. `view`, `size`, `precision`: as in `embed`.
+
+        In training the context came from the context encoder and the targets from the target encoder, its moving average.
+        Here this one encoder, by default the target encoder, gives both: close at the end of a training, but not the same.
+        Exactly as in training, where both were kept: `load(run, encoder="context").predict(..., targets_from=load(run))`.
+
+        Raises ValueError where there is no predictor, and for areas that are empty or beyond the grid.
+        """
+        if self.predictor is None:
+            raise ValueError(
+                f"this encoder ({self.what}) came without a predictor; there is one in runs of I-JEPA (give the run folder, "
+                "not encoder/ in it), in the released I-JEPA checkpoints, and in what openjepa convert wrote of these"
+            )
+        teacher = self if targets_from is None else targets_from
+        if (teacher.config.width, teacher.config.patch_size) != (self.config.width, self.config.patch_size):
+            raise ValueError("targets_from is an encoder of another width or patch size than this one")
+        shapes: set[tuple[int, int]] = set()
+        predicted, actual = [], []
+        for _, pixels in self._batches(separate(images), self._view(view, size), batch_size):
+            grid = self._grid_of(pixels)
+            _check_common(shapes, grid)
+            blocks = indices_of(targets, grid, "targets")
+            kept = _context_indices(context, blocks, grid)
+            predicted.append(self._predicted(pixels, kept, blocks, precision))
+            features = teacher.encode_pixels(pixels, precision).patches.cpu()
+            actual.append([self.objective.targets(features[:, block]) for block in blocks])
+        if not predicted:
+            raise ValueError("predict needs an image, but images is empty")
+        paired = zip(blocks, zip(*predicted, strict=True), zip(*actual, strict=True), strict=True)
+        found = (compare(block, kept, torch.cat(first), torch.cat(second), self.objective) for block, first, second in paired)
+        return Prediction(grid, kept, tuple(found))
+
+    def grid(self, size: Size = None) -> tuple[int, int]:
+        """Rows and columns of the patches of an image prepared as `crop` or `squash`."""
+        return self.config.grid(self.view_size(size))
+
+    def view_size(self, size: Size = None) -> tuple[int, int]:
+        """(height, width) in pixels of the prepared images; None: the training size. Raises ValueError for other things."""
         if size is None:
             return self.config.image_size
-        return (size, size) if isinstance(size, int) else size
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
+            raise ValueError(f"size={size!r} is neither a number of pixels nor (height, width)")
+        return sides
 
-    def prepared(
-        self, image: Picture, view: ViewName = "crop", size: int | tuple[int, int] | None = None
-    ) -> UInt8[Tensor, "3 h w"]:
-        """One image as the network sees it, before normalization."""
-        height, width = self.view_size(size)
-        pixels = pixels_of(image, 2 * round(max(height, width) * EVALUATION_MARGIN))
-        if view == "whole":
-            return whole_view(pixels, min(height, width), self.config.patch_size)
-        return evaluation_view(pixels, (height, width), view)
+    def prepared(self, image: Picture, view: ViewName = "crop", size: Size = None) -> UInt8[Tensor, "3 h w"]:
+        """One image as the network sees it, before normalization. Raises ValueError as `embed` does."""
+        return prepared(image, self._view(view, size))
 
     def encode_pixels(self, pixels: UInt8[Tensor, "B 3 h w"], precision: Precision = "auto") -> EncoderOutput:
-        """The output for prepared images, on the encoder's device, without gradients; on a CPU a few at a time."""
-        resolved = resolve_precision(precision, self.device)
-        outputs = [self._encode(part, resolved) for part in in_caches(pixels, self.config.patch_size, self.device)]
+        """The output for prepared images, on the encoder's device, in fp32, without gradients; on a CPU a few at a time."""
+        outputs = []
+        with self._computing(precision):
+            for part in in_caches(pixels, self.config.patch_size, self.device):
+                outputs.append(self(self._normalized(part)))
         if len(outputs) == 1:
-            return outputs[0]
+            return outputs[0]  # type: ignore[no-any-return]
         tokens = [output.class_token for output in outputs if output.class_token is not None]
         return EncoderOutput(torch.cat([output.patches for output in outputs]), torch.cat(tokens) if tokens else None)
 
-    @torch.inference_mode()
-    def _encode(self, pixels: UInt8[Tensor, "B 3 h w"], precision: str) -> EncoderOutput:
-        on_device = pixels.to(self.device, non_blocking=True)
-        with autocast(self.device, precision):
-            return self.network(normalize(on_device, self.config.pixel_mean, self.config.pixel_std))  # type: ignore[no-any-return]
+    def save(self, folder: Path | str) -> None:
+        """Writes encoder and predictor in the layout of a run folder, in fp32; `openjepa.load(folder)` reads them again.
+
+        Each is replaced as a whole. Raises ValueError where `folder` is a run, whose encoder would be lost.
+        """
+        place = Path(folder).expanduser()
+        if (place / "config.yaml").exists():
+            raise ValueError(f"{place} is the folder of a run, whose encoder is not replaced: give another folder")
+        save_network(place / "encoder", Export(self.config, self.network))
+        if self.predictor is not None:
+            save_network(place / PREDICTOR_FOLDER, Export(self.predictor.config, self.predictor, asdict(self.objective)))
+
+    def _predicted(
+        self, pixels: UInt8[Tensor, "B 3 h w"], kept: Int[Tensor, " K"], blocks: list[Int[Tensor, " T"]], precision: Precision
+    ) -> list[Float[Tensor, "B T D"]]:
+        """Predicted features of each block; blocks of one length at a time."""
+        assert self.predictor is not None
+        found: dict[int, Tensor] = {}
+        with self._computing(precision):
+            context = kept.to(self.device).expand(len(pixels), -1)  # [B, K]
+            tokens = self(self._normalized(pixels), context).patches.to(self.dtype)
+            for length in {len(block) for block in blocks}:
+                chosen = [number for number, block in enumerate(blocks) if len(block) == length]
+                asked = torch.stack([blocks[number] for number in chosen]).to(self.device)  # [M, T]
+                asked = asked.expand(len(pixels), -1, -1)
+                predictions = self.predictor(tokens, context, asked, self._grid_of(pixels)).cpu()  # [B, M, T, D]
+                found |= dict(zip(chosen, predictions.unbind(1), strict=True))
+        return [found[number] for number in range(len(blocks))]
+
+    def _normalized(self, pixels: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B 3 h w"]:
+        return normalize(to_device(pixels, self.device), self.config.pixel_mean, self.config.pixel_std)
+
+    @contextmanager
+    def _computing(self, precision: Precision) -> Iterator[None]:
+        """No gradients, no dropped paths, also while the encoder is being trained; bf16 only where weights are fp32."""
+        if precision not in get_args(Precision):
+            raise ValueError(
+                f"precision={precision!r} is not known: use 'auto', 'bf16' or 'fp32', or cast the weights: .half()"
+            )
+        training = [module for module in self.modules() if module.training]
+        try:
+            for module in training:
+                module.training = False
+            with torch.no_grad(), autocast(self.device, precision if self.dtype == torch.float32 else "fp32"):
+                yield
+        finally:
+            for module in training:
+                module.training = True
+
+    def _view(self, name: ViewName, size: Size) -> View:
+        return View(name, self.view_size(size), self.config.patch_size)
+
+    def _pooling(self, pooling: Pooling) -> str:
+        """Raises ValueError for one that this encoder does not have."""
+        if pooling not in get_args(Pooling):
+            raise ValueError(f"pooling={pooling!r} is not known: use 'own', 'average' or 'class_token'")
+        if pooling == "class_token" and not self.config.class_token:
+            raise ValueError("pooling='class_token' needs an encoder with a class token; this one has none: use 'average'")
+        return self.config.pooling if pooling == "own" else pooling
+
+    def _grid_of(self, pixels: UInt8[Tensor, "B 3 h w"]) -> tuple[int, int]:
+        height, width = pixels.shape[-2:]
+        return self.config.grid((height, width))
+
+    def _batches(self, images: Iterable[Picture], view: View, batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
+        """Numbers and views of the images, prepared by as many threads as torch uses."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} is too small: use 1 or more")
+        return batches(images, view, batch_size, torch.get_num_threads())
 
     def _outputs(
-        self, images: Pictures, view: ViewName, size: int | tuple[int, int] | None, precision: Precision, batch_size: int
-    ) -> Iterator[tuple[EncoderOutput, tuple[int, int]]]:
-        """Outputs and patch grids of the images in their order, as many at a time as have one shape."""
-        waiting: list[Tensor] = []
-        for image in separate(images):
-            prepared = self.prepared(image, view, size)
-            if waiting and (len(waiting) == batch_size or waiting[0].shape != prepared.shape):
-                yield self._batch(waiting, precision)
-                waiting = []
-            waiting.append(prepared)
-        if waiting:
-            yield self._batch(waiting, precision)
+        self, images: Pictures, view: View, precision: Precision, batch_size: int, progress: bool
+    ) -> Iterator[tuple[list[int], EncoderOutput, tuple[int, int]]]:
+        """Numbers, outputs and patch grid of images of one shape, batch by batch."""
+        listed = separate(images)
+        total = len(listed) if isinstance(listed, Sized) else None
+        with progress_bar("embedding", total) if progress else nullcontext(silent) as advance:
+            for numbers, pixels in self._batches(listed, view, batch_size):
+                yield numbers, self.encode_pixels(pixels, precision), self._grid_of(pixels)
+                advance(len(numbers))
 
-    def _batch(self, prepared: list[Tensor], precision: Precision) -> tuple[EncoderOutput, tuple[int, int]]:
-        return self.encode_pixels(torch.stack(prepared), precision), self.config.grid(tuple(prepared[0].shape[-2:]))  # type: ignore[arg-type]
+
+def _context_indices(context: Areas | None, blocks: list[Tensor], grid: tuple[int, int]) -> Int[Tensor, " K"]:
+    """Several areas joined; None: all patches outside the blocks."""
+    if context is None:
+        outside = torch.ones(grid[0] * grid[1], dtype=torch.bool)
+        outside[torch.cat(blocks)] = False
+        if not outside.any():
+            raise ValueError("context=None is all patches outside the targets, but these cover the whole grid: name a context")
+        return outside.nonzero()[:, 0]
+    found = indices_of(context, grid, "context")
+    return found[0] if len(found) == 1 else torch.unique(torch.cat(found))
+
+
+def _check_common(shapes: set[tuple[int, int]], grid: tuple[int, int]) -> None:
+    """Adds the grid. Raises ValueError where there is another one already."""
+    shapes.add(grid)
+    if len(shapes) > 1:
+        found = " and ".join(f"{rows}x{columns}" for rows, columns in sorted(shapes))
+        raise ValueError(f"view='whole' gives these images different grids ({found}): give one at a time, or use 'crop'")
+
+
+def _in_order(rows: Float[Tensor, "B *shape"], numbers: list[int]) -> Float[Tensor, "B *shape"]:
+    """Rows of images with these numbers, sorted by them."""
+    if numbers == list(range(len(numbers))):
+        return rows
+    return rows[torch.tensor(numbers).argsort()]

@@ -1,7 +1,7 @@
-"""What a caller may call an image -> uint8 pixels: paths, PIL images, NumPy arrays, tensors, one or many."""
+"""What a caller may call an image -> uint8 pixels: files, PIL images, NumPy arrays, tensors, one or many."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,49 +12,81 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from openjepa.data.decode import DecodeError, decode_image
+from openjepa.data.decode import DecodeError, decode_image, pillow_pixels
 
-Picture = str | Path | Image.Image | NDArray[Any] | Tensor
-"""One image: a file, a PIL image, an array [h, w, 3] or [h, w], or a tensor [3, h, w] or [h, w]; numbers are uint8 levels, or
-floats in [0, 1]."""
-Pictures = Picture | Sequence[Picture]
-"""One image or many: a sequence, an array [B, h, w, 3] or a tensor [B, 3, h, w]."""
+Picture = str | Path | bytes | Image.Image | NDArray[Any] | Tensor
+"""One image: the path of a file, the bytes of one, a PIL image, an array [h, w, 3] or [h, w], or a tensor [3, h, w] or [h, w].
+Arrays and tensors may also have the channels at the other end, or a single one; their numbers are uint8 levels, or floats in
+[0, 1]."""
+Pictures = Picture | Iterable[Picture]
+"""One image or many: a list, a generator, an array [B, h, w, 3] or a tensor [B, 3, h, w]."""
+
+HALF_LEVEL = 0.5 / 255
+"""Floats may leave [0, 1] by so little, as they do after some resizing: they are the same levels."""
+_KINDS = "a path, a PIL image, an array or a tensor"
 
 
-def separate(images: Pictures) -> list[Picture]:
+def separate(images: Pictures) -> Iterable[Picture]:
     """The images one by one; a single one becomes a list of one. Raises ValueError for arrays of another number of axes."""
-    if isinstance(images, str | os.PathLike | Image.Image):
+    if isinstance(images, str | bytes | os.PathLike | Image.Image):
         return [images]
+    if isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "OUS":  # of names, as pandas gives them
+        return images.tolist()  # type: ignore[no-any-return]
     if isinstance(images, np.ndarray | Tensor):
         if images.ndim == 4:
             return list(images)
         if images.ndim in (2, 3):
             return [images]
         raise ValueError(f"images have the shape {list(images.shape)}: give one image [3, h, w] or several [B, 3, h, w]")
-    return list(images)
+    if isinstance(images, Iterable) and not isinstance(images, dict):
+        return images
+    raise ValueError(f"images cannot be a {type(images).__name__}: give {_KINDS}, or a list of these")
 
 
 def pixels_of(image: Picture, min_side: int = 0) -> UInt8[Tensor, "h w 3"]:
     """RGB pixels of one image. `min_side`: large JPEG files may be decoded smaller, keeping so many pixels of the short side.
 
-    Raises ValueError for a file that is no image, for arrays of another shape, and for floats outside of [0, 1].
+    PIL images follow the rules for files (`openjepa.data.decode`): turned upright, transparency over white, the upper eight of
+    16 bits. Raises ValueError for a file that is no image, for arrays of another shape, and for floats outside of [0, 1].
     """
     if isinstance(image, str | os.PathLike):
-        return torch.from_numpy(_decoded(Path(image).expanduser(), min_side))
+        return _decoded(_read(Path(image).expanduser()), str(image), min_side)
+    if isinstance(image, bytes):
+        return _decoded(image, "an image given as bytes", min_side)
     if isinstance(image, Image.Image):
-        return torch.from_numpy(np.array(image.convert("RGB")))  # a copy: torch wants to own what it writes to
+        try:
+            return torch.from_numpy(pillow_pixels(image))
+        except DecodeError as error:
+            raise ValueError(f"a PIL image of mode {image.mode} cannot be used: {error}") from None
     if isinstance(image, np.ndarray):
-        return _from_numbers(torch.from_numpy(np.ascontiguousarray(image)), channels_first=False)
+        return _from_numbers(_as_tensor(image), channels_first=False)
     if isinstance(image, Tensor):
         return _from_numbers(image.detach().cpu(), channels_first=True)
-    raise ValueError(f"an image cannot be a {type(image).__name__}: give a path, a PIL image, an array or a tensor")
+    raise ValueError(f"an image cannot be a {type(image).__name__}: give {_KINDS}")
 
 
-def _decoded(path: Path, min_side: int) -> UInt8[np.ndarray, "h w 3"]:
+def _read(path: Path) -> bytes:
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give its files, such as sorted(Path({str(path)!r}).rglob('*.jpg'))")
     try:
-        return decode_image(path.read_bytes(), min_side)
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be embedded: {error.strerror or error}") from error
+
+
+def _decoded(data: bytes, name: str, min_side: int) -> UInt8[Tensor, "h w 3"]:
+    try:
+        return torch.from_numpy(decode_image(data, min_side))
     except DecodeError as error:
-        raise ValueError(f"{path} cannot be embedded: {error}") from None
+        raise ValueError(f"{name} cannot be embedded: {error}") from None
+
+
+def _as_tensor(array: NDArray[Any]) -> Tensor:
+    """In the array's memory where torch can use it: not where it is read-only, runs backwards or has the other byte order."""
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"an image is an array of {array.dtype}: give uint8 levels, or floats in [0, 1]")
+    wanted = np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
+    return torch.from_numpy(wanted)
 
 
 def _from_numbers(values: Tensor, channels_first: bool) -> UInt8[Tensor, "h w 3"]:
@@ -73,7 +105,8 @@ def _from_numbers(values: Tensor, channels_first: bool) -> UInt8[Tensor, "h w 3"
 def _channels_last(values: Tensor, channels_first: bool) -> Tensor:
     first, last = values.shape[0] in (1, 3), values.shape[-1] in (1, 3)
     if not (first or last):
-        raise ValueError(f"an image has the shape {list(values.shape)}: one end must be 3 channels (RGB) or 1 (gray)")
+        hint = "; alpha: give a PIL image, which is put over white" if 4 in (values.shape[0], values.shape[-1]) else ""
+        raise ValueError(f"an image has the shape {list(values.shape)}: one end must be 3 channels (RGB) or 1 (gray){hint}")
     if first and (channels_first or not last):
         values = values.permute(1, 2, 0)
     return values.expand(-1, -1, 3)
@@ -85,9 +118,9 @@ def _levels(values: Tensor) -> UInt8[Tensor, "h w 3"]:
     if values.dtype == torch.bool or not values.is_floating_point():
         raise ValueError(f"an image has {values.dtype} numbers: give uint8 levels, or floats in [0, 1]")
     low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= 1):  # also where they are not numbers
+    if not (low >= -HALF_LEVEL and high <= 1 + HALF_LEVEL):  # also where they are not numbers
         raise ValueError(
             f"an image has floats from {low:.3g} to {high:.3g}: give uint8 levels or floats in [0, 1], which are normalized "
             "here; for images that you have normalized yourself, call the encoder: encoder(images)"
         )
-    return (values.float() * 255).round().to(torch.uint8)
+    return (values.float() * 255).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,115 @@
+"""What I-JEPA's predictor foretells of hidden parts of an image, beside what the encoder makes of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+TARGET_NORM_EPS = 1e-5
+
+Loss = Literal["smooth_l1", "l2"]
+TargetNorm = Literal["layer_norm", "none"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a predictor was trained for. The defaults are those of the released program."""
+
+    loss: Loss = "smooth_l1"
+    """Distance of predictions to targets: smooth L1 with beta 1, or squared differences; both averaged over everything."""
+    target_norm: TargetNorm = "layer_norm"
+    """What is done with the features of the target encoder: `layer_norm` without weights, or `none`."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for names that are not known."""
+        for name, value, known in (("loss", self.loss, Loss), ("target_norm", self.target_norm, TargetNorm)):
+            if value not in get_args(known):
+                raise ValueError(f"a predictor trained with {name}={value!r} is not known: {', '.join(get_args(known))}")
+
+    def targets(self, features: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead D"]:
+        """Features of an encoder in the space of the predictions."""
+        if self.target_norm == "layer_norm":
+            return F.layer_norm(features, features.shape[-1:], eps=TARGET_NORM_EPS)
+        return features
+
+    def distances(self, predicted: Float[Tensor, "B T D"], actual: Float[Tensor, "B T D"]) -> Float[Tensor, " B"]:
+        """The loss of each image, averaged over patches and dimensions."""
+        if self.loss == "smooth_l1":
+            return F.smooth_l1_loss(predicted, actual, reduction="none").mean(dim=(1, 2))
+        return F.mse_loss(predicted, actual, reduction="none").mean(dim=(1, 2))
+
+
+def objective_of(entries: Mapping[str, Any]) -> Objective:
+    """The objective that a predictor's config.json names; where it names none, that of the released program."""
+    return Objective(entries.get("loss", Objective.loss), entries.get("target_norm", Objective.target_norm))
+
+
+@dataclass(frozen=True)
+class BlockPrediction:
+    """One target block of T patches in B images. Tensors are fp32 on the CPU."""
+
+    indices: Int[Tensor, " T"]
+    """Its patches, row * W + column."""
+    predicted: Float[Tensor, "B T D"]
+    """What the predictor foretells."""
+    actual: Float[Tensor, "B T D"]
+    """What the encoder makes of these patches when it sees the whole image, normalized as the targets of training."""
+    in_context: Bool[Tensor, " T"]
+    """True where the context held the patch too, so that nothing had to be foretold. All False in training."""
+    cosine: Float[Tensor, "B T"]
+    """Cosine between both, for every patch."""
+    loss: Float[Tensor, " B"]
+    """The training loss of this block alone, in each image."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What `Encoder.predict` gives for B images."""
+
+    grid: tuple[int, int]
+    """Rows H and columns W of patches, to which all indices refer."""
+    context: Int[Tensor, " K"]
+    """Patches that the encoder saw for the predictions."""
+    blocks: tuple[BlockPrediction, ...]
+    """One for each target, in their order."""
+
+    @property
+    def cosine(self) -> Float[Tensor, "B M"]:
+        """Mean cosine over the patches of each block."""
+        return torch.stack([block.cosine.mean(dim=1) for block in self.blocks], dim=1)
+
+    @property
+    def loss(self) -> Float[Tensor, "B M"]:
+        """The training loss of each block. Its mean is the loss of a training step on these images and masks."""
+        return torch.stack([block.loss for block in self.blocks], dim=1)
+
+    def cosine_map(self) -> Float[Tensor, "B H W"]:
+        """Cosine of every patch on the grid, where blocks overlap their mean; NaN where no block is."""
+        rows, columns = self.grid
+        sums, counts = torch.zeros(len(self.blocks[0].cosine), rows * columns), torch.zeros(rows * columns)
+        for block in self.blocks:
+            sums[:, block.indices] += block.cosine
+            counts[block.indices] += 1
+        return (sums / counts).view(-1, rows, columns)
+
+
+def compare(
+    block: Int[Tensor, " T"],
+    context: Int[Tensor, " K"],
+    predicted: Float[Tensor, "B T D"],
+    actual: Float[Tensor, "B T D"],
+    objective: Objective,
+) -> BlockPrediction:
+    """A block with what tells how far its prediction is off."""
+    return BlockPrediction(
+        indices=block,
+        predicted=predicted,
+        actual=actual,
+        in_context=torch.isin(block, context),
+        cosine=F.cosine_similarity(predicted, actual, dim=-1),
+        loss=objective.distances(predicted, actual),
+    )

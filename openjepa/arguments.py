@@ -70,6 +70,8 @@ class EvaluateOptions:
 
 
 _GROUPS = ("data", "model", "masks", "method", "optim", "run", "monitor", "system")
+SHORT = ("init", "init_encoder", "init_heads")
+"""Options of `openjepa train` that may leave out `run.`"""
 _POSITIONAL = ("recipe", "subject", "runs")
 _EXCLUSIVE = (("optim.epochs", "optim.total_steps"), ("optim.warmup_epochs", "optim.warmup_steps"))
 """The second overrides the first; who gives only the first on the command line means it."""
@@ -77,6 +79,7 @@ _EXCLUSIVE = (("optim.epochs", "optim.total_steps"), ("optim.warmup_epochs", "op
 
 def parse_train(argv: Sequence[str], prog: str, description: str) -> tuple[RunConfig, TrainOptions]:
     """The settings of `openjepa train ...`, and its other options. Raises ValueError; prints help and exits where asked to."""
+    argv = with_long_names(argv)
     start = _starting_point(argv)
     config = with_half_predictor(without_overruled(select_components(start, argv), argv), argv)
     defaults = TrainOptions(**{name: getattr(config, name) for name in _GROUPS})
@@ -100,6 +103,17 @@ def parse_evaluate(argv: Sequence[str], prog: str, description: str) -> tuple[Ev
     return options, options.data if given else None
 
 
+def with_long_names(argv: Sequence[str]) -> list[str]:
+    """`--init X` -> `--run.init X`, and so on."""
+    return [f"--run.{item.lstrip('-')}" if item.startswith("--") and normalized(item) in SHORT else item for item in argv]
+
+
+def given_settings(argv: Sequence[str]) -> set[str]:
+    """Dotted names of the settings that `argv` sets itself; of a switch, whichever way it is set."""
+    names = {normalized(item) for item in with_long_names(argv) if item.startswith("--")}
+    return {".".join(part.removeprefix("no_") for part in name.split(".")) for name in names}
+
+
 def require(argv: Sequence[str], what: str, prog: str) -> Sequence[str]:
     """`argv`, which must start with a value, or ask for help."""
     if is_help(argv) or (argv and not argv[0].startswith("-")):
@@ -113,8 +127,11 @@ def is_help(argv: Sequence[str]) -> bool:
 
 
 def _starting_point(argv: Sequence[str]) -> RunConfig:
-    """The recipe or the file that `argv` names; the plain defaults for `--help` alone."""
-    file, preset = option_value(argv, "config"), option_value(argv, "preset")
+    """The recipe or the file that `argv` names, or else the run whose weights are to start it, in a folder of its own.
+
+    The plain defaults for `--help` alone.
+    """
+    file, preset, init = (option_value(argv, name) for name in ("config", "preset", "run.init"))
     name = argv[0] if argv and not argv[0].startswith("-") else None
     if file is not None:
         if name is not None or preset is not None:
@@ -124,6 +141,10 @@ def _starting_point(argv: Sequence[str]) -> RunConfig:
         return load_recipe(name, preset)
     if is_help(argv):
         return RunConfig()
+    if init is not None and (Path(init).expanduser() / "config.yaml").is_file():
+        before = load_run_config(init)
+        own = RunSettings(seed=before.run.seed, device=before.run.device, precision=before.run.precision)
+        return replace(before, run=replace(own, compile=before.run.compile))
     raise ValueError(f"which run? Give a recipe first ({', '.join(RECIPES)}), or --config FILE")
 
 

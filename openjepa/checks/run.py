@@ -15,25 +15,34 @@ from openjepa.settings.optimization import OptimizationSettings
 from openjepa.settings.run import RunConfig, RunSettings
 
 
-def check(config: RunConfig, world_size: int = 1) -> None:
-    """Raises ValueError at the first setting that cannot work, alone or with the others, on `world_size` processes."""
+def check(config: RunConfig, world_size: int = 1, is_model_known: bool = True) -> None:
+    """Raises ValueError at the first setting that cannot work, alone or with the others, on `world_size` processes.
+
+    Without `is_model_known`, of a run whose model follows weights that are not read yet, all that does not depend on it.
+    """
     check_ranges(config)
     check_pairs(config)
+    if is_model_known:
+        _check_model(config)
+    _check_batch(config, world_size)
+    _check_length(config.optim)
+    _check_source(config)
+    _check_run(config.run)
+    if config.monitor.lidar_masks == 1:
+        raise ValueError("monitor.lidar_masks=1 must be at least 2, because LiDAR compares draws; or 0 for no LiDAR")
+
+
+def _check_model(config: RunConfig) -> None:
+    """What depends on the model: its own sizes, the method's and the masks'."""
     _check_patches(config.model, config.data)
     _check_encoder(config.model)
     check_method(config)
-    _check_batch(config, world_size)
-    _check_length(config.optim)
     if isinstance(config.masks, MultiblockSettings):
         _check_multiblock(config)
     if isinstance(config.masks, BlockwiseSettings):
         check_blockwise(config.masks, config.model.grid(config.data.height_width()))
     if isinstance(config.masks, RandomPatchesSettings):
         check_random_patches(config.masks, config.model.grid(config.data.height_width()))
-    _check_source(config)
-    _check_run(config.run)
-    if config.monitor.lidar_masks == 1:
-        raise ValueError("monitor.lidar_masks=1 must be at least 2, because LiDAR compares draws; or 0 for no LiDAR")
 
 
 def remarks(config: RunConfig) -> list[str]:
@@ -61,6 +70,10 @@ def remarks(config: RunConfig) -> list[str]:
     is_shared = isinstance(masks, MultiblockSettings) or (isinstance(masks, RandomPatchesSettings) and masks.shared)
     if masks.group_size is not None and not is_shared:
         found.append(f"masks.group_size={masks.group_size} has no effect: these masks ({masks.strategy}) share nothing")
+    run, usual = config.run, RunSettings()
+    for name in ("init_encoder", "init_heads"):
+        if run.init is None and getattr(run, name) != getattr(usual, name):
+            found.append(f"run.{name}={getattr(run, name)} has no effect without run.init")
     return found + without_effect(config.method)
 
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from openjepa.arguments import (
+    given_settings,
     parse,
     parse_train,
     require,
@@ -33,6 +34,14 @@ examples:
   openjepa train gpu-128 --data.source huggingface --data.path owner/name --model.size base
   openjepa train ijepa-vitb16 --preset paper --data.path ~/imagenet --dry-run
   openjepa train --config runs/cpu-64-default-photos/config.yaml
+
+starting from weights instead of random ones (a run, a file of published weights, a Hugging Face folder, ...):
+  openjepa train --init runs/cpu-64-default-photos --data.path ~/other-photos
+  openjepa train gpu-224 --init IN1K-vit.h.14-300e.pth.tar --data.path ~/photos --optim.lr 1e-4 --dry-run
+  openjepa train dino-gpu-224 --init dino_vits16_pretrain.pth --data.path ~/photos --optim.lr 1e-4
+
+The model's settings follow the weights; rate and length are the recipe's: a lower --optim.lr changes the weights more
+gently. More in docs/continue.md.
 
 The same command continues an interrupted run."""
 
@@ -88,12 +97,13 @@ def train(argv: Sequence[str], prog: str) -> None:
     choices = [f"  --{name}.{choice.field} {' | '.join(choice.options)}" for name, choice in CHOICES.items()]
     text = TRAIN_HELP.format(recipes="\n".join(recipes), choices="\n".join(choices))
     config, options = parse_train(argv, prog, text)
-    check(config, world_size=int(os.environ.get("WORLD_SIZE", "1")))
+    # a model that follows weights is known once these are read
+    check(config, world_size=int(os.environ.get("WORLD_SIZE", "1")), is_model_known=config.run.init is None)
     for remark in remarks(config):
         print(f"note: {remark}", file=sys.stderr)
     from openjepa.training.loop import train as train_run
 
-    folder = train_run(config, fresh=options.fresh, dry_run=options.dry_run)
+    folder = train_run(config, fresh=options.fresh, dry_run=options.dry_run, given=given_settings(argv))
     if folder is not None:
         labeled = json.loads((folder / "summary.json").read_text()).get("labeled", True)
         print(f"next: openjepa {'evaluate' if labeled else 'visualize'} {folder}")

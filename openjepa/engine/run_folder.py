@@ -25,6 +25,10 @@ _RESOLVED = ("run.device", "run.precision")
 """Not compared as they are written but as what they were resolved to, which environment.json holds."""
 
 
+WEIGHT_ENDINGS = (".tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+"""Of files of weights; `.pth.tar` has two."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """An opened, locked run folder."""
@@ -84,9 +88,20 @@ def has_begun(path: Path) -> bool:
 
 
 def run_path(config: RunConfig) -> Path:
-    """`<output>/<name>`; without a name it is made of the recipe's, the preset's and the data set's."""
-    name = config.run.name or "-".join(part for part in (config.recipe, config.preset, config.data.name()) if part != "custom")
-    return Path(config.run.output).expanduser() / name
+    """`<output>/<name>`; without a name it is made of the recipe's, the preset's, the data set's and the starting weights'."""
+    parts = [part for part in (config.recipe, config.preset, config.data.name()) if part != "custom"]
+    origin = [] if config.run.init is None else ["from", weights_name(config.run.init)]
+    return Path(config.run.output).expanduser() / (config.run.name or "-".join([*parts, *origin]))
+
+
+def weights_name(init: str) -> str:
+    """What weights are called: their file without its ending, or their folder; an encoder inside a run by the run too."""
+    place = Path(init)
+    name = place.name
+    for ending in WEIGHT_ENDINGS:
+        name = name.removesuffix(ending)
+    is_inside = (place.parent / "config.yaml").is_file() or name in ("model", "pytorch_model")
+    return f"{place.parent.name}-{name}" if is_inside and place.parent.name else name
 
 
 def environment(device: torch.device, precision: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from openjepa.masks.base import TokenShape
 from openjepa.models.blocks import Block
+from openjepa.models.vit import VisionTransformer
 from openjepa.schedules import Progress
 from openjepa.settings.models import EncoderConfig, ModelSettings
 from openjepa.types import Batch, Export, InputSpec, LossOutput, ParameterRule, ViewSpec
@@ -43,6 +44,16 @@ class ProbeOutput:
     """Patch of each target."""
     distance: Callable[[Float[Tensor, "*shape"], Float[Tensor, "*shape"]], Float[Tensor, ""]] | None = None
     """The method's own loss between predictions and targets of any one shape."""
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """The encoders of a method, all of one shape but for tokens: what can start from the weights of another encoder."""
+
+    trained: VisionTransformer
+    """The one with gradients: student, context encoder, anchor encoder."""
+    averaged: VisionTransformer | None = None
+    """Its moving average: teacher, target encoder. None: the method has none."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +170,10 @@ class Method(nn.Module, ABC):
                 module.compile()
 
     @abstractmethod
+    def encoders(self) -> Encoders:
+        """Its encoders, so that they can start from given weights; all else then starts from random ones."""
+
+    @abstractmethod
     def exports(self) -> Mapping[str, Export]:
         """The networks that are shared, by folder name; `encoder` is the one the paper evaluates."""
 
@@ -197,3 +212,9 @@ class EmaTeacher(nn.Module):
         sources = dict(student.named_parameters())
         names, averages = zip(*self.network.named_parameters(), strict=True)
         torch._foreach_lerp_(averages, [sources[name] for name in names], 1.0 - momentum)
+
+
+def encoders_with_average(trained: VisionTransformer, average: EmaTeacher) -> Encoders:
+    """The encoders of a method that averages the whole network that it trains."""
+    assert isinstance(average.network, VisionTransformer)
+    return Encoders(trained, average.network)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import record_function
 
-from openjepa.methods.base import DEFAULT_RULES, EmaTeacher, Method, ProbeOutput, Surroundings
+from openjepa.methods.base import DEFAULT_RULES, EmaTeacher, Encoders, Method, ProbeOutput, Surroundings, encoders_with_average
 from openjepa.methods.teachers import slow_teacher_remarks
 from openjepa.models.blocks import initialize
 from openjepa.models.vit import VisionTransformer, build_encoder
@@ -169,6 +169,10 @@ class Data2Vec(Method):
         if settings.loss == "l2" and settings.smooth_l1_beta != Data2VecSettings.smooth_l1_beta:
             found.append(f"method.smooth_l1_beta={settings.smooth_l1_beta:g} has no effect with method.loss=l2")
         return found + slow_teacher_remarks(self._momentum, settings.ema_start, settings.ema_end, total_steps)
+
+    def encoders(self) -> Encoders:
+        """Student, which has a mask token, and teacher."""
+        return encoders_with_average(self.student, self.teacher.average)
 
     def exports(self) -> Mapping[str, Export]:
         """`encoder` is the student, with its mask token, or the teacher, without, as `method.exported` says."""

@@ -17,7 +17,7 @@ from openjepa.methods.assignment import (
     other_views_loss,
     teacher_temperature,
 )
-from openjepa.methods.base import EmaTeacher, Method, ProbeOutput, Surroundings
+from openjepa.methods.base import EmaTeacher, Encoders, Method, ProbeOutput, Surroundings, encoders_with_average
 from openjepa.methods.multi_crop import (
     GLOBAL,
     LOCAL,
@@ -164,6 +164,10 @@ class IBot(Method):
     def remarks(self, total_steps: int) -> list[str]:
         """Whether the teacher, which is what is exported, hardly follows a run of this length."""
         return slow_teacher_remarks(cosine_momentum, self.settings.ema_start, self.settings.ema_end, total_steps)
+
+    def encoders(self) -> Encoders:
+        """Student, which has a mask token, and teacher, without their heads."""
+        return encoders_with_average(self.student, self.teacher)
 
     def exports(self) -> Mapping[str, Export]:
         """The teacher's encoder, which the paper evaluates by its class token. It has no token for masked patches."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import record_function
 
-from openjepa.methods.base import EmaTeacher, Method, ProbeOutput, Surroundings
+from openjepa.methods.base import EmaTeacher, Encoders, Method, ProbeOutput, Surroundings, encoders_with_average
 from openjepa.methods.teachers import slow_teacher_remarks
 from openjepa.models.predictor import Predictor, build_predictor
 from openjepa.models.vit import VisionTransformer, build_encoder
@@ -119,6 +119,10 @@ class IJepa(Method):
     def remarks(self, total_steps: int) -> list[str]:
         """Whether the target encoder, which is what is exported, hardly follows a run of this length."""
         return slow_teacher_remarks(momentum, self.settings.ema_start, self.settings.ema_end, total_steps)
+
+    def encoders(self) -> Encoders:
+        """Context encoder and target encoder."""
+        return encoders_with_average(self.context_encoder, self.target_encoder)
 
     def exports(self) -> Mapping[str, Export]:
         """The target encoder, which the paper evaluates, the predictor, and on request the context encoder.

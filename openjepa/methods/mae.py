@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import record_function
 
-from openjepa.methods.base import Method, ProbeOutput, Surroundings
+from openjepa.methods.base import Encoders, Method, ProbeOutput, Surroundings
 from openjepa.models.decoder import Decoder
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress
@@ -111,6 +111,10 @@ class Mae(Method):
             + (shape.context + shape.target + extra) * decoder.width * decoder.depth
             for shape in self.shapes
         )
+
+    def encoders(self) -> Encoders:
+        """The only one."""
+        return Encoders(self.encoder)
 
     def exports(self) -> Mapping[str, Export]:
         """The encoder; the decoder serves pretraining only."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from openjepa.methods.assignment import assignments, cross_entropy, cross_entropy_table
-from openjepa.methods.base import DEFAULT_RULES, EmaTeacher, Method, ProbeOutput, Surroundings
+from openjepa.methods.base import DEFAULT_RULES, EmaTeacher, Encoders, Method, ProbeOutput, Surroundings, encoders_with_average
 from openjepa.methods.multi_crop import (
     FIRST,
     LOCAL,
@@ -134,6 +134,10 @@ class Msn(Method):
     def remarks(self, total_steps: int) -> list[str]:
         """Whether the target encoder, which is what is exported, hardly follows a run of this length."""
         return slow_teacher_remarks(momentum, self.settings.ema_start, self.settings.ema_end, total_steps)
+
+    def encoders(self) -> Encoders:
+        """Anchor encoder and target encoder, without their heads."""
+        return encoders_with_average(self.anchor_encoder, self.target_encoder)
 
     def exports(self) -> Mapping[str, Export]:
         """The target encoder, which the paper evaluates by its class token."""

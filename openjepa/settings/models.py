@@ -64,11 +64,21 @@ class ModelSettings:
     """Overrides the depth of `size`."""
     heads: int | None = None
     """Overrides the number of heads of `size`."""
+    mlp_ratio: float | None = None
+    """Overrides the hidden width of the MLPs / width of `size`."""
 
     def shape(self) -> Shape:
         """The named shape with the overrides applied."""
         named = SIZES[self.size]
-        return Shape(self.width or named.width, self.depth or named.depth, self.heads or named.heads, named.mlp_ratio)
+        own = (self.width or named.width, self.depth or named.depth, self.heads or named.heads)
+        return Shape(*own, self.mlp_ratio or named.mlp_ratio)
+
+    def words(self) -> str:
+        """`small/16`; width, depth and heads too where `size` does not say them."""
+        shape = self.shape()
+        if shape == SIZES[self.size]:
+            return f"{self.size}/{self.patch_size}"
+        return f"width {shape.width}, {shape.depth} blocks, {shape.heads} heads, patch {self.patch_size}"
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of patches of an image of (height, width) pixels."""

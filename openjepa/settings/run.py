@@ -20,6 +20,14 @@ class RunSettings:
     """Folder that holds the run folders."""
     seed: int = 0
     """Seed of weights, order, crops and masks."""
+    init: str | None = None
+    """Weights to start from instead of random ones, short `--init`: a run, an encoder folder, a file of published weights, a
+    Hugging Face folder or a name on the Hub. The model's settings follow them (docs/continue.md)."""
+    init_encoder: Literal["both", "target", "context"] = "both"
+    """Of weights with two encoders, short `--init-encoder`. `both`: the trained network starts from their context encoder, its
+    moving average from their target encoder; else all networks start from the one that is named."""
+    init_heads: int | None = None
+    """Attention heads of the weights, short `--init-heads`, where neither they nor their width tell. None: they do."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `mps`."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"

@@ -1,6 +1,6 @@
 """The only pretraining loop. It is the same for every method: read it downwards."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -27,24 +27,35 @@ from openjepa.methods.base import Method
 from openjepa.schedules import Progress, learning_rate, weight_decay
 from openjepa.seeds import derive
 from openjepa.settings.run import RunConfig
+from openjepa.training.from_weights import settled
 from openjepa.training.meters import IntervalMeter, TrainingClock
 from openjepa.training.monitor import Monitor
 from openjepa.training.outputs import Outputs
-from openjepa.training.startup import build_method, default_view, introduce, resume_point, run_identity, training_length
+from openjepa.training.startup import (
+    begin,
+    build_method,
+    default_view,
+    introduce,
+    resume_point,
+    run_identity,
+    training_length,
+)
 from openjepa.types import Batch, LossOutput
 
 
-def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path | None:
+def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: Collection[str] = ()) -> Path | None:
     """Pretrains an encoder and returns its run folder (None for a dry run).
 
     The same settings continue an interrupted run exactly; `fresh` starts a new folder beside it. `dry_run` prints what the run
-    would need and stops before the first step.
+    would need and stops before the first step. `given`: dotted names of settings that must not give way to the weights that
+    `run.init` names; all others that describe the model do.
 
     Raises ValueError for settings that cannot work, unreadable data, a loss that is not finite or too little memory, each with
     what to do about it, and Interrupted after a signal, once everything is saved.
     """
     # ---------------------------------------------------------------- machine
     distributed.refuse_unready_launch()
+    config, weights = settled(config, given, fresh)
     check(config)
     refuse_missing_tensorboard(config.system.tensorboard)
     device = resolve_device(config.run.device)
@@ -69,6 +80,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
     for line in introduce(config, method, sampler, splits.description, device, precision, total_steps, steps_per_epoch):
         print(line)
     if dry_run:
+        begin(method, config, weights, found=None)
         return None
     with ExitStack() as resources:
         # ------------------------------------------------------------ run folder and resume point
@@ -77,7 +89,9 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False) -> Path
         found = latest_checkpoint(folder.checkpoints)
         identity = run_identity(splits.train, total_steps)
         state = resume_point(folder, found, identity)
-        outputs = Outputs(folder, method, sampler, device, precision, total_steps, splits, config.method.about)
+        start = begin(method, config, weights, found)
+        del weights  # the method has copies
+        outputs = Outputs(folder, method, sampler, device, precision, total_steps, splits, config.method.about, start)
         resources.enter_context(outputs.failure_noted())
         resources.enter_context(explain_memory(config))
 

@@ -17,6 +17,7 @@ from openjepa.engine.run_folder import RunFolder, environment, read_json
 from openjepa.masks.base import MaskSampler
 from openjepa.methods.base import Method
 from openjepa.settings.methods import About
+from openjepa.training.from_weights import Start
 from openjepa.training.monitor import Monitor
 from openjepa.types import Export
 from openjepa.weights.native import save_network
@@ -35,10 +36,11 @@ class Outputs:
         total_steps: int,
         splits: Splits,
         about: About,
+        start: Start | None = None,
     ) -> None:
         """Of `splits` it notes one line about the data set, and whether probes can be tested on it. Writes nothing yet.
 
-        `about` says what the method is, for the report.
+        `about` says what the method is, for the report; `start`, what a new run has started from beside random weights.
         """
         self._folder, self._method, self._device, self._precision = folder, method, device, precision
         self._fixed: dict[str, Any] = {
@@ -52,15 +54,19 @@ class Outputs:
             "about": asdict(about),
             "views": {name: asdict(view) for name, view in method.inputs().views.items()},
         }
+        self._start = {} if start is None else {"init": asdict(start)}
         # of the sessions before this one; nothing for the first
         self._last: dict[str, Any] = read_json(folder.path / "summary.json") | self._fixed
         self._earlier_peak = int(self._last.get("peak_memory_bytes", 0))
 
     def begin(self, state: TrainerState) -> None:
-        """environment.json and summary.json; before the first step also the untrained encoder, which every probe needs.
+        """environment.json and summary.json; before the first step also the encoder as it starts, which every probe needs.
 
         A run that is already at its end takes no step: both stay as they are.
         """
+        if state.step > 0:  # weights that the first session started from are not read again
+            first = read_json(self._folder.path / "environment.json")
+            self._start = {name: first[name] for name in ("init",) if name in first}
         if not distributed.is_main() or self._is_last(state):
             return
         self._folder.write_json("environment.json", self._environment(state))
@@ -103,7 +109,7 @@ class Outputs:
         now = environment(self._device, self._precision)
         first = read_json(self._folder.path / "environment.json")
         if state.step == 0 or not first:
-            return now
+            return now | self._start
         return first | {"continued": [*first.get("continued", []), {"from_step": state.step, **now}]}
 
     def _exports(self, state: TrainerState) -> dict[str, Export]:
@@ -125,6 +131,7 @@ class Outputs:
             "samples_skipped": state.samples_skipped,
             "peak_memory_bytes": max(peak_memory(self._device), self._earlier_peak),
             **self._fixed,
+            **self._start,
         }
         if monitor is not None:
             # as in the log, null is a number that was not finite

@@ -23,6 +23,7 @@ from openjepa.settings.data import DataSettings
 from openjepa.settings.masks import MaskKind
 from openjepa.settings.optimization import OptimizationSettings
 from openjepa.settings.run import RunConfig
+from openjepa.training.from_weights import Start, StartingWeights, start_method
 from openjepa.types import LoaderPosition, ViewSpec
 
 BYTES_KEPT = {"bf16": 40.0, "fp32": 54.0}
@@ -56,6 +57,17 @@ def build_method(
     shapes = sampler.shapes() if shapes is None else shapes
     method: Method = build(config.method, Surroundings(config.model, view, data.pixel_mean, data.pixel_std, shapes))
     return method
+
+
+def begin(method: Method, config: RunConfig, weights: StartingWeights | None, found: Path | None) -> Start | None:
+    """Gives a new method the weights of `run.init`, and says what it has taken.
+
+    None without `run.init`, and for a run that goes on from the checkpoint `found`, which holds all weights.
+    """
+    start = None if found is not None else start_method(method, config, weights)
+    for line in start.lines() if start is not None else ():
+        print(line)
+    return start
 
 
 def training_length(optim: OptimizationSettings, source: ListSource | ShardSource) -> tuple[int, float]:
@@ -164,6 +176,7 @@ def introduce(
     images = total_steps * config.optim.batch_size
     kept = BYTES_KEPT[precision] * method.kept_widths() * micro
     width = config.model.shape().width
+    origin = f", as run.init={config.run.init} has" if config.run.init else ""
     remarks = [*_coupled(config, method), *method.remarks(total_steps)]
     remarks += never_reached(config.method, total_steps, steps_per_epoch)
     needs = estimate(method, method.step_flops(), kept, images, width, device, precision)
@@ -172,7 +185,7 @@ def introduce(
         f"recipe     {config.recipe} ({config.preset}), method {config.method.name}, seed {config.run.seed}",
         f"data       {data}",
         f"device     {device} ({device_name(device)}), {precision}, {torch.get_num_threads()} threads",
-        f"model      {config.model.size}/{config.model.patch_size}, {format_count(needs.trained_parameters)} weights, "
+        f"model      {config.model.words()}{origin}; {format_count(needs.trained_parameters)} weights, "
         f"{format_count(needs.flops_per_image)} FLOPs an image and step",
         f"masks      {masks_line(config.masks.kind, sampler)}",
         f"training   {total_steps} steps of {config.optim.batch_size} images ({format_count(images)} in all)",

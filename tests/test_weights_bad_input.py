@@ -192,7 +192,7 @@ def test_half_a_hugging_face_folder(tmp_path: Path) -> None:
     ("changed", "message"),
     [
         ({"patch_size": None, "hidden_size": None}, "lacks hidden_size, patch_size"),
-        ({"model_type": "vit"}, "says model_type 'vit'; of Hugging Face's models only 'ijepa'"),
+        ({"model_type": "dinov2"}, "says model_type 'dinov2'; of Hugging Face's models only 'ijepa' and 'vit' can be read"),
         ({"hidden_act": "gelu_new"}, "says hidden_act 'gelu_new'; only 'gelu'"),
         ({"qkv_bias": False}, "says qkv_bias False; only True"),
         ({"num_hidden_layers": "12"}, "says num_hidden_layers '12', which is no whole number"),
@@ -223,7 +223,7 @@ def test_names_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for name in ("runs/mistyped", "only-one", "a/b/c", "../x", "~/x", "/a/b"):
         assert not hub.is_hub_name(Path(name))
     huggingface_hub = pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
-    save_file(weights(), transformers_folder(tmp_path / "cached", model_type="vit") / "model.safetensors")
+    save_file(weights(), transformers_folder(tmp_path / "cached", model_type="swin") / "model.safetensors")
     asked = []
 
     def snapshot(name: str, allow_patterns: list[str]) -> str:
@@ -233,7 +233,7 @@ def test_names_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         return str(tmp_path / "cached")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    with pytest.raises(ValueError, match=r"cached.config\.json says model_type 'vit'"):
+    with pytest.raises(ValueError, match=r"cached.config\.json says model_type 'swin'"):
         load_any("facebook/ijepa_vith14_1k")
     assert asked == [("facebook/ijepa_vith14_1k", hub.FILES)]
     with pytest.raises(ValueError, match=r"could not be had from the Hugging Face Hub: 401 Client Error$"):

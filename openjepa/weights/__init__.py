@@ -1,7 +1,8 @@
-"""Formats that encoders are read in. One file and one line of FORMATS each. Free of torch.
+"""Formats that encoders are read and written in. One file and one line of FORMATS each. Free of torch.
 
 A format is a `Reader`: `recognize(contents)` says from what a file or folder holds whether it is of this format, and no two
 formats claim the same; `read(contents, choice)` gives the networks. `openjepa.weights.loading.load_any` chooses among them.
+Those that are written have a `Writer` too, which `openjepa convert` calls.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from openjepa.weights.loaded import Reader
+    from openjepa.weights.written import Writer
+
+
+@dataclass(frozen=True)
+class Output:
+    """How a format is written."""
+
+    load: Callable[[], "Writer"]
+    """Imports its writer."""
+    summary: str
+    """What is written, in one line."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +76,65 @@ def _dino() -> "Reader":
     return Reader(dino.recognize, dino.read)
 
 
+def _onnx() -> "Reader":
+    from openjepa.weights import onnx
+    from openjepa.weights.loaded import Reader
+
+    return Reader(onnx.recognize, onnx.read)
+
+
 FORMATS: dict[str, Format] = {
     "native": Format(_native, "openjepa's run folders and encoder folders: config.json and model.safetensors"),
     "official": Format(_official, "I-JEPA's released checkpoints: encoder, predictor and target_encoder in one file"),
-    "transformers": Format(_transformers, "Hugging Face folders of an IJepaModel, or their names on the Hub"),
-    "timm": Format(_timm, "timm's names without a class token (its I-JEPA models), a folder or a file of weights"),
+    "transformers": Format(_transformers, "Hugging Face folders of an IJepaModel or ViTModel, or their names on the Hub"),
+    "timm": Format(_timm, "timm's folders, or a file under its names without a class token (its I-JEPA models)"),
     "mae": Format(_mae, "MAE's checkpoints: class token, fixed sin-cos positions, with or without the decoder"),
     "dino": Format(_dino, "DINO, iBOT and MSN checkpoints: class token, learned positions, whole or only the backbone"),
+    "onnx": Format(_onnx, "written only: a graph for other runtimes"),
 }
 """By name, in the order in which they are asked."""
+
+
+def _write_safetensors() -> "Writer":
+    from openjepa.weights import native
+    from openjepa.weights.written import Writer
+
+    return Writer(native.write)
+
+
+def _write_transformers() -> "Writer":
+    from openjepa.weights import transformers
+    from openjepa.weights.written import Writer
+
+    return Writer(transformers.write)
+
+
+def _write_timm() -> "Writer":
+    from openjepa.weights import timm
+    from openjepa.weights.written import Writer
+
+    return Writer(timm.write)
+
+
+def _write_official() -> "Writer":
+    from openjepa.weights import official
+    from openjepa.weights.written import Writer
+
+    return Writer(official.write)
+
+
+def _write_onnx() -> "Writer":
+    from openjepa.weights import onnx
+    from openjepa.weights.written import Writer
+
+    return Writer(onnx.write)
+
+
+OUTPUTS: dict[str, Output] = {
+    "safetensors": Output(_write_safetensors, "openjepa's own encoder folder, with the predictor inside"),
+    "transformers": Output(_write_transformers, "a folder for IJepaModel.from_pretrained (with a class token: ViTModel)"),
+    "timm": Output(_write_timm, "a folder for timm.create_model('local-dir:FOLDER', pretrained=True)"),
+    "onnx": Output(_write_onnx, "one graph for onnxruntime: uint8 images of any number and size, normalization inside"),
+    "official": Output(_write_official, "a checkpoint.pth.tar as the released I-JEPA program writes it"),
+}
+"""By the name that `openjepa convert --to` takes. `safetensors` is the format `native` of FORMATS."""

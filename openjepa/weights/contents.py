@@ -22,6 +22,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLE_FILE = "pytorch_model.bin"
+ONNX_ENDING = ".onnx"
 ZIP_START, PICKLE_START, LFS_START = b"PK\x03\x04", b"\x80", b"version https://git-lfs"
 
 
@@ -58,11 +59,13 @@ def tensor_groups(tree: Mapping[str, Any]) -> Groups:
 def open_contents(path: Path) -> Contents:
     """What lies at `path`, a file of weights or a folder with one. Raises ValueError where there is neither."""
     if path.is_dir():
-        return Contents(path, _settings(path / CONFIG_FILE), lambda: _open_folder(path))
+        return Contents(path, read_settings(path / CONFIG_FILE), lambda: _open_folder(path))
     if not path.exists():
         raise ValueError(f"{path} does not exist; name a run folder, an encoder folder or a file of weights")
     if path.name in (WEIGHTS_FILE, PICKLE_FILE) and (path.parent / CONFIG_FILE).is_file():
         return open_contents(path.parent)
+    if path.suffix == ONNX_ENDING:  # a graph, no dictionary of weights: its format says so
+        return Contents(path, None, dict)
     start = path.read_bytes()[:64] if path.stat().st_size <= 64 else _start(path)
     if start.startswith(PICKLE_START):  # what torch wrote before 1.6 cannot be mapped: it is read, and once only
         tree = _open_torch(path, is_mapped=False)
@@ -75,7 +78,8 @@ def _start(path: Path) -> bytes:
         return file.read(64)
 
 
-def _settings(path: Path) -> dict[str, Any] | None:
+def read_settings(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where there is no such file. Raises ValueError where it holds anything else."""
     if not path.is_file():
         return None
     try:
@@ -102,7 +106,7 @@ def _open_folder(folder: Path) -> Mapping[str, Any]:
 
 
 def _open_parts(folder: Path) -> Mapping[str, Any]:
-    places = (_settings(folder / INDEX_FILE) or {}).get("weight_map")
+    places = (read_settings(folder / INDEX_FILE) or {}).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise ValueError(f"{folder / INDEX_FILE} has no weight_map that says which file holds which weights; download it again")
     # only the names: an index must not lead out of its folder

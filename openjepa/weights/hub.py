@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-FILES = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+FILES = ["config.json", "preprocessor_config.json", "predictor/config.json", "*.safetensors", "*.safetensors.index.json"]
 """What is downloaded: settings and weights, nothing that could be executed."""
 
 

@@ -1,8 +1,8 @@
 """What reading weights gives, and what the reader of a format is."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from openjepa.models.predictor import Predictor
 from openjepa.models.vit import VisionTransformer
@@ -33,6 +33,12 @@ class Loaded:
     predictor_config: PredictorConfig | None
     what: str
     """What it is, in a few words, to be printed."""
+    encoders: tuple[str, ...] = ("target",)
+    """Which encoders the file holds, as `Choice.encoder` names them."""
+    predictor_extra: Mapping[str, Any] = field(default_factory=dict)
+    """What stands beside the predictor's settings: how masks were drawn for it."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """What the file itself says of the training: step, epoch, loss, ..."""
 
 
 @dataclass(frozen=True)

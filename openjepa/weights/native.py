@@ -1,9 +1,12 @@
-"""openjepa's own format: a folder with `config.json` and `model.safetensors`, nothing in it executable."""
+"""openjepa's own format: a folder with `config.json` and `model.safetensors`, nothing in it executable.
+
+A folder of another program that was written by openjepa may also hold `predictor/`, which is in this format.
+"""
 
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,17 +17,19 @@ from openjepa.models.predictor import Predictor, build_predictor
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.types import Export
-from openjepa.weights.contents import WEIGHTS_FILE, Contents, open_contents
+from openjepa.weights.contents import CONFIG_FILE, WEIGHTS_FILE, Contents, open_contents, read_settings
 from openjepa.weights.filling import Plan, fill, same_names, weight_names
 from openjepa.weights.loaded import Choice, Loaded, refuse_context, size_words
+from openjepa.weights.written import Networks, stored
 
 VERSION = 1
-CONFIG_FILE = "config.json"
 KINDS: dict[str, type[Any]] = {"openjepa-encoder": EncoderConfig, "openjepa-predictor": PredictorConfig}
 """Value of `format` in config.json, and the settings beside it."""
 
 ENCODER_FOLDERS = {"target": "encoder", "context": "context_encoder"}
 """Of a run folder."""
+PREDICTOR_FOLDER = "predictor"
+"""Of a run folder, and inside the folder of an encoder."""
 
 NetworkType = TypeVar("NetworkType", bound=nn.Module)
 ConfigType = TypeVar("ConfigType", EncoderConfig, PredictorConfig)
@@ -32,18 +37,58 @@ ConfigType = TypeVar("ConfigType", EncoderConfig, PredictorConfig)
 
 def save_network(folder: Path, export: Export) -> None:
     """Writes a network, in fp32, as a folder that is complete at any moment it is seen; an older one there is replaced."""
-    name = next((name for name, kind in KINDS.items() if type(export.config) is kind), None)
-    if name is None or not dataclasses.is_dataclass(export.config) or isinstance(export.config, type):
-        raise ValueError(f"cannot save a network with {type(export.config).__name__}; known: {', '.join(KINDS)}")
-    config = {"format": name, "version": VERSION, **dataclasses.asdict(export.config), **_only_new(export)}
-    tensors = {key: _plain(value) for key, value in export.module.state_dict().items()}
+    config = _config_entries(export)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
-    save_file(tensors, unfinished / WEIGHTS_FILE)
-    (unfinished / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    _write_files(unfinished, config, export.module, "float32")
     _replace(folder, unfinished)
+
+
+def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
+    """The encoder into a folder that is there, and the predictor into `predictor/` inside it."""
+    encoder = Export(networks.config, networks.encoder, _step(networks.training))
+    _write_files(folder, _config_entries(encoder), networks.encoder, dtype)
+    write_predictor(folder, networks, dtype)
+    return []
+
+
+def write_predictor(folder: Path, networks: Networks, dtype: str) -> None:
+    """The predictor, where there is one, into `predictor/` inside the folder of an encoder of whatever format."""
+    if networks.predictor is None:
+        return
+    place = folder / PREDICTOR_FOLDER
+    place.mkdir()
+    export = Export(networks.predictor_config, networks.predictor, networks.predictor_extra)
+    _write_files(place, _config_entries(export), networks.predictor, dtype)
+
+
+def read_predictor(folder: Path, choice: Choice) -> tuple[Predictor | None, PredictorConfig | None, dict[str, Any]]:
+    """The predictor in `predictor/` inside a folder, and what stands beside its settings.
+
+    None where there is none, or none is wanted.
+    """
+    if not choice.predictor or not (folder / PREDICTOR_FOLDER).is_dir():
+        return None, None, {}
+    return load_predictor(folder / PREDICTOR_FOLDER)
+
+
+def _config_entries(export: Export) -> dict[str, Any]:
+    """What config.json says."""
+    name = next((name for name, kind in KINDS.items() if type(export.config) is kind), None)
+    if name is None or not dataclasses.is_dataclass(export.config) or isinstance(export.config, type):
+        raise ValueError(f"cannot save a network with {type(export.config).__name__}; known: {', '.join(KINDS)}")
+    return {"format": name, "version": VERSION, **dataclasses.asdict(export.config), **_only_new(export)}
+
+
+def _write_files(folder: Path, config: dict[str, Any], module: nn.Module, dtype: str) -> None:
+    save_file(stored(module.state_dict(), dtype), folder / WEIGHTS_FILE)
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _step(entries: Mapping[str, Any]) -> dict[str, Any]:
+    return {"step": entries["step"]} if "step" in entries else {}
 
 
 def load_encoder(folder: Path) -> tuple[VisionTransformer, EncoderConfig]:
@@ -70,18 +115,20 @@ def read(contents: Contents, choice: Choice) -> Loaded:
     if contents.settings is not None:
         refuse_context(contents, choice)
         encoder, config = load_encoder(contents.path)
-        return Loaded(encoder, config, None, None, f"openjepa's encoder: {size_words(config)}")
+        predictor, predictor_config, extra = read_predictor(contents.path, choice)
+        words = f"openjepa's encoder: {size_words(config)}"
+        step = _step(contents.settings)
+        return Loaded(encoder, config, predictor, predictor_config, words, predictor_extra=extra, training=step)
     folder = contents.path / ENCODER_FOLDERS[choice.encoder]
     if not folder.is_dir():
         hint = "train with method.export_context_encoder"
         raise ValueError(f"encoder={choice.encoder!r}: the run {contents.path} has no folder {folder.name}; {hint}")
     encoder, config = load_encoder(folder)
-    predictor, predictor_config = None, None
-    if choice.predictor and (contents.path / "predictor").is_dir():
-        predictor, predictor_config, _ = load_predictor(contents.path / "predictor")
-    return Loaded(
-        encoder, config, predictor, predictor_config, f"openjepa's run, {choice.encoder} encoder: {size_words(config)}"
-    )
+    predictor, predictor_config, extra = read_predictor(contents.path, choice)
+    words = f"openjepa's run, {choice.encoder} encoder: {size_words(config)}"
+    there = tuple(name for name, item in ENCODER_FOLDERS.items() if (contents.path / item).is_dir())
+    step = _step(read_settings(folder / CONFIG_FILE) or {})
+    return Loaded(encoder, config, predictor, predictor_config, words, there, extra, step)
 
 
 def _only_new(export: Export) -> dict[str, object]:
@@ -90,11 +137,6 @@ def _only_new(export: Export) -> dict[str, object]:
     if clash := taken & set(export.extra):
         raise ValueError(f"extra entries {sorted(clash)} of an export have names that its config already uses")
     return dict(export.extra)
-
-
-def _plain(value: Tensor) -> Tensor:
-    value = value.detach().cpu()
-    return (value.float() if value.is_floating_point() else value).contiguous().clone()
 
 
 def _replace(folder: Path, unfinished: Path) -> None:

@@ -1,23 +1,37 @@
 """The checkpoints of the released I-JEPA program: `encoder`, `predictor`, `target_encoder` and the optimizer in one file.
 
+The optimizer is neither read nor written.
+
 Names start with `module.`, as DistributedDataParallel leaves them. The paper evaluates the target encoder, average-pooled,
 which is what is read unless the context encoder is asked for.
 """
 
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from openjepa.models.positions import sincos_positions
 from openjepa.models.predictor import Predictor, build_predictor
+from openjepa.models.vit import VisionTransformer
 from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.weights.contents import Contents, Groups, tensor_groups
 from openjepa.weights.filling import Plan, Source, fill, listed, weight_names
 from openjepa.weights.loaded import Choice, Loaded, size_words
-from openjepa.weights.vit_names import TOKEN, Vit, infer_config, is_sincos, read_vit, unwrapped
+from openjepa.weights.vit_names import TABLE, TOKEN, Vit, infer_config, is_sincos, read_vit, unwrapped
+from openjepa.weights.written import Networks, mask_token_remark, position_table, stored
 
 GROUPS = {"target": "target_encoder", "context": "encoder"}
 PREDICTOR, PREDICTOR_TABLE = "predictor", "predictor_pos_embed"
+WRAPPER = "module."
+NUMBERS = ("epoch", "loss", "batch_size", "world_size", "lr")
+"""What stands beside the networks, in this order."""
+FILE = "checkpoint.pth.tar"
+"""What a file that openjepa writes is called."""
 
 
 def recognize(contents: Contents) -> bool:
@@ -44,7 +58,58 @@ def read(contents: Contents, choice: Choice) -> Loaded:
     epoch = contents.tree.get("epoch")
     after = f" of epoch {epoch}" if isinstance(epoch, int) else ""
     words = f"I-JEPA's released checkpoint{after}, {choice.encoder} encoder: {size_words(config)}"
-    return Loaded(encoder, config, predictor, predictor_config, words)
+    there = tuple(which for which, group in GROUPS.items() if group in contents.groups)
+    training = {name: contents.tree[name] for name in NUMBERS if isinstance(contents.tree.get(name), int | float)}
+    return Loaded(encoder, config, predictor, predictor_config, words, there, training=training)
+
+
+def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
+    """`checkpoint.pth.tar` in `folder`, without optimizer. `networks.encoder` is the target encoder.
+
+    A predictor that the layout cannot tell from one with other heads is left out.
+    """
+    remarks = ["the optimizer is left out, so the released program can evaluate and load the file, not continue its training"]
+    tree: dict[str, Any] = {}
+    if networks.context is None:
+        remarks.append("there is no context encoder: the file has no `encoder`")
+    else:
+        tree["encoder"] = _wrapped(_encoder_tensors(networks.context), dtype)
+    if networks.predictor is not None and (reason := _predictor_misfit(networks)):
+        remarks.append(f"the predictor is left out: {reason}")
+    elif networks.predictor is not None:
+        tree[PREDICTOR] = _wrapped(_written_predictor(networks.predictor), dtype)
+    tree["target_encoder"] = _wrapped(_encoder_tensors(networks.encoder), dtype)
+    tree |= {name: networks.training[name] for name in NUMBERS if name in networks.training}
+    torch.save(tree, folder / FILE)
+    return remarks + mask_token_remark(networks)
+
+
+def _wrapped(tensors: Mapping[str, Tensor], dtype: str) -> OrderedDict[str, Tensor]:
+    return OrderedDict((f"{WRAPPER}{name}", value) for name, value in stored(tensors, dtype).items())
+
+
+def _encoder_tensors(encoder: VisionTransformer) -> dict[str, Tensor]:
+    weights = {name: value for name, value in encoder.state_dict().items() if name != "mask_token"}
+    return {TABLE: position_table(encoder), **weights}
+
+
+def _written_predictor(predictor: Predictor) -> dict[str, Tensor]:
+    weights = {_file_name(name): value for name, value in predictor.state_dict().items()}
+    table = sincos_positions(predictor.config.width, predictor.config.grid)[None]
+    return {"mask_token": weights.pop("mask_token"), PREDICTOR_TABLE: table, **weights}
+
+
+def _predictor_misfit(networks: Networks) -> str:
+    """Why the predictor would be read back as another one; empty where it would not."""
+    config, encoder = networks.predictor_config, networks.config
+    assert config is not None
+    if config.heads != encoder.heads:
+        return f"it has {config.heads} heads, and the layout only knows as many as the encoder's {encoder.heads}"
+    if config.grid != encoder.grid():
+        return f"it is for a grid of {config.grid[0]}x{config.grid[1]} patches, and the encoder's is another"
+    if config.layer_norm_eps != encoder.layer_norm_eps:
+        return f"its LayerNorm epsilon {config.layer_norm_eps:g} is not the encoder's"
+    return ""
 
 
 def _read_predictor(contents: Contents, encoder: EncoderConfig) -> tuple[Predictor, PredictorConfig]:

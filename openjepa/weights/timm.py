@@ -1,22 +1,38 @@
-"""timm's Vision Transformers without a class token, as its I-JEPA models are: a folder as on the Hub, or a file of weights.
+"""timm's Vision Transformers: a folder as on the Hub, with or without a class token, or a file of weights without one.
 
 timm names its weights as the released I-JEPA code does, and stores the positions as a weight; a table that equals the fixed
-sin-cos one is not kept. A folder is known by `architecture` in its config.json.
+sin-cos one is not kept. A folder is known by `architecture` in its config.json, whose `model_args` say what shapes do not.
 """
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import Tensor
 
+from openjepa.models.blocks import hidden_width
 from openjepa.settings.models import EncoderConfig
-from openjepa.weights.contents import Contents, Groups
+from openjepa.weights.beside import beside, with_beside
+from openjepa.weights.contents import CONFIG_FILE, WEIGHTS_FILE, Contents, Groups
 from openjepa.weights.loaded import Choice, Loaded, refuse_context, size_words
-from openjepa.weights.vit_names import TOKEN, Vit, infer_config, read_vit, unwrapped, vit_groups
+from openjepa.weights.native import read_predictor, write_predictor
+from openjepa.weights.vit_names import TABLE, TOKEN, Vit, file_name, infer_config, read_vit, unwrapped, vit_groups
+from openjepa.weights.written import Networks, mask_token_remark, position_table, stored
 
 PLACES = ("", "model", "state_dict")
 """Where files keep the weights of their only network: directly, or in a dictionary of this name."""
+POOLINGS = {"avg": "average", "token": "class_token"}
+"""Our name of what timm calls `global_pool`."""
+ONE_WAY = ("act_layer", "norm_layer", "mlp_layer", "attn_layer", "block_fn", "embed_norm_layer")
+"""Of `model_args`: what our encoder does in timm's default way only."""
+ARCHITECTURE = "vit_base_patch16_224"
+"""The function of timm that builds the network; `model_args` overrides all sizes that it has of its own."""
+CROP_SHARE = 0.875
+"""Share of the resized image's side that the evaluation crop keeps: 224 / 256."""
 
 
 def recognize(contents: Contents) -> bool:
@@ -29,15 +45,23 @@ def recognize(contents: Contents) -> bool:
 
 
 def read(contents: Contents, choice: Choice) -> Loaded:
-    """The encoder. Raises ValueError that lists what is missing or left over."""
+    """The encoder, and the predictor where openjepa has put one beside it.
+
+    Raises ValueError that lists what is missing or left over.
+    """
     refuse_context(contents, choice)
+    settings, where = contents.settings or {}, str(contents.path)
+    args = _model_args(settings, where)
     vit = Vit(contents, only_network)
-    where = str(contents.path)
-    config = _with_pixels(infer_config(vit.tensors(), choice.heads, where), contents.settings or {})
+    said = args.get("num_heads")
+    heads = said if isinstance(said, int) else choice.heads
+    config = infer_config(vit.tensors(), heads, where, _image_size(args))
+    config = with_beside(_with_settings(config, settings, args), settings, where)
     encoder = read_vit(vit, config, where)
-    name = (contents.settings or {}).get("architecture", "")
-    words = f"timm's {name}" if name else "weights under timm's names"
-    return Loaded(encoder, config, None, None, f"{words}: {size_words(config)}")
+    name = settings.get("architecture", "")
+    words = (f"timm's {name}" if name else "weights under timm's names") + f": {size_words(config)}"
+    predictor, predictor_config, extra = read_predictor(contents.path, choice)
+    return Loaded(encoder, config, predictor, predictor_config, words, predictor_extra=extra)
 
 
 def only_network(groups: Groups) -> dict[str, Tensor]:
@@ -45,16 +69,95 @@ def only_network(groups: Groups) -> dict[str, Tensor]:
     return next((unwrapped(groups[name]) for name in PLACES if name in vit_groups(groups)), {})
 
 
-def _with_pixels(config: EncoderConfig, settings: Mapping[str, Any]) -> EncoderConfig:
-    """With the mean and standard deviation of pixels that a folder's config.json says."""
+def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
+    """A folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` builds the encoder from."""
+    encoder, config = networks.encoder, networks.config
+    weights = {file_name(name): value for name, value in encoder.state_dict().items() if name != "mask_token"}
+    save_file(stored(weights | {TABLE: position_table(encoder)}, dtype), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    (folder / CONFIG_FILE).write_text(json.dumps(_written_settings(config), indent=2) + "\n")
+    write_predictor(folder, networks, dtype)
+    return mask_token_remark(networks)
+
+
+def _model_args(settings: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    args = settings.get("model_args")
+    if not isinstance(args, Mapping):
+        return {}
+    if found := [name for name in ONE_WAY if args.get(name) is not None]:
+        raise ValueError(f"{where} says model_args.{found[0]} {args[found[0]]!r}; only timm's default can be read")
+    return args
+
+
+def _image_size(args: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Where `img_size` says it."""
+    size = args.get("img_size")
+    sides = size if isinstance(size, list) else [size, size]
+    whole = [side for side in sides if isinstance(side, int) and side > 0]
+    return (whole[0], whole[1]) if len(sides) == len(whole) == 2 else None
+
+
+def _with_settings(config: EncoderConfig, settings: Mapping[str, Any], args: Mapping[str, Any]) -> EncoderConfig:
+    """With pooling, first value of layer scale, and mean and standard deviation of pixels that a folder's config.json says."""
+    pooling = POOLINGS.get(str(settings.get("global_pool")), config.pooling)
+    if pooling == "average" or config.class_token:
+        config = replace(config, pooling=pooling)  # type: ignore[arg-type]
+    first = args.get("init_values")
+    if config.layer_scale is not None and isinstance(first, int | float):
+        config = replace(config, layer_scale=float(first))
     said = settings.get("pretrained_cfg")
     if not isinstance(said, Mapping):
         return config
-    mean, std = _three(said.get("mean")), _three(said.get("std"))
+    mean, std = three(said.get("mean")), three(said.get("std"))
     return replace(config, pixel_mean=mean or config.pixel_mean, pixel_std=std or config.pixel_std)
 
 
-def _three(value: object) -> tuple[float, float, float] | None:
+def three(value: object) -> tuple[float, float, float] | None:
+    """Three numbers of a JSON file; None for anything else."""
     if isinstance(value, list) and len(value) == 3 and all(isinstance(item, int | float) for item in value):
         return float(value[0]), float(value[1]), float(value[2])
     return None
+
+
+def _written_settings(config: EncoderConfig) -> dict[str, Any]:
+    pooling = next(name for name, ours in POOLINGS.items() if ours == config.pooling)
+    args: dict[str, Any] = {
+        "img_size": list(config.image_size),
+        "patch_size": config.patch_size,
+        "embed_dim": config.width,
+        "depth": config.depth,
+        "num_heads": config.heads,
+        "mlp_ratio": _cut_ratio(config),
+        "class_token": config.class_token,
+        "global_pool": pooling,
+        "fc_norm": False,  # else timm norms after pooling, where our encoders do before
+        "init_values": config.layer_scale,
+        "drop_path_rate": 0.0,
+    }
+    pretrained = {
+        "input_size": [3, *config.image_size],
+        "fixed_input_size": True,
+        "interpolation": "bicubic",
+        "crop_pct": CROP_SHARE,
+        "crop_mode": "center",
+        "mean": list(config.pixel_mean),
+        "std": list(config.pixel_std),
+        "num_classes": 0,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+    }
+    return {
+        "architecture": ARCHITECTURE,
+        "num_classes": 0,
+        "num_features": config.width,
+        "global_pool": pooling,
+        "model_args": args,
+        "pretrained_cfg": pretrained,
+        **beside(config),
+    }
+
+
+def _cut_ratio(config: EncoderConfig) -> float:
+    """A ratio that gives the hidden width also where, as in timm, the product is cut without rounding."""
+    hidden = hidden_width(config.width, config.mlp_ratio)
+    ratio = hidden / config.width
+    return ratio if int(config.width * ratio) == hidden else math.nextafter(ratio, math.inf)

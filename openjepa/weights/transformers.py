@@ -1,29 +1,38 @@
-"""Hugging Face's layout of an I-JEPA encoder: config.json of an `IJepaModel`, and its weights as `save_pretrained` writes them.
+"""Hugging Face's layouts of an encoder: an `IJepaModel` without, a `ViTModel` with a class token, as `save_pretrained` writes.
 
-The same network as the released one under other names, with queries, keys and values apart. The weights on the Hub were
-converted from `encoder` of the released checkpoints, so that they are the **context** encoder, not the one that the paper
+The same networks as the released ones under other names, with queries, keys and values apart. The weights of I-JEPA on the Hub
+were converted from `encoder` of the released checkpoints, so that they are the **context** encoder, not the one that the paper
 evaluates. Their configs say a LayerNorm epsilon of 1e-6; a config that says none means the library's 1e-12.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import Tensor
 
+from openjepa.models.blocks import hidden_width
 from openjepa.models.vit import build_encoder
 from openjepa.settings.models import EncoderConfig
-from openjepa.weights.contents import CONFIG_FILE, Contents, Groups, tensor_groups
+from openjepa.weights.beside import beside, with_beside
+from openjepa.weights.contents import CONFIG_FILE, WEIGHTS_FILE, Contents, Groups, read_settings, tensor_groups
 from openjepa.weights.filling import Plan, Source, fill, stacked, weight_names
 from openjepa.weights.loaded import Choice, Loaded, refuse_context, size_words
+from openjepa.weights.native import read_predictor, write_predictor
+from openjepa.weights.timm import three
 from openjepa.weights.vit_names import is_sincos
+from openjepa.weights.written import Networks, mask_token_remark, position_table, stored
 
-MODEL = "ijepa"
+MODELS = {"ijepa": "IJepaModel", "vit": "ViTModel"}
+"""`model_type` in config.json, and the class of the library. Only the second has a class token."""
 LIBRARY_EPS = 1e-12
-OUTER = "ijepa."
+OUTER = ("ijepa.", "vit.")
 """Before every name where the model stands inside a classifier."""
-NOT_READ = ("classifier.", "pooler.")
-"""Heads on the encoder."""
+NOT_READ = ("classifier.", "pooler.", "embeddings.mask_token")
+"""Heads on the encoder, and a token that encoders of whole images do not need."""
 TABLE = "embeddings.position_embeddings"
 IN_BLOCK = {
     "norm1": "layernorm_before",
@@ -33,6 +42,10 @@ IN_BLOCK = {
     "mlp.fc2": "output.dense",
 }
 OUTSIDE = {"patch_embed.proj": "embeddings.patch_embeddings.projection", "norm": "layernorm"}
+ALONE = {"cls_token": "embeddings.cls_token", "pos_embed": TABLE}
+PIXELS_FILE = "preprocessor_config.json"
+MARGIN = 256 / 224
+"""The evaluation view's short side before the crop, as a multiple of the crop's."""
 
 
 def recognize(contents: Contents) -> bool:
@@ -41,28 +54,58 @@ def recognize(contents: Contents) -> bool:
 
 
 def read(contents: Contents, choice: Choice) -> Loaded:
-    """The encoder. Raises ValueError for models other than I-JEPA, and lists what is missing or left over."""
+    """The encoder, and the predictor where openjepa has put one beside it.
+
+    Raises ValueError for other models, and lists what is missing or left over.
+    """
     refuse_context(contents, choice)
-    config = _config(contents.settings or {}, contents)
+    settings = contents.settings or {}
+    config = _with_pixels(_config(settings, contents), contents.path)
+    config = with_beside(config, settings, contents.path / CONFIG_FILE)
     table = _encoder(contents.groups).get(TABLE)
     if table is not None and table.ndim == 3 and table.is_floating_point():
-        config = replace(config, positions="sincos" if is_sincos(table, config.grid(), False) else "learned")
+        is_fixed = is_sincos(table, config.grid(), config.class_token)
+        config = replace(config, positions="sincos" if is_fixed else "learned")
     names = weight_names(lambda: build_encoder(config))
     checked = frozenset({TABLE}) if config.positions == "sincos" else frozenset()
     plan = Plan({name: _source(name) for name in names}, checked)
     encoder = fill(lambda: build_encoder(config), plan, lambda: _encoder(tensor_groups(contents.open())), str(contents.path))
-    return Loaded(encoder, config, None, None, f"Hugging Face's IJepaModel: {size_words(config)}")
+    words = f"Hugging Face's {MODELS[settings['model_type']]}: {size_words(config)}"
+    predictor, predictor_config, extra = read_predictor(contents.path, choice)
+    return Loaded(encoder, config, predictor, predictor_config, words, predictor_extra=extra)
+
+
+def model_class(config: EncoderConfig) -> str:
+    """The class of the library that holds an encoder: `IJepaModel`, or with a class token `ViTModel`."""
+    return MODELS[_model_type(config)]
+
+
+def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
+    """A folder that `IJepaModel.from_pretrained` loads, or with a class token `ViTModel.from_pretrained`."""
+    encoder = networks.encoder
+    weights = {name: value for name, value in encoder.state_dict().items() if name != "mask_token"}
+    tensors: dict[str, Tensor] = {}
+    for name, value in (weights | {"pos_embed": position_table(encoder)}).items():
+        keys = _source(name).keys
+        tensors |= zip(keys, value.chunk(len(keys)), strict=True)
+    save_file(stored(tensors, dtype), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    for name, entries in ((CONFIG_FILE, _written_config(networks.config, dtype)), (PIXELS_FILE, _pixels(networks.config))):
+        (folder / name).write_text(json.dumps(entries, indent=2) + "\n")
+    write_predictor(folder, networks, dtype)
+    return mask_token_remark(networks)
 
 
 def _encoder(groups: Groups) -> dict[str, Tensor]:
-    plain = {name.removeprefix(OUTER): value for name, value in groups.get("", {}).items()}
+    plain = groups.get("", {})
+    for outer in OUTER:
+        plain = {name.removeprefix(outer): value for name, value in plain.items()}
     return {name: value for name, value in plain.items() if not name.startswith(NOT_READ)}
 
 
 def _source(name: str) -> Source:
     """Where a weight of ours lies in the file."""
-    if name == "pos_embed":
-        return Source((TABLE,))
+    if name in ALONE:
+        return Source((ALONE[name],))
     part, _, kind = name.rpartition(".")
     if not part.startswith("blocks."):
         return Source((f"{OUTSIDE[part]}.{kind}",))
@@ -76,9 +119,10 @@ def _source(name: str) -> Source:
 
 def _config(settings: Mapping[str, Any], contents: Contents) -> EncoderConfig:
     path = contents.path / CONFIG_FILE
-    if settings["model_type"] != MODEL:
+    if settings["model_type"] not in MODELS:
         raise ValueError(
-            f"{path} says model_type {settings['model_type']!r}; of Hugging Face's models only {MODEL!r} can be read"
+            f"{path} says model_type {settings['model_type']!r}; of Hugging Face's models only "
+            f"{' and '.join(map(repr, MODELS))} can be read"
         )
     needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size", "patch_size")
     if missing := [name for name in needed if name not in settings]:
@@ -87,6 +131,7 @@ def _config(settings: Mapping[str, Any], contents: Contents) -> EncoderConfig:
     sizes = {name: _whole(settings[name], name, path) for name in needed if name != "image_size"}
     size = settings["image_size"]
     height, width = (_whole(side, "image_size", path) for side in (size if isinstance(size, list) else [size, size]))
+    has_token = settings["model_type"] == "vit"
     return EncoderConfig(
         width=sizes["hidden_size"],
         depth=sizes["num_hidden_layers"],
@@ -94,8 +139,17 @@ def _config(settings: Mapping[str, Any], contents: Contents) -> EncoderConfig:
         mlp_ratio=sizes["intermediate_size"] / sizes["hidden_size"],
         patch_size=sizes["patch_size"],
         image_size=(height, width),
+        class_token=has_token,
         layer_norm_eps=float(settings.get("layer_norm_eps", LIBRARY_EPS)),
+        pooling="class_token" if has_token else "average",
     )
+
+
+def _with_pixels(config: EncoderConfig, folder: Path) -> EncoderConfig:
+    """With the mean and standard deviation of pixels that the folder says."""
+    said = read_settings(folder / PIXELS_FILE) or {}
+    mean, std = three(said.get("image_mean")), three(said.get("image_std"))
+    return replace(config, pixel_mean=mean or config.pixel_mean, pixel_std=std or config.pixel_std)
 
 
 def _check_fixed(settings: Mapping[str, Any], path: object) -> None:
@@ -109,3 +163,52 @@ def _whole(value: object, name: str, path: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{path} says {name} {value!r}, which is no whole number above 0; download or export it again")
     return value
+
+
+def _model_type(config: EncoderConfig) -> str:
+    return "vit" if config.class_token else "ijepa"
+
+
+def _written_config(config: EncoderConfig, dtype: str) -> dict[str, Any]:
+    height, width = config.image_size
+    return {
+        "architectures": [model_class(config)],
+        "model_type": _model_type(config),
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "intermediate_size": hidden_width(config.width, config.mlp_ratio),
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.02,
+        "layer_norm_eps": config.layer_norm_eps,
+        "image_size": height if height == width else [height, width],
+        "patch_size": config.patch_size,
+        "num_channels": 3,
+        "qkv_bias": True,
+        "dtype": dtype,
+        **beside(config),
+    }
+
+
+def _pixels(config: EncoderConfig) -> dict[str, Any]:
+    """The evaluation view: short side to 256/224 of the crop, center crop, bicubic, normalized.
+
+    For a crop that is not square the library has no "just covers"; there the short side is that of the longer side of the crop.
+    """
+    height, width = config.image_size
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": round(max(height, width) * MARGIN)},
+        "resample": 3,  # bicubic in Pillow
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config.pixel_mean),
+        "image_std": list(config.pixel_std),
+    }

@@ -15,11 +15,15 @@ from openjepa.models.positions import sincos_positions
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.settings.models import SIZES, EncoderConfig, Size
 from openjepa.weights.contents import Contents, Groups, tensor_groups
-from openjepa.weights.filling import Plan, fill, listed, same_names, weight_names
+from openjepa.weights.filling import Plan, Source, fill, listed, weight_names
 
 PATCHES, TABLE, TOKEN = "patch_embed.proj.weight", "pos_embed", "cls_token"
 WRAPPERS = ("module.", "backbone.")
 """What DistributedDataParallel and DINO's wrapper of several crops put before the names."""
+GAMMAS = {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
+FIRST_GAMMA = "blocks.0.gamma_1"
+LAYER_SCALE = 1e-5
+"""First value of the factors where a file does not say it (timm's default); only new weights depend on it."""
 PUBLISHED_SIZES: tuple[Size, ...] = ("tiny", "small", "base", "large", "huge", "giant")
 HEADS = {SIZES[name].width: SIZES[name].heads for name in PUBLISHED_SIZES}
 """Heads of the published models by width: shapes do not tell them."""
@@ -58,10 +62,13 @@ def vit_groups(groups: Groups) -> dict[str, dict[str, Tensor]]:
     return {name: group for name, group in plain.items() if PATCHES in group and TABLE in group}
 
 
-def infer_config(tensors: Mapping[str, Tensor], heads: int | None, where: str) -> EncoderConfig:
-    """The encoder's settings from the shapes of its tensors, for a square image; pooled by the class token where there is one.
+def infer_config(
+    tensors: Mapping[str, Tensor], heads: int | None, where: str, image_size: tuple[int, int] | None = None
+) -> EncoderConfig:
+    """The encoder's settings from the shapes of its tensors; pooled by the class token where there is one.
 
-    `heads`: given by the user. Raises ValueError where the tensors are no such encoder, or where nothing tells the heads.
+    `heads`: given by the user, or by the file. `image_size`: where a file says it (height and width); None: a square. Raises
+    ValueError where the tensors are no such encoder, or where nothing tells the heads.
     """
     needed = [PATCHES, TABLE, "blocks.0.mlp.fc1.weight"]
     if missing := [name for name in needed if name not in tensors]:
@@ -71,7 +78,9 @@ def infer_config(tensors: Mapping[str, Tensor], heads: int | None, where: str) -
         raise ValueError(f"{where}: {PATCHES} {list(patches.shape)} does not embed square patches of 3 channels")
     width, patch = patches.shape[0], patches.shape[2]
     has_token = TOKEN in tensors
-    side = _square_side(table, width, has_token, where)
+    if image_size is None:
+        side = _square_side(table, width, has_token, where)
+        image_size = (side * patch, side * patch)
     depth = 1 + max(int(found.group(1)) for name in tensors if (found := re.match(r"blocks\.(\d+)\.", name)))
     config = EncoderConfig(
         width=width,
@@ -79,11 +88,13 @@ def infer_config(tensors: Mapping[str, Tensor], heads: int | None, where: str) -
         heads=heads or _known_heads(width, where),
         mlp_ratio=hidden.shape[0] / width,
         patch_size=patch,
-        image_size=(side * patch, side * patch),
+        image_size=image_size,
         class_token=has_token,
+        layer_scale=LAYER_SCALE if file_name(FIRST_GAMMA) in tensors else None,
         pooling="class_token" if has_token else "average",
     )
-    return replace(config, positions="sincos" if is_sincos(table, config.grid(), has_token) else "learned")
+    is_table = table.ndim == 3 and table.is_floating_point()
+    return replace(config, positions="sincos" if is_table and is_sincos(table, config.grid(), has_token) else "learned")
 
 
 def is_sincos(table: Tensor, grid: tuple[int, int], has_token: bool) -> bool:
@@ -113,11 +124,20 @@ def read_vit(vit: Vit, config: EncoderConfig, where: str) -> VisionTransformer:
 
 
 def vit_plan(config: EncoderConfig, names: list[str]) -> Plan:
-    """Where the weights come from: the same names.
+    """Where the weights come from: the same names, but for layer scale.
 
     A fixed table has been compared with the formula and is not needed.
     """
-    return Plan(same_names(names), frozenset({TABLE}) if config.positions == "sincos" else frozenset())
+    return Plan(
+        {name: Source((file_name(name),)) for name in names},
+        frozenset({TABLE}) if config.positions == "sincos" else frozenset(),
+    )
+
+
+def file_name(name: str) -> str:
+    """What a weight of ours is called in a file: `gamma_1` and `gamma_2` of a block as in timm, all others alike."""
+    block, _, last = name.rpartition(".")
+    return f"{block}.{GAMMAS[last]}" if last in GAMMAS else name
 
 
 def _square_side(table: Tensor, width: int, has_token: bool, where: str) -> int:

@@ -72,7 +72,7 @@ class EvaluateOptions:
 _GROUPS = ("data", "model", "masks", "method", "optim", "run", "monitor", "system")
 SHORT = ("init", "init_encoder", "init_heads")
 """Options of `openjepa train` that may leave out `run.`"""
-_POSITIONAL = ("recipe", "subject", "runs")
+_POSITIONAL = ("recipe", "subject", "runs", "table")
 _EXCLUSIVE = (("optim.epochs", "optim.total_steps"), ("optim.warmup_epochs", "optim.warmup_steps"))
 """The second overrides the first; who gives only the first on the command line means it."""
 

@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("evaluate", "k-NN and linear probes of an encoder"),
     "visualize": ("visualize", "pictures of what an encoder has learned"),
     "report": ("report", "one HTML file on one run or several"),
+    "search": ("search", "nearest images, near-duplicates and outliers, in features that embed wrote"),
     "ablate": ("ablate", "train and evaluate runs that differ in one thing, e.g. the method, and compare them"),
     "bench step": ("bench_step", "time a training step and its parts"),
     "bench data": ("bench_data", "time decoding, cropping and loading"),

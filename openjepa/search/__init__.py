@@ -1,0 +1,1 @@
+"""openjepa search: nearest images, near-duplicates and outliers, from the features that `openjepa embed` wrote."""

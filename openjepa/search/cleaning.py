@@ -1,0 +1,189 @@
+"""Lists for cleaning a data set: near-duplicates and outliers, as CSV files and contact sheets."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from openjepa.embedding.table import FeatureTable, Row
+from openjepa.engine.device import resolve_device
+from openjepa.engine.progress import Say, progress, silent
+from openjepa.search.duplicates import File, Group, Member, groups_of
+from openjepa.search.gallery import Gallery
+from openjepa.search.pairs import Pairs, compare_all
+from openjepa.search.running import Opened, open_for_search
+from openjepa.search.sheets import KEPT, REMOVED, Line, Picture, draw, save, shortened
+from openjepa.search.vectors import Vectors, table_mean
+from openjepa.settings.search import SearchSettings
+from openjepa.whole_files import whole_file
+
+GROUPS_SHOWN, OUTLIERS_SHOWN = 16, 48
+"""Of the contact sheets."""
+_IMAGE_COLUMNS = ("path", "split", "index", "row", "label")
+GROUP_COLUMNS = ("group", "keep", *_IMAGE_COLUMNS, "width", "height", "bytes", "duplicate_of", "cosine", "identical")
+OUTLIER_COLUMNS = ("rank", "distance", *_IMAGE_COLUMNS)
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """An image far from all others."""
+
+    row: int
+    distance: float
+    """1 - the mean cosine to its nearest images."""
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """What was found."""
+
+    opened: Opened
+    groups: tuple[Group, ...] | None
+    """Of near-duplicates; None where they were not looked for."""
+    outliers: tuple[Outlier, ...] | None
+    complete: bool
+    """False where there were more pairs of near-duplicates than were wanted."""
+    threshold: float
+
+    @property
+    def table(self) -> FeatureTable:
+        """The table that was gone through."""
+        return self.opened.table
+
+    def crossing(self) -> int:
+        """Groups with images of more than one split: what is trained on is tested on."""
+        return sum(len({self.table.rows[item.row].split for item in group.members}) > 1 for group in self.groups or ())
+
+    def contradicting(self) -> int:
+        """Groups with more than one label."""
+        labels = [{self.table.rows[item.row].label for item in group.members} - {None} for group in self.groups or ()]
+        return sum(len(found) > 1 for found in labels)
+
+
+def find_to_clean(settings: SearchSettings, say: Say = silent) -> Cleaning:
+    """Goes through all pairs of images once. Raises ValueError for a table that cannot be compared."""
+    opened = open_for_search(settings, say)
+    table = opened.table
+    vectors = Vectors(table, table_mean(table) if opened.centered else None)
+    with progress("compare", len(table)) as advance:
+        pairs, means = compare_all(
+            vectors,
+            threshold=settings.threshold if settings.duplicates else None,
+            neighbors=settings.neighbors if settings.outliers else 0,
+            max_pairs=settings.max_pairs,
+            device=resolve_device(settings.device),
+            advance=advance,
+        )
+    groups = _groups(pairs, opened) if settings.duplicates else None
+    outliers = farthest(means, settings.outliers) if settings.outliers else None
+    return Cleaning(opened, groups, outliers, pairs.complete, settings.threshold)
+
+
+def _groups(pairs: Pairs, opened: Opened) -> tuple[Group, ...]:
+    gallery, rows = opened.gallery, opened.table.rows
+
+    def file_of(row: int) -> File | None:
+        return None if gallery is None else gallery.file(rows[row])
+
+    return tuple(groups_of(pairs, file_of))
+
+
+def farthest(means: Float[np.ndarray, " n"] | None, number: int) -> tuple[Outlier, ...]:
+    """The images with the smallest mean cosine to their nearest ones, the farthest first; None: a single image has none."""
+    if means is None:
+        return ()
+    order = np.argsort(means, kind="stable")[:number]
+    return tuple(Outlier(int(row), 1 - float(means[row])) for row in order)
+
+
+def write_lists(found: Cleaning, folder: Path) -> list[Path]:
+    """duplicates.csv and outliers.csv, those that were looked for."""
+    written = []
+    if found.groups is not None:
+        written.append(_write(folder / "duplicates.csv", GROUP_COLUMNS, group_rows(found)))
+    if found.outliers is not None:
+        written.append(_write(folder / "outliers.csv", OUTLIER_COLUMNS, outlier_rows(found)))
+    return written
+
+
+def _write(path: Path, columns: Sequence[str], rows: Iterable[dict[str, object]]) -> Path:
+    with whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def _about(row: Row) -> dict[str, object]:
+    return {"path": row.path, "split": row.split, "index": row.index, "label": row.label}
+
+
+def group_rows(found: Cleaning) -> Iterable[dict[str, object]]:
+    """One row per image of a group of near-duplicates."""
+    for number, group in enumerate(found.groups or (), start=1):
+        for member in group.members:
+            file = member.file
+            yield {
+                "group": number,
+                "keep": "yes" if member.keep else "no",
+                **_about(found.table.rows[member.row]),
+                "row": member.row,
+                "width": None if file is None else file.width,
+                "height": None if file is None else file.height,
+                "bytes": None if file is None else file.bytes,
+                "duplicate_of": None if member.duplicate_of is None else found.table.rows[member.duplicate_of].path,
+                "cosine": None if member.cosine is None else round(member.cosine, 6),
+                "identical": None if member.keep else ("yes" if member.identical else "no"),
+            }
+
+
+def outlier_rows(found: Cleaning) -> Iterable[dict[str, object]]:
+    """One row per outlier."""
+    for rank, outlier in enumerate(found.outliers or (), start=1):
+        about = _about(found.table.rows[outlier.row])
+        yield {"rank": rank, "distance": round(outlier.distance, 6), **about, "row": outlier.row}
+
+
+def draw_lists(found: Cleaning, folder: Path) -> list[Path]:
+    """duplicates.png and outliers.png, where there is something to show. Raises ValueError where matplotlib is missing."""
+    gallery = found.opened.gallery
+    assert gallery is not None  # else there are no images to draw
+    drawn = []
+    if found.groups:
+        drawn.append(save(draw(_group_lines(found.groups, found, gallery)), folder / "duplicates.png"))
+    if found.outliers:
+        shown = found.outliers[:OUTLIERS_SHOWN]
+        pictures = tuple(
+            Picture(gallery.thumbnail(row), (f"{rank} · distance {item.distance:.3f}", shortened(row.path)))
+            for rank, (item, row) in enumerate(((item, found.table.rows[item.row]) for item in shown), start=1)
+        )
+        line = Line(f"farthest from their nearest images, {len(shown)} of {len(found.table):,}", pictures)
+        drawn.append(save(draw([line]), folder / "outliers.png"))
+    return drawn
+
+
+def _group_lines(groups: Sequence[Group], found: Cleaning, gallery: Gallery) -> list[Line]:
+    """The groups that are most alike, and those next to the threshold, by which one sees whether it is right."""
+    by_threshold = sorted(range(len(groups)), key=lambda number: groups[number].lowest)
+    half = GROUPS_SHOWN // 2
+    shown = list(range(min(half, len(groups))))
+    border = [number for number in by_threshold if number not in shown][: GROUPS_SHOWN - len(shown)]
+    lines = [_group_line(number, groups[number], found, gallery) for number in shown]
+    return lines + [_group_line(number, groups[number], found, gallery, "near the threshold: ") for number in reversed(border)]
+
+
+def _group_line(number: int, group: Group, found: Cleaning, gallery: Gallery, prefix: str = "") -> Line:
+    count = f"{len(group.members)} images" + (", the first 6" if len(group.members) > 6 else "")
+    heading = f"{prefix}group {number + 1}, {count}, cosine {group.lowest:.3f} and more"
+    return Line(heading, tuple(_member_picture(item, found, gallery) for item in group.members[:6]))
+
+
+def _member_picture(member: Member, found: Cleaning, gallery: Gallery) -> Picture:
+    row = found.table.rows[member.row]
+    size = "" if member.file is None else f" · {member.file.width} x {member.file.height}"
+    words = f"keep{size}" if member.cosine is None else f"{member.cosine:.3f}{' same file' if member.identical else size}"
+    captions = (words, shortened(row.path), row.split) if found.crossing() else (words, shortened(row.path))
+    return Picture(gallery.thumbnail(row), captions, color=KEPT if member.keep else REMOVED)

@@ -1,0 +1,99 @@
+"""The images that a table's features are of, found again through its manifest."""
+
+import hashlib
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from openjepa.config import from_dict
+from openjepa.data import open_splits
+from openjepa.data.decode import decode_image, image_size
+from openjepa.data.source import ListSource, Splits
+from openjepa.data.views import shrink_to_short_side
+from openjepa.embedding.table import Manifest, Row
+from openjepa.search.duplicates import File
+from openjepa.settings.choices import CHOICES
+from openjepa.settings.data import DataSettings
+
+THUMBNAIL = 256
+"""Short side in pixels that images are reduced to for contact sheets."""
+
+
+class Gallery:
+    """The images of a table. Opened by `open_gallery`."""
+
+    def __init__(self, splits: Splits) -> None:
+        """Of the splits of the data source."""
+        self._sources: dict[str, ListSource] = {}
+        for name, source in (("train", splits.train), ("test", splits.test)):
+            if isinstance(source, ListSource):
+                self._sources[name] = source
+        self.class_names = splits.train.class_names
+
+    @cached_property
+    def _numbers(self) -> dict[tuple[str, str], int]:
+        """Numbers of the images by split and name: for data that images were added to or taken from since."""
+        return {(split, source.name(index)): index for split, source in self._sources.items() for index in range(len(source))}
+
+    def read(self, row: Row) -> bytes:
+        """The encoded file of an image. Raises ValueError or OSError where it is not there any more."""
+        source = self._sources.get(row.split)
+        if source is None:
+            raise ValueError(f"the split {row.split!r} is a stream or is gone: its images cannot be read one by one")
+        if row.index < len(source) and source.name(row.index) == row.path:
+            return source.read(row.index)
+        if (row.split, row.path) not in self._numbers:
+            raise ValueError(f"{row.path} is not among the images any more")
+        return source.read(self._numbers[row.split, row.path])
+
+    def pixels(self, row: Row) -> UInt8[np.ndarray, "h w 3"]:
+        """RGB pixels of an image. Raises ValueError or OSError where it cannot be read."""
+        return decode_image(self.read(row))
+
+    def thumbnail(self, row: Row) -> UInt8[np.ndarray, "h w 3"] | None:
+        """The image with a short side of `THUMBNAIL` pixels at most; None where it cannot be read."""
+        try:
+            pixels = decode_image(self.read(row), THUMBNAIL)
+        except (ValueError, OSError):
+            return None
+        return thumbnail(torch.from_numpy(pixels))
+
+    def file(self, row: Row) -> File | None:
+        """Size, bytes and digest of an image; None where it cannot be read."""
+        try:
+            data = self.read(row)
+            height, width = image_size(data)
+        except (ValueError, OSError):
+            return None
+        return File(height, width, len(data), hashlib.sha256(data).hexdigest())
+
+    def label_name(self, row: Row) -> str:
+        """Name of the class, its number where it has no name, or nothing."""
+        return name_of(row.label, self.class_names)
+
+
+def thumbnail(pixels: UInt8[Tensor, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    """The image, no larger than contact sheets need."""
+    return shrink_to_short_side(pixels, THUMBNAIL).numpy()
+
+
+def name_of(label: int | None, class_names: tuple[str, ...] | None) -> str:
+    """Name of a class, its number where it has no name, or nothing."""
+    if label is None:
+        return ""
+    return class_names[label] if class_names and 0 <= label < len(class_names) else str(label)
+
+
+def open_gallery(manifest: Manifest, data_path: str | None = None) -> Gallery:
+    """The images of a table. `data_path`: where they lie now. Raises ValueError or OSError where they cannot be found."""
+    entries = dict(manifest.data)
+    options = CHOICES["data"].options
+    if entries.get("source") not in options:
+        raise ValueError(f"the table does not say which data source its images are from ({entries.get('source')!r})")
+    if data_path is not None:
+        entries["path"] = data_path
+    settings: DataSettings = from_dict(options[entries["source"]], entries)
+    return Gallery(open_splits(settings, manifest.seed))

@@ -1,0 +1,138 @@
+"""Answers in the terminal: tables for people, lines of JSON for programs."""
+
+import json
+from collections.abc import Iterable, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from openjepa.search.cleaning import Cleaning, group_rows, outlier_rows
+from openjepa.search.gallery import name_of
+from openjepa.search.running import Answer, Answers
+
+PRINTED = 10
+"""Groups and outliers that the terminal shows; the CSV files hold all."""
+
+
+def print_answers(answers: Answers, console: Console | None = None) -> None:
+    """One table per query: rank, cosine, path, and label where there are any."""
+    console = console or Console()
+    for answer in answers.answers:
+        console.print(Text(f"nearest to {answer.query.name}", "bold"))
+        console.print(_neighbors(answers, answer))
+    console.print(Text(answers.how, "dim"))
+
+
+def _neighbors(answers: Answers, answer: Answer) -> Table:
+    labeled = any(row.label is not None for row in answer.rows)
+    table = _table("#", "cosine", *(("label",) if labeled else ()), "row", "path", right=("#", "cosine", "row"))
+    values = zip(answer.neighbors.cosines.tolist(), answer.neighbors.rows.tolist(), answer.rows, strict=True)
+    for rank, (cosine, number, row) in enumerate(values, start=1):
+        label = (name_of(row.label, _class_names(answers)),) if labeled else ()
+        table.add_row(*(Text(cell) for cell in (str(rank), f"{cosine:.4f}", *label, str(number), row.path)))
+    return table
+
+
+def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold", no_wrap=name in right)
+    return table
+
+
+def _class_names(answers: Answers) -> tuple[str, ...] | None:
+    return None if answers.opened.gallery is None else answers.opened.gallery.class_names
+
+
+def answer_lines(answers: Answers) -> Iterable[str]:
+    """One line of JSON per neighbor."""
+    names = _class_names(answers)
+    for answer in answers.answers:
+        places, window = answer.neighbors.places, answer.query.window
+        for number, row in enumerate(answer.rows):
+            entries: dict[str, object] = {
+                "query": answer.query.name,
+                "rank": number + 1,
+                "cosine": round(float(answer.neighbors.cosines[number]), 6),
+                "path": row.path,
+                "split": row.split,
+                "index": row.index,
+                "row": int(answer.neighbors.rows[number]),
+                "label": row.label,
+                "label_name": name_of(row.label, names) or None,
+            }
+            if places is not None and window is not None:
+                entries["patches"] = [*places[number].tolist(), *window]  # first row and column, rows, columns
+            yield json.dumps(entries, ensure_ascii=True)
+
+
+def print_cleaning(found: Cleaning, console: Console | None = None) -> None:
+    """What was found, in a few lines and the first of each list."""
+    console = console or Console()
+    if found.groups is not None:
+        _print_groups(found, console)
+    if found.outliers is not None:
+        _print_outliers(found, console)
+
+
+def _print_groups(found: Cleaning, console: Console) -> None:
+    groups = found.groups or ()
+    if not groups:
+        console.print(f"no near-duplicates: no two of {len(found.table):,} images have a cosine of {found.threshold:g} or more")
+        return
+    members = [member for group in groups for member in group.members]
+    superfluous = sum(not member.keep for member in members)
+    identical = sum(member.identical for member in members)
+    console.print(
+        f"[bold]{len(groups):,} groups of near-duplicates[/bold], {len(members):,} of {len(found.table):,} images: "
+        f"{superfluous:,} could go, {identical:,} of them the same file as the one to keep",
+        highlight=False,
+    )
+    table = _table("group", "cosine", "keep", "could go", right=("group", "cosine"))
+    for number, group in enumerate(groups[:PRINTED], start=1):
+        names = [found.table.rows[member.row].path for member in group.members]
+        kept = [name for name, member in zip(names, group.members, strict=True) if member.keep]
+        gone = [name for name, member in zip(names, group.members, strict=True) if not member.keep]
+        table.add_row(*(Text(cell) for cell in (str(number), f"{group.highest:.4f}", _few(kept), _few(gone))))
+    console.print(table)
+    for line in _warnings(found):
+        console.print(Text(line, "yellow"))
+
+
+def _few(names: Sequence[str], shown: int = 3) -> str:
+    more = f"\nand {len(names) - shown} more" if len(names) > shown else ""
+    return "\n".join(names[:shown]) + more
+
+
+def _warnings(found: Cleaning) -> Iterable[str]:
+    if len(found.groups or ()) > PRINTED:
+        yield f"{len(found.groups or ()) - PRINTED:,} more groups are in the list"
+    if crossing := found.crossing():
+        yield f"{crossing:,} groups lie in more than one split: an encoder is tested on what it was trained on"
+    if contradicting := found.contradicting():
+        yield f"{contradicting:,} groups hold more than one label: one of the labels may be wrong"
+    if not found.complete:
+        yield (
+            "more pairs than --max-pairs are alike enough, and the most alike of them were taken: "
+            f"raise --threshold above {found.threshold:g}"
+        )
+
+
+def _print_outliers(found: Cleaning, console: Console) -> None:
+    outliers = found.outliers or ()
+    console.print(Text(f"{len(outliers):,} images farthest from their nearest ones", "bold"))
+    table = _table("#", "distance", "row", "path", right=("#", "distance", "row"))
+    for rank, outlier in enumerate(outliers[:PRINTED], start=1):
+        cells = (str(rank), f"{outlier.distance:.4f}", str(outlier.row), found.table.rows[outlier.row].path)
+        table.add_row(*(Text(cell) for cell in cells))
+    console.print(table)
+
+
+def cleaning_lines(found: Cleaning) -> Iterable[str]:
+    """One line of JSON per row of the CSV files; `list` says which."""
+    for entry in group_rows(found):
+        yield json.dumps({"list": "duplicates", **entry})
+    for entry in outlier_rows(found):
+        yield json.dumps({"list": "outliers", **entry})

@@ -1,0 +1,120 @@
+"""What is looked for: images, regions of images and rows of the table, as vectors that the table's can be compared with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from openjepa.embedding.table import FeatureTable, Manifest
+from openjepa.inference.encoder import Encoder
+from openjepa.inference.pictures import Picture, pixels_of
+from openjepa.search.gallery import thumbnail
+from openjepa.search.regions import Box, box_of, patches_inside
+from openjepa.search.vectors import picked, pooled
+from openjepa.weights.fingerprint import weights_hash
+from openjepa.weights.loading import Choice, load_any
+
+
+@dataclass(frozen=True)
+class Query:
+    """One query."""
+
+    name: str
+    """Its path or row."""
+    vector: Float[Tensor, " D"]
+    """In fp64, with the common mean still in it."""
+    row: int | None = None
+    """Its own row, where it is from the table."""
+    pixels: UInt8[np.ndarray, "h w 3"] | None = None
+    """The image, where it was read."""
+    region: Box | None = None
+    window: tuple[int, int] | None = None
+    """Rows and columns of patches that the region covers, where the table holds patches to compare with."""
+
+
+def matching_encoder(table: FeatureTable, subject: str | None = None) -> Encoder:
+    """The encoder that made the table. `subject`: where it lies now.
+
+    Raises ValueError where it cannot be read, or has other weights.
+    """
+    manifest, place = table.manifest, subject or table.manifest.subject
+    try:
+        encoder = Encoder(load_any(place, Choice(encoder=manifest.encoder, heads=manifest.heads, predictor=False)))
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"the encoder that made {table.path} cannot be read: {error}. Say where it lies now: --subject RUN|ENCODER"
+        ) from error
+    if weights_hash(encoder.network) != manifest.weights:
+        raise ValueError(
+            f"{place} has other weights than those that made {table.path}, and features of two encoders cannot be compared: "
+            "name the right encoder with --subject, or embed the images again (openjepa embed)"
+        )
+    return encoder
+
+
+def image_query(encoder: Encoder, manifest: Manifest, image: Picture, name: str, region: Sequence[float] | None) -> Query:
+    """An image, or the region (left, top, width, height) of it. Raises ValueError for what is no image or no region of it.
+
+    An image is prepared as those of the table were. The vector of a region is the average of its patches, of the features of
+    all of the image at its own shape: the encoder sees the region in its surroundings.
+    """
+    pixels = pixels_of(image)
+    shown = thumbnail(pixels)
+    if region is None:
+        return Query(name, _as_the_table(encoder, manifest, image), pixels=shown)
+    box = box_of(_four(region), (pixels.shape[0], pixels.shape[1]), name)
+    patches = encoder.embed_patches(pixels.numpy(), view="whole", size=manifest.size, precision=manifest.precision)[0]
+    rows, columns = patches_inside(box, (patches.shape[0], patches.shape[1]))
+    vector = patches[rows, columns].double().mean(dim=(0, 1))
+    window = None
+    if manifest.kind == "patches":
+        window = (min(rows.stop - rows.start, manifest.shape[0]), min(columns.stop - columns.start, manifest.shape[1]))
+    return Query(name, vector, pixels=shown, region=box, window=window)
+
+
+def _as_the_table(encoder: Encoder, manifest: Manifest, image: Picture) -> Float[Tensor, " D"]:
+    """One vector, made as those of the table."""
+    view, size, precision = manifest.view, manifest.size, manifest.precision
+    if manifest.kind == "patches":
+        patches = encoder.embed_patches(image, view=view, size=size, precision=precision)
+        return pooled(patches.double())[0]
+    return encoder.embed(image, pooling=manifest.pooling, view=view, size=size, precision=precision)[0].double()
+
+
+def _four(region: Sequence[float]) -> tuple[float, float, float, float]:
+    if len(region) != 4:
+        raise ValueError(f"a region has four numbers (left, top, width, height), not {len(region)}")
+    left, top, width, height = region
+    return left, top, width, height
+
+
+def row_query(table: FeatureTable, row: int) -> Query:
+    """An image of the table by its number, with the features that are stored. Raises ValueError where there is none."""
+    return Query(f"row {row}: {table.rows[row].path}", pooled(picked(table, [row]))[0], row=row)
+
+
+def row_number(table: FeatureTable, text: str) -> int:
+    """The row that a number or the name of an image means. Raises ValueError where there is none, or several."""
+    if text.lstrip("-").isdigit():
+        row = int(text)
+        if not 0 <= row < len(table):
+            raise ValueError(f"--row {row} is not in {table.path}, whose rows are 0 to {len(table) - 1}")
+        return row
+    found = [number for number, item in enumerate(table.rows) if item.path == text]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(f"--row {text} means several rows of {table.path}: give one of the numbers {found[:8]}")
+    alike = [item.path for item in table.rows if Path(item.path).name == Path(text).name][:3]
+    hint = f"did you mean {' or '.join(map(repr, alike))}?" if alike else f"its names look like {table.rows[0].path!r}"
+    raise ValueError(f"--row {text} is not in {table.path}: {hint}; for an image elsewhere use --image")
+
+
+def stacked(queries: Sequence[Query], mean: Float[Tensor, " D"] | None) -> Float[Tensor, "Q D"]:
+    """The vectors of all queries, less the mean."""
+    vectors = torch.stack([query.vector for query in queries])
+    return vectors if mean is None else vectors - mean

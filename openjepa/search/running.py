@@ -1,0 +1,171 @@
+"""Nearest images of queries, from settings to answers and their picture."""
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from openjepa.embedding.table import FeatureTable, Row, open_table
+from openjepa.engine.device import resolve_device, set_threads
+from openjepa.engine.progress import Say, progress, silent
+from openjepa.search.approximate import open_index
+from openjepa.search.exact import Neighbors, nearest, nearest_windows
+from openjepa.search.gallery import Gallery, open_gallery
+from openjepa.search.queries import Query, image_query, matching_encoder, row_number, row_query, stacked
+from openjepa.search.regions import Box, box_of_window
+from openjepa.search.sheets import Line, Picture, draw, query_picture, save, shortened
+from openjepa.search.vectors import Vectors, table_mean
+from openjepa.settings.search import CENTERED_FROM, SearchSettings
+
+LARGE = 100_000_000
+"""Bytes of a table from which on a search shows its progress."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A table, and its images where they are wanted and still there."""
+
+    table: FeatureTable
+    centered: bool
+    gallery: Gallery | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The neighbors of one query."""
+
+    query: Query
+    neighbors: Neighbors
+    rows: tuple[Row, ...]
+    """The images of the neighbors."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers to all queries."""
+
+    opened: Opened
+    answers: tuple[Answer, ...]
+    how: str
+    """In a few words: of how many images, exact or not, and how long it took."""
+
+
+def open_for_search(settings: SearchSettings, say: Say = silent) -> Opened:
+    """The table of the settings. Without its images no pictures can be drawn, which is said."""
+    table = open_table(settings.table)
+    if len(table) == 0:
+        raise ValueError(f"{table.path} holds no images")
+    set_threads(settings.threads)
+    centered = settings.center == "yes" or (settings.center == "auto" and len(table) >= CENTERED_FROM)
+    gallery = None
+    if settings.picture or settings.region is not None:
+        try:
+            gallery = open_gallery(table.manifest, settings.data_path)
+        except (ValueError, OSError) as error:
+            say(
+                f"no pictures: the images of {table.path} cannot be found any more ({error}). Say where they lie: "
+                "--data-path PATH"
+            )
+    return Opened(table, centered, gallery)
+
+
+def find_neighbors(settings: SearchSettings, say: Say = silent) -> Answers:
+    """Answers every query of the settings. Raises ValueError for what cannot be searched for, or in."""
+    opened = open_for_search(settings, say)
+    queries = _queries(settings, opened)
+    skip = [None if settings.keep_self else query.row for query in queries]
+    start = time.perf_counter()
+    if settings.approximate:
+        found, how = _by_index(settings, opened, queries, skip, say)
+    else:
+        found, how = _exactly(settings, opened, queries, skip), "exact"
+    seconds = time.perf_counter() - start
+    answers = tuple(
+        Answer(query, item, tuple(opened.table.rows[int(row)] for row in item.rows))
+        for query, item in zip(queries, found, strict=True)
+    )
+    centered = "centered" if opened.centered else "not centered"
+    return Answers(opened, answers, f"{len(opened.table):,} images, {how}, {centered}, {seconds:.2f} s")
+
+
+def _queries(settings: SearchSettings, opened: Opened) -> list[Query]:
+    rows = [row_number(opened.table, text) for text in settings.row]
+    needs_encoder = settings.image or settings.region is not None
+    if not needs_encoder:
+        return [row_query(opened.table, row) for row in rows]
+    for path in settings.image:
+        if not path.is_file():
+            raise ValueError(f"--image {path} is not there" if not path.exists() else f"--image {path} is no file")
+    encoder = matching_encoder(opened.table, settings.subject).to(resolve_device(settings.device))
+    manifest = opened.table.manifest
+    queries = [image_query(encoder, manifest, path, str(path), settings.region) for path in settings.image]
+    if settings.region is None:
+        return queries + [row_query(opened.table, row) for row in rows]
+    for row in rows:
+        if opened.gallery is None:
+            raise ValueError(f"--region of --row {row} needs its image, which cannot be found any more: see the note above")
+        query = image_query(
+            encoder, manifest, opened.gallery.pixels(opened.table.rows[row]), opened.table.rows[row].path, settings.region
+        )
+        queries.append(Query(query.name, query.vector, row, query.pixels, query.region, query.window))
+    return queries
+
+
+def _exactly(settings: SearchSettings, opened: Opened, queries: Sequence[Query], skip: Sequence[int | None]) -> list[Neighbors]:
+    table = opened.table
+    large = table.path.stat().st_size >= LARGE
+    mean = table_mean(table) if opened.centered else None
+    vectors = Vectors(table, mean)
+    with progress("search", len(table)) if large else nullcontext(silent) as advance:
+        vector = stacked(queries, mean)
+        window = queries[0].window
+        if window is not None:  # of a single query
+            return [nearest_windows(vectors, vector[0], window, settings.top, skip[0], advance)]
+        return nearest(vectors, vector, settings.top, skip, advance)
+
+
+def _by_index(
+    settings: SearchSettings, opened: Opened, queries: Sequence[Query], skip: Sequence[int | None], say: Say
+) -> tuple[list[Neighbors], str]:
+    if any(query.window is not None for query in queries):
+        raise ValueError("--approximate finds whole images, not regions in a table of patches: leave it out")
+    index = open_index(opened.table, opened.centered, say)
+    found = index.nearest(stacked(queries, index.vectors.mean), settings.top, skip)
+    return found, f"by an index that finds {index.recall:.1%} of the nearest ten"
+
+
+def hit_box(answers: Answers, answer: Answer, number: int, size: tuple[int, int]) -> Box | None:
+    """Where in a neighbor, an image of (height, width) pixels, the best window lies; None where whole images were compared."""
+    places, window = answer.neighbors.places, answer.query.window
+    if places is None or window is None:
+        return None
+    place = (int(places[number][0]), int(places[number][1]))
+    return box_of_window(answers.opened.table.manifest, size, place, window)
+
+
+def draw_neighbors(answers: Answers, output: Path) -> Path:
+    """The contact sheet of all answers. Raises ValueError where matplotlib is missing."""
+    gallery = answers.opened.gallery
+    assert gallery is not None  # else there are no images to draw
+    lines = []
+    for answer in answers.answers:
+        query = answer.query
+        pixels = query.pixels
+        if pixels is None and query.row is not None:
+            pixels = gallery.thumbnail(answers.opened.table.rows[query.row])
+        lead = query_picture(query.name.split(": ", 1)[-1], pixels, query.region)
+        pictures = tuple(_neighbor(answers, answer, number, gallery) for number in range(len(answer.rows)))
+        lines.append(Line("", pictures, lead))
+    save(draw(lines), output)
+    return output
+
+
+def _neighbor(answers: Answers, answer: Answer, number: int, gallery: Gallery) -> Picture:
+    row = answer.rows[number]
+    pixels = gallery.thumbnail(row)
+    box = None if pixels is None else hit_box(answers, answer, number, (pixels.shape[0], pixels.shape[1]))
+    captions = [f"{number + 1} · {answer.neighbors.cosines[number]:.3f}", shortened(row.path)]
+    if label := gallery.label_name(row):
+        captions.append(shortened(label))
+    return Picture(pixels, tuple(captions), box)

@@ -1,0 +1,121 @@
+"""One vector per image of a table of features, as numbers to calculate with: fp32 blocks of a mapped file, and single rows."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from openjepa.embedding.table import FeatureTable
+
+BLOCK_VALUES = 2048 * 768
+"""Numbers of one block. 6 MB as fp32 stay in the second-level cache: larger blocks took up to 1.6 times as long."""
+SMALLEST_NORM = 1e-12
+"""Shorter vectors have no direction: their cosine to anything is 0."""
+
+
+def tensor_of(block: NDArray[Any]) -> Tensor:
+    """The same memory as a tensor; that of a mapped file must not be written to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(block)
+
+
+def rows_per_block(table: FeatureTable) -> int:
+    """How many images are calculated with at a time."""
+    return max(1, BLOCK_VALUES // prod(table.manifest.shape))
+
+
+def raw_blocks(table: FeatureTable) -> Iterator[tuple[int, Float[Tensor, "b *shape"]]]:
+    """(number of its first row, its features in fp32) of each block. The next block overwrites the memory of the last."""
+    buffer = torch.empty(rows_per_block(table), *table.manifest.shape)
+    for first, block in table.blocks(len(buffer)):
+        values = buffer[: len(block)]
+        values.copy_(tensor_of(block))
+        yield first, values
+
+
+def picked(table: FeatureTable, rows: Sequence[int]) -> Float[Tensor, "m *shape"]:
+    """Features of some rows, in ascending order, in fp64."""
+    found = torch.empty(len(rows), *table.manifest.shape, dtype=torch.float64)
+    first, block = 0, np.empty((0, *table.manifest.shape), np.float32)
+    for place, row in enumerate(rows):
+        if row >= first + len(block):
+            # A view where the file is mapped; of Parquet the rest of a row group, in which the next rows may lie too.
+            first, block = next(table.blocks(rows_per_block(table), row))
+        found[place] = tensor_of(block[row - first])
+    return found
+
+
+def pooled(features: Float[Tensor, "b *shape"]) -> Float[Tensor, "b D"]:
+    """The stored vectors, or the averages of stored patches."""
+    return features if features.ndim == 2 else features.mean(dim=(1, 2))
+
+
+class Vectors:
+    """One vector [D] per image of a table, less a common `mean` where one is given; patches are averaged."""
+
+    def __init__(self, table: FeatureTable, mean: Float[Tensor, " D"] | None = None) -> None:
+        """`mean`: in fp64, as `table_mean` gives it."""
+        self.table, self.mean = table, mean
+        self.width = table.manifest.shape[-1]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.table)
+
+    def blocks(self) -> Iterator[tuple[int, Float[Tensor, "b D"], Float[Tensor, " b"]]]:
+        """(number of its first row, vectors, their norms) of each block; overwritten by the next.
+
+        Raises ValueError at a row that is not finite.
+        """
+        mean = None if self.mean is None else self.mean.float()
+        for first, features in raw_blocks(self.table):
+            vectors = pooled(features)
+            if mean is not None:
+                vectors.sub_(mean)
+            norms = torch.linalg.vector_norm(vectors, dim=1)
+            check_finite(self.table, first, norms)
+            yield first, vectors, norms.clamp_(min=SMALLEST_NORM)
+
+    def rows(self, rows: Sequence[int]) -> Float[Tensor, "m D"]:
+        """The vectors of some rows, in ascending order, in fp64."""
+        vectors = pooled(picked(self.table, rows))
+        return vectors if self.mean is None else vectors - self.mean
+
+
+def check_finite(table: FeatureTable, first: int, numbers: Float[Tensor, "b ..."]) -> None:
+    """ValueError that names the first image with a number that is not finite; `first`: the number of the block's first row."""
+    finite = numbers.isfinite().flatten(1).all(dim=1) if numbers.ndim > 1 else numbers.isfinite()
+    if not bool(finite.all()):
+        row = first + int((~finite).nonzero()[0])
+        raise ValueError(
+            f"{table.path}: the features of row {row} ({table.rows[row].path}) are not finite, so nothing can be compared with "
+            "them; embed the images again with --precision fp32 --dtype float32, else look at the encoder's weights"
+        )
+
+
+def table_mean(table: FeatureTable) -> Float[Tensor, " D"]:
+    """Mean of the vectors of all images, in fp64. Raises ValueError at a row that is not finite."""
+    total = torch.zeros(table.manifest.shape[-1], dtype=torch.float64)
+    for first, features in raw_blocks(table):
+        vectors = pooled(features)
+        part = vectors.sum(dim=0)
+        if not bool(part.isfinite().all()):
+            check_finite(table, first, vectors)
+        total += part
+    return total / max(1, len(table))
+
+
+def cosines(vectors: Float[Tensor, "m D"], query: Float[Tensor, " D"]) -> Float[Tensor, " m"]:
+    """Cosine of each vector to one, in fp64; 0 where either has no direction."""
+    rows, other = vectors.double(), query.double()
+    # A sum for every row on its own: equal rows have equal cosines wherever they stand, which a product does not promise.
+    products: Tensor = (rows * other).sum(dim=1)
+    norms = rows.square().sum(dim=1).sqrt().clamp(min=SMALLEST_NORM) * other.norm().clamp(min=SMALLEST_NORM)
+    return products.div_(norms).clamp_(-1, 1)

@@ -1,0 +1,101 @@
+"""Settings of `openjepa search`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+CENTERED_FROM = 100
+"""Images of a table from which on `center` is `auto` for yes: the mean of a few is mostly their own."""
+LISTED_OUTLIERS = 100
+"""Images that `--outliers` without a number lists."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """What is looked for in a table of features, and where the answer goes."""
+
+    table: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES")] = Path()
+    """The .npy or .parquet file that `openjepa embed` wrote."""
+    image: tuple[Path, ...] = ()
+    """Image files: the nearest images of each."""
+    row: tuple[str, ...] = ()
+    """Images of the table itself, by the number of the row or by path, as lists and CSV files name them."""
+    region: tuple[float, float, float, float] | None = None
+    """Only this part of the one image: LEFT TOP WIDTH HEIGHT, as fractions of the image, or in pixels where any is above 1."""
+    top: int = 10
+    """Neighbors of each query."""
+    keep_self: bool = False
+    """With --row: the image itself may be an answer too."""
+    duplicates: bool = False
+    """Groups of near-duplicates, and which image of each to keep."""
+    threshold: float = 0.95
+    """Cosine from which on two images are near-duplicates (docs/search.md: how to choose it)."""
+    max_pairs: int = 1_000_000
+    """Pairs of near-duplicates at most; of more, the most alike are taken."""
+    outliers: int = 0
+    """List so many images that are farthest from their nearest ones; without a number, 100."""
+    neighbors: int = 10
+    """With --outliers: how many nearest images the distance is averaged over."""
+    center: Literal["auto", "yes", "no"] = "auto"
+    """Subtract the mean of the table from all features before the cosine; `auto`: in tables of 100 images or more."""
+    approximate: bool = False
+    """Use an index of the features (made once, beside the table), which finds most of the nearest images much sooner. Needs the
+    extra `search`."""
+    output: Path | None = None
+    """The picture (.png) of the neighbors; of --duplicates and --outliers the folder of their lists and pictures. None:
+    neighbors.png, or the working directory."""
+    picture: bool = True
+    """Draw the images. Needs the data to be where it was, and the extra `report`."""
+    json: bool = False
+    """Print one line of JSON per answer instead of tables."""
+    subject: str | None = None
+    """Where the encoder that made the table lies now, if it was moved."""
+    data_path: str | None = None
+    """Where the images of the table lie now, if they were moved."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`: of the encoder, and of the comparison of all pairs."""
+    threads: int | None = None
+    """Threads on the CPU. None: all cores."""
+
+    def cleans(self) -> bool:
+        """Whether lists for cleaning the data are wanted."""
+        return self.duplicates or self.outliers != 0
+
+    def check(self) -> None:
+        """Raises ValueError at the first setting that is out of range or that another one leaves without an effect."""
+        for name, low in {"top": 1, "outliers": 0, "neighbors": 1, "max_pairs": 1, "threads": 1}.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ValueError(f"--{name.replace('_', '-')} {value} must be at least {low}")
+        if not -1 <= self.threshold <= 1:
+            raise ValueError(f"--threshold {self.threshold} must be a cosine, from -1 to 1")
+        asks = bool(self.image or self.row)
+        if not asks and not self.cleans():
+            raise ValueError("what is looked for? Give --image PATH or --row N, or --duplicates or --outliers")
+        if asks and self.cleans():
+            raise ValueError(
+                "--image and --row ask for neighbors, --duplicates and --outliers go through all images: one at a time"
+            )
+        if self.region is not None and len(self.image) + len(self.row) != 1:
+            raise ValueError("--region is a part of one image: give exactly one --image or --row with it")
+        self._check_effects()
+
+    def _check_effects(self) -> None:
+        defaults = SearchSettings()
+        useless = {
+            "top": self.cleans(),
+            "keep_self": not self.row,
+            "approximate": self.cleans(),
+            "subject": not self.image and self.region is None,
+            "threshold": not self.duplicates,
+            "max_pairs": not self.duplicates,
+            "neighbors": not self.outliers,
+        }
+        needs = {"keep_self": "--row", "subject": "--image or --region", "neighbors": "--outliers"}
+        needs |= {"threshold": "--duplicates", "max_pairs": "--duplicates"}
+        for name, is_useless in useless.items():
+            if is_useless and getattr(self, name) != getattr(defaults, name):
+                wanted = needs.get(name, "--image or --row")
+                raise ValueError(f"--{name.replace('_', '-')} has no effect without {wanted}")

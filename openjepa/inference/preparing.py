@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Literal, get_args
 
 import torch
@@ -103,12 +103,12 @@ def _in_threads(images: Iterable[Picture], view: View, ahead: int, threads: int)
     numbered = enumerate(images)
     first = list(islice(numbered, 2))
     if threads < 2 or len(first) < 2:  # a thread would cost more than it saves for a single image
-        for number, image in (*first, *numbered):
+        for number, image in chain(first, numbered):
             yield _task(number, image, view)()
         return
     waiting: deque[Future[Tensor]] = deque()
     with _threads(min(threads, MAX_THREADS)) as pool:
-        for number, image in (*first, *numbered):
+        for number, image in chain(first, numbered):
             waiting.append(pool.submit(_task(number, image, view)))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "visualize": ("visualize", "pictures of what an encoder has learned"),
     "report": ("report", "one HTML file on one run or several"),
     "search": ("search", "nearest images, near-duplicates and outliers, in features that embed wrote"),
+    "convert": ("convert", "weights for transformers, timm, ONNX and the released I-JEPA program"),
     "ablate": ("ablate", "train and evaluate runs that differ in one thing, e.g. the method, and compare them"),
     "bench step": ("bench_step", "time a training step and its parts"),
     "bench data": ("bench_data", "time decoding, cropping and loading"),

@@ -2,6 +2,7 @@
 
 from openjepa.commands.ablation import ablate
 from openjepa.commands.bench import bench_data, bench_energy, bench_step
+from openjepa.commands.conversion import convert
 from openjepa.commands.data import data_check, data_masks, data_scenes
 from openjepa.commands.evaluation import evaluate
 from openjepa.commands.search import search
@@ -12,6 +13,7 @@ __all__ = [
     "bench_data",
     "bench_energy",
     "bench_step",
+    "convert",
     "data_check",
     "data_masks",
     "data_scenes",

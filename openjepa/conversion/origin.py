@@ -1,0 +1,120 @@
+"""Where weights come from: the run they belong to, its settings and results, or the folder they were converted from before."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from openjepa.report.reading import RunFolder, number, read_run
+from openjepa.weights.fingerprint import weights_hash
+from openjepa.weights.loaded import Loaded
+
+SETTINGS, CARRIED, MARK = "config.yaml", "training.yaml", "conversion.json"
+RUN_ENCODERS = ("encoder", "context_encoder")
+"""Folders of a run whose weights are the run's."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of weights beside themselves."""
+
+    source: str
+    """Name of what was read."""
+    is_ours: bool
+    """Whether openjepa trained them."""
+    weights: str
+    """Hash of the encoder as it was read."""
+    run: RunFolder | None = None
+    """The run, or the results of an encoder that belongs to none."""
+    settings: bytes | None = None
+    """The run's settings as YAML."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Numbers of the run that checkpoints of the released program also hold."""
+    license: str | None = None
+    """Of a folder that was converted before."""
+
+    def results_of(self, encoder: str, is_own_size: bool) -> tuple[Sequence[Mapping[str, Any]], list[str]]:
+        """Evaluations of just these weights, and remarks on others.
+
+        Those of the other encoder are not meant at all; those of an earlier step of the run are left out and counted.
+        `encoder`: target or context. `is_own_size`: whether positions are those of the training size.
+        """
+        found = [item for item in (self.run.evaluations if self.run else ()) if not item.get("skipped")]
+        meant = [item for item in found if item.get("encoder") in (encoder, "external")]
+        kept = [item for item in meant if self._is_current(item)]
+        remarks = []
+        if len(kept) < len(meant):
+            remarks.append(f"{len(meant) - len(kept)} results in eval/ are of other weights and are left out")
+        if kept and not is_own_size:
+            remarks.append("results were measured before positions were made for another image size")
+        return kept, remarks
+
+    def _is_current(self, result: Mapping[str, Any]) -> bool:
+        if result.get("weights"):
+            return bool(result["weights"] == self.weights)
+        step, own = result.get("step"), self.training.get("step")
+        return step is None or own is None or step == own
+
+
+def find_origin(subject: Path, loaded: Loaded) -> Origin:
+    """What is known of what was read from `subject`."""
+    place = subject.expanduser()
+    source, weights = place.resolve().name, weights_hash(loaded.encoder)
+    if (folder := _run_folder(place)) is not None:
+        run = read_run(folder)
+        training = _numbers(run) | dict(loaded.training)
+        return Origin(folder.resolve().name, True, weights, run, _bytes(folder / SETTINGS), training)
+    is_native = loaded.what.startswith("openjepa")
+    if (mark := _mark(place)) is not None:
+        return Origin(
+            source,
+            mark.get("is_ours") is True,
+            weights,
+            settings=_bytes(place / CARRIED),
+            training=mark["training"] if isinstance(mark.get("training"), dict) else {},
+            license=mark["license"] if isinstance(mark.get("license"), str) else None,
+        )
+    return Origin(source, is_native, weights, _evaluated(place), training=dict(loaded.training))
+
+
+def _run_folder(place: Path) -> Path | None:
+    """The run that `place` is, or whose encoder it is."""
+    if (place / SETTINGS).is_file():
+        return place
+    parent = place.resolve().parent
+    is_inside = place.is_dir() and place.resolve().name in RUN_ENCODERS and (parent / SETTINGS).is_file()
+    return parent if is_inside else None
+
+
+def _evaluated(place: Path) -> RunFolder | None:
+    """The results of an encoder that belongs to no run: in its folder, or beside its file."""
+    folder = place if place.is_dir() else place.with_name(f"{place.name}.results")
+    return read_run(folder) if any((folder / "eval").glob("*.json")) else None
+
+
+def _numbers(run: RunFolder) -> dict[str, Any]:
+    """Whole epochs done, the last loss, batch size, processes and peak rate, as far as the run's files say."""
+    epoch = run.log.last("train", "epoch")
+    values: dict[str, Any] = {
+        "epoch": None if epoch is None else int(epoch),
+        "loss": run.log.last("train", "loss"),
+        "batch_size": number(run.setting("optim", "batch_size")),
+        "world_size": number(run.summary.get("processes")),
+        "lr": number(run.setting("optim", "lr")),
+    }
+    whole = ("batch_size", "world_size")
+    return {name: int(value) if name in whole else value for name, value in values.items() if value is not None}
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def _mark(place: Path) -> dict[str, Any] | None:
+    """What an earlier conversion says of its folder."""
+    try:
+        found = json.loads((place / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from operator import index
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, SupportsIndex, get_args
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -190,10 +191,11 @@ class Encoder(nn.Module):
         """(height, width) in pixels of the prepared images; None: the training size. Raises ValueError for other things."""
         if size is None:
             return self.config.image_size
-        sides = (size, size) if isinstance(size, int) else tuple(size)
-        if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
-            raise ValueError(f"size={size!r} is neither a number of pixels nor (height, width)")
-        return sides
+        try:
+            height, width = (size, size) if isinstance(size, SupportsIndex) else size
+            return index(height), index(width)
+        except (TypeError, ValueError):
+            raise ValueError(f"size={size!r} is neither a number of pixels nor (height, width)") from None
 
     def prepared(self, image: Picture, view: ViewName = "crop", size: Size = None) -> UInt8[Tensor, "3 h w"]:
         """One image as the network sees it, before normalization. Raises ValueError as `embed` does."""

@@ -37,7 +37,7 @@ KnownComponents = dict[tuple[str, bytes, bytes], dict[str, AxesOfHeads]]
 
 @dataclass(frozen=True)
 class Subjects:
-    """The networks of one evaluation: the encoder first, then the untrained one; and whether pixels stand beside them."""
+    """The networks of one evaluation: the encoder first, then its baselines; and whether pixels stand beside them."""
 
     encoders: Mapping[str, VisionTransformer]
     config: EncoderConfig
@@ -195,7 +195,7 @@ def _probe_features(
 def _image_probes(
     train: Split, test: Split, task: Task, subjects: Subjects, settings: EvaluationSettings, benchmark: str
 ) -> dict[str, ImageProbe]:
-    """What protocols on images get of the encoder and of the untrained one; on label maps also of the patches' pixels."""
+    """What protocols on images get of the encoder and of its baselines; on label maps also of the patches' pixels."""
     device = resolve_device(settings.device)
     precision = resolve_precision(settings.precision, device)
     images = [LabeledImages(side.source, side.labels, side.maps) for side in (train, test)]

@@ -9,7 +9,7 @@ from openjepa.data.source import Splits
 from openjepa.engine.progress import Say
 from openjepa.evaluation.probing import KnownComponents, Subjects, evaluate_task
 from openjepa.evaluation.results import Result, over_seeds
-from openjepa.evaluation.subjects import Subject, untrained
+from openjepa.evaluation.subjects import Subject, baselines
 from openjepa.evaluation.tasks import TASKS
 from openjepa.models.vit import VisionTransformer
 from openjepa.settings.evaluation import EvaluationSettings
@@ -52,7 +52,7 @@ def evaluate_seeds(
         networks: Mapping[str, VisionTransformer] = {"encoder": encoder}
         if "untrained" in settings.baselines:
             own = subject.seed if number == 0 else seed
-            networks = {**networks, "untrained": untrained(subject, config, own, number == 0)}
+            networks = {**networks, **baselines(subject, config, own, number == 0)}
         size = view_size(settings, config)
         subjects = Subjects(
             networks, config, "pixels" in settings.baselines, size, folder / "features", subject.predictor_folder

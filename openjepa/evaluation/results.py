@@ -57,7 +57,7 @@ class Result:
     selection: str
     """held_out or paper."""
     subjects: Mapping[str, SubjectResult] = field(default_factory=dict)
-    """Numbers of `encoder`, `untrained` and `pixels`."""
+    """Numbers of `encoder`, `untrained` and `pixels`; of a run that has started from weights also of these: `start`."""
     heads: Sequence[Mapping[str, Any]] = ()
     """Every classifier tried, with its subject and metric."""
     skipped: str | None = None

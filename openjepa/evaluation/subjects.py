@@ -1,4 +1,7 @@
-"""What is evaluated: a run folder, or an encoder in whatever it lies in; and the untrained encoder it is compared with."""
+"""What is evaluated: a run folder, or an encoder in whatever it lies in; and the encoders it is compared with.
+
+They are an untrained one, and of a run that has started from weights these weights.
+"""
 
 import json
 import os
@@ -36,7 +39,7 @@ class Subject:
     encoder_path: Path
     """The encoder: a folder, a file, or a name on the Hub."""
     initial_folder: Path | None
-    """The untrained encoder, where the run has kept it."""
+    """The untrained encoder, where the run has started from it and has kept it."""
     predictor_folder: Path | None
     """The predictor, where there is one."""
     data: DataSettings | None
@@ -52,6 +55,8 @@ class Subject:
     """Step of the run after which the encoder was exported."""
     which: Literal["target", "context"] = "target"
     """Of a file that holds both encoders, which one."""
+    start_folder: Path | None = None
+    """The encoder as it was before training, where the run has started from weights (`run.init`) and has kept it."""
 
 
 def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | None) -> Subject:
@@ -74,7 +79,8 @@ def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | 
         mode, step = _note(path / "predictor", "mask_mode"), _note(folder, "step")
         names = (name, data_name(run.data, used))
         initial, predictor = _existing(path / "encoder_initial"), _existing(path / "predictor")
-        return Subject(path, "run", folder, initial, predictor, used, run.run.seed, name, names, mode, step)
+        start, initial = (None, initial) if run.run.init is None else (initial, None)
+        return Subject(path, "run", folder, initial, predictor, used, run.run.seed, name, names, mode, step, start_folder=start)
     if not ((path / "config.json").is_file() or path.is_file() or is_hub_name(path)):
         raise ValueError(
             f"{path} is neither a run folder (config.yaml) nor an encoder folder (config.json, model.safetensors) "
@@ -100,8 +106,14 @@ def load_subject(subject: Subject, heads: int | None) -> tuple[VisionTransformer
     return loaded.encoder, loaded.config
 
 
+def baselines(subject: Subject, config: EncoderConfig, seed: int, is_first: bool = True) -> dict[str, VisionTransformer]:
+    """`untrained`; before it, of a run that has started from weights, the encoder with these: `start`."""
+    start = {} if subject.start_folder is None else {"start": load_encoder(subject.start_folder)[0]}
+    return {**start, "untrained": untrained(subject, config, seed, is_first)}
+
+
 def untrained(subject: Subject, config: EncoderConfig, seed: int, is_first: bool = True) -> VisionTransformer:
-    """The encoder as it was before training, or an equal one with other random weights.
+    """The encoder with random weights, as it was before training, or an equal one with others.
 
     The run's own is used for the first of several seeds.
     """

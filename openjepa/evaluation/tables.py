@@ -10,7 +10,7 @@ from rich.text import Text
 
 from openjepa.evaluation.results import Metric, Result
 
-SUBJECT_NAMES = {"encoder": "trained", "untrained": "untrained", "pixels": "pixels"}
+SUBJECT_NAMES = {"encoder": "trained", "start": "start", "untrained": "untrained", "pixels": "pixels"}
 SELECTION_WORDS = {"both": "held_out; paper where the probe's name says so"}
 PAPER_SUFFIX = " (paper)"
 """Ends the name of a number whose settings were chosen on the test images, where a result holds both kinds."""
@@ -60,6 +60,8 @@ def print_results(results: Sequence[Result], console: Console | None = None) -> 
         _print_remarks(result, console)
     if done:
         _say("majority: always answering the most frequent class of the training images", console, "dim")
+    if any("start" in result.subjects for result in done):
+        _say("start: the weights that the run began from; untrained: random ones", console, "dim")
     for result in results:
         if result.skipped is not None:
             _say(f"{_title(result)}: skipped, {result.skipped}", console, "yellow")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openjepa.report.curves import format_number
-from openjepa.report.reading import RunFolder, number, text
+from openjepa.report.reading import RunFolder, lookup, number, text
 from openjepa.report.wording import METHOD_WORDS
 
 STATUS_WORDS = {
@@ -76,6 +76,7 @@ def facts(runs: Sequence[RunFolder]) -> list[Fact]:
         "Error": error,
         "Recipe": _recipe,
         "Model": _model,
+        "Began from": _origin,
         "Parameters": _parameters,
         "Data": _data,
         "Images seen": _images_seen,
@@ -103,7 +104,8 @@ def lede(run: RunFolder) -> str:
     model = _model(run).split(", width")[0].replace(", ", " with ", 1)
     # crops are what training sees; the size of the stored pictures would only stand beside them as a second number
     data, crops = re.sub(r",? \d+ x \d+ pixels", "", _description(run)), _crops(run)
-    words = [model or "An encoder", f"trained by {method}" if method else "trained"]
+    further = f"trained further from {_short_origin(run)}" if _short_origin(run) else "trained"
+    words = [model or "An encoder", f"{further} by {method}" if method else further]
     words.append(_joined_by(" of ", f"on crops of {crops}" if crops else "", data) if crops else f"on {data}" if data else "")
     seen, time = images_seen(run), _time(run).split(",")[0]
     length = _joined_by(" in ", f"{format_number(seen)} images seen" if seen else "", time if "images/s" not in time else "")
@@ -157,6 +159,17 @@ def _model(run: RunFolder) -> str:
     detail = f"width {shape[0]:.0f}, {shape[1]:.0f} blocks, {shape[2]:.0f} heads" if all(s is not None for s in shape) else ""
     name = f"ViT {size}, {patch} px patches" if size else ""
     return _joined(name, detail)
+
+
+def _origin(run: RunFolder) -> str:
+    """The weights that it has started from; empty where they were random."""
+    what = text(lookup(run.summary, "init", "what", default="") or "", 160)
+    return _joined_by(": ", text(run.setting("run", "init", default="") or "", 200), what)
+
+
+def _short_origin(run: RunFolder) -> str:
+    """Their file or folder."""
+    return text(str(run.setting("run", "init", default="") or "").rstrip("/").rpartition("/")[2], 60)
 
 
 def _parameters(run: RunFolder) -> str:

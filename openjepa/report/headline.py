@@ -94,4 +94,5 @@ def _gain(row: Row) -> str:
     if row.gain is None:
         return ""
     points = f"{percent(row.gain, sign=True)} points"
-    return f"{points} against the better baseline" if row.is_clear else f"within the error of the better baseline ({points})"
+    baseline = "best baseline" if len(row.scores) > 3 else "better baseline"
+    return f"{points} against the {baseline}" if row.is_clear else f"within the error of the {baseline} ({points})"

@@ -49,7 +49,7 @@ class Measured:
     """Without the suffix that says how its settings were chosen."""
     selection: str
     scores: Mapping[str, Score]
-    """By subject: encoder, untrained, pixels; a subject may lack it."""
+    """By subject: encoder, start, untrained, pixels; a subject may lack it."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Row:
     task: str
     probe: str
     scores: Mapping[str, Score]
-    """By subject: encoder, untrained, pixels."""
+    """By subject: encoder, start, untrained, pixels."""
     selection: str
     chance: float | None
     """Accuracy of always giving the most frequent class."""
@@ -82,7 +82,7 @@ class Row:
 
     @property
     def gain(self) -> float | None:
-        """Accuracy above the better baseline."""
+        """Accuracy above the best baseline."""
         baselines = [self.scores[name].value for name in SUBJECTS[1:] if name in self.scores]
         return self.scores["encoder"].value - max(baselines) if baselines and "encoder" in self.scores else None
 

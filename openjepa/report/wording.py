@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-SUBJECTS = ("encoder", "untrained", "pixels")
-SUBJECT_WORDS = {"encoder": "trained", "untrained": "untrained", "pixels": "pixels"}
+SUBJECTS = ("encoder", "start", "untrained", "pixels")
+SUBJECT_WORDS = {"encoder": "trained", "start": "start", "untrained": "untrained", "pixels": "pixels"}
 MAIN_PROBE = "linear-cached"
 PROBE_WORDS = {
     MAIN_PROBE: "a linear probe on features of one center view, computed once: published linear numbers, trained on augmented "

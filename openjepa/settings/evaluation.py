@@ -55,7 +55,8 @@ class EvaluationSettings:
     max_skipped: float = 0.05
     """Share of unreadable images of a split above which there are no numbers."""
     baselines: tuple[Literal["untrained", "pixels"], ...] = ("untrained", "pixels")
-    """What is evaluated beside the encoder with the same probes."""
+    """What is evaluated beside the encoder with the same probes. `untrained`: with random weights; beside these, of a run that
+    began from weights (`run.init`), the encoder with those."""
     encoder: Literal["target", "context"] = "target"
     """Which encoder of a run, or of a file that holds both, is evaluated (paper: the target encoder)."""
     heads: int | None = None

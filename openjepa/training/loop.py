@@ -80,7 +80,8 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
     for line in introduce(config, method, sampler, splits.description, device, precision, total_steps, steps_per_epoch):
         print(line)
     if dry_run:
-        begin(method, config, weights, found=None)
+        if weights is not None:  # else random ones, or those of a checkpoint
+            begin(method, config, weights, found=None)
         return None
     with ExitStack() as resources:
         # ------------------------------------------------------------ run folder and resume point

@@ -12,7 +12,7 @@ from openjepa.engine.checkpoint import RunIdentity, TrainerState, read_state
 from openjepa.engine.device import device_name, memory_limit
 from openjepa.engine.display import format_count, format_seconds
 from openjepa.engine.estimate import Estimate, estimate
-from openjepa.engine.run_folder import RunFolder
+from openjepa.engine.run_folder import RunFolder, weights_name
 from openjepa.engine.run_log import logged_steps
 from openjepa.masks.base import MaskSampler, TokenShape
 from openjepa.methods import METHODS
@@ -176,7 +176,7 @@ def introduce(
     images = total_steps * config.optim.batch_size
     kept = BYTES_KEPT[precision] * method.kept_widths() * micro
     width = config.model.shape().width
-    origin = f", as run.init={config.run.init} has" if config.run.init else ""
+    origin = f" from {weights_name(config.run.init)}" if config.run.init else ""
     remarks = [*_coupled(config, method), *method.remarks(total_steps)]
     remarks += never_reached(config.method, total_steps, steps_per_epoch)
     needs = estimate(method, method.step_flops(), kept, images, width, device, precision)

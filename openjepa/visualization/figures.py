@@ -35,6 +35,8 @@ MASK_CAPTIONS = {
     "Right: how often each patch is visible, and how often it is masked.",
 }
 BEFORE, AFTER = "untrained", "trained"
+START = "start"
+"""In the place of `untrained` where the run began from weights."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Subject:
 
     config: RunConfig
     encoders: dict[str, tuple[VisionTransformer, EncoderConfig]]
-    """`untrained` (where the run kept it) and `trained`."""
+    """`untrained`, or `start` of a run that began from weights (where the run kept it), and `trained`."""
     shown: Pictured
     gallery: Pictured
     device: torch.device
@@ -92,7 +94,8 @@ def visualize_run(run: Path, num_images: int = 8, seed: int = 0, device: str = "
 def _open(run: Path, num_images: int, seed: int, device: torch.device) -> Subject:
     config = load_run_config(run)
     encoders = {}
-    for name, folder in ((BEFORE, run / "encoder_initial"), (AFTER, run / "encoder")):
+    before = BEFORE if config.run.init is None else START
+    for name, folder in ((before, run / "encoder_initial"), (AFTER, run / "encoder")):
         if (folder / "config.json").exists():
             encoder, settings = load_encoder(folder)
             encoders[name] = (encoder.to(device), settings)
@@ -133,11 +136,13 @@ def _components(subject: Subject, folder: Path) -> Entry | None:
     caption = (
         "The first three principal components of all patch features shown, as red, green and blue, each encoder with its own. "
         "Once an encoder has learned, like content has like colors; an untrained one mostly shows brightness and position. "
-        "Twice as fine as the patch grid, by shifting the images."
+        f"{_about_start(subject)}Twice as fine as the patch grid, by shifting the images."
     )
-    return Entry(
-        "Patch features", caption, "pca.png", "Images above maps of patch features of the untrained and the trained encoder"
-    )
+    return Entry("Patch features", caption, "pca.png", "Images above maps of patch features before and after training")
+
+
+def _about_start(subject: Subject) -> str:
+    return "Start: the weights that the run began from. " if START in subject.encoders else ""
 
 
 def _similarity(subject: Subject, folder: Path) -> Entry | None:

@@ -41,7 +41,14 @@ def read(contents: Contents, choice: Choice) -> Loaded:
     config = infer_config(vit.tensors(), choice.heads, where)
     encoder = read_vit(vit, config, where)
     part = f", {choice.encoder} encoder ({name})" if name not in PLACES else ""
-    return Loaded(encoder, config, None, None, f"{_method(contents.groups)}{part}: {size_words(config)}")
+    words = f"{_method(contents.groups)}{part}: {size_words(config)}"
+    return Loaded(encoder, config, None, None, words, _encoders(contents.groups))
+
+
+def _encoders(groups: Groups) -> tuple[str, ...]:
+    """Which of the two are there; a network without a name of either counts as the target."""
+    found = vit_groups(groups)
+    return tuple(which for which, names in PAIRS.items() if any(name in found for name in names)) or ("target",)
 
 
 def _place(contents: Contents, choice: Choice) -> str:

@@ -63,7 +63,7 @@ def _print(done: "Conversion") -> None:
     for path in files:
         console.print(Text(f"  {_size(path.stat().st_size):>9}  {path.relative_to(done.folder)}"))
     for check in done.checks:
-        console.print(Text(f"checked: {check.what} differ by at most {check.difference:.2g}", "green"), soft_wrap=True)
+        console.print(Text(f"checked: {check.words()}", "green"), soft_wrap=True)
     for remark in done.remarks:
         console.print(Text(f"note: {remark}", "yellow"), soft_wrap=True)
     library, code = loading(done.to, shown, done.config, done.model)[-1]

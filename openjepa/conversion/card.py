@@ -15,6 +15,7 @@ from openjepa.weights.hub import is_hub_name
 
 LIBRARIES = {"safetensors": "openjepa", "official": "openjepa", "transformers": "transformers", "timm": "timm", "onnx": "onnx"}
 """`library_name` of the Hub."""
+POSITION_WORDS = {"sincos": "fixed sin-cos"}
 SETTINGS_SENTENCE = "every setting of the training stands in `training.yaml`, which `openjepa train --config` takes."
 RECIPE_FACTS = (
     *("Recipe", "Model", "Parameters", "Images seen", "Masks", "Optimizer", "Compute"),
@@ -111,7 +112,7 @@ def _index(known: CardFacts) -> Iterator[dict[str, Any]]:
             if value is None:
                 continue
             is_dense = "mIoU" in probe
-            data = text(result.get("data") or result.get("title") or "unknown", 120)
+            data = _data_name(result)
             yield {
                 "task": {"type": "image-segmentation" if is_dense else "image-classification", "name": _title(result)},
                 "dataset": {"name": data, "type": _slug(data)},
@@ -123,6 +124,11 @@ def _index(known: CardFacts) -> Iterator[dict[str, Any]]:
                     }
                 ],
             }
+
+
+def _data_name(result: Mapping[str, Any]) -> str:
+    """The first words of what the data is: the rest counts its images."""
+    return text(re.split(r"[:,]", str(result.get("data") or _title(result)))[0], 80) or "unknown"
 
 
 def _slug(words: str) -> str:
@@ -139,9 +145,10 @@ def _about(known: CardFacts) -> str:
     sentence = f"{text(known.what, 200)}. "
     if known.is_ours and known.run is not None and not known.run.is_encoder:
         sentence = f"{lede(known.run)} This is the run's {known.which} encoder. "
+    positions = POSITION_WORDS.get(config["positions"], config["positions"])
     shape = (
         f"A Vision Transformer of width {config['width']} with {config['depth']} blocks and {config['heads']} heads, patches "
-        f"of {config['patch_size']} pixels, {config['positions']} positions, made for images of {height} x {width} pixels"
+        f"of {config['patch_size']} pixels, {positions} positions, made for images of {height} x {width} pixels"
     )
     pooled = "its class token" if config["pooling"] == "class_token" else "the average of its patches' features"
     own = "" if known.to == "onnx" else " The I-JEPA predictor it was trained with is included." * known.has_predictor
@@ -198,8 +205,7 @@ def _lines(result: Mapping[str, Any], subjects: Sequence[str]) -> Iterator[tuple
     found = lookup(result, "subjects", "encoder", "metrics", default={})
     for probe in found if isinstance(found, Mapping) else ():
         cells = [_cell(lookup(result, "subjects", subject, "metrics", probe)) for subject in subjects]
-        data = text(result.get("data") or "", 80)
-        yield (f"{_title(result)}{f', {data}' if data else ''}", text(probe, 60), *cells, text(result.get("num_test", ""), 12))
+        yield (f"{_title(result)}, {_data_name(result)}", text(probe, 60), *cells, text(result.get("num_test", ""), 12))
 
 
 def _cell(metric: Any) -> str:

@@ -28,6 +28,7 @@ from openjepa.weights.written import DTYPES, Networks, check_holds
 MARK = "conversion.json"
 """In every folder that was written: what it is and what it was made from."""
 FORMAT, VERSION = "openjepa-conversion", 1
+SLOW = {"onnx": ": torch traces the network, about a second per block"}
 CARD, TRAINING = "README.md", "training.yaml"
 
 
@@ -85,7 +86,7 @@ def convert(settings: ConvertSettings, say: Say = silent) -> Conversion:
     check_holds(to, loaded.config, tuple(OUTPUTS))
     networks, notes = _networks(settings, loaded, origin)
     with whole_folder(folder) as unfinished:
-        say(f"writing {to}")
+        say(f"writing {to}{SLOW.get(to, '')}")
         notes += _written(unfinished, to, networks, settings.dtype)
         say("checking what was written")
         checks = verify(unfinished, to, networks)
@@ -193,7 +194,7 @@ def _write_notes(folder: Path, settings: ConvertSettings, done: Conversion, netw
         has_settings=origin.settings is not None,
         run=origin.run,
         results=results,
-        checks=[f"{check.what} differ by at most {check.difference:.2g}" for check in done.checks],
+        checks=[check.words() for check in done.checks],
         remarks=remarks,
     )
     (folder / CARD).write_text(card(facts), encoding="utf-8")

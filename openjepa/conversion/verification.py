@@ -33,6 +33,10 @@ class Check:
     difference: float
     """The largest of any number."""
 
+    def words(self) -> str:
+        """With how far it went."""
+        return f"{self.what} {f'differ by at most {self.difference:.2g}' if self.difference else 'are equal'}"
+
 
 def verify(folder: Path, to: str, networks: Networks) -> list[Check]:
     """Compares the files in `folder` with the networks that they were written from. Raises ValueError where they differ.
@@ -75,7 +79,7 @@ def _verify_folder(folder: Path, to: str, networks: Networks) -> list[Check]:
         checks.append(_compared(networks.context, context, "its context encoder"))
     if networks.predictor is not None and loaded.predictor is not None:
         _check_weights(networks.predictor, loaded.predictor, "predictor")
-        checks.append(Check("weights of the predictor, read back", 0.0))
+        checks.append(Check("the predictor, read back: weights", 0.0))
     return checks
 
 

@@ -15,6 +15,7 @@ from openjepa.config import expand_home, flatten, load_run_config, nearest
 from openjepa.recipes import RECIPES, load_recipe, with_total_steps
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.data import DataSettings, FolderSettings
+from openjepa.settings.embedding import EmbedSettings
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.masks import MaskSettings, MultiblockSettings
 from openjepa.settings.methods import IJepaSettings, MethodSettings
@@ -69,6 +70,20 @@ class EvaluateOptions:
     data: DataSettings = field(default_factory=FolderSettings)
 
 
+@dataclass(frozen=True, kw_only=True)
+class EmbedOptions:
+    """The arguments of `openjepa embed`."""
+
+    subject: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|ENCODER")] = Path()
+    """Run folder, encoder folder, file of published weights, Hugging Face folder, or name on the Hub."""
+    output: Path = Path("features.npy")
+    """The table: X.npy (the images in X.csv, how it was made in X.json) or X.parquet (all in one file)."""
+    again: bool = False
+    """Start over where there is a table, or parts of one."""
+    embedding: Annotated[EmbedSettings, Unprefixed] = field(default_factory=EmbedSettings)
+    data: DataSettings = field(default_factory=FolderSettings)
+
+
 _GROUPS = ("data", "model", "masks", "method", "optim", "run", "monitor", "system")
 SHORT = ("init", "init_encoder", "init_heads")
 """Options of `openjepa train` that may leave out `run.`"""
@@ -101,6 +116,22 @@ def parse_evaluate(argv: Sequence[str], prog: str, description: str) -> tuple[Ev
     options = parse(EvaluateOptions, argv, prog, description, defaults)
     given = any(item.startswith("--") and normalized(item).startswith("data.") for item in argv)
     return options, options.data if given else None
+
+
+def parse_embed(argv: Sequence[str], prog: str, description: str) -> tuple[EmbedOptions, DataSettings | None]:
+    """The options of `openjepa embed`, and its data settings if any is given (else the run's own are meant).
+
+    A path or a source that is given means other images, opened with plain settings; other data settings change the run's own.
+    """
+    require(argv, "a run folder or an encoder", prog)
+    given = given_settings(argv)
+    run = Path(argv[0]).expanduser() / "config.yaml" if not argv[0].startswith("-") else None
+    data: DataSettings = FolderSettings()
+    if run is not None and run.exists() and not given & {"data.path", "data.source"}:
+        data = load_run_config(run).data
+    defaults = EmbedOptions(data=select_component(data, "data", argv))
+    options = parse(EmbedOptions, argv, prog, description, defaults)
+    return options, options.data if any(name.startswith("data.") for name in given) else None
 
 
 def with_long_names(argv: Sequence[str]) -> list[str]:
@@ -266,5 +297,5 @@ def _about_switches(item: str, argv: Sequence[str], prog: str) -> str:
 
 def option_names(options: object) -> list[str]:
     """Every option that `parse` takes for this dataclass; positional arguments are none."""
-    names = [name.removeprefix("evaluation.").replace("_", "-") for name in flatten(options)]
+    names = [name.removeprefix("evaluation.").removeprefix("embedding.").replace("_", "-") for name in flatten(options)]
     return [f"--{name}" for name in names if name not in _POSITIONAL]

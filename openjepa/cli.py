@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("evaluate", "k-NN and linear probes of an encoder"),
     "visualize": ("visualize", "pictures of what an encoder has learned"),
     "report": ("report", "one HTML file on one run or several"),
+    "embed": ("embed", "features of all images of a folder or data set as one NumPy or Parquet file"),
     "search": ("search", "nearest images, near-duplicates and outliers, in features that embed wrote"),
     "convert": ("convert", "weights for transformers, timm, ONNX and the released I-JEPA program"),
     "ablate": ("ablate", "train and evaluate runs that differ in one thing, e.g. the method, and compare them"),

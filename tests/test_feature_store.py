@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from openjepa.data.source import ListSource
-from openjepa.evaluation import features, store
+from openjepa.evaluation import store
 from openjepa.evaluation.features import EncoderFeatures, PixelFeatures, View, extract_features
 from openjepa.evaluation.store import RowWriter, read_rows
 from openjepa.models.vit import build_encoder
@@ -240,5 +240,5 @@ def test_a_killed_program_is_continued(tmp_path: Path) -> None:
 def test_a_batch_in_parts_gives_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     images, extractor = torch.stack([image(index) for index in range(10)]), encoder_features()
     whole = extractor.extract(images)
-    monkeypatch.setattr(features, "CPU_PATCHES", 14)  # three images of four patches
+    monkeypatch.setattr("openjepa.engine.embedding.CPU_PATCHES", 14)  # three images of four patches
     torch.testing.assert_close(extractor.extract(images), whole)

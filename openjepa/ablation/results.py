@@ -1,13 +1,13 @@
 """What the runs of an ablation have given, one file a run, and all of them in results.json. Free of torch."""
 
-import fcntl
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from openjepa.engine import claims
 from openjepa.whole_files import whole_file
 
 RESULTS = "results"
@@ -76,18 +76,9 @@ def _read(path: Path) -> RunResult | None:
     return RunResult(**values | {"budgets": tuple(values["budgets"])})
 
 
-@contextmanager
-def claimed(output: Path, name: str, wait: bool = False) -> Iterator[bool]:
+def claimed(output: Path, name: str, wait: bool = False) -> AbstractContextManager[bool]:
     """Whether this process alone has the work `name` of the ablation until the block ends; a killed process has it no more.
 
     `wait`: until another process has done its part, and then always True.
     """
-    folder = output / ".claims"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / name).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield True
+    return claims.claimed(output / ".claims", name, wait)

@@ -4,6 +4,7 @@ from openjepa.commands.ablation import ablate
 from openjepa.commands.bench import bench_data, bench_energy, bench_step
 from openjepa.commands.conversion import convert
 from openjepa.commands.data import data_check, data_masks, data_scenes
+from openjepa.commands.embedding import embed
 from openjepa.commands.evaluation import evaluate
 from openjepa.commands.search import search
 from openjepa.commands.stages import quickstart, report, train, visualize
@@ -17,6 +18,7 @@ __all__ = [
     "data_check",
     "data_masks",
     "data_scenes",
+    "embed",
     "evaluate",
     "quickstart",
     "report",

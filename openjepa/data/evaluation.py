@@ -1,8 +1,9 @@
 """Images in the view that is evaluated, in their order, for features and probes."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -40,20 +41,45 @@ class _EvaluationReader:
     fit: str
 
     def __call__(self, indices: NDArray[np.int64]) -> tuple[UInt8[Tensor, "n 3 h w"], list[int], list[Skipped]]:
-        images = torch.empty((len(indices), 3, *self.size), dtype=torch.uint8)
-        used: list[int] = []
-        unreadable: list[Skipped] = []
-        # A crop of a reduced decoding would differ a little from one of the full image; at twice the size it does not matter.
-        enough = 2 * round(max(self.size) * EVALUATION_MARGIN)
-        for index in indices.tolist():
-            try:
-                pixels = torch.from_numpy(decode_image(self.source.read(index), enough))
-            except (ValueError, OSError) as error:
-                unreadable.append(Skipped(self.source.name(index), str(error)))
-                continue
-            images[len(used)] = evaluation_view(pixels, self.size, self.fit)
-            used.append(index)
-        return images[: len(used)], used, unreadable
+        records = [Record(self.source.name(index), partial(self.source.read, index)) for index in indices.tolist()]
+        images, places, unreadable = evaluation_views(records, self.size, self.fit)
+        return images, indices[places].tolist(), unreadable
+
+
+@dataclass(frozen=True)
+class Record:
+    """An image file that is to be decoded."""
+
+    name: str
+    read: Callable[[], bytes]
+
+
+def evaluation_views(
+    records: Sequence[Record],
+    size: tuple[int, int],
+    fit: str,
+    every: Callable[[Callable[[int], str | None], Iterable[int]], Iterable[str | None]] = map,
+) -> tuple[UInt8[Tensor, "n 3 h w"], list[int], list[Skipped]]:
+    """Views of the records that can be read, their places among all, and those that cannot be read with the reason.
+
+    `every`: calls a function for every place, as `map` does, or a pool of threads.
+    """
+    images = torch.empty((len(records), 3, *size), dtype=torch.uint8)
+    # A crop of a reduced decoding would differ a little from one of the full image; at twice the size it does not matter.
+    enough = 2 * round(max(size) * EVALUATION_MARGIN)
+
+    def problem(place: int) -> str | None:
+        try:
+            pixels = torch.from_numpy(decode_image(records[place].read(), enough))
+        except (ValueError, OSError) as error:
+            return str(error) or type(error).__name__
+        images[place] = evaluation_view(pixels, size, fit)
+        return None
+
+    reasons = list(every(problem, range(len(records))))
+    places = [place for place, reason in enumerate(reasons) if reason is None]
+    unreadable = [Skipped(records[place].name, reason) for place, reason in enumerate(reasons) if reason is not None]
+    return (images[places] if unreadable else images), places, unreadable
 
 
 def evaluation_batches(

@@ -43,7 +43,11 @@ class FolderSource(ListSource):
 
     def read(self, index: int) -> bytes:
         """Contents of a file."""
-        return (self._root / self.name(index)).read_bytes()
+        return self.path(index).read_bytes()
+
+    def path(self, index: int) -> Path:
+        """Where a file lies."""
+        return self._root / self.name(index)
 
     def name(self, index: int) -> str:
         """Path of a file below the folder."""
@@ -77,6 +81,17 @@ def open_folder(settings: FolderSettings, seed: int) -> Splits:
         train, test = splits
     check_usable(train, f"data.path={settings.path!r}")
     return Splits(train, test, _description(root, train, test, num_ignored))
+
+
+def left_out(settings: FolderSettings) -> dict[str, FolderSource]:
+    """Images of a folder with splits that `open_folder` does not open, by folder: unlabeled or further splits."""
+    root, files, _ = _innermost(existing_path(settings.path))
+    opened = _split_folders(root, files)
+    if opened is None:
+        return {}
+    taken = {source.path(0).relative_to(root).parts[0] for source in opened if source is not None}
+    names = sorted({_top(file) for file in files} - taken)
+    return {name: FolderSource(root / name, _below(files, name)) for name in names}
 
 
 def existing_path(path: str) -> Path:

@@ -59,6 +59,24 @@ def open_huggingface(settings: HuggingFaceSettings, seed: int) -> Splits:
     return Splits(train, test, _description(settings, train, test))
 
 
+def left_out(settings: HuggingFaceSettings) -> dict[str, ListSource]:
+    """Splits that `open_huggingface` does not open, by name: unlabeled or further ones. None of what is streamed."""
+    if settings.streaming:
+        return {}
+    local = _local_files(settings.path)
+    available = _hub_splits(settings) if local is None else list(local.splits)
+    train_split = _split_name(settings.train_split, available, local, "train_split")
+    others = [name for name in available if name != train_split]
+    if settings.test_split is not None:
+        tested = _split_name(settings.test_split, available, local, "test_split")
+        others = [name for name in others if name != tested]
+    opened = {name: _open_list(settings, local, name) for name in others}
+    if settings.test_split is None:
+        tested = next((name for name in TEST_SPLITS if name in opened and opened[name].labels is not None), "")
+        opened.pop(tested, None)
+    return opened
+
+
 def require_library() -> None:
     """Raises ValueError where the packages of the extra `data` are missing."""
     for package in ("datasets", "pyarrow"):

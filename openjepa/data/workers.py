@@ -50,12 +50,12 @@ def choose_workers(workers: int | None, cache: str = "none") -> int:
     return 0 if cache != "none" else min(16, max(1, available_cores() - 1))
 
 
-def check_shared_memory(workers: int, needed: int) -> None:
+def check_shared_memory(workers: int, needed: int, setting: str = "system.workers") -> None:
     """Raise ValueError where the results in flight do not fit into shared memory, which would kill the workers."""
     folder = Path("/dev/shm")
     if folder.is_dir() and shutil.disk_usage(folder).free < needed:
         raise ValueError(
-            f"system.workers={workers} needs {needed:,} bytes of shared memory, but /dev/shm has only "
+            f"{setting}={workers} needs {needed:,} bytes of shared memory, but /dev/shm has only "
             f"{shutil.disk_usage(folder).free:,} free: use fewer workers, or enlarge it (docker run --shm-size=2g)"
         )
 

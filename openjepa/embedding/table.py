@@ -19,6 +19,7 @@ FORMAT, VERSION = "openjepa-features", 1
 COLUMNS = ("path", "split", "index", "label")
 """Of the images: name in its source, split, number in the split, and class number or nothing."""
 METADATA_KEY = b"openjepa"
+ENDINGS = (".npy", ".parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,10 @@ class Manifest:
     """Which splits of the source, in the order of the rows."""
     seed: int = 0
     """With which the source was opened."""
+    images: str = ""
+    """Splits, numbers of images and hashes of their names: tells other images."""
+    class_names: tuple[str, ...] = ()
+    """Of the labels, where the data names them."""
     skipped: int = 0
     """Images that could not be read and have no row."""
 
@@ -105,7 +110,7 @@ class FeatureTable:
         Those of `.npy` are views into the mapped file.
         """
         if self._features is None:
-            yield from _parquet_blocks(self.path, self.manifest, num_rows, start)
+            yield from parquet_blocks(self.path, self.manifest, num_rows, start)
             return
         for first in range(start, len(self), num_rows):
             yield first, self._features[first : first + num_rows]
@@ -153,23 +158,34 @@ def _open_numpy(path: Path) -> FeatureTable:
     return FeatureTable(path, manifest, rows, features)
 
 
-def _open_parquet(path: Path) -> FeatureTable:
+def parquet_manifest(path: Path) -> Manifest:
+    """The manifest in the schema of a Parquet file. Raises ValueError where there is none."""
     import pyarrow.parquet as parquet
 
     try:
-        file = parquet.ParquetFile(path)
-        text = (file.schema_arrow.metadata or {}).get(METADATA_KEY)
-        if text is None:
-            raise ValueError("its schema has no manifest of openjepa embed")
-        names = file.read(columns=list(COLUMNS)).to_pydict()
+        text = (parquet.read_schema(path).metadata or {}).get(METADATA_KEY)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is no file of features that openjepa embed wrote ({error})") from error
+    if text is None:
+        raise ValueError(f"{path} is no file of features that openjepa embed wrote (its schema has no manifest)")
+    return manifest_from_json(text.decode(), str(path))
+
+
+def _open_parquet(path: Path) -> FeatureTable:
+    import pyarrow.parquet as parquet
+
+    manifest = parquet_manifest(path)
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = file.read(columns=list(COLUMNS)).to_pydict()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or cut off ({error}); embed the images again") from error
     rows = [Row(*item) for item in zip(*(names[name] for name in COLUMNS), strict=True)]
-    return FeatureTable(path, manifest_from_json(text.decode(), str(path)), rows, None)
+    return FeatureTable(path, manifest, rows, None)
 
 
-def _parquet_blocks(path: Path, manifest: Manifest, num_rows: int, start: int) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Blocks of a Parquet file, read row group by row group."""
+def parquet_blocks(path: Path, manifest: Manifest, num_rows: int, start: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
+    """(number of its first row, features [b, *shape]) of blocks of a Parquet file, read row group by row group."""
     import pyarrow.parquet as parquet
 
     file, first = parquet.ParquetFile(path), 0

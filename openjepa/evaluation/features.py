@@ -19,6 +19,7 @@ from openjepa.data.fingerprint import source_hash
 from openjepa.data.source import ListSource
 from openjepa.engine.device import autocast, resolve_precision
 from openjepa.engine.embedding import in_caches
+from openjepa.engine.moving import Moving
 from openjepa.engine.progress import progress
 from openjepa.evaluation.rows import CHUNK_ELEMENTS, LARGE_BYTES, is_large
 from openjepa.evaluation.store import RowWriter, read_rows
@@ -217,7 +218,7 @@ def _compute(view: View, extractors: Mapping[str, tuple[Extractor, RowWriter]]) 
     starts = {name: writer.num_rows for name, (_, writer) in extractors.items()}
     first = complete = min(starts.values())  # every record before `complete` has a row
     indices: list[Tensor] = []
-    waiting: list[tuple[RowWriter, _Moving, bool]] = []
+    waiting: list[tuple[RowWriter, Moving, bool]] = []
     for batch in _with_progress(view, first):
         indices.append(batch.indices)
         seen = int(batch.indices[-1]) + 1
@@ -228,7 +229,7 @@ def _compute(view: View, extractors: Mapping[str, tuple[Extractor, RowWriter]]) 
             is_new = batch.indices >= starts[name]
             if bool(is_new.any()):
                 rows = extractor.extract(batch.images if bool(is_new.all()) else batch.images[is_new])
-                started.append((writer, _Moving(rows.to(writer.dtype)), is_whole))
+                started.append((writer, Moving(rows.to(writer.dtype)), is_whole))
         _write(waiting)  # while the device computes
         waiting = started
     _write(waiting)
@@ -241,7 +242,7 @@ def _compute(view: View, extractors: Mapping[str, tuple[Extractor, RowWriter]]) 
     }
 
 
-def _write(waiting: "list[tuple[RowWriter, _Moving, bool]]") -> None:
+def _write(waiting: list[tuple[RowWriter, Moving, bool]]) -> None:
     for writer, moving, can_continue in waiting:
         writer.append(moving.arrived(), can_continue)
 
@@ -250,25 +251,6 @@ def _finished(writer: RowWriter, num: int, indices: Int[Tensor, " n"]) -> Featur
     if writer.num_rows < num:
         return Features(writer.take(), indices)
     return Features(writer.finish(), indices)
-
-
-class _Moving:
-    """Rows on their way to the CPU, for which the device does not wait."""
-
-    def __init__(self, rows: Shaped[Tensor, "B F"]) -> None:
-        is_cuda = rows.device.type == "cuda"
-        self._event = torch.cuda.Event() if is_cuda else None  # type: ignore[no-untyped-call]  # torch has no types for it
-        if self._event is None:
-            self._rows = rows
-        else:
-            self._rows = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
-            self._rows.copy_(rows, non_blocking=True)
-            self._event.record()
-
-    def arrived(self) -> Shaped[Tensor, "B F"]:
-        if self._event is not None:
-            self._event.synchronize()
-        return self._rows.cpu()
 
 
 def _with_progress(view: View, first: int) -> Iterator[Images]:

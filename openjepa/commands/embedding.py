@@ -1,0 +1,115 @@
+"""The command `openjepa embed`."""
+
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from openjepa.arguments import is_help, parse_embed
+from openjepa.commands.paths import check_evaluated
+
+if TYPE_CHECKING:
+    from openjepa.embedding.running import Embedded
+
+EMBED_HELP = """openjepa embed RUN|ENCODER --data.path FOLDER [OPTIONS]: features of every image of a folder or data set, as one
+file. ENCODER: an encoder folder, a file of published weights, a Hugging Face folder or a name on the Hub. Of a run without
+--data.*, its own images are embedded.
+
+X.npy is an array with one row per image, the images are listed in X.csv; X.parquet holds both. `openjepa search` reads either.
+Unreadable images have no row and are listed in X.skipped.jsonl.
+
+Repeat the command to continue where it was stopped; what is done lies in X.npy.parts meanwhile. Start it several times, on any
+number of machines that share the folder of the output, and the work is shared; on one machine with several GPUs use torchrun.
+
+examples:
+  openjepa embed runs/mine --data.path ~/photos --output photos.npy
+  openjepa embed facebook/ijepa_vith14_1k --data.path ~/photos --output photos.parquet
+  openjepa embed runs/mine --output own.npy                            the images that the run was trained on
+  openjepa embed runs/mine --data.path ~/photos --features patches     a vector for every patch
+  openjepa embed runs/mine --data.source huggingface --data.path "shards/*.tar" --data.streaming --output shards.parquet
+  torchrun --nproc-per-node 8 -m openjepa embed runs/mine --data.path ~/photos --output photos.npy"""
+
+
+def embed(argv: Sequence[str], prog: str) -> None:
+    """Embeds a data set."""
+    started = (
+        time.time()
+    )  # before torch is imported, so that all processes of one command have started before any has done much
+    if argv and not argv[0].startswith("-") and not is_help(argv):
+        check_evaluated(Path(argv[0]).expanduser())
+    options, data = parse_embed(argv, prog, EMBED_HELP)
+    from openjepa.embedding.checking import check_output, check_settings
+
+    check_settings(options.embedding)
+    check_output(options.output)
+    from openjepa.embedding.running import embed_dataset
+
+    with _terminated():
+        embedded = embed_dataset(
+            options.subject, data, options.embedding, options.output, again=options.again, started=started, say=_say
+        )
+    _print(embedded)
+
+
+@contextmanager
+def _terminated() -> Iterator[None]:
+    """SIGTERM ends the command like Ctrl-C, leaving no half a part, with the exit code 143."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _print(embedded: "Embedded") -> None:
+    """What has become of it, as a table, and the next command."""
+    if embedded.status == "there already":
+        print(f"{embedded.output} is there already, made of the same images, weights and settings; --again makes it anew")
+        return
+    if embedded.status == "by another process":
+        print(f"{embedded.output} was put together by another process; this one has embedded {embedded.num_images:,} images")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in _lines(embedded).items():
+        table.add_row(name, value)
+    Console().print(table)
+    print(f"\nnext: openjepa search {embedded.output} --image IMAGE")
+
+
+def _lines(embedded: "Embedded") -> dict[str, str]:
+    manifest, rows = embedded.manifest, embedded.rows_by_split
+    num_rows = sum(rows.values())
+    splits = "" if len(rows) == 1 else " (" + ", ".join(f"{name} {number:,}" for name, number in rows.items()) + ")"
+    lines = {"images": f"{num_rows:,}{splits}"}
+    if manifest.skipped:
+        lines["skipped"] = f"{manifest.skipped:,} that cannot be read, listed in {embedded.files()[-1]}"
+    how = {"average": "the average of the patches", "class_token": "the class token"}[manifest.pooling]
+    what = f"{manifest.shape[-1]} numbers an image, {how}"
+    if manifest.kind == "patches":
+        what = "{} x {} patches of {} numbers an image".format(*manifest.shape)
+    lines["features"] = f"{what}; {manifest.dtype}, computed in {manifest.precision}"
+    if embedded.num_images:
+        rate = f"{embedded.num_images / max(embedded.seconds, 1e-9):,.1f} images/s"
+        share = "" if embedded.num_images == num_rows else f" by this process, which embedded {embedded.num_images:,}"
+        lines["speed"] = rate + share
+    size = sum(path.stat().st_size for path in embedded.files())
+    lines["written"] = f"{', '.join(str(path) for path in embedded.files())} ({_bytes(size)})"
+    return lines
+
+
+def _bytes(number: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:,.2f} GB"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

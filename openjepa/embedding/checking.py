@@ -1,0 +1,76 @@
+"""Mistakes that are found before anything is loaded. Free of torch."""
+
+import csv
+import importlib.util
+import json
+from pathlib import Path
+
+from openjepa.config import flatten, nearest
+from openjepa.embedding.table import COLUMNS, ENDINGS, FORMAT
+from openjepa.ranges import COUNT, FRACTION, NOT_NEGATIVE, Range, check_range
+from openjepa.settings.embedding import EmbedSettings
+
+RANGES: dict[str, Range] = {
+    "image_size": COUNT,
+    "heads": COUNT,
+    "part_images": COUNT,
+    "batch_size": COUNT,
+    "max_skipped": FRACTION,
+    "threads": COUNT,
+    "workers": NOT_NEGATIVE,
+    "seed": NOT_NEGATIVE,
+}
+"""Smallest and largest value of a setting, and how an error says it."""
+
+
+def check_settings(settings: EmbedSettings) -> None:
+    """Raises ValueError at the first setting that cannot work."""
+    for name, value in flatten(settings).items():
+        for item in value if isinstance(value, tuple) else (value,):
+            if name in RANGES and isinstance(item, int | float):
+                check_range(name, item, RANGES[name])
+
+
+def check_output(output: Path) -> None:
+    """Raises ValueError where nothing, or not this, can be written to `output`; files of others are never replaced."""
+    if output.suffix not in ENDINGS:
+        kinds = " or ".join(ENDINGS)
+        near = nearest(output.suffix, ENDINGS) if output.suffix else f"give it one, e.g. {output.name or 'features'}.npy"
+        raise ValueError(f"--output {output} must end in {kinds}: {near}")
+    if output.is_dir():
+        raise ValueError(f"--output {output} is a folder: name a file, e.g. --output {output / 'features.npy'}")
+    if not output.parent.is_dir():
+        raise ValueError(f"--output {output}: there is no folder {output.parent}; make it first, or name a file elsewhere")
+    if output.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise ValueError(f"--output {output} needs the package pyarrow: pip install 'openjepa[data]', or name a .npy file")
+    if output.suffix == ".npy":
+        _check_beside(output)
+
+
+def _check_beside(output: Path) -> None:
+    """Raises ValueError where a .csv, .json or .npy lies there that openjepa embed has not written."""
+    described, listed = output.with_suffix(".json"), output.with_suffix(".csv")
+    foreign = [path for path, is_ours in ((described, _describes), (listed, _lists)) if path.exists() and not is_ours(path)]
+    if output.exists() and not described.exists():
+        foreign.append(output)
+    if foreign:
+        raise ValueError(
+            f"--output {output} would replace {foreign[0]}, which openjepa embed has not written: name another file, or move "
+            "that one away"
+        )
+
+
+def _describes(path: Path) -> bool:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(entries, dict) and entries.get("format") == FORMAT
+
+
+def _lists(path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            return next(csv.reader(file), None) == list(COLUMNS)
+    except (OSError, csv.Error):
+        return False

@@ -1,0 +1,114 @@
+"""Which images are embedded: the splits of a data source, all of their images."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from openjepa.config import to_dict
+from openjepa.data import open_splits
+from openjepa.data.fingerprint import source_hash
+from openjepa.data.folder import left_out as other_folders
+from openjepa.data.huggingface import left_out as other_splits
+from openjepa.data.source import ListSource, ShardSource
+from openjepa.settings.data import DataSettings, FolderSettings, HuggingFaceSettings
+
+Source = ListSource | ShardSource
+WITHOUT_EFFECT = {
+    "image_size",
+    "crop_scale",
+    "crop_aspect",
+    "interpolation",
+    "horizontal_flip",
+    "pixel_mean",
+    "pixel_std",
+    "cache",
+    "cache_size",
+    "max_skipped",
+    "window",
+}
+"""Settings of a data source that only concern training."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """What is embedded."""
+
+    sources: Mapping[str, Source]
+    """By split, in the order of the rows: `train`, `test`, and what else there is."""
+    settings: DataSettings
+    """With which the data source is opened again to find the images."""
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Of the labels, where the data names them."""
+        return next((source.class_names for source in self.sources.values() if source.class_names), None)
+
+    def summary(self) -> str:
+        """What they are, to be printed."""
+        counts = {
+            name: f"{len(source):,} {'images' if isinstance(source, ListSource) else 'shards'}"
+            for name, source in self.sources.items()
+        }
+        listed = (
+            ", ".join(f"{name} {count}" for name, count in counts.items()) if len(counts) > 1 else next(iter(counts.values()))
+        )
+        return f"{self.settings.name()}: {listed}"
+
+    def described(self) -> str:
+        """Splits, numbers of images and a hash of their names and of some of their bytes: other images are told by it."""
+        return ", ".join(f"{name} {_length(source)} ({_hash(source)})" for name, source in self.sources.items())
+
+    def entries(self) -> dict[str, Any]:
+        """The settings for the manifest: those with an effect, the path absolute."""
+        kept = {name: value for name, value in to_dict(self.settings).items() if name not in WITHOUT_EFFECT}
+        if kept.get("path") and (Path(kept["path"]).exists() or "*" in kept["path"]):
+            kept["path"] = str(Path(kept["path"]).absolute())
+        return kept
+
+
+def open_images(settings: DataSettings, splits: Literal["all", "train", "test"], seed: int) -> Images:
+    """The images of the splits. `all`: every image there is, in whatever split, labeled or not; nothing is held out.
+
+    Raises ValueError where a split is wanted that there is not.
+    """
+    if splits == "all" and isinstance(settings, FolderSettings):
+        settings = replace(settings, test_fraction=0.0)
+    opened = open_splits(settings, seed)
+    sources: dict[str, Source] = {"train": opened.train}
+    if opened.test is not None:
+        sources["test"] = opened.test
+    if splits != "all":
+        if splits not in sources:
+            raise ValueError(f"splits={splits!r}: the images have no test split ({opened.description}); use 'all' or 'train'")
+        sources = {splits: sources[splits]}
+    else:
+        sources |= _others(settings, sources)
+    return Images(sources, settings)
+
+
+def _others(settings: DataSettings, sources: Mapping[str, Source]) -> dict[str, Source]:
+    """Splits beside those that training and probes use. A name that means another split here gets a mark."""
+    found: dict[str, Source] = {}
+    if isinstance(settings, FolderSettings):
+        found |= other_folders(settings)
+    elif isinstance(settings, HuggingFaceSettings):
+        found |= other_splits(settings)
+    return {f"{name} (other)" if name in sources else name: source for name, source in found.items()}
+
+
+def _length(source: Source) -> str:
+    if isinstance(source, ListSource):
+        return str(len(source))
+    return f"{len(source)} shards"
+
+
+def _hash(source: Source) -> str:
+    if isinstance(source, ListSource):
+        return source_hash(source)[:12]
+    digest = hashlib.sha256(f"{len(source)} {source.num_records}".encode())
+    for record in islice(source.read_shard(0), 1):
+        digest.update(record.name.encode(errors="surrogateescape") + record.data)
+    return digest.hexdigest()[:12]

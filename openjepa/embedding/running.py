@@ -1,0 +1,161 @@
+"""Embeds a data set: finds out what is to be done, computes parts beside other processes, and puts them together."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from openjepa.embedding.assembling import assemble, skipped_file
+from openjepa.embedding.checking import check_output, check_settings
+from openjepa.embedding.computing import Computation
+from openjepa.embedding.decoding import choose_workers
+from openjepa.embedding.images import Images
+from openjepa.embedding.parts import PartsFolder
+from openjepa.embedding.plan import Plan, finished_manifest, make_plan
+from openjepa.embedding.preparing import find_images, load_encoder, local_processes, make_manifest
+from openjepa.embedding.starting import begin
+from openjepa.embedding.table import Manifest
+from openjepa.embedding.watching import Watch, records_of
+from openjepa.engine.progress import Say, progress, silent
+from openjepa.inference.encoder import Encoder
+from openjepa.settings.data import DataSettings
+from openjepa.settings.embedding import EmbedSettings
+
+POLL_SECONDS = 0.5
+"""Between two looks whether others have done their parts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """What `embed_dataset` has done."""
+
+    output: Path
+    """The table."""
+    status: Literal["written", "by another process", "there already"]
+    manifest: Manifest
+    rows_by_split: dict[str, int] = field(default_factory=dict)
+    """Of a table that this process has put together."""
+    num_images: int = 0
+    """Images that this process has embedded."""
+    seconds: float = 0.0
+    """What that took, without loading."""
+
+    def files(self) -> list[Path]:
+        """Everything that belongs to the table."""
+        beside = [self.output.with_suffix(ending) for ending in (".csv", ".json")] if self.output.suffix == ".npy" else []
+        return [self.output, *beside, *([skipped_file(self.output)] if self.manifest.skipped else [])]
+
+
+def embed_dataset(
+    subject: Path | str,
+    data: DataSettings | None,
+    settings: EmbedSettings,
+    output: Path | str,
+    *,
+    again: bool = False,
+    started: float | None = None,
+    say: Say = silent,
+) -> Embedded:
+    """Writes features of all images of `data`, by the encoder in `subject` (whatever `openjepa.load` reads), to `output`.
+
+    `data`: None means those of the run that `subject` is or lies in. `output` ends in .npy or .parquet (see table.py). Any
+    number of processes may be given the same arguments: they share the work. One that was stopped is continued by the same
+    call, and the table is bitwise the same. `again`: starts over where there is a table, or parts of one. `started`: when the
+    command began, in seconds since 1970: what was made since is a sibling's work and not done again. `say`: told of each step.
+
+    Raises ValueError for settings that cannot work, where a table or parts of it were made of other images, weights or
+    settings, and in the end where too many images cannot be read.
+    """
+    started = time.time() if started is None else started
+    output = Path(output).expanduser()
+    check_settings(settings)
+    check_output(output)
+    encoder = load_encoder(subject, settings)
+    say(f"encoder: {encoder.what}")
+    images, seed = find_images(Path(subject).expanduser(), data, settings)
+    say(f"images: {images.summary()}")
+    plan = make_plan(make_manifest(subject, encoder, images, seed, settings), images.sources, settings.part_images)
+    parts = PartsFolder(output)
+    claim = begin(plan, parts, output, again, started)
+    if claim is None:
+        return Embedded(output=output, status="there already", manifest=plan.manifest)
+    try:
+        return _work(encoder, plan, parts, images, settings, output, say)
+    finally:
+        claim.release()
+
+
+def _work(
+    encoder: Encoder, plan: Plan, parts: PartsFolder, images: Images, settings: EmbedSettings, output: Path, say: Say
+) -> Embedded:
+    """Computes parts until all are done, by whomever, and puts them together unless another process does."""
+    done = parts.done()
+    if done:
+        say(f"going on: {len(done):,} of {len(plan.parts):,} parts are there already")
+    begun = time.monotonic()
+    with _watched(plan, parts, done) as watch:
+        workers = choose_workers(settings.workers, encoder.device, local_processes())
+        computation = Computation(encoder, plan, parts, dict(images.sources), settings.batch_size, workers, watch)
+        _compute(computation, plan, parts, watch, say)
+        seconds = time.monotonic() - begun
+        rows = _put_together(plan, parts, output, settings)
+    manifest = finished_manifest(output)
+    if manifest is None:
+        raise ValueError(f"{output} was removed while it was being made, and its parts too: repeat the command")
+    return Embedded(
+        output=output,
+        status="by another process" if rows is None else "written",
+        manifest=manifest,
+        rows_by_split=rows or {},
+        num_images=computation.num_images,
+        seconds=seconds,
+    )
+
+
+def _compute(computation: Computation, plan: Plan, parts: PartsFolder, watch: Watch, say: Say) -> None:
+    """Until all parts are done; parts of a process that was stopped become free, and are taken over."""
+    try:
+        while parts.exists():
+            if computation.run():
+                continue
+            if len(parts.done()) == len(plan.parts):
+                return
+            watch.look()
+            time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        done = f"{len(parts.done()):,} of {len(plan.parts):,} parts are done and kept in {parts.path}"
+        say(f"{done}: the same command (without --again) goes on")
+        raise
+
+
+def _put_together(plan: Plan, parts: PartsFolder, output: Path, settings: EmbedSettings) -> dict[str, int] | None:
+    """Rows of each split of the table, where this process wrote it; None where another did."""
+    while parts.exists():
+        claim = parts.claim_assembling()
+        if claim is None:
+            time.sleep(POLL_SECONDS)
+            continue
+        try:
+            if not parts.exists():
+                return None
+            assembled = assemble(plan, parts, output, settings.max_skipped)
+            with parts.set_up():
+                parts.forget_all()
+            return assembled.rows_by_split
+        finally:
+            claim.release()
+    return None
+
+
+@contextmanager
+def _watched(plan: Plan, parts: PartsFolder, done: set[int]) -> Iterator[Watch]:
+    """A progress bar of the whole, one on each machine."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        yield Watch(plan, parts, done, silent)
+        return
+    num_done = sum(records_of(number, plan, parts) for number in done)
+    with progress("embedding", plan.num_records, num_done) as advance:
+        yield Watch(plan, parts, done, advance)

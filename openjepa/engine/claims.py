@@ -1,0 +1,80 @@
+"""Work that processes share: each piece is taken by one of them alone. Free of torch.
+
+The claims are locks of the system (flock), not files that say so: a process that is killed loses them at once, on whichever
+machine it ran, so that no age has to be guessed and no clock compared. Folders that several machines share must carry locks
+from one to the other, as NFS and most parallel file systems do.
+"""
+
+import errno
+import fcntl
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What a file system says that has no locks."""
+
+
+class Claim:
+    """Something that this process has until it lets go of it, or ends."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        """`file`: locked. Claims are taken by `take`."""
+        self._file = file
+
+    def release(self) -> None:
+        """Lets others have it, also where a forked worker has inherited the file."""
+        if not self._file.closed:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+            self._file.close()
+
+
+def take(path: Path, *, wait: bool = False, shared: bool = False) -> Claim | None:
+    """The claim that the file `path` stands for, or None where another process has it.
+
+    `wait`: until it can be had. `shared`: any number of processes may have it, but none alone. Raises FileNotFoundError where
+    the folder is gone. A file system without locks lets everyone have everything, and warns.
+    """
+    kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    while True:
+        file = path.open("ab")
+        try:
+            fcntl.flock(file, kind)
+        except BlockingIOError:
+            file.close()
+            return None
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                file.close()
+                raise
+            warnings.warn(f"{path.parent} cannot lock files: let only one process work there at a time", stacklevel=2)
+            return Claim(file)
+        if _is_same(path, file):
+            return Claim(file)
+        file.close()  # it was removed between our opening and locking it
+
+
+@contextmanager
+def claimed(folder: Path, name: str, wait: bool = False) -> Iterator[bool]:
+    """Whether this process alone has the work `name` of a folder until the block ends; a killed process has it no more.
+
+    `wait`: until another process has done its part, and then always True. Makes the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    claim = take(folder / name, wait=wait)
+    try:
+        yield claim is not None
+    finally:
+        if claim is not None:
+            claim.release()
+
+
+def _is_same(path: Path, file: BinaryIO) -> bool:
+    try:
+        there, ours = path.stat(), os.fstat(file.fileno())
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)

@@ -15,7 +15,7 @@ from openjepa.search.duplicates import File, Group, Member, groups_of
 from openjepa.search.gallery import Gallery
 from openjepa.search.pairs import Pairs, compare_all
 from openjepa.search.running import Opened, open_for_search
-from openjepa.search.sheets import KEPT, REMOVED, Line, Picture, draw, save, shortened
+from openjepa.search.sheets import COLUMNS, KEPT, REMOVED, Line, Picture, draw, save, shortened
 from openjepa.search.vectors import Vectors, table_mean
 from openjepa.settings.search import SearchSettings
 from openjepa.whole_files import whole_file
@@ -167,18 +167,22 @@ def draw_lists(found: Cleaning, folder: Path) -> list[Path]:
 
 def _group_lines(groups: Sequence[Group], found: Cleaning, gallery: Gallery) -> list[Line]:
     """The groups that are most alike, and those next to the threshold, by which one sees whether it is right."""
-    by_threshold = sorted(range(len(groups)), key=lambda number: groups[number].lowest)
     half = GROUPS_SHOWN // 2
     shown = list(range(min(half, len(groups))))
-    border = [number for number in by_threshold if number not in shown][: GROUPS_SHOWN - len(shown)]
-    lines = [_group_line(number, groups[number], found, gallery) for number in shown]
-    return lines + [_group_line(number, groups[number], found, gallery, "near the threshold: ") for number in reversed(border)]
+    by_threshold = sorted(range(half, len(groups)), key=lambda number: groups[number].lowest)
+    border = sorted(by_threshold[:half], key=lambda number: -groups[number].lowest)
+    lines = [Line(f"most alike, of {len(groups):,} groups", ())]
+    lines += [_group_line(number, groups[number], found, gallery) for number in shown]
+    if border:
+        lines.append(Line(f"nearest to the threshold of {found.threshold:g}", ()))
+        lines += [_group_line(number, groups[number], found, gallery) for number in border]
+    return lines
 
 
-def _group_line(number: int, group: Group, found: Cleaning, gallery: Gallery, prefix: str = "") -> Line:
-    count = f"{len(group.members)} images" + (", the first 6" if len(group.members) > 6 else "")
-    heading = f"{prefix}group {number + 1}, {count}, cosine {group.lowest:.3f} and more"
-    return Line(heading, tuple(_member_picture(item, found, gallery) for item in group.members[:6]))
+def _group_line(number: int, group: Group, found: Cleaning, gallery: Gallery) -> Line:
+    shown = group.members[:COLUMNS]
+    more = f", {len(shown)} of {len(group.members)}" if len(shown) < len(group.members) else ""
+    return Line(f"group {number + 1}{more}", tuple(_member_picture(item, found, gallery) for item in shown))
 
 
 def _member_picture(member: Member, found: Cleaning, gallery: Gallery) -> Picture:

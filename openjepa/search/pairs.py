@@ -1,7 +1,7 @@
 """All pairs of images in one pass: those above a threshold, and how far each image is from its nearest ones.
 
 Blocks of unit vectors are multiplied with each other, each pair of blocks once. In bf16 a product misses a cosine by at most
-3/512, twice the rounding of a factor and once that of the result, so pairs are taken with that margin and compared again in
+3/256, twice the rounding of a factor and once that of the result, so pairs are taken with that margin and compared again in
 fp64: what is found does not depend on the precision.
 """
 
@@ -20,7 +20,7 @@ from openjepa.search.vectors import SMALLEST_NORM, Vectors, check_finite, pooled
 
 OUTER, INNER = 8192, 4096
 """Images of the two blocks that are multiplied; the first is a multiple of the second. Their cosines take 128 MB in fp32."""
-MARGIN = {torch.bfloat16: 3 / 512 + 1e-3, torch.float32: 1e-5}
+MARGIN = {torch.bfloat16: 3 / 256 + 1e-3, torch.float32: 1e-5}
 COMPARED = 65_536
 """Pairs that are compared again at a time."""
 

@@ -18,11 +18,17 @@ PRINTED = 10
 
 def print_answers(answers: Answers, console: Console | None = None) -> None:
     """One table per query: rank, cosine, path, and label where there are any."""
-    console = console or Console()
+    console = console or _console()
     for answer in answers.answers:
         console.print(Text(f"nearest to {answer.query.name}", "bold"))
         console.print(_neighbors(answers, answer))
     console.print(Text(answers.how, "dim"))
+
+
+def _console() -> Console:
+    """Lines as wide as the terminal; in a file or a pipe they need not be broken."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
 
 
 def _neighbors(answers: Answers, answer: Answer) -> Table:
@@ -70,7 +76,7 @@ def answer_lines(answers: Answers) -> Iterable[str]:
 
 def print_cleaning(found: Cleaning, console: Console | None = None) -> None:
     """What was found, in a few lines and the first of each list."""
-    console = console or Console()
+    console = console or _console()
     if found.groups is not None:
         _print_groups(found, console)
     if found.outliers is not None:

@@ -16,7 +16,7 @@ from openjepa.search.queries import Query, image_query, matching_encoder, row_nu
 from openjepa.search.regions import Box, box_of_window
 from openjepa.search.sheets import Line, Picture, draw, query_picture, save, shortened
 from openjepa.search.vectors import Vectors, table_mean
-from openjepa.settings.search import CENTERED_FROM, SearchSettings
+from openjepa.settings.search import SearchSettings
 
 LARGE = 100_000_000
 """Bytes of a table from which on a search shows its progress."""
@@ -57,7 +57,6 @@ def open_for_search(settings: SearchSettings, say: Say = silent) -> Opened:
     if len(table) == 0:
         raise ValueError(f"{table.path} holds no images")
     set_threads(settings.threads)
-    centered = settings.center == "yes" or (settings.center == "auto" and len(table) >= CENTERED_FROM)
     gallery = None
     if settings.picture or settings.region is not None:
         try:
@@ -67,7 +66,7 @@ def open_for_search(settings: SearchSettings, say: Say = silent) -> Opened:
                 f"no pictures: the images of {table.path} cannot be found any more ({error}). Say where they lie: "
                 "--data-path PATH"
             )
-    return Opened(table, centered, gallery)
+    return Opened(table, settings.centers(len(table)), gallery)
 
 
 def find_neighbors(settings: SearchSettings, say: Say = silent) -> Answers:

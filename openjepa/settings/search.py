@@ -30,7 +30,7 @@ class SearchSettings:
     """With --row: the image itself may be an answer too."""
     duplicates: bool = False
     """Groups of near-duplicates, and which image of each to keep."""
-    threshold: float = 0.95
+    threshold: float = 0.98
     """Cosine from which on two images are near-duplicates (docs/search.md: how to choose it)."""
     max_pairs: int = 1_000_000
     """Pairs of near-duplicates at most; of more, the most alike are taken."""
@@ -39,7 +39,8 @@ class SearchSettings:
     neighbors: int = 10
     """With --outliers: how many nearest images the distance is averaged over."""
     center: Literal["auto", "yes", "no"] = "auto"
-    """Subtract the mean of the table from all features before the cosine; `auto`: in tables of 100 images or more."""
+    """Subtract the mean of the table from all features before the cosine; `auto`: for neighbors in tables of 100 images or
+    more, not for --duplicates and --outliers (docs/search.md: measured)."""
     approximate: bool = False
     """Use an index of the features (made once, beside the table), which finds most of the nearest images much sooner. Needs the
     extra `search`."""
@@ -62,6 +63,10 @@ class SearchSettings:
     def cleans(self) -> bool:
         """Whether lists for cleaning the data are wanted."""
         return self.duplicates or self.outliers != 0
+
+    def centers(self, num_images: int) -> bool:
+        """Whether the mean of a table of so many images is subtracted."""
+        return self.center == "yes" or (self.center == "auto" and not self.cleans() and num_images >= CENTERED_FROM)
 
     def check(self) -> None:
         """Raises ValueError at the first setting that is out of range or that another one leaves without an effect."""

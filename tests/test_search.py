@@ -1,0 +1,181 @@
+"""Nearest images: equal to a slow restatement in fp64, whatever the blocks; ties, exclusions, windows, what is not finite."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from openjepa.embedding.table import FeatureTable, open_table
+from openjepa.search import exact, vectors
+from openjepa.search.exact import nearest, nearest_windows
+from openjepa.search.vectors import Vectors, picked, table_mean
+from openjepa.search.windows import window_cosines
+from tests.feature_tables import write_table
+
+
+def table_of(
+    path: Path, number: int = 60, shape: tuple[int, ...] = (24,), dtype: str = "float16", seed: int = 0
+) -> FeatureTable:
+    """Random features with a common mean, as those of encoders have."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(number, *shape)) + 2 * rng.normal(size=shape[-1])
+    return open_table(write_table(path, values.astype(dtype)))
+
+
+def stored(table: FeatureTable) -> NDArray[np.float64]:
+    return np.concatenate([np.asarray(block, np.float64) for _, block in table.blocks(1000)])
+
+
+def slow(values: NDArray[np.float64], query: NDArray[np.float64], skip: int | None = None) -> list[tuple[float, int]]:
+    """(-cosine, row) in order, one row after the other."""
+    pairs = [(-float(np.dot(row, query) / np.linalg.norm(row) / np.linalg.norm(query)), n) for n, row in enumerate(values)]
+    return sorted(pair for pair in pairs if pair[1] != skip)
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.parquet"])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("centered", [False, True])
+def test_the_nearest_are_those_of_a_slow_search(
+    name: str, dtype: str, centered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectors, "BLOCK_VALUES", 24 * 11)  # several blocks, the last one short
+    monkeypatch.setattr(exact, "SCORES", 60 * 2)  # queries in several passes
+    table = table_of(tmp_path / name, dtype=dtype)
+    values, queries = stored(table), torch.randn(5, 24, dtype=torch.float64)
+    mean = table_mean(table) if centered else None
+    if centered:
+        np.testing.assert_allclose(mean, values.mean(axis=0), atol=1e-6)
+        queries -= mean
+        values = values - np.asarray(mean)
+    seen: list[int] = []
+    found = nearest(Vectors(table, mean), queries, 7, [None, 3, 59, None, 0], seen.append)
+    assert sum(seen) == 3 * 60
+    for answer, query, skip in zip(found, queries.numpy(), [None, 3, 59, None, 0], strict=True):
+        expected = slow(values, query, skip)[:7]
+        assert answer.rows.tolist() == [row for _, row in expected]
+        np.testing.assert_allclose(answer.cosines, [-value for value, _ in expected], atol=1e-12)
+
+
+def test_equal_images_come_in_the_order_of_their_rows_in_whatever_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.random.default_rng(0).normal(size=(37, 24)).astype(np.float32)
+    values[[2, 9, 20, 33, 36]] = values[5]
+    table = open_table(write_table(tmp_path / "x.npy", values))
+    answers = []
+    for rows in (1, 4, 8, 37):
+        monkeypatch.setattr(vectors, "BLOCK_VALUES", 24 * rows)
+        answers.append(nearest(Vectors(table), torch.from_numpy(values[5:6]), 4)[0])
+    assert all(answer.rows.tolist() == [2, 5, 9, 20] for answer in answers)
+    assert all(np.array_equal(answer.cosines, answers[0].cosines) for answer in answers)
+    assert nearest(Vectors(table), torch.from_numpy(values[5:6]), 4, [9])[0].rows.tolist() == [2, 5, 20, 33]
+
+
+def test_close_cosines_are_told_apart_beyond_fp32(tmp_path: Path) -> None:
+    angles = np.array([3, 1, 2, 5, 4]) * 1e-4  # cosines 1 - angle^2 / 2: apart by less than 1e-7
+    values = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    table = open_table(write_table(tmp_path / "x.npy", values))
+    assert nearest(Vectors(table), torch.tensor([[1.0, 0.0]]), 5)[0].rows.tolist() == [1, 2, 0, 4, 3]
+
+
+def test_more_neighbors_than_images_are_all_images(tmp_path: Path) -> None:
+    table = table_of(tmp_path / "x.npy", number=4)
+    query = torch.from_numpy(stored(table)[2:3])
+    assert sorted(nearest(Vectors(table), query, 10)[0].rows) == [0, 1, 2, 3]
+    assert sorted(nearest(Vectors(table), query, 10, [2])[0].rows) == [0, 1, 3]
+
+
+def test_a_table_of_one_row(tmp_path: Path) -> None:
+    table = table_of(tmp_path / "x.npy", number=1)
+    query = torch.from_numpy(stored(table))
+    answer = nearest(Vectors(table), query, 3)[0]
+    assert answer.rows.tolist() == [0] and answer.cosines[0] == pytest.approx(1)
+    assert nearest(Vectors(table), query, 3, [0])[0].rows.tolist() == []
+
+
+def test_a_vector_without_direction_has_cosine_0(tmp_path: Path) -> None:
+    values = np.eye(3, dtype=np.float32)
+    values[1] = 0
+    table = open_table(write_table(tmp_path / "x.npy", values))
+    answer = nearest(Vectors(table), torch.tensor([[1.0, 0.0, -1.0]]), 3)[0]
+    assert answer.rows.tolist() == [0, 1, 2] and answer.cosines[1] == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("centered", [False, True])
+def test_numbers_that_are_not_finite_are_named(value: float, centered: bool, tmp_path: Path) -> None:
+    values = np.ones((9, 4), dtype=np.float16)
+    values[6, 2] = value
+    table = open_table(write_table(tmp_path / "x.npy", values))
+    with pytest.raises(ValueError, match=r"features of row 6 \(6\.png\) are not finite.*--precision fp32"):
+        nearest(Vectors(table, table_mean(table) if centered else None), torch.ones(1, 4), 3)
+    with pytest.raises(ValueError, match="features of a query are not finite"):
+        nearest(Vectors(table), torch.full((1, 4), torch.nan), 3)
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    table = table_of(tmp_path / "x.npy")
+    with pytest.raises(ValueError, match=r"shape \[1, 23\], but the table has vectors of width 24"):
+        nearest(Vectors(table), torch.ones(1, 23), 3)
+    with pytest.raises(ValueError, match="top=0 must be at least 1"):
+        nearest(Vectors(table), torch.ones(1, 24), 0)
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.parquet"])
+def test_picked_rows_are_the_stored_ones(name: str, tmp_path: Path) -> None:
+    table = table_of(tmp_path / name, shape=(2, 3, 5))
+    rows = [0, 1, 6, 7, 30, 58, 59]
+    np.testing.assert_array_equal(picked(table, rows).numpy(), stored(table)[rows])
+
+
+def test_patches_are_averaged_for_whole_images(tmp_path: Path) -> None:
+    table = table_of(tmp_path / "x.npy", shape=(2, 3, 5))
+    values, query = stored(table).mean(axis=(1, 2)), np.arange(5.0)
+    answer = nearest(Vectors(table), torch.from_numpy(query[None]), 60)[0]
+    assert answer.rows.tolist() == [row for _, row in slow(values, query)]
+
+
+@pytest.mark.parametrize("window", [(1, 1), (2, 1), (2, 3), (4, 5)])
+@pytest.mark.parametrize("centered", [False, True])
+def test_windows_are_averages_of_patches(window: tuple[int, int], centered: bool) -> None:
+    features = torch.randn(2, 4, 5, 6, dtype=torch.float64)
+    query, mean = torch.randn(6, dtype=torch.float64), torch.randn(6, dtype=torch.float64) if centered else torch.zeros(6)
+    found = window_cosines(features, query, window, mean if centered else None)
+    assert found.shape == (2, 4 - window[0] + 1, 5 - window[1] + 1)
+    for image, row, column in np.ndindex(*found.shape):
+        part = features[image, row : row + window[0], column : column + window[1]].reshape(-1, 6).mean(dim=0) - mean
+        assert float(found[image, row, column]) == pytest.approx(float(torch.cosine_similarity(part, query, dim=0)))
+
+
+def test_the_best_window_of_each_image_counts_and_its_place_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectors, "BLOCK_VALUES", 4 * 5 * 6 * 7)
+    table = table_of(tmp_path / "x.npy", number=20, shape=(4, 5, 6))
+    values, query = stored(table), torch.randn(6, dtype=torch.float64)
+    answer = nearest_windows(Vectors(table), query, (2, 3), 6, skip=4)
+    maps = window_cosines(torch.from_numpy(values), query, (2, 3)).numpy()
+    best = maps.reshape(20, -1).max(axis=1)
+    best[4] = -2
+    expected = np.argsort(-best, kind="stable")[:6]
+    assert answer.rows.tolist() == expected.tolist()
+    np.testing.assert_allclose(answer.cosines, best[expected], atol=1e-12)
+    assert answer.places is not None
+    for row, place in zip(answer.rows, answer.places, strict=True):
+        assert maps[row, place[0], place[1]] == pytest.approx(best[row])
+
+
+def test_equal_windows_give_the_first_place_and_the_first_row(tmp_path: Path) -> None:
+    values = np.zeros((5, 3, 3, 4), dtype=np.float16)
+    values[..., 1] = 1
+    for row in (1, 3):
+        values[row, 1:, 2] = values[row, 2, 0] = [1, 0, 0, 0]
+    table = open_table(write_table(tmp_path / "x.npy", values))
+    answer = nearest_windows(Vectors(table), torch.tensor([1.0, 0, 0, 0]), (1, 1), 2)
+    assert answer.rows.tolist() == [1, 3]
+    assert answer.places is not None and answer.places.tolist() == [[1, 2], [1, 2]]
+
+
+def test_a_window_larger_than_the_grid_is_refused() -> None:
+    with pytest.raises(ValueError, match="window of 5 x 2 patches does not fit into the grid of 4 x 4"):
+        window_cosines(torch.ones(1, 4, 4, 3), torch.ones(3), (5, 2))

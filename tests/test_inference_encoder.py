@@ -60,7 +60,7 @@ def test_patches_are_those_of_the_network_on_their_grid(encoder: openjepa.Encode
         expected = encoder.network(normalize(pixels, MEAN, STD)).patches.view(5, 4, 6, 48)
     close(found, expected)
     close(encoder.embed(IMAGES, size=(32, 48), precision="fp32"), expected.mean(dim=(1, 2)))
-    numbers: Any = np.array([32, 48])
+    numbers: Any = (np.int64(32), np.int64(48))
     assert encoder.grid((32, 48)) == encoder.grid(numbers) == (4, 6) and encoder.grid() == (4, 4)
 
 

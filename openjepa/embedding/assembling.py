@@ -1,6 +1,7 @@
 """All parts -> the table, row after row; its features get their name last, so that a table that is there is whole."""
 
 import csv
+import glob
 import json
 import zlib
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ def assemble(plan: Plan, parts: PartsFolder, output: Path, max_skipped: float) -
 
     Raises ValueError where too many images were skipped (their list is written), and for damaged parts. Parts stay.
     """
+    _remove_leftovers(output)
     rows_by_split, num_records = _write_skipped(plan, parts, output)
     num_rows = sum(rows_by_split.values())
     num_skipped = num_records - num_rows
@@ -56,6 +58,13 @@ def assemble(plan: Plan, parts: PartsFolder, output: Path, max_skipped: float) -
     checksum = write(plan, parts, output, manifest, num_rows)
     _check(output, manifest, num_rows, checksum)
     return Assembled(rows_by_split, num_skipped, checksum)
+
+
+def _remove_leftovers(output: Path) -> None:
+    """Unfinished files of a process that was killed while it assembled; only one assembles at a time."""
+    for path in (output, output.with_suffix(".csv"), output.with_suffix(".json"), skipped_file(output)):
+        for leftover in output.parent.glob(f".{glob.escape(path.name)}.*.unfinished"):
+            leftover.unlink(missing_ok=True)
 
 
 def _notes(plan: Plan, parts: PartsFolder) -> Iterator[tuple[int, PartNote]]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import closing
-from itertools import chain
 from math import prod
 from typing import Any
 
@@ -85,13 +84,11 @@ class Computation:
 
         Raises ValueError for features that are not finite. Whatever ends it, nothing of unfinished parts stays.
         """
-        tasks = self._tasks()
-        first = next(tasks, None)
-        if first is None:
+        if not self._is_any_free():
             return False
         decoder = Decoder(self._sources, self._manifest.size, self._manifest.view)
         try:
-            with closing(decode(chain([first], tasks), decoder, self._workers, self._batch_size)) as results:
+            with closing(decode(self._tasks(), decoder, self._workers, self._batch_size)) as results:
                 for decoded in results:
                     self._take_in(decoded)
             self._write()
@@ -99,8 +96,19 @@ class Computation:
             self._let_go()
         return True
 
+    def _is_any_free(self) -> bool:
+        """Whether there is a part to be computed that nobody has."""
+        for part in self._plan.parts:
+            if not self._parts.is_done(part) and (claim := self._parts.claim(part)) is not None:
+                claim.release()
+                return True
+        return False
+
     def _tasks(self) -> Iterator[Task]:
-        """Claims one free part after the other, when the decoder is about to need it."""
+        """Claims one free part after the other, when the decoder is about to need it.
+
+        After the workers have been started: they would keep claims that they inherit for seconds if this process were killed.
+        """
         for part in self._plan.parts:
             if self._parts.is_done(part) or part.number in self._claims:
                 continue

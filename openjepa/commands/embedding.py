@@ -76,6 +76,8 @@ def _print(embedded: "Embedded") -> None:
     from rich.table import Table
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in _lines(embedded).items():
         table.add_row(name, value)
     Console().print(table)

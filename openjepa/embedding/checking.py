@@ -3,10 +3,11 @@
 import csv
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 from openjepa.config import flatten, nearest
-from openjepa.embedding.table import COLUMNS, ENDINGS, FORMAT
+from openjepa.embedding.table import COLUMNS, ENDINGS, FORMAT, parquet_manifest
 from openjepa.ranges import COUNT, FRACTION, NOT_NEGATIVE, Range, check_range
 from openjepa.settings.embedding import EmbedSettings
 
@@ -41,10 +42,14 @@ def check_output(output: Path) -> None:
         raise ValueError(f"--output {output} is a folder: name a file, e.g. --output {output / 'features.npy'}")
     if not output.parent.is_dir():
         raise ValueError(f"--output {output}: there is no folder {output.parent}; make it first, or name a file elsewhere")
+    if not os.access(output.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"--output {output}: nothing may be written into {output.parent.absolute()}; name a file elsewhere")
     if output.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ValueError(f"--output {output} needs the package pyarrow: pip install 'openjepa[data]', or name a .npy file")
     if output.suffix == ".npy":
         _check_beside(output)
+    elif output.exists():
+        parquet_manifest(output)
 
 
 def _check_beside(output: Path) -> None:

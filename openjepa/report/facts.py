@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from openjepa.report.curves import format_number
@@ -104,7 +105,8 @@ def lede(run: RunFolder) -> str:
     model = _model(run).split(", width")[0].replace(", ", " with ", 1)
     # crops are what training sees; the size of the stored pictures would only stand beside them as a second number
     data, crops = re.sub(r",? \d+ x \d+ pixels", "", _description(run)), _crops(run)
-    further = f"trained further from {_short_origin(run)}" if _short_origin(run) else "trained"
+    origin = Path(str(run.setting("run", "init", default="") or "")).name
+    further = f"trained further from {text(origin, 60)}" if origin else "trained"
     words = [model or "An encoder", f"{further} by {method}" if method else further]
     words.append(_joined_by(" of ", f"on crops of {crops}" if crops else "", data) if crops else f"on {data}" if data else "")
     seen, time = images_seen(run), _time(run).split(",")[0]
@@ -165,11 +167,6 @@ def _origin(run: RunFolder) -> str:
     """The weights that it has started from; empty where they were random."""
     what = text(lookup(run.summary, "init", "what", default="") or "", 160)
     return _joined_by(": ", text(run.setting("run", "init", default="") or "", 200), what)
-
-
-def _short_origin(run: RunFolder) -> str:
-    """Their file or folder."""
-    return text(str(run.setting("run", "init", default="") or "").rstrip("/").rpartition("/")[2], 60)
 
 
 def _parameters(run: RunFolder) -> str:

@@ -83,6 +83,8 @@ def load(subject: Path | str, *, encoder: Literal["target", "context"] = "target
     from openjepa.inference.encoder import Encoder
     from openjepa.weights.loading import Choice, load_any
 
+    if encoder not in ("target", "context"):
+        raise ValueError(f"encoder={encoder!r} is not known: use 'target' or 'context'")
     return Encoder(load_any(subject, Choice(encoder=encoder, heads=heads)))
 
 

@@ -1,5 +1,6 @@
 """The public API: lazy, and equal to what its parts give."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -76,3 +77,40 @@ def test_a_suite_needs_its_data_root_and_nothing_else() -> None:
         openjepa.evaluate("runs/mine", suite="paper")
     with pytest.raises(ValueError, match="a suite needs suite and data_root"):
         openjepa.evaluate("runs/mine", data_root="datasets")
+
+
+def test_public_types_are_imported_when_they_are_asked_for() -> None:
+    """Also by `from openjepa import`; and nothing else is there by accident."""
+    from openjepa.inference.encoder import Encoder
+
+    assert openjepa.Encoder is Encoder
+    assert all(getattr(openjepa, name) is not None for name in openjepa.__all__)
+    assert set(openjepa.__all__) <= set(dir(openjepa))
+    code = "from openjepa import Encoder, Prediction, PatchBox; assert PatchBox(1, 2, 3, 4).width == 4"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+    with pytest.raises(AttributeError, match="module 'openjepa' has no attribute 'Encodr'"):
+        openjepa.Encodr  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_what_a_type_checker_knows_is_what_can_be_imported() -> None:
+    """The imports for type checkers name the same places as those at run time."""
+    tree = ast.parse(Path(openjepa.__file__).read_text())
+    typed = {
+        alias.name: node.module
+        for block in tree.body
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert {name: typed[name] for name in openjepa._HOMES} == openjepa._HOMES
+    assert set(openjepa.__all__) == {*openjepa._HOMES, "__version__", "embed", "evaluate", "load", "train"}
+
+
+def test_load_says_what_it_cannot_choose(run_folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"no folder context_encoder; train with method.export_context_encoder"):
+        openjepa.load(run_folder, encoder="context")
+    with pytest.raises(ValueError, match="heads=7"):
+        openjepa.load(run_folder, heads=7)
+    with pytest.raises(ValueError, match="encoder='teacher' is not known: use 'target' or 'context'"):
+        openjepa.load(run_folder, encoder="teacher")  # type: ignore[arg-type]

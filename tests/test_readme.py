@@ -1,4 +1,7 @@
-"""Every command of the README is right: marked blocks are run on generated images, the others are parsed."""
+"""Every command of the README is right: marked blocks are run on generated images, the others are parsed.
+
+Its Python examples are run by test_docs_examples.py.
+"""
 
 import re
 import shlex
@@ -16,11 +19,9 @@ from tests.images import write_folder
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCK = re.compile(r"(<!-- runnable -->\n)?```(bash|python)\n(.*?)```", re.DOTALL)
-BLOCKS = [(bool(mark), language, text) for mark, language, text in BLOCK.findall(README)]
-COMMAND_LINES = [
-    line.split("#")[0].strip() for _, language, text in BLOCKS if language == "bash" for line in text.splitlines() if line
-]
+BLOCK = re.compile(r"(<!-- runnable -->\n)?```bash\n(.*?)```", re.DOTALL)
+BLOCKS = [(bool(mark), text) for mark, text in BLOCK.findall(README)]
+COMMAND_LINES = [line.split("#")[0].strip() for _, text in BLOCKS for line in text.splitlines() if line]
 # What makes a recipe small enough for a test; everything else of the commands stays as written.
 SMALL = {
     "train": "--model.size test --method.predictor-width 24 --method.predictor-depth 1 --optim.batch-size 8 --system.workers 0"
@@ -40,12 +41,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_something_is_found() -> None:
-    assert sum(runnable for runnable, _, _ in BLOCKS) >= 1
+    assert sum(runnable for runnable, _ in BLOCKS) >= 1
     assert len(COMMAND_LINES) > 10
 
 
 def test_runnable_blocks_run(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for text in (text for runnable, _, text in BLOCKS if runnable):
+    for text in (text for runnable, text in BLOCKS if runnable):
         for line in text.splitlines():
             words = shlex.split(line)
             main([*words[1:], *shlex.split(SMALL.get(words[1], ""))])
@@ -53,12 +54,8 @@ def test_runnable_blocks_run(home: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert (run / "report.html").stat().st_size > 10_000
     assert list((run / "eval").glob("*.json"))
     assert "openjepa evaluate runs/cpu-64-default-photos" in capsys.readouterr().out
-    (home / "a.jpg").write_bytes(next((home / "photos").rglob("*.png")).read_bytes())
-    (home / "b.jpg").write_bytes((home / "a.jpg").read_bytes())
-    for text in (text for _, language, text in BLOCKS if language == "python"):
-        scope: dict[str, object] = {}
-        exec(text, scope)
-        assert tuple(scope["features"].shape) == (2, 48)  # type: ignore[attr-defined]
+    images = sorted((home / "photos").rglob("*.png"))[:2]
+    assert tuple(openjepa.embed(run, images).shape) == (2, 48)
 
 
 @pytest.mark.parametrize("line", [line for line in COMMAND_LINES if line.startswith("openjepa ")])

@@ -31,7 +31,6 @@ class Gallery:
         for name, source in (("train", splits.train), ("test", splits.test)):
             if isinstance(source, ListSource):
                 self._sources[name] = source
-        self.class_names = splits.train.class_names
 
     @cached_property
     def _numbers(self) -> dict[tuple[str, str], int]:
@@ -70,21 +69,18 @@ class Gallery:
             return None
         return File(height, width, len(data), hashlib.sha256(data).hexdigest())
 
-    def label_name(self, row: Row) -> str:
-        """Name of the class, its number where it has no name, or nothing."""
-        return name_of(row.label, self.class_names)
-
 
 def thumbnail(pixels: UInt8[Tensor, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
     """The image, no larger than contact sheets need."""
     return shrink_to_short_side(pixels, THUMBNAIL).numpy()
 
 
-def name_of(label: int | None, class_names: tuple[str, ...] | None) -> str:
-    """Name of a class, its number where it has no name, or nothing."""
-    if label is None:
+def label_name(manifest: Manifest, row: Row) -> str:
+    """Name of an image's class, its number where it has no name, or nothing."""
+    if row.label is None:
         return ""
-    return class_names[label] if class_names and 0 <= label < len(class_names) else str(label)
+    names = manifest.class_names
+    return names[row.label] if 0 <= row.label < len(names) else str(row.label)
 
 
 def open_gallery(manifest: Manifest, data_path: str | None = None) -> Gallery:

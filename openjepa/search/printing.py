@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from openjepa.search.cleaning import Cleaning, group_rows, outlier_rows
-from openjepa.search.gallery import name_of
+from openjepa.search.gallery import label_name
 from openjepa.search.running import Answer, Answers
 
 PRINTED = 10
@@ -36,7 +36,7 @@ def _neighbors(answers: Answers, answer: Answer) -> Table:
     table = _table("#", "cosine", *(("label",) if labeled else ()), "row", "path", right=("#", "cosine", "row"))
     values = zip(answer.neighbors.cosines.tolist(), answer.neighbors.rows.tolist(), answer.rows, strict=True)
     for rank, (cosine, number, row) in enumerate(values, start=1):
-        label = (name_of(row.label, _class_names(answers)),) if labeled else ()
+        label = (label_name(answers.opened.table.manifest, row),) if labeled else ()
         table.add_row(*(Text(cell) for cell in (str(rank), f"{cosine:.4f}", *label, str(number), row.path)))
     return table
 
@@ -48,13 +48,8 @@ def _table(*columns: str, right: Sequence[str] = ()) -> Table:
     return table
 
 
-def _class_names(answers: Answers) -> tuple[str, ...] | None:
-    return None if answers.opened.gallery is None else answers.opened.gallery.class_names
-
-
 def answer_lines(answers: Answers) -> Iterable[str]:
     """One line of JSON per neighbor."""
-    names = _class_names(answers)
     for answer in answers.answers:
         places, window = answer.neighbors.places, answer.query.window
         for number, row in enumerate(answer.rows):
@@ -67,7 +62,7 @@ def answer_lines(answers: Answers) -> Iterable[str]:
                 "index": row.index,
                 "row": int(answer.neighbors.rows[number]),
                 "label": row.label,
-                "label_name": name_of(row.label, names) or None,
+                "label_name": label_name(answers.opened.table.manifest, row) or None,
             }
             if places is not None and window is not None:
                 entries["patches"] = [*places[number].tolist(), *window]  # first row and column, rows, columns

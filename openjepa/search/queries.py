@@ -110,8 +110,8 @@ def row_number(table: FeatureTable, text: str) -> int:
     if found:
         raise ValueError(f"--row {text} means several rows of {table.path}: give one of the numbers {found[:8]}")
     alike = [item.path for item in table.rows if Path(item.path).name == Path(text).name][:3]
-    hint = f"did you mean {' or '.join(map(repr, alike))}?" if alike else f"its names look like {table.rows[0].path!r}"
-    raise ValueError(f"--row {text} is not in {table.path}: {hint}; for an image elsewhere use --image")
+    hint = f"did you mean {' or '.join(map(repr, alike))}?" if alike else f"its names look like {table.rows[0].path!r}."
+    raise ValueError(f"--row {text} is not in {table.path}: {hint} For an image elsewhere use --image")
 
 
 def stacked(queries: Sequence[Query], mean: Float[Tensor, " D"] | None) -> Float[Tensor, "Q D"]:

@@ -11,7 +11,7 @@ from openjepa.engine.device import resolve_device, set_threads
 from openjepa.engine.progress import Say, progress, silent
 from openjepa.search.approximate import open_index
 from openjepa.search.exact import Neighbors, nearest, nearest_windows
-from openjepa.search.gallery import Gallery, open_gallery
+from openjepa.search.gallery import Gallery, label_name, open_gallery
 from openjepa.search.queries import Query, image_query, matching_encoder, row_number, row_query, stacked
 from openjepa.search.regions import Box, box_of_window
 from openjepa.search.sheets import Line, Picture, draw, query_picture, save, shortened
@@ -165,6 +165,6 @@ def _neighbor(answers: Answers, answer: Answer, number: int, gallery: Gallery) -
     pixels = gallery.thumbnail(row)
     box = None if pixels is None else hit_box(answers, answer, number, (pixels.shape[0], pixels.shape[1]))
     captions = [f"{number + 1} · {answer.neighbors.cosines[number]:.3f}", shortened(row.path)]
-    if label := gallery.label_name(row):
+    if label := label_name(answers.opened.table.manifest, row):
         captions.append(shortened(label))
     return Picture(pixels, tuple(captions), box)

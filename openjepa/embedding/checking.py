@@ -49,7 +49,10 @@ def check_output(output: Path) -> None:
     if output.suffix == ".npy":
         _check_beside(output)
     elif output.exists():
-        parquet_manifest(output)
+        try:
+            parquet_manifest(output)
+        except ValueError as error:
+            raise ValueError(f"--output would be replaced, but {error}: name another file, or move that one away") from error
 
 
 def _check_beside(output: Path) -> None:

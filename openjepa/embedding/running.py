@@ -19,6 +19,7 @@ from openjepa.embedding.preparing import find_images, load_encoder, local_proces
 from openjepa.embedding.starting import begin
 from openjepa.embedding.table import Manifest
 from openjepa.embedding.watching import Watch, records_of
+from openjepa.engine.packed import can_pack, pack
 from openjepa.engine.progress import Say, progress, silent
 from openjepa.inference.encoder import Encoder
 from openjepa.settings.data import DataSettings
@@ -78,6 +79,8 @@ def embed_dataset(
     images, seed = find_images(Path(subject).expanduser(), data, settings)
     say(f"images: {images.summary()}")
     plan = make_plan(make_manifest(subject, encoder, images, seed, settings), images.sources, settings.part_images)
+    if can_pack(encoder.device, plan.manifest.precision):
+        pack(encoder.network)
     parts = PartsFolder(output)
     claim = begin(plan, parts, output, again, started)
     if claim is None:

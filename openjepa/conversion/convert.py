@@ -162,8 +162,8 @@ def _rounded(networks: Networks, dtype: str) -> tuple[Networks, list[str]]:
                     f"dtype={dtype!r} cannot hold the weights {name}, which are too large; use bfloat16 or float32"
                 )
     after = outputs(networks.encoder, images).patches
-    cosine = torch.nn.functional.cosine_similarity(before, after, dim=-1).min()
-    return networks, [f"rounding to {dtype} moves features on random images to a cosine of at least {float(cosine):.5f}"]
+    moved = float(((after - before).norm(dim=-1) / before.norm(dim=-1)).max())
+    return networks, [f"rounding to {dtype} moves features on random images by at most {100 * moved:.2g} % of their length"]
 
 
 def _written(folder: Path, to: str, networks: Networks, dtype: str) -> list[str]:

@@ -1,0 +1,169 @@
+"""The model card says what the run's files say, of just these weights, and nothing more."""
+
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from openjepa.conversion.card import CardFacts, card
+from openjepa.conversion.convert import convert
+from openjepa.conversion.origin import Origin
+from openjepa.conversion.snippets import loading
+from openjepa.report.reading import read_run
+from openjepa.settings.conversion import ConvertSettings
+from openjepa.weights import OUTPUTS
+from tests.example_run import write_evaluations, write_variant
+from tests.test_conversion import run_folder
+from tests.weights_written import CONFIG, CONFIGS
+
+FACTS = CardFacts(
+    name="out",
+    to="transformers",
+    what="openjepa's run, target encoder: ViT-S/8 at 64",
+    source="mine",
+    config=asdict(CONFIG),
+    model="IJepaModel",
+    dtype="float32",
+    has_predictor=True,
+    license=None,
+    is_ours=True,
+)
+
+
+def converted(run: Path, tmp_path: Path, **changed: Any) -> tuple[dict[str, Any], str]:
+    """Front matter and text of a card."""
+    settings = ConvertSettings(subject=run, to="timm", output=tmp_path / "out", overwrite=True)
+    text = (convert(replace(settings, **changed)).folder / "README.md").read_text()
+    _, head, body = text.split("---\n", maxsplit=2)
+    return yaml.safe_load(head), body
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = run_folder(tmp_path / "woof")
+    write_evaluations(folder)
+    return folder
+
+
+def test_a_run_tells_its_data_recipe_and_results(run: Path, tmp_path: Path) -> None:
+    head, body = converted(run, tmp_path)
+    assert head["license"] == "other" and head["library_name"] == "timm" and head["pipeline_tag"] == "image-feature-extraction"
+    assert {"openjepa", "ijepa", "timm"} <= set(head["tags"])
+    (index,) = head["model-index"]
+    numbers = {metric["name"]: metric["value"] for result in index["results"] for metric in result["metrics"]}
+    assert numbers == {"linear-cached (accuracy, %)": 61.2, "k-NN (accuracy, %)": 53.4}
+    # beside the baselines, with sqrt(p (1 - p) / 3929)
+    assert "| linear-cached | 61.2 ± 0.8 | 45.1 ± 0.8 | 41.0 ± 0.8 | 3929 |" in body
+    assert "| k-NN | 53.4 ± 0.8 | 30.2 ± 0.7 | 28.1 ± 0.7 | 3929 |" in body
+    for said in (
+        "| Method | I-JEPA |",
+        "| Recipe | ijepa-vits16 (paper) |",
+        "batch 128",
+        "AMD EPYC",
+        "| Seed | 0 |",
+        "training.yaml",
+    ):
+        assert said in body
+    assert "The license of these weights is not stated" in body and "No labels were used." in body
+    assert "timm, read back: features at 16x16 and 8x12 are equal" in body
+
+
+def test_results_of_other_weights_are_left_out(run: Path, tmp_path: Path) -> None:
+    """Those of an earlier step, of other weights by their hash, and of the context encoder."""
+    write_variant(run, "classification-early", shift=0.1, step=10)
+    write_variant(run, "classification-other", shift=0.2, weights="0" * 64)
+    write_variant(run, "classification-context", shift=0.3, encoder="context")
+    head, body = converted(run, tmp_path)
+    assert len(head["model-index"][0]["results"]) == 2
+    assert "2 results in eval/ are of other weights and are left out." in body.replace("\n", " ")
+    assert not any(number in body for number in ("71.2", "81.2", "91.2"))
+    head, body = converted(run, tmp_path, encoder="context")
+    assert "| linear-cached | 91.2" in body and "61.2" not in body
+
+
+def test_results_count_where_their_hash_is_that_of_the_weights() -> None:
+    folder = read_run_of([{"encoder": "target", "weights": "abc", "step": 3}, {"encoder": "target", "weights": "abd"}])
+    kept, remarks = Origin("x", True, "abc", folder, training={"step": 9}).results_of("target", True)
+    assert [item["weights"] for item in kept] == ["abc"] and len(remarks) == 1
+    _, remarks = Origin("x", True, "abc", folder).results_of("target", False)
+    assert remarks[-1] == "results were measured before positions were made for another image size"
+
+
+def read_run_of(evaluations: list[dict[str, Any]]) -> Any:
+    from types import SimpleNamespace
+
+    return SimpleNamespace(evaluations=evaluations)
+
+
+def test_nothing_is_claimed_where_nothing_is_known() -> None:
+    text = card(replace(FACTS, is_ours=False, source="file.pth", what="DINO or alike: ViT-S/16 at 224"))
+    assert "model-index" not in text and "datasets" not in text and "None recorded for these weights" in text
+    assert "its data is not known here" in text and "converted from `file.pth`" in text
+    assert "license: other" in text and "not stated" in text
+
+
+def test_names_of_the_hub_are_data_sets(run: Path) -> None:
+    """A local path of two parts is none."""
+    folder = read_run(run)
+    config = {**folder.config, "data": {"source": "huggingface", "path": "ILSVRC/imagenet-1k"}}
+    assert "datasets:\n- ILSVRC/imagenet-1k\n" in card(replace(FACTS, run=replace(folder, config=config)))
+    for source, path in (("folder", "ILSVRC/imagenet-1k"), ("huggingface", "~/data/x"), ("huggingface", "tests/parity")):
+        changed = {**folder.config, "data": {"source": source, "path": path}}
+        assert "\ndatasets:" not in card(replace(FACTS, run=replace(folder, config=changed)))
+
+
+def test_text_of_a_file_cannot_break_the_table(run: Path, tmp_path: Path) -> None:
+    write_variant(run, "classification-x", title="a | b\nc", data="d | e: 3 images")
+    _, body = converted(run, tmp_path)
+    assert "| a / b c, d / e | linear-cached | 61.2" in body
+
+
+def test_limits_of_positions() -> None:
+    warning = "other programs stretch the fixed sin-cos positions"
+    assert warning in card(FACTS) and warning not in card(replace(FACTS, config=asdict(CONFIGS["learned"])))
+    assert warning not in card(replace(FACTS, to="onnx"))
+    assert "timm smooths learned positions" in card(replace(FACTS, to="timm", config=asdict(CONFIGS["learned"])))
+    assert "stored in float16" in card(replace(FACTS, dtype="float16"))
+
+
+@pytest.mark.parametrize("to", OUTPUTS)
+@pytest.mark.parametrize("name", ["ijepa", "class token", "dino"])
+def test_code_of_a_card_is_code(to: str, name: str) -> None:
+    """It parses, and names the folder; the pooling is the encoder's own."""
+    config = asdict(CONFIGS[name])
+    model = "ViTModel" if config["class_token"] else "IJepaModel"
+    found = dict(loading(to, "some/where", config, model))
+    assert len(found) == (1 if to in ("safetensors", "onnx") else 2)
+    for code in found.values():
+        compile(code, "card", "exec")
+        assert '"some/where' in code or "local-dir:some/where" in code
+    if to == "transformers":
+        expected = {"ijepa": "tokens.mean(dim=1)", "class token": "tokens[:, 1:].mean(dim=1)", "dino": "tokens[:, 0]"}[name]
+        assert f"features = {expected}" in found[to] and ("add_pooling_layer=False" in found[to]) is config["class_token"]
+
+
+def test_a_card_needs_no_torch() -> None:
+    code = "import sys, openjepa.conversion.card; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_snippet_of_transformers_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And that of openjepa: on a picture, with the same features but for rounding of the resampled pixels."""
+    pytest.importorskip("transformers", reason="needs transformers (pip install transformers)")
+    import torch
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    convert(ConvertSettings(subject=run_folder(tmp_path / "woof"), to="transformers"))
+    for name, color in (("cat.jpg", (200, 30, 90)), ("dog.jpg", (20, 130, 30))):
+        Image.new("RGB", (40, 30), color).save(name)
+    values: dict[str, Any] = {}
+    for library, code in loading("transformers", "woof-transformers", asdict(CONFIG), "IJepaModel"):
+        exec(code, space := {})
+        values[library] = space["features"]
+    assert values["openjepa"].shape == (2, 24)
+    assert torch.nn.functional.cosine_similarity(values["openjepa"][:1], values["transformers"]).item() > 0.999

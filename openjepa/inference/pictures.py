@@ -50,6 +50,8 @@ def pixels_of(image: Picture, min_side: int = 0) -> UInt8[Tensor, "h w 3"]:
     16 bits. Raises ValueError for a file that is no image, for arrays of another shape, and for floats outside of [0, 1].
     """
     if isinstance(image, str | os.PathLike):
+        if "://" in str(image):
+            raise ValueError(f"{image} is an address: download the image first, and give its path or its bytes")
         return _decoded(_read(Path(image).expanduser()), str(image), min_side)
     if isinstance(image, bytes):
         return _decoded(image, "an image given as bytes", min_side)

@@ -42,7 +42,7 @@ class Embedded:
     num_images: int = 0
     """Images that this process has embedded."""
     seconds: float = 0.0
-    """What that took, without loading."""
+    """From the first image until the table was there, without loading the encoder."""
 
     def files(self) -> list[Path]:
         """Everything that belongs to the table."""
@@ -103,8 +103,8 @@ def _work(
         workers = choose_workers(settings.workers, encoder.device, local_processes())
         computation = Computation(encoder, plan, parts, dict(images.sources), settings.batch_size, workers, watch)
         _compute(computation, plan, parts, watch, say)
-        seconds = time.monotonic() - begun
         rows = _put_together(plan, parts, output, settings)
+        seconds = time.monotonic() - begun
     manifest = finished_manifest(output)
     if manifest is None:
         raise ValueError(f"{output} was removed while it was being made, and its parts too: repeat the command")

@@ -1,0 +1,240 @@
+"""Features of images by openjepa against plain `transformers`: `python -m benchmarks.embed [--output FILE]`.
+
+The same random weights of a ViT-S/16 at 224 px, written by transformers (`IJepaModel.save_pretrained`) and read by both, on a
+CPU. Two comparisons, in turns within each round, by wall clock, with the same number of threads for all:
+
+forward     openjepa: from uint8 pixels, as `openjepa embed` calls its encoder, pooled. transformers: from finished
+            `pixel_values`, IJepaModel in evaluation mode without gradients, its fused attention (sdpa), batches of 32 and of
+            64, the faster counts; averaged over the patches.
+with files  openjepa: all of `openjepa embed` but loading the encoder: 500x375 JPEGs that are generated, decoded, resized to a
+            short side of 256 (bicubic), cropped, encoded, and written as a table; decoded by the encoder's own threads in
+            turns with it, which is the default, and by one and two processes beside it. transformers: Pillow, the
+            ViTImageProcessor of its Pillow backend (resizes to 224x224, bilinear, fewer pixels than ours), the model;
+            features stay in memory.
+
+Rates are medians over the rounds, ratios medians of the rounds' ratios. Features must agree, or there is no result.
+"""
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from openjepa.data.generated import write_photos
+from openjepa.embedding.running import embed_dataset
+from openjepa.engine.device import device_name
+from openjepa.engine.packed import can_pack, pack
+from openjepa.engine.run_folder import environment
+from openjepa.inference.encoder import Encoder
+from openjepa.settings.data import FolderSettings
+from openjepa.settings.embedding import EmbedSettings
+from openjepa.weights.loading import load_any
+
+SHAPE = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536}
+SIZE, PATCH = 224, 16
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LARGEST_DISTANCE = {"fp32": 1e-5, "bf16": 1e-3}
+"""1 - cosine between features of both programs."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is compared."""
+
+    images: int = 64
+    """Prepared images of a forward."""
+    files: int = 128
+    """JPEG files."""
+    rounds: int = 7
+    """After one that warms up."""
+    threads: int | None = None
+    """None: all cores."""
+    output: Path | None = None
+    """JSON file."""
+
+
+def main() -> None:
+    """Runs and prints."""
+    options = tyro.cli(Options)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory(prefix="openjepa-embed-") as folder:
+        result = compare(options, Path(folder))
+    print(json.dumps(result, indent=2))
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def compare(options: Options, folder: Path) -> dict[str, object]:
+    """Images per second of every version, and how ours compare."""
+    weights = write_weights(folder / "weights")
+    (folder / "photos").mkdir()
+    write_photos(folder / "photos", options.files)
+    forward = forward_versions(weights, options.images)
+    files = file_versions(weights, folder / "photos", folder / "features.npy")
+    started = os.getloadavg()[0]
+    rates = measure(forward, options.images, options), measure(files, options.files, options)
+    where = environment(torch.device("cpu"), "bf16")
+    import transformers
+
+    return {
+        "commit": where["commit"],
+        "date": where["started"],
+        "machine": device_name(torch.device("cpu")),
+        "threads": torch.get_num_threads(),
+        "load_before": round(started, 2),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "rounds": options.rounds,
+        "model": f"ViT-S/{PATCH} at {SIZE}, random weights",
+        "distance_of_features": distances(forward),
+        "forward": summary(rates[0]),
+        "with files": summary(rates[1]),
+    }
+
+
+def write_weights(folder: Path) -> Path:
+    """A folder as transformers writes it."""
+    from transformers import IJepaConfig, IJepaModel
+
+    torch.manual_seed(0)
+    config = IJepaConfig(**SHAPE, image_size=SIZE, patch_size=PATCH, layer_norm_eps=1e-6)
+    IJepaModel(config).save_pretrained(folder)
+    return folder
+
+
+def their_model(weights: Path, dtype: torch.dtype) -> Any:
+    """transformers' model."""
+    from transformers import IJepaModel
+
+    model = IJepaModel.from_pretrained(weights, dtype=dtype, attn_implementation="sdpa").eval()
+    assert model.dtype == dtype and model.config._attn_implementation == "sdpa"
+    return model
+
+
+def our_encoder(weights: Path, precision: str) -> Encoder:
+    """The encoder as `openjepa embed` has it."""
+    encoder = Encoder(load_any(weights))
+    if can_pack(encoder.device, precision):
+        pack(encoder.network)
+    return encoder
+
+
+def forward_versions(weights: Path, number: int) -> dict[str, Callable[[], Tensor]]:
+    """What gives features of prepared images."""
+    pixels = torch.randint(0, 256, (number, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    values = (pixels / 255 - mean) / std
+
+    def ours(precision: str) -> Callable[[], Tensor]:
+        encoder = our_encoder(weights, precision)
+        return lambda: encoder.encode_pixels(pixels, precision).pooled("average")  # type: ignore[arg-type]
+
+    versions = {f"openjepa {precision}": ours(precision) for precision in ("bf16", "fp32")}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        model, typed = their_model(weights, dtype), values.to(dtype)
+        for batch in (32, 64):
+            versions[f"transformers {name}, batches of {batch}"] = _forward(model, typed, batch)
+    return versions
+
+
+def _forward(model: Any, values: Tensor, batch: int) -> Callable[[], Tensor]:
+    @torch.no_grad()
+    def run() -> Tensor:
+        return torch.cat([model(pixel_values=part).last_hidden_state.mean(dim=1).float() for part in values.split(batch)])
+
+    return run
+
+
+def file_versions(weights: Path, photos: Path, table: Path) -> dict[str, Callable[[], float]]:
+    """What gives features of files; each returns the seconds that count."""
+    from transformers import ViTImageProcessorPil
+
+    processor = ViTImageProcessorPil(size={"height": SIZE, "width": SIZE}, image_mean=MEAN, image_std=STD)
+    files = sorted(photos.iterdir())
+
+    def ours(precision: str, workers: int = 0) -> Callable[[], float]:
+        settings = EmbedSettings(
+            device="cpu",
+            precision=precision,  # type: ignore[arg-type]
+            dtype="float32",
+            threads=torch.get_num_threads(),
+            workers=workers,
+        )
+        return lambda: embed_dataset(weights, FolderSettings(path=str(photos)), settings, table, again=True).seconds
+
+    def theirs(dtype: torch.dtype, batch: int) -> Callable[[], float]:
+        model = their_model(weights, dtype)
+
+        @torch.no_grad()
+        def run() -> float:
+            start = time.perf_counter()
+            features = []
+            for first in range(0, len(files), batch):
+                images = [Image.open(file).convert("RGB") for file in files[first : first + batch]]
+                values = processor(images=images, return_tensors="pt")["pixel_values"].to(dtype)
+                features.append(model(pixel_values=values).last_hidden_state.mean(dim=1).float())
+            assert torch.cat(features).isfinite().all()
+            return time.perf_counter() - start
+
+        return run
+
+    versions = {f"openjepa {precision}": ours(precision) for precision in ("bf16", "fp32")}
+    versions |= {f"openjepa bf16, {workers} processes decode": ours("bf16", workers) for workers in (1, 2)}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        for batch in (32, 64):
+            versions[f"transformers {name}, batches of {batch}"] = theirs(dtype, batch)
+    return versions
+
+
+def distances(versions: dict[str, Callable[[], Tensor]]) -> dict[str, float]:
+    """Largest 1 - cosine to the features of transformers in fp32. Raises ValueError where they are not the same features."""
+    exact = versions["transformers fp32, batches of 32"]().double()
+    found = {name: float((1 - F.cosine_similarity(run().double(), exact)).max()) for name, run in versions.items()}
+    for name, distance in found.items():
+        if distance > LARGEST_DISTANCE["bf16" if "bf16" in name else "fp32"]:
+            raise ValueError(f"features of {name} are others: 1 - cosine is {distance:.2g}")
+    return found
+
+
+def measure(versions: dict[str, Callable[[], Any]], number: int, options: Options) -> dict[str, list[float]]:
+    """Images per second by version and round; the first round warms up."""
+    rates: dict[str, list[float]] = {name: [] for name in versions}
+    for turn in range(options.rounds + 1):
+        for name, run in versions.items():
+            start = time.perf_counter()
+            seconds = run()
+            if not isinstance(seconds, float):
+                seconds = time.perf_counter() - start
+            if turn:
+                rates[name].append(number / seconds)
+    return rates
+
+
+def summary(rates: dict[str, list[float]]) -> dict[str, object]:
+    """Medians, and how many times as fast ours is as theirs at its faster batch size."""
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    ratios = {}
+    for ours in ("bf16", "fp32"):
+        for theirs in ("fp32", "bf16"):
+            name = max((item for item in medians if item.startswith(f"transformers {theirs}")), key=lambda item: medians[item])
+            pairs = zip(rates[f"openjepa {ours}"], rates[name], strict=True)
+            ratios[f"openjepa {ours} / {name}"] = round(statistics.median(a / b for a, b in pairs), 2)
+    return {"images_per_second": {name: round(value, 1) for name, value in medians.items()}, "ratios": ratios}
+
+
+if __name__ == "__main__":
+    main()

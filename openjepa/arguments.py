@@ -176,7 +176,7 @@ def _starting_point(argv: Sequence[str]) -> RunConfig:
         before = load_run_config(init)
         own = RunSettings(seed=before.run.seed, device=before.run.device, precision=before.run.precision)
         return replace(before, run=replace(own, compile=before.run.compile))
-    raise ValueError(f"which run? Give a recipe first ({', '.join(RECIPES)}), or --config FILE")
+    raise ValueError(f"which run? Give a recipe first ({', '.join(RECIPES)}), or --config FILE, or --init RUN")
 
 
 def normalized(option: str) -> str:

@@ -112,7 +112,7 @@ def test_the_predictor_follows_too_unless_another_is_asked_for(images: Path, tmp
     asked, read = settled(config, {"method.predictor_width"}, fresh=False)
     start = start_method(build_method(asked, default_view(asked.data), sampler(asked)), asked, read)
     assert start is not None and not start.predictor and start.new == ("predictor",)
-    assert "the predictor is new: width 24 was asked for, and the weights' has width 12" in start.notes[0]
+    assert "the predictor is new: width 24 was asked for, and the weights' has width 12" in start.notes[-1]
 
 
 def test_small_recipes_keep_their_predictor_at_half_the_width(tmp_path: Path) -> None:
@@ -217,6 +217,7 @@ def test_a_run_says_what_it_has_started_from(run: Path, capsys: pytest.CaptureFi
     assert record["what"].startswith("I-JEPA's released checkpoint of epoch 7, target encoder")
     assert record["context"].startswith("I-JEPA's released checkpoint of epoch 7, context encoder")
     assert set(record["hashes"]) == {"encoder", "context_encoder", "predictor"}
+    assert record["notes"] == ["positions are computed for the grid of this run, 8x8 patches; the weights have seen 4x4"]
     initial = load_file(run / "encoder_initial" / "model.safetensors")
     assert torch.equal(initial["norm.weight"], weights(seed=2)["norm.weight"])
     assert all(torch.equal(value, weights(seed=2)[key]) for key, value in initial.items())

@@ -210,6 +210,11 @@ def _notes(method: Method, config: RunConfig, target: Loaded, new: list[str], un
         notes.append(f"the predictor of the weights is not used: {name} has none")
     exported = method.exports()["encoder"].config
     assert isinstance(exported, EncoderConfig)
+    own, theirs = exported.grid(), target.config.grid()
+    if own != theirs:
+        how = "computed" if exported.positions == "sincos" else "resampled"
+        sizes = f"{own[0]}x{own[1]} patches; the weights have seen {theirs[0]}x{theirs[1]}"
+        notes.append(f"positions are {how} for the grid of this run, {sizes}")
     if exported.pooling != target.config.pooling:
         before, now = (config.pooling.replace("_", " ") for config in (target.config, exported))
         notes.append(f"features are pooled by {now}, as {name} is evaluated; those of the weights by {before}")

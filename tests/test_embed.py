@@ -109,6 +109,15 @@ def test_batches_larger_than_parts_and_parts_larger_than_the_images(encoder: Pat
         np.testing.assert_allclose(table, tables[0], atol=1e-6)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("features", ["pooled", "patches"])
+def test_a_gpu_gives_the_same_table(features: str, encoder: Path, images: Path, tmp_path: Path) -> None:
+    for device in ("cpu", "cuda"):
+        embed(encoder, images, tmp_path / f"{device}.npy", device=device, workers=2, features=features)
+    np.testing.assert_allclose(np.load(tmp_path / "cuda.npy"), np.load(tmp_path / "cpu.npy"), atol=1e-3)
+
+
 # -------------------------------------------------------------------------------------------------------------- images
 
 

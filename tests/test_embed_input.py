@@ -218,6 +218,18 @@ def test_the_command_says_what_it_has_done_and_what_comes_next(
     assert "is there already, made of the same images, weights and settings" in capsys.readouterr().out
 
 
+def test_settings_of_training_are_said_to_have_no_effect(
+    encoder: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(encoder, images, tmp_path / "x.npy", "--data.image-size", "64", "--data.no-horizontal-flip", "--data.max-images", "5")
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert notes == [
+        "note: data.horizontal_flip concerns training and has no effect on features",
+        "note: data.image_size concerns training and has no effect on features; the size of embedded images is --image-size",
+    ]
+    assert len(open_table(tmp_path / "x.npy")) == 5 and open_table(tmp_path / "x.npy").manifest.size == (32, 32)
+
+
 def test_tables_that_are_damaged_are_refused(encoder: Path, images: Path, tmp_path: Path) -> None:
     output = tmp_path / "x.npy"
     embed(encoder, images, output)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openjepa.arguments import is_help, parse_embed
+from openjepa.arguments import given_settings, is_help, parse_embed
 from openjepa.commands.paths import check_evaluated
 
 if TYPE_CHECKING:
@@ -41,10 +41,12 @@ def embed(argv: Sequence[str], prog: str) -> None:
     if argv and not argv[0].startswith("-") and not is_help(argv):
         check_evaluated(Path(argv[0]).expanduser())
     options, data = parse_embed(argv, prog, EMBED_HELP)
-    from openjepa.embedding.checking import check_output, check_settings
+    from openjepa.embedding.checking import check_output, check_settings, idle_settings
 
     check_settings(options.embedding)
     check_output(options.output)
+    for remark in idle_settings(given_settings(argv)):
+        _say(f"note: {remark}")
     from openjepa.embedding.running import embed_dataset
 
     with _terminated():

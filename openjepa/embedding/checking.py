@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from openjepa.config import flatten, nearest
@@ -23,6 +24,21 @@ RANGES: dict[str, Range] = {
 }
 """Smallest and largest value of a setting, and how an error says it."""
 
+WITHOUT_EFFECT = {
+    "image_size",
+    "crop_scale",
+    "crop_aspect",
+    "interpolation",
+    "horizontal_flip",
+    "pixel_mean",
+    "pixel_std",
+    "cache",
+    "cache_size",
+    "max_skipped",
+    "window",
+}
+"""Settings of a data source that only concern training."""
+
 
 def check_settings(settings: EmbedSettings) -> None:
     """Raises ValueError at the first setting that cannot work."""
@@ -30,6 +46,16 @@ def check_settings(settings: EmbedSettings) -> None:
         for item in value if isinstance(value, tuple) else (value,):
             if name in RANGES and isinstance(item, int | float):
                 check_range(name, item, RANGES[name])
+
+
+def idle_settings(given: Collection[str]) -> list[str]:
+    """Of the settings that are given (dotted names), those without an effect, in words."""
+    idle = [name for name in sorted(given) if name.removeprefix("data.") in WITHOUT_EFFECT and name.startswith("data.")]
+    instead = {
+        "data.image_size": "; the size of embedded images is --image-size",
+        "data.max_skipped": "; --max-skipped has one",
+    }
+    return [f"{name} concerns training and has no effect on features{instead.get(name, '')}" for name in idle]
 
 
 def check_output(output: Path) -> None:

@@ -13,23 +13,10 @@ from openjepa.data.fingerprint import source_hash
 from openjepa.data.folder import left_out as other_folders
 from openjepa.data.huggingface import left_out as other_splits
 from openjepa.data.source import ListSource, ShardSource
+from openjepa.embedding.checking import WITHOUT_EFFECT
 from openjepa.settings.data import DataSettings, FolderSettings, HuggingFaceSettings
 
 Source = ListSource | ShardSource
-WITHOUT_EFFECT = {
-    "image_size",
-    "crop_scale",
-    "crop_aspect",
-    "interpolation",
-    "horizontal_flip",
-    "pixel_mean",
-    "pixel_std",
-    "cache",
-    "cache_size",
-    "max_skipped",
-    "window",
-}
-"""Settings of a data source that only concern training."""
 
 
 @dataclass(frozen=True)

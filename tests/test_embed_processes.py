@@ -182,6 +182,7 @@ def test_parts_of_a_killed_process_are_taken_over_by_one_that_waits(
     first.join()
 
 
+@pytest.mark.slow  # three processes import torch
 def test_torchrun_shares_the_work(encoder: Path, images: Path, tmp_path: Path) -> None:
     output = tmp_path / "x.npy"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "openjepa"]

@@ -277,10 +277,11 @@ class Encoder(nn.Module):
         return self.config.grid((height, width))
 
     def _batches(self, images: Iterable[Picture], view: View, batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
-        """Numbers and views of the images, prepared by as many threads as torch uses."""
+        """Numbers and views of the images, prepared by as many threads as torch uses; beside a GPU by two at least."""
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} is too small: use 1 or more")
-        return batches(images, view, batch_size, torch.get_num_threads())
+        threads = max(torch.get_num_threads(), 1 if self.device.type == "cpu" else 2)
+        return batches(images, view, batch_size, threads)
 
     def _outputs(
         self, images: Pictures, view: View, precision: Precision, batch_size: int, progress: bool

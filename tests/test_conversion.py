@@ -135,6 +135,7 @@ def test_a_foreign_file_keeps_its_license(tmp_path: Path) -> None:
     third = convert(ConvertSettings(subject=again.folder, to="safetensors", output=tmp_path / "own"))
     card = (third.folder / "README.md").read_text()  # what was said once stays: openjepa has not trained it
     assert "the license of that file applies" in card and "license: cc-by-nc-4.0" in card
+    assert "converted from `IN1K-test.pth.tar` (I-JEPA's released checkpoint" in card
     assert_same(load_any(third.folder).encoder, load_any(path, Choice(heads=3)).encoder)
     assert load_any(third.folder).predictor is not None
 

@@ -238,7 +238,7 @@ def _limits(known: CardFacts) -> Iterator[str]:
     if known.to == "timm" and config["positions"] == "learned":
         lines.append("At other image sizes timm smooths learned positions when it makes them fewer, which openjepa does not.")
     lines.append("Features carry the biases of the images they were learned from; nothing was done about them.")
-    lines.append("It was not tried for anything but the results above.")
+    lines.append(f"It was not tried for anything {'but the results above' if known.results else 'here'}.")
     yield "## Limits"
     yield "\n".join(f"- {line}" for line in lines)
 

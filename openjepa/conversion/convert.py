@@ -182,7 +182,7 @@ def _write_notes(folder: Path, settings: ConvertSettings, done: Conversion, netw
     facts = CardFacts(
         name=done.folder.name,
         to=done.to,
-        what=done.what,
+        what=origin.what or done.what,
         source=origin.source,
         config=done.config,
         model=done.model,
@@ -206,7 +206,7 @@ def _write_notes(folder: Path, settings: ConvertSettings, done: Conversion, netw
         "to": done.to,
         "source": origin.source,
         "is_ours": origin.is_ours,
-        "what": done.what,
+        "what": facts.what,
         "encoder": settings.encoder,
         "dtype": settings.dtype,
         "license": facts.license,

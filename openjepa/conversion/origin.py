@@ -20,7 +20,7 @@ class Origin:
     """What is known of weights beside themselves."""
 
     source: str
-    """Name of what was read."""
+    """Name of what was read; of a folder that was converted before, of what it was converted from."""
     is_ours: bool
     """Whether openjepa trained them."""
     weights: str
@@ -33,6 +33,8 @@ class Origin:
     """Numbers of the run that checkpoints of the released program also hold."""
     license: str | None = None
     """Of a folder that was converted before."""
+    what: str | None = None
+    """What that folder was converted from, in a few words."""
 
     def results_of(self, encoder: str, is_own_size: bool) -> tuple[Sequence[Mapping[str, Any]], list[str]]:
         """Evaluations of just these weights, and remarks on others.
@@ -68,12 +70,13 @@ def find_origin(subject: Path, loaded: Loaded) -> Origin:
     is_native = loaded.what.startswith("openjepa")
     if (mark := _mark(place)) is not None:
         return Origin(
-            source,
+            _word(mark, "source") or source,
             mark.get("is_ours") is True,
             weights,
             settings=_bytes(place / CARRIED),
             training=mark["training"] if isinstance(mark.get("training"), dict) else {},
-            license=mark["license"] if isinstance(mark.get("license"), str) else None,
+            license=_word(mark, "license"),
+            what=_word(mark, "what"),
         )
     return Origin(source, is_native, weights, _evaluated(place), training=dict(loaded.training))
 
@@ -105,6 +108,10 @@ def _numbers(run: RunFolder) -> dict[str, Any]:
     }
     whole = ("batch_size", "world_size")
     return {name: int(value) if name in whole else value for name, value in values.items() if value is not None}
+
+
+def _word(mark: Mapping[str, Any], name: str) -> str | None:
+    return mark[name] if isinstance(mark.get(name), str) else None
 
 
 def _bytes(path: Path) -> bytes | None:

@@ -259,6 +259,20 @@ def test_a_shape_may_be_spelled_otherwise_when_a_run_goes_on(run: Path) -> None:
         train(replace(config, model=replace(config.model, width=48)), given={"model.width"})
 
 
+def test_a_run_without_a_usable_checkpoint_starts_from_the_weights_again(images: Path, tmp_path: Path) -> None:
+    config = from_file(small_config(images, tmp_path), written(tmp_path / "w.pth.tar", official()))
+    first = train(config)
+    assert first is not None
+    expected = (first / "encoder" / "model.safetensors").read_bytes()
+    for path in (
+        first / "checkpoints"
+    ).iterdir():  # as a kill between the first checkpoint and its export leaves it, but broken
+        (path / "trainer.json").write_text("{}")
+    shutil.rmtree(first / "encoder")
+    assert train(config) == first
+    assert (first / "encoder" / "model.safetensors").read_bytes() == expected
+
+
 # ----------------------------------------------------------------------------------------------------------- evaluation
 
 

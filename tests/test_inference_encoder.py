@@ -18,6 +18,8 @@ from openjepa.data.views import evaluation_view
 from openjepa.settings.methods import IJepaSettings
 from openjepa.types import normalize
 from openjepa.weights.fingerprint import weights_hash
+from openjepa.weights.loading import load_any
+from openjepa.weights.native import save_network
 from tests.images import shape_image, write_folder
 from tests.tiny_encoder import CONFIG, MEAN, STD, write_encoder, write_ijepa
 
@@ -30,7 +32,8 @@ WIDE_VALUES = 0.02
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    write_ijepa(folder, IJepaSettings(predictor_width=24, predictor_depth=1))
+    export = write_ijepa(folder, IJepaSettings(predictor_width=24, predictor_depth=1)).exports()["predictor"]
+    save_network(folder / "predictor", replace(export, extra={**export.extra, "mask_mode": "drawn"}))  # as the loop does
     return folder
 
 
@@ -210,6 +213,8 @@ def test_what_is_saved_is_loaded_again(encoder: openjepa.Encoder, run: Path, tmp
     assert weights_hash(again.network) == weights_hash(encoder.network) != weights_hash(openjepa.load(run).network)
     assert again.config == encoder.config and again.objective == encoder.objective
     close(again.predict(IMAGES, [0], [1]).loss, encoder.predict(IMAGES, [0], [1]).loss)
+    extra = [load_any(folder).predictor_extra for folder in (run, tmp_path / "tuned")]
+    assert extra[0] == extra[1] == {"loss": "smooth_l1", "target_norm": "layer_norm", "mask_mode": "drawn"}
     encoder.half().save(tmp_path / "tuned")  # over the older one
     assert openjepa.load(tmp_path / "tuned").dtype == torch.float32
     (run / "config.yaml").touch()

@@ -50,6 +50,7 @@ class Encoder(nn.Module):
         """What it is, in a few words."""
         self.objective = objective_of(loaded.predictor_extra)
         """What the predictor was trained for."""
+        self._predictor_extra = dict(loaded.predictor_extra)
         self.eval()
 
     def extra_repr(self) -> str:
@@ -222,7 +223,8 @@ class Encoder(nn.Module):
             raise ValueError(f"{place} is the folder of a run, whose encoder is not replaced: give another folder")
         save_network(place / "encoder", Export(self.config, self.network))
         if self.predictor is not None:
-            save_network(place / PREDICTOR_FOLDER, Export(self.predictor.config, self.predictor, asdict(self.objective)))
+            extra = {**self._predictor_extra, **asdict(self.objective)}
+            save_network(place / PREDICTOR_FOLDER, Export(self.predictor.config, self.predictor, extra))
 
     def _predicted(
         self, pixels: UInt8[Tensor, "B 3 h w"], kept: Int[Tensor, " K"], blocks: list[Int[Tensor, " T"]], precision: Precision

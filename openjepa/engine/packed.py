@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from openjepa.engine.device import supports_bf16
-from openjepa.models.blocks import Mlp
+from openjepa.models.attention import attention
+from openjepa.models.blocks import Block, scaled
 from openjepa.models.vit import VisionTransformer
 
 
@@ -26,10 +27,8 @@ def pack(network: VisionTransformer) -> None:
     To be called under autocast to bf16, without gradients.
     """
     network.eval().requires_grad_(False)
-    for block in network.blocks:
-        block.attn.qkv = PackedLinear(block.attn.qkv)  # type: ignore[union-attr,arg-type]
-        block.attn.proj = PackedLinear(block.attn.proj)  # type: ignore[union-attr,arg-type]
-        block.mlp = PackedMlp(block.mlp)  # type: ignore[arg-type]
+    for number, block in enumerate(network.blocks):
+        network.blocks[number] = PackedBlock(block)  # type: ignore[arg-type]
 
 
 class PackedLinear(nn.Module):
@@ -49,14 +48,23 @@ class PackedLinear(nn.Module):
         return rows
 
 
-class PackedMlp(nn.Module):
-    """`Mlp` of packed layers."""
+class PackedBlock(nn.Module):
+    """`Block` of packed layers. Both branches are added to the sequences in place, which would forbid gradients."""
 
-    def __init__(self, mlp: Mlp) -> None:
-        """Of its two layers."""
+    def __init__(self, block: Block) -> None:
+        """Of its layers; the norms stay in fp32."""
         super().__init__()
-        self.fc1, self.fc2 = PackedLinear(mlp.fc1, gelu=True), PackedLinear(mlp.fc2)
+        self._heads = block.attn.heads
+        # with AMX the fused kernel takes 0.8 of the time of plain products (196 tokens, forward), without it more
+        self._fused = bool(torch.cpu._is_amx_tile_supported())
+        self.norm1, self.norm2 = block.norm1, block.norm2
+        self.qkv, self.proj = PackedLinear(block.attn.qkv), PackedLinear(block.attn.proj)
+        self.fc1, self.fc2 = PackedLinear(block.mlp.fc1, gelu=True), PackedLinear(block.mlp.fc2)
+        self.gamma_1, self.gamma_2 = block.gamma_1, block.gamma_2
 
-    def forward(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
-        """The same map of every token."""
-        return self.fc2(self.fc1(x))  # type: ignore[no-any-return]
+    def forward(self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "#B #heads #S S"] | None = None) -> Float[Tensor, "B S D"]:
+        """The sequences after this block, in the memory of those before it."""
+        mixed = self.proj(attention(self.qkv(self.norm1(x)), self._heads, bias, fused=self._fused))
+        x += scaled(mixed, self.gamma_1)
+        x += scaled(self.fc2(self.fc1(self.norm2(x))), self.gamma_2)
+        return x

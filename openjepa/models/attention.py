@@ -26,16 +26,17 @@ def attention_bias(valid: Bool[Tensor, "B S"] | None, dtype: torch.dtype) -> Flo
 
 
 def attention(
-    qkv: Float[Tensor, "B S 3D"], heads: int, bias: Float[Tensor, "#B #heads #S S"] | None = None
+    qkv: Float[Tensor, "B S 3D"], heads: int, bias: Float[Tensor, "#B #heads #S S"] | None = None, fused: bool = False
 ) -> Float[Tensor, "B S D"]:
     """softmax(q k^T / sqrt(d) + bias) v for every head; each head owns contiguous channels of queries, keys and values.
 
     `bias` may be shared by images, heads and queries (size 1), and may be learned.
 
     On a CPU in bf16 plain matrix products take a half to a fifth of the time of torch's fused kernel, forward and backward, at
-    16 to 800 tokens (`benchmarks/attention.py`); in fp32 and on other devices the fused kernel is the faster one.
+    16 to 800 tokens (`benchmarks/attention.py`); in fp32 and on other devices the fused kernel is the faster one. `fused`: it
+    is wanted anyway.
     """
-    if qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16 and qkv.shape[1] <= PLAIN_MAX_TOKENS:
+    if not fused and qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16 and qkv.shape[1] <= PLAIN_MAX_TOKENS:
         mixed: Tensor = _PlainAttention.apply(qkv, heads, bias)  # type: ignore[no-untyped-call]
         return mixed
     batch, length, width = qkv.shape

@@ -98,13 +98,14 @@ class Block(nn.Module):
         self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "#B #heads #S S"] | None = None, num_last: int | None = None
     ) -> tuple[Float[Tensor, "B S D"], Float[Tensor, "B S D"]]:
         """The sequences after this block, and what its MLP added to them."""
-        mixed = self.drop_path(_scaled(self.attn(self.norm1(x), bias, num_last), self.gamma_1))
+        mixed = self.drop_path(scaled(self.attn(self.norm1(x), bias, num_last), self.gamma_1))
         x = mixed + (x if num_last is None else x[:, -num_last:])
-        added = self.drop_path(_scaled(self.mlp(self.norm2(x)), self.gamma_2))
+        added = self.drop_path(scaled(self.mlp(self.norm2(x)), self.gamma_2))
         return x + added, added
 
 
-def _scaled(branch: Float[Tensor, "B S D"], gamma: Float[Tensor, " D"] | None) -> Float[Tensor, "B S D"]:
+def scaled(branch: Float[Tensor, "B S D"], gamma: Float[Tensor, " D"] | None) -> Float[Tensor, "B S D"]:
+    """A branch of a block with its layer scale, where it has one."""
     return branch if gamma is None else branch * gamma.to(branch.dtype)
 
 

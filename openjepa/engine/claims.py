@@ -10,7 +10,7 @@ import fcntl
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,7 +28,8 @@ class Claim:
     def release(self) -> None:
         """Lets others have it, also where a forked worker has inherited the file."""
         if not self._file.closed:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
+            with suppress(OSError):  # where there are no locks
+                fcntl.flock(self._file, fcntl.LOCK_UN)
             self._file.close()
 
 

@@ -143,6 +143,17 @@ def test_near_duplicates_are_listed_and_nothing_is_deleted(work: Path, capsys: p
     assert sorted(path for path in work.rglob("*")) == before
 
 
+def test_a_threshold_that_most_pairs_are_above_is_remarked(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_table(Path("y.npy"), np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32) * 0.01 + 1)
+    main(["search", "y.npy", "--duplicates", "--no-picture", "--max-pairs", "5"])
+    output = capsys.readouterr()
+    assert "more than one of 100 pairs drawn at random have a cosine of 0.98 or more" in output.err
+    assert "more pairs than --max-pairs are alike enough" in output.out and "one of 100 above 1.00 (not centered)" in output.out
+    main(["search", "y.npy", "--duplicates", "--no-picture", "--center", "yes"])
+    output = capsys.readouterr()
+    assert "no near-duplicates" in output.out and "drawn at random have" not in output.err
+
+
 def test_no_duplicates_are_said_to_be_none(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_table(Path("y.npy"), np.eye(5, dtype=np.float32))
     main(["search", "y.npy", "--duplicates", "--no-picture"])

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from openjepa.embedding.table import open_table
 from openjepa.search import pairs as pairs_module
-from openjepa.search.cleaning import farthest
+from openjepa.search.cleaning import farthest, typical_cosines
 from openjepa.search.duplicates import File, groups_of
 from openjepa.search.pairs import Pairs, compare_all
 from openjepa.search.vectors import Vectors, table_mean
@@ -144,3 +144,11 @@ def test_a_cosine_in_bf16_is_never_farther_off_than_the_margin() -> None:
     values = torch.nn.functional.normalize(torch.rand(400, 7), dim=1)
     off = ((values.bfloat16() @ values.bfloat16().T).float() - values @ values.T).abs().max()
     assert 1e-4 < float(off) < pairs_module.MARGIN[torch.bfloat16]
+
+
+def test_usual_cosines_are_those_of_pairs_of_different_images(tmp_path: Path) -> None:
+    values = clustered(30)
+    cosines = cosines_of(values)[np.triu_indices(30, 1)]
+    table = open_table(write_table(tmp_path / "x.npy", values))
+    assert typical_cosines(Vectors(table)) == pytest.approx(tuple(np.percentile(cosines, (50, 99))), abs=1e-6)
+    assert typical_cosines(Vectors(open_table(write_table(tmp_path / "one.npy", values[:1])))) is None

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float
+from torch.nn.functional import normalize
 
 from openjepa.embedding.table import FeatureTable, Row
 from openjepa.engine.device import resolve_device
@@ -22,6 +24,8 @@ from openjepa.whole_files import whole_file
 
 GROUPS_SHOWN, OUTLIERS_SHOWN = 16, 48
 """Of the contact sheets."""
+SAMPLE = 1000
+"""Images whose pairs show what cosines are usual."""
 _IMAGE_COLUMNS = ("path", "split", "index", "row", "label")
 GROUP_COLUMNS = ("group", "keep", *_IMAGE_COLUMNS, "width", "height", "bytes", "duplicate_of", "cosine", "identical")
 OUTLIER_COLUMNS = ("rank", "distance", *_IMAGE_COLUMNS)
@@ -47,6 +51,8 @@ class Cleaning:
     complete: bool
     """False where there were more pairs of near-duplicates than were wanted."""
     threshold: float
+    typical: tuple[float, float] | None
+    """Median and 99th percentile of the cosines of pairs drawn at random; None: there are no pairs."""
 
     @property
     def table(self) -> FeatureTable:
@@ -68,6 +74,12 @@ def find_to_clean(settings: SearchSettings, say: Say = silent) -> Cleaning:
     opened = open_for_search(settings, say)
     table = opened.table
     vectors = Vectors(table, table_mean(table) if opened.centered else None)
+    typical = typical_cosines(vectors)
+    if settings.duplicates and typical is not None and typical[1] >= settings.threshold:
+        say(
+            f"more than one of 100 pairs drawn at random have a cosine of {settings.threshold:g} or more: raise --threshold, "
+            "or take off what all images share with --center yes"
+        )
     with progress("compare", len(table)) as advance:
         pairs, means = compare_all(
             vectors,
@@ -79,7 +91,18 @@ def find_to_clean(settings: SearchSettings, say: Say = silent) -> Cleaning:
         )
     groups = _groups(pairs, opened) if settings.duplicates else None
     outliers = farthest(means, settings.outliers) if settings.outliers else None
-    return Cleaning(opened, groups, outliers, pairs.complete, settings.threshold)
+    return Cleaning(opened, groups, outliers, pairs.complete, settings.threshold, typical)
+
+
+def typical_cosines(vectors: Vectors) -> tuple[float, float] | None:
+    """Median and 99th percentile of the cosines of all pairs of at most SAMPLE images, evenly spread; None for one image."""
+    rows = sorted({int(row) for row in np.linspace(0, len(vectors) - 1, min(SAMPLE, len(vectors)))})
+    if len(rows) < 2:
+        return None
+    units = normalize(vectors.rows(rows), dim=1)
+    first, second = torch.triu_indices(len(rows), len(rows), 1).unbind()
+    median, high = np.percentile((units @ units.T)[first, second].numpy(), (50, 99))
+    return float(median), float(high)
 
 
 def _groups(pairs: Pairs, opened: Opened) -> tuple[Group, ...]:

@@ -76,6 +76,11 @@ def print_cleaning(found: Cleaning, console: Console | None = None) -> None:
         _print_groups(found, console)
     if found.outliers is not None:
         _print_outliers(found, console)
+    if found.typical is not None:
+        median, high = found.typical
+        centered = "centered" if found.opened.centered else "not centered"
+        drawn = f"cosines of two images drawn at random: median {median:.2f}, one of 100 above {high:.2f} ({centered})"
+        console.print(Text(drawn, "dim"))
 
 
 def _print_groups(found: Cleaning, console: Console) -> None:

@@ -1,0 +1,216 @@
+"""Searching a million images on a CPU: `python -m benchmarks.search`.
+
+A file of generated features (a common mean and noise, fp16; 1.5 GB at the default size) is written to a temporary folder and
+removed in the end. `warm`: the file's pages are in memory. `cold`: they were dropped (posix_fadvise) before each search, so
+that the disk is read. The alternatives compute products with the same features in other ways, without looking for the best of
+them. The index is made of a smaller table, whose images are clustered; its build takes minutes.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from openjepa.embedding.table import COLUMNS, FeatureTable, Manifest, open_table
+from openjepa.engine.device import device_name
+from openjepa.engine.run_folder import environment
+from openjepa.search.approximate import index_paths, open_index
+from openjepa.search.exact import nearest
+from openjepa.search.pairs import compare_all
+from openjepa.search.vectors import Vectors, raw_blocks, rows_per_block, table_mean, tensor_of
+
+QUERIES = (1, 4, 16, 64)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is searched."""
+
+    images: int = 1_000_000
+    """Rows of the table."""
+    width: int = 768
+    """Numbers of each, as many as a ViT-B has."""
+    index_images: int = 50_000
+    """Rows of the table that the index is made of, and of which all pairs are compared."""
+    repeats: int = 7
+    """Rounds, of which the median is reported; of cold searches 3."""
+    threads: int | None = None
+    """None: all cores."""
+    folder: Path | None = None
+    """Where the file is written. None: the system's temporary folder."""
+    output: Path | None = None
+    """JSON file."""
+
+
+def main() -> None:
+    """Runs and prints."""
+    options = tyro.cli(Options)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    where = environment(torch.device("cpu"), "fp32")
+    result: dict[str, Any] = {
+        "commit": where["commit"],
+        "date": where["started"],
+        "machine": device_name(torch.device("cpu")),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "load": Path("/proc/loadavg").read_text().split()[:3] if Path("/proc/loadavg").exists() else None,
+        "table": [options.images, options.width],
+    }
+    folder = Path(tempfile.mkdtemp(dir=options.folder))
+    try:
+        large = write_table(folder / "large.npy", options.images, options.width, clusters=0)
+        result |= {"cold": cold(large), "exact": exact(open_table(large), options.repeats)}
+        result |= {"alternatives": alternatives(open_table(large), options.repeats)}
+        small = open_table(write_table(folder / "small.npy", options.index_images, options.width, clusters=500))
+        result |= {"pairs": pairs(small), "index": index(small, options.repeats)}
+    finally:
+        shutil.rmtree(folder)
+    print(json.dumps(result, indent=2))
+    if options.output is not None:
+        options.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def write_table(path: Path, images: int, width: int, clusters: int) -> Path:
+    """A table of openjepa embed's format."""
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(width, generator=generator)
+    centers = torch.randn(max(1, clusters), width, generator=generator) * (clusters > 0)
+    stored = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(images, width))
+    for first in range(0, images, 10_000):
+        number = min(10_000, images - first)
+        own = centers[torch.randint(len(centers), (number,), generator=generator)]
+        stored[first : first + number] = (mean + own + torch.randn(number, width, generator=generator)).half().numpy()
+    stored.flush()
+    del stored
+    rows = (f"{number:07d}.jpg,train,{number}," for number in range(images))
+    path.with_suffix(".csv").write_text("\n".join([",".join(COLUMNS), *rows]) + "\n")
+    manifest = Manifest(
+        subject="generated",
+        weights="none",
+        kind="pooled",
+        shape=(width,),
+        dtype="float16",
+        pooling="average",
+        view="crop",
+        size=(224, 224),
+        precision="fp32",
+    )
+    path.with_suffix(".json").write_text(manifest.to_json())
+    return path
+
+
+def median_seconds(call: Callable[[], object], repeats: int, before: Callable[[], object] = lambda: None) -> float:
+    """Median time of a call."""
+    times = []
+    for _ in range(repeats):
+        before()
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def cold(path: Path) -> dict[str, float]:
+    """Seconds of a search of the ten nearest with nothing of the file in memory, and of opening the table with its names."""
+    start = time.perf_counter()
+    opened = open_table(path)
+    seconds = {"open_seconds": time.perf_counter() - start}
+    manifest, rows, query = opened.manifest, opened.rows, torch.randn(1, opened.manifest.shape[0])
+    del opened  # mapped pages are not dropped
+
+    def drop() -> None:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def search() -> None:
+        nearest(Vectors(FeatureTable(path, manifest, rows, np.load(path, mmap_mode="r"))), query, 10)
+
+    found = median_seconds(search, 3, drop)
+    return {**seconds, "search_seconds": found, "gigabytes_per_second": path.stat().st_size / found / 1e9}
+
+
+def exact(table: FeatureTable, repeats: int) -> dict[str, float]:
+    """Seconds of a search of the ten nearest, of one query and several at once, and centered."""
+    queries = torch.randn(max(QUERIES), table.manifest.shape[0])
+    seconds = {
+        f"seconds_{number}_queries": median_seconds(
+            lambda number=number: nearest(Vectors(table), queries[:number], 10), repeats
+        )
+        for number in QUERIES
+    }
+    centered = median_seconds(lambda: nearest(Vectors(table, table_mean(table)), queries[:1], 10), repeats)
+    return {**seconds, "seconds_1_query_centered": centered}
+
+
+def alternatives(table: FeatureTable, repeats: int) -> dict[str, float]:
+    """Seconds of all cosines to one query (numerators alone where it says so), computed in other ways."""
+    query = torch.randn(table.manifest.shape[0])
+    number = rows_per_block(table)
+
+    def products(kind: torch.dtype) -> None:
+        other = query.to(kind)[:, None]
+        for _, block in table.blocks(number):
+            _ = tensor_of(block).to(kind) @ other
+
+    def in_numpy() -> None:
+        other = query.numpy()
+        for _, block in table.blocks(number):
+            _ = block.astype(np.float32) @ other
+
+    def large_blocks() -> None:
+        other = query[:, None]
+        for _, block in table.blocks(64 * number):
+            _ = tensor_of(block).float() @ other
+
+    def norms_alone() -> Tensor:
+        return torch.cat([torch.linalg.vector_norm(block, dim=1) for _, block in raw_blocks(table)])
+
+    calls: dict[str, Callable[[], object]] = {
+        "fp16_products_without_norms": lambda: products(torch.float16),
+        "bf16_products_without_norms": lambda: products(torch.bfloat16),
+        "fp32_products_without_norms": lambda: products(torch.float32),
+        "fp32_products_in_large_blocks_without_norms": large_blocks,
+        "numpy_without_norms": in_numpy,
+        "norms_alone": norms_alone,
+    }
+    return {name: median_seconds(call, min(3, repeats)) for name, call in calls.items()}
+
+
+def pairs(table: FeatureTable) -> dict[str, float]:
+    """Seconds of comparing all pairs: for near-duplicates, and with the ten nearest of each image."""
+    duplicates = median_seconds(lambda: compare_all(Vectors(table), threshold=0.98), 1)
+    both = median_seconds(lambda: compare_all(Vectors(table), threshold=0.98, neighbors=10), 1)
+    return {"images": len(table), "seconds_duplicates": duplicates, "seconds_duplicates_and_outliers": both}
+
+
+def index(table: FeatureTable, repeats: int) -> dict[str, Any]:
+    """Seconds of building the index and of a search with it, and its recall."""
+    said: list[str] = []
+    build = median_seconds(lambda: open_index(table, True, said.append), 1)
+    opened = open_index(table, True, said.append)
+    query = Vectors(table, opened.vectors.mean).rows([7])
+    return {
+        "images": len(table),
+        "build_seconds": build,
+        "megabytes": index_paths(table)[0].stat().st_size / 1e6,
+        "recall_of_ten": opened.recall,
+        "search_milliseconds": 1e3 * median_seconds(lambda: opened.nearest(query, 10), 10 * repeats),
+        "exact_milliseconds": 1e3 * median_seconds(lambda: nearest(opened.vectors, query, 10), repeats),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,6 @@
 """The command `openjepa embed`."""
 
+import os
 import signal
 import sys
 import time
@@ -116,4 +117,6 @@ def _bytes(number: float) -> str:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    """Once on each machine under torchrun."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)

@@ -144,7 +144,7 @@ class PartsFolder:
                 num_bytes=entries["num_bytes"],
                 checksum=entries["checksum"],
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(number) from error
         features = self._features_file(number)
         if not features.is_file() or features.stat().st_size != note.num_bytes:

@@ -42,7 +42,8 @@ def local_processes() -> int:
 
 def find_images(subject: Path, data: DataSettings | None, settings: EmbedSettings) -> tuple[Images, int]:
     """The images and the seed with which they were opened: by default those of the run. Raises ValueError without any."""
-    folder = next((item for item in (subject, subject.absolute().parent) if (item / "config.yaml").is_file()), None)
+    places = (subject, subject.absolute().parent) if subject.is_dir() else ()  # a run, or an encoder in a run
+    folder = next((item for item in places if (item / "config.yaml").is_file()), None)
     run = None if folder is None else load_run_config(folder)
     used = data or (None if run is None else run.data)
     if used is None:

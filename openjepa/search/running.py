@@ -66,6 +66,11 @@ def open_for_search(settings: SearchSettings, say: Say = silent) -> Opened:
                 f"no pictures: the images of {table.path} cannot be found any more ({error}). Say where they lie: "
                 "--data-path PATH"
             )
+    if settings.region is not None and table.manifest.kind == "pooled" and table.manifest.pooling == "class_token":
+        say(
+            f"{table.path} holds class tokens, with which the patches of a region have little in common: embed the images with "
+            "--pooling average or --features patches for it"
+        )
     return Opened(table, settings.centers(len(table)), gallery)
 
 

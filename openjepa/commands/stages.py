@@ -40,8 +40,8 @@ starting from weights instead of random ones (a run, a file of published weights
   openjepa train gpu-224 --init IN1K-vit.h.14-300e.pth.tar --data.path ~/photos --optim.lr 1e-4 --dry-run
   openjepa train dino-gpu-224 --init dino_vits16_pretrain.pth --data.path ~/photos --optim.lr 1e-4
 
-The model's settings follow the weights; rate and length are the recipe's: a lower --optim.lr changes the weights more
-gently. More in docs/continue.md.
+The model's settings follow the weights; rate and length are the recipe's. For weights of long training a lower --optim.lr
+is the usual caution; the evaluation shows the weights of the start beside the result. More in docs/continue.md.
 
 The same command continues an interrupted run."""
 

@@ -71,6 +71,17 @@ def test_an_interrupted_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.csv", "x.json", "x.npy"]
 
 
+def test_ctrl_c_in_the_library_is_one(tmp_path: Path) -> None:
+    from openjepa.search.approximate import _add
+
+    class Stopped:
+        def add(self, *_: object, **__: object) -> None:
+            raise RuntimeError("Operation has been terminated")
+
+    with pytest.raises(KeyboardInterrupt):
+        _add(Stopped(), 0, torch.ones(2, 3), lambda _: None)
+
+
 def test_a_damaged_index_is_named(tmp_path: Path) -> None:
     table = table_of(tmp_path / "x.npy")
     open_index(table, True, str)

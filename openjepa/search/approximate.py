@@ -158,7 +158,12 @@ def _build(vectors: Vectors, index_class: Callable[..., Any], made: Made) -> Mad
 
 def _add(index: Any, first: int, directions: Float[Tensor, "b D"], advance: Callable[[int], None]) -> None:
     for part, rows in zip(torch.split(directions, ADDED), torch.split(torch.arange(len(directions)), ADDED), strict=True):
-        index.add((rows + first).numpy(), part.numpy(), threads=torch.get_num_threads())
+        try:
+            index.add((rows + first).numpy(), part.numpy(), threads=torch.get_num_threads())
+        except RuntimeError as error:
+            if "terminated" in str(error):  # what the library makes of Ctrl-C
+                raise KeyboardInterrupt from None
+            raise
         advance(len(part))
 
 

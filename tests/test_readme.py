@@ -53,6 +53,8 @@ def test_runnable_blocks_run(home: Path, capsys: pytest.CaptureFixture[str]) -> 
     run = home / "runs" / "cpu-64-default-photos"
     assert (run / "report.html").stat().st_size > 10_000
     assert list((run / "eval").glob("*.json"))
+    assert (home / "neighbors.png").exists() and (home / "cleaning" / "outliers.csv").exists()
+    assert (home / "photos-encoder" / "config.json").exists()
     assert "openjepa evaluate runs/cpu-64-default-photos" in capsys.readouterr().out
     images = sorted((home / "photos").rglob("*.png"))[:2]
     assert tuple(openjepa.embed(run, images).shape) == (2, 48)

@@ -46,16 +46,18 @@ def test_a_packed_layer_is_the_layer_of_rounded_weights(bias: bool) -> None:
         {"class_token": True, "positions": "learned"},
         {"layer_scale": 0.5},
         {"positions": "relative"},
+        {"mask_token": True, "drop_path": 0.5},
     ],
-    ids=["plain", "class token", "layer scale", "relative"],
+    ids=["plain", "class token", "layer scale", "relative", "while training"],
 )
 def test_a_packed_encoder_rounds_no_more_than_autocast(changes: dict[str, object]) -> None:
     torch.manual_seed(0)
-    network = build_encoder(replace(CONFIG, **changes)).eval()  # type: ignore[arg-type]
+    network = build_encoder(replace(CONFIG, **changes))  # type: ignore[arg-type]
     for value in network.parameters():
         value.data.add_(0.1 * torch.randn_like(value))
     images, copied = torch.randn(3, 3, 32, 40), copy.deepcopy(network)
     pack(copied)
+    network.eval()
     with torch.no_grad():
         exact = network(images).patches
         with autocast(CPU, "bf16"):
@@ -66,3 +68,14 @@ def test_a_packed_encoder_rounds_no_more_than_autocast(changes: dict[str, object
     assert sum(value.numel() * value.element_size() for value in (*copied.parameters(), *copied.buffers())) < 0.7 * sum(
         4 * value.numel() for value in network.parameters()
     )  # the weights in fp32 are gone
+
+
+@needs_bf16
+def test_a_packed_encoder_keeps_the_outputs_of_earlier_blocks() -> None:
+    network, images = build_encoder(CONFIG), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    packed = copy.deepcopy(network)
+    pack(packed)
+    with torch.no_grad(), autocast(CPU, "bf16"):
+        pairs = zip(network.block_outputs(images, 3), packed.block_outputs(images, 3), strict=True)
+    for usual, ours in pairs:
+        torch.testing.assert_close(ours, usual, atol=0.02 * float(usual.std()), rtol=0.02)

@@ -49,7 +49,7 @@ class PackedLinear(nn.Module):
 
 
 class PackedBlock(nn.Module):
-    """`Block` of packed layers. Both branches are added to the sequences in place, which would forbid gradients."""
+    """`Block` of packed layers. The second branch is added in place, which would forbid gradients."""
 
     def __init__(self, block: Block) -> None:
         """Of its layers; the norms stay in fp32."""
@@ -63,8 +63,8 @@ class PackedBlock(nn.Module):
         self.gamma_1, self.gamma_2 = block.gamma_1, block.gamma_2
 
     def forward(self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "#B #heads #S S"] | None = None) -> Float[Tensor, "B S D"]:
-        """The sequences after this block, in the memory of those before it."""
+        """The sequences after this block. `x` stays as it is: `VisionTransformer.block_outputs` keeps it."""
         mixed = self.proj(attention(self.qkv(self.norm1(x)), self._heads, bias, fused=self._fused))
-        x += scaled(mixed, self.gamma_1)
+        x = x + scaled(mixed, self.gamma_1)
         x += scaled(self.fc2(self.fc1(self.norm2(x))), self.gamma_2)
         return x

@@ -179,3 +179,30 @@ def test_equal_windows_give_the_first_place_and_the_first_row(tmp_path: Path) ->
 def test_a_window_larger_than_the_grid_is_refused() -> None:
     with pytest.raises(ValueError, match="window of 5 x 2 patches does not fit into the grid of 4 x 4"):
         window_cosines(torch.ones(1, 4, 4, 3), torch.ones(3), (5, 2))
+
+
+@pytest.mark.parametrize("k", [1, 3, 5, 40])
+def test_the_kth_largest_is_that_of_the_sorted_numbers(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "CHUNK", 8)
+    for seed in range(30):
+        numbers = torch.randint(0, 30, (43,), generator=torch.Generator().manual_seed(seed)).float()
+        assert exact._kth_largest(numbers, k) == float(numbers.sort(descending=True).values[k - 1])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_blocks_on_several_threads_come_in_order(threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectors, "BLOCK_VALUES", 24 * 3)
+    monkeypatch.setattr(vectors, "ROUND", 4)
+    table, before = table_of(tmp_path / "x.npy"), torch.get_num_threads()
+    found = list(vectors.map_blocks(table, lambda first, block: (first, block.double().clone()), threads))
+    assert [first for first, _ in found] == list(range(0, 60, 3))
+    np.testing.assert_array_equal(torch.cat([block for _, block in found]).numpy(), stored(table))
+    assert torch.get_num_threads() == before
+
+    def fail(first: int, _: object) -> None:
+        if first > 20:
+            raise ValueError(f"row {first}")
+
+    with pytest.raises(ValueError, match="row 21"):
+        list(vectors.map_blocks(table, fail, threads))
+    assert torch.get_num_threads() == before

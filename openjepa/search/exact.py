@@ -9,13 +9,14 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openjepa.search.vectors import SMALLEST_NORM, Vectors, check_finite, cosines, picked, raw_blocks
+from openjepa.search.vectors import SMALLEST_NORM, Vectors, check_finite, cosines, map_blocks, picked
 from openjepa.search.windows import window_cosines
 
 SCORES = 64 * 2**20
 """Cosines kept at a time (256 MB); more queries take another pass over the table."""
 ROUNDING = 2e-5
 """More than fp32 can be wrong in a cosine: so close to the last place, candidates are compared again in fp64."""
+CHUNK = 1024
 COMPARED = 4096
 """Candidates that are compared again at a time."""
 
@@ -64,20 +65,23 @@ def nearest(
         part = queries[start : start + at_once]
         scores = _scores(vectors, part, advance)
         for number in range(len(part)):
-            found.append(_best(vectors, part[number], scores[:, number].contiguous(), top, skips[start + number]))
+            found.append(_best(vectors, part[number], scores[number], top, skips[start + number]))
     return found
 
 
-def _scores(vectors: Vectors, queries: Float[Tensor, "Q D"], advance: Advance) -> Float[Tensor, "n Q"]:
+def _scores(vectors: Vectors, queries: Float[Tensor, "Q D"], advance: Advance) -> Float[Tensor, "Q n"]:
     """Cosines of all images to all queries in fp32."""
     lengths = queries.double().norm(dim=1, keepdim=True).clamp(min=SMALLEST_NORM)
     directions = (queries.double() / lengths).float().T.contiguous()  # [D, Q]
-    scores = torch.empty(len(vectors), len(queries))
-    for first, block, norms in vectors.blocks():
-        part = scores[first : first + len(block)]
-        torch.mm(block, directions, out=part)
-        part.div_(norms[:, None])
-        advance(len(block))
+    scores = torch.empty(len(queries), len(vectors))
+
+    def compare(first: int, features: Float[Tensor, "b *shape"]) -> int:
+        block, norms = vectors.of_block(first, features)
+        scores[:, first : first + len(block)] = torch.mm(block, directions).div_(norms[:, None]).T
+        return len(block)
+
+    for number in map_blocks(vectors.table, compare):
+        advance(number)
     return scores
 
 
@@ -88,8 +92,16 @@ def candidates(scores: Float[Tensor, " n"], top: int, skip: int | None) -> Int[T
     number = min(top, len(scores) - (skip is not None))
     if number < 1:
         return torch.empty(0, dtype=torch.int64)
-    least = scores.topk(number).values[-1]
-    return (scores >= least - ROUNDING).nonzero()[:, 0]
+    return (scores >= _kth_largest(scores, number) - ROUNDING).nonzero()[:, 0]
+
+
+def _kth_largest(scores: Float[Tensor, " n"], k: int) -> float:
+    """The k-th largest of many numbers, sooner than by `topk` alone: few of them reach the k-th largest maximum of chunks."""
+    chunks = len(scores) // CHUNK
+    if chunks >= max(k, 2):
+        bound = scores[: chunks * CHUNK].view(chunks, CHUNK).amax(dim=1).topk(k).values[-1]
+        scores = scores[scores >= bound]
+    return float(scores.topk(k).values[-1])
 
 
 def _best(vectors: Vectors, query: Float[Tensor, " D"], scores: Float[Tensor, " n"], top: int, skip: int | None) -> Neighbors:
@@ -121,11 +133,15 @@ def nearest_windows(
     if not bool(query.isfinite().all()):
         raise ValueError("the features of the query are not finite: look at the image and at the encoder's weights")
     scores = torch.empty(len(table))
-    for first, features in raw_blocks(table):
+
+    def compare(first: int, features: Float[Tensor, "b H W D"]) -> int:
         check_finite(table, first, features)
         maps = window_cosines(features, query.float(), window, vectors.mean)
         scores[first : first + len(maps)] = maps.flatten(1).amax(dim=1)
-        advance(len(maps))
+        return len(maps)
+
+    for number in map_blocks(table, compare):
+        advance(number)
     rows = candidates(scores, top, skip)
     values, places = [], []
     for part in torch.split(rows, 64):

@@ -1,9 +1,11 @@
 """One vector per image of a table of features, as numbers to calculate with: fp32 blocks of a mapped file, and single rows."""
 
+import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,8 +17,12 @@ from openjepa.embedding.table import FeatureTable
 
 BLOCK_VALUES = 2048 * 768
 """Numbers of one block. 6 MB as fp32 stay in the second-level cache: larger blocks took up to 1.6 times as long."""
+ROUND = 64
+"""Blocks whose results wait for each other, where several threads work on blocks of their own."""
 SMALLEST_NORM = 1e-12
 """Shorter vectors have no direction: their cosine to anything is 0."""
+
+Result = TypeVar("Result")
 
 
 def tensor_of(block: NDArray[Any]) -> Tensor:
@@ -38,6 +44,41 @@ def raw_blocks(table: FeatureTable) -> Iterator[tuple[int, Float[Tensor, "b *sha
         values = buffer[: len(block)]
         values.copy_(tensor_of(block))
         yield first, values
+
+
+def map_blocks(
+    table: FeatureTable, work: Callable[[int, Float[Tensor, "b *shape"]], Result], threads: int | None = None
+) -> Iterator[Result]:
+    """What `work(number of its first row, features in fp32)` gives for each block, in their order.
+
+    Blocks of a mapped file are worked on by `threads` at a time (None: as many as torch has), each by one: threads that share
+    every small product would mostly wait for each other, above all where other programs run. `work` may overwrite its block.
+    """
+    number = threads or torch.get_num_threads()
+    rows = rows_per_block(table)
+    if number == 1 or table.path.suffix != ".npy" or len(table) <= rows:
+        for first, features in raw_blocks(table):
+            yield work(first, features)
+        return
+    stored = tensor_of(next(table.blocks(len(table)))[1])
+    own = threading.local()
+
+    def begin() -> None:
+        own.buffer = torch.empty(rows, *table.manifest.shape)
+
+    def one(first: int) -> Result:
+        block = stored[first : first + rows]
+        return work(first, own.buffer[: len(block)].copy_(block))
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(number, initializer=begin) as pool:
+            firsts = range(0, len(table), rows)
+            for start in range(0, len(firsts), ROUND):
+                yield from pool.map(one, firsts[start : start + ROUND])
+    finally:
+        torch.set_num_threads(before)
 
 
 def picked(table: FeatureTable, rows: Sequence[int]) -> Float[Tensor, "m *shape"]:
@@ -63,6 +104,7 @@ class Vectors:
     def __init__(self, table: FeatureTable, mean: Float[Tensor, " D"] | None = None) -> None:
         """`mean`: in fp64, as `table_mean` gives it."""
         self.table, self.mean = table, mean
+        self._mean = None if mean is None else mean.float()
         self.width = table.manifest.shape[-1]
 
     def __len__(self) -> int:
@@ -74,14 +116,17 @@ class Vectors:
 
         Raises ValueError at a row that is not finite.
         """
-        mean = None if self.mean is None else self.mean.float()
         for first, features in raw_blocks(self.table):
-            vectors = pooled(features)
-            if mean is not None:
-                vectors.sub_(mean)
-            norms = torch.linalg.vector_norm(vectors, dim=1)
-            check_finite(self.table, first, norms)
-            yield first, vectors, norms.clamp_(min=SMALLEST_NORM)
+            yield first, *self.of_block(first, features)
+
+    def of_block(self, first: int, features: Float[Tensor, "b *shape"]) -> tuple[Float[Tensor, "b D"], Float[Tensor, " b"]]:
+        """Vectors and their norms of one block, which is overwritten. Raises ValueError at a row that is not finite."""
+        vectors = pooled(features)
+        if self._mean is not None:
+            vectors.sub_(self._mean)
+        norms = torch.linalg.vector_norm(vectors, dim=1)
+        check_finite(self.table, first, norms)
+        return vectors, norms.clamp_(min=SMALLEST_NORM)
 
     def rows(self, rows: Sequence[int]) -> Float[Tensor, "m D"]:
         """The vectors of some rows, in ascending order, in fp64."""
@@ -102,14 +147,16 @@ def check_finite(table: FeatureTable, first: int, numbers: Float[Tensor, "b ..."
 
 def table_mean(table: FeatureTable) -> Float[Tensor, " D"]:
     """Mean of the vectors of all images, in fp64. Raises ValueError at a row that is not finite."""
-    total = torch.zeros(table.manifest.shape[-1], dtype=torch.float64)
-    for first, features in raw_blocks(table):
+
+    def total(first: int, features: Float[Tensor, "b *shape"]) -> Float[Tensor, " D"]:
         vectors = pooled(features)
         part = vectors.sum(dim=0)
         if not bool(part.isfinite().all()):
             check_finite(table, first, vectors)
-        total += part
-    return total / max(1, len(table))
+        return part.double()
+
+    start = torch.zeros(table.manifest.shape[-1], dtype=torch.float64)
+    return sum(map_blocks(table, total), start) / max(1, len(table))
 
 
 def cosines(vectors: Float[Tensor, "m D"], query: Float[Tensor, " D"]) -> Float[Tensor, " m"]:

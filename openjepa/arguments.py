@@ -4,6 +4,7 @@ A union of dataclasses cannot be chosen anew once it has a default, so the choic
 `--masks.strategy`, `--method.name`) is read first and selects its dataclass; then tyro parses everything over those defaults.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from openjepa.config import expand_home, flatten, load_run_config, nearest
+from openjepa.config import expand_home, flatten, load_run_config, load_yaml, nearest
 from openjepa.recipes import RECIPES, load_recipe, with_total_steps
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.data import DataSettings, FolderSettings
@@ -87,6 +88,8 @@ class EmbedOptions:
 _GROUPS = ("data", "model", "masks", "method", "optim", "run", "monitor", "system")
 SHORT = ("init", "init_encoder", "init_heads")
 """Options of `openjepa train` that may leave out `run.`"""
+_OWN = ("model.resampling_offset", "method.predictor_width", "method.predictor_depth", "method.predictor_heads")
+"""Settings that may differ from the weights that `run.init` names."""
 _POSITIONAL = ("recipe", "subject", "runs", "table")
 _EXCLUSIVE = (("optim.epochs", "optim.total_steps"), ("optim.warmup_epochs", "optim.warmup_steps"))
 """The second overrides the first; who gives only the first on the command line means it."""
@@ -143,6 +146,18 @@ def given_settings(argv: Sequence[str]) -> set[str]:
     """Dotted names of the settings that `argv` sets itself; of a switch, whichever way it is set."""
     names = {normalized(item) for item in with_long_names(argv) if item.startswith("--")}
     return {".".join(part.removeprefix("no_") for part in name.split(".")) for name in names}
+
+
+def decided_by_file(file: Path | None, init: str | None) -> set[str]:
+    """Dotted names of the settings that may differ from the weights `init`, as `file` (of --config), which names these, says.
+
+    So its run is repeated with the predictor that it had.
+    """
+    if file is None or init is None:
+        return set()
+    said = flatten(load_yaml(file / "config.yaml" if file.is_dir() else file))
+    is_same = os.path.expanduser(str(said.get("run.init"))) == init  # noqa: PTH111  (a name on the Hub is no path)
+    return {name for name in _OWN if name in said} if is_same else set()
 
 
 def require(argv: Sequence[str], what: str, prog: str) -> Sequence[str]:

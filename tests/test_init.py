@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from openjepa.arguments import given_settings, parse_train
-from openjepa.config import load_run_config
+from openjepa.arguments import decided_by_file, given_settings, parse_train
+from openjepa.config import load_run_config, save_yaml
 from openjepa.engine.run_folder import run_path, weights_name
 from openjepa.evaluation.running import evaluate_run
 from openjepa.evaluation.tables import print_results
@@ -115,6 +115,17 @@ def test_the_predictor_follows_too_unless_another_is_asked_for(images: Path, tmp
     assert "the predictor is new: width 24 was asked for, and the weights' has width 12" in start.notes[-1]
 
 
+def test_a_run_with_a_predictor_of_its_own_is_repeated_with_it(images: Path, tmp_path: Path) -> None:
+    config = from_file(small_config(images, tmp_path), written(tmp_path / "w.pth.tar", official()))
+    asked, _ = settled(config, {"method.predictor_width"}, fresh=False)
+    save_yaml(asked, tmp_path / "config.yaml")
+    again, options = parse_train(["--config", str(tmp_path)], "openjepa train", "")
+    repeated, _ = settled(again, decided_by_file(options.config, again.run.init), fresh=False)
+    assert repeated == asked and isinstance(asked.method, IJepaSettings) and asked.method.predictor_width == 24
+    # other weights than the file's decide anew
+    assert decided_by_file(options.config, "other") == set() == decided_by_file(None, again.run.init)
+
+
 def test_small_recipes_keep_their_predictor_at_half_the_width(tmp_path: Path) -> None:
     folder = encoder_folder(tmp_path / "odd", ODD)
     config, _ = parse_train(["cpu-64", "--init", str(folder), "--data.path", "x"], "openjepa train", "")
@@ -194,6 +205,7 @@ def test_without_a_recipe_the_run_that_is_named_is_repeated_in_a_folder_of_its_o
     [
         ("/x/IN1K-vit.h.14-300e.pth.tar", "IN1K-vit.h.14-300e"),
         ("/x/hf/model.safetensors", "hf-model"),
+        ("/x/run/encoder", "run-encoder"),
         ("facebook/ijepa_vith14_1k", "ijepa_vith14_1k"),
         ("/x/dino_deitsmall16_pretrain.pth", "dino_deitsmall16_pretrain"),
     ],
@@ -202,8 +214,20 @@ def test_runs_are_named_after_the_weights(init: str, name: str) -> None:
     assert weights_name(init) == name
 
 
-def test_an_encoder_of_a_run_is_named_after_both(run: Path) -> None:
-    assert weights_name(str(run / "encoder")) == "run-encoder" and weights_name(str(run)) == "run"
+@pytest.mark.parametrize("name", ["hf/theirs", "theirs/encoder"])
+def test_a_run_is_found_again_when_folders_of_weights_are_gone(
+    name: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though owner/name could mean the Hub, and an encoder is called after the run that held it."""
+    monkeypatch.chdir(tmp_path)
+    encoder_folder(tmp_path / name, ODD)
+    (tmp_path / name.split("/")[0] / "config.yaml").touch()
+    config = small_config(images, tmp_path / "runs")
+    config = replace(config, run=replace(config.run, init=name, name=None), monitor=MonitorSettings(every=0))
+    started = train(config)
+    assert started is not None and started.name.endswith("from-theirs" if name == "hf/theirs" else "from-theirs-encoder")
+    shutil.rmtree(tmp_path / name.split("/")[0])
+    assert train(config) == started
 
 
 # -------------------------------------------------------------------------------------------------------------- records

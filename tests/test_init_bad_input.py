@@ -138,9 +138,15 @@ def test_options_that_contradict_the_weights(config: RunConfig, changed: dict[st
     assert followed.model.shape().width == 24, "what a recipe says gives way"
 
 
-def test_pixels_that_contradict_the_weights(config: RunConfig) -> None:
+def test_pixels_that_contradict_the_weights(config: RunConfig, tmp_path: Path) -> None:
+    pixels = {"data.pixel_mean"}
     other = replace(config, data=replace(config.data, pixel_mean=(0.5, 0.5, 0.5)))
-    refused(other, r"data\.pixel_mean=0\.5 0\.5 0\.5, but the weights have 0\.485 0\.456 0\.406", {"data.pixel_mean"})
+    folder = replace(other, run=replace(other.run, init=str(encoder_folder(tmp_path / "odd", ODD)), init_heads=None))
+    refused(folder, r"data\.pixel_mean=0\.5 0\.5 0\.5, but the weights have 0\.5 0\.4 0\.3", pixels)
+    # a file of tensors alone says nothing of them
+    found = settled(other, pixels, fresh=False)[0].data
+    assert found.pixel_mean == (0.5, 0.5, 0.5) and found.pixel_std == EncoderConfig.pixel_std
+    assert settled(other, (), fresh=False)[0].data.pixel_mean == EncoderConfig.pixel_mean, "ImageNet's, where nobody says"
 
 
 def test_images_that_are_no_whole_number_of_patches(config: RunConfig) -> None:

@@ -10,12 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from openjepa.arguments import (
-    given_settings,
-    parse,
-    parse_train,
-    require,
-)
+from openjepa.arguments import decided_by_file, given_settings, parse, parse_train, require
 from openjepa.checks import check, remarks
 from openjepa.commands.paths import check_output_file, check_output_folder, check_subject
 from openjepa.recipes import RECIPES
@@ -103,7 +98,8 @@ def train(argv: Sequence[str], prog: str) -> None:
         print(f"note: {remark}", file=sys.stderr)
     from openjepa.training.loop import train as train_run
 
-    folder = train_run(config, fresh=options.fresh, dry_run=options.dry_run, given=given_settings(argv))
+    given = given_settings(argv) | decided_by_file(options.config, config.run.init)
+    folder = train_run(config, fresh=options.fresh, dry_run=options.dry_run, given=given)
     if folder is not None:
         labeled = json.loads((folder / "summary.json").read_text()).get("labeled", True)
         print(f"next: openjepa {'evaluate' if labeled else 'visualize'} {folder}")

@@ -27,6 +27,8 @@ _RESOLVED = ("run.device", "run.precision")
 
 WEIGHT_ENDINGS = (".tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 """Of files of weights; `.pth.tar` has two."""
+USUAL_NAMES = ("encoder", "context_encoder", "encoder_initial", "model", "pytorch_model", "checkpoint", "jepa-latest")
+"""Of folders and files of weights that are called the same everywhere."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,15 @@ def run_path(config: RunConfig) -> Path:
 
 
 def weights_name(init: str) -> str:
-    """What weights are called: their file without its ending, or their folder; an encoder inside a run by the run too."""
+    """What weights are called: their file without its ending, or their folder; with the folder above where that tells more.
+
+    Depends on nothing but the words, so that a run is found again when the weights are gone.
+    """
     place = Path(init)
     name = place.name
     for ending in WEIGHT_ENDINGS:
         name = name.removesuffix(ending)
-    is_inside = (place.parent / "config.yaml").is_file() or name in ("model", "pytorch_model")
-    return f"{place.parent.name}-{name}" if is_inside and place.parent.name else name
+    return f"{place.parent.name}-{name}" if name in USUAL_NAMES and place.parent.name else name
 
 
 def environment(device: torch.device, precision: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import replace
+from pathlib import Path
 
 from openjepa.checks import nearest_multiple
 from openjepa.config import flatten
@@ -35,7 +36,8 @@ def following(
     """
     model = _model(config, encoder, given)
     _check_given(config, model, encoder, given, weights)
-    data = replace(config.data, pixel_mean=encoder.pixel_mean, pixel_std=encoder.pixel_std)
+    pixels = {name: getattr(encoder, name) for name in PIXELS if f"data.{name}" not in given}  # those given are allowed
+    data = replace(config.data, **pixels)  # type: ignore[arg-type]
     method = _method(config, encoder, predictor, given)
     _check_patches(data.height_width(), encoder, weights)
     return replace(config, model=model, data=data, method=method)
@@ -91,7 +93,8 @@ def _check_given(config: RunConfig, model: ModelSettings, encoder: EncoderConfig
         if f"model.{name}" in given and getattr(own, name) != getattr(theirs, name):
             wrong.append(f"model.{name}={getattr(own, name)}, but the weights have {getattr(theirs, name)}")
     wanted = {f"model.{name}": getattr(model, name) for name in ENCODER}
-    wanted |= {f"data.{name}": getattr(encoder, name) for name in PIXELS}
+    if not Path(weights).is_file():  # where no settings stand beside the tensors, only the user knows the pixels
+        wanted |= {f"data.{name}": getattr(encoder, name) for name in PIXELS}
     asked = flatten(config)
     wrong += [
         f"{name}={_shown(asked[name])}, but the weights have {_shown(value)}"

@@ -78,8 +78,7 @@ def settled(config: RunConfig, given: Collection[str], fresh: bool) -> tuple[Run
         return config, None
     if not config.run.init:
         raise ValueError("run.init is empty: name a run, an encoder folder, a file of weights or a model on the Hub")
-    config = replace(config, run=replace(config.run, init=_absolute(config.run.init)))
-    before = None if fresh else _begun(config)
+    config, before = _found(config, fresh)
     if before is not None:
         return as_before(config, before, given), None
     weights = read_weights(config.run)
@@ -87,9 +86,19 @@ def settled(config: RunConfig, given: Collection[str], fresh: bool) -> tuple[Run
     return following(config, target.config, target.predictor_config, given, weights.path), weights
 
 
-def _absolute(init: str) -> str:
-    path = Path(init).expanduser()
-    return init if is_hub_name(path) else os.path.abspath(path)  # noqa: PTH100  (Path.resolve would follow links)
+def _found(config: RunConfig, fresh: bool) -> tuple[RunConfig, RunConfig | None]:
+    """`config` with the absolute path of the weights, or with their name on the Hub; and what `_begun` finds of it.
+
+    A path that a begun run has started from stays one when nothing lies there any more.
+    """
+    name = str(config.run.init)
+    place = Path(name).expanduser()
+    config = replace(config, run=replace(config.run, init=os.path.abspath(place)))  # noqa: PTH100  (resolve would follow links)
+    before = None if fresh else _begun(config)
+    if before is None and is_hub_name(place):
+        config = replace(config, run=replace(config.run, init=name))
+        before = None if fresh else _begun(config)
+    return config, before
 
 
 def _begun(config: RunConfig) -> RunConfig | None:

@@ -37,7 +37,7 @@ def following(
     model = _model(config, encoder, given)
     _check_given(config, model, encoder, given, weights)
     pixels = {name: getattr(encoder, name) for name in PIXELS if f"data.{name}" not in given}  # those given are allowed
-    data = replace(config.data, **pixels)  # type: ignore[arg-type]
+    data = replace(config.data, **pixels)
     method = _method(config, encoder, predictor, given)
     _check_patches(data.height_width(), encoder, weights)
     return replace(config, model=model, data=data, method=method)

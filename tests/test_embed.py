@@ -207,6 +207,19 @@ def test_unlabeled_splits_of_parquet_files_are_embedded_too(encoder: Path, image
     assert embed(encoder, HuggingFaceSettings(path=str(folder)), tmp_path / "x.npy").num_images == 11
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parquet_files_without_a_training_split_are_embedded(
+    streaming: bool, encoder: Path, images: Path, tmp_path: Path
+) -> None:
+    write_shards(tmp_path / "shards", images, (5,))
+    (tmp_path / "shards" / "train-00000-of-00001.parquet").rename(tmp_path / "shards" / "val.parquet")
+    data = HuggingFaceSettings(path=str(tmp_path / "shards"), streaming=streaming)
+    table = open_table(embed(encoder, data, tmp_path / "x.npy").output)
+    assert len(table) == 5 and table.manifest.data["train_split"] == "validation"
+    with pytest.raises(ValueError, match="'train' is not a split"):
+        embed(encoder, data, tmp_path / "y.npy", splits="train")
+
+
 # --------------------------------------------------------------------------------------------------- other programs
 
 
@@ -260,7 +273,7 @@ def test_unreadable_images_have_no_row_and_are_listed(ending: str, encoder: Path
     assert [files[row.index] for row in table.rows] == [row.path for row in table.rows]
     found = np.concatenate([block for _, block in table.blocks(7)])
     np.testing.assert_allclose(found, expected(encoder, folder, table.rows), atol=1e-5)
-    lines = [json.loads(line) for line in (tmp_path / "x.skipped.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / f"x.{ending}.skipped.jsonl").read_text().splitlines()]
     assert [(line["path"], line["split"], line["reason"]) for line in lines] == [
         ("disk/0003.png", "train", "empty file"),
         ("square/0004.png", "train", "not an image"),
@@ -271,23 +284,27 @@ def test_too_many_unreadable_images_fail_in_the_end_and_are_listed(encoder: Path
     folder = write_folder(tmp_path / "images", 20)
     (folder / "disk" / "0003.png").write_bytes(b"")
     output = tmp_path / "x.npy"
-    with pytest.raises(ValueError, match=r"1 of 20 images could not be read, more than max_skipped=0\.04; .*x\.skipped\.jsonl"):
+    with pytest.raises(
+        ValueError, match=r"1 of 20 images could not be read, more than max_skipped=0\.04; .*x\.npy\.skipped\.jsonl"
+    ):
         embed(encoder, folder, output, max_skipped=0.04)
-    assert not output.exists() and len((tmp_path / "x.skipped.jsonl").read_text().splitlines()) == 1
+    assert not output.exists() and len((tmp_path / "x.npy.skipped.jsonl").read_text().splitlines()) == 1
     embedded = embed(encoder, folder, output, max_skipped=0.05)  # nothing is computed again
     assert embedded.num_images == 0 and len(open_table(output)) == 19
     Image.new("RGB", (40, 40)).save(folder / "disk" / "0003.png")
     assert len(open_table(embed(encoder, folder, output, again=True).output)) == 20
-    assert not (tmp_path / "x.skipped.jsonl").exists()
+    assert not (tmp_path / "x.npy.skipped.jsonl").exists()
 
 
 def test_names_that_are_no_text_survive(encoder: Path, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "images", 3, classes=False)
+    shape_image(4).save(folder / 'a "\r".png')
     name = b"caf\xe9 \xff,\n.png".decode(errors="surrogateescape")
     shape_image(5).save(tmp_path / "plain.png")
     (tmp_path / "plain.png").rename(folder / name)
     embed(encoder, folder, tmp_path / "x.npy")
     assert open_table(tmp_path / "x.npy").rows[-1].path == name
+    assert open_table(tmp_path / "x.npy").rows[-2].path == 'a "\r".png'
     embed(encoder, folder, tmp_path / "x.parquet")
     assert open_table(tmp_path / "x.parquet").rows[-1].path == "caf\\xe9 \\xff,\n.png"
 

@@ -241,6 +241,11 @@ def test_tables_that_are_damaged_are_refused(encoder: Path, images: Path, tmp_pa
     with pytest.raises(ValueError, match=r"holds float32 \[3, 24\], but x\.csv and x\.json describe float32 \[12, 24\]"):
         open_table(output)
     output.write_bytes(whole)
+    listed = output.with_suffix(".csv").read_text()
+    output.with_suffix(".csv").write_text(listed[: listed.rindex(",train")])
+    with pytest.raises(ValueError, match=r"x\.csv is damaged or cut off"):
+        open_table(output)
+    output.with_suffix(".csv").write_text(listed)
     described = json.loads(output.with_suffix(".json").read_text())
     output.with_suffix(".json").write_text(json.dumps(described | {"version": 2}))
     with pytest.raises(ValueError, match="version 2; this openjepa reads version 1"):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from openjepa.cli import main
 from openjepa.embedding.computing import Computation
 from openjepa.embedding.parts import PartsFolder, PartWriter
+from openjepa.embedding.plan import Part
 from openjepa.embedding.table import open_table
 from openjepa.engine.claims import take
 from openjepa.settings.data import HuggingFaceSettings
@@ -155,7 +157,7 @@ def test_several_processes_share_the_work(encoder: Path, images: Path, whole: di
     found = [json.loads((results / str(number)).read_text()) for number in range(3)]
     assert sorted(status for status, _ in found).count("written") == 1
     assert sum(number for _, number in found) == 44 and all(number < 44 for _, number in found)  # each image once
-    assert digests(tmp_path) == {name: value for name, value in whole.items() if name != "x.parquet"}
+    assert digests(tmp_path) == {name: value for name, value in whole.items() if "parquet" not in name}
     assert not (tmp_path / "x.npy.parts").exists()
 
 
@@ -207,6 +209,42 @@ def test_streams_are_shared_shard_by_shard(encoder: Path, images: Path, tmp_path
         assert process.exitcode == 0
     assert (tmp_path / "shared.npy").read_bytes() == (tmp_path / "alone.npy").read_bytes()
     assert (tmp_path / "shared.csv").read_bytes() == (tmp_path / "alone.csv").read_bytes()
+
+
+def test_nobody_begins_a_part_while_another_process_takes_all_of_them_away(encoder: Path, images: Path, tmp_path: Path) -> None:
+    output, parts = tmp_path / "x.npy", PartsFolder(tmp_path / "x.npy")
+    stop_after(in_process(slowed(partial(embed, encoder, images, output), 0.1)), parts.path, 2)
+    part = Part(NUM_PARTS - 1, "train", 40, 5)
+    claim = parts.claim(part)
+    assert claim is not None and parts.claim(part) is None and parts.claim(replace(part, number=0)) is None
+    claim.release()
+    with parts.set_up():
+        parts.forget_all()
+        assert parts.claim(part) is None and parts.claim(replace(part, number=0)) is None
+    assert not parts.path.exists() and parts.claim(part) is None
+
+
+def test_a_process_killed_while_it_takes_the_parts_away_leaves_them_to_the_next(
+    encoder: Path, images: Path, whole: dict[str, str], tmp_path: Path
+) -> None:
+    output = tmp_path / "x.npy"
+
+    def dying() -> None:
+        iterdir = Path.iterdir
+
+        def die(path: Path) -> object:
+            if output.exists():  # the plan has just been removed
+                os.kill(os.getpid(), signal.SIGKILL)
+            return iterdir(path)
+
+        Path.iterdir = die  # type: ignore[assignment,method-assign]
+        embed(encoder, images, output)
+
+    process = in_process(dying)
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL and list((tmp_path / "x.npy.parts").glob("*.features"))
+    assert embed(encoder, images, output).status == "there already"
+    assert digests(tmp_path)["x.npy"] == whole["x.npy"] and not (tmp_path / "x.npy.parts").exists()
 
 
 # -------------------------------------------------------------------------------------------------------------- again
@@ -266,8 +304,6 @@ def test_parts_that_another_process_works_on_are_not_thrown_away(
 
 
 def test_siblings_of_one_command_do_not_start_over_what_one_has_finished(encoder: Path, images: Path, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     from openjepa.embedding.running import embed_dataset
     from openjepa.settings.data import FolderSettings
 

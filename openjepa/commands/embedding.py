@@ -20,7 +20,7 @@ file. ENCODER: an encoder folder, a file of published weights, a Hugging Face fo
 --data.*, its own images are embedded.
 
 X.npy is an array with one row per image, the images are listed in X.csv; X.parquet holds both. `openjepa search` reads either.
-Unreadable images have no row and are listed in X.skipped.jsonl.
+Unreadable images have no row and are listed in X.npy.skipped.jsonl.
 
 Repeat the command to continue where it was stopped; what is done lies in X.npy.parts meanwhile. Start it several times, on any
 number of machines that share the folder of the output, and the work is shared; on one machine with several GPUs use torchrun.

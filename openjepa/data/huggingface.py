@@ -59,6 +59,13 @@ def open_huggingface(settings: HuggingFaceSettings, seed: int) -> Splits:
     return Splits(train, test, _description(settings, train, test))
 
 
+def split_names(settings: HuggingFaceSettings) -> list[str]:
+    """Splits of local files or of a data set on the Hub, as `train_split` and `test_split` name them."""
+    require_library()
+    local = _local_files(settings.path)
+    return _hub_splits(settings) if local is None else list(local.splits)
+
+
 def left_out(settings: HuggingFaceSettings) -> dict[str, ListSource]:
     """Splits that `open_huggingface` does not open, by name: unlabeled or further ones. None of what is streamed."""
     if settings.streaming:
@@ -204,9 +211,8 @@ def _load(settings: HuggingFaceSettings, local: _LocalFiles | None, split: str, 
 
 
 def _description(settings: HuggingFaceSettings, train: ListSource | ShardSource, test: ListSource | None) -> str:
-    name = Path(settings.path).name if "*" not in settings.path else settings.path
     count = f"{len(train):,} images" if isinstance(train, ListSource) else f"a stream of {len(train)} shards"
     classes = f" in {len(train.class_names)} classes" if train.class_names else ""
     if not classes and isinstance(train, ListSource) and train.labels is not None:
         classes = f" in {len(np.unique(train.labels))} classes"
-    return f"{name}: {count} to train{classes}" + (f", {len(test):,} to test" if test is not None else "")
+    return f"{settings.name()}: {count} to train{classes}" + (f", {len(test):,} to test" if test is not None else "")

@@ -35,7 +35,7 @@ class Assembled:
 
 def skipped_file(output: Path) -> Path:
     """The list of images that have no row."""
-    return output.with_suffix(".skipped.jsonl")
+    return output.with_name(f"{output.name}.skipped.jsonl")
 
 
 def assemble(plan: Plan, parts: PartsFolder, output: Path, max_skipped: float) -> Assembled:
@@ -133,10 +133,13 @@ def _write_images(plan: Plan, parts: PartsFolder, place: Path) -> None:
         whole_file(place) as unfinished,
         unfinished.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        usual = csv.writer(file, lineterminator="\n")
+        quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        usual.writerow(COLUMNS)
         for _, _, rows in _rows(plan, parts):
-            writer.writerows((row.path, row.split, row.index, "" if row.label is None else row.label) for row in rows)
+            for row in rows:
+                writer = quoted if "\r" in row.path else usual  # Python before 3.13 does not see that such a name needs it
+                writer.writerow((row.path, row.split, row.index, "" if row.label is None else row.label))
 
 
 def _write_parquet(plan: Plan, parts: PartsFolder, output: Path, manifest: Manifest, num_rows: int) -> int:

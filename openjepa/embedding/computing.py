@@ -99,7 +99,7 @@ class Computation:
     def _is_any_free(self) -> bool:
         """Whether there is a part to be computed that nobody has."""
         for part in self._plan.parts:
-            if not self._parts.is_done(part) and (claim := self._parts.claim(part)) is not None:
+            if (claim := self._parts.claim(part)) is not None:
                 claim.release()
                 return True
         return False
@@ -110,16 +110,9 @@ class Computation:
         After the workers have been started: they would keep claims that they inherit for seconds if this process were killed.
         """
         for part in self._plan.parts:
-            if self._parts.is_done(part) or part.number in self._claims:
-                continue
-            claim = self._parts.claim(part)
-            if claim is None:
-                continue
-            if self._parts.is_done(part):
-                claim.release()
-                continue
-            self._claims[part.number] = claim
-            yield from tasks_of(part, self._sources[part.split])
+            if (claim := self._parts.claim(part)) is not None:
+                self._claims[part.number] = claim
+                yield from tasks_of(part, self._sources[part.split])
 
     def _take_in(self, decoded: Decoded) -> None:
         """Encodes whole batches of what has been decoded, and at the end of a part what is left of it."""

@@ -12,6 +12,7 @@ from openjepa.data import open_splits
 from openjepa.data.fingerprint import source_hash
 from openjepa.data.folder import left_out as other_folders
 from openjepa.data.huggingface import left_out as other_splits
+from openjepa.data.huggingface import split_names
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.embedding.checking import WITHOUT_EFFECT
 from openjepa.settings.data import DataSettings, FolderSettings, HuggingFaceSettings
@@ -36,7 +37,7 @@ class Images:
     def summary(self) -> str:
         """What they are, to be printed."""
         counts = {
-            name: f"{len(source):,} {'images' if isinstance(source, ListSource) else 'shards'}"
+            name: _counted(len(source), "image" if isinstance(source, ListSource) else "shard")
             for name, source in self.sources.items()
         }
         listed = (
@@ -63,6 +64,8 @@ def open_images(settings: DataSettings, splits: Literal["all", "train", "test"],
     """
     if splits == "all" and isinstance(settings, FolderSettings):
         settings = replace(settings, test_fraction=0.0)
+    if splits == "all" and isinstance(settings, HuggingFaceSettings):
+        settings = _without_training_split(settings)
     opened = open_splits(settings, seed)
     sources: dict[str, Source] = {"train": opened.train}
     if opened.test is not None:
@@ -76,6 +79,14 @@ def open_images(settings: DataSettings, splits: Literal["all", "train", "test"],
     return Images(sources, settings)
 
 
+def _without_training_split(settings: HuggingFaceSettings) -> HuggingFaceSettings:
+    """Where nobody has asked for a training split and there is none: the first split stands for it."""
+    if settings.train_split != HuggingFaceSettings.train_split:
+        return settings
+    names = split_names(settings)
+    return settings if not names or settings.train_split in names else replace(settings, train_split=names[0])
+
+
 def _others(settings: DataSettings, sources: Mapping[str, Source]) -> dict[str, Source]:
     """Splits beside those that training and probes use. A name that means another split here gets a mark."""
     found: dict[str, Source] = {}
@@ -84,6 +95,10 @@ def _others(settings: DataSettings, sources: Mapping[str, Source]) -> dict[str, 
     elif isinstance(settings, HuggingFaceSettings):
         found |= other_splits(settings)
     return {f"{name} (other)" if name in sources else name: source for name, source in found.items()}
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _length(source: Source) -> str:

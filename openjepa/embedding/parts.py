@@ -60,8 +60,8 @@ class PartsFolder:
     def set_up(self) -> Iterator[None]:
         """Makes the folder; inside no other process sets it up or takes it away. Without a plan it is gone at the end."""
         while True:
-            self._claims.mkdir(parents=True, exist_ok=True)
             try:
+                self._claims.mkdir(parents=True, exist_ok=True)
                 claim = take(self._claims / "plan", wait=True)
                 break
             except FileNotFoundError:  # it was taken away just now
@@ -71,7 +71,7 @@ class PartsFolder:
             yield
         finally:
             if not self.exists():  # nothing was begun, or what is left was to be removed
-                shutil.rmtree(self.path, ignore_errors=True)
+                self._take_away()
             claim.release()
 
     def start_working(self) -> Claim:
@@ -93,8 +93,15 @@ class PartsFolder:
             time.sleep(0.1)
 
     def claim(self, part: Part) -> Claim | None:
-        """The part, for this process alone; None where another has it or all is over."""
-        return self._take(_name(part.number))
+        """The part, for this process alone; None where another has it, where it is whole, and where all is over."""
+        if self.is_done(part):
+            return None
+        claim = self._take(_name(part.number))
+        # it may have been done since; or it is not there because another process removes all parts, the plan first
+        if claim is not None and (self.is_done(part) or not self.exists()):
+            claim.release()
+            return None
+        return claim
 
     def claim_assembling(self) -> Claim | None:
         """The right to put the parts together; None where another process does or has done so."""
@@ -167,6 +174,13 @@ class PartsFolder:
             f"part {number} in {self.path} was damaged on the disk and has been dropped: repeat the same command, which "
             "computes it again"
         )
+
+    def _take_away(self) -> None:
+        """Removes the folder, last the lock that is held meanwhile: whoever waits for it must find no other claims."""
+        for claim in list(self._claims.iterdir()):
+            if claim.name != "plan":
+                claim.unlink(missing_ok=True)
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def _take(self, name: str) -> Claim | None:
         try:

@@ -16,7 +16,7 @@ def begin(plan: Plan, parts: PartsFolder, output: Path, again: bool, started: fl
     `again`: starts over, but joins what siblings have begun since `started`. Raises ValueError where there is something else
     that may not be replaced.
     """
-    if not again and not parts.exists() and _is_there(plan, output):
+    if not again and not parts.path.exists() and _is_there(plan, output):
         return None  # before a folder is made
     with parts.set_up():
         before = plan_entries(parts.plan_file)

@@ -141,11 +141,14 @@ def _open_numpy(path: Path) -> FeatureTable:
     if missing := [item.name for item in (manifest_path, csv_path) if not item.is_file()]:
         raise ValueError(f"{path} lacks {' and '.join(missing)} beside it, which openjepa embed writes with it")
     manifest = manifest_from_json(manifest_path.read_text(encoding="utf-8"), str(manifest_path))
-    with csv_path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        rows = [
-            Row(item["path"], item["split"], int(item["index"]), int(item["label"]) if item["label"] else None)
-            for item in csv.DictReader(file)
-        ]
+    try:
+        with csv_path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            rows = [
+                Row(item["path"], item["split"], int(item["index"]), int(item["label"]) if item["label"] else None)
+                for item in csv.DictReader(file)
+            ]
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ValueError(f"{csv_path} is damaged or cut off ({error}); embed the images again") from error
     try:
         features = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:

@@ -12,10 +12,15 @@ import yaml
 from openjepa.conversion.card import CardFacts, card
 from openjepa.conversion.convert import convert
 from openjepa.conversion.origin import Origin
+from openjepa.conversion.places import published
 from openjepa.conversion.snippets import loading
 from openjepa.report.reading import read_run
 from openjepa.settings.conversion import ConvertSettings
+from openjepa.types import Export
 from openjepa.weights import OUTPUTS
+from openjepa.weights.fingerprint import weights_hash
+from openjepa.weights.loading import load_any
+from openjepa.weights.native import save_network
 from tests.example_run import write_evaluations, write_variant
 from tests.test_conversion import run_folder
 from tests.weights_written import CONFIG, CONFIGS
@@ -51,7 +56,9 @@ def run(tmp_path: Path) -> Path:
 
 def test_a_run_tells_its_data_recipe_and_results(run: Path, tmp_path: Path) -> None:
     head, body = converted(run, tmp_path)
-    assert head["license"] == "other" and head["library_name"] == "timm" and head["pipeline_tag"] == "image-feature-extraction"
+    assert (
+        head["license"] == "unknown" and head["library_name"] == "timm" and head["pipeline_tag"] == "image-feature-extraction"
+    )
     assert {"openjepa", "ijepa", "timm"} <= set(head["tags"])
     (index,) = head["model-index"]
     numbers = {metric["name"]: metric["value"] for result in index["results"] for metric in result["metrics"]}
@@ -69,7 +76,75 @@ def test_a_run_tells_its_data_recipe_and_results(run: Path, tmp_path: Path) -> N
     ):
         assert said in body
     assert "The license of these weights is not stated" in body and "No labels were used." in body
-    assert "timm, read back: features at 16x16 and 8x12 are equal" in body
+    assert "timm, read back by openjepa: weights, and features at 16x16 and 8x12 are equal" in body
+    assert "`out` is this folder; on the Hub put `owner/out` there, and `hf-hub:` for `local-dir:`" in body
+
+
+def test_no_folder_of_the_user_is_told(run: Path, tmp_path: Path) -> None:
+    """Not where images and weights lay; also not through a second conversion, or from a run without a summary."""
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["data"]["path"], settings["run"] = (
+        "/home/alice/secret/woof",
+        {"output": "~/secret/runs", "init": "/mnt/alice/x.pth"},
+    )
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    (run / "summary.json").unlink()
+    (run / "environment.json").unlink()
+    head, body = converted(run, tmp_path)
+    again = convert(ConvertSettings(subject=tmp_path / "out", to="transformers", output=tmp_path / "again")).folder
+    for folder in (tmp_path / "out", again):
+        for path in folder.rglob("*"):
+            data = path.read_bytes() if path.is_file() else b""
+            assert not any(word in data for word in (b"alice", b"secret", str(tmp_path).encode())), path
+        kept = yaml.safe_load((folder / "training.yaml").read_text())
+        assert kept == settings | {
+            "data": settings["data"] | {"path": "woof"},
+            "run": {"output": "runs", "init": "x.pth"},
+        }
+    assert (
+        "| Began from | x.pth |" in body
+        and "began from the weights `x.pth`; their license" in body
+        and "base_model" not in head
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("/home/alice/photos/", "photos"),
+        ("~/photos", "photos"),
+        ("../alice/imagenet/train-*.tar", "imagenet/train-*.tar"),
+        (r"C:\Users\alice\photos", "photos"),
+        ("ILSVRC/imagenet-1k", "ILSVRC/imagenet-1k"),
+        ("multiblock", "multiblock"),
+    ],
+)
+def test_places_are_cut_and_names_are_not(said: str, kept: str) -> None:
+    assert published({"a": {"b": [said, 1, None]}}) == {"a": {"b": [kept, 1, None]}}
+
+
+def test_weights_of_the_hub_that_a_training_began_from(run: Path) -> None:
+    folder = read_run(run)
+    config = {**folder.config, "run": {"init": "facebook/ijepa_vith14_1k"}}
+    assert "base_model: facebook/ijepa_vith14_1k\n" in card(replace(FACTS, run=replace(folder, config=config)))
+
+
+def test_a_run_that_has_gone_on_says_so(run: Path, tmp_path: Path) -> None:
+    network = load_any(run)
+    save_network(run / "encoder", Export(network.config, network.encoder, {"step": 100}))
+    _, body = converted(run, tmp_path)
+    assert "The weights are of step 100; images seen, time and compute of the recipe are of step 4,400." in body
+
+
+def test_results_of_a_converted_folder(run: Path, tmp_path: Path) -> None:
+    """They are in the card of the next conversion, and are not overwritten."""
+    converted(run, tmp_path)
+    write_evaluations(tmp_path / "out")
+    write_variant(tmp_path / "out", "classification", encoder="external", weights=weights_hash(load_any(run).encoder))
+    again = convert(ConvertSettings(subject=tmp_path / "out", to="safetensors", output=tmp_path / "again")).folder
+    assert "| linear-cached | 61.2" in (again / "README.md").read_text()
+    with pytest.raises(ValueError, match=r"holds eval/, results of `openjepa evaluate` that would be lost"):
+        converted(run, tmp_path)
 
 
 def test_results_of_other_weights_are_left_out(run: Path, tmp_path: Path) -> None:
@@ -96,14 +171,14 @@ def test_results_count_where_their_hash_is_that_of_the_weights() -> None:
 def read_run_of(evaluations: list[dict[str, Any]]) -> Any:
     from types import SimpleNamespace
 
-    return SimpleNamespace(evaluations=evaluations)
+    return SimpleNamespace(evaluations=evaluations, is_encoder=True)
 
 
 def test_nothing_is_claimed_where_nothing_is_known() -> None:
     text = card(replace(FACTS, is_ours=False, source="file.pth", what="DINO or alike: ViT-S/16 at 224"))
     assert "model-index" not in text and "datasets" not in text and "None recorded for these weights" in text
     assert "its data is not known here" in text and "converted from `file.pth`" in text
-    assert "license: other" in text and "not stated" in text
+    assert "license: unknown" in text and "not stated" in text
 
 
 def test_names_of_the_hub_are_data_sets(run: Path) -> None:

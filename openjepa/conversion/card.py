@@ -16,9 +16,12 @@ from openjepa.weights.hub import is_hub_name
 LIBRARIES = {"safetensors": "openjepa", "official": "openjepa", "transformers": "transformers", "timm": "timm", "onnx": "onnx"}
 """`library_name` of the Hub."""
 POSITION_WORDS = {"sincos": "fixed sin-cos"}
-SETTINGS_SENTENCE = "every setting of the training stands in `training.yaml`, which `openjepa train --config` takes."
+SETTINGS_SENTENCE = (
+    "every setting of the training stands in `training.yaml` (of folders only the last part); "
+    "`openjepa train --config training.yaml --data.path ...` repeats it."
+)
 RECIPE_FACTS = (
-    *("Recipe", "Model", "Parameters", "Images seen", "Masks", "Optimizer", "Compute"),
+    *("Recipe", "Began from", "Model", "Parameters", "Images seen", "Masks", "Optimizer", "Compute"),
     *("Time", "Hardware", "Software", "Seed", "Commit", "Started", "Status"),
 )
 """Rows of the report's facts that say how an encoder was trained; its data has a chapter of its own."""
@@ -76,14 +79,14 @@ def card(facts_of: CardFacts) -> str:
 
 
 def _front_matter(known: CardFacts) -> str:
-    entries: dict[str, Any] = {"license": known.license or "other"}
-    if known.license is None:
-        entries["license_name"] = "not-stated"
-    entries |= {
+    entries: dict[str, Any] = {
+        "license": known.license or "unknown",
         "library_name": LIBRARIES[known.to],
         "pipeline_tag": "image-feature-extraction",
         "tags": _tags(known),
     }
+    if (start := _start(known.run)) and is_hub_name(Path(start)):
+        entries["base_model"] = start
     if datasets := _datasets(known.run):
         entries["datasets"] = datasets
     if results := list(_index(known)):
@@ -94,6 +97,11 @@ def _front_matter(known: CardFacts) -> str:
 def _tags(known: CardFacts) -> list[str]:
     method = text(known.run.setting("method", "name", default=""), 30) if known.run else ""
     return list(dict.fromkeys(filter(None, ["openjepa", "self-supervised", "vision-transformer", method, known.to])))
+
+
+def _start(run: RunFolder | None) -> str:
+    """The weights that the training began from, by name; empty where they were random."""
+    return text(run.setting("run", "init", default="") or "", 160) if run else ""
 
 
 def _datasets(run: RunFolder | None) -> list[str]:
@@ -161,6 +169,7 @@ def _loading(known: CardFacts) -> Iterator[str]:
     for library, code in loading(known.to, known.name, known.config, known.model):
         yield f"With {library}:"
         yield f"```python\n{code}\n```"
+    yield _hub_sentence(known)
     if known.to == "onnx":
         yield (
             "Evaluations resize so that the short side is 256/224 of the size above and take the center. "
@@ -168,6 +177,15 @@ def _loading(known: CardFacts) -> Iterator[str]:
         )
     if known.to == "official":
         yield "`encoder` is the context encoder where it is there, `target_encoder` the one that the paper evaluates."
+
+
+def _hub_sentence(known: CardFacts) -> str:
+    """What stands in place of the folder for who finds it on the Hub."""
+    if known.to in ("transformers", "safetensors"):
+        return f"`{known.name}` is this folder; on the Hub put `owner/{known.name}` there."
+    if known.to == "timm":
+        return f"`{known.name}` is this folder; on the Hub put `owner/{known.name}` there, and `hf-hub:` for `local-dir:`."
+    return f"`{known.name}` is this folder."
 
 
 def _training(known: CardFacts) -> Iterator[str]:
@@ -251,6 +269,8 @@ def _license(known: CardFacts) -> Iterator[str]:
             "file applies to them: converting does not change it. The released weights of I-JEPA, MAE and MSN are CC BY-NC 4.0 "
             "(not for commercial use), those of DINO and iBOT Apache-2.0."
         )
+    if known.is_ours and (start := _start(known.run)):
+        yield f"Training began from the weights `{start}`; their license may bind these too."
     yield (
         f"License given by who converted the weights: {known.license}."
         if known.license

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors import SafetensorError
 
 import openjepa
@@ -29,7 +30,7 @@ MARK = "conversion.json"
 """In every folder that was written: what it is and what it was made from."""
 FORMAT, VERSION = "openjepa-conversion", 1
 SLOW = {"onnx": ": torch traces the network, about a second per block"}
-CARD, TRAINING = "README.md", "training.yaml"
+CARD, TRAINING, RESULTS = "README.md", "training.yaml", "eval"
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ def output_folder(settings: ConvertSettings) -> Path:
             f"output={str(folder)!r} was not written by `openjepa convert` (it holds no {MARK}) and is not replaced; "
             "remove it yourself, or name another folder"
         )
+    if (folder / RESULTS).is_dir():
+        raise ValueError(
+            f"output={str(folder)!r} holds {RESULTS}/, results of `openjepa evaluate` that would be lost; move them, or name "
+            "another folder"
+        )
     return folder
 
 
@@ -85,6 +91,7 @@ def convert(settings: ConvertSettings, say: Say = silent) -> Conversion:
     origin = find_origin(settings.subject, loaded)
     check_holds(to, loaded.config, tuple(OUTPUTS))
     networks, notes = _networks(settings, loaded, origin)
+    results, of_others = origin.results_of(settings.encoder, settings.image_size is None)
     with whole_folder(folder) as unfinished:
         say(f"writing {to}{SLOW.get(to, '')}")
         notes += _written(unfinished, to, networks, settings.dtype)
@@ -92,8 +99,9 @@ def convert(settings: ConvertSettings, say: Say = silent) -> Conversion:
         checks = verify(unfinished, to, networks)
         if not checks:
             notes.append("nothing was checked, since onnxruntime is missing: pip install 'openjepa[onnx]'")
+        notes += of_others
         done = Conversion(folder, to, loaded.what, checks, notes, asdict(loaded.config), model_class(loaded.config))
-        _write_notes(unfinished, settings, done, networks, origin)
+        _write_notes(unfinished, settings, done, networks, origin, results)
     return done
 
 
@@ -175,10 +183,15 @@ def _written(folder: Path, to: str, networks: Networks, dtype: str) -> list[str]
         raise OSError(f"{to} could not be written to {folder.parent}: {reason}; nothing was left behind") from error
 
 
-def _write_notes(folder: Path, settings: ConvertSettings, done: Conversion, networks: Networks, origin: Origin) -> None:
+def _write_notes(
+    folder: Path,
+    settings: ConvertSettings,
+    done: Conversion,
+    networks: Networks,
+    origin: Origin,
+    results: Sequence[Mapping[str, Any]],
+) -> None:
     """The card, the run's settings, and the mark by which a later conversion knows the folder."""
-    results, left_out = origin.results_of(settings.encoder, settings.image_size is None)
-    remarks = [*done.remarks, *left_out]
     facts = CardFacts(
         name=done.folder.name,
         to=done.to,
@@ -195,11 +208,11 @@ def _write_notes(folder: Path, settings: ConvertSettings, done: Conversion, netw
         run=origin.run,
         results=results,
         checks=[check.words() for check in done.checks],
-        remarks=remarks,
+        remarks=done.remarks,
     )
     (folder / CARD).write_text(card(facts), encoding="utf-8")
     if origin.settings is not None:
-        (folder / TRAINING).write_bytes(origin.settings)
+        (folder / TRAINING).write_text(yaml.safe_dump(dict(origin.settings), sort_keys=False, width=120), encoding="utf-8")
     mark = {
         "format": FORMAT,
         "version": VERSION,

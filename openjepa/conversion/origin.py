@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from openjepa.conversion.places import published
 from openjepa.report.reading import RunFolder, number, read_run
 from openjepa.weights.fingerprint import weights_hash
 from openjepa.weights.loaded import Loaded
@@ -27,8 +30,8 @@ class Origin:
     """Hash of the encoder as it was read."""
     run: RunFolder | None = None
     """The run, or the results of an encoder that belongs to none."""
-    settings: bytes | None = None
-    """The run's settings as YAML."""
+    settings: Mapping[str, Any] | None = None
+    """The run's settings, as they can be published."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Numbers of the run that checkpoints of the released program also hold."""
     license: str | None = None
@@ -37,7 +40,7 @@ class Origin:
     """What that folder was converted from, in a few words."""
 
     def results_of(self, encoder: str, is_own_size: bool) -> tuple[Sequence[Mapping[str, Any]], list[str]]:
-        """Evaluations of just these weights, and remarks on others.
+        """Evaluations of just these weights, and remarks on what the run's files say of others.
 
         Those of the other encoder are not meant at all; those of an earlier step of the run are left out and counted.
         `encoder`: target or context. `is_own_size`: whether positions are those of the training size.
@@ -45,12 +48,21 @@ class Origin:
         found = [item for item in (self.run.evaluations if self.run else ()) if not item.get("skipped")]
         meant = [item for item in found if item.get("encoder") in (encoder, "external")]
         kept = [item for item in meant if self._is_current(item)]
-        remarks = []
+        remarks = self._of_another_step()
         if len(kept) < len(meant):
             remarks.append(f"{len(meant) - len(kept)} results in eval/ are of other weights and are left out")
         if kept and not is_own_size:
             remarks.append("results were measured before positions were made for another image size")
         return kept, remarks
+
+    def _of_another_step(self) -> list[str]:
+        """A run goes on for a while after its weights were written."""
+        own = number(self.training.get("step"))
+        logged = self.run.log.points("train", "loss") if self.run and not self.run.is_encoder else []
+        if own is None or not logged or logged[-1][0] <= own:
+            return []
+        last = logged[-1][0]
+        return [f"the weights are of step {own:,.0f}; images seen, time and compute of the recipe are of step {last:,.0f}"]
 
     def _is_current(self, result: Mapping[str, Any]) -> bool:
         if result.get("weights"):
@@ -65,15 +77,17 @@ def find_origin(subject: Path, loaded: Loaded) -> Origin:
     source, weights = place.resolve().name, weights_hash(loaded.encoder)
     if (folder := _run_folder(place)) is not None:
         run = read_run(folder)
+        run = replace(run, config=published(run.config))
         training = _numbers(run) | dict(loaded.training)
-        return Origin(folder.resolve().name, True, weights, run, _bytes(folder / SETTINGS), training)
+        return Origin(folder.resolve().name, True, weights, run, run.config or None, training)
     is_native = loaded.what.startswith("openjepa")
     if (mark := _mark(place)) is not None:
         return Origin(
             _word(mark, "source") or source,
             mark.get("is_ours") is True,
             weights,
-            settings=_bytes(place / CARRIED),
+            _evaluated(place),
+            _carried(place / CARRIED),
             training=mark["training"] if isinstance(mark.get("training"), dict) else {},
             license=_word(mark, "license"),
             what=_word(mark, "what"),
@@ -114,8 +128,13 @@ def _word(mark: Mapping[str, Any], name: str) -> str | None:
     return mark[name] if isinstance(mark.get(name), str) else None
 
 
-def _bytes(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
+def _carried(path: Path) -> dict[str, Any] | None:
+    """The settings that an earlier conversion has put beside the weights."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return published(found) if isinstance(found, dict) else None
 
 
 def _mark(place: Path) -> dict[str, Any] | None:

@@ -79,7 +79,7 @@ def _verify_folder(folder: Path, to: str, networks: Networks) -> list[Check]:
         checks.append(_compared(networks.context, context, "its context encoder"))
     if networks.predictor is not None and loaded.predictor is not None:
         _check_weights(networks.predictor, loaded.predictor, "predictor")
-        checks.append(Check("the predictor, read back: weights", 0.0))
+        checks.append(Check("the predictor, read back by openjepa: weights", 0.0))
     return checks
 
 
@@ -92,7 +92,7 @@ def _compared(expected: VisionTransformer, found: VisionTransformer, what: str) 
         differences.append(_largest(ours.patches, theirs.patches))
         pooled = expected.config.pooling
         differences.append(_largest(ours.pooled(pooled), theirs.pooled(found.config.pooling)))
-    return _check(f"{what}, read back: features at {_words(expected.config)}", max(differences))
+    return _check(f"{what}, read back by openjepa: weights, and features at {_words(expected.config)}", max(differences))
 
 
 def _check_weights(expected: nn.Module, found: nn.Module, what: str) -> None:

@@ -1,7 +1,10 @@
 """The native format: equal outputs after a round trip, nothing half-written, clear errors."""
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +13,10 @@ from openjepa.models.predictor import build_predictor
 from openjepa.models.vit import build_encoder
 from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.types import Export
+from openjepa.weights import filling
+from openjepa.weights.loading import Choice, load_any
 from openjepa.weights.native import load_encoder, load_predictor, save_network
+from openjepa.weights.written import position_table
 
 ENCODER = EncoderConfig(
     width=24,
@@ -61,6 +67,30 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert torch.equal(loaded.patch_embed.proj.weight, encoder.patch_embed.proj.weight)
     assert [path.name for path in tmp_path.iterdir()] == ["encoder"]
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_weights_that_a_training_replaces_while_they_are_read(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error, not a network of which one part is older than the other."""
+    config = replace(ENCODER, image_size=(16, 16))
+    older, newer = build_encoder(config), build_encoder(config)
+    save_network(tmp_path / "encoder", Export(config, older))
+    torch.save(older.state_dict() | {"pos_embed": position_table(older)}, tmp_path / "a.pth")
+    parts = filling._parts
+
+    def replacing(wanted: Any) -> Iterator[list[str]]:
+        for number, part in enumerate(parts(wanted)):
+            if number == 3:
+                save_network(tmp_path / "encoder", Export(config, newer))
+                torch.save(newer.state_dict() | {"pos_embed": position_table(newer)}, tmp_path / "b.pth")
+                (tmp_path / "b.pth").replace(tmp_path / "a.pth")
+            yield part
+
+    monkeypatch.setattr(filling, "_parts", replacing)
+    with pytest.raises(ValueError, match="was written anew while it was read, as a training does"):
+        load_any(tmp_path / ("encoder" if kind == "folder" else "a.pth"), Choice(heads=ENCODER.heads))
 
 
 def test_weights_are_stored_in_fp32(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLE_FILE = "pytorch_model.bin"
 ONNX_ENDING = ".onnx"
+READ = (".json", ".safetensors", ".bin")
+"""Endings of the files of a folder that are read."""
 ZIP_START, PICKLE_START, LFS_START = b"PK\x03\x04", b"\x80", b"version https://git-lfs"
 
 
@@ -34,7 +36,8 @@ class Contents:
     settings: Mapping[str, Any] | None
     """Its config.json; None for a file, and for a folder without one."""
     open: Callable[[], Mapping[str, Any]]
-    """Maps the file anew: what it holds, its tensors not read before they are used. Raises ValueError."""
+    """Maps the file anew: what it holds, its tensors not read before they are used. Raises ValueError, also where another file
+    has taken its place since."""
 
     @cached_property
     def tree(self) -> Mapping[str, Any]:
@@ -59,18 +62,38 @@ def tensor_groups(tree: Mapping[str, Any]) -> Groups:
 def open_contents(path: Path) -> Contents:
     """What lies at `path`, a file of weights or a folder with one. Raises ValueError where there is neither."""
     if path.is_dir():
-        return Contents(path, read_settings(path / CONFIG_FILE), lambda: _open_folder(path))
+        before = _state(path)
+        return Contents(path, read_settings(path / CONFIG_FILE), lambda: _unchanged(_open_folder, path, before))
     if not path.exists():
         raise ValueError(f"{path} does not exist; name a run folder, an encoder folder or a file of weights")
     if path.name in (WEIGHTS_FILE, PICKLE_FILE) and (path.parent / CONFIG_FILE).is_file():
         return open_contents(path.parent)
     if path.suffix == ONNX_ENDING:  # a graph, no dictionary of weights: its format says so
         return Contents(path, None, dict)
-    start = path.read_bytes()[:64] if path.stat().st_size <= 64 else _start(path)
-    if start.startswith(PICKLE_START):  # what torch wrote before 1.6 cannot be mapped: it is read, and once only
+    if _start(path).startswith(PICKLE_START):  # what torch wrote before 1.6 cannot be mapped: it is read, and once only
         tree = _open_torch(path, is_mapped=False)
         return Contents(path, None, lambda: tree)
-    return Contents(path, None, lambda: _open_file(path))
+    before = _state(path)
+    return Contents(path, None, lambda: _unchanged(_open_file, path, before))
+
+
+def _state(path: Path) -> list[tuple[str, int, int, int]]:
+    """What tells a file, or the files of a folder, from others that take their place, as those of a running training do."""
+    files = sorted(item for item in path.iterdir() if item.suffix in READ) if path.is_dir() else [path]
+    return [(item.name, (seen := item.stat()).st_ino, seen.st_size, seen.st_mtime_ns) for item in files]
+
+
+def _unchanged(
+    opened: Callable[[Path], Mapping[str, Any]], path: Path, before: list[tuple[str, int, int, int]]
+) -> Mapping[str, Any]:
+    """What `opened` maps, where `path` still is what it was: a network must not be filled from two files."""
+    try:
+        tree, after = opened(path), _state(path)
+    except FileNotFoundError:
+        after = []
+    if after != before:
+        raise ValueError(f"{path} was written anew while it was read, as a training does from time to time; try again")
+    return tree
 
 
 def _start(path: Path) -> bytes:

@@ -206,3 +206,25 @@ def test_blocks_on_several_threads_come_in_order(threads: int, tmp_path: Path, m
     with pytest.raises(ValueError, match="row 21"):
         list(vectors.map_blocks(table, fail, threads))
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_near_ties_close_to_a_large_mean_are_in_their_right_order(windows: bool, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    near = rng.normal(size=(200, 4, 4, 16))
+    near[..., 0] = 0
+    near /= np.linalg.norm(near, axis=-1, keepdims=True)
+    near[..., 0] = 1 + rng.uniform(0, 1e-4, near.shape[:-1])
+    values = (10_000 * rng.normal(size=16) + near).astype(np.float32)
+    table = open_table(write_table(tmp_path / "x.npy", values))
+    mean, query = table_mean(table), np.eye(16)[0]
+    if windows:
+        answer = nearest_windows(Vectors(table, mean), torch.from_numpy(query), (2, 2), 9)
+        wide = values.astype(np.float64)
+        rows = (wide[:, 1:, 1:] + wide[:, 1:, :-1] + wide[:, :-1, 1:] + wide[:, :-1, :-1]) / 4 - mean.numpy()
+        cosines = (rows[..., 0] / np.linalg.norm(rows, axis=-1)).reshape(200, -1).max(axis=1)
+    else:
+        answer = nearest(Vectors(table, mean), torch.from_numpy(query[None]), 9)[0]
+        rows = values.astype(np.float64).mean(axis=(1, 2)) - mean.numpy()
+        cosines = rows[:, 0] / np.linalg.norm(rows, axis=-1)
+    assert answer.rows.tolist() == np.argsort(-cosines, kind="stable")[:9].tolist()

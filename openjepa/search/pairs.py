@@ -12,11 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from openjepa.engine.device import supports_bf16
 from openjepa.search.exact import Advance
-from openjepa.search.vectors import SMALLEST_NORM, Vectors, check_finite, pooled, rows_per_block, tensor_of
+from openjepa.search.vectors import Vectors, rows_per_block, tensor_of
 
 OUTER, INNER = 8192, 4096
 """Images of the two blocks that are multiplied; the first is a multiple of the second. Their cosines take 128 MB in fp32."""
@@ -116,11 +115,8 @@ def _units(vectors: Vectors, start: int, number: int) -> Float[Tensor, "b D"]:
     stop, parts = min(start + number, len(vectors)), []
     while start < stop:
         first, block = next(vectors.table.blocks(min(stop - start, rows_per_block(vectors.table)), start))
-        values = pooled(tensor_of(block).float())
-        if vectors.mean is not None:
-            values = (values.double() - vectors.mean).float()
-        check_finite(vectors.table, first, values)
-        parts.append(functional.normalize(values, dim=1, eps=SMALLEST_NORM))
+        values, norms = vectors.of_block(first, tensor_of(block).to(torch.float32, copy=True))
+        parts.append(values.div_(norms[:, None]))
         start = first + len(block)
     return torch.cat(parts)
 

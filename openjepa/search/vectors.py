@@ -93,6 +93,16 @@ def picked(table: FeatureTable, rows: Sequence[int]) -> Float[Tensor, "m *shape"
     return found
 
 
+def less(features: Float[Tensor, "*b D"], mean: Float[Tensor, " D"]) -> Float[Tensor, "*b D"]:
+    """Features less the mean (in fp64), which overwrite them.
+
+    In two steps, the mean as it is in the type of the features and the rest of it: so they are right to their own size, however
+    much smaller than the mean they are.
+    """
+    rounded = mean.to(features.dtype)
+    return features.sub_(rounded).sub_((mean - rounded).to(features.dtype))
+
+
 def pooled(features: Float[Tensor, "b *shape"]) -> Float[Tensor, "b D"]:
     """The stored vectors, or the averages of stored patches."""
     return features if features.ndim == 2 else features.mean(dim=(1, 2))
@@ -104,7 +114,6 @@ class Vectors:
     def __init__(self, table: FeatureTable, mean: Float[Tensor, " D"] | None = None) -> None:
         """`mean`: in fp64, as `table_mean` gives it."""
         self.table, self.mean = table, mean
-        self._mean = None if mean is None else mean.float()
         self.width = table.manifest.shape[-1]
 
     def __len__(self) -> int:
@@ -121,9 +130,7 @@ class Vectors:
 
     def of_block(self, first: int, features: Float[Tensor, "b *shape"]) -> tuple[Float[Tensor, "b D"], Float[Tensor, " b"]]:
         """Vectors and their norms of one block, which is overwritten. Raises ValueError at a row that is not finite."""
-        vectors = pooled(features)
-        if self._mean is not None:
-            vectors.sub_(self._mean)
+        vectors = pooled(features if self.mean is None else less(features, self.mean))
         norms = torch.linalg.vector_norm(vectors, dim=1)
         check_finite(self.table, first, norms)
         return vectors, norms.clamp_(min=SMALLEST_NORM)
@@ -146,7 +153,7 @@ def check_finite(table: FeatureTable, first: int, numbers: Float[Tensor, "b ..."
 
 
 def table_mean(table: FeatureTable) -> Float[Tensor, " D"]:
-    """Mean of the vectors of all images, in fp64. Raises ValueError at a row that is not finite."""
+    """Mean of the vectors of all images, of fp32 sums of blocks in fp64. Raises ValueError at a row that is not finite."""
 
     def total(first: int, features: Float[Tensor, "b *shape"]) -> Float[Tensor, " D"]:
         vectors = pooled(features)

@@ -101,6 +101,19 @@ def test_half_precision_says_how_far_features_move(run: Path) -> None:
     assert not Path("mine-timm").exists()
 
 
+def test_a_predictor_of_another_step_is_noted(run: Path) -> None:
+    """As where training was just writing both."""
+    predictor = load_any(run).predictor
+    assert predictor is not None
+    for step, notes in (
+        (4400, []),
+        (4300, ["the encoder is of step 4400, the predictor of step 4300: the training was writing them"]),
+    ):
+        save_network(run / "predictor", Export(PREDICTOR, predictor, {"step": step}))
+        done = convert(ConvertSettings(subject=run, to="timm", overwrite=True))
+        assert list(done.remarks) == notes
+
+
 def _large() -> torch.nn.Module:
     network = encoder(CONFIG)
     with torch.no_grad():

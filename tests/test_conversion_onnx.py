@@ -54,9 +54,14 @@ def assert_equal_outputs(run: Any, encoder: VisionTransformer) -> None:
         torch.testing.assert_close(pooled, expected.pooled(config.pooling), rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["ijepa", "dino", "data2vec"])
+@pytest.mark.parametrize(
+    "name",
+    ["dino", pytest.param("ijepa", marks=pytest.mark.slow), pytest.param("data2vec", marks=pytest.mark.slow)],
+)
 def test_outputs_are_equal_at_every_size(name: str, tmp_path: Path) -> None:
-    """Fixed positions; a class token and learned ones; relative ones with layer scale."""
+    """A class token and learned positions; fixed ones; relative ones with layer scale. The first is enough of every day: those
+    below compare the arithmetic of all three, and half precision has fixed ones.
+    """
     run, given = exported(name, tmp_path / "out")
     encoder = given.encoder
     assert_equal_outputs(run, encoder)
@@ -72,7 +77,7 @@ def test_outputs_are_equal_at_every_size(name: str, tmp_path: Path) -> None:
     assert (wanted.name, wanted.type, wanted.shape[1]) == ("images", "tensor(uint8)", 3)
     data = (tmp_path / "out" / "model.onnx").read_bytes()
     assert str(Path(__file__).parents[1]).encode() not in data  # the exporter notes lines of source code
-    if name == "ijepa":  # sizes that the patch does not divide are errors, not cut pictures
+    if name == "dino":  # sizes that the patch does not divide are errors, not cut pictures
         with pytest.raises(Exception, match="cannot be reshaped"):
             run.run(None, {"images": torch.zeros(1, 3, 18, 16, dtype=torch.uint8).numpy()})
     with torch.no_grad():

@@ -154,7 +154,11 @@ def _networks(settings: ConvertSettings, loaded: Loaded, origin: Origin) -> tupl
         {**origin.training, **loaded.training},
         origin.source,
     )
-    return (networks, []) if settings.dtype == "float32" else _rounded(networks, settings.dtype)
+    rounded, notes = (networks, []) if settings.dtype == "float32" else _rounded(networks, settings.dtype)
+    step, other = loaded.training.get("step"), loaded.predictor_extra.get("step")
+    if None not in (step, other) and step != other:
+        notes.append(f"the encoder is of step {step}, the predictor of step {other}: the training was writing them")
+    return rounded, notes
 
 
 @torch.no_grad()

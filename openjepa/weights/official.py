@@ -68,7 +68,7 @@ def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
 
     A predictor that the layout cannot tell from one with other heads is left out.
     """
-    remarks = ["the optimizer is left out, so the released program can evaluate and load the file, not continue its training"]
+    remarks = ["the optimizer is left out: the file holds networks, from which no program can go on exactly"]
     tree: dict[str, Any] = {}
     if networks.context is None:
         remarks.append("there is no context encoder: the file has no `encoder`")

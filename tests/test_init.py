@@ -30,6 +30,7 @@ from openjepa.training.loop import train
 from openjepa.training.startup import build_method, default_view
 from openjepa.types import Export
 from openjepa.visualization.figures import visualize_run
+from openjepa.weights.loading import Choice, load_any
 from openjepa.weights.native import save_network
 from tests.images import write_folder
 from tests.test_init_methods import sampler
@@ -107,8 +108,12 @@ def test_the_predictor_follows_too_unless_another_is_asked_for(images: Path, tmp
     assert isinstance(followed.method, IJepaSettings)
     sizes = (followed.method.predictor_width, followed.method.predictor_depth, followed.method.predictor_heads)
     assert sizes == (12, 1, None)
-    start = start_method(build_method(followed, default_view(followed.data), sampler(followed)), followed, read)
+    method = build_method(followed, default_view(followed.data), sampler(followed))
+    start = start_method(method, followed, read)
     assert start is not None and start.predictor and start.new == () and "predictor" in start.hashes
+    own, theirs = method.exports()["predictor"].module, load_any(str(config.run.init), Choice(heads=3)).predictor
+    assert theirs is not None
+    assert all(torch.equal(own.state_dict()[key], value) for key, value in theirs.state_dict().items())
     asked, read = settled(config, {"method.predictor_width"}, fresh=False)
     start = start_method(build_method(asked, default_view(asked.data), sampler(asked)), asked, read)
     assert start is not None and not start.predictor and start.new == ("predictor",)

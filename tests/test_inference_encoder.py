@@ -160,6 +160,14 @@ def test_bf16_is_only_a_little_off(encoder: openjepa.Encoder) -> None:
     assert 0 < (exact - quick).abs().max() < 0.1
 
 
+def test_the_precision_is_that_of_the_call_whatever_the_caller_is_in(encoder: openjepa.Encoder) -> None:
+    exact, half = encoder.embed(IMAGES, precision="fp32"), copy.deepcopy(encoder).half()
+    expected = half.embed(IMAGES)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(encoder.embed(IMAGES, precision="fp32"), exact)
+        assert torch.equal(half.embed(IMAGES), expected)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu(encoder: openjepa.Encoder) -> None:

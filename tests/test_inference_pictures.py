@@ -135,8 +135,8 @@ def test_images_of_pillow_are_treated_as_their_files_are(name: str) -> None:
         ("~/absent.jpg", "absent.jpg cannot be embedded: No such file"),
         ("https://a.b/c.jpg", "https://a.b/c.jpg is an address: download the image first"),
         (os.curdir, r"is a folder: give its files, such as sorted\(Path\('\.'\)\.rglob"),
-        (7, "an image cannot be a int: give a path, a PIL image, an array or a tensor"),
-        (None, "cannot be a NoneType"),
+        (7, "an image cannot be of type int: give a path, a PIL image, an array or a tensor"),
+        (None, "cannot be of type NoneType"),
     ],
 )
 def test_what_is_no_image(image: Any, message: str) -> None:
@@ -159,7 +159,7 @@ def test_one_or_many() -> None:
     assert [type(item) for item in separate(np.array(["a.jpg", "b.jpg"]))] == [str, str]
     generator = (name for name in ["a.jpg", "b.jpg"])
     assert separate(generator) is generator
-    wrong: list[Any] = [torch.zeros(2, 2, 3, 8, 8), 7, None, {"image": "a.jpg"}]
+    wrong: list[Any] = [torch.zeros(2, 2, 3, 8, 8), 7, None, {"image": "a.jpg"}, {"a.jpg", "b.jpg"}]
     for item in wrong:
         with pytest.raises(ValueError, match=r"images (cannot be|have the shape)"):
             separate(item)

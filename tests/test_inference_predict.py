@@ -208,8 +208,8 @@ def test_several_areas_in_every_form() -> None:
         ([1, 2, 1], "a patch is listed twice"),
         ([0.5, 1.0], "targets: torch.float64 numbers"),
         (torch.tensor(3), "shape"),
-        (7, "targets cannot be a int: give a PatchBox"),
-        ("all", "targets cannot be a str"),
+        (7, "targets cannot be of type int: give a PatchBox"),
+        ("all", "targets cannot be of type str"),
         (["a"], r"is no area"),
     ],
 )

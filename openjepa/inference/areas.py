@@ -67,8 +67,8 @@ def _listed(values: Any, name: str) -> list[Any]:
     if isinstance(values, Sequence) and not isinstance(values, str | bytes):
         return list(values)
     raise ValueError(
-        f"{name} cannot be a {type(values).__name__}: give a PatchBox, a boolean mask of the grid, raster indices, or several "
-        "of these in a list"
+        f"{name} cannot be of type {type(values).__name__}: give a PatchBox, a boolean mask of the grid, raster indices, or "
+        "several of these in a list"
     )
 
 

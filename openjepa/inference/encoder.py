@@ -253,11 +253,13 @@ class Encoder(nn.Module):
             raise ValueError(
                 f"precision={precision!r} is not known: use 'auto', 'bf16' or 'fp32', or cast the weights: .half()"
             )
+        chosen = precision if self.dtype == torch.float32 else "fp32"
         training = [module for module in self.modules() if module.training]
         try:
             for module in training:
                 module.training = False
-            with torch.no_grad(), autocast(self.device, precision if self.dtype == torch.float32 else "fp32"):
+            # an autocast that the caller is in must not decide
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False), autocast(self.device, chosen):
                 yield
         finally:
             for module in training:

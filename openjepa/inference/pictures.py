@@ -38,9 +38,9 @@ def separate(images: Pictures) -> Iterable[Picture]:
         if images.ndim in (2, 3):
             return [images]
         raise ValueError(f"images have the shape {list(images.shape)}: give one image [3, h, w] or several [B, 3, h, w]")
-    if isinstance(images, Iterable) and not isinstance(images, dict):
+    if isinstance(images, Iterable) and not isinstance(images, dict | set | frozenset):  # these have no order
         return images
-    raise ValueError(f"images cannot be a {type(images).__name__}: give {_KINDS}, or a list of these")
+    raise ValueError(f"images cannot be of type {type(images).__name__}: give {_KINDS}, or a list of these")
 
 
 def pixels_of(image: Picture, min_side: int = 0) -> UInt8[Tensor, "h w 3"]:
@@ -64,7 +64,7 @@ def pixels_of(image: Picture, min_side: int = 0) -> UInt8[Tensor, "h w 3"]:
         return _from_numbers(_as_tensor(image), channels_first=False)
     if isinstance(image, Tensor):
         return _from_numbers(image.detach().cpu(), channels_first=True)
-    raise ValueError(f"an image cannot be a {type(image).__name__}: give {_KINDS}")
+    raise ValueError(f"an image cannot be of type {type(image).__name__}: give {_KINDS}")
 
 
 def _read(path: Path) -> bytes:

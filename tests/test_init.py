@@ -82,12 +82,13 @@ def encoder_folder(folder: Path, config: EncoderConfig) -> Path:
 
 def test_the_model_follows_the_weights_and_nothing_else_does(images: Path, tmp_path: Path) -> None:
     config = small_config(images, tmp_path)
-    folder = encoder_folder(tmp_path / "odd", replace(ODD, drop_path=0.3, initialization="fan_in"))
+    odd = replace(ODD, positions="learned", resampling_offset=0.1)
+    folder = encoder_folder(tmp_path / "odd", replace(odd, drop_path=0.3, initialization="fan_in"))
     config = replace(config, run=replace(config.run, init=str(folder)))
     found, read = settled(config, (), fresh=False)
     assert read is not None
     made = found.model.encoder((32, 32), found.data.pixel_mean, found.data.pixel_std)
-    assert made == replace(ODD, image_size=(32, 32)), "drop path and how new weights are drawn are the run's own"
+    assert made == replace(odd, image_size=(32, 32)), "drop path and how new weights are drawn are the run's own"
     back = replace(
         found, model=config.model, data=replace(found.data, pixel_mean=config.data.pixel_mean, pixel_std=config.data.pixel_std)
     )
@@ -328,7 +329,8 @@ def test_the_weights_of_the_start_stand_beside_random_ones(
     assert " vs start " in head.sentence
     page = write_report([run]).read_text()
     assert "of the weights that the run began from (start), of an untrained encoder" in page
-    assert "Began from" in page and "trained further from w.pth.tar" in page
+    assert "Began from" in page and f"trained further from {run.parent.name}/w.pth.tar" in page
+    assert "ViT test" not in page and "width 24, 2 blocks, 3 heads" in page, "of another shape than the size it is set over"
 
 
 def test_without_baselines_there_is_no_start_either(run: Path) -> None:

@@ -156,6 +156,18 @@ def test_other_devices_do_not_share_a_line_of_hours(tmp_path: Path) -> None:
     assert "hours of different devices do not compare" in drawn["Training time"].note
 
 
+def test_runs_that_began_from_weights_are_in_no_mean_and_on_no_line_with_others(tmp_path: Path) -> None:
+    """What those weights have cost is in none of the axes."""
+    folders = [run_of(tmp_path / name, steps=500, shift=shift) for name, shift in (("random", 0.0), ("started", 0.1))]
+    folders.append(run_of(tmp_path / "longer", steps=2000))
+    config = yaml.safe_load((folders[1] / "config.yaml").read_text()) | {"run": {"init": "/home/me/runs/first"}}
+    (folders[1] / "config.yaml").write_text(yaml.safe_dump(config))
+    group, series = group_of(*folders)
+    assert series == [f"I-JEPA ijepa-vits16 (paper){origin}, small/8" for origin in ("", " from runs/first")]
+    (line,) = next(chart for chart in charts(group, series) if chart.title == "Images seen").trends
+    assert line.points[0][1] == pytest.approx(61.2) and line.color == 0
+
+
 def test_other_test_images_are_another_chart(tmp_path: Path) -> None:
     folders = [run_of(tmp_path / name, steps=500) for name in "abcd"]
     for folder in folders[2:]:

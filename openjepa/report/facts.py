@@ -4,11 +4,10 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from openjepa.report.curves import format_number
-from openjepa.report.reading import RunFolder, lookup, number, text
+from openjepa.report.reading import RunFolder, began_from, lookup, number, text
 from openjepa.report.wording import METHOD_WORDS
 
 STATUS_WORDS = {
@@ -105,8 +104,7 @@ def lede(run: RunFolder) -> str:
     model = _model(run).split(", width")[0].replace(", ", " with ", 1)
     # crops are what training sees; the size of the stored pictures would only stand beside them as a second number
     data, crops = re.sub(r",? \d+ x \d+ pixels", "", _description(run)), _crops(run)
-    origin = Path(str(run.setting("run", "init", default="") or "")).name
-    further = f"trained further from {text(origin, 60)}" if origin else "trained"
+    further = f"trained further from {origin}" if (origin := began_from(run)) else "trained"
     words = [model or "An encoder", f"{further} by {method}" if method else further]
     words.append(_joined_by(" of ", f"on crops of {crops}" if crops else "", data) if crops else f"on {data}" if data else "")
     seen, time = images_seen(run), _time(run).split(",")[0]
@@ -159,14 +157,15 @@ def _model(run: RunFolder) -> str:
     size, patch = text(run.setting("model", "size", default=""), 30), text(run.setting("model", "patch_size", default=""), 10)
     shape = [number(run.model.get(name)) for name in ("width", "depth", "heads")]
     detail = f"width {shape[0]:.0f}, {shape[1]:.0f} blocks, {shape[2]:.0f} heads" if all(s is not None for s in shape) else ""
-    name = f"ViT {size}, {patch} px patches" if size else ""
+    is_named = not any(run.setting("model", name) for name in ("width", "depth", "heads", "mlp_ratio"))
+    name = f"ViT{f' {size}' if is_named else ''}, {patch} px patches" if size else ""
     return _joined(name, detail)
 
 
 def _origin(run: RunFolder) -> str:
     """The weights that it has started from; empty where they were random."""
     what = text(lookup(run.summary, "init", "what", default="") or "", 160)
-    return _joined_by(": ", text(run.setting("run", "init", default="") or "", 200), what)
+    return _joined_by(": ", began_from(run), what)
 
 
 def _parameters(run: RunFolder) -> str:

@@ -88,6 +88,11 @@ class RunFolder:
         return lookup(self.config, *names, default=default)
 
 
+def began_from(run: RunFolder) -> str:
+    """The weights that a run has started from: their name and the folder above; empty where they were random."""
+    return text("/".join(Path(str(run.setting("run", "init", default=None) or "")).parts[-2:]), 80)
+
+
 def lookup(tree: Any, *names: str, default: Any = None) -> Any:
     """The value at a path of nested mappings, or `default`."""
     for name in names:

@@ -25,7 +25,7 @@ class Point:
     num_train: float | None
     """Images that the probe was trained on."""
     remark: str
-    """What is unusual about the run: its status, weights it began from, or an encoder of an earlier step."""
+    """What is unusual about the run: its status, or an encoder of an earlier step."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,6 @@ def _group(index: int, run: RunFolder, result: Mapping[str, Any], item: Measured
     )
     step, now = number(result.get("step")), number(run.summary.get("step"))
     remarks = [] if status(run) == "finished" else [status(run)]
-    # what those weights have cost is in none of the axes
-    remarks += ["began from trained weights"] if run.setting("run", "init") else []
     remarks += [f"evaluated at step {step:,.0f} of {now:,.0f}"] if step is not None and now is not None and step != now else []
     point = Point(
         index,

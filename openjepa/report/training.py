@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from openjepa.report.facts import images_seen, method_name
-from openjepa.report.reading import RunFolder, lookup, number, text
+from openjepa.report.reading import RunFolder, began_from, lookup, number, text
 
 _DATA_SIZES = (r"of these ([\d,]+) training images are used", r"([\d,]+) (?:images to train|training)\b")
 """How the line about the data says the number of training images, for summaries that have no number of their own."""
@@ -38,13 +38,13 @@ class Training:
     values: Mapping[str, float]
     """By the axis' name; unknown ones are missing."""
     family: str
-    """Method and recipe."""
+    """Method, recipe, and the weights it began from."""
     size: str
     device: str
 
     @property
     def series(self) -> str:
-        """What one color stands for: method, recipe and size."""
+        """What one color stands for: method, recipe, weights of the start, and size."""
         return f"{self.family}, {self.size}" if self.size else self.family
 
 
@@ -89,15 +89,17 @@ def _data_size(run: RunFolder) -> float | None:
 def _family(run: RunFolder) -> str:
     recipe, preset = (text(run.config.get(name) or "", 40) for name in ("recipe", "preset"))
     named = f"{recipe} ({preset})" if preset not in ("", "default", recipe) else recipe
-    return " ".join(word for word in (method_name(run), named) if word) or "unknown"
+    # what those weights have cost is in none of the axes, so such a run is on no line with one that lacks them
+    origin = f"from {began_from(run)}" if began_from(run) else ""
+    return " ".join(word for word in (method_name(run), named, origin) if word) or "unknown"
 
 
 def _size(run: RunFolder) -> str:
-    model = {name: run.setting("model", name) for name in ("size", "patch_size", "width", "depth")}
-    if not model["size"]:
+    size, patch = run.setting("model", "size"), text(run.setting("model", "patch_size") or "?", 8)
+    changed = [f"{name} {text(value, 8)}" for name in ("width", "depth") if (value := run.setting("model", name))]
+    if not size:
         return ""
-    changed = [f"{name} {text(model[name], 8)}" for name in ("width", "depth") if model[name]]
-    return " ".join([f"{text(model['size'], 20)}/{text(model['patch_size'] or '?', 8)}", *changed])
+    return f"{' '.join(changed)}, patch {patch}" if len(changed) == 2 else " ".join([f"{text(size, 20)}/{patch}", *changed])
 
 
 def _device(run: RunFolder, devices: float) -> str:

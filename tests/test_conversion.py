@@ -107,7 +107,12 @@ def test_a_predictor_of_another_step_is_noted(run: Path) -> None:
     assert predictor is not None
     for step, notes in (
         (4400, []),
-        (4300, ["the encoder is of step 4400, the predictor of step 4300: the training was writing them"]),
+        (
+            4300,
+            [
+                "the encoder is of step 4400, the predictor is of step 4300: the training was just writing them, so convert again"
+            ],
+        ),
     ):
         save_network(run / "predictor", Export(PREDICTOR, predictor, {"step": step}))
         done = convert(ConvertSettings(subject=run, to="timm", overwrite=True))

@@ -84,7 +84,7 @@ def test_no_folder_of_the_user_is_told(run: Path, tmp_path: Path) -> None:
     """Not where images and weights lay; also not through a second conversion, or from a run without a summary."""
     settings = yaml.safe_load((run / "config.yaml").read_text())
     settings["data"]["path"], settings["run"] = (
-        "/home/alice/secret/woof",
+        "/data/alice/secret/woof",
         {"output": "~/secret/runs", "init": "/mnt/alice/x.pth"},
     )
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
@@ -111,7 +111,7 @@ def test_no_folder_of_the_user_is_told(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "kept"),
     [
-        ("/home/alice/photos/", "photos"),
+        ("/data/alice/photos/", "photos"),
         ("~/photos", "photos"),
         ("../alice/imagenet/train-*.tar", "imagenet/train-*.tar"),
         (r"C:\Users\alice\photos", "photos"),

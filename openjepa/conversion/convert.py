@@ -138,12 +138,14 @@ def _built(config: Any, weights: Mapping[str, torch.Tensor]) -> VisionTransforme
 def _networks(settings: ConvertSettings, loaded: Loaded, origin: Origin) -> tuple[Networks, list[str]]:
     """What is written, its weights rounded to what will be stored; and remarks."""
     context = None
+    steps = {"encoder": loaded.training.get("step"), "predictor": loaded.predictor_extra.get("step")}
     if settings.to == "official":
         if settings.encoder == "context":
             raise ValueError("encoder='context' has no effect with --to official, which holds both encoders; leave it out")
         if "context" in loaded.encoders:
             other = load_any(settings.subject, Choice(encoder="context", heads=settings.heads, predictor=False))
             context = _resized(other, settings.image_size).encoder
+            steps["context encoder"] = other.training.get("step")
     networks = Networks(
         loaded.encoder,
         loaded.config,
@@ -154,16 +156,17 @@ def _networks(settings: ConvertSettings, loaded: Loaded, origin: Origin) -> tupl
         {**origin.training, **loaded.training},
         origin.source,
     )
-    rounded, notes = (networks, []) if settings.dtype == "float32" else _rounded(networks, settings.dtype)
-    step, other = loaded.training.get("step"), loaded.predictor_extra.get("step")
-    if None not in (step, other) and step != other:
-        notes.append(f"the encoder is of step {step}, the predictor of step {other}: the training was writing them")
-    return rounded, notes
+    notes = [] if settings.dtype == "float32" else [_rounded(networks, settings.dtype)]
+    known = {name: step for name, step in steps.items() if step is not None}
+    if len(set(known.values())) > 1:
+        said = ", ".join(f"the {name} is of step {step}" for name, step in known.items())
+        notes.append(f"{said}: the training was just writing them, so convert again")
+    return networks, notes
 
 
 @torch.no_grad()
-def _rounded(networks: Networks, dtype: str) -> tuple[Networks, list[str]]:
-    """Networks whose weights are what `dtype` can hold, and how far that moves the features."""
+def _rounded(networks: Networks, dtype: str) -> str:
+    """Rounds the weights to what `dtype` can hold; a remark on how far that moves the features."""
     images = random_images(networks.config.image_size)
     before = outputs(networks.encoder, images).patches
     for module in (networks.encoder, networks.predictor, networks.context):
@@ -175,7 +178,7 @@ def _rounded(networks: Networks, dtype: str) -> tuple[Networks, list[str]]:
                 )
     after = outputs(networks.encoder, images).patches
     moved = float(((after - before).norm(dim=-1) / before.norm(dim=-1)).max())
-    return networks, [f"rounding to {dtype} moves features on random images by at most {100 * moved:.2g} % of their length"]
+    return f"rounding to {dtype} moves features on random images by at most {100 * moved:.2g} % of their length"
 
 
 def _written(folder: Path, to: str, networks: Networks, dtype: str) -> list[str]:

@@ -1,6 +1,7 @@
 """All pairs, groups of near-duplicates and outliers: equal to slow restatements, whatever the blocks and the precision."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,6 +75,35 @@ def test_of_too_many_pairs_the_most_alike_are_kept(tmp_path: Path) -> None:
     found, _ = compare_all(Vectors(table), threshold=0.3, max_pairs=9)
     assert not found.complete and every.complete and len(every.first) > 18
     assert found.first.tolist() == every.first[:9].tolist() and found.second.tolist() == every.second[:9].tolist()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.usefixtures("blocks")
+def test_equal_features_have_a_cosine_of_exactly_1(dtype: type, tmp_path: Path) -> None:
+    values = clustered(60, 300).astype(dtype)
+    values[30:50] = values[:20]
+    table = open_table(write_table(tmp_path / "x.npy", values))
+    for mean in (None, table_mean(table)):
+        found, _ = compare_all(Vectors(table, mean), threshold=1.0)
+        assert found.first.tolist() == list(range(20)) and found.second.tolist() == list(range(30, 50))
+
+
+def test_of_countless_equal_images_only_as_many_pairs_as_are_wanted_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[int] = []
+    exactly = pairs_module._cosines
+
+    def counted(*block: Any) -> torch.Tensor:
+        compared.append(len(block[2]))
+        return exactly(*block)
+
+    monkeypatch.setattr(pairs_module, "SEARCHED", 4)
+    monkeypatch.setattr(pairs_module, "_cosines", counted)
+    table = open_table(write_table(tmp_path / "x.npy", np.ones((80, 5), np.float16)))
+    found, _ = compare_all(Vectors(table), threshold=0.9, max_pairs=100)
+    assert found.first.tolist() == [0] * 79 + [1] * 21 and not found.complete
+    assert sum(compared) < 3 * 200 < 80 * 79 / 2
 
 
 def test_one_image_has_no_pairs_and_few_have_all_the_others(tmp_path: Path) -> None:

@@ -15,13 +15,15 @@ from torch import Tensor
 
 from openjepa.engine.device import supports_bf16
 from openjepa.search.exact import Advance
-from openjepa.search.vectors import Vectors, rows_per_block, tensor_of
+from openjepa.search.vectors import SMALLEST_NORM, Vectors, rows_per_block, tensor_of
 
 OUTER, INNER = 8192, 4096
 """Images of the two blocks that are multiplied; the first is a multiple of the second. Their cosines take 128 MB in fp32."""
 MARGIN = {torch.bfloat16: 3 / 256 + 1e-3, torch.float32: 1e-5}
-COMPARED = 65_536
-"""Pairs that are compared again at a time."""
+COMPARED = 1024
+"""Pairs that are compared again at a time: what they need stays in the cache."""
+SEARCHED = 512
+"""Images of the first block whose pairs are taken at a time: all of a block's, where all are alike, would need a gigabyte."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,21 @@ class Pairs:
     """False where there were more than were wanted: the most alike of them are here."""
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Consecutive images of a table."""
+
+    first: int
+    """Number of the first row."""
+    units: Float[Tensor, "b D"]
+    """Unit vectors, as far as fp32 can say."""
+    squares: Float[Tensor, " b"]
+    """Squares of their lengths in fp64."""
+
+    def __len__(self) -> int:
+        return len(self.squares)
+
+
 @dataclass
 class _Found:
     """The most alike pairs so far, at most twice as many as are wanted."""
@@ -45,6 +62,10 @@ class _Found:
     threshold: float
     complete: bool = True
     parts: list[tuple[Int[Tensor, " p"], Int[Tensor, " p"], Float[Tensor, " p"]]] = field(default_factory=list)
+
+    def is_full(self) -> bool:
+        """Whether no other pair can be more alike than those that are taken already."""
+        return not self.complete and self.threshold >= 1
 
     def add(self, first: Int[Tensor, " p"], second: Int[Tensor, " p"], values: Float[Tensor, " p"]) -> None:
         """Takes those above the threshold, which rises when there are too many."""
@@ -93,44 +114,59 @@ def compare_all(
     best = torch.full((len(vectors), max(number, 0)), -torch.inf, device=place)
     meter = _Meter(len(vectors), advance)
     for start in range(0, len(vectors), OUTER):
-        outer = _units(vectors, start, OUTER).to(place)
+        outer = _block(vectors, start, OUTER, place)
         for begin in range(start, len(vectors), INNER):
-            inner = (
-                outer[begin - start : begin - start + INNER]
-                if begin < start + OUTER
-                else _units(vectors, begin, INNER).to(place)
-            )
-            scores = outer.to(kind) @ inner.to(kind).T
+            inside = begin < start + OUTER
+            inner = _part(outer, begin - start) if inside else _block(vectors, begin, INNER, place)
+            scores = outer.units.to(kind) @ inner.units.to(kind).T
             if threshold is not None:
-                _collect(found, scores, (outer, start), (inner, begin))
+                _collect(found, scores, outer, inner)
             if number > 0:
                 _keep_best(best, scores, start, begin)
-            meter.done(len(outer), len(inner), begin < start + OUTER)
-    means = best.mean(dim=1).double().cpu().numpy() if number > 0 else None
+            meter.done(len(outer), len(inner), inside)
+    means = best.mean(dim=1).cpu().double().numpy() if number > 0 else None
     return found.sorted(), means
 
 
-def _units(vectors: Vectors, start: int, number: int) -> Float[Tensor, "b D"]:
-    """Unit vectors of consecutive rows in fp32."""
-    stop, parts = min(start + number, len(vectors)), []
-    while start < stop:
-        first, block = next(vectors.table.blocks(min(stop - start, rows_per_block(vectors.table)), start))
+def _block(vectors: Vectors, start: int, number: int, place: torch.device) -> _Block:
+    """At most so many images from a row on."""
+    stop, row, units, squares = min(start + number, len(vectors)), start, [], []
+    while row < stop:
+        first, block = next(vectors.table.blocks(min(stop - row, rows_per_block(vectors.table)), row))
         values, norms = vectors.of_block(first, tensor_of(block).to(torch.float32, copy=True))
-        parts.append(values.div_(norms[:, None]))
-        start = first + len(block)
-    return torch.cat(parts)
+        units.append(values.div_(norms[:, None]))
+        squares.append(values.double().square().sum(dim=1))
+        row = first + len(block)
+    return _Block(start, torch.cat(units).to(place), torch.cat(squares))
 
 
-def _collect(
-    found: _Found, scores: Tensor, outer: tuple[Float[Tensor, "a D"], int], inner: tuple[Float[Tensor, "b D"], int]
-) -> None:
-    """Adds the pairs of two blocks, each given with the number of its first row, that are alike enough."""
-    rows, columns = (scores >= found.threshold - MARGIN[scores.dtype]).nonzero(as_tuple=True)
-    once = columns + inner[1] > rows + outer[1]
-    rows, columns = rows[once], columns[once]
-    for some, others in zip(torch.split(rows, COMPARED), torch.split(columns, COMPARED), strict=True):
-        values = (outer[0][some].double() * inner[0][others].double()).sum(dim=1).clamp(-1, 1)
-        found.add((some + outer[1]).cpu(), (others + inner[1]).cpu(), values.cpu())
+def _part(block: _Block, start: int) -> _Block:
+    """The images of a block from one of them on that make an inner block."""
+    stop = start + INNER
+    return _Block(block.first + start, block.units[start:stop], block.squares[start:stop])
+
+
+def _collect(found: _Found, scores: Float[Tensor, "a b"], outer: _Block, inner: _Block) -> None:
+    """Adds the pairs of two blocks that are alike enough."""
+    for start in range(0, len(outer), SEARCHED):
+        if found.is_full():
+            return
+        alike = scores[start : start + SEARCHED] >= found.threshold - MARGIN[scores.dtype]
+        rows, columns = alike.nonzero(as_tuple=True)
+        rows = rows + start
+        once = columns + inner.first > rows + outer.first
+        rows, columns = rows[once], columns[once]
+        parts = zip(torch.split(rows, COMPARED), torch.split(columns, COMPARED), strict=True)
+        values = torch.cat([_cosines(outer, inner, some, others) for some, others in parts])
+        found.add(rows.cpu() + outer.first, columns.cpu() + inner.first, values)
+
+
+def _cosines(outer: _Block, inner: _Block, rows: Int[Tensor, " p"], columns: Int[Tensor, " p"]) -> Float[Tensor, " p"]:
+    """Cosines of pairs in fp64, on the CPU; of equal vectors exactly 1."""
+    place = torch.device("cpu") if rows.device.type == "mps" else rows.device  # MPS has no fp64
+    products = (outer.units[rows].to(place).double() * inner.units[columns].to(place).double()).sum(dim=1).cpu()
+    lengths = (outer.squares[rows.cpu()] * inner.squares[columns.cpu()]).sqrt()
+    return products.div_(lengths.clamp(min=SMALLEST_NORM)).clamp_(-1, 1)
 
 
 def _keep_best(best: Float[Tensor, "n k"], scores: Float[Tensor, "a b"], start: int, begin: int) -> None:

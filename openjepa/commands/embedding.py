@@ -36,9 +36,8 @@ examples:
 
 def embed(argv: Sequence[str], prog: str) -> None:
     """Embeds a data set."""
-    started = (
-        time.time()
-    )  # before torch is imported, so that all processes of one command have started before any has done much
+    # before torch is imported, so that all processes of one command have started before any has done much
+    started = time.time()
     if argv and not argv[0].startswith("-") and not is_help(argv):
         check_evaluated(Path(argv[0]).expanduser())
     options, data = parse_embed(argv, prog, EMBED_HELP)
@@ -70,7 +69,10 @@ def _terminated() -> Iterator[None]:
 def _print(embedded: "Embedded") -> None:
     """What has become of it, as a table, and the next command."""
     if embedded.status == "there already":
-        print(f"{embedded.output} is there already, made of the same images, weights and settings; --again makes it anew")
+        print(
+            f"{embedded.output} is there already, made of the same weights, settings and images (their names and a sample of "
+            "their bytes are compared); --again makes it anew"
+        )
         return
     if embedded.status == "by another process":
         print(f"{embedded.output} was put together by another process; this one has embedded {embedded.num_images:,} images")

@@ -203,6 +203,12 @@ def test_a_collapsing_history_is_told_before_its_end(history: list[CollapseStati
     assert early is not None and word in early and "collapsing" in early
 
 
+def test_a_start_that_had_collapsed_did_not_rise() -> None:
+    """As weights that a run begins from may have."""
+    told = verdict(looks([0.13] * 4, [0.99998, 0.99997, 0.99996, 0.99996], [1.02] * 4))
+    assert told is not None and "the mean cosine between images stays at 1.0000" in told
+
+
 def test_features_that_shrink_to_one_point_are_told() -> None:
     features = random(64, 16) + 2
     history = [collapse_statistics(2 + (features - 2) * 10.0**-step) for step in range(5)]

@@ -97,7 +97,9 @@ def _signs(history: Sequence[CollapseStatistics]) -> dict[str, str]:
     if latest.feature_std < FALLEN * best_std:
         signs["std"] = f"the features' standard deviation fell from {best_std:.3g} to {latest.feature_std:.3g}"
     if latest.cosine > SAME_COSINE or 1 - latest.cosine < FALLEN * (1 - least_cosine):
-        signs["cosine"] = f"the mean cosine between images rose from {least_cosine:.4f} to {latest.cosine:.4f}"
+        was, now = f"{least_cosine:.4f}", f"{latest.cosine:.4f}"
+        # weights that a run starts from may have collapsed before
+        signs["cosine"] = f"the mean cosine between images {f'stays at {now}' if was == now else f'rose from {was} to {now}'}"
     if latest.rankme < FALLEN * best_rank or latest.rankme < 1.1 < best_rank / 1.5:
         signs["rank"] = f"the effective rank fell from {best_rank:.3g} to {latest.rankme:.3g}"
     return signs

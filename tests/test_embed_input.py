@@ -215,7 +215,7 @@ def test_the_command_says_what_it_has_done_and_what_comes_next(
     ):
         assert words in said
     run(encoder, images, output)
-    assert "is there already, made of the same images, weights and settings" in capsys.readouterr().out
+    assert "is there already, made of the same weights, settings and images" in capsys.readouterr().out
 
 
 def test_settings_of_training_are_said_to_have_no_effect(

@@ -105,15 +105,8 @@ def test_a_predictor_of_another_step_is_noted(run: Path) -> None:
     """As where training was just writing both."""
     predictor = load_any(run).predictor
     assert predictor is not None
-    for step, notes in (
-        (4400, []),
-        (
-            4300,
-            [
-                "the encoder is of step 4400, the predictor is of step 4300: the training was just writing them, so convert again"
-            ],
-        ),
-    ):
+    note = "the encoder is of step 4400, the predictor is of step 4300: the training was just writing them, so convert again"
+    for step, notes in ((4400, []), (4300, [note])):
         save_network(run / "predictor", Export(PREDICTOR, predictor, {"step": step}))
         done = convert(ConvertSettings(subject=run, to="timm", overwrite=True))
         assert list(done.remarks) == notes
@@ -164,6 +157,17 @@ def test_settings_travel_through_two_conversions(run: Path, tmp_path: Path) -> N
     assert yaml.safe_load((twice.folder / "training.yaml").read_text()) == yaml.safe_load((run / "config.yaml").read_text())
     mark = json.loads((twice.folder / "conversion.json").read_text())
     assert mark["is_ours"] is True and mark["training"]["step"] == 4400 and mark["to"] == "transformers"
+
+
+@pytest.mark.parametrize("name", ["", "checkpoint.pth.tar"])
+def test_a_released_checkpoint_is_converted_again(name: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the folder or the file in it: still the run's weights, with its settings and license."""
+    convert(ConvertSettings(subject=run, to="official", license="apache-2.0"))
+    command([f"mine-official/{name}", "--to", "timm", "--heads", "3", "--output", "again"], "openjepa convert")
+    assert_same(load_any(Path("again")).encoder, load_any(run).encoder)
+    mark = json.loads(Path("again/conversion.json").read_text())
+    assert (mark["source"], mark["is_ours"], mark["license"]) == ("mine", True, "apache-2.0")
+    assert Path("again/training.yaml").is_file()
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input

@@ -9,8 +9,8 @@ from openjepa.models.predictor import build_predictor
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.weights import OUTPUTS
+from openjepa.weights.contents import CHECKPOINT_FILE
 from openjepa.weights.loading import Choice, Loaded, load_any
-from openjepa.weights.official import FILE
 from openjepa.weights.written import Networks
 
 CONFIG = EncoderConfig(width=24, depth=2, heads=3, mlp_ratio=2.0, patch_size=4, image_size=(16, 16))
@@ -60,7 +60,7 @@ def written(folder: Path, to: str, given: Networks, dtype: str = "float32") -> P
     """What a reader takes: the folder, or the file in it."""
     folder.mkdir()
     OUTPUTS[to].load().write(folder, given, dtype)
-    return folder / FILE if to == "official" else folder
+    return folder / CHECKPOINT_FILE if to == "official" else folder
 
 
 def read(path: Path, config: EncoderConfig, which: str = "target") -> Loaded:

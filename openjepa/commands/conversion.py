@@ -39,7 +39,7 @@ def convert(argv: Sequence[str], prog: str) -> None:
     if settings.to is None:
         raise ValueError(f"{prog} needs --to with a format: {', '.join(OUTPUTS)}")
     if not (settings.subject / "encoder" / "config.json").is_file():
-        check_evaluated(settings.subject)
+        check_evaluated(settings.subject.expanduser())
     from openjepa.conversion.convert import convert as run
 
     _print(run(settings, _say))

@@ -5,6 +5,9 @@ from pathlib import Path
 from openjepa.config import nearest
 from openjepa.weights.hub import is_hub_name
 
+CONVERTED = "conversion.json"
+"""In every folder that `openjepa convert` has written; not all of them have a config.json."""
+
 
 def check_subject(path: Path, *marks: str) -> None:
     """ValueError, with the nearest folder that would do, unless `path` is a folder that holds one of the files `marks`."""
@@ -17,8 +20,8 @@ def check_subject(path: Path, *marks: str) -> None:
 
 
 def check_evaluated(path: Path) -> None:
-    """ValueError unless `path` may be a run, an encoder folder, a file of weights or a name on the Hub."""
-    if not (path.is_file() or is_hub_name(path)):
+    """ValueError unless `path` may be a run, an encoder folder, a converted one, a file of weights or a name on the Hub."""
+    if not (path.is_file() or (path / CONVERTED).is_file() or is_hub_name(path)):
         check_subject(path, "config.yaml", "config.json")
 
 

@@ -10,6 +10,7 @@ import yaml
 
 from openjepa.conversion.places import published
 from openjepa.report.reading import RunFolder, number, read_run
+from openjepa.weights.contents import CHECKPOINT_FILE
 from openjepa.weights.fingerprint import weights_hash
 from openjepa.weights.loaded import Loaded
 
@@ -75,19 +76,20 @@ def find_origin(subject: Path, loaded: Loaded) -> Origin:
     """What is known of what was read from `subject`."""
     place = subject.expanduser()
     source, weights = place.resolve().name, weights_hash(loaded.encoder)
-    if (folder := _run_folder(place)) is not None:
-        run = read_run(folder)
+    if (run_folder := _run_folder(place)) is not None:
+        run = read_run(run_folder)
         run = replace(run, config=published(run.config))
         training = _numbers(run) | dict(loaded.training)
-        return Origin(folder.resolve().name, True, weights, run, run.config or None, training)
+        return Origin(run_folder.resolve().name, True, weights, run, run.config or None, training)
     is_native = loaded.what.startswith("openjepa")
-    if (mark := _mark(place)) is not None:
+    folder = place.parent if place.name == CHECKPOINT_FILE else place
+    if (mark := _mark(folder)) is not None:
         return Origin(
             _word(mark, "source") or source,
             mark.get("is_ours") is True,
             weights,
             _evaluated(place),
-            _carried(place / CARRIED),
+            _carried(folder / CARRIED),
             training=mark["training"] if isinstance(mark.get("training"), dict) else {},
             license=_word(mark, "license"),
             what=_word(mark, "what"),

@@ -13,7 +13,6 @@ from openjepa.models.vit import VisionTransformer
 from openjepa.settings.models import EncoderConfig
 from openjepa.types import EncoderOutput, normalize
 from openjepa.weights.loading import Choice, load_any
-from openjepa.weights.official import FILE as OFFICIAL_FILE
 from openjepa.weights.onnx import FILE as ONNX_FILE
 from openjepa.weights.written import Networks
 
@@ -70,12 +69,11 @@ def outputs(encoder: VisionTransformer, images: UInt8[Tensor, "B 3 h w"]) -> Enc
 
 
 def _verify_folder(folder: Path, to: str, networks: Networks) -> list[Check]:
-    place = folder / OFFICIAL_FILE if to == "official" else folder
     heads = networks.config.heads
-    loaded = load_any(place, Choice(heads=heads))
+    loaded = load_any(folder, Choice(heads=heads))
     checks = [_compared(networks.encoder, loaded.encoder, to)]
     if networks.context is not None:
-        context = load_any(place, Choice(encoder="context", heads=heads, predictor=False)).encoder
+        context = load_any(folder, Choice(encoder="context", heads=heads, predictor=False)).encoder
         checks.append(_compared(networks.context, context, "its context encoder"))
     if networks.predictor is not None and loaded.predictor is not None:
         _check_weights(networks.predictor, loaded.predictor, "predictor")

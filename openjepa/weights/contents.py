@@ -22,6 +22,8 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLE_FILE = "pytorch_model.bin"
+CHECKPOINT_FILE = "checkpoint.pth.tar"
+"""In a folder that `openjepa convert --to official` has written."""
 ONNX_ENDING = ".onnx"
 READ = (".json", ".safetensors", ".bin")
 """Endings of the files of a folder that are read."""
@@ -61,6 +63,8 @@ def tensor_groups(tree: Mapping[str, Any]) -> Groups:
 
 def open_contents(path: Path) -> Contents:
     """What lies at `path`, a file of weights or a folder with one. Raises ValueError where there is neither."""
+    if path.is_dir() and (path / CHECKPOINT_FILE).is_file() and not (path / CONFIG_FILE).is_file():
+        return open_contents(path / CHECKPOINT_FILE)
     if path.is_dir():
         before = _state(path)
         return Contents(path, read_settings(path / CONFIG_FILE), lambda: _unchanged(_open_folder, path, before))

@@ -19,7 +19,7 @@ from openjepa.models.positions import sincos_positions
 from openjepa.models.predictor import Predictor, build_predictor
 from openjepa.models.vit import VisionTransformer
 from openjepa.settings.models import EncoderConfig, PredictorConfig
-from openjepa.weights.contents import Contents, Groups, tensor_groups
+from openjepa.weights.contents import CHECKPOINT_FILE, Contents, Groups, tensor_groups
 from openjepa.weights.filling import Plan, Source, fill, listed, weight_names
 from openjepa.weights.loaded import Choice, Loaded, size_words
 from openjepa.weights.vit_names import TABLE, TOKEN, Vit, infer_config, is_sincos, read_vit, unwrapped
@@ -30,8 +30,6 @@ PREDICTOR, PREDICTOR_TABLE = "predictor", "predictor_pos_embed"
 WRAPPER = "module."
 NUMBERS = ("epoch", "loss", "batch_size", "world_size", "lr")
 """What stands beside the networks, in this order."""
-FILE = "checkpoint.pth.tar"
-"""What a file that openjepa writes is called."""
 
 
 def recognize(contents: Contents) -> bool:
@@ -80,7 +78,7 @@ def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
         tree[PREDICTOR] = _wrapped(_written_predictor(networks.predictor), dtype)
     tree["target_encoder"] = _wrapped(_encoder_tensors(networks.encoder), dtype)
     tree |= {name: networks.training[name] for name in NUMBERS if name in networks.training}
-    torch.save(tree, folder / FILE)
+    torch.save(tree, folder / CHECKPOINT_FILE)
     return remarks + mask_token_remark(networks)
 
 

@@ -298,13 +298,13 @@ def test_too_many_unreadable_images_fail_in_the_end_and_are_listed(encoder: Path
 
 def test_names_that_are_no_text_survive(encoder: Path, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "images", 3, classes=False)
-    shape_image(4).save(folder / 'a \r.png')
+    shape_image(4).save(folder / "a \r.png")
     name = b"caf\xe9 \xff,\n.png".decode(errors="surrogateescape")
     shape_image(5).save(tmp_path / "plain.png")
     (tmp_path / "plain.png").rename(folder / name)
     embed(encoder, folder, tmp_path / "x.npy")
     assert open_table(tmp_path / "x.npy").rows[-1].path == name
-    assert open_table(tmp_path / "x.npy").rows[-2].path == 'a \r.png'
+    assert open_table(tmp_path / "x.npy").rows[-2].path == "a \r.png"
     embed(encoder, folder, tmp_path / "x.parquet")
     assert open_table(tmp_path / "x.parquet").rows[-1].path == "caf\\xe9 \\xff,\n.png"
 

@@ -160,7 +160,7 @@ def test_runs_that_began_from_weights_are_in_no_mean_and_on_no_line_with_others(
     """What those weights have cost is in none of the axes."""
     folders = [run_of(tmp_path / name, steps=500, shift=shift) for name, shift in (("random", 0.0), ("started", 0.1))]
     folders.append(run_of(tmp_path / "longer", steps=2000))
-    config = yaml.safe_load((folders[1] / "config.yaml").read_text()) | {"run": {"init": "/home/me/runs/first"}}
+    config = yaml.safe_load((folders[1] / "config.yaml").read_text()) | {"run": {"init": "/data/me/runs/first"}}
     (folders[1] / "config.yaml").write_text(yaml.safe_dump(config))
     group, series = group_of(*folders)
     assert series == [f"I-JEPA ijepa-vits16 (paper){origin}, small/8" for origin in ("", " from runs/first")]

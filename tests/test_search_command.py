@@ -130,7 +130,7 @@ def test_near_duplicates_are_listed_and_nothing_is_deleted(work: Path, capsys: p
     main(["search", str(work / "x.npy"), "--duplicates", "--threshold", "0.9999", "--output", "lists", "--device", "cpu"])
     printed = capsys.readouterr().out
     assert "2 groups of near-duplicates, 4 of 16 images: 2 could go, 1 of them the same file" in printed
-    assert "1 groups lie in more than one split" in printed
+    assert "1 group with images of more than one split" in printed and "disk/copy.png (test)" in printed
     rows = read_csv(Path("lists/duplicates.csv"))
     assert [(row["group"], row["keep"], row["path"], row["duplicate_of"], row["identical"]) for row in rows] == [
         ("1", "yes", "disk/03.png", "", ""),
@@ -139,6 +139,7 @@ def test_near_duplicates_are_listed_and_nothing_is_deleted(work: Path, capsys: p
         ("2", "no", "square/small.png", "square/04.png", "no"),
     ]
     assert (rows[2]["width"], rows[3]["width"]) == ("48", "40")
+    assert rows[1]["duplicate_of_row"] == rows[0]["row"] and rows[0]["duplicate_of_row"] == ""
     assert sorted(path.name for path in Path("lists").iterdir()) == ["duplicates.csv", "duplicates.png"]
     assert sorted(path for path in work.rglob("*")) == before
 

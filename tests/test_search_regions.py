@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from openjepa.data.views import evaluation_view
+from openjepa.search.gallery import printable
 from openjepa.search.regions import Box, box_of, box_of_window, patches_inside
 from openjepa.search.sheets import Line, Picture, draw, fitted, shortened
 from tests.feature_tables import plain_manifest
@@ -55,6 +56,13 @@ def test_names_are_shortened_to_their_end() -> None:
     assert shortened("train row 7 (train/dog/7.jpg)") == "7.jpg"
     assert shortened("x" * 30 + "0123456789.png") == "xxxxxxx…123456789.png"
     assert len(shortened("y" * 99)) == 21
+
+
+def test_odd_names_are_on_one_line_and_drawn() -> None:
+    assert printable("ä/日本/a\nb\x1b[31m\udce9.png") == r"ä/日本/a\nb\x1b[31m\udce9.png"
+    names = ("日本語.png", "$x_1$.png", "new\nline.png", "byte\udce9.png", "$", "a (b)", "()", ".")
+    sheet = draw([Line("", (Picture(None, (shortened(name),)),)) for name in names])
+    assert sheet.pixels()[..., 3].any()
 
 
 def test_images_are_fitted_and_sheets_grow_with_their_lines() -> None:

@@ -27,7 +27,9 @@ GROUPS_SHOWN, OUTLIERS_SHOWN = 16, 48
 SAMPLE = 1000
 """Images whose pairs show what cosines are usual."""
 _IMAGE_COLUMNS = ("path", "split", "index", "row", "label")
-GROUP_COLUMNS = ("group", "keep", *_IMAGE_COLUMNS, "width", "height", "bytes", "duplicate_of", "cosine", "identical")
+_FILE_COLUMNS = ("width", "height", "bytes")
+_COPY_COLUMNS = ("duplicate_of", "duplicate_of_row", "cosine", "identical")
+GROUP_COLUMNS = ("group", "keep", *_IMAGE_COLUMNS, *_FILE_COLUMNS, *_COPY_COLUMNS)
 OUTLIER_COLUMNS = ("rank", "distance", *_IMAGE_COLUMNS)
 
 
@@ -158,6 +160,7 @@ def group_rows(found: Cleaning) -> Iterable[dict[str, object]]:
                 "height": None if file is None else file.height,
                 "bytes": None if file is None else file.bytes,
                 "duplicate_of": None if member.duplicate_of is None else found.table.rows[member.duplicate_of].path,
+                "duplicate_of_row": member.duplicate_of,
                 "cosine": None if member.cosine is None else round(member.cosine, 6),
                 "identical": None if member.keep else ("yes" if member.identical else "no"),
             }

@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from openjepa.embedding.table import FeatureTable, Row
 from openjepa.search.cleaning import Cleaning, group_rows, outlier_rows
-from openjepa.search.gallery import label_name
+from openjepa.search.gallery import label_name, printable
 from openjepa.search.running import Answer, Answers
 
 PRINTED = 10
@@ -20,7 +21,7 @@ def print_answers(answers: Answers, console: Console | None = None) -> None:
     """One table per query: rank, cosine, path, and label where there are any."""
     console = console or _console()
     for answer in answers.answers:
-        console.print(Text(f"nearest to {answer.query.name}", "bold"))
+        console.print(Text(f"nearest to {printable(answer.query.name)}", "bold"))
         console.print(_neighbors(answers, answer))
     console.print(Text(answers.how, "dim"))
 
@@ -37,8 +38,15 @@ def _neighbors(answers: Answers, answer: Answer) -> Table:
     values = zip(answer.neighbors.cosines.tolist(), answer.neighbors.rows.tolist(), answer.rows, strict=True)
     for rank, (cosine, number, row) in enumerate(values, start=1):
         label = (label_name(answers.opened.table.manifest, row),) if labeled else ()
-        table.add_row(*(Text(cell) for cell in (str(rank), f"{cosine:.4f}", *label, str(number), row.path)))
+        table.add_row(
+            *(Text(cell) for cell in (str(rank), f"{cosine:.4f}", *label, str(number), _name(answers.opened.table, row)))
+        )
     return table
+
+
+def _name(table: FeatureTable, row: Row) -> str:
+    """The path on one line, and the split where there are several: one path may stand in each of them."""
+    return printable(row.path) + (f" ({row.split})" if len(table.manifest.splits) > 1 else "")
 
 
 def _table(*columns: str, right: Sequence[str] = ()) -> Table:
@@ -92,13 +100,13 @@ def _print_groups(found: Cleaning, console: Console) -> None:
     superfluous = sum(not member.keep for member in members)
     identical = sum(member.identical for member in members)
     console.print(
-        f"[bold]{len(groups):,} groups of near-duplicates[/bold], {len(members):,} of {len(found.table):,} images: "
+        f"[bold]{_groups(len(groups))} of near-duplicates[/bold], {len(members):,} of {len(found.table):,} images: "
         f"{superfluous:,} could go, {identical:,} of them the same file as the one to keep",
         highlight=False,
     )
     table = _table("group", "cosine", "keep", "could go", right=("group", "cosine"))
     for number, group in enumerate(groups[:PRINTED], start=1):
-        names = [found.table.rows[member.row].path for member in group.members]
+        names = [_name(found.table, found.table.rows[member.row]) for member in group.members]
         kept = [name for name, member in zip(names, group.members, strict=True) if member.keep]
         gone = [name for name, member in zip(names, group.members, strict=True) if not member.keep]
         table.add_row(*(Text(cell) for cell in (str(number), f"{group.highest:.4f}", _few(kept), _few(gone))))
@@ -112,17 +120,21 @@ def _few(names: Sequence[str], shown: int = 3) -> str:
     return "\n".join(names[:shown]) + more
 
 
+def _groups(number: int) -> str:
+    return f"{number:,} group{'' if number == 1 else 's'}"
+
+
 def _warnings(found: Cleaning) -> Iterable[str]:
     if len(found.groups or ()) > PRINTED:
-        yield f"{len(found.groups or ()) - PRINTED:,} more groups are in the list"
+        yield f"{_groups(len(found.groups or ()) - PRINTED)} more in the list"
     if crossing := found.crossing():
-        yield f"{crossing:,} groups lie in more than one split: an encoder is tested on what it was trained on"
+        yield f"{_groups(crossing)} with images of more than one split: an encoder is tested on what it was trained on"
     if contradicting := found.contradicting():
-        yield f"{contradicting:,} groups hold more than one label: one of the labels may be wrong"
+        yield f"{_groups(contradicting)} with more than one label: one of the labels may be wrong"
     if not found.complete:
         yield (
             "more pairs than --max-pairs are alike enough, and the most alike of them were taken: "
-            f"raise --threshold above {found.threshold:g}"
+            f"raise --max-pairs, or --threshold above {found.threshold:g}, or search again when those found are removed"
         )
 
 
@@ -131,7 +143,8 @@ def _print_outliers(found: Cleaning, console: Console) -> None:
     console.print(Text(f"{len(outliers):,} images farthest from their nearest ones", "bold"))
     table = _table("#", "distance", "row", "path", right=("#", "distance", "row"))
     for rank, outlier in enumerate(outliers[:PRINTED], start=1):
-        cells = (str(rank), f"{outlier.distance:.4f}", str(outlier.row), found.table.rows[outlier.row].path)
+        name = _name(found.table, found.table.rows[outlier.row])
+        cells = (str(rank), f"{outlier.distance:.4f}", str(outlier.row), name)
         table.add_row(*(Text(cell) for cell in cells))
     console.print(table)
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from openjepa.search.gallery import printable
 from openjepa.search.regions import Box
 from openjepa.visualization.sheet import BAD, GOOD, GRAY, Sheet, enlarge
 from openjepa.whole_files import whole_file
@@ -151,7 +152,7 @@ def shortened(name: str, letters: int = _LETTERS) -> str:
     Of `train row 7 (train/dog/7.jpg)`, as rows of Parquet files are called, that of the path in it.
     """
     inner = name[name.index("(") + 1 : -1] if name.endswith(")") and "(" in name else name
-    last = PurePath(inner).name or name
+    last = printable(PurePath(inner).name or name)
     if len(last) <= letters:
         return last
     end = (letters - 1) * 2 // 3

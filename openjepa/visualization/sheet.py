@@ -3,6 +3,7 @@
 The background is transparent and words are of a middle gray, so that a sheet is readable on white and on black pages.
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,10 @@ class Sheet:
         self._figure.add_artist(outline)
 
     def pixels(self) -> UInt8[np.ndarray, "h w 4"]:
-        """What is drawn so far."""
-        self._canvas.draw()
+        """What is drawn so far. Letters that the font lacks, as those of Chinese names, are boxes."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            self._canvas.draw()
         return np.asarray(self._canvas.buffer_rgba()).copy()
 
     def save(self, path: Path) -> None:

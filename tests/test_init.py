@@ -246,7 +246,7 @@ def test_the_weights_of_the_start_stand_beside_random_ones(
     assert all(len(line) <= 80 for line in printed.splitlines() if "kept as eval/" not in line)
     head = headline(table([read_run(run)]))
     assert head is not None and [bar.word for bar in head.bars] == ["trained", "start", "untrained", "pixels"]
-    assert " vs start " in head.sentence
+    assert " vs start " in head.sentence and "best baseline" in head.gain
     page = write_report([run]).read_text()
     assert "of the weights that the run began from (start), of an untrained encoder" in page
     assert "Began from" in page and f"trained further from {run.parent.name}/w.pth.tar" in page

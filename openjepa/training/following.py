@@ -137,10 +137,10 @@ def _check_patches(size: tuple[int, int], encoder: EncoderConfig, weights: str) 
     patch = encoder.patch_size
     if not any(side % patch for side in size):
         return
-    nearest, own = (_shown(tuple(dict.fromkeys(sides))) for sides in (_multiples(size, patch), encoder.image_size))
+    near, own = (_shown(tuple(dict.fromkeys(sides))) for sides in (_multiples(size, patch), encoder.image_size))
     raise ValueError(
         f"data.image_size={size[0]}x{size[1]} is no whole number of patches of {patch}x{patch} pixels, which "
-        f"run.init={weights} has: use --data.image-size {nearest}{'' if nearest == own else f', or {own}'}, at which it was trained"
+        f"run.init={weights} has: use --data.image-size {', or '.join(dict.fromkeys((near, own)))}, at which it was trained"
     )
 
 

@@ -1,8 +1,10 @@
-"""Files that are complete at any moment they are seen: written under another name, flushed to disk, then renamed."""
+"""Files and folders that are whole at any moment they are seen: written under another name, flushed to disk, then renamed."""
 
+import glob
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -22,3 +24,71 @@ def whole_file(path: Path) -> Iterator[Path]:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Gives an empty folder to write to, which becomes `path` when the block ends well; a folder there is replaced.
+
+    An error leaves everything as it was, parents of `path` that were made for it included. What a killed process has left of
+    the same folder is removed.
+    """
+    made = [parent for parent in path.parents if not parent.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        _flush(unfinished)
+        _rename(unfinished, path)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        with suppress(OSError):  # another process may have put something there
+            for parent in made:
+                parent.rmdir()
+        raise
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _rename(unfinished: Path, path: Path) -> None:
+    """A folder cannot be renamed over another, so an older one steps aside first."""
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    if path.exists():
+        path.rename(old)
+    try:
+        unfinished.rename(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_left(path: Path) -> None:
+    """What processes that are no more have left; an older folder whose name they had not given back gets it again."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.*"):
+        _, number, kind = left.name.rsplit(".", maxsplit=2)
+        if kind not in ("unfinished", "old") or not number.isdecimal() or _is_running(int(number)):
+            continue
+        if kind == "old" and not path.exists():
+            left.rename(path)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True

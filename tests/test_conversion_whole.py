@@ -11,8 +11,8 @@ import pytest
 
 from openjepa.conversion import convert as module
 from openjepa.conversion.convert import convert
-from openjepa.conversion.whole_folder import whole_folder
 from openjepa.settings.conversion import ConvertSettings
+from openjepa.whole_files import whole_folder
 from tests.test_conversion import names, run_folder
 
 
@@ -62,7 +62,7 @@ def test_an_interrupt_while_checking_leaves_nothing(error: BaseException, run: P
 KILLED = """
 import sys, time
 from pathlib import Path
-from openjepa.conversion.whole_folder import whole_folder
+from openjepa.whole_files import whole_folder
 with whole_folder(Path(sys.argv[1])) as folder:
     (folder / "half").write_text("x")
     print("ready", flush=True)
@@ -82,3 +82,13 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> No
     with whole_folder(tmp_path / "out") as folder:
         (folder / "whole").write_text("x")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"] and names(tmp_path / "out") == ["whole"]
+
+
+def test_a_folder_that_a_killed_process_had_moved_aside_gets_its_name_again(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True)
+    aside = tmp_path / f".out.{done.stdout.strip()}.old"
+    aside.mkdir()
+    (aside / "whole").write_text("older")
+    with pytest.raises(OSError, match="full"), whole_folder(tmp_path / "out"):
+        raise OSError("full")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and (tmp_path / "out" / "whole").read_text() == "older"

@@ -15,7 +15,6 @@ import openjepa
 from openjepa.conversion.card import CardFacts, card
 from openjepa.conversion.origin import Origin, find_origin
 from openjepa.conversion.verification import Check, outputs, random_images, verify
-from openjepa.conversion.whole_folder import whole_folder
 from openjepa.engine.progress import Say, silent
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.settings.conversion import ConvertSettings
@@ -25,6 +24,7 @@ from openjepa.weights.loading import Choice, Loaded, load_any
 from openjepa.weights.onnx import check_packages
 from openjepa.weights.transformers import model_class
 from openjepa.weights.written import DTYPES, Networks, check_holds
+from openjepa.whole_files import whole_folder
 
 MARK = "conversion.json"
 """In every folder that was written: what it is and what it was made from."""

@@ -5,7 +5,6 @@ A folder of another program that was written by openjepa may also hold `predicto
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +20,7 @@ from openjepa.weights.contents import CONFIG_FILE, WEIGHTS_FILE, Contents, open_
 from openjepa.weights.filling import Plan, fill, same_names, weight_names
 from openjepa.weights.loaded import Choice, Loaded, refuse_context, size_words
 from openjepa.weights.written import Networks, stored
+from openjepa.whole_files import whole_folder
 
 VERSION = 1
 KINDS: dict[str, type[Any]] = {"openjepa-encoder": EncoderConfig, "openjepa-predictor": PredictorConfig}
@@ -38,12 +38,8 @@ ConfigType = TypeVar("ConfigType", EncoderConfig, PredictorConfig)
 def save_network(folder: Path, export: Export) -> None:
     """Writes a network, in fp32, as a folder that is complete at any moment it is seen; an older one there is replaced."""
     config = _config_entries(export)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
-    _write_files(unfinished, config, export.module, "float32")
-    _replace(folder, unfinished)
+    with whole_folder(folder) as unfinished:
+        _write_files(unfinished, config, export.module, "float32")
 
 
 def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
@@ -137,16 +133,6 @@ def _only_new(export: Export) -> dict[str, object]:
     if clash := taken & set(export.extra):
         raise ValueError(f"extra entries {sorted(clash)} of an export have names that its config already uses")
     return dict(export.extra)
-
-
-def _replace(folder: Path, unfinished: Path) -> None:
-    """Renames `unfinished` to `folder`; a folder cannot be renamed over another, so an older one steps aside first."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    unfinished.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _read_config(folder: Path, kind: type[ConfigType]) -> tuple[ConfigType, dict[str, Any]]:

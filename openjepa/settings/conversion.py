@@ -26,8 +26,8 @@ class ConvertSettings:
     encoder: Literal["target", "context"] = "target"
     """Which encoder of a run, or of a file that holds both (paper: the target encoder)."""
     image_size: int | tuple[int, int] | None = None
-    """Size of images, in pixels, that positions are written for. None: the training size. For programs that would stretch
-    sin-cos positions at other sizes, where openjepa continues them."""
+    """Size of images, in pixels, that positions are written for: other programs would stretch sin-cos ones.
+    None: the training size."""
     heads: int | None = None
     """Attention heads of published weights, where neither the file nor the width tells them."""
     license: str | None = None

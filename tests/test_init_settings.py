@@ -15,6 +15,7 @@ from openjepa.training.from_weights import settled, start_method
 from openjepa.training.startup import build_method, default_view
 from openjepa.weights.loading import Choice, load_any
 from tests.images import write_folder
+from tests.small_methods import method_config
 from tests.test_init import ODD, encoder_folder, from_file
 from tests.test_init_methods import sampler
 from tests.test_loop import small_config
@@ -111,3 +112,23 @@ def test_how_positions_are_resampled_may_be_said(images: Path, tmp_path: Path) -
     config = replace(config, model=replace(config.model, resampling_offset=0.1))
     assert following(config, ODD, None, {"model.resampling_offset"}, "x").model.resampling_offset == 0.1
     assert following(config, ODD, None, (), "x").model.resampling_offset == 0.0
+
+
+def test_what_is_not_used_and_what_is_pooled_otherwise_is_said(images: Path, tmp_path: Path) -> None:
+    """I-JEPA from an encoder with a mask token that was evaluated by its class token; MAE from I-JEPA's file."""
+    token = replace(ODD, mask_token=True, class_token=True, pooling="class_token")
+    masked = from_file(small_config(images, tmp_path), encoder_folder(tmp_path / "masked", token))
+    masked = replace(masked, run=replace(masked.run, init_heads=None))
+    mae = method_config("mae", images, tmp_path, total_steps=2)
+    released = from_file(mae, written(tmp_path / "w.pth.tar", official()))
+    said = []
+    for config in (masked, released):
+        followed, read = settled(config, (), fresh=False)
+        start = start_method(build_method(followed, default_view(followed.data), sampler(followed)), followed, read)
+        assert start is not None
+        said.append([note for note in start.notes if not note.startswith("positions")])
+    assert said[0] == [
+        "the mask token of the weights is not used: ijepa needs none",
+        "features are pooled by average, as ijepa is evaluated; those of the weights by class token",
+    ]
+    assert said[1][-1] == "the predictor of the weights is not used: mae has none"

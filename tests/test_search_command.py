@@ -144,6 +144,25 @@ def test_near_duplicates_are_listed_and_nothing_is_deleted(work: Path, capsys: p
     assert sorted(path for path in work.rglob("*")) == before
 
 
+def test_sizes_count_without_pictures_and_are_said_to_be_unknown_without_images(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ("--duplicates", "--threshold", 0.9999, "--no-picture")
+    found = lines(capsys, work / "x.npy", *argv)
+    assert [(item["path"], item["width"], item["identical"]) for item in found[:2]] == [
+        ("disk/03.png", 48, None),
+        ("disk/copy.png", 48, "yes"),
+    ]
+    for ending in (".npy", ".csv", ".json"):
+        shutil.copy(work / f"x{ending}", tmp_path / f"x{ending}")
+    (tmp_path / "x.json").write_text((tmp_path / "x.json").read_text().replace("photos", "gone"))
+    main(["search", "x.npy", *map(str, argv)])
+    output = capsys.readouterr()
+    assert "which near-duplicate is the largest is not known" in output.err
+    assert "2 could go\n" in output.out
+    assert {row["identical"] for row in read_csv(Path("duplicates.csv"))} == {""}
+
+
 def test_a_threshold_that_most_pairs_are_above_is_remarked(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_table(Path("y.npy"), np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32) * 0.01 + 1)
     main(["search", "y.npy", "--duplicates", "--no-picture", "--max-pairs", "5"])
@@ -228,6 +247,7 @@ def test_another_encoder_is_refused(work: Path, tmp_path: Path, capsys: pytest.C
         (("0.5", "0.5", "0.6", "0.2"), "--region 0.5 0.5 0.6 0.2 (fractions of the image: left, top, width, height) leaves"),
         (("0", "0", "49", "20"), "--region 0 0 49 20 (pixels: left, top, width, height) leaves"),
         (("0.5", "0.5", "0", "0.2"), "--region 0.5 0.5 0 0.2 is empty"),
+        (("nan", "0", "0.5", "0.5"), "--region nan 0.0 0.5 0.5 must be four finite numbers"),
         (("0.1", "0.1", "0.5", "0.1"), "2.00 patches wide and 0.40 high"),
     ],
 )
@@ -255,6 +275,7 @@ def test_regions_that_cannot_be_are_refused(
         (["--row", "03.png"], "did you mean 'disk/03.png'?"),
         (["--image", "none.png"], "--image none.png is not there"),
         (["--image", "text.png"], "text.png cannot be embedded"),
+        (["--image", "text.png", "--device", "tpu"], "--device='tpu' is unknown"),
         (["--row", "0", "--tops", "3"], "unknown option --tops: did you mean '--top'?"),
     ],
 )
@@ -271,6 +292,7 @@ def test_tables_that_are_none_are_refused(work: Path, tmp_path: Path, capsys: py
         return error_of(capsys, name, "--row", 0)
 
     assert "missing.npy cannot be searched: it is not there" in message("missing.npy")
+    assert ". is a folder: name a file of features" in message(".")
     Path("half.npy.parts").mkdir()
     assert "it is not finished" in message("half.npy")
     shutil.copy(work / "x.npy", "alone.npy")

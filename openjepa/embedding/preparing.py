@@ -22,10 +22,7 @@ def load_encoder(subject: Path | str, settings: EmbedSettings) -> Encoder:
     name, processes = settings.device, local_processes()
     if name == "auto" and torch.cuda.is_available():
         name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
-    try:
-        device = resolve_device(name)
-    except ValueError as error:
-        raise ValueError(str(error).replace("run.device", "--device")) from None
+    device = resolve_device(name, "--device")
     if settings.threads is not None or processes > 1:
         set_threads(settings.threads or max(1, available_cores() // processes))
     choice = Choice(encoder=settings.encoder, heads=settings.heads, predictor=False)

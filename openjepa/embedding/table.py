@@ -123,6 +123,8 @@ class FeatureTable:
 
 def open_table(path: Path) -> FeatureTable:
     """What `openjepa embed` wrote to `path`, ending in .npy or .parquet. Raises ValueError for anything else, or damaged."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file of features, X.npy or X.parquet, that openjepa embed wrote")
     if not path.is_file():
         unfinished = path.with_name(f"{path.name}.parts")
         hint = (

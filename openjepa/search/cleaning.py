@@ -88,7 +88,7 @@ def find_to_clean(settings: SearchSettings, say: Say = silent) -> Cleaning:
             threshold=settings.threshold if settings.duplicates else None,
             neighbors=settings.neighbors if settings.outliers else 0,
             max_pairs=settings.max_pairs,
-            device=resolve_device(settings.device),
+            device=resolve_device(settings.device, "--device"),
             advance=advance,
         )
     groups = _groups(pairs, opened) if settings.duplicates else None
@@ -162,7 +162,7 @@ def group_rows(found: Cleaning) -> Iterable[dict[str, object]]:
                 "duplicate_of": None if member.duplicate_of is None else found.table.rows[member.duplicate_of].path,
                 "duplicate_of_row": member.duplicate_of,
                 "cosine": None if member.cosine is None else round(member.cosine, 6),
-                "identical": None if member.keep else ("yes" if member.identical else "no"),
+                "identical": None if member.identical is None else ("yes" if member.identical else "no"),
             }
 
 

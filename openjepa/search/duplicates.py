@@ -29,8 +29,8 @@ class Member:
     """Row of the image that is kept instead; None for an image that is kept."""
     cosine: float | None = None
     """To that one."""
-    identical: bool = False
-    """Whether both files are the same, byte for byte."""
+    identical: bool | None = None
+    """Whether both files are the same, byte for byte; None for an image that is kept, and where a file cannot be read."""
 
     @property
     def keep(self) -> bool:
@@ -90,7 +90,7 @@ def _group(rows: Sequence[int], alike: dict[int, dict[int, float]], files: dict[
             continue
         cosine, negative = max(near)
         own, other = files[row], files[-negative]
-        identical = own is not None and other is not None and own.digest == other.digest
+        identical = None if own is None or other is None else own.digest == other.digest
         removed.append(Member(row, own, -negative, cosine, identical))
     highest = max(cosine for row in rows for cosine in alike[row].values())
     lowest = min(member.cosine for member in removed if member.cosine is not None)

@@ -98,10 +98,11 @@ def _print_groups(found: Cleaning, console: Console) -> None:
         return
     members = [member for group in groups for member in group.members]
     superfluous = sum(not member.keep for member in members)
-    identical = sum(member.identical for member in members)
+    identical = [member.identical for member in members if member.identical is not None]
+    same = f", {sum(identical):,} of them the same file as the one to keep" if identical else ""
     console.print(
         f"[bold]{_groups(len(groups))} of near-duplicates[/bold], {len(members):,} of {len(found.table):,} images: "
-        f"{superfluous:,} could go, {identical:,} of them the same file as the one to keep",
+        f"{superfluous:,} could go{same}",
         highlight=False,
     )
     table = _table("group", "cosine", "keep", "could go", right=("group", "cosine"))
@@ -126,7 +127,7 @@ def _groups(number: int) -> str:
 
 def _warnings(found: Cleaning) -> Iterable[str]:
     if len(found.groups or ()) > PRINTED:
-        yield f"{_groups(len(found.groups or ()) - PRINTED)} more in the list"
+        yield f"and {_groups(len(found.groups or ()) - PRINTED)} more, in duplicates.csv"
     if crossing := found.crossing():
         yield f"{_groups(crossing)} with images of more than one split: an encoder is tested on what it was trained on"
     if contradicting := found.contradicting():

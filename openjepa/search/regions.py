@@ -1,7 +1,7 @@
 """Parts of images: what `--region` means, the patches inside of it, and where a window of patches lies in its image."""
 
 from dataclasses import dataclass
-from math import ceil, floor
+from math import ceil, floor, isfinite
 
 from openjepa.data.views import central_crop
 from openjepa.embedding.table import Manifest
@@ -26,6 +26,8 @@ def box_of(region: tuple[float, float, float, float], size: tuple[int, int], nam
     empty or leaves the image.
     """
     left, top, width, height = region
+    if not all(isfinite(number) for number in region):
+        raise ValueError(f"--region {' '.join(map(str, region))} must be four finite numbers")
     pixels = max(region) > 1
     full_width, full_height = (float(size[1]), float(size[0])) if pixels else (1.0, 1.0)
     shown, unit = " ".join(f"{value:g}" for value in region), "pixels" if pixels else "fractions of the image"
@@ -46,7 +48,7 @@ def patches_inside(box: Box, grid: tuple[int, int]) -> tuple[slice, slice]:
         raise ValueError(
             f"the region is {box.width * columns:.2f} patches wide and {box.height * rows:.2f} high, but nothing smaller than "
             f"a patch has features of its own: it must span at least {1 / columns:.3f} of the width and {1 / rows:.3f} of the "
-            "height of this image"
+            "height of this image (a --region with a number above 1 is in pixels)"
         )
     return _centers(box.top, box.height, rows), _centers(box.left, box.width, columns)
 

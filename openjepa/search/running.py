@@ -58,12 +58,13 @@ def open_for_search(settings: SearchSettings, say: Say = silent) -> Opened:
         raise ValueError(f"{table.path} holds no images")
     set_threads(settings.threads)
     gallery = None
-    if settings.picture or settings.region is not None:
+    if settings.picture or settings.region is not None or settings.duplicates:
         try:
             gallery = open_gallery(table.manifest, settings.data_path)
         except (ValueError, OSError) as error:
+            unknown = ", and which near-duplicate is the largest is not known" if settings.duplicates else ""
             say(
-                f"no pictures: the images of {table.path} cannot be found any more ({error}). Say where they lie: "
+                f"no pictures{unknown}: the images of {table.path} cannot be found any more ({error}). Say where they lie: "
                 "--data-path PATH"
             )
     if settings.region is not None and table.manifest.kind == "pooled" and table.manifest.pooling == "class_token":
@@ -101,7 +102,7 @@ def _queries(settings: SearchSettings, opened: Opened) -> list[Query]:
     for path in settings.image:
         if not path.is_file():
             raise ValueError(f"--image {path} is not there" if not path.exists() else f"--image {path} is no file")
-    encoder = matching_encoder(opened.table, settings.subject).to(resolve_device(settings.device))
+    encoder = matching_encoder(opened.table, settings.subject).to(resolve_device(settings.device, "--device"))
     manifest = opened.table.manifest
     queries = [image_query(encoder, manifest, path, str(path), settings.region) for path in settings.image]
     if settings.region is None:

@@ -71,6 +71,19 @@ def test_an_interrupted_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.csv", "x.json", "x.npy"]
 
 
+def test_a_folder_that_cannot_be_written_to_is_named_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = table_of(tmp_path / "x.npy")
+    monkeypatch.setattr(os, "access", lambda path, mode: not (Path(path).absolute() == tmp_path and mode & os.W_OK))
+    monkeypatch.setattr(approximate, "_build", None)
+    with pytest.raises(ValueError, match=r"makes the index .*x\.npy\.usearch, but its folder cannot be written to"):
+        open_index(table, True, str)
+    monkeypatch.chdir(tmp_path)
+    for argv in (["--row", "0"], ["--duplicates"], ["--row", "0", "--output", str(tmp_path / "x.png")]):
+        with pytest.raises(SystemExit, match="2"):
+            main(["search", "x.npy", *argv])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.csv", "x.json", "x.npy"]
+
+
 def test_ctrl_c_in_the_library_is_one(tmp_path: Path) -> None:
     from openjepa.search.approximate import _add
 

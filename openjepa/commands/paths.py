@@ -1,5 +1,6 @@
 """Paths that a command is given: errors before anything is loaded, and what would do."""
 
+import os
 from pathlib import Path
 
 from openjepa.config import nearest
@@ -26,7 +27,7 @@ def check_evaluated(path: Path) -> None:
 
 
 def check_output_file(path: Path | None, ending: str, any_ending: bool = True) -> None:
-    """ValueError: `--output` is a folder, lies in none, or has another ending."""
+    """ValueError: `--output` is a folder, lies in none or in one that cannot be written to, or has another ending."""
     if path is None:
         return
     if path.is_dir():
@@ -35,10 +36,17 @@ def check_output_file(path: Path | None, ending: str, any_ending: bool = True) -
         raise ValueError(f"--output {path}: there is no folder {path.parent}; make it first, or name a file elsewhere")
     if not any_ending and path.suffix.lower() != ending:
         raise ValueError(f"--output {path} must end in {ending}, e.g. --output {path.with_suffix(ending)}")
+    _check_writable(path, path.parent)
 
 
 def check_output_folder(path: Path) -> None:
-    """ValueError: `--output` is a file or lies in one; folders that are missing are made."""
+    """ValueError: `--output` is a file or lies in one, or cannot be written to; folders that are missing are made."""
     existing = next(item for item in (path, *path.parents) if item.exists())
     if not existing.is_dir():
         raise ValueError(f"--output {path}: {existing} is a file, but a folder is needed; name another one")
+    _check_writable(path, existing)
+
+
+def _check_writable(path: Path, folder: Path) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"--output {path}: {folder.absolute()} cannot be written to; name a place elsewhere")

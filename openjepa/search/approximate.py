@@ -6,6 +6,7 @@ of images is.
 """
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -86,6 +87,11 @@ def open_index(table: FeatureTable, centered: bool, say: Say) -> ApproximateInde
     path, about = index_paths(table)
     wanted, made = _made_of(table, centered, version), _read(about)
     if made is None or not made.is_of(wanted) or not path.is_file():
+        if not os.access(path.parent, os.W_OK):
+            raise ValueError(
+                f"--approximate makes the index {path}, but its folder cannot be written to: copy the table elsewhere, or "
+                "leave --approximate out"
+            )
         if path.is_file():
             say(f"{path} was made of other features: it is made anew")
         made = _build(Vectors(table, table_mean(table) if centered else None), Index, wanted)

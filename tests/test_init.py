@@ -11,7 +11,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from openjepa.arguments import given_settings, parse_train
-from openjepa.config import load_run_config
+from openjepa.config import load_run_config, save_yaml
 from openjepa.engine.run_folder import run_path, weights_name
 from openjepa.evaluation.running import evaluate_run
 from openjepa.evaluation.tables import print_results
@@ -23,7 +23,7 @@ from openjepa.report.probes import table
 from openjepa.report.reading import read_run
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
-from openjepa.settings.run import MonitorSettings, RunConfig
+from openjepa.settings.run import MonitorSettings, RunConfig, RunSettings
 from openjepa.training.from_weights import start_encoder
 from openjepa.training.loop import train
 from openjepa.types import Export
@@ -117,6 +117,10 @@ def test_without_a_recipe_the_run_that_is_named_is_repeated_in_a_folder_of_its_o
         before.data,
     )
     assert config.run.init == str(run) and config.run.name is None
+    other = replace(before.run, seed=7, device="cuda", precision="fp32", compile=True)
+    save_yaml(replace(before, run=other), tmp_path / "config.yaml")
+    own = parse_train(["--init", str(tmp_path)], "openjepa train", "")[0].run
+    assert own == RunSettings(init=str(tmp_path), seed=7, device="cuda", precision="fp32", compile=True)
     assert run_path(config) == tmp_path / f"{before.data.name()}-from-run"
     continued = train(config)
     assert continued is not None and continued != run

@@ -50,7 +50,7 @@ TORCH_FREE = {
 TORCH_FREE_FILES = {f"{name}/__init__.py" for name in ("methods", "masks", "data", "evaluation", "engine", "training")}
 TORCH_FREE_FILES |= {"data/benchmarks.py", "data/source.py", "evaluation/suite.py", "evaluation/published.py"}
 TORCH_FREE_FILES |= {"__init__.py", "engine/interrupts.py", "weights/__init__.py", "weights/hub.py"}
-TORCH_FREE_FILES |= {"conversion/__init__.py", "conversion/card.py", "conversion/snippets.py"}
+TORCH_FREE_FILES |= {f"conversion/{name}.py" for name in ("__init__", "card", "places", "snippets")}
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_NESTING = 350, 60, 3
 LONGER_FUNCTIONS = {"openjepa/training/loop.py:train": 200}

@@ -242,5 +242,6 @@ def _held_out(root: Path, files: list[str], fraction: float, seed: int) -> tuple
 def _description(root: Path, train: FolderSource, test: FolderSource | None, num_ignored: int) -> str:
     classes = f" in {len(train.class_names)} classes" if train.class_names else ", unlabeled"
     held = f", {len(test):,} to test" if test is not None else ""
-    ignored = f"; {num_ignored:,} other files ignored" if num_ignored else ""
+    files = "file" if num_ignored == 1 else "files"
+    ignored = f"; {num_ignored:,} other {files} ignored" if num_ignored else ""
     return f"{root.name}: {len(train):,} images to train{classes}{held}{ignored}"

@@ -230,6 +230,9 @@ def test_what_is_saved_is_loaded_again(encoder: openjepa.Encoder, run: Path, tmp
         encoder.save(run)
     assert weights_hash(openjepa.load(run).network) != weights_hash(again.network)
     (run / "config.yaml").unlink()
+    again.predictor = None
+    with pytest.raises(ValueError, match="holds the predictor of another encoder, and this one has none"):
+        again.save(tmp_path / "tuned")
 
 
 def test_gradients_reach_every_weight(encoder: openjepa.Encoder) -> None:

@@ -216,11 +216,14 @@ class Encoder(nn.Module):
     def save(self, folder: Path | str) -> None:
         """Writes encoder and predictor in the layout of a run folder, in fp32; `openjepa.load(folder)` reads them again.
 
-        Each is replaced as a whole. Raises ValueError where `folder` is a run, whose encoder would be lost.
+        Each is replaced as a whole. Raises ValueError where `folder` is a run, whose encoder would be lost, or holds a
+        predictor and this encoder has none.
         """
         place = Path(folder).expanduser()
         if (place / "config.yaml").exists():
             raise ValueError(f"{place} is the folder of a run, whose encoder is not replaced: give another folder")
+        if self.predictor is None and (place / PREDICTOR_FOLDER).exists():
+            raise ValueError(f"{place} holds the predictor of another encoder, and this one has none: give another folder")
         save_network(place / "encoder", Export(self.config, self.network))
         if self.predictor is not None:
             extra = {**self._predictor_extra, **asdict(self.objective)}

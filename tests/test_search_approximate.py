@@ -40,6 +40,12 @@ def test_it_finds_what_the_exact_search_finds(centered: bool, tmp_path: Path, mo
             np.testing.assert_array_equal(a.cosines, b.cosines)
 
 
+def test_equal_images_are_as_good_as_each_other(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(8, 16)).repeat(40, axis=0)
+    assert open_index(open_table(write_table(tmp_path / "x.npy", values.astype(np.float16))), False, str).recall > 0.99
+    assert open_index(open_table(write_table(tmp_path / "one.npy", values[:1].astype(np.float16))), False, str).recall == 1
+
+
 def test_it_is_made_once_and_anew_for_other_features(tmp_path: Path) -> None:
     table, said = table_of(tmp_path / "x.npy"), []
     path, about = index_paths(table)

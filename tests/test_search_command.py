@@ -315,6 +315,14 @@ def test_tables_that_are_none_are_refused(work: Path, tmp_path: Path, capsys: py
     assert "row 2 (2.png) are not finite" in message("nan.npy")
 
 
+def test_features_without_a_direction_are_remarked(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_table(Path("same.npy"), np.tile(np.arange(1, 9), (120, 1)).astype(np.float16))
+    main(["search", "same.npy", "--row", "0", "--no-picture"])
+    assert "every cosine to row 0: 0.png is 0, so the order means nothing" in capsys.readouterr().err
+    main(["search", "same.npy", "--row", "0", "--no-picture", "--center", "no"])
+    assert "every cosine" not in capsys.readouterr().err
+
+
 def test_the_only_image_has_no_neighbors(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_table(Path("one.npy"), np.ones((1, 4), np.float16))
     assert lines(capsys, "one.npy", "--row", 0, "--no-picture") == []

@@ -20,7 +20,7 @@ from torch import Tensor
 from openjepa.embedding.table import FeatureTable
 from openjepa.engine.progress import Say, progress
 from openjepa.search.exact import Neighbors, nearest, ranked
-from openjepa.search.vectors import Vectors, cosines, table_mean
+from openjepa.search.vectors import Vectors, cosines, evenly_spread, table_mean
 from openjepa.whole_files import whole_file
 
 CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH = 32, 128, 256
@@ -174,10 +174,11 @@ def _add(index: Any, first: int, directions: Float[Tensor, "b D"], advance: Call
 
 
 def _recall(index: ApproximateIndex, vectors: Vectors) -> float:
-    """Share of the exact nearest images of a sample that the index finds."""
-    rows = sorted({int(row) for row in np.linspace(0, len(vectors) - 1, min(SAMPLE, len(vectors)))})
+    """Share of the exact nearest images of a sample that the index finds, or others as near; 1 where there are none."""
+    rows = evenly_spread(len(vectors), SAMPLE)
     queries = vectors.rows(rows)
     exact = nearest(vectors, queries, SAMPLE_TOP, rows)
     found = index.nearest(queries, SAMPLE_TOP, rows)
-    right = sum(len(set(a.rows) & set(b.rows)) for a, b in zip(exact, found, strict=True))
-    return right / max(1, sum(len(item.rows) for item in exact))
+    pairs = [(a.cosines, b.cosines) for a, b in zip(exact, found, strict=True) if len(a.rows) > 0]
+    right = sum(int((b >= a[-1] - 1e-9).sum()) for a, b in pairs)
+    return right / sum(len(a) for a, _ in pairs) if pairs else 1.0

@@ -18,7 +18,7 @@ from openjepa.search.gallery import Gallery
 from openjepa.search.pairs import Pairs, compare_all
 from openjepa.search.running import Opened, open_for_search
 from openjepa.search.sheets import COLUMNS, KEPT, REMOVED, Line, Picture, draw, save, shortened
-from openjepa.search.vectors import Vectors, table_mean
+from openjepa.search.vectors import Vectors, evenly_spread, table_mean
 from openjepa.settings.search import SearchSettings
 from openjepa.whole_files import whole_file
 
@@ -98,7 +98,7 @@ def find_to_clean(settings: SearchSettings, say: Say = silent) -> Cleaning:
 
 def typical_cosines(vectors: Vectors) -> tuple[float, float] | None:
     """Median and 99th percentile of the cosines of all pairs of at most SAMPLE images, evenly spread; None for one image."""
-    rows = sorted({int(row) for row in np.linspace(0, len(vectors) - 1, min(SAMPLE, len(vectors)))})
+    rows = evenly_spread(len(vectors), SAMPLE)
     if len(rows) < 2:
         return None
     units = normalize(vectors.rows(rows), dim=1)

@@ -86,6 +86,12 @@ def find_neighbors(settings: SearchSettings, say: Say = silent) -> Answers:
         start = time.perf_counter()
         found, how = _exactly(settings, opened, queries, skip), "exact"
         seconds = time.perf_counter() - start
+    for query, item in zip(queries, found, strict=True):
+        if len(item.rows) > 0 and not item.cosines.any():
+            say(
+                f"every cosine to {query.name} is 0, so the order means nothing: its features are zero, or the mean of the "
+                "table, as all are where an encoder has collapsed"
+            )
     answers = tuple(
         Answer(query, item, tuple(opened.table.rows[int(row)] for row in item.rows))
         for query, item in zip(queries, found, strict=True)

@@ -152,6 +152,11 @@ def check_finite(table: FeatureTable, first: int, numbers: Float[Tensor, "b ..."
         )
 
 
+def evenly_spread(number: int, at_most: int) -> list[int]:
+    """So many of `number` rows, ascending; all where there are no more."""
+    return sorted({int(row) for row in np.linspace(0, number - 1, min(at_most, number))})
+
+
 def table_mean(table: FeatureTable) -> Float[Tensor, " D"]:
     """Mean of the vectors of all images, of fp32 sums of blocks in fp64. Raises ValueError at a row that is not finite."""
 

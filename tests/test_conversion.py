@@ -272,6 +272,16 @@ def test_outputs_that_differ_are_noticed(tmp_path: Path) -> None:
         verify(path, "transformers", given)
 
 
+def test_another_pooling_is_noticed(tmp_path: Path) -> None:
+    given = replace(networks(CONFIGS["class token"]), context=None, predictor=None)
+    path = written(tmp_path / "out", "transformers", given)
+    settings = json.loads((path / "config.json").read_text())
+    settings["openjepa"]["pooling"] = "class_token"
+    (path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"features .* differ by up to"):
+        verify(path, "transformers", given)
+
+
 def test_two_sizes_are_compared() -> None:
     assert sizes_of(CONFIG) == [(16, 16), (8, 12)] and sizes_of(replace(CONFIG, image_size=(4, 4))) == [(4, 4), (4, 8)]
     for side in range(4, 60, 4):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from openjepa.settings.models import SIZES, EncoderConfig
 from openjepa.weights import FORMATS, OUTPUTS
 from openjepa.weights.contents import open_contents
+from openjepa.weights.hub import FILES
 from openjepa.weights.loading import load_any
 from openjepa.weights.native import save_network
 from openjepa.weights.transformers import OUTSIDE
@@ -245,6 +247,23 @@ def test_half_a_folder(to: str, tmp_path: Path) -> None:
     (path / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"lacks its weights|it is not there"):
         load_any(path)
+
+
+@pytest.mark.parametrize("to", ["safetensors", "transformers", "timm"])
+def test_what_is_downloaded_of_the_hub_is_enough(to: str, tmp_path: Path) -> None:
+    """Of a folder that was uploaded: encoder, pixels and predictor; not what else lies there."""
+    given = networks(CONFIGS["learned"])
+    path = written(tmp_path / "out", to, given)
+    (path / "evil.py").write_text("")
+    for file in path.rglob("*"):
+        if file.is_file() and not any(fnmatch(file.relative_to(path).as_posix(), pattern) for pattern in FILES):
+            file.unlink()
+    assert not (path / "evil.py").exists()
+    loaded = load_any(path)
+    assert loaded.config == CONFIGS["learned"]
+    assert_same(loaded.encoder, given.encoder)
+    assert given.predictor is not None
+    assert_same(loaded.predictor, given.predictor)
 
 
 @pytest.mark.parametrize(

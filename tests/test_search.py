@@ -80,11 +80,24 @@ def test_close_cosines_are_told_apart_beyond_fp32(tmp_path: Path) -> None:
     assert nearest(Vectors(table), torch.tensor([[1.0, 0.0]]), 5)[0].rows.tolist() == [1, 2, 0, 4, 3]
 
 
+def test_the_best_of_many_that_fp32_cannot_tell_apart_are_found(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    query = rng.normal(size=256)
+    table = open_table(write_table(tmp_path / "x.npy", (query + 1e-3 * rng.normal(size=(500, 256))).astype(np.float32)))
+    answer = nearest(Vectors(table), torch.from_numpy(query[None]), 5)[0]
+    assert answer.rows.tolist() == [row for _, row in slow(stored(table), query)][:5]
+
+
 def test_more_neighbors_than_images_are_all_images(tmp_path: Path) -> None:
     table = table_of(tmp_path / "x.npy", number=4)
     query = torch.from_numpy(stored(table)[2:3])
     assert sorted(nearest(Vectors(table), query, 10)[0].rows) == [0, 1, 2, 3]
     assert sorted(nearest(Vectors(table), query, 10, [2])[0].rows) == [0, 1, 3]
+
+
+def test_hundreds_of_equal_images_are_in_the_order_of_their_rows(tmp_path: Path) -> None:
+    table = open_table(write_table(tmp_path / "x.npy", np.ones((300, 5), np.float16)))
+    assert nearest(Vectors(table), torch.ones(1, 5), 200)[0].rows.tolist() == list(range(200))
 
 
 def test_a_table_of_one_row(tmp_path: Path) -> None:
@@ -153,8 +166,8 @@ def test_the_best_window_of_each_image_counts_and_its_place_is_told(tmp_path: Pa
     monkeypatch.setattr(vectors, "BLOCK_VALUES", 4 * 5 * 6 * 7)
     table = table_of(tmp_path / "x.npy", number=20, shape=(4, 5, 6))
     values, query = stored(table), torch.randn(6, dtype=torch.float64)
-    answer = nearest_windows(Vectors(table), query, (2, 3), 6, skip=4)
-    maps = window_cosines(torch.from_numpy(values), query, (2, 3)).numpy()
+    answer = nearest_windows(Vectors(table), query, (3, 2), 6, skip=4)
+    maps = window_cosines(torch.from_numpy(values), query, (3, 2)).numpy()  # of 2 x 4 places
     best = maps.reshape(20, -1).max(axis=1)
     best[4] = -2
     expected = np.argsort(-best, kind="stable")[:6]

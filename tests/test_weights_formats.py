@@ -94,6 +94,10 @@ FILES: dict[str, tuple[str, Any]] = {
     "timm, learned": ("timm", {"state_dict": weights(positions="learned")}),
     "mae": ("mae", {"model": weights(True)}),
     "mae with decoder": ("mae", {"model": weights(True) | {"decoder_blocks.0.norm1.weight": torch.ones(8)}}),
+    "mae with learned positions": (
+        "mae",
+        {"model": weights(True, "learned") | {"decoder_blocks.0.norm1.weight": torch.ones(8)}},
+    ),
     "dino backbone": ("dino", weights(True, "learned")),
     "dino": ("dino", DINO | {"epoch": 3}),
     "msn": ("dino", {"target_encoder": prefixed(weights(True, "learned")), "prototypes": torch.ones(2, 2)}),

@@ -76,6 +76,15 @@ def test_an_image_of_the_table_finds_itself_and_its_copy(table: str, work: Path,
         assert picture.width > 4 * 168 and picture.height > 168
 
 
+@pytest.mark.parametrize("kind", ["pooled", "patches"])
+def test_an_image_is_seen_as_those_of_the_table_were(
+    kind: str, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = embed_source(tmp_path / "s.npy", work, FolderSettings(path=str(work / "photos")), kind=kind, view="squash")
+    (found,) = lines(capsys, table, "--image", work / "photos/train/disk/03.png", "--top", 1, "--no-picture")
+    assert found["path"] == "disk/03.png" and found["cosine"] == pytest.approx(1, abs=1e-5)
+
+
 def test_several_queries_are_answered_one_after_the_other(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = [work / "photos/train/disk/03.png", work / "photos/val/square/12.png"]
     found = lines(capsys, work / "x.npy", "--image", *images, "--row", 2, "square/04.png", "--top", 2)

@@ -35,6 +35,7 @@ def cosines_of(values: NDArray[np.floating]) -> NDArray[np.float64]:
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pairs_module, "OUTER", request.param[0])
     monkeypatch.setattr(pairs_module, "INNER", request.param[1])
+    monkeypatch.setattr(pairs_module, "SEARCHED", 5)
 
 
 @pytest.mark.parametrize("bf16", [False, True])

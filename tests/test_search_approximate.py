@@ -77,6 +77,20 @@ def test_an_interrupted_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.csv", "x.json", "x.npy"]
 
 
+def test_a_new_index_is_never_described_by_an_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, said = table_of(tmp_path / "x.npy"), []
+    open_index(table, True, str)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(approximate, "asdict", interrupted)  # between the index and what it says of itself
+        open_index(table, False, str)
+    open_index(table, True, said.append)
+    assert "it is made anew" in said[0]
+
+
 def test_a_folder_that_cannot_be_written_to_is_named_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = table_of(tmp_path / "x.npy")
     monkeypatch.setattr(os, "access", lambda path, mode: not (Path(path).absolute() == tmp_path and mode & os.W_OK))

@@ -65,6 +65,16 @@ def test_odd_names_are_on_one_line_and_drawn() -> None:
     assert sheet.pixels()[..., 3].any()
 
 
+def test_a_box_is_framed_where_it_lies() -> None:
+    picture = Picture(np.zeros((84, 168, 3), np.uint8), (), Box(0.5, 0.25, 0.25, 0.5))
+    pixels = draw([Line("", (picture,))]).pixels()
+    black = np.argwhere((pixels[..., :3].max(axis=2) == 0) & (pixels[..., 3] == 255))
+    frame = np.argwhere(np.abs(pixels[..., :3].astype(int) - (0xE8, 0xA3, 0x3D)).max(axis=2) < 8)
+    top, left = black.min(axis=0)
+    assert frame.min(axis=0) == pytest.approx([top + 21, left + 84], abs=1)
+    assert frame.max(axis=0) + 1 == pytest.approx([top + 63, left + 126], abs=1)
+
+
 def test_images_are_fitted_and_sheets_grow_with_their_lines() -> None:
     assert fitted((50, 100), 168) == (84, 168) and fitted((1000, 1), 168) == (168, 1)
     pixels = np.full((20, 30, 3), 200, np.uint8)

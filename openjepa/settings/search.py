@@ -39,11 +39,9 @@ class SearchSettings:
     neighbors: int = 10
     """With --outliers: how many nearest images the distance is averaged over."""
     center: Literal["auto", "yes", "no"] = "auto"
-    """Subtract the mean of the table from all features before the cosine; `auto`: for neighbors in tables of 100 images or
-    more, not for --duplicates and --outliers (docs/search.md: measured)."""
+    """Subtract the table's mean from all features; `auto`: for neighbors, in tables of 100 images or more (docs/search.md)."""
     approximate: bool = False
-    """Use an index of the features (made once, beside the table), which finds most of the nearest images much sooner. Needs the
-    extra `search`."""
+    """An index, made once beside the table, finds most of the nearest images much sooner. Needs the extra `search`."""
     output: Path | None = None
     """The picture (.png) of the neighbors; of --duplicates and --outliers the folder of their lists and pictures. None:
     neighbors.png, or the working directory."""

@@ -162,9 +162,9 @@ def test_a_teacher_or_student_that_is_not_there(tmp_path: Path) -> None:
     path = written(tmp_path / "a.pth", {"teacher": prefixed(weights(True, "learned"), "backbone.")})
     with pytest.raises(ValueError, match=r"encoder='context': .* has no student or encoder, only teacher"):
         load_any(path, Choice(encoder="context", heads=3))
-    alone = written(tmp_path / "b.pth", weights(True, "learned"))
-    with pytest.raises(ValueError, match="holds one encoder only"):
-        load_any(alone, Choice(encoder="context", heads=3))
+    for name, alone in (("dino", weights(True, "learned")), ("mae", weights(True)), ("timm", weights())):
+        with pytest.raises(ValueError, match="holds one encoder only"):
+            load_any(written(tmp_path / name, alone), Choice(encoder="context", heads=3))
 
 
 # ------------------------------------------------------------------------------------------------------ half of a folder

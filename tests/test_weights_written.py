@@ -15,7 +15,7 @@ from openjepa.settings.models import SIZES, EncoderConfig
 from openjepa.weights import FORMATS, OUTPUTS
 from openjepa.weights.contents import open_contents
 from openjepa.weights.hub import FILES
-from openjepa.weights.loading import load_any
+from openjepa.weights.loading import Choice, load_any
 from openjepa.weights.native import save_network
 from openjepa.weights.transformers import OUTSIDE
 from openjepa.weights.vit_names import file_name
@@ -247,6 +247,13 @@ def test_half_a_folder(to: str, tmp_path: Path) -> None:
     (path / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"lacks its weights|it is not there"):
         load_any(path)
+
+
+@pytest.mark.parametrize("to", ["safetensors", "transformers", "timm"])
+def test_the_context_encoder_of_a_folder_with_one_encoder(to: str, tmp_path: Path) -> None:
+    """Is refused, not given as what it is not."""
+    with pytest.raises(ValueError, match=r"encoder='context': .* holds one encoder only"):
+        load_any(written(tmp_path / "out", to, networks(CONFIG)), Choice(encoder="context"))
 
 
 @pytest.mark.parametrize("to", ["safetensors", "transformers", "timm"])

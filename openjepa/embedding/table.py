@@ -80,7 +80,7 @@ def manifest_from_json(text: str, where: str) -> Manifest:
         raise ValueError(f"{where} lacks entries: {error}; embed the images again") from error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """The image of one row."""
 
@@ -145,11 +145,11 @@ def _open_numpy(path: Path) -> FeatureTable:
     manifest = manifest_from_json(manifest_path.read_text(encoding="utf-8"), str(manifest_path))
     try:
         with csv_path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            rows = [
-                Row(item["path"], item["split"], int(item["index"]), int(item["label"]) if item["label"] else None)
-                for item in csv.DictReader(file)
-            ]
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
+            lines = csv.reader(file)
+            if next(lines, None) != list(COLUMNS):
+                raise ValueError(f"its first line is not {','.join(COLUMNS)}")
+            rows = [Row(path, split, int(index), int(label) if label else None) for path, split, index, label in lines]
+    except (ValueError, csv.Error) as error:
         raise ValueError(f"{csv_path} is damaged or cut off ({error}); embed the images again") from error
     try:
         features = np.load(path, mmap_mode="r", allow_pickle=False)

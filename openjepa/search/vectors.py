@@ -93,16 +93,6 @@ def picked(table: FeatureTable, rows: Sequence[int]) -> Float[Tensor, "m *shape"
     return found
 
 
-def less(features: Float[Tensor, "*b D"], mean: Float[Tensor, " D"]) -> Float[Tensor, "*b D"]:
-    """Features less the mean (in fp64), which overwrite them.
-
-    In two steps, the mean as it is in the type of the features and the rest of it: so they are right to their own size, however
-    much smaller than the mean they are.
-    """
-    rounded = mean.to(features.dtype)
-    return features.sub_(rounded).sub_((mean - rounded).to(features.dtype))
-
-
 def pooled(features: Float[Tensor, "b *shape"]) -> Float[Tensor, "b D"]:
     """The stored vectors, or the averages of stored patches."""
     return features if features.ndim == 2 else features.mean(dim=(1, 2))
@@ -112,8 +102,8 @@ class Vectors:
     """One vector [D] per image of a table, less a common `mean` where one is given; patches are averaged."""
 
     def __init__(self, table: FeatureTable, mean: Float[Tensor, " D"] | None = None) -> None:
-        """`mean`: in fp64, as `table_mean` gives it."""
-        self.table, self.mean = table, mean
+        """`mean`: as `table_mean` gives it; rounded to what fp32 holds, so that differences from it are right to their size."""
+        self.table, self.mean = table, None if mean is None else mean.float().double()
         self.width = table.manifest.shape[-1]
 
     def __len__(self) -> int:
@@ -130,7 +120,7 @@ class Vectors:
 
     def of_block(self, first: int, features: Float[Tensor, "b *shape"]) -> tuple[Float[Tensor, "b D"], Float[Tensor, " b"]]:
         """Vectors and their norms of one block, which is overwritten. Raises ValueError at a row that is not finite."""
-        vectors = pooled(features if self.mean is None else less(features, self.mean))
+        vectors = pooled(features if self.mean is None else features.sub_(self.mean.float()))
         norms = torch.linalg.vector_norm(vectors, dim=1)
         check_finite(self.table, first, norms)
         return vectors, norms.clamp_(min=SMALLEST_NORM)
@@ -158,7 +148,7 @@ def evenly_spread(number: int, at_most: int) -> list[int]:
 
 
 def table_mean(table: FeatureTable) -> Float[Tensor, " D"]:
-    """Mean of the vectors of all images, of fp32 sums of blocks in fp64. Raises ValueError at a row that is not finite."""
+    """Mean of the vectors of all images, in fp64, rounded to fp32. Raises ValueError at a row that is not finite."""
 
     def total(first: int, features: Float[Tensor, "b *shape"]) -> Float[Tensor, " D"]:
         vectors = pooled(features)
@@ -168,7 +158,8 @@ def table_mean(table: FeatureTable) -> Float[Tensor, " D"]:
         return part.double()
 
     start = torch.zeros(table.manifest.shape[-1], dtype=torch.float64)
-    return sum(map_blocks(table, total), start) / max(1, len(table))
+    mean: Tensor = sum(map_blocks(table, total), start) / max(1, len(table))
+    return mean.float().double()
 
 
 def cosines(vectors: Float[Tensor, "m D"], query: Float[Tensor, " D"]) -> Float[Tensor, " m"]:

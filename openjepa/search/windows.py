@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from openjepa.search.vectors import SMALLEST_NORM, less
+from openjepa.search.vectors import SMALLEST_NORM
 
 
 def window_cosines(
@@ -16,8 +16,8 @@ def window_cosines(
 ) -> Float[Tensor, "b H2 W2"]:
     """Cosine to `query` of the average of the patches in every window of (rows, columns), at every place on the grid.
 
-    `mean` (in fp64) is taken off the patches first. Computed in the type of the features. Raises ValueError where
-    a window is larger than the grid.
+    `mean` is taken off the patches first. Computed in the type of the features. Raises ValueError where a window is larger
+    than the grid.
     """
     rows, columns = window
     height, width = features.shape[1:3]
@@ -25,10 +25,10 @@ def window_cosines(
         raise ValueError(
             f"a window of {rows} x {columns} patches does not fit into the grid of {height} x {width} of this table"
         )
-    averages = features = features if mean is None else less(features.clone(), mean)
+    averages = features if mean is None else features - mean.to(features.dtype)
     if window != (1, 1):
         # One axis after the other: rows + columns additions for each place instead of rows x columns.
-        planes = functional.avg_pool2d(features.permute(0, 3, 1, 2), (rows, 1), stride=1)
+        planes = functional.avg_pool2d(averages.permute(0, 3, 1, 2), (rows, 1), stride=1)
         averages = functional.avg_pool2d(planes, (1, columns), stride=1).permute(0, 2, 3, 1)
     direction = query.to(averages.dtype) / query.norm().clamp(min=SMALLEST_NORM).to(averages.dtype)
     norms = torch.linalg.vector_norm(averages, dim=3).clamp(min=SMALLEST_NORM)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from openjepa.embedding.table import FeatureTable, open_table
 from openjepa.search import exact, vectors
 from openjepa.search.exact import nearest, nearest_windows
-from openjepa.search.vectors import Vectors, picked, table_mean
+from openjepa.search.vectors import Vectors, picked, place_means, table_mean
 from openjepa.search.windows import window_cosines
 from tests.feature_tables import write_table
 
@@ -154,11 +154,11 @@ def test_patches_are_averaged_for_whole_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize("centered", [False, True])
 def test_windows_are_averages_of_patches(window: tuple[int, int], centered: bool) -> None:
     features = torch.randn(2, 4, 5, 6, dtype=torch.float64)
-    query, mean = torch.randn(6, dtype=torch.float64), torch.randn(6, dtype=torch.float64) if centered else torch.zeros(6)
-    found = window_cosines(features, query, window, mean if centered else None)
+    query, means = torch.randn(6, dtype=torch.float64), torch.randn(4, 5, 6, dtype=torch.float64) * centered
+    found = window_cosines(features, query, window, means if centered else None)
     assert found.shape == (2, 4 - window[0] + 1, 5 - window[1] + 1)
     for image, row, column in np.ndindex(*found.shape):
-        part = features[image, row : row + window[0], column : column + window[1]].reshape(-1, 6).mean(dim=0) - mean
+        part = (features[image] - means)[row : row + window[0], column : column + window[1]].reshape(-1, 6).mean(dim=0)
         assert float(found[image, row, column]) == pytest.approx(float(torch.cosine_similarity(part, query, dim=0)))
 
 
@@ -166,7 +166,7 @@ def test_the_best_window_of_each_image_counts_and_its_place_is_told(tmp_path: Pa
     monkeypatch.setattr(vectors, "BLOCK_VALUES", 4 * 5 * 6 * 7)
     table = table_of(tmp_path / "x.npy", number=20, shape=(4, 5, 6))
     values, query = stored(table), torch.randn(6, dtype=torch.float64)
-    answer = nearest_windows(Vectors(table), query, (3, 2), 6, skip=4)
+    answer = nearest_windows(table, query, (3, 2), 6, skip=4)
     maps = window_cosines(torch.from_numpy(values), query, (3, 2)).numpy()  # of 2 x 4 places
     best = maps.reshape(20, -1).max(axis=1)
     best[4] = -2
@@ -184,7 +184,7 @@ def test_equal_windows_give_the_first_place_and_the_first_row(tmp_path: Path) ->
     for row in (1, 3):
         values[row, 1:, 2] = values[row, 2, 0] = [1, 0, 0, 0]
     table = open_table(write_table(tmp_path / "x.npy", values))
-    answer = nearest_windows(Vectors(table), torch.tensor([1.0, 0, 0, 0]), (1, 1), 2)
+    answer = nearest_windows(table, torch.tensor([1.0, 0, 0, 0]), (1, 1), 2)
     assert answer.rows.tolist() == [1, 3]
     assert answer.places is not None and answer.places.tolist() == [[1, 2], [1, 2]]
 
@@ -192,6 +192,20 @@ def test_equal_windows_give_the_first_place_and_the_first_row(tmp_path: Path) ->
 def test_a_window_larger_than_the_grid_is_refused() -> None:
     with pytest.raises(ValueError, match="window of 5 x 2 patches does not fit into the grid of 4 x 4"):
         window_cosines(torch.ones(1, 4, 4, 3), torch.ones(3), (5, 2))
+
+
+def test_a_window_is_found_by_what_it_shows_not_by_its_place(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    places, content = 5 * rng.normal(size=(6, 7, 16)), rng.normal(size=(40, 6, 7, 16))
+    content[9, 3:5, 4:6] = content[2, 0:2, 1:3]  # elsewhere in another image
+    table = open_table(write_table(tmp_path / "x.npy", (places + content).astype(np.float32)))
+    means, values = place_means(table), stored(table)
+    np.testing.assert_allclose(means, values.mean(axis=0), atol=1e-6)
+    query = torch.from_numpy(values[2, 0:2, 1:3] - means[0:2, 1:3].numpy()).mean(dim=(0, 1))
+    found = nearest_windows(table, query, (2, 2), 1, means, skip=2)
+    assert found.rows.tolist() == [9] and found.places is not None and found.places.tolist() == [[3, 4]]
+    not_centered = nearest_windows(table, torch.from_numpy(values[2, 0:2, 1:3]).mean(dim=(0, 1)), (2, 2), 1, skip=2)
+    assert not_centered.places is not None and not_centered.places.tolist() == [[0, 1]]
 
 
 @pytest.mark.parametrize("k", [1, 3, 5, 40])
@@ -232,9 +246,10 @@ def test_near_ties_close_to_a_large_mean_are_in_their_right_order(windows: bool,
     table = open_table(write_table(tmp_path / "x.npy", values))
     mean, query = table_mean(table), np.eye(16)[0]
     if windows:
-        answer = nearest_windows(Vectors(table, mean), torch.from_numpy(query), (2, 2), 9)
-        wide = values.astype(np.float64)
-        rows = (wide[:, 1:, 1:] + wide[:, 1:, :-1] + wide[:, :-1, 1:] + wide[:, :-1, :-1]) / 4 - mean.numpy()
+        means = place_means(table)
+        answer = nearest_windows(table, torch.from_numpy(query), (2, 2), 9, means)
+        wide = values.astype(np.float64) - means.numpy()
+        rows = (wide[:, 1:, 1:] + wide[:, 1:, :-1] + wide[:, :-1, 1:] + wide[:, :-1, :-1]) / 4
         cosines = (rows[..., 0] / np.linalg.norm(rows, axis=-1)).reshape(200, -1).max(axis=1)
     else:
         answer = nearest(Vectors(table, mean), torch.from_numpy(query[None]), 9)[0]

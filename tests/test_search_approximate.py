@@ -141,7 +141,7 @@ def test_patches_have_no_index_of_regions(tmp_path: Path) -> None:
 
     values = np.random.default_rng(0).normal(size=(5, 2, 2, 4)).astype(np.float16)
     opened = Opened(open_table(write_table(tmp_path / "p.npy", values)), False, None)
-    query = Query("x", torch.ones(4), window=(1, 1))
+    query = Query("x", torch.ones(4), places=(slice(0, 1), slice(0, 1)))
     with pytest.raises(ValueError, match="--approximate finds whole images, not regions in a table of patches"):
         _by_index(SearchSettings(), opened, [query], [None], str)
 

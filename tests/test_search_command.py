@@ -13,6 +13,7 @@ from PIL import Image
 
 import openjepa
 from openjepa.cli import main
+from openjepa.data.views import resize
 from openjepa.settings.data import FolderSettings
 from tests.feature_tables import embed_source, save_encoder, write_table
 from tests.images import shape_image
@@ -117,21 +118,31 @@ def test_a_region_is_the_average_of_its_patches_in_all_of_the_image(work: Path, 
     assert [item["cosine"] for item in in_fractions] == pytest.approx(expected.values[:5].tolist(), abs=1e-5)
 
 
-def test_a_region_in_a_table_of_patches_finds_the_place(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_region_in_a_table_of_patches_is_compared_with_windows(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     region = ("--region", 0.25, 0, 0.5, 0.75)
     found = lines(capsys, work / "p.npy", "--row", "disk/03.png", *region, "--keep-self", "--top", 4)
-    assert found[0]["patches"][2:] == [3, 2]  # rows and columns of the 4 x 4 patches that the region covers
-    assert {item["path"] for item in found[:2]} <= {item["path"] for item in found} and len(found) == 4
     stored = torch.from_numpy(np.load(work / "p.npy")).double()
-    patches = openjepa.load(work).embed_patches(work / "photos/train/disk/03.png", view="whole", precision="fp32")[0]
-    query = patches[0:3, 1:3].double().mean(dim=(0, 1))
+    means = stored.mean(dim=0)
+    with Image.open(work / "photos/train/disk/03.png") as picture:
+        resized = resize(torch.from_numpy(np.asarray(picture).copy()), (37, 37), "bicubic")  # 256/224 of 32 pixels
+    view = resized[:, :32, 2:34].permute(1, 2, 0).numpy()  # the region's middle is its middle, as far as the image goes
+    patches = openjepa.load(work).embed_patches(view, view="squash", precision="fp32")[0].double()
+    query = (patches - means)[0:3, 1:3].mean(dim=(0, 1))
+    assert len(found) == 4 and found[0]["patches"][2:] == [3, 2]  # rows and columns of the 4 x 4 patches
     for item in found:
         top, left = item["patches"][:2]
-        window = stored[item["row"], top : top + 3, left : left + 2].mean(dim=(0, 1))
-        assert item["cosine"] == pytest.approx(float(torch.cosine_similarity(window, query, dim=0)), abs=1e-5)
+        window = (stored[item["row"]] - means)[top : top + 3, left : left + 2].mean(dim=(0, 1))
+        assert item["cosine"] == pytest.approx(float(torch.cosine_similarity(window, query, dim=0)), abs=1e-4)
     with Image.open("neighbors.png") as picture:
         orange = np.abs(np.asarray(picture)[..., :3].astype(int) - (0xE8, 0xA3, 0x3D)).sum(axis=2) < 30
     assert orange.sum() > 4 * 100  # the frames of four places
+
+
+def test_a_region_in_the_middle_finds_itself(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ("--row", "square/04.png", "--region", 0.3, 0.3, 0.4, 0.4, "--keep-self", "--top", 1, "--no-picture")
+    (found,) = lines(capsys, work / "p.npy", *argv)
+    assert found["path"] == "square/04.png" and found["patches"] == [1, 1, 2, 2]
+    assert found["cosine"] == pytest.approx(1, abs=1e-4)
 
 
 def test_near_duplicates_are_listed_and_nothing_is_deleted(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from openjepa.data.views import evaluation_view
+from openjepa.data.views import central_crop, evaluation_view
 from openjepa.search.gallery import printable
-from openjepa.search.regions import Box, box_of, box_of_window, patches_inside
+from openjepa.search.regions import Box, box_in_view, box_of, box_of_window, patches_inside, view_over
 from openjepa.search.sheets import Line, Picture, draw, fitted, shortened
 from tests.feature_tables import plain_manifest
 
@@ -49,6 +49,25 @@ def test_a_window_lies_where_its_pixels_are(view: str, size: tuple[int, int]) ->
     wanted = torch.zeros(32, 32, dtype=torch.float64)
     wanted[8:24, 16:24] = 1  # patches of 8 pixels: rows 1 and 2, column 2
     assert float((seen - wanted).abs().mean()) < 0.03
+
+
+@pytest.mark.parametrize("size", [(90, 160), (200, 64), (64, 64)])
+def test_a_view_lies_over_the_box(size: tuple[int, int]) -> None:
+    manifest = replace(plain_manifest(np.ones((1, 4, 4, 3), np.float16)), view="crop", size=(32, 32))
+    middle, corner = Box(0.4, 0.4, 0.2, 0.2), Box(0.9, 0.9, 0.1, 0.1)
+    full, start = view_over(manifest, size, middle)
+    expected = central_crop(*size, (32, 32))
+    assert full == expected[0] and start == pytest.approx(expected[1], abs=1)
+    full, start = view_over(manifest, size, corner)
+    assert start == (full[0] - 32, full[1] - 32)
+    part = box_in_view(manifest, full, start, corner)
+    assert (part.left + part.width, part.top + part.height) == pytest.approx((1, 1))
+    assert (part.width * 32, part.height * 32) == pytest.approx((0.1 * full[1], 0.1 * full[0]))
+    assert box_in_view(manifest, full, start, Box(0, 0, 1, 1)) == Box(0, 0, 1, 1)
+    squashed = replace(manifest, view="squash")
+    assert view_over(squashed, size, corner) == ((32, 32), (0, 0))
+    kept = box_in_view(squashed, (32, 32), (0, 0), middle)
+    assert (kept.left, kept.top, kept.width, kept.height) == pytest.approx((0.4, 0.4, 0.2, 0.2))
 
 
 def test_names_are_shortened_to_their_end() -> None:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from openjepa.embedding.table import FeatureTable
 from openjepa.search.vectors import SMALLEST_NORM, Vectors, check_finite, cosines, map_blocks, picked
 from openjepa.search.windows import window_cosines
 
@@ -117,26 +118,27 @@ def ranked(rows: Int[Tensor, " c"], parts: Sequence[Float[Tensor, " p"]], top: i
 
 
 def nearest_windows(
-    vectors: Vectors,
+    table: FeatureTable,
     query: Float[Tensor, " D"],
     window: tuple[int, int],
     top: int,
+    means: Float[Tensor, "H W D"] | None = None,
     skip: int | None = None,
     advance: Advance = _ignore,
 ) -> Neighbors:
     """The `top` images with the window of patches most like the query, exactly, and the place of that window.
 
-    A window is `window` rows and columns of patches; its vector is the average of its patches, less the vectors' mean. The
-    table must hold features of patches. Equal windows of one image: the first in reading order. As `nearest` otherwise.
+    A window is `window` rows and columns of patches; its vector is the average of its patches, less `means` (`place_means`) of
+    their places, as the query's. The table must hold features of patches. Equal windows of one image: the first in reading
+    order. As `nearest` otherwise.
     """
-    table = vectors.table
     if not bool(query.isfinite().all()):
         raise ValueError("the features of the query are not finite: look at the image and at the encoder's weights")
     scores = torch.empty(len(table))
 
     def compare(first: int, features: Float[Tensor, "b H W D"]) -> int:
         check_finite(table, first, features)
-        maps = window_cosines(features, query.float(), window, vectors.mean)
+        maps = window_cosines(features, query.float(), window, means)
         scores[first : first + len(maps)] = maps.flatten(1).amax(dim=1)
         return len(maps)
 
@@ -145,7 +147,7 @@ def nearest_windows(
     rows = candidates(scores, top, skip)
     values, places = [], []
     for part in torch.split(rows, 64):
-        maps = window_cosines(picked(table, part.tolist()), query.double(), window, vectors.mean)
+        maps = window_cosines(picked(table, part.tolist()), query.double(), window, means)
         best = (maps >= maps.amax(dim=(1, 2), keepdim=True) - 1e-12).flatten(1).int().argmax(dim=1)  # the first of equal ones
         values.append(maps.flatten(1).gather(1, best[:, None])[:, 0])
         places.append(torch.stack([best // maps.shape[2], best % maps.shape[2]], dim=1))

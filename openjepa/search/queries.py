@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from openjepa.data.views import resize
 from openjepa.embedding.table import FeatureTable, Manifest
 from openjepa.inference.encoder import Encoder
 from openjepa.inference.pictures import Picture, pixels_of
 from openjepa.search.gallery import thumbnail
-from openjepa.search.regions import Box, box_of, patches_inside
+from openjepa.search.regions import Box, box_in_view, box_of, patches_inside, view_over
 from openjepa.search.vectors import picked, pooled
 from openjepa.weights.fingerprint import weights_hash
 from openjepa.weights.loading import Choice, load_any
@@ -26,14 +27,19 @@ class Query:
     name: str
     """Its path or row."""
     vector: Float[Tensor, " D"]
-    """In fp64, with the common mean still in it."""
+    """In fp64, with the mean of the table, or of its places, still in it."""
     row: int | None = None
     """Its own row, where it is from the table."""
     pixels: UInt8[np.ndarray, "h w 3"] | None = None
     """The image, where it was read."""
     region: Box | None = None
-    window: tuple[int, int] | None = None
-    """Rows and columns of patches that the region covers, where the table holds patches to compare with."""
+    places: tuple[slice, slice] | None = None
+    """Rows and columns of the table's grid that the region covers, where the table holds patches to compare with."""
+
+    @property
+    def window(self) -> tuple[int, int] | None:
+        """How many rows and columns of patches are compared."""
+        return None if self.places is None else (_length(self.places[0]), _length(self.places[1]))
 
 
 def matching_encoder(table: FeatureTable, subject: str | None = None) -> Encoder:
@@ -59,21 +65,39 @@ def matching_encoder(table: FeatureTable, subject: str | None = None) -> Encoder
 def image_query(encoder: Encoder, manifest: Manifest, image: Picture, name: str, region: Sequence[float] | None) -> Query:
     """An image, or the region (left, top, width, height) of it. Raises ValueError for what is no image or no region of it.
 
-    An image is prepared as those of the table were. The vector of a region is the average of its patches, of the features of
-    all of the image at its own shape: the encoder sees the region in its surroundings.
+    An image is prepared as those of the table were. The vector of a region is the average of its patches. In a table of patches
+    they have the places of the table's grid: the encoder sees the region in a view of the table's size. In one of pooled
+    features they are of all of the image at its own shape.
     """
     pixels = pixels_of(image)
     shown = thumbnail(pixels)
     if region is None:
         return Query(name, _as_the_table(encoder, manifest, image), pixels=shown)
     box = box_of(_four(region), (pixels.shape[0], pixels.shape[1]), name)
-    patches = encoder.embed_patches(pixels.numpy(), view="whole", size=manifest.size, precision=manifest.precision)[0]
-    rows, columns = patches_inside(box, (patches.shape[0], patches.shape[1]))
-    vector = patches[rows, columns].double().mean(dim=(0, 1))
-    window = None
     if manifest.kind == "patches":
-        window = (min(rows.stop - rows.start, manifest.shape[0]), min(columns.stop - columns.start, manifest.shape[1]))
-    return Query(name, vector, pixels=shown, region=box, window=window)
+        patches, part = _patches_over(encoder, manifest, pixels, box)
+    else:
+        whole = encoder.embed_patches(pixels.numpy(), view="whole", size=manifest.size, precision=manifest.precision)
+        patches, part = whole[0], box
+    rows, columns = patches_inside(part, (patches.shape[0], patches.shape[1]))
+    vector = patches[rows, columns].double().mean(dim=(0, 1))
+    places = (rows, columns) if manifest.kind == "patches" else None
+    return Query(name, vector, pixels=shown, region=box, places=places)
+
+
+def _patches_over(
+    encoder: Encoder, manifest: Manifest, pixels: UInt8[Tensor, "h w 3"], box: Box
+) -> tuple[Float[Tensor, "H W D"], Box]:
+    """Features of the patches of a view over the box, and the part of the box in it."""
+    full, (top, left) = view_over(manifest, (pixels.shape[0], pixels.shape[1]), box)
+    view = resize(pixels, full, "bicubic")[:, top : top + manifest.size[0], left : left + manifest.size[1]]
+    seen = view.permute(1, 2, 0).contiguous().numpy()
+    patches = encoder.embed_patches(seen, view="squash", size=manifest.size, precision=manifest.precision)[0]
+    return patches, box_in_view(manifest, full, (top, left), box)
+
+
+def _length(places: slice) -> int:
+    return int(places.stop - places.start)
 
 
 def _as_the_table(encoder: Encoder, manifest: Manifest, image: Picture) -> Float[Tensor, " D"]:

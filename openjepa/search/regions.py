@@ -60,6 +60,34 @@ def _centers(start: float, length: float, number: int) -> slice:
     return slice(first, max(first, last) + 1)
 
 
+def view_over(manifest: Manifest, size: tuple[int, int], box: Box) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The size that an image of (height, width) pixels is resized to, and top and left of what the encoder shall see of it.
+
+    As the images of the table were, except that of `crop` the view lies over the box instead of in the center, as far as the
+    image goes.
+    """
+    if manifest.view == "squash":
+        return manifest.size, (0, 0)
+    covering, _ = central_crop(size[0], size[1], manifest.size)
+    middles = ((box.top + box.height / 2) * covering[0], (box.left + box.width / 2) * covering[1])
+    top, left = (
+        round(min(max(0.0, middle - side / 2), full - side))
+        for middle, side, full in zip(middles, manifest.size, covering, strict=True)
+    )
+    return covering, (top, left)
+
+
+def box_in_view(manifest: Manifest, full: tuple[int, int], corner: tuple[int, int], box: Box) -> Box:
+    """The part of a box that `view_over` shows, in fractions of the view."""
+    (top, bottom), (left, right) = (
+        tuple(min(max(0.0, (end * whole - start) / side), 1.0) for end in ends)
+        for ends, whole, start, side in zip(
+            ((box.top, box.top + box.height), (box.left, box.left + box.width)), full, corner, manifest.size, strict=True
+        )
+    )
+    return Box(left, top, right - left, bottom - top)
+
+
 def box_of_window(manifest: Manifest, size: tuple[int, int], place: tuple[int, int], window: tuple[int, int]) -> Box:
     """Where in an image of (height, width) pixels a window of patches lies, given its first row and column.
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from openjepa.embedding.table import FeatureTable, Row, open_table
@@ -15,7 +15,7 @@ from openjepa.search.gallery import Gallery, label_name, open_gallery
 from openjepa.search.queries import Query, image_query, matching_encoder, row_number, row_query, stacked
 from openjepa.search.regions import Box, box_of_window
 from openjepa.search.sheets import Line, Picture, draw, query_picture, save, shortened
-from openjepa.search.vectors import Vectors, table_mean
+from openjepa.search.vectors import Vectors, place_means, table_mean
 from openjepa.settings.search import SearchSettings
 
 LARGE = 100_000_000
@@ -72,7 +72,7 @@ def open_for_search(settings: SearchSettings, say: Say = silent) -> Opened:
             f"{table.path} holds class tokens, with which the patches of a region have little in common: embed the images with "
             "--pooling average or --features patches for it"
         )
-    return Opened(table, settings.centers(len(table)), gallery)
+    return Opened(table, settings.centers(len(table), table.manifest.kind), gallery)
 
 
 def find_neighbors(settings: SearchSettings, say: Say = silent) -> Answers:
@@ -116,24 +116,22 @@ def _queries(settings: SearchSettings, opened: Opened) -> list[Query]:
     for row in rows:
         if opened.gallery is None:
             raise ValueError(f"--region of --row {row} needs its image, which cannot be found any more: see the note above")
-        query = image_query(
-            encoder, manifest, opened.gallery.pixels(opened.table.rows[row]), opened.table.rows[row].path, settings.region
-        )
-        queries.append(Query(query.name, query.vector, row, query.pixels, query.region, query.window))
+        pixels, name = opened.gallery.pixels(opened.table.rows[row]), opened.table.rows[row].path
+        queries.append(replace(image_query(encoder, manifest, pixels, name, settings.region), row=row))
     return queries
 
 
 def _exactly(settings: SearchSettings, opened: Opened, queries: Sequence[Query], skip: Sequence[int | None]) -> list[Neighbors]:
     table = opened.table
     large = table.path.stat().st_size >= LARGE
-    mean = table_mean(table) if opened.centered else None
-    vectors = Vectors(table, mean)
+    query = queries[0]
     with progress("search", len(table)) if large else nullcontext(silent) as advance:
-        vector = stacked(queries, mean)
-        window = queries[0].window
-        if window is not None:  # of a single query
-            return [nearest_windows(vectors, vector[0], window, settings.top, skip[0], advance)]
-        return nearest(vectors, vector, settings.top, skip, advance)
+        if query.places is not None and query.window is not None:  # of a single query
+            means = place_means(table) if opened.centered else None
+            vector = query.vector if means is None else query.vector - means[query.places].mean(dim=(0, 1))
+            return [nearest_windows(table, vector, query.window, settings.top, means, skip[0], advance)]
+        vectors = Vectors(table, table_mean(table) if opened.centered else None)
+        return nearest(vectors, stacked(queries, vectors.mean), settings.top, skip, advance)
 
 
 def _by_index(

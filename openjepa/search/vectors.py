@@ -147,19 +147,26 @@ def evenly_spread(number: int, at_most: int) -> list[int]:
     return sorted({int(row) for row in np.linspace(0, number - 1, min(at_most, number))})
 
 
-def table_mean(table: FeatureTable) -> Float[Tensor, " D"]:
-    """Mean of the vectors of all images, in fp64, rounded to fp32. Raises ValueError at a row that is not finite."""
+def place_means(table: FeatureTable) -> Float[Tensor, " *shape"]:
+    """Mean of the stored features of all images, of patches at each place of the grid: in fp64, rounded to fp32.
 
-    def total(first: int, features: Float[Tensor, "b *shape"]) -> Float[Tensor, " D"]:
-        vectors = pooled(features)
-        part = vectors.sum(dim=0)
+    Raises ValueError at a row that is not finite.
+    """
+
+    def total(first: int, features: Float[Tensor, "b *shape"]) -> Float[Tensor, " *shape"]:
+        part = features.sum(dim=0)
         if not bool(part.isfinite().all()):
-            check_finite(table, first, vectors)
+            check_finite(table, first, features)
         return part.double()
 
-    start = torch.zeros(table.manifest.shape[-1], dtype=torch.float64)
+    start = torch.zeros(table.manifest.shape, dtype=torch.float64)
     mean: Tensor = sum(map_blocks(table, total), start) / max(1, len(table))
     return mean.float().double()
+
+
+def table_mean(table: FeatureTable) -> Float[Tensor, " D"]:
+    """Mean of the vectors of all images, in fp64, rounded to fp32. Raises ValueError at a row that is not finite."""
+    return pooled(place_means(table)[None])[0].float().double()
 
 
 def cosines(vectors: Float[Tensor, "m D"], query: Float[Tensor, " D"]) -> Float[Tensor, " m"]:

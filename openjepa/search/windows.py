@@ -12,12 +12,12 @@ def window_cosines(
     features: Float[Tensor, "b H W D"],
     query: Float[Tensor, " D"],
     window: tuple[int, int],
-    mean: Float[Tensor, " D"] | None = None,
+    means: Float[Tensor, "H W D"] | None = None,
 ) -> Float[Tensor, "b H2 W2"]:
     """Cosine to `query` of the average of the patches in every window of (rows, columns), at every place on the grid.
 
-    `mean` is taken off the patches first. Computed in the type of the features. Raises ValueError where a window is larger
-    than the grid.
+    `means`, one for each place, are taken off the patches first. Computed in the type of the features. Raises ValueError where
+    a window is larger than the grid.
     """
     rows, columns = window
     height, width = features.shape[1:3]
@@ -25,7 +25,7 @@ def window_cosines(
         raise ValueError(
             f"a window of {rows} x {columns} patches does not fit into the grid of {height} x {width} of this table"
         )
-    averages = features if mean is None else features - mean.to(features.dtype)
+    averages = features if means is None else features - means.to(features.dtype)
     if window != (1, 1):
         # One axis after the other: rows + columns additions for each place instead of rows x columns.
         planes = functional.avg_pool2d(averages.permute(0, 3, 1, 2), (rows, 1), stride=1)

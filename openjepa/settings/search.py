@@ -8,6 +8,8 @@ import tyro
 
 CENTERED_FROM = 100
 """Images of a table from which on `center` is `auto` for yes: the mean of a few is mostly their own."""
+PLACES_CENTERED_FROM = 5
+"""The same for regions in a table of patches, which without it are found at their place instead of by what they show."""
 LISTED_OUTLIERS = 100
 """Images that `--outliers` without a number lists."""
 
@@ -62,9 +64,10 @@ class SearchSettings:
         """Whether lists for cleaning the data are wanted."""
         return self.duplicates or self.outliers != 0
 
-    def centers(self, num_images: int) -> bool:
-        """Whether the mean of a table of so many images is subtracted."""
-        return self.center == "yes" or (self.center == "auto" and not self.cleans() and num_images >= CENTERED_FROM)
+    def centers(self, num_images: int, kind: str = "pooled") -> bool:
+        """Whether the mean of a table of so many images (`pooled` or `patches`) is subtracted."""
+        least = PLACES_CENTERED_FROM if kind == "patches" and self.region is not None else CENTERED_FROM
+        return self.center == "yes" or (self.center == "auto" and not self.cleans() and num_images >= least)
 
     def check(self) -> None:
         """Raises ValueError at the first setting that is out of range or that another one leaves without an effect."""

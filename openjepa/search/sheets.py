@@ -23,7 +23,7 @@ _WIDTH_OF_WORDS = 560
 _HIT = "#e8a33d"
 KEPT, REMOVED = GOOD, BAD
 """Frames of images of a group of near-duplicates."""
-_LETTERS = 21
+_LETTERS = 20
 """Letters of a caption that fit below an image."""
 
 

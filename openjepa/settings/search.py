@@ -41,7 +41,7 @@ class SearchSettings:
     neighbors: int = 10
     """With --outliers: how many nearest images the distance is averaged over."""
     center: Literal["auto", "yes", "no"] = "auto"
-    """Subtract the table's mean from all features; `auto`: for neighbors, in tables of 100 images or more (docs/search.md)."""
+    """Subtract the table's mean from all features; `auto`: for neighbors, from 100 images on (regions in patches: from 5)."""
     approximate: bool = False
     """An index, made once beside the table, finds most of the nearest images much sooner. Needs the extra `search`."""
     output: Path | None = None

@@ -7,10 +7,10 @@ features as a list of one length. Free of torch.
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,10 +92,36 @@ class Row:
     label: int | None
 
 
+class Rows(Sequence[Row]):
+    """The images of all rows. A `Row` is made when it is asked for: of a million images a search names ten."""
+
+    def __init__(
+        self, paths: Sequence[str], splits: Sequence[str], indices: Sequence[int], labels: Sequence[int | None]
+    ) -> None:
+        """The columns, of one length."""
+        self._paths, self._splits, self._indices, self._labels = paths, splits, indices, labels
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, place: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> "Rows": ...
+
+    def __getitem__(self, place: int | slice) -> "Row | Rows":
+        """The image of a row, or those of several."""
+        if isinstance(place, slice):
+            return Rows(self._paths[place], self._splits[place], self._indices[place], self._labels[place])
+        return Row(self._paths[place], self._splits[place], self._indices[place], self._labels[place])
+
+
 class FeatureTable:
     """Features of n images and what they are of, opened by `open_table`; features are read block by block."""
 
-    def __init__(self, path: Path, manifest: Manifest, rows: list[Row], features: NDArray[Any] | None) -> None:
+    def __init__(self, path: Path, manifest: Manifest, rows: Sequence[Row], features: NDArray[Any] | None) -> None:
         """`features`: mapped, or None for Parquet, which is read when blocks are asked for."""
         self.path, self.manifest, self.rows = path, manifest, rows
         self._features = features
@@ -148,7 +174,7 @@ def _open_numpy(path: Path) -> FeatureTable:
             lines = csv.reader(file)
             if next(lines, None) != list(COLUMNS):
                 raise ValueError(f"its first line is not {','.join(COLUMNS)}")
-            rows = [Row(path, split, int(index), int(label) if label else None) for path, split, index, label in lines]
+            rows = _rows(lines)
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{csv_path} is damaged or cut off ({error}); embed the images again") from error
     try:
@@ -161,6 +187,20 @@ def _open_numpy(path: Path) -> FeatureTable:
             f"{manifest.dtype} {[len(rows), *manifest.shape]}; embed the images again"
         )
     return FeatureTable(path, manifest, rows, features)
+
+
+def _rows(lines: Iterable[list[str]]) -> Rows:
+    """The images in the lines of a CSV file. Raises ValueError where a line is none of ours."""
+    paths: list[str] = []
+    splits: list[str] = []
+    indices: list[int] = []
+    labels: list[int | None] = []
+    for path, split, index, label in lines:
+        paths.append(path)
+        splits.append(split)
+        indices.append(int(index))
+        labels.append(int(label) if label else None)
+    return Rows(paths, splits, indices, labels)
 
 
 def parquet_manifest(path: Path) -> Manifest:
@@ -185,8 +225,7 @@ def _open_parquet(path: Path) -> FeatureTable:
             names = file.read(columns=list(COLUMNS)).to_pydict()
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged or cut off ({error}); embed the images again") from error
-    rows = [Row(*item) for item in zip(*(names[name] for name in COLUMNS), strict=True)]
-    return FeatureTable(path, manifest, rows, None)
+    return FeatureTable(path, manifest, Rows(*(names[name] for name in COLUMNS)), None)
 
 
 def parquet_blocks(path: Path, manifest: Manifest, num_rows: int, start: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:

@@ -6,7 +6,6 @@ images of its own kind: what it would take to make them of tensors and back is n
 """
 
 import io
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -18,10 +17,10 @@ import torch
 import tyro
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from benchmarks.records import keep, origin
 from openjepa.data.colors import BRIGHTNESS, CONTRAST, HUE, NEUTRAL, SATURATION, DrawnColors, change_colors, draw_colors
 from openjepa.data.generated import generate_photo
-from openjepa.engine.device import device_name, keep_freed_memory
-from openjepa.engine.run_folder import environment
+from openjepa.engine.device import keep_freed_memory
 from openjepa.settings.methods import DinoSettings
 from openjepa.types import ColorChange, ViewSpec
 
@@ -51,20 +50,14 @@ def main() -> None:
     options = tyro.cli(Options)
     torch.set_num_threads(1)
     keep_freed_memory()
-    where = environment(torch.device("cpu"), "fp32")
     result = {
-        "commit": where["commit"],
-        "date": where["started"],
-        "machine": device_name(torch.device("cpu")),
-        "torch": torch.__version__,
+        **origin(),
         "pillow": Image.__version__,
         "repeats": options.repeats,
         "views": options.views,
         "by_side": {side: compare(side, options) for side in options.sizes},
     }
-    print(json.dumps(result, indent=2))
-    if options.output is not None:
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    keep(result, options.output)
 
 
 def compare(side: int, options: Options) -> dict[str, float]:

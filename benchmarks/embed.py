@@ -15,7 +15,6 @@ with files  openjepa: all of `openjepa embed` but loading the encoder: 500x375 J
 Rates are medians over the rounds, ratios medians of the rounds' ratios. Features must agree, or there is no result.
 """
 
-import json
 import os
 import statistics
 import tempfile
@@ -31,11 +30,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.records import keep, origin
 from openjepa.data.generated import write_photos
 from openjepa.embedding.running import embed_dataset
-from openjepa.engine.device import device_name
 from openjepa.engine.packed import can_pack, pack
-from openjepa.engine.run_folder import environment
 from openjepa.inference.encoder import Encoder
 from openjepa.settings.data import FolderSettings
 from openjepa.settings.embedding import EmbedSettings
@@ -72,10 +70,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory(prefix="openjepa-embed-") as folder:
         result = compare(options, Path(folder))
-    print(json.dumps(result, indent=2))
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    keep(result, options.output)
 
 
 def compare(options: Options, folder: Path) -> dict[str, object]:
@@ -87,16 +82,11 @@ def compare(options: Options, folder: Path) -> dict[str, object]:
     files = file_versions(weights, folder / "photos", folder / "features.npy")
     started = os.getloadavg()[0]
     rates = measure(forward, options.images, options), measure(files, options.files, options)
-    where = environment(torch.device("cpu"), "bf16")
     import transformers
 
     return {
-        "commit": where["commit"],
-        "date": where["started"],
-        "machine": device_name(torch.device("cpu")),
-        "threads": torch.get_num_threads(),
+        **origin(),
         "load_before": round(started, 2),
-        "torch": torch.__version__,
         "transformers": transformers.__version__,
         "rounds": options.rounds,
         "model": f"ViT-S/{PATCH} at {SIZE}, random weights",

@@ -4,7 +4,6 @@ A scaled-down ImageNet: 200,000 x 1024 in bf16 (410 MB; a copy in float32 would 
 which the system takes back when it needs them, what the process itself holds is sampled every 10 ms (Linux: RssAnon).
 """
 
-import json
 import tempfile
 import threading
 import time
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 import tyro
 
-from openjepa.engine.device import device_name
+from benchmarks.records import keep, origin
 from openjepa.evaluation import rows as limits
 from openjepa.evaluation.linear import prepare
 from openjepa.evaluation.store import RowWriter
@@ -47,7 +46,7 @@ def main() -> None:
         labels = torch.arange(options.images) % options.classes
         limits.LARGE_BYTES = 2**28  # as if it were larger than the limit, which it is not
         result = {
-            "machine": device_name(torch.device("cpu")),
+            **origin(),
             "matrix": [options.images, options.width, str(matrix.dtype)],
             "mb_of_the_matrix": round(matrix.nbytes / 1e6),
             "mb_of_a_float32_copy": round(matrix.numel() * 4 / 1e6),
@@ -55,9 +54,7 @@ def main() -> None:
             "k-NN, 2,000 queries": measured(lambda: knn_predictions(matrix, labels, matrix[:2000], (10, 100))),
             "linear, copied": measured(lambda: probe(matrix, labels, options, False)),
         }
-    print(json.dumps(result, indent=2))
-    if options.output is not None:
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    keep(result, options.output)
 
 
 def stored(options: Options, folder: Path) -> torch.Tensor:

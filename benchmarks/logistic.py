@@ -5,7 +5,6 @@ class. The sweep is that of the settings, each lambda started from the one befor
 scikit-learn solves a smaller problem in float32 with its L-BFGS from zero, with a tolerance that ends near our gradient norm.
 """
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,7 @@ import tyro
 from torch import Tensor
 from torch.nn import functional
 
-from openjepa.engine.device import device_name
-from openjepa.engine.run_folder import environment
+from benchmarks.records import keep, load, origin
 from openjepa.evaluation.logistic import Standardized, standardize
 from openjepa.evaluation.newton import Solution
 from openjepa.settings.logistic import LogisticSettings
@@ -56,22 +54,15 @@ def main() -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     clock = time.process_time if options.clock == "process" else time.perf_counter
-    where = environment(torch.device("cpu"), "fp32")
     result: dict[str, Any] = {
-        "commit": where["commit"],
-        "date": where["started"],
-        "machine": device_name(torch.device("cpu")),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **origin(),
         "clock": options.clock,
-        "load": Path("/proc/loadavg").read_text().split()[:3] if Path("/proc/loadavg").exists() else None,
+        "load": load(),
         "problem": [options.images, options.width, options.classes],
         **solve_all(options, clock),
         "against_scikit_learn": against_scikit_learn(options, clock),
     }
-    print(json.dumps(result, indent=2))
-    if options.output is not None:
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    keep(result, options.output)
 
 
 def features(num: int, width: int, classes: int, distance: float, seed: int) -> tuple[Tensor, Tensor]:

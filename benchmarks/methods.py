@@ -5,7 +5,6 @@ and batch stay, masks, crops, colors and heads are the method's. Every round tak
 one thread; processor time, so that other programs hardly count. Ratios are formed within a round.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -13,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
 
+from benchmarks.records import keep, origin
 from openjepa.bench import TimedStep, step_config
-from openjepa.engine.device import device_name
-from openjepa.engine.run_folder import environment
 from openjepa.methods import METHODS
 from openjepa.settings.bench import StepBench
 from openjepa.types import LoaderPosition
@@ -43,9 +40,7 @@ def main() -> None:
     """Runs and prints."""
     options = tyro.cli(Options)
     result = compare(options)
-    print(json.dumps(result, indent=2))
-    if options.output is not None:
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    keep(result, options.output)
 
 
 def compare(options: Options) -> dict[str, Any]:
@@ -58,14 +53,9 @@ def compare(options: Options) -> dict[str, Any]:
         loads[name] = lambda batches=batches: next(batches)
     seconds = _seconds(steps, loads, options.repeats)
     images = steps[FIRST].config.optim.batch_size
-    where = environment(steps[FIRST].device, steps[FIRST].precision)
     return {
-        "commit": where["commit"],
-        "date": where["started"],
-        "machine": device_name(torch.device("cpu")),
-        "torch": torch.__version__,
+        **origin(),
         "clock": "process",
-        "threads": 1,
         "precision": steps[FIRST].precision,
         "recipe": options.recipe,
         "batch_size": images,

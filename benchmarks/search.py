@@ -6,7 +6,6 @@ that the disk is read. The alternatives compute products with the same features 
 them. The index is made of a smaller table, whose images are clustered; its build takes minutes.
 """
 
-import json
 import os
 import shutil
 import statistics
@@ -21,9 +20,8 @@ import numpy as np
 import torch
 import tyro
 
+from benchmarks.records import keep, load, origin
 from openjepa.embedding.table import COLUMNS, FeatureTable, Manifest, open_table
-from openjepa.engine.device import device_name
-from openjepa.engine.run_folder import environment
 from openjepa.search.approximate import index_paths, open_index
 from openjepa.search.exact import nearest
 from openjepa.search.pairs import compare_all
@@ -57,13 +55,8 @@ def main() -> None:
     options = tyro.cli(Options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    where = environment(torch.device("cpu"), "fp32")
     result: dict[str, Any] = {
-        "commit": where["commit"],
-        "date": where["started"],
-        "machine": device_name(torch.device("cpu")),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **origin(),
         "load": load(),
         "table": [options.images, options.width],
     }
@@ -76,14 +69,7 @@ def main() -> None:
         result |= {"pairs": pairs(small), "index": index(small, options.repeats), "load_at_the_end": load()}
     finally:
         shutil.rmtree(folder)
-    print(json.dumps(result, indent=2))
-    if options.output is not None:
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
-
-
-def load() -> list[str] | None:
-    """How many programs wanted a core in the last 1, 5 and 15 minutes."""
-    return Path("/proc/loadavg").read_text().split()[:3] if Path("/proc/loadavg").exists() else None
+    keep(result, options.output)
 
 
 def write_table(path: Path, images: int, width: int, clusters: int) -> Path:

@@ -5,7 +5,6 @@ product is timed in every round. Figures are medians over the rounds, ratios are
 use too, `--clock process --threads 1` counts processor time instead.
 """
 
-import json
 import statistics
 import time
 from dataclasses import dataclass, replace
@@ -15,9 +14,8 @@ import torch
 import tyro
 
 from benchmarks.plain_step import PlainStep
+from benchmarks.records import keep, origin
 from openjepa.bench import TimedStep, step_config
-from openjepa.engine.device import device_name
-from openjepa.engine.run_folder import environment
 from openjepa.methods.ijepa import IJepa
 from openjepa.settings.bench import StepBench
 from openjepa.types import Batch, BlockMasks
@@ -54,9 +52,7 @@ def main() -> None:
     """Runs and prints."""
     options = tyro.cli(Options)
     result = compare(options)
-    print(json.dumps(result, indent=2))
-    if options.output is not None:
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    keep(result, options.output)
 
 
 def compare(options: Options) -> dict[str, object]:
@@ -115,13 +111,8 @@ def _summary(seconds: dict[str, list[float]], options: Options, step: TimedStep)
     def ratio(above: str, below: str) -> float:
         return statistics.median(a / b for a, b in zip(seconds[above], seconds[below], strict=True))
 
-    where = environment(step.device, "bf16")
     return {
-        "commit": where["commit"],
-        "date": where["started"],
-        "machine": device_name(torch.device("cpu")),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **origin(),
         "clock": options.clock,
         "repeats": options.repeats,
         "model": f"{options.size}/16 at {options.image_size}, predictor {options.predictor_width} x 6",

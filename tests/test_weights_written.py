@@ -145,7 +145,7 @@ def test_a_predictor_the_layout_cannot_tell_is_left_out(tmp_path: Path) -> None:
         other = replace(given, predictor_config=replace(given.predictor_config, **changed))  # type: ignore[arg-type]
         folder = tmp_path / reason
         folder.mkdir()
-        remarks = OUTPUTS["official"].load().write(folder, replace(other, context=None), "float32")
+        remarks = OUTPUTS["official"].load()(folder, replace(other, context=None), "float32")
         assert any(f"the predictor is left out: {reason}" in remark for remark in remarks)
         assert any("no context encoder" in remark for remark in remarks)
         loaded = read(folder / "checkpoint.pth.tar", CONFIG)
@@ -226,7 +226,7 @@ def test_a_mask_token_stays_with_openjepa(tmp_path: Path) -> None:
     assert_same(read(written(tmp_path / "own", "safetensors", given), config).encoder, given.encoder)
     for to in ("transformers", "timm"):
         (tmp_path / to).mkdir()
-        remarks = OUTPUTS[to].load().write(tmp_path / to, given, "float32")
+        remarks = OUTPUTS[to].load()(tmp_path / to, given, "float32")
         assert remarks == ["the mask token, which an encoder of whole images does not need, is left out"]
         assert load_any(tmp_path / to).config == replace(config, mask_token=False)
 

@@ -59,7 +59,7 @@ def networks(config: EncoderConfig, seed: int = 0) -> Networks:
 def written(folder: Path, to: str, given: Networks, dtype: str = "float32") -> Path:
     """What a reader takes: the folder, or the file in it."""
     folder.mkdir()
-    OUTPUTS[to].load().write(folder, given, dtype)
+    OUTPUTS[to].load()(folder, given, dtype)
     return folder / CHECKPOINT_FILE if to == "official" else folder
 
 

@@ -4,10 +4,8 @@ import os
 from pathlib import Path
 
 from openjepa.config import nearest
+from openjepa.settings.conversion import MARK
 from openjepa.weights.hub import is_hub_name
-
-CONVERTED = "conversion.json"
-"""In every folder that `openjepa convert` has written; not all of them have a config.json."""
 
 
 def check_subject(path: Path, *marks: str) -> None:
@@ -22,7 +20,7 @@ def check_subject(path: Path, *marks: str) -> None:
 
 def check_evaluated(path: Path) -> None:
     """ValueError unless `path` may be a run, an encoder folder, a converted one, a file of weights or a name on the Hub."""
-    if not (path.is_file() or (path / CONVERTED).is_file() or is_hub_name(path)):
+    if not (path.is_file() or (path / MARK).is_file() or is_hub_name(path)):
         check_subject(path, "config.yaml", "config.json")
 
 

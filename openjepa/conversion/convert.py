@@ -13,11 +13,12 @@ from safetensors import SafetensorError
 
 import openjepa
 from openjepa.conversion.card import CardFacts, card
-from openjepa.conversion.origin import Origin, find_origin
+from openjepa.conversion.origin import TRAINING, Origin, find_origin
 from openjepa.conversion.verification import Check, outputs, random_images, verify
 from openjepa.engine.progress import Say, silent
+from openjepa.engine.run_folder import without_ending
 from openjepa.models.vit import VisionTransformer, build_encoder
-from openjepa.settings.conversion import ConvertSettings
+from openjepa.settings.conversion import MARK, ConvertSettings
 from openjepa.weights import OUTPUTS
 from openjepa.weights.fingerprint import weights_hash
 from openjepa.weights.loading import Choice, Loaded, load_any
@@ -26,11 +27,9 @@ from openjepa.weights.transformers import model_class
 from openjepa.weights.written import DTYPES, Networks, check_holds
 from openjepa.whole_files import whole_folder
 
-MARK = "conversion.json"
-"""In every folder that was written: what it is and what it was made from."""
 FORMAT, VERSION = "openjepa-conversion", 1
 SLOW = {"onnx": ": torch traces the network, about a second per block"}
-CARD, TRAINING, RESULTS = "README.md", "training.yaml", "eval"
+CARD, RESULTS = "README.md", "eval"
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,9 @@ class Conversion:
 def output_folder(settings: ConvertSettings) -> Path:
     """Where the folder goes. Raises ValueError where something is there that may not be replaced."""
     subject = settings.subject.expanduser().resolve()
-    name = re.sub(r"(\.pth|\.tar|\.pt|\.bin|\.safetensors)+$", "", subject.name)
-    folder = (settings.output.expanduser() if settings.output else Path(f"{name}-{settings.to}")).resolve()
+    folder = (
+        settings.output.expanduser() if settings.output else Path(f"{without_ending(subject.name)}-{settings.to}")
+    ).resolve()
     existing = next(item for item in (folder, *folder.parents) if item.exists())
     if not existing.is_dir():
         raise ValueError(f"output={str(folder)!r}: {existing} is a file, but a folder is needed; name another one")
@@ -184,7 +184,7 @@ def _rounded(networks: Networks, dtype: str) -> str:
 def _written(folder: Path, to: str, networks: Networks, dtype: str) -> list[str]:
     """Writes the weights; what the libraries say of a full disk becomes an OSError."""
     try:
-        return OUTPUTS[to].load().write(folder, networks, dtype)
+        return OUTPUTS[to].load()(folder, networks, dtype)
     except (SafetensorError, RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise OSError(f"{to} could not be written to {folder.parent}: {reason}; nothing was left behind") from error

@@ -10,11 +10,13 @@ import yaml
 
 from openjepa.conversion.places import published
 from openjepa.report.reading import RunFolder, number, read_run
+from openjepa.settings.conversion import MARK
 from openjepa.weights.contents import CHECKPOINT_FILE
 from openjepa.weights.fingerprint import weights_hash
 from openjepa.weights.loaded import Loaded
 
-SETTINGS, CARRIED, MARK = "config.yaml", "training.yaml", "conversion.json"
+SETTINGS, TRAINING = "config.yaml", "training.yaml"
+"""Settings of a run, in its folder, and in the folders that its weights were converted to."""
 RUN_ENCODERS = ("encoder", "context_encoder")
 """Folders of a run whose weights are the run's."""
 
@@ -89,7 +91,7 @@ def find_origin(subject: Path, loaded: Loaded) -> Origin:
             mark.get("is_ours") is True,
             weights,
             _evaluated(place),
-            _carried(folder / CARRIED),
+            _carried(folder / TRAINING),
             training=mark["training"] if isinstance(mark.get("training"), dict) else {},
             license=_word(mark, "license"),
             what=_word(mark, "what"),

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -102,10 +103,13 @@ def weights_name(init: str) -> str:
     Depends on nothing but the words, so that a run is found again when the weights are gone.
     """
     place = Path(init)
-    name = place.name
-    for ending in WEIGHT_ENDINGS:
-        name = name.removesuffix(ending)
+    name = without_ending(place.name)
     return f"{place.parent.name}-{name}" if name in USUAL_NAMES and place.parent.name else name
+
+
+def without_ending(name: str) -> str:
+    """The name of a file of weights without its endings."""
+    return re.sub(rf"({'|'.join(map(re.escape, WEIGHT_ENDINGS))})+$", "", name)
 
 
 def environment(device: torch.device, precision: str) -> dict[str, Any]:

@@ -6,6 +6,9 @@ from typing import Annotated, Literal
 
 import tyro
 
+MARK = "conversion.json"
+"""In every folder that was written: what it is and what it was made from. Not all of them have a config.json."""
+
 OutputFormat = Literal["transformers", "timm", "onnx", "official", "safetensors"]
 
 

@@ -2,7 +2,7 @@
 
 A format is a `Reader`: `recognize(contents)` says from what a file or folder holds whether it is of this format, and no two
 formats claim the same; `read(contents, choice)` gives the networks. `openjepa.weights.loading.load_any` chooses among them.
-Those that are written have a `Writer` too, which `openjepa convert` calls.
+`openjepa convert` calls what writes those of OUTPUTS.
 """
 
 from collections.abc import Callable
@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from openjepa.weights.loaded import Reader
-    from openjepa.weights.written import Writer
+    from openjepa.weights.written import Write
 
 
 @dataclass(frozen=True)
 class Output:
     """How a format is written."""
 
-    load: Callable[[], "Writer"]
-    """Imports its writer."""
+    load: Callable[[], "Write"]
+    """Imports the function that writes it."""
     summary: str
     """What is written, in one line."""
 
@@ -95,39 +95,34 @@ FORMATS: dict[str, Format] = {
 """By name, in the order in which they are asked."""
 
 
-def _write_safetensors() -> "Writer":
+def _write_safetensors() -> "Write":
     from openjepa.weights import native
-    from openjepa.weights.written import Writer
 
-    return Writer(native.write)
+    return native.write
 
 
-def _write_transformers() -> "Writer":
+def _write_transformers() -> "Write":
     from openjepa.weights import transformers
-    from openjepa.weights.written import Writer
 
-    return Writer(transformers.write)
+    return transformers.write
 
 
-def _write_timm() -> "Writer":
+def _write_timm() -> "Write":
     from openjepa.weights import timm
-    from openjepa.weights.written import Writer
 
-    return Writer(timm.write)
+    return timm.write
 
 
-def _write_official() -> "Writer":
+def _write_official() -> "Write":
     from openjepa.weights import official
-    from openjepa.weights.written import Writer
 
-    return Writer(official.write)
+    return official.write
 
 
-def _write_onnx() -> "Writer":
+def _write_onnx() -> "Write":
     from openjepa.weights import onnx
-    from openjepa.weights.written import Writer
 
-    return Writer(onnx.write)
+    return onnx.write
 
 
 OUTPUTS: dict[str, Output] = {

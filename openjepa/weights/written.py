@@ -36,12 +36,8 @@ class Networks:
     """What it was made from, for people to read."""
 
 
-@dataclass(frozen=True)
-class Writer:
-    """How one format is written."""
-
-    write: Callable[[Path, Networks, str], list[str]]
-    """Writes into a folder that is there and empty; the last argument is a name of DTYPES. Returns what is left out."""
+Write = Callable[[Path, Networks, str], list[str]]
+"""Writes one format into a folder that is there and empty; the last argument is a name of DTYPES. Returns what is left out."""
 
 
 @dataclass(frozen=True)

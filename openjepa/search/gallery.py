@@ -9,10 +9,10 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from openjepa.config import from_dict
-from openjepa.data import open_splits
 from openjepa.data.decode import decode_image, image_size
-from openjepa.data.source import ListSource, Splits
+from openjepa.data.source import ListSource
 from openjepa.data.views import shrink_to_short_side
+from openjepa.embedding.images import Images, open_images
 from openjepa.embedding.table import Manifest, Row
 from openjepa.search.duplicates import File
 from openjepa.settings.choices import CHOICES
@@ -25,12 +25,9 @@ THUMBNAIL = 256
 class Gallery:
     """The images of a table. Opened by `open_gallery`."""
 
-    def __init__(self, splits: Splits) -> None:
-        """Of the splits of the data source."""
-        self._sources: dict[str, ListSource] = {}
-        for name, source in (("train", splits.train), ("test", splits.test)):
-            if isinstance(source, ListSource):
-                self._sources[name] = source
+    def __init__(self, images: Images) -> None:
+        """Of what was embedded; of streams no image can be read by itself."""
+        self._sources = {name: source for name, source in images.sources.items() if isinstance(source, ListSource)}
 
     @cached_property
     def _numbers(self) -> dict[tuple[str, str], int]:
@@ -97,4 +94,5 @@ def open_gallery(manifest: Manifest, data_path: str | None = None) -> Gallery:
     if data_path is not None:
         entries["path"] = data_path
     settings: DataSettings = from_dict(options[entries["source"]], entries)
-    return Gallery(open_splits(settings, manifest.seed))
+    is_train, is_test = manifest.splits == ("train",), manifest.splits == ("test",)
+    return Gallery(open_images(settings, "train" if is_train else "test" if is_test else "all", manifest.seed))

@@ -13,7 +13,7 @@ from openjepa.arguments import (
 from openjepa.checks import check_patch_divides
 from openjepa.commands.paths import check_output_file, check_output_folder
 from openjepa.settings.choices import CHOICES
-from openjepa.settings.data import DataSettings, FolderSettings
+from openjepa.settings.data import DataSettings, FolderSettings, height_and_width
 from openjepa.settings.masks import MaskSettings, MultiblockSettings
 
 MASKS_HELP = """Draws examples of a mask strategy and how often each patch is context or target, or visible or masked, as a
@@ -64,8 +64,7 @@ def data_masks(argv: Sequence[str], prog: str) -> None:
     if options.masks.kind == "none":
         drawing = [name for name, cls in CHOICES["masks"].options.items() if cls.kind != "none"]
         raise ValueError(f"masks.strategy={options.masks.strategy} has nothing to show: use one of {', '.join(drawing)}")
-    size = options.image_size
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = height_and_width(options.image_size)
     check_patch_divides(options.patch_size, (height, width), "patch_size", "image_size")
     from openjepa.masks import MASKS
     from openjepa.visualization import mask_figure

@@ -19,6 +19,7 @@ from openjepa.engine.progress import Say, silent
 from openjepa.engine.run_folder import without_ending
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.settings.conversion import MARK, ConvertSettings
+from openjepa.settings.data import height_and_width
 from openjepa.weights import OUTPUTS
 from openjepa.weights.fingerprint import weights_hash
 from openjepa.weights.loading import Choice, Loaded, load_any
@@ -122,8 +123,7 @@ def _resized(loaded: Loaded, size: int | tuple[int, int] | None) -> Loaded:
     """With positions for images of another size."""
     if size is None:
         return loaded
-    sides = (size, size) if isinstance(size, int) else size
-    config = replace(loaded.config, image_size=sides)
+    config = replace(loaded.config, image_size=height_and_width(size))
     encoder = _built(config, loaded.encoder.weights_for(config.grid()))
     return replace(loaded, encoder=encoder, config=config)
 

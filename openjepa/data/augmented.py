@@ -13,10 +13,10 @@ from torch import Tensor
 from openjepa.data.decode import decode_image
 from openjepa.data.source import ListSource
 from openjepa.data.views import (
-    EVALUATION_MARGIN,
     NUMBERS_PER_VIEW,
     crop_and_resize,
     crop_box,
+    decoded_side,
     evaluation_view,
     is_mirrored,
     resize,
@@ -69,7 +69,7 @@ class LabeledViews:
     def _view(self, index: int, numbers: list[float]) -> UInt8[Tensor, "3 h w"]:
         height, width = self.view.size
         # a random crop may take a small part of the image, so that only the other views may be decoded at reduced size
-        enough = 0 if self.fit == "random_crop" else 2 * round(max(height, width) * EVALUATION_MARGIN)
+        enough = 0 if self.fit == "random_crop" else decoded_side((height, width))
         pixels = torch.from_numpy(decode_image(self.source.read(index), enough))
         flip = is_mirrored(numbers, self.view)
         if self.fit == "random_crop":

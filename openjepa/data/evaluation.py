@@ -13,7 +13,7 @@ from torch import Tensor
 
 from openjepa.data.decode import decode_image
 from openjepa.data.source import ListSource
-from openjepa.data.views import EVALUATION_MARGIN, evaluation_view
+from openjepa.data.views import decoded_side, evaluation_view
 from openjepa.data.workers import parallel_map
 from openjepa.seeds import derive_samples
 from openjepa.types import Skipped
@@ -65,8 +65,7 @@ def evaluation_views(
     `every`: calls a function for every place, as `map` does, or a pool of threads.
     """
     images = torch.empty((len(records), 3, *size), dtype=torch.uint8)
-    # A crop of a reduced decoding would differ a little from one of the full image; at twice the size it does not matter.
-    enough = 2 * round(max(size) * EVALUATION_MARGIN)
+    enough = decoded_side(size)
 
     def problem(place: int) -> str | None:
         try:

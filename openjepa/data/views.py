@@ -95,6 +95,14 @@ def evaluation_view(pixels: UInt8[Tensor, "h w 3"], size: tuple[int, int], fit: 
     return resized[:, top : top + size[0], left : left + size[1]]
 
 
+def decoded_side(size: tuple[int, int]) -> int:
+    """Pixels of the short side that a decoder must leave of an image for a view of `size`.
+
+    A crop of a reduced decoding would differ a little from one of the full image; at twice the size it does not matter.
+    """
+    return 2 * round(max(size) * EVALUATION_MARGIN)
+
+
 def _middle(pixels: UInt8[Tensor, "h w 3"], size: tuple[int, int]) -> UInt8[Tensor, "h2 w2 3"]:
     """The middle of an image that would be MAX_LENGTHS times as long as its crop; others as they are."""
     factor = _covering_factor(pixels.shape[0], pixels.shape[1], size)

@@ -11,7 +11,7 @@ from openjepa.embedding.images import Images, open_images
 from openjepa.embedding.table import Manifest
 from openjepa.engine.device import resolve_device, resolve_precision, set_threads
 from openjepa.inference.encoder import Encoder
-from openjepa.settings.data import DataSettings
+from openjepa.settings.data import DataSettings, height_and_width
 from openjepa.settings.embedding import EmbedSettings
 from openjepa.weights.fingerprint import weights_hash
 from openjepa.weights.loading import Choice, load_any
@@ -55,8 +55,7 @@ def find_images(subject: Path, data: DataSettings | None, settings: EmbedSetting
 def make_manifest(subject: Path | str, encoder: Encoder, images: Images, seed: int, settings: EmbedSettings) -> Manifest:
     """What the table will say of itself. Raises ValueError for an image size that the patch size does not divide."""
     config, place = encoder.config, Path(subject).expanduser()
-    size = settings.image_size or config.image_size
-    size = (size, size) if isinstance(size, int) else size
+    size = height_and_width(settings.image_size or config.image_size)
     for side in size:
         if side % config.patch_size:
             below = max(config.patch_size, side - side % config.patch_size)

@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from openjepa.data.views import EVALUATION_MARGIN, evaluation_view, whole_view
+from openjepa.data.views import decoded_side, evaluation_view, whole_view
 from openjepa.inference.pictures import Picture, pixels_of
 
 ViewName = Literal["crop", "squash", "whole"]
@@ -64,14 +64,10 @@ class View:
             )
         return whole_view(pixels, min(self.size), self.patch_size)
 
-    def min_side(self) -> int:
-        """Pixels of the short side that a decoder must leave: twice those that are needed, so that nothing is seen of it."""
-        return 2 * round(max(self.size) * EVALUATION_MARGIN)
-
 
 def prepared(image: Picture, view: View) -> UInt8[Tensor, "3 oh ow"]:
     """The view of an image of any kind."""
-    return view.of(pixels_of(image, view.min_side()))
+    return view.of(pixels_of(image, decoded_side(view.size)))
 
 
 def batches(

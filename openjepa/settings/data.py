@@ -5,6 +5,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 
+def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a size that may be given as the side of a square."""
+    return (size, size) if isinstance(size, int) else size
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
     """Common to every data source. Abstract: use the dataclass of a source."""
@@ -37,8 +42,7 @@ class DataSettings:
 
     def height_width(self) -> tuple[int, int]:
         """The training crop as (height, width) in pixels."""
-        size = self.image_size
-        return (size, size) if isinstance(size, int) else size
+        return height_and_width(self.image_size)
 
     def name(self) -> str:
         """What the data set is called in a run's name: the last part of its path without wildcards, where it has one."""

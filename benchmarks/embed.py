@@ -12,7 +12,9 @@ with files  openjepa: all of `openjepa embed` but loading the encoder: 500x375 J
             ViTImageProcessor of its Pillow backend (resizes to 224x224, bilinear, fewer pixels than ours), the model;
             features stay in memory.
 
-Rates are medians over the rounds, ratios medians of the rounds' ratios. Features must agree, or there is no result.
+Rates are medians over the rounds; ratios are formed within the rounds: their median, smallest and largest. A 4096-cubed product
+in bf16 and in fp32 is timed in every round too, since what bf16 can gain is the processor's at that time. Features must agree,
+or there is no result.
 """
 
 import os
@@ -33,6 +35,7 @@ from torch.nn import functional as F
 from benchmarks.records import keep, origin
 from openjepa.data.generated import write_photos
 from openjepa.embedding.running import embed_dataset
+from openjepa.engine.estimate import matmul_rate
 from openjepa.engine.packed import can_pack, pack
 from openjepa.inference.encoder import Encoder
 from openjepa.settings.data import FolderSettings
@@ -42,6 +45,7 @@ from openjepa.weights.loading import load_any
 SHAPE = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536}
 SIZE, PATCH = 224, 16
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Rounds = dict[str, list[float]]
 LARGEST_DISTANCE = {"fp32": 1e-5, "bf16": 1e-3}
 """1 - cosine between features of both programs."""
 
@@ -81,7 +85,7 @@ def compare(options: Options, folder: Path) -> dict[str, object]:
     forward = forward_versions(weights, options.images)
     files = file_versions(weights, folder / "photos", folder / "features.npy")
     started = os.getloadavg()[0]
-    rates = measure(forward, options.images, options), measure(files, options.files, options)
+    rates, products = zip(measure(forward, options.images, options), measure(files, options.files, options), strict=True)
     import transformers
 
     return {
@@ -91,8 +95,8 @@ def compare(options: Options, folder: Path) -> dict[str, object]:
         "rounds": options.rounds,
         "model": f"ViT-S/{PATCH} at {SIZE}, random weights",
         "distance_of_features": distances(forward),
-        "forward": summary(rates[0]),
-        "with files": summary(rates[1]),
+        "forward": summary(rates[0], products[0]),
+        "with files": summary(rates[1], products[1]),
     }
 
 
@@ -200,10 +204,15 @@ def distances(versions: dict[str, Callable[[], Tensor]]) -> dict[str, float]:
     return found
 
 
-def measure(versions: dict[str, Callable[[], Any]], number: int, options: Options) -> dict[str, list[float]]:
-    """Images per second by version and round; the first round warms up."""
-    rates: dict[str, list[float]] = {name: [] for name in versions}
+def measure(versions: dict[str, Callable[[], Any]], number: int, options: Options) -> tuple[Rounds, Rounds]:
+    """By round, images/s of each version and GFLOP/s of a matrix product in bf16 and fp32; the first round warms up."""
+    rates: Rounds = {name: [] for name in versions}
+    products: Rounds = {"bf16": [], "fp32": []}
     for turn in range(options.rounds + 1):
+        for precision, found in products.items():
+            rate = matmul_rate(torch.device("cpu"), precision, seconds=0.3) / 1e9
+            if turn:
+                found.append(rate)
         for name, run in versions.items():
             start = time.perf_counter()
             seconds = run()
@@ -211,19 +220,28 @@ def measure(versions: dict[str, Callable[[], Any]], number: int, options: Option
                 seconds = time.perf_counter() - start
             if turn:
                 rates[name].append(number / seconds)
-    return rates
+    return rates, products
 
 
-def summary(rates: dict[str, list[float]]) -> dict[str, object]:
-    """Medians, and how many times as fast ours is as theirs at its faster batch size."""
+def summary(rates: Rounds, products: Rounds) -> dict[str, object]:
+    """How many times as fast ours is as theirs at its faster batch size, and the product in bf16 as in fp32."""
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    ratios = {}
+    ratios = {"product bf16 / product fp32": _spread(products["bf16"], products["fp32"])}
     for ours in ("bf16", "fp32"):
         for theirs in ("fp32", "bf16"):
             name = max((item for item in medians if item.startswith(f"transformers {theirs}")), key=lambda item: medians[item])
-            pairs = zip(rates[f"openjepa {ours}"], rates[name], strict=True)
-            ratios[f"openjepa {ours} / {name}"] = round(statistics.median(a / b for a, b in pairs), 2)
-    return {"images_per_second": {name: round(value, 1) for name, value in medians.items()}, "ratios": ratios}
+            ratios[f"openjepa {ours} / {name}"] = _spread(rates[f"openjepa {ours}"], rates[name])
+    return {
+        "product_gflops_per_second": {name: round(statistics.median(values)) for name, values in products.items()},
+        "images_per_second": {name: round(value, 1) for name, value in medians.items()},
+        "ratios": ratios,
+    }
+
+
+def _spread(ours: list[float], theirs: list[float]) -> dict[str, float]:
+    """Of the rounds' ratios."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return {"median": round(statistics.median(ratios), 2), "smallest": round(min(ratios), 2), "largest": round(max(ratios), 2)}
 
 
 if __name__ == "__main__":

@@ -47,8 +47,9 @@ def _write_parquet(path: Path, features: NDArray[Any], rows: list[Named], manife
     lists = pyarrow.FixedSizeListArray.from_arrays(flat, int(np.prod(features.shape[1:])))
     columns = {name: [row[place] for row in rows] for place, name in enumerate(COLUMNS)}
     table = pyarrow.table({**columns, "features": lists})
-    table = table.replace_schema_metadata({b"openjepa": manifest.to_json().encode()})
-    parquet.write_table(table, path, row_group_size=7)
+    bare = replace(manifest, mean="").to_json()
+    metadata = {b"openjepa": bare.encode(), b"openjepa.mean": manifest.mean.encode()}
+    parquet.write_table(table.replace_schema_metadata(metadata), path, row_group_size=7)
     return path
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from openjepa.embedding.parts import PartNote, PartsFolder
 from openjepa.embedding.plan import Plan
-from openjepa.embedding.table import COLUMNS, METADATA_KEY, Manifest, Row, parquet_blocks
+from openjepa.embedding.table import COLUMNS, MEAN_KEY, METADATA_KEY, Manifest, Row, mean_text, parquet_blocks
 from openjepa.types import Skipped
 from openjepa.whole_files import whole_file
 
@@ -31,6 +31,26 @@ class Assembled:
     num_skipped: int
     checksum: int
     """CRC-32 of all features."""
+
+
+class _Tally:
+    """What is known of features once all are written: their checksum and their mean."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._dtype, self._shape = np.dtype(manifest.dtype), manifest.shape
+        self._sum, self._num_rows = np.zeros(manifest.shape), 0
+        self.checksum = 0
+
+    def add(self, data: bytes) -> None:
+        """Whole rows."""
+        self.checksum = zlib.crc32(data, self.checksum)
+        rows = np.frombuffer(data, self._dtype).reshape(-1, *self._shape)
+        self._sum += rows.sum(axis=0, dtype=np.float64)
+        self._num_rows += len(rows)
+
+    def mean(self) -> str:
+        """As the manifest holds it."""
+        return mean_text(self._sum / self._num_rows)
 
 
 def skipped_file(output: Path) -> Path:
@@ -107,18 +127,18 @@ def _write_numpy(plan: Plan, parts: PartsFolder, output: Path, manifest: Manifes
     """The images, the manifest, and at last the features. Returns the checksum of these."""
     dtype = np.dtype(manifest.dtype)
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (num_rows, *manifest.shape)}
-    checksum = 0
+    tally = _Tally(manifest)
     with whole_file(output) as unfinished:
         with unfinished.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             for data in _features(plan, parts, manifest):
                 file.write(data)
-                checksum = zlib.crc32(data, checksum)
+                tally.add(data)
         output.unlink(missing_ok=True)  # an older table: its features must never stand beside the images of this one
         _write_images(plan, parts, output.with_suffix(".csv"))
         with whole_file(output.with_suffix(".json")) as described:
-            described.write_text(manifest.to_json() + "\n", encoding="utf-8")
-    return checksum
+            described.write_text(replace(manifest, mean=tally.mean()).to_json() + "\n", encoding="utf-8")
+    return tally.checksum
 
 
 def _features(plan: Plan, parts: PartsFolder, manifest: Manifest) -> Iterator[bytes]:
@@ -153,20 +173,21 @@ def _write_parquet(plan: Plan, parts: PartsFolder, output: Path, manifest: Manif
     kinds: dict[str, Any] = {"path": pyarrow.string(), "split": pyarrow.string(), "index": pyarrow.int64()}
     kinds |= {"label": pyarrow.int64(), "features": pyarrow.list_(pyarrow.from_numpy_dtype(dtype), width)}
     schema = pyarrow.schema(kinds.items(), metadata={METADATA_KEY: manifest.to_json().encode()})
-    checksum = 0
+    tally = _Tally(manifest)
     with (
         whole_file(output) as unfinished,
         # numbers of features neither repeat nor shrink, so that looking for that would only take time
         parquet.ParquetWriter(unfinished, schema, compression="none", use_dictionary=["split"], write_statistics=False) as file,
     ):
         for rows, features in _groups(plan, parts, group_rows, width, dtype):
-            checksum = zlib.crc32(features.tobytes(), checksum)
+            tally.add(features.tobytes())
             columns: list[list[Any]] = [[_text(row.path) for row in rows], [row.split for row in rows]]
             columns += [[row.index for row in rows], [row.label for row in rows]]
             lists = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(features.reshape(-1)), width)
             arrays = [pyarrow.array(column, kind) for column, kind in zip(columns, list(kinds.values())[:4], strict=True)]
             file.write_table(pyarrow.Table.from_arrays([*arrays, lists], schema=schema), row_group_size=group_rows)
-    return checksum
+        file.add_key_value_metadata({MEAN_KEY: tally.mean().encode()})
+    return tally.checksum
 
 
 def _groups(

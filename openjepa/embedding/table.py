@@ -1,14 +1,15 @@
 """The file that `openjepa embed` leaves: features, the images they are of, and how they were made.
 
 `X.npy` is an array [n, D] (or [n, H, W, D] for features of patches), with the images in `X.csv` and the manifest in `X.json`
-beside it; `X.parquet` holds all three in one file, the manifest in the schema's metadata under `openjepa`, and each row of
-features as a list of one length. Free of torch.
+beside it; `X.parquet` holds all three in one file, the manifest in the schema's metadata under `openjepa`, the mean of the
+features in the file's under `openjepa.mean`, and each row of features as a list of one length. Free of torch.
 """
 
+import base64
 import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 FORMAT, VERSION = "openjepa-features", 1
 COLUMNS = ("path", "split", "index", "label")
 """Of the images: name in its source, split, number in the split, and class number or nothing."""
-METADATA_KEY = b"openjepa"
+METADATA_KEY, MEAN_KEY = b"openjepa", b"openjepa.mean"
 ENDINGS = (".npy", ".parquet")
 
 
@@ -54,6 +55,8 @@ class Manifest:
     """Of the labels, where the data names them."""
     skipped: int = 0
     """Images that could not be read and have no row."""
+    mean: str = ""
+    """Of the features of all images, as `mean_text` writes it; nothing where it is not known."""
 
     def to_json(self) -> str:
         """As text."""
@@ -78,6 +81,24 @@ def manifest_from_json(text: str, where: str) -> Manifest:
         return Manifest(**known)
     except TypeError as error:
         raise ValueError(f"{where} lacks entries: {error}; embed the images again") from error
+
+
+def mean_text(mean: NDArray[Any]) -> str:
+    """A mean [*shape] as a manifest holds it: base64 of little-endian fp32 numbers. Nothing of one that is not finite."""
+    numbers = mean.astype("<f4")
+    return base64.b64encode(numbers.tobytes()).decode() if np.isfinite(numbers).all() else ""
+
+
+def _mean_of(manifest: Manifest, where: Path) -> NDArray[np.float32] | None:
+    """What `mean_text` wrote; None where a manifest has no mean. Raises ValueError where it is none of these features."""
+    if not manifest.mean:
+        return None
+    try:
+        return np.frombuffer(base64.b64decode(manifest.mean, validate=True), "<f4").reshape(manifest.shape)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{where}: its mean is damaged ({error}); embed the images again, or take the mean out: then it is computed"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +143,13 @@ class FeatureTable:
     """Features of n images and what they are of, opened by `open_table`; features are read block by block."""
 
     def __init__(self, path: Path, manifest: Manifest, rows: Sequence[Row], features: NDArray[Any] | None) -> None:
-        """`features`: mapped, or None for Parquet, which is read when blocks are asked for."""
+        """`features`: mapped, or None for Parquet, which is read when blocks are asked for.
+
+        Raises ValueError where the manifest's mean is not that of such features.
+        """
         self.path, self.manifest, self.rows = path, manifest, rows
+        self.mean = _mean_of(manifest, path)
+        """Mean of the features of all images [*shape] in fp32, as openjepa embed kept it; None where it is not known."""
         self._features = features
 
     def __len__(self) -> int:
@@ -204,16 +230,17 @@ def _rows(lines: Iterable[list[str]]) -> Rows:
 
 
 def parquet_manifest(path: Path) -> Manifest:
-    """The manifest in the schema of a Parquet file. Raises ValueError where there is none."""
+    """The manifest in the metadata of a Parquet file, with the mean. Raises ValueError where there is none."""
     import pyarrow.parquet as parquet
 
     try:
-        text = (parquet.read_schema(path).metadata or {}).get(METADATA_KEY)
+        entries = parquet.read_metadata(path).metadata or {}
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is no file of features that openjepa embed wrote ({error})") from error
-    if text is None:
-        raise ValueError(f"{path} is no file of features that openjepa embed wrote (its schema has no manifest)")
-    return manifest_from_json(text.decode(), str(path))
+    if METADATA_KEY not in entries:
+        raise ValueError(f"{path} is no file of features that openjepa embed wrote (its metadata hold no manifest)")
+    manifest = manifest_from_json(entries[METADATA_KEY].decode(), str(path))
+    return replace(manifest, mean=entries.get(MEAN_KEY, b"").decode())
 
 
 def _open_parquet(path: Path) -> FeatureTable:

@@ -150,8 +150,11 @@ def evenly_spread(number: int, at_most: int) -> list[int]:
 def place_means(table: FeatureTable) -> Float[Tensor, " *shape"]:
     """Mean of the stored features of all images, of patches at each place of the grid: in fp64, rounded to fp32.
 
-    Raises ValueError at a row that is not finite.
+    The one that the table keeps; of a table without, from a pass over all rows, where ValueError is raised at one that is not
+    finite.
     """
+    if table.mean is not None:
+        return torch.from_numpy(table.mean.astype(np.float64))
 
     def total(first: int, features: Float[Tensor, "b *shape"]) -> Float[Tensor, " *shape"]:
         part = features.sum(dim=0)

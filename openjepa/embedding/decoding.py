@@ -6,7 +6,6 @@ same threads decode a chunk, then encode it. Beside a GPU, processes decode ahea
 
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from openjepa.data.source import ListSource, ShardRecord, ShardSource
 from openjepa.data.workers import available_cores, check_shared_memory, parallel_map
 from openjepa.embedding.images import Source
 from openjepa.embedding.plan import Part
+from openjepa.engine.threads import thread_pool
 from openjepa.types import Skipped
 
 
@@ -124,7 +124,7 @@ def decode(tasks: Iterable[Task], decoder: Decoder, workers: int, batch_size: in
         check_shared_memory(workers, max(2 * workers, ahead) * per_task, "workers")
         yield from parallel_map(decoder, tasks, workers, ahead)
         return
-    with _threads(torch.get_num_threads()) as every:
+    with _mapping(torch.get_num_threads()) as every:
         for task in tasks:
             # the filters that decoding changes belong to all threads, so that they are put right once these have ended
             with warnings.catch_warnings():
@@ -134,13 +134,10 @@ def decode(tasks: Iterable[Task], decoder: Decoder, workers: int, batch_size: in
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[Callable[..., Any]]:
-    """A `map` over threads, which are gone afterwards whatever happens."""
+def _mapping(number: int) -> Iterator[Callable[..., Any]]:
+    """A `map` over so many threads."""
     if number == 1:
         yield map
         return
-    pool = ThreadPoolExecutor(number, thread_name_prefix="openjepa-decode")
-    try:
+    with thread_pool(number, "decode") as pool:
         yield pool.map
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

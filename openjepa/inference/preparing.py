@@ -7,8 +7,7 @@ import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Literal, get_args
@@ -19,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from openjepa.data.views import decoded_side, evaluation_view, whole_view
+from openjepa.engine.threads import thread_pool
 from openjepa.inference.pictures import Picture, pixels_of
 
 ViewName = Literal["crop", "squash", "whole"]
@@ -103,7 +103,9 @@ def _in_threads(images: Iterable[Picture], view: View, ahead: int, threads: int)
             yield _task(number, image, view)()
         return
     waiting: deque[Future[Tensor]] = deque()
-    with _threads(min(threads, MAX_THREADS)) as pool:
+    with warnings.catch_warnings(), thread_pool(min(threads, MAX_THREADS), "images") as pool:
+        # warnings.catch_warnings, which decoding uses, is not made for threads: the filters they leave are put right here
+        warnings.filterwarnings("ignore", module=r"PIL\b")
         for number, image in chain(first, numbered):
             waiting.append(pool.submit(_task(number, image, view)))
             if len(waiting) > ahead:
@@ -127,16 +129,3 @@ def _named(number: int, work: Callable[[], Tensor]) -> Tensor:
         return work()
     except ValueError as error:
         raise ValueError(f"image {number}: {error}") from error
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that are gone afterwards, whatever happens; without the warnings of Pillow."""
-    # warnings.catch_warnings, which decoding uses, is not made for threads: what they leave of the filters is put right here
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\b")
-        pool = ThreadPoolExecutor(number, thread_name_prefix="openjepa-images")
-        try:
-            yield pool
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 FILES = ["config.json", "preprocessor_config.json", "predictor/config.json", "*.safetensors", "*.safetensors.index.json"]
 """What is downloaded: settings and weights, nothing that could be executed."""
+OLDER = "pytorch_model.bin"
+"""Downloaded where a model has no safetensors: a pickle, which is read without executing anything."""
 
 
 def is_hub_name(path: Path) -> bool:
@@ -27,7 +29,10 @@ def download(name: str) -> Path:
             "config.json and model.safetensors into a folder"
         ) from None
     try:
-        return Path(snapshot_download(name, allow_patterns=FILES))
+        folder = Path(snapshot_download(name, allow_patterns=FILES))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*FILES, OLDER]))
+        return folder
     except Exception as error:  # of the Hub's, of HTTP and of the network: there is no common class
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{name} does not exist here, and it could not be had from the Hugging Face Hub: {reason}") from error

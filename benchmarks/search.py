@@ -21,7 +21,8 @@ import torch
 import tyro
 
 from benchmarks.records import keep, load, origin
-from openjepa.embedding.table import COLUMNS, FeatureTable, Manifest, mean_text, open_table
+from openjepa.embedding.means import Tally
+from openjepa.embedding.table import COLUMNS, FeatureTable, Manifest, open_table
 from openjepa.search.approximate import index_paths, open_index
 from openjepa.search.exact import nearest
 from openjepa.search.pairs import compare_all
@@ -74,20 +75,6 @@ def main() -> None:
 
 def write_table(path: Path, images: int, width: int, clusters: int) -> Path:
     """A table of openjepa embed's format."""
-    generator = torch.Generator().manual_seed(0)
-    mean = torch.randn(width, generator=generator)
-    centers = torch.randn(max(1, clusters), width, generator=generator) * (clusters > 0)
-    stored = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(images, width))
-    total = np.zeros(width)
-    for first in range(0, images, 10_000):
-        number = min(10_000, images - first)
-        own = centers[torch.randint(len(centers), (number,), generator=generator)]
-        stored[first : first + number] = (mean + own + torch.randn(number, width, generator=generator)).half().numpy()
-        total += stored[first : first + number].sum(axis=0, dtype=np.float64)
-    stored.flush()
-    del stored
-    rows = (f"{number:07d}.jpg,train,{number}," for number in range(images))
-    path.with_suffix(".csv").write_text("\n".join([",".join(COLUMNS), *rows]) + "\n")
     manifest = Manifest(
         subject="generated",
         weights="none",
@@ -98,9 +85,22 @@ def write_table(path: Path, images: int, width: int, clusters: int) -> Path:
         view="crop",
         size=(224, 224),
         precision="fp32",
-        mean=mean_text(total / images),
     )
-    path.with_suffix(".json").write_text(manifest.to_json())
+    tally = Tally(manifest, images)
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(width, generator=generator)
+    centers = torch.randn(max(1, clusters), width, generator=generator) * (clusters > 0)
+    stored = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(images, width))
+    for first in range(0, images, 10_000):
+        number = min(10_000, images - first)
+        own = centers[torch.randint(len(centers), (number,), generator=generator)]
+        stored[first : first + number] = (mean + own + torch.randn(number, width, generator=generator)).half().numpy()
+        tally.add(stored[first : first + number].tobytes())
+    stored.flush()
+    del stored
+    rows = (f"{number:07d}.jpg,train,{number}," for number in range(images))
+    path.with_suffix(".csv").write_text("\n".join([",".join(COLUMNS), *rows]) + "\n")
+    path.with_suffix(".json").write_text(replace(manifest, mean=tally.mean()).to_json())
     return path
 
 
@@ -142,7 +142,7 @@ def exact(table: FeatureTable, repeats: int) -> dict[str, Any]:
         f"seconds_{number}_queries": timed(lambda number=number: nearest(Vectors(table), queries[:number], 10), repeats)
         for number in QUERIES
     }
-    bare = FeatureTable(table.path, replace(table.manifest, mean=""), table.rows, np.load(table.path, mmap_mode="r"))
+    bare = FeatureTable(table.path, replace(table.manifest, mean={}), table.rows, np.load(table.path, mmap_mode="r"))
     for name, of in (("centered", table), ("centered_without_the_kept_mean", bare)):
         seconds[f"seconds_1_query_{name}"] = timed(lambda of=of: nearest(Vectors(of, table_mean(of)), queries[:1], 10), repeats)
     return seconds

@@ -91,7 +91,7 @@ def _convert(value: object, kind: Any, path: str, choices: Mapping[str, Choice] 
         return _convert_union(value, get_args(kind), path, choices)
     if origin is tuple:
         return _convert_tuple(value, get_args(kind), path, choices)
-    return _convert_scalar(value, kind, path)
+    return _convert_scalar(value, dict if origin is dict else kind, path)
 
 
 def _convert_literal(value: object, allowed: tuple[object, ...], path: str) -> object:
@@ -144,6 +144,7 @@ _KIND_NAMES = {
     bool: "true or false",
     type(None): "null",
     Path: "a path",
+    dict: "a mapping",
 }
 
 

@@ -51,6 +51,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def is_writable(folder: Path) -> bool:
+    """Whether something can be made in a folder; where it is not there, in the nearest one above it that is."""
+    there = next((item for item in (folder, *folder.absolute().parents) if item.exists()), folder)
+    return os.access(there, os.W_OK | os.X_OK)
+
+
 def _flush(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():

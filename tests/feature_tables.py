@@ -1,5 +1,6 @@
 """Files of features for tests: those of openjepa embed's format, with given numbers or of real images."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,8 @@ def _write_parquet(path: Path, features: NDArray[Any], rows: list[Named], manife
     lists = pyarrow.FixedSizeListArray.from_arrays(flat, int(np.prod(features.shape[1:])))
     columns = {name: [row[place] for row in rows] for place, name in enumerate(COLUMNS)}
     table = pyarrow.table({**columns, "features": lists})
-    bare = replace(manifest, mean="").to_json()
-    metadata = {b"openjepa": bare.encode(), b"openjepa.mean": manifest.mean.encode()}
+    bare = replace(manifest, mean={}).to_json()
+    metadata = {b"openjepa": bare.encode(), b"openjepa.mean": json.dumps(manifest.mean).encode()}
     parquet.write_table(table.replace_schema_metadata(metadata), path, row_group_size=7)
     return path
 

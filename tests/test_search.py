@@ -1,6 +1,5 @@
 """Nearest images: equal to a slow restatement in fp64, whatever the blocks; ties, exclusions, windows, what is not finite."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +7,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from openjepa.embedding.table import FeatureTable, mean_text, open_table
+from openjepa.embedding.table import FeatureTable, open_table
 from openjepa.search import exact, vectors
 from openjepa.search.exact import nearest, nearest_windows
 from openjepa.search.vectors import Vectors, picked, place_means, table_mean
 from openjepa.search.windows import window_cosines
-from tests.feature_tables import plain_manifest, write_table
+from tests.feature_tables import write_table
 
 
 def table_of(
@@ -195,6 +194,26 @@ def test_a_window_larger_than_the_grid_is_refused() -> None:
         window_cosines(torch.ones(1, 4, 4, 3), torch.ones(3), (5, 2))
 
 
+def test_windows_of_huge_features_are_refused_not_lost(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(4, 3, 3, 5)).astype(np.float32)
+    values[2] = 3e38
+    table = open_table(write_table(tmp_path / "x.npy", values))
+    with pytest.raises(ValueError, match="cosines are not finite: the features are too large to compare"):
+        nearest_windows(table, torch.ones(5), (2, 2), 3)
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 4, 5)])
+def test_of_equal_images_nothing_is_left_but_zeros(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """The averages of equal patches differ from their rounded mean by 1e-8, which has a direction like any other number."""
+    one = np.random.default_rng(0).normal(size=shape)
+    table = open_table(write_table(tmp_path / "x.npy", np.stack([one] * 7).astype(np.float16)))
+    centered = Vectors(table, table_mean(table))
+    assert not centered.rows([0, 3]).any()
+    for query in (centered.rows([2]), torch.randn(1, 5, dtype=torch.float64)):
+        assert not nearest(centered, query, 3)[0].cosines.any()
+    assert np.allclose(nearest(Vectors(table), Vectors(table).rows([2]), 3)[0].cosines, 1)
+
+
 def test_a_window_is_found_by_what_it_shows_not_by_its_place(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     places, content = 5 * rng.normal(size=(6, 7, 16)), rng.normal(size=(40, 6, 7, 16))
@@ -207,35 +226,6 @@ def test_a_window_is_found_by_what_it_shows_not_by_its_place(tmp_path: Path) -> 
     assert found.rows.tolist() == [9] and found.places is not None and found.places.tolist() == [[3, 4]]
     not_centered = nearest_windows(table, torch.from_numpy(values[2, 0:2, 1:3]).mean(dim=(0, 1)), (2, 2), 1, skip=2)
     assert not_centered.places is not None and not_centered.places.tolist() == [[0, 1]]
-
-
-@pytest.mark.parametrize("shape", [(24,), (3, 4, 6)])
-@pytest.mark.parametrize("name", ["x.npy", "x.parquet"])
-def test_a_kept_mean_spares_the_pass_over_the_table(
-    name: str, shape: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    table = table_of(tmp_path / name, shape=shape)
-    assert table.mean is None
-    computed, pooled_mean, values = place_means(table), table_mean(table), stored(table)
-    kept = replace(table.manifest, mean=mean_text(values.mean(axis=0)))
-    table = open_table(write_table(tmp_path / name, values.astype(np.float16), manifest=kept))
-    monkeypatch.setattr(FeatureTable, "blocks", None)  # nothing may be read
-    monkeypatch.setattr(vectors, "map_blocks", None)
-    np.testing.assert_allclose(place_means(table), computed, rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(table_mean(table), pooled_mean, rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize("name", ["x.npy", "x.parquet"])
-@pytest.mark.parametrize("mean", ["no base64!", mean_text(np.ones(23)), "QUJD"])
-def test_a_damaged_mean_is_an_error_that_says_what_to_do(name: str, mean: str, tmp_path: Path) -> None:
-    features = np.ones((4, 24), np.float32)
-    write_table(tmp_path / name, features, manifest=replace(plain_manifest(features), mean=mean))
-    with pytest.raises(ValueError, match=rf"{name}: its mean is damaged .*embed the images again, or take the mean out"):
-        open_table(tmp_path / name)
-
-
-def test_a_mean_that_is_not_finite_is_not_kept() -> None:
-    assert mean_text(np.array([1, np.inf])) == ""
 
 
 @pytest.mark.parametrize("k", [1, 3, 5, 40])

@@ -26,7 +26,7 @@ from openjepa.weights.loading import Choice, Loaded, load_any
 from openjepa.weights.onnx import check_packages
 from openjepa.weights.transformers import model_class
 from openjepa.weights.written import DTYPES, Networks, check_holds
-from openjepa.whole_files import whole_folder
+from openjepa.whole_files import is_writable, whole_folder
 
 FORMAT, VERSION = "openjepa-conversion", 1
 SLOW = {"onnx": ": torch traces the network, about a second per block"}
@@ -61,6 +61,8 @@ def output_folder(settings: ConvertSettings) -> Path:
         raise ValueError(f"output={str(folder)!r}: {existing} is a file, but a folder is needed; name another one")
     if subject == folder or folder in subject.parents:
         raise ValueError(f"output={str(folder)!r} holds what is converted; name another folder")
+    if not is_writable(folder.parent):
+        raise ValueError(f"output={str(folder)!r}: nothing may be written into {folder.parent}; name another --output")
     if not folder.exists():
         return folder
     if not settings.overwrite:

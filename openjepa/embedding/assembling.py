@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openjepa.embedding.means import Tally
 from openjepa.embedding.parts import PartNote, PartsFolder
 from openjepa.embedding.plan import Plan
-from openjepa.embedding.table import COLUMNS, MEAN_KEY, METADATA_KEY, Manifest, Row, mean_text, parquet_blocks
+from openjepa.embedding.table import COLUMNS, FEATURES, MEAN_KEY, METADATA_KEY, Manifest, Row, parquet_blocks
 from openjepa.types import Skipped
 from openjepa.whole_files import whole_file
 
@@ -31,26 +32,6 @@ class Assembled:
     num_skipped: int
     checksum: int
     """CRC-32 of all features."""
-
-
-class _Tally:
-    """What is known of features once all are written: their checksum and their mean."""
-
-    def __init__(self, manifest: Manifest) -> None:
-        self._dtype, self._shape = np.dtype(manifest.dtype), manifest.shape
-        self._sum, self._num_rows = np.zeros(manifest.shape), 0
-        self.checksum = 0
-
-    def add(self, data: bytes) -> None:
-        """Whole rows."""
-        self.checksum = zlib.crc32(data, self.checksum)
-        rows = np.frombuffer(data, self._dtype).reshape(-1, *self._shape)
-        self._sum += rows.sum(axis=0, dtype=np.float64)
-        self._num_rows += len(rows)
-
-    def mean(self) -> str:
-        """As the manifest holds it."""
-        return mean_text(self._sum / self._num_rows)
 
 
 def skipped_file(output: Path) -> Path:
@@ -127,7 +108,7 @@ def _write_numpy(plan: Plan, parts: PartsFolder, output: Path, manifest: Manifes
     """The images, the manifest, and at last the features. Returns the checksum of these."""
     dtype = np.dtype(manifest.dtype)
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (num_rows, *manifest.shape)}
-    tally = _Tally(manifest)
+    tally = Tally(manifest, num_rows)
     with whole_file(output) as unfinished:
         with unfinished.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
@@ -171,9 +152,9 @@ def _write_parquet(plan: Plan, parts: PartsFolder, output: Path, manifest: Manif
     width = prod(manifest.shape)
     group_rows = max(1, min(GROUP_ROWS, GROUP_BYTES // (width * dtype.itemsize)))
     kinds: dict[str, Any] = {"path": pyarrow.string(), "split": pyarrow.string(), "index": pyarrow.int64()}
-    kinds |= {"label": pyarrow.int64(), "features": pyarrow.list_(pyarrow.from_numpy_dtype(dtype), width)}
+    kinds |= {"label": pyarrow.int64(), FEATURES: pyarrow.list_(pyarrow.from_numpy_dtype(dtype), width)}
     schema = pyarrow.schema(kinds.items(), metadata={METADATA_KEY: manifest.to_json().encode()})
-    tally = _Tally(manifest)
+    tally = Tally(manifest, num_rows)
     with (
         whole_file(output) as unfinished,
         # numbers of features neither repeat nor shrink, so that looking for that would only take time
@@ -186,7 +167,7 @@ def _write_parquet(plan: Plan, parts: PartsFolder, output: Path, manifest: Manif
             lists = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(features.reshape(-1)), width)
             arrays = [pyarrow.array(column, kind) for column, kind in zip(columns, list(kinds.values())[:4], strict=True)]
             file.write_table(pyarrow.Table.from_arrays([*arrays, lists], schema=schema), row_group_size=group_rows)
-        file.add_key_value_metadata({MEAN_KEY: tally.mean().encode()})
+        file.add_key_value_metadata({MEAN_KEY: json.dumps(tally.mean()).encode()})
     return tally.checksum
 
 

@@ -3,7 +3,6 @@
 import csv
 import importlib.util
 import json
-import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from openjepa.config import flatten, nearest
 from openjepa.embedding.table import COLUMNS, ENDINGS, FORMAT, parquet_manifest
 from openjepa.ranges import COUNT, FRACTION, NOT_NEGATIVE, Range, check_range
 from openjepa.settings.embedding import EmbedSettings
+from openjepa.whole_files import is_writable
 
 RANGES: dict[str, Range] = {
     "image_size": COUNT,
@@ -68,7 +68,7 @@ def check_output(output: Path) -> None:
         raise ValueError(f"--output {output} is a folder: name a file, e.g. --output {output / 'features.npy'}")
     if not output.parent.is_dir():
         raise ValueError(f"--output {output}: there is no folder {output.parent}; make it first, or name a file elsewhere")
-    if not os.access(output.parent, os.W_OK | os.X_OK):
+    if not is_writable(output.parent):
         raise ValueError(f"--output {output}: nothing may be written into {output.parent.absolute()}; name a file elsewhere")
     if output.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ValueError(f"--output {output} needs the package pyarrow: pip install 'openjepa[data]', or name a .npy file")

@@ -104,5 +104,5 @@ def finished_manifest(output: Path) -> Manifest | None:
         return None
     if output.suffix == ".npy":
         described = output.with_suffix(".json")
-        return manifest_from_json(described.read_text(encoding="utf-8"), str(described))
+        return manifest_from_json(described.read_bytes(), str(described))
     return parquet_manifest(output)

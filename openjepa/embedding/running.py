@@ -84,7 +84,7 @@ def embed_dataset(
     parts = PartsFolder(output)
     claim = begin(plan, parts, output, again, started)
     if claim is None:
-        return Embedded(output=output, status="there already", manifest=plan.manifest)
+        return Embedded(output=output, status="there already", manifest=finished_manifest(output) or plan.manifest)
     try:
         return _work(encoder, plan, parts, images, settings, output, say)
     finally:
@@ -102,8 +102,13 @@ def _work(
     with _watched(plan, parts, done) as watch:
         workers = choose_workers(settings.workers, encoder.device, local_processes())
         computation = Computation(encoder, plan, parts, dict(images.sources), settings.batch_size, workers, watch)
-        _compute(computation, plan, parts, watch, say)
-        rows = _put_together(plan, parts, output, settings)
+        try:
+            _compute(computation, plan, parts, watch)
+            rows = _put_together(plan, parts, output, settings)
+        except KeyboardInterrupt:
+            kept = f"{len(parts.done()):,} of {len(plan.parts):,} parts are done and kept in {parts.path}"
+            say(f"{kept}: the same command (without --again) goes on")
+            raise
         seconds = time.monotonic() - begun
     manifest = finished_manifest(output)
     if manifest is None:
@@ -118,20 +123,15 @@ def _work(
     )
 
 
-def _compute(computation: Computation, plan: Plan, parts: PartsFolder, watch: Watch, say: Say) -> None:
+def _compute(computation: Computation, plan: Plan, parts: PartsFolder, watch: Watch) -> None:
     """Until all parts are done; parts of a process that was stopped become free, and are taken over."""
-    try:
-        while parts.exists():
-            if computation.run():
-                continue
-            if len(parts.done()) == len(plan.parts):
-                return
-            watch.look()
-            time.sleep(POLL_SECONDS)
-    except KeyboardInterrupt:
-        done = f"{len(parts.done()):,} of {len(plan.parts):,} parts are done and kept in {parts.path}"
-        say(f"{done}: the same command (without --again) goes on")
-        raise
+    while parts.exists():
+        if computation.run():
+            continue
+        if len(parts.done()) == len(plan.parts):
+            return
+        watch.look()
+        time.sleep(POLL_SECONDS)
 
 
 def _put_together(plan: Plan, parts: PartsFolder, output: Path, settings: EmbedSettings) -> dict[str, int] | None:

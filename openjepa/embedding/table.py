@@ -5,22 +5,28 @@ beside it; `X.parquet` holds all three in one file, the manifest in the schema's
 features in the file's under `openjepa.mean`, and each row of features as a list of one length. Free of torch.
 """
 
-import base64
 import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from math import prod
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from openjepa.config import from_dict
+
 FORMAT, VERSION = "openjepa-features", 1
 COLUMNS = ("path", "split", "index", "label")
 """Of the images: name in its source, split, number in the split, and class number or nothing."""
+FEATURES = "features"
+"""Their column in a Parquet file."""
 METADATA_KEY, MEAN_KEY = b"openjepa", b"openjepa.mean"
 ENDINGS = (".npy", ".parquet")
+AXES = {"pooled": 1, "patches": 3}
+"""Of the features of one image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +61,15 @@ class Manifest:
     """Of the labels, where the data names them."""
     skipped: int = 0
     """Images that could not be read and have no row."""
-    mean: str = ""
-    """Of the features of all images, as `mean_text` writes it; nothing where it is not known."""
+    mean: dict[str, Any] = field(default_factory=dict)
+    """Of the features of all images (means.py); empty where it is not known."""
 
     def to_json(self) -> str:
         """As text."""
         return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1)
 
 
-def manifest_from_json(text: str, where: str) -> Manifest:
+def manifest_from_json(text: str | bytes, where: str) -> Manifest:
     """The manifest that `to_json` wrote. Raises ValueError for any other text."""
     try:
         entries = json.loads(text)
@@ -75,30 +81,17 @@ def manifest_from_json(text: str, where: str) -> Manifest:
         raise ValueError(f"{where} has version {version!r}; this openjepa reads version {VERSION}: embed the images again")
     names = {item.name for item in fields(Manifest)}
     try:
-        known: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in entries.items() if name in names
-        }
-        return Manifest(**known)
+        manifest = from_dict(Manifest, {name: value for name, value in entries.items() if name in names})
     except TypeError as error:
         raise ValueError(f"{where} lacks entries: {error}; embed the images again") from error
-
-
-def mean_text(mean: NDArray[Any]) -> str:
-    """A mean [*shape] as a manifest holds it: base64 of little-endian fp32 numbers. Nothing of one that is not finite."""
-    numbers = mean.astype("<f4")
-    return base64.b64encode(numbers.tobytes()).decode() if np.isfinite(numbers).all() else ""
-
-
-def _mean_of(manifest: Manifest, where: Path) -> NDArray[np.float32] | None:
-    """What `mean_text` wrote; None where a manifest has no mean. Raises ValueError where it is none of these features."""
-    if not manifest.mean:
-        return None
-    try:
-        return np.frombuffer(base64.b64decode(manifest.mean, validate=True), "<f4").reshape(manifest.shape)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
+        raise ValueError(f"{where} is damaged: {error}; embed the images again") from error
+    if len(manifest.shape) != AXES[manifest.kind] or min(manifest.shape) < 1:
         raise ValueError(
-            f"{where}: its mean is damaged ({error}); embed the images again, or take the mean out: then it is computed"
-        ) from error
+            f"{where} is damaged: features of kind {manifest.kind} cannot have the shape {list(manifest.shape)}; embed the "
+            "images again"
+        )
+    return manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +136,8 @@ class FeatureTable:
     """Features of n images and what they are of, opened by `open_table`; features are read block by block."""
 
     def __init__(self, path: Path, manifest: Manifest, rows: Sequence[Row], features: NDArray[Any] | None) -> None:
-        """`features`: mapped, or None for Parquet, which is read when blocks are asked for.
-
-        Raises ValueError where the manifest's mean is not that of such features.
-        """
+        """`features`: mapped, or None for Parquet, which is read when blocks are asked for."""
         self.path, self.manifest, self.rows = path, manifest, rows
-        self.mean = _mean_of(manifest, path)
-        """Mean of the features of all images [*shape] in fp32, as openjepa embed kept it; None where it is not known."""
         self._features = features
 
     def __len__(self) -> int:
@@ -194,7 +182,7 @@ def _open_numpy(path: Path) -> FeatureTable:
     manifest_path, csv_path = path.with_suffix(".json"), path.with_suffix(".csv")
     if missing := [item.name for item in (manifest_path, csv_path) if not item.is_file()]:
         raise ValueError(f"{path} lacks {' and '.join(missing)} beside it, which openjepa embed writes with it")
-    manifest = manifest_from_json(manifest_path.read_text(encoding="utf-8"), str(manifest_path))
+    manifest = manifest_from_json(manifest_path.read_bytes(), str(manifest_path))
     try:
         with csv_path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             lines = csv.reader(file)
@@ -239,8 +227,12 @@ def parquet_manifest(path: Path) -> Manifest:
         raise ValueError(f"{path} is no file of features that openjepa embed wrote ({error})") from error
     if METADATA_KEY not in entries:
         raise ValueError(f"{path} is no file of features that openjepa embed wrote (its metadata hold no manifest)")
-    manifest = manifest_from_json(entries[METADATA_KEY].decode(), str(path))
-    return replace(manifest, mean=entries.get(MEAN_KEY, b"").decode())
+    manifest = manifest_from_json(entries[METADATA_KEY], str(path))
+    try:
+        mean = json.loads(entries.get(MEAN_KEY, b"{}"))
+    except ValueError:  # it is computed where it is needed
+        mean = {}
+    return replace(manifest, mean=mean if isinstance(mean, dict) else {})
 
 
 def _open_parquet(path: Path) -> FeatureTable:
@@ -249,6 +241,8 @@ def _open_parquet(path: Path) -> FeatureTable:
     manifest = parquet_manifest(path)
     try:
         with parquet.ParquetFile(path) as file:
+            if missing := {*COLUMNS, FEATURES} - set(file.schema_arrow.names):
+                raise ValueError(f"it has no column {' and '.join(sorted(missing))}")
             names = file.read(columns=list(COLUMNS)).to_pydict()
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged or cut off ({error}); embed the images again") from error
@@ -256,15 +250,31 @@ def _open_parquet(path: Path) -> FeatureTable:
 
 
 def parquet_blocks(path: Path, manifest: Manifest, num_rows: int, start: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
-    """(number of its first row, features [b, *shape]) of blocks of a Parquet file, read row group by row group."""
+    """(number of its first row, features [b, *shape]) of blocks of a Parquet file, read row group by row group.
+
+    Raises ValueError where they are damaged.
+    """
     import pyarrow.parquet as parquet
 
     file, first = parquet.ParquetFile(path), 0
     for number in range(file.num_row_groups):
         length = file.metadata.row_group(number).num_rows
         if first + length > start:
-            column = file.read_row_group(number, columns=["features"]).column(0).combine_chunks()
-            group = column.flatten().to_numpy(zero_copy_only=False).reshape(length, *manifest.shape)
+            group = _row_group(file, number, path, length * prod(manifest.shape)).reshape(length, *manifest.shape)
             for begin in range(max(0, start - first), length, num_rows):
                 yield first + begin, group[begin : begin + num_rows]
         first += length
+
+
+def _row_group(file: Any, number: int, path: Path, size: int) -> NDArray[Any]:
+    """The features of a row group, one after the other."""
+    try:
+        column = file.read_row_group(number, columns=[FEATURES]).column(0).combine_chunks()
+        values: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False)
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: row group {number} is damaged ({error}); embed the images again") from error
+    if len(values) != size:
+        raise ValueError(
+            f"{path}: row group {number} holds {len(values):,} numbers instead of {size:,}; embed the images again"
+        )
+    return values

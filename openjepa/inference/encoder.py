@@ -23,6 +23,7 @@ from openjepa.models.predictor import Predictor
 from openjepa.types import EncoderOutput, Export, normalize
 from openjepa.weights.loaded import Loaded
 from openjepa.weights.native import PREDICTOR_FOLDER, save_network
+from openjepa.whole_files import is_writable
 
 Size = int | tuple[int, int] | None
 """Pixels of the side of a square, or (height, width); None: the training size."""
@@ -216,10 +217,12 @@ class Encoder(nn.Module):
     def save(self, folder: Path | str) -> None:
         """Writes encoder and predictor in the layout of a run folder, in fp32; `openjepa.load(folder)` reads them again.
 
-        Each is replaced as a whole. Raises ValueError where `folder` is a run, whose encoder would be lost, or holds a
-        predictor and this encoder has none.
+        Each is replaced as a whole. Raises ValueError where `folder` is a run, whose encoder would be lost, holds a predictor
+        and this encoder has none, or cannot be written to.
         """
         place = Path(folder).expanduser()
+        if not is_writable(place):
+            raise ValueError(f"{place} cannot be written to: give another folder")
         if (place / "config.yaml").exists():
             raise ValueError(f"{place} is the folder of a run, whose encoder is not replaced: give another folder")
         if self.predictor is None and (place / PREDICTOR_FOLDER).exists():

@@ -24,10 +24,10 @@ def slow_teacher_remarks(schedule: MomentumSchedule, start: float, end: float, t
         return []
     better = max(0.0, 1 - (1 - start) * ENOUGH_RENEWALS / renewals)
     too = "" if end == 1 else f" (and method.ema_end={end:g})"
+    advice = f"; about {better:.3g} suits this length" if better < start else ""
     return [
         f"method.ema_start={start:g}{too} is slow for {total_steps} steps: the moving average is on "
-        f"average {mean_age(rates, total_steps):.0%} of the run behind the network that it follows; about {better:.3g} suits "
-        "this length"
+        f"average {mean_age(rates, total_steps):.0%} of the run behind the network that it follows{advice}"
     ]
 
 

@@ -6,7 +6,6 @@ of images is.
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,11 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from openjepa.embedding.means import evenly_spread
 from openjepa.embedding.table import FeatureTable
 from openjepa.engine.progress import Say, progress
 from openjepa.search.exact import Neighbors, nearest, ranked
-from openjepa.search.vectors import Vectors, cosines, evenly_spread, table_mean
-from openjepa.whole_files import whole_file
+from openjepa.search.vectors import Vectors, cosines, table_mean
+from openjepa.whole_files import is_writable, whole_file
 
 CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH = 32, 128, 256
 """Edges per image, and candidates looked at when an image is added and when one is looked for."""
@@ -45,10 +45,12 @@ class Made:
     """Version of usearch."""
     recall: float = 0.0
     """Share of the nearest ten of the sample that were found."""
+    mean: tuple[float, ...] = ()
+    """Of the table, where it is centered: another pass over the table would take longer than the search."""
 
     def is_of(self, other: "Made") -> bool:
         """Whether both were made of the same."""
-        return replace(self, recall=0.0) == replace(other, recall=0.0)
+        return replace(self, recall=0.0, mean=()) == replace(other, recall=0.0, mean=())
 
 
 class ApproximateIndex:
@@ -83,23 +85,24 @@ def open_index(table: FeatureTable, centered: bool, say: Say) -> ApproximateInde
     except ImportError:
         raise ValueError("--approximate needs the package usearch: pip install 'openjepa[search]'; or leave it out") from None
     path, about = index_paths(table)
-    vectors = Vectors(table, table_mean(table) if centered else None)
     wanted, made = _made_of(table, centered, version), _read(about)
     if made is None or not made.is_of(wanted) or not path.is_file():
-        if not os.access(path.parent, os.W_OK):
+        if not is_writable(path.parent):
             raise ValueError(
                 f"--approximate makes the index {path}, but its folder cannot be written to: copy the table elsewhere, or "
                 "leave --approximate out"
             )
         if path.is_file():
-            say(f"{path} was made of other features: it is made anew")
-        made = _build(vectors, Index, wanted)
+            say(f"{path} was made of other features, or by another version: it is made anew")
+        made = _build(Vectors(table, table_mean(table) if centered else None), Index, wanted)
         size = path.stat().st_size / 1e6
         say(f"{path}: {size:,.1f} MB; it finds {made.recall:.1%} of the nearest {SAMPLE_TOP} of a sample")
     index = _opened(Index, path)
     if index is None or len(index) != len(table):
         raise ValueError(f"{path} is damaged: delete it, and it will be made anew")
-    return ApproximateIndex(vectors, index, made.recall)
+    return ApproximateIndex(
+        Vectors(table, torch.tensor(made.mean, dtype=torch.float64) if centered else None), index, made.recall
+    )
 
 
 def index_paths(table: FeatureTable) -> tuple[Path, Path]:
@@ -122,8 +125,9 @@ def _made_of(table: FeatureTable, centered: bool, version: str) -> Made:
 def _read(about: Path) -> Made | None:
     """What the index says of itself; None where there is nothing, or nothing that is understood."""
     try:
-        return Made(**json.loads(about.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        entries = json.loads(about.read_text(encoding="utf-8"))
+        return Made(**{**entries, "mean": tuple(entries["mean"])})
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
@@ -149,7 +153,7 @@ def _build(vectors: Vectors, index_class: Callable[..., Any], made: Made) -> Mad
         for first, block, norms in vectors.blocks():
             _add(index, first, block / norms[:, None], advance)
     recall = _recall(ApproximateIndex(vectors, index, 0.0), vectors)
-    made = replace(made, recall=recall)
+    made = replace(made, recall=recall, mean=() if vectors.mean is None else tuple(vectors.mean.tolist()))
     about.unlink(missing_ok=True)  # so that a new index is never described by an old file
     with whole_file(path) as unfinished:
         index.save(str(unfinished))

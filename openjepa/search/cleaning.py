@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch.nn.functional import normalize
 
+from openjepa.embedding.means import evenly_spread
 from openjepa.embedding.table import FeatureTable, Row
 from openjepa.engine.device import resolve_device
 from openjepa.engine.progress import Say, progress, silent
@@ -18,7 +19,7 @@ from openjepa.search.gallery import Gallery
 from openjepa.search.pairs import Pairs, compare_all
 from openjepa.search.running import Opened, open_for_search
 from openjepa.search.sheets import COLUMNS, KEPT, REMOVED, Line, Picture, draw, save, shortened
-from openjepa.search.vectors import Vectors, evenly_spread, table_mean
+from openjepa.search.vectors import Vectors, table_mean
 from openjepa.settings.search import SearchSettings
 from openjepa.whole_files import whole_file
 
@@ -78,9 +79,10 @@ def find_to_clean(settings: SearchSettings, say: Say = silent) -> Cleaning:
     vectors = Vectors(table, table_mean(table) if opened.centered else None)
     typical = typical_cosines(vectors)
     if settings.duplicates and typical is not None and typical[1] >= settings.threshold:
+        or_center = "" if opened.centered else ", or take off what all images share with --center yes"
         say(
-            f"more than one of 100 pairs drawn at random have a cosine of {settings.threshold:g} or more: raise --threshold, "
-            "or take off what all images share with --center yes"
+            f"more than one of 100 pairs drawn at random have a cosine of {settings.threshold:g} or more: raise --threshold"
+            f"{or_center}"
         )
     with progress("compare", len(table)) as advance:
         pairs, means = compare_all(

@@ -87,7 +87,12 @@ def _scores(vectors: Vectors, queries: Float[Tensor, "Q D"], advance: Advance) -
 
 
 def candidates(scores: Float[Tensor, " n"], top: int, skip: int | None) -> Int[Tensor, " c"]:
-    """Rows, ascending, that may be among the `top` best when rounding is taken into account."""
+    """Rows, ascending, that may be among the `top` best when rounding is taken into account.
+
+    Raises ValueError where a score is not finite, as differences of huge numbers may be.
+    """
+    if not bool(scores.isfinite().all()):
+        raise ValueError("cosines are not finite: the features are too large to compare; look at the encoder's weights")
     if skip is not None:
         scores[skip] = -torch.inf
     number = min(top, len(scores) - (skip is not None))

@@ -15,7 +15,7 @@ from openjepa.inference.encoder import Encoder
 from openjepa.inference.pictures import Picture, pixels_of
 from openjepa.search.gallery import thumbnail
 from openjepa.search.regions import Box, box_in_view, box_of, patches_inside, view_over
-from openjepa.search.vectors import picked, pooled
+from openjepa.search.vectors import Vectors, picked, pooled
 from openjepa.weights.fingerprint import weights_hash
 from openjepa.weights.loading import Choice, load_any
 
@@ -138,7 +138,6 @@ def row_number(table: FeatureTable, text: str) -> int:
     raise ValueError(f"--row {text} is not in {table.path}: {hint} For an image elsewhere use --image")
 
 
-def stacked(queries: Sequence[Query], mean: Float[Tensor, " D"] | None) -> Float[Tensor, "Q D"]:
-    """The vectors of all queries, less the mean."""
-    vectors = torch.stack([query.vector for query in queries])
-    return vectors if mean is None else vectors - mean
+def stacked(queries: Sequence[Query], vectors: Vectors) -> Float[Tensor, "Q D"]:
+    """The vectors of all queries, less the mean of those of the table."""
+    return vectors.less_mean(torch.stack([query.vector for query in queries]))

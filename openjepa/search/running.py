@@ -131,7 +131,7 @@ def _exactly(settings: SearchSettings, opened: Opened, queries: Sequence[Query],
             vector = query.vector if means is None else query.vector - means[query.places].mean(dim=(0, 1))
             return [nearest_windows(table, vector, query.window, settings.top, means, skip[0], advance)]
         vectors = Vectors(table, table_mean(table) if opened.centered else None)
-        return nearest(vectors, stacked(queries, vectors.mean), settings.top, skip, advance)
+        return nearest(vectors, stacked(queries, vectors), settings.top, skip, advance)
 
 
 def _by_index(
@@ -142,7 +142,7 @@ def _by_index(
         raise ValueError("--approximate finds whole images, not regions in a table of patches: leave it out")
     index = open_index(opened.table, opened.centered, say)
     start = time.perf_counter()
-    found = index.nearest(stacked(queries, index.vectors.mean), settings.top, skip)
+    found = index.nearest(stacked(queries, index.vectors), settings.top, skip)
     return found, f"by an index that finds {index.recall:.1%} of the nearest ten", time.perf_counter() - start
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from openjepa.embedding.means import kept_mean
 from openjepa.embedding.table import FeatureTable
 
 BLOCK_VALUES = 2048 * 768
@@ -21,6 +22,8 @@ ROUND = 64
 """Blocks whose results wait for each other, where several threads work on blocks of their own."""
 SMALLEST_NORM = 1e-12
 """Shorter vectors have no direction: their cosine to anything is 0."""
+ROUNDED = 1e-6
+"""Of the length of a mean: more than averages in fp32 and the mean itself are rounded by."""
 
 Result = TypeVar("Result")
 
@@ -104,6 +107,7 @@ class Vectors:
     def __init__(self, table: FeatureTable, mean: Float[Tensor, " D"] | None = None) -> None:
         """`mean`: as `table_mean` gives it; rounded to what fp32 holds, so that differences from it are right to their size."""
         self.table, self.mean = table, None if mean is None else mean.float().double()
+        self._noise = 0.0 if mean is None else ROUNDED * float(mean.norm())
         self.width = table.manifest.shape[-1]
 
     def __len__(self) -> int:
@@ -118,17 +122,26 @@ class Vectors:
         for first, features in raw_blocks(self.table):
             yield first, *self.of_block(first, features)
 
+    def less_mean(self, vectors: Float[Tensor, "m D"]) -> Float[Tensor, "m D"]:
+        """Vectors in fp64 less the mean. What is left of one that equals the mean but for rounding has no direction: zeros."""
+        if self.mean is None:
+            return vectors
+        less = vectors - self.mean
+        return less.masked_fill_((less.norm(dim=1) < self._noise)[:, None], 0)
+
     def of_block(self, first: int, features: Float[Tensor, "b *shape"]) -> tuple[Float[Tensor, "b D"], Float[Tensor, " b"]]:
         """Vectors and their norms of one block, which is overwritten. Raises ValueError at a row that is not finite."""
         vectors = pooled(features if self.mean is None else features.sub_(self.mean.float()))
         norms = torch.linalg.vector_norm(vectors, dim=1)
         check_finite(self.table, first, norms)
+        if bool((equal := norms < self._noise).any()):
+            vectors[equal] = 0
+            norms[equal] = 0
         return vectors, norms.clamp_(min=SMALLEST_NORM)
 
     def rows(self, rows: Sequence[int]) -> Float[Tensor, "m D"]:
         """The vectors of some rows, in ascending order, in fp64."""
-        vectors = pooled(picked(self.table, rows))
-        return vectors if self.mean is None else vectors - self.mean
+        return self.less_mean(pooled(picked(self.table, rows)))
 
 
 def check_finite(table: FeatureTable, first: int, numbers: Float[Tensor, "b ..."]) -> None:
@@ -142,19 +155,14 @@ def check_finite(table: FeatureTable, first: int, numbers: Float[Tensor, "b ..."
         )
 
 
-def evenly_spread(number: int, at_most: int) -> list[int]:
-    """So many of `number` rows, ascending; all where there are no more."""
-    return sorted({int(row) for row in np.linspace(0, number - 1, min(at_most, number))})
-
-
 def place_means(table: FeatureTable) -> Float[Tensor, " *shape"]:
     """Mean of the stored features of all images, of patches at each place of the grid: in fp64, rounded to fp32.
 
-    The one that the table keeps; of a table without, from a pass over all rows, where ValueError is raised at one that is not
-    finite.
+    The one that the table keeps; of a table without, from a pass over all rows. Raises ValueError at one that is not finite.
     """
-    if table.mean is not None:
-        return torch.from_numpy(table.mean.astype(np.float64))
+    kept = kept_mean(table)
+    if kept is not None:
+        return torch.from_numpy(kept.astype(np.float64))
 
     def total(first: int, features: Float[Tensor, "b *shape"]) -> Float[Tensor, " *shape"]:
         part = features.sum(dim=0)

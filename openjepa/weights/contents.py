@@ -20,8 +20,9 @@ Groups = dict[str, dict[str, Tensor]]
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 PICKLE_FILE = "pytorch_model.bin"
+INDEX_FILES = (f"{WEIGHTS_FILE}.index.json", f"{PICKLE_FILE}.index.json")
+"""Which of several files holds which weights."""
 CHECKPOINT_FILE = "checkpoint.pth.tar"
 """In a folder that `openjepa convert --to official` has written."""
 ONNX_ENDING = ".onnx"
@@ -120,26 +121,24 @@ def read_settings(path: Path) -> dict[str, Any] | None:
 
 def _open_folder(folder: Path) -> Mapping[str, Any]:
     """The tensors of a folder: in one file, or in the parts that an index lists."""
-    if (folder / INDEX_FILE).is_file():
-        return _open_parts(folder)
-    for name in (WEIGHTS_FILE, PICKLE_FILE):
+    for name in (INDEX_FILES[0], WEIGHTS_FILE, INDEX_FILES[1], PICKLE_FILE):
         if (folder / name).is_file():
-            return _open_file(folder / name)
+            return _open_parts(folder, name) if name in INDEX_FILES else _open_file(folder / name)
     found = sorted(item.name for item in folder.iterdir())
     raise ValueError(
-        f"{folder} lacks its weights: neither {WEIGHTS_FILE}, {INDEX_FILE} nor {PICKLE_FILE} is there, only "
+        f"{folder} lacks its weights: neither {WEIGHTS_FILE} nor {PICKLE_FILE}, whole or in parts, is there, only "
         f"{', '.join(found) or 'nothing'}; download or export it again"
     )
 
 
-def _open_parts(folder: Path) -> Mapping[str, Any]:
-    places = (read_settings(folder / INDEX_FILE) or {}).get("weight_map")
+def _open_parts(folder: Path, index: str) -> Mapping[str, Any]:
+    places = (read_settings(folder / index) or {}).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise ValueError(f"{folder / INDEX_FILE} has no weight_map that says which file holds which weights; download it again")
+        raise ValueError(f"{folder / index} has no weight_map that says which file holds which weights; download it again")
     # only the names: an index must not lead out of its folder
     files = sorted({Path(str(name)).name for name in places.values()})
     if missing := [name for name in files if not (folder / name).is_file()]:
-        raise ValueError(f"{folder} lacks files that {INDEX_FILE} lists: {', '.join(missing)}; download it again")
+        raise ValueError(f"{folder} lacks files that {index} lists: {', '.join(missing)}; download it again")
     return {key: value for name in files for key, value in _open_file(folder / name).items()}
 
 

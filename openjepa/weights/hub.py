@@ -5,8 +5,8 @@ from pathlib import Path
 
 FILES = ["config.json", "preprocessor_config.json", "predictor/config.json", "*.safetensors", "*.safetensors.index.json"]
 """What is downloaded: settings and weights, nothing that could be executed."""
-OLDER = "pytorch_model.bin"
-"""Downloaded where a model has no safetensors: a pickle, which is read without executing anything."""
+OLDER = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
+"""Downloaded where a model has no safetensors: pickles, which are read without executing anything."""
 
 
 def is_hub_name(path: Path) -> bool:
@@ -31,7 +31,7 @@ def download(name: str) -> Path:
     try:
         folder = Path(snapshot_download(name, allow_patterns=FILES))
         if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=[*FILES, OLDER]))
+            folder = Path(snapshot_download(name, allow_patterns=[*FILES, *OLDER]))
         return folder
     except Exception as error:  # of the Hub's, of HTTP and of the network: there is no common class
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -22,6 +22,7 @@ from openjepa.settings.embedding import EmbedSettings
 from openjepa.settings.models import EncoderConfig
 from openjepa.types import Export
 from openjepa.weights.native import save_network
+from tests.images import write_folder
 
 CONFIG = EncoderConfig(width=24, depth=1, heads=2, mlp_ratio=2.0, patch_size=8, image_size=(32, 32))
 SETTINGS = EmbedSettings(part_images=8, batch_size=5, dtype="float32", precision="fp32", device="cpu", threads=1)
@@ -38,6 +39,20 @@ def embed(subject: Path, images: Path | DataSettings, output: Path, *, again: bo
     """embed_dataset with SETTINGS but for `changes`."""
     data = FolderSettings(path=str(images)) if isinstance(images, Path) else images
     return embed_dataset(subject, data, replace(SETTINGS, **changes), output, again=again)
+
+
+def write_images(folder: Path) -> Path:
+    """45 images, one of which is none."""
+    write_folder(folder, 45)
+    (folder / "disk" / "0009.png").write_bytes(b"no image")
+    return folder
+
+
+def uninterrupted(subject: Path, images: Path, folder: Path) -> dict[str, str]:
+    """Hashes of what a run writes that nothing stops."""
+    for ending in ("npy", "parquet"):
+        embed(subject, images, folder / f"x.{ending}")
+    return digests(folder)
 
 
 def digests(folder: Path) -> dict[str, str]:

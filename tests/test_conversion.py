@@ -1,6 +1,7 @@
 """openjepa convert: whole folders or none, checked, from runs and foreign files; what cannot work is said first."""
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -206,6 +207,16 @@ def test_nothing_is_overwritten_unasked(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"was not written by `openjepa convert` \(it holds no conversion.json\)"):
         convert(replace(settings, overwrite=True, output=mine))
     assert names(mine) == ["cat.jpg"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_before_the_work(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: not (Path(path) == tmp_path and mode & os.W_OK))
+    said: list[str] = []
+    with pytest.raises(ValueError, match=rf"nothing may be written into {tmp_path / 'a'}; name another --output"):
+        convert(ConvertSettings(subject=run, to="timm", output=tmp_path / "a" / "b"), said.append)
+    assert said == [] and not (tmp_path / "a").exists()
 
 
 def test_an_encoder_that_the_format_cannot_hold(tmp_path: Path) -> None:

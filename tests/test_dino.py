@@ -190,6 +190,8 @@ def test_the_age_of_a_teacher_is_that_of_its_recursion(schedule: Any, start: flo
 def test_short_runs_are_told_of_a_slow_teacher() -> None:
     (remark,) = build().remarks(1000)
     assert remark.startswith("method.ema_start=0.996 is slow for 1000 steps") and "about 0.9 suits" in remark
+    (nothing_faster,) = build(replace(SETTINGS, ema_start=0.0)).remarks(5)
+    assert nothing_faster.endswith("behind the network that it follows")
     assert build(replace(SETTINGS, ema_start=0.9)).remarks(1000) == [] == build().remarks(10**5)
 
 

@@ -142,17 +142,20 @@ def test_a_model_without_safetensors_is_read_from_its_pickle(hub: tuple[str, Pat
     torch.testing.assert_close(torch.load(tmp_path / "features.pt"), expected, rtol=0, atol=1e-5)
 
 
-def test_weights_in_several_files(hub: tuple[str, Path, list[str]], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("whole", "part"), [("model.safetensors", "model-{}.safetensors"), ("pytorch_model.bin", "pytorch_model-{}.bin")]
+)
+def test_weights_in_several_files(whole: str, part: str, hub: tuple[str, Path, list[str]], tmp_path: Path) -> None:
     address, models, _ = hub
     folder = models / "someone" / "large"
     expected = publish(tmp_path, folder, "transformers")
     tensors = load_file(folder / "model.safetensors")
     names = sorted(tensors)
-    parts = {f"model-0000{part + 1}-of-00002.safetensors": names[part::2] for part in range(2)}
+    parts = {part.format(f"0000{number + 1}-of-00002"): names[number::2] for number in range(2)}
     for file, own in parts.items():
-        save_file({name: tensors[name] for name in own}, folder / file)
+        (save_file if file.endswith("safetensors") else torch.save)({name: tensors[name] for name in own}, folder / file)
     where = {name: file for file, own in parts.items() for name in own}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    (folder / f"{whole}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
     (folder / "model.safetensors").unlink()
     done = use(address, tmp_path, "someone/large")
     assert done.returncode == 0, done.stderr

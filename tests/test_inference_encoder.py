@@ -2,6 +2,7 @@
 
 import copy
 import io
+import os
 import pickle
 import re
 from dataclasses import replace
@@ -213,7 +214,9 @@ def test_state_copies_and_pickles(encoder: openjepa.Encoder, run: Path) -> None:
     assert repr(encoder).startswith("Encoder(\n  openjepa's run, target encoder: ViT of width 48")
 
 
-def test_what_is_saved_is_loaded_again(encoder: openjepa.Encoder, run: Path, tmp_path: Path) -> None:
+def test_what_is_saved_is_loaded_again(
+    encoder: openjepa.Encoder, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with torch.no_grad():
         encoder.network.norm.bias.add_(1)
     encoder.save(tmp_path / "tuned")
@@ -230,6 +233,9 @@ def test_what_is_saved_is_loaded_again(encoder: openjepa.Encoder, run: Path, tmp
         encoder.save(run)
     assert weights_hash(openjepa.load(run).network) != weights_hash(again.network)
     (run / "config.yaml").unlink()
+    with monkeypatch.context() as patched, pytest.raises(ValueError, match="cannot be written to: give another folder"):
+        patched.setattr(os, "access", lambda path, mode: not (Path(path) == tmp_path and mode & os.W_OK))
+        encoder.save(tmp_path / "elsewhere")
     again.predictor = None
     with pytest.raises(ValueError, match="holds the predictor of another encoder, and this one has none"):
         again.save(tmp_path / "tuned")

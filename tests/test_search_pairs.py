@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from openjepa.embedding.table import open_table
 from openjepa.search import pairs as pairs_module
-from openjepa.search.cleaning import farthest, typical_cosines
+from openjepa.search.cleaning import farthest, find_to_clean, typical_cosines
 from openjepa.search.duplicates import File, groups_of
 from openjepa.search.pairs import Pairs, compare_all
 from openjepa.search.vectors import Vectors, table_mean
+from openjepa.settings.search import SearchSettings
 from tests.feature_tables import write_table
 
 
@@ -183,3 +184,12 @@ def test_usual_cosines_are_those_of_pairs_of_different_images(tmp_path: Path) ->
     table = open_table(write_table(tmp_path / "x.npy", values))
     assert typical_cosines(Vectors(table)) == pytest.approx(tuple(np.percentile(cosines, (50, 99))), abs=1e-6)
     assert typical_cosines(Vectors(open_table(write_table(tmp_path / "one.npy", values[:1])))) is None
+
+
+@pytest.mark.parametrize(("center", "end"), [("yes", ": raise --threshold"), ("no", "what all images share with --center yes")])
+def test_centering_is_only_advised_where_it_is_not_done(center: str, end: str, tmp_path: Path) -> None:
+    write_table(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(120, 8)).astype(np.float16))
+    said: list[str] = []
+    settings = SearchSettings(table=tmp_path / "x.npy", duplicates=True, picture=False, center=center, threshold=-0.5)  # type: ignore[arg-type]
+    find_to_clean(settings, said.append)
+    assert "more than one of 100 pairs drawn at random" in said[-1] and said[-1].endswith(end)

@@ -53,8 +53,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 def is_writable(folder: Path) -> bool:
     """Whether something can be made in a folder; where it is not there, in the nearest one above it that is."""
-    there = next((item for item in (folder, *folder.absolute().parents) if item.exists()), folder)
-    return os.access(there, os.W_OK | os.X_OK)
+    try:
+        there = next((item for item in (folder, *folder.absolute().parents) if item.exists()), folder)
+    except PermissionError:  # one above it cannot be looked into
+        return False
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 def _flush(folder: Path) -> None:

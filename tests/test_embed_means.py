@@ -106,6 +106,22 @@ def test_a_mean_of_other_features_is_computed_anew(name: str, tmp_path: Path) ->
     np.testing.assert_allclose(table_mean(table), np.load(path).astype(np.float64).mean(axis=0), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("mean", ["of an older state", None, 3, []])
+def test_a_mean_that_is_not_understood_is_not_known(mean: object, tmp_path: Path) -> None:
+    path = write_with_mean(tmp_path / "x.npy", features_of())
+    described = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps(described | {"mean": mean}))
+    assert kept_mean(open_table(path)) is None
+
+
+def test_a_single_changed_row_of_a_small_table_is_noticed(tmp_path: Path) -> None:
+    path = write_with_mean(tmp_path / "x.npy", features_of())
+    stored = np.load(path, mmap_mode="r+")
+    stored[41] *= 20
+    stored.flush()
+    assert kept_mean(open_table(path)) is None
+
+
 @pytest.mark.parametrize("mean", [b"\xff", b"{", b"[1]", b'"x"'])
 def test_a_damaged_mean_of_a_parquet_file_is_computed_anew(mean: bytes, tmp_path: Path) -> None:
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
@@ -136,7 +152,6 @@ def test_parquet_that_was_filtered_has_none(tmp_path: Path) -> None:
         ({"dtype": "floop"}, "dtype='floop' is not one of float16, float32"),
         ({"kind": "both"}, "kind='both' is not one of pooled, patches"),
         ({"data": 3}, "data=3 must be a mapping"),
-        ({"mean": "x"}, "mean='x' must be a mapping"),
     ],
 )
 @pytest.mark.parametrize("name", ["x.npy", "x.parquet"])
@@ -169,6 +184,33 @@ def test_a_parquet_file_that_lacks_a_column_is_named(column: str, tmp_path: Path
     parquet.write_table(parquet.read_table(path).drop_columns([column]), path)
     with pytest.raises(ValueError, match=rf"x\.parquet is damaged or cut off \(it has no column {column}\)"):
         open_table(path)
+
+
+def test_missing_entries_are_listed(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "x.npy", features_of())
+    described = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(
+        json.dumps({key: described[key] for key in described if key not in ("weights", "kind")})
+    )
+    with pytest.raises(ValueError, match=r"x\.json lacks weights, kind; embed the images again"):
+        open_table(path)
+
+
+def test_an_empty_file_is_named(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "x.npy", features_of())
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"x\.npy is damaged or cut off .*embed the images again"):
+        open_table(path)
+
+
+def test_features_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = write_table(tmp_path / "x.parquet", features_of((2,), 5))
+    table = parquet.read_table(path)
+    for column in ([["a", "b"]] * 5, [[True, False]] * 5, [[[1.0], [2.0]]] * 5):
+        parquet.write_table(table.set_column(4, "features", pyarrow.array(column)), path)
+        with pytest.raises(ValueError, match=r"x\.parquet: row group 0 "):
+            next(open_table(path).blocks(4))
 
 
 def test_rows_of_another_length_are_named(tmp_path: Path) -> None:

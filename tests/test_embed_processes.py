@@ -254,3 +254,15 @@ def test_ctrl_c_while_the_table_is_put_together_says_that_all_is_kept(
     assert said[-1].startswith(f"{NUM_PARTS} of {NUM_PARTS} parts are done and kept in")
     assert said[-1].endswith("the same command (without --again) goes on")
     assert embed_dataset(encoder, data, SETTINGS, output).num_images == 0
+
+    def forget(parts: PartsFolder) -> None:
+        forget_all(parts)
+        raise KeyboardInterrupt
+
+    forget_all = PartsFolder.forget_all
+    other = tmp_path / "y.npy"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(PartsFolder, "write_plan", lambda parts, text: parts.plan_file.write_text(text))
+        patched.setattr(PartsFolder, "forget_all", forget)
+        embed_dataset(encoder, data, SETTINGS, other, say=said.append)
+    assert said[-1] == f"{other} is complete" and len(open_table(other)) == 44

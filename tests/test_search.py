@@ -214,6 +214,36 @@ def test_of_equal_images_nothing_is_left_but_zeros(shape: tuple[int, ...], tmp_p
     assert np.allclose(nearest(Vectors(table), Vectors(table).rows([2]), 3)[0].cosines, 1)
 
 
+def test_small_differences_around_a_large_mean_are_kept(tmp_path: Path) -> None:
+    """A millionth of the mean is more than fp32 rounds by."""
+    rng = np.random.default_rng(0)
+    mean = rng.normal(size=64)
+    values = (mean + 1e-6 * np.linalg.norm(mean) * rng.normal(size=(500, 64)) / 8).astype(np.float32)
+    table = open_table(write_table(tmp_path / "x.npy", values))
+    centered = Vectors(table, table_mean(table))
+    assert bool(centered.rows(list(range(500))).any(dim=1).all())
+
+
+def test_patches_much_longer_than_their_average(tmp_path: Path) -> None:
+    """Blocks and single rows agree: the average is taken in fp64, where patches cancel each other."""
+    rng = np.random.default_rng(0)
+    places = rng.normal(size=(8, 8, 16))
+    places -= places.mean(axis=(0, 1)) * 0.999
+    table = open_table(write_table(tmp_path / "x.npy", (places + 1e-3 * rng.normal(size=(40, 8, 8, 16))).astype(np.float32)))
+    for vectors_of in (Vectors(table), Vectors(table, table_mean(table))):
+        blocks = torch.cat([block.double().clone() for _, block, _ in vectors_of.blocks()])
+        rows = vectors_of.rows(list(range(40)))
+        assert float((blocks - rows).norm(dim=1).max() / rows.norm(dim=1).min()) < 1e-6
+
+
+def test_windows_that_equal_the_mean_have_no_direction(tmp_path: Path) -> None:
+    one = np.random.default_rng(0).normal(size=(4, 4, 5))
+    values = np.stack([one + 1e-8 * number for number in range(6)]).astype(np.float32)
+    table = open_table(write_table(tmp_path / "x.npy", values))
+    answer = nearest_windows(table, torch.randn(5), (2, 2), 3, place_means(table))
+    assert not answer.cosines.any()
+
+
 def test_a_window_is_found_by_what_it_shows_not_by_its_place(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     places, content = 5 * rng.normal(size=(6, 7, 16)), rng.normal(size=(40, 6, 7, 16))

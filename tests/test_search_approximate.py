@@ -68,6 +68,16 @@ def test_it_is_made_once_and_anew_for_other_features(tmp_path: Path) -> None:
     assert index.nearest(Vectors(other).rows([7]), 1)[0].rows.tolist() == [7]
 
 
+@pytest.mark.parametrize("mean", [[], [1.0, 2.0], ["a"] * 16, [float("nan")] * 16, None])
+def test_an_index_with_a_damaged_mean_is_made_anew(mean: object, tmp_path: Path) -> None:
+    table, said = table_of(tmp_path / "x.npy"), []
+    about = index_paths(table)[1]
+    queries = open_index(table, True, said.append).vectors.rows([7])
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"mean": mean}))
+    index = open_index(table, True, said.append)
+    assert "it is made anew" in said[1] and index.nearest(queries, 1)[0].rows.tolist() == [7]
+
+
 def test_an_interrupted_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = table_of(tmp_path / "x.npy")
 

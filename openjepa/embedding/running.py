@@ -107,7 +107,7 @@ def _work(
             rows = _put_together(plan, parts, output, settings)
         except KeyboardInterrupt:
             kept = f"{len(parts.done()):,} of {len(plan.parts):,} parts are done and kept in {parts.path}"
-            say(f"{kept}: the same command (without --again) goes on")
+            say(f"{kept}: the same command (without --again) goes on" if parts.exists() else f"{output} is complete")
             raise
         seconds = time.monotonic() - begun
     manifest = finished_manifest(output)

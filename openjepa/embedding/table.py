@@ -8,7 +8,7 @@ features in the file's under `openjepa.mean`, and each row of features as a list
 import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -79,11 +79,13 @@ def manifest_from_json(text: str | bytes, where: str) -> Manifest:
         raise ValueError(f"{where} does not describe features that openjepa embed wrote")
     if (version := entries.pop("version", None)) != VERSION:
         raise ValueError(f"{where} has version {version!r}; this openjepa reads version {VERSION}: embed the images again")
+    if not isinstance(entries.get("mean"), dict):  # then it is not known
+        entries.pop("mean", None)
+    if missing := [item.name for item in fields(Manifest) if _is_required(item) and item.name not in entries]:
+        raise ValueError(f"{where} lacks {', '.join(missing)}; embed the images again")
     names = {item.name for item in fields(Manifest)}
     try:
         manifest = from_dict(Manifest, {name: value for name, value in entries.items() if name in names})
-    except TypeError as error:
-        raise ValueError(f"{where} lacks entries: {error}; embed the images again") from error
     except ValueError as error:
         raise ValueError(f"{where} is damaged: {error}; embed the images again") from error
     if len(manifest.shape) != AXES[manifest.kind] or min(manifest.shape) < 1:
@@ -92,6 +94,10 @@ def manifest_from_json(text: str | bytes, where: str) -> Manifest:
             "images again"
         )
     return manifest
+
+
+def _is_required(item: Field[Any]) -> bool:
+    return item.default is MISSING and item.default_factory is MISSING
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +199,7 @@ def _open_numpy(path: Path) -> FeatureTable:
         raise ValueError(f"{csv_path} is damaged or cut off ({error}); embed the images again") from error
     try:
         features = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise ValueError(f"{path} is damaged or cut off ({error}); embed the images again") from error
     if features.shape != (len(rows), *manifest.shape) or features.dtype != np.dtype(manifest.dtype):
         raise ValueError(
@@ -230,7 +236,7 @@ def parquet_manifest(path: Path) -> Manifest:
     manifest = manifest_from_json(entries[METADATA_KEY], str(path))
     try:
         mean = json.loads(entries.get(MEAN_KEY, b"{}"))
-    except ValueError:  # it is computed where it is needed
+    except ValueError:  # then it is not known
         mean = {}
     return replace(manifest, mean=mean if isinstance(mean, dict) else {})
 
@@ -273,6 +279,10 @@ def _row_group(file: Any, number: int, path: Path, size: int) -> NDArray[Any]:
         values: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False)
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: row group {number} is damaged ({error}); embed the images again") from error
+    if values.dtype.kind != "f":
+        raise ValueError(
+            f"{path}: row group {number} holds features of type {column.type}, not numbers; embed the images again"
+        )
     if len(values) != size:
         raise ValueError(
             f"{path}: row group {number} holds {len(values):,} numbers instead of {size:,}; embed the images again"

@@ -8,6 +8,7 @@ of images is.
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def open_index(table: FeatureTable, centered: bool, say: Say) -> ApproximateInde
     except ImportError:
         raise ValueError("--approximate needs the package usearch: pip install 'openjepa[search]'; or leave it out") from None
     path, about = index_paths(table)
-    wanted, made = _made_of(table, centered, version), _read(about)
+    wanted, made = _made_of(table, centered, version), _read(about, table.manifest.shape[-1])
     if made is None or not made.is_of(wanted) or not path.is_file():
         if not is_writable(path.parent):
             raise ValueError(
@@ -122,13 +123,15 @@ def _made_of(table: FeatureTable, centered: bool, version: str) -> Made:
     )
 
 
-def _read(about: Path) -> Made | None:
+def _read(about: Path, width: int) -> Made | None:
     """What the index says of itself; None where there is nothing, or nothing that is understood."""
     try:
         entries = json.loads(about.read_text(encoding="utf-8"))
-        return Made(**{**entries, "mean": tuple(entries["mean"])})
+        made = Made(**{**entries, "mean": tuple(float(number) for number in entries["mean"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None
+    is_whole = len(made.mean) == (width if made.centered else 0) and all(map(isfinite, made.mean))
+    return made if is_whole else None
 
 
 def _opened(index_class: Any, path: Path) -> Any:

@@ -50,8 +50,9 @@ def nearest(
 ) -> list[Neighbors]:
     """The `top` nearest images of each query by cosine, exactly; fewer where the table holds fewer.
 
-    `queries`: less the same mean as the vectors. `skip`: for each query a row that is no answer, or None. Cosines are fp64, so
-    neither the order nor the ties depend on blocks or threads. Raises ValueError where a number is not finite.
+    `queries`: less the same mean as the vectors (`Vectors.less_mean`). `skip`: for each query a row that is no answer, or None.
+    Cosines are fp64, so neither the order nor the ties depend on blocks or threads. Raises ValueError where a number is not
+    finite.
     """
     if top < 1:
         raise ValueError(f"top={top} must be at least 1")

@@ -22,8 +22,10 @@ ROUND = 64
 """Blocks whose results wait for each other, where several threads work on blocks of their own."""
 SMALLEST_NORM = 1e-12
 """Shorter vectors have no direction: their cosine to anything is 0."""
-ROUNDED = 1e-6
-"""Of the length of a mean: more than averages in fp32 and the mean itself are rounded by."""
+ROUNDED = 2e-7
+"""Of the length of a mean in fp32: more than it is rounded by, and less than features in fp32 are when they differ."""
+SUMMED = 2048
+"""Rows that are added up in fp32: of more, sums of these are added in fp64."""
 
 Result = TypeVar("Result")
 
@@ -123,15 +125,19 @@ class Vectors:
             yield first, *self.of_block(first, features)
 
     def less_mean(self, vectors: Float[Tensor, "m D"]) -> Float[Tensor, "m D"]:
-        """Vectors in fp64 less the mean. What is left of one that equals the mean but for rounding has no direction: zeros."""
-        if self.mean is None:
-            return vectors
-        less = vectors - self.mean
-        return less.masked_fill_((less.norm(dim=1) < self._noise)[:, None], 0)
+        """Vectors, as queries are, in fp64 less the mean of the table. One that equals it but for rounding becomes zero."""
+        less = self._less(vectors.double())
+        return less.masked_fill((less.norm(dim=1) < self._noise)[:, None], 0)
+
+    def _less(self, vectors: Float[Tensor, "m D"]) -> Float[Tensor, "m D"]:
+        return vectors if self.mean is None else vectors - self.mean
 
     def of_block(self, first: int, features: Float[Tensor, "b *shape"]) -> tuple[Float[Tensor, "b D"], Float[Tensor, " b"]]:
         """Vectors and their norms of one block, which is overwritten. Raises ValueError at a row that is not finite."""
-        vectors = pooled(features if self.mean is None else features.sub_(self.mean.float()))
+        if features.ndim > 2:  # in fp64: patches may be many times as long as what is left of their average
+            vectors = self._less(features.mean(dim=(1, 2), dtype=torch.float64)).float()
+        else:
+            vectors = features if self.mean is None else features.sub_(self.mean.float())
         norms = torch.linalg.vector_norm(vectors, dim=1)
         check_finite(self.table, first, norms)
         if bool((equal := norms < self._noise).any()):
@@ -165,10 +171,10 @@ def place_means(table: FeatureTable) -> Float[Tensor, " *shape"]:
         return torch.from_numpy(kept.astype(np.float64))
 
     def total(first: int, features: Float[Tensor, "b *shape"]) -> Float[Tensor, " *shape"]:
-        part = features.sum(dim=0)
+        part = torch.stack([rows.sum(dim=0) for rows in torch.split(features, SUMMED)]).double().sum(dim=0)
         if not bool(part.isfinite().all()):
             check_finite(table, first, features)
-        return part.double()
+        return part
 
     start = torch.zeros(table.manifest.shape, dtype=torch.float64)
     mean: Tensor = sum(map_blocks(table, total), start) / max(1, len(table))

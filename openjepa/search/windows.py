@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from openjepa.search.vectors import SMALLEST_NORM
+from openjepa.search.vectors import ROUNDED, SMALLEST_NORM
 
 
 def window_cosines(
@@ -16,8 +16,8 @@ def window_cosines(
 ) -> Float[Tensor, "b H2 W2"]:
     """Cosine to `query` of the average of the patches in every window of (rows, columns), at every place on the grid.
 
-    `means`, one for each place, are taken off the patches first. Computed in the type of the features. Raises ValueError where
-    a window is larger than the grid.
+    `means`, one for each place, are taken off the patches first; a window that equals them but for rounding has the cosine 0.
+    Computed in the type of the features. Raises ValueError where a window is larger than the grid.
     """
     rows, columns = window
     height, width = features.shape[1:3]
@@ -31,6 +31,7 @@ def window_cosines(
         planes = functional.avg_pool2d(averages.permute(0, 3, 1, 2), (rows, 1), stride=1)
         averages = functional.avg_pool2d(planes, (1, columns), stride=1).permute(0, 2, 3, 1)
     direction = query.to(averages.dtype) / query.norm().clamp(min=SMALLEST_NORM).to(averages.dtype)
-    norms = torch.linalg.vector_norm(averages, dim=3).clamp(min=SMALLEST_NORM)
+    norms = torch.linalg.vector_norm(averages, dim=3)
+    noise = 0.0 if means is None else ROUNDED * float(means.norm(dim=2).mean())
     products: Tensor = averages @ direction
-    return products.div_(norms).clamp_(-1, 1)
+    return products.div_(norms.clamp(min=SMALLEST_NORM)).clamp_(-1, 1).masked_fill_(norms < noise, 0)

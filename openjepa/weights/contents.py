@@ -121,7 +121,7 @@ def read_settings(path: Path) -> dict[str, Any] | None:
 
 def _open_folder(folder: Path) -> Mapping[str, Any]:
     """The tensors of a folder: in one file, or in the parts that an index lists."""
-    for name in (INDEX_FILES[0], WEIGHTS_FILE, INDEX_FILES[1], PICKLE_FILE):
+    for name in (INDEX_FILES[0], WEIGHTS_FILE, PICKLE_FILE, INDEX_FILES[1]):
         if (folder / name).is_file():
             return _open_parts(folder, name) if name in INDEX_FILES else _open_file(folder / name)
     found = sorted(item.name for item in folder.iterdir())

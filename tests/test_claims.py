@@ -15,11 +15,12 @@ def test_a_claim_is_one_process_alone_and_ends_with_it(tmp_path: Path) -> None:
     place = tmp_path / "work"
 
     def hold() -> None:
-        assert take(place) is not None
+        assert take(place, wait=True) is not None  # the test below may be holding it just then
         time.sleep(1000)
 
     process = in_process(hold)
     while not place.exists() or (claim := take(place)) is not None:
+        assert process.is_alive()
         if place.exists() and claim is not None:
             claim.release()
         time.sleep(0.005)

@@ -15,8 +15,9 @@ def test_a_claim_is_one_process_alone_and_ends_with_it(tmp_path: Path) -> None:
     place = tmp_path / "work"
 
     def hold() -> None:
-        assert take(place, wait=True) is not None  # the test below may be holding it just then
+        kept = take(place, wait=True)  # the loop below may have it just then; one that is not kept ends at once
         time.sleep(1000)
+        assert kept is not None
 
     process = in_process(hold)
     while not place.exists() or (claim := take(place)) is not None:

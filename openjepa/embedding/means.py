@@ -30,7 +30,7 @@ class Tally:
         """`num_rows`: as many as will come."""
         self._dtype, self._shape = np.dtype(manifest.dtype), manifest.shape
         self._sum, self._num_rows = np.zeros(manifest.shape), 0
-        self._wanted, self._sample = evenly_spread(num_rows, SAMPLE), b""
+        self._wanted, self._sample = evenly_spread(num_rows, SAMPLE), 0
         self.checksum = 0
         """CRC-32 of all features."""
 
@@ -39,7 +39,9 @@ class Tally:
         self.checksum = zlib.crc32(data, self.checksum)
         rows = np.frombuffer(data, self._dtype).reshape(-1, *self._shape)
         inside = range(self._num_rows, self._num_rows + len(rows))
-        self._sample += b"".join(rows[row - inside.start].tobytes() for row in self._wanted if row in inside)
+        for row in self._wanted:
+            if row in inside:
+                self._sample = zlib.crc32(rows[row - inside.start].tobytes(), self._sample)
         self._sum += rows.sum(axis=0, dtype=np.float64)
         self._num_rows += len(rows)
 
@@ -50,7 +52,7 @@ class Tally:
             "values": base64.b64encode(values).decode(),
             "rows": self._num_rows,
             "checksum": zlib.crc32(values),
-            "sample": zlib.crc32(self._sample),
+            "sample": self._sample,
         }
 
 

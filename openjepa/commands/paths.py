@@ -1,11 +1,11 @@
 """Paths that a command is given: errors before anything is loaded, and what would do."""
 
-import os
 from pathlib import Path
 
 from openjepa.config import nearest
 from openjepa.settings.conversion import MARK
 from openjepa.weights.hub import is_hub_name
+from openjepa.whole_files import is_writable
 
 
 def check_subject(path: Path, *marks: str) -> None:
@@ -46,5 +46,5 @@ def check_output_folder(path: Path) -> None:
 
 
 def _check_writable(path: Path, folder: Path) -> None:
-    if not os.access(folder, os.W_OK | os.X_OK):
+    if not is_writable(folder):
         raise ValueError(f"--output {path}: {folder.absolute()} cannot be written to; name a place elsewhere")

@@ -11,6 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from openjepa.refusals import Refusal
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -33,6 +35,7 @@ __all__ = [
     "Picture",
     "Pictures",
     "Prediction",
+    "Refusal",
     "__version__",
     "embed",
     "evaluate",
@@ -77,14 +80,14 @@ def load(subject: Path | str, *, encoder: Literal["target", "context"] = "target
     `method.export_context_encoder`, released checkpoints hold it.
     `heads`: number of attention heads, needed only where neither the file nor the width of the network tells it.
 
-    Raises ValueError where nothing can be read, where keys are missing or left over (it lists them), and for a choice that the
+    Raises Refusal where nothing can be read, where keys are missing or left over (it lists them), and for a choice that the
     file does not offer. Nothing in the file is executed.
     """
     from openjepa.inference.encoder import Encoder
     from openjepa.weights.loading import Choice, load_any
 
     if encoder not in ("target", "context"):
-        raise ValueError(f"encoder={encoder!r} is not known: use 'target' or 'context'")
+        raise Refusal(f"encoder={encoder!r} is not known: use 'target' or 'context'")
     return Encoder(load_any(subject, Choice(encoder=encoder, heads=heads)))
 
 
@@ -117,7 +120,7 @@ def evaluate(
     if suite is None and data_root is None:
         return evaluate_run(Path(subject), settings, data)
     if suite is None or data_root is None or data is not None:
-        raise ValueError("a suite needs suite and data_root, and no data")
+        raise Refusal("a suite needs suite and data_root, and no data")
     return evaluate_suite(Path(subject), suite, Path(data_root), settings)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from openjepa.config import nearest
 from openjepa.recipes.matched import CHANGES, with_method
+from openjepa.refusals import Refusal
 from openjepa.settings.run import RunConfig
 
 
@@ -38,11 +39,11 @@ ABLATIONS = {
 def ablation_rows(name: str, config: RunConfig, chosen: tuple[str, ...] = ()) -> dict[str, RunConfig]:
     """The rows of an ablation, or the first and those that are `chosen`.
 
-    Raises ValueError for an ablation or a row that does not exist.
+    Raises Refusal for an ablation or a row that does not exist.
     """
     if name not in ABLATIONS:
-        raise ValueError(f"ablation {name!r} does not exist: {nearest(name, ABLATIONS)}")
+        raise Refusal(f"ablation {name!r} does not exist: {nearest(name, ABLATIONS)}")
     rows = ABLATIONS[name].rows(config)
     if unknown := [row for row in chosen if row not in rows]:
-        raise ValueError(f"--rows {unknown[0]} does not exist in the ablation {name}: {nearest(unknown[0], rows)}")
+        raise Refusal(f"--rows {unknown[0]} does not exist in the ablation {name}: {nearest(unknown[0], rows)}")
     return {row: item for number, (row, item) in enumerate(rows.items()) if not chosen or number == 0 or row in chosen}

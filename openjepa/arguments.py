@@ -14,6 +14,7 @@ import tyro
 
 from openjepa.config import expand_home, flatten, load_run_config, load_yaml, nearest
 from openjepa.recipes import RECIPES, load_recipe, with_total_steps
+from openjepa.refusals import Refusal
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.data import DataSettings, FolderSettings
 from openjepa.settings.embedding import EmbedSettings
@@ -96,7 +97,7 @@ _EXCLUSIVE = (("optim.epochs", "optim.total_steps"), ("optim.warmup_epochs", "op
 
 
 def parse_train(argv: Sequence[str], prog: str, description: str) -> tuple[RunConfig, TrainOptions]:
-    """The settings of `openjepa train ...`, and its other options. Raises ValueError; prints help and exits where asked to."""
+    """The settings of `openjepa train ...`, and its other options. Raises Refusal; prints help and exits where asked to."""
     argv = with_long_names(argv)
     start = _starting_point(argv)
     config = with_half_predictor(without_overruled(select_components(start, argv), argv), argv)
@@ -164,7 +165,7 @@ def require(argv: Sequence[str], what: str, prog: str) -> Sequence[str]:
     """`argv`, which must start with a value, or ask for help."""
     if is_help(argv) or (argv and not argv[0].startswith("-")):
         return argv
-    raise ValueError(f"{prog} needs {what} first (see {prog} --help)")
+    raise Refusal(f"{prog} needs {what} first (see {prog} --help)")
 
 
 def is_help(argv: Sequence[str]) -> bool:
@@ -181,7 +182,7 @@ def _starting_point(argv: Sequence[str]) -> RunConfig:
     name = argv[0] if argv and not argv[0].startswith("-") else None
     if file is not None:
         if name is not None or preset is not None:
-            raise ValueError(f"--config {file} says it all: leave out the recipe and the preset")
+            raise Refusal(f"--config {file} says it all: leave out the recipe and the preset")
         return load_run_config(file)
     if name is not None:
         return load_recipe(name, preset)
@@ -191,7 +192,7 @@ def _starting_point(argv: Sequence[str]) -> RunConfig:
         before = load_run_config(init)
         own = RunSettings(seed=before.run.seed, device=before.run.device, precision=before.run.precision)
         return replace(before, run=replace(own, compile=before.run.compile))
-    raise ValueError(f"which run? Give a recipe first ({', '.join(RECIPES)}), or --config FILE, or --init RUN")
+    raise Refusal(f"which run? Give a recipe first ({', '.join(RECIPES)}), or --config FILE, or --init RUN")
 
 
 def normalized(option: str) -> str:
@@ -230,11 +231,11 @@ def select_component(settings: Any, component: str, argv: Sequence[str]) -> Any:
     option = f"{component}.{choice.field}"
     name = option_value(argv, option)
     if name is None and option in map(normalized, argv):
-        raise ValueError(f"--{option} needs a value: one of {', '.join(choice.options)}")
+        raise Refusal(f"--{option} needs a value: one of {', '.join(choice.options)}")
     if name is None or name == getattr(settings, choice.field):
         return settings
     if name not in choice.options:
-        raise ValueError(f"--{option} {name} does not exist: {nearest(name, choice.options)}")
+        raise Refusal(f"--{option} {name} does not exist: {nearest(name, choice.options)}")
     cls = choice.options[name]
     common = {item.name for item in fields(choice.base)} - {choice.field}
     return cls(**{item: getattr(settings, item) for item in common})
@@ -260,7 +261,7 @@ def without_overruled(config: RunConfig, argv: Sequence[str]) -> RunConfig:
         try:
             epochs = float(value or optim.epochs)
         except ValueError:
-            raise ValueError(f"optim.epochs={value!r} must be a number above 0") from None
+            raise Refusal(f"optim.epochs={value!r} must be a number above 0") from None
         share = 0.0 if optim.warmup_steps is None else optim.warmup_steps / optim.total_steps
         optim = replace(optim, total_steps=None, warmup_steps=None, warmup_epochs=share * epochs)
     if _EXCLUSIVE[1][0] in given and _EXCLUSIVE[1][1] not in given:
@@ -294,9 +295,9 @@ def parse(cls: type[OptionsType], argv: Sequence[str], prog: str, description: s
     for item in unknown:
         if item.startswith("-"):
             name = item.split("=", maxsplit=1)[0]
-            raise ValueError(f"unknown option {name}: {nearest(name, option_names(default))} (see {prog} --help)")
+            raise Refusal(f"unknown option {name}: {nearest(name, option_names(default))} (see {prog} --help)")
     if unknown:
-        raise ValueError(f"{prog} does not know what to do with {unknown[0]!r}{_about_switches(unknown[0], argv, prog)}")
+        raise Refusal(f"{prog} does not know what to do with {unknown[0]!r}{_about_switches(unknown[0], argv, prog)}")
     return expand_home(options)
 
 

@@ -36,6 +36,7 @@ from openjepa.masks.base import MaskSampler, TokenShape
 from openjepa.methods.base import Method
 from openjepa.recipes import load_recipe
 from openjepa.recipes.matched import with_method
+from openjepa.refusals import Refusal
 from openjepa.schedules import Progress
 from openjepa.settings.bench import StepBench
 from openjepa.settings.data import FolderSettings
@@ -51,7 +52,7 @@ PROGRESS = Progress(step=10, total_steps=1000, steps_per_epoch=100)
 
 
 def step_config(options: StepBench) -> RunConfig:
-    """The run whose step is timed. ValueError: an option that is out of range or without effect, or a run that cannot work."""
+    """The run whose step is timed. Refusal: an option that is out of range or without effect, or a run that cannot work."""
     options.check()
     config = load_recipe(options.recipe, options.preset) if options.recipe else _at_sizes(options)
     config = with_method(config, options.method or config.method.name)
@@ -247,7 +248,7 @@ class TimedStep:
         drawn = (self.draw(step) for step in range(1000))
         masks = next((item for item in drawn if all(map(self._is_usual, item.values()))), None)
         if masks is None:
-            raise ValueError(f"no batch of masks has the token counts {self.shape} that {self.sampler.name} announces")
+            raise Refusal(f"no batch of masks has the token counts {self.shape} that {self.sampler.name} announces")
         return Batch(torch.arange(size), views, masks=masks)
 
     def _is_usual(self, masks: Masks) -> bool:

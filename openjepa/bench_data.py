@@ -51,7 +51,7 @@ LOADER_EPOCHS = 30
 
 
 def time_data(options: DataBench) -> None:
-    """The command `openjepa bench data`: measures and prints. ValueError: an option that is out of range."""
+    """The command `openjepa bench data`: measures and prints. Refusal: an option that is out of range."""
     options.check()
     with tempfile.TemporaryDirectory() as folder:
         path = options.path or Path(folder)
@@ -64,7 +64,7 @@ def time_data(options: DataBench) -> None:
 
 
 def views_config(options: DataBench, path: Path) -> RunConfig:
-    """The run whose views are timed, on the images of a folder. ValueError: a run that cannot work."""
+    """The run whose views are timed, on the images of a folder. Refusal: a run that cannot work."""
     config = load_recipe(options.recipe, options.preset) if options.recipe else RunConfig()
     side = config.data.image_size if options.recipe else options.image_size
     shared = {name: getattr(config.data, name) for name in ("crop_scale", "crop_aspect", "interpolation", "horizontal_flip")}

@@ -21,6 +21,7 @@ from openjepa.masks import MASKS
 from openjepa.masks.base import MaskSampler
 from openjepa.measures.energy import FLAT, EnergyStatistics, energy_statistics, incompatible, is_flat
 from openjepa.methods.base import Method
+from openjepa.refusals import Refusal
 from openjepa.schedules import Progress
 from openjepa.seeds import derive
 from openjepa.settings.bench import EnergyBench
@@ -48,13 +49,13 @@ def bench_energy(options: EnergyBench) -> dict[str, Any]:
     """Energies of all pairs in groups of images, before training and at the run's latest checkpoint.
 
     Views and masks are drawn as in training, from seeds that training never uses, and are the same for both; so is the progress
-    that the method is told, on which temperatures may depend. Raises ValueError for a run without a usable checkpoint.
+    that the method is told, on which temperatures may depend. Raises Refusal for a run without a usable checkpoint.
     """
     options.check()
     run = options.run
     config, found = load_run_config(run), latest_checkpoint(run / "checkpoints")
     if found is None:
-        raise ValueError(
+        raise Refusal(
             f"{run} has no checkpoint that can be used, and energies need the whole method, not only its encoder: train it "
             f"first (openjepa train --config {run / 'config.yaml'})"
         )
@@ -138,7 +139,7 @@ def _groups(config: RunConfig, method: Method, sampler: MaskSampler, splits: Spl
     number = options.images // size * size
     batches = draw_batches(config, method.inputs(), sampler, splits, number, size, derive("order", config.run.seed, -2))
     if not batches or size < 2:
-        raise ValueError(f"data.path holds fewer images than a group of {max(2, size)}: lower --batch-size, or add images")
+        raise Refusal(f"data.path holds fewer images than a group of {max(2, size)}: lower --batch-size, or add images")
     return batches
 
 

@@ -1,4 +1,4 @@
-"""The command line: finds the command, and turns mistakes into one message. Imports neither tyro nor torch by itself."""
+"""The command line: finds the command, and turns refusals into one message. Imports neither tyro nor torch by itself."""
 
 import os
 import sys
@@ -8,6 +8,7 @@ from importlib import import_module
 
 import openjepa
 from openjepa.engine.interrupts import Interrupted
+from openjepa.refusals import Refusal
 
 USAGE = """openjepa {version}: train I-JEPA encoders on your images, probe them, and look at them.
 
@@ -45,7 +46,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of `openjepa`: runs one command. Exits with 2 on a mistake in the settings, 130 when interrupted."""
+    """Entry point of `openjepa`: runs one command.
+
+    Exits with 2 after a refusal or an error of the file system, which print one message; with 130 when interrupted. Any other
+    error is a fault of the program and keeps its traceback.
+    """
     warnings.formatwarning = _format_warning
     try:
         _dispatch(list(sys.argv[1:] if argv is None else argv))
@@ -58,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # `openjepa ... | head` closed the pipe; what Python still holds must not be flushed into it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (ValueError, OSError, ImportError) as error:
+    except (Refusal, OSError) as error:
         if os.environ.get("OPENJEPA_DEBUG"):
             raise
         print(f"openjepa: {error}", file=sys.stderr)
@@ -88,7 +93,7 @@ def _dispatch(argv: list[str]) -> None:
     if name not in COMMANDS:
         from openjepa.config import nearest
 
-        raise ValueError(f"unknown command {name!r}: {nearest(name, COMMANDS)} (see openjepa --help)")
+        raise Refusal(f"unknown command {name!r}: {nearest(name, COMMANDS)} (see openjepa --help)")
     function = getattr(import_module("openjepa.commands"), COMMANDS[name][0])
     function(argv[words:], f"openjepa {name}")
 

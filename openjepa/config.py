@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
+from openjepa.refusals import Refusal
 from openjepa.settings.choices import CHOICES, Choice
 from openjepa.settings.run import RunConfig
 
@@ -54,17 +55,17 @@ def _items(config: object) -> Iterator[tuple[str, Any]]:
 def from_dict(cls: type[ConfigType], data: object, choices: Mapping[str, Choice] | None = None, prefix: str = "") -> ConfigType:
     """The inverse of `to_dict`: builds `cls` from a nested mapping; what is missing keeps its default.
 
-    `choices` says which dataclass a component's chosen name means. Raises ValueError for an unknown name (with the nearest
+    `choices` says which dataclass a component's chosen name means. Raises Refusal for an unknown name (with the nearest
     valid one) and for a value of the wrong type, with the dotted name of the setting.
     """
     if not isinstance(data, Mapping):
-        raise ValueError(f"{prefix.rstrip('.') or 'the configuration'} must be a mapping of settings, not {data!r}")
+        raise Refusal(f"{prefix.rstrip('.') or 'the configuration'} must be a mapping of settings, not {data!r}")
     hints = get_type_hints(cls)
     names = [item.name for item in fields(cls)]  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for name, value in data.items():
         if name not in names:
-            raise ValueError(f"unknown setting {prefix}{name}: {nearest(f'{prefix}{name}', (prefix + item for item in names))}")
+            raise Refusal(f"unknown setting {prefix}{name}: {nearest(f'{prefix}{name}', (prefix + item for item in names))}")
         choice = (choices or {}).get(name)
         kind = _chosen(choice, value, f"{prefix}{name}") if choice and isinstance(value, Mapping) else hints[name]
         values[name] = _convert(value, kind, f"{prefix}{name}", choices)
@@ -74,14 +75,14 @@ def from_dict(cls: type[ConfigType], data: object, choices: Mapping[str, Choice]
 def _chosen(choice: Choice, value: Mapping[str, Any], path: str) -> type[Any]:
     name = value.get(choice.field)
     if name is None:
-        raise ValueError(f"{path}.{choice.field} is missing; one of: {', '.join(sorted(choice.options))}")
+        raise Refusal(f"{path}.{choice.field} is missing; one of: {', '.join(sorted(choice.options))}")
     if name not in choice.options:
-        raise ValueError(f"{path}.{choice.field}={name!r} does not exist; {nearest(str(name), choice.options)}")
+        raise Refusal(f"{path}.{choice.field}={name!r} does not exist; {nearest(str(name), choice.options)}")
     return choice.options[name]
 
 
 def _convert(value: object, kind: Any, path: str, choices: Mapping[str, Choice] | None) -> object:
-    """`value` as the annotation `kind` wants it, or ValueError."""
+    """`value` as the annotation `kind` wants it, or Refusal."""
     if is_dataclass(kind) and isinstance(kind, type):
         return from_dict(kind, value, choices, prefix=f"{path}.")
     origin = get_origin(kind)
@@ -97,7 +98,7 @@ def _convert(value: object, kind: Any, path: str, choices: Mapping[str, Choice] 
 def _convert_literal(value: object, allowed: tuple[object, ...], path: str) -> object:
     if value in allowed and type(value) in {type(item) for item in allowed}:
         return value
-    raise ValueError(f"{path}={value!r} is not one of {', '.join(map(str, allowed))}")
+    raise Refusal(f"{path}={value!r} is not one of {', '.join(map(str, allowed))}")
 
 
 def _convert_union(value: object, kinds: tuple[Any, ...], path: str, choices: Mapping[str, Choice] | None) -> object:
@@ -109,16 +110,16 @@ def _convert_union(value: object, kinds: tuple[Any, ...], path: str, choices: Ma
             return _convert(value, kind, path, choices)
         except ValueError as error:
             problems.append(str(error))
-    raise ValueError(problems[0])
+    raise Refusal(problems[0])
 
 
 def _convert_tuple(value: object, kinds: tuple[Any, ...], path: str, choices: Mapping[str, Choice] | None) -> object:
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{path}={value!r} must be a list")
+        raise Refusal(f"{path}={value!r} must be a list")
     if kinds[-1] is Ellipsis:
         kinds = (kinds[0],) * len(value)
     if len(kinds) != len(value):
-        raise ValueError(f"{path}={value!r} must have {len(kinds)} values")
+        raise Refusal(f"{path}={value!r} must have {len(kinds)} values")
     return tuple(_convert(item, kind, f"{path}[{i}]", choices) for i, (item, kind) in enumerate(zip(value, kinds, strict=True)))
 
 
@@ -129,12 +130,12 @@ def _convert_scalar(value: object, kind: Any, path: str) -> object:
         try:  # on strings too: YAML 1.1 reads `1e-3` (without a point) as one
             return float(value)  # type: ignore[arg-type]
         except (TypeError, ValueError):
-            raise ValueError(f"{path}={value!r} must be a number") from None
+            raise Refusal(f"{path}={value!r} must be a number") from None
     if kind is Path and isinstance(value, str):
         return Path(value)
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
-    raise ValueError(f"{path}={value!r} must be {_KIND_NAMES.get(kind, str(kind))}")
+    raise Refusal(f"{path}={value!r} must be {_KIND_NAMES.get(kind, str(kind))}")
 
 
 _KIND_NAMES = {
@@ -154,15 +155,15 @@ def save_yaml(config: object, path: Path) -> None:
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """The nested mapping of a file that `save_yaml` or a person wrote. Raises ValueError that names the file."""
+    """The nested mapping of a file that `save_yaml` or a person wrote. Raises Refusal that names the file."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML file: {error}") from None
+        raise Refusal(f"{path} is no YAML file: {error}") from None
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        raise Refusal(f"{path} cannot be read: {error.strerror}") from None
     if not isinstance(data, dict):
-        raise ValueError(f"{path} must hold a mapping of settings, not {data!r}")
+        raise Refusal(f"{path} must hold a mapping of settings, not {data!r}")
     return data
 
 
@@ -205,11 +206,11 @@ def _expanded(value: Any) -> Any:
 
 
 def load_run_config(path: Path | str) -> RunConfig:
-    """The settings of a run, from its folder or from a YAML file. Raises ValueError that names the file."""
+    """The settings of a run, from its folder or from a YAML file. Raises Refusal that names the file."""
     path = Path(path).expanduser()
     file = path / "config.yaml" if path.is_dir() else path
     data = load_yaml(file)
     try:
         return from_dict(RunConfig, data, CHOICES)
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
+        raise Refusal(f"{file}: {error}") from None

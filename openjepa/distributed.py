@@ -6,15 +6,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from openjepa.refusals import Refusal
+
 
 def refuse_unready_launch() -> None:
-    """Raises ValueError where a launcher started several processes: training runs in one process so far.
+    """Raises Refusal where a launcher started several processes: training runs in one process so far.
 
     Each of them would train a whole run of its own and fight for the run folder.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1 and not is_active():
-        raise ValueError(f"WORLD_SIZE={processes}: training runs in one process so far; start it without torchrun")
+        raise Refusal(f"WORLD_SIZE={processes}: training runs in one process so far; start it without torchrun")
 
 
 def is_active() -> bool:

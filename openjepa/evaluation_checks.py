@@ -6,6 +6,7 @@ from pathlib import Path
 
 from openjepa.config import flatten
 from openjepa.ranges import ABOVE_ZERO_FRACTION, BELOW_ONE, COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Range, check_range
+from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.finetune import BASE_DEPTH, resolve_finetune
 
@@ -64,7 +65,7 @@ WITHOUT_POOLING = {"attentive", "dense_linear", "dense_knn"}
 
 
 def check_evaluation(settings: EvaluationSettings) -> None:
-    """Raises ValueError at the first setting of an evaluation that cannot work."""
+    """Raises Refusal at the first setting of an evaluation that cannot work."""
     for name, value in flatten(settings).items():
         for item in value if isinstance(value, tuple) else (value,):
             if name in EVALUATION_RANGES and isinstance(item, int | float):
@@ -72,9 +73,9 @@ def check_evaluation(settings: EvaluationSettings) -> None:
     shot = settings.low_shot
     given = [name for name in ("list", "percent", "images_per_class") if getattr(shot, name) is not None]
     if len(given) > 1:
-        raise ValueError(f"evaluation.low_shot.{given[0]} and low_shot.{given[1]} both say which images are labeled: give one")
+        raise Refusal(f"evaluation.low_shot.{given[0]} and low_shot.{given[1]} both say which images are labeled: give one")
     if shot.list is not None and not Path(shot.list).expanduser().is_file():
-        raise ValueError(f"evaluation.low_shot.list={shot.list!r} is no file: give a text file with one image per line")
+        raise Refusal(f"evaluation.low_shot.list={shot.list!r} is no file: give a text file with one image per line")
     # the depth is not known yet; shallow encoders have the longest runs, so that nothing possible is refused
     resolve_finetune(settings.finetune, shot.is_set(), BASE_DEPTH)
 

@@ -2,6 +2,8 @@
 
 import math
 
+from openjepa.refusals import Refusal
+
 Range = tuple[float, float, str]
 """Smallest and largest value, and both in words."""
 
@@ -14,7 +16,7 @@ BELOW_ONE: Range = (0.0, math.nextafter(1, 0), "at least 0 and below 1")
 
 
 def check_range(name: str, value: float, limits: Range) -> None:
-    """ValueError that names the setting where `value` lies outside of its range, or is infinite or no number."""
+    """Refusal that names the setting where `value` lies outside of its range, or is infinite or no number."""
     low, high, words = limits
     if not low <= value <= high or math.isinf(value):
-        raise ValueError(f"{name}={value} must be {words}")
+        raise Refusal(f"{name}={value} must be {words}")

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "openjepa"
 
 # Each part imports only parts of the tiers below its own (and itself).
 TIERS = (
+    ("refusals",),
     ("settings",),
     ("types", "registry", "seeds", "ranges", "config", "distributed", "whole_files"),
     ("schedules", "checks", "evaluation_checks", "recipes", "measures"),
@@ -40,6 +41,7 @@ TORCH_FREE = {
     "schedules",
     "seeds",
     "registry",
+    "refusals",
     "ranges",
     "whole_files",
     "report",
@@ -52,7 +54,7 @@ TORCH_FREE_FILES |= {"data/benchmarks.py", "data/source.py", "evaluation/suite.p
 TORCH_FREE_FILES |= {"__init__.py", "engine/interrupts.py", "weights/__init__.py", "weights/hub.py"}
 TORCH_FREE_FILES |= {f"conversion/{name}.py" for name in ("__init__", "card", "places", "snippets")}
 
-MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_NESTING = 350, 60, 3
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_NESTING = 450, 60, 3
 LONGER_FUNCTIONS = {"openjepa/training/loop.py:train": 200}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

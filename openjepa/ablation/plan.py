@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from openjepa.config import difference, from_dict, to_dict
 from openjepa.recipes import with_total_steps
+from openjepa.refusals import Refusal
 from openjepa.settings.ablation import AblationSettings
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.run import RunConfig
@@ -62,9 +63,9 @@ class PlannedRun:
 
 
 def base_config(config: RunConfig, settings: AblationSettings) -> RunConfig:
-    """The run that all rows are made of, at the length of the table at equal images. ValueError: its length is in epochs."""
+    """The run that all rows are made of, at the length of the table at equal images. Refusal: its length is in epochs."""
     if config.optim.total_steps is None:
-        raise ValueError(
+        raise Refusal(
             f"--recipe {config.recipe} has its length in epochs, but runs are compared by images seen: use a small recipe, "
             "e.g. --recipe cpu-32"
         )
@@ -130,7 +131,7 @@ def kept_speeds(
 ) -> dict[str, Speed]:
     """The speeds in the plan of `output`, so that runs keep their lengths; those of rows without one are measured and added.
 
-    New rows are measured beside the first one and brought to its speed of before. Raises ValueError where `output` holds runs
+    New rows are measured beside the first one and brought to its speed of before. Raises Refusal where `output` holds runs
     of another base run, of other lengths, or evaluated otherwise.
     """
     path = output / PLAN
@@ -164,7 +165,7 @@ def _check_same(output: Path, content: Mapping[str, Any], base: RunConfig, setti
     ]
     changed = [f"{name} {old!r} -> {new!r}" for name, old, new in changes if old != new]
     if changed:
-        raise ValueError(
+        raise Refusal(
             f"--output {output} holds runs that are not comparable with these (there -> asked for): {', '.join(changed)}. "
             "Repeat its options to continue it, or name another --output"
         )

@@ -23,7 +23,7 @@ def run_ablation(config: RunConfig, settings: AblationSettings) -> int:
     """Trains and evaluates the rows of an ablation of `config`, writes its tables, and returns how many runs have failed.
 
     Runs that are finished are not repeated, those that failed in an earlier call are tried again, those that another process
-    works on are left to it. Raises ValueError, before anything is run, for settings that cannot work.
+    works on are left to it. Raises Refusal, before anything is run, for settings that cannot work.
     """
     started = time.time()
     ablation, output = ABLATIONS[settings.ablation], settings.output

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from openjepa.checks.masks import check_blockwise, most_masked_of
 from openjepa.checks.sizes import check_heads, check_patch_divides, check_positions, nearest_multiple
+from openjepa.refusals import Refusal
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.masks import BlockwiseSettings, RandomPatchesSettings
 from openjepa.settings.methods import Data2VecSettings, IBotSettings, IJepaSettings, MaeSettings
@@ -25,13 +26,13 @@ def check_method(config: RunConfig) -> None:
     if masks.kind not in method.mask_kinds:
         fitting = [item for item, cls in CHOICES["masks"].options.items() if cls.kind in method.mask_kinds]
         fitting = ["random_patches"] if name in EQUALLY_MANY_MASKED else fitting
-        raise ValueError(
+        raise Refusal(
             f"masks.strategy={masks.strategy} does not fit method.name={name}, {MASK_WORDS[method.mask_kinds[0]]}: "
             f"use masks.strategy={' or '.join(fitting)}, or start from a recipe of {name} (openjepa train --help), which sets "
             "everything else that suits it"
         )
     if method.needs_class_token and not config.model.class_token:
-        raise ValueError(f"model.class_token=False, but method.name={name} trains the class token: set model.class_token=True")
+        raise Refusal(f"model.class_token=False, but method.name={name} trains the class token: set model.class_token=True")
     if isinstance(method, MultiCropSettings):
         _check_crops(method, config)
     if name in METHOD_CHECKS:
@@ -58,7 +59,7 @@ def _check_data2vec(config: RunConfig) -> None:
     method, depth = config.method, config.model.shape().depth
     assert isinstance(method, Data2VecSettings)
     if method.average_layers > depth:
-        raise ValueError(
+        raise Refusal(
             f"method.average_layers={method.average_layers} of an encoder with {depth} blocks: set method.average_layers to at "
             f"most {depth}; half of them ({max(1, depth // 2)}) is what is published"
         )
@@ -70,7 +71,7 @@ def _check_ibot(config: RunConfig) -> None:
     method = config.method
     assert isinstance(method, IBotSettings)
     if method.class_weight == method.patch_weight == 0:
-        raise ValueError("method.class_weight=0 and method.patch_weight=0 leave no loss: set one of them above 0, e.g. 1")
+        raise Refusal("method.class_weight=0 and method.patch_weight=0 leave no loss: set one of them above 0, e.g. 1")
     if method.patch_weight > 0:
         _check_something_is_masked(config, e_g="0.3")
 
@@ -80,7 +81,7 @@ def _check_msn(config: RunConfig) -> None:
     together = config.optim.microbatch_size or config.optim.batch_size
     if together < 2:
         name = "batch_size" if config.optim.microbatch_size is None else "microbatch_size"
-        raise ValueError(
+        raise Refusal(
             f"optim.{name}={together}, but method.name=msn normalizes over the images of a microbatch: set optim.{name} to at "
             "least 2, better to as many as fit"
         )
@@ -89,7 +90,7 @@ def _check_msn(config: RunConfig) -> None:
 def _check_equally_many_are_masked(config: RunConfig) -> None:
     """For methods that encode only visible patches."""
     if not isinstance(config.masks, RandomPatchesSettings):
-        raise ValueError(
+        raise Refusal(
             f"masks.strategy={config.masks.strategy} masks unequal numbers of patches, but method.name={config.method.name} "
             "encodes only the visible ones, equally many in every image: use masks.strategy=random_patches"
         )
@@ -102,7 +103,7 @@ def _check_something_is_masked(config: RunConfig, e_g: str) -> None:
         return
     check_blockwise(masks, grid)
     if most_masked_of(masks, grid) < 1:
-        raise ValueError(
+        raise Refusal(
             f"masks.ratios={max(masks.ratios):g} of {grid[0]}x{grid[1]} patches masks none, which leaves {config.method.name} "
             f"nothing to predict: set masks.ratios to e.g. {e_g}"
         )
@@ -114,7 +115,7 @@ def _check_crops(method: MultiCropSettings, config: RunConfig) -> None:
         size, patch, side = (method.local_size, method.local_size), config.model.patch_size, max(config.data.height_width())
         check_patch_divides(patch, size, size_name="method.local_size")
         if method.local_size > side:
-            raise ValueError(
+            raise Refusal(
                 f"method.local_size={method.local_size} makes the small crops larger than the large ones, "
                 f"data.image_size={side}: use e.g. method.local_size={nearest_multiple(side * 3 // 7, patch)}"
             )
@@ -123,7 +124,7 @@ def _check_crops(method: MultiCropSettings, config: RunConfig) -> None:
 
 def _check_hue(jitter: tuple[float, float, float, float]) -> None:
     if jitter[3] > 0.5:
-        raise ValueError(
+        raise Refusal(
             f"method.jitter: the last value, {jitter[3]:g}, is the largest turn of the hue: use at most 0.5, half a turn"
         )
 

@@ -8,6 +8,7 @@ from openjepa.checks.method_remarks import without_effect
 from openjepa.checks.methods import check_method
 from openjepa.checks.sizes import PATCH_SIZES, check_heads, check_patch_divides, check_positions
 from openjepa.checks.values import check_pairs, check_ranges
+from openjepa.refusals import Refusal
 from openjepa.settings.data import DataSettings, FolderSettings, HuggingFaceSettings
 from openjepa.settings.masks import BlockwiseSettings, MultiblockSettings, RandomPatchesSettings
 from openjepa.settings.models import SIZES, ModelSettings
@@ -16,7 +17,7 @@ from openjepa.settings.run import RunConfig, RunSettings
 
 
 def check(config: RunConfig, world_size: int = 1, is_model_known: bool = True) -> None:
-    """Raises ValueError at the first setting that cannot work, alone or with the others, on `world_size` processes.
+    """Raises Refusal at the first setting that cannot work, alone or with the others, on `world_size` processes.
 
     Without `is_model_known`, of a run whose model follows weights that are not read yet, all that does not depend on it.
     """
@@ -29,7 +30,7 @@ def check(config: RunConfig, world_size: int = 1, is_model_known: bool = True) -
     _check_source(config)
     _check_run(config.run)
     if config.monitor.lidar_masks == 1:
-        raise ValueError("monitor.lidar_masks=1 must be at least 2, because LiDAR compares draws; or 0 for no LiDAR")
+        raise Refusal("monitor.lidar_masks=1 must be at least 2, because LiDAR compares draws; or 0 for no LiDAR")
 
 
 def _check_model(config: RunConfig) -> None:
@@ -83,7 +84,7 @@ def remarks(config: RunConfig) -> list[str]:
 def _check_patches(model: ModelSettings, data: DataSettings) -> None:
     patch = model.patch_size
     if patch not in PATCH_SIZES:
-        raise ValueError(f"model.patch_size={patch} must be between {PATCH_SIZES[0]} and {PATCH_SIZES[-1]}")
+        raise Refusal(f"model.patch_size={patch} must be between {PATCH_SIZES[0]} and {PATCH_SIZES[-1]}")
     check_patch_divides(patch, data.height_width())
 
 
@@ -99,20 +100,20 @@ def _check_encoder(model: ModelSettings) -> None:
 def _check_batch(config: RunConfig, world_size: int) -> None:
     batch, micro, group = config.optim.batch_size, config.optim.microbatch_size, config.masks.group_size
     if batch % world_size:
-        raise ValueError(f"optim.batch_size={batch} must be a multiple of the {world_size} processes")
+        raise Refusal(f"optim.batch_size={batch} must be a multiple of the {world_size} processes")
     share = batch // world_size
     if micro is not None and share % micro:
         fitting = _near_divisors(share, micro)
         per_process = f"optim.batch_size={batch}" + (f" / {world_size} processes" if world_size > 1 else "")
-        raise ValueError(f"optim.microbatch_size={micro} does not divide {per_process}; near values that do: {fitting}")
+        raise Refusal(f"optim.microbatch_size={micro} does not divide {per_process}; near values that do: {fitting}")
     if group is None:
         return
     if batch % group:
         fitting = _near_divisors(batch, group)
-        raise ValueError(f"masks.group_size={group} does not divide optim.batch_size={batch}; near values that do: {fitting}")
+        raise Refusal(f"masks.group_size={group} does not divide optim.batch_size={batch}; near values that do: {fitting}")
     if group % (micro or share):
         fix = f"set optim.microbatch_size to a divisor of {group}"
-        raise ValueError(f"masks.group_size={group} is no multiple of the microbatch ({micro or share} images): {fix}")
+        raise Refusal(f"masks.group_size={group} is no multiple of the microbatch ({micro or share} images): {fix}")
 
 
 def _near_divisors(number: int, value: int) -> str:
@@ -123,9 +124,9 @@ def _near_divisors(number: int, value: int) -> str:
 
 def _check_length(optim: OptimizationSettings) -> None:
     if optim.total_steps is not None and optim.warmup_steps is not None and optim.warmup_steps > optim.total_steps:
-        raise ValueError(f"optim.warmup_steps={optim.warmup_steps} is more than optim.total_steps={optim.total_steps}")
+        raise Refusal(f"optim.warmup_steps={optim.warmup_steps} is more than optim.total_steps={optim.total_steps}")
     if optim.total_steps is None and optim.warmup_steps is None and optim.warmup_epochs >= optim.epochs:
-        raise ValueError(
+        raise Refusal(
             f"optim.warmup_epochs={optim.warmup_epochs:g} is not shorter than optim.epochs={optim.epochs:g}: the learning rate "
             f"would never reach optim.lr. Set optim.warmup_epochs, e.g. {optim.epochs / 20:g}"
         )
@@ -137,23 +138,23 @@ def _check_multiblock(config: RunConfig) -> None:
     grid = config.model.grid(config.data.height_width())
     if min(grid) < 2:
         fix = "use a smaller model.patch_size or a larger data.image_size"
-        raise ValueError(f"masks.strategy=multiblock needs at least 2x2 patches; this grid is {grid[0]}x{grid[1]}: {fix}")
+        raise Refusal(f"masks.strategy=multiblock needs at least 2x2 patches; this grid is {grid[0]}x{grid[1]}: {fix}")
 
 
 def _check_run(run: RunSettings) -> None:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", run.device):
-        raise ValueError(f"run.device={run.device!r} must be auto, cpu, cuda, cuda:<number> or mps")
+        raise Refusal(f"run.device={run.device!r} must be auto, cpu, cuda, cuda:<number> or mps")
     if run.name is not None and (run.name in (".", "..") or re.search(r"[/\\\0]", run.name)):
         fix = "give the folder that holds the runs as run.output"
-        raise ValueError(f"run.name={run.name!r} must be the name of one folder, without separators, '.' or '..': {fix}")
+        raise Refusal(f"run.name={run.name!r} must be the name of one folder, without separators, '.' or '..': {fix}")
 
 
 def _check_source(config: RunConfig) -> None:
     data = config.data
     if isinstance(data, FolderSettings | HuggingFaceSettings) and not data.path:
         example = "--data.path ~/photos" if isinstance(data, FolderSettings) else "--data.path owner/name"
-        raise ValueError(f"data.path is empty: say where the images are, e.g. {example}")
+        raise Refusal(f"data.path is empty: say where the images are, e.g. {example}")
     if isinstance(data, HuggingFaceSettings) and data.streaming and config.optim.total_steps is None:
-        raise ValueError("data.streaming=True needs optim.total_steps: the length of a stream is not known")
+        raise Refusal("data.streaming=True needs optim.total_steps: the length of a stream is not known")
     if config.model.size not in SIZES:
-        raise ValueError(f"model.size={config.model.size!r} must be one of {', '.join(SIZES)}")
+        raise Refusal(f"model.size={config.model.size!r} must be one of {', '.join(SIZES)}")

@@ -4,6 +4,7 @@ import math
 
 from openjepa.config import flatten
 from openjepa.ranges import ABOVE_ZERO_FRACTION, BELOW_ONE, COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Range, check_range
+from openjepa.refusals import Refusal
 from openjepa.settings.run import RunConfig
 
 RANGES: dict[str, Range] = {
@@ -120,7 +121,7 @@ PAIRS: dict[str, Range] = {
 
 
 def check_ranges(config: RunConfig) -> None:
-    """Raises ValueError at the first value out of its range, alone or among others of one setting."""
+    """Raises Refusal at the first value out of its range, alone or among others of one setting."""
     for name, value in flatten(config).items():
         for item in value if isinstance(value, tuple) else (value,):
             if name in RANGES and isinstance(item, int | float):
@@ -128,17 +129,17 @@ def check_ranges(config: RunConfig) -> None:
 
 
 def check_pairs(config: RunConfig) -> None:
-    """Raises ValueError at the first pair out of its range or in the wrong order."""
+    """Raises Refusal at the first pair out of its range or in the wrong order."""
     if not all(0 < deviation < math.inf for deviation in config.data.pixel_std):
-        raise ValueError(f"data.pixel_std={_words(config.data.pixel_std)}: all values must be above 0")
+        raise Refusal(f"data.pixel_std={_words(config.data.pixel_std)}: all values must be above 0")
     for name, value in flatten(config).items():
         if name not in PAIRS or not isinstance(value, tuple):
             continue
         low, high, words = PAIRS[name]
         if not all(low <= item <= high for item in value):
-            raise ValueError(f"{name}={_words(value)}: both values must be {words}")
+            raise Refusal(f"{name}={_words(value)}: both values must be {words}")
         if value[0] > value[1]:
-            raise ValueError(f"{name}={_words(value)}: smallest first, then largest: {value[1]} {value[0]}")
+            raise Refusal(f"{name}={_words(value)}: smallest first, then largest: {value[1]} {value[0]}")
 
 
 def _words(value: tuple[object, ...]) -> str:

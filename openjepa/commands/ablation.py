@@ -8,6 +8,7 @@ from openjepa.ablations import ABLATIONS, ablation_rows
 from openjepa.arguments import normalized, option_value, parse, require, select_component, with_half_predictor
 from openjepa.commands.paths import check_output_folder
 from openjepa.recipes import load_recipe
+from openjepa.refusals import Refusal
 from openjepa.settings.ablation import AblationSettings
 
 ABLATE_HELP = """openjepa ablate NAME [OPTIONS]: trains the same run several times with one thing changed, evaluates every
@@ -35,7 +36,7 @@ def ablate(argv: Sequence[str], prog: str) -> None:
     require(argv, f"the name of an ablation ({', '.join(ABLATIONS)})", prog)
     for name in ("method.name", "masks.strategy"):
         if name in map(normalized, argv):
-            raise ValueError(f"--{name} has no effect: the rows of an ablation say it; use --rows to choose some of them")
+            raise Refusal(f"--{name} has no effect: the rows of an ablation say it; use --rows to choose some of them")
     config = load_recipe(option_value(argv, "recipe") or AblationSettings.recipe, option_value(argv, "preset"))
     config = with_half_predictor(replace(config, data=select_component(config.data, "data", argv)), argv)
     start = AblationSettings(data=config.data, model=config.model, system=config.system)

@@ -8,6 +8,7 @@ from openjepa.arguments import (
     require,
 )
 from openjepa.commands.paths import check_output_file, check_subject
+from openjepa.refusals import Refusal
 from openjepa.settings.bench import SAID_BY_THE_RECIPE, DataBench, EnergyBench, StepBench
 
 BENCH_STEP_HELP = """Times a training step and its parts: images/s, FLOPs, memory, and its share of the rate of a matrix
@@ -44,7 +45,7 @@ def bench_step(argv: Sequence[str], prog: str) -> None:
     for name in SAID_BY_THE_RECIPE if options.recipe else ():
         if (value := option_value(argv, name)) is not None:
             given = f"--{name.replace('_', '-')} {value}"
-            raise ValueError(f"{given} has no effect: the recipe {options.recipe} says it; leave out one of the two")
+            raise Refusal(f"{given} has no effect: the recipe {options.recipe} says it; leave out one of the two")
     check_output_file(options.output, ".json")
     from openjepa.bench import time_step
 

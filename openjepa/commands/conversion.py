@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from openjepa.arguments import is_help, option_value, parse, require
 from openjepa.commands.paths import check_evaluated
 from openjepa.config import nearest
+from openjepa.refusals import Refusal
 from openjepa.settings.conversion import ConvertSettings
 from openjepa.weights import OUTPUTS
 
@@ -33,11 +34,11 @@ def convert(argv: Sequence[str], prog: str) -> None:
     argv = require(argv, "a run folder, an encoder folder or a file of weights", prog)
     to = option_value(argv, "to")
     if to is not None and to not in OUTPUTS and not is_help(argv):
-        raise ValueError(f"--to {to} does not exist: {nearest(to, OUTPUTS)}")
+        raise Refusal(f"--to {to} does not exist: {nearest(to, OUTPUTS)}")
     lines = "\n".join(f"  {name:<14}{item.summary}" for name, item in OUTPUTS.items())
     settings = parse(ConvertSettings, argv, prog, CONVERT_HELP.format(formats=lines), ConvertSettings())
     if settings.to is None:
-        raise ValueError(f"{prog} needs --to with a format: {', '.join(OUTPUTS)}")
+        raise Refusal(f"{prog} needs --to with a format: {', '.join(OUTPUTS)}")
     if not (settings.subject / "encoder" / "config.json").is_file():
         check_evaluated(settings.subject.expanduser())
     from openjepa.conversion.convert import convert as run

@@ -12,6 +12,7 @@ from openjepa.arguments import (
 )
 from openjepa.checks import check_patch_divides
 from openjepa.commands.paths import check_output_file, check_output_folder
+from openjepa.refusals import Refusal
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.data import DataSettings, FolderSettings, height_and_width
 from openjepa.settings.masks import MaskSettings, MultiblockSettings
@@ -63,7 +64,7 @@ def data_masks(argv: Sequence[str], prog: str) -> None:
     check_output_file(options.output, ".png", any_ending=False)
     if options.masks.kind == "none":
         drawing = [name for name, cls in CHOICES["masks"].options.items() if cls.kind != "none"]
-        raise ValueError(f"masks.strategy={options.masks.strategy} has nothing to show: use one of {', '.join(drawing)}")
+        raise Refusal(f"masks.strategy={options.masks.strategy} has nothing to show: use one of {', '.join(drawing)}")
     height, width = height_and_width(options.image_size)
     check_patch_divides(options.patch_size, (height, width), "patch_size", "image_size")
     from openjepa.masks import MASKS
@@ -128,7 +129,7 @@ def data_check(argv: Sequence[str], prog: str) -> None:
     defaults = CheckOptions(data=select_component(FolderSettings(), "data", argv))
     options = parse(CheckOptions, argv, prog, CHECK_HELP, defaults)
     if isinstance(options.data, FolderSettings) and not options.data.path:
-        raise ValueError("data.path is empty: say where the images are, e.g. --data.path ~/photos")
+        raise Refusal("data.path is empty: say where the images are, e.g. --data.path ~/photos")
     from openjepa.data import open_splits
     from openjepa.data.inspection import inspect
 

@@ -8,6 +8,7 @@ from openjepa.arguments import EvaluateOptions, is_help, parse_evaluate
 from openjepa.commands.paths import check_evaluated
 from openjepa.config import nearest
 from openjepa.evaluation_checks import evaluation_remarks
+from openjepa.refusals import Refusal
 
 EVALUATE_HELP = """openjepa evaluate RUN|ENCODER [OPTIONS]: probes of an encoder, beside the same on the untrained encoder and
 on raw pixels. ENCODER: an encoder folder, a file of published weights, a Hugging Face folder or a name on the Hub.
@@ -93,19 +94,19 @@ def _protocols(options: EvaluateOptions) -> set[str]:
 
 
 def _check_evaluation_options(options: EvaluateOptions, has_data: bool) -> None:
-    """ValueError: a suite without its data, or beside other data; or a task that is none of its rows."""
+    """Refusal: a suite without its data, or beside other data; or a task that is none of its rows."""
     from openjepa.evaluation.suite import SUITES, suite_rows
     from openjepa.evaluation.tasks import TASKS
 
     if options.suite is None and options.data_root is not None:
-        raise ValueError(f"--data-root {options.data_root} has no effect without --suite ({' or '.join(SUITES)})")
+        raise Refusal(f"--data-root {options.data_root} has no effect without --suite ({' or '.join(SUITES)})")
     if options.suite is None and options.again:
-        raise ValueError("--again has no effect without --suite: other evaluations are always computed anew")
+        raise Refusal("--again has no effect without --suite: other evaluations are always computed anew")
     if options.suite is not None and options.data_root is None:
-        raise ValueError("--suite needs --data-root, the folder that holds one folder per data set (see --help)")
+        raise Refusal("--suite needs --data-root, the folder that holds one folder per data set (see --help)")
     if options.suite is not None and has_data:
-        raise ValueError("--suite and --data.* both say what to evaluate on: leave out one")
+        raise Refusal("--suite and --data.* both say what to evaluate on: leave out one")
     if options.suite is not None:
         suite_rows(options.suite, options.evaluation.tasks)
     elif unknown := [name for name in options.evaluation.tasks if name not in TASKS]:
-        raise ValueError(f"--tasks {unknown[0]} does not exist: {nearest(unknown[0], TASKS)}")
+        raise Refusal(f"--tasks {unknown[0]} does not exist: {nearest(unknown[0], TASKS)}")

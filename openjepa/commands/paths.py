@@ -3,48 +3,49 @@
 from pathlib import Path
 
 from openjepa.config import nearest
+from openjepa.refusals import Refusal
 from openjepa.settings.conversion import MARK
 from openjepa.weights.hub import is_hub_name
 from openjepa.whole_files import is_writable
 
 
 def check_subject(path: Path, *marks: str) -> None:
-    """ValueError, with the nearest folder that would do, unless `path` is a folder that holds one of the files `marks`."""
+    """Refusal, with the nearest folder that would do, unless `path` is a folder that holds one of the files `marks`."""
     if any((path / mark).is_file() for mark in marks):
         return
     problem = f"{path} holds no {' or '.join(marks)}" if path.is_dir() else f"{path} does not exist"
     around = path if path.is_dir() else path.parent
     names = sorted({item.parent.name for mark in marks for item in around.glob(f"*/{mark}")})
-    raise ValueError(f"{problem}: {nearest(path.name, names) if names else 'name a folder that `openjepa train` has written'}")
+    raise Refusal(f"{problem}: {nearest(path.name, names) if names else 'name a folder that `openjepa train` has written'}")
 
 
 def check_evaluated(path: Path) -> None:
-    """ValueError unless `path` may be a run, an encoder folder, a converted one, a file of weights or a name on the Hub."""
+    """Refusal unless `path` may be a run, an encoder folder, a converted one, a file of weights or a name on the Hub."""
     if not (path.is_file() or (path / MARK).is_file() or is_hub_name(path)):
         check_subject(path, "config.yaml", "config.json")
 
 
 def check_output_file(path: Path | None, ending: str, any_ending: bool = True) -> None:
-    """ValueError: `--output` is a folder, lies in none or in one that cannot be written to, or has another ending."""
+    """Refusal: `--output` is a folder, lies in none or in one that cannot be written to, or has another ending."""
     if path is None:
         return
     if path.is_dir():
-        raise ValueError(f"--output {path} is a folder: name a file, e.g. --output {path / f'openjepa{ending}'}")
+        raise Refusal(f"--output {path} is a folder: name a file, e.g. --output {path / f'openjepa{ending}'}")
     if not path.parent.is_dir():
-        raise ValueError(f"--output {path}: there is no folder {path.parent}; make it first, or name a file elsewhere")
+        raise Refusal(f"--output {path}: there is no folder {path.parent}; make it first, or name a file elsewhere")
     if not any_ending and path.suffix.lower() != ending:
-        raise ValueError(f"--output {path} must end in {ending}, e.g. --output {path.with_suffix(ending)}")
+        raise Refusal(f"--output {path} must end in {ending}, e.g. --output {path.with_suffix(ending)}")
     _check_writable(path, path.parent)
 
 
 def check_output_folder(path: Path) -> None:
-    """ValueError: `--output` is a file or lies in one, or cannot be written to; folders that are missing are made."""
+    """Refusal: `--output` is a file or lies in one, or cannot be written to; folders that are missing are made."""
     existing = next(item for item in (path, *path.parents) if item.exists())
     if not existing.is_dir():
-        raise ValueError(f"--output {path}: {existing} is a file, but a folder is needed; name another one")
+        raise Refusal(f"--output {path}: {existing} is a file, but a folder is needed; name another one")
     _check_writable(path, existing)
 
 
 def _check_writable(path: Path, folder: Path) -> None:
     if not is_writable(folder):
-        raise ValueError(f"--output {path}: {folder.absolute()} cannot be written to; name a place elsewhere")
+        raise Refusal(f"--output {path}: {folder.absolute()} cannot be written to; name a place elsewhere")

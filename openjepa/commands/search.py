@@ -6,6 +6,7 @@ from pathlib import Path
 
 from openjepa.arguments import is_help, parse, require
 from openjepa.commands.paths import check_output_file, check_output_folder
+from openjepa.refusals import Refusal
 from openjepa.settings.search import LISTED_OUTLIERS, SearchSettings
 
 SEARCH_HELP = """openjepa search FEATURES [OPTIONS]: the nearest images to an image, to a part of one, or to an image of the
@@ -61,7 +62,7 @@ def _find(settings: SearchSettings) -> None:
 def _clean(settings: SearchSettings) -> None:
     folder = settings.output or Path()
     if folder.suffix.lower() in (".png", ".csv"):
-        raise ValueError(f"--output {folder}: --duplicates and --outliers write several files; name a folder for them")
+        raise Refusal(f"--output {folder}: --duplicates and --outliers write several files; name a folder for them")
     check_output_folder(folder)
     from openjepa.search.cleaning import draw_lists, find_to_clean, write_lists
     from openjepa.search.printing import cleaning_lines, print_cleaning

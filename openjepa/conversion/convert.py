@@ -18,6 +18,7 @@ from openjepa.conversion.verification import Check, outputs, random_images, veri
 from openjepa.engine.progress import Say, silent
 from openjepa.engine.run_folder import without_ending
 from openjepa.models.vit import VisionTransformer, build_encoder
+from openjepa.refusals import Refusal
 from openjepa.settings.conversion import MARK, ConvertSettings
 from openjepa.settings.data import height_and_width
 from openjepa.weights import OUTPUTS
@@ -51,29 +52,29 @@ class Conversion:
 
 
 def output_folder(settings: ConvertSettings) -> Path:
-    """Where the folder goes. Raises ValueError where something is there that may not be replaced."""
+    """Where the folder goes. Raises Refusal where something is there that may not be replaced."""
     subject = settings.subject.expanduser().resolve()
     folder = (
         settings.output.expanduser() if settings.output else Path(f"{without_ending(subject.name)}-{settings.to}")
     ).resolve()
     existing = next(item for item in (folder, *folder.parents) if item.exists())
     if not existing.is_dir():
-        raise ValueError(f"output={str(folder)!r}: {existing} is a file, but a folder is needed; name another one")
+        raise Refusal(f"output={str(folder)!r}: {existing} is a file, but a folder is needed; name another one")
     if subject == folder or folder in subject.parents:
-        raise ValueError(f"output={str(folder)!r} holds what is converted; name another folder")
+        raise Refusal(f"output={str(folder)!r} holds what is converted; name another folder")
     if not is_writable(folder.parent):
-        raise ValueError(f"output={str(folder)!r}: nothing may be written into {folder.parent}; name another --output")
+        raise Refusal(f"output={str(folder)!r}: nothing may be written into {folder.parent}; name another --output")
     if not folder.exists():
         return folder
     if not settings.overwrite:
-        raise ValueError(f"output={str(folder)!r} exists; name another folder, or replace it with --overwrite")
+        raise Refusal(f"output={str(folder)!r} exists; name another folder, or replace it with --overwrite")
     if not (folder / MARK).is_file() and any(folder.iterdir()):
-        raise ValueError(
+        raise Refusal(
             f"output={str(folder)!r} was not written by `openjepa convert` (it holds no {MARK}) and is not replaced; "
             "remove it yourself, or name another folder"
         )
     if (folder / RESULTS).is_dir():
-        raise ValueError(
+        raise Refusal(
             f"output={str(folder)!r} holds {RESULTS}/, results of `openjepa evaluate` that would be lost; move them, or name "
             "another folder"
         )
@@ -83,7 +84,7 @@ def output_folder(settings: ConvertSettings) -> Path:
 def convert(settings: ConvertSettings, say: Say = silent) -> Conversion:
     """Writes the folder, and checks it.
 
-    Raises ValueError for settings that do not fit and for a result that is not equal, OSError where it cannot be written;
+    Raises Refusal for settings that do not fit and for a result that is not equal, OSError where it cannot be written;
     nothing is left behind then.
     """
     to = _checked(settings)
@@ -109,11 +110,11 @@ def convert(settings: ConvertSettings, say: Say = silent) -> Conversion:
 
 
 def _checked(settings: ConvertSettings) -> str:
-    """The format. Raises ValueError for settings that cannot work, before anything is read."""
+    """The format. Raises Refusal for settings that cannot work, before anything is read."""
     if settings.to is None:
-        raise ValueError(f"to=None: say the format with --to ({', '.join(OUTPUTS)})")
+        raise Refusal(f"to=None: say the format with --to ({', '.join(OUTPUTS)})")
     if settings.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", settings.license):
-        raise ValueError(
+        raise Refusal(
             f"license={settings.license!r} is no identifier of the Hugging Face Hub; give one like apache-2.0 or cc-by-nc-4.0"
         )
     if settings.to == "onnx":
@@ -143,7 +144,7 @@ def _networks(settings: ConvertSettings, loaded: Loaded, origin: Origin) -> tupl
     steps = {"encoder": loaded.training.get("step"), "predictor": loaded.predictor_extra.get("step")}
     if settings.to == "official":
         if settings.encoder == "context":
-            raise ValueError("encoder='context' has no effect with --to official, which holds both encoders; leave it out")
+            raise Refusal("encoder='context' has no effect with --to official, which holds both encoders; leave it out")
         if "context" in loaded.encoders:
             other = load_any(settings.subject, Choice(encoder="context", heads=settings.heads, predictor=False))
             context = _resized(other, settings.image_size).encoder
@@ -175,9 +176,7 @@ def _rounded(networks: Networks, dtype: str) -> str:
         for name, value in module.named_parameters() if module is not None else ():
             value.copy_(value.to(DTYPES[dtype]).float())
             if not bool(value.isfinite().all()):
-                raise ValueError(
-                    f"dtype={dtype!r} cannot hold the weights {name}, which are too large; use bfloat16 or float32"
-                )
+                raise Refusal(f"dtype={dtype!r} cannot hold the weights {name}, which are too large; use bfloat16 or float32")
     after = outputs(networks.encoder, images).patches
     moved = float(((after - before).norm(dim=-1) / before.norm(dim=-1)).max())
     return f"rounding to {dtype} moves features on random images by at most {100 * moved:.2g} % of their length"

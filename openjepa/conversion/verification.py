@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from openjepa.models.vit import VisionTransformer
+from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.types import EncoderOutput, normalize
 from openjepa.weights.loading import Choice, load_any
@@ -38,7 +39,7 @@ class Check:
 
 
 def verify(folder: Path, to: str, networks: Networks) -> list[Check]:
-    """Compares the files in `folder` with the networks that they were written from. Raises ValueError where they differ.
+    """Compares the files in `folder` with the networks that they were written from. Raises Refusal where they differ.
 
     ONNX is run by onnxruntime; without that package nothing is checked, and the list is empty.
     """
@@ -94,12 +95,12 @@ def _compared(expected: VisionTransformer, found: VisionTransformer, what: str) 
 
 
 def _check_weights(expected: nn.Module, found: nn.Module, what: str) -> None:
-    """ValueError where a weight is not bit for bit the same."""
+    """Refusal where a weight is not bit for bit the same."""
     ours = {name: value for name, value in expected.state_dict().items() if name != NOT_NEEDED or what == "predictor"}
     theirs = found.state_dict()
     wrong = [name for name, value in ours.items() if name not in theirs or not torch.equal(value, theirs[name])]
     if wrong:
-        raise ValueError(f"{what}: {len(wrong)} weights came back changed, {wrong[0]} first; nothing was written")
+        raise Refusal(f"{what}: {len(wrong)} weights came back changed, {wrong[0]} first; nothing was written")
 
 
 def _verify_graph(path: Path, networks: Networks) -> list[Check]:
@@ -118,7 +119,7 @@ def _verify_graph(path: Path, networks: Networks) -> list[Check]:
         rows, columns = networks.config.grid(size)
         shape = (number, rows, columns, networks.config.width)
         if patches.shape != shape:
-            raise ValueError(f"onnx: patches came out as {list(patches.shape)}, not {list(shape)}; nothing was written")
+            raise Refusal(f"onnx: patches came out as {list(patches.shape)}, not {list(shape)}; nothing was written")
         differences.append(_largest(expected.patches, torch.from_numpy(patches).flatten(1, 2)))
         differences.append(_largest(expected.pooled(networks.config.pooling), torch.from_numpy(pooled)))
     return [
@@ -141,5 +142,5 @@ def _largest(ours: Tensor, theirs: Tensor) -> float:
 
 def _check(what: str, difference: float) -> Check:
     if not difference <= TOLERANCE:  # also where it is no number
-        raise ValueError(f"{what} differ by up to {difference:.2g}, more than {TOLERANCE:g}; nothing was written")
+        raise Refusal(f"{what} differ by up to {difference:.2g}, more than {TOLERANCE:g}; nothing was written")
     return Check(what, difference)

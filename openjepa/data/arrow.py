@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from openjepa.data.decode import DecodeError
 from openjepa.data.source import ListSource
+from openjepa.refusals import Refusal
 from openjepa.settings.data import HuggingFaceSettings
 
 LABEL_NAMES = ("label", "labels", "cls")
@@ -31,12 +32,12 @@ class Columns:
 
 
 def choose_columns(schema: Any, settings: HuggingFaceSettings) -> Columns:
-    """The image and label columns of an Arrow schema, by its declared features or its types; ValueError where unclear."""
+    """The image and label columns of an Arrow schema, by its declared features or its types; Refusal where unclear."""
     features = declared_features(schema)
     names: list[str] = list(schema.names)
     image = _chosen("image_column", settings.image_column, names, [n for n in names if _holds_images(schema, features, n)])
     if image is None:
-        raise ValueError(f"data.path={settings.path!r} has no image column among {names}: name it with data.image_column")
+        raise Refusal(f"data.path={settings.path!r} has no image column among {names}: name it with data.image_column")
     declared = [name for name in names if features.get(name, {}).get("_type") == "ClassLabel"]
     usual = [name for name in LABEL_NAMES if name in names and pa.types.is_integer(schema.field(name).type)]
     label = _chosen("label_column", settings.label_column, names, declared or usual[:1])
@@ -65,9 +66,9 @@ def _is_bytes(kind: Any) -> bool:
 def _chosen(setting: str, given: str | None, names: list[str], candidates: list[str]) -> str | None:
     """The given column, else the only candidate; None where there is none."""
     if given is not None and given not in names:
-        raise ValueError(f"data.{setting}={given!r} is not a column; there are {names}")
+        raise Refusal(f"data.{setting}={given!r} is not a column; there are {names}")
     if given is None and len(candidates) > 1:
-        raise ValueError(f"several columns could be data.{setting}: choose one of {candidates}")
+        raise Refusal(f"several columns could be data.{setting}: choose one of {candidates}")
     return given or (candidates[0] if candidates else None)
 
 
@@ -124,7 +125,7 @@ class ArrowSource(ListSource):
         assert self.class_names is not None
         unknown = sorted(set(self.class_names) - set(class_names))
         if unknown:
-            raise ValueError(f"the split {self._title!r} has classes that the training split has not: {unknown[:8]}")
+            raise Refusal(f"the split {self._title!r} has classes that the training split has not: {unknown[:8]}")
         if self.labels is not None:
             self.labels = np.array([class_names.index(name) for name in self.class_names], dtype=np.int64)[self.labels]
         self.class_names = class_names
@@ -159,7 +160,7 @@ def _labels(table: Any, columns: Columns) -> tuple[NDArray[np.int64] | None, tup
         names, labels = np.unique(column.to_numpy(), return_inverse=True)
         return labels.astype(np.int64), tuple(str(name) for name in names)
     if not pa.types.is_integer(column.type):
-        raise ValueError(f"data.label_column={columns.label!r} holds {column.type}: classes are whole numbers or words")
+        raise Refusal(f"data.label_column={columns.label!r} holds {column.type}: classes are whole numbers or words")
     labels = column.to_numpy().astype(np.int64)
     return (None if len(labels) and labels.min() < 0 else labels), columns.class_names
 

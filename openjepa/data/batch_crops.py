@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from openjepa.refusals import Refusal
+
 CHUNK = 256
 """Images cropped at a time; bounds the memory for their resize matrices."""
 
@@ -70,6 +72,6 @@ def resize_matrices(lengths: Int[Tensor, " B"], largest: int, out: int, interpol
         far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
         weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0))
     else:
-        raise ValueError(f"data.interpolation={interpolation!r} is not known: use 'bilinear' or 'bicubic'")
+        raise Refusal(f"data.interpolation={interpolation!r} is not known: use 'bilinear' or 'bicubic'")
     weights = weights * (samples < lengths[:, None, None])
     return weights / weights.sum(dim=2, keepdim=True)

@@ -13,6 +13,7 @@ from openjepa.data.folder import SUFFIXES, FolderSource, open_folder
 from openjepa.data.huggingface import open_huggingface, require_library
 from openjepa.data.skipping import check_usable
 from openjepa.data.source import ListSource, Splits
+from openjepa.refusals import Refusal
 from openjepa.settings.data import FolderSettings, HuggingFaceSettings
 
 NUM_EXAMPLES = 3
@@ -24,13 +25,13 @@ NUM_HELD = 8
 def labeled_splits(title: str, train: ListSource, test: ListSource, num_classes: int) -> Splits:
     """Both splits with a line that says what they hold, also where it is not the whole data set of `num_classes` classes.
 
-    Raises ValueError where none of the first images of a split can be read, or a split has classes that training has not.
+    Raises Refusal where none of the first images of a split can be read, or a split has classes that training has not.
     """
     assert train.labels is not None and test.labels is not None
     if unknown := sorted(set(np.unique(test.labels).tolist()) - set(np.unique(train.labels).tolist())):
         known = dict(enumerate(train.class_names or ()))
         names = [known.get(label, str(label)) for label in unknown]
-        raise ValueError(f"{title}: the test split has {len(names)} classes without training images: {examples(names)}")
+        raise Refusal(f"{title}: the test split has {len(names)} classes without training images: {examples(names)}")
     check_usable(train, f"the training split of {title}")
     check_usable(test, f"the test split of {title}")
     found = len(np.unique(train.labels))
@@ -39,8 +40,8 @@ def labeled_splits(title: str, train: ListSource, test: ListSource, num_classes:
 
 
 def refuse(title: str, root: Path, problem: str, expected: str) -> NoReturn:
-    """Raises the ValueError of a folder that is there but not as it should be: problem, what it holds, what is expected."""
-    raise ValueError(f"{title}: {root} {problem}; it holds: {held(root)}. Expected: {expected}")
+    """Raises the Refusal of a folder that is there but not as it should be: problem, what it holds, what is expected."""
+    raise Refusal(f"{title}: {root} {problem}; it holds: {held(root)}. Expected: {expected}")
 
 
 def held(folder: Path) -> str:
@@ -64,7 +65,7 @@ def first_existing(places: Iterable[Path]) -> Path | None:
 
 
 def class_folders(folder: Path, title: str) -> FolderSource:
-    """The images of a folder that has one sub-folder per class, at least two. Raises ValueError where it has not."""
+    """The images of a folder that has one sub-folder per class, at least two. Raises Refusal where it has not."""
     if any(entry.suffix == ".tar" for entry in folder.iterdir()):
         refuse(
             title, folder, "holds archives that are not unpacked", "one folder of images per class: unpack each archive there"
@@ -83,10 +84,10 @@ def is_flat(folder: Path) -> bool:
 
 
 def number_as(train: FolderSource, test: FolderSource, place: Path) -> FolderSource:
-    """`test` with its classes numbered as those of `train`. Raises ValueError where it has others; `place` is its folder."""
+    """`test` with its classes numbered as those of `train`. Raises Refusal where it has others; `place` is its folder."""
     assert train.class_names is not None and test.class_names is not None and test.labels is not None
     if unknown := sorted(set(test.class_names) - set(train.class_names)):
-        raise ValueError(f"{place} has {len(unknown)} classes that the training split has not: {examples(unknown)}")
+        raise Refusal(f"{place} has {len(unknown)} classes that the training split has not: {examples(unknown)}")
     numbers = {name: number for number, name in enumerate(train.class_names)}
     test.labels = np.array([numbers[name] for name in test.class_names], dtype=np.int64)[test.labels]
     test.class_names = train.class_names
@@ -104,14 +105,14 @@ def parquet_files(root: Path) -> list[Path]:
 def open_parquet_splits(title: str, root: Path, label_columns: tuple[str, ...], num_classes: int) -> Splits:
     """Training and test split of the Parquet files below `root`, labels from the first of the columns that is there.
 
-    Raises ValueError where a file cannot be read, no label column is there, or a split is missing.
+    Raises Refusal where a file cannot be read, no label column is there, or a split is missing.
     """
     require_library()
     files = parquet_files(root)
     names = _column_names(files[0])
     label = next((name for name in label_columns if name in names), None)
     if label is None:
-        raise ValueError(f"{files[0]} has no column {' or '.join(label_columns)}; it has {', '.join(names)}")
+        raise Refusal(f"{files[0]} has no column {' or '.join(label_columns)}; it has {', '.join(names)}")
     depth = "*" if files[0].parent == root else "*/*"
     pattern = f"{glob.escape(str(root))}/{depth}.parquet"
     splits = open_huggingface(HuggingFaceSettings(path=pattern, label_column=label), 0)
@@ -128,7 +129,7 @@ def _column_names(file: Path) -> list[str]:
     try:
         return list(pq.read_schema(file).names)
     except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
-        raise ValueError(f"{file} is no readable Parquet file ({error}): get it again") from error
+        raise Refusal(f"{file} is no readable Parquet file ({error}): get it again") from error
 
 
 # ------------------------------------------------------------------------------------------------------------------ lists
@@ -137,11 +138,11 @@ def _column_names(file: Path) -> list[str]:
 def listed_images(
     root: Path, names: list[str], labels: NDArray[np.int64], class_names: tuple[str, ...] | None, file: Path
 ) -> FolderSource:
-    """The images below `root` that a list names. Raises ValueError where the list `file` is empty or names absent images."""
+    """The images below `root` that a list names. Raises Refusal where the list `file` is empty or names absent images."""
     if not names:
-        raise ValueError(f"{file} lists no images")
+        raise Refusal(f"{file} lists no images")
     if absent := absent_files(root, names):
-        raise ValueError(
+        raise Refusal(
             f"{file} names {len(absent):,} of {len(names):,} images that {root} does not hold, for example "
             f"{examples(absent)}. Expected: every listed image there"
         )
@@ -170,8 +171,8 @@ def _names_in(folder: Path) -> set[str]:
 
 
 def read_lines(file: Path) -> list[str]:
-    """Lines of a text file without those that are blank. Raises ValueError where it is no text."""
+    """Lines of a text file without those that are blank. Raises Refusal where it is no text."""
     try:
         return [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} cannot be read as text ({error})") from error
+        raise Refusal(f"{file} cannot be read as text ({error})") from error

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openjepa.data.source import Splits
+from openjepa.refusals import Refusal
 from openjepa.settings.data import ScenesSettings
 
 
@@ -18,7 +19,7 @@ class Benchmark:
     layout: str
     """What the folder holds, in words for the docs, the help and errors."""
     open: Callable[[Path], Splits]
-    """Opens the folder. Raises ValueError where something is missing."""
+    """Opens the folder. Raises Refusal where something is missing."""
     num_classes: int | None = None
     """Classes of its labels, where it has one labeling."""
     num_train: int | None = None
@@ -122,7 +123,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def find_benchmark(name: str, data_root: Path) -> Splits | str:
-    """The splits of a benchmark, or in words why it is not there. Raises ValueError where it is there but broken."""
+    """The splits of a benchmark, or in words why it is not there. Raises Refusal where it is there but broken."""
     benchmark = BENCHMARKS[name]
     for folder in benchmark.folders:
         if (data_root / folder).is_dir():
@@ -134,6 +135,4 @@ def _opened(benchmark: Benchmark, folder: Path) -> Splits:
     try:
         return benchmark.open(folder)
     except ValueError as error:
-        raise ValueError(
-            f"{benchmark.title} in {folder} cannot be used: {error}. Expected there: {benchmark.layout}"
-        ) from error
+        raise Refusal(f"{benchmark.title} in {folder} cannot be used: {error}. Expected there: {benchmark.layout}") from error

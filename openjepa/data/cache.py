@@ -17,6 +17,7 @@ from openjepa.data.skipping import check_side
 from openjepa.data.source import ListSource
 from openjepa.data.views import shrink_to_short_side
 from openjepa.data.workers import parallel_map
+from openjepa.refusals import Refusal
 
 MEMORY_SHARE = 0.8
 """Largest part of the free memory that a cache may take."""
@@ -126,7 +127,7 @@ def _joined(parts: list[Tensor], num_pixels: int) -> UInt8[Tensor, "pixels 3"]:
 
 def _check_memory(expected: int, limit: int, total: int, short_side: int) -> None:
     if expected > limit:
-        raise ValueError(
+        raise Refusal(
             f"data.cache needs about {expected:,} bytes for {total:,} images of short side {short_side}, more than the "
             f"{limit:,} bytes that may be used: set data.cache=none, or a smaller data.cache_size or data.max_images"
         )

@@ -14,6 +14,7 @@ from openjepa.data.benchmark_layouts import (
 )
 from openjepa.data.cifar_binary import CifarBinary
 from openjepa.data.source import Splits
+from openjepa.refusals import Refusal
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ CIFAR100 = Cifar(
 def open_cifar(root: Path, kind: Cifar) -> Splits:
     """CIFAR below `root` in the first of the three forms that is found; the fine labels of CIFAR-100.
 
-    Raises ValueError where a split is missing, a file is damaged, or only the pickled version is there.
+    Raises Refusal where a split is missing, a file is damaged, or only the pickled version is there.
     """
     for place in (root, root / kind.binary_folder):
         if any((place / name).is_file() for name in kind.train + kind.test):
@@ -105,5 +106,5 @@ def _class_names(file: Path, kind: Cifar) -> tuple[str, ...] | None:
         return None
     names = tuple(line.strip() for line in read_lines(file))
     if len(names) != kind.num_classes:
-        raise ValueError(f"{file} has {len(names)} names; expected: {kind.num_classes}, one per line")
+        raise Refusal(f"{file} has {len(names)} names; expected: {kind.num_classes}, one per line")
     return names

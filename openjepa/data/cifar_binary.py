@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 
 from openjepa.data.source import ListSource
+from openjepa.refusals import Refusal
 
 SIDE = 32
 PIXEL_BYTES = 3 * SIDE * SIDE
@@ -24,7 +25,7 @@ class CifarBinary(ListSource):
     def __init__(
         self, files: tuple[Path, ...], num_label_bytes: int, num_classes: int, class_names: tuple[str, ...] | None
     ) -> None:
-        """Raises ValueError where a file is no whole number of records, or a label is not below `num_classes`."""
+        """Raises Refusal where a file is no whole number of records, or a label is not below `num_classes`."""
         self._files = files
         self._num_label_bytes = num_label_bytes
         self._open()
@@ -72,7 +73,7 @@ class CifarBinary(ListSource):
 def _map_records(file: Path, record_bytes: int) -> UInt8[np.ndarray, "n bytes"]:
     size = file.stat().st_size
     if size == 0 or size % record_bytes:
-        raise ValueError(
+        raise Refusal(
             f"{file} has {size:,} bytes; expected: a whole number of records of {record_bytes:,} bytes. "
             "Unpack the archive again"
         )
@@ -82,6 +83,6 @@ def _map_records(file: Path, record_bytes: int) -> UInt8[np.ndarray, "n bytes"]:
 def _check_labels(file: Path, labels: NDArray[np.int64], num_classes: int) -> None:
     if labels.max() >= num_classes:
         row = int(np.flatnonzero(labels >= num_classes)[0])
-        raise ValueError(
+        raise Refusal(
             f"{file}: record {row} has the label {labels[row]}; expected: below {num_classes}. Is it another data set's file?"
         )

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from openjepa.refusals import Refusal
 from openjepa.seeds import derive_samples, uniforms
 from openjepa.types import ColorChange, ViewSpec
 
@@ -80,7 +81,7 @@ NEUTRAL = np.array([1.0, 1.0, 1.0, 0.0])
 def draw_colors(views: Mapping[str, ViewSpec], ids: NDArray[np.int64], seed: int, epoch: int) -> dict[str, DrawnColors]:
     """What is done with the views of the samples `ids` [B] in an epoch: V x B rows by name, view by view.
 
-    Names whose colors stay as they are, are left out. ValueError: a view has not one color change for each of its crops.
+    Names whose colors stay as they are, are left out. Refusal: a view has not one color change for each of its crops.
     """
     if not any(view.colors for view in views.values()):
         return {}
@@ -91,7 +92,7 @@ def draw_colors(views: Mapping[str, ViewSpec], ids: NDArray[np.int64], seed: int
     for name, view in views.items():
         if view.colors:
             if len(view.colors) != view.count:
-                raise ValueError(f"{len(view.colors)} color changes for {view.count} crops {name!r}: give one for each")
+                raise Refusal(f"{len(view.colors)} color changes for {view.count} crops {name!r}: give one for each")
             parts = [_drawn(change, numbers[:, used + number]) for number, change in enumerate(view.colors)]
             drawn[name] = _joined(parts)
         used += view.count

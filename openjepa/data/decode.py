@@ -21,6 +21,8 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from openjepa.refusals import Refusal
+
 MAX_PIXELS = 200_000_000
 """Larger images are refused before they are decoded (600 MB as RGB); no photo for training is that large."""
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -32,7 +34,7 @@ _JPEG_START = b"\xff\xd8"
 _BARE_MARKERS = frozenset([0x01, 0xFF, *range(0xD0, 0xD8)])
 
 
-class DecodeError(ValueError):
+class DecodeError(Refusal):
     """The file is no image that can be used; the message is the reason, without the file's name."""
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from openjepa.data.skipping import check_usable
 from openjepa.data.source import ListSource, Splits
+from openjepa.refusals import Refusal
 from openjepa.seeds import derive_samples
 from openjepa.settings.data import FolderSettings
 
@@ -62,15 +63,15 @@ def open_folder(settings: FolderSettings, seed: int) -> Splits:
     named as splits, `train` is the training split and `test`, `validation`, `valid` or `val` the test split; otherwise
     `test_fraction` of each class is held out with the seed. Images directly in the folder make it unlabeled, with no test
     split. Hidden files and other suffixes are ignored, but counted.
-    Raises ValueError where the path does not exist, none of the first images can be used, or images or other folders lie beside
+    Raises Refusal where the path does not exist, none of the first images can be used, or images or other folders lie beside
     a split.
     """
     root = existing_path(settings.path)
     if not root.is_dir():
-        raise ValueError(f"data.path={settings.path!r} is a file: give the folder that holds the images")
+        raise Refusal(f"data.path={settings.path!r} is a file: give the folder that holds the images")
     root, files, num_ignored = _innermost(root)
     if not files:
-        raise ValueError(
+        raise Refusal(
             f"data.path={settings.path!r} holds no images ({num_ignored} other files); known suffixes: "
             + " ".join(sorted(SUFFIXES))
         )
@@ -95,9 +96,9 @@ def left_out(settings: FolderSettings) -> dict[str, FolderSource]:
 
 
 def existing_path(path: str) -> Path:
-    """The path, or a ValueError that suggests the nearest folder that exists."""
+    """The path, or a Refusal that suggests the nearest folder that exists."""
     if not path:
-        raise ValueError("data.path is not set: give the folder with your images (--data.path ~/photos)")
+        raise Refusal("data.path is not set: give the folder with your images (--data.path ~/photos)")
     folder = Path(path).expanduser()
     if folder.exists():
         return folder
@@ -107,7 +108,7 @@ def existing_path(path: str) -> Path:
     siblings = sorted(entry.name for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     near = difflib.get_close_matches(folder.name, siblings, n=1, cutoff=0.5)
     hint = f"did you mean {str(parent / near[0])!r}?" if near else f"{str(parent)!r} exists and holds: {_few(siblings)}"
-    raise ValueError(f"data.path={path!r} does not exist; {hint}")
+    raise Refusal(f"data.path={path!r} does not exist; {hint}")
 
 
 def _few(names: list[str], shown: int = 8) -> str:
@@ -170,12 +171,12 @@ def _split_folders(root: Path, files: list[str]) -> tuple[FolderSource, FolderSo
     if others and not tested:
         return None
     if others:
-        raise ValueError(
+        raise Refusal(
             f"{str(root)!r} holds {train_name!r} and {tops[tested[0]]!r} beside {_few([tops[name] for name in others])}: "
             "move these away if it is a split, or rename the two if all are classes"
         )
     if loose := [file for file in files if not _top(file)]:
-        raise ValueError(
+        raise Refusal(
             f"{str(root)!r} holds images ({_few(loose)}) beside the folder {train_name!r}: move these away if it is a split, "
             f"or rename {train_name!r} if all images are to be used"
         )
@@ -188,7 +189,7 @@ def _split_folders(root: Path, files: list[str]) -> tuple[FolderSource, FolderSo
         if names is None or "" in test_names:
             continue  # without labels on both sides it cannot test anything
         if unknown := sorted(test_names - set(names)):
-            raise ValueError(f"{str(root / test_name)!r} has classes that {train_name!r} has not: {_few(unknown)}")
+            raise Refusal(f"{str(root / test_name)!r} has classes that {train_name!r} has not: {_few(unknown)}")
         return train, FolderSource(root / test_name, test_files, _labels(test_files, names), names)
     return train, None
 
@@ -218,7 +219,7 @@ def _labels(files: list[str], names: tuple[str, ...] | None) -> NDArray[np.int64
 def _held_out(root: Path, files: list[str], fraction: float, seed: int) -> tuple[FolderSource, FolderSource | None]:
     """All images, or with classes a split of each of them: the nearest whole number to its fraction, never all."""
     if not 0 <= fraction < 1:
-        raise ValueError(f"data.test_fraction={fraction} must be at least 0 and less than 1")
+        raise Refusal(f"data.test_fraction={fraction} must be at least 0 and less than 1")
     names = _class_names(files)
     labels = _labels(files, names)
     if labels is None:

@@ -18,6 +18,7 @@ from openjepa.data.cache import available_memory
 from openjepa.data.folder import existing_path
 from openjepa.data.skipping import check_usable
 from openjepa.data.source import ListSource, ShardSource, Splits
+from openjepa.refusals import Refusal
 from openjepa.settings.data import HuggingFaceSettings
 
 TEST_SPLITS = ("test", "validation", "val")
@@ -43,7 +44,7 @@ def open_huggingface(settings: HuggingFaceSettings, seed: int) -> Splits:
     """Training and test split of local files or of a data set on the Hub; with `streaming` the training split is a stream.
 
     Local files belong to the split that their name or folder says (`train-00000-of-00004.parquet`, `val/0.tar`); where none
-    says any, all are training images. Raises ValueError where something is missing, and names what there is.
+    says any, all are training images. Raises Refusal where something is missing, and names what there is.
     """
     require_library()
     local = _local_files(settings.path)
@@ -85,10 +86,10 @@ def left_out(settings: HuggingFaceSettings) -> dict[str, ListSource]:
 
 
 def require_library() -> None:
-    """Raises ValueError where the packages of the extra `data` are missing."""
+    """Raises Refusal where the packages of the extra `data` are missing."""
     for package in ("datasets", "pyarrow"):
         if importlib.util.find_spec(package) is None:
-            raise ValueError(f"data.source=huggingface needs the package {package!r}: pip install 'openjepa[data]'")
+            raise Refusal(f"data.source=huggingface needs the package {package!r}: pip install 'openjepa[data]'")
 
 
 def _local_files(path: str) -> _LocalFiles | None:
@@ -100,7 +101,7 @@ def _local_files(path: str) -> _LocalFiles | None:
             str(file) for file in root.glob(str(pattern.relative_to(root)) if pattern.is_absolute() else str(pattern))
         )
         if not files:
-            raise ValueError(f"data.path={path!r} matches no file")
+            raise Refusal(f"data.path={path!r} matches no file")
         return _grouped(files, Path(os.path.commonpath([Path(file).parent for file in files])), path)
     folder = Path(path).expanduser()
     if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+|[\w-]+", path) and not path.startswith("."):
@@ -115,14 +116,14 @@ def _grouped(files: list[str], root: Path, path: str) -> _LocalFiles:
     builders = {BUILDERS.get(Path(file).suffix, Path(file).suffix) for file in files}
     if len(builders) != 1 or not builders <= set(BUILDERS.values()):
         held = ", ".join(sorted(builders)) or "neither"
-        raise ValueError(f"data.path={path!r} must hold Parquet files or tars, one kind; it holds {held}")
+        raise Refusal(f"data.path={path!r} must hold Parquet files or tars, one kind; it holds {held}")
     splits: dict[str, list[str]] = {}
     for file in files:
         splits.setdefault(_split_of(Path(file).relative_to(root)), []).append(file)
     if "" in splits and len(splits) == 1:
         return _LocalFiles(builders.pop(), {"train": splits[""]})
     if "" in splits:
-        raise ValueError(f"data.path={path!r}: {splits[''][0]!r} does not say its split, but other files do")
+        raise Refusal(f"data.path={path!r}: {splits[''][0]!r} does not say its split, but other files do")
     return _LocalFiles(builders.pop(), splits)
 
 
@@ -141,7 +142,7 @@ def _hub_splits(settings: HuggingFaceSettings) -> list[str]:
     try:
         return list(get_dataset_split_names(settings.path, settings.subset))
     except Exception as error:  # the library and its connections raise many kinds
-        raise ValueError(
+        raise Refusal(
             f"data.path={settings.path!r} is neither a folder here nor a data set on the Hub that can be reached "
             f"({type(error).__name__}: {error})"
         ) from error
@@ -150,7 +151,7 @@ def _hub_splits(settings: HuggingFaceSettings) -> list[str]:
 def _split_name(wanted: str, available: list[str], local: _LocalFiles | None, setting: str) -> str:
     name = SPLIT_WORDS.get(wanted, wanted) if local is not None else wanted
     if name not in available:
-        raise ValueError(f"data.{setting}={wanted!r} is not a split; there are {sorted(available)}")
+        raise Refusal(f"data.{setting}={wanted!r} is not a split; there are {sorted(available)}")
     return name
 
 

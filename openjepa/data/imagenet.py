@@ -22,6 +22,7 @@ from openjepa.data.benchmark_layouts import (
 from openjepa.data.folder import FolderSource
 from openjepa.data.matlab import read_structures
 from openjepa.data.source import Splits
+from openjepa.refusals import Refusal
 
 TITLE = "ImageNet-1K"
 NUM_CLASSES = 1000
@@ -53,7 +54,7 @@ class _Truth:
 def open_imagenet(root: Path) -> Splits:
     """ImageNet-1K below `root`: class folders, the official archives, the competition's folders on Kaggle, or Parquet files.
 
-    Raises ValueError where a split is missing, validation images have no labels, or a list of them names absent files.
+    Raises Refusal where a split is missing, validation images have no labels, or a list of them names absent files.
     """
     if parquet_files(root):
         return open_parquet_splits(TITLE, root, ("label",), NUM_CLASSES)
@@ -74,7 +75,7 @@ def _labeled(truth: _Truth, folder: Path, train: FolderSource) -> FolderSource:
     assert train.class_names is not None
     numbers = {name: number for number, name in enumerate(train.class_names)}
     if unknown := sorted(set(truth.classes) - set(numbers)):
-        raise ValueError(
+        raise Refusal(
             f"{truth.file} has {len(unknown)} classes that the training split has no folder for: {examples(unknown)}. "
             "Expected: one training folder per class, named by its WordNet number (n01440764)"
         )
@@ -104,7 +105,7 @@ def _read_kaggle(file: Path) -> _Truth:
         if name == "ImageId":
             continue
         if not re.match(r"n\d+\b", prediction):
-            raise ValueError(f"{file}, line {number}: {line[:80]!r}; expected: ILSVRC2012_val_00000001,n01751748 ...")
+            raise Refusal(f"{file}, line {number}: {line[:80]!r}; expected: ILSVRC2012_val_00000001,n01751748 ...")
         names.append(f"{name}.JPEG")
         classes.append(prediction.split()[0])
     return _Truth(file, names, classes)
@@ -114,23 +115,23 @@ def _read_devkit(file: Path) -> _Truth:
     """One number per image, in the order of their names; meta.mat beside it says which class a number is."""
     meta = file.with_name("meta.mat")
     if not meta.is_file():
-        raise ValueError(f"{file} has the labels as numbers, but {meta.name} is not beside it: unpack the whole devkit")
+        raise Refusal(f"{file} has the labels as numbers, but {meta.name} is not beside it: unpack the whole devkit")
     classes = _class_numbers(meta)
     found = []
     for number, line in enumerate(read_lines(file), start=1):
         if not line.strip().isdecimal() or int(line) not in classes:
-            raise ValueError(f"{file}, line {number}: {line[:80]!r}; expected: a class from 1 to {NUM_CLASSES}")
+            raise Refusal(f"{file}, line {number}: {line[:80]!r}; expected: a class from 1 to {NUM_CLASSES}")
         found.append(classes[int(line)])
     return _Truth(file, [f"ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, len(found) + 1)], found)
 
 
 def _class_numbers(meta: Path) -> dict[int, str]:
-    """WordNet numbers by the devkit's own numbers. Raises ValueError where the file is not as expected."""
+    """WordNet numbers by the devkit's own numbers. Raises Refusal where the file is not as expected."""
     classes: dict[int, str] = {}
     for synset in read_structures(meta, "synsets"):
         number, name = synset.get("ILSVRC2012_ID"), synset.get("WNID")
         if not isinstance(number, np.ndarray) or number.size != 1 or not isinstance(name, str):
-            raise ValueError(f"{meta}: 'synsets' has no ILSVRC2012_ID (a number) and WNID (text); expected: the devkit's file")
+            raise Refusal(f"{meta}: 'synsets' has no ILSVRC2012_ID (a number) and WNID (text); expected: the devkit's file")
         if number[0] <= NUM_CLASSES:  # larger ones are groups of classes
             classes[int(number[0])] = name
     return classes

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from openjepa.data.benchmark_layouts import examples, labeled_splits, listed_images, read_lines, refuse
 from openjepa.data.source import Splits
+from openjepa.refusals import Refusal
 
 PLACES_LISTS = ("trainvalsplit_places205", ".")
 """Folders of the lists: what their archive unpacks to, or beside the images."""
@@ -36,7 +37,7 @@ class _Listed:
 def open_places205(root: Path) -> Splits:
     """Places205 below `root`: the two lists, and the images at one of several depths.
 
-    Raises ValueError where a list or the images are missing, a line is no path with a class, or a listed file is absent.
+    Raises Refusal where a list or the images are missing, a line is no path with a class, or a listed file is absent.
     """
     lists = [_read_places(_places_list(root, split)) for split in ("train", "val")]
     images = _folder_of(root, PLACES_IMAGES, lists[0], "Places205", PLACES_EXPECTED)
@@ -57,7 +58,7 @@ def _read_places(file: Path) -> _Listed:
     for number, line in enumerate(read_lines(file), start=1):
         name, _, label = line.rpartition(" ")
         if not name or not label.isdecimal():
-            raise ValueError(f"{file}, line {number}: {line[:80]!r}; expected: a path and a class, as `a/abbey/gsun_x.jpg 0`")
+            raise Refusal(f"{file}, line {number}: {line[:80]!r}; expected: a path and a class, as `a/abbey/gsun_x.jpg 0`")
         names.append(name)
         labels.append(int(label))
     return _Listed(file, names, np.array(labels, dtype=np.int64))
@@ -86,7 +87,7 @@ def _folder_of(root: Path, folders: Iterable[str], listed: _Listed, title: str, 
 def open_inat18(root: Path) -> Splits:
     """iNaturalist 2018 below `root`: annotations in COCO's format, one class (species) per image.
 
-    Raises ValueError where a file is missing or no such annotations, an image has no class or two, or a file is absent.
+    Raises Refusal where a file is missing or no such annotations, an image has no class or two, or a file is absent.
     """
     files = [root / f"{split}2018.json" for split in ("train", "val")]
     if absent := [file.name for file in files if not file.is_file()]:
@@ -97,7 +98,7 @@ def open_inat18(root: Path) -> Splits:
     sources = []
     for one in (train, val):
         if unknown := sorted(set(one.labels.tolist()) - set(numbers)):
-            raise ValueError(f"{one.file} has {len(unknown)} categories unknown to {files[0].name}: {unknown[:3]}")
+            raise Refusal(f"{one.file} has {len(unknown)} categories unknown to {files[0].name}: {unknown[:3]}")
         labels = np.array([numbers[label] for label in one.labels.tolist()], dtype=np.int64)
         sources.append(listed_images(images, one.names, labels, names, one.file))
     return labeled_splits("iNat18", sources[0], sources[1], 8142)
@@ -111,14 +112,14 @@ def _read_inat(file: Path) -> tuple[_Listed, list[dict[str, Any]]]:
         pairs = {(int(item["image_id"]), int(item["category_id"])) for item in content["annotations"]}
         categories = [{"id": int(item["id"]), "name": str(item["name"])} for item in content.get("categories", ())]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise Refusal(
             f"{file} is no annotation file in COCO's format ({type(error).__name__}: {error}); expected: "
             '{"images": [{"id", "file_name"}, ...], "annotations": [{"image_id", "category_id"}, ...], "categories": [...]}'
         ) from error
     labels = dict(pairs)
     wrong = [paths[image] for image in paths if image not in labels]
     if wrong or len(pairs) != len(labels) or len(labels) != len(paths):
-        raise ValueError(
+        raise Refusal(
             f"{file}: {len(paths):,} images, {len(labels):,} of them annotated with {len(pairs):,} categories; expected: one "
             f"category for each image" + (f", but there is none for {examples(wrong)}" if wrong else "")
         )

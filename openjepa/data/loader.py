@@ -18,6 +18,7 @@ from openjepa.data.order import BatchPlan, Samples, list_steps, shard_steps
 from openjepa.data.skipping import check_usable
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.data.workers import available_cores, check_shared_memory, parallel_map
+from openjepa.refusals import Refusal
 from openjepa.settings.data import DataSettings, HuggingFaceSettings
 from openjepa.types import Batch, BlockMasks, InputSpec, LoaderPosition, Masks
 
@@ -209,9 +210,9 @@ class TrainingLoader:
     def _check_length(self, data: DataSettings) -> None:
         num, batch_size = self.num_images, self._plan.batch_size
         if num is not None and num < batch_size:
-            raise ValueError(f"optim.batch_size={batch_size} is larger than the {num} training images: use at most {num}")
+            raise Refusal(f"optim.batch_size={batch_size} is larger than the {num} training images: use at most {num}")
         if data.cache != "none" and isinstance(self._source, ShardSource):
-            raise ValueError(f"data.cache={data.cache!r} needs a list of images, not a stream: set data.cache=none")
+            raise Refusal(f"data.cache={data.cache!r} needs a list of images, not a stream: set data.cache=none")
 
     def _open_cache(self, data: DataSettings, min_side: int, progress: Callable[[int, int], None] | None) -> PixelCache | None:
         if not isinstance(self._source, ListSource):
@@ -228,7 +229,7 @@ class TrainingLoader:
         cache = build_cache(self._source, short_side, min_side, workers, progress, limit)
         if len(cache.reasons) > data.max_skipped * len(cache):
             index, reason = next(iter(cache.reasons.items()))
-            raise ValueError(
+            raise Refusal(
                 f"{len(cache.reasons)} of {len(cache)} images could not be used, more than data.max_skipped="
                 f"{data.max_skipped:g}; the first: {self._source.name(index)} ({reason}). Repair or remove them, or raise "
                 "data.max_skipped"
@@ -250,11 +251,11 @@ def _detail_kept(inputs: InputSpec) -> int:
 
 
 def _patch_side(inputs: InputSpec, sampler: MaskDrawer) -> int:
-    """Longest side of a patch; raises ValueError where the grid of the masks does not divide the views."""
+    """Longest side of a patch; raises Refusal where the grid of the masks does not divide the views."""
     sides = [1]
     for name in inputs.masked_views:
         for side, patches in zip(inputs.views[name].size, sampler.grid, strict=True):
             if side % patches:
-                raise ValueError(f"data.image_size: {side} pixels cannot be divided into {patches} patches")
+                raise Refusal(f"data.image_size: {side} pixels cannot be divided into {patches} patches")
             sides.append(side // patches)
     return max(sides)

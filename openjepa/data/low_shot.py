@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from openjepa.data.folder import SUFFIXES
 from openjepa.data.source import ListSource
 from openjepa.data.subset import ranks_in_class
+from openjepa.refusals import Refusal
 from openjepa.seeds import derive_samples
 from openjepa.settings.low_shot import LowShotSettings
 
@@ -28,7 +29,7 @@ def low_shot_rows(source: ListSource, labels: NDArray[np.int64], settings: LowSh
     `percent`: of each class the nearest whole number (halves up), at least one. `images_per_class`: so many of each class. Both
     take the first images of each class in an order drawn with the seed, so that a smaller subset lies within a larger one.
     `list`: the images that a file names (see `_listed_rows`).
-    Raises ValueError where a class has too few images, or the list cannot be read or names images that cannot be told apart or
+    Raises Refusal where a class has too few images, or the list cannot be read or names images that cannot be told apart or
     are not there.
     """
     if settings.list is not None:
@@ -51,7 +52,7 @@ def _check_counts(source: ListSource, labels: NDArray[np.int64], counts: NDArray
         return
     names = source.class_names if source.labels is not None and np.array_equal(source.labels, labels) else None
     words = [f"{names[label] if names else f'class {label}'} has {counts[label]}" for label in few[:NUM_EXAMPLES]]
-    raise ValueError(
+    raise Refusal(
         f"evaluation.low_shot.images_per_class={wanted}: {len(few)} of {np.count_nonzero(counts)} classes have fewer images "
         f"({', '.join(words)}); at most {counts[counts > 0].min()} of each class can be drawn"
     )
@@ -114,12 +115,10 @@ def _read_list(file: Path) -> list[str]:
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{setting} cannot be read ({type(error).__name__}); give a text file with one image per line"
-        ) from error
+        raise Refusal(f"{setting} cannot be read ({type(error).__name__}); give a text file with one image per line") from error
     lines = [line for line in lines if line and not line.startswith("#")]
     if not lines:
-        raise ValueError(f"{setting} names no images; it must have one image per line")
+        raise Refusal(f"{setting} names no images; it must have one image per line")
     return lines
 
 
@@ -143,10 +142,10 @@ def _matches(name: _Name, known: dict[str, list[tuple[_Name, int]]]) -> list[int
 
 
 def _refuse(file: Path, lines: list[str], describe: Callable[[str], str], what: str) -> None:
-    """Raises ValueError where there are such lines."""
+    """Raises Refusal where there are such lines."""
     if lines:
         shown = ", ".join(describe(line) for line in lines[:NUM_EXAMPLES]) + (", ..." if len(lines) > NUM_EXAMPLES else "")
-        raise ValueError(
+        raise Refusal(
             f"evaluation.low_shot.list={str(file)!r}: {len(lines)} of its names {what}: {shown}; the list must name images of "
             "the whole training split by their file names"
         )

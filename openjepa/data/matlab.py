@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from openjepa.refusals import Refusal
+
 Value = str | NDArray[np.float64] | None
 """Text, numbers in column order, or None for what is not read (cells, nested structures, sparse arrays)."""
 
@@ -28,11 +30,11 @@ STRUCTURE, CHARACTERS, FIRST_NUMERIC = 2, 4, 6
 def read_structures(file: Path, name: str) -> list[dict[str, Value]]:
     """The elements of the array of structures `name`, in column order.
 
-    Raises ValueError where the file is no such file, is damaged, or has no such array.
+    Raises Refusal where the file is no such file, is damaged, or has no such array.
     """
     data = file.read_bytes()
     if len(data) < HEADER_BYTES or data[126:128] != b"IM":
-        raise ValueError(f"{file} is no MATLAB file of version 5 (little-endian)")
+        raise Refusal(f"{file} is no MATLAB file of version 5 (little-endian)")
     try:
         for kind, content in _elements(data[HEADER_BYTES:]):
             matrix = next(_elements(zlib.decompress(content)))[1] if kind == COMPRESSED else content
@@ -40,8 +42,8 @@ def read_structures(file: Path, name: str) -> list[dict[str, Value]]:
             if parts[2][1] == name.encode() and _array_class(parts) == STRUCTURE:
                 return _structures(parts)
     except (struct.error, zlib.error, IndexError, KeyError, StopIteration, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is damaged ({type(error).__name__}: {error})") from error
-    raise ValueError(f"{file} has no array of structures {name!r}")
+        raise Refusal(f"{file} is damaged ({type(error).__name__}: {error})") from error
+    raise Refusal(f"{file} has no array of structures {name!r}")
 
 
 def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openjepa.data.source import ShardRecord, ShardSource
+from openjepa.refusals import Refusal
 from openjepa.seeds import derive, derive_samples
 from openjepa.types import LoaderPosition
 
@@ -33,13 +34,13 @@ class BatchPlan:
         """Check that the parts divide each other."""
         wave = self.microbatch_size * self.world_size
         if self.microbatch_size < 1 or self.batch_size < 1 or self.batch_size % wave:
-            raise ValueError(
+            raise Refusal(
                 f"optim.batch_size={self.batch_size} is not a multiple of optim.microbatch_size={self.microbatch_size} "
                 f"times {self.world_size} processes; the nearest that fits is {max(1, round(self.batch_size / wave)) * wave}"
             )
         group = self.group_size or self.batch_size
         if group % self.microbatch_size or self.batch_size % group:
-            raise ValueError(
+            raise Refusal(
                 f"masks.group_size={self.group_size} must be a multiple of the microbatch ({self.microbatch_size}) and divide "
                 f"the batch ({self.batch_size})"
             )
@@ -108,7 +109,7 @@ def shard_steps(
             del pending[:batch_size]
             step, offset = step + 1, offset + batch_size
         if offset == 0:
-            raise ValueError(f"an epoch of the stream has fewer images than optim.batch_size={batch_size}: use a smaller batch")
+            raise Refusal(f"an epoch of the stream has fewer images than optim.batch_size={batch_size}: use a smaller batch")
         epoch, offset = epoch + 1, 0
 
 

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 from openjepa.data.source import LabelMaps
 from openjepa.data.views import central_crop
+from openjepa.refusals import Refusal
 
 
 def label_view(labels: UInt8[np.ndarray, "h w"], size: tuple[int, int], fit: str) -> UInt8[np.ndarray, "oh ow"]:
@@ -26,14 +27,14 @@ def label_view(labels: UInt8[np.ndarray, "h w"], size: tuple[int, int], fit: str
 def patch_histograms(view: UInt8[np.ndarray, "h w"], patch_size: int, num_classes: int) -> Int[np.ndarray, "N classes"]:
     """Pixels of each class in every patch, patches in raster order. IGNORED pixels are not counted.
 
-    Raises ValueError where a label is neither a class nor IGNORED.
+    Raises Refusal where a label is neither a class nor IGNORED.
     """
     height, width = view.shape
     rows, columns = height // patch_size, width // patch_size
     cut = view.reshape(rows, patch_size, columns, patch_size).transpose(0, 2, 1, 3).reshape(rows * columns, -1)
     counted = cut != LabelMaps.IGNORED
     if counted.any() and cut[counted].max() >= num_classes:
-        raise ValueError(f"a label map holds class {cut[counted].max()}; its {num_classes} classes are 0 to {num_classes - 1}")
+        raise Refusal(f"a label map holds class {cut[counted].max()}; its {num_classes} classes are 0 to {num_classes - 1}")
     # one bin for each pair of patch and class
     bins = (np.arange(len(cut))[:, None] * num_classes + cut)[counted]
     return np.bincount(bins, minlength=len(cut) * num_classes).reshape(len(cut), num_classes)

@@ -21,6 +21,7 @@ from openjepa.data.folder import FolderSource
 from openjepa.data.scene_layout import COLORS, SHAPES
 from openjepa.data.scene_packing import read_masks
 from openjepa.data.source import LabelMaps, ListSource
+from openjepa.refusals import Refusal
 
 MAP_CLASSES: dict[str, tuple[str, ...]] = {"shape": ("ground", *SHAPES), "color": ("ground", *COLORS)}
 """Classes of each map by the property of an annotated object that it shows."""
@@ -31,7 +32,7 @@ class InstanceMasks(ABC):
 
     @abstractmethod
     def read(self, index: int) -> NDArray[np.uint8]:
-        """The mask of a scene [height, width]. Raises ValueError where there is none that can be used."""
+        """The mask of a scene [height, width]. Raises Refusal where there is none that can be used."""
 
 
 class PackedMasks(InstanceMasks):
@@ -67,9 +68,9 @@ class FolderMasks(InstanceMasks):
             with Image.open(io.BytesIO(self._files.read(index))) as image:
                 mask = np.array(image)
         except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{where} cannot be read ({error}): delete it and run `openjepa data scenes` again") from error
+            raise Refusal(f"{where} cannot be read ({error}): delete it and run `openjepa data scenes` again") from error
         if mask.ndim != 2 or mask.dtype != np.uint8:
-            raise ValueError(f"{where} has the shape {mask.shape} of {mask.dtype}; expected: one channel of 8 bits")
+            raise Refusal(f"{where} has the shape {mask.shape} of {mask.dtype}; expected: one channel of 8 bits")
         return mask
 
 
@@ -97,20 +98,20 @@ class SceneMaps(LabelMaps):
     def read(self, index: int) -> NDArray[np.uint8]:
         """Classes of the pixels of a picture [height, width].
 
-        Raises ValueError where the mask cannot be read, is of another size than the picture, or shows an object that the
+        Raises Refusal where the mask cannot be read, is of another size than the picture, or shows an object that the
         annotations do not have.
         """
         row = int(self._rows[index])
         mask, size = self._masks.read(row), image_size(self._source.read(row))
         if mask.shape != size:
-            raise ValueError(
+            raise Refusal(
                 f"{self._source.name(row)}: its mask has {mask.shape[0]} x {mask.shape[1]} pixels, the picture "
                 f"{size[0]} x {size[1]} (height x width); masks must be rendered at the size of the pictures"
             )
         table = self._table[row]
         num_objects = int((table != self.IGNORED).sum()) - 1
         if mask.max() > num_objects:
-            raise ValueError(
+            raise Refusal(
                 f"{self._source.name(row)}: its mask shows object number {mask.max()}, the annotations have {num_objects}; "
                 "masks and annotations are not of the same rendering"
             )
@@ -124,7 +125,7 @@ class SceneMaps(LabelMaps):
 def folder_masks(root: Path, split: str, names: Sequence[str]) -> FolderMasks | None:
     """The masks of a split below `root`; None where the folder has none at all, as CLEVR v1.0.
 
-    `names`: of the pictures. Raises ValueError where masks of some pictures are missing.
+    `names`: of the pictures. Raises Refusal where masks of some pictures are missing.
     """
     if not (root / "masks").is_dir():
         return None
@@ -132,7 +133,7 @@ def folder_masks(root: Path, split: str, names: Sequence[str]) -> FolderMasks | 
     present = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
     files = [f"{Path(name).stem}.png" for name in names]
     if absent := [file for file in files if file not in present]:
-        raise ValueError(
+        raise Refusal(
             f"{folder} lacks the masks of {len(absent):,} of {len(files):,} pictures, for example {', '.join(absent[:3])}: "
             f"run `openjepa data scenes` into the folder again, or remove {root / 'masks'} to do without label maps"
         )
@@ -140,7 +141,7 @@ def folder_masks(root: Path, split: str, names: Sequence[str]) -> FolderMasks | 
 
 
 def scene_maps(source: ListSource, masks: InstanceMasks, scenes: Sequence[Mapping[str, Any]]) -> dict[str, LabelMaps]:
-    """The maps of a split by name. Raises ValueError where an annotated object lacks a property or has an unknown one."""
+    """The maps of a split by name. Raises Refusal where an annotated object lacks a property or has an unknown one."""
     return {name: SceneMaps(source, masks, _table(scenes, name), classes) for name, classes in MAP_CLASSES.items()}
 
 
@@ -154,7 +155,7 @@ def _table(scenes: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.uint8]:
     for row, scene in enumerate(scenes):
         words = [item.get(name) for item in scene["objects"]]
         if unknown := [word for word in words if word not in numbers or word == "ground"]:
-            raise ValueError(
+            raise Refusal(
                 f"scene {scene.get('image_filename')!r} has an object whose {name} is {unknown[0]!r}; known: "
                 + ", ".join(MAP_CLASSES[name][1:])
             )

@@ -19,6 +19,7 @@ from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from openjepa.data.scene_layout import COLORS, LAYOUT_VERSION, SPLITS, SceneLayout, SceneObject, Split, lay_out_scene
+from openjepa.refusals import Refusal
 from openjepa.whole_files import whole_file
 
 GROUND = 0.5
@@ -42,7 +43,7 @@ def load_mitsuba() -> Any:
         import drjit
         import mitsuba
     except ImportError as error:
-        raise ImportError("Rendering scenes needs mitsuba: pip install openjepa[scenes]") from error
+        raise Refusal("rendering scenes needs the package mitsuba: pip install 'openjepa[scenes]'") from error
     mitsuba.set_variant("scalar_rgb")
     drjit.set_thread_count(1)
     return mitsuba
@@ -134,11 +135,11 @@ class RenderSettings:
     layout_version: int = LAYOUT_VERSION
 
     def check(self) -> None:
-        """Raise ValueError where nothing useful could be rendered."""
+        """Raise Refusal where nothing useful could be rendered."""
         if self.samples < PASS_SAMPLES or self.samples % PASS_SAMPLES:
-            raise ValueError(f"samples={self.samples} must be a multiple of {PASS_SAMPLES} (32 to 64 leave little noise).")
+            raise Refusal(f"samples={self.samples} must be a multiple of {PASS_SAMPLES} (32 to 64 leave little noise).")
         if self.image_size < 16:
-            raise ValueError(f"image_size={self.image_size} is too small to see objects in: use at least 16 pixels.")
+            raise Refusal(f"image_size={self.image_size} is too small to see objects in: use at least 16 pixels.")
 
 
 def render_scenes(
@@ -148,13 +149,13 @@ def render_scenes(
 
     Writes `images/{train,val}/*.png`, `scenes/CLEVR_{train,val}_scenes.json` and `masks/{train,val}/*.png` (value i + 1 where
     object i is seen). What is finished is kept, so that an interrupted command continues and a larger number adds scenes.
-    `workers`: processes; None: one per core. Raises ValueError where `output` holds pictures made with other settings.
+    `workers`: processes; None: one per core. Raises Refusal where `output` holds pictures made with other settings.
     """
     settings = RenderSettings(seed, image_size, samples)
     settings.check()
     workers = (os.cpu_count() or 1) if workers is None else workers
     if min(train, test) < 1 or workers < 1:
-        raise ValueError(f"train={train}, test={test} and workers={workers} must be at least 1.")
+        raise Refusal(f"train={train}, test={test} and workers={workers} must be at least 1.")
     load_mitsuba()
     _claim(output, settings)
     numbers: dict[Split, int] = {"train": train, "val": test}
@@ -209,10 +210,10 @@ def _claim(output: Path, settings: RenderSettings) -> None:
         found = json.loads(path.read_text())
         changed = [f"{name} {found.get(name)} (now {value})" for name, value in wanted.items() if found.get(name) != value]
         if changed:
-            raise ValueError(f"{output} holds scenes rendered with {', '.join(changed)}. Use the same or another folder.")
+            raise Refusal(f"{output} holds scenes rendered with {', '.join(changed)}. Use the same or another folder.")
         return
     if (output / "images").exists():
-        raise ValueError(f"{output} holds images that were not rendered here (no render.json). Use another folder.")
+        raise Refusal(f"{output} holds images that were not rendered here (no render.json). Use another folder.")
     output.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(wanted) + "\n")
 

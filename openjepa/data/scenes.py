@@ -21,6 +21,7 @@ from openjepa.data.folder import FolderSource
 from openjepa.data.scene_maps import PackedMasks, folder_masks, scene_maps
 from openjepa.data.scene_packing import PACKAGED_SCENES, read_annotations, read_pictures
 from openjepa.data.source import LabelMaps, ListSource, Splits
+from openjepa.refusals import Refusal
 from openjepa.settings.data import ScenesSettings
 
 Scene = Mapping[str, Any]
@@ -35,10 +36,10 @@ LAYOUT = "images/{train,val}/*.png and scenes/CLEVR_{train,val}_scenes.json"
 
 
 def count_label(scene: Scene) -> int:
-    """Clevr/Count: number of objects minus 3. Raises ValueError outside 3 to 10 objects."""
+    """Clevr/Count: number of objects minus 3. Raises Refusal outside 3 to 10 objects."""
     count = len(scene["objects"])
     if not MIN_OBJECTS <= count <= MAX_OBJECTS:
-        raise ValueError(f"{count} objects, not {MIN_OBJECTS} to {MAX_OBJECTS}")
+        raise Refusal(f"{count} objects, not {MIN_OBJECTS} to {MAX_OBJECTS}")
     return count - MIN_OBJECTS
 
 
@@ -47,7 +48,7 @@ def distance_label(scene: Scene) -> int:
     nearest = min(item["pixel_coords"][2] for item in scene["objects"])
     label = bisect_left(DISTANCE_THRESHOLDS, nearest)
     if label == len(DISTANCE_THRESHOLDS):
-        raise ValueError(f"the nearest object is at depth {nearest}, beyond {DISTANCE_THRESHOLDS[-1]}")
+        raise Refusal(f"the nearest object is at depth {nearest}, beyond {DISTANCE_THRESHOLDS[-1]}")
     return label
 
 
@@ -57,11 +58,11 @@ LABELS: dict[str, Callable[[Scene], int]] = {"count": count_label, "distance": d
 def open_scenes(settings: ScenesSettings, seed: int) -> Splits:
     """The scenes below `settings.path`, or the packaged ones; `settings.label` chooses which labels the sources carry.
 
-    Nothing is drawn, the seed is not used. Raises ValueError where a file or picture is missing or an annotation is unusable.
+    Nothing is drawn, the seed is not used. Raises Refusal where a file or picture is missing or an annotation is unusable.
     """
     del seed
     if settings.label not in LABELS:
-        raise ValueError(f"data.label={settings.label!r} is unknown: use one of {', '.join(LABELS)}")
+        raise Refusal(f"data.label={settings.label!r} is unknown: use one of {', '.join(LABELS)}")
     if settings.path is None:
         return _open_packaged(settings.label)
     root = Path(settings.path).expanduser()
@@ -118,7 +119,7 @@ def _annotation_file(root: Path, split: str) -> Path:
         found = f"did you mean {root / 'CLEVR_v1.0'}?"
     else:
         found = f"it holds: {', '.join(sorted(entry.name for entry in root.iterdir())[:8]) or 'nothing'}"
-    raise ValueError(
+    raise Refusal(
         f"data.path={str(root)!r} has no {missing.relative_to(root)} ({found}). Expected: {LAYOUT}, as CLEVR v1.0 unpacks "
         "and as `openjepa data scenes` renders; leave data.path out for the packaged scenes."
     )
@@ -130,13 +131,13 @@ def _read_annotations(root: Path, file: Path, split: str) -> tuple[list[dict[str
         scenes = json.loads(file.read_bytes())["scenes"]
         names = [str(scene["image_filename"]) for scene in scenes]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'{file} is no CLEVR file: expected {{"scenes": [{{"image_filename", "objects"}}, ...]}}') from error
+        raise Refusal(f'{file} is no CLEVR file: expected {{"scenes": [{{"image_filename", "objects"}}, ...]}}') from error
     if not names:
-        raise ValueError(f"{file} lists no scenes")
+        raise Refusal(f"{file} lists no scenes")
     present = {entry.name for entry in os.scandir(root / "images" / split)}
     absent = [name for name in names if name not in present]
     if absent:
-        raise ValueError(
+        raise Refusal(
             f"{file} names {len(absent):,} of {len(names):,} pictures that {root / 'images' / split} does not hold, "
             f"for example {', '.join(absent[:3])}. Expected: every image_filename there."
         )
@@ -152,4 +153,4 @@ def _label(rule: Callable[[Scene], int], scene: Scene, file: Path) -> int:
         return rule(scene)
     except (ValueError, KeyError, IndexError, TypeError) as error:
         name = scene.get("image_filename")
-        raise ValueError(f"{file}: scene {name!r} cannot be labeled ({type(error).__name__}: {error})") from error
+        raise Refusal(f"{file}: scene {name!r} cannot be labeled ({type(error).__name__}: {error})") from error

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 
 from openjepa.data.decode import DecodeError, decode_image
 from openjepa.data.source import ListSource
+from openjepa.refusals import Refusal
 from openjepa.types import Batch, Skipped
 
 NUM_CHECKED = 256
@@ -38,7 +39,7 @@ def _fill_slot(slot: int, num_candidates: int, fill: Callable[[int, int], None],
             return place, reason
         except (DecodeError, OSError) as error:
             reason = reason or str(error) or type(error).__name__
-    raise ValueError(f"{num_candidates - slot} images in a row cannot be used; the first is {name(slot)}: {reason}")
+    raise Refusal(f"{num_candidates - slot} images in a row cannot be used; the first is {name(slot)}: {reason}")
 
 
 class SkipLedger:
@@ -69,11 +70,11 @@ class SkipLedger:
         return new
 
     def raise_if_too_many(self) -> None:
-        """Raises ValueError above the share; call it once the samples are written down."""
+        """Raises Refusal above the share; call it once the samples are written down."""
         if self.num_seen < self.min_seen or self.num_skipped <= self.max_share * self.num_seen:
             return
         last = self._last or Skipped("see skipped.jsonl", "unreadable")
-        raise ValueError(
+        raise Refusal(
             f"{self.num_skipped} of {self.num_seen} images could not be used, more than data.max_skipped="
             f"{self.max_share:g}; the last: {last.name} ({last.reason}). All are listed in skipped.jsonl: repair or remove "
             "them, or raise data.max_skipped"
@@ -81,7 +82,7 @@ class SkipLedger:
 
 
 def check_usable(source: ListSource, what: str, min_side: int = 1) -> None:
-    """Raise ValueError unless one of the first images can be decoded and is at least `min_side` pixels on both sides."""
+    """Raise Refusal unless one of the first images can be decoded and is at least `min_side` pixels on both sides."""
     reasons: Counter[str] = Counter()
     num = min(NUM_CHECKED, len(source))
     first = ""
@@ -94,7 +95,7 @@ def check_usable(source: ListSource, what: str, min_side: int = 1) -> None:
             reasons[type(error).__name__ if isinstance(error, OSError) else str(error)] += 1
             first = first or f"{source.name(index)}: {error}"
     common = "; ".join(f"{count}x {reason}" for reason, count in reasons.most_common(3))
-    raise ValueError(f"none of the first {num} images of {what} can be used ({common}). The first is {first}")
+    raise Refusal(f"none of the first {num} images of {what} can be used ({common}). The first is {first}")
 
 
 def check_side(height: int, width: int, min_side: int) -> None:

@@ -21,7 +21,7 @@ class ListSource(ABC):
 
     @abstractmethod
     def read(self, index: int) -> bytes:
-        """The encoded image file of a record. Raises OSError or ValueError where there is none."""
+        """The encoded image file of a record. Raises OSError or Refusal where there is none."""
 
     @abstractmethod
     def name(self, index: int) -> str:

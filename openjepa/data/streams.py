@@ -8,6 +8,7 @@ from openjepa.data.arrow import Columns, choose_columns
 from openjepa.data.decode import DecodeError, decode_image
 from openjepa.data.skipping import NUM_CHECKED
 from openjepa.data.source import ShardRecord, ShardSource
+from openjepa.refusals import Refusal
 from openjepa.settings.data import HuggingFaceSettings
 
 
@@ -39,7 +40,7 @@ class DatasetShards(ShardSource):
 
 
 def open_stream(dataset: Any, settings: HuggingFaceSettings, title: str, num_records: int | None) -> DatasetShards:
-    """The shards of a `datasets.IterableDataset`. Raises ValueError where none of the first images can be used."""
+    """The shards of a `datasets.IterableDataset`. Raises Refusal where none of the first images can be used."""
     from datasets import Image
 
     if dataset.features is None:
@@ -60,4 +61,4 @@ def _check_first(source: DatasetShards) -> None:
             return
         except DecodeError as error:
             first = first or f"{record.name}: {error}"
-    raise ValueError(f"none of the first {NUM_CHECKED} images of the stream can be used; the first is {first or 'missing'}")
+    raise Refusal(f"none of the first {NUM_CHECKED} images of the stream can be used; the first is {first or 'missing'}")

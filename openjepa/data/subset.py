@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openjepa.data.source import ListSource, Splits
+from openjepa.refusals import Refusal
 from openjepa.seeds import derive, derive_samples
 
 
@@ -36,9 +37,9 @@ def limited(splits: Splits, max_images: int, seed: int) -> Splits:
     """The splits with at most `max_images` training images, drawn with the seed and kept in their order."""
     train = splits.train
     if max_images < 1:
-        raise ValueError(f"data.max_images={max_images} must be at least 1")
+        raise Refusal(f"data.max_images={max_images} must be at least 1")
     if not isinstance(train, ListSource):
-        raise ValueError("data.max_images needs a list of images, not a stream: leave it unset with data.streaming")
+        raise Refusal("data.max_images needs a list of images, not a stream: leave it unset with data.streaming")
     if max_images >= len(train):
         return splits
     keys = derive_samples("subset", seed, np.array([1]), np.arange(len(train)))
@@ -57,7 +58,7 @@ def balanced_rows(labels: NDArray[np.int64], max_images: int | None, seed: int) 
     if max_images is None or max_images >= len(labels):
         return np.arange(len(labels))
     if max_images < 1:
-        raise ValueError(f"max_train_images={max_images} must be at least 1")
+        raise Refusal(f"max_train_images={max_images} must be at least 1")
     order = np.random.default_rng(derive("subset", seed, 2)).permutation(len(labels))
     rounds = ranks_in_class(labels, order)
     by_round = order[np.argsort(rounds[order], kind="stable")]

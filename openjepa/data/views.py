@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import UInt8
 from torch import Tensor
 
+from openjepa.refusals import Refusal
 from openjepa.types import ViewSpec
 
 Box = tuple[int, int, int, int]
@@ -88,7 +89,7 @@ def evaluation_view(pixels: UInt8[Tensor, "h w 3"], size: tuple[int, int], fit: 
     if fit == "squash":
         return resize(pixels, size, "bicubic")
     if fit != "crop":
-        raise ValueError(f"fit={fit!r} is not known: use 'crop' or 'squash'")
+        raise Refusal(f"fit={fit!r} is not known: use 'crop' or 'squash'")
     pixels = _middle(pixels, size)
     covering, (top, left) = central_crop(pixels.shape[0], pixels.shape[1], size)
     resized = resize(pixels, covering, "bicubic")

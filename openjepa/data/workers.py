@@ -12,6 +12,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from openjepa.refusals import Refusal
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -51,10 +53,10 @@ def choose_workers(workers: int | None, cache: str = "none") -> int:
 
 
 def check_shared_memory(workers: int, needed: int, setting: str = "system.workers") -> None:
-    """Raise ValueError where the results in flight do not fit into shared memory, which would kill the workers."""
+    """Raise Refusal where the results in flight do not fit into shared memory, which would kill the workers."""
     folder = Path("/dev/shm")
     if folder.is_dir() and shutil.disk_usage(folder).free < needed:
-        raise ValueError(
+        raise Refusal(
             f"{setting}={workers} needs {needed:,} bytes of shared memory, but /dev/shm has only "
             f"{shutil.disk_usage(folder).free:,} free: use fewer workers, or enlarge it (docker run --shm-size=2g)"
         )

@@ -17,6 +17,7 @@ from openjepa.embedding.means import Tally
 from openjepa.embedding.parts import PartNote, PartsFolder
 from openjepa.embedding.plan import Plan
 from openjepa.embedding.table import COLUMNS, FEATURES, MEAN_KEY, METADATA_KEY, Manifest, Row, parquet_blocks
+from openjepa.refusals import Refusal
 from openjepa.types import Skipped
 from openjepa.whole_files import whole_file
 
@@ -42,14 +43,14 @@ def skipped_file(output: Path) -> Path:
 def assemble(plan: Plan, parts: PartsFolder, output: Path, max_skipped: float) -> Assembled:
     """Writes the table at `output` and reads it again.
 
-    Raises ValueError where too many images were skipped (their list is written), and for damaged parts. Parts stay.
+    Raises Refusal where too many images were skipped (their list is written), and for damaged parts. Parts stay.
     """
     _remove_leftovers(output)
     rows_by_split, num_records = _write_skipped(plan, parts, output)
     num_rows = sum(rows_by_split.values())
     num_skipped = num_records - num_rows
     if num_rows == 0 or num_skipped > max_skipped * num_records:
-        raise ValueError(
+        raise Refusal(
             f"{num_skipped:,} of {num_records:,} images could not be read, more than max_skipped={max_skipped:g}; they are "
             f"listed in {skipped_file(output)}. Repair or remove them and repeat the command with --again, or raise "
             "--max-skipped and repeat it: what was computed is kept"
@@ -194,7 +195,7 @@ def _text(name: str) -> str:
 
 
 def _check(output: Path, manifest: Manifest, num_rows: int, checksum: int) -> None:
-    """Reads the table again. Raises ValueError, and removes it, where it is not what was written."""
+    """Reads the table again. Raises Refusal, and removes it, where it is not what was written."""
     found = num_found = 0
     at_a_time = max(1, GROUP_BYTES // (prod(manifest.shape) * np.dtype(manifest.dtype).itemsize))
     for block in _blocks(output, manifest, at_a_time):
@@ -202,7 +203,7 @@ def _check(output: Path, manifest: Manifest, num_rows: int, checksum: int) -> No
         found = zlib.crc32(np.ascontiguousarray(block).tobytes(), found)
     if (num_found, found) != (num_rows, checksum):
         output.unlink()
-        raise ValueError(f"{output} could not be read again as it was written: the disk is failing, or out of space. Try again")
+        raise Refusal(f"{output} could not be read again as it was written: the disk is failing, or out of space. Try again")
 
 
 def _blocks(output: Path, manifest: Manifest, num_rows: int) -> Iterator[NDArray[Any]]:

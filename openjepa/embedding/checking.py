@@ -9,6 +9,7 @@ from pathlib import Path
 from openjepa.config import flatten, nearest
 from openjepa.embedding.table import COLUMNS, ENDINGS, FORMAT, parquet_manifest
 from openjepa.ranges import COUNT, FRACTION, NOT_NEGATIVE, Range, check_range
+from openjepa.refusals import Refusal
 from openjepa.settings.embedding import EmbedSettings
 from openjepa.whole_files import is_writable
 
@@ -41,7 +42,7 @@ WITHOUT_EFFECT = {
 
 
 def check_settings(settings: EmbedSettings) -> None:
-    """Raises ValueError at the first setting that cannot work."""
+    """Raises Refusal at the first setting that cannot work."""
     for name, value in flatten(settings).items():
         for item in value if isinstance(value, tuple) else (value,):
             if name in RANGES and isinstance(item, int | float):
@@ -59,36 +60,36 @@ def idle_settings(given: Collection[str]) -> list[str]:
 
 
 def check_output(output: Path) -> None:
-    """Raises ValueError where nothing, or not this, can be written to `output`; files of others are never replaced."""
+    """Raises Refusal where nothing, or not this, can be written to `output`; files of others are never replaced."""
     if output.suffix not in ENDINGS:
         kinds = " or ".join(ENDINGS)
         near = nearest(output.suffix, ENDINGS) if output.suffix else f"give it one, e.g. {output.name or 'features'}.npy"
-        raise ValueError(f"--output {output} must end in {kinds}: {near}")
+        raise Refusal(f"--output {output} must end in {kinds}: {near}")
     if output.is_dir():
-        raise ValueError(f"--output {output} is a folder: name a file, e.g. --output {output / 'features.npy'}")
+        raise Refusal(f"--output {output} is a folder: name a file, e.g. --output {output / 'features.npy'}")
     if not output.parent.is_dir():
-        raise ValueError(f"--output {output}: there is no folder {output.parent}; make it first, or name a file elsewhere")
+        raise Refusal(f"--output {output}: there is no folder {output.parent}; make it first, or name a file elsewhere")
     if not is_writable(output.parent):
-        raise ValueError(f"--output {output}: nothing may be written into {output.parent.absolute()}; name a file elsewhere")
+        raise Refusal(f"--output {output}: nothing may be written into {output.parent.absolute()}; name a file elsewhere")
     if output.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise ValueError(f"--output {output} needs the package pyarrow: pip install 'openjepa[data]', or name a .npy file")
+        raise Refusal(f"--output {output} needs the package pyarrow: pip install 'openjepa[data]', or name a .npy file")
     if output.suffix == ".npy":
         _check_beside(output)
     elif output.exists():
         try:
             parquet_manifest(output)
         except ValueError as error:
-            raise ValueError(f"--output would be replaced, but {error}: name another file, or move that one away") from error
+            raise Refusal(f"--output would be replaced, but {error}: name another file, or move that one away") from error
 
 
 def _check_beside(output: Path) -> None:
-    """Raises ValueError where a .csv, .json or .npy lies there that openjepa embed has not written."""
+    """Raises Refusal where a .csv, .json or .npy lies there that openjepa embed has not written."""
     described, listed = output.with_suffix(".json"), output.with_suffix(".csv")
     foreign = [path for path, is_ours in ((described, _describes), (listed, _lists)) if path.exists() and not is_ours(path)]
     if output.exists() and not described.exists():
         foreign.append(output)
     if foreign:
-        raise ValueError(
+        raise Refusal(
             f"--output {output} would replace {foreign[0]}, which openjepa embed has not written: name another file, or move "
             "that one away"
         )

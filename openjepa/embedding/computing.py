@@ -20,6 +20,7 @@ from openjepa.embedding.watching import Watch
 from openjepa.engine.claims import Claim
 from openjepa.engine.moving import Moving
 from openjepa.inference.encoder import Encoder
+from openjepa.refusals import Refusal
 from openjepa.types import Skipped
 
 LARGEST_BATCH_BYTES = 2**28
@@ -82,7 +83,7 @@ class Computation:
     def run(self) -> bool:
         """Computes parts until no free one is left. Returns whether there was any.
 
-        Raises ValueError for features that are not finite. Whatever ends it, nothing of unfinished parts stays.
+        Raises Refusal for features that are not finite. Whatever ends it, nothing of unfinished parts stays.
         """
         if not self._is_any_free():
             return False
@@ -162,7 +163,7 @@ class Computation:
         self._claims.pop(part.number).release()
 
     def _check_finite(self, rows: NDArray[Any], part: _OpenPart, first: int) -> None:
-        """Raises ValueError where a feature is not finite: it would be the nearest of all, or none."""
+        """Raises Refusal where a feature is not finite: it would be the nearest of all, or none."""
         finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
         if finite.all():
             return
@@ -173,7 +174,7 @@ class Computation:
         if self._manifest.dtype == "float16":
             fixes.append("--dtype float32")
         hint = f"try {' and '.join(fixes)}; where that does not help" if fixes else "probably"
-        raise ValueError(f"features of {name} are not finite: {hint}, the weights are not finite or too large")
+        raise Refusal(f"features of {name} are not finite: {hint}, the weights are not finite or too large")
 
     def _let_go(self) -> None:
         """Leaves nothing of unfinished parts, which others may take now."""

@@ -15,6 +15,7 @@ from openjepa.data.huggingface import left_out as other_splits
 from openjepa.data.huggingface import split_names
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.embedding.checking import WITHOUT_EFFECT
+from openjepa.refusals import Refusal
 from openjepa.settings.data import DataSettings, FolderSettings, HuggingFaceSettings
 
 Source = ListSource | ShardSource
@@ -60,7 +61,7 @@ class Images:
 def open_images(settings: DataSettings, splits: Literal["all", "train", "test"], seed: int) -> Images:
     """The images of the splits. `all`: every image there is, in whatever split, labeled or not; nothing is held out.
 
-    Raises ValueError where a split is wanted that there is not.
+    Raises Refusal where a split is wanted that there is not.
     """
     if splits == "all" and isinstance(settings, FolderSettings):
         settings = replace(settings, test_fraction=0.0)
@@ -72,7 +73,7 @@ def open_images(settings: DataSettings, splits: Literal["all", "train", "test"],
         sources["test"] = opened.test
     if splits != "all":
         if splits not in sources:
-            raise ValueError(f"splits={splits!r}: the images have no test split ({opened.description}); use 'all' or 'train'")
+            raise Refusal(f"splits={splits!r}: the images have no test split ({opened.description}); use 'all' or 'train'")
         sources = {splits: sources[splits]}
     else:
         sources |= _others(settings, sources)

@@ -140,7 +140,7 @@ class PartsFolder:
         return PartWriter(self._features_file(part.number), self._note_file(part.number))
 
     def note(self, number: int) -> PartNote:
-        """What is known of a part that is whole. Raises ValueError where its files are not, and forgets it then."""
+        """What is known of a part that is whole. Raises Refusal where its files are not, and forgets it then."""
         file = self._note_file(number)
         try:
             entries = json.loads(file.read_text(encoding="utf-8"))
@@ -159,7 +159,7 @@ class PartsFolder:
         return note
 
     def read(self, number: int, note: PartNote, row_bytes: int) -> Iterator[bytes]:
-        """The features of a part, whole rows at a time. Raises ValueError where they are damaged, and forgets the part then."""
+        """The features of a part, whole rows at a time. Raises Refusal where they are damaged, and forgets the part then."""
         checksum = 0
         with self._features_file(number).open("rb") as file:
             while data := file.read(max(1, COPIED_BYTES // row_bytes) * row_bytes):
@@ -168,9 +168,9 @@ class PartsFolder:
         if checksum != note.checksum:
             raise self._damaged(number)
 
-    def _damaged(self, number: int) -> ValueError:
+    def _damaged(self, number: int) -> Refusal:
         self._note_file(number).unlink(missing_ok=True)
-        return ValueError(
+        return Refusal(
             f"part {number} in {self.path} was damaged on the disk and has been dropped: repeat the same command, which "
             "computes it again"
         )

@@ -99,7 +99,7 @@ def _short(value: object) -> str:
 
 
 def finished_manifest(output: Path) -> Manifest | None:
-    """The manifest of the table at `output`; None where there is none. Raises ValueError where it is none of ours."""
+    """The manifest of the table at `output`; None where there is none. Raises Refusal where it is none of ours."""
     if not output.exists():
         return None
     if output.suffix == ".npy":

@@ -11,6 +11,7 @@ from openjepa.embedding.images import Images, open_images
 from openjepa.embedding.table import Manifest
 from openjepa.engine.device import resolve_device, resolve_precision, set_threads
 from openjepa.inference.encoder import Encoder
+from openjepa.refusals import Refusal
 from openjepa.settings.data import DataSettings, height_and_width
 from openjepa.settings.embedding import EmbedSettings
 from openjepa.weights.fingerprint import weights_hash
@@ -18,7 +19,7 @@ from openjepa.weights.loading import Choice, load_any
 
 
 def load_encoder(subject: Path | str, settings: EmbedSettings) -> Encoder:
-    """The encoder on its device, the threads set. Raises ValueError where there is none, or not the one that is wanted."""
+    """The encoder on its device, the threads set. Raises Refusal where there is none, or not the one that is wanted."""
     name, processes = settings.device, local_processes()
     if name == "auto" and torch.cuda.is_available():
         name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
@@ -28,7 +29,7 @@ def load_encoder(subject: Path | str, settings: EmbedSettings) -> Encoder:
     choice = Choice(encoder=settings.encoder, heads=settings.heads, predictor=False)
     encoder = Encoder(load_any(subject, choice))
     if settings.pooling == "class_token" and not encoder.config.class_token:
-        raise ValueError("--pooling class_token: this encoder has no class token; leave --pooling out, or use average")
+        raise Refusal("--pooling class_token: this encoder has no class token; leave --pooling out, or use average")
     return encoder.to(device)
 
 
@@ -38,13 +39,13 @@ def local_processes() -> int:
 
 
 def find_images(subject: Path, data: DataSettings | None, settings: EmbedSettings) -> tuple[Images, int]:
-    """The images and the seed with which they were opened: by default those of the run. Raises ValueError without any."""
+    """The images and the seed with which they were opened: by default those of the run. Raises Refusal without any."""
     places = (subject, subject.absolute().parent) if subject.is_dir() else ()  # a run, or an encoder in a run
     folder = next((item for item in places if (item / "config.yaml").is_file()), None)
     run = None if folder is None else load_run_config(folder)
     used = data or (None if run is None else run.data)
     if used is None:
-        raise ValueError(
+        raise Refusal(
             f"{subject} is no run, so the images must be named: give --data.path FOLDER (or --data.source huggingface "
             "--data.path ..., or --data.source scenes)"
         )
@@ -53,13 +54,13 @@ def find_images(subject: Path, data: DataSettings | None, settings: EmbedSetting
 
 
 def make_manifest(subject: Path | str, encoder: Encoder, images: Images, seed: int, settings: EmbedSettings) -> Manifest:
-    """What the table will say of itself. Raises ValueError for an image size that the patch size does not divide."""
+    """What the table will say of itself. Raises Refusal for an image size that the patch size does not divide."""
     config, place = encoder.config, Path(subject).expanduser()
     size = height_and_width(settings.image_size or config.image_size)
     for side in size:
         if side % config.patch_size:
             below = max(config.patch_size, side - side % config.patch_size)
-            raise ValueError(
+            raise Refusal(
                 f"--image-size {side} is not a multiple of the patch size {config.patch_size}: use {below} or "
                 f"{below + config.patch_size}"
             )

@@ -22,6 +22,7 @@ from openjepa.embedding.watching import Watch, records_of
 from openjepa.engine.packed import can_pack, pack
 from openjepa.engine.progress import Say, progress, silent
 from openjepa.inference.encoder import Encoder
+from openjepa.refusals import Refusal
 from openjepa.settings.data import DataSettings
 from openjepa.settings.embedding import EmbedSettings
 
@@ -67,7 +68,7 @@ def embed_dataset(
     call, and the table is bitwise the same. `again`: starts over where there is a table, or parts of one. `started`: when the
     command began, in seconds since 1970: what was made since is a sibling's work and not done again. `say`: told of each step.
 
-    Raises ValueError for settings that cannot work, where a table or parts of it were made of other images, weights or
+    Raises Refusal for settings that cannot work, where a table or parts of it were made of other images, weights or
     settings, and in the end where too many images cannot be read.
     """
     started = time.time() if started is None else started
@@ -112,7 +113,7 @@ def _work(
         seconds = time.monotonic() - begun
     manifest = finished_manifest(output)
     if manifest is None:
-        raise ValueError(f"{output} was removed while it was being made, and its parts too: repeat the command")
+        raise Refusal(f"{output} was removed while it was being made, and its parts too: repeat the command")
     return Embedded(
         output=output,
         status="by another process" if rows is None else "written",

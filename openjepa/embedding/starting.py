@@ -5,6 +5,7 @@ from pathlib import Path
 from openjepa.embedding.parts import PartsFolder
 from openjepa.embedding.plan import Plan, changes, compared, finished_manifest, plan_entries
 from openjepa.engine.claims import Claim
+from openjepa.refusals import Refusal
 
 PATIENCE_SECONDS = 10.0
 """So long the workers of a killed process may take to notice that it is gone."""
@@ -13,7 +14,7 @@ PATIENCE_SECONDS = 10.0
 def begin(plan: Plan, parts: PartsFolder, output: Path, again: bool, started: float) -> Claim | None:
     """Sets up the parts, new or those that are there, and says that this process works; None: the table is there already.
 
-    `again`: starts over, but joins what siblings have begun since `started`. Raises ValueError where there is something else
+    `again`: starts over, but joins what siblings have begun since `started`. Raises Refusal where there is something else
     that may not be replaced.
     """
     if not again and not parts.path.exists() and _is_there(plan, output):
@@ -34,21 +35,19 @@ def _is_finished(plan: Plan, output: Path, again: bool, started: float) -> bool:
 
 
 def _is_there(plan: Plan, output: Path) -> bool:
-    """Whether the table is there. Raises ValueError where it is another one."""
+    """Whether the table is there. Raises Refusal where it is another one."""
     manifest = finished_manifest(output)
     if manifest is None:
         return False
     if found := changes(compared(manifest), compared(plan.manifest)):
-        raise ValueError(
-            f"{output} holds other features than these:\n{found}\nName another --output, or replace it with --again"
-        )
+        raise Refusal(f"{output} holds other features than these:\n{found}\nName another --output, or replace it with --again")
     return True
 
 
 def _goes_on(plan: Plan, parts: PartsFolder, found: str, again: bool, started: float) -> bool:
-    """Whether the parts that are there, which differ in what was `found`, are used. Raises ValueError where none may decide."""
+    """Whether the parts that are there, which differ in what was `found`, are used. Raises Refusal where none may decide."""
     if found and not again:
-        raise ValueError(
+        raise Refusal(
             f"{parts.path} holds parts that were made otherwise:\n{found}\nContinue with the settings of then, name another "
             "--output, or start over with --again"
         )
@@ -56,7 +55,7 @@ def _goes_on(plan: Plan, parts: PartsFolder, found: str, again: bool, started: f
         return True
     is_busy = parts.is_worked_in(PATIENCE_SECONDS)
     if found and is_busy:
-        raise ValueError(
+        raise Refusal(
             f"another process is computing other features in {parts.path}:\n{found}\nEnd it, or name another --output"
         )
     return is_busy

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openjepa.config import from_dict
+from openjepa.refusals import Refusal
 
 FORMAT, VERSION = "openjepa-features", 1
 COLUMNS = ("path", "split", "index", "label")
@@ -70,26 +71,26 @@ class Manifest:
 
 
 def manifest_from_json(text: str | bytes, where: str) -> Manifest:
-    """The manifest that `to_json` wrote. Raises ValueError for any other text."""
+    """The manifest that `to_json` wrote. Raises Refusal for any other text."""
     try:
         entries = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{where} is not valid JSON ({error}); embed the images again") from error
+        raise Refusal(f"{where} is not valid JSON ({error}); embed the images again") from error
     if not isinstance(entries, dict) or entries.pop("format", None) != FORMAT:
-        raise ValueError(f"{where} does not describe features that openjepa embed wrote")
+        raise Refusal(f"{where} does not describe features that openjepa embed wrote")
     if (version := entries.pop("version", None)) != VERSION:
-        raise ValueError(f"{where} has version {version!r}; this openjepa reads version {VERSION}: embed the images again")
+        raise Refusal(f"{where} has version {version!r}; this openjepa reads version {VERSION}: embed the images again")
     if not isinstance(entries.get("mean"), dict):  # then it is not known
         entries.pop("mean", None)
     if missing := [item.name for item in fields(Manifest) if _is_required(item) and item.name not in entries]:
-        raise ValueError(f"{where} lacks {', '.join(missing)}; embed the images again")
+        raise Refusal(f"{where} lacks {', '.join(missing)}; embed the images again")
     names = {item.name for item in fields(Manifest)}
     try:
         manifest = from_dict(Manifest, {name: value for name, value in entries.items() if name in names})
     except ValueError as error:
-        raise ValueError(f"{where} is damaged: {error}; embed the images again") from error
+        raise Refusal(f"{where} is damaged: {error}; embed the images again") from error
     if len(manifest.shape) != AXES[manifest.kind] or min(manifest.shape) < 1:
-        raise ValueError(
+        raise Refusal(
             f"{where} is damaged: features of kind {manifest.kind} cannot have the shape {list(manifest.shape)}; embed the "
             "images again"
         )
@@ -168,41 +169,41 @@ class FeatureTable:
 
 
 def open_table(path: Path) -> FeatureTable:
-    """What `openjepa embed` wrote to `path`, ending in .npy or .parquet. Raises ValueError for anything else, or damaged."""
+    """What `openjepa embed` wrote to `path`, ending in .npy or .parquet. Raises Refusal for anything else, or damaged."""
     if path.is_dir():
-        raise ValueError(f"{path} is a folder: name a file of features, X.npy or X.parquet, that openjepa embed wrote")
+        raise Refusal(f"{path} is a folder: name a file of features, X.npy or X.parquet, that openjepa embed wrote")
     if not path.is_file():
         unfinished = path.with_name(f"{path.name}.parts")
         hint = (
             "it is not finished: repeat the same `openjepa embed` to complete it" if unfinished.exists() else "it is not there"
         )
-        raise ValueError(f"{path} cannot be searched: {hint}")
+        raise Refusal(f"{path} cannot be searched: {hint}")
     if path.suffix == ".npy":
         return _open_numpy(path)
     if path.suffix == ".parquet":
         return _open_parquet(path)
-    raise ValueError(f"{path} is no file of features: openjepa embed writes .npy or .parquet")
+    raise Refusal(f"{path} is no file of features: openjepa embed writes .npy or .parquet")
 
 
 def _open_numpy(path: Path) -> FeatureTable:
     manifest_path, csv_path = path.with_suffix(".json"), path.with_suffix(".csv")
     if missing := [item.name for item in (manifest_path, csv_path) if not item.is_file()]:
-        raise ValueError(f"{path} lacks {' and '.join(missing)} beside it, which openjepa embed writes with it")
+        raise Refusal(f"{path} lacks {' and '.join(missing)} beside it, which openjepa embed writes with it")
     manifest = manifest_from_json(manifest_path.read_bytes(), str(manifest_path))
     try:
         with csv_path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             lines = csv.reader(file)
             if next(lines, None) != list(COLUMNS):
-                raise ValueError(f"its first line is not {','.join(COLUMNS)}")
+                raise Refusal(f"its first line is not {','.join(COLUMNS)}")
             rows = _rows(lines)
     except (ValueError, csv.Error) as error:
-        raise ValueError(f"{csv_path} is damaged or cut off ({error}); embed the images again") from error
+        raise Refusal(f"{csv_path} is damaged or cut off ({error}); embed the images again") from error
     try:
         features = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is damaged or cut off ({error}); embed the images again") from error
+        raise Refusal(f"{path} is damaged or cut off ({error}); embed the images again") from error
     if features.shape != (len(rows), *manifest.shape) or features.dtype != np.dtype(manifest.dtype):
-        raise ValueError(
+        raise Refusal(
             f"{path} holds {features.dtype} {list(features.shape)}, but {csv_path.name} and {manifest_path.name} describe "
             f"{manifest.dtype} {[len(rows), *manifest.shape]}; embed the images again"
         )
@@ -210,7 +211,7 @@ def _open_numpy(path: Path) -> FeatureTable:
 
 
 def _rows(lines: Iterable[list[str]]) -> Rows:
-    """The images in the lines of a CSV file. Raises ValueError where a line is none of ours."""
+    """The images in the lines of a CSV file. Raises Refusal where a line is none of ours."""
     paths: list[str] = []
     splits: list[str] = []
     indices: list[int] = []
@@ -224,15 +225,15 @@ def _rows(lines: Iterable[list[str]]) -> Rows:
 
 
 def parquet_manifest(path: Path) -> Manifest:
-    """The manifest in the metadata of a Parquet file, with the mean. Raises ValueError where there is none."""
+    """The manifest in the metadata of a Parquet file, with the mean. Raises Refusal where there is none."""
     import pyarrow.parquet as parquet
 
     try:
         entries = parquet.read_metadata(path).metadata or {}
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no file of features that openjepa embed wrote ({error})") from error
+        raise Refusal(f"{path} is no file of features that openjepa embed wrote ({error})") from error
     if METADATA_KEY not in entries:
-        raise ValueError(f"{path} is no file of features that openjepa embed wrote (its metadata hold no manifest)")
+        raise Refusal(f"{path} is no file of features that openjepa embed wrote (its metadata hold no manifest)")
     manifest = manifest_from_json(entries[METADATA_KEY], str(path))
     try:
         mean = json.loads(entries.get(MEAN_KEY, b"{}"))
@@ -248,17 +249,17 @@ def _open_parquet(path: Path) -> FeatureTable:
     try:
         with parquet.ParquetFile(path) as file:
             if missing := {*COLUMNS, FEATURES} - set(file.schema_arrow.names):
-                raise ValueError(f"it has no column {' and '.join(sorted(missing))}")
+                raise Refusal(f"it has no column {' and '.join(sorted(missing))}")
             names = file.read(columns=list(COLUMNS)).to_pydict()
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or cut off ({error}); embed the images again") from error
+        raise Refusal(f"{path} is damaged or cut off ({error}); embed the images again") from error
     return FeatureTable(path, manifest, Rows(*(names[name] for name in COLUMNS)), None)
 
 
 def parquet_blocks(path: Path, manifest: Manifest, num_rows: int, start: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
     """(number of its first row, features [b, *shape]) of blocks of a Parquet file, read row group by row group.
 
-    Raises ValueError where they are damaged.
+    Raises Refusal where they are damaged.
     """
     import pyarrow.parquet as parquet
 
@@ -278,13 +279,9 @@ def _row_group(file: Any, number: int, path: Path, size: int) -> NDArray[Any]:
         column = file.read_row_group(number, columns=[FEATURES]).column(0).combine_chunks()
         values: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False)
     except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: row group {number} is damaged ({error}); embed the images again") from error
+        raise Refusal(f"{path}: row group {number} is damaged ({error}); embed the images again") from error
     if values.dtype.kind != "f":
-        raise ValueError(
-            f"{path}: row group {number} holds features of type {column.type}, not numbers; embed the images again"
-        )
+        raise Refusal(f"{path}: row group {number} holds features of type {column.type}, not numbers; embed the images again")
     if len(values) != size:
-        raise ValueError(
-            f"{path}: row group {number} holds {len(values):,} numbers instead of {size:,}; embed the images again"
-        )
+        raise Refusal(f"{path}: row group {number} holds {len(values):,} numbers instead of {size:,}; embed the images again")
     return values

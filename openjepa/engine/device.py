@@ -10,21 +10,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from openjepa.refusals import Refusal
+
 
 def resolve_device(name: str, setting: str = "run.device") -> torch.device:
-    """`auto` is cuda, else mps, else cpu. Raises ValueError, which names the setting, for a device that is not there."""
+    """`auto` is cuda, else mps, else cpu. Raises Refusal, which names the setting, for a device that is not there."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return torch.device("cuda" if available["cuda"] else "mps" if available["mps"] else "cpu")
     kind, _, number = name.partition(":")
     if kind not in available or (":" in name and not (kind == "cuda" and number.isdecimal())):
-        raise ValueError(f"{setting}={name!r} is unknown; use auto, cpu, cuda, cuda:N or mps")
+        raise Refusal(f"{setting}={name!r} is unknown; use auto, cpu, cuda, cuda:N or mps")
     if not available[kind]:
         usable = ", ".join(key for key, there in available.items() if there)
-        raise ValueError(f"{setting}={name!r} is not available on this machine; available: {usable}")
+        raise Refusal(f"{setting}={name!r} is not available on this machine; available: {usable}")
     device = torch.device(name)
     if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
-        raise ValueError(f"{setting}={name!r} is not there: this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}")
+        raise Refusal(f"{setting}={name!r} is not there: this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}")
     return device
 
 

@@ -8,6 +8,7 @@ import torch
 
 from openjepa import distributed
 from openjepa.engine.finite import NotFinite
+from openjepa.refusals import Refusal
 from openjepa.settings.run import RunConfig
 
 _OUT_OF_MEMORY = ("allocate memory", "MPS backend out of memory")
@@ -16,30 +17,30 @@ _OUT_OF_MEMORY = ("allocate memory", "MPS backend out of memory")
 
 @contextmanager
 def advise_on_memory(advice: Callable[[], str]) -> Iterator[None]:
-    """Turns out-of-memory errors of torch, CUDA, MPS and Python into a ValueError that says what `advice` returns."""
+    """Turns out-of-memory errors of torch, CUDA, MPS and Python into a Refusal that says what `advice` returns."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ValueError(advice()) from error
+        raise Refusal(advice()) from error
     except RuntimeError as error:
         if not any(words in str(error) for words in _OUT_OF_MEMORY):
             raise
-        raise ValueError(advice()) from error
+        raise Refusal(advice()) from error
 
 
 def explain_memory(config: RunConfig) -> AbstractContextManager[None]:
-    """Turns running out of memory in a run into a ValueError that names the settings that help."""
+    """Turns running out of memory in a run into a Refusal that names the settings that help."""
     return advise_on_memory(lambda: _advice(config))
 
 
 @contextmanager
 def explain_not_finite(config: RunConfig, sample_name: Callable[[int], str]) -> Iterator[None]:
-    """Turns NotFinite into a ValueError that names the samples of the step and the settings that help."""
+    """Turns NotFinite into a Refusal that names the samples of the step and the settings that help."""
     try:
         yield
     except NotFinite as error:
         names = ", ".join(sample_name(index) for index in error.sample_ids[:8])
-        raise ValueError(
+        raise Refusal(
             f"the loss or a gradient of step {error.step} is not finite; no weight has moved since, and the checkpoints are "
             f"intact. The first of its {len(error.sample_ids)} samples: {names}. Lower optim.lr (now {config.optim.lr:g}), "
             "lengthen the warm-up or set optim.clip_grad; run.precision=fp32 tells whether it is the precision."

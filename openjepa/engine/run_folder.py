@@ -18,6 +18,7 @@ import openjepa
 from openjepa.config import difference, load_run_config, save_yaml
 from openjepa.engine.device import device_name
 from openjepa.engine.run_log import logged_steps
+from openjepa.refusals import Refusal
 from openjepa.settings.run import RunConfig
 from openjepa.whole_files import whole_file
 
@@ -60,7 +61,7 @@ class RunFolder:
 def open_run_folder(config: RunConfig, fresh: bool, device: torch.device, precision: str) -> RunFolder:
     """Creates or reopens the folder of `config`, locks it and writes `config.yaml`.
 
-    Raises ValueError where the folder holds a run whose settings, device or precision could give other results (with the
+    Raises Refusal where the folder holds a run whose settings, device or precision could give other results (with the
     difference), or where another process is writing. A run that has not taken a step binds nothing: its settings are replaced.
     `fresh` takes the next free name instead.
     """
@@ -144,7 +145,7 @@ def _lock(path: Path) -> IO[str]:
     except OSError:
         lock.close()
         message = f"another process is writing to {path}; wait for it, or choose another --run.name or --fresh"
-        raise ValueError(message) from None
+        raise Refusal(message) from None
     # forked data workers would hold the lock on after this process is killed
     os.register_at_fork(after_in_child=lock.close)
     return lock
@@ -162,21 +163,21 @@ def _check_same_run(path: Path, config: RunConfig) -> None:
     ]
     if changed:
         listing = "\n".join(changed)
-        raise ValueError(
+        raise Refusal(
             f"{path} holds a run with other settings (there -> asked for):\n{listing}\n"
             "Repeat its settings to continue it, or pass --fresh or --run.name for a new folder; nothing was changed."
         )
 
 
 def _check_same_machine(path: Path, device: torch.device, precision: str) -> tuple[str, ...]:
-    """Raises ValueError for another kind of device or precision than the first session's; returns notes on smaller changes."""
+    """Raises Refusal for another kind of device or precision than the first session's; returns notes on smaller changes."""
     first = read_json(path / "environment.json")
     # the number of threads decides the order of sums only where the CPU does them
     now = {"torch": torch.__version__} | ({"threads": torch.get_num_threads()} if device.type == "cpu" else {})
     device_then = str(first.get("device", device)).split(":")[0]
     precision_then = first.get("precision", precision)
     if (device_then, precision_then) != (device.type, precision):
-        raise ValueError(
+        raise Refusal(
             f"{path} holds a run on {device_then} in {precision_then}, and this would continue it on {device.type} in "
             f"{precision} (run.device, run.precision). Continue it with --run.device {device_then} --run.precision "
             f"{precision_then}, or pass --fresh or --run.name for a new folder; nothing was changed."

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from openjepa.refusals import Refusal
 from openjepa.types import Skipped
 from openjepa.whole_files import whole_file
 
@@ -68,11 +69,9 @@ def logged_steps(folder: Path) -> int:
 
 
 def refuse_missing_tensorboard(wanted: bool) -> None:
-    """Raises ValueError where TensorBoard is `wanted` and not installed."""
+    """Raises Refusal where TensorBoard is `wanted` and not installed."""
     if wanted and importlib.util.find_spec("tensorboard") is None:
-        raise ValueError(
-            "system.tensorboard=True needs the package tensorboard: pip install 'openjepa[tracking]', or turn it off"
-        )
+        raise Refusal("system.tensorboard=True needs the package tensorboard: pip install 'openjepa[tracking]', or turn it off")
 
 
 def _truncate(path: Path, step: int) -> None:

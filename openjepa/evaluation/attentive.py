@@ -131,7 +131,7 @@ class TrainedProbes:
 def evaluate_attentive(probe: ImageProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
     """Accuracy of the best probe, once for every selection rule (see `candidates.compare`).
 
-    Raises ValueError where every learning rate was too high, where the encoder's outputs are not finite, and where no image of
+    Raises Refusal where every learning rate was too high, where the encoder's outputs are not finite, and where no image of
     a split can be read.
     """
     fit = test_view_fit(probe, usual_augmentation(probe))

@@ -30,6 +30,7 @@ from openjepa.evaluation.protocol import (
     selections,
 )
 from openjepa.measures.accuracy import TOP, Accuracy
+from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.linear_full import Augmentation
 from openjepa.types import Skipped, ViewSpec
@@ -166,7 +167,7 @@ def compare(
 
     `held_out`: trained on 90 % of each class, chosen on the other 10 %, and tested as it is: not trained anew on everything,
     which costs up to 10 % of the training images and saves half of the time. `paper`: trained on everything, chosen on the test
-    split. `both` trains twice. Raises ValueError, naming the setting `rates_name`, where no classifier is finite, and where
+    split. `both` trains twice. Raises Refusal, naming the setting `rates_name`, where no classifier is finite, and where
     memory runs out or no image of a split can be read.
     """
     advice = (
@@ -200,18 +201,18 @@ def _compared(
 def check_finite(outputs: Float[Tensor, "..."], probe: ImageProbe) -> None:
     """Looks at the encoder's outputs for a first batch: with NaN in them it would seem as if every rate were too high.
 
-    Waits for the device, so that it is not for every step. Raises ValueError that says what of the encoder is not finite.
+    Waits for the device, so that it is not for every step. Raises Refusal that says what of the encoder is not finite.
     """
     if bool(torch.isfinite(outputs).all()):
         return
     bad = [name for name, value in probe.encoder.named_parameters() if not bool(torch.isfinite(value).all())]
     if bad:
-        raise ValueError(
+        raise Refusal(
             f"{len(bad)} of the encoder's parameters hold numbers that are not finite, the first is {bad[0]}: the run they are "
             "from has diverged, or the file is damaged; evaluate other weights"
         )
     advice = "use --precision fp32" if probe.precision != "fp32" else "they are too large for fp32; evaluate other weights"
-    raise ValueError(
+    raise Refusal(
         f"the encoder's outputs are not finite with evaluation.precision={probe.precision}, though its parameters are: {advice}"
     )
 
@@ -228,7 +229,7 @@ def count_right(
 ) -> Scores:
     """Accuracy of every classifier on a split in its test view, or on some of its records. Unreadable ones are left out.
 
-    `part`: what the images are, in words. Raises ValueError where none of them can be read.
+    `part`: what the images are, in words. Raises Refusal where none of them can be read.
     """
     source = images.source if rows is None else Subset(images.source, rows)
     labels = torch.from_numpy(images.labels if rows is None else images.labels[rows])
@@ -246,7 +247,7 @@ def count_right(
         right += torch.stack([hits[:, :, 0].sum(dim=0), hits.any(dim=2).sum(dim=0), bad.sum(dim=0)])
         num += len(answers)
     if num == 0:
-        raise ValueError(
+        raise Refusal(
             f"no image of the {part} can be read; the first of {len(lost)} is {lost[0].name}: {lost[0].reason}. "
             "`openjepa data check` reads every image of a folder and says what is wrong"
         )
@@ -266,7 +267,7 @@ def choose(
     """The best classifier among the finite ones: on held-out images, or where there are none on the test images."""
     is_finite = [a and b for a, b in zip(on_test.is_finite, (on_held or on_test).is_finite, strict=True)]
     if not any(is_finite):
-        raise ValueError(
+        raise Refusal(
             f"evaluation.{rates_name}: with none of these rates the weights stayed finite; "
             f"use smaller ones than {', '.join(dict.fromkeys(name[2] for name in names))}"
         )

@@ -39,6 +39,7 @@ from openjepa.evaluation.protocol import (
 from openjepa.evaluation.solver import Heads
 from openjepa.measures.knn import knn_predictions
 from openjepa.measures.overlap import INTERSECTION, PREDICTED, PRESENT, hit_rate, mean_iou, mean_iou_error, overlap_counts
+from openjepa.refusals import Refusal
 from openjepa.seeds import derive
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.types import EncoderOutput, Skipped, normalize
@@ -87,22 +88,22 @@ def evaluate_dense_linear(probe: ImageProbe, settings: EvaluationSettings) -> tu
     """Mean IoU of linear heads on single patches, one result per selection rule.
 
     The heads of evaluation/linear.py, on one kind of features: {linear, BatchNorm + linear}, each solved for all of
-    `settings.weight_decays`. Chosen as there, by mean IoU. Raises ValueError where no training or test patch is labeled,
+    `settings.weight_decays`. Chosen as there, by mean IoU. Raises Refusal where no training or test patch is labeled,
     or no image of a split can be read.
     """
     if not settings.weight_decays:
-        raise ValueError("evaluation.weight_decays=() must hold at least one number")
+        raise Refusal("evaluation.weight_decays=() must hold at least one number")
     return _evaluate("dense_linear", probe, settings)
 
 
 def evaluate_dense_knn(probe: ImageProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
     """Mean IoU of the weighted vote (DINO's) of the nearest training patches, one result per selection rule.
 
-    k is chosen from `settings.neighbors` by mean IoU. Raises ValueError where no training or test patch is labeled, or no image
+    k is chosen from `settings.neighbors` by mean IoU. Raises Refusal where no training or test patch is labeled, or no image
     of a split can be read.
     """
     if not settings.neighbors:
-        raise ValueError("evaluation.neighbors=() must hold at least one number")
+        raise Refusal("evaluation.neighbors=() must hold at least one number")
     return _evaluate("dense_knn", probe, settings)
 
 
@@ -123,7 +124,7 @@ def patch_batches(
 ) -> Iterator[PatchBatch]:
     """Features and labels of all patches, image by image in the order of the source, with a progress bar.
 
-    Images that cannot be read are left out and added to `unreadable`. Raises ValueError where none of them can be read.
+    Images that cannot be read are left out and added to `unreadable`. Raises Refusal where none of them can be read.
     """
     assert side.maps is not None
     size, patch_size, num_classes = probe.image_size, probe.config.patch_size, _num_classes(side.maps)
@@ -140,7 +141,7 @@ def patch_batches(
             )
             advance(len(batch.indices))
     if len(unreadable) == len(side.source):
-        raise ValueError(
+        raise Refusal(
             f"no image of the {split} split can be read; the first of {len(unreadable)} is {unreadable[0].name}: "
             f"{unreadable[0].reason}. `openjepa data check` reads every image of a folder and says what is wrong"
         )
@@ -161,7 +162,7 @@ def training_patches(probe: ImageProbe, settings: EvaluationSettings) -> Patches
         owners = numbers.to(probe.device)[:, None].expand_as(taken)
         parts.append((batch.features[taken], batch.labels[taken], owners[taken]))
     if not any(len(labels) for _, labels, _ in parts):
-        raise ValueError(
+        raise Refusal(
             f"evaluation.dense.max_patches={settings.dense.max_patches}: none of the {int(wanted.sum())} training patches that "
             f"were drawn has a labeled pixel; {UNLABELED}, or draw more patches with --dense.max-patches"
         )
@@ -170,7 +171,7 @@ def training_patches(probe: ImageProbe, settings: EvaluationSettings) -> Patches
 
 
 def held_out_patches(patches: Patches, seed: int) -> tuple[Int[Tensor, " kept"], Int[Tensor, " held"]]:
-    """Patches to train on and patches held out: all those of 10 % of the images. Raises ValueError where there is one image."""
+    """Patches to train on and patches held out: all those of 10 % of the images. Raises Refusal where there is one image."""
     images, owners = torch.unique(patches.images, return_inverse=True)
     _, held = held_out_rows(torch.zeros_like(images), seed)
     is_held = torch.zeros(len(images), dtype=torch.bool, device=images.device)
@@ -309,7 +310,7 @@ def _test(probe: ImageProbe, several: list[Classifiers], settings: EvaluationSet
             pixels[number].append(torch.stack([overlap_counts(one, batch.histograms).sum(dim=0).cpu() for one in for_heads]))
     tested = [Tested(torch.cat(parts), torch.stack(sums).sum(dim=0)) for parts, sums in zip(patches, pixels, strict=True)]
     if not int(tested[0].patches.sum()):
-        raise ValueError(f"no patch of the {len(tested[0].patches)} test images has a labeled pixel; {UNLABELED}")
+        raise Refusal(f"no patch of the {len(tested[0].patches)} test images has a labeled pixel; {UNLABELED}")
     return tested
 
 

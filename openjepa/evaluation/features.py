@@ -24,6 +24,7 @@ from openjepa.engine.progress import progress
 from openjepa.evaluation.rows import CHUNK_ELEMENTS, LARGE_BYTES, is_large
 from openjepa.evaluation.store import RowWriter, read_rows
 from openjepa.models.vit import VisionTransformer
+from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.types import normalize
 from openjepa.weights.fingerprint import weights_hash
@@ -159,7 +160,7 @@ def extract_features(
     Large ones are mapped from files, so that they may be larger than the memory: never write to them. An interrupted pass is
     continued by the next call. Features that lack an image are computed but not kept: the image may be readable the next time.
     `feature_dtype`: fp32, bf16, or auto, which is bf16 where fp32 would take more than 1 GiB. Without `cache` the files are
-    temporary. Raises ValueError where features are not finite.
+    temporary. Raises Refusal where features are not finite.
     """
     num = len(view.source)
     types = {name: extractor.kept_as(num, feature_dtype) for name, extractor in extractors.items()}
@@ -186,14 +187,14 @@ def extract_features(
 
 
 def _check_finite(name: str, features: Features, view: View) -> None:
-    """Raises ValueError where a feature is not finite: it would be the nearest of all and break every head."""
+    """Raises Refusal where a feature is not finite: it would be the nearest of all and break every head."""
     if not features.rows.is_floating_point():
         return
     parts = torch.split(features.rows, max(1, CHUNK_ELEMENTS // features.rows.shape[1]))
     broken = torch.cat([~part.isfinite().all(dim=1) for part in parts]).nonzero()[:, 0]
     if len(broken):
         first = view.source.name(int(features.indices[broken[0]]))
-        raise ValueError(
+        raise Refusal(
             f"features of {len(broken):,} of {len(features.rows):,} images of the {view.split} split, of {name!r} are not "
             f"finite (the first is of {first}): try --precision fp32; where that does not help, its weights are not finite "
             "or too large"
@@ -234,7 +235,7 @@ def _compute(view: View, extractors: Mapping[str, tuple[Extractor, RowWriter]]) 
         waiting = started
     _write(waiting)
     if first == 0 and not indices:
-        raise ValueError(f"no image of the {view.split} split can be read; see the messages above")
+        raise Refusal(f"no image of the {view.split} split can be read; see the messages above")
     seen_now = torch.cat([torch.arange(0), *indices])
     return {
         name: _finished(writer, len(view.source), torch.cat([torch.arange(starts[name]), seen_now[seen_now >= starts[name]]]))

@@ -13,6 +13,7 @@ from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.protocol import ProtocolResult
 from openjepa.evaluation.results import Metric, Result, SubjectResult
 from openjepa.evaluation.tasks import Labels, Task
+from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings, ProtocolName
 
 NUM_NAMES = 20
@@ -56,11 +57,11 @@ class Findings:
 def check_readable(
     unreadable: Mapping[str, Mapping[str, None]], train: ListSource, test: ListSource, settings: EvaluationSettings
 ) -> None:
-    """ValueError where more than `max_skipped` of a split cannot be read."""
+    """Refusal where more than `max_skipped` of a split cannot be read."""
     for split, source in (("train", train), ("test", test)):
         lost = list(unreadable[split])
         if len(lost) > settings.max_skipped * len(source):
-            raise ValueError(
+            raise Refusal(
                 f"{len(lost):,} of the {len(source):,} images of the {split} split cannot be read, more than "
                 f"max_skipped={settings.max_skipped:g} allows: {', '.join(lost[:3])}, ...; mend the files "
                 "(`openjepa data check` lists them) or raise --max-skipped"

@@ -23,6 +23,7 @@ from openjepa.evaluation.protocol import (
     selections,
 )
 from openjepa.measures.accuracy import TOP, Accuracy
+from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.finetune import FinetuneRecipe, resolve_finetune
 
@@ -78,7 +79,7 @@ class _Runs:
         with advise_on_memory(lambda: advice):
             scores = count_right(trained, self.probe, images, settings, self.probe.fit, part, rows)
         if not scores.is_finite[0]:
-            raise ValueError(
+            raise Refusal(
                 f"evaluation.finetune.learning_rates={trained.rate:g}: what the fine-tuned encoder answers is not finite; "
                 "lower the rate or lengthen finetune.warmup_epochs; precision=fp32 tells whether it is the precision"
             )
@@ -97,7 +98,7 @@ def evaluate_finetune(probe: ImageProbe, settings: EvaluationSettings) -> tuple[
     one anew on all of it (the others' test accuracies are those of the 90 %); `paper` trains each on all and reports the best
     on the test split. `extra`: loss of the last step and seconds of training of the number reported; top-5 accuracy where there
     are more classes.
-    Raises ValueError where settings contradict each other, a loss or an answer is not finite, no image of a split can be read,
+    Raises Refusal where settings contradict each other, a loss or an answer is not finite, no image of a split can be read,
     or memory runs out.
     """
     recipe = resolve_finetune(settings.finetune, settings.low_shot.is_set(), probe.encoder.config.depth)

@@ -26,6 +26,7 @@ from openjepa.evaluation.mixing import draw_mix, mix_images, soft_targets
 from openjepa.evaluation.passes import numbered_steps
 from openjepa.evaluation.protocol import ImageProbe
 from openjepa.models.vit import VisionTransformer, build_encoder
+from openjepa.refusals import Refusal
 from openjepa.schedules import Progress, learning_rate
 from openjepa.seeds import derive
 from openjepa.settings.evaluation import EvaluationSettings
@@ -114,11 +115,11 @@ def length(recipe: FinetuneRecipe, num_images: int) -> Length:
 def schedule(recipe: FinetuneRecipe, rate: float, final_lr: float, batch_size: int) -> OptimizationSettings:
     """AdamW and its schedule: linear from 0 to the peak, a half cosine to `final_lr`, constant weight decay.
 
-    Raises ValueError where the peak is below `final_lr`.
+    Raises Refusal where the peak is below `final_lr`.
     """
     peak = recipe.peak_rate(rate, batch_size)
     if peak < final_lr:
-        raise ValueError(
+        raise Refusal(
             f"evaluation.finetune.final_lr={final_lr:g} is above the peak rate {peak:g} (finetune.learning_rates={rate:g}, "
             f"rate_unit={recipe.rate_unit}, {batch_size} images per step): lower final_lr"
         )
@@ -180,7 +181,7 @@ def train_classifier(
 ) -> Trained:
     """Fine-tunes a copy of the encoder on the training images `rows` (None: all) with one peak rate.
 
-    On a CPU two runs with the same seed give the same weights. Raises ValueError where a loss or gradient is not finite, where
+    On a CPU two runs with the same seed give the same weights. Raises Refusal where a loss or gradient is not finite, where
     memory runs out, or where no image can be read. torch's global generators are left as they were.
     """
     start = time.monotonic()
@@ -266,7 +267,7 @@ def _normalized(images: UInt8[Tensor, "B 3 h w"], probe: ImageProbe) -> Float[Te
 
 @contextmanager
 def _explained(rate: float, batch_size: int) -> Iterator[None]:
-    """Turns numbers that are not finite, and a full GPU, into a ValueError that says what to change."""
+    """Turns numbers that are not finite, and a full GPU, into a Refusal that says what to change."""
     advice = (
         f"evaluation.finetune.batch_size={batch_size} does not fit into memory: set a smaller finetune.microbatch_size, "
         "which sums the same gradient in parts"
@@ -275,7 +276,7 @@ def _explained(rate: float, batch_size: int) -> Iterator[None]:
         with advise_on_memory(lambda: advice):
             yield
     except NotFinite as error:
-        raise ValueError(
+        raise Refusal(
             f"evaluation.finetune.learning_rates={rate:g}: the loss or a gradient of step {error.step} is not finite; lower "
             "the rate or lengthen finetune.warmup_epochs; precision=fp32 tells whether it is the precision"
         ) from error

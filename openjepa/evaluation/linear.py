@@ -28,6 +28,7 @@ from openjepa.evaluation.solver import (
     solve,
 )
 from openjepa.measures.accuracy import Accuracy, top1
+from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
 
 BATCH_NORM_EPS = 1e-5
@@ -139,7 +140,7 @@ def _sweep_on_test(
 def _strongest_first(settings: EvaluationSettings) -> list[float]:
     """So that of two equally good weight decays the stronger is taken."""
     if not settings.weight_decays or min(settings.weight_decays) <= 0:
-        raise ValueError(f"evaluation.weight_decays={settings.weight_decays} must be above 0: without it heads do not converge")
+        raise Refusal(f"evaluation.weight_decays={settings.weight_decays} must be above 0: without it heads do not converge")
     return sorted(settings.weight_decays, reverse=True)
 
 

@@ -21,6 +21,7 @@ from openjepa.evaluation.features import EncoderFeatures
 from openjepa.evaluation.heads import StackedHeads, Sweep, all_pairs, needed_bytes
 from openjepa.evaluation.passes import numbered_steps
 from openjepa.evaluation.protocol import ImageProbe, ProtocolResult
+from openjepa.refusals import Refusal
 from openjepa.schedules import cosine
 from openjepa.seeds import derive
 from openjepa.settings.evaluation import EvaluationSettings
@@ -97,7 +98,7 @@ class TrainedHeads:
 def evaluate_linear_full(probe: ImageProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
     """Accuracy of the best head, once for every selection rule (see `candidates.compare`).
 
-    Raises ValueError where the heads do not fit into memory, where every rate of the sweep was too high, where the encoder's
+    Raises Refusal where the heads do not fit into memory, where every rate of the sweep was too high, where the encoder's
     outputs are not finite, and where no image of a split can be read.
     """
     recipe = find_recipe(probe.benchmark, probe.task)
@@ -172,12 +173,12 @@ def feature_batches(
 
 
 def check_memory(probe: ImageProbe, plan: Plan, num_layers: int) -> None:
-    """Raises ValueError where the heads alone would not fit (iNat18's 8,142 classes on a ViT-H: 1.5 GB for each setting)."""
+    """Raises Refusal where the heads alone would not fit (iNat18's 8,142 classes on a ViT-H: 1.5 GB for each setting)."""
     num = len(plan.sweep.rates)
     needed = needed_bytes(probe.config.width, num_layers, probe.num_classes, num, plan.batch_size)
     limit = memory_limit(probe.device)
     if needed > LARGEST_SHARE * limit:
-        raise ValueError(
+        raise Refusal(
             f"evaluation.linear_full.learning_rates and weight_decays: {4 * num} heads of {probe.num_classes:,} classes need "
             f"about {needed / 1e9:.1f} GB while they are trained, and {probe.device} has {limit / 1e9:.1f} GB: give fewer of "
             "both, and run the evaluation once for each part"

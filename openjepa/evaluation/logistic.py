@@ -24,6 +24,7 @@ from openjepa.evaluation.protocol import HeadResult, LabeledFeatures, ProtocolRe
 from openjepa.evaluation.rows import Rows, moments
 from openjepa.evaluation.solver import Heads, ScaledSplit, whole_rotation
 from openjepa.measures.accuracy import TOP, Accuracy, top1
+from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.logistic import LogisticSettings
 
@@ -164,7 +165,7 @@ def _between(before: float, penalty: float) -> list[float]:
 def _strongest_first(settings: LogisticSettings) -> list[float]:
     """So that of two equally good penalties the stronger is taken, and each solution is near the next."""
     if not settings.penalties or min(settings.penalties) <= 0:
-        raise ValueError(
+        raise Refusal(
             f"evaluation.logistic.penalties={settings.penalties} must be above 0: separable classes have no solution without it"
         )
     return sorted(settings.penalties, reverse=True)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from openjepa.evaluation.protocol import HeadResult, LabeledFeatures, ProtocolResult, chosen_first, held_out_rows
 from openjepa.measures.knn import knn_accuracy
+from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
 
 
@@ -13,7 +14,7 @@ def evaluate_neighbors(train: LabeledFeatures, test: LabeledFeatures, settings: 
     `held_out`: k is chosen on 10 % of `train`, searching the other 90 %; the number is then `test` against all of `train`.
     """
     if not settings.neighbors or min(settings.neighbors) < 1:
-        raise ValueError(f"evaluation.neighbors={settings.neighbors} must hold numbers of at least 1")
+        raise Refusal(f"evaluation.neighbors={settings.neighbors} must hold numbers of at least 1")
     kind = next(iter(train.features))  # the first kind is the last layer (or pixels)
     keys, queries = train.features[kind], test.features[kind]
     options = (settings.neighbors, settings.neighbor_temperature)

@@ -26,6 +26,7 @@ from openjepa.evaluation.results import Result
 from openjepa.evaluation.solver import Components
 from openjepa.evaluation.tasks import TASKS, Labels, Task, fitting_protocols
 from openjepa.models.vit import VisionTransformer
+from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings, ProtocolName
 from openjepa.settings.models import EncoderConfig
 
@@ -62,7 +63,7 @@ def evaluate_task(
 ) -> Result:
     """`blank` with the numbers of every protocol of `settings` that the task can have, or with the reason why it has none.
 
-    `say` is told of every step that may take long; `keep` gets the result as it is after every protocol. Raises ValueError
+    `say` is told of every step that may take long; `keep` gets the result as it is after every protocol. Raises Refusal
     where more than `max_skipped` of a split cannot be read.
     """
     start = time.monotonic()
@@ -118,7 +119,7 @@ def _training_rows(
     if not shot.is_set():
         return balanced_rows(labels, settings.max_train_images, settings.seed)
     if task.maps is not None and shot.images_per_class is not None:
-        raise ValueError(
+        raise Refusal(
             f"low_shot.images_per_class={shot.images_per_class} needs one class per image, but {task.title} labels pixels: "
             "use low_shot.percent or low_shot.list"
         )

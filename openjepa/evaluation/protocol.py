@@ -14,6 +14,7 @@ from openjepa.data.source import LabelMaps, ListSource
 from openjepa.data.subset import ranks_in_class
 from openjepa.evaluation.solver import Components
 from openjepa.models.vit import VisionTransformer
+from openjepa.refusals import Refusal
 from openjepa.seeds import derive
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
@@ -122,7 +123,7 @@ def selections(settings: EvaluationSettings) -> tuple[Literal["held_out", "paper
 def held_out_rows(labels: Int[Tensor, " n"], seed: int) -> tuple[Int[Tensor, " kept"], Int[Tensor, " held"]]:
     """Rows to train on and rows held out: 10 % of each class, at least one of every class that has two images.
 
-    Raises ValueError where no class has two.
+    Raises Refusal where no class has two.
     """
     classes = labels.cpu().numpy()
     order = np.random.default_rng(derive("subset", seed, 1)).permutation(len(classes))
@@ -130,7 +131,7 @@ def held_out_rows(labels: Int[Tensor, " n"], seed: int) -> tuple[Int[Tensor, " k
     held_sizes = np.array([held_out_size(int(size)) for size in sizes])
     held = ranks_in_class(classes, order) < held_sizes[members]
     if not held.any():
-        raise ValueError(
+        raise Refusal(
             f"evaluation.selection='held_out': the held-out part is empty, because none of the "
             f"{len(sizes)} classes has two training images; "
             "use more images (--low-shot.images-per-class, --low-shot.percent, --max-train-images) or --selection paper"

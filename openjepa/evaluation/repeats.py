@@ -12,6 +12,7 @@ from openjepa.evaluation.results import Result, over_seeds
 from openjepa.evaluation.subjects import Subject, baselines
 from openjepa.evaluation.tasks import TASKS
 from openjepa.models.vit import VisionTransformer
+from openjepa.refusals import Refusal
 from openjepa.settings.data import height_and_width
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
@@ -80,11 +81,11 @@ def evaluate_seeds(
 
 
 def view_size(settings: EvaluationSettings, config: EncoderConfig) -> tuple[int, int]:
-    """Height and width of the views. Raises ValueError where the encoder's patches do not divide them."""
+    """Height and width of the views. Raises Refusal where the encoder's patches do not divide them."""
     size = settings.image_size or config.image_size
     height, width = height_and_width(size)
     patch = config.patch_size
     if height % patch or width % patch:
         near = " ".join(str(nearest_multiple(side, patch)) for side in dict.fromkeys((height, width)))
-        raise ValueError(f"image_size={size} is not divisible by the encoder's patch size {patch}; image_size={near} is")
+        raise Refusal(f"image_size={size} is not divisible by the encoder's patch size {patch}; image_size={near} is")
     return height, width

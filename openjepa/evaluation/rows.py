@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from openjepa.refusals import Refusal
+
 CHUNK_ELEMENTS = 2**23
 """Features that are converted at a time."""
 LARGE_BYTES = 2**30
@@ -108,12 +110,12 @@ def is_large(features: Shaped[Tensor, "n D"]) -> bool:
 def moments(features: Shaped[Tensor, "n D"], device: torch.device) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
     """Mean and variance (divided by n) of each dimension, in two passes, summed over chunks in float64.
 
-    Raises ValueError where features, or squares of them, are not finite: what is computed of them would mean nothing.
+    Raises Refusal where features, or squares of them, are not finite: what is computed of them would mean nothing.
     """
     mean = _mean_of(features, None, device)
     variance = _mean_of(features, mean, device)
     if not bool(torch.isfinite(variance).all()):
-        raise ValueError(
+        raise Refusal(
             f"{int((~torch.isfinite(variance)).sum())} of {features.shape[1]} dimensions of the features hold numbers that are "
             "not finite, or too large to be squared: try --precision fp32; where that does not help, look at the weights"
         )

@@ -15,6 +15,7 @@ from openjepa.evaluation.subjects import Subject, find_subject, load_subject
 from openjepa.evaluation.tasks import TASKS, chosen_tasks, fitting_protocols
 from openjepa.evaluation.variants import data_key, variant_name
 from openjepa.evaluation_checks import check_evaluation
+from openjepa.refusals import Refusal
 from openjepa.settings.data import DataSettings
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
@@ -28,13 +29,13 @@ def evaluate_run(
     The run's own evaluation is `<task>.json`; other data, another selection, encoder, pooling or size, fewer images, probes,
     settings or baselines give `<task>-<variant>.json`. An encoder folder inside a run is written beside the run's own
     evaluations, because the next export replaces it. `data` replaces the run's own data (its training split trains the
-    probes). Tasks that the data has no labels for give a Result that says so. `say` is told of every step. Raises ValueError
+    probes). Tasks that the data has no labels for give a Result that says so. `say` is told of every step. Raises Refusal
     where there is no encoder, no data for it, or no label for any of the tasks that were asked for.
     """
     check_evaluation(settings)
     found = find_subject(Path(subject).expanduser(), settings, data)
     if found.data is None:
-        raise ValueError(
+        raise Refusal(
             f"{subject} is an encoder without a run, so the images must be named: give --data.source and --data.path, "
             "or --suite and --data-root"
         )
@@ -74,9 +75,9 @@ def _variant(task: str, settings: EvaluationSettings, config: EncoderConfig, sub
 
 
 def _check_labels(tasks: Sequence[str], splits: Splits) -> None:
-    """Raises ValueError where the data has labels for none of the tasks."""
+    """Raises Refusal where the data has labels for none of the tasks."""
     reasons = {name: labels for name in tasks if isinstance(labels := TASKS[name].labels(splits), str)}
     if len(reasons) == len(set(tasks)):
         able = [name for name, task in TASKS.items() if not isinstance(task.labels(splits), str)]
         hint = f"leave out --tasks, or use {', '.join(able)}" if able else "give other data (--data.path)"
-        raise ValueError(f"tasks={' '.join(tasks)}: {'; '.join(dict.fromkeys(reasons.values()))}; {hint}")
+        raise Refusal(f"tasks={' '.join(tasks)}: {'; '.join(dict.fromkeys(reasons.values()))}; {hint}")

@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from openjepa.refusals import Refusal
+
 HEADER_BYTES = 4096
 """Of length and text together: a multiple of every item's size and of a page."""
 SECONDS_BETWEEN_NOTES = 10.0
@@ -63,9 +65,9 @@ class RowWriter:
             self._note()
 
     def finish(self) -> Shaped[Tensor, "n F"]:
-        """Gives the file its name, which only a whole one has, and reads it. Raises ValueError where rows lack."""
+        """Gives the file its name, which only a whole one has, and reads it. Raises Refusal where rows lack."""
         if self.num_rows != self._shape[0]:
-            raise ValueError(f"{self._path} needs {self._shape[0]} rows, not {self.num_rows}")
+            raise Refusal(f"{self._path} needs {self._shape[0]} rows, not {self.num_rows}")
         self._safe = self.num_rows
         self._note()
         self.unfinished.replace(self._path)

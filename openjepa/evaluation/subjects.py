@@ -16,6 +16,7 @@ from openjepa.config import load_run_config
 from openjepa.engine.device import seed_generator
 from openjepa.evaluation.variants import data_name
 from openjepa.models.vit import VisionTransformer, build_encoder
+from openjepa.refusals import Refusal
 from openjepa.seeds import derive
 from openjepa.settings.data import DataSettings
 from openjepa.settings.evaluation import EvaluationSettings
@@ -62,7 +63,7 @@ class Subject:
 def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | None) -> Subject:
     """Whether `path` is a run, an encoder folder, a file of weights or a name on the Hub, and which data goes with it.
 
-    Raises ValueError where it can be none of these.
+    Raises Refusal where it can be none of these.
     """
     if (path / "config.yaml").is_file():
         run = load_run_config(path)
@@ -73,7 +74,7 @@ def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | 
                 if settings.encoder == "target"
                 else "train with method.export_context_encoder"
             )
-            raise ValueError(f"encoder={settings.encoder!r}: the run {path} has no folder {folder.name}; {hint}")
+            raise Refusal(f"encoder={settings.encoder!r}: the run {path} has no folder {folder.name}; {hint}")
         used = data or run.data
         name: str = "" if settings.encoder == "target" else settings.encoder
         mode, step = _note(path / "predictor", "mask_mode"), _note(folder, "step")
@@ -82,7 +83,7 @@ def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | 
         start, initial = (None, initial) if run.run.init is None else (initial, None)
         return Subject(path, "run", folder, initial, predictor, used, run.run.seed, name, names, mode, step, start_folder=start)
     if not ((path / "config.json").is_file() or path.is_file() or is_hub_name(path)):
-        raise ValueError(
+        raise Refusal(
             f"{path} is neither a run folder (config.yaml) nor an encoder folder (config.json, model.safetensors) "
             "nor a file of weights"
         )
@@ -98,7 +99,7 @@ def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | 
 
 
 def load_subject(subject: Subject, heads: int | None) -> tuple[VisionTransformer, EncoderConfig]:
-    """The encoder that is evaluated. Says what it is where it is not openjepa's own. Raises ValueError."""
+    """The encoder that is evaluated. Says what it is where it is not openjepa's own. Raises Refusal."""
     loaded = load_any(subject.encoder_path, Choice(encoder=subject.which, heads=heads, predictor=False))
     if loaded.what.startswith("openjepa"):
         return loaded.encoder, loaded.config

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from openjepa.config import nearest
+from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import ProtocolName
 
 
@@ -63,10 +64,10 @@ single patches of scenes with instance masks, as `openjepa data scenes` renders 
 
 
 def suite_rows(suite: str, names: Sequence[str]) -> list[SuiteRow]:
-    """The rows of a suite that are asked for; all where none is named. Raises ValueError for an unknown suite or row."""
+    """The rows of a suite that are asked for; all where none is named. Raises Refusal for an unknown suite or row."""
     if suite not in SUITES:
-        raise ValueError(f"suite={suite!r} does not exist: {nearest(suite, SUITES)}")
+        raise Refusal(f"suite={suite!r} does not exist: {nearest(suite, SUITES)}")
     rows = {row.name: row for row in SUITES[suite]}
     if unknown := [name for name in names if name not in rows]:
-        raise ValueError(f"tasks={unknown[0]!r} is no row of the suite {suite!r}: {nearest(unknown[0], rows)}")
+        raise Refusal(f"tasks={unknown[0]!r} is no row of the suite {suite!r}: {nearest(unknown[0], rows)}")
     return [row for row in rows.values() if not names or row.name in names]

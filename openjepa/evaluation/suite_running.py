@@ -21,6 +21,7 @@ from openjepa.evaluation.suite import SUITES, SuiteRow, suite_rows
 from openjepa.evaluation.tasks import TASKS, fitting_protocols
 from openjepa.evaluation.variants import folder_key, variant_name
 from openjepa.evaluation_checks import check_evaluation
+from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.low_shot import LowShotSettings
 from openjepa.settings.models import EncoderConfig
@@ -46,7 +47,7 @@ def evaluate_suite(
     Writes `<subject>/eval/suite-<row>.json`, and calls `each` with a row as soon as it is there. A benchmark that is not there,
     or a row that cannot be evaluated on what is there, gives a Result that says why; the other rows do not suffer. Rows
     that were finished before with the same weights, settings and data are read and not computed, unless `again`. Raises
-    ValueError before anything is computed for a benchmark that is there but broken (a missing split, a list of absent files),
+    Refusal before anything is computed for a benchmark that is there but broken (a missing split, a list of absent files),
     for an unknown suite, row or device, for a list of images that is not there or names others, and where no benchmark is.
     """
     check_evaluation(settings)
@@ -54,14 +55,14 @@ def evaluate_suite(
     rows = suite_rows(suite, settings.tasks)
     root = data_root.expanduser()
     if not root.is_dir():
-        raise ValueError(f"data_root={str(data_root)!r} is no folder; it must hold one folder per data set: {_expected(rows)}")
+        raise Refusal(f"data_root={str(data_root)!r} is no folder; it must hold one folder per data set: {_expected(rows)}")
     found = find_subject(Path(subject).expanduser(), settings, None)
     encoder, config = load_subject(found, settings.heads)
     view_size(settings, config)
     weights = weights_hash(encoder)
     opened = {name: find_benchmark(name, root) for name in dict.fromkeys(row.benchmark for row in rows)}
     if all(isinstance(splits, str) for splits in opened.values()):
-        raise ValueError(f"data_root={str(data_root)!r} holds none of the data sets of the rows asked for: {_expected(rows)}")
+        raise Refusal(f"data_root={str(data_root)!r} holds none of the data sets of the rows asked for: {_expected(rows)}")
     planned = [plan for row in rows for plan in _plans(row, opened[row.benchmark], settings, config)]
     for row, own, _ in planned:
         _check_list(row, opened[row.benchmark], own.low_shot)
@@ -122,12 +123,12 @@ def _guarded(blank: Result, evaluate: Callable[[], Result]) -> Result:
     except Exception as error:
         if os.environ.get("OPENJEPA_DEBUG"):
             raise
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        kind = "" if isinstance(error, Refusal) else f"{type(error).__name__}: "
         return replace(blank, skipped=f"{FAILED}{kind}{error}")
 
 
 def _check_list(row: SuiteRow, splits: Splits | str, shot: LowShotSettings) -> None:
-    """ValueError where a list of labeled images names others than there are: before the first row is computed."""
+    """Refusal where a list of labeled images names others than there are: before the first row is computed."""
     labels = None if isinstance(splits, str) else TASKS[row.task].labels(splits)
     if shot.list is None or labels is None or isinstance(labels, str):
         return

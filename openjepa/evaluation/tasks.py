@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from openjepa.data.source import ListSource, Splits
 from openjepa.evaluation import PROTOCOLS
+from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import ProtocolName
 
 Labels = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -91,7 +92,7 @@ def chosen_tasks(names: tuple[str, ...], splits: Splits) -> tuple[str, ...]:
     """
     for name in names:
         if name not in TASKS:
-            raise ValueError(f"tasks={name!r} is unknown; use {', '.join(TASKS)}")
+            raise Refusal(f"tasks={name!r} is unknown; use {', '.join(TASKS)}")
     if names:
         return names
     able = tuple(name for name, task in TASKS.items() if task.maps is None and not isinstance(task.labels(splits), str))

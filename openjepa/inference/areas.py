@@ -10,6 +10,8 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from openjepa.refusals import Refusal
+
 
 @dataclass(frozen=True)
 class PatchBox:
@@ -34,12 +36,12 @@ Areas = Area | Sequence[Area]
 def indices_of(areas: Areas, grid: tuple[int, int], name: str) -> list[Int[Tensor, " T"]]:
     """Raster indices of each area, on the CPU: those of masks and boxes in raster order, listed ones in their own.
 
-    `name` is what errors call the areas. Raises ValueError for areas that are empty, beyond the grid or of another shape, and
+    `name` is what errors call the areas. Raises Refusal for areas that are empty, beyond the grid or of another shape, and
     for patches that are listed twice.
     """
     found = _separate(areas, name)
     if not found:
-        raise ValueError(f"{name}: no area is given")
+        raise Refusal(f"{name}: no area is given")
     names = [name] if len(found) == 1 else [f"{name}[{number}]" for number in range(len(found))]
     return [_indices(area, grid, label) for area, label in zip(found, names, strict=True)]
 
@@ -66,7 +68,7 @@ def _separate(areas: Areas, name: str) -> list[Area]:
 def _listed(values: Any, name: str) -> list[Any]:
     if isinstance(values, Sequence) and not isinstance(values, str | bytes):
         return list(values)
-    raise ValueError(
+    raise Refusal(
         f"{name} cannot be of type {type(values).__name__}: give a PatchBox, a boolean mask of the grid, raster indices, or "
         "several of these in a list"
     )
@@ -76,9 +78,9 @@ def _indices(area: Area, grid: tuple[int, int], name: str) -> Int[Tensor, " T"]:
     rows, columns = grid
     indices = _in_box(area, grid, name) if isinstance(area, PatchBox) else _in_values(area, grid, name)
     if not len(indices):
-        raise ValueError(f"{name}: no patch is chosen; give at least one of the {rows} x {columns}")
+        raise Refusal(f"{name}: no patch is chosen; give at least one of the {rows} x {columns}")
     if len(set(indices.tolist())) < len(indices):
-        raise ValueError(f"{name}: a patch is listed twice")
+        raise Refusal(f"{name}: a patch is listed twice")
     return indices
 
 
@@ -86,7 +88,7 @@ def _in_box(box: PatchBox, grid: tuple[int, int], name: str) -> Int[Tensor, " T"
     rows, columns = grid
     fits = box.top >= 0 and box.left >= 0 and box.top + box.height <= rows and box.left + box.width <= columns
     if not fits or box.height < 0 or box.width < 0:
-        raise ValueError(f"{name}: {box} reaches beyond the grid of {rows} rows and {columns} columns of patches")
+        raise Refusal(f"{name}: {box} reaches beyond the grid of {rows} rows and {columns} columns of patches")
     numbers = torch.arange(rows * columns).view(rows, columns)
     return numbers[box.top : box.top + box.height, box.left : box.left + box.width].flatten()
 
@@ -96,18 +98,16 @@ def _in_values(area: Sequence[int] | NDArray[Any] | Tensor, grid: tuple[int, int
     values = area.detach().cpu() if isinstance(area, Tensor) else torch.from_numpy(np.array(_numbers(area, name)))
     if values.dtype == torch.bool:
         if tuple(values.shape) != grid:
-            raise ValueError(
+            raise Refusal(
                 f"{name}: a mask of the shape {list(values.shape)} does not fit the grid of {rows} rows and {columns} columns "
                 f"of patches; give booleans [{rows}, {columns}]"
             )
         return values.flatten().nonzero()[:, 0]
     if values.ndim != 1 or (len(values) and (values.is_floating_point() or values.is_complex())):
-        raise ValueError(
-            f"{name}: {values.dtype} numbers of the shape {list(values.shape)}; give integers [T] or booleans [H, W]"
-        )
+        raise Refusal(f"{name}: {values.dtype} numbers of the shape {list(values.shape)}; give integers [T] or booleans [H, W]")
     indices = values.long()
     if outside := [number for number in indices.tolist() if not 0 <= number < rows * columns]:
-        raise ValueError(
+        raise Refusal(
             f"{name}: patch {outside[0]} is not on the grid of {rows} x {columns} patches, whose numbers are 0 to "
             f"{rows * columns - 1} (row * {columns} + column)"
         )
@@ -120,5 +120,5 @@ def _numbers(area: Sequence[int] | NDArray[Any], name: str) -> NDArray[Any]:
     except ValueError:
         values = np.empty(0, dtype=object)
     if values.dtype.kind not in "buif":
-        raise ValueError(f"{name}: {area!r} is no area; give a PatchBox, a boolean mask of the grid, or raster indices")
+        raise Refusal(f"{name}: {area!r} is no area; give a PatchBox, a boolean mask of the grid, or raster indices")
     return values

@@ -20,6 +20,7 @@ from openjepa.inference.pictures import Picture, Pictures, separate
 from openjepa.inference.prediction import Prediction, compare, objective_of
 from openjepa.inference.preparing import View, ViewName, batches, prepared
 from openjepa.models.predictor import Predictor
+from openjepa.refusals import Refusal
 from openjepa.types import EncoderOutput, Export, normalize
 from openjepa.weights.loaded import Loaded
 from openjepa.weights.native import PREDICTOR_FOLDER, save_network
@@ -71,11 +72,11 @@ class Encoder(nn.Module):
     def forward(self, images: Float[Tensor, "B 3 h w"], keep: Int[Tensor, "B K"] | None = None) -> EncoderOutput:
         """The network on images normalized with `config.pixel_mean` and `config.pixel_std`, with gradients; outputs are fp32.
 
-        `keep`: encodes only these patches (raster indices). Raises ValueError for images that are not normalized floats or
+        `keep`: encodes only these patches (raster indices). Raises Refusal for images that are not normalized floats or
         whose size the patch size does not divide.
         """
         if not images.is_floating_point():
-            raise ValueError(
+            raise Refusal(
                 f"encoder(images) takes normalized floats, not {images.dtype}: use encoder.embed for images as they come, or "
                 "openjepa.types.normalize(images, encoder.config.pixel_mean, encoder.config.pixel_std)"
             )
@@ -102,7 +103,7 @@ class Encoder(nn.Module):
         `precision`: of weights in fp32; `auto` is bf16 where the hardware has it. Weights that were cast compute in their own.
         `batch_size`: images of one shape that are encoded together.
         `progress`: shows a bar with rate and time left, on a terminal.
-        Raises ValueError for what is no image (names it), and for settings that do not fit.
+        Raises Refusal for what is no image (names it), and for settings that do not fit.
         """
         pooling_name = self._pooling(pooling)
         numbers: list[int] = []
@@ -124,7 +125,7 @@ class Encoder(nn.Module):
     ) -> Float[Tensor, "B H W D"]:
         """Features of the patches of each image, on their grid of H rows and W columns, in fp32 on the CPU.
 
-        As `embed`. Raises ValueError also where `whole` images differ in shape, so that their grids do.
+        As `embed`. Raises Refusal also where `whole` images differ in shape, so that their grids do.
         """
         numbers: list[int] = []
         features: list[Tensor] = []
@@ -159,16 +160,16 @@ class Encoder(nn.Module):
         Here this one encoder, by default the target encoder, gives both: close at the end of a training, but not the same.
         Exactly as in training, where both were kept: `load(run, encoder="context").predict(..., targets_from=load(run))`.
 
-        Raises ValueError where there is no predictor, and for areas that are empty or beyond the grid.
+        Raises Refusal where there is no predictor, and for areas that are empty or beyond the grid.
         """
         if self.predictor is None:
-            raise ValueError(
+            raise Refusal(
                 f"this encoder ({self.what}) came without a predictor; there is one in runs of I-JEPA (give the run folder, "
                 "not encoder/ in it), in the released I-JEPA checkpoints, and in what openjepa convert wrote of these"
             )
         teacher = self if targets_from is None else targets_from
         if (teacher.config.width, teacher.config.patch_size) != (self.config.width, self.config.patch_size):
-            raise ValueError("targets_from is an encoder of another width or patch size than this one")
+            raise Refusal("targets_from is an encoder of another width or patch size than this one")
         shapes: set[tuple[int, int]] = set()
         predicted, actual = [], []
         for _, pixels in self._batches(separate(images), self._view(view, size), batch_size):
@@ -180,7 +181,7 @@ class Encoder(nn.Module):
             features = teacher.encode_pixels(pixels, precision).patches.cpu()
             actual.append([self.objective.targets(features[:, block]) for block in blocks])
         if not predicted:
-            raise ValueError("predict needs an image, but images is empty")
+            raise Refusal("predict needs an image, but images is empty")
         paired = zip(blocks, zip(*predicted, strict=True), zip(*actual, strict=True), strict=True)
         found = (compare(block, kept, torch.cat(first), torch.cat(second), self.objective) for block, first, second in paired)
         return Prediction(grid, kept, tuple(found))
@@ -190,17 +191,17 @@ class Encoder(nn.Module):
         return self.config.grid(self.view_size(size))
 
     def view_size(self, size: Size = None) -> tuple[int, int]:
-        """(height, width) in pixels of the prepared images; None: the training size. Raises ValueError for other things."""
+        """(height, width) in pixels of the prepared images; None: the training size. Raises Refusal for other things."""
         if size is None:
             return self.config.image_size
         try:
             height, width = (size, size) if isinstance(size, SupportsIndex) else size
             return index(height), index(width)
         except (TypeError, ValueError):
-            raise ValueError(f"size={size!r} is neither a number of pixels nor (height, width)") from None
+            raise Refusal(f"size={size!r} is neither a number of pixels nor (height, width)") from None
 
     def prepared(self, image: Picture, view: ViewName = "crop", size: Size = None) -> UInt8[Tensor, "3 h w"]:
-        """One image as the network sees it, before normalization. Raises ValueError as `embed` does."""
+        """One image as the network sees it, before normalization. Raises Refusal as `embed` does."""
         return prepared(image, self._view(view, size))
 
     def encode_pixels(self, pixels: UInt8[Tensor, "B 3 h w"], precision: Precision = "auto") -> EncoderOutput:
@@ -217,16 +218,16 @@ class Encoder(nn.Module):
     def save(self, folder: Path | str) -> None:
         """Writes encoder and predictor in the layout of a run folder, in fp32; `openjepa.load(folder)` reads them again.
 
-        Each is replaced as a whole. Raises ValueError where `folder` is a run, whose encoder would be lost, holds a predictor
+        Each is replaced as a whole. Raises Refusal where `folder` is a run, whose encoder would be lost, holds a predictor
         and this encoder has none, or cannot be written to.
         """
         place = Path(folder).expanduser()
         if not is_writable(place):
-            raise ValueError(f"{place} cannot be written to: give another folder")
+            raise Refusal(f"{place} cannot be written to: give another folder")
         if (place / "config.yaml").exists():
-            raise ValueError(f"{place} is the folder of a run, whose encoder is not replaced: give another folder")
+            raise Refusal(f"{place} is the folder of a run, whose encoder is not replaced: give another folder")
         if self.predictor is None and (place / PREDICTOR_FOLDER).exists():
-            raise ValueError(f"{place} holds the predictor of another encoder, and this one has none: give another folder")
+            raise Refusal(f"{place} holds the predictor of another encoder, and this one has none: give another folder")
         save_network(place / "encoder", Export(self.config, self.network))
         if self.predictor is not None:
             extra = {**self._predictor_extra, **asdict(self.objective)}
@@ -256,9 +257,7 @@ class Encoder(nn.Module):
     def _computing(self, precision: Precision) -> Iterator[None]:
         """No gradients, no dropped paths, also while the encoder is being trained; bf16 only where weights are fp32."""
         if precision not in get_args(Precision):
-            raise ValueError(
-                f"precision={precision!r} is not known: use 'auto', 'bf16' or 'fp32', or cast the weights: .half()"
-            )
+            raise Refusal(f"precision={precision!r} is not known: use 'auto', 'bf16' or 'fp32', or cast the weights: .half()")
         chosen = precision if self.dtype == torch.float32 else "fp32"
         training = [module for module in self.modules() if module.training]
         try:
@@ -275,11 +274,11 @@ class Encoder(nn.Module):
         return View(name, self.view_size(size), self.config.patch_size)
 
     def _pooling(self, pooling: Pooling) -> str:
-        """Raises ValueError for one that this encoder does not have."""
+        """Raises Refusal for one that this encoder does not have."""
         if pooling not in get_args(Pooling):
-            raise ValueError(f"pooling={pooling!r} is not known: use 'own', 'average' or 'class_token'")
+            raise Refusal(f"pooling={pooling!r} is not known: use 'own', 'average' or 'class_token'")
         if pooling == "class_token" and not self.config.class_token:
-            raise ValueError("pooling='class_token' needs an encoder with a class token; this one has none: use 'average'")
+            raise Refusal("pooling='class_token' needs an encoder with a class token; this one has none: use 'average'")
         return self.config.pooling if pooling == "own" else pooling
 
     def _grid_of(self, pixels: UInt8[Tensor, "B 3 h w"]) -> tuple[int, int]:
@@ -289,7 +288,7 @@ class Encoder(nn.Module):
     def _batches(self, images: Iterable[Picture], view: View, batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
         """Numbers and views of the images, prepared by as many threads as torch uses; beside a GPU by two at least."""
         if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} is too small: use 1 or more")
+            raise Refusal(f"batch_size={batch_size} is too small: use 1 or more")
         threads = max(torch.get_num_threads(), 1 if self.device.type == "cpu" else 2)
         return batches(images, view, batch_size, threads)
 
@@ -311,18 +310,18 @@ def _context_indices(context: Areas | None, blocks: list[Tensor], grid: tuple[in
         outside = torch.ones(grid[0] * grid[1], dtype=torch.bool)
         outside[torch.cat(blocks)] = False
         if not outside.any():
-            raise ValueError("context=None is all patches outside the targets, but these cover the whole grid: name a context")
+            raise Refusal("context=None is all patches outside the targets, but these cover the whole grid: name a context")
         return outside.nonzero()[:, 0]
     found = indices_of(context, grid, "context")
     return found[0] if len(found) == 1 else torch.unique(torch.cat(found))
 
 
 def _check_common(shapes: set[tuple[int, int]], grid: tuple[int, int]) -> None:
-    """Adds the grid. Raises ValueError where there is another one already."""
+    """Adds the grid. Raises Refusal where there is another one already."""
     shapes.add(grid)
     if len(shapes) > 1:
         found = " and ".join(f"{rows}x{columns}" for rows, columns in sorted(shapes))
-        raise ValueError(f"view='whole' gives these images different grids ({found}): give one at a time, or use 'crop'")
+        raise Refusal(f"view='whole' gives these images different grids ({found}): give one at a time, or use 'crop'")
 
 
 def _in_order(rows: Float[Tensor, "B *shape"], numbers: list[int]) -> Float[Tensor, "B *shape"]:

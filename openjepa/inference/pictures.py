@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from openjepa.data.decode import DecodeError, decode_image, pillow_pixels
+from openjepa.refusals import Refusal
 
 Picture = str | Path | bytes | Image.Image | NDArray[Any] | Tensor
 """One image: the path of a file, the bytes of one, a PIL image, an array [h, w, 3] or [h, w], or a tensor [3, h, w] or [h, w].
@@ -27,7 +28,7 @@ _KINDS = "a path, a PIL image, an array or a tensor"
 
 
 def separate(images: Pictures) -> Iterable[Picture]:
-    """The images one by one; a single one becomes a list of one. Raises ValueError for arrays of another number of axes."""
+    """The images one by one; a single one becomes a list of one. Raises Refusal for arrays of another number of axes."""
     if isinstance(images, str | bytes | os.PathLike | Image.Image):
         return [images]
     if isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "OUS":  # of names, as pandas gives them
@@ -37,21 +38,21 @@ def separate(images: Pictures) -> Iterable[Picture]:
             return list(images)
         if images.ndim in (2, 3):
             return [images]
-        raise ValueError(f"images have the shape {list(images.shape)}: give one image [3, h, w] or several [B, 3, h, w]")
+        raise Refusal(f"images have the shape {list(images.shape)}: give one image [3, h, w] or several [B, 3, h, w]")
     if isinstance(images, Iterable) and not isinstance(images, dict | set | frozenset):  # these have no order
         return images
-    raise ValueError(f"images cannot be of type {type(images).__name__}: give {_KINDS}, or a list of these")
+    raise Refusal(f"images cannot be of type {type(images).__name__}: give {_KINDS}, or a list of these")
 
 
 def pixels_of(image: Picture, min_side: int = 0) -> UInt8[Tensor, "h w 3"]:
     """RGB pixels of one image. `min_side`: large JPEG files may be decoded smaller, keeping so many pixels of the short side.
 
     PIL images follow the rules for files (`openjepa.data.decode`): turned upright, transparency over white, the upper eight of
-    16 bits. Raises ValueError for a file that is no image, for arrays of another shape, and for floats outside of [0, 1].
+    16 bits. Raises Refusal for a file that is no image, for arrays of another shape, and for floats outside of [0, 1].
     """
     if isinstance(image, str | os.PathLike):
         if "://" in str(image):
-            raise ValueError(f"{image} is an address: download the image first, and give its path or its bytes")
+            raise Refusal(f"{image} is an address: download the image first, and give its path or its bytes")
         return _decoded(_read(Path(image).expanduser()), str(image), min_side)
     if isinstance(image, bytes):
         return _decoded(image, "an image given as bytes", min_side)
@@ -59,34 +60,34 @@ def pixels_of(image: Picture, min_side: int = 0) -> UInt8[Tensor, "h w 3"]:
         try:
             return torch.from_numpy(pillow_pixels(image))
         except DecodeError as error:
-            raise ValueError(f"a PIL image of mode {image.mode} cannot be used: {error}") from None
+            raise Refusal(f"a PIL image of mode {image.mode} cannot be used: {error}") from None
     if isinstance(image, np.ndarray):
         return _from_numbers(_as_tensor(image), channels_first=False)
     if isinstance(image, Tensor):
         return _from_numbers(image.detach().cpu(), channels_first=True)
-    raise ValueError(f"an image cannot be of type {type(image).__name__}: give {_KINDS}")
+    raise Refusal(f"an image cannot be of type {type(image).__name__}: give {_KINDS}")
 
 
 def _read(path: Path) -> bytes:
     if path.is_dir():
-        raise ValueError(f"{path} is a folder: give its files, such as sorted(Path({str(path)!r}).rglob('*.jpg'))")
+        raise Refusal(f"{path} is a folder: give its files, such as sorted(Path({str(path)!r}).rglob('*.jpg'))")
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ValueError(f"{path} cannot be embedded: {error.strerror or error}") from error
+        raise Refusal(f"{path} cannot be embedded: {error.strerror or error}") from error
 
 
 def _decoded(data: bytes, name: str, min_side: int) -> UInt8[Tensor, "h w 3"]:
     try:
         return torch.from_numpy(decode_image(data, min_side))
     except DecodeError as error:
-        raise ValueError(f"{name} cannot be embedded: {error}") from None
+        raise Refusal(f"{name} cannot be embedded: {error}") from None
 
 
 def _as_tensor(array: NDArray[Any]) -> Tensor:
     """In the array's memory where torch can use it: not where it is read-only, runs backwards or has the other byte order."""
     if array.dtype.kind not in "buif":
-        raise ValueError(f"an image is an array of {array.dtype}: give uint8 levels, or floats in [0, 1]")
+        raise Refusal(f"an image is an array of {array.dtype}: give uint8 levels, or floats in [0, 1]")
     wanted = np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
     return torch.from_numpy(wanted)
 
@@ -98,9 +99,9 @@ def _from_numbers(values: Tensor, channels_first: bool) -> UInt8[Tensor, "h w 3"
     elif values.ndim == 3:
         values = _channels_last(values, channels_first)
     else:
-        raise ValueError(f"an image has the shape {list(values.shape)}: give [h, w, 3], [3, h, w] or [h, w]")
+        raise Refusal(f"an image has the shape {list(values.shape)}: give [h, w, 3], [3, h, w] or [h, w]")
     if values.numel() == 0:
-        raise ValueError(f"an image has the shape {list(values.shape)}, which holds no pixels")
+        raise Refusal(f"an image has the shape {list(values.shape)}, which holds no pixels")
     return _levels(values).contiguous()
 
 
@@ -108,7 +109,7 @@ def _channels_last(values: Tensor, channels_first: bool) -> Tensor:
     first, last = values.shape[0] in (1, 3), values.shape[-1] in (1, 3)
     if not (first or last):
         hint = "; alpha: give a PIL image, which is put over white" if 4 in (values.shape[0], values.shape[-1]) else ""
-        raise ValueError(f"an image has the shape {list(values.shape)}: one end must be 3 channels (RGB) or 1 (gray){hint}")
+        raise Refusal(f"an image has the shape {list(values.shape)}: one end must be 3 channels (RGB) or 1 (gray){hint}")
     if first and (channels_first or not last):
         values = values.permute(1, 2, 0)
     return values.expand(-1, -1, 3)
@@ -118,10 +119,10 @@ def _levels(values: Tensor) -> UInt8[Tensor, "h w 3"]:
     if values.dtype == torch.uint8:
         return values
     if values.dtype == torch.bool or not values.is_floating_point():
-        raise ValueError(f"an image has {values.dtype} numbers: give uint8 levels, or floats in [0, 1]")
+        raise Refusal(f"an image has {values.dtype} numbers: give uint8 levels, or floats in [0, 1]")
     low, high = float(values.min()), float(values.max())
     if not (low >= -HALF_LEVEL and high <= 1 + HALF_LEVEL):  # also where they are not numbers
-        raise ValueError(
+        raise Refusal(
             f"an image has floats from {low:.3g} to {high:.3g}: give uint8 levels or floats in [0, 1], which are normalized "
             "here; for images that you have normalized yourself, call the encoder: encoder(images)"
         )

@@ -9,6 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from openjepa.refusals import Refusal
+
 TARGET_NORM_EPS = 1e-5
 
 Loss = Literal["smooth_l1", "l2"]
@@ -25,10 +27,10 @@ class Objective:
     """What is done with the features of the target encoder: `layer_norm` without weights, or `none`."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for names that are not known."""
+        """Raises Refusal for names that are not known."""
         for name, value, known in (("loss", self.loss, Loss), ("target_norm", self.target_norm, TargetNorm)):
             if value not in get_args(known):
-                raise ValueError(f"a predictor trained with {name}={value!r} is not known: {', '.join(get_args(known))}")
+                raise Refusal(f"a predictor trained with {name}={value!r} is not known: {', '.join(get_args(known))}")
 
     def targets(self, features: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead D"]:
         """Features of an encoder in the space of the predictions."""

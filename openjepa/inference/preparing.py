@@ -20,6 +20,7 @@ from torch import Tensor
 from openjepa.data.views import decoded_side, evaluation_view, whole_view
 from openjepa.engine.threads import thread_pool
 from openjepa.inference.pictures import Picture, pixels_of
+from openjepa.refusals import Refusal
 
 ViewName = Literal["crop", "squash", "whole"]
 
@@ -40,25 +41,25 @@ class View:
     patch_size: int
 
     def __post_init__(self) -> None:
-        """Raises ValueError for an unknown name and for sizes that are no multiples of the patch size."""
+        """Raises Refusal for an unknown name and for sizes that are no multiples of the patch size."""
         if self.name not in get_args(ViewName):
-            raise ValueError(f"view={self.name!r} is not known: use 'crop', 'squash' or 'whole'")
+            raise Refusal(f"view={self.name!r} is not known: use 'crop', 'squash' or 'whole'")
         for axis, side in zip(("height", "width"), self.size, strict=True):
             if side < self.patch_size or side % self.patch_size:
                 below = side - side % self.patch_size
                 fitting = f"{below} or {below + self.patch_size}" if below > 0 else f"{self.patch_size}"
-                raise ValueError(
+                raise Refusal(
                     f"size={self.size}: its {axis} {side} is not a multiple of the patch size {self.patch_size}; use {fitting}"
                 )
 
     def of(self, pixels: UInt8[Tensor, "h w 3"]) -> UInt8[Tensor, "3 oh ow"]:
-        """The view of an image. Raises ValueError where a whole image would have too many patches."""
+        """The view of an image. Raises Refusal where a whole image would have too many patches."""
         if self.name != "whole":
             return evaluation_view(pixels, self.size, self.name)
         height, width = pixels.shape[:2]
         patches = (min(self.size) / self.patch_size) ** 2 * max(height, width) / min(height, width)
         if patches > MAX_WHOLE_PATCHES:
-            raise ValueError(
+            raise Refusal(
                 f"view='whole' of an image of {width} x {height} pixels would have {patches:,.0f} patches, more than "
                 f"{MAX_WHOLE_PATCHES:,}: use view='squash' or 'crop', or a smaller size"
             )
@@ -128,4 +129,4 @@ def _named(number: int, work: Callable[[], Tensor]) -> Tensor:
     try:
         return work()
     except ValueError as error:
-        raise ValueError(f"image {number}: {error}") from error
+        raise Refusal(f"image {number}: {error}") from error

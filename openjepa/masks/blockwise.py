@@ -36,7 +36,7 @@ class Blockwise(MaskSampler):
     name = "blockwise"
 
     def __init__(self, settings: BlockwiseSettings, grid: tuple[int, int]) -> None:
-        """ValueError: the settings are impossible on this grid."""
+        """Refusal: the settings are impossible on this grid."""
         check_blockwise(settings, grid)
         self.grid = grid
         self._settings = settings

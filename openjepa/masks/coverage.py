@@ -41,7 +41,7 @@ class Statistics:
 
 
 def examples(sampler: MaskSampler, num_samples: int, seed: int = 0, microbatch: int = 128) -> list[Example]:
-    """The first sample of each of `num_samples` mask groups, so that block sizes vary. ValueError: no masks."""
+    """The first sample of each of `num_samples` mask groups, so that block sizes vary. Refusal: no masks."""
     drawn = []
     for masks in _groups(sampler, num_samples, microbatch, seed):
         context, targets = _maps(masks)
@@ -55,7 +55,7 @@ def coverage(
     """Probability of each patch being `context`, in a given `target` block, in any of them (`union`).
 
     Of single masked patches, `context` are the visible ones, and the masked ones count as one target. Groups of `microbatch`
-    samples are drawn: the official masks depend on it. ValueError: the sampler draws no masks.
+    samples are drawn: the official masks depend on it. Refusal: the sampler draws no masks.
     """
     return _accumulate(sampler, max(1, num_samples // microbatch), seed, microbatch)[0]
 

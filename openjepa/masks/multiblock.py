@@ -26,7 +26,7 @@ _ESTIMATE_PATCHES = 1 << 22
 
 
 def build_multiblock(settings: MultiblockSettings, grid: tuple[int, int]) -> MaskSampler:
-    """The sampler of `settings.mode` on a grid of H x W patches. ValueError: the settings are impossible on this grid."""
+    """The sampler of `settings.mode` on a grid of H x W patches. Refusal: the settings are impossible on this grid."""
     check_ranges(settings, grid)
     if settings.mode == "official":
         _warn_ignored(settings, "mode='official'", ("context_cut", "context_ratio", "max_redraws"))
@@ -71,7 +71,7 @@ class UnbiasedMultiblock(MaskSampler):
     """
 
     def __init__(self, settings: MultiblockSettings, grid: tuple[int, int]) -> None:
-        """ValueError: a target may cover the whole grid, or more than half of the draws leave too small a context."""
+        """Refusal: a target may cover the whole grid, or more than half of the draws leave too small a context."""
         num_patches = grid[0] * grid[1]
         self.name = f"multiblock/unbiased/{settings.context_cut}"
         self.grid = grid

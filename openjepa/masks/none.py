@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openjepa.masks.base import MaskSampler, TokenShape
+from openjepa.refusals import Refusal
 from openjepa.settings.masks import NoMaskSettings
 from openjepa.types import Masks
 
@@ -21,8 +22,8 @@ class NoMasks(MaskSampler):
         self.grid = grid
 
     def __call__(self, sample_seeds: NDArray[np.int64], group_seed: int, step: int) -> Masks:
-        """Raises ValueError: a method that asks for masks needs a strategy that draws them."""
-        raise ValueError("masks.strategy=none draws no masks, but the method asks for them: choose another masks.strategy")
+        """Raises Refusal: a method that asks for masks needs a strategy that draws them."""
+        raise Refusal("masks.strategy=none draws no masks, but the method asks for them: choose another masks.strategy")
 
     def shapes(self) -> tuple[TokenShape, ...]:
         """All patches are seen and none is a target."""

@@ -38,7 +38,7 @@ class OfficialMultiblock(MaskSampler):
     sequential = True
 
     def __init__(self, settings: MultiblockSettings, grid: tuple[int, int]) -> None:
-        """ValueError: blocks of at most `min_keep` patches can occur, which would be drawn again for ever."""
+        """Refusal: blocks of at most `min_keep` patches can occur, which would be drawn again for ever."""
         self.name = "multiblock/official"
         self.grid = grid
         self._settings = settings

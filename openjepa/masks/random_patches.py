@@ -22,7 +22,7 @@ class RandomPatches(MaskSampler):
     """
 
     def __init__(self, settings: RandomPatchesSettings, grid: tuple[int, int]) -> None:
-        """ValueError: on this grid nothing would be masked, or nothing visible."""
+        """Refusal: on this grid nothing would be masked, or nothing visible."""
         check_random_patches(settings, grid)
         self.name = f"random_patches/{settings.ratio:g}" + ("/shared" if settings.shared else "")
         self.grid = grid

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from jaxtyping import Int
 from torch import Tensor
 
+from openjepa.refusals import Refusal
+
 TOP = 5
 """An answer also counts for top-5 where the right class is among so many."""
 
@@ -26,5 +28,5 @@ class Accuracy:
 def top1(predictions: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> Accuracy:
     """Top-1 accuracy of predicted classes."""
     if len(labels) == 0:
-        raise ValueError("accuracy of no images: the test split is empty")
+        raise Refusal("accuracy of no images: the test split is empty")
     return Accuracy(float((predictions == labels).double().mean()), len(labels))

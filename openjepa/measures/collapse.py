@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from openjepa.measures.rank import rankme
+from openjepa.refusals import Refusal
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """(prediction, target) of equal shape -> scalar: the loss of the method."""
@@ -33,7 +34,7 @@ def collapse_statistics(features: Float[Tensor, "n D"]) -> CollapseStatistics:
     """
     num_images = len(features)
     if num_images < 2:
-        raise ValueError(f"collapse is watched on at least 2 images; got {num_images}: raise monitor.images")
+        raise Refusal(f"collapse is watched on at least 2 images; got {num_images}: raise monitor.images")
     values = features.detach().float()
     units = functional.normalize(values, dim=1).double() if values.device.type != "mps" else functional.normalize(values, dim=1)
     cosine = (units.sum(dim=0).square().sum() - units.square().sum()) / (num_images * (num_images - 1))

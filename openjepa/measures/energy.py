@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from openjepa.refusals import Refusal
+
 FLAT = 0.01
 """Energies that vary by less than this share of their scale are a flat landscape."""
 
@@ -42,14 +44,14 @@ class EnergyStatistics:
 def energy_statistics(energies: Float[Tensor, "G B B"]) -> EnergyStatistics:
     """Statistics of G groups of B images; row: image of x, column: image of y, so that compatible pairs are the diagonal.
 
-    Raises ValueError for fewer than 2 images in a group, and for energies that are not finite.
+    Raises Refusal for fewer than 2 images in a group, and for energies that are not finite.
     """
     num_groups, size, _ = energies.shape
     if size < 2:
-        raise ValueError(f"energies need at least 2 images to form incompatible pairs; got {size}")
+        raise Refusal(f"energies need at least 2 images to form incompatible pairs; got {size}")
     values = energies.detach().double().cpu()
     if not values.isfinite().all():
-        raise ValueError("some energies are not finite: the method's weights or its temperatures are broken")
+        raise Refusal("some energies are not finite: the method's weights or its temperatures are broken")
     own = values.diagonal(dim1=1, dim2=2)  # [G, B]
     others = incompatible(values).view(num_groups, size, size - 1)
     wins = (own[..., None] < others).double() + 0.5 * (own[..., None] == others).double()

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from openjepa.measures.accuracy import Accuracy, top1
+from openjepa.refusals import Refusal
 
 KEY_CHUNK = 16_384
 """Training images that are normalized, and compared with the others, at a time."""
@@ -27,15 +28,15 @@ def knn_predictions(
     Features are L2-normalized; each of the k nearest training images by cosine votes for its class with weight
     exp(cosine / temperature). A k above n counts all n. Training features may have any type and lie elsewhere than their
     labels, where the work is done: only `KEY_CHUNK` of them are converted at a time. `rows`: only these of `train` are
-    searched; `train_labels` are theirs. Raises ValueError where features are not finite.
+    searched; `train_labels` are theirs. Raises Refusal where features are not finite.
     """
     if len(train_labels) == 0 or len(test) == 0:
-        raise ValueError(f"k-NN needs images on both sides; got {len(train_labels)} for training and {len(test)} to classify")
+        raise Refusal(f"k-NN needs images on both sides; got {len(train_labels)} for training and {len(test)} to classify")
     queries = torch.split(functional.normalize(test.to(train_labels.device).float(), dim=1), chunk_size)
     largest = min(max(neighbors), len(train_labels))
     nearest = _nearest(train, rows, queries, largest, train_labels)
     if bool(torch.stack([cosines[:, 0].isnan().any() for cosines, _ in nearest]).any()):  # NaN counts as nearest
-        raise ValueError(
+        raise Refusal(
             "k-NN needs features that are finite, on both sides: one that is not would be the nearest of all images; "
             "try --precision fp32; else look at the encoder's weights"
         )

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from openjepa.refusals import Refusal
+
 
 def rankme(features: Float[Tensor, "n D"], eps: float = 1e-7) -> float:
     """RankMe (arXiv 2210.02885, equation 2): exp of the entropy of the normalized singular values.
@@ -35,10 +37,10 @@ def alpha_req(features: Float[Tensor, "n D"], first_rank: int = 4, last_rank: in
     weighted with 1/k or not; alpha is minus the slope. Ranks 4 to 100 and the weights are those of the authors' code; the paper
     names no range. Ranks beyond what the features' number format resolves are left out; nan where fewer than two remain, or
     numbers are not finite. Near 1 is best; larger: few directions carry everything; smaller: the spectrum is flat, as of noise.
-    Raises ValueError for `first_rank` below 1. Computed in float64 as RankMe is.
+    Raises Refusal for `first_rank` below 1. Computed in float64 as RankMe is.
     """
     if first_rank < 1:
-        raise ValueError(f"first_rank={first_rank} must be at least 1: ranks count from 1")
+        raise Refusal(f"first_rank={first_rank} must be at least 1: ranks count from 1")
     matrix = _exact(features)
     if not _is_finite(matrix):
         return float("nan")
@@ -66,11 +68,11 @@ def lidar(
     and n q. eps is added to the D shares, or to the eigenvalues before they become shares (as one published program does).
     Between 1 and min(n - 1, D), so n should exceed D (paper: q = 50 is recommended, 10 is cheap; it names no delta, 1e-4 is
     what later code uses). Classes that are all alike have rank 0; numbers that are not finite give nan.
-    Only runs of one method are comparable by it. Raises ValueError for less than 2 images or 2 views. float64 as RankMe.
+    Only runs of one method are comparable by it. Raises Refusal for less than 2 images or 2 views. float64 as RankMe.
     """
     num_images, num_views, width = groups.shape
     if num_images < 2 or num_views < 2:
-        raise ValueError(f"LiDAR needs at least 2 images with 2 views each; got {num_images} with {num_views}")
+        raise Refusal(f"LiDAR needs at least 2 images with 2 views each; got {num_images} with {num_views}")
     values = _exact(groups)
     if not _is_finite(values):
         return float("nan")

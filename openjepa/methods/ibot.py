@@ -36,6 +36,7 @@ from openjepa.methods.multi_crop import (
 from openjepa.methods.teachers import slow_teacher_remarks
 from openjepa.models.heads import TokenHead, TokenOutputs, at_places
 from openjepa.models.vit import VisionTransformer, build_encoder
+from openjepa.refusals import Refusal
 from openjepa.schedules import Progress, cosine_momentum
 from openjepa.settings.methods import IBotSettings
 from openjepa.types import Batch, EncoderOutput, Export, InputSpec, LossOutput, TokenMask
@@ -225,7 +226,7 @@ class IBot(Method):
         """The masked patches of each large crop in as many places as the fullest mask needs: no shape depends on the draw."""
         masks = batch.masks[GLOBAL]
         if not isinstance(masks, TokenMask):
-            raise ValueError(
+            raise Refusal(
                 "method.name='ibot' masks single patches: use a mask strategy that does, such as masks.strategy='blockwise'"
             )
         places = masks.masked.byte().argsort(dim=1, descending=True, stable=True)[:, : self.num_places]

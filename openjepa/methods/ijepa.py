@@ -14,6 +14,7 @@ from openjepa.methods.base import EmaTeacher, Encoders, Method, ProbeOutput, Sur
 from openjepa.methods.teachers import slow_teacher_remarks
 from openjepa.models.predictor import Predictor, build_predictor
 from openjepa.models.vit import VisionTransformer, build_encoder
+from openjepa.refusals import Refusal
 from openjepa.schedules import Progress, momentum
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.models import EncoderConfig, PredictorConfig
@@ -156,7 +157,7 @@ class IJepa(Method):
 def _images_and_masks(batch: Batch) -> tuple[Float[Tensor, "B C h w"], BlockMasks]:
     masks = batch.masks[VIEW]
     if not isinstance(masks, BlockMasks):
-        raise ValueError(
+        raise Refusal(
             "method.name='ijepa' needs blocks: use a mask strategy that draws them, such as masks.strategy='multiblock'"
         )
     return batch.views[VIEW][0], masks
@@ -167,7 +168,7 @@ def _predictor_config(settings: IJepaSettings, encoder: EncoderConfig) -> Predic
     if settings.predictor_width % heads:
         divisors = [number for number in range(1, settings.predictor_width + 1) if settings.predictor_width % number == 0]
         nearest = min(divisors, key=lambda number: abs(number - heads))
-        raise ValueError(
+        raise Refusal(
             f"method.predictor_width={settings.predictor_width} does not divide by its {heads} heads; "
             f"set method.predictor_heads={nearest}, or a width that {heads} divides"
         )

@@ -25,6 +25,7 @@ from openjepa.methods.multi_crop import (
 from openjepa.methods.teachers import slow_teacher_remarks
 from openjepa.models.heads import BatchNormHead, Prototypes
 from openjepa.models.vit import VisionTransformer, build_encoder
+from openjepa.refusals import Refusal
 from openjepa.schedules import Progress, momentum, sharpening
 from openjepa.settings.methods import MsnSettings
 from openjepa.types import Batch, EncoderOutput, Export, InputSpec, LossOutput, ParameterRule, TokenMask, ViewSpec
@@ -247,7 +248,7 @@ def _visible(batch: Batch) -> Tensor:
     """Patches of the masked views that stay [V B, K]."""
     masks = batch.masks[ANCHOR]
     if not isinstance(masks, TokenMask):
-        raise ValueError(
+        raise Refusal(
             "method.name='msn' drops single patches: use a mask strategy that masks such, masks.strategy='random_patches'"
         )
     return masks.visible()

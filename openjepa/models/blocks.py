@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from openjepa.models.attention import attention
+from openjepa.refusals import Refusal
 
 INIT_STD = 0.02
 
@@ -16,11 +17,11 @@ class Attention(nn.Module):
     """Multi-head self-attention. Rows of `qkv`: queries, keys, values; each head owns contiguous channels."""
 
     def __init__(self, width: int, heads: int) -> None:
-        """Raises ValueError where the heads do not divide the width."""
+        """Raises Refusal where the heads do not divide the width."""
         super().__init__()
         if width % heads:
             fitting = [number for number in range(1, width + 1) if width % number == 0 and number <= 2 * heads]
-            raise ValueError(f"heads={heads} do not divide the width {width}; use one of {fitting}")
+            raise Refusal(f"heads={heads} do not divide the width {width}; use one of {fitting}")
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from openjepa.models.blocks import INIT_STD, block_flops, build_blocks, hidden_width, initialize
 from openjepa.models.positions import sincos_positions
+from openjepa.refusals import Refusal
 from openjepa.settings.models import DecoderConfig
 from openjepa.types import EncoderOutput
 
@@ -19,10 +20,10 @@ class Decoder(nn.Module):
     """
 
     def __init__(self, config: DecoderConfig) -> None:
-        """Builds and initializes; raises ValueError where heads do not divide the width or there is no block."""
+        """Builds and initializes; raises Refusal where heads do not divide the width or there is no block."""
         super().__init__()
         if config.depth < 1:
-            raise ValueError(
+            raise Refusal(
                 f"decoder depth {config.depth} is too small: without attention no masked patch sees the others; use 1 or more"
             )
         self.config = config

@@ -5,16 +5,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from openjepa.refusals import Refusal
+
 
 def sincos_positions(width: int, grid: tuple[int, int]) -> Float[Tensor, "N D"]:
     """Positions of all patches of a grid of (rows, columns), in raster order, as float32.
 
     With D = `width` and frequencies f_k = 10000^(-k / (D/4)), k < D/4, the patch at row y and column x gets
     [sin(x f), cos(x f), sin(y f), cos(y f)]: the column comes first, as in the released I-JEPA code.
-    Raises ValueError where 4 does not divide the width.
+    Raises Refusal where 4 does not divide the width.
     """
     if width % 4:
-        raise ValueError(
+        raise Refusal(
             f"width={width} does not divide by 4, which two-dimensional sin-cos positions need; use {width - width % 4}"
         )
     rows, columns = grid

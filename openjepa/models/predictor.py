@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from openjepa.models.attention import attention_bias
 from openjepa.models.blocks import INIT_STD, block_flops, build_blocks, hidden_width, initialize
 from openjepa.models.positions import sincos_positions
+from openjepa.refusals import Refusal
 from openjepa.settings.models import PredictorConfig
 
 
@@ -20,10 +21,10 @@ class Predictor(nn.Module):
     """Predicts the features of each target block from the context, the blocks never seeing one another (I-JEPA, section 3)."""
 
     def __init__(self, config: PredictorConfig) -> None:
-        """Builds and initializes; raises ValueError where heads do not divide the width or there is no block."""
+        """Builds and initializes; raises Refusal where heads do not divide the width or there is no block."""
         super().__init__()
         if config.depth < 1:
-            raise ValueError(
+            raise Refusal(
                 f"predictor depth {config.depth} is too small: without attention no target sees the context; use 1 or more"
             )
         self.config = config

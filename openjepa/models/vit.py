@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from openjepa.models.attention import attention_bias
 from openjepa.models.blocks import INIT_STD, block_flops, build_blocks, hidden_width, initialize
 from openjepa.models.positions import RelativeBias, resampled_positions, sincos_positions
+from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.types import EncoderOutput
 
@@ -52,7 +53,7 @@ class VisionTransformer(nn.Module):
     """
 
     def __init__(self, config: EncoderConfig) -> None:
-        """Builds and initializes; raises ValueError where sizes do not divide."""
+        """Builds and initializes; raises Refusal where sizes do not divide."""
         super().__init__()
         _check_size(config.image_size, config.patch_size)
         self.config = config
@@ -92,7 +93,7 @@ class VisionTransformer(nn.Module):
 
         Where `keep_valid` is False the patch is padding: no other token sees it, and its own output means nothing. Where
         `replace` is True the mask token stands for the patch, at its position; that needs all patches (no `keep`).
-        Raises ValueError where the patch size does not divide the image, or where there is no mask token.
+        Raises Refusal where the patch size does not divide the image, or where there is no mask token.
         """
         x = self._tokens(images, keep, replace)
         bias = self._bias(images, keep, keep_valid, x.dtype)
@@ -122,9 +123,7 @@ class VisionTransformer(nn.Module):
     def last_layers(self, images: Float[Tensor, "B 3 h w"], num_layers: int) -> list[EncoderOutput]:
         """Outputs of the last `num_layers` blocks on all patches, first to last, each passed through the final norm."""
         if not 1 <= num_layers <= len(self.blocks):
-            raise ValueError(
-                f"num_layers={num_layers} of an encoder with {len(self.blocks)} blocks; use 1 to {len(self.blocks)}"
-            )
+            raise Refusal(f"num_layers={num_layers} of an encoder with {len(self.blocks)} blocks; use 1 to {len(self.blocks)}")
         x = self._tokens(images, None)
         bias = self._bias(images, None, None, x.dtype)
         outputs = []
@@ -174,7 +173,7 @@ class VisionTransformer(nn.Module):
 
     def _mask_token(self, keep: Int[Tensor, "B K"] | None) -> Float[Tensor, "1 1 D"]:
         if self.mask_token is None or keep is not None:
-            raise ValueError("replace needs an encoder with mask_token=True, and all patches of the image (keep=None)")
+            raise Refusal("replace needs an encoder with mask_token=True, and all patches of the image (keep=None)")
         return self.mask_token
 
     def _positions(self, grid: tuple[int, int], device: torch.device) -> Float[Tensor, "N D"] | None:
@@ -216,13 +215,13 @@ class VisionTransformer(nn.Module):
 
 
 def _check_size(image_size: tuple[int, int], patch_size: int) -> None:
-    """Raises ValueError, naming the sizes that fit, where the patch size does not divide the image."""
+    """Raises Refusal, naming the sizes that fit, where the patch size does not divide the image."""
     for name, side in zip(("height", "width"), image_size, strict=True):
         if side % patch_size or side < patch_size:
             below, above = side - side % patch_size, side - side % patch_size + patch_size
             fitting = f"{below} or {above}" if below else f"{above}"
             divisors = [size for size in range(4, 17) if side % size == 0]
-            raise ValueError(
+            raise Refusal(
                 f"image {name} {side} is not a multiple of the patch size {patch_size}; "
                 f"use a {name} of {fitting}, or a patch size among {divisors or 'none that fits'}"
             )

@@ -10,6 +10,7 @@ from openjepa.config import nearest
 from openjepa.recipes import data2vec, dino, ibot, ijepa, mae, msn, rivals, small
 from openjepa.recipes.matched import ema_start_for
 from openjepa.recipes.recipe import Recipe
+from openjepa.refusals import Refusal
 from openjepa.settings.methods import TeacherSettings
 from openjepa.settings.run import RunConfig
 
@@ -28,9 +29,9 @@ RECIPES: dict[str, Recipe] = {
 
 
 def load_recipe(name: str, preset: str | None = None) -> RunConfig:
-    """The settings of a recipe's preset. Raises ValueError that names the nearest recipe, or the presets."""
+    """The settings of a recipe's preset. Raises Refusal that names the nearest recipe, or the presets."""
     if name not in RECIPES:
-        raise ValueError(f"recipe {name!r} does not exist: {nearest(name, RECIPES)}")
+        raise Refusal(f"recipe {name!r} does not exist: {nearest(name, RECIPES)}")
     config = RECIPES[name].config(preset)
     return replace(config, recipe=name, preset=preset or RECIPES[name].presets[0])
 

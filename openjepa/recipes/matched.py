@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from openjepa.refusals import Refusal
 from openjepa.settings.masks import BlockwiseSettings, NoMaskSettings, RandomPatchesSettings
 from openjepa.settings.methods import Data2VecSettings, DinoSettings, IBotSettings, IJepaSettings, MaeSettings, MsnSettings
 from openjepa.settings.optimization import OptimizationSettings
@@ -68,15 +69,15 @@ def ema_start_for(total_steps: int) -> float:
 def with_method(config: RunConfig, name: str) -> RunConfig:
     """An I-JEPA run as the same run of the method `name`; a run of that method as it is.
 
-    Raises ValueError where `config` is a run of a third method, or `name` no method.
+    Raises Refusal where `config` is a run of a third method, or `name` no method.
     """
     if config.method.name == name:
         return config
     if not isinstance(config.method, IJepaSettings):
         fix = "start from an I-JEPA recipe, e.g. cpu-32"
-        raise ValueError(f"method.name={config.method.name}: only runs of ijepa are turned into those of other methods; {fix}")
+        raise Refusal(f"method.name={config.method.name}: only runs of ijepa are turned into those of other methods; {fix}")
     if name not in CHANGES:
-        raise ValueError(f"method.name={name!r} does not exist: use one of ijepa, {', '.join(CHANGES)}")
+        raise Refusal(f"method.name={name!r} does not exist: use one of ijepa, {', '.join(CHANGES)}")
     changed = CHANGES[name](config, config.method)
     model = replace(config.model, class_token=config.model.class_token or changed.method.needs_class_token)
     return replace(changed, model=model, optim=_optimization(config.optim, RATES[name]))

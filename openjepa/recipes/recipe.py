@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from openjepa.config import nearest
+from openjepa.refusals import Refusal
 from openjepa.settings.run import RunConfig
 
 PUBLISHED_PRESETS = ("official", "paper")
@@ -18,10 +19,10 @@ class Recipe:
     presets: tuple[str, ...]
 
     def config(self, preset: str | None = None) -> RunConfig:
-        """The settings of a preset. Raises ValueError for one that the recipe does not have."""
+        """The settings of a preset. Raises Refusal for one that the recipe does not have."""
         preset = self.presets[0] if preset is None else preset
         if preset not in self.presets:
-            raise ValueError(f"--preset {preset} does not exist for this recipe: {nearest(preset, self.presets)}")
+            raise Refusal(f"--preset {preset} does not exist for this recipe: {nearest(preset, self.presets)}")
         return self.build(preset)
 
     @property

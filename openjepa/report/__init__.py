@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from openjepa.refusals import Refusal
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -27,4 +29,4 @@ def _check_packages() -> None:
     try:
         import markupsafe  # noqa: F401
     except ImportError:
-        raise ValueError("the report needs the package jinja2: pip install 'openjepa[report]'") from None
+        raise Refusal("the report needs the package jinja2: pip install 'openjepa[report]'") from None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from openjepa import __version__
+from openjepa.refusals import Refusal
 from openjepa.report import about, charts, comparison, facts, headline, landscape, pictures, probes, quality, remarks, wording
 from openjepa.report.curves import NUM_COLORS, Chart, draw
 from openjepa.report.reading import RunFolder, distinct, read_run, text
@@ -51,15 +52,15 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
     and runs without evaluations or pictures give a page too, which names the commands for what is missing. At most 10 MB.
     """
     if not runs:
-        raise ValueError("runs is empty: name at least one run folder, e.g. `openjepa report runs/<name>`")
+        raise Refusal("runs is empty: name at least one run folder, e.g. `openjepa report runs/<name>`")
     if len(runs) > MAX_RUNS:
-        raise ValueError(f"runs has {len(runs)} folders: at most {MAX_RUNS} fit on one page")
+        raise Refusal(f"runs has {len(runs)} folders: at most {MAX_RUNS} fit on one page")
     folders = distinct([read_run(Path(path)) for path in runs])
     if output is None:
         output = Path(runs[0]) / "report.html" if len(runs) == 1 else Path(runs[0]).parent / "report.html"
     page = render(folders).encode("utf-8", errors="replace")
     if len(page) > MAX_BYTES:
-        raise ValueError(f"the page would have {len(page):,} bytes, more than {MAX_BYTES:,}: report on fewer runs at once")
+        raise Refusal(f"the page would have {len(page):,} bytes, more than {MAX_BYTES:,}: report on fewer runs at once")
     with whole_file(output) as file:
         file.write_bytes(page)
     return output

@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from openjepa.refusals import Refusal
+
 RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json")
 MAX_TEXT = 400
 MAX_SKIPPED_SHOWN = 100
@@ -119,12 +121,12 @@ def number(value: Any) -> float | None:
 
 
 def read_run(path: Path) -> RunFolder:
-    """Reads a run folder, or the folder of an evaluated encoder. Raises ValueError if it is neither."""
+    """Reads a run folder, or the folder of an evaluated encoder. Raises Refusal if it is neither."""
     if not path.is_dir():
-        raise ValueError(f"runs={str(path)!r} is no folder: give run folders as `openjepa train` writes them (runs/<name>)")
+        raise Refusal(f"runs={str(path)!r} is no folder: give run folders as `openjepa train` writes them (runs/<name>)")
     is_encoder = not any((path / name).exists() for name in RUN_FILES)
     if is_encoder and not any((path / "eval").glob("*.json")):
-        raise ValueError(
+        raise Refusal(
             f"runs={str(path)!r} holds neither config.yaml nor metrics.jsonl, and no eval/*.json: it is no run of "
             "`openjepa train` and no encoder that `openjepa evaluate` has written results of"
         )
@@ -152,12 +154,12 @@ def read_run(path: Path) -> RunFolder:
 def distinct(folders: Sequence[RunFolder]) -> list[RunFolder]:
     """The runs with names that differ: of equal names each is preceded by as many parent folders as it takes.
 
-    Raises ValueError where a folder is named twice.
+    Raises Refusal where a folder is named twice.
     """
     places = [folder.path.resolve() for folder in folders]
     for path, count in Counter(places).items():
         if count > 1:
-            raise ValueError(f"runs holds {str(path)!r} {count} times: name each run folder once")
+            raise Refusal(f"runs holds {str(path)!r} {count} times: name each run folder once")
     names = [folder.name for folder in folders]
     depth = 2
     while len(set(names)) < len(names):

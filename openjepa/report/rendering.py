@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from openjepa.refusals import Refusal
 from openjepa.report import wording
 
 FOLDER = Path(__file__).parent
@@ -14,7 +15,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
     try:
         from jinja2 import DictLoader, Environment, StrictUndefined
     except ImportError:
-        raise ValueError("the report needs the package jinja2: pip install 'openjepa[report]'") from None
+        raise Refusal("the report needs the package jinja2: pip install 'openjepa[report]'") from None
     sources = {path.name: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.html"))}
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=DictLoader(sources)

@@ -8,6 +8,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from openjepa import __version__
+from openjepa.refusals import Refusal
 from openjepa.report.reading import RunFolder, distinct, read_run, text
 from openjepa.report.rendering import render
 from openjepa.report.scaling import Group, Point, scaling
@@ -39,12 +40,12 @@ def write_scaling(runs: Sequence[Path], output: Path | None = None) -> Path:
     """Writes one HTML page with accuracy against compute, time, images seen, data size and model size, and returns its path.
 
     `output` defaults to `scaling.html` in the folder that holds the first run. What cannot be drawn, folders that are no runs
-    included, is listed with the reason. Raises ValueError where none of `runs` is a run folder.
+    included, is listed with the reason. Raises Refusal where none of `runs` is a run folder.
     """
     if not runs:
-        raise ValueError("runs is empty: name run folders, e.g. `openjepa report --scaling runs/*`")
+        raise Refusal("runs is empty: name run folders, e.g. `openjepa report --scaling runs/*`")
     if len(runs) > MAX_RUNS:
-        raise ValueError(f"runs has {len(runs)} folders: at most {MAX_RUNS} fit on one page")
+        raise Refusal(f"runs has {len(runs)} folders: at most {MAX_RUNS} fit on one page")
     folders: list[RunFolder] = []
     no_runs: list[tuple[str, str]] = []
     for path in map(Path, runs):
@@ -53,7 +54,7 @@ def write_scaling(runs: Sequence[Path], output: Path | None = None) -> Path:
         except ValueError as error:
             no_runs.append((text(path.name or path, 80), text(error)))
     if not folders:
-        raise ValueError("runs holds no run folder: " + "; ".join(reason for _, reason in no_runs[:MAX_REASONS]))
+        raise Refusal("runs holds no run folder: " + "; ".join(reason for _, reason in no_runs[:MAX_REASONS]))
     page = render_scaling(distinct(folders), no_runs).encode("utf-8", errors="replace")
     output = Path(runs[0]).parent / "scaling.html" if output is None else output
     with whole_file(output) as file:

@@ -20,6 +20,7 @@ from torch import Tensor
 from openjepa.embedding.means import evenly_spread
 from openjepa.embedding.table import FeatureTable
 from openjepa.engine.progress import Say, progress
+from openjepa.refusals import Refusal
 from openjepa.search.exact import Neighbors, nearest, ranked
 from openjepa.search.vectors import Vectors, cosines, table_mean
 from openjepa.whole_files import is_writable, whole_file
@@ -78,18 +79,18 @@ class ApproximateIndex:
 def open_index(table: FeatureTable, centered: bool, say: Say) -> ApproximateIndex:
     """The index beside the table, made first where there is none of these features.
 
-    Raises ValueError without usearch, and where the index is damaged.
+    Raises Refusal without usearch, and where the index is damaged.
     """
     try:
         from usearch import __version__ as version
         from usearch.index import Index
     except ImportError:
-        raise ValueError("--approximate needs the package usearch: pip install 'openjepa[search]'; or leave it out") from None
+        raise Refusal("--approximate needs the package usearch: pip install 'openjepa[search]'; or leave it out") from None
     path, about = index_paths(table)
     wanted, made = _made_of(table, centered, version), _read(about, table.manifest.shape[-1])
     if made is None or not made.is_of(wanted) or not path.is_file():
         if not is_writable(path.parent):
-            raise ValueError(
+            raise Refusal(
                 f"--approximate makes the index {path}, but its folder cannot be written to: copy the table elsewhere, or "
                 "leave --approximate out"
             )
@@ -100,7 +101,7 @@ def open_index(table: FeatureTable, centered: bool, say: Say) -> ApproximateInde
         say(f"{path}: {size:,.1f} MB; it finds {made.recall:.1%} of the nearest {SAMPLE_TOP} of a sample")
     index = _opened(Index, path)
     if index is None or len(index) != len(table):
-        raise ValueError(f"{path} is damaged: delete it, and it will be made anew")
+        raise Refusal(f"{path} is damaged: delete it, and it will be made anew")
     return ApproximateIndex(
         Vectors(table, torch.tensor(made.mean, dtype=torch.float64) if centered else None), index, made.recall
     )

@@ -73,7 +73,7 @@ class Cleaning:
 
 
 def find_to_clean(settings: SearchSettings, say: Say = silent) -> Cleaning:
-    """Goes through all pairs of images once. Raises ValueError for a table that cannot be compared."""
+    """Goes through all pairs of images once. Raises Refusal for a table that cannot be compared."""
     opened = open_for_search(settings, say)
     table = opened.table
     vectors = Vectors(table, table_mean(table) if opened.centered else None)
@@ -176,7 +176,7 @@ def outlier_rows(found: Cleaning) -> Iterable[dict[str, object]]:
 
 
 def draw_lists(found: Cleaning, folder: Path) -> list[Path]:
-    """duplicates.png and outliers.png, where there is something to show. Raises ValueError where matplotlib is missing."""
+    """duplicates.png and outliers.png, where there is something to show. Raises Refusal where matplotlib is missing."""
     gallery = found.opened.gallery
     assert gallery is not None  # else there are no images to draw
     drawn = []

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openjepa.embedding.table import FeatureTable
+from openjepa.refusals import Refusal
 from openjepa.search.vectors import SMALLEST_NORM, Vectors, check_finite, cosines, map_blocks, picked
 from openjepa.search.windows import window_cosines
 
@@ -51,15 +52,15 @@ def nearest(
     """The `top` nearest images of each query by cosine, exactly; fewer where the table holds fewer.
 
     `queries`: less the same mean as the vectors (`Vectors.less_mean`). `skip`: for each query a row that is no answer, or None.
-    Cosines are fp64, so neither the order nor the ties depend on blocks or threads. Raises ValueError where a number is not
+    Cosines are fp64, so neither the order nor the ties depend on blocks or threads. Raises Refusal where a number is not
     finite.
     """
     if top < 1:
-        raise ValueError(f"top={top} must be at least 1")
+        raise Refusal(f"top={top} must be at least 1")
     if queries.ndim != 2 or queries.shape[1] != vectors.width:
-        raise ValueError(f"queries have the shape {list(queries.shape)}, but the table has vectors of width {vectors.width}")
+        raise Refusal(f"queries have the shape {list(queries.shape)}, but the table has vectors of width {vectors.width}")
     if not bool(queries.isfinite().all()):
-        raise ValueError("the features of a query are not finite: look at the image and at the encoder's weights")
+        raise Refusal("the features of a query are not finite: look at the image and at the encoder's weights")
     skips = list(skip) if skip is not None else [None] * len(queries)
     at_once = max(1, SCORES // max(1, len(vectors)))
     found: list[Neighbors] = []
@@ -90,10 +91,10 @@ def _scores(vectors: Vectors, queries: Float[Tensor, "Q D"], advance: Advance) -
 def candidates(scores: Float[Tensor, " n"], top: int, skip: int | None) -> Int[Tensor, " c"]:
     """Rows, ascending, that may be among the `top` best when rounding is taken into account.
 
-    Raises ValueError where a score is not finite, as differences of huge numbers may be.
+    Raises Refusal where a score is not finite, as differences of huge numbers may be.
     """
     if not bool(scores.isfinite().all()):
-        raise ValueError("cosines are not finite: the features are too large to compare; look at the encoder's weights")
+        raise Refusal("cosines are not finite: the features are too large to compare; look at the encoder's weights")
     if skip is not None:
         scores[skip] = -torch.inf
     number = min(top, len(scores) - (skip is not None))
@@ -139,7 +140,7 @@ def nearest_windows(
     order. As `nearest` otherwise.
     """
     if not bool(query.isfinite().all()):
-        raise ValueError("the features of the query are not finite: look at the image and at the encoder's weights")
+        raise Refusal("the features of the query are not finite: look at the image and at the encoder's weights")
     scores = torch.empty(len(table))
 
     def compare(first: int, features: Float[Tensor, "b H W D"]) -> int:

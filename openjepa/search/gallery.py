@@ -14,6 +14,7 @@ from openjepa.data.source import ListSource
 from openjepa.data.views import shrink_to_short_side
 from openjepa.embedding.images import Images, open_images
 from openjepa.embedding.table import Manifest, Row
+from openjepa.refusals import Refusal
 from openjepa.search.duplicates import File
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.data import DataSettings
@@ -35,18 +36,18 @@ class Gallery:
         return {(split, source.name(index)): index for split, source in self._sources.items() for index in range(len(source))}
 
     def read(self, row: Row) -> bytes:
-        """The encoded file of an image. Raises ValueError or OSError where it is not there any more."""
+        """The encoded file of an image. Raises Refusal or OSError where it is not there any more."""
         source = self._sources.get(row.split)
         if source is None:
-            raise ValueError(f"the split {row.split!r} is a stream or is gone: its images cannot be read one by one")
+            raise Refusal(f"the split {row.split!r} is a stream or is gone: its images cannot be read one by one")
         if row.index < len(source) and source.name(row.index) == row.path:
             return source.read(row.index)
         if (row.split, row.path) not in self._numbers:
-            raise ValueError(f"{row.path} is not among the images any more")
+            raise Refusal(f"{row.path} is not among the images any more")
         return source.read(self._numbers[row.split, row.path])
 
     def pixels(self, row: Row) -> UInt8[np.ndarray, "h w 3"]:
-        """RGB pixels of an image. Raises ValueError or OSError where it cannot be read."""
+        """RGB pixels of an image. Raises Refusal or OSError where it cannot be read."""
         return decode_image(self.read(row))
 
     def thumbnail(self, row: Row) -> UInt8[np.ndarray, "h w 3"] | None:
@@ -86,11 +87,11 @@ def printable(name: str) -> str:
 
 
 def open_gallery(manifest: Manifest, data_path: str | None = None) -> Gallery:
-    """The images of a table. `data_path`: where they lie now. Raises ValueError or OSError where they cannot be found."""
+    """The images of a table. `data_path`: where they lie now. Raises Refusal or OSError where they cannot be found."""
     entries = dict(manifest.data)
     options = CHOICES["data"].options
     if entries.get("source") not in options:
-        raise ValueError(f"the table does not say which data source its images are from ({entries.get('source')!r})")
+        raise Refusal(f"the table does not say which data source its images are from ({entries.get('source')!r})")
     if data_path is not None:
         entries["path"] = data_path
     settings: DataSettings = from_dict(options[entries["source"]], entries)

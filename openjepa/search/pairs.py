@@ -105,7 +105,7 @@ def compare_all(
 
     Exact, in memory that does not grow with the square of the number of images. `neighbors` 0: no means (None); more than there
     are images: all others. Only the most alike `max_pairs` are kept. `advance` is told shares of the work in images. Raises
-    ValueError where a number is not finite.
+    Refusal where a number is not finite.
     """
     place, number = device or torch.device("cpu"), min(neighbors, len(vectors) - 1)
     # Means of bf16 cosines would be wrong in the third digit; pairs are compared again anyway.

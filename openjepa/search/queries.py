@@ -13,6 +13,7 @@ from openjepa.data.views import resize
 from openjepa.embedding.table import FeatureTable, Manifest
 from openjepa.inference.encoder import Encoder
 from openjepa.inference.pictures import Picture, pixels_of
+from openjepa.refusals import Refusal
 from openjepa.search.gallery import thumbnail
 from openjepa.search.regions import Box, box_in_view, box_of, patches_inside, view_over
 from openjepa.search.vectors import Vectors, picked, pooled
@@ -45,17 +46,17 @@ class Query:
 def matching_encoder(table: FeatureTable, subject: str | None = None) -> Encoder:
     """The encoder that made the table. `subject`: where it lies now.
 
-    Raises ValueError where it cannot be read, or has other weights.
+    Raises Refusal where it cannot be read, or has other weights.
     """
     manifest, place = table.manifest, subject or table.manifest.subject
     try:
         encoder = Encoder(load_any(place, Choice(encoder=manifest.encoder, heads=manifest.heads, predictor=False)))
     except (ValueError, OSError) as error:
-        raise ValueError(
+        raise Refusal(
             f"the encoder that made {table.path} cannot be read: {error}. Say where it lies now: --subject RUN|ENCODER"
         ) from error
     if weights_hash(encoder.network) != manifest.weights:
-        raise ValueError(
+        raise Refusal(
             f"{place} has other weights than those that made {table.path}, and features of two encoders cannot be compared: "
             "name the right encoder with --subject, or embed the images again (openjepa embed)"
         )
@@ -63,7 +64,7 @@ def matching_encoder(table: FeatureTable, subject: str | None = None) -> Encoder
 
 
 def image_query(encoder: Encoder, manifest: Manifest, image: Picture, name: str, region: Sequence[float] | None) -> Query:
-    """An image, or the region (left, top, width, height) of it. Raises ValueError for what is no image or no region of it.
+    """An image, or the region (left, top, width, height) of it. Raises Refusal for what is no image or no region of it.
 
     An image is prepared as those of the table were. The vector of a region is the average of its patches. In a table of patches
     they have the places of the table's grid: the encoder sees the region in a view of the table's size. In one of pooled
@@ -111,31 +112,31 @@ def _as_the_table(encoder: Encoder, manifest: Manifest, image: Picture) -> Float
 
 def _four(region: Sequence[float]) -> tuple[float, float, float, float]:
     if len(region) != 4:
-        raise ValueError(f"a region has four numbers (left, top, width, height), not {len(region)}")
+        raise Refusal(f"a region has four numbers (left, top, width, height), not {len(region)}")
     left, top, width, height = region
     return left, top, width, height
 
 
 def row_query(table: FeatureTable, row: int) -> Query:
-    """An image of the table by its number, with the features that are stored. Raises ValueError where there is none."""
+    """An image of the table by its number, with the features that are stored. Raises Refusal where there is none."""
     return Query(f"row {row}: {table.rows[row].path}", pooled(picked(table, [row]))[0], row=row)
 
 
 def row_number(table: FeatureTable, text: str) -> int:
-    """The row that a number or the name of an image means. Raises ValueError where there is none, or several."""
+    """The row that a number or the name of an image means. Raises Refusal where there is none, or several."""
     if text.lstrip("-").isdigit():
         row = int(text)
         if not 0 <= row < len(table):
-            raise ValueError(f"--row {row} is not in {table.path}, whose rows are 0 to {len(table) - 1}")
+            raise Refusal(f"--row {row} is not in {table.path}, whose rows are 0 to {len(table) - 1}")
         return row
     found = [number for number, item in enumerate(table.rows) if item.path == text]
     if len(found) == 1:
         return found[0]
     if found:
-        raise ValueError(f"--row {text} means several rows of {table.path}: give one of the numbers {found[:8]}")
+        raise Refusal(f"--row {text} means several rows of {table.path}: give one of the numbers {found[:8]}")
     alike = [item.path for item in table.rows if Path(item.path).name == Path(text).name][:3]
     hint = f"did you mean {' or '.join(map(repr, alike))}?" if alike else f"its names look like {table.rows[0].path!r}."
-    raise ValueError(f"--row {text} is not in {table.path}: {hint} For an image elsewhere use --image")
+    raise Refusal(f"--row {text} is not in {table.path}: {hint} For an image elsewhere use --image")
 
 
 def stacked(queries: Sequence[Query], vectors: Vectors) -> Float[Tensor, "Q D"]:

@@ -5,6 +5,7 @@ from math import ceil, floor, isfinite
 
 from openjepa.data.views import central_crop
 from openjepa.embedding.table import Manifest
+from openjepa.refusals import Refusal
 
 _SLACK = 1e-6
 
@@ -22,19 +23,19 @@ class Box:
 def box_of(region: tuple[float, float, float, float], size: tuple[int, int], name: str) -> Box:
     """The region (left, top, width, height) of an image of (height, width) pixels.
 
-    Fractions where no number is above 1, else pixels. `name`: of the image, for messages. Raises ValueError where the region is
+    Fractions where no number is above 1, else pixels. `name`: of the image, for messages. Raises Refusal where the region is
     empty or leaves the image.
     """
     left, top, width, height = region
     if not all(isfinite(number) for number in region):
-        raise ValueError(f"--region {' '.join(map(str, region))} must be four finite numbers")
+        raise Refusal(f"--region {' '.join(map(str, region))} must be four finite numbers")
     pixels = max(region) > 1
     full_width, full_height = (float(size[1]), float(size[0])) if pixels else (1.0, 1.0)
     shown, unit = " ".join(f"{value:g}" for value in region), "pixels" if pixels else "fractions of the image"
     if not (width > 0 and height > 0):
-        raise ValueError(f"--region {shown} is empty: its last two numbers are width and height, and must be above 0")
+        raise Refusal(f"--region {shown} is empty: its last two numbers are width and height, and must be above 0")
     if min(left, top) < 0 or left + width > full_width * (1 + _SLACK) or top + height > full_height * (1 + _SLACK):
-        raise ValueError(
+        raise Refusal(
             f"--region {shown} ({unit}: left, top, width, height) leaves {name}, which is {size[1]} x {size[0]} pixels: left + "
             f"width may be {full_width:g} at most, top + height {full_height:g}"
         )
@@ -42,10 +43,10 @@ def box_of(region: tuple[float, float, float, float], size: tuple[int, int], nam
 
 
 def patches_inside(box: Box, grid: tuple[int, int]) -> tuple[slice, slice]:
-    """Rows and columns of the patches whose center lies in the box. Raises ValueError where the box is smaller than a patch."""
+    """Rows and columns of the patches whose center lies in the box. Raises Refusal where the box is smaller than a patch."""
     rows, columns = grid
     if box.width * columns < 1 - _SLACK or box.height * rows < 1 - _SLACK:
-        raise ValueError(
+        raise Refusal(
             f"the region is {box.width * columns:.2f} patches wide and {box.height * rows:.2f} high, but nothing smaller than "
             f"a patch has features of its own: it must span at least {1 / columns:.3f} of the width and {1 / rows:.3f} of the "
             "height of this image (a --region with a number above 1 is in pixels)"

@@ -9,6 +9,7 @@ from pathlib import Path
 from openjepa.embedding.table import FeatureTable, Row, open_table
 from openjepa.engine.device import resolve_device, set_threads
 from openjepa.engine.progress import Say, progress, silent
+from openjepa.refusals import Refusal
 from openjepa.search.approximate import open_index
 from openjepa.search.exact import Neighbors, nearest, nearest_windows
 from openjepa.search.gallery import Gallery, label_name, open_gallery
@@ -55,7 +56,7 @@ def open_for_search(settings: SearchSettings, say: Say = silent) -> Opened:
     """The table of the settings. Without its images no pictures can be drawn, which is said."""
     table = open_table(settings.table)
     if len(table) == 0:
-        raise ValueError(f"{table.path} holds no images")
+        raise Refusal(f"{table.path} holds no images")
     set_threads(settings.threads)
     gallery = None
     if settings.picture or settings.region is not None or settings.duplicates:
@@ -76,7 +77,7 @@ def open_for_search(settings: SearchSettings, say: Say = silent) -> Opened:
 
 
 def find_neighbors(settings: SearchSettings, say: Say = silent) -> Answers:
-    """Answers every query of the settings. Raises ValueError for what cannot be searched for, or in."""
+    """Answers every query of the settings. Raises Refusal for what cannot be searched for, or in."""
     opened = open_for_search(settings, say)
     queries = _queries(settings, opened)
     skip = [None if settings.keep_self else query.row for query in queries]
@@ -107,7 +108,7 @@ def _queries(settings: SearchSettings, opened: Opened) -> list[Query]:
         return [row_query(opened.table, row) for row in rows]
     for path in settings.image:
         if not path.is_file():
-            raise ValueError(f"--image {path} is not there" if not path.exists() else f"--image {path} is no file")
+            raise Refusal(f"--image {path} is not there" if not path.exists() else f"--image {path} is no file")
     encoder = matching_encoder(opened.table, settings.subject).to(resolve_device(settings.device, "--device"))
     manifest = opened.table.manifest
     queries = [image_query(encoder, manifest, path, str(path), settings.region) for path in settings.image]
@@ -115,7 +116,7 @@ def _queries(settings: SearchSettings, opened: Opened) -> list[Query]:
         return queries + [row_query(opened.table, row) for row in rows]
     for row in rows:
         if opened.gallery is None:
-            raise ValueError(f"--region of --row {row} needs its image, which cannot be found any more: see the note above")
+            raise Refusal(f"--region of --row {row} needs its image, which cannot be found any more: see the note above")
         pixels, name = opened.gallery.pixels(opened.table.rows[row]), opened.table.rows[row].path
         queries.append(replace(image_query(encoder, manifest, pixels, name, settings.region), row=row))
     return queries
@@ -139,7 +140,7 @@ def _by_index(
 ) -> tuple[list[Neighbors], str, float]:
     """Answers, how they were found, and the seconds of the search, without those of making the index."""
     if any(query.window is not None for query in queries):
-        raise ValueError("--approximate finds whole images, not regions in a table of patches: leave it out")
+        raise Refusal("--approximate finds whole images, not regions in a table of patches: leave it out")
     index = open_index(opened.table, opened.centered, say)
     start = time.perf_counter()
     found = index.nearest(stacked(queries, index.vectors), settings.top, skip)
@@ -156,7 +157,7 @@ def hit_box(answers: Answers, answer: Answer, number: int, size: tuple[int, int]
 
 
 def draw_neighbors(answers: Answers, output: Path) -> Path:
-    """The contact sheet of all answers. Raises ValueError where matplotlib is missing."""
+    """The contact sheet of all answers. Raises Refusal where matplotlib is missing."""
     gallery = answers.opened.gallery
     assert gallery is not None  # else there are no images to draw
     lines = []

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from openjepa.embedding.means import kept_mean
 from openjepa.embedding.table import FeatureTable
+from openjepa.refusals import Refusal
 
 BLOCK_VALUES = 2048 * 768
 """Numbers of one block. 6 MB as fp32 stay in the second-level cache: larger blocks took up to 1.6 times as long."""
@@ -119,7 +120,7 @@ class Vectors:
     def blocks(self) -> Iterator[tuple[int, Float[Tensor, "b D"], Float[Tensor, " b"]]]:
         """(number of its first row, vectors, their norms) of each block; overwritten by the next.
 
-        Raises ValueError at a row that is not finite.
+        Raises Refusal at a row that is not finite.
         """
         for first, features in raw_blocks(self.table):
             yield first, *self.of_block(first, features)
@@ -133,7 +134,7 @@ class Vectors:
         return vectors if self.mean is None else vectors - self.mean
 
     def of_block(self, first: int, features: Float[Tensor, "b *shape"]) -> tuple[Float[Tensor, "b D"], Float[Tensor, " b"]]:
-        """Vectors and their norms of one block, which is overwritten. Raises ValueError at a row that is not finite."""
+        """Vectors and their norms of one block, which is overwritten. Raises Refusal at a row that is not finite."""
         if features.ndim > 2:  # in fp64: patches may be many times as long as what is left of their average
             vectors = self._less(features.mean(dim=(1, 2), dtype=torch.float64)).float()
         else:
@@ -151,11 +152,11 @@ class Vectors:
 
 
 def check_finite(table: FeatureTable, first: int, numbers: Float[Tensor, "b ..."]) -> None:
-    """ValueError that names the first image with a number that is not finite; `first`: the number of the block's first row."""
+    """Refusal that names the first image with a number that is not finite; `first`: the number of the block's first row."""
     finite = numbers.isfinite().flatten(1).all(dim=1) if numbers.ndim > 1 else numbers.isfinite()
     if not bool(finite.all()):
         row = first + int((~finite).nonzero()[0])
-        raise ValueError(
+        raise Refusal(
             f"{table.path}: the features of row {row} ({table.rows[row].path}) are not finite, so nothing can be compared with "
             "them; embed the images again with --precision fp32 --dtype float32, else look at the encoder's weights"
         )
@@ -164,7 +165,7 @@ def check_finite(table: FeatureTable, first: int, numbers: Float[Tensor, "b ..."
 def place_means(table: FeatureTable) -> Float[Tensor, " *shape"]:
     """Mean of the stored features of all images, of patches at each place of the grid: in fp64, rounded to fp32.
 
-    The one that the table keeps; of a table without, from a pass over all rows. Raises ValueError at one that is not finite.
+    The one that the table keeps; of a table without, from a pass over all rows. Raises Refusal at one that is not finite.
     """
     kept = kept_mean(table)
     if kept is not None:
@@ -182,7 +183,7 @@ def place_means(table: FeatureTable) -> Float[Tensor, " *shape"]:
 
 
 def table_mean(table: FeatureTable) -> Float[Tensor, " D"]:
-    """Mean of the vectors of all images, in fp64, rounded to fp32. Raises ValueError at a row that is not finite."""
+    """Mean of the vectors of all images, in fp64, rounded to fp32. Raises Refusal at a row that is not finite."""
     return pooled(place_means(table)[None])[0].float().double()
 
 

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from openjepa.refusals import Refusal
 from openjepa.search.vectors import ROUNDED, SMALLEST_NORM
 
 
@@ -17,14 +18,12 @@ def window_cosines(
     """Cosine to `query` of the average of the patches in every window of (rows, columns), at every place on the grid.
 
     `means`, one for each place, are taken off the patches first; a window that equals them but for rounding has the cosine 0.
-    Computed in the type of the features. Raises ValueError where a window is larger than the grid.
+    Computed in the type of the features. Raises Refusal where a window is larger than the grid.
     """
     rows, columns = window
     height, width = features.shape[1:3]
     if not (1 <= rows <= height and 1 <= columns <= width):
-        raise ValueError(
-            f"a window of {rows} x {columns} patches does not fit into the grid of {height} x {width} of this table"
-        )
+        raise Refusal(f"a window of {rows} x {columns} patches does not fit into the grid of {height} x {width} of this table")
     averages = features if means is None else features - means.to(features.dtype)
     if window != (1, 1):
         # One axis after the other: rows + columns additions for each place instead of rows x columns.

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from openjepa.refusals import Refusal
 from openjepa.settings.data import DataSettings, FolderSettings
 from openjepa.settings.models import ModelSettings
 from openjepa.settings.run import SystemSettings
@@ -50,10 +51,10 @@ class AblationSettings:
     system: SystemSettings = field(default_factory=SystemSettings)
 
     def check(self) -> None:
-        """Raises ValueError at the first option that is out of range."""
+        """Raises Refusal at the first option that is out of range."""
         for name, least in {"images": 1, "seeds": 1, "probe_images": 1, "rounds": 1}.items():
             value = getattr(self, name)
             if value is not None and value < least:
-                raise ValueError(f"--{name.replace('_', '-')} {value} must be at least {least}")
+                raise Refusal(f"--{name.replace('_', '-')} {value} must be at least {least}")
         if not isinstance(self.seconds, str) and self.seconds <= 0:
-            raise ValueError(f"--seconds {self.seconds:g} must be above 0, or auto or none")
+            raise Refusal(f"--seconds {self.seconds:g} must be above 0, or auto or none")

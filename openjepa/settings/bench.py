@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from openjepa.refusals import Refusal
 from openjepa.settings.models import Size
 
 MethodName = Literal["ijepa", "mae", "data2vec", "dino", "ibot", "msn"]
@@ -18,7 +19,7 @@ def _check_least(options: object, least: dict[str, int]) -> None:
     for name, low in least.items():
         value = getattr(options, name)
         if value is not None and value < low:
-            raise ValueError(f"--{name.replace('_', '-')} {value} must be at least {low}")
+            raise Refusal(f"--{name.replace('_', '-')} {value} must be at least {low}")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class StepBench:
     """Also write the result to this JSON file."""
 
     def check(self) -> None:
-        """Raises ValueError at the first option that is out of range, or a preset of no recipe."""
+        """Raises Refusal at the first option that is out of range, or a preset of no recipe."""
         least = ("repeats", "threads", *SAID_BY_THE_RECIPE[1:])
         _check_least(self, dict.fromkeys(least, 1))
         _check_preset(self.recipe, self.preset, "openjepa bench step cpu-64")
@@ -65,7 +66,7 @@ class StepBench:
 
 def _check_preset(recipe: str, preset: str | None, example: str) -> None:
     if preset is not None and not recipe:
-        raise ValueError(f"--preset {preset} has no effect without a recipe: name one, e.g. `{example}`")
+        raise Refusal(f"--preset {preset} has no effect without a recipe: name one, e.g. `{example}`")
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class DataBench:
     """Files per round at most."""
 
     def check(self) -> None:
-        """Raises ValueError at the first option that is out of range."""
+        """Raises Refusal at the first option that is out of range."""
         _check_least(self, {"image_size": 32, "repeats": 1, "images": 1})
         _check_preset(self.recipe, self.preset, "openjepa bench data --recipe cpu-64")
 
@@ -109,5 +110,5 @@ class EnergyBench:
     """Threads on the CPU. None: all cores."""
 
     def check(self) -> None:
-        """Raises ValueError at the first option that is out of range."""
+        """Raises Refusal at the first option that is out of range."""
         _check_least(self, {"images": 2, "batch_size": 2, "threads": 1})

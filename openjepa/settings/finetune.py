@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from openjepa.refusals import Refusal
+
 RecipeName = Literal["low_shot", "paper", "mae"]
 RateUnit = Literal["absolute", "per_256"]
 HeadNorm = Literal["after_pooling", "encoder"]
@@ -128,14 +130,14 @@ appendix D those for H/16-448; other sizes take those of the nearest."""
 def resolve_finetune(settings: FinetuneSettings, is_low_shot: bool, depth: int) -> FinetuneRecipe:
     """The recipe for an encoder with `depth` blocks, with every value that `settings` gives in place of its own.
 
-    Raises ValueError where the warm-up is no shorter than the run.
+    Raises Refusal where the warm-up is no shorter than the run.
     """
     name: RecipeName = settings.recipe or ("low_shot" if is_low_shot else "paper")
     own = FINETUNE_RECIPES[name][(depth > BASE_DEPTH) + (depth > LARGE_DEPTH)]
     given = {item: getattr(settings, item) for item in vars(own)}
     recipe = replace(own, **{item: value for item, value in given.items() if value is not None and value != ()})
     if recipe.warmup_epochs >= recipe.epochs:
-        raise ValueError(
+        raise Refusal(
             f"evaluation.finetune.warmup_epochs={recipe.warmup_epochs:g} must be below finetune.epochs={recipe.epochs}: "
             f"use --finetune.warmup-epochs {recipe.epochs / 10:g}"
         )

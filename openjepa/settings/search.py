@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from openjepa.refusals import Refusal
+
 CENTERED_FROM = 100
 """Images of a table from which on `center` is `auto` for yes: the mean of a few is mostly their own."""
 PLACES_CENTERED_FROM = 5
@@ -70,22 +72,22 @@ class SearchSettings:
         return self.center == "yes" or (self.center == "auto" and not self.cleans() and num_images >= least)
 
     def check(self) -> None:
-        """Raises ValueError at the first setting that is out of range or that another one leaves without an effect."""
+        """Raises Refusal at the first setting that is out of range or that another one leaves without an effect."""
         for name, low in {"top": 1, "outliers": 0, "neighbors": 1, "max_pairs": 1, "threads": 1}.items():
             value = getattr(self, name)
             if value is not None and value < low:
-                raise ValueError(f"--{name.replace('_', '-')} {value} must be at least {low}")
+                raise Refusal(f"--{name.replace('_', '-')} {value} must be at least {low}")
         if not -1 <= self.threshold <= 1:
-            raise ValueError(f"--threshold {self.threshold} must be a cosine, from -1 to 1")
+            raise Refusal(f"--threshold {self.threshold} must be a cosine, from -1 to 1")
         asks = bool(self.image or self.row)
         if not asks and not self.cleans():
-            raise ValueError("what is looked for? Give --image PATH or --row N, or --duplicates or --outliers")
+            raise Refusal("what is looked for? Give --image PATH or --row N, or --duplicates or --outliers")
         if asks and self.cleans():
-            raise ValueError(
+            raise Refusal(
                 "--image and --row ask for neighbors, --duplicates and --outliers go through all images: one at a time"
             )
         if self.region is not None and len(self.image) + len(self.row) != 1:
-            raise ValueError("--region is a part of one image: give exactly one --image or --row with it")
+            raise Refusal("--region is a part of one image: give exactly one --image or --row with it")
         self._check_effects()
 
     def _check_effects(self) -> None:
@@ -104,4 +106,4 @@ class SearchSettings:
         for name, is_useless in useless.items():
             if is_useless and getattr(self, name) != getattr(defaults, name):
                 wanted = needs.get(name, "--image or --row")
-                raise ValueError(f"--{name.replace('_', '-')} has no effect without {wanted}")
+                raise Refusal(f"--{name.replace('_', '-')} has no effect without {wanted}")

@@ -8,6 +8,7 @@ from openjepa.checks import nearest_multiple
 from openjepa.config import flatten
 from openjepa.models.blocks import hidden_width
 from openjepa.recipes import RECIPES
+from openjepa.refusals import Refusal
 from openjepa.settings.methods import IJepaSettings, MethodSettings
 from openjepa.settings.models import SIZES, EncoderConfig, ModelSettings, PredictorConfig, Shape
 from openjepa.settings.run import RunConfig
@@ -30,7 +31,7 @@ def following(
 ) -> RunConfig:
     """`config` with the model, the normalization and the predictor of what was read from `weights`.
 
-    `given`: dotted names of the settings that somebody has set for this run; all others give way. Raises ValueError where one
+    `given`: dotted names of the settings that somebody has set for this run; all others give way. Raises Refusal where one
     of them contradicts the weights, and where the images are no whole number of patches. A predictor may differ: it is then
     new.
     """
@@ -84,7 +85,7 @@ def _hidden(shape: Shape) -> int:
 
 
 def _check_given(config: RunConfig, model: ModelSettings, encoder: EncoderConfig, given: Collection[str], weights: str) -> None:
-    """Raises ValueError that names every given setting that is not what the weights have, and what they have."""
+    """Raises Refusal that names every given setting that is not what the weights have, and what they have."""
     own, theirs = config.model.shape(), model.shape()
     wrong = []
     if "model.size" in given and own != theirs:
@@ -102,7 +103,7 @@ def _check_given(config: RunConfig, model: ModelSettings, encoder: EncoderConfig
         if name in given and asked[name] != value
     ]
     if wrong:
-        raise ValueError(f"run.init={weights} contradicts {'; '.join(wrong)}: leave it out, the model follows the weights")
+        raise Refusal(f"run.init={weights} contradicts {'; '.join(wrong)}: leave it out, the model follows the weights")
 
 
 def _words(shape: Shape) -> str:
@@ -133,12 +134,12 @@ def _method(
 
 
 def _check_patches(size: tuple[int, int], encoder: EncoderConfig, weights: str) -> None:
-    """Raises ValueError, with sizes that fit, where the images are no whole number of the weights' patches."""
+    """Raises Refusal, with sizes that fit, where the images are no whole number of the weights' patches."""
     patch = encoder.patch_size
     if not any(side % patch for side in size):
         return
     near, own = (_shown(tuple(dict.fromkeys(sides))) for sides in (_multiples(size, patch), encoder.image_size))
-    raise ValueError(
+    raise Refusal(
         f"data.image_size={size[0]}x{size[1]} is no whole number of patches of {patch}x{patch} pixels, which "
         f"run.init={weights} has: use --data.image-size {', or '.join(dict.fromkeys((near, own)))}, at which it was trained"
     )

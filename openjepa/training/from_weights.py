@@ -14,6 +14,7 @@ from openjepa.engine.run_folder import run_path
 from openjepa.methods.base import Method
 from openjepa.models.predictor import Predictor
 from openjepa.models.vit import VisionTransformer
+from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.settings.run import RunConfig, RunSettings
 from openjepa.training.following import as_before, following
@@ -72,12 +73,12 @@ def settled(config: RunConfig, given: Collection[str], fresh: bool) -> tuple[Run
 
     A run that has a checkpoint takes from its config.yaml what followed from the weights when it began, and does not read them
     again. `given`: dotted names of the settings that were set for this run, which must not contradict the weights. Raises
-    ValueError where they do, and where the weights cannot be read.
+    Refusal where they do, and where the weights cannot be read.
     """
     if config.run.init is None:
         return config, None
     if not config.run.init:
-        raise ValueError("run.init is empty: name a run, an encoder folder, a file of weights or a model on the Hub")
+        raise Refusal("run.init is empty: name a run, an encoder folder, a file of weights or a model on the Hub")
     config, before = _found(config, fresh)
     if before is not None:
         return as_before(config, before, given), None
@@ -115,7 +116,7 @@ def _origin(run: RunSettings) -> tuple[object, ...]:
 
 
 def read_weights(run: RunSettings) -> StartingWeights:
-    """The weights that `run.init` names. Raises ValueError where they cannot be read or lack the encoder that is wanted."""
+    """The weights that `run.init` names. Raises Refusal where they cannot be read or lack the encoder that is wanted."""
     assert run.init is not None
     target = _read(run, Choice("context" if run.init_encoder == "context" else "target", run.init_heads))
     context = None
@@ -134,14 +135,14 @@ def _read(run: RunSettings, choice: Choice) -> Loaded:
             hints.append("here --init-heads")
         if "encoder=" in str(error):
             hints.append("here --init-encoder")
-        raise ValueError(f"run.init: {error}{''.join(f' ({hint})' for hint in hints)}") from error
+        raise Refusal(f"run.init: {error}{''.join(f' ({hint})' for hint in hints)}") from error
 
 
 def start_method(method: Method, config: RunConfig, weights: StartingWeights | None) -> Start | None:
     """Hands the weights of `run.init` to the networks of a new method; None without `run.init`.
 
     `weights`: as `settled` has read them; None: they are read now. Encoders take all weights of theirs, positions resampled for
-    the run's images. Raises ValueError that lists weights that have no place, or another shape.
+    the run's images. Raises Refusal that lists weights that have no place, or another shape.
     """
     if config.run.init is None:
         return None
@@ -179,7 +180,7 @@ def start_method(method: Method, config: RunConfig, weights: StartingWeights | N
 def start_encoder(network: VisionTransformer, source: VisionTransformer, path: str) -> tuple[list[str], list[str]]:
     """Copies the weights of `source`, resampled to the network's grid; returns names that stay new, and names not used.
 
-    Only tokens may be either, and the position of a class token that `source` lacks. Raises ValueError that lists all others.
+    Only tokens may be either, and the position of a class token that `source` lacks. Raises Refusal that lists all others.
     """
     own = network.state_dict()
     theirs = dict(source.weights_for(network.config.grid()))
@@ -202,7 +203,7 @@ def _check_places(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], path:
     found = {"missing": missing, "left over": extra, "of another shape": wrong}
     problems = [f"{word} {listed(names)}" for word, names in found.items() if names]
     if problems:
-        raise ValueError(f"run.init={path} does not fit the encoder of this run: {'; '.join(problems)}")
+        raise Refusal(f"run.init={path} does not fit the encoder of this run: {'; '.join(problems)}")
 
 
 def _notes(method: Method, config: RunConfig, target: Loaded, new: list[str], unused: list[str]) -> list[str]:

@@ -50,7 +50,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
     would need and stops before the first step. `given`: dotted names of settings that must not give way to the weights that
     `run.init` names; all others that describe the model do.
 
-    Raises ValueError for settings that cannot work, unreadable data, a loss that is not finite or too little memory, each with
+    Raises Refusal for settings that cannot work, unreadable data, a loss that is not finite or too little memory, each with
     what to do about it, and Interrupted after a signal, once everything is saved.
     """
     # ---------------------------------------------------------------- machine

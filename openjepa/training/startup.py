@@ -17,6 +17,7 @@ from openjepa.engine.run_log import logged_steps
 from openjepa.masks.base import MaskSampler, TokenShape
 from openjepa.methods import METHODS
 from openjepa.methods.base import Method, Surroundings
+from openjepa.refusals import Refusal
 from openjepa.schedules import Progress, warmup_steps
 from openjepa.seeds import derive
 from openjepa.settings.data import DataSettings
@@ -73,18 +74,18 @@ def begin(method: Method, config: RunConfig, weights: StartingWeights | None, fo
 def training_length(optim: OptimizationSettings, source: ListSource | ShardSource) -> tuple[int, float]:
     """Steps of the whole run and steps per pass over the data.
 
-    Raises ValueError where the data has no known length and `optim.total_steps` is not set, or not even one batch, and where a
+    Raises Refusal where the data has no known length and `optim.total_steps` is not set, or not even one batch, and where a
     warm-up in epochs is not shorter than the run.
     """
     num_images = _num_images(source)
     if num_images is None:
         if optim.total_steps is None:
-            raise ValueError("optim.total_steps is required: the number of samples of this stream is not known")
+            raise Refusal("optim.total_steps is required: the number of samples of this stream is not known")
         length = (optim.total_steps, float(optim.total_steps))
     else:
         per_epoch = num_images // optim.batch_size
         if per_epoch == 0:
-            raise ValueError(f"optim.batch_size={optim.batch_size} is larger than the {num_images} training images; use fewer")
+            raise Refusal(f"optim.batch_size={optim.batch_size} is larger than the {num_images} training images; use fewer")
         length = (optim.total_steps or max(1, round(optim.epochs * per_epoch)), float(per_epoch))
     _check_warmup(optim, *length, is_known=num_images is not None)
     return length
@@ -99,7 +100,7 @@ def _check_warmup(optim: OptimizationSettings, total_steps: int, steps_per_epoch
     if optim.warmup_steps is not None or steps < total_steps:
         return
     found = f"{steps} steps" if is_known else "of a stream of unknown length"
-    raise ValueError(
+    raise Refusal(
         f"optim.warmup_epochs={optim.warmup_epochs:g} ({found}) is not shorter than the run of {total_steps} steps: "
         f"the learning rate would never reach optim.lr. Set optim.warmup_steps, e.g. {total_steps // 20}, or a longer run"
     )
@@ -118,7 +119,7 @@ def run_identity(source: ListSource | ShardSource, total_steps: int) -> RunIdent
 def resume_point(folder: RunFolder, found: Path | None, identity: RunIdentity) -> TrainerState:
     """Where training starts: the state of the checkpoint `found`, or the beginning where there is none.
 
-    Raises ValueError where the data or the length is not that of the checkpoint, and where an encoder was exported but no
+    Raises Refusal where the data or the length is not that of the checkpoint, and where an encoder was exported but no
     checkpoint can be used. Prints what else is worth knowing.
     """
     if found is not None:
@@ -129,7 +130,7 @@ def resume_point(folder: RunFolder, found: Path | None, identity: RunIdentity) -
         return state
     steps = logged_steps(folder.path)
     if (folder.path / "encoder").exists():
-        raise ValueError(
+        raise Refusal(
             f"{folder.path} holds an exported encoder ({steps} steps are logged) but no checkpoint that can be used, so the "
             "run can neither go on nor start anew over it. Bring checkpoints/ back, or pass --fresh or --run.name for a new "
             "folder; nothing was changed."
@@ -148,7 +149,7 @@ def _check_identity(path: Path, before: RunIdentity | None, now: RunIdentity) ->
         change = f"as many training images ({_count(now.num_images)}) as when the run began, but with other names"
     else:
         change = f"{before.total_steps} steps when the run began, {now.total_steps} now"
-    raise ValueError(
+    raise Refusal(
         f"{path} cannot be continued exactly: {change}; the order of the images and the schedules depend on it. Restore what "
         "data.path held then, or pass --fresh or --run.name for a new run."
     )
@@ -170,7 +171,7 @@ def introduce(
 ) -> list[str]:
     """Lines that say what will run, on what, and roughly what it needs.
 
-    Raises ValueError where the estimate of the memory is far over what the device has.
+    Raises Refusal where the estimate of the memory is far over what the device has.
     """
     micro = config.optim.microbatch_size or config.optim.batch_size
     images = total_steps * config.optim.batch_size
@@ -212,7 +213,7 @@ def masks_line(kind: MaskKind, sampler: MaskSampler) -> str:
 
 
 def _memory(needs: Estimate, microbatch: int, device: torch.device) -> list[str]:
-    """A remark where the device has less than the estimate, which is rough; ValueError where it has less than half."""
+    """A remark where the device has less than the estimate, which is rough; Refusal where it has less than half."""
     limit = memory_limit(device)
     if needs.memory_bytes <= limit:
         return []
@@ -221,5 +222,5 @@ def _memory(needs: Estimate, microbatch: int, device: torch.device) -> list[str]
         f"lower optim.microbatch_size (now {microbatch}) or choose a smaller model.size"
     )
     if needs.memory_bytes > 2 * limit:
-        raise ValueError(words)
+        raise Refusal(words)
     return [words]

@@ -13,6 +13,7 @@ from openjepa.config import load_run_config
 from openjepa.engine.device import resolve_device
 from openjepa.masks import MASKS
 from openjepa.models.vit import VisionTransformer
+from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.settings.run import RunConfig
 from openjepa.visualization.colors import heat, pca_colors
@@ -71,15 +72,13 @@ class Subject:
 def visualize_run(run: Path, num_images: int = 8, seed: int = 0, device: str = "auto") -> list[Path]:
     """Writes `<run>/figures/*.png` and their list `figures.json`; returns the paths of the pictures.
 
-    Raises ValueError for a folder without a trained encoder, where the data is gone, and where matplotlib is missing.
+    Raises Refusal for a folder without a trained encoder, where the data is gone, and where matplotlib is missing.
     """
     if not 1 <= num_images <= 24:
-        raise ValueError(f"num_images={num_images} is not between 1 and 24")
+        raise Refusal(f"num_images={num_images} is not between 1 and 24")
     run = Path(run)
     if not (run / "encoder" / "config.json").exists():
-        raise ValueError(
-            f"run={str(run)!r} has no encoder/ yet: train it first (openjepa train --config {run / 'config.yaml'})"
-        )
+        raise Refusal(f"run={str(run)!r} has no encoder/ yet: train it first (openjepa train --config {run / 'config.yaml'})")
     subject = _open(run, num_images, seed, resolve_device(device))
     folder = run / "figures"
     folder.mkdir(exist_ok=True)

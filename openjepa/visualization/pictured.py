@@ -11,6 +11,7 @@ from torch import Tensor
 from openjepa.data import open_splits
 from openjepa.data.evaluation import EvalBatch, evaluation_batches
 from openjepa.data.source import ListSource, ShardRecord, ShardSource
+from openjepa.refusals import Refusal
 from openjepa.seeds import derive_samples
 from openjepa.settings.run import RunConfig
 from openjepa.types import Skipped
@@ -59,7 +60,7 @@ def choose_images(
     source, split = (splits.test, "test") if splits.test is not None and len(splits.test) > 0 else (train, "training")
     several = _read(source, size, 8 * num_shown, seed + 1, split, fit)
     if len(several.images) == 0:
-        raise ValueError(f"none of the {split} images that were drawn can be read: check data.path")
+        raise Refusal(f"none of the {split} images that were drawn can be read: check data.path")
     return _varied(several, num_shown, seed), gallery
 
 

@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from openjepa.refusals import Refusal
+
 GRAY = "#7d838d"
 GOOD, BAD = "#1f9d63", "#d64a3a"
 _DPI = 100
@@ -21,12 +23,12 @@ class Sheet:
     """Width x height pixels; places are (left, top) from the upper left corner."""
 
     def __init__(self, width: int, height: int) -> None:
-        """An empty sheet. Raises ValueError where matplotlib is missing."""
+        """An empty sheet. Raises Refusal where matplotlib is missing."""
         try:
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure
         except ImportError:
-            raise ValueError("pictures need the package matplotlib: pip install 'openjepa[report]'") from None
+            raise Refusal("pictures need the package matplotlib: pip install 'openjepa[report]'") from None
         self.width, self.height = width, height
         self._figure: Any = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
         self._canvas: Any = FigureCanvasAgg(self._figure)

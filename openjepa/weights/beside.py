@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
+from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig, Initialization
 
 KEY = "openjepa"
@@ -29,12 +30,12 @@ def beside(config: EncoderConfig) -> dict[str, Any]:
 
 
 def with_beside(config: EncoderConfig, settings: Mapping[str, Any], where: object) -> EncoderConfig:
-    """`config` with what such an entry says. Raises ValueError for a value that a setting cannot have."""
+    """`config` with what such an entry says. Raises Refusal for a value that a setting cannot have."""
     said = settings.get(KEY)
     if not isinstance(said, Mapping):
         return config
     known = {name: said[name] for name in FIELDS if name in said}
     for name, value in known.items():
         if not FIELDS[name](value):
-            raise ValueError(f"{where} says {KEY}.{name} {value!r}, which it cannot be; export or download it again")
+            raise Refusal(f"{where} says {KEY}.{name} {value!r}, which it cannot be; export or download it again")
     return replace(config, **known)

@@ -15,6 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from openjepa.refusals import Refusal
+
 Groups = dict[str, dict[str, Tensor]]
 """Dictionaries of tensors by their name in the file; those that lie directly in it have the name ''."""
 
@@ -39,7 +41,7 @@ class Contents:
     settings: Mapping[str, Any] | None
     """Its config.json; None for a file, and for a folder without one."""
     open: Callable[[], Mapping[str, Any]]
-    """Maps the file anew: what it holds, its tensors not read before they are used. Raises ValueError, also where another file
+    """Maps the file anew: what it holds, its tensors not read before they are used. Raises Refusal, also where another file
     has taken its place since."""
 
     @cached_property
@@ -63,14 +65,14 @@ def tensor_groups(tree: Mapping[str, Any]) -> Groups:
 
 
 def open_contents(path: Path) -> Contents:
-    """What lies at `path`, a file of weights or a folder with one. Raises ValueError where there is neither."""
+    """What lies at `path`, a file of weights or a folder with one. Raises Refusal where there is neither."""
     if path.is_dir() and (path / CHECKPOINT_FILE).is_file() and not (path / CONFIG_FILE).is_file():
         return open_contents(path / CHECKPOINT_FILE)
     if path.is_dir():
         before = _state(path)
         return Contents(path, read_settings(path / CONFIG_FILE), lambda: _unchanged(_open_folder, path, before))
     if not path.exists():
-        raise ValueError(f"{path} does not exist; name a run folder, an encoder folder or a file of weights")
+        raise Refusal(f"{path} does not exist; name a run folder, an encoder folder or a file of weights")
     if path.name in (WEIGHTS_FILE, PICKLE_FILE) and (path.parent / CONFIG_FILE).is_file():
         return open_contents(path.parent)
     if path.suffix == ONNX_ENDING:  # a graph, no dictionary of weights: its format says so
@@ -97,7 +99,7 @@ def _unchanged(
     except FileNotFoundError:
         after = []
     if after != before:
-        raise ValueError(f"{path} was written anew while it was read, as a training does from time to time; try again")
+        raise Refusal(f"{path} was written anew while it was read, as a training does from time to time; try again")
     return tree
 
 
@@ -107,15 +109,15 @@ def _start(path: Path) -> bytes:
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None where there is no such file. Raises ValueError where it holds anything else."""
+    """The object in a JSON file; None where there is no such file. Raises Refusal where it holds anything else."""
     if not path.is_file():
         return None
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); export or download the network again") from error
+        raise Refusal(f"{path} is not valid JSON ({error}); export or download the network again") from error
     if not isinstance(entries, dict):
-        raise ValueError(f"{path} holds no settings, but a {type(entries).__name__}; export or download the network again")
+        raise Refusal(f"{path} holds no settings, but a {type(entries).__name__}; export or download the network again")
     return entries
 
 
@@ -125,7 +127,7 @@ def _open_folder(folder: Path) -> Mapping[str, Any]:
         if (folder / name).is_file():
             return _open_parts(folder, name) if name in INDEX_FILES else _open_file(folder / name)
     found = sorted(item.name for item in folder.iterdir())
-    raise ValueError(
+    raise Refusal(
         f"{folder} lacks its weights: neither {WEIGHTS_FILE} nor {PICKLE_FILE}, whole or in parts, is there, only "
         f"{', '.join(found) or 'nothing'}; download or export it again"
     )
@@ -134,25 +136,25 @@ def _open_folder(folder: Path) -> Mapping[str, Any]:
 def _open_parts(folder: Path, index: str) -> Mapping[str, Any]:
     places = (read_settings(folder / index) or {}).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise ValueError(f"{folder / index} has no weight_map that says which file holds which weights; download it again")
+        raise Refusal(f"{folder / index} has no weight_map that says which file holds which weights; download it again")
     # only the names: an index must not lead out of its folder
     files = sorted({Path(str(name)).name for name in places.values()})
     if missing := [name for name in files if not (folder / name).is_file()]:
-        raise ValueError(f"{folder} lacks files that {index} lists: {', '.join(missing)}; download it again")
+        raise Refusal(f"{folder} lacks files that {index} lists: {', '.join(missing)}; download it again")
     return {key: value for name in files for key, value in _open_file(folder / name).items()}
 
 
 def _open_file(path: Path) -> Mapping[str, Any]:
     start = _start(path)
     if not start:
-        raise ValueError(f"{path} is empty; copy or download it again")
+        raise Refusal(f"{path} is empty; copy or download it again")
     if start.startswith(LFS_START):
-        raise ValueError(f"{path} is only the pointer that Git LFS keeps in place of a large file: run `git lfs pull`")
+        raise Refusal(f"{path} is only the pointer that Git LFS keeps in place of a large file: run `git lfs pull`")
     if start.startswith((ZIP_START, PICKLE_START)):
         return _open_torch(path, is_mapped=start.startswith(ZIP_START))
     if start[8:9] == b"{":
         return _open_safetensors(path)
-    raise ValueError(f"{path} is no file of weights: neither safetensors nor written by torch.save")
+    raise Refusal(f"{path} is no file of weights: neither safetensors nor written by torch.save")
 
 
 def _open_safetensors(path: Path) -> Mapping[str, Any]:
@@ -160,7 +162,7 @@ def _open_safetensors(path: Path) -> Mapping[str, Any]:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no dictionary)
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{path} is damaged or cut off ({error}); copy or download it again") from error
+        raise Refusal(f"{path} is damaged or cut off ({error}); copy or download it again") from error
 
 
 def _open_torch(path: Path, is_mapped: bool) -> Mapping[str, Any]:
@@ -175,14 +177,12 @@ def _open_torch(path: Path, is_mapped: bool) -> Mapping[str, Any]:
             tree = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
     except pickle.UnpicklingError as error:
         # torch's own message goes on to recommend loading without this protection
-        raise ValueError(_refused(path, str(error))) from None
+        raise Refusal(_refused(path, str(error))) from None
     except Exception as error:  # a cut or foreign file can raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is damaged, cut off, or not written by torch.save ({reason}); download it again") from error
+        raise Refusal(f"{path} is damaged, cut off, or not written by torch.save ({reason}); download it again") from error
     if not isinstance(tree, Mapping):
-        raise ValueError(
-            f"{path} holds a {type(tree).__name__}, not a dictionary of weights; save `model.state_dict()` instead"
-        )
+        raise Refusal(f"{path} holds a {type(tree).__name__}, not a dictionary of weights; save `model.state_dict()` instead")
     return tree
 
 

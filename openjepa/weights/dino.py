@@ -7,6 +7,7 @@ evaluate, by its class token.
 
 from torch import Tensor
 
+from openjepa.refusals import Refusal
 from openjepa.weights.contents import Contents, Groups
 from openjepa.weights.loaded import Choice, Loaded, refuse_context, size_words
 from openjepa.weights.mae import has_decoder
@@ -34,7 +35,7 @@ def recognize(contents: Contents) -> bool:
 
 
 def read(contents: Contents, choice: Choice) -> Loaded:
-    """The teacher (or the student). Raises ValueError that lists what is missing or left over."""
+    """The teacher (or the student). Raises Refusal that lists what is missing or left over."""
     name = _place(contents, choice)
     vit = Vit(contents, lambda groups: _backbone(groups[name]))
     where = f"{contents.path}, {name}" if name else str(contents.path)
@@ -58,7 +59,7 @@ def _place(contents: Contents, choice: Choice) -> str:
     if names:
         return names[0]
     if any(name in found for pair in PAIRS.values() for name in pair):
-        raise ValueError(
+        raise Refusal(
             f"encoder={choice.encoder!r}: {contents.path} has no {' or '.join(PAIRS[choice.encoder])}, "
             f"only {', '.join(found)}; choose the other encoder"
         )

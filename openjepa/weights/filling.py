@@ -7,6 +7,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from openjepa.refusals import Refusal
+
 NetworkType = TypeVar("NetworkType", bound=nn.Module)
 
 PARTS = 16
@@ -58,7 +60,7 @@ def fill(
 ) -> NetworkType:
     """The network that `build` makes, in evaluation mode, in fp32 on the CPU, its weights copied from a file.
 
-    `open_tensors` maps the file anew. Raises ValueError, which begins with `where`, with all keys that are missing, left
+    `open_tensors` maps the file anew. Raises Refusal, which begins with `where`, with all keys that are missing, left
     over or of another shape. The peak of memory is the network's own, a sixteenth of it, and its largest weight.
     """
     network = _without_values(build)
@@ -112,7 +114,7 @@ def _check(wanted: Mapping[str, torch.Size], plan: Plan, tensors: Mapping[str, T
     if wrong:
         problems.append(f"of another shape {listed(wrong)}")
     if problems:
-        raise ValueError(f"{where}: {'; '.join(problems)}")
+        raise Refusal(f"{where}: {'; '.join(problems)}")
 
 
 def _misfit(source: Source, tensors: Mapping[str, Tensor], shape: torch.Size) -> str:

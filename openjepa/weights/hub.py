@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from openjepa.refusals import Refusal
+
 FILES = ["config.json", "preprocessor_config.json", "predictor/config.json", "*.safetensors", "*.safetensors.index.json"]
 """What is downloaded: settings and weights, nothing that could be executed."""
 OLDER = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
@@ -19,12 +21,12 @@ def is_hub_name(path: Path) -> bool:
 def download(name: str) -> Path:
     """The folder of a model of the Hub in the local cache, downloaded where it is not there yet.
 
-    Raises ValueError where huggingface_hub is missing, and where the model cannot be had.
+    Raises Refusal where huggingface_hub is missing, and where the model cannot be had.
     """
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise ValueError(
+        raise Refusal(
             f"{name} does not exist here; for a name on the Hugging Face Hub, `pip install huggingface_hub`, or download its "
             "config.json and model.safetensors into a folder"
         ) from None
@@ -35,4 +37,4 @@ def download(name: str) -> Path:
         return folder
     except Exception as error:  # of the Hub's, of HTTP and of the network: there is no common class
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{name} does not exist here, and it could not be had from the Hugging Face Hub: {reason}") from error
+        raise Refusal(f"{name} does not exist here, and it could not be had from the Hugging Face Hub: {reason}") from error

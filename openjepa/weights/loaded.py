@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from openjepa.models.predictor import Predictor
 from openjepa.models.vit import VisionTransformer
+from openjepa.refusals import Refusal
 from openjepa.settings.models import SIZES, EncoderConfig, PredictorConfig
 from openjepa.weights.contents import Contents
 
@@ -48,13 +49,13 @@ class Reader:
     recognize: Callable[[Contents], bool]
     """Whether it is this format's, whole or damaged."""
     read: Callable[[Contents, Choice], Loaded]
-    """The networks. Raises ValueError that lists what is missing or left over."""
+    """The networks. Raises Refusal that lists what is missing or left over."""
 
 
 def refuse_context(contents: Contents, choice: Choice) -> None:
-    """ValueError where the context encoder is wanted of something that holds one encoder only."""
+    """Refusal where the context encoder is wanted of something that holds one encoder only."""
     if choice.encoder == "context":
-        raise ValueError(f"encoder='context': {contents.path} holds one encoder only; leave that setting out")
+        raise Refusal(f"encoder='context': {contents.path} holds one encoder only; leave that setting out")
 
 
 def size_words(config: EncoderConfig) -> str:

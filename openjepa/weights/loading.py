@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from openjepa.refusals import Refusal
 from openjepa.weights import FORMATS
 from openjepa.weights.contents import Contents, open_contents
 from openjepa.weights.filling import listed
@@ -14,24 +15,24 @@ __all__ = ["Choice", "Loaded", "load_any", "recognized"]
 def load_any(path: Path | str, choice: Choice | None = None) -> Loaded:
     """The encoder, and where there is one the predictor, in a run folder, a folder of weights, a file, or a name on the Hub.
 
-    Raises ValueError where nothing is there, where it is of no known format or damaged, where keys are missing or left over
+    Raises Refusal where nothing is there, where it is of no known format or damaged, where keys are missing or left over
     (which it lists), and where `choice` does not fit. Nothing that the file holds is executed.
     """
     place, choice = Path(path).expanduser(), choice or Choice()
     contents = open_contents(download(str(path)) if is_hub_name(place) else place)
     loaded = FORMATS[recognized(contents)].load().read(contents, choice)
     if choice.heads not in (None, loaded.config.heads):
-        raise ValueError(f"heads={choice.heads}, but {path} says itself that it has {loaded.config.heads}: leave heads out")
+        raise Refusal(f"heads={choice.heads}, but {path} says itself that it has {loaded.config.heads}: leave heads out")
     return loaded
 
 
 def recognized(contents: Contents) -> str:
-    """The name of its format. Raises ValueError where it is of none."""
+    """The name of its format. Raises Refusal where it is of none."""
     names = [name for name, item in FORMATS.items() if item.load().recognize(contents)]
     if names:
         assert len(names) == 1, f"formats {names} both claim {contents.path}"
         return names[0]
-    raise ValueError(f"{contents.path} {_seen(contents)}")
+    raise Refusal(f"{contents.path} {_seen(contents)}")
 
 
 def _seen(contents: Contents) -> str:

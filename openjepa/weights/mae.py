@@ -23,7 +23,7 @@ def recognize(contents: Contents) -> bool:
 
 
 def read(contents: Contents, choice: Choice) -> Loaded:
-    """The encoder. Raises ValueError that lists what is missing or left over."""
+    """The encoder. Raises Refusal that lists what is missing or left over."""
     refuse_context(contents, choice)
     vit, where = Vit(contents, _encoder), str(contents.path)
     config = infer_config(vit.tensors(), choice.heads, where)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from openjepa.models.predictor import Predictor, build_predictor
 from openjepa.models.vit import VisionTransformer, build_encoder
+from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.types import Export
 from openjepa.weights.contents import CONFIG_FILE, WEIGHTS_FILE, Contents, open_contents, read_settings
@@ -74,7 +75,7 @@ def _config_entries(export: Export) -> dict[str, Any]:
     """What config.json says."""
     name = next((name for name, kind in KINDS.items() if type(export.config) is kind), None)
     if name is None or not dataclasses.is_dataclass(export.config) or isinstance(export.config, type):
-        raise ValueError(f"cannot save a network with {type(export.config).__name__}; known: {', '.join(KINDS)}")
+        raise Refusal(f"cannot save a network with {type(export.config).__name__}; known: {', '.join(KINDS)}")
     return {"format": name, "version": VERSION, **dataclasses.asdict(export.config), **_only_new(export)}
 
 
@@ -88,7 +89,7 @@ def _step(entries: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_encoder(folder: Path) -> tuple[VisionTransformer, EncoderConfig]:
-    """The encoder in `folder`, in evaluation mode, fp32, on the CPU. Raises ValueError where there is none that can be read."""
+    """The encoder in `folder`, in evaluation mode, fp32, on the CPU. Raises Refusal where there is none that can be read."""
     config, _ = _read_config(folder, EncoderConfig)
     return _load(lambda: build_encoder(config), folder), config
 
@@ -107,7 +108,7 @@ def recognize(contents: Contents) -> bool:
 
 
 def read(contents: Contents, choice: Choice) -> Loaded:
-    """The encoder of a run (with its predictor) or of an encoder folder. Raises ValueError."""
+    """The encoder of a run (with its predictor) or of an encoder folder. Raises Refusal."""
     if contents.settings is not None:
         refuse_context(contents, choice)
         encoder, config = load_encoder(contents.path)
@@ -118,7 +119,7 @@ def read(contents: Contents, choice: Choice) -> Loaded:
     folder = contents.path / ENCODER_FOLDERS[choice.encoder]
     if not folder.is_dir():
         hint = "train with method.export_context_encoder"
-        raise ValueError(f"encoder={choice.encoder!r}: the run {contents.path} has no folder {folder.name}; {hint}")
+        raise Refusal(f"encoder={choice.encoder!r}: the run {contents.path} has no folder {folder.name}; {hint}")
     encoder, config = load_encoder(folder)
     predictor, predictor_config, extra = read_predictor(contents.path, choice)
     words = f"openjepa's run, {choice.encoder} encoder: {size_words(config)}"
@@ -131,7 +132,7 @@ def _only_new(export: Export) -> dict[str, object]:
     """The export's extra entries; they must not hide the config's own."""
     taken = {"format", "version", *(field.name for field in dataclasses.fields(export.config))}  # type: ignore[arg-type]
     if clash := taken & set(export.extra):
-        raise ValueError(f"extra entries {sorted(clash)} of an export have names that its config already uses")
+        raise Refusal(f"extra entries {sorted(clash)} of an export have names that its config already uses")
     return dict(export.extra)
 
 
@@ -142,15 +143,15 @@ def _read_config(folder: Path, kind: type[ConfigType]) -> tuple[ConfigType, dict
     try:
         entries = json.loads(path.read_text())
     except OSError as error:
-        raise ValueError(f"{folder} holds no {expected}: {path.name} cannot be read ({error.strerror or error})") from error
+        raise Refusal(f"{folder} holds no {expected}: {path.name} cannot be read ({error.strerror or error})") from error
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); export the network again") from error
+        raise Refusal(f"{path} is not valid JSON ({error}); export the network again") from error
     found = entries.pop("format", None) if isinstance(entries, dict) else None
     if found != expected:
-        raise ValueError(f"{path} says format {found!r}, but {expected!r} is needed here")
+        raise Refusal(f"{path} says format {found!r}, but {expected!r} is needed here")
     version = entries.pop("version", None)
     if version != VERSION:
-        raise ValueError(f"{path} has version {version!r}; this openjepa reads version {VERSION}: use a matching release")
+        raise Refusal(f"{path} has version {version!r}; this openjepa reads version {VERSION}: use a matching release")
     fields = {field.name for field in dataclasses.fields(kind)}
     known: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in entries.items() if name in fields
@@ -158,7 +159,7 @@ def _read_config(folder: Path, kind: type[ConfigType]) -> tuple[ConfigType, dict
     try:
         config = kind(**known)
     except TypeError as error:
-        raise ValueError(f"{path} lacks settings: {error}") from error
+        raise Refusal(f"{path} lacks settings: {error}") from error
     return config, {name: value for name, value in entries.items() if name not in fields}
 
 
@@ -167,13 +168,13 @@ def _load(build: Callable[[], NetworkType], folder: Path) -> NetworkType:
     path = folder / WEIGHTS_FILE
     where = f"{path} does not hold the weights that {CONFIG_FILE} describes"
     if not path.is_file():
-        raise ValueError(f"{where}: it is not there; export the network again")
+        raise Refusal(f"{where}: it is not there; export the network again")
     contents = open_contents(folder)
 
     def tensors() -> dict[str, Tensor]:
         try:
             return dict(contents.open())
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
+            raise Refusal(f"{where}: {error}") from error
 
     return fill(build, Plan(same_names(weight_names(build))), tensors, where)

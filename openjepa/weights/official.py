@@ -18,6 +18,7 @@ from torch import Tensor
 from openjepa.models.positions import sincos_positions
 from openjepa.models.predictor import Predictor, build_predictor
 from openjepa.models.vit import VisionTransformer
+from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.weights.contents import CHECKPOINT_FILE, Contents, Groups, tensor_groups
 from openjepa.weights.filling import Plan, Source, fill, listed, weight_names
@@ -42,11 +43,11 @@ def recognize(contents: Contents) -> bool:
 
 
 def read(contents: Contents, choice: Choice) -> Loaded:
-    """The target (or context) encoder and the predictor. Raises ValueError that lists what is missing or left over."""
+    """The target (or context) encoder and the predictor. Raises Refusal that lists what is missing or left over."""
     name = GROUPS[choice.encoder]
     if name not in contents.groups:
         found = listed([group or "(tensors without a dictionary)" for group in contents.groups])
-        raise ValueError(f"encoder={choice.encoder!r}: {contents.path} has no {name}, only {found}")
+        raise Refusal(f"encoder={choice.encoder!r}: {contents.path} has no {name}, only {found}")
     vit = Vit(contents, lambda groups: unwrapped(groups[name]))
     where = f"{contents.path}, {name}"
     config = infer_config(vit.tensors(), choice.heads, where)
@@ -132,11 +133,11 @@ def _predictor_config(tensors: Mapping[str, Tensor], encoder: EncoderConfig, whe
     """From the shapes; it has as many heads as its encoder in the released code."""
     needed = ["predictor_embed.weight", PREDICTOR_TABLE, "predictor_blocks.0.mlp.fc1.weight"]
     if missing := [name for name in needed if name not in tensors]:
-        raise ValueError(f"{where}: missing {listed(missing)}")
+        raise Refusal(f"{where}: missing {listed(missing)}")
     embed, table, hidden = (tensors[name] for name in needed)
     grid, width = encoder.grid(), embed.shape[0]
     if table.ndim != 3 or not is_sincos(table, grid, False):
-        raise ValueError(
+        raise Refusal(
             f"{where}: {PREDICTOR_TABLE} {list(table.shape)} is not the fixed sin-cos table of the encoder's grid "
             f"of {grid[0]}x{grid[1]} patches, and only a predictor with that one can be read"
         )

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.weights.contents import Contents
 from openjepa.weights.loaded import Choice, Loaded
@@ -33,15 +34,15 @@ def recognize(contents: Contents) -> bool:
 
 
 def read(contents: Contents, choice: Choice) -> Loaded:
-    """Always ValueError: the graph is for other runtimes."""
-    raise ValueError(
+    """Always Refusal: the graph is for other runtimes."""
+    raise Refusal(
         f"{contents.path} is an ONNX graph, which runs in onnxruntime and cannot be loaded as an encoder; "
         "load what it was converted from"
     )
 
 
 def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
-    """`model.onnx` in `folder`, and for weights above 2 GB `model.onnx.data`. Raises ValueError where a package is missing."""
+    """`model.onnx` in `folder`, and for weights above 2 GB `model.onnx.data`. Raises Refusal where a package is missing."""
     check_packages()
     program = _exported(networks.encoder, networks.config.patch_size)
     model = program.model
@@ -60,12 +61,12 @@ def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
 
 
 def check_packages() -> None:
-    """ValueError where what writes ONNX is not installed."""
+    """Refusal where what writes ONNX is not installed."""
     for name in NEEDED:
         try:
             __import__(name)
         except ImportError:
-            raise ValueError(f"to='onnx' needs the package {name}: pip install 'openjepa[onnx]'") from None
+            raise Refusal(f"to='onnx' needs the package {name}: pip install 'openjepa[onnx]'") from None
 
 
 def _exported(network: torch.nn.Module, patch_size: int) -> Any:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from openjepa.models.blocks import hidden_width
+from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.weights.beside import beside, with_beside
 from openjepa.weights.contents import CONFIG_FILE, WEIGHTS_FILE, Contents, Groups
@@ -47,7 +48,7 @@ def recognize(contents: Contents) -> bool:
 def read(contents: Contents, choice: Choice) -> Loaded:
     """The encoder, and the predictor where openjepa has put one beside it.
 
-    Raises ValueError that lists what is missing or left over.
+    Raises Refusal that lists what is missing or left over.
     """
     refuse_context(contents, choice)
     settings, where = contents.settings or {}, str(contents.path)
@@ -84,7 +85,7 @@ def _model_args(settings: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     if not isinstance(args, Mapping):
         return {}
     if found := [name for name in ONE_WAY if args.get(name) is not None]:
-        raise ValueError(f"{where} says model_args.{found[0]} {args[found[0]]!r}; only timm's default can be read")
+        raise Refusal(f"{where} says model_args.{found[0]} {args[found[0]]!r}; only timm's default can be read")
     return args
 
 

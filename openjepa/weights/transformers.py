@@ -16,6 +16,7 @@ from torch import Tensor
 
 from openjepa.models.blocks import hidden_width
 from openjepa.models.vit import build_encoder
+from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.weights.beside import beside, with_beside
 from openjepa.weights.contents import CONFIG_FILE, WEIGHTS_FILE, Contents, Groups, read_settings, tensor_groups
@@ -56,7 +57,7 @@ def recognize(contents: Contents) -> bool:
 def read(contents: Contents, choice: Choice) -> Loaded:
     """The encoder, and the predictor where openjepa has put one beside it.
 
-    Raises ValueError for other models, and lists what is missing or left over.
+    Raises Refusal for other models, and lists what is missing or left over.
     """
     refuse_context(contents, choice)
     settings = contents.settings or {}
@@ -120,13 +121,13 @@ def _source(name: str) -> Source:
 def _config(settings: Mapping[str, Any], contents: Contents) -> EncoderConfig:
     path = contents.path / CONFIG_FILE
     if settings["model_type"] not in MODELS:
-        raise ValueError(
+        raise Refusal(
             f"{path} says model_type {settings['model_type']!r}; of Hugging Face's models only "
             f"{' and '.join(map(repr, MODELS))} can be read"
         )
     needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size", "patch_size")
     if missing := [name for name in needed if name not in settings]:
-        raise ValueError(f"{path} lacks {', '.join(missing)}; download or export it again")
+        raise Refusal(f"{path} lacks {', '.join(missing)}; download or export it again")
     _check_fixed(settings, path)
     sizes = {name: _whole(settings[name], name, path) for name in needed if name != "image_size"}
     size = settings["image_size"]
@@ -153,15 +154,15 @@ def _with_pixels(config: EncoderConfig, folder: Path) -> EncoderConfig:
 
 
 def _check_fixed(settings: Mapping[str, Any], path: object) -> None:
-    """ValueError for what our encoder does in one way only."""
+    """Refusal for what our encoder does in one way only."""
     for name, usual in (("hidden_act", "gelu"), ("qkv_bias", True), ("num_channels", 3)):
         if settings.get(name, usual) != usual:
-            raise ValueError(f"{path} says {name} {settings[name]!r}; only {usual!r} can be read")
+            raise Refusal(f"{path} says {name} {settings[name]!r}; only {usual!r} can be read")
 
 
 def _whole(value: object, name: str, path: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{path} says {name} {value!r}, which is no whole number above 0; download or export it again")
+        raise Refusal(f"{path} says {name} {value!r}, which is no whole number above 0; download or export it again")
     return value
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from openjepa.models.positions import sincos_positions
 from openjepa.models.vit import VisionTransformer, build_encoder
+from openjepa.refusals import Refusal
 from openjepa.settings.models import SIZES, EncoderConfig, Size
 from openjepa.weights.contents import Contents, Groups, tensor_groups
 from openjepa.weights.filling import Plan, Source, fill, listed, weight_names
@@ -68,14 +69,14 @@ def infer_config(
     """The encoder's settings from the shapes of its tensors; pooled by the class token where there is one.
 
     `heads`: given by the user, or by the file. `image_size`: where a file says it (height and width); None: a square. Raises
-    ValueError where the tensors are no such encoder, or where nothing tells the heads.
+    Refusal where the tensors are no such encoder, or where nothing tells the heads.
     """
     needed = [PATCHES, TABLE, "blocks.0.mlp.fc1.weight"]
     if missing := [name for name in needed if name not in tensors]:
-        raise ValueError(f"{where} is no Vision Transformer that can be read: missing {listed(missing)}")
+        raise Refusal(f"{where} is no Vision Transformer that can be read: missing {listed(missing)}")
     patches, table, hidden = (tensors[name] for name in needed)
     if patches.ndim != 4 or patches.shape[1] != 3 or patches.shape[2] != patches.shape[3]:
-        raise ValueError(f"{where}: {PATCHES} {list(patches.shape)} does not embed square patches of 3 channels")
+        raise Refusal(f"{where}: {PATCHES} {list(patches.shape)} does not embed square patches of 3 channels")
     width, patch = patches.shape[0], patches.shape[2]
     has_token = TOKEN in tensors
     if image_size is None:
@@ -145,7 +146,7 @@ def _square_side(table: Tensor, width: int, has_token: bool, where: str) -> int:
     number = table.shape[1] - int(has_token) if table.ndim == 3 else 0
     side = math.isqrt(max(0, number))
     if number < 1 or side * side != number or table.shape[2] != width or not table.is_floating_point():
-        raise ValueError(
+        raise Refusal(
             f"{where}: {TABLE} {list(table.shape)} is no table of positions for a square of patches"
             f"{' and a class token' if has_token else ''} at width {width}"
         )
@@ -155,7 +156,7 @@ def _square_side(table: Tensor, width: int, has_token: bool, where: str) -> int:
 def _known_heads(width: int, where: str) -> int:
     if width not in HEADS:
         known = ", ".join(f"{name}: {number}" for name, number in HEADS.items())
-        raise ValueError(
+        raise Refusal(
             f"heads=None, but {where} has width {width}, which no published model has, and shapes do not tell the number of "
             f"attention heads: give it (heads=..., --heads; known by width: {known})"
         )

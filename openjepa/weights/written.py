@@ -12,6 +12,7 @@ from torch import Tensor
 from openjepa.models.positions import sincos_positions
 from openjepa.models.predictor import Predictor
 from openjepa.models.vit import VisionTransformer
+from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig, PredictorConfig
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -70,12 +71,12 @@ TRAITS = (
 
 
 def check_holds(name: str, config: EncoderConfig, formats: tuple[str, ...]) -> None:
-    """ValueError where the format `name` has no place for what the encoder has; names those of `formats` that have."""
+    """Refusal where the format `name` has no place for what the encoder has; names those of `formats` that have."""
     has = [(trait.words(config), trait.formats) for trait in TRAITS if trait.words(config)]
     lost = [words for words, holding in has if name not in holding]
     if lost:
         fitting = [item for item in formats if all(item in holding for _, holding in has)]
-        raise ValueError(
+        raise Refusal(
             f"to={name!r}: the encoder has {' and '.join(lost)}, which that format has no place for; "
             f"use {' or '.join(f'--to {item}' for item in fitting)}"
         )

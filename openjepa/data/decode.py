@@ -83,9 +83,9 @@ def _jpeg_size(data: bytes, header: jpeg.Header) -> tuple[int, int, str]:
         raise DecodeError(f"JPEG of {header.bits} bits per channel, which cannot be read: save it with 8")
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except KeyError as error:  # simplejpeg has no name for the colors
-        raise DecodeError(f"JPEG of {header.channels} channels of unknown colors") from error
-    except ValueError as error:
+    except (KeyError, ValueError) as error:
+        if header.channels not in (1, 3, 4):
+            raise DecodeError(f"JPEG of {header.channels} channels, which cannot be read") from error
         raise DecodeError(f"damaged JPEG header: {error}") from error
     _check_size(width, height)
     if header.frame in jpeg.LOSSLESS and colorspace not in ("RGB", "Gray"):

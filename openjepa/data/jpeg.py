@@ -21,8 +21,8 @@ _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 # A marker; what lies before it is no segment. Inside a scan zeros follow 0xFF bytes that are data, and restarts belong to it.
 _MARKER = re.compile(rb"\xff+[^\x00\xff]")
 _AFTER_SCAN = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
-_KEPT_FILL = (None, 0, 1, 2)
-"""How much of the equal bytes at the end of a scan may belong to it: all, or so many."""
+_FILL = 3
+"""So many equal bytes at the end of a scan are no accident."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,40 +56,40 @@ def read_header(data: bytes) -> Header:
 
 
 def mended(data: bytes) -> Iterator[bytes]:
-    """The file without faults that hide no pixel, in a few versions: if one of them decodes without a warning, all is there.
+    """The file without faults that hide no pixel, in two versions: if one of them decodes without a warning, all is there.
 
     The faults: an unknown version of JFIF, an unknown color transform of Adobe, parameters of a sequential scan that only
-    progressive ones have, bytes between segments, equal bytes after a scan (the decoder alone knows where it ends, so several
-    lengths are tried), no end marker. Bytes that differ from one another after a scan are not removed: a scan that is damaged
-    in its middle leaves such, too. Yields nothing if scans are missing.
+    progressive ones have, bytes between segments, no end marker, and in the second version equal bytes at the end of a scan (a
+    single one counts at the end of the last): only the decoder knows whether they belong to it. Bytes that differ from one
+    another stay: a scan that is damaged in its middle leaves such, too. Yields nothing if scans are missing, or if fill stands
+    in the place of the end.
     """
     header = read_header(data)
     pieces: list[bytes] = []
-    scans: list[tuple[int, bytes]] = []
+    scans: dict[int, bytes] = {}
     has_end = False
     for marker, start, end in _segments(data):
-        if marker == _END:
-            has_end = True
+        if has_end := marker == _END:
             break
         pieces.append(bytes([0xFF, marker]))
         if marker not in _BARE:
             pieces.append(struct.pack(">H", end - start + 2) + _known(marker, data[start:end], header))
         if marker == _SCAN:
             following = _AFTER_SCAN.search(data, end)
-            scans.append((len(pieces), data[end : following.start() if following else len(data)].rstrip(b"\xff")))
-            pieces.append(b"")
+            scans[len(pieces)] = data[end : following.start() if following else len(data)].rstrip(b"\xff")
+            pieces.append(scans[len(pieces)])
     if not scans or not _is_complete(data, header):
         return
-    if not has_end and len(scans[-1][1]) - len(_without_fill(scans[-1][1], 0)) > 2:
-        return  # filled instead of written to the end: the fill would be read as pixels
-    made: set[bytes] = set()
-    for kept in _KEPT_FILL if has_end else (None,):
-        for place, scan in scans:
-            pieces[place] = scan if kept is None else _without_fill(scan, kept)
-        version = b"".join([START, *pieces, b"\xff\xd9"])
-        if version not in made:
-            made.add(version)
-            yield version
+    last = max(scans)
+    bare = {place: _without_fill(scan, 1 if place == last else _FILL) for place, scan in scans.items()}
+    if has_end or scans[last] == _without_fill(scans[last], _FILL):
+        yield _joined(pieces)
+    if has_end:
+        yield _joined([bare.get(place, piece) for place, piece in enumerate(pieces)])
+
+
+def _joined(pieces: list[bytes]) -> bytes:
+    return b"".join([START, *pieces, bytes([0xFF, _END])])
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -128,12 +128,12 @@ def _known(marker: int, body: bytes, header: Header) -> bytes:
     return body
 
 
-def _without_fill(scan: bytes, kept: int) -> bytes:
-    """The data of a scan with at most `kept` of the equal bytes at its end."""
+def _without_fill(scan: bytes, shortest: int) -> bytes:
+    """The data of a scan without the equal bytes at its end, if they are at least `shortest`."""
     bare = scan.rstrip(scan[-1:])
     if bare.endswith(b"\xff"):  # a zero that marks the byte before it as data
         bare += b"\x00"
-    return scan[: len(bare) + kept]
+    return bare if len(scan) - len(bare) >= shortest else scan
 
 
 def _is_complete(data: bytes, header: Header) -> bool:

@@ -33,9 +33,11 @@ def read_tags(data: bytes) -> Mapping[int, Any] | None:
 
 
 def bits_of(tags: Mapping[int, Any]) -> tuple[int, ...]:
-    """Bits of each channel."""
+    """Bits of each channel that Pillow looks at: in separate planes it leaves out those that are said to mean nothing."""
     bits: tuple[int, ...] = tuple(tags.get(_BITS, (1,)))
-    return bits * int(tags.get(_CHANNELS, 1)) if len(bits) == 1 else bits
+    bits = bits * int(tags.get(_CHANNELS, 1)) if len(bits) == 1 else bits
+    extra = tags.get(_EXTRA, ())
+    return bits[: -len(extra)] if extra and not any(extra) and tags.get(_PLANES) == _SEPARATE else bits
 
 
 def describe(tags: Mapping[int, Any]) -> str:
@@ -50,7 +52,7 @@ def unread(tags: Mapping[int, Any]) -> str:
     """What to say of a file that Pillow does not know."""
     try:
         return f"TIFF with {describe(tags)}, which cannot be read"
-    except (TypeError, ValueError):
+    except (IndexError, TypeError, ValueError):
         return "damaged TIFF: its tags cannot be read"
 
 
@@ -63,12 +65,14 @@ def refusal(tags: Mapping[int, Any]) -> str | None:
 
 
 def _refusal(tags: Mapping[int, Any]) -> str | None:
-    bits, channels = bits_of(tags), int(tags.get(_CHANNELS, 1))
+    bits = bits_of(tags)
     for number in set(tags.get(_FORMAT, (_UNSIGNED,))) & set(_RANGELESS):
         return f"{_RANGELESS[number]} pixels, whose range is not known"
+    if not bits:
+        return None
     if max(bits) >= 32:
         return f"{max(bits)}-bit pixels, whose range is not known"
-    if channels > MAX_SAMPLESPERPIXEL:
+    if len(bits) > MAX_SAMPLESPERPIXEL:
         return f"{describe(tags)}: which of them to show is not known"
     if tags.get(_COLORS) == _GRAY_FROM_WHITE and max(bits) > 8:
         return f"{describe(tags)}, which Pillow shows as a negative"
@@ -89,6 +93,7 @@ def _misread_planes(tags: Mapping[int, Any], bits: tuple[int, ...]) -> bool:
     Compressed ones are read rightly, but for the alpha of gray and palette images.
     """
     if _is_plain(tags):
-        is_simple = set(bits) == {8} or bits == (1,)
-        return not is_simple or tags.get(_COLORS) == _GRAY_FROM_WHITE or tags.get(_FILL_ORDER, 1) != 1
+        colors = tags.get(_COLORS)
+        is_simple = (set(bits) == {8} and colors != _GRAY_FROM_WHITE) or (bits == (1,) and colors == _GRAY)
+        return not is_simple or tags.get(_FILL_ORDER, 1) != 1
     return tags.get(_COLORS) in (_GRAY, _PALETTE) and any(kind in _ALPHA for kind in tags.get(_EXTRA, ()))

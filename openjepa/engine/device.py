@@ -59,6 +59,19 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     return (values.pin_memory() if is_pageable else values).to(device, non_blocking=True)
 
 
+def synchronize(device: torch.device) -> None:
+    """Waits until `device` has done all it was given. A CPU does everything at once, so there is nothing to wait for.
+
+    Every timing of work on a device goes through here: GPUs of all makers return before their work is done.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    elif device.type == "xpu":
+        torch.xpu.synchronize(device)
+
+
 @contextmanager
 def keep_random_state(device: torch.device) -> Iterator[None]:
     """What is drawn inside from torch's own generators of the CPU and of `device` leaves their states as they were."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from openjepa.engine.device import autocast, peak_memory
+from openjepa.engine.device import autocast, peak_memory, synchronize
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,5 @@ def _run(left: torch.Tensor, right: torch.Tensor, repeats: int, device: torch.de
     start = time.perf_counter()
     for _ in range(repeats):
         torch.mm(left, right)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)
     return time.perf_counter() - start

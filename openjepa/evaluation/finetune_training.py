@@ -16,7 +16,7 @@ from openjepa.data.augmented import Augment, AugmentedBatch, LabeledViews, augme
 from openjepa.data.erasing import InTurn, RandomErasing
 from openjepa.data.randaugment import RandAugment
 from openjepa.data.workers import choose_workers
-from openjepa.engine.device import autocast, keep_random_state, seed_generator, to_device
+from openjepa.engine.device import autocast, keep_random_state, seed_generator, synchronize, to_device
 from openjepa.engine.display import Display
 from openjepa.engine.failures import advise_on_memory
 from openjepa.engine.finite import FiniteGuard, NotFinite
@@ -208,6 +208,7 @@ def train_classifier(
                 values = {"epoch": epoch, "loss": f"{loss.item():.4f}", "lr": f"{lr:.2e}", "img/s": f"{speed:.0f}"}
                 display.update(step + 1, values)
         guard.raise_if_bad()
+    synchronize(probe.device)
     unreadable = sorted(skipped.name for skipped in lost)
     return Trained(probe, classifier.eval(), rate, loss.item(), time.monotonic() - start, unreadable)
 

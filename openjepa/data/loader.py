@@ -11,13 +11,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from openjepa.data.batch_crops import crop_batch
-from openjepa.data.cache import MEMORY_SHARE, PixelCache, available_memory, build_cache
+from openjepa.data.cache import MEMORY_SHARE, PixelCache, build_cache
 from openjepa.data.chunks import Chunk, ChunkReader, ChunkResult, MaskDrawer
 from openjepa.data.colors import change_colors, draw_colors
 from openjepa.data.order import BatchPlan, Samples, list_steps, shard_steps
 from openjepa.data.skipping import check_usable
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.data.workers import available_cores, check_shared_memory, parallel_map
+from openjepa.memory import available_memory
 from openjepa.refusals import Refusal
 from openjepa.settings.data import DataSettings, HuggingFaceSettings
 from openjepa.types import Batch, BlockMasks, InputSpec, LoaderPosition, Masks

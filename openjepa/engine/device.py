@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from openjepa.memory import total_memory
 from openjepa.refusals import Refusal
 
 
@@ -127,10 +128,10 @@ def device_name(device: torch.device) -> str:
 
 
 def memory_limit(device: torch.device) -> int:
-    """Bytes of memory the device has in all."""
+    """Bytes of memory the device has in all; on a CPU those that this process may have."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return total_memory()
 
 
 def peak_memory(device: torch.device) -> int:

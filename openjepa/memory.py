@@ -84,7 +84,7 @@ def _folders(root: Path) -> Iterator[tuple[Path, _Version]]:
 
 def _own_paths(root: Path) -> dict[str, str]:
     """The path of this process's group in each tree; version 2 has the name ""."""
-    paths = {}
+    paths: dict[str, str] = {}
     for line in _text(root / "proc/self/cgroup").splitlines():  # as in 0::/user.slice and 4:memory:/docker/0123
         number, names, path = line.split(":", maxsplit=2)
         paths |= {"": path} if (number, names) == ("0", "") else dict.fromkeys(names.split(","), path)

@@ -12,7 +12,7 @@ import pytest
 from openjepa.conversion import convert as module
 from openjepa.conversion.convert import convert
 from openjepa.settings.conversion import ConvertSettings
-from openjepa.whole_files import whole_folder
+from openjepa.whole_files import place, whole_folder
 from tests.test_conversion import names, run_folder
 
 

@@ -13,7 +13,7 @@ from openjepa.data import open_splits
 from openjepa.data.loader import BatchPlan, TrainingLoader
 from openjepa.data.skipping import SkipLedger
 from openjepa.data.workers import choose_workers
-from openjepa.engine.checkpoint import TrainerState, latest_checkpoint, load_checkpoint, save_checkpoint
+from openjepa.engine.checkpoint import TrainerState, latest_checkpoint, load_checkpoint, save_checkpoint, set_broken_aside
 from openjepa.engine.device import autocast, keep_freed_memory, resolve_device, resolve_precision, set_threads
 from openjepa.engine.display import Counter, Display
 from openjepa.engine.failures import explain_memory, explain_not_finite
@@ -92,6 +92,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
         state = resume_point(folder, found, identity)
         start = begin(method, config, weights, found)
         del weights  # the method has copies
+        set_broken_aside(folder.checkpoints, found)
         outputs = Outputs(folder, method, sampler, device, precision, total_steps, splits, config.method.about, start)
         resources.enter_context(outputs.failure_noted())
         resources.enter_context(explain_memory(config))

@@ -29,7 +29,6 @@ from openjepa.engine.device import (
     set_threads,
     synchronize,
 )
-from openjepa.engine.estimate import matmul_rate
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
 from openjepa.engine.run_folder import environment
 from openjepa.masks import MASKS
@@ -153,6 +152,21 @@ def measure(work: Callable[[], object], device: torch.device) -> float:
     start = now(device)
     work()
     return now(device) - start
+
+
+def matmul_rate(device: torch.device, precision: str, size: int = 4096, seconds: float = 1.0) -> float:
+    """FLOP/s of a square matrix product, the yardstick of every speed this project reports; runs for about `seconds`."""
+    left, right = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
+    if precision == "bf16":
+        left, right = left.bfloat16(), right.bfloat16()
+
+    def multiply(repeats: int) -> float:
+        return measure(lambda: [torch.mm(left, right) for _ in range(repeats)], device)
+
+    with torch.no_grad():
+        multiply(1)
+        repeats = max(1, int(seconds / max(multiply(1), 1e-6)))
+        return repeats * 2 * size**3 / multiply(repeats)
 
 
 def one_threaded(work: Callable[[], object]) -> Callable[[], object]:

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "openjepa"
 TIERS = (
     ("refusals",),
     ("settings",),
-    ("types", "registry", "seeds", "ranges", "config", "distributed", "whole_files", "memory"),
+    ("types", "registry", "seeds", "ranges", "config", "distributed", "whole_files", "memory", "timings"),
     ("schedules", "checks", "evaluation_checks", "recipes", "measures"),
     ("ablations",),
     ("models", "masks", "data"),
@@ -45,6 +45,7 @@ TORCH_FREE = {
     "ranges",
     "whole_files",
     "memory",
+    "timings",
     "report",
     "arguments",
     "commands",

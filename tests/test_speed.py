@@ -10,7 +10,6 @@ import torch
 from openjepa import bench
 from openjepa.ablation import speed
 from openjepa.ablation.speed import measure_speeds
-from openjepa.engine import estimate
 from openjepa.engine.device import synchronize
 from openjepa.recipes import load_recipe
 from openjepa.recipes.matched import with_method
@@ -37,10 +36,6 @@ def test_every_timing_waits_for_the_device(waited: tuple[torch.device, list[floa
     timer = bench.PartTimer(device)
     timer.lap("part")
     assert len(moments) == 5
-    matrix = torch.ones(2, 2)
-    began = time.perf_counter()
-    assert 0 < estimate._run(matrix, matrix, 3, device) <= time.perf_counter() - began
-    assert len(moments) >= 6 and moments[-1] >= began
 
 
 def test_nothing_waits_for_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

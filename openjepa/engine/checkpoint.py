@@ -52,7 +52,9 @@ class TrainerState:
     position: LoaderPosition
     images_seen: int = 0
     seconds: float = 0.0
-    """Time spent training so far, interruptions not counted."""
+    """Time spent so far with looks and saving, interruptions not counted."""
+    step_seconds: float = 0.0
+    """Time of the steps alone, with their data path. 0 in checkpoints of older versions."""
     samples_skipped: int = 0
     """Samples that could not be read and were replaced."""
     identity: RunIdentity | None = None

@@ -67,6 +67,11 @@ class Monitor:
         every = self._config.monitor.every
         return every > 0 and step % every == 0
 
+    def looks_left(self, step: int, total_steps: int) -> int:
+        """Looks after `step`, of which one is after the last step."""
+        every = self._config.monitor.every
+        return 0 if every == 0 or step >= total_steps else -(-total_steps // every) - step // every
+
     def look(self, progress: Progress) -> None:
         """Measures, remembers and logs; on the main process only."""
         if self._config.monitor.every == 0 or not distributed.is_main():

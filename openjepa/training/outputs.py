@@ -125,7 +125,8 @@ class Outputs:
             "status": status,
             "step": state.step,
             "images_seen": state.images_seen,
-            "seconds": round(state.seconds, 2),
+            "seconds": round(state.seconds, 2),  # all, with looks and saving
+            "step_seconds": round(state.step_seconds, 2),  # steps with their data path
             "processes": distributed.world_size(),
             "train_images": None if state.identity is None else state.identity.num_images,
             "samples_skipped": state.samples_skipped,

@@ -139,10 +139,13 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
         )
         interrupts = resources.enter_context(Interrupts())
         resources.enter_context(explain_not_finite(config, loader.name))
-        with clock.aside("start" if found else "look"):
+        with clock.aside("start"):
             if found:
                 outputs.export(state)  # a kill between the checkpoint and its export would leave older networks
-            else:
+            if state.step < total_steps:
+                monitor.prepare()
+        if not found:
+            with clock.aside("look"):
                 monitor.look(Progress(0, total_steps, steps_per_epoch, optim.schedule_stretch))
 
         for step in range(state.step, total_steps):

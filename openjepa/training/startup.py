@@ -13,7 +13,7 @@ from openjepa.engine.checkpoint import RunIdentity, TrainerState, read_state
 from openjepa.engine.device import device_name, memory_limit
 from openjepa.engine.display import format_count
 from openjepa.engine.estimate import Estimate, estimate
-from openjepa.engine.run_folder import RunFolder, weights_name
+from openjepa.engine.run_folder import RunFolder, read_json, weights_name
 from openjepa.engine.run_log import logged_step_seconds, logged_steps
 from openjepa.masks.base import MaskSampler, TokenShape
 from openjepa.methods import METHODS
@@ -128,8 +128,7 @@ def resume_point(folder: RunFolder, found: Path | None, identity: RunIdentity) -
         _check_identity(folder.path, state.identity, identity)
         for note in folder.notes:
             print(f"note: {note}")
-        known = state.step_seconds or logged_step_seconds(folder.path, state.step)
-        return replace(state, step_seconds=known)
+        return _with_seconds(state, folder.path)
     steps = logged_steps(folder.path)
     if (folder.path / "encoder").exists():
         raise Refusal(
@@ -140,6 +139,14 @@ def resume_point(folder: RunFolder, found: Path | None, identity: RunIdentity) -
     if steps:
         print(f"note: {folder.path} was stopped after step {steps}, before its first checkpoint: it starts from the beginning")
     return TrainerState(step=0, position=LoaderPosition(), identity=identity)
+
+
+def _with_seconds(state: TrainerState, path: Path) -> TrainerState:
+    """The time until the last session ended: the checkpoint was written before its own save was over."""
+    summary = read_json(path / "summary.json")
+    ended = summary.get("seconds", 0.0) if summary.get("step") == state.step else 0.0
+    steps = state.step_seconds or logged_step_seconds(path, state.step)
+    return replace(state, seconds=max(state.seconds, ended), step_seconds=steps)
 
 
 def _check_identity(path: Path, before: RunIdentity | None, now: RunIdentity) -> None:

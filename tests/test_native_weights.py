@@ -17,6 +17,7 @@ from openjepa.weights import filling
 from openjepa.weights.loading import Choice, load_any
 from openjepa.weights.native import load_encoder, load_predictor, save_network
 from openjepa.weights.written import position_table
+from openjepa.whole_files import place
 
 ENCODER = EncoderConfig(
     width=24,
@@ -57,7 +58,7 @@ def test_predictor_round_trip_with_extras(tmp_path: Path) -> None:
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     folder = tmp_path / "encoder"
-    (tmp_path / ".encoder.999999999.unfinished").mkdir()  # left by a run that was killed
+    (tmp_path / f".encoder.{place()}.999999999.unfinished").mkdir()  # left by a run that was killed
     for seed in (0, 1):
         torch.manual_seed(seed)
         encoder = build_encoder(ENCODER)

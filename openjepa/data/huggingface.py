@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from openjepa.data.cache import available_memory
 from openjepa.data.folder import existing_path
 from openjepa.data.skipping import check_usable
 from openjepa.data.source import ListSource, ShardSource, Splits
+from openjepa.memory import available_memory
 from openjepa.refusals import Refusal
 from openjepa.settings.data import HuggingFaceSettings
 

@@ -36,10 +36,13 @@ NetworkType = TypeVar("NetworkType", bound=nn.Module)
 ConfigType = TypeVar("ConfigType", EncoderConfig, PredictorConfig)
 
 
-def save_network(folder: Path, export: Export) -> None:
-    """Writes a network, in fp32, as a folder that is complete at any moment it is seen; an older one there is replaced."""
+def save_network(folder: Path, export: Export, alone: bool = False) -> None:
+    """Writes a network, in fp32, as a folder that is complete at any moment it is seen; an older one there is replaced.
+
+    `alone`: as for `whole_folder`.
+    """
     config = _config_entries(export)
-    with whole_folder(folder) as unfinished:
+    with whole_folder(folder, alone) as unfinished:
         _write_files(unfinished, config, export.module, "float32")
 
 

@@ -160,7 +160,8 @@ def start_method(method: Method, config: RunConfig, weights: StartingWeights | N
     is_context = source is not weights.target
     if is_context:
         hashes["context_encoder"] = weights_hash(source.encoder)
-    notes = _notes(method, config, weights.target, new, unused)
+    notes = list(dict.fromkeys((*weights.target.notes, *source.notes)))
+    notes += _notes(method, config, weights.target, new, unused)
     predictor, theirs = method.exports().get("predictor"), weights.target.predictor
     if predictor is not None and theirs is not None and _start_predictor(predictor.module, theirs, notes):
         filled.append(predictor.module)

@@ -45,8 +45,8 @@ def _seen(contents: Contents) -> str:
     if contents.settings is not None:
         return f"has a config.json of no known format: it has {listed(sorted(contents.settings))}"
     shown = [
-        f"{name}: {listed(sorted(group)[:5])}, ..." if name else listed(sorted(group)[:5])
-        for name, group in contents.groups.items()
+        f"{name}: {listed(sorted(item.tensors)[:5])}, ..." if name else listed(sorted(item.tensors)[:5])
+        for name, item in contents.networks.items()
     ]
     known = "; ".join(f"{name}: {item.summary}" for name, item in FORMATS.items())
     return f"is of no known format. It holds {'; '.join(shown) or 'no tensors'}. Known: {known}"

@@ -27,6 +27,7 @@ CLASS_TOKENS = ("cls_token", "embeddings.cls_token")
 AVERAGED = frozenset({"teacher", "target", "momentum", "ema", "average", "averaged"})
 """Words that tell the moving average from the network that is trained by gradients."""
 MOST_SHOWN = 6
+"""Names that a note lists; of more tensors only the first parts of their names."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,11 @@ class Network:
         if self.inner:
             notes.append(f"{' and '.join(map(repr, self.inner))} inside names was cut")
         if self.beside:
-            tops = list(dict.fromkeys(name.split(".")[0] for name in self.beside))
-            more = f" and {len(tops) - MOST_SHOWN} more" if len(tops) > MOST_SHOWN else ""
+            is_few = len(self.beside) <= MOST_SHOWN
+            shown = self.beside if is_few else tuple(dict.fromkeys(name.split(".")[0] for name in self.beside))
+            more = f" and {len(shown) - MOST_SHOWN} more" if len(shown) > MOST_SHOWN else ""
             count = f"{len(self.beside)} tensor{'s' if len(self.beside) > 1 else ''}"
-            notes.append(f"not read: {', '.join(tops[:MOST_SHOWN])}{more} ({count} beside the encoder)")
+            notes.append(f"not read: {', '.join(shown[:MOST_SHOWN])}{more} ({count} beside the encoder)")
         return tuple(notes)
 
 

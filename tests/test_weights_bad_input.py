@@ -222,9 +222,6 @@ def test_config_json_of_no_format(text: str, tmp_path: Path) -> None:
 def test_names_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    assert hub.is_hub_name(Path("facebook/ijepa_vith14_1k"))
-    for name in ("runs/mistyped", "only-one", "a/b/c", "../x", "~/x", "/a/b"):
-        assert not hub.is_hub_name(Path(name))
     huggingface_hub = pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
     save_file(weights(), transformers_folder(tmp_path / "cached", model_type="swin") / "model.safetensors")
     asked = []

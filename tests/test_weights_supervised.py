@@ -15,7 +15,7 @@ from tests.test_weights_formats import HEADS, prefixed, transformers_folder, wei
 from tests.weights_written import CONFIGS, assert_same, encoder, networks, written
 
 CLASSIFIER = {"head.weight": torch.ones(10, 24), "head.bias": torch.ones(10)}
-SAID = "not read: head.weight, head.bias (2 tensors beside the encoder)"
+SAID = "not read: head.bias, head.weight (2 tensors beside the encoder)"
 
 # ------------------------------------------------------------------------------------------------------------ classifiers
 

@@ -152,7 +152,7 @@ def test_what_lies_beside_the_encoder_is_said(tmp_path: Path) -> None:
     assert torch.equal(found.encoder.norm.weight, weights()["norm.weight"])
     assert found.notes == (
         "the names in the file begin with 'student_backbone.vit.', which was cut",
-        "not read: head.0.weight, head.0.bias, metric.total (3 tensors beside the encoder)",
+        "not read: head.0.bias, head.0.weight, metric.total (3 tensors beside the encoder)",
     )
     encoder = openjepa.load(tmp_path / "a.ckpt", heads=3)
     assert encoder.notes == found.notes and "student_backbone.vit." in repr(encoder)

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from openjepa.hub_names import absent
 from openjepa.refusals import Refusal
 from openjepa.weights.plain_data import PLAIN_DATA
 from openjepa.weights.wrappers import Groups, Network, networks_in
@@ -75,7 +76,7 @@ def open_contents(path: Path) -> Contents:
     if path.is_dir():
         return Contents(path, read_settings(path / CONFIG_FILE), _opener(path, _open_folder))
     if not path.exists():
-        raise Refusal(f"{path} does not exist; name a run folder, an encoder folder or a file of weights")
+        raise Refusal(f"{path} {absent(path)}; name a run folder, an encoder folder or a file of weights")
     if path.name in (WEIGHTS_FILE, PICKLE_FILE) and (path.parent / CONFIG_FILE).is_file():
         return open_contents(path.parent)
     if path.suffix == ONNX_ENDING:  # a graph, no dictionary of weights: its format says so

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from openjepa.hub_names import hub_name
 from openjepa.refusals import Refusal
 from openjepa.weights import FORMATS
 from openjepa.weights.contents import Contents, open_contents
 from openjepa.weights.filling import listed
-from openjepa.weights.hub import download, is_hub_name
+from openjepa.weights.hub import download
 from openjepa.weights.loaded import Choice, Loaded
 
 __all__ = ["Choice", "Loaded", "load_any", "recognized"]
@@ -18,8 +19,8 @@ def load_any(path: Path | str, choice: Choice | None = None) -> Loaded:
     Raises Refusal where nothing is there, where it is of no known format or damaged, where keys are missing or left over
     (which it lists), and where `choice` does not fit. Nothing that the file holds is executed.
     """
-    place, choice = Path(path).expanduser(), choice or Choice()
-    contents = open_contents(download(str(path)) if is_hub_name(place) else place)
+    name, choice = hub_name(path), choice or Choice()
+    contents = open_contents(Path(path).expanduser() if name is None else download(name))
     loaded = FORMATS[recognized(contents)].load().read(contents, choice)
     if choice.heads not in (None, loaded.config.heads):
         raise Refusal(f"heads={choice.heads}, but {path} says itself that it has {loaded.config.heads}: leave heads out")

@@ -56,8 +56,8 @@ class Network:
         if self.inner:
             notes.append(f"{' and '.join(map(repr, self.inner))} inside names was cut")
         if self.beside:
-            is_few = len(self.beside) <= MOST_SHOWN
-            shown = self.beside if is_few else tuple(dict.fromkeys(name.split(".")[0] for name in self.beside))
+            names = sorted(self.beside)
+            shown = names if len(names) <= MOST_SHOWN else list(dict.fromkeys(name.split(".")[0] for name in names))
             more = f" and {len(shown) - MOST_SHOWN} more" if len(shown) > MOST_SHOWN else ""
             count = f"{len(self.beside)} tensor{'s' if len(self.beside) > 1 else ''}"
             notes.append(f"not read: {', '.join(shown[:MOST_SHOWN])}{more} ({count} beside the encoder)")

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "openjepa"
 TIERS = (
     ("refusals",),
     ("settings",),
-    ("types", "registry", "seeds", "ranges", "config", "distributed", "whole_files", "memory", "timings"),
+    ("types", "registry", "seeds", "ranges", "config", "distributed", "whole_files", "memory", "timings", "hub_names"),
     ("schedules", "checks", "evaluation_checks", "recipes", "measures"),
     ("ablations",),
     ("models", "masks", "data"),
@@ -46,6 +46,7 @@ TORCH_FREE = {
     "whole_files",
     "memory",
     "timings",
+    "hub_names",
     "report",
     "arguments",
     "commands",

@@ -3,26 +3,33 @@
 from pathlib import Path
 
 from openjepa.config import nearest
+from openjepa.hub_names import absent, hub_name
 from openjepa.refusals import Refusal
 from openjepa.settings.conversion import MARK
-from openjepa.weights.hub import is_hub_name
 from openjepa.whole_files import is_writable
 
 
 def check_subject(path: Path, *marks: str) -> None:
     """Refusal, with the nearest folder that would do, unless `path` is a folder that holds one of the files `marks`."""
+    _check_subject(path, marks, hub=False)
+
+
+def _check_subject(path: Path, marks: tuple[str, ...], hub: bool) -> None:
     if any((path / mark).is_file() for mark in marks):
         return
-    problem = f"{path} holds no {' or '.join(marks)}" if path.is_dir() else f"{path} does not exist"
     around = path if path.is_dir() else path.parent
     names = sorted({item.parent.name for mark in marks for item in around.glob(f"*/{mark}")})
-    raise Refusal(f"{problem}: {nearest(path.name, names) if names else 'name a folder that `openjepa train` has written'}")
+    problem = f"{path} holds no {' or '.join(marks)}" if path.exists() else f"{path} does not exist"
+    if names:
+        raise Refusal(f"{problem}: {nearest(path.name, names)}")
+    problem = problem if path.exists() else f"{path} {absent(path, hub)}"
+    raise Refusal(f"{problem}: name a folder that `openjepa train` has written")
 
 
 def check_evaluated(path: Path) -> None:
     """Refusal unless `path` may be a run, an encoder folder, a converted one, a file of weights or a name on the Hub."""
-    if not (path.is_file() or (path / MARK).is_file() or is_hub_name(path)):
-        check_subject(path, "config.yaml", "config.json")
+    if not (path.is_file() or (path / MARK).is_file() or hub_name(path) is not None):
+        _check_subject(path, ("config.yaml", "config.json"), hub=True)
 
 
 def check_output_file(path: Path | None, ending: str, any_ending: bool = True) -> None:

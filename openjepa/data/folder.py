@@ -1,6 +1,5 @@
 """A folder of images at any depth: flat and unlabeled or in class folders, with or without a split."""
 
-import difflib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from openjepa.data.skipping import check_usable
 from openjepa.data.source import ListSource, Splits
+from openjepa.hub_names import absent
 from openjepa.refusals import Refusal
 from openjepa.seeds import derive_samples
 from openjepa.settings.data import FolderSettings
@@ -95,20 +95,14 @@ def left_out(settings: FolderSettings) -> dict[str, FolderSource]:
     return {name: FolderSource(root / name, _below(files, name)) for name in names}
 
 
-def existing_path(path: str) -> Path:
-    """The path, or a Refusal that suggests the nearest folder that exists."""
+def existing_path(path: str, hub: bool = False) -> Path:
+    """The path, or a Refusal that suggests the nearest that exists. `hub`: whether a name on the Hub may be meant."""
     if not path:
         raise Refusal("data.path is not set: give the folder with your images (--data.path ~/photos)")
     folder = Path(path).expanduser()
     if folder.exists():
         return folder
-    parent = folder.parent
-    while not parent.is_dir():
-        folder, parent = parent, parent.parent
-    siblings = sorted(entry.name for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    near = difflib.get_close_matches(folder.name, siblings, n=1, cutoff=0.5)
-    hint = f"did you mean {str(parent / near[0])!r}?" if near else f"{str(parent)!r} exists and holds: {_few(siblings)}"
-    raise Refusal(f"data.path={path!r} does not exist; {hint}")
+    raise Refusal(f"data.path={path!r} {absent(path, hub)}")
 
 
 def _few(names: list[str], shown: int = 8) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from openjepa.data.folder import existing_path
 from openjepa.data.skipping import check_usable
 from openjepa.data.source import ListSource, ShardSource, Splits
+from openjepa.hub_names import hub_name
 from openjepa.memory import available_memory
 from openjepa.refusals import Refusal
 from openjepa.settings.data import HuggingFaceSettings
@@ -103,10 +104,9 @@ def _local_files(path: str) -> _LocalFiles | None:
         if not files:
             raise Refusal(f"data.path={path!r} matches no file")
         return _grouped(files, Path(os.path.commonpath([Path(file).parent for file in files])), path)
-    folder = Path(path).expanduser()
-    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+|[\w-]+", path) and not path.startswith("."):
+    if hub_name(path, one_part=True) is not None:
         return None
-    folder = existing_path(path)
+    folder = existing_path(path, hub=True)
     if folder.is_file():
         return _grouped([str(folder)], folder.parent, path)
     return _grouped(sorted(str(file) for file in folder.rglob("*") if file.suffix in BUILDERS), folder, path)
@@ -140,7 +140,7 @@ def _hub_splits(settings: HuggingFaceSettings) -> list[str]:
     from datasets import get_dataset_split_names
 
     try:
-        return list(get_dataset_split_names(settings.path, settings.subset))
+        return list(get_dataset_split_names(hub_name(settings.path, one_part=True), settings.subset))
     except Exception as error:  # the library and its connections raise many kinds
         raise Refusal(
             f"data.path={settings.path!r} is neither a folder here nor a data set on the Hub that can be reached "
@@ -207,7 +207,8 @@ def _load(settings: HuggingFaceSettings, local: _LocalFiles | None, split: str, 
     from datasets import load_dataset
 
     if local is None:
-        return load_dataset(settings.path, settings.subset, split=split, streaming=streaming)
+        name = hub_name(settings.path, one_part=True)
+        return load_dataset(name, settings.subset, split=split, streaming=streaming)
     return load_dataset(local.builder, data_files={split: local.splits[split]}, split=split, streaming=streaming)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from openjepa.data.folder import SUFFIXES
+from openjepa.data.folder_entries import SUFFIXES
 from openjepa.data.source import ListSource
 from openjepa.data.subset import ranks_in_class
 from openjepa.refusals import Refusal

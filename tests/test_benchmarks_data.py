@@ -199,5 +199,5 @@ def test_clevr(tmp_path: Path, folder: str) -> None:
     assert [values.tolist() for values in splits.extra_labels["count"]] == [[0, 7, 1], [1]]
     assert [values.tolist() for values in splits.extra_labels["distance"]] == [[1, 1, 1], [1]]
     (root / "images" / "val" / "CLEVR_val_000000.png").unlink()
-    with pytest.raises(ValueError, match=r"CLEVR_val_scenes\.json names 1 of 1 pictures that"):
+    with pytest.raises(ValueError, match=r"CLEVR_val_scenes\.json names 1 of 1 images that"):
         opened("clevr", tmp_path)

@@ -37,6 +37,34 @@ def test_places205_at_every_depth(tmp_path: Path, images: str, lists: str) -> No
     assert splits.description == "Places205: 6 images to train in 3 of its 205 classes, 6 to test"
 
 
+def absent_places(root: Path) -> str:
+    """Deletes an image; the list's words for it."""
+    (places205(root / "places205", "images256", ".") / "images256/b/bar/gsun_val0.jpg").unlink()
+    return r"val_places205\.csv names 1 of 6 images that .*images256 does not hold, for example b/bar/gsun_val0\.jpg"
+
+
+def absent_inat(root: Path) -> str:
+    (inat18(root / "inat18") / "train_val2018/Aves/11/val1.jpg").unlink()
+    return r"val2018\.json names 1 of 2 images that .*inat18 does not hold, for example train_val2018/Aves/11/val1\.jpg"
+
+
+@pytest.mark.parametrize(("name", "spoil"), [("places205", absent_places), ("inat18", absent_inat)])
+def test_a_listed_image_that_is_missing_is_as_an_empty_one(tmp_path: Path, name: str, spoil: Callable[[Path], str]) -> None:
+    """It stays in the list, is said at once, and whoever reads it gets an error of the file system, which is counted."""
+    with pytest.warns(
+        UserWarning, match=spoil(tmp_path) + r".*; they are skipped, and count as unreadable images do \(max_skipped\)"
+    ):
+        splits = opened(name, tmp_path)
+    assert splits.test is not None and len(splits.test) == (6 if name == "places205" else 2)
+    unreadable = []
+    for index in range(len(splits.test)):
+        try:
+            splits.test.read(index)
+        except OSError:
+            unreadable.append(splits.test.name(index))
+    assert unreadable == (["b/bar/gsun_val0.jpg"] if name == "places205" else ["train_val2018/Aves/11/val1.jpg"])
+
+
 def test_broken_places205_are_refused(tmp_path: Path) -> None:
     def fails(words: str) -> None:
         with pytest.raises(ValueError, match=words):
@@ -44,9 +72,6 @@ def test_broken_places205_are_refused(tmp_path: Path) -> None:
 
     root = places205(tmp_path / "places205", "images256", "trainvalsplit_places205")
     val = root / "trainvalsplit_places205" / "val_places205.csv"
-    for name in ("a/abbey/gsun_val1.jpg", "b/bar/gsun_val0.jpg"):
-        (root / "images256" / name).unlink()
-    fails(r"val_places205\.csv names 2 of 6 images that .*images256 does not hold, for example b/bar/gsun_val0\.jpg, a/abbey/g")
     for line in ("a/abbey/x.jpg", "a/abbey/x.jpg,0", "a/abbey/x.jpg -1"):
         write(val, f"a/abbey/gsun_val0.jpg 0\n{line}\n")
         fails(rf"val_places205\.csv, line 2: '{line}'; expected: a path and a class")
@@ -124,9 +149,9 @@ def test_broken_inat18_is_refused(tmp_path: Path) -> None:
             category_id=99
         ),
         r"val2018\.json is no annotation file .*KeyError: 'annotations'": lambda c: c.pop("annotations"),
-        r"names 1 of 2 images .*for example train_val2018/x\.jpg": lambda c: c["images"][1].update(
-            file_name="train_val2018/x.jpg"
-        ),
+        r"names 2 of 2 images .*for example train_val2018/x\.jpg, .*Expected: the listed images there": lambda c: [
+            image.update(file_name="train_val2018/x.jpg") for image in c["images"]
+        ],
     }
     for words, change in changes.items():
         val.write_text(whole)

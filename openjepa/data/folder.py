@@ -31,7 +31,8 @@ class FolderSource(ListSource):
         self, root: Path, files: list[str], labels: NDArray[np.int64] | None = None, class_names: tuple[str, ...] | None = None
     ) -> None:
         """`files`: paths below `root`."""
-        self._root = root
+        self.root = root
+        """The folder that the names start from."""
         # One string for all names: a million Python strings would be copied into each worker as soon as they are touched.
         encoded = [os.fsencode(file) for file in files]
         self._names = np.frombuffer(b"".join(encoded), dtype=np.uint8)
@@ -49,7 +50,7 @@ class FolderSource(ListSource):
 
     def path(self, index: int) -> Path:
         """Where a file lies."""
-        return self._root / self.name(index)
+        return self.root / self.name(index)
 
     def name(self, index: int) -> str:
         """Path of a file below the folder."""

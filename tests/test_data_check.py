@@ -9,7 +9,7 @@ import pytest
 
 from openjepa.cli import main
 from openjepa.data.folder import open_folder
-from openjepa.data.inspection import Finding, Outcome, inspect
+from openjepa.data.inspection import CheckedFile, Outcome, inspect
 from openjepa.data.loader import _patch_side
 from openjepa.masks import MASKS
 from openjepa.recipes import RECIPES, load_recipe
@@ -121,7 +121,7 @@ def test_every_file_of_a_folder_of_all_kinds_is_accounted_for(tmp_path: Path, ca
         assert line in lines
 
 
-def findings(settings: FolderSettings, min_side: int = 1) -> dict[str, Finding]:
+def findings(settings: FolderSettings, min_side: int = 1) -> dict[str, CheckedFile]:
     return {found.path: found for found in inspect(settings, open_folder(settings, 0), min_side)}
 
 

@@ -106,6 +106,16 @@ def test_two_folders_that_mean_the_same_split_are_refused(tmp_path: Path, first:
         opened(tmp_path)
 
 
+def test_a_labeled_training_split_alone_says_how_to_hold_out_a_part(tmp_path: Path) -> None:
+    put(tmp_path, *[f"train/{label}/{number}.png" for label in "ab" for number in range(5)], "test/1.png")
+    alone = opened(tmp_path)
+    words = (
+        f", none with labels to test on (--data.path '{tmp_path / 'train'}' holds out a part of each class); images in no split"
+    )
+    assert words in alone.description and len(names(alone.train)) == 10 and alone.test is None
+    assert len(names(opened(tmp_path / "train").test)) == 2
+
+
 def test_classes_that_differ_in_case_are_two_classes(tmp_path: Path) -> None:
     assert opened(put(tmp_path, "Cat/1.png", "cat/2.png", "dog/3.png")).train.class_names == ("Cat", "cat", "dog")
 

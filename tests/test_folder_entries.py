@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from openjepa.data.folder import open_folder
-from openjepa.data.folder_entries import Kind, walk
+from openjepa.data.folder_entries import EntryKind, walk
 from openjepa.data.service_folders import SERVICES
 from openjepa.data.source import Splits
 from openjepa.settings.data import FolderSettings
@@ -37,7 +37,7 @@ def names(splits: Splits) -> list[str]:
     )
 
 
-def kinds(root: Path, enter_all: bool = False) -> dict[str, Kind]:
+def kinds(root: Path, enter_all: bool = False) -> dict[str, EntryKind]:
     found = list(walk(root, enter_all))
     assert len(dict(found)) == len(found), "nothing comes twice"
     return dict(found)
@@ -60,7 +60,7 @@ def test_service_folders_are_left_out_and_counted(tmp_path: Path, folder: str) -
     assert names(splits) == ["a/1.png", "a/2.png", "b/3.png"] and splits.train.class_names == ("a", "b")
     last = folder.rpartition("/")[2]
     assert splits.description.endswith(f"; 2 service folders of other programs left out ({last})")
-    assert kinds(tmp_path, enter_all=True)[f"a/{folder}/1.png/THUMB_M.jpg"] is Kind.SERVICE_FOLDER
+    assert kinds(tmp_path, enter_all=True)[f"a/{folder}/1.png/THUMB_M.jpg"] is EntryKind.SERVICE_FOLDER
 
 
 def test_thumbnails_of_a_synology_never_reach_training(tmp_path: Path) -> None:
@@ -146,27 +146,31 @@ def again(root: Path) -> None:
     (root / "a" / "up").symlink_to(root)
 
 
-BAD: list[tuple[Callable[[Path], None], str, dict[str, Kind]]] = [
-    (to_itself, "1 link that cannot be followed left out (loop)", {"a/loop": Kind.BROKEN_LINK}),
-    (at_each_other, "2 links that cannot be followed left out (", {"left": Kind.BROKEN_LINK, "right": Kind.BROKEN_LINK}),
-    (to_nowhere, "1 link that cannot be followed left out (gone)", {"a/gone": Kind.BROKEN_LINK}),
-    (pipe, "1 pipe, socket or device left out (pipe.jpg)", {"a/pipe.jpg": Kind.SPECIAL_FILE}),
-    (link_to_pipe, "1 pipe, socket or device left out (pipe.jpg)", {"a/pipe.jpg": Kind.SPECIAL_FILE}),
-    (unix_socket, "1 pipe, socket or device left out (plug.png)", {"plug.png": Kind.SPECIAL_FILE}),
+BAD: list[tuple[Callable[[Path], None], str, dict[str, EntryKind]]] = [
+    (to_itself, "1 link that cannot be followed left out (loop)", {"a/loop": EntryKind.BROKEN_LINK}),
+    (
+        at_each_other,
+        "2 links that cannot be followed left out (",
+        {"left": EntryKind.BROKEN_LINK, "right": EntryKind.BROKEN_LINK},
+    ),
+    (to_nowhere, "1 link that cannot be followed left out (gone)", {"a/gone": EntryKind.BROKEN_LINK}),
+    (pipe, "1 pipe, socket or device left out (pipe.jpg)", {"a/pipe.jpg": EntryKind.SPECIAL_FILE}),
+    (link_to_pipe, "1 pipe, socket or device left out (pipe.jpg)", {"a/pipe.jpg": EntryKind.SPECIAL_FILE}),
+    (unix_socket, "1 pipe, socket or device left out (plug.png)", {"plug.png": EntryKind.SPECIAL_FILE}),
     (
         unread,
         "2 images of formats that are not read left out (",
-        {"a/x.HEIC": Kind.UNREAD_FORMAT, "a/y.cr2": Kind.UNREAD_FORMAT},
+        {"a/x.HEIC": EntryKind.UNREAD_FORMAT, "a/y.cr2": EntryKind.UNREAD_FORMAT},
     ),
-    (hidden, "2 hidden folders left out (", {".git/": Kind.HIDDEN_FOLDER, "a/.thumbnails/": Kind.HIDDEN_FOLDER}),
-    (again, "1 folder that was reached before left out (up)", {"a/up/": Kind.REPEATED_FOLDER}),
+    (hidden, "2 hidden folders left out (", {".git/": EntryKind.HIDDEN_FOLDER, "a/.thumbnails/": EntryKind.HIDDEN_FOLDER}),
+    (again, "1 folder that was reached before left out (up)", {"a/up/": EntryKind.REPEATED_FOLDER}),
 ]
 
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize(("make", "words", "expected"), BAD, ids=[make.__name__ for make, _, _ in BAD])
 def test_a_bad_entry_is_left_out_and_said(
-    tmp_path: Path, make: Callable[[Path], None], words: str, expected: dict[str, Kind]
+    tmp_path: Path, make: Callable[[Path], None], words: str, expected: dict[str, EntryKind]
 ) -> None:
     put(tmp_path, "a/1.png", "a/2.png", "b/3.png")
     make(tmp_path)

@@ -146,10 +146,10 @@ def data_check(argv: Sequence[str], prog: str) -> None:
     check_output_file(options.list, ".csv", any_ending=False, option="--list")
     min_side = _smallest_side(options)
     from openjepa.data import open_splits
-    from openjepa.data.inspection import Summary, csv_list, inspect, num_records
+    from openjepa.data.inspection import CheckSummary, csv_list, inspect, num_records
     from openjepa.engine.progress import progress
 
-    splits, summary = open_splits(options.data, options.seed), Summary()
+    splits, summary = open_splits(options.data, options.seed), CheckSummary()
     print(splits.description)
     with ExitStack() as resources:
         write = resources.enter_context(csv_list(options.list)) if options.list is not None else None

@@ -1,6 +1,7 @@
 """What the openers of benchmarks share: class folders, Parquet files, lists of images, and their errors."""
 
 import glob
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openjepa.data.folder import FolderSource, open_folder
-from openjepa.data.folder_entries import Kind, entries
+from openjepa.data.folder_entries import EntryKind, entries
 from openjepa.data.huggingface import open_huggingface, require_library
 from openjepa.data.image_lists import check_listed, examples
 from openjepa.data.skipping import check_usable
@@ -64,8 +65,11 @@ def class_folders(folder: Path, title: str) -> FolderSource:
         refuse(
             title, folder, "holds archives that are not unpacked", "one folder of images per class: unpack each archive there"
         )
-    source = open_folder(FolderSettings(path=str(folder), test_fraction=0.0), 0).train
+    opened = open_folder(FolderSettings(path=str(folder), test_fraction=0.0), 0)
+    source = opened.train
     assert isinstance(source, FolderSource)
+    for what in opened.left_out:
+        warnings.warn(f"{title}: {folder}: {what}", stacklevel=2)
     if source.labels is None:
         refuse(title, folder, "has images but not all of them in class folders", "two or more folders of images, one per class")
     return source
@@ -73,7 +77,7 @@ def class_folders(folder: Path, title: str) -> FolderSource:
 
 def is_flat(folder: Path) -> bool:
     """Whether images lie directly in a folder."""
-    return any(kind is Kind.IMAGE for _, kind in entries(folder))
+    return any(kind is EntryKind.IMAGE for _, kind in entries(folder))
 
 
 def number_as(train: FolderSource, test: FolderSource, place: Path) -> FolderSource:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from openjepa.data.folder_entries import SUFFIXES, Kind, OtherEntries, walk
+from openjepa.data.folder_entries import SUFFIXES, EntryKind, OtherEntries, walk
 from openjepa.data.image_lists import VAL_ANNOTATIONS, check_listed, read_val_annotations
 from openjepa.data.mask_folders import find_mask_folders
 from openjepa.data.skipping import check_usable
@@ -73,14 +73,14 @@ def open_folder(settings: FolderSettings, seed: int) -> Splits:
         raise Refusal(f"data.path={settings.path!r} is a file: give the folder that holds the images")
     root, files, others = _innermost(root)
     if not files:
-        found = "; ".join(others.described()) or "no files at all"
+        found = "; ".join([*others.ignored(), *others.left_out()]) or "no files at all"
         raise Refusal(f"data.path={settings.path!r} holds no images ({found}); known suffixes: " + " ".join(sorted(SUFFIXES)))
     opened = _split_folders(root, files) or _held_out(root, files, settings.test_fraction, seed)
     check_usable(opened.train, f"data.path={settings.path!r}")
     for masks in find_mask_folders(root, files):
         warnings.warn(masks.advice(root), stacklevel=2)
-    parts = [_description(root, opened), *others.described()]
-    return Splits(opened.train, opened.test, "; ".join(parts))
+    parts = [_description(root, opened), *others.ignored(), *others.left_out()]
+    return Splits(opened.train, opened.test, "; ".join(parts), left_out=tuple(others.left_out()))
 
 
 def left_out(settings: FolderSettings) -> dict[str, FolderSource]:
@@ -122,6 +122,8 @@ class _Opened:
     test: FolderSource | None = None
     unused: dict[str, list[str]] = field(default_factory=dict)
     """Images in neither, by the folder of their split."""
+    train_folder: Path | None = None
+    """The folder of the training split, if the folder is split already."""
 
 
 def _innermost(root: Path) -> tuple[Path, list[str], OtherEntries]:
@@ -132,7 +134,7 @@ def _innermost(root: Path) -> tuple[Path, list[str], OtherEntries]:
     files: list[str] = []
     others = OtherEntries()
     for path, kind in walk(root):
-        if kind is Kind.IMAGE:
+        if kind is EntryKind.IMAGE:
             files.append(path)
         else:
             others.add(path, kind)
@@ -165,7 +167,8 @@ def _split_folders(root: Path, files: list[str]) -> _Opened | None:
         test, rest[name] = _test_split(root / name, rest[name], train, trained[0])
         if test is not None:
             break
-    return _Opened(train, test, {name: unused for name, unused in sorted(rest.items()) if unused})
+    unused = {name: files for name, files in sorted(rest.items()) if files}
+    return _Opened(train, test, unused, root / trained[0])
 
 
 def _check_split(root: Path, files: list[str], trained: list[str], tested: list[str], others: list[str]) -> None:
@@ -276,4 +279,6 @@ def _description(root: Path, opened: _Opened) -> str:
     held = f", {len(test):,} to test" if test is not None else ""
     unused = ", ".join(f"{len(files):,} in {name}" for name, files in opened.unused.items())
     rest = f"; images in no split that is used: {unused}" if unused else ""
+    if test is None and train.labels is not None and opened.train_folder is not None:
+        held = f", none with labels to test on (--data.path {str(opened.train_folder)!r} holds out a part of each class)"
     return f"{root.name}: {len(train):,} images to train{classes}{held}{rest}"

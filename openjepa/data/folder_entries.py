@@ -19,7 +19,7 @@ UNREAD_SUFFIXES = frozenset(_CAMERA_SUFFIXES + _UNREAD_SUFFIXES)
 """Pictures that are not read: their owner would want to know that they are left out."""
 
 
-class Kind(Enum):
+class EntryKind(Enum):
     """What an entry of a folder is; the value says it in words, of one entry."""
 
     IMAGE = "image"
@@ -36,19 +36,19 @@ class Kind(Enum):
     UNREADABLE_FOLDER = "folder that cannot be read"
 
 
-_CLOSED = (Kind.HIDDEN_FOLDER, Kind.SERVICE_FOLDER)
+_CLOSED = (EntryKind.HIDDEN_FOLDER, EntryKind.SERVICE_FOLDER)
 """Folders that are not entered."""
-_FOLDERS = (Kind.FOLDER, *_CLOSED)
-_IGNORED = (Kind.OTHER_FILE, Kind.HIDDEN_FILE)
+_FOLDERS = (EntryKind.FOLDER, *_CLOSED)
+_IGNORED = (EntryKind.OTHER_FILE, EntryKind.HIDDEN_FILE)
 _PLURALS = {
-    Kind.UNREAD_FORMAT: ("image of a format that is not read", "images of formats that are not read"),
-    Kind.HIDDEN_FOLDER: ("hidden folder", "hidden folders"),
-    Kind.SERVICE_FOLDER: ("service folder of another program", "service folders of other programs"),
-    Kind.SERVICE_FILE: ("thumbnail of another program", "thumbnails of other programs"),
-    Kind.SPECIAL_FILE: ("pipe, socket or device", "pipes, sockets or devices"),
-    Kind.BROKEN_LINK: ("link that cannot be followed", "links that cannot be followed"),
-    Kind.REPEATED_FOLDER: ("folder that was reached before", "folders that were reached before"),
-    Kind.UNREADABLE_FOLDER: ("folder that cannot be read", "folders that cannot be read"),
+    EntryKind.UNREAD_FORMAT: ("image of a format that is not read", "images of formats that are not read"),
+    EntryKind.HIDDEN_FOLDER: ("hidden folder", "hidden folders"),
+    EntryKind.SERVICE_FOLDER: ("service folder of another program", "service folders of other programs"),
+    EntryKind.SERVICE_FILE: ("thumbnail of another program", "thumbnails of other programs"),
+    EntryKind.SPECIAL_FILE: ("pipe, socket or device", "pipes, sockets or devices"),
+    EntryKind.BROKEN_LINK: ("link that cannot be followed", "links that cannot be followed"),
+    EntryKind.REPEATED_FOLDER: ("folder that was reached before", "folders that were reached before"),
+    EntryKind.UNREADABLE_FOLDER: ("folder that cannot be read", "folders that cannot be read"),
 }
 NUM_EXAMPLES = 3
 
@@ -57,37 +57,36 @@ NUM_EXAMPLES = 3
 class OtherEntries:
     """Entries of a folder that are no images, counted by kind."""
 
-    counts: Counter[Kind] = field(default_factory=Counter)
-    examples: dict[Kind, list[str]] = field(default_factory=dict)
+    counts: Counter[EntryKind] = field(default_factory=Counter)
+    examples: dict[EntryKind, list[str]] = field(default_factory=dict)
     """A few different names of each kind; of unread formats the endings."""
 
-    def add(self, path: str, kind: Kind) -> None:
+    def add(self, path: str, kind: EntryKind) -> None:
         """Counts an entry."""
         self.counts[kind] += 1
         shown = self.examples.setdefault(kind, [])
         if kind in _IGNORED or len(shown) == NUM_EXAMPLES:
             return
         name = path.rstrip("/").rpartition("/")[2]
-        name = _suffix(name) if kind is Kind.UNREAD_FORMAT else name
+        name = _suffix(name) if kind is EntryKind.UNREAD_FORMAT else name
         if name not in shown:
             shown.append(name)
 
-    @property
-    def num_ignored(self) -> int:
-        """Files that are no images, as every folder has some."""
-        return sum(self.counts[kind] for kind in _IGNORED)
+    def ignored(self) -> list[str]:
+        """`2 other files ignored`: no images, as every folder has some. Empty if there are none."""
+        number = sum(self.counts[kind] for kind in _IGNORED)
+        return [f"{number:,} other {'file' if number == 1 else 'files'} ignored"] if number else []
 
-    def described(self) -> list[str]:
-        """In words, one part for each kind that is there: `2 other files ignored`."""
-        files = "other file" if self.num_ignored == 1 else "other files"
-        parts = [f"{self.num_ignored:,} {files} ignored"] if self.num_ignored else []
-        for kind, (one, many) in _PLURALS.items():
-            if number := self.counts[kind]:
-                parts.append(f"{number:,} {one if number == 1 else many} left out ({', '.join(self.examples[kind])})")
-        return parts
+    def left_out(self) -> list[str]:
+        """What an owner would want to know of, in words, one part for each kind that is there."""
+        return [
+            f"{number:,} {one if number == 1 else many} left out ({', '.join(self.examples[kind])})"
+            for kind, (one, many) in _PLURALS.items()
+            if (number := self.counts[kind])
+        ]
 
 
-def walk(root: Path, enter_all: bool = False) -> Iterator[tuple[str, Kind]]:
+def walk(root: Path, enter_all: bool = False) -> Iterator[tuple[str, EntryKind]]:
     """Path below `root` and kind of every file, and of every folder that is not entered (its path ends in a slash).
 
     Links to folders are followed, but no folder is entered twice. `enter_all`: instead of a hidden or a service folder, each
@@ -99,7 +98,7 @@ def walk(root: Path, enter_all: bool = False) -> Iterator[tuple[str, Kind]]:
     while waiting:
         folders = []
         for path, kind in entries(root, waiting.pop(), entered):
-            if kind is Kind.FOLDER:
+            if kind is EntryKind.FOLDER:
                 folders.append(path)
             elif enter_all and kind in _CLOSED:
                 yield from ((file, kind) for file in _files_inside(root, path))
@@ -113,7 +112,7 @@ def is_image_name(name: str) -> bool:
     return _suffix(name) in SUFFIXES
 
 
-def entries(root: Path, below: str = "", entered: set[tuple[int, int]] | None = None) -> Iterator[tuple[str, Kind]]:
+def entries(root: Path, below: str = "", entered: set[tuple[int, int]] | None = None) -> Iterator[tuple[str, EntryKind]]:
     """Path below `root` and kind of what lies directly in its folder `below`, if that is not among those `entered`."""
     folder = root / below
     name = folder.name
@@ -121,7 +120,7 @@ def entries(root: Path, below: str = "", entered: set[tuple[int, int]] | None = 
         status = folder.stat()
         identity = status.st_dev, status.st_ino
         if entered is not None and identity in entered:
-            yield below, Kind.REPEATED_FOLDER
+            yield below, EntryKind.REPEATED_FOLDER
             return
         if entered is not None:
             entered.add(identity)
@@ -132,33 +131,33 @@ def entries(root: Path, below: str = "", entered: set[tuple[int, int]] | None = 
     except OSError:
         if not below:
             raise
-        yield below, Kind.UNREADABLE_FOLDER
+        yield below, EntryKind.UNREADABLE_FOLDER
 
 
-def _kind(entry: os.DirEntry[str], parent: str) -> Kind:
+def _kind(entry: os.DirEntry[str], parent: str) -> EntryKind:
     """What an entry is. Nothing is opened: reading a pipe would wait for ever. Only links cost a look-up."""
     name = entry.name
     try:
         if entry.is_dir():
             if name.startswith("."):
-                return Kind.HIDDEN_FOLDER
-            return Kind.SERVICE_FOLDER if is_service_folder(name, parent) else Kind.FOLDER
+                return EntryKind.HIDDEN_FOLDER
+            return EntryKind.SERVICE_FOLDER if is_service_folder(name, parent) else EntryKind.FOLDER
         if entry.is_file():
             return _kind_of_file(name)
         entry.stat()
     except OSError:  # a link that leads nowhere or in a circle
         kind = _kind_of_file(name)
-        return Kind.BROKEN_LINK if kind in (Kind.OTHER_FILE, Kind.UNREAD_FORMAT) else kind
-    return Kind.SPECIAL_FILE
+        return EntryKind.BROKEN_LINK if kind in (EntryKind.OTHER_FILE, EntryKind.UNREAD_FORMAT) else kind
+    return EntryKind.SPECIAL_FILE
 
 
-def _kind_of_file(name: str) -> Kind:
+def _kind_of_file(name: str) -> EntryKind:
     if name.startswith("."):
-        return Kind.HIDDEN_FILE
+        return EntryKind.HIDDEN_FILE
     suffix = _suffix(name)
     if suffix in SUFFIXES:
-        return Kind.SERVICE_FILE if is_service_file(name) else Kind.IMAGE
-    return Kind.UNREAD_FORMAT if suffix in UNREAD_SUFFIXES else Kind.OTHER_FILE
+        return EntryKind.SERVICE_FILE if is_service_file(name) else EntryKind.IMAGE
+    return EntryKind.UNREAD_FORMAT if suffix in UNREAD_SUFFIXES else EntryKind.OTHER_FILE
 
 
 def _suffix(name: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from openjepa.data.decode import decode_image
 from openjepa.data.folder import FolderSource, existing_path
-from openjepa.data.folder_entries import Kind, walk
+from openjepa.data.folder_entries import EntryKind, walk
 from openjepa.data.skipping import check_side
 from openjepa.data.source import ListSource, ShardRecord, ShardSource, Splits
 from openjepa.data.subset import Subset
@@ -46,7 +46,7 @@ class Outcome(Enum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckedFile:
     """What becomes of one file; a row of the list."""
 
     path: str
@@ -69,12 +69,12 @@ class _Split:
     sides: list[int] = field(default_factory=list)
     """Short side of each usable image in pixels."""
     classes: Counter[str] = field(default_factory=Counter)
-    bad: list[Finding] = field(default_factory=list)
+    bad: list[CheckedFile] = field(default_factory=list)
     """The first images that cannot be used."""
 
 
 @dataclass
-class Summary:
+class CheckSummary:
     """What was found in all, counted."""
 
     splits: dict[str, _Split] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class Summary:
     """Files in no split, by outcome and reason."""
     examples: dict[tuple[Outcome, str], list[str]] = field(default_factory=dict)
 
-    def add(self, found: Finding) -> None:
+    def add(self, found: CheckedFile) -> None:
         """Counts a file."""
         if not found.split:
             self._add_other(found)
@@ -96,7 +96,7 @@ class Summary:
         elif len(split.bad) < MAX_LISTED:
             split.bad.append(found)
 
-    def _add_other(self, found: Finding) -> None:
+    def _add_other(self, found: CheckedFile) -> None:
         kind = found.outcome, found.reason
         self.others[kind] += 1
         shown = self.examples.setdefault(kind, [])
@@ -134,7 +134,7 @@ def num_records(splits: Splits) -> int | None:
     return None if any(isinstance(source, ShardSource) for source in sources) else sum(map(len, sources))
 
 
-def inspect(settings: DataSettings, splits: Splits, min_side: int) -> Iterator[Finding]:
+def inspect(settings: DataSettings, splits: Splits, min_side: int) -> Iterator[CheckedFile]:
     """What becomes of every record of the splits, each of which is read; of a folder, of every file in it.
 
     `min_side`: smaller images are not used, as training does not use those smaller than a patch.
@@ -151,18 +151,20 @@ def inspect(settings: DataSettings, splits: Splits, min_side: int) -> Iterator[F
         yield from _others(base, seen, splits.train)
 
 
-def _others(base: Path, seen: set[str], train: Source) -> Iterator[Finding]:
+def _others(base: Path, seen: set[str], train: Source) -> Iterator[CheckedFile]:
     """The files of a folder that no split has, by path."""
     drawn = train.whole if isinstance(train, Subset) else None
     for path, kind in sorted(walk(base, enter_all=True), key=itemgetter(0)):
-        if kind is not Kind.IMAGE:
-            yield Finding(path, Outcome.LEFT_OUT, reason=kind.value)
+        if kind is not EntryKind.IMAGE:
+            yield CheckedFile(path, Outcome.LEFT_OUT, reason=kind.value)
         elif path not in seen:
             is_beyond = isinstance(drawn, FolderSource) and (base / path).is_relative_to(drawn.root)
-            yield Finding(path, Outcome.UNUSED, reason="not among data.max_images" if is_beyond else "in no split that is used")
+            yield CheckedFile(
+                path, Outcome.UNUSED, reason="not among data.max_images" if is_beyond else "in no split that is used"
+            )
 
 
-def _read_all(source: Source, split: str, base: Path | None, min_side: int) -> Iterator[Finding]:
+def _read_all(source: Source, split: str, base: Path | None, min_side: int) -> Iterator[CheckedFile]:
     """Decodes every image of a split, in threads (decoders release Python's lock)."""
     records = _records(source)
     with ThreadPoolExecutor() as pool:
@@ -200,12 +202,12 @@ def _size(source: Source, record: Record, min_side: int) -> tuple[int, int] | st
         return str(error)
 
 
-def _finding(source: Source, record: Record, split: str, base: Path | None, outcome: tuple[int, int] | str) -> Finding:
+def _finding(source: Source, record: Record, split: str, base: Path | None, outcome: tuple[int, int] | str) -> CheckedFile:
     path, label = _path_and_label(source, record, base)
     class_name = "" if label is None else str(label if source.class_names is None else source.class_names[label])
     if isinstance(outcome, str):
-        return Finding(path, Outcome.SKIPPED, split, class_name, outcome)
-    return Finding(path, Outcome.USED, split, class_name, width=outcome[0], height=outcome[1])
+        return CheckedFile(path, Outcome.SKIPPED, split, class_name, outcome)
+    return CheckedFile(path, Outcome.USED, split, class_name, width=outcome[0], height=outcome[1])
 
 
 def _path_and_label(source: Source, record: Record, base: Path | None) -> tuple[str, int | None]:
@@ -221,9 +223,9 @@ def _path_and_label(source: Source, record: Record, base: Path | None) -> tuple[
 
 
 @contextmanager
-def csv_list(file: Path) -> Iterator[Callable[[Finding], None]]:
+def csv_list(file: Path) -> Iterator[Callable[[CheckedFile], None]]:
     """Writes findings, one a row, to a CSV file, which is whole or not there; names that are no text keep their bytes."""
-    names = [item.name for item in fields(Finding)]
+    names = [item.name for item in fields(CheckedFile)]
     with whole_file(file) as unfinished, unfinished.open("w", encoding="utf-8", errors="surrogateescape", newline="") as opened:
         writer = csv.writer(opened)
         writer.writerow(names)

@@ -2,6 +2,8 @@
 
 import csv
 import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -119,6 +121,17 @@ def test_every_file_of_a_folder_of_all_kinds_is_accounted_for(tmp_path: Path, ca
         f"every file: {listed}",
     ):
         assert line in lines
+
+
+def test_names_that_are_no_text_are_printed_on_any_terminal(tmp_path: Path) -> None:
+    put(tmp_path, "good.png", "caf\udce9.lrdata/1.png")
+    (tmp_path / "bad\udce9.png").write_bytes(b"text")
+    command = [sys.executable, "-m", "openjepa", "data", "check", "--data.path", str(tmp_path)]
+    for encoding in ("utf-8:strict", "ascii:strict"):
+        found = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": encoding})
+        assert found.returncode == 0, found.stderr
+        assert r"  cannot be used: bad\udce9.png: not an image" in found.stdout.splitlines()
+        assert r"1 service folder of another program left out (caf\udce9.lrdata)" in found.stdout
 
 
 def findings(settings: FolderSettings, min_side: int = 1) -> dict[str, CheckedFile]:

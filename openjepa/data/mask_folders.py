@@ -14,8 +14,8 @@ from pathlib import Path
 
 from PIL import Image
 
-SUFFIXES = (".png", ".gif", ".bmp", ".tif", ".tiff", ".pgm")
-"""Formats that keep classes exactly."""
+ENDINGS = frozenset({".png", ".gif", ".bmp", ".tif", "tiff", ".pgm"})
+"""Last four letters of the formats that keep classes exactly."""
 FORMATS = ("PNG", "JPEG", "MPO", "GIF", "BMP", "TIFF", "PPM", "WEBP")
 MASK_MODES = frozenset({"1", "L", "P", "I", "I;16"})
 """Pillow's names of one channel and of a palette."""
@@ -24,6 +24,8 @@ MARKS = ("_mask", "-mask", "_masks", "_seg", "_segmentation", "_gt", "_groundtru
 _MASK_WORDS = re.compile(r"mask|segm|trimap|ground.?truth|annot", re.IGNORECASE)
 MAX_FOLDERS = 16
 """Folders of which a header is opened."""
+NUM_FIRST = 64
+"""Files of a folder among which label maps are looked for by their names."""
 NUM_SAMPLED = 3
 """Label maps of a folder that are compared with their photos."""
 MAX_MATCHES = 8
@@ -82,19 +84,20 @@ def find_mask_folders(root: Path, files: Sequence[str]) -> list[MaskFolder]:
 
 def _candidates(files: Sequence[str]) -> dict[str, list[str]]:
     """A few files of a few folders that could be label maps; of a folder that has such, those whose names are marked."""
-    plain: dict[str, list[str]] = defaultdict(list)
-    marked: dict[str, list[str]] = defaultdict(list)
+    first: dict[str, list[str]] = defaultdict(list)
     for file in files:
-        if not file.endswith(SUFFIXES) and not file.lower().endswith(SUFFIXES):
-            continue
-        folder = file.rpartition("/")[0]
-        if len(plain[folder]) < NUM_SAMPLED:
-            plain[folder].append(file)
-        if file.rpartition(".")[0].lower().endswith(MARKS) and len(marked[folder]) < NUM_SAMPLED:
-            marked[folder].append(file)
-    found = list({**plain, **marked}.items())
-    step = max(1, -(-len(found) // MAX_FOLDERS))
-    return dict(found[::step])
+        if file[-4:].lower() in ENDINGS:
+            names = first[file[: file.rfind("/") + 1]]
+            if len(names) < NUM_FIRST:
+                names.append(file)
+    step = max(1, -(-len(first) // MAX_FOLDERS))
+    chosen = list(first.items())[::step]
+    return {folder.rstrip("/"): _sample(names) for folder, names in chosen}
+
+
+def _sample(names: list[str]) -> list[str]:
+    marked = [name for name in names if _stem(name).lower().endswith(MARKS)]
+    return (marked or names)[:NUM_SAMPLED]
 
 
 def _photo_stem(file: str) -> str:

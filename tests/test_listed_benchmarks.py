@@ -2,13 +2,19 @@
 
 import csv
 import json
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from openjepa.evaluation.suite_running import evaluate_suite
+from openjepa.types import Export
+from openjepa.weights.native import save_network
 from tests.benchmark_folders import opened, put, table, write
+from tests.test_running import CONFIG, SETTINGS, encoder
 
 PLACES = ("a/abbey", "a/apartment_building/outdoor", "b/bar")
 
@@ -169,3 +175,23 @@ def test_broken_inat18_is_refused(tmp_path: Path) -> None:
     (root / "train_val2018").rename(root / "pictures")
     with pytest.raises(ValueError, match=r"has none of the first images that train2018\.json names"):
         opened("inat18", tmp_path)
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(b"")], ids=["missing", "empty"])
+def test_a_suite_counts_a_missing_image_as_an_empty_one(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
+    root, wnids = tmp_path / "data" / "imagenet", ("n01440764", "n01443537")
+    put(root, *[f"train/{wnid}/{number}.JPEG" for wnid in wnids for number in range(12)])
+    files = [f"ILSVRC2012_val_{number:08d}" for number in range(1, 17)]
+    put(root, *[f"val/{file}.JPEG" for file in files])
+    write(root / "LOC_val_solution.csv", "".join(f"{file},{wnids[row % 2]} 1 2 3 4\n" for row, file in enumerate(files)))
+    for file in files[3:6]:
+        spoil(root / "val" / f"{file}.JPEG")
+    save_network(tmp_path / "mine", Export(CONFIG, encoder(1)))
+    settings = replace(SETTINGS, tasks=("imagenet1k",), baselines=(), protocols=("knn",), neighbors=(1,))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        (refused,) = evaluate_suite(tmp_path / "mine", "cached", root.parent, settings)
+        (result,) = evaluate_suite(tmp_path / "mine", "cached", root.parent, replace(settings, max_skipped=0.2), again=True)
+    assert "failed: 3 of the 16 images of the test split cannot be read" in str(refused.skipped)
+    assert result.num_test == 13 and result.dropped == {"train": 0, "test": 3} and "3 unreadable images" in result.departures
+    assert any("names 3 of 16 images" in str(item.message) for item in said) == (spoil is Path.unlink)

@@ -32,17 +32,17 @@ def check_evaluated(path: Path) -> None:
         _check_subject(path, ("config.yaml", "config.json"), hub=True)
 
 
-def check_output_file(path: Path | None, ending: str, any_ending: bool = True) -> None:
-    """Refusal: `--output` is a folder, lies in none or in one that cannot be written to, or has another ending."""
+def check_output_file(path: Path | None, ending: str, any_ending: bool = True, option: str = "--output") -> None:
+    """Refusal: the path that `option` gives is a folder, lies in none or in one without write access, or ends otherwise."""
     if path is None:
         return
     if path.is_dir():
-        raise Refusal(f"--output {path} is a folder: name a file, e.g. --output {path / f'openjepa{ending}'}")
+        raise Refusal(f"{option} {path} is a folder: name a file, e.g. {option} {path / f'openjepa{ending}'}")
     if not path.parent.is_dir():
-        raise Refusal(f"--output {path}: there is no folder {path.parent}; make it first, or name a file elsewhere")
+        raise Refusal(f"{option} {path}: there is no folder {path.parent}; make it first, or name a file elsewhere")
     if not any_ending and path.suffix.lower() != ending:
-        raise Refusal(f"--output {path} must end in {ending}, e.g. --output {path.with_suffix(ending)}")
-    _check_writable(path, path.parent)
+        raise Refusal(f"{option} {path} must end in {ending}, e.g. {option} {path.with_suffix(ending)}")
+    _check_writable(path, path.parent, option)
 
 
 def check_output_folder(path: Path) -> None:
@@ -50,9 +50,9 @@ def check_output_folder(path: Path) -> None:
     existing = next(item for item in (path, *path.parents) if item.exists())
     if not existing.is_dir():
         raise Refusal(f"--output {path}: {existing} is a file, but a folder is needed; name another one")
-    _check_writable(path, existing)
+    _check_writable(path, existing, "--output")
 
 
-def _check_writable(path: Path, folder: Path) -> None:
+def _check_writable(path: Path, folder: Path, option: str) -> None:
     if not is_writable(folder):
-        raise Refusal(f"--output {path}: {folder.absolute()} cannot be written to; name a place elsewhere")
+        raise Refusal(f"{option} {path}: {folder.absolute()} cannot be written to; name a place elsewhere")

@@ -20,6 +20,11 @@ class Subset(ListSource):
         self.labels = None if source.labels is None else source.labels[indices]
         self.class_names = source.class_names
 
+    @property
+    def whole(self) -> ListSource:
+        """The other list."""
+        return self._source
+
     def __len__(self) -> int:
         """Number of records."""
         return len(self._indices)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openjepa.data import huggingface, open_splits
+from openjepa.data import huggingface, open_splits, parquet
 from openjepa.data.source import ListSource, ShardSource, Splits
 from openjepa.settings.data import HuggingFaceSettings
 from tests.images import shape_image
@@ -131,7 +131,7 @@ def test_a_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.M
 def test_large_files_are_mapped_and_hold_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_parquet(tmp_path / "train.parquet", range(7))
     write_parquet(tmp_path / "test.parquet", range(7, 9))
-    monkeypatch.setattr(huggingface, "IN_MEMORY_SHARE", 0.0)
+    monkeypatch.setattr(parquet, "IN_MEMORY_SHARE", 0.0)
     splits = opened(tmp_path)
     train = check(splits.train, range(7))
     check(splits.test, range(7, 9))
@@ -141,7 +141,7 @@ def test_large_files_are_mapped_and_hold_the_same(tmp_path: Path, monkeypatch: p
 
 def test_lists_in_memory_travel_without_their_pixels(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", range(7))
-    train = check(opened(tmp_path).train, range(7))
+    train = check(opened(tmp_path, test_fraction=0.0).train, range(7))
     assert len(pickle.dumps(train)) < len(png(0)) * 2
     check(pickle.loads(pickle.dumps(train)), range(7))
 
@@ -168,7 +168,7 @@ def write_tar(file: Path, seeds: range) -> None:
 def test_webdataset_tars_as_a_list_and_as_a_stream(tmp_path: Path) -> None:
     write_tar(tmp_path / "train-0.tar", range(4))
     write_tar(tmp_path / "train-1.tar", range(4, 9))
-    train = check(opened(tmp_path).train, range(9))
+    train = check(opened(tmp_path, test_fraction=0.0).train, range(9))
     assert np.array_equal(train.labels, np.arange(9) % 2)
     stream = opened(tmp_path, streaming=True).train
     assert isinstance(stream, ShardSource) and len(stream) == 2

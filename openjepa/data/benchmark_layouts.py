@@ -115,7 +115,7 @@ def open_parquet_splits(title: str, root: Path, label_columns: tuple[str, ...], 
         raise Refusal(f"{files[0]} has no column {' or '.join(label_columns)}; it has {', '.join(names)}")
     depth = "*" if files[0].parent == root else "*/*"
     pattern = f"{glob.escape(str(root))}/{depth}.parquet"
-    splits = open_huggingface(HuggingFaceSettings(path=pattern, label_column=label), 0)
+    splits = open_huggingface(HuggingFaceSettings(path=pattern, label_column=label, test_fraction=0.0), 0)
     assert isinstance(splits.train, ListSource)
     if splits.test is None or splits.train.labels is None:
         expected = "files named as train and as test or validation, every row with a label"

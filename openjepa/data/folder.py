@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from openjepa.data.skipping import check_usable
 from openjepa.data.source import ListSource, Splits
+from openjepa.data.subset import held_out
 from openjepa.refusals import Refusal
-from openjepa.seeds import derive_samples
 from openjepa.settings.data import FolderSettings
 
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
@@ -218,21 +218,10 @@ def _labels(files: list[str], names: tuple[str, ...] | None) -> NDArray[np.int64
 
 def _held_out(root: Path, files: list[str], fraction: float, seed: int) -> tuple[FolderSource, FolderSource | None]:
     """All images, or with classes a split of each of them: the nearest whole number to its fraction, never all."""
-    if not 0 <= fraction < 1:
-        raise Refusal(f"data.test_fraction={fraction} must be at least 0 and less than 1")
     names = _class_names(files)
     labels = _labels(files, names)
-    if labels is None:
-        return FolderSource(root, files), None
-    # Sorted by class, then by a random key: the first of each class are held out.
-    keys = derive_samples("subset", seed, np.array([0]), np.arange(len(files)))
-    order = np.lexsort((keys, labels))
-    counts = np.bincount(labels)
-    num_held = np.minimum(np.floor(fraction * counts + 0.5).astype(np.int64), counts - 1)
-    rank_in_class = np.arange(len(files)) - np.repeat(np.cumsum(counts) - counts, counts)
-    is_held = np.zeros(len(files), dtype=np.bool_)
-    is_held[order] = rank_in_class < num_held[labels[order]]
-    if not is_held.any():
+    is_held = held_out(labels, fraction, seed)
+    if labels is None or is_held is None:
         return FolderSource(root, files, labels, names), None
     parts = []
     for chosen in (np.flatnonzero(~is_held), np.flatnonzero(is_held)):

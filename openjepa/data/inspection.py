@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from openjepa.data.decode import decode_image
-from openjepa.data.source import ListSource, ShardSource, Splits
+from openjepa.data.source import NO_LABEL, ListSource, ShardRecord, ShardSource, Splits
 
 MAX_LISTED = 20
 CHUNK = 256
@@ -46,8 +46,8 @@ def read_all(source: ListSource | ShardSource) -> Inspection:
     return found
 
 
-Record = int | tuple[str, bytes]
-"""Index in a list of records, or name and contents of a record of a shard."""
+Record = int | ShardRecord
+"""Index in a list of records, or a record of a shard."""
 
 
 def _records(source: ListSource | ShardSource) -> Iterator[Record]:
@@ -55,13 +55,12 @@ def _records(source: ListSource | ShardSource) -> Iterator[Record]:
         yield from range(len(source))
         return
     for shard in range(len(source)):
-        for record in source.read_shard(shard):
-            yield record.name, record.data
+        yield from source.read_shard(shard)
 
 
 def _name(source: ListSource | ShardSource, record: Record) -> str:
-    if isinstance(record, tuple):
-        return record[0]
+    if isinstance(record, ShardRecord):
+        return record.name
     assert isinstance(source, ListSource)
     return source.name(record)
 
@@ -69,8 +68,8 @@ def _name(source: ListSource | ShardSource, record: Record) -> str:
 def _outcome(source: ListSource | ShardSource, record: Record) -> int | str:
     """Short side of the image, or why it cannot be used."""
     try:
-        if isinstance(record, tuple):
-            data = record[1]
+        if isinstance(record, ShardRecord):
+            data = record.read()
         else:
             assert isinstance(source, ListSource)
             data = source.read(record)
@@ -85,10 +84,18 @@ def _lines(name: str, source: ListSource | ShardSource, found: Inspection) -> It
     yield f"{name}: {len(sides)} of {found.num_images} images can be used"
     if sides:
         yield f"  short side: {sides[0]} to {sides[-1]} pixels, median {sides[len(sides) // 2]}"
-    if isinstance(source, ListSource) and source.labels is not None:
-        counts = Counter(source.labels.tolist())
-        yield f"  {len(counts)} classes with {min(counts.values())} to {max(counts.values())} images"
+    if isinstance(source, ListSource) and source.is_labeled:
+        yield _class_sizes(source)
     for bad, reason in found.bad[:MAX_LISTED]:
         yield f"  cannot be used: {bad}: {reason}"
     if len(found.bad) > MAX_LISTED:
         yield f"  and {len(found.bad) - MAX_LISTED} more"
+
+
+def _class_sizes(source: ListSource) -> str:
+    labels = source.labels if source.labels is not None else source.partial_labels
+    assert labels is not None
+    counts = Counter(labels.tolist())
+    without = counts.pop(NO_LABEL, 0)
+    sizes = f"  {len(counts)} classes with {min(counts.values())} to {max(counts.values())} images"
+    return sizes + (f"; {without} images without a label" if without else "")

@@ -14,6 +14,7 @@ from openjepa.data.chunks import draw_masks
 from openjepa.data.evaluation import evaluation_batches
 from openjepa.data.loader import BatchPlan, TrainingLoader
 from openjepa.data.source import ListSource, Splits
+from openjepa.data.subset import for_probes
 from openjepa.engine.device import autocast
 from openjepa.engine.embedding import pooled_features
 from openjepa.engine.run_log import RunLog
@@ -57,7 +58,7 @@ class Monitor:
         looks = [_values(line) for line in log.read("monitor")]
         self._history = [CollapseStatistics(**{name: look[name] for name in _LOGGED}) for look in looks]
         self._warned, self._say = False, say
-        if config.monitor.knn and not _is_labeled(splits):
+        if config.monitor.knn and not splits.can_test:
             say("no online k-NN: this data has no labels or no test split")
         self.latest = looks[-1] if looks else {}
         """Values of the latest look."""
@@ -144,7 +145,7 @@ class Monitor:
         return predicted
 
     def _nearest_neighbors(self) -> dict[str, float]:
-        if not (self._config.monitor.knn and _is_labeled(self._splits)):
+        if not (self._config.monitor.knn and self._splits.can_test):
             return {}
         if self._labeled is None:
             self._labeled = _LabeledImages(self._config, self._splits)
@@ -159,12 +160,6 @@ class Monitor:
         return pooled_features(encoder.module, encoder.config, pixels, self._device, self._precision)
 
 
-def _is_labeled(splits: Splits) -> bool:
-    """Whether the online k-NN has labels to search and to be tested on."""
-    sources = (splits.train, splits.test)
-    return all(isinstance(source, ListSource) and source.labels is not None for source in sources)
-
-
 def _values(line: dict[str, Any]) -> dict[str, float]:
     """What was measured in a line of the log, where numbers that were not finite are null."""
     measured = {name: value for name, value in line.items() if name not in ("kind", "step", "epoch")}
@@ -175,6 +170,7 @@ class _LabeledImages:
     """A few labeled images of both splits, in the view of the evaluation."""
 
     def __init__(self, config: RunConfig, splits: Splits) -> None:
+        splits = for_probes(splits)
         assert isinstance(splits.train, ListSource) and splits.test is not None
         number = config.monitor.knn_images
         self.train, self.train_labels = _take(splits.train, number, config)

@@ -5,7 +5,7 @@ order and position in a stream are ours.
 """
 
 import importlib.util
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,7 +144,8 @@ class _Labeled:
 def _check_first(source: ShardSource) -> None:
     """Raises Refusal if none of the first records of a stream can be used."""
     first = ""
-    for record in islice(source.read_shard(0), NUM_CHECKED):
+    records = chain.from_iterable(source.read_shard(shard) for shard in range(len(source)))
+    for record in islice(records, NUM_CHECKED):
         try:
             decode_image(record.read())
             return

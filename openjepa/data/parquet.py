@@ -41,7 +41,7 @@ class ParquetReader(SplitReader):
         files, image = tuple(self._files[split]), self._columns(split).image
         needed = sum(uncompressed_bytes(file, [image]) for file in files)
         is_small = needed <= IN_MEMORY_SHARE * available_memory()
-        return ArrowSource(partial(read_rows if is_small else _mapped_rows, files, image), split)
+        return ArrowSource(partial(read_rows if is_small else mapped_rows, files, image), split)
 
     def label_column(self, split: str) -> LabelColumn | None:
         """The labels, from their column alone."""
@@ -103,7 +103,8 @@ def read_rows(files: tuple[str, ...], image: str) -> Iterator[ImageRows]:
                 yield ImageRows(batch.column(image), str(Path(file).parent))
 
 
-def _mapped_rows(files: tuple[str, ...], image: str) -> Iterator[ImageRows]:
+def mapped_rows(files: tuple[str, ...], image: str) -> Iterator[ImageRows]:
+    """The same from Arrow files in the cache, mapped into memory."""
     for file in files:
         arrow = prepared(Path(file), f"images {image}", partial(_write_images, file, image))
         with pa.memory_map(str(arrow)) as mapped:

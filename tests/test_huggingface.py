@@ -204,7 +204,7 @@ def test_rows_without_a_label_are_trained_on_but_no_probe_sees_them(tmp_path: Pa
     train = check(splits.train, range(6))
     assert train.labels is None and np.array_equal(train.partial_labels, [0, -1, 1, 0, -1, 1])
     assert splits.description.endswith(
-        "2 training images without a label, which probes leave out; 1 test images without a label, which probes leave out"
+        "2 training images without a label, which probes leave out; 1 test image without a label, which probes leave out"
     )
     probed = for_probes(splits)
     assert splits.can_test and isinstance(probed.train, ListSource) and probed.test is not None

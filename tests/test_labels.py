@@ -97,7 +97,8 @@ def test_catalogue_numbers_of_files_are_small_classes(tmp_path: Path) -> None:
     assert isinstance(splits.train, ListSource) and splits.test is not None
     assert splits.train.class_names == splits.test.class_names == ("7", "12", "4006381333", "4006381334")
     assert np.array_equal(splits.train.labels, [2, 3, 0] * 2) and np.array_equal(splits.test.labels, [0, 1, 2])
-    assert "1 test images are of classes without training images (12)" in splits.description
+    assert splits.remarks == ("1 test image of classes without training images (12), which probes get wrong",)
+    assert splits.description.endswith(splits.remarks[0])
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,9 @@ def open_huggingface(settings: HuggingFaceSettings, seed: int) -> Splits:
     elif (is_held := held_out(_classes(source), settings.test_fraction, seed)) is not None:
         train, test = Subset(source, np.flatnonzero(~is_held)), Subset(source, np.flatnonzero(is_held))
         how = " (held out of each class)"
-    return Splits(train, test, f"{settings.name()}: {_listed(train)}{_tested(test)}{how}{_remarks(train, test)}")
+    remarks = _remarks(train, test)
+    description = "; ".join([f"{settings.name()}: {_listed(train)}{_tested(test)}{how}", *remarks])
+    return Splits(train, test, description, remarks=remarks)
 
 
 def split_names(settings: HuggingFaceSettings) -> list[str]:
@@ -173,25 +175,27 @@ def _tested(test: ListSource | None) -> str:
     return "" if test is None else f", {len(test):,} to test"
 
 
-def _remarks(train: ListSource, test: ListSource | None) -> str:
+def _remarks(train: ListSource, test: ListSource | None) -> tuple[str, ...]:
     """What probes leave out, and what they cannot answer."""
-    remarks = ""
+    remarks = []
     for name, source in (("training", train), ("test", test)):
         if source is not None and source.partial_labels is not None:
             number = int((source.partial_labels == NO_LABEL).sum())
-            remarks += f"; {number:,} {name} images without a label, which probes leave out"
+            remarks.append(f"{_counted(number, name)} without a label, which probes leave out")
     known, asked = _classes(train), None if test is None else _classes(test)
     if known is None or asked is None:
-        return remarks
+        return tuple(remarks)
     is_new = ~np.isin(asked, known) & (asked != NO_LABEL)
-    classes = np.unique(asked[is_new]).tolist()
-    if not classes:
-        return remarks
-    names = train.class_names
-    shown = ", ".join([names[label] if names else str(label) for label in classes[:NUM_EXAMPLES]])
-    more = ", ..." if len(classes) > NUM_EXAMPLES else ""
-    number = f"{int(is_new.sum()):,}"
-    return f"{remarks}; {number} test images are of classes without training images ({shown}{more}), so probes get them wrong"
+    if classes := np.unique(asked[is_new]).tolist():
+        names = [train.class_names[label] if train.class_names else str(label) for label in classes[:NUM_EXAMPLES]]
+        shown = ", ".join(names) + (", ..." if len(classes) > NUM_EXAMPLES else "")
+        number = int(is_new.sum())
+        remarks.append(f"{_counted(number, 'test')} of classes without training images ({shown}), which probes get wrong")
+    return tuple(remarks)
+
+
+def _counted(number: int, split: str) -> str:
+    return f"{number:,} {split} image{'' if number == 1 else 's'}"
 
 
 def _classes(source: ListSource) -> NDArray[np.int64] | None:

@@ -12,6 +12,8 @@ from openjepa.data.source import NO_LABEL, ListSource
 from openjepa.refusals import Refusal
 
 Value = int | str
+LARGEST = 2**63 - 1
+"""Largest class number that arrays hold."""
 WHOLE_NUMBER = re.compile(r"[+-]?\d+")
 CANONICAL_NUMBER = re.compile(r"0|-?[1-9]\d*")
 """A number as programs write it: codes with zeros in front are words, so that `007` and `7` stay two classes."""
@@ -161,4 +163,4 @@ def stream_label(value: object) -> int | None:
     """The class of a record of a stream: a whole number from 0 on. Words have no number until all of them are known."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return int(value) if isinstance(value, int) and value >= 0 else None
+    return int(value) if isinstance(value, int) and 0 <= value <= LARGEST else None

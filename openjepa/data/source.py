@@ -96,6 +96,8 @@ class Splits:
     test: ListSource | None = None
     description: str = ""
     """One line for the report: what it is and how many images."""
+    remarks: tuple[str, ...] = ()
+    """What probes leave out or cannot answer, for the terminal; the description says it too."""
     extra_labels: Mapping[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=dict)
     """Further labelings of (train, test) by name: scenes have `count` and `distance`."""
     label_maps: Mapping[str, tuple[LabelMaps, LabelMaps]] = field(default_factory=dict)

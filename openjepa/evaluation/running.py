@@ -41,6 +41,8 @@ def evaluate_run(
             "or --suite and --data-root"
         )
     splits = for_probes(open_splits(found.data, found.seed))
+    for remark in splits.remarks:
+        say(f"note: {remark}")
     tasks = chosen_tasks(settings.tasks, splits)
     if settings.tasks:
         _check_labels(tasks, splits)

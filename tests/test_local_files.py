@@ -84,6 +84,8 @@ def test_patterns_still_work(tmp_path: Path) -> None:
     assert splits(f"{tmp_path}/**/*.tar") == {"train": ["train-0.tar", "train-1.tar", "train-2.tar"]}
     with pytest.raises(Refusal, match="matches no file"):
         splits(f"{tmp_path}/[x]/*.tar")
+    with pytest.raises(Refusal, match=r"part\*\*"):
+        splits(f"{tmp_path}/part**/*.tar")
 
 
 def test_hidden_files_are_left_out_and_endings_may_be_large(tmp_path: Path) -> None:

@@ -124,6 +124,38 @@ def test_what_cannot_be_read_names_its_file(tmp_path: Path) -> None:
             opened(tmp_path)
 
 
+def test_damage_is_one_unreadable_record_of_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "BATCH_ROWS", 2)
+    pq.write_table(pa.table({"image": IMAGES}), tmp_path / "train.parquet", row_group_size=2, compression="zstd")
+    damaged = bytearray((tmp_path / "train.parquet").read_bytes())
+    start = pq.read_metadata(tmp_path / "train.parquet").row_group(1).column(0).dictionary_page_offset
+    damaged[start : start + 20] = b"\xff" * 20
+    (tmp_path / "train.parquet").write_bytes(damaged)
+    with pytest.raises(Refusal, match=r"train.parquet cannot be read as Parquet"):
+        opened(tmp_path)
+    stream = opened(tmp_path, streaming=True).train
+    assert isinstance(stream, ShardSource)
+    *whole, last = stream.read_shard(0)
+    assert [record.read() for record in whole] == IMAGES[:2]
+    assert "train.parquet cannot be read as Parquet" in str(last.problem)
+
+
+def test_label_columns_hold_classes(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", range(3), declared=False, labels=[0.5, 1.0, 2.0])
+    train = check(opened(tmp_path).train, range(3))
+    assert train.labels is None and train.partial_labels is None
+    with pytest.raises(Refusal, match=r"data.label_column='label' holds no labels of the split 'train'"):
+        opened(tmp_path, label_column="label")
+
+
+def test_a_column_that_only_some_files_have_is_missed_when_mapped_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_parquet(tmp_path / "train-0.parquet", range(2))
+    pq.write_table(pa.table({"picture": IMAGES, "label": [0, 1, 0, 1]}), tmp_path / "train-1.parquet")
+    monkeypatch.setattr(parquet, "uncompressed_bytes", lambda file, names: 10**15)
+    with pytest.raises(Refusal, match=r"train-1.parquet has no column 'image'"):
+        opened(tmp_path)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_row_group_is_never_read_at_once(tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Arrow cannot hold a row group of structs with more than 2 GB; pieces of it are no larger than a limit."""

@@ -135,7 +135,7 @@ def test_where_labels_stand(tmp_path: Path, column: str | None, expected: list[i
 def test_a_label_that_is_nowhere_is_refused(tmp_path: Path) -> None:
     write_members(tmp_path / "a.tar", {"0.png": png(0), "0.json": b'{"species": [1]}', "1.png": png(1), "1.json": b"broken"})
     for column in ("cls", "json.species", "json"):
-        with pytest.raises(Refusal, match=rf"data.label_column='{column}' is in no sample of the split 'train'"):
+        with pytest.raises(Refusal, match=rf"data.label_column='{column}' holds no labels of the split 'train'"):
             opened(tmp_path, label_column=column)
 
 

@@ -98,6 +98,11 @@ class _Labeled:
         self._columns: dict[str, LabelColumn | None] = {}
         self.train = self._split(settings.train_split, "train_split")
         self.test = self._test_split()
+        if settings.label_column is not None and not settings.streaming and self._column(self.train) is None:
+            raise Refusal(
+                f"data.label_column={settings.label_column!r} holds no labels of the split {self.train!r}: classes are whole "
+                "numbers or words; of tars, name the ending of the files that hold one of them, or json.KEY"
+            )
         # of a stream the labels are not known before it is read: its numbers stay
         used = [self.train] if self.test is None else [self.train, self.test]
         used = [self.test or ""] if settings.streaming else used

@@ -53,7 +53,10 @@ def _matching(pattern: Path) -> list[Path]:
     root, parts = Path(pattern.anchor), list(pattern.parts[1 if pattern.anchor else 0 :])
     while len(parts) > 1 and (root / parts[0]).is_dir():
         root /= parts.pop(0)
-    return [file for file in root.glob("/".join(parts)) if file.is_file()]
+    try:
+        return [file for file in root.glob("/".join(parts)) if file.is_file()]
+    except ValueError as error:  # two stars within a name
+        raise Refusal(f"data.path={str(pattern)!r}: {error}") from error
 
 
 def _is_hidden(file: Path) -> bool:

@@ -50,10 +50,7 @@ class ParquetReader(SplitReader):
             return None
         title = f"data.label_column={columns.label!r} of the split {split!r}"
         parts = [_labels(file, columns.label) for file in self._files[split]]
-        column = from_arrow(title, _joined(parts, title), columns.class_names)
-        if column is None and self._settings.label_column is not None:
-            raise Refusal(f"{title} holds numbers that are not whole: classes are whole numbers or words")
-        return column
+        return from_arrow(title, _joined(parts, title), columns.class_names)
 
     def open_stream(self, split: str) -> ShardSource:
         """A shard for every file."""
@@ -78,28 +75,45 @@ def _group_bytes(group: Any, names: list[str]) -> int:
 
 @contextmanager
 def _opened(file: str) -> Iterator[Any]:
-    """The file, closed afterwards. Raises Refusal if it or its contents cannot be read."""
+    """The file, closed afterwards. Raises Refusal if it cannot be read."""
     try:
-        with pq.ParquetFile(file, memory_map=True) as parquet:
-            yield parquet
-    except pa.ArrowException as error:
-        raise Refusal(f"{file} cannot be read as Parquet ({error}): get it again, or move it away") from error
+        parquet = pq.ParquetFile(file, memory_map=True)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(file, error) from error
+    with parquet:
+        yield parquet
 
 
-def _batches(parquet: Any, name: str) -> Iterator[Any]:
+def _batches(file: str, parquet: Any, name: str) -> Iterator[Any]:
     """The rows of a column, few enough at a time: a row group as a whole may be more than Arrow can hold in one array."""
+    _type_of(file, parquet, name)
     groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
     largest = max((_group_bytes(group, [name]) // max(1, group.num_rows) for group in groups), default=0)
     rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, largest)))
-    yield from parquet.iter_batches(batch_size=rows, columns=[name])
+    try:
+        batches = parquet.iter_batches(batch_size=rows, columns=[name])
+        while (batch := next(batches, None)) is not None:
+            yield batch
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(file, error) from error
+
+
+def _type_of(file: str, parquet: Any, name: str) -> Any:
+    """The type of the values of a column. Raises Refusal if there is no such column."""
+    if name not in parquet.schema_arrow.names:
+        raise Refusal(f"{file} has no column {name!r}, as other files do; it has {parquet.schema_arrow.names}")
+    return value_type(parquet.schema_arrow.field(name).type)
+
+
+def _unreadable(file: str, error: Exception) -> Refusal:
+    return Refusal(f"{file} cannot be read as Parquet ({error}): get it again, or move it away")
 
 
 def read_rows(files: tuple[str, ...], image: str) -> Iterator[ImageRows]:
     """The image column of files, a few rows at a time."""
     for file in files:
         with _opened(file) as parquet:
-            _check_column(file, parquet, image)
-            for batch in _batches(parquet, image):
+            for batch in _batches(file, parquet, image):
                 yield ImageRows(batch.column(image), str(Path(file).parent))
 
 
@@ -116,25 +130,17 @@ def mapped_rows(files: tuple[str, ...], image: str) -> Iterator[ImageRows]:
 def _write_images(file: str, image: str, target: Path) -> None:
     """The image column of a Parquet file as an Arrow file, categories written out."""
     with _opened(file) as parquet:
-        _check_column(file, parquet, image)
-        kind = value_type(parquet.schema_arrow.field(image).type)
-        schema = pa.schema([(image, kind)])
+        schema = pa.schema([(image, _type_of(file, parquet, image))])
         with pa.ipc.new_file(str(target), schema) as writer:
-            for batch in _batches(parquet, image):
+            for batch in _batches(file, parquet, image):
                 writer.write_batch(pa.record_batch([decoded(batch.column(image))], schema=schema))
-
-
-def _check_column(file: str, parquet: Any, name: str) -> None:
-    if name not in parquet.schema_arrow.names:
-        raise Refusal(f"{file} has no column {name!r}, as other files do; it has {parquet.schema_arrow.names}")
 
 
 def _labels(file: str, name: str) -> Any:
     """The label column of a file, words as one type: there are several."""
     with _opened(file) as parquet:
-        _check_column(file, parquet, name)
-        kind = value_type(parquet.schema_arrow.field(name).type)
-        column = pa.chunked_array([decoded(batch.column(name)) for batch in parquet.iter_batches(columns=[name])], kind)
+        kind = _type_of(file, parquet, name)
+        column = pa.chunked_array([decoded(batch.column(name)) for batch in _batches(file, parquet, name)], kind)
         return column.cast(pa.large_string()) if is_text(kind) else column
 
 
@@ -150,8 +156,8 @@ def _joined(parts: list[Any], title: str) -> Any:
 
 def _first_values(file: str, name: str) -> list[str | None]:
     with _opened(file) as parquet:
-        batch = next(parquet.iter_batches(batch_size=NUM_EXAMPLES, columns=[name]), None)
-        return [] if batch is None else [value for value in batch.column(name).to_pylist()]
+        batch = next(_batches(file, parquet, name), None)
+        return [] if batch is None else [value for value in batch.column(name)[:NUM_EXAMPLES].to_pylist()]
 
 
 class ParquetShards(ShardSource):

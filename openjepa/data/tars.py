@@ -117,7 +117,6 @@ class TarReader(SplitReader):
         """The labels, as the index has them; `.cls` holds numbers if all are numbers."""
         words = [word for file in self._files[split] for word in self._index(file).column("label").to_pylist()]
         if not any(words):
-            self._check_label(split)
             return None
         numbers = WHOLE_NUMBER if self._fields.label is None else CANONICAL_NUMBER
         return from_words(f"data.label_column={self._fields.label or CLASS_FIELD!r} of the split {split!r}", words, numbers)
@@ -125,13 +124,6 @@ class TarReader(SplitReader):
     def open_stream(self, split: str) -> ShardSource:
         """A shard for every tar."""
         return TarShards(tuple(self._files[split]), self._fields, split)
-
-    def _check_label(self, split: str) -> None:
-        if self._settings.label_column is not None:
-            raise Refusal(
-                f"data.label_column={self._settings.label_column!r} is in no sample of the split {split!r}: give the ending "
-                "of the files that hold one number or word, or json.KEY"
-            )
 
     def _index(self, file: str) -> Any:
         """Names, places, labels and problems of the samples of a tar: read once, then kept in the cache."""

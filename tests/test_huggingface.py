@@ -1,67 +1,24 @@
-"""Parquet, WebDataset tars and streams through the `datasets` library; fixtures are written here."""
+"""Parquet and WebDataset tars as lists and streams, and which of their splits probes learn from and are tested on."""
 
-import io
-import json
 import os
 import pickle
-import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from openjepa.data import huggingface, open_splits
-from openjepa.data.source import ListSource, ShardSource, Splits
-from openjepa.settings.data import HuggingFaceSettings
-from tests.images import shape_image
+from openjepa.data import huggingface, open_splits, parquet
+from openjepa.data.source import ListSource, ShardSource
+from openjepa.data.subset import for_probes, held_out
+from openjepa.refusals import Refusal
+from openjepa.settings.data import FolderSettings, HuggingFaceSettings
+from tests.tables import NAMES, check, opened, pa, png, pq, write_parquet, write_tar
+from tests.tables import offline as offline
 
-pa = pytest.importorskip("pyarrow", reason="needs the extra `data`")
-pytest.importorskip("datasets", reason="needs the extra `data`")
-import pyarrow.parquet as pq  # noqa: E402
-
+pytestmark = pytest.mark.usefixtures("offline")
 DATA = Path(os.environ.get("OPENJEPA_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
-NAMES = ["square", "disk"]
-
-
-@pytest.fixture(autouse=True)
-def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network, and the library's cache in the test's own folder."""
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "library_cache")
-    datasets.disable_progress_bars()
-
-
-def png(seed: int) -> bytes:
-    buffer = io.BytesIO()
-    shape_image(seed, 16).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_parquet(file: Path, seeds: range, declared: bool = True, label: str = "label", words: bool = False) -> None:
-    """Images in the Hugging Face format; without `declared` as plain columns."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    images = [{"bytes": png(seed), "path": f"{seed}.png"} for seed in seeds]
-    labels = pa.array([NAMES[seed % 2] for seed in seeds]) if words else pa.array([seed % 2 for seed in seeds])
-    column = pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
-    table = pa.table({"image": column, label: labels})
-    if declared:
-        features = {"image": {"_type": "Image"}, label: {"_type": "ClassLabel", "names": NAMES}}
-        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    pq.write_table(table, file, row_group_size=3)
-
-
-def opened(path: Path | str, **settings: object) -> Splits:
-    return open_splits(HuggingFaceSettings(path=str(path), **settings), 0)  # type: ignore[arg-type]
-
-
-def check(source: object, seeds: range) -> ListSource:
-    """The source holds the images of these seeds in order."""
-    assert isinstance(source, ListSource) and len(source) == len(seeds)
-    assert [source.read(index) for index in range(len(source))] == [png(seed) for seed in seeds]
-    return source
 
 
 def test_files_belong_to_the_split_their_name_says(tmp_path: Path) -> None:
@@ -131,7 +88,7 @@ def test_a_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.M
 def test_large_files_are_mapped_and_hold_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_parquet(tmp_path / "train.parquet", range(7))
     write_parquet(tmp_path / "test.parquet", range(7, 9))
-    monkeypatch.setattr(huggingface, "IN_MEMORY_SHARE", 0.0)
+    monkeypatch.setattr(parquet, "IN_MEMORY_SHARE", 0.0)
     splits = opened(tmp_path)
     train = check(splits.train, range(7))
     check(splits.test, range(7, 9))
@@ -141,7 +98,7 @@ def test_large_files_are_mapped_and_hold_the_same(tmp_path: Path, monkeypatch: p
 
 def test_lists_in_memory_travel_without_their_pixels(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", range(7))
-    train = check(opened(tmp_path).train, range(7))
+    train = check(opened(tmp_path, test_fraction=0.0).train, range(7))
     assert len(pickle.dumps(train)) < len(png(0)) * 2
     check(pickle.loads(pickle.dumps(train)), range(7))
 
@@ -156,19 +113,10 @@ def test_rows_without_an_image_are_unreadable_not_fatal(tmp_path: Path) -> None:
             train.read(index)
 
 
-def write_tar(file: Path, seeds: range) -> None:
-    with tarfile.open(file, "w") as tar:
-        for seed in seeds:
-            for name, data in ((f"{seed:03d}.png", png(seed)), (f"{seed:03d}.cls", str(seed % 2).encode())):
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-
-
 def test_webdataset_tars_as_a_list_and_as_a_stream(tmp_path: Path) -> None:
     write_tar(tmp_path / "train-0.tar", range(4))
     write_tar(tmp_path / "train-1.tar", range(4, 9))
-    train = check(opened(tmp_path).train, range(9))
+    train = check(opened(tmp_path, test_fraction=0.0).train, range(9))
     assert np.array_equal(train.labels, np.arange(9) % 2)
     stream = opened(tmp_path, streaming=True).train
     assert isinstance(stream, ShardSource) and len(stream) == 2
@@ -196,6 +144,82 @@ def test_undeclared_columns_can_be_streamed_too(tmp_path: Path) -> None:
     source = opened(tmp_path, streaming=True).train
     assert isinstance(source, ShardSource)
     assert [record.data for record in source.read_shard(0)] == [png(seed) for seed in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "rest"),
+    [
+        ({"test_split": "train"}, r"choose one of \['test'\]"),
+        ({"test_split": "training"}, r"choose one of \['test'\]"),
+        ({"train_split": "test", "test_split": "testing"}, r"choose one of \['train'\]"),
+        ({"test_split": "train", "streaming": True}, r"choose one of \['test'\]"),
+    ],
+)
+def test_probes_are_never_tested_on_the_training_split(tmp_path: Path, settings: dict[str, object], rest: str) -> None:
+    write_parquet(tmp_path / "train.parquet", range(4))
+    write_parquet(tmp_path / "test.parquet", range(4))
+    with pytest.raises(Refusal, match=rf"data.test_split='{settings['test_split']}' is the training split.*{rest}"):
+        opened(tmp_path, **settings)
+
+
+def test_without_other_splits_the_refusal_says_what_to_type(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", range(4))
+    with pytest.raises(Refusal, match=r"leave it out, and data\.test_fraction of each class is held out"):
+        opened(tmp_path, test_split="train")
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_tar])
+def test_of_a_labeled_training_split_alone_the_same_part_is_held_out_as_of_a_folder(
+    tmp_path: Path, write: Callable[[Path, range], None]
+) -> None:
+    write(tmp_path / f"a.{'tar' if write is write_tar else 'parquet'}", range(30))
+    for number in range(30):
+        file = tmp_path / "folder" / NAMES[number % 2] / f"{number:03d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(png(number))
+    splits = opened(tmp_path / f"a.{'tar' if write is write_tar else 'parquet'}", test_fraction=0.3)
+    assert splits.test is not None and isinstance(splits.train, ListSource)
+    assert (len(splits.train), len(splits.test)) == (20, 10)
+    assert np.bincount(splits.test.labels).tolist() == [5, 5] and np.bincount(splits.train.labels).tolist() == [10, 10]
+    rows = [int(splits.test.name(index).split(" row ")[1].split()[0]) for index in range(10)]
+    labels = np.arange(30) % 2
+    assert np.flatnonzero(held_out(labels, 0.3, 0)).tolist() == rows
+    folder = open_splits(FolderSettings(path=str(tmp_path / "folder"), test_fraction=0.3), 0)
+    assert folder.test is not None and np.bincount(folder.test.labels).tolist() == [5, 5]
+    assert "20 images to train in 2 classes, 10 to test (held out of each class)" in splits.description
+
+
+def test_an_unlabeled_test_split_tests_nothing_so_a_part_is_held_out(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", range(10))
+    write_parquet(tmp_path / "test.parquet", range(4), labels=[-1] * 4)
+    splits = opened(tmp_path)
+    assert splits.test is not None and (len(splits.train), len(splits.test)) == (8, 2)
+    assert opened(tmp_path, test_fraction=0.0).test is None
+
+
+def test_rows_without_a_label_are_trained_on_but_no_probe_sees_them(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", range(6), labels=[0, None, 1, 0, None, 1])
+    write_parquet(tmp_path / "test.parquet", range(4), labels=[1, -1, 0, 1])
+    splits = opened(tmp_path)
+    train = check(splits.train, range(6))
+    assert train.labels is None and np.array_equal(train.partial_labels, [0, -1, 1, 0, -1, 1])
+    assert splits.description.endswith(
+        "2 training images without a label, which probes leave out; 1 test image without a label, which probes leave out"
+    )
+    probed = for_probes(splits)
+    assert splits.can_test and isinstance(probed.train, ListSource) and probed.test is not None
+    assert np.array_equal(probed.train.labels, [0, 1, 0, 1]) and np.array_equal(probed.test.labels, [1, 0, 1])
+    assert [probed.train.read(row) for row in range(4)] == [png(seed) for seed in (0, 2, 3, 5)]
+    assert [probed.test.read(row) for row in range(3)] == [png(seed) for seed in (0, 2, 3)]
+
+
+def test_other_splits_have_the_numbers_of_the_training_split(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", range(3), declared=False, labels=[900, 7, 900])
+    write_parquet(tmp_path / "test.parquet", range(2), declared=False, labels=[7, 900])
+    write_parquet(tmp_path / "val.parquet", range(3), declared=False, labels=[40, 900, 7])
+    other = huggingface.left_out(HuggingFaceSettings(path=str(tmp_path)))
+    assert list(other) == ["validation"] and np.array_equal(other["validation"].labels, [2, 1, 0])
+    assert other["validation"].class_names == ("7", "900", "40") and opened(tmp_path).train.class_names == ("7", "900")
 
 
 @pytest.mark.data

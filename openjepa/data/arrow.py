@@ -1,24 +1,26 @@
-"""Lists of images in Arrow tables, in memory or mapped from files."""
+"""Tables of images in Arrow's types: their columns, their rows, and lists of them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from openjepa.data.decode import DecodeError
+from openjepa.data.folder_entries import SUFFIXES
+from openjepa.data.labels import is_text, value_type
 from openjepa.data.source import ListSource
 from openjepa.refusals import Refusal
 from openjepa.settings.data import HuggingFaceSettings
 
 LABEL_NAMES = ("label", "labels", "cls")
-"""Integer columns that are taken for labels where the files declare no class label."""
+"""Columns of numbers or categories that are taken for labels if the files declare no class label."""
+NUM_EXAMPLES = 16
+"""Rows of a column of words that tell whether they are paths of images."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +30,24 @@ class Columns:
     image: str
     label: str | None
     class_names: tuple[str, ...] | None
-    """Names of the labels 0, 1, ... where the files declare them."""
+    """Names of the labels 0, 1, ... if the files declare them."""
 
 
-def choose_columns(schema: Any, settings: HuggingFaceSettings) -> Columns:
-    """The image and label columns of an Arrow schema, by its declared features or its types; Refusal where unclear."""
+def choose_columns(schema: Any, settings: HuggingFaceSettings, examples: Callable[[str], Sequence[str | None]]) -> Columns:
+    """The image and label columns of an Arrow schema, by its declared features or its types.
+
+    `examples(name)`: the first values of a column of words, which may be paths of images. Raises Refusal if it is unclear.
+    """
     features = declared_features(schema)
     names: list[str] = list(schema.names)
-    image = _chosen("image_column", settings.image_column, names, [n for n in names if _holds_images(schema, features, n)])
+    images = [name for name in names if _holds_images(schema, features, name)]
+    if not images and settings.image_column is None:
+        images = [name for name in names if is_text(value_type(schema.field(name).type)) and _are_paths(examples(name))]
+    image = _chosen("image_column", settings.image_column, names, images)
     if image is None:
         raise Refusal(f"data.path={settings.path!r} has no image column among {names}: name it with data.image_column")
     declared = [name for name in names if features.get(name, {}).get("_type") == "ClassLabel"]
-    usual = [name for name in LABEL_NAMES if name in names and pa.types.is_integer(schema.field(name).type)]
+    usual = [name for name in LABEL_NAMES if name in names and _may_be_classes(schema.field(name).type)]
     label = _chosen("label_column", settings.label_column, names, declared or usual[:1])
     class_names = features.get(label or "", {}).get("names")
     return Columns(image, label, tuple(class_names) if class_names else None)
@@ -53,18 +61,34 @@ def declared_features(schema: Any) -> dict[str, Any]:
 
 
 def _holds_images(schema: Any, features: dict[str, Any], name: str) -> bool:
-    kind = schema.field(name).type
+    kind = value_type(schema.field(name).type)
     is_encoded = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
     declared = features.get(name, {}).get("_type", "Value")  # plain bytes, or a struct without a type of its own, say nothing
     return declared in ("Image", "Value") and (is_encoded or _is_bytes(kind))
 
 
 def _is_bytes(kind: Any) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return bool(
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    )
+
+
+def _are_paths(values: Sequence[str | None]) -> bool:
+    """Whether there are words, and all of them are names of image files."""
+    words = [value for value in values if value]
+    return bool(words) and all("://" not in word and Path(word).suffix.lower() in SUFFIXES for word in words)
+
+
+def _may_be_classes(kind: Any) -> bool:
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    return bool(is_number or (pa.types.is_dictionary(kind) and (is_text(kind.value_type) or _may_be_classes(kind.value_type))))
 
 
 def _chosen(setting: str, given: str | None, names: list[str], candidates: list[str]) -> str | None:
-    """The given column, else the only candidate; None where there is none."""
+    """The given column, else the only candidate; None if there is none."""
     if given is not None and given not in names:
         raise Refusal(f"data.{setting}={given!r} is not a column; there are {names}")
     if given is None and len(candidates) > 1:
@@ -72,33 +96,72 @@ def _chosen(setting: str, given: str | None, names: list[str], candidates: list[
     return given or (candidates[0] if candidates else None)
 
 
+def decoded(column: Any) -> Any:
+    """An Arrow array with categories written out."""
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+class ImageRows:
+    """The image column of some rows: encoded images, paths of files, or both."""
+
+    def __init__(self, column: Any, folder: str = "") -> None:
+        """`column`: an Arrow array. `folder`: what relative paths start from. Raises Refusal for other types of columns."""
+        column = decoded(column)
+        self._length = len(column)
+        self._folder = folder
+        self._encoded: Any = None
+        self._paths: Any = None
+        if pa.types.is_struct(column.type):
+            fields = dict(zip([field.name for field in column.type], column.flatten(), strict=True))
+            self._encoded, self._paths = fields.get("bytes"), fields.get("path")
+        elif is_text(column.type):
+            self._paths = column
+        elif _is_bytes(column.type):
+            self._encoded = column
+        else:
+            raise Refusal(f"the image column holds {column.type}: images are bytes, or paths of files")
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self._length
+
+    def path(self, row: int) -> str | None:
+        """The path of an image as the table has it."""
+        path: str | None = None if self._paths is None else self._paths[row].as_py()
+        return path
+
+    def read(self, row: int) -> bytes:
+        """The encoded image; a row without bytes may name a file. Raises DecodeError or OSError if there is none."""
+        data: bytes | None = None if self._encoded is None else self._encoded[row].as_py()
+        if data is not None:
+            return data
+        path = self.path(row)
+        if not path:
+            raise DecodeError("the row has no image")
+        return (Path(self._folder) / path).read_bytes()
+
+
 class ArrowSource(ListSource):
     """Rows of a table. Worker processes that cannot inherit it open it again."""
 
-    def __init__(self, open_table: Callable[[], Any], columns: Columns, title: str) -> None:
-        """`open_table()` returns the pyarrow table; `title` is what its rows are called in messages."""
-        self._open_table = open_table
-        self._columns = columns
+    def __init__(self, open_rows: Callable[[], Iterable[ImageRows]], title: str) -> None:
+        """`open_rows()` gives the rows, piece by piece; `title` is what they are called in messages."""
+        self._open_rows = open_rows
         self._title = title
-        table = self._open()
-        self.labels, self.class_names = _labels(table, columns)
+        self._open()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the table."""
-        return {name: value for name, value in vars(self).items() if name not in ("_chunks", "_paths", "_firsts")}
+        """Everything but the images."""
+        return {name: value for name, value in vars(self).items() if name not in ("_pieces", "_firsts")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Opens the table again."""
         vars(self).update(state)
         self._open()
 
-    def _open(self) -> Any:
-        table = self._open_table()
-        pieces = [_bytes_and_paths(chunk) for chunk in table.column(self._columns.image).chunks if len(chunk)]
-        self._chunks = [encoded for encoded, _ in pieces]
-        self._paths = [paths for _, paths in pieces]
-        self._firsts: NDArray[np.int64] = np.cumsum([0] + [len(chunk) for chunk in self._chunks], dtype=np.int64)
-        return table
+    def _open(self) -> None:
+        self._pieces = [piece for piece in self._open_rows() if len(piece)]
+        self._firsts: NDArray[np.int64] = np.cumsum([0] + [len(piece) for piece in self._pieces], dtype=np.int64)
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -106,82 +169,21 @@ class ArrowSource(ListSource):
 
     def read(self, index: int) -> bytes:
         """The encoded image of a row; a row may also name a file."""
-        chunk, row = self._locate(index)
-        data: bytes | None = self._chunks[chunk][row].as_py()
-        if data is not None:
-            return data
-        path = self._path(chunk, row)
-        if path is None:
-            raise DecodeError("the row has no image")
-        return Path(path).read_bytes()
+        piece, row = self._locate(index)
+        return piece.read(row)
 
     def name(self, index: int) -> str:
-        """The row, and the path of the image where the table has it."""
-        path = self._path(*self._locate(index))
-        return f"{self._title} row {index}" + (f" ({path})" if path else "")
+        """The row, and the path of the image if the table has it."""
+        piece, row = self._locate(index)
+        return row_name(self._title, index, piece.path(row))
 
-    def renumber(self, class_names: tuple[str, ...]) -> None:
-        """Number the classes as in `class_names`, which must hold all of them."""
-        assert self.class_names is not None
-        unknown = sorted(set(self.class_names) - set(class_names))
-        if unknown:
-            raise Refusal(f"the split {self._title!r} has classes that the training split has not: {unknown[:8]}")
-        if self.labels is not None:
-            self.labels = np.array([class_names.index(name) for name in self.class_names], dtype=np.int64)[self.labels]
-        self.class_names = class_names
-
-    def _locate(self, index: int) -> tuple[int, int]:
+    def _locate(self, index: int) -> tuple[ImageRows, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"{self._title} has {len(self)} rows; there is no row {index}")
-        chunk = int(np.searchsorted(self._firsts, index, side="right")) - 1
-        return chunk, index - int(self._firsts[chunk])
-
-    def _path(self, chunk: int, row: int) -> str | None:
-        paths = self._paths[chunk]
-        path: str | None = None if paths is None else paths[row].as_py()
-        return path
+        piece = int(np.searchsorted(self._firsts, index, side="right")) - 1
+        return self._pieces[piece], index - int(self._firsts[piece])
 
 
-def _bytes_and_paths(chunk: Any) -> tuple[Any, Any]:
-    if not pa.types.is_struct(chunk.type):
-        return chunk, None
-    fields = dict(zip([field.name for field in chunk.type], chunk.flatten(), strict=True))
-    return fields["bytes"], fields.get("path")
-
-
-def _labels(table: Any, columns: Columns) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
-    """Labels and class names; None where there are none or not all rows have one (the library writes -1)."""
-    if columns.label is None:
-        return None, None
-    column = table.column(columns.label)
-    if column.null_count:
-        return None, columns.class_names
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        names, labels = np.unique(column.to_numpy(), return_inverse=True)
-        return labels.astype(np.int64), tuple(str(name) for name in names)
-    if not pa.types.is_integer(column.type):
-        raise Refusal(f"data.label_column={columns.label!r} holds {column.type}: classes are whole numbers or words")
-    labels = column.to_numpy().astype(np.int64)
-    return (None if len(labels) and labels.min() < 0 else labels), columns.class_names
-
-
-def read_parquet(files: tuple[str, ...], columns: Columns) -> Any:
-    """One table of the used columns of Parquet files, in memory."""
-    wanted = [columns.image] + ([columns.label] if columns.label else [])
-    return pa.concat_tables([pq.read_table(file, columns=wanted, memory_map=True) for file in files])
-
-
-def open_parquet(files: list[str], settings: HuggingFaceSettings, title: str) -> ArrowSource:
-    """The rows of Parquet files, read into memory."""
-    columns = choose_columns(pq.read_schema(files[0]), settings)
-    return ArrowSource(partial(read_parquet, tuple(files), columns), columns, title)
-
-
-def open_dataset(dataset: Any, settings: HuggingFaceSettings, title: str) -> ArrowSource:
-    """The rows of a `datasets.Dataset`, whose Arrow files are mapped into memory."""
-    columns = choose_columns(dataset.features.arrow_schema, settings)
-    return ArrowSource(partial(_table_of, dataset), columns, title)
-
-
-def _table_of(dataset: Any) -> Any:
-    return dataset.data.table
+def row_name(title: str, row: int, path: str | None) -> str:
+    """What a row is called in messages."""
+    return f"{title} row {row}" + (f" ({path})" if path else "")

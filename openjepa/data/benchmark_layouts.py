@@ -25,9 +25,12 @@ NUM_HELD = 8
 def labeled_splits(title: str, train: ListSource, test: ListSource, num_classes: int) -> Splits:
     """Both splits with a line that says what they hold, also where it is not the whole data set of `num_classes` classes.
 
-    Raises Refusal where none of the first images of a split can be read, or a split has classes that training has not.
+    Raises Refusal if none of the first images of a split can be read, a split has classes that training has not, or there are
+    more classes than there should be.
     """
     assert train.labels is not None and test.labels is not None
+    if (largest := max(train.labels.max(initial=0), test.labels.max(initial=0))) >= num_classes:
+        raise Refusal(f"{title}: an image has class {largest}, but there are only {num_classes:,} classes, numbered from 0 on")
     if unknown := sorted(set(np.unique(test.labels).tolist()) - set(np.unique(train.labels).tolist())):
         known = dict(enumerate(train.class_names or ()))
         names = [known.get(label, str(label)) for label in unknown]
@@ -112,7 +115,7 @@ def open_parquet_splits(title: str, root: Path, label_columns: tuple[str, ...], 
         raise Refusal(f"{files[0]} has no column {' or '.join(label_columns)}; it has {', '.join(names)}")
     depth = "*" if files[0].parent == root else "*/*"
     pattern = f"{glob.escape(str(root))}/{depth}.parquet"
-    splits = open_huggingface(HuggingFaceSettings(path=pattern, label_column=label), 0)
+    splits = open_huggingface(HuggingFaceSettings(path=pattern, label_column=label, test_fraction=0.0), 0)
     assert isinstance(splits.train, ListSource)
     if splits.test is None or splits.train.labels is None:
         expected = "files named as train and as test or validation, every row with a label"

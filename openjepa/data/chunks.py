@@ -171,10 +171,10 @@ class ChunkReader:
         return int(REDUCED_MARGIN * needed * min(size)) + 1
 
     def _read(self, chunk: Chunk, place: int) -> bytes:
-        if chunk.records is not None:
-            return chunk.records[place].data
-        assert isinstance(self.source, ListSource)
         try:
+            if chunk.records is not None:
+                return chunk.records[place].read()
+            assert isinstance(self.source, ListSource)
             return self.source.read(int(chunk.ids[place]))
         except ValueError as error:
             raise DecodeError(str(error)) from error

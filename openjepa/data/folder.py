@@ -14,9 +14,9 @@ from openjepa.data.image_lists import VAL_ANNOTATIONS, check_listed, read_val_an
 from openjepa.data.mask_folders import find_mask_folders
 from openjepa.data.skipping import check_usable
 from openjepa.data.source import ListSource, Splits
+from openjepa.data.subset import held_out
 from openjepa.hub_names import absent
 from openjepa.refusals import Refusal
-from openjepa.seeds import derive_samples
 from openjepa.settings.data import FolderSettings
 
 TRAIN_NAMES = ("train", "training")
@@ -245,21 +245,10 @@ def _labels(files: list[str], names: tuple[str, ...] | None) -> NDArray[np.int64
 
 def _held_out(root: Path, files: list[str], fraction: float, seed: int) -> _Opened:
     """All images, or with classes a split of each of them: the nearest whole number to its fraction, never all."""
-    if not 0 <= fraction < 1:
-        raise Refusal(f"data.test_fraction={fraction} must be at least 0 and less than 1")
     names = _class_names(files)
     labels = _labels(files, names)
-    if labels is None:
-        return _Opened(FolderSource(root, files))
-    # Sorted by class, then by a random key: the first of each class are held out.
-    keys = derive_samples("subset", seed, np.array([0]), np.arange(len(files)))
-    order = np.lexsort((keys, labels))
-    counts = np.bincount(labels)
-    num_held = np.minimum(np.floor(fraction * counts + 0.5).astype(np.int64), counts - 1)
-    rank_in_class = np.arange(len(files)) - np.repeat(np.cumsum(counts) - counts, counts)
-    is_held = np.zeros(len(files), dtype=np.bool_)
-    is_held[order] = rank_in_class < num_held[labels[order]]
-    if not is_held.any():
+    is_held = held_out(labels, fraction, seed)
+    if labels is None or is_held is None:
         return _Opened(FolderSource(root, files, labels, names))
     parts = []
     for chosen in (np.flatnonzero(~is_held), np.flatnonzero(is_held)):

@@ -1,220 +1,208 @@
-"""Anything the `datasets` library reads: Parquet and WebDataset tars on disk, names on the Hub, and streams of shards.
+"""Tables and tars of images: Parquet and WebDataset tars on disk, names on the Hub, and streams of shards.
 
-Local Parquet files that fit into memory are read by pyarrow alone; other lists are Arrow files that the library prepares once
-in its own cache and maps into memory. Images stay encoded; order and position in a stream are ours.
+Files on disk are read by pyarrow and the standard library, what is on the Hub by the `datasets` library. Images stay encoded;
+order and position in a stream are ours.
 """
 
-import glob
 import importlib.util
-import os
-import re
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from itertools import chain, islice
 
 import numpy as np
+from numpy.typing import NDArray
 
-from openjepa.data.folder import existing_path
-from openjepa.data.skipping import check_usable
-from openjepa.data.source import ListSource, ShardSource, Splits
-from openjepa.hub_names import hub_name
-from openjepa.memory import available_memory
+from openjepa.data.decode import DecodeError, decode_image
+from openjepa.data.labels import LabelColumn, Numbering, set_labels
+from openjepa.data.local_files import SPLIT_WORDS, find_files
+from openjepa.data.reader import SplitReader
+from openjepa.data.skipping import NUM_CHECKED, check_usable
+from openjepa.data.source import NO_LABEL, ListSource, ShardSource, Splits
+from openjepa.data.subset import Subset, held_out
 from openjepa.refusals import Refusal
 from openjepa.settings.data import HuggingFaceSettings
 
 TEST_SPLITS = ("test", "validation", "val")
 """Splits the probes are tested on, the preferred first."""
-SPLIT_WORDS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-SPLIT_WORDS |= {"validation": "validation", "valid": "validation", "val": "validation", "dev": "validation"}
-"""What the name of a file or folder may say of its split."""
-IN_MEMORY_SHARE = 0.25
-"""Parquet files up to this share of the free memory are read into it; larger ones are mapped."""
-BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".gz": "webdataset", ".tgz": "webdataset"}
-"""What reads the files of a suffix."""
-
-
-@dataclass(frozen=True)
-class _LocalFiles:
-    """Files on disk by split, all read by one builder of the library."""
-
-    builder: str
-    splits: dict[str, list[str]]
+NUM_EXAMPLES = 5
+"""Classes that a remark names."""
 
 
 def open_huggingface(settings: HuggingFaceSettings, seed: int) -> Splits:
     """Training and test split of local files or of a data set on the Hub; with `streaming` the training split is a stream.
 
-    Local files belong to the split that their name or folder says (`train-00000-of-00004.parquet`, `val/0.tar`); where none
-    says any, all are training images. Raises Refusal where something is missing, and names what there is.
+    Local files belong to the split that their name or folder says (`train-00000-of-00004.parquet`, `val/0.tar`); if none
+    says any, all are training images. If there is no labeled test split, `test_fraction` of each class of a labeled training
+    list is held out with the seed. Raises Refusal if something is missing, and names what there is.
     """
-    require_library()
-    local = _local_files(settings.path)
-    available = _hub_splits(settings) if local is None else list(local.splits)
-    train_split = _split_name(settings.train_split, available, local, "train_split")
-    train: ListSource | ShardSource
+    data = _Labeled(settings)
     if settings.streaming:
-        train = _open_stream(settings, local, train_split)
-    else:
-        train = _open_list(settings, local, train_split)
-        check_usable(train, f"data.path={settings.path!r}")
-    test = _open_test(settings, local, available, train, train_split)
-    return Splits(train, test, _description(settings, train, test))
+        stream = data.reader.open_stream(data.train)
+        _check_first(stream)
+        test = None if data.test is None else data.open_list(data.test)
+        return Splits(stream, test, f"{settings.name()}: {_shards(stream)}{_tested(test)}")
+    source = data.open_list(data.train)
+    check_usable(source, f"data.path={settings.path!r}")
+    train, test, how = source, None, ""
+    if data.test is not None:
+        test = data.open_list(data.test)
+    elif (is_held := held_out(_classes(source), settings.test_fraction, seed)) is not None:
+        train, test = Subset(source, np.flatnonzero(~is_held)), Subset(source, np.flatnonzero(is_held))
+        how = " (held out of each class)"
+    remarks = _remarks(train, test)
+    description = "; ".join([f"{settings.name()}: {_listed(train)}{_tested(test)}{how}", *remarks])
+    return Splits(train, test, description, remarks=remarks)
 
 
 def split_names(settings: HuggingFaceSettings) -> list[str]:
     """Splits of local files or of a data set on the Hub, as `train_split` and `test_split` name them."""
-    require_library()
-    local = _local_files(settings.path)
-    return _hub_splits(settings) if local is None else list(local.splits)
+    return list(_open_reader(settings).splits)
 
 
 def left_out(settings: HuggingFaceSettings) -> dict[str, ListSource]:
     """Splits that `open_huggingface` does not open, by name: unlabeled or further ones. None of what is streamed."""
     if settings.streaming:
         return {}
-    local = _local_files(settings.path)
-    available = _hub_splits(settings) if local is None else list(local.splits)
-    train_split = _split_name(settings.train_split, available, local, "train_split")
-    others = [name for name in available if name != train_split]
-    if settings.test_split is not None:
-        tested = _split_name(settings.test_split, available, local, "test_split")
-        others = [name for name in others if name != tested]
-    opened = {name: _open_list(settings, local, name) for name in others}
-    if settings.test_split is None:
-        tested = next((name for name in TEST_SPLITS if name in opened and opened[name].labels is not None), "")
-        opened.pop(tested, None)
-    return opened
+    data = _Labeled(settings)
+    return {name: data.open_list(name) for name in data.reader.splits if name not in (data.train, data.test)}
 
 
 def require_library() -> None:
-    """Raises Refusal where the packages of the extra `data` are missing."""
+    """Raises Refusal if the packages of the extra `data` are missing."""
     for package in ("datasets", "pyarrow"):
         if importlib.util.find_spec(package) is None:
             raise Refusal(f"data.source=huggingface needs the package {package!r}: pip install 'openjepa[data]'")
 
 
-def _local_files(path: str) -> _LocalFiles | None:
-    """The files that `path` means, or None where it is a name on the Hub."""
-    if glob.has_magic(path):
-        pattern = Path(path).expanduser()
-        root = Path(pattern.anchor)  # of a relative pattern: here
-        files = sorted(
-            str(file) for file in root.glob(str(pattern.relative_to(root)) if pattern.is_absolute() else str(pattern))
-        )
-        if not files:
-            raise Refusal(f"data.path={path!r} matches no file")
-        return _grouped(files, Path(os.path.commonpath([Path(file).parent for file in files])), path)
-    if hub_name(path, one_part=True) is not None:
-        return None
-    folder = existing_path(path, hub=True)
-    if folder.is_file():
-        return _grouped([str(folder)], folder.parent, path)
-    return _grouped(sorted(str(file) for file in folder.rglob("*") if file.suffix in BUILDERS), folder, path)
+def _open_reader(settings: HuggingFaceSettings) -> SplitReader:
+    require_library()
+    files = find_files(settings.path)
+    if files is None:
+        from openjepa.data.hub import HubReader
+
+        return HubReader(settings)
+    if files.kind == "tars":
+        from openjepa.data.tars import TarReader
+
+        return TarReader(files.splits, settings)
+    from openjepa.data.parquet import ParquetReader
+
+    return ParquetReader(files.splits, settings)
 
 
-def _grouped(files: list[str], root: Path, path: str) -> _LocalFiles:
-    builders = {BUILDERS.get(Path(file).suffix, Path(file).suffix) for file in files}
-    if len(builders) != 1 or not builders <= set(BUILDERS.values()):
-        held = ", ".join(sorted(builders)) or "neither"
-        raise Refusal(f"data.path={path!r} must hold Parquet files or tars, one kind; it holds {held}")
-    splits: dict[str, list[str]] = {}
-    for file in files:
-        splits.setdefault(_split_of(Path(file).relative_to(root)), []).append(file)
-    if "" in splits and len(splits) == 1:
-        return _LocalFiles(builders.pop(), {"train": splits[""]})
-    if "" in splits:
-        raise Refusal(f"data.path={path!r}: {splits[''][0]!r} does not say its split, but other files do")
-    return _LocalFiles(builders.pop(), splits)
+class _Labeled:
+    """A data set whose splits have the same classes: which one is trained on, which one is tested on, and their numbering."""
+
+    def __init__(self, settings: HuggingFaceSettings) -> None:
+        """Chooses the splits. Raises Refusal if one is not there, or both are the same."""
+        self.reader = _open_reader(settings)
+        self._settings = settings
+        self._columns: dict[str, LabelColumn | None] = {}
+        self.train = self._split(settings.train_split, "train_split")
+        self.test = self._test_split()
+        if settings.label_column is not None and not settings.streaming and self._column(self.train) is None:
+            raise Refusal(
+                f"data.label_column={settings.label_column!r} holds no labels of the split {self.train!r}: classes are whole "
+                "numbers or words; of tars, name the ending of the files that hold one of them, or json.KEY"
+            )
+        # of a stream the labels are not known before it is read: its numbers stay
+        used = [self.train] if self.test is None else [self.train, self.test]
+        used = [self.test or ""] if settings.streaming else used
+        columns = [column for name in used if name and (column := self._column(name)) is not None]
+        self._numbering = Numbering(columns, as_they_are=settings.streaming)
+
+    def open_list(self, split: str) -> ListSource:
+        """The images of a split, with their classes."""
+        source = self.reader.open_list(split)
+        if (column := self._column(split)) is not None:
+            set_labels(source, self._numbering.labels(column), self._numbering.class_names)
+        return source
+
+    def _column(self, split: str) -> LabelColumn | None:
+        if split not in self._columns:
+            self._columns[split] = self.reader.label_column(split)
+        return self._columns[split]
+
+    def _split(self, wanted: str, setting: str) -> str:
+        for name in (wanted, SPLIT_WORDS.get(wanted, wanted)):
+            if name in self.reader.splits:
+                return name
+        raise Refusal(f"data.{setting}={wanted!r} is not a split; there are {sorted(self.reader.splits)}")
+
+    def _test_split(self) -> str | None:
+        """The test split: the one chosen, else the first usual one with labels; None if there is none."""
+        wanted = self._settings.test_split
+        if wanted is None:
+            usual = [name for name in TEST_SPLITS if name in self.reader.splits and name != self.train]
+            return next((name for name in usual if self._is_labeled(name)), None)
+        test = self._split(wanted, "test_split")
+        if test == self.train:
+            others = sorted(set(self.reader.splits) - {self.train})
+            rest = f"choose one of {others}" if others else "leave it out, and data.test_fraction of each class is held out"
+            raise Refusal(
+                f"data.test_split={wanted!r} is the training split: probes would be tested on what they learn; {rest}"
+            )
+        return test
+
+    def _is_labeled(self, split: str) -> bool:
+        """Whether a split can test anything: the library writes -1 for labels that are kept secret."""
+        column = self._column(split)
+        return column is not None and bool((Numbering([column]).labels(column) != NO_LABEL).any())
 
 
-def _split_of(file: Path) -> str:
-    """The split that a file's name, or else a folder above it, says; empty where none does."""
-    for part in (file.name, *reversed(file.parts[:-1])):
-        for word in re.split(r"[^a-z]+", part.lower()):
-            if word in SPLIT_WORDS:
-                return SPLIT_WORDS[word]
-    return ""
+def _check_first(source: ShardSource) -> None:
+    """Raises Refusal if none of the first records of a stream can be used."""
+    first = ""
+    records = chain.from_iterable(source.read_shard(shard) for shard in range(len(source)))
+    for record in islice(records, NUM_CHECKED):
+        try:
+            decode_image(record.read())
+            return
+        except (DecodeError, Refusal) as error:
+            first = first or f"{record.name}: {error}"
+    raise Refusal(f"none of the first {NUM_CHECKED} images of the stream can be used; the first is {first or 'missing'}")
 
 
-def _hub_splits(settings: HuggingFaceSettings) -> list[str]:
-    from datasets import get_dataset_split_names
-
-    try:
-        return list(get_dataset_split_names(hub_name(settings.path, one_part=True), settings.subset))
-    except Exception as error:  # the library and its connections raise many kinds
-        raise Refusal(
-            f"data.path={settings.path!r} is neither a folder here nor a data set on the Hub that can be reached "
-            f"({type(error).__name__}: {error})"
-        ) from error
+# ------------------------------------------------------------------------------------------------------------ in words
 
 
-def _split_name(wanted: str, available: list[str], local: _LocalFiles | None, setting: str) -> str:
-    name = SPLIT_WORDS.get(wanted, wanted) if local is not None else wanted
-    if name not in available:
-        raise Refusal(f"data.{setting}={wanted!r} is not a split; there are {sorted(available)}")
-    return name
+def _shards(stream: ShardSource) -> str:
+    classes = f" in {len(stream.class_names)} classes" if stream.class_names else ""
+    return f"a stream of {len(stream)} shards to train{classes}"
 
 
-def _open_test(
-    settings: HuggingFaceSettings,
-    local: _LocalFiles | None,
-    available: list[str],
-    train: ListSource | ShardSource,
-    train_split: str,
-) -> ListSource | None:
-    """The test split: the one chosen, else the first usual one with labels; None where there is none."""
-    if settings.test_split is not None:
-        return _open_list(settings, local, _split_name(settings.test_split, available, local, "test_split"), train)
-    for name in TEST_SPLITS:
-        if name in available and name != train_split:
-            test = _open_list(settings, local, name, train)
-            if test.labels is not None:  # a split without labels cannot test anything
-                return test
-    return None
+def _listed(train: ListSource) -> str:
+    if (labels := _classes(train)) is None:
+        return f"{len(train):,} images to train"
+    found = len(train.class_names) if train.class_names else len(np.unique(labels[labels != NO_LABEL]))
+    return f"{len(train):,} images to train in {found:,} classes"
 
 
-def _open_list(
-    settings: HuggingFaceSettings, local: _LocalFiles | None, split: str, train: ListSource | ShardSource | None = None
-) -> ListSource:
-    """A split as a list; where its classes are words they are numbered as those of `train`."""
-    from openjepa.data.arrow import ArrowSource, open_dataset, open_parquet
-
-    source: ArrowSource
-    if local is not None and local.builder == "parquet" and _fits_in_memory(local.splits[split]):
-        source = open_parquet(local.splits[split], settings, split)
-    else:
-        source = open_dataset(_load(settings, local, split, streaming=False), settings, split)
-    if train is not None and train.class_names and source.class_names and train.class_names != source.class_names:
-        source.renumber(train.class_names)
-    return source
+def _tested(test: ListSource | None) -> str:
+    return "" if test is None else f", {len(test):,} to test"
 
 
-def _fits_in_memory(files: list[str]) -> bool:
-    return sum(Path(file).stat().st_size for file in files) <= IN_MEMORY_SHARE * available_memory()
+def _remarks(train: ListSource, test: ListSource | None) -> tuple[str, ...]:
+    """What probes leave out, and what they cannot answer."""
+    remarks = []
+    for name, source in (("training", train), ("test", test)):
+        if source is not None and source.partial_labels is not None:
+            number = int((source.partial_labels == NO_LABEL).sum())
+            remarks.append(f"{_counted(number, name)} without a label, which probes leave out")
+    known, asked = _classes(train), None if test is None else _classes(test)
+    if known is None or asked is None:
+        return tuple(remarks)
+    is_new = ~np.isin(asked, known) & (asked != NO_LABEL)
+    if classes := np.unique(asked[is_new]).tolist():
+        names = [train.class_names[label] if train.class_names else str(label) for label in classes[:NUM_EXAMPLES]]
+        shown = ", ".join(names) + (", ..." if len(classes) > NUM_EXAMPLES else "")
+        number = int(is_new.sum())
+        remarks.append(f"{_counted(number, 'test')} of classes without training images ({shown}), which probes get wrong")
+    return tuple(remarks)
 
 
-def _open_stream(settings: HuggingFaceSettings, local: _LocalFiles | None, split: str) -> ShardSource:
-    from openjepa.data.streams import open_stream
-
-    dataset = _load(settings, local, split, streaming=True)
-    known = (dataset.info.splits or {}).get(split)
-    num_records = None if known is None else known.num_examples
-    return open_stream(dataset, settings, split, num_records)
+def _counted(number: int, split: str) -> str:
+    return f"{number:,} {split} image{'' if number == 1 else 's'}"
 
 
-def _load(settings: HuggingFaceSettings, local: _LocalFiles | None, split: str, streaming: bool) -> Any:
-    """A split through the library, images undecoded where it is a list."""
-    from datasets import load_dataset
-
-    if local is None:
-        name = hub_name(settings.path, one_part=True)
-        return load_dataset(name, settings.subset, split=split, streaming=streaming)
-    return load_dataset(local.builder, data_files={split: local.splits[split]}, split=split, streaming=streaming)
-
-
-def _description(settings: HuggingFaceSettings, train: ListSource | ShardSource, test: ListSource | None) -> str:
-    count = f"{len(train):,} images" if isinstance(train, ListSource) else f"a stream of {len(train)} shards"
-    classes = f" in {len(train.class_names)} classes" if train.class_names else ""
-    if not classes and isinstance(train, ListSource) and train.labels is not None:
-        classes = f" in {len(np.unique(train.labels))} classes"
-    return f"{settings.name()}: {count} to train{classes}" + (f", {len(test):,} to test" if test is not None else "")
+def _classes(source: ListSource) -> NDArray[np.int64] | None:
+    """The class of each record, or NO_LABEL; None if no record has one."""
+    return source.labels if source.labels is not None else source.partial_labels

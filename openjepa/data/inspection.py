@@ -16,7 +16,7 @@ from openjepa.data.decode import decode_image
 from openjepa.data.folder import FolderSource, existing_path
 from openjepa.data.folder_entries import EntryKind, walk
 from openjepa.data.skipping import check_side
-from openjepa.data.source import ListSource, ShardRecord, ShardSource, Splits
+from openjepa.data.source import NO_LABEL, ListSource, ShardRecord, ShardSource, Splits
 from openjepa.data.subset import Subset
 from openjepa.settings.data import DataSettings, FolderSettings
 from openjepa.whole_files import whole_file
@@ -121,7 +121,9 @@ def _lines(name: str, split: _Split) -> Iterator[str]:
     if sides:
         yield f"  short side: {sides[0]} to {sides[-1]} pixels, median {sides[len(sides) // 2]}"
     if counts := split.classes.values():
-        yield f"  {len(counts)} classes with {min(counts)} to {max(counts)} images"
+        without = split.num_images - sum(counts)
+        unlabeled = f"; {without:,} images without a label" if without else ""
+        yield f"  {len(counts)} classes with {min(counts)} to {max(counts)} images{unlabeled}"
     for bad in split.bad:
         yield f"  cannot be used: {bad.path}: {bad.reason}"
     if (rest := split.num_images - len(sides) - len(split.bad)) > 0:
@@ -189,7 +191,7 @@ def _size(source: Source, record: Record, min_side: int) -> tuple[int, int] | st
     """Width and height of an image, or why it cannot be used."""
     try:
         if isinstance(record, ShardRecord):
-            data = record.data
+            data = record.read()
         else:
             assert isinstance(source, ListSource)
             data = source.read(record)
@@ -214,7 +216,8 @@ def _path_and_label(source: Source, record: Record, base: Path | None) -> tuple[
     if isinstance(record, ShardRecord):
         return record.name, record.label
     assert isinstance(source, ListSource)
-    label = None if source.labels is None else int(source.labels[record])
+    labels = source.labels if source.labels is not None else source.partial_labels
+    label = None if labels is None or labels[record] == NO_LABEL else int(labels[record])
     path = source.name(record)
     inner = source.whole if isinstance(source, Subset) else source
     if base is not None and isinstance(inner, FolderSource):

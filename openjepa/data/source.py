@@ -7,13 +7,25 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from openjepa.refusals import Refusal
+
+NO_LABEL = -1
+"""Class of a record that has none (`partial_labels`)."""
+
 
 class ListSource(ABC):
     """Records with an index: any of them can be read at any time. Instances travel to worker processes (picklable)."""
 
     labels: NDArray[np.int64] | None = None
-    """One class per record, or None."""
+    """One class per record; None if not every record has one."""
+    partial_labels: NDArray[np.int64] | None = None
+    """If only some records have a class: that of each record, or NO_LABEL. Probes use these records alone (`labeled_part`)."""
     class_names: tuple[str, ...] | None = None
+
+    @property
+    def is_labeled(self) -> bool:
+        """Whether some records have a class, or all."""
+        return self.labels is not None or self.partial_labels is not None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -51,6 +63,14 @@ class ShardRecord:
     name: str
     data: bytes
     label: int | None = None
+    problem: str | None = None
+    """Why it has no image, if that is known."""
+
+    def read(self) -> bytes:
+        """The encoded image file. Raises Refusal if there is none."""
+        if self.problem is not None:
+            raise Refusal(self.problem)
+        return self.data
 
 
 class ShardSource(ABC):
@@ -76,6 +96,8 @@ class Splits:
     test: ListSource | None = None
     description: str = ""
     """One line for the report: what it is and how many images."""
+    remarks: tuple[str, ...] = ()
+    """What probes leave out or cannot answer, for the terminal; the description says it too."""
     extra_labels: Mapping[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=dict)
     """Further labelings of (train, test) by name: scenes have `count` and `distance`."""
     left_out: tuple[str, ...] = ()
@@ -86,5 +108,4 @@ class Splits:
     @property
     def can_test(self) -> bool:
         """Whether probes have labels to learn from and to be tested on."""
-        listed = isinstance(self.train, ListSource) and self.train.labels is not None
-        return listed and self.test is not None and self.test.labels is not None
+        return all(isinstance(source, ListSource) and source.is_labeled for source in (self.train, self.test))

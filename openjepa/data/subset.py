@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from openjepa.data.source import ListSource, Splits
+from openjepa.data.labels import set_labels
+from openjepa.data.source import NO_LABEL, ListSource, Splits
 from openjepa.refusals import Refusal
 from openjepa.seeds import derive, derive_samples
 
@@ -17,7 +18,10 @@ class Subset(ListSource):
         """`indices`: numbers in `source`."""
         self._source = source
         self._indices = indices
-        self.labels = None if source.labels is None else source.labels[indices]
+        if source.labels is not None:
+            self.labels = source.labels[indices]
+        elif source.partial_labels is not None:
+            set_labels(self, source.partial_labels[indices], source.class_names)
         self.class_names = source.class_names
 
     @property
@@ -36,6 +40,37 @@ class Subset(ListSource):
     def name(self, index: int) -> str:
         """Its name in the other list."""
         return self._source.name(int(self._indices[index]))
+
+
+def labeled_part(source: ListSource) -> ListSource:
+    """The records that have a class, if only some have one; else the whole list."""
+    if source.partial_labels is None:
+        return source
+    return Subset(source, np.flatnonzero(source.partial_labels != NO_LABEL))
+
+
+def for_probes(splits: Splits) -> Splits:
+    """The splits without records that have no class, which pretraining alone can use."""
+    train = labeled_part(splits.train) if isinstance(splits.train, ListSource) else splits.train
+    return replace(splits, train=train, test=None if splits.test is None else labeled_part(splits.test))
+
+
+def held_out(labels: NDArray[np.int64] | None, fraction: float, seed: int) -> NDArray[np.bool_] | None:
+    """Which records are held out to test probes: of each class the nearest whole number to the fraction, never all.
+
+    Records without a class (NO_LABEL) are not held out. Returns None if none are. Raises Refusal for an impossible fraction.
+    """
+    if not 0 <= fraction < 1:
+        raise Refusal(f"data.test_fraction={fraction} must be at least 0 and less than 1")
+    if labels is None:
+        return None
+    # Sorted by class, then by a random key: the first of each class are held out.
+    keys = derive_samples("subset", seed, np.array([0]), np.arange(len(labels)))
+    ranks = ranks_in_class(labels, np.argsort(keys, kind="stable"))
+    counts = np.bincount(labels[labels != NO_LABEL], minlength=1)
+    num_held = np.minimum(np.floor(fraction * counts + 0.5).astype(np.int64), counts - 1)
+    is_held: NDArray[np.bool_] = (labels != NO_LABEL) & (ranks < num_held[labels])
+    return is_held if is_held.any() else None
 
 
 def limited(splits: Splits, max_images: int, seed: int) -> Splits:

@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from openjepa.data.evaluation import CHUNK, Record, evaluation_views
-from openjepa.data.source import ListSource, ShardRecord, ShardSource
+from openjepa.data.source import NO_LABEL, ListSource, ShardRecord, ShardSource
 from openjepa.data.workers import available_cores, check_shared_memory, parallel_map
 from openjepa.embedding.images import Source
 from openjepa.embedding.plan import Part
@@ -73,16 +73,13 @@ class Decoder:
 
 def _records(source: Source, task: Task) -> tuple[list[Record], list[int | None]]:
     if task.records is not None:
-        return [Record(item.name, partial(_data, item)) for item in task.records], [item.label for item in task.records]
+        return [Record(item.name, item.read) for item in task.records], [item.label for item in task.records]
     assert isinstance(source, ListSource)
     records = [Record(source.name(index), partial(source.read, index)) for index in task.numbers]
-    if source.labels is None:
+    labels = source.labels if source.labels is not None else source.partial_labels
+    if labels is None:
         return records, [None] * len(records)
-    return records, source.labels[task.numbers.start : task.numbers.stop].tolist()
-
-
-def _data(record: ShardRecord) -> bytes:
-    return record.data
+    return records, [None if label == NO_LABEL else label for label in labels[task.numbers.start : task.numbers.stop].tolist()]
 
 
 def tasks_of(part: Part, source: Source) -> Iterator[Task]:

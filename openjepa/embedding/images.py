@@ -33,7 +33,8 @@ class Images:
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """Of the labels, where the data names them."""
-        return next((source.class_names for source in self.sources.values() if source.class_names), None)
+        # a split with classes of its own has them behind those of the others
+        return max((source.class_names for source in self.sources.values() if source.class_names), key=len, default=None)
 
     def summary(self) -> str:
         """What they are, to be printed."""
@@ -63,7 +64,7 @@ def open_images(settings: DataSettings, splits: Literal["all", "train", "test"],
 
     Raises Refusal where a split is wanted that there is not.
     """
-    if splits == "all" and isinstance(settings, FolderSettings):
+    if splits == "all" and isinstance(settings, FolderSettings | HuggingFaceSettings):
         settings = replace(settings, test_fraction=0.0)
     if splits == "all" and isinstance(settings, HuggingFaceSettings):
         settings = _without_training_split(settings)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from openjepa.data import open_splits
 from openjepa.data.source import Splits
+from openjepa.data.subset import for_probes
 from openjepa.engine.progress import Say, silent
 from openjepa.evaluation.pooling import pooled_configs, pooled_settings
 from openjepa.evaluation.probing import KnownComponents
@@ -39,7 +40,9 @@ def evaluate_run(
             f"{subject} is an encoder without a run, so the images must be named: give --data.source and --data.path, "
             "or --suite and --data-root"
         )
-    splits = open_splits(found.data, found.seed)
+    splits = for_probes(open_splits(found.data, found.seed))
+    for remark in splits.remarks:
+        say(f"note: {remark}")
     tasks = chosen_tasks(settings.tasks, splits)
     if settings.tasks:
         _check_labels(tasks, splits)

@@ -64,21 +64,24 @@ class FolderSettings(DataSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class HuggingFaceSettings(DataSettings):
-    """Anything the `datasets` library reads: local Parquet, WebDataset tars, names on the Hub, streams of shards."""
+    """Tables and tars: local Parquet, WebDataset tars, names on the Hub, streams of shards."""
 
     source: Literal["huggingface"] = "huggingface"
     path: str = ""
-    """A folder or glob of Parquet or tar files, or a name on the Hub (owner/name)."""
+    """A file, folder or glob of Parquet files or tars, or a name on the Hub (owner/name)."""
     subset: str | None = None
     """Configuration of a Hub data set that has several."""
     train_split: str = "train"
     """Split used for pretraining and for training the probes."""
     test_split: str | None = None
-    """Split the probes are tested on. None: the first of test, validation, val that exists."""
+    """Split the probes are tested on. None: the first of test, validation, val that has labels."""
+    test_fraction: float = 0.2
+    """Share of each class held out for the probes if there is no labeled test split (lists only)."""
     image_column: str | None = None
-    """Column with the images. None: the only image column."""
+    """Column with the images, or with paths of image files beside the table; for tars a suffix. None: the only one."""
     label_column: str | None = None
-    """Column with the labels. None: the only class-label column, else no labels."""
+    """Column with the labels; for tars a suffix or json.KEY. None: the only class-label column, else `label`, `labels` or `cls`
+    of numbers or categories, else no labels."""
     streaming: bool = False
     """Read shards in order without an index (needs `optim.total_steps`)."""
     window: int = 4096

@@ -14,6 +14,7 @@ from openjepa.data.chunks import draw_masks
 from openjepa.data.evaluation import evaluation_batches
 from openjepa.data.loader import BatchPlan, TrainingLoader
 from openjepa.data.source import ListSource, Splits
+from openjepa.data.subset import for_probes
 from openjepa.engine.device import autocast
 from openjepa.engine.embedding import pooled_features
 from openjepa.engine.run_log import RunLog
@@ -57,7 +58,7 @@ class Monitor:
         looks = [_values(line) for line in log.read("monitor")]
         self._history = [CollapseStatistics(**{name: look[name] for name in _LOGGED}) for look in looks]
         self._warned, self._say = False, say
-        if config.monitor.knn and not _is_labeled(splits):
+        if config.monitor.knn and not splits.can_test:
             say("no online k-NN: this data has no labels or no test split")
         self.latest = looks[-1] if looks else {}
         """Values of the latest look."""
@@ -164,7 +165,7 @@ class Monitor:
 
     def _labeled_images(self) -> "_LabeledImages | None":
         """None without the online k-NN; read once."""
-        if self._labeled is None and self._config.monitor.knn and _is_labeled(self._splits):
+        if self._labeled is None and self._config.monitor.knn and self._splits.can_test:
             self._labeled = _LabeledImages(self._config, self._splits)
         return self._labeled
 
@@ -172,12 +173,6 @@ class Monitor:
         encoder = self._method.exports()["encoder"]
         assert isinstance(encoder.config, EncoderConfig) and isinstance(encoder.module, VisionTransformer)
         return pooled_features(encoder.module, encoder.config, pixels, self._device, self._precision)
-
-
-def _is_labeled(splits: Splits) -> bool:
-    """Whether the online k-NN has labels to search and to be tested on."""
-    sources = (splits.train, splits.test)
-    return all(isinstance(source, ListSource) and source.labels is not None for source in sources)
 
 
 def _values(line: dict[str, Any]) -> dict[str, float]:
@@ -190,6 +185,7 @@ class _LabeledImages:
     """A few labeled images of both splits, in the view of the evaluation."""
 
     def __init__(self, config: RunConfig, splits: Splits) -> None:
+        splits = for_probes(splits)
         assert isinstance(splits.train, ListSource) and splits.test is not None
         number = config.monitor.knn_images
         self.train, self.train_labels = _take(splits.train, number, config)

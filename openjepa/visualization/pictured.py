@@ -43,7 +43,7 @@ class _Records(ListSource):
         return len(self._records)
 
     def read(self, index: int) -> bytes:
-        return self._records[index].data
+        return self._records[index].read()
 
     def name(self, index: int) -> str:
         return self._records[index].name

@@ -1,0 +1,166 @@
+"""Classes of what label columns hold: numbers from 0, words, and catalogue numbers such as product codes."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openjepa.data.source import NO_LABEL, ListSource
+from openjepa.refusals import Refusal
+
+Value = int | str
+LARGEST = 2**63 - 1
+"""Largest class number that arrays hold."""
+WHOLE_NUMBER = re.compile(r"[+-]?\d+")
+CANONICAL_NUMBER = re.compile(r"0|-?[1-9]\d*")
+"""A number as programs write it: codes with zeros in front are words, so that `007` and `7` stay two classes."""
+
+
+@dataclass(frozen=True)
+class LabelColumn:
+    """The labels of one split as its files hold them."""
+
+    title: str
+    """Setting, column and split for messages."""
+    codes: NDArray[np.int64]
+    """Of each record: which of `values` it has; NO_LABEL if it has none."""
+    values: tuple[Value, ...]
+    """What occurs, in sorted order."""
+    names: tuple[str, ...] | None = None
+    """What the classes 0, 1, ... are called, if the files declare it."""
+
+
+def from_words(title: str, words: Sequence[str | None], numbers: re.Pattern[str] | None = None) -> LabelColumn:
+    """The column of labels that are text; blank ones are none. If all of them match `numbers`, these are meant."""
+    cleaned = [(word or "").strip() for word in words]
+    found = sorted(set(cleaned) - {""})
+    meant: dict[str, Value] = {word: word for word in found}
+    if numbers is not None and all(numbers.fullmatch(word) for word in found):
+        meant = {word: int(word) for word in found}
+    values = tuple(sorted(set(meant.values())))
+    places = {value: place for place, value in enumerate(values)}
+    codes = [places[meant[word]] if word else NO_LABEL for word in cleaned]
+    return LabelColumn(title, np.array(codes, dtype=np.int64), values)
+
+
+def from_arrow(title: str, column: Any, names: tuple[str, ...] | None) -> LabelColumn | None:
+    """The labels of a chunked Arrow array: whole numbers, also as floating-point numbers, truth values, words, or categories.
+
+    Returns None if they are floating-point numbers that are not whole. Raises Refusal for other types.
+    """
+    import pyarrow as pa
+
+    kind = value_type(column.type)
+    if pa.types.is_dictionary(column.type):
+        column = pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], kind)
+    if pa.types.is_boolean(kind) or is_text(kind):
+        return from_words(title, [None if value is None else str(value) for value in column.to_pylist()])
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise Refusal(f"{title} holds {column.type}: classes are whole numbers or words")
+    present = np.asarray(column.is_valid().to_numpy()).astype(np.bool_)
+    numbers = column.drop_null().to_numpy()
+    if pa.types.is_floating(kind):  # what pandas makes of whole numbers as soon as one is missing
+        finite = np.isfinite(numbers)
+        present[present] = finite
+        numbers = numbers[finite]
+        if not np.array_equal(numbers, np.round(numbers)):
+            return None
+    values, inverse = np.unique(numbers, return_inverse=True)
+    codes = np.full(len(present), NO_LABEL, dtype=np.int64)
+    codes[present] = inverse
+    return LabelColumn(title, codes, tuple(int(value) for value in values.tolist()), names)
+
+
+def value_type(kind: Any) -> Any:
+    """The type of the values: of categories, that of what they stand for."""
+    import pyarrow as pa
+
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def is_text(kind: Any) -> bool:
+    """Whether an Arrow type is one of those for words."""
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+class Numbering:
+    """Which number the classes of a data set have, in all of its splits.
+
+    Numbers 0 to n-1 stay as they are. Others are numbered by what occurs, in sorted order, and keep their value as their name;
+    so do words: those of the first split first. -1 means no label, as in the `datasets` library, unless there are other
+    negative numbers, or nothing but -1 and 1.
+    """
+
+    def __init__(self, columns: Sequence[LabelColumn], as_they_are: bool = False) -> None:
+        """`columns`: training split first. `as_they_are`: numbers that no file declares stay (they are those of a stream)."""
+        self._declared = next((column.names for column in columns if column.names is not None), None)
+        numbers = {value for column in columns for value in column.values if isinstance(value, int)}
+        self._is_marked = all(number >= NO_LABEL for number in numbers) and numbers != {-1, 1}
+        self._as_words = self._declared is not None or any(isinstance(v, str) for column in columns for v in column.values)
+        self._places: dict[Value, int] = {}
+        if self._as_words:
+            self._add(self._declared or ())
+            for column in columns:
+                self._add(sorted(str(key) for key in self._keys(column) if key is not None))
+            return
+        keys = sorted({int(key) for column in columns for key in self._keys(column) if key is not None})
+        self._stays = as_they_are or keys == list(range(len(keys)))
+        self._add(keys)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """What the classes are called; None if they are just 0 to n-1."""
+        return None if not self._as_words and self._stays else tuple(str(key) for key in self._places)
+
+    def labels(self, column: LabelColumn) -> NDArray[np.int64]:
+        """The classes of the records; NO_LABEL for those without. Classes that are new here get the next numbers."""
+        keys = self._keys(column)
+        if not self._as_words and self._stays:
+            numbers = [NO_LABEL if key is None else int(key) for key in keys]
+        else:
+            self._add([key for key in keys if key is not None])
+            numbers = [NO_LABEL if key is None else self._places[key] for key in keys]
+        return np.array([*numbers, NO_LABEL], dtype=np.int64)[column.codes]  # the code NO_LABEL takes the last
+
+    def _add(self, keys: Iterable[Value]) -> None:
+        for key in keys:
+            self._places.setdefault(key, len(self._places))
+
+    def _keys(self, column: LabelColumn) -> list[Value | None]:
+        """What tells the classes apart, for each of the column's values; None if a value means no label."""
+        names = column.names or self._declared
+        keys: list[Value | None] = []
+        for value in column.values:
+            if isinstance(value, str):
+                keys.append(value)
+            elif value == NO_LABEL and (self._is_marked or names is not None):
+                keys.append(None)
+            elif names is None:
+                keys.append(str(value) if self._as_words else value)
+            elif 0 <= value < len(names):
+                keys.append(names[value])
+            else:
+                raise Refusal(f"{column.title} holds the class {value}, but the files declare {len(names)} classes from 0 on")
+        return keys
+
+
+def set_labels(source: ListSource, labels: NDArray[np.int64], class_names: tuple[str, ...] | None) -> None:
+    """Give a source its classes; `labels` may have NO_LABEL where there is none."""
+    has_label = labels != NO_LABEL
+    source.class_names = class_names
+    if has_label.all():
+        source.labels = labels
+    elif has_label.any():
+        source.partial_labels = labels
+
+
+def stream_label(value: object) -> int | None:
+    """The class of a record of a stream: a whole number from 0 on. Words have no number until all of them are known."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return int(value) if isinstance(value, int) and 0 <= value <= LARGEST else None

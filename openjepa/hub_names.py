@@ -12,7 +12,7 @@ FOLDERS = (
     *("runs", "evaluations", "scenes", "ablations", "data", "datasets", "checkpoints", "weights", "models", "encoder"),
     *("features", "output", "outputs", "results", "experiments", "images", "photos"),
 )
- that openjepa writes or that people keep such things in: no owner on the Hub is meant by one, there or not."""
+"""Folders that openjepa writes or that people keep such things in: no owner on the Hub is meant by one, there or not."""
 FILES = (".pth", ".pt", ".tar", ".ckpt", ".bin", ".safetensors", ".onnx", ".npy", ".parquet", ".yaml", ".json", ".zip", ".gz")
 """What a file of ours ends in, and no name on the Hub."""
 ALIKE = 0.75

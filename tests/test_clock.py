@@ -36,6 +36,9 @@ class Moments:
     def monotonic(self) -> float:
         return self.now
 
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+
 
 @pytest.fixture
 def moments(monkeypatch: pytest.MonkeyPatch) -> Moments:
@@ -52,12 +55,10 @@ def steps(timer: LoopClock, moments: Moments, first: int, seconds: list[float]) 
 
 def test_steps_and_all_seconds_are_two_numbers(moments: Moments) -> None:
     timer = LoopClock(CPU, 100, first_step=40, seconds_before=50.0, step_seconds_before=30.0)
-    with timer.aside("look"):
-        moments.now += 7
+    timer.aside("look", moments.pass_by, 7)
     steps(timer, moments, 40, [1.0, 2.0])
     assert (timer.step_seconds(), timer.seconds()) == (33.0, 60.0), "those of the session before are added to both"
-    with timer.aside("save"):
-        moments.now += 5
+    timer.aside("save", moments.pass_by, 5)
     assert (timer.step_seconds(), timer.seconds()) == (33.0, 65.0)
 
 
@@ -70,17 +71,19 @@ def test_what_a_gpu_has_still_to_do_belongs_to_the_steps(kind: str, moments: Mom
     monkeypatch.setattr(getattr(torch, kind), "synchronize", finish)
     timer = LoopClock(torch.device(kind), 10)
     pending.append(9.0)  # steps that were only handed over
-    with timer.aside("look"):
+
+    def look() -> None:
         moments.now += 1
-        pending.append(2.0)  # of the look
+        pending.append(2.0)
+
+    timer.aside("look", look)
     assert (timer.step_seconds(), timer.seconds()) == (9.0, 12.0)
 
 
 def test_the_first_steps_and_the_first_look_do_not_count(moments: Moments) -> None:
     """A compilation, workers that start: the old display said 50 times as much."""
     timer = LoopClock(CPU, 1000)
-    with timer.aside("look"):
-        moments.now += 30
+    timer.aside("look", moments.pass_by, 30)
     steps(timer, moments, 0, [60.0, 5.0, 1.0])
     assert timer.seconds_left(3) is None
     steps(timer, moments, 3, [0.5] * 4)
@@ -115,24 +118,19 @@ def test_nobody_waits_more_than_a_minute_for_prepared_data_to_be_used_up(moments
 
 def test_saves_and_looks_are_left_too(moments: Moments) -> None:
     timer = LoopClock(CPU, 10_000, save_minutes=10)
-    with timer.aside("look"):
-        moments.now += 20  # with what only the first look has to do
+    timer.aside("look", moments.pass_by, 20)  # with what only the first look has to do
     steps(timer, moments, 0, [1.0] * 1000)
-    with timer.aside("save"):
-        moments.now += 5
-    with timer.aside("look"):
-        moments.now += 12
+    timer.aside("save", moments.pass_by, 5)
+    timer.aside("look", moments.pass_by, 12)
     assert timer.seconds_left(1000, looks=9) == pytest.approx(9000 + 9 * 12 + (1 + 9000 / 600) * 5)
 
 
 def test_a_continued_run_knows_of_looks_from_before(moments: Moments) -> None:
     timer = LoopClock(CPU, 4000, first_step=1000, seconds_before=1300.0, step_seconds_before=1000.0)
-    with timer.aside("start"):
-        moments.now += 3
+    timer.aside("start", moments.pass_by, 3)
     steps(timer, moments, 1000, [40.0, *[2.0] * 9])
     assert timer.seconds_left(1010, looks=7) == pytest.approx(2990 * (2.0 + 0.3)), "this machine's steps, and its own looks"
-    with timer.aside("look"):
-        moments.now += 50
+    timer.aside("look", moments.pass_by, 50)
     assert timer.seconds_left(1010, looks=7) == pytest.approx(2990 * 2.0 + 7 * 50)
 
 
@@ -184,11 +182,11 @@ def test_a_run_writes_seconds_of_steps_and_in_all(images: Path, tmp_path: Path) 
     run = train(small_config(images, tmp_path))
     assert run is not None
     logged, found = lines(run, "train"), summary(run)
-    assert found["step_seconds"] == logged[-1]["step_seconds"] > 0
+    assert found["step_seconds"] >= logged[-1]["step_seconds"] > 0
     assert found["seconds"] >= found["step_seconds"] + 0.8, "three looks and a save"
     assert [line["step_seconds"] for line in logged] == sorted(line["step_seconds"] for line in logged)
     speeds = [(line["images"], line["images_per_second"]) for line in logged]
-    assert seconds_of_steps(speeds) == pytest.approx(found["step_seconds"], rel=0.1)
+    assert seconds_of_steps(speeds) == pytest.approx(logged[-1]["step_seconds"], rel=0.05)
     assert train(small_config(images, tmp_path)) == run
     assert summary(run) == found | {"peak_memory_bytes": summary(run)["peak_memory_bytes"]}, "a finished run stays as it is"
 
@@ -203,10 +201,8 @@ def test_a_continued_run_adds_up_both(images: Path, tmp_path: Path, monkeypatch:
     assert run is not None
     after, logged = summary(run), lines(run, "train")
     assert after["step_seconds"] > before["step_seconds"] and after["seconds"] >= after["step_seconds"] + 0.8
-    assert logged[1]["step_seconds"] > logged[0]["step_seconds"]
-    assert seconds_of_steps([(line["images"], line["images_per_second"]) for line in logged]) == pytest.approx(
-        after["step_seconds"], rel=0.1
-    )
+    added = sum(8 / line["images_per_second"] for line in logged[1:])
+    assert logged[-1]["step_seconds"] == pytest.approx(before["step_seconds"] + added, rel=0.05)
 
 
 def test_a_checkpoint_that_lacks_the_seconds_of_steps_gets_them_from_the_log(

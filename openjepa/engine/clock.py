@@ -2,12 +2,14 @@
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import ParamSpec
 
 import torch
 
 from openjepa.engine.device import synchronize
+
+Parameters = ParamSpec("Parameters")
 
 WARMUP_STEPS = 3
 """First steps that are not timed: they start workers, compile, and fill caches."""
@@ -20,7 +22,7 @@ MOST_WARMUP_SECONDS = 60.0
 class LoopClock:
     """Seconds of a loop over all its sessions, and those that are left of it.
 
-    Steps come with their data path. What lies between them (looks, saving) goes inside `aside`.
+    Steps come with their data path. What lies between them (looks, saving) is done by `aside`.
     """
 
     def __init__(
@@ -57,11 +59,10 @@ class LoopClock:
         """Time of the steps so far; steps that the device has not finished yet are waited for."""
         return self.seconds() - self._before - self._aside + self._steps_before
 
-    @contextmanager
-    def aside(self, name: str) -> Iterator[None]:
-        """What happens inside is no step: a look or a save, say."""
+    def aside(self, name: str, work: Callable[Parameters, object], *args: Parameters.args, **named: Parameters.kwargs) -> None:
+        """Does `work`, which is no step: a `look` or a `save`, say."""
         begun = self.seconds()
-        yield
+        work(*args, **named)
         took = self.seconds() - begun
         self._aside += took
         self._costs[name] = took
@@ -94,7 +95,8 @@ class LoopClock:
     def _aside_left(self, step: int, looks: int, seconds: float) -> float:
         """Seconds of looks and saves while steps take `seconds`: each as long as the last one."""
         saves = 1 + seconds / self._save_seconds
-        known = looks * self._costs.get("look", 0.0) + saves * self._costs.get("save", 0.0)
+        known = looks * self._costs.get("look", 0.0)
+        known += saves * (self._costs.get("save", 0.0) + self._costs.get("export", 0.0))
         if self._first_step and "look" not in self._costs:  # until this session has looked, as in those before
             per_step = (self._before - self._steps_before) / self._first_step
             return max(known, per_step * (self._total_steps - step))

@@ -139,14 +139,12 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
         )
         interrupts = resources.enter_context(Interrupts())
         resources.enter_context(explain_not_finite(config, loader.name))
-        with clock.aside("start"):
-            if found:
-                outputs.export(state)  # a kill between the checkpoint and its export would leave older networks
-            if state.step < total_steps:
-                monitor.prepare()
+        if found:
+            clock.aside("export", outputs.export, state)  # a kill between a checkpoint and its export leaves older networks
+        if state.step < total_steps:
+            clock.aside("prepare", monitor.prepare)
         if not found:
-            with clock.aside("look"):
-                monitor.look(Progress(0, total_steps, steps_per_epoch, optim.schedule_stretch))
+            clock.aside("look", monitor.look, Progress(0, total_steps, steps_per_epoch, optim.schedule_stretch))
 
         for step in range(state.step, total_steps):
             # rates and random numbers of this step
@@ -197,14 +195,12 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
                 left = clock.seconds_left(state.step, monitor.looks_left(state.step, total_steps))
                 display.update(state.step, meter.summary(values, monitor.latest), left)
             if last or monitor.is_due(state.step):
-                with clock.aside("look"):
-                    monitor.look(done)
+                clock.aside("look", monitor.look, done)
             if last or stop or clock.save_is_due() or _is_kept(state.step, config.system.keep_every):
                 guard.raise_if_bad()
                 state = _timed(state, clock)
-                with clock.aside("save"):
-                    save_checkpoint(folder.checkpoints, method, optimizer, state, config.system.keep_every)
-                    outputs.export(state)
+                clock.aside("save", save_checkpoint, folder.checkpoints, method, optimizer, state, config.system.keep_every)
+                clock.aside("export", outputs.export, state)
                 clock.saved()
                 state = _timed(state, clock)
             if stop and not last:

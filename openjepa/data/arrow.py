@@ -1,7 +1,7 @@
 """Lists of images in Arrow tables, in memory or mapped from files."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from openjepa.data.decode import DecodeError
+from openjepa.data.fingerprint import file_stamp, joined_stamps
 from openjepa.data.source import ListSource
 from openjepa.refusals import Refusal
 from openjepa.settings.data import HuggingFaceSettings
@@ -75,11 +76,15 @@ def _chosen(setting: str, given: str | None, names: list[str], candidates: list[
 class ArrowSource(ListSource):
     """Rows of a table. Worker processes that cannot inherit it open it again."""
 
-    def __init__(self, open_table: Callable[[], Any], columns: Columns, title: str) -> None:
-        """`open_table()` returns the pyarrow table; `title` is what its rows are called in messages."""
+    def __init__(self, open_table: Callable[[], Any], columns: Columns, title: str, files: bytes) -> None:
+        """`open_table()` returns the pyarrow table; `title` is what its rows are called in messages.
+
+        `files`: stamp of the files that the table was made of.
+        """
         self._open_table = open_table
         self._columns = columns
         self._title = title
+        self._files = files
         table = self._open()
         self.labels, self.class_names = _labels(table, columns)
 
@@ -119,6 +124,12 @@ class ArrowSource(ListSource):
         """The row, and the path of the image where the table has it."""
         path = self._path(*self._locate(index))
         return f"{self._title} row {index}" + (f" ({path})" if path else "")
+
+    def stamp(self, index: int) -> bytes:
+        """That of the table's files, and of the file that a row names in place of an image."""
+        chunk, row = self._locate(index)
+        path = None if self._chunks[chunk][row].is_valid else self._path(chunk, row)
+        return self._files if path is None else self._files + file_stamp(path)
 
     def renumber(self, class_names: tuple[str, ...]) -> None:
         """Number the classes as in `class_names`, which must hold all of them."""
@@ -174,13 +185,19 @@ def read_parquet(files: tuple[str, ...], columns: Columns) -> Any:
 def open_parquet(files: list[str], settings: HuggingFaceSettings, title: str) -> ArrowSource:
     """The rows of Parquet files, read into memory."""
     columns = choose_columns(pq.read_schema(files[0]), settings)
-    return ArrowSource(partial(read_parquet, tuple(files), columns), columns, title)
+    return ArrowSource(partial(read_parquet, tuple(files), columns), columns, title, joined_stamps(files))
 
 
-def open_dataset(dataset: Any, settings: HuggingFaceSettings, title: str) -> ArrowSource:
-    """The rows of a `datasets.Dataset`, whose Arrow files are mapped into memory."""
+def open_dataset(dataset: Any, settings: HuggingFaceSettings, title: str, files: Sequence[str] = ()) -> ArrowSource:
+    """The rows of a `datasets.Dataset`, whose Arrow files are mapped into memory.
+
+    `files`: those it was made of. None on this machine: it is known by the folders of its Arrow files, which the library
+    names after the commit on the Hub, and by their sizes.
+    """
     columns = choose_columns(dataset.features.arrow_schema, settings)
-    return ArrowSource(partial(_table_of, dataset), columns, title)
+    prepared = [Path(entry["filename"]) for entry in dataset.cache_files]
+    known = "".join(f"{file.parent.name} {file.name} {file.stat().st_size} " for file in prepared).encode()
+    return ArrowSource(partial(_table_of, dataset), columns, title, joined_stamps(files) if files else known)
 
 
 def _table_of(dataset: Any) -> Any:

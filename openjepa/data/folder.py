@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from openjepa.data.fingerprint import file_stamp
 from openjepa.data.skipping import check_usable
 from openjepa.data.source import ListSource, Splits
 from openjepa.refusals import Refusal
@@ -54,6 +55,10 @@ class FolderSource(ListSource):
         """Path of a file below the folder."""
         start = int(self._ends[index - 1]) if index else 0
         return os.fsdecode(self._names[start : int(self._ends[index])].tobytes())
+
+    def stamp(self, index: int) -> bytes:
+        """Size and modification time of a file."""
+        return file_stamp(f"{self._root}/{self.name(index)}")
 
 
 def open_folder(settings: FolderSettings, seed: int) -> Splits:

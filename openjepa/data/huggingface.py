@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from openjepa.data.cache import available_memory
+from openjepa.data.fingerprint import joined_stamps
 from openjepa.data.folder import existing_path
 from openjepa.data.skipping import check_usable
 from openjepa.data.source import ListSource, ShardSource, Splits
@@ -183,7 +184,8 @@ def _open_list(
     if local is not None and local.builder == "parquet" and _fits_in_memory(local.splits[split]):
         source = open_parquet(local.splits[split], settings, split)
     else:
-        source = open_dataset(_load(settings, local, split, streaming=False), settings, split)
+        files = [] if local is None else local.splits[split]
+        source = open_dataset(_load(settings, local, split, streaming=False), settings, split, files)
     if train is not None and train.class_names and source.class_names and train.class_names != source.class_names:
         source.renumber(train.class_names)
     return source
@@ -199,7 +201,9 @@ def _open_stream(settings: HuggingFaceSettings, local: _LocalFiles | None, split
     dataset = _load(settings, local, split, streaming=True)
     known = (dataset.info.splits or {}).get(split)
     num_records = None if known is None else known.num_examples
-    return open_stream(dataset, settings, split, num_records)
+    source = open_stream(dataset, settings, split, num_records)
+    source.stamp = b"" if local is None else joined_stamps(local.splits[split])
+    return source
 
 
 def _load(settings: HuggingFaceSettings, local: _LocalFiles | None, split: str, streaming: bool) -> Any:

@@ -32,6 +32,10 @@ class Subset(ListSource):
         """Its name in the other list."""
         return self._source.name(int(self._indices[index]))
 
+    def stamp(self, index: int) -> bytes:
+        """That of the record in the other list."""
+        return self._source.stamp(int(self._indices[index]))
+
 
 def limited(splits: Splits, max_images: int, seed: int) -> Splits:
     """The splits with at most `max_images` training images, drawn with the seed and kept in their order."""

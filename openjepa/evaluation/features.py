@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from openjepa.data.fingerprint import source_hash
+from openjepa.data.fingerprint import source_hash, stamps_hash
 from openjepa.data.source import ListSource
 from openjepa.engine.device import autocast, resolve_precision
 from openjepa.engine.embedding import in_caches
@@ -29,7 +29,7 @@ from openjepa.settings.models import EncoderConfig
 from openjepa.types import normalize
 from openjepa.weights.fingerprint import weights_hash
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 """Raised when the way features are made changes, so that older files are not found."""
 PIXEL_SIDE = 32
 NUM_LAYERS = 4
@@ -164,7 +164,9 @@ def extract_features(
     """
     num = len(view.source)
     types = {name: extractor.kept_as(num, feature_dtype) for name, extractor in extractors.items()}
-    where = source_hash(view.source) + json.dumps([CACHE_VERSION, dict(view.settings)], sort_keys=True)
+    where = (
+        source_hash(view.source) + stamps_hash(view.source) + json.dumps([CACHE_VERSION, dict(view.settings)], sort_keys=True)
+    )
     with TemporaryDirectory(prefix="openjepa-features-") as temporary:
         folder = Path(temporary) if cache is None else cache
         files = {

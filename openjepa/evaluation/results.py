@@ -77,6 +77,9 @@ class Result:
     """Accuracy on the test split of always answering the most frequent class of the training split."""
     data_key: str = ""
     """Short hash of the data's settings, where they are not the run's own."""
+    images: str = ""
+    """Of a suite's row: short hash of the images' names and of sizes and times of their files and of the low-shot list; empty in older
+    results."""
     weights: str = ""
     """Hash of the encoder's weights."""
     partial: bool = False
@@ -133,6 +136,7 @@ def read_result(path: Path) -> Result | None:
     content = _content(path)
     if content.get("format") != FORMAT or content.get("version") != VERSION:
         return None
+    content = {"images": ""} | content  # older results have none
     try:
         values = {item.name: content[item.name] for item in fields(Result)}
         subjects = {

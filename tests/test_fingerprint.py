@@ -33,7 +33,7 @@ pa = pytest.importorskip("pyarrow", reason="needs the extra `data`")
 pytest.importorskip("datasets", reason="needs the extra `data`")
 import pyarrow.parquet as pq  # noqa: E402
 
-from tests.test_huggingface import _offline, opened, png, write_parquet, write_tar  # noqa: E402
+from tests.test_huggingface import _offline, opened, write_parquet, write_tar  # noqa: E402
 
 __all__ = ["_offline", "images", "run"]
 

@@ -30,7 +30,7 @@ from openjepa.weights.native import save_network
 from tests.images import write_folder
 
 CONFIG = EncoderConfig(width=24, depth=2, heads=2, mlp_ratio=2.0, patch_size=8, image_size=(32, 32))
-SETTINGS = EvaluationSettings(device="cpu", precision="fp32", workers=0, feature_batch_size=16)
+SETTINGS = EvaluationSettings(device="cpu", workers=0, feature_batch_size=16)
 CPU = torch.device("cpu")
 
 

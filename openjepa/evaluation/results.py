@@ -78,8 +78,8 @@ class Result:
     data_key: str = ""
     """Short hash of the data's settings, where they are not the run's own."""
     images: str = ""
-    """Of a suite's row: short hash of the images' names and of sizes and times of their files and of the low-shot list; empty in older
-    results."""
+    """Of a suite's row: short hash of the images' names, and of sizes and times of their files and of the low-shot list.
+    Empty in older results."""
     weights: str = ""
     """Hash of the encoder's weights."""
     partial: bool = False
@@ -109,9 +109,9 @@ class Result:
         return "-".join(part for part in (name, self.variant) if part) + ".json"
 
     def placed(self, folder: Path) -> "Result":
-        """With a number added to the variant where the file of that name in `folder` is about other data."""
+        """With a number added to the variant where the file of that name in `folder` is about other data or labels."""
         placed, number = self, 1
-        while _data_key(folder / placed.file_name) not in (None, self.data_key):
+        while (there := _content(folder / placed.file_name)) and _is_about(there) != _is_about(vars(self)):
             number += 1
             placed = replace(self, variant=f"{self.variant}-{number}")
         return placed
@@ -174,10 +174,12 @@ def _has_numbers(path: Path) -> bool:
     return bool(_content(path).get("subjects"))
 
 
-def _data_key(path: Path) -> str | None:
-    """The data that a result is about; None where there is none."""
-    found = _content(path)
-    return str(found.get("data_key", "")) if found else None
+def _is_about(result: Mapping[str, Any]) -> tuple[str, str]:
+    """The data of a result, and the file that says which of its images are labeled: names say only how that is called."""
+    settings = result.get("settings")
+    shot = settings.get("low_shot") if isinstance(settings, Mapping) else None
+    listed = shot.get("list") if isinstance(shot, Mapping) else None
+    return str(result.get("data_key", "")), str(Path(listed).expanduser().resolve()) if listed else ""
 
 
 def _content(path: Path) -> dict[str, Any]:

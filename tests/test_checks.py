@@ -140,7 +140,8 @@ SWEPT = ["weight_decays", "neighbors", "logistic.penalties", "attentive.learning
 def emptied(name: str) -> EvaluationSettings:
     group, _, inner = name.rpartition(".")
     usual = EvaluationSettings()
-    return replace(usual, **{group: replace(getattr(usual, group), **{inner: ()})} if group else {name: ()})  # type: ignore[arg-type]
+    changed: Any = replace(getattr(usual, group), **{inner: ()}) if group else ()
+    return replace(usual, **{group or name: changed})
 
 
 def test_sweeps_without_a_member_are_refused() -> None:
@@ -149,7 +150,9 @@ def test_sweeps_without_a_member_are_refused() -> None:
     assert len(found) == 10
     for name in found:
         if name in SWEPT:
-            with pytest.raises(Refusal, match=rf"evaluation\.{name} is empty: give at least one number, or leave it out for \d"):
+            with pytest.raises(
+                Refusal, match=rf"evaluation\.{name} is empty: give at least one number, or leave it out for \d"
+            ):
                 check_evaluation(emptied(name))
         else:
             check_evaluation(emptied(name))

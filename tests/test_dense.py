@@ -242,7 +242,9 @@ def test_held_out_patches_share_no_image_with_the_others() -> None:
 @pytest.mark.parametrize("name", PROBES)
 def test_patches_of_one_image_cannot_be_held_out_and_no_class_is_blamed(name: str) -> None:
     one = probe(side(1, 1), side(2, 2))
-    with pytest.raises(Refusal, match=r"selection='held_out': all training patches are of one image.*--selection paper") as told:
+    with pytest.raises(
+        Refusal, match=r"selection='held_out': all training patches are of one image.*--selection paper"
+    ) as told:
         PROBES[name](one, SETTINGS)
     assert "class" not in str(told.value)
     (result,) = PROBES[name](one, replace(SETTINGS, selection="paper"))

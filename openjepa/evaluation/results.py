@@ -11,8 +11,8 @@ from openjepa.whole_files import whole_file
 
 FORMAT = "openjepa-evaluation"
 VERSION = 1
-FAILED = "failed: "
-"""How the reason of a row begins that could have been evaluated but for an error."""
+ADDED = {"images": "", "data_name": "", "failed": False}
+"""Entries that older results of this version lack."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,12 @@ class Result:
     """Every classifier tried, with its subject and metric."""
     skipped: str | None = None
     """Why there are no numbers."""
+    failed: bool = False
+    """Whether that is an error, but for which there could be numbers."""
     data: str = ""
-    """What the images are."""
+    """What the images are, in words."""
+    data_name: str = ""
+    """What the data is called."""
     image_size: tuple[int, int] | None = None
     fit: str = ""
     masks_mode: str | None = None
@@ -136,7 +140,7 @@ def read_result(path: Path) -> Result | None:
     content = _content(path)
     if content.get("format") != FORMAT or content.get("version") != VERSION:
         return None
-    content = {"images": ""} | content  # older results have none
+    content = ADDED | content
     try:
         values = {item.name: content[item.name] for item in fields(Result)}
         subjects = {

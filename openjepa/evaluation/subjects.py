@@ -101,7 +101,7 @@ def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | 
 def load_subject(subject: Subject, heads: int | None) -> tuple[VisionTransformer, EncoderConfig]:
     """The encoder that is evaluated. Says what it is where it is not openjepa's own. Raises Refusal."""
     loaded = load_any(subject.encoder_path, Choice(encoder=subject.which, heads=heads, predictor=False))
-    if loaded.what.startswith("openjepa"):
+    if loaded.is_native:
         return loaded.encoder, loaded.config
     print(f"{subject.encoder_path}: {loaded.what}; results in {subject.output / 'eval'}", file=sys.stderr)
     return loaded.encoder, loaded.config

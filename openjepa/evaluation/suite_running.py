@@ -17,7 +17,7 @@ from openjepa.evaluation.pooling import pooled_configs, pooled_settings
 from openjepa.evaluation.probing import KnownComponents
 from openjepa.evaluation.published import PUBLISHED
 from openjepa.evaluation.repeats import blank_result, evaluate_seeds, view_size
-from openjepa.evaluation.results import FAILED, Result, read_result
+from openjepa.evaluation.results import Result, read_result
 from openjepa.evaluation.subjects import find_subject, load_subject
 from openjepa.evaluation.suite import SUITES, SuiteRow, suite_rows
 from openjepa.evaluation.tasks import TASKS, fitting_protocols
@@ -77,7 +77,8 @@ def evaluate_suite(
         if not isinstance(splits, str):
             variant, key = _variant(row, own, config, found.encoder_name), folder_key(root / row.benchmark)
             result = replace(result, variant=variant, data_key=key, departures=_departures(row, own, config), weights=weights)
-            result = replace(result, images=_with_list(images[row.benchmark], own.low_shot))
+            called = BENCHMARKS[row.benchmark].title
+            result = replace(result, images=_with_list(images[row.benchmark], own.low_shot), data_name=called)
             result = result.placed(found.output / "eval")
             told = partial(_prefixed, say, f"[{number}/{len(planned)}] {result.title}: ")
             axes = known.setdefault((row.benchmark, pooled.pooling), {})
@@ -142,7 +143,7 @@ def _guarded(blank: Result, evaluate: Callable[[], Result]) -> Result:
         if os.environ.get("OPENJEPA_DEBUG"):
             raise
         kind = "" if isinstance(error, Refusal) else f"{type(error).__name__}: "
-        return replace(blank, skipped=f"{FAILED}{kind}{error}")
+        return replace(blank, skipped=f"failed: {kind}{error}", failed=True)
 
 
 def _check_list(row: SuiteRow, splits: Splits | str, shot: LowShotSettings) -> None:

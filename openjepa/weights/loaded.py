@@ -40,6 +40,8 @@ class Loaded:
     """What stands beside the predictor's settings: how masks were drawn for it."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """What the file itself says of the training: step, epoch, loss, ..."""
+    is_native: bool = False
+    """Whether it is of openjepa's own format."""
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def read(contents: Contents, choice: Choice) -> Loaded:
         predictor, predictor_config, extra = read_predictor(contents.path, choice)
         words = f"openjepa's encoder: {size_words(config)}"
         step = _step(contents.settings)
-        return Loaded(encoder, config, predictor, predictor_config, words, predictor_extra=extra, training=step)
+        return Loaded(encoder, config, predictor, predictor_config, words, predictor_extra=extra, training=step, is_native=True)
     folder = contents.path / ENCODER_FOLDERS[choice.encoder]
     if not folder.is_dir():
         hint = "train with method.export_context_encoder"
@@ -125,7 +125,7 @@ def read(contents: Contents, choice: Choice) -> Loaded:
     words = f"openjepa's run, {choice.encoder} encoder: {size_words(config)}"
     there = tuple(name for name, item in ENCODER_FOLDERS.items() if (contents.path / item).is_dir())
     step = _step(read_settings(folder / CONFIG_FILE) or {})
-    return Loaded(encoder, config, predictor, predictor_config, words, there, extra, step)
+    return Loaded(encoder, config, predictor, predictor_config, words, there, extra, step, is_native=True)
 
 
 def _only_new(export: Export) -> dict[str, object]:

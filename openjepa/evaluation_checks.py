@@ -71,9 +71,10 @@ def check_evaluation(settings: EvaluationSettings) -> None:
     """Raises Refusal at the first setting of an evaluation that cannot work."""
     usual = flatten(EvaluationSettings())
     for name, value in flatten(settings).items():
-        if value == () and usual[name] != () and name not in MAY_BE_EMPTY:
-            default = " ".join(map(str, usual[name]))
-            raise Refusal(f"evaluation.{name} is empty: give at least one number, or leave it out for {default}")
+        default = usual[name]
+        if value == () and isinstance(default, tuple) and default and name not in MAY_BE_EMPTY:
+            words = " ".join(map(str, default))
+            raise Refusal(f"evaluation.{name} is empty: give at least one number, or leave it out for {words}")
         for item in value if isinstance(value, tuple) else (value,):
             if name in EVALUATION_RANGES and isinstance(item, int | float):
                 check_range(f"evaluation.{name}", item, EVALUATION_RANGES[name])

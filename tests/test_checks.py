@@ -145,7 +145,7 @@ def emptied(name: str) -> EvaluationSettings:
 
 
 def test_sweeps_without_a_member_are_refused() -> None:
-    """Every setting of several values, in groups too: those that are nothing without one, and those that then mean the usual."""
+    """Every setting of several values, in groups too; those that are not refused then mean the usual ones."""
     found = {name: value for name, value in flatten(EvaluationSettings()).items() if isinstance(value, tuple)}
     assert len(found) == 10
     for name in found:

@@ -11,7 +11,7 @@ from openjepa.whole_files import whole_file
 
 FORMAT = "openjepa-evaluation"
 VERSION = 1
-ADDED = {"images": "", "data_name": "", "failed": False}
+ADDED: Mapping[str, Any] = {"images": "", "data_name": "", "failed": False}
 """Entries that older results of this version lack."""
 
 
@@ -140,7 +140,7 @@ def read_result(path: Path) -> Result | None:
     content = _content(path)
     if content.get("format") != FORMAT or content.get("version") != VERSION:
         return None
-    content = ADDED | content
+    content = {**ADDED, **content}
     try:
         values = {item.name: content[item.name] for item in fields(Result)}
         subjects = {

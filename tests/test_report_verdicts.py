@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from openjepa.bench_energy import summary as energy_summary
-from openjepa.measures.verdicts import HEALTHY, CollapseStatistics
+from openjepa.measures.verdicts import HEALTHY, CollapseStatistics, collapsed
+from openjepa.measures.verdicts import verdict as judged
 from openjepa.report.facts import status, verdict
 from openjepa.report.landscape import landscapes
 from openjepa.report.reading import read_run
@@ -80,6 +81,14 @@ def test_runs_without_a_flag_are_judged_by_what_they_logged(tmp_path: Path, sent
 
 
 NOT_FINITE = CollapseStatistics(float("nan"), float("nan"), float("nan"))
+
+
+@pytest.mark.parametrize("place", [0, 2])
+@pytest.mark.parametrize("word", COLLAPSING)
+def test_a_look_that_was_not_finite_hides_no_collapse(word: str, place: int) -> None:
+    looks = [*COLLAPSING[word][:place], NOT_FINITE, *COLLAPSING[word][place:]]
+    assert collapsed(looks) is True and word in str(judged(looks))
+    assert collapsed([*looks, NOT_FINITE]) is None
 
 
 @pytest.mark.parametrize("flag", [None, "yes", 1, []])

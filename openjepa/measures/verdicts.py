@@ -32,8 +32,8 @@ HEALTHY = "The features keep their spread and rank: no sign of collapse."
 
 
 def collapsed(history: Sequence[CollapseStatistics]) -> bool | None:
-    """Whether the looks so far (oldest first) point to collapse. None before the third, and if the latest is not finite."""
-    if len(history) < 3 or not all(math.isfinite(value) for value in vars(history[-1]).values()):
+    """Whether the looks so far (oldest first) point to collapse. None before the third finite one, or if the latest is not."""
+    if len(_finite(history)) < 3 or not _finite(history[-1:]):
         return None
     return verdict(history) is not None
 
@@ -44,6 +44,7 @@ def verdict(history: Sequence[CollapseStatistics]) -> str | None:
     Never speaks on the first look, which describes the random initialization (whose features are nearly parallel, too), nor
     on a sign that only the latest look shows: healthy runs can dip once and recover.
     """
+    history = _finite(history)
     if len(history) < 3:
         return None
     signs = set(_signs(history[:-1])) & set(_signs(history))
@@ -52,6 +53,11 @@ def verdict(history: Sequence[CollapseStatistics]) -> str | None:
     words = "; ".join(text for sign, text in _signs(history).items() if sign in signs)
     advice = "lower the learning rate, lengthen the warm-up, or start with a higher EMA momentum"
     return f"The encoder is collapsing: {words}. Try to {advice}."
+
+
+def _finite(history: Sequence[CollapseStatistics]) -> list[CollapseStatistics]:
+    """The looks whose numbers are all finite: others compare with nothing."""
+    return [look for look in history if all(math.isfinite(value) for value in vars(look).values())]
 
 
 def _signs(history: Sequence[CollapseStatistics]) -> dict[str, str]:

@@ -282,13 +282,13 @@ def _started(run: RunFolder) -> str:
 
 def verdict(run: RunFolder) -> Verdict:
     """Collapse: the flag and the sentence that training wrote, and the numbers of its last look at the features."""
-    collapsed, said = _judged(run)
+    is_collapsed, said = _judged(run)
     evidence = _evidence(run)
     if run.energy.get("flat") is True and run.energy.get("step") == run.summary.get("step"):
-        kept = ", though its features still differ" if collapsed is False else ""
+        kept = ", though its features still differ" if is_collapsed is False else ""
         return Verdict("bad", f"The method has collapsed: its energy is the same for all pairs{kept}.", evidence)
-    if collapsed is not None:
-        return Verdict("bad" if collapsed else "good", said, evidence)
+    if is_collapsed is not None:
+        return Verdict("bad" if is_collapsed else "good", said, evidence)
     if said or evidence:
         looks = len(run.log.points("monitor", "rankme"))
         few = f"Too early to tell: only {'one look' if looks == 1 else f'{looks} looks'} at the features so far."

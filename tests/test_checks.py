@@ -10,6 +10,7 @@ from openjepa.checks.values import PAIRS, RANGES
 from openjepa.config import flatten
 from openjepa.evaluation_checks import PROTOCOL_GROUPS, check_evaluation, evaluation_remarks
 from openjepa.recipes.matched import with_method
+from openjepa.refusals import Refusal
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.data import FolderSettings, HuggingFaceSettings
 from openjepa.settings.evaluation import EvaluationSettings
@@ -131,6 +132,30 @@ def test_every_number_has_a_range() -> None:
     for name, value in values.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             assert name in RANGES or name in checked_elsewhere, name
+
+
+SWEPT = ["weight_decays", "neighbors", "logistic.penalties", "attentive.learning_rates"]
+
+
+def emptied(name: str) -> EvaluationSettings:
+    group, _, inner = name.rpartition(".")
+    usual = EvaluationSettings()
+    changed: Any = replace(getattr(usual, group), **{inner: ()}) if group else ()
+    return replace(usual, **{group or name: changed})
+
+
+def test_sweeps_without_a_member_are_refused() -> None:
+    """Every setting of several values, in groups too; those that are not refused then mean the usual ones."""
+    found = {name: value for name, value in flatten(EvaluationSettings()).items() if isinstance(value, tuple)}
+    assert len(found) == 10
+    for name in found:
+        if name in SWEPT:
+            with pytest.raises(
+                Refusal, match=rf"evaluation\.{name} is empty: give at least one number, or leave it out for \d"
+            ):
+                check_evaluation(emptied(name))
+        else:
+            check_evaluation(emptied(name))
 
 
 def test_settings_of_an_evaluation_without_effect_are_named() -> None:

@@ -14,6 +14,7 @@ from openjepa.data.chunks import draw_masks
 from openjepa.data.evaluation import evaluation_batches
 from openjepa.data.loader import BatchPlan, TrainingLoader
 from openjepa.data.source import ListSource, Splits
+from openjepa.derived import resolved
 from openjepa.engine.device import autocast
 from openjepa.engine.embedding import pooled_features
 from openjepa.engine.run_log import RunLog
@@ -64,7 +65,7 @@ class Monitor:
 
     def is_due(self, step: int) -> bool:
         """Whether to look after this many steps."""
-        every = self._config.monitor.every
+        every = resolved(self._config.monitor.every)
         return every > 0 and step % every == 0
 
     def look(self, progress: Progress) -> None:

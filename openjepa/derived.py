@@ -84,6 +84,17 @@ def resolve(config: RunConfig, total_steps: int | None = None, processes: int = 
     return replace(config, optim=replace(config.optim, warmup_share=None, images_per_device=None))
 
 
+def left_to_follow(config: RunConfig, recipe: RunConfig) -> RunConfig:
+    """`config` without values for what `recipe` leaves to follow."""
+    for name in (*RULES, "optim.warmup_share", "optim.images_per_device"):
+        group, field = name.split(".")
+        ours, theirs = getattr(config, group), getattr(recipe, group)
+        is_shared = type(ours) is type(theirs) and hasattr(ours, field)
+        if is_shared and (name not in RULES or getattr(theirs, field) in (None, "half")):
+            config = replace(config, **{group: replace(ours, **{field: getattr(theirs, field)})})
+    return config
+
+
 # -------------------------------------------------------------------------------------------------------- from the length
 
 

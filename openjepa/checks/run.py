@@ -18,6 +18,19 @@ from openjepa.settings.models import SIZES, ModelSettings
 from openjepa.settings.optimization import OptimizationSettings
 from openjepa.settings.run import RunConfig, RunSettings
 
+COMPUTED_WITH = (
+    "model.",
+    "masks.",
+    "method.",
+    "optim.batch_size",
+    "optim.microbatch_size",
+    "optim.images_per_device",
+    "optim.epochs",
+    "optim.total_steps",
+    "optim.warmup_",
+)
+"""Beginnings of names: what is checked with the values of these settings needs values within their range."""
+
 
 def check(config: RunConfig, world_size: int = 1, is_model_known: bool = True) -> None:
     """Raises one Refusal that names all settings that cannot work, alone or with the others, on `world_size` processes.
@@ -25,9 +38,11 @@ def check(config: RunConfig, world_size: int = 1, is_model_known: bool = True) -
     Settings that follow others are checked with the values that they get. Without `is_model_known`, for a run whose model
     follows weights that are not read yet, what depends on the model is left out.
     """
-    problems = refused([*value_checks(config), partial(_check_size, config.model)])
-    checks: list[Callable[[], None]] = [partial(_check_source, config), partial(_check_run, config.run)]
-    if not problems:  # the others compute with values
+    values: list[tuple[str, Callable[[], None]]] = [*value_checks(config), ("model.", partial(_check_size, config.model))]
+    problems = refused(check for name, check in values if name.startswith(COMPUTED_WITH))
+    checks = [check for name, check in values if not name.startswith(COMPUTED_WITH)]
+    checks += [partial(_check_source, config), partial(_check_run, config.run)]
+    if not problems:
         config = resolve(config, processes=world_size)
         checks += [partial(_check_batch, config, world_size), partial(_check_length, config.optim)]
         checks += _model_checks(config) if is_model_known else []

@@ -124,16 +124,16 @@ PAIRS: dict[str, Range] = {
 """The same for settings that are (smallest, largest)."""
 
 
-def value_checks(config: RunConfig) -> Iterator[Callable[[], None]]:
-    """One check for each number that has a range, alone or among others of one setting, and for each pair."""
+def value_checks(config: RunConfig) -> Iterator[tuple[str, Callable[[], None]]]:
+    """One check, with its setting, for each number that has a range, alone or among others, and for each pair."""
     for name, value in flatten(config).items():
         for item in value if isinstance(value, tuple) else (value,):
             if name in RANGES and isinstance(item, int | float):
-                yield partial(check_range, name, item, RANGES[name])
+                yield name, partial(check_range, name, item, RANGES[name])
         if name in PAIRS and isinstance(value, tuple):
-            yield partial(_check_pair, name, value)
-    yield partial(_check_deviations, config.data.pixel_std)
-    yield partial(_check_draws, config.monitor.lidar_masks)
+            yield name, partial(_check_pair, name, value)
+    yield "data.pixel_std", partial(_check_deviations, config.data.pixel_std)
+    yield "monitor.lidar_masks", partial(_check_draws, config.monitor.lidar_masks)
 
 
 def _check_pair(name: str, value: tuple[float, float]) -> None:

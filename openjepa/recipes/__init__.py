@@ -6,13 +6,14 @@ recipes and one for each method; every file lists its own under RECIPES.
 
 from dataclasses import replace
 
-from openjepa.config import nearest
+from openjepa.config import flatten, nearest
+from openjepa.derived import RULES, left_to_follow, resolve
 from openjepa.recipes import data2vec, dino, ibot, ijepa, mae, msn, rivals, small
 from openjepa.recipes.recipe import Recipe
 from openjepa.refusals import Refusal
 from openjepa.settings.run import RunConfig
 
-__all__ = ["RECIPES", "Recipe", "load_recipe"]
+__all__ = ["RECIPES", "Recipe", "kept_by_file", "load_recipe"]
 
 RECIPES: dict[str, Recipe] = {
     **small.RECIPES,
@@ -35,3 +36,17 @@ def load_recipe(name: str, preset: str | None = None) -> RunConfig:
         raise Refusal(f"recipe {name!r} does not exist: {nearest(name, RECIPES)}")
     config = RECIPES[name].config(preset)
     return replace(config, recipe=name, preset=preset or RECIPES[name].presets[0])
+
+
+def kept_by_file(file: RunConfig, config: RunConfig) -> dict[str, object]:
+    """What `file` says as its recipe derives it, and what would follow now that `config` has changed other settings of it.
+
+    It stays as the file says it, which may surprise. Empty for a file that names none of our recipes.
+    """
+    if file.recipe not in RECIPES or file.preset not in RECIPES[file.recipe].presets:
+        return {}
+    recipe = load_recipe(file.recipe, file.preset)
+    said, kept = flatten(file), flatten(config)
+    before, after = (flatten(resolve(left_to_follow(run, recipe))) for run in (file, config))
+    stays = [name for name in RULES if name in said and said[name] == before.get(name) == kept.get(name)]
+    return {name: after[name] for name in stays if after.get(name) not in (None, said[name])}

@@ -12,7 +12,7 @@ from openjepa.checks.sizes import PATCH_SIZES, check_heads, check_patch_divides,
 from openjepa.checks.values import value_checks
 from openjepa.derived import divisors, nearest_by_ratio, resolve, resolved
 from openjepa.refusals import Refusal, refuse, refused
-from openjepa.settings.data import DataSettings, FolderSettings, HuggingFaceSettings
+from openjepa.settings.data import FolderSettings, HuggingFaceSettings
 from openjepa.settings.masks import BlockwiseSettings, MultiblockSettings, RandomPatchesSettings
 from openjepa.settings.models import SIZES, ModelSettings
 from openjepa.settings.optimization import OptimizationSettings
@@ -51,11 +51,15 @@ def check(config: RunConfig, world_size: int = 1, is_model_known: bool = True) -
 
 def _model_checks(config: RunConfig) -> list[Callable[[], None]]:
     """Of what depends on the model: its own sizes, the method's and the masks'. Grids need images of whole patches."""
-    patches, encoder = partial(_check_patches, config.model, config.data), partial(_check_encoder, config.model)
-    if refused([patches]):
-        return [patches, encoder]
-    masks, grid = config.masks, config.model.grid(config.data.height_width())
-    found: list[Callable[[], None]] = [encoder, *method_checks(config)]
+    masks, shape, grid = config.masks, config.model.shape(), config.model.grid(config.data.height_width())
+    found: list[Callable[[], None]] = [
+        partial(check_patch_divides, config.model.patch_size, config.data.height_width()),
+        partial(check_heads, "model.heads", shape.heads, "the width of the encoder", shape.width),
+        partial(check_positions, "model.width", shape.width),
+    ]
+    if refused(found[:1]):
+        return found
+    found += method_checks(config)
     if isinstance(masks, MultiblockSettings):
         found.append(partial(_check_multiblock, grid))
     if isinstance(masks, BlockwiseSettings):
@@ -105,16 +109,6 @@ def _check_size(model: ModelSettings) -> None:
         raise Refusal(f"model.patch_size={model.patch_size} must be between {PATCH_SIZES[0]} and {PATCH_SIZES[-1]}")
     if model.size not in SIZES:
         raise Refusal(f"model.size={model.size!r} must be one of {', '.join(SIZES)}")
-
-
-def _check_patches(model: ModelSettings, data: DataSettings) -> None:
-    check_patch_divides(model.patch_size, data.height_width())
-
-
-def _check_encoder(model: ModelSettings) -> None:
-    shape = model.shape()
-    check_heads("model.heads", shape.heads, "the width of the encoder", shape.width)
-    check_positions("model.width", shape.width)
 
 
 # ------------------------------------------------------------------------------------------------- batch, length, data

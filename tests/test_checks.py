@@ -17,6 +17,7 @@ from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.finetune import FinetuneSettings
 from openjepa.settings.low_shot import LowShotSettings
 from openjepa.settings.masks import MultiblockSettings, RandomPatchesSettings
+from openjepa.settings.methods import DinoSettings
 from openjepa.settings.run import RunConfig
 
 VALID = RunConfig(data=FolderSettings(path="images"))
@@ -88,6 +89,52 @@ def test_impossible_evaluations(name: str, value: object, message: str) -> None:
     check_evaluation(EvaluationSettings())
     with pytest.raises(ValueError, match=message):
         check_evaluation(replace(EvaluationSettings(), **{name: value}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        (
+            changed(
+                optim={"batch_size": 10, "microbatch_size": 128, "epochs": 3}, masks={"group_size": 128}, data={"path": ""}
+            ),
+            ("optim.microbatch_size=128", "optim.warmup_epochs=15", "data.path is empty"),
+        ),
+        (changed(optim={"lr": 0.0, "batch_size": -4}), ("optim.lr=0.0", "optim.batch_size=-4")),
+        (
+            changed(optim={"lr": 0.0, "epochs": 3}, run={"name": ".."}, monitor={"lidar_masks": 1}),
+            ("optim.lr=0.0", "optim.warmup_epochs=15", "run.name='..'", "monitor.lidar_masks=1"),
+        ),
+        (
+            changed(model={"heads": 7, "width": 390}, method={"predictor_width": 102}),
+            ("model.heads=7", "model.width=390", "method.predictor_heads=7", "method.predictor_width=102"),
+        ),
+        (
+            replace(changed(optim={"epochs": 9}), method=DinoSettings(local_size=100)),
+            ("masks.strategy=multiblock", "model.class_token=False", "method.local_size=100", "optim.warmup_epochs=15"),
+        ),
+        (
+            changed(data={"image_size": 100}, masks={"target_scale": (0.3, 0.2), "num_targets": 0}),
+            ("masks.target_scale=0.3 0.2", "masks.num_targets=0"),
+        ),
+        (changed(data={"image_size": 8}, optim={"epochs": 9}), ("smaller than a patch", "optim.warmup_epochs=15")),
+    ],
+)
+def test_all_that_cannot_work_is_said_at_once(config: RunConfig, names: tuple[str, ...]) -> None:
+    with pytest.raises(Refusal) as found:
+        check(config)
+    first, *others = str(found.value).splitlines()
+    assert first == f"{len(names)} things cannot work:"
+    assert len(others) == len(names) and all(any(name in line for line in others) for name in names)
+
+
+def test_values_that_fit_together_are_said() -> None:
+    """Each could be mended alone, and would then not fit the other."""
+    for batch, micro, group, fitting in ((10, 128, 128, (10, 10)), (96, 64, 10, (12, 12)), (96, 20, 32, (16, 32))):
+        wrong = changed(optim={"batch_size": batch, "microbatch_size": micro}, masks={"group_size": group})
+        with pytest.raises(Refusal, match=f"these fit together: optim.microbatch_size={fitting[0]} and masks.*={fitting[1]}$"):
+            check(wrong)
+        check(changed(optim={"batch_size": batch, "microbatch_size": fitting[0]}, masks={"group_size": fitting[1]}))
 
 
 def test_processes_share_the_batch() -> None:

@@ -15,6 +15,7 @@ from openjepa.data.evaluation import evaluation_batches
 from openjepa.data.loader import BatchPlan, TrainingLoader
 from openjepa.data.source import ListSource, Splits
 from openjepa.data.subset import for_probes
+from openjepa.derived import resolved
 from openjepa.engine.device import autocast
 from openjepa.engine.embedding import pooled_features
 from openjepa.engine.run_log import RunLog
@@ -65,18 +66,18 @@ class Monitor:
 
     def is_due(self, step: int) -> bool:
         """Whether to look after this many steps."""
-        every = self._config.monitor.every
+        every = resolved(self._config.monitor.every)
         return every > 0 and step % every == 0
 
     def prepare(self) -> None:
         """Reads the images that every look is at, so that the first look takes no longer than the others."""
-        if self._config.monitor.every > 0 and distributed.is_main():
+        if resolved(self._config.monitor.every) > 0 and distributed.is_main():
             self._probe_batches()
             self._labeled_images()
 
     def looks_left(self, step: int, total_steps: int) -> int:
         """Looks after `step`, of which one is after the last step."""
-        every = self._config.monitor.every
+        every = resolved(self._config.monitor.every)
         return 0 if every == 0 or step >= total_steps else -(-total_steps // every) - step // every
 
     def look(self, progress: Progress) -> None:

@@ -31,6 +31,7 @@ from openjepa.data.generated import write_photos
 from openjepa.data.loader import BatchPlan, TrainingLoader
 from openjepa.data.source import ListSource
 from openjepa.data.views import NUMBERS_PER_VIEW, crop_and_resize, crop_box
+from openjepa.derived import resolve
 from openjepa.engine.device import keep_freed_memory
 from openjepa.masks import MASKS
 from openjepa.recipes import load_recipe
@@ -71,7 +72,7 @@ def views_config(options: DataBench, path: Path) -> RunConfig:
     config = replace(config, data=FolderSettings(path=str(path), test_fraction=0.0, image_size=side, **shared))
     config = with_method(config, options.method or config.method.name)
     check(config)
-    return config
+    return resolve(config)
 
 
 def bench_views(config: RunConfig, repeats: int = 7, images: int = 128) -> dict[str, Any]:

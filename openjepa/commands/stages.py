@@ -94,8 +94,9 @@ def train(argv: Sequence[str], prog: str) -> None:
     choices = [f"  --{name}.{choice.field} {' | '.join(choice.options)}" for name, choice in CHOICES.items()]
     text = TRAIN_HELP.format(recipes="\n".join(recipes), choices="\n".join(choices))
     config, options = parse_train(argv, prog, text)
-    if options.config is not None:
-        _note_kept(options.config, config)
+    before = options.config or (Path(config.run.init) if config.run.init and not options.recipe else None)
+    if before is not None:
+        _note_kept(before, config)
     # a model that follows weights is known once these are read
     check(config, world_size=int(os.environ.get("WORLD_SIZE", "1")), is_model_known=config.run.init is None)
     for remark in remarks(config):

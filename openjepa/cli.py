@@ -5,9 +5,11 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 
 import openjepa
 from openjepa.engine.interrupts import Interrupted
+from openjepa.extras import needed_for
 from openjepa.refusals import Refusal
 
 USAGE = """openjepa {version}: train I-JEPA encoders on your images, probe them, and look at them.
@@ -52,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     error is a fault of the program and keeps its traceback.
     """
     warnings.formatwarning = _format_warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names of files may hold what the terminal's encoding has no sign for
+            stream.reconfigure(errors="backslashreplace")
     try:
         _dispatch(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
@@ -78,7 +83,9 @@ def _format_warning(
 
 
 def _dispatch(argv: list[str]) -> None:
-    if not argv or argv[0] in ("-h", "--help", "help"):
+    if argv[:1] == ["help"]:  # `openjepa help train` is `openjepa train --help`
+        argv = [*argv[1:], "--help"]
+    if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return
     if argv[0] in ("--version", "version"):
@@ -95,7 +102,8 @@ def _dispatch(argv: list[str]) -> None:
 
         raise Refusal(f"unknown command {name!r}: {nearest(name, COMMANDS)} (see openjepa --help)")
     function = getattr(import_module("openjepa.commands"), COMMANDS[name][0])
-    function(argv[words:], f"openjepa {name}")
+    with needed_for(f"openjepa {name}"):
+        function(argv[words:], f"openjepa {name}")
 
 
 def usage(names: Sequence[str] = tuple(COMMANDS)) -> str:

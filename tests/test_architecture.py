@@ -15,7 +15,7 @@ PACKAGE = ROOT / "openjepa"
 # Each part imports only parts of the tiers below its own (and itself).
 TIERS = (
     ("refusals",),
-    ("settings",),
+    ("settings", "extras", "shell"),
     ("types", "registry", "seeds", "ranges", "config", "distributed", "whole_files"),
     ("schedules", "checks", "evaluation_checks", "recipes", "measures"),
     ("ablations",),
@@ -42,6 +42,8 @@ TORCH_FREE = {
     "seeds",
     "registry",
     "refusals",
+    "extras",
+    "shell",
     "ranges",
     "whole_files",
     "report",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from openjepa.arguments import given_settings, is_help, parse_embed
 from openjepa.commands.paths import check_evaluated
+from openjepa.shell import command
 
 if TYPE_CHECKING:
     from openjepa.embedding.running import Embedded
@@ -77,16 +78,17 @@ def _print(embedded: "Embedded") -> None:
     if embedded.status == "by another process":
         print(f"{embedded.output} was put together by another process; this one has embedded {embedded.num_images:,} images")
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from openjepa.engine.console import plain_console
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column()
     table.add_column(overflow="fold")
     for name, value in _lines(embedded).items():
         table.add_row(name, value)
-    Console().print(table)
-    print(f"\nnext: openjepa search {embedded.output} --image IMAGE")
+    plain_console().print(table)
+    print(f"\nnext: {command('openjepa', 'search', embedded.output)} --image IMAGE")
 
 
 def _lines(embedded: "Embedded") -> dict[str, str]:

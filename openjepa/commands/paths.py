@@ -5,6 +5,7 @@ from pathlib import Path
 from openjepa.config import nearest
 from openjepa.refusals import Refusal
 from openjepa.settings.conversion import MARK
+from openjepa.shell import command
 from openjepa.weights.hub import is_hub_name
 from openjepa.whole_files import is_writable
 
@@ -30,11 +31,11 @@ def check_output_file(path: Path | None, ending: str, any_ending: bool = True) -
     if path is None:
         return
     if path.is_dir():
-        raise Refusal(f"--output {path} is a folder: name a file, e.g. --output {path / f'openjepa{ending}'}")
+        raise Refusal(f"--output {path} is a folder: name a file, e.g. {command('--output', path / f'openjepa{ending}')}")
     if not path.parent.is_dir():
         raise Refusal(f"--output {path}: there is no folder {path.parent}; make it first, or name a file elsewhere")
     if not any_ending and path.suffix.lower() != ending:
-        raise Refusal(f"--output {path} must end in {ending}, e.g. --output {path.with_suffix(ending)}")
+        raise Refusal(f"--output {path} must end in {ending}, e.g. {command('--output', path.with_suffix(ending))}")
     _check_writable(path, path.parent)
 
 

@@ -15,6 +15,7 @@ from openjepa.checks import check, remarks
 from openjepa.commands.paths import check_output_file, check_output_folder, check_subject
 from openjepa.recipes import RECIPES
 from openjepa.settings.choices import CHOICES
+from openjepa.shell import command
 
 TRAIN_HELP = """openjepa train RECIPE [OPTIONS]: train an encoder. The recipe comes first, then any setting to change.
 
@@ -102,7 +103,7 @@ def train(argv: Sequence[str], prog: str) -> None:
     folder = train_run(config, fresh=options.fresh, dry_run=options.dry_run, given=given)
     if folder is not None:
         labeled = json.loads((folder / "summary.json").read_text()).get("labeled", True)
-        print(f"next: openjepa {'evaluate' if labeled else 'visualize'} {folder}")
+        print(f"next: {command('openjepa', 'evaluate' if labeled else 'visualize', folder)}")
 
 
 @dataclass(frozen=True, kw_only=True)

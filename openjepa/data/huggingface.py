@@ -5,7 +5,6 @@ in its own cache and maps into memory. Images stay encoded; order and position i
 """
 
 import glob
-import importlib.util
 import os
 import re
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from openjepa.data.cache import available_memory
 from openjepa.data.folder import existing_path
 from openjepa.data.skipping import check_usable
 from openjepa.data.source import ListSource, ShardSource, Splits
+from openjepa.extras import require_package
 from openjepa.refusals import Refusal
 from openjepa.settings.data import HuggingFaceSettings
 
@@ -88,8 +88,7 @@ def left_out(settings: HuggingFaceSettings) -> dict[str, ListSource]:
 def require_library() -> None:
     """Raises Refusal where the packages of the extra `data` are missing."""
     for package in ("datasets", "pyarrow"):
-        if importlib.util.find_spec(package) is None:
-            raise Refusal(f"data.source=huggingface needs the package {package!r}: pip install 'openjepa[data]'")
+        require_package(package, "data.source=huggingface")
 
 
 def _local_files(path: str) -> _LocalFiles | None:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from openjepa.embedding.plan import Part
 from openjepa.engine.claims import Claim, take
+from openjepa.refusals import Refusal
 from openjepa.types import Skipped
 from openjepa.whole_files import whole_file
 

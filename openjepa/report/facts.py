@@ -1,11 +1,11 @@
 """What was run and on what, in words: rows of facts, the verdict on collapse, and where several runs differ."""
 
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from openjepa import shell
 from openjepa.report.curves import format_number
 from openjepa.report.reading import RunFolder, began_from, lookup, number, text
 from openjepa.report.wording import METHOD_WORDS
@@ -66,7 +66,7 @@ def error(run: RunFolder) -> str:
 
 def command(run: RunFolder, verb: str) -> str:
     """The command that makes a missing part."""
-    return f"openjepa {verb} {shlex.quote(text(run.path, 300))}"
+    return shell.command("openjepa", verb, run.path)
 
 
 def facts(runs: Sequence[RunFolder]) -> list[Fact]:

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from openjepa.embedding.table import FeatureTable, Row
+from openjepa.engine.console import plain_console
 from openjepa.search.cleaning import Cleaning, group_rows, outlier_rows
 from openjepa.search.gallery import label_name, printable
 from openjepa.search.running import Answer, Answers
@@ -28,8 +29,8 @@ def print_answers(answers: Answers, console: Console | None = None) -> None:
 
 def _console() -> Console:
     """Lines as wide as the terminal; in a file or a pipe they need not be broken."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
+    console = plain_console()
+    return console if console.is_terminal else plain_console(width=200)
 
 
 def _neighbors(answers: Answers, answer: Answer) -> Table:

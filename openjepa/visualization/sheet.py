@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from openjepa.refusals import Refusal
+from openjepa.extras import needed_for
 
 GRAY = "#7d838d"
 GOOD, BAD = "#1f9d63", "#d64a3a"
@@ -24,11 +24,9 @@ class Sheet:
 
     def __init__(self, width: int, height: int) -> None:
         """An empty sheet. Raises Refusal where matplotlib is missing."""
-        try:
+        with needed_for("a picture"):
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure
-        except ImportError:
-            raise Refusal("pictures need the package matplotlib: pip install 'openjepa[report]'") from None
         self.width, self.height = width, height
         self._figure: Any = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
         self._canvas: Any = FigureCanvasAgg(self._figure)

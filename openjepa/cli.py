@@ -18,7 +18,7 @@ usage: openjepa COMMAND [OPTIONS]
 
 {commands}
 
-openjepa COMMAND --help explains a command and every setting of it.
+openjepa COMMAND --help explains a command, --help-all every setting of it.
 
 examples:
   openjepa quickstart                              train, probe and report on the packaged scenes
@@ -30,6 +30,7 @@ examples:
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "train, evaluate and report on the packaged scenes, in a few minutes"),
     "train": ("train", "train an encoder on your images"),
+    "recipes": ("recipes", "the named runs that train starts from, or one with all its settings"),
     "evaluate": ("evaluate", "k-NN and linear probes of an encoder"),
     "visualize": ("visualize", "pictures of what an encoder has learned"),
     "report": ("report", "one HTML file on one run or several"),

@@ -15,7 +15,7 @@ from openjepa.weights import OUTPUTS
 if TYPE_CHECKING:
     from openjepa.conversion.convert import Conversion
 
-CONVERT_HELP = """openjepa convert RUN|ENCODER --to FORMAT [OPTIONS]: the weights of a run, or of any encoder that is read,
+CONVERT_HELP = """The weights of a run, or of any encoder that is read,
 as a folder for other programs: weights, settings, a model card (README.md), and I-JEPA's predictor where the format has a
 place for it. What was written is read back and compared before the folder appears.
 
@@ -31,7 +31,7 @@ examples:
 
 def convert(argv: Sequence[str], prog: str) -> None:
     """Converts weights."""
-    argv = require(argv, "a run folder, an encoder folder or a file of weights", prog)
+    argv = require(ConvertSettings, argv, "a run folder, an encoder folder or a file of weights", prog)
     to = option_value(argv, "to")
     if to is not None and to not in OUTPUTS and not is_help(argv):
         raise Refusal(f"--to {to} does not exist: {nearest(to, OUTPUTS)}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from openjepa.arguments import EvaluateOptions, is_help, parse_evaluate
 from openjepa.commands.paths import check_evaluated
 from openjepa.config import nearest
+from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation_checks import evaluation_remarks
 from openjepa.options import positionals_first
 from openjepa.refusals import Refusal
@@ -37,7 +38,6 @@ folders below --data-root (those that are missing are skipped):
 def _evaluate_help() -> tuple[str, str]:
     """What the help says of the command, and what else with --help-all."""
     from openjepa.data.benchmarks import BENCHMARKS
-    from openjepa.evaluation import PROTOCOLS
     from openjepa.evaluation.suite import SUITES
     from openjepa.evaluation.tasks import TASKS
 
@@ -59,7 +59,8 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
         check_evaluated(Path(argv[0]).expanduser())
     options, data = parse_evaluate(argv, prog, *_evaluate_help())
     _check_evaluation_options(options, data is not None)
-    for remark in evaluation_remarks(options.evaluation, _protocols(options)):
+    reads: dict[str, tuple[str, ...]] = {name: entry.reads for name, entry in PROTOCOLS.items()}
+    for remark in evaluation_remarks(options.evaluation, _protocols(options), reads):
         print(f"note: {remark}", file=sys.stderr)
     from openjepa.evaluation.results import FAILED
     from openjepa.evaluation.running import evaluate_run

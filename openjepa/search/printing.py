@@ -101,11 +101,10 @@ def _print_groups(found: Cleaning, console: Console) -> None:
     superfluous = sum(not member.keep for member in members)
     identical = [member.identical for member in members if member.identical is not None]
     same = f", {sum(identical):,} of them the same file as the one to keep" if identical else ""
-    console.print(
-        f"[bold]{_groups(len(groups))} of near-duplicates[/bold], {len(members):,} of {len(found.table):,} images: "
-        f"{superfluous:,} could go{same}",
-        highlight=False,
+    count = Text.assemble(
+        (f"{_groups(len(groups))} of near-duplicates", "bold"), f", {len(members):,} of {len(found.table):,} images"
     )
+    console.print(Text.assemble(count, f": {superfluous:,} could go{same}"))
     table = _table("group", "cosine", "keep", "could go", right=("group", "cosine"))
     for number, group in enumerate(groups[:PRINTED], start=1):
         names = [_name(found.table, found.table.rows[member.row]) for member in group.members]

@@ -277,7 +277,7 @@ def test_the_widest_table_is_whole_at_100_columns(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "needs the name of an ablation (methods) first"),
+        ([], "needs the name of an ablation (methods) (see openjepa ablate --help)"),
         (["methods", "--method.name", "mae"], "--method.name has no effect"),
         (["methods", "--methods", "mea"], "--rows mea does not exist in the ablation methods: did you mean 'mae'"),
         (["methods", "--recipe", "cpu32"], "did you mean 'cpu-32'"),

@@ -15,6 +15,7 @@ from rich.text import Text
 from openjepa.ablation.plan import PlannedRun
 from openjepa.ablation.results import Numbers, RunResult, claimed, read_results
 from openjepa.ablations import ABLATIONS, Ablation
+from openjepa.engine.console import plain_console
 from openjepa.engine.display import format_count, format_seconds
 from openjepa.report import write_scaling
 from openjepa.whole_files import whole_file
@@ -179,11 +180,11 @@ def print_tables(output: Path, name: str, console: Console | None = None) -> Non
     console.print(Text(legend(ABLATIONS[name], results).replace("\n", " "), "dim"))
     for line in failures(results):
         console.print(Text(line, "red"))
-    console.print(f"{output / 'tables.md'}", highlight=False, soft_wrap=True)
+    console.print(f"{output / 'tables.md'}", soft_wrap=True)
 
 
 def _console() -> Console:
-    return Console(width=max(WIDTH, Console().width))
+    return plain_console(width=max(WIDTH, plain_console().width))
 
 
 def _words(lines: Sequence[Line]) -> list[list[str]]:

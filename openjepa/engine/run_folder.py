@@ -5,7 +5,6 @@ import os
 import platform
 import re
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from openjepa.engine.device import device_name
 from openjepa.engine.run_log import logged_steps
 from openjepa.refusals import Refusal
 from openjepa.settings.run import RunConfig
+from openjepa.shell import this_command
 from openjepa.whole_files import whole_file
 
 _CANNOT_CHANGE_RESULTS = ("system", "monitor", "run.name", "run.output", "recipe", "preset", "data.max_skipped")
@@ -128,7 +128,7 @@ def environment(device: torch.device, precision: str) -> dict[str, Any]:
         "device_name": device_name(device),
         "precision": precision,
         "commit": _commit(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": this_command(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 

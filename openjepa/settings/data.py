@@ -57,7 +57,7 @@ class FolderSettings(DataSettings):
 
     source: Literal["folder"] = "folder"
     path: str = ""
-    """The folder."""
+    """Folder of images."""
     test_fraction: float = 0.2
     """Share of each class held out for the probes where the folder has no split of its own."""
 

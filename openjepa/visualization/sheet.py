@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from openjepa.refusals import Refusal
+from openjepa.extras import needed_for
 from openjepa.visualization.fonts import families, printable, undrawn_words
 
 GRAY = "#7d838d"
@@ -25,11 +25,9 @@ class Sheet:
 
     def __init__(self, width: int, height: int) -> None:
         """An empty sheet. Raises Refusal where matplotlib is missing."""
-        try:
+        with needed_for("a picture"):
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure
-        except ImportError:
-            raise Refusal("pictures need the package matplotlib: pip install 'openjepa[report]'") from None
         self.width, self.height = width, height
         self.undrawn: list[str] = []
         """What has letters that no font has."""

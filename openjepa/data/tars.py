@@ -267,7 +267,7 @@ class TarSource(ListSource):
             raise DecodeError(self._problems[index])
         with self._files[self._file_numbers[index]].open("rb") as file:
             file.seek(self._offsets[index])
-            data = file.read(int(self._sizes[index]))
+            data: bytes = file.read(int(self._sizes[index]))
         if len(data) < self._sizes[index]:
             raise DecodeError("the tar ends in the middle of this file")
         return data

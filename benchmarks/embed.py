@@ -33,9 +33,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.records import keep, origin
+from openjepa.bench import matmul_rate
 from openjepa.data.generated import write_photos
 from openjepa.embedding.running import embed_dataset
-from openjepa.engine.estimate import matmul_rate
 from openjepa.engine.packed import can_pack, pack
 from openjepa.inference.encoder import Encoder
 from openjepa.settings.data import FolderSettings

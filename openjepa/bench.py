@@ -27,8 +27,8 @@ from openjepa.engine.device import (
     resolve_device,
     resolve_precision,
     set_threads,
+    synchronize,
 )
-from openjepa.engine.estimate import matmul_rate
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
 from openjepa.engine.run_folder import environment
 from openjepa.masks import MASKS
@@ -113,7 +113,8 @@ def bench_step(config: RunConfig, repeats: int = 7, product_size: int = 4096) ->
         loading = measure(load, step.device)
         timer = PartTimer(step.device)
         step.run(timer)
-        whole = measure(step.run, step.device) if step.device.type == "cuda" else timer.total()
+        # waiting for a GPU after every part takes time of its own
+        whole = timer.total() if step.device.type == "cpu" else measure(step.run, step.device)
         data = loading - drawing if loading > drawing else loading  # on a busy machine the masks alone may take longer once
         seconds |= {"data": data, "masks": drawing, "step": whole, **timer.seconds}
         rounds.append(seconds)
@@ -142,8 +143,7 @@ class PartTimer:
 
 def now(device: torch.device) -> float:
     """Seconds on a clock, once the device has done all it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)
     return time.perf_counter()
 
 
@@ -152,6 +152,21 @@ def measure(work: Callable[[], object], device: torch.device) -> float:
     start = now(device)
     work()
     return now(device) - start
+
+
+def matmul_rate(device: torch.device, precision: str, size: int = 4096, seconds: float = 1.0) -> float:
+    """FLOP/s of a square matrix product, the yardstick of every speed this project reports; runs for about `seconds`."""
+    left, right = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
+    if precision == "bf16":
+        left, right = left.bfloat16(), right.bfloat16()
+
+    def multiply(repeats: int) -> float:
+        return measure(lambda: [torch.mm(left, right) for _ in range(repeats)], device)
+
+    with torch.no_grad():
+        multiply(1)
+        repeats = max(1, int(seconds / max(multiply(1), 1e-6)))
+        return repeats * 2 * size**3 / multiply(repeats)
 
 
 def one_threaded(work: Callable[[], object]) -> Callable[[], object]:

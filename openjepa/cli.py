@@ -1,5 +1,6 @@
 """The command line: finds the command, and turns refusals into one message. Imports neither tyro nor torch by itself."""
 
+import io
 import os
 import sys
 import warnings
@@ -52,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     error is a fault of the program and keeps its traceback.
     """
     warnings.formatwarning = _format_warning
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes need not be text
     try:
         _dispatch(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:

@@ -1,10 +1,14 @@
 """Files and folders that are whole at any moment they are seen: written under another name, flushed to disk, then renamed."""
 
 import glob
+import hashlib
 import os
+import re
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 
@@ -16,7 +20,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     meet: the later whole file stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    unfinished = own_name(path, "unfinished")
     try:
         yield unfinished
         with unfinished.open("rb") as file:
@@ -27,16 +31,17 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, alone: bool = False) -> Iterator[Path]:
     """Gives an empty folder to write to, which becomes `path` when the block ends well; a folder there is replaced.
 
-    An error leaves everything as it was, parents of `path` that were made for it included. What a killed process has left of
-    the same folder is removed.
+    An error leaves everything as it was, parents of `path` that were made for it included. What a killed process of this
+    machine has left of the same folder is removed. `alone`: the caller holds a lock that keeps every other process away, so
+    whatever is left is of processes that are no more, on whichever machine they ran.
     """
     made = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_left(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    _remove_left(path, alone)
+    unfinished = own_name(path, "unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     try:
@@ -69,7 +74,7 @@ def _flush(folder: Path) -> None:
 
 def _rename(unfinished: Path, path: Path) -> None:
     """A folder cannot be renamed over another, so an older one steps aside first."""
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    old = own_name(path, "old")
     if path.exists():
         path.rename(old)
     try:
@@ -81,16 +86,40 @@ def _rename(unfinished: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _remove_left(path: Path) -> None:
-    """What processes that are no more have left; an older folder whose name they had not given back gets it again."""
+def _remove_left(path: Path, alone: bool) -> None:
+    """What processes that are no more have left; an older folder whose name they had not given back gets it again.
+
+    A process that cannot be asked for, because it ran elsewhere, may live: what it writes is left to it unless `alone`.
+    """
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.*"):
-        _, number, kind = left.name.rsplit(".", maxsplit=2)
-        if kind not in ("unfinished", "old") or not number.isdecimal() or _is_running(int(number)):
+        # names of earlier versions have no place
+        words = re.fullmatch(r"(?:([A-Za-z0-9-]+)\.)?(\d+)\.(unfinished|old)", left.name.removeprefix(f".{path.name}."))
+        if words is None or not (alone or (words[1] == place() and not _is_running(int(words[2])))):
             continue
-        if kind == "old" and not path.exists():
+        if words[3] == "old" and not path.exists():
             left.rename(path)
         else:
             shutil.rmtree(left, ignore_errors=True)
+
+
+@cache
+def place() -> str:
+    """Where the numbers of processes mean what they mean here: this host, until it is started again, and this container.
+
+    Hosts that share a disk may share a name, and so may containers, whose processes are numbered anew in each. Without /proc
+    the name of the host has to do.
+    """
+    boot, numbering = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    known = [socket.gethostname()]
+    with suppress(OSError):
+        known += [boot.read_text().strip(), str(numbering.readlink())]
+    name = re.sub(r"[^A-Za-z0-9-]+", "-", known[0])[:24]
+    return f"{name}-{hashlib.blake2b(repr(known).encode(), digest_size=6).hexdigest()}"
+
+
+def own_name(path: Path, kind: str) -> Path:
+    """A hidden name beside `path` that no other process uses, on whichever machine."""
+    return path.with_name(f".{path.name}.{place()}.{os.getpid()}.{kind}")
 
 
 def _is_running(process: int) -> bool:

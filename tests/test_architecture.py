@@ -16,7 +16,7 @@ PACKAGE = ROOT / "openjepa"
 TIERS = (
     ("refusals",),
     ("settings",),
-    ("types", "registry", "seeds", "ranges", "config", "distributed", "whole_files"),
+    ("types", "registry", "seeds", "ranges", "config", "distributed", "whole_files", "memory", "timings", "hub_names"),
     ("schedules", "checks", "evaluation_checks", "recipes", "measures"),
     ("ablations",),
     ("models", "masks", "data"),
@@ -44,6 +44,9 @@ TORCH_FREE = {
     "refusals",
     "ranges",
     "whole_files",
+    "memory",
+    "timings",
+    "hub_names",
     "report",
     "arguments",
     "commands",

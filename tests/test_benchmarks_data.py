@@ -149,6 +149,17 @@ def write_parquet(file: Path, image: str, labels: dict[str, list[int]]) -> None:
     pq.write_table(content.replace_schema_metadata(metadata), file)
 
 
+def test_what_is_left_out_of_class_folders_is_said(tmp_path: Path) -> None:
+    put(
+        tmp_path / "cifar10",
+        *[f"{split}/{label}/1.png" for split in ("train", "test") for label in "ab"],
+        "test/a/@eaDir/1.jpg",
+    )
+    with pytest.warns(UserWarning, match=r"CIFAR10: .*test: 1 service folder of another program left out \(@eaDir\)"):
+        splits = opened("cifar10", tmp_path)
+    assert table(splits.test) == [("a/1.png", 0), ("b/1.png", 1)]
+
+
 @pytest.mark.parametrize("place", ["", "cifar100/", "[old] data/"])
 def test_parquet_of_cifar100_gives_the_fine_labels(tmp_path: Path, place: str) -> None:
     root = tmp_path / "cifar100"
@@ -199,5 +210,5 @@ def test_clevr(tmp_path: Path, folder: str) -> None:
     assert [values.tolist() for values in splits.extra_labels["count"]] == [[0, 7, 1], [1]]
     assert [values.tolist() for values in splits.extra_labels["distance"]] == [[1, 1, 1], [1]]
     (root / "images" / "val" / "CLEVR_val_000000.png").unlink()
-    with pytest.raises(ValueError, match=r"CLEVR_val_scenes\.json names 1 of 1 pictures that"):
+    with pytest.raises(ValueError, match=r"CLEVR_val_scenes\.json names 1 of 1 images that"):
         opened("clevr", tmp_path)

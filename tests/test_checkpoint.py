@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from openjepa.engine.checkpoint import TrainerState, latest_checkpoint, load_checkpoint, save_checkpoint
+from openjepa.engine.checkpoint import TrainerState, latest_checkpoint, load_checkpoint, save_checkpoint, set_broken_aside
 from openjepa.engine.optimizer import build_optimizer
 from openjepa.settings.optimization import OptimizationSettings
 from openjepa.types import LoaderPosition, ParameterRule
@@ -95,12 +95,25 @@ def test_a_broken_latest_falls_back_loudly(tmp_path: Path, caplog: pytest.LogCap
         tensors.unlink()
     else:
         (bad / "manifest.json").write_text("{")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     with caplog.at_level(logging.WARNING, logger="openjepa"):
         assert latest_checkpoint(tmp_path) == good
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before, "who only looks changes nothing"
+    set_broken_aside(tmp_path, good)
     assert str(bad) in caplog.text and "falling back" in caplog.text
     again = save_checkpoint(tmp_path, model, optimizer, state_at(2))
     assert latest_checkpoint(tmp_path) == again == bad  # the broken one is no longer in the way
     assert (tmp_path / "broken_step_00000002").is_dir()
+
+
+def test_without_a_whole_checkpoint_all_are_set_aside(tmp_path: Path) -> None:
+    for name in ("step_00000001", "step_00000002", "broken_step_00000002"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "name").write_text(name)
+    assert latest_checkpoint(tmp_path) is None
+    set_broken_aside(tmp_path, None)
+    left = {path.name: (path / "name").read_text() for path in tmp_path.iterdir()}
+    assert left == {"broken_step_00000001": "step_00000001", "broken_step_00000002": "step_00000002"}
 
 
 def test_what_a_kill_leaves_half_written_is_no_checkpoint(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def runs(tmp_path: Path) -> Path:
         ("zzz", "zzz does not exist: valid: cpu-64-default-photos, quickstart"),
         ("cpu-64-default-empty", "cpu-64-default-empty holds no config.yaml"),
         ("", " or config.json: valid: cpu-64-default-photos, quickstart"),
-        ("zzz/run", "zzz/run does not exist: name a folder that `openjepa train` has written"),
+        ("zzz/run", "zzz/run does not exist; "),
     ],
 )
 def test_a_folder_that_is_no_run_is_named(runs: Path, command: object, name: str, message: str) -> None:

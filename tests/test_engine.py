@@ -275,10 +275,10 @@ def test_precision_decides_what_a_product_is_computed_in() -> None:
 
 def test_plain_display_prints_step_time_left_and_values(capsys: pytest.CaptureFixture[str]) -> None:
     display = Display(10, 0, "plain", plain_seconds=0.0)
-    display.update(5, {"loss": "0.1"})
+    display.update(4, {"loss": "0.2"}, None)
+    display.update(5, {"loss": "0.1"}, 185.0)
     display.close()
-    printed = capsys.readouterr().err
-    assert "step 5/10" in printed and "left" in printed and "loss 0.1" in printed
+    assert capsys.readouterr().err.splitlines() == ["step 4/10  ? left  loss 0.2", "step 5/10  3m05s left  loss 0.1"]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(4.6, "5s"), (185, "3m05s"), (7620, "2h07m"), (273600, "3d04h")])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from openjepa.data import open_splits
-from openjepa.data.folder import FolderSource
+from openjepa.data.folder import FolderSource, left_out
 from openjepa.data.source import ListSource, Splits
 from openjepa.settings.data import FolderSettings
 from tests.images import shape_image
@@ -88,6 +88,48 @@ def test_a_class_may_be_named_train(tmp_path: Path) -> None:
         opened(put(tmp_path, "val/4.png"))
 
 
+@pytest.mark.parametrize(
+    ("first", "second"), [("Train", "train"), ("TRAIN", "Train"), ("train", "training"), ("val", "Val"), ("TEST", "test")]
+)
+def test_two_folders_that_mean_the_same_split_are_refused(tmp_path: Path, first: str, second: str) -> None:
+    """One of them would be dropped without a word."""
+    put(
+        tmp_path,
+        f"{first}/a/1.png",
+        f"{first}/b/2.png",
+        f"{second}/a/3.png",
+        f"{second}/b/4.png",
+        "train/a/5.png",
+        "train/b/6.png",
+    )
+    with pytest.raises(ValueError, match=rf"holds '{first}', '{second}'|holds '{second}', '{first}'|which mean the same split"):
+        opened(tmp_path)
+
+
+def test_a_labeled_training_split_alone_says_how_to_hold_out_a_part(tmp_path: Path) -> None:
+    put(tmp_path, *[f"train/{label}/{number}.png" for label in "ab" for number in range(5)], "test/1.png")
+    alone = opened(tmp_path)
+    words = (
+        f", none with labels to test on (--data.path '{tmp_path / 'train'}' holds out a part of each class); images in no split"
+    )
+    assert words in alone.description and len(names(alone.train)) == 10 and alone.test is None
+    assert len(names(opened(tmp_path / "train").test)) == 2
+
+
+def test_classes_that_differ_in_case_are_two_classes(tmp_path: Path) -> None:
+    assert opened(put(tmp_path, "Cat/1.png", "cat/2.png", "dog/3.png")).train.class_names == ("Cat", "cat", "dog")
+
+
+def test_images_of_splits_that_are_not_used_are_said(tmp_path: Path) -> None:
+    files = ["train/a/1.png", "train/b/2.png", "test/a/3.png", "val/a/4.png", "val/b/5.png", "validation/6.png"]
+    splits = opened(put(tmp_path, *files))
+    assert splits.description.endswith("1 to test; images in no split that is used: 2 in val, 1 in validation")
+    assert {name: names(source) for name, source in left_out(FolderSettings(path=str(tmp_path))).items()} == {
+        "val": ["a/4.png", "b/5.png"],
+        "validation": ["6.png"],
+    }
+
+
 @pytest.mark.parametrize("others", [(), ("val/a/3.png",)])
 def test_images_beside_a_split_are_not_dropped(tmp_path: Path, others: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match=r"holds images \(4\.png, 5\.png\) beside the folder 'train': move these away"):
@@ -97,6 +139,73 @@ def test_images_beside_a_split_are_not_dropped(tmp_path: Path, others: tuple[str
 def test_images_beside_classes_make_all_unlabeled(tmp_path: Path) -> None:
     splits = opened(put(tmp_path, "train/1.png", "car/2.png", "3.png"))
     assert names(splits.train) == ["3.png", "car/2.png", "train/1.png"] and splits.train.labels is None
+
+
+@pytest.mark.parametrize("inner", ["", "images/", "data/images/"])
+@pytest.mark.parametrize("test_inner", ["", "images/", "deep/er/"])
+def test_one_sub_folder_alone_is_no_class_at_any_level(tmp_path: Path, inner: str, test_inner: str) -> None:
+    splits = opened(put(tmp_path, f"x/train/{inner}a/p/1.png", f"x/train/{inner}b/p/2.png", f"x/val/{test_inner}b/p/3.png"))
+    assert splits.train.class_names == ("a", "b") and class_of_each(splits.train) == ["a", "b"]
+    assert names(splits.test) == ["b/p/3.png"] and class_of_each(splits.test) == ["b"]
+
+
+def tiny_imagenet(root: Path) -> Path:
+    """As the archive unpacks, with two classes."""
+    classes = ("n01443537", "n02124075")
+    put(root, *[f"train/{label}/images/{label}_{number}.JPEG" for label in classes for number in range(3)])
+    put(root, *[f"{split}/images/{split}_{number}.JPEG" for split in ("val", "test") for number in range(4)])
+    for label in classes:
+        (root / "train" / label / f"{label}_boxes.txt").write_text(f"{label}_0.JPEG\t0\t10\t63\t58\n")
+    lines = [f"val_{number}.JPEG\t{classes[number in (0, 3)]}\t0\t32\t44\t62\n" for number in (3, 0, 2, 1)]
+    (root / "val" / "val_annotations.txt").write_text("".join(lines))
+    (root / "wnids.txt").write_text("\n".join(reversed(classes)))
+    return root
+
+
+def test_tiny_imagenet_as_it_unpacks(tmp_path: Path) -> None:
+    splits = opened(tiny_imagenet(tmp_path / "tiny-imagenet-200"))
+    assert names(splits.train) == [f"{label}/images/{label}_{n}.JPEG" for label in ("n01443537", "n02124075") for n in range(3)]
+    assert class_of_each(splits.train) == ["n01443537"] * 3 + ["n02124075"] * 3
+    assert names(splits.test) == ["val_0.JPEG", "val_1.JPEG", "val_2.JPEG", "val_3.JPEG"]
+    assert class_of_each(splits.test) == ["n02124075", "n01443537", "n01443537", "n02124075"]
+    assert (
+        splits.test is not None and splits.test.read(1) == (tmp_path / "tiny-imagenet-200/val/images/val_1.JPEG").read_bytes()
+    )
+    assert "6 images to train in 2 classes, 4 to test; images in no split that is used: 4 in test" in splits.description
+    others = left_out(FolderSettings(path=str(tmp_path)))
+    assert {name: names(source) for name, source in others.items()} == {"test": [f"images/test_{n}.JPEG" for n in range(4)]}
+
+
+def test_tiny_imagenet_without_its_list_has_unlabeled_splits(tmp_path: Path) -> None:
+    root = tiny_imagenet(tmp_path)
+    (root / "val" / "val_annotations.txt").unlink()
+    splits = opened(root)
+    assert len(names(splits.train)) == 6 and splits.train.labels is not None and splits.test is None
+    assert "; images in no split that is used: 4 in test, 4 in val" in splits.description
+
+
+def test_a_list_of_tiny_imagenet_that_is_not_as_expected(tmp_path: Path) -> None:
+    root = tiny_imagenet(tmp_path)
+    file = root / "val" / "val_annotations.txt"
+    file.write_text("val_0.JPEG\tn02124075\t0\nval_9.JPEG\tn02124075\t0\n")
+    with pytest.warns(
+        UserWarning, match=r"val_annotations\.txt names 1 of 2 images .* for example val_9\.JPEG; they are skipped"
+    ):
+        splits = opened(root)
+    assert names(splits.test) == ["val_0.JPEG", "val_9.JPEG"]
+    assert "; images in no split that is used: 4 in test, 3 in val" in splits.description
+    for text, words in (
+        ("val_0.JPEG n02124075\n", r"val_annotations\.txt, line 1: 'val_0\.JPEG n02124075'; expected: a file name, a tab"),
+        ("val_0.JPEG\tn9\n", r"val_annotations\.txt' has classes that 'train' has not: n9"),
+        ("\n", r"val_annotations\.txt lists no images"),
+        ("val_9.JPEG\tn02124075\n", r"names 1 of 1 images .*\. Expected: the listed images there"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=words):
+            opened(root)
+    file.write_bytes(b"\xff\xff")
+    with pytest.raises(ValueError, match=r"val_annotations\.txt cannot be read as text"):
+        opened(root)
 
 
 def test_single_folders_are_entered(tmp_path: Path) -> None:
@@ -163,7 +272,7 @@ def test_missing_path_names_the_nearest(tmp_path: Path) -> None:
 
 def test_a_file_or_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(ValueError, match=r"holds no images \(1 other files\).*\.jpg"):
+    with pytest.raises(ValueError, match=r"holds no images \(1 other file ignored\).*\.jpg"):
         opened(tmp_path)
     with pytest.raises(ValueError, match="is a file"):
         opened(tmp_path / "a.txt")

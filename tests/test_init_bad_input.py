@@ -48,7 +48,7 @@ def refused(config: RunConfig, match: str, given: set[str] | None = None) -> Non
 
 def test_files_that_cannot_be_read(config: RunConfig, tmp_path: Path) -> None:
     refused(starting(config, ""), "run.init is empty")
-    refused(starting(config, tmp_path / "absent.pth"), r"run\.init: .*absent\.pth does not exist; name a run folder")
+    refused(starting(config, tmp_path / "absent.pth"), r"run\.init: .*absent\.pth does not exist; .*name a run folder")
     data = (tmp_path / "w.pth.tar").read_bytes()
     (tmp_path / "cut.pth.tar").write_bytes(data[: len(data) // 2])
     refused(starting(config, tmp_path / "cut.pth.tar"), r"run\.init: .*cut\.pth\.tar is damaged")

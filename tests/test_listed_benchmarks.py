@@ -2,13 +2,19 @@
 
 import csv
 import json
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from openjepa.evaluation.suite_running import evaluate_suite
+from openjepa.types import Export
+from openjepa.weights.native import save_network
 from tests.benchmark_folders import opened, put, table, write
+from tests.test_running import CONFIG, SETTINGS, encoder
 
 PLACES = ("a/abbey", "a/apartment_building/outdoor", "b/bar")
 
@@ -37,6 +43,34 @@ def test_places205_at_every_depth(tmp_path: Path, images: str, lists: str) -> No
     assert splits.description == "Places205: 6 images to train in 3 of its 205 classes, 6 to test"
 
 
+def absent_places(root: Path) -> str:
+    """Deletes an image; the list's words for it."""
+    (places205(root / "places205", "images256", ".") / "images256/b/bar/gsun_val0.jpg").unlink()
+    return r"val_places205\.csv names 1 of 6 images that .*images256 does not hold, for example b/bar/gsun_val0\.jpg"
+
+
+def absent_inat(root: Path) -> str:
+    (inat18(root / "inat18") / "train_val2018/Aves/11/val1.jpg").unlink()
+    return r"val2018\.json names 1 of 2 images that .*inat18 does not hold, for example train_val2018/Aves/11/val1\.jpg"
+
+
+@pytest.mark.parametrize(("name", "spoil"), [("places205", absent_places), ("inat18", absent_inat)])
+def test_a_listed_image_that_is_missing_is_as_an_empty_one(tmp_path: Path, name: str, spoil: Callable[[Path], str]) -> None:
+    """It stays in the list, is said at once, and whoever reads it gets an error of the file system, which is counted."""
+    with pytest.warns(
+        UserWarning, match=spoil(tmp_path) + r".*; they are skipped, and count as unreadable images do \(max_skipped\)"
+    ):
+        splits = opened(name, tmp_path)
+    assert splits.test is not None and len(splits.test) == (6 if name == "places205" else 2)
+    unreadable = []
+    for index in range(len(splits.test)):
+        try:
+            splits.test.read(index)
+        except OSError:
+            unreadable.append(splits.test.name(index))
+    assert unreadable == (["b/bar/gsun_val0.jpg"] if name == "places205" else ["train_val2018/Aves/11/val1.jpg"])
+
+
 def test_broken_places205_are_refused(tmp_path: Path) -> None:
     def fails(words: str) -> None:
         with pytest.raises(ValueError, match=words):
@@ -44,9 +78,6 @@ def test_broken_places205_are_refused(tmp_path: Path) -> None:
 
     root = places205(tmp_path / "places205", "images256", "trainvalsplit_places205")
     val = root / "trainvalsplit_places205" / "val_places205.csv"
-    for name in ("a/abbey/gsun_val1.jpg", "b/bar/gsun_val0.jpg"):
-        (root / "images256" / name).unlink()
-    fails(r"val_places205\.csv names 2 of 6 images that .*images256 does not hold, for example b/bar/gsun_val0\.jpg, a/abbey/g")
     for line in ("a/abbey/x.jpg", "a/abbey/x.jpg,0", "a/abbey/x.jpg -1"):
         write(val, f"a/abbey/gsun_val0.jpg 0\n{line}\n")
         fails(rf"val_places205\.csv, line 2: '{line}'; expected: a path and a class")
@@ -124,9 +155,9 @@ def test_broken_inat18_is_refused(tmp_path: Path) -> None:
             category_id=99
         ),
         r"val2018\.json is no annotation file .*KeyError: 'annotations'": lambda c: c.pop("annotations"),
-        r"names 1 of 2 images .*for example train_val2018/x\.jpg": lambda c: c["images"][1].update(
-            file_name="train_val2018/x.jpg"
-        ),
+        r"names 2 of 2 images .*for example train_val2018/x\.jpg, .*Expected: the listed images there": lambda c: [
+            image.update(file_name="train_val2018/x.jpg") for image in c["images"]
+        ],
     }
     for words, change in changes.items():
         val.write_text(whole)
@@ -144,3 +175,23 @@ def test_broken_inat18_is_refused(tmp_path: Path) -> None:
     (root / "train_val2018").rename(root / "pictures")
     with pytest.raises(ValueError, match=r"has none of the first images that train2018\.json names"):
         opened("inat18", tmp_path)
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(b"")], ids=["missing", "empty"])
+def test_a_suite_counts_a_missing_image_as_an_empty_one(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
+    root, wnids = tmp_path / "data" / "imagenet", ("n01440764", "n01443537")
+    put(root, *[f"train/{wnid}/{number}.JPEG" for wnid in wnids for number in range(12)])
+    files = [f"ILSVRC2012_val_{number:08d}" for number in range(1, 17)]
+    put(root, *[f"val/{file}.JPEG" for file in files])
+    write(root / "LOC_val_solution.csv", "".join(f"{file},{wnids[row % 2]} 1 2 3 4\n" for row, file in enumerate(files)))
+    for file in files[3:6]:
+        spoil(root / "val" / f"{file}.JPEG")
+    save_network(tmp_path / "mine", Export(CONFIG, encoder(1)))
+    settings = replace(SETTINGS, tasks=("imagenet1k",), baselines=(), protocols=("knn",), neighbors=(1,))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        (refused,) = evaluate_suite(tmp_path / "mine", "cached", root.parent, settings)
+        (result,) = evaluate_suite(tmp_path / "mine", "cached", root.parent, replace(settings, max_skipped=0.2), again=True)
+    assert "failed: 3 of the 16 images of the test split cannot be read" in str(refused.skipped)
+    assert result.num_test == 13 and result.dropped == {"train": 0, "test": 3} and "3 unreadable images" in result.departures
+    assert any("names 3 of 16 images" in str(item.message) for item in said) == (spoil is Path.unlink)

@@ -175,7 +175,6 @@ def test_caches_reduce_to_the_short_side_and_report_progress(images: ListSource)
 def test_a_cache_that_does_not_fit_is_refused(images: ListSource) -> None:
     with pytest.raises(ValueError, match=r"data.cache needs about [\d,]+ bytes .* more than the 1,000 bytes"):
         cache_module.build_cache(images, 18, max_bytes=1000)
-    assert 2**20 < cache_module.available_memory() < 2**50
 
 
 # --------------------------------------------------------------------------------------------------- impossible settings

@@ -154,6 +154,19 @@ def test_a_subset_that_lacks_listed_images_is_refused(tmp_path: Path) -> None:
         listed(tmp_path, "n01443537_2\n", subset)
 
 
+def test_a_few_absent_names_of_a_list_are_left_out_aloud(tmp_path: Path) -> None:
+    file = tmp_path / "list.txt"
+    file.write_text("n01440764_18\nn01443537_2\nn5_1\n")
+    shot = LowShotSettings(list=str(file))
+    with pytest.warns(UserWarning, match=r"list\.txt names 1 of 3 images that are not there: n5_1"):
+        assert low_shot_rows(IMAGENET, NO_LABELS, shot, max_skipped=0.4).tolist() == [0, 2]
+    with pytest.raises(ValueError, match=r"1 of its names are not among the training images: n5_1"):
+        low_shot_rows(IMAGENET, NO_LABELS, shot, max_skipped=0.3)
+    file.write_text("n5_1\n")
+    with pytest.raises(ValueError, match=r"1 of its names are not among the training images: n5_1"):
+        low_shot_rows(IMAGENET, NO_LABELS, shot, max_skipped=1.0)
+
+
 def test_what_is_named_twice_counts_once_with_a_note(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="names 2 images more than once; they count once"):
         assert listed(tmp_path, "n01443537_2\nn01443537_2\nn01443537/n01443537_2.JPEG\nn01440764_18\n") == [0, 2]

@@ -21,7 +21,7 @@ from tests.small_methods import method_config
 
 def logged(*masks: dict[str, Masks]) -> dict[str, float]:
     """One line of the log after microbatches of two images with these masks."""
-    meter = IntervalMeter(torch.device("cpu"))
+    meter = IntervalMeter()
     for drawn in masks:
         batch = Batch(torch.arange(2), {}, masks=drawn)
         meter.add(LossOutput(torch.tensor(1.0)), batch)

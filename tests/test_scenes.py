@@ -110,8 +110,10 @@ def test_errors_say_what_is_missing_and_expected(clevr: Path) -> None:
     assert "does not exist" in message(clevr / "nowhere")
     assert f"did you mean {clevr}" in message(clevr.parent)
     (clevr / "images/train/CLEVR_train_000001.png").unlink()
-    text = message(clevr)
-    assert "1 of 2 pictures" in text and "CLEVR_train_000001.png" in text and "image_filename" in text
+    with pytest.warns(UserWarning, match=r"CLEVR_train_scenes\.json names 1 of 2 images .* CLEVR_train_000001\.png; they are"):
+        assert len(open_scenes(ScenesSettings(path=str(clevr)), seed=0).train) == 2
+    (clevr / "images/train/CLEVR_train_000000.png").unlink()
+    assert "names 2 of 2 images" in message(clevr)
     (clevr / "scenes/CLEVR_val_scenes.json").unlink()
     text = message(clevr)
     assert "no scenes/CLEVR_val_scenes.json" in text and "Expected: images/{train,val}" in text

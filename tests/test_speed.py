@@ -1,18 +1,47 @@
 """Speeds of the rows of an ablation are measured in turns, on real batches."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from openjepa import bench
 from openjepa.ablation import speed
 from openjepa.ablation.speed import measure_speeds
+from openjepa.engine.device import synchronize
 from openjepa.recipes import load_recipe
 from openjepa.recipes.matched import with_method
 from openjepa.settings.data import FolderSettings
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.run import RunConfig
 from tests.images import write_folder
+
+
+@pytest.fixture(params=["cuda", "mps", "xpu"])
+def waited(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.device, list[float]]:
+    """A kind of device that answers before its work is done, and when it was waited for."""
+    moments: list[float] = []
+    monkeypatch.setattr(getattr(torch, request.param), "synchronize", lambda *_: moments.append(time.perf_counter()))
+    return torch.device(request.param), moments
+
+
+def test_every_timing_waits_for_the_device(waited: tuple[torch.device, list[float]]) -> None:
+    device, moments = waited
+    before = bench.now(device)
+    assert len(moments) == 1 and moments[0] <= before
+    assert bench.measure(lambda: time.sleep(0.01), device) >= 0.01
+    assert len(moments) == 3 and moments[2] - moments[1] >= 0.01, "at both ends"
+    timer = bench.PartTimer(device)
+    timer.lap("part")
+    assert len(moments) == 5
+
+
+def test_nothing_waits_for_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in ("cuda", "mps", "xpu"):
+        monkeypatch.setattr(getattr(torch, kind), "synchronize", pytest.fail)
+    synchronize(torch.device("cpu"))
 
 
 class _Series:

@@ -62,8 +62,8 @@ def test_a_whole_pickled_network_is_refused(tmp_path: Path) -> None:
 
 
 def test_objects_of_other_packages_are_refused(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.pth", {"model": weights(), "best": np.float64(0.5)})
-    with pytest.raises(ValueError, match=r"refused: it holds the Python object numpy"):
+    path = written(tmp_path / "a.pth", {"model": weights(), "random": np.random.default_rng(0)})
+    with pytest.raises(ValueError, match=r"refused: it holds the Python object numpy\.random"):
         load_any(path, HEADS)
 
 
@@ -108,8 +108,8 @@ def test_what_is_no_file_of_weights(tmp_path: Path) -> None:
 
 def test_missing_and_left_over_keys_are_listed(tmp_path: Path) -> None:
     state = weights()
-    state["head.weight"] = state.pop("norm.weight")
-    with pytest.raises(ValueError, match=r"a\.pth: missing norm\.weight; left over head\.weight$"):
+    state["tail.weight"] = state.pop("norm.weight")
+    with pytest.raises(ValueError, match=r"a\.pth: missing norm\.weight; left over tail\.weight$"):
         load_any(written(tmp_path / "a.pth", state), HEADS)
     short = {name: value for name, value in weights().items() if not name.startswith("blocks.0.attn.qkv")}
     short["blocks.1.ls1.gamma"] = torch.ones(24)
@@ -192,7 +192,10 @@ def test_half_a_hugging_face_folder(tmp_path: Path) -> None:
     ("changed", "message"),
     [
         ({"patch_size": None, "hidden_size": None}, "lacks hidden_size, patch_size"),
-        ({"model_type": "dinov2"}, "says model_type 'dinov2'; of Hugging Face's models only 'ijepa' and 'vit' can be read"),
+        ({"model_type": "swin"}, "says model_type 'swin'; of Hugging Face's models only 'ijepa', 'vit', 'dinov2' can be read"),
+        ({"model_type": "dinov2_with_registers"}, "openjepa's encoder has no place for register tokens"),
+        ({"model_type": "dinov2", "mlp_ratio": 4, "use_swiglu_ffn": True}, "says use_swiglu_ffn True; only False"),
+        ({"model_type": "dinov2", "mlp_ratio": None}, "lacks mlp_ratio"),
         ({"hidden_act": "gelu_new"}, "says hidden_act 'gelu_new'; only 'gelu'"),
         ({"qkv_bias": False}, "says qkv_bias False; only True"),
         ({"num_hidden_layers": "12"}, "says num_hidden_layers '12', which is no whole number"),
@@ -219,9 +222,6 @@ def test_config_json_of_no_format(text: str, tmp_path: Path) -> None:
 def test_names_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    assert hub.is_hub_name(Path("facebook/ijepa_vith14_1k"))
-    for name in ("runs/mistyped", "only-one", "a/b/c", "../x", "~/x", "/a/b"):
-        assert not hub.is_hub_name(Path(name))
     huggingface_hub = pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
     save_file(weights(), transformers_folder(tmp_path / "cached", model_type="swin") / "model.safetensors")
     asked = []

@@ -17,6 +17,7 @@ from openjepa.models.vit import build_encoder
 from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.types import Export
 from openjepa.weights import FORMATS
+from openjepa.weights import contents as weights_contents
 from openjepa.weights.contents import open_contents
 from openjepa.weights.loading import Choice, load_any, recognized
 from openjepa.weights.native import save_network
@@ -255,3 +256,36 @@ def test_a_run_has_its_predictor(tmp_path: Path) -> None:
         load_any(tmp_path, Choice(encoder="context"))
     with pytest.raises(ValueError, match="holds one encoder only"):
         load_any(tmp_path / "encoder", Choice(encoder="context"))
+
+
+# ------------------------------------------------------------------------------------------------- how often it is opened
+
+
+@pytest.mark.parametrize("name", ["released.pth.tar", "a.safetensors", "old.pth"])
+def test_a_small_file_is_opened_few_times(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for its first bytes at most twice, once for what it holds; a large one once for every sixteenth, too."""
+    path = tmp_path / name
+    if path.suffix == ".safetensors":
+        save_file(weights(), path)
+    else:
+        torch.save(official(), path, _use_new_zipfile_serialization=name != "old.pth")
+    counted = count_opens(monkeypatch)
+    load_any(path, HEADS)
+    assert counted == {"first bytes": 1 if name == "old.pth" else 2, "whole": 1}
+
+
+def count_opens(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    counted = {"first bytes": 0, "whole": 0}
+    start, load, safe = weights_contents._start, torch.load, weights_contents.safe_open
+
+    def counting(kind: str, function: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            counted[kind] += 1
+            return function(*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(weights_contents, "_start", counting("first bytes", start))
+    monkeypatch.setattr(torch, "load", counting("whole", load))
+    monkeypatch.setattr(weights_contents, "safe_open", counting("whole", safe))
+    return counted

@@ -33,7 +33,9 @@ class RunResult:
     images: int = 0
     """Images seen."""
     seconds: float = 0.0
-    """Training, without looks and saving."""
+    """Steps of training with their data path, without looks and saving."""
+    total_seconds: float = 0.0
+    """Training with looks and saving. 0 in results of older versions."""
     planned_seconds: float = 0.0
     """What the training should have taken at the measured speed."""
     images_per_second: float = 0.0

@@ -100,18 +100,11 @@ def _completed(run: PlannedRun, settings: AblationSettings, blank: RunResult) ->
         status="finished",
         steps=summary["step"],
         images=summary["images_seen"],
-        seconds=round(training_seconds(folder), 2),
+        seconds=summary["step_seconds"],
+        total_seconds=summary["seconds"],
         flops=summary["flops_per_image"],
         evaluation_seconds=round(time.monotonic() - begun, 1),
         numbers=found.numbers,
         errors=found.errors,
         references=references,
     )
-
-
-def training_seconds(folder: Path) -> float:
-    """Seconds of a run's steps with its data path, without looks of the monitor and saving, which are not training."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if line["kind"] == "train"]
-    before = [0, *(line["images"] for line in steps[:-1])]
-    return float(sum((line["images"] - images) / line["images_per_second"] for line, images in zip(steps, before, strict=True)))

@@ -31,11 +31,11 @@ PROBES = {
 """Column -> name of the number."""
 WIDTH = 100
 """Columns of the terminal that a table needs; on narrower ones its lines are folded, not cut."""
-COSTS = ("images/s", "GFLOPs", "images", "seconds")
+COSTS = ("images/s", "GFLOPs", "images", "step seconds", "total seconds")
 COLUMNS = (*PROBES, "rank", *COSTS)
 LEGEND = """linear and k-NN: accuracy in % on the run's own test images; Count and Dist: the same probes on scenes (objects, and
-distance of the nearest). rank: RankMe of the features. images/s: measured in turns. GFLOPs: of an image in a step. seconds:
-training as it was. """
+distance of the nearest). rank: RankMe of the features. images/s: measured in turns. GFLOPs: of an image in a step. step
+seconds: steps of the training alone, which are made equal. total seconds: with looks and saving. """
 UNTRAINED = "untrained: the encoder of the first row before training."
 
 
@@ -74,8 +74,9 @@ def _references(results: Sequence[RunResult]) -> list[Line]:
 
 
 def _columns(result: RunResult) -> dict[str, float]:
-    costs = (result.images_per_second, result.flops / 1e9, float(result.images), result.seconds)
-    return _probe_columns(result.numbers) | dict(zip(COSTS, costs, strict=True))
+    costs = (result.images_per_second, result.flops / 1e9, float(result.images), result.seconds, result.total_seconds)
+    known = {column: cost for column, cost in zip(COSTS, costs, strict=True) if cost > 0}  # older results lack the total
+    return _probe_columns(result.numbers) | known
 
 
 def _probe_columns(numbers: Numbers) -> dict[str, float]:

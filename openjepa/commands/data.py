@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from openjepa.arguments import (
 )
 from openjepa.checks import check_patch_divides
 from openjepa.commands.paths import check_output_file, check_output_folder
+from openjepa.recipes import load_recipe
 from openjepa.refusals import Refusal
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.data import DataSettings, FolderSettings, height_and_width
 from openjepa.settings.masks import MaskSettings, MultiblockSettings
+from openjepa.settings.models import ModelSettings
 
 MASKS_HELP = """Draws examples of a mask strategy and how often each patch is context or target, or visible or masked, as a
 picture. The other mode of multi-block masks is drawn below the chosen one, to compare.
@@ -35,10 +38,12 @@ example:
   openjepa data scenes --output ~/scenes --train 3000 --test 1000 --image-size 64"""
 
 
-CHECK_HELP = """Reads every image of a data set once, and says how many there are, how large, and which cannot be used.
+CHECK_HELP = """Reads every image of a data set once, and says how many there are, how large, and which cannot be used and
+why: training skips the same ones. Of a folder, says of every file what becomes of it; --list writes all of them down.
 
 examples:
   openjepa data check --data.path ~/photos
+  openjepa data check --data.path ~/photos --recipe cpu-64 --list files.csv
   openjepa data check --data.source huggingface --data.path ~/parquet-files"""
 
 
@@ -121,6 +126,14 @@ class CheckOptions:
 
     seed: int = 0
     """Seed of the split, where the data has none of its own."""
+    recipe: str | None = None
+    """The recipe that is to train on the images: those smaller than one of its patches cannot be used."""
+    preset: str | None = None
+    """Preset of the recipe. None: its first."""
+    patch_size: int | None = None
+    """Side of a patch in pixels. None: that of the recipe, and without one 16."""
+    list: Path | None = None
+    """CSV file to write with a row for every file: what becomes of it, split, class, reason, width and height."""
     data: DataSettings = field(default_factory=FolderSettings)
 
 
@@ -130,8 +143,44 @@ def data_check(argv: Sequence[str], prog: str) -> None:
     options = parse(CheckOptions, argv, prog, CHECK_HELP, defaults)
     if isinstance(options.data, FolderSettings) and not options.data.path:
         raise Refusal("data.path is empty: say where the images are, e.g. --data.path ~/photos")
+    check_output_file(options.list, ".csv", any_ending=False, option="--list")
+    min_side = _smallest_side(options)
     from openjepa.data import open_splits
-    from openjepa.data.inspection import inspect
+    from openjepa.data.inspection import CheckSummary, csv_list, inspect, num_records
+    from openjepa.engine.progress import progress
 
-    for line in inspect(open_splits(options.data, options.seed)):
+    splits, summary = open_splits(options.data, options.seed), CheckSummary()
+    print(splits.description)
+    with ExitStack() as resources:
+        write = resources.enter_context(csv_list(options.list)) if options.list is not None else None
+        advance = resources.enter_context(progress("reading", num_records(splits)))
+        for found in inspect(options.data, splits, min_side):
+            summary.add(found)
+            if write is not None:
+                write(found)
+            if found.split:
+                advance(1)
+    for line in summary.lines():
         print(line)
+    if min_side > 1:
+        print(f"images smaller than a patch of {min_side} pixels count as unusable (--recipe or --patch-size: another one)")
+    if options.list is not None:
+        print(f"every file: {options.list}")
+
+
+def _smallest_side(options: CheckOptions) -> int:
+    """What training takes an image for too small by: the side of a patch, or 1 for a method that masks none."""
+    if options.recipe is None:
+        if options.preset is not None:
+            raise Refusal(f"--preset {options.preset} needs a recipe: add --recipe NAME")
+        return _positive(ModelSettings.patch_size if options.patch_size is None else options.patch_size)
+    config = load_recipe(options.recipe, options.preset)
+    if options.patch_size is not None:
+        return _positive(options.patch_size)
+    return 1 if config.masks.kind == "none" else config.model.patch_size
+
+
+def _positive(patch_size: int) -> int:
+    if patch_size < 1:
+        raise Refusal(f"--patch-size {patch_size} must be at least 1")
+    return patch_size

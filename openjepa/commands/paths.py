@@ -3,39 +3,46 @@
 from pathlib import Path
 
 from openjepa.config import nearest
+from openjepa.hub_names import absent, hub_name
 from openjepa.refusals import Refusal
 from openjepa.settings.conversion import MARK
-from openjepa.weights.hub import is_hub_name
 from openjepa.whole_files import is_writable
 
 
 def check_subject(path: Path, *marks: str) -> None:
     """Refusal, with the nearest folder that would do, unless `path` is a folder that holds one of the files `marks`."""
+    _check_subject(path, marks, hub=False)
+
+
+def _check_subject(path: Path, marks: tuple[str, ...], hub: bool) -> None:
     if any((path / mark).is_file() for mark in marks):
         return
-    problem = f"{path} holds no {' or '.join(marks)}" if path.is_dir() else f"{path} does not exist"
     around = path if path.is_dir() else path.parent
     names = sorted({item.parent.name for mark in marks for item in around.glob(f"*/{mark}")})
-    raise Refusal(f"{problem}: {nearest(path.name, names) if names else 'name a folder that `openjepa train` has written'}")
+    problem = f"{path} holds no {' or '.join(marks)}" if path.exists() else f"{path} does not exist"
+    if names:
+        raise Refusal(f"{problem}: {nearest(path.name, names)}")
+    problem = problem if path.exists() else f"{path} {absent(path, hub)}"
+    raise Refusal(f"{problem}: name a folder that `openjepa train` has written")
 
 
 def check_evaluated(path: Path) -> None:
     """Refusal unless `path` may be a run, an encoder folder, a converted one, a file of weights or a name on the Hub."""
-    if not (path.is_file() or (path / MARK).is_file() or is_hub_name(path)):
-        check_subject(path, "config.yaml", "config.json")
+    if not (path.is_file() or (path / MARK).is_file() or hub_name(path) is not None):
+        _check_subject(path, ("config.yaml", "config.json"), hub=True)
 
 
-def check_output_file(path: Path | None, ending: str, any_ending: bool = True) -> None:
-    """Refusal: `--output` is a folder, lies in none or in one that cannot be written to, or has another ending."""
+def check_output_file(path: Path | None, ending: str, any_ending: bool = True, option: str = "--output") -> None:
+    """Refusal: the path that `option` gives is a folder, lies in none or in one without write access, or ends otherwise."""
     if path is None:
         return
     if path.is_dir():
-        raise Refusal(f"--output {path} is a folder: name a file, e.g. --output {path / f'openjepa{ending}'}")
+        raise Refusal(f"{option} {path} is a folder: name a file, e.g. {option} {path / f'openjepa{ending}'}")
     if not path.parent.is_dir():
-        raise Refusal(f"--output {path}: there is no folder {path.parent}; make it first, or name a file elsewhere")
+        raise Refusal(f"{option} {path}: there is no folder {path.parent}; make it first, or name a file elsewhere")
     if not any_ending and path.suffix.lower() != ending:
-        raise Refusal(f"--output {path} must end in {ending}, e.g. --output {path.with_suffix(ending)}")
-    _check_writable(path, path.parent)
+        raise Refusal(f"{option} {path} must end in {ending}, e.g. {option} {path.with_suffix(ending)}")
+    _check_writable(path, path.parent, option)
 
 
 def check_output_folder(path: Path) -> None:
@@ -43,9 +50,9 @@ def check_output_folder(path: Path) -> None:
     existing = next(item for item in (path, *path.parents) if item.exists())
     if not existing.is_dir():
         raise Refusal(f"--output {path}: {existing} is a file, but a folder is needed; name another one")
-    _check_writable(path, existing)
+    _check_writable(path, existing, "--output")
 
 
-def _check_writable(path: Path, folder: Path) -> None:
+def _check_writable(path: Path, folder: Path, option: str) -> None:
     if not is_writable(folder):
-        raise Refusal(f"--output {path}: {folder.absolute()} cannot be written to; name a place elsewhere")
+        raise Refusal(f"{option} {path}: {folder.absolute()} cannot be written to; name a place elsewhere")

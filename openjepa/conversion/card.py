@@ -3,15 +3,14 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from openjepa.conversion.snippets import loading
+from openjepa.hub_names import hub_name
 from openjepa.report.facts import facts, lede, method_name
 from openjepa.report.reading import RunFolder, lookup, number, text
-from openjepa.weights.hub import is_hub_name
 
 LIBRARIES = {"safetensors": "openjepa", "official": "openjepa", "transformers": "transformers", "timm": "timm", "onnx": "onnx"}
 """`library_name` of the Hub."""
@@ -85,7 +84,7 @@ def _front_matter(known: CardFacts) -> str:
         "pipeline_tag": "image-feature-extraction",
         "tags": _tags(known),
     }
-    if (start := _start(known.run)) and is_hub_name(Path(start)):
+    if start := hub_name(_start(known.run)):
         entries["base_model"] = start
     if datasets := _datasets(known.run):
         entries["datasets"] = datasets
@@ -107,8 +106,8 @@ def _start(run: RunFolder | None) -> str:
 def _datasets(run: RunFolder | None) -> list[str]:
     """The data set's name on the Hub, where it is one."""
     path = text(run.setting("data", "path", default="") or "", 160) if run else ""
-    is_one = bool(run and run.setting("data", "source") == "huggingface" and path and is_hub_name(Path(path)))
-    return [path] if is_one else []
+    name = hub_name(path) if run and run.setting("data", "source") == "huggingface" else None
+    return [] if name is None else [name]
 
 
 def _index(known: CardFacts) -> Iterator[dict[str, Any]]:

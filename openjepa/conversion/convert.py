@@ -91,6 +91,8 @@ def convert(settings: ConvertSettings, say: Say = silent) -> Conversion:
     folder = output_folder(settings)
     say(f"reading {settings.subject}")
     loaded = load_any(settings.subject, Choice(encoder=settings.encoder, heads=settings.heads))
+    for note in loaded.notes:
+        say(f"note: {note}")
     loaded = _resized(loaded, settings.image_size)
     origin = find_origin(settings.subject, loaded)
     check_holds(to, loaded.config, tuple(OUTPUTS))

@@ -83,7 +83,7 @@ def find_origin(subject: Path, loaded: Loaded) -> Origin:
         run = replace(run, config=published(run.config))
         training = _numbers(run) | dict(loaded.training)
         return Origin(run_folder.resolve().name, True, weights, run, run.config or None, training)
-    is_native = loaded.what.startswith("openjepa")
+    is_native = loaded.is_own
     folder = place.parent if place.name == CHECKPOINT_FILE else place
     if (mark := _mark(folder)) is not None:
         return Origin(

@@ -2,10 +2,9 @@
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from openjepa.weights.hub import is_hub_name
+from openjepa.hub_names import hub_name
 
 NO_NAMES = ("", ".", "..", "~")
 
@@ -28,7 +27,7 @@ def last_part(words: str) -> str:
 
     No setting but a path or a name on the Hub has a slash.
     """
-    if not re.search(r"[/\\]", words) or is_hub_name(Path(words)):
+    if not re.search(r"[/\\]", words) or hub_name(words) is not None:
         return words
     parts = [part for part in re.split(r"[/\\]", words) if part not in NO_NAMES]
     wild = next((index for index, part in enumerate(parts) if re.search(r"[*?\[]", part)), len(parts))

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from openjepa.data.decode import DecodeError
-from openjepa.data.folder import SUFFIXES
+from openjepa.data.folder_entries import SUFFIXES
 from openjepa.data.labels import is_text, value_type
 from openjepa.data.source import ListSource
 from openjepa.refusals import Refusal

@@ -1,23 +1,23 @@
 """What the openers of benchmarks share: class folders, Parquet files, lists of images, and their errors."""
 
 import glob
-import os
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from openjepa.data.folder import SUFFIXES, FolderSource, open_folder
+from openjepa.data.folder import FolderSource, open_folder
+from openjepa.data.folder_entries import EntryKind, entries
 from openjepa.data.huggingface import open_huggingface, require_library
+from openjepa.data.image_lists import check_listed, examples
 from openjepa.data.skipping import check_usable
 from openjepa.data.source import ListSource, Splits
 from openjepa.refusals import Refusal
 from openjepa.settings.data import FolderSettings, HuggingFaceSettings
 
-NUM_EXAMPLES = 3
-"""Names that an error gives as examples."""
 NUM_HELD = 8
 """Entries of a folder that an error lists."""
 
@@ -54,11 +54,6 @@ def held(folder: Path) -> str:
     return ", ".join(names[:NUM_HELD]) + more if names else "nothing"
 
 
-def examples(names: Sequence[str]) -> str:
-    """The first names, in words."""
-    return ", ".join(names[:NUM_EXAMPLES]) + (", ..." if len(names) > NUM_EXAMPLES else "")
-
-
 def first_existing(places: Iterable[Path]) -> Path | None:
     """The first of these files or folders that exists."""
     return next((place for place in places if place.exists()), None)
@@ -73,8 +68,11 @@ def class_folders(folder: Path, title: str) -> FolderSource:
         refuse(
             title, folder, "holds archives that are not unpacked", "one folder of images per class: unpack each archive there"
         )
-    source = open_folder(FolderSettings(path=str(folder), test_fraction=0.0), 0).train
+    opened = open_folder(FolderSettings(path=str(folder), test_fraction=0.0), 0)
+    source = opened.train
     assert isinstance(source, FolderSource)
+    for what in opened.left_out:
+        warnings.warn(f"{title}: {folder}: {what}", stacklevel=2)
     if source.labels is None:
         refuse(title, folder, "has images but not all of them in class folders", "two or more folders of images, one per class")
     return source
@@ -82,8 +80,7 @@ def class_folders(folder: Path, title: str) -> FolderSource:
 
 def is_flat(folder: Path) -> bool:
     """Whether images lie directly in a folder."""
-    with os.scandir(folder) as entries:
-        return any(Path(entry.name).suffix.lower() in SUFFIXES and not entry.is_dir() for entry in entries)
+    return any(kind is EntryKind.IMAGE for _, kind in entries(folder))
 
 
 def number_as(train: FolderSource, test: FolderSource, place: Path) -> FolderSource:
@@ -141,41 +138,9 @@ def _column_names(file: Path) -> list[str]:
 def listed_images(
     root: Path, names: list[str], labels: NDArray[np.int64], class_names: tuple[str, ...] | None, file: Path
 ) -> FolderSource:
-    """The images below `root` that a list names. Raises Refusal where the list `file` is empty or names absent images."""
-    if not names:
-        raise Refusal(f"{file} lists no images")
-    if absent := absent_files(root, names):
-        raise Refusal(
-            f"{file} names {len(absent):,} of {len(names):,} images that {root} does not hold, for example "
-            f"{examples(absent)}. Expected: every listed image there"
-        )
+    """The images below `root` that a list names; absent ones are said aloud, and count as unreadable when they are to be read.
+
+    Raises Refusal if the list `file` is empty or none of its images is there.
+    """
+    check_listed(root, names, file)
     return FolderSource(root, names, labels, class_names)
-
-
-def absent_files(root: Path, names: Iterable[str]) -> list[str]:
-    """Those of the paths below `root` where no file is. Every folder is read once: millions of files cost no look-up each."""
-    present: dict[str, set[str]] = {}
-    absent = []
-    for name in names:
-        folder, _, file = name.rpartition("/")
-        if folder not in present:
-            present[folder] = _names_in(root / folder)
-        if file not in present[folder]:
-            absent.append(name)
-    return absent
-
-
-def _names_in(folder: Path) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries}
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
-
-
-def read_lines(file: Path) -> list[str]:
-    """Lines of a text file without those that are blank. Raises Refusal where it is no text."""
-    try:
-        return [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refusal(f"{file} cannot be read as text ({error})") from error

@@ -1,10 +1,7 @@
 """Images decoded once and kept as uint8 pixels, in memory or on the device."""
 
-import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +14,7 @@ from openjepa.data.skipping import check_side
 from openjepa.data.source import ListSource
 from openjepa.data.views import shrink_to_short_side
 from openjepa.data.workers import parallel_map
+from openjepa.memory import available_memory
 from openjepa.refusals import Refusal
 
 MEMORY_SHARE = 0.8
@@ -131,20 +129,3 @@ def _check_memory(expected: int, limit: int, total: int, short_side: int) -> Non
             f"data.cache needs about {expected:,} bytes for {total:,} images of short side {short_side}, more than the "
             f"{limit:,} bytes that may be used: set data.cache=none, or a smaller data.cache_size or data.max_images"
         )
-
-
-def available_memory() -> int:
-    """Bytes of memory that can be taken without swapping, as far as the system tells."""
-    candidates = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    if sys.platform == "linux":
-        candidates.extend(_linux_limits())
-    return min(candidates)
-
-
-def _linux_limits() -> Iterator[int]:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            yield int(line.split()[1]) * 1024
-    group, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if group.exists() and used.exists() and group.read_text().strip() != "max":
-        yield max(0, int(group.read_text()) - int(used.read_text()))

@@ -9,10 +9,10 @@ from openjepa.data.benchmark_layouts import (
     number_as,
     open_parquet_splits,
     parquet_files,
-    read_lines,
     refuse,
 )
 from openjepa.data.cifar_binary import CifarBinary
+from openjepa.data.image_lists import read_lines
 from openjepa.data.source import Splits
 from openjepa.refusals import Refusal
 

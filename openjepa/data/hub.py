@@ -8,6 +8,7 @@ from openjepa.data.arrow import NUM_EXAMPLES, ArrowSource, Columns, ImageRows, c
 from openjepa.data.labels import LabelColumn, from_arrow, stream_label
 from openjepa.data.reader import SplitReader
 from openjepa.data.source import ListSource, ShardRecord, ShardSource
+from openjepa.hub_names import hub_name
 from openjepa.refusals import Refusal
 from openjepa.settings.data import HuggingFaceSettings
 
@@ -20,9 +21,10 @@ class HubReader(SplitReader):
         from datasets import get_dataset_split_names
 
         self._settings = settings
+        self._name = hub_name(settings.path, one_part=True)
         self._lists: dict[str, Any] = {}
         try:
-            self.splits = tuple(get_dataset_split_names(settings.path, settings.subset))
+            self.splits = tuple(get_dataset_split_names(self._name, settings.subset))
         except Exception as error:  # the library and its connections raise many kinds
             raise Refusal(
                 f"data.path={settings.path!r} is neither a folder here nor a data set on the Hub that can be reached "
@@ -55,7 +57,7 @@ class HubReader(SplitReader):
     def _load(self, split: str, streaming: bool) -> Any:
         from datasets import load_dataset
 
-        return load_dataset(self._settings.path, self._settings.subset, split=split, streaming=streaming)
+        return load_dataset(self._name, self._settings.subset, split=split, streaming=streaming)
 
     def _columns(self, dataset: Any) -> Columns:
         table = dataset.data.table

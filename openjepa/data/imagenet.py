@@ -8,7 +8,6 @@ import numpy as np
 
 from openjepa.data.benchmark_layouts import (
     class_folders,
-    examples,
     first_existing,
     is_flat,
     labeled_splits,
@@ -16,10 +15,10 @@ from openjepa.data.benchmark_layouts import (
     number_as,
     open_parquet_splits,
     parquet_files,
-    read_lines,
     refuse,
 )
 from openjepa.data.folder import FolderSource
+from openjepa.data.image_lists import examples, read_lines
 from openjepa.data.matlab import read_structures
 from openjepa.data.source import Splits
 from openjepa.refusals import Refusal

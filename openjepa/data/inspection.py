@@ -1,56 +1,185 @@
-"""Reads every image of a data set once and says what is there."""
+"""Reads every image of a data set once, and says of every file what becomes of it."""
 
+import csv
+import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from enum import Enum
 from itertools import islice
+from operator import itemgetter
+from pathlib import Path
 
 from openjepa.data.decode import decode_image
+from openjepa.data.folder import FolderSource, existing_path
+from openjepa.data.folder_entries import EntryKind, walk
+from openjepa.data.skipping import check_side
 from openjepa.data.source import NO_LABEL, ListSource, ShardRecord, ShardSource, Splits
+from openjepa.data.subset import Subset
+from openjepa.settings.data import DataSettings, FolderSettings
+from openjepa.whole_files import whole_file
 
 MAX_LISTED = 20
+"""Images that cannot be used which are shown on the screen."""
+MAX_EXAMPLES = 3
+"""Files of a kind that is not used which are shown on the screen."""
 CHUNK = 256
 """Images in flight."""
 
+Source = ListSource | ShardSource
+Record = int | ShardRecord
+"""Index in a list of records, or a record of a shard."""
+
+
+class Outcome(Enum):
+    """What becomes of a file."""
+
+    USED = "used"
+    SKIPPED = "skipped"
+    """An image of a split that cannot be used; training takes another in its place and counts it."""
+    UNUSED = "not used"
+    """An image outside of the splits that are used."""
+    LEFT_OUT = "left out"
+    """No image, or not to be taken for one."""
+
+
+@dataclass(frozen=True)
+class CheckedFile:
+    """What becomes of one file; a row of the list."""
+
+    path: str
+    """Below `data.path`, or as the source names the record."""
+    outcome: Outcome
+    split: str = ""
+    """`train` or `test`."""
+    class_name: str = ""
+    reason: str = ""
+    """Why it is not used."""
+    width: int | None = None
+    height: int | None = None
+
 
 @dataclass
-class Inspection:
+class _Split:
     """What was found in one split."""
 
     num_images: int = 0
     sides: list[int] = field(default_factory=list)
     """Short side of each usable image in pixels."""
-    bad: list[tuple[str, str]] = field(default_factory=list)
-    """Name and reason of each image that cannot be used."""
+    classes: Counter[str] = field(default_factory=Counter)
+    bad: list[CheckedFile] = field(default_factory=list)
+    """The first images that cannot be used."""
 
 
-def inspect(splits: Splits) -> Iterator[str]:
-    """Lines for the terminal, as the splits are read."""
-    yield splits.description
-    for name, source in (("train", splits.train), ("test", splits.test)):
-        if source is not None:
-            yield from _lines(name, source, read_all(source))
+@dataclass
+class CheckSummary:
+    """What was found in all, counted."""
+
+    splits: dict[str, _Split] = field(default_factory=dict)
+    others: Counter[tuple[Outcome, str]] = field(default_factory=Counter)
+    """Files in no split, by outcome and reason."""
+    examples: dict[tuple[Outcome, str], list[str]] = field(default_factory=dict)
+
+    def add(self, found: CheckedFile) -> None:
+        """Counts a file."""
+        if not found.split:
+            self._add_other(found)
+            return
+        split = self.splits.setdefault(found.split, _Split())
+        split.num_images += 1
+        if found.class_name:
+            split.classes[found.class_name] += 1
+        if found.width is not None and found.height is not None and found.outcome is Outcome.USED:
+            split.sides.append(min(found.width, found.height))
+        elif len(split.bad) < MAX_LISTED:
+            split.bad.append(found)
+
+    def _add_other(self, found: CheckedFile) -> None:
+        kind = found.outcome, found.reason
+        self.others[kind] += 1
+        shown = self.examples.setdefault(kind, [])
+        if len(shown) < MAX_EXAMPLES:
+            shown.append(found.path)
+
+    def lines(self) -> Iterator[str]:
+        """For the terminal."""
+        for name, split in self.splits.items():
+            yield from _lines(name, split)
+        for outcome in (Outcome.UNUSED, Outcome.LEFT_OUT):
+            for (kind, reason), number in self.others.most_common():
+                if kind is outcome:
+                    shown = self.examples[kind, reason]
+                    more = ", ..." if number > len(shown) else ""
+                    yield f"{outcome.value}: {number:,} {reason}: {', '.join(shown)}{more}"
 
 
-def read_all(source: ListSource | ShardSource) -> Inspection:
-    """Decodes every image, in threads (decoders release Python's lock)."""
-    records, found = _records(source), Inspection()
+def _lines(name: str, split: _Split) -> Iterator[str]:
+    sides = sorted(split.sides)
+    yield f"{name}: {len(sides)} of {split.num_images} images can be used"
+    if sides:
+        yield f"  short side: {sides[0]} to {sides[-1]} pixels, median {sides[len(sides) // 2]}"
+    if counts := split.classes.values():
+        without = split.num_images - sum(counts)
+        unlabeled = f"; {without:,} images without a label" if without else ""
+        yield f"  {len(counts)} classes with {min(counts)} to {max(counts)} images{unlabeled}"
+    for bad in split.bad:
+        yield f"  cannot be used: {bad.path}: {bad.reason}"
+    if (rest := split.num_images - len(sides) - len(split.bad)) > 0:
+        yield f"  and {rest} more"
+
+
+def num_records(splits: Splits) -> int | None:
+    """Images that will be read; None if a split is a stream."""
+    sources = [source for source in (splits.train, splits.test) if source is not None]
+    return None if any(isinstance(source, ShardSource) for source in sources) else sum(map(len, sources))
+
+
+def inspect(settings: DataSettings, splits: Splits, min_side: int) -> Iterator[CheckedFile]:
+    """What becomes of every record of the splits, each of which is read; of a folder, of every file in it.
+
+    `min_side`: smaller images are not used, as training does not use those smaller than a patch.
+    """
+    base = existing_path(settings.path) if isinstance(settings, FolderSettings) else None
+    seen: set[str] = set()
+    for split, source in (("train", splits.train), ("test", splits.test)):
+        if source is None:
+            continue
+        for found in _read_all(source, split, base, min_side):
+            seen.add(found.path)
+            yield found
+    if base is not None:
+        yield from _others(base, seen, splits.train)
+
+
+def _others(base: Path, seen: set[str], train: Source) -> Iterator[CheckedFile]:
+    """The files of a folder that no split has, by path."""
+    drawn = train.whole if isinstance(train, Subset) else None
+    for path, kind in sorted(walk(base, enter_all=True), key=itemgetter(0)):
+        if kind is not EntryKind.IMAGE:
+            yield CheckedFile(path, Outcome.LEFT_OUT, reason=kind.value)
+        elif path not in seen:
+            is_beyond = isinstance(drawn, FolderSource) and (base / path).is_relative_to(drawn.root)
+            yield CheckedFile(
+                path, Outcome.UNUSED, reason="not among data.max_images" if is_beyond else "in no split that is used"
+            )
+
+
+def _read_all(source: Source, split: str, base: Path | None, min_side: int) -> Iterator[CheckedFile]:
+    """Decodes every image of a split, in threads (decoders release Python's lock)."""
+    records = _records(source)
     with ThreadPoolExecutor() as pool:
         while chunk := list(islice(records, CHUNK)):
-            outcomes = list(pool.map(lambda record: _outcome(source, record), chunk))
-            found.num_images += len(chunk)
-            found.sides += [outcome for outcome in outcomes if isinstance(outcome, int)]
-            pairs = zip(chunk, outcomes, strict=True)
-            found.bad += [(_name(source, record), outcome) for record, outcome in pairs if isinstance(outcome, str)]
-    return found
+            # warnings.catch_warnings, which decoding uses, is not made for threads: the filters they leave are put right here
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                outcomes = list(pool.map(lambda record: _size(source, record, min_side), chunk))
+            for record, outcome in zip(chunk, outcomes, strict=True):
+                yield _finding(source, record, split, base, outcome)
 
 
-Record = int | ShardRecord
-"""Index in a list of records, or a record of a shard."""
-
-
-def _records(source: ListSource | ShardSource) -> Iterator[Record]:
+def _records(source: Source) -> Iterator[Record]:
     if isinstance(source, ListSource):
         yield from range(len(source))
         return
@@ -58,15 +187,8 @@ def _records(source: ListSource | ShardSource) -> Iterator[Record]:
         yield from source.read_shard(shard)
 
 
-def _name(source: ListSource | ShardSource, record: Record) -> str:
-    if isinstance(record, ShardRecord):
-        return record.name
-    assert isinstance(source, ListSource)
-    return source.name(record)
-
-
-def _outcome(source: ListSource | ShardSource, record: Record) -> int | str:
-    """Short side of the image, or why it cannot be used."""
+def _size(source: Source, record: Record, min_side: int) -> tuple[int, int] | str:
+    """Width and height of an image, or why it cannot be used."""
     try:
         if isinstance(record, ShardRecord):
             data = record.read()
@@ -74,28 +196,42 @@ def _outcome(source: ListSource | ShardSource, record: Record) -> int | str:
             assert isinstance(source, ListSource)
             data = source.read(record)
         pixels = decode_image(data)
-        return int(min(pixels.shape[0], pixels.shape[1]))
-    except (ValueError, OSError) as error:
+        check_side(pixels.shape[0], pixels.shape[1], min_side)
+        return pixels.shape[1], pixels.shape[0]
+    except OSError as error:
+        return error.strerror or str(error)
+    except ValueError as error:
         return str(error)
 
 
-def _lines(name: str, source: ListSource | ShardSource, found: Inspection) -> Iterator[str]:
-    sides = sorted(found.sides)
-    yield f"{name}: {len(sides)} of {found.num_images} images can be used"
-    if sides:
-        yield f"  short side: {sides[0]} to {sides[-1]} pixels, median {sides[len(sides) // 2]}"
-    if isinstance(source, ListSource) and source.is_labeled:
-        yield _class_sizes(source)
-    for bad, reason in found.bad[:MAX_LISTED]:
-        yield f"  cannot be used: {bad}: {reason}"
-    if len(found.bad) > MAX_LISTED:
-        yield f"  and {len(found.bad) - MAX_LISTED} more"
+def _finding(source: Source, record: Record, split: str, base: Path | None, outcome: tuple[int, int] | str) -> CheckedFile:
+    path, label = _path_and_label(source, record, base)
+    class_name = "" if label is None else str(label if source.class_names is None else source.class_names[label])
+    if isinstance(outcome, str):
+        return CheckedFile(path, Outcome.SKIPPED, split, class_name, outcome)
+    return CheckedFile(path, Outcome.USED, split, class_name, width=outcome[0], height=outcome[1])
 
 
-def _class_sizes(source: ListSource) -> str:
+def _path_and_label(source: Source, record: Record, base: Path | None) -> tuple[str, int | None]:
+    if isinstance(record, ShardRecord):
+        return record.name, record.label
+    assert isinstance(source, ListSource)
     labels = source.labels if source.labels is not None else source.partial_labels
-    assert labels is not None
-    counts = Counter(labels.tolist())
-    without = counts.pop(NO_LABEL, 0)
-    sizes = f"  {len(counts)} classes with {min(counts.values())} to {max(counts.values())} images"
-    return sizes + (f"; {without} images without a label" if without else "")
+    label = None if labels is None or labels[record] == NO_LABEL else int(labels[record])
+    path = source.name(record)
+    inner = source.whole if isinstance(source, Subset) else source
+    if base is not None and isinstance(inner, FolderSource):
+        path = (inner.root / path).relative_to(base).as_posix()
+    return path, label
+
+
+@contextmanager
+def csv_list(file: Path) -> Iterator[Callable[[CheckedFile], None]]:
+    """Writes findings, one a row, to a CSV file, which is whole or not there; names that are no text keep their bytes."""
+    names = [item.name for item in fields(CheckedFile)]
+    with whole_file(file) as unfinished, unfinished.open("w", encoding="utf-8", errors="surrogateescape", newline="") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(names)
+        yield lambda found: writer.writerow(
+            [found.outcome.value if name == "outcome" else getattr(found, name) for name in names]
+        )

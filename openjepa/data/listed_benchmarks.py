@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openjepa.data.benchmark_layouts import examples, labeled_splits, listed_images, read_lines, refuse
+from openjepa.data.benchmark_layouts import labeled_splits, listed_images, refuse
+from openjepa.data.image_lists import examples, read_lines
 from openjepa.data.source import Splits
 from openjepa.refusals import Refusal
 

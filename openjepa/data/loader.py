@@ -11,13 +11,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from openjepa.data.batch_crops import crop_batch
-from openjepa.data.cache import MEMORY_SHARE, PixelCache, available_memory, build_cache
+from openjepa.data.cache import MEMORY_SHARE, PixelCache, build_cache
 from openjepa.data.chunks import Chunk, ChunkReader, ChunkResult, MaskDrawer
 from openjepa.data.colors import change_colors, draw_colors
 from openjepa.data.order import BatchPlan, Samples, list_steps, shard_steps
 from openjepa.data.skipping import check_usable
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.data.workers import available_cores, check_shared_memory, parallel_map
+from openjepa.memory import available_memory
 from openjepa.refusals import Refusal
 from openjepa.settings.data import DataSettings, HuggingFaceSettings
 from openjepa.types import Batch, BlockMasks, InputSpec, LoaderPosition, Masks
@@ -81,6 +82,13 @@ class TrainingLoader:
         """Whole steps in one pass; None where a stream does not know."""
         return None if self.num_images is None else self.num_images // self._plan.batch_size
 
+    @property
+    def prepared_steps(self) -> int:
+        """Steps that workers may have prepared before the first is taken."""
+        size = self._chunk_size()
+        per_step = -(-self._plan.microbatch_size // size) * self._plan.num_microbatches
+        return -(-self._in_flight(size) // per_step)
+
     def name(self, sample_id: int) -> str:
         """What a sample is called; of a stream, only those of the last steps are remembered."""
         if isinstance(self._source, ListSource):
@@ -110,9 +118,12 @@ class TrainingLoader:
             return self._plan.microbatch_size
         per_image = sum(3 * view.count * view.size[0] * view.size[1] for view in self._inputs.views.values())
         size = min(self._plan.microbatch_size, max(1, CHUNK_BYTES // per_image))
-        in_flight = max(2 * self._workers, 2 * -(-self._plan.microbatch_size // size))
-        check_shared_memory(self._workers, in_flight * size * per_image)
+        check_shared_memory(self._workers, self._in_flight(size) * size * per_image)
         return size
+
+    def _in_flight(self, chunk_size: int) -> int:
+        """Chunks that workers have before them or have prepared."""
+        return max(2 * self._workers, 2 * -(-self._plan.microbatch_size // chunk_size)) if self._workers else 0
 
     def _steps(self, start_step: int, position: LoaderPosition) -> Iterator[Samples]:
         batch_size = self._plan.batch_size

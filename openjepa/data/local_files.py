@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openjepa.data.folder import existing_path
+from openjepa.hub_names import hub_name
 from openjepa.refusals import Refusal
 
 SPLIT_WORDS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
@@ -38,9 +39,9 @@ def find_files(path: str) -> LocalFiles | None:
         if not files:
             raise Refusal(f"data.path={path!r} matches no file")
         return _grouped(files, Path(os.path.commonpath([file.parent for file in files])), path)
-    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+|[\w-]+", path) and not path.startswith("."):
+    if hub_name(path, one_part=True) is not None:
         return None
-    folder = existing_path(path)
+    folder = existing_path(path, hub=True)
     if folder.is_file():
         return _grouped([folder], folder.parent, path)
     return _grouped(

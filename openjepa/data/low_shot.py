@@ -10,30 +10,31 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from openjepa.data.folder import SUFFIXES
+from openjepa.data.folder_entries import SUFFIXES
+from openjepa.data.image_lists import NUM_EXAMPLES, examples
 from openjepa.data.source import ListSource
 from openjepa.data.subset import ranks_in_class
 from openjepa.refusals import Refusal
 from openjepa.seeds import derive_samples
 from openjepa.settings.low_shot import LowShotSettings
 
-NUM_EXAMPLES = 3
-"""Names or classes that a message gives as examples."""
 TABLE_ROW = re.compile(r" row \d+ \((.+)\)$")
 """How rows of tables are named that keep the path of their image."""
 
 
-def low_shot_rows(source: ListSource, labels: NDArray[np.int64], settings: LowShotSettings) -> NDArray[np.int64]:
+def low_shot_rows(
+    source: ListSource, labels: NDArray[np.int64], settings: LowShotSettings, max_skipped: float = 0.0
+) -> NDArray[np.int64]:
     """Sorted numbers of the labeled images of `source`, whose classes are `labels`; one of the settings must be given.
 
     `percent`: of each class the nearest whole number (halves up), at least one. `images_per_class`: so many of each class. Both
     take the first images of each class in an order drawn with the seed, so that a smaller subset lies within a larger one.
-    `list`: the images that a file names (see `_listed_rows`).
+    `list`: the images that a file names (see `_listed_rows`), of which a share of `max_skipped` may be absent.
     Raises Refusal where a class has too few images, or the list cannot be read or names images that cannot be told apart or
     are not there.
     """
     if settings.list is not None:
-        return _listed_rows(source, Path(settings.list).expanduser())
+        return _listed_rows(source, Path(settings.list).expanduser(), max_skipped)
     counts = np.bincount(labels)
     if settings.images_per_class is not None:
         _check_counts(source, labels, counts, settings.images_per_class)
@@ -87,16 +88,21 @@ def _stem(path: str) -> tuple[str, str]:
     return (stem, dot + suffix) if (dot + suffix).lower() in SUFFIXES else (file, "")
 
 
-def _listed_rows(source: ListSource, file: Path) -> NDArray[np.int64]:
+def _listed_rows(source: ListSource, file: Path, max_skipped: float) -> NDArray[np.int64]:
     """The images that the lines of a file name: `n01440764_10043.JPEG`, with or without folders and suffix.
 
     Blank lines and those that start with # are skipped. Suffix and folders decide only where several images have the same name,
-    but folders that both write must agree. What is named twice counts once, with a warning.
+    but folders that both write must agree. What is named twice counts once, with a warning. Absent images are left out with
+    a warning, up to a share of `max_skipped`.
     """
     lines = _read_list(file)
     known = _rows_by_stem(source, {_name(line).stem for line in lines})
     found = {line: _matches(_name(line), known) for line in lines}
-    _refuse(file, [line for line, rows in found.items() if not rows], lambda line: line, "are not among the training images")
+    absent = [line for line, rows in found.items() if not rows]
+    if len(absent) > max_skipped * len(found) or len(absent) == len(found):
+        _refuse(file, absent, lambda line: line, "are not among the training images")
+    elif absent:
+        warnings.warn(f"{file} names {len(absent)} of {len(found)} images that are not there: {examples(absent)}", stacklevel=2)
     several = [line for line, rows in found.items() if len(rows) > 1]
     _refuse(
         file,
@@ -104,9 +110,10 @@ def _listed_rows(source: ListSource, file: Path) -> NDArray[np.int64]:
         lambda line: f"{line} ({', '.join(source.name(row) for row in found[line][:2])})",
         "could be several images",
     )
-    rows = np.unique(np.array([found[line][0] for line in lines], dtype=np.int64))
-    if len(rows) < len(lines):
-        warnings.warn(f"{file} names {len(lines) - len(rows)} images more than once; they count once", stacklevel=2)
+    there = [found[line][0] for line in lines if found[line]]
+    rows = np.unique(np.array(there, dtype=np.int64))
+    if len(rows) < len(there):
+        warnings.warn(f"{file} names {len(there) - len(rows)} images more than once; they count once", stacklevel=2)
     return rows
 
 

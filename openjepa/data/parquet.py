@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from openjepa.data.arrow import NUM_EXAMPLES, ArrowSource, Columns, ImageRows, choose_columns, decoded, row_name
-from openjepa.data.cache import available_memory
 from openjepa.data.decode import DecodeError
 from openjepa.data.labels import LabelColumn, from_arrow, is_text, stream_label, value_type
 from openjepa.data.prepared import prepared
 from openjepa.data.reader import SplitReader
 from openjepa.data.source import ListSource, ShardRecord, ShardSource
+from openjepa.memory import available_memory
 from openjepa.refusals import Refusal
 from openjepa.settings.data import HuggingFaceSettings
 

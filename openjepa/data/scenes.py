@@ -7,7 +7,6 @@ pixels are labeled too: `shape` and `color` of what they show (scene_maps.py).
 """
 
 import json
-import os
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openjepa.data.folder import FolderSource
+from openjepa.data.image_lists import check_listed
 from openjepa.data.scene_maps import PackedMasks, folder_masks, scene_maps
 from openjepa.data.scene_packing import PACKAGED_SCENES, read_annotations, read_pictures
 from openjepa.data.source import LabelMaps, ListSource, Splits
@@ -58,7 +58,8 @@ LABELS: dict[str, Callable[[Scene], int]] = {"count": count_label, "distance": d
 def open_scenes(settings: ScenesSettings, seed: int) -> Splits:
     """The scenes below `settings.path`, or the packaged ones; `settings.label` chooses which labels the sources carry.
 
-    Nothing is drawn, the seed is not used. Raises Refusal where a file or picture is missing or an annotation is unusable.
+    Nothing is drawn, the seed is not used. Raises Refusal if a file or all pictures are missing or an annotation is
+    unusable.
     """
     del seed
     if settings.label not in LABELS:
@@ -126,21 +127,13 @@ def _annotation_file(root: Path, split: str) -> Path:
 
 
 def _read_annotations(root: Path, file: Path, split: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """The scenes of a split and the names of their pictures, which are all there."""
+    """The scenes of a split and the names of their pictures, of which some may be absent."""
     try:
         scenes = json.loads(file.read_bytes())["scenes"]
         names = [str(scene["image_filename"]) for scene in scenes]
     except (ValueError, KeyError, TypeError) as error:
         raise Refusal(f'{file} is no CLEVR file: expected {{"scenes": [{{"image_filename", "objects"}}, ...]}}') from error
-    if not names:
-        raise Refusal(f"{file} lists no scenes")
-    present = {entry.name for entry in os.scandir(root / "images" / split)}
-    absent = [name for name in names if name not in present]
-    if absent:
-        raise Refusal(
-            f"{file} names {len(absent):,} of {len(names):,} pictures that {root / 'images' / split} does not hold, "
-            f"for example {', '.join(absent[:3])}. Expected: every image_filename there."
-        )
+    check_listed(root / "images" / split, names, file)
     return scenes, names
 
 

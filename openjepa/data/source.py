@@ -100,6 +100,8 @@ class Splits:
     """What probes leave out or cannot answer, for the terminal; the description says it too."""
     extra_labels: Mapping[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=dict)
     """Further labelings of (train, test) by name: scenes have `count` and `distance`."""
+    left_out: tuple[str, ...] = ()
+    """What lay beside the images that may have been meant as some, in words and counted; `description` says it too."""
     label_maps: Mapping[str, tuple[LabelMaps, LabelMaps]] = field(default_factory=dict)
     """Labels of the pixels of (train, test) by name, where the data has any."""
 

@@ -24,6 +24,11 @@ class Subset(ListSource):
             set_labels(self, source.partial_labels[indices], source.class_names)
         self.class_names = source.class_names
 
+    @property
+    def whole(self) -> ListSource:
+        """The other list."""
+        return self._source
+
     def __len__(self) -> int:
         """Number of records."""
         return len(self._indices)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from openjepa.data.arrow import row_name
 from openjepa.data.decode import DecodeError
-from openjepa.data.folder import SUFFIXES
+from openjepa.data.folder_entries import SUFFIXES
 from openjepa.data.labels import CANONICAL_NUMBER, WHOLE_NUMBER, LabelColumn, from_words, stream_label
 from openjepa.data.prepared import prepared
 from openjepa.data.reader import SplitReader

@@ -9,7 +9,6 @@ plan.json           which settings, weights and images the parts are of; a folde
 import json
 import os
 import shutil
-import socket
 import time
 import zlib
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from openjepa.embedding.plan import Part
 from openjepa.engine.claims import Claim, take
 from openjepa.refusals import Refusal
 from openjepa.types import Skipped
-from openjepa.whole_files import whole_file
+from openjepa.whole_files import own_name, whole_file
 
 COPIED_BYTES = 2**24
 """Of a part that is read at a time."""
@@ -202,7 +201,7 @@ class PartWriter:
     def __init__(self, features: Path, note: Path) -> None:
         """The files it will be."""
         self._features, self._note_file = features, note
-        self._unfinished = features.with_name(f".{features.name}.{socket.gethostname()}.{os.getpid()}.unfinished")
+        self._unfinished = own_name(features, "unfinished")
         self._file: BinaryIO = self._unfinished.open("wb")
         self._checksum = self._num_bytes = 0
 

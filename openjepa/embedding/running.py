@@ -77,6 +77,8 @@ def embed_dataset(
     check_output(output)
     encoder = load_encoder(subject, settings)
     say(f"encoder: {encoder.what}")
+    for note in encoder.notes:
+        say(f"note: {note}")
     images, seed = find_images(Path(subject).expanduser(), data, settings)
     say(f"images: {images.summary()}")
     plan = make_plan(make_manifest(subject, encoder, images, seed, settings), images.sources, settings.part_images)

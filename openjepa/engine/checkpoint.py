@@ -2,8 +2,8 @@
 
 A checkpoint is a folder `step_<number>` with the tensors (torch.distributed.checkpoint, in one process too, so that sharded
 runs need nothing else), `trainer.json` (step, position in the data, counters) and `manifest.json` (size and BLAKE2b of every
-file). The latest is found by scanning; one that does not match its manifest is passed over with a warning. Random numbers need
-no state: they are functions of seed, epoch, step and sample.
+file). The latest is found by scanning; one that does not match its manifest is passed over with a warning, and set aside by the
+process that trains. Random numbers need no state: they are functions of seed, epoch, step and sample.
 
 The `.metadata` file of torch.distributed.checkpoint is a pickle: resume only from your own checkpoints. What is shared is
 safetensors and JSON, see `openjepa.weights`.
@@ -52,7 +52,9 @@ class TrainerState:
     position: LoaderPosition
     images_seen: int = 0
     seconds: float = 0.0
-    """Time spent training so far, interruptions not counted."""
+    """Time spent so far with looks and saving, interruptions not counted."""
+    step_seconds: float = 0.0
+    """Time of the steps alone, with their data path. 0 in checkpoints of older versions."""
     samples_skipped: int = 0
     """Samples that could not be read and were replaced."""
     identity: RunIdentity | None = None
@@ -96,16 +98,25 @@ def _complete_moments(optimizer: torch.optim.Optimizer) -> None:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint whose files match its manifest; newer broken ones are named in a warning and renamed `broken_*`."""
+    """The newest checkpoint whose files match its manifest; newer broken ones are named in a warning. Changes nothing."""
     for candidate in sorted(folder.glob("step_*"), reverse=True):
         problem = _check_manifest(candidate)
         if problem is None:
             return candidate
         _log.warning("checkpoint %s is broken (%s); falling back to the one before", candidate, problem)
-        # out of the way of the one that training will write in its place, but kept for whoever wants to look at it
-        shutil.rmtree(folder / f"broken_{candidate.name}", ignore_errors=True)
-        candidate.replace(folder / f"broken_{candidate.name}")
     return None
+
+
+def set_broken_aside(folder: Path, latest: Path | None) -> None:
+    """Renames the checkpoints after `latest`, which `latest_checkpoint` has found broken, to `broken_*`.
+
+    For the process that holds the lock of the run: they are out of the way of those that training will write in their place,
+    but kept for whoever wants to look at them.
+    """
+    for broken in (path for path in folder.glob("step_*") if latest is None or path.name > latest.name):
+        aside = folder / f"broken_{broken.name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        broken.replace(aside)
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainerState:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from openjepa.memory import total_memory
 from openjepa.refusals import Refusal
 
 
@@ -57,6 +58,19 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     """A copy on `device` that the host does not wait for; a GPU reads the host's memory on its own only where it is pinned."""
     is_pageable = device.type == "cuda" and values.device.type == "cpu" and not values.is_pinned()
     return (values.pin_memory() if is_pageable else values).to(device, non_blocking=True)
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until `device` has done all it was given. A CPU does everything at once, so there is nothing to wait for.
+
+    Every timing of work on a device goes through here: GPUs of all makers return before their work is done.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    elif device.type == "xpu":
+        torch.xpu.synchronize(device)
 
 
 @contextmanager
@@ -114,10 +128,10 @@ def device_name(device: torch.device) -> str:
 
 
 def memory_limit(device: torch.device) -> int:
-    """Bytes of memory the device has in all."""
+    """Bytes of memory the device has in all; on a CPU those that this process may have."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return total_memory()
 
 
 def peak_memory(device: torch.device) -> int:

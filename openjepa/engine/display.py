@@ -79,7 +79,6 @@ class Display:
             style = "live" if self._console.is_terminal else "plain"
         self._style = style
         self._total = total_steps
-        self._start_step, self._start_time = start_step, time.monotonic()
         self._plain_seconds, self._last_plain = plain_seconds, -float("inf")
         self._progress: Progress | None = None
         if style == "live":
@@ -88,11 +87,9 @@ class Display:
             self._task = self._progress.add_task("train", total=total_steps, completed=start_step, line="")
             self._progress.start()
 
-    def update(self, step: int, values: Mapping[str, str]) -> None:
-        """Shows step, time left and `values` (name -> formatted value)."""
-        done = step - self._start_step
-        elapsed = time.monotonic() - self._start_time
-        left = format_seconds(elapsed / done * (self._total - step)) if done else "?"
+    def update(self, step: int, values: Mapping[str, str], seconds_left: float | None) -> None:
+        """Shows step, time left (None: not known yet) and `values` (name -> formatted value)."""
+        left = "?" if seconds_left is None else format_seconds(seconds_left)
         line = "  ".join(f"{name} {value}" for name, value in values.items())
         if self._progress is not None:
             self._progress.update(self._task, completed=step, line=f"{step}/{self._total}  {left} left  {line}")

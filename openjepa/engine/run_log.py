@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from openjepa.refusals import Refusal
+from openjepa.timings import seconds_of_steps
 from openjepa.types import Skipped
 from openjepa.whole_files import whole_file
 
@@ -66,6 +67,14 @@ def logged_steps(folder: Path) -> int:
     path = folder / "metrics.jsonl"
     steps = [_step_of(line) for line in path.read_text().splitlines()] if path.exists() else []
     return int(max((step for step in steps if step < math.inf), default=0))
+
+
+def logged_step_seconds(folder: Path, step: int) -> float:
+    """Seconds of the steps up to `step`, from the speeds in metrics.jsonl, for runs of versions that did not add them up."""
+    path = folder / "metrics.jsonl"
+    lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step] if path.exists() else []
+    values = [line for line in map(json.loads, lines) if line["kind"] == "train"]
+    return seconds_of_steps((line["images"], line["images_per_second"]) for line in values)
 
 
 def refuse_missing_tensorboard(wanted: bool) -> None:

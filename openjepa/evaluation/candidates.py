@@ -18,7 +18,7 @@ from openjepa.data.augmented import AugmentedBatch, LabeledViews, augmented_batc
 from openjepa.data.evaluation import evaluation_batches
 from openjepa.data.subset import Subset
 from openjepa.data.workers import choose_workers
-from openjepa.engine.device import to_device
+from openjepa.engine.device import synchronize, to_device
 from openjepa.engine.failures import advise_on_memory
 from openjepa.evaluation.protocol import (
     HeadResult,
@@ -186,6 +186,7 @@ def _compared(
     rows, held = held_out_rows(labels, settings.seed) if rule == "held_out" else (torch.arange(len(labels)), None)
     start = time.monotonic()
     candidates = train(rows.numpy())
+    synchronize(probe.device)
     seconds = time.monotonic() - start
     on_test = count_right(candidates, probe, probe.test, settings, fit, "test split")
     on_held, lost = None, list(candidates.unreadable)

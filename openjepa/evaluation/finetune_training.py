@@ -1,6 +1,5 @@
 """The loop of fine-tuning: a copy of the encoder with a new head, trained with labels and tested."""
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from openjepa.data.augmented import Augment, AugmentedBatch, LabeledViews, augme
 from openjepa.data.erasing import InTurn, RandomErasing
 from openjepa.data.randaugment import RandAugment
 from openjepa.data.workers import choose_workers
+from openjepa.engine.clock import LoopClock
 from openjepa.engine.device import autocast, keep_random_state, seed_generator, to_device
 from openjepa.engine.display import Display
 from openjepa.engine.failures import advise_on_memory
@@ -184,7 +184,6 @@ def train_classifier(
     On a CPU two runs with the same seed give the same weights. Raises Refusal where a loss or gradient is not finite, where
     memory runs out, or where no image can be read. torch's global generators are left as they were.
     """
-    start = time.monotonic()
     size = length(recipe, len(probe.train.source) if rows is None else len(rows))
     optim = schedule(recipe, rate, settings.finetune.final_lr, size.batch_size)
     classifier = build_classifier(probe, settings, recipe).train()
@@ -192,7 +191,7 @@ def train_classifier(
     optimizer = build_optimizer(classifier.named_parameters(), rules, optim)
     guard = FiniteGuard(optimizer, probe.device, LOOK_EVERY)
     loss, lost = torch.zeros(()), list[Skipped]()
-    display = Display(size.total_steps, 0)
+    display, clock = Display(size.total_steps, 0), LoopClock(probe.device, size.total_steps)
     with closing(display), _explained(rate, size.batch_size), keep_random_state(probe.device):
         for step, batch in _steps(probe, settings, recipe, size, rows, lost):
             lr = learning_rate(optim, Progress(step, size.total_steps, size.steps_per_epoch))
@@ -201,15 +200,16 @@ def train_classifier(
             loss = _backward(classifier, batch, probe, settings, recipe, step)
             guard.watch(step, loss, gradient_norm(optimizer), [batch.indices])
             optimizer.step()
+            clock.step_done(step + 1)
             if (step + 1) % LOOK_EVERY == 0 or step + 1 == size.total_steps:
                 guard.raise_if_bad()
-                speed = (step + 1) * size.batch_size / (time.monotonic() - start)
+                speed = (step + 1) * size.batch_size / clock.seconds()
                 epoch = f"{step // size.steps_per_epoch + 1}/{recipe.epochs}"
                 values = {"epoch": epoch, "loss": f"{loss.item():.4f}", "lr": f"{lr:.2e}", "img/s": f"{speed:.0f}"}
-                display.update(step + 1, values)
+                display.update(step + 1, values, clock.seconds_left(step + 1))
         guard.raise_if_bad()
     unreadable = sorted(skipped.name for skipped in lost)
-    return Trained(probe, classifier.eval(), rate, loss.item(), time.monotonic() - start, unreadable)
+    return Trained(probe, classifier.eval(), rate, loss.item(), clock.seconds(), unreadable)
 
 
 def _steps(

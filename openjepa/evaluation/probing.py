@@ -123,7 +123,7 @@ def _training_rows(
             f"low_shot.images_per_class={shot.images_per_class} needs one class per image, but {task.title} labels pixels: "
             "use low_shot.percent or low_shot.list"
         )
-    rows = low_shot_rows(source, labels, shot)
+    rows = low_shot_rows(source, labels, shot, settings.max_skipped)
     return rows[balanced_rows(labels[rows], settings.max_train_images, settings.seed)]
 
 

@@ -15,13 +15,13 @@ import torch
 from openjepa.config import load_run_config
 from openjepa.engine.device import seed_generator
 from openjepa.evaluation.variants import data_name
+from openjepa.hub_names import absent, hub_name
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
 from openjepa.seeds import derive
 from openjepa.settings.data import DataSettings
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
-from openjepa.weights.hub import is_hub_name
 from openjepa.weights.loading import Choice, load_any
 from openjepa.weights.native import load_encoder
 
@@ -82,7 +82,10 @@ def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | 
         initial, predictor = _existing(path / "encoder_initial"), _existing(path / "predictor")
         start, initial = (None, initial) if run.run.init is None else (initial, None)
         return Subject(path, "run", folder, initial, predictor, used, run.run.seed, name, names, mode, step, start_folder=start)
-    if not ((path / "config.json").is_file() or path.is_file() or is_hub_name(path)):
+    name_on_hub = hub_name(path)
+    if not path.exists() and name_on_hub is None:
+        raise Refusal(f"{path} {absent(path)}; name a run folder, an encoder folder or a file of weights")
+    if not ((path / "config.json").is_file() or path.is_file() or name_on_hub is not None):
         raise Refusal(
             f"{path} is neither a run folder (config.yaml) nor an encoder folder (config.json, model.safetensors) "
             "nor a file of weights"
@@ -101,9 +104,10 @@ def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | 
 def load_subject(subject: Subject, heads: int | None) -> tuple[VisionTransformer, EncoderConfig]:
     """The encoder that is evaluated. Says what it is where it is not openjepa's own. Raises Refusal."""
     loaded = load_any(subject.encoder_path, Choice(encoder=subject.which, heads=heads, predictor=False))
-    if loaded.what.startswith("openjepa"):
-        return loaded.encoder, loaded.config
-    print(f"{subject.encoder_path}: {loaded.what}; results in {subject.output / 'eval'}", file=sys.stderr)
+    if not loaded.is_own:
+        print(f"{subject.encoder_path}: {loaded.what}; results in {subject.output / 'eval'}", file=sys.stderr)
+    for note in loaded.notes:
+        print(f"note: {note}", file=sys.stderr)
     return loaded.encoder, loaded.config
 
 
@@ -137,7 +141,7 @@ def _output(path: Path) -> Path:
         return path if path.is_dir() else path.with_name(f"{path.name}.results")
     if path.exists():
         return ELSEWHERE / (cached.removeprefix("models--") if cached else path.resolve().name)
-    return ELSEWHERE / "--".join(path.parts)
+    return ELSEWHERE / (hub_name(path) or str(path)).replace("/", "--")
 
 
 def _existing(folder: Path) -> Path | None:

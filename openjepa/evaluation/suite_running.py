@@ -65,7 +65,7 @@ def evaluate_suite(
         raise Refusal(f"data_root={str(data_root)!r} holds none of the data sets of the rows asked for: {_expected(rows)}")
     planned = [plan for row in rows for plan in _plans(row, opened[row.benchmark], settings, config)]
     for row, own, _ in planned:
-        _check_list(row, opened[row.benchmark], own.low_shot)
+        _check_list(row, opened[row.benchmark], own)
     known: dict[tuple[str, str], KnownComponents] = {}
     results = []
     for number, (row, own, pooled) in enumerate(planned, start=1):
@@ -127,13 +127,13 @@ def _guarded(blank: Result, evaluate: Callable[[], Result]) -> Result:
         return replace(blank, skipped=f"{FAILED}{kind}{error}")
 
 
-def _check_list(row: SuiteRow, splits: Splits | str, shot: LowShotSettings) -> None:
-    """Refusal where a list of labeled images names others than there are: before the first row is computed."""
+def _check_list(row: SuiteRow, splits: Splits | str, settings: EvaluationSettings) -> None:
+    """Refusal if a list of labeled images names others than there are: before the first row is computed."""
     labels = None if isinstance(splits, str) else TASKS[row.task].labels(splits)
-    if shot.list is None or labels is None or isinstance(labels, str):
+    if settings.low_shot.list is None or labels is None or isinstance(labels, str):
         return
     assert not isinstance(splits, str) and isinstance(splits.train, ListSource)
-    low_shot_rows(splits.train, labels[0], shot)
+    low_shot_rows(splits.train, labels[0], settings.low_shot, settings.max_skipped)
 
 
 def _expected(rows: Sequence[SuiteRow]) -> str:

@@ -50,14 +50,16 @@ class Encoder(nn.Module):
         """Settings of the network."""
         self.what = loaded.what
         """What it is, in a few words."""
+        self.notes = loaded.notes
+        """What was cut off the names in the file, and what of it was not read."""
         self.objective = objective_of(loaded.predictor_extra)
         """What the predictor was trained for."""
         self._predictor_extra = dict(loaded.predictor_extra)
         self.eval()
 
     def extra_repr(self) -> str:
-        """What it is, for print(encoder)."""
-        return self.what
+        """What it is and how it was read, for print(encoder)."""
+        return "; ".join((self.what, *self.notes))
 
     @property
     def device(self) -> torch.device:

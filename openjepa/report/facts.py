@@ -9,6 +9,7 @@ from typing import Any
 from openjepa.report.curves import format_number
 from openjepa.report.reading import RunFolder, began_from, lookup, number, text
 from openjepa.report.wording import METHOD_WORDS
+from openjepa.timings import seconds_of_steps
 
 STATUS_WORDS = {
     "finished": "finished",
@@ -107,8 +108,9 @@ def lede(run: RunFolder) -> str:
     further = f"trained further from {origin}" if (origin := began_from(run)) else "trained"
     words = [model or "An encoder", f"{further} by {method}" if method else further]
     words.append(_joined_by(" of ", f"on crops of {crops}" if crops else "", data) if crops else f"on {data}" if data else "")
-    seen, time = images_seen(run), _time(run).split(",")[0]
-    length = _joined_by(" in ", f"{format_number(seen)} images seen" if seen else "", time if "images/s" not in time else "")
+    seen, seconds = images_seen(run), total_seconds(run)
+    time = duration(seconds) if seconds is not None else ""
+    length = _joined_by(" in ", f"{format_number(seen)} images seen" if seen else "", time)
     return _joined_by("; ", " ".join(word for word in words if word), length) + "."
 
 
@@ -244,12 +246,29 @@ def _flops(value: float) -> str:
     return f"{format_number(value / 1e6)} MFLOPs"
 
 
-def _time(run: RunFolder) -> str:
+def total_seconds(run: RunFolder) -> float | None:
+    """Seconds of training with looks and saving."""
     seconds = number(run.summary.get("seconds"))
-    seconds = seconds if seconds is not None else run.log.last("train", "seconds")
+    return seconds if seconds is not None else run.log.last("train", "seconds")
+
+
+def step_seconds(run: RunFolder) -> float | None:
+    """Seconds of the steps with their data path alone; of runs that did not write them, what follows from their speeds."""
+    seconds = number(run.summary.get("step_seconds"))
+    seconds = seconds if seconds is not None else run.log.last("train", "step_seconds")
+    speeds = run.log.points("train", "images_per_second", x="images")
+    return seconds if seconds is not None or not speeds else seconds_of_steps(speeds)
+
+
+def _time(run: RunFolder) -> str:
+    steps, total = step_seconds(run), total_seconds(run)
     rates = sorted(value for _, value in run.log.points("train", "images_per_second"))
     rate = f"{format_number(rates[len(rates) // 2])} images/s" if rates else ""
-    return _joined(duration(seconds) if seconds is not None else "", rate)
+    return _joined(
+        f"{duration(steps)} of steps" if steps is not None else "",
+        f"{duration(total)} with looks and saving" if total is not None else "",
+        rate,
+    )
 
 
 def _hardware(run: RunFolder) -> str:

@@ -68,8 +68,9 @@ def _note(points: Sequence[Point], axis: Axis) -> str:
         return NOTES[axis.name]
     devices = list(dict.fromkeys(point.training.device for point in points))
     if len(devices) == 1:
-        return f"Training only, on {devices[0]}."
-    return f"Training only, on {len(devices)} kinds of device (see the table): hours of different devices do not compare."
+        return f"Steps of training alone, without looks and saving, on {devices[0]}."
+    kinds = f"{len(devices)} kinds of device (see the table): hours of different devices do not compare."
+    return f"Steps of training alone, without looks and saving, on {kinds}"
 
 
 def _trends(points: Sequence[Point], axis: Axis, series: Sequence[str]) -> list[Trend]:

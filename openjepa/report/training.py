@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from openjepa.report.facts import images_seen, method_name
+from openjepa.report.facts import images_seen, method_name, step_seconds, total_seconds
 from openjepa.report.reading import RunFolder, began_from, lookup, number, text
 
 _DATA_SIZES = (r"of these ([\d,]+) training images are used", r"([\d,]+) (?:images to train|training)\b")
@@ -52,8 +52,8 @@ def training(run: RunFolder, step: float | None = None) -> Training:
     """What the run has used: in all, or up to `step` where an encoder was evaluated earlier."""
     share = _share_done(run, step)
     images, flops = images_seen(run), number(run.summary.get("flops_per_image"))
-    seconds = number(run.summary.get("seconds"))
-    seconds = seconds if seconds is not None else run.log.last("train", "seconds")
+    seconds = step_seconds(run)
+    seconds = seconds if seconds is not None else total_seconds(run)
     devices = number(run.summary.get("processes")) or 1.0
     found = {
         "flops": None if images is None or flops is None else flops * images * share,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from openjepa.config import load_run_config
 from openjepa.engine.run_folder import run_path
+from openjepa.hub_names import hub_name
 from openjepa.methods.base import Method
 from openjepa.models.predictor import Predictor
 from openjepa.models.vit import VisionTransformer
@@ -20,7 +21,6 @@ from openjepa.settings.run import RunConfig, RunSettings
 from openjepa.training.following import as_before, following
 from openjepa.weights.filling import listed
 from openjepa.weights.fingerprint import weights_hash
-from openjepa.weights.hub import is_hub_name
 from openjepa.weights.loading import Choice, Loaded, load_any
 
 CLASS_TOKEN, MASK_TOKEN, POSITIONS = "cls_token", "mask_token", "pos_embed"
@@ -96,7 +96,7 @@ def _found(config: RunConfig, fresh: bool) -> tuple[RunConfig, RunConfig | None]
     place = Path(name).expanduser()
     config = replace(config, run=replace(config.run, init=os.path.abspath(place)))  # noqa: PTH100  (resolve would follow links)
     before = None if fresh else _begun(config)
-    if before is None and is_hub_name(place):
+    if before is None and hub_name(name) is not None:
         config = replace(config, run=replace(config.run, init=name))
         before = None if fresh else _begun(config)
     return config, before
@@ -160,7 +160,8 @@ def start_method(method: Method, config: RunConfig, weights: StartingWeights | N
     is_context = source is not weights.target
     if is_context:
         hashes["context_encoder"] = weights_hash(source.encoder)
-    notes = _notes(method, config, weights.target, new, unused)
+    notes = list(dict.fromkeys((*weights.target.notes, *source.notes)))
+    notes += _notes(method, config, weights.target, new, unused)
     predictor, theirs = method.exports().get("predictor"), weights.target.predictor
     if predictor is not None and theirs is not None and _start_predictor(predictor.module, theirs, notes):
         filled.append(predictor.module)

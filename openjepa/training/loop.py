@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from openjepa.data import open_splits
 from openjepa.data.loader import BatchPlan, TrainingLoader
 from openjepa.data.skipping import SkipLedger
 from openjepa.data.workers import choose_workers
-from openjepa.engine.checkpoint import TrainerState, latest_checkpoint, load_checkpoint, save_checkpoint
+from openjepa.engine.checkpoint import TrainerState, latest_checkpoint, load_checkpoint, save_checkpoint, set_broken_aside
+from openjepa.engine.clock import LoopClock
 from openjepa.engine.device import autocast, keep_freed_memory, resolve_device, resolve_precision, set_threads
 from openjepa.engine.display import Counter, Display
 from openjepa.engine.failures import explain_memory, explain_not_finite
@@ -28,7 +30,7 @@ from openjepa.schedules import Progress, learning_rate, weight_decay
 from openjepa.seeds import derive
 from openjepa.settings.run import RunConfig
 from openjepa.training.from_weights import settled
-from openjepa.training.meters import IntervalMeter, TrainingClock
+from openjepa.training.meters import IntervalMeter
 from openjepa.training.monitor import Monitor
 from openjepa.training.outputs import Outputs
 from openjepa.training.startup import (
@@ -92,6 +94,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
         state = resume_point(folder, found, identity)
         start = begin(method, config, weights, found)
         del weights  # the method has copies
+        set_broken_aside(folder.checkpoints, found)
         outputs = Outputs(folder, method, sampler, device, precision, total_steps, splits, config.method.about, start)
         resources.enter_context(outputs.failure_noted())
         resources.enter_context(explain_memory(config))
@@ -120,20 +123,29 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
         skips = SkipLedger(
             config.data.max_skipped, known=log.skipped_names(), num_seen=state.images_seen, num_skipped=state.samples_skipped
         )
-        meter = IntervalMeter(device)
+        meter = IntervalMeter(state.step_seconds)
 
         # ------------------------------------------------------------ steps
         batches = loader.iterate(state.step, state.position, total_steps - state.step)
         microbatches_per_step = plan.batch_size // (plan.microbatch_size * plan.world_size)
-        clock = TrainingClock(state.seconds, config.system.checkpoint_minutes)
+        clock = LoopClock(
+            device,
+            total_steps,
+            state.step,
+            state.seconds,
+            state.step_seconds,
+            prepared_steps=loader.prepared_steps,
+            save_minutes=config.system.checkpoint_minutes,
+        )
         interrupts = resources.enter_context(Interrupts())
         resources.enter_context(explain_not_finite(config, loader.name))
         if found:
-            outputs.export(state)  # a kill between the checkpoint and its export would leave older networks
-        else:
-            monitor.look(Progress(0, total_steps, steps_per_epoch, optim.schedule_stretch))
+            clock.aside("export", outputs.export, state)  # a kill between a checkpoint and its export leaves older networks
+        if state.step < total_steps:
+            clock.aside("prepare", monitor.prepare)
+        if not found:
+            clock.aside("look", monitor.look, Progress(0, total_steps, steps_per_epoch, optim.schedule_stretch))
 
-        meter.restart_clock()
         for step in range(state.step, total_steps):
             # rates and random numbers of this step
             progress = Progress(step, total_steps, steps_per_epoch, optim.schedule_stretch)
@@ -166,29 +178,31 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
                 step=step + 1,
                 position=microbatches[-1].next_position,
                 images_seen=(step + 1) * plan.batch_size,
-                seconds=clock.seconds(),
                 samples_skipped=skips.num_skipped,
                 identity=identity,
             )
             done = Progress(state.step, total_steps, steps_per_epoch, optim.schedule_stretch)
             last = state.step == total_steps
             stop = distributed.any_over_ranks(interrupts.requested is not None)
+            clock.step_done(state.step)
 
             # log, look, save, stop?
             if last or state.step % config.system.log_every == 0:
                 guard.raise_if_bad()
+                state = _timed(state, clock)
                 values = meter.finish(state, done, {"lr": rate, "weight_decay": decay, "grad_norm": norm.item(), **committed})
                 log.write("train", state.step, values)
-                display.update(state.step, meter.summary(values, monitor.latest))
+                left = clock.seconds_left(state.step, monitor.looks_left(state.step, total_steps))
+                display.update(state.step, meter.summary(values, monitor.latest), left)
             if last or monitor.is_due(state.step):
-                monitor.look(done)
-                meter.restart_clock()
+                clock.aside("look", monitor.look, done)
             if last or stop or clock.save_is_due() or _is_kept(state.step, config.system.keep_every):
                 guard.raise_if_bad()
-                save_checkpoint(folder.checkpoints, method, optimizer, state, config.system.keep_every)
-                outputs.export(state)
+                state = _timed(state, clock)
+                clock.aside("save", save_checkpoint, folder.checkpoints, method, optimizer, state, config.system.keep_every)
+                clock.aside("export", outputs.export, state)
                 clock.saved()
-                meter.restart_clock()
+                state = _timed(state, clock)
             if stop and not last:
                 outputs.finish("interrupted", state, monitor)
                 raise Interrupted(interrupts.requested or "SIGTERM", state.step, folder.path)
@@ -204,6 +218,10 @@ def _forward(
     on_device = batch.to(device).normalized(config.data.pixel_mean, config.data.pixel_std)
     with autocast(device, precision):
         return method(on_device, progress)  # type: ignore[no-any-return]
+
+
+def _timed(state: TrainerState, clock: LoopClock) -> TrainerState:
+    return replace(state, seconds=clock.seconds(), step_seconds=clock.step_seconds())
 
 
 def _take(batches: Iterator[Batch], number: int) -> list[Batch]:

@@ -1,9 +1,7 @@
 """What happened since the last line of the log: losses summed on the device, counts and speed on the host."""
 
-import time
 from collections.abc import Mapping
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -13,48 +11,21 @@ from openjepa.schedules import Progress
 from openjepa.types import Batch, BlockMasks, LossOutput, TokenMask
 
 
-class TrainingClock:
-    """Seconds of training over all sessions of a run, and when the next checkpoint is due."""
-
-    def __init__(self, seconds_before: float, save_minutes: float) -> None:
-        """`seconds_before` were spent in earlier sessions."""
-        self._before, self._start = seconds_before, time.monotonic()
-        self._save_seconds, self._last_save = 60 * save_minutes, self._start
-
-    def seconds(self) -> float:
-        """Training time so far."""
-        return self._before + time.monotonic() - self._start
-
-    def save_is_due(self) -> bool:
-        """Whether the last checkpoint is older than the interval."""
-        return time.monotonic() - self._last_save > self._save_seconds
-
-    def saved(self) -> None:
-        """Starts the next interval."""
-        self._last_save = time.monotonic()
-
-
 class IntervalMeter:
     """Averages over the microbatches of one logging interval; reads nothing from the device before `finish`."""
 
-    def __init__(self, device: torch.device) -> None:
-        """`device` is where the losses are."""
-        self._device = device
-        self._reset()
+    def __init__(self, step_seconds: float = 0.0) -> None:
+        """`step_seconds`: those of earlier sessions."""
+        self._reset(step_seconds)
 
-    def _reset(self) -> None:
+    def _reset(self, step_seconds: float) -> None:
         self._sums: dict[str, Tensor] = {}
         self._microbatches = 0
         self._images = 0
         self._mask_counts: dict[str, int] = {}
         self._tokens: dict[str, int] = {}
         self._masked_views, self._masked_patches, self._patches = 0, 0, 0
-        self._seconds = 0.0
-        self._clock = time.monotonic()
-
-    def restart_clock(self) -> None:
-        """Time since the last step (monitoring, saving) does not count as training."""
-        self._clock = time.monotonic()
+        self._begun = step_seconds
 
     def add(self, output: LossOutput, batch: Batch) -> None:
         """Counts one microbatch."""
@@ -71,9 +42,6 @@ class IntervalMeter:
                 self._tokens = {"context_tokens": masks.context.shape[1], "target_tokens": masks.targets.shape[2]}
             else:
                 self._add_masked(masks)
-        now = time.monotonic()
-        self._seconds += now - self._clock
-        self._clock = now
 
     def _add_masked(self, masks: TokenMask) -> None:
         """Counts masked patches; the loader's masks are on the CPU, so nothing waits for the device."""
@@ -95,24 +63,27 @@ class IntervalMeter:
         return self._sums["loss"]
 
     def finish(self, state: TrainerState, progress: Progress, rates: Mapping[str, float]) -> dict[str, float]:
-        """The values of one line of metrics.jsonl, averaged over the processes; starts the next interval."""
+        """The values of one line of metrics.jsonl, averaged over the processes; starts the next interval.
+
+        `seconds` are all of the run so far, `step_seconds` those of its steps with their data path, without looks and saving.
+        """
         averages = {
             name: float(distributed.mean_over_ranks(value / max(1, self._microbatches)).item())
             for name, value in self._sums.items()
         }
-        now = time.monotonic()
-        seconds = self._seconds + now - self._clock
+        seconds = state.step_seconds - self._begun
         line = {
             "epoch": round(progress.epoch, 4),
             "images": state.images_seen,
             "seconds": round(state.seconds, 2),
+            "step_seconds": round(state.step_seconds, 2),
             **averages,
             **rates,
             "images_per_second": round(self._images * distributed.world_size() / max(seconds, 1e-9), 2),
             **self._token_counts(),
             **self._mask_counts,
         }
-        self._reset()
+        self._reset(state.step_seconds)
         return line
 
     @staticmethod

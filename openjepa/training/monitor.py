@@ -68,6 +68,17 @@ class Monitor:
         every = self._config.monitor.every
         return every > 0 and step % every == 0
 
+    def prepare(self) -> None:
+        """Reads the images that every look is at, so that the first look takes no longer than the others."""
+        if self._config.monitor.every > 0 and distributed.is_main():
+            self._probe_batches()
+            self._labeled_images()
+
+    def looks_left(self, step: int, total_steps: int) -> int:
+        """Looks after `step`, of which one is after the last step."""
+        every = self._config.monitor.every
+        return 0 if every == 0 or step >= total_steps else -(-total_steps // every) - step // every
+
     def look(self, progress: Progress) -> None:
         """Measures, remembers and logs; on the main process only."""
         if self._config.monitor.every == 0 or not distributed.is_main():
@@ -145,14 +156,18 @@ class Monitor:
         return predicted
 
     def _nearest_neighbors(self) -> dict[str, float]:
-        if not (self._config.monitor.knn and self._splits.can_test):
+        images = self._labeled_images()
+        if images is None:
             return {}
-        if self._labeled is None:
-            self._labeled = _LabeledImages(self._config, self._splits)
-        images = self._labeled
         train, test = self._features(images.train), self._features(images.test)
         accuracy = knn_accuracy(train, images.train_labels, test, images.test_labels, (_NEIGHBORS,))
         return {"knn": accuracy[_NEIGHBORS].value}
+
+    def _labeled_images(self) -> "_LabeledImages | None":
+        """None without the online k-NN; read once."""
+        if self._labeled is None and self._config.monitor.knn and self._splits.can_test:
+            self._labeled = _LabeledImages(self._config, self._splits)
+        return self._labeled
 
     def _features(self, pixels: Tensor) -> Float[Tensor, "n D"]:
         encoder = self._method.exports()["encoder"]

@@ -72,14 +72,14 @@ class Outputs:
         self._folder.write_json("environment.json", self._environment(state))
         self._write_summary("running", state, None)
         if state.step == 0:  # also over an older one: a run that failed before its first step may return with other settings
-            save_network(self._folder.path / "encoder_initial", self._exports(state)["encoder"])
+            save_network(self._folder.path / "encoder_initial", self._exports(state)["encoder"], alone=True)
 
     def export(self, state: TrainerState) -> None:
         """The networks that are shared, as they are now, and the summary, which `finish` writes after the last step."""
         if not distributed.is_main():
             return
         for name, export in self._exports(state).items():
-            save_network(self._folder.path / name, export)
+            save_network(self._folder.path / name, export, alone=True)  # the run folder is locked
         if not self._is_last(state):
             self._write_summary("running", state, None)
 
@@ -125,7 +125,8 @@ class Outputs:
             "status": status,
             "step": state.step,
             "images_seen": state.images_seen,
-            "seconds": round(state.seconds, 2),
+            "seconds": round(state.seconds, 2),  # all, with looks and saving
+            "step_seconds": round(state.step_seconds, 2),  # steps with their data path
             "processes": distributed.world_size(),
             "train_images": None if state.identity is None else state.identity.num_images,
             "samples_skipped": state.samples_skipped,

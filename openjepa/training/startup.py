@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,10 +11,10 @@ from openjepa.checks import never_reached
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.engine.checkpoint import RunIdentity, TrainerState, read_state
 from openjepa.engine.device import device_name, memory_limit
-from openjepa.engine.display import format_count, format_seconds
+from openjepa.engine.display import format_count
 from openjepa.engine.estimate import Estimate, estimate
-from openjepa.engine.run_folder import RunFolder, weights_name
-from openjepa.engine.run_log import logged_steps
+from openjepa.engine.run_folder import RunFolder, read_json, weights_name
+from openjepa.engine.run_log import logged_step_seconds, logged_steps
 from openjepa.masks.base import MaskSampler, TokenShape
 from openjepa.methods import METHODS
 from openjepa.methods.base import Method, Surroundings
@@ -127,7 +128,7 @@ def resume_point(folder: RunFolder, found: Path | None, identity: RunIdentity) -
         _check_identity(folder.path, state.identity, identity)
         for note in folder.notes:
             print(f"note: {note}")
-        return state
+        return _with_seconds(state, folder.path)
     steps = logged_steps(folder.path)
     if (folder.path / "encoder").exists():
         raise Refusal(
@@ -138,6 +139,14 @@ def resume_point(folder: RunFolder, found: Path | None, identity: RunIdentity) -
     if steps:
         print(f"note: {folder.path} was stopped after step {steps}, before its first checkpoint: it starts from the beginning")
     return TrainerState(step=0, position=LoaderPosition(), identity=identity)
+
+
+def _with_seconds(state: TrainerState, path: Path) -> TrainerState:
+    """The time until the last session ended: the checkpoint was written before its own save was over."""
+    summary = read_json(path / "summary.json")
+    ended = summary.get("seconds", 0.0) if summary.get("step") == state.step else 0.0
+    steps = state.step_seconds or logged_step_seconds(path, state.step)
+    return replace(state, seconds=max(state.seconds, ended), step_seconds=steps)
 
 
 def _check_identity(path: Path, before: RunIdentity | None, now: RunIdentity) -> None:
@@ -169,18 +178,17 @@ def introduce(
     total_steps: int,
     steps_per_epoch: float,
 ) -> list[str]:
-    """Lines that say what will run, on what, and roughly what it needs.
+    """Lines that say what will run, on what, and roughly how much memory it needs.
 
     Raises Refusal where the estimate of the memory is far over what the device has.
     """
     micro = config.optim.microbatch_size or config.optim.batch_size
     images = total_steps * config.optim.batch_size
     kept = BYTES_KEPT[precision] * method.kept_widths() * micro
-    width = config.model.shape().width
     origin = f" from {weights_name(config.run.init)}" if config.run.init else ""
     remarks = [*_coupled(config, method), *method.remarks(total_steps)]
     remarks += never_reached(config.method, total_steps, steps_per_epoch)
-    needs = estimate(method, method.step_flops(), kept, images, width, device, precision)
+    needs = estimate(method, method.step_flops(), kept, device, precision)
     remarks += _memory(needs, micro, device)
     return [
         f"recipe     {config.recipe} ({config.preset}), method {config.method.name}, seed {config.run.seed}",
@@ -190,7 +198,7 @@ def introduce(
         f"{format_count(needs.flops_per_image)} FLOPs an image and step",
         f"masks      {masks_line(config.masks.kind, sampler)}",
         f"training   {total_steps} steps of {config.optim.batch_size} images ({format_count(images)} in all)",
-        f"estimate   {format_count(needs.memory_bytes)}B of memory, {format_seconds(needs.seconds)} (roughly)",
+        f"estimate   {format_count(needs.memory_bytes)}B of memory (roughly); the time left is shown once steps were timed",
         *(f"note: {remark}" for remark in remarks),
     ]
 

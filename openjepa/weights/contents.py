@@ -1,13 +1,12 @@
 """Opens files and folders of weights, without executing anything that is in them and without reading them into memory."""
 
-import argparse
 import json
 import pickle
 import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from openjepa.hub_names import absent
 from openjepa.refusals import Refusal
-
-Groups = dict[str, dict[str, Tensor]]
-"""Dictionaries of tensors by their name in the file; those that lie directly in it have the name ''."""
+from openjepa.weights.plain_data import PLAIN_DATA
+from openjepa.weights.wrappers import Groups, Network, networks_in
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -30,6 +29,8 @@ CHECKPOINT_FILE = "checkpoint.pth.tar"
 ONNX_ENDING = ".onnx"
 READ = (".json", ".safetensors", ".bin")
 """Endings of the files of a folder that are read."""
+SMALL = 64 * 2**20
+"""Bytes of a file, or of all files of a folder, up to which they are read once and whole."""
 ZIP_START, PICKLE_START, LFS_START = b"PK\x03\x04", b"\x80", b"version https://git-lfs"
 
 
@@ -41,18 +42,22 @@ class Contents:
     settings: Mapping[str, Any] | None
     """Its config.json; None for a file, and for a folder without one."""
     open: Callable[[], Mapping[str, Any]]
-    """Maps the file anew: what it holds, its tensors not read before they are used. Raises Refusal, also where another file
-    has taken its place since."""
+    """What the file holds; a large file is mapped anew each time, its tensors not read before they are used. Raises Refusal,
+    also if another file has taken its place since."""
 
     @cached_property
     def tree(self) -> Mapping[str, Any]:
-        """What the file holds. Not for copying from: whatever is used of it stays in memory."""
+        """What the file holds. Not for copying from: what is used of a large file stays in memory."""
         return self.open()
 
     @cached_property
-    def groups(self) -> Groups:
-        """The dictionaries of tensors in `tree`."""
-        return tensor_groups(self.tree)
+    def networks(self) -> Mapping[str, Network]:
+        """The networks in `tree`, by the names of their dictionaries."""
+        return networks_in(tensor_groups(self.tree), self.path)
+
+    def mapped(self) -> Mapping[str, Network]:
+        """The networks of a new mapping, for copying."""
+        return networks_in(tensor_groups(self.open()), self.path)
 
 
 def tensor_groups(tree: Mapping[str, Any]) -> Groups:
@@ -69,10 +74,9 @@ def open_contents(path: Path) -> Contents:
     if path.is_dir() and (path / CHECKPOINT_FILE).is_file() and not (path / CONFIG_FILE).is_file():
         return open_contents(path / CHECKPOINT_FILE)
     if path.is_dir():
-        before = _state(path)
-        return Contents(path, read_settings(path / CONFIG_FILE), lambda: _unchanged(_open_folder, path, before))
+        return Contents(path, read_settings(path / CONFIG_FILE), _opener(path, _open_folder))
     if not path.exists():
-        raise Refusal(f"{path} does not exist; name a run folder, an encoder folder or a file of weights")
+        raise Refusal(f"{path} {absent(path)}; name a run folder, an encoder folder or a file of weights")
     if path.name in (WEIGHTS_FILE, PICKLE_FILE) and (path.parent / CONFIG_FILE).is_file():
         return open_contents(path.parent)
     if path.suffix == ONNX_ENDING:  # a graph, no dictionary of weights: its format says so
@@ -80,8 +84,15 @@ def open_contents(path: Path) -> Contents:
     if _start(path).startswith(PICKLE_START):  # what torch wrote before 1.6 cannot be mapped: it is read, and once only
         tree = _open_torch(path, is_mapped=False)
         return Contents(path, None, lambda: tree)
+    return Contents(path, None, _opener(path, _open_file))
+
+
+def _opener(path: Path, opened: Callable[[Path], Mapping[str, Any]]) -> Callable[[], Mapping[str, Any]]:
+    """Maps what is large anew each time, and reads what is small once."""
     before = _state(path)
-    return Contents(path, None, lambda: _unchanged(_open_file, path, before))
+    if sum(size for _, _, size, _ in before) > SMALL:
+        return lambda: _unchanged(opened, path, before)
+    return cache(lambda: _unchanged(opened, path, before))
 
 
 def _state(path: Path) -> list[tuple[str, int, int, int]]:
@@ -151,7 +162,7 @@ def _open_file(path: Path) -> Mapping[str, Any]:
     if start.startswith(LFS_START):
         raise Refusal(f"{path} is only the pointer that Git LFS keeps in place of a large file: run `git lfs pull`")
     if start.startswith((ZIP_START, PICKLE_START)):
-        return _open_torch(path, is_mapped=start.startswith(ZIP_START))
+        return _open_torch(path, is_mapped=start.startswith(ZIP_START) and path.stat().st_size > SMALL)
     if start[8:9] == b"{":
         return _open_safetensors(path)
     raise Refusal(f"{path} is no file of weights: neither safetensors nor written by torch.save")
@@ -168,11 +179,10 @@ def _open_safetensors(path: Path) -> Mapping[str, Any]:
 def _open_torch(path: Path, is_mapped: bool) -> Mapping[str, Any]:
     """What torch.save wrote. Plain data and tensors only: anything else is refused, and nothing is executed.
 
-    The one class allowed beyond torch's own list is argparse.Namespace, in which the released DINO and MAE programs keep their
-    arguments: it holds attributes and does nothing.
+    What counts as plain data beyond torch's own list stands in `plain_data`.
     """
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        with torch.serialization.safe_globals(PLAIN_DATA), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about unusual pickles; what matters of them is an error below
             tree = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
     except pickle.UnpicklingError as error:

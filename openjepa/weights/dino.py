@@ -1,60 +1,68 @@
-"""Checkpoints of DINO and iBOT, which share a layout, and of MSN: a class token and learned positions.
+"""Checkpoints of DINO, iBOT and DINOv2, which share a layout, and of MSN: a class token and learned positions.
 
 A full checkpoint holds `teacher` and `student` (MSN: `target_encoder` and `encoder`), each a backbone with its projection head,
 which is not read; a published backbone alone is a plain dictionary, or one under `state_dict`. The teacher is what their papers
 evaluate, by its class token.
 """
 
-from torch import Tensor
+import re
+from collections.abc import Mapping
+from dataclasses import replace
 
 from openjepa.refusals import Refusal
-from openjepa.weights.contents import Contents, Groups
+from openjepa.weights.contents import Contents
 from openjepa.weights.loaded import Choice, Loaded, refuse_context, size_words
 from openjepa.weights.mae import has_decoder
-from openjepa.weights.timm import PLACES
-from openjepa.weights.vit_names import TOKEN, Vit, has_sincos, infer_config, read_vit, unwrapped, vit_groups
+from openjepa.weights.vit_names import NOT_READ, TOKEN, Vit, has_sincos, infer_config, only_place, read_vit, vits
+from openjepa.weights.wrappers import Network
 
 PAIRS = {"target": ("teacher", "target_encoder"), "context": ("student", "encoder")}
-HEADS = ("head.mlp", "head.last_layer", "fc.fc", "fc.bn")
-"""Projection heads: DINO's and iBOT's, MSN's."""
-MASKED = "masked_embed"
-"""iBOT's token for masked patches, which an encoder of whole images does not need."""
+PROJECTION = ("fc.fc", "fc.bn")
+"""MSN's projection head."""
+MASKED, MASKED_V2 = "masked_embed", "mask_token"
+"""iBOT's and DINOv2's token for masked patches."""
+USUAL = ("module.", "backbone.", "module.backbone.")
+"""What the programs themselves put before names."""
+CHUNK = re.compile(r"^blocks\.\d+\.(?=\d+\.)")
+"""Blocks in chunks, as DINOv2 trains them: the second number is the block's."""
 
 
 def recognize(contents: Contents) -> bool:
     """A file with a teacher or student, or one network, that has a class token and no fixed positions."""
     if contents.settings is not None or contents.path.is_dir():
         return False
-    found = {name: group for name, group in vit_groups(contents.groups).items() if TOKEN in group}
-    pairs = {name for names in PAIRS.values() for name in names}
-    if "predictor" in contents.groups:
-        return False
-    return any(
-        name in pairs or (name in PLACES and not has_sincos(group) and not has_decoder(group)) for name, group in found.items()
-    )
+    networks = contents.networks
+    place = only_place(networks)
+    if place is None:
+        pairs = {name for names in PAIRS.values() for name in names}
+        return "predictor" not in networks and any(
+            name in pairs and TOKEN in item.tensors for name, item in vits(networks).items()
+        )
+    tensors = networks[place].tensors
+    return TOKEN in tensors and not has_sincos(tensors) and not has_decoder(tensors)
 
 
 def read(contents: Contents, choice: Choice) -> Loaded:
     """The teacher (or the student). Raises Refusal that lists what is missing or left over."""
     name = _place(contents, choice)
-    vit = Vit(contents, lambda groups: _backbone(groups[name]))
+    vit = Vit(contents, lambda networks: _backbone(networks[name]))
     where = f"{contents.path}, {name}" if name else str(contents.path)
     config = infer_config(vit.tensors(), choice.heads, where)
     encoder = read_vit(vit, config, where)
-    part = f", {choice.encoder} encoder ({name})" if name not in PLACES else ""
-    words = f"{_method(contents.groups)}{part}: {size_words(config)}"
-    return Loaded(encoder, config, None, None, words, _encoders(contents.groups))
+    part = f", {choice.encoder} encoder ({name})" if name in PAIRS[choice.encoder] else ""
+    words = f"{_method(contents.networks)}{part}: {size_words(config)}"
+    return Loaded(encoder, config, None, None, words, _encoders(contents.networks), notes=vit.notes(USUAL))
 
 
-def _encoders(groups: Groups) -> tuple[str, ...]:
+def _encoders(networks: Mapping[str, Network]) -> tuple[str, ...]:
     """Which of the two are there; a network without a name of either counts as the target."""
-    found = vit_groups(groups)
+    found = vits(networks)
     return tuple(which for which, names in PAIRS.items() if any(name in found for name in names)) or ("target",)
 
 
 def _place(contents: Contents, choice: Choice) -> str:
     """The dictionary with the encoder that is wanted."""
-    found = vit_groups(contents.groups)
+    found = vits(contents.networks)
     names = [name for name in PAIRS[choice.encoder] if name in found]
     if names:
         return names[0]
@@ -64,21 +72,21 @@ def _place(contents: Contents, choice: Choice) -> str:
             f"only {', '.join(found)}; choose the other encoder"
         )
     refuse_context(contents, choice)
-    return next(name for name in PLACES if name in found)
+    place = only_place(contents.networks)
+    assert place is not None  # else it is of no or another format
+    return place
 
 
-def _backbone(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    plain = unwrapped(tensors)
-    return {name: value for name, value in plain.items() if not name.startswith(HEADS) and name != MASKED}
+def _backbone(network: Network) -> Network:
+    network = network.without((*NOT_READ, *PROJECTION))
+    return replace(network, tensors={CHUNK.sub("blocks.", name): value for name, value in network.tensors.items()})
 
 
-def _method(groups: Groups) -> str:
+def _method(networks: Mapping[str, Network]) -> str:
     """A guess for people to read, by what else is in the file."""
-    networks = vit_groups(groups)
-    if any(MASKED in group for group in networks.values()):
+    names = {name for item in vits(networks).values() for name in item.tensors}
+    if MASKED in names:
         return "iBOT"
-    return (
-        "MSN"
-        if "target_encoder" in networks or any("fc.fc1.weight" in group for group in networks.values())
-        else "DINO or alike"
-    )
+    if MASKED_V2 in names:
+        return "DINOv2"
+    return "MSN" if "target_encoder" in networks or "fc.fc1.weight" in names else "DINO or alike"

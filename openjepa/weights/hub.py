@@ -1,6 +1,5 @@
 """Names on the Hugging Face Hub, for those who have installed huggingface_hub."""
 
-import re
 from pathlib import Path
 
 from openjepa.refusals import Refusal
@@ -9,13 +8,6 @@ FILES = ["config.json", "preprocessor_config.json", "predictor/config.json", "*.
 """What is downloaded: settings and weights, nothing that could be executed."""
 OLDER = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
 """Downloaded where a model has no safetensors: pickles, which are read without executing anything."""
-
-
-def is_hub_name(path: Path) -> bool:
-    """Whether `path`, at which nothing lies, can mean owner/name on the Hub: two parts, the first no folder here."""
-    parts = path.parts
-    names = len(parts) == 2 and all(re.fullmatch(r"\w[\w.-]*", part) for part in parts)
-    return names and not path.exists() and not Path(parts[0]).exists()
 
 
 def download(name: str) -> Path:

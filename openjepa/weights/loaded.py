@@ -40,6 +40,10 @@ class Loaded:
     """What stands beside the predictor's settings: how masks were drawn for it."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """What the file itself says of the training: step, epoch, loss, ..."""
+    notes: tuple[str, ...] = ()
+    """For people: what was cut off the names in the file, and what of it was not read."""
+    is_own: bool = False
+    """Whether it is in openjepa's own format."""
 
 
 @dataclass(frozen=True)

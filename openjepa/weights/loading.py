@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from openjepa.hub_names import hub_name
 from openjepa.refusals import Refusal
 from openjepa.weights import FORMATS
 from openjepa.weights.contents import Contents, open_contents
 from openjepa.weights.filling import listed
-from openjepa.weights.hub import download, is_hub_name
+from openjepa.weights.hub import download
 from openjepa.weights.loaded import Choice, Loaded
 
 __all__ = ["Choice", "Loaded", "load_any", "recognized"]
@@ -18,8 +19,8 @@ def load_any(path: Path | str, choice: Choice | None = None) -> Loaded:
     Raises Refusal where nothing is there, where it is of no known format or damaged, where keys are missing or left over
     (which it lists), and where `choice` does not fit. Nothing that the file holds is executed.
     """
-    place, choice = Path(path).expanduser(), choice or Choice()
-    contents = open_contents(download(str(path)) if is_hub_name(place) else place)
+    name, choice = hub_name(path), choice or Choice()
+    contents = open_contents(Path(path).expanduser() if name is None else download(name))
     loaded = FORMATS[recognized(contents)].load().read(contents, choice)
     if choice.heads not in (None, loaded.config.heads):
         raise Refusal(f"heads={choice.heads}, but {path} says itself that it has {loaded.config.heads}: leave heads out")
@@ -45,8 +46,8 @@ def _seen(contents: Contents) -> str:
     if contents.settings is not None:
         return f"has a config.json of no known format: it has {listed(sorted(contents.settings))}"
     shown = [
-        f"{name}: {listed(sorted(group)[:5])}, ..." if name else listed(sorted(group)[:5])
-        for name, group in contents.groups.items()
+        f"{name}: {listed(sorted(item.tensors)[:5])}, ..." if name else listed(sorted(item.tensors)[:5])
+        for name, item in contents.networks.items()
     ]
     known = "; ".join(f"{name}: {item.summary}" for name, item in FORMATS.items())
     return f"is of no known format. It holds {'; '.join(shown) or 'no tensors'}. Known: {known}"

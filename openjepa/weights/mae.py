@@ -4,22 +4,26 @@ A class token and fixed sin-cos positions tell MAE from DINO and iBOT. The encod
 I-JEPA's evaluations ("methods with a cls token use the cls token"); MAE's own fine-tuning takes the mean of the patches.
 """
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
-from openjepa.weights.contents import Contents, Groups
+from openjepa.weights.contents import Contents
 from openjepa.weights.loaded import Choice, Loaded, refuse_context, size_words
-from openjepa.weights.timm import PLACES, only_network
-from openjepa.weights.vit_names import TOKEN, Vit, has_sincos, infer_config, read_vit, vit_groups
+from openjepa.weights.timm import only_network
+from openjepa.weights.vit_names import TOKEN, Vit, has_sincos, infer_config, only_place, read_vit
+from openjepa.weights.wrappers import Network
 
-DECODER = ("decoder_", "mask_token")
+DECODER = ("decoder_",)
 
 
 def recognize(contents: Contents) -> bool:
     """A file with one network, which has a class token and either fixed positions or a decoder."""
     if contents.settings is not None or contents.path.is_dir():
         return False
-    found = [group for name, group in vit_groups(contents.groups).items() if name in PLACES and TOKEN in group]
-    return any(has_sincos(group) or has_decoder(group) for group in found)
+    place = only_place(contents.networks)
+    tensors = {} if place is None else contents.networks[place].tensors
+    return TOKEN in tensors and (has_sincos(tensors) or has_decoder(tensors))
 
 
 def read(contents: Contents, choice: Choice) -> Loaded:
@@ -27,13 +31,13 @@ def read(contents: Contents, choice: Choice) -> Loaded:
     refuse_context(contents, choice)
     vit, where = Vit(contents, _encoder), str(contents.path)
     config = infer_config(vit.tensors(), choice.heads, where)
-    return Loaded(read_vit(vit, config, where), config, None, None, f"MAE: {size_words(config)}")
+    return Loaded(read_vit(vit, config, where), config, None, None, f"MAE: {size_words(config)}", notes=vit.notes())
 
 
-def _encoder(groups: Groups) -> dict[str, Tensor]:
-    return {name: value for name, value in only_network(groups).items() if not name.startswith(DECODER)}
+def _encoder(networks: Mapping[str, Network]) -> Network:
+    return only_network(networks).without(DECODER)
 
 
-def has_decoder(tensors: dict[str, Tensor]) -> bool:
+def has_decoder(tensors: Mapping[str, Tensor]) -> bool:
     """Whether MAE's decoder is among the tensors."""
     return any(name.startswith("decoder_blocks.") for name in tensors)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from openjepa.models.predictor import Predictor, build_predictor
 from openjepa.models.vit import VisionTransformer, build_encoder
@@ -20,6 +20,7 @@ from openjepa.types import Export
 from openjepa.weights.contents import CONFIG_FILE, WEIGHTS_FILE, Contents, open_contents, read_settings
 from openjepa.weights.filling import Plan, fill, same_names, weight_names
 from openjepa.weights.loaded import Choice, Loaded, refuse_context, size_words
+from openjepa.weights.wrappers import Network
 from openjepa.weights.written import Networks, stored
 from openjepa.whole_files import whole_folder
 
@@ -36,10 +37,13 @@ NetworkType = TypeVar("NetworkType", bound=nn.Module)
 ConfigType = TypeVar("ConfigType", EncoderConfig, PredictorConfig)
 
 
-def save_network(folder: Path, export: Export) -> None:
-    """Writes a network, in fp32, as a folder that is complete at any moment it is seen; an older one there is replaced."""
+def save_network(folder: Path, export: Export, alone: bool = False) -> None:
+    """Writes a network, in fp32, as a folder that is complete at any moment it is seen; an older one there is replaced.
+
+    `alone`: as for `whole_folder`.
+    """
     config = _config_entries(export)
-    with whole_folder(folder) as unfinished:
+    with whole_folder(folder, alone) as unfinished:
         _write_files(unfinished, config, export.module, "float32")
 
 
@@ -90,14 +94,21 @@ def _step(entries: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_encoder(folder: Path) -> tuple[VisionTransformer, EncoderConfig]:
     """The encoder in `folder`, in evaluation mode, fp32, on the CPU. Raises Refusal where there is none that can be read."""
+    encoder, config, _ = _read_encoder(folder)
+    return encoder, config
+
+
+def _read_encoder(folder: Path) -> tuple[VisionTransformer, EncoderConfig, tuple[str, ...]]:
+    """As `load_encoder`, and the notes on names that were cut."""
     config, _ = _read_config(folder, EncoderConfig)
-    return _load(lambda: build_encoder(config), folder), config
+    encoder, notes = _load(lambda: build_encoder(config), folder)
+    return encoder, config, notes
 
 
 def load_predictor(folder: Path) -> tuple[Predictor, PredictorConfig, dict[str, Any]]:
     """The predictor in `folder`, as `load_encoder` does, and whatever else its config.json says (the mask settings)."""
     config, extra = _read_config(folder, PredictorConfig)
-    return _load(lambda: build_predictor(config), folder), config, extra
+    return _load(lambda: build_predictor(config), folder)[0], config, extra
 
 
 def recognize(contents: Contents) -> bool:
@@ -111,21 +122,23 @@ def read(contents: Contents, choice: Choice) -> Loaded:
     """The encoder of a run (with its predictor) or of an encoder folder. Raises Refusal."""
     if contents.settings is not None:
         refuse_context(contents, choice)
-        encoder, config = load_encoder(contents.path)
+        encoder, config, notes = _read_encoder(contents.path)
         predictor, predictor_config, extra = read_predictor(contents.path, choice)
         words = f"openjepa's encoder: {size_words(config)}"
         step = _step(contents.settings)
-        return Loaded(encoder, config, predictor, predictor_config, words, predictor_extra=extra, training=step)
+        return Loaded(
+            encoder, config, predictor, predictor_config, words, predictor_extra=extra, training=step, notes=notes, is_own=True
+        )
     folder = contents.path / ENCODER_FOLDERS[choice.encoder]
     if not folder.is_dir():
         hint = "train with method.export_context_encoder"
         raise Refusal(f"encoder={choice.encoder!r}: the run {contents.path} has no folder {folder.name}; {hint}")
-    encoder, config = load_encoder(folder)
+    encoder, config, notes = _read_encoder(folder)
     predictor, predictor_config, extra = read_predictor(contents.path, choice)
     words = f"openjepa's run, {choice.encoder} encoder: {size_words(config)}"
     there = tuple(name for name, item in ENCODER_FOLDERS.items() if (contents.path / item).is_dir())
     step = _step(read_settings(folder / CONFIG_FILE) or {})
-    return Loaded(encoder, config, predictor, predictor_config, words, there, extra, step)
+    return Loaded(encoder, config, predictor, predictor_config, words, there, extra, step, notes, is_own=True)
 
 
 def _only_new(export: Export) -> dict[str, object]:
@@ -163,18 +176,19 @@ def _read_config(folder: Path, kind: type[ConfigType]) -> tuple[ConfigType, dict
     return config, {name: value for name, value in entries.items() if name not in fields}
 
 
-def _load(build: Callable[[], NetworkType], folder: Path) -> NetworkType:
-    """The network with the weights of `folder`, all of them and nothing else, in evaluation mode."""
+def _load(build: Callable[[], NetworkType], folder: Path) -> tuple[NetworkType, tuple[str, ...]]:
+    """The network with the weights of `folder`, all of them and nothing else, in evaluation mode; and notes on their names."""
     path = folder / WEIGHTS_FILE
     where = f"{path} does not hold the weights that {CONFIG_FILE} describes"
     if not path.is_file():
         raise Refusal(f"{where}: it is not there; export the network again")
     contents = open_contents(folder)
 
-    def tensors() -> dict[str, Tensor]:
+    def network(networks: Callable[[], Mapping[str, Network]]) -> Network:
         try:
-            return dict(contents.open())
-        except ValueError as error:
+            return networks().get("", Network({}))
+        except Refusal as error:
             raise Refusal(f"{where}: {error}") from error
 
-    return fill(build, Plan(same_names(weight_names(build))), tensors, where)
+    notes = network(lambda: contents.networks).notes()
+    return fill(build, Plan(same_names(weight_names(build))), lambda: network(contents.mapped).tensors, where), notes

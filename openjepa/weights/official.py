@@ -20,10 +20,10 @@ from openjepa.models.predictor import Predictor, build_predictor
 from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig, PredictorConfig
-from openjepa.weights.contents import CHECKPOINT_FILE, Contents, Groups, tensor_groups
+from openjepa.weights.contents import CHECKPOINT_FILE, Contents
 from openjepa.weights.filling import Plan, Source, fill, listed, weight_names
 from openjepa.weights.loaded import Choice, Loaded, size_words
-from openjepa.weights.vit_names import TABLE, TOKEN, Vit, infer_config, is_sincos, read_vit, unwrapped
+from openjepa.weights.vit_names import TABLE, TOKEN, Vit, infer_config, is_sincos, read_vit
 from openjepa.weights.written import Networks, mask_token_remark, position_table, stored
 
 GROUPS = {"target": "target_encoder", "context": "encoder"}
@@ -37,29 +37,28 @@ def recognize(contents: Contents) -> bool:
     """A predictor, or a target encoder without a class token (which MSN's has): no other format has these."""
     if contents.settings is not None or contents.path.is_dir():
         return False
-    groups = contents.groups
-    target = unwrapped(groups.get(GROUPS["target"], {}))
-    return PREDICTOR in groups or (bool(target) and TOKEN not in target)
+    target = contents.networks.get(GROUPS["target"])
+    return PREDICTOR in contents.networks or (target is not None and TOKEN not in target.tensors)
 
 
 def read(contents: Contents, choice: Choice) -> Loaded:
     """The target (or context) encoder and the predictor. Raises Refusal that lists what is missing or left over."""
     name = GROUPS[choice.encoder]
-    if name not in contents.groups:
-        found = listed([group or "(tensors without a dictionary)" for group in contents.groups])
+    if name not in contents.networks:
+        found = listed([group or "(tensors without a dictionary)" for group in contents.networks])
         raise Refusal(f"encoder={choice.encoder!r}: {contents.path} has no {name}, only {found}")
-    vit = Vit(contents, lambda groups: unwrapped(groups[name]))
+    vit = Vit(contents, lambda networks: networks[name])
     where = f"{contents.path}, {name}"
     config = infer_config(vit.tensors(), choice.heads, where)
     encoder = read_vit(vit, config, where)
-    is_wanted = choice.predictor and PREDICTOR in contents.groups
+    is_wanted = choice.predictor and PREDICTOR in contents.networks
     predictor, predictor_config = _read_predictor(contents, config) if is_wanted else (None, None)
     epoch = contents.tree.get("epoch")
     after = f" of epoch {epoch}" if isinstance(epoch, int) else ""
     words = f"I-JEPA's released checkpoint{after}, {choice.encoder} encoder: {size_words(config)}"
-    there = tuple(which for which, group in GROUPS.items() if group in contents.groups)
+    there = tuple(which for which, group in GROUPS.items() if group in contents.networks)
     training = {name: contents.tree[name] for name in NUMBERS if isinstance(contents.tree.get(name), int | float)}
-    return Loaded(encoder, config, predictor, predictor_config, words, there, training=training)
+    return Loaded(encoder, config, predictor, predictor_config, words, there, training=training, notes=vit.notes((WRAPPER,)))
 
 
 def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
@@ -113,15 +112,11 @@ def _predictor_misfit(networks: Networks) -> str:
 
 def _read_predictor(contents: Contents, encoder: EncoderConfig) -> tuple[Predictor, PredictorConfig]:
     where = f"{contents.path}, {PREDICTOR}"
-    config = _predictor_config(_predictor_tensors(contents.groups), encoder, where)
+    config = _predictor_config(contents.networks[PREDICTOR].tensors, encoder, where)
     names = weight_names(lambda: build_predictor(config))
     plan = Plan({name: Source((_file_name(name),)) for name in names}, frozenset({PREDICTOR_TABLE}))
-    predictor = fill(lambda: build_predictor(config), plan, lambda: _predictor_tensors(tensor_groups(contents.open())), where)
+    predictor = fill(lambda: build_predictor(config), plan, lambda: contents.mapped()[PREDICTOR].tensors, where)
     return predictor, config
-
-
-def _predictor_tensors(groups: Groups) -> dict[str, Tensor]:
-    return unwrapped(groups[PREDICTOR])
 
 
 def _file_name(name: str) -> str:

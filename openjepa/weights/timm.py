@@ -12,20 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
 
 from openjepa.models.blocks import hidden_width
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.weights.beside import beside, with_beside
-from openjepa.weights.contents import CONFIG_FILE, WEIGHTS_FILE, Contents, Groups
+from openjepa.weights.contents import CONFIG_FILE, WEIGHTS_FILE, Contents
 from openjepa.weights.loaded import Choice, Loaded, refuse_context, size_words
 from openjepa.weights.native import read_predictor, write_predictor
-from openjepa.weights.vit_names import TABLE, TOKEN, Vit, file_name, infer_config, read_vit, unwrapped, vit_groups
+from openjepa.weights.vit_names import NOT_READ, TABLE, TOKEN, Vit, file_name, infer_config, only_place, read_vit
+from openjepa.weights.wrappers import Network
 from openjepa.weights.written import Networks, mask_token_remark, position_table, stored
 
-PLACES = ("", "model", "state_dict")
-"""Where files keep the weights of their only network: directly, or in a dictionary of this name."""
 POOLINGS = {"avg": "average", "token": "class_token"}
 """Our name of what timm calls `global_pool`."""
 ONE_WAY = ("act_layer", "norm_layer", "mlp_layer", "attn_layer", "block_fn", "embed_norm_layer")
@@ -42,7 +40,8 @@ def recognize(contents: Contents) -> bool:
         return "architecture" in contents.settings and "model_type" not in contents.settings
     if contents.path.is_dir():
         return False
-    return any(TOKEN not in group for name, group in vit_groups(contents.groups).items() if name in PLACES)
+    place = only_place(contents.networks)
+    return place is not None and TOKEN not in contents.networks[place].tensors
 
 
 def read(contents: Contents, choice: Choice) -> Loaded:
@@ -62,12 +61,13 @@ def read(contents: Contents, choice: Choice) -> Loaded:
     name = settings.get("architecture", "")
     words = (f"timm's {name}" if name else "weights under timm's names") + f": {size_words(config)}"
     predictor, predictor_config, extra = read_predictor(contents.path, choice)
-    return Loaded(encoder, config, predictor, predictor_config, words, predictor_extra=extra)
+    return Loaded(encoder, config, predictor, predictor_config, words, predictor_extra=extra, notes=vit.notes())
 
 
-def only_network(groups: Groups) -> dict[str, Tensor]:
-    """The tensors of a file's only network, unwrapped; empty where there is none."""
-    return next((unwrapped(groups[name]) for name in PLACES if name in vit_groups(groups)), {})
+def only_network(networks: Mapping[str, Network]) -> Network:
+    """A file's only network, without what is not read of it; an empty one if there is none."""
+    place = only_place(networks)
+    return Network({}) if place is None else networks[place].without(NOT_READ)
 
 
 def write(folder: Path, networks: Networks, dtype: str) -> list[str]:

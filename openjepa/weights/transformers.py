@@ -1,4 +1,4 @@
-"""Hugging Face's layouts of an encoder: an `IJepaModel` without, a `ViTModel` with a class token, as `save_pretrained` writes.
+"""Hugging Face's layouts of an encoder: `IJepaModel` without, `ViTModel` and `Dinov2Model` with a class token.
 
 The same networks as the released ones under other names, with queries, keys and values apart. The weights of I-JEPA on the Hub
 were converted from `encoder` of the released checkpoints, so that they are the **context** encoder, not the one that the paper
@@ -19,21 +19,23 @@ from openjepa.models.vit import build_encoder
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.weights.beside import beside, with_beside
-from openjepa.weights.contents import CONFIG_FILE, WEIGHTS_FILE, Contents, Groups, read_settings, tensor_groups
+from openjepa.weights.contents import CONFIG_FILE, WEIGHTS_FILE, Contents, read_settings
 from openjepa.weights.filling import Plan, Source, fill, stacked, weight_names
 from openjepa.weights.loaded import Choice, Loaded, refuse_context, size_words
 from openjepa.weights.native import read_predictor, write_predictor
 from openjepa.weights.timm import three
 from openjepa.weights.vit_names import is_sincos
+from openjepa.weights.wrappers import Network
 from openjepa.weights.written import Networks, mask_token_remark, position_table, stored
 
-MODELS = {"ijepa": "IJepaModel", "vit": "ViTModel"}
-"""`model_type` in config.json, and the class of the library. Only the second has a class token."""
-LIBRARY_EPS = 1e-12
-OUTER = ("ijepa.", "vit.")
-"""Before every name where the model stands inside a classifier."""
-NOT_READ = ("classifier.", "pooler.", "embeddings.mask_token")
-"""Heads on the encoder, and a token that encoders of whole images do not need."""
+MODELS = {"ijepa": "IJepaModel", "vit": "ViTModel", "dinov2": "Dinov2Model"}
+"""`model_type` in config.json, and the class of the library. Only the first has no class token."""
+LIBRARY_EPS = {"ijepa": 1e-12, "vit": 1e-12, "dinov2": 1e-6}
+"""LayerNorm's epsilon if a config says none."""
+NOT_READ = ("pooler.", "embeddings.mask_token")
+"""A head on the encoder, and a token that encoders of whole images do not need."""
+FIXED = {"hidden_act": "gelu", "qkv_bias": True, "num_channels": 3, "use_swiglu_ffn": False, "num_register_tokens": 0}
+"""Entries of config.json for which our encoder has one value only."""
 TABLE = "embeddings.position_embeddings"
 IN_BLOCK = {
     "norm1": "layernorm_before",
@@ -41,6 +43,12 @@ IN_BLOCK = {
     "norm2": "layernorm_after",
     "mlp.fc1": "intermediate.dense",
     "mlp.fc2": "output.dense",
+}
+IN_DINOV2_BLOCK = {
+    **{name: name for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")},
+    "attn.proj": "attention.output.dense",
+    "gamma_1": "layer_scale1.lambda1",
+    "gamma_2": "layer_scale2.lambda1",
 }
 OUTSIDE = {"patch_embed.proj": "embeddings.patch_embeddings.projection", "norm": "layernorm"}
 ALONE = {"cls_token": "embeddings.cls_token", "pos_embed": TABLE}
@@ -63,17 +71,20 @@ def read(contents: Contents, choice: Choice) -> Loaded:
     settings = contents.settings or {}
     config = _with_pixels(_config(settings, contents), contents.path)
     config = with_beside(config, settings, contents.path / CONFIG_FILE)
-    table = _encoder(contents.groups).get(TABLE)
+    network = _encoder(contents.networks)
+    table = network.tensors.get(TABLE)
     if table is not None and table.ndim == 3 and table.is_floating_point():
         is_fixed = is_sincos(table, config.grid(), config.class_token)
         config = replace(config, positions="sincos" if is_fixed else "learned")
     names = weight_names(lambda: build_encoder(config))
     checked = frozenset({TABLE}) if config.positions == "sincos" else frozenset()
-    plan = Plan({name: _source(name) for name in names}, checked)
-    encoder = fill(lambda: build_encoder(config), plan, lambda: _encoder(tensor_groups(contents.open())), str(contents.path))
+    in_block = IN_DINOV2_BLOCK if settings["model_type"] == "dinov2" else IN_BLOCK
+    plan = Plan({name: _source(name, in_block) for name in names}, checked)
+    encoder = fill(lambda: build_encoder(config), plan, lambda: _encoder(contents.mapped()).tensors, str(contents.path))
     words = f"Hugging Face's {MODELS[settings['model_type']]}: {size_words(config)}"
     predictor, predictor_config, extra = read_predictor(contents.path, choice)
-    return Loaded(encoder, config, predictor, predictor_config, words, predictor_extra=extra)
+    notes = network.notes(usual=(f"{settings['model_type']}.",))  # of a model inside a classifier
+    return Loaded(encoder, config, predictor, predictor_config, words, predictor_extra=extra, notes=notes)
 
 
 def model_class(config: EncoderConfig) -> str:
@@ -87,7 +98,7 @@ def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
     weights = {name: value for name, value in encoder.state_dict().items() if name != "mask_token"}
     tensors: dict[str, Tensor] = {}
     for name, value in (weights | {"pos_embed": position_table(encoder)}).items():
-        keys = _source(name).keys
+        keys = _source(name, IN_BLOCK).keys
         tensors |= zip(keys, value.chunk(len(keys)), strict=True)
     save_file(stored(tensors, dtype), folder / WEIGHTS_FILE, metadata={"format": "pt"})
     for name, entries in ((CONFIG_FILE, _written_config(networks.config, dtype)), (PIXELS_FILE, _pixels(networks.config))):
@@ -96,52 +107,53 @@ def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
     return mask_token_remark(networks)
 
 
-def _encoder(groups: Groups) -> dict[str, Tensor]:
-    plain = groups.get("", {})
-    for outer in OUTER:
-        plain = {name.removeprefix(outer): value for name, value in plain.items()}
-    return {name: value for name, value in plain.items() if not name.startswith(NOT_READ)}
+def _encoder(networks: Mapping[str, Network]) -> Network:
+    return networks.get("", Network({})).without(NOT_READ)
 
 
-def _source(name: str) -> Source:
-    """Where a weight of ours lies in the file."""
+def _source(name: str, in_block: Mapping[str, str]) -> Source:
+    """Where a weight of ours lies in the file; `in_block` says what parts of a block are called there."""
     if name in ALONE:
         return Source((ALONE[name],))
     part, _, kind = name.rpartition(".")
     if not part.startswith("blocks."):
         return Source((f"{OUTSIDE[part]}.{kind}",))
-    _, number, inner = part.split(".", maxsplit=2)
+    number, _, inner = part.removeprefix("blocks.").partition(".")
     block = f"encoder.layer.{number}"
+    if not inner:  # a factor of layer scale
+        return Source((f"{block}.{in_block[kind]}",))
     if inner == "attn.qkv":
         keys = tuple(f"{block}.attention.attention.{item}.{kind}" for item in ("query", "key", "value"))
         return Source(keys, stacked)
-    return Source((f"{block}.{IN_BLOCK[inner]}.{kind}",))
+    return Source((f"{block}.{in_block[inner]}.{kind}",))
 
 
 def _config(settings: Mapping[str, Any], contents: Contents) -> EncoderConfig:
-    path = contents.path / CONFIG_FILE
-    if settings["model_type"] not in MODELS:
-        raise Refusal(
-            f"{path} says model_type {settings['model_type']!r}; of Hugging Face's models only "
-            f"{' and '.join(map(repr, MODELS))} can be read"
-        )
-    needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size", "patch_size")
+    path, kind = contents.path / CONFIG_FILE, settings["model_type"]
+    if kind not in MODELS:
+        known = ", ".join(map(repr, MODELS))
+        why = "; openjepa's encoder has no place for register tokens" if "register" in str(kind) else ""
+        raise Refusal(f"{path} says model_type {kind!r}; of Hugging Face's models only {known} can be read{why}")
+    is_dinov2 = kind == "dinov2"
+    hidden = "mlp_ratio" if is_dinov2 else "intermediate_size"
+    needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", hidden, "image_size", "patch_size")
     if missing := [name for name in needed if name not in settings]:
         raise Refusal(f"{path} lacks {', '.join(missing)}; download or export it again")
     _check_fixed(settings, path)
     sizes = {name: _whole(settings[name], name, path) for name in needed if name != "image_size"}
     size = settings["image_size"]
     height, width = (_whole(side, "image_size", path) for side in (size if isinstance(size, list) else [size, size]))
-    has_token = settings["model_type"] == "vit"
+    has_token = kind != "ijepa"
     return EncoderConfig(
         width=sizes["hidden_size"],
         depth=sizes["num_hidden_layers"],
         heads=sizes["num_attention_heads"],
-        mlp_ratio=sizes["intermediate_size"] / sizes["hidden_size"],
+        mlp_ratio=sizes[hidden] if is_dinov2 else sizes[hidden] / sizes["hidden_size"],
         patch_size=sizes["patch_size"],
         image_size=(height, width),
         class_token=has_token,
-        layer_norm_eps=float(settings.get("layer_norm_eps", LIBRARY_EPS)),
+        layer_norm_eps=float(settings.get("layer_norm_eps", LIBRARY_EPS[kind])),
+        layer_scale=float(settings.get("layerscale_value", 1.0)) if is_dinov2 else None,
         pooling="class_token" if has_token else "average",
     )
 
@@ -155,7 +167,7 @@ def _with_pixels(config: EncoderConfig, folder: Path) -> EncoderConfig:
 
 def _check_fixed(settings: Mapping[str, Any], path: object) -> None:
     """Refusal for what our encoder does in one way only."""
-    for name, usual in (("hidden_act", "gelu"), ("qkv_bias", True), ("num_channels", 3)):
+    for name, usual in FIXED.items():
         if settings.get(name, usual) != usual:
             raise Refusal(f"{path} says {name} {settings[name]!r}; only {usual!r} can be read")
 

@@ -5,7 +5,7 @@ All of them are pre-norm, with a bias in every linear layer, the exact GELU and 
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,12 +15,26 @@ from openjepa.models.positions import sincos_positions
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
 from openjepa.settings.models import SIZES, EncoderConfig, Size
-from openjepa.weights.contents import Contents, Groups, tensor_groups
+from openjepa.weights.contents import Contents
 from openjepa.weights.filling import Plan, Source, fill, listed, weight_names
+from openjepa.weights.wrappers import Network
 
 PATCHES, TABLE, TOKEN = "patch_embed.proj.weight", "pos_embed", "cls_token"
-WRAPPERS = ("module.", "backbone.")
-"""What DistributedDataParallel and DINO's wrapper of several crops put before the names."""
+PLACES = ("", "model", "state_dict")
+"""Where files keep the weights of their only network: directly, or in a dictionary of this name, preferred to others."""
+OF_SEVERAL = ("teacher", "student", "target_encoder", "encoder", "predictor")
+"""Dictionaries of files with several networks."""
+NOT_READ = ("head.", "mask_token", "masked_embed")
+"""Heads on an encoder, and iBOT's and DINOv2's token of masked patches, which an encoder of whole images does not need."""
+MISFITS = {
+    r"register_tokens|reg_token": "register tokens",
+    r"blocks\.\d+\.mlp\.(w12|w3|fc1_g)\.": "SwiGLU in its MLPs",
+    r"blocks\.\d+\.attn\.q_norm\.": "norms of queries and keys",
+    r"fc_norm\.": "a norm after pooling (fc_norm)",
+    r"norm_pre\.": "a norm before the blocks (norm_pre)",
+    r"dist_token": "a distillation token",
+}
+"""How names begin that tell of what our encoder has no place for, and what that is."""
 GAMMAS = {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
 FIRST_GAMMA = "blocks.0.gamma_1"
 LAYER_SCALE = 1e-5
@@ -34,33 +48,36 @@ TABLE_TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Vit:
-    """Tensors of one encoder under their plain names, and how to map them anew."""
+    """One encoder of a file, and how to map it anew."""
 
     contents: Contents
-    select: Callable[[Groups], dict[str, Tensor]]
-    """The encoder's tensors among those of the file, renamed."""
+    select: Callable[[Mapping[str, Network]], Network]
+    """The encoder among the networks of the file."""
 
     def tensors(self) -> dict[str, Tensor]:
         """The first mapping, for shapes and small tables."""
-        return self.select(self.contents.groups)
+        return self.select(self.contents.networks).tensors
 
     def mapped(self) -> dict[str, Tensor]:
         """A new mapping, for copying."""
-        return self.select(tensor_groups(self.contents.open()))
+        return self.select(self.contents.mapped()).tensors
+
+    def notes(self, usual: Collection[str] = ()) -> tuple[str, ...]:
+        """As `Network.notes`."""
+        return self.select(self.contents.networks).notes(usual)
 
 
-def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without the names of wrappers before theirs."""
-    names = {name: name for name in tensors}
-    for wrapper in WRAPPERS:
-        names = {name: plain.removeprefix(wrapper) for name, plain in names.items()}
-    return {plain: tensors[name] for name, plain in names.items()}
+def vits(networks: Mapping[str, Network]) -> dict[str, Network]:
+    """The networks of a file that are a Vision Transformer under the shared names."""
+    return {name: item for name, item in networks.items() if PATCHES in item.tensors and TABLE in item.tensors}
 
 
-def vit_groups(groups: Groups) -> dict[str, dict[str, Tensor]]:
-    """The groups of a file that hold a Vision Transformer under the shared names, unwrapped."""
-    plain = {name: unwrapped(group) for name, group in groups.items()}
-    return {name: group for name, group in plain.items() if PATCHES in group and TABLE in group}
+def only_place(networks: Mapping[str, Network]) -> str | None:
+    """The dictionary with the only Vision Transformer of a file; None if there is none, or if it is one of several networks."""
+    found = vits(networks)
+    if any(name in networks for name in OF_SEVERAL):
+        return None
+    return next((name for name in PLACES if name in found), next(iter(found)) if len(found) == 1 else None)
 
 
 def infer_config(
@@ -72,6 +89,8 @@ def infer_config(
     Refusal where the tensors are no such encoder, or where nothing tells the heads.
     """
     needed = [PATCHES, TABLE, "blocks.0.mlp.fc1.weight"]
+    if misfits := sorted({words for start, words in MISFITS.items() for name in tensors if re.match(start, name)}):
+        raise Refusal(f"{where} has {' and '.join(misfits)}, which openjepa's encoder has no place for")
     if missing := [name for name in needed if name not in tensors]:
         raise Refusal(f"{where} is no Vision Transformer that can be read: missing {listed(missing)}")
     patches, table, hidden = (tensors[name] for name in needed)

@@ -1,0 +1,103 @@
+"""The time of a loop of steps: that of its steps, that of what lies between them, and what is left."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import ParamSpec
+
+import torch
+
+from openjepa.engine.device import synchronize
+
+Parameters = ParamSpec("Parameters")
+
+WARMUP_STEPS = 3
+"""First steps that are not timed: they start workers, compile, and fill caches."""
+TIMED_STEPS, TIMED_SECONDS = 5, 2.0
+"""What must have been timed before it tells what is left."""
+MOST_WARMUP_SECONDS = 60.0
+"""Steps that use up what was prepared before them are not timed either, but for no longer than this."""
+
+
+class LoopClock:
+    """Seconds of a loop over all its sessions, and those that are left of it.
+
+    Steps come with their data path. What lies between them (looks, saving) is done by `aside`.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        total_steps: int,
+        first_step: int = 0,
+        seconds_before: float = 0.0,
+        step_seconds_before: float = 0.0,
+        prepared_steps: int = 0,
+        save_minutes: float = math.inf,
+    ) -> None:
+        """`seconds_before`, `step_seconds_before`: of earlier sessions, which ended at `first_step`.
+
+        `prepared_steps`: steps whose data may be ready before they begin, so that they are no measure of the data path.
+        `save_minutes`: between two saves; by default nothing is saved.
+        """
+        self._device, self._total_steps, self._first_step = device, total_steps, first_step
+        self._before, self._steps_before = seconds_before, step_seconds_before
+        self._begun = self._last_save = time.monotonic()
+        self._save_seconds = 60 * save_minutes
+        self._aside = 0.0
+        self._costs: dict[str, float] = {}
+        # the queue is used up after about as many steps again, since it is refilled meanwhile
+        self._warmup = first_step + WARMUP_STEPS + 2 * prepared_steps
+        self._timed_from: tuple[int, float] | None = None
+
+    def seconds(self) -> float:
+        """All time so far; steps that the device has not finished yet are waited for."""
+        synchronize(self._device)
+        return self._before + time.monotonic() - self._begun
+
+    def step_seconds(self) -> float:
+        """Time of the steps so far; steps that the device has not finished yet are waited for."""
+        return self.seconds() - self._before - self._aside + self._steps_before
+
+    def aside(self, name: str, work: Callable[Parameters, object], *args: Parameters.args, **named: Parameters.kwargs) -> None:
+        """Does `work`, which is no step: a `look` or a `save`, say."""
+        begun = self.seconds()
+        work(*args, **named)
+        took = self.seconds() - begun
+        self._aside += took
+        self._costs[name] = took
+
+    def save_is_due(self) -> bool:
+        """Whether the last save is older than the interval."""
+        return time.monotonic() - self._last_save > self._save_seconds
+
+    def saved(self) -> None:
+        """Starts the next interval."""
+        self._last_save = time.monotonic()
+
+    def step_done(self, step: int) -> None:
+        """To be called after every step with the number of steps done; waits for the device only where timing begins."""
+        if self._timed_from is not None or step - self._first_step < WARMUP_STEPS:
+            return
+        if step >= self._warmup or time.monotonic() - self._begun - self._aside > MOST_WARMUP_SECONDS:
+            self._timed_from = (step, self.step_seconds())
+
+    def seconds_left(self, step: int, looks: int = 0) -> float | None:
+        """Seconds from `step` to the end with `looks` and saves; None before enough steps of this session were timed."""
+        if self._timed_from is None:
+            return None
+        steps, seconds = step - self._timed_from[0], self.step_seconds() - self._timed_from[1]
+        if steps < TIMED_STEPS or seconds < TIMED_SECONDS:
+            return None
+        left = (self._total_steps - step) * seconds / steps
+        return left + self._aside_left(step, looks, left)
+
+    def _aside_left(self, step: int, looks: int, seconds: float) -> float:
+        """Seconds of looks and saves while steps take `seconds`: each as long as the last one."""
+        saves = 1 + seconds / self._save_seconds
+        known = looks * self._costs.get("look", 0.0)
+        known += saves * (self._costs.get("save", 0.0) + self._costs.get("export", 0.0))
+        if self._first_step and "look" not in self._costs:  # until this session has looked, as in those before
+            per_step = (self._before - self._steps_before) / self._first_step
+            return max(known, per_step * (self._total_steps - step))
+        return known

@@ -1,0 +1,75 @@
+"""Names on the Hugging Face Hub told from paths: the Hub is asked only for what cannot be a mistyped path of ours."""
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+MARK = "hf:"
+"""Before a name that is meant for the Hub, whatever lies here: hf:owner/name."""
+PART = r"\w[\w.-]*"
+FOLDERS = (
+    *("runs", "evaluations", "scenes", "ablations", "data", "datasets", "checkpoints", "weights", "models", "encoder"),
+    *("features", "output", "outputs", "results", "experiments", "images", "photos"),
+)
+"""Folders that openjepa writes or that people keep such things in: no owner on the Hub is meant by one, there or not."""
+FILES = (".pth", ".pt", ".tar", ".ckpt", ".bin", ".safetensors", ".onnx", ".npy", ".parquet", ".yaml", ".json", ".zip", ".gz")
+"""What a file of ours ends in, and no name on the Hub."""
+ALIKE = 0.75
+"""From this likeness on a first part is taken for a mistyped folder."""
+MOST_SHOWN = 8
+
+
+def hub_name(words: Path | str, one_part: bool = False) -> str | None:
+    """The name on the Hub, owner/name, that `words` mean; None if they mean a path.
+
+    Without `hf:` before it, a name is one of the Hub if nothing lies there, and if its first part is no folder here, is none of
+    FOLDERS and not nearly one of either. `one_part`: whether there are names without an owner, as of some data sets.
+    """
+    text = str(words)
+    if Path(text).expanduser().exists():
+        return None
+    if text.startswith(MARK):
+        return text.removeprefix(MARK) or None
+    parts = text.split("/")
+    is_name = len(parts) == 2 or (one_part and len(parts) == 1 and "." not in text)
+    if not is_name or not all(re.fullmatch(PART, part) for part in parts) or parts[-1].lower().endswith(FILES):
+        return None
+    return None if _alike(parts[0], [*FOLDERS, *_held(Path())], ALIKE) else text
+
+
+def absent(words: Path | str, hub: bool = True) -> str:
+    """The end of an error about a path at which nothing lies: the nearest that is there.
+
+    `hub`: whether a name on the Hub may have been meant, so that it says how one is written.
+    """
+    text = str(words)
+    path = Path(text).expanduser()
+    parent = next(item for item in path.parents if item.is_dir())
+    missing = path.relative_to(parent).parts
+    held = sorted(name for name in _held(parent) if not name.startswith("."))
+    if near := _alike(missing[0], held, 0.5):
+        rest = parent.joinpath(near, *missing[1:])
+        hint = f"did you mean {str(rest if rest.exists() else parent / near)!r}?"
+    else:
+        folders = [name for name in held if (parent / name).is_dir()]
+        more = f" and {len(folders) - MOST_SHOWN} more" if len(folders) > MOST_SHOWN else ""
+        hint = f"{str(parent)!r} exists and holds: {', '.join(folders[:MOST_SHOWN]) or 'no folders'}{more}"
+    parts = text.split("/")
+    is_name = len(parts) == 2 and all(re.fullmatch(PART, part) for part in parts) and parts[0] not in (*FOLDERS, *_held(Path()))
+    return f"does not exist; {hint}" + (f" (a name on the Hugging Face Hub is written {MARK}{text})" if hub and is_name else "")
+
+
+def _alike(name: str, others: Iterable[str], likeness: float) -> str:
+    """The one of `others` most like `name`, whatever their case; empty if none is alike enough."""
+    by_word = {other.lower(): other for other in others}
+    found = difflib.get_close_matches(name.lower(), by_word, n=1, cutoff=likeness)
+    return by_word[found[0]] if found else ""
+
+
+def _held(folder: Path) -> list[str]:
+    """Names in a folder; none if it cannot be read."""
+    try:
+        return [item.name for item in folder.iterdir()]
+    except OSError:
+        return []

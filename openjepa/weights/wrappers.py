@@ -1,0 +1,140 @@
+"""Names of wrappers before the names of tensors, and networks that lie beside one another: told apart, cut, and said.
+
+torch.compile puts `_orig_mod.` before every name, DistributedDataParallel `module.`, a module of Lightning the name of its
+attribute, such as `model.` or `student_backbone.vit.`. The tensor of the patch embedding, which every encoder has, tells how
+much of a name is a wrapper's.
+"""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from openjepa.refusals import Refusal
+
+Groups = dict[str, dict[str, Tensor]]
+"""Dictionaries of tensors by their name in the file; those that lie directly in it have the name ''."""
+
+TRANSPARENT = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""Parts of names that torch's own wrappers put in, at any depth: DistributedDataParallel and AveragedModel, compile, FSDP,
+checkpoint_wrapper. No network that is read has a part of such a name."""
+ENCODER_MARKS = ("patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight")
+"""The patch embedding under the names that programs share, and under those of Hugging Face."""
+PREDICTOR_MARK = "predictor_embed.weight"
+"""The first layer of I-JEPA's predictor in the released code."""
+CLASS_TOKENS = ("cls_token", "embeddings.cls_token")
+AVERAGED = frozenset({"teacher", "target", "momentum", "ema", "average", "averaged"})
+"""Words that tell the moving average from the network that is trained by gradients."""
+MOST_SHOWN = 6
+"""Names that a note lists; of more tensors only the first parts of their names."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """The tensors of one network under their plain names."""
+
+    tensors: dict[str, Tensor]
+    prefix: str = ""
+    """What stands before each of the names in the file."""
+    inner: tuple[str, ...] = ()
+    """Parts of torch's wrappers that stand further inside the names."""
+    beside: tuple[str, ...] = ()
+    """Names, without torch's wrappers, of tensors that lie beside the network and are not read."""
+
+    def without(self, starts: tuple[str, ...]) -> "Network":
+        """The network without tensors whose names begin so, which then are beside it."""
+        left = tuple(name for name in self.tensors if name.startswith(starts))
+        kept = {name: value for name, value in self.tensors.items() if name not in left}
+        return replace(self, tensors=kept, beside=(*self.beside, *left))
+
+    def notes(self, usual: Collection[str] = ()) -> tuple[str, ...]:
+        """For people: what was cut off names, unless it is one of the prefixes `usual` in a format, and what is not read."""
+        notes = []
+        if self.prefix and self.prefix not in usual:
+            notes.append(f"the names in the file begin with {self.prefix!r}, which was cut")
+        if self.inner:
+            notes.append(f"{' and '.join(map(repr, self.inner))} inside names was cut")
+        if self.beside:
+            names = sorted(self.beside)
+            shown = names if len(names) <= MOST_SHOWN else list(dict.fromkeys(name.split(".")[0] for name in names))
+            more = f" and {len(shown) - MOST_SHOWN} more" if len(shown) > MOST_SHOWN else ""
+            count = f"{len(self.beside)} tensor{'s' if len(self.beside) > 1 else ''}"
+            notes.append(f"not read: {', '.join(shown[:MOST_SHOWN])}{more} ({count} beside the encoder)")
+        return tuple(notes)
+
+
+def networks_in(groups: Groups, where: object) -> dict[str, Network]:
+    """The networks of a file's dictionaries, by the names of these.
+
+    A dictionary of two encoders is taken for two dictionaries, `teacher` and `student` (without a class token
+    `target_encoder` and `encoder`), if the name of one says that it is the average. Raises Refusal if it cannot be told which
+    of several is meant.
+    """
+    found: dict[str, Network] = {}
+    for name, group in groups.items():
+        for key, network in _split(name, group, where).items():
+            if key in found:
+                raise Refusal(f"{where} holds {key!r} twice; save the encoder that you mean by itself")
+            found[key] = network
+    return found
+
+
+def _split(name: str, group: Mapping[str, Tensor], where: object) -> dict[str, Network]:
+    plain = _plain_names(group)
+    encoders, predictors = _prefixes(plain, ENCODER_MARKS), _prefixes(plain, (PREDICTOR_MARK,))
+    prefixes = [*encoders, *predictors]
+    if len(encoders) < 2:
+        only = next(iter(prefixes), "")
+        return {name: _network(group, plain, only, prefixes, [only])}
+    averaged = [prefix for prefix in encoders if AVERAGED & set(re.split(r"[._]", prefix))]
+    if len(encoders) > 2 or len(averaged) != 1 or len(predictors) > 1:
+        raise Refusal(
+            f"{where} holds several encoders, whose names begin with {' and '.join(map(repr, encoders))}, and nothing says "
+            "which of two is the average of the other; save the one that you mean by itself"
+        )
+    trained = next(prefix for prefix in encoders if prefix not in averaged)
+    parts = {prefix: _network(group, plain, prefix, prefixes, prefixes) for prefix in prefixes}
+    has_token = any(token in parts[averaged[0]].tensors for token in CLASS_TOKENS)
+    names = ("teacher", "student") if has_token else ("target_encoder", "encoder")
+    found = {names[0]: parts[averaged[0]], names[1]: parts[trained]}
+    return found | ({"predictor": parts[predictors[0]]} if predictors else {})
+
+
+def _plain_names(group: Mapping[str, Tensor]) -> dict[str, str]:
+    """By the name in the file, the name without the parts of torch's wrappers, unless two would become one."""
+    names = {name: ".".join(part for part in name.split(".") if part not in TRANSPARENT) for name in group}
+    return names if len(set(names.values())) == len(names) else {name: name for name in names}
+
+
+def _prefixes(plain: Mapping[str, str], marks: tuple[str, ...]) -> list[str]:
+    """What stands before the marks, in the order of the file."""
+    found = [f".{name}".partition(f".{mark}") for name in plain.values() for mark in marks if f".{name}".endswith(f".{mark}")]
+    return list(dict.fromkeys(f"{before}.".removeprefix(".") for before, _, _ in found))
+
+
+def _network(
+    group: Mapping[str, Tensor], plain: Mapping[str, str], prefix: str, prefixes: Sequence[str], read: Sequence[str]
+) -> Network:
+    """The tensors whose plain names begin with `prefix`, and with none of the longer `prefixes` of other networks.
+
+    What begins with none of the prefixes that are `read` lies beside it, and what torch's wrapper of the network keeps itself.
+    """
+    further = tuple(item for item in prefixes if item != prefix and item.startswith(prefix))
+    own = {name: full.removeprefix(prefix) for name, full in plain.items() if full.startswith(prefix)}
+    own = {name: short for name, short in own.items() if not plain[name].startswith(further)}
+    written = next((_before(name, short) for name, short in own.items() if short in (*ENCODER_MARKS, PREDICTOR_MARK)), "")
+    if not TRANSPARENT.isdisjoint(written.split(".")):  # AveragedModel has a counter beside the module
+        own = {name: short for name, short in own.items() if plain[name] != name}
+    others = tuple(item for item in read if item != prefix)
+    beside = tuple(full for name, full in plain.items() if name not in own and not full.startswith(others))
+    inside = [name.removeprefix(written) for name in own if plain[name] != name]
+    inner = sorted(TRANSPARENT & {part for name in inside for part in name.split(".")})
+    return Network({short: group[name] for name, short in own.items()}, written, tuple(inner), beside)
+
+
+def _before(name: str, short: str) -> str:
+    """What stands in a name of the file before the first part of its short one."""
+    parts, first = name.split("."), short.split(".")[0]
+    end = len(parts) - parts[::-1].index(first) - 1
+    return "".join(f"{part}." for part in parts[:end])

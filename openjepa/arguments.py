@@ -5,7 +5,7 @@ A union of dataclasses cannot be chosen anew once it has a default, so the choic
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from openjepa.config import expand_home, flatten, load_run_config, load_yaml, nearest
-from openjepa.recipes import RECIPES, load_recipe, with_total_steps
+from openjepa.recipes import RECIPES, load_recipe
 from openjepa.refusals import Refusal
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.data import DataSettings, FolderSettings
@@ -21,7 +21,7 @@ from openjepa.settings.embedding import EmbedSettings
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.masks import MaskSettings, MultiblockSettings
 from openjepa.settings.methods import IJepaSettings, MethodSettings
-from openjepa.settings.models import SIZES, ModelSettings
+from openjepa.settings.models import ModelSettings
 from openjepa.settings.optimization import OptimizationSettings
 from openjepa.settings.run import MonitorSettings, RunConfig, RunSettings, SystemSettings
 
@@ -92,15 +92,22 @@ SHORT = ("init", "init_encoder", "init_heads")
 _OWN = ("model.resampling_offset", "method.predictor_width", "method.predictor_depth", "method.predictor_heads")
 """Settings that may differ from the weights that `run.init` names."""
 _POSITIONAL = ("recipe", "subject", "runs", "table")
-_EXCLUSIVE = (("optim.epochs", "optim.total_steps"), ("optim.warmup_epochs", "optim.warmup_steps"))
-"""The second overrides the first; who gives only the first on the command line means it."""
+_OVERRULED = {
+    "optim.epochs": ("optim.total_steps",),
+    "optim.warmup_epochs": ("optim.warmup_steps",),
+    "optim.warmup_share": ("optim.warmup_epochs", "optim.warmup_steps"),
+}
+"""Settings that override the first; who gives only the first on the command line means it."""
 
 
 def parse_train(argv: Sequence[str], prog: str, description: str) -> tuple[RunConfig, TrainOptions]:
-    """The settings of `openjepa train ...`, and its other options. Raises Refusal; prints help and exits where asked to."""
+    """The settings of `openjepa train ...`, and its other options. Raises Refusal; prints help and exits where asked to.
+
+    Settings that follow others are None until `openjepa.derived.resolve`.
+    """
     argv = with_long_names(argv)
     start = _starting_point(argv)
-    config = with_half_predictor(without_overruled(select_components(start, argv), argv), argv)
+    config = without_overruled(select_components(start, argv), given_settings(argv))
     defaults = TrainOptions(**{name: getattr(config, name) for name in _GROUPS})
     options = parse(TrainOptions, argv, prog, description, defaults)
     return replace(start, **{name: getattr(options, name) for name in _GROUPS}), options
@@ -247,44 +254,10 @@ def select_components(config: RunConfig, argv: Sequence[str]) -> RunConfig:
     return replace(config, **chosen)
 
 
-def without_overruled(config: RunConfig, argv: Sequence[str]) -> RunConfig:
-    """Drops a recipe's `total_steps` (`warmup_steps`) where `argv` gives epochs, which they would overrule.
-
-    A warm-up in steps keeps its share of the run, whether `argv` gives epochs or another number of steps.
-    """
-    config = _with_given_length(config, argv)
-    given = {normalized(item) for item in argv if item.startswith("--")}
-    optim = config.optim
-    is_given = _EXCLUSIVE[0][0] in given and _EXCLUSIVE[0][1] not in given
-    if is_given and optim.total_steps is not None and optim.total_steps > 0:  # others stay, and are refused as out of range
-        value = option_value(argv, "optim.epochs")
-        try:
-            epochs = float(value or optim.epochs)
-        except ValueError:
-            raise Refusal(f"optim.epochs={value!r} must be a number above 0") from None
-        share = 0.0 if optim.warmup_steps is None else optim.warmup_steps / optim.total_steps
-        optim = replace(optim, total_steps=None, warmup_steps=None, warmup_epochs=share * epochs)
-    if _EXCLUSIVE[1][0] in given and _EXCLUSIVE[1][1] not in given:
-        optim = replace(optim, warmup_steps=None)
-    return replace(config, optim=optim)
-
-
-def _with_given_length(config: RunConfig, argv: Sequence[str]) -> RunConfig:
-    """The recipe at the `total_steps` that `argv` gives; a warm-up that `argv` gives is left to it."""
-    steps = option_value(argv, "optim.total_steps")
-    if steps is None or not steps.isdigit() or not config.optim.total_steps:
-        return config
-    return with_total_steps(config, int(steps))
-
-
-def with_half_predictor(config: RunConfig, argv: Sequence[str]) -> RunConfig:
-    """Keeps the predictor of a small recipe, half as wide as its encoder, at half where `argv` gives another `--model.size`."""
-    size, width = option_value(argv, "model.size"), config.model.shape().width
-    small = config.recipe in RECIPES and RECIPES[config.recipe].is_small
-    half = isinstance(config.method, IJepaSettings) and 2 * config.method.predictor_width == width
-    if not (small and half) or size not in SIZES or option_value(argv, "method.predictor_width") is not None:
-        return config
-    return replace(config, method=replace(config.method, predictor_width=SIZES[size].width // 2))  # type: ignore[call-arg]
+def without_overruled(config: RunConfig, given: Set[str]) -> RunConfig:
+    """Without the steps of a recipe or a file if epochs are `given`, which they would overrule; the same for the warm-up."""
+    dropped = {name for weak, strong in _OVERRULED.items() if weak in given and not given & set(strong) for name in strong}
+    return replace(config, optim=replace(config.optim, **{name.removeprefix("optim."): None for name in dropped}))  # type: ignore[arg-type]
 
 
 def parse(cls: type[OptionsType], argv: Sequence[str], prog: str, description: str, default: OptionsType) -> OptionsType:

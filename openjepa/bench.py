@@ -19,6 +19,7 @@ from openjepa.data.chunks import draw_masks
 from openjepa.data.generated import GeneratedPhotos
 from openjepa.data.loader import BatchPlan, TrainingLoader
 from openjepa.data.source import ListSource, ShardSource
+from openjepa.derived import resolve
 from openjepa.engine.device import (
     autocast,
     device_name,
@@ -60,6 +61,7 @@ def step_config(options: StepBench) -> RunConfig:
     config = replace(config, run=run, system=replace(config.system, threads=options.threads))
     without_path = _is_without_data(config)
     check(replace(config, data=replace(config.data, path="generated")) if without_path else config)  # type: ignore[call-arg]
+    config = resolve(config)
     if options.recipe:  # the step of one microbatch: gradient accumulation only repeats it
         optim = config.optim
         config = replace(config, optim=replace(optim, batch_size=optim.microbatch_size or optim.batch_size))

@@ -20,6 +20,7 @@ from openjepa.engine.run_folder import environment
 from openjepa.masks import MASKS
 from openjepa.masks.base import MaskSampler
 from openjepa.measures.energy import FLAT, EnergyStatistics, energy_statistics, incompatible, is_flat
+from openjepa.measures.verdicts import tells_apart
 from openjepa.methods.base import Method
 from openjepa.refusals import Refusal
 from openjepa.schedules import Progress
@@ -96,6 +97,7 @@ def summary(untrained: Float[Tensor, "G B B"], trained: Float[Tensor, "G B B"]) 
     flat = is_flat(statistics[AFTER], statistics[BEFORE])
     return {
         "flat": flat,
+        "tells_apart": not flat and tells_apart(statistics[AFTER].auc, statistics[AFTER].auc_error),
         "verdict": verdict(statistics[AFTER], flat),
         **{name: asdict(item) for name, item in statistics.items()},
         "histograms": {BEFORE: _histogram(untrained), AFTER: _histogram(trained)},
@@ -108,7 +110,7 @@ def verdict(trained: EnergyStatistics, flat: bool) -> str:
         return (
             f"The landscape is flat: collapsed. Energies vary by less than {FLAT:.0%} of their scale before or after training."
         )
-    if trained.auc < 0.5 + 2 * trained.auc_error:
+    if not tells_apart(trained.auc, trained.auc_error):
         return "The landscape is not flat, but compatible pairs have no lower energy than others."
     return f"Not flat: the compatible pair has the lower energy in {trained.auc:.1%} of the comparisons."
 

@@ -58,6 +58,9 @@ EVALUATION_RANGES: dict[str, Range] = {
     "dense.max_patches": COUNT,
 }
 """Smallest and largest value of a setting, and how an error says it; where there are several values, for each."""
+MAY_BE_EMPTY = {"baselines"}
+"""Settings of several values whose default has some and which may have none. Others are swept: without any there is no result.
+Where the default is empty, that means the usual ones."""
 PROTOCOL_GROUPS = ("logistic", "linear_full", "attentive", "finetune", "dense")
 """Groups of settings that only the protocols of their name heed."""
 WITHOUT_POOLING = {"attentive", "dense_linear", "dense_knn"}
@@ -66,7 +69,12 @@ WITHOUT_POOLING = {"attentive", "dense_linear", "dense_knn"}
 
 def check_evaluation(settings: EvaluationSettings) -> None:
     """Raises Refusal at the first setting of an evaluation that cannot work."""
+    usual = flatten(EvaluationSettings())
     for name, value in flatten(settings).items():
+        default = usual[name]
+        if value == () and isinstance(default, tuple) and default and name not in MAY_BE_EMPTY:
+            words = " ".join(map(str, default))
+            raise Refusal(f"evaluation.{name} is empty: give at least one number, or leave it out for {words}")
         for item in value if isinstance(value, tuple) else (value,):
             if name in EVALUATION_RANGES and isinstance(item, int | float):
                 check_range(f"evaluation.{name}", item, EVALUATION_RANGES[name])

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from openjepa.checks import check
-from openjepa.recipes import load_recipe, with_total_steps
+from openjepa.recipes import load_recipe
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.run import RunConfig
 
@@ -21,7 +21,7 @@ def quickstart_config(output: Path, total_steps: int | None) -> RunConfig:
     """The `quickstart` recipe at another length and place."""
     config = load_recipe("quickstart")
     if total_steps is not None:
-        config = with_total_steps(config, total_steps)
+        config = replace(config, optim=replace(config.optim, total_steps=total_steps))
     return replace(config, run=replace(config.run, name=config.run.name or "quickstart", output=str(output)))
 
 

@@ -1,5 +1,7 @@
 """The class of our refusals: what the user can mend, told apart from what is wrong in the program."""
 
+from collections.abc import Callable, Iterable, Sequence
+
 
 class Refusal(ValueError):
     """Something that cannot be done as asked; the message names the setting or file, its value and what would fit.
@@ -7,3 +9,22 @@ class Refusal(ValueError):
     The command line prints the message alone and exits with 2. Every other error is a fault of the program: it keeps its
     traceback and exits with 1.
     """
+
+
+def refused(checks: Iterable[Callable[[], object]]) -> list[str]:
+    """What each of `checks` refuses, every message once; the others still run."""
+    found: dict[str, None] = {}
+    for check in checks:
+        try:
+            check()
+        except Refusal as error:
+            found[str(error)] = None
+    return list(found)
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raises one Refusal that names all `problems`, so that nobody mends one to meet the next. Does nothing without any."""
+    if len(problems) == 1:
+        raise Refusal(problems[0])
+    if problems:
+        raise Refusal("\n- ".join([f"{len(problems)} things cannot work:", *problems]))

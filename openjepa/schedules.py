@@ -8,6 +8,7 @@ data2vec use i for all. `optim.schedule_steps` says which.
 import math
 from dataclasses import dataclass
 
+from openjepa.derived import resolved
 from openjepa.settings.optimization import OptimizationSettings
 
 
@@ -48,7 +49,7 @@ def warmup_steps(settings: OptimizationSettings, progress: Progress) -> int:
     """Steps of the warm-up: `warmup_steps`, or `warmup_epochs` rounded down to whole steps."""
     if settings.warmup_steps is not None:
         return settings.warmup_steps
-    return int(settings.warmup_epochs * progress.steps_per_epoch)
+    return int(resolved(settings.warmup_epochs) * progress.steps_per_epoch)
 
 
 def learning_rate(settings: OptimizationSettings, progress: Progress) -> float:

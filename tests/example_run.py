@@ -68,6 +68,8 @@ def write_run(folder: Path, seed: int = 0, steps: int = TOTAL_STEPS, status: str
         "final_loss": 0.081,
         "mask_mode": "multiblock/unbiased/random_subset",
         "data": "imagewoof128: 9,025 training and 3,929 test images of 10 classes",
+        "train_images": 9025,
+        "collapsed": False,
         "verdict": "The features keep their spread and rank: no sign of collapse.",
     }
     _write(folder / "summary.json", summary)

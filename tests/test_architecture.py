@@ -16,7 +16,19 @@ PACKAGE = ROOT / "openjepa"
 TIERS = (
     ("refusals",),
     ("settings",),
-    ("types", "registry", "seeds", "ranges", "config", "distributed", "whole_files", "memory", "timings", "hub_names"),
+    (
+        "types",
+        "registry",
+        "seeds",
+        "ranges",
+        "config",
+        "derived",
+        "distributed",
+        "whole_files",
+        "memory",
+        "timings",
+        "hub_names",
+    ),
     ("schedules", "checks", "evaluation_checks", "recipes", "measures"),
     ("ablations",),
     ("models", "masks", "data"),
@@ -34,6 +46,7 @@ IMPORTERS_OF_METHODS = {"methods", "training", "bench", "bench_energy"}
 TORCH_FREE = {
     "settings",
     "config",
+    "derived",
     "checks",
     "evaluation_checks",
     "ablations",

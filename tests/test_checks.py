@@ -10,12 +10,14 @@ from openjepa.checks.values import PAIRS, RANGES
 from openjepa.config import flatten
 from openjepa.evaluation_checks import PROTOCOL_GROUPS, check_evaluation, evaluation_remarks
 from openjepa.recipes.matched import with_method
+from openjepa.refusals import Refusal
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.data import FolderSettings, HuggingFaceSettings
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.finetune import FinetuneSettings
 from openjepa.settings.low_shot import LowShotSettings
 from openjepa.settings.masks import MultiblockSettings, RandomPatchesSettings
+from openjepa.settings.methods import DinoSettings
 from openjepa.settings.run import RunConfig
 
 VALID = RunConfig(data=FolderSettings(path="images"))
@@ -89,6 +91,52 @@ def test_impossible_evaluations(name: str, value: object, message: str) -> None:
         check_evaluation(replace(EvaluationSettings(), **{name: value}))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        (
+            changed(
+                optim={"batch_size": 10, "microbatch_size": 128, "epochs": 3}, masks={"group_size": 128}, data={"path": ""}
+            ),
+            ("optim.microbatch_size=128", "optim.warmup_epochs=15", "data.path is empty"),
+        ),
+        (changed(optim={"lr": 0.0, "batch_size": -4}), ("optim.lr=0.0", "optim.batch_size=-4")),
+        (
+            changed(optim={"lr": 0.0, "epochs": 3}, run={"name": ".."}, monitor={"lidar_masks": 1}),
+            ("optim.lr=0.0", "optim.warmup_epochs=15", "run.name='..'", "monitor.lidar_masks=1"),
+        ),
+        (
+            changed(model={"heads": 7, "width": 390}, method={"predictor_width": 102}),
+            ("model.heads=7", "model.width=390", "method.predictor_heads=7", "method.predictor_width=102"),
+        ),
+        (
+            replace(changed(optim={"epochs": 9}), method=DinoSettings(local_size=100)),
+            ("masks.strategy=multiblock", "model.class_token=False", "method.local_size=100", "optim.warmup_epochs=15"),
+        ),
+        (
+            changed(data={"image_size": 100}, masks={"target_scale": (0.3, 0.2), "num_targets": 0}),
+            ("masks.target_scale=0.3 0.2", "masks.num_targets=0"),
+        ),
+        (changed(data={"image_size": 8}, optim={"epochs": 9}), ("smaller than a patch", "optim.warmup_epochs=15")),
+    ],
+)
+def test_all_that_cannot_work_is_said_at_once(config: RunConfig, names: tuple[str, ...]) -> None:
+    with pytest.raises(Refusal) as found:
+        check(config)
+    first, *others = str(found.value).splitlines()
+    assert first == f"{len(names)} things cannot work:"
+    assert len(others) == len(names) and all(any(name in line for line in others) for name in names)
+
+
+def test_values_that_fit_together_are_said() -> None:
+    """Each could be mended alone, and would then not fit the other."""
+    for batch, micro, group, fitting in ((10, 128, 128, (10, 10)), (96, 64, 10, (12, 12)), (96, 20, 32, (16, 32))):
+        wrong = changed(optim={"batch_size": batch, "microbatch_size": micro}, masks={"group_size": group})
+        with pytest.raises(Refusal, match=f"these fit together: optim.microbatch_size={fitting[0]} and masks.*={fitting[1]}$"):
+            check(wrong)
+        check(changed(optim={"batch_size": batch, "microbatch_size": fitting[0]}, masks={"group_size": fitting[1]}))
+
+
 def test_processes_share_the_batch() -> None:
     grouped = changed(masks={"group_size": 128})
     check(grouped, world_size=16)
@@ -131,6 +179,30 @@ def test_every_number_has_a_range() -> None:
     for name, value in values.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             assert name in RANGES or name in checked_elsewhere, name
+
+
+SWEPT = ["weight_decays", "neighbors", "logistic.penalties", "attentive.learning_rates"]
+
+
+def emptied(name: str) -> EvaluationSettings:
+    group, _, inner = name.rpartition(".")
+    usual = EvaluationSettings()
+    changed: Any = replace(getattr(usual, group), **{inner: ()}) if group else ()
+    return replace(usual, **{group or name: changed})
+
+
+def test_sweeps_without_a_member_are_refused() -> None:
+    """Every setting of several values, in groups too; those that are not refused then mean the usual ones."""
+    found = {name: value for name, value in flatten(EvaluationSettings()).items() if isinstance(value, tuple)}
+    assert len(found) == 10
+    for name in found:
+        if name in SWEPT:
+            with pytest.raises(
+                Refusal, match=rf"evaluation\.{name} is empty: give at least one number, or leave it out for \d"
+            ):
+                check_evaluation(emptied(name))
+        else:
+            check_evaluation(emptied(name))
 
 
 def test_settings_of_an_evaluation_without_effect_are_named() -> None:

@@ -1,5 +1,6 @@
 """The model card says what the run's files say, of just these weights, and nothing more."""
 
+import json
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -52,6 +53,16 @@ def run(tmp_path: Path) -> Path:
     folder = run_folder(tmp_path / "woof")
     write_evaluations(folder)
     return folder
+
+
+@pytest.mark.parametrize("name", ["photos, summer", "a: b", "imagewoof128"])
+def test_data_has_its_whole_name(run: Path, tmp_path: Path, name: str) -> None:
+    """Not what stands before the first comma or colon of the line that describes it, but for results of before."""
+    for file in (run / "eval").glob("*.json"):
+        result = json.loads(file.read_text()) | {"data": f"{name}: 100 images to train", "data_name": name}
+        file.write_text(json.dumps(result))
+    head, _ = converted(run, tmp_path)
+    assert {result["dataset"]["name"] for result in head["model-index"][0]["results"]} == {name}
 
 
 def test_a_run_tells_its_data_recipe_and_results(run: Path, tmp_path: Path) -> None:

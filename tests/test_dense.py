@@ -24,6 +24,7 @@ from openjepa.evaluation.results import Result
 from openjepa.evaluation.tasks import TASKS, chosen_tasks
 from openjepa.measures.overlap import hit_rate, mean_iou, mean_iou_error, overlap_counts
 from openjepa.models.vit import build_encoder
+from openjepa.refusals import Refusal
 from openjepa.settings.dense import DenseSettings
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
@@ -236,6 +237,18 @@ def test_held_out_patches_share_no_image_with_the_others() -> None:
     assert sorted([*kept.tolist(), *held.tolist()]) == list(range(600))
     assert not set(patches.images[kept].tolist()) & set(patches.images[held].tolist())
     assert len(patches.images[held].unique()) == 4
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_patches_of_one_image_cannot_be_held_out_and_no_class_is_blamed(name: str) -> None:
+    one = probe(side(1, 1), side(2, 2))
+    with pytest.raises(
+        Refusal, match=r"selection='held_out': all training patches are of one image.*--selection paper"
+    ) as told:
+        PROBES[name](one, SETTINGS)
+    assert "class" not in str(told.value)
+    (result,) = PROBES[name](one, replace(SETTINGS, selection="paper"))
+    assert 0 < result.accuracy <= 1 and result.extra["train_patches"] == 24
 
 
 # ---- probes

@@ -1,8 +1,10 @@
 """Parameter groups, the guard against numbers that are not finite, run folders, logs, the display."""
 
+import errno
 import json
 import math
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from torch import nn
 
 from openjepa.checks import check
 from openjepa.config import load_run_config
+from openjepa.engine.claims import take
 from openjepa.engine.device import autocast, resolve_device, resolve_precision
 from openjepa.engine.display import Display, format_count, format_seconds
 from openjepa.engine.failures import explain_memory
@@ -25,6 +28,7 @@ from openjepa.settings.masks import MultiblockSettings
 from openjepa.settings.optimization import OptimizationSettings
 from openjepa.settings.run import RunConfig, RunSettings, SystemSettings
 from openjepa.types import ParameterRule, Skipped
+from tests.embedding import in_process
 
 CPU = torch.device("cpu")
 RULES = (
@@ -204,6 +208,31 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
         open_run_folder(config_in(tmp_path), False, CPU, "fp32")
     first.close()
     open_run_folder(config_in(tmp_path), False, CPU, "fp32").close()
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_no_second_writer(tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, "No locks available")
+
+    monkeypatch.setattr("openjepa.engine.claims.fcntl.flock", refuse)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="cannot lock files: let only one process work there at a time"):
+            folder = open_run_folder(config_in(tmp_path), False, CPU, "fp32")
+        folder.close()
+
+
+def test_forked_workers_neither_hold_the_folder_nor_let_it_go(tmp_path: Path) -> None:
+    first = open_run_folder(config_in(tmp_path), False, CPU, "fp32")
+    worker = in_process(lambda: time.sleep(1000))
+    with pytest.raises(ValueError, match="another process is writing"):  # the worker has closed its copy by now
+        open_run_folder(config_in(tmp_path), False, CPU, "fp32")
+    first.lock.leave()  # as when this process is killed: nobody says that it lets go, and the worker lives on
+    again = take(first.path / ".lock", wait=True)
+    assert again is not None and worker.is_alive()
+    again.release()
+    worker.kill()
+    worker.join()
 
 
 def test_resume_drops_lines_after_the_checkpoint_and_broken_ones(tmp_path: Path) -> None:

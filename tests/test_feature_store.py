@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from openjepa.data.source import ListSource
+from openjepa.engine.claims import WITHOUT_LOCKS
 from openjepa.evaluation import store
 from openjepa.evaluation.features import EncoderFeatures, PixelFeatures, View, extract_features
-from openjepa.evaluation.store import RowWriter, read_rows
+from openjepa.evaluation.store import Layout, RowWriter, read_rows
 from openjepa.models.vit import build_encoder
 from openjepa.settings.models import EncoderConfig
 
@@ -27,59 +28,95 @@ def values(rows: int, dtype: torch.dtype, columns: int = 5) -> Tensor:
     return torch.randint(0, 200, (rows, columns), generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
+ALL = torch.arange(100)
+GAPS = torch.tensor([0, 2, 3, 6, 7, 8, 9])
+"""Records of seven rows; of ten records three cannot be read."""
+
+
+def layout(records: int, dtype: torch.dtype = torch.float32) -> Layout:
+    return Layout(records, 5, dtype)
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("most_in_memory", [0, 2**26])
+@pytest.mark.parametrize(("records", "indices"), [(7, ALL[:7]), (10, GAPS), (8, ALL[:7])])
 def test_rows_come_back_as_they_were_written(
-    tmp_path: Path, dtype: torch.dtype, most_in_memory: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    dtype: torch.dtype,
+    most_in_memory: int,
+    records: int,
+    indices: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(store, "MAPPED_BYTES", most_in_memory)
     rows, path = values(7, dtype), tmp_path / "a.safetensors"
-    with RowWriter(path, (7, 5), dtype) as writer:
-        writer.append(rows[:3])
+    with RowWriter(path, layout(records, dtype)) as writer:
+        writer.append(rows[:3], indices[:3])
         assert read_rows(path) is None and read_rows(writer.unfinished) is None
-        writer.append(rows[3:])
+        writer.append(rows[3:], indices[3:])
         finished = writer.finish()
     again = read_rows(path)
-    assert again is not None and torch.equal(finished, rows) and torch.equal(again, rows) and again.dtype == dtype
-    assert torch.equal(load_file(path)["rows"], rows)  # any program that knows the format can read it
+    for found in (finished, again):
+        assert found is not None and torch.equal(found.rows, rows) and found.rows.dtype == dtype
+        assert torch.equal(found.indices, indices)
+    stored = load_file(path)  # any program that knows the format can read it
+    assert torch.equal(stored["rows"], rows)
+    assert stored["indices"].tolist() == indices.tolist() + [-1] * (records - 7)
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 def test_writing_continues_after_the_rows_that_were_noted(tmp_path: Path) -> None:
-    rows, path = values(9, torch.float32), tmp_path / "a"
-    with RowWriter(path, (9, 5), torch.float32) as writer:
-        writer.append(rows[:4])
-        writer.append(rows[5:7], can_continue=False)  # row 4 lacks
+    rows, path = values(7, torch.float32), tmp_path / "a"
+    with RowWriter(path, layout(10)) as writer:
+        assert writer.next_record == 0
+        writer.append(rows[:4], GAPS[:4])
     with writer.unfinished.open("ab") as file:
         file.write(b"half a row")
-    with RowWriter(path, (9, 5), torch.float32) as again:
-        assert again.num_rows == 4
-        again.append(rows[4:])
-        assert torch.equal(again.finish(), rows)
+    with RowWriter(path, layout(10)) as again:
+        assert (again.num_rows, again.next_record) == (4, 7)
+        again.append(rows[4:], GAPS[4:])
+        finished = again.finish()
+    assert torch.equal(finished.rows, rows) and torch.equal(finished.indices, GAPS)
 
 
-@pytest.mark.parametrize("content", [b"", b"half", b"\0" * 5000, store._header((9, 5), torch.float32, 9)])
+@pytest.mark.parametrize("content", [b"", b"half", b"\0" * 5000, layout(9).header(9, True), layout(2).header(2, True)])
 def test_damaged_and_foreign_files_are_started_anew(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a"
     (tmp_path / "a.partial").write_bytes(content)
     path.write_bytes(content)
     assert read_rows(path) is None
-    with RowWriter(path, (2, 5), torch.float32) as writer:
+    with RowWriter(path, layout(2)) as writer:
         assert writer.num_rows == 0
-        writer.append(values(2, torch.float32))
+        writer.append(values(2, torch.float32), ALL[:2])
         writer.finish()
-    assert torch.equal(read_rows(path), values(2, torch.float32))  # type: ignore[arg-type]
+    found = read_rows(path)
+    assert found is not None and torch.equal(found.rows, values(2, torch.float32))
 
 
 def test_a_file_that_another_process_writes_is_left_alone(tmp_path: Path) -> None:
-    with RowWriter(tmp_path / "a", (2, 5), torch.float32), pytest.raises(BlockingIOError):
-        RowWriter(tmp_path / "a", (2, 5), torch.float32)
+    with RowWriter(tmp_path / "a", layout(2)), pytest.raises(BlockingIOError):
+        RowWriter(tmp_path / "a", layout(2))
+    with RowWriter(tmp_path / "a", layout(2)) as writer:
+        writer.append(values(2, torch.float32), ALL[:2])
 
 
-def test_a_file_that_lacks_rows_gets_no_name(tmp_path: Path) -> None:
-    with RowWriter(tmp_path / "a", (2, 5), torch.float32) as writer, pytest.raises(ValueError, match="needs 2 rows, not 0"):
-        writer.finish()
-    assert not (tmp_path / "a").exists()
+def test_an_unfinished_file_gets_no_name(tmp_path: Path) -> None:
+    with RowWriter(tmp_path / "a", layout(2)) as writer:
+        writer.append(values(1, torch.float32), ALL[:1])
+    assert not (tmp_path / "a").exists() and read_rows(tmp_path / "a.partial") is None
+
+
+@pytest.mark.parametrize("code", sorted(set(WITHOUT_LOCKS)))
+def test_a_file_system_without_locks_keeps_features_too(tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = extract_features(Pass().view(), {"pixels": PixelFeatures()}, None)["pixels"]
+
+    def refuse(*_: object) -> None:
+        raise OSError(code, "No locks available")
+
+    monkeypatch.setattr("openjepa.engine.claims.fcntl.flock", refuse)
+    with pytest.warns(UserWarning, match="cannot lock files: let only one process work there at a time"):
+        found = extract_features(Pass().view(), {"pixels": PixelFeatures()}, tmp_path)["pixels"]
+    assert torch.equal(found.rows, whole.rows) and len(list(tmp_path.glob("*.safetensors"))) == 1
 
 
 # -------------------------------------------------------------------------------------------------------------- extraction
@@ -167,17 +204,19 @@ def test_what_is_further_ahead_is_not_computed_again(tmp_path: Path) -> None:
     assert all(torch.allclose(found[name].rows, whole[name].rows) for name in whole)
 
 
-def test_a_pass_that_lacks_an_image_is_continued_before_it_and_not_kept(tmp_path: Path) -> None:
-    extractors = {"pixels": PixelFeatures()}
+@pytest.mark.parametrize("broken", [(19,), (0,), (NUM - 1,), (0, 7, 8, 31, NUM - 1), tuple(range(0, NUM, 2))])
+def test_a_pass_that_lacks_images_is_continued_and_kept(tmp_path: Path, broken: tuple[int, ...]) -> None:
+    extractors, readable = {"pixels": PixelFeatures()}, [index for index in range(NUM) if index not in broken]
     with pytest.raises(KeyboardInterrupt):
-        extract_features(Pass(stop=45, broken=(19,)).view(), extractors, tmp_path)
-    again = Pass(broken=(19,))
+        extract_features(Pass(stop=45, broken=broken).view(), extractors, tmp_path)
+    again = Pass(broken=broken)
     found = extract_features(again.view(), extractors, tmp_path)["pixels"]
-    assert again.seen[0] == 16 and found.indices.tolist() == [index for index in range(NUM) if index != 19]
-    expected = torch.stack([image(index) for index in found.indices.tolist()])
-    assert torch.equal(found.rows, PixelFeatures().extract(expected)) and not list(tmp_path.iterdir())
-    whole = extract_features(Pass().view(), extractors, tmp_path)["pixels"]
-    assert len(whole.rows) == NUM and len(list(tmp_path.iterdir())) == 1
+    assert found.indices.tolist() == readable and 0 < len(again.seen) < len(readable)
+    assert torch.equal(found.rows, PixelFeatures().extract(torch.stack([image(index) for index in readable])))
+    third = Pass(broken=broken)
+    kept = extract_features(third.view(), extractors, tmp_path)["pixels"]
+    assert third.seen == [] and torch.equal(kept.rows, found.rows) and torch.equal(kept.indices, found.indices)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_the_type_of_the_rows_is_part_of_what_is_kept(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from openjepa.arguments import decided_by_file, parse_train
 from openjepa.config import save_yaml
+from openjepa.derived import resolve
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.training.following import following
@@ -82,7 +83,7 @@ def test_a_run_with_a_predictor_of_its_own_is_repeated_with_it(images: Path, tmp
 def test_small_recipes_keep_their_predictor_at_half_the_width(tmp_path: Path) -> None:
     folder = encoder_folder(tmp_path / "odd", ODD)
     config, _ = parse_train(["cpu-64", "--init", str(folder), "--data.path", "x"], "openjepa train", "")
-    method = settled(config, (), fresh=False)[0].method
+    method = resolve(settled(config, (), fresh=False)[0]).method
     assert isinstance(method, IJepaSettings) and method.predictor_width == 16
 
 

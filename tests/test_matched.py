@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from openjepa.checks import check, remarks
+from openjepa.derived import resolve
 from openjepa.masks import MASKS
 from openjepa.methods import METHODS
-from openjepa.recipes import RECIPES, load_recipe, with_total_steps
+from openjepa.recipes import RECIPES, load_recipe
 from openjepa.recipes.matched import RATES, with_method
 from openjepa.settings.data import FolderSettings
 from openjepa.settings.methods import Data2VecSettings, DinoSettings, IJepaSettings, MaeSettings, MsnSettings
@@ -47,15 +48,15 @@ def test_a_run_of_the_method_stays_as_it_is() -> None:
 
 def test_sizes_follow_image_and_encoder() -> None:
     small, large = load_recipe("cpu-32"), load_recipe("ijepa-vitb16")
-    at_32, at_224 = with_method(small, "dino").method, with_method(large, "dino").method
+    at_32, at_224 = resolve(with_method(small, "dino")).method, resolve(with_method(large, "dino")).method
     assert isinstance(at_32, DinoSettings) and isinstance(at_224, DinoSettings)
     assert (at_32.local_size, at_224.local_size) == (12, 96), "3/7 of the image, in whole patches"
     assert at_224.blur_sigma == (0.1, 2.0) and at_32.blur_sigma == (0.1, 2 * 32 / 224)
     assert (at_32.outputs, at_224.outputs) == (2048, 4096)
-    decoder, predictor = with_method(small, "mae").method, small.method
+    decoder, predictor = resolve(with_method(small, "mae")).method, resolve(small).method
     assert isinstance(decoder, MaeSettings) and isinstance(predictor, IJepaSettings)
     assert (decoder.decoder_width, decoder.decoder_depth) == (predictor.predictor_width, predictor.predictor_depth)
-    prototypes = with_method(small, "msn").method
+    prototypes = resolve(with_method(small, "msn")).method
     assert isinstance(prototypes, MsnSettings) and prototypes.prototypes == 512
 
 
@@ -68,13 +69,14 @@ def test_the_peak_is_that_of_the_table_at_any_batch(recipe: str, name: str) -> N
 
 
 def test_warm_up_is_the_published_share_of_the_run() -> None:
-    assert with_method(load_recipe("cpu-32"), "dino").optim.warmup_steps == 1200
+    assert resolve(with_method(load_recipe("cpu-32"), "dino")).optim.warmup_steps == 1200
     epochs = replace(load_recipe("ijepa-vitb16"), optim=replace(load_recipe("ijepa-vitb16").optim, epochs=300))
-    assert with_method(epochs, "mae").optim.warmup_epochs == 15
+    assert resolve(with_method(epochs, "mae")).optim.warmup_epochs == 15
 
 
 def test_a_constant_momentum_stays_constant_at_another_length() -> None:
-    method = with_total_steps(with_method(load_recipe("cpu-32"), "data2vec"), 1000).method
+    config = with_method(load_recipe("cpu-32"), "data2vec")
+    method = resolve(replace(config, optim=replace(config.optim, total_steps=1000))).method
     assert isinstance(method, Data2VecSettings)
     assert method.ema_start == method.ema_end == 0.9
 

@@ -9,9 +9,10 @@ from torch.nn import functional
 
 from openjepa.measures import knn
 from openjepa.measures.accuracy import Accuracy, top1
-from openjepa.measures.collapse import CollapseStatistics, collapse_statistics, trivial_losses, verdict
+from openjepa.measures.collapse import collapse_statistics, trivial_losses
 from openjepa.measures.knn import knn_accuracy, knn_predictions
 from openjepa.measures.rank import alpha_req, lidar, rankme
+from openjepa.measures.verdicts import CollapseStatistics, verdict
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -9,6 +9,7 @@ import pytest
 
 from openjepa.arguments import parse_train
 from openjepa.checks import check, remarks
+from openjepa.derived import resolve
 from openjepa.masks import MASKS
 from openjepa.recipes import RECIPES, load_recipe
 from openjepa.settings.data import FolderSettings
@@ -45,7 +46,7 @@ def test_the_count_of_runs() -> None:
 
 @pytest.mark.parametrize(("name", "preset"), ALL_RUNS)
 def test_every_run_can_work(name: str, preset: str) -> None:
-    config = with_path(load_recipe(name, preset))
+    config = resolve(with_path(load_recipe(name, preset)))
     check(config)
     assert remarks(config) == []
     MASKS[config.masks.strategy].load()(config.masks, config.model.grid(config.data.height_width()))
@@ -117,9 +118,9 @@ def test_all_published_runs_are_in_the_table() -> None:
 @pytest.mark.parametrize("preset", ["official", "paper"])
 def test_published_sizes_and_lengths(name: str, preset: str) -> None:
     encoder, predictor, patches, warmup, epochs, group = FACTS[name]
-    config = load_recipe(name, preset)
+    config = resolve(load_recipe(name, preset))
     shape, method = config.model.shape(), config.method
-    assert isinstance(method, IJepaSettings)
+    assert isinstance(method, IJepaSettings) and method.predictor_width is not None
     assert encoder_parameters(shape, config.model.patch_size) / 1e6 == pytest.approx(encoder, abs=0.06)
     assert predictor_parameters(shape.width, method.predictor_width, method.predictor_depth) / 1e6 == pytest.approx(
         predictor, abs=0.06
@@ -168,11 +169,11 @@ def test_small_recipes_of_rivals_are_the_same_run(name: str) -> None:
 
 @pytest.mark.parametrize("name", OUR_IJEPA)
 def test_small_recipes_compare_at_equal_cost(name: str) -> None:
-    ours, official = load_recipe(name, "default"), load_recipe(name, "official")
+    ours, official = resolve(load_recipe(name, "default")), resolve(load_recipe(name, "official"))
     assert (replace(ours.model, initialization="released"), ours.data) == (official.model, official.data)
     assert isinstance(ours.method, IJepaSettings) and isinstance(official.method, IJepaSettings)
     for config in (ours, official):
-        assert isinstance(config.method, IJepaSettings)
+        assert isinstance(config.method, IJepaSettings) and config.method.predictor_width is not None
         assert 0.4 <= config.method.predictor_width / config.model.shape().width <= 0.7
     assert ours.method.predictor_width == official.method.predictor_width
     assert ours.method.predictor_depth == official.method.predictor_depth

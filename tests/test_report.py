@@ -202,16 +202,6 @@ def test_pictures_outside_the_folder_or_broken_are_not_shown(tmp_path: Path) -> 
     assert page.count("img") == 1 and "“pca.png” cannot be read" in page.text
 
 
-def test_a_collapsed_run_says_so(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", steps=500)
-    summary = json.loads((folder / "summary.json").read_text())
-    summary["verdict"] = "The encoder is collapsing: the effective rank fell from 40 to 1.1."
-    (folder / "summary.json").write_text(json.dumps(summary))
-    page = page_of(folder)
-    assert summary["verdict"] in page.text
-    assert any("verdict bad" in (attrs.get("class") or "") for _, attrs in page.elements)
-
-
 def test_a_failed_run_says_why(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", steps=500, status="failed")
     summary = json.loads((folder / "summary.json").read_text())

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from openjepa.config import load_run_config, save_yaml
 from openjepa.data import open_splits
+from openjepa.data.decode import decode_image
 from openjepa.data.evaluation import evaluation_batches
 from openjepa.data.fingerprint import source_hash
 from openjepa.data.source import Splits
@@ -30,7 +32,7 @@ from openjepa.weights.native import save_network
 from tests.images import write_folder
 
 CONFIG = EncoderConfig(width=24, depth=2, heads=2, mlp_ratio=2.0, patch_size=8, image_size=(32, 32))
-SETTINGS = EvaluationSettings(device="cpu", precision="fp32", workers=0, feature_batch_size=16)
+SETTINGS = EvaluationSettings(device="cpu", workers=0, feature_batch_size=16)
 CPU = torch.device("cpu")
 
 
@@ -226,16 +228,31 @@ def test_unreadable_images_are_left_out_and_named(run: Path, tmp_path: Path) -> 
         assert result.num_train + result.num_test == 59
 
 
-def test_features_that_lack_an_image_are_not_kept(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "images", 20)
-    broken = folder / "disk" / "0001.png"
-    whole = broken.read_bytes()
-    broken.write_bytes(b"not an image")
-    for content, num_rows, num_kept in ((b"not an image", 15, 0), (whole, 16, 1)):
-        broken.write_bytes(content)
-        passes = Passes(open_splits(FolderSettings(path=str(folder), image_size=32), 0))
-        features = extract_features(passes.view(), {"pixels": PixelFeatures()}, tmp_path / "cache")["pixels"]
-        assert (len(features.rows), len(list((tmp_path / "cache").glob("*")))) == (num_rows, num_kept)
+@pytest.mark.parametrize("broken", [("disk/0031.png",), ("disk/0001.png", "square/0000.png", "square/0058.png")])
+def test_unreadable_images_do_not_switch_off_the_cache(
+    run: Path, tmp_path: Path, broken: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_folder(tmp_path / "photos", 60)
+    whole = {name: (folder / name).read_bytes() for name in broken}
+    for name in broken:
+        (folder / name).write_bytes(b"not an image")
+    decoded: list[bytes] = []
+
+    def counted(data: bytes, *options: Any) -> Any:
+        decoded.append(data)
+        return decode_image(data, *options)
+
+    monkeypatch.setattr("openjepa.data.evaluation.decode_image", counted)
+    settings, data = replace(SETTINGS, max_skipped=0.2), FolderSettings(path=str(folder), image_size=32)
+    (first,) = evaluate_run(run, settings, data)
+    assert len(decoded) == 60 and sum(first.dropped.values()) == len(broken)
+    (second,) = evaluate_run(run, settings, data)
+    assert len(decoded) == 60, "nothing is decoded again"
+    assert (second.heads, second.dropped, second.dropped_names) == (first.heads, first.dropped, first.dropped_names)
+    for name, content in whole.items():
+        (folder / name).write_bytes(content)
+    (mended,) = evaluate_run(run, settings, data)
+    assert sum(mended.dropped.values()) == 0 and mended.num_train + mended.num_test == 60
 
 
 def test_tasks_on_the_same_images_share_their_components(run: Path, passes: Passes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Suites: rows of benchmarks below one folder, beside published numbers; what is missing is skipped with the reason."""
 
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -239,6 +240,31 @@ def test_finished_rows_are_read_and_others_are_not(subject: Path, data_root: Pat
     save_network(subject, Export(CONFIG, encoder(2)))
     (trained,) = evaluate_suite(subject, "cached", data_root, settings)
     assert calls == ["imagenet1k"] * 3 and {other.skipped, anew.skipped, trained.skipped} == {"computed"}
+
+
+def test_rows_of_images_or_lists_that_were_overwritten_are_computed_again(
+    subject: Path, data_root: Path, tmp_path: Path
+) -> None:
+    names = [path.name for path in sorted((data_root / "imagenet" / "train").rglob("*.png"))]
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(names[:20]))
+    settings = replace(SETTINGS, tasks=("imagenet1k-1pct",), baselines=(), protocols=("knn",), selection="paper")
+    settings = replace(settings, low_shot=LowShotSettings(list=str(listed)))
+    told: list[str] = []
+    (first,) = evaluate_suite(subject, "cached", data_root, settings, told.append)
+    (path,) = (subject / "eval").glob("suite-imagenet1k-1pct*.json")
+    stale = json.loads(path.read_text()) | {"seconds": -1.0}  # by which one that was read is known
+    path.write_text(json.dumps(stale))
+    assert evaluate_suite(subject, "cached", data_root, settings)[0].seconds == -1.0
+    for changed in (next((data_root / "imagenet" / "val").rglob("*.png")), listed):
+        os.utime(changed, ns=(0, changed.stat().st_mtime_ns + 10**9))
+        assert evaluate_suite(subject, "cached", data_root, settings)[0].seconds >= 0.0
+    now = {name: value for name, value in stale.items() if name != "images"}
+    path.write_text(json.dumps(now))
+    told.clear()
+    (older,) = evaluate_suite(subject, "cached", data_root, settings, told.append)
+    assert older.seconds == -1.0 and "by a version that did not note whether images were overwritten" in told[-1]
+    assert first.images != older.images == ""
 
 
 def test_a_draw_of_labels_that_is_not_the_published_list_is_said(subject: Path, data_root: Path, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_file_gives_the_results_of_its_encoder(name: str, images: FolderSettin
     (result,) = evaluate_run(path, SETTINGS, images)
     assert (result.given, result.encoder) == ("encoder", "external")
     kept = [item.name for item in (tmp_path / f"{name}.results" / "eval").glob("*.json")]
-    assert kept == ["classification-shapes-knn-only-no-untrained.json"]
+    assert kept == ["classification-shapes-knn-only-heads-3-precision-fp32-no-untrained.json"]
     loaded = load_any(path, HEADS)
     save_network(tmp_path / "own", Export(loaded.config, loaded.encoder))
     (own,) = evaluate_run(tmp_path / "own", SETTINGS, images)
@@ -58,7 +58,11 @@ def test_a_file_gives_the_results_of_its_encoder(name: str, images: FolderSettin
 def test_a_context_encoder_has_results_of_its_own(images: FolderSettings, tmp_path: Path) -> None:
     path = written(tmp_path / "released.pth.tar", official())
     (result,) = evaluate_run(path, replace(SETTINGS, encoder="context", baselines=("untrained", "pixels")), images)
-    assert result.variant == "context-shapes-knn-only" and set(result.subjects) == {"encoder", "untrained", "pixels"}
+    assert result.variant == "context-shapes-knn-only-heads-3-precision-fp32" and set(result.subjects) == {
+        "encoder",
+        "untrained",
+        "pixels",
+    }
     with pytest.raises(ValueError, match="holds one encoder only"):
         evaluate_run(written(tmp_path / "mae.pth", CONTENTS["mae.pth"]), replace(SETTINGS, encoder="context"), images)
 
@@ -71,7 +75,8 @@ def test_a_hugging_face_folder_keeps_its_results(images: FolderSettings, tmp_pat
     (folder / "model.safetensors").write_bytes((DATA / "hf_ijepa" / "model.safetensors").read_bytes())
     (result,) = evaluate_run(folder, replace(SETTINGS, heads=None, image_size=32), images)
     assert (
-        result.image_size == (32, 32) and (folder / "eval" / "classification-shapes-32px-knn-only-no-untrained.json").is_file()
+        result.image_size == (32, 32)
+        and (folder / "eval" / "classification-shapes-32px-knn-only-precision-fp32-no-untrained.json").is_file()
     )
 
 

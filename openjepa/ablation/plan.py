@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from openjepa.config import difference, from_dict, to_dict
-from openjepa.recipes import with_total_steps
+from openjepa.derived import resolve
 from openjepa.refusals import Refusal
 from openjepa.settings.ablation import AblationSettings
 from openjepa.settings.choices import CHOICES
@@ -18,8 +18,6 @@ Budget = Literal["images", "seconds"]
 PLAN = "plan.json"
 KEPT = ("ablation", "seconds", "probe_images", "scenes")
 """Options that must stay the same while runs are added: lengths, and how encoders are evaluated."""
-LOOKS = 10
-"""Looks of the monitor in a run."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def base_config(config: RunConfig, settings: AblationSettings) -> RunConfig:
     config = replace(config, data=settings.data, model=settings.model, system=settings.system, run=run)
     if settings.images is None:
         return config
-    return with_total_steps(config, max(1, settings.images // config.optim.batch_size))
+    return _of_length(config, max(1, settings.images // config.optim.batch_size))
 
 
 def planned_runs(rows: Mapping[str, RunConfig], speeds: Mapping[str, Speed], settings: AblationSettings) -> list[PlannedRun]:
@@ -113,13 +111,12 @@ def _runs(row: str, config: RunConfig, seed: int, speed: Speed, seconds: float |
 
 
 def _at_length(row: str, config: RunConfig, steps: int, seed: int) -> RunConfig:
-    config = with_total_steps(config, steps)
-    every = config.monitor.every and max(100, steps // LOOKS)
-    return replace(
-        config,
-        run=replace(config.run, seed=seed, name=f"{row}-{steps}steps-seed{seed}"),
-        monitor=replace(config.monitor, every=every),
-    )
+    run = replace(config.run, seed=seed, name=f"{row}-{steps}steps-seed{seed}")
+    return resolve(replace(_of_length(config, steps), run=run))
+
+
+def _of_length(config: RunConfig, steps: int) -> RunConfig:
+    return replace(config, optim=replace(config.optim, total_steps=steps))
 
 
 def kept_speeds(
@@ -152,13 +149,13 @@ def kept_speeds(
 
 def _content(base: RunConfig, settings: AblationSettings, speeds: Mapping[str, Speed]) -> dict[str, Any]:
     kept = {name: getattr(settings, name) for name in KEPT}
-    return kept | {"base": to_dict(base), "speeds": {row: asdict(speed) for row, speed in speeds.items()}}
+    return kept | {"base": to_dict(resolve(base)), "speeds": {row: asdict(speed) for row, speed in speeds.items()}}
 
 
 def _check_same(output: Path, content: Mapping[str, Any], base: RunConfig, settings: AblationSettings) -> None:
     before = from_dict(RunConfig, content["base"], CHOICES)
     # what cannot change a result, or is a place
-    now = replace(base, system=before.system, run=replace(base.run, output=before.run.output))
+    now = replace(resolve(base), system=before.system, run=replace(base.run, output=before.run.output))
     changes: Sequence[tuple[str, object, object]] = [
         *((name, content[name], getattr(settings, name)) for name in KEPT if name in content),  # older plans lack some
         *difference(before, now),

@@ -9,6 +9,7 @@ from openjepa.bench import TimedStep, measure
 from openjepa.data import open_splits
 from openjepa.data.loader import BatchPlan, TrainingLoader
 from openjepa.data.workers import choose_workers
+from openjepa.derived import resolve
 from openjepa.settings.data import DataSettings, HuggingFaceSettings
 from openjepa.settings.run import RunConfig
 from openjepa.types import Batch, LoaderPosition
@@ -47,6 +48,7 @@ class _Turns:
     def __init__(self, config: RunConfig) -> None:
         """Warms up, and chooses how many steps a turn has."""
         # a step of one microbatch: gradient accumulation only repeats it
+        config = resolve(config)
         batch = config.optim.microbatch_size or config.optim.batch_size
         optim = replace(config.optim, batch_size=batch, microbatch_size=None)
         masks = replace(config.masks, group_size=None)

@@ -2,6 +2,7 @@
 
 import math
 
+from openjepa.derived import resolved
 from openjepa.refusals import Refusal
 from openjepa.settings.masks import BlockwiseSettings, RandomPatchesSettings
 
@@ -46,7 +47,7 @@ def check_random_patches(masks: RandomPatchesSettings, grid: tuple[int, int]) ->
     if num_patches < 2:
         fix = "use a smaller model.patch_size or a larger data.image_size"
         raise Refusal(f"masks.strategy=random_patches needs at least 2 patches; this grid is {grid[0]}x{grid[1]}: {fix}")
-    if not 0 < 1 - masks.ratio < 1:
+    if not 0 < 1 - resolved(masks.ratio) < 1:
         raise Refusal(f"masks.ratio={masks.ratio:g} must lie between 0 and 1, e.g. 0.75 (MAE) or 0.15 (MSN)")
     if num_visible_of(masks, grid) == 0:
         largest = math.floor(1e4 * (1 - 1.5 / num_patches)) / 1e4  # clear of the rounding at 1 - 1 / N
@@ -56,7 +57,7 @@ def check_random_patches(masks: RandomPatchesSettings, grid: tuple[int, int]) ->
 
 def num_visible_of(masks: RandomPatchesSettings, grid: tuple[int, int]) -> int:
     """int(N (1 - ratio)) in the floating-point numbers of the published programs: 9, not 10, of 100 patches at 0.9."""
-    return int(grid[0] * grid[1] * (1 - masks.ratio))
+    return int(grid[0] * grid[1] * (1 - resolved(masks.ratio)))
 
 
 def _words(values: tuple[float, ...]) -> str:

@@ -10,13 +10,13 @@ def without_effect(method: MethodSettings) -> list[str]:
     """Values that were changed but that another setting switches off."""
     found = []
     if isinstance(method, MsnSettings):
-        rounds, usual = method.sinkhorn_iterations, MsnSettings.sinkhorn_iterations
-        if not method.sinkhorn and rounds != usual:
+        rounds = method.sinkhorn_iterations
+        if not method.sinkhorn and rounds != MsnSettings.sinkhorn_iterations:
             found.append(f"method.sinkhorn_iterations={rounds} has no effect with method.sinkhorn=False")
     if isinstance(method, IBotSettings):
-        own, usual = method.patch_outputs, IBotSettings.patch_outputs
-        if method.shared_head and own not in (method.outputs, usual):
-            found.append(f"method.patch_outputs={own} has no effect with method.shared_head=True")
+        of_patches = method.patch_outputs
+        if method.shared_head and of_patches not in (method.outputs, IBotSettings.patch_outputs):
+            found.append(f"method.patch_outputs={of_patches} has no effect with method.shared_head=True")
     if isinstance(method, Data2VecSettings):
         is_constant = method.ema_start == method.ema_end
         if is_constant and method.ema_ramp != Data2VecSettings.ema_ramp:

@@ -1,9 +1,11 @@
 """What each method needs of its settings, the masks and the encoder: one function a method, where it needs anything special."""
 
 from collections.abc import Callable
+from functools import partial
 
 from openjepa.checks.masks import check_blockwise, most_masked_of
 from openjepa.checks.sizes import check_heads, check_patch_divides, check_positions, nearest_multiple
+from openjepa.derived import heads_of, resolved
 from openjepa.refusals import Refusal
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.masks import BlockwiseSettings, RandomPatchesSettings
@@ -20,8 +22,17 @@ EQUALLY_MANY_MASKED = ("mae", "msn")
 """Methods that encode only visible patches, so that every image must have equally many."""
 
 
-def check_method(config: RunConfig) -> None:
+def method_checks(config: RunConfig) -> list[Callable[[], None]]:
     """That masks and encoder suit the method, and what the method's own settings must keep."""
+    found: list[Callable[[], None]] = [
+        partial(check, config) for check in (_check_mask_kind, _check_class_token, *METHOD_CHECKS.get(config.method.name, ()))
+    ]
+    if isinstance(config.method, MultiCropSettings):
+        found += [partial(_check_crops, config.method, config), partial(_check_hue, config.method.jitter)]
+    return found
+
+
+def _check_mask_kind(config: RunConfig) -> None:
     method, masks, name = config.method, config.masks, config.method.name
     if masks.kind not in method.mask_kinds:
         fitting = [item for item, cls in CHOICES["masks"].options.items() if cls.kind in method.mask_kinds]
@@ -31,40 +42,51 @@ def check_method(config: RunConfig) -> None:
             f"use masks.strategy={' or '.join(fitting)}, or start from a recipe of {name} (openjepa train --help), which sets "
             "everything else that suits it"
         )
-    if method.needs_class_token and not config.model.class_token:
-        raise Refusal(f"model.class_token=False, but method.name={name} trains the class token: set model.class_token=True")
-    if isinstance(method, MultiCropSettings):
-        _check_crops(method, config)
-    if name in METHOD_CHECKS:
-        METHOD_CHECKS[name](config)
 
 
-def _check_ijepa(config: RunConfig) -> None:
-    method, model = config.method, config.model
+def _check_class_token(config: RunConfig) -> None:
+    if config.method.needs_class_token and not config.model.class_token:
+        words = f"method.name={config.method.name} trains the class token: set model.class_token=True"
+        raise Refusal(f"model.class_token=False, but {words}")
+
+
+def _check_predictor_heads(config: RunConfig) -> None:
+    method = config.method
     assert isinstance(method, IJepaSettings)
-    width = method.predictor_width
-    check_heads("method.predictor_heads", method.predictor_heads or model.shape().heads, "method.predictor_width", width)
-    check_positions("method.predictor_width", width)
+    heads = heads_of(method.predictor_heads, config.model.shape().heads)
+    check_heads("method.predictor_heads", heads, "method.predictor_width", resolved(method.predictor_width))
 
 
-def _check_mae(config: RunConfig) -> None:
+def _check_predictor_positions(config: RunConfig) -> None:
+    assert isinstance(config.method, IJepaSettings)
+    check_positions("method.predictor_width", resolved(config.method.predictor_width))
+
+
+def _check_decoder_heads(config: RunConfig) -> None:
     method = config.method
     assert isinstance(method, MaeSettings)
-    _check_equally_many_are_masked(config)
-    check_heads("method.decoder_heads", method.decoder_heads, "method.decoder_width", method.decoder_width)
-    check_positions("method.decoder_width", method.decoder_width)
+    heads = heads_of(method.decoder_heads, config.model.shape().heads)
+    check_heads("method.decoder_heads", heads, "method.decoder_width", resolved(method.decoder_width))
 
 
-def _check_data2vec(config: RunConfig) -> None:
+def _check_decoder_positions(config: RunConfig) -> None:
+    assert isinstance(config.method, MaeSettings)
+    check_positions("method.decoder_width", resolved(config.method.decoder_width))
+
+
+def _check_average_layers(config: RunConfig) -> None:
     method, depth = config.method, config.model.shape().depth
     assert isinstance(method, Data2VecSettings)
-    if method.average_layers > depth:
+    if resolved(method.average_layers) > depth:
         raise Refusal(
             f"method.average_layers={method.average_layers} of an encoder with {depth} blocks: set method.average_layers to at "
             f"most {depth}; half of them ({max(1, depth // 2)}) is what is published"
         )
-    _check_hue(method.jitter)
-    _check_something_is_masked(config, e_g="0.6")
+
+
+def _check_hue_of_data2vec(config: RunConfig) -> None:
+    assert isinstance(config.method, Data2VecSettings)
+    _check_hue(config.method.jitter)
 
 
 def _check_ibot(config: RunConfig) -> None:
@@ -77,7 +99,6 @@ def _check_ibot(config: RunConfig) -> None:
 
 
 def _check_msn(config: RunConfig) -> None:
-    _check_equally_many_are_masked(config)
     together = config.optim.microbatch_size or config.optim.batch_size
     if together < 2:
         name = "batch_size" if config.optim.microbatch_size is None else "microbatch_size"
@@ -88,8 +109,8 @@ def _check_msn(config: RunConfig) -> None:
 
 
 def _check_equally_many_are_masked(config: RunConfig) -> None:
-    """For methods that encode only visible patches."""
-    if not isinstance(config.masks, RandomPatchesSettings):
+    """For methods that encode only visible patches; masks of another kind are refused as such."""
+    if config.masks.kind == "tokens" and not isinstance(config.masks, RandomPatchesSettings):
         raise Refusal(
             f"masks.strategy={config.masks.strategy} masks unequal numbers of patches, but method.name={config.method.name} "
             "encodes only the visible ones, equally many in every image: use masks.strategy=random_patches"
@@ -112,14 +133,13 @@ def _check_something_is_masked(config: RunConfig, e_g: str) -> None:
 def _check_crops(method: MultiCropSettings, config: RunConfig) -> None:
     """What all methods of several crops need."""
     if method.local_crops:
-        size, patch, side = (method.local_size, method.local_size), config.model.patch_size, max(config.data.height_width())
-        check_patch_divides(patch, size, size_name="method.local_size")
-        if method.local_size > side:
+        size, patch, side = resolved(method.local_size), config.model.patch_size, max(config.data.height_width())
+        check_patch_divides(patch, (size, size), size_name="method.local_size")
+        if size > side:
             raise Refusal(
-                f"method.local_size={method.local_size} makes the small crops larger than the large ones, "
+                f"method.local_size={size} makes the small crops larger than the large ones, "
                 f"data.image_size={side}: use e.g. method.local_size={nearest_multiple(side * 3 // 7, patch)}"
             )
-    _check_hue(method.jitter)
 
 
 def _check_hue(jitter: tuple[float, float, float, float]) -> None:
@@ -129,10 +149,10 @@ def _check_hue(jitter: tuple[float, float, float, float]) -> None:
         )
 
 
-METHOD_CHECKS: dict[str, Callable[[RunConfig], None]] = {
-    "ijepa": _check_ijepa,
-    "mae": _check_mae,
-    "data2vec": _check_data2vec,
-    "ibot": _check_ibot,
-    "msn": _check_msn,
+METHOD_CHECKS: dict[str, tuple[Callable[[RunConfig], None], ...]] = {
+    "ijepa": (_check_predictor_heads, _check_predictor_positions),
+    "mae": (_check_equally_many_are_masked, _check_decoder_heads, _check_decoder_positions),
+    "data2vec": (_check_average_layers, _check_hue_of_data2vec, partial(_check_something_is_masked, e_g="0.6")),
+    "ibot": (_check_ibot,),
+    "msn": (_check_equally_many_are_masked, _check_msn),
 }

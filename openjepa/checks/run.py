@@ -2,48 +2,71 @@
 
 import math
 import re
+from collections.abc import Callable
+from functools import partial
 
 from openjepa.checks.masks import check_blockwise, check_random_patches
 from openjepa.checks.method_remarks import without_effect
-from openjepa.checks.methods import check_method
+from openjepa.checks.methods import method_checks
 from openjepa.checks.sizes import PATCH_SIZES, check_heads, check_patch_divides, check_positions
-from openjepa.checks.values import check_pairs, check_ranges
-from openjepa.refusals import Refusal
-from openjepa.settings.data import DataSettings, FolderSettings, HuggingFaceSettings
+from openjepa.checks.values import value_checks
+from openjepa.derived import divisors, nearest_by_ratio, resolve, resolved
+from openjepa.refusals import Refusal, refuse, refused
+from openjepa.settings.data import FolderSettings, HuggingFaceSettings
 from openjepa.settings.masks import BlockwiseSettings, MultiblockSettings, RandomPatchesSettings
 from openjepa.settings.models import SIZES, ModelSettings
 from openjepa.settings.optimization import OptimizationSettings
 from openjepa.settings.run import RunConfig, RunSettings
 
+COMPUTED_WITH = (
+    "model.",
+    "masks.",
+    "method.",
+    "optim.batch_size",
+    "optim.microbatch_size",
+    "optim.images_per_device",
+    "optim.epochs",
+    "optim.total_steps",
+    "optim.warmup_",
+)
+"""Beginnings of names: what is checked with the values of these settings needs values within their range."""
+
 
 def check(config: RunConfig, world_size: int = 1, is_model_known: bool = True) -> None:
-    """Raises Refusal at the first setting that cannot work, alone or with the others, on `world_size` processes.
+    """Raises one Refusal that names all settings that cannot work, alone or with the others, on `world_size` processes.
 
-    Without `is_model_known`, of a run whose model follows weights that are not read yet, all that does not depend on it.
+    Settings that follow others are checked with the values that they get. Without `is_model_known`, for a run whose model
+    follows weights that are not read yet, what depends on the model is left out.
     """
-    check_ranges(config)
-    check_pairs(config)
-    if is_model_known:
-        _check_model(config)
-    _check_batch(config, world_size)
-    _check_length(config.optim)
-    _check_source(config)
-    _check_run(config.run)
-    if config.monitor.lidar_masks == 1:
-        raise Refusal("monitor.lidar_masks=1 must be at least 2, because LiDAR compares draws; or 0 for no LiDAR")
+    values: list[tuple[str, Callable[[], None]]] = [*value_checks(config), ("model.", partial(_check_size, config.model))]
+    problems = refused(check for name, check in values if name.startswith(COMPUTED_WITH))
+    checks = [check for name, check in values if not name.startswith(COMPUTED_WITH)]
+    checks += [partial(_check_source, config), partial(_check_run, config.run)]
+    if not problems:
+        config = resolve(config, processes=world_size)
+        checks += [partial(_check_batch, config, world_size), partial(_check_length, config.optim)]
+        checks += _model_checks(config) if is_model_known else []
+    refuse(problems + refused(checks))
 
 
-def _check_model(config: RunConfig) -> None:
-    """What depends on the model: its own sizes, the method's and the masks'."""
-    _check_patches(config.model, config.data)
-    _check_encoder(config.model)
-    check_method(config)
-    if isinstance(config.masks, MultiblockSettings):
-        _check_multiblock(config)
-    if isinstance(config.masks, BlockwiseSettings):
-        check_blockwise(config.masks, config.model.grid(config.data.height_width()))
-    if isinstance(config.masks, RandomPatchesSettings):
-        check_random_patches(config.masks, config.model.grid(config.data.height_width()))
+def _model_checks(config: RunConfig) -> list[Callable[[], None]]:
+    """Of what depends on the model: its own sizes, the method's and the masks'. Grids need images of whole patches."""
+    masks, shape, grid = config.masks, config.model.shape(), config.model.grid(config.data.height_width())
+    found: list[Callable[[], None]] = [
+        partial(check_patch_divides, config.model.patch_size, config.data.height_width()),
+        partial(check_heads, "model.heads", shape.heads, "the width of the encoder", shape.width),
+        partial(check_positions, "model.width", shape.width),
+    ]
+    if refused(found[:1]):
+        return found
+    found += method_checks(config)
+    if isinstance(masks, MultiblockSettings):
+        found.append(partial(_check_multiblock, grid))
+    if isinstance(masks, BlockwiseSettings):
+        found.append(partial(check_blockwise, masks, grid))
+    if isinstance(masks, RandomPatchesSettings):
+        found.append(partial(check_random_patches, masks, grid))
+    return found
 
 
 def remarks(config: RunConfig) -> list[str]:
@@ -51,7 +74,7 @@ def remarks(config: RunConfig) -> list[str]:
 
     Mask strategies warn of their own, and methods remark on the length once it is known in steps.
     """
-    found = []
+    config, found = resolve(config), []
     optim = config.optim
     if optim.total_steps is not None and optim.epochs != OptimizationSettings.epochs:
         found.append(f"optim.epochs={optim.epochs} has no effect: optim.total_steps={optim.total_steps} sets the length")
@@ -81,17 +104,11 @@ def remarks(config: RunConfig) -> list[str]:
 # -------------------------------------------------------------------------------------------------- image and networks
 
 
-def _check_patches(model: ModelSettings, data: DataSettings) -> None:
-    patch = model.patch_size
-    if patch not in PATCH_SIZES:
-        raise Refusal(f"model.patch_size={patch} must be between {PATCH_SIZES[0]} and {PATCH_SIZES[-1]}")
-    check_patch_divides(patch, data.height_width())
-
-
-def _check_encoder(model: ModelSettings) -> None:
-    shape = model.shape()
-    check_heads("model.heads", shape.heads, "the width of the encoder", shape.width)
-    check_positions("model.width", shape.width)
+def _check_size(model: ModelSettings) -> None:
+    if model.patch_size not in PATCH_SIZES:
+        raise Refusal(f"model.patch_size={model.patch_size} must be between {PATCH_SIZES[0]} and {PATCH_SIZES[-1]}")
+    if model.size not in SIZES:
+        raise Refusal(f"model.size={model.size!r} must be one of {', '.join(SIZES)}")
 
 
 # ------------------------------------------------------------------------------------------------- batch, length, data
@@ -101,41 +118,45 @@ def _check_batch(config: RunConfig, world_size: int) -> None:
     batch, micro, group = config.optim.batch_size, config.optim.microbatch_size, config.masks.group_size
     if batch % world_size:
         raise Refusal(f"optim.batch_size={batch} must be a multiple of the {world_size} processes")
-    share = batch // world_size
+    share, wrong = batch // world_size, []
     if micro is not None and share % micro:
-        fitting = _near_divisors(share, micro)
         per_process = f"optim.batch_size={batch}" + (f" / {world_size} processes" if world_size > 1 else "")
-        raise Refusal(f"optim.microbatch_size={micro} does not divide {per_process}; near values that do: {fitting}")
-    if group is None:
-        return
-    if batch % group:
+        fitting = _near_divisors(share, micro)
+        wrong.append(f"optim.microbatch_size={micro} does not divide {per_process}; near values that do: {fitting}")
+    if group is not None and batch % group:
         fitting = _near_divisors(batch, group)
-        raise Refusal(f"masks.group_size={group} does not divide optim.batch_size={batch}; near values that do: {fitting}")
-    if group % (micro or share):
+        wrong.append(f"masks.group_size={group} does not divide optim.batch_size={batch}; near values that do: {fitting}")
+    if group is not None and not wrong and group % (micro or share):
         fix = f"set optim.microbatch_size to a divisor of {group}"
-        raise Refusal(f"masks.group_size={group} is no multiple of the microbatch ({micro or share} images): {fix}")
+        wrong.append(f"masks.group_size={group} is no multiple of the microbatch ({micro or share} images): {fix}")
+    if wrong and group is not None:
+        fitting_group = nearest_by_ratio(divisors(batch), group)
+        fitting_micro = nearest_by_ratio(divisors(math.gcd(share, fitting_group)), micro or share)
+        wrong.append(f"these fit together: optim.microbatch_size={fitting_micro} and masks.group_size={fitting_group}")
+    if wrong:
+        raise Refusal("; ".join(wrong))
 
 
 def _near_divisors(number: int, value: int) -> str:
-    divisors = [item for item in range(1, number + 1) if number % item == 0]
-    closest = sorted(divisors, key=lambda item: abs(math.log(item / value)))[:4]
+    closest = sorted(divisors(number), key=lambda item: abs(math.log(item / value)))[:4]
     return ", ".join(map(str, sorted(closest)))
 
 
 def _check_length(optim: OptimizationSettings) -> None:
     if optim.total_steps is not None and optim.warmup_steps is not None and optim.warmup_steps > optim.total_steps:
         raise Refusal(f"optim.warmup_steps={optim.warmup_steps} is more than optim.total_steps={optim.total_steps}")
-    if optim.total_steps is None and optim.warmup_steps is None and optim.warmup_epochs >= optim.epochs:
+    if optim.warmup_steps is None and optim.warmup_epochs is None:
+        raise Refusal(
+            "optim.warmup_epochs, optim.warmup_steps and optim.warmup_share are all None: set one, e.g. optim.warmup_share=0.1"
+        )
+    if optim.warmup_steps is None and optim.total_steps is None and resolved(optim.warmup_epochs) >= optim.epochs:
         raise Refusal(
             f"optim.warmup_epochs={optim.warmup_epochs:g} is not shorter than optim.epochs={optim.epochs:g}: the learning rate "
             f"would never reach optim.lr. Set optim.warmup_epochs, e.g. {optim.epochs / 20:g}"
         )
 
 
-def _check_multiblock(config: RunConfig) -> None:
-    masks = config.masks
-    assert isinstance(masks, MultiblockSettings)
-    grid = config.model.grid(config.data.height_width())
+def _check_multiblock(grid: tuple[int, int]) -> None:
     if min(grid) < 2:
         fix = "use a smaller model.patch_size or a larger data.image_size"
         raise Refusal(f"masks.strategy=multiblock needs at least 2x2 patches; this grid is {grid[0]}x{grid[1]}: {fix}")
@@ -156,5 +177,3 @@ def _check_source(config: RunConfig) -> None:
         raise Refusal(f"data.path is empty: say where the images are, e.g. {example}")
     if isinstance(data, HuggingFaceSettings) and data.streaming and config.optim.total_steps is None:
         raise Refusal("data.streaming=True needs optim.total_steps: the length of a stream is not known")
-    if config.model.size not in SIZES:
-        raise Refusal(f"model.size={config.model.size!r} must be one of {', '.join(SIZES)}")

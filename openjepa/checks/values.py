@@ -1,6 +1,8 @@
 """The range of every setting that has one."""
 
 import math
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from openjepa.config import flatten
 from openjepa.ranges import ABOVE_ZERO_FRACTION, BELOW_ONE, COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Range, check_range
@@ -75,6 +77,7 @@ RANGES: dict[str, Range] = {
     "data.window": COUNT,
     "optim.batch_size": COUNT,
     "optim.microbatch_size": COUNT,
+    "optim.images_per_device": COUNT,
     "optim.epochs": POSITIVE,
     "optim.total_steps": COUNT,
     "optim.lr": POSITIVE,
@@ -82,6 +85,7 @@ RANGES: dict[str, Range] = {
     "optim.final_lr": NOT_NEGATIVE,
     "optim.warmup_epochs": NOT_NEGATIVE,
     "optim.warmup_steps": NOT_NEGATIVE,
+    "optim.warmup_share": BELOW_ONE,
     "optim.cooldown": FRACTION,
     "optim.weight_decay": NOT_NEGATIVE,
     "optim.final_weight_decay": NOT_NEGATIVE,
@@ -120,26 +124,34 @@ PAIRS: dict[str, Range] = {
 """The same for settings that are (smallest, largest)."""
 
 
-def check_ranges(config: RunConfig) -> None:
-    """Raises Refusal at the first value out of its range, alone or among others of one setting."""
+def value_checks(config: RunConfig) -> Iterator[tuple[str, Callable[[], None]]]:
+    """One check, with its setting, for each number that has a range, alone or among others, and for each pair."""
     for name, value in flatten(config).items():
         for item in value if isinstance(value, tuple) else (value,):
             if name in RANGES and isinstance(item, int | float):
-                check_range(name, item, RANGES[name])
+                yield name, partial(check_range, name, item, RANGES[name])
+        if name in PAIRS and isinstance(value, tuple):
+            yield name, partial(_check_pair, name, value)
+    yield "data.pixel_std", partial(_check_deviations, config.data.pixel_std)
+    yield "monitor.lidar_masks", partial(_check_draws, config.monitor.lidar_masks)
 
 
-def check_pairs(config: RunConfig) -> None:
-    """Raises Refusal at the first pair out of its range or in the wrong order."""
-    if not all(0 < deviation < math.inf for deviation in config.data.pixel_std):
-        raise Refusal(f"data.pixel_std={_words(config.data.pixel_std)}: all values must be above 0")
-    for name, value in flatten(config).items():
-        if name not in PAIRS or not isinstance(value, tuple):
-            continue
-        low, high, words = PAIRS[name]
-        if not all(low <= item <= high for item in value):
-            raise Refusal(f"{name}={_words(value)}: both values must be {words}")
-        if value[0] > value[1]:
-            raise Refusal(f"{name}={_words(value)}: smallest first, then largest: {value[1]} {value[0]}")
+def _check_pair(name: str, value: tuple[float, float]) -> None:
+    low, high, words = PAIRS[name]
+    if not all(low <= item <= high for item in value):
+        raise Refusal(f"{name}={_words(value)}: both values must be {words}")
+    if value[0] > value[1]:
+        raise Refusal(f"{name}={_words(value)}: smallest first, then largest: {value[1]} {value[0]}")
+
+
+def _check_deviations(values: tuple[float, ...]) -> None:
+    if not all(0 < deviation < math.inf for deviation in values):
+        raise Refusal(f"data.pixel_std={_words(values)}: all values must be above 0")
+
+
+def _check_draws(number: int) -> None:
+    if number == 1:
+        raise Refusal("monitor.lidar_masks=1 must be at least 2, because LiDAR compares draws; or 0 for no LiDAR")
 
 
 def _words(value: tuple[object, ...]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from openjepa.ablations import ABLATIONS, ablation_rows
-from openjepa.arguments import normalized, option_value, parse, require, select_component, with_half_predictor
+from openjepa.arguments import normalized, option_value, parse, require, select_component
 from openjepa.commands.paths import check_output_folder
 from openjepa.recipes import load_recipe
 from openjepa.refusals import Refusal
@@ -38,7 +38,7 @@ def ablate(argv: Sequence[str], prog: str) -> None:
         if name in map(normalized, argv):
             raise Refusal(f"--{name} has no effect: the rows of an ablation say it; use --rows to choose some of them")
     config = load_recipe(option_value(argv, "recipe") or AblationSettings.recipe, option_value(argv, "preset"))
-    config = with_half_predictor(replace(config, data=select_component(config.data, "data", argv)), argv)
+    config = replace(config, data=select_component(config.data, "data", argv))
     start = AblationSettings(data=config.data, model=config.model, system=config.system)
     names = "\n".join(f"  {name:<10}{item.title}: {', '.join(item.names)}" for name, item in ABLATIONS.items())
     options = parse(AblationSettings, argv, prog, ABLATE_HELP.format(names=names), start)

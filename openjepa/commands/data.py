@@ -13,12 +13,14 @@ from openjepa.arguments import (
 )
 from openjepa.checks import check_patch_divides
 from openjepa.commands.paths import check_output_file, check_output_folder
+from openjepa.derived import resolve
 from openjepa.recipes import load_recipe
 from openjepa.refusals import Refusal
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.data import DataSettings, FolderSettings, height_and_width
 from openjepa.settings.masks import MaskSettings, MultiblockSettings
 from openjepa.settings.models import ModelSettings
+from openjepa.settings.run import RunConfig
 
 MASKS_HELP = """Draws examples of a mask strategy and how often each patch is context or target, or visible or masked, as a
 picture. The other mode of multi-block masks is drawn below the chosen one, to compare.
@@ -75,10 +77,12 @@ def data_masks(argv: Sequence[str], prog: str) -> None:
     from openjepa.masks import MASKS
     from openjepa.visualization import mask_figure
 
-    build, grid = MASKS[options.masks.strategy].load(), (height // options.patch_size, width // options.patch_size)
-    samplers = [build(options.masks, grid)]
-    if isinstance(options.masks, MultiblockSettings):
-        other = replace(options.masks, mode="official" if options.masks.mode == "unbiased" else "unbiased")
+    model, data = ModelSettings(patch_size=options.patch_size), FolderSettings(image_size=options.image_size)
+    masks = resolve(RunConfig(model=model, data=data, masks=options.masks)).masks
+    build, grid = MASKS[masks.strategy].load(), (height // options.patch_size, width // options.patch_size)
+    samplers = [build(masks, grid)]
+    if isinstance(masks, MultiblockSettings):
+        other = replace(masks, mode="official" if masks.mode == "unbiased" else "unbiased")
         try:
             with warnings.catch_warnings():  # what only the chosen mode heeds is no mistake
                 warnings.simplefilter("ignore", UserWarning)

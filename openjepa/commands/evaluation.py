@@ -55,7 +55,6 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
     _check_evaluation_options(options, data is not None)
     for remark in evaluation_remarks(options.evaluation, _protocols(options)):
         print(f"note: {remark}", file=sys.stderr)
-    from openjepa.evaluation.results import FAILED
     from openjepa.evaluation.running import evaluate_run
     from openjepa.evaluation.suite_running import evaluate_suite
     from openjepa.evaluation.tables import print_results, print_row
@@ -74,7 +73,7 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
             options.again,
         )
     print_results(results)
-    if any((result.skipped or "").startswith(FAILED) for result in results):
+    if any(result.failed for result in results):
         sys.exit(1)
     if all(result.skipped is not None for result in results):
         sys.exit(2)

@@ -13,8 +13,10 @@ import tyro
 from openjepa.arguments import decided_by_file, given_settings, parse, parse_train, require
 from openjepa.checks import check, remarks
 from openjepa.commands.paths import check_output_file, check_output_folder, check_subject
-from openjepa.recipes import RECIPES
+from openjepa.config import load_run_config
+from openjepa.recipes import RECIPES, kept_by_file
 from openjepa.settings.choices import CHOICES
+from openjepa.settings.run import RunConfig
 
 TRAIN_HELP = """openjepa train RECIPE [OPTIONS]: train an encoder. The recipe comes first, then any setting to change.
 
@@ -92,6 +94,8 @@ def train(argv: Sequence[str], prog: str) -> None:
     choices = [f"  --{name}.{choice.field} {' | '.join(choice.options)}" for name, choice in CHOICES.items()]
     text = TRAIN_HELP.format(recipes="\n".join(recipes), choices="\n".join(choices))
     config, options = parse_train(argv, prog, text)
+    if options.config is not None:
+        _note_kept(options.config, config)
     # a model that follows weights is known once these are read
     check(config, world_size=int(os.environ.get("WORLD_SIZE", "1")), is_model_known=config.run.init is None)
     for remark in remarks(config):
@@ -103,6 +107,17 @@ def train(argv: Sequence[str], prog: str) -> None:
     if folder is not None:
         labeled = json.loads((folder / "summary.json").read_text()).get("labeled", True)
         print(f"next: openjepa {'evaluate' if labeled else 'visualize'} {folder}")
+
+
+def _note_kept(file: Path, config: RunConfig) -> None:
+    """Says that settings of the file stay though others that they followed have changed, and what would follow now."""
+    if follows := kept_by_file(load_run_config(file), config):
+        options = " ".join(f"--{name.replace('_', '-')} {_option_value(value)}" for name, value in follows.items())
+        print(f"note: what {file} says stays; to follow the changed settings, give {options}", file=sys.stderr)
+
+
+def _option_value(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -134,7 +134,9 @@ def _index(known: CardFacts) -> Iterator[dict[str, Any]]:
 
 
 def _data_name(result: Mapping[str, Any]) -> str:
-    """The first words of what the data is: the rest counts its images."""
+    """As the result says; of older ones the first words of what the data is, the rest of which counts its images."""
+    if named := result.get("data_name"):
+        return text(named, 80)
     return text(re.split(r"[:,]", str(result.get("data") or _title(result)))[0], 80) or "unknown"
 
 

@@ -83,7 +83,6 @@ def find_origin(subject: Path, loaded: Loaded) -> Origin:
         run = replace(run, config=published(run.config))
         training = _numbers(run) | dict(loaded.training)
         return Origin(run_folder.resolve().name, True, weights, run, run.config or None, training)
-    is_native = loaded.is_own
     folder = place.parent if place.name == CHECKPOINT_FILE else place
     if (mark := _mark(folder)) is not None:
         return Origin(
@@ -96,7 +95,7 @@ def find_origin(subject: Path, loaded: Loaded) -> Origin:
             license=_word(mark, "license"),
             what=_word(mark, "what"),
         )
-    return Origin(source, is_native, weights, _evaluated(place), training=dict(loaded.training))
+    return Origin(source, loaded.is_own, weights, _evaluated(place), training=dict(loaded.training))
 
 
 def _run_folder(place: Path) -> Path | None:

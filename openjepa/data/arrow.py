@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from openjepa.data.decode import DecodeError
+from openjepa.data.fingerprint import file_stamp
 from openjepa.data.folder_entries import SUFFIXES
 from openjepa.data.labels import is_text, value_type
 from openjepa.data.source import ListSource
@@ -130,24 +131,35 @@ class ImageRows:
         path: str | None = None if self._paths is None else self._paths[row].as_py()
         return path
 
+    def file(self, row: int) -> Path | None:
+        """The file that a row names in place of an image; None if the row holds the image, or neither."""
+        if self._encoded is not None and self._encoded[row].is_valid:
+            return None
+        path = self.path(row)
+        return Path(self._folder) / path if path else None
+
     def read(self, row: int) -> bytes:
         """The encoded image; a row without bytes may name a file. Raises DecodeError or OSError if there is none."""
         data: bytes | None = None if self._encoded is None else self._encoded[row].as_py()
         if data is not None:
             return data
-        path = self.path(row)
-        if not path:
+        file = self.file(row)
+        if file is None:
             raise DecodeError("the row has no image")
-        return (Path(self._folder) / path).read_bytes()
+        return file.read_bytes()
 
 
 class ArrowSource(ListSource):
     """Rows of a table. Worker processes that cannot inherit it open it again."""
 
-    def __init__(self, open_rows: Callable[[], Iterable[ImageRows]], title: str) -> None:
-        """`open_rows()` gives the rows, piece by piece; `title` is what they are called in messages."""
+    def __init__(self, open_rows: Callable[[], Iterable[ImageRows]], title: str, files: bytes) -> None:
+        """`open_rows()` gives the rows, piece by piece; `title` is what they are called in messages.
+
+        `files`: stamp of the files that the rows are read from.
+        """
         self._open_rows = open_rows
         self._title = title
+        self._files = files
         self._open()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -176,6 +188,12 @@ class ArrowSource(ListSource):
         """The row, and the path of the image if the table has it."""
         piece, row = self._locate(index)
         return row_name(self._title, index, piece.path(row))
+
+    def stamp(self, index: int) -> bytes:
+        """That of the table's files, and of the file that a row names in place of an image."""
+        piece, row = self._locate(index)
+        file = piece.file(row)
+        return self._files if file is None else self._files + file_stamp(file)
 
     def _locate(self, index: int) -> tuple[ImageRows, int]:
         if not 0 <= index < len(self):

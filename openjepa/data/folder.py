@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from openjepa.data.fingerprint import file_stamp
 from openjepa.data.folder_entries import SUFFIXES, EntryKind, OtherEntries, walk
 from openjepa.data.image_lists import VAL_ANNOTATIONS, check_listed, read_val_annotations
 from openjepa.data.mask_folders import find_mask_folders
@@ -56,6 +57,10 @@ class FolderSource(ListSource):
         """Path of a file below the folder."""
         start = int(self._ends[index - 1]) if index else 0
         return os.fsdecode(self._names[start : int(self._ends[index])].tobytes())
+
+    def stamp(self, index: int) -> bytes:
+        """Size and modification time of a file."""
+        return file_stamp(f"{self.root}/{self.name(index)}")
 
 
 def open_folder(settings: FolderSettings, seed: int) -> Splits:

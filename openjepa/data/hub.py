@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from openjepa.data.arrow import NUM_EXAMPLES, ArrowSource, Columns, ImageRows, choose_columns, row_name
@@ -34,7 +35,7 @@ class HubReader(SplitReader):
     def open_list(self, split: str) -> ListSource:
         """Images mapped from the library's Arrow files."""
         dataset = self._list(split)
-        return ArrowSource(partial(_rows_of, dataset, self._columns(dataset).image), split)
+        return ArrowSource(partial(_rows_of, dataset, self._columns(dataset).image), split, _stamp(dataset))
 
     def label_column(self, split: str) -> LabelColumn | None:
         """The labels, from their column alone."""
@@ -64,6 +65,12 @@ class HubReader(SplitReader):
         return choose_columns(
             dataset.features.arrow_schema, self._settings, lambda name: table.column(name)[:NUM_EXAMPLES].to_pylist()
         )
+
+
+def _stamp(dataset: Any) -> bytes:
+    """The folders of the library's Arrow files, which it names after the commit on the Hub, with their names and sizes."""
+    prepared = [Path(entry["filename"]) for entry in dataset.cache_files]
+    return "".join(f"{file.parent.name} {file.name} {file.stat().st_size} " for file in prepared).encode()
 
 
 def _rows_of(dataset: Any, image: str) -> Iterator[ImageRows]:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from openjepa.data.arrow import NUM_EXAMPLES, ArrowSource, Columns, ImageRows, choose_columns, decoded, row_name
 from openjepa.data.decode import DecodeError
+from openjepa.data.fingerprint import joined_stamps
 from openjepa.data.labels import LabelColumn, from_arrow, is_text, stream_label, value_type
 from openjepa.data.prepared import prepared
 from openjepa.data.reader import SplitReader
@@ -41,7 +42,7 @@ class ParquetReader(SplitReader):
         files, image = tuple(self._files[split]), self._columns(split).image
         needed = sum(uncompressed_bytes(file, [image]) for file in files)
         is_small = needed <= IN_MEMORY_SHARE * available_memory()
-        return ArrowSource(partial(read_rows if is_small else mapped_rows, files, image), split)
+        return ArrowSource(partial(read_rows if is_small else mapped_rows, files, image), split, joined_stamps(files))
 
     def label_column(self, split: str) -> LabelColumn | None:
         """The labels, from their column alone."""
@@ -169,6 +170,7 @@ class ParquetShards(ShardSource):
         self._columns = columns
         self._title = title
         self.class_names = columns.class_names
+        self.stamp = joined_stamps(files)
 
     def __len__(self) -> int:
         """Number of files."""

@@ -1,5 +1,6 @@
 """Sources: what every kind of data looks like to the loader and to the evaluation."""
 
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +39,16 @@ class ListSource(ABC):
     @abstractmethod
     def name(self, index: int) -> str:
         """A path, or shard and row: what `skipped.jsonl` and error messages call the record."""
+
+    def stamp(self, index: int) -> bytes:
+        """What changes with the image of a record. Here a checksum of its bytes, which suits records in memory.
+
+        Sources of files give size and modification time of the file, which cost no reading.
+        """
+        try:
+            return b"%08x " % zlib.crc32(self.read(index))
+        except (OSError, ValueError):
+            return b"unreadable "
 
 
 class LabelMaps(ABC):
@@ -78,6 +89,8 @@ class ShardSource(ABC):
 
     class_names: tuple[str, ...] | None = None
     num_records: int | None = None
+    stamp: bytes = b""
+    """What changes with the files of the shards (size and modification time); empty if they do not lie on this machine."""
 
     @abstractmethod
     def __len__(self) -> int:

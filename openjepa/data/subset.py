@@ -41,6 +41,10 @@ class Subset(ListSource):
         """Its name in the other list."""
         return self._source.name(int(self._indices[index]))
 
+    def stamp(self, index: int) -> bytes:
+        """That of the record in the other list."""
+        return self._source.stamp(int(self._indices[index]))
+
 
 def labeled_part(source: ListSource) -> ListSource:
     """The records that have a class, if only some have one; else the whole list."""

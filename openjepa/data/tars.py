@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from openjepa.data.arrow import row_name
 from openjepa.data.decode import DecodeError
+from openjepa.data.fingerprint import file_stamp, joined_stamps
 from openjepa.data.folder_entries import SUFFIXES
 from openjepa.data.labels import CANONICAL_NUMBER, WHOLE_NUMBER, LabelColumn, from_words, stream_label
 from openjepa.data.prepared import prepared
@@ -248,6 +249,7 @@ class TarSource(ListSource):
         """`files`: tars; `indices`: their tables (`_write_index`); `title` is what samples are called in messages."""
         self._title = title
         self._files = [unpacked(Path(file)) for file in files]
+        self._stamps = [file_stamp(file) for file in files]
         self._file_numbers = np.repeat(np.arange(len(files)), [index.num_rows for index in indices])
         self._offsets, self._sizes = (_numbers(indices, name) for name in ("offset", "size"))
         # one string for all names, as in FolderSource
@@ -272,6 +274,10 @@ class TarSource(ListSource):
             raise DecodeError("the tar ends in the middle of this file")
         return data
 
+    def stamp(self, index: int) -> bytes:
+        """That of the sample's tar."""
+        return self._stamps[int(self._file_numbers[index])]
+
     def name(self, index: int) -> str:
         """The row, and the name of the image in its tar."""
         name = self._names[self._ends[index] : self._ends[index + 1]].tobytes()
@@ -290,6 +296,7 @@ class TarShards(ShardSource):
         self._files = files
         self._fields = fields
         self._title = title
+        self.stamp = joined_stamps(files)
 
     def __len__(self) -> int:
         """Number of tars."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from openjepa.config import to_dict
 from openjepa.data import open_splits
-from openjepa.data.fingerprint import source_hash
+from openjepa.data.fingerprint import source_hash, stamps_hash
 from openjepa.data.folder import left_out as other_folders
 from openjepa.data.huggingface import left_out as other_splits
 from openjepa.data.huggingface import split_names
@@ -50,6 +50,13 @@ class Images:
     def described(self) -> str:
         """Splits, numbers of images and a hash of their names and of some of their bytes: other images are told by it."""
         return ", ".join(f"{name} {_length(source)} ({_hash(source)})" for name, source in self.sources.items())
+
+    def stamped(self) -> str:
+        """A hash of sizes and modification times of all files: images that were overwritten in place are told by it."""
+        digest = hashlib.sha256()
+        for source in self.sources.values():
+            digest.update(stamps_hash(source).encode() if isinstance(source, ListSource) else source.stamp)
+        return digest.hexdigest()[:12]
 
     def entries(self) -> dict[str, Any]:
         """The settings for the manifest: those with an effect, the path absolute."""

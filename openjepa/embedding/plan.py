@@ -13,6 +13,7 @@ from openjepa.embedding.table import Manifest, manifest_from_json, parquet_manif
 COMPARED = (
     "weights",
     "images",
+    "files",
     "kind",
     "shape",
     "dtype",
@@ -89,8 +90,10 @@ def plan_entries(path: Path) -> dict[str, Any] | None:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs, one line each; empty where nothing does."""
-    return "\n".join(f"  {name}: {_short(old)}, now {_short(new)}" for name, old, new in difference(dict(before), dict(now)))
+    """What differs, one line each; empty where nothing does. What older versions have not noted is not compared."""
+    known = {name: value for name, value in now.items() if name != "files" or before.get("files")}
+    before = {name: value for name, value in before.items() if name in known or name != "files"}
+    return "\n".join(f"  {name}: {_short(old)}, now {_short(new)}" for name, old, new in difference(before, known))
 
 
 def _short(value: object) -> str:

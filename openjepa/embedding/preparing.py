@@ -81,5 +81,6 @@ def make_manifest(subject: Path | str, encoder: Encoder, images: Images, seed: i
         splits=tuple(images.sources),
         seed=seed,
         images=images.described(),
+        files=images.stamped(),
         class_names=images.class_names or (),
     )

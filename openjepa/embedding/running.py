@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,7 @@ from openjepa.embedding.images import Images
 from openjepa.embedding.parts import PartsFolder
 from openjepa.embedding.plan import Plan, finished_manifest, make_plan
 from openjepa.embedding.preparing import find_images, load_encoder, local_processes, make_manifest
-from openjepa.embedding.starting import begin
+from openjepa.embedding.starting import before_stamps, begin
 from openjepa.embedding.table import Manifest
 from openjepa.embedding.watching import Watch, records_of
 from openjepa.engine.packed import can_pack, pack
@@ -85,6 +85,12 @@ def embed_dataset(
     if can_pack(encoder.device, plan.manifest.precision):
         pack(encoder.network)
     parts = PartsFolder(output)
+    if not again and (unstamped := before_stamps(parts, output)) is not None:
+        say(
+            f"{unstamped} was begun by a version that did not note sizes and times of the images' files: if images were "
+            "overwritten in place since, it has the features of the old ones (--again embeds all anew)"
+        )
+        plan = replace(plan, manifest=replace(plan.manifest, files=""))  # nor does the table claim to be of the files of now
     claim = begin(plan, parts, output, again, started)
     if claim is None:
         return Embedded(output=output, status="there already", manifest=finished_manifest(output) or plan.manifest)

@@ -28,6 +28,15 @@ def begin(plan: Plan, parts: PartsFolder, output: Path, again: bool, started: fl
         return parts.start_working()
 
 
+def before_stamps(parts: PartsFolder, output: Path) -> Path | None:
+    """The parts or the table of a version that did not note sizes and times of the images' files; else None."""
+    entries = plan_entries(parts.plan_file)
+    if entries is not None:
+        return None if entries.get("files") else parts.path
+    manifest = finished_manifest(output)
+    return output if manifest is not None and not manifest.files else None
+
+
 def _is_finished(plan: Plan, output: Path, again: bool, started: float) -> bool:
     if again and not (output.exists() and output.stat().st_mtime >= started):
         return False

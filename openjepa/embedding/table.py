@@ -58,6 +58,8 @@ class Manifest:
     """With which the source was opened."""
     images: str = ""
     """Splits, numbers of images and hashes of their names: tells other images."""
+    files: str = ""
+    """Hash of sizes and modification times of the images' files: tells those overwritten in place. Empty in older tables."""
     class_names: tuple[str, ...] = ()
     """Of the labels, where the data names them."""
     skipped: int = 0

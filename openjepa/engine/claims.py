@@ -32,6 +32,10 @@ class Claim:
                 fcntl.flock(self._file, fcntl.LOCK_UN)
             self._file.close()
 
+    def leave(self) -> None:
+        """Forgets it in a process that was forked meanwhile, which inherited the file: the parent keeps what it has."""
+        self._file.close()
+
 
 def take(path: Path, *, wait: bool = False, shared: bool = False) -> Claim | None:
     """The claim that the file `path` stands for, or None where another process has it.

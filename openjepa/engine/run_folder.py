@@ -1,6 +1,5 @@
 """The run folder: who may write it, whether it is the same run, and what it says about its environment."""
 
-import fcntl
 import json
 import os
 import platform
@@ -10,12 +9,13 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 import openjepa
 from openjepa.config import difference, load_run_config, save_yaml
+from openjepa.engine.claims import Claim, take
 from openjepa.engine.device import device_name
 from openjepa.engine.run_log import logged_steps
 from openjepa.refusals import Refusal
@@ -38,7 +38,7 @@ class RunFolder:
     """An opened, locked run folder."""
 
     path: Path
-    lock: IO[str]
+    lock: Claim
     """Held until closed or until the process ends."""
     notes: tuple[str, ...] = ()
     """What makes a continued run differ from one that was left alone, though it may be continued."""
@@ -55,7 +55,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Lets another process write here."""
-        self.lock.close()
+        self.lock.release()
 
 
 def open_run_folder(config: RunConfig, fresh: bool, device: torch.device, precision: str) -> RunFolder:
@@ -76,7 +76,7 @@ def open_run_folder(config: RunConfig, fresh: bool, device: torch.device, precis
             _check_same_run(path, config)
             notes = _check_same_machine(path, device, precision)
     except ValueError:
-        lock.close()
+        lock.release()
         raise
     # the name that the folder really has, so that its config.yaml continues it and no other
     named = replace(config, run=replace(config.run, name=path.name))
@@ -138,17 +138,13 @@ def _next_free(path: Path) -> Path:
     return candidate
 
 
-def _lock(path: Path) -> IO[str]:
-    lock = (path / ".lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        message = f"another process is writing to {path}; wait for it, or choose another --run.name or --fresh"
-        raise Refusal(message) from None
+def _lock(path: Path) -> Claim:
+    claim = take(path / ".lock")
+    if claim is None:
+        raise Refusal(f"another process is writing to {path}; wait for it, or choose another --run.name or --fresh")
     # forked data workers would hold the lock on after this process is killed
-    os.register_at_fork(after_in_child=lock.close)
-    return lock
+    os.register_at_fork(after_in_child=claim.leave)
+    return claim
 
 
 def _check_same_run(path: Path, config: RunConfig) -> None:

@@ -25,6 +25,8 @@ class ProtocolEntry(Entry[EvaluationSettings]):
     """Name of the number in tables and files."""
     summary: str
     """One line of help."""
+    reads: tuple[str, ...]
+    """Fields of EvaluationSettings that only some protocols read, this one among them. A group stands for all of its fields."""
 
 
 def _knn() -> Callable[..., Any]:
@@ -75,19 +77,32 @@ def _dense_knn() -> Callable[..., Any]:
     return evaluate_dense_knn
 
 
-def _entry(load: Callable[[], Callable[..., Any]], kind: Kind, metric: str, summary: str) -> ProtocolEntry:
-    return ProtocolEntry(EvaluationSettings, load, kind, metric, summary)
+def _entry(load: Callable[[], Callable[..., Any]], kind: Kind, metric: str, summary: str, *reads: str) -> ProtocolEntry:
+    return ProtocolEntry(EvaluationSettings, load, kind, metric, summary, reads)
 
+
+_LINEAR = ("weight_decays", "iterations")
+_NEIGHBORS = ("neighbors", "neighbor_temperature")
 
 PROTOCOLS: dict[ProtocolName, ProtocolEntry] = {
     "linear": _entry(
-        _linear, "features", "linear-cached", "linear heads on features of the test view, without augmentation; minutes"
+        _linear,
+        "features",
+        "linear-cached",
+        "linear heads on features of the test view, without augmentation; minutes",
+        *_LINEAR,
     ),
-    "knn": _entry(_knn, "features", "k-NN", "weighted k-nearest neighbors on the same features"),
-    "logistic": _entry(_logistic, "features", "logistic", "L2 logistic regression with a sweep (low-shot, as MSN)"),
-    "linear_full": _entry(_linear_full, "images", "linear", "the paper's probe: heads trained on augmented images; hours"),
-    "attentive": _entry(_attentive, "images", "attentive", "attentive probe: a learned query over frozen patches"),
-    "finetune": _entry(_finetune, "images", "fine-tuned", "end-to-end fine-tuning with layer-wise decay"),
-    "dense_linear": _entry(_dense_linear, "maps", "dense linear mIoU", "linear probe on single patches, no decoder"),
-    "dense_knn": _entry(_dense_knn, "maps", "dense k-NN mIoU", "k-nearest neighbors of single patches, no decoder"),
+    "knn": _entry(_knn, "features", "k-NN", "weighted k-nearest neighbors on the same features", *_NEIGHBORS),
+    "logistic": _entry(_logistic, "features", "logistic", "L2 logistic regression with a sweep (low-shot, as MSN)", "logistic"),
+    "linear_full": _entry(
+        _linear_full, "images", "linear", "the paper's probe: heads trained on augmented images; hours", "linear_full"
+    ),
+    "attentive": _entry(_attentive, "images", "attentive", "attentive probe: a learned query over frozen patches", "attentive"),
+    "finetune": _entry(_finetune, "images", "fine-tuned", "end-to-end fine-tuning with layer-wise decay", "finetune"),
+    "dense_linear": _entry(
+        _dense_linear, "maps", "dense linear mIoU", "linear probe on single patches, no decoder", *_LINEAR, "dense"
+    ),
+    "dense_knn": _entry(
+        _dense_knn, "maps", "dense k-NN mIoU", "k-nearest neighbors of single patches, no decoder", *_NEIGHBORS, "dense"
+    ),
 }

@@ -91,8 +91,6 @@ def evaluate_dense_linear(probe: ImageProbe, settings: EvaluationSettings) -> tu
     `settings.weight_decays`. Chosen as there, by mean IoU. Raises Refusal where no training or test patch is labeled,
     or no image of a split can be read.
     """
-    if not settings.weight_decays:
-        raise Refusal("evaluation.weight_decays=() must hold at least one number")
     return _evaluate("dense_linear", probe, settings)
 
 
@@ -102,8 +100,6 @@ def evaluate_dense_knn(probe: ImageProbe, settings: EvaluationSettings) -> tuple
     k is chosen from `settings.neighbors` by mean IoU. Raises Refusal where no training or test patch is labeled, or no image
     of a split can be read.
     """
-    if not settings.neighbors:
-        raise Refusal("evaluation.neighbors=() must hold at least one number")
     return _evaluate("dense_knn", probe, settings)
 
 
@@ -173,6 +169,11 @@ def training_patches(probe: ImageProbe, settings: EvaluationSettings) -> Patches
 def held_out_patches(patches: Patches, seed: int) -> tuple[Int[Tensor, " kept"], Int[Tensor, " held"]]:
     """Patches to train on and patches held out: all those of 10 % of the images. Raises Refusal where there is one image."""
     images, owners = torch.unique(patches.images, return_inverse=True)
+    if len(images) == 1:
+        raise Refusal(
+            "evaluation.selection='held_out': all training patches are of one image, and patches are held out by whole images; "
+            "use more training images (--max-train-images, --low-shot.percent, --dense.max-patches) or --selection paper"
+        )
     _, held = held_out_rows(torch.zeros_like(images), seed)
     is_held = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     is_held[held] = True

@@ -15,21 +15,21 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from openjepa.data.fingerprint import source_hash
+from openjepa.data.fingerprint import source_hash, stamps_hash
 from openjepa.data.source import ListSource
 from openjepa.engine.device import autocast, resolve_precision
 from openjepa.engine.embedding import in_caches
 from openjepa.engine.moving import Moving
 from openjepa.engine.progress import progress
 from openjepa.evaluation.rows import CHUNK_ELEMENTS, LARGE_BYTES, is_large
-from openjepa.evaluation.store import RowWriter, read_rows
+from openjepa.evaluation.store import FeatureRows, Layout, RowWriter, read_rows
 from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.types import normalize
 from openjepa.weights.fingerprint import weights_hash
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 """Raised when the way features are made changes, so that older files are not found."""
 PIXEL_SIDE = 32
 NUM_LAYERS = 4
@@ -144,38 +144,31 @@ class View:
     """Starts a pass over the readable images, from the record with this number on."""
 
 
-@dataclass(frozen=True)
-class Features:
-    """Rows of features and the records they belong to; unreadable records have no row."""
-
-    rows: Shaped[Tensor, "n F"]
-    indices: Int[Tensor, " n"]
-
-
 def extract_features(
     view: View, extractors: Mapping[str, Extractor], cache: Path | None, feature_dtype: str = "auto"
-) -> dict[str, Features]:
+) -> dict[str, FeatureRows]:
     """Features of a split by every extractor, in one pass for those that are not in the folder `cache` yet.
 
     Large ones are mapped from files, so that they may be larger than the memory: never write to them. An interrupted pass is
-    continued by the next call. Features that lack an image are computed but not kept: the image may be readable the next time.
+    continued by the next call. Images that could not be read are not tried again while their files stay as they are.
     `feature_dtype`: fp32, bf16, or auto, which is bf16 where fp32 would take more than 1 GiB. Without `cache` the files are
     temporary. Raises Refusal where features are not finite.
     """
     num = len(view.source)
     types = {name: extractor.kept_as(num, feature_dtype) for name, extractor in extractors.items()}
-    where = source_hash(view.source) + json.dumps([CACHE_VERSION, dict(view.settings)], sort_keys=True)
+    where = (
+        source_hash(view.source) + stamps_hash(view.source) + json.dumps([CACHE_VERSION, dict(view.settings)], sort_keys=True)
+    )
     with TemporaryDirectory(prefix="openjepa-features-") as temporary:
         folder = Path(temporary) if cache is None else cache
         files = {
             name: folder / _file_name(name, view.split, f"{where}{extractor.fingerprint}{types[name]}")
             for name, extractor in extractors.items()
         }
-        kept = {name: rows for name, path in files.items() if (rows := read_rows(path)) is not None}
-        found = {name: Features(rows, torch.arange(num)) for name, rows in kept.items() if len(rows) == num}
+        found = {name: kept for name, path in files.items() if (kept := read_rows(path)) is not None}
         with ExitStack() as stack:
             missing = {
-                name: (extractor, stack.enter_context(_writer(files[name], stack, (num, extractor.width), types[name])))
+                name: (extractor, stack.enter_context(_writer(files[name], stack, Layout(num, extractor.width, types[name]))))
                 for name, extractor in extractors.items()
                 if name not in found
             }
@@ -186,7 +179,7 @@ def extract_features(
     return features
 
 
-def _check_finite(name: str, features: Features, view: View) -> None:
+def _check_finite(name: str, features: FeatureRows, view: View) -> None:
     """Raises Refusal where a feature is not finite: it would be the nearest of all and break every head."""
     if not features.rows.is_floating_point():
         return
@@ -205,53 +198,37 @@ def _file_name(name: str, split: str, described: str) -> str:
     return f"{name}-{split}-{hashlib.sha256(described.encode()).hexdigest()[:20]}.safetensors"
 
 
-def _writer(path: Path, stack: ExitStack, shape: tuple[int, int], dtype: torch.dtype) -> RowWriter:
+def _writer(path: Path, stack: ExitStack, layout: Layout) -> RowWriter:
     """Of the file, or where another process writes the same one, of a file that is thrown away."""
     try:
-        return RowWriter(path, shape, dtype)
+        return RowWriter(path, layout)
     except BlockingIOError:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="openjepa-features-")))
-        return RowWriter(folder / path.name, shape, dtype)
+        return RowWriter(folder / path.name, layout)
 
 
-def _compute(view: View, extractors: Mapping[str, tuple[Extractor, RowWriter]]) -> dict[str, Features]:
+def _compute(view: View, extractors: Mapping[str, tuple[Extractor, RowWriter]]) -> dict[str, FeatureRows]:
     """One pass from the first record that one of the files lacks; every batch is written while the next is computed."""
-    starts = {name: writer.num_rows for name, (_, writer) in extractors.items()}
-    first = complete = min(starts.values())  # every record before `complete` has a row
-    indices: list[Tensor] = []
-    waiting: list[tuple[RowWriter, Moving, bool]] = []
-    for batch in _with_progress(view, first):
-        indices.append(batch.indices)
-        seen = int(batch.indices[-1]) + 1
-        is_whole = seen - complete == len(batch.indices)
-        complete = seen if is_whole else complete
+    starts = {name: writer.next_record for name, (_, writer) in extractors.items()}
+    waiting: list[tuple[RowWriter, Moving, Tensor]] = []
+    for batch in _with_progress(view, min(starts.values())):
         started = []
         for name, (extractor, writer) in extractors.items():
             is_new = batch.indices >= starts[name]
             if bool(is_new.any()):
                 rows = extractor.extract(batch.images if bool(is_new.all()) else batch.images[is_new])
-                started.append((writer, Moving(rows.to(writer.dtype)), is_whole))
+                started.append((writer, Moving(rows.to(writer.dtype)), batch.indices[is_new]))
         _write(waiting)  # while the device computes
         waiting = started
     _write(waiting)
-    if first == 0 and not indices:
+    if not all(writer.num_rows for _, writer in extractors.values()):
         raise Refusal(f"no image of the {view.split} split can be read; see the messages above")
-    seen_now = torch.cat([torch.arange(0), *indices])
-    return {
-        name: _finished(writer, len(view.source), torch.cat([torch.arange(starts[name]), seen_now[seen_now >= starts[name]]]))
-        for name, (_, writer) in extractors.items()
-    }
+    return {name: writer.finish() for name, (_, writer) in extractors.items()}
 
 
-def _write(waiting: list[tuple[RowWriter, Moving, bool]]) -> None:
-    for writer, moving, can_continue in waiting:
-        writer.append(moving.arrived(), can_continue)
-
-
-def _finished(writer: RowWriter, num: int, indices: Int[Tensor, " n"]) -> Features:
-    if writer.num_rows < num:
-        return Features(writer.take(), indices)
-    return Features(writer.finish(), indices)
+def _write(waiting: list[tuple[RowWriter, Moving, Tensor]]) -> None:
+    for writer, moving, indices in waiting:
+        writer.append(moving.arrived(), indices)
 
 
 def _with_progress(view: View, first: int) -> Iterator[Images]:

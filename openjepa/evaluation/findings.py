@@ -64,7 +64,8 @@ def check_readable(
             raise Refusal(
                 f"{len(lost):,} of the {len(source):,} images of the {split} split cannot be read, more than "
                 f"max_skipped={settings.max_skipped:g} allows: {', '.join(lost[:3])}, ...; mend the files "
-                "(`openjepa data check` lists them) or raise --max-skipped"
+                "(`openjepa data check` lists them) or raise --max-skipped. Files that stay as they are, are tried again only "
+                "once eval/features is deleted"
             )
 
 

@@ -17,13 +17,14 @@ from openjepa.data.workers import choose_workers
 from openjepa.engine.device import memory_limit, resolve_device, resolve_precision
 from openjepa.engine.progress import Say, silent
 from openjepa.evaluation import PROTOCOLS
-from openjepa.evaluation.features import EncoderFeatures, Extractor, Features, Images, PixelFeatures, View, extract_features
+from openjepa.evaluation.features import EncoderFeatures, Extractor, Images, PixelFeatures, View, extract_features
 from openjepa.evaluation.findings import Findings, Split, check_readable, departures, with_findings
 from openjepa.evaluation.label_free import feature_measures
 from openjepa.evaluation.lidar import lidar_measures
 from openjepa.evaluation.protocol import ImageProbe, LabeledFeatures, LabeledImages, selections
 from openjepa.evaluation.results import Result
 from openjepa.evaluation.solver import Components
+from openjepa.evaluation.store import FeatureRows
 from openjepa.evaluation.tasks import TASKS, Labels, Task, fitting_protocols
 from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal
@@ -138,7 +139,7 @@ def _sides(task: Task, splits: Splits, labels: Labels, rows: NDArray[np.int64]) 
 
 def _features(
     train: Split, test: Split, task: Task, subjects: Subjects, settings: EvaluationSettings
-) -> tuple[dict[str, Features], dict[str, Features]]:
+) -> tuple[dict[str, FeatureRows], dict[str, FeatureRows]]:
     extractors = _extractors(subjects, settings)
     sides = (("train", train), ("test", test))
     found = [
@@ -169,7 +170,7 @@ def _view(side: Split, name: str, task: Task, settings: EvaluationSettings, subj
 
 
 def _probe_features(
-    found: tuple[Mapping[str, Features], Mapping[str, Features]],
+    found: tuple[Mapping[str, FeatureRows], Mapping[str, FeatureRows]],
     train: Split,
     test: Split,
     names: tuple[ProtocolName, ...],
@@ -212,7 +213,7 @@ def _image_probes(
     return probes
 
 
-def _labeled(features: Features, labels: NDArray[np.int64], extractor: Extractor, device: torch.device) -> LabeledFeatures:
+def _labeled(features: FeatureRows, labels: NDArray[np.int64], extractor: Extractor, device: torch.device) -> LabeledFeatures:
     answers = torch.from_numpy(labels)[features.indices].to(device)
     # what would fill the device stays where it is: protocols take it there chunk by chunk, to where the labels are
     fits = features.rows.nbytes < memory_limit(device) / 2
@@ -220,7 +221,7 @@ def _labeled(features: Features, labels: NDArray[np.int64], extractor: Extractor
 
 
 def _measures(
-    found: Mapping[str, Features], test: Split, task: Task, subjects: Subjects, settings: EvaluationSettings
+    found: Mapping[str, FeatureRows], test: Split, task: Task, subjects: Subjects, settings: EvaluationSettings
 ) -> dict[str, dict[str, float]]:
     """What the encoders' features of the test images say without labels."""
     extractors = {name: extractor for name, extractor in _extractors(subjects, settings).items() if name in subjects.encoders}
@@ -231,7 +232,7 @@ def _measures(
     }
 
 
-def _dropped(source: ListSource, features: Features) -> list[str]:
+def _dropped(source: ListSource, features: FeatureRows) -> list[str]:
     there = np.zeros(len(source), dtype=bool)
     there[features.indices.numpy()] = True
     return [source.name(int(index)) for index in np.flatnonzero(~there)]

@@ -29,6 +29,7 @@ def blank_result(task: str, subject: Subject, settings: EvaluationSettings, spli
         settings.selection,
         settings=to_dict(settings),
         data="" if isinstance(splits, str) else splits.description,
+        data_name="" if subject.data is None else subject.data.name(),
         skipped=splits if isinstance(splits, str) else None,
         masks_mode=subject.masks_mode,
         step=subject.step,

@@ -11,8 +11,8 @@ from openjepa.whole_files import whole_file
 
 FORMAT = "openjepa-evaluation"
 VERSION = 1
-FAILED = "failed: "
-"""How the reason of a row begins that could have been evaluated but for an error."""
+ADDED: Mapping[str, Any] = {"images": "", "data_name": "", "failed": False}
+"""Entries that older results of this version lack."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,12 @@ class Result:
     """Every classifier tried, with its subject and metric."""
     skipped: str | None = None
     """Why there are no numbers."""
+    failed: bool = False
+    """Whether that is an error, but for which there could be numbers."""
     data: str = ""
-    """What the images are."""
+    """What the images are, in words."""
+    data_name: str = ""
+    """What the data is called."""
     image_size: tuple[int, int] | None = None
     fit: str = ""
     masks_mode: str | None = None
@@ -77,6 +81,9 @@ class Result:
     """Accuracy on the test split of always answering the most frequent class of the training split."""
     data_key: str = ""
     """Short hash of the data's settings, where they are not the run's own."""
+    images: str = ""
+    """Of a suite's row: short hash of the images' names, and of sizes and times of their files and of the low-shot list.
+    Empty in older results."""
     weights: str = ""
     """Hash of the encoder's weights."""
     partial: bool = False
@@ -106,9 +113,9 @@ class Result:
         return "-".join(part for part in (name, self.variant) if part) + ".json"
 
     def placed(self, folder: Path) -> "Result":
-        """With a number added to the variant where the file of that name in `folder` is about other data."""
+        """With a number added to the variant where the file of that name in `folder` is about other data or labels."""
         placed, number = self, 1
-        while _data_key(folder / placed.file_name) not in (None, self.data_key):
+        while (there := _content(folder / placed.file_name)) and _is_about(there) != _is_about(vars(self)):
             number += 1
             placed = replace(self, variant=f"{self.variant}-{number}")
         return placed
@@ -133,6 +140,7 @@ def read_result(path: Path) -> Result | None:
     content = _content(path)
     if content.get("format") != FORMAT or content.get("version") != VERSION:
         return None
+    content = {**ADDED, **content}
     try:
         values = {item.name: content[item.name] for item in fields(Result)}
         subjects = {
@@ -170,10 +178,12 @@ def _has_numbers(path: Path) -> bool:
     return bool(_content(path).get("subjects"))
 
 
-def _data_key(path: Path) -> str | None:
-    """The data that a result is about; None where there is none."""
-    found = _content(path)
-    return str(found.get("data_key", "")) if found else None
+def _is_about(result: Mapping[str, Any]) -> tuple[str, str]:
+    """The data of a result, and the file that says which of its images are labeled: names say only how that is called."""
+    settings = result.get("settings")
+    shot = settings.get("low_shot") if isinstance(settings, Mapping) else None
+    listed = shot.get("list") if isinstance(shot, Mapping) else None
+    return str(result.get("data_key", "")), str(Path(listed).expanduser().resolve()) if listed else ""
 
 
 def _content(path: Path) -> dict[str, Any]:

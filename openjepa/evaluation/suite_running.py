@@ -1,5 +1,6 @@
 """Evaluates an encoder on the rows of a suite, whose benchmarks lie below one folder, beside published numbers."""
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -7,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from openjepa.data.benchmarks import BENCHMARKS, find_benchmark
+from openjepa.data.fingerprint import file_stamp, source_hash, stamps_hash
 from openjepa.data.low_shot import low_shot_rows
 from openjepa.data.source import ListSource, Splits
 from openjepa.engine.device import resolve_device
@@ -15,7 +17,7 @@ from openjepa.evaluation.pooling import pooled_configs, pooled_settings
 from openjepa.evaluation.probing import KnownComponents
 from openjepa.evaluation.published import PUBLISHED
 from openjepa.evaluation.repeats import blank_result, evaluate_seeds, view_size
-from openjepa.evaluation.results import FAILED, Result, read_result
+from openjepa.evaluation.results import Result, read_result
 from openjepa.evaluation.subjects import find_subject, load_subject
 from openjepa.evaluation.suite import SUITES, SuiteRow, suite_rows
 from openjepa.evaluation.tasks import TASKS, fitting_protocols
@@ -66,6 +68,7 @@ def evaluate_suite(
     planned = [plan for row in rows for plan in _plans(row, opened[row.benchmark], settings, config)]
     for row, own, _ in planned:
         _check_list(row, opened[row.benchmark], own)
+    images = {name: _images_key(splits) for name, splits in opened.items() if not isinstance(splits, str)}
     known: dict[tuple[str, str], KnownComponents] = {}
     results = []
     for number, (row, own, pooled) in enumerate(planned, start=1):
@@ -74,12 +77,15 @@ def evaluate_suite(
         if not isinstance(splits, str):
             variant, key = _variant(row, own, config, found.encoder_name), folder_key(root / row.benchmark)
             result = replace(result, variant=variant, data_key=key, departures=_departures(row, own, config), weights=weights)
+            called = BENCHMARKS[row.benchmark].title
+            result = replace(result, images=_with_list(images[row.benchmark], own.low_shot), data_name=called)
             result = result.placed(found.output / "eval")
             told = partial(_prefixed, say, f"[{number}/{len(planned)}] {result.title}: ")
             axes = known.setdefault((row.benchmark, pooled.pooling), {})
             kept = None if again else _finished(result, found.output / "eval")
             if kept is not None:
-                told(f"done before: {kept.file_name} (--again computes it anew)")
+                older = "" if kept.images else " by a version that did not note whether images were overwritten in place"
+                told(f"done before{older}: {kept.file_name} (--again computes it anew)")
             result = kept or _guarded(
                 result, partial(evaluate_seeds, result, splits, found, encoder, pooled, own, axes, told, row.benchmark)
             )
@@ -105,11 +111,24 @@ def _plans(
 def _finished(blank: Result, folder: Path) -> Result | None:
     """The row as it was finished before, where encoder, settings and data were the same."""
     found = read_result(folder / blank.file_name)
-    if found is None or found.partial or found.skipped is not None:
+    if found is None or found.partial or found.skipped is not None or found.images not in ("", blank.images):
         return None
     same = ("weights", "data_key", "data", "encoder")
     settings = [{name: value for name, value in item.settings.items() if name not in NOT_OF_A_ROW} for item in (found, blank)]
     return found if settings[0] == settings[1] and all(getattr(found, n) == getattr(blank, n) for n in same) else None
+
+
+def _images_key(splits: Splits) -> str:
+    """Short hash of the images of both splits."""
+    sources = [source for source in (splits.train, splits.test) if isinstance(source, ListSource)]
+    known = "".join(source_hash(source) + stamps_hash(source) for source in sources)
+    return hashlib.sha256(known.encode()).hexdigest()[:12]
+
+
+def _with_list(images: str, shot: LowShotSettings) -> str:
+    """The hash of the images, and of the list that says which of them are labeled."""
+    listed = b"" if shot.list is None else file_stamp(Path(shot.list).expanduser())
+    return hashlib.sha256(images.encode() + listed).hexdigest()[:12] if listed else images
 
 
 def _prefixed(say: Say, prefix: str, text: str) -> None:
@@ -124,7 +143,7 @@ def _guarded(blank: Result, evaluate: Callable[[], Result]) -> Result:
         if os.environ.get("OPENJEPA_DEBUG"):
             raise
         kind = "" if isinstance(error, Refusal) else f"{type(error).__name__}: "
-        return replace(blank, skipped=f"{FAILED}{kind}{error}")
+        return replace(blank, skipped=f"failed: {kind}{error}", failed=True)
 
 
 def _check_list(row: SuiteRow, splits: Splits | str, settings: EvaluationSettings) -> None:

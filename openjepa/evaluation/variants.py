@@ -3,11 +3,13 @@
 import hashlib
 import json
 import re
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
+from openjepa.evaluation import PROTOCOLS
 from openjepa.settings.data import DataSettings
-from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.evaluation import EvaluationSettings, ProtocolName
 from openjepa.settings.low_shot import LowShotSettings
 
 _TRAINING_ONLY = (
@@ -16,12 +18,10 @@ _TRAINING_ONLY = (
 )
 """Settings of the data that say how training sees the images; an evaluation shows them in its own view."""
 BASELINES = ("untrained", "pixels")
-HEEDED: dict[str, tuple[str, ...]] = {
-    "": ("seed",),
-    "linear": ("weight_decays", "iterations"),
-    "knn": ("neighbors", "neighbor_temperature"),
-}
-"""Settings outside of the groups that change results: of every protocol, and of those without a group of their own."""
+OF_ALL = ("seed", "heads", "precision")
+OF_FEATURES = ("feature_dtype",)
+"""Settings that change results, beside those that `variant_name` has words for: of every protocol, and of those on features.
+What only some protocols read stands in PROTOCOLS."""
 LONGEST_GROUP, LONGEST_NAME = 60, 160
 """Characters; longer words are replaced by a hash, because names of files must end somewhere. The JSON holds all settings."""
 
@@ -61,15 +61,19 @@ def variant_name(
     )
 
 
-def _protocol_words(protocols: tuple[str, ...]) -> tuple[str, ...]:
+def _protocol_words(protocols: tuple[ProtocolName, ...]) -> tuple[str, ...]:
     return (f"{protocols[0]}-only",) if len(protocols) == 1 else protocols
 
 
-def _changed_settings(settings: EvaluationSettings, protocols: tuple[str, ...]) -> list[str]:
-    """`seed-7`, `finetune.epochs-10`: what is not the default of what the protocols heed; many changes together as a hash."""
+def _changed_settings(settings: EvaluationSettings, protocols: tuple[ProtocolName, ...]) -> list[str]:
+    """`seed-7`, `finetune.epochs-10`: what is not the default of what the protocols read; many changes together as a hash."""
     usual = EvaluationSettings()
-    words = [_differences("", settings, usual, HEEDED[name]) for name in ("", *protocols) if name in HEEDED]
-    for group in dict.fromkeys("dense" if name.startswith("dense") else name for name in protocols if name not in HEEDED):
+    entries = [PROTOCOLS[name] for name in protocols]
+    groups = {name for name, value in vars(usual).items() if is_dataclass(value)}
+    common = OF_ALL + (OF_FEATURES if any(entry.kind == "features" for entry in entries) else ())
+    alone = [tuple(name for name in entry.reads if name not in groups) for entry in entries]
+    words = [_differences("", settings, usual, names) for names in dict.fromkeys((common, *alone))]
+    for group in dict.fromkeys(name for entry in entries for name in entry.reads if name in groups):
         own = getattr(settings, group)
         words.append(_differences(f"{group}.", own, getattr(usual, group), tuple(vars(own))))
     return words
@@ -85,13 +89,18 @@ def _plain(value: object) -> str:
     return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+def _short(value: float) -> str:
+    """As few digits as tell the number."""
+    return f"{value:g}" if float(f"{value:g}") == value else str(value)
+
+
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _shot_words(shot: LowShotSettings) -> tuple[str, ...]:
     """`1pct`, `5shot`, or the name of the list; and the seed where it is another than 0."""
-    what = [f"{shot.percent:g}pct"] if shot.percent is not None else []
+    what = [f"{_short(shot.percent)}pct"] if shot.percent is not None else []
     what += [f"{shot.images_per_class}shot"] if shot.images_per_class is not None else []
     what += [Path(shot.list).stem] if shot.list is not None else []
     return (*what, f"seed{shot.seed}") if shot.seed else tuple(what)

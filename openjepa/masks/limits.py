@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Int
 
+from openjepa.derived import resolved
 from openjepa.refusals import Refusal
 from openjepa.settings.masks import MultiblockSettings
 
@@ -64,7 +65,7 @@ def check_context_fits(
             "use fewer or smaller targets, or a larger grid"
         )
     if settings.context_cut == "none":
-        fits = next(value for value in range(settings.min_keep, -1, -1) if scaled_min_keep(value, grid) < median)
+        fits = next(value for value in range(resolved(settings.min_keep), -1, -1) if scaled_min_keep(value, grid) < median)
         raise Refusal(f"masks.min_keep={settings.min_keep} is too many {where}: the largest value that fits is {fits}")
     raise Refusal(
         f"masks.context_ratio={settings.context_ratio} asks for {needed} patches {where}: "
@@ -77,7 +78,7 @@ def check_official_sizes(
 ) -> None:
     """Refusal: blocks of at most `min_keep` patches, which the released code would draw again for ever."""
     for block, smallest in (("target", smallest_target), ("context", smallest_context)):
-        if smallest <= settings.min_keep:
+        if smallest <= resolved(settings.min_keep):
             advice = f"the largest value that fits is {smallest - 1}"
             if smallest < 1:
                 advice = f"no value fits: use a larger grid or masks.{block}_scale"

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from numpy.typing import NDArray
 
+from openjepa.derived import resolved
 from openjepa.masks.base import MaskSampler, TokenShape
 from openjepa.masks.blocks import block_sizes, covered, place, raster_indices
 from openjepa.masks.cuts import CUTS, pack
@@ -82,7 +83,7 @@ class UnbiasedMultiblock(MaskSampler):
         self._keep = max(1, round(settings.context_ratio * num_patches))
         self._needed = self._keep
         if settings.context_cut == "none":
-            self._needed = 1 + scaled_min_keep(settings.min_keep, grid)
+            self._needed = 1 + scaled_min_keep(resolved(settings.min_keep), grid)
         num_available = self._estimate_available()
         check_context_fits(settings, grid, num_available, self._needed)
         self.available_ratio = float(num_available.mean()) / num_patches

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from numpy.typing import NDArray
 
+from openjepa.derived import resolved
 from openjepa.masks.base import MaskSampler, TokenShape
 from openjepa.masks.blocks import covered, raster_indices
 from openjepa.masks.limits import check_official_sizes
@@ -91,7 +92,7 @@ class OfficialMultiblock(MaskSampler):
             target, context = self.block_sizes(step)
             seeds = derive_samples("mask", 0, np.array([step]), np.arange(microbatch))
             shortest = int(self._available(seeds, target, context).sum(axis=1).min())
-            counts[max(shortest, self._settings.min_keep + 1), target[0] * target[1]] += 1
+            counts[max(shortest, resolved(self._settings.min_keep) + 1), target[0] * target[1]] += 1
         return tuple(
             TokenShape(*shape, count / _ESTIMATE_STEPS, self._settings.num_targets) for shape, count in counts.most_common()
         )
@@ -137,7 +138,7 @@ class OfficialMultiblock(MaskSampler):
                 allowed[other[0] : other[0] + target[0], other[1] : other[1] + target[1]] = False
             indices = np.flatnonzero(allowed)
             tries += 1
-            if len(indices) > self._settings.min_keep:
+            if len(indices) > resolved(self._settings.min_keep):
                 return indices, tries
 
     def _available(

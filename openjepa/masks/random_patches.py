@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from openjepa.checks.masks import check_random_patches, num_visible_of
+from openjepa.derived import resolved
 from openjepa.masks.base import MaskSampler, TokenShape
 from openjepa.seeds import derive, uniforms
 from openjepa.settings.masks import RandomPatchesSettings
@@ -24,7 +25,7 @@ class RandomPatches(MaskSampler):
     def __init__(self, settings: RandomPatchesSettings, grid: tuple[int, int]) -> None:
         """Refusal: on this grid nothing would be masked, or nothing visible."""
         check_random_patches(settings, grid)
-        self.name = f"random_patches/{settings.ratio:g}" + ("/shared" if settings.shared else "")
+        self.name = f"random_patches/{resolved(settings.ratio):g}" + ("/shared" if settings.shared else "")
         self.grid = grid
         self._shared = settings.shared
         self._num_visible = num_visible_of(settings, grid)

@@ -1,6 +1,6 @@
 """Signs that an encoder collapses: that it answers the same whatever the image."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,22 +9,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from openjepa.measures.rank import rankme
+from openjepa.measures.verdicts import CollapseStatistics
 from openjepa.refusals import Refusal
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """(prediction, target) of equal shape -> scalar: the loss of the method."""
-
-
-@dataclass(frozen=True)
-class CollapseStatistics:
-    """One look at the features of a fixed probe batch."""
-
-    feature_std: float
-    """Standard deviation over images of each dimension, averaged over dimensions. 0 when all images look alike."""
-    cosine: float
-    """Mean cosine between two different images. 1 when all images look alike."""
-    rankme: float
-    """Effective rank of the features (raw, not centered)."""
 
 
 def collapse_statistics(features: Float[Tensor, "n D"]) -> CollapseStatistics:
@@ -64,43 +53,3 @@ def trivial_losses(targets: Float[Tensor, "B M T D"], positions: Int[Tensor, "B 
     counts = torch.bincount(where, minlength=num_positions).clamp(min=1)
     by_position = (sums / counts[:, None])[where]
     return TrivialLosses(float(distance(overall, flat)), float(distance(by_position, flat)))
-
-
-SAME_COSINE = 0.9999
-"""Above this mean cosine, images differ by less than bf16 arithmetic resolves."""
-FALLEN = 0.1
-"""A quantity below this share of its best value so far has fallen toward nothing."""
-
-
-def verdict(history: Sequence[CollapseStatistics]) -> str | None:
-    """In words, what points to collapse in the looks so far (oldest first), or None.
-
-    Never speaks on the first look, which describes the random initialization (whose features are nearly parallel, too), nor
-    on a sign that only the latest look shows: healthy runs can dip once and recover.
-    """
-    if len(history) < 3:
-        return None
-    signs = set(_signs(history[:-1])) & set(_signs(history))
-    if not signs:
-        return None
-    words = "; ".join(text for sign, text in _signs(history).items() if sign in signs)
-    advice = "lower the learning rate, lengthen the warm-up, or start with a higher EMA momentum"
-    return f"The encoder is collapsing: {words}. Try to {advice}."
-
-
-def _signs(history: Sequence[CollapseStatistics]) -> dict[str, str]:
-    """What the latest look shows against the best of the earlier ones, in words."""
-    latest, earlier = history[-1], history[:-1]
-    best_std = max(look.feature_std for look in earlier)
-    best_rank = max(look.rankme for look in earlier)
-    least_cosine = min(look.cosine for look in earlier)
-    signs = {}
-    if latest.feature_std < FALLEN * best_std:
-        signs["std"] = f"the features' standard deviation fell from {best_std:.3g} to {latest.feature_std:.3g}"
-    if latest.cosine > SAME_COSINE or 1 - latest.cosine < FALLEN * (1 - least_cosine):
-        was, now = f"{least_cosine:.4f}", f"{latest.cosine:.4f}"
-        # weights that a run starts from may have collapsed before
-        signs["cosine"] = f"the mean cosine between images {f'stays at {now}' if was == now else f'rose from {was} to {now}'}"
-    if latest.rankme < FALLEN * best_rank or latest.rankme < 1.1 < best_rank / 1.5:
-        signs["rank"] = f"the effective rank fell from {best_rank:.3g} to {latest.rankme:.3g}"
-    return signs

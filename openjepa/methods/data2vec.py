@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import record_function
 
+from openjepa.derived import resolved
 from openjepa.methods.base import DEFAULT_RULES, EmaTeacher, Encoders, Method, ProbeOutput, Surroundings, encoders_with_average
-from openjepa.methods.teachers import slow_teacher_remarks
+from openjepa.methods.teachers import momenta, slow_teacher_remarks
 from openjepa.models.blocks import initialize
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress, ramped_momentum
@@ -50,7 +51,7 @@ class LayerAverage(nn.Module):
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B N D"]:
         """The targets of all patches, in fp32, without gradients."""
-        outputs = self.encoder.block_outputs(images, self.settings.average_layers, self.settings.target_branch)
+        outputs = self.encoder.block_outputs(images, resolved(self.settings.average_layers), self.settings.target_branch)
         mean = torch.stack([self._normalized(output.float()) for output in outputs]).mean(dim=0)
         return _standardized(mean, (2,)) if self.settings.target_layer_norm else mean
 
@@ -102,7 +103,7 @@ class Data2Vec(Method):
 
     def after_step(self, progress: Progress) -> Mapping[str, float]:
         """The teacher follows the student that the optimizer has just moved."""
-        value = self._momentum(self.settings.ema_start, self.settings.ema_end, progress)
+        value = self._momentum(*momenta(self.settings), progress)
         self.teacher.average.update(self.student, value)
         return {"momentum": value}
 
@@ -168,7 +169,7 @@ class Data2Vec(Method):
         settings, found = self.settings, []
         if settings.loss == "l2" and settings.smooth_l1_beta != Data2VecSettings.smooth_l1_beta:
             found.append(f"method.smooth_l1_beta={settings.smooth_l1_beta:g} has no effect with method.loss=l2")
-        return found + slow_teacher_remarks(self._momentum, settings.ema_start, settings.ema_end, total_steps)
+        return found + slow_teacher_remarks(self._momentum, *momenta(settings), total_steps)
 
     def encoders(self) -> Encoders:
         """Student, which has a mask token, and teacher."""

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.profiler import record_function
 
+from openjepa.derived import resolved
 from openjepa.methods.assignment import Center, assignments, cross_entropy_table, other_views_loss, teacher_temperature
 from openjepa.methods.base import EmaTeacher, Encoders, Method, ProbeOutput, Surroundings, encoders_with_average
 from openjepa.methods.multi_crop import (
@@ -23,7 +24,7 @@ from openjepa.methods.multi_crop import (
     num_views,
     views_of,
 )
-from openjepa.methods.teachers import slow_teacher_remarks
+from openjepa.methods.teachers import momenta, slow_teacher_remarks
 from openjepa.models.heads import ProjectionHead
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress, cosine_momentum
@@ -53,7 +54,7 @@ class Dino(Method):
         self.student_head: ProjectionHead = build_head(settings, self.encoder_config.width)
         self.teacher = EmaTeacher(self.student)
         self.teacher_head = EmaTeacher(self.student_head)
-        self.center = Center(settings.outputs, settings.center_momentum)
+        self.center = Center(resolved(settings.outputs), settings.center_momentum)
 
     def inputs(self) -> InputSpec:
         """Two large crops and some small ones, each with its own change of colors; no masks."""
@@ -75,7 +76,7 @@ class Dino(Method):
     def after_step(self, progress: Progress) -> Mapping[str, float]:
         """The center follows the teacher's outputs of this step, then the teacher the student that was just moved."""
         self.center.commit()
-        value = cosine_momentum(self.settings.ema_start, self.settings.ema_end, progress)
+        value = cosine_momentum(*momenta(self.settings), progress)
         self.teacher.update(self.student, value)
         self.teacher_head.update(self.student_head, value)
         return {"momentum": value, "teacher_temperature": self._temperature(progress)}
@@ -120,7 +121,7 @@ class Dino(Method):
 
     def remarks(self, total_steps: int) -> list[str]:
         """Whether the teacher, which is what is exported, hardly follows a run of this length."""
-        return slow_teacher_remarks(cosine_momentum, self.settings.ema_start, self.settings.ema_end, total_steps)
+        return slow_teacher_remarks(cosine_momentum, *momenta(self.settings), total_steps)
 
     def encoders(self) -> Encoders:
         """Student and teacher, without their heads."""

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.profiler import record_function
 
+from openjepa.derived import resolved
 from openjepa.methods.assignment import (
     Center,
     assignments,
@@ -33,7 +34,7 @@ from openjepa.methods.multi_crop import (
     num_views,
     views_of,
 )
-from openjepa.methods.teachers import slow_teacher_remarks
+from openjepa.methods.teachers import momenta, slow_teacher_remarks
 from openjepa.models.heads import TokenHead, TokenOutputs, at_places
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
@@ -74,12 +75,12 @@ class IBot(Method):
         self.num_places = max(shape.places for shape in surroundings.shapes)
         self.encoder_config = replace(surroundings.encoder_config(), pooling="class_token")
         self.student: VisionTransformer = build_encoder(replace(self.encoder_config, mask_token=True))
-        patch_outputs = settings.outputs if settings.shared_head else settings.patch_outputs
+        patch_outputs = resolved(settings.outputs if settings.shared_head else settings.patch_outputs)
         own_layer = None if settings.shared_head else patch_outputs
         self.student_head = TokenHead(build_head(settings, self.encoder_config.width, own_layer))
         self.teacher = EmaTeacher(self.student, without=("mask_token",))
         self.teacher_head = EmaTeacher(self.student_head)
-        self.center = Center(settings.outputs, settings.center_momentum)
+        self.center = Center(resolved(settings.outputs), settings.center_momentum)
         self.patch_center = Center(patch_outputs, settings.patch_center_momentum)
 
     def inputs(self) -> InputSpec:
@@ -103,7 +104,7 @@ class IBot(Method):
         """The centers follow the teacher's outputs of this step, then the teacher the student that was just moved."""
         self.center.commit()
         self.patch_center.commit()
-        value = cosine_momentum(self.settings.ema_start, self.settings.ema_end, progress)
+        value = cosine_momentum(*momenta(self.settings), progress)
         self.teacher.update(self.student, value)
         self.teacher_head.update(self.student_head, value)
         of_class, of_patches = self._temperatures(progress)
@@ -157,14 +158,14 @@ class IBot(Method):
         """Of the student on all crops with their class tokens, and of the head on class tokens and masked patches."""
         own = self.settings
         # of each place the hidden layers before and after their GELU, its logits and its targets
-        of_place = (own.head_layers - 1) * 2 * own.head_hidden + 2 * self.patch_center.value.shape[1]
+        of_place = (own.head_layers - 1) * 2 * resolved(own.head_hidden) + 2 * self.patch_center.value.shape[1]
         of_patches = VALUE_WIDTH * NUM_GLOBAL * self.num_places * of_place
         of_encoder = encoder_kept_widths(self.encoder_config, self.views)
         return of_encoder + head_kept_widths(own, num_views(self.views)) + of_patches
 
     def remarks(self, total_steps: int) -> list[str]:
         """Whether the teacher, which is what is exported, hardly follows a run of this length."""
-        return slow_teacher_remarks(cosine_momentum, self.settings.ema_start, self.settings.ema_end, total_steps)
+        return slow_teacher_remarks(cosine_momentum, *momenta(self.settings), total_steps)
 
     def encoders(self) -> Encoders:
         """Student, which has a mask token, and teacher, without their heads."""

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import record_function
 
+from openjepa.derived import divisors, heads_of, resolved
 from openjepa.methods.base import EmaTeacher, Encoders, Method, ProbeOutput, Surroundings, encoders_with_average
-from openjepa.methods.teachers import slow_teacher_remarks
+from openjepa.methods.teachers import momenta, slow_teacher_remarks
 from openjepa.models.predictor import Predictor, build_predictor
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
@@ -62,7 +63,7 @@ class IJepa(Method):
 
     def after_step(self, progress: Progress) -> Mapping[str, float]:
         """The target encoder follows the context encoder that the optimizer has just moved."""
-        value = momentum(self.settings.ema_start, self.settings.ema_end, progress)
+        value = momentum(*momenta(self.settings), progress)
         self.target_encoder.update(self.context_encoder, value)
         return {"momentum": value}
 
@@ -119,7 +120,7 @@ class IJepa(Method):
 
     def remarks(self, total_steps: int) -> list[str]:
         """Whether the target encoder, which is what is exported, hardly follows a run of this length."""
-        return slow_teacher_remarks(momentum, self.settings.ema_start, self.settings.ema_end, total_steps)
+        return slow_teacher_remarks(momentum, *momenta(self.settings), total_steps)
 
     def encoders(self) -> Encoders:
         """Context encoder and target encoder."""
@@ -164,17 +165,16 @@ def _images_and_masks(batch: Batch) -> tuple[Float[Tensor, "B C h w"], BlockMask
 
 
 def _predictor_config(settings: IJepaSettings, encoder: EncoderConfig) -> PredictorConfig:
-    heads = encoder.heads if settings.predictor_heads is None else settings.predictor_heads
-    if settings.predictor_width % heads:
-        divisors = [number for number in range(1, settings.predictor_width + 1) if settings.predictor_width % number == 0]
-        nearest = min(divisors, key=lambda number: abs(number - heads))
+    width, heads = resolved(settings.predictor_width), heads_of(settings.predictor_heads, encoder.heads)
+    if width % heads:
+        nearest = min(divisors(width), key=lambda number: abs(number - heads))
         raise Refusal(
-            f"method.predictor_width={settings.predictor_width} does not divide by its {heads} heads; "
+            f"method.predictor_width={width} does not divide by its {heads} heads; "
             f"set method.predictor_heads={nearest}, or a width that {heads} divides"
         )
     return PredictorConfig(
         encoder_width=encoder.width,
-        width=settings.predictor_width,
+        width=width,
         depth=settings.predictor_depth,
         heads=heads,
         grid=encoder.grid(),

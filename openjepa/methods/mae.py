@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import record_function
 
+from openjepa.derived import heads_of, resolved
 from openjepa.methods.base import Encoders, Method, ProbeOutput, Surroundings
 from openjepa.models.decoder import Decoder
 from openjepa.models.vit import VisionTransformer, build_encoder
@@ -156,9 +157,9 @@ def _encoder_config(surroundings: Surroundings) -> EncoderConfig:
 def _decoder_config(settings: MaeSettings, encoder: EncoderConfig) -> DecoderConfig:
     return DecoderConfig(
         encoder_width=encoder.width,
-        width=settings.decoder_width,
+        width=resolved(settings.decoder_width),
         depth=settings.decoder_depth,
-        heads=settings.decoder_heads,
+        heads=heads_of(settings.decoder_heads, encoder.heads),
         grid=encoder.grid(),
         patch_size=encoder.patch_size,
         mlp_ratio=encoder.mlp_ratio,

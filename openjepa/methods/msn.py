@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.profiler import record_function
 
+from openjepa.derived import resolved
 from openjepa.methods.assignment import assignments, cross_entropy, cross_entropy_table
 from openjepa.methods.base import DEFAULT_RULES, EmaTeacher, Encoders, Method, ProbeOutput, Surroundings, encoders_with_average
 from openjepa.methods.multi_crop import (
@@ -22,7 +23,7 @@ from openjepa.methods.multi_crop import (
     local_views,
     num_patches,
 )
-from openjepa.methods.teachers import slow_teacher_remarks
+from openjepa.methods.teachers import momenta, slow_teacher_remarks
 from openjepa.models.heads import BatchNormHead, Prototypes
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
@@ -55,9 +56,9 @@ class Msn(Method):
         self.num_visible = max(shape.context for shape in surroundings.shapes)
         self.encoder_config = replace(surroundings.encoder_config(), pooling="class_token")
         self.anchor_encoder: VisionTransformer = build_encoder(self.encoder_config)
-        widths = (self.encoder_config.width, settings.head_hidden, settings.output_width)
-        self.anchor_head = BatchNormHead(*widths, input_norm=settings.head_input_norm)
-        self.prototypes = Prototypes(settings.prototypes, settings.output_width)
+        hidden, output = resolved(settings.head_hidden), resolved(settings.output_width)
+        self.anchor_head = BatchNormHead(self.encoder_config.width, hidden, output, input_norm=settings.head_input_norm)
+        self.prototypes = Prototypes(resolved(settings.prototypes), output)
         self.target_encoder = EmaTeacher(self.anchor_encoder)
         self.target_head = EmaTeacher(self.anchor_head)
 
@@ -72,7 +73,7 @@ class Msn(Method):
 
     def after_step(self, progress: Progress) -> Mapping[str, float]:
         """Target encoder and head follow those that the optimizer has just moved."""
-        value = momentum(self.settings.ema_start, self.settings.ema_end, progress)
+        value = momentum(*momenta(self.settings), progress)
         self.target_encoder.update(self.anchor_encoder, value)
         self.target_head.update(self.anchor_head, value)
         return {"momentum": value, "sharpening": self._sharpening(progress)}
@@ -129,12 +130,12 @@ class Msn(Method):
         tokens = sum(view.count * (patches + 1) for view, patches in self._anchors())
         # of each hidden layer its values before and after its normalization and after its GELU; of each view its point and
         # the same at length 1, its logits, assignment and the products of these
-        of_view = 2 * 3 * own.head_hidden + 2 * own.output_width + 3 * own.prototypes
+        of_view = 2 * 3 * resolved(own.head_hidden) + 2 * resolved(own.output_width) + 3 * resolved(own.prototypes)
         return tokens * encoder.width * encoder.depth + VALUE_WIDTH * self._num_anchors() * of_view
 
     def remarks(self, total_steps: int) -> list[str]:
         """Whether the target encoder, which is what is exported, hardly follows a run of this length."""
-        return slow_teacher_remarks(momentum, self.settings.ema_start, self.settings.ema_end, total_steps)
+        return slow_teacher_remarks(momentum, *momenta(self.settings), total_steps)
 
     def encoders(self) -> Encoders:
         """Anchor encoder and target encoder, without their heads."""

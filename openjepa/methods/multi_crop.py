@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from openjepa.derived import resolved
 from openjepa.models.heads import ProjectionHead
 from openjepa.models.vit import VisionTransformer
 from openjepa.settings.methods.multi_crop import MultiCropSettings, SelfDistillationSettings
@@ -34,8 +35,8 @@ def local_views(settings: MultiCropSettings, view: ViewSpec) -> dict[str, ViewSp
     count = settings.local_crops
     if count == 0:
         return {}
-    size, colors = (settings.local_size, settings.local_size), (color_change(settings, SMALL),) * count
-    return {LOCAL: replace(view, size=size, count=count, scale=settings.local_scale, colors=colors)}
+    side, colors = resolved(settings.local_size), (color_change(settings, SMALL),) * count
+    return {LOCAL: replace(view, size=(side, side), count=count, scale=settings.local_scale, colors=colors)}
 
 
 def color_change(settings: MultiCropSettings, kind: int) -> ColorChange:
@@ -45,7 +46,7 @@ def color_change(settings: MultiCropSettings, kind: int) -> ColorChange:
         jitter_probability=settings.jitter_probability,
         grayscale_probability=settings.grayscale_probability,
         blur_probability=settings.blur_probability[kind],
-        blur_sigma=settings.blur_sigma,
+        blur_sigma=resolved(settings.blur_sigma),
         solarize_probability=settings.solarize_probability[kind],
     )
 
@@ -94,10 +95,10 @@ def build_head(
     """The head that the settings describe, for an encoder of `width`."""
     return ProjectionHead(
         width,
-        settings.outputs,
+        resolved(settings.outputs),
         layers=settings.head_layers,
-        hidden=settings.head_hidden,
-        bottleneck=settings.bottleneck,
+        hidden=resolved(settings.head_hidden),
+        bottleneck=resolved(settings.bottleneck),
         batch_norm=settings.head_batch_norm,
         norm_last_layer=settings.norm_last_layer,
         patch_outputs=patch_outputs,
@@ -109,5 +110,5 @@ def head_kept_widths(settings: SelfDistillationSettings, num_views: int) -> floa
 
     Hidden layers before and after their GELU, the logits of every view, the targets of the large crops and their sum.
     """
-    hidden = num_views * (settings.head_layers - 1) * 2 * settings.head_hidden
-    return VALUE_WIDTH * (hidden + (num_views + NUM_GLOBAL + 1) * settings.outputs)
+    hidden = num_views * (settings.head_layers - 1) * 2 * resolved(settings.head_hidden)
+    return VALUE_WIDTH * (hidden + (num_views + NUM_GLOBAL + 1) * resolved(settings.outputs))

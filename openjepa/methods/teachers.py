@@ -3,7 +3,9 @@
 import math
 from collections.abc import Callable
 
+from openjepa.derived import resolved
 from openjepa.schedules import Progress
+from openjepa.settings.methods import TeacherSettings
 
 FEW_RENEWALS = 5
 """Sum of 1 - momentum over a run below which it is too short for its momentum (published I-JEPA runs: 375)."""
@@ -14,6 +16,11 @@ MAX_POINTS = 2000
 
 MomentumSchedule = Callable[[float, float, Progress], float]
 """Momentum at a step, given the setting at the start and at the end: `schedules.momentum` or `schedules.cosine_momentum`."""
+
+
+def momenta(settings: TeacherSettings) -> tuple[float, float]:
+    """Momentum of the moving average at the start and at the end of the run."""
+    return resolved(settings.ema_start), resolved(settings.ema_end)
 
 
 def slow_teacher_remarks(schedule: MomentumSchedule, start: float, end: float, total_steps: int) -> list[str]:

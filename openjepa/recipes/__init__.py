@@ -6,15 +6,14 @@ recipes and one for each method; every file lists its own under RECIPES.
 
 from dataclasses import replace
 
-from openjepa.config import nearest
+from openjepa.config import flatten, nearest
+from openjepa.derived import RULES, left_to_follow, resolve
 from openjepa.recipes import data2vec, dino, ibot, ijepa, mae, msn, rivals, small
-from openjepa.recipes.matched import ema_start_for
 from openjepa.recipes.recipe import Recipe
 from openjepa.refusals import Refusal
-from openjepa.settings.methods import TeacherSettings
 from openjepa.settings.run import RunConfig
 
-__all__ = ["RECIPES", "Recipe", "load_recipe", "with_total_steps"]
+__all__ = ["RECIPES", "Recipe", "kept_by_file", "load_recipe"]
 
 RECIPES: dict[str, Recipe] = {
     **small.RECIPES,
@@ -29,24 +28,25 @@ RECIPES: dict[str, Recipe] = {
 
 
 def load_recipe(name: str, preset: str | None = None) -> RunConfig:
-    """The settings of a recipe's preset. Raises Refusal that names the nearest recipe, or the presets."""
+    """The settings of a recipe's preset, with None for those that follow others until `openjepa.derived.resolve`.
+
+    Raises Refusal that names the nearest recipe, or the presets.
+    """
     if name not in RECIPES:
         raise Refusal(f"recipe {name!r} does not exist: {nearest(name, RECIPES)}")
     config = RECIPES[name].config(preset)
     return replace(config, recipe=name, preset=preset or RECIPES[name].presets[0])
 
 
-def with_total_steps(config: RunConfig, total_steps: int) -> RunConfig:
-    """A recipe given in steps at another length: the warm-up keeps its share of the run.
+def kept_by_file(file: RunConfig, config: RunConfig) -> dict[str, object]:
+    """What `file` says as its recipe derives it, and what would follow now that `config` has changed other settings of it.
 
-    The moving average of our small recipes follows too, so that the teacher is renewed as often; released values stay.
+    It stays as the file says it, which may surprise. Empty for a file that names none of our recipes.
     """
-    optim, method, before = config.optim, config.method, config.optim.total_steps
-    if not before or total_steps < 1:
-        return replace(config, optim=replace(optim, total_steps=total_steps))
-    if optim.warmup_steps is not None:
-        optim = replace(optim, warmup_steps=round(optim.warmup_steps * total_steps / before))
-    if isinstance(method, TeacherSettings) and method.ema_start == ema_start_for(before):
-        start = ema_start_for(total_steps)
-        method = replace(method, ema_start=start, ema_end=start if method.ema_end == method.ema_start else method.ema_end)
-    return replace(config, method=method, optim=replace(optim, total_steps=total_steps))
+    if file.recipe not in RECIPES or file.preset not in RECIPES[file.recipe].presets:
+        return {}
+    recipe = load_recipe(file.recipe, file.preset)
+    said, kept = flatten(file), flatten(config)
+    before, after = (flatten(resolve(left_to_follow(run, recipe))) for run in (file, config))
+    stays = [name for name in RULES if name in said and said[name] == before.get(name) == kept.get(name)]
+    return {name: after[name] for name in stays if after.get(name) not in (None, said[name])}

@@ -46,7 +46,7 @@ def data2vec_vitb16(preset: str) -> RunConfig:
     """
     official = preset == "official"
     model = ModelSettings(size="base", layer_scale=1e-4, drop_path=0.25 if official else 0.2)
-    optim = OptimizationSettings(lr=2e-3, batch_size=2048, microbatch_size=128, warmup_epochs=10 if official else 40)
+    optim = OptimizationSettings(lr=2e-3, batch_size=2048, images_per_device=128, warmup_epochs=10 if official else 40)
     return _published(preset, model, optim)
 
 
@@ -62,7 +62,7 @@ def data2vec_vitl16(preset: str) -> RunConfig:
     """
     model = ModelSettings(size="large", layer_scale=1e-5, drop_path=0.2)
     batch = 4096 if preset == "official" else 8192
-    optim = OptimizationSettings(lr=1e-3, batch_size=batch, microbatch_size=64, warmup_epochs=80)
+    optim = OptimizationSettings(lr=1e-3, batch_size=batch, images_per_device=64, warmup_epochs=80)
     return _published(preset, model, optim)
 
 

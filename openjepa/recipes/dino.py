@@ -39,7 +39,7 @@ def self_distillation(
         data=FolderSettings(image_size=224, crop_scale=crop_scale, interpolation="bicubic", horizontal_flip=True),
         optim=OptimizationSettings(
             batch_size=BATCH_SIZE,
-            microbatch_size=64,
+            images_per_device=64,
             epochs=epochs,
             lr=5e-4 * BATCH_SIZE / 256,
             start_lr=0.0,

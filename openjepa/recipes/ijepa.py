@@ -21,11 +21,11 @@ def _published(preset: str, model: ModelSettings, predictor_depth: int, epochs: 
     return RunConfig(
         method=IJepaSettings(predictor_width=384, predictor_depth=predictor_depth, loss="smooth_l1" if official else "l2"),
         model=model,
-        masks=MultiblockSettings(mode="official" if official else "unbiased", group_size=images_per_device),
+        masks=MultiblockSettings(mode="official" if official else "unbiased"),
         data=FolderSettings(image_size=224, interpolation="bilinear"),
         optim=OptimizationSettings(
             batch_size=2048,
-            microbatch_size=images_per_device,
+            images_per_device=images_per_device,
             epochs=epochs,
             start_lr=2e-4 if official else 1e-4,
             warmup_epochs=40 if official else 15,

@@ -22,7 +22,7 @@ def _published(model: ModelSettings) -> RunConfig:
         data=FolderSettings(image_size=224, interpolation="bicubic", crop_scale=(0.2, 1.0), horizontal_flip=True),
         optim=OptimizationSettings(
             batch_size=BATCH_SIZE,
-            microbatch_size=64,
+            images_per_device=64,
             epochs=1600,
             lr=LR_PER_256 * BATCH_SIZE / 256,
             start_lr=0.0,

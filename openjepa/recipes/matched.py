@@ -1,7 +1,8 @@
 """The same run with another method: same encoder size, data, images seen and steps; each method's own masks, crops and rates.
 
-Published values are kept where they are free of sizes. Lengths become shares of the run, heads follow the width of the encoder,
-and blur follows the size of the image. Values marked [M] come from memory of the papers and their commands.
+Published values are kept where they are free of sizes. Lengths become shares of the run; what follows the encoder or the
+images (heads, decoder, small crops, blur) is None here and gets its value in `openjepa.derived`. Values marked [M] come from
+memory of the papers and their commands.
 """
 
 from collections.abc import Callable
@@ -13,17 +14,6 @@ from openjepa.settings.masks import BlockwiseSettings, NoMaskSettings, RandomPat
 from openjepa.settings.methods import Data2VecSettings, DinoSettings, IBotSettings, IJepaSettings, MaeSettings, MsnSettings
 from openjepa.settings.optimization import OptimizationSettings
 from openjepa.settings.run import RunConfig
-
-PUBLISHED_SIDE = 224
-"""Pixels of the images for which all published values are meant."""
-LOCAL_SHARE = 96 / 224
-"""Side of a small crop beside that of a large one."""
-LEAST_BLUR = 0.1
-"""Pixels; a blur below is none."""
-MOST_OUTPUTS = 4096
-"""Of the heads of DINO and iBOT; the published 65,536 would cost more than a small encoder."""
-MSN_RATIOS = {"base": 0.3, "large": 0.7, "huge": 0.7, "giant": 0.7}
-"""Share of dropped patches by size of the encoder (published: B/16 0.3, L/7 0.7); smaller ones 0.15 as S/16."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +47,21 @@ RATES: dict[str, Rates] = {
 }
 
 
-def ema_start_for(total_steps: int) -> float:
-    """First momentum of our recipes: renews the teacher 50 times in a run of any length, as was measured to suit short ones.
+CROPS: dict[str, Any] = {"local_size": None, "blur_sigma": None}
+"""Small crops and blur are as large beside the image as in the published runs."""
+HEAD: dict[str, Any] = {
+    "outputs": None,
+    "head_hidden": None,
+    "bottleneck": None,
+    "teacher_temperature": 0.04,
+    "teacher_temperature_warmup_epochs": 0,
+    "freeze_last_layer_epochs": 0.0,
+}
+"""The head of DINO and iBOT, in proportion to the encoder's width.
 
-    The released 0.996 over 2,000 steps renews it 4 times: what is exported is then the mean of students that are 44 % of the
-    run old (docs/log.md).
-    """
-    return round(max(0.0, 1 - 100 / total_steps), 6)
+The teacher's temperature stays at its first value, and the last layer is not frozen: both would be counted in epochs, of which
+short runs have few.
+"""
 
 
 def with_method(config: RunConfig, name: str) -> RunConfig:
@@ -88,7 +86,7 @@ def _mae(config: RunConfig, ijepa: IJepaSettings) -> RunConfig:
     method = MaeSettings(
         decoder_width=ijepa.predictor_width,
         decoder_depth=ijepa.predictor_depth,
-        decoder_heads=ijepa.predictor_heads or config.model.shape().heads,
+        decoder_heads=ijepa.predictor_heads,
     )
     data = replace(config.data, crop_scale=(0.2, 1.0), horizontal_flip=True, interpolation="bicubic")
     return replace(config, method=method, masks=RandomPatchesSettings(ratio=0.75), data=data)
@@ -96,39 +94,27 @@ def _mae(config: RunConfig, ijepa: IJepaSettings) -> RunConfig:
 
 def _data2vec(config: RunConfig, ijepa: IJepaSettings) -> RunConfig:
     """The upper half of the blocks is averaged; the momentum is constant and that of I-JEPA's first step."""
-    method = Data2VecSettings(
-        average_layers=max(1, config.model.shape().depth // 2), ema_start=ijepa.ema_start, ema_end=ijepa.ema_start
-    )
+    method = Data2VecSettings(average_layers=None, ema_start=ijepa.ema_start, ema_end=None)
     data = replace(config.data, crop_scale=(0.08, 1.0), horizontal_flip=True, interpolation="bicubic")  # [M]
     return replace(config, method=method, masks=BlockwiseSettings(ratios=(120 / 196,)), data=data)
 
 
 def _dino(config: RunConfig, ijepa: IJepaSettings) -> RunConfig:
-    method = DinoSettings(**_crops(config), **_head(config), ema_start=ijepa.ema_start)
+    method = DinoSettings(**CROPS, **HEAD, ema_start=ijepa.ema_start)
     data = replace(config.data, crop_scale=(0.4, 1.0), horizontal_flip=True, interpolation="bicubic")
     return replace(config, method=method, masks=NoMaskSettings(), data=data)
 
 
 def _ibot(config: RunConfig, ijepa: IJepaSettings) -> RunConfig:
     """Masks of the published S/16: half of the views whole, of the others 10 to 50 % masked."""
-    head = _head(config)
-    method = IBotSettings(
-        **_crops(config), **head, patch_outputs=head["outputs"], patch_temperature=0.04, ema_start=ijepa.ema_start
-    )
+    method = IBotSettings(**CROPS, **HEAD, patch_outputs=None, patch_temperature=0.04, ema_start=ijepa.ema_start)
     data = replace(config.data, crop_scale=(0.25, 1.0), horizontal_flip=True, interpolation="bicubic")
     return replace(config, method=method, masks=BlockwiseSettings(ratios=(0.0, 0.3), spreads=(0.0, 0.2)), data=data)
 
 
 def _msn(config: RunConfig, ijepa: IJepaSettings) -> RunConfig:
-    width = config.model.shape().width
-    method = MsnSettings(
-        **_crops(config),
-        prototypes=min(1024, 4 * width),
-        output_width=min(256, width),
-        head_hidden=min(2048, 4 * width),
-        ema_start=ijepa.ema_start,
-    )
-    masks = RandomPatchesSettings(ratio=MSN_RATIOS.get(config.model.size, 0.15), shared=True)
+    method = MsnSettings(**CROPS, prototypes=None, output_width=None, head_hidden=None, ema_start=ijepa.ema_start)
+    masks = RandomPatchesSettings(ratio=None, shared=True)
     data = replace(config.data, crop_scale=(0.3, 1.0), horizontal_flip=True, interpolation="bilinear")
     return replace(config, method=method, masks=masks, data=data)
 
@@ -142,47 +128,20 @@ CHANGES: dict[str, Callable[[RunConfig, IJepaSettings], RunConfig]] = {
 }
 
 
-def _crops(config: RunConfig) -> dict[str, Any]:
-    """Size of the small crops and the blur, as large beside the image as in the published runs."""
-    side, patch = min(config.data.height_width()), config.model.patch_size
-    highest = max(LEAST_BLUR, 2.0 * side / PUBLISHED_SIDE)
-    return {
-        "local_size": max(patch, round(LOCAL_SHARE * side / patch) * patch),
-        "blur_sigma": (max(LEAST_BLUR, 0.1 * side / PUBLISHED_SIDE), highest),
-    }
-
-
-def _head(config: RunConfig) -> dict[str, Any]:
-    """The head of DINO and iBOT, in proportion to the encoder's width.
-
-    The teacher's temperature stays at its first value, and the last layer is not frozen: both would be counted in epochs, of
-    which short runs have few.
-    """
-    width = config.model.shape().width
-    return {
-        "outputs": min(MOST_OUTPUTS, 16 * width),
-        "head_hidden": min(2048, 4 * width),
-        "bottleneck": min(256, width // 2),
-        "teacher_temperature": 0.04,
-        "teacher_temperature_warmup_epochs": 0,
-        "freeze_last_layer_epochs": 0.0,
-    }
-
-
 def _optimization(optim: OptimizationSettings, rates: Rates) -> OptimizationSettings:
     """The method's own rates at this length.
 
     Peaks are not the published ones scaled with the batch: at 32 images those are so small that little is learned in a short
     run (MAE on CIFAR-10, 64,000 images: 54.2 % by the linear probe with the scaled rate, 61.4 % with 1e-3; untrained 52.7 %).
     """
-    length = optim.total_steps
     return replace(
         optim,
         lr=rates.lr,
         start_lr=rates.start * rates.lr,
         final_lr=rates.final * rates.lr,
-        warmup_steps=None if length is None else round(rates.warmup * length),
-        warmup_epochs=optim.warmup_epochs if length else rates.warmup * optim.epochs,
+        warmup_steps=None,
+        warmup_epochs=None,
+        warmup_share=rates.warmup,
         lr_schedule="cosine",
         weight_decay=rates.weight_decay,
         final_weight_decay=rates.final_weight_decay,

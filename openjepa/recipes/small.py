@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from openjepa.recipes.matched import ema_start_for
 from openjepa.recipes.recipe import SMALL_PRESETS, Recipe
 from openjepa.settings.data import FolderSettings, ScenesSettings
 from openjepa.settings.masks import MultiblockSettings
@@ -29,29 +28,24 @@ def small(
 
     The length is `total_steps`, so that a run takes the same time on 2,000 images and on 200,000. `official` keeps encoder,
     predictor, data and images seen, and takes initialization, masks and hyper-parameters of the released code, with the same
-    shares of the run. The values for a CPU were chosen on CIFAR-10 and on the packaged scenes (docs/log.md).
+    shares of the run. The values for a CPU were chosen on CIFAR-10 and on the packaged scenes (docs/log.md). What is None
+    follows the other settings (`openjepa.derived`).
     """
     official = preset == "official"
-    model = ModelSettings(size=size, patch_size=patch_size, initialization="released" if official else "fan_in")
-    # the released 10 of 196 patches would be redrawn for ever on small grids
-    min_keep = min(10, 10 * (image_size // patch_size) ** 2 // 196)
     return RunConfig(
-        method=IJepaSettings(
-            predictor_width=model.shape().width // 2,
-            predictor_depth=predictor_depth,
-            ema_start=0.996 if official else ema_start_for(total_steps),
-        ),
-        model=model,
-        masks=MultiblockSettings(mode="official", min_keep=min_keep) if official else masks,
+        method=IJepaSettings(predictor_width=None, predictor_depth=predictor_depth, ema_start=0.996 if official else None),
+        model=ModelSettings(size=size, patch_size=patch_size, initialization="released" if official else "fan_in"),
+        masks=MultiblockSettings(mode="official", min_keep=None) if official else masks,
         data=FolderSettings(image_size=image_size, cache="device"),
         optim=OptimizationSettings(
             batch_size=batch_size,
             total_steps=total_steps,
-            warmup_steps=round(total_steps * (40 / 300 if official else 0.1)),
+            warmup_epochs=None,
+            warmup_share=40 / 300 if official else 0.1,
             start_lr=2e-4 if official else 1e-4,
             weight_decay_schedule="cosine" if official else "linear",
         ),
-        monitor=MonitorSettings(every=max(100, total_steps // 10), knn=True),
+        monitor=MonitorSettings(every=None, knn=True),
     )
 
 
@@ -135,7 +129,8 @@ def quickstart(preset: str) -> RunConfig:
     # objects cover one to three patches: still smaller targets, and more of them, have something to be predicted from
     masks = MultiblockSettings(num_targets=8, target_scale=(0.03, 0.06), context_ratio=0.3)
     config = small(preset, size="nano", patch_size=8, image_size=64, total_steps=5_000, predictor_depth=2, masks=masks)
-    method = replace(config.method, predictor_heads=2)  # type: ignore[call-arg]  # as wide as the encoder's, and quicker than four
+    # as wide as the encoder's, and quicker than as many
+    method = replace(config.method, predictor_heads="half")  # type: ignore[call-arg]
     return replace(config, method=method, data=ScenesSettings(image_size=64, cache="device"))
 
 

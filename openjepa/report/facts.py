@@ -1,11 +1,14 @@
 """What was run and on what, in words: rows of facts, the verdict on collapse, and where several runs differ."""
 
+import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+from openjepa.measures.verdicts import HEALTHY, CollapseStatistics, collapsed
+from openjepa.measures.verdicts import verdict as verdict_of
 from openjepa.report.curves import format_number
 from openjepa.report.reading import RunFolder, began_from, lookup, number, text
 from openjepa.report.wording import METHOD_WORDS
@@ -57,7 +60,7 @@ def duration(seconds: float) -> str:
 def status(run: RunFolder) -> str:
     """One word: finished, running, unfinished, interrupted, failed, or unknown for a folder without a summary."""
     word = STATUS_WORDS.get(str(run.summary.get("status", "")), "unknown")
-    return UNFINISHED if word == "running" and not run.is_locked else word
+    return UNFINISHED if word == "running" and run.is_locked is False else word
 
 
 def error(run: RunFolder) -> str:
@@ -297,20 +300,40 @@ def _started(run: RunFolder) -> str:
 
 
 def verdict(run: RunFolder) -> Verdict:
-    """Collapse in words: what the run itself found, and the numbers of its last look at the features."""
-    said = text(run.summary.get("verdict") or "", 400)
+    """Collapse: the flag and the sentence that training wrote, and the numbers of its last look at the features."""
+    is_collapsed, said = _judged(run)
     evidence = _evidence(run)
-    if not said and not evidence:
-        return Verdict("unknown", "Not watched: this run has not looked at its features yet.", "")
-    if not said and len(run.log.points("monitor", "rankme")) == 1:
-        return Verdict("unknown", "Too early to tell: only one look at the features so far.", evidence)
-    alarmed = any(words in said for words in ("is collapsing", "has collapsed", "have collapsed"))
     if run.energy.get("flat") is True and run.energy.get("step") == run.summary.get("step"):
-        kept = ", though its features still differ" if said and not alarmed else ""
+        kept = ", though its features still differ" if is_collapsed is False else ""
         return Verdict("bad", f"The method has collapsed: its energy is the same for all pairs{kept}.", evidence)
-    bad = alarmed or (not said and _looks_collapsed(run))
-    sentence = said or ("The features have collapsed." if bad else "No sign of collapse.")
-    return Verdict("bad" if bad else "good", sentence, evidence)
+    if is_collapsed is not None:
+        return Verdict("bad" if is_collapsed else "good", said, evidence)
+    if said or evidence:
+        looks = len(run.log.points("monitor", "rankme"))
+        few = f"Too early to tell: only {'one look' if looks == 1 else f'{looks} looks'} at the features so far."
+        return Verdict("unknown", said or (few if looks < 3 else "Not known: the last look is not finite."), evidence)
+    return Verdict("unknown", "Not watched: this run has not looked at its features yet.", "")
+
+
+def _judged(run: RunFolder) -> tuple[bool | None, str]:
+    """Whether the features collapsed (None: not known), and the sentence that says so.
+
+    Runs without the flag are judged by the rule of training on what they logged; what they say in words is not read.
+    """
+    said, flag = text(run.summary.get("verdict") or "", 400), run.summary.get("collapsed")
+    if isinstance(flag, bool):
+        return flag, said or ("The features have collapsed." if flag else HEALTHY)
+    history = _looks(run)
+    found = collapsed(history)
+    return found, said if found is None else verdict_of(history) or HEALTHY
+
+
+def _looks(run: RunFolder) -> list[CollapseStatistics]:
+    """The looks at the features that were logged; numbers that were not finite are nan."""
+    names = [item.name for item in fields(CollapseStatistics)]
+    logged = {name: dict(run.log.points("monitor", name)) for name in run.log.series.get("monitor", {})}
+    steps = sorted({step for values in logged.values() for step in values})
+    return [CollapseStatistics(*(logged.get(name, {}).get(step, math.nan) for name in names)) for step in steps]
 
 
 def _evidence(run: RunFolder) -> str:
@@ -329,15 +352,6 @@ def _evidence(run: RunFolder) -> str:
         parts.append(f"loss {format_number(loss)} where the better trivial predictor has {format_number(min(known))}")
     evidence = _joined(*parts)
     return f"At the last look: {evidence}." if evidence else ""
-
-
-def _looks_collapsed(run: RunFolder) -> bool:
-    # An untrained encoder's images are nearly parallel too, so only a fall from what the run had reached counts.
-    for name in ("rankme", "feature_std"):
-        values = [value for _, value in run.log.points("monitor", name)]
-        if len(values) > 1 and values[-1] < 0.1 * max(values):
-            return True
-    return False
 
 
 def flatten(tree: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from markupsafe import Markup, escape
 
+from openjepa.measures.verdicts import tells_apart
 from openjepa.report.curves import WIDTH, format_number, nice_ticks
 from openjepa.report.reading import RunFolder, lookup, number, text
 from openjepa.report.wording import percent
@@ -57,21 +59,23 @@ def landscapes(runs: Sequence[RunFolder]) -> list[Landscape]:
 
 def _landscape(run: RunFolder, index: int) -> Landscape:
     found = run.energy
-    said, auc = text(found.get("verdict") or "", 300), number(lookup(found, "trained", "auc"))
-    tone = (
-        "bad"
-        if found.get("flat") is True
-        else "good"
-        if auc is not None and auc > 0.5 and "no lower" not in said
-        else "unknown"
-    )
     step, now = number(found.get("step")), number(run.summary.get("step"))
     older = f"; the run is now at step {now:,.0f}" if step is not None and now is not None and step != now else ""
     images, group, split = number(found.get("images")), number(found.get("group")), text(found.get("split") or "", 20)
     words = [f"{images:,.0f} {split} images in groups of {group:,.0f}" if images is not None and group is not None else ""]
     words.append(f"after step {step:,.0f}{older}" if step is not None else "")
     panels = [panel for subject in SUBJECTS if (panel := _panel(run, subject)) is not None]
-    return Landscape(index, tone, said, ", ".join(filter(None, words)), panels)
+    said = text(found.get("verdict") or "", 300)
+    return Landscape(index, _tone(found), said, ", ".join(filter(None, words)), panels)
+
+
+def _tone(found: Mapping[str, Any]) -> str:
+    """By the flags of the file. Those of before have no `tells_apart`, but the numbers that it is made of."""
+    if found.get("flat") is True:
+        return "bad"
+    auc, error = (number(lookup(found, "trained", name)) for name in ("auc", "auc_error"))
+    apart = found.get("tells_apart", None if auc is None or error is None else tells_apart(auc, error))
+    return "good" if found.get("flat") is False and apart is True else "unknown"
 
 
 def _panel(run: RunFolder, subject: str) -> Panel | None:

@@ -78,8 +78,8 @@ class RunFolder:
     """energy.json of `openjepa bench energy`."""
     figures: list[Figure]
     skipped: Skipped
-    is_locked: bool
-    """Whether a process holds the run's lock, that is, trains it now."""
+    is_locked: bool | None
+    """Whether a process holds the run's lock, that is, trains it now. None: the file system does not tell."""
     unreadable: list[str]
     """Files of the folder that exist and could not be read."""
     is_encoder: bool = False
@@ -174,15 +174,18 @@ def distinct(folders: Sequence[RunFolder]) -> list[RunFolder]:
     return [replace(folder, name=name) for folder, name in zip(folders, names, strict=True)]
 
 
-def _is_locked(path: Path) -> bool:
-    """Whether another process holds the lock of this file; a killed one does not."""
+def _is_locked(path: Path) -> bool | None:
+    """Whether another process holds the lock of this file; a killed one does not. None: that cannot be found out."""
     try:
         with path.open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released at once, with the file
+            # released at once, with the file; shared, because NFS gives no other lock on a file that is open for reading
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # no such file, or none that can be locked
+    except FileNotFoundError:
         return False
+    except OSError:
+        return None
     return False
 
 

@@ -1,14 +1,10 @@
 """What training cost, as numbers: the horizontal axes of the scaling curves."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from openjepa.report.facts import images_seen, method_name, step_seconds, total_seconds
 from openjepa.report.reading import RunFolder, began_from, lookup, number, text
-
-_DATA_SIZES = (r"of these ([\d,]+) training images are used", r"([\d,]+) (?:images to train|training)\b")
-"""How the line about the data says the number of training images, for summaries that have no number of their own."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +70,10 @@ def _share_done(run: RunFolder, step: float | None) -> float:
 
 
 def _data_size(run: RunFolder) -> float | None:
-    """Training images: as the summary counts them, else as its line about the data says, else images seen per epoch."""
+    """Training images: as the summary counts them, else images seen per epoch."""
     counted = number(run.summary.get("train_images"))
     if counted is not None:
         return counted
-    line = text(run.summary.get("data") or "")
-    for pattern in _DATA_SIZES:
-        if found := re.search(pattern, line):
-            return float(found[1].replace(",", ""))
     epochs, images = run.log.last("train", "epoch"), run.log.last("train", "images")
     return float(round(images / epochs)) if epochs and images else None
 

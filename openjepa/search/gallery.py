@@ -26,8 +26,10 @@ THUMBNAIL = 256
 class Gallery:
     """The images of a table. Opened by `open_gallery`."""
 
-    def __init__(self, images: Images) -> None:
+    def __init__(self, images: Images, are_same: bool = True) -> None:
         """Of what was embedded; of streams no image can be read by itself."""
+        self.are_same = are_same
+        """Whether all files have the sizes and times of when they were embedded, as far as the table notes them."""
         self._sources = {name: source for name, source in images.sources.items() if isinstance(source, ListSource)}
 
     @cached_property
@@ -87,7 +89,10 @@ def printable(name: str) -> str:
 
 
 def open_gallery(manifest: Manifest, data_path: str | None = None) -> Gallery:
-    """The images of a table. `data_path`: where they lie now. Raises Refusal or OSError where they cannot be found."""
+    """The images of a table. `data_path`: where they lie now. Raises Refusal or OSError where they cannot be found.
+
+    `are_same` of the gallery says whether their files are those of then.
+    """
     entries = dict(manifest.data)
     options = CHOICES["data"].options
     if entries.get("source") not in options:
@@ -96,4 +101,5 @@ def open_gallery(manifest: Manifest, data_path: str | None = None) -> Gallery:
         entries["path"] = data_path
     settings: DataSettings = from_dict(options[entries["source"]], entries)
     is_train, is_test = manifest.splits == ("train",), manifest.splits == ("test",)
-    return Gallery(open_images(settings, "train" if is_train else "test" if is_test else "all", manifest.seed))
+    images = open_images(settings, "train" if is_train else "test" if is_test else "all", manifest.seed)
+    return Gallery(images, manifest.files in ("", images.stamped()))

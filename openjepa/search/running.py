@@ -68,6 +68,11 @@ def open_for_search(settings: SearchSettings, say: Say = silent) -> Opened:
                 f"no pictures{unknown}: the images of {table.path} cannot be found any more ({error}). Say where they lie: "
                 "--data-path PATH"
             )
+    if gallery is not None and not gallery.are_same:
+        say(
+            f"the images' files have other sizes or times than when {table.path} was made: pictures, sizes and exact copies "
+            "are those of now, features those of then (openjepa embed --again embeds all anew)"
+        )
     if settings.region is not None and table.manifest.kind == "pooled" and table.manifest.pooling == "class_token":
         say(
             f"{table.path} holds class tokens, with which the patches of a region have little in common: embed the images with "

@@ -17,7 +17,8 @@ class MaskSettings:
     strategy: str
     """Which strategy draws the masks."""
     group_size: int | None = None
-    """Samples that share what a mask group shares (block sizes); a multiple of the microbatch. None: the whole batch."""
+    """Samples that share what a mask group shares (block sizes); a multiple of the microbatch. None: the whole batch,
+    or for I-JEPA's masks near `optim.images_per_device` if that is set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +45,9 @@ class MultiblockSettings(MaskSettings):
     center, or nothing (padding, masked in attention). `official` mode has its own cut and ignores this."""
     context_ratio: float = 0.25
     """Fraction of all patches that the context keeps after the cut (paper, Table 6: 0.25). Ignored by `official` and `none`."""
-    min_keep: int = 10
+    min_keep: int | None = 10
     """A context (`official`: also a target) of at most this many patches is drawn again. In `unbiased` mode only where
-    `context_cut` is `none`, and scaled down on grids under 14x14."""
+    `context_cut` is `none`, and scaled down on grids under 14x14. None: 10, or in proportion on grids under 14x14."""
     max_redraws: int = 20
     """`unbiased`: how often the positions of a sample are redrawn before its context is padded. Its count is logged."""
 
@@ -67,8 +68,9 @@ class RandomPatchesSettings(MaskSettings):
     kind = "tokens"
 
     strategy: Literal["random_patches"] = "random_patches"
-    ratio: float = 0.75
-    """Fraction of the patches that is masked (MAE: 0.75; MSN: 0.15 for S/16, 0.3 for B/16, 0.7 for L/7)."""
+    ratio: float | None = 0.75
+    """Fraction of the patches that is masked (MAE: 0.75; MSN: 0.15 for S/16, 0.3 for B/16, 0.7 for L/7). None: MSN's for
+    encoders as wide as these."""
     shared: bool = False
     """One draw for all images of a mask group (MSN) instead of one for each image (MAE)."""
 

@@ -11,7 +11,11 @@ class OptimizationSettings:
     batch_size: int = 2048
     """Images per optimizer step, over all processes and microbatches."""
     microbatch_size: int | None = None
-    """Images per forward and backward of one process. None: the whole batch (divided by the processes)."""
+    """Images per forward and backward of one process. None: follows `images_per_device`; without it the whole batch (divided by
+    the processes)."""
+    images_per_device: int | None = None
+    """What a microbatch, and the group of I-JEPA's masks, should be near if they are not set: both become numbers that divide
+    the batch."""
     epochs: float = 300
     """Passes over the training images; ignored where `total_steps` is set."""
     total_steps: int | None = None
@@ -22,10 +26,12 @@ class OptimizationSettings:
     """Learning rate from which the linear warm-up starts (paper 1e-4, code 2e-4)."""
     final_lr: float = 1e-6
     """Learning rate at the end of training."""
-    warmup_epochs: float = 15
-    """Length of the warm-up in epochs (paper 15, code 40)."""
+    warmup_epochs: float | None = 15
+    """Length of the warm-up in epochs (paper 15, code 40). None: follows `warmup_share`."""
     warmup_steps: int | None = None
     """Length of the warm-up in steps; overrides `warmup_epochs`."""
+    warmup_share: float | None = None
+    """Length of the warm-up as a share of the run, if it is given neither in steps nor in epochs."""
     lr_schedule: Literal["cosine", "constant_cooldown"] = "cosine"
     """After the warm-up: cosine to `final_lr`, or constant and then linear to `final_lr` over `cooldown` of the run."""
     cooldown: float = 0.2

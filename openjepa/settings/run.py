@@ -60,8 +60,8 @@ class SystemSettings:
 class MonitorSettings:
     """Watching collapse and quality without labels on a fixed probe batch, and the online k-NN. Cannot change the results."""
 
-    every: int = 100
-    """Steps between two looks. 0: never."""
+    every: int | None = 100
+    """Steps between two looks. 0: never. None: follows the length of the run: ten looks, and at least 100 steps between two."""
     images: int = 512
     """Images of the fixed probe batch; the rank that can be seen is at most this."""
     lidar_masks: int = 10

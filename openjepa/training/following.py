@@ -7,7 +7,6 @@ from pathlib import Path
 from openjepa.checks import nearest_multiple
 from openjepa.config import flatten
 from openjepa.models.blocks import hidden_width
-from openjepa.recipes import RECIPES
 from openjepa.refusals import Refusal
 from openjepa.settings.methods import IJepaSettings, MethodSettings
 from openjepa.settings.models import SIZES, EncoderConfig, ModelSettings, PredictorConfig, Shape
@@ -117,20 +116,14 @@ def _shown(value: object) -> str:
 def _method(
     config: RunConfig, encoder: EncoderConfig, predictor: PredictorConfig | None, given: Collection[str]
 ) -> MethodSettings:
-    """I-JEPA's predictor is that of the weights; without one, small recipes keep it half as wide as the encoder."""
+    """I-JEPA's predictor is that of the weights, if they have one."""
     method = config.method
-    if not isinstance(method, IJepaSettings):
+    if predictor is None or not isinstance(method, IJepaSettings):
         return method
-    if predictor is not None:
-        heads = None if predictor.heads == encoder.heads else predictor.heads
-        theirs = {"predictor_width": predictor.width, "predictor_depth": predictor.depth, "predictor_heads": heads}
-        taken = {name: value for name, value in theirs.items() if f"method.{name}" not in given}
-        return replace(method, **taken)  # type: ignore[arg-type]
-    is_small = config.recipe in RECIPES and RECIPES[config.recipe].is_small
-    is_half = 2 * method.predictor_width == config.model.shape().width
-    if is_small and is_half and "method.predictor_width" not in given:
-        return replace(method, predictor_width=encoder.width // 2)
-    return method
+    heads = None if predictor.heads == encoder.heads else predictor.heads
+    theirs = {"predictor_width": predictor.width, "predictor_depth": predictor.depth, "predictor_heads": heads}
+    taken = {name: value for name, value in theirs.items() if f"method.{name}" not in given}
+    return replace(method, **taken)  # type: ignore[arg-type]
 
 
 def _check_patches(size: tuple[int, int], encoder: EncoderConfig, weights: str) -> None:

@@ -14,6 +14,7 @@ from openjepa.data import open_splits
 from openjepa.data.loader import BatchPlan, TrainingLoader
 from openjepa.data.skipping import SkipLedger
 from openjepa.data.workers import choose_workers
+from openjepa.derived import resolve
 from openjepa.engine.checkpoint import TrainerState, latest_checkpoint, load_checkpoint, save_checkpoint, set_broken_aside
 from openjepa.engine.clock import LoopClock
 from openjepa.engine.device import autocast, keep_freed_memory, resolve_device, resolve_precision, set_threads
@@ -58,7 +59,8 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
     # ---------------------------------------------------------------- machine
     distributed.refuse_unready_launch()
     config, weights = settled(config, given, fresh)
-    check(config)
+    check(config, distributed.world_size())
+    config = resolve(config, processes=distributed.world_size())
     refuse_missing_tensorboard(config.system.tensorboard)
     device = resolve_device(config.run.device)
     precision = resolve_precision(config.run.precision, device)
@@ -70,6 +72,8 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
     view = default_view(config.data)
     sampler = MASKS[config.masks.strategy].load()(config.masks, config.model.grid(view.size))  # impossible masks end here
     splits = open_splits(config.data, seed)
+    total_steps, steps_per_epoch = training_length(optim, splits.train)
+    config = resolve(config, total_steps)
     method = build_method(config, view, sampler)
     plan = BatchPlan(
         batch_size=optim.batch_size,
@@ -78,7 +82,6 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
         world_size=distributed.world_size(),
         group_size=config.masks.group_size,
     )
-    total_steps, steps_per_epoch = training_length(optim, splits.train)
     for line in introduce(config, method, sampler, splits.description, device, precision, total_steps, steps_per_epoch):
         print(line)
     if dry_run:

@@ -15,13 +15,15 @@ from openjepa.data.evaluation import evaluation_batches
 from openjepa.data.loader import BatchPlan, TrainingLoader
 from openjepa.data.source import ListSource, Splits
 from openjepa.data.subset import for_probes
+from openjepa.derived import resolved
 from openjepa.engine.device import autocast
 from openjepa.engine.embedding import pooled_features
 from openjepa.engine.run_log import RunLog
 from openjepa.masks.base import MaskSampler
-from openjepa.measures.collapse import CollapseStatistics, collapse_statistics, trivial_losses, verdict
+from openjepa.measures.collapse import collapse_statistics, trivial_losses
 from openjepa.measures.knn import knn_accuracy
 from openjepa.measures.rank import alpha_req, lidar
+from openjepa.measures.verdicts import HEALTHY, CollapseStatistics, collapsed, verdict
 from openjepa.methods.base import Method, ProbeOutput
 from openjepa.models.vit import VisionTransformer
 from openjepa.schedules import Progress
@@ -32,7 +34,6 @@ from openjepa.types import Batch, InputSpec, LoaderPosition
 
 _NEIGHBORS = 20
 _LOGGED = tuple(item.name for item in fields(CollapseStatistics))
-_HEALTHY = "The features keep their spread and rank: no sign of collapse."
 
 
 class Monitor:
@@ -65,18 +66,18 @@ class Monitor:
 
     def is_due(self, step: int) -> bool:
         """Whether to look after this many steps."""
-        every = self._config.monitor.every
+        every = resolved(self._config.monitor.every)
         return every > 0 and step % every == 0
 
     def prepare(self) -> None:
         """Reads the images that every look is at, so that the first look takes no longer than the others."""
-        if self._config.monitor.every > 0 and distributed.is_main():
+        if resolved(self._config.monitor.every) > 0 and distributed.is_main():
             self._probe_batches()
             self._labeled_images()
 
     def looks_left(self, step: int, total_steps: int) -> int:
         """Looks after `step`, of which one is after the last step."""
-        every = self._config.monitor.every
+        every = resolved(self._config.monitor.every)
         return 0 if every == 0 or step >= total_steps else -(-total_steps // every) - step // every
 
     def look(self, progress: Progress) -> None:
@@ -98,11 +99,13 @@ class Monitor:
         self._log.write("monitor", progress.step, {"epoch": round(progress.epoch, 4), **self.latest})
         self._warn()
 
+    def collapsed(self) -> bool | None:
+        """Whether the run shows signs of collapse; None before the third look, and if the latest is not finite."""
+        return collapsed(self._history)
+
     def verdict(self) -> str | None:
-        """In words, whether the run shows signs of collapse; None before the third look."""
-        if len(self._history) < 3:
-            return None
-        return verdict(self._history) or _HEALTHY
+        """The same in words; None where it is not known."""
+        return None if self.collapsed() is None else verdict(self._history) or HEALTHY
 
     def _warn(self) -> None:
         """Says the verdict, once, if it is a warning."""

@@ -137,7 +137,7 @@ class Outputs:
         if monitor is not None:
             # as in the log, null is a number that was not finite
             latest = {name: value if math.isfinite(value) else None for name, value in monitor.latest.items()}
-            content |= {"verdict": monitor.verdict(), "monitor": latest}
+            content |= {"collapsed": monitor.collapsed(), "verdict": monitor.verdict(), "monitor": latest}
         self._folder.write_json("summary.json", content)
         self._last = content
 

@@ -98,11 +98,13 @@ def _num_images(source: ListSource | ShardSource) -> int | None:
 
 def _check_warmup(optim: OptimizationSettings, total_steps: int, steps_per_epoch: float, is_known: bool) -> None:
     steps = warmup_steps(optim, Progress(0, total_steps, steps_per_epoch))
-    if optim.warmup_steps is not None or steps < total_steps:
+    in_steps = optim.warmup_steps is not None
+    if steps < total_steps + in_steps:  # one in steps may take the whole run, which is remarked
         return
     found = f"{steps} steps" if is_known else "of a stream of unknown length"
+    name = f"optim.warmup_steps={steps}" if in_steps else f"optim.warmup_epochs={optim.warmup_epochs:g} ({found})"
     raise Refusal(
-        f"optim.warmup_epochs={optim.warmup_epochs:g} ({found}) is not shorter than the run of {total_steps} steps: "
+        f"{name} is not shorter than the run of {total_steps} steps: "
         f"the learning rate would never reach optim.lr. Set optim.warmup_steps, e.g. {total_steps // 20}, or a longer run"
     )
 

@@ -1,6 +1,6 @@
 """Settings of the pretraining methods: one dataclass and one file each, all derived from MethodSettings."""
 
-from openjepa.settings.methods.base import About, MethodSettings, TeacherSettings
+from openjepa.settings.methods.base import About, Heads, MethodSettings, TeacherSettings
 from openjepa.settings.methods.data2vec import Data2VecSettings
 from openjepa.settings.methods.dino import DinoSettings
 from openjepa.settings.methods.ibot import IBotSettings
@@ -12,6 +12,7 @@ __all__ = [
     "About",
     "Data2VecSettings",
     "DinoSettings",
+    "Heads",
     "IBotSettings",
     "IJepaSettings",
     "MaeSettings",

@@ -6,6 +6,8 @@ from typing import ClassVar, Literal
 from openjepa.settings.masks import MaskKind
 
 Family = Literal["joint-embedding", "generative", "joint-embedding predictive"]
+Heads = int | Literal["half"] | None
+"""Attention heads of a second network: a number, half as many as the encoder has (as many if that is odd), or None: as many."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class MethodSettings:
 class TeacherSettings(MethodSettings):
     """Common to methods whose targets come from a moving average of what is trained. Abstract."""
 
-    ema_start: float = 0.996
-    """Momentum of the moving average (target encoder, teacher) at the first step."""
-    ema_end: float = 1.0
-    """Momentum at the end of training, reached linearly (DINO and iBOT: along half a cosine)."""
+    ema_start: float | None = 0.996
+    """Momentum of the moving average (target encoder, teacher) at the first step. None: follows the length of the run, so that
+    the average is renewed 50 times (1 - 100 / steps)."""
+    ema_end: float | None = 1.0
+    """Momentum at the end of training, reached linearly (DINO and iBOT: along half a cosine). None: as at the start."""

@@ -22,8 +22,8 @@ class Data2VecSettings(TeacherSettings):
     mask_kinds = ("tokens",)
 
     name: Literal["data2vec"] = "data2vec"
-    average_layers: int = 6
-    """Last blocks of the teacher whose outputs are averaged (published: 6)."""
+    average_layers: int | None = 6
+    """Last blocks of the teacher whose outputs are averaged (published: 6). None: half of them."""
     target_branch: Literal["block", "mlp"] = "block"
     """`block`: outputs of whole blocks (published commands); `mlp`: of their MLP before it is added (paper)."""
     layer_norm: Literal["layer", "instance", "instance_then_layer", "batch", "none"] = "layer"
@@ -35,10 +35,10 @@ class Data2VecSettings(TeacherSettings):
     """Distance between predictions and targets."""
     smooth_l1_beta: float = 2.0
     """Where smooth L1 turns from a square to a line (published: 2)."""
-    ema_start: float = 0.9998
-    """Momentum of the teacher at the first step (published commands: 0.9998 throughout)."""
-    ema_end: float = 0.9998
-    """Momentum it reaches."""
+    ema_start: float | None = 0.9998
+    """Momentum of the teacher at the first step (published commands: 0.9998 throughout). None: as for every method."""
+    ema_end: float | None = 0.9998
+    """Momentum it reaches. None: as at the start."""
     ema_ramp: float = 1.0
     """Share of the training over which it grows linearly from one to the other."""
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.0)

@@ -23,16 +23,16 @@ class IBotSettings(SelfDistillationSettings):
     mask_kinds = ("tokens",)
 
     name: Literal["ibot"] = "ibot"
-    outputs: int = 8192
-    """Dimensions of the head's output (published: 8192)."""
+    outputs: int | None = 8192
+    """Dimensions of the head's output (published: 8192). None: 16 times the encoder's width, at most 4096."""
     local_crops: int = 10
     """Small crops of each image (published: 10)."""
     local_scale: tuple[float, float] = (0.05, 0.25)
     """Smallest and largest area of a small crop, as a fraction of the image."""
     shared_head: bool = True
     """One last layer for class token and patches (published: yes)."""
-    patch_outputs: int = 8192
-    """Dimensions of the patches' output where their last layer is not shared."""
+    patch_outputs: int | None = 8192
+    """Dimensions of the patches' output where their last layer is not shared. None: as `outputs`."""
     class_weight: float = 1.0
     """Weight of the loss of the class tokens."""
     patch_weight: float = 1.0

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from openjepa.settings.methods.base import About, TeacherSettings
+from openjepa.settings.methods.base import About, Heads, TeacherSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +22,12 @@ class IJepaSettings(TeacherSettings):
     mask_kinds = ("blocks",)
 
     name: Literal["ijepa"] = "ijepa"
-    predictor_width: int = 384
-    """Width of the predictor (paper: 384 for every size)."""
+    predictor_width: int | None = 384
+    """Width of the predictor (paper: 384 for every size). None: half of the encoder's (our small recipes)."""
     predictor_depth: int = 6
     """Blocks of the predictor (paper: 6 for B, 12 for L and H, 16 for g)."""
-    predictor_heads: int | None = None
-    """Heads of the predictor. None: as many as the encoder (paper and code)."""
+    predictor_heads: Heads = None
+    """Heads of the predictor. None: as many as the encoder (paper and code); `half`: half as many."""
     loss: Literal["smooth_l1", "l2"] = "smooth_l1"
     """`smooth_l1`: beta 1, mean over everything (code); `l2`: squared L2, mean over everything, that is the paper's sum over
     patches divided by (patches per block x width)."""

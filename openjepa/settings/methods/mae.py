@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from openjepa.settings.methods.base import About, MethodSettings
+from openjepa.settings.methods.base import About, Heads, MethodSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +22,11 @@ class MaeSettings(MethodSettings):
     mask_kinds = ("tokens",)
 
     name: Literal["mae"] = "mae"
-    decoder_width: int = 512
-    """Width of the decoder (published: 512 for every size); its MLPs have the ratio of the encoder's (`model.mlp_ratio`)."""
+    decoder_width: int | None = 512
+    """Width of the decoder (published: 512 for every size). None: half of the encoder's. Its MLPs have `model.mlp_ratio`."""
     decoder_depth: int = 8
     """Blocks of the decoder (published: 8)."""
-    decoder_heads: int = 16
-    """Heads of the decoder (published: 16)."""
+    decoder_heads: Heads = 16
+    """Heads of the decoder (published: 16). None: as many as the encoder; `half`: half as many."""
     norm_pixels: bool = True
     """Normalize the pixels of each target patch by their own mean and standard deviation (published best: yes)."""

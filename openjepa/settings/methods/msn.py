@@ -36,12 +36,12 @@ class MsnSettings(MultiCropSettings):
     """How often levels of 128 and more are inverted, for the same three kinds of views."""
     masked_views: int = 1
     """Large views with dropped patches (published: 1)."""
-    prototypes: int = 1024
-    """Learned prototypes (published: 1024)."""
-    output_width: int = 256
-    """Width of the head's output and of the prototypes."""
-    head_hidden: int = 2048
-    """Width of the head's two hidden layers."""
+    prototypes: int | None = 1024
+    """Learned prototypes (published: 1024). None: 4 times the encoder's width, at most 1024."""
+    output_width: int | None = 256
+    """Width of the head's output and of the prototypes. None: the encoder's, at most 256."""
+    head_hidden: int | None = 2048
+    """Width of the head's two hidden layers. None: 4 times the encoder's, at most 2048."""
     head_input_norm: bool = False
     """Batch normalization of the head's input too (paper: yes; released code: only after its hidden layers)."""
     temperature: float = 0.1

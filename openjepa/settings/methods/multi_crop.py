@@ -14,8 +14,8 @@ class MultiCropSettings(TeacherSettings):
 
     local_crops: int = 8
     """Small crops of each image. 0: none (DINO: 8; iBOT and MSN: 10)."""
-    local_size: int = 96
-    """Side of the small crops in pixels; the patch size must divide it."""
+    local_size: int | None = 96
+    """Side of the small crops in pixels; the patch size must divide it. None: 3/7 of the image, in whole patches."""
     local_scale: tuple[float, float] = (0.05, 0.4)
     """Smallest and largest area of a small crop, as a fraction of the image."""
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
@@ -26,8 +26,9 @@ class MultiCropSettings(TeacherSettings):
     """How often a view loses its colors."""
     blur_probability: tuple[float, float, float] = (1.0, 0.1, 0.5)
     """How often the first large, the second large and the small crops are blurred."""
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """Smallest and largest standard deviation of the blur, in pixels of the view (published for 224 pixels)."""
+    blur_sigma: tuple[float, float] | None = (0.1, 2.0)
+    """Smallest and largest standard deviation of the blur, in pixels of the view (published for 224 pixels). None: in
+    proportion to the image."""
     solarize_probability: tuple[float, float, float] = (0.0, 0.2, 0.0)
     """How often levels of 128 and more are inverted, for the same three kinds of crops."""
 
@@ -38,14 +39,14 @@ class SelfDistillationSettings(MultiCropSettings):
 
     needs_class_token = True
 
-    outputs: int = 65536
-    """Dimensions of the head's output (DINO 65536, iBOT 8192; our small recipes at most 4096)."""
+    outputs: int | None = 65536
+    """Dimensions of the head's output (DINO 65536, iBOT 8192). None: 16 times the encoder's width, at most 4096."""
     head_layers: int = 3
     """Linear layers of the head before its last one."""
-    head_hidden: int = 2048
-    """Width of their hidden layers."""
-    bottleneck: int = 256
-    """Width in front of the last layer, where vectors are brought to length 1."""
+    head_hidden: int | None = 2048
+    """Width of their hidden layers. None: 4 times the encoder's, at most 2048."""
+    bottleneck: int | None = 256
+    """Width in front of the last layer, where vectors are brought to length 1. None: half of the encoder's, at most 256."""
     head_batch_norm: bool = False
     """Batch normalization in the head."""
     norm_last_layer: bool = True

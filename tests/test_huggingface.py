@@ -14,7 +14,8 @@ from openjepa.data.source import ListSource, ShardSource
 from openjepa.data.subset import for_probes, held_out
 from openjepa.refusals import Refusal
 from openjepa.settings.data import FolderSettings, HuggingFaceSettings
-from tests.tables import NAMES, check, opened, pa, png, pq, write_parquet, write_tar
+from tests.loading import load, same
+from tests.tables import NAMES, check, opened, pa, png, pq, write_members, write_parquet, write_tar
 from tests.tables import offline as offline
 
 pytestmark = pytest.mark.usefixtures("offline")
@@ -220,6 +221,29 @@ def test_other_splits_have_the_numbers_of_the_training_split(tmp_path: Path) -> 
     other = huggingface.left_out(HuggingFaceSettings(path=str(tmp_path)))
     assert list(other) == ["validation"] and np.array_equal(other["validation"].labels, [2, 1, 0])
     assert other["validation"].class_names == ("7", "900", "40") and opened(tmp_path).train.class_names == ("7", "900")
+
+
+@pytest.mark.parametrize("kind", ["tars", "compressed tars", "tables"])
+@pytest.mark.parametrize("streaming", [True, False])
+def test_resume_from_any_step_is_exact_also_beside_records_without_an_image(tmp_path: Path, kind: str, streaming: bool) -> None:
+    for shard, seeds in enumerate((range(11), range(11, 13), range(13, 30), range(30, 45))):
+        bad = seeds.start + 1
+        if kind == "tables":
+            rows = [{"bytes": None if seed == bad else png(seed)} for seed in seeds]
+            table = pa.table({"image": pa.array(rows, pa.struct([("bytes", pa.binary())])), "label": list(seeds)})
+            pq.write_table(table, tmp_path / f"{shard}.parquet", row_group_size=4)
+        else:
+            members = {f"{seed:02d}.{'txt' if seed == bad else 'png'}": png(seed) for seed in seeds}
+            gzip = kind == "compressed tars"
+            write_members(tmp_path / f"{shard}.tar{'.gz' if gzip else ''}", members, "w:gz" if gzip else "w")
+    source = opened(tmp_path, streaming=streaming, test_fraction=0.0).train
+    whole = load(source, 13)
+    reason = "the row has no image" if kind == "tables" else "the sample has no image, only txt"
+    skipped = [item for batch in whole for item in batch.skipped]
+    assert len(skipped) >= 8 and {item.reason for item in skipped} == {reason}
+    for step in (1, 5, 6, 12):
+        assert same(load(source, 13 - step, step, whole[step - 1].next_position), whole[step:]), f"resumed at {step}"
+    assert same(load(source, 6, 7, whole[6].next_position, workers=2), whole[7:])
 
 
 @pytest.mark.data

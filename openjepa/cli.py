@@ -53,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     error is a fault of the program and keeps its traceback.
     """
     warnings.formatwarning = _format_warning
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes need not be text
+    _print_any_name()
     try:
         _dispatch(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
@@ -71,6 +70,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         print(f"openjepa: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _print_any_name() -> None:
+    """File names may hold bytes and letters that the terminal's encoding lacks: these are written out."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _format_warning(

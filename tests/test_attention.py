@@ -48,7 +48,29 @@ def test_bf16_is_close_to_fp32() -> None:
     assert difference.abs().max() < 0.02
 
 
-def test_nothing_valid_stays_finite() -> None:
-    bias = attention_bias(torch.zeros(1, 3, dtype=torch.bool), torch.float32)
-    assert attention(torch.randn(1, 3, 12), 2, bias).isfinite().all()
-    assert plain(torch.randn(1, 3, 12), 2, bias).isfinite().all()
+TYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("made_in", TYPES)
+@pytest.mark.parametrize("computed_in", TYPES)
+def test_the_bias_is_finite_in_every_type(made_in: torch.dtype, computed_in: torch.dtype) -> None:
+    """Also where it is made in one type and used in another, as under autocast: fp32's lowest number is infinite in bf16."""
+    bias = attention_bias(torch.tensor([[True, False]]), made_in)
+    assert bias is not None and bias.dtype == made_in
+    used = bias.to(computed_in)
+    assert used.isfinite().all() and (used - 1000).isfinite().all()
+    assert torch.softmax(used.float() + torch.tensor([0.0, 1000.0]), -1).flatten().tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("made_in", TYPES)
+@pytest.mark.parametrize("computed_in", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("compute", [plain, attention])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_nothing_valid_stays_finite(compute: object, computed_in: torch.dtype, made_in: torch.dtype, scale: float) -> None:
+    """A row without any valid token; beside it one whose only valid token is what comes out."""
+    bias = attention_bias(torch.tensor([[False] * 3, [False, True, False]]), made_in)
+    qkv = (scale * torch.randn(2, 3, 12)).to(computed_in).requires_grad_()
+    mixed = compute(qkv, 2, bias)  # type: ignore[operator]
+    mixed.float().square().sum().backward()
+    assert mixed.isfinite().all() and qkv.grad is not None and qkv.grad.isfinite().all()
+    torch.testing.assert_close(mixed[1], qkv[1, 1, 8:].expand(3, 4))

@@ -60,6 +60,8 @@ def test_the_defaults_are_valid() -> None:
         (changed(run={"device": "cuda:x"}), r"run.device='cuda:x' must be auto, cpu, cuda"),
         (changed(run={"name": "a/b"}), r"run.name='a/b' must be the name of one folder.* run.output"),
         (changed(run={"name": ".."}), r"run.name='\.\.' must be the name of one folder"),
+        (changed(run={"name": "caf\udce9"}), r"run.name='caf\\udce9' has bytes that are no text"),
+        (changed(run={"output": "caf\udce9/runs"}), r"run.output='caf\\udce9/runs' has bytes that are no text"),
         (changed(run={"name": "."}), r"run.name='\.' must be the name of one folder"),
         (changed(optim={"epochs": 10}), r"warmup_epochs=15 is not shorter than optim.epochs=10: .* e.g. 0.5"),
         (changed(optim={"total_steps": 0}), r"optim.total_steps=0 must be at least 1"),

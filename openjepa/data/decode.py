@@ -5,22 +5,33 @@ JPEG files go through libjpeg-turbo (simplejpeg), everything else through Pillow
     grayscale, 1 bit      copied into three channels
     palette, CMYK, YCbCr  converted to RGB
     alpha                 composited over white, as a page would show it
-    16 bits per channel   the upper eight bits, rounded; 32-bit and floating-point pixels are refused: their range is not known
+    12, 16 bits           the upper eight bits, rounded
+    32 bits, signed,      refused: their range is not known
+      floating-point
     animation, pages      the first frame
+    odd JPEGs             unknown versions, bytes between segments, fill after the pixels, no end marker: read if no pixel
+                          is missing (`openjepa.data.jpeg`)
     truncated or damaged  refused, also where a decoder could show half of the image
+    odd TIFFs             refused if Pillow would give wrong pixels (`openjepa.data.tiff`)
 """
 
+import ctypes
 import io
-import struct
+import threading
 import warnings
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
+from typing import Any
 
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError, _imaging
+from PIL.TiffImagePlugin import TiffImageFile
 
+from openjepa.data import exif, jpeg, tiff
 from openjepa.refusals import Refusal
 
 MAX_PIXELS = 200_000_000
@@ -28,10 +39,9 @@ MAX_PIXELS = 200_000_000
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """What Pillow may open: formats that are pictures and start no other program (EPS would)."""
 
-_ORIENTATION = 0x0112
-_JPEG_START = b"\xff\xd8"
-# Markers without a length field: padding and restart markers.
-_BARE_MARKERS = frozenset([0x01, 0xFF, *range(0xD0, 0xD8)])
+_MAX_12_BITS, _MAX_16_BITS = 4095, 65535
+_NEARLY_BLACK = 16
+"""What the largest number of 12 bits becomes if white is the largest of 16."""
 
 
 class DecodeError(Refusal):
@@ -47,7 +57,7 @@ def decode_image(data: bytes, min_side: int = 0) -> UInt8[np.ndarray, "h w 3"]:
     """
     if not data:
         raise DecodeError("empty file")
-    if data[:2] != _JPEG_START:
+    if not data.startswith(jpeg.START):
         return _decode_with_pillow(data)
     return _decode_jpeg(data, min_side)
 
@@ -56,70 +66,83 @@ def image_size(data: bytes) -> tuple[int, int]:
     """Height and width after the EXIF orientation, from the header alone. Raises DecodeError."""
     if not data:
         raise DecodeError("empty file")
-    if data[:2] == _JPEG_START:
-        height, width, _ = _jpeg_header(data)
-        return (width, height) if jpeg_orientation(data) >= 5 else (height, width)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    if data.startswith(jpeg.START):
+        header = jpeg.read_header(data)
+        height, width, _ = _jpeg_size(data, header)
+        return (width, height) if _jpeg_orientation(header) >= 5 else (height, width)
+    with _SILENCE:
         image = _open_with_pillow(data)
         # the size that Pillow gives of a TIFF is that of the image it will turn by itself
-        turned = image.format != "TIFF" and _pillow_orientation(image) >= 5
+        turned = image.format != "TIFF" and exif.orientation_of(image) >= 5
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def _jpeg_header(data: bytes) -> tuple[int, int, str]:
+def _jpeg_size(data: bytes, header: jpeg.Header) -> tuple[int, int, str]:
     """Height, width and color space of a JPEG, after the check against MAX_PIXELS."""
+    if header.bits not in (0, 8):
+        raise DecodeError(f"JPEG of {header.bits} bits per channel, which cannot be read: save it with 8")
     try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError as error:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except (KeyError, ValueError) as error:
+        if header.channels not in (1, 3, 4):
+            raise DecodeError(f"JPEG of {header.channels} channels, which cannot be read") from error
         raise DecodeError(f"damaged JPEG header: {error}") from error
     _check_size(width, height)
+    if header.frame in jpeg.LOSSLESS and colorspace not in ("RGB", "Gray"):
+        raise DecodeError(f"lossless JPEG in {colorspace}, which cannot be read: save it as RGB or gray")
     return height, width, colorspace
 
 
 def _decode_jpeg(data: bytes, min_side: int) -> UInt8[np.ndarray, "h w 3"]:
-    height, width, colorspace = _jpeg_header(data)
-    if colorspace in ("CMYK", "YCCK"):
-        return _decode_with_pillow(data)  # it knows that Adobe stores these inverted
-    reduce = min_side if min(height, width) >= 2 * min_side else 0
+    header = jpeg.read_header(data)
+    height, width, colorspace = _jpeg_size(data, header)
+    # asked for a reduced lossless image, libjpeg-turbo writes beyond its memory
+    is_reduced = min(height, width) >= 2 * min_side and header.frame not in jpeg.LOSSLESS
+    reduce = min_side if is_reduced else 0
+    output = _output(header, colorspace)
     try:
-        pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=reduce, min_width=reduce, min_factor=2 if reduce else 1)
+        pixels = _strictly(data, output, reduce)
     except (ValueError, MemoryError) as error:
-        raise DecodeError(f"damaged JPEG: {error}") from error
-    return _upright(pixels, jpeg_orientation(data))
+        pixels = _mended(data, output, reduce, error)
+    return _upright(_rgb_of_jpeg(pixels), _jpeg_orientation(header))
 
 
-def jpeg_orientation(data: bytes) -> int:
-    """EXIF orientation (1 to 8) of a JPEG; 1 where it has none or a damaged one."""
-    position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker in _BARE_MARKERS:
-            position += 1 if marker == 0xFF else 2
-            continue
-        if marker == 0xDA:  # the pixels start here
-            break
-        (length,) = struct.unpack_from(">H", data, position + 2)
-        if marker == 0xE1 and data[position + 4 : position + 10] == b"Exif\0\0":
-            return _exif_orientation(data[position + 10 : position + 2 + length])
-        position += 2 + length
-    return 1
+def _output(header: jpeg.Header, colorspace: str) -> str:
+    """What simplejpeg is asked for: libjpeg converts no colors of lossless images, and does not mix inks."""
+    if colorspace in ("CMYK", "YCCK"):
+        return "CMYK"
+    return "GRAY" if colorspace == "Gray" and header.frame in jpeg.LOSSLESS else "RGB"
 
 
-def _exif_orientation(tiff: bytes) -> int:
-    """Orientation tag of the first directory of a TIFF structure, 1 where it cannot be read."""
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    if order is None or len(tiff) < 10:
+def _strictly(data: bytes, output: str, reduce: int) -> UInt8[np.ndarray, "h w c"]:
+    """Decoded, or ValueError if libjpeg warns of anything. `reduce`: short side that is enough, 0 for full size."""
+    factor = 2 if reduce else 1
+    return simplejpeg.decode_jpeg(data, output, min_height=reduce, min_width=reduce, min_factor=factor)  # type: ignore[no-any-return]
+
+
+def _mended(data: bytes, output: str, reduce: int, first: Exception) -> UInt8[np.ndarray, "h w c"]:
+    """The pixels of a file that libjpeg warns of, if all of them are there. Raises DecodeError."""
+    reason = None
+    for version in jpeg.mended(data):
+        try:
+            return _strictly(version, output, reduce)
+        except (ValueError, MemoryError) as error:
+            reason = reason or error
+    raise DecodeError(f"damaged JPEG: {reason or first}") from first
+
+
+def _rgb_of_jpeg(pixels: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
+    if pixels.shape[2] == 4:
+        inks = 255 - pixels  # Adobe stores them inverted, and so does everybody else
+        return np.array(Image.fromarray(inks, "CMYK").convert("RGB"))
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+
+
+def _jpeg_orientation(header: jpeg.Header) -> int:
+    if header.exif is None and header.xmp is None:
         return 1
-    (start,) = struct.unpack_from(order + "I", tiff, 4)
-    if start + 2 > len(tiff):
-        return 1
-    (num_entries,) = struct.unpack_from(order + "H", tiff, start)
-    for entry in range(start + 2, min(start + 2 + 12 * num_entries, len(tiff) - 11), 12):
-        tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, entry)
-        if tag == _ORIENTATION:
-            return value if 1 <= value <= 8 else 1
-    return 1
+    with _SILENCE:
+        return exif.orientation(header.exif, header.xmp)
 
 
 def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
@@ -147,20 +170,65 @@ def _readable_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _open_with_pillow(data: bytes) -> Image.Image:
+class _Silence:
+    """Nothing of what Pillow warns of reaches the terminal while any thread is inside: what matters of it is checked here.
+
+    `warnings.catch_warnings` alone is not made for threads: the one that leaves first would restore the filters of all.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._filters = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._filters.__exit__(None, None, None)
+
+
+_SILENCE = _Silence()
+
+
+@cache
+def _silence_libtiff() -> None:
+    """Its errors come back as exceptions; it would print each of them, too. Where it is linked otherwise they are printed."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
+
+
+def _open_with_pillow(data: bytes) -> ImageFile.ImageFile:
+    tags = None
+    if data.startswith(tiff.HEADS):
+        _silence_libtiff()
+        tags = tiff.read_tags(data)
+        _check_tiff(tags)
     try:
         image = Image.open(io.BytesIO(data), formats=_readable_formats())
+    except UnidentifiedImageError as error:
+        raise DecodeError("not an image" if tags is None else tiff.unread(tags)) from error
     except Exception as error:  # parsers of foreign bytes raise anything
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {error}"
-        raise DecodeError(reason) from error
+        raise DecodeError(f"{type(error).__name__}: {error}") from error
     _check_size(image.width, image.height)
     return image
 
 
+def _check_tiff(tags: Mapping[int, Any] | None) -> None:
+    if tags is not None and (reason := tiff.refusal(tags)):
+        raise DecodeError(reason)
+
+
 def _decode_with_pillow(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    # Pillow warns of large images, damaged EXIF and odd transparency; what matters of these is checked here.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _SILENCE:
         image = _open_with_pillow(data)
         try:
             image.seek(0)
@@ -175,45 +243,55 @@ def pillow_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     Raises DecodeError.
     """
     _check_size(image.width, image.height)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else None
+    _check_tiff(tags)
+    largest = _MAX_12_BITS if tags is not None and tiff.bits_of(tags) == (12,) else _MAX_16_BITS
+    with _SILENCE:
         try:
             image.load()
-            return _upright(_to_rgb(image), _pillow_orientation(image))
+            return _upright(_to_rgb(image, largest), exif.orientation_of(image))
         except DecodeError:
             raise
         except Exception as error:  # as above
             raise _damaged(image, error) from error
 
 
+def remark(data: bytes, pixels: UInt8[np.ndarray, "h w 3"]) -> str | None:
+    """What to tell of a file that was decoded to `pixels` although it can be used; None if there is nothing.
+
+    Pixels of 12 or fewer bits that are stored in 16, as microscopes and medical devices do, come out nearly black.
+    """
+    if int(pixels.max()) > _NEARLY_BLACK or data.startswith(jpeg.START):
+        return None
+    with _SILENCE:
+        image = _open_with_pillow(data)
+    if image.mode.startswith("I") or any(";16" in str(part.args) for part in image.tile):
+        return "nearly black: pixels of 12 or fewer bits stored in 16; multiply them so that white is 65535"
+    return None
+
+
 def _damaged(image: Image.Image, error: Exception) -> DecodeError:
     return DecodeError(f"damaged {image.format or 'image'}: {type(error).__name__}: {error}")
 
 
-def _pillow_orientation(image: Image.Image) -> int:
-    """EXIF orientation (1 to 8) of an image of Pillow; 1 where it has none or a damaged one."""
-    try:
-        value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # parsers of foreign bytes raise anything
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+def _to_rgb(image: Image.Image, largest: int) -> NDArray[np.uint8]:
+    """`largest`: white of images of more than eight bits."""
     if image.mode.startswith("I"):
-        return _from_16_bits(np.asarray(image))
+        return _from_many_bits(np.asarray(image), largest)
     if image.mode == "F":
         raise DecodeError("floating-point pixels, whose range is not known")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
     return np.array(image.convert("RGB"))  # a copy: arrays that share Pillow's memory are read-only
 
 
-def _from_16_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+def _from_many_bits(values: NDArray[np.generic], largest: int) -> NDArray[np.uint8]:
     wide = values.astype(np.int64)
-    if wide.min() < 0 or wide.max() > 65535:
+    if wide.min() < 0 or wide.max() > largest:
         raise DecodeError("32-bit pixels, whose range is not known")
-    gray = ((wide + 128) // 257).astype(np.uint8)
+    gray = ((255 * wide + largest // 2) // largest).astype(np.uint8)
     return np.repeat(gray[:, :, None], 3, axis=2)

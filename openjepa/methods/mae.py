@@ -161,6 +161,7 @@ def _decoder_config(settings: MaeSettings, encoder: EncoderConfig) -> DecoderCon
         heads=settings.decoder_heads,
         grid=encoder.grid(),
         patch_size=encoder.patch_size,
+        mlp_ratio=encoder.mlp_ratio,
         layer_norm_eps=encoder.layer_norm_eps,
         initialization=encoder.initialization,
     )

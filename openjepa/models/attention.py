@@ -12,17 +12,20 @@ VECTOR_LENGTH = 32
 derivative 0.31; from 32 tokens on it is the other way round (`benchmarks/attention.py`)."""
 PLAIN_MAX_TOKENS = 1024
 """Longest sequence for plain products on a CPU: beyond it the scores of all heads take too much memory."""
+HIDDEN = torch.finfo(torch.float16).min / 2
+"""Added to the scores of what must not be seen: its weight is exactly 0, unless scores differ by tens of thousands. Finite in
+every type that attention computes in, also after a score is added; the lowest number of fp32 would be infinite in bf16."""
 
 
 def attention_bias(valid: Bool[Tensor, "B S"] | None, dtype: torch.dtype) -> Float[Tensor, "B 1 1 S"] | None:
     """What is added to attention scores so that nothing looks at invalid tokens. None where all are valid.
 
-    The lowest finite number instead of minus infinity: a row without any valid token stays finite.
+    `HIDDEN` instead of minus infinity: a row without any valid token stays finite.
     """
     if valid is None:
         return None
     bias = torch.zeros(valid.shape, dtype=dtype, device=valid.device)
-    return bias.masked_fill_(~valid, torch.finfo(dtype).min)[:, None, None, :]
+    return bias.masked_fill_(~valid, HIDDEN)[:, None, None, :]
 
 
 def attention(

@@ -58,7 +58,7 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
     folders = distinct([read_run(Path(path)) for path in runs])
     if output is None:
         output = Path(runs[0]) / "report.html" if len(runs) == 1 else Path(runs[0]).parent / "report.html"
-    page = render(folders).encode("utf-8", errors="replace")
+    page = render(folders).encode("utf-8", errors="backslashreplace")
     if len(page) > MAX_BYTES:
         raise Refusal(f"the page would have {len(page):,} bytes, more than {MAX_BYTES:,}: report on fewer runs at once")
     with whole_file(output) as file:

@@ -10,8 +10,9 @@ from rich.text import Text
 
 from openjepa.embedding.table import FeatureTable, Row
 from openjepa.search.cleaning import Cleaning, group_rows, outlier_rows
-from openjepa.search.gallery import label_name, printable
+from openjepa.search.gallery import label_name
 from openjepa.search.running import Answer, Answers
+from openjepa.visualization.fonts import printable
 
 PRINTED = 10
 """Groups and outliers that the terminal shows; the CSV files hold all."""

@@ -18,6 +18,7 @@ from openjepa.settings.models import EncoderConfig
 from openjepa.settings.run import RunConfig
 from openjepa.visualization.colors import heat, pca_colors
 from openjepa.visualization.features import dense_features, similarity_map, unit_features
+from openjepa.visualization.fonts import undrawn_words
 from openjepa.visualization.masks import mask_figure
 from openjepa.visualization.neighbors import neighbor_sheet, purity
 from openjepa.visualization.pictured import Pictured, choose_images
@@ -195,6 +196,8 @@ def _neighbors(subject: Subject, folder: Path) -> Entry | None:
     if shares:
         words = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
         caption += f" Green: the query's class, red: another. Right among those shown: {words}."
+    if sheet.undrawn:
+        caption += f" Boxes: {undrawn_words(sheet.undrawn)}."
     return Entry(
         "Nearest neighbors", caption, "neighbors.png", "Query images with their nearest neighbors before and after training"
     )

@@ -23,7 +23,7 @@ class MaeSettings(MethodSettings):
 
     name: Literal["mae"] = "mae"
     decoder_width: int = 512
-    """Width of the decoder (published: 512 for every size)."""
+    """Width of the decoder (published: 512 for every size); its MLPs have the ratio of the encoder's (`model.mlp_ratio`)."""
     decoder_depth: int = 8
     """Blocks of the decoder (published: 8)."""
     decoder_heads: int = 16

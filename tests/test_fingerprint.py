@@ -33,9 +33,11 @@ pa = pytest.importorskip("pyarrow", reason="needs the extra `data`")
 pytest.importorskip("datasets", reason="needs the extra `data`")
 import pyarrow.parquet as pq  # noqa: E402
 
-from tests.test_huggingface import _offline, opened, write_parquet, write_tar  # noqa: E402
+from tests.tables import offline as offline  # noqa: E402
+from tests.tables import opened, write_parquet, write_tar  # noqa: E402
 
-__all__ = ["_offline", "images", "run"]
+__all__ = ["images", "run"]
+pytestmark = pytest.mark.usefixtures("offline")
 
 NUM, CHANGED = 100, 50
 """Records, and one of them whose bytes are not looked at: every third is."""

@@ -73,8 +73,8 @@ def load(subject: Path | str, *, encoder: Literal["target", "context"] = "target
     It is on the CPU, in fp32 and evaluation mode; `.to("cuda")` moves it, its settings are `.config`, and it does `embed`,
     `embed_patches`, and where I-JEPA's predictor was read with it, `predict`.
 
-    `subject`: a path, or a name such as "facebook/ijepa_vith14_1k" (needs huggingface_hub). The format is recognized, never
-    asked for: docs/weights.md lists all of them.
+    `subject`: a path, or a name such as "facebook/ijepa_vith14_1k", also with "hf:" before it (needs huggingface_hub). The
+    format is recognized, never asked for: docs/weights.md lists all of them.
     `encoder`: which one, where there are two. `target`, the moving average (DINO, iBOT: the teacher), is what the papers
     evaluate; `context` is the one that was trained by gradients (the student). Runs keep it with
     `method.export_context_encoder`, released checkpoints hold it.

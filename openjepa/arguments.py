@@ -5,6 +5,7 @@ A union of dataclasses cannot be chosen anew once it has a default, so the choic
 """
 
 import os
+import sys
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -13,8 +14,11 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from openjepa.config import expand_home, flatten, load_run_config, load_yaml, nearest
+from openjepa.help import folded, help_text
+from openjepa.options import options_of, positionals_first
 from openjepa.recipes import RECIPES, load_recipe
 from openjepa.refusals import Refusal
+from openjepa.settings.ablation import AblationSettings
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.data import DataSettings, FolderSettings
 from openjepa.settings.embedding import EmbedSettings
@@ -86,12 +90,35 @@ class EmbedOptions:
     data: DataSettings = field(default_factory=FolderSettings)
 
 
+SHOWN_RECIPE = "cpu-64"
+"""Whose settings the help of `openjepa train` shows as defaults, if no recipe is given."""
+ALL = "--help-all"
+"""Asks for every option."""
+COMMON: dict[type[Any], tuple[str, ...]] = {
+    TrainOptions: (
+        *("data.path", "data.source", "data.image_size", "model.size", "method.name", "run.init"),
+        *("optim.total_steps", "optim.batch_size", "optim.lr", "run.name", "run.device"),
+        *("preset", "config", "dry_run", "fresh"),
+    ),
+    EvaluateOptions: (
+        *("data.path", "data.source", "tasks", "protocols", "suite", "data_root", "again", "selection", "seeds"),
+        *("image_size", "neighbors", "max_train_images", "encoder", "device", "workers"),
+    ),
+    EmbedOptions: (
+        *("data.path", "data.source", "output", "again", "features", "splits", "image_size", "encoder", "dtype"),
+        *("batch_size", "device", "workers"),
+    ),
+    AblationSettings: (
+        *("data.path", "data.source", "recipe", "rows", "images", "seconds", "seeds", "probe_images", "output"),
+        *("dry_run", "device", "system.threads"),
+    ),
+}
+"""The options that the help of a long command shows, in this order; of other commands all."""
 _GROUPS = ("data", "model", "masks", "method", "optim", "run", "monitor", "system")
 SHORT = ("init", "init_encoder", "init_heads")
 """Options of `openjepa train` that may leave out `run.`"""
 _OWN = ("model.resampling_offset", "method.predictor_width", "method.predictor_depth", "method.predictor_heads")
 """Settings that may differ from the weights that `run.init` names."""
-_POSITIONAL = ("recipe", "subject", "runs", "table")
 _OVERRULED = {
     "optim.epochs": ("optim.total_steps",),
     "optim.warmup_epochs": ("optim.warmup_steps",),
@@ -100,31 +127,34 @@ _OVERRULED = {
 """Settings that override the first; who gives only the first on the command line means it."""
 
 
-def parse_train(argv: Sequence[str], prog: str, description: str) -> tuple[RunConfig, TrainOptions]:
+def parse_train(argv: Sequence[str], prog: str, description: str, details: str = "") -> tuple[RunConfig, TrainOptions]:
     """The settings of `openjepa train ...`, and its other options. Raises Refusal; prints help and exits where asked to.
 
     Settings that follow others are None until `openjepa.derived.resolve`.
     """
     argv = with_long_names(argv)
+    argv = positionals_first(TrainOptions, argv, is_needed=not {"config", "run.init"} & given_settings(argv))
     start = _starting_point(argv)
     config = without_overruled(select_components(start, argv), given_settings(argv))
     defaults = TrainOptions(**{name: getattr(config, name) for name in _GROUPS})
-    options = parse(TrainOptions, argv, prog, description, defaults)
+    options = parse(TrainOptions, argv, prog, description, defaults, details)
     return replace(start, **{name: getattr(options, name) for name in _GROUPS}), options
 
 
-def parse_evaluate(argv: Sequence[str], prog: str, description: str) -> tuple[EvaluateOptions, DataSettings | None]:
+def parse_evaluate(
+    argv: Sequence[str], prog: str, description: str, details: str = ""
+) -> tuple[EvaluateOptions, DataSettings | None]:
     """The options of `openjepa evaluate`, and its data settings if any is given (else the run's own are meant).
 
     Given data settings override those of the run's `config.yaml`, where there is one.
     """
-    require(argv, "a run folder or the folder of an encoder", prog)
+    argv = require(EvaluateOptions, argv, "a run folder or the folder of an encoder", prog)
     subject = Path(argv[0]).expanduser() if not argv[0].startswith("-") else None
     data: DataSettings = FolderSettings()
     if subject is not None and (subject / "config.yaml").exists():
         data = load_run_config(subject).data
     defaults = EvaluateOptions(data=select_component(data, "data", argv))
-    options = parse(EvaluateOptions, argv, prog, description, defaults)
+    options = parse(EvaluateOptions, argv, prog, description, defaults, details)
     given = any(item.startswith("--") and normalized(item).startswith("data.") for item in argv)
     return options, options.data if given else None
 
@@ -134,7 +164,7 @@ def parse_embed(argv: Sequence[str], prog: str, description: str) -> tuple[Embed
 
     A path or a source that is given means other images, opened with plain settings; other data settings change the run's own.
     """
-    require(argv, "a run folder or an encoder", prog)
+    argv = require(EmbedOptions, argv, "a run folder or an encoder", prog)
     given = given_settings(argv)
     run = Path(argv[0]).expanduser() / "config.yaml" if not argv[0].startswith("-") else None
     data: DataSettings = FolderSettings()
@@ -168,22 +198,23 @@ def decided_by_file(file: Path | None, init: str | None) -> set[str]:
     return {name for name in _OWN if name in said} if is_same else set()
 
 
-def require(argv: Sequence[str], what: str, prog: str) -> Sequence[str]:
-    """`argv`, which must start with a value, or ask for help."""
-    if is_help(argv) or (argv and not argv[0].startswith("-")):
-        return argv
-    raise Refusal(f"{prog} needs {what} first (see {prog} --help)")
+def require(cls: type[Any], argv: Sequence[str], what: str, prog: str) -> list[str]:
+    """`argv` with the words in front that are no options of `cls`; Refusal if it has none and asks for no help."""
+    ordered = positionals_first(cls, argv)
+    if is_help(ordered) or (ordered and not ordered[0].startswith("-")):
+        return ordered
+    raise Refusal(f"{prog} needs {what} (see {prog} --help)")
 
 
 def is_help(argv: Sequence[str]) -> bool:
     """Whether help is asked for."""
-    return "--help" in argv or "-h" in argv
+    return not {"--help", "-h", ALL}.isdisjoint(argv)
 
 
 def _starting_point(argv: Sequence[str]) -> RunConfig:
     """The recipe or the file that `argv` names, or else the run whose weights are to start it, in a folder of its own.
 
-    The plain defaults for `--help` alone.
+    For `--help` alone the recipe whose defaults are shown.
     """
     file, preset, init = (option_value(argv, name) for name in ("config", "preset", "run.init"))
     name = argv[0] if argv and not argv[0].startswith("-") else None
@@ -194,7 +225,7 @@ def _starting_point(argv: Sequence[str]) -> RunConfig:
     if name is not None:
         return load_recipe(name, preset)
     if is_help(argv):
-        return RunConfig()
+        return load_recipe(SHOWN_RECIPE)
     if init is not None and (Path(init).expanduser() / "config.yaml").is_file():
         before = load_run_config(init)
         own = RunSettings(seed=before.run.seed, device=before.run.device, precision=before.run.precision)
@@ -260,11 +291,20 @@ def without_overruled(config: RunConfig, given: Set[str]) -> RunConfig:
     return replace(config, optim=replace(config.optim, **{name.removeprefix("optim."): None for name in dropped}))  # type: ignore[arg-type]
 
 
-def parse(cls: type[OptionsType], argv: Sequence[str], prog: str, description: str, default: OptionsType) -> OptionsType:
-    """tyro over `default`, with our own error for an unknown option: it names the nearest one. Expands `~`."""
-    options, unknown = tyro.cli(
-        cls, args=without_choices(argv), prog=prog, description=description, default=default, return_unknown_args=True
-    )
+def parse(
+    cls: type[OptionsType], argv: Sequence[str], prog: str, description: str, default: OptionsType, details: str = ""
+) -> OptionsType:
+    """tyro over `default`, with our own error for an unknown option: it names the nearest one. Expands `~`.
+
+    Prints help and exits if asked to. `description`: what it says of the command; `details`: what else with --help-all.
+    """
+    if is_help(argv) and ALL not in argv:
+        chosen = [name for name, choice in CHOICES.items() if f"{name}.{choice.field}" in map(normalized, argv)]
+        print(help_text(prog, description, default, COMMON.get(cls, ()), chosen))
+        sys.exit(0)
+    words = ["--help" if item == ALL else item for item in without_choices(argv)]
+    text = folded("\n\n".join(filter(None, (description, details))))
+    options, unknown = tyro.cli(cls, args=words, prog=prog, description=text, default=default, return_unknown_args=True)
     for item in unknown:
         if item.startswith("-"):
             name = item.split("=", maxsplit=1)[0]
@@ -286,5 +326,4 @@ def _about_switches(item: str, argv: Sequence[str], prog: str) -> str:
 
 def option_names(options: object) -> list[str]:
     """Every option that `parse` takes for this dataclass; positional arguments are none."""
-    names = [name.removeprefix("evaluation.").removeprefix("embedding.").replace("_", "-") for name in flatten(options)]
-    return [f"--{name}" for name in names if name not in _POSITIONAL]
+    return [option.flag() for option in options_of(type(options), options) if not option.metavar]

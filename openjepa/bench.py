@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from openjepa.data.generated import GeneratedPhotos
 from openjepa.data.loader import BatchPlan, TrainingLoader
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.derived import resolve
+from openjepa.engine.console import plain_console
 from openjepa.engine.device import (
     autocast,
     device_name,
@@ -318,7 +318,7 @@ def _summary(step: TimedStep, rounds: list[dict[str, float]]) -> dict[str, Any]:
 
 def print_step(result: dict[str, Any]) -> None:
     """The result as a table."""
-    console = Console()
+    console = plain_console()
     console.print(
         f"{result['method']}, {result['model']}, batch {result['batch_size']}, {result['precision']} on {result['device']}"
     )
@@ -329,13 +329,13 @@ def print_step(result: dict[str, Any]) -> None:
     # on a CPU the allocator does not count, and the process also holds Python, the photos and the matrices of the product
     peak = "peak memory of the process" if result["device"].startswith("cpu") else "peak memory"
     console.print(
-        f"[bold]{result['images_per_second']:.1f} images/s[/], [bold]{result['share_of_matmul']:.0%}[/] of a matrix product's "
+        f"{result['images_per_second']:.1f} images/s, {result['share_of_matmul']:.0%} of a matrix product's "
         f"{result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, {peak} {result['peak_memory_bytes'] / 2**20:.0f} MiB"
     )
     cores = result["cores_that_feed_the_step"]
     held = ", so that the views hold the step back" if cores > 1 else ""
     console.print(
-        f"one core makes the views of [bold]{result['data_images_per_second']:.1f} images/s[/], the step takes those of "
+        f"one core makes the views of {result['data_images_per_second']:.1f} images/s, the step takes those of "
         f"{cores:.2f} cores{held}"
     )
     table = Table("part", "ms a step", "share", title=f"median of {result['repeats']} rounds; data and masks in one process")

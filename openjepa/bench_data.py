@@ -20,7 +20,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -31,6 +30,8 @@ from openjepa.data.generated import write_photos
 from openjepa.data.loader import BatchPlan, TrainingLoader
 from openjepa.data.source import ListSource
 from openjepa.data.views import NUMBERS_PER_VIEW, crop_and_resize, crop_box
+from openjepa.derived import resolve
+from openjepa.engine.console import plain_console
 from openjepa.engine.device import keep_freed_memory
 from openjepa.masks import MASKS
 from openjepa.recipes import load_recipe
@@ -71,7 +72,7 @@ def views_config(options: DataBench, path: Path) -> RunConfig:
     config = replace(config, data=FolderSettings(path=str(path), test_fraction=0.0, image_size=side, **shared))
     config = with_method(config, options.method or config.method.name)
     check(config)
-    return config
+    return resolve(config)
 
 
 def bench_views(config: RunConfig, repeats: int = 7, images: int = 128) -> dict[str, Any]:
@@ -226,7 +227,7 @@ def _processor_seconds() -> float:
 
 def print_result(result: dict[str, Any]) -> None:
     """Two tables on the terminal."""
-    console = Console()
+    console = plain_console()
     rates = Table("pipeline", "images/s of one core", title=f"{result['images']} images of {result['path']}")
     for name, rate in result["images_per_second"].items():
         rates.add_row(name, f"{rate:.0f}")
@@ -247,4 +248,4 @@ def print_views(result: dict[str, Any]) -> None:
         table.add_row(name, f"{rate:.0f}", f"{1000 / rate:.2f}")
     table.add_section()
     table.add_row("colors alone", "", f"{result['milliseconds_of_the_colors']:.2f}")
-    Console().print(table)
+    plain_console().print(table)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from openjepa.config import load_run_config
 from openjepa.data import open_splits
 from openjepa.data.source import ListSource, Splits
 from openjepa.engine.checkpoint import latest_checkpoint, load_weights, read_state
+from openjepa.engine.console import plain_console
 from openjepa.engine.device import autocast, resolve_device, resolve_precision, set_threads
 from openjepa.engine.run_folder import environment
 from openjepa.masks import MASKS
@@ -27,6 +27,7 @@ from openjepa.schedules import Progress
 from openjepa.seeds import derive
 from openjepa.settings.bench import EnergyBench
 from openjepa.settings.run import RunConfig
+from openjepa.shell import command
 from openjepa.training.monitor import draw_batches
 from openjepa.training.startup import build_method, default_view, training_length
 from openjepa.types import Batch
@@ -58,7 +59,7 @@ def bench_energy(options: EnergyBench) -> dict[str, Any]:
     if found is None:
         raise Refusal(
             f"{run} has no checkpoint that can be used, and energies need the whole method, not only its encoder: train it "
-            f"first (openjepa train --config {run / 'config.yaml'})"
+            f"first ({command('openjepa', 'train', '--config', run / 'config.yaml')})"
         )
     device = resolve_device(options.device)
     precision = resolve_precision(config.run.precision, device)
@@ -166,7 +167,7 @@ def _rounded(values: Any) -> list[float]:
 
 def print_energy(result: dict[str, Any]) -> None:
     """The result as a table."""
-    console = Console()
+    console = plain_console()
     table = Table(
         "", BEFORE, AFTER, title=f"energies of {result['images']} {result['split']} images in groups of {result['group']}"
     )
@@ -181,4 +182,4 @@ def print_energy(result: dict[str, Any]) -> None:
     for title, name, form in rows:
         table.add_row(title, *(format(result[subject][name], form) for subject in (BEFORE, AFTER)))
     console.print(table)
-    console.print(f"[bold]{result['verdict']}[/] (method {result['method']}, step {result['step']})")
+    console.print(f"{result['verdict']} (method {result['method']}, step {result['step']})")

@@ -9,6 +9,7 @@ from importlib import import_module
 
 import openjepa
 from openjepa.engine.interrupts import Interrupted
+from openjepa.extras import needed_for
 from openjepa.refusals import Refusal
 
 USAGE = """openjepa {version}: train I-JEPA encoders on your images, probe them, and look at them.
@@ -17,7 +18,7 @@ usage: openjepa COMMAND [OPTIONS]
 
 {commands}
 
-openjepa COMMAND --help explains a command and every setting of it.
+openjepa COMMAND --help explains a command, --help-all every setting of it.
 
 examples:
   openjepa quickstart                              train, probe and report on the packaged scenes
@@ -29,6 +30,7 @@ examples:
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "train, evaluate and report on the packaged scenes, in a few minutes"),
     "train": ("train", "train an encoder on your images"),
+    "recipes": ("recipes", "the named runs that train starts from, or one with all its settings"),
     "evaluate": ("evaluate", "k-NN and linear probes of an encoder"),
     "visualize": ("visualize", "pictures of what an encoder has learned"),
     "report": ("report", "one HTML file on one run or several"),
@@ -53,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     error is a fault of the program and keeps its traceback.
     """
     warnings.formatwarning = _format_warning
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes need not be text
+    _print_any_name()
     try:
         _dispatch(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
@@ -73,6 +74,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(2)
 
 
+def _print_any_name() -> None:
+    """File names may hold bytes and letters that the terminal's encoding lacks: these are written out."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
@@ -81,7 +89,9 @@ def _format_warning(
 
 
 def _dispatch(argv: list[str]) -> None:
-    if not argv or argv[0] in ("-h", "--help", "help"):
+    if argv[:1] == ["help"]:  # `openjepa help train` is `openjepa train --help`
+        argv = [*argv[1:], "--help"]
+    if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return
     if argv[0] in ("--version", "version"):
@@ -98,7 +108,8 @@ def _dispatch(argv: list[str]) -> None:
 
         raise Refusal(f"unknown command {name!r}: {nearest(name, COMMANDS)} (see openjepa --help)")
     function = getattr(import_module("openjepa.commands"), COMMANDS[name][0])
-    function(argv[words:], f"openjepa {name}")
+    with needed_for(f"openjepa {name}"):
+        function(argv[words:], f"openjepa {name}")
 
 
 def usage(names: Sequence[str] = tuple(COMMANDS)) -> str:

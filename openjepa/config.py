@@ -76,7 +76,7 @@ def _chosen(choice: Choice, value: Mapping[str, Any], path: str) -> type[Any]:
     name = value.get(choice.field)
     if name is None:
         raise Refusal(f"{path}.{choice.field} is missing; one of: {', '.join(sorted(choice.options))}")
-    if name not in choice.options:
+    if not isinstance(name, str) or name not in choice.options:
         raise Refusal(f"{path}.{choice.field}={name!r} does not exist; {nearest(str(name), choice.options)}")
     return choice.options[name]
 
@@ -129,7 +129,7 @@ def _convert_scalar(value: object, kind: Any, path: str) -> object:
     if kind is float and not isinstance(value, bool):
         try:  # on strings too: YAML 1.1 reads `1e-3` (without a point) as one
             return float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise Refusal(f"{path}={value!r} must be a number") from None
     if kind is Path and isinstance(value, str):
         return Path(value)
@@ -158,10 +158,10 @@ def load_yaml(path: Path) -> dict[str, Any]:
     """The nested mapping of a file that `save_yaml` or a person wrote. Raises Refusal that names the file."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Refusal(f"{path} is no YAML file: {error}") from None
     except OSError as error:
         raise Refusal(f"{path} cannot be read: {error.strerror}") from None
+    except Exception as error:  # beside its own errors yaml lets those of dates, numbers, encodings and of the stack through
+        raise Refusal(f"{path} is no YAML file: {error}") from None
     if not isinstance(data, dict):
         raise Refusal(f"{path} must hold a mapping of settings, not {data!r}")
     return data

@@ -1,7 +1,8 @@
 """Impossible settings of an evaluation are found here, before anything is loaded. Free of torch."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 
 from openjepa.config import flatten
@@ -61,8 +62,6 @@ EVALUATION_RANGES: dict[str, Range] = {
 MAY_BE_EMPTY = {"baselines"}
 """Settings of several values whose default has some and which may have none. Others are swept: without any there is no result.
 Where the default is empty, that means the usual ones."""
-PROTOCOL_GROUPS = ("logistic", "linear_full", "attentive", "finetune", "dense")
-"""Groups of settings that only the protocols of their name heed."""
 WITHOUT_POOLING = {"attentive", "dense_linear", "dense_knn"}
 """Protocols that learn from patches, not from one vector per image."""
 
@@ -88,12 +87,21 @@ def check_evaluation(settings: EvaluationSettings) -> None:
     resolve_finetune(settings.finetune, shot.is_set(), BASE_DEPTH)
 
 
-def evaluation_remarks(settings: EvaluationSettings, protocols: Collection[str]) -> list[str]:
-    """Settings that were changed and have no effect on an evaluation by these protocols, in words."""
+def evaluation_remarks(
+    settings: EvaluationSettings, protocols: Collection[str], reads: Mapping[str, Collection[str]]
+) -> list[str]:
+    """Settings that were changed and have no effect on an evaluation by these protocols, in words.
+
+    `reads`: for each protocol there is, the settings and groups of settings that only some protocols read, it among them.
+    """
     usual = EvaluationSettings()
-    heeded = {"dense" if name.startswith("dense") else name for name in protocols}
-    idle = [name for name in PROTOCOL_GROUPS if name not in heeded and getattr(settings, name) != getattr(usual, name)]
-    words = [f"{name}.* has no effect: the protocol {name} is not run (--protocols)" for name in idle]
+    heeded = {name for protocol in protocols for name in reads[protocol]}
+    words = []
+    for name, value in vars(usual).items():
+        readers = [protocol for protocol, names in reads.items() if name in names]
+        if readers and name not in heeded and getattr(settings, name) != value:
+            shown = f"{name}.*" if is_dataclass(value) else name
+            words.append(f"{shown} has no effect: the protocol {' or '.join(readers)} is not run (--protocols)")
     shot = settings.low_shot
     if shot.seed and (not shot.is_set() or shot.list is not None):
         words.append("low_shot.seed has no effect without low_shot.percent or low_shot.images_per_class")

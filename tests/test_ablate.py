@@ -269,7 +269,7 @@ def test_the_widest_table_is_whole_at_100_columns(
     print_tables(tmp_path, "methods", console)
     text = console.export_text()
     lines = [line.split() for line in text.splitlines() if line.startswith("data2vec")]
-    costs = ["120", "12346", "1.71", "384.0k", "12346"]
+    costs = ["120", "12346", "1.70", "384.0k", "12346"]
     assert lines == [["data2vec", *[shown] * 6, *costs], ["data2vec", "(1)", *["60.0"] * 6, *costs]]
     assert "\N{HORIZONTAL ELLIPSIS}" not in text and "failed: mae-2: ValueError: no" in text
 
@@ -277,7 +277,7 @@ def test_the_widest_table_is_whole_at_100_columns(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "needs the name of an ablation (methods) first"),
+        ([], "needs the name of an ablation (methods) (see openjepa ablate --help)"),
         (["methods", "--method.name", "mae"], "--method.name has no effect"),
         (["methods", "--methods", "mea"], "--rows mea does not exist in the ablation methods: did you mean 'mae'"),
         (["methods", "--recipe", "cpu32"], "did you mean 'cpu-32'"),

@@ -8,11 +8,13 @@ import pytest
 from openjepa.checks import check, remarks
 from openjepa.checks.values import PAIRS, RANGES
 from openjepa.config import flatten
-from openjepa.evaluation_checks import PROTOCOL_GROUPS, check_evaluation, evaluation_remarks
+from openjepa.evaluation import PROTOCOLS
+from openjepa.evaluation_checks import check_evaluation, evaluation_remarks
 from openjepa.recipes.matched import with_method
 from openjepa.refusals import Refusal
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.data import FolderSettings, HuggingFaceSettings
+from openjepa.settings.dense import DenseSettings
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.finetune import FinetuneSettings
 from openjepa.settings.low_shot import LowShotSettings
@@ -20,6 +22,7 @@ from openjepa.settings.masks import MultiblockSettings, RandomPatchesSettings
 from openjepa.settings.methods import DinoSettings
 from openjepa.settings.run import RunConfig
 
+READS = {name: entry.reads for name, entry in PROTOCOLS.items()}
 VALID = RunConfig(data=FolderSettings(path="images"))
 
 
@@ -62,6 +65,8 @@ def test_the_defaults_are_valid() -> None:
         (changed(run={"device": "cuda:x"}), r"run.device='cuda:x' must be auto, cpu, cuda"),
         (changed(run={"name": "a/b"}), r"run.name='a/b' must be the name of one folder.* run.output"),
         (changed(run={"name": ".."}), r"run.name='\.\.' must be the name of one folder"),
+        (changed(run={"name": "caf\udce9"}), r"run.name='caf\\udce9' has bytes that are no text"),
+        (changed(run={"output": "caf\udce9/runs"}), r"run.output='caf\\udce9/runs' has bytes that are no text"),
         (changed(run={"name": "."}), r"run.name='\.' must be the name of one folder"),
         (changed(optim={"epochs": 10}), r"warmup_epochs=15 is not shorter than optim.epochs=10: .* e.g. 0.5"),
         (changed(optim={"total_steps": 0}), r"optim.total_steps=0 must be at least 1"),
@@ -209,13 +214,40 @@ def test_settings_of_an_evaluation_without_effect_are_named() -> None:
     settings = EvaluationSettings(
         finetune=FinetuneSettings(epochs=10, magnitude=3.0, randaugment=False), low_shot=LowShotSettings(seed=3), lidar_views=3
     )
-    found = " | ".join(evaluation_remarks(settings, ["knn"]))
+    found = " | ".join(evaluation_remarks(settings, ["knn"], READS))
     assert "finetune.* has no effect: the protocol finetune is not run" in found
     assert "low_shot.seed has no effect" in found and "lidar_views" in found and "finetune.magnitude" in found
-    assert evaluation_remarks(EvaluationSettings(), ["knn"]) == []
-    assert evaluation_remarks(EvaluationSettings(finetune=FinetuneSettings(epochs=10)), ["finetune"]) == []
+    assert evaluation_remarks(EvaluationSettings(), ["knn"], READS) == []
+    assert evaluation_remarks(EvaluationSettings(finetune=FinetuneSettings(epochs=10)), ["finetune"], READS) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "heeding", "others"),
+    [
+        (
+            {"neighbors": (5,)},
+            ("knn", "dense_knn"),
+            ("linear", "logistic", "linear_full", "attentive", "finetune", "dense_linear"),
+        ),
+        ({"neighbor_temperature": 0.1}, ("knn", "dense_knn"), ("linear", "finetune")),
+        ({"weight_decays": (0.1,)}, ("linear", "dense_linear"), ("knn", "logistic", "linear_full", "attentive", "dense_knn")),
+        ({"iterations": 7}, ("linear", "dense_linear"), ("knn", "logistic", "finetune")),
+        ({"dense": DenseSettings(max_patches=7)}, ("dense_linear", "dense_knn"), ("knn", "linear")),
+        ({"seeds": 3}, tuple(PROTOCOLS), ()),
+    ],
+)
+def test_settings_that_no_protocol_of_the_evaluation_reads_are_named(
+    change: dict[str, Any], heeding: tuple[str, ...], others: tuple[str, ...]
+) -> None:
+    settings, (name,) = EvaluationSettings(**change), change
+    shown = "dense.*" if name == "dense" else name
+    for protocol in heeding:
+        assert evaluation_remarks(settings, ["logistic", protocol], READS) == []
+    for protocol in others:
+        words = f"{shown} has no effect: the protocol {' or '.join(heeding)} is not run (--protocols)"
+        assert evaluation_remarks(settings, [protocol], READS) == [words]
 
 
 def test_every_group_of_a_protocol_is_known() -> None:
     groups = {name for name, value in vars(EvaluationSettings()).items() if is_dataclass(value)} - {"low_shot"}
-    assert groups == set(PROTOCOL_GROUPS)
+    assert groups == {name for names in READS.values() for name in names if is_dataclass(getattr(EvaluationSettings(), name))}

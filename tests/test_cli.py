@@ -254,7 +254,7 @@ print(json.dumps([helps, "torch" in sys.modules]))
     assert not torch_imported
     assert all(name in helps["--help"] for name in COMMANDS)
     assert all(len(text) > 200 for text in helps.values()), {name: len(text) for name, text in helps.items()}
-    for name in ("cpu-64", "ijepa-vitb16", "official | paper", "--data.source folder | huggingface | scenes", "--optim.lr"):
+    for name in ("cpu-64", "ijepa-vitb16", "--data.source folder|huggingface|scenes", "--optim.lr"):
         assert name in helps["train --help"]
 
 

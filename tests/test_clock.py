@@ -252,6 +252,6 @@ def test_the_report_names_both(version: str, tmp_path: Path) -> None:
 def test_the_table_at_equal_time_names_both() -> None:
     result = RunResult(name="a", row="a", seed=0, budgets=("seconds",), status="finished", seconds=276.0, total_seconds=312.0)
     (line,) = tables([result], ["a"])["seconds"]
-    assert line.means == {"step seconds": 276.0, "total seconds": 312.0}
+    assert line.means == {"step s": 276.0, "total s": 312.0}
     (older,) = tables([replace(result, total_seconds=0.0)], ["a"])["seconds"]
-    assert older.means == {"step seconds": 276.0}
+    assert older.means == {"step s": 276.0}

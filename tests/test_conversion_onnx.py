@@ -149,7 +149,7 @@ def test_a_missing_package_is_said_before_anything_is_read(
 
     def without(name: str, globals: Mapping[str, object] | None = None, *rest: Any) -> Any:
         if name.split(".")[0] == missing:
-            raise ImportError(name)
+            raise ModuleNotFoundError(name, name=name)
         return real(name, globals, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)

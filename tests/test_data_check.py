@@ -7,7 +7,9 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from openjepa.cli import main
 from openjepa.data.folder import open_folder
@@ -132,6 +134,19 @@ def test_names_that_are_no_text_are_printed_on_any_terminal(tmp_path: Path) -> N
         assert found.returncode == 0, found.stderr
         assert r"  cannot be used: bad\udce9.png: not an image" in found.stdout.splitlines()
         assert r"1 service folder of another program left out (caf\udce9.lrdata)" in found.stdout
+
+
+def test_remarks_on_used_images_are_counted_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A microscope's picture: 12 bits stored in 16."""
+    put(tmp_path / "images", "good.png")
+    Image.fromarray(np.full((16, 16), 4000, np.uint16)).save(tmp_path / "images" / "dark.png")
+    listed = tmp_path / "list.csv"
+    main(["data", "check", "--data.path", str(tmp_path / "images"), "--list", str(listed)])
+    lines = capsys.readouterr().out.splitlines()
+    assert "train: 2 of 2 images can be used" in lines
+    assert [line for line in lines if line.startswith("used: 1 nearly black: ") and line.endswith(": dark.png")]
+    with listed.open(newline="") as file:
+        assert {row["path"]: row["remark"][:12] for row in csv.DictReader(file)} == {"dark.png": "nearly black", "good.png": ""}
 
 
 def findings(settings: FolderSettings, min_side: int = 1) -> dict[str, CheckedFile]:

@@ -49,7 +49,7 @@ def test_the_help_shows_examples_without_torch(capsys: pytest.CaptureFixture[str
     code = "import sys\nfrom openjepa.cli import main\ntry: main(['embed', '--help'])\nexcept SystemExit: "
     code += "print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.endswith("False\n") and "torchrun --nproc-per-node" in done.stdout and "--max-skipped" in done.stdout
+    assert done.stdout.endswith("False\n") and "torchrun --nproc-per-node" in done.stdout and "--features pooled" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_settings_that_cannot_work(
 
 
 def test_subjects_that_are_none(encoder: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "needs a run folder or an encoder first" in message(capsys, "--data.path", images)
+    assert "needs a run folder or an encoder (see" in message(capsys, "--data.path", images)
     assert "does not exist" in message(capsys, encoder.parent / "encodr", "--data.path", images)
     (tmp_path / "text.pth").write_text("no weights")
     assert "text.pth" in message(capsys, tmp_path / "text.pth", "--data.path", images, "--output", tmp_path / "x.npy")

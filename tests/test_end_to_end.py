@@ -8,6 +8,7 @@ import pytest
 
 from openjepa.bench_energy import measure_energy
 from openjepa.config import load_run_config
+from openjepa.derived import resolve
 from openjepa.experiments import quickstart_config, run_through
 from openjepa.methods import METHODS
 from openjepa.recipes import load_recipe
@@ -65,7 +66,7 @@ def test_train_evaluate_visualize_report(method: str, tmp_path: Path, capsys: py
     folder = tmp_path / "runs" / "tiny"
     assert report == folder / "report.html"
     assert f"open {report}" in capsys.readouterr().out
-    assert load_run_config(folder) == config
+    assert load_run_config(folder) == resolve(config)
     for name in ("environment.json", "summary.json", "metrics.jsonl", "encoder", "encoder_initial", "checkpoints"):
         assert (folder / name).exists(), name
     assert (folder / "predictor").exists() == (method == "ijepa")
@@ -107,9 +108,9 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
 
 
 def test_quickstart_can_be_shortened_and_keeps_the_share_of_warmup(tmp_path: Path) -> None:
-    full = load_recipe("quickstart").optim
-    short = quickstart_config(tmp_path, total_steps=200)
+    full = resolve(load_recipe("quickstart")).optim
+    short = resolve(quickstart_config(tmp_path, total_steps=200))
     assert full.total_steps is not None and full.warmup_steps is not None and short.optim.warmup_steps is not None
     assert short.optim.total_steps == 200
     assert short.optim.warmup_steps / 200 == pytest.approx(full.warmup_steps / full.total_steps, abs=0.01)
-    assert quickstart_config(tmp_path, None).optim == full
+    assert resolve(quickstart_config(tmp_path, None)).optim == full

@@ -272,7 +272,7 @@ def test_missing_path_names_the_nearest(tmp_path: Path) -> None:
 
 def test_a_file_or_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(ValueError, match=r"holds no images \(1 other file ignored\).*\.jpg"):
+    with pytest.raises(ValueError, match=r"holds no images \(1 other files\).*\.jpg"):
         opened(tmp_path)
     with pytest.raises(ValueError, match="is a file"):
         opened(tmp_path / "a.txt")

@@ -216,7 +216,9 @@ def test_a_folder_that_cannot_be_read_is_left_out_and_said(locked: Path) -> None
 def test_a_folder_with_only_left_out_entries_is_refused_with_the_reason(tmp_path: Path) -> None:
     put(tmp_path, "@eaDir/1.png", ".git/2.png")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"no images \(1 hidden folder .*\.git\); 1 service folder .* left out \(@eaDir\)\)"):
+    with pytest.raises(
+        ValueError, match=r"no images \(0 other files; 1 hidden folder .*\.git\); 1 service folder .* left out \(@eaDir\)\)"
+    ):
         opened(tmp_path)
-    with pytest.raises(ValueError, match=r"no images \(no files at all\)"):
+    with pytest.raises(ValueError, match=r"no images \(0 other files\)"):
         opened(tmp_path / "empty")

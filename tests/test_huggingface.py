@@ -81,8 +81,8 @@ def test_wrong_names_are_errors_that_name_the_right_ones(tmp_path: Path) -> None
 
 
 def test_a_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"needs the package 'datasets': pip install 'openjepa\[data\]'"):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs the package datasets: pip install 'openjepa\[data\]'"):
         opened(tmp_path)
 
 

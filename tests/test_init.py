@@ -237,7 +237,7 @@ def test_the_weights_of_the_start_stand_beside_random_ones(
     results = evaluate_run(run, settings)
     (result,) = (item for item in results if item.task == "classification")
     assert list(result.subjects) == ["encoder", "start", "untrained", "pixels"]
-    assert result.variant == "iterations-5-neighbors-3", "more baselines are no variant"
+    assert result.variant == "precision-fp32-iterations-5-neighbors-3", "more baselines are no variant"
     measures = result.measures
     alone = shutil.copytree(run / "encoder_initial", tmp_path / "alone")
     initial = evaluate_run(alone, settings, load_run_config(run).data)[0]

@@ -12,6 +12,7 @@ from openjepa.config import save_yaml
 from openjepa.data import open_splits
 from openjepa.data.evaluation import evaluation_batches
 from openjepa.data.source import Splits
+from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.pooling import pooled_configs, pooled_settings
 from openjepa.evaluation.running import evaluate_run
 from openjepa.evaluation.suite_running import evaluate_suite
@@ -124,9 +125,10 @@ def test_where_only_patches_matter_pooling_does_not() -> None:
     assert pooled_configs(patches, both, TOKEN) == (TOKEN,)
     assert pooled_settings(both, TOKEN, TOKEN).pooling == "own"
     only = replace(both, protocols=("attentive", "dense_knn"))
+    reads = {name: entry.reads for name, entry in PROTOCOLS.items()}
     assert pooled_configs(classes, only, TOKEN) == (TOKEN,)
-    assert any("pooling has no effect" in remark for remark in evaluation_remarks(only, only.protocols))
-    assert not evaluation_remarks(both, ("linear", "attentive"))
+    assert any("pooling has no effect" in remark for remark in evaluation_remarks(only, only.protocols, reads))
+    assert not evaluation_remarks(both, ("linear", "attentive"), reads)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -243,7 +243,7 @@ def test_the_first_sentence_names_one_size(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     assert (
         "ViT small with 8 px patches trained by I-JEPA on crops of 64 px of imagewoof128: 9,025 training and 3,929 test images "
-        "of 10 classes; 563k images seen in 19 min."
+        "of 10 classes; 563k images seen in 21 min."
     ) in page_of(folder).text
     summary = json.loads((folder / "summary.json").read_text())
     summary["data"] = "Packaged rendered scenes, 64 x 64 pixels: 3,000 training and 1,000 test images"

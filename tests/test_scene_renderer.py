@@ -6,6 +6,7 @@ import pytest
 
 from openjepa.data.scene_layout import lay_out_scene
 from openjepa.data.scenes import open_scenes
+from openjepa.refusals import Refusal
 from openjepa.settings.data import ScenesSettings
 from tests.scene_checks import files_below, write_clevr
 
@@ -67,7 +68,7 @@ def test_without_mitsuba_the_error_names_the_extra(tmp_path: Path, monkeypatch: 
     from openjepa.data.scene_renderer import render_scenes
 
     monkeypatch.setitem(sys.modules, "mitsuba", None)
-    with pytest.raises(ImportError, match=r"pip install openjepa\[scenes\]"):
+    with pytest.raises(Refusal, match=r"rendering scenes needs the package mitsuba: pip install 'openjepa\[scenes\]'"):
         render_scenes(tmp_path / "new", train=1, test=1, image_size=32, seed=0, samples=4, workers=1)
     assert not (tmp_path / "new").exists()
 

@@ -202,7 +202,7 @@ def test_a_whole_method_in_one_dictionary(tmp_path: Path) -> None:
     assert torch.equal(found.predictor.embed.weight, predictor_weights()["predictor_embed.weight"])
 
 
-@pytest.mark.parametrize("names", [("a.", "b."), ("teacher.", "target."), ("teacher.", "student.", "copy.")])
+@pytest.mark.parametrize("names", [("a.", "b."), ("", "module."), ("teacher.", "target."), ("teacher.", "student.", "copy.")])
 def test_encoders_that_nothing_tells_apart_are_refused(names: tuple[str, ...], tmp_path: Path) -> None:
     state: dict[str, Tensor] = {}
     for name in names:

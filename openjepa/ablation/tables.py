@@ -15,6 +15,7 @@ from rich.text import Text
 from openjepa.ablation.plan import PlannedRun
 from openjepa.ablation.results import Numbers, RunResult, claimed, read_results
 from openjepa.ablations import ABLATIONS, Ablation
+from openjepa.engine.console import plain_console
 from openjepa.engine.display import format_count, format_seconds
 from openjepa.report import write_scaling
 from openjepa.whole_files import whole_file
@@ -31,11 +32,13 @@ PROBES = {
 """Column -> name of the number."""
 WIDTH = 100
 """Columns of the terminal that a table needs; on narrower ones its lines are folded, not cut."""
-COSTS = ("images/s", "GFLOPs", "images", "step seconds", "total seconds")
+COSTS = ("images/s", "GFLOPs", "images", "step s", "total s")
 COLUMNS = (*PROBES, "rank", *COSTS)
+SHOWN = COLUMNS[:-1]
+"""Those that `WIDTH` has room for in the terminal."""
 LEGEND = """linear and k-NN: accuracy in % on the run's own test images; Count and Dist: the same probes on scenes (objects, and
-distance of the nearest). rank: RankMe of the features. images/s: measured in turns. GFLOPs: of an image in a step. step
-seconds: steps of the training alone, which are made equal. total seconds: with looks and saving. """
+distance of the nearest). rank: RankMe of the features. images/s: measured in turns. GFLOPs: of an image in a step. step s:
+seconds of the steps alone, which are made equal. total s (tables.md): with looks and saving. """
 UNTRAINED = "untrained: the encoder of the first row before training."
 
 
@@ -92,10 +95,10 @@ def _line(row: str, runs: Sequence[Mapping[str, float]]) -> Line:
     return Line(row, len(runs), means, spreads)
 
 
-def cells(line: Line, most_seeds: int) -> list[str]:
+def cells(line: Line, most_seeds: int, columns: Sequence[str] = COLUMNS) -> list[str]:
     """A row in words. A row of fewer seeds than others says so."""
     name = line.row if line.seeds == most_seeds else f"{line.row} ({line.seeds})"
-    return [name, *(_cell(line, column) for column in COLUMNS)]
+    return [name, *(_cell(line, column) for column in columns)]
 
 
 def _cell(line: Line, column: str) -> str:
@@ -171,24 +174,24 @@ def print_tables(output: Path, name: str, console: Console | None = None) -> Non
         console.print(Text(caption(budget, lines, results), "italic"))
         table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)
         table.add_column(ABLATIONS[name].column)
-        for column in COLUMNS:
+        for column in SHOWN:
             table.add_column(column.replace(" ", "\n").replace("/", "\n/"), justify="right")
-        for row in _words(lines):
+        for row in _words(lines, SHOWN):
             table.add_row(*row)
         console.print(table)
     console.print(Text(legend(ABLATIONS[name], results).replace("\n", " "), "dim"))
     for line in failures(results):
         console.print(Text(line, "red"))
-    console.print(f"{output / 'tables.md'}", highlight=False, soft_wrap=True)
+    console.print(f"{output / 'tables.md'}", soft_wrap=True)
 
 
 def _console() -> Console:
-    return Console(width=max(WIDTH, Console().width))
+    return plain_console(width=max(WIDTH, plain_console().width))
 
 
-def _words(lines: Sequence[Line]) -> list[list[str]]:
+def _words(lines: Sequence[Line], columns: Sequence[str] = COLUMNS) -> list[list[str]]:
     most = max(line.seeds for line in lines)
-    return [cells(line, most) for line in lines]
+    return [cells(line, most, columns) for line in lines]
 
 
 def print_plan(ablation: Ablation, runs: Sequence[PlannedRun], results: Sequence[RunResult]) -> None:

@@ -168,6 +168,13 @@ def _check_run(run: RunSettings) -> None:
     if run.name is not None and (run.name in (".", "..") or re.search(r"[/\\\0]", run.name)):
         fix = "give the folder that holds the runs as run.output"
         raise Refusal(f"run.name={run.name!r} must be the name of one folder, without separators, '.' or '..': {fix}")
+    for setting, value in (("run.name", run.name), ("run.output", run.output)):
+        if value is not None and not _is_text(value):
+            raise Refusal(f"{setting}={value!r} has bytes that are no text (UTF-8): weights cannot be read from such a path")
+
+
+def _is_text(words: str) -> bool:
+    return words.encode("utf-8", errors="ignore").decode() == words
 
 
 def _check_source(config: RunConfig) -> None:

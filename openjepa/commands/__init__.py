@@ -6,6 +6,7 @@ from openjepa.commands.conversion import convert
 from openjepa.commands.data import data_check, data_masks, data_scenes
 from openjepa.commands.embedding import embed
 from openjepa.commands.evaluation import evaluate
+from openjepa.commands.recipes import recipes
 from openjepa.commands.search import search
 from openjepa.commands.stages import quickstart, report, train, visualize
 
@@ -21,6 +22,7 @@ __all__ = [
     "embed",
     "evaluate",
     "quickstart",
+    "recipes",
     "report",
     "search",
     "train",

@@ -11,8 +11,13 @@ from openjepa.recipes import load_recipe
 from openjepa.refusals import Refusal
 from openjepa.settings.ablation import AblationSettings
 
-ABLATE_HELP = """openjepa ablate NAME [OPTIONS]: trains the same run several times with one thing changed, evaluates every
-encoder, and writes a table at equal images seen and one at equal training time.
+ABLATE_HELP = """Trains the same run several times with one thing changed, evaluates every encoder, and writes a table at equal
+images seen and one at equal training time.
+
+examples:
+  openjepa ablate methods --data.path ~/photos --dry-run
+  openjepa ablate methods --data.path ~/photos --images 100000 --seeds 3
+  openjepa ablate methods --recipe cpu-64 --rows mae dino --data.path ~/photos --seconds none
 
 names:
 {names}
@@ -23,17 +28,12 @@ From them follow the steps of the table at equal time. Writes the run folders, t
 scaling.html.
 
 The same command goes on where it was stopped and skips what is done. Started in several terminals (with --system.threads 1,
-say), the processes share the runs. A run that fails does not end the others; the command then exits with 1.
-
-examples:
-  openjepa ablate methods --data.path ~/photos --dry-run
-  openjepa ablate methods --data.path ~/photos --images 100000 --seeds 3
-  openjepa ablate methods --recipe cpu-64 --rows mae dino --data.path ~/photos --seconds none"""
+say), the processes share the runs. A run that fails does not end the others; the command then exits with 1."""
 
 
 def ablate(argv: Sequence[str], prog: str) -> None:
     """Trains, evaluates and compares the rows of an ablation."""
-    require(argv, f"the name of an ablation ({', '.join(ABLATIONS)})", prog)
+    argv = require(AblationSettings, argv, f"the name of an ablation ({', '.join(ABLATIONS)})", prog)
     for name in ("method.name", "masks.strategy"):
         if name in map(normalized, argv):
             raise Refusal(f"--{name} has no effect: the rows of an ablation say it; use --rows to choose some of them")

@@ -8,6 +8,7 @@ from openjepa.arguments import (
     require,
 )
 from openjepa.commands.paths import check_output_file, check_subject
+from openjepa.options import positionals_first
 from openjepa.refusals import Refusal
 from openjepa.settings.bench import SAID_BY_THE_RECIPE, DataBench, EnergyBench, StepBench
 
@@ -30,7 +31,7 @@ examples:
   openjepa bench data --recipe cpu-64 --method dino"""
 
 
-BENCH_ENERGY_HELP = """openjepa bench energy RUN [OPTIONS]: the energy of compatible pairs (x, y of the same image) beside that
+BENCH_ENERGY_HELP = """The energy of compatible pairs (x, y of the same image) beside that
 of others, before and after training: whether the method tells them apart, or has collapsed to a flat landscape. What x, y and
 the energy are for each method: docs/methods.md. Writes energy.json into the run's folder, which the report shows.
 
@@ -41,7 +42,7 @@ examples:
 
 def bench_step(argv: Sequence[str], prog: str) -> None:
     """Times a training step."""
-    options = parse(StepBench, argv, prog, BENCH_STEP_HELP, StepBench())
+    options = parse(StepBench, positionals_first(StepBench, argv, is_needed=False), prog, BENCH_STEP_HELP, StepBench())
     for name in SAID_BY_THE_RECIPE if options.recipe else ():
         if (value := option_value(argv, name)) is not None:
             given = f"--{name.replace('_', '-')} {value}"
@@ -62,7 +63,7 @@ def bench_data(argv: Sequence[str], prog: str) -> None:
 
 def bench_energy(argv: Sequence[str], prog: str) -> None:
     """Measures the energies of a run."""
-    options = parse(EnergyBench, require(argv, "RUN", prog), prog, BENCH_ENERGY_HELP, EnergyBench())
+    options = parse(EnergyBench, require(EnergyBench, argv, "RUN", prog), prog, BENCH_ENERGY_HELP, EnergyBench())
     options.check()
     check_subject(options.run, "config.yaml")
     from openjepa.bench_energy import measure_energy

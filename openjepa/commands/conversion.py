@@ -15,7 +15,7 @@ from openjepa.weights import OUTPUTS
 if TYPE_CHECKING:
     from openjepa.conversion.convert import Conversion
 
-CONVERT_HELP = """openjepa convert RUN|ENCODER --to FORMAT [OPTIONS]: the weights of a run, or of any encoder that is read,
+CONVERT_HELP = """The weights of a run, or of any encoder that is read,
 as a folder for other programs: weights, settings, a model card (README.md), and I-JEPA's predictor where the format has a
 place for it. What was written is read back and compared before the folder appears.
 
@@ -31,7 +31,7 @@ examples:
 
 def convert(argv: Sequence[str], prog: str) -> None:
     """Converts weights."""
-    argv = require(argv, "a run folder, an encoder folder or a file of weights", prog)
+    argv = require(ConvertSettings, argv, "a run folder, an encoder folder or a file of weights", prog)
     to = option_value(argv, "to")
     if to is not None and to not in OUTPUTS and not is_help(argv):
         raise Refusal(f"--to {to} does not exist: {nearest(to, OUTPUTS)}")
@@ -52,26 +52,24 @@ def _say(text: str) -> None:
 
 def _print(done: "Conversion") -> None:
     """What was read, what lies where, how it was checked, and how it is loaded."""
-    from rich.console import Console
-    from rich.text import Text
-
     from openjepa.conversion.snippets import loading
+    from openjepa.engine.console import plain_console
 
-    console = Console()
+    console = plain_console()
     shown = _shown(done.folder)
-    console.print(Text(f"{done.what} -> {shown}", "bold"), soft_wrap=True)
+    console.print(f"{done.what} -> {shown}", style="bold", soft_wrap=True)
     files = sorted(path for path in done.folder.rglob("*") if path.is_file())
     for path in files:
-        console.print(Text(f"  {_size(path.stat().st_size):>9}  {path.relative_to(done.folder)}"))
+        console.print(f"  {_size(path.stat().st_size):>9}  {path.relative_to(done.folder)}")
     for check in done.checks:
-        console.print(Text(f"checked: {check.words()}", "green"), soft_wrap=True)
+        console.print(f"checked: {check.words()}", style="green", soft_wrap=True)
     for remark in done.remarks:
-        console.print(Text(f"note: {remark}", "yellow"), soft_wrap=True)
+        console.print(f"note: {remark}", style="yellow", soft_wrap=True)
     library, code = loading(done.to, shown, done.config, done.model)[-1]
-    console.print(Text(f"\nto load it with {library}:", "bold"))
+    console.print(f"\nto load it with {library}:", style="bold")
     for line in code.splitlines():
-        console.print(Text(f"  {line}"), soft_wrap=True)
-    console.print(Text(f"\nLook through {shown}/README.md before you publish it: it says what is known of data and training."))
+        console.print(f"  {line}", soft_wrap=True)
+    console.print(f"\nLook through {shown}/README.md before you publish it: it says what is known of data and training.")
 
 
 def _shown(folder: Path) -> str:

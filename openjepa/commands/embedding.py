@@ -9,35 +9,37 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openjepa.arguments import given_settings, is_help, parse_embed
+from openjepa.arguments import EmbedOptions, given_settings, is_help, parse_embed
 from openjepa.commands.paths import check_evaluated
+from openjepa.options import positionals_first
+from openjepa.shell import command
 
 if TYPE_CHECKING:
     from openjepa.embedding.running import Embedded
 
-EMBED_HELP = """openjepa embed RUN|ENCODER --data.path FOLDER [OPTIONS]: features of every image of a folder or data set, as one
-file. ENCODER: an encoder folder, a file of published weights, a Hugging Face folder or a name on the Hub. Of a run without
---data.*, its own images are embedded.
+EMBED_HELP = """Features of every image of a folder or data set, as one file. ENCODER: an encoder folder, a file of published
+weights, a Hugging Face folder or a name on the Hub. Of a run without --data.*, its own images are embedded.
+
+examples:
+  openjepa embed runs/mine --data.path ~/photos --output photos.npy
+  openjepa embed facebook/ijepa_vith14_1k --data.path ~/photos --output photos.parquet
+  openjepa embed runs/mine --output own.npy
+  openjepa embed runs/mine --data.path ~/photos --features patches
+  openjepa embed runs/mine --data.source huggingface --data.path "shards/*.tar" --data.streaming --output shards.parquet
+  torchrun --nproc-per-node 8 -m openjepa embed runs/mine --data.path ~/photos --output photos.npy
 
 X.npy is an array with one row per image, the images are listed in X.csv; X.parquet holds both. `openjepa search` reads either.
 Unreadable images have no row and are listed in X.npy.skipped.jsonl.
 
 Repeat the command to continue where it was stopped; what is done lies in X.npy.parts meanwhile. Start it several times, on any
-number of machines that share the folder of the output, and the work is shared; on one machine with several GPUs use torchrun.
-
-examples:
-  openjepa embed runs/mine --data.path ~/photos --output photos.npy
-  openjepa embed facebook/ijepa_vith14_1k --data.path ~/photos --output photos.parquet
-  openjepa embed runs/mine --output own.npy                            the images that the run was trained on
-  openjepa embed runs/mine --data.path ~/photos --features patches     a vector for every patch
-  openjepa embed runs/mine --data.source huggingface --data.path "shards/*.tar" --data.streaming --output shards.parquet
-  torchrun --nproc-per-node 8 -m openjepa embed runs/mine --data.path ~/photos --output photos.npy"""
+number of machines that share the folder of the output, and the work is shared; on a machine with several GPUs use torchrun."""
 
 
 def embed(argv: Sequence[str], prog: str) -> None:
     """Embeds a data set."""
     # before torch is imported, so that all processes of one command have started before any has done much
     started = time.time()
+    argv = positionals_first(EmbedOptions, argv)
     if argv and not argv[0].startswith("-") and not is_help(argv):
         check_evaluated(Path(argv[0]).expanduser())
     options, data = parse_embed(argv, prog, EMBED_HELP)
@@ -77,16 +79,17 @@ def _print(embedded: "Embedded") -> None:
     if embedded.status == "by another process":
         print(f"{embedded.output} was put together by another process; this one has embedded {embedded.num_images:,} images")
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from openjepa.engine.console import plain_console
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column()
     table.add_column(overflow="fold")
     for name, value in _lines(embedded).items():
         table.add_row(name, value)
-    Console().print(table)
-    print(f"\nnext: openjepa search {embedded.output} --image IMAGE")
+    plain_console().print(table)
+    print(f"\nnext: {command('openjepa', 'search', embedded.output)} --image IMAGE")
 
 
 def _lines(embedded: "Embedded") -> dict[str, str]:

@@ -7,53 +7,60 @@ from pathlib import Path
 from openjepa.arguments import EvaluateOptions, is_help, parse_evaluate
 from openjepa.commands.paths import check_evaluated
 from openjepa.config import nearest
+from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation_checks import evaluation_remarks
+from openjepa.options import positionals_first
 from openjepa.refusals import Refusal
 
-EVALUATE_HELP = """openjepa evaluate RUN|ENCODER [OPTIONS]: probes of an encoder, beside the same on the untrained encoder and
-on raw pixels. ENCODER: an encoder folder, a file of published weights, a Hugging Face folder or a name on the Hub.
+EVALUATE_HELP = """Probes of an encoder, beside the same on the untrained encoder and on raw pixels. ENCODER: an encoder folder,
+a file of published weights, a Hugging Face folder or a name on the Hub.
 
-tasks (all that the data has labels for, unless --tasks names some):
-{tasks}
+examples:
+  openjepa evaluate runs/cpu-64-default-photos
+  openjepa evaluate runs/cpu-64-default-photos --selection paper --neighbors 10 20
+  openjepa evaluate runs/cpu-64-default-photos/encoder --data.source folder --data.path ~/labeled
+  openjepa evaluate runs/cpu-64-default-photos --suite cached --data-root ~/datasets
+  openjepa evaluate IN1K-vit.h.14-300e.pth.tar --suite paper --data-root ~/datasets
 
 protocols (--protocols; linear and knn unless said otherwise):
 {protocols}
 
-suites (--suite, with --data-root) and their rows, which --tasks can choose from:
+tasks (all that the data has labels for, unless --tasks names some):
+{tasks}"""
+
+EVALUATE_DETAILS = """suites (--suite, with --data-root) and their rows, which --tasks can choose from:
 {suites}
 
 folders below --data-root (those that are missing are skipped):
-{benchmarks}
-
-examples:
-  openjepa evaluate runs/cpu-64-default-photos --suite cached --data-root ~/datasets
-  openjepa evaluate runs/cpu-64-default-photos
-  openjepa evaluate runs/cpu-64-default-photos --selection paper --neighbors 10 20
-  openjepa evaluate runs/cpu-64-default-photos/encoder --data.source folder --data.path ~/labeled
-  openjepa evaluate IN1K-vit.h.14-300e.pth.tar --suite paper --data-root ~/datasets"""
+{benchmarks}"""
 
 
-def _evaluate_help() -> str:
+def _evaluate_help() -> tuple[str, str]:
+    """What the help says of the command, and what else with --help-all."""
     from openjepa.data.benchmarks import BENCHMARKS
-    from openjepa.evaluation import PROTOCOLS
     from openjepa.evaluation.suite import SUITES
     from openjepa.evaluation.tasks import TASKS
 
-    return EVALUATE_HELP.format(
-        tasks="\n".join(f"  {name:<16}{task.title}" for name, task in TASKS.items()),
+    text = EVALUATE_HELP.format(
         protocols="\n".join(f"  {name:<16}{entry.summary}" for name, entry in PROTOCOLS.items()),
+        tasks="\n".join(f"  {name:<16}{task.title}" for name, task in TASKS.items()),
+    )
+    details = EVALUATE_DETAILS.format(
         suites="\n".join(f"  {name:<16}{', '.join(row.name for row in rows)}" for name, rows in SUITES.items()),
         benchmarks="\n".join(f"  {item.folders[0]:<16}{item.layout}" for item in BENCHMARKS.values()),
     )
+    return text, details
 
 
 def evaluate(argv: Sequence[str], prog: str) -> None:
     """Probes an encoder."""
+    argv = positionals_first(EvaluateOptions, argv)
     if argv and not argv[0].startswith("-") and not is_help(argv):  # before the options, which depend on the run's data
         check_evaluated(Path(argv[0]).expanduser())
-    options, data = parse_evaluate(argv, prog, _evaluate_help())
+    options, data = parse_evaluate(argv, prog, *_evaluate_help())
     _check_evaluation_options(options, data is not None)
-    for remark in evaluation_remarks(options.evaluation, _protocols(options)):
+    reads: dict[str, tuple[str, ...]] = {name: entry.reads for name, entry in PROTOCOLS.items()}
+    for remark in evaluation_remarks(options.evaluation, _protocols(options), reads):
         print(f"note: {remark}", file=sys.stderr)
     from openjepa.evaluation.running import evaluate_run
     from openjepa.evaluation.suite_running import evaluate_suite

@@ -6,6 +6,7 @@ from openjepa.config import nearest
 from openjepa.hub_names import absent, hub_name
 from openjepa.refusals import Refusal
 from openjepa.settings.conversion import MARK
+from openjepa.shell import command
 from openjepa.whole_files import is_writable
 
 
@@ -37,11 +38,11 @@ def check_output_file(path: Path | None, ending: str, any_ending: bool = True, o
     if path is None:
         return
     if path.is_dir():
-        raise Refusal(f"{option} {path} is a folder: name a file, e.g. {option} {path / f'openjepa{ending}'}")
+        raise Refusal(f"{option} {path} is a folder: name a file, e.g. {command(option, path / f'openjepa{ending}')}")
     if not path.parent.is_dir():
         raise Refusal(f"{option} {path}: there is no folder {path.parent}; make it first, or name a file elsewhere")
     if not any_ending and path.suffix.lower() != ending:
-        raise Refusal(f"{option} {path} must end in {ending}, e.g. {option} {path.with_suffix(ending)}")
+        raise Refusal(f"{option} {path} must end in {ending}, e.g. {command(option, path.with_suffix(ending))}")
     _check_writable(path, path.parent, option)
 
 

@@ -4,12 +4,13 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from openjepa.arguments import is_help, parse, require
+from openjepa.arguments import parse, require
 from openjepa.commands.paths import check_output_file, check_output_folder
+from openjepa.options import is_value
 from openjepa.refusals import Refusal
 from openjepa.settings.search import LISTED_OUTLIERS, SearchSettings
 
-SEARCH_HELP = """openjepa search FEATURES [OPTIONS]: the nearest images to an image, to a part of one, or to an image of the
+SEARCH_HELP = """The nearest images to an image, to a part of one, or to an image of the
 table; or near-duplicates and outliers, to clean a data set. FEATURES: the .npy or .parquet file that `openjepa embed` wrote.
 
 Neighbors are listed in the terminal and drawn in neighbors.png; --duplicates and --outliers write lists (.csv) and contact
@@ -26,7 +27,7 @@ examples:
 def search(argv: Sequence[str], prog: str) -> None:
     """Searches a table of features."""
     defaults = SearchSettings()
-    given = with_number_of_outliers(require(argv, "a file of features", prog))
+    given = require(SearchSettings, with_number_of_outliers(argv), "a file of features", prog)
     settings = parse(SearchSettings, given, prog, SEARCH_HELP, defaults)
     settings.check()
     if settings.cleans():
@@ -41,7 +42,7 @@ def with_number_of_outliers(argv: Sequence[str]) -> list[str]:
     for position, word in enumerate(argv):
         given.append(word)
         follows = argv[position + 1] if position + 1 < len(argv) else "--"
-        if word == "--outliers" and follows.startswith("--") and not is_help(argv):
+        if word == "--outliers" and not is_value(follows, int):
             given.append(str(LISTED_OUTLIERS))
     return given
 

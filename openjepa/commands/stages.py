@@ -10,27 +10,33 @@ from typing import Annotated
 
 import tyro
 
-from openjepa.arguments import decided_by_file, given_settings, parse, parse_train, require
+from openjepa.arguments import SHOWN_RECIPE, decided_by_file, given_settings, is_help, parse, parse_train, require
 from openjepa.checks import check, remarks
 from openjepa.commands.paths import check_output_file, check_output_folder, check_subject
+from openjepa.commands.recipes import recipe_groups
 from openjepa.config import load_run_config
 from openjepa.recipes import RECIPES, kept_by_file
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.run import RunConfig
+from openjepa.shell import command
 
-TRAIN_HELP = """openjepa train RECIPE [OPTIONS]: train an encoder. The recipe comes first, then any setting to change.
-
-recipes and their presets (the first is the default):
-{recipes}
-
-components (their options are shown when chosen before --help):
-{choices}
+TRAIN_HELP = """Trains an encoder on your images. The same command continues an interrupted run.
 
 examples:
   openjepa train cpu-64 --data.path ~/photos
-  openjepa train gpu-128 --data.source huggingface --data.path owner/name --model.size base
-  openjepa train ijepa-vitb16 --preset paper --data.path ~/imagenet --dry-run
+  openjepa train gpu-128 --data.path ~/photos --model.size base --dry-run
+  openjepa train cpu-64 --data.source huggingface --data.path owner/name
+  openjepa train ijepa-vitb16 --preset paper --data.path ~/imagenet
   openjepa train --config runs/cpu-64-default-photos/config.yaml
+  openjepa train --init runs/cpu-64-default-photos --data.path ~/others
+
+recipes (what each is: openjepa recipes; all settings: openjepa recipes NAME):
+{recipes}
+
+Every setting of a recipe can be changed. The defaults below are those of {shown}."""
+
+TRAIN_DETAILS = """components (their options are shown when chosen before --help or --help-all):
+{choices}
 
 starting from weights instead of random ones (a run, a file of published weights, a Hugging Face folder, ...):
   openjepa train --init runs/cpu-64-default-photos --data.path ~/other-photos
@@ -38,19 +44,17 @@ starting from weights instead of random ones (a run, a file of published weights
   openjepa train dino-gpu-224 --init dino_vits16_pretrain.pth --data.path ~/photos --optim.lr 1e-4
 
 The model's settings follow the weights; rate and length are the recipe's. For weights of long training a lower --optim.lr
-is the usual caution; the evaluation shows the weights of the start beside the result. More in docs/continue.md.
-
-The same command continues an interrupted run."""
+is the usual caution; the evaluation shows the weights of the start beside the result. More in docs/continue.md."""
 
 
-VISUALIZE_HELP = """openjepa visualize RUN [OPTIONS]: masks on images, PCA maps of patch features, nearest neighbors before and
+VISUALIZE_HELP = """Masks on images, PCA maps of patch features, nearest neighbors before and
 after training, as pictures.
 
 example:
   openjepa visualize runs/cpu-64-default-photos"""
 
 
-REPORT_HELP = """openjepa report RUN [RUN ...] [OPTIONS]: one self-contained HTML file on one run, or on several side by side.
+REPORT_HELP = """One self-contained HTML file on one run, or on several side by side.
 Needs only the run folders, no torch. The folder of an encoder that was evaluated has a page too, of its numbers.
 
 With --scaling: curves of accuracy against compute, time, images seen, data size and model size over any number of runs.
@@ -90,12 +94,10 @@ def quickstart(argv: Sequence[str], prog: str) -> None:
 
 def train(argv: Sequence[str], prog: str) -> None:
     """Pretrains an encoder."""
-    recipes = [f"  {name:<18}{' | '.join(recipe.presets):<20}{recipe.summary()}" for name, recipe in RECIPES.items()]
-    choices = [f"  --{name}.{choice.field} {' | '.join(choice.options)}" for name, choice in CHOICES.items()]
-    text = TRAIN_HELP.format(recipes="\n".join(recipes), choices="\n".join(choices))
-    config, options = parse_train(argv, prog, text)
-    if options.config is not None:
-        _note_kept(options.config, config)
+    config, options = parse_train(argv, prog, *(_train_help(argv) if is_help(argv) else ("", "")))
+    before = options.config or (Path(config.run.init) if config.run.init and not options.recipe else None)
+    if before is not None:
+        _note_kept(before, config)
     # a model that follows weights is known once these are read
     check(config, world_size=int(os.environ.get("WORLD_SIZE", "1")), is_model_known=config.run.init is None)
     for remark in remarks(config):
@@ -106,7 +108,15 @@ def train(argv: Sequence[str], prog: str) -> None:
     folder = train_run(config, fresh=options.fresh, dry_run=options.dry_run, given=given)
     if folder is not None:
         labeled = json.loads((folder / "summary.json").read_text()).get("labeled", True)
-        print(f"next: openjepa {'evaluate' if labeled else 'visualize'} {folder}")
+        print(f"next: {command('openjepa', 'evaluate' if labeled else 'visualize', folder)}")
+
+
+def _train_help(argv: Sequence[str]) -> tuple[str, str]:
+    """What the help says of the command, and what else with --help-all."""
+    recipes = [f"  {title:<24}{', '.join(names)}" for title, names in recipe_groups().items()]
+    shown = next((name for name in argv if name in RECIPES), "the file" if "--config" in argv else SHOWN_RECIPE)
+    choices = [f"  --{name}.{choice.field} {' | '.join(choice.options)}" for name, choice in CHOICES.items()]
+    return TRAIN_HELP.format(recipes="\n".join(recipes), shown=shown), TRAIN_DETAILS.format(choices="\n".join(choices))
 
 
 def _note_kept(file: Path, config: RunConfig) -> None:
@@ -136,7 +146,7 @@ class VisualizeOptions:
 
 def visualize(argv: Sequence[str], prog: str) -> None:
     """Draws the pictures of a run."""
-    options = parse(VisualizeOptions, require(argv, "RUN", prog), prog, VISUALIZE_HELP, VisualizeOptions())
+    options = parse(VisualizeOptions, require(VisualizeOptions, argv, "RUN", prog), prog, VISUALIZE_HELP, VisualizeOptions())
     check_subject(options.subject, "config.yaml")
     from openjepa.visualization import visualize_run
 
@@ -159,9 +169,7 @@ class ReportOptions:
 
 def report(argv: Sequence[str], prog: str) -> None:
     """Writes the HTML report."""
-    given = [word for word in argv if word != "--scaling"]  # it may stand before the runs
-    require(given, "RUN", prog)
-    options = parse(ReportOptions, argv, prog, REPORT_HELP, ReportOptions())
+    options = parse(ReportOptions, require(ReportOptions, argv, "RUN", prog), prog, REPORT_HELP, ReportOptions())
     check_output_file(options.output, ".html")
     from openjepa.report import write_report, write_scaling
 

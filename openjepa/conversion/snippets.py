@@ -1,11 +1,12 @@
 """How a converted folder is loaded, as code to copy. Free of torch."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 OPENJEPA = """import openjepa
 
-encoder = openjepa.load("{folder}"{heads})
+encoder = openjepa.load({folder}{heads})
 features = encoder.embed(["cat.jpg", "dog.jpg"])  # one vector of {width} numbers per image
 grids = encoder.embed_patches(["cat.jpg", "dog.jpg"])  # features of the patches [B, H, W, {width}]"""
 
@@ -13,8 +14,8 @@ TRANSFORMERS = """import torch
 from PIL import Image
 from transformers import AutoImageProcessor, {model}
 
-processor = AutoImageProcessor.from_pretrained("{folder}")
-model = {model}.from_pretrained("{folder}"{no_pooler}).eval()
+processor = AutoImageProcessor.from_pretrained({folder})
+model = {model}.from_pretrained({folder}{no_pooler}).eval()
 inputs = processor(Image.open("cat.jpg").convert("RGB"), return_tensors="pt")
 with torch.no_grad():
     tokens = model(**inputs).last_hidden_state
@@ -24,7 +25,7 @@ TIMM = """import timm
 import torch
 from PIL import Image
 
-model = timm.create_model("local-dir:{folder}", pretrained=True).eval()
+model = timm.create_model({folder}, pretrained=True).eval()
 config = timm.data.resolve_model_data_config(model)
 transform = timm.data.create_transform(**config, is_training=False)
 with torch.no_grad():
@@ -34,14 +35,14 @@ ONNX = """import numpy as np
 import onnxruntime
 from PIL import Image
 
-session = onnxruntime.InferenceSession("{folder}/model.onnx")
+session = onnxruntime.InferenceSession({folder})
 image = Image.open("cat.jpg").convert("RGB").resize(({width_px}, {height_px}), Image.Resampling.BICUBIC)
 images = np.asarray(image).transpose(2, 0, 1)[None]  # uint8 [batch, 3, height, width]; normalization is in the graph
 patches, pooled = session.run(["patches", "pooled"], {{"images": images}})"""
 
 OFFICIAL = """import torch
 
-checkpoint = torch.load("{folder}/checkpoint.pth.tar", map_location="cpu", weights_only=True)
+checkpoint = torch.load({folder}, map_location="cpu", weights_only=True)
 target_encoder = {{name.removeprefix("module."): value for name, value in checkpoint["target_encoder"].items()}}"""
 
 
@@ -51,9 +52,10 @@ def loading(to: str, folder: str, config: Mapping[str, Any], model: str) -> list
     `config`: the encoder's settings; `model`: class of transformers.
     """
     height, width = config["image_size"]
-    own = f"{folder}/checkpoint.pth.tar" if to == "official" else folder
+    inside = {"timm": f"local-dir:{folder}", "onnx": f"{folder}/model.onnx", "official": f"{folder}/checkpoint.pth.tar"}
+    own = _literal(inside["official"] if to == "official" else folder)
     values = {
-        "folder": folder,
+        "folder": _literal(inside.get(to, folder)),
         "model": model,
         "no_pooler": ", add_pooling_layer=False" if model == "ViTModel" else "",
         "pooled": _pooled(config),
@@ -67,6 +69,11 @@ def loading(to: str, folder: str, config: Mapping[str, Any], model: str) -> list
         heads = f", heads={config['heads']}" if to == "official" else ""
         found.insert(0, ("openjepa", OPENJEPA.format(folder=own, heads=heads, width=config["width"])))
     return found
+
+
+def _literal(text: str) -> str:
+    """A string of Python, in double quotes, whatever is in it."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _pooled(config: Mapping[str, Any]) -> str:

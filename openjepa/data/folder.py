@@ -78,13 +78,13 @@ def open_folder(settings: FolderSettings, seed: int) -> Splits:
         raise Refusal(f"data.path={settings.path!r} is a file: give the folder that holds the images")
     root, files, others = _innermost(root)
     if not files:
-        found = "; ".join([*others.ignored(), *others.left_out()]) or "no files at all"
+        found = "; ".join([f"{others.num_ignored} other files", *others.left_out()])
         raise Refusal(f"data.path={settings.path!r} holds no images ({found}); known suffixes: " + " ".join(sorted(SUFFIXES)))
     opened = _split_folders(root, files) or _held_out(root, files, settings.test_fraction, seed)
     check_usable(opened.train, f"data.path={settings.path!r}")
     for masks in find_mask_folders(root, files):
         warnings.warn(masks.advice(root), stacklevel=2)
-    parts = [_description(root, opened), *others.ignored(), *others.left_out()]
+    parts = [_description(root, opened), *others.described()]
     return Splits(opened.train, opened.test, "; ".join(parts), left_out=tuple(others.left_out()))
 
 

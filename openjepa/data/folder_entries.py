@@ -72,10 +72,15 @@ class OtherEntries:
         if name not in shown:
             shown.append(name)
 
-    def ignored(self) -> list[str]:
-        """`2 other files ignored`: no images, as every folder has some. Empty if there are none."""
-        number = sum(self.counts[kind] for kind in _IGNORED)
-        return [f"{number:,} other {'file' if number == 1 else 'files'} ignored"] if number else []
+    @property
+    def num_ignored(self) -> int:
+        """Files that are no images, as every folder has some."""
+        return sum(self.counts[kind] for kind in _IGNORED)
+
+    def described(self) -> list[str]:
+        """Everything in words, one part for each kind that is there."""
+        files = "other file" if self.num_ignored == 1 else "other files"
+        return [*([f"{self.num_ignored:,} {files} ignored"] if self.num_ignored else []), *self.left_out()]
 
     def left_out(self) -> list[str]:
         """What an owner would want to know of, in words, one part for each kind that is there."""

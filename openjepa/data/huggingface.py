@@ -4,7 +4,6 @@ Files on disk are read by pyarrow and the standard library, what is on the Hub b
 order and position in a stream are ours.
 """
 
-import importlib.util
 from itertools import chain, islice
 
 import numpy as np
@@ -17,6 +16,7 @@ from openjepa.data.reader import SplitReader
 from openjepa.data.skipping import NUM_CHECKED, check_usable
 from openjepa.data.source import NO_LABEL, ListSource, ShardSource, Splits
 from openjepa.data.subset import Subset, held_out
+from openjepa.extras import require_package
 from openjepa.refusals import Refusal
 from openjepa.settings.data import HuggingFaceSettings
 
@@ -68,8 +68,7 @@ def left_out(settings: HuggingFaceSettings) -> dict[str, ListSource]:
 def require_library() -> None:
     """Raises Refusal if the packages of the extra `data` are missing."""
     for package in ("datasets", "pyarrow"):
-        if importlib.util.find_spec(package) is None:
-            raise Refusal(f"data.source=huggingface needs the package {package!r}: pip install 'openjepa[data]'")
+        require_package(package, "data.source=huggingface")
 
 
 def _open_reader(settings: HuggingFaceSettings) -> SplitReader:

@@ -12,7 +12,7 @@ from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 
-from openjepa.data.decode import decode_image
+from openjepa.data.decode import decode_image, remark
 from openjepa.data.folder import FolderSource, existing_path
 from openjepa.data.folder_entries import EntryKind, walk
 from openjepa.data.skipping import check_side
@@ -59,6 +59,17 @@ class CheckedFile:
     """Why it is not used."""
     width: int | None = None
     height: int | None = None
+    remark: str = ""
+    """What to tell of an image that is used."""
+
+
+@dataclass(frozen=True)
+class _Usable:
+    """An image that can be used."""
+
+    width: int
+    height: int
+    remark: str
 
 
 @dataclass
@@ -79,13 +90,15 @@ class CheckSummary:
 
     splits: dict[str, _Split] = field(default_factory=dict)
     others: Counter[tuple[Outcome, str]] = field(default_factory=Counter)
-    """Files in no split, by outcome and reason."""
+    """Files in no split, by outcome and reason; used images with a remark, by it."""
     examples: dict[tuple[Outcome, str], list[str]] = field(default_factory=dict)
 
     def add(self, found: CheckedFile) -> None:
         """Counts a file."""
+        if found.remark:
+            self._count(found, found.remark)
         if not found.split:
-            self._add_other(found)
+            self._count(found, found.reason)
             return
         split = self.splits.setdefault(found.split, _Split())
         split.num_images += 1
@@ -96,8 +109,8 @@ class CheckSummary:
         elif len(split.bad) < MAX_LISTED:
             split.bad.append(found)
 
-    def _add_other(self, found: CheckedFile) -> None:
-        kind = found.outcome, found.reason
+    def _count(self, found: CheckedFile, why: str) -> None:
+        kind = found.outcome, why
         self.others[kind] += 1
         shown = self.examples.setdefault(kind, [])
         if len(shown) < MAX_EXAMPLES:
@@ -107,7 +120,7 @@ class CheckSummary:
         """For the terminal."""
         for name, split in self.splits.items():
             yield from _lines(name, split)
-        for outcome in (Outcome.UNUSED, Outcome.LEFT_OUT):
+        for outcome in Outcome:
             for (kind, reason), number in self.others.most_common():
                 if kind is outcome:
                     shown = self.examples[kind, reason]
@@ -174,7 +187,7 @@ def _read_all(source: Source, split: str, base: Path | None, min_side: int) -> I
             # warnings.catch_warnings, which decoding uses, is not made for threads: the filters they leave are put right here
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                outcomes = list(pool.map(lambda record: _size(source, record, min_side), chunk))
+                outcomes = list(pool.map(lambda record: _read(source, record, min_side), chunk))
             for record, outcome in zip(chunk, outcomes, strict=True):
                 yield _finding(source, record, split, base, outcome)
 
@@ -187,8 +200,8 @@ def _records(source: Source) -> Iterator[Record]:
         yield from source.read_shard(shard)
 
 
-def _size(source: Source, record: Record, min_side: int) -> tuple[int, int] | str:
-    """Width and height of an image, or why it cannot be used."""
+def _read(source: Source, record: Record, min_side: int) -> _Usable | str:
+    """Size of an image and what to tell of it, or why it cannot be used."""
     try:
         if isinstance(record, ShardRecord):
             data = record.read()
@@ -197,19 +210,19 @@ def _size(source: Source, record: Record, min_side: int) -> tuple[int, int] | st
             data = source.read(record)
         pixels = decode_image(data)
         check_side(pixels.shape[0], pixels.shape[1], min_side)
-        return pixels.shape[1], pixels.shape[0]
+        return _Usable(pixels.shape[1], pixels.shape[0], remark(data, pixels) or "")
     except OSError as error:
         return error.strerror or str(error)
     except ValueError as error:
         return str(error)
 
 
-def _finding(source: Source, record: Record, split: str, base: Path | None, outcome: tuple[int, int] | str) -> CheckedFile:
+def _finding(source: Source, record: Record, split: str, base: Path | None, outcome: _Usable | str) -> CheckedFile:
     path, label = _path_and_label(source, record, base)
     class_name = "" if label is None else str(label if source.class_names is None else source.class_names[label])
     if isinstance(outcome, str):
         return CheckedFile(path, Outcome.SKIPPED, split, class_name, outcome)
-    return CheckedFile(path, Outcome.USED, split, class_name, width=outcome[0], height=outcome[1])
+    return CheckedFile(path, Outcome.USED, split, class_name, width=outcome.width, height=outcome.height, remark=outcome.remark)
 
 
 def _path_and_label(source: Source, record: Record, base: Path | None) -> tuple[str, int | None]:

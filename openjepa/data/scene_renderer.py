@@ -19,6 +19,7 @@ from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from openjepa.data.scene_layout import COLORS, LAYOUT_VERSION, SPLITS, SceneLayout, SceneObject, Split, lay_out_scene
+from openjepa.extras import needed_for
 from openjepa.refusals import Refusal
 from openjepa.whole_files import whole_file
 
@@ -39,11 +40,9 @@ MAX_PATH = 4
 
 def load_mitsuba() -> Any:
     """The mitsuba module in its scalar variant, which needs neither a GPU nor LLVM. One thread: processes share the cores."""
-    try:
+    with needed_for("rendering scenes"):
         import drjit
         import mitsuba
-    except ImportError as error:
-        raise Refusal("rendering scenes needs the package mitsuba: pip install 'openjepa[scenes]'") from error
     mitsuba.set_variant("scalar_rgb")
     drjit.set_thread_count(1)
     return mitsuba

@@ -1,16 +1,17 @@
 """Mistakes that are found before anything is loaded. Free of torch."""
 
 import csv
-import importlib.util
 import json
 from collections.abc import Collection
 from pathlib import Path
 
 from openjepa.config import flatten, nearest
 from openjepa.embedding.table import COLUMNS, ENDINGS, FORMAT, parquet_manifest
+from openjepa.extras import require_package
 from openjepa.ranges import COUNT, FRACTION, NOT_NEGATIVE, Range, check_range
 from openjepa.refusals import Refusal
 from openjepa.settings.embedding import EmbedSettings
+from openjepa.shell import command
 from openjepa.whole_files import is_writable
 
 RANGES: dict[str, Range] = {
@@ -66,13 +67,13 @@ def check_output(output: Path) -> None:
         near = nearest(output.suffix, ENDINGS) if output.suffix else f"give it one, e.g. {output.name or 'features'}.npy"
         raise Refusal(f"--output {output} must end in {kinds}: {near}")
     if output.is_dir():
-        raise Refusal(f"--output {output} is a folder: name a file, e.g. --output {output / 'features.npy'}")
+        raise Refusal(f"--output {output} is a folder: name a file, e.g. {command('--output', output / 'features.npy')}")
     if not output.parent.is_dir():
         raise Refusal(f"--output {output}: there is no folder {output.parent}; make it first, or name a file elsewhere")
     if not is_writable(output.parent):
         raise Refusal(f"--output {output}: nothing may be written into {output.parent.absolute()}; name a file elsewhere")
-    if output.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise Refusal(f"--output {output} needs the package pyarrow: pip install 'openjepa[data]', or name a .npy file")
+    if output.suffix == ".parquet":
+        require_package("pyarrow", f"--output {output}", "name a .npy file")
     if output.suffix == ".npy":
         _check_beside(output)
     elif output.exists():

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Literal
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
     TaskID,
     TaskProgressColumn,
-    TextColumn,
     TimeRemainingColumn,
 )
+
+from openjepa.engine.console import plain_console, text_column
 
 Style = Literal["auto", "live", "plain", "none"]
 
@@ -46,9 +46,14 @@ class Counter:
 
     def __init__(self, description: str, style: Style = "auto") -> None:
         """Nothing is shown before the first call."""
-        console = Console(stderr=True)
+        console = plain_console(stderr=True)
         shown = style == "live" or (style == "auto" and console.is_terminal)
-        columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            text_column("description", "bold"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         self._progress = Progress(*columns, console=console, transient=True, disable=not shown)
         self._description = description
         self._task: TaskID | None = None
@@ -74,7 +79,7 @@ class Display:
 
     def __init__(self, total_steps: int, start_step: int, style: Style = "auto", plain_seconds: float = 10.0) -> None:
         """`plain_seconds` is the least time between two plain lines."""
-        self._console = Console(stderr=True)
+        self._console = plain_console(stderr=True)
         if style == "auto":
             style = "live" if self._console.is_terminal else "plain"
         self._style = style
@@ -82,8 +87,8 @@ class Display:
         self._plain_seconds, self._last_plain = plain_seconds, -float("inf")
         self._progress: Progress | None = None
         if style == "live":
-            columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=None), TaskProgressColumn())
-            self._progress = Progress(*columns, TextColumn("{task.fields[line]}"), console=self._console, expand=True)
+            columns = (text_column("description", "bold"), BarColumn(bar_width=None), TaskProgressColumn())
+            self._progress = Progress(*columns, text_column("fields[line]"), console=self._console, expand=True)
             self._task = self._progress.add_task("train", total=total_steps, completed=start_step, line="")
             self._progress.start()
 
@@ -102,7 +107,7 @@ class Display:
     def say(self, text: str) -> None:
         """Prints a line above the display."""
         if self._style != "none":
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self._console.print(text, soft_wrap=True)
 
     def close(self) -> None:
         """Leaves the terminal as it was."""

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
+
+from openjepa.engine.console import plain_console, text_column
 
 Say = Callable[[str], None]
 """Told what is being done, once per step that may take long."""
@@ -29,8 +30,14 @@ def progress(description: str, total: int | None, done: int = 0) -> Iterator[Cal
 
     `total`, `done`: images in all (None: not known), and those of them that are done at the start.
     """
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    console = plain_console(stderr=True)
+    columns = (
+        text_column("description"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(description, total=total, completed=done)
         yield lambda number: bar.advance(task, number)

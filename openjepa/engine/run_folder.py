@@ -5,7 +5,6 @@ import os
 import platform
 import re
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from openjepa.engine.device import device_name
 from openjepa.engine.run_log import logged_steps
 from openjepa.refusals import Refusal
 from openjepa.settings.run import RunConfig
+from openjepa.shell import this_command
 from openjepa.whole_files import whole_file
 
 _CANNOT_CHANGE_RESULTS = ("system", "monitor", "run.name", "run.output", "recipe", "preset", "data.max_skipped")
@@ -95,7 +95,9 @@ def run_path(config: RunConfig) -> Path:
     """`<output>/<name>`; without a name it is made of the recipe's, the preset's, the data set's and the starting weights'."""
     parts = [part for part in (config.recipe, config.preset, config.data.name()) if part != "custom"]
     origin = [] if config.run.init is None else ["from", weights_name(config.run.init)]
-    return Path(config.run.output).expanduser() / (config.run.name or "-".join([*parts, *origin]))
+    # bytes that are no text: weights cannot be read from such a path
+    derived = re.sub("[\ud800-\udfff]", "_", "-".join([*parts, *origin]))
+    return Path(config.run.output).expanduser() / (config.run.name or derived)
 
 
 def weights_name(init: str) -> str:
@@ -126,7 +128,7 @@ def environment(device: torch.device, precision: str) -> dict[str, Any]:
         "device_name": device_name(device),
         "precision": precision,
         "commit": _commit(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": this_command(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 

@@ -1,13 +1,12 @@
 """metrics.jsonl, skipped.jsonl and, if asked for, TensorBoard."""
 
-import importlib.util
 import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from openjepa.refusals import Refusal
+from openjepa.extras import require_package
 from openjepa.timings import seconds_of_steps
 from openjepa.types import Skipped
 from openjepa.whole_files import whole_file
@@ -79,8 +78,8 @@ def logged_step_seconds(folder: Path, step: int) -> float:
 
 def refuse_missing_tensorboard(wanted: bool) -> None:
     """Raises Refusal where TensorBoard is `wanted` and not installed."""
-    if wanted and importlib.util.find_spec("tensorboard") is None:
-        raise Refusal("system.tensorboard=True needs the package tensorboard: pip install 'openjepa[tracking]', or turn it off")
+    if wanted:
+        require_package("tensorboard", "system.tensorboard=True", "turn it off")
 
 
 def _truncate(path: Path, step: int) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from openjepa.engine.console import plain_console
 from openjepa.evaluation.results import Metric, Result
 
 SUBJECT_NAMES = {"encoder": "trained", "start": "start", "untrained": "untrained", "pixels": "pixels"}
@@ -41,12 +41,12 @@ def print_row(result: Result, console: Console | None = None) -> None:
     """A finished row in one line, for the time until the tables of all."""
     numbers = result.subjects["encoder"].metrics if "encoder" in result.subjects else {}
     words = ", ".join(f"{name} {percent(metric)}" for name, metric in numbers.items()) or f"skipped, {result.skipped}"
-    (console or Console()).print(f"{_title(result)}: {words}", highlight=False)
+    (console or plain_console()).print(f"{_title(result)}: {words}")
 
 
 def print_results(results: Sequence[Result], console: Console | None = None) -> None:
     """Every number in percent with its standard error, baselines beside; then the paper's numbers, and remarks."""
-    console = console or Console()
+    console = console or plain_console()
     done = [result for result in results if result.skipped is None]
     for selection in dict.fromkeys(result.selection for result in done):
         for kind in ("Accuracy", "Mean intersection over union"):
@@ -68,8 +68,7 @@ def print_results(results: Sequence[Result], console: Console | None = None) -> 
 
 
 def _say(line: str, console: Console, style: str = "") -> None:
-    # Text: a title may hold brackets, which are markup elsewhere
-    console.print(Text(line, style), highlight=False)
+    console.print(line, style=style)
 
 
 def _print_remarks(result: Result, console: Console) -> None:
@@ -81,7 +80,7 @@ def _print_remarks(result: Result, console: Console) -> None:
         _say(f"{_title(result)}: unreadable images left out: {lost}", console, "yellow")
     if result.variant:
         # a name that is folded could not be copied
-        console.print(f"{_title(result)}: not the run's own, kept as eval/{result.file_name}", highlight=False, soft_wrap=True)
+        console.print(f"{_title(result)}: not the run's own, kept as eval/{result.file_name}", soft_wrap=True)
 
 
 def _kind(probe: str) -> str:

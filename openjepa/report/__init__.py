@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openjepa.refusals import Refusal
+from openjepa.extras import require_package
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,5 @@ def write_scaling(runs: "Sequence[Path]", output: Path | None = None) -> Path:
 
 
 def _check_packages() -> None:
-    try:
-        import markupsafe  # noqa: F401
-    except ImportError:
-        raise Refusal("the report needs the package jinja2: pip install 'openjepa[report]'") from None
+    for package in ("jinja2", "markupsafe"):
+        require_package(package, "the report")

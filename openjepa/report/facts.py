@@ -2,11 +2,11 @@
 
 import math
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from openjepa import shell
 from openjepa.measures.verdicts import HEALTHY, CollapseStatistics, collapsed
 from openjepa.measures.verdicts import verdict as verdict_of
 from openjepa.report.curves import format_number
@@ -70,7 +70,7 @@ def error(run: RunFolder) -> str:
 
 def command(run: RunFolder, verb: str) -> str:
     """The command that makes a missing part."""
-    return f"openjepa {verb} {shlex.quote(text(run.path, 300))}"
+    return shell.command("openjepa", verb, run.path)
 
 
 def facts(runs: Sequence[RunFolder]) -> list[Fact]:

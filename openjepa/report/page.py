@@ -1,17 +1,16 @@
 """Assembles the report: one HTML file without scripts and without requests."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from openjepa import __version__
+from openjepa import __version__, shell
 from openjepa.refusals import Refusal
 from openjepa.report import about, charts, comparison, facts, headline, landscape, pictures, probes, quality, remarks, wording
 from openjepa.report.curves import NUM_COLORS, Chart, draw
-from openjepa.report.reading import RunFolder, distinct, read_run, text
+from openjepa.report.reading import RunFolder, distinct, read_run
 from openjepa.report.rendering import render as fill
 from openjepa.report.strips import draw_strip
 from openjepa.whole_files import whole_file
@@ -24,6 +23,9 @@ STATUS_SENTENCES = {
     "interrupted": "This run is interrupted: the same command continues it.",
     facts.UNFINISHED: "This run is unfinished, and no process trains it: the same command continues it.",
 }
+
+MAX_COMMAND = 5000
+"""Characters of a recorded command that are shown."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
     folders = distinct([read_run(Path(path)) for path in runs])
     if output is None:
         output = Path(runs[0]) / "report.html" if len(runs) == 1 else Path(runs[0]).parent / "report.html"
-    page = render(folders).encode("utf-8", errors="replace")
+    page = render(folders).encode("utf-8", errors="backslashreplace")
     if len(page) > MAX_BYTES:
         raise Refusal(f"the page would have {len(page):,} bytes, more than {MAX_BYTES:,}: report on fewer runs at once")
     with whole_file(output) as file:
@@ -130,9 +132,7 @@ def _view(folder: RunFolder, index: int, budget: int) -> RunView:
     if folder.is_encoder:
         shown, failed = [], []
     elif not folder.log.series:
-        missing.append(
-            ("No training log yet", "openjepa train --config " + shlex.quote(text(folder.path / "config.yaml", 300)))
-        )
+        missing.append(("No training log yet", shell.command("openjepa", "train", "--config", folder.path / "config.yaml")))
     if not probes.table([folder]) and not remarks.skipped_tasks([folder]):
         missing.append(("No probes yet", facts.command(folder, "evaluate")))
     if not shown and not failed and not folder.is_encoder:
@@ -142,7 +142,7 @@ def _view(folder: RunFolder, index: int, budget: int) -> RunView:
         color=index % NUM_COLORS,
         status=facts.status(folder),
         error=facts.error(folder),
-        command=text(folder.environment.get("command") or "", 2000),
+        command=str(folder.environment.get("command") or "")[:MAX_COMMAND],
         verdict=facts.verdict(folder),
         pictures=shown,
         failed_pictures=failed,

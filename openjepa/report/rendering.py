@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from openjepa.refusals import Refusal
 from openjepa.report import wording
 
 FOLDER = Path(__file__).parent
@@ -12,10 +11,8 @@ FOLDER = Path(__file__).parent
 
 def render(template: str, values: Mapping[str, Any]) -> str:
     """A template with these values, every one of them escaped. The style sheet stands in the page as `style`."""
-    try:
-        from jinja2 import DictLoader, Environment, StrictUndefined
-    except ImportError:
-        raise Refusal("the report needs the package jinja2: pip install 'openjepa[report]'") from None
+    from jinja2 import DictLoader, Environment, StrictUndefined
+
     sources = {path.name: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.html"))}
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=DictLoader(sources)

@@ -55,7 +55,7 @@ def write_scaling(runs: Sequence[Path], output: Path | None = None) -> Path:
             no_runs.append((text(path.name or path, 80), text(error)))
     if not folders:
         raise Refusal("runs holds no run folder: " + "; ".join(reason for _, reason in no_runs[:MAX_REASONS]))
-    page = render_scaling(distinct(folders), no_runs).encode("utf-8", errors="replace")
+    page = render_scaling(distinct(folders), no_runs).encode("utf-8", errors="backslashreplace")
     output = Path(runs[0]).parent / "scaling.html" if output is None else output
     with whole_file(output) as file:
         file.write_bytes(page)

@@ -20,6 +20,7 @@ from torch import Tensor
 from openjepa.embedding.means import evenly_spread
 from openjepa.embedding.table import FeatureTable
 from openjepa.engine.progress import Say, progress
+from openjepa.extras import needed_for
 from openjepa.refusals import Refusal
 from openjepa.search.exact import Neighbors, nearest, ranked
 from openjepa.search.vectors import Vectors, cosines, table_mean
@@ -81,11 +82,9 @@ def open_index(table: FeatureTable, centered: bool, say: Say) -> ApproximateInde
 
     Raises Refusal without usearch, and where the index is damaged.
     """
-    try:
+    with needed_for("--approximate", "leave it out"):
         from usearch import __version__ as version
         from usearch.index import Index
-    except ImportError:
-        raise Refusal("--approximate needs the package usearch: pip install 'openjepa[search]'; or leave it out") from None
     path, about = index_paths(table)
     wanted, made = _made_of(table, centered, version), _read(about, table.manifest.shape[-1])
     if made is None or not made.is_of(wanted) or not path.is_file():

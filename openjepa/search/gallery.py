@@ -83,11 +83,6 @@ def label_name(manifest: Manifest, row: Row) -> str:
     return names[row.label] if 0 <= row.label < len(names) else str(row.label)
 
 
-def printable(name: str) -> str:
-    r"""A file name on one line: what is no letter or sign (a newline, bytes that are no UTF-8) as `\n` or `\udce9`."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
-
-
 def open_gallery(manifest: Manifest, data_path: str | None = None) -> Gallery:
     """The images of a table. `data_path`: where they lie now. Raises Refusal or OSError where they cannot be found.
 

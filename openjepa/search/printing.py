@@ -9,9 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from openjepa.embedding.table import FeatureTable, Row
+from openjepa.engine.console import plain_console
 from openjepa.search.cleaning import Cleaning, group_rows, outlier_rows
-from openjepa.search.gallery import label_name, printable
+from openjepa.search.gallery import label_name
 from openjepa.search.running import Answer, Answers
+from openjepa.visualization.fonts import printable
 
 PRINTED = 10
 """Groups and outliers that the terminal shows; the CSV files hold all."""
@@ -28,8 +30,8 @@ def print_answers(answers: Answers, console: Console | None = None) -> None:
 
 def _console() -> Console:
     """Lines as wide as the terminal; in a file or a pipe they need not be broken."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
+    console = plain_console()
+    return console if console.is_terminal else plain_console(width=200)
 
 
 def _neighbors(answers: Answers, answer: Answer) -> Table:
@@ -100,11 +102,10 @@ def _print_groups(found: Cleaning, console: Console) -> None:
     superfluous = sum(not member.keep for member in members)
     identical = [member.identical for member in members if member.identical is not None]
     same = f", {sum(identical):,} of them the same file as the one to keep" if identical else ""
-    console.print(
-        f"[bold]{_groups(len(groups))} of near-duplicates[/bold], {len(members):,} of {len(found.table):,} images: "
-        f"{superfluous:,} could go{same}",
-        highlight=False,
+    count = Text.assemble(
+        (f"{_groups(len(groups))} of near-duplicates", "bold"), f", {len(members):,} of {len(found.table):,} images"
     )
+    console.print(Text.assemble(count, f": {superfluous:,} could go{same}"))
     table = _table("group", "cosine", "keep", "could go", right=("group", "cosine"))
     for number, group in enumerate(groups[:PRINTED], start=1):
         names = [_name(found.table, found.table.rows[member.row]) for member in group.members]

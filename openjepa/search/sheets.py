@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from openjepa.search.gallery import printable
 from openjepa.search.regions import Box
+from openjepa.visualization.fonts import printable
 from openjepa.visualization.sheet import BAD, GOOD, GRAY, Sheet, enlarge
 from openjepa.whole_files import whole_file
 

@@ -57,7 +57,7 @@ class FolderSettings(DataSettings):
 
     source: Literal["folder"] = "folder"
     path: str = ""
-    """The folder."""
+    """Folder of images."""
     test_fraction: float = 0.2
     """Share of each class held out for the probes where the folder has no split of its own."""
 
@@ -68,7 +68,7 @@ class HuggingFaceSettings(DataSettings):
 
     source: Literal["huggingface"] = "huggingface"
     path: str = ""
-    """A file, folder or glob of Parquet files or tars, or a name on the Hub (owner/name)."""
+    """A file, folder or glob of Parquet files or tars, or a name on the Hub: owner/name, or hf:owner/name."""
     subset: str | None = None
     """Configuration of a Hub data set that has several."""
     train_split: str = "train"

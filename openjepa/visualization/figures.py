@@ -16,8 +16,10 @@ from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.settings.run import RunConfig
+from openjepa.shell import command
 from openjepa.visualization.colors import heat, pca_colors
 from openjepa.visualization.features import dense_features, similarity_map, unit_features
+from openjepa.visualization.fonts import undrawn_words
 from openjepa.visualization.masks import mask_figure
 from openjepa.visualization.neighbors import neighbor_sheet, purity
 from openjepa.visualization.pictured import Pictured, choose_images
@@ -78,7 +80,8 @@ def visualize_run(run: Path, num_images: int = 8, seed: int = 0, device: str = "
         raise Refusal(f"num_images={num_images} is not between 1 and 24")
     run = Path(run)
     if not (run / "encoder" / "config.json").exists():
-        raise Refusal(f"run={str(run)!r} has no encoder/ yet: train it first (openjepa train --config {run / 'config.yaml'})")
+        training = command("openjepa", "train", "--config", run / "config.yaml")
+        raise Refusal(f"run={str(run)!r} has no encoder/ yet: train it first ({training})")
     subject = _open(run, num_images, seed, resolve_device(device))
     folder = run / "figures"
     folder.mkdir(exist_ok=True)
@@ -195,6 +198,8 @@ def _neighbors(subject: Subject, folder: Path) -> Entry | None:
     if shares:
         words = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
         caption += f" Green: the query's class, red: another. Right among those shown: {words}."
+    if sheet.undrawn:
+        caption += f" Boxes: {undrawn_words(sheet.undrawn)}."
     return Entry(
         "Nearest neighbors", caption, "neighbors.png", "Query images with their nearest neighbors before and after training"
     )

@@ -4,6 +4,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from openjepa.visualization.features import nearest
+from openjepa.visualization.fonts import printable
 from openjepa.visualization.pictured import Pictured
 from openjepa.visualization.sheet import BAD, GOOD, GRAY, Sheet, enlarge
 
@@ -74,6 +75,7 @@ def _thumbnail(
     if pictured.labels is not None:
         label = int(pictured.labels[index])
         name = pictured.class_names[label] if pictured.class_names and label < len(pictured.class_names) else str(label)
-        words = name if len(name) <= 16 else name[:15] + "…"
+        words = printable(name)
+        words = words if len(words) <= 16 else words[:15] + "…"
         color = GOOD if right else GRAY
         sheet.words(words, corner[0] + size[1] / 2, corner[1] + size[0] + 15, size=16, align="center", color=color)

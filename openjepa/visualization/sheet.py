@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from openjepa.refusals import Refusal
+from openjepa.extras import needed_for
+from openjepa.visualization.fonts import families, printable, undrawn_words
 
 GRAY = "#7d838d"
 GOOD, BAD = "#1f9d63", "#d64a3a"
@@ -24,12 +25,12 @@ class Sheet:
 
     def __init__(self, width: int, height: int) -> None:
         """An empty sheet. Raises Refusal where matplotlib is missing."""
-        try:
+        with needed_for("a picture"):
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure
-        except ImportError:
-            raise Refusal("pictures need the package matplotlib: pip install 'openjepa[report]'") from None
         self.width, self.height = width, height
+        self.undrawn: list[str] = []
+        """What has letters that no font has."""
         self._figure: Any = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
         self._canvas: Any = FigureCanvasAgg(self._figure)
         self._figure.patch.set_alpha(0.0)
@@ -49,7 +50,11 @@ class Sheet:
         color: str = GRAY,
         upwards: bool = False,
     ) -> None:
-        """One line whose vertical middle is at `top`; `size` in pixels."""
+        """One line whose vertical middle is at `top`; `size` in pixels. Whatever is in a name is drawn, if a font has it."""
+        text = printable(text)
+        fonts, has_all = families(text)
+        if not has_all:
+            self.undrawn.append(text)
         # parse_math would read a $ in a class name as a formula.
         self._figure.text(
             left / self.width,
@@ -61,6 +66,7 @@ class Sheet:
             va="center",
             rotation=90 if upwards else 0,
             rotation_mode="anchor",
+            fontfamily=fonts,
             fontweight="bold" if bold else "normal",
             parse_math=False,
         )
@@ -84,7 +90,9 @@ class Sheet:
         self._figure.add_artist(outline)
 
     def pixels(self) -> UInt8[np.ndarray, "h w 4"]:
-        """What is drawn so far. Letters that the font lacks, as those of Chinese names, are boxes."""
+        """What is drawn so far. Warns of words with letters that no font has, which are boxes."""
+        if self.undrawn:
+            warnings.warn(undrawn_words(self.undrawn), UserWarning, stacklevel=2)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             self._canvas.draw()

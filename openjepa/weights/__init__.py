@@ -86,10 +86,12 @@ def _onnx() -> "Reader":
 FORMATS: dict[str, Format] = {
     "native": Format(_native, "openjepa's run folders and encoder folders: config.json and model.safetensors"),
     "official": Format(_official, "I-JEPA's released checkpoints: encoder, predictor and target_encoder in one file"),
-    "transformers": Format(_transformers, "Hugging Face folders of an IJepaModel or ViTModel, or their names on the Hub"),
+    "transformers": Format(
+        _transformers, "Hugging Face folders of an IJepaModel, ViTModel or Dinov2Model, or names on the Hub"
+    ),
     "timm": Format(_timm, "timm's folders, or a file under its names without a class token (its I-JEPA models)"),
     "mae": Format(_mae, "MAE's checkpoints: class token, fixed sin-cos positions, with or without the decoder"),
-    "dino": Format(_dino, "DINO, iBOT and MSN checkpoints: class token, learned positions, whole or only the backbone"),
+    "dino": Format(_dino, "DINO, iBOT, DINOv2 and MSN checkpoints: class token, learned positions, whole or only the backbone"),
     "onnx": Format(_onnx, "written only: a graph for other runtimes"),
 }
 """By name, in the order in which they are asked."""

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from openjepa.extras import needed_for
 from openjepa.refusals import Refusal
 
 FILES = ["config.json", "preprocessor_config.json", "predictor/config.json", "*.safetensors", "*.safetensors.index.json"]
@@ -15,13 +16,9 @@ def download(name: str) -> Path:
 
     Raises Refusal where huggingface_hub is missing, and where the model cannot be had.
     """
-    try:
+    download_it = "download its config.json and model.safetensors into a folder"
+    with needed_for(f"{name} does not exist here; a name on the Hugging Face Hub", download_it):
         from huggingface_hub import snapshot_download
-    except ImportError:
-        raise Refusal(
-            f"{name} does not exist here; for a name on the Hugging Face Hub, `pip install huggingface_hub`, or download its "
-            "config.json and model.safetensors into a folder"
-        ) from None
     try:
         folder = Path(snapshot_download(name, allow_patterns=FILES))
         if not any(folder.glob("*.safetensors")):

@@ -8,11 +8,13 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from openjepa.extras import needed_for
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.weights.contents import Contents
@@ -63,10 +65,8 @@ def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
 def check_packages() -> None:
     """Refusal where what writes ONNX is not installed."""
     for name in NEEDED:
-        try:
-            __import__(name)
-        except ImportError:
-            raise Refusal(f"to='onnx' needs the package {name}: pip install 'openjepa[onnx]'") from None
+        with needed_for("to='onnx'"):
+            import_module(name)
 
 
 def _exported(network: torch.nn.Module, patch_size: int) -> Any:

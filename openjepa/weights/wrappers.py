@@ -45,7 +45,7 @@ class Network:
     def without(self, starts: tuple[str, ...]) -> "Network":
         """The network without tensors whose names begin so, which then are beside it."""
         left = tuple(name for name in self.tensors if name.startswith(starts))
-        kept = {name: value for name, value in self.tensors.items() if name not in left}
+        kept = {name: value for name, value in self.tensors.items() if not name.startswith(starts)}
         return replace(self, tensors=kept, beside=(*self.beside, *left))
 
     def notes(self, usual: Collection[str] = ()) -> tuple[str, ...]:

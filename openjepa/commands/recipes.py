@@ -1,0 +1,78 @@
+"""The command `openjepa recipes`, and recipes in groups for the help of `openjepa train`."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+import yaml
+
+from openjepa.arguments import parse
+from openjepa.config import to_dict
+from openjepa.help import folded
+from openjepa.options import positionals_first
+from openjepa.recipes import RECIPES, load_recipe
+from openjepa.refusals import Refusal
+from openjepa.shell import command
+
+RECIPES_HELP = """Lists the recipes of `openjepa train`, or prints one: where its values come from, and all its settings, as a
+file that --config takes.
+
+examples:
+  openjepa recipes
+  openjepa recipes ijepa-vitb16 --preset paper
+  openjepa recipes cpu-64 > mine.yaml"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipesOptions:
+    """The arguments of `openjepa recipes`."""
+
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]")] = ""
+    """Recipe to print; without it, all are listed."""
+    preset: str | None = None
+    """Variant of the recipe. None: its first."""
+
+
+def recipes(argv: Sequence[str], prog: str) -> None:
+    """Lists the recipes, or prints one."""
+    given = positionals_first(RecipesOptions, argv, is_needed=False)
+    options = parse(RecipesOptions, given, prog, RECIPES_HELP, RecipesOptions())
+    if options.preset is not None and not options.name:
+        raise Refusal(f"--preset {options.preset} has no effect without the name of a recipe")
+    print(whole_recipe(options.name, options.preset) if options.name else listed_recipes())
+
+
+def recipe_groups() -> dict[str, list[str]]:
+    """The names of the recipes by what they are for, in the order of the registry."""
+    groups: dict[str, list[str]] = {}
+    for name, recipe in RECIPES.items():
+        method = recipe.config().method.about.title.split(" (")[0]
+        groups.setdefault(f"your images, {method}" if recipe.is_small else f"ImageNet, {method}", []).append(name)
+    return groups
+
+
+def listed_recipes() -> str:
+    """Every recipe in one line or two, below what it is for and its presets."""
+    parts = []
+    for title, names in recipe_groups().items():
+        presets = dict.fromkeys(preset for name in names for preset in RECIPES[name].presets)
+        lines = [f"  {name:<18}{RECIPES[name].summary()}" for name in names]
+        parts.append("\n".join([f"{title} (--preset {' | '.join(presets)}):", *lines]))
+    end = "The first preset is the default. A recipe with all its settings: openjepa recipes NAME [--preset X]"
+    return folded("\n\n".join([*parts, end]))
+
+
+def whole_recipe(name: str, preset: str | None) -> str:
+    """What a recipe is, as comments, and its settings, as YAML."""
+    config, recipe = load_recipe(name, preset), RECIPES.get(name)
+    assert recipe is not None  # else it was refused
+    about = [
+        command("openjepa", "recipes", name, "--preset", config.preset),
+        f"from {recipe.build.__module__}; presets: {' | '.join(recipe.presets)}",
+        "",
+        *(inspect.getdoc(recipe.build) or "").splitlines(),
+    ]
+    comments = [f"# {line}".rstrip() for line in about]
+    return "\n".join([*comments, "", yaml.safe_dump(to_dict(config), sort_keys=False, width=120).rstrip()])

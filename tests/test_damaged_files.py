@@ -1,0 +1,42 @@
+"""Files that a person names and that are damaged give one message with the file's name, never a traceback."""
+
+from pathlib import Path
+
+import pytest
+
+from openjepa.cli import main
+from openjepa.config import load_run_config
+from openjepa.refusals import Refusal
+
+YAML_FILES = {
+    "no date": b"optim: {lr: 2020-13-45}\n",
+    "no time": b"optim: {lr: !!timestamp x}\n",
+    "no number": b"optim: {lr: !!int x}\n",
+    "other encoding": b"recipe: caf\xe9\n",
+    "zeros": b"\0\0\0",
+    "too deep": b"a: " + b"[" * 3000,
+    "an object": b"a: !!python/object:os.system x\n",
+    "no anchor": b"a: *x\n",
+    "no mapping to merge": b"<<: 3\n",
+    "keys of lists": b"? [a, b]\n: 3\n",
+    "empty": b"",
+    "a list": b"- 1\n",
+    "a list as a name": b"method: {name: [1]}\n",
+    "a mapping as a name": b"data: {source: {a: 1}}\n",
+    "null as a group": b"data: null\n",
+    "numbers as keys": b"optim: {1: 2}\n",
+    "a number beyond floats": b"optim: {lr: 1" + b"0" * 400 + b"}\n",
+    "no whole number": b"run: {seed: .inf}\n",
+}
+
+
+@pytest.mark.parametrize("content", YAML_FILES.values(), ids=YAML_FILES)
+def test_a_damaged_configuration(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_bytes(content)
+    with pytest.raises(Refusal, match=r"config\.yaml"):
+        load_run_config(tmp_path)
+    for command in (["train", "--config", str(file), "--dry-run"], ["evaluate", str(tmp_path)]):
+        with pytest.raises(SystemExit) as stopped:
+            main(command)
+        assert stopped.value.code == 2 and str(file) in capsys.readouterr().err

@@ -131,7 +131,7 @@ def test_large_parquet_files_are_known_by_themselves_not_by_their_copies(
     """What the library has prepared of them lies elsewhere on every machine, and is newer wherever it was made again."""
     source, changed = parquet(tmp_path / "data")
     in_memory = stamps_hash(source())
-    monkeypatch.setattr("openjepa.data.huggingface.IN_MEMORY_SHARE", 0.0)
+    monkeypatch.setattr("openjepa.data.parquet.IN_MEMORY_SHARE", 0.0)
     assert stamps_hash(source()) == in_memory
     shutil.rmtree(tmp_path / "library_cache")
     assert stamps_hash(source()) == in_memory

@@ -33,9 +33,11 @@ pa = pytest.importorskip("pyarrow", reason="needs the extra `data`")
 pytest.importorskip("datasets", reason="needs the extra `data`")
 import pyarrow.parquet as pq  # noqa: E402
 
-from tests.test_huggingface import _offline, opened, write_parquet, write_tar  # noqa: E402
+from tests.tables import offline as offline  # noqa: E402
+from tests.tables import opened, write_parquet, write_tar  # noqa: E402
 
-__all__ = ["_offline", "images", "run"]
+__all__ = ["images", "run"]
+pytestmark = pytest.mark.usefixtures("offline")
 
 NUM, CHANGED = 100, 50
 """Records, and one of them whose bytes are not looked at: every third is."""
@@ -129,7 +131,7 @@ def test_large_parquet_files_are_known_by_themselves_not_by_their_copies(
     """What the library has prepared of them lies elsewhere on every machine, and is newer wherever it was made again."""
     source, changed = parquet(tmp_path / "data")
     in_memory = stamps_hash(source())
-    monkeypatch.setattr("openjepa.data.huggingface.IN_MEMORY_SHARE", 0.0)
+    monkeypatch.setattr("openjepa.data.parquet.IN_MEMORY_SHARE", 0.0)
     assert stamps_hash(source()) == in_memory
     shutil.rmtree(tmp_path / "library_cache")
     assert stamps_hash(source()) == in_memory

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openjepa.data.inspection import inspect
+from openjepa.data.inspection import CheckSummary, inspect
 from openjepa.data.low_shot import low_shot_rows
 from openjepa.data.source import ListSource
 from openjepa.evaluation.running import evaluate_run
@@ -57,6 +57,10 @@ def test_low_shot_draws_from_classes_that_occur(tmp_path: Path) -> None:
 
 def test_data_check_counts_rows_without_a_label(tmp_path: Path) -> None:
     write_catalogue(tmp_path)
-    lines = list(inspect(opened(tmp_path)))
-    assert "  3 classes with 18 to 18 images; 6 images without a label" in lines
-    assert "  3 classes with 6 to 6 images; 2 images without a label" in lines
+    settings, summary = HuggingFaceSettings(path=str(tmp_path)), CheckSummary()
+    found = list(inspect(settings, opened(tmp_path), 1))
+    for item in found:
+        summary.add(item)
+    assert [item.class_name for item in found[:10]] == [*(str(CODES[seed % 3]) for seed in range(9)), ""]
+    assert "  3 classes with 18 to 18 images; 6 images without a label" in list(summary.lines())
+    assert "  3 classes with 6 to 6 images; 2 images without a label" in list(summary.lines())

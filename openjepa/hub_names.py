@@ -8,10 +8,9 @@ from pathlib import Path
 MARK = "hf:"
 """Before a name that is meant for the Hub, whatever lies here: hf:owner/name."""
 PART = r"\w[\w.-]*"
-FOLDERS = (
-    *("runs", "evaluations", "scenes", "ablations", "data", "datasets", "checkpoints", "weights", "models", "encoder"),
-    *("features", "output", "outputs", "results", "experiments", "images", "photos"),
-)
+WRITTEN = ("runs", "evaluations", "scenes", "ablations", "checkpoints", "encoder", "features")
+KEPT = ("data", "datasets", "weights", "models", "output", "outputs", "results", "experiments", "images", "photos")
+FOLDERS = frozenset({*WRITTEN, *KEPT})
 """Folders that openjepa writes or that people keep such things in: no owner on the Hub is meant by one, there or not."""
 FILES = (".pth", ".pt", ".tar", ".ckpt", ".bin", ".safetensors", ".onnx", ".npy", ".parquet", ".yaml", ".json", ".zip", ".gz")
 """What a file of ours ends in, and no name on the Hub."""

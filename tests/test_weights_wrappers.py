@@ -10,7 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import openjepa
+from openjepa.conversion.convert import convert
+from openjepa.evaluation.subjects import find_subject, load_subject
 from openjepa.models.vit import VisionTransformer
+from openjepa.settings.conversion import ConvertSettings
+from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.weights.loading import Choice, Loaded, load_any
 from tests.test_weights_formats import HEADS, predictor_weights, prefixed, weights
 from tests.weights_written import CONFIGS, assert_same, networks, written
@@ -210,3 +214,13 @@ def test_encoders_that_nothing_tells_apart_are_refused(names: tuple[str, ...], t
     torch.save(state, tmp_path / "a.pth")
     with pytest.raises(ValueError, match=rf"holds several encoders, whose names begin with '{names[0]}' and '{names[1]}'"):
         load_any(tmp_path / "a.pth", HEADS)
+
+
+def test_commands_say_what_was_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, said = tmp_path / "a.ckpt", "note: the names in the file begin with 'model._orig_mod.', which was cut"
+    torch.save({"state_dict": prefixed(weights(), "model._orig_mod.")}, path)
+    convert(ConvertSettings(subject=path, to="timm", output=tmp_path / "timm", heads=3), print)
+    assert said in capsys.readouterr().out.splitlines()
+    settings = EvaluationSettings(heads=3)
+    load_subject(find_subject(path, settings, None), settings.heads)
+    assert said in capsys.readouterr().err.splitlines()

@@ -280,6 +280,18 @@ def test_another_number_of_steps_keeps_the_share_of_the_warmup() -> None:
     assert parsed("cpu-64", "--optim.total-steps", "40", "--optim.warmup-steps", "7").optim.warmup_steps == 7
 
 
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict", "latin-1:strict"])
+def test_names_that_the_terminal_cannot_show_are_written_out(tmp_path: Path, encoding: str) -> None:
+    for folder in (b"caf\xe9", "\u72ac".encode()):
+        place = tmp_path / "data" / os.fsdecode(folder)
+        place.mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(place / "good.png")
+        (place / os.fsdecode(b"bad\xff.png")).write_bytes(b"no image")
+    done = run_cli("data", "check", "--data.path", str(tmp_path / "data"), PYTHONIOENCODING=encoding)
+    assert done.returncode == 0, done.stderr
+    assert r"cannot be used: caf\udce9/bad\udcff.png: not an image" in done.stdout
+
+
 def test_the_package_is_the_command() -> None:
     found = subprocess.run([sys.executable, "-m", "openjepa", "--version"], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == openjepa.__version__

@@ -133,6 +133,7 @@ def config_in(folder: Path) -> RunConfig:
     [
         (FolderSettings(path="~/my photos/"), "my-photos"),
         (FolderSettings(), "folder"),
+        (FolderSettings(path="photos/caf\udce9"), "caf-"),  # weights cannot be read from a path that is no text
         (HuggingFaceSettings(path="data/cifar10/*.parquet"), "cifar10"),
         (HuggingFaceSettings(path="owner/name"), "name"),
         (ScenesSettings(), "scenes"),

@@ -1,6 +1,7 @@
 import json
 import re
 import sys
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -176,6 +177,21 @@ def test_neighbors_are_framed_by_whether_their_class_is_right() -> None:
     right = (sheet.pixels()[..., :3] == [int(GOOD[start : start + 2], 16) for start in (1, 3, 5)]).all(axis=2)
     half = right.shape[1] // 2
     assert right[:, half + 40 :].any() and not right[:, :half].any(), "green only beside the trained encoder"
+
+
+def test_classes_of_any_name_are_written_below_the_images() -> None:
+    """Bytes that are no text, as in folders named in another encoding, are written out; letters of no font are named."""
+    images = torch.zeros((8, 3, 16, 16), dtype=torch.uint8)
+    features = _units(np.random.default_rng(0).standard_normal((8, 4)))
+    for name, missing in ((b"caf\xe9".decode(errors="surrogateescape"), []), ("a\nb", []), ("\U00013000", ["\U00013000"])):
+        named = replace(_pictured(images, [0] * 8, "training"), class_names=(name,))
+        sheet, _ = neighbor_sheet(named, named, {"trained": (features, features)}, (64, 64))
+        if set(sheet.undrawn) != set(missing):  # a font with hieroglyphs is installed
+            assert name == "\U00013000" and not sheet.undrawn
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            assert sheet.pixels()[..., 3].any()
+        assert [name in str(warning.message) for warning in said] == [True] * bool(sheet.undrawn)
 
 
 def test_neighbors_without_labels_have_no_frames() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from openjepa.report import write_report
@@ -103,6 +104,16 @@ def test_strings_of_a_run_folder_are_never_markup(tmp_path: Path) -> None:
     assert "<img src=http" not in source and "{{ 7 * 7 }}" in page.text
     assert "alert('x')" in page.text, "the text is shown as text"
     assert all(not name.startswith("on") for _, attrs in page.elements for name in attrs)
+
+
+def test_names_of_any_bytes_are_written_out(tmp_path: Path) -> None:
+    """A folder named in another encoding; letters of other scripts are on the page as they are."""
+    folder = write_run(tmp_path / "run")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["data"]["path"] = "photos/caf\udce9/\u72ac"
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    source = write_report([folder]).read_text(encoding="utf-8")
+    assert "caf\\udce9/\u72ac" in source
 
 
 def test_a_run_name_is_never_markup(tmp_path: Path) -> None:

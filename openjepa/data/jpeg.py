@@ -17,6 +17,8 @@ _SEQUENTIAL = frozenset([0xC0, 0xC1, 0xC9])
 _PROGRESSIVE = frozenset([0xC2, 0xCA])
 # Markers without a length field: restarts, start and end, and one for temporary use.
 _BARE = frozenset([0x01, *range(0xD0, 0xDA)])
+_NO_MARKER = (0x00, 0xFF)
+_SEGMENT = struct.Struct(">BBH")
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 # A marker; what lies before it is no segment. Inside a scan zeros follow 0xFF bytes that are data, and restarts belong to it.
 _MARKER = re.compile(rb"\xff+[^\x00\xff]")
@@ -46,8 +48,9 @@ def read_header(data: bytes) -> Header:
     for marker, start, end in _segments(data):
         if marker == _SCAN:
             break
-        if marker in _FRAMES and end - start >= 6:
-            frame, bits, channels = marker, data[start], data[start + 5]
+        if marker in _FRAMES:
+            if end - start >= 6:
+                frame, bits, channels = marker, data[start], data[start + 5]
         elif marker == _EXIF_OR_XMP and data.startswith(exif.MARK, start):
             exif_part = data[start:end] if exif_part is None else exif_part + data[start + len(exif.MARK) : end]
         elif marker == _EXIF_OR_XMP and data.startswith(_XMP, start):
@@ -94,26 +97,25 @@ def _joined(pieces: list[bytes]) -> bytes:
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Marker of each segment, and where its contents begin and end; the last one may be cut off."""
-    position, size = len(START), len(data)
+    position, size, read = len(START), len(data), _SEGMENT.unpack_from
     while position + 2 <= size:
-        marker = data[position + 1]
-        if data[position] != 0xFF or marker in (0x00, 0xFF):  # fill, or what is no segment
+        if position + 4 <= size:
+            first, marker, length = read(data, position)
+        else:
+            first, marker, length = data[position], data[position + 1], 0
+        if first != 0xFF or marker in _NO_MARKER:
             if not (found := _MARKER.search(data, position)):
                 return
-            position, marker = found.end() - 2, data[found.end() - 1]
-        start = position + 4
-        if marker in _BARE:
-            yield marker, position + 2, position + 2
+            position = found.end() - 2
+        elif marker in _BARE:
             position += 2
-            continue
-        if start > size:
-            return
-        end = start + max(0, 256 * data[start - 2] + data[start - 1] - 2)
-        yield marker, start, min(end, size)
-        position = end
-        if marker == _SCAN:
-            following = _AFTER_SCAN.search(data, end)
-            position = following.start() if following else size
+            yield marker, position, position
+        else:
+            start, position = position + 4, position + 2 + (length if length > 2 else 2)
+            yield marker, min(start, size), min(position, size)
+            if marker == _SCAN:
+                following = _AFTER_SCAN.search(data, position)
+                position = following.start() if following else size
 
 
 def _known(marker: int, body: bytes, header: Header) -> bytes:

@@ -95,9 +95,7 @@ def run_path(config: RunConfig) -> Path:
     """`<output>/<name>`; without a name it is made of the recipe's, the preset's, the data set's and the starting weights'."""
     parts = [part for part in (config.recipe, config.preset, config.data.name()) if part != "custom"]
     origin = [] if config.run.init is None else ["from", weights_name(config.run.init)]
-    # bytes that are no text: weights cannot be read from such a path
-    derived = re.sub("[\ud800-\udfff]", "_", "-".join([*parts, *origin]))
-    return Path(config.run.output).expanduser() / (config.run.name or derived)
+    return Path(config.run.output).expanduser() / (config.run.name or "-".join([*parts, *origin]))
 
 
 def weights_name(init: str) -> str:

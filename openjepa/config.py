@@ -211,6 +211,18 @@ def load_run_config(path: Path | str) -> RunConfig:
     file = path / "config.yaml" if path.is_dir() else path
     data = load_yaml(file)
     try:
-        return from_dict(RunConfig, data, CHOICES)
+        return from_dict(RunConfig, _as_it_was(data), CHOICES)
     except ValueError as error:
         raise Refusal(f"{file}: {error}") from None
+
+
+def _as_it_was(data: dict[str, Any]) -> dict[str, Any]:
+    """What a run was made with where a file of an earlier version does not say it: the default of today is another.
+
+    Tables without a test split were trained on whole, so that nothing may be held out of them afterwards. A file that somebody
+    has written by hand names fewer settings than every run does (`window`), and means today's default.
+    """
+    tables = data.get("data")
+    if isinstance(tables, dict) and tables.get("source") == "huggingface" and "window" in tables:
+        return data | {"data": {"test_fraction": 0.0} | tables}
+    return data

@@ -77,6 +77,7 @@ def test_names_are_shortened_to_their_end() -> None:
     assert len(shortened("y" * 99)) == 20
 
 
+@pytest.mark.filterwarnings("ignore:no installed font")
 def test_odd_names_are_on_one_line_and_drawn() -> None:
     assert printable("ä/日本/a\nb\x1b[31m\udce9.png") == r"ä/日本/a\nb\x1b[31m\udce9.png"
     names = ("日本語.png", "$x_1$.png", "new\nline.png", "byte\udce9.png", "$", "a (b)", "()", ".")

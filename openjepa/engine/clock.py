@@ -95,7 +95,7 @@ class LoopClock:
         return left + self._aside_left(looks, left)
 
     def _aside_left(self, looks: int, seconds: float) -> float:
-        """Seconds of looks and saves while steps take `seconds`: each as long as the last one, or as those of earlier sessions."""
+        """Seconds of looks and saves while steps take `seconds`: each as long as the last one, else as those of before."""
         saves = 1 + seconds / self._save_seconds
         save = self._costs.get("save", 0.0) + self._costs.get("export", 0.0)
         return looks * self._costs.get("look", self._look_before) + saves * save

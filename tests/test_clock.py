@@ -126,10 +126,10 @@ def test_saves_and_looks_are_left_too(moments: Moments) -> None:
 
 
 def test_a_continued_run_knows_of_looks_from_before(moments: Moments) -> None:
-    timer = LoopClock(CPU, 4000, first_step=1000, seconds_before=1300.0, step_seconds_before=1000.0)
+    timer = LoopClock(CPU, 4000, first_step=1000, seconds_before=1300.0, step_seconds_before=1000.0, looks_before=10)
     timer.aside("start", moments.pass_by, 3)
     steps(timer, moments, 1000, [40.0, *[2.0] * 9])
-    assert timer.seconds_left(1010, looks=7) == pytest.approx(2990 * (2.0 + 0.3)), "this machine's steps, and its own looks"
+    assert timer.seconds_left(1010, looks=7) == pytest.approx(2990 * 2.0 + 7 * 30), "this machine's steps, looks as before"
     timer.aside("look", moments.pass_by, 50)
     assert timer.seconds_left(1010, looks=7) == pytest.approx(2990 * 2.0 + 7 * 50)
 

@@ -32,16 +32,18 @@ class LoopClock:
         first_step: int = 0,
         seconds_before: float = 0.0,
         step_seconds_before: float = 0.0,
+        looks_before: int = 0,
         prepared_steps: int = 0,
         save_minutes: float = math.inf,
     ) -> None:
-        """`seconds_before`, `step_seconds_before`: of earlier sessions, which ended at `first_step`.
+        """`seconds_before`, `step_seconds_before`, `looks_before`: of earlier sessions, which ended at `first_step`.
 
         `prepared_steps`: steps whose data may be ready before they begin, so that they are no measure of the data path.
         `save_minutes`: between two saves; by default nothing is saved.
         """
         self._device, self._total_steps, self._first_step = device, total_steps, first_step
         self._before, self._steps_before = seconds_before, step_seconds_before
+        self._look_before = (seconds_before - step_seconds_before) / max(1, looks_before)
         self._begun = self._last_save = time.monotonic()
         self._save_seconds = 60 * save_minutes
         self._aside = 0.0
@@ -90,14 +92,10 @@ class LoopClock:
         if steps < TIMED_STEPS or seconds < TIMED_SECONDS:
             return None
         left = (self._total_steps - step) * seconds / steps
-        return left + self._aside_left(step, looks, left)
+        return left + self._aside_left(looks, left)
 
-    def _aside_left(self, step: int, looks: int, seconds: float) -> float:
-        """Seconds of looks and saves while steps take `seconds`: each as long as the last one."""
+    def _aside_left(self, looks: int, seconds: float) -> float:
+        """Seconds of looks and saves while steps take `seconds`: each as long as the last one, else as those of before."""
         saves = 1 + seconds / self._save_seconds
-        known = looks * self._costs.get("look", 0.0)
-        known += saves * (self._costs.get("save", 0.0) + self._costs.get("export", 0.0))
-        if self._first_step and "look" not in self._costs:  # until this session has looked, as in those before
-            per_step = (self._before - self._steps_before) / self._first_step
-            return max(known, per_step * (self._total_steps - step))
-        return known
+        save = self._costs.get("save", 0.0) + self._costs.get("export", 0.0)
+        return looks * self._costs.get("look", self._look_before) + saves * save

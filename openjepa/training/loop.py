@@ -137,6 +137,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
             state.step,
             state.seconds,
             state.step_seconds,
+            len(log.read("monitor")),
             prepared_steps=loader.prepared_steps,
             save_minutes=config.system.checkpoint_minutes,
         )

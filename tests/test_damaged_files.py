@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from openjepa.cli import main
 from openjepa.config import load_run_config
 from openjepa.refusals import Refusal
+from tests.feature_tables import write_table
 
 YAML_FILES = {
     "no date": b"optim: {lr: 2020-13-45}\n",
@@ -40,3 +42,29 @@ def test_a_damaged_configuration(content: bytes, tmp_path: Path, capsys: pytest.
         with pytest.raises(SystemExit) as stopped:
             main(command)
         assert stopped.value.code == 2 and str(file) in capsys.readouterr().err
+
+
+def test_a_manifest_of_features_nested_without_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = write_table(tmp_path / "x.npy", np.eye(4, 8, dtype=np.float32))
+    table.with_suffix(".json").write_text("[" * 100_000)
+    with pytest.raises(SystemExit) as stopped:
+        main(["search", str(table), "--row", "0"])
+    assert stopped.value.code == 2 and f"{table.with_suffix('.json')} is not valid JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["data", "masks", "--patch-size", "0"], "patch_size=0 must be at least 1"),
+        (["data", "masks", "--image-size", "0"], "image_size=0x0 is smaller than a patch"),
+        (["data", "scenes", "--seed", "-1"], "seed=-1 must not be negative"),
+    ],
+)
+def test_numbers_that_nothing_can_be_made_of(
+    argv: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

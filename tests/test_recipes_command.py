@@ -44,6 +44,13 @@ def test_a_printed_recipe_is_a_file_of_the_same_run(
     assert head == f"# openjepa recipes {name} --preset {preset}" and RECIPES[name].summary() in text
 
 
+def test_settings_that_follow_others_show_their_values(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [line.strip() for line in printed(capsys, "cpu-64").splitlines()]
+    assert "ema_start: null  # follows other settings: 0.991667" in lines, "1 - 100 / 12000"
+    assert "predictor_width: null  # follows other settings: 64" in lines, "half of 128"
+    assert "warmup_steps: null  # follows other settings: 1200" in lines, "a tenth of 12000"
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

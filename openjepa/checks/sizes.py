@@ -10,6 +10,8 @@ def check_patch_divides(
 ) -> None:
     """Raises Refusal, with the values that fit, unless an image of `size` (height, width) is a whole number of patches."""
     height, width = size
+    if patch < 1:
+        raise Refusal(f"{patch_name}={patch} must be at least 1")
     if min(size) < patch:
         raise Refusal(f"{size_name}={height}x{width} is smaller than a patch ({patch_name}={patch})")
     if height % patch or width % patch:

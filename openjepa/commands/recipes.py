@@ -1,7 +1,7 @@
 """The command `openjepa recipes`, and recipes in groups for the help of `openjepa train`."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -9,11 +9,13 @@ import tyro
 import yaml
 
 from openjepa.arguments import parse
-from openjepa.config import to_dict
+from openjepa.config import flatten, to_dict
+from openjepa.derived import resolve
 from openjepa.help import folded
 from openjepa.options import positionals_first
 from openjepa.recipes import RECIPES, load_recipe
 from openjepa.refusals import Refusal
+from openjepa.settings.run import RunConfig
 from openjepa.shell import command
 
 RECIPES_HELP = """Lists the recipes of `openjepa train`, or prints one: where its values come from, and all its settings, as a
@@ -75,4 +77,14 @@ def whole_recipe(name: str, preset: str | None) -> str:
         *(inspect.getdoc(recipe.build) or "").splitlines(),
     ]
     comments = [f"# {line}".rstrip() for line in about]
-    return "\n".join([*comments, "", yaml.safe_dump(to_dict(config), sort_keys=False, width=120).rstrip()])
+    return "\n".join([*comments, "", *_settings(config)])
+
+
+def _settings(config: RunConfig) -> Iterator[str]:
+    """The lines of the file. What follows other settings stays so, and goes on to follow; its value stands behind it."""
+    values, group = flatten(resolve(config)), ""
+    for line in yaml.safe_dump(to_dict(config), sort_keys=False, width=120).splitlines():
+        name, _, value = line.strip().partition(": ")
+        group = group if line.startswith(" ") else name.rstrip(":")
+        followed = values.get(f"{group}.{name}") if value in ("null", "half") else None
+        yield line if followed is None else f"{line}  # follows other settings: {followed}"

@@ -155,6 +155,8 @@ def render_scenes(
     workers = (os.cpu_count() or 1) if workers is None else workers
     if min(train, test) < 1 or workers < 1:
         raise Refusal(f"train={train}, test={test} and workers={workers} must be at least 1.")
+    if seed < 0:
+        raise Refusal(f"seed={seed} must not be negative")
     load_mitsuba()
     _claim(output, settings)
     numbers: dict[Split, int] = {"train": train, "val": test}

@@ -99,7 +99,7 @@ def _check_beside(output: Path) -> None:
 def _describes(path: Path) -> bool:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(entries, dict) and entries.get("format") == FORMAT
 

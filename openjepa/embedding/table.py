@@ -76,7 +76,7 @@ def manifest_from_json(text: str | bytes, where: str) -> Manifest:
     """The manifest that `to_json` wrote. Raises Refusal for any other text."""
     try:
         entries = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Refusal(f"{where} is not valid JSON ({error}); embed the images again") from error
     if not isinstance(entries, dict) or entries.pop("format", None) != FORMAT:
         raise Refusal(f"{where} does not describe features that openjepa embed wrote")
@@ -239,7 +239,7 @@ def parquet_manifest(path: Path) -> Manifest:
     manifest = manifest_from_json(entries[METADATA_KEY], str(path))
     try:
         mean = json.loads(entries.get(MEAN_KEY, b"{}"))
-    except ValueError:  # then it is not known
+    except (ValueError, RecursionError):  # then it is not known
         mean = {}
     return replace(manifest, mean=mean if isinstance(mean, dict) else {})
 

@@ -15,6 +15,7 @@ from openjepa.cli import main
 from openjepa.data.folder import open_folder
 from openjepa.data.inspection import CheckedFile, Outcome, inspect
 from openjepa.data.loader import _patch_side
+from openjepa.derived import resolve
 from openjepa.masks import MASKS
 from openjepa.recipes import RECIPES, load_recipe
 from openjepa.settings.data import FolderSettings
@@ -171,7 +172,7 @@ def test_images_that_max_images_leaves_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if name.endswith(("cpu-32", "cpu-96"))])
 def test_the_smallest_side_is_that_of_training(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """For each method: what its loader takes an image for too small by."""
-    config = load_recipe(recipe)
+    config = resolve(load_recipe(recipe))
     view = default_view(config.data)
     sampler = MASKS[config.masks.strategy].load()(config.masks, config.model.grid(view.size))
     side = _patch_side(build_method(config, view, sampler).inputs(), sampler)

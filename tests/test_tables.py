@@ -91,10 +91,11 @@ def test_words_that_are_no_paths_are_no_images(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
-def test_categories_are_labels_in_words(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["categories", "string", "large_string", "string_view"])
+def test_words_of_a_label_column_are_classes(tmp_path: Path, kind: str) -> None:
     for name, words in (("train", ["owl", "ant", "owl", "bee"]), ("test", ["bee", "owl"])):
-        categories = pa.array(words).dictionary_encode()
-        write_parquet(tmp_path / f"{name}.parquet", range(len(words)), declared=False, labels=categories)
+        labels = pa.array(words).dictionary_encode() if kind == "categories" else pa.array(words, getattr(pa, kind)())
+        write_parquet(tmp_path / f"{name}.parquet", range(len(words)), declared=False, labels=labels)
     splits = opened(tmp_path)
     assert splits.train.class_names == ("ant", "bee", "owl") and splits.test is not None
     assert np.array_equal(check(splits.train, range(4)).labels, [2, 0, 2, 1])

@@ -19,7 +19,7 @@ from openjepa.refusals import Refusal
 from openjepa.settings.data import HuggingFaceSettings
 
 LABEL_NAMES = ("label", "labels", "cls")
-"""Columns of numbers or categories that are taken for labels if the files declare no class label."""
+"""Columns of numbers or words that are taken for labels if the files declare no class label."""
 NUM_EXAMPLES = 16
 """Rows of a column of words that tell whether they are paths of images."""
 
@@ -84,8 +84,8 @@ def _are_paths(values: Sequence[str | None]) -> bool:
 
 
 def _may_be_classes(kind: Any) -> bool:
-    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-    return bool(is_number or (pa.types.is_dictionary(kind) and (is_text(kind.value_type) or _may_be_classes(kind.value_type))))
+    kind = value_type(kind)
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind) or is_text(kind))
 
 
 def _chosen(setting: str, given: str | None, names: list[str], candidates: list[str]) -> str | None:

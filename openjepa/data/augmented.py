@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openjepa.data.decode import decode_image
+from openjepa.data.skipping import reason_of
 from openjepa.data.source import ListSource
 from openjepa.data.views import (
     NUMBERS_PER_VIEW,
@@ -60,7 +61,7 @@ class LabeledViews:
             try:
                 view = self._view(index, row)
             except (ValueError, OSError) as error:
-                unreadable.append(Skipped(self.source.name(index), str(error)))
+                unreadable.append(Skipped(self.source.name(index), reason_of(error)))
                 continue
             images[len(used)] = view if self.augment is None else self.augment(view, own_seed)
             used.append(index)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openjepa.data.decode import DecodeError, decode_image
-from openjepa.data.skipping import check_side
+from openjepa.data.skipping import check_side, reason_of
 from openjepa.data.source import ListSource
 from openjepa.data.views import shrink_to_short_side
 from openjepa.data.workers import parallel_map
@@ -71,7 +71,7 @@ class _Shrinker:
                 decoded = decode_image(self.source.read(index), 2 * self.short_side)
                 check_side(decoded.shape[0], decoded.shape[1], self.min_side)
             except (ValueError, OSError) as error:
-                reasons[index] = str(error)
+                reasons[index] = reason_of(error)
                 continue
             pixels = shrink_to_short_side(torch.from_numpy(decoded), self.short_side)
             sizes[place] = pixels.shape[:2]

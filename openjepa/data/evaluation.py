@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openjepa.data.decode import decode_image
+from openjepa.data.skipping import reason_of
 from openjepa.data.source import ListSource
 from openjepa.data.views import decoded_side, evaluation_view
 from openjepa.data.workers import parallel_map
@@ -71,7 +72,7 @@ def evaluation_views(
         try:
             pixels = torch.from_numpy(decode_image(records[place].read(), enough))
         except (ValueError, OSError) as error:
-            return str(error) or type(error).__name__
+            return reason_of(error)
         images[place] = evaluation_view(pixels, size, fit)
         return None
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from openjepa.data.decode import decode_image, remark
 from openjepa.data.folder import FolderSource, existing_path
 from openjepa.data.folder_entries import EntryKind, walk
-from openjepa.data.skipping import check_side
+from openjepa.data.skipping import check_side, reason_of
 from openjepa.data.source import NO_LABEL, ListSource, ShardRecord, ShardSource, Splits
 from openjepa.data.subset import Subset
 from openjepa.settings.data import DataSettings, FolderSettings
@@ -135,7 +135,7 @@ def _lines(name: str, split: _Split) -> Iterator[str]:
         yield f"  short side: {sides[0]} to {sides[-1]} pixels, median {sides[len(sides) // 2]}"
     if counts := split.classes.values():
         without = split.num_images - sum(counts)
-        unlabeled = f"; {without:,} images without a label" if without else ""
+        unlabeled = f"; {without:,} {'image' if without == 1 else 'images'} without a label" if without else ""
         yield f"  {len(counts)} classes with {min(counts)} to {max(counts)} images{unlabeled}"
     for bad in split.bad:
         yield f"  cannot be used: {bad.path}: {bad.reason}"
@@ -211,10 +211,8 @@ def _read(source: Source, record: Record, min_side: int) -> _Usable | str:
         pixels = decode_image(data)
         check_side(pixels.shape[0], pixels.shape[1], min_side)
         return _Usable(pixels.shape[1], pixels.shape[0], remark(data, pixels) or "")
-    except OSError as error:
-        return error.strerror or str(error)
-    except ValueError as error:
-        return str(error)
+    except (ValueError, OSError) as error:
+        return reason_of(error)
 
 
 def _finding(source: Source, record: Record, split: str, base: Path | None, outcome: _Usable | str) -> CheckedFile:

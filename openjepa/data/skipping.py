@@ -38,8 +38,14 @@ def _fill_slot(slot: int, num_candidates: int, fill: Callable[[int, int], None],
             fill(slot, place)
             return place, reason
         except (DecodeError, OSError) as error:
-            reason = reason or str(error) or type(error).__name__
+            reason = reason or reason_of(error)
     raise Refusal(f"{num_candidates - slot} images in a row cannot be used; the first is {name(slot)}: {reason}")
+
+
+def reason_of(error: Exception) -> str:
+    """Why a sample cannot be used, without its path: that stands beside the reason."""
+    words = error.strerror if isinstance(error, OSError) else str(error)
+    return words or str(error) or type(error).__name__
 
 
 class SkipLedger:

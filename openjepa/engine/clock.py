@@ -86,6 +86,8 @@ class LoopClock:
 
     def seconds_left(self, step: int, looks: int = 0) -> float | None:
         """Seconds from `step` to the end with `looks` and saves; None before enough steps of this session were timed."""
+        if step >= self._total_steps:
+            return 0.0
         if self._timed_from is None:
             return None
         steps, seconds = step - self._timed_from[0], self.step_seconds() - self._timed_from[1]

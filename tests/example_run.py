@@ -25,7 +25,7 @@ CONFIG = {
     },
     "data": {
         "source": "huggingface",
-        "path": "data/imagewoof128",
+        "path": "dogs/imagewoof128",
         "image_size": 64,
         "crop_scale": [0.3, 1.0],
         "cache": "memory",
@@ -52,7 +52,7 @@ def write_run(folder: Path, seed: int = 0, steps: int = TOTAL_STEPS, status: str
         "device": "cpu",
         "precision": "bf16",
         "commit": "9ba2e7b1",
-        "command": "openjepa train ijepa-vits16 --data.source huggingface --data.path data/imagewoof128 --data.image-size 64",
+        "command": "openjepa train ijepa-vits16 --data.source huggingface --data.path dogs/imagewoof128 --data.image-size 64",
         "started": "2026-11-23T19:46:26Z",
     }
     _write(folder / "environment.json", environment)

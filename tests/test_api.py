@@ -104,7 +104,7 @@ def test_what_a_type_checker_knows_is_what_can_be_imported() -> None:
         for alias in node.names
     }
     assert {name: typed[name] for name in openjepa._HOMES} == openjepa._HOMES
-    assert set(openjepa.__all__) == {*openjepa._HOMES, "__version__", "embed", "evaluate", "load", "train"}
+    assert set(openjepa.__all__) == {*openjepa._HOMES, "Refusal", "__version__", "embed", "evaluate", "load", "train"}
 
 
 def test_load_says_what_it_cannot_choose(run_folder: Path) -> None:

@@ -67,7 +67,7 @@ def test_cells_headings_titles_and_captions(text: str) -> None:
 def test_the_display_of_a_loop(text: str, style: Any, shown: Any) -> None:
     display = Display(2, 0, style, plain_seconds=0.0)
     display.say(f"skipped: {text}")
-    display.update(2, {text: text})
+    display.update(2, {text: text}, seconds_left=None)
     display.close()
     printed = shown()
     assert f"skipped: {text}" in printed and f"{text} {text}" in printed

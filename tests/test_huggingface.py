@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from openjepa.data import huggingface, open_splits, parquet
+from openjepa.data.benchmark_layouts import open_parquet_splits
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.data.subset import for_probes, held_out
 from openjepa.refusals import Refusal
@@ -259,3 +260,22 @@ def test_real_sets_open_quickly_and_read_fast(name: str, num_train: int, num_tes
     start = time.process_time()
     assert all(train.read(row)[:2] == b"\xff\xd8" for row in rows)
     assert (time.process_time() - start) / len(rows) < 1e-4
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_lies_beside_tables_is_said(tmp_path: Path, streaming: bool) -> None:
+    write_parquet(tmp_path / "train.parquet" / "part-0.parquet", range(6))
+    write_parquet(tmp_path / "#recycle" / "old-train.parquet", range(6, 9))
+    splits = opened(tmp_path, streaming=streaming, test_fraction=0.0)
+    said = "1 service folder of another program left out (#recycle)"
+    assert splits.left_out == (said,) and splits.description.endswith(f"; {said}")
+    if not streaming:
+        check(splits.train, range(6))
+
+
+def test_hidden_tables_of_a_benchmark_are_none(tmp_path: Path) -> None:
+    for file in ("train.parquet", "test.parquet"):
+        write_parquet(tmp_path / file, range(4))
+        (tmp_path / f"._{file}").write_bytes(b"resource fork")
+    splits = open_parquet_splits("Shapes", tmp_path, ("label",), 2)
+    check(splits.train, range(4))

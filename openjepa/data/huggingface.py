@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from openjepa.data.decode import DecodeError, decode_image
 from openjepa.data.labels import LabelColumn, Numbering, set_labels
-from openjepa.data.local_files import SPLIT_WORDS, find_files
+from openjepa.data.local_files import SPLIT_WORDS, LocalFiles, find_files
 from openjepa.data.reader import SplitReader
 from openjepa.data.skipping import NUM_CHECKED, check_usable
 from openjepa.data.source import NO_LABEL, ListSource, ShardSource, Splits
@@ -34,11 +34,13 @@ def open_huggingface(settings: HuggingFaceSettings, seed: int) -> Splits:
     list is held out with the seed. Raises Refusal if something is missing, and names what there is.
     """
     data = _Labeled(settings)
+    others = data.reader.left_out
     if settings.streaming:
         stream = data.reader.open_stream(data.train)
         _check_first(stream)
         test = None if data.test is None else data.open_list(data.test)
-        return Splits(stream, test, f"{settings.name()}: {_shards(stream)}{_tested(test)}")
+        description = "; ".join([f"{settings.name()}: {_shards(stream)}{_tested(test)}", *others])
+        return Splits(stream, test, description, left_out=others)
     source = data.open_list(data.train)
     check_usable(source, f"data.path={settings.path!r}")
     train, test, how = source, None, ""
@@ -48,8 +50,8 @@ def open_huggingface(settings: HuggingFaceSettings, seed: int) -> Splits:
         train, test = Subset(source, np.flatnonzero(~is_held)), Subset(source, np.flatnonzero(is_held))
         how = " (held out of each class)"
     remarks = _remarks(train, test)
-    description = "; ".join([f"{settings.name()}: {_listed(train)}{_tested(test)}{how}", *remarks])
-    return Splits(train, test, description, remarks=remarks)
+    description = "; ".join([f"{settings.name()}: {_listed(train)}{_tested(test)}{how}", *remarks, *others])
+    return Splits(train, test, description, remarks=remarks, left_out=others)
 
 
 def split_names(settings: HuggingFaceSettings) -> list[str]:
@@ -78,6 +80,12 @@ def _open_reader(settings: HuggingFaceSettings) -> SplitReader:
         from openjepa.data.hub import HubReader
 
         return HubReader(settings)
+    reader = _file_reader(files, settings)
+    reader.left_out = files.left_out
+    return reader
+
+
+def _file_reader(files: LocalFiles, settings: HuggingFaceSettings) -> SplitReader:
     if files.kind == "tars":
         from openjepa.data.tars import TarReader
 

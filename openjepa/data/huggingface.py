@@ -34,13 +34,13 @@ def open_huggingface(settings: HuggingFaceSettings, seed: int) -> Splits:
     list is held out with the seed. Raises Refusal if something is missing, and names what there is.
     """
     data = _Labeled(settings)
-    others = data.reader.left_out
+    unused, others = data.unused, data.reader.left_out
     if settings.streaming:
         stream = data.reader.open_stream(data.train)
         _check_first(stream)
         test = None if data.test is None else data.open_list(data.test)
-        description = "; ".join([f"{settings.name()}: {_shards(stream)}{_tested(test)}", *others])
-        return Splits(stream, test, description, left_out=others)
+        description = "; ".join([f"{settings.name()}: {_shards(stream)}{_tested(test)}", *unused, *others])
+        return Splits(stream, test, description, left_out=others, unused=unused)
     source = data.open_list(data.train)
     check_usable(source, f"data.path={settings.path!r}")
     train, test, how = source, None, ""
@@ -50,8 +50,8 @@ def open_huggingface(settings: HuggingFaceSettings, seed: int) -> Splits:
         train, test = Subset(source, np.flatnonzero(~is_held)), Subset(source, np.flatnonzero(is_held))
         how = " (held out of each class)"
     remarks = _remarks(train, test)
-    description = "; ".join([f"{settings.name()}: {_listed(train)}{_tested(test)}{how}", *remarks, *others])
-    return Splits(train, test, description, remarks=remarks, left_out=others)
+    description = "; ".join([f"{settings.name()}: {_listed(train)}{_tested(test)}{how}", *remarks, *unused, *others])
+    return Splits(train, test, description, remarks=remarks, left_out=others, unused=unused)
 
 
 def split_names(settings: HuggingFaceSettings) -> list[str]:
@@ -115,6 +115,12 @@ class _Labeled:
         used = [self.test or ""] if settings.streaming else used
         columns = [column for name in used if name and (column := self._column(name)) is not None]
         self._numbering = Numbering(columns, as_they_are=settings.streaming)
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The splits that are not used, in words."""
+        names = [name for name in self.reader.splits if name not in (self.train, self.test)]
+        return (f"splits that are not used: {', '.join(names)}",) if names else ()
 
     def open_list(self, split: str) -> ListSource:
         """The images of a split, with their classes."""

@@ -115,8 +115,15 @@ class Splits:
     """Further labelings of (train, test) by name: scenes have `count` and `distance`."""
     left_out: tuple[str, ...] = ()
     """What lay beside the images that may have been meant as some, in words and counted; `description` says it too."""
+    unused: tuple[str, ...] = ()
+    """Images of no split that is used, in words; `description` says it too."""
     label_maps: Mapping[str, tuple[LabelMaps, LabelMaps]] = field(default_factory=dict)
     """Labels of the pixels of (train, test) by name, where the data has any."""
+
+    @property
+    def not_used(self) -> tuple[str, ...]:
+        """All that is not used, in words: what does not print the description says these."""
+        return (*self.unused, *self.left_out)
 
     @property
     def can_test(self) -> bool:

@@ -279,3 +279,26 @@ def test_hidden_tables_of_a_benchmark_are_none(tmp_path: Path) -> None:
         (tmp_path / f"._{file}").write_bytes(b"resource fork")
     splits = open_parquet_splits("Shapes", tmp_path, ("label",), 2)
     check(splits.train, range(4))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["table", "tar", "no bytes", "zeros"])
+def test_a_split_without_rows_says_so(tmp_path: Path, kind: str, streaming: bool) -> None:
+    if kind == "table":
+        write_parquet(tmp_path / "train.parquet", range(0))
+    else:
+        write_members(tmp_path / "train.tar", {})
+        if kind != "tar":
+            (tmp_path / "train.tar").write_bytes(bytes(10240 if kind == "zeros" else 0))
+    with pytest.raises(Refusal) as refused:
+        opened(tmp_path, streaming=streaming)
+    words = "the rest of the tar" if kind == "no bytes" else f"the split 'train' of data.path={str(tmp_path)!r} holds no rows"
+    assert words in str(refused.value)
+
+
+def test_a_chosen_test_split_without_rows_says_so(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", range(4))
+    write_parquet(tmp_path / "test.parquet", range(0), labels=pa.array([], pa.int64()))
+    assert len(opened(tmp_path).test or "") == 2, "held out: an empty split has no labels"
+    with pytest.raises(Refusal, match="the split 'test' of .* holds no rows"):
+        opened(tmp_path, test_split="test")

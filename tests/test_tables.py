@@ -75,13 +75,15 @@ def test_paths_are_files_beside_the_table(tmp_path: Path, way: str, kind: str, m
 
 def test_a_missing_file_is_one_unreadable_row(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(png(0))
-    pq.write_table(pa.table({"path": ["0.png", "1.png", None]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"path": ["0.png", "1.png", None, "\0.png", ""]}), tmp_path / "a.parquet")
     train = opened(tmp_path).train
     assert isinstance(train, ListSource) and train.read(0) == png(0) and train.name(1) == "train row 1 (1.png)"
     with pytest.raises(FileNotFoundError, match=r"1\.png"):
         train.read(1)
-    with pytest.raises(ValueError, match="the row has no image"):
-        train.read(2)
+    for row in (2, 3, 4):
+        with pytest.raises(Refusal, match="the row has no image"):
+            train.read(row)
+        assert train.stamp(row)
     stream = opened(tmp_path, streaming=True).train
     assert isinstance(stream, ShardSource)
     records = list(stream.read_shard(0))

@@ -152,11 +152,14 @@ class ImageRows:
         return path
 
     def file(self, row: int) -> Path | None:
-        """The file that a row names in place of an image; None if the row holds the image, or neither."""
+        """The file that a row names in place of an image; None if the row holds the image, or neither.
+
+        A path with a zero byte names none: the system has no such files.
+        """
         if self._encoded is not None and self._encoded[row].is_valid:
             return None
         path = self.path(row)
-        return Path(self._folder) / path if path else None
+        return Path(self._folder) / path if path and "\0" not in path else None
 
     def read(self, row: int) -> bytes:
         """The encoded image; a row without bytes may name a file. Raises DecodeError or OSError if there is none."""

@@ -26,7 +26,12 @@ class ListSource(ABC):
     @property
     def is_labeled(self) -> bool:
         """Whether some records have a class, or all."""
-        return self.labels is not None or self.partial_labels is not None
+        return self.known_labels is not None
+
+    @property
+    def known_labels(self) -> NDArray[np.int64] | None:
+        """The class of each record, or NO_LABEL; None if no record has one."""
+        return self.labels if self.labels is not None else self.partial_labels
 
     @abstractmethod
     def __len__(self) -> int:

@@ -64,7 +64,9 @@ def test_label_maps_are_said_with_what_to_type(
 
 @pytest.mark.parametrize("ending", sorted(ENDINGS))
 @pytest.mark.parametrize(
-    ("photos", "masks"), [("JPEGImages/{}.jpg", "SegmentationClass/{}"), ("train/{}.jpg", "train_masks/{}_mask")], ids=["voc", "carvana"]
+    ("photos", "masks"),
+    [("JPEGImages/{}.jpg", "SegmentationClass/{}"), ("train/{}.jpg", "train_masks/{}_mask")],
+    ids=["voc", "carvana"],
 )
 def test_label_maps_of_every_format_are_found(tmp_path: Path, photos: str, masks: str, ending: str) -> None:
     suffix = ending if ending.startswith(".") else f".{ending}"

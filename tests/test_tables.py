@@ -49,7 +49,9 @@ def test_all_types_of_bytes_are_images(tmp_path: Path, kind: str, way: str, monk
     assert images_of(tmp_path, way, monkeypatch) == images
 
 
-@pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "dictionary", "struct", "path alone", "path and more"])
+@pytest.mark.parametrize(
+    "kind", ["string", "large_string", "string_view", "dictionary", "struct", "path alone", "path and more"]
+)
 @pytest.mark.parametrize("way", WAYS)
 def test_paths_are_files_beside_the_table(tmp_path: Path, way: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "set" / "photos").mkdir(parents=True)

@@ -126,4 +126,8 @@ def _parts(image: object) -> tuple[bytes, str | None, str | None]:
         return data, path, None
     if data is not None and not isinstance(data, bytes):
         return b"", path, f"the image column holds values of the type {type(data).__name__}: images are bytes"
-    return b"", path, "the row names a file, which is not looked for in a stream from the Hub" if path else "the row has no image"
+    return (
+        b"",
+        path,
+        "the row names a file, which is not looked for in a stream from the Hub" if path else "the row has no image",
+    )

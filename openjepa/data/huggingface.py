@@ -47,7 +47,9 @@ def open_huggingface(settings: HuggingFaceSettings, seed: int) -> Splits:
     if data.test is not None:
         test = data.open_list(data.test)
         if not len(test):
-            raise Refusal(f"the split {data.test!r} of data.path={settings.path!r} holds no rows: choose another data.test_split")
+            raise Refusal(
+                f"the split {data.test!r} of data.path={settings.path!r} holds no rows: choose another data.test_split"
+            )
     elif (is_held := held_out(source.known_labels, settings.test_fraction, seed)) is not None:
         train, test = Subset(source, np.flatnonzero(~is_held)), Subset(source, np.flatnonzero(is_held))
         how = " (held out of each class)"

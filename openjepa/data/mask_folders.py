@@ -53,9 +53,7 @@ class MaskFolder:
             mine, theirs = self.photos.split("/"), self.masks.split("/")
             shared = next((n for n, pair in enumerate(zip(mine, theirs, strict=False)) if pair[0] != pair[1]), len(theirs))
             what = f"the images in {str(root / self.masks)!r}"
-            remedy = (
-                f"give the photos alone ({command('--data.path', root.joinpath(*mine[: shared + 1]))}), or move the label maps away"
-            )
+            remedy = f"give the photos alone ({command('--data.path', root.joinpath(*mine[: shared + 1]))}), or move the label maps away"
         return (
             f"{what} look like label maps of the photos in {str(root / self.photos)!r} (equal names, one channel or a palette) "
             f"and are used as images: {remedy}"
@@ -150,4 +148,3 @@ def _first_difference(folder: str, photos: str) -> tuple[str, str]:
     """Where two paths part: many classes with their own folders of label maps are one place."""
     mine, theirs = folder.split("/"), photos.split("/")
     return next(((a, b) for a, b in zip(mine, theirs, strict=False) if a != b), (mine[-1], theirs[-1]))
-

@@ -300,5 +300,5 @@ def test_a_chosen_test_split_without_rows_says_so(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", range(10))
     write_parquet(tmp_path / "test.parquet", range(0), labels=pa.array([], pa.int64()))
     assert len(opened(tmp_path).test or "") == 2, "held out: an empty split has no labels"
-    with pytest.raises(Refusal, match="the split 'test' of .* holds no rows"):
+    with pytest.raises(Refusal, match=r"the split 'test' of .* holds no rows"):
         opened(tmp_path, test_split="test")

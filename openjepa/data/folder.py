@@ -19,6 +19,7 @@ from openjepa.data.subset import held_out
 from openjepa.hub_names import absent
 from openjepa.refusals import Refusal
 from openjepa.settings.data import FolderSettings
+from openjepa.shell import command
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "validation", "valid", "val")
@@ -267,7 +268,8 @@ def _description(root: Path, opened: _Opened) -> str:
     classes = f" in {len(train.class_names)} classes" if train.class_names else ", unlabeled"
     held = f", {len(test):,} to test" if test is not None else ""
     if test is None and train.labels is not None and opened.train_folder is not None:
-        held = f", none with labels to test on (--data.path {str(opened.train_folder)!r} holds out a part of each class)"
+        typed = command("--data.path", opened.train_folder)
+        held = f", none with labels to test on ({typed} holds out a part of each class)"
     return f"{root.name}: {len(train):,} images to train{classes}{held}"
 
 

@@ -167,17 +167,17 @@ class _Labeled:
 
 def _check_first(source: ShardSource, what: str) -> None:
     """Raises Refusal if none of the first records of a stream can be used."""
-    first, number = "", 0
+    reasons: list[str] = []
     records = chain.from_iterable(source.read_shard(shard) for shard in range(len(source)))
-    for number, record in enumerate(islice(records, NUM_CHECKED), start=1):
+    for record in islice(records, NUM_CHECKED):
         try:
             decode_image(record.read())
             return
         except Refusal as error:
-            first = first or f"{record.name}: {error}"
-    if not number:
+            reasons.append(f"{record.name}: {error}")
+    if not reasons:
         raise Refusal(f"{what} holds no rows")
-    raise Refusal(f"none of the first {number} images of {what} can be used; the first is {first}")
+    raise Refusal(f"none of the first {len(reasons)} images of {what} can be used; the first is {reasons[0]}")
 
 
 # ------------------------------------------------------------------------------------------------------------ in words

@@ -53,7 +53,8 @@ class MaskFolder:
             mine, theirs = self.photos.split("/"), self.masks.split("/")
             shared = next((n for n, pair in enumerate(zip(mine, theirs, strict=False)) if pair[0] != pair[1]), len(theirs))
             what = f"the images in {str(root / self.masks)!r}"
-            remedy = f"give the photos alone ({command('--data.path', root.joinpath(*mine[: shared + 1]))}), or move the label maps away"
+            typed = command("--data.path", root.joinpath(*mine[: shared + 1]))
+            remedy = f"give the photos alone ({typed}), or move the label maps away"
         return (
             f"{what} look like label maps of the photos in {str(root / self.photos)!r} (equal names, one channel or a palette) "
             f"and are used as images: {remedy}"

@@ -152,7 +152,7 @@ def _write_index(file: Path, fields: _Fields, target: Path) -> None:
 
 
 def _texts(words: Iterable[str | None]) -> Any:
-    """A column of words as bytes: names in a tar and strings in JSON may have halves of characters, which Arrow's text has not."""
+    """A column of words as bytes: names in tars and strings in JSON may have halves of characters, text in Arrow has none."""
     return pa.array([None if word is None else word.encode(errors=_HALVES) for word in words], pa.binary())
 
 

@@ -66,8 +66,8 @@ def mended(data: bytes) -> Iterator[bytes]:
     The faults: an unknown version of JFIF, an unknown color transform of Adobe, a color profile of which parts are missing (it
     is not applied anyway), parameters of a sequential scan that only progressive ones have, bytes between segments, no end
     marker, and in the second version equal bytes at the end of a scan (a single one counts at the end of the last): only the
-    decoder knows whether they belong to it. Bytes that differ from one another stay: a scan that is damaged in its middle leaves
-    such, too. Yields nothing if scans are missing, or if fill stands in the place of the end.
+    decoder knows whether they belong to it. Bytes that differ from one another stay: a scan damaged in its middle leaves such,
+    too. Yields nothing if scans are missing, or if fill stands in the place of the end.
     """
     header = read_header(data)
     pieces: list[bytes] = []

@@ -11,6 +11,9 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+UNFINISHED = "unfinished"
+"""Kind of the name (`own_name`) under which files and folders are written."""
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -20,7 +23,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     meet: the later whole file stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = own_name(path, "unfinished")
+    unfinished = own_name(path, UNFINISHED)
     try:
         yield unfinished
         with unfinished.open("rb") as file:
@@ -41,7 +44,7 @@ def whole_folder(path: Path, alone: bool = False) -> Iterator[Path]:
     made = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_left(path, alone)
-    unfinished = own_name(path, "unfinished")
+    unfinished = own_name(path, UNFINISHED)
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     try:

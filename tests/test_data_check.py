@@ -126,6 +126,20 @@ def test_every_file_of_a_folder_of_all_kinds_is_accounted_for(tmp_path: Path, ca
         assert line in lines
 
 
+@pytest.mark.parametrize("given", ["files.csv", "./sub/../files.csv", "sub/files.csv", "link/files.csv"])
+def test_the_list_does_not_list_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    """Written into the folder it is of; nor an earlier one of the same name."""
+    put(tmp_path / "data", "1.png", "sub/2.png", "sub/3.png")
+    (tmp_path / "data" / "sub" / "others.csv").touch()
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "data" / "sub")
+    monkeypatch.chdir(tmp_path / "data")
+    for _ in range(2):
+        main(["data", "check", "--data.path", ".", "--list", given])
+        with Path(given).open(newline="") as file:
+            rows = [row["path"] for row in csv.DictReader(file)]
+        assert {path.rpartition("/")[2] for path in rows if not path.endswith("/")} == {"1.png", "2.png", "3.png", "others.csv"}
+
+
 def test_names_that_are_no_text_are_printed_on_any_terminal(tmp_path: Path) -> None:
     put(tmp_path, "good.png", "caf\udce9.lrdata/1.png")
     (tmp_path / "bad\udce9.png").write_bytes(b"text")

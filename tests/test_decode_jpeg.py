@@ -1,6 +1,7 @@
 """JPEG files that every viewer opens are read, if all of their pixels are there; damaged and cut-off ones are not."""
 
 import io
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -37,6 +38,12 @@ def adobe_color(data: bytes) -> bytes:
     return data[:2] + segment(0xEE, b"Adobe\0d\0\0\0\0\x09") + data[after(data, 0xE0) :]
 
 
+def with_profile(data: bytes, *numbers: int) -> bytes:
+    """With the parts of these numbers of a color profile that has three."""
+    parts = b"".join(segment(0xE2, b"ICC_PROFILE\0" + bytes([number, 3]) + bytes(40)) for number in numbers)
+    return data[: after(data, 0xE0)] + parts + data[after(data, 0xE0) :]
+
+
 ODD: dict[str, Callable[[bytes], bytes]] = {
     "JFIF 0.00": lambda data: version(data, b"\0\0"),
     "JFIF 2.01": lambda data: version(data, b"\2\1"),
@@ -49,6 +56,10 @@ ODD: dict[str, Callable[[bytes], bytes]] = {
     "bytes after the end": lambda data: data + b"more",
     "no end marker": lambda data: data[:-2],
     "half an end marker": lambda data: data[:-1],
+    "two of three parts of a profile": lambda data: with_profile(data, 1, 2),
+    "a part of a profile alone": lambda data: with_profile(data, 3),
+    "a part of a profile twice": lambda data: with_profile(data, 2, 2),
+    "parts of a profile that no number has": lambda data: with_profile(data, 0, 9),
     "several of these": lambda data: ODD["99 zeros before the end"](ODD["bytes between segments"](version(data, b"\0\0"))),
 }
 
@@ -238,3 +249,31 @@ def test_changed_bytes_anywhere_give_pixels_or_a_reason() -> None:
                     read(bytes(data))
                 except DecodeError as error:
                     assert str(error)
+
+
+RUN = b"\xff" * 1_000_000
+RUNS: dict[str, tuple[Callable[[bytes], bytes], bool]] = {
+    "after the start": (lambda data: data[:2] + RUN + data[2:], True),
+    "between segments": (lambda data: data[: after(data, 0xE0)] + RUN + data[after(data, 0xE0) :], True),
+    "before the scan": (lambda data: data[: after(data, 0xC4)] + RUN + data[after(data, 0xC4) :], True),
+    "before the end": (lambda data: data[:-2] + RUN + data[-2:], True),
+    "after the end": (lambda data: data + RUN, True),
+    "in place of the second half": (lambda data: data[: len(data) // 2] + RUN, False),
+    "in place of all but the start": (lambda data: data[:2] + RUN, False),
+    "zeros between them": (lambda data: data[: len(data) // 2] + b"\xff\0\xff" * 300_000, False),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_megabyte_of_fill_costs_no_time(name: str) -> None:
+    change, is_whole = RUNS[name]
+    data = change(PLAIN)
+    began = time.perf_counter()
+    for read in (decode_image, image_size):
+        try:
+            read(data)
+        except DecodeError:
+            assert not is_whole
+    assert time.perf_counter() - began < 2
+    if is_whole:
+        np.testing.assert_array_equal(decode_image(data), decode_image(PLAIN))

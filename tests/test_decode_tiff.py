@@ -86,6 +86,12 @@ REFUSED = {
     "16 bits (gray, 0 is white), which Pillow shows as a negative": Layout(GRAY_FROM_WHITE, 16),
     "5 channels of 12 bits (RGB), which cannot be read": Layout(RGB, 12, extra=(0, 0)),
     "2 channels of 16 bits (gray), which cannot be read": Layout(GRAY, 16, extra=(2,)),
+    "1 channel of 16 bits (gray) in separate planes, which Pillow misreads: save it with PlanarConfiguration 1": Layout(
+        GRAY, 16, separate=True
+    ),
+    "3 channels of 16 bits (RGB) in separate planes, which Pillow misreads: save it with interleaved channels": Layout(
+        RGB, 16, separate=True
+    ),
     "2 channels of 8 bits (gray) in separate planes": Layout(GRAY, 8, separate=True, extra=(2,), compressed=True),
 }
 

@@ -110,7 +110,7 @@ def test_a_labeled_training_split_alone_says_how_to_hold_out_a_part(tmp_path: Pa
     put(tmp_path, *[f"train/{label}/{number}.png" for label in "ab" for number in range(5)], "test/1.png")
     alone = opened(tmp_path)
     words = (
-        f", none with labels to test on (--data.path '{tmp_path / 'train'}' holds out a part of each class); images in no split"
+        f", none with labels to test on (--data.path {tmp_path / 'train'} holds out a part of each class); images in no split"
     )
     assert words in alone.description and len(names(alone.train)) == 10 and alone.test is None
     assert len(names(opened(tmp_path / "train").test)) == 2

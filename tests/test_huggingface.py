@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from openjepa.data import huggingface, open_splits, parquet
+from openjepa.data.benchmark_layouts import open_parquet_splits
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.data.subset import for_probes, held_out
 from openjepa.refusals import Refusal
@@ -259,3 +260,45 @@ def test_real_sets_open_quickly_and_read_fast(name: str, num_train: int, num_tes
     start = time.process_time()
     assert all(train.read(row)[:2] == b"\xff\xd8" for row in rows)
     assert (time.process_time() - start) / len(rows) < 1e-4
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_lies_beside_tables_is_said(tmp_path: Path, streaming: bool) -> None:
+    write_parquet(tmp_path / "train.parquet" / "part-0.parquet", range(6))
+    write_parquet(tmp_path / "#recycle" / "old-train.parquet", range(6, 9))
+    splits = opened(tmp_path, streaming=streaming, test_fraction=0.0)
+    said = "1 service folder of another program left out (#recycle)"
+    assert splits.left_out == (said,) and splits.description.endswith(f"; {said}")
+    if not streaming:
+        check(splits.train, range(6))
+
+
+def test_hidden_tables_of_a_benchmark_are_none(tmp_path: Path) -> None:
+    for file in ("train.parquet", "test.parquet"):
+        write_parquet(tmp_path / file, range(4))
+        (tmp_path / f"._{file}").write_bytes(b"resource fork")
+    splits = open_parquet_splits("Shapes", tmp_path, ("label",), 2)
+    check(splits.train, range(4))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["table", "tar", "no bytes", "zeros"])
+def test_a_split_without_rows_says_so(tmp_path: Path, kind: str, streaming: bool) -> None:
+    if kind == "table":
+        write_parquet(tmp_path / "train.parquet", range(0))
+    else:
+        write_members(tmp_path / "train.tar", {})
+        if kind != "tar":
+            (tmp_path / "train.tar").write_bytes(bytes(10240 if kind == "zeros" else 0))
+    with pytest.raises(Refusal) as refused:
+        opened(tmp_path, streaming=streaming)
+    words = "the rest of the tar" if kind == "no bytes" else f"the split 'train' of data.path={str(tmp_path)!r} holds no rows"
+    assert words in str(refused.value)
+
+
+def test_a_chosen_test_split_without_rows_says_so(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", range(10))
+    write_parquet(tmp_path / "test.parquet", range(0), labels=pa.array([], pa.int64()))
+    assert len(opened(tmp_path).test or "") == 2, "held out: an empty split has no labels"
+    with pytest.raises(Refusal, match=r"the split 'test' of .* holds no rows"):
+        opened(tmp_path, test_split="test")

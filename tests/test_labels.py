@@ -116,3 +116,9 @@ def test_labels_of_tars(tmp_path: Path, labels: list[str], expected: list[int], 
     train = opened(tmp_path, test_fraction=0.0).train
     assert isinstance(train, ListSource) and train.class_names == names
     assert (train.labels if -1 not in expected else train.partial_labels).tolist() == expected  # type: ignore[union-attr]
+
+
+def test_a_column_without_any_value_has_no_labels() -> None:
+    """As pandas writes a column of nothing but None."""
+    column = from_arrow("label", pa.chunked_array([pa.nulls(3)]), None)
+    assert column is not None and (column.codes.tolist(), column.values) == ([-1, -1, -1], ())

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import unicodedata
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from openjepa.data.image_lists import absent_files
 from openjepa.evaluation.suite_running import evaluate_suite
 from openjepa.types import Export
 from openjepa.weights.native import save_network
@@ -195,3 +198,22 @@ def test_a_suite_counts_a_missing_image_as_an_empty_one(tmp_path: Path, spoil: C
     assert "failed: 3 of the 16 images of the test split cannot be read" in str(refused.skipped)
     assert result.num_test == 13 and result.dropped == {"train": 0, "test": 3} and "3 unreadable images" in result.departures
     assert any("names 3 of 16 images" in str(item.message) for item in said) == (spoil is Path.unlink)
+
+
+def test_names_that_the_disk_takes_for_others_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As disks of Macs and Windows do with upper and lower case, and with accents."""
+    names = ["a/One.JPG", "A/two.jpg", "caf\u00e9/3.jpg"]
+    on_disk = ["a/one.jpg", "a/two.jpg", "cafe\u0301/3.jpg"]
+    for name in on_disk:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    absent = ["a/four.jpg", "b/1.jpg", "\0.jpg", "x" * 300]
+    assert absent_files(tmp_path, [*on_disk, *absent]) == absent
+    exists = os.path.exists
+
+    def folded(path: Path) -> bool:
+        name = unicodedata.normalize("NFD", path.relative_to(tmp_path).as_posix()).lower()
+        return exists(tmp_path / name)
+
+    monkeypatch.setattr("os.path.exists", folded)
+    assert absent_files(tmp_path, [*names, *on_disk, *absent]) == absent

@@ -102,3 +102,56 @@ def test_names_on_the_hub_are_no_files(tmp_path: Path, monkeypatch: pytest.Monke
     assert find_files("owner/name") is None and find_files("name") is None
     touch(tmp_path / "owner" / "name" / "0.tar")
     assert splits("owner/name") == {"train": ["0.tar"]} and os.sep == "/"
+
+
+SERVICE = ["#recycle", "@eaDir", "$RECYCLE.BIN", "__MACOSX", "old/lost+found", "lost+found/deeper"]
+
+
+@pytest.mark.parametrize("folder", SERVICE)
+@pytest.mark.parametrize("ending", ["parquet", "tar", "tar.gz"])
+def test_what_other_programs_keep_is_left_out_and_counted(tmp_path: Path, folder: str, ending: str) -> None:
+    """A deleted table must not be trained on, whether a folder or a pattern is given."""
+    touch(tmp_path / f"a/train.{ending}", tmp_path / folder / f"old-train.{ending}", tmp_path / folder / f"test.{ending}")
+    name = folder.removesuffix("/deeper").removeprefix("old/")
+    for path in (tmp_path, f"{tmp_path}/**/*.{ending}"):
+        found = find_files(str(path))
+        assert found is not None and found.splits == {"train": [str(tmp_path / f"a/train.{ending}")]}
+        assert found.left_out == (f"1 service folder of another program left out ({name})",)
+    assert len(splits(tmp_path / folder)) == 2, "its own path is meant"
+    assert len(splits(f"{tmp_path / folder}/*.{ending}")) == 2
+
+
+@pytest.mark.parametrize("pattern", ["*.parquet", "*", "*/*.parquet", "**/*.parquet", "*/t*"])
+def test_patterns_leave_out_hidden_files_unless_they_name_them(tmp_path: Path, pattern: str) -> None:
+    good = [tmp_path / "train.parquet", tmp_path / "a" / "train.parquet"]
+    touch(*good, *(file.with_name("._train.parquet") for file in good), tmp_path / ".cache" / "train.parquet")
+    assert {name for names in splits(f"{tmp_path}/{pattern}").values() for name in names} == {"train.parquet"}
+    assert splits(f"{tmp_path}/._*.parquet") == {"train": ["._train.parquet"]}
+    assert splits(f"{tmp_path}/.c*/*.parquet") == {"train": ["train.parquet"]}
+
+
+def test_a_folder_that_is_named_as_a_file_counts_by_its_files(tmp_path: Path) -> None:
+    """As Spark writes a table."""
+    for split, numbers in (("train", (0, 1)), ("test", (0,))):
+        touch(*(tmp_path / f"{split}.parquet" / f"part-0000{number}.parquet" for number in numbers))
+        touch(tmp_path / f"{split}.parquet/_SUCCESS", tmp_path / f"{split}.parquet/.part-00000.parquet.crc")
+    expected = {"test": ["part-00000.parquet"], "train": ["part-00000.parquet", "part-00001.parquet"]}
+    for path in (tmp_path, f"{tmp_path}/*.parquet", f"{tmp_path}/*.parquet/*.parquet", f"{tmp_path}/**/*.parquet"):
+        assert splits(path) == expected
+    assert splits(tmp_path / "train.parquet") == {"train": expected["train"]}
+
+
+def test_bad_entries_beside_tables_are_counted(tmp_path: Path) -> None:
+    touch(tmp_path / "train.parquet", tmp_path / "photos" / "1.heic", tmp_path / ".git" / "x.parquet")
+    (tmp_path / "gone.parquet").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "up").symlink_to(tmp_path)
+    found = find_files(str(tmp_path))
+    assert found is not None and list(found.splits) == ["train"]
+    assert found.left_out == (
+        "1 hidden folder left out (.git)",
+        "1 link that cannot be followed left out (gone.parquet)",
+        "1 folder that was reached before left out (up)",
+    )
+    found = find_files(f"{tmp_path}/*.parquet")
+    assert found is not None and found.left_out == ("1 link that cannot be followed left out (gone.parquet)",)

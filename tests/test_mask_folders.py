@@ -1,5 +1,6 @@
 """Label maps among photos are said aloud, with what to type; photos that only share names are not taken for such."""
 
+import shlex
 import warnings
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import pytest
 from PIL import Image
 
 from openjepa.data.folder import open_folder
-from openjepa.data.mask_folders import MaskFolder, find_mask_folders
+from openjepa.data.mask_folders import ENDINGS, MaskFolder, find_mask_folders
 from openjepa.settings.data import FolderSettings
+from openjepa.shell import command
 from tests.images import shape_image
+from tests.tiff_files import GRAY, Layout, shown, written
 
 
 def put(root: Path, mode: str, *files: str, size: tuple[int, int] = (16, 12)) -> list[str]:
@@ -49,7 +52,7 @@ def test_label_maps_are_said_with_what_to_type(
     assert MaskFolder(masks, photos) in found
     said = found[0].advice(tmp_path)
     assert f"label maps of the photos in '{tmp_path / photos}'" in said
-    assert (f"--data.path '{tmp_path / typed}'" if typed else "move them elsewhere") in said
+    assert (f"({command('--data.path', tmp_path / typed)})" if typed else "move them elsewhere") in said
     with pytest.warns(UserWarning, match="look like label maps"):
         splits = open_folder(FolderSettings(path=str(tmp_path), test_fraction=0), 0)
     assert len(splits.train) == len(files), "they are images until the user says otherwise"
@@ -57,6 +60,34 @@ def test_label_maps_are_said_with_what_to_type(
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             open_folder(FolderSettings(path=str(tmp_path / typed)), 0)
+
+
+@pytest.mark.parametrize("ending", sorted(ENDINGS))
+@pytest.mark.parametrize(
+    ("photos", "masks"),
+    [("JPEGImages/{}.jpg", "SegmentationClass/{}"), ("train/{}.jpg", "train_masks/{}_mask")],
+    ids=["voc", "carvana"],
+)
+def test_label_maps_of_every_format_are_found(tmp_path: Path, photos: str, masks: str, ending: str) -> None:
+    suffix = ending if ending.startswith(".") else f".{ending}"
+    files = put(tmp_path, "RGB", *[photos.format(number) for number in (1, 2)])
+    files += put(tmp_path, "L", *[masks.format(number) + suffix for number in (1, 2)])
+    assert find_mask_folders(tmp_path, sorted(files)) == [MaskFolder(masks.split("/")[0], photos.split("/")[0])]
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_label_maps_of_16_bits_are_found(tmp_path: Path, order: str) -> None:
+    files = put(tmp_path, "RGB", "photos/1.jpg")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/1.tif").write_bytes(written(Layout(GRAY, 16, order)))
+    shape_image(0, 16).resize(shown(Layout(GRAY, 16)).shape[1::-1]).save(tmp_path / "photos/1.jpg")
+    assert find_mask_folders(tmp_path, ["labels/1.tif", *files]) == [MaskFolder("labels", "photos")]
+
+
+def test_what_to_type_can_be_pasted(tmp_path: Path) -> None:
+    said = MaskFolder("my masks", "it's 'photos'").advice(tmp_path)
+    typed = said.partition("(--data.path ")[2].partition("), or move")[0]
+    assert shlex.split(typed) == [str(tmp_path / "it's 'photos'")]
 
 
 @pytest.mark.parametrize(("first", "second"), [("RGB", "RGB"), ("L", "L"), ("P", "P"), ("1", "1")])
@@ -89,6 +120,6 @@ def test_few_headers_are_opened_however_many_folders_there_are(tmp_path: Path, m
         opened.append(file)
         return "L", (4, 4)
 
-    monkeypatch.setattr("openjepa.data.mask_folders._header", header)
+    monkeypatch.setattr("openjepa.data.mask_folders.mode_and_size", header)
     assert find_mask_folders(tmp_path, files) == []
     assert 0 < len(opened) <= 100

@@ -49,7 +49,9 @@ def test_all_types_of_bytes_are_images(tmp_path: Path, kind: str, way: str, monk
     assert images_of(tmp_path, way, monkeypatch) == images
 
 
-@pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "dictionary", "struct"])
+@pytest.mark.parametrize(
+    "kind", ["string", "large_string", "string_view", "dictionary", "struct", "path alone", "path and more"]
+)
 @pytest.mark.parametrize("way", WAYS)
 def test_paths_are_files_beside_the_table(tmp_path: Path, way: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "set" / "photos").mkdir(parents=True)
@@ -59,6 +61,9 @@ def test_paths_are_files_beside_the_table(tmp_path: Path, way: str, kind: str, m
     column = pa.array(names)
     if kind == "dictionary":
         column = column.dictionary_encode()
+    elif kind.startswith("path"):
+        fields = [("path", pa.string()), ("size", pa.int64())][: 2 if "more" in kind else 1]
+        column = pa.array([{"path": name, "size": 3} for name in names], pa.struct(fields))
     elif kind == "struct":
         rows = [{"bytes": None, "path": name} for name in names]
         column = pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
@@ -72,13 +77,15 @@ def test_paths_are_files_beside_the_table(tmp_path: Path, way: str, kind: str, m
 
 def test_a_missing_file_is_one_unreadable_row(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(png(0))
-    pq.write_table(pa.table({"path": ["0.png", "1.png", None]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"path": ["0.png", "1.png", None, "\0.png", ""]}), tmp_path / "a.parquet")
     train = opened(tmp_path).train
     assert isinstance(train, ListSource) and train.read(0) == png(0) and train.name(1) == "train row 1 (1.png)"
     with pytest.raises(FileNotFoundError, match=r"1\.png"):
         train.read(1)
-    with pytest.raises(ValueError, match="the row has no image"):
-        train.read(2)
+    for row in (2, 3, 4):
+        with pytest.raises(Refusal, match="the row has no image"):
+            train.read(row)
+        assert train.stamp(row)
     stream = opened(tmp_path, streaming=True).train
     assert isinstance(stream, ShardSource)
     records = list(stream.read_shard(0))
@@ -86,9 +93,18 @@ def test_a_missing_file_is_one_unreadable_row(tmp_path: Path) -> None:
 
 
 def test_words_that_are_no_paths_are_no_images(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"url": ["https://a.org/0.png"], "caption": ["a cat"]}), tmp_path / "a.parquet")
-    with pytest.raises(Refusal, match=r"has no image column among \['url', 'caption'\]"):
+    table = {"url": ["https://a.org/0.png"], "caption": ["a cat"], "node": [{"path": "a/b"}], "place": [{"path": [1, 2]}]}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    with pytest.raises(Refusal, match=r"has no image column among \['url', 'caption', 'node', 'place'\]"):
         opened(tmp_path)
+
+
+@pytest.mark.parametrize("row", [{"bytes": [1, 2]}, {"bytes": "text"}, {"path": [1]}, [1, 2], 3.5])
+def test_a_chosen_column_of_other_types_is_refused(tmp_path: Path, row: object) -> None:
+    pq.write_table(pa.table({"picture": [row]}), tmp_path / "a.parquet")
+    for streaming in (False, True):
+        with pytest.raises(Refusal, match=r"the image column holds .*: images are bytes, or paths of files"):
+            opened(tmp_path, image_column="picture", streaming=streaming)
 
 
 @pytest.mark.parametrize("kind", ["categories", "string", "large_string", "string_view"])
@@ -192,8 +208,52 @@ def test_memory_is_judged_by_unpacked_images_alone(tmp_path: Path, monkeypatch: 
         assert [name for name in ("mapped_rows", "read_rows") if getattr(parquet, name).called] == [way]
 
 
+@pytest.mark.parametrize("kind", ["plain", "categories", "struct"])
+def test_repeated_images_count_as_often_as_they_occur(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parquet stores each once, and its metadata say so; in memory every row has its own."""
+    distinct = [bytes([seed]) * 5000 for seed in range(4)]
+    column = pa.array([distinct[row % 4] for row in range(600)])
+    arrays = {"plain": column, "categories": column.dictionary_encode()}
+    arrays["struct"] = pa.StructArray.from_arrays([column], ["bytes"])
+    pq.write_table(pa.table({"image": arrays[kind]}), tmp_path / "train.parquet")
+    file = str(tmp_path / "train.parquet")
+    assert parquet.uncompressed_bytes(file, ["image"]) < 25_000 < 3_000_000 == sum(map(len, column.to_pylist()))
+    mapped = Mock(side_effect=parquet.mapped_rows)
+    monkeypatch.setattr(parquet, "mapped_rows", mapped)
+    for free, calls in ((4 * 3_100_000, 0), (4 * 2_900_000, 1)):
+        monkeypatch.setattr(parquet, "available_memory", lambda free=free: free)
+        source = parquet.ParquetReader({"train": [file]}, HuggingFaceSettings(path=file)).open_list("train")
+        assert mapped.call_count == calls
+        assert [source.read(row) for row in range(len(source))] == column.to_pylist()
+
+
 def test_mapped_images_follow_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_parquet(tmp_path / "train.parquet", range(3))
     assert images_of(tmp_path, "mapped", monkeypatch) == IMAGES[:3]
     write_parquet(tmp_path / "train.parquet", range(1, 4))
     assert images_of(tmp_path, "mapped", monkeypatch) == IMAGES[1:4]
+
+
+def test_values_of_every_type_in_a_stream_of_the_library_are_images_or_have_a_reason() -> None:
+    from datasets import Dataset
+
+    from openjepa.data.hub import stream_of
+
+    no_image, a_file = "the row has no image", "the row names a file, which is not looked for in a stream from the Hub"
+    cases: list[tuple[object, bytes, str | None]] = [
+        (IMAGES[0], IMAGES[0], None),
+        ({"bytes": IMAGES[0], "path": "a.png"}, IMAGES[0], None),
+        ({"bytes": None, "path": "a.png"}, b"", a_file),
+        ({"path": "a.png"}, b"", a_file),
+        ({"bytes": None, "path": None}, b"", no_image),
+        ("a.png", b"", a_file),
+        (None, b"", no_image),
+        (b"", b"", no_image),
+        (7, b"", "the image column holds values of the type int: images are bytes"),
+        ([7], b"", "the image column holds values of the type list: images are bytes"),
+    ]
+    for value, data, problem in cases:
+        dataset = Dataset.from_dict({"image": [value], "label": [1]}).to_iterable_dataset()
+        stream = stream_of(dataset, HuggingFaceSettings(path="x", image_column="image"), "train")
+        (record,) = stream.read_shard(0)
+        assert (record.data, record.problem, record.label) == (data, problem, 1), value

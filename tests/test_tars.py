@@ -150,6 +150,37 @@ def test_links_and_holes_are_said(tmp_path: Path) -> None:
     assert listed(tmp_path) == streamed(tmp_path) == [("0.png", png(0), None), ("1.png", reason, None), ("2.png", reason, None)]
 
 
+def test_names_that_are_no_text_and_halves_of_characters(tmp_path: Path) -> None:
+    """Where a link leads to, fields of a sample, names, and labels."""
+    write_members(tmp_path / "a.tar", {"caf\udce9.png": png(0), "x.caf\udce9.jpg": b"1", "x.b.jpg": b"2", "y.caf\udce9": b""})
+    with tarfile.open(tmp_path / "a.tar", "a") as tar:
+        info = tarfile.TarInfo("z.png")
+        info.type, info.linkname = tarfile.SYMTYPE, "caf\udce9.png"
+        tar.addfile(info)
+    several = "the sample has several images (caf\udce9.jpg, b.jpg): choose one with data.image_column"
+    assert (
+        listed(tmp_path)
+        == streamed(tmp_path)
+        == [
+            ("caf\udce9.png", png(0), None),
+            ("x.caf\udce9.jpg", several, None),
+            ("y.caf\udce9", "the sample has no image, only caf\udce9", None),
+            ("z.png", "a link to caf\udce9.png, which is not followed in a tar", None),
+        ]
+    )
+
+
+@pytest.mark.parametrize("word", ["\ud800a", "b\udfff", "caf\udce9", "owl\0", "\U0001f989"])
+def test_labels_may_have_halves_of_characters(tmp_path: Path, word: str) -> None:
+    members = {}
+    for seed in range(4):
+        members[f"{seed}.png"], members[f"{seed}.json"] = png(seed), json.dumps({"s": word if seed % 2 else "a"}).encode()
+    write_members(tmp_path / "a.tar", members)
+    train = opened(tmp_path, test_fraction=0.0, label_column="json.s").train
+    assert isinstance(train, ListSource) and train.labels is not None
+    assert (train.labels.tolist(), train.class_names) == ([0, 1, 0, 1], ("a", word))
+
+
 @pytest.mark.parametrize("where", ["in a file", "in a header", "behind a file", "gzip", "no tar"])
 def test_of_a_damaged_tar_the_whole_samples_are_used(tmp_path: Path, where: str) -> None:
     image = png(1)

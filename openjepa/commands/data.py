@@ -158,7 +158,7 @@ def data_check(argv: Sequence[str], prog: str) -> None:
     with ExitStack() as resources:
         write = resources.enter_context(csv_list(options.list)) if options.list is not None else None
         advance = resources.enter_context(progress("reading", num_records(splits)))
-        for found in inspect(options.data, splits, min_side):
+        for found in inspect(options.data, splits, min_side, options.list):
             summary.add(found)
             if write is not None:
                 write(found)

@@ -34,16 +34,16 @@ class Columns:
     """Names of the labels 0, 1, ... if the files declare them."""
 
 
-def choose_columns(schema: Any, settings: HuggingFaceSettings, examples: Callable[[str], Sequence[str | None]]) -> Columns:
+def choose_columns(schema: Any, settings: HuggingFaceSettings, examples: Callable[[str], Sequence[object]]) -> Columns:
     """The image and label columns of an Arrow schema, by its declared features or its types.
 
-    `examples(name)`: the first values of a column of words, which may be paths of images. Raises Refusal if it is unclear.
+    `examples(name)`: the first values of a column that may hold paths of images. Raises Refusal if it is unclear.
     """
     features = declared_features(schema)
     names: list[str] = list(schema.names)
     images = [name for name in names if _holds_images(schema, features, name)]
     if not images and settings.image_column is None:
-        images = [name for name in names if is_text(value_type(schema.field(name).type)) and _are_paths(examples(name))]
+        images = [name for name in names if _may_be_paths(schema.field(name).type) and _are_paths(examples(name))]
     image = _chosen("image_column", settings.image_column, names, images)
     if image is None:
         raise Refusal(f"data.path={settings.path!r} has no image column among {names}: name it with data.image_column")
@@ -77,9 +77,19 @@ def _is_bytes(kind: Any) -> bool:
     )
 
 
-def _are_paths(values: Sequence[str | None]) -> bool:
+def _may_be_paths(kind: Any) -> bool:
+    """Whether a column holds words, or structs with a word called `path`."""
+    kind = value_type(kind)
+    if pa.types.is_struct(kind):
+        at = kind.get_field_index("path")
+        return at >= 0 and is_text(value_type(kind.field(at).type))
+    return is_text(kind)
+
+
+def _are_paths(values: Sequence[object]) -> bool:
     """Whether there are words, and all of them are names of image files."""
-    words = [value for value in values if value]
+    paths = [value.get("path") if isinstance(value, dict) else value for value in values]
+    words = [str(path) for path in paths if path]
     return bool(words) and all("://" not in word and Path(word).suffix.lower() in SUFFIXES for word in words)
 
 
@@ -102,12 +112,18 @@ def decoded(column: Any) -> Any:
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
+def _no_images(kind: Any) -> Refusal:
+    return Refusal(f"the image column holds {kind}: images are bytes, or paths of files")
+
+
 class ImageRows:
     """The image column of some rows: encoded images, paths of files, or both."""
 
     def __init__(self, column: Any, folder: str = "") -> None:
         """`column`: an Arrow array. `folder`: what relative paths start from. Raises Refusal for other types of columns."""
         column = decoded(column)
+        self.num_bytes: int = column.nbytes
+        """What the rows take in memory."""
         self._length = len(column)
         self._folder = folder
         self._encoded: Any = None
@@ -115,12 +131,16 @@ class ImageRows:
         if pa.types.is_struct(column.type):
             fields = dict(zip([field.name for field in column.type], column.flatten(), strict=True))
             self._encoded, self._paths = fields.get("bytes"), fields.get("path")
+            if (self._encoded is not None and not _is_bytes(self._encoded.type)) or (
+                self._paths is not None and not is_text(self._paths.type)
+            ):
+                raise _no_images(column.type)
         elif is_text(column.type):
             self._paths = column
         elif _is_bytes(column.type):
             self._encoded = column
         else:
-            raise Refusal(f"the image column holds {column.type}: images are bytes, or paths of files")
+            raise _no_images(column.type)
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -132,11 +152,14 @@ class ImageRows:
         return path
 
     def file(self, row: int) -> Path | None:
-        """The file that a row names in place of an image; None if the row holds the image, or neither."""
+        """The file that a row names in place of an image; None if the row holds the image, or neither.
+
+        A path with a zero byte names none: the system has no such files.
+        """
         if self._encoded is not None and self._encoded[row].is_valid:
             return None
         path = self.path(row)
-        return Path(self._folder) / path if path else None
+        return Path(self._folder) / path if path and "\0" not in path else None
 
     def read(self, row: int) -> bytes:
         """The encoded image; a row without bytes may name a file. Raises DecodeError or OSError if there is none."""

@@ -13,6 +13,7 @@ from openjepa.data.folder import FolderSource, open_folder
 from openjepa.data.folder_entries import EntryKind, entries
 from openjepa.data.huggingface import open_huggingface, require_library
 from openjepa.data.image_lists import check_listed, examples
+from openjepa.data.local_files import is_hidden, service_folder
 from openjepa.data.skipping import check_usable
 from openjepa.data.source import ListSource, Splits
 from openjepa.refusals import Refusal
@@ -98,8 +99,10 @@ def number_as(train: FolderSource, test: FolderSource, place: Path) -> FolderSou
 
 
 def parquet_files(root: Path) -> list[Path]:
-    """Parquet files in a folder or in its sub-folders, as the hub's repositories keep them."""
-    return sorted([*root.glob("*.parquet"), *root.glob("*/*.parquet")])
+    """Parquet files in a folder or in its sub-folders, as the hub's repositories keep them. Hidden ones are none."""
+    found = [file for depth in ("*", "*/*") for file in root.glob(f"{depth}.parquet") if file.is_file()]
+    inner = {file: file.relative_to(root) for file in sorted(found)}
+    return [file for file, below in inner.items() if not is_hidden(below) and service_folder(below) is None]
 
 
 def open_parquet_splits(title: str, root: Path, label_columns: tuple[str, ...], num_classes: int) -> Splits:

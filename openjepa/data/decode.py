@@ -22,7 +22,8 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import simplejpeg
@@ -71,10 +72,23 @@ def image_size(data: bytes) -> tuple[int, int]:
         height, width, _ = _jpeg_size(data, header)
         return (width, height) if _jpeg_orientation(header) >= 5 else (height, width)
     with _SILENCE:
-        image = _open_with_pillow(data)
+        image = _open_with_pillow(io.BytesIO(data))
         # the size that Pillow gives of a TIFF is that of the image it will turn by itself
         turned = image.format != "TIFF" and exif.orientation_of(image) >= 5
     return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def mode_and_size(file: Path) -> tuple[str, tuple[int, int]] | None:
+    """Pillow's name of the pixels of a picture, and its width and height as stored, from the header alone.
+
+    Returns None if it is no picture that can be used.
+    """
+    try:
+        with _SILENCE, file.open("rb") as opened:
+            image = _open_with_pillow(opened)
+            return image.mode, image.size
+    except (DecodeError, OSError):
+        return None
 
 
 def _jpeg_size(data: bytes, header: jpeg.Header) -> tuple[int, int, str]:
@@ -206,14 +220,16 @@ def _silence_libtiff() -> None:
         ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 
-def _open_with_pillow(data: bytes) -> ImageFile.ImageFile:
+def _open_with_pillow(file: BinaryIO) -> ImageFile.ImageFile:
     tags = None
-    if data.startswith(tiff.HEADS):
+    if file.read(4) in tiff.HEADS:
         _silence_libtiff()
-        tags = tiff.read_tags(data)
+        file.seek(0)
+        tags = tiff.read_tags(file)
         _check_tiff(tags)
+    file.seek(0)
     try:
-        image = Image.open(io.BytesIO(data), formats=_readable_formats())
+        image = Image.open(file, formats=_readable_formats())
     except UnidentifiedImageError as error:
         raise DecodeError("not an image" if tags is None else tiff.unread(tags)) from error
     except Exception as error:  # parsers of foreign bytes raise anything
@@ -229,7 +245,7 @@ def _check_tiff(tags: Mapping[int, Any] | None) -> None:
 
 def _decode_with_pillow(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
     with _SILENCE:
-        image = _open_with_pillow(data)
+        image = _open_with_pillow(io.BytesIO(data))
         try:
             image.seek(0)
         except Exception as error:  # as above
@@ -264,7 +280,7 @@ def remark(data: bytes, pixels: UInt8[np.ndarray, "h w 3"]) -> str | None:
     if int(pixels.max()) > _NEARLY_BLACK or data.startswith(jpeg.START):
         return None
     with _SILENCE:
-        image = _open_with_pillow(data)
+        image = _open_with_pillow(io.BytesIO(data))
     if image.mode.startswith("I") or any(";16" in str(part.args) for part in image.tile):
         return "nearly black: pixels of 12 or fewer bits stored in 16; multiply them so that white is 65535"
     return None

@@ -19,6 +19,7 @@ from openjepa.data.subset import held_out
 from openjepa.hub_names import absent
 from openjepa.refusals import Refusal
 from openjepa.settings.data import FolderSettings
+from openjepa.shell import command
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "validation", "valid", "val")
@@ -84,8 +85,9 @@ def open_folder(settings: FolderSettings, seed: int) -> Splits:
     check_usable(opened.train, f"data.path={settings.path!r}")
     for masks in find_mask_folders(root, files):
         warnings.warn(masks.advice(root), stacklevel=2)
-    parts = [_description(root, opened), *others.described()]
-    return Splits(opened.train, opened.test, "; ".join(parts), left_out=tuple(others.left_out()))
+    unused = _unused(opened)
+    parts = [_description(root, opened), *unused, *others.described()]
+    return Splits(opened.train, opened.test, "; ".join(parts), left_out=tuple(others.left_out()), unused=unused)
 
 
 def left_out(settings: FolderSettings) -> dict[str, FolderSource]:
@@ -265,8 +267,12 @@ def _description(root: Path, opened: _Opened) -> str:
     train, test = opened.train, opened.test
     classes = f" in {len(train.class_names)} classes" if train.class_names else ", unlabeled"
     held = f", {len(test):,} to test" if test is not None else ""
-    unused = ", ".join(f"{len(files):,} in {name}" for name, files in opened.unused.items())
-    rest = f"; images in no split that is used: {unused}" if unused else ""
     if test is None and train.labels is not None and opened.train_folder is not None:
-        held = f", none with labels to test on (--data.path {str(opened.train_folder)!r} holds out a part of each class)"
-    return f"{root.name}: {len(train):,} images to train{classes}{held}{rest}"
+        typed = command("--data.path", opened.train_folder)
+        held = f", none with labels to test on ({typed} holds out a part of each class)"
+    return f"{root.name}: {len(train):,} images to train{classes}{held}"
+
+
+def _unused(opened: _Opened) -> tuple[str, ...]:
+    unused = ", ".join(f"{len(files):,} in {name}" for name, files in opened.unused.items())
+    return (f"images in no split that is used: {unused}",) if unused else ()

@@ -112,11 +112,6 @@ def walk(root: Path, enter_all: bool = False) -> Iterator[tuple[str, EntryKind]]
         waiting += sorted(folders, reverse=True)
 
 
-def is_image_name(name: str) -> bool:
-    """Whether a file of this name is read as an image."""
-    return _suffix(name) in SUFFIXES
-
-
 def entries(root: Path, below: str = "", entered: set[tuple[int, int]] | None = None) -> Iterator[tuple[str, EntryKind]]:
     """Path below `root` and kind of what lies directly in its folder `below`, if that is not among those `entered`."""
     folder = root / below

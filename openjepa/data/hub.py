@@ -111,8 +111,23 @@ class DatasetShards(ShardSource):
         part = self._dataset.shard(num_shards=len(self), index=shard)
         for row, example in enumerate(part):
             image = example[self._columns.image]
-            data = image if isinstance(image, bytes) else (image or {}).get("bytes")
-            path = image.get("path") if isinstance(image, dict) else None
+            data, path, problem = _parts(image)
             label = example[self._columns.label] if self._columns.label else None
             name = row_name(f"{self._title} shard {shard}", row, path)
-            yield ShardRecord(name, data or b"", stream_label(label), None if data else "the row has no image")
+            yield ShardRecord(name, data, stream_label(label), problem)
+
+
+def _parts(image: object) -> tuple[bytes, str | None, str | None]:
+    """The encoded image, its path, and why there is no image, of a value of the image column."""
+    fields = image if isinstance(image, dict) else {"path" if isinstance(image, str) else "bytes": image}
+    data, path = fields.get("bytes"), fields.get("path")
+    path = path if isinstance(path, str) else None
+    if isinstance(data, bytes) and data:
+        return data, path, None
+    if data is not None and not isinstance(data, bytes):
+        return b"", path, f"the image column holds values of the type {type(data).__name__}: images are bytes"
+    return (
+        b"",
+        path,
+        "the row names a file, which is not looked for in a stream from the Hub" if path else "the row has no image",
+    )

@@ -7,11 +7,10 @@ order and position in a stream are ours.
 from itertools import chain, islice
 
 import numpy as np
-from numpy.typing import NDArray
 
-from openjepa.data.decode import DecodeError, decode_image
+from openjepa.data.decode import decode_image
 from openjepa.data.labels import LabelColumn, Numbering, set_labels
-from openjepa.data.local_files import SPLIT_WORDS, find_files
+from openjepa.data.local_files import SPLIT_WORDS, LocalFiles, find_files
 from openjepa.data.reader import SplitReader
 from openjepa.data.skipping import NUM_CHECKED, check_usable
 from openjepa.data.source import NO_LABEL, ListSource, ShardSource, Splits
@@ -34,22 +33,29 @@ def open_huggingface(settings: HuggingFaceSettings, seed: int) -> Splits:
     list is held out with the seed. Raises Refusal if something is missing, and names what there is.
     """
     data = _Labeled(settings)
+    what = f"the split {data.train!r} of data.path={settings.path!r}"
+    unused, others = data.unused, data.reader.left_out
     if settings.streaming:
         stream = data.reader.open_stream(data.train)
-        _check_first(stream)
+        _check_first(stream, what)
         test = None if data.test is None else data.open_list(data.test)
-        return Splits(stream, test, f"{settings.name()}: {_shards(stream)}{_tested(test)}")
+        description = "; ".join([f"{settings.name()}: {_shards(stream)}{_tested(test)}", *unused, *others])
+        return Splits(stream, test, description, left_out=others, unused=unused)
     source = data.open_list(data.train)
-    check_usable(source, f"data.path={settings.path!r}")
+    check_usable(source, what)
     train, test, how = source, None, ""
     if data.test is not None:
         test = data.open_list(data.test)
-    elif (is_held := held_out(_classes(source), settings.test_fraction, seed)) is not None:
+        if not len(test):
+            raise Refusal(
+                f"the split {data.test!r} of data.path={settings.path!r} holds no rows: choose another data.test_split"
+            )
+    elif (is_held := held_out(source.known_labels, settings.test_fraction, seed)) is not None:
         train, test = Subset(source, np.flatnonzero(~is_held)), Subset(source, np.flatnonzero(is_held))
         how = " (held out of each class)"
     remarks = _remarks(train, test)
-    description = "; ".join([f"{settings.name()}: {_listed(train)}{_tested(test)}{how}", *remarks])
-    return Splits(train, test, description, remarks=remarks)
+    description = "; ".join([f"{settings.name()}: {_listed(train)}{_tested(test)}{how}", *remarks, *unused, *others])
+    return Splits(train, test, description, remarks=remarks, left_out=others, unused=unused)
 
 
 def split_names(settings: HuggingFaceSettings) -> list[str]:
@@ -78,6 +84,12 @@ def _open_reader(settings: HuggingFaceSettings) -> SplitReader:
         from openjepa.data.hub import HubReader
 
         return HubReader(settings)
+    reader = _file_reader(files, settings)
+    reader.left_out = files.left_out
+    return reader
+
+
+def _file_reader(files: LocalFiles, settings: HuggingFaceSettings) -> SplitReader:
     if files.kind == "tars":
         from openjepa.data.tars import TarReader
 
@@ -107,6 +119,12 @@ class _Labeled:
         used = [self.test or ""] if settings.streaming else used
         columns = [column for name in used if name and (column := self._column(name)) is not None]
         self._numbering = Numbering(columns, as_they_are=settings.streaming)
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The splits that are not used, in words."""
+        names = [name for name in self.reader.splits if name not in (self.train, self.test)]
+        return (f"splits that are not used: {', '.join(names)}",) if names else ()
 
     def open_list(self, split: str) -> ListSource:
         """The images of a split, with their classes."""
@@ -147,17 +165,19 @@ class _Labeled:
         return column is not None and bool((Numbering([column]).labels(column) != NO_LABEL).any())
 
 
-def _check_first(source: ShardSource) -> None:
+def _check_first(source: ShardSource, what: str) -> None:
     """Raises Refusal if none of the first records of a stream can be used."""
-    first = ""
+    reasons: list[str] = []
     records = chain.from_iterable(source.read_shard(shard) for shard in range(len(source)))
     for record in islice(records, NUM_CHECKED):
         try:
             decode_image(record.read())
             return
-        except (DecodeError, Refusal) as error:
-            first = first or f"{record.name}: {error}"
-    raise Refusal(f"none of the first {NUM_CHECKED} images of the stream can be used; the first is {first or 'missing'}")
+        except Refusal as error:
+            reasons.append(f"{record.name}: {error}")
+    if not reasons:
+        raise Refusal(f"{what} holds no rows")
+    raise Refusal(f"none of the first {len(reasons)} images of {what} can be used; the first is {reasons[0]}")
 
 
 # ------------------------------------------------------------------------------------------------------------ in words
@@ -169,7 +189,7 @@ def _shards(stream: ShardSource) -> str:
 
 
 def _listed(train: ListSource) -> str:
-    if (labels := _classes(train)) is None:
+    if (labels := train.known_labels) is None:
         return f"{len(train):,} images to train"
     found = len(train.class_names) if train.class_names else len(np.unique(labels[labels != NO_LABEL]))
     return f"{len(train):,} images to train in {found:,} classes"
@@ -186,7 +206,7 @@ def _remarks(train: ListSource, test: ListSource | None) -> tuple[str, ...]:
         if source is not None and source.partial_labels is not None:
             number = int((source.partial_labels == NO_LABEL).sum())
             remarks.append(f"{_counted(number, name)} without a label, which probes leave out")
-    known, asked = _classes(train), None if test is None else _classes(test)
+    known, asked = train.known_labels, None if test is None else test.known_labels
     if known is None or asked is None:
         return tuple(remarks)
     is_new = ~np.isin(asked, known) & (asked != NO_LABEL)
@@ -200,8 +220,3 @@ def _remarks(train: ListSource, test: ListSource | None) -> tuple[str, ...]:
 
 def _counted(number: int, split: str) -> str:
     return f"{number:,} {split} image{'' if number == 1 else 's'}"
-
-
-def _classes(source: ListSource) -> NDArray[np.int64] | None:
-    """The class of each record, or NO_LABEL; None if no record has one."""
-    return source.labels if source.labels is not None else source.partial_labels

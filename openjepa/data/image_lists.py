@@ -58,14 +58,18 @@ def check_listed(root: Path, names: Sequence[str], file: Path) -> None:
 
 
 def absent_files(root: Path, names: Iterable[str]) -> list[str]:
-    """Those of the paths below `root` where no file is. Every folder is read once: millions of files cost no look-up each."""
+    """Those of the paths below `root` where no file is.
+
+    Every folder is read once: millions of files cost no look-up each. Only names that it does not list so are looked up: disks
+    may take upper and lower case, or other ways to write an accent, for the same name.
+    """
     present: dict[str, set[str]] = {}
     absent = []
     for name in names:
         folder, _, file = name.rpartition("/")
         if folder not in present:
             present[folder] = _names_in(root / folder)
-        if file not in present[folder]:
+        if file not in present[folder] and not os.path.exists(root / name):  # noqa: PTH110 - false for any name
             absent.append(name)
     return absent
 

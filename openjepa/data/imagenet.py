@@ -53,7 +53,7 @@ class _Truth:
 def open_imagenet(root: Path) -> Splits:
     """ImageNet-1K below `root`: class folders, the official archives, the competition's folders on Kaggle, or Parquet files.
 
-    Raises Refusal where a split is missing, validation images have no labels, or a list of them names absent files.
+    Raises Refusal if a split is missing, validation images have no labels, or no file of their list is there.
     """
     if parquet_files(root):
         return open_parquet_splits(TITLE, root, ("label",), NUM_CLASSES)

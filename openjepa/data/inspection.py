@@ -1,7 +1,6 @@
 """Reads every image of a data set once, and says of every file what becomes of it."""
 
 import csv
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +17,9 @@ from openjepa.data.folder_entries import EntryKind, walk
 from openjepa.data.skipping import check_side, reason_of
 from openjepa.data.source import NO_LABEL, ListSource, ShardRecord, ShardSource, Splits
 from openjepa.data.subset import Subset
+from openjepa.refusals import Refusal
 from openjepa.settings.data import DataSettings, FolderSettings
-from openjepa.whole_files import whole_file
+from openjepa.whole_files import UNFINISHED, own_name, whole_file
 
 MAX_LISTED = 20
 """Images that cannot be used which are shown on the screen."""
@@ -149,10 +149,11 @@ def num_records(splits: Splits) -> int | None:
     return None if any(isinstance(source, ShardSource) for source in sources) else sum(map(len, sources))
 
 
-def inspect(settings: DataSettings, splits: Splits, min_side: int) -> Iterator[CheckedFile]:
+def inspect(settings: DataSettings, splits: Splits, min_side: int, written: Path | None = None) -> Iterator[CheckedFile]:
     """What becomes of every record of the splits, each of which is read; of a folder, of every file in it.
 
-    `min_side`: smaller images are not used, as training does not use those smaller than a patch.
+    `min_side`: smaller images are not used, as training does not use those smaller than a patch. `written`: the list that is
+    written meanwhile (`csv_list`), which is none of the files.
     """
     base = existing_path(settings.path) if isinstance(settings, FolderSettings) else None
     seen: set[str] = set()
@@ -163,13 +164,17 @@ def inspect(settings: DataSettings, splits: Splits, min_side: int) -> Iterator[C
             seen.add(found.path)
             yield found
     if base is not None:
-        yield from _others(base, seen, splits.train)
+        yield from _others(base, seen, splits.train, written)
 
 
-def _others(base: Path, seen: set[str], train: Source) -> Iterator[CheckedFile]:
-    """The files of a folder that no split has, by path."""
+def _others(base: Path, seen: set[str], train: Source, written: Path | None) -> Iterator[CheckedFile]:
+    """The files of a folder that no split has, by path, without the list `written`."""
+    own = set() if written is None else {written.resolve(), own_name(written.resolve(), UNFINISHED)}
+    own_names = {file.name for file in own}
     drawn = train.whole if isinstance(train, Subset) else None
     for path, kind in sorted(walk(base, enter_all=True), key=itemgetter(0)):
+        if path.rpartition("/")[2] in own_names and (base / path).resolve() in own:
+            continue
         if kind is not EntryKind.IMAGE:
             yield CheckedFile(path, Outcome.LEFT_OUT, reason=kind.value)
         elif path not in seen:
@@ -184,10 +189,7 @@ def _read_all(source: Source, split: str, base: Path | None, min_side: int) -> I
     records = _records(source)
     with ThreadPoolExecutor() as pool:
         while chunk := list(islice(records, CHUNK)):
-            # warnings.catch_warnings, which decoding uses, is not made for threads: the filters they leave are put right here
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                outcomes = list(pool.map(lambda record: _read(source, record, min_side), chunk))
+            outcomes = list(pool.map(lambda record: _read(source, record, min_side), chunk))
             for record, outcome in zip(chunk, outcomes, strict=True):
                 yield _finding(source, record, split, base, outcome)
 
@@ -211,7 +213,7 @@ def _read(source: Source, record: Record, min_side: int) -> _Usable | str:
         pixels = decode_image(data)
         check_side(pixels.shape[0], pixels.shape[1], min_side)
         return _Usable(pixels.shape[1], pixels.shape[0], remark(data, pixels) or "")
-    except (ValueError, OSError) as error:
+    except (Refusal, OSError) as error:
         return reason_of(error)
 
 
@@ -227,7 +229,7 @@ def _path_and_label(source: Source, record: Record, base: Path | None) -> tuple[
     if isinstance(record, ShardRecord):
         return record.name, record.label
     assert isinstance(source, ListSource)
-    labels = source.labels if source.labels is not None else source.partial_labels
+    labels = source.known_labels
     label = None if labels is None or labels[record] == NO_LABEL else int(labels[record])
     path = source.name(record)
     inner = source.whole if isinstance(source, Subset) else source

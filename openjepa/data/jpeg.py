@@ -11,7 +11,7 @@ START = b"\xff\xd8"
 LOSSLESS = frozenset([0xC3, 0xC7, 0xCB, 0xCF])
 """Frames whose pixels are predicted from their neighbors, without a cosine transform."""
 
-_SCAN, _END, _JFIF, _EXIF_OR_XMP, _ADOBE = 0xDA, 0xD9, 0xE0, 0xE1, 0xEE
+_SCAN, _END, _JFIF, _EXIF_OR_XMP, _PROFILE, _ADOBE = 0xDA, 0xD9, 0xE0, 0xE1, 0xE2, 0xEE
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL = frozenset([0xC0, 0xC1, 0xC9])
 _PROGRESSIVE = frozenset([0xC2, 0xCA])
@@ -20,9 +20,11 @@ _BARE = frozenset([0x01, *range(0xD0, 0xDA)])
 _NO_MARKER = (0x00, 0xFF)
 _SEGMENT = struct.Struct(">BBH")
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
+_ICC_PROFILE = b"ICC_PROFILE\0"
 # A marker; what lies before it is no segment. Inside a scan zeros follow 0xFF bytes that are data, and restarts belong to it.
-_MARKER = re.compile(rb"\xff+[^\x00\xff]")
-_AFTER_SCAN = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
+# Fill bytes may stand before a marker; a pattern that took them in would start anew at each of a long run.
+_MARKER = re.compile(rb"\xff[^\x00\xff]")
+_AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _FILL = 3
 """So many equal bytes at the end of a scan are no accident."""
 
@@ -61,11 +63,11 @@ def read_header(data: bytes) -> Header:
 def mended(data: bytes) -> Iterator[bytes]:
     """The file without faults that hide no pixel, in two versions: if one of them decodes without a warning, all is there.
 
-    The faults: an unknown version of JFIF, an unknown color transform of Adobe, parameters of a sequential scan that only
-    progressive ones have, bytes between segments, no end marker, and in the second version equal bytes at the end of a scan (a
-    single one counts at the end of the last): only the decoder knows whether they belong to it. Bytes that differ from one
-    another stay: a scan that is damaged in its middle leaves such, too. Yields nothing if scans are missing, or if fill stands
-    in the place of the end.
+    The faults: an unknown version of JFIF, an unknown color transform of Adobe, a color profile of which parts are missing (it
+    is not applied anyway), parameters of a sequential scan that only progressive ones have, bytes between segments, no end
+    marker, and in the second version equal bytes at the end of a scan (a single one counts at the end of the last): only the
+    decoder knows whether they belong to it. Bytes that differ from one another stay: a scan damaged in its middle leaves such,
+    too. Yields nothing if scans are missing, or if fill stands in the place of the end.
     """
     header = read_header(data)
     pieces: list[bytes] = []
@@ -74,6 +76,8 @@ def mended(data: bytes) -> Iterator[bytes]:
     for marker, start, end in _segments(data):
         if has_end := marker == _END:
             break
+        if marker == _PROFILE and data.startswith(_ICC_PROFILE, start):
+            continue
         pieces.append(bytes([0xFF, marker]))
         if marker not in _BARE:
             pieces.append(struct.pack(">H", end - start + 2) + _known(marker, data[start:end], header))
@@ -106,7 +110,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         if first != 0xFF or marker in _NO_MARKER:
             if not (found := _MARKER.search(data, position)):
                 return
-            position = found.end() - 2
+            position = found.start()
         elif marker in _BARE:
             position += 2
             yield marker, position, position

@@ -56,7 +56,7 @@ def from_arrow(title: str, column: Any, names: tuple[str, ...] | None) -> LabelC
     kind = value_type(column.type)
     if pa.types.is_dictionary(column.type):
         column = pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], kind)
-    if pa.types.is_boolean(kind) or is_text(kind):
+    if pa.types.is_null(kind) or pa.types.is_boolean(kind) or is_text(kind):
         return from_words(title, [None if value is None else str(value) for value in column.to_pylist()])
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         raise Refusal(f"{title} holds {column.type}: classes are whole numbers or words")

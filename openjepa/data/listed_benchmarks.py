@@ -38,7 +38,7 @@ class _Listed:
 def open_places205(root: Path) -> Splits:
     """Places205 below `root`: the two lists, and the images at one of several depths.
 
-    Raises Refusal where a list or the images are missing, a line is no path with a class, or a listed file is absent.
+    Raises Refusal if a list or all of its images are missing, or a line is no path with a class.
     """
     lists = [_read_places(_places_list(root, split)) for split in ("train", "val")]
     images = _folder_of(root, PLACES_IMAGES, lists[0], "Places205", PLACES_EXPECTED)
@@ -88,7 +88,7 @@ def _folder_of(root: Path, folders: Iterable[str], listed: _Listed, title: str, 
 def open_inat18(root: Path) -> Splits:
     """iNaturalist 2018 below `root`: annotations in COCO's format, one class (species) per image.
 
-    Raises Refusal where a file is missing or no such annotations, an image has no class or two, or a file is absent.
+    Raises Refusal if a file is missing or no such annotations, an image has no class or two, or all of the images are missing.
     """
     files = [root / f"{split}2018.json" for split in ("train", "val")]
     if absent := [file.name for file in files if not file.is_file()]:

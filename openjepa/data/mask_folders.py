@@ -5,19 +5,18 @@ Only a few headers are opened.
 """
 
 import re
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from PIL import Image
+from openjepa.data.decode import mode_and_size
+from openjepa.shell import command
 
 ENDINGS = frozenset({".png", ".gif", ".bmp", ".tif", "tiff", ".pgm"})
 """Last four letters of the formats that keep classes exactly."""
-FORMATS = ("PNG", "JPEG", "MPO", "GIF", "BMP", "TIFF", "PPM", "WEBP")
-MASK_MODES = frozenset({"1", "L", "P", "I", "I;16"})
+MASK_MODES = frozenset({"1", "L", "P", "I", "I;16", "I;16B"})
 """Pillow's names of one channel and of a palette."""
 MARKS = ("_mask", "-mask", "_masks", "_seg", "_segmentation", "_gt", "_groundtruth", "_label", "_labels", "_trimap", "_mask_1")
 """Endings of the names of label maps that lie among their photos (x.png and x_mask.png)."""
@@ -54,9 +53,8 @@ class MaskFolder:
             mine, theirs = self.photos.split("/"), self.masks.split("/")
             shared = next((n for n, pair in enumerate(zip(mine, theirs, strict=False)) if pair[0] != pair[1]), len(theirs))
             what = f"the images in {str(root / self.masks)!r}"
-            remedy = (
-                f"give the photos alone (--data.path {str(root.joinpath(*mine[: shared + 1]))!r}), or move the label maps away"
-            )
+            typed = command("--data.path", root.joinpath(*mine[: shared + 1]))
+            remedy = f"give the photos alone ({typed}), or move the label maps away"
         return (
             f"{what} look like label maps of the photos in {str(root / self.photos)!r} (equal names, one channel or a palette) "
             f"and are used as images: {remedy}"
@@ -65,7 +63,7 @@ class MaskFolder:
 
 def find_mask_folders(root: Path, files: Sequence[str]) -> list[MaskFolder]:
     """Folders among those of `files`, paths below `root`, that hold label maps; the same pair of places is found once."""
-    header = cache(lambda name: _header(root / name))
+    header = cache(lambda name: mode_and_size(root / name))
     samples = {}
     for folder, names in _candidates(files).items():
         if all(found is not None and found[0] in MASK_MODES for found in map(header, names)):
@@ -151,18 +149,3 @@ def _first_difference(folder: str, photos: str) -> tuple[str, str]:
     """Where two paths part: many classes with their own folders of label maps are one place."""
     mine, theirs = folder.split("/"), photos.split("/")
     return next(((a, b) for a, b in zip(mine, theirs, strict=False) if a != b), (mine[-1], theirs[-1]))
-
-
-def _header(file: Path) -> Header | None:
-    """Mode and size of a picture; None if Pillow cannot open it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return _opened_header(file)
-
-
-def _opened_header(file: Path) -> Header | None:
-    try:
-        with Image.open(file, formats=FORMATS) as image:
-            return image.mode, image.size
-    except Exception:  # parsers of foreign bytes raise anything
-        return None

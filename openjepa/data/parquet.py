@@ -1,6 +1,6 @@
 """Parquet files: in memory, mapped, or streamed, a few rows at a time, so that no row group is too large."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from openjepa.refusals import Refusal
 from openjepa.settings.data import HuggingFaceSettings
 
 IN_MEMORY_SHARE = 0.25
-"""Images up to this share of the free memory, unpacked, are read into it; more are mapped."""
+"""Images up to this share of the free memory, unpacked and repeated, are read into it; more are mapped."""
 BATCH_BYTES = 64 * 2**20
 """Bytes of rows that are read at a time, on average."""
 BATCH_ROWS = 256
@@ -41,8 +41,9 @@ class ParquetReader(SplitReader):
         """Images in memory if they fit into it, else mapped from Arrow files that are prepared once."""
         files, image = tuple(self._files[split]), self._columns(split).image
         needed = sum(uncompressed_bytes(file, [image]) for file in files)
-        is_small = needed <= IN_MEMORY_SHARE * available_memory()
-        return ArrowSource(partial(read_rows if is_small else mapped_rows, files, image), split, joined_stamps(files))
+        limit = int(IN_MEMORY_SHARE * available_memory())
+        rows = partial(fitting_rows, limit=limit) if needed <= limit else mapped_rows
+        return ArrowSource(partial(rows, files, image), split, joined_stamps(files))
 
     def label_column(self, split: str) -> LabelColumn | None:
         """The labels, from their column alone."""
@@ -64,7 +65,7 @@ class ParquetReader(SplitReader):
 
 
 def uncompressed_bytes(file: str, names: list[str]) -> int:
-    """Bytes that columns of a file take when they are unpacked, as its metadata say."""
+    """Bytes that columns of a file take when they are unpacked, at least: of repeated images the metadata may count one."""
     with _opened(file) as parquet:
         return sum(_group_bytes(parquet.metadata.row_group(group), names) for group in range(parquet.num_row_groups))
 
@@ -118,6 +119,19 @@ def read_rows(files: tuple[str, ...], image: str) -> Iterator[ImageRows]:
                 yield ImageRows(batch.column(image), str(Path(file).parent))
 
 
+def fitting_rows(files: tuple[str, ...], image: str, limit: int) -> Iterable[ImageRows]:
+    """The same in memory, or mapped if they turn out to take more than `limit` bytes there."""
+    pieces: list[ImageRows] = []
+    taken = 0
+    for piece in read_rows(files, image):
+        pieces.append(piece)
+        taken += piece.num_bytes
+        if taken > limit:
+            pieces.clear()
+            return mapped_rows(files, image)
+    return pieces
+
+
 def mapped_rows(files: tuple[str, ...], image: str) -> Iterator[ImageRows]:
     """The same from Arrow files in the cache, mapped into memory."""
     for file in files:
@@ -155,7 +169,7 @@ def _joined(parts: list[Any], title: str) -> Any:
         raise Refusal(f"{title} is not of the same type in all files ({error})") from error
 
 
-def _first_values(file: str, name: str) -> list[str | None]:
+def _first_values(file: str, name: str) -> list[object]:
     with _opened(file) as parquet:
         batch = next(_batches(file, parquet, name), None)
         return [] if batch is None else [value for value in batch.column(name)[:NUM_EXAMPLES].to_pylist()]

@@ -11,6 +11,8 @@ class SplitReader(ABC):
 
     splits: tuple[str, ...]
     """Names of the splits that there are."""
+    left_out: tuple[str, ...] = ()
+    """What lay beside the files that may have been meant as some, in words and counted."""
 
     @abstractmethod
     def open_list(self, split: str) -> ListSource:

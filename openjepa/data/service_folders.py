@@ -37,7 +37,7 @@ SERVICES: tuple[Service, ...] = (
         ("@__thumb", "@Recycle", "@Recently-Snapshot"),
         "exclusion lists of immich-go and of photo scanners for NAS systems",
     ),
-    Service("NetApp ONTAP", "snapshots", ("~snapshot",), "from memory"),
+    Service("Hitachi NAS, NetApp ONTAP", "snapshots", ("~snapshot",), "Hitachi: NAS Platform, Snapshot Administration Guide"),
     Service(
         "Windows",
         "deleted files, restore points",
@@ -50,14 +50,19 @@ SERVICES: tuple[Service, ...] = (
         ("__MACOSX", "Network Trash Folder", "Temporary Items", "TheVolumeSettingsFolder"),
         "PhotoPrism, issue 2844; GitHub's gitignore for macOS; Carbon Copy Cloner's exclusions",
     ),
-    Service("Linux, Android", "fragments found by fsck", ("lost+found", "LOST.DIR"), "e2fsck(8); from memory"),
+    Service("Linux, Android", "fragments found by fsck", ("lost+found", "LOST.DIR"), "e2fsck(8); how-tos for users of Android"),
     Service(
         "Lightroom Classic",
         "previews",
         ("*.lrdata", "Lightroom Previews"),
         "Adobe: preview caches beside the catalog (NAME Previews.lrdata, NAME Smart Previews.lrdata)",
     ),
-    Service("darcs, Subversion on ASP.NET", "pristine copies of all files", ("_darcs", "_svn"), "from memory"),
+    Service(
+        "darcs, Subversion on ASP.NET",
+        "pristine copies of all files",
+        ("_darcs", "_svn"),
+        "darcs 2.0, manual: DarcsRepo format; Subversion, notes/asp-dot-net-hack.txt",
+    ),
     Service(
         "npm, Python", "installed packages, compiled code", ("node_modules", "__pycache__"), "GitHub's gitignore templates"
     ),

@@ -89,6 +89,8 @@ class SkipLedger:
 
 def check_usable(source: ListSource, what: str, min_side: int = 1) -> None:
     """Raise Refusal unless one of the first images can be decoded and is at least `min_side` pixels on both sides."""
+    if not len(source):
+        raise Refusal(f"{what} holds no rows")
     reasons: Counter[str] = Counter()
     num = min(NUM_CHECKED, len(source))
     first = ""

@@ -26,7 +26,12 @@ class ListSource(ABC):
     @property
     def is_labeled(self) -> bool:
         """Whether some records have a class, or all."""
-        return self.labels is not None or self.partial_labels is not None
+        return self.known_labels is not None
+
+    @property
+    def known_labels(self) -> NDArray[np.int64] | None:
+        """The class of each record, or NO_LABEL; None if no record has one."""
+        return self.labels if self.labels is not None else self.partial_labels
 
     @abstractmethod
     def __len__(self) -> int:
@@ -115,8 +120,15 @@ class Splits:
     """Further labelings of (train, test) by name: scenes have `count` and `distance`."""
     left_out: tuple[str, ...] = ()
     """What lay beside the images that may have been meant as some, in words and counted; `description` says it too."""
+    unused: tuple[str, ...] = ()
+    """Images of no split that is used, in words; `description` says it too."""
     label_maps: Mapping[str, tuple[LabelMaps, LabelMaps]] = field(default_factory=dict)
     """Labels of the pixels of (train, test) by name, where the data has any."""
+
+    @property
+    def not_used(self) -> tuple[str, ...]:
+        """All that is not used, in words: what does not print the description says these."""
+        return (*self.unused, *self.left_out)
 
     @property
     def can_test(self) -> bool:

@@ -9,7 +9,7 @@ import json
 import shutil
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, groupby
@@ -36,7 +36,9 @@ CLASS_FIELD = "cls"
 BLOCK = 512
 """Bytes of a block of a tar."""
 GZIP_START = b"\x1f\x8b"
-INDEX_VERSION = 1
+INDEX_VERSION = 2
+_HALVES = "surrogatepass"
+"""How words with halves of characters become bytes and the same words again."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class TarReader(SplitReader):
 
     def label_column(self, split: str) -> LabelColumn | None:
         """The labels, as the index has them; `.cls` holds numbers if all are numbers."""
-        words = [word for file in self._files[split] for word in self._index(file).column("label").to_pylist()]
+        words = _words([self._index(file) for file in self._files[split]], "label")
         if not any(words):
             return None
         numbers = WHOLE_NUMBER if self._fields.label is None else CANONICAL_NUMBER
@@ -138,15 +140,26 @@ def _write_index(file: Path, fields: _Fields, target: Path) -> None:
     images = [sample.image for sample in found]
     table = pa.table(
         {
-            "name": pa.array([sample.name.encode(errors="surrogateescape") for sample in found], pa.binary()),
+            "name": _texts(sample.name for sample in found),
             "offset": pa.array([image.offset if image else 0 for image in images], pa.int64()),
             "size": pa.array([image.size if image else 0 for image in images], pa.int64()),
-            "label": pa.array([sample.label for sample in found], pa.string()),
-            "problem": pa.array([sample.problem for sample in found], pa.string()),
+            "label": _texts(sample.label for sample in found),
+            "problem": _texts(sample.problem for sample in found),
         }
     )
     with pa.ipc.new_file(str(target), table.schema) as writer:
         writer.write_table(table)
+
+
+def _texts(words: Iterable[str | None]) -> Any:
+    """A column of words as bytes: names in tars and strings in JSON may have halves of characters, text in Arrow has none."""
+    return pa.array([None if word is None else word.encode(errors=_HALVES) for word in words], pa.binary())
+
+
+def _words(indices: list[Any], name: str) -> list[str | None]:
+    """The words of such a column, of all tars."""
+    values = chain.from_iterable(index.column(name).to_pylist() for index in indices)
+    return [None if value is None else value.decode(errors=_HALVES) for value in values]
 
 
 def unpacked(file: Path) -> Path:
@@ -256,7 +269,7 @@ class TarSource(ListSource):
         names = list(chain.from_iterable(index.column("name").to_pylist() for index in indices))
         self._names = np.frombuffer(b"".join(names), dtype=np.uint8)
         self._ends = np.cumsum([0] + [len(name) for name in names], dtype=np.int64)
-        problems = chain.from_iterable(index.column("problem").to_pylist() for index in indices)
+        problems = _words(indices, "problem")
         self._problems = {row: problem for row, problem in enumerate(problems) if problem is not None}
 
     def __len__(self) -> int:
@@ -281,7 +294,7 @@ class TarSource(ListSource):
     def name(self, index: int) -> str:
         """The row, and the name of the image in its tar."""
         name = self._names[self._ends[index] : self._ends[index + 1]].tobytes()
-        return row_name(self._title, index, name.decode(errors="surrogateescape"))
+        return row_name(self._title, index, name.decode(errors=_HALVES))
 
 
 def _numbers(indices: list[Any], name: str) -> NDArray[np.int64]:

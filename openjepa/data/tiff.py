@@ -1,8 +1,7 @@
 """TIFF files that Pillow would misread or not read: recognized by their tags, with the reason."""
 
-import io
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL.TiffImagePlugin import MAX_SAMPLESPERPIXEL, ImageFileDirectory_v2
 
@@ -19,9 +18,8 @@ _UNSIGNED = 1
 _RANGELESS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
 
 
-def read_tags(data: bytes) -> Mapping[int, Any] | None:
+def read_tags(file: BinaryIO) -> Mapping[int, Any] | None:
     """Tags of the first image of a TIFF file; None if they cannot be read."""
-    file = io.BytesIO(data)
     head = file.read(8)
     try:
         tags = ImageFileDirectory_v2(head + file.read(8) if head[2:4].strip(b"\0") == b"+" else head)
@@ -79,7 +77,8 @@ def _refusal(tags: Mapping[int, Any]) -> str | None:
     if tags.get(_COLORS) == _YCBCR and _is_plain(tags) and tuple(tags.get(_SUBSAMPLING, (2, 2))) != (1, 1):
         return "YCbCr with subsampled colors and without compression, which Pillow misreads"
     if tags.get(_PLANES) == _SEPARATE and _misread_planes(tags, bits):
-        return f"{describe(tags)} in separate planes, which Pillow misreads: save it with interleaved channels"
+        remedy = "with PlanarConfiguration 1" if len(bits) == 1 else "with interleaved channels"
+        return f"{describe(tags)} in separate planes, which Pillow misreads: save it {remedy}"
     return None
 
 

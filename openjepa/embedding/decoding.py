@@ -4,7 +4,6 @@ On a CPU the encoder leaves no core idle, and its threads wait for one another: 
 same threads decode a chunk, then encode it. Beside a GPU, processes decode ahead.
 """
 
-import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,7 +75,7 @@ def _records(source: Source, task: Task) -> tuple[list[Record], list[int | None]
         return [Record(item.name, item.read) for item in task.records], [item.label for item in task.records]
     assert isinstance(source, ListSource)
     records = [Record(source.name(index), partial(source.read, index)) for index in task.numbers]
-    labels = source.labels if source.labels is not None else source.partial_labels
+    labels = source.known_labels
     if labels is None:
         return records, [None] * len(records)
     return records, [None if label == NO_LABEL else label for label in labels[task.numbers.start : task.numbers.stop].tolist()]
@@ -123,11 +122,7 @@ def decode(tasks: Iterable[Task], decoder: Decoder, workers: int, batch_size: in
         return
     with _mapping(torch.get_num_threads()) as every:
         for task in tasks:
-            # the filters that decoding changes belong to all threads, so that they are put right once these have ended
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                decoded = decoder(task, every)
-            yield decoded
+            yield decoder(task, every)
 
 
 @contextmanager

@@ -29,6 +29,8 @@ class Images:
     """By split, in the order of the rows: `train`, `test`, and what else there is."""
     settings: DataSettings
     """With which the data source is opened again to find the images."""
+    not_used: tuple[str, ...] = ()
+    """What lies beside them and is not embedded, in words."""
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -85,7 +87,7 @@ def open_images(settings: DataSettings, splits: Literal["all", "train", "test"],
         sources = {splits: sources[splits]}
     else:
         sources |= _others(settings, sources)
-    return Images(sources, settings)
+    return Images(sources, settings, opened.left_out if splits == "all" else opened.not_used)
 
 
 def _without_training_split(settings: HuggingFaceSettings) -> HuggingFaceSettings:

@@ -81,6 +81,8 @@ def embed_dataset(
         say(f"note: {note}")
     images, seed = find_images(Path(subject).expanduser(), data, settings)
     say(f"images: {images.summary()}")
+    for what in images.not_used:
+        say(f"note: {what}")
     plan = make_plan(make_manifest(subject, encoder, images, seed, settings), images.sources, settings.part_images)
     if can_pack(encoder.device, plan.manifest.precision):
         pack(encoder.network)

@@ -41,7 +41,7 @@ def evaluate_run(
             "or --suite and --data-root"
         )
     splits = for_probes(open_splits(found.data, found.seed))
-    for remark in splits.remarks:
+    for remark in (*splits.remarks, *splits.not_used):
         say(f"note: {remark}")
     tasks = chosen_tasks(settings.tasks, splits)
     if settings.tasks:

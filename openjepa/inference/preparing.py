@@ -105,8 +105,7 @@ def _in_threads(images: Iterable[Picture], view: View, ahead: int, threads: int)
         return
     waiting: deque[Future[Tensor]] = deque()
     with warnings.catch_warnings(), thread_pool(min(threads, MAX_THREADS), "images") as pool:
-        # warnings.catch_warnings, which decoding uses, is not made for threads: the filters they leave are put right here
-        warnings.filterwarnings("ignore", module=r"PIL\b")
+        # what takes the views works beside the threads: filters that it saves while one of them is silent must not stay
         for number, image in chain(first, numbered):
             waiting.append(pool.submit(_task(number, image, view)))
             if len(waiting) > ahead:

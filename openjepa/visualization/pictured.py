@@ -1,5 +1,6 @@
 """Which images the pictures show."""
 
+import warnings
 from dataclasses import dataclass
 from itertools import islice
 
@@ -54,6 +55,8 @@ def choose_images(
 ) -> tuple[Pictured, Pictured]:
     """`num_shown` images of the test split (training split where there is none), and a gallery from the training split."""
     splits = open_splits(config.data, config.run.seed)
+    for what in splits.not_used:
+        warnings.warn(what, UserWarning, stacklevel=2)
     train = splits.train if isinstance(splits.train, ListSource) else _head(splits.train, num_gallery)
     fit = "squash" if splits.extra_labels else "crop"  # as the tasks of `openjepa evaluate` see scenes and other images
     gallery = _read(train, size, num_gallery, seed, "training", fit)

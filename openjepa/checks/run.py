@@ -38,15 +38,20 @@ def check(config: RunConfig, world_size: int = 1, is_model_known: bool = True) -
     Settings that follow others are checked with the values that they get. Without `is_model_known`, for a run whose model
     follows weights that are not read yet, what depends on the model is left out.
     """
-    values: list[tuple[str, Callable[[], None]]] = [*value_checks(config), ("model.", partial(_check_size, config.model))]
-    problems = refused(check for name, check in values if name.startswith(COMPUTED_WITH))
-    checks = [check for name, check in values if not name.startswith(COMPUTED_WITH)]
+    problems = value_problems(config)
+    checks = [check for name, check in value_checks(config) if not name.startswith(COMPUTED_WITH)]
     checks += [partial(_check_source, config), partial(_check_run, config.run)]
     if not problems:
         config = resolve(config, processes=world_size)
         checks += [partial(_check_batch, config, world_size), partial(_check_length, config.optim)]
         checks += _model_checks(config) if is_model_known else []
     refuse(problems + refused(checks))
+
+
+def value_problems(config: RunConfig) -> list[str]:
+    """What is wrong with the values that others are computed with. Only if nothing is can `config` be resolved."""
+    checks = [check for name, check in value_checks(config) if name.startswith(COMPUTED_WITH)]
+    return refused([*checks, partial(_check_size, config.model)])
 
 
 def _model_checks(config: RunConfig) -> list[Callable[[], None]]:

@@ -11,8 +11,8 @@ import pytest
 
 from openjepa.ablation.plan import base_config
 from openjepa.ablations import ablation_rows
-from openjepa.arguments import parse_train
-from openjepa.checks import check
+from openjepa.arguments import given_settings, parse_train
+from openjepa.checks import check, remarks
 from openjepa.cli import main
 from openjepa.config import difference, flatten, load_run_config, save_yaml
 from openjepa.derived import RULES, resolve
@@ -295,3 +295,34 @@ def test_the_options_of_the_note_make_everything_follow(
     main(["train", *shlex.split(pasted), "--run.output", str(tmp_path), "--dry-run"])
     assert "note: what" not in capsys.readouterr().err, "nothing stays behind"
     assert difference(resolve(parsed(pasted), 400), resolve(parsed(f"{recipe} {data} {length}"), 400)) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (
+            "cpu-64 --optim.warmup-share 0.2 --optim.warmup-steps 100",
+            "optim.warmup_share=0.2 has no effect: optim.warmup_steps=100",
+        ),
+        (
+            "cpu-64 --optim.warmup-share 0.2 --optim.warmup-epochs 3",
+            "optim.warmup_share=0.2 has no effect: optim.warmup_epochs=3",
+        ),
+        ("cpu-64 --optim.warmup-steps 100", None),
+        ("cpu-64 --optim.warmup-share 0.2", None),
+        (
+            "ijepa-vitb16 --optim.images-per-device 64 --optim.microbatch-size 32 --masks.group-size 32",
+            "optim.images_per_device=64 has no effect beside optim.microbatch_size=32 and masks.group_size=32",
+        ),
+        (
+            "mae-vitb16 --optim.images-per-device 64 --optim.microbatch-size 32",
+            "optim.images_per_device=64 has no effect beside optim.microbatch_size=32",
+        ),
+        ("ijepa-vitb16 --optim.images-per-device 64 --optim.microbatch-size 32", None),
+        ("ijepa-vitb16 --optim.microbatch-size 32 --masks.group-size 32", None),
+    ],
+)
+def test_what_others_would_follow_is_remarked_if_nothing_follows_it(command: str, expected: str | None) -> None:
+    """Only of what was given: a recipe's share of the warm-up gives way to steps without a word."""
+    found = remarks(parsed(command), given_settings(shlex.split(command)))
+    assert [remark.startswith(expected or "?") for remark in found] == [True] * (expected is not None)

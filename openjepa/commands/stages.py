@@ -100,11 +100,12 @@ def train(argv: Sequence[str], prog: str) -> None:
         _note_kept(before, config)
     # a model that follows weights is known once these are read
     check(config, world_size=int(os.environ.get("WORLD_SIZE", "1")), is_model_known=config.run.init is None)
-    for remark in remarks(config):
+    given = given_settings(argv)
+    for remark in remarks(config, given):
         print(f"note: {remark}", file=sys.stderr)
     from openjepa.training.loop import train as train_run
 
-    given = given_settings(argv) | decided_by_file(options.config, config.run.init)
+    given |= decided_by_file(options.config, config.run.init)
     folder = train_run(config, fresh=options.fresh, dry_run=options.dry_run, given=given)
     if folder is not None:
         labeled = json.loads((folder / "summary.json").read_text()).get("labeled", True)

@@ -74,6 +74,8 @@ def check_evaluation(settings: EvaluationSettings) -> None:
         if value == () and isinstance(default, tuple) and default and name not in MAY_BE_EMPTY:
             words = " ".join(map(str, default))
             raise Refusal(f"evaluation.{name} is empty: give at least one number, or leave it out for {words}")
+        if isinstance(value, tuple) and isinstance(default, tuple) and name in EVALUATION_RANGES:
+            _check_repeats(f"evaluation.{name}", value)
         for item in value if isinstance(value, tuple) else (value,):
             if name in EVALUATION_RANGES and isinstance(item, int | float):
                 check_range(f"evaluation.{name}", item, EVALUATION_RANGES[name])
@@ -85,6 +87,13 @@ def check_evaluation(settings: EvaluationSettings) -> None:
         raise Refusal(f"evaluation.low_shot.list={shot.list!r} is no file: give a text file with one image per line")
     # the depth is not known yet; shallow encoders have the longest runs, so that nothing possible is refused
     resolve_finetune(settings.finetune, shot.is_set(), BASE_DEPTH)
+
+
+def _check_repeats(name: str, swept: tuple[object, ...]) -> None:
+    """Every value is a classifier of its own, told from the others by it."""
+    if len(set(swept)) < len(swept):
+        values, once = (" ".join(map(str, items)) for items in (swept, dict.fromkeys(swept)))
+        raise Refusal(f"{name}={values} repeats a value: give each once, {once}")
 
 
 def evaluation_remarks(

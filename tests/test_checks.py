@@ -9,7 +9,7 @@ from openjepa.checks import check, remarks
 from openjepa.checks.values import PAIRS, RANGES
 from openjepa.config import flatten
 from openjepa.evaluation import PROTOCOLS
-from openjepa.evaluation_checks import check_evaluation, evaluation_remarks
+from openjepa.evaluation_checks import EVALUATION_RANGES, check_evaluation, evaluation_remarks
 from openjepa.recipes.matched import with_method
 from openjepa.refusals import Refusal
 from openjepa.settings.choices import CHOICES
@@ -23,6 +23,8 @@ from openjepa.settings.methods import DinoSettings
 from openjepa.settings.run import RunConfig
 
 READS = {name: entry.reads for name, entry in PROTOCOLS.items()}
+OF_FEATURES = ("linear", "knn", "logistic")
+OTHERS = tuple(name for name in PROTOCOLS if name not in OF_FEATURES)
 VALID = RunConfig(data=FolderSettings(path="images"))
 
 
@@ -189,10 +191,10 @@ def test_every_number_has_a_range() -> None:
 SWEPT = ["weight_decays", "neighbors", "logistic.penalties", "attentive.learning_rates"]
 
 
-def emptied(name: str) -> EvaluationSettings:
+def with_value(name: str, value: tuple[float, ...]) -> EvaluationSettings:
     group, _, inner = name.rpartition(".")
     usual = EvaluationSettings()
-    changed: Any = replace(getattr(usual, group), **{inner: ()}) if group else ()
+    changed: Any = replace(getattr(usual, group), **{inner: value}) if group else value
     return replace(usual, **{group or name: changed})
 
 
@@ -205,9 +207,20 @@ def test_sweeps_without_a_member_are_refused() -> None:
             with pytest.raises(
                 Refusal, match=rf"evaluation\.{name} is empty: give at least one number, or leave it out for \d"
             ):
-                check_evaluation(emptied(name))
+                check_evaluation(with_value(name, ()))
         else:
-            check_evaluation(emptied(name))
+            check_evaluation(with_value(name, ()))
+
+
+def test_sweeps_that_repeat_a_value_are_refused() -> None:
+    """Classifiers are told apart by it. Also settings whose default has no value; two equal sides of an image are no sweep."""
+    usual = flatten(EvaluationSettings())
+    swept = [name for name, value in usual.items() if isinstance(value, tuple) and name in EVALUATION_RANGES]
+    assert set(SWEPT) < set(swept) and len(swept) == 7
+    for name in swept:
+        with pytest.raises(Refusal, match=rf"evaluation\.{name}=5 3 5\.0 repeats a value: give each once, 5 3"):
+            check_evaluation(with_value(name, (5, 3, 5.0)))
+    check_evaluation(EvaluationSettings(image_size=(64, 64)))
 
 
 def test_settings_of_an_evaluation_without_effect_are_named() -> None:
@@ -233,6 +246,8 @@ def test_settings_of_an_evaluation_without_effect_are_named() -> None:
         ({"weight_decays": (0.1,)}, ("linear", "dense_linear"), ("knn", "logistic", "linear_full", "attentive", "dense_knn")),
         ({"iterations": 7}, ("linear", "dense_linear"), ("knn", "logistic", "finetune")),
         ({"dense": DenseSettings(max_patches=7)}, ("dense_linear", "dense_knn"), ("knn", "linear")),
+        ({"feature_dtype": "bf16"}, OF_FEATURES, OTHERS),
+        ({"lidar_images": 9}, OF_FEATURES, OTHERS),
         ({"seeds": 3}, tuple(PROTOCOLS), ()),
     ],
 )
@@ -242,7 +257,7 @@ def test_settings_that_no_protocol_of_the_evaluation_reads_are_named(
     settings, (name,) = EvaluationSettings(**change), change
     shown = "dense.*" if name == "dense" else name
     for protocol in heeding:
-        assert evaluation_remarks(settings, ["logistic", protocol], READS) == []
+        assert evaluation_remarks(settings, ["finetune", protocol], READS) == []
     for protocol in others:
         words = f"{shown} has no effect: the protocol {' or '.join(heeding)} is not run (--protocols)"
         assert evaluation_remarks(settings, [protocol], READS) == [words]

@@ -3,16 +3,24 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from openjepa.bench_energy import bench_energy
 from openjepa.engine import checkpoint
 from openjepa.engine.interrupts import Interrupted, Interrupts
 from openjepa.engine.run_folder import RunFolder
+from openjepa.methods import mae
 from openjepa.methods.ijepa import IJepa
+from openjepa.refusals import Refusal
+from openjepa.settings.bench import EnergyBench
+from openjepa.settings.masks import RandomPatchesSettings
+from openjepa.settings.methods import MaeSettings
 from openjepa.settings.run import RunConfig
 from openjepa.training import loop
 from openjepa.training.loop import train
@@ -184,3 +192,43 @@ def test_a_missing_tensorboard_is_found_before_the_data_is_read(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"system\.tensorboard=True needs the package tensorboard"):
         train(replace(config, system=replace(config.system, tensorboard=True)))
+
+
+@pytest.mark.parametrize("part", ["decoder of another shape", "weights that are missing"])
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_networks_of_another_version_are_refused_and_nothing_is_changed(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, is_finished: bool
+) -> None:
+    """MAE's decoder had a ratio of 4 whatever the encoder's was; another version may lack weights."""
+    config = small_config(images, tmp_path)
+    method, masks = MaeSettings(decoder_width=24, decoder_depth=1, decoder_heads=3), RandomPatchesSettings()
+    config = replace(config, model=replace(config.model, mlp_ratio=2.0), method=method, masks=masks)
+    with monkeypatch.context() as patch:
+        if part == "decoder of another shape":
+            now = mae._decoder_config
+            patch.setattr(mae, "_decoder_config", lambda *given: replace(now(*given), mlp_ratio=4.0))
+        if not is_finished:
+            patch.setattr(Interrupts, "__init__", lambda self: self.__dict__.update(requested="SIGTERM", _before={}))
+        with suppress(Interrupted):
+            train(config)
+    if part == "weights that are missing":
+        add = torch.nn.Module.register_parameter
+        build = mae.Decoder.__init__
+
+        def built(self: mae.Decoder, *given: Any) -> None:
+            build(self, *given)
+            add(self, "more", torch.nn.Parameter(torch.zeros(3)))
+
+        monkeypatch.setattr(mae.Decoder, "__init__", built)
+    expected = {
+        "decoder of another shape": r"decoder\.blocks\.0\.mlp\.fc1\.weight of its checkpoint step_0000000\d has the shape "
+        r"\[96, 24\], and the settings give \[48, 24\]",
+        "weights that are missing": r"decoder\.more of its checkpoint step_0000000\d is missing",
+    }
+    before = summary(tmp_path / "run")
+    with pytest.raises(Refusal, match=rf"{tmp_path / 'run'} cannot be continued: {expected[part]}.* --fresh or --run\.name"):
+        train(config)
+    assert summary(tmp_path / "run") == before
+    with pytest.raises(Refusal, match=expected[part]):
+        bench_energy(EnergyBench(run=tmp_path / "run", images=8, batch_size=4))
+    assert train(config, fresh=True) == tmp_path / "run-2"

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import pytest
 
 from openjepa.ablation.plan import base_config
 from openjepa.ablations import ablation_rows
-from openjepa.arguments import parse_train
-from openjepa.checks import check
+from openjepa.arguments import given_settings, parse_train
+from openjepa.checks import check, remarks
 from openjepa.cli import main
 from openjepa.config import difference, flatten, load_run_config, save_yaml
 from openjepa.derived import RULES, resolve
@@ -242,3 +243,86 @@ def test_what_stays_in_a_file_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
         in words
     )
     assert "optim.warmup_steps=500 is more than optim.total_steps=100" in words
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "refused"),
+    [
+        ("ijepa-vitb16", "--optim.batch-size 0", "optim.batch_size=0 must be at least 1"),
+        ("dino-cpu-32", "--model.patch-size 0", "model.patch_size=0 must be between 4 and 16"),
+        ("cpu-64 --preset official", "--model.patch-size 0", "model.patch_size=0 must be between 4 and 16"),
+        ("quickstart", "--optim.total-steps -5", "optim.total_steps=-5 must be at least 1"),
+        ("quickstart", "--model.width -5", "model.width=-5 must be at least 1"),
+        ("ijepa-vitb16", "--optim.images-per-device 0", "optim.images_per_device=0 must be at least 1"),
+        ("msn-cpu-32", "--model.depth 0", "model.depth=0 must be at least 1"),
+    ],
+)
+def test_impossible_values_are_refused_before_anything_follows_from_them(
+    recipe: str, changes: str, refused: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    save_yaml(resolve(parsed(recipe)), file)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--config", str(file), "--data.path", "photos", *shlex.split(changes), "--dry-run"])
+    assert ended.value.code == 2
+    words = capsys.readouterr().err
+    assert refused in words and "note:" not in words
+
+
+def test_an_impossible_value_of_a_file_can_be_mended_by_an_option(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    save_yaml(resolve(parsed("quickstart")), file)
+    file.write_text(file.read_text().replace("patch_size: 8", "patch_size: 0"))
+    assert load_run_config(file).model.patch_size == 0
+    main(["train", "--config", str(file), "--model.patch-size", "8", "--run.output", str(tmp_path), "--dry-run"])
+
+
+@pytest.mark.parametrize("recipe", ["quickstart", "cpu-32", "dino-cpu-32", "data2vec-cpu-32"])
+@pytest.mark.parametrize("length", ["--optim.epochs 40", "--optim.total-steps 400"])
+def test_the_options_of_the_note_make_everything_follow(
+    recipe: str, length: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also what follows only once the steps of a run in epochs are known."""
+    photos = write_folder(tmp_path / "photos", 300)
+    data = "" if recipe == "quickstart" else f"--data.path {photos} --optim.batch-size 16"
+    file = tmp_path / "config.yaml"
+    save_yaml(resolve(parsed(f"{recipe} {data}")), file)
+    command = f"--config {file} {length}"
+    with suppress(SystemExit):  # the old warm-up may be too long
+        main(["train", *shlex.split(command), "--run.output", str(tmp_path), "--dry-run"])
+    note = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("note: what"))
+    pasted = f"{command} {note.partition('give ')[2]}"
+    main(["train", *shlex.split(pasted), "--run.output", str(tmp_path), "--dry-run"])
+    assert "note: what" not in capsys.readouterr().err, "nothing stays behind"
+    assert difference(resolve(parsed(pasted), 400), resolve(parsed(f"{recipe} {data} {length}"), 400)) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (
+            "cpu-64 --optim.warmup-share 0.2 --optim.warmup-steps 100",
+            "optim.warmup_share=0.2 has no effect: optim.warmup_steps=100",
+        ),
+        (
+            "cpu-64 --optim.warmup-share 0.2 --optim.warmup-epochs 3",
+            "optim.warmup_share=0.2 has no effect: optim.warmup_epochs=3",
+        ),
+        ("cpu-64 --optim.warmup-steps 100", None),
+        ("cpu-64 --optim.warmup-share 0.2", None),
+        (
+            "ijepa-vitb16 --optim.images-per-device 64 --optim.microbatch-size 32 --masks.group-size 32",
+            "optim.images_per_device=64 has no effect beside optim.microbatch_size=32 and masks.group_size=32",
+        ),
+        (
+            "mae-vitb16 --optim.images-per-device 64 --optim.microbatch-size 32",
+            "optim.images_per_device=64 has no effect beside optim.microbatch_size=32",
+        ),
+        ("ijepa-vitb16 --optim.images-per-device 64 --optim.microbatch-size 32", None),
+        ("ijepa-vitb16 --optim.microbatch-size 32 --masks.group-size 32", None),
+    ],
+)
+def test_what_others_would_follow_is_remarked_if_nothing_follows_it(command: str, expected: str | None) -> None:
+    """Only of what was given: a recipe's share of the warm-up gives way to steps without a word."""
+    found = remarks(parsed(command), given_settings(shlex.split(command)))
+    assert [remark.startswith(expected or "?") for remark in found] == [True] * (expected is not None)

@@ -16,10 +16,12 @@ from openjepa.data.fingerprint import source_hash, stamps_hash
 from openjepa.data.folder import FolderSource
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.data.subset import Subset
+from openjepa.embedding.images import Images
 from openjepa.embedding.plan import plan_entries
 from openjepa.embedding.running import embed_dataset
 from openjepa.embedding.table import open_table
 from openjepa.evaluation.running import evaluate_run
+from openjepa.search.gallery import open_gallery
 from openjepa.search.running import open_for_search
 from openjepa.settings.data import FolderSettings
 from openjepa.settings.search import SearchSettings
@@ -269,3 +271,30 @@ def test_pictures_of_a_search_are_said_to_be_of_other_files(tmp_path: Path) -> N
     assert len(said) == 1 and "other sizes or times than when" in said[0]
     open_for_search(replace(settings, picture=False), said.append)
     assert len(said) == 1  # nothing is shown, and no file is looked at
+
+
+def test_images_that_were_added_or_removed_are_told_from_overwritten_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, photos, output = save_encoder(tmp_path / "encoder"), write_folder(tmp_path / "photos", 20), tmp_path / "x.npy"
+    embed(encoder, photos, output)
+    table = open_table(output)
+    assert open_gallery(table).change == "none"
+    for ending in ("npy", "csv", "json"):
+        shutil.copy(tmp_path / f"x.{ending}", tmp_path / f"older.{ending}")
+    described = json.loads((tmp_path / "older.json").read_text())
+    (tmp_path / "older.json").write_text(json.dumps(described | {"files": ""}))
+    older = open_table(tmp_path / "older.npy")
+    with monkeypatch.context() as patch:
+        patch.setattr(Images, "stamped", lambda self: pytest.fail("a look at every file, though the table notes no stamps"))
+        assert open_gallery(older).change == "none"
+    added = next(photos.rglob("*.png")).with_name("zz.png")
+    added.write_bytes(next(photos.rglob("*.png")).read_bytes())
+    assert open_gallery(table).change == open_gallery(older).change == "number"
+    said: list[str] = []
+    open_for_search(SearchSettings(table=output, row=("0",)), said.append)
+    assert len(said) == 1 and "images were added or removed since" in said[0]
+    added.unlink()
+    assert open_gallery(table).change == "none"
+    overwrite(photos, 2)
+    assert (open_gallery(table).change, open_gallery(older).change) == ("files", "none")

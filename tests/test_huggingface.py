@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from openjepa.data import huggingface, open_splits, parquet
 from openjepa.data.benchmark_layouts import open_parquet_splits
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.data.subset import for_probes, held_out
+from openjepa.evaluation.tasks import TASKS
 from openjepa.refusals import Refusal
 from openjepa.settings.data import FolderSettings, HuggingFaceSettings
 from tests.loading import load, same
@@ -168,6 +170,24 @@ def test_without_other_splits_the_refusal_says_what_to_type(tmp_path: Path) -> N
     write_tar(tmp_path / "a.tar", range(4))
     with pytest.raises(Refusal, match=r"leave it out, and data\.test_fraction of each class is held out"):
         opened(tmp_path, test_split="train")
+    with pytest.raises(Refusal, match=r"leave it out: of a stream nothing is held out, which needs data\.streaming=false"):
+        opened(tmp_path, test_split="train", streaming=True)
+
+
+@pytest.mark.parametrize(
+    ("labels", "settings", "reason"),
+    [
+        ([0, 0, 1, 1], {"test_fraction": 0.0}, "or hold out a part .* with --data.test-fraction 0.2 .* trained on all images"),
+        ([0, 1, 2, 3], {}, "hold out a part of each class that has two images or more"),
+        ([0, 0, 1, 1], {"streaming": True}, "a list of images with labels, not a stream: set data.streaming=false"),
+    ],
+)
+def test_probes_without_test_images_say_what_to_type(
+    tmp_path: Path, labels: list[int], settings: dict[str, object], reason: str
+) -> None:
+    write_parquet(tmp_path / "a.parquet", range(4), declared=False, labels=labels)
+    found = TASKS["classification"].labels(opened(tmp_path, **settings))
+    assert isinstance(found, str) and re.search(reason, found)
 
 
 @pytest.mark.parametrize("write", [write_parquet, write_tar])

@@ -242,7 +242,7 @@ def test_images_are_found_by_name_where_others_were_added(
     shape_image(50, 48).save(tmp_path / "photos/train/disk/00.png")
     (tmp_path / "photos/train/square/04.png").unlink()
     table = open_table(work / "x.npy")
-    gallery = open_gallery(table.manifest, str(tmp_path / "photos"))
+    gallery = open_gallery(table, str(tmp_path / "photos"))
     for row in table.rows:
         if row.path == "square/04.png":
             assert gallery.thumbnail(row) is None and gallery.file(row) is None

@@ -20,7 +20,7 @@ def test_every_embedded_image_is_found_again(tmp_path: Path) -> None:
     data = FolderSettings(path=str(photos))
     embed_dataset(encoder, data, EmbedSettings(workers=0, device="cpu"), tmp_path / "all.npy")
     table = open_table(tmp_path / "all.npy")
-    gallery = open_gallery(table.manifest)
+    gallery = open_gallery(table)
     assert len({row.split for row in table.rows}) == 3
     found = sorted(gallery.read(row) for row in table.rows)
     assert found == sorted((photos / name).read_bytes() for name in names)

@@ -40,7 +40,8 @@ OTHERS: dict[str, Any] = {
     **{"workers": 1, "lidar_images": 9},
 }
 """Another value than the default, where it cannot be derived from that."""
-OF_NO_RESULT = {"tasks", "device", "workers", "feature_batch_size", "max_skipped", "lidar_images", "lidar_views", "encoder"}
+OF_NO_RESULT = {"tasks", "device", "workers", "feature_batch_size", "max_skipped", "encoder"}
+OF_FEATURES = {"feature_dtype", "lidar_images", "lidar_views"}
 """`tasks` and `encoder` are named by other means; the rest changes no number of a protocol."""
 OF_EVERY_PROTOCOL = {"selection", "seeds", "image_size", "pooling", "max_train_images", "baselines", "low_shot", "seed"}
 OF_EVERY_PROTOCOL |= {"heads", "precision"}
@@ -80,7 +81,8 @@ def name_of(settings: EvaluationSettings, protocol: ProtocolName) -> str:
 def test_a_setting_is_in_the_name_exactly_where_it_is_read(protocol: ProtocolName) -> None:
     own = name_of(EvaluationSettings(), protocol)
     entry = PROTOCOLS[protocol]
-    read = OF_EVERY_PROTOCOL | set(entry.reads) | ({"feature_dtype"} if entry.kind == "features" else set())
+    assert (set(entry.reads) >= OF_FEATURES) == (entry.kind == "features")
+    read = OF_EVERY_PROTOCOL | set(entry.reads)
     names = {setting: name_of(changed, protocol) for setting, changed in changes()}
     assert len(names) == len(list(changes())) > 50
     is_read = {setting: setting.partition(".")[0] in read and setting not in OF_NO_RESULT for setting in names}
@@ -150,9 +152,9 @@ def test_what_a_protocol_reads_is_what_its_entry_says(protocol: ProtocolName) ->
     quick = replace(QUICK, attentive=replace(QUICK.attentive, epochs=1), protocols=(protocol,))
     entry = PROTOCOLS[protocol]
     RUNS[entry.kind](entry.load(), watched(quick, seen))
-    common = OF_EVERY_PROTOCOL | OF_NO_RESULT | {"protocols", "feature_dtype"}
+    common = OF_EVERY_PROTOCOL | OF_NO_RESULT | {"protocols"}
     tops = {name.partition(".")[0] for name in seen} - common
-    assert tops == set(entry.reads)
+    assert tops == set(entry.reads) - OF_FEATURES  # what is kept and measured of features, by whoever extracts them
 
 
 # ------------------------------------------------------------------------------------------------------------ its effects
@@ -177,6 +179,7 @@ def test_protocols_have_entries() -> None:
         (EvaluationSettings(seed=7, precision="bf16"), "seed-7-precision-bf16"),
         (EvaluationSettings(heads=12), "heads-12"),
         (EvaluationSettings(feature_dtype="bf16"), "feature_dtype-bf16"),
+        (EvaluationSettings(lidar_images=500, neighbors=(5,)), "lidar_images-500-neighbors-5"),
         (EvaluationSettings(low_shot=LowShotSettings(percent=1.0)), "1pct"),
         (EvaluationSettings(low_shot=LowShotSettings(percent=0.1234567)), "0.1234567pct"),
     ],

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 from openjepa.checks.masks import check_blockwise, check_random_patches
@@ -38,15 +38,20 @@ def check(config: RunConfig, world_size: int = 1, is_model_known: bool = True) -
     Settings that follow others are checked with the values that they get. Without `is_model_known`, for a run whose model
     follows weights that are not read yet, what depends on the model is left out.
     """
-    values: list[tuple[str, Callable[[], None]]] = [*value_checks(config), ("model.", partial(_check_size, config.model))]
-    problems = refused(check for name, check in values if name.startswith(COMPUTED_WITH))
-    checks = [check for name, check in values if not name.startswith(COMPUTED_WITH)]
+    problems = value_problems(config)
+    checks = [check for name, check in value_checks(config) if not name.startswith(COMPUTED_WITH)]
     checks += [partial(_check_source, config), partial(_check_run, config.run)]
     if not problems:
         config = resolve(config, processes=world_size)
         checks += [partial(_check_batch, config, world_size), partial(_check_length, config.optim)]
         checks += _model_checks(config) if is_model_known else []
     refuse(problems + refused(checks))
+
+
+def value_problems(config: RunConfig) -> list[str]:
+    """What is wrong with the values that others are computed with. Only if nothing is can `config` be resolved."""
+    checks = [check for name, check in value_checks(config) if name.startswith(COMPUTED_WITH)]
+    return refused([*checks, partial(_check_size, config.model)])
 
 
 def _model_checks(config: RunConfig) -> list[Callable[[], None]]:
@@ -69,12 +74,14 @@ def _model_checks(config: RunConfig) -> list[Callable[[], None]]:
     return found
 
 
-def remarks(config: RunConfig) -> list[str]:
+def remarks(config: RunConfig, given: Collection[str] = ()) -> list[str]:
     """What is allowed but surely not meant: settings without effect, and a warm-up as long as the run.
 
-    Mask strategies warn of their own, and methods remark on the length once it is known in steps.
+    Mask strategies warn of their own, and methods remark on the length once it is known in steps. `given`: dotted names of the
+    settings that the command line has set itself; those that others only follow are remarked if they are among these.
     """
-    config, found = resolve(config), []
+    found = _without_followers(config, given)
+    config = resolve(config)
     optim = config.optim
     if optim.total_steps is not None and optim.epochs != OptimizationSettings.epochs:
         found.append(f"optim.epochs={optim.epochs} has no effect: optim.total_steps={optim.total_steps} sets the length")
@@ -99,6 +106,23 @@ def remarks(config: RunConfig) -> list[str]:
         if run.init is None and getattr(run, name) != getattr(usual, name):
             found.append(f"run.{name}={getattr(run, name)} has no effect without run.init")
     return found + without_effect(config.method)
+
+
+def _without_followers(config: RunConfig, given: Collection[str]) -> list[str]:
+    """Settings that only say what others follow, if all of these were set. A recipe's give way without a word."""
+    optim, found = config.optim, []
+    if "optim.warmup_share" in given and optim.warmup_share is not None:
+        said = [name for name in ("warmup_steps", "warmup_epochs") if getattr(optim, name) is not None]
+        if said:
+            words = f"optim.{said[0]}={getattr(optim, said[0])} says the length of the warm-up"
+            found.append(f"optim.warmup_share={optim.warmup_share:g} has no effect: {words}")
+    if "optim.images_per_device" in given and optim.images_per_device is not None and optim.microbatch_size is not None:
+        said_both = config.masks.group_size is not None or config.masks.kind != "blocks"
+        if said_both:
+            words = f"optim.microbatch_size={optim.microbatch_size}"
+            words += "" if config.masks.kind != "blocks" else f" and masks.group_size={config.masks.group_size}"
+            found.append(f"optim.images_per_device={optim.images_per_device} has no effect beside {words}")
+    return found
 
 
 # -------------------------------------------------------------------------------------------------- image and networks

@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from openjepa.arguments import SHOWN_RECIPE, decided_by_file, given_settings, is_help, parse, parse_train, require
-from openjepa.checks import check, remarks
+from openjepa.checks import check, remarks, value_problems
 from openjepa.commands.paths import check_output_file, check_output_folder, check_subject
 from openjepa.commands.recipes import recipe_groups
 from openjepa.config import load_run_config
@@ -100,11 +100,12 @@ def train(argv: Sequence[str], prog: str) -> None:
         _note_kept(before, config)
     # a model that follows weights is known once these are read
     check(config, world_size=int(os.environ.get("WORLD_SIZE", "1")), is_model_known=config.run.init is None)
-    for remark in remarks(config):
+    given = given_settings(argv)
+    for remark in remarks(config, given):
         print(f"note: {remark}", file=sys.stderr)
     from openjepa.training.loop import train as train_run
 
-    given = given_settings(argv) | decided_by_file(options.config, config.run.init)
+    given |= decided_by_file(options.config, config.run.init)
     folder = train_run(config, fresh=options.fresh, dry_run=options.dry_run, given=given)
     if folder is not None:
         labeled = json.loads((folder / "summary.json").read_text()).get("labeled", True)
@@ -120,8 +121,14 @@ def _train_help(argv: Sequence[str]) -> tuple[str, str]:
 
 
 def _note_kept(file: Path, config: RunConfig) -> None:
-    """Says that settings of the file stay though others that they followed have changed, and what would follow now."""
-    if follows := kept_by_file(load_run_config(file), config):
+    """Says that settings of the file stay though others that they followed have changed, and what would follow now.
+
+    Nothing if values are impossible, from which nothing follows: `check` refuses them.
+    """
+    said = load_run_config(file)
+    if value_problems(said) or value_problems(config):
+        return
+    if follows := kept_by_file(said, config):
         options = " ".join(f"--{name.replace('_', '-')} {_option_value(value)}" for name, value in follows.items())
         print(f"note: what {file} says stays; to follow the changed settings, give {options}", file=sys.stderr)
 

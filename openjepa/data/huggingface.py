@@ -153,7 +153,10 @@ class _Labeled:
         test = self._split(wanted, "test_split")
         if test == self.train:
             others = sorted(set(self.reader.splits) - {self.train})
-            rest = f"choose one of {others}" if others else "leave it out, and data.test_fraction of each class is held out"
+            held_out = "leave it out, and data.test_fraction of each class is held out"
+            if self._settings.streaming:
+                held_out = "leave it out: of a stream nothing is held out, which needs data.streaming=false"
+            rest = f"choose one of {others}" if others else held_out
             raise Refusal(
                 f"data.test_split={wanted!r} is the training split: probes would be tested on what they learn; {rest}"
             )

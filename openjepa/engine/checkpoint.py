@@ -21,10 +21,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_state_dict, set_model_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
+from openjepa.refusals import Refusal
 from openjepa.types import LoaderPosition
 
 _CHUNK = 1 << 22
@@ -119,6 +121,23 @@ def set_broken_aside(folder: Path, latest: Path | None) -> None:
         broken.replace(aside)
 
 
+def check_fits(path: Path, model: nn.Module) -> None:
+    """Raises Refusal, with the first weights that differ, unless the checkpoint holds those of `model` in their shapes.
+
+    Other versions of this program may build another network of the same settings. Reads no weights.
+    """
+    saved = FileSystemReader(path / "tensors").read_metadata().state_dict_metadata
+    for name, value in model.state_dict().items():
+        shape = getattr(saved.get(f"model.{name}"), "size", None)
+        if shape is None or tuple(shape) != tuple(value.shape):
+            there = "is missing" if shape is None else f"has the shape {list(shape)}, and the settings give {list(value.shape)}"
+            raise Refusal(
+                f"{path.parents[1]} cannot be continued: {name} of its checkpoint {path.name} {there}. Another version of "
+                "openjepa, which built another network of these settings, has made it. Continue with that version, or pass "
+                "--fresh or --run.name for a new run; its encoder can be used as it is"
+            )
+
+
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainerState:
     """Fills model and optimizer in place and returns the trainer's state."""
     weights, moments = get_state_dict(model, optimizer)
@@ -131,7 +150,11 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
 
 def load_weights(path: Path, model: nn.Module) -> TrainerState:
-    """Fills the model alone in place, whatever optimizer trained it, and returns the trainer's state."""
+    """Fills the model alone in place, whatever optimizer trained it, and returns the trainer's state.
+
+    Raises Refusal for the checkpoint of another network.
+    """
+    check_fits(path, model)
     state: dict[str, Any] = {"model": get_model_state_dict(model)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -26,7 +26,8 @@ class ProtocolEntry(Entry[EvaluationSettings]):
     summary: str
     """One line of help."""
     reads: tuple[str, ...]
-    """Fields of EvaluationSettings that only some protocols read, this one among them. A group stands for all of its fields."""
+    """Fields of EvaluationSettings that only some protocols read, this one among them, or that say how features are kept and
+    measured, which is done for protocols of features alone. A group stands for all of its fields."""
 
 
 def _knn() -> Callable[..., Any]:
@@ -81,6 +82,7 @@ def _entry(load: Callable[[], Callable[..., Any]], kind: Kind, metric: str, summ
     return ProtocolEntry(EvaluationSettings, load, kind, metric, summary, reads)
 
 
+_FEATURES = ("feature_dtype", "lidar_images", "lidar_views")
 _LINEAR = ("weight_decays", "iterations")
 _NEIGHBORS = ("neighbors", "neighbor_temperature")
 
@@ -90,10 +92,13 @@ PROTOCOLS: dict[ProtocolName, ProtocolEntry] = {
         "features",
         "linear-cached",
         "linear heads on features of the test view, without augmentation; minutes",
+        *_FEATURES,
         *_LINEAR,
     ),
-    "knn": _entry(_knn, "features", "k-NN", "weighted k-nearest neighbors on the same features", *_NEIGHBORS),
-    "logistic": _entry(_logistic, "features", "logistic", "L2 logistic regression with a sweep (low-shot, as MSN)", "logistic"),
+    "knn": _entry(_knn, "features", "k-NN", "weighted k-nearest neighbors on the same features", *_FEATURES, *_NEIGHBORS),
+    "logistic": _entry(
+        _logistic, "features", "logistic", "L2 logistic regression with a sweep (low-shot, as MSN)", *_FEATURES, "logistic"
+    ),
     "linear_full": _entry(
         _linear_full, "images", "linear", "the paper's probe: heads trained on augmented images; hours", "linear_full"
     ),

@@ -31,14 +31,15 @@ class Task:
 
 
 def _own_labels(splits: Splits) -> Labels | str:
-    if splits.train.class_names is None and not isinstance(splits.train, ListSource):
-        return "the data is a stream without labels"
     if not isinstance(splits.train, ListSource):
-        return "probes need a list of images, not a stream: set data.streaming=false"
+        return "probes need a list of images with labels, not a stream: set data.streaming=false"
     if splits.train.labels is None:
         return "the images have no labels (class folders, a label column, or scenes are needed)"
     if splits.test is None or splits.test.labels is None:
-        return "there is no labeled test split"
+        return (
+            "there is no labeled test split: give one, or hold out a part of each class that has two images or more with "
+            "--data.test-fraction 0.2 (an encoder that was trained on all images has seen that part, too)"
+        )
     return splits.train.labels, splits.test.labels
 
 

@@ -19,9 +19,8 @@ _TRAINING_ONLY = (
 """Settings of the data that say how training sees the images; an evaluation shows them in its own view."""
 BASELINES = ("untrained", "pixels")
 OF_ALL = ("seed", "heads", "precision")
-OF_FEATURES = ("feature_dtype",)
-"""Settings that change results, beside those that `variant_name` has words for: of every protocol, and of those on features.
-What only some protocols read stands in PROTOCOLS."""
+"""Settings that change the results of every protocol, beside those that `variant_name` has words for. What only some read
+stands in PROTOCOLS."""
 LONGEST_GROUP, LONGEST_NAME = 60, 160
 """Characters; longer words are replaced by a hash, because names of files must end somewhere. The JSON holds all settings."""
 
@@ -70,9 +69,10 @@ def _changed_settings(settings: EvaluationSettings, protocols: tuple[ProtocolNam
     usual = EvaluationSettings()
     entries = [PROTOCOLS[name] for name in protocols]
     groups = {name for name, value in vars(usual).items() if is_dataclass(value)}
-    common = OF_ALL + (OF_FEATURES if any(entry.kind == "features" for entry in entries) else ())
-    alone = [tuple(name for name in entry.reads if name not in groups) for entry in entries]
-    words = [_differences("", settings, usual, names) for names in dict.fromkeys((common, *alone))]
+    words, named = [_differences("", settings, usual, OF_ALL)], set(groups)
+    for entry in entries:
+        words.append(_differences("", settings, usual, tuple(name for name in entry.reads if name not in named)))
+        named |= set(entry.reads)
     for group in dict.fromkeys(name for entry in entries for name in entry.reads if name in groups):
         own = getattr(settings, group)
         words.append(_differences(f"{group}.", own, getattr(usual, group), tuple(vars(own))))

@@ -41,7 +41,8 @@ def load_recipe(name: str, preset: str | None = None) -> RunConfig:
 def kept_by_file(file: RunConfig, config: RunConfig) -> dict[str, object]:
     """What `file` says as its recipe derives it, and what would follow now that `config` has changed other settings of it.
 
-    It stays as the file says it, which may surprise. Empty for a file that names none of our recipes.
+    It stays as the file says it, which may surprise. None for what follows once the length of the run is known. Empty for a
+    file that names none of our recipes.
     """
     if file.recipe not in RECIPES or file.preset not in RECIPES[file.recipe].presets:
         return {}
@@ -49,4 +50,4 @@ def kept_by_file(file: RunConfig, config: RunConfig) -> dict[str, object]:
     said, kept = flatten(file), flatten(config)
     before, after = (flatten(resolve(left_to_follow(run, recipe))) for run in (file, config))
     stays = [name for name in RULES if name in said and said[name] == before.get(name) == kept.get(name)]
-    return {name: after[name] for name in stays if after.get(name) not in (None, said[name])}
+    return {name: after[name] for name in stays if name in after and after[name] != said[name]}

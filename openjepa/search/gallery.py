@@ -2,6 +2,7 @@
 
 import hashlib
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from openjepa.data.decode import decode_image, image_size
 from openjepa.data.source import ListSource
 from openjepa.data.views import shrink_to_short_side
 from openjepa.embedding.images import Images, open_images
-from openjepa.embedding.table import Manifest, Row
+from openjepa.embedding.table import FeatureTable, Manifest, Row
 from openjepa.refusals import Refusal
 from openjepa.search.duplicates import File
 from openjepa.settings.choices import CHOICES
@@ -22,14 +23,17 @@ from openjepa.settings.data import DataSettings
 THUMBNAIL = 256
 """Short side in pixels that images are reduced to for contact sheets."""
 
+Change = Literal["none", "number", "files"]
+"""What has happened to the images since they were embedded, as far as the table notes it: some were added or removed, or else
+their files have other sizes or times."""
+
 
 class Gallery:
     """The images of a table. Opened by `open_gallery`."""
 
-    def __init__(self, images: Images, are_same: bool = True) -> None:
+    def __init__(self, images: Images, change: Change = "none") -> None:
         """Of what was embedded; of streams no image can be read by itself."""
-        self.are_same = are_same
-        """Whether all files have the sizes and times of when they were embedded, as far as the table notes them."""
+        self.change = change
         self._sources = {name: source for name, source in images.sources.items() if isinstance(source, ListSource)}
 
     @cached_property
@@ -83,11 +87,12 @@ def label_name(manifest: Manifest, row: Row) -> str:
     return names[row.label] if 0 <= row.label < len(names) else str(row.label)
 
 
-def open_gallery(manifest: Manifest, data_path: str | None = None) -> Gallery:
+def open_gallery(table: FeatureTable, data_path: str | None = None) -> Gallery:
     """The images of a table. `data_path`: where they lie now. Raises Refusal or OSError where they cannot be found.
 
-    `are_same` of the gallery says whether their files are those of then.
+    `change` of the gallery says whether they are those of then.
     """
+    manifest = table.manifest
     entries = dict(manifest.data)
     options = CHOICES["data"].options
     if entries.get("source") not in options:
@@ -97,4 +102,13 @@ def open_gallery(manifest: Manifest, data_path: str | None = None) -> Gallery:
     settings: DataSettings = from_dict(options[entries["source"]], entries)
     is_train, is_test = manifest.splits == ("train",), manifest.splits == ("test",)
     images = open_images(settings, "train" if is_train else "test" if is_test else "all", manifest.seed)
-    return Gallery(images, manifest.files in ("", images.stamped()))
+    return Gallery(images, _change(images, table))
+
+
+def _change(images: Images, table: FeatureTable) -> Change:
+    """Stamps tell only images of the same number, and older tables have none: one `stat` of every file is saved then."""
+    sources = images.sources.values()
+    lengths = [len(source) for source in sources if isinstance(source, ListSource)]
+    if len(lengths) == len(sources) and sum(lengths) != len(table) + table.manifest.skipped:
+        return "number"
+    return "files" if table.manifest.files and table.manifest.files != images.stamped() else "none"

@@ -19,6 +19,7 @@ from openjepa.search.sheets import Line, Picture, draw, query_picture, save, sho
 from openjepa.search.vectors import Vectors, place_means, table_mean
 from openjepa.settings.search import SearchSettings
 
+EMBED_AGAIN = "openjepa embed --again embeds all anew"
 LARGE = 100_000_000
 """Bytes of a table from which on a search shows its progress."""
 
@@ -61,17 +62,19 @@ def open_for_search(settings: SearchSettings, say: Say = silent) -> Opened:
     gallery = None
     if settings.picture or settings.region is not None or settings.duplicates:
         try:
-            gallery = open_gallery(table.manifest, settings.data_path)
+            gallery = open_gallery(table, settings.data_path)
         except (ValueError, OSError) as error:
             unknown = ", and which near-duplicate is the largest is not known" if settings.duplicates else ""
             say(
                 f"no pictures{unknown}: the images of {table.path} cannot be found any more ({error}). Say where they lie: "
                 "--data-path PATH"
             )
-    if gallery is not None and not gallery.are_same:
+    if gallery is not None and gallery.change == "number":
+        say(f"images were added or removed since {table.path} was made, which knows those of then ({EMBED_AGAIN})")
+    if gallery is not None and gallery.change == "files":
         say(
             f"the images' files have other sizes or times than when {table.path} was made: pictures, sizes and exact copies "
-            "are those of now, features those of then (openjepa embed --again embeds all anew)"
+            f"are those of now, features those of then ({EMBED_AGAIN})"
         )
     if settings.region is not None and table.manifest.kind == "pooled" and table.manifest.pooling == "class_token":
         say(

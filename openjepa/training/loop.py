@@ -94,7 +94,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
         resources.callback(folder.close)
         found = latest_checkpoint(folder.checkpoints)
         identity = run_identity(splits.train, total_steps)
-        state = resume_point(folder, found, identity)
+        state = resume_point(folder, found, identity, method)
         start = begin(method, config, weights, found)
         del weights  # the method has copies
         set_broken_aside(folder.checkpoints, found)

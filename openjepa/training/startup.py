@@ -9,7 +9,7 @@ import torch
 
 from openjepa.checks import never_reached
 from openjepa.data.source import ListSource, ShardSource
-from openjepa.engine.checkpoint import RunIdentity, TrainerState, read_state
+from openjepa.engine.checkpoint import RunIdentity, TrainerState, check_fits, read_state
 from openjepa.engine.device import device_name, memory_limit
 from openjepa.engine.display import format_count
 from openjepa.engine.estimate import Estimate, estimate
@@ -119,15 +119,16 @@ def run_identity(source: ListSource | ShardSource, total_steps: int) -> RunIdent
     return RunIdentity(total_steps, len(source), digest.hexdigest())
 
 
-def resume_point(folder: RunFolder, found: Path | None, identity: RunIdentity) -> TrainerState:
+def resume_point(folder: RunFolder, found: Path | None, identity: RunIdentity, method: Method) -> TrainerState:
     """Where training starts: the state of the checkpoint `found`, or the beginning where there is none.
 
-    Raises Refusal where the data or the length is not that of the checkpoint, and where an encoder was exported but no
-    checkpoint can be used. Prints what else is worth knowing.
+    Raises Refusal if the data, the length or the networks are not those of the checkpoint, and if an encoder was exported but
+    no checkpoint can be used. Prints what else is worth knowing.
     """
     if found is not None:
         state = read_state(found)
         _check_identity(folder.path, state.identity, identity)
+        check_fits(found, method)
         for note in folder.notes:
             print(f"note: {note}")
         return _with_seconds(state, folder.path)

@@ -4,7 +4,7 @@ import json
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -31,6 +31,10 @@ READ = (".json", ".safetensors", ".bin")
 """Endings of the files of a folder that are read."""
 SMALL = 64 * 2**20
 """Bytes of a file, or of all files of a folder, up to which they are read once and whole."""
+DEEPEST = 3
+"""Dictionaries inside one another that are looked into."""
+OPTIMIZER = re.compile(r"optim|opt$")
+"""How names of dictionaries begin that hold no network, though they may have its names."""
 ZIP_START, PICKLE_START, LFS_START = b"PK\x03\x04", b"\x80", b"version https://git-lfs"
 
 
@@ -61,12 +65,20 @@ class Contents:
 
 
 def tensor_groups(tree: Mapping[str, Any]) -> Groups:
-    """The tensors of a file: those directly in it, and its dictionaries of nothing but tensors."""
-    groups = {"": {name: value for name, value in tree.items() if isinstance(value, Tensor)}}
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value and all(isinstance(item, Tensor) for item in value.values()):
-            groups[str(name)] = {str(key): item for key, item in value.items()}
-    return {name: group for name, group in groups.items() if group}
+    """The tensors of a file: those directly in it, and those of its dictionaries, whatever else is in these.
+
+    A dictionary inside another has the names of both, with a point between them.
+    """
+    return dict(_groups(tree, "", DEEPEST))
+
+
+def _groups(tree: Mapping[Any, Any], name: str, deepest: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    tensors = {str(key): value for key, value in tree.items() if isinstance(value, Tensor)}
+    if tensors:
+        yield name, tensors
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and deepest and not OPTIMIZER.match(str(key)):
+            yield from _groups(value, f"{name}.{key}".removeprefix("."), deepest - 1)
 
 
 def open_contents(path: Path) -> Contents:

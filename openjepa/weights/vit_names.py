@@ -17,13 +17,9 @@ from openjepa.refusals import Refusal
 from openjepa.settings.models import SIZES, EncoderConfig, Size
 from openjepa.weights.contents import Contents
 from openjepa.weights.filling import Plan, Source, fill, listed, weight_names
-from openjepa.weights.wrappers import Network
+from openjepa.weights.wrappers import OF_SEVERAL, PLACES, Network
 
 PATCHES, TABLE, TOKEN = "patch_embed.proj.weight", "pos_embed", "cls_token"
-PLACES = ("", "model", "state_dict")
-"""Where files keep the weights of their only network: directly, or in a dictionary of this name, preferred to others."""
-OF_SEVERAL = ("teacher", "student", "target_encoder", "encoder", "predictor")
-"""Dictionaries of files with several networks."""
 NOT_READ = ("head.", "mask_token", "masked_embed")
 """Heads on an encoder, and iBOT's and DINOv2's token of masked patches, which an encoder of whole images does not need."""
 MISFITS = {

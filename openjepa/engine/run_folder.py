@@ -17,6 +17,7 @@ from openjepa.config import difference, load_run_config, save_yaml
 from openjepa.engine.claims import Claim, take
 from openjepa.engine.device import device_name
 from openjepa.engine.run_log import logged_steps
+from openjepa.hub_names import MARK
 from openjepa.json_files import read_object
 from openjepa.refusals import Refusal
 from openjepa.settings.run import RunConfig
@@ -104,7 +105,7 @@ def weights_name(init: str) -> str:
 
     Depends on nothing but the words, so that a run is found again when the weights are gone.
     """
-    place = Path(init)
+    place = Path(init.removeprefix(MARK))
     name = without_ending(place.name)
     return f"{place.parent.name}-{name}" if name in USUAL_NAMES and place.parent.name else name
 

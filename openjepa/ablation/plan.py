@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from openjepa.config import difference, from_dict, to_dict
 from openjepa.derived import resolve
+from openjepa.json_files import read_object
 from openjepa.refusals import Refusal
 from openjepa.settings.ablation import AblationSettings
 from openjepa.settings.choices import CHOICES
@@ -132,7 +133,7 @@ def kept_speeds(
     of another base run, of other lengths, or evaluated otherwise.
     """
     path = output / PLAN
-    content = json.loads(path.read_text()) if path.exists() else {}
+    content = read_object(path) or {}
     if content:
         _check_same(output, content, base, settings)
     speeds = {row: Speed(**speed) for row, speed in content.get("speeds", {}).items()}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from openjepa.engine import claims
+from openjepa.json_files import readable_object
 from openjepa.whole_files import whole_file
 
 RESULTS = "results"
@@ -69,13 +70,15 @@ def read_results(output: Path) -> list[RunResult]:
 
 
 def _read(path: Path) -> RunResult | None:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+    content = readable_object(path)
+    if content is None:
         return None
     known = {item.name for item in fields(RunResult)}
     values = {name: value for name, value in content.items() if name in known}
-    return RunResult(**values | {"budgets": tuple(values["budgets"])})
+    try:
+        return RunResult(**values | {"budgets": tuple(values["budgets"])})
+    except (KeyError, TypeError):
+        return None
 
 
 def claimed(output: Path, name: str, wait: bool = False) -> AbstractContextManager[bool]:

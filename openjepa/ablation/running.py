@@ -1,6 +1,5 @@
 """Takes one run after the other that no other process has, and rewrites the tables after each. Composes the stages."""
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,6 +13,7 @@ from openjepa.ablation.tables import print_plan, print_tables, write_page, write
 from openjepa.ablations import ABLATIONS, ablation_rows
 from openjepa.checks import check
 from openjepa.engine.interrupts import Interrupted
+from openjepa.json_files import read_object
 from openjepa.settings.ablation import AblationSettings
 from openjepa.settings.run import RunConfig
 from openjepa.training.loop import train
@@ -94,7 +94,7 @@ def _completed(run: PlannedRun, settings: AblationSettings, blank: RunResult) ->
     begun = time.monotonic()
     found = evaluate_encoder(folder, run.config, settings)
     references = evaluate_references(folder, run.config, settings) if run.has_references else {}
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = read_object(folder / "summary.json") or {}
     return replace(
         blank,
         status="finished",

@@ -1,6 +1,5 @@
 """The commands of a run, from training to report."""
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from openjepa.checks import check, remarks, value_problems
 from openjepa.commands.paths import check_output_file, check_output_folder, check_subject
 from openjepa.commands.recipes import recipe_groups
 from openjepa.config import load_run_config
+from openjepa.json_files import read_object
 from openjepa.recipes import RECIPES, kept_by_file
 from openjepa.settings.choices import CHOICES
 from openjepa.settings.run import RunConfig
@@ -108,7 +108,7 @@ def train(argv: Sequence[str], prog: str) -> None:
     given |= decided_by_file(options.config, config.run.init)
     folder = train_run(config, fresh=options.fresh, dry_run=options.dry_run, given=given)
     if folder is not None:
-        labeled = json.loads((folder / "summary.json").read_text()).get("labeled", True)
+        labeled = (read_object(folder / "summary.json") or {}).get("labeled", True)
         print(f"next: {command('openjepa', 'evaluate' if labeled else 'visualize', folder)}")
 
 

@@ -9,8 +9,9 @@ import yaml
 
 from openjepa.conversion.snippets import loading
 from openjepa.hub_names import hub_name
+from openjepa.json_files import number
 from openjepa.report.facts import facts, lede, method_name
-from openjepa.report.reading import RunFolder, lookup, number, text
+from openjepa.report.reading import RunFolder, lookup, text
 
 LIBRARIES = {"safetensors": "openjepa", "official": "openjepa", "transformers": "transformers", "timm": "timm", "onnx": "onnx"}
 """`library_name` of the Hub."""

@@ -1,6 +1,5 @@
 """Where weights come from: the run they belong to, its settings and results, or the folder they were converted from before."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 import yaml
 
 from openjepa.conversion.places import published
-from openjepa.report.reading import RunFolder, number, read_run
+from openjepa.json_files import number, readable_object
+from openjepa.report.reading import RunFolder, read_run
 from openjepa.settings.conversion import MARK
 from openjepa.weights.contents import CHECKPOINT_FILE
 from openjepa.weights.fingerprint import weights_hash
@@ -142,8 +142,4 @@ def _carried(path: Path) -> dict[str, Any] | None:
 
 def _mark(place: Path) -> dict[str, Any] | None:
     """What an earlier conversion says of its folder."""
-    try:
-        found = json.loads((place / MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+    return readable_object(place / MARK)

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from openjepa.data.scene_layout import COLORS, LAYOUT_VERSION, SPLITS, SceneLayout, SceneObject, Split, lay_out_scene
 from openjepa.extras import needed_for
+from openjepa.json_files import read_object
 from openjepa.refusals import Refusal
 from openjepa.whole_files import whole_file
 
@@ -207,8 +208,7 @@ def _write_annotations(output: Path, split: Split, annotations: list[dict[str, A
 def _claim(output: Path, settings: RenderSettings) -> None:
     """Write the settings into a new folder; in an old one check that they are the same."""
     path, wanted = output / "render.json", asdict(settings)
-    if path.exists():
-        found = json.loads(path.read_text())
+    if (found := read_object(path)) is not None:
         changed = [f"{name} {found.get(name)} (now {value})" for name, value in wanted.items() if found.get(name) != value]
         if changed:
             raise Refusal(f"{output} holds scenes rendered with {', '.join(changed)}. Use the same or another folder.")

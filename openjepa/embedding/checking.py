@@ -1,13 +1,13 @@
 """Mistakes that are found before anything is loaded. Free of torch."""
 
 import csv
-import json
 from collections.abc import Collection
 from pathlib import Path
 
 from openjepa.config import flatten, nearest
 from openjepa.embedding.table import COLUMNS, ENDINGS, FORMAT, parquet_manifest
 from openjepa.extras import require_package
+from openjepa.json_files import readable_object
 from openjepa.ranges import COUNT, FRACTION, NOT_NEGATIVE, Range, check_range
 from openjepa.refusals import Refusal
 from openjepa.settings.embedding import EmbedSettings
@@ -97,11 +97,7 @@ def _check_beside(output: Path) -> None:
 
 
 def _describes(path: Path) -> bool:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(entries, dict) and entries.get("format") == FORMAT
+    return (readable_object(path) or {}).get("format") == FORMAT
 
 
 def _lists(path: Path) -> bool:

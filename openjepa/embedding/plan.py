@@ -9,6 +9,7 @@ from typing import Any
 from openjepa.config import difference
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.embedding.table import Manifest, manifest_from_json, parquet_manifest
+from openjepa.json_files import readable_object
 
 COMPARED = (
     "weights",
@@ -82,10 +83,7 @@ def compared(manifest: Manifest) -> dict[str, Any]:
 
 def plan_entries(path: Path) -> dict[str, Any] | None:
     """The entries of a plan that was written to `path`; None where there is none that is whole."""
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["entries"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    entries = (readable_object(path) or {}).get("entries")
     return entries if isinstance(entries, dict) else None
 
 

@@ -8,7 +8,7 @@ features in the file's under `openjepa.mean`, and each row of features as a list
 import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -16,7 +16,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from openjepa.config import from_dict
+from openjepa.json_files import object_in, typed
 from openjepa.refusals import Refusal
 
 FORMAT, VERSION = "openjepa-features", 1
@@ -74,33 +74,24 @@ class Manifest:
 
 def manifest_from_json(text: str | bytes, where: str) -> Manifest:
     """The manifest that `to_json` wrote. Raises Refusal for any other text."""
+    mend = "embed the images again"
     try:
-        entries = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Refusal(f"{where} is not valid JSON ({error}); embed the images again") from error
-    if not isinstance(entries, dict) or entries.pop("format", None) != FORMAT:
+        entries = object_in(text.decode() if isinstance(text, bytes) else text, where, mend)
+    except UnicodeDecodeError as error:
+        raise Refusal(f"{where} is not valid JSON ({error}); {mend}") from error
+    if entries.pop("format", None) != FORMAT:
         raise Refusal(f"{where} does not describe features that openjepa embed wrote")
     if (version := entries.pop("version", None)) != VERSION:
         raise Refusal(f"{where} has version {version!r}; this openjepa reads version {VERSION}: embed the images again")
     if not isinstance(entries.get("mean"), dict):  # then it is not known
         entries.pop("mean", None)
-    if missing := [item.name for item in fields(Manifest) if _is_required(item) and item.name not in entries]:
-        raise Refusal(f"{where} lacks {', '.join(missing)}; embed the images again")
-    names = {item.name for item in fields(Manifest)}
-    try:
-        manifest = from_dict(Manifest, {name: value for name, value in entries.items() if name in names})
-    except ValueError as error:
-        raise Refusal(f"{where} is damaged: {error}; embed the images again") from error
+    manifest = typed(Manifest, entries, where, mend)
     if len(manifest.shape) != AXES[manifest.kind] or min(manifest.shape) < 1:
         raise Refusal(
             f"{where} is damaged: features of kind {manifest.kind} cannot have the shape {list(manifest.shape)}; embed the "
             "images again"
         )
     return manifest
-
-
-def _is_required(item: Field[Any]) -> bool:
-    return item.default is MISSING and item.default_factory is MISSING
 
 
 @dataclass(frozen=True, slots=True)

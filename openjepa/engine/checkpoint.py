@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_st
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
+from openjepa.json_files import read_object, readable_object, typed
 from openjepa.refusals import Refusal
 from openjepa.types import LoaderPosition
 
@@ -165,9 +166,9 @@ def load_weights(path: Path, model: nn.Module) -> TrainerState:
 
 def read_state(path: Path) -> TrainerState:
     """The trainer's state of a checkpoint, without its tensors."""
-    fields = json.loads((path / "trainer.json").read_text())
-    identity = RunIdentity(**fields["identity"]) if fields.get("identity") else None
-    return TrainerState(**{**fields, "position": LoaderPosition(**fields["position"]), "identity": identity})
+    file = path / "trainer.json"
+    mend = "delete this checkpoint, so that the one before it is used"
+    return typed(TrainerState, read_object(file, mend) or {}, file, mend)
 
 
 def _digest(path: Path) -> str:
@@ -195,10 +196,9 @@ def _write_manifest(folder: Path) -> None:
 
 def _check_manifest(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
-    try:
-        entries: dict[str, list[object]] = json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError) as error:
-        return f"no readable manifest: {error}"
+    entries = readable_object(folder / "manifest.json")
+    if entries is None or not all(map(_is_entry, entries.values())):
+        return "no readable manifest"
     for name, (size, digest) in entries.items():
         path = folder / name
         if not path.is_file():
@@ -208,6 +208,11 @@ def _check_manifest(folder: Path) -> str | None:
         if _digest(path) != digest:
             return f"{name} does not match its checksum"
     return None
+
+
+def _is_entry(value: object) -> bool:
+    """Whether a value of a manifest is a size and a checksum."""
+    return isinstance(value, list) and [type(item) for item in value] == [int, str]
 
 
 def _flush_folder(folder: Path) -> None:

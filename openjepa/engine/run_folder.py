@@ -17,6 +17,8 @@ from openjepa.config import difference, load_run_config, save_yaml
 from openjepa.engine.claims import Claim, take
 from openjepa.engine.device import device_name
 from openjepa.engine.run_log import logged_steps
+from openjepa.hub_names import MARK
+from openjepa.json_files import read_object
 from openjepa.refusals import Refusal
 from openjepa.settings.run import RunConfig
 from openjepa.shell import this_command
@@ -75,7 +77,7 @@ def open_run_folder(config: RunConfig, fresh: bool, device: torch.device, precis
         if has_begun(path):
             _check_same_run(path, config)
             notes = _check_same_machine(path, device, precision)
-    except ValueError:
+    except BaseException:
         lock.release()
         raise
     # the name that the folder really has, so that its config.yaml continues it and no other
@@ -103,7 +105,7 @@ def weights_name(init: str) -> str:
 
     Depends on nothing but the words, so that a run is found again when the weights are gone.
     """
-    place = Path(init)
+    place = Path(init.removeprefix(MARK))
     name = without_ending(place.name)
     return f"{place.parent.name}-{name}" if name in USUAL_NAMES and place.parent.name else name
 
@@ -167,7 +169,7 @@ def _check_same_run(path: Path, config: RunConfig) -> None:
 
 def _check_same_machine(path: Path, device: torch.device, precision: str) -> tuple[str, ...]:
     """Raises Refusal for another kind of device or precision than the first session's; returns notes on smaller changes."""
-    first = read_json(path / "environment.json")
+    first = read_object(path / "environment.json") or {}
     # the number of threads decides the order of sums only where the CPU does them
     now = {"torch": torch.__version__} | ({"threads": torch.get_num_threads()} if device.type == "cpu" else {})
     device_then = str(first.get("device", device)).split(":")[0]
@@ -183,11 +185,6 @@ def _check_same_machine(path: Path, device: torch.device, precision: str) -> tup
         for name in now
         if name in first and first[name] != now[name]
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; nothing where there is no such file."""
-    return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
 def _commit() -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from openjepa.extras import require_package
+from openjepa.json_files import log_lines, number, readable
 from openjepa.timings import seconds_of_steps
 from openjepa.types import Skipped
 from openjepa.whole_files import whole_file
@@ -38,14 +39,12 @@ class RunLog:
 
     def read(self, kind: str) -> list[dict[str, Any]]:
         """All lines of one kind so far, oldest first."""
-        lines = [json.loads(line) for line in self._path.read_text().splitlines()]
-        return [line for line in lines if line["kind"] == kind]
+        return _rows(self._path, kind)
 
     def skipped_names(self) -> list[str]:
         """Samples that skipped.jsonl already lists."""
-        if not self._skipped.exists():
-            return []
-        return [json.loads(line)["name"] for line in self._skipped.read_text().splitlines()]
+        rows = filter(None, map(readable, log_lines(self._skipped)))
+        return [str(row["name"]) for row in rows if "name" in row]
 
     def write_skipped(self, step: int, samples: Iterable[Skipped]) -> None:
         """One line of skipped.jsonl per sample that was replaced."""
@@ -63,17 +62,15 @@ class RunLog:
 
 def logged_steps(folder: Path) -> int:
     """The last step that metrics.jsonl of a run folder has a line of; 0 where no step was logged."""
-    path = folder / "metrics.jsonl"
-    steps = [_step_of(line) for line in path.read_text().splitlines()] if path.exists() else []
+    steps = map(_step_of, log_lines(folder / "metrics.jsonl"))
     return int(max((step for step in steps if step < math.inf), default=0))
 
 
 def logged_step_seconds(folder: Path, step: int) -> float:
     """Seconds of the steps up to `step`, from the speeds in metrics.jsonl, for runs of versions that did not add them up."""
-    path = folder / "metrics.jsonl"
-    lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step] if path.exists() else []
-    values = [line for line in map(json.loads, lines) if line["kind"] == "train"]
-    return seconds_of_steps((line["images"], line["images_per_second"]) for line in values)
+    rows = [row for row in _rows(folder / "metrics.jsonl", "train") if row["step"] <= step]
+    speeds = [(number(row.get("images")), number(row.get("images_per_second"))) for row in rows]
+    return seconds_of_steps((images, speed) for images, speed in speeds if images is not None and speed is not None)
 
 
 def refuse_missing_tensorboard(wanted: bool) -> None:
@@ -86,16 +83,21 @@ def _truncate(path: Path, step: int) -> None:
     """Drops lines later than `step` and broken ones; whatever was measured after the checkpoint will be measured again."""
     if not path.exists():
         return
-    kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+    kept = [line for line in log_lines(path) if _step_of(line) <= step]
     with whole_file(path) as file:
         file.write_text("".join(f"{line}\n" for line in kept))
 
 
+def _rows(path: Path, kind: str) -> list[dict[str, Any]]:
+    """All lines of one kind, oldest first, without damaged ones."""
+    lines = [line for line in log_lines(path) if _step_of(line) < math.inf]
+    return [row for row in filter(None, map(readable, lines)) if row.get("kind") == kind]
+
+
 def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+    """Infinite for a damaged line."""
+    step = number((readable(line) or {}).get("step"))
+    return math.inf if step is None else step
 
 
 def _event_writer(folder: Path, resume_step: int) -> Any:

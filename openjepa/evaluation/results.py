@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from openjepa.json_files import readable_object
 from openjepa.whole_files import whole_file
 
 FORMAT = "openjepa-evaluation"
@@ -188,8 +189,4 @@ def _is_about(result: Mapping[str, Any]) -> tuple[str, str]:
 
 def _content(path: Path) -> dict[str, Any]:
     """A result that was written earlier; empty where there is none that can be read."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return readable_object(path) or {}

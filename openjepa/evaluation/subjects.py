@@ -3,7 +3,6 @@
 They are an untrained one, and of a run that has started from weights these weights.
 """
 
-import json
 import os
 import sys
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from openjepa.config import load_run_config
 from openjepa.engine.device import seed_generator
 from openjepa.evaluation.variants import data_name
 from openjepa.hub_names import absent, hub_name
+from openjepa.json_files import readable_object
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
 from openjepa.seeds import derive
@@ -150,8 +150,4 @@ def _existing(folder: Path) -> Path | None:
 
 def _note(network: Path, name: str) -> Any:
     """What the config.json of an exported network says beside its settings; None where it does not."""
-    try:
-        entries = json.loads((network / "config.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return entries.get(name) if isinstance(entries, dict) else None
+    return (readable_object(network / "config.json") or {}).get(name)

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from openjepa.json_files import number
 from openjepa.report.probes import departures_of, measured, place_of, shown_variant, title_of
-from openjepa.report.reading import RunFolder, number, text
+from openjepa.report.reading import RunFolder, text
 from openjepa.report.wording import SUITE_ORDER
 
 ANY_PROTOCOL = ("linear", "fine-tuned")

@@ -7,9 +7,10 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from openjepa.json_files import number
 from openjepa.measures.verdicts import tells_apart
 from openjepa.report.curves import WIDTH, format_number, nice_ticks
-from openjepa.report.reading import RunFolder, lookup, number, text
+from openjepa.report.reading import RunFolder, lookup, text
 from openjepa.report.wording import percent
 
 HEIGHT, TOP, BOTTOM, SIDE = 150, 14, 24, 8

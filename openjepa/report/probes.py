@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from openjepa.report.reading import RunFolder, lookup, number, text
+from openjepa.json_files import number
+from openjepa.report.reading import RunFolder, lookup, text
 from openjepa.report.wording import PAPER_SUFFIX, SIGMA, SUBJECT_WORDS, SUBJECTS, SUITE_ORDER, percent
 
 MAX_PROBES = 24

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from openjepa.json_files import number
 from openjepa.report.curves import format_number
 from openjepa.report.probes import full_title
-from openjepa.report.reading import RunFolder, number, text
+from openjepa.report.reading import RunFolder, text
 from openjepa.report.wording import SUBJECT_WORDS
 
 MEANING = (

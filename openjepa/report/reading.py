@@ -6,7 +6,6 @@ only files inside the folder are opened.
 
 import fcntl
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from openjepa.json_files import number, readable
 from openjepa.refusals import Refusal
 
 RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json")
@@ -110,16 +110,6 @@ def text(value: Any, limit: int = MAX_TEXT) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
-def number(value: Any) -> float | None:
-    """A finite number, or None for anything else (true and false included)."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
-
-
 def read_run(path: Path) -> RunFolder:
     """Reads a run folder, or the folder of an evaluated encoder. Raises Refusal if it is neither."""
     if not path.is_dir():
@@ -202,7 +192,7 @@ def read_log(path: Path) -> Log:
 
 
 def _add_line(log: Log, line: str) -> None:
-    row = _parse(line)
+    row = readable(line)
     step = number(row.get("step")) if row is not None else None
     if row is None or step is None:
         log.broken_lines += 1
@@ -223,14 +213,6 @@ def _images_at(log: Log, step: float) -> float:
     return rows[-1][2] * step / rows[-1][0] if rows and rows[-1][0] > 0 else step
 
 
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) else None
-
-
 def _read_text(path: Path, unreadable: list[str]) -> str | None:
     if not path.is_file():
         return None
@@ -247,7 +229,7 @@ def _read_json(path: Path, unreadable: list[str]) -> dict[str, Any]:
     content = _read_text(path, unreadable)
     if content is None:
         return {}
-    parsed = _parse(content)
+    parsed = readable(content)
     if parsed is None:
         unreadable.append(text(path.name, 80))
     return parsed or {}
@@ -304,7 +286,7 @@ def _read_skipped(path: Path) -> Skipped:
     first: list[tuple[str, str]] = []
     reasons: Counter[str] = Counter()
     with path.open(encoding="utf-8", errors="replace") as lines:
-        for row in filter(None, map(_parse, lines)):
+        for row in filter(None, map(readable, lines)):
             reason = text(row.get("reason", "unknown"), 200)
             # A reason often quotes the file; the words before the first colon are what many share.
             reasons[reason.split(":")[0]] += 1

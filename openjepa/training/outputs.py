@@ -13,7 +13,8 @@ from openjepa.data.source import Splits
 from openjepa.engine.checkpoint import TrainerState
 from openjepa.engine.device import peak_memory
 from openjepa.engine.interrupts import Interrupted
-from openjepa.engine.run_folder import RunFolder, environment, read_json
+from openjepa.engine.run_folder import RunFolder, environment
+from openjepa.json_files import number, read_object
 from openjepa.masks.base import MaskSampler
 from openjepa.methods.base import Method
 from openjepa.settings.methods import About
@@ -56,8 +57,8 @@ class Outputs:
         }
         self._start = {} if start is None else {"init": asdict(start)}
         # of the sessions before this one; nothing for the first
-        self._last: dict[str, Any] = read_json(folder.path / "summary.json") | self._fixed
-        self._earlier_peak = int(self._last.get("peak_memory_bytes", 0))
+        self._last: dict[str, Any] = (read_object(folder.path / "summary.json") or {}) | self._fixed
+        self._earlier_peak = int(number(self._last.get("peak_memory_bytes")) or 0)
 
     def begin(self, state: TrainerState) -> None:
         """environment.json and summary.json; before the first step also the encoder as it starts, which every probe needs.
@@ -65,7 +66,7 @@ class Outputs:
         A run that is already at its end takes no step: both stay as they are.
         """
         if state.step > 0:  # weights that the first session started from are not read again
-            first = read_json(self._folder.path / "environment.json")
+            first = read_object(self._folder.path / "environment.json") or {}
             self._start = {name: first[name] for name in ("init",) if name in first}
         if not distributed.is_main() or self._is_last(state):
             return
@@ -107,10 +108,11 @@ class Outputs:
     def _environment(self, state: TrainerState) -> dict[str, Any]:
         """Of the first session; those that continued it stand under `continued`, each with the step it started from."""
         now = environment(self._device, self._precision)
-        first = read_json(self._folder.path / "environment.json")
+        first = read_object(self._folder.path / "environment.json") or {}
         if state.step == 0 or not first:
             return now | self._start
-        return first | {"continued": [*first.get("continued", []), {"from_step": state.step, **now}]}
+        earlier = first.get("continued")
+        return first | {"continued": [*(earlier if isinstance(earlier, list) else []), {"from_step": state.step, **now}]}
 
     def _exports(self, state: TrainerState) -> dict[str, Export]:
         """The method's networks; their config.json also says after which step, and how masks were drawn for the predictor."""

@@ -13,8 +13,9 @@ from openjepa.engine.checkpoint import RunIdentity, TrainerState, check_fits, re
 from openjepa.engine.device import device_name, memory_limit
 from openjepa.engine.display import format_count
 from openjepa.engine.estimate import Estimate, estimate
-from openjepa.engine.run_folder import RunFolder, read_json, weights_name
+from openjepa.engine.run_folder import RunFolder, weights_name
 from openjepa.engine.run_log import logged_step_seconds, logged_steps
+from openjepa.json_files import number, read_object
 from openjepa.masks.base import MaskSampler, TokenShape
 from openjepa.methods import METHODS
 from openjepa.methods.base import Method, Surroundings
@@ -146,10 +147,10 @@ def resume_point(folder: RunFolder, found: Path | None, identity: RunIdentity, m
 
 def _with_seconds(state: TrainerState, path: Path) -> TrainerState:
     """The time until the last session ended: the checkpoint was written before its own save was over."""
-    summary = read_json(path / "summary.json")
-    ended = summary.get("seconds", 0.0) if summary.get("step") == state.step else 0.0
+    summary = read_object(path / "summary.json") or {}
+    ended = number(summary.get("seconds")) if summary.get("step") == state.step else None
     steps = state.step_seconds or logged_step_seconds(path, state.step)
-    return replace(state, seconds=max(state.seconds, ended), step_seconds=steps)
+    return replace(state, seconds=max(state.seconds, ended or 0.0), step_seconds=steps)
 
 
 def _check_identity(path: Path, before: RunIdentity | None, now: RunIdentity) -> None:

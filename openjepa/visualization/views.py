@@ -1,6 +1,5 @@
 """The crops that a method sees of an image, as the loader makes them."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,9 @@ from openjepa.data.decode import decode_image
 from openjepa.data.loader import BatchPlan, TrainingLoader
 from openjepa.data.source import ListSource
 from openjepa.data.views import evaluation_view
+from openjepa.json_files import RESTORE, read_object
 from openjepa.masks import MASKS
+from openjepa.refusals import Refusal
 from openjepa.seeds import derive
 from openjepa.settings.run import RunConfig
 from openjepa.types import Batch, ColorChange, InputSpec, LoaderPosition, ViewSpec
@@ -29,9 +30,11 @@ MOST_IMAGES = 8
 
 def read_views(run: Path) -> dict[str, ViewSpec]:
     """The views of each image that a run trained on, from its summary.json; empty where it does not say (older runs)."""
-    file = run / "summary.json"
-    known = json.loads(file.read_text()).get("views", {}) if file.is_file() else {}
-    return {name: _view(fields) for name, fields in known.items()}
+    known = (read_object(run / "summary.json") or {}).get("views", {})
+    try:
+        return {name: _view(fields) for name, fields in known.items()}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise Refusal(f"{run / 'summary.json'} has views that no training writes ({error}); {RESTORE}") from error
 
 
 def _view(fields: Mapping[str, Any]) -> ViewSpec:

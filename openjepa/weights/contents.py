@@ -1,10 +1,9 @@
 """Opens files and folders of weights, without executing anything that is in them and without reading them into memory."""
 
-import json
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -15,10 +14,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from openjepa.hub_names import absent
+from openjepa.json_files import read_object
 from openjepa.refusals import Refusal
 from openjepa.weights.plain_data import PLAIN_DATA
 from openjepa.weights.wrappers import Groups, Network, networks_in
 
+AGAIN = "export or download the network again"
+"""What mends a damaged folder of weights."""
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 PICKLE_FILE = "pytorch_model.bin"
@@ -31,6 +33,10 @@ READ = (".json", ".safetensors", ".bin")
 """Endings of the files of a folder that are read."""
 SMALL = 64 * 2**20
 """Bytes of a file, or of all files of a folder, up to which they are read once and whole."""
+DEEPEST = 3
+"""Dictionaries inside one another that are looked into."""
+OPTIMIZER = re.compile(r"optim|opt$")
+"""How names of dictionaries begin that hold no network, though they may have its names."""
 ZIP_START, PICKLE_START, LFS_START = b"PK\x03\x04", b"\x80", b"version https://git-lfs"
 
 
@@ -61,12 +67,20 @@ class Contents:
 
 
 def tensor_groups(tree: Mapping[str, Any]) -> Groups:
-    """The tensors of a file: those directly in it, and its dictionaries of nothing but tensors."""
-    groups = {"": {name: value for name, value in tree.items() if isinstance(value, Tensor)}}
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value and all(isinstance(item, Tensor) for item in value.values()):
-            groups[str(name)] = {str(key): item for key, item in value.items()}
-    return {name: group for name, group in groups.items() if group}
+    """The tensors of a file: those directly in it, and those of its dictionaries, whatever else is in these.
+
+    A dictionary inside another has the names of both, with a point between them.
+    """
+    return dict(_groups(tree, "", DEEPEST))
+
+
+def _groups(tree: Mapping[Any, Any], name: str, deepest: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    tensors = {str(key): value for key, value in tree.items() if isinstance(value, Tensor)}
+    if tensors:
+        yield name, tensors
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and deepest and not OPTIMIZER.match(str(key)):
+            yield from _groups(value, f"{name}.{key}".removeprefix("."), deepest - 1)
 
 
 def open_contents(path: Path) -> Contents:
@@ -74,7 +88,7 @@ def open_contents(path: Path) -> Contents:
     if path.is_dir() and (path / CHECKPOINT_FILE).is_file() and not (path / CONFIG_FILE).is_file():
         return open_contents(path / CHECKPOINT_FILE)
     if path.is_dir():
-        return Contents(path, read_settings(path / CONFIG_FILE), _opener(path, _open_folder))
+        return Contents(path, read_object(path / CONFIG_FILE, AGAIN), _opener(path, _open_folder))
     if not path.exists():
         raise Refusal(f"{path} {absent(path)}; name a run folder, an encoder folder or a file of weights")
     if path.name in (WEIGHTS_FILE, PICKLE_FILE) and (path.parent / CONFIG_FILE).is_file():
@@ -119,19 +133,6 @@ def _start(path: Path) -> bytes:
         return file.read(64)
 
 
-def read_settings(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None where there is no such file. Raises Refusal where it holds anything else."""
-    if not path.is_file():
-        return None
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise Refusal(f"{path} is not valid JSON ({error}); export or download the network again") from error
-    if not isinstance(entries, dict):
-        raise Refusal(f"{path} holds no settings, but a {type(entries).__name__}; export or download the network again")
-    return entries
-
-
 def _open_folder(folder: Path) -> Mapping[str, Any]:
     """The tensors of a folder: in one file, or in the parts that an index lists."""
     for name in (INDEX_FILES[0], WEIGHTS_FILE, PICKLE_FILE, INDEX_FILES[1]):
@@ -145,7 +146,7 @@ def _open_folder(folder: Path) -> Mapping[str, Any]:
 
 
 def _open_parts(folder: Path, index: str) -> Mapping[str, Any]:
-    places = (read_settings(folder / index) or {}).get("weight_map")
+    places = (read_object(folder / index, AGAIN) or {}).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise Refusal(f"{folder / index} has no weight_map that says which file holds which weights; download it again")
     # only the names: an index must not lead out of its folder

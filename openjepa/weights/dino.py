@@ -12,7 +12,7 @@ from dataclasses import replace
 from openjepa.refusals import Refusal
 from openjepa.weights.contents import Contents
 from openjepa.weights.loaded import Choice, Loaded, refuse_context, size_words
-from openjepa.weights.mae import has_decoder
+from openjepa.weights.mae import DECODER, has_decoder
 from openjepa.weights.vit_names import NOT_READ, TOKEN, Vit, has_sincos, infer_config, only_place, read_vit, vits
 from openjepa.weights.wrappers import Network
 
@@ -78,7 +78,7 @@ def _place(contents: Contents, choice: Choice) -> str:
 
 
 def _backbone(network: Network) -> Network:
-    network = network.without((*NOT_READ, *PROJECTION))
+    network = network.without((*NOT_READ, *PROJECTION, *DECODER))
     return replace(network, tensors={CHUNK.sub("blocks.", name): value for name, value in network.tensors.items()})
 
 

@@ -12,12 +12,14 @@ from typing import Any, TypeVar
 from safetensors.torch import save_file
 from torch import nn
 
+from openjepa.checks.networks import check_encoder, check_predictor
+from openjepa.json_files import read_object, typed
 from openjepa.models.predictor import Predictor, build_predictor
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.types import Export
-from openjepa.weights.contents import CONFIG_FILE, WEIGHTS_FILE, Contents, open_contents, read_settings
+from openjepa.weights.contents import CONFIG_FILE, WEIGHTS_FILE, Contents, open_contents
 from openjepa.weights.filling import Plan, fill, same_names, weight_names
 from openjepa.weights.loaded import Choice, Loaded, refuse_context, size_words
 from openjepa.weights.wrappers import Network
@@ -32,6 +34,9 @@ ENCODER_FOLDERS = {"target": "encoder", "context": "context_encoder"}
 """Of a run folder."""
 PREDICTOR_FOLDER = "predictor"
 """Of a run folder, and inside the folder of an encoder."""
+
+EXPORT = "export the network again"
+"""What mends a damaged folder."""
 
 NetworkType = TypeVar("NetworkType", bound=nn.Module)
 ConfigType = TypeVar("ConfigType", EncoderConfig, PredictorConfig)
@@ -137,7 +142,7 @@ def read(contents: Contents, choice: Choice) -> Loaded:
     predictor, predictor_config, extra = read_predictor(contents.path, choice)
     words = f"openjepa's run, {choice.encoder} encoder: {size_words(config)}"
     there = tuple(name for name, item in ENCODER_FOLDERS.items() if (contents.path / item).is_dir())
-    step = _step(read_settings(folder / CONFIG_FILE) or {})
+    step = _step(read_object(folder / CONFIG_FILE, EXPORT) or {})
     return Loaded(encoder, config, predictor, predictor_config, words, there, extra, step, notes, is_own=True)
 
 
@@ -153,26 +158,21 @@ def _read_config(folder: Path, kind: type[ConfigType]) -> tuple[ConfigType, dict
     """The settings in config.json and the entries beside them."""
     path = folder / CONFIG_FILE
     expected = next(name for name, value in KINDS.items() if value is kind)
-    try:
-        entries = json.loads(path.read_text())
-    except OSError as error:
-        raise Refusal(f"{folder} holds no {expected}: {path.name} cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
-        raise Refusal(f"{path} is not valid JSON ({error}); export the network again") from error
-    found = entries.pop("format", None) if isinstance(entries, dict) else None
+    entries = read_object(path, EXPORT)
+    if entries is None:
+        raise Refusal(f"{folder} holds no {expected}: {path.name} cannot be read (there is no such file)")
+    found = entries.pop("format", None)
     if found != expected:
         raise Refusal(f"{path} says format {found!r}, but {expected!r} is needed here")
     version = entries.pop("version", None)
     if version != VERSION:
         raise Refusal(f"{path} has version {version!r}; this openjepa reads version {VERSION}: use a matching release")
-    fields = {field.name for field in dataclasses.fields(kind)}
-    known: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in entries.items() if name in fields
-    }
+    config = typed(kind, entries, path, EXPORT)
     try:
-        config = kind(**known)
-    except TypeError as error:
-        raise Refusal(f"{path} lacks settings: {error}") from error
+        check_encoder(config) if isinstance(config, EncoderConfig) else check_predictor(config)
+    except Refusal as error:
+        raise Refusal(f"{path} is damaged: {error}; {EXPORT}") from error
+    fields = {field.name for field in dataclasses.fields(kind)}
     return config, {name: value for name, value in entries.items() if name not in fields}
 
 

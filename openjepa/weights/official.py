@@ -23,7 +23,7 @@ from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.weights.contents import CHECKPOINT_FILE, Contents
 from openjepa.weights.filling import Plan, Source, fill, listed, weight_names
 from openjepa.weights.loaded import Choice, Loaded, size_words
-from openjepa.weights.vit_names import TABLE, TOKEN, Vit, infer_config, is_sincos, read_vit
+from openjepa.weights.vit_names import NOT_READ, TABLE, TOKEN, Vit, infer_config, is_sincos, read_vit
 from openjepa.weights.written import Networks, mask_token_remark, position_table, stored
 
 GROUPS = {"target": "target_encoder", "context": "encoder"}
@@ -47,7 +47,7 @@ def read(contents: Contents, choice: Choice) -> Loaded:
     if name not in contents.networks:
         found = listed([group or "(tensors without a dictionary)" for group in contents.networks])
         raise Refusal(f"encoder={choice.encoder!r}: {contents.path} has no {name}, only {found}")
-    vit = Vit(contents, lambda networks: networks[name])
+    vit = Vit(contents, lambda networks: networks[name].without(NOT_READ))
     where = f"{contents.path}, {name}"
     config = infer_config(vit.tensors(), choice.heads, where)
     encoder = read_vit(vit, config, where)

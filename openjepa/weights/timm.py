@@ -7,7 +7,7 @@ sin-cos one is not kept. A folder is known by `architecture` in its config.json,
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from openjepa.models.blocks import hidden_width
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.weights.beside import beside, with_beside
-from openjepa.weights.contents import CONFIG_FILE, WEIGHTS_FILE, Contents
+from openjepa.weights.contents import AGAIN, CONFIG_FILE, WEIGHTS_FILE, Contents
+from openjepa.weights.described import Pixels, checked, described, with_pixels
 from openjepa.weights.loaded import Choice, Loaded, refuse_context, size_words
 from openjepa.weights.native import read_predictor, write_predictor
 from openjepa.weights.vit_names import NOT_READ, TABLE, TOKEN, Vit, file_name, infer_config, only_place, read_vit
@@ -30,8 +31,25 @@ ONE_WAY = ("act_layer", "norm_layer", "mlp_layer", "attn_layer", "block_fn", "em
 """Of `model_args`: what our encoder does in timm's default way only."""
 ARCHITECTURE = "vit_base_patch16_224"
 """The function of timm that builds the network; `model_args` overrides all sizes that it has of its own."""
+OUR_NAMES = {
+    "heads": "num_heads",
+    "image_size": "img_size",
+    "layer_scale": "init_values",
+    "pixel_mean": "mean",
+    "pixel_std": "std",
+}
+"""Of our settings those that have another name in config.json."""
 CROP_SHARE = 0.875
 """Share of the resized image's side that the evaluation crop keeps: 224 / 256."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ModelArgs:
+    """What is read of `model_args`."""
+
+    num_heads: int | None = None
+    img_size: int | tuple[int, int] | None = None
+    init_values: float | None = None
 
 
 def recognize(contents: Contents) -> bool:
@@ -53,10 +71,10 @@ def read(contents: Contents, choice: Choice) -> Loaded:
     settings, where = contents.settings or {}, str(contents.path)
     args = _model_args(settings, where)
     vit = Vit(contents, only_network)
-    said = args.get("num_heads")
-    heads = said if isinstance(said, int) else choice.heads
-    config = infer_config(vit.tensors(), heads, where, _image_size(args))
-    config = with_beside(_with_settings(config, settings, args), settings, where)
+    size = (args.img_size, args.img_size) if isinstance(args.img_size, int) else args.img_size
+    heads = choice.heads if args.num_heads is None else args.num_heads
+    config = infer_config(vit.tensors(), heads, where, size)
+    config = with_beside(_with_settings(config, settings, args, where), settings, where)
     encoder = read_vit(vit, config, where)
     name = settings.get("architecture", "")
     words = (f"timm's {name}" if name else "weights under timm's names") + f": {size_words(config)}"
@@ -80,43 +98,28 @@ def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
     return mask_token_remark(networks)
 
 
-def _model_args(settings: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+def _model_args(settings: Mapping[str, Any], where: str) -> _ModelArgs:
     args = settings.get("model_args")
-    if not isinstance(args, Mapping):
-        return {}
+    if args is None:
+        return _ModelArgs()
+    if not isinstance(args, dict):
+        raise Refusal(f"{where} says model_args {args!r}, which are no settings; {AGAIN}")
     if found := [name for name in ONE_WAY if args.get(name) is not None]:
         raise Refusal(f"{where} says model_args.{found[0]} {args[found[0]]!r}; only timm's default can be read")
-    return args
+    return described(_ModelArgs, args, f"{where}, model_args,")
 
 
-def _image_size(args: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Where `img_size` says it."""
-    size = args.get("img_size")
-    sides = size if isinstance(size, list) else [size, size]
-    whole = [side for side in sides if isinstance(side, int) and side > 0]
-    return (whole[0], whole[1]) if len(sides) == len(whole) == 2 else None
-
-
-def _with_settings(config: EncoderConfig, settings: Mapping[str, Any], args: Mapping[str, Any]) -> EncoderConfig:
+def _with_settings(config: EncoderConfig, settings: Mapping[str, Any], args: _ModelArgs, where: str) -> EncoderConfig:
     """With pooling, first value of layer scale, and mean and standard deviation of pixels that a folder's config.json says."""
     pooling = POOLINGS.get(str(settings.get("global_pool")), config.pooling)
     if pooling == "average" or config.class_token:
         config = replace(config, pooling=pooling)  # type: ignore[arg-type]
-    first = args.get("init_values")
-    if config.layer_scale is not None and isinstance(first, int | float):
-        config = replace(config, layer_scale=float(first))
+    if config.layer_scale is not None and args.init_values is not None:
+        config = replace(config, layer_scale=args.init_values)
     said = settings.get("pretrained_cfg")
-    if not isinstance(said, Mapping):
-        return config
-    mean, std = three(said.get("mean")), three(said.get("std"))
-    return replace(config, pixel_mean=mean or config.pixel_mean, pixel_std=std or config.pixel_std)
-
-
-def three(value: object) -> tuple[float, float, float] | None:
-    """Three numbers of a JSON file; None for anything else."""
-    if isinstance(value, list) and len(value) == 3 and all(isinstance(item, int | float) for item in value):
-        return float(value[0]), float(value[1]), float(value[2])
-    return None
+    if isinstance(said, dict):
+        config = with_pixels(config, described(Pixels, said, f"{where}, pretrained_cfg,"))
+    return checked(config, where, OUR_NAMES)
 
 
 def _written_settings(config: EncoderConfig) -> dict[str, Any]:

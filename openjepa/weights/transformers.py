@@ -6,24 +6,26 @@ evaluates. Their configs say a LayerNorm epsilon of 1e-6; a config that says non
 """
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
+from openjepa.json_files import read_object
 from openjepa.models.blocks import hidden_width
 from openjepa.models.vit import build_encoder
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.weights.beside import beside, with_beside
-from openjepa.weights.contents import CONFIG_FILE, WEIGHTS_FILE, Contents, read_settings
+from openjepa.weights.contents import AGAIN, CONFIG_FILE, WEIGHTS_FILE, Contents
+from openjepa.weights.described import Pixels, checked, described, with_pixels
 from openjepa.weights.filling import Plan, Source, fill, stacked, weight_names
 from openjepa.weights.loaded import Choice, Loaded, refuse_context, size_words
 from openjepa.weights.native import read_predictor, write_predictor
-from openjepa.weights.timm import three
 from openjepa.weights.vit_names import is_sincos
 from openjepa.weights.wrappers import Network
 from openjepa.weights.written import Networks, mask_token_remark, position_table, stored
@@ -53,8 +55,42 @@ IN_DINOV2_BLOCK = {
 OUTSIDE = {"patch_embed.proj": "embeddings.patch_embeddings.projection", "norm": "layernorm"}
 ALONE = {"cls_token": "embeddings.cls_token", "pos_embed": TABLE}
 PIXELS_FILE = "preprocessor_config.json"
+OUR_NAMES = {
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "layer_scale": "layerscale_value",
+}
+"""Of our settings those that have another name in config.json."""
 MARGIN = 256 / 224
 """The evaluation view's short side before the crop, as a multiple of the crop's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shape:
+    """What is read of every config.json, under the names of the library."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    image_size: int | tuple[int, int]
+    patch_size: int
+    layer_norm_eps: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Vit(_Shape):
+    """Of an IJepaModel or ViTModel."""
+
+    intermediate_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Dinov2(_Shape):
+    """Of a Dinov2Model."""
+
+    mlp_ratio: float
+    layerscale_value: float = 1.0
 
 
 def recognize(contents: Contents) -> bool:
@@ -130,39 +166,46 @@ def _source(name: str, in_block: Mapping[str, str]) -> Source:
 
 def _config(settings: Mapping[str, Any], contents: Contents) -> EncoderConfig:
     path, kind = contents.path / CONFIG_FILE, settings["model_type"]
-    if kind not in MODELS:
+    if not isinstance(kind, str) or kind not in MODELS:
         known = ", ".join(map(repr, MODELS))
         why = "; openjepa's encoder has no place for register tokens" if "register" in str(kind) else ""
         raise Refusal(f"{path} says model_type {kind!r}; of Hugging Face's models only {known} can be read{why}")
-    is_dinov2 = kind == "dinov2"
-    hidden = "mlp_ratio" if is_dinov2 else "intermediate_size"
-    needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", hidden, "image_size", "patch_size")
-    if missing := [name for name in needed if name not in settings]:
-        raise Refusal(f"{path} lacks {', '.join(missing)}; download or export it again")
+    entries = {"layer_norm_eps": LIBRARY_EPS[kind], **settings}
+    said = described(_Dinov2, entries, path) if kind == "dinov2" else described(_Vit, entries, path)
     _check_fixed(settings, path)
-    sizes = {name: _whole(settings[name], name, path) for name in needed if name != "image_size"}
-    size = settings["image_size"]
-    height, width = (_whole(side, "image_size", path) for side in (size if isinstance(size, list) else [size, size]))
-    has_token = kind != "ijepa"
-    return EncoderConfig(
-        width=sizes["hidden_size"],
-        depth=sizes["num_hidden_layers"],
-        heads=sizes["num_attention_heads"],
-        mlp_ratio=sizes[hidden] if is_dinov2 else sizes[hidden] / sizes["hidden_size"],
-        patch_size=sizes["patch_size"],
-        image_size=(height, width),
+    has_token, size = kind != "ijepa", said.image_size
+    config = EncoderConfig(
+        width=said.hidden_size,
+        depth=said.num_hidden_layers,
+        heads=said.num_attention_heads,
+        mlp_ratio=_mlp_ratio(said),
+        patch_size=said.patch_size,
+        image_size=(size, size) if isinstance(size, int) else size,
         class_token=has_token,
-        layer_norm_eps=float(settings.get("layer_norm_eps", LIBRARY_EPS[kind])),
-        layer_scale=float(settings.get("layerscale_value", 1.0)) if is_dinov2 else None,
+        layer_norm_eps=said.layer_norm_eps,
+        layer_scale=said.layerscale_value if isinstance(said, _Dinov2) else None,
         pooling="class_token" if has_token else "average",
     )
+    names = {"mlp_ratio": "mlp_ratio" if kind == "dinov2" else "intermediate_size / hidden_size"}
+    return checked(config, path, OUR_NAMES | names)
+
+
+def _mlp_ratio(said: "_Vit | _Dinov2") -> float:
+    """Hidden width / width; no number if one cannot be had of sizes that are refused afterwards."""
+    width = said.hidden_size
+    try:  # the library cuts the product
+        return (int(width * said.mlp_ratio) if isinstance(said, _Dinov2) else said.intermediate_size) / width
+    except (ArithmeticError, ValueError):
+        return math.nan
 
 
 def _with_pixels(config: EncoderConfig, folder: Path) -> EncoderConfig:
     """With the mean and standard deviation of pixels that the folder says."""
-    said = read_settings(folder / PIXELS_FILE) or {}
-    mean, std = three(said.get("image_mean")), three(said.get("image_std"))
-    return replace(config, pixel_mean=mean or config.pixel_mean, pixel_std=std or config.pixel_std)
+    path = folder / PIXELS_FILE
+    said = read_object(path, AGAIN) or {}
+    names = {"image_mean": "mean", "image_std": "std"}
+    pixels = described(Pixels, {ours: said[name] for name, ours in names.items() if name in said}, path)
+    return checked(with_pixels(config, pixels), path, {"pixel_mean": "image_mean", "pixel_std": "image_std"})
 
 
 def _check_fixed(settings: Mapping[str, Any], path: object) -> None:
@@ -170,12 +213,6 @@ def _check_fixed(settings: Mapping[str, Any], path: object) -> None:
     for name, usual in FIXED.items():
         if settings.get(name, usual) != usual:
             raise Refusal(f"{path} says {name} {settings[name]!r}; only {usual!r} can be read")
-
-
-def _whole(value: object, name: str, path: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise Refusal(f"{path} says {name} {value!r}, which is no whole number above 0; download or export it again")
-    return value
 
 
 def _model_type(config: EncoderConfig) -> str:

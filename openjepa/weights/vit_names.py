@@ -16,14 +16,11 @@ from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
 from openjepa.settings.models import SIZES, EncoderConfig, Size
 from openjepa.weights.contents import Contents
+from openjepa.weights.described import checked
 from openjepa.weights.filling import Plan, Source, fill, listed, weight_names
-from openjepa.weights.wrappers import Network
+from openjepa.weights.wrappers import OF_SEVERAL, PLACES, Network
 
 PATCHES, TABLE, TOKEN = "patch_embed.proj.weight", "pos_embed", "cls_token"
-PLACES = ("", "model", "state_dict")
-"""Where files keep the weights of their only network: directly, or in a dictionary of this name, preferred to others."""
-OF_SEVERAL = ("teacher", "student", "target_encoder", "encoder", "predictor")
-"""Dictionaries of files with several networks."""
 NOT_READ = ("head.", "mask_token", "masked_embed")
 """Heads on an encoder, and iBOT's and DINOv2's token of masked patches, which an encoder of whole images does not need."""
 MISFITS = {
@@ -102,19 +99,22 @@ def infer_config(
         side = _square_side(table, width, has_token, where)
         image_size = (side * patch, side * patch)
     depth = 1 + max(int(found.group(1)) for name in tensors if (found := re.match(r"blocks\.(\d+)\.", name)))
-    config = EncoderConfig(
+    found = EncoderConfig(
         width=width,
         depth=depth,
-        heads=heads or _known_heads(width, where),
+        heads=_known_heads(width, where) if heads is None else heads,
         mlp_ratio=hidden.shape[0] / width,
         patch_size=patch,
         image_size=image_size,
         class_token=has_token,
+        positions="learned",
         layer_scale=LAYER_SCALE if file_name(FIRST_GAMMA) in tensors else None,
         pooling="class_token" if has_token else "average",
     )
+    config = checked(found, where)
     is_table = table.ndim == 3 and table.is_floating_point()
-    return replace(config, positions="sincos" if is_table and is_sincos(table, config.grid(), has_token) else "learned")
+    is_fixed = is_table and is_sincos(table, config.grid(), has_token)
+    return replace(config, positions="sincos") if is_fixed else config
 
 
 def is_sincos(table: Tensor, grid: tuple[int, int], has_token: bool) -> bool:

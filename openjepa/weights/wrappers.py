@@ -24,8 +24,12 @@ ENCODER_MARKS = ("patch_embed.proj.weight", "embeddings.patch_embeddings.project
 PREDICTOR_MARK = "predictor_embed.weight"
 """The first layer of I-JEPA's predictor in the released code."""
 CLASS_TOKENS = ("cls_token", "embeddings.cls_token")
-AVERAGED = frozenset({"teacher", "target", "momentum", "ema", "average", "averaged"})
+AVERAGED = frozenset({"teacher", "target", "momentum", "ema", "swa", "average", "averaged"})
 """Words that tell the moving average from the network that is trained by gradients."""
+PLACES = ("", "model", "state_dict")
+"""Where files keep the weights of their only network: directly, or in a dictionary of this name, preferred to others."""
+OF_SEVERAL = ("teacher", "student", "target_encoder", "encoder", "predictor")
+"""Dictionaries of files with several networks."""
 MOST_SHOWN = 6
 """Names that a note lists; of more tensors only the first parts of their names."""
 
@@ -41,6 +45,18 @@ class Network:
     """Parts of torch's wrappers that stand further inside the names."""
     beside: tuple[str, ...] = ()
     """Names, without torch's wrappers, of tensors that lie beside the network and are not read."""
+    others: tuple[str, ...] = ()
+    """Dictionaries of other encoders in the file, which are not read either."""
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether it embeds patches of images."""
+        return any(mark in self.tensors for mark in ENCODER_MARKS)
+
+    @property
+    def has_token(self) -> bool:
+        """Whether it has a class token."""
+        return any(token in self.tensors for token in CLASS_TOKENS)
 
     def without(self, starts: tuple[str, ...]) -> "Network":
         """The network without tensors whose names begin so, which then are beside it."""
@@ -61,15 +77,18 @@ class Network:
             more = f" and {len(shown) - MOST_SHOWN} more" if len(shown) > MOST_SHOWN else ""
             count = f"{len(self.beside)} tensor{'s' if len(self.beside) > 1 else ''}"
             notes.append(f"not read: {', '.join(shown[:MOST_SHOWN])}{more} ({count} beside the encoder)")
+        if self.others:
+            places = [repr(name) if name else "the tensors without a dictionary" for name in self.others]
+            notes.append(f"not read: {', '.join(places)}, with another encoder")
         return tuple(notes)
 
 
 def networks_in(groups: Groups, where: object) -> dict[str, Network]:
     """The networks of a file's dictionaries, by the names of these.
 
-    A dictionary of two encoders is taken for two dictionaries, `teacher` and `student` (without a class token
-    `target_encoder` and `encoder`), if the name of one says that it is the average. Raises Refusal if it cannot be told which
-    of several is meant.
+    Two encoders, in one dictionary or in two, are called `teacher` and `student` (without a class token `target_encoder` and
+    `encoder`) if the name of one says that it is the average of the other. Raises Refusal if it cannot be told which of several
+    is meant.
     """
     found: dict[str, Network] = {}
     for name, group in groups.items():
@@ -77,7 +96,39 @@ def networks_in(groups: Groups, where: object) -> dict[str, Network]:
             if key in found:
                 raise Refusal(f"{where} holds {key!r} twice; save the encoder that you mean by itself")
             found[key] = network
-    return found
+    found = _pair(found, where)
+    encoders = [name for name, network in found.items() if network.is_encoder]
+    return {
+        name: replace(network, others=tuple(other for other in encoders if other not in (name, *OF_SEVERAL)))
+        for name, network in found.items()
+    }
+
+
+def _pair(networks: dict[str, Network], where: object) -> dict[str, Network]:
+    """The networks, an average and what it is the average of under the names that formats know."""
+    encoders = [name for name, network in networks.items() if network.is_encoder]
+    averaged = [name for name in encoders if _is_average(name)]
+    if len(encoders) < 2 or not averaged or any(name in OF_SEVERAL for name in encoders):
+        return networks
+    trained = [name for name in encoders if name not in averaged]
+    trained = [name for name in PLACES if name in trained][:1] or trained
+    if len(averaged) != 1 or len(trained) != 1:
+        raise Refusal(
+            f"{where} holds several encoders, in {', '.join(map(repr, encoders))}, and nothing says which of two is the "
+            "average of the other; save the one that you mean by itself"
+        )
+    names = _roles(networks[averaged[0]])
+    called = {averaged[0]: names[0], trained[0]: names[1]}
+    return {called.get(name, name): network for name, network in networks.items()}
+
+
+def _is_average(name: str) -> bool:
+    return not AVERAGED.isdisjoint(re.split(r"[._ -]", name.lower()))
+
+
+def _roles(average: Network) -> tuple[str, str]:
+    """What formats call an average and the network that is trained."""
+    return ("teacher", "student") if average.has_token else ("target_encoder", "encoder")
 
 
 def _split(name: str, group: Mapping[str, Tensor], where: object) -> dict[str, Network]:
@@ -87,7 +138,7 @@ def _split(name: str, group: Mapping[str, Tensor], where: object) -> dict[str, N
     if len(encoders) < 2:
         only = next(iter(prefixes), "")
         return {name: _network(group, plain, only, prefixes, [only])}
-    averaged = [prefix for prefix in encoders if AVERAGED & set(re.split(r"[._]", prefix))]
+    averaged = [prefix for prefix in encoders if _is_average(prefix)]
     if len(encoders) > 2 or len(averaged) != 1 or len(predictors) > 1:
         raise Refusal(
             f"{where} holds several encoders, whose names begin with {' and '.join(map(repr, encoders))}, and nothing says "
@@ -95,8 +146,7 @@ def _split(name: str, group: Mapping[str, Tensor], where: object) -> dict[str, N
         )
     trained = next(prefix for prefix in encoders if prefix not in averaged)
     parts = {prefix: _network(group, plain, prefix, prefixes, prefixes) for prefix in prefixes}
-    has_token = any(token in parts[averaged[0]].tensors for token in CLASS_TOKENS)
-    names = ("teacher", "student") if has_token else ("target_encoder", "encoder")
+    names = _roles(parts[averaged[0]])
     found = {names[0]: parts[averaged[0]], names[1]: parts[trained]}
     return found | ({"predictor": parts[predictors[0]]} if predictors else {})
 

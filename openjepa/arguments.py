@@ -6,7 +6,7 @@ A union of dataclasses cannot be chosen anew once it has a default, so the choic
 
 import os
 import sys
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -15,8 +15,9 @@ import tyro
 
 from openjepa.config import expand_home, flatten, load_run_config, load_yaml, nearest
 from openjepa.help import folded, help_text
+from openjepa.hub_names import absent, hub_name
 from openjepa.options import options_of, positionals_first
-from openjepa.recipes import RECIPES, load_recipe
+from openjepa.recipes import load_recipe
 from openjepa.refusals import Refusal
 from openjepa.settings.ablation import AblationSettings
 from openjepa.settings.choices import CHOICES
@@ -30,6 +31,7 @@ from openjepa.settings.optimization import OptimizationSettings
 from openjepa.settings.run import MonitorSettings, RunConfig, RunSettings, SystemSettings
 
 OptionsType = TypeVar("OptionsType")
+Loaded = TypeVar("Loaded")
 
 
 Unprefixed = tyro.conf.arg(name="")
@@ -134,7 +136,7 @@ def parse_train(argv: Sequence[str], prog: str, description: str, details: str =
     """
     argv = with_long_names(argv)
     argv = positionals_first(TrainOptions, argv, is_needed=not {"config", "run.init"} & given_settings(argv))
-    start = _starting_point(argv)
+    start = unless_help(argv, lambda: _starting_point(argv), lambda: load_recipe(SHOWN_RECIPE))
     config = without_overruled(select_components(start, argv), given_settings(argv))
     defaults = TrainOptions(**{name: getattr(config, name) for name in _GROUPS})
     options = parse(TrainOptions, argv, prog, description, defaults, details)
@@ -152,7 +154,7 @@ def parse_evaluate(
     subject = Path(argv[0]).expanduser() if not argv[0].startswith("-") else None
     data: DataSettings = FolderSettings()
     if subject is not None and (subject / "config.yaml").exists():
-        data = load_run_config(subject).data
+        data = unless_help(argv, lambda: load_run_config(subject).data, FolderSettings)
     defaults = EvaluateOptions(data=select_component(data, "data", argv))
     options = parse(EvaluateOptions, argv, prog, description, defaults, details)
     given = any(item.startswith("--") and normalized(item).startswith("data.") for item in argv)
@@ -169,7 +171,7 @@ def parse_embed(argv: Sequence[str], prog: str, description: str) -> tuple[Embed
     run = Path(argv[0]).expanduser() / "config.yaml" if not argv[0].startswith("-") else None
     data: DataSettings = FolderSettings()
     if run is not None and run.exists() and not given & {"data.path", "data.source"}:
-        data = load_run_config(run).data
+        data = unless_help(argv, lambda: load_run_config(run).data, FolderSettings)
     defaults = EmbedOptions(data=select_component(data, "data", argv))
     options = parse(EmbedOptions, argv, prog, description, defaults)
     return options, options.data if any(name.startswith("data.") for name in given) else None
@@ -211,12 +213,21 @@ def is_help(argv: Sequence[str]) -> bool:
     return not {"--help", "-h", ALL}.isdisjoint(argv)
 
 
-def _starting_point(argv: Sequence[str]) -> RunConfig:
-    """The recipe or the file that `argv` names, or else the run whose weights are to start it, in a folder of its own.
+def unless_help(argv: Sequence[str], load: Callable[[], Loaded], shown: Callable[[], Loaded]) -> Loaded:
+    """What `load` returns; if it is refused and `argv` asks for help, which is given in any case, what `shown` returns."""
+    try:
+        return load()
+    except Refusal:
+        if is_help(argv):
+            return shown()
+        raise
 
-    For `--help` alone the recipe whose defaults are shown.
-    """
+
+def _starting_point(argv: Sequence[str]) -> RunConfig:
+    """The recipe or the file that `argv` names, or else the run whose weights are to start it, in a folder of its own."""
     file, preset, init = (option_value(argv, name) for name in ("config", "preset", "run.init"))
+    if file is not None and not Path(file).expanduser().exists():
+        raise Refusal(f"--config {file} {absent(file, hub=False)}")
     name = argv[0] if argv and not argv[0].startswith("-") else None
     if file is not None:
         if name is not None or preset is not None:
@@ -224,13 +235,15 @@ def _starting_point(argv: Sequence[str]) -> RunConfig:
         return load_run_config(file)
     if name is not None:
         return load_recipe(name, preset)
-    if is_help(argv):
-        return load_recipe(SHOWN_RECIPE)
+    if init is not None and hub_name(init) is None and not Path(init).expanduser().exists():
+        raise Refusal(f"--init {init} {absent(init)}")
     if init is not None and (Path(init).expanduser() / "config.yaml").is_file():
         before = load_run_config(init)
         own = RunSettings(seed=before.run.seed, device=before.run.device, precision=before.run.precision)
         return replace(before, run=replace(own, compile=before.run.compile))
-    raise Refusal(f"which run? Give a recipe first ({', '.join(RECIPES)}), or --config FILE, or --init RUN")
+    if init is not None:
+        raise Refusal(f"--init {init} is no run that says its settings: give a recipe with it (openjepa recipes lists them)")
+    raise Refusal("which run? Give a recipe (openjepa recipes lists them), or --config FILE, or --init RUN")
 
 
 def normalized(option: str) -> str:

@@ -90,7 +90,7 @@ def _format_warning(
 
 def _dispatch(argv: list[str]) -> None:
     if argv[:1] == ["help"]:  # `openjepa help train` is `openjepa train --help`
-        argv = [*argv[1:], "--help"]
+        argv = [*argv[1:], "--help"] if argv[1:] != ["help"] else ["--help"]
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return

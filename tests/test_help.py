@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,6 +69,25 @@ def test_help_before_the_command_is_help_behind_it(words: str, capsys: pytest.Ca
     after = helped(capsys, *words.split(), "--help")
     assert helped(capsys, "help", *words.split()) == after == helped(capsys, *words.split(), "-h")
     assert after and helped(capsys, "help") == helped(capsys, "--help") == helped(capsys)
+
+
+@pytest.mark.parametrize("content", ["", "model: [", "optim: {lrr: 3}", None])
+@pytest.mark.parametrize(
+    "words", ["train --config {} --help", "help train --config {}", "evaluate {} -h", "embed {} --help-all"]
+)
+def test_help_is_given_whatever_else_is_wrong(
+    words: str, content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (tmp_path / "config.yaml").write_text(content)
+    given = words.format(tmp_path if content is not None else tmp_path / "missing").split()
+    assert helped(capsys, *given).startswith("usage: openjepa ")
+
+
+def test_help_is_given_for_recipes_that_do_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ("train typo --help", "train cpu-64 --preset typo --help", "ablate --recipe typo --help"):
+        assert helped(capsys, *words.split()).startswith("usage: openjepa ")
+    assert helped(capsys, "help", "help") == helped(capsys, "--help")
 
 
 @pytest.mark.parametrize(("name", "options"), [("train cpu-64", TrainOptions()), ("evaluate", EvaluateOptions())])

@@ -24,7 +24,8 @@ def hub_name(words: Path | str, one_part: bool = False) -> str | None:
     """The name on the Hub, owner/name, that `words` mean; None if they mean a path.
 
     Without `hf:` before it, a name is one of the Hub if nothing lies there, and if its first part is no folder here, is none of
-    FOLDERS, and not nearly one of either (but of the short USUAL ones: `mnist` is no `mnt`). `one_part`: whether there are names without an owner, as of some data sets.
+    FOLDERS, and not nearly one of either (the short USUAL ones but exactly: `mnist` is no `mnt`). `one_part`: whether there
+    are names without an owner, as of some data sets.
     """
     text = str(words)
     if Path(text).expanduser().exists():

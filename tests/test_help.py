@@ -72,9 +72,7 @@ def test_help_before_the_command_is_help_behind_it(words: str, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("content", ["", "model: [", "optim: {lrr: 3}", None])
-@pytest.mark.parametrize(
-    "words", ["train --config {} --help", "help train --config {}", "evaluate {} -h", "embed {} --help-all"]
-)
+@pytest.mark.parametrize("words", ["train --config {} --help", "help train --config {}", "evaluate {} -h", "embed {} -h"])
 def test_help_is_given_whatever_else_is_wrong(
     words: str, content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

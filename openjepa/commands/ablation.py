@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from openjepa.ablations import ABLATIONS, ablation_rows
-from openjepa.arguments import normalized, option_value, parse, require, select_component, unless_help
+from openjepa.arguments import option_value, parse, require, select_component, unless_help
 from openjepa.commands.paths import check_output_folder
+from openjepa.options import normalized
 from openjepa.recipes import load_recipe
 from openjepa.refusals import Refusal
 from openjepa.settings.ablation import AblationSettings
@@ -17,7 +18,8 @@ images seen and one at equal training time.
 examples:
   openjepa ablate methods --data.path ~/photos --dry-run
   openjepa ablate methods --data.path ~/photos --images 100000 --seeds 3
-  openjepa ablate methods --recipe cpu-64 --rows mae dino --data.path ~/photos --seconds none
+  openjepa ablate methods --recipe cpu-64 --rows mae dino \\
+      --data.path ~/photos --seconds none
 
 names:
 {names}

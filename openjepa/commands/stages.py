@@ -50,8 +50,10 @@ TRAIN_DETAILS = """components (their options are shown when chosen before --help
 
 starting from weights instead of random ones (a run, a file of published weights, a Hugging Face folder, ...):
   openjepa train --init runs/cpu-64-default-photos --data.path ~/other-photos
-  openjepa train gpu-224 --init IN1K-vit.h.14-300e.pth.tar --data.path ~/photos --optim.lr 1e-4 --dry-run
-  openjepa train dino-gpu-224 --init dino_vits16_pretrain.pth --data.path ~/photos --optim.lr 1e-4
+  openjepa train gpu-224 --init IN1K-vit.h.14-300e.pth.tar \\
+      --data.path ~/photos --optim.lr 1e-4 --dry-run
+  openjepa train dino-gpu-224 --init dino_vits16_pretrain.pth \\
+      --data.path ~/photos --optim.lr 1e-4
 
 The model's settings follow the weights; rate and length are the recipe's. For weights of long training a lower --optim.lr
 is the usual caution; the evaluation shows the weights of the start beside the result. More in docs/continue.md."""

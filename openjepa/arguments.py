@@ -6,7 +6,7 @@ A union of dataclasses cannot be chosen anew once it has a default, so the choic
 
 import os
 import sys
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -14,9 +14,10 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from openjepa.config import expand_home, flatten, load_run_config, load_yaml, nearest
-from openjepa.help import folded, help_text
-from openjepa.options import options_of, positionals_first
-from openjepa.recipes import RECIPES, load_recipe
+from openjepa.help import help_text
+from openjepa.hub_names import absent, hub_name
+from openjepa.options import normalized, options_of, positionals_first
+from openjepa.recipes import load_recipe
 from openjepa.refusals import Refusal
 from openjepa.settings.ablation import AblationSettings
 from openjepa.settings.choices import CHOICES
@@ -30,6 +31,7 @@ from openjepa.settings.optimization import OptimizationSettings
 from openjepa.settings.run import MonitorSettings, RunConfig, RunSettings, SystemSettings
 
 OptionsType = TypeVar("OptionsType")
+Loaded = TypeVar("Loaded")
 
 
 Unprefixed = tyro.conf.arg(name="")
@@ -40,7 +42,7 @@ Unprefixed = tyro.conf.arg(name="")
 class TrainOptions:
     """The arguments of `openjepa train`: which run, and every setting of it."""
 
-    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = ""
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE]")] = ""
     """Named run to start from."""
     preset: str | None = None
     """Variant of the recipe. None: its first."""
@@ -134,7 +136,7 @@ def parse_train(argv: Sequence[str], prog: str, description: str, details: str =
     """
     argv = with_long_names(argv)
     argv = positionals_first(TrainOptions, argv, is_needed=not {"config", "run.init"} & given_settings(argv))
-    start = _starting_point(argv)
+    start = unless_help(argv, lambda: _starting_point(argv), lambda: load_recipe(SHOWN_RECIPE))
     config = without_overruled(select_components(start, argv), given_settings(argv))
     defaults = TrainOptions(**{name: getattr(config, name) for name in _GROUPS})
     options = parse(TrainOptions, argv, prog, description, defaults, details)
@@ -142,37 +144,51 @@ def parse_train(argv: Sequence[str], prog: str, description: str, details: str =
 
 
 def parse_evaluate(
-    argv: Sequence[str], prog: str, description: str, details: str = ""
+    argv: Sequence[str], prog: str, description: str, details: str = "", check: Callable[[Path], object] = Path
 ) -> tuple[EvaluateOptions, DataSettings | None]:
     """The options of `openjepa evaluate`, and its data settings if any is given (else the run's own are meant).
 
-    Given data settings override those of the run's `config.yaml`, where there is one.
+    Given data settings override those of the run's `config.yaml`, where there is one. `check` refuses a subject before the
+    options are read, which depend on its data.
     """
     argv = require(EvaluateOptions, argv, "a run folder or the folder of an encoder", prog)
-    subject = Path(argv[0]).expanduser() if not argv[0].startswith("-") else None
+    subject = _subject(argv, check)
     data: DataSettings = FolderSettings()
     if subject is not None and (subject / "config.yaml").exists():
-        data = load_run_config(subject).data
+        data = unless_help(argv, lambda: load_run_config(subject).data, FolderSettings)
     defaults = EvaluateOptions(data=select_component(data, "data", argv))
     options = parse(EvaluateOptions, argv, prog, description, defaults, details)
     given = any(item.startswith("--") and normalized(item).startswith("data.") for item in argv)
     return options, options.data if given else None
 
 
-def parse_embed(argv: Sequence[str], prog: str, description: str) -> tuple[EmbedOptions, DataSettings | None]:
+def parse_embed(
+    argv: Sequence[str], prog: str, description: str, check: Callable[[Path], object] = Path
+) -> tuple[EmbedOptions, DataSettings | None]:
     """The options of `openjepa embed`, and its data settings if any is given (else the run's own are meant).
 
     A path or a source that is given means other images, opened with plain settings; other data settings change the run's own.
+    `check` refuses a subject before the options are read, which depend on its data.
     """
     argv = require(EmbedOptions, argv, "a run folder or an encoder", prog)
     given = given_settings(argv)
-    run = Path(argv[0]).expanduser() / "config.yaml" if not argv[0].startswith("-") else None
+    subject = _subject(argv, check)
     data: DataSettings = FolderSettings()
-    if run is not None and run.exists() and not given & {"data.path", "data.source"}:
-        data = load_run_config(run).data
+    if subject is not None and (subject / "config.yaml").exists() and not given & {"data.path", "data.source"}:
+        data = unless_help(argv, lambda: load_run_config(subject).data, FolderSettings)
     defaults = EmbedOptions(data=select_component(data, "data", argv))
     options = parse(EmbedOptions, argv, prog, description, defaults)
     return options, options.data if any(name.startswith("data.") for name in given) else None
+
+
+def _subject(argv: Sequence[str], check: Callable[[Path], object]) -> Path | None:
+    """The run or encoder in front, which `check` may refuse unless help is asked for; None if there is none."""
+    if argv[0].startswith("-"):
+        return None
+    path = Path(argv[0]).expanduser()
+    if not is_help(argv):
+        check(path)
+    return path
 
 
 def with_long_names(argv: Sequence[str]) -> list[str]:
@@ -211,12 +227,21 @@ def is_help(argv: Sequence[str]) -> bool:
     return not {"--help", "-h", ALL}.isdisjoint(argv)
 
 
-def _starting_point(argv: Sequence[str]) -> RunConfig:
-    """The recipe or the file that `argv` names, or else the run whose weights are to start it, in a folder of its own.
+def unless_help(argv: Sequence[str], load: Callable[[], Loaded], shown: Callable[[], Loaded]) -> Loaded:
+    """What `load` returns; if it is refused and `argv` asks for help, which is given in any case, what `shown` returns."""
+    try:
+        return load()
+    except Refusal:
+        if is_help(argv):
+            return shown()
+        raise
 
-    For `--help` alone the recipe whose defaults are shown.
-    """
+
+def _starting_point(argv: Sequence[str]) -> RunConfig:
+    """The recipe or the file that `argv` names, or else the run whose weights are to start it, in a folder of its own."""
     file, preset, init = (option_value(argv, name) for name in ("config", "preset", "run.init"))
+    if file is not None and not Path(file).expanduser().exists():
+        raise Refusal(f"--config {file} {absent(file, hub=False)}")
     name = argv[0] if argv and not argv[0].startswith("-") else None
     if file is not None:
         if name is not None or preset is not None:
@@ -224,18 +249,15 @@ def _starting_point(argv: Sequence[str]) -> RunConfig:
         return load_run_config(file)
     if name is not None:
         return load_recipe(name, preset)
-    if is_help(argv):
-        return load_recipe(SHOWN_RECIPE)
+    if init is not None and hub_name(init) is None and not Path(init).expanduser().exists():
+        raise Refusal(f"--init {init} {absent(init)}")
     if init is not None and (Path(init).expanduser() / "config.yaml").is_file():
         before = load_run_config(init)
         own = RunSettings(seed=before.run.seed, device=before.run.device, precision=before.run.precision)
         return replace(before, run=replace(own, compile=before.run.compile))
-    raise Refusal(f"which run? Give a recipe first ({', '.join(RECIPES)}), or --config FILE, or --init RUN")
-
-
-def normalized(option: str) -> str:
-    """`--data.image-size=3` -> `data.image_size`; how one option is compared with another."""
-    return option.lstrip("-").split("=", maxsplit=1)[0].replace("-", "_")
+    if init is not None:
+        raise Refusal(f"--init {init} is no run that says its settings: give a recipe with it (openjepa recipes lists them)")
+    raise Refusal("which run? Give a recipe (openjepa recipes lists them), or --config FILE, or --init RUN")
 
 
 def option_value(argv: Sequence[str], name: str) -> str | None:
@@ -298,13 +320,12 @@ def parse(
 
     Prints help and exits if asked to. `description`: what it says of the command; `details`: what else with --help-all.
     """
-    if is_help(argv) and ALL not in argv:
+    if is_help(argv):
         chosen = [name for name, choice in CHOICES.items() if f"{name}.{choice.field}" in map(normalized, argv)]
-        print(help_text(prog, description, default, COMMON.get(cls, ()), chosen))
+        text = "\n\n".join(filter(None, (description, details if ALL in argv else "")))
+        print(help_text(prog, text, default, () if ALL in argv else COMMON.get(cls, ()), chosen))
         sys.exit(0)
-    words = ["--help" if item == ALL else item for item in without_choices(argv)]
-    text = folded("\n\n".join(filter(None, (description, details))))
-    options, unknown = tyro.cli(cls, args=words, prog=prog, description=text, default=default, return_unknown_args=True)
+    options, unknown = tyro.cli(cls, args=without_choices(argv), prog=prog, default=default, return_unknown_args=True)
     for item in unknown:
         if item.startswith("-"):
             name = item.split("=", maxsplit=1)[0]

@@ -12,7 +12,7 @@ from openjepa.engine.interrupts import Interrupted
 from openjepa.extras import needed_for
 from openjepa.refusals import Refusal
 
-USAGE = """openjepa {version}: train I-JEPA encoders on your images, probe them, and look at them.
+USAGE = """openjepa {version}: train I-JEPA encoders on your images, probe and look at them.
 
 usage: openjepa COMMAND [OPTIONS]
 
@@ -21,26 +21,26 @@ usage: openjepa COMMAND [OPTIONS]
 openjepa COMMAND --help explains a command, --help-all every setting of it.
 
 examples:
-  openjepa quickstart                              train, probe and report on the packaged scenes
-  openjepa train cpu-64 --data.path ~/photos       a recipe on a folder of images
-  openjepa evaluate runs/cpu-64-default-photos     k-NN and linear probes beside their baselines
-  openjepa visualize runs/cpu-64-default-photos    masks, feature maps and neighbors as pictures
-  openjepa report runs/cpu-64-default-photos       one HTML file with everything"""
+  openjepa quickstart                            train and probe on small scenes
+  openjepa train cpu-64 --data.path ~/photos     a recipe on a folder of images
+  openjepa evaluate runs/cpu-64-default-photos   k-NN and linear probes
+  openjepa visualize runs/cpu-64-default-photos  masks, features and neighbors
+  openjepa report runs/cpu-64-default-photos     one HTML file with everything"""
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "quickstart": ("quickstart", "train, evaluate and report on the packaged scenes, in a few minutes"),
+    "quickstart": ("quickstart", "train, evaluate and report on packaged scenes in minutes"),
     "train": ("train", "train an encoder on your images"),
-    "recipes": ("recipes", "the named runs that train starts from, or one with all its settings"),
+    "recipes": ("recipes", "the named runs that train starts from, or all settings of one"),
     "evaluate": ("evaluate", "k-NN and linear probes of an encoder"),
     "visualize": ("visualize", "pictures of what an encoder has learned"),
     "report": ("report", "one HTML file on one run or several"),
-    "embed": ("embed", "features of all images of a folder or data set as one NumPy or Parquet file"),
-    "search": ("search", "nearest images, near-duplicates and outliers, in features that embed wrote"),
-    "convert": ("convert", "weights for transformers, timm, ONNX and the released I-JEPA program"),
-    "ablate": ("ablate", "train and evaluate runs that differ in one thing, e.g. the method, and compare them"),
+    "embed": ("embed", "features of all images as one NumPy or Parquet file"),
+    "search": ("search", "nearest images, near-duplicates, outliers in what embed wrote"),
+    "convert": ("convert", "weights for transformers, timm, ONNX, released I-JEPA program"),
+    "ablate": ("ablate", "compare runs that differ in one thing, e.g. the method"),
     "bench step": ("bench_step", "time a training step and its parts"),
     "bench data": ("bench_data", "time decoding, cropping and loading"),
-    "bench energy": ("bench_energy", "whether a run's energy tells pairs that belong together from others"),
+    "bench energy": ("bench_energy", "whether the energy tells pairs that belong together"),
     "data check": ("data_check", "read every image of a data set once"),
     "data masks": ("data_masks", "draw masks and how often they cover each patch"),
     "data scenes": ("data_scenes", "render labeled scenes in CLEVR's format"),
@@ -90,7 +90,7 @@ def _format_warning(
 
 def _dispatch(argv: list[str]) -> None:
     if argv[:1] == ["help"]:  # `openjepa help train` is `openjepa train --help`
-        argv = [*argv[1:], "--help"]
+        argv = [*argv[1:], "--help"] if argv[1:] != ["help"] else ["--help"]
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return

@@ -1,6 +1,6 @@
 """Reads, checks the types of, writes and compares settings. Works for any tree of frozen dataclasses and knows none of them.
 
-Only `load_run_config` names our own classes. YAML is read with `safe_load` alone.
+Only `load_run_config` names our own classes. YAML is read as plain data alone.
 """
 
 import difflib
@@ -154,12 +154,31 @@ def save_yaml(config: object, path: Path) -> None:
     path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, width=120), encoding="utf-8")
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a mapping that has a key twice, of which YAML would silently take the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)  # before any `<<` is filled in
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                places = f"line {line}" if lines[key.value] == line else f"lines {lines[key.value]} and {line}"
+                raise Refusal(f"{key.value!r} stands twice in the same group, in {places}: leave out one")
+            lines[key.value] = line
+        return node
+
+
 def load_yaml(path: Path) -> dict[str, Any]:
     """The nested mapping of a file that `save_yaml` or a person wrote. Raises Refusal that names the file."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except OSError as error:
         raise Refusal(f"{path} cannot be read: {error.strerror}") from None
+    except Refusal as error:
+        raise Refusal(f"{path}: {error}") from None
     except Exception as error:  # beside its own errors yaml lets those of dates, numbers, encodings and of the stack through
         raise Refusal(f"{path} is no YAML file: {error}") from None
     if not isinstance(data, dict):

@@ -1,6 +1,6 @@
 """The help of a command: usage, what it does, examples, and its options, whole in a terminal of 80 columns.
 
-Explanations are those of the settings themselves. Long commands show their common options; `--help-all` is tyro's list of all.
+Explanations are those of the settings themselves. Long commands show their common options; `--help-all` shows all.
 """
 
 import re
@@ -86,7 +86,7 @@ def _explained(option: Option, is_whole: bool) -> list[str]:
         meaning = [item for item in sentences[1:] if item.startswith(start) and option.default in (None, ())]
         shown = " ".join([sentences[0], *meaning])
     text = f"{shown}{'' if option.metavar else _default(option)}"
-    words = textwrap.wrap(text, width() - COLUMN, break_long_words=False, break_on_hyphens=False)
+    words = textwrap.wrap(text, width() - COLUMN, break_long_words=False, break_on_hyphens=False) or [""]
     if len(left) + 2 > COLUMN:
         names = textwrap.wrap(left.replace("|", "| ") if len(left) > width() else left, width(), subsequent_indent="      ")
         return [*names, *(indent + line for line in words)]
@@ -95,7 +95,7 @@ def _explained(option: Option, is_whole: bool) -> list[str]:
 
 def _usage(option: Option) -> str:
     if option.kind is bool:
-        return option.flag(is_on=not option.default)
+        return f"{option.flag()} | {option.flag(is_on=False)}" if option.default else option.flag()
     choice = CHOICES.get(option.name.partition(".")[0])
     is_choice = choice is not None and option.name.endswith(f".{choice.field}")
     return f"{option.flag()} {'|'.join(choice.options) if choice and is_choice else _values(option.kind)}"

@@ -10,7 +10,8 @@ MARK = "hf:"
 PART = r"\w[\w.-]*"
 WRITTEN = ("runs", "evaluations", "scenes", "ablations", "checkpoints", "encoder", "features")
 KEPT = ("data", "datasets", "weights", "models", "output", "outputs", "results", "experiments", "images", "photos")
-FOLDERS = frozenset({*WRITTEN, *KEPT})
+USUAL = ("log", "logs", "out", "exp", "train", "test", "val", "tmp", "scratch", "src", "home", "mnt", "work")
+FOLDERS = frozenset({*WRITTEN, *KEPT, *USUAL})
 """Folders that openjepa writes or that people keep such things in: no owner on the Hub is meant by one, there or not."""
 FILES = (".pth", ".pt", ".tar", ".ckpt", ".bin", ".safetensors", ".onnx", ".npy", ".parquet", ".yaml", ".json", ".zip", ".gz")
 """What a file of ours ends in, and no name on the Hub."""
@@ -23,7 +24,8 @@ def hub_name(words: Path | str, one_part: bool = False) -> str | None:
     """The name on the Hub, owner/name, that `words` mean; None if they mean a path.
 
     Without `hf:` before it, a name is one of the Hub if nothing lies there, and if its first part is no folder here, is none of
-    FOLDERS and not nearly one of either. `one_part`: whether there are names without an owner, as of some data sets.
+    FOLDERS, and not nearly one of either (the short USUAL ones but exactly: `mnist` is no `mnt`). `one_part`: whether there
+    are names without an owner, as of some data sets.
     """
     text = str(words)
     if Path(text).expanduser().exists():
@@ -34,7 +36,8 @@ def hub_name(words: Path | str, one_part: bool = False) -> str | None:
     is_name = len(parts) == 2 or (one_part and len(parts) == 1 and "." not in text)
     if not is_name or not all(re.fullmatch(PART, part) for part in parts) or parts[-1].lower().endswith(FILES):
         return None
-    return None if _alike(parts[0], [*FOLDERS, *_held(Path())], ALIKE) else text
+    is_folder = parts[0].lower() in USUAL or _alike(parts[0], [*WRITTEN, *KEPT, *_held(Path())], ALIKE)
+    return None if is_folder else text
 
 
 def absent(words: Path | str, hub: bool = True) -> str:
@@ -44,8 +47,8 @@ def absent(words: Path | str, hub: bool = True) -> str:
     """
     text = str(words)
     path = Path(text).expanduser()
-    parent = next(item for item in path.parents if item.is_dir())
-    missing = path.relative_to(parent).parts
+    parent = next((item for item in path.parents if item.is_dir()), Path())
+    missing = path.relative_to(parent).parts or ("",)
     held = sorted(name for name in _held(parent) if not name.startswith("."))
     if near := _alike(missing[0], held, 0.5):
         rest = parent.joinpath(near, *missing[1:])
@@ -55,7 +58,7 @@ def absent(words: Path | str, hub: bool = True) -> str:
         more = f" and {len(folders) - MOST_SHOWN} more" if len(folders) > MOST_SHOWN else ""
         hint = f"{str(parent)!r} exists and holds: {', '.join(folders[:MOST_SHOWN]) or 'no folders'}{more}"
     parts = text.split("/")
-    is_name = len(parts) == 2 and all(re.fullmatch(PART, part) for part in parts) and parts[0] not in (*FOLDERS, *_held(Path()))
+    is_name = len(parts) == 2 and all(re.fullmatch(PART, part) for part in parts) and parts[0] not in FOLDERS
     return f"does not exist; {hint}" + (f" (a name on the Hugging Face Hub is written {MARK}{text})" if hub and is_name else "")
 
 

@@ -10,6 +10,7 @@ import textwrap
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -27,10 +28,16 @@ class Option:
     """The annotation of the field, without what tyro reads."""
     default: Any
     """None also if no dataclass with values is at hand."""
-    explanation: str
+    owner: Any
+    """The dataclass that has the field."""
     metavar: str = ""
     """Of a positional argument; else empty."""
     aliases: tuple[str, ...] = ()
+
+    @property
+    def explanation(self) -> str:
+        """What is said of it; read only where help is given, since it takes longer than all else that commands do first."""
+        return explanations(self.owner).get(self.name.rpartition(".")[2], "")
 
     def flag(self, is_on: bool = True) -> str:
         """`--data.image-size`; of a switch that is to be off, `--data.no-horizontal-flip`."""
@@ -44,7 +51,7 @@ def options_of(cls: type[Any], values: object = None) -> Iterator[Option]:
 
 
 def _options(cls: type[Any], values: object, prefix: str) -> Iterator[Option]:
-    hints, said = get_type_hints(cls, include_extras=True), explanations(cls)
+    hints = get_type_hints(cls, include_extras=True)
     for item in fields(cls):
         kind, extras = _without_extras(hints[item.name])
         value = getattr(values, item.name, None)
@@ -55,7 +62,7 @@ def _options(cls: type[Any], values: object, prefix: str) -> Iterator[Option]:
         else:
             metavar = next((extra.metavar for extra in extras if getattr(extra, "metavar", None)), "")
             aliases = next((extra.aliases for extra in extras if getattr(extra, "aliases", None)), ())
-            yield Option(f"{prefix}{item.name}", kind, value, said.get(item.name, ""), metavar, tuple(aliases))
+            yield Option(f"{prefix}{item.name}", kind, value, cls, metavar, tuple(aliases))
 
 
 def _choices(cls: type[Any]) -> list[type[Any]]:
@@ -66,11 +73,18 @@ def _without_extras(kind: Any) -> tuple[Any, tuple[Any, ...]]:
     return (get_args(kind)[0], kind.__metadata__) if get_origin(kind) is Annotated else (kind, ())
 
 
+@cache
 def explanations(cls: type[Any]) -> dict[str, str]:
-    """The string under each field of a dataclass and of those that it is derived from, as one line."""
+    """The string under each field of a dataclass and of those that it is derived from, as one line.
+
+    Empty if the source is not at hand, as in a bundle of compiled files.
+    """
     found: dict[str, str] = {}
     for base in reversed([item for item in cls.__mro__ if is_dataclass(item)]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        except OSError:
+            return {}
         assert isinstance(body, ast.ClassDef)
         for line, below in pairwise(body.body):
             is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
@@ -124,10 +138,11 @@ def positionals_first(cls: type[Any], argv: Sequence[str], is_needed: bool = Tru
     If there is none and one `is_needed`, it is the last word of a list that takes any number of words, as of
     `--image cat.jpg features.npy`.
     """
-    options: dict[str, list[Any]] = {"h": [bool], "help": [bool], "help-all": [bool]}
+    options: dict[str, list[Any]] = {"h": [bool], "help": [bool], "help_all": [bool]}
     for option in options_of(cls):
-        for name in (option.flag(), *option.aliases):
-            options.setdefault(_spelled(name), []).append(option.kind)
+        off = (option.flag(is_on=False),) if option.kind is bool else ()
+        for name in (option.flag(), *off, *option.aliases):
+            options.setdefault(normalized(name), []).append(option.kind)
     free: list[str] = []
     rest: list[str] = []
     lists: list[int] = []  # places in `rest` of the last words of lists
@@ -135,7 +150,7 @@ def positionals_first(cls: type[Any], argv: Sequence[str], is_needed: bool = Tru
     while position < len(argv):
         end = position + 1
         if _is_option(argv[position]):
-            kinds = options.get(_spelled(argv[position]), [str])
+            kinds = options.get(normalized(argv[position]), [str])
             end += _num_values(argv, position, kinds)
             if end - position > 2 and max(map(most_words, kinds)) == math.inf:
                 lists.append(len(rest) + end - position - 1)
@@ -150,10 +165,9 @@ def _is_option(word: str) -> bool:
     return word.startswith("--") or word == "-h"
 
 
-def _spelled(word: str) -> str:
-    """One spelling for `--data.image_size=3`, `--data.image-size`; of a switch, whichever way it is set."""
-    group, dot, name = word.lstrip("-").split("=", maxsplit=1)[0].replace("_", "-").rpartition(".")
-    return f"{group}{dot}{name.removeprefix('no-')}"
+def normalized(option: str) -> str:
+    """`--data.image-size=3` -> `data.image_size`; how one option is compared with another."""
+    return option.lstrip("-").split("=", maxsplit=1)[0].replace("-", "_")
 
 
 def _num_values(argv: Sequence[str], position: int, kinds: Sequence[Any]) -> int:

@@ -142,6 +142,33 @@ def test_a_steadier_pace_refines_what_is_left(moments: Moments) -> None:
     assert timer.seconds_left(13) == pytest.approx(87 * 1.5)
 
 
+def shown(timer: LoopClock, moments: Moments, first: int, seconds: list[float], every: int = 1) -> float | None:
+    """What is left after these steps; it is asked for after every few of them, as the display does."""
+    left = None
+    for number, taken in enumerate(seconds, first):
+        steps(timer, moments, number, [taken])
+        if (number + 1) % every == 0:
+            left = timer.seconds_left(number + 1)
+    return left
+
+
+@pytest.mark.parametrize(("before", "after", "every"), [(1.0, 3.0, 1), (3.0, 1.0, 10), (0.01, 0.05, 50), (0.5, 30.0, 2)])
+def test_a_pace_that_changes_shows_after_minutes(before: float, after: float, every: int, moments: Moments) -> None:
+    timer = LoopClock(CPU, 1_000_000)
+    first = round(3600 / before) // every * every
+    assert shown(timer, moments, 0, [before] * first, every) == pytest.approx((1_000_000 - first) * before)
+    more = round(max(150, 10 * after) / after) // every * every
+    left = shown(timer, moments, first, [after] * more, every)
+    assert left == pytest.approx((1_000_000 - first - more) * after, rel=0.01)
+    assert len(timer._timed) <= clock.MOST_MARKS
+
+
+def test_single_slow_steps_do_not_count_for_more_than_they_are(moments: Moments) -> None:
+    timer = LoopClock(CPU, 10_000)
+    left = shown(timer, moments, 0, [1.0, 1.0, 1.0, 4.0] * 100)
+    assert left == pytest.approx(9600 * 1.75, rel=0.05)
+
+
 # ------------------------------------------------------------------------------------------------------------ a whole run
 
 

@@ -1,18 +1,21 @@
 """The help teaches: examples first, what is common, whole lines; explanations are those of the settings."""
 
+import inspect
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from openjepa.arguments import COMMON, EmbedOptions, EvaluateOptions, TrainOptions, option_names
+from openjepa.arguments import COMMON, EmbedOptions, EvaluateOptions, TrainOptions, option_names, parse_train
 from openjepa.cli import COMMANDS, main
 from openjepa.commands.data import CheckOptions
 from openjepa.help import folded
-from openjepa.options import explanations, options_of
+from openjepa.options import explanations, options_of, positionals_first
 from openjepa.recipes import RECIPES
 from openjepa.settings.ablation import AblationSettings
 from openjepa.settings.bench import StepBench
@@ -58,9 +61,55 @@ def test_the_defaults_are_those_of_the_recipe(capsys: pytest.CaptureFixture[str]
 def test_every_help_fits_the_terminal_but_for_commands_to_copy(
     name: str, columns: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = helped(capsys, *name.split(), "--help").splitlines()
-    assert lines[0].startswith(f"usage: openjepa {name}")
-    assert not [line for line in lines if len(line) > columns and not line.startswith(("  openjepa ", "  torchrun "))]
+    for option in ("--help", "--help-all"):
+        lines = helped(capsys, *name.split(), option).splitlines()
+        assert lines[0].startswith(f"usage: openjepa {name}")
+        assert not [line for line in lines if len(line) > columns]
+
+
+def test_the_overview_fits_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["bench"], ["data", "--help"]):
+        text = helped(capsys, *words)
+        assert text and not [line for line in text.splitlines() if len(line) > 80]
+
+
+@pytest.mark.parametrize("name", ["embed", "train", "convert", "evaluate", "ablate", "data masks"])
+def test_long_examples_can_be_pasted(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A shell joins their lines: a backslash ends all but the last, and the next one is indented further."""
+    text = helped(capsys, *name.split(), "--help-all")
+    joined = [shlex.split(line) for line in re.sub(r" \\\n {6,}", " ", text).splitlines() if line.startswith("  openjepa ")]
+    assert "\\\n" in text and all(words[0] == "openjepa" for words in joined)
+    assert any(len(shlex.join(words)) > 78 for words in joined) or name in ("data masks", "train", "evaluate")
+    assert not [words for words in joined if "\\" in words]
+
+
+def test_switches_that_are_on_show_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    text = helped(capsys, "search", "--help")
+    assert "  --picture | --no-picture\n" in text and re.search(r"\n  --json  +Print", text)
+
+
+@pytest.mark.parametrize(
+    ("name", "word"), [("train", "[RECIPE]"), ("bench step", "[RECIPE]"), ("recipes", "[NAME]"), ("search", "FEATURES")]
+)
+def test_brackets_say_what_may_be_left_out(name: str, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert helped(capsys, *name.split(), "--help").startswith(f"usage: openjepa {name} {word} [OPTIONS]\n")
+
+
+def test_commands_read_no_source_and_work_without_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_source(_: object) -> str:
+        raise OSError("could not get source code")
+
+    explanations.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(inspect, "getsource", pytest.fail)
+        assert positionals_first(TrainOptions, ["--data.path", "x", "cpu-64"]) == ["cpu-64", "--data.path", "x"]
+        patch.setattr(inspect, "getsource", no_source)
+        assert parse_train(["--data.path", "x", "cpu-64"], "openjepa train", "")[1].recipe == "cpu-64"
+        assert "  --data.path TEXT" in helped(capsys, "train", "--help")
+    explanations.cache_clear()
+    assert "Folder of images." in helped(capsys, "train", "--help")
 
 
 @pytest.mark.parametrize("words", ["train", "data check", "bench step", "evaluate", "recipes", "data"])
@@ -68,6 +117,23 @@ def test_help_before_the_command_is_help_behind_it(words: str, capsys: pytest.Ca
     after = helped(capsys, *words.split(), "--help")
     assert helped(capsys, "help", *words.split()) == after == helped(capsys, *words.split(), "-h")
     assert after and helped(capsys, "help") == helped(capsys, "--help") == helped(capsys)
+
+
+@pytest.mark.parametrize("content", ["", "model: [", "optim: {lrr: 3}", None])
+@pytest.mark.parametrize("words", ["train --config {} --help", "help train --config {}", "evaluate {} -h", "embed {} -h"])
+def test_help_is_given_whatever_else_is_wrong(
+    words: str, content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (tmp_path / "config.yaml").write_text(content)
+    given = words.format(tmp_path if content is not None else tmp_path / "missing").split()
+    assert helped(capsys, *given).startswith("usage: openjepa ")
+
+
+def test_help_is_given_for_recipes_that_do_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ("train typo --help", "train cpu-64 --preset typo --help", "ablate --recipe typo --help"):
+        assert helped(capsys, *words.split()).startswith("usage: openjepa ")
+    assert helped(capsys, "help", "help") == helped(capsys, "--help")
 
 
 @pytest.mark.parametrize(("name", "options"), [("train cpu-64", TrainOptions()), ("evaluate", EvaluateOptions())])

@@ -52,6 +52,14 @@ TYPOS = (
     "holiday/baech",
     "checkpoints/last",
     "evaluations/x",
+    "logs/x",
+    "out/x",
+    "exp/12",
+    "train/cats",
+    "tmp/x",
+    "scratch/me",
+    "mnt/disk",
+    "work/x",
     "data/photos",
     "someone/encoder.pth",
     "someone/IN1K-vit.h.14-300e.pth.tar",
@@ -71,6 +79,7 @@ NAMES = (
     "timm/vit_small_patch14_dinov2.lvd142m",
     "google/vit-base-patch16-224",
     "hustvl/yolos-tiny",
+    *(f"{owner}/x" for owner in ("apple", "nvidia", "laion", "openai", "Intel", "BAAI", "mit-han-lab", "owkin", "nateraw")),
 )
 
 
@@ -108,11 +117,32 @@ def test_data_sets_may_have_one_part(here: Path) -> None:
         ("holidays/beach", "did you mean 'holiday/beach'? (a name on the Hugging Face Hub is written hf:holidays/beach)"),
         ("weigths.pth", "did you mean 'weights.pth'?"),
         ("facebok/ijepa", "'.' exists and holds: holiday, runs (a name on the Hugging Face Hub is written hf:facebok/ijepa)"),
+        ("holiday/x", "'holiday' exists and holds: beach (a name on the Hugging Face Hub is written hf:holiday/x)"),
+        ("logs/x", "'.' exists and holds: holiday, runs"),
+        ("", "'.' exists and holds: holiday, runs"),
         ("a/b/c", "'.' exists and holds: holiday, runs"),
     ],
 )
 def test_what_may_be_meant(name: str, words: str, here: Path) -> None:
     assert absent(name) == f"does not exist; {words}"
+
+
+@pytest.mark.parametrize("option", ["--init", "--config"])
+def test_train_names_the_run_that_may_be_meant(option: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", option, "runs/mein"])
+    assert capsys.readouterr().err == f"openjepa: {option} runs/mein does not exist; did you mean 'runs/mine'?\n"
+
+
+def test_train_without_a_run_says_where_recipes_are_listed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, message in (
+        (["--fresh"], "which run? Give a recipe (openjepa recipes lists them), or --config FILE, or --init RUN"),
+        (["--init", "weights.pth"], "--init weights.pth is no run that says its settings: give a recipe with it"),
+        (["--init", "facebook/x"], "--init facebook/x is no run that says its settings: give a recipe with it"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(["train", *words])
+        assert message in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------ everywhere it is taken
@@ -127,6 +157,8 @@ SUBJECTS: dict[str, Callable[[str], list[str]]] = {
     "search": lambda name: ["search", f"{name}.npy", "--row", "1"],
     "bench": lambda name: ["bench", "energy", name],
     "train --init": lambda name: ["train", "cpu-64", *DATA, "--init", name],
+    "train --init alone": lambda name: ["train", *DATA, "--init", name],
+    "train --config": lambda name: ["train", "--config", name],
     "train --data.path": lambda name: ["train", "cpu-64", "--data.source", "huggingface", "--data.path", name],
 }
 

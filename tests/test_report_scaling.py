@@ -192,7 +192,8 @@ def test_what_is_not_drawn_is_listed_with_its_reason(tmp_path: Path) -> None:
     alone = run_of(tmp_path / "alone")
     write_variant(alone, "classification", task="other", title="Other", row="other")
     (tmp_path / "notes.txt").write_text("")
-    output = write_scaling([*whole, lacking, bare, alone, tmp_path / "notes.txt"], tmp_path / "out.html")
+    with pytest.warns(UserWarning, match=r"^not on the page: runs='.*notes\.txt' is no folder"):
+        output = write_scaling([*whole, lacking, bare, alone, tmp_path / "notes.txt"], tmp_path / "out.html")
     text = Page(output.read_text()).text
     assert "3 of 5 runs" in text
     for words in (

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from openjepa import bench
 from openjepa.ablation import speed
 from openjepa.ablation.speed import measure_speeds
 from openjepa.engine.device import synchronize
@@ -16,6 +15,7 @@ from openjepa.recipes.matched import with_method
 from openjepa.settings.data import FolderSettings
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.run import RunConfig
+from openjepa.training import real_steps, timed_step
 from tests.images import write_folder
 
 
@@ -29,11 +29,11 @@ def waited(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
 
 def test_every_timing_waits_for_the_device(waited: tuple[torch.device, list[float]]) -> None:
     device, moments = waited
-    before = bench.now(device)
+    before = timed_step.now(device)
     assert len(moments) == 1 and moments[0] <= before
-    assert bench.measure(lambda: time.sleep(0.01), device) >= 0.01
+    assert timed_step.measure(lambda: time.sleep(0.01), device) >= 0.01
     assert len(moments) == 3 and moments[2] - moments[1] >= 0.01, "at both ends"
-    timer = bench.PartTimer(device)
+    timer = timed_step.PartTimer(device)
     timer.lap("part")
     assert len(moments) == 5
 
@@ -59,7 +59,7 @@ class _Series:
 
 
 def test_what_slows_a_whole_round_changes_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "_Turns", _Series)
+    monkeypatch.setattr(speed, "RealSteps", _Series)
     # the machine is twice as slow in the second and third round of five
     found = measure_speeds({"first": [100, 50, 50, 100, 102], "other": [300, 150, 150, 300, 306]}, 5)  # type: ignore[dict-item]
     assert found["first"].images_per_second == 100 and found["other"].images_per_second == 300
@@ -67,7 +67,7 @@ def test_what_slows_a_whole_round_changes_no_ratio(monkeypatch: pytest.MonkeyPat
 
 
 def test_real_steps_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "TURN_SECONDS", 0.01)
+    monkeypatch.setattr(real_steps, "TURN_SECONDS", 0.01)
     config = load_recipe("cpu-32")
     assert isinstance(config.method, IJepaSettings)
     config = replace(

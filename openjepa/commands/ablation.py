@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from openjepa.ablations import ABLATIONS, ablation_rows
-from openjepa.arguments import normalized, option_value, parse, require, select_component
+from openjepa.arguments import option_value, parse, require, select_component, unless_help
 from openjepa.commands.paths import check_output_folder
+from openjepa.options import normalized
 from openjepa.recipes import load_recipe
 from openjepa.refusals import Refusal
 from openjepa.settings.ablation import AblationSettings
@@ -17,7 +18,8 @@ images seen and one at equal training time.
 examples:
   openjepa ablate methods --data.path ~/photos --dry-run
   openjepa ablate methods --data.path ~/photos --images 100000 --seeds 3
-  openjepa ablate methods --recipe cpu-64 --rows mae dino --data.path ~/photos --seconds none
+  openjepa ablate methods --recipe cpu-64 --rows mae dino \\
+      --data.path ~/photos --seconds none
 
 names:
 {names}
@@ -34,10 +36,11 @@ say), the processes share the runs. A run that fails does not end the others; th
 def ablate(argv: Sequence[str], prog: str) -> None:
     """Trains, evaluates and compares the rows of an ablation."""
     argv = require(AblationSettings, argv, f"the name of an ablation ({', '.join(ABLATIONS)})", prog)
-    for name in ("method.name", "masks.strategy"):
-        if name in map(normalized, argv):
-            raise Refusal(f"--{name} has no effect: the rows of an ablation say it; use --rows to choose some of them")
-    config = load_recipe(option_value(argv, "recipe") or AblationSettings.recipe, option_value(argv, "preset"))
+    for setting in ("method.name", "masks.strategy"):
+        if setting in map(normalized, argv):
+            raise Refusal(f"--{setting} has no effect: the rows of an ablation say it; use --rows to choose some of them")
+    name, preset = option_value(argv, "recipe") or AblationSettings.recipe, option_value(argv, "preset")
+    config = unless_help(argv, lambda: load_recipe(name, preset), lambda: load_recipe(AblationSettings.recipe))
     config = replace(config, data=select_component(config.data, "data", argv))
     start = AblationSettings(data=config.data, model=config.model, system=config.system)
     names = "\n".join(f"  {name:<10}{item.title}: {', '.join(item.names)}" for name, item in ABLATIONS.items())

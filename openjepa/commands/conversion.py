@@ -24,8 +24,9 @@ formats (--to):
 
 examples:
   openjepa convert runs/cpu-64-default-photos --to transformers
-  openjepa convert runs/cpu-64-default-photos --to onnx --dtype float16 --license apache-2.0
-  openjepa convert IN1K-vit.h.14-300e.pth.tar --to transformers --image-size 448 --output ijepa-h14-448
+  openjepa convert runs/mine --to onnx --dtype float16 --license apache-2.0
+  openjepa convert IN1K-vit.h.14-300e.pth.tar --to transformers \\
+      --image-size 448 --output ijepa-h14-448
   openjepa convert facebook/ijepa_vith14_1k --to timm"""
 
 

@@ -27,7 +27,8 @@ picture. The other mode of multi-block masks is drawn below the chosen one, to c
 
 examples:
   openjepa data masks
-  openjepa data masks --image-size 96 --patch-size 12 --masks.mode official --masks.min-keep 3
+  openjepa data masks --image-size 96 --patch-size 12 \\
+      --masks.mode official --masks.min-keep 3
   openjepa data masks --masks.strategy blockwise"""
 
 
@@ -37,7 +38,7 @@ The same command continues an interrupted one, and larger numbers add scenes. Tr
 `--data.source scenes --data.path FOLDER`.
 
 example:
-  openjepa data scenes --output ~/scenes --train 3000 --test 1000 --image-size 64"""
+  openjepa data scenes --output ~/scenes --train 3000 --test 1000"""
 
 
 CHECK_HELP = """Reads every image of a data set once, and says how many there are, how large, and which cannot be used and

@@ -6,12 +6,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openjepa.arguments import EmbedOptions, given_settings, is_help, parse_embed
+from openjepa.arguments import given_settings, parse_embed
 from openjepa.commands.paths import check_evaluated
-from openjepa.options import positionals_first
 from openjepa.shell import command
 
 if TYPE_CHECKING:
@@ -22,11 +20,14 @@ weights, a Hugging Face folder or a name on the Hub. Of a run without --data.*, 
 
 examples:
   openjepa embed runs/mine --data.path ~/photos --output photos.npy
-  openjepa embed facebook/ijepa_vith14_1k --data.path ~/photos --output photos.parquet
+  openjepa embed facebook/ijepa_vith14_1k --data.path ~/photos \\
+      --output photos.parquet
   openjepa embed runs/mine --output own.npy
   openjepa embed runs/mine --data.path ~/photos --features patches
-  openjepa embed runs/mine --data.source huggingface --data.path "shards/*.tar" --data.streaming --output shards.parquet
-  torchrun --nproc-per-node 8 -m openjepa embed runs/mine --data.path ~/photos --output photos.npy
+  openjepa embed runs/mine --data.source huggingface --data.path "tars/*.tar" \\
+      --data.streaming --output shards.parquet
+  torchrun --nproc-per-node 8 -m openjepa embed runs/mine \\
+      --data.path ~/photos --output photos.npy
 
 X.npy is an array with one row per image, the images are listed in X.csv; X.parquet holds both. `openjepa search` reads either.
 Unreadable images have no row and are listed in X.npy.skipped.jsonl.
@@ -39,10 +40,7 @@ def embed(argv: Sequence[str], prog: str) -> None:
     """Embeds a data set."""
     # before torch is imported, so that all processes of one command have started before any has done much
     started = time.time()
-    argv = positionals_first(EmbedOptions, argv)
-    if argv and not argv[0].startswith("-") and not is_help(argv):
-        check_evaluated(Path(argv[0]).expanduser())
-    options, data = parse_embed(argv, prog, EMBED_HELP)
+    options, data = parse_embed(argv, prog, EMBED_HELP, check=check_evaluated)
     from openjepa.embedding.checking import check_output, check_settings, idle_settings
 
     check_settings(options.embedding)

@@ -4,12 +4,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from openjepa.arguments import EvaluateOptions, is_help, parse_evaluate
+from openjepa.arguments import EvaluateOptions, parse_evaluate
 from openjepa.commands.paths import check_evaluated
 from openjepa.config import nearest
 from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation_checks import evaluation_remarks
-from openjepa.options import positionals_first
 from openjepa.refusals import Refusal
 
 EVALUATE_HELP = """Probes of an encoder, beside the same on the untrained encoder and on raw pixels. ENCODER: an encoder folder,
@@ -17,10 +16,11 @@ a file of published weights, a Hugging Face folder or a name on the Hub.
 
 examples:
   openjepa evaluate runs/cpu-64-default-photos
-  openjepa evaluate runs/cpu-64-default-photos --selection paper --neighbors 10 20
-  openjepa evaluate runs/cpu-64-default-photos/encoder --data.source folder --data.path ~/labeled
-  openjepa evaluate runs/cpu-64-default-photos --suite cached --data-root ~/datasets
-  openjepa evaluate IN1K-vit.h.14-300e.pth.tar --suite paper --data-root ~/datasets
+  openjepa evaluate runs/cpu-64-default-photos --neighbors 10 20
+  openjepa evaluate runs/mine/encoder --data.source folder --data.path ~/labeled
+  openjepa evaluate runs/mine --suite cached --data-root ~/datasets
+  openjepa evaluate IN1K-vit.h.14-300e.pth.tar --suite paper \\
+      --data-root ~/datasets
 
 protocols (--protocols; linear and knn unless said otherwise):
 {protocols}
@@ -54,10 +54,7 @@ def _evaluate_help() -> tuple[str, str]:
 
 def evaluate(argv: Sequence[str], prog: str) -> None:
     """Probes an encoder."""
-    argv = positionals_first(EvaluateOptions, argv)
-    if argv and not argv[0].startswith("-") and not is_help(argv):  # before the options, which depend on the run's data
-        check_evaluated(Path(argv[0]).expanduser())
-    options, data = parse_evaluate(argv, prog, *_evaluate_help())
+    options, data = parse_evaluate(argv, prog, *_evaluate_help(), check=check_evaluated)
     _check_evaluation_options(options, data is not None)
     reads: dict[str, tuple[str, ...]] = {name: entry.reads for name, entry in PROTOCOLS.items()}
     for remark in evaluation_remarks(options.evaluation, _protocols(options), reads):

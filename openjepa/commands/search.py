@@ -21,7 +21,9 @@ examples:
   openjepa search photos.npy --image street.jpg --region 0.6 0.4 0.2 0.3
   openjepa search photos.npy --row 12 345 --top 20 --output neighbors.png
   openjepa search photos.npy --duplicates --outliers 50 --output cleaning
-  openjepa search photos.npy --image cat.jpg --approximate      an index, for tables of millions of images"""
+  openjepa search photos.npy --image cat.jpg --approximate
+
+--approximate makes an index, for tables of millions of images."""
 
 
 def search(argv: Sequence[str], prog: str) -> None:

@@ -9,7 +9,17 @@ from typing import Annotated
 
 import tyro
 
-from openjepa.arguments import SHOWN_RECIPE, decided_by_file, given_settings, is_help, parse, parse_train, require
+from openjepa.arguments import (
+    SHOWN_RECIPE,
+    decided_by_file,
+    given_settings,
+    is_help,
+    option_value,
+    parse,
+    parse_train,
+    require,
+    unless_help,
+)
 from openjepa.checks import check, remarks, value_problems
 from openjepa.commands.paths import check_output_file, check_output_folder, check_subject
 from openjepa.commands.recipes import recipe_groups
@@ -40,8 +50,10 @@ TRAIN_DETAILS = """components (their options are shown when chosen before --help
 
 starting from weights instead of random ones (a run, a file of published weights, a Hugging Face folder, ...):
   openjepa train --init runs/cpu-64-default-photos --data.path ~/other-photos
-  openjepa train gpu-224 --init IN1K-vit.h.14-300e.pth.tar --data.path ~/photos --optim.lr 1e-4 --dry-run
-  openjepa train dino-gpu-224 --init dino_vits16_pretrain.pth --data.path ~/photos --optim.lr 1e-4
+  openjepa train gpu-224 --init IN1K-vit.h.14-300e.pth.tar \\
+      --data.path ~/photos --optim.lr 1e-4 --dry-run
+  openjepa train dino-gpu-224 --init dino_vits16_pretrain.pth \\
+      --data.path ~/photos --optim.lr 1e-4
 
 The model's settings follow the weights; rate and length are the recipe's. For weights of long training a lower --optim.lr
 is the usual caution; the evaluation shows the weights of the start beside the result. More in docs/continue.md."""
@@ -115,7 +127,9 @@ def train(argv: Sequence[str], prog: str) -> None:
 def _train_help(argv: Sequence[str]) -> tuple[str, str]:
     """What the help says of the command, and what else with --help-all."""
     recipes = [f"  {title:<24}{', '.join(names)}" for title, names in recipe_groups().items()]
-    shown = next((name for name in argv if name in RECIPES), "the file" if "--config" in argv else SHOWN_RECIPE)
+    file = option_value(argv, "config")
+    is_file = file is not None and unless_help(argv, lambda: bool(load_run_config(file)), lambda: False)
+    shown = next((name for name in argv if name in RECIPES), "the file" if is_file else SHOWN_RECIPE)
     choices = [f"  --{name}.{choice.field} {' | '.join(choice.options)}" for name, choice in CHOICES.items()]
     return TRAIN_HELP.format(recipes="\n".join(recipes), shown=shown), TRAIN_DETAILS.format(choices="\n".join(choices))
 

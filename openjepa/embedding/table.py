@@ -194,7 +194,8 @@ def _open_numpy(path: Path) -> FeatureTable:
     try:
         features = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise Refusal(f"{path} is damaged or cut off ({error}); embed the images again") from error
+        what = "it is no array of numbers in NumPy's format"
+        raise Refusal(f"{path} is damaged or cut off: {what}; embed the images again") from error
     if features.shape != (len(rows), *manifest.shape) or features.dtype != np.dtype(manifest.dtype):
         raise Refusal(
             f"{path} holds {features.dtype} {list(features.shape)}, but {csv_path.name} and {manifest_path.name} describe "

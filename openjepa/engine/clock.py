@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import ParamSpec
 
@@ -15,6 +16,8 @@ WARMUP_STEPS = 3
 """First steps that are not timed: they start workers, compile, and fill caches."""
 TIMED_STEPS, TIMED_SECONDS = 5, 2.0
 """What must have been timed before it tells what is left."""
+RECENT_SECONDS, MOST_MARKS = 120.0, 64
+"""The pace is that of the last two minutes or little more, of which so many moments are kept at most."""
 MOST_WARMUP_SECONDS = 60.0
 """Steps that use up what was prepared before them are not timed either, but for no longer than this."""
 
@@ -50,7 +53,7 @@ class LoopClock:
         self._costs: dict[str, float] = {}
         # the queue is used up after about as many steps again, since it is refilled meanwhile
         self._warmup = first_step + WARMUP_STEPS + 2 * prepared_steps
-        self._timed_from: tuple[int, float] | None = None
+        self._timed: deque[tuple[int, float]] = deque(maxlen=MOST_MARKS)  # steps done, and seconds of steps by then
 
     def seconds(self) -> float:
         """All time so far; steps that the device has not finished yet are waited for."""
@@ -79,18 +82,26 @@ class LoopClock:
 
     def step_done(self, step: int) -> None:
         """To be called after every step with the number of steps done; waits for the device only where timing begins."""
-        if self._timed_from is not None or step - self._first_step < WARMUP_STEPS:
+        if self._timed or step - self._first_step < WARMUP_STEPS:
             return
         if step >= self._warmup or time.monotonic() - self._begun - self._aside > MOST_WARMUP_SECONDS:
-            self._timed_from = (step, self.step_seconds())
+            self._timed.append((step, self.step_seconds()))
 
     def seconds_left(self, step: int, looks: int = 0) -> float | None:
-        """Seconds from `step` to the end with `looks` and saves; None before enough steps of this session were timed."""
+        """Seconds from `step` to the end with `looks` and saves; None before enough steps of this session were timed.
+
+        Counts with the pace of the last minutes, which changes with what else the machine does.
+        """
         if step >= self._total_steps:
             return 0.0
-        if self._timed_from is None:
+        if not self._timed:
             return None
-        steps, seconds = step - self._timed_from[0], self.step_seconds() - self._timed_from[1]
+        now = self.step_seconds()
+        while len(self._timed) > 1 and now - self._timed[1][1] >= RECENT_SECONDS and step - self._timed[1][0] >= TIMED_STEPS:
+            self._timed.popleft()
+        steps, seconds = step - self._timed[0][0], now - self._timed[0][1]
+        if now - self._timed[-1][1] >= RECENT_SECONDS / (MOST_MARKS // 2):
+            self._timed.append((step, now))
         if steps < TIMED_STEPS or seconds < TIMED_SECONDS:
             return None
         left = (self._total_steps - step) * seconds / steps

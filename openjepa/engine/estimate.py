@@ -1,4 +1,4 @@
-"""What a run will need, before it starts: parameters, FLOPs, memory. Its time is known once steps are timed (clock.py)."""
+"""What a run will need, before it starts: parameters, FLOPs, memory. Its time is known only from steps that are timed."""
 
 from dataclasses import dataclass
 

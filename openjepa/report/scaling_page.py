@@ -1,5 +1,6 @@
 """The page of scaling curves: accuracy against what training used, over any set of run folders."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -55,6 +56,10 @@ def write_scaling(runs: Sequence[Path], output: Path | None = None) -> Path:
             no_runs.append((text(path.name or path, 80), text(error)))
     if not folders:
         raise Refusal("runs holds no run folder: " + "; ".join(reason for _, reason in no_runs[:MAX_REASONS]))
+    for _, reason in no_runs[:MAX_REASONS]:
+        warnings.warn(f"not on the page: {reason}", UserWarning, stacklevel=2)
+    if len(no_runs) > MAX_REASONS:
+        warnings.warn(f"not on the page: {len(no_runs) - MAX_REASONS} more, listed there", UserWarning, stacklevel=2)
     page = render_scaling(distinct(folders), no_runs).encode("utf-8", errors="backslashreplace")
     output = Path(runs[0]).parent / "scaling.html" if output is None else output
     with whole_file(output) as file:

@@ -26,7 +26,7 @@ def _check_least(options: object, least: dict[str, int]) -> None:
 class StepBench:
     """What `openjepa bench step` times: a recipe, or a method at the sizes given here."""
 
-    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = ""
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE]")] = ""
     """Time this recipe; it says all sizes, so give none."""
     preset: str | None = None
     """Preset of the recipe. None: its first."""

@@ -34,6 +34,7 @@ from openjepa.training.from_weights import settled
 from openjepa.training.meters import IntervalMeter
 from openjepa.training.monitor import Monitor
 from openjepa.training.outputs import Outputs
+from openjepa.training.real_steps import time_line
 from openjepa.training.startup import (
     begin,
     build_method,
@@ -50,8 +51,8 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
     """Pretrains an encoder and returns its run folder (None for a dry run).
 
     The same settings continue an interrupted run exactly; `fresh` starts a new folder beside it. `dry_run` prints what the run
-    would need and stops before the first step. `given`: dotted names of settings that must not give way to the weights that
-    `run.init` names; all others that describe the model do.
+    would need, with the time of steps that it takes and throws away, and stops before the first one. `given`: dotted names of
+    settings that must not give way to the weights that `run.init` names; all others that describe the model do.
 
     Raises Refusal for settings that cannot work, unreadable data, a loss that is not finite or too little memory, each with
     what to do about it, and Interrupted after a signal, once everything is saved.
@@ -87,6 +88,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
     if dry_run:
         if weights is not None:  # else random ones, or those of a checkpoint
             begin(method, config, weights, found=None)
+        print(time_line(config, method, device, total_steps))
         return None
     with ExitStack() as resources:
         # ------------------------------------------------------------ run folder and resume point

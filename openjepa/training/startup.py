@@ -202,7 +202,7 @@ def introduce(
         f"{format_count(needs.flops_per_image)} FLOPs an image and step",
         f"masks      {masks_line(config.masks.kind, sampler)}",
         f"training   {total_steps} steps of {config.optim.batch_size} images ({format_count(images)} in all)",
-        f"estimate   {format_count(needs.memory_bytes)}B of memory (roughly); the time left is shown once steps were timed",
+        f"estimate   {format_count(needs.memory_bytes)}B of memory (roughly)",
         *(f"note: {remark}" for remark in remarks),
     ]
 

@@ -98,7 +98,7 @@ def infer_config(
     if image_size is None:
         side = _square_side(table, width, has_token, where)
         image_size = (side * patch, side * patch)
-    depth = 1 + max(int(found.group(1)) for name in tensors if (found := re.match(r"blocks\.(\d+)\.", name)))
+    depth = 1 + max(int(block.group(1)) for name in tensors if (block := re.match(r"blocks\.(\d+)\.", name)))
     found = EncoderConfig(
         width=width,
         depth=depth,

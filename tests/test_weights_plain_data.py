@@ -107,9 +107,7 @@ def test_protocols_of_pickle(protocol: int, tmp_path: Path) -> None:
     if protocol == 3:
         assert load_any(tmp_path / "a.pth", HEADS).notes == ()
         return
-    with pytest.raises(
-        ValueError, match=r"a protocol of pickle that torch's safe reader does not know.*leave pickle_protocol out"
-    ):
+    with pytest.raises(ValueError, match=r"a protocol of pickle that torch's safe reader does not know"):
         load_any(tmp_path / "a.pth", HEADS)
 
 
@@ -166,7 +164,6 @@ FOREIGN = {
     "a memory map": Call(np.memmap, "executed", "u1", "w+", 0, (3,)),
     "a loaded file": Call(np.load, "executed"),
     "a class of ours": Unread,
-    "a queue": collections.deque([1]),
     "a network": torch.nn.Linear(1, 1),
 }
 

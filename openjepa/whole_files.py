@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -13,6 +14,13 @@ from pathlib import Path
 
 UNFINISHED = "unfinished"
 """Kind of the name (`own_name`) under which files and folders are written."""
+MACHINE_ID, BOOT_ID, PROCESSES = Path("/etc/machine-id"), Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+"""What tells machines of one name apart, each start of one, and containers, which number their processes anew."""
+OUTSIDE = "pid:[4026531836]"
+"""What Linux calls the numbering of processes outside of every container (PROC_PID_INIT_INO)."""
+START = 8
+"""Digits of the mark of a start, and of that of a numbering."""
+_log = logging.getLogger("openjepa")
 
 
 @contextmanager
@@ -97,7 +105,9 @@ def _remove_left(path: Path, alone: bool) -> None:
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.*"):
         # names of earlier versions have no place
         words = re.fullmatch(r"(?:([A-Za-z0-9-]+)\.)?(\d+)\.(unfinished|old)", left.name.removeprefix(f".{path.name}."))
-        if words is None or not (alone or (words[1] == place() and not _is_running(int(words[2])))):
+        if words is None or not (alone or _is_over(words[1] or "", int(words[2]))):
+            if words is not None and words[3] == "old" and not path.exists():
+                _log.warning("%s is what stood at %s before; if nothing is writing it, rename it to bring it back", left, path)
             continue
         if words[3] == "old" and not path.exists():
             left.rename(path)
@@ -105,19 +115,43 @@ def _remove_left(path: Path, alone: bool) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
+def _is_over(where: str, process: int) -> bool:
+    """Whether a process that ran at a `place` is no more, as far as this one can know."""
+    machine, _, start = where.rpartition("-")
+    own_machine, _, own_start = place().rpartition("-")
+    if not start or machine != own_machine:
+        return False
+    if start[:START] != own_start[:START]:
+        # the machine was started again since, which no process outlives; containers of two machines may say all this alike
+        return bool(_first_line(MACHINE_ID)) and start[START:] == own_start[START:] == _mark(OUTSIDE)[:START]
+    return start == own_start and not _is_running(process)
+
+
 @cache
 def place() -> str:
-    """Where the numbers of processes mean what they mean here: this host, until it is started again, and this container.
+    """Where the numbers of processes mean what they mean here: name and mark of this machine, its start, and this container.
 
     Hosts that share a disk may share a name, and so may containers, whose processes are numbered anew in each. Without /proc
     the name of the host has to do.
     """
-    boot, numbering = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    known = [socket.gethostname()]
+    name = re.sub(r"[^A-Za-z0-9-]+", "-", socket.gethostname())[:24]
+    numbering = ""
     with suppress(OSError):
-        known += [boot.read_text().strip(), str(numbering.readlink())]
-    name = re.sub(r"[^A-Za-z0-9-]+", "-", known[0])[:24]
-    return f"{name}-{hashlib.blake2b(repr(known).encode(), digest_size=6).hexdigest()}"
+        numbering = str(PROCESSES.readlink())
+    machine, start = _mark(socket.gethostname(), _first_line(MACHINE_ID)), _mark(_first_line(BOOT_ID))
+    return f"{name}-{machine}-{start[:START]}{_mark(numbering)[:START]}"
+
+
+def _mark(*words: str) -> str:
+    return hashlib.blake2b(repr(words).encode(), digest_size=6).hexdigest()
+
+
+def _first_line(file: Path) -> str:
+    """Empty for a file that this system does not have."""
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return ""
 
 
 def own_name(path: Path, kind: str) -> Path:

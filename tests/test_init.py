@@ -137,6 +137,9 @@ def test_without_a_recipe_the_run_that_is_named_is_repeated_in_a_folder_of_its_o
         ("/x/hf/model.safetensors", "hf-model"),
         ("/x/run/encoder", "run-encoder"),
         ("facebook/ijepa_vith14_1k", "ijepa_vith14_1k"),
+        ("hf:facebook/ijepa_vith14_1k", "ijepa_vith14_1k"),
+        ("hf:me/encoder", "me-encoder"),
+        ("hf:encoder", "encoder"),
         ("/x/dino_deitsmall16_pretrain.pth", "dino_deitsmall16_pretrain"),
     ],
 )

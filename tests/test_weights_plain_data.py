@@ -11,6 +11,7 @@ import pathlib
 import pickle
 import subprocess
 import types
+import uuid
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ OTHERS = {
     "decimal": decimal.Decimal("1.5"),
     "set": frozenset({1}),
     "range": range(3),
+    "identifier": uuid.UUID(int=3),
 }
+CLASSES = [np.float32, np.float64, np.float16, np.int64, np.uint8, np.bool_, np.str_, np.complex64]
 HELD: dict[str, Any] = {
     "default": collections.defaultdict(list, {"a": [1]}),
     "ordered": collections.OrderedDict(a=1),
@@ -84,6 +87,28 @@ def test_scalars_of_numpy_are_numbers(name: str, is_new: bool, tmp_path: Path) -
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_is_never_looked_at_is_passed_over(name: str, tmp_path: Path) -> None:
     assert isinstance(beside_weights(tmp_path, OTHERS[name]), Unread)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_a_type_of_numpy_as_an_argument(kind: type[Any], tmp_path: Path) -> None:
+    """As in saved arguments: dtype=np.float32."""
+    found = beside_weights(tmp_path, argparse.Namespace(dtype=kind))
+    assert isinstance(found, argparse.Namespace) and found.dtype is Unread
+
+
+@pytest.mark.parametrize("longest", [None, 2])
+def test_a_queue_is_a_list(longest: int | None, tmp_path: Path) -> None:
+    assert beside_weights(tmp_path, collections.deque([1, 2], longest)) == [1, 2]
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_protocols_of_pickle(protocol: int, tmp_path: Path) -> None:
+    torch.save({"model": weights()}, tmp_path / "a.pth", pickle_protocol=protocol)
+    if protocol == 3:
+        assert load_any(tmp_path / "a.pth", HEADS).notes == ()
+        return
+    with pytest.raises(ValueError, match=r"a protocol of pickle that torch's safe reader does not know"):
+        load_any(tmp_path / "a.pth", HEADS)
 
 
 @pytest.mark.parametrize("name", HELD)
@@ -139,7 +164,6 @@ FOREIGN = {
     "a memory map": Call(np.memmap, "executed", "u1", "w+", 0, (3,)),
     "a loaded file": Call(np.load, "executed"),
     "a class of ours": Unread,
-    "a queue": collections.deque([1]),
     "a network": torch.nn.Linear(1, 1),
 }
 

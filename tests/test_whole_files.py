@@ -4,6 +4,8 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -82,25 +84,86 @@ def test_who_holds_the_lock_removes_what_any_machine_left(tmp_path: Path, dead: 
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_machines_and_containers_of_one_name_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every start of a kernel has a number of its own, and every container numbers its processes anew."""
-    found = []
-    for host, boot, numbering in (
-        ("node.a/1", "b1", "n1"),
-        ("node.a/1", "b2", "n1"),
-        ("node.a/1", "b1", "n2"),
-        ("b", "b1", "n1"),
-    ):
+@dataclass(frozen=True)
+class Machine:
+    """What a process sees of where it runs."""
+
+    host: str = "node.a/1"
+    machine: str = "m1"
+    boot: str = "b1"
+    numbering: str = whole_files.OUTSIDE
+
+    def place(self, monkeypatch: pytest.MonkeyPatch) -> str:
+        """Runs everything that follows there."""
+        texts = {whole_files.MACHINE_ID: self.machine, whole_files.BOOT_ID: self.boot}
+
+        def read_text(path: Path) -> str:
+            if not texts[path]:
+                raise FileNotFoundError(path)
+            return f"{texts[path]}\n"
+
+        def read_link(_: Path) -> Path:
+            if not self.numbering:
+                raise FileNotFoundError
+            return Path(self.numbering)
+
+        monkeypatch.setattr(socket, "gethostname", lambda: self.host)
+        monkeypatch.setattr(Path, "read_text", read_text)
+        monkeypatch.setattr(Path, "readlink", read_link)
         place.cache_clear()
-        monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
-        monkeypatch.setattr(Path, "read_text", lambda self, boot=boot: f"{boot}\n")
-        monkeypatch.setattr(Path, "readlink", lambda self, numbering=numbering: Path(numbering))
-        found.append(place())
+        return place()
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
     place.cache_clear()
-    monkeypatch.setattr(Path, "read_text", lambda self: (self / "missing").read_bytes())
-    assert place().startswith("b-"), "without /proc"
-    place.cache_clear()
-    assert len(set(found)) == 4 and found[0].startswith("node-a-1-") and "." not in found[0]
+
+
+def test_machines_and_containers_of_one_name_are_told_apart(elsewhere: pytest.MonkeyPatch) -> None:
+    """Every start of a kernel has a number of its own, and every container numbers its processes anew."""
+    one = Machine()
+    others = (replace(one, boot="b2"), replace(one, numbering="pid:[7]"), replace(one, machine="m2"), replace(one, host="b"))
+    found = [machine.place(elsewhere) for machine in (one, *others)]
+    assert len(set(found)) == 5 and found[0].startswith("node-a-1-") and "." not in found[0]
+    assert Machine("b", "", "", "").place(elsewhere).startswith("b-"), "without /proc"
+
+
+@pytest.mark.parametrize(
+    ("then", "is_dead"),
+    [
+        (Machine(boot="b0"), True),  # before the machine was started again, whatever has that number now
+        (Machine(), False),  # the process has the number of one that runs
+        (Machine(boot="b0", machine="m2"), False),
+        (Machine(boot="b0", host="node.b"), False),
+        (Machine(boot="b0", numbering="pid:[7]"), False),  # a container may be of another machine
+        (Machine(numbering="pid:[7]"), False),
+    ],
+)
+@pytest.mark.parametrize("kind", ["unfinished", "old"])
+def test_what_is_left_of_the_time_before_a_restart(
+    then: Machine, is_dead: bool, kind: str, tmp_path: Path, elsewhere: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An older folder that had stepped aside has its name again, or is said to be there."""
+    left = left_there(tmp_path, f".out.{then.place(elsewhere)}.{os.getppid()}.{kind}")
+    Machine().place(elsewhere)
+    with pytest.raises(RuntimeError), whole_folder(tmp_path / "out"):
+        raise RuntimeError
+    assert left.exists() is not is_dead
+    assert (tmp_path / "out" / "half").exists() is (is_dead and kind == "old")
+    assert (f"{left} is what stood at {tmp_path / 'out'} before" in caplog.text) is (not is_dead and kind == "old")
+
+
+@pytest.mark.parametrize("machine", [Machine(machine="", boot="b0"), Machine(numbering="pid:[7]", boot="b0")])
+def test_a_restart_that_cannot_be_told_from_another_machine(
+    machine: Machine, tmp_path: Path, elsewhere: pytest.MonkeyPatch
+) -> None:
+    left = left_there(tmp_path, f".out.{machine.place(elsewhere)}.{os.getppid()}.unfinished")
+    replace(machine, boot="b1").place(elsewhere)
+    with whole_folder(tmp_path / "out"):
+        pass
+    assert left.exists()
 
 
 def test_files_of_two_machines_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,12 +66,25 @@ def _empty_dictionary(*_: object) -> dict[Any, Any]:
     return {}
 
 
+def _empty_list(*_: object) -> list[Any]:
+    return []
+
+
 def _empty_bytes() -> bytes:
     return b""
 
 
 NUMPY_MODULES = ("numpy.core", "numpy._core")
 """NumPy 1 and 2."""
+NUMPY_CLASSES = (
+    *(
+        f"{kind}{bits}"
+        for kind, sizes in (("int", (8, 16, 32, 64)), ("uint", (8, 16, 32, 64)), ("float", (16, 32, 64)))
+        for bits in sizes
+    ),
+    *("complex64", "complex128", "bool", "bool_", "str_", "bytes_"),
+)
+"""Types of numbers that a program was told to compute in, as classes."""
 UNREAD = (
     "numpy.ndarray",
     *(f"{module}.multiarray._reconstruct" for module in NUMPY_MODULES),
@@ -82,6 +95,8 @@ UNREAD = (
         for module in ("pathlib", "pathlib._local")
         for name in ("Posix", "Windows", "PurePosix", "PureWindows")
     ),
+    *(f"numpy.{name}" for name in NUMPY_CLASSES),
+    "uuid.UUID",
     "decimal.Decimal",
     "fractions.Fraction",
 )
@@ -98,6 +113,7 @@ PLAIN_DATA: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     *((Unread, name) for name in UNREAD),
     *((dict, name) for name in DICTIONARIES),
     (_empty_dictionary, "collections.defaultdict"),
+    (_empty_list, "collections.deque"),
     (_empty_bytes, "builtins.bytes"),
     (str, "torch.torch_version.TorchVersion"),
     (argparse.Namespace, "argparse.Namespace"),

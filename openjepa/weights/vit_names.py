@@ -98,8 +98,8 @@ def infer_config(
     if image_size is None:
         side = _square_side(table, width, has_token, where)
         image_size = (side * patch, side * patch)
-    depth = 1 + max(int(block.group(1)) for name in tensors if (block := re.match(r"blocks\.(\d+)\.", name)))
-    found = EncoderConfig(
+    depth = 1 + max(int(found.group(1)) for name in tensors if (found := re.match(r"blocks\.(\d+)\.", name)))
+    described = EncoderConfig(
         width=width,
         depth=depth,
         heads=_known_heads(width, where) if heads is None else heads,
@@ -111,7 +111,7 @@ def infer_config(
         layer_scale=LAYER_SCALE if file_name(FIRST_GAMMA) in tensors else None,
         pooling="class_token" if has_token else "average",
     )
-    config = checked(found, where)
+    config = checked(described, where)
     is_table = table.ndim == 3 and table.is_floating_point()
     is_fixed = is_table and is_sincos(table, config.grid(), has_token)
     return replace(config, positions="sincos") if is_fixed else config

@@ -70,7 +70,9 @@ class _Fields:
             return None
         _, _, key = (self.label or "").partition(".")
         value = content.get(key) if key and isinstance(content, dict) else content
-        return None if value is None or isinstance(value, dict | list) else str(value)
+        if value is None or isinstance(value, dict | list):
+            return None
+        return str(value).encode(errors="backslashreplace").decode()  # halves of characters cannot be written anywhere
 
 
 @dataclass(frozen=True)

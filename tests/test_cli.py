@@ -85,7 +85,7 @@ def test_recipe_and_file_exclude_each_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ((), "Give a recipe first .quickstart, cpu-32"),
+        ((), "Give a recipe .openjepa recipes lists them."),
         (("cpu64",), "did you mean 'cpu-64'"),
         (("cpu-64", "--preset", "oficial"), "did you mean 'official'"),
         (("cpu-64", "--data.source", "foldr"), "--data.source foldr does not exist: did you mean 'folder'"),

@@ -211,7 +211,8 @@ def _microbatch_size(run: _Run) -> int | None:
 
 def divisors(number: int) -> list[int]:
     """All of a number above 0, the smallest first."""
-    return [item for item in range(1, number + 1) if number % item == 0]
+    small = [item for item in range(1, math.isqrt(number) + 1) if number % item == 0]
+    return sorted({*small, *(number // item for item in small)})
 
 
 def nearest_by_ratio(numbers: list[int], value: int) -> int:

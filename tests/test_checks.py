@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from openjepa.checks import check, remarks
+from openjepa.checks.sizes import check_positions
 from openjepa.checks.values import PAIRS, RANGES
 from openjepa.config import flatten
 from openjepa.evaluation import PROTOCOLS
@@ -266,3 +267,9 @@ def test_settings_that_no_protocol_of_the_evaluation_reads_are_named(
 def test_every_group_of_a_protocol_is_known() -> None:
     groups = {name for name, value in vars(EvaluationSettings()).items() if is_dataclass(value)} - {"low_shot"}
     assert groups == {name for names in READS.values() for name in names if is_dataclass(getattr(EvaluationSettings(), name))}
+
+
+@pytest.mark.parametrize(("width", "fitting"), [(1, "4 or 8"), (3, "4 or 8"), (5, "4 or 8"), (50, "48 or 52")])
+def test_widths_that_fit_positions_are_two(width: int, fitting: str) -> None:
+    with pytest.raises(Refusal, match=f"model.width={width} must be a multiple of 4 .* e.g. {fitting}$"):
+        check_positions("model.width", width)

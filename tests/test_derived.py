@@ -15,7 +15,7 @@ from openjepa.arguments import given_settings, parse_train
 from openjepa.checks import check, remarks
 from openjepa.cli import main
 from openjepa.config import difference, flatten, load_run_config, save_yaml
-from openjepa.derived import RULES, resolve
+from openjepa.derived import RULES, divisors, resolve
 from openjepa.recipes import kept_by_file, load_recipe
 from openjepa.settings.ablation import AblationSettings
 from openjepa.settings.run import MonitorSettings, RunConfig
@@ -326,3 +326,10 @@ def test_what_others_would_follow_is_remarked_if_nothing_follows_it(command: str
     """Only of what was given: a recipe's share of the warm-up gives way to steps without a word."""
     found = remarks(parsed(command), given_settings(shlex.split(command)))
     assert [remark.startswith(expected or "?") for remark in found] == [True] * (expected is not None)
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(1, [1]), (7, [1, 7]), (36, [1, 2, 3, 4, 6, 9, 12, 18, 36]), (10**12 + 39, [1, 10**12 + 39])]
+)
+def test_divisors(number: int, expected: list[int]) -> None:
+    assert divisors(number) == expected

@@ -36,5 +36,5 @@ def check_heads(name: str, heads: int, width_name: str, width: int) -> None:
 def check_positions(name: str, width: int) -> None:
     """Raises Refusal unless fixed positions can be made for this width."""
     if width % 4:
-        low = width // 4 * 4
-        raise Refusal(f"{name}={width} must be a multiple of 4 for sine-cosine positions, e.g. {low or 4} or {low + 4}")
+        low = max(4, width // 4 * 4)
+        raise Refusal(f"{name}={width} must be a multiple of 4 for sine-cosine positions, e.g. {low} or {low + 4}")

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+from openjepa.data.fingerprint import file_stamp
 from openjepa.whole_files import whole_file
 
 
@@ -14,8 +15,7 @@ def prepared(file: Path, what: str, write: Callable[[Path], None]) -> Path:
     """
     from datasets import config
 
-    status = file.stat()
-    key = hashlib.sha256(f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {what}".encode(errors="surrogateescape"))
+    key = hashlib.sha256(f"{file.resolve()} {what} ".encode(errors="surrogateescape") + file_stamp(file))
     target = Path(config.HF_DATASETS_CACHE) / "openjepa" / key.hexdigest()[:32]
     if not target.exists():
         with whole_file(target) as unfinished:

@@ -310,7 +310,7 @@ def verdict(run: RunFolder) -> Verdict:
     if is_collapsed is not None:
         return Verdict("bad" if is_collapsed else "good", said, evidence)
     if said or evidence:
-        looks = len(run.log.points("monitor", "rankme"))
+        looks = len(_looks(run))
         few = f"Too early to tell: only {'one look' if looks == 1 else f'{looks} looks'} at the features so far."
         return Verdict("unknown", said or (few if looks < 3 else "Not known: the last look is not finite."), evidence)
     return Verdict("unknown", "Not watched: this run has not looked at its features yet.", "")

@@ -37,7 +37,7 @@ class Option:
     @property
     def explanation(self) -> str:
         """What is said of it; read only where help is given, since it takes longer than all else that commands do first."""
-        return explanations(self.owner).get(self.name.rpartition(".")[2], "")  # type: ignore[arg-type]
+        return explanations(self.owner).get(self.name.rpartition(".")[2], "")
 
     def flag(self, is_on: bool = True) -> str:
         """`--data.image-size`; of a switch that is to be off, `--data.no-horizontal-flip`."""

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "openjepa"
 TIERS = (
     ("refusals",),
     ("settings", "extras", "shell"),
-    ("types", "registry", "seeds", "ranges", "config", "derived", "options", "distributed"),
+    ("types", "registry", "seeds", "ranges", "config", "derived", "distributed"),
     ("whole_files", "json_files", "memory", "timings", "hub_names"),
     ("schedules", "checks", "evaluation_checks", "recipes", "measures"),
     ("ablations",),
@@ -26,8 +26,6 @@ TIERS = (
     ("training", "evaluation", "visualization", "report", "embedding"),
     ("experiments", "bench", "bench_data", "bench_energy", "search", "conversion"),
     ("ablation",),
-    ("help",),
-    ("arguments",),
     ("commands",),
     ("cli", "__init__"),
     ("__main__",),
@@ -54,9 +52,6 @@ TORCH_FREE = {
     "timings",
     "hub_names",
     "report",
-    "options",
-    "help",
-    "arguments",
     "commands",
     "cli",
 }

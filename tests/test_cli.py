@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 import openjepa.commands
-from openjepa.arguments import option_value, parse_evaluate, parse_train
 from openjepa.checks import check
 from openjepa.cli import COMMANDS, main
+from openjepa.commands.arguments import option_value, parse_evaluate, parse_train
 from openjepa.config import load_run_config, save_yaml
 from openjepa.derived import resolve
 from openjepa.recipes import load_recipe

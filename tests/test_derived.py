@@ -11,9 +11,9 @@ import pytest
 
 from openjepa.ablation.plan import base_config
 from openjepa.ablations import ablation_rows
-from openjepa.arguments import given_settings, parse_train
 from openjepa.checks import check, remarks
 from openjepa.cli import main
+from openjepa.commands.arguments import given_settings, parse_train
 from openjepa.config import difference, flatten, load_run_config, save_yaml
 from openjepa.derived import RULES, divisors, resolve
 from openjepa.recipes import kept_by_file, load_recipe

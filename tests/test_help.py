@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from openjepa.arguments import COMMON, EmbedOptions, EvaluateOptions, TrainOptions, option_names, parse_train
 from openjepa.cli import COMMANDS, main
+from openjepa.commands.arguments import COMMON, EmbedOptions, EvaluateOptions, TrainOptions, option_names, parse_train
 from openjepa.commands.data import CheckOptions
-from openjepa.help import folded
-from openjepa.options import explanations, options_of, positionals_first
+from openjepa.commands.help import folded
+from openjepa.commands.options import explanations, options_of, positionals_first
 from openjepa.recipes import RECIPES
 from openjepa.settings.ablation import AblationSettings
 from openjepa.settings.bench import StepBench

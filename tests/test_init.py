@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from openjepa.arguments import given_settings, parse_train
+from openjepa.commands.arguments import given_settings, parse_train
 from openjepa.config import load_run_config, save_yaml
 from openjepa.engine.run_folder import run_path, weights_name
 from openjepa.evaluation.running import evaluate_run

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import openjepa
-from openjepa.arguments import parse_evaluate, parse_train
 from openjepa.checks import check
 from openjepa.cli import COMMANDS, main
+from openjepa.commands.arguments import parse_evaluate, parse_train
 from openjepa.config import save_yaml
 from openjepa.recipes import RECIPES, load_recipe
 from tests.images import write_folder

@@ -7,8 +7,8 @@ from math import prod
 
 import pytest
 
-from openjepa.arguments import parse_train
 from openjepa.checks import check, remarks
+from openjepa.commands.arguments import parse_train
 from openjepa.derived import resolve
 from openjepa.masks import MASKS
 from openjepa.recipes import RECIPES, load_recipe

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import openjepa
-from openjepa.arguments import parse_evaluate
+from openjepa.commands.arguments import parse_evaluate
 from openjepa.commands.evaluation import evaluate
 from openjepa.commands.paths import check_evaluated
 from openjepa.evaluation import subjects

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from openjepa.ablations import ABLATIONS, ablation_rows
-from openjepa.arguments import option_value, parse, require, select_component, unless_help
+from openjepa.commands.arguments import option_value, parse, require, select_component, unless_help
+from openjepa.commands.options import normalized
 from openjepa.commands.paths import check_output_folder
-from openjepa.options import normalized
 from openjepa.recipes import load_recipe
 from openjepa.refusals import Refusal
 from openjepa.settings.ablation import AblationSettings

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from openjepa.arguments import (
+from openjepa.commands.arguments import (
     option_value,
     parse,
     require,
 )
+from openjepa.commands.options import positionals_first
 from openjepa.commands.paths import check_output_file, check_subject
-from openjepa.options import positionals_first
 from openjepa.refusals import Refusal
 from openjepa.settings.bench import SAID_BY_THE_RECIPE, DataBench, EnergyBench, StepBench
 

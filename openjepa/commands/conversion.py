@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openjepa.arguments import is_help, option_value, parse, require
+from openjepa.commands.arguments import is_help, option_value, parse, require
 from openjepa.commands.paths import check_evaluated
 from openjepa.config import nearest
 from openjepa.refusals import Refusal

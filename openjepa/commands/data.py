@@ -7,11 +7,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from openjepa.arguments import (
+from openjepa.checks import check_patch_divides
+from openjepa.commands.arguments import (
     parse,
     select_component,
 )
-from openjepa.checks import check_patch_divides
 from openjepa.commands.paths import check_output_file, check_output_folder
 from openjepa.derived import resolve
 from openjepa.recipes import load_recipe

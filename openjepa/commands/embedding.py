@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from openjepa.arguments import given_settings, parse_embed
+from openjepa.commands.arguments import given_settings, parse_embed
 from openjepa.commands.paths import check_evaluated
 from openjepa.shell import command
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from openjepa.arguments import EvaluateOptions, parse_evaluate
+from openjepa.commands.arguments import EvaluateOptions, parse_evaluate
 from openjepa.commands.paths import check_evaluated
 from openjepa.config import nearest
 from openjepa.evaluation import PROTOCOLS

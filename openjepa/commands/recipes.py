@@ -8,11 +8,11 @@ from typing import Annotated
 import tyro
 import yaml
 
-from openjepa.arguments import parse
+from openjepa.commands.arguments import parse
+from openjepa.commands.help import folded
+from openjepa.commands.options import positionals_first
 from openjepa.config import flatten, to_dict
 from openjepa.derived import resolve
-from openjepa.help import folded
-from openjepa.options import positionals_first
 from openjepa.recipes import RECIPES, load_recipe
 from openjepa.refusals import Refusal
 from openjepa.settings.run import RunConfig

@@ -4,9 +4,9 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from openjepa.arguments import parse, require
+from openjepa.commands.arguments import parse, require
+from openjepa.commands.options import is_value
 from openjepa.commands.paths import check_output_file, check_output_folder
-from openjepa.options import is_value
 from openjepa.refusals import Refusal
 from openjepa.settings.search import LISTED_OUTLIERS, SearchSettings
 

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from openjepa.arguments import (
+from openjepa.checks import check, remarks, value_problems
+from openjepa.commands.arguments import (
     SHOWN_RECIPE,
     decided_by_file,
     given_settings,
@@ -20,7 +21,6 @@ from openjepa.arguments import (
     require,
     unless_help,
 )
-from openjepa.checks import check, remarks, value_problems
 from openjepa.commands.paths import check_output_file, check_output_folder, check_subject
 from openjepa.commands.recipes import recipe_groups
 from openjepa.config import load_run_config

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from openjepa.options import Option, leaves, most_words, options_of
+from openjepa.commands.options import Option, leaves, most_words, options_of
 from openjepa.settings.choices import CHOICES
 
 NARROWEST, WIDEST = 60, 120

@@ -13,10 +13,10 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from openjepa.commands.help import help_text
+from openjepa.commands.options import normalized, options_of, positionals_first
 from openjepa.config import expand_home, flatten, load_run_config, load_yaml, nearest
-from openjepa.help import help_text
 from openjepa.hub_names import absent, hub_name
-from openjepa.options import normalized, options_of, positionals_first
 from openjepa.recipes import load_recipe
 from openjepa.refusals import Refusal
 from openjepa.settings.ablation import AblationSettings

@@ -181,13 +181,21 @@ def test_a_bad_entry_is_left_out_and_said(
     assert {path: found[path] for path in expected} == expected
 
 
-@pytest.mark.parametrize("target", ["gone.jpg", "loop.jpg"])
-def test_a_link_that_is_named_as_an_image_counts_as_an_unreadable_image(tmp_path: Path, target: str) -> None:
+def test_a_link_that_leads_nowhere_counts_as_an_unreadable_image(tmp_path: Path) -> None:
     """So that half of a data set on a disk that is not mounted stops a run at data.max_skipped."""
     put(tmp_path, "a/1.png", "b/2.png")
-    (tmp_path / "a" / "loop.jpg").symlink_to(tmp_path / "a" / target)
+    (tmp_path / "a" / "gone.jpg").symlink_to(tmp_path / "nowhere" / "gone.jpg")
+    assert names(opened(tmp_path)) == ["a/1.png", "a/gone.jpg", "b/2.png"]
+
+
+def test_links_in_a_circle_are_no_images_whatever_their_names_are(tmp_path: Path) -> None:
+    put(tmp_path, "a/1.png", "b/2.png")
+    for name, target in (("self", "self"), ("one", "two"), ("two", "one")):
+        (tmp_path / "a" / f"{name}.jpg").symlink_to(tmp_path / "a" / f"{target}.jpg")
     splits = opened(tmp_path)
-    assert names(splits) == ["a/1.png", "a/loop.jpg", "b/2.png"]
+    assert names(splits) == ["a/1.png", "b/2.png"]
+    (words,) = splits.left_out
+    assert words.startswith("3 links that cannot be followed left out (") and "self.jpg" in words
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What lies in a folder of images: every entry at any depth with what it is. Of these, only images are read."""
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -96,7 +97,8 @@ def walk(root: Path, enter_all: bool = False) -> Iterator[tuple[str, EntryKind]]
 
     Links to folders are followed, but no folder is entered twice. `enter_all`: instead of a hidden or a service folder, each
     file in it comes with the kind of that folder. A folder that cannot be read is an entry; `root` itself raises OSError.
-    A link with the name of an image that leads nowhere is an image: reading it fails, and it counts as other unreadable files.
+    A link with the name of an image that leads nowhere, but not in a circle, is an image: reading it fails, and it counts as
+    other unreadable files.
     """
     entered: set[tuple[int, int]] = set()
     waiting = [""]
@@ -145,8 +147,8 @@ def _kind(entry: os.DirEntry[str], parent: str) -> EntryKind:
         if entry.is_file():
             return _kind_of_file(name)
         entry.stat()
-    except OSError:  # a link that leads nowhere or in a circle
-        kind = _kind_of_file(name)
+    except OSError as error:  # a link that leads in a circle, where nothing can ever be, or nowhere
+        kind = EntryKind.OTHER_FILE if error.errno == errno.ELOOP else _kind_of_file(name)
         return EntryKind.BROKEN_LINK if kind in (EntryKind.OTHER_FILE, EntryKind.UNREAD_FORMAT) else kind
     return EntryKind.SPECIAL_FILE
 

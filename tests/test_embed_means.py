@@ -199,7 +199,7 @@ def test_missing_entries_are_listed(tmp_path: Path) -> None:
 def test_an_empty_file_is_named(tmp_path: Path) -> None:
     path = write_table(tmp_path / "x.npy", features_of())
     path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"x\.npy is damaged or cut off .*embed the images again"):
+    with pytest.raises(ValueError, match=r"x\.npy is damaged or cut off: .*embed the images again"):
         open_table(path)
 
 

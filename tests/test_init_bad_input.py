@@ -185,7 +185,10 @@ def test_the_command_line_says_it_in_one_message(
     for words, message in (
         (["cpu-32", "--init", "absent.pth", "--data.path", str(images)], "absent.pth does not exist"),
         (["--config", "config.yaml", "--model.size", "base"], "contradicts model.size=base"),
-        (["--init", "w.pth.tar", "--data.path", str(images)], "which run? Give a recipe first"),
+        (
+            ["--init", "w.pth.tar", "--data.path", str(images)],
+            "--init w.pth.tar is no run that says its settings: give a recipe with it",
+        ),
         (["cpu-32", "--init", "w.pth.tar", "--init-heads", "0", "--data.path", str(images)], "run.init_heads=0"),
         (["cpu-32", "--init", "w.pth.tar", "--data.path", str(images), "--optim.lr", "-1"], "optim.lr=-1.0"),
         (["cpu-32", "--init-haeds", "3", "--data.path", str(images)], "did you mean '--run.init-heads'"),

@@ -92,7 +92,11 @@ def test_what_is_no_file_of_weights(tmp_path: Path) -> None:
         ("page.pth", b"<!DOCTYPE html><html>", "is no file of weights"),
         ("pointer.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
         ("docs.zip", (tmp_path / "docs.zip").read_bytes(), "docs.zip is damaged"),
-        ("plain.pkl", pickle.dumps([1, 2]), "was refused: it holds something other than what torch.save writes"),
+        (
+            "plain.pkl",
+            pickle.dumps([1, 2]),
+            "was refused: it is written in a protocol of pickle that torch's safe reader does not know",
+        ),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=message):

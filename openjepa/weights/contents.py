@@ -201,8 +201,8 @@ def _refused(path: Path, message: str) -> str:
     if re.search(r"Unsupported operand \d+", message):
         return (
             f"{path} was refused: it is written in a protocol of pickle that torch's safe reader does not know, as by "
-            "torch.save(..., pickle_protocol=4). Where the file comes from, leave pickle_protocol out, or save its "
-            "state_dict as safetensors"
+            "torch.save(..., pickle_protocol=4), and openjepa executes nothing that comes with weights. Where the file comes "
+            "from, leave pickle_protocol out, or save its state_dict as safetensors"
         )
     found = re.search(r"(?:Unsupported (?:global|class): (?:GLOBAL )?|GLOBAL )([\w.]+)", message)
     what = (

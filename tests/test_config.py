@@ -163,7 +163,7 @@ TORCH_FREE = [
     "checks",
     "recipes",
     "schedules",
-    "arguments",
+    "commands.arguments",
     "commands",
     "cli",
     "report",

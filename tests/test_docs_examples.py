@@ -19,7 +19,7 @@ from tests.tiny_encoder import write_ijepa
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SHAPE = re.compile(r"^\s*(\w+) = .*  # \[([^\]]*)\]")
-SUBJECT = re.compile(r"""["'](runs/[\w/.-]+)["']""")
+SUBJECT = re.compile(r"""["']((?:runs|facebook)/[\w/.-]+)["']""")
 PAGES = {name: BLOCK.findall((ROOT / name).read_text()) for name in ("README.md", "docs/python.md")}
 WIDTH = 48
 

@@ -71,7 +71,9 @@ def site_text(page: str) -> str:
     A link to a file that the site does not show becomes its words, with the path in the repository behind them.
     """
     parts = CODE.split((ROOT / page).read_text(encoding="utf-8"))
-    return "".join(part if number % 2 else LINK.sub(lambda link: _site_link(page, link), part) for number, part in enumerate(parts))
+    return "".join(
+        part if number % 2 else LINK.sub(lambda link: _site_link(page, link), part) for number, part in enumerate(parts)
+    )
 
 
 def _site_link(page: str, link: re.Match[str]) -> str:

@@ -6,13 +6,17 @@ name that they load, and generated images. A comment `# [2, D]` behind an assign
 
 import ast
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import openjepa
+from openjepa.recipes import load_recipe
 from openjepa.settings.methods import IJepaSettings
+from openjepa.settings.run import RunConfig
 from tests.images import shape_image, write_folder
 from tests.tiny_encoder import write_ijepa
 
@@ -34,7 +38,21 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("a.jpg", "b.jpg"):
         shape_image(len(name), 90).crop((0, 0, 90, 60)).save(tmp_path / name)
     write_folder(tmp_path / "photos", 12, size=40)
+    monkeypatch.setattr(openjepa, "load_recipe", small_recipe, raising=False)
     return tmp_path
+
+
+def small_recipe(name: str, preset: str | None = None) -> RunConfig:
+    """A recipe with a tiny model, and as few steps and images as there are."""
+    config = load_recipe(name, preset)
+    return replace(
+        config,
+        model=replace(config.model, size="test"),
+        method=replace(config.method, predictor_width=24, predictor_depth=1),  # type: ignore[call-arg]
+        optim=replace(config.optim, batch_size=4, total_steps=3, warmup_steps=1),
+        monitor=replace(config.monitor, images=8),
+        system=replace(config.system, workers=0, progress="none"),
+    )
 
 
 def expected_shape(words: str, known: dict[str, Any]) -> list[int | None]:
@@ -77,3 +95,4 @@ def test_examples_run(page: str, home: Path) -> None:
     assert checked >= (16 if page == "docs/python.md" else 1)
     if page == "docs/python.md":
         assert (home / "similarity.png").stat().st_size > 100 and (home / "tuned" / "predictor").is_dir()
+        assert scope["run"] == Path("runs/photos") and list((home / "runs/photos/eval").glob("classification*.json"))

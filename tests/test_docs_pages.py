@@ -45,7 +45,7 @@ def test_every_link_leads_somewhere(page: str) -> None:
 
 
 def test_links_are_found_and_rewritten_for_the_site() -> None:
-    assert {target for target, _ in links("README.md")} >= {"docs/python.md", "docs/recipes.md", "docs/results"}
+    assert {target for target, _ in links("README.md")} >= {"docs/python.md", "docs/recipes.md", "docs/results/README.md"}
     assert "](python.md)" in site_text("README.md") and "](results.md)" in site_text("README.md")
     assert "](timings.md)" in site_text("docs/search.md")
     assert "(`docs/results/quickstart-seed0`)" in site_text("docs/results/README.md")
@@ -74,7 +74,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     shutil.copy(ROOT / "mkdocs.yml", tmp_path)
     command = [sys.executable, "-m", "zensical", "build", "--strict"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, re.sub(r"\x1b\[[\d;]*m", "", done.stdout)
     front = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     assert "images/openjepa.png" in front and 'href="python.html"' in front
 
@@ -88,7 +88,8 @@ def test_the_glossary_is_short_sorted_and_used() -> None:
     words = [word for word, _, _ in entries]
     assert 20 <= len(words) <= 40
     assert words == sorted(words, key=str.lower)
-    elsewhere = " ".join(text_of(page) for page in pages() if page != "docs/glossary.md").lower()
-    assert [word for word in words if word.lower() not in elsewhere] == []
+    others = [ROOT / page for page in pages() if page != "docs/glossary.md"]
+    texts = [path.read_text(encoding="utf-8").lower() for path in [*others, *(ROOT / "openjepa").rglob("*.py")]]
+    assert [word for word in words if not any(word.lower() in text for text in texts)] == []
     replaced = [old for _, _, replaces in entries for old in re.findall(r"`(.*?)`", replaces)]
     assert not set(replaced) & set(words)

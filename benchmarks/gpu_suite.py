@@ -29,9 +29,9 @@ START = time.monotonic()
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from openjepa.bench import bench_step, print_step, step_config  # noqa: E402 - works from a checkout that is not installed
 from openjepa.engine.device import resolve_device, resolve_precision  # noqa: E402
 from openjepa.engine.run_folder import environment  # noqa: E402
+from openjepa.experiments.step_times import bench_step, print_step, step_config  # noqa: E402 - works from a checkout that is not installed
 from openjepa.settings.bench import StepBench  # noqa: E402
 from openjepa.settings.models import Size  # noqa: E402
 

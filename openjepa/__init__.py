@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from openjepa.evaluation.results import Result
     from openjepa.inference.areas import PatchBox
     from openjepa.inference.encoder import Encoder
-    from openjepa.inference.pictures import Picture, Pictures
+    from openjepa.inference.images import Picture, Pictures
     from openjepa.inference.prediction import BlockPrediction, Prediction
-    from openjepa.settings.data import DataSettings
     from openjepa.settings.evaluation import EvaluationSettings
     from openjepa.settings.run import RunConfig
+    from openjepa.settings.sources import DataSettings
     from openjepa.types import EncoderOutput
 
 __version__ = "0.1.0"
@@ -48,8 +48,8 @@ _HOMES = {
     "Encoder": "openjepa.inference.encoder",
     "EncoderOutput": "openjepa.types",
     "PatchBox": "openjepa.inference.areas",
-    "Picture": "openjepa.inference.pictures",
-    "Pictures": "openjepa.inference.pictures",
+    "Picture": "openjepa.inference.images",
+    "Pictures": "openjepa.inference.images",
     "Prediction": "openjepa.inference.prediction",
 }
 """Where the public types stand."""
@@ -112,8 +112,8 @@ def evaluate(
 
     With `suite` (`paper`, `cached` or `dense`) the rows of a suite instead, on the data sets below `data_root`.
     """
-    from openjepa.evaluation.running import evaluate_run
-    from openjepa.evaluation.suite_running import evaluate_suite
+    from openjepa.evaluation.dataset_run import evaluate_run
+    from openjepa.evaluation.suite_run import evaluate_suite
     from openjepa.settings.evaluation import EvaluationSettings
 
     settings = settings or EvaluationSettings()

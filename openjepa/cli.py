@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import openjepa
-from openjepa.engine.interrupts import Interrupted
-from openjepa.extras import needed_for
 from openjepa.refusals import Refusal
+from openjepa.system.interrupts import Interrupted
+from openjepa.system.packages import needed_for
 
 USAGE = """openjepa {version}: train I-JEPA encoders on your images, probe and look at them.
 

@@ -8,7 +8,7 @@ data2vec use i for all. `optim.schedule_steps` says which.
 import math
 from dataclasses import dataclass
 
-from openjepa.derived import resolved
+from openjepa.settings.derived import resolved
 from openjepa.settings.optimization import OptimizationSettings
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from openjepa.data.benchmarks import find_benchmark
+from openjepa.data.datasets.benchmarks import find_benchmark
 from openjepa.data.source import ListSource, Splits
 from tests.images import shape_image
 

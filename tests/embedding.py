@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from openjepa.embedding.parts import PartWriter
-from openjepa.embedding.running import Embedded, embed_dataset
+from openjepa.inference.embedding.embedding_run import Embedded, embed_dataset
+from openjepa.inference.embedding.parts import PartWriter
 from openjepa.models.vit import build_encoder
-from openjepa.settings.data import DataSettings, FolderSettings
-from openjepa.settings.embedding import EmbedSettings
+from openjepa.settings.inference import EmbedSettings
 from openjepa.settings.models import EncoderConfig
+from openjepa.settings.sources import DataSettings, FolderSettings
 from openjepa.types import Export
 from openjepa.weights.native import save_network
 from tests.images import write_folder

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from openjepa.config import to_dict
 from openjepa.data import open_splits
 from openjepa.data.source import ListSource
-from openjepa.embedding.table import COLUMNS, Manifest
+from openjepa.inference.embedding.table import COLUMNS, Manifest
 from openjepa.inference.encoder import Encoder
 from openjepa.models.vit import build_encoder
-from openjepa.settings.data import DataSettings
 from openjepa.settings.models import EncoderConfig
+from openjepa.settings.sources import DataSettings
 from openjepa.types import Export
 from openjepa.weights.fingerprint import weights_hash
 from openjepa.weights.loading import load_any

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from openjepa.data.folder import open_folder
-from openjepa.data.loader import BatchPlan, TrainingLoader
+from openjepa.data.folders.folder import open_folder
+from openjepa.data.loading.loader import BatchPlan, TrainingLoader
 from openjepa.data.source import ListSource, ShardRecord, ShardSource
-from openjepa.settings.data import FolderSettings, HuggingFaceSettings
+from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
 from openjepa.types import Batch, BlockMasks, InputSpec, LoaderPosition, ViewSpec
 from tests.images import shape_image, write_folder
 

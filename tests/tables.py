@@ -10,7 +10,7 @@ import pytest
 
 from openjepa.data import open_splits
 from openjepa.data.source import ListSource, Splits
-from openjepa.settings.data import HuggingFaceSettings
+from openjepa.settings.sources import HuggingFaceSettings
 from tests.images import shape_image
 
 pa = pytest.importorskip("pyarrow", reason="needs the extra `data`")

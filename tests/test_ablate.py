@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from openjepa.ablation import running
-from openjepa.ablation.plan import PlannedRun, Speed, base_config, planned_runs
-from openjepa.ablation.results import RunResult, claimed, read_results
-from openjepa.ablation.running import run_ablation
-from openjepa.ablation.tables import legend, print_tables
-from openjepa.ablations import ABLATIONS, ablation_rows
 from openjepa.cli import main
+from openjepa.experiments import ablation as running
+from openjepa.experiments.ablation import run_ablation
+from openjepa.experiments.ablation_lengths import PlannedRun, Speed, base_config, planned_runs
+from openjepa.experiments.ablation_tables import legend, print_tables
+from openjepa.experiments.results import RunResult, claimed, read_results
 from openjepa.recipes import load_recipe
-from openjepa.settings.ablation import AblationSettings
-from openjepa.settings.data import FolderSettings
+from openjepa.recipes.ablations import ABLATIONS, ablation_rows
+from openjepa.settings.experiments import AblationSettings
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.models import ModelSettings
 from openjepa.settings.run import RunConfig, SystemSettings
+from openjepa.settings.sources import FolderSettings
 from openjepa.training.loop import train
 from tests.images import write_folder
 from tests.scene_checks import write_clevr
@@ -264,7 +264,7 @@ def test_the_widest_table_is_whole_at_100_columns(
         finished("dino", 0, 0.1, budgets=("seconds",)),
         finished("mae", 2, 0.9, status="failed", error="ValueError: no"),
     ]
-    monkeypatch.setattr("openjepa.ablation.tables.read_results", lambda output: results)
+    monkeypatch.setattr("openjepa.experiments.ablation_tables.read_results", lambda output: results)
     console = Console(width=100, record=True)
     print_tables(tmp_path, "methods", console)
     text = console.export_text()

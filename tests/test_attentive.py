@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from openjepa.evaluation import attentive
-from openjepa.evaluation.attentive import (
+from openjepa.evaluation.probes import attentive
+from openjepa.evaluation.probes.attentive import (
     AttentiveProbe,
     AttentiveProbes,
     TrainedProbes,

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from openjepa.data.augmented import LabeledViews, augmented_batches
-from openjepa.data.evaluation import evaluation_batches
-from openjepa.data.folder import open_folder
+from openjepa.data.folders.folder import open_folder
 from openjepa.data.source import ListSource
-from openjepa.settings.data import FolderSettings
+from openjepa.data.splits import evaluation_batches
+from openjepa.settings.sources import FolderSettings
 from openjepa.types import Skipped, ViewSpec
 from tests.images import write_folder
 

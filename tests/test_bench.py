@@ -11,14 +11,14 @@ from torch import nn
 
 from benchmarks.plain_step import PlainStep
 from openjepa import commands
-from openjepa.bench import bench_step, print_step, step_config, time_step
-from openjepa.data.generated import PHOTO, GeneratedPhotos
-from openjepa.derived import resolve
+from openjepa.experiments.step_times import bench_step, print_step, step_config, time_step
 from openjepa.methods import METHODS
 from openjepa.methods.ijepa import IJepa
 from openjepa.recipes import RECIPES, load_recipe
 from openjepa.settings.bench import MethodName, StepBench
-from openjepa.training.timed_step import TimedStep
+from openjepa.settings.derived import resolve
+from openjepa.training.generated import PHOTO, GeneratedPhotos
+from openjepa.training.timed_steps import TimedStep
 from openjepa.types import BlockMasks
 
 OPTIONS = StepBench(

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from openjepa.bench_data import bench_data, bench_views, print_views, time_data, views_config
-from openjepa.data.generated import write_photos
+from openjepa.experiments.data_times import bench_data, bench_views, print_views, time_data, views_config
 from openjepa.methods import METHODS
 from openjepa.settings.bench import DataBench
+from openjepa.training.generated import write_photos
 
 
 def test_ratios_are_those_of_the_rates(tmp_path: Path) -> None:

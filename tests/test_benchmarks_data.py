@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from openjepa.cli import main
-from openjepa.data.benchmarks import BENCHMARKS, find_benchmark
+from openjepa.data.datasets.benchmarks import BENCHMARKS, find_benchmark
 from openjepa.data.decode import decode_image
 from tests.benchmark_folders import opened, put, table, write
 from tests.images import shape_image

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from openjepa.data.evaluation import evaluation_batches
-from openjepa.evaluation.attentive import evaluate_attentive
-from openjepa.evaluation.candidates import Scores, choose, compare, training_on
-from openjepa.evaluation.linear_full import evaluate_linear_full
+from openjepa.data.splits import evaluation_batches
+from openjepa.evaluation.probes.attentive import evaluate_attentive
+from openjepa.evaluation.probes.linear_full import evaluate_linear_full
+from openjepa.evaluation.probes.trained import Scores, choose, compare, training_on
 from openjepa.evaluation.protocol import ImageProbe, held_out_rows
 from openjepa.settings.attentive import AttentiveSettings
 from openjepa.settings.evaluation import EvaluationSettings

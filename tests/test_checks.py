@@ -6,15 +6,14 @@ from typing import Any
 import pytest
 
 from openjepa.checks import check, remarks
+from openjepa.checks.protocol_settings import EVALUATION_RANGES, check_evaluation, evaluation_remarks
 from openjepa.checks.sizes import check_positions
 from openjepa.checks.values import PAIRS, RANGES
 from openjepa.config import flatten
 from openjepa.evaluation import PROTOCOLS
-from openjepa.evaluation_checks import EVALUATION_RANGES, check_evaluation, evaluation_remarks
 from openjepa.recipes.matched import with_method
 from openjepa.refusals import Refusal
 from openjepa.settings.choices import CHOICES
-from openjepa.settings.data import FolderSettings, HuggingFaceSettings
 from openjepa.settings.dense import DenseSettings
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.finetune import FinetuneSettings
@@ -22,6 +21,7 @@ from openjepa.settings.low_shot import LowShotSettings
 from openjepa.settings.masks import MultiblockSettings, RandomPatchesSettings
 from openjepa.settings.methods import DinoSettings
 from openjepa.settings.run import RunConfig
+from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
 
 READS = {name: entry.reads for name, entry in PROTOCOLS.items()}
 OF_FEATURES = ("linear", "knn", "logistic")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from openjepa.engine import claims
-from openjepa.engine.claims import Claim, claimed, take
+from openjepa.system import claims
+from openjepa.system.claims import Claim, claimed, take
 from tests.embedding import in_process
 
 
@@ -70,7 +70,7 @@ def test_without_locks_everyone_has_everything_and_is_told_so(tmp_path: Path, mo
     def refuse(*_: object) -> None:
         raise OSError(claims.WITHOUT_LOCKS[0], "No locks available")
 
-    monkeypatch.setattr("openjepa.engine.claims.fcntl.flock", refuse)
+    monkeypatch.setattr("openjepa.system.claims.fcntl.flock", refuse)
     with pytest.warns(UserWarning, match="cannot lock files: let only one process work there"):
         claim = take(tmp_path / "work")
     assert claim is not None

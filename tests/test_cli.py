@@ -13,14 +13,14 @@ from PIL import Image
 import openjepa.commands
 from openjepa.checks import check
 from openjepa.cli import COMMANDS, main
-from openjepa.commands.arguments import option_value, parse_evaluate, parse_train
+from openjepa.commands.parsing.arguments import option_value, parse_evaluate, parse_train
 from openjepa.config import load_run_config, save_yaml
-from openjepa.derived import resolve
 from openjepa.recipes import load_recipe
 from openjepa.settings.choices import CHOICES
-from openjepa.settings.data import FolderSettings, HuggingFaceSettings, ScenesSettings
+from openjepa.settings.derived import resolve
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.run import RunConfig
+from openjepa.settings.sources import FolderSettings, HuggingFaceSettings, ScenesSettings
 
 REGISTRY_LINES = [(component, name) for component, choice in CHOICES.items() for name in choice.options]
 

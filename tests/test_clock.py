@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from openjepa.ablation.results import RunResult
-from openjepa.ablation.tables import tables
 from openjepa.engine import checkpoint, clock
 from openjepa.engine.clock import LoopClock
-from openjepa.engine.interrupts import Interrupted, Interrupts
+from openjepa.engine.timings import seconds_of_steps
+from openjepa.experiments.ablation_tables import tables
+from openjepa.experiments.results import RunResult
 from openjepa.report.facts import facts, step_seconds, total_seconds
 from openjepa.report.reading import read_run
 from openjepa.report.training import training
-from openjepa.timings import seconds_of_steps
+from openjepa.system.interrupts import Interrupted, Interrupts
 from openjepa.training import loop
 from openjepa.training.loop import train
 from openjepa.training.monitor import Monitor

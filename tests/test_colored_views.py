@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from openjepa.data import loader as loader_module
-from openjepa.data.colors import change_colors, draw_colors
-from openjepa.data.loader import BatchPlan, TrainingLoader
+from openjepa.data.loading import loader as loader_module
+from openjepa.data.loading.colors import change_colors, draw_colors
+from openjepa.data.loading.loader import BatchPlan, TrainingLoader
 from openjepa.data.source import ListSource
-from openjepa.settings.data import FolderSettings
+from openjepa.settings.sources import FolderSettings
 from openjepa.types import InputSpec, ViewSpec
 from tests.images import write_folder
 from tests.loading import CPU, SEED, VIEW, RecordingSampler, load, opened, rows, same, uneven_images

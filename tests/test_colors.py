@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from openjepa.data.colors import (
+from openjepa.data.loading.colors import (
     BRIGHTNESS,
     CONTRAST,
     HUE,
@@ -202,7 +202,7 @@ def test_a_view_is_the_same_in_whatever_company_and_on_any_number_of_threads(num
     together, in_blocks, alone = (photo(num, *size) for _ in range(3))
     change_colors(in_blocks, drawn)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("openjepa.data.colors.BLOCK_VALUES", 10**9)
+        patch.setattr("openjepa.data.loading.colors.BLOCK_VALUES", 10**9)
         change_colors(together, drawn)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)

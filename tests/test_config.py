@@ -15,8 +15,8 @@ from openjepa.masks import MASKS
 from openjepa.methods import METHODS
 from openjepa.recipes import RECIPES, load_recipe
 from openjepa.settings.choices import CHOICES
-from openjepa.settings.data import HuggingFaceSettings, ScenesSettings
 from openjepa.settings.run import RunConfig
+from openjepa.settings.sources import HuggingFaceSettings, ScenesSettings
 
 REGISTRIES = {"data": SOURCES, "masks": MASKS, "method": METHODS}
 ALL_RUNS = [(name, preset) for name, recipe in RECIPES.items() for preset in recipe.presets]

@@ -11,23 +11,23 @@ import numpy as np
 import pytest
 from rich.table import Table
 
-from openjepa.ablation.plan import PlannedRun, Speed
-from openjepa.ablation.tables import print_plan, print_tables
-from openjepa.ablations import ABLATIONS
-from openjepa.bench_data import print_result
-from openjepa.bench_energy import AFTER, BEFORE, print_energy
-from openjepa.commands.conversion import _print as print_conversion
-from openjepa.commands.embedding import _print as print_embedded
-from openjepa.conversion.convert import Conversion
-from openjepa.embedding.running import Embedded
-from openjepa.engine.console import plain_console, text_column
-from openjepa.engine.display import Counter, Display
+from openjepa.commands.convert import _print as print_conversion
+from openjepa.commands.embed import _print as print_embedded
 from openjepa.evaluation.results import Metric, Result, SubjectResult
 from openjepa.evaluation.tables import print_results, print_row
+from openjepa.experiments.ablation_lengths import PlannedRun, Speed
+from openjepa.experiments.ablation_tables import print_plan, print_tables
+from openjepa.experiments.data_times import print_result
+from openjepa.experiments.energies import AFTER, BEFORE, print_energy
+from openjepa.inference.embedding.embedding_run import Embedded
+from openjepa.inference.search.printing import print_answers
+from openjepa.inference.search.search_run import find_neighbors
 from openjepa.recipes import load_recipe
-from openjepa.search.printing import print_answers
-from openjepa.search.running import find_neighbors
+from openjepa.recipes.ablations import ABLATIONS
 from openjepa.settings.search import SearchSettings
+from openjepa.system.console import plain_console, text_column
+from openjepa.system.display import Counter, Display
+from openjepa.weights.convert.conversion import Conversion
 from tests.feature_tables import CONFIG, plain_manifest, write_table
 from tests.test_ablate import finished
 
@@ -109,7 +109,7 @@ def test_neighbors_of_a_search(text: str, tmp_path: Path, shown: Any) -> None:
 
 def test_tables_of_an_ablation(text: str, tmp_path: Path, shown: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     results = [finished("ijepa", 0, 0.6), finished("mae", 0, 0.6, status="failed", error=f"ValueError: {text}")]
-    monkeypatch.setattr("openjepa.ablation.tables.read_results", lambda output: results)
+    monkeypatch.setattr("openjepa.experiments.ablation_tables.read_results", lambda output: results)
     print_tables(tmp_path / text.replace("/", "-"), "methods")
     config = load_recipe("cpu-32")
     config = replace(config, run=replace(config.run, name="x"))

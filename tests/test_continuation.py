@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from openjepa.bench_energy import bench_energy
 from openjepa.engine import checkpoint
-from openjepa.engine.interrupts import Interrupted, Interrupts
 from openjepa.engine.run_folder import RunFolder
+from openjepa.experiments.energies import bench_energy
 from openjepa.methods import mae
 from openjepa.methods.ijepa import IJepa
 from openjepa.refusals import Refusal
@@ -22,6 +21,7 @@ from openjepa.settings.bench import EnergyBench
 from openjepa.settings.masks import RandomPatchesSettings
 from openjepa.settings.methods import MaeSettings
 from openjepa.settings.run import RunConfig
+from openjepa.system.interrupts import Interrupted, Interrupts
 from openjepa.training import loop
 from openjepa.training.loop import train
 from tests.images import shape_image, write_folder

@@ -11,12 +11,12 @@ import pytest
 import torch
 import yaml
 
-from openjepa.commands.conversion import convert as command
-from openjepa.conversion import convert as module
-from openjepa.conversion.convert import convert
-from openjepa.conversion.verification import sizes_of, verify
+from openjepa.commands.convert import convert as command
 from openjepa.settings.conversion import ConvertSettings
 from openjepa.types import Export
+from openjepa.weights.convert import conversion as module
+from openjepa.weights.convert.conversion import convert
+from openjepa.weights.convert.verification import sizes_of, verify
 from openjepa.weights.loading import Choice, load_any
 from openjepa.weights.native import save_network
 from openjepa.weights.written import Networks

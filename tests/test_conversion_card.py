@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import yaml
 
-from openjepa.conversion.card import CardFacts, card
-from openjepa.conversion.convert import convert
-from openjepa.conversion.origin import Origin
-from openjepa.conversion.places import published
-from openjepa.conversion.snippets import loading
 from openjepa.report.reading import read_run
 from openjepa.settings.conversion import ConvertSettings
 from openjepa.types import Export
 from openjepa.weights import OUTPUTS
+from openjepa.weights.convert.card import CardFacts, card
+from openjepa.weights.convert.conversion import convert
+from openjepa.weights.convert.origin import Origin
+from openjepa.weights.convert.places import published
+from openjepa.weights.convert.snippets import loading
 from openjepa.weights.fingerprint import weights_hash
 from openjepa.weights.loading import load_any
 from openjepa.weights.native import save_network
@@ -233,7 +233,7 @@ def test_code_of_a_card_is_code(to: str, name: str) -> None:
 
 
 def test_a_card_needs_no_torch() -> None:
-    code = "import sys, openjepa.conversion.card; sys.exit('torch' in sys.modules)"
+    code = "import sys, openjepa.weights.convert.card; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from openjepa.conversion import verification
-from openjepa.conversion.convert import convert
 from openjepa.models.positions import resampled_positions, sincos_positions
 from openjepa.models.vit import VisionTransformer
 from openjepa.settings.conversion import ConvertSettings
 from openjepa.types import normalize
 from openjepa.weights import onnx as onnx_format
+from openjepa.weights.convert import verification
+from openjepa.weights.convert.conversion import convert
 from openjepa.weights.onnx_graph import EncoderGraph
 from openjepa.weights.written import Networks
 from tests.weights_written import CONFIGS, networks, written

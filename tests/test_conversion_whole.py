@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from openjepa.conversion import convert as module
-from openjepa.conversion.convert import convert
 from openjepa.settings.conversion import ConvertSettings
-from openjepa.whole_files import place, whole_folder
+from openjepa.system.whole_files import place, whole_folder
+from openjepa.weights.convert import conversion as module
+from openjepa.weights.convert.conversion import convert
 from tests.test_conversion import names, run_folder
 
 
@@ -62,7 +62,7 @@ def test_an_interrupt_while_checking_leaves_nothing(error: BaseException, run: P
 KILLED = """
 import sys, time
 from pathlib import Path
-from openjepa.whole_files import whole_folder
+from openjepa.system.whole_files import whole_folder
 with whole_folder(Path(sys.argv[1])) as folder:
     (folder / "half").write_text("x")
     print("ready", flush=True)

@@ -11,12 +11,12 @@ import torch
 from openjepa.engine import checkpoint
 from openjepa.engine.run_folder import open_run_folder
 from openjepa.engine.run_log import RunLog, logged_step_seconds, logged_steps
-from openjepa.json_files import number, read_object, readable, typed
 from openjepa.refusals import Refusal
 from openjepa.settings.models import PredictorConfig
 from openjepa.settings.run import RunConfig
+from openjepa.system.json_files import number, read_object, readable, typed
 from openjepa.training.loop import train
-from openjepa.visualization.views import read_views
+from openjepa.visualization.view_pictures import read_views
 from tests.images import write_folder
 from tests.test_loop import lines, small_config
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openjepa.masks.base import TokenShape
+from openjepa.masks.sampler import TokenShape
 from openjepa.methods.base import Surroundings
 from openjepa.methods.data2vec import VIEW, Data2Vec
 from openjepa.models.vit import build_encoder

@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from openjepa.cli import main
-from openjepa.data.folder import open_folder
-from openjepa.data.inspection import CheckedFile, Outcome, inspect
-from openjepa.data.loader import _patch_side
-from openjepa.derived import resolve
+from openjepa.data.check import CheckedFile, Outcome, inspect
+from openjepa.data.folders.folder import open_folder
+from openjepa.data.loading.loader import _patch_side
 from openjepa.masks import MASKS
 from openjepa.recipes import RECIPES, load_recipe
-from openjepa.settings.data import FolderSettings
+from openjepa.settings.derived import resolve
+from openjepa.settings.sources import FolderSettings
 from openjepa.training.startup import build_method, default_view
 from tests.images import shape_image
 

@@ -6,10 +6,10 @@ import pytest
 
 from openjepa.cli import main
 from openjepa.data import open_splits
-from openjepa.evaluation.running import evaluate_run
-from openjepa.settings.data import DataSettings, FolderSettings, HuggingFaceSettings
+from openjepa.evaluation.dataset_run import evaluate_run
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.run import RunConfig
+from openjepa.settings.sources import DataSettings, FolderSettings, HuggingFaceSettings
 from openjepa.visualization.pictured import choose_images
 from tests.embedding import save_encoder
 from tests.images import shape_image

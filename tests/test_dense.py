@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from openjepa.data.patch_labels import label_view, patch_histograms, patch_labels
 from openjepa.data.source import LabelMaps, ListSource, Splits
 from openjepa.data.views import evaluation_view
 from openjepa.evaluation import PROTOCOLS
-from openjepa.evaluation.dense import held_out_patches, patch_batches, patch_features, training_patches
-from openjepa.evaluation.probing import Subjects, evaluate_task
+from openjepa.evaluation.probes.dense import held_out_patches, patch_batches, patch_features, training_patches
+from openjepa.evaluation.probes.patch_labels import label_view, patch_histograms, patch_labels
 from openjepa.evaluation.protocol import ImageProbe, LabeledImages, ProtocolResult
 from openjepa.evaluation.results import Result
+from openjepa.evaluation.task_run import Subjects, evaluate_task
 from openjepa.evaluation.tasks import TASKS, chosen_tasks
 from openjepa.measures.overlap import hit_rate, mean_iou, mean_iou_error, overlap_counts
 from openjepa.models.vit import build_encoder

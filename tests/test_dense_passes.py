@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from openjepa.evaluation import dense
-from openjepa.evaluation.dense import evaluate_dense_knn, evaluate_dense_linear
+from openjepa.evaluation.probes import dense
+from openjepa.evaluation.probes.dense import evaluate_dense_knn, evaluate_dense_linear
 from openjepa.evaluation.protocol import ImageProbe
 from openjepa.settings.dense import DenseSettings
 from tests.colors import Broken

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from openjepa.ablation.plan import base_config
-from openjepa.ablations import ablation_rows
 from openjepa.checks import check, remarks
 from openjepa.cli import main
-from openjepa.commands.arguments import given_settings, parse_train
+from openjepa.commands.parsing.arguments import given_settings, parse_train
 from openjepa.config import difference, flatten, load_run_config, save_yaml
-from openjepa.derived import RULES, divisors, resolve
+from openjepa.experiments.ablation_lengths import base_config
 from openjepa.recipes import kept_by_file, load_recipe
-from openjepa.settings.ablation import AblationSettings
+from openjepa.recipes.ablations import ablation_rows
+from openjepa.settings.derived import RULES, divisors, resolve
+from openjepa.settings.experiments import AblationSettings
 from openjepa.settings.run import MonitorSettings, RunConfig
 from openjepa.training.loop import train
 from tests.images import write_folder

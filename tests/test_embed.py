@@ -12,11 +12,11 @@ from PIL import Image
 import openjepa
 from openjepa.config import save_yaml
 from openjepa.data import open_splits
-from openjepa.embedding.images import open_images
-from openjepa.embedding.means import kept_mean
-from openjepa.embedding.table import Row, open_table
-from openjepa.settings.data import FolderSettings, HuggingFaceSettings
+from openjepa.inference.embedding.images import open_images
+from openjepa.inference.embedding.means import kept_mean
+from openjepa.inference.embedding.table import Row, open_table
 from openjepa.settings.run import RunConfig, RunSettings
+from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
 from tests.embedding import CONFIG, embed, save_encoder
 from tests.images import shape_image, write_folder
 
@@ -165,7 +165,7 @@ def test_a_run_embeds_its_own_images_with_its_own_seed(images: Path, tmp_path: P
 
 
 def embed_own(subject: Path, output: Path) -> list[str]:
-    from openjepa.embedding.running import embed_dataset
+    from openjepa.inference.embedding.embedding_run import embed_dataset
     from tests.embedding import SETTINGS
 
     embed_dataset(subject, None, replace(SETTINGS, splits="test"), output)
@@ -251,7 +251,7 @@ def test_row_groups_are_small_and_blocks_cross_them(
     encoder: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    monkeypatch.setattr("openjepa.embedding.assembling.GROUP_ROWS", 5)  # parts have eight
+    monkeypatch.setattr("openjepa.inference.embedding.assemble.GROUP_ROWS", 5)  # parts have eight
     embed(encoder, images, tmp_path / "x.parquet")
     embed(encoder, images, tmp_path / "x.npy")
     metadata = parquet.read_metadata(tmp_path / "x.parquet")

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openjepa.embedding.parts import PartWriter
-from openjepa.embedding.running import embed_dataset
-from openjepa.embedding.table import open_table
-from openjepa.settings.data import FolderSettings
+from openjepa.inference.embedding.embedding_run import embed_dataset
+from openjepa.inference.embedding.parts import PartWriter
+from openjepa.inference.embedding.table import open_table
+from openjepa.settings.sources import FolderSettings
 from tests.embedding import SETTINGS, digests, embed, in_process, save_encoder, slowed, stop_after, uninterrupted, write_images
 from tests.images import write_folder
 
@@ -75,7 +75,7 @@ def test_parts_of_other_settings_are_refused_unless_again(
 def test_parts_that_another_process_works_on_are_not_thrown_away(
     encoder: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("openjepa.embedding.starting.PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("openjepa.inference.embedding.starting.PATIENCE_SECONDS", 0.2)
     output, parts = tmp_path / "x.npy", tmp_path / "x.npy.parts"
     working = in_process(slowed(partial(embed, encoder, images, output, view="squash"), 1000))
     while not list(parts.glob("*.features")):
@@ -115,7 +115,7 @@ def test_a_table_that_cannot_be_read_again_is_not_left(
     encoder: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "x.npy"
-    monkeypatch.setattr("openjepa.embedding.assembling._blocks", lambda *_: iter([np.zeros((44, 24), np.float32)]))
+    monkeypatch.setattr("openjepa.inference.embedding.assemble._blocks", lambda *_: iter([np.zeros((44, 24), np.float32)]))
     with pytest.raises(ValueError, match="could not be read again as it was written"):
         embed(encoder, images, output)
     assert not output.exists()

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from openjepa.cli import main
-from openjepa.embedding.parts import PartWriter
-from openjepa.embedding.table import open_table
+from openjepa.inference.embedding.parts import PartWriter
+from openjepa.inference.embedding.table import open_table
 from tests.embedding import embed, save_encoder
 from tests.images import write_folder
 
@@ -188,7 +188,10 @@ def test_a_full_disk_while_the_table_is_written_keeps_the_parts_and_no_half_tabl
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for ending, place in (("npy", "openjepa.embedding.assembling._write_images"), ("parquet", "pyarrow.parquet.ParquetWriter")):
+    for ending, place in (
+        ("npy", "openjepa.inference.embedding.assemble._write_images"),
+        ("parquet", "pyarrow.parquet.ParquetWriter"),
+    ):
         output = tmp_path / f"x.{ending}"
         monkeypatch.setattr(place, full)
         with pytest.raises(OSError, match="No space left"):

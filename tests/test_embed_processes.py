@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from openjepa.cli import main
-from openjepa.embedding.computing import Computation
-from openjepa.embedding.parts import PartsFolder
-from openjepa.embedding.plan import Part
-from openjepa.embedding.running import embed_dataset
-from openjepa.embedding.table import open_table
-from openjepa.engine.claims import take
-from openjepa.settings.data import FolderSettings, HuggingFaceSettings
+from openjepa.inference.embedding.compute import Computation
+from openjepa.inference.embedding.embedding_run import embed_dataset
+from openjepa.inference.embedding.parts import PartsFolder
+from openjepa.inference.embedding.plan import Part
+from openjepa.inference.embedding.table import open_table
+from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
+from openjepa.system.claims import take
 from tests.embedding import SETTINGS, digests, embed, in_process, save_encoder, slowed, stop_after, uninterrupted, write_images
 
 NUM_PARTS = 6
@@ -80,7 +80,7 @@ def test_a_process_killed_with_workers_is_continued(encoder: Path, images: Path,
 
 def test_killed_while_it_puts_the_parts_together(encoder: Path, images: Path, whole: dict[str, str], tmp_path: Path) -> None:
     """Whatever the files of the table were then: an older table must not stand beside the images of this one."""
-    from openjepa.embedding import assembling
+    from openjepa.inference.embedding import assemble
 
     output = tmp_path / "x.npy"
     other = save_encoder(tmp_path / "other", seed=1)
@@ -91,7 +91,7 @@ def test_killed_while_it_puts_the_parts_together(encoder: Path, images: Path, wh
             os.kill(os.getpid(), signal.SIGKILL)
 
         def dying(place: str = place) -> None:
-            setattr(assembling, place, die)
+            setattr(assemble, place, die)
             embed(encoder, images, output, again=True)
 
         process = in_process(dying)
@@ -249,7 +249,7 @@ def test_ctrl_c_while_the_table_is_put_together_says_that_all_is_kept(
     said: list[str] = []
     data, output = FolderSettings(path=str(images)), tmp_path / "x.npy"
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("openjepa.embedding.running.assemble", interrupted)
+        patched.setattr("openjepa.inference.embedding.embedding_run.assemble", interrupted)
         embed_dataset(encoder, data, SETTINGS, output, say=said.append)
     assert said[-1].startswith(f"{NUM_PARTS} of {NUM_PARTS} parts are done and kept in")
     assert said[-1].endswith("the same command (without --again) goes on")

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from openjepa.bench_energy import bench_energy, energies_of, measure_energy, summary
 from openjepa.cli import main
 from openjepa.config import save_yaml
 from openjepa.data import open_splits
 from openjepa.engine.checkpoint import latest_checkpoint, load_checkpoint, load_weights, read_state
 from openjepa.engine.optimizer import build_optimizer
+from openjepa.experiments.energies import bench_energy, energies_of, measure_energy, summary
 from openjepa.masks import MASKS
 from openjepa.measures.energy import energy_statistics, incompatible, is_flat
 from openjepa.methods.ijepa import IJepa

@@ -14,19 +14,19 @@ from torch import nn
 
 from openjepa.checks import check
 from openjepa.config import load_run_config
-from openjepa.engine.claims import take
 from openjepa.engine.device import autocast, resolve_device, resolve_precision
-from openjepa.engine.display import Display, format_count, format_seconds
 from openjepa.engine.failures import explain_memory
 from openjepa.engine.finite import FiniteGuard, NotFinite
-from openjepa.engine.interrupts import Interrupts
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
 from openjepa.engine.run_folder import RunFolder, open_run_folder, run_path
 from openjepa.engine.run_log import RunLog
-from openjepa.settings.data import DataSettings, FolderSettings, HuggingFaceSettings, ScenesSettings
 from openjepa.settings.masks import MultiblockSettings
 from openjepa.settings.optimization import OptimizationSettings
 from openjepa.settings.run import RunConfig, RunSettings, SystemSettings
+from openjepa.settings.sources import DataSettings, FolderSettings, HuggingFaceSettings, ScenesSettings
+from openjepa.system.claims import take
+from openjepa.system.display import Display, format_count, format_seconds
+from openjepa.system.interrupts import Interrupts
 from openjepa.types import ParameterRule, Skipped
 from tests.embedding import in_process
 
@@ -216,7 +216,7 @@ def test_a_file_system_without_locks_is_no_second_writer(tmp_path: Path, code: i
     def refuse(*_: object) -> None:
         raise OSError(code, "No locks available")
 
-    monkeypatch.setattr("openjepa.engine.claims.fcntl.flock", refuse)
+    monkeypatch.setattr("openjepa.system.claims.fcntl.flock", refuse)
     for _ in range(2):
         with pytest.warns(UserWarning, match="cannot lock files: let only one process work there at a time"):
             folder = open_run_folder(config_in(tmp_path), False, CPU, "fp32")

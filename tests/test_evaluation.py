@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from openjepa.evaluation import PROTOCOLS, solver
-from openjepa.evaluation import rows as rows_module
-from openjepa.evaluation.linear import KINDS, evaluate_linear, prepare
-from openjepa.evaluation.neighbors import evaluate_neighbors
+from openjepa.evaluation import PROTOCOLS
+from openjepa.evaluation.probes import closed_sweep
+from openjepa.evaluation.probes import lazy_matrix as rows_module
+from openjepa.evaluation.probes.closed_sweep import rotate, solve
+from openjepa.evaluation.probes.knn import evaluate_neighbors
+from openjepa.evaluation.probes.linear import KINDS, evaluate_linear, prepare
 from openjepa.evaluation.protocol import LabeledFeatures, held_out_rows
-from openjepa.evaluation.solver import rotate, solve
 from openjepa.measures import knn
 from openjepa.settings.evaluation import EvaluationSettings
 
@@ -175,7 +176,7 @@ def test_features_that_stay_in_place_give_the_same_heads(
     features, labels, kept = features.to(dtype), train.labels, torch.arange(0, 300, 2)
     copied = prepare(features.float(), labels, kind)
     monkeypatch.setattr(rows_module, "CHUNK_ELEMENTS", 64 * 12)  # five chunks
-    monkeypatch.setattr(solver, "ROW_CHUNK", 64)
+    monkeypatch.setattr(closed_sweep, "ROW_CHUNK", 64)
     placed = prepare(features, labels, kind, in_place=True)
     assert placed.rotated.rows.stored is features and copied.rotated.rows.axes is None
     torch.testing.assert_close(placed.rotated.components.variances, copied.rotated.components.variances)

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from openjepa.data.source import ListSource
-from openjepa.engine.claims import WITHOUT_LOCKS
-from openjepa.evaluation import store
-from openjepa.evaluation.features import EncoderFeatures, PixelFeatures, View, extract_features
-from openjepa.evaluation.store import Layout, RowWriter, read_rows
+from openjepa.evaluation import feature_store
+from openjepa.evaluation.feature_matrix import EncoderFeatures, PixelFeatures, View, extract_features
+from openjepa.evaluation.feature_store import Layout, RowWriter, read_rows
 from openjepa.models.vit import build_encoder
 from openjepa.settings.models import EncoderConfig
+from openjepa.system.claims import WITHOUT_LOCKS
 
 TYPES = [torch.float32, torch.bfloat16, torch.uint8]
 
@@ -48,7 +48,7 @@ def test_rows_come_back_as_they_were_written(
     indices: Tensor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(store, "MAPPED_BYTES", most_in_memory)
+    monkeypatch.setattr(feature_store, "MAPPED_BYTES", most_in_memory)
     rows, path = values(7, dtype), tmp_path / "a.safetensors"
     with RowWriter(path, layout(records, dtype)) as writer:
         writer.append(rows[:3], indices[:3])
@@ -113,7 +113,7 @@ def test_a_file_system_without_locks_keeps_features_too(tmp_path: Path, code: in
     def refuse(*_: object) -> None:
         raise OSError(code, "No locks available")
 
-    monkeypatch.setattr("openjepa.engine.claims.fcntl.flock", refuse)
+    monkeypatch.setattr("openjepa.system.claims.fcntl.flock", refuse)
     with pytest.warns(UserWarning, match="cannot lock files: let only one process work there at a time"):
         found = extract_features(Pass().view(), {"pixels": PixelFeatures()}, tmp_path)["pixels"]
     assert torch.equal(found.rows, whole.rows) and len(list(tmp_path.glob("*.safetensors"))) == 1
@@ -279,5 +279,5 @@ def test_a_killed_program_is_continued(tmp_path: Path) -> None:
 def test_a_batch_in_parts_gives_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     images, extractor = torch.stack([image(index) for index in range(10)]), encoder_features()
     whole = extractor.extract(images)
-    monkeypatch.setattr("openjepa.engine.embedding.CPU_PATCHES", 14)  # three images of four patches
+    monkeypatch.setattr("openjepa.engine.features.CPU_PATCHES", 14)  # three images of four patches
     torch.testing.assert_close(extractor.extract(images), whole)

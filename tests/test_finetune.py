@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-import openjepa.evaluation.finetune_training as training
+import openjepa.evaluation.probes.finetune_training as training
+from openjepa.checks.protocol_settings import check_evaluation
 from openjepa.data import open_splits
 from openjepa.data.augmented import augmented_batches
 from openjepa.data.erasing import RandomErasing
@@ -17,8 +18,8 @@ from openjepa.data.randaugment import RandAugment
 from openjepa.data.source import ListSource
 from openjepa.engine.layer_decay import layer_decay_rules, layer_number, layer_scale
 from openjepa.engine.optimizer import build_optimizer, set_rates
-from openjepa.evaluation.finetune import evaluate_finetune
-from openjepa.evaluation.finetune_training import (
+from openjepa.evaluation.probes.finetune import evaluate_finetune
+from openjepa.evaluation.probes.finetune_training import (
     Classifier,
     build_classifier,
     length,
@@ -26,18 +27,17 @@ from openjepa.evaluation.finetune_training import (
     train_classifier,
     training_views,
 )
-from openjepa.evaluation.mixing import draw_mix
+from openjepa.evaluation.probes.mixing import draw_mix
 from openjepa.evaluation.protocol import ImageProbe, LabeledImages
-from openjepa.evaluation_checks import check_evaluation
-from openjepa.models.blocks import DropPath
+from openjepa.models.transformer import DropPath
 from openjepa.models.vit import build_encoder
 from openjepa.schedules import Progress, learning_rate
 from openjepa.seeds import derive
-from openjepa.settings.data import FolderSettings
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.finetune import FinetuneRecipe, FinetuneSettings, resolve_finetune
 from openjepa.settings.low_shot import LowShotSettings
 from openjepa.settings.models import EncoderConfig
+from openjepa.settings.sources import FolderSettings
 from openjepa.types import normalize
 from openjepa.weights.fingerprint import weights_hash
 
@@ -299,7 +299,7 @@ def test_several_rates_are_chosen_on_the_held_out_part_and_trained_anew(
         used.append((arguments[3], None if rows is None else len(rows)))  # type: ignore[arg-type]
         return train_classifier(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("openjepa.evaluation.finetune.train_classifier", counted)
+    monkeypatch.setattr("openjepa.evaluation.probes.finetune.train_classifier", counted)
     settings = finetune(SETTINGS, learning_rates=(2e-6, 1e-2), epochs=6, head_std=1.0)  # a head too large for the first
     held_out, paper = evaluate_finetune(probe, replace(settings, selection="both"))
     num_kept = len(probe.train.source) - 3 * round(0.1 * len(probe.train.source) / 3)
@@ -316,7 +316,7 @@ def test_low_shot_settings_choose_the_low_shot_recipe(probe: ImageProbe, monkeyp
         seen.append(recipe)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("openjepa.evaluation.finetune.train_classifier", stopped)
+    monkeypatch.setattr("openjepa.evaluation.probes.finetune.train_classifier", stopped)
     for shot in (LowShotSettings(), LowShotSettings(percent=1.0)):
         with pytest.raises(KeyboardInterrupt):
             evaluate_finetune(probe, EvaluationSettings(low_shot=shot))

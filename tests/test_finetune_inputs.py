@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-import openjepa.evaluation.finetune_training as training
+import openjepa.evaluation.probes.finetune_training as training
 from openjepa.engine.device import keep_random_state, seed_generator, to_device
-from openjepa.evaluation.finetune import evaluate_finetune
-from openjepa.evaluation.finetune_training import build_classifier, length, train_classifier
+from openjepa.evaluation.probes.finetune import evaluate_finetune
+from openjepa.evaluation.probes.finetune_training import build_classifier, length, train_classifier
 from openjepa.evaluation.protocol import ImageProbe, held_out_rows
 from openjepa.models.vit import build_encoder
 from openjepa.settings.evaluation import EvaluationSettings
@@ -133,6 +133,6 @@ def test_an_answer_that_is_not_finite_is_an_error(monkeypatch: pytest.MonkeyPatc
             trained.classifier.head.bias[0] = torch.nan
         return trained
 
-    monkeypatch.setattr("openjepa.evaluation.finetune.train_classifier", spoiled)
+    monkeypatch.setattr("openjepa.evaluation.probes.finetune.train_classifier", spoiled)
     with pytest.raises(ValueError, match=r"evaluation\.finetune\.learning_rates=0\.003: .* not finite; lower the rate"):
         evaluate_finetune(color_probe(), SETTINGS)

@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openjepa.data.cifar_binary import CifarBinary
+from openjepa.data.datasets.cifar_binary import CifarBinary
 from openjepa.data.fingerprint import source_hash, stamps_hash
-from openjepa.data.folder import FolderSource
+from openjepa.data.folders.folder import FolderSource
+from openjepa.data.selection import Subset
 from openjepa.data.source import ListSource, ShardSource
-from openjepa.data.subset import Subset
-from openjepa.embedding.images import Images
-from openjepa.embedding.plan import plan_entries
-from openjepa.embedding.running import embed_dataset
-from openjepa.embedding.table import open_table
-from openjepa.evaluation.running import evaluate_run
-from openjepa.search.gallery import open_gallery
-from openjepa.search.running import open_for_search
-from openjepa.settings.data import FolderSettings
+from openjepa.evaluation.dataset_run import evaluate_run
+from openjepa.inference.embedding.embedding_run import embed_dataset
+from openjepa.inference.embedding.images import Images
+from openjepa.inference.embedding.plan import plan_entries
+from openjepa.inference.embedding.table import open_table
+from openjepa.inference.search.gallery import open_gallery
+from openjepa.inference.search.search_run import open_for_search
 from openjepa.settings.search import SearchSettings
+from openjepa.settings.sources import FolderSettings
 from tests.embedding import SETTINGS as EMBED
 from tests.embedding import embed, in_process, save_encoder, slowed, stop_after
 from tests.images import shape_image, write_folder
@@ -133,7 +133,7 @@ def test_large_parquet_files_are_known_by_themselves_not_by_their_copies(
     """What the library has prepared of them lies elsewhere on every machine, and is newer wherever it was made again."""
     source, changed = parquet(tmp_path / "data")
     in_memory = stamps_hash(source())
-    monkeypatch.setattr("openjepa.data.parquet.IN_MEMORY_SHARE", 0.0)
+    monkeypatch.setattr("openjepa.data.tables.parquet.IN_MEMORY_SHARE", 0.0)
     assert stamps_hash(source()) == in_memory
     shutil.rmtree(tmp_path / "library_cache")
     assert stamps_hash(source()) == in_memory
@@ -143,7 +143,7 @@ def test_large_parquet_files_are_known_by_themselves_not_by_their_copies(
 
 def test_scenes_are_known_by_their_pictures(tmp_path: Path) -> None:
     from openjepa.data import open_splits
-    from openjepa.settings.data import ScenesSettings
+    from openjepa.settings.sources import ScenesSettings
 
     write_clevr(tmp_path / "scenes", {"train": [[9.2, 8.0, 11]], "val": [[8.6] * 10]})
     settings = ScenesSettings(path=str(tmp_path / "scenes"))

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from openjepa.data import open_splits
-from openjepa.data.folder import FolderSource, left_out
+from openjepa.data.folders.folder import FolderSource, left_out
 from openjepa.data.source import ListSource, Splits
-from openjepa.settings.data import FolderSettings
+from openjepa.settings.sources import FolderSettings
 from tests.images import shape_image
 
 

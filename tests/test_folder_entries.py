@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from openjepa.data.folder import open_folder
-from openjepa.data.folder_entries import EntryKind, walk
-from openjepa.data.service_folders import SERVICES
+from openjepa.data.folders.entries import EntryKind, walk
+from openjepa.data.folders.folder import open_folder
+from openjepa.data.folders.service_folders import SERVICES
 from openjepa.data.source import Splits
-from openjepa.settings.data import FolderSettings
+from openjepa.settings.sources import FolderSettings
 from tests.images import shape_image
 
 DOCS = Path(__file__).parents[1] / "docs" / "data.md"

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 
 from openjepa.cli import COMMANDS, main
-from openjepa.commands.arguments import COMMON, EmbedOptions, EvaluateOptions, TrainOptions, option_names, parse_train
 from openjepa.commands.data import CheckOptions
-from openjepa.commands.help import folded
-from openjepa.commands.options import explanations, options_of, positionals_first
+from openjepa.commands.parsing.arguments import COMMON, EmbedOptions, EvaluateOptions, TrainOptions, option_names, parse_train
+from openjepa.commands.parsing.help import folded
+from openjepa.commands.parsing.options import explanations, options_of, positionals_first
 from openjepa.recipes import RECIPES
-from openjepa.settings.ablation import AblationSettings
 from openjepa.settings.bench import StepBench
-from openjepa.settings.data import HuggingFaceSettings
+from openjepa.settings.experiments import AblationSettings
 from openjepa.settings.run import RunSettings
 from openjepa.settings.search import SearchSettings
+from openjepa.settings.sources import HuggingFaceSettings
 
 
 @pytest.fixture(params=[80, 120])

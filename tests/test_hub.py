@@ -19,8 +19,8 @@ pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
 from safetensors.torch import load_file, save_file
 
 import openjepa
-from openjepa.conversion.convert import convert
 from openjepa.settings.conversion import ConvertSettings
+from openjepa.weights.convert.conversion import convert
 from tests.feature_tables import save_encoder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

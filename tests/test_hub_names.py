@@ -8,10 +8,10 @@ import pytest
 
 import openjepa
 from openjepa import cli
-from openjepa.conversion.places import last_part
-from openjepa.data.huggingface import open_huggingface
-from openjepa.hub_names import absent, hub_name
-from openjepa.settings.data import HuggingFaceSettings
+from openjepa.data.tables.huggingface import open_huggingface
+from openjepa.settings.sources import HuggingFaceSettings
+from openjepa.system.hub_names import absent, hub_name
+from openjepa.weights.convert.places import last_part
 from openjepa.weights.loading import load_any
 from tests.tiny_encoder import write_encoder
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openjepa.data import huggingface, open_splits, parquet
-from openjepa.data.benchmark_layouts import open_parquet_splits
+from openjepa.data import open_splits
+from openjepa.data.datasets.layouts import open_parquet_splits
+from openjepa.data.selection import for_probes, held_out
 from openjepa.data.source import ListSource, ShardSource
-from openjepa.data.subset import for_probes, held_out
+from openjepa.data.tables import huggingface, parquet
 from openjepa.evaluation.tasks import TASKS
 from openjepa.refusals import Refusal
-from openjepa.settings.data import FolderSettings, HuggingFaceSettings
+from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
 from tests.loading import load, same
 from tests.tables import NAMES, check, opened, pa, png, pq, write_members, write_parquet, write_tar
 from tests.tables import offline as offline

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from openjepa.masks.base import TokenShape
 from openjepa.masks.blockwise import Blockwise
+from openjepa.masks.sampler import TokenShape
 from openjepa.methods.base import Surroundings
 from openjepa.methods.ibot import IBot
 from openjepa.models.heads import TokenHead

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from openjepa.masks.base import TokenShape
+from openjepa.masks.sampler import TokenShape
 from openjepa.methods.base import EmaTeacher, Surroundings
 from openjepa.methods.ijepa import IJepa
 from openjepa.schedules import Progress

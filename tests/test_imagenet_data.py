@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from openjepa.data.matlab import read_structures
+from openjepa.data.datasets.matlab import read_structures
 from tests.benchmark_folders import opened, put, table, write
 
 WNIDS = ("n01440764", "n01443537", "n01484850")

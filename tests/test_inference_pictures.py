@@ -16,9 +16,9 @@ from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
 from openjepa.data.decode import decode_image
-from openjepa.inference import preparing
-from openjepa.inference.pictures import pixels_of, separate
-from openjepa.inference.preparing import View, batches
+from openjepa.inference import batches as preparing
+from openjepa.inference.batches import View, batches
+from openjepa.inference.images import pixels_of, separate
 from tests.images import shape_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)

@@ -10,10 +10,10 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from openjepa.commands.arguments import given_settings, parse_train
+from openjepa.commands.parsing.arguments import given_settings, parse_train
 from openjepa.config import load_run_config, save_yaml
 from openjepa.engine.run_folder import run_path, weights_name
-from openjepa.evaluation.running import evaluate_run
+from openjepa.evaluation.dataset_run import evaluate_run
 from openjepa.evaluation.tables import print_results
 from openjepa.models.positions import resampled_positions
 from openjepa.models.vit import build_encoder
@@ -24,7 +24,7 @@ from openjepa.report.reading import read_run
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
 from openjepa.settings.run import MonitorSettings, RunConfig, RunSettings
-from openjepa.training.from_weights import start_encoder
+from openjepa.training.init import start_encoder
 from openjepa.training.loop import train
 from openjepa.types import Export
 from openjepa.visualization.figures import visualize_run

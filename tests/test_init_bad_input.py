@@ -12,7 +12,7 @@ from openjepa.config import save_yaml
 from openjepa.models.vit import build_encoder
 from openjepa.settings.models import EncoderConfig
 from openjepa.settings.run import RunConfig
-from openjepa.training.from_weights import settled, start_encoder
+from openjepa.training.init import settled, start_encoder
 from openjepa.training.loop import train
 from tests.images import write_folder
 from tests.test_init import ODD, encoder_folder

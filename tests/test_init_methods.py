@@ -11,15 +11,15 @@ from torch import Tensor
 from openjepa.config import load_run_config
 from openjepa.data import open_splits
 from openjepa.engine.checkpoint import latest_checkpoint, load_weights
-from openjepa.engine.interrupts import Interrupted, Interrupts
 from openjepa.masks import MASKS
-from openjepa.masks.base import MaskSampler
+from openjepa.masks.sampler import MaskSampler
 from openjepa.methods import METHODS
 from openjepa.methods.base import Method
 from openjepa.models.vit import VisionTransformer
 from openjepa.schedules import Progress
 from openjepa.settings.run import MonitorSettings, RunConfig
-from openjepa.training.from_weights import Start, settled, start_method
+from openjepa.system.interrupts import Interrupted, Interrupts
+from openjepa.training.init import Start, settled, start_method
 from openjepa.training.loop import train
 from openjepa.training.monitor import draw_batches
 from openjepa.training.startup import build_method, default_view

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from openjepa.commands.arguments import decided_by_file, parse_train
+from openjepa.commands.parsing.arguments import decided_by_file, parse_train
 from openjepa.config import save_yaml
-from openjepa.derived import resolve
+from openjepa.settings.derived import resolve
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.training.following import following
-from openjepa.training.from_weights import settled, start_method
+from openjepa.training.init import settled, start_method
 from openjepa.training.startup import build_method, default_view
 from openjepa.weights.loading import Choice, load_any
 from tests.images import write_folder

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from openjepa.checks.protocol_settings import check_evaluation
 from openjepa.config import save_yaml
 from openjepa.data import open_splits
 from openjepa.data.decode import decode_image
@@ -17,20 +18,19 @@ from openjepa.data.source import ListSource
 from openjepa.data.views import NUMBERS_PER_VIEW, crop_and_resize, crop_box, evaluation_view
 from openjepa.evaluation import label_free
 from openjepa.evaluation import lidar as lidar_module
+from openjepa.evaluation.dataset_run import evaluate_run
 from openjepa.evaluation.label_free import feature_measures
 from openjepa.evaluation.lidar import lidar_measures
-from openjepa.evaluation.running import evaluate_run
-from openjepa.evaluation_checks import check_evaluation
 from openjepa.masks import MASKS
 from openjepa.measures.rank import alpha_req, lidar, rankme
 from openjepa.models.predictor import build_predictor
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.seeds import derive, derive_samples, uniforms
-from openjepa.settings.data import FolderSettings
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.masks import MultiblockSettings
 from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.settings.run import RunConfig
+from openjepa.settings.sources import FolderSettings
 from openjepa.types import Export, ViewSpec, normalize
 from openjepa.weights.native import save_network
 from tests.images import write_folder

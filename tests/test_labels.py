@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openjepa.data.labels import Numbering, from_arrow, from_words
 from openjepa.data.source import ListSource
+from openjepa.data.tables.labels import Numbering, from_arrow, from_words
 from openjepa.refusals import Refusal
 from tests.tables import offline as offline
 from tests.tables import opened, pa, png, write_members, write_parquet

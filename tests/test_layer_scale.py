@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from openjepa.models.blocks import Block
+from openjepa.models.transformer import Block
 from openjepa.models.vit import build_encoder
 from openjepa.settings.models import EncoderConfig
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from openjepa.evaluation import heads as heads_module
-from openjepa.evaluation import linear_full
-from openjepa.evaluation.candidates import training_on
-from openjepa.evaluation.features import EncoderFeatures
-from openjepa.evaluation.heads import HeadGroup, StackedHeads, Sweep, all_pairs, needed_bytes
-from openjepa.evaluation.linear_full import evaluate_linear_full, feature_batches, find_recipe, make_plan
+from openjepa.evaluation.feature_matrix import EncoderFeatures
+from openjepa.evaluation.probes import linear_full
+from openjepa.evaluation.probes import stacked_heads as heads_module
+from openjepa.evaluation.probes.linear_full import evaluate_linear_full, feature_batches, find_recipe, make_plan
+from openjepa.evaluation.probes.stacked_heads import HeadGroup, StackedHeads, Sweep, all_pairs, needed_bytes
+from openjepa.evaluation.probes.trained import training_on
 from openjepa.evaluation.protocol import ProtocolResult
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.linear_full import LINEAR_RECIPES, OWN_DATA_RECIPE, FullLinearSettings, LinearRecipe

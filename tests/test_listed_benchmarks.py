@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from openjepa.data.image_lists import absent_files
-from openjepa.evaluation.suite_running import evaluate_suite
+from openjepa.data.folders.image_lists import absent_files
+from openjepa.evaluation.suite_run import evaluate_suite
 from openjepa.types import Export
 from openjepa.weights.native import save_network
 from tests.benchmark_folders import opened, put, table, write

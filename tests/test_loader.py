@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from openjepa.data import loader as loader_module
 from openjepa.data import open_splits
 from openjepa.data.decode import decode_image
-from openjepa.data.loader import BatchPlan, TrainingLoader
-from openjepa.data.order import permutation
+from openjepa.data.loading import loader as loader_module
+from openjepa.data.loading.loader import BatchPlan, TrainingLoader
+from openjepa.data.loading.order import permutation
 from openjepa.data.source import ListSource
 from openjepa.data.views import crop_and_resize, crop_box
 from openjepa.seeds import derive, derive_samples, uniforms
-from openjepa.settings.data import FolderSettings, HuggingFaceSettings
+from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
 from openjepa.types import BlockMasks, InputSpec, LoaderPosition, ViewSpec
 from tests.images import write_folder
 from tests.loading import (

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from openjepa.data import cache as cache_module
-from openjepa.data import loader as loader_module
 from openjepa.data.decode import decode_image
-from openjepa.data.evaluation import evaluation_batches
-from openjepa.data.loader import BatchPlan, TrainingLoader
-from openjepa.data.order import permutation
-from openjepa.data.skipping import SkipLedger
+from openjepa.data.loading import cache as cache_module
+from openjepa.data.loading import loader as loader_module
+from openjepa.data.loading.loader import BatchPlan, TrainingLoader
+from openjepa.data.loading.order import permutation
+from openjepa.data.loading.unreadable import SkipLedger
+from openjepa.data.loading.workers import check_shared_memory, choose_workers, parallel_map
 from openjepa.data.source import ListSource, ShardRecord
+from openjepa.data.splits import evaluation_batches
 from openjepa.data.views import evaluation_view
-from openjepa.data.workers import check_shared_memory, choose_workers, parallel_map
-from openjepa.settings.data import FolderSettings
+from openjepa.settings.sources import FolderSettings
 from openjepa.types import Batch, InputSpec, Skipped, ViewSpec
 from tests.images import write_folder
 from tests.loading import (

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from openjepa.data.local_files import find_files, split_of
+from openjepa.data.tables.local_files import find_files, split_of
 from openjepa.refusals import Refusal
 
 

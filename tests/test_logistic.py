@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from openjepa.evaluation import newton
-from openjepa.evaluation.logistic import Standardized, _between, evaluate_logistic, standardize
-from openjepa.evaluation.newton import Objective, Solution, minimize
+from openjepa.evaluation.probes import newton
+from openjepa.evaluation.probes.closed_sweep import Heads
+from openjepa.evaluation.probes.lazy_matrix import Rows
+from openjepa.evaluation.probes.logistic import Standardized, _between, evaluate_logistic, standardize
+from openjepa.evaluation.probes.newton import Objective, Solution, minimize
 from openjepa.evaluation.protocol import LabeledFeatures, held_out_rows
-from openjepa.evaluation.rows import Rows
-from openjepa.evaluation.solver import Heads
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.logistic import LogisticSettings
 

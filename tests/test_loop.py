@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from openjepa.engine.interrupts import Interrupted, Interrupts
 from openjepa.methods.ijepa import IJepa
-from openjepa.settings.data import FolderSettings
 from openjepa.settings.masks import MultiblockSettings
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.models import ModelSettings
 from openjepa.settings.optimization import OptimizationSettings
 from openjepa.settings.run import MonitorSettings, RunConfig, RunSettings, SystemSettings
+from openjepa.settings.sources import FolderSettings
+from openjepa.system.interrupts import Interrupted, Interrupts
 from openjepa.training.loop import train
 from tests.images import write_folder
 

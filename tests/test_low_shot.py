@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from openjepa.data.low_shot import low_shot_rows
+from openjepa.data.selection import Subset
 from openjepa.data.source import ListSource
-from openjepa.data.subset import Subset
 from openjepa.seeds import derive_samples
 from openjepa.settings.low_shot import LowShotSettings
 

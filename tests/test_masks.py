@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openjepa.masks import MASKS
-from openjepa.masks.base import MaskSampler
 from openjepa.masks.coverage import coverage, examples, statistics
+from openjepa.masks.sampler import MaskSampler
 from openjepa.seeds import derive_samples
 from openjepa.types import BlockMasks
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openjepa.checks.masks import check_blockwise, min_block_of
+from openjepa.checks.grids import check_blockwise, min_block_of
 from openjepa.masks.blockwise import Blockwise
 from openjepa.seeds import derive_samples, uniforms
 from openjepa.settings.masks import BlockwiseSettings

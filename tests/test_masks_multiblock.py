@@ -16,7 +16,7 @@ from openjepa.masks.blocks import RAREST, block_sizes, covered, place
 from openjepa.masks.coverage import coverage
 from openjepa.masks.cuts import CUTS, angular_order
 from openjepa.masks.multiblock import UnbiasedMultiblock, build_multiblock
-from openjepa.masks.official import OfficialMultiblock
+from openjepa.masks.official_draws import OfficialMultiblock
 from openjepa.seeds import derive_samples, uniforms
 from openjepa.settings.masks import MultiblockSettings
 

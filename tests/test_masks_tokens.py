@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from openjepa.masks import MASKS
-from openjepa.masks.base import MaskSampler
 from openjepa.masks.coverage import coverage, examples, statistics
+from openjepa.masks.sampler import MaskSampler
 from openjepa.settings.masks import NoMaskSettings, RandomPatchesSettings
 from openjepa.types import TokenMask
 from tests.test_masks import GRIDS, seeds_of

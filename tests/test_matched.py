@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 
 from openjepa.checks import check, remarks
-from openjepa.derived import resolve
 from openjepa.masks import MASKS
 from openjepa.methods import METHODS
 from openjepa.recipes import RECIPES, load_recipe
 from openjepa.recipes.matched import RATES, with_method
-from openjepa.settings.data import FolderSettings
+from openjepa.settings.derived import resolve
 from openjepa.settings.methods import Data2VecSettings, DinoSettings, IJepaSettings, MaeSettings, MsnSettings
 from openjepa.settings.run import RunConfig
+from openjepa.settings.sources import FolderSettings
 
 RIVALS = [name for name in METHODS if name != "ijepa"]
 SMALL = [name for name, recipe in RECIPES.items() if recipe.is_small and isinstance(recipe.config().method, IJepaSettings)]

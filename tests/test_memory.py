@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from openjepa import memory
 from openjepa.engine import device
-from openjepa.memory import available_memory, total_memory
+from openjepa.system import memory
+from openjepa.system.memory import available_memory, total_memory
 
 GIB = 1 << 30
 UNIFIED = "30 24 0:26 {top} /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"

@@ -14,7 +14,7 @@ from openjepa.training.loop import train
 from openjepa.training.meters import IntervalMeter
 from openjepa.training.startup import build_method, default_view
 from openjepa.types import Batch, BlockMasks, LoaderPosition, LossOutput, Masks, TokenMask
-from openjepa.visualization.views import read_views
+from openjepa.visualization.view_pictures import read_views
 from tests.images import write_folder
 from tests.small_methods import method_config
 

@@ -13,16 +13,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from openjepa.checks import check
 from openjepa.data import open_splits
 from openjepa.engine.checkpoint import latest_checkpoint, load_weights
-from openjepa.engine.interrupts import Interrupted, Interrupts
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm
 from openjepa.masks import MASKS
-from openjepa.masks.base import MaskSampler
+from openjepa.masks.sampler import MaskSampler
 from openjepa.methods import METHODS
 from openjepa.methods.base import EmaTeacher, Method
 from openjepa.models.vit import VisionTransformer
 from openjepa.schedules import Progress
 from openjepa.settings.models import EncoderConfig
 from openjepa.settings.run import MonitorSettings, RunConfig
+from openjepa.system.interrupts import Interrupted, Interrupts
 from openjepa.training.loop import train
 from openjepa.training.monitor import draw_batches
 from openjepa.training.startup import build_method, default_view

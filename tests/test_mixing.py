@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from openjepa.evaluation.mixing import Mix, draw_mix, mix_images, soft_targets
+from openjepa.evaluation.probes.mixing import Mix, draw_mix, mix_images, soft_targets
 
 
 def test_cutmix_pastes_the_area_that_its_labels_say() -> None:

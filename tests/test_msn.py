@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from openjepa.engine.optimizer import build_optimizer
-from openjepa.masks.base import TokenShape
+from openjepa.masks.sampler import TokenShape
 from openjepa.methods.base import Surroundings
 from openjepa.methods.msn import Msn
 from openjepa.models.heads import BatchNormHead

@@ -12,12 +12,12 @@ import torch
 from openjepa.models.predictor import build_predictor
 from openjepa.models.vit import build_encoder
 from openjepa.settings.models import EncoderConfig, PredictorConfig
+from openjepa.system.whole_files import place
 from openjepa.types import Export
 from openjepa.weights import contents, filling
 from openjepa.weights.loading import Choice, load_any
 from openjepa.weights.native import load_encoder, load_predictor, save_network
 from openjepa.weights.written import position_table
-from openjepa.whole_files import place
 
 ENCODER = EncoderConfig(
     width=24,

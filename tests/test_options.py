@@ -5,15 +5,22 @@ from typing import Any
 
 import pytest
 
-import openjepa.commands.stages as stages
+import openjepa.commands.train as stages
 from openjepa.cli import main
-from openjepa.commands.arguments import EmbedOptions, EvaluateOptions, TrainOptions, parse_embed, parse_evaluate, parse_train
-from openjepa.commands.options import is_value, most_words, positionals_first
+from openjepa.commands.parsing.arguments import (
+    EmbedOptions,
+    EvaluateOptions,
+    TrainOptions,
+    parse_embed,
+    parse_evaluate,
+    parse_train,
+)
+from openjepa.commands.parsing.options import is_value, most_words, positionals_first
 from openjepa.commands.recipes import RecipesOptions
 from openjepa.commands.search import with_number_of_outliers
-from openjepa.settings.ablation import AblationSettings
 from openjepa.settings.bench import EnergyBench, StepBench
 from openjepa.settings.conversion import ConvertSettings
+from openjepa.settings.experiments import AblationSettings
 from openjepa.settings.search import SearchSettings
 
 LINES: list[tuple[Any, str, list[list[str]]]] = [

@@ -8,23 +8,23 @@ import pytest
 import torch
 from rich.console import Console
 
+from openjepa.checks.protocol_settings import evaluation_remarks
 from openjepa.config import save_yaml
 from openjepa.data import open_splits
-from openjepa.data.evaluation import evaluation_batches
 from openjepa.data.source import Splits
+from openjepa.data.splits import evaluation_batches
 from openjepa.evaluation import PROTOCOLS
+from openjepa.evaluation.dataset_run import evaluate_run
 from openjepa.evaluation.pooling import pooled_configs, pooled_settings
-from openjepa.evaluation.running import evaluate_run
-from openjepa.evaluation.suite_running import evaluate_suite
+from openjepa.evaluation.suite_run import evaluate_suite
 from openjepa.evaluation.tables import print_results
 from openjepa.evaluation.tasks import TASKS
-from openjepa.evaluation_checks import evaluation_remarks
 from openjepa.measures.rank import rankme
 from openjepa.methods import METHODS
 from openjepa.models.vit import build_encoder
-from openjepa.settings.data import FolderSettings
 from openjepa.settings.models import EncoderConfig
 from openjepa.settings.run import MonitorSettings, RunConfig
+from openjepa.settings.sources import FolderSettings
 from openjepa.training.loop import train
 from openjepa.types import Export, normalize
 from openjepa.weights.loading import load_any

@@ -15,7 +15,7 @@ from openjepa.training import real_steps
 from openjepa.training.loop import train
 from openjepa.training.real_steps import time_line
 from openjepa.training.startup import build_method, default_view
-from openjepa.training.timed_step import TimedStep
+from openjepa.training.timed_steps import TimedStep
 from tests.images import write_folder
 from tests.test_loop import small_config
 

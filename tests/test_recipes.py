@@ -8,15 +8,15 @@ from math import prod
 import pytest
 
 from openjepa.checks import check, remarks
-from openjepa.commands.arguments import parse_train
-from openjepa.derived import resolve
+from openjepa.commands.parsing.arguments import parse_train
 from openjepa.masks import MASKS
 from openjepa.recipes import RECIPES, load_recipe
-from openjepa.settings.data import FolderSettings
+from openjepa.settings.derived import resolve
 from openjepa.settings.masks import BlockwiseSettings, MultiblockSettings
 from openjepa.settings.methods import Data2VecSettings, IJepaSettings
 from openjepa.settings.models import Shape
 from openjepa.settings.run import RunConfig
+from openjepa.settings.sources import FolderSettings
 
 ALL_RUNS = [(name, preset) for name, recipe in RECIPES.items() for preset in recipe.presets]
 PUBLISHED = [name for name in RECIPES if name.startswith("ijepa-")]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from openjepa.cli import main
-from openjepa.commands.arguments import parse_train
+from openjepa.commands.parsing.arguments import parse_train
 from openjepa.commands.recipes import recipe_groups
 from openjepa.recipes import RECIPES, load_recipe
 

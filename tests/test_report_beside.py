@@ -13,7 +13,7 @@ from openjepa.evaluation.published import PUBLISHED
 from openjepa.evaluation.results import Result, SubjectResult
 from openjepa.evaluation.suite import SUITES
 from openjepa.evaluation.tables import follows_published
-from openjepa.report.comparison import Comparison, Number, compares, comparisons
+from openjepa.report.beside import Comparison, Number, compares, comparisons
 from openjepa.report.probes import measured, table
 from openjepa.report.quality import qualities
 from openjepa.report.reading import read_run

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from openjepa.bench_energy import summary as energy_summary
+from openjepa.experiments.energies import summary as energy_summary
 from openjepa.measures.verdicts import HEALTHY, CollapseStatistics, collapsed
 from openjepa.measures.verdicts import verdict as judged
 from openjepa.report.facts import status, verdict

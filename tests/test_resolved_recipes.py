@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from openjepa.config import flatten
-from openjepa.derived import resolve
 from openjepa.recipes import RECIPES, load_recipe
+from openjepa.settings.derived import resolve
 from openjepa.settings.run import RunConfig
 
 GOLDEN = Path(__file__).parent / "golden" / "recipes.json"

@@ -13,20 +13,20 @@ import torch
 from openjepa.config import load_run_config, save_yaml
 from openjepa.data import open_splits
 from openjepa.data.decode import decode_image
-from openjepa.data.evaluation import evaluation_batches
 from openjepa.data.fingerprint import source_hash
+from openjepa.data.selection import balanced_rows, ranks_in_class
 from openjepa.data.source import Splits
-from openjepa.data.subset import balanced_rows, ranks_in_class
-from openjepa.evaluation.features import EncoderFeatures, PixelFeatures, View, extract_features
+from openjepa.data.splits import evaluation_batches
+from openjepa.evaluation.dataset_run import evaluate_run
+from openjepa.evaluation.feature_matrix import EncoderFeatures, PixelFeatures, View, extract_features
 from openjepa.evaluation.results import Result
-from openjepa.evaluation.running import evaluate_run
-from openjepa.evaluation.subjects import find_subject
+from openjepa.evaluation.subject import find_subject
 from openjepa.evaluation.tasks import TASKS, chosen_tasks
 from openjepa.models.vit import VisionTransformer, build_encoder
-from openjepa.settings.data import FolderSettings
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
 from openjepa.settings.run import RunConfig
+from openjepa.settings.sources import FolderSettings
 from openjepa.types import Export, normalize
 from openjepa.weights.native import save_network
 from tests.images import write_folder
@@ -242,7 +242,7 @@ def test_unreadable_images_do_not_switch_off_the_cache(
         decoded.append(data)
         return decode_image(data, *options)
 
-    monkeypatch.setattr("openjepa.data.evaluation.decode_image", counted)
+    monkeypatch.setattr("openjepa.data.splits.decode_image", counted)
     settings, data = replace(SETTINGS, max_skipped=0.2), FolderSettings(path=str(folder), image_size=32)
     (first,) = evaluate_run(run, settings, data)
     assert len(decoded) == 60 and sum(first.dropped.values()) == len(broken)
@@ -259,7 +259,7 @@ def test_tasks_on_the_same_images_share_their_components(run: Path, passes: Pass
     generator = np.random.default_rng(0)
     count, distance = ((generator.integers(0, 3, 48), generator.integers(0, 3, 12)) for _ in range(2))
     scenes = replace(passes.splits, extra_labels={"count": count, "distance": distance})
-    monkeypatch.setattr("openjepa.evaluation.running.open_splits", lambda *_: scenes)
+    monkeypatch.setattr("openjepa.evaluation.dataset_run.open_splits", lambda *_: scenes)
     shapes: list[int] = []
     eigh = torch.linalg.eigh
     monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: shapes.append(len(matrix)) or eigh(matrix))

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openjepa.data.scene_maps import MAP_CLASSES
-from openjepa.data.scene_packing import PACKAGED_SCENES, read_annotations, read_masks
-from openjepa.data.scenes import open_scenes
+from openjepa.data.scenes.maps import MAP_CLASSES
+from openjepa.data.scenes.packing import PACKAGED_SCENES, read_annotations, read_masks
+from openjepa.data.scenes.scenes import open_scenes
+from openjepa.data.selection import limited
 from openjepa.data.source import LabelMaps, Splits
-from openjepa.data.subset import limited
-from openjepa.settings.data import ScenesSettings
+from openjepa.settings.sources import ScenesSettings
 
 SHAPES = ["ground", "cube", "sphere", "cylinder"]
 COLORS = ["ground", "gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow"]

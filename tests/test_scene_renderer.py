@@ -4,17 +4,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openjepa.data.scene_layout import lay_out_scene
-from openjepa.data.scenes import open_scenes
+from openjepa.data.scenes.layout import lay_out_scene
+from openjepa.data.scenes.scenes import open_scenes
 from openjepa.refusals import Refusal
-from openjepa.settings.data import ScenesSettings
+from openjepa.settings.sources import ScenesSettings
 from tests.scene_checks import files_below, write_clevr
 
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("mitsuba", reason="rendering needs mitsuba: pip install openjepa[scenes]")
-    from openjepa.data.scene_renderer import render_scenes
+    from openjepa.data.scenes.renderer import render_scenes
 
     folder = tmp_path_factory.mktemp("scenes") / "one"
     render_scenes(folder, train=3, test=1, image_size=32, seed=5, samples=4, workers=1)
@@ -22,7 +22,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_rendering_does_not_depend_on_workers(rendered: Path, tmp_path: Path) -> None:
-    from openjepa.data.scene_renderer import render_scenes
+    from openjepa.data.scenes.renderer import render_scenes
 
     render_scenes(tmp_path / "two", train=3, test=1, image_size=32, seed=5, samples=4, workers=2)
     assert files_below(tmp_path / "two") == files_below(rendered)
@@ -30,7 +30,7 @@ def test_rendering_does_not_depend_on_workers(rendered: Path, tmp_path: Path) ->
 
 
 def test_interrupted_rendering_continues_and_finished_scenes_stay(rendered: Path) -> None:
-    from openjepa.data.scene_renderer import render_scenes
+    from openjepa.data.scenes.renderer import render_scenes
 
     whole = files_below(rendered)
     kept, lost = (rendered / f"images/train/CLEVR_train_00000{index}.png" for index in (0, 2))
@@ -41,7 +41,7 @@ def test_interrupted_rendering_continues_and_finished_scenes_stay(rendered: Path
 
 
 def test_rendered_folder_is_a_source_and_refuses_other_settings(rendered: Path) -> None:
-    from openjepa.data.scene_renderer import render_scenes
+    from openjepa.data.scenes.renderer import render_scenes
 
     splits = open_scenes(ScenesSettings(path=str(rendered)), seed=0)
     expected = [len(lay_out_scene(5, "train", index).objects) - 3 for index in range(3)]
@@ -54,7 +54,7 @@ def test_rendered_folder_is_a_source_and_refuses_other_settings(rendered: Path) 
 
 def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     pytest.importorskip("mitsuba", reason="rendering needs mitsuba: pip install openjepa[scenes]")
-    from openjepa.data.scene_renderer import render_scenes
+    from openjepa.data.scenes.renderer import render_scenes
 
     clevr = tmp_path / "CLEVR_v1.0"
     write_clevr(clevr, {"train": [[9.0] * 3], "val": [[9.0] * 3]})
@@ -65,7 +65,7 @@ def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_without_mitsuba_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from openjepa.data.scene_renderer import render_scenes
+    from openjepa.data.scenes.renderer import render_scenes
 
     monkeypatch.setitem(sys.modules, "mitsuba", None)
     with pytest.raises(Refusal, match=r"rendering scenes needs the package mitsuba: pip install 'openjepa\[scenes\]'"):
@@ -76,7 +76,7 @@ def test_without_mitsuba_the_error_names_the_extra(tmp_path: Path, monkeypatch: 
 def test_picture_and_mask_show_the_same_geometry() -> None:
     """The renderer's own visibility (its shape index) against our ray casting: they may differ at edges only."""
     mitsuba = pytest.importorskip("mitsuba", reason="rendering needs mitsuba: pip install openjepa[scenes]")
-    from openjepa.data.scene_renderer import describe_scene, load_mitsuba
+    from openjepa.data.scenes.renderer import describe_scene, load_mitsuba
 
     load_mitsuba()
     layout = lay_out_scene(0, "train", 1)

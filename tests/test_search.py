@@ -7,11 +7,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from openjepa.embedding.table import FeatureTable, open_table
-from openjepa.search import exact, vectors
-from openjepa.search.exact import nearest, nearest_windows
-from openjepa.search.vectors import Vectors, picked, place_means, table_mean
-from openjepa.search.windows import window_cosines
+from openjepa.inference.embedding.table import FeatureTable, open_table
+from openjepa.inference.search import exact, vectors
+from openjepa.inference.search.exact import nearest, nearest_windows
+from openjepa.inference.search.vectors import Vectors, picked, place_means, table_mean
+from openjepa.inference.search.windows import window_cosines
 from tests.feature_tables import write_table
 
 

@@ -11,11 +11,11 @@ import torch
 pytest.importorskip("usearch", reason="needs the extra search")
 
 from openjepa.cli import main
-from openjepa.embedding.table import FeatureTable, open_table
-from openjepa.search import approximate
-from openjepa.search.approximate import index_paths, open_index
-from openjepa.search.exact import nearest
-from openjepa.search.vectors import Vectors
+from openjepa.inference.embedding.table import FeatureTable, open_table
+from openjepa.inference.search import approximate
+from openjepa.inference.search.approximate import index_paths, open_index
+from openjepa.inference.search.exact import nearest
+from openjepa.inference.search.vectors import Vectors
 from tests.feature_tables import write_table
 
 
@@ -118,7 +118,7 @@ def test_a_folder_that_cannot_be_written_to_is_named_before_the_work(tmp_path: P
 
 
 def test_ctrl_c_in_the_library_is_one(tmp_path: Path) -> None:
-    from openjepa.search.approximate import _add
+    from openjepa.inference.search.approximate import _add
 
     class Stopped:
         def add(self, *_: object, **__: object) -> None:
@@ -148,8 +148,8 @@ def test_the_command_uses_it(tmp_path: Path, capsys: pytest.CaptureFixture[str],
 
 
 def test_patches_have_no_index_of_regions(tmp_path: Path) -> None:
-    from openjepa.search.queries import Query
-    from openjepa.search.running import Opened, _by_index
+    from openjepa.inference.search.queries import Query
+    from openjepa.inference.search.search_run import Opened, _by_index
     from openjepa.settings.search import SearchSettings
 
     values = np.random.default_rng(0).normal(size=(5, 2, 2, 4)).astype(np.float16)

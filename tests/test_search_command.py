@@ -14,7 +14,7 @@ from PIL import Image
 import openjepa
 from openjepa.cli import main
 from openjepa.data.views import resize
-from openjepa.settings.data import FolderSettings
+from openjepa.settings.sources import FolderSettings
 from tests.feature_tables import embed_source, save_encoder, write_table
 from tests.images import shape_image
 
@@ -235,8 +235,8 @@ def test_without_its_images_a_table_is_searched_all_the_same(
 def test_images_are_found_by_name_where_others_were_added(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from openjepa.embedding.table import open_table
-    from openjepa.search.gallery import open_gallery
+    from openjepa.inference.embedding.table import open_table
+    from openjepa.inference.search.gallery import open_gallery
 
     shutil.copytree(work / "photos", tmp_path / "photos")
     shape_image(50, 48).save(tmp_path / "photos/train/disk/00.png")

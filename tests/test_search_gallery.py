@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from openjepa.embedding.running import embed_dataset
-from openjepa.embedding.table import open_table
-from openjepa.search.gallery import open_gallery
-from openjepa.settings.data import FolderSettings
-from openjepa.settings.embedding import EmbedSettings
+from openjepa.inference.embedding.embedding_run import embed_dataset
+from openjepa.inference.embedding.table import open_table
+from openjepa.inference.search.gallery import open_gallery
+from openjepa.settings.inference import EmbedSettings
+from openjepa.settings.sources import FolderSettings
 from tests.feature_tables import save_encoder
 from tests.images import shape_image
 

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from openjepa.bench_energy import measure_energy
-from openjepa.commands.embedding import _print as print_embedded
-from openjepa.commands.paths import check_output_file
-from openjepa.conversion.snippets import loading
-from openjepa.embedding.checking import check_output
-from openjepa.embedding.running import Embedded
+from openjepa.commands.embed import _print as print_embedded
+from openjepa.commands.parsing.paths import check_output_file
+from openjepa.experiments.energies import measure_energy
+from openjepa.inference.embedding.embedding_run import Embedded
+from openjepa.inference.embedding.table_checks import check_output
 from openjepa.report import write_report
 from openjepa.settings.bench import EnergyBench
-from openjepa.shell import command, this_command
+from openjepa.system.shell import command, this_command
 from openjepa.visualization import visualize_run
+from openjepa.weights.convert.snippets import loading
 from tests.example_run import write_run
 from tests.feature_tables import CONFIG, plain_manifest, write_table
 

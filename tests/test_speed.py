@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from openjepa.ablation import speed
-from openjepa.ablation.speed import measure_speeds
 from openjepa.engine.device import synchronize
+from openjepa.experiments import speed
+from openjepa.experiments.speed import measure_speeds
 from openjepa.recipes import load_recipe
 from openjepa.recipes.matched import with_method
-from openjepa.settings.data import FolderSettings
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.run import RunConfig
-from openjepa.training import real_steps, timed_step
+from openjepa.settings.sources import FolderSettings
+from openjepa.training import real_steps, timed_steps
 from tests.images import write_folder
 
 
@@ -29,11 +29,11 @@ def waited(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
 
 def test_every_timing_waits_for_the_device(waited: tuple[torch.device, list[float]]) -> None:
     device, moments = waited
-    before = timed_step.now(device)
+    before = timed_steps.now(device)
     assert len(moments) == 1 and moments[0] <= before
-    assert timed_step.measure(lambda: time.sleep(0.01), device) >= 0.01
+    assert timed_steps.measure(lambda: time.sleep(0.01), device) >= 0.01
     assert len(moments) == 3 and moments[2] - moments[1] >= 0.01, "at both ends"
-    timer = timed_step.PartTimer(device)
+    timer = timed_steps.PartTimer(device)
     timer.lap("part")
     assert len(moments) == 5
 

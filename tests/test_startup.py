@@ -12,14 +12,14 @@ from torch import nn
 
 from openjepa import commands
 from openjepa.config import save_yaml
-from openjepa.data.folder import open_folder
+from openjepa.data.folders.folder import open_folder
 from openjepa.data.source import ListSource, ShardRecord, ShardSource, Splits
-from openjepa.engine import estimate as estimates
+from openjepa.engine import costs as estimates
 from openjepa.masks import MASKS
-from openjepa.settings.data import FolderSettings
 from openjepa.settings.masks import MultiblockSettings
 from openjepa.settings.optimization import OptimizationSettings
 from openjepa.settings.run import MonitorSettings
+from openjepa.settings.sources import FolderSettings
 from openjepa.training import loop, startup
 from openjepa.training.loop import train
 from openjepa.training.monitor import draw_batches

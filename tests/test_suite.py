@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from openjepa.data.benchmarks import BENCHMARKS
+from openjepa.data.datasets.benchmarks import BENCHMARKS
 from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.published import PUBLISHED
 from openjepa.evaluation.results import Result
 from openjepa.evaluation.suite import SUITES
-from openjepa.evaluation.suite_running import evaluate_suite
+from openjepa.evaluation.suite_run import evaluate_suite
 from openjepa.evaluation.tasks import TASKS
 from openjepa.settings.linear_full import FullLinearSettings
 from openjepa.settings.low_shot import LowShotSettings
@@ -191,7 +191,7 @@ def test_an_error_in_one_row_does_not_take_the_others_with_it(
 
     told: list[str] = []
     done: list[str] = []
-    monkeypatch.setattr("openjepa.evaluation.logistic.evaluate_logistic", broken)
+    monkeypatch.setattr("openjepa.evaluation.probes.logistic.evaluate_logistic", broken)
     settings = replace(SETTINGS, tasks=("imagenet1k", "imagenet1k-1pct"), selection="paper", baselines=())
     first, second = evaluate_suite(subject, "cached", data_root, settings, told.append, lambda result: done.append(result.row))
     assert first.skipped is None and second.skipped == "failed: RuntimeError: out of luck"
@@ -203,7 +203,7 @@ def test_an_interruption_keeps_what_is_done(subject: Path, data_root: Path, monk
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("openjepa.evaluation.linear_full.evaluate_linear_full", interrupted)
+    monkeypatch.setattr("openjepa.evaluation.probes.linear_full.evaluate_linear_full", interrupted)
     settings = replace(SETTINGS, tasks=("imagenet1k",), baselines=(), protocols=("knn", "linear_full"))
     with pytest.raises(KeyboardInterrupt):
         evaluate_suite(subject, "paper", data_root, settings)
@@ -231,7 +231,7 @@ def test_finished_rows_are_read_and_others_are_not(subject: Path, data_root: Pat
         calls.append(blank.row)
         return replace(blank, skipped="computed")
 
-    monkeypatch.setattr("openjepa.evaluation.suite_running.evaluate_seeds", computed)
+    monkeypatch.setattr("openjepa.evaluation.suite_run.evaluate_seeds", computed)
     (second,) = evaluate_suite(subject, "cached", data_root, settings)
     assert not calls and json.loads(json.dumps(asdict(second))) == json.loads(json.dumps(asdict(first)))
     changed = replace(settings, neighbor_temperature=0.1)

@@ -7,10 +7,10 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
-from openjepa.data import parquet
 from openjepa.data.source import ListSource, ShardSource
+from openjepa.data.tables import parquet
 from openjepa.refusals import Refusal
-from openjepa.settings.data import HuggingFaceSettings
+from openjepa.settings.sources import HuggingFaceSettings
 from tests.tables import check, opened, pa, png, pq, write_parquet
 from tests.tables import offline as offline
 
@@ -237,7 +237,7 @@ def test_mapped_images_follow_the_file(tmp_path: Path, monkeypatch: pytest.Monke
 def test_values_of_every_type_in_a_stream_of_the_library_are_images_or_have_a_reason() -> None:
     from datasets import Dataset
 
-    from openjepa.data.hub import stream_of
+    from openjepa.data.tables.hub import stream_of
 
     no_image, a_file = "the row has no image", "the row names a file, which is not looked for in a stream from the Hub"
     cases: list[tuple[object, bytes, str | None]] = [

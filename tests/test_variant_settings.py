@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from openjepa.evaluation import PROTOCOLS
+from openjepa.evaluation.dataset_run import evaluate_run
 from openjepa.evaluation.protocol import LabeledFeatures
-from openjepa.evaluation.running import evaluate_run
 from openjepa.evaluation.suite import SUITES
-from openjepa.evaluation.suite_running import _variant as suite_variant
+from openjepa.evaluation.suite_run import _variant as suite_variant
 from openjepa.evaluation.variants import variant_name
-from openjepa.settings.data import FolderSettings
 from openjepa.settings.dense import DenseSettings
 from openjepa.settings.evaluation import EvaluationSettings, ProtocolName
 from openjepa.settings.finetune import FinetuneSettings
 from openjepa.settings.linear_full import FullLinearSettings
 from openjepa.settings.low_shot import LowShotSettings
+from openjepa.settings.sources import FolderSettings
 from tests.colors import CONFIG as COLOR_CONFIG
 from tests.colors import color_probe
 from tests.images import write_folder

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from openjepa.evaluation import PROTOCOLS
-from openjepa.evaluation.running import evaluate_run
+from openjepa.evaluation.dataset_run import evaluate_run
 from openjepa.evaluation.variants import data_name, variant_name
-from openjepa.settings.data import FolderSettings
 from openjepa.settings.dense import DenseSettings
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.finetune import FinetuneSettings
 from openjepa.settings.logistic import LogisticSettings
+from openjepa.settings.sources import FolderSettings
 from openjepa.types import Export
 from openjepa.weights.native import save_network
 from tests.images import write_folder

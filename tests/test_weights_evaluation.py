@@ -10,15 +10,15 @@ import torch
 from safetensors.torch import save_file
 
 import openjepa
-from openjepa.commands.arguments import parse_evaluate
-from openjepa.commands.evaluation import evaluate
-from openjepa.commands.paths import check_evaluated
-from openjepa.evaluation import subjects
-from openjepa.evaluation.running import evaluate_run
-from openjepa.evaluation.subjects import find_subject
-from openjepa.evaluation.suite_running import evaluate_suite
-from openjepa.settings.data import FolderSettings
+from openjepa.commands.evaluate import evaluate
+from openjepa.commands.parsing.arguments import parse_evaluate
+from openjepa.commands.parsing.paths import check_evaluated
+from openjepa.evaluation import subject
+from openjepa.evaluation.dataset_run import evaluate_run
+from openjepa.evaluation.subject import find_subject
+from openjepa.evaluation.suite_run import evaluate_suite
 from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.sources import FolderSettings
 from openjepa.types import Export
 from openjepa.weights.loading import load_any
 from openjepa.weights.native import save_network
@@ -108,7 +108,7 @@ def test_nothing_is_written_into_the_cache_of_the_hub(tmp_path: Path, monkeypatc
         (file, tmp_path / "vit.pth.results"),
     ):
         assert find_subject(path, SETTINGS, None).output == place
-    monkeypatch.setattr(subjects.os, "access", lambda *_: False)
+    monkeypatch.setattr(subject.os, "access", lambda *_: False)
     assert find_subject(file, SETTINGS, None).output == Path("evaluations/vit.pth")
 
 

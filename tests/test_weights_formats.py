@@ -210,7 +210,7 @@ def test_half_precision_becomes_fp32(tmp_path: Path) -> None:
 )
 def test_heads_of_published_widths(width: int, heads: int) -> None:
     """From Ti to g (I-JEPA's table of architectures); shapes alone do not tell."""
-    from openjepa.weights.vit_names import HEADS as KNOWN
+    from openjepa.weights.shared_names import HEADS as KNOWN
 
     assert KNOWN[width] == heads
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from openjepa.models.blocks import hidden_width
+from openjepa.models.transformer import hidden_width
 from openjepa.refusals import Refusal
 from openjepa.weights.contents import Contents
 from openjepa.weights.loading import Choice, load_any

@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import openjepa
-from openjepa.conversion.convert import convert
-from openjepa.evaluation.subjects import find_subject, load_subject
+from openjepa.evaluation.subject import find_subject, load_subject
 from openjepa.models.vit import VisionTransformer
 from openjepa.settings.conversion import ConvertSettings
 from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.weights.convert.conversion import convert
 from openjepa.weights.loading import Choice, Loaded, load_any
 from tests.test_weights_formats import HEADS, predictor_weights, prefixed, weights
 from tests.weights_written import CONFIGS, assert_same, networks, written

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from openjepa import whole_files
-from openjepa.whole_files import place, whole_file, whole_folder
+from openjepa.system import whole_files
+from openjepa.system.whole_files import place, whole_file, whole_folder
 
 
 def test_the_new_file_appears_when_it_is_whole(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from openjepa.masks.base import TokenShape
+from openjepa.masks.sampler import TokenShape
 from openjepa.methods.base import Surroundings
 from openjepa.methods.ijepa import IJepa
 from openjepa.models.vit import build_encoder

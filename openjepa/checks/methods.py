@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from functools import partial
 
-from openjepa.checks.masks import check_blockwise, most_masked_of
+from openjepa.checks.grids import check_blockwise, most_masked_of
 from openjepa.checks.sizes import check_heads, check_patch_divides, check_positions, nearest_multiple
-from openjepa.derived import heads_of, resolved
 from openjepa.refusals import Refusal
 from openjepa.settings.choices import CHOICES
+from openjepa.settings.derived import heads_of, resolved
 from openjepa.settings.masks import BlockwiseSettings, RandomPatchesSettings
 from openjepa.settings.methods import Data2VecSettings, IBotSettings, IJepaSettings, MaeSettings
 from openjepa.settings.methods.multi_crop import MultiCropSettings

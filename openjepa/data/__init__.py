@@ -3,27 +3,27 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from openjepa.registry import Entry
-from openjepa.settings.data import DataSettings, FolderSettings, HuggingFaceSettings, ScenesSettings
+from openjepa.settings.registry import Entry
+from openjepa.settings.sources import DataSettings, FolderSettings, HuggingFaceSettings, ScenesSettings
 
 if TYPE_CHECKING:
     from openjepa.data.source import Splits
 
 
 def _folder() -> Callable[..., Any]:
-    from openjepa.data.folder import open_folder
+    from openjepa.data.folders.folder import open_folder
 
     return open_folder
 
 
 def _huggingface() -> Callable[..., Any]:
-    from openjepa.data.huggingface import open_huggingface
+    from openjepa.data.tables.huggingface import open_huggingface
 
     return open_huggingface
 
 
 def _scenes() -> Callable[..., Any]:
-    from openjepa.data.scenes import open_scenes
+    from openjepa.data.scenes.scenes import open_scenes
 
     return open_scenes
 
@@ -40,6 +40,6 @@ def open_splits(settings: DataSettings, seed: int) -> "Splits":
     splits: Splits = SOURCES[settings.source].load()(settings, seed)
     if settings.max_images is None:
         return splits
-    from openjepa.data.subset import limited
+    from openjepa.data.selection import limited
 
     return limited(splits, settings.max_images, seed)

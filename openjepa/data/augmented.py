@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openjepa.data.decode import decode_image
-from openjepa.data.skipping import reason_of
+from openjepa.data.loading.unreadable import reason_of
+from openjepa.data.loading.workers import parallel_map
 from openjepa.data.source import ListSource
 from openjepa.data.views import (
     NUMBERS_PER_VIEW,
@@ -22,7 +23,6 @@ from openjepa.data.views import (
     is_mirrored,
     resize,
 )
-from openjepa.data.workers import parallel_map
 from openjepa.seeds import derive, derive_samples, uniforms
 from openjepa.types import Skipped, ViewSpec
 

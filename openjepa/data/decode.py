@@ -10,7 +10,7 @@ JPEG files go through libjpeg-turbo (simplejpeg), everything else through Pillow
       floating-point
     animation, pages      the first frame
     odd JPEGs             unknown versions, bytes between segments, fill after the pixels, no end marker: read if no pixel
-                          is missing (`openjepa.data.jpeg`)
+                          is missing (`openjepa.data.image_formats`)
     truncated or damaged  refused, also where a decoder could show half of the image
     odd TIFFs             refused if Pillow would give wrong pixels (`openjepa.data.tiff`)
 """
@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError, _imaging
 from PIL.TiffImagePlugin import TiffImageFile
 
-from openjepa.data import exif, jpeg, tiff
+from openjepa.data import exif, image_formats, tiff
 from openjepa.refusals import Refusal
 
 MAX_PIXELS = 200_000_000
@@ -58,7 +58,7 @@ def decode_image(data: bytes, min_side: int = 0) -> UInt8[np.ndarray, "h w 3"]:
     """
     if not data:
         raise DecodeError("empty file")
-    if not data.startswith(jpeg.START):
+    if not data.startswith(image_formats.START):
         return _decode_with_pillow(data)
     return _decode_jpeg(data, min_side)
 
@@ -67,8 +67,8 @@ def image_size(data: bytes) -> tuple[int, int]:
     """Height and width after the EXIF orientation, from the header alone. Raises DecodeError."""
     if not data:
         raise DecodeError("empty file")
-    if data.startswith(jpeg.START):
-        header = jpeg.read_header(data)
+    if data.startswith(image_formats.START):
+        header = image_formats.read_header(data)
         height, width, _ = _jpeg_size(data, header)
         return (width, height) if _jpeg_orientation(header) >= 5 else (height, width)
     with _SILENCE:
@@ -91,7 +91,7 @@ def mode_and_size(file: Path) -> tuple[str, tuple[int, int]] | None:
         return None
 
 
-def _jpeg_size(data: bytes, header: jpeg.Header) -> tuple[int, int, str]:
+def _jpeg_size(data: bytes, header: image_formats.Header) -> tuple[int, int, str]:
     """Height, width and color space of a JPEG, after the check against MAX_PIXELS."""
     if header.bits not in (0, 8):
         raise DecodeError(f"JPEG of {header.bits} bits per channel, which cannot be read: save it with 8")
@@ -102,16 +102,16 @@ def _jpeg_size(data: bytes, header: jpeg.Header) -> tuple[int, int, str]:
             raise DecodeError(f"JPEG of {header.channels} channels, which cannot be read") from error
         raise DecodeError(f"damaged JPEG header: {error}") from error
     _check_size(width, height)
-    if header.frame in jpeg.LOSSLESS and colorspace not in ("RGB", "Gray"):
+    if header.frame in image_formats.LOSSLESS and colorspace not in ("RGB", "Gray"):
         raise DecodeError(f"lossless JPEG in {colorspace}, which cannot be read: save it as RGB or gray")
     return height, width, colorspace
 
 
 def _decode_jpeg(data: bytes, min_side: int) -> UInt8[np.ndarray, "h w 3"]:
-    header = jpeg.read_header(data)
+    header = image_formats.read_header(data)
     height, width, colorspace = _jpeg_size(data, header)
     # asked for a reduced lossless image, libjpeg-turbo writes beyond its memory
-    is_reduced = min(height, width) >= 2 * min_side and header.frame not in jpeg.LOSSLESS
+    is_reduced = min(height, width) >= 2 * min_side and header.frame not in image_formats.LOSSLESS
     reduce = min_side if is_reduced else 0
     output = _output(header, colorspace)
     try:
@@ -121,11 +121,11 @@ def _decode_jpeg(data: bytes, min_side: int) -> UInt8[np.ndarray, "h w 3"]:
     return _upright(_rgb_of_jpeg(pixels), _jpeg_orientation(header))
 
 
-def _output(header: jpeg.Header, colorspace: str) -> str:
+def _output(header: image_formats.Header, colorspace: str) -> str:
     """What simplejpeg is asked for: libjpeg converts no colors of lossless images, and does not mix inks."""
     if colorspace in ("CMYK", "YCCK"):
         return "CMYK"
-    return "GRAY" if colorspace == "Gray" and header.frame in jpeg.LOSSLESS else "RGB"
+    return "GRAY" if colorspace == "Gray" and header.frame in image_formats.LOSSLESS else "RGB"
 
 
 def _strictly(data: bytes, output: str, reduce: int) -> UInt8[np.ndarray, "h w c"]:
@@ -137,7 +137,7 @@ def _strictly(data: bytes, output: str, reduce: int) -> UInt8[np.ndarray, "h w c
 def _mended(data: bytes, output: str, reduce: int, first: Exception) -> UInt8[np.ndarray, "h w c"]:
     """The pixels of a file that libjpeg warns of, if all of them are there. Raises DecodeError."""
     reason = None
-    for version in jpeg.mended(data):
+    for version in image_formats.mended(data):
         try:
             return _strictly(version, output, reduce)
         except (ValueError, MemoryError) as error:
@@ -152,7 +152,7 @@ def _rgb_of_jpeg(pixels: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
 
-def _jpeg_orientation(header: jpeg.Header) -> int:
+def _jpeg_orientation(header: image_formats.Header) -> int:
     if header.exif is None and header.xmp is None:
         return 1
     with _SILENCE:
@@ -277,7 +277,7 @@ def remark(data: bytes, pixels: UInt8[np.ndarray, "h w 3"]) -> str | None:
 
     Pixels of 12 or fewer bits that are stored in 16, as microscopes and medical devices do, come out nearly black.
     """
-    if int(pixels.max()) > _NEARLY_BLACK or data.startswith(jpeg.START):
+    if int(pixels.max()) > _NEARLY_BLACK or data.startswith(image_formats.START):
         return None
     with _SILENCE:
         image = _open_with_pillow(io.BytesIO(data))

@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from openjepa.data.folder_entries import SUFFIXES
-from openjepa.data.image_lists import NUM_EXAMPLES, examples
+from openjepa.data.folders.entries import SUFFIXES
+from openjepa.data.folders.image_lists import NUM_EXAMPLES, examples
+from openjepa.data.selection import ranks_in_class
 from openjepa.data.source import ListSource
-from openjepa.data.subset import ranks_in_class
 from openjepa.refusals import Refusal
 from openjepa.seeds import derive_samples
 from openjepa.settings.low_shot import LowShotSettings

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from openjepa.memory import total_memory
 from openjepa.refusals import Refusal
+from openjepa.system.memory import total_memory
 
 
 def resolve_device(name: str, setting: str = "run.device") -> torch.device:

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
-from openjepa import distributed
+from openjepa.engine import distributed
 from openjepa.engine.finite import NotFinite
 from openjepa.refusals import Refusal
 from openjepa.settings.run import RunConfig

@@ -14,15 +14,15 @@ import torch
 
 import openjepa
 from openjepa.config import difference, load_run_config, save_yaml
-from openjepa.engine.claims import Claim, take
 from openjepa.engine.device import device_name
 from openjepa.engine.run_log import logged_steps
-from openjepa.hub_names import MARK
-from openjepa.json_files import read_object
 from openjepa.refusals import Refusal
 from openjepa.settings.run import RunConfig
-from openjepa.shell import this_command
-from openjepa.whole_files import whole_file
+from openjepa.system.claims import Claim, take
+from openjepa.system.hub_names import MARK
+from openjepa.system.json_files import read_object
+from openjepa.system.shell import this_command
+from openjepa.system.whole_files import whole_file
 
 _CANNOT_CHANGE_RESULTS = ("system", "monitor", "run.name", "run.output", "recipe", "preset", "data.max_skipped")
 _RESOLVED = ("run.device", "run.precision")

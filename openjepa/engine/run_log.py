@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from openjepa.extras import require_package
-from openjepa.json_files import log_lines, number, readable
-from openjepa.timings import seconds_of_steps
+from openjepa.engine.timings import seconds_of_steps
+from openjepa.system.json_files import log_lines, number, readable
+from openjepa.system.packages import require_package
+from openjepa.system.whole_files import whole_file
 from openjepa.types import Skipped
-from openjepa.whole_files import whole_file
 
 
 class RunLog:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from openjepa.registry import Entry
 from openjepa.settings.evaluation import EvaluationSettings, ProtocolName
+from openjepa.settings.registry import Entry
 
 Kind = Literal["features", "images", "maps"]
 
@@ -31,49 +31,49 @@ class ProtocolEntry(Entry[EvaluationSettings]):
 
 
 def _knn() -> Callable[..., Any]:
-    from openjepa.evaluation.neighbors import evaluate_neighbors
+    from openjepa.evaluation.probes.knn import evaluate_neighbors
 
     return evaluate_neighbors
 
 
 def _linear() -> Callable[..., Any]:
-    from openjepa.evaluation.linear import evaluate_linear
+    from openjepa.evaluation.probes.linear import evaluate_linear
 
     return evaluate_linear
 
 
 def _logistic() -> Callable[..., Any]:
-    from openjepa.evaluation.logistic import evaluate_logistic
+    from openjepa.evaluation.probes.logistic import evaluate_logistic
 
     return evaluate_logistic
 
 
 def _linear_full() -> Callable[..., Any]:
-    from openjepa.evaluation.linear_full import evaluate_linear_full
+    from openjepa.evaluation.probes.linear_full import evaluate_linear_full
 
     return evaluate_linear_full
 
 
 def _attentive() -> Callable[..., Any]:
-    from openjepa.evaluation.attentive import evaluate_attentive
+    from openjepa.evaluation.probes.attentive import evaluate_attentive
 
     return evaluate_attentive
 
 
 def _finetune() -> Callable[..., Any]:
-    from openjepa.evaluation.finetune import evaluate_finetune
+    from openjepa.evaluation.probes.finetune import evaluate_finetune
 
     return evaluate_finetune
 
 
 def _dense_linear() -> Callable[..., Any]:
-    from openjepa.evaluation.dense import evaluate_dense_linear
+    from openjepa.evaluation.probes.dense import evaluate_dense_linear
 
     return evaluate_dense_linear
 
 
 def _dense_knn() -> Callable[..., Any]:
-    from openjepa.evaluation.dense import evaluate_dense_knn
+    from openjepa.evaluation.probes.dense import evaluate_dense_knn
 
     return evaluate_dense_knn
 

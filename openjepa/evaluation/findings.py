@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openjepa.data.benchmarks import BENCHMARKS
+from openjepa.data.datasets.benchmarks import BENCHMARKS
 from openjepa.data.source import LabelMaps, ListSource
 from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.protocol import ProtocolResult

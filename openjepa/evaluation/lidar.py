@@ -12,11 +12,11 @@ from torch import Tensor
 
 from openjepa.config import load_run_config
 from openjepa.data.decode import decode_image
+from openjepa.data.loading.workers import choose_workers, parallel_map
 from openjepa.data.source import ListSource
 from openjepa.data.views import NUMBERS_PER_VIEW, crop_and_resize, crop_box, evaluation_view
-from openjepa.data.workers import choose_workers, parallel_map
 from openjepa.engine.device import autocast, resolve_device
-from openjepa.engine.embedding import pooled_features
+from openjepa.engine.features import pooled_features
 from openjepa.masks import MASKS
 from openjepa.measures.rank import lidar
 from openjepa.models.vit import VisionTransformer

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
+from openjepa.checks.protocol_settings import WITHOUT_POOLING
 from openjepa.evaluation.tasks import Task
-from openjepa.evaluation_checks import WITHOUT_POOLING
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig

@@ -6,16 +6,16 @@ from dataclasses import replace
 from openjepa.checks import nearest_multiple
 from openjepa.config import to_dict
 from openjepa.data.source import Splits
-from openjepa.engine.progress import Say
-from openjepa.evaluation.probing import KnownComponents, Subjects, evaluate_task
 from openjepa.evaluation.results import Result, over_seeds
-from openjepa.evaluation.subjects import Subject, baselines
+from openjepa.evaluation.subject import Subject, baselines
+from openjepa.evaluation.task_run import KnownComponents, Subjects, evaluate_task
 from openjepa.evaluation.tasks import TASKS
 from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal
-from openjepa.settings.data import height_and_width
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
+from openjepa.settings.sources import height_and_width
+from openjepa.system.progress import Say
 
 
 def blank_result(task: str, subject: Subject, settings: EvaluationSettings, splits: Splits | str) -> Result:

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from openjepa.json_files import readable_object
-from openjepa.whole_files import whole_file
+from openjepa.system.json_files import readable_object
+from openjepa.system.whole_files import whole_file
 
 FORMAT = "openjepa-evaluation"
 VERSION = 1

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from openjepa.evaluation import PROTOCOLS
-from openjepa.settings.data import DataSettings
 from openjepa.settings.evaluation import EvaluationSettings, ProtocolName
 from openjepa.settings.low_shot import LowShotSettings
+from openjepa.settings.sources import DataSettings
 
 _TRAINING_ONLY = (
     *("image_size", "crop_scale", "crop_aspect", "interpolation", "horizontal_flip", "pixel_mean", "pixel_std"),

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-from openjepa.registry import Entry
 from openjepa.settings.masks import (
     BlockwiseSettings,
     MaskSettings,
@@ -11,6 +10,7 @@ from openjepa.settings.masks import (
     NoMaskSettings,
     RandomPatchesSettings,
 )
+from openjepa.settings.registry import Entry
 
 
 def _multiblock() -> Callable[..., Any]:

@@ -3,8 +3,8 @@
 import numpy as np
 from jaxtyping import Int
 
-from openjepa.derived import resolved
 from openjepa.refusals import Refusal
+from openjepa.settings.derived import resolved
 from openjepa.settings.masks import MultiblockSettings
 
 REFERENCE_PATCHES = 14 * 14

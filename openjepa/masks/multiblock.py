@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Bool, Int
 from numpy.typing import NDArray
 
-from openjepa.derived import resolved
-from openjepa.masks.base import MaskSampler, TokenShape
 from openjepa.masks.blocks import block_sizes, covered, place, raster_indices
 from openjepa.masks.cuts import CUTS, pack
 from openjepa.masks.limits import check_context_fits, check_ranges, check_targets_fit, scaled_min_keep
-from openjepa.masks.official import OfficialMultiblock
+from openjepa.masks.official_draws import OfficialMultiblock
+from openjepa.masks.sampler import MaskSampler, TokenShape
 from openjepa.seeds import derive, derive_samples, uniforms
+from openjepa.settings.derived import resolved
 from openjepa.settings.masks import MultiblockSettings
 from openjepa.types import BlockMasks
 

@@ -5,7 +5,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from openjepa.masks.base import MaskSampler, TokenShape
+from openjepa.masks.sampler import MaskSampler, TokenShape
 from openjepa.refusals import Refusal
 from openjepa.settings.masks import NoMaskSettings
 from openjepa.types import Masks

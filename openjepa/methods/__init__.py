@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-from openjepa.registry import Entry
 from openjepa.settings.methods import (
     Data2VecSettings,
     DinoSettings,
@@ -13,6 +12,7 @@ from openjepa.settings.methods import (
     MethodSettings,
     MsnSettings,
 )
+from openjepa.settings.registry import Entry
 
 
 def _ijepa() -> Callable[..., Any]:

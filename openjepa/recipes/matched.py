@@ -1,7 +1,7 @@
 """The same run with another method: same encoder size, data, images seen and steps; each method's own masks, crops and rates.
 
 Published values are kept where they are free of sizes. Lengths become shares of the run; what follows the encoder or the
-images (heads, decoder, small crops, blur) is None here and gets its value in `openjepa.derived`. Values marked [M] come from
+images (heads, decoder, small crops, blur) is None here and gets its value in `openjepa.settings.derived`. Values marked [M] come from
 memory of the papers and their commands.
 """
 

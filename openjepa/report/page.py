@@ -6,14 +6,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from openjepa import __version__, shell
+from openjepa import __version__
 from openjepa.refusals import Refusal
-from openjepa.report import about, charts, comparison, facts, headline, landscape, pictures, probes, quality, remarks, wording
+from openjepa.report import about, beside, charts, facts, headline, landscape, pictures, probes, quality, remarks, wording
 from openjepa.report.curves import NUM_COLORS, Chart, draw
 from openjepa.report.reading import RunFolder, distinct, read_run
 from openjepa.report.rendering import render as fill
 from openjepa.report.strips import draw_strip
-from openjepa.whole_files import whole_file
+from openjepa.system import shell
+from openjepa.system.whole_files import whole_file
 
 MAX_BYTES = 10_000_000
 PICTURE_BYTES = 7_500_000
@@ -116,7 +117,7 @@ def _results(folders: Sequence[RunFolder]) -> dict[str, Any]:
 
 def _beside(folders: Sequence[RunFolder]) -> dict[str, Any]:
     """What the page says beside the probes: published numbers, and quality without labels."""
-    found, compared = quality.qualities(folders), comparison.comparisons(folders)
+    found, compared = quality.qualities(folders), beside.comparisons(folders)
     return {
         "comparisons": [(item, draw_strip(item)) for item in compared],
         "num_folded": sum(number.is_folded for item in compared for number in item.ours),

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from openjepa.json_files import number
 from openjepa.report.reading import RunFolder, lookup, text
 from openjepa.report.wording import PAPER_SUFFIX, SIGMA, SUBJECT_WORDS, SUBJECTS, SUITE_ORDER, percent
+from openjepa.system.json_files import number
 
 MAX_PROBES = 24
 MAX_HEADS = 240

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from openjepa.json_files import number
 from openjepa.report.curves import format_number
 from openjepa.report.probes import full_title
 from openjepa.report.reading import RunFolder, text
 from openjepa.report.wording import SUBJECT_WORDS
+from openjepa.system.json_files import number
 
 MEANING = (
     "RankMe and LiDAR count the dimensions that features use: more is better, but only among runs of one method. "

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from openjepa.json_files import number
 from openjepa.report.facts import command
 from openjepa.report.probes import full_title, measured, title_of, variant_of
 from openjepa.report.reading import RunFolder, text
+from openjepa.system.json_files import number
 
 
 @dataclass(frozen=True)

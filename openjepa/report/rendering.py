@@ -1,4 +1,4 @@
-"""Fills the templates that lie beside this file."""
+"""Fills the templates of `templates/`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from openjepa.report import wording
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent / "templates"
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:

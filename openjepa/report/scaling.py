@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from openjepa.json_files import number
 from openjepa.report.facts import command, status
 from openjepa.report.probes import Measured, Score, measured, shown_variant, title_of
 from openjepa.report.reading import RunFolder, text
 from openjepa.report.training import AXES, Training, training
+from openjepa.system.json_files import number
 
 MAX_GROUPS = 60
 

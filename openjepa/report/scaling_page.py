@@ -17,7 +17,7 @@ from openjepa.report.scaling_charts import charts, constants, shown
 from openjepa.report.scatter import NUM_SERIES_COLORS, Scatter, draw_scatter
 from openjepa.report.training import AXES
 from openjepa.report.wording import PROBE_WORDS, SELECTION_WORDS
-from openjepa.whole_files import whole_file
+from openjepa.system.whole_files import whole_file
 
 MAX_RUNS = 200
 MAX_REASONS = 4

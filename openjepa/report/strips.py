@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
-from openjepa.report.comparison import Comparison, Number
+from openjepa.report.beside import Comparison, Number
 from openjepa.report.curves import NUM_COLORS
 from openjepa.report.reading import text
 

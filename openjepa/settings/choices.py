@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from openjepa.settings.data import DataSettings
 from openjepa.settings.masks import MaskSettings
 from openjepa.settings.methods import MethodSettings
+from openjepa.settings.sources import DataSettings
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from openjepa.settings.data import DataSettings, FolderSettings
 from openjepa.settings.masks import MaskSettings, MultiblockSettings
 from openjepa.settings.methods import IJepaSettings, MethodSettings
 from openjepa.settings.models import ModelSettings
 from openjepa.settings.optimization import OptimizationSettings
+from openjepa.settings.sources import DataSettings, FolderSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from openjepa.checks import nearest_multiple
 from openjepa.config import flatten
-from openjepa.models.blocks import hidden_width
+from openjepa.models.transformer import hidden_width
 from openjepa.refusals import Refusal
 from openjepa.settings.methods import IJepaSettings, MethodSettings
 from openjepa.settings.models import SIZES, EncoderConfig, ModelSettings, PredictorConfig, Shape

@@ -5,18 +5,18 @@ from dataclasses import replace
 
 import torch
 
-from openjepa import distributed
 from openjepa.data import open_splits
-from openjepa.data.loader import BatchPlan, TrainingLoader
-from openjepa.data.workers import choose_workers
-from openjepa.derived import resolve
-from openjepa.engine.display import format_seconds
+from openjepa.data.loading.loader import BatchPlan, TrainingLoader
+from openjepa.data.loading.workers import choose_workers
+from openjepa.engine import distributed
 from openjepa.engine.failures import explain_memory
 from openjepa.methods.base import Method
-from openjepa.settings.data import DataSettings, HuggingFaceSettings
+from openjepa.settings.derived import resolve
 from openjepa.settings.run import RunConfig
-from openjepa.shell import command
-from openjepa.training.timed_step import TimedStep, measure
+from openjepa.settings.sources import DataSettings, HuggingFaceSettings
+from openjepa.system.display import format_seconds
+from openjepa.system.shell import command
+from openjepa.training.timed_steps import TimedStep, measure
 from openjepa.types import Batch, LoaderPosition
 
 TURN_SECONDS = 0.5

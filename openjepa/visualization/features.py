@@ -6,7 +6,7 @@ from jaxtyping import Float, UInt8
 from torch.nn import functional as F
 
 from openjepa.engine.device import autocast
-from openjepa.engine.embedding import pooled_features
+from openjepa.engine.features import pooled_features
 from openjepa.models.vit import VisionTransformer
 from openjepa.settings.models import EncoderConfig
 from openjepa.types import normalize

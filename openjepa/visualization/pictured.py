@@ -10,8 +10,8 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from openjepa.data import open_splits
-from openjepa.data.evaluation import EvalBatch, evaluation_batches
 from openjepa.data.source import ListSource, ShardRecord, ShardSource
+from openjepa.data.splits import EvalBatch, evaluation_batches
 from openjepa.refusals import Refusal
 from openjepa.seeds import derive_samples
 from openjepa.settings.run import RunConfig

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from openjepa.extras import needed_for
+from openjepa.system.packages import needed_for
 from openjepa.visualization.fonts import families, printable, undrawn_words
 
 GRAY = "#7d838d"

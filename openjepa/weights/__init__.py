@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from openjepa.weights.loaded import Reader
+    from openjepa.weights.formats import Reader
     from openjepa.weights.written import Write
 
 
@@ -36,49 +36,49 @@ class Format:
 
 def _native() -> "Reader":
     from openjepa.weights import native
-    from openjepa.weights.loaded import Reader
+    from openjepa.weights.formats import Reader
 
     return Reader(native.recognize, native.read)
 
 
 def _official() -> "Reader":
     from openjepa.weights import official
-    from openjepa.weights.loaded import Reader
+    from openjepa.weights.formats import Reader
 
     return Reader(official.recognize, official.read)
 
 
 def _transformers() -> "Reader":
     from openjepa.weights import transformers
-    from openjepa.weights.loaded import Reader
+    from openjepa.weights.formats import Reader
 
     return Reader(transformers.recognize, transformers.read)
 
 
 def _timm() -> "Reader":
     from openjepa.weights import timm
-    from openjepa.weights.loaded import Reader
+    from openjepa.weights.formats import Reader
 
     return Reader(timm.recognize, timm.read)
 
 
 def _mae() -> "Reader":
-    from openjepa.weights import mae
-    from openjepa.weights.loaded import Reader
+    from openjepa.weights import vit_checkpoints
+    from openjepa.weights.formats import Reader
 
-    return Reader(mae.recognize, mae.read)
+    return Reader(vit_checkpoints.recognize, vit_checkpoints.read)
 
 
 def _dino() -> "Reader":
     from openjepa.weights import dino
-    from openjepa.weights.loaded import Reader
+    from openjepa.weights.formats import Reader
 
     return Reader(dino.recognize, dino.read)
 
 
 def _onnx() -> "Reader":
     from openjepa.weights import onnx
-    from openjepa.weights.loaded import Reader
+    from openjepa.weights.formats import Reader
 
     return Reader(onnx.recognize, onnx.read)
 

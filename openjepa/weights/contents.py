@@ -13,11 +13,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from openjepa.hub_names import absent
-from openjepa.json_files import read_object
 from openjepa.refusals import Refusal
+from openjepa.system.hub_names import absent
+from openjepa.system.json_files import read_object
 from openjepa.weights.plain_data import PLAIN_DATA
-from openjepa.weights.wrappers import Groups, Network, networks_in
+from openjepa.weights.state_dicts import Groups, Network, networks_in
 
 AGAIN = "export or download the network again"
 """What mends a damaged folder of weights."""

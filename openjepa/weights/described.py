@@ -3,10 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from openjepa.checks.networks import check_encoder
-from openjepa.json_files import typed
+from openjepa.checks.encoders import check_encoder
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
+from openjepa.system.json_files import typed
 from openjepa.weights.contents import AGAIN
 
 Described = TypeVar("Described")

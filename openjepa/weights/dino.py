@@ -11,10 +11,10 @@ from dataclasses import replace
 
 from openjepa.refusals import Refusal
 from openjepa.weights.contents import Contents
-from openjepa.weights.loaded import Choice, Loaded, refuse_context, size_words
-from openjepa.weights.mae import DECODER, has_decoder
-from openjepa.weights.vit_names import NOT_READ, TOKEN, Vit, has_sincos, infer_config, only_place, read_vit, vits
-from openjepa.weights.wrappers import Network
+from openjepa.weights.formats import Choice, Loaded, refuse_context, size_words
+from openjepa.weights.shared_names import NOT_READ, TOKEN, Vit, has_sincos, infer_config, only_place, read_vit, vits
+from openjepa.weights.state_dicts import Network
+from openjepa.weights.vit_checkpoints import DECODER, has_decoder
 
 PAIRS = {"target": ("teacher", "target_encoder"), "context": ("student", "encoder")}
 PROJECTION = ("fc.fc", "fc.bn")

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from openjepa.extras import needed_for
 from openjepa.refusals import Refusal
+from openjepa.system.packages import needed_for
 
 FILES = ["config.json", "preprocessor_config.json", "predictor/config.json", "*.safetensors", "*.safetensors.index.json"]
 """What is downloaded: settings and weights, nothing that could be executed."""

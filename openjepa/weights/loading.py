@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from openjepa.hub_names import hub_name
 from openjepa.refusals import Refusal
+from openjepa.system.hub_names import hub_name
 from openjepa.weights import FORMATS
 from openjepa.weights.contents import Contents, open_contents
 from openjepa.weights.filling import listed
+from openjepa.weights.formats import Choice, Loaded
 from openjepa.weights.hub import download
-from openjepa.weights.loaded import Choice, Loaded
 
 __all__ = ["Choice", "Loaded", "load_any", "recognized"]
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from openjepa.extras import needed_for
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
+from openjepa.system.packages import needed_for
 from openjepa.weights.contents import Contents
-from openjepa.weights.loaded import Choice, Loaded
+from openjepa.weights.formats import Choice, Loaded
 from openjepa.weights.onnx_graph import EncoderGraph
 from openjepa.weights.written import DTYPES, Networks, mask_token_remark
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from openjepa.engine.optimizer import build_optimizer, set_rates
-from openjepa.masks.base import TokenShape
+from openjepa.masks.sampler import TokenShape
 from openjepa.methods.base import Surroundings
 from openjepa.methods.ijepa import VIEW, IJepa
 from openjepa.models.vit import VisionTransformer, build_encoder

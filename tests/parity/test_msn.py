@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openjepa.masks.base import TokenShape
+from openjepa.masks.sampler import TokenShape
 from openjepa.methods.assignment import assignments
 from openjepa.methods.base import Surroundings
 from openjepa.methods.msn import Msn, assignment_terms, sinkhorn, smoothed_logits

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from openjepa.settings.methods.base import TeacherSettings
+from openjepa.settings.methods.shared import TeacherSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,8 +39,8 @@ from openjepa.inference.encoder import Encoder
 from openjepa.inference.packed import can_pack, pack
 from openjepa.settings.inference import EmbedSettings
 from openjepa.settings.sources import FolderSettings
-from openjepa.training.generated import write_photos
-from openjepa.weights.loading import load_any
+from openjepa.training.timed_steps import write_photos
+from openjepa.weights.formats import load_any
 
 SHAPE = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536}
 SIZE, PATCH = 224, 16

@@ -19,7 +19,7 @@ from benchmarks.records import keep, origin
 from openjepa.evaluation.feature_store import RowWriter
 from openjepa.evaluation.probes import lazy_matrix as limits
 from openjepa.evaluation.probes.linear import prepare
-from openjepa.measures.knn import knn_predictions
+from openjepa.measures.accuracy import knn_predictions
 
 
 @dataclass(frozen=True)

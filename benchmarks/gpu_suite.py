@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 from openjepa.engine.device import resolve_device, resolve_precision  # noqa: E402
 from openjepa.engine.run_folder import environment  # noqa: E402
 from openjepa.experiments.step_times import bench_step, print_step, step_config  # noqa: E402 - works from a checkout that is not installed
-from openjepa.settings.bench import StepBench  # noqa: E402
+from openjepa.settings.experiments import StepBench  # noqa: E402
 from openjepa.settings.models import Size  # noqa: E402
 
 MOST_SECONDS = 180.0

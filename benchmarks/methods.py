@@ -17,7 +17,7 @@ import tyro
 from benchmarks.records import keep, origin
 from openjepa.experiments.step_times import step_config
 from openjepa.methods import METHODS
-from openjepa.settings.bench import StepBench
+from openjepa.settings.experiments import StepBench
 from openjepa.training.timed_steps import TimedStep
 from openjepa.types import LoaderPosition
 

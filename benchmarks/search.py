@@ -21,8 +21,7 @@ import torch
 import tyro
 
 from benchmarks.records import keep, load, origin
-from openjepa.inference.embedding.means import Tally
-from openjepa.inference.embedding.table import COLUMNS, FeatureTable, Manifest, open_table
+from openjepa.inference.embedding.table import COLUMNS, FeatureTable, Manifest, Tally, open_table
 from openjepa.inference.search.approximate import index_paths, open_index
 from openjepa.inference.search.exact import nearest
 from openjepa.inference.search.pairs import compare_all

@@ -17,7 +17,7 @@ from benchmarks.plain_step import PlainStep
 from benchmarks.records import keep, origin
 from openjepa.experiments.step_times import step_config
 from openjepa.methods.ijepa import IJepa
-from openjepa.settings.bench import StepBench
+from openjepa.settings.experiments import StepBench
 from openjepa.training.timed_steps import TimedStep
 from openjepa.types import Batch, BlockMasks
 

@@ -84,7 +84,7 @@ def load(subject: Path | str, *, encoder: Literal["target", "context"] = "target
     file does not offer. Nothing in the file is executed.
     """
     from openjepa.inference.encoder import Encoder
-    from openjepa.weights.loading import Choice, load_any
+    from openjepa.weights.formats import Choice, load_any
 
     if encoder not in ("target", "context"):
         raise Refusal(f"encoder={encoder!r} is not known: use 'target' or 'context'")
@@ -132,6 +132,6 @@ def embed(subject: Path | str, images: "Pictures", batch_size: int = 64) -> "Ten
     command `openjepa embed`.
     """
     from openjepa.inference.encoder import Encoder
-    from openjepa.weights.loading import Choice, load_any
+    from openjepa.weights.formats import Choice, load_any
 
     return Encoder(load_any(subject, Choice(predictor=False))).embed(images, batch_size=batch_size)

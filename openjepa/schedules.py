@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from openjepa.settings.derived import resolved
-from openjepa.settings.optimization import OptimizationSettings
+from openjepa.settings.run import OptimizationSettings
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from openjepa.models.vit import build_encoder
 from openjepa.settings.models import EncoderConfig
 from openjepa.settings.sources import DataSettings
 from openjepa.types import Export
-from openjepa.weights.fingerprint import weights_hash
-from openjepa.weights.loading import load_any
+from openjepa.weights.contents import weights_hash
+from openjepa.weights.formats import load_any
 from openjepa.weights.native import save_network
 
 CONFIG = EncoderConfig(width=48, depth=2, heads=3, mlp_ratio=4.0, patch_size=8, image_size=(32, 32))

@@ -5,9 +5,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from openjepa.evaluation import PROTOCOLS
-from openjepa.evaluation.published import PUBLISHED
 from openjepa.evaluation.results import Metric, Result, SubjectResult
-from openjepa.evaluation.suite import SUITES
+from openjepa.evaluation.suite import PUBLISHED, SUITES
 from openjepa.report import write_report
 
 HOSTILE = "<script>alert('x')</script>\"'><img src=http://evil.example/x onerror=alert(1)>{{ 7 * 7 }}"

@@ -14,8 +14,7 @@ from openjepa.cli import main
 from openjepa.experiments import ablation as running
 from openjepa.experiments.ablation import run_ablation
 from openjepa.experiments.ablation_lengths import PlannedRun, Speed, base_config, planned_runs
-from openjepa.experiments.ablation_tables import legend, print_tables
-from openjepa.experiments.results import RunResult, claimed, read_results
+from openjepa.experiments.ablation_tables import RunResult, claimed, legend, print_tables, read_results
 from openjepa.recipes import load_recipe
 from openjepa.recipes.ablations import ABLATIONS, ablation_rows
 from openjepa.settings.experiments import AblationSettings

@@ -56,9 +56,9 @@ TORCH_FREE = {
     "cli",
 }
 TORCH_FREE_FILES = {f"{name}/__init__.py" for name in ("methods", "masks", "data", "evaluation", "engine", "training")}
-TORCH_FREE_FILES |= {"data/datasets/benchmarks.py", "data/source.py", "evaluation/suite.py", "evaluation/published.py"}
-TORCH_FREE_FILES |= {"data/fingerprint.py", "evaluation/variants.py", "measures/__init__.py", "measures/verdicts.py"}
-TORCH_FREE_FILES |= {"__init__.py", "system/interrupts.py", "weights/__init__.py", "weights/hub.py"}
+TORCH_FREE_FILES |= {"data/datasets/benchmarks.py", "data/source.py", "evaluation/suite.py"}
+TORCH_FREE_FILES |= {"data/source.py", "evaluation/results.py", "measures/__init__.py", "measures/verdicts.py"}
+TORCH_FREE_FILES |= {"__init__.py", "system/interrupts.py", "weights/__init__.py", "weights/formats.py"}
 TORCH_FREE_FILES |= {f"conversion/{name}.py" for name in ("__init__", "card", "places", "snippets")}
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_NESTING = 450, 60, 3

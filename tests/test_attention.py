@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openjepa.models.attention import _PlainAttention, attention, attention_bias
+from openjepa.models.transformer import _PlainAttention, attention, attention_bias
 
 
 def by_definition(qkv: Tensor, heads: int, valid: Tensor | None) -> Tensor:

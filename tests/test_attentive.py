@@ -19,8 +19,7 @@ from openjepa.evaluation.probes.attentive import (
     loss_sum,
     train_probes,
 )
-from openjepa.settings.attentive import AttentiveSettings
-from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.evaluation import AttentiveSettings, EvaluationSettings
 from openjepa.types import normalize
 from tests.colors import Broken, color_probe
 

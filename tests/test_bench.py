@@ -15,10 +15,9 @@ from openjepa.experiments.step_times import bench_step, print_step, step_config,
 from openjepa.methods import METHODS
 from openjepa.methods.ijepa import IJepa
 from openjepa.recipes import RECIPES, load_recipe
-from openjepa.settings.bench import MethodName, StepBench
 from openjepa.settings.derived import resolve
-from openjepa.training.generated import PHOTO, GeneratedPhotos
-from openjepa.training.timed_steps import TimedStep
+from openjepa.settings.experiments import MethodName, StepBench
+from openjepa.training.timed_steps import PHOTO, GeneratedPhotos, TimedStep
 from openjepa.types import BlockMasks
 
 OPTIONS = StepBench(

@@ -6,8 +6,8 @@ import pytest
 
 from openjepa.experiments.data_times import bench_data, bench_views, print_views, time_data, views_config
 from openjepa.methods import METHODS
-from openjepa.settings.bench import DataBench
-from openjepa.training.generated import write_photos
+from openjepa.settings.experiments import DataBench
+from openjepa.training.timed_steps import write_photos
 
 
 def test_ratios_are_those_of_the_rates(tmp_path: Path) -> None:

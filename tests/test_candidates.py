@@ -15,9 +15,7 @@ from openjepa.evaluation.probes.attentive import evaluate_attentive
 from openjepa.evaluation.probes.linear_full import evaluate_linear_full
 from openjepa.evaluation.probes.trained import Scores, choose, compare, training_on
 from openjepa.evaluation.protocol import ImageProbe, held_out_rows
-from openjepa.settings.attentive import AttentiveSettings
-from openjepa.settings.evaluation import EvaluationSettings
-from openjepa.settings.linear_full import FullLinearSettings
+from openjepa.settings.evaluation import AttentiveSettings, EvaluationSettings, FullLinearSettings
 from tests.colors import Broken, color_probe
 
 FULL = FullLinearSettings(epochs=2, batch_size=16, learning_rates=(1.0, 0.1), weight_decays=(0.0,), augmentation="none")

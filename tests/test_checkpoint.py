@@ -9,7 +9,7 @@ from torch import nn
 
 from openjepa.engine.checkpoint import TrainerState, latest_checkpoint, load_checkpoint, save_checkpoint, set_broken_aside
 from openjepa.engine.optimizer import build_optimizer
-from openjepa.settings.optimization import OptimizationSettings
+from openjepa.settings.run import OptimizationSettings
 from openjepa.types import LoaderPosition, ParameterRule
 
 RULES = (

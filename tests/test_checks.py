@@ -6,18 +6,15 @@ from typing import Any
 import pytest
 
 from openjepa.checks import check, remarks
+from openjepa.checks.grids import check_positions
 from openjepa.checks.protocol_settings import EVALUATION_RANGES, check_evaluation, evaluation_remarks
-from openjepa.checks.sizes import check_positions
 from openjepa.checks.values import PAIRS, RANGES
 from openjepa.config import flatten
 from openjepa.evaluation import PROTOCOLS
 from openjepa.recipes.matched import with_method
 from openjepa.refusals import Refusal
-from openjepa.settings.choices import CHOICES
-from openjepa.settings.dense import DenseSettings
-from openjepa.settings.evaluation import EvaluationSettings
-from openjepa.settings.finetune import FinetuneSettings
-from openjepa.settings.low_shot import LowShotSettings
+from openjepa.settings.evaluation import DenseSettings, EvaluationSettings, FinetuneSettings, LowShotSettings
+from openjepa.settings.fields import CHOICES
 from openjepa.settings.masks import MultiblockSettings, RandomPatchesSettings
 from openjepa.settings.methods import DinoSettings
 from openjepa.settings.run import RunConfig

@@ -16,8 +16,8 @@ from openjepa.cli import COMMANDS, main
 from openjepa.commands.parsing.arguments import option_value, parse_evaluate, parse_train
 from openjepa.config import load_run_config, save_yaml
 from openjepa.recipes import load_recipe
-from openjepa.settings.choices import CHOICES
 from openjepa.settings.derived import resolve
+from openjepa.settings.fields import CHOICES
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import FolderSettings, HuggingFaceSettings, ScenesSettings

@@ -12,8 +12,7 @@ import torch
 from openjepa.engine import checkpoint, clock
 from openjepa.engine.clock import LoopClock
 from openjepa.engine.timings import seconds_of_steps
-from openjepa.experiments.ablation_tables import tables
-from openjepa.experiments.results import RunResult
+from openjepa.experiments.ablation_tables import RunResult, tables
 from openjepa.report.facts import facts, step_seconds, total_seconds
 from openjepa.report.reading import read_run
 from openjepa.report.training import training

@@ -14,7 +14,7 @@ from openjepa.data import SOURCES
 from openjepa.masks import MASKS
 from openjepa.methods import METHODS
 from openjepa.recipes import RECIPES, load_recipe
-from openjepa.settings.choices import CHOICES
+from openjepa.settings.fields import CHOICES
 from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import HuggingFaceSettings, ScenesSettings
 

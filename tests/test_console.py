@@ -24,9 +24,8 @@ from openjepa.inference.search.printing import print_answers
 from openjepa.inference.search.search_run import find_neighbors
 from openjepa.recipes import load_recipe
 from openjepa.recipes.ablations import ABLATIONS
-from openjepa.settings.search import SearchSettings
-from openjepa.system.console import plain_console, text_column
-from openjepa.system.display import Counter, Display
+from openjepa.settings.inference import SearchSettings
+from openjepa.system.console import Counter, Display, plain_console, text_column
 from openjepa.weights.convert.conversion import Conversion
 from tests.feature_tables import CONFIG, plain_manifest, write_table
 from tests.test_ablate import finished

@@ -17,7 +17,7 @@ from openjepa.experiments.energies import bench_energy
 from openjepa.methods import mae
 from openjepa.methods.ijepa import IJepa
 from openjepa.refusals import Refusal
-from openjepa.settings.bench import EnergyBench
+from openjepa.settings.experiments import EnergyBench
 from openjepa.settings.masks import RandomPatchesSettings
 from openjepa.settings.methods import MaeSettings
 from openjepa.settings.run import RunConfig

@@ -12,14 +12,13 @@ import torch
 import yaml
 
 from openjepa.commands.convert import convert as command
-from openjepa.settings.conversion import ConvertSettings
+from openjepa.settings.inference import ConvertSettings
 from openjepa.types import Export
 from openjepa.weights.convert import conversion as module
 from openjepa.weights.convert.conversion import convert
 from openjepa.weights.convert.verification import sizes_of, verify
-from openjepa.weights.loading import Choice, load_any
+from openjepa.weights.formats import Choice, Networks, load_any
 from openjepa.weights.native import save_network
-from openjepa.weights.written import Networks
 from tests.example_run import write_run
 from tests.test_weights_bad_input import Malicious
 from tests.test_weights_formats import official, weights

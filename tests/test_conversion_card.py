@@ -11,16 +11,14 @@ import pytest
 import yaml
 
 from openjepa.report.reading import read_run
-from openjepa.settings.conversion import ConvertSettings
+from openjepa.settings.inference import ConvertSettings
 from openjepa.types import Export
 from openjepa.weights import OUTPUTS
-from openjepa.weights.convert.card import CardFacts, card
+from openjepa.weights.contents import weights_hash
+from openjepa.weights.convert.card import CardFacts, card, loading
 from openjepa.weights.convert.conversion import convert
-from openjepa.weights.convert.origin import Origin
-from openjepa.weights.convert.places import published
-from openjepa.weights.convert.snippets import loading
-from openjepa.weights.fingerprint import weights_hash
-from openjepa.weights.loading import load_any
+from openjepa.weights.convert.origin import Origin, published
+from openjepa.weights.formats import load_any
 from openjepa.weights.native import save_network
 from tests.example_run import write_evaluations, write_variant
 from tests.test_conversion import run_folder

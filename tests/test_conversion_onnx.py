@@ -10,13 +10,13 @@ import torch
 
 from openjepa.models.positions import resampled_positions, sincos_positions
 from openjepa.models.vit import VisionTransformer
-from openjepa.settings.conversion import ConvertSettings
+from openjepa.settings.inference import ConvertSettings
 from openjepa.types import normalize
 from openjepa.weights import onnx as onnx_format
 from openjepa.weights.convert import verification
 from openjepa.weights.convert.conversion import convert
-from openjepa.weights.onnx_graph import EncoderGraph
-from openjepa.weights.written import Networks
+from openjepa.weights.formats import Networks
+from openjepa.weights.onnx import EncoderGraph
 from tests.weights_written import CONFIGS, networks, written
 
 TOLERANCE = 2e-5

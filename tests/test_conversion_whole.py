@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from openjepa.settings.conversion import ConvertSettings
+from openjepa.settings.inference import ConvertSettings
 from openjepa.system.whole_files import place, whole_folder
 from openjepa.weights.convert import conversion as module
 from openjepa.weights.convert.conversion import convert

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from openjepa.engine import checkpoint
-from openjepa.engine.run_folder import open_run_folder
-from openjepa.engine.run_log import RunLog, logged_step_seconds, logged_steps
+from openjepa.engine.run_folder import RunLog, logged_step_seconds, logged_steps, open_run_folder
 from openjepa.refusals import Refusal
 from openjepa.settings.models import PredictorConfig
 from openjepa.settings.run import RunConfig

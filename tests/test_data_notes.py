@@ -10,7 +10,7 @@ from openjepa.evaluation.dataset_run import evaluate_run
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import DataSettings, FolderSettings, HuggingFaceSettings
-from openjepa.visualization.pictured import choose_images
+from openjepa.visualization.neighbors import choose_images
 from tests.embedding import save_encoder
 from tests.images import shape_image
 from tests.tables import offline as offline

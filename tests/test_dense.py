@@ -16,17 +16,23 @@ from PIL import Image
 from openjepa.data.source import LabelMaps, ListSource, Splits
 from openjepa.data.views import evaluation_view
 from openjepa.evaluation import PROTOCOLS
-from openjepa.evaluation.probes.dense import held_out_patches, patch_batches, patch_features, training_patches
-from openjepa.evaluation.probes.patch_labels import label_view, patch_histograms, patch_labels
+from openjepa.evaluation.probes.dense import (
+    held_out_patches,
+    label_view,
+    patch_batches,
+    patch_features,
+    patch_histograms,
+    patch_labels,
+    training_patches,
+)
 from openjepa.evaluation.protocol import ImageProbe, LabeledImages, ProtocolResult
 from openjepa.evaluation.results import Result
 from openjepa.evaluation.task_run import Subjects, evaluate_task
 from openjepa.evaluation.tasks import TASKS, chosen_tasks
-from openjepa.measures.overlap import hit_rate, mean_iou, mean_iou_error, overlap_counts
+from openjepa.measures.accuracy import hit_rate, mean_iou, mean_iou_error, overlap_counts
 from openjepa.models.vit import build_encoder
 from openjepa.refusals import Refusal
-from openjepa.settings.dense import DenseSettings
-from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.evaluation import DenseSettings, EvaluationSettings
 from openjepa.settings.models import EncoderConfig
 from openjepa.types import normalize
 

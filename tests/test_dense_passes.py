@@ -10,7 +10,7 @@ import pytest
 from openjepa.evaluation.probes import dense
 from openjepa.evaluation.probes.dense import evaluate_dense_knn, evaluate_dense_linear
 from openjepa.evaluation.protocol import ImageProbe
-from openjepa.settings.dense import DenseSettings
+from openjepa.settings.evaluation import DenseSettings
 from tests.colors import Broken
 from tests.test_dense import PROBES, SETTINGS, evaluated, probe, scenes, side
 

@@ -12,9 +12,8 @@ from PIL import Image
 import openjepa
 from openjepa.config import save_yaml
 from openjepa.data import open_splits
-from openjepa.inference.embedding.images import open_images
-from openjepa.inference.embedding.means import kept_mean
-from openjepa.inference.embedding.table import Row, open_table
+from openjepa.inference.embedding.plan import open_images
+from openjepa.inference.embedding.table import Row, kept_mean, open_table
 from openjepa.settings.run import RunConfig, RunSettings
 from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
 from tests.embedding import CONFIG, embed, save_encoder

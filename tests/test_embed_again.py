@@ -75,7 +75,7 @@ def test_parts_of_other_settings_are_refused_unless_again(
 def test_parts_that_another_process_works_on_are_not_thrown_away(
     encoder: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("openjepa.inference.embedding.starting.PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("openjepa.inference.embedding.embedding_run.PATIENCE_SECONDS", 0.2)
     output, parts = tmp_path / "x.npy", tmp_path / "x.npy.parts"
     working = in_process(slowed(partial(embed, encoder, images, output, view="squash"), 1000))
     while not list(parts.glob("*.features")):

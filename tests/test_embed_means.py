@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from openjepa.inference.embedding.means import SAMPLE, Tally, evenly_spread, kept_mean
-from openjepa.inference.embedding.table import FeatureTable, open_table
+from openjepa.inference.embedding.table import SAMPLE, FeatureTable, Tally, evenly_spread, kept_mean, open_table
 from openjepa.inference.search import vectors
 from openjepa.inference.search.vectors import place_means, table_mean
 from tests.feature_tables import plain_manifest, write_table

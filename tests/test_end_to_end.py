@@ -12,10 +12,10 @@ from openjepa.experiments.pipeline import quickstart_config, run_through
 from openjepa.methods import METHODS
 from openjepa.recipes import load_recipe
 from openjepa.report import write_report
-from openjepa.report.wording import METHOD_WORDS
-from openjepa.settings.bench import EnergyBench
+from openjepa.report.probes import METHOD_WORDS
 from openjepa.settings.derived import resolve
 from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.experiments import EnergyBench
 from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import FolderSettings
 from tests.images import write_folder

@@ -18,7 +18,7 @@ from openjepa.masks import MASKS
 from openjepa.measures.energy import energy_statistics, incompatible, is_flat
 from openjepa.methods.ijepa import IJepa
 from openjepa.schedules import Progress
-from openjepa.settings.bench import EnergyBench
+from openjepa.settings.experiments import EnergyBench
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.run import RunConfig
 from openjepa.training.loop import train

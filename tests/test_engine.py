@@ -15,17 +15,14 @@ from torch import nn
 from openjepa.checks import check
 from openjepa.config import load_run_config
 from openjepa.engine.device import autocast, resolve_device, resolve_precision
-from openjepa.engine.failures import explain_memory
-from openjepa.engine.finite import FiniteGuard, NotFinite
+from openjepa.engine.failures import FiniteGuard, NotFinite, explain_memory
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
-from openjepa.engine.run_folder import RunFolder, open_run_folder, run_path
-from openjepa.engine.run_log import RunLog
+from openjepa.engine.run_folder import RunFolder, RunLog, open_run_folder, run_path
 from openjepa.settings.masks import MultiblockSettings
-from openjepa.settings.optimization import OptimizationSettings
-from openjepa.settings.run import RunConfig, RunSettings, SystemSettings
+from openjepa.settings.run import OptimizationSettings, RunConfig, RunSettings, SystemSettings
 from openjepa.settings.sources import DataSettings, FolderSettings, HuggingFaceSettings, ScenesSettings
 from openjepa.system.claims import take
-from openjepa.system.display import Display, format_count, format_seconds
+from openjepa.system.console import Display, format_count, format_seconds
 from openjepa.system.interrupts import Interrupts
 from openjepa.types import ParameterRule, Skipped
 from tests.embedding import in_process

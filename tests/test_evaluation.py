@@ -15,7 +15,7 @@ from openjepa.evaluation.probes.closed_sweep import rotate, solve
 from openjepa.evaluation.probes.knn import evaluate_neighbors
 from openjepa.evaluation.probes.linear import KINDS, evaluate_linear, prepare
 from openjepa.evaluation.protocol import LabeledFeatures, held_out_rows
-from openjepa.measures import knn
+from openjepa.measures import accuracy
 from openjepa.settings.evaluation import EvaluationSettings
 
 SETTINGS = EvaluationSettings(weight_decays=(1e-4, 1e-2, 1.0), neighbors=(1, 5, 20))
@@ -201,9 +201,9 @@ def test_means_and_covariances_of_chunks_are_those_of_the_whole(monkeypatch: pyt
 def test_neighbors_are_the_same_however_many_keys_are_compared_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = clusters(300, 1.2, 1), clusters(90, 1.2, 2)
     keys, kept, options = train.features["last"], torch.arange(0, 300, 3), ((1, 7, 200), 0.07)
-    whole = knn.knn_predictions(keys[kept], train.labels[kept], test.features["last"], *options)
-    monkeypatch.setattr(knn, "KEY_CHUNK", 13)
-    parts = knn.knn_predictions(keys, train.labels[kept], test.features["last"], *options, chunk_size=32, rows=kept)
+    whole = accuracy.knn_predictions(keys[kept], train.labels[kept], test.features["last"], *options)
+    monkeypatch.setattr(accuracy, "KEY_CHUNK", 13)
+    parts = accuracy.knn_predictions(keys, train.labels[kept], test.features["last"], *options, chunk_size=32, rows=kept)
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
 
 

@@ -25,12 +25,17 @@ from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import FolderSettings, ScenesSettings
 from openjepa.types import ColorChange, Export, ViewSpec
 from openjepa.visualization import mask_figure, visualize_run
-from openjepa.visualization.colors import heat, pca_colors
-from openjepa.visualization.features import dense_features, nearest, similarity_map
 from openjepa.visualization.mask_pictures import TARGET_COLORS, neutral_grid, paint_masks
-from openjepa.visualization.neighbors import neighbor_sheet, purity
-from openjepa.visualization.pictured import Pictured, choose_images
-from openjepa.visualization.sheet import GOOD, Sheet, table
+from openjepa.visualization.neighbors import (
+    Pictured,
+    choose_images,
+    dense_features,
+    nearest,
+    neighbor_sheet,
+    purity,
+    similarity_map,
+)
+from openjepa.visualization.sheet import GOOD, Sheet, heat, pca_colors, table
 from openjepa.visualization.view_pictures import changes_views, read_views, view_sheet
 from openjepa.weights.native import save_network
 from tests.images import write_folder

@@ -9,19 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-import openjepa.evaluation.probes.finetune_training as training
+import openjepa.evaluation.probes.finetune as training
 from openjepa.checks.protocol_settings import check_evaluation
 from openjepa.data import open_splits
-from openjepa.data.augmented import augmented_batches
-from openjepa.data.erasing import RandomErasing
-from openjepa.data.randaugment import RandAugment
+from openjepa.data.augmented import RandAugment, RandomErasing, augmented_batches
 from openjepa.data.source import ListSource
-from openjepa.engine.layer_decay import layer_decay_rules, layer_number, layer_scale
-from openjepa.engine.optimizer import build_optimizer, set_rates
-from openjepa.evaluation.probes.finetune import evaluate_finetune
-from openjepa.evaluation.probes.finetune_training import (
+from openjepa.engine.optimizer import build_optimizer, layer_decay_rules, layer_number, layer_scale, set_rates
+from openjepa.evaluation.probes.finetune import (
     Classifier,
     build_classifier,
+    evaluate_finetune,
     length,
     schedule,
     train_classifier,
@@ -33,13 +30,11 @@ from openjepa.models.transformer import DropPath
 from openjepa.models.vit import build_encoder
 from openjepa.schedules import Progress, learning_rate
 from openjepa.seeds import derive
-from openjepa.settings.evaluation import EvaluationSettings
-from openjepa.settings.finetune import FinetuneRecipe, FinetuneSettings, resolve_finetune
-from openjepa.settings.low_shot import LowShotSettings
+from openjepa.settings.evaluation import EvaluationSettings, FinetuneRecipe, FinetuneSettings, LowShotSettings, resolve_finetune
 from openjepa.settings.models import EncoderConfig
 from openjepa.settings.sources import FolderSettings
 from openjepa.types import normalize
-from openjepa.weights.fingerprint import weights_hash
+from openjepa.weights.contents import weights_hash
 
 CONFIG = EncoderConfig(width=24, depth=2, heads=2, mlp_ratio=2.0, patch_size=8, image_size=(32, 32))
 QUICK = FinetuneSettings(

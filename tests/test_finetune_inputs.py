@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-import openjepa.evaluation.probes.finetune_training as training
+import openjepa.evaluation.probes.finetune as training
 from openjepa.engine.device import keep_random_state, seed_generator, to_device
-from openjepa.evaluation.probes.finetune import evaluate_finetune
-from openjepa.evaluation.probes.finetune_training import build_classifier, length, train_classifier
+from openjepa.evaluation.probes.finetune import build_classifier, evaluate_finetune, length, train_classifier
 from openjepa.evaluation.protocol import ImageProbe, held_out_rows
 from openjepa.models.vit import build_encoder
-from openjepa.settings.evaluation import EvaluationSettings
-from openjepa.settings.finetune import FinetuneSettings, resolve_finetune
+from openjepa.settings.evaluation import EvaluationSettings, FinetuneSettings, resolve_finetune
 from openjepa.types import Skipped
 from tests.colors import CONFIG, CPU, Broken, color_probe
 

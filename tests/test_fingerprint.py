@@ -11,19 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openjepa.data.datasets.cifar_binary import CifarBinary
-from openjepa.data.fingerprint import source_hash, stamps_hash
+from openjepa.data.datasets.cifar import CifarBinary
 from openjepa.data.folders.folder import FolderSource
 from openjepa.data.selection import Subset
-from openjepa.data.source import ListSource, ShardSource
+from openjepa.data.source import ListSource, ShardSource, source_hash, stamps_hash
 from openjepa.evaluation.dataset_run import evaluate_run
 from openjepa.inference.embedding.embedding_run import embed_dataset
-from openjepa.inference.embedding.images import Images
-from openjepa.inference.embedding.plan import plan_entries
+from openjepa.inference.embedding.plan import Images, plan_entries
 from openjepa.inference.embedding.table import open_table
 from openjepa.inference.search.gallery import open_gallery
 from openjepa.inference.search.search_run import open_for_search
-from openjepa.settings.search import SearchSettings
+from openjepa.settings.inference import SearchSettings
 from openjepa.settings.sources import FolderSettings
 from tests.embedding import SETTINGS as EMBED
 from tests.embedding import embed, in_process, save_encoder, slowed, stop_after

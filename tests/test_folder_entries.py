@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from openjepa.data.folders.entries import EntryKind, walk
+from openjepa.data.folders.entries import SERVICES, EntryKind, walk
 from openjepa.data.folders.folder import open_folder
-from openjepa.data.folders.service_folders import SERVICES
 from openjepa.data.source import Splits
 from openjepa.settings.sources import FolderSettings
 from tests.images import shape_image

@@ -12,7 +12,7 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 
-from openjepa.visualization import fonts
+from openjepa.visualization import sheet
 from openjepa.visualization.sheet import Sheet
 
 UNDECODABLE = b"caf\xe9".decode(errors="surrogateescape")
@@ -34,11 +34,11 @@ def no_fonts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     files: list[str] = []
     known = list(font_manager.fontManager.ttflist)
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: list(files))
-    fonts._installed.cache_clear()
-    fonts._family_with.cache_clear()
+    sheet._installed.cache_clear()
+    sheet._family_with.cache_clear()
     yield files
-    fonts._installed.cache_clear()
-    fonts._family_with.cache_clear()
+    sheet._installed.cache_clear()
+    sheet._family_with.cache_clear()
     font_manager.fontManager.ttflist[:] = known
 
 
@@ -74,13 +74,13 @@ def drawn(text: str) -> np.ndarray:
 @pytest.mark.parametrize("name", [UNDECODABLE, "a\nb", "\x1b[31m", "\x00", "\udc80\udcff", "\ufffe"])
 def test_what_is_no_letter_is_written_out(name: str, no_fonts: list[str]) -> None:
     expected = {UNDECODABLE: r"caf\udce9", "a\nb": r"a\nb", "\x1b[31m": r"\x1b[31m"}
-    assert fonts.printable(name) == expected.get(name, fonts.printable(name)) and fonts.printable(name).isascii()
-    np.testing.assert_array_equal(drawn(name), drawn(fonts.printable(name)))
+    assert sheet.printable(name) == expected.get(name, sheet.printable(name)) and sheet.printable(name).isascii()
+    np.testing.assert_array_equal(drawn(name), drawn(sheet.printable(name)))
 
 
 @pytest.mark.parametrize("name", ["café", "собака", "σκύλος", "كلب", "$5^2$ a_b", "naïve, 50 %"])
 def test_the_usual_font_has_these(name: str, no_fonts: list[str]) -> None:
-    assert fonts.families(name) == ([fonts.USUAL], True)
+    assert sheet.families(name) == ([sheet.USUAL], True)
     assert drawn(name).any()
 
 
@@ -90,7 +90,7 @@ def test_an_installed_font_with_the_letters_is_used(script: str, no_fonts: list[
     no_fonts.append(make_font(tmp_path / "other.ttf", "ꙮ", "Nothing of Use"))
     no_fonts.append(str(tmp_path / "gone.ttf"))
     no_fonts.append(make_font(tmp_path / "squares.ttf", "".join(sorted(set(name))), f"Squares {script}"))
-    assert fonts.families(f"{name} dog") == ([fonts.USUAL, f"Squares {script}"], True)
+    assert sheet.families(f"{name} dog") == ([sheet.USUAL, f"Squares {script}"], True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         covered = drawn(name[0])
@@ -113,9 +113,9 @@ def test_letters_that_no_font_has_are_named_once(script: str, no_fonts: list[str
 
 
 def test_many_names_are_counted() -> None:
-    assert "a, b, c, d, e and 2 more: " in fonts.undrawn_words("gfedcbaabc")
+    assert "a, b, c, d, e and 2 more: " in sheet.undrawn_words("gfedcbaabc")
 
 
 def test_joiners_need_no_letter(no_fonts: list[str]) -> None:
-    assert fonts.families("a\u200db\u200c\ufe0f") == ([fonts.USUAL], True)
-    assert fonts.printable("a\u200db\u202e") == "a\u200db\\u202e"
+    assert sheet.families("a\u200db\u200c\ufe0f") == ([sheet.USUAL], True)
+    assert sheet.printable("a\u200db\u202e") == "a\u200db\\u202e"

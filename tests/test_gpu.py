@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from openjepa.engine.finite import FiniteGuard, NotFinite
+from openjepa.engine.failures import FiniteGuard, NotFinite
 from openjepa.engine.optimizer import build_optimizer, gradient_norm
 from openjepa.methods.base import DEFAULT_RULES
 from openjepa.models.vit import build_encoder
 from openjepa.settings.models import EncoderConfig
-from openjepa.settings.optimization import OptimizationSettings
+from openjepa.settings.run import OptimizationSettings
 from openjepa.training.loop import train
 from tests.images import write_folder
 from tests.test_loop import lines, small_config

@@ -17,10 +17,9 @@ from openjepa.commands.parsing.arguments import COMMON, EmbedOptions, EvaluateOp
 from openjepa.commands.parsing.help import folded
 from openjepa.commands.parsing.options import explanations, options_of, positionals_first
 from openjepa.recipes import RECIPES
-from openjepa.settings.bench import StepBench
-from openjepa.settings.experiments import AblationSettings
+from openjepa.settings.experiments import AblationSettings, StepBench
+from openjepa.settings.inference import SearchSettings
 from openjepa.settings.run import RunSettings
-from openjepa.settings.search import SearchSettings
 from openjepa.settings.sources import HuggingFaceSettings
 
 

@@ -19,7 +19,7 @@ pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
 from safetensors.torch import load_file, save_file
 
 import openjepa
-from openjepa.settings.conversion import ConvertSettings
+from openjepa.settings.inference import ConvertSettings
 from openjepa.weights.convert.conversion import convert
 from tests.feature_tables import save_encoder
 

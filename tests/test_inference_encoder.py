@@ -18,8 +18,8 @@ import openjepa
 from openjepa.data.views import evaluation_view
 from openjepa.settings.methods import IJepaSettings
 from openjepa.types import normalize
-from openjepa.weights.fingerprint import weights_hash
-from openjepa.weights.loading import load_any
+from openjepa.weights.contents import weights_hash
+from openjepa.weights.formats import load_any
 from openjepa.weights.native import save_network
 from tests.images import shape_image, write_folder
 from tests.tiny_encoder import CONFIG, MEAN, STD, write_encoder, write_ijepa

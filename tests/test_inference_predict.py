@@ -17,7 +17,7 @@ from openjepa.methods.ijepa import VIEW, IJepa
 from openjepa.schedules import Progress
 from openjepa.settings.methods import IJepaSettings
 from openjepa.types import Batch, BlockMasks, normalize
-from openjepa.weights.loading import Choice, load_any
+from openjepa.weights.formats import Choice, load_any
 from tests.images import shape_image
 from tests.parity.test_weights import DATA, FORWARD, read
 from tests.tiny_encoder import MEAN, STD, write_encoder, write_ijepa

@@ -23,8 +23,8 @@ from openjepa.training.init import Start, settled, start_method
 from openjepa.training.loop import train
 from openjepa.training.monitor import draw_batches
 from openjepa.training.startup import build_method, default_view
-from openjepa.weights.fingerprint import weights_hash
-from openjepa.weights.loading import Choice, load_any
+from openjepa.weights.contents import weights_hash
+from openjepa.weights.formats import Choice, load_any
 from tests.images import write_folder
 from tests.small_methods import method_config
 from tests.test_weights_formats import official, prefixed, weights, written

@@ -11,10 +11,9 @@ from openjepa.config import save_yaml
 from openjepa.settings.derived import resolve
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.models import EncoderConfig, PredictorConfig
-from openjepa.training.following import following
-from openjepa.training.init import settled, start_method
+from openjepa.training.init import following, settled, start_method
 from openjepa.training.startup import build_method, default_view
-from openjepa.weights.loading import Choice, load_any
+from openjepa.weights.formats import Choice, load_any
 from tests.images import write_folder
 from tests.small_methods import method_config
 from tests.test_init import ODD, encoder_folder, from_file

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openjepa.evaluation.probes.lars import StackedLars, StackedSgd
+from openjepa.evaluation.probes.stacked_heads import StackedLars, StackedSgd
 
 MODELS, STEPS = 3, 5
 RATES, DECAYS = torch.tensor([0.5, 0.1, 0.02]), torch.tensor([0.0, 0.3, 0.01])

@@ -16,8 +16,7 @@ from openjepa.evaluation.probes.linear_full import evaluate_linear_full, feature
 from openjepa.evaluation.probes.stacked_heads import HeadGroup, StackedHeads, Sweep, all_pairs, needed_bytes
 from openjepa.evaluation.probes.trained import training_on
 from openjepa.evaluation.protocol import ProtocolResult
-from openjepa.settings.evaluation import EvaluationSettings
-from openjepa.settings.linear_full import LINEAR_RECIPES, OWN_DATA_RECIPE, FullLinearSettings, LinearRecipe
+from openjepa.settings.evaluation import LINEAR_RECIPES, OWN_DATA_RECIPE, EvaluationSettings, FullLinearSettings, LinearRecipe
 from openjepa.types import normalize
 from tests.colors import CONFIG, CPU, color_probe
 

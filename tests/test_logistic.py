@@ -16,8 +16,7 @@ from openjepa.evaluation.probes.lazy_matrix import Rows
 from openjepa.evaluation.probes.logistic import Standardized, _between, evaluate_logistic, standardize
 from openjepa.evaluation.probes.newton import Objective, Solution, minimize
 from openjepa.evaluation.protocol import LabeledFeatures, held_out_rows
-from openjepa.settings.evaluation import EvaluationSettings
-from openjepa.settings.logistic import LogisticSettings
+from openjepa.settings.evaluation import EvaluationSettings, LogisticSettings
 
 TIGHT = LogisticSettings(gradient_norm=1e-9, iterations=2000)
 

@@ -13,8 +13,7 @@ from openjepa.methods.ijepa import IJepa
 from openjepa.settings.masks import MultiblockSettings
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.models import ModelSettings
-from openjepa.settings.optimization import OptimizationSettings
-from openjepa.settings.run import MonitorSettings, RunConfig, RunSettings, SystemSettings
+from openjepa.settings.run import MonitorSettings, OptimizationSettings, RunConfig, RunSettings, SystemSettings
 from openjepa.settings.sources import FolderSettings
 from openjepa.system.interrupts import Interrupted, Interrupts
 from openjepa.training.loop import train

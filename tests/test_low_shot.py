@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from openjepa.data.low_shot import low_shot_rows
 from openjepa.data.selection import Subset
 from openjepa.data.source import ListSource
+from openjepa.data.splits import low_shot_rows
 from openjepa.seeds import derive_samples
-from openjepa.settings.low_shot import LowShotSettings
+from openjepa.settings.evaluation import LowShotSettings
 
 
 class Names(ListSource):

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from openjepa.masks.blocks import RAREST, block_sizes, covered, place
 from openjepa.masks.coverage import coverage
-from openjepa.masks.cuts import CUTS, angular_order
-from openjepa.masks.multiblock import UnbiasedMultiblock, build_multiblock
+from openjepa.masks.multiblock import CUTS, UnbiasedMultiblock, angular_order, build_multiblock
 from openjepa.masks.official_draws import OfficialMultiblock
 from openjepa.seeds import derive_samples, uniforms
 from openjepa.settings.masks import MultiblockSettings

@@ -27,7 +27,7 @@ from openjepa.training.loop import train
 from openjepa.training.monitor import draw_batches
 from openjepa.training.startup import build_method, default_view
 from openjepa.types import Batch, Masks
-from openjepa.weights.loading import load_any
+from openjepa.weights.formats import load_any
 from openjepa.weights.native import save_network
 from tests.images import write_folder
 from tests.small_methods import method_config

@@ -7,8 +7,8 @@ import pytest
 
 from openjepa.methods import METHODS
 from openjepa.recipes import RECIPES, load_recipe
-from openjepa.report.about import LABELS
-from openjepa.report.wording import METHOD_WORDS
+from openjepa.report.page import LABELS
+from openjepa.report.probes import METHOD_WORDS
 from openjepa.settings.methods import About
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from openjepa.checks import check
 from openjepa.data import open_splits
-from openjepa.engine.run_log import RunLog
+from openjepa.engine.run_folder import RunLog
 from openjepa.masks import MASKS
 from openjepa.measures.rank import alpha_req, lidar
 from openjepa.methods.ijepa import IJepa

@@ -17,7 +17,7 @@ from openjepa.schedules import Progress
 from openjepa.settings.masks import RandomPatchesSettings
 from openjepa.settings.methods import MsnSettings
 from openjepa.settings.models import ModelSettings
-from openjepa.settings.optimization import OptimizationSettings
+from openjepa.settings.run import OptimizationSettings
 from openjepa.training.startup import BYTES_KEPT
 from openjepa.types import Batch, BlockMasks, TokenMask, ViewSpec
 from tests.costs import counted, kept_bytes

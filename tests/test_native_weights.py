@@ -15,9 +15,8 @@ from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.system.whole_files import place
 from openjepa.types import Export
 from openjepa.weights import contents, filling
-from openjepa.weights.loading import Choice, load_any
+from openjepa.weights.formats import Choice, load_any, position_table
 from openjepa.weights.native import load_encoder, load_predictor, save_network
-from openjepa.weights.written import position_table
 
 ENCODER = EncoderConfig(
     width=24,

@@ -18,10 +18,8 @@ from openjepa.commands.parsing.arguments import (
 from openjepa.commands.parsing.options import is_value, most_words, positionals_first
 from openjepa.commands.recipes import RecipesOptions
 from openjepa.commands.search import with_number_of_outliers
-from openjepa.settings.bench import EnergyBench, StepBench
-from openjepa.settings.conversion import ConvertSettings
-from openjepa.settings.experiments import AblationSettings
-from openjepa.settings.search import SearchSettings
+from openjepa.settings.experiments import AblationSettings, EnergyBench, StepBench
+from openjepa.settings.inference import ConvertSettings, SearchSettings
 
 LINES: list[tuple[Any, str, list[list[str]]]] = [
     (

@@ -14,8 +14,7 @@ from openjepa.data import open_splits
 from openjepa.data.source import Splits
 from openjepa.data.splits import evaluation_batches
 from openjepa.evaluation import PROTOCOLS
-from openjepa.evaluation.dataset_run import evaluate_run
-from openjepa.evaluation.pooling import pooled_configs, pooled_settings
+from openjepa.evaluation.dataset_run import evaluate_run, pooled_configs, pooled_settings
 from openjepa.evaluation.suite_run import evaluate_suite
 from openjepa.evaluation.tables import print_results
 from openjepa.evaluation.tasks import TASKS
@@ -27,7 +26,7 @@ from openjepa.settings.run import MonitorSettings, RunConfig
 from openjepa.settings.sources import FolderSettings
 from openjepa.training.loop import train
 from openjepa.types import Export, normalize
-from openjepa.weights.loading import load_any
+from openjepa.weights.formats import load_any
 from openjepa.weights.native import save_network
 from tests.images import write_folder
 from tests.small_methods import method_config

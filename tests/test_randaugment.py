@@ -7,8 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from openjepa.data.erasing import InTurn, RandomErasing
-from openjepa.data.randaugment import OPERATIONS, RandAugment
+from openjepa.data.augmented import OPERATIONS, InTurn, RandAugment, RandomErasing
 from tests.images import shape_image
 
 FILL = (10, 20, 30)

@@ -11,11 +11,10 @@ import torch
 from openjepa.masks import MASKS
 from openjepa.methods.base import Method
 from openjepa.settings.run import RunConfig
-from openjepa.training import real_steps
+from openjepa.training import timed_steps
 from openjepa.training.loop import train
-from openjepa.training.real_steps import time_line
 from openjepa.training.startup import build_method, default_view
-from openjepa.training.timed_steps import TimedStep
+from openjepa.training.timed_steps import TimedStep, time_line
 from tests.images import write_folder
 from tests.test_loop import small_config
 
@@ -47,7 +46,7 @@ def half_seconds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         taken.append(len(self.batch.sample_ids))
         return run(self)
 
-    monkeypatch.setattr(real_steps, "measure", measure)
+    monkeypatch.setattr(timed_steps, "measure", measure)
     monkeypatch.setattr(TimedStep, "run", counted)
     return taken
 
@@ -71,7 +70,7 @@ def test_large_batches_are_timed_in_part_on_a_cpu(
     config: RunConfig, half_seconds: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method = method_of(config)
-    monkeypatch.setattr(real_steps, "CPU_FLOPS", 3.5 * method.step_flops())
+    monkeypatch.setattr(timed_steps, "CPU_FLOPS", 3.5 * method.step_flops())
     assert "about 22m13s of steps at 6 images/s (timed: 4 steps of 3 images)" in time_line(config, method, CPU, 1000)
     assert set(half_seconds) == {3}
 
@@ -81,7 +80,7 @@ def test_what_cannot_be_timed_says_what_times_it(
     name: str, value: object, config: RunConfig, half_seconds: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method = method_of(config)
-    monkeypatch.setattr(f"openjepa.training.real_steps.{name}", value)
+    monkeypatch.setattr(f"openjepa.training.timed_steps.{name}", value)
     line = time_line(replace(config, recipe="gpu-224"), method, CPU, total_steps=1000)
     assert "not measured" in line and "openjepa bench step gpu-224" in line and not half_seconds
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from openjepa.models.attention import attention
 from openjepa.models.positions import RelativeBias
+from openjepa.models.transformer import attention
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.settings.models import EncoderConfig
 

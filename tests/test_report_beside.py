@@ -9,16 +9,13 @@ from pathlib import Path
 import pytest
 
 from openjepa.evaluation import PROTOCOLS
-from openjepa.evaluation.published import PUBLISHED
 from openjepa.evaluation.results import Result, SubjectResult
-from openjepa.evaluation.suite import SUITES
+from openjepa.evaluation.suite import PUBLISHED, SUITES
 from openjepa.evaluation.tables import follows_published
-from openjepa.report.beside import Comparison, Number, compares, comparisons
+from openjepa.report.beside import LEFT, RIGHT, WIDTH, Comparison, Number, compares, comparisons, draw_strip, place
+from openjepa.report.headline import qualities, skipped_tasks
 from openjepa.report.probes import measured, table
-from openjepa.report.quality import qualities
 from openjepa.report.reading import read_run
-from openjepa.report.remarks import skipped_tasks
-from openjepa.report.strips import LEFT, RIGHT, WIDTH, draw_strip, place
 from tests.example_run import write_evaluations, write_run, write_variant
 from tests.report_page import HOSTILE, Page, metric_of, page_of, poisoned, write_suite
 

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from openjepa.report.headline import headline
-from openjepa.report.probes import table, unfolded
+from openjepa.report.probes import quantity, table, unfolded
 from openjepa.report.reading import read_run
-from openjepa.report.wording import quantity
 from tests.example_run import TOTAL_STEPS, write_evaluations, write_run, write_variant
 from tests.report_page import page_of, write_suite
 

@@ -17,8 +17,7 @@ import yaml
 from openjepa.cli import main
 from openjepa.report import write_scaling
 from openjepa.report.reading import read_run
-from openjepa.report.scaling import Group, scaling
-from openjepa.report.scaling_charts import charts, constants
+from openjepa.report.scaling import Group, charts, constants, scaling
 from openjepa.report.scatter import LEFT, Dot, Frame, Scatter, draw_scatter, frame_of, log_ticks, power
 from openjepa.report.training import training
 from tests.example_run import write_evaluations, write_run, write_variant

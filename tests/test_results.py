@@ -9,9 +9,8 @@ import pytest
 from rich.console import Console
 
 from openjepa.evaluation import PROTOCOLS
-from openjepa.evaluation.published import PUBLISHED
 from openjepa.evaluation.results import Metric, Result, SubjectResult
-from openjepa.evaluation.suite import SUITES
+from openjepa.evaluation.suite import PUBLISHED, SUITES
 from openjepa.evaluation.tables import follows_published, percent, print_results
 
 

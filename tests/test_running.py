@@ -13,9 +13,8 @@ import torch
 from openjepa.config import load_run_config, save_yaml
 from openjepa.data import open_splits
 from openjepa.data.decode import decode_image
-from openjepa.data.fingerprint import source_hash
 from openjepa.data.selection import balanced_rows, ranks_in_class
-from openjepa.data.source import Splits
+from openjepa.data.source import Splits, source_hash
 from openjepa.data.splits import evaluation_batches
 from openjepa.evaluation.dataset_run import evaluate_run
 from openjepa.evaluation.feature_matrix import EncoderFeatures, PixelFeatures, View, extract_features

@@ -4,9 +4,18 @@ import math
 import numpy as np
 import pytest
 
-from openjepa.data.scenes.layout import AREA, MIN_GAP, MIN_VISIBLE_PIXELS, SIZES, SceneLayout, lay_out_scene
+from openjepa.data.scenes.layout import (
+    AREA,
+    MIN_GAP,
+    MIN_VISIBLE_PIXELS,
+    SIZES,
+    Camera,
+    SceneLayout,
+    Solid,
+    instance_mask,
+    lay_out_scene,
+)
 from openjepa.data.scenes.packing import PACKAGED_SCENES, read_annotations
-from openjepa.data.scenes.scene_visibility import Camera, Solid, instance_mask
 from openjepa.data.scenes.scenes import count_label, distance_label
 from tests.scene_checks import assert_bins_filled, assert_counts_uniform
 

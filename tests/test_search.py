@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from openjepa.inference.embedding.table import FeatureTable, open_table
 from openjepa.inference.search import exact, vectors
-from openjepa.inference.search.exact import nearest, nearest_windows
+from openjepa.inference.search.exact import nearest, nearest_windows, window_cosines
 from openjepa.inference.search.vectors import Vectors, picked, place_means, table_mean
-from openjepa.inference.search.windows import window_cosines
 from tests.feature_tables import write_table
 
 

@@ -150,7 +150,7 @@ def test_the_command_uses_it(tmp_path: Path, capsys: pytest.CaptureFixture[str],
 def test_patches_have_no_index_of_regions(tmp_path: Path) -> None:
     from openjepa.inference.search.queries import Query
     from openjepa.inference.search.search_run import Opened, _by_index
-    from openjepa.settings.search import SearchSettings
+    from openjepa.settings.inference import SearchSettings
 
     values = np.random.default_rng(0).normal(size=(5, 2, 2, 4)).astype(np.float16)
     opened = Opened(open_table(write_table(tmp_path / "p.npy", values)), False, None)

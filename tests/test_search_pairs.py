@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from openjepa.inference.embedding.table import open_table
 from openjepa.inference.search import pairs as pairs_module
 from openjepa.inference.search.cleaning import farthest, find_to_clean, typical_cosines
-from openjepa.inference.search.duplicates import File, groups_of
-from openjepa.inference.search.pairs import Pairs, compare_all
+from openjepa.inference.search.pairs import File, Pairs, compare_all, groups_of
 from openjepa.inference.search.vectors import Vectors, table_mean
-from openjepa.settings.search import SearchSettings
+from openjepa.settings.inference import SearchSettings
 from tests.feature_tables import write_table
 
 

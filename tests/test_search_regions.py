@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from openjepa.data.views import central_crop, evaluation_view
-from openjepa.inference.search.regions import Box, box_in_view, box_of, box_of_window, patches_inside, view_over
+from openjepa.inference.search.queries import Box, box_in_view, box_of, box_of_window, patches_inside, view_over
 from openjepa.inference.search.sheets import Line, Picture, draw, fitted, shortened
-from openjepa.visualization.fonts import printable
+from openjepa.visualization.sheet import printable
 from tests.feature_tables import plain_manifest
 
 

@@ -20,10 +20,10 @@ from openjepa.experiments.energies import measure_energy
 from openjepa.inference.embedding.embedding_run import Embedded
 from openjepa.inference.embedding.table_checks import check_output
 from openjepa.report import write_report
-from openjepa.settings.bench import EnergyBench
+from openjepa.settings.experiments import EnergyBench
 from openjepa.system.shell import command, this_command
 from openjepa.visualization import visualize_run
-from openjepa.weights.convert.snippets import loading
+from openjepa.weights.convert.card import loading
 from tests.example_run import write_run
 from tests.feature_tables import CONFIG, plain_manifest, write_table
 

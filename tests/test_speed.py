@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from openjepa.engine.device import synchronize
-from openjepa.experiments import speed
-from openjepa.experiments.speed import measure_speeds
+from openjepa.experiments import ablation_lengths
+from openjepa.experiments.ablation_lengths import measure_speeds
 from openjepa.recipes import load_recipe
 from openjepa.recipes.matched import with_method
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import FolderSettings
-from openjepa.training import real_steps, timed_steps
+from openjepa.training import timed_steps
 from tests.images import write_folder
 
 
@@ -59,7 +59,7 @@ class _Series:
 
 
 def test_what_slows_a_whole_round_changes_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "RealSteps", _Series)
+    monkeypatch.setattr(ablation_lengths, "RealSteps", _Series)
     # the machine is twice as slow in the second and third round of five
     found = measure_speeds({"first": [100, 50, 50, 100, 102], "other": [300, 150, 150, 300, 306]}, 5)  # type: ignore[dict-item]
     assert found["first"].images_per_second == 100 and found["other"].images_per_second == 300
@@ -67,7 +67,7 @@ def test_what_slows_a_whole_round_changes_no_ratio(monkeypatch: pytest.MonkeyPat
 
 
 def test_real_steps_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(real_steps, "TURN_SECONDS", 0.01)
+    monkeypatch.setattr(timed_steps, "TURN_SECONDS", 0.01)
     config = load_recipe("cpu-32")
     assert isinstance(config.method, IJepaSettings)
     config = replace(

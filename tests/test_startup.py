@@ -17,8 +17,7 @@ from openjepa.data.source import ListSource, ShardRecord, ShardSource, Splits
 from openjepa.engine import costs as estimates
 from openjepa.masks import MASKS
 from openjepa.settings.masks import MultiblockSettings
-from openjepa.settings.optimization import OptimizationSettings
-from openjepa.settings.run import MonitorSettings
+from openjepa.settings.run import MonitorSettings, OptimizationSettings
 from openjepa.settings.sources import FolderSettings
 from openjepa.training import loop, startup
 from openjepa.training.loop import train

@@ -9,13 +9,11 @@ import pytest
 
 from openjepa.data.datasets.benchmarks import BENCHMARKS
 from openjepa.evaluation import PROTOCOLS
-from openjepa.evaluation.published import PUBLISHED
 from openjepa.evaluation.results import Result
-from openjepa.evaluation.suite import SUITES
+from openjepa.evaluation.suite import PUBLISHED, SUITES
 from openjepa.evaluation.suite_run import evaluate_suite
 from openjepa.evaluation.tasks import TASKS
-from openjepa.settings.linear_full import FullLinearSettings
-from openjepa.settings.low_shot import LowShotSettings
+from openjepa.settings.evaluation import FullLinearSettings, LowShotSettings
 from openjepa.types import Export
 from openjepa.weights.native import save_network
 from tests.images import write_folder

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from openjepa.data.check import CheckSummary, inspect
-from openjepa.data.low_shot import low_shot_rows
 from openjepa.data.source import ListSource
+from openjepa.data.splits import low_shot_rows
 from openjepa.evaluation.dataset_run import evaluate_run
-from openjepa.settings.evaluation import EvaluationSettings
-from openjepa.settings.low_shot import LowShotSettings
+from openjepa.settings.evaluation import EvaluationSettings, LowShotSettings
 from openjepa.settings.sources import HuggingFaceSettings
 from tests.tables import offline as offline
 from tests.tables import opened, write_parquet

@@ -13,14 +13,17 @@ import torch
 from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.dataset_run import evaluate_run
 from openjepa.evaluation.protocol import LabeledFeatures
+from openjepa.evaluation.results import variant_name
 from openjepa.evaluation.suite import SUITES
 from openjepa.evaluation.suite_run import _variant as suite_variant
-from openjepa.evaluation.variants import variant_name
-from openjepa.settings.dense import DenseSettings
-from openjepa.settings.evaluation import EvaluationSettings, ProtocolName
-from openjepa.settings.finetune import FinetuneSettings
-from openjepa.settings.linear_full import FullLinearSettings
-from openjepa.settings.low_shot import LowShotSettings
+from openjepa.settings.evaluation import (
+    DenseSettings,
+    EvaluationSettings,
+    FinetuneSettings,
+    FullLinearSettings,
+    LowShotSettings,
+    ProtocolName,
+)
 from openjepa.settings.sources import FolderSettings
 from tests.colors import CONFIG as COLOR_CONFIG
 from tests.colors import color_probe

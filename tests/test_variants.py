@@ -10,11 +10,8 @@ import pytest
 
 from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.dataset_run import evaluate_run
-from openjepa.evaluation.variants import data_name, variant_name
-from openjepa.settings.dense import DenseSettings
-from openjepa.settings.evaluation import EvaluationSettings
-from openjepa.settings.finetune import FinetuneSettings
-from openjepa.settings.logistic import LogisticSettings
+from openjepa.evaluation.results import data_name, variant_name
+from openjepa.settings.evaluation import DenseSettings, EvaluationSettings, FinetuneSettings, LogisticSettings
 from openjepa.settings.sources import FolderSettings
 from openjepa.types import Export
 from openjepa.weights.native import save_network

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from openjepa.weights import hub
-from openjepa.weights.loading import Choice, load_any
+from openjepa.weights import formats
+from openjepa.weights.formats import Choice, load_any
 from tests.test_weights_formats import HEADS, official, prefixed, transformers_folder, weights, written
 
 # --------------------------------------------------------------------------------------------------------- foreign code
@@ -239,7 +239,7 @@ def test_names_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     with pytest.raises(ValueError, match=r"cached.config\.json says model_type 'swin'"):
         load_any("facebook/ijepa_vith14_1k")
-    assert asked == [("facebook/ijepa_vith14_1k", hub.FILES)]
+    assert asked == [("facebook/ijepa_vith14_1k", formats.FILES)]
     with pytest.raises(ValueError, match=r"could not be had from the Hugging Face Hub: 401 Client Error$"):
         load_any("nobody/nothing")
 
@@ -256,8 +256,8 @@ def test_the_hub_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 MEASURE = """
 import re, sys
 from pathlib import Path
-from openjepa.weights.loading import Choice, load_any
-import openjepa.weights.official, openjepa.weights.timm, openjepa.weights.dino, openjepa.weights.transformers
+from openjepa.weights.formats import Choice, load_any
+import openjepa.weights.official, openjepa.weights.timm, openjepa.weights.vit_checkpoints, openjepa.weights.transformers
 def kilobytes(name):
     return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text()).group(1))
 load_any(sys.argv[1], Choice(heads=8))  # whatever is loaded once

@@ -20,7 +20,7 @@ from openjepa.evaluation.suite_run import evaluate_suite
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.sources import FolderSettings
 from openjepa.types import Export
-from openjepa.weights.loading import load_any
+from openjepa.weights.formats import load_any
 from openjepa.weights.native import save_network
 from tests.images import write_folder
 from tests.test_weights_formats import DINO, HEADS, official, transformers_folder, weights, written

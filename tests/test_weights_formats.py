@@ -19,7 +19,7 @@ from openjepa.types import Export
 from openjepa.weights import FORMATS
 from openjepa.weights import contents as weights_contents
 from openjepa.weights.contents import open_contents
-from openjepa.weights.loading import Choice, load_any, recognized
+from openjepa.weights.formats import Choice, load_any, recognized
 from openjepa.weights.native import save_network
 
 CONFIG = EncoderConfig(width=24, depth=2, heads=3, mlp_ratio=2.0, patch_size=4, image_size=(16, 16))

@@ -22,8 +22,8 @@ import torch
 from numpy._core.multiarray import scalar
 
 from openjepa.weights.contents import open_contents
-from openjepa.weights.loading import load_any
-from openjepa.weights.plain_data import Unread
+from openjepa.weights.formats import load_any
+from openjepa.weights.state_dicts import Unread
 from tests.test_weights_formats import HEADS, official, weights
 
 SCALARS = {

@@ -10,7 +10,7 @@ import torch
 from openjepa.models.transformer import hidden_width
 from openjepa.refusals import Refusal
 from openjepa.weights.contents import Contents
-from openjepa.weights.loading import Choice, load_any
+from openjepa.weights.formats import Choice, load_any
 from openjepa.weights.native import load_predictor
 from openjepa.weights.transformers import _config
 from tests.test_weights_formats import weights

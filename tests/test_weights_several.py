@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from openjepa.refusals import Refusal
-from openjepa.weights.loading import load_any
+from openjepa.weights.formats import load_any
 from tests.test_weights_formats import HEADS, weights
 from tests.test_weights_wrappers import encoder_of
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from openjepa.models.vit import VisionTransformer
-from openjepa.weights.loading import load_any
+from openjepa.weights.formats import load_any
 from tests.test_weights_formats import HEADS, prefixed, transformers_folder, weights
 from tests.weights_written import CONFIGS, assert_same, encoder, networks, written
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from openjepa.weights.loading import load_any
+from openjepa.weights.formats import load_any
 
 transformers = pytest.importorskip("transformers", reason="needs transformers (pip install transformers)")
 pytestmark = pytest.mark.filterwarnings("default")  # of transformers' own imports

@@ -12,10 +12,10 @@ from torch import Tensor
 import openjepa
 from openjepa.evaluation.subject import find_subject, load_subject
 from openjepa.models.vit import VisionTransformer
-from openjepa.settings.conversion import ConvertSettings
 from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.inference import ConvertSettings
 from openjepa.weights.convert.conversion import convert
-from openjepa.weights.loading import Choice, Loaded, load_any
+from openjepa.weights.formats import Choice, Loaded, load_any
 from tests.test_weights_formats import HEADS, predictor_weights, prefixed, weights
 from tests.weights_written import CONFIGS, assert_same, networks, written
 

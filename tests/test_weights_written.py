@@ -14,12 +14,10 @@ from torch.nn import functional as F
 from openjepa.settings.models import SIZES, EncoderConfig
 from openjepa.weights import FORMATS, OUTPUTS
 from openjepa.weights.contents import open_contents
-from openjepa.weights.hub import FILES
-from openjepa.weights.loading import Choice, load_any
+from openjepa.weights.formats import FILES, Choice, check_holds, load_any, stored
 from openjepa.weights.native import save_network
 from openjepa.weights.shared_names import file_name
 from openjepa.weights.transformers import OUTSIDE
-from openjepa.weights.written import check_holds, stored
 from tests.parity.test_weights import DATA
 from tests.weights_written import CONFIG, CONFIGS, HOLDING, TOKEN, assert_same, encoder, networks, read, written
 

@@ -10,8 +10,7 @@ from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.weights import OUTPUTS
 from openjepa.weights.contents import CHECKPOINT_FILE
-from openjepa.weights.loading import Choice, Loaded, load_any
-from openjepa.weights.written import Networks
+from openjepa.weights.formats import Choice, Loaded, Networks, load_any
 
 CONFIG = EncoderConfig(width=24, depth=2, heads=3, mlp_ratio=2.0, patch_size=4, image_size=(16, 16))
 PREDICTOR = PredictorConfig(encoder_width=24, width=12, depth=1, heads=3, grid=(4, 4))

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import fields
 
-from openjepa.checks.sizes import check_heads, check_patch_divides, check_positions
+from openjepa.checks.grids import check_heads, check_patch_divides, check_positions
 from openjepa.refusals import Refusal
 from openjepa.settings.fields import BELOW_ONE, POSITIVE, Range, check_range
 from openjepa.settings.models import EncoderConfig, PredictorConfig

@@ -5,17 +5,21 @@ import re
 from collections.abc import Callable, Collection
 from functools import partial
 
-from openjepa.checks.grids import check_blockwise, check_random_patches
-from openjepa.checks.method_remarks import without_effect
-from openjepa.checks.methods import method_checks
-from openjepa.checks.sizes import PATCH_SIZES, check_heads, check_patch_divides, check_positions
+from openjepa.checks.grids import (
+    PATCH_SIZES,
+    check_blockwise,
+    check_heads,
+    check_patch_divides,
+    check_positions,
+    check_random_patches,
+)
+from openjepa.checks.methods import method_checks, without_effect
 from openjepa.checks.values import value_checks
 from openjepa.refusals import Refusal, refuse, refused
 from openjepa.settings.derived import divisors, nearest_by_ratio, resolve, resolved
 from openjepa.settings.masks import BlockwiseSettings, MultiblockSettings, RandomPatchesSettings
 from openjepa.settings.models import SIZES, ModelSettings
-from openjepa.settings.optimization import OptimizationSettings
-from openjepa.settings.run import RunConfig, RunSettings
+from openjepa.settings.run import OptimizationSettings, RunConfig, RunSettings
 from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
 
 COMPUTED_WITH = (

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from openjepa.config import flatten
 from openjepa.refusals import Refusal
-from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.evaluation import BASE_DEPTH, EvaluationSettings, resolve_finetune
 from openjepa.settings.fields import ABOVE_ZERO_FRACTION, BELOW_ONE, COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Range, check_range
-from openjepa.settings.finetune import BASE_DEPTH, resolve_finetune
 
 EVALUATION_RANGES: dict[str, Range] = {
     "image_size": COUNT,

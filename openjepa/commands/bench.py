@@ -10,7 +10,7 @@ from openjepa.commands.parsing.arguments import (
 from openjepa.commands.parsing.options import positionals_first
 from openjepa.commands.parsing.paths import check_output_file, check_subject
 from openjepa.refusals import Refusal
-from openjepa.settings.bench import SAID_BY_THE_RECIPE, DataBench, EnergyBench, StepBench
+from openjepa.settings.experiments import SAID_BY_THE_RECIPE, DataBench, EnergyBench, StepBench
 
 BENCH_STEP_HELP = """Times a training step and its parts: images/s, FLOPs, memory, and its share of the rate of a matrix
 product that is measured in the same rounds.

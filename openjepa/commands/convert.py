@@ -9,7 +9,7 @@ from openjepa.commands.parsing.arguments import is_help, option_value, parse, re
 from openjepa.commands.parsing.paths import check_evaluated
 from openjepa.config import nearest
 from openjepa.refusals import Refusal
-from openjepa.settings.conversion import ConvertSettings
+from openjepa.settings.inference import ConvertSettings
 from openjepa.weights import OUTPUTS
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _say(text: str) -> None:
 def _print(done: "Conversion") -> None:
     """What was read, what lies where, how it was checked, and how it is loaded."""
     from openjepa.system.console import plain_console
-    from openjepa.weights.convert.snippets import loading
+    from openjepa.weights.convert.card import loading
 
     console = plain_console()
     shown = _shown(done.folder)

@@ -15,8 +15,8 @@ from openjepa.commands.parsing.arguments import (
 from openjepa.commands.parsing.paths import check_output_file, check_output_folder
 from openjepa.recipes import load_recipe
 from openjepa.refusals import Refusal
-from openjepa.settings.choices import CHOICES
 from openjepa.settings.derived import resolve
+from openjepa.settings.fields import CHOICES
 from openjepa.settings.masks import MaskSettings, MultiblockSettings
 from openjepa.settings.models import ModelSettings
 from openjepa.settings.run import RunConfig
@@ -152,7 +152,7 @@ def data_check(argv: Sequence[str], prog: str) -> None:
     min_side = _smallest_side(options)
     from openjepa.data import open_splits
     from openjepa.data.check import CheckSummary, csv_list, inspect, num_records
-    from openjepa.system.progress import progress
+    from openjepa.system.console import progress
 
     splits, summary = open_splits(options.data, options.seed), CheckSummary()
     print(splits.description)

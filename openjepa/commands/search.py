@@ -8,7 +8,7 @@ from openjepa.commands.parsing.arguments import parse, require
 from openjepa.commands.parsing.options import is_value
 from openjepa.commands.parsing.paths import check_output_file, check_output_folder
 from openjepa.refusals import Refusal
-from openjepa.settings.search import LISTED_OUTLIERS, SearchSettings
+from openjepa.settings.inference import LISTED_OUTLIERS, SearchSettings
 
 SEARCH_HELP = """The nearest images to an image, to a part of one, or to an image of the
 table; or near-duplicates and outliers, to clean a data set. FEATURES: the .npy or .parquet file that `openjepa embed` wrote.

@@ -25,7 +25,7 @@ from openjepa.commands.parsing.paths import check_output_file, check_output_fold
 from openjepa.commands.recipes import recipe_groups
 from openjepa.config import load_run_config
 from openjepa.recipes import RECIPES, kept_by_file
-from openjepa.settings.choices import CHOICES
+from openjepa.settings.fields import CHOICES
 from openjepa.settings.run import RunConfig
 from openjepa.system.json_files import read_object
 from openjepa.system.shell import command

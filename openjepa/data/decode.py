@@ -12,7 +12,7 @@ JPEG files go through libjpeg-turbo (simplejpeg), everything else through Pillow
     odd JPEGs             unknown versions, bytes between segments, fill after the pixels, no end marker: read if no pixel
                           is missing (`openjepa.data.image_formats`)
     truncated or damaged  refused, also where a decoder could show half of the image
-    odd TIFFs             refused if Pillow would give wrong pixels (`openjepa.data.tiff`)
+    odd TIFFs             refused if Pillow would give wrong pixels (`openjepa.data.image_formats`)
 """
 
 import ctypes
@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError, _imaging
 from PIL.TiffImagePlugin import TiffImageFile
 
-from openjepa.data import exif, image_formats, tiff
+from openjepa.data import image_formats
 from openjepa.refusals import Refusal
 
 MAX_PIXELS = 200_000_000
@@ -74,7 +74,7 @@ def image_size(data: bytes) -> tuple[int, int]:
     with _SILENCE:
         image = _open_with_pillow(io.BytesIO(data))
         # the size that Pillow gives of a TIFF is that of the image it will turn by itself
-        turned = image.format != "TIFF" and exif.orientation_of(image) >= 5
+        turned = image.format != "TIFF" and image_formats.orientation_of(image) >= 5
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
@@ -156,7 +156,7 @@ def _jpeg_orientation(header: image_formats.Header) -> int:
     if header.exif is None and header.xmp is None:
         return 1
     with _SILENCE:
-        return exif.orientation(header.exif, header.xmp)
+        return image_formats.orientation(header.exif, header.xmp)
 
 
 def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
@@ -222,16 +222,16 @@ def _silence_libtiff() -> None:
 
 def _open_with_pillow(file: BinaryIO) -> ImageFile.ImageFile:
     tags = None
-    if file.read(4) in tiff.HEADS:
+    if file.read(4) in image_formats.HEADS:
         _silence_libtiff()
         file.seek(0)
-        tags = tiff.read_tags(file)
+        tags = image_formats.read_tags(file)
         _check_tiff(tags)
     file.seek(0)
     try:
         image = Image.open(file, formats=_readable_formats())
     except UnidentifiedImageError as error:
-        raise DecodeError("not an image" if tags is None else tiff.unread(tags)) from error
+        raise DecodeError("not an image" if tags is None else image_formats.unread(tags)) from error
     except Exception as error:  # parsers of foreign bytes raise anything
         raise DecodeError(f"{type(error).__name__}: {error}") from error
     _check_size(image.width, image.height)
@@ -239,7 +239,7 @@ def _open_with_pillow(file: BinaryIO) -> ImageFile.ImageFile:
 
 
 def _check_tiff(tags: Mapping[int, Any] | None) -> None:
-    if tags is not None and (reason := tiff.refusal(tags)):
+    if tags is not None and (reason := image_formats.refusal(tags)):
         raise DecodeError(reason)
 
 
@@ -261,11 +261,11 @@ def pillow_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     _check_size(image.width, image.height)
     tags = image.tag_v2 if isinstance(image, TiffImageFile) else None
     _check_tiff(tags)
-    largest = _MAX_12_BITS if tags is not None and tiff.bits_of(tags) == (12,) else _MAX_16_BITS
+    largest = _MAX_12_BITS if tags is not None and image_formats.bits_of(tags) == (12,) else _MAX_16_BITS
     with _SILENCE:
         try:
             image.load()
-            return _upright(_to_rgb(image, largest), exif.orientation_of(image))
+            return _upright(_to_rgb(image, largest), image_formats.orientation_of(image))
         except DecodeError:
             raise
         except Exception as error:  # as above

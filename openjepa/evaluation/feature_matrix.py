@@ -15,19 +15,17 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from openjepa.data.fingerprint import source_hash, stamps_hash
-from openjepa.data.source import ListSource
-from openjepa.engine.device import autocast, resolve_precision
+from openjepa.data.source import ListSource, source_hash, stamps_hash
+from openjepa.engine.device import Moving, autocast, resolve_precision
 from openjepa.engine.features import in_caches
-from openjepa.engine.moving import Moving
 from openjepa.evaluation.feature_store import FeatureRows, Layout, RowWriter, read_rows
 from openjepa.evaluation.probes.lazy_matrix import CHUNK_ELEMENTS, LARGE_BYTES, is_large
 from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
-from openjepa.system.progress import progress
+from openjepa.system.console import progress
 from openjepa.types import normalize
-from openjepa.weights.fingerprint import weights_hash
+from openjepa.weights.contents import weights_hash
 
 CACHE_VERSION = 4
 """Raised when the way features are made changes, so that older files are not found."""

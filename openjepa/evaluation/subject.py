@@ -13,7 +13,7 @@ import torch
 
 from openjepa.config import load_run_config
 from openjepa.engine.device import seed_generator
-from openjepa.evaluation.variants import data_name
+from openjepa.evaluation.results import data_name
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
 from openjepa.seeds import derive
@@ -22,7 +22,7 @@ from openjepa.settings.models import EncoderConfig
 from openjepa.settings.sources import DataSettings
 from openjepa.system.hub_names import absent, hub_name
 from openjepa.system.json_files import readable_object
-from openjepa.weights.loading import Choice, load_any
+from openjepa.weights.formats import Choice, load_any
 from openjepa.weights.native import load_encoder
 
 ELSEWHERE = Path("evaluations")

@@ -9,25 +9,20 @@ from pathlib import Path
 
 from openjepa.checks.protocol_settings import check_evaluation
 from openjepa.data.datasets.benchmarks import BENCHMARKS, find_benchmark
-from openjepa.data.fingerprint import file_stamp, source_hash, stamps_hash
-from openjepa.data.low_shot import low_shot_rows
-from openjepa.data.source import ListSource, Splits
+from openjepa.data.source import ListSource, Splits, file_stamp, source_hash, stamps_hash
+from openjepa.data.splits import low_shot_rows
 from openjepa.engine.device import resolve_device
-from openjepa.evaluation.pooling import pooled_configs, pooled_settings
-from openjepa.evaluation.published import PUBLISHED
-from openjepa.evaluation.repeats import blank_result, evaluate_seeds, view_size
-from openjepa.evaluation.results import Result, read_result
+from openjepa.evaluation.dataset_run import blank_result, evaluate_seeds, pooled_configs, pooled_settings, view_size
+from openjepa.evaluation.results import Result, folder_key, read_result, variant_name
 from openjepa.evaluation.subject import find_subject, load_subject
-from openjepa.evaluation.suite import SUITES, SuiteRow, suite_rows
+from openjepa.evaluation.suite import PUBLISHED, SUITES, SuiteRow, suite_rows
 from openjepa.evaluation.task_run import KnownComponents
 from openjepa.evaluation.tasks import TASKS, fitting_protocols
-from openjepa.evaluation.variants import folder_key, variant_name
 from openjepa.refusals import Refusal
-from openjepa.settings.evaluation import EvaluationSettings
-from openjepa.settings.low_shot import LowShotSettings
+from openjepa.settings.evaluation import EvaluationSettings, LowShotSettings
 from openjepa.settings.models import EncoderConfig
-from openjepa.system.progress import Say, silent
-from openjepa.weights.fingerprint import weights_hash
+from openjepa.system.console import Say, silent
+from openjepa.weights.contents import weights_hash
 
 PUBLISHED_LIST = 12_811
 """Images of the published list with 1 % of ImageNet's labels."""

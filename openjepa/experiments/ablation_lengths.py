@@ -1,6 +1,10 @@
-"""Which runs an ablation is made of, and the file that keeps them the same when it is continued. Free of torch."""
+"""Which runs an ablation is made of, and the file that keeps them the same when it is continued. Free of torch.
+
+How fast each row trains on this machine: short turns of real steps, all rows in every round.
+"""
 
 import json
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -8,12 +12,13 @@ from typing import Any, Literal
 
 from openjepa.config import difference, from_dict, to_dict
 from openjepa.refusals import Refusal
-from openjepa.settings.choices import CHOICES
 from openjepa.settings.derived import resolve
 from openjepa.settings.experiments import AblationSettings
+from openjepa.settings.fields import CHOICES
 from openjepa.settings.run import RunConfig
 from openjepa.system.json_files import read_object
 from openjepa.system.whole_files import whole_file
+from openjepa.training.timed_steps import RealSteps
 
 Budget = Literal["images", "seconds"]
 PLAN = "plan.json"
@@ -167,3 +172,23 @@ def _check_same(output: Path, content: Mapping[str, Any], base: RunConfig, setti
             f"--output {output} holds runs that are not comparable with these (there -> asked for): {', '.join(changed)}. "
             "Repeat its options to continue it, or name another --output"
         )
+
+
+def measure_speeds(rows: Mapping[str, RunConfig], rounds: int) -> dict[str, Speed]:
+    """Images per second of every row: loader, masks, forward, backward, optimizer and moving average.
+
+    The ratio of a row's speed to the first row's is formed within each round, so that what slows the machine down for longer
+    than a round slows all of them; the medians over the rounds are multiplied by the first row's median.
+    """
+    turns = {row: RealSteps(config) for row, config in rows.items()}
+    try:
+        found = [{row: turn.images_per_second() for row, turn in turns.items()} for _ in range(rounds)]
+    finally:
+        for turn in turns.values():
+            turn.close()
+    first = next(iter(rows))
+    common = statistics.median(speeds[first] for speeds in found)
+    return {
+        row: Speed(common * statistics.median(speeds[row] / speeds[first] for speeds in found), turn.flops)
+        for row, turn in turns.items()
+    }

@@ -34,14 +34,14 @@ from openjepa.masks import MASKS
 from openjepa.recipes import load_recipe
 from openjepa.recipes.matched import with_method
 from openjepa.seeds import derive_samples, uniforms
-from openjepa.settings.bench import DataBench
 from openjepa.settings.derived import resolve
+from openjepa.settings.experiments import DataBench
 from openjepa.settings.masks import MultiblockSettings
 from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import FolderSettings
 from openjepa.system.console import plain_console
-from openjepa.training.generated import write_photos
 from openjepa.training.startup import build_method, default_view
+from openjepa.training.timed_steps import write_photos
 from openjepa.types import InputSpec, LoaderPosition, ViewSpec
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}

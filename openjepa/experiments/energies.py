@@ -24,7 +24,7 @@ from openjepa.methods.base import Method
 from openjepa.refusals import Refusal
 from openjepa.schedules import Progress
 from openjepa.seeds import derive
-from openjepa.settings.bench import EnergyBench
+from openjepa.settings.experiments import EnergyBench
 from openjepa.settings.run import RunConfig
 from openjepa.system.console import plain_console
 from openjepa.system.shell import command

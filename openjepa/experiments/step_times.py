@@ -18,12 +18,11 @@ from openjepa.engine.device import (
 from openjepa.engine.run_folder import environment
 from openjepa.recipes import load_recipe
 from openjepa.recipes.matched import with_method
-from openjepa.settings.bench import StepBench
 from openjepa.settings.derived import resolve
+from openjepa.settings.experiments import StepBench
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.models import ModelSettings
-from openjepa.settings.optimization import OptimizationSettings
-from openjepa.settings.run import RunConfig
+from openjepa.settings.run import OptimizationSettings, RunConfig
 from openjepa.settings.sources import FolderSettings
 from openjepa.system.console import plain_console
 from openjepa.system.whole_files import whole_file

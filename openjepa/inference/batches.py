@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from openjepa.data.views import decoded_side, evaluation_view, whole_view
-from openjepa.engine.threads import thread_pool
+from openjepa.engine.device import thread_pool
 from openjepa.inference.images import Picture, pixels_of
 from openjepa.refusals import Refusal
 

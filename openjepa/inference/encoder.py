@@ -19,8 +19,8 @@ from openjepa.inference.images import Picture, Pictures, separate
 from openjepa.inference.prediction import Prediction, compare, objective_of
 from openjepa.models.predictor import Predictor
 from openjepa.refusals import Refusal
-from openjepa.system.progress import progress as progress_bar
-from openjepa.system.progress import silent
+from openjepa.system.console import progress as progress_bar
+from openjepa.system.console import silent
 from openjepa.system.whole_files import is_writable
 from openjepa.types import EncoderOutput, Export, normalize
 from openjepa.weights.formats import Loaded
@@ -40,7 +40,7 @@ class Encoder(nn.Module):
     """
 
     def __init__(self, loaded: Loaded) -> None:
-        """Of what `openjepa.weights.loading.load_any` read."""
+        """Of what `openjepa.weights.formats.load_any` read."""
         super().__init__()
         self.network = loaded.encoder
         """The Vision Transformer."""

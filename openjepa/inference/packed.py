@@ -10,8 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from openjepa.engine.device import supports_bf16
-from openjepa.models.attention import attention
-from openjepa.models.transformer import Block, scaled
+from openjepa.models.transformer import Block, attention, scaled
 from openjepa.models.vit import VisionTransformer
 
 

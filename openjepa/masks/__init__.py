@@ -20,7 +20,7 @@ def _multiblock() -> Callable[..., Any]:
 
 
 def _none() -> Callable[..., Any]:
-    from openjepa.masks.none import NoMasks
+    from openjepa.masks.sampler import NoMasks
 
     return NoMasks
 

@@ -15,8 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from numpy.typing import NDArray
 
-from openjepa.masks.blocks import covered, raster_indices
-from openjepa.masks.limits import check_official_sizes
+from openjepa.masks.blocks import check_official_sizes, covered, raster_indices
 from openjepa.masks.sampler import MaskSampler, TokenShape
 from openjepa.seeds import derive_samples, uniforms
 from openjepa.settings.derived import resolved

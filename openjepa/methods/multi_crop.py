@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from openjepa.models.heads import ProjectionHead
 from openjepa.models.vit import VisionTransformer
 from openjepa.settings.derived import resolved
-from openjepa.settings.methods.multi_crop import MultiCropSettings, SelfDistillationSettings
+from openjepa.settings.methods.shared import MultiCropSettings, SelfDistillationSettings
 from openjepa.settings.models import EncoderConfig
 from openjepa.types import ColorChange, EncoderOutput, ViewSpec
 

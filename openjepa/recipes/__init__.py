@@ -7,7 +7,7 @@ recipes and one for each method; every file lists its own under RECIPES.
 from dataclasses import replace
 
 from openjepa.config import flatten, nearest
-from openjepa.recipes import data2vec, dino, ibot, ijepa, mae, msn, rivals, small
+from openjepa.recipes import data2vec, dino, ibot, ijepa, mae, matched, msn, small
 from openjepa.recipes.recipe import Recipe
 from openjepa.refusals import Refusal
 from openjepa.settings.derived import RULES, left_to_follow, resolve
@@ -17,7 +17,7 @@ __all__ = ["RECIPES", "Recipe", "kept_by_file", "load_recipe"]
 
 RECIPES: dict[str, Recipe] = {
     **small.RECIPES,
-    **rivals.RECIPES,
+    **matched.RECIPES,
     **ijepa.RECIPES,
     **mae.RECIPES,
     **data2vec.RECIPES,

@@ -6,8 +6,7 @@ from openjepa.recipes.recipe import PUBLISHED_PRESETS, Recipe
 from openjepa.settings.masks import MultiblockSettings
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.models import ModelSettings
-from openjepa.settings.optimization import OptimizationSettings
-from openjepa.settings.run import RunConfig
+from openjepa.settings.run import OptimizationSettings, RunConfig
 from openjepa.settings.sources import FolderSettings
 
 

@@ -4,8 +4,7 @@ from openjepa.recipes.recipe import Recipe
 from openjepa.settings.masks import RandomPatchesSettings
 from openjepa.settings.methods import MaeSettings
 from openjepa.settings.models import ModelSettings, Size
-from openjepa.settings.optimization import OptimizationSettings
-from openjepa.settings.run import RunConfig
+from openjepa.settings.run import OptimizationSettings, RunConfig
 from openjepa.settings.sources import FolderSettings
 
 PRESETS = ("official",)

@@ -6,8 +6,7 @@ from openjepa.recipes.recipe import PUBLISHED_PRESETS, Recipe
 from openjepa.settings.masks import RandomPatchesSettings
 from openjepa.settings.methods import MsnSettings
 from openjepa.settings.models import ModelSettings, Size
-from openjepa.settings.optimization import OptimizationSettings
-from openjepa.settings.run import RunConfig
+from openjepa.settings.run import OptimizationSettings, RunConfig
 from openjepa.settings.sources import FolderSettings
 
 

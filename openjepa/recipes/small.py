@@ -6,8 +6,7 @@ from openjepa.recipes.recipe import SMALL_PRESETS, Recipe
 from openjepa.settings.masks import MultiblockSettings
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.models import ModelSettings, Size
-from openjepa.settings.optimization import OptimizationSettings
-from openjepa.settings.run import MonitorSettings, RunConfig
+from openjepa.settings.run import MonitorSettings, OptimizationSettings, RunConfig
 from openjepa.settings.sources import FolderSettings, ScenesSettings
 
 LOCAL_MASKS = MultiblockSettings(target_scale=(0.05, 0.1), context_ratio=0.4)

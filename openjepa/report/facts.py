@@ -10,8 +10,8 @@ from openjepa.engine.timings import seconds_of_steps
 from openjepa.measures.verdicts import HEALTHY, CollapseStatistics, collapsed
 from openjepa.measures.verdicts import verdict as verdict_of
 from openjepa.report.curves import format_number
+from openjepa.report.probes import METHOD_WORDS
 from openjepa.report.reading import RunFolder, began_from, lookup, text
-from openjepa.report.wording import METHOD_WORDS
 from openjepa.system import shell
 from openjepa.system.json_files import number
 

@@ -11,8 +11,7 @@ from typing import TypeVar
 
 from openjepa.settings.methods import Heads, IBotSettings, IJepaSettings, MaeSettings, TeacherSettings
 from openjepa.settings.models import Shape
-from openjepa.settings.optimization import OptimizationSettings
-from openjepa.settings.run import RunConfig
+from openjepa.settings.run import OptimizationSettings, RunConfig
 
 Value = TypeVar("Value")
 

@@ -17,24 +17,21 @@ from openjepa.engine import distributed
 from openjepa.engine.checkpoint import TrainerState, latest_checkpoint, load_checkpoint, save_checkpoint, set_broken_aside
 from openjepa.engine.clock import LoopClock
 from openjepa.engine.device import autocast, keep_freed_memory, resolve_device, resolve_precision, set_threads
-from openjepa.engine.failures import explain_memory, explain_not_finite
-from openjepa.engine.finite import FiniteGuard
+from openjepa.engine.failures import FiniteGuard, explain_memory, explain_not_finite
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
-from openjepa.engine.run_folder import open_run_folder
-from openjepa.engine.run_log import RunLog, refuse_missing_tensorboard
+from openjepa.engine.run_folder import RunLog, open_run_folder, refuse_missing_tensorboard
 from openjepa.masks import MASKS
 from openjepa.methods.base import Method
 from openjepa.schedules import Progress, learning_rate, weight_decay
 from openjepa.seeds import derive
 from openjepa.settings.derived import resolve
 from openjepa.settings.run import RunConfig
-from openjepa.system.display import Counter, Display
+from openjepa.system.console import Counter, Display
 from openjepa.system.interrupts import Interrupted, Interrupts
 from openjepa.training.init import settled
 from openjepa.training.meters import IntervalMeter
 from openjepa.training.monitor import Monitor
 from openjepa.training.outputs import Outputs
-from openjepa.training.real_steps import time_line
 from openjepa.training.startup import (
     begin,
     build_method,
@@ -44,6 +41,7 @@ from openjepa.training.startup import (
     run_identity,
     training_length,
 )
+from openjepa.training.timed_steps import time_line
 from openjepa.types import Batch, LossOutput
 
 

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from openjepa.masks.coverage import coverage, examples
 from openjepa.masks.sampler import MaskSampler
 from openjepa.settings.masks import MaskKind
-from openjepa.visualization.colors import heat, heat_scale
-from openjepa.visualization.sheet import Layout, Sheet, enlarge
+from openjepa.visualization.sheet import Layout, Sheet, enlarge, heat, heat_scale
 
 TARGET_COLORS = ((255, 194, 10), (61, 169, 252), (240, 60, 140), (40, 200, 160), (176, 132, 255), (255, 122, 69))
 CELL = 208

@@ -1,7 +1,7 @@
 """Formats that encoders are read and written in. One file and one line of FORMATS each. Free of torch.
 
 A format is a `Reader`: `recognize(contents)` says from what a file or folder holds whether it is of this format, and no two
-formats claim the same; `read(contents, choice)` gives the networks. `openjepa.weights.loading.load_any` chooses among them.
+formats claim the same; `read(contents, choice)` gives the networks. `openjepa.weights.formats.load_any` chooses among them.
 `openjepa convert` calls what writes those of OUTPUTS.
 """
 
@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from openjepa.weights.formats import Reader
-    from openjepa.weights.written import Write
+    from openjepa.weights.formats import Reader, Write
 
 
 @dataclass(frozen=True)
@@ -66,14 +65,14 @@ def _mae() -> "Reader":
     from openjepa.weights import vit_checkpoints
     from openjepa.weights.formats import Reader
 
-    return Reader(vit_checkpoints.recognize, vit_checkpoints.read)
+    return Reader(vit_checkpoints.recognize_mae, vit_checkpoints.read_mae)
 
 
 def _dino() -> "Reader":
-    from openjepa.weights import dino
+    from openjepa.weights import vit_checkpoints
     from openjepa.weights.formats import Reader
 
-    return Reader(dino.recognize, dino.read)
+    return Reader(vit_checkpoints.recognize_dino, vit_checkpoints.read_dino)
 
 
 def _onnx() -> "Reader":

@@ -22,9 +22,8 @@ from openjepa.system.whole_files import whole_folder
 from openjepa.types import Export
 from openjepa.weights.contents import CONFIG_FILE, WEIGHTS_FILE, Contents, open_contents
 from openjepa.weights.filling import Plan, fill, same_names, weight_names
-from openjepa.weights.formats import Choice, Loaded, refuse_context, size_words
+from openjepa.weights.formats import Choice, Loaded, Networks, refuse_context, size_words, stored
 from openjepa.weights.state_dicts import Network
-from openjepa.weights.written import Networks, stored
 
 VERSION = 1
 KINDS: dict[str, type[Any]] = {"openjepa-encoder": EncoderConfig, "openjepa-predictor": PredictorConfig}

@@ -22,9 +22,8 @@ from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.weights.contents import CHECKPOINT_FILE, Contents
 from openjepa.weights.filling import Plan, Source, fill, listed, weight_names
-from openjepa.weights.formats import Choice, Loaded, size_words
+from openjepa.weights.formats import Choice, Loaded, Networks, mask_token_remark, position_table, size_words, stored
 from openjepa.weights.shared_names import NOT_READ, TABLE, TOKEN, Vit, infer_config, is_sincos, read_vit
-from openjepa.weights.written import Networks, mask_token_remark, position_table, stored
 
 GROUPS = {"target": "target_encoder", "context": "encoder"}
 PREDICTOR, PREDICTOR_TABLE = "predictor", "predictor_pos_embed"

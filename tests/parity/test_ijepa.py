@@ -18,7 +18,7 @@ from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress, learning_rate, weight_decay
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.models import ModelSettings
-from openjepa.settings.optimization import OptimizationSettings
+from openjepa.settings.run import OptimizationSettings
 from openjepa.types import Batch, BlockMasks, ViewSpec
 from tests.parity.official_names import encoder_state, part, predictor_name, predictor_state
 

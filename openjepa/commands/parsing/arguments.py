@@ -18,15 +18,14 @@ from openjepa.commands.parsing.options import normalized, options_of, positional
 from openjepa.config import expand_home, flatten, load_run_config, load_yaml, nearest
 from openjepa.recipes import load_recipe
 from openjepa.refusals import Refusal
-from openjepa.settings.choices import CHOICES
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.experiments import AblationSettings
+from openjepa.settings.fields import CHOICES
 from openjepa.settings.inference import EmbedSettings
 from openjepa.settings.masks import MaskSettings, MultiblockSettings
 from openjepa.settings.methods import IJepaSettings, MethodSettings
 from openjepa.settings.models import ModelSettings
-from openjepa.settings.optimization import OptimizationSettings
-from openjepa.settings.run import MonitorSettings, RunConfig, RunSettings, SystemSettings
+from openjepa.settings.run import MonitorSettings, OptimizationSettings, RunConfig, RunSettings, SystemSettings
 from openjepa.settings.sources import DataSettings, FolderSettings
 from openjepa.system.hub_names import absent, hub_name
 

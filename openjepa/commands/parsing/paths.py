@@ -4,7 +4,7 @@ from pathlib import Path
 
 from openjepa.config import nearest
 from openjepa.refusals import Refusal
-from openjepa.settings.conversion import MARK
+from openjepa.settings.inference import MARK
 from openjepa.system.hub_names import absent, hub_name
 from openjepa.system.shell import command
 from openjepa.system.whole_files import is_writable

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from openjepa.data.fingerprint import file_stamp
 from openjepa.data.folders.entries import SUFFIXES, EntryKind, OtherEntries, walk
 from openjepa.data.folders.image_lists import VAL_ANNOTATIONS, check_listed, read_val_annotations
 from openjepa.data.folders.mask_folders import find_mask_folders
 from openjepa.data.loading.unreadable import check_usable
 from openjepa.data.selection import held_out
-from openjepa.data.source import ListSource, Splits
+from openjepa.data.source import ListSource, Splits, file_stamp
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import FolderSettings
 from openjepa.system.hub_names import absent

@@ -1,6 +1,13 @@
-"""Tables of images in Arrow's types: their columns, their rows, and lists of them."""
+"""Tables of images in Arrow's types: their columns, their rows, and lists of them.
 
+Files that are made once of a data file and kept in the cache of the `datasets` library.
+
+What reads the splits of a data set that are tables, tars, or on the Hub.
+"""
+
+import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +18,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from openjepa.data.decode import DecodeError
-from openjepa.data.fingerprint import file_stamp
 from openjepa.data.folders.entries import SUFFIXES
-from openjepa.data.source import ListSource
-from openjepa.data.tables.labels import is_text, value_type
+from openjepa.data.source import ListSource, ShardSource, file_stamp
+from openjepa.data.tables.labels import LabelColumn, is_text, value_type
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import HuggingFaceSettings
+from openjepa.system.whole_files import whole_file
 
 LABEL_NAMES = ("label", "labels", "cls")
 """Columns of numbers or words that are taken for labels if the files declare no class label."""
@@ -228,3 +235,39 @@ class ArrowSource(ListSource):
 def row_name(title: str, row: int, path: str | None) -> str:
     """What a row is called in messages."""
     return f"{title} row {row}" + (f" ({path})" if path else "")
+
+
+def prepared(file: Path, what: str, write: Callable[[Path], None]) -> Path:
+    """The file that `write(path)` has made of `file`, now or earlier; it is made again if size or time of `file` change.
+
+    `what`: all else that its contents depend on. Raises OSError if the cache cannot be written.
+    """
+    from datasets import config
+
+    key = hashlib.sha256(f"{file.resolve()} {what} ".encode(errors="surrogateescape") + file_stamp(file))
+    target = Path(config.HF_DATASETS_CACHE) / "openjepa" / key.hexdigest()[:32]
+    if not target.exists():
+        with whole_file(target) as unfinished:
+            write(unfinished)
+    return target
+
+
+class SplitReader(ABC):
+    """Opens the splits of one data set."""
+
+    splits: tuple[str, ...]
+    """Names of the splits that there are."""
+    left_out: tuple[str, ...] = ()
+    """What lay beside the files that may have been meant as some, in words and counted."""
+
+    @abstractmethod
+    def open_list(self, split: str) -> ListSource:
+        """The images of a split, without their labels."""
+
+    @abstractmethod
+    def label_column(self, split: str) -> LabelColumn | None:
+        """The labels of a split in the order of its images, or None if it has no such column."""
+
+    @abstractmethod
+    def open_stream(self, split: str) -> ShardSource:
+        """The shards of a split, front to back."""

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from openjepa.data.source import ListSource, ShardRecord, ShardSource
-from openjepa.data.tables.arrow import NUM_EXAMPLES, ArrowSource, Columns, ImageRows, choose_columns, row_name
+from openjepa.data.tables.arrow import NUM_EXAMPLES, ArrowSource, Columns, ImageRows, SplitReader, choose_columns, row_name
 from openjepa.data.tables.labels import LabelColumn, from_arrow, stream_label
-from openjepa.data.tables.reader import SplitReader
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import HuggingFaceSettings
 from openjepa.system.hub_names import hub_name

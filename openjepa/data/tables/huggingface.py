@@ -12,9 +12,9 @@ from openjepa.data.decode import decode_image
 from openjepa.data.loading.unreadable import NUM_CHECKED, check_usable
 from openjepa.data.selection import Subset, held_out
 from openjepa.data.source import NO_LABEL, ListSource, ShardSource, Splits
+from openjepa.data.tables.arrow import SplitReader
 from openjepa.data.tables.labels import LabelColumn, Numbering, set_labels
 from openjepa.data.tables.local_files import SPLIT_WORDS, LocalFiles, find_files
-from openjepa.data.tables.reader import SplitReader
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import HuggingFaceSettings
 from openjepa.system.packages import require_package

@@ -6,9 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from openjepa.data.folders.entries import EntryKind, OtherEntries, walk
+from openjepa.data.folders.entries import EntryKind, OtherEntries, is_service_folder, walk
 from openjepa.data.folders.folder import existing_path
-from openjepa.data.folders.service_folders import is_service_folder
 from openjepa.refusals import Refusal
 from openjepa.system.hub_names import hub_name
 

@@ -10,12 +10,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from openjepa.data.decode import DecodeError
-from openjepa.data.fingerprint import joined_stamps
-from openjepa.data.source import ListSource, ShardRecord, ShardSource
-from openjepa.data.tables.arrow import NUM_EXAMPLES, ArrowSource, Columns, ImageRows, choose_columns, decoded, row_name
+from openjepa.data.source import ListSource, ShardRecord, ShardSource, joined_stamps
+from openjepa.data.tables.arrow import (
+    NUM_EXAMPLES,
+    ArrowSource,
+    Columns,
+    ImageRows,
+    SplitReader,
+    choose_columns,
+    decoded,
+    prepared,
+    row_name,
+)
 from openjepa.data.tables.labels import LabelColumn, from_arrow, is_text, stream_label, value_type
-from openjepa.data.tables.prepared import prepared
-from openjepa.data.tables.reader import SplitReader
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import HuggingFaceSettings
 from openjepa.system.memory import available_memory

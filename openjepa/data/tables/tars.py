@@ -21,13 +21,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from openjepa.data.decode import DecodeError
-from openjepa.data.fingerprint import file_stamp, joined_stamps
 from openjepa.data.folders.entries import SUFFIXES
-from openjepa.data.source import ListSource, ShardRecord, ShardSource
-from openjepa.data.tables.arrow import row_name
+from openjepa.data.source import ListSource, ShardRecord, ShardSource, file_stamp, joined_stamps
+from openjepa.data.tables.arrow import SplitReader, prepared, row_name
 from openjepa.data.tables.labels import CANONICAL_NUMBER, WHOLE_NUMBER, LabelColumn, from_words, stream_label
-from openjepa.data.tables.prepared import prepared
-from openjepa.data.tables.reader import SplitReader
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import HuggingFaceSettings
 

@@ -14,15 +14,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from openjepa.engine.device import autocast, seed_generator
-from openjepa.evaluation.probes.passes import numbered_steps
-from openjepa.evaluation.probes.trained import Rows, check_finite, compare, test_view_fit, training_on, usual_augmentation
+from openjepa.evaluation.probes.trained import (
+    Rows,
+    check_finite,
+    compare,
+    numbered_steps,
+    test_view_fit,
+    training_on,
+    usual_augmentation,
+)
 from openjepa.evaluation.protocol import ImageProbe, ProtocolResult
 from openjepa.models.transformer import INIT_STD, Mlp
 from openjepa.schedules import cosine
 from openjepa.seeds import derive
-from openjepa.settings.attentive import AttentiveSettings
-from openjepa.settings.evaluation import EvaluationSettings
-from openjepa.system.progress import progress
+from openjepa.settings.evaluation import AttentiveSettings, EvaluationSettings
+from openjepa.system.console import progress
 from openjepa.types import normalize
 
 MLP_RATIO = 4

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from openjepa.evaluation.protocol import HeadResult, LabeledFeatures, ProtocolResult, chosen_first, held_out_rows
-from openjepa.measures.knn import knn_accuracy
+from openjepa.measures.accuracy import knn_accuracy
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
 

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from openjepa.engine.device import memory_limit
 from openjepa.evaluation.feature_matrix import EncoderFeatures
-from openjepa.evaluation.probes.passes import numbered_steps
 from openjepa.evaluation.probes.stacked_heads import StackedHeads, Sweep, all_pairs, needed_bytes
 from openjepa.evaluation.probes.trained import (
     Rows,
     Training,
     check_finite,
     compare,
+    numbered_steps,
     test_view_fit,
     training_on,
     usual_augmentation,
@@ -31,9 +31,15 @@ from openjepa.evaluation.protocol import ImageProbe, ProtocolResult
 from openjepa.refusals import Refusal
 from openjepa.schedules import cosine
 from openjepa.seeds import derive
-from openjepa.settings.evaluation import EvaluationSettings
-from openjepa.settings.linear_full import LINEAR_RECIPES, OWN_DATA_RECIPE, Augmentation, FullLinearSettings, LinearRecipe
-from openjepa.system.progress import progress
+from openjepa.settings.evaluation import (
+    LINEAR_RECIPES,
+    OWN_DATA_RECIPE,
+    Augmentation,
+    EvaluationSettings,
+    FullLinearSettings,
+    LinearRecipe,
+)
+from openjepa.system.console import progress
 
 FINAL_RATE = 0.01
 """Where the cosine ends, as a share of the peak (authors: 0.01 to 1e-4)."""

@@ -25,8 +25,7 @@ from openjepa.evaluation.probes.newton import Objective, Solution, minimize, rou
 from openjepa.evaluation.protocol import HeadResult, LabeledFeatures, ProtocolResult, chosen_first, held_out_rows
 from openjepa.measures.accuracy import TOP, Accuracy, top1
 from openjepa.refusals import Refusal
-from openjepa.settings.evaluation import EvaluationSettings
-from openjepa.settings.logistic import LogisticSettings
+from openjepa.settings.evaluation import EvaluationSettings, LogisticSettings
 
 STRONG = 0.8
 """A penalty that is easily solved from zero (features have unit variance)."""

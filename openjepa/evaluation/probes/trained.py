@@ -1,12 +1,14 @@
 """Classifiers that are trained together on augmented images: their views and batches, their right answers, and the choice.
 
 What `linear_full` and `attentive` have in common. The encoder is frozen and runs once per batch for all of them.
+
+Steps of several passes over a training split, numbered so that a schedule ends where it was meant to.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -31,8 +33,7 @@ from openjepa.evaluation.protocol import (
 )
 from openjepa.measures.accuracy import TOP, Accuracy
 from openjepa.refusals import Refusal
-from openjepa.settings.evaluation import EvaluationSettings
-from openjepa.settings.linear_full import Augmentation
+from openjepa.settings.evaluation import Augmentation, EvaluationSettings
 from openjepa.types import Skipped, ViewSpec
 
 Rows = NDArray[np.int64]
@@ -289,3 +290,23 @@ def choose(
         extra["top5"] = on_test.top5[order[best]]
     accuracy = heads[best].test_accuracy
     return ProtocolResult(accuracy, Accuracy(accuracy, on_test.num).standard_error, tuple(heads), rule, extra)
+
+
+Batch = TypeVar("Batch")
+
+
+def numbered_steps(epochs: int, steps_per_epoch: int, batches: Callable[[int], Iterable[Batch]]) -> Iterator[tuple[int, Batch]]:
+    """Every batch of every epoch with the number of its step, epoch x steps_per_epoch + place in the epoch.
+
+    `batches` starts the pass of an epoch, of at most `steps_per_epoch` batches. Unreadable images make a pass shorter, but do
+    not shift the steps of the next. Raises Refusal at a pass without any batch: what is trained would stay as it was drawn.
+    """
+    for epoch in range(epochs):
+        place = -1
+        for place, batch in enumerate(batches(epoch)):
+            yield epoch * steps_per_epoch + place, batch
+        if place < 0:
+            raise Refusal(
+                "no image of the training split can be read, so that nothing can be trained; `openjepa data check` reads "
+                "every image of a folder and says what is wrong"
+            )

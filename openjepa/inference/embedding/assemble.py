@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openjepa.inference.embedding.means import Tally
 from openjepa.inference.embedding.parts import PartNote, PartsFolder
 from openjepa.inference.embedding.plan import Plan
-from openjepa.inference.embedding.table import COLUMNS, FEATURES, MEAN_KEY, METADATA_KEY, Manifest, Row, parquet_blocks
+from openjepa.inference.embedding.table import COLUMNS, FEATURES, MEAN_KEY, METADATA_KEY, Manifest, Row, Tally, parquet_blocks
 from openjepa.refusals import Refusal
 from openjepa.system.whole_files import whole_file
 from openjepa.types import Skipped

@@ -4,6 +4,8 @@ plan.json           which settings, weights and images the parts are of; a folde
 000012.features     rows of features one after the other, as they will stand in the table
 000012.json         their images, what was skipped, a checksum: written last, so that a part is whole where it is there
 .claims/            locks: of each part, of setting up and taking away the folder, of assembling, and of working at all
+
+Progress of the whole table, over all processes that compute parts of it.
 """
 
 import json
@@ -11,7 +13,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import Any, BinaryIO
 
 from numpy.typing import NDArray
 
-from openjepa.inference.embedding.plan import Part
+from openjepa.inference.embedding.plan import Part, Plan
 from openjepa.refusals import Refusal
 from openjepa.system.claims import Claim, take
 from openjepa.system.whole_files import own_name, whole_file
@@ -231,3 +233,45 @@ class PartWriter:
 
 def _name(number: int) -> str:
     return f"{number:06d}"
+
+
+SECONDS_BETWEEN_LOOKS = 1.0
+
+
+class Watch:
+    """Counts records of this process one by one, and those of other processes part by part as they finish them."""
+
+    def __init__(self, plan: Plan, parts: PartsFolder, known: set[int], advance: Callable[[int], None]) -> None:
+        """`known`: parts that are done and counted. `advance`: told of new records."""
+        self._plan, self._parts, self._known, self._advance = plan, parts, set(known), advance
+        self._last_look = time.monotonic()
+
+    def seen(self, num_records: int) -> None:
+        """This process has done so many more."""
+        if num_records:
+            self._advance(num_records)
+        self.look()
+
+    def finished(self, part: int) -> None:
+        """This process has finished a part, whose records it has counted."""
+        self._known.add(part)
+
+    def look(self) -> None:
+        """Looks what others have done, not too often."""
+        if time.monotonic() - self._last_look < SECONDS_BETWEEN_LOOKS:
+            return
+        new = self._parts.done() - self._known
+        self._known |= new
+        self._advance(sum(records_of(number, self._plan, self._parts) for number in new))
+        self._last_look = time.monotonic()
+
+
+def records_of(number: int, plan: Plan, parts: PartsFolder) -> int:
+    """Records of a part that is done."""
+    planned = plan.parts[number].num_records
+    if planned is not None:
+        return planned
+    try:
+        return parts.note(number).num_records
+    except (OSError, ValueError):  # it is gone: all is over
+        return 0

@@ -17,13 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from openjepa.inference.embedding.means import evenly_spread
-from openjepa.inference.embedding.table import FeatureTable
+from openjepa.inference.embedding.table import FeatureTable, evenly_spread
 from openjepa.inference.search.exact import Neighbors, nearest, ranked
 from openjepa.inference.search.vectors import Vectors, cosines, table_mean
 from openjepa.refusals import Refusal
+from openjepa.system.console import Say, progress
 from openjepa.system.packages import needed_for
-from openjepa.system.progress import Say, progress
 from openjepa.system.whole_files import is_writable, whole_file
 
 CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH = 32, 128, 256

@@ -11,16 +11,14 @@ from jaxtyping import Float
 from torch.nn.functional import normalize
 
 from openjepa.engine.device import resolve_device
-from openjepa.inference.embedding.means import evenly_spread
-from openjepa.inference.embedding.table import FeatureTable, Row
-from openjepa.inference.search.duplicates import File, Group, Member, groups_of
+from openjepa.inference.embedding.table import FeatureTable, Row, evenly_spread
 from openjepa.inference.search.gallery import Gallery
-from openjepa.inference.search.pairs import Pairs, compare_all
+from openjepa.inference.search.pairs import File, Group, Member, Pairs, compare_all, groups_of
 from openjepa.inference.search.search_run import Opened, open_for_search
 from openjepa.inference.search.sheets import COLUMNS, KEPT, REMOVED, Line, Picture, draw, save, shortened
 from openjepa.inference.search.vectors import Vectors, table_mean
-from openjepa.settings.search import SearchSettings
-from openjepa.system.progress import Say, progress, silent
+from openjepa.settings.inference import SearchSettings
+from openjepa.system.console import Say, progress, silent
 from openjepa.system.whole_files import whole_file
 
 GROUPS_SHOWN, OUTLIERS_SHOWN = 16, 48

@@ -13,11 +13,11 @@ from openjepa.config import from_dict
 from openjepa.data.decode import decode_image, image_size
 from openjepa.data.source import ListSource
 from openjepa.data.views import shrink_to_short_side
-from openjepa.inference.embedding.images import Images, open_images
+from openjepa.inference.embedding.plan import Images, open_images
 from openjepa.inference.embedding.table import FeatureTable, Manifest, Row
-from openjepa.inference.search.duplicates import File
+from openjepa.inference.search.pairs import File
 from openjepa.refusals import Refusal
-from openjepa.settings.choices import CHOICES
+from openjepa.settings.fields import CHOICES
 from openjepa.settings.sources import DataSettings
 
 THUMBNAIL = 256

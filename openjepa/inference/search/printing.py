@@ -13,7 +13,7 @@ from openjepa.inference.search.cleaning import Cleaning, group_rows, outlier_row
 from openjepa.inference.search.gallery import label_name
 from openjepa.inference.search.search_run import Answer, Answers
 from openjepa.system.console import plain_console
-from openjepa.visualization.fonts import printable
+from openjepa.visualization.sheet import printable
 
 PRINTED = 10
 """Groups and outliers that the terminal shows; the CSV files hold all."""

@@ -11,13 +11,21 @@ from openjepa.inference.embedding.table import FeatureTable, Row, open_table
 from openjepa.inference.search.approximate import open_index
 from openjepa.inference.search.exact import Neighbors, nearest, nearest_windows
 from openjepa.inference.search.gallery import Gallery, label_name, open_gallery
-from openjepa.inference.search.queries import Query, image_query, matching_encoder, row_number, row_query, stacked
-from openjepa.inference.search.regions import Box, box_of_window
+from openjepa.inference.search.queries import (
+    Box,
+    Query,
+    box_of_window,
+    image_query,
+    matching_encoder,
+    row_number,
+    row_query,
+    stacked,
+)
 from openjepa.inference.search.sheets import Line, Picture, draw, query_picture, save, shortened
 from openjepa.inference.search.vectors import Vectors, place_means, table_mean
 from openjepa.refusals import Refusal
-from openjepa.settings.search import SearchSettings
-from openjepa.system.progress import Say, progress, silent
+from openjepa.settings.inference import SearchSettings
+from openjepa.system.console import Say, progress, silent
 
 EMBED_AGAIN = "openjepa embed --again embeds all anew"
 LARGE = 100_000_000

@@ -8,10 +8,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from openjepa.inference.search.regions import Box
+from openjepa.inference.search.queries import Box
 from openjepa.system.whole_files import whole_file
-from openjepa.visualization.fonts import printable
-from openjepa.visualization.sheet import BAD, GOOD, GRAY, Sheet, enlarge
+from openjepa.visualization.sheet import BAD, GOOD, GRAY, Sheet, enlarge, printable
 
 CELL = 168
 """Side of the square that each image is fitted into, in pixels."""

@@ -13,8 +13,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openjepa.inference.embedding.means import kept_mean
-from openjepa.inference.embedding.table import FeatureTable
+from openjepa.inference.embedding.table import FeatureTable, kept_mean
 from openjepa.refusals import Refusal
 
 BLOCK_VALUES = 2048 * 768

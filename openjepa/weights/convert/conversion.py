@@ -15,19 +15,18 @@ import openjepa
 from openjepa.engine.run_folder import without_ending
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
-from openjepa.settings.conversion import MARK, ConvertSettings
+from openjepa.settings.inference import MARK, ConvertSettings
 from openjepa.settings.sources import height_and_width
-from openjepa.system.progress import Say, silent
+from openjepa.system.console import Say, silent
 from openjepa.system.whole_files import is_writable, whole_folder
 from openjepa.weights import OUTPUTS
+from openjepa.weights.contents import weights_hash
 from openjepa.weights.convert.card import CardFacts, card
 from openjepa.weights.convert.origin import TRAINING, Origin, find_origin
 from openjepa.weights.convert.verification import Check, outputs, random_images, verify
-from openjepa.weights.fingerprint import weights_hash
-from openjepa.weights.loading import Choice, Loaded, load_any
+from openjepa.weights.formats import DTYPES, Choice, Loaded, Networks, check_holds, load_any
 from openjepa.weights.onnx import check_packages
 from openjepa.weights.transformers import model_class
-from openjepa.weights.written import DTYPES, Networks, check_holds
 
 FORMAT, VERSION = "openjepa-conversion", 1
 SLOW = {"onnx": ": torch traces the network, about a second per block"}

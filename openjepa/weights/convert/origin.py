@@ -1,5 +1,9 @@
-"""Where weights come from: the run they belong to, its settings and results, or the folder they were converted from before."""
+"""Where weights come from: the run they belong to, its settings and results, or the folder they were converted from before.
 
+Settings as they can be published: of places on this machine only the last part. Free of torch.
+"""
+
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,12 +12,39 @@ from typing import Any
 import yaml
 
 from openjepa.report.reading import RunFolder, read_run
-from openjepa.settings.conversion import MARK
+from openjepa.settings.inference import MARK
+from openjepa.system.hub_names import hub_name
 from openjepa.system.json_files import number, readable_object
-from openjepa.weights.contents import CHECKPOINT_FILE
-from openjepa.weights.convert.places import published
-from openjepa.weights.fingerprint import weights_hash
+from openjepa.weights.contents import CHECKPOINT_FILE, weights_hash
 from openjepa.weights.formats import Loaded
+
+NO_NAMES = ("", ".", "..", "~")
+
+
+def published(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without the folders of whoever trained; names on the Hugging Face Hub stay whole."""
+    return {name: _published(value) for name, value in settings.items()}
+
+
+def _published(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return published(value)
+    if isinstance(value, list):
+        return [_published(item) for item in value]
+    return last_part(value) if isinstance(value, str) else value
+
+
+def last_part(words: str) -> str:
+    """Of a path its last part, with wildcards the folder before the first one and what follows; other words unchanged.
+
+    No setting but a path or a name on the Hub has a slash.
+    """
+    if not re.search(r"[/\\]", words) or hub_name(words) is not None:
+        return words
+    parts = [part for part in re.split(r"[/\\]", words) if part not in NO_NAMES]
+    wild = next((index for index, part in enumerate(parts) if re.search(r"[*?\[]", part)), len(parts))
+    return "/".join(parts[max(0, wild - 1) :])
+
 
 SETTINGS, TRAINING = "config.yaml", "training.yaml"
 """Settings of a run, in its folder, and in the folders that its weights were converted to."""

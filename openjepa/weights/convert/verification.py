@@ -13,9 +13,8 @@ from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.types import EncoderOutput, normalize
-from openjepa.weights.loading import Choice, load_any
+from openjepa.weights.formats import Choice, Networks, load_any
 from openjepa.weights.onnx import FILE as ONNX_FILE
-from openjepa.weights.written import Networks
 
 TOLERANCE = 2e-5
 """Largest difference of a feature; final norms make features of size 1."""

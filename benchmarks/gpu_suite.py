@@ -126,7 +126,7 @@ def run_limited(command: Sequence[str], seconds: float, log: Path) -> int:
 
 def run_tests(seconds: float) -> dict[str, Any]:
     """pytest -m gpu, and its last line."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_gpu.py"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/house/test_gpu.py"]
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"

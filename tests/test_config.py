@@ -163,8 +163,9 @@ TORCH_FREE = [
     "checks",
     "recipes",
     "schedules",
-    "commands.arguments",
-    "commands",
+    "commands.parsing.arguments",
+    "commands.train",
+    "commands.evaluate",
     "cli",
     "report",
 ]

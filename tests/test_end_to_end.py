@@ -18,9 +18,9 @@ from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.experiments import EnergyBench
 from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import FolderSettings
-from tests.images import write_folder
-from tests.report_page import Page
-from tests.small_methods import method_config
+from tests.helpers.images import write_folder
+from tests.helpers.report_page import Page
+from tests.helpers.small_methods import method_config
 
 EVALUATION = EvaluationSettings(baselines=("untrained",), workers=0, device="cpu", neighbors=(5,))
 

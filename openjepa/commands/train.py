@@ -1,13 +1,9 @@
-"""The commands of a run, from training to report."""
+"""Pretraining: the command, its help, and notes on what a file of settings keeps."""
 
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from openjepa.checks import check, remarks, value_problems
 from openjepa.commands.parsing.arguments import (
@@ -16,12 +12,9 @@ from openjepa.commands.parsing.arguments import (
     given_settings,
     is_help,
     option_value,
-    parse,
     parse_train,
-    require,
     unless_help,
 )
-from openjepa.commands.parsing.paths import check_output_file, check_output_folder, check_subject
 from openjepa.commands.recipes import recipe_groups
 from openjepa.config import load_run_config
 from openjepa.recipes import RECIPES, kept_by_file
@@ -57,51 +50,6 @@ starting from weights instead of random ones (a run, a file of published weights
 
 The model's settings follow the weights; rate and length are the recipe's. For weights of long training a lower --optim.lr
 is the usual caution; the evaluation shows the weights of the start beside the result. More in docs/continue.md."""
-
-
-VISUALIZE_HELP = """Masks on images, PCA maps of patch features, nearest neighbors before and
-after training, as pictures.
-
-example:
-  openjepa visualize runs/cpu-64-default-photos"""
-
-
-REPORT_HELP = """One self-contained HTML file on one run, or on several side by side.
-Needs only the run folders, no torch. The folder of an encoder that was evaluated has a page too, of its numbers.
-
-With --scaling: curves of accuracy against compute, time, images seen, data size and model size over any number of runs.
-
-examples:
-  openjepa report runs/cpu-64-default-photos
-  openjepa report runs/first runs/second --output comparison.html
-  openjepa report --scaling runs/* --output scaling.html"""
-
-
-QUICKSTART_HELP = """Trains, evaluates, draws and reports the recipe `quickstart` on the packaged scenes. Nothing is downloaded.
-
-example:
-  openjepa quickstart"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuickstartOptions:
-    """The arguments of `quickstart`."""
-
-    output: Path = Path("runs")
-    """Folder that holds the run folder."""
-    total_steps: int | None = None
-    """Optimizer steps. None: the recipe's."""
-    fresh: bool = False
-    """Start anew even if an earlier quickstart exists."""
-
-
-def quickstart(argv: Sequence[str], prog: str) -> None:
-    """Train, evaluate, visualize, report."""
-    options = parse(QuickstartOptions, argv, prog, QUICKSTART_HELP, QuickstartOptions())
-    check_output_folder(options.output)
-    from openjepa.experiments.pipeline import quickstart as run_quickstart
-
-    run_quickstart(output=options.output, total_steps=options.total_steps, fresh=options.fresh)
 
 
 def train(argv: Sequence[str], prog: str) -> None:
@@ -149,50 +97,3 @@ def _note_kept(file: Path, config: RunConfig) -> None:
 
 def _option_value(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-@dataclass(frozen=True, kw_only=True)
-class VisualizeOptions:
-    """The arguments of `visualize`."""
-
-    subject: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = Path()
-    """Run folder."""
-    num_images: int = 8
-    """Images in each picture (1 to 24)."""
-    seed: int = 0
-    """Seed of the choice of images."""
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda` or `mps`."""
-
-
-def visualize(argv: Sequence[str], prog: str) -> None:
-    """Draws the pictures of a run."""
-    options = parse(VisualizeOptions, require(VisualizeOptions, argv, "RUN", prog), prog, VISUALIZE_HELP, VisualizeOptions())
-    check_subject(options.subject, "config.yaml")
-    from openjepa.visualization import visualize_run
-
-    for path in visualize_run(options.subject, options.num_images, options.seed, options.device):
-        print(path)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportOptions:
-    """The arguments of `report`."""
-
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")] = ()
-    """Run folders."""
-    output: Path | None = None
-    """The HTML file. None: report.html in the run's folder, for several runs in the folder that holds the first; scaling.html
-    there with --scaling."""
-    scaling: bool = False
-    """Curves over the runs instead of a report on each: accuracy against what a run has used."""
-
-
-def report(argv: Sequence[str], prog: str) -> None:
-    """Writes the HTML report."""
-    options = parse(ReportOptions, require(ReportOptions, argv, "RUN", prog), prog, REPORT_HELP, ReportOptions())
-    check_output_file(options.output, ".html")
-    from openjepa.report import write_report, write_scaling
-
-    write = write_scaling if options.scaling else write_report
-    print(write(options.runs, options.output))

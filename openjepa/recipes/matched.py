@@ -1,8 +1,8 @@
 """The same run with another method: same encoder size, data, images seen and steps; each method's own masks, crops and rates.
 
 Published values are kept where they are free of sizes. Lengths become shares of the run; what follows the encoder or the
-images (heads, decoder, small crops, blur) is None here and gets its value in `openjepa.settings.derived`. Values marked [M] come
-from memory of the papers and their commands.
+images (heads, decoder, small crops, blur) is None here and gets its value in `openjepa.settings.derived`. Values marked [M]
+come from memory of the papers and their commands.
 
 The small recipes with the methods that I-JEPA is compared with: `mae-cpu-32` is `cpu-32` with MAE.
 """

@@ -224,7 +224,7 @@ def load_any(path: Path | str, choice: Choice | None = None) -> Loaded:
     """
     name, choice = hub_name(path), choice or Choice()
     contents = open_contents(Path(path).expanduser() if name is None else download(name))
-    loaded = FORMATS[recognized(contents)].load().read(contents, choice)
+    loaded: Loaded = FORMATS[recognized(contents)].load().read(contents, choice)
     if choice.heads not in (None, loaded.config.heads):
         raise Refusal(f"heads={choice.heads}, but {path} says itself that it has {loaded.config.heads}: leave heads out")
     return loaded

@@ -22,7 +22,7 @@ from openjepa.system.whole_files import whole_folder
 from openjepa.types import Export
 from openjepa.weights.contents import CONFIG_FILE, WEIGHTS_FILE, Contents, open_contents
 from openjepa.weights.filling import Plan, fill, same_names, weight_names
-from openjepa.weights.formats import Choice, Loaded, Networks, refuse_context, size_words, stored
+from openjepa.weights.formats import Choice, Loaded, Networks, Reader, refuse_context, size_words, stored
 from openjepa.weights.state_dicts import Network
 
 VERSION = 1
@@ -191,3 +191,6 @@ def _load(build: Callable[[], NetworkType], folder: Path) -> tuple[NetworkType, 
 
     notes = network(lambda: contents.networks).notes()
     return fill(build, Plan(same_names(weight_names(build))), lambda: network(contents.mapped).tensors, where), notes
+
+
+READER = Reader(recognize, read)

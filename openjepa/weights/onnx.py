@@ -26,7 +26,7 @@ from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.system.packages import needed_for
 from openjepa.weights.contents import Contents
-from openjepa.weights.formats import DTYPES, Choice, Loaded, Networks, mask_token_remark
+from openjepa.weights.formats import DTYPES, Choice, Loaded, Networks, Reader, mask_token_remark
 
 CUBIC = -0.75
 """The parameter a of cubic convolution that torch's bicubic resampling has."""
@@ -301,3 +301,6 @@ def _store_smaller(model: Any, dtype: str) -> int:
         value.replace_all_uses_with(cast.outputs[0])
         saved += weight.nbytes - array.nbytes
     return saved
+
+
+READER = Reader(recognize, read)

@@ -22,6 +22,7 @@ from openjepa.weights.formats import (
     Choice,
     Loaded,
     Networks,
+    Reader,
     mask_token_remark,
     position_table,
     refuse_context,
@@ -172,3 +173,6 @@ def _cut_ratio(config: EncoderConfig) -> float:
     hidden = hidden_width(config.width, config.mlp_ratio)
     ratio = hidden / config.width
     return ratio if int(config.width * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+READER = Reader(recognize, read)

@@ -27,6 +27,7 @@ from openjepa.weights.formats import (
     Choice,
     Loaded,
     Networks,
+    Reader,
     mask_token_remark,
     position_table,
     refuse_context,
@@ -269,3 +270,6 @@ def _pixels(config: EncoderConfig) -> dict[str, Any]:
         "image_mean": list(config.pixel_mean),
         "image_std": list(config.pixel_std),
     }
+
+
+READER = Reader(recognize, read)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from openjepa.refusals import Refusal
 from openjepa.weights.contents import Contents
-from openjepa.weights.formats import Choice, Loaded, refuse_context, size_words
+from openjepa.weights.formats import Choice, Loaded, Reader, refuse_context, size_words
 from openjepa.weights.shared_names import NOT_READ, TOKEN, Vit, has_sincos, infer_config, only_place, read_vit, vits
 from openjepa.weights.state_dicts import Network
 from openjepa.weights.timm import only_network
@@ -126,3 +126,7 @@ def _method(networks: Mapping[str, Network]) -> str:
     if MASKED_V2 in names:
         return "DINOv2"
     return "MSN" if "target_encoder" in networks or "fc.fc1.weight" in names else "DINO or alike"
+
+
+MAE = Reader(recognize_mae, read_mae)
+DINO = Reader(recognize_dino, read_dino)

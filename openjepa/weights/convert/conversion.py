@@ -24,7 +24,7 @@ from openjepa.weights.contents import weights_hash
 from openjepa.weights.convert.card import CardFacts, card
 from openjepa.weights.convert.origin import TRAINING, Origin, find_origin
 from openjepa.weights.convert.verification import Check, outputs, random_images, verify
-from openjepa.weights.formats import DTYPES, Choice, Loaded, Networks, check_holds, load_any
+from openjepa.weights.formats import DTYPES, Choice, Loaded, Networks, Write, check_holds, load_any
 from openjepa.weights.onnx import check_packages
 from openjepa.weights.transformers import model_class
 
@@ -186,7 +186,8 @@ def _rounded(networks: Networks, dtype: str) -> str:
 def _written(folder: Path, to: str, networks: Networks, dtype: str) -> list[str]:
     """Writes the weights; what the libraries say of a full disk becomes an OSError."""
     try:
-        return OUTPUTS[to].load()(folder, networks, dtype)
+        write: Write = OUTPUTS[to].load()
+        return write(folder, networks, dtype)
     except (SafetensorError, RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise OSError(f"{to} could not be written to {folder.parent}: {reason}; nothing was left behind") from error

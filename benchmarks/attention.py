@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openjepa.engine.device import keep_freed_memory
-from openjepa.models.attention import _PlainAttention
+from openjepa.models.transformer import _PlainAttention
 
 CASES = ((16, 3, 16, 64), (16, 3, 49, 64), (16, 6, 83, 32), (4, 6, 196, 64), (4, 6, 256, 64), (2, 6, 400, 64), (1, 6, 784, 64))
 """Batch, heads, tokens, channels per head."""

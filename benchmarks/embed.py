@@ -33,14 +33,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.records import keep, origin
-from openjepa.bench import matmul_rate
-from openjepa.data.generated import write_photos
-from openjepa.embedding.running import embed_dataset
-from openjepa.engine.packed import can_pack, pack
+from openjepa.experiments.step_times import matmul_rate
+from openjepa.inference.embedding.embedding_run import embed_dataset
 from openjepa.inference.encoder import Encoder
-from openjepa.settings.data import FolderSettings
-from openjepa.settings.embedding import EmbedSettings
-from openjepa.weights.loading import load_any
+from openjepa.inference.packed import can_pack, pack
+from openjepa.settings.inference import EmbedSettings
+from openjepa.settings.sources import FolderSettings
+from openjepa.training.timed_steps import write_photos
+from openjepa.weights.formats import load_any
 
 SHAPE = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536}
 SIZE, PATCH = 224, 16

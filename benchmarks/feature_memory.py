@@ -16,10 +16,10 @@ import torch
 import tyro
 
 from benchmarks.records import keep, origin
-from openjepa.evaluation import rows as limits
-from openjepa.evaluation.linear import prepare
-from openjepa.evaluation.store import RowWriter
-from openjepa.measures.knn import knn_predictions
+from openjepa.evaluation.feature_store import RowWriter
+from openjepa.evaluation.probes import lazy_matrix as limits
+from openjepa.evaluation.probes.linear import prepare
+from openjepa.measures.accuracy import knn_predictions
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,10 @@ START = time.monotonic()
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from openjepa.bench import bench_step, print_step, step_config  # noqa: E402 - works from a checkout that is not installed
 from openjepa.engine.device import resolve_device, resolve_precision  # noqa: E402
 from openjepa.engine.run_folder import environment  # noqa: E402
-from openjepa.settings.bench import StepBench  # noqa: E402
+from openjepa.experiments.step_times import bench_step, print_step, step_config  # noqa: E402 - works from a checkout that is not installed
+from openjepa.settings.experiments import StepBench  # noqa: E402
 from openjepa.settings.models import Size  # noqa: E402
 
 MOST_SECONDS = 180.0
@@ -126,7 +126,7 @@ def run_limited(command: Sequence[str], seconds: float, log: Path) -> int:
 
 def run_tests(seconds: float) -> dict[str, Any]:
     """pytest -m gpu, and its last line."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_gpu.py"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/house/test_gpu.py"]
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"

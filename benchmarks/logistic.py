@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.records import keep, load, origin
-from openjepa.evaluation.logistic import Standardized, standardize
-from openjepa.evaluation.newton import Solution
-from openjepa.settings.logistic import LogisticSettings
+from openjepa.evaluation.probes.logistic import Standardized, standardize
+from openjepa.evaluation.probes.newton import Solution
+from openjepa.settings.evaluation import LogisticSettings
 
 COLD = 2.5e-4
 """MSN's default lambda."""

@@ -15,10 +15,10 @@ from typing import Annotated, Any
 import tyro
 
 from benchmarks.records import keep, origin
-from openjepa.bench import step_config
+from openjepa.experiments.step_times import step_config
 from openjepa.methods import METHODS
-from openjepa.settings.bench import StepBench
-from openjepa.training.timed_step import TimedStep
+from openjepa.settings.experiments import StepBench
+from openjepa.training.timed_steps import TimedStep
 from openjepa.types import LoaderPosition
 
 FIRST = "ijepa"

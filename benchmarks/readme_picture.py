@@ -12,16 +12,14 @@ import torch
 from openjepa.config import load_run_config
 from openjepa.masks import MASKS
 from openjepa.masks.coverage import examples
-from openjepa.visualization.colors import pca_colors
-from openjepa.visualization.features import dense_features, nearest, unit_features
-from openjepa.visualization.masks import paint_masks
-from openjepa.visualization.pictured import choose_images
-from openjepa.visualization.sheet import Sheet, enlarge
+from openjepa.visualization.mask_pictures import paint_masks
+from openjepa.visualization.neighbors import choose_images, dense_features, nearest, unit_features
+from openjepa.visualization.sheet import Sheet, enlarge, pca_colors
 from openjepa.weights.native import load_encoder
 
 CELL, GAP, GROUP_GAP, HEAD = 144, 8, 28, 64
 NEIGHBORS = 4
-HEADS = (("an image", ""), ("what is hidden", "context, 8 targets"), ("features", "untrained"), ("features", "trained"))
+HEADS = (("image", ""), ("masks", "context, targets"), ("features", "before training"), ("features", "after training"))
 
 
 def draw(run: Path, output: Path, shown: list[int], gallery_images: int, seed: int) -> None:
@@ -41,7 +39,7 @@ def draw(run: Path, output: Path, shown: list[int], gallery_images: int, seed: i
         sheet.words(title, left, 16, size=20, bold=True)
         sheet.words(words, left, 42, size=18)
     sheet.words("nearest images", lefts[4], 16, size=20, bold=True)
-    sheet.words(f"trained, of {len(gallery.images):,}", lefts[4], 42, size=18)
+    sheet.words(f"of {len(gallery.images):,}, by the trained encoder", lefts[4], 42, size=18)
     for row, number in enumerate(shown):
         pixels = queries.images[number].permute(1, 2, 0).contiguous().numpy()
         large = enlarge(pixels, (CELL, CELL))

@@ -21,12 +21,11 @@ import torch
 import tyro
 
 from benchmarks.records import keep, load, origin
-from openjepa.embedding.means import Tally
-from openjepa.embedding.table import COLUMNS, FeatureTable, Manifest, open_table
-from openjepa.search.approximate import index_paths, open_index
-from openjepa.search.exact import nearest
-from openjepa.search.pairs import compare_all
-from openjepa.search.vectors import Vectors, raw_blocks, rows_per_block, table_mean, tensor_of
+from openjepa.inference.embedding.table import COLUMNS, FeatureTable, Manifest, Tally, open_table
+from openjepa.inference.search.approximate import index_paths, open_index
+from openjepa.inference.search.exact import nearest
+from openjepa.inference.search.pairs import compare_all
+from openjepa.inference.search.vectors import Vectors, raw_blocks, rows_per_block, table_mean, tensor_of
 
 QUERIES = (1, 4, 16, 64)
 

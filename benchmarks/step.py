@@ -15,10 +15,10 @@ import tyro
 
 from benchmarks.plain_step import PlainStep
 from benchmarks.records import keep, origin
-from openjepa.bench import step_config
+from openjepa.experiments.step_times import step_config
 from openjepa.methods.ijepa import IJepa
-from openjepa.settings.bench import StepBench
-from openjepa.training.timed_step import TimedStep
+from openjepa.settings.experiments import StepBench
+from openjepa.training.timed_steps import TimedStep
 from openjepa.types import Batch, BlockMasks
 
 SIZE = 4096

@@ -24,15 +24,16 @@ RECIPES_HEAD = """# Recipes
 
 <!-- Written by `make docs`: change the recipes, not this page. -->
 
-`openjepa train NAME` starts from a recipe, and every setting can be changed. `openjepa recipes NAME` prints one with all its settings and
-says where its values come from.
+`openjepa train NAME` starts from a recipe, and every setting can be changed. `openjepa recipes NAME` prints one with all its
+settings and says where its values come from.
 
-- **Presets** are versions of a recipe. The first is the default; `--preset` chooses another. `official` has the values of the released
-  code, `paper` those of the paper, if the two differ ([fidelity](fidelity.md)). `official` of a small recipe keeps encoder, predictor,
-  data and images seen, and takes the released code's initialization, masks and rates.
-- **Small recipes** (`default`) are given in steps, so a run takes as long on 2,000 images as on 200,000. `--optim.epochs` replaces the steps.
-  In the recipes for one GPU, the masks are the paper's; they are not measured yet.
-- **Encoders** are named by size and patch: B/16 is a ViT-B with patches of 16 x 16 pixels. `nano` is ours: 4 blocks of width 128.
+- **Presets** are versions of a recipe. The first is the default; `--preset` chooses another. `official` has the values of the
+  released code, `paper` those of the paper, if the two differ ([fidelity](fidelity.md)). `official` of a small recipe keeps
+  encoder, predictor, data and images seen, and takes the released code's initialization, masks and rates.
+- **Small recipes** (`default`) are given in steps, so a run takes as long on 2,000 images as on 200,000. `--optim.epochs`
+  replaces the steps. In the recipes for one GPU the masks are the paper's; those recipes are not measured yet.
+- **Encoders** are named by size and patch: B/16 is a ViT-B with patches of 16 x 16 pixels. `nano` is ours: 4 blocks of width
+  128.
 """
 
 
@@ -42,8 +43,8 @@ def recipes_page() -> str:
     for title, names in recipe_groups().items():
         source = load_recipe(names[0]).method.about.title
         paper = re.sub(r"arXiv ([\d.]+)", r"[arXiv \1](https://arxiv.org/abs/\1)", source)
-        head = f"## {title[0].upper()}{title[1:]}\n\n{paper}\n\n| recipe | what it is | encoder | presets | length |\n|---|---|---|---|---|"
-        parts.append("\n".join([head, *(_recipe_row(name) for name in names)]) + "\n")
+        head = [f"## {title[0].upper()}{title[1:]}", "", paper, "", "| recipe | what it is | encoder | presets | length |"]
+        parts.append("\n".join([*head, "|---|---|---|---|---|", *map(_recipe_row, names)]) + "\n")
     return "\n".join(parts)
 
 

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from openjepa.evaluation.results import Result
     from openjepa.inference.areas import PatchBox
     from openjepa.inference.encoder import Encoder
-    from openjepa.inference.pictures import Picture, Pictures
+    from openjepa.inference.images import Picture, Pictures
     from openjepa.inference.prediction import BlockPrediction, Prediction
     from openjepa.recipes import load_recipe
-    from openjepa.settings.data import DataSettings
     from openjepa.settings.evaluation import EvaluationSettings
     from openjepa.settings.run import RunConfig
+    from openjepa.settings.sources import DataSettings
     from openjepa.types import EncoderOutput
 
 __version__ = "0.1.0"
@@ -56,8 +56,8 @@ _HOMES = {
     "EncoderOutput": "openjepa.types",
     "EvaluationSettings": "openjepa.settings.evaluation",
     "PatchBox": "openjepa.inference.areas",
-    "Picture": "openjepa.inference.pictures",
-    "Pictures": "openjepa.inference.pictures",
+    "Picture": "openjepa.inference.images",
+    "Pictures": "openjepa.inference.images",
     "Prediction": "openjepa.inference.prediction",
     "RunConfig": "openjepa.settings.run",
     "load_recipe": "openjepa.recipes",
@@ -94,7 +94,7 @@ def load(subject: Path | str, *, encoder: Literal["target", "context"] = "target
     choice. Nothing in the file is executed.
     """
     from openjepa.inference.encoder import Encoder
-    from openjepa.weights.loading import Choice, load_any
+    from openjepa.weights.formats import Choice, load_any
 
     if encoder not in ("target", "context"):
         raise Refusal(f"encoder={encoder!r} is not known: use 'target' or 'context'")
@@ -129,8 +129,8 @@ def evaluate(
     `data`: the images. None: those of the run; anything but a run needs it.
     `suite`: `paper`, `cached` or `dense`. The rows of that suite are evaluated on the data sets below `data_root`.
     """
-    from openjepa.evaluation.running import evaluate_run
-    from openjepa.evaluation.suite_running import evaluate_suite
+    from openjepa.evaluation.dataset_run import evaluate_run
+    from openjepa.evaluation.suite_run import evaluate_suite
     from openjepa.settings.evaluation import EvaluationSettings
 
     settings = settings or EvaluationSettings()
@@ -151,6 +151,6 @@ def embed(subject: Path | str, images: "Pictures", batch_size: int = 64) -> "Ten
     whole data set.
     """
     from openjepa.inference.encoder import Encoder
-    from openjepa.weights.loading import Choice, load_any
+    from openjepa.weights.formats import Choice, load_any
 
     return Encoder(load_any(subject, Choice(predictor=False))).embed(images, batch_size=batch_size)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import openjepa
-from openjepa.engine.interrupts import Interrupted
-from openjepa.extras import needed_for
 from openjepa.refusals import Refusal
+from openjepa.system.interrupts import Interrupted
+from openjepa.system.packages import needed_for
 
 USAGE = """openjepa {version}: train I-JEPA encoders on your images, probe and look at them.
 
@@ -27,25 +27,25 @@ examples:
   openjepa visualize runs/cpu-64-default-photos  masks, features and neighbors
   openjepa report runs/cpu-64-default-photos     one HTML file with everything"""
 
-COMMANDS: dict[str, tuple[str, str]] = {
-    "quickstart": ("quickstart", "train, evaluate and report on packaged scenes in minutes"),
-    "train": ("train", "train an encoder on your images"),
-    "recipes": ("recipes", "the named runs that train starts from, or all settings of one"),
-    "evaluate": ("evaluate", "k-NN and linear probes of an encoder"),
-    "visualize": ("visualize", "pictures of what an encoder has learned"),
-    "report": ("report", "one HTML file on one run or several"),
-    "embed": ("embed", "features of all images as one NumPy or Parquet file"),
-    "search": ("search", "nearest images, near-duplicates, outliers in what embed wrote"),
-    "convert": ("convert", "weights for transformers, timm, ONNX, released I-JEPA program"),
-    "ablate": ("ablate", "compare runs that differ in one thing, e.g. the method"),
-    "bench step": ("bench_step", "time a training step and its parts"),
-    "bench data": ("bench_data", "time decoding, cropping and loading"),
-    "bench energy": ("bench_energy", "whether the energy tells pairs that belong together"),
-    "data check": ("data_check", "read every image of a data set once"),
-    "data masks": ("data_masks", "draw masks and how often they cover each patch"),
-    "data scenes": ("data_scenes", "render labeled scenes in CLEVR's format"),
+COMMANDS = {
+    "quickstart": "train, evaluate and report on packaged scenes in minutes",
+    "train": "train an encoder on your images",
+    "recipes": "the named runs that train starts from, or all settings of one",
+    "evaluate": "k-NN and linear probes of an encoder",
+    "visualize": "pictures of what an encoder has learned",
+    "report": "one HTML file on one run or several",
+    "embed": "features of all images as one NumPy or Parquet file",
+    "search": "nearest images, near-duplicates, outliers in what embed wrote",
+    "convert": "weights for transformers, timm, ONNX, released I-JEPA program",
+    "ablate": "compare runs that differ in one thing, e.g. the method",
+    "bench step": "time a training step and its parts",
+    "bench data": "time decoding, cropping and loading",
+    "bench energy": "whether the energy tells pairs that belong together",
+    "data check": "read every image of a data set once",
+    "data masks": "draw masks and how often they cover each patch",
+    "data scenes": "render labeled scenes in CLEVR's format",
 }
-"""Function in openjepa.commands and one line of help."""
+"""One line of help each. `data check` is the function `data_check` of openjepa/commands/data.py."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -107,12 +107,12 @@ def _dispatch(argv: list[str]) -> None:
         from openjepa.config import nearest
 
         raise Refusal(f"unknown command {name!r}: {nearest(name, COMMANDS)} (see openjepa --help)")
-    function = getattr(import_module("openjepa.commands"), COMMANDS[name][0])
+    function = getattr(import_module(f"openjepa.commands.{argv[0]}"), name.replace(" ", "_"))
     with needed_for(f"openjepa {name}"):
         function(argv[words:], f"openjepa {name}")
 
 
 def usage(names: Sequence[str] = tuple(COMMANDS)) -> str:
     """The help of `openjepa`, or only the lines of some of its commands."""
-    lines = "\n".join(f"  {name:<14}{COMMANDS[name][1]}" for name in names)
+    lines = "\n".join(f"  {name:<14}{COMMANDS[name]}" for name in names)
     return USAGE.format(version=openjepa.__version__, commands=lines) if len(names) == len(COMMANDS) else lines

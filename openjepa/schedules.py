@@ -8,8 +8,8 @@ data2vec use i for all. `optim.schedule_steps` says which.
 import math
 from dataclasses import dataclass
 
-from openjepa.derived import resolved
-from openjepa.settings.optimization import OptimizationSettings
+from openjepa.settings.derived import resolved
+from openjepa.settings.run import OptimizationSettings
 
 
 @dataclass(frozen=True)

@@ -6,21 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from openjepa.bench_energy import measure_energy
 from openjepa.config import load_run_config
-from openjepa.derived import resolve
-from openjepa.experiments import quickstart_config, run_through
+from openjepa.experiments.energies import measure_energy
+from openjepa.experiments.pipeline import quickstart_config, run_through
 from openjepa.methods import METHODS
 from openjepa.recipes import load_recipe
 from openjepa.report import write_report
-from openjepa.report.wording import METHOD_WORDS
-from openjepa.settings.bench import EnergyBench
-from openjepa.settings.data import FolderSettings
+from openjepa.report.probes import METHOD_WORDS
+from openjepa.settings.derived import resolve
 from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.experiments import EnergyBench
 from openjepa.settings.run import RunConfig
-from tests.images import write_folder
-from tests.report_page import Page
-from tests.small_methods import method_config
+from openjepa.settings.sources import FolderSettings
+from tests.helpers.images import write_folder
+from tests.helpers.report_page import Page
+from tests.helpers.small_methods import method_config
 
 EVALUATION = EvaluationSettings(baselines=("untrained",), workers=0, device="cpu", neighbors=(5,))
 

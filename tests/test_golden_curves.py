@@ -13,9 +13,9 @@ import pytest
 from openjepa.methods import METHODS
 from openjepa.settings.run import MonitorSettings
 from openjepa.training.loop import train
-from tests.images import write_folder
-from tests.small_methods import method_config
-from tests.test_loop import lines
+from tests.helpers.images import write_folder
+from tests.helpers.small_methods import method_config
+from tests.training.test_loop import lines
 
 GOLDEN = Path(__file__).parent / "golden"
 STEPS = 20

@@ -6,7 +6,7 @@ import pytest
 
 from openjepa.methods.assignment import teacher_temperature
 from openjepa.schedules import Progress, cosine_momentum, learning_rate, weight_decay
-from openjepa.settings.optimization import OptimizationSettings
+from openjepa.settings.run import OptimizationSettings
 
 OPTIM = OptimizationSettings(
     lr=1.0,

@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 
-from openjepa.commands.arguments import (
+from openjepa.commands.parsing.arguments import (
     option_value,
     parse,
     require,
 )
-from openjepa.commands.options import positionals_first
-from openjepa.commands.paths import check_output_file, check_subject
+from openjepa.commands.parsing.options import positionals_first
+from openjepa.commands.parsing.paths import check_output_file, check_subject
 from openjepa.refusals import Refusal
-from openjepa.settings.bench import SAID_BY_THE_RECIPE, DataBench, EnergyBench, StepBench
+from openjepa.settings.experiments import SAID_BY_THE_RECIPE, DataBench, EnergyBench, StepBench
 
 BENCH_STEP_HELP = """Times a training step and its parts: images/s, FLOPs, memory, and its share of the rate of a matrix
 product that is measured in the same rounds.
@@ -48,7 +48,7 @@ def bench_step(argv: Sequence[str], prog: str) -> None:
             given = f"--{name.replace('_', '-')} {value}"
             raise Refusal(f"{given} has no effect: the recipe {options.recipe} says it; leave out one of the two")
     check_output_file(options.output, ".json")
-    from openjepa.bench import time_step
+    from openjepa.experiments.step_times import time_step
 
     time_step(options)
 
@@ -56,7 +56,7 @@ def bench_step(argv: Sequence[str], prog: str) -> None:
 def bench_data(argv: Sequence[str], prog: str) -> None:
     """Times the data path."""
     options = parse(DataBench, argv, prog, BENCH_DATA_HELP, DataBench())
-    from openjepa.bench_data import time_data
+    from openjepa.experiments.data_times import time_data
 
     time_data(options)
 
@@ -66,6 +66,6 @@ def bench_energy(argv: Sequence[str], prog: str) -> None:
     options = parse(EnergyBench, require(EnergyBench, argv, "RUN", prog), prog, BENCH_ENERGY_HELP, EnergyBench())
     options.check()
     check_subject(options.run, "config.yaml")
-    from openjepa.bench_energy import measure_energy
+    from openjepa.experiments.energies import measure_energy
 
     measure_energy(options)

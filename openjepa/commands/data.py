@@ -8,19 +8,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from openjepa.checks import check_patch_divides
-from openjepa.commands.arguments import (
+from openjepa.commands.parsing.arguments import (
     parse,
     select_component,
 )
-from openjepa.commands.paths import check_output_file, check_output_folder
-from openjepa.derived import resolve
+from openjepa.commands.parsing.paths import check_output_file, check_output_folder
 from openjepa.recipes import load_recipe
 from openjepa.refusals import Refusal
-from openjepa.settings.choices import CHOICES
-from openjepa.settings.data import DataSettings, FolderSettings, height_and_width
+from openjepa.settings.derived import resolve
+from openjepa.settings.fields import CHOICES
 from openjepa.settings.masks import MaskSettings, MultiblockSettings
 from openjepa.settings.models import ModelSettings
 from openjepa.settings.run import RunConfig
+from openjepa.settings.sources import DataSettings, FolderSettings, height_and_width
 
 MASKS_HELP = """Draws examples of a mask strategy and how often each patch is context or target, or visible or masked, as a
 picture. The other mode of multi-block masks is drawn below the chosen one, to compare.
@@ -117,7 +117,7 @@ def data_scenes(argv: Sequence[str], prog: str) -> None:
     """Renders scenes."""
     options = parse(ScenesOptions, argv, prog, SCENES_HELP, ScenesOptions())
     check_output_folder(options.output)
-    from openjepa.data.scene_renderer import render_scenes
+    from openjepa.data.scenes.renderer import render_scenes
 
     render_scenes(
         options.output, options.train, options.test, options.image_size, options.seed, options.samples, options.workers
@@ -151,8 +151,8 @@ def data_check(argv: Sequence[str], prog: str) -> None:
     check_output_file(options.list, ".csv", any_ending=False, option="--list")
     min_side = _smallest_side(options)
     from openjepa.data import open_splits
-    from openjepa.data.inspection import CheckSummary, csv_list, inspect, num_records
-    from openjepa.engine.progress import progress
+    from openjepa.data.check import CheckSummary, csv_list, inspect, num_records
+    from openjepa.system.console import progress
 
     splits, summary = open_splits(options.data, options.seed), CheckSummary()
     print(splits.description)

@@ -4,11 +4,11 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from openjepa.commands.arguments import parse, require
-from openjepa.commands.options import is_value
-from openjepa.commands.paths import check_output_file, check_output_folder
+from openjepa.commands.parsing.arguments import parse, require
+from openjepa.commands.parsing.options import is_value
+from openjepa.commands.parsing.paths import check_output_file, check_output_folder
 from openjepa.refusals import Refusal
-from openjepa.settings.search import LISTED_OUTLIERS, SearchSettings
+from openjepa.settings.inference import LISTED_OUTLIERS, SearchSettings
 
 SEARCH_HELP = """The nearest images to an image, to a part of one, or to an image of the
 table; or near-duplicates and outliers, to clean a data set. FEATURES: the .npy or .parquet file that `openjepa embed` wrote.
@@ -53,8 +53,8 @@ def _find(settings: SearchSettings) -> None:
     output = settings.output or Path("neighbors.png")
     if settings.picture:
         check_output_file(output, ".png", any_ending=False)
-    from openjepa.search.printing import answer_lines, print_answers
-    from openjepa.search.running import draw_neighbors, find_neighbors
+    from openjepa.inference.search.printing import answer_lines, print_answers
+    from openjepa.inference.search.search_run import draw_neighbors, find_neighbors
 
     answers = find_neighbors(settings, _note)
     _print_lines(answer_lines(answers)) if settings.json else print_answers(answers)
@@ -67,8 +67,8 @@ def _clean(settings: SearchSettings) -> None:
     if folder.suffix.lower() in (".png", ".csv"):
         raise Refusal(f"--output {folder}: --duplicates and --outliers write several files; name a folder for them")
     check_output_folder(folder)
-    from openjepa.search.cleaning import draw_lists, find_to_clean, write_lists
-    from openjepa.search.printing import cleaning_lines, print_cleaning
+    from openjepa.inference.search.cleaning import draw_lists, find_to_clean, write_lists
+    from openjepa.inference.search.printing import cleaning_lines, print_cleaning
 
     found = find_to_clean(settings, _note)
     written = write_lists(found, folder)

@@ -1,37 +1,18 @@
 """Data sources. One file and one line of SOURCES each."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from openjepa.registry import Entry
-from openjepa.settings.data import DataSettings, FolderSettings, HuggingFaceSettings, ScenesSettings
+from openjepa.settings.registry import Entry
+from openjepa.settings.sources import DataSettings, FolderSettings, HuggingFaceSettings, ScenesSettings
 
 if TYPE_CHECKING:
     from openjepa.data.source import Splits
 
 
-def _folder() -> Callable[..., Any]:
-    from openjepa.data.folder import open_folder
-
-    return open_folder
-
-
-def _huggingface() -> Callable[..., Any]:
-    from openjepa.data.huggingface import open_huggingface
-
-    return open_huggingface
-
-
-def _scenes() -> Callable[..., Any]:
-    from openjepa.data.scenes import open_scenes
-
-    return open_scenes
-
-
 SOURCES: dict[str, Entry[DataSettings]] = {
-    "folder": Entry(FolderSettings, _folder),
-    "huggingface": Entry(HuggingFaceSettings, _huggingface),
-    "scenes": Entry(ScenesSettings, _scenes),
+    "folder": Entry(FolderSettings, "openjepa.data.folders.folder:open_folder"),
+    "huggingface": Entry(HuggingFaceSettings, "openjepa.data.tables.huggingface:open_huggingface"),
+    "scenes": Entry(ScenesSettings, "openjepa.data.scenes.scenes:open_scenes"),
 }
 
 
@@ -40,6 +21,6 @@ def open_splits(settings: DataSettings, seed: int) -> "Splits":
     splits: Splits = SOURCES[settings.source].load()(settings, seed)
     if settings.max_images is None:
         return splits
-    from openjepa.data.subset import limited
+    from openjepa.data.selection import limited
 
     return limited(splits, settings.max_images, seed)

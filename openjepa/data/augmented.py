@@ -1,5 +1,11 @@
-"""Labeled training views in epochs: what probes that train on augmented images and fine-tuning see."""
+"""Labeled training views in epochs: what probes that train on augmented images and fine-tuning see.
 
+Random erasing (Zhong et al., 2017) of uint8 views, and augmentations one after the other. Written from the paper.
+
+RandAugment (Cubuk et al., 2020) in the variant `rand-m9-mstd0.5-inc1` of MAE and I-JEPA. Written from descriptions.
+"""
+
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,10 +14,12 @@ import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from numpy.typing import NDArray
+from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from openjepa.data.decode import decode_image
-from openjepa.data.skipping import reason_of
+from openjepa.data.loading.unreadable import reason_of
+from openjepa.data.loading.workers import parallel_map
 from openjepa.data.source import ListSource
 from openjepa.data.views import (
     NUMBERS_PER_VIEW,
@@ -22,7 +30,6 @@ from openjepa.data.views import (
     is_mirrored,
     resize,
 )
-from openjepa.data.workers import parallel_map
 from openjepa.seeds import derive, derive_samples, uniforms
 from openjepa.types import Skipped, ViewSpec
 
@@ -136,3 +143,237 @@ def augmented_batches(
 
 def _batch(views: LabeledViews, images: Tensor, indices: NDArray[np.int64]) -> AugmentedBatch:
     return AugmentedBatch(images, torch.from_numpy(views.labels[indices]), torch.from_numpy(indices))
+
+
+TRIES = 10
+"""Rectangles that are drawn until one fits; if none does, nothing is erased."""
+
+
+@dataclass(frozen=True)
+class RandomErasing:
+    """With a probability, replaces one rectangle of a view by noise.
+
+    Its area is uniform in `area`, its height / width uniform in the logarithm, its place uniform. The noise is Gaussian with
+    the mean and standard deviation of the data per channel, independent for every pixel and channel: standard normal once
+    pixels are normalized. It is rounded and clipped to 0 .. 255, because views are uint8; MAE erases after normalization and
+    does not clip. Zhong et al. fill with uniform noise and erase up to 0.4 of the area.
+    """
+
+    probability: float = 0.25
+    """MAE's."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Of the channels in [0, 1] (ImageNet's)."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Of the channels (ImageNet's)."""
+    area: tuple[float, float] = (0.02, 1 / 3)
+    """As a fraction of the view."""
+    aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    """Height / width."""
+
+    def __call__(self, view: UInt8[Tensor, "3 h w"], seed: int) -> UInt8[Tensor, "3 h w"]:
+        """The view with a rectangle erased, or the view itself: a pure function of both."""
+        generator = np.random.default_rng([seed, 1])  # not the numbers of another augmentation with the same seed
+        if generator.random() >= self.probability:
+            return view
+        height, width = int(view.shape[1]), int(view.shape[2])
+        for _ in range(TRIES):
+            area = generator.uniform(*self.area) * height * width
+            aspect = math.exp(generator.uniform(math.log(self.aspect[0]), math.log(self.aspect[1])))
+            rows, columns = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < rows < height and 0 < columns < width:
+                return self._erased(view, (rows, columns), generator)
+        return view
+
+    def _erased(
+        self, view: UInt8[Tensor, "3 h w"], size: tuple[int, int], generator: np.random.Generator
+    ) -> UInt8[Tensor, "3 h w"]:
+        top = int(generator.integers(0, view.shape[1] - size[0] + 1))
+        left = int(generator.integers(0, view.shape[2] - size[1] + 1))
+        mean, std = (np.array(values, dtype=np.float32)[:, None, None] * 255 for values in (self.mean, self.std))
+        noise = mean + std * generator.standard_normal((3, *size), dtype=np.float32)
+        erased = view.clone()
+        erased[:, top : top + size[0], left : left + size[1]] = torch.from_numpy(noise.round().clip(0, 255).astype(np.uint8))
+        return erased
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """Augmentations one after the other, each with the same seed (they draw different numbers from it)."""
+
+    augmentations: tuple[Augment, ...]
+
+    def __call__(self, view: UInt8[Tensor, "3 h w"], seed: int) -> UInt8[Tensor, "3 h w"]:
+        """The view after the last of them."""
+        for augment in self.augmentations:
+            view = augment(view, seed)
+        return view
+
+
+Color = tuple[int, int, int]
+Operation = Callable[[Image.Image, float, float, Color], Image.Image]
+"""(image, strength in [0, 1], sign of +1 or -1, color of what comes in from outside) -> image of the same size."""
+PROBABILITY = 0.5
+"""With which an operation that was chosen is applied."""
+MOST = 10.0
+"""Largest magnitude; the strength of an operation is magnitude / MOST."""
+MOST_DEGREES, MOST_SHEAR, MOST_SHIFT, MOST_FACTOR = 30.0, 0.3, 0.45, 0.9
+LEAST_FACTOR = 0.1
+MIDDLE, MOST_ADDED = 128, 110
+
+
+def auto_contrast(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """Each channel is stretched to 0 .. 255. No strength."""
+    return ImageOps.autocontrast(image)
+
+
+def equalize(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """Each channel's histogram is made flat. No strength."""
+    return ImageOps.equalize(image)
+
+
+def invert(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """255 - value. No strength."""
+    return ImageOps.invert(image)
+
+
+def posterize(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """Only the highest 4 - floor(4 strength) bits of each value are kept: 4 at strength 0, 1 at 0.9, none at 1."""
+    return _by_table(image, [value & ~(0xFF >> (4 - int(4 * strength))) for value in range(256)])
+
+
+def solarize(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """Values of at least 256 - floor(256 strength) are inverted: none at strength 0, all at 1."""
+    return ImageOps.solarize(image, 256 - int(256 * strength))
+
+
+def solarize_add(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """floor(110 strength) is added to values below 128."""
+    added = int(MOST_ADDED * strength)
+    return _by_table(image, [min(255, value + added) if value < MIDDLE else value for value in range(256)])
+
+
+def color(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """Away from (sign +1) or towards its gray version."""
+    return ImageEnhance.Color(image).enhance(_factor(strength, sign))
+
+
+def contrast(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """Away from or towards its mean gray."""
+    return ImageEnhance.Contrast(image).enhance(_factor(strength, sign))
+
+
+def brightness(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """Away from or towards black."""
+    return ImageEnhance.Brightness(image).enhance(_factor(strength, sign))
+
+
+def sharpness(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """Away from or towards a smoothed version."""
+    return ImageEnhance.Sharpness(image).enhance(_factor(strength, sign))
+
+
+def rotate(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """By 30 strength degrees about the center."""
+    return image.rotate(sign * MOST_DEGREES * strength, Image.Resampling.BICUBIC, fillcolor=fill)
+
+
+def shear_x(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """Row y moves by 0.3 strength y pixels; the top row stays."""
+    return _affine(image, (1, sign * MOST_SHEAR * strength, 0, 0, 1, 0), fill)
+
+
+def shear_y(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """Column x moves by 0.3 strength x pixels; the left column stays."""
+    return _affine(image, (1, 0, 0, sign * MOST_SHEAR * strength, 1, 0), fill)
+
+
+def translate_x(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """By 0.45 strength of the width."""
+    return _affine(image, (1, 0, sign * MOST_SHIFT * strength * image.width, 0, 1, 0), fill)
+
+
+def translate_y(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
+    """By 0.45 strength of the height."""
+    return _affine(image, (1, 0, 0, 0, 1, sign * MOST_SHIFT * strength * image.height), fill)
+
+
+OPERATIONS: dict[str, Operation] = {
+    "auto_contrast": auto_contrast,
+    "equalize": equalize,
+    "invert": invert,
+    "posterize": posterize,
+    "solarize": solarize,
+    "solarize_add": solarize_add,
+    "color": color,
+    "contrast": contrast,
+    "brightness": brightness,
+    "sharpness": sharpness,
+    "rotate": rotate,
+    "shear_x": shear_x,
+    "shear_y": shear_y,
+    "translate_x": translate_x,
+    "translate_y": translate_y,
+}
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """Two of fifteen operations per view, drawn with replacement; each is applied with probability 0.5.
+
+    An operation has the magnitude `magnitude` plus Gaussian noise of `magnitude_std`, clipped to [0, 10], and where it has a
+    direction, one of the two by the toss of a coin. With s = magnitude / 10:
+
+    | operations | at strength s |
+    |---|---|
+    | auto_contrast, equalize, invert | always the same |
+    | posterize | keeps 4 - floor(4 s) bits |
+    | solarize | inverts values of at least 256 - floor(256 s) |
+    | solarize_add | adds floor(110 s) to values below 128 |
+    | color, contrast, brightness, sharpness | enhanced by the factor 1 +- 0.9 s, at least 0.1 |
+    | rotate | by +-30 s degrees |
+    | shear_x, shear_y | by +-0.3 s pixels per pixel |
+    | translate_x, translate_y | by +-0.45 s of the side |
+
+    So all that has a strength grows with it (the `inc1` of the name; in AutoAugment's tables some operations weaken). The
+    geometric ones are bicubic, and what comes in from outside has the color `fill`.
+
+    Written from Cubuk et al. (2020) and from descriptions of the variant, not from its code: rounding may differ from it.
+    """
+
+    magnitude: float = 9.0
+    """Of 10."""
+    magnitude_std: float = 0.5
+    """Standard deviation from one operation to the next."""
+    num_operations: int = 2
+    """Drawn per view."""
+    fill: Color = (124, 116, 104)
+    """Mean pixel of the data (default: ImageNet's)."""
+
+    def __call__(self, view: UInt8[Tensor, "3 h w"], seed: int) -> UInt8[Tensor, "3 h w"]:
+        """The augmented view: a pure function of both."""
+        # a generator of its own kind, so that the numbers are not those that have drawn the crop from the same seed
+        generator = np.random.default_rng(seed)
+        chosen = generator.integers(0, len(OPERATIONS), self.num_operations)
+        applied = generator.random(self.num_operations) < PROBABILITY
+        magnitudes = generator.normal(self.magnitude, self.magnitude_std, self.num_operations).clip(0, MOST)
+        signs = np.where(generator.random(self.num_operations) < 0.5, -1.0, 1.0)
+        if not applied.any():
+            return view
+        operations = list(OPERATIONS.values())
+        image = Image.fromarray(view.permute(1, 2, 0).contiguous().numpy())
+        for number in np.flatnonzero(applied):
+            image = operations[chosen[number]](image, float(magnitudes[number]) / MOST, float(signs[number]), self.fill)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def _factor(strength: float, sign: float) -> float:
+    return max(LEAST_FACTOR, 1.0 + sign * MOST_FACTOR * strength)
+
+
+def _by_table(image: Image.Image, table: list[int]) -> Image.Image:
+    return image.point(table * 3)
+
+
+def _affine(image: Image.Image, matrix: tuple[float, ...], fill: Color) -> Image.Image:
+    """Output (x, y) takes the input at (a x + b y + c, d x + e y + f)."""
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=fill)

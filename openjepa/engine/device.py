@@ -1,17 +1,24 @@
-"""Device, precision and threads: chosen here and nowhere else."""
+"""Device, precision and threads: chosen here and nowhere else.
+
+Threads for a while, gone afterwards whatever ends it.
+
+Results on their way from a device to the host, for which nobody waits until they are needed.
+"""
 
 import ctypes
 import os
 import platform
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
-from openjepa.memory import total_memory
 from openjepa.refusals import Refusal
+from openjepa.system.memory import total_memory
 
 
 def resolve_device(name: str, setting: str = "run.device") -> torch.device:
@@ -142,3 +149,34 @@ def peak_memory(device: torch.device) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024
+
+
+@contextmanager
+def thread_pool(number: int, purpose: str) -> Iterator[ThreadPoolExecutor]:
+    """A pool of so many threads, named after their purpose. At the end what has begun is finished, what waits is dropped."""
+    pool = ThreadPoolExecutor(number, thread_name_prefix=f"openjepa-{purpose}")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Moving:
+    """Rows on their way to the CPU, for which the device does not wait."""
+
+    def __init__(self, rows: Shaped[Tensor, "B *shape"]) -> None:
+        """Starts the copy; rows that are on the CPU stay as they are."""
+        is_cuda = rows.device.type == "cuda"
+        self._event = torch.cuda.Event() if is_cuda else None  # type: ignore[no-untyped-call]  # torch has no types for it
+        if self._event is None:
+            self._rows = rows
+        else:
+            self._rows = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+            self._rows.copy_(rows, non_blocking=True)
+            self._event.record()
+
+    def arrived(self) -> Shaped[Tensor, "B *shape"]:
+        """The rows on the CPU, once they are there."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._rows.cpu()

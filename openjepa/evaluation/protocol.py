@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from openjepa.data.selection import ranks_in_class
 from openjepa.data.source import LabelMaps, ListSource
-from openjepa.data.subset import ranks_in_class
-from openjepa.evaluation.solver import Components
+from openjepa.evaluation.probes.closed_sweep import Components
 from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal
 from openjepa.seeds import derive

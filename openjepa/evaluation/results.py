@@ -1,14 +1,22 @@
-"""Results of an evaluation as JSON in the run folder."""
+"""Results of an evaluation as JSON in the run folder.
 
+What sets an evaluation apart from the run's own one, as a suffix of its file's name. Free of torch.
+"""
+
+import hashlib
 import json
+import re
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from openjepa.json_files import readable_object
-from openjepa.whole_files import whole_file
+from openjepa.evaluation import PROTOCOLS
+from openjepa.settings.evaluation import EvaluationSettings, LowShotSettings, ProtocolName
+from openjepa.settings.sources import DataSettings
+from openjepa.system.json_files import readable_object
+from openjepa.system.whole_files import whole_file
 
 FORMAT = "openjepa-evaluation"
 VERSION = 1
@@ -190,3 +198,126 @@ def _is_about(result: Mapping[str, Any]) -> tuple[str, str]:
 def _content(path: Path) -> dict[str, Any]:
     """A result that was written earlier; empty where there is none that can be read."""
     return readable_object(path) or {}
+
+
+_TRAINING_ONLY = (
+    *("image_size", "crop_scale", "crop_aspect", "interpolation", "horizontal_flip", "pixel_mean", "pixel_std"),
+    *("cache", "cache_size", "max_skipped"),
+)
+"""Settings of the data that say how training sees the images; an evaluation shows them in its own view."""
+BASELINES = ("untrained", "pixels")
+OF_ALL = ("seed", "heads", "precision")
+"""Settings that change the results of every protocol, beside those that `variant_name` has words for. What only some read
+stands in PROTOCOLS."""
+LONGEST_GROUP, LONGEST_NAME = 60, 160
+"""Characters; longer words are replaced by a hash, because names of files must end somewhere. The JSON holds all settings."""
+
+
+def variant_name(
+    settings: EvaluationSettings,
+    own_size: tuple[int, int],
+    size: tuple[int, int],
+    *subject: str,
+    usual: EvaluationSettings | None = None,
+) -> str:
+    """What differs from the run's own evaluation, joined by dashes; empty where nothing does.
+
+    `subject`: what is known of encoder and data (`data_name`), empty words left out. `own_size`: the encoder's training size.
+    `usual`: settings of a suite's row, which are no variant. `settings.pooling`: `own`, or the one that is not the encoder's.
+    """
+    usual = usual or EvaluationSettings(protocols=("linear", "knn"))
+    protocols = tuple(dict.fromkeys(settings.protocols or usual.protocols))
+    height, width = size
+    pixels = f"{height}px" if height == width else f"{height}x{width}px"
+    most = settings.max_train_images
+    parts = (
+        *subject,
+        settings.pooling if settings.pooling != "own" else "",
+        settings.selection if settings.selection != "held_out" else "",
+        pixels if size != own_size else "",
+        f"max{most}" if most is not None else "",
+        *(_protocol_words(protocols) if set(protocols) != set(usual.protocols) else ()),
+        *(_shot_words(settings.low_shot) if settings.low_shot != usual.low_shot else ()),
+        f"{settings.seeds}seeds" if settings.seeds != 1 else "",
+        *_changed_settings(settings, protocols),
+        *(f"no-{name}" for name in BASELINES if name not in settings.baselines),
+    )
+    name = "-".join(re.sub(r"[^\w.+-]+", "-", part) for part in parts if part)
+    return (
+        name if len(name.encode()) <= LONGEST_NAME else f"{name.encode()[:LONGEST_NAME].decode(errors='ignore')}-{_hash(name)}"
+    )
+
+
+def _protocol_words(protocols: tuple[ProtocolName, ...]) -> tuple[str, ...]:
+    return (f"{protocols[0]}-only",) if len(protocols) == 1 else protocols
+
+
+def _changed_settings(settings: EvaluationSettings, protocols: tuple[ProtocolName, ...]) -> list[str]:
+    """`seed-7`, `finetune.epochs-10`: what is not the default of what the protocols read; many changes together as a hash."""
+    usual = EvaluationSettings()
+    entries = [PROTOCOLS[name] for name in protocols]
+    groups = {name for name, value in vars(usual).items() if is_dataclass(value)}
+    words, named = [_differences("", settings, usual, OF_ALL)], set(groups)
+    for entry in entries:
+        words.append(_differences("", settings, usual, tuple(name for name in entry.reads if name not in named)))
+        named |= set(entry.reads)
+    for group in dict.fromkeys(name for entry in entries for name in entry.reads if name in groups):
+        own = getattr(settings, group)
+        words.append(_differences(f"{group}.", own, getattr(usual, group), tuple(vars(own))))
+    return words
+
+
+def _differences(prefix: str, own: object, usual: object, names: tuple[str, ...]) -> str:
+    changed = [name for name in names if getattr(own, name) != getattr(usual, name)]
+    text = "-".join(f"{prefix}{name}-{_plain(getattr(own, name))}" for name in changed)
+    return text if len(text) <= LONGEST_GROUP else f"{prefix}settings-{_hash(text)}"
+
+
+def _plain(value: object) -> str:
+    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _short(value: float) -> str:
+    """As few digits as tell the number."""
+    return f"{value:g}" if float(f"{value:g}") == value else str(value)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _shot_words(shot: LowShotSettings) -> tuple[str, ...]:
+    """`1pct`, `5shot`, or the name of the list; and the seed where it is another than 0."""
+    what = [f"{_short(shot.percent)}pct"] if shot.percent is not None else []
+    what += [f"{shot.images_per_class}shot"] if shot.images_per_class is not None else []
+    what += [Path(shot.list).stem] if shot.list is not None else []
+    return (*what, f"seed{shot.seed}") if shot.seed else tuple(what)
+
+
+def data_name(own: DataSettings | None, data: DataSettings) -> str:
+    """What the results call `data`: nothing where an evaluation sees the run's own images, in the run's own split."""
+    if own is None:
+        return data.name()
+    seen, usual = _seen(data), _seen(own)
+    if seen == usual:
+        return ""
+    if data.name() != own.name() or type(data) is not type(own):
+        return data.name()
+    # the same name for other images: say which settings make them so
+    return "-".join((data.name(), *(f"{name}-{value}" for name, value in seen.items() if value != usual[name])))
+
+
+def data_key(data: DataSettings) -> str:
+    """Short hash of the settings that decide which images and labels are seen: tells two folders of one name apart."""
+    return hashlib.sha256(json.dumps(_seen(data), sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def folder_key(folder: Path) -> str:
+    """The same of a benchmark's folder."""
+    return _hash(str(folder.resolve()))
+
+
+def _seen(data: DataSettings) -> dict[str, Any]:
+    """The settings that decide which images and labels an evaluation sees, paths in one spelling."""
+    seen = {name: value for name, value in vars(data).items() if name not in _TRAINING_ONLY}
+    return seen | {"path": str(Path(seen["path"]).expanduser().resolve())} if seen.get("path") else seen

@@ -7,8 +7,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from openjepa.engine.console import plain_console
 from openjepa.evaluation.results import Metric, Result
+from openjepa.system.console import plain_console
 
 SUBJECT_NAMES = {"encoder": "trained", "start": "start", "untrained": "untrained", "pixels": "pixels"}
 SELECTION_WORDS = {"both": "held_out; paper where the probe's name says so"}

@@ -12,19 +12,19 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from openjepa.engine.device import autocast, to_device
-from openjepa.engine.embedding import in_caches
-from openjepa.engine.progress import progress as progress_bar
-from openjepa.engine.progress import silent
+from openjepa.engine.features import in_caches
 from openjepa.inference.areas import Areas, indices_of
-from openjepa.inference.pictures import Picture, Pictures, separate
+from openjepa.inference.batches import View, ViewName, batches, prepared
+from openjepa.inference.images import Picture, Pictures, separate
 from openjepa.inference.prediction import Prediction, compare, objective_of
-from openjepa.inference.preparing import View, ViewName, batches, prepared
 from openjepa.models.predictor import Predictor
 from openjepa.refusals import Refusal
+from openjepa.system.console import progress as progress_bar
+from openjepa.system.console import silent
+from openjepa.system.whole_files import is_writable
 from openjepa.types import EncoderOutput, Export, normalize
-from openjepa.weights.loaded import Loaded
+from openjepa.weights.formats import Loaded
 from openjepa.weights.native import PREDICTOR_FOLDER, save_network
-from openjepa.whole_files import is_writable
 
 Size = int | tuple[int, int] | None
 """Pixels of the side of a square, or (height, width); None: the training size."""
@@ -40,7 +40,7 @@ class Encoder(nn.Module):
     """
 
     def __init__(self, loaded: Loaded) -> None:
-        """Of what `openjepa.weights.loading.load_any` read."""
+        """Of what `openjepa.weights.formats.load_any` read."""
         super().__init__()
         self.network = loaded.encoder
         """The Vision Transformer."""

@@ -1,9 +1,5 @@
 """Mask strategies. One file and one line of MASKS each."""
 
-from collections.abc import Callable
-from typing import Any
-
-from openjepa.registry import Entry
 from openjepa.settings.masks import (
     BlockwiseSettings,
     MaskSettings,
@@ -11,35 +7,11 @@ from openjepa.settings.masks import (
     NoMaskSettings,
     RandomPatchesSettings,
 )
-
-
-def _multiblock() -> Callable[..., Any]:
-    from openjepa.masks.multiblock import build_multiblock
-
-    return build_multiblock
-
-
-def _none() -> Callable[..., Any]:
-    from openjepa.masks.none import NoMasks
-
-    return NoMasks
-
-
-def _random_patches() -> Callable[..., Any]:
-    from openjepa.masks.random_patches import RandomPatches
-
-    return RandomPatches
-
-
-def _blockwise() -> Callable[..., Any]:
-    from openjepa.masks.blockwise import Blockwise
-
-    return Blockwise
-
+from openjepa.settings.registry import Entry
 
 MASKS: dict[str, Entry[MaskSettings]] = {
-    "multiblock": Entry(MultiblockSettings, _multiblock),
-    "random_patches": Entry(RandomPatchesSettings, _random_patches),
-    "blockwise": Entry(BlockwiseSettings, _blockwise),
-    "none": Entry(NoMaskSettings, _none),
+    "multiblock": Entry(MultiblockSettings, "openjepa.masks.multiblock:build_multiblock"),
+    "random_patches": Entry(RandomPatchesSettings, "openjepa.masks.random_patches:RandomPatches"),
+    "blockwise": Entry(BlockwiseSettings, "openjepa.masks.blockwise:Blockwise"),
+    "none": Entry(NoMaskSettings, "openjepa.masks.sampler:NoMasks"),
 }

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
-from openjepa.checks.masks import check_blockwise, min_block_of, most_masked_of
-from openjepa.masks.base import MaskSampler, TokenShape
+from openjepa.checks.grids import check_blockwise, min_block_of, most_masked_of
 from openjepa.masks.blocks import covered, place
+from openjepa.masks.sampler import MaskSampler, TokenShape
 from openjepa.seeds import derive_samples, uniforms
 from openjepa.settings.masks import BlockwiseSettings
 from openjepa.types import TokenMask

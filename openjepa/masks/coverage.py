@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from openjepa.masks.base import MaskSampler
+from openjepa.masks.sampler import MaskSampler
 from openjepa.seeds import derive, derive_samples
 from openjepa.settings.masks import MaskKind
 from openjepa.types import BlockMasks, Masks, TokenMask

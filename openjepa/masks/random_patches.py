@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from openjepa.checks.masks import check_random_patches, num_visible_of
-from openjepa.derived import resolved
-from openjepa.masks.base import MaskSampler, TokenShape
+from openjepa.checks.grids import check_random_patches, num_visible_of
+from openjepa.masks.sampler import MaskSampler, TokenShape
 from openjepa.seeds import derive, uniforms
+from openjepa.settings.derived import resolved
 from openjepa.settings.masks import RandomPatchesSettings
 from openjepa.types import TokenMask
 

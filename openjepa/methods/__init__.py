@@ -1,9 +1,5 @@
 """Pretraining methods. One file and one line of METHODS each."""
 
-from collections.abc import Callable
-from typing import Any
-
-from openjepa.registry import Entry
 from openjepa.settings.methods import (
     Data2VecSettings,
     DinoSettings,
@@ -13,49 +9,13 @@ from openjepa.settings.methods import (
     MethodSettings,
     MsnSettings,
 )
-
-
-def _ijepa() -> Callable[..., Any]:
-    from openjepa.methods.ijepa import IJepa
-
-    return IJepa
-
-
-def _mae() -> Callable[..., Any]:
-    from openjepa.methods.mae import Mae
-
-    return Mae
-
-
-def _data2vec() -> Callable[..., Any]:
-    from openjepa.methods.data2vec import Data2Vec
-
-    return Data2Vec
-
-
-def _dino() -> Callable[..., Any]:
-    from openjepa.methods.dino import Dino
-
-    return Dino
-
-
-def _ibot() -> Callable[..., Any]:
-    from openjepa.methods.ibot import IBot
-
-    return IBot
-
-
-def _msn() -> Callable[..., Any]:
-    from openjepa.methods.msn import Msn
-
-    return Msn
-
+from openjepa.settings.registry import Entry
 
 METHODS: dict[str, Entry[MethodSettings]] = {
-    "ijepa": Entry(IJepaSettings, _ijepa),
-    "mae": Entry(MaeSettings, _mae),
-    "data2vec": Entry(Data2VecSettings, _data2vec),
-    "dino": Entry(DinoSettings, _dino),
-    "ibot": Entry(IBotSettings, _ibot),
-    "msn": Entry(MsnSettings, _msn),
+    "ijepa": Entry(IJepaSettings, "openjepa.methods.ijepa:IJepa"),
+    "mae": Entry(MaeSettings, "openjepa.methods.mae:Mae"),
+    "data2vec": Entry(Data2VecSettings, "openjepa.methods.data2vec:Data2Vec"),
+    "dino": Entry(DinoSettings, "openjepa.methods.dino:Dino"),
+    "ibot": Entry(IBotSettings, "openjepa.methods.ibot:IBot"),
+    "msn": Entry(MsnSettings, "openjepa.methods.msn:Msn"),
 }

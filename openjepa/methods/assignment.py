@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from openjepa import distributed
+from openjepa.engine import distributed
 from openjepa.schedules import Progress
 
 

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from openjepa.masks.base import TokenShape
-from openjepa.models.blocks import Block
+from openjepa.masks.sampler import TokenShape
+from openjepa.models.transformer import Block
 from openjepa.models.vit import VisionTransformer
 from openjepa.schedules import Progress
 from openjepa.settings.models import EncoderConfig, ModelSettings

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import record_function
 
-from openjepa.derived import resolved
 from openjepa.methods.base import DEFAULT_RULES, EmaTeacher, Encoders, Method, ProbeOutput, Surroundings, encoders_with_average
 from openjepa.methods.teachers import momenta, slow_teacher_remarks
-from openjepa.models.blocks import initialize
+from openjepa.models.transformer import initialize
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress, ramped_momentum
+from openjepa.settings.derived import resolved
 from openjepa.settings.methods import Data2VecSettings
 from openjepa.types import (
     Batch,

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.profiler import record_function
 
-from openjepa.derived import resolved
 from openjepa.methods.assignment import Center, assignments, cross_entropy_table, other_views_loss, teacher_temperature
 from openjepa.methods.base import EmaTeacher, Encoders, Method, ProbeOutput, Surroundings, encoders_with_average
 from openjepa.methods.multi_crop import (
@@ -28,6 +27,7 @@ from openjepa.methods.teachers import momenta, slow_teacher_remarks
 from openjepa.models.heads import ProjectionHead
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress, cosine_momentum
+from openjepa.settings.derived import resolved
 from openjepa.settings.methods import DinoSettings
 from openjepa.types import Batch, Export, InputSpec, LossOutput
 

@@ -9,7 +9,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.profiler import record_function
 
-from openjepa.derived import resolved
 from openjepa.methods.assignment import (
     Center,
     assignments,
@@ -39,6 +38,7 @@ from openjepa.models.heads import TokenHead, TokenOutputs, at_places
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
 from openjepa.schedules import Progress, cosine_momentum
+from openjepa.settings.derived import resolved
 from openjepa.settings.methods import IBotSettings
 from openjepa.types import Batch, EncoderOutput, Export, InputSpec, LossOutput, TokenMask
 

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import record_function
 
-from openjepa.derived import divisors, heads_of, resolved
 from openjepa.methods.base import EmaTeacher, Encoders, Method, ProbeOutput, Surroundings, encoders_with_average
 from openjepa.methods.teachers import momenta, slow_teacher_remarks
 from openjepa.models.predictor import Predictor, build_predictor
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
 from openjepa.schedules import Progress, momentum
+from openjepa.settings.derived import divisors, heads_of, resolved
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.types import Batch, BlockMasks, EncoderOutput, Export, InputSpec, LossOutput

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import record_function
 
-from openjepa.derived import heads_of, resolved
 from openjepa.methods.base import Encoders, Method, ProbeOutput, Surroundings
 from openjepa.models.decoder import Decoder
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress
+from openjepa.settings.derived import heads_of, resolved
 from openjepa.settings.methods import MaeSettings
 from openjepa.settings.models import DecoderConfig, EncoderConfig
 from openjepa.types import Batch, EncoderOutput, Export, InputSpec, LossOutput, TokenMask

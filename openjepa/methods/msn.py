@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.profiler import record_function
 
-from openjepa.derived import resolved
 from openjepa.methods.assignment import assignments, cross_entropy, cross_entropy_table
 from openjepa.methods.base import DEFAULT_RULES, EmaTeacher, Encoders, Method, ProbeOutput, Surroundings, encoders_with_average
 from openjepa.methods.multi_crop import (
@@ -28,6 +27,7 @@ from openjepa.models.heads import BatchNormHead, Prototypes
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
 from openjepa.schedules import Progress, momentum, sharpening
+from openjepa.settings.derived import resolved
 from openjepa.settings.methods import MsnSettings
 from openjepa.types import Batch, EncoderOutput, Export, InputSpec, LossOutput, ParameterRule, TokenMask, ViewSpec
 

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from openjepa.derived import resolved
 from openjepa.models.heads import ProjectionHead
 from openjepa.models.vit import VisionTransformer
-from openjepa.settings.methods.multi_crop import MultiCropSettings, SelfDistillationSettings
+from openjepa.settings.derived import resolved
+from openjepa.settings.methods.shared import MultiCropSettings, SelfDistillationSettings
 from openjepa.settings.models import EncoderConfig
 from openjepa.types import ColorChange, EncoderOutput, ViewSpec
 

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Callable
 
-from openjepa.derived import resolved
 from openjepa.schedules import Progress
+from openjepa.settings.derived import resolved
 from openjepa.settings.methods import TeacherSettings
 
 FEW_RENEWALS = 5

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from openjepa.models.blocks import INIT_STD
+from openjepa.models.transformer import INIT_STD
 
 LENGTH_EPS = 1e-12
 """Smallest length that a vector is divided by."""

@@ -5,9 +5,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from openjepa.models.attention import attention_bias
-from openjepa.models.blocks import INIT_STD, block_flops, build_blocks, hidden_width, initialize
 from openjepa.models.positions import sincos_positions
+from openjepa.models.transformer import INIT_STD, attention_bias, block_flops, build_blocks, hidden_width, initialize
 from openjepa.refusals import Refusal
 from openjepa.settings.models import PredictorConfig
 

@@ -7,17 +7,17 @@ recipes and one for each method; every file lists its own under RECIPES.
 from dataclasses import replace
 
 from openjepa.config import flatten, nearest
-from openjepa.derived import RULES, left_to_follow, resolve
-from openjepa.recipes import data2vec, dino, ibot, ijepa, mae, msn, rivals, small
+from openjepa.recipes import data2vec, dino, ibot, ijepa, mae, matched, msn, small
 from openjepa.recipes.recipe import Recipe
 from openjepa.refusals import Refusal
+from openjepa.settings.derived import RULES, left_to_follow, resolve
 from openjepa.settings.run import RunConfig
 
 __all__ = ["RECIPES", "Recipe", "kept_by_file", "load_recipe"]
 
 RECIPES: dict[str, Recipe] = {
     **small.RECIPES,
-    **rivals.RECIPES,
+    **matched.RECIPES,
     **ijepa.RECIPES,
     **mae.RECIPES,
     **data2vec.RECIPES,
@@ -28,7 +28,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def load_recipe(name: str, preset: str | None = None) -> RunConfig:
-    """The settings of a recipe's preset, with None for those that follow others until `openjepa.derived.resolve`.
+    """The settings of a recipe's preset, with None for those that follow others until `openjepa.settings.derived.resolve`.
 
     Raises Refusal that names the nearest recipe, or the presets.
     """

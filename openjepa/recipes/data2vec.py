@@ -3,12 +3,11 @@
 from dataclasses import replace
 
 from openjepa.recipes.recipe import PUBLISHED_PRESETS, Recipe
-from openjepa.settings.data import FolderSettings
 from openjepa.settings.masks import BlockwiseSettings
 from openjepa.settings.methods import Data2VecSettings
 from openjepa.settings.models import ModelSettings
-from openjepa.settings.optimization import OptimizationSettings
-from openjepa.settings.run import RunConfig
+from openjepa.settings.run import OptimizationSettings, RunConfig
+from openjepa.settings.sources import FolderSettings
 
 
 def _published(preset: str, model: ModelSettings, optim: OptimizationSettings) -> RunConfig:

@@ -1,13 +1,12 @@
 """The published DINO runs (ImageNet-1K): ViT-S and ViT-B with patches of 16 and 8 pixels."""
 
 from openjepa.recipes.recipe import Recipe
-from openjepa.settings.data import FolderSettings
 from openjepa.settings.masks import MaskSettings, NoMaskSettings
 from openjepa.settings.methods import DinoSettings
-from openjepa.settings.methods.multi_crop import SelfDistillationSettings
+from openjepa.settings.methods.shared import SelfDistillationSettings
 from openjepa.settings.models import ModelSettings, Size
-from openjepa.settings.optimization import OptimizationSettings
-from openjepa.settings.run import RunConfig
+from openjepa.settings.run import OptimizationSettings, RunConfig
+from openjepa.settings.sources import FolderSettings
 
 BATCH_SIZE = 1024
 

@@ -3,12 +3,11 @@
 from dataclasses import replace
 
 from openjepa.recipes.recipe import PUBLISHED_PRESETS, Recipe
-from openjepa.settings.data import FolderSettings
 from openjepa.settings.masks import MultiblockSettings
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.models import ModelSettings
-from openjepa.settings.optimization import OptimizationSettings
-from openjepa.settings.run import RunConfig
+from openjepa.settings.run import OptimizationSettings, RunConfig
+from openjepa.settings.sources import FolderSettings
 
 
 def _published(preset: str, model: ModelSettings, predictor_depth: int, epochs: float, images_per_device: int) -> RunConfig:

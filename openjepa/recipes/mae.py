@@ -1,12 +1,11 @@
 """The published MAE runs (ImageNet-1K, 1600 epochs)."""
 
 from openjepa.recipes.recipe import Recipe
-from openjepa.settings.data import FolderSettings
 from openjepa.settings.masks import RandomPatchesSettings
 from openjepa.settings.methods import MaeSettings
 from openjepa.settings.models import ModelSettings, Size
-from openjepa.settings.optimization import OptimizationSettings
-from openjepa.settings.run import RunConfig
+from openjepa.settings.run import OptimizationSettings, RunConfig
+from openjepa.settings.sources import FolderSettings
 
 PRESETS = ("official",)
 LR_PER_256 = 1.5e-4

@@ -3,12 +3,11 @@
 from dataclasses import replace
 
 from openjepa.recipes.recipe import SMALL_PRESETS, Recipe
-from openjepa.settings.data import FolderSettings, ScenesSettings
 from openjepa.settings.masks import MultiblockSettings
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.models import ModelSettings, Size
-from openjepa.settings.optimization import OptimizationSettings
-from openjepa.settings.run import MonitorSettings, RunConfig
+from openjepa.settings.run import MonitorSettings, OptimizationSettings, RunConfig
+from openjepa.settings.sources import FolderSettings, ScenesSettings
 
 LOCAL_MASKS = MultiblockSettings(target_scale=(0.05, 0.1), context_ratio=0.4)
 """Targets of half the paper's size, and more context: what learns best in some hundred thousand images on 8x8 patches."""
@@ -29,7 +28,7 @@ def small(
     The length is `total_steps`, so that a run takes the same time on 2,000 images and on 200,000. `official` keeps encoder,
     predictor, data and images seen, and takes initialization, masks and hyper-parameters of the released code, with the same
     shares of the run. The values for a CPU were chosen on CIFAR-10 and on the packaged scenes (docs/log.md). What is None
-    follows the other settings (`openjepa.derived`).
+    follows the other settings (`openjepa.settings.derived`).
     """
     official = preset == "official"
     return RunConfig(

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openjepa.extras import require_package
+from openjepa.system.packages import require_package
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,9 +18,9 @@ def write_report(runs: "Sequence[Path]", output: Path | None = None) -> Path:
 
 
 def write_scaling(runs: "Sequence[Path]", output: Path | None = None) -> Path:
-    """Writes one HTML page of accuracy against what several runs used; see `openjepa.report.scaling_page.write_scaling`."""
+    """Writes one HTML page of accuracy against what several runs used; see `openjepa.report.scaling.write_scaling`."""
     _check_packages()
-    from openjepa.report.scaling_page import write_scaling as write
+    from openjepa.report.scaling import write_scaling as write
 
     return write(runs, output)
 

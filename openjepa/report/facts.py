@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from openjepa import shell
-from openjepa.json_files import number
+from openjepa.engine.timings import seconds_of_steps
 from openjepa.measures.verdicts import HEALTHY, CollapseStatistics, collapsed
 from openjepa.measures.verdicts import verdict as verdict_of
 from openjepa.report.curves import format_number
+from openjepa.report.probes import METHOD_WORDS
 from openjepa.report.reading import RunFolder, began_from, lookup, text
-from openjepa.report.wording import METHOD_WORDS
-from openjepa.timings import seconds_of_steps
+from openjepa.system import shell
+from openjepa.system.json_files import number
 
 STATUS_WORDS = {
     "finished": "finished",

@@ -7,11 +7,11 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from openjepa.json_files import number
 from openjepa.measures.verdicts import tells_apart
 from openjepa.report.curves import WIDTH, format_number, nice_ticks
+from openjepa.report.probes import percent
 from openjepa.report.reading import RunFolder, lookup, text
-from openjepa.report.wording import percent
+from openjepa.system.json_files import number
 
 HEIGHT, TOP, BOTTOM, SIDE = 150, 14, 24, 8
 MAX_BARS = 200

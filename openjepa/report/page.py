@@ -1,19 +1,136 @@
-"""Assembles the report: one HTML file without scripts and without requests."""
+"""Assembles the report: one HTML file without scripts and without requests.
 
-from collections.abc import Sequence
+What the method of a run is, as `openjepa train` wrote it into summary.json: family, x, y, z, energy.
+
+Fills the templates of `templates/`.
+
+Pictures of a run folder as data URIs, made smaller until they fit the page.
+"""
+
+import base64
+import io
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from openjepa import __version__, shell
+from PIL import Image
+
+from openjepa import __version__
 from openjepa.refusals import Refusal
-from openjepa.report import about, charts, comparison, facts, headline, landscape, pictures, probes, quality, remarks, wording
+from openjepa.report import beside, charts, facts, headline, landscape, probes
+from openjepa.report.beside import draw_strip
 from openjepa.report.curves import NUM_COLORS, Chart, draw
-from openjepa.report.reading import RunFolder, distinct, read_run
-from openjepa.report.rendering import render as fill
-from openjepa.report.strips import draw_strip
-from openjepa.whole_files import whole_file
+from openjepa.report.facts import Fact
+from openjepa.report.reading import Figure, RunFolder, distinct, lookup, read_run, text
+from openjepa.system import shell
+from openjepa.system.whole_files import whole_file
+
+LABELS = {
+    "title": "Method",
+    "family": "Family",
+    "x": "Given (x)",
+    "y": "To be compatible (y)",
+    "z": "What the predictor is told (z)",
+    "energy": "Energy",
+    "against_collapse": "Against collapse",
+}
+
+
+def learned_from(runs: Sequence[RunFolder]) -> list[Fact]:
+    """One row for each part of a method that at least one run has; empty for runs that do not say (older ones)."""
+    rows = [
+        Fact(label, [text(lookup(run.summary, "about", name, default=""), 300) for run in runs])
+        for name, label in LABELS.items()
+    ]
+    return [row for row in rows if any(row.values)]
+
+
+FOLDER = Path(__file__).parent / "templates"
+
+
+def fill(template: str, values: Mapping[str, Any]) -> str:
+    """A template with these values, every one of them escaped. The style sheet stands in the page as `style`."""
+    from jinja2 import DictLoader, Environment, StrictUndefined
+
+    sources = {path.name: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.html"))}
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=DictLoader(sources)
+    )
+    environment.filters["percent"] = probes.percent
+    style = (FOLDER / "style.css").read_text(encoding="utf-8")
+    return environment.get_template(template).render({**values, "style": style})
+
+
+KEEP_BYTES = 250_000
+"""A file up to this size is embedded as it is."""
+MAX_WIDTH = 2200
+MAX_SOURCE_PIXELS = 60_000_000
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure ready to be shown."""
+
+    title: str
+    caption: str
+    alt: str
+    uri: str
+    width: int
+    height: int
+
+
+def embed(figures: Sequence[Figure], budget: int) -> tuple[list[Picture], list[str]]:
+    """The figures as data URIs of at most `budget` bytes in all, and the titles of those that could not be read."""
+    pictures, failed = [], []
+    for index, figure in enumerate(figures):
+        share = budget // (len(figures) - index)
+        encoded = _encode(figure.file, share)
+        if encoded is None:
+            failed.append(figure.title)
+            continue
+        uri, width, height = encoded
+        budget -= len(uri)
+        pictures.append(Picture(figure.title, figure.caption, figure.alt, uri, width, height))
+    return pictures, failed
+
+
+def _encode(path: Path, limit: int) -> tuple[str, int, int] | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(path, formats=("PNG", "JPEG", "WEBP"))
+            if image.width * image.height > MAX_SOURCE_PIXELS:
+                return None
+            kind = {"PNG": "png", "JPEG": "jpeg", "WEBP": "webp"}[str(image.format)]
+            image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    size = path.stat().st_size
+    if size <= min(KEEP_BYTES, limit * 3 // 4 - 40):
+        return _uri(kind, path.read_bytes()), image.width, image.height
+    return _recompress(image, limit)
+
+
+def _recompress(image: Image.Image, limit: int) -> tuple[str, int, int] | None:
+    pixels = image.convert("RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB")
+    width = min(pixels.width, MAX_WIDTH)
+    while width >= 200:
+        height = max(1, round(pixels.height * width / pixels.width))
+        stream = io.BytesIO()
+        pixels.resize((width, height), Image.Resampling.LANCZOS).save(stream, "WEBP", quality=86, method=4)
+        uri = _uri("webp", stream.getvalue())
+        if len(uri) <= limit:
+            return uri, width, height
+        width = width * 3 // 4
+    return None
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
 
 MAX_BYTES = 10_000_000
 PICTURE_BYTES = 7_500_000
@@ -39,7 +156,7 @@ class RunView:
     """What ended a failed run, else empty."""
     command: str
     verdict: facts.Verdict
-    pictures: list[pictures.Picture]
+    pictures: list[Picture]
     failed_pictures: list[str]
     folder: RunFolder
     settings: list[tuple[str, list[tuple[str, str]]]]
@@ -77,7 +194,7 @@ def render(folders: Sequence[RunFolder]) -> str:
         "runs": views,
         "several": several,
         "facts": [] if all(folder.is_encoder for folder in folders) else facts.facts(folders),
-        "learned_from": about.learned_from(folders),
+        "learned_from": learned_from(folders),
         "landscapes": landscape.landscapes(folders),
         "differences": facts.differences(folders) if several else [],
         "learning": _drawn(charts.learning_charts(folders), "learning"),
@@ -99,41 +216,41 @@ def _results(folders: Sequence[RunFolder]) -> dict[str, Any]:
     return {
         "rows": shown,
         "folded": folded,
-        "quantity": wording.quantity(names),
+        "quantity": probes.quantity(names),
         "headline": None if len(folders) > 1 else headline.headline(rows),
         "headlines": [headline.headline(rows, index) for index in range(len(folders))],
         "heads": probes.heads(folders),
-        "stale": remarks.stale(folders),
-        "skipped_tasks": remarks.skipped_tasks(folders),
+        "stale": headline.stale(folders),
+        "skipped_tasks": headline.skipped_tasks(folders),
         "has_seeds": any(score.seeds > 1 for row in rows for score in row.scores.values()),
         "has_finetuned": "fine-tuned" in names,
-        "probe_words": {name: wording.PROBE_WORDS[name] for name in names if name in wording.PROBE_WORDS},
-        "subjects": [name for name in wording.SUBJECTS if any(name in row.scores for row in rows)],
-        "subject_words": wording.SUBJECT_WORDS,
-        "selections": {row.selection: wording.SELECTION_WORDS.get(row.selection, "") for row in rows if row.selection},
+        "probe_words": {name: probes.PROBE_WORDS[name] for name in names if name in probes.PROBE_WORDS},
+        "subjects": [name for name in probes.SUBJECTS if any(name in row.scores for row in rows)],
+        "subject_words": probes.SUBJECT_WORDS,
+        "selections": {row.selection: probes.SELECTION_WORDS.get(row.selection, "") for row in rows if row.selection},
     }
 
 
 def _beside(folders: Sequence[RunFolder]) -> dict[str, Any]:
     """What the page says beside the probes: published numbers, and quality without labels."""
-    found, compared = quality.qualities(folders), comparison.comparisons(folders)
+    found, compared = headline.qualities(folders), beside.comparisons(folders)
     return {
         "comparisons": [(item, draw_strip(item)) for item in compared],
         "num_folded": sum(number.is_folded for item in compared for number in item.ours),
         "qualities": found,
         "measure_names": list(found[0].shown) if found else [],
-        "measure_meaning": quality.MEANING,
+        "measure_meaning": headline.MEANING,
     }
 
 
 def _view(folder: RunFolder, index: int, budget: int) -> RunView:
-    shown, failed = pictures.embed(folder.figures, budget)
+    shown, failed = embed(folder.figures, budget)
     missing: list[tuple[str, str]] = []
     if folder.is_encoder:
         shown, failed = [], []
     elif not folder.log.series:
         missing.append(("No training log yet", shell.command("openjepa", "train", "--config", folder.path / "config.yaml")))
-    if not probes.table([folder]) and not remarks.skipped_tasks([folder]):
+    if not probes.table([folder]) and not headline.skipped_tasks([folder]):
         missing.append(("No probes yet", facts.command(folder, "evaluate")))
     if not shown and not failed and not folder.is_encoder:
         missing.append(("No pictures yet", facts.command(folder, "visualize")))

@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from openjepa.json_files import number, readable
 from openjepa.refusals import Refusal
+from openjepa.system.json_files import number, readable
 
 RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json")
 MAX_TEXT = 400

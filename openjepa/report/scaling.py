@@ -1,14 +1,31 @@
-"""The points of the scaling curves: accuracies of several runs by what each run has used."""
+"""The points of the scaling curves: accuracies of several runs by what each run has used.
 
+The charts of one group of scaling points: one per quantity in which its runs differ.
+
+The page of scaling curves: accuracy against what training used, over any set of run folders.
+"""
+
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from openjepa.json_files import number
+from markupsafe import Markup
+
+from openjepa import __version__
+from openjepa.refusals import Refusal
+from openjepa.report.curves import format_number
 from openjepa.report.facts import command, status
-from openjepa.report.probes import Measured, Score, measured, shown_variant, title_of
-from openjepa.report.reading import RunFolder, text
-from openjepa.report.training import AXES, Training, training
+from openjepa.report.page import fill
+from openjepa.report.probes import PROBE_WORDS, SELECTION_WORDS, Measured, Score, measured, shown_variant, title_of
+from openjepa.report.reading import RunFolder, distinct, read_run, text
+from openjepa.report.scatter import NUM_SERIES_COLORS, Dot, Scatter, Trend, draw_scatter, power
+from openjepa.report.training import AXES, Axis, Training, training
+from openjepa.system.json_files import number
+from openjepa.system.whole_files import whole_file
 
 MAX_GROUPS = 60
 
@@ -148,3 +165,197 @@ def _reasons(index: int, run: RunFolder, alone: Sequence[Group], groups: Sequenc
         names = ", ".join(dict.fromkeys(f"{group.task} by {group.probe} ({group.selection or '-'})" for group in alone[:6]))
         more = f" and {len(alone) - 6} more" if len(alone) > 6 else ""
         yield f"{'no other run has' if drawn else 'shares no number with another run; has'} {names}{more} on the same images"
+
+
+SAME = 1.02
+"""Values whose ratio is less do not differ: hours of two seeds, say."""
+NOTES = {
+    "flops": "Images seen times the FLOPs of an image in a training step.",
+    "images": "Repeats counted.",
+    "data": "Different images to train on.",
+    "parameters": "Of the encoder. Gray: one recipe in several sizes.",
+}
+
+
+def charts(group: Group, series: Sequence[str]) -> list[Scatter]:
+    """Charts of the quantities that at least two runs have and in which they differ."""
+    return [_chart(group, axis, series) for axis in AXES if _differ(_values(group, axis))]
+
+
+def constants(group: Group) -> list[str]:
+    """The quantities that are the same for all runs, in words."""
+    found = [(axis, _values(group, axis)) for axis in AXES]
+    return [
+        f"{axis.title.lower()}: {shown(values[0], axis)} {axis.unit}"
+        for axis, values in found
+        if values and not _differ(values)
+    ]
+
+
+def shown(value: float, axis: Axis) -> str:
+    """A quantity without its unit."""
+    return power(value) if axis.name == "flops" else format_number(value)
+
+
+def _values(group: Group, axis: Axis) -> list[float]:
+    return [point.training.values[axis.name] for point in group.points if axis.name in point.training.values]
+
+
+def _differ(values: Sequence[float]) -> bool:
+    return len(values) > 1 and max(values) > SAME * min(values)
+
+
+def _chart(group: Group, axis: Axis, series: Sequence[str]) -> Scatter:
+    points = [point for point in group.points if axis.name in point.training.values]
+    dots = [
+        Dot(
+            number=point.number,
+            label=point.run,
+            x=point.training.values[axis.name],
+            y=100 * point.score.value,
+            error=100 * point.score.uncertainty,
+            untrained=None if point.untrained is None else 100 * point.untrained.value,
+            color=series.index(point.training.series),
+        )
+        for point in points
+    ]
+    return Scatter(axis.title, _note(points, axis), axis.unit, dots, _trends(points, axis, series), axis.name == "flops")
+
+
+def _note(points: Sequence[Point], axis: Axis) -> str:
+    if axis.name != "hours":
+        return NOTES[axis.name]
+    devices = list(dict.fromkeys(point.training.device for point in points))
+    if len(devices) == 1:
+        return f"Steps of training alone, without looks and saving, on {devices[0]}."
+    kinds = f"{len(devices)} kinds of device (see the table): hours of different devices do not compare."
+    return f"Steps of training alone, without looks and saving, on {kinds}"
+
+
+def _trends(points: Sequence[Point], axis: Axis, series: Sequence[str]) -> list[Trend]:
+    """Lines through runs that differ in this quantity.
+
+    Against model size through the sizes of one recipe; against data size through one series; else through one series of one
+    data and model size (against hours: on one device). Seeds are averaged. Of several lengths at one size the longest is taken.
+    """
+    lines: dict[tuple[object, ...], list[Point]] = {}
+    for point in points:
+        lines.setdefault(_line(point, axis), []).append(point)
+    trends = []
+    for members in lines.values():
+        path = _path(members, axis)
+        names = {point.training.series for point in members}
+        if len(path) > 1:
+            trends.append(Trend(path, series.index(min(names)) if len(names) == 1 else None))
+    return trends
+
+
+def _line(point: Point, axis: Axis) -> tuple[object, ...]:
+    used = point.training
+    if axis.name == "parameters":
+        return (used.family,)
+    if axis.name == "data":
+        return (used.series,)
+    device = used.device if axis.name == "hours" else ""
+    return (used.series, used.values.get("data"), used.values.get("parameters"), device)
+
+
+def _path(points: Sequence[Point], axis: Axis) -> list[tuple[float, float]]:
+    """Means over seeds, from left to right."""
+    alike: dict[tuple[float | None, ...], list[Point]] = {}
+    for point in points:
+        alike.setdefault(tuple(point.training.values.get(name) for name in ("images", "data", "parameters")), []).append(point)
+    path: dict[float, float] = {}
+    for _, seeds in sorted(alike.items(), key=lambda item: item[0][0] or 0.0):
+        x = fmean(point.training.values[axis.name] for point in seeds)
+        path[x] = 100 * fmean(point.score.value for point in seeds)
+    return sorted(path.items())
+
+
+MAX_RUNS = 200
+MAX_REASONS = 4
+
+
+@dataclass(frozen=True)
+class GroupView:
+    """One probe on one task as the template shows it."""
+
+    group: Group
+    charts: Sequence[tuple[Scatter, Markup]]
+    constants: Sequence[str]
+    """What is the same for all runs."""
+    rows: Sequence[Sequence[str]]
+    """For each point the quantities in words, in the order of AXES."""
+    colors: Sequence[int]
+    probe_images: str
+
+
+def write_scaling(runs: Sequence[Path], output: Path | None = None) -> Path:
+    """Writes one HTML page with accuracy against compute, time, images seen, data size and model size, and returns its path.
+
+    `output` defaults to `scaling.html` in the folder that holds the first run. What cannot be drawn, folders that are no runs
+    included, is listed with the reason. Raises Refusal where none of `runs` is a run folder.
+    """
+    if not runs:
+        raise Refusal("runs is empty: name run folders, e.g. `openjepa report --scaling runs/*`")
+    if len(runs) > MAX_RUNS:
+        raise Refusal(f"runs has {len(runs)} folders: at most {MAX_RUNS} fit on one page")
+    folders: list[RunFolder] = []
+    no_runs: list[tuple[str, str]] = []
+    for path in map(Path, runs):
+        try:
+            folders.append(read_run(path))
+        except ValueError as error:
+            no_runs.append((text(path.name or path, 80), text(error)))
+    if not folders:
+        raise Refusal("runs holds no run folder: " + "; ".join(reason for _, reason in no_runs[:MAX_REASONS]))
+    for _, reason in no_runs[:MAX_REASONS]:
+        warnings.warn(f"not on the page: {reason}", UserWarning, stacklevel=2)
+    if len(no_runs) > MAX_REASONS:
+        warnings.warn(f"not on the page: {len(no_runs) - MAX_REASONS} more, listed there", UserWarning, stacklevel=2)
+    page = render_scaling(distinct(folders), no_runs).encode("utf-8", errors="backslashreplace")
+    output = Path(runs[0]).parent / "scaling.html" if output is None else output
+    with whole_file(output) as file:
+        file.write_bytes(page)
+    return output
+
+
+def render_scaling(folders: Sequence[RunFolder], no_runs: Sequence[tuple[str, str]]) -> str:
+    """The page as text. `no_runs`: what else was named, each with the reason why it is no run."""
+    found = scaling(folders)
+    groups = [_view(group, found.series) for group in found.groups]
+    drawn = {point.run for group in found.groups for point in group.points}
+    probes = dict.fromkeys(group.probe for group in found.groups)
+    selections = dict.fromkeys(group.selection for group in found.groups)
+    values = {
+        "title": "Scaling",
+        "num_runs": len(folders),
+        "num_drawn": len(drawn),
+        "groups": groups,
+        "series": [(name, index % NUM_SERIES_COLORS) for index, name in enumerate(found.series)],
+        "missing": [*found.missing, *no_runs],
+        "axes": AXES,
+        "words": {name: PROBE_WORDS[name] for name in probes if name in PROBE_WORDS}
+        | {name: SELECTION_WORDS[name] for name in selections if name in SELECTION_WORDS},
+        "version": __version__,
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+    return fill("scaling.html", values)
+
+
+def _view(group: Group, series: Sequence[str]) -> GroupView:
+    counts = group.probe_images
+    return GroupView(
+        group=group,
+        charts=[(chart, draw_scatter(chart)) for chart in charts(group, series)],
+        constants=constants(group),
+        rows=[_cells(point) for point in group.points],
+        colors=[series.index(point.training.series) % NUM_SERIES_COLORS for point in group.points],
+        probe_images=f"{counts[0]:,.0f} to {counts[-1]:,.0f}" if counts else "",
+    )
+
+
+def _cells(point: Point) -> list[str]:
+    """The quantities of a run in words, in the order of AXES; empty where they are not known."""
+    values = point.training.values
+    return [shown(values[axis.name], axis) if axis.name in values else "" for axis in AXES]

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from openjepa.json_files import number
 from openjepa.report.facts import images_seen, method_name, step_seconds, total_seconds
 from openjepa.report.reading import RunFolder, began_from, lookup, text
+from openjepa.system.json_files import number
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,300 @@
-"""Settings of the evaluations of an encoder."""
+"""Settings of the evaluations of an encoder.
 
-from dataclasses import dataclass, field
+Settings of a training split of which only a few labeled images are used.
+
+Settings of the attentive probe.
+
+Settings of the probes on single patches.
+
+Settings of the L2-regularized logistic regression that low-shot evaluations use.
+
+Settings of the linear probe that is trained on augmented images, and each benchmark's own values for them.
+
+Settings of end-to-end fine-tuning, and the published recipes whose values stand where a setting is None.
+"""
+
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from openjepa.settings.attentive import AttentiveSettings
-from openjepa.settings.dense import DenseSettings
-from openjepa.settings.finetune import FinetuneSettings
-from openjepa.settings.linear_full import FullLinearSettings
-from openjepa.settings.logistic import LogisticSettings
-from openjepa.settings.low_shot import LowShotSettings
+from openjepa.refusals import Refusal
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowShotSettings:
+    """Which images are labeled: those of a list, or some of each class drawn with a seed. At most one of the three is given."""
+
+    list: str | None = None
+    """Text file with one image per line, as the published 1 % list of ImageNet (12,811 names like n01440764_10043.JPEG)."""
+    percent: float | None = None
+    """Percent of the images of each class, at least one."""
+    images_per_class: int | None = None
+    """So many images of each class (k-shot)."""
+    seed: int = 0
+    """Seed of the draw."""
+
+    def is_set(self) -> bool:
+        """Whether fewer than all images are labeled."""
+        return not (self.list is None and self.percent is None and self.images_per_class is None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentiveSettings:
+    """One learned query that attends to the frozen encoder's patches, an MLP and a linear layer (V-JEPA's probe)."""
+
+    epochs: int = 20
+    """Passes over the training split (V-JEPA: 20)."""
+    batch_size: int = 256
+    """Images per step (V-JEPA: 1,024). At most one epoch's images."""
+    learning_rates: tuple[float, ...] = (1e-3, 3e-4, 1e-4)
+    """Peak rates, falling to 0 along a cosine; a probe is trained with each, all in one pass (V-JEPA: 1e-3)."""
+    weight_decay: float = 1e-3
+    """AdamW's, of matrices and the query (V-JEPA: 1e-3)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseSettings:
+    """k-NN and linear probe on patch features, without a decoder; labels are those of the pixels that a patch covers."""
+
+    max_patches: int = 50_000
+    """Most training patches, drawn uniformly with the seed over all images. k-NN takes time in proportion: with 50,000
+    28 s of one core on the packaged scenes with ViT-nano."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogisticSettings:
+    """Multinomial logistic regression on standardized features (after MSN's low-shot evaluation)."""
+
+    penalties: tuple[float, ...] = (1e-1, 1e-2, 2.5e-3, 1e-3, 2.5e-4, 1e-4, 1e-5)
+    """lambda of mean cross-entropy + lambda / 2 |W|^2, swept from the strongest, each started from the one before."""
+    gradient_norm: float = 1e-4
+    """Solved when the norm of the objective's gradient is at most this, and `relative_gradient` of lambda |W| as well."""
+    relative_gradient: float = 0.01
+    """The same as a share of lambda |W|, which bounds how far the weights are from the optimum's, as a share of |W|: for
+    weak penalties a small gradient says little. (Not below what float32 rounds.)"""
+    iterations: int = 500
+    """Most passes over the images for one lambda: gradients and products with the Hessian."""
+
+
+Augmentation = Literal["crop_flip", "center_flip", "squash_flip", "none"]
+HeadOptimizer = Literal["lars", "sgd"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullLinearSettings:
+    """Heads trained on augmented views of a frozen encoder. What is None is the benchmark's own value (docs/evaluation.md)."""
+
+    epochs: int | None = None
+    """Passes over the training split (authors: ImageNet 50, Places205 14, iNat18 84, CIFAR100 28, Clevr/Count 50, Dist 100).
+    The schedule is stretched to another number."""
+    batch_size: int | None = None
+    """Images per step (authors: ImageNet 16,384, the others 256). At most one epoch's images."""
+    optimizer: HeadOptimizer | None = None
+    """Authors: LARS on ImageNet, SGD with Nesterov momentum elsewhere."""
+    learning_rates: tuple[float, ...] = ()
+    """Peak rates, absolute; every head is trained with each of them. Empty: the benchmark's own, times batch size / its own."""
+    weight_decays: tuple[float, ...] = ()
+    """Every head is trained with each of them. Empty: the benchmark's own."""
+    augmentation: Augmentation | None = None
+    """`crop_flip`: RandomResizedCrop and mirroring; `center_flip`: test view of the center, mirrored (paper's words for Clevr);
+    `squash_flip`: whole image resized, mirrored, and tested so, too (authors' base file of CIFAR100); `none`: the test view."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearRecipe:
+    """How the heads of one benchmark are trained where FullLinearSettings says nothing else."""
+
+    epochs: int
+    """Passes over the training split."""
+    milestones: tuple[int, ...] = ()
+    """Epochs from which on the rate is a tenth of the one before. Empty: cosine to a hundredth of the peak, epoch by epoch."""
+    batch_size: int = 256
+    """Images per step that the rates are meant for."""
+    optimizer: HeadOptimizer = "sgd"
+    """LARS, or SGD with Nesterov momentum; momentum is 0.9 in both."""
+    learning_rates: tuple[float, ...] = (0.01,)
+    """Peak rates at `batch_size`, absolute."""
+    weight_decays: tuple[float, ...] = (5e-4,)
+    """Every head is trained with each of them."""
+    augmentation: Augmentation | None = None
+    """None: `squash_flip` where the test view is the whole image, else `crop_flip`."""
+    interpolation: str = "bilinear"
+    """Filter of random crops and whole images in training; test views, `none` and `center_flip` are bicubic."""
+
+
+_CIFAR = LinearRecipe(epochs=28, milestones=(8, 16, 24), augmentation="crop_flip", interpolation="bicubic")
+
+LINEAR_RECIPES: dict[str, LinearRecipe] = {
+    "imagenet1k": LinearRecipe(
+        epochs=50,
+        milestones=(15, 30, 45),
+        batch_size=16384,
+        optimizer="lars",
+        learning_rates=(6.4, 3.2, 0.64, 0.064),
+        weight_decays=(5e-4, 0.0),
+        augmentation="crop_flip",
+        interpolation="bicubic",
+    ),
+    "places205": LinearRecipe(epochs=14, milestones=(4, 8, 12), augmentation="crop_flip"),
+    "inat18": LinearRecipe(epochs=84, milestones=(24, 48, 72), augmentation="crop_flip"),
+    "cifar100": _CIFAR,
+    "cifar10": _CIFAR,
+    "clevr_count": LinearRecipe(epochs=50, augmentation="squash_flip"),
+    "clevr_dist": LinearRecipe(epochs=100, augmentation="squash_flip"),
+}
+"""By benchmark, or by task where its tasks differ (authors' VISSL configurations of the I-JEPA evaluations).
+
+ImageNet: the authors' files train with 0.1 and 0.01 per 256 images, which is 6.4 and 0.64 at 16,384; the paper sweeps {0.05,
+0.01, 0.001} and does not say whether per 256 images, which would be 3.2, 0.64 and 0.064. The four rates cover both. (Taken as
+absolute, the paper's rates would hardly move a head, because LARS multiplies them by a thousandth of |w| / |g|.) CIFAR100:
+the files for encoders without a class token crop at random; the base file, and the paper's words, resize the whole image: that
+is `squash_flip`. CIFAR10 is not in the paper and is trained like CIFAR100. Clevr: the files resize the whole image; the paper's
+words are `center_flip`.
+"""
+
+OWN_DATA_RECIPE = LinearRecipe(
+    epochs=28, milestones=(8, 16, 24), learning_rates=(1.0, 0.1, 0.01), weight_decays=(5e-4, 0.0), interpolation="bicubic"
+)
+"""Other data: the schedule of CIFAR100 and, as nobody has tuned them, a wide sweep (ours)."""
+
+
+RecipeName = Literal["low_shot", "paper", "mae"]
+RateUnit = Literal["absolute", "per_256"]
+HeadNorm = Literal["after_pooling", "encoder"]
+
+WARMUP_EPOCHS = 5.0
+"""Of every recipe: MAE's. Neither part of the I-JEPA paper says how long it warms up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings:
+    """The whole encoder and a linear head are trained with labels (I-JEPA, low-shot and appendix D; MAE's recipe)."""
+
+    recipe: RecipeName | None = None
+    """Whose values stand where a setting is None. `low_shot`: I-JEPA with 1 % of the labels; `paper`: I-JEPA with all of them
+    (appendix D); `mae`: MAE's own. None: low_shot where only some images are labeled, else paper."""
+    epochs: int | None = None
+    """Passes over the training split (I-JEPA 50; MAE 100 for ViT-B, 50 for L and H)."""
+    batch_size: int | None = None
+    """Images per step, at most one epoch's (low-shot 512, appendix D 528 as printed, MAE 1,024)."""
+    microbatch_size: int | None = None
+    """Images per forward and backward, to save memory; the sum of the gradients is the batch's. None: the whole batch."""
+    learning_rates: tuple[float, ...] = ()
+    """Peak rates of the head; a model is trained with each of them. Empty: the recipe's one (low-shot 3e-5, appendix D 1e-4,
+    MAE 5e-4 for ViT-B and 1e-3 for L and H)."""
+    rate_unit: RateUnit | None = None
+    """`absolute`, or `per_256`: multiplied by batch size / 256, as MAE's code does with its base rates. The paper does not say
+    which its rates are; read as printed, they are absolute, which is the default of both I-JEPA recipes (MAE: per_256)."""
+    final_lr: float = 1e-6
+    """Rate at the end of the cosine, before layer-wise decay (MAE's; the paper does not say)."""
+    warmup_epochs: float | None = None
+    """Epochs in which the rate rises from 0 (MAE: 5; the paper does not say)."""
+    weight_decay: float | None = None
+    """AdamW's, not on biases, norms and the class token (low-shot 0.05, for ViT-H 0.4; appendix D 0.04; MAE 0.05)."""
+    layer_decay: float | None = None
+    """Block l of L learns at the head's rate times this to the power of L + 1 - l, the patch embedding as l = 0 (I-JEPA 0.75;
+    MAE 0.65 for ViT-B, 0.75 for L and H)."""
+    drop_path: float | None = None
+    """Largest stochastic-depth rate, linear over the blocks (low-shot 0, appendix D 0.25, MAE B / L / H 0.1 / 0.2 / 0.3)."""
+    label_smoothing: float | None = None
+    """Share of the target that is spread over all classes (low-shot and MAE 0.1; appendix D does not say: 0.1)."""
+    mixup: float | None = None
+    """alpha of Beta(alpha, alpha) for mixup; 0: none (low-shot 0, appendix D and MAE 0.8)."""
+    cutmix: float | None = None
+    """The same for cutmix; where both are on, each batch gets one of them by the toss of a coin (low-shot 0, else 1.0)."""
+    random_erasing: float | None = None
+    """Probability of erasing a rectangle of a view (low-shot 0, MAE 0.25; appendix D does not list it: 0)."""
+    randaugment: bool | None = None
+    """Whether views pass through RandAugment (all recipes do: `rand-m9-mstd0.5-inc1`)."""
+    magnitude: float = 9.0
+    """Of RandAugment's operations, of 10."""
+    magnitude_std: float = 0.5
+    """Standard deviation of the magnitude from one operation to the next."""
+    head_norm: HeadNorm = "after_pooling"
+    """`after_pooling`: a new LayerNorm of the pooled patches instead of the encoder's last norm (MAE with average pooling; the
+    paper does not say); `encoder`: the encoder's own last norm before pooling, none after."""
+    head_std: float = 2e-5
+    """Standard deviation of the head's first weights (MAE's; the paper does not say)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneRecipe:
+    """Every value of a fine-tuning that depends on the recipe. Defaults: I-JEPA's for L/16 with 1 % of the labels."""
+
+    epochs: int = 50
+    """Passes over the training split."""
+    batch_size: int = 512
+    """Images per step."""
+    learning_rates: tuple[float, ...] = (3e-5,)
+    """Peak rates of the head."""
+    rate_unit: RateUnit = "absolute"
+    """Whether they are multiplied by batch size / 256."""
+    warmup_epochs: float = WARMUP_EPOCHS
+    """Epochs in which the rate rises from 0."""
+    weight_decay: float = 0.05
+    """AdamW's."""
+    layer_decay: float = 0.75
+    """Ratio of the rates of two neighboring layers."""
+    drop_path: float = 0.0
+    """Largest stochastic-depth rate."""
+    label_smoothing: float = 0.1
+    """Share of the target that is spread over all classes."""
+    mixup: float = 0.0
+    """alpha of Beta(alpha, alpha); 0: none."""
+    cutmix: float = 0.0
+    """The same for cutmix."""
+    random_erasing: float = 0.0
+    """Probability of erasing a rectangle."""
+    randaugment: bool = True
+    """Whether views pass through RandAugment."""
+
+    def peak_rate(self, rate: float, batch_size: int) -> float:
+        """The head's highest learning rate with batches of `batch_size` images."""
+        return rate * batch_size / 256 if self.rate_unit == "per_256" else rate
+
+
+_LOW_SHOT = FinetuneRecipe()
+_PAPER = FinetuneRecipe(batch_size=528, learning_rates=(1e-4,), weight_decay=0.04, drop_path=0.25, mixup=0.8, cutmix=1.0)
+_MAE = FinetuneRecipe(
+    batch_size=1024,
+    learning_rates=(1e-3,),
+    rate_unit="per_256",
+    drop_path=0.2,
+    mixup=0.8,
+    cutmix=1.0,
+    random_erasing=0.25,
+)
+BASE_DEPTH, LARGE_DEPTH = 12, 24
+"""Blocks of ViT-B and ViT-L: encoders up to the first take the values of B, up to the second those of L, deeper ones H's."""
+
+FINETUNE_RECIPES: dict[RecipeName, tuple[FinetuneRecipe, FinetuneRecipe, FinetuneRecipe]] = {
+    "low_shot": (_LOW_SHOT, _LOW_SHOT, replace(_LOW_SHOT, weight_decay=0.4)),
+    "paper": (_PAPER, _PAPER, _PAPER),
+    "mae": (
+        replace(_MAE, epochs=100, learning_rates=(5e-4,), layer_decay=0.65, drop_path=0.1),
+        _MAE,
+        replace(_MAE, drop_path=0.3),
+    ),
+}
+"""For encoders like ViT-B, L and H. I-JEPA gives low-shot values for L/16 (weight decay 0.05), H/14 and H/16-448 (0.4), and
+appendix D those for H/16-448; other sizes take those of the nearest."""
+
+
+def resolve_finetune(settings: FinetuneSettings, is_low_shot: bool, depth: int) -> FinetuneRecipe:
+    """The recipe for an encoder with `depth` blocks, with every value that `settings` gives in place of its own.
+
+    Raises Refusal where the warm-up is no shorter than the run.
+    """
+    name: RecipeName = settings.recipe or ("low_shot" if is_low_shot else "paper")
+    own = FINETUNE_RECIPES[name][(depth > BASE_DEPTH) + (depth > LARGE_DEPTH)]
+    given = {item: getattr(settings, item) for item in vars(own)}
+    recipe = replace(own, **{item: value for item, value in given.items() if value is not None and value != ()})
+    if recipe.warmup_epochs >= recipe.epochs:
+        raise Refusal(
+            f"evaluation.finetune.warmup_epochs={recipe.warmup_epochs:g} must be below finetune.epochs={recipe.epochs}: "
+            f"use --finetune.warmup-epochs {recipe.epochs / 10:g}"
+        )
+    return recipe
+
 
 ProtocolName = Literal["linear", "knn", "logistic", "linear_full", "attentive", "finetune", "dense_linear", "dense_knn"]
 Selection = Literal["held_out", "paper", "both"]

@@ -8,33 +8,30 @@ from pathlib import Path
 
 import torch
 
-from openjepa import distributed
 from openjepa.checks import check
 from openjepa.data import open_splits
-from openjepa.data.loader import BatchPlan, TrainingLoader
-from openjepa.data.skipping import SkipLedger
-from openjepa.data.workers import choose_workers
-from openjepa.derived import resolve
+from openjepa.data.loading.loader import BatchPlan, TrainingLoader
+from openjepa.data.loading.unreadable import SkipLedger
+from openjepa.data.loading.workers import choose_workers
+from openjepa.engine import distributed
 from openjepa.engine.checkpoint import TrainerState, latest_checkpoint, load_checkpoint, save_checkpoint, set_broken_aside
 from openjepa.engine.clock import LoopClock
 from openjepa.engine.device import autocast, keep_freed_memory, resolve_device, resolve_precision, set_threads
-from openjepa.engine.display import Counter, Display
-from openjepa.engine.failures import explain_memory, explain_not_finite
-from openjepa.engine.finite import FiniteGuard
-from openjepa.engine.interrupts import Interrupted, Interrupts
+from openjepa.engine.failures import FiniteGuard, explain_memory, explain_not_finite
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
-from openjepa.engine.run_folder import open_run_folder
-from openjepa.engine.run_log import RunLog, refuse_missing_tensorboard
+from openjepa.engine.run_folder import RunLog, open_run_folder, refuse_missing_tensorboard
 from openjepa.masks import MASKS
 from openjepa.methods.base import Method
 from openjepa.schedules import Progress, learning_rate, weight_decay
 from openjepa.seeds import derive
+from openjepa.settings.derived import resolve
 from openjepa.settings.run import RunConfig
-from openjepa.training.from_weights import settled
+from openjepa.system.console import Counter, Display
+from openjepa.system.interrupts import Interrupted, Interrupts
+from openjepa.training.init import settled
 from openjepa.training.meters import IntervalMeter
 from openjepa.training.monitor import Monitor
 from openjepa.training.outputs import Outputs
-from openjepa.training.real_steps import time_line
 from openjepa.training.startup import (
     begin,
     build_method,
@@ -44,6 +41,7 @@ from openjepa.training.startup import (
     run_identity,
     training_length,
 )
+from openjepa.training.timed_steps import time_line
 from openjepa.types import Batch, LossOutput
 
 

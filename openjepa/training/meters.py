@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from jaxtyping import Float
 from torch import Tensor
 
-from openjepa import distributed
+from openjepa.engine import distributed
 from openjepa.engine.checkpoint import TrainerState
 from openjepa.schedules import Progress
 from openjepa.types import Batch, BlockMasks, LossOutput, TokenMask

@@ -9,25 +9,25 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from openjepa import distributed
-from openjepa.data.chunks import draw_masks
-from openjepa.data.evaluation import evaluation_batches
-from openjepa.data.loader import BatchPlan, TrainingLoader
+from openjepa.data.loading.cache import draw_masks
+from openjepa.data.loading.loader import BatchPlan, TrainingLoader
+from openjepa.data.selection import for_probes
 from openjepa.data.source import ListSource, Splits
-from openjepa.data.subset import for_probes
-from openjepa.derived import resolved
+from openjepa.data.splits import evaluation_batches
+from openjepa.engine import distributed
 from openjepa.engine.device import autocast
-from openjepa.engine.embedding import pooled_features
-from openjepa.engine.run_log import RunLog
-from openjepa.masks.base import MaskSampler
+from openjepa.engine.features import pooled_features
+from openjepa.engine.run_folder import RunLog
+from openjepa.masks.sampler import MaskSampler
+from openjepa.measures.accuracy import knn_accuracy
 from openjepa.measures.collapse import collapse_statistics, trivial_losses
-from openjepa.measures.knn import knn_accuracy
 from openjepa.measures.rank import alpha_req, lidar
 from openjepa.measures.verdicts import HEALTHY, CollapseStatistics, collapsed, verdict
 from openjepa.methods.base import Method, ProbeOutput
 from openjepa.models.vit import VisionTransformer
 from openjepa.schedules import Progress
 from openjepa.seeds import derive
+from openjepa.settings.derived import resolved
 from openjepa.settings.models import EncoderConfig
 from openjepa.settings.run import RunConfig
 from openjepa.types import Batch, InputSpec, LoaderPosition

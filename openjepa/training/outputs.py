@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from openjepa import distributed
 from openjepa.data.source import Splits
+from openjepa.engine import distributed
 from openjepa.engine.checkpoint import TrainerState
 from openjepa.engine.device import peak_memory
-from openjepa.engine.interrupts import Interrupted
 from openjepa.engine.run_folder import RunFolder, environment
-from openjepa.json_files import number, read_object
-from openjepa.masks.base import MaskSampler
+from openjepa.masks.sampler import MaskSampler
 from openjepa.methods.base import Method
 from openjepa.settings.methods import About
-from openjepa.training.from_weights import Start
+from openjepa.system.interrupts import Interrupted
+from openjepa.system.json_files import number, read_object
+from openjepa.training.init import Start
 from openjepa.training.monitor import Monitor
 from openjepa.types import Export
 from openjepa.weights.native import save_network

@@ -10,23 +10,21 @@ import torch
 from openjepa.checks import never_reached
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.engine.checkpoint import RunIdentity, TrainerState, check_fits, read_state
+from openjepa.engine.costs import Estimate, estimate
 from openjepa.engine.device import device_name, memory_limit
-from openjepa.engine.display import format_count
-from openjepa.engine.estimate import Estimate, estimate
-from openjepa.engine.run_folder import RunFolder, weights_name
-from openjepa.engine.run_log import logged_step_seconds, logged_steps
-from openjepa.json_files import number, read_object
-from openjepa.masks.base import MaskSampler, TokenShape
+from openjepa.engine.run_folder import RunFolder, logged_step_seconds, logged_steps, weights_name
+from openjepa.masks.sampler import MaskSampler, TokenShape
 from openjepa.methods import METHODS
 from openjepa.methods.base import Method, Surroundings
 from openjepa.refusals import Refusal
 from openjepa.schedules import Progress, warmup_steps
 from openjepa.seeds import derive
-from openjepa.settings.data import DataSettings
 from openjepa.settings.masks import MaskKind
-from openjepa.settings.optimization import OptimizationSettings
-from openjepa.settings.run import RunConfig
-from openjepa.training.from_weights import Start, StartingWeights, start_method
+from openjepa.settings.run import OptimizationSettings, RunConfig
+from openjepa.settings.sources import DataSettings
+from openjepa.system.console import format_count
+from openjepa.system.json_files import number, read_object
+from openjepa.training.init import Start, StartingWeights, start_method
 from openjepa.types import LoaderPosition, ViewSpec
 
 BYTES_KEPT = {"bf16": 40.0, "fp32": 54.0}

@@ -1,6 +1,6 @@
 """Pictures of a run: masks, feature maps, similarity, nearest neighbors."""
 
 from openjepa.visualization.figures import visualize_run
-from openjepa.visualization.masks import mask_figure
+from openjepa.visualization.mask_pictures import mask_figure
 
 __all__ = ["mask_figure", "visualize_run"]

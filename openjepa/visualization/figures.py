@@ -16,17 +16,21 @@ from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.settings.run import RunConfig
-from openjepa.shell import command
-from openjepa.visualization.colors import heat, pca_colors
-from openjepa.visualization.features import dense_features, similarity_map, unit_features
-from openjepa.visualization.fonts import undrawn_words
-from openjepa.visualization.masks import mask_figure
-from openjepa.visualization.neighbors import neighbor_sheet, purity
-from openjepa.visualization.pictured import Pictured, choose_images
-from openjepa.visualization.sheet import Layout, enlarge, table
-from openjepa.visualization.views import changes_views, read_views, view_sheet
+from openjepa.system.shell import command
+from openjepa.system.whole_files import whole_file
+from openjepa.visualization.mask_pictures import mask_figure
+from openjepa.visualization.neighbors import (
+    Pictured,
+    choose_images,
+    dense_features,
+    neighbor_sheet,
+    purity,
+    similarity_map,
+    unit_features,
+)
+from openjepa.visualization.sheet import Layout, enlarge, heat, pca_colors, table, undrawn_words
+from openjepa.visualization.view_pictures import changes_views, read_views, view_sheet
 from openjepa.weights.native import load_encoder
-from openjepa.whole_files import whole_file
 
 CELL = 208
 NUM_QUERIES = 6

@@ -1,12 +1,170 @@
-"""Nearest neighbors of a few images as a picture."""
+"""Nearest neighbors of a few images as a picture.
+
+Which images the pictures show.
+
+Features of images for the pictures: pooled, and of patches at twice the resolution of the grid.
+"""
+
+import warnings
+from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
-from jaxtyping import Float, UInt8
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+from torch.nn import functional as F
 
-from openjepa.visualization.features import nearest
-from openjepa.visualization.fonts import printable
-from openjepa.visualization.pictured import Pictured
-from openjepa.visualization.sheet import BAD, GOOD, GRAY, Sheet, enlarge
+from openjepa.data import open_splits
+from openjepa.data.source import ListSource, ShardRecord, ShardSource
+from openjepa.data.splits import EvalBatch, evaluation_batches
+from openjepa.engine.device import autocast
+from openjepa.engine.features import pooled_features
+from openjepa.models.vit import VisionTransformer
+from openjepa.refusals import Refusal
+from openjepa.seeds import derive_samples
+from openjepa.settings.models import EncoderConfig
+from openjepa.settings.run import RunConfig
+from openjepa.types import Skipped, normalize
+from openjepa.visualization.sheet import BAD, GOOD, GRAY, Sheet, enlarge, printable
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """Images in the view of their evaluation: a scene whole, so that all the objects its label counts are seen."""
+
+    images: UInt8[Tensor, "n 3 h w"]
+    labels: Int[np.ndarray, " n"] | None
+    class_names: tuple[str, ...] | None
+    indices: Int[np.ndarray, " n"]
+    """Their numbers in their split."""
+    split: str
+    """training or test"""
+
+
+class _Records(ListSource):
+    """The first records of a stream."""
+
+    def __init__(self, records: list[ShardRecord], class_names: tuple[str, ...] | None) -> None:
+        self._records = records
+        self.class_names = class_names
+        labels = [record.label for record in records if record.label is not None]
+        self.labels = np.array(labels, dtype=np.int64) if records and len(labels) == len(records) else None
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, index: int) -> bytes:
+        return self._records[index].read()
+
+    def name(self, index: int) -> str:
+        return self._records[index].name
+
+
+def choose_images(
+    config: RunConfig, size: tuple[int, int], num_shown: int, num_gallery: int, seed: int
+) -> tuple[Pictured, Pictured]:
+    """`num_shown` images of the test split (training split where there is none), and a gallery from the training split."""
+    splits = open_splits(config.data, config.run.seed)
+    for what in splits.not_used:
+        warnings.warn(what, UserWarning, stacklevel=2)
+    train = splits.train if isinstance(splits.train, ListSource) else _head(splits.train, num_gallery)
+    fit = "squash" if splits.extra_labels else "crop"  # as the tasks of `openjepa evaluate` see scenes and other images
+    gallery = _read(train, size, num_gallery, seed, "training", fit)
+    source, split = (splits.test, "test") if splits.test is not None and len(splits.test) > 0 else (train, "training")
+    several = _read(source, size, 8 * num_shown, seed + 1, split, fit)
+    if len(several.images) == 0:
+        raise Refusal(f"none of the {split} images that were drawn can be read: check data.path")
+    return _varied(several, num_shown, seed), gallery
+
+
+def _head(source: ShardSource, num_records: int) -> _Records:
+    records = (record for shard in range(len(source)) for record in source.read_shard(shard))
+    return _Records(list(islice(records, num_records)), source.class_names)
+
+
+def _read(source: ListSource, size: tuple[int, int], number: int, seed: int, split: str, fit: str) -> Pictured:
+    unreadable: list[Skipped] = []
+    batches: list[EvalBatch] = list(
+        evaluation_batches(source, size, 256, 0, fit=fit, max_images=number, seed=seed, unreadable=unreadable)
+    )
+    images = torch.cat([batch.images for batch in batches]) if batches else torch.empty((0, 3, *size), dtype=torch.uint8)
+    labels = [batch.labels for batch in batches if batch.labels is not None]
+    return Pictured(
+        images=images,
+        labels=torch.cat(labels).numpy() if batches and len(labels) == len(batches) else None,
+        class_names=source.class_names,
+        indices=torch.cat([batch.indices for batch in batches]).numpy() if batches else np.empty(0, np.int64),
+        split=split,
+    )
+
+
+def _varied(several: Pictured, number: int, seed: int) -> Pictured:
+    """`number` of the images in a random order, one of each class before a second of any."""
+    order = np.argsort(derive_samples("subset", seed, np.array([3]), several.indices), kind="stable")
+    if several.labels is not None:
+        seen: dict[int, int] = {}
+        rounds = []
+        for index in order:
+            label = int(several.labels[index])
+            rounds.append(seen.get(label, 0))
+            seen[label] = rounds[-1] + 1
+        order = order[np.argsort(rounds, kind="stable")]
+    order = order[:number]
+    labels = None if several.labels is None else several.labels[order]
+    return Pictured(several.images[torch.from_numpy(order)], labels, several.class_names, several.indices[order], several.split)
+
+
+def unit_features(
+    encoder: VisionTransformer, config: EncoderConfig, images: UInt8[torch.Tensor, "B 3 h w"], device: torch.device
+) -> Float[np.ndarray, "B D"]:
+    """One unit vector per image."""
+    return F.normalize(pooled_features(encoder, config, images, device, "auto"), dim=1).numpy()
+
+
+@torch.inference_mode()
+def dense_features(
+    encoder: VisionTransformer, config: EncoderConfig, images: UInt8[torch.Tensor, "B 3 h w"], device: torch.device
+) -> Float[np.ndarray, "B H2 W2 D"]:
+    """Patch features on a grid twice as fine: four passes over images shifted by a quarter of a patch up or down and sideways.
+
+    Positions beyond the grid that the encoder was trained on mean nothing to it, so a larger input gives no finer map.
+    """
+    quarter = max(1, config.patch_size // 4)
+    height, width = images.shape[-2:]
+    pixels = normalize(images.to(device), config.pixel_mean, config.pixel_std)
+    padded = F.pad(pixels, (quarter, quarter, quarter, quarter), mode="replicate")
+    rows, columns = config.grid((height, width))
+    dense = np.empty((len(images), 2 * rows, 2 * columns, config.width), dtype=np.float32)
+    for down in (0, 1):
+        for right in (0, 1):
+            top, left = 2 * quarter * down, 2 * quarter * right
+            shifted = padded[..., top : top + height, left : left + width].contiguous()
+            with autocast(device, "auto"):
+                output = encoder(shifted)
+            patches = output.patches.float().cpu().numpy()
+            dense[:, down::2, right::2] = patches.reshape(len(images), rows, columns, -1)
+    return dense
+
+
+def similarity_map(features: Float[np.ndarray, "H W D"], row: int, column: int) -> Float[np.ndarray, "H W"]:
+    """Cosine of one patch to all patches of its image, after the mean of the image's patches is taken out."""
+    centered = features - features.mean(axis=(0, 1))
+    units = centered / np.maximum(np.linalg.norm(centered, axis=-1, keepdims=True), 1e-12)
+    return units @ units[row, column]  # type: ignore[no-any-return]
+
+
+def nearest(
+    queries: Float[np.ndarray, "Q D"], gallery: Float[np.ndarray, "G D"], num: int, skip: list[int | None]
+) -> list[list[int]]:
+    """Indices of the `num` nearest of the gallery (largest dot product) for each query, without its own index in `skip`."""
+    similarities = queries @ gallery.T
+    for row, own in enumerate(skip):
+        if own is not None:
+            similarities[row, own] = -np.inf
+    order = np.argsort(-similarities, axis=1, kind="stable")
+    return [[int(index) for index in row[:num]] for row in order]
+
 
 NUM_NEIGHBORS = 5
 _HEAD, _LABEL, _GAP, _GROUP_GAP = 44, 30, 6, 34

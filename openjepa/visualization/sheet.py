@@ -1,19 +1,94 @@
 """A picture made of images and words at exact pixel places, drawn with matplotlib's Agg canvas and none of its global state.
 
 The background is transparent and words are of a middle gray, so that a sheet is readable on white and on black pages.
+
+Names as words in a picture: what is no letter is written out, and letters that the usual font lacks come from others.
+
+Numbers as colors.
 """
 
 import warnings
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
 from PIL import Image
 
-from openjepa.extras import needed_for
-from openjepa.visualization.fonts import families, printable, undrawn_words
+from openjepa.system.packages import needed_for
+
+USUAL = "DejaVu Sans"
+"""matplotlib's own: Latin, Greek, Cyrillic, Arabic and more, but no Chinese, Japanese, Korean, Indic or emoji."""
+JOINERS = frozenset("\u200c\u200d")
+"""Say how the letters beside them join; they have no shape."""
+_SHAPELESS = JOINERS | frozenset("\ufe0e\ufe0f ")
+
+
+def printable(name: str) -> str:
+    r"""A name on one line: what is no letter or sign (a newline, bytes that are no UTF-8) as `\n` or `\udce9`."""
+    return "".join(letter if letter.isprintable() or letter in JOINERS else ascii(letter)[1:-1] for letter in name)
+
+
+def families(text: str) -> tuple[list[str], bool]:
+    """Names of the fonts to draw a text with, the usual one first, and whether they have all of its letters."""
+    lacking = [letter for letter in frozenset(text) - _SHAPELESS if ord(letter) not in _usual_letters()]
+    others = [_family_with(letter) for letter in sorted(lacking)]
+    return [USUAL, *dict.fromkeys(family for family in others if family is not None)], None not in others
+
+
+@cache
+def _usual_letters() -> frozenset[int]:
+    from matplotlib import font_manager
+
+    return frozenset(font_manager.get_font(font_manager.findfont(USUAL)).get_charmap())
+
+
+@cache
+def _family_with(letter: str) -> str | None:
+    """The family of the first installed font that has a letter."""
+    from matplotlib import font_manager
+
+    for file, family, letters in _installed():
+        if (letters == ord(letter)).any():
+            font_manager.fontManager.addfont(file)  # its list may be older than the font
+            return family
+    return None
+
+
+@cache
+def _installed() -> list[tuple[str, str, NDArray[np.uint32]]]:
+    """File, family and letters of each font that matplotlib can draw with: of pictures in fixed sizes, as emoji, it cannot."""
+    from matplotlib import font_manager, ft2font
+
+    found = []
+    for file in sorted(font_manager.findSystemFonts(), key=_is_special):
+        with suppress(OSError, RuntimeError):
+            font = ft2font.FT2Font(file)
+            font.set_size(12, 72)
+            found.append((file, font.family_name, np.fromiter(font.get_charmap(), np.uint32)))
+    return found
+
+
+def _is_special(file: str) -> tuple[bool, str]:
+    """Upright fonts of usual weight first."""
+    name = PurePath(file).name.lower()
+    return any(word in name for word in ("bold", "italic", "oblique", "light", "thin", "black", "mono")), name
+
+
+def undrawn_words(names: Iterable[str]) -> str:
+    """What to say of names whose letters no font has."""
+    listed = sorted(set(names))
+    words = ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
+    return (
+        f"no installed font has all letters of {words}: they are drawn as boxes; install one that has them, "
+        "for example a Noto font of the script"
+    )
+
 
 GRAY = "#7d838d"
 GOOD, BAD = "#1f9d63", "#d64a3a"
@@ -143,3 +218,39 @@ def table(rows: dict[str, list[UInt8[np.ndarray, "h w 3"]]], cell: tuple[int, in
         for column, pixels in enumerate(images):
             sheet.image(pixels, layout.x(column), layout.y(row))
     return sheet
+
+
+# Five stops of a dark-to-light ramp whose lightness rises evenly (between matplotlib's inferno and a sunset).
+_STOPS = np.array([[24, 22, 48], [93, 34, 110], [187, 55, 84], [244, 131, 52], [252, 238, 164]], dtype=np.float64)
+
+
+def heat(shares: Float[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
+    """0 is dark, 1 is light; values outside are clipped."""
+    places = np.clip(shares, 0, 1) * (len(_STOPS) - 1)
+    below = np.minimum(places.astype(int), len(_STOPS) - 2)
+    part = (places - below)[..., None]
+    colors: NDArray[np.float64] = (1 - part) * _STOPS[below] + part * _STOPS[below + 1]
+    return colors.round().astype(np.uint8)
+
+
+def heat_scale(height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+    """The bar that explains `heat`, 1 at the top."""
+    return heat(np.repeat(np.linspace(1, 0, height)[:, None], width, axis=1))
+
+
+def pca_colors(features: Float[np.ndarray, "n H W D"]) -> UInt8[np.ndarray, "n H W 3"]:
+    """The first three principal components of all patches together as red, green and blue.
+
+    Each component is stretched from its 2nd to its 98th percentile; its sign makes the longer tail bright, so that the same
+    features always give the same colors.
+    """
+    flat = features.reshape(-1, features.shape[-1]).astype(np.float64)
+    centered = flat - flat.mean(axis=0)
+    _, vectors = np.linalg.eigh(centered.T @ centered)
+    components = centered @ vectors[:, ::-1][:, :3]
+    components *= np.where((components**3).sum(axis=0) < 0, -1.0, 1.0)
+    low, high = np.percentile(components, (2, 98), axis=0)
+    stretched: NDArray[np.float64] = np.clip((components - low) / np.maximum(high - low, 1e-12), 0, 1)
+    if stretched.shape[1] < 3:
+        stretched = np.pad(stretched, ((0, 0), (0, 3 - stretched.shape[1])))
+    return (255 * stretched).round().astype(np.uint8).reshape(*features.shape[:-1], 3)

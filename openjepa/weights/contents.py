@@ -1,5 +1,9 @@
-"""Opens files and folders of weights, without executing anything that is in them and without reading them into memory."""
+"""Opens files and folders of weights, without executing anything that is in them and without reading them into memory.
 
+A hash of a network's weights: what was computed with it is known by it.
+"""
+
+import hashlib
 import pickle
 import re
 import warnings
@@ -11,13 +15,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
-from openjepa.hub_names import absent
-from openjepa.json_files import read_object
 from openjepa.refusals import Refusal
-from openjepa.weights.plain_data import PLAIN_DATA
-from openjepa.weights.wrappers import Groups, Network, networks_in
+from openjepa.system.hub_names import absent
+from openjepa.system.json_files import read_object
+from openjepa.weights.state_dicts import PLAIN_DATA, Groups, Network, networks_in
 
 AGAIN = "export or download the network again"
 """What mends a damaged folder of weights."""
@@ -214,3 +217,12 @@ def _refused(path: Path, message: str) -> str:
         f"{path} was refused: it holds {what}, and openjepa executes nothing that comes with weights. "
         "Where the file comes from, save its state_dict alone, best as safetensors"
     )
+
+
+def weights_hash(network: nn.Module) -> str:
+    """Hash of all weights and their names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -12,19 +12,18 @@ from typing import Any, TypeVar
 from safetensors.torch import save_file
 from torch import nn
 
-from openjepa.checks.networks import check_encoder, check_predictor
-from openjepa.json_files import read_object, typed
+from openjepa.checks.encoders import check_encoder, check_predictor
 from openjepa.models.predictor import Predictor, build_predictor
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig, PredictorConfig
+from openjepa.system.json_files import read_object, typed
+from openjepa.system.whole_files import whole_folder
 from openjepa.types import Export
 from openjepa.weights.contents import CONFIG_FILE, WEIGHTS_FILE, Contents, open_contents
 from openjepa.weights.filling import Plan, fill, same_names, weight_names
-from openjepa.weights.loaded import Choice, Loaded, refuse_context, size_words
-from openjepa.weights.wrappers import Network
-from openjepa.weights.written import Networks, stored
-from openjepa.whole_files import whole_folder
+from openjepa.weights.formats import Choice, Loaded, Networks, Reader, refuse_context, size_words, stored
+from openjepa.weights.state_dicts import Network
 
 VERSION = 1
 KINDS: dict[str, type[Any]] = {"openjepa-encoder": EncoderConfig, "openjepa-predictor": PredictorConfig}
@@ -192,3 +191,6 @@ def _load(build: Callable[[], NetworkType], folder: Path) -> tuple[NetworkType, 
 
     notes = network(lambda: contents.networks).notes()
     return fill(build, Plan(same_names(weight_names(build))), lambda: network(contents.mapped).tensors, where), notes
+
+
+READER = Reader(recognize, read)

@@ -22,9 +22,8 @@ from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.weights.contents import CHECKPOINT_FILE, Contents
 from openjepa.weights.filling import Plan, Source, fill, listed, weight_names
-from openjepa.weights.loaded import Choice, Loaded, size_words
-from openjepa.weights.vit_names import NOT_READ, TABLE, TOKEN, Vit, infer_config, is_sincos, read_vit
-from openjepa.weights.written import Networks, mask_token_remark, position_table, stored
+from openjepa.weights.formats import Choice, Loaded, Networks, Reader, mask_token_remark, position_table, size_words, stored
+from openjepa.weights.shared_names import NOT_READ, TABLE, TOKEN, Vit, infer_config, is_sincos, read_vit
 
 GROUPS = {"target": "target_encoder", "context": "encoder"}
 PREDICTOR, PREDICTOR_TABLE = "predictor", "predictor_pos_embed"
@@ -146,3 +145,6 @@ def _predictor_config(tensors: Mapping[str, Tensor], encoder: EncoderConfig, whe
         mlp_ratio=hidden.shape[0] / width,
         layer_norm_eps=encoder.layer_norm_eps,
     )
+
+
+READER = Reader(recognize, read)

@@ -13,17 +13,25 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from openjepa.models.blocks import hidden_width
+from openjepa.models.transformer import hidden_width
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
-from openjepa.weights.beside import beside, with_beside
 from openjepa.weights.contents import AGAIN, CONFIG_FILE, WEIGHTS_FILE, Contents
-from openjepa.weights.described import Pixels, checked, described, with_pixels
-from openjepa.weights.loaded import Choice, Loaded, refuse_context, size_words
+from openjepa.weights.described import Pixels, beside, checked, described, with_beside, with_pixels
+from openjepa.weights.formats import (
+    Choice,
+    Loaded,
+    Networks,
+    Reader,
+    mask_token_remark,
+    position_table,
+    refuse_context,
+    size_words,
+    stored,
+)
 from openjepa.weights.native import read_predictor, write_predictor
-from openjepa.weights.vit_names import NOT_READ, TABLE, TOKEN, Vit, file_name, infer_config, only_place, read_vit
-from openjepa.weights.wrappers import Network
-from openjepa.weights.written import Networks, mask_token_remark, position_table, stored
+from openjepa.weights.shared_names import NOT_READ, TABLE, TOKEN, Vit, file_name, infer_config, only_place, read_vit
+from openjepa.weights.state_dicts import Network
 
 POOLINGS = {"avg": "average", "token": "class_token"}
 """Our name of what timm calls `global_pool`."""
@@ -165,3 +173,6 @@ def _cut_ratio(config: EncoderConfig) -> float:
     hidden = hidden_width(config.width, config.mlp_ratio)
     ratio = hidden / config.width
     return ratio if int(config.width * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+READER = Reader(recognize, read)

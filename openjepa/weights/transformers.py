@@ -15,20 +15,28 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from openjepa.json_files import read_object
-from openjepa.models.blocks import hidden_width
+from openjepa.models.transformer import hidden_width
 from openjepa.models.vit import build_encoder
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
-from openjepa.weights.beside import beside, with_beside
+from openjepa.system.json_files import read_object
 from openjepa.weights.contents import AGAIN, CONFIG_FILE, WEIGHTS_FILE, Contents
-from openjepa.weights.described import Pixels, checked, described, with_pixels
+from openjepa.weights.described import Pixels, beside, checked, described, with_beside, with_pixels
 from openjepa.weights.filling import Plan, Source, fill, stacked, weight_names
-from openjepa.weights.loaded import Choice, Loaded, refuse_context, size_words
+from openjepa.weights.formats import (
+    Choice,
+    Loaded,
+    Networks,
+    Reader,
+    mask_token_remark,
+    position_table,
+    refuse_context,
+    size_words,
+    stored,
+)
 from openjepa.weights.native import read_predictor, write_predictor
-from openjepa.weights.vit_names import is_sincos
-from openjepa.weights.wrappers import Network
-from openjepa.weights.written import Networks, mask_token_remark, position_table, stored
+from openjepa.weights.shared_names import is_sincos
+from openjepa.weights.state_dicts import Network
 
 MODELS = {"ijepa": "IJepaModel", "vit": "ViTModel", "dinov2": "Dinov2Model"}
 """`model_type` in config.json, and the class of the library. Only the first has no class token."""
@@ -262,3 +270,6 @@ def _pixels(config: EncoderConfig) -> dict[str, Any]:
         "image_mean": list(config.pixel_mean),
         "image_std": list(config.pixel_std),
     }
+
+
+READER = Reader(recognize, read)

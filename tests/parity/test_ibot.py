@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openjepa.masks.base import TokenShape
+from openjepa.masks.sampler import TokenShape
 from openjepa.methods.assignment import Center, assignments, other_views_loss, teacher_temperature
 from openjepa.methods.base import Surroundings
 from openjepa.methods.ibot import IBot, masked_loss

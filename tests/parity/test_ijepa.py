@@ -11,14 +11,14 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from openjepa.engine.optimizer import build_optimizer, set_rates
-from openjepa.masks.base import TokenShape
+from openjepa.masks.sampler import TokenShape
 from openjepa.methods.base import Surroundings
 from openjepa.methods.ijepa import VIEW, IJepa
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress, learning_rate, weight_decay
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.models import ModelSettings
-from openjepa.settings.optimization import OptimizationSettings
+from openjepa.settings.run import OptimizationSettings
 from openjepa.types import Batch, BlockMasks, ViewSpec
 from tests.parity.official_names import encoder_state, part, predictor_name, predictor_state
 

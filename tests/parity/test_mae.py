@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openjepa.masks.base import TokenShape
+from openjepa.masks.sampler import TokenShape
 from openjepa.methods.base import Surroundings
 from openjepa.methods.mae import VIEW, Mae, patch_pixels
 from openjepa.schedules import Progress

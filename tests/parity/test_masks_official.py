@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from openjepa.masks.blocks import covered
 from openjepa.masks.multiblock import build_multiblock
-from openjepa.masks.official import OfficialMultiblock
+from openjepa.masks.official_draws import OfficialMultiblock
 from openjepa.settings.masks import MultiblockSettings
 
 FILE = Path(__file__).parent / "data" / "masks_official.safetensors"

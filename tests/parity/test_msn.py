@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openjepa.masks.base import TokenShape
+from openjepa.masks.sampler import TokenShape
 from openjepa.methods.assignment import assignments
 from openjepa.methods.base import Surroundings
 from openjepa.methods.msn import Msn, assignment_terms, sinkhorn, smoothed_logits
@@ -16,7 +16,7 @@ from openjepa.models.positions import resampled_positions
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress, momentum, sharpening
 from openjepa.settings.methods import MsnSettings
-from openjepa.settings.optimization import OptimizationSettings
+from openjepa.settings.run import OptimizationSettings
 from openjepa.types import Batch, TokenMask, ViewSpec
 from tests.parity.golden import LOSS, SCHEDULE, assert_close, assert_gradient, assert_trained, read_golden
 from tests.parity.official_names import part

@@ -7,7 +7,7 @@ import pytest
 from safetensors import safe_open
 
 from openjepa.schedules import Progress, cosine_momentum, learning_rate, momentum, ramped_momentum, weight_decay
-from openjepa.settings.optimization import OptimizationSettings
+from openjepa.settings.run import OptimizationSettings
 from tests.parity.golden import SCHEDULE, read_golden
 from tests.parity.official_names import part
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openjepa.models.positions import resampled_positions
-from openjepa.weights.loading import Choice, Loaded, load_any
+from openjepa.weights.formats import Choice, Loaded, load_any
 from tests.parity.official_names import part
 
 DATA = Path(__file__).parent / "data"

@@ -10,7 +10,7 @@ from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_
 from openjepa.methods.base import Method
 from openjepa.schedules import Progress, learning_rate, weight_decay
 from openjepa.settings.models import ModelSettings
-from openjepa.settings.optimization import OptimizationSettings
+from openjepa.settings.run import OptimizationSettings
 from openjepa.types import Batch
 from tests.parity.golden import LOSS, SCHEDULE
 

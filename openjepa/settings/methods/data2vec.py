@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from openjepa.settings.methods.base import About, TeacherSettings
+from openjepa.settings.methods.shared import About, TeacherSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from openjepa.settings.methods.base import About
-from openjepa.settings.methods.multi_crop import SelfDistillationSettings
+from openjepa.settings.methods.shared import About, SelfDistillationSettings
 
 
 @dataclass(frozen=True, kw_only=True)

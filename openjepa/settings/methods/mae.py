@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from openjepa.settings.methods.base import About, Heads, MethodSettings
+from openjepa.settings.methods.shared import About, Heads, MethodSettings
 
 
 @dataclass(frozen=True, kw_only=True)

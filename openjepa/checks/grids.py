@@ -1,0 +1,105 @@
+"""Settings of the masks that cannot work on a grid.
+
+Sizes that must divide one another: images and patches, widths and heads.
+"""
+
+import math
+
+from openjepa.refusals import Refusal
+from openjepa.settings.derived import resolved
+from openjepa.settings.masks import BlockwiseSettings, RandomPatchesSettings
+
+
+def check_blockwise(masks: BlockwiseSettings, grid: tuple[int, int]) -> None:
+    """Raises Refusal where blocks of patches cannot be drawn as wished on a grid of (rows, columns)."""
+    if min(grid) < 2:
+        fix = "use a smaller model.patch_size or a larger data.image_size"
+        raise Refusal(f"masks.strategy=blockwise needs at least 2x2 patches; this grid is {grid[0]}x{grid[1]}: {fix}")
+    if not masks.ratios or len(masks.ratios) != len(masks.spreads):
+        fix = f"give one of each, e.g. masks.spreads {' '.join(['0.0'] * max(1, len(masks.ratios)))}"
+        raise Refusal(f"masks.ratios={_words(masks.ratios)} and masks.spreads={_words(masks.spreads)} do not match: {fix}")
+    for ratio, spread in zip(masks.ratios, masks.spreads, strict=True):
+        if not 0 <= spread <= ratio <= 1 - spread:
+            raise Refusal(
+                f"masks.ratios={ratio:g} with masks.spreads={spread:g} must stay between 0 and 1: "
+                f"the largest spread here is {max(0.0, min(ratio, 1 - ratio)):g}"
+            )
+    smallest, largest, room = min_block_of(masks, grid), masks.max_block, (grid[0] - 1) * (grid[1] - 1)
+    if smallest > room:
+        raise Refusal(f"masks.min_block={smallest} does not fit into {grid[0]}x{grid[1]} patches: use at most {room}")
+    if largest is not None and largest < smallest:
+        raise Refusal(
+            f"masks.max_block={largest} is less than the smallest block, {smallest} patches: raise it or set masks.min_block"
+        )
+
+
+def min_block_of(masks: BlockwiseSettings, grid: tuple[int, int]) -> int:
+    """Fewest patches of a block: `min_block`, or the square of a third of the shorter side."""
+    return max(1, (min(grid) // 3) ** 2) if masks.min_block is None else masks.min_block
+
+
+def most_masked_of(masks: BlockwiseSettings, grid: tuple[int, int]) -> int:
+    """Most patches that any image is wished to have masked; none has more."""
+    wished = max(ratio + spread for ratio, spread in zip(masks.ratios, masks.spreads, strict=True))
+    return int(round(wished * grid[0] * grid[1], 6))  # 120/196 x 196 is 120
+
+
+def check_random_patches(masks: RandomPatchesSettings, grid: tuple[int, int]) -> None:
+    """Raises Refusal where every patch of a grid of (rows, columns) would be masked, or none of them."""
+    num_patches = grid[0] * grid[1]
+    if num_patches < 2:
+        fix = "use a smaller model.patch_size or a larger data.image_size"
+        raise Refusal(f"masks.strategy=random_patches needs at least 2 patches; this grid is {grid[0]}x{grid[1]}: {fix}")
+    if not 0 < 1 - resolved(masks.ratio) < 1:
+        raise Refusal(f"masks.ratio={masks.ratio:g} must lie between 0 and 1, e.g. 0.75 (MAE) or 0.15 (MSN)")
+    if num_visible_of(masks, grid) == 0:
+        largest = math.floor(1e4 * (1 - 1.5 / num_patches)) / 1e4  # clear of the rounding at 1 - 1 / N
+        words = f"{grid[0]}x{grid[1]} patches leaves none visible"
+        raise Refusal(f"masks.ratio={masks.ratio:g} of {words}: use masks.ratio={largest:g} or less")
+
+
+def num_visible_of(masks: RandomPatchesSettings, grid: tuple[int, int]) -> int:
+    """int(N (1 - ratio)) in the floating-point numbers of the published programs: 9, not 10, of 100 patches at 0.9."""
+    return int(grid[0] * grid[1] * (1 - resolved(masks.ratio)))
+
+
+def _words(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:g}" for value in values) or "()"
+
+
+PATCH_SIZES = range(4, 17)
+
+
+def check_patch_divides(
+    patch: int, size: tuple[int, int], patch_name: str = "model.patch_size", size_name: str = "data.image_size"
+) -> None:
+    """Raises Refusal, with the values that fit, unless an image of `size` (height, width) is a whole number of patches."""
+    height, width = size
+    if patch < 1:
+        raise Refusal(f"{patch_name}={patch} must be at least 1")
+    if min(size) < patch:
+        raise Refusal(f"{size_name}={height}x{width} is smaller than a patch ({patch_name}={patch})")
+    if height % patch or width % patch:
+        fitting = [side for side in PATCH_SIZES if height % side == 0 and width % side == 0]
+        patches = f"{patch_name} one of {', '.join(map(str, fitting))}" if fitting else "no patch size fits this image"
+        nearest = " ".join(str(nearest_multiple(side, patch)) for side in dict.fromkeys(size))
+        raise Refusal(f"{patch_name}={patch} does not divide {size_name}={height}x{width}: {patches}, or {size_name}={nearest}")
+
+
+def nearest_multiple(side: int, patch: int) -> int:
+    """The whole number of patches nearest to `side`, in pixels; at least one patch."""
+    return max(patch, round(side / patch) * patch)
+
+
+def check_heads(name: str, heads: int, width_name: str, width: int) -> None:
+    """Raises Refusal, with the numbers that fit, unless the heads divide the width."""
+    if width % heads:
+        fitting = [number for number in range(1, 33) if width % number == 0]
+        raise Refusal(f"{name}={heads} does not divide {width_name} ({width}); heads that do: {', '.join(map(str, fitting))}")
+
+
+def check_positions(name: str, width: int) -> None:
+    """Raises Refusal unless fixed positions can be made for this width."""
+    if width % 4:
+        low = max(4, width // 4 * 4)
+        raise Refusal(f"{name}={width} must be a multiple of 4 for sine-cosine positions, e.g. {low} or {low + 4}")

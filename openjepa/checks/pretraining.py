@@ -1,0 +1,214 @@
+"""Finds impossible settings before anything is loaded: every error names the setting, its value and what would fit."""
+
+import math
+import re
+from collections.abc import Callable, Collection
+from functools import partial
+
+from openjepa.checks.grids import (
+    PATCH_SIZES,
+    check_blockwise,
+    check_heads,
+    check_patch_divides,
+    check_positions,
+    check_random_patches,
+)
+from openjepa.checks.methods import method_checks, without_effect
+from openjepa.checks.values import value_checks
+from openjepa.refusals import Refusal, refuse, refused
+from openjepa.settings.derived import divisors, nearest_by_ratio, resolve, resolved
+from openjepa.settings.masks import BlockwiseSettings, MultiblockSettings, RandomPatchesSettings
+from openjepa.settings.models import SIZES, ModelSettings
+from openjepa.settings.run import OptimizationSettings, RunConfig, RunSettings
+from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
+
+COMPUTED_WITH = (
+    "model.",
+    "masks.",
+    "method.",
+    "optim.batch_size",
+    "optim.microbatch_size",
+    "optim.images_per_device",
+    "optim.epochs",
+    "optim.total_steps",
+    "optim.warmup_",
+)
+"""Beginnings of names: what is checked with the values of these settings needs values within their range."""
+
+
+def check(config: RunConfig, world_size: int = 1, is_model_known: bool = True) -> None:
+    """Raises one Refusal that names all settings that cannot work, alone or with the others, on `world_size` processes.
+
+    Settings that follow others are checked with the values that they get. Without `is_model_known`, for a run whose model
+    follows weights that are not read yet, what depends on the model is left out.
+    """
+    problems = value_problems(config)
+    checks = [check for name, check in value_checks(config) if not name.startswith(COMPUTED_WITH)]
+    checks += [partial(_check_source, config), partial(_check_run, config.run)]
+    if not problems:
+        config = resolve(config, processes=world_size)
+        checks += [partial(_check_batch, config, world_size), partial(_check_length, config.optim)]
+        checks += _model_checks(config) if is_model_known else []
+    refuse(problems + refused(checks))
+
+
+def value_problems(config: RunConfig) -> list[str]:
+    """What is wrong with the values that others are computed with. Only if nothing is can `config` be resolved."""
+    checks = [check for name, check in value_checks(config) if name.startswith(COMPUTED_WITH)]
+    return refused([*checks, partial(_check_size, config.model)])
+
+
+def _model_checks(config: RunConfig) -> list[Callable[[], None]]:
+    """Of what depends on the model: its own sizes, the method's and the masks'. Grids need images of whole patches."""
+    masks, shape, grid = config.masks, config.model.shape(), config.model.grid(config.data.height_width())
+    found: list[Callable[[], None]] = [
+        partial(check_patch_divides, config.model.patch_size, config.data.height_width()),
+        partial(check_heads, "model.heads", shape.heads, "the width of the encoder", shape.width),
+        partial(check_positions, "model.width", shape.width),
+    ]
+    if refused(found[:1]):
+        return found
+    found += method_checks(config)
+    if isinstance(masks, MultiblockSettings):
+        found.append(partial(_check_multiblock, grid))
+    if isinstance(masks, BlockwiseSettings):
+        found.append(partial(check_blockwise, masks, grid))
+    if isinstance(masks, RandomPatchesSettings):
+        found.append(partial(check_random_patches, masks, grid))
+    return found
+
+
+def remarks(config: RunConfig, given: Collection[str] = ()) -> list[str]:
+    """What is allowed but surely not meant: settings without effect, and a warm-up as long as the run.
+
+    Mask strategies warn of their own, and methods remark on the length once it is known in steps. `given`: dotted names of the
+    settings that the command line has set itself; those that others only follow are remarked if they are among these.
+    """
+    found = _without_followers(config, given)
+    config = resolve(config)
+    optim = config.optim
+    if optim.total_steps is not None and optim.epochs != OptimizationSettings.epochs:
+        found.append(f"optim.epochs={optim.epochs} has no effect: optim.total_steps={optim.total_steps} sets the length")
+    if optim.warmup_steps is not None and optim.warmup_steps == optim.total_steps:
+        found.append(
+            f"optim.warmup_steps={optim.warmup_steps} is the whole training: the learning rate never falls from optim.lr"
+        )
+    if optim.weight_decay_schedule == "constant" and optim.final_weight_decay != OptimizationSettings.final_weight_decay:
+        found.append(f"optim.final_weight_decay={optim.final_weight_decay} has no effect with weight_decay_schedule=constant")
+    if optim.cooldown != OptimizationSettings.cooldown and optim.lr_schedule == "cosine":
+        found.append(f"optim.cooldown={optim.cooldown} has no effect with optim.lr_schedule=cosine")
+    if optim.clip_mode != OptimizationSettings.clip_mode and optim.clip_grad is None:
+        found.append(f"optim.clip_mode={optim.clip_mode} has no effect without optim.clip_grad")
+    if config.data.cache_size is not None and config.data.cache == "none":
+        found.append(f"data.cache_size={config.data.cache_size} has no effect with data.cache=none")
+    masks = config.masks
+    is_shared = isinstance(masks, MultiblockSettings) or (isinstance(masks, RandomPatchesSettings) and masks.shared)
+    if masks.group_size is not None and not is_shared:
+        found.append(f"masks.group_size={masks.group_size} has no effect: these masks ({masks.strategy}) share nothing")
+    run, usual = config.run, RunSettings()
+    for name in ("init_encoder", "init_heads"):
+        if run.init is None and getattr(run, name) != getattr(usual, name):
+            found.append(f"run.{name}={getattr(run, name)} has no effect without run.init")
+    return found + without_effect(config.method)
+
+
+def _without_followers(config: RunConfig, given: Collection[str]) -> list[str]:
+    """Settings that only say what others follow, if all of these were set. A recipe's give way without a word."""
+    optim, found = config.optim, []
+    if "optim.warmup_share" in given and optim.warmup_share is not None:
+        said = [name for name in ("warmup_steps", "warmup_epochs") if getattr(optim, name) is not None]
+        if said:
+            words = f"optim.{said[0]}={getattr(optim, said[0])} says the length of the warm-up"
+            found.append(f"optim.warmup_share={optim.warmup_share:g} has no effect: {words}")
+    if "optim.images_per_device" in given and optim.images_per_device is not None and optim.microbatch_size is not None:
+        said_both = config.masks.group_size is not None or config.masks.kind != "blocks"
+        if said_both:
+            words = f"optim.microbatch_size={optim.microbatch_size}"
+            words += "" if config.masks.kind != "blocks" else f" and masks.group_size={config.masks.group_size}"
+            found.append(f"optim.images_per_device={optim.images_per_device} has no effect beside {words}")
+    return found
+
+
+# -------------------------------------------------------------------------------------------------- image and networks
+
+
+def _check_size(model: ModelSettings) -> None:
+    if model.patch_size not in PATCH_SIZES:
+        raise Refusal(f"model.patch_size={model.patch_size} must be between {PATCH_SIZES[0]} and {PATCH_SIZES[-1]}")
+    if model.size not in SIZES:
+        raise Refusal(f"model.size={model.size!r} must be one of {', '.join(SIZES)}")
+
+
+# ------------------------------------------------------------------------------------------------- batch, length, data
+
+
+def _check_batch(config: RunConfig, world_size: int) -> None:
+    batch, micro, group = config.optim.batch_size, config.optim.microbatch_size, config.masks.group_size
+    if batch % world_size:
+        raise Refusal(f"optim.batch_size={batch} must be a multiple of the {world_size} processes")
+    share, wrong = batch // world_size, []
+    if micro is not None and share % micro:
+        per_process = f"optim.batch_size={batch}" + (f" / {world_size} processes" if world_size > 1 else "")
+        fitting = _near_divisors(share, micro)
+        wrong.append(f"optim.microbatch_size={micro} does not divide {per_process}; near values that do: {fitting}")
+    if group is not None and batch % group:
+        fitting = _near_divisors(batch, group)
+        wrong.append(f"masks.group_size={group} does not divide optim.batch_size={batch}; near values that do: {fitting}")
+    if group is not None and not wrong and group % (micro or share):
+        fix = f"set optim.microbatch_size to a divisor of {group}"
+        wrong.append(f"masks.group_size={group} is no multiple of the microbatch ({micro or share} images): {fix}")
+    if wrong and group is not None:
+        fitting_group = nearest_by_ratio(divisors(batch), group)
+        fitting_micro = nearest_by_ratio(divisors(math.gcd(share, fitting_group)), micro or share)
+        wrong.append(f"these fit together: optim.microbatch_size={fitting_micro} and masks.group_size={fitting_group}")
+    if wrong:
+        raise Refusal("; ".join(wrong))
+
+
+def _near_divisors(number: int, value: int) -> str:
+    closest = sorted(divisors(number), key=lambda item: abs(math.log(item / value)))[:4]
+    return ", ".join(map(str, sorted(closest)))
+
+
+def _check_length(optim: OptimizationSettings) -> None:
+    if optim.total_steps is not None and optim.warmup_steps is not None and optim.warmup_steps > optim.total_steps:
+        raise Refusal(f"optim.warmup_steps={optim.warmup_steps} is more than optim.total_steps={optim.total_steps}")
+    if optim.warmup_steps is None and optim.warmup_epochs is None:
+        raise Refusal(
+            "optim.warmup_epochs, optim.warmup_steps and optim.warmup_share are all None: set one, e.g. optim.warmup_share=0.1"
+        )
+    if optim.warmup_steps is None and optim.total_steps is None and resolved(optim.warmup_epochs) >= optim.epochs:
+        raise Refusal(
+            f"optim.warmup_epochs={optim.warmup_epochs:g} is not shorter than optim.epochs={optim.epochs:g}: the learning rate "
+            f"would never reach optim.lr. Set optim.warmup_epochs, e.g. {optim.epochs / 20:g}"
+        )
+
+
+def _check_multiblock(grid: tuple[int, int]) -> None:
+    if min(grid) < 2:
+        fix = "use a smaller model.patch_size or a larger data.image_size"
+        raise Refusal(f"masks.strategy=multiblock needs at least 2x2 patches; this grid is {grid[0]}x{grid[1]}: {fix}")
+
+
+def _check_run(run: RunSettings) -> None:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", run.device):
+        raise Refusal(f"run.device={run.device!r} must be auto, cpu, cuda, cuda:<number> or mps")
+    if run.name is not None and (run.name in (".", "..") or re.search(r"[/\\\0]", run.name)):
+        fix = "give the folder that holds the runs as run.output"
+        raise Refusal(f"run.name={run.name!r} must be the name of one folder, without separators, '.' or '..': {fix}")
+    for setting, value in (("run.name", run.name), ("run.output", run.output)):
+        if value is not None and not _is_text(value):
+            raise Refusal(f"{setting}={value!r} has bytes that are no text (UTF-8): weights cannot be read from such a path")
+
+
+def _is_text(words: str) -> bool:
+    return words.encode("utf-8", errors="ignore").decode() == words
+
+
+def _check_source(config: RunConfig) -> None:
+    data = config.data
+    if isinstance(data, FolderSettings | HuggingFaceSettings) and not data.path:
+        example = "--data.path ~/photos" if isinstance(data, FolderSettings) else "--data.path owner/name"
+        raise Refusal(f"data.path is empty: say where the images are, e.g. {example}")
+    if isinstance(data, HuggingFaceSettings) and data.streaming and config.optim.total_steps is None:
+        raise Refusal("data.streaming=True needs optim.total_steps: the length of a stream is not known")

@@ -1,0 +1,125 @@
+"""The command `openjepa embed`."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from openjepa.commands.parsing.arguments import given_settings, parse_embed
+from openjepa.commands.parsing.paths import check_evaluated
+from openjepa.system.shell import command
+
+if TYPE_CHECKING:
+    from openjepa.inference.embedding.embedding_run import Embedded
+
+EMBED_HELP = """Features of every image of a folder or data set, as one file. ENCODER: an encoder folder, a file of published
+weights, a Hugging Face folder or a name on the Hub. Of a run without --data.*, its own images are embedded.
+
+examples:
+  openjepa embed runs/mine --data.path ~/photos --output photos.npy
+  openjepa embed facebook/ijepa_vith14_1k --data.path ~/photos \\
+      --output photos.parquet
+  openjepa embed runs/mine --output own.npy
+  openjepa embed runs/mine --data.path ~/photos --features patches
+  openjepa embed runs/mine --data.source huggingface --data.path "tars/*.tar" \\
+      --data.streaming --output shards.parquet
+  torchrun --nproc-per-node 8 -m openjepa embed runs/mine \\
+      --data.path ~/photos --output photos.npy
+
+X.npy is an array with one row per image, the images are listed in X.csv; X.parquet holds both. `openjepa search` reads either.
+Unreadable images have no row and are listed in X.npy.skipped.jsonl.
+
+Repeat the command to continue where it was stopped; what is done lies in X.npy.parts meanwhile. Start it several times, on any
+number of machines that share the folder of the output, and the work is shared; on a machine with several GPUs use torchrun."""
+
+
+def embed(argv: Sequence[str], prog: str) -> None:
+    """Embeds a data set."""
+    # before torch is imported, so that all processes of one command have started before any has done much
+    started = time.time()
+    options, data = parse_embed(argv, prog, EMBED_HELP, check=check_evaluated)
+    from openjepa.inference.embedding.table_checks import check_output, check_settings, idle_settings
+
+    check_settings(options.embedding)
+    check_output(options.output)
+    for remark in idle_settings(given_settings(argv)):
+        _say(f"note: {remark}")
+    from openjepa.inference.embedding.embedding_run import embed_dataset
+
+    with _terminated():
+        embedded = embed_dataset(
+            options.subject, data, options.embedding, options.output, again=options.again, started=started, say=_say
+        )
+    _print(embedded)
+
+
+@contextmanager
+def _terminated() -> Iterator[None]:
+    """SIGTERM ends the command like Ctrl-C, leaving no half a part, with the exit code 143."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _print(embedded: "Embedded") -> None:
+    """What has become of it, as a table, and the next command."""
+    if embedded.status == "there already":
+        print(
+            f"{embedded.output} is there already, made of the same weights, settings and images (their names and a sample of "
+            "their bytes are compared); --again makes it anew"
+        )
+        return
+    if embedded.status == "by another process":
+        print(f"{embedded.output} was put together by another process; this one has embedded {embedded.num_images:,} images")
+        return
+    from rich.table import Table
+
+    from openjepa.system.console import plain_console
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(overflow="fold")
+    for name, value in _lines(embedded).items():
+        table.add_row(name, value)
+    plain_console().print(table)
+    print(f"\nnext: {command('openjepa', 'search', embedded.output)} --image IMAGE")
+
+
+def _lines(embedded: "Embedded") -> dict[str, str]:
+    manifest, rows = embedded.manifest, embedded.rows_by_split
+    num_rows = sum(rows.values())
+    splits = "" if len(rows) == 1 else " (" + ", ".join(f"{name} {number:,}" for name, number in rows.items()) + ")"
+    lines = {"images": f"{num_rows:,}{splits}"}
+    if manifest.skipped:
+        lines["skipped"] = f"{manifest.skipped:,} that cannot be read, listed in {embedded.files()[-1]}"
+    how = {"average": "the average of the patches", "class_token": "the class token"}[manifest.pooling]
+    what = f"{manifest.shape[-1]} numbers an image, {how}"
+    if manifest.kind == "patches":
+        what = "{} x {} patches of {} numbers an image".format(*manifest.shape)
+    lines["features"] = f"{what}; {manifest.dtype}, computed in {manifest.precision}"
+    if embedded.num_images:
+        rate = f"{embedded.num_images / max(embedded.seconds, 1e-9):,.1f} images/s"
+        share = "" if embedded.num_images == num_rows else f" by this process, which embedded {embedded.num_images:,}"
+        lines["speed"] = rate + share
+    size = sum(path.stat().st_size for path in embedded.files())
+    lines["written"] = f"{', '.join(str(path) for path in embedded.files())} ({_bytes(size)})"
+    return lines
+
+
+def _bytes(number: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:,.2f} GB"
+
+
+def _say(text: str) -> None:
+    """Once on each machine under torchrun."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,186 @@
+"""Options of a dataclass of settings: their names, what is said of them, and which words of a command line are theirs.
+
+The dataclasses say everything: names and kinds are their fields, explanations the lines under these.
+"""
+
+import ast
+import inspect
+import math
+import textwrap
+import types
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from openjepa.settings.fields import CHOICES
+
+
+@dataclass(frozen=True)
+class Option:
+    """A setting as the command line has it."""
+
+    name: str
+    """Dotted, with underscores: `data.image_size`."""
+    kind: Any
+    """The annotation of the field, without what tyro reads."""
+    default: Any
+    """None also if no dataclass with values is at hand."""
+    owner: Any
+    """The dataclass that has the field."""
+    metavar: str = ""
+    """Of a positional argument; else empty."""
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def explanation(self) -> str:
+        """What is said of it; read only where help is given, since it takes longer than all else that commands do first."""
+        return explanations(self.owner).get(self.name.rpartition(".")[2], "")
+
+    def flag(self, is_on: bool = True) -> str:
+        """`--data.image-size`; of a switch that is to be off, `--data.no-horizontal-flip`."""
+        group, dot, name = self.name.replace("_", "-").rpartition(".")
+        return f"--{group}{dot}{'' if is_on else 'no-'}{name}"
+
+
+def options_of(cls: type[Any], values: object = None) -> Iterator[Option]:
+    """Every option of `cls` with the defaults of its instance `values`; without one, those of all choices of components."""
+    yield from _options(cls, values, "")
+
+
+def _options(cls: type[Any], values: object, prefix: str) -> Iterator[Option]:
+    hints = get_type_hints(cls, include_extras=True)
+    for item in fields(cls):
+        kind, extras = _without_extras(hints[item.name])
+        value = getattr(values, item.name, None)
+        if is_dataclass(kind):
+            is_bare = any(getattr(extra, "name", None) == "" for extra in extras)
+            for part in [type(value)] if value is not None else _choices(kind):  # type: ignore[arg-type]
+                yield from _options(part, value, prefix if is_bare else f"{prefix}{item.name}.")
+        else:
+            metavar = next((extra.metavar for extra in extras if getattr(extra, "metavar", None)), "")
+            aliases = next((extra.aliases for extra in extras if getattr(extra, "aliases", None)), ())
+            yield Option(f"{prefix}{item.name}", kind, value, cls, metavar, tuple(aliases))
+
+
+def _choices(cls: type[Any]) -> list[type[Any]]:
+    return next((list(choice.options.values()) for choice in CHOICES.values() if choice.base is cls), [cls])
+
+
+def _without_extras(kind: Any) -> tuple[Any, tuple[Any, ...]]:
+    return (get_args(kind)[0], kind.__metadata__) if get_origin(kind) is Annotated else (kind, ())
+
+
+@cache
+def explanations(cls: type[Any]) -> dict[str, str]:
+    """The string under each field of a dataclass and of those that it is derived from, as one line.
+
+    Empty if the source is not at hand, as in a bundle of compiled files.
+    """
+    found: dict[str, str] = {}
+    for base in reversed([item for item in cls.__mro__ if is_dataclass(item)]):
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        except OSError:
+            return {}
+        assert isinstance(body, ast.ClassDef)
+        for line, below in pairwise(body.body):
+            is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+            if isinstance(line, ast.AnnAssign) and is_text:
+                found[ast.unparse(line.target)] = " ".join(str(below.value.value).split())  # type: ignore[attr-defined]
+    return found
+
+
+def leaves(kind: Any) -> tuple[Any, ...]:
+    """The plain types and the named values that an annotation is made of, in order: `int | tuple[float, ...]` -> int, float."""
+    if get_origin(kind) in (Union, types.UnionType, tuple):
+        return tuple(dict.fromkeys(leaf for part in get_args(kind) if part is not Ellipsis for leaf in leaves(part)))
+    return get_args(kind) if get_origin(kind) is Literal else (kind,)
+
+
+def most_words(kind: Any) -> float:
+    """How many words of a command line a value of this annotation takes at most: 0 for a switch, infinity for a list."""
+    if kind is bool:
+        return 0
+    if get_origin(kind) in (Union, types.UnionType):
+        return max(most_words(part) for part in get_args(kind))
+    if get_origin(kind) is tuple:
+        return math.inf if Ellipsis in get_args(kind) else len(get_args(kind))
+    return 1
+
+
+def is_value(word: str, kind: Any) -> bool:
+    """Whether `word` can be a value, or one of several, of an option of this annotation."""
+    return any(_fits(word, leaf) for leaf in leaves(kind))
+
+
+def _fits(word: str, leaf: Any) -> bool:
+    if leaf is types.NoneType:
+        return word.lower() == "none"
+    if leaf in (int, float):
+        return _is_number(word, leaf)
+    return True if leaf in (str, Path) else word == str(leaf)
+
+
+def _is_number(word: str, kind: Callable[[str], object]) -> bool:
+    try:
+        kind(word)
+    except ValueError:
+        return False
+    return True
+
+
+def positionals_first(cls: type[Any], argv: Sequence[str], is_needed: bool = True) -> list[str]:
+    """`argv` with the words that belong to no option of `cls` in front of the others.
+
+    If there is none and one `is_needed`, it is the last word of a list that takes any number of words, as of
+    `--image cat.jpg features.npy`.
+    """
+    options: dict[str, list[Any]] = {"h": [bool], "help": [bool], "help_all": [bool]}
+    for option in options_of(cls):
+        off = (option.flag(is_on=False),) if option.kind is bool else ()
+        for name in (option.flag(), *off, *option.aliases):
+            options.setdefault(normalized(name), []).append(option.kind)
+    free: list[str] = []
+    rest: list[str] = []
+    lists: list[int] = []  # places in `rest` of the last words of lists
+    position = 0
+    while position < len(argv):
+        end = position + 1
+        if _is_option(argv[position]):
+            kinds = options.get(normalized(argv[position]), [str])
+            end += _num_values(argv, position, kinds)
+            if end - position > 2 and max(map(most_words, kinds)) == math.inf:
+                lists.append(len(rest) + end - position - 1)
+        (rest if _is_option(argv[position]) else free).extend(argv[position:end])
+        position = end
+    if is_needed and not free and lists:
+        free.append(rest.pop(lists[-1]))
+    return [*free, *rest]
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("--") or word == "-h"
+
+
+def normalized(option: str) -> str:
+    """`--data.image-size=3` -> `data.image_size`; how one option is compared with another."""
+    return option.lstrip("-").split("=", maxsplit=1)[0].replace("-", "_")
+
+
+def _num_values(argv: Sequence[str], position: int, kinds: Sequence[Any]) -> int:
+    """How many words after the option at `position` are its values; the first one is, whatever it looks like."""
+    following = argv[position + 1 : position + 2]
+    if "=" in argv[position] or not following or _is_option(following[0]):
+        return 0
+    most = max(map(most_words, kinds))
+    if most == 0:  # a value of a switch is refused by name later
+        return int(following[0].lower() in ("true", "false"))
+    number = 1
+    for word in argv[position + 2 :]:
+        if number >= most or _is_option(word) or not any(is_value(word, kind) for kind in kinds):
+            break
+        number += 1
+    return number

@@ -1,0 +1,34 @@
+"""Trains, evaluates, draws and reports the recipe `quickstart`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from openjepa.commands.parsing.arguments import parse
+from openjepa.commands.parsing.paths import check_output_folder
+
+QUICKSTART_HELP = """Trains, evaluates, draws and reports the recipe `quickstart` on the packaged scenes. Nothing is downloaded.
+
+example:
+  openjepa quickstart"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartOptions:
+    """The arguments of `quickstart`."""
+
+    output: Path = Path("runs")
+    """Folder that holds the run folder."""
+    total_steps: int | None = None
+    """Optimizer steps. None: the recipe's."""
+    fresh: bool = False
+    """Start anew even if an earlier quickstart exists."""
+
+
+def quickstart(argv: Sequence[str], prog: str) -> None:
+    """Train, evaluate, visualize, report."""
+    options = parse(QuickstartOptions, argv, prog, QUICKSTART_HELP, QuickstartOptions())
+    check_output_folder(options.output)
+    from openjepa.experiments.pipeline import quickstart as run_quickstart
+
+    run_quickstart(output=options.output, total_steps=options.total_steps, fresh=options.fresh)

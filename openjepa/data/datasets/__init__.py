@@ -1,0 +1,1 @@
+"""Data sets as their archives unpack. BENCHMARKS: one line each."""

@@ -1,0 +1,149 @@
+"""What the openers of benchmarks share: class folders, Parquet files, lists of images, and their errors."""
+
+import glob
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openjepa.data.folders.entries import EntryKind, entries
+from openjepa.data.folders.folder import FolderSource, open_folder
+from openjepa.data.folders.image_lists import check_listed, examples
+from openjepa.data.loading.unreadable import check_usable
+from openjepa.data.source import ListSource, Splits
+from openjepa.data.tables.huggingface import open_huggingface, require_library
+from openjepa.data.tables.local_files import is_hidden, service_folder
+from openjepa.refusals import Refusal
+from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
+
+NUM_HELD = 8
+"""Entries of a folder that an error lists."""
+
+
+def labeled_splits(title: str, train: ListSource, test: ListSource, num_classes: int) -> Splits:
+    """Both splits with a line that says what they hold, also where it is not the whole data set of `num_classes` classes.
+
+    Raises Refusal if none of the first images of a split can be read, a split has classes that training has not, or there are
+    more classes than there should be.
+    """
+    assert train.labels is not None and test.labels is not None
+    if (largest := max(train.labels.max(initial=0), test.labels.max(initial=0))) >= num_classes:
+        raise Refusal(f"{title}: an image has class {largest}, but there are only {num_classes:,} classes, numbered from 0 on")
+    if unknown := sorted(set(np.unique(test.labels).tolist()) - set(np.unique(train.labels).tolist())):
+        known = dict(enumerate(train.class_names or ()))
+        names = [known.get(label, str(label)) for label in unknown]
+        raise Refusal(f"{title}: the test split has {len(names)} classes without training images: {examples(names)}")
+    check_usable(train, f"the training split of {title}")
+    check_usable(test, f"the test split of {title}")
+    found = len(np.unique(train.labels))
+    of = "" if found == num_classes else f" of its {num_classes:,}"
+    return Splits(train, test, f"{title}: {len(train):,} images to train in {found:,}{of} classes, {len(test):,} to test")
+
+
+def refuse(title: str, root: Path, problem: str, expected: str) -> NoReturn:
+    """Raises the Refusal of a folder that is there but not as it should be: problem, what it holds, what is expected."""
+    raise Refusal(f"{title}: {root} {problem}; it holds: {held(root)}. Expected: {expected}")
+
+
+def held(folder: Path) -> str:
+    """The first entries of a folder, in words."""
+    names = sorted(entry.name for entry in folder.iterdir())
+    more = f" and {len(names) - NUM_HELD} more" if len(names) > NUM_HELD else ""
+    return ", ".join(names[:NUM_HELD]) + more if names else "nothing"
+
+
+def first_existing(places: Iterable[Path]) -> Path | None:
+    """The first of these files or folders that exists."""
+    return next((place for place in places if place.exists()), None)
+
+
+# -------------------------------------------------------------------------------------------------------- class folders
+
+
+def class_folders(folder: Path, title: str) -> FolderSource:
+    """The images of a folder that has one sub-folder per class, at least two. Raises Refusal where it has not."""
+    if any(entry.suffix == ".tar" for entry in folder.iterdir()):
+        refuse(
+            title, folder, "holds archives that are not unpacked", "one folder of images per class: unpack each archive there"
+        )
+    opened = open_folder(FolderSettings(path=str(folder), test_fraction=0.0), 0)
+    source = opened.train
+    assert isinstance(source, FolderSource)
+    for what in opened.left_out:
+        warnings.warn(f"{title}: {folder}: {what}", stacklevel=2)
+    if source.labels is None:
+        refuse(title, folder, "has images but not all of them in class folders", "two or more folders of images, one per class")
+    return source
+
+
+def is_flat(folder: Path) -> bool:
+    """Whether images lie directly in a folder."""
+    return any(kind is EntryKind.IMAGE for _, kind in entries(folder))
+
+
+def number_as(train: FolderSource, test: FolderSource, place: Path) -> FolderSource:
+    """`test` with its classes numbered as those of `train`. Raises Refusal where it has others; `place` is its folder."""
+    assert train.class_names is not None and test.class_names is not None and test.labels is not None
+    if unknown := sorted(set(test.class_names) - set(train.class_names)):
+        raise Refusal(f"{place} has {len(unknown)} classes that the training split has not: {examples(unknown)}")
+    numbers = {name: number for number, name in enumerate(train.class_names)}
+    test.labels = np.array([numbers[name] for name in test.class_names], dtype=np.int64)[test.labels]
+    test.class_names = train.class_names
+    return test
+
+
+# ---------------------------------------------------------------------------------------------------------------- Parquet
+
+
+def parquet_files(root: Path) -> list[Path]:
+    """Parquet files in a folder or in its sub-folders, as the hub's repositories keep them. Hidden ones are none."""
+    found = [file for depth in ("*", "*/*") for file in root.glob(f"{depth}.parquet") if file.is_file()]
+    inner = {file: file.relative_to(root) for file in sorted(found)}
+    return [file for file, below in inner.items() if not is_hidden(below) and service_folder(below) is None]
+
+
+def open_parquet_splits(title: str, root: Path, label_columns: tuple[str, ...], num_classes: int) -> Splits:
+    """Training and test split of the Parquet files below `root`, labels from the first of the columns that is there.
+
+    Raises Refusal where a file cannot be read, no label column is there, or a split is missing.
+    """
+    require_library()
+    files = parquet_files(root)
+    names = _column_names(files[0])
+    label = next((name for name in label_columns if name in names), None)
+    if label is None:
+        raise Refusal(f"{files[0]} has no column {' or '.join(label_columns)}; it has {', '.join(names)}")
+    depth = "*" if files[0].parent == root else "*/*"
+    pattern = f"{glob.escape(str(root))}/{depth}.parquet"
+    splits = open_huggingface(HuggingFaceSettings(path=pattern, label_column=label, test_fraction=0.0), 0)
+    assert isinstance(splits.train, ListSource)
+    if splits.test is None or splits.train.labels is None:
+        expected = "files named as train and as test or validation, every row with a label"
+        refuse(title, root, "lacks labels or a labeled test split", expected)
+    return labeled_splits(title, splits.train, splits.test, num_classes)
+
+
+def _column_names(file: Path) -> list[str]:
+    import pyarrow.parquet as pq
+
+    try:
+        return list(pq.read_schema(file).names)
+    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+        raise Refusal(f"{file} is no readable Parquet file ({error}): get it again") from error
+
+
+# ------------------------------------------------------------------------------------------------------------------ lists
+
+
+def listed_images(
+    root: Path, names: list[str], labels: NDArray[np.int64], class_names: tuple[str, ...] | None, file: Path
+) -> FolderSource:
+    """The images below `root` that a list names; absent ones are said aloud, and count as unreadable when they are to be read.
+
+    Raises Refusal if the list `file` is empty or none of its images is there.
+    """
+    check_listed(root, names, file)
+    return FolderSource(root, names, labels, class_names)

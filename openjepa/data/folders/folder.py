@@ -1,0 +1,277 @@
+"""A folder of images at any depth: flat and unlabeled or in class folders, with or without a split."""
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openjepa.data.folders.entries import SUFFIXES, EntryKind, OtherEntries, walk
+from openjepa.data.folders.image_lists import VAL_ANNOTATIONS, check_listed, read_val_annotations
+from openjepa.data.folders.mask_folders import find_mask_folders
+from openjepa.data.loading.unreadable import check_usable
+from openjepa.data.selection import held_out
+from openjepa.data.source import ListSource, Splits, file_stamp
+from openjepa.refusals import Refusal
+from openjepa.settings.sources import FolderSettings
+from openjepa.system.hub_names import absent
+from openjepa.system.shell import command
+
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "validation", "valid", "val")
+"""Folders that are a split, the preferred first."""
+
+
+class FolderSource(ListSource):
+    """Image files below a folder, in sorted order."""
+
+    def __init__(
+        self, root: Path, files: list[str], labels: NDArray[np.int64] | None = None, class_names: tuple[str, ...] | None = None
+    ) -> None:
+        """`files`: paths below `root`."""
+        self.root = root
+        """The folder that the names start from."""
+        # One string for all names: a million Python strings would be copied into each worker as soon as they are touched.
+        encoded = [os.fsencode(file) for file in files]
+        self._names = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        self.labels = labels
+        self.class_names = class_names
+
+    def __len__(self) -> int:
+        """Number of files."""
+        return len(self._ends)
+
+    def read(self, index: int) -> bytes:
+        """Contents of a file."""
+        return self.path(index).read_bytes()
+
+    def path(self, index: int) -> Path:
+        """Where a file lies."""
+        return self.root / self.name(index)
+
+    def name(self, index: int) -> str:
+        """Path of a file below the folder."""
+        start = int(self._ends[index - 1]) if index else 0
+        return os.fsdecode(self._names[start : int(self._ends[index])].tobytes())
+
+    def stamp(self, index: int) -> bytes:
+        """Size and modification time of a file."""
+        return file_stamp(f"{self.root}/{self.name(index)}")
+
+
+def open_folder(settings: FolderSettings, seed: int) -> Splits:
+    """The images below `settings.path`.
+
+    Sub-folders that hold images are the classes; one sub-folder alone is not a class but looked into. If all of them are named
+    as splits, `train` is the training split, and the first of `test`, `validation`, `valid` and `val` that has labels is the
+    test split; otherwise `test_fraction` of each class is held out with the seed. Images directly in the folder make it
+    unlabeled, with no test split. What else lies in the folder is left out and counted (folder_entries.py says what).
+    Raises Refusal if the path does not exist, none of the first images can be used, images or other folders lie beside a split,
+    or two folders are the same split by their names.
+    """
+    root = existing_path(settings.path)
+    if not root.is_dir():
+        raise Refusal(f"data.path={settings.path!r} is a file: give the folder that holds the images")
+    root, files, others = _innermost(root)
+    if not files:
+        found = "; ".join([f"{others.num_ignored} other files", *others.left_out()])
+        raise Refusal(f"data.path={settings.path!r} holds no images ({found}); known suffixes: " + " ".join(sorted(SUFFIXES)))
+    opened = _split_folders(root, files) or _held_out(root, files, settings.test_fraction, seed)
+    check_usable(opened.train, f"data.path={settings.path!r}")
+    for masks in find_mask_folders(root, files):
+        warnings.warn(masks.advice(root), stacklevel=2)
+    unused = _unused(opened)
+    parts = [_description(root, opened), *unused, *others.described()]
+    return Splits(opened.train, opened.test, "; ".join(parts), left_out=tuple(others.left_out()), unused=unused)
+
+
+def left_out(settings: FolderSettings) -> dict[str, FolderSource]:
+    """Images of a folder with splits that `open_folder` does not open, by folder: unlabeled or further splits."""
+    root, files, _ = _innermost(existing_path(settings.path))
+    opened = _split_folders(root, files)
+    if opened is None:
+        return {}
+    return {name: FolderSource(root / name, unused) for name, unused in opened.unused.items()}
+
+
+def existing_path(path: str, hub: bool = False) -> Path:
+    """The path, or a Refusal that suggests the nearest that exists. `hub`: whether a name on the Hub may be meant."""
+    if not path:
+        raise Refusal("data.path is not set: give the folder with your images (--data.path ~/photos)")
+    folder = Path(path).expanduser()
+    if folder.exists():
+        return folder
+    raise Refusal(f"data.path={path!r} {absent(path, hub)}")
+
+
+def _few(names: list[str], shown: int = 8) -> str:
+    if not names:
+        return "no folders"
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A folder's images in splits."""
+
+    train: FolderSource
+    test: FolderSource | None = None
+    unused: dict[str, list[str]] = field(default_factory=dict)
+    """Images in neither, by the folder of their split."""
+    train_folder: Path | None = None
+    """The folder of the training split, if the folder is split already."""
+
+
+def _innermost(root: Path) -> tuple[Path, list[str], OtherEntries]:
+    """The folder that really holds the images or their classes, their paths below it, sorted, and what else there is.
+
+    Single sub-folders, as archives leave them, are entered.
+    """
+    files: list[str] = []
+    others = OtherEntries()
+    for path, kind in walk(root):
+        if kind is EntryKind.IMAGE:
+            files.append(path)
+        else:
+            others.add(path, kind)
+    return *_entered(root, sorted(files), lambda top: top.lower() in TRAIN_NAMES), others
+
+
+def _entered(root: Path, files: list[str], is_kept: Callable[[str], bool]) -> tuple[Path, list[str]]:
+    """The folder and the paths below it without the folders that all of them share, up to one that is kept."""
+    while files:
+        tops = {_top(file) for file in files}
+        top = next(iter(tops))
+        if len(tops) > 1 or not top or is_kept(top):
+            break
+        root = root / top
+        files = [file.split("/", 1)[1] for file in files]
+    return root, files
+
+
+def _split_folders(root: Path, files: list[str]) -> _Opened | None:
+    """Train and test if the folder is split already, else None: beside classes, a folder `train` is a class too."""
+    tops = sorted({_top(file) for file in files})
+    trained, tested = ([top for name in names for top in tops if top.lower() == name] for names in (TRAIN_NAMES, TEST_NAMES))
+    others = sorted(set(tops) - {"", *trained, *tested})
+    if not trained or (others and not tested):
+        return None
+    _check_split(root, files, trained, tested, others)
+    rest = {name: _below(files, name) for name in (*trained, *tested)}
+    train, test = _split(root / trained[0], rest.pop(trained[0])), None
+    for name in tested:
+        test, rest[name] = _test_split(root / name, rest[name], train, trained[0])
+        if test is not None:
+            break
+    unused = {name: files for name, files in sorted(rest.items()) if files}
+    return _Opened(train, test, unused, root / trained[0])
+
+
+def _check_split(root: Path, files: list[str], trained: list[str], tested: list[str], others: list[str]) -> None:
+    """Raises Refusal if something lies beside the splits, or two folders are the same split."""
+    if others:
+        raise Refusal(
+            f"{str(root)!r} holds {trained[0]!r} and {tested[0]!r} beside {_few(others)}: "
+            "move these away if it is a split, or rename the two if all are classes"
+        )
+    if loose := [file for file in files if not _top(file)]:
+        raise Refusal(
+            f"{str(root)!r} holds images ({_few(loose)}) beside the folder {trained[0]!r}: move these away if it is a split, "
+            f"or rename {trained[0]!r} if all images are to be used"
+        )
+    same_test = [name for name in tested if [other.lower() for other in tested].count(name.lower()) > 1]
+    for same in (trained if len(trained) > 1 else [], same_test):
+        if same:
+            raise Refusal(
+                f"{str(root)!r} holds {_few([repr(name) for name in same])}, which mean the same split: put their images into "
+                "one of them, or rename what is something else"
+            )
+
+
+def _split(root: Path, files: list[str]) -> FolderSource:
+    """The images of a split's folder, labeled if they lie in class folders."""
+    root, files = _entered(root, files, lambda top: False)
+    names = _class_names(files)
+    return FolderSource(root, files, _labels(files, names), names)
+
+
+def _test_split(root: Path, files: list[str], train: FolderSource, train_name: str) -> tuple[FolderSource | None, list[str]]:
+    """The labeled images of a split's folder, with the classes of `train`, and the other images. None if it has no labels."""
+    names = train.class_names
+    if names is None:
+        return None, files
+    inner, below = _entered(root, files, lambda top: top in names)
+    tops = {_top(file) for file in below}
+    if "" not in tops:
+        _check_known(tops, names, root, train_name)
+        return FolderSource(inner, below, _labels(below, names), names), []
+    list_file = root / VAL_ANNOTATIONS
+    if not list_file.is_file():
+        return None, files
+    classes = read_val_annotations(list_file)
+    _check_known(set(classes.values()), names, list_file, train_name)
+    check_listed(inner, list(classes), list_file)
+    numbers = {name: number for number, name in enumerate(names)}
+    listed = sorted(classes)
+    labels = np.array([numbers[classes[name]] for name in listed], dtype=np.int64)
+    unused = [file for file, name in zip(files, below, strict=True) if name not in classes]
+    return FolderSource(inner, listed, labels, names), unused
+
+
+def _check_known(found: set[str], known: tuple[str, ...], place: Path, train_name: str) -> None:
+    if unknown := sorted(found - set(known)):
+        raise Refusal(f"{str(place)!r} has classes that {train_name!r} has not: {_few(unknown)}")
+
+
+def _top(file: str) -> str:
+    """First folder of a path; empty for a file that lies in none."""
+    return file.split("/", 1)[0] if "/" in file else ""
+
+
+def _below(files: list[str], folder: str) -> list[str]:
+    return [file.split("/", 1)[1] for file in files if file.startswith(folder + "/")]
+
+
+def _class_names(files: list[str]) -> tuple[str, ...] | None:
+    """The class folders, or None where images lie outside of them or there is only one."""
+    names = {_top(file) for file in files}
+    return None if "" in names or len(names) < 2 else tuple(sorted(names))
+
+
+def _labels(files: list[str], names: tuple[str, ...] | None) -> NDArray[np.int64] | None:
+    if names is None:
+        return None
+    numbers = {name: number for number, name in enumerate(names)}
+    return np.array([numbers[_top(file)] for file in files], dtype=np.int64)
+
+
+def _held_out(root: Path, files: list[str], fraction: float, seed: int) -> _Opened:
+    """All images, or with classes a split of each of them: the nearest whole number to its fraction, never all."""
+    names = _class_names(files)
+    labels = _labels(files, names)
+    is_held = held_out(labels, fraction, seed)
+    if labels is None or is_held is None:
+        return _Opened(FolderSource(root, files, labels, names))
+    parts = []
+    for chosen in (np.flatnonzero(~is_held), np.flatnonzero(is_held)):
+        parts.append(FolderSource(root, [files[index] for index in chosen], labels[chosen], names))
+    return _Opened(parts[0], parts[1])
+
+
+def _description(root: Path, opened: _Opened) -> str:
+    train, test = opened.train, opened.test
+    classes = f" in {len(train.class_names)} classes" if train.class_names else ", unlabeled"
+    held = f", {len(test):,} to test" if test is not None else ""
+    if test is None and train.labels is not None and opened.train_folder is not None:
+        typed = command("--data.path", opened.train_folder)
+        held = f", none with labels to test on ({typed} holds out a part of each class)"
+    return f"{root.name}: {len(train):,} images to train{classes}{held}"
+
+
+def _unused(opened: _Opened) -> tuple[str, ...]:
+    unused = ", ".join(f"{len(files):,} in {name}" for name, files in opened.unused.items())
+    return (f"images in no split that is used: {unused}",) if unused else ()

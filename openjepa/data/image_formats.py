@@ -1,0 +1,312 @@
+"""What the segments of a JPEG file say, and the same file without the faults that hide no pixel (ITU-T T.81, annex B).
+
+TIFF files that Pillow would misread or not read: recognized by their tags, with the reason.
+
+How an image is to be turned: the orientation of EXIF (or, without one, of XMP), as Pillow understands it.
+"""
+
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from PIL import Image
+from PIL.TiffImagePlugin import MAX_SAMPLESPERPIXEL, ImageFileDirectory_v2
+
+HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""Little and big endian, each of them plain or with offsets of 64 bits."""
+
+_BITS, _COMPRESSION, _COLORS, _FILL_ORDER, _CHANNELS, _PLANES, _EXTRA, _FORMAT, _SUBSAMPLING = (
+    258, 259, 262, 266, 277, 284, 338, 339, 530,
+)  # fmt: skip
+_GRAY_FROM_WHITE, _GRAY, _PALETTE, _YCBCR = 0, 1, 3, 6
+_COLOR_NAMES = {0: "gray, 0 is white", 1: "gray", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "Lab"}
+_SEPARATE, _UNCOMPRESSED, _ALPHA = 2, 1, (1, 2)
+_UNSIGNED = 1
+_RANGELESS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
+
+
+def read_tags(file: BinaryIO) -> Mapping[int, Any] | None:
+    """Tags of the first image of a TIFF file; None if they cannot be read."""
+    head = file.read(8)
+    try:
+        tags = ImageFileDirectory_v2(head + file.read(8) if head[2:4].strip(b"\0") == b"+" else head)
+        file.seek(tags.next)
+        tags.load(file)
+        return dict(tags)
+    except Exception:  # parsers of foreign bytes raise anything
+        return None
+
+
+def bits_of(tags: Mapping[int, Any]) -> tuple[int, ...]:
+    """Bits of each channel that Pillow looks at: in separate planes it leaves out those that are said to mean nothing."""
+    bits: tuple[int, ...] = tuple(tags.get(_BITS, (1,)))
+    bits = bits * int(tags.get(_CHANNELS, 1)) if len(bits) == 1 else bits
+    extra = tags.get(_EXTRA, ())
+    return bits[: -len(extra)] if extra and not any(extra) and tags.get(_PLANES) == _SEPARATE else bits
+
+
+def describe(tags: Mapping[int, Any]) -> str:
+    """`8 channels of 16 bits (gray)`."""
+    bits, channels = bits_of(tags), int(tags.get(_CHANNELS, 1))
+    words = "/".join(str(value) for value in bits) if len(set(bits)) > 1 else str(bits[0])
+    colors = tags.get(_COLORS, _GRAY_FROM_WHITE)
+    return f"{channels} channel{'s' * (channels != 1)} of {words} bits ({_COLOR_NAMES.get(colors, f'colors {colors}')})"
+
+
+def unread(tags: Mapping[int, Any]) -> str:
+    """What to say of a file that Pillow does not know."""
+    try:
+        return f"TIFF with {describe(tags)}, which cannot be read"
+    except (IndexError, TypeError, ValueError):
+        return "damaged TIFF: its tags cannot be read"
+
+
+def refusal(tags: Mapping[int, Any]) -> str | None:
+    """Why the pixels of a TIFF file cannot be had from Pillow: it says so, or gives wrong ones. None if they can."""
+    try:
+        return _refusal(tags)
+    except (TypeError, ValueError):  # tags of the wrong type, which Pillow refuses
+        return None
+
+
+def _refusal(tags: Mapping[int, Any]) -> str | None:
+    bits = bits_of(tags)
+    for number in set(tags.get(_FORMAT, (_UNSIGNED,))) & set(_RANGELESS):
+        return f"{_RANGELESS[number]} pixels, whose range is not known"
+    if not bits:
+        return None
+    if max(bits) >= 32:
+        return f"{max(bits)}-bit pixels, whose range is not known"
+    if len(bits) > MAX_SAMPLESPERPIXEL:
+        return f"{describe(tags)}: which of them to show is not known"
+    if tags.get(_COLORS) == _GRAY_FROM_WHITE and max(bits) > 8:
+        return f"{describe(tags)}, which Pillow shows as a negative"
+    if tags.get(_COLORS) == _YCBCR and _is_plain(tags) and tuple(tags.get(_SUBSAMPLING, (2, 2))) != (1, 1):
+        return "YCbCr with subsampled colors and without compression, which Pillow misreads"
+    if tags.get(_PLANES) == _SEPARATE and _misread_planes(tags, bits):
+        remedy = "with PlanarConfiguration 1" if len(bits) == 1 else "with interleaved channels"
+        return f"{describe(tags)} in separate planes, which Pillow misreads: save it {remedy}"
+    return None
+
+
+def _is_plain(tags: Mapping[int, Any]) -> bool:
+    return bool(tags.get(_COMPRESSION, _UNCOMPRESSED) == _UNCOMPRESSED)
+
+
+def _misread_planes(tags: Mapping[int, Any], bits: tuple[int, ...]) -> bool:
+    """Found by comparing all layouts with the values written: uncompressed planes are read as if of 8 bits, black being 0.
+
+    Compressed ones are read rightly, but for the alpha of gray and palette images.
+    """
+    if _is_plain(tags):
+        colors = tags.get(_COLORS)
+        is_simple = (set(bits) == {8} and colors != _GRAY_FROM_WHITE) or (bits == (1,) and colors == _GRAY)
+        return not is_simple or tags.get(_FILL_ORDER, 1) != 1
+    return tags.get(_COLORS) in (_GRAY, _PALETTE) and any(kind in _ALPHA for kind in tags.get(_EXTRA, ()))
+
+
+MARK = b"Exif\0\0"
+"""What the EXIF of a JPEG begins with; a TIFF structure follows."""
+
+_ORIENTATION = 0x0112
+_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
+_INTEGERS = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}
+"""Types of TIFF 6.0 that hold one number. Pillow reads BYTE as text, not as a number."""
+
+
+def orientation_of(image: Image.Image) -> int:
+    """EXIF orientation (1 to 8) of an image of Pillow; 1 if it has none or a damaged one."""
+    try:
+        value: Any = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # parsers of foreign bytes raise anything
+        return 1
+    return _known(value)
+
+
+def orientation(exif: bytes | None, xmp: bytes | None) -> int:
+    """The same of the segments of a JPEG. Usual ones are read here, in a fiftieth of the time that Pillow's parser takes."""
+    value = _usual_value(exif) if exif is not None else 0
+    if value is None or (value == 0 and xmp is not None and b"tiff:Orientation" in xmp):
+        carrier = Image.new("1", (1, 1))  # Pillow's parser wants an image
+        carrier.info = {name: part for name, part in (("exif", exif), ("xmp", xmp)) if part is not None}
+        return orientation_of(carrier)
+    return _known(value)
+
+
+def _known(value: Any) -> int:
+    """Fractions and floating-point numbers may equal one, too."""
+    return next((known for known in range(2, 9) if value == known), 1)
+
+
+def _usual_value(exif: bytes) -> int | None:
+    """The orientation entry of the first directory, 0 if there is none; None if anything about it is unusual."""
+    order = _ORDERS.get(exif[len(MARK) : len(MARK) + 4])
+    if order is None or len(exif) < len(MARK) + 10:
+        return None
+    start = len(MARK) + int(struct.unpack_from(order + "I", exif, len(MARK) + 4)[0])
+    if start + 2 > len(exif):
+        return None
+    (num_entries,) = struct.unpack_from(order + "H", exif, start)
+    if start + 2 + 12 * num_entries > len(exif):
+        return None
+    for entry in range(start + 2, start + 2 + 12 * num_entries, 12):
+        tag, kind, count = struct.unpack_from(order + "HHI", exif, entry)
+        if tag == _ORIENTATION:
+            if kind not in _INTEGERS or count != 1:
+                return None
+            return int(struct.unpack_from(order + _INTEGERS[kind], exif, entry + 8)[0]) or 9  # 0 is a value, but no known one
+    return 0
+
+
+START = b"\xff\xd8"
+LOSSLESS = frozenset([0xC3, 0xC7, 0xCB, 0xCF])
+"""Frames whose pixels are predicted from their neighbors, without a cosine transform."""
+
+_SCAN, _END, _JFIF, _EXIF_OR_XMP, _PROFILE, _ADOBE = 0xDA, 0xD9, 0xE0, 0xE1, 0xE2, 0xEE
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_SEQUENTIAL = frozenset([0xC0, 0xC1, 0xC9])
+_PROGRESSIVE = frozenset([0xC2, 0xCA])
+# Markers without a length field: restarts, start and end, and one for temporary use.
+_BARE = frozenset([0x01, *range(0xD0, 0xDA)])
+_NO_MARKER = (0x00, 0xFF)
+_SEGMENT = struct.Struct(">BBH")
+_XMP = b"http://ns.adobe.com/xap/1.0/\0"
+_ICC_PROFILE = b"ICC_PROFILE\0"
+# A marker; what lies before it is no segment. Inside a scan zeros follow 0xFF bytes that are data, and restarts belong to it.
+# Fill bytes may stand before a marker; a pattern that took them in would start anew at each of a long run.
+_MARKER = re.compile(rb"\xff[^\x00\xff]")
+_AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_FILL = 3
+"""So many equal bytes at the end of a scan are no accident."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The segments before the first scan that matter here."""
+
+    frame: int = 0
+    """Marker of the frame (0xC0 is baseline); 0 if there is none."""
+    bits: int = 0
+    """Bits per channel."""
+    channels: int = 0
+    exif: bytes | None = None
+    """The TIFF structure with the marker `Exif`, continued in further segments as Pillow joins them."""
+    xmp: bytes | None = None
+
+
+def read_header(data: bytes) -> Header:
+    """Of a damaged file what can be read."""
+    frame, bits, channels = 0, 0, 0
+    exif_part, xmp = None, None
+    for marker, start, end in _segments(data):
+        if marker == _SCAN:
+            break
+        if marker in _FRAMES:
+            if end - start >= 6:
+                frame, bits, channels = marker, data[start], data[start + 5]
+        elif marker == _EXIF_OR_XMP and data.startswith(MARK, start):
+            exif_part = data[start:end] if exif_part is None else exif_part + data[start + len(MARK) : end]
+        elif marker == _EXIF_OR_XMP and data.startswith(_XMP, start):
+            xmp = data[start + len(_XMP) : end]
+    return Header(frame, bits, channels, exif_part, xmp)
+
+
+def mended(data: bytes) -> Iterator[bytes]:
+    """The file without faults that hide no pixel, in two versions: if one of them decodes without a warning, all is there.
+
+    The faults: an unknown version of JFIF, an unknown color transform of Adobe, a color profile of which parts are missing (it
+    is not applied anyway), parameters of a sequential scan that only progressive ones have, bytes between segments, no end
+    marker, and in the second version equal bytes at the end of a scan (a single one counts at the end of the last): only the
+    decoder knows whether they belong to it. Bytes that differ from one another stay: a scan damaged in its middle leaves such,
+    too. Yields nothing if scans are missing, or if fill stands in the place of the end.
+    """
+    header = read_header(data)
+    pieces: list[bytes] = []
+    scans: dict[int, bytes] = {}
+    has_end = False
+    for marker, start, end in _segments(data):
+        if has_end := marker == _END:
+            break
+        if marker == _PROFILE and data.startswith(_ICC_PROFILE, start):
+            continue
+        pieces.append(bytes([0xFF, marker]))
+        if marker not in _BARE:
+            pieces.append(struct.pack(">H", end - start + 2) + _image_formats_known(marker, data[start:end], header))
+        if marker == _SCAN:
+            following = _AFTER_SCAN.search(data, end)
+            scans[len(pieces)] = data[end : following.start() if following else len(data)].rstrip(b"\xff")
+            pieces.append(scans[len(pieces)])
+    if not scans or not _is_complete(data, header):
+        return
+    last = max(scans)
+    bare = {place: _without_fill(scan, 1 if place == last else _FILL) for place, scan in scans.items()}
+    if has_end or scans[last] == _without_fill(scans[last], _FILL):
+        yield _joined(pieces)
+    if has_end:
+        yield _joined([bare.get(place, piece) for place, piece in enumerate(pieces)])
+
+
+def _joined(pieces: list[bytes]) -> bytes:
+    return b"".join([START, *pieces, bytes([0xFF, _END])])
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker of each segment, and where its contents begin and end; the last one may be cut off."""
+    position, size, read = len(START), len(data), _SEGMENT.unpack_from
+    while position + 2 <= size:
+        if position + 4 <= size:
+            first, marker, length = read(data, position)
+        else:
+            first, marker, length = data[position], data[position + 1], 0
+        if first != 0xFF or marker in _NO_MARKER:
+            if not (found := _MARKER.search(data, position)):
+                return
+            position = found.start()
+        elif marker in _BARE:
+            position += 2
+            yield marker, position, position
+        else:
+            start, position = position + 4, position + 2 + (length if length > 2 else 2)
+            yield marker, min(start, size), min(position, size)
+            if marker == _SCAN:
+                following = _AFTER_SCAN.search(data, position)
+                position = following.start() if following else size
+
+
+def _image_formats_known(marker: int, body: bytes, header: Header) -> bytes:
+    """The contents of a segment; what a decoder does not know as it reads it anyway."""
+    if marker == _JFIF and body.startswith(b"JFIF\0") and body[5:6] != b"\x01":
+        return body[:5] + b"\x01\x02" + body[7:]
+    if marker == _ADOBE and body.startswith(b"Adobe") and len(body) >= 12:
+        meant = {3: (1, 0), 4: (2, 0)}.get(header.channels, (0,))
+        return body if body[11] in meant else body[:11] + bytes([meant[0]]) + body[12:]
+    if marker == _SCAN and header.frame in _SEQUENTIAL:
+        return body[:-3] + b"\x00\x3f\x00"
+    return body
+
+
+def _without_fill(scan: bytes, shortest: int) -> bytes:
+    """The data of a scan without the equal bytes at its end, if they are at least `shortest`."""
+    bare = scan.rstrip(scan[-1:])
+    if bare.endswith(b"\xff"):  # a zero that marks the byte before it as data
+        bare += b"\x00"
+    return bare if len(scan) - len(bare) >= shortest else scan
+
+
+def _is_complete(data: bytes, header: Header) -> bool:
+    """Whether the scans say all of every channel: of a progressive file that is cut off between two scans they do not."""
+    if header.frame not in _PROGRESSIVE | _SEQUENTIAL:
+        return True
+    missing: dict[int, set[int]] = {}
+    for marker, start, end in _segments(data):
+        body = data[start:end]
+        if marker in _FRAMES:
+            missing = {body[at]: set(range(64)) for at in range(6, len(body), 3)}
+        if marker == _SCAN and body and len(body) == 4 + 2 * body[0]:
+            first, last, precision = body[-3:] if header.frame in _PROGRESSIVE else (0, 63, 0)
+            exact = range(first, last + 1) if precision & 15 == 0 else ()
+            for at in range(1, 1 + 2 * body[0], 2):
+                missing.get(body[at], set()).difference_update(exact)
+    return not any(missing.values())

@@ -1,0 +1,1 @@
+"""From records to batches: order, workers, caches, colors on the device."""

@@ -1,0 +1,344 @@
+"""TrainingLoader: from a source to microbatches of crops and masks; the order is a pure function of seed and position.
+
+Crops of a whole batch on the device: the antialiased resize of each box as two batched matrix products.
+"""
+
+import math
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from openjepa.data.loading.cache import MEMORY_SHARE, Chunk, ChunkReader, ChunkResult, MaskDrawer, PixelCache, build_cache
+from openjepa.data.loading.colors import change_colors, draw_colors
+from openjepa.data.loading.order import BatchPlan, Samples, list_steps, shard_steps
+from openjepa.data.loading.unreadable import check_usable
+from openjepa.data.loading.workers import available_cores, check_shared_memory, parallel_map
+from openjepa.data.source import ListSource, ShardSource
+from openjepa.refusals import Refusal
+from openjepa.settings.sources import DataSettings, HuggingFaceSettings
+from openjepa.system.memory import available_memory
+from openjepa.types import Batch, BlockMasks, InputSpec, LoaderPosition, Masks
+
+CHUNK = 256
+"""Images cropped at a time; bounds the memory for their resize matrices."""
+
+
+def crop_batch(
+    pixels_flat: UInt8[Tensor, "pixels 3"],
+    starts: Int[Tensor, " B"],
+    widths: Int[Tensor, " B"],
+    boxes: Int[Tensor, "B 5"],
+    largest: tuple[int, int],
+    size: tuple[int, int],
+    interpolation: str,
+) -> UInt8[Tensor, "B 3 oh ow"]:
+    """The boxes (top, left, height, width, mirrored) of images that lie one behind the other, resized to `size`.
+
+    Equal to `interpolate(antialias=True)` of each box to within one of 255 levels. `largest`: a height and width that no box
+    exceeds, known without asking the device.
+    """
+    parts = [
+        _crop_chunk(pixels_flat, starts[part], widths[part], boxes[part], largest, size, interpolation)
+        for part in (slice(first, first + CHUNK) for first in range(0, len(starts), CHUNK))
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _crop_chunk(
+    pixels_flat: Tensor,
+    starts: Tensor,
+    widths: Tensor,
+    boxes: Tensor,
+    largest: tuple[int, int],
+    size: tuple[int, int],
+    interpolation: str,
+) -> Tensor:
+    tops, lefts, box_heights, box_widths, mirrored = boxes.unbind(1)
+    rows = torch.arange(largest[0], device=boxes.device)
+    columns = torch.arange(largest[1], device=boxes.device)
+    # Beyond a box its last row or column is repeated; the weights there are zero.
+    rows_inside = torch.minimum(rows[None, :], box_heights[:, None] - 1) + tops[:, None]  # [B, h]
+    columns_inside = torch.minimum(columns[None, :], box_widths[:, None] - 1) + lefts[:, None]  # [B, w]
+    places = starts[:, None, None] + rows_inside[:, :, None] * widths[:, None, None] + columns_inside[:, None, :]
+    pixels = pixels_flat[places].permute(0, 3, 1, 2).to(torch.float32)  # [B, 3, h, w]
+    vertical = resize_matrices(box_heights, largest[0], size[0], interpolation)
+    horizontal = resize_matrices(box_widths, largest[1], size[1], interpolation)
+    horizontal = torch.where(mirrored.bool()[:, None, None], horizontal.flip(1), horizontal)
+    narrow = pixels @ horizontal.transpose(1, 2)[:, None]  # [B, 3, h, ow]
+    return (vertical[:, None] @ narrow).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def resize_matrices(lengths: Int[Tensor, " B"], largest: int, out: int, interpolation: str) -> Float[Tensor, "B out largest"]:
+    """Matrices that resize the first `lengths` of `largest` samples to `out`, antialiased.
+
+    Output i lies at (i + 1/2) * length / out in the input; an input sample is weighted by the filter (triangle, or the cubic of
+    Keys, 1981, with a = -1/2) of its distance, which is measured in output samples where the image shrinks.
+    """
+    scale = lengths[:, None, None] / out
+    centers = (torch.arange(out, device=lengths.device)[None, :, None] + 0.5) * scale
+    samples = torch.arange(largest, device=lengths.device)[None, None, :]
+    distance = ((samples + 0.5 - centers) / scale.clamp(min=1)).abs()
+    if interpolation == "bilinear":
+        weights = (1 - distance).clamp(min=0)
+    elif interpolation == "bicubic":
+        near = (1.5 * distance - 2.5) * distance * distance + 1
+        far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+        weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0))
+    else:
+        raise Refusal(f"data.interpolation={interpolation!r} is not known: use 'bilinear' or 'bicubic'")
+    weights = weights * (samples < lengths[:, None, None])
+    return weights / weights.sum(dim=2, keepdim=True)
+
+
+__all__ = ["BatchPlan", "TrainingLoader"]
+
+CHUNK_BYTES = 8_000_000
+"""Pixels a worker hands over at a time: little, so that the first batch comes soon and little shared memory is used."""
+MANY_IMAGES = 8192
+"""From so many images on, a cache is filled by one process per core."""
+HOST_DEVICES = ("cpu",)
+"""Devices whose memory is the workers' own, where crops one by one are faster than batched ones."""
+REMEMBERED_STEPS = 4
+"""Streams: for so many steps the names of the samples are remembered."""
+
+
+class TrainingLoader:
+    """Microbatches of one process.
+
+    A batch is the same whatever `workers` is, and the batches of a step together are the same however the plan divides it.
+    Batches are on the CPU (pinned where `device` is a GPU), except the views of `data.cache=device`.
+    """
+
+    def __init__(
+        self,
+        source: ListSource | ShardSource,
+        data: DataSettings,
+        inputs: InputSpec,
+        sampler: MaskDrawer,
+        plan: BatchPlan,
+        seed: int,
+        workers: int,
+        device: torch.device,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Checks the data and fills the cache; `progress(done, total)` is called meanwhile."""
+        self._source = source
+        self._inputs = inputs
+        self._plan = plan
+        self._seed = seed
+        self._workers = workers
+        self._device = device
+        self._window = data.window if isinstance(data, HuggingFaceSettings) else 1
+        self._names: dict[int, str] = {}
+        self._running: Generator[ChunkResult, None, None] | None = None
+        min_side = _patch_side(inputs, sampler)
+        self._check_length(data)
+        self._on_device = data.cache == "device" and device.type not in HOST_DEVICES
+        self._cache = self._open_cache(data, min_side, progress)
+        cache = None if self._cache is None or not self._on_device else self._cache.without_pixels()
+        self._reader = ChunkReader(source, inputs, sampler, seed, min_side, cache or self._cache, self._on_device)
+        self._geometry = self._move_to_device()
+
+    @property
+    def num_images(self) -> int | None:
+        """Images of the source; None where a stream does not know."""
+        return len(self._source) if isinstance(self._source, ListSource) else self._source.num_records
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Whole steps in one pass; None where a stream does not know."""
+        return None if self.num_images is None else self.num_images // self._plan.batch_size
+
+    @property
+    def prepared_steps(self) -> int:
+        """Steps that workers may have prepared before the first is taken."""
+        size = self._chunk_size()
+        per_step = -(-self._plan.microbatch_size // size) * self._plan.num_microbatches
+        return -(-self._in_flight(size) // per_step)
+
+    def name(self, sample_id: int) -> str:
+        """What a sample is called; of a stream, only those of the last steps are remembered."""
+        if isinstance(self._source, ListSource):
+            return self._source.name(sample_id)
+        return self._names.get(sample_id, f"sample {sample_id} of the stream")
+
+    def iterate(self, start_step: int, position: LoaderPosition, num_steps: int) -> Iterator[Batch]:
+        """The microbatches of steps `start_step` to `start_step + num_steps`, the first of which starts at `position`."""
+        self.close()
+        chunk_size = self._chunk_size()
+        per_microbatch = -(-self._plan.microbatch_size // chunk_size)
+        chunks = self._chunks(islice(self._steps(start_step, position), num_steps), chunk_size)
+        results = parallel_map(self._reader, chunks, self._workers, ahead=2 * per_microbatch)
+        self._running = results
+        while parts := list(islice(results, per_microbatch)):
+            yield self._batch(parts)
+
+    def close(self) -> None:
+        """Stop the workers of an unfinished iteration."""
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+    def _chunk_size(self) -> int:
+        """Images per task of a worker."""
+        if self._workers == 0 or self._on_device:
+            return self._plan.microbatch_size
+        per_image = sum(3 * view.count * view.size[0] * view.size[1] for view in self._inputs.views.values())
+        size = min(self._plan.microbatch_size, max(1, CHUNK_BYTES // per_image))
+        check_shared_memory(self._workers, self._in_flight(size) * size * per_image)
+        return size
+
+    def _in_flight(self, chunk_size: int) -> int:
+        """Chunks that workers have before them or have prepared."""
+        return max(2 * self._workers, 2 * -(-self._plan.microbatch_size // chunk_size)) if self._workers else 0
+
+    def _steps(self, start_step: int, position: LoaderPosition) -> Iterator[Samples]:
+        batch_size = self._plan.batch_size
+        if isinstance(self._source, ListSource):
+            return list_steps(len(self._source), batch_size, self._seed, position, start_step)
+        return shard_steps(self._source, self._window, batch_size, self._seed, position, start_step)
+
+    def _chunks(self, steps: Iterator[Samples], chunk_size: int) -> Iterator[Chunk]:
+        """The tasks of this process, in the order in which their results are used."""
+        size = self._plan.microbatch_size
+        for samples in steps:
+            spares = len(samples.ids) - self._plan.batch_size
+            after = replace(samples.position, offset=samples.position.offset + self._plan.batch_size)
+            for microbatch in range(self._plan.num_microbatches):
+                first = self._plan.first_slot(microbatch)
+                for start in range(first, first + size, chunk_size):
+                    num = min(chunk_size, first + size - start)
+                    candidates = slice(start, start + num + spares)
+                    yield Chunk(
+                        step=samples.step,
+                        epoch=samples.position.epoch,
+                        num=num,
+                        ids=samples.ids[candidates],
+                        next_position=after,
+                        records=None if samples.records is None else samples.records[candidates],
+                        mask_ids=samples.ids[first : first + size] if start == first else None,
+                        group=self._plan.group(microbatch),
+                    )
+
+    def _batch(self, parts: list[ChunkResult]) -> Batch:
+        ids = np.concatenate([part.ids for part in parts])
+        if isinstance(self._source, ShardSource):
+            self._remember(parts)
+        labels = [part.labels for part in parts if part.labels is not None]
+        return Batch(
+            sample_ids=torch.from_numpy(ids),
+            views=self._views(parts, ids.tolist()),
+            masks={name: self._pinned(masks) for name, masks in parts[0].masks.items()},
+            labels=torch.from_numpy(np.concatenate(labels)) if len(labels) == len(parts) else None,
+            skipped=tuple(skipped for part in parts for skipped in part.skipped),
+            next_position=parts[0].chunk.next_position,
+        )
+
+    def _views(self, parts: list[ChunkResult], ids: list[int]) -> dict[str, Tensor]:
+        if self._on_device:
+            return self._views_on_device(parts, ids)
+        views = {}
+        for name in self._inputs.views:
+            pieces = [part.views[name] for part in parts]
+            if len(pieces) == 1 and self._device.type != "cuda":
+                views[name] = pieces[0]
+                continue
+            shape = (pieces[0].shape[0], len(ids), *pieces[0].shape[2:])
+            joined = torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+            views[name] = torch.cat(pieces, dim=1, out=joined)
+        return views
+
+    def _views_on_device(self, parts: list[ChunkResult], ids: list[int]) -> dict[str, Tensor]:
+        """Crops and their colors, from the boxes that were drawn for them."""
+        boxes = {name: np.concatenate([part.boxes[name] for part in parts], axis=1) for name in self._inputs.views}
+        views = {name: self._crop_on_device(name, torch.from_numpy(boxes[name]), ids) for name in boxes}
+        slot_ids = np.concatenate([part.chunk.slot_ids() for part in parts])
+        for name, drawn in draw_colors(self._inputs.views, slot_ids, self._seed, parts[0].chunk.epoch).items():
+            change_colors(views[name].flatten(0, 1), drawn)
+        return views
+
+    def _crop_on_device(self, name: str, boxes: Int[Tensor, "V B 5"], ids: list[int]) -> Tensor:
+        assert self._cache is not None and self._geometry is not None
+        spec = self._inputs.views[name]
+        largest = (int(boxes[..., 2].max()), int(boxes[..., 3].max()))
+        rows = torch.tensor(ids, pin_memory=self._device.type == "cuda").to(self._device, non_blocking=True)
+        starts, widths = self._geometry[:, rows]
+        boxes = boxes.to(self._device, non_blocking=True)
+        crops = [
+            crop_batch(self._cache.pixels_flat, starts, widths, boxes[view], largest, spec.size, spec.interpolation)
+            for view in range(spec.count)
+        ]
+        return torch.stack(crops)
+
+    def _pinned(self, masks: Masks) -> Masks:
+        """Masks in pinned memory where they go to a GPU, so that their copy does not wait for it."""
+        if self._device.type != "cuda":
+            return masks
+        if isinstance(masks, BlockMasks):
+            valid = None if masks.context_valid is None else masks.context_valid.pin_memory()
+            return replace(masks, context=masks.context.pin_memory(), targets=masks.targets.pin_memory(), context_valid=valid)
+        return replace(masks, masked=masks.masked.pin_memory())
+
+    def _remember(self, parts: list[ChunkResult]) -> None:
+        for part in parts:
+            self._names.update(zip(part.ids.tolist(), part.names, strict=True))
+        while len(self._names) > REMEMBERED_STEPS * self._plan.batch_size:
+            del self._names[next(iter(self._names))]
+
+    def _check_length(self, data: DataSettings) -> None:
+        num, batch_size = self.num_images, self._plan.batch_size
+        if num is not None and num < batch_size:
+            raise Refusal(f"optim.batch_size={batch_size} is larger than the {num} training images: use at most {num}")
+        if data.cache != "none" and isinstance(self._source, ShardSource):
+            raise Refusal(f"data.cache={data.cache!r} needs a list of images, not a stream: set data.cache=none")
+
+    def _open_cache(self, data: DataSettings, min_side: int, progress: Callable[[int, int], None] | None) -> PixelCache | None:
+        if not isinstance(self._source, ListSource):
+            return None
+        if data.cache == "none":
+            check_usable(self._source, "the training set", min_side)
+            return None
+        limit = None
+        workers = self._workers if len(self._source) < MANY_IMAGES else max(self._workers, available_cores())
+        if self._on_device and self._device.type == "cuda":
+            free = min(torch.cuda.mem_get_info(self._device)[0], available_memory())  # pixels pass through the host's
+            limit = int(MEMORY_SHARE * free)
+        short_side = data.cache_size or _detail_kept(self._inputs)
+        cache = build_cache(self._source, short_side, min_side, workers, progress, limit)
+        if len(cache.reasons) > data.max_skipped * len(cache):
+            index, reason = next(iter(cache.reasons.items()))
+            raise Refusal(
+                f"{len(cache.reasons)} of {len(cache)} images could not be used, more than data.max_skipped="
+                f"{data.max_skipped:g}; the first: {self._source.name(index)} ({reason}). Repair or remove them, or raise "
+                "data.max_skipped"
+            )
+        return cache
+
+    def _move_to_device(self) -> Int[Tensor, "2 N"] | None:
+        """With `data.cache=device`: pixels to the device, and there the start and width of each image."""
+        if self._cache is None or not self._on_device:
+            return None
+        self._cache.pixels_flat = self._cache.pixels_flat.to(self._device)
+        geometry = np.stack([self._cache.starts, self._cache.sizes[:, 1]])
+        return torch.from_numpy(geometry).to(self._device)
+
+
+def _detail_kept(inputs: InputSpec) -> int:
+    """Short side at which even the smallest crops of a cached square image have the pixels of their views."""
+    return max(math.ceil(max(view.size) / math.sqrt(view.scale[0])) for view in inputs.views.values())
+
+
+def _patch_side(inputs: InputSpec, sampler: MaskDrawer) -> int:
+    """Longest side of a patch; raises Refusal where the grid of the masks does not divide the views."""
+    sides = [1]
+    for name in inputs.masked_views:
+        for side, patches in zip(inputs.views[name].size, sampler.grid, strict=True):
+            if side % patches:
+                raise Refusal(f"data.image_size: {side} pixels cannot be divided into {patches} patches")
+            sides.append(side // patches)
+    return max(sides)

@@ -1,0 +1,1 @@
+"""Scenes in CLEVR's format: packaged, read, rendered."""

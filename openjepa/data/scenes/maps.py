@@ -1,0 +1,163 @@
+"""Label maps of scenes: the shape or color of what each pixel shows, from instance masks and annotations.
+
+The masks are those of the packaged set or of a folder that `openjepa data scenes` rendered: 0 for the ground, i + 1 where
+object i is seen. CLEVR v1.0 itself has none.
+"""
+
+import io
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from openjepa.data.decode import image_size
+from openjepa.data.folders.folder import FolderSource
+from openjepa.data.scenes.layout import COLORS, SHAPES
+from openjepa.data.scenes.packing import read_masks
+from openjepa.data.source import LabelMaps, ListSource
+from openjepa.refusals import Refusal
+
+MAP_CLASSES: dict[str, tuple[str, ...]] = {"shape": ("ground", *SHAPES), "color": ("ground", *COLORS)}
+"""Classes of each map by the property of an annotated object that it shows."""
+
+
+class InstanceMasks(ABC):
+    """Which object each pixel of a scene shows. Picklable."""
+
+    @abstractmethod
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """The mask of a scene [height, width]. Raises Refusal where there is none that can be used."""
+
+
+class PackedMasks(InstanceMasks):
+    """Masks of a packed file, which is read when the first one is asked for, once per process."""
+
+    def __init__(self, packed: Path, split: str) -> None:
+        """`split`: train or val."""
+        self._packed = packed
+        self._split = split
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """The mask of a scene."""
+        return np.asarray(_unpacked(self._packed, self._split)[index])
+
+
+@lru_cache(maxsize=4)
+def _unpacked(packed: Path, split: str) -> NDArray[np.uint8]:
+    return read_masks(packed, split)
+
+
+class FolderMasks(InstanceMasks):
+    """Masks as image files of one channel, read one by one."""
+
+    def __init__(self, root: Path, files: list[str]) -> None:
+        """`files`: paths below `root`, one per scene."""
+        self._root = root
+        self._files = FolderSource(root, files)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """The mask of a scene."""
+        where = f"the mask {self._root / self._files.name(index)}"
+        try:
+            with Image.open(io.BytesIO(self._files.read(index))) as image:
+                mask = np.array(image)
+        except (UnidentifiedImageError, OSError) as error:
+            raise Refusal(f"{where} cannot be read ({error}): delete it and run `openjepa data scenes` again") from error
+        if mask.ndim != 2 or mask.dtype != np.uint8:
+            raise Refusal(f"{where} has the shape {mask.shape} of {mask.dtype}; expected: one channel of 8 bits")
+        return mask
+
+
+class SceneMaps(LabelMaps):
+    """The class of the object that each pixel shows; class 0 is the ground."""
+
+    def __init__(
+        self,
+        source: ListSource,
+        masks: InstanceMasks,
+        table: NDArray[np.uint8],
+        class_names: tuple[str, ...],
+        rows: NDArray[np.int64] | None = None,
+    ) -> None:
+        """`source` and `masks`: the pictures and masks of all scenes of a split. `rows`: only these scenes, None: all.
+
+        `table` [scenes, values]: class of each value of a mask, IGNORED beyond the number of objects.
+        """
+        self._source = source
+        self._masks = masks
+        self._table = table
+        self._rows = np.arange(len(table)) if rows is None else rows
+        self.class_names = class_names
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Classes of the pixels of a picture [height, width].
+
+        Raises Refusal where the mask cannot be read, is of another size than the picture, or shows an object that the
+        annotations do not have.
+        """
+        row = int(self._rows[index])
+        mask, size = self._masks.read(row), image_size(self._source.read(row))
+        if mask.shape != size:
+            raise Refusal(
+                f"{self._source.name(row)}: its mask has {mask.shape[0]} x {mask.shape[1]} pixels, the picture "
+                f"{size[0]} x {size[1]} (height x width); masks must be rendered at the size of the pictures"
+            )
+        table = self._table[row]
+        num_objects = int((table != self.IGNORED).sum()) - 1
+        if mask.max() > num_objects:
+            raise Refusal(
+                f"{self._source.name(row)}: its mask shows object number {mask.max()}, the annotations have {num_objects}; "
+                "masks and annotations are not of the same rendering"
+            )
+        return np.asarray(table[mask])
+
+    def select(self, indices: NDArray[np.int64]) -> "SceneMaps":
+        """The maps of some pictures, in that order."""
+        return SceneMaps(self._source, self._masks, self._table, self.class_names, self._rows[indices])
+
+
+def folder_masks(root: Path, split: str, names: Sequence[str]) -> FolderMasks | None:
+    """The masks of a split below `root`; None where the folder has none at all, as CLEVR v1.0.
+
+    `names`: of the pictures. Raises Refusal where masks of some pictures are missing.
+    """
+    if not (root / "masks").is_dir():
+        return None
+    folder = root / "masks" / split
+    present = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+    files = [f"{Path(name).stem}.png" for name in names]
+    if absent := [file for file in files if file not in present]:
+        raise Refusal(
+            f"{folder} lacks the masks of {len(absent):,} of {len(files):,} pictures, for example {', '.join(absent[:3])}: "
+            f"run `openjepa data scenes` into the folder again, or remove {root / 'masks'} to do without label maps"
+        )
+    return FolderMasks(root, [f"masks/{split}/{file}" for file in files])
+
+
+def scene_maps(source: ListSource, masks: InstanceMasks, scenes: Sequence[Mapping[str, Any]]) -> dict[str, LabelMaps]:
+    """The maps of a split by name. Raises Refusal where an annotated object lacks a property or has an unknown one."""
+    return {name: SceneMaps(source, masks, _table(scenes, name), classes) for name, classes in MAP_CLASSES.items()}
+
+
+def _table(scenes: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.uint8]:
+    """Class of each value of a mask [scenes, values], IGNORED beyond the objects of a scene."""
+    numbers = {word: number for number, word in enumerate(MAP_CLASSES[name])}
+    width = 1 + max(len(scene["objects"]) for scene in scenes)
+    # a mask of 8 bits may hold any value; those beyond the table are found by the check in `read`
+    table = np.full((len(scenes), width), LabelMaps.IGNORED, np.uint8)
+    table[:, 0] = 0
+    for row, scene in enumerate(scenes):
+        words = [item.get(name) for item in scene["objects"]]
+        if unknown := [word for word in words if word not in numbers or word == "ground"]:
+            raise Refusal(
+                f"scene {scene.get('image_filename')!r} has an object whose {name} is {unknown[0]!r}; known: "
+                + ", ".join(MAP_CLASSES[name][1:])
+            )
+        table[row, 1 : 1 + len(words)] = [numbers[word] for word in words]
+    return table

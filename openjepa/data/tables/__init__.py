@@ -1,0 +1,1 @@
+"""What the `datasets` library reads: Parquet, tars, names on the Hub."""

@@ -1,0 +1,273 @@
+"""Tables of images in Arrow's types: their columns, their rows, and lists of them.
+
+Files that are made once of a data file and kept in the cache of the `datasets` library.
+
+What reads the splits of a data set that are tables, tars, or on the Hub.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from openjepa.data.decode import DecodeError
+from openjepa.data.folders.entries import SUFFIXES
+from openjepa.data.source import ListSource, ShardSource, file_stamp
+from openjepa.data.tables.labels import LabelColumn, is_text, value_type
+from openjepa.refusals import Refusal
+from openjepa.settings.sources import HuggingFaceSettings
+from openjepa.system.whole_files import whole_file
+
+LABEL_NAMES = ("label", "labels", "cls")
+"""Columns of numbers or words that are taken for labels if the files declare no class label."""
+NUM_EXAMPLES = 16
+"""Rows of a column of words that tell whether they are paths of images."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table are used."""
+
+    image: str
+    label: str | None
+    class_names: tuple[str, ...] | None
+    """Names of the labels 0, 1, ... if the files declare them."""
+
+
+def choose_columns(schema: Any, settings: HuggingFaceSettings, examples: Callable[[str], Sequence[object]]) -> Columns:
+    """The image and label columns of an Arrow schema, by its declared features or its types.
+
+    `examples(name)`: the first values of a column that may hold paths of images. Raises Refusal if it is unclear.
+    """
+    features = declared_features(schema)
+    names: list[str] = list(schema.names)
+    images = [name for name in names if _holds_images(schema, features, name)]
+    if not images and settings.image_column is None:
+        images = [name for name in names if _may_be_paths(schema.field(name).type) and _are_paths(examples(name))]
+    image = _chosen("image_column", settings.image_column, names, images)
+    if image is None:
+        raise Refusal(f"data.path={settings.path!r} has no image column among {names}: name it with data.image_column")
+    declared = [name for name in names if features.get(name, {}).get("_type") == "ClassLabel"]
+    usual = [name for name in LABEL_NAMES if name in names and _may_be_classes(schema.field(name).type)]
+    label = _chosen("label_column", settings.label_column, names, declared or usual[:1])
+    class_names = features.get(label or "", {}).get("names")
+    return Columns(image, label, tuple(class_names) if class_names else None)
+
+
+def declared_features(schema: Any) -> dict[str, Any]:
+    """The features that the `datasets` library wrote into a schema's metadata."""
+    text = (schema.metadata or {}).get(b"huggingface")
+    features = json.loads(text).get("info", {}).get("features", {}) if text else {}
+    return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+
+
+def _holds_images(schema: Any, features: dict[str, Any], name: str) -> bool:
+    kind = value_type(schema.field(name).type)
+    is_encoded = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    declared = features.get(name, {}).get("_type", "Value")  # plain bytes, or a struct without a type of its own, say nothing
+    return declared in ("Image", "Value") and (is_encoded or _is_bytes(kind))
+
+
+def _is_bytes(kind: Any) -> bool:
+    return bool(
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    )
+
+
+def _may_be_paths(kind: Any) -> bool:
+    """Whether a column holds words, or structs with a word called `path`."""
+    kind = value_type(kind)
+    if pa.types.is_struct(kind):
+        at = kind.get_field_index("path")
+        return at >= 0 and is_text(value_type(kind.field(at).type))
+    return is_text(kind)
+
+
+def _are_paths(values: Sequence[object]) -> bool:
+    """Whether there are words, and all of them are names of image files."""
+    paths = [value.get("path") if isinstance(value, dict) else value for value in values]
+    words = [str(path) for path in paths if path]
+    return bool(words) and all("://" not in word and Path(word).suffix.lower() in SUFFIXES for word in words)
+
+
+def _may_be_classes(kind: Any) -> bool:
+    kind = value_type(kind)
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind) or is_text(kind))
+
+
+def _chosen(setting: str, given: str | None, names: list[str], candidates: list[str]) -> str | None:
+    """The given column, else the only candidate; None if there is none."""
+    if given is not None and given not in names:
+        raise Refusal(f"data.{setting}={given!r} is not a column; there are {names}")
+    if given is None and len(candidates) > 1:
+        raise Refusal(f"several columns could be data.{setting}: choose one of {candidates}")
+    return given or (candidates[0] if candidates else None)
+
+
+def decoded(column: Any) -> Any:
+    """An Arrow array with categories written out."""
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+def _no_images(kind: Any) -> Refusal:
+    return Refusal(f"the image column holds {kind}: images are bytes, or paths of files")
+
+
+class ImageRows:
+    """The image column of some rows: encoded images, paths of files, or both."""
+
+    def __init__(self, column: Any, folder: str = "") -> None:
+        """`column`: an Arrow array. `folder`: what relative paths start from. Raises Refusal for other types of columns."""
+        column = decoded(column)
+        self.num_bytes: int = column.nbytes
+        """What the rows take in memory."""
+        self._length = len(column)
+        self._folder = folder
+        self._encoded: Any = None
+        self._paths: Any = None
+        if pa.types.is_struct(column.type):
+            fields = dict(zip([field.name for field in column.type], column.flatten(), strict=True))
+            self._encoded, self._paths = fields.get("bytes"), fields.get("path")
+            if (self._encoded is not None and not _is_bytes(self._encoded.type)) or (
+                self._paths is not None and not is_text(self._paths.type)
+            ):
+                raise _no_images(column.type)
+        elif is_text(column.type):
+            self._paths = column
+        elif _is_bytes(column.type):
+            self._encoded = column
+        else:
+            raise _no_images(column.type)
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self._length
+
+    def path(self, row: int) -> str | None:
+        """The path of an image as the table has it."""
+        path: str | None = None if self._paths is None else self._paths[row].as_py()
+        return path
+
+    def file(self, row: int) -> Path | None:
+        """The file that a row names in place of an image; None if the row holds the image, or neither.
+
+        A path with a zero byte names none: the system has no such files.
+        """
+        if self._encoded is not None and self._encoded[row].is_valid:
+            return None
+        path = self.path(row)
+        return Path(self._folder) / path if path and "\0" not in path else None
+
+    def read(self, row: int) -> bytes:
+        """The encoded image; a row without bytes may name a file. Raises DecodeError or OSError if there is none."""
+        data: bytes | None = None if self._encoded is None else self._encoded[row].as_py()
+        if data is not None:
+            return data
+        file = self.file(row)
+        if file is None:
+            raise DecodeError("the row has no image")
+        return file.read_bytes()
+
+
+class ArrowSource(ListSource):
+    """Rows of a table. Worker processes that cannot inherit it open it again."""
+
+    def __init__(self, open_rows: Callable[[], Iterable[ImageRows]], title: str, files: bytes) -> None:
+        """`open_rows()` gives the rows, piece by piece; `title` is what they are called in messages.
+
+        `files`: stamp of the files that the rows are read from.
+        """
+        self._open_rows = open_rows
+        self._title = title
+        self._files = files
+        self._open()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the images."""
+        return {name: value for name, value in vars(self).items() if name not in ("_pieces", "_firsts")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Opens the table again."""
+        vars(self).update(state)
+        self._open()
+
+    def _open(self) -> None:
+        self._pieces = [piece for piece in self._open_rows() if len(piece)]
+        self._firsts: NDArray[np.int64] = np.cumsum([0] + [len(piece) for piece in self._pieces], dtype=np.int64)
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return int(self._firsts[-1])
+
+    def read(self, index: int) -> bytes:
+        """The encoded image of a row; a row may also name a file."""
+        piece, row = self._locate(index)
+        return piece.read(row)
+
+    def name(self, index: int) -> str:
+        """The row, and the path of the image if the table has it."""
+        piece, row = self._locate(index)
+        return row_name(self._title, index, piece.path(row))
+
+    def stamp(self, index: int) -> bytes:
+        """That of the table's files, and of the file that a row names in place of an image."""
+        piece, row = self._locate(index)
+        file = piece.file(row)
+        return self._files if file is None else self._files + file_stamp(file)
+
+    def _locate(self, index: int) -> tuple[ImageRows, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self._title} has {len(self)} rows; there is no row {index}")
+        piece = int(np.searchsorted(self._firsts, index, side="right")) - 1
+        return self._pieces[piece], index - int(self._firsts[piece])
+
+
+def row_name(title: str, row: int, path: str | None) -> str:
+    """What a row is called in messages."""
+    return f"{title} row {row}" + (f" ({path})" if path else "")
+
+
+def prepared(file: Path, what: str, write: Callable[[Path], None]) -> Path:
+    """The file that `write(path)` has made of `file`, now or earlier; it is made again if size or time of `file` change.
+
+    `what`: all else that its contents depend on. Raises OSError if the cache cannot be written.
+    """
+    from datasets import config
+
+    key = hashlib.sha256(f"{file.resolve()} {what} ".encode(errors="surrogateescape") + file_stamp(file))
+    target = Path(config.HF_DATASETS_CACHE) / "openjepa" / key.hexdigest()[:32]
+    if not target.exists():
+        with whole_file(target) as unfinished:
+            write(unfinished)
+    return target
+
+
+class SplitReader(ABC):
+    """Opens the splits of one data set."""
+
+    splits: tuple[str, ...]
+    """Names of the splits that there are."""
+    left_out: tuple[str, ...] = ()
+    """What lay beside the files that may have been meant as some, in words and counted."""
+
+    @abstractmethod
+    def open_list(self, split: str) -> ListSource:
+        """The images of a split, without their labels."""
+
+    @abstractmethod
+    def label_column(self, split: str) -> LabelColumn | None:
+        """The labels of a split in the order of its images, or None if it has no such column."""
+
+    @abstractmethod
+    def open_stream(self, split: str) -> ShardSource:
+        """The shards of a split, front to back."""

@@ -1,0 +1,225 @@
+"""Tables and tars of images: Parquet and WebDataset tars on disk, names on the Hub, and streams of shards.
+
+Files on disk are read by pyarrow and the standard library, what is on the Hub by the `datasets` library. Images stay encoded;
+order and position in a stream are ours.
+"""
+
+from itertools import chain, islice
+
+import numpy as np
+
+from openjepa.data.decode import decode_image
+from openjepa.data.loading.unreadable import NUM_CHECKED, check_usable
+from openjepa.data.selection import Subset, held_out
+from openjepa.data.source import NO_LABEL, ListSource, ShardSource, Splits
+from openjepa.data.tables.arrow import SplitReader
+from openjepa.data.tables.labels import LabelColumn, Numbering, set_labels
+from openjepa.data.tables.local_files import SPLIT_WORDS, LocalFiles, find_files
+from openjepa.refusals import Refusal
+from openjepa.settings.sources import HuggingFaceSettings
+from openjepa.system.packages import require_package
+
+TEST_SPLITS = ("test", "validation", "val")
+"""Splits the probes are tested on, the preferred first."""
+NUM_EXAMPLES = 5
+"""Classes that a remark names."""
+
+
+def open_huggingface(settings: HuggingFaceSettings, seed: int) -> Splits:
+    """Training and test split of local files or of a data set on the Hub; with `streaming` the training split is a stream.
+
+    Local files belong to the split that their name or folder says (`train-00000-of-00004.parquet`, `val/0.tar`); if none
+    says any, all are training images. If there is no labeled test split, `test_fraction` of each class of a labeled training
+    list is held out with the seed. Raises Refusal if something is missing, and names what there is.
+    """
+    data = _Labeled(settings)
+    what = f"the split {data.train!r} of data.path={settings.path!r}"
+    unused, others = data.unused, data.reader.left_out
+    if settings.streaming:
+        stream = data.reader.open_stream(data.train)
+        _check_first(stream, what)
+        test = None if data.test is None else data.open_list(data.test)
+        description = "; ".join([f"{settings.name()}: {_shards(stream)}{_tested(test)}", *unused, *others])
+        return Splits(stream, test, description, left_out=others, unused=unused)
+    source = data.open_list(data.train)
+    check_usable(source, what)
+    train, test, how = source, None, ""
+    if data.test is not None:
+        test = data.open_list(data.test)
+        if not len(test):
+            raise Refusal(
+                f"the split {data.test!r} of data.path={settings.path!r} holds no rows: choose another data.test_split"
+            )
+    elif (is_held := held_out(source.known_labels, settings.test_fraction, seed)) is not None:
+        train, test = Subset(source, np.flatnonzero(~is_held)), Subset(source, np.flatnonzero(is_held))
+        how = " (held out of each class)"
+    remarks = _remarks(train, test)
+    description = "; ".join([f"{settings.name()}: {_listed(train)}{_tested(test)}{how}", *remarks, *unused, *others])
+    return Splits(train, test, description, remarks=remarks, left_out=others, unused=unused)
+
+
+def split_names(settings: HuggingFaceSettings) -> list[str]:
+    """Splits of local files or of a data set on the Hub, as `train_split` and `test_split` name them."""
+    return list(_open_reader(settings).splits)
+
+
+def left_out(settings: HuggingFaceSettings) -> dict[str, ListSource]:
+    """Splits that `open_huggingface` does not open, by name: unlabeled or further ones. None of what is streamed."""
+    if settings.streaming:
+        return {}
+    data = _Labeled(settings)
+    return {name: data.open_list(name) for name in data.reader.splits if name not in (data.train, data.test)}
+
+
+def require_library() -> None:
+    """Raises Refusal if the packages of the extra `data` are missing."""
+    for package in ("datasets", "pyarrow"):
+        require_package(package, "data.source=huggingface")
+
+
+def _open_reader(settings: HuggingFaceSettings) -> SplitReader:
+    require_library()
+    files = find_files(settings.path)
+    if files is None:
+        from openjepa.data.tables.hub import HubReader
+
+        return HubReader(settings)
+    reader = _file_reader(files, settings)
+    reader.left_out = files.left_out
+    return reader
+
+
+def _file_reader(files: LocalFiles, settings: HuggingFaceSettings) -> SplitReader:
+    if files.kind == "tars":
+        from openjepa.data.tables.tars import TarReader
+
+        return TarReader(files.splits, settings)
+    from openjepa.data.tables.parquet import ParquetReader
+
+    return ParquetReader(files.splits, settings)
+
+
+class _Labeled:
+    """A data set whose splits have the same classes: which one is trained on, which one is tested on, and their numbering."""
+
+    def __init__(self, settings: HuggingFaceSettings) -> None:
+        """Chooses the splits. Raises Refusal if one is not there, or both are the same."""
+        self.reader = _open_reader(settings)
+        self._settings = settings
+        self._columns: dict[str, LabelColumn | None] = {}
+        self.train = self._split(settings.train_split, "train_split")
+        self.test = self._test_split()
+        if settings.label_column is not None and not settings.streaming and self._column(self.train) is None:
+            raise Refusal(
+                f"data.label_column={settings.label_column!r} holds no labels of the split {self.train!r}: classes are whole "
+                "numbers or words; of tars, name the ending of the files that hold one of them, or json.KEY"
+            )
+        # of a stream the labels are not known before it is read: its numbers stay
+        used = [self.train] if self.test is None else [self.train, self.test]
+        used = [self.test or ""] if settings.streaming else used
+        columns = [column for name in used if name and (column := self._column(name)) is not None]
+        self._numbering = Numbering(columns, as_they_are=settings.streaming)
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The splits that are not used, in words."""
+        names = [name for name in self.reader.splits if name not in (self.train, self.test)]
+        return (f"splits that are not used: {', '.join(names)}",) if names else ()
+
+    def open_list(self, split: str) -> ListSource:
+        """The images of a split, with their classes."""
+        source = self.reader.open_list(split)
+        if (column := self._column(split)) is not None:
+            set_labels(source, self._numbering.labels(column), self._numbering.class_names)
+        return source
+
+    def _column(self, split: str) -> LabelColumn | None:
+        if split not in self._columns:
+            self._columns[split] = self.reader.label_column(split)
+        return self._columns[split]
+
+    def _split(self, wanted: str, setting: str) -> str:
+        for name in (wanted, SPLIT_WORDS.get(wanted, wanted)):
+            if name in self.reader.splits:
+                return name
+        raise Refusal(f"data.{setting}={wanted!r} is not a split; there are {sorted(self.reader.splits)}")
+
+    def _test_split(self) -> str | None:
+        """The test split: the one chosen, else the first usual one with labels; None if there is none."""
+        wanted = self._settings.test_split
+        if wanted is None:
+            usual = [name for name in TEST_SPLITS if name in self.reader.splits and name != self.train]
+            return next((name for name in usual if self._is_labeled(name)), None)
+        test = self._split(wanted, "test_split")
+        if test == self.train:
+            others = sorted(set(self.reader.splits) - {self.train})
+            held_out = "leave it out, and data.test_fraction of each class is held out"
+            if self._settings.streaming:
+                held_out = "leave it out: of a stream nothing is held out, which needs data.streaming=false"
+            rest = f"choose one of {others}" if others else held_out
+            raise Refusal(
+                f"data.test_split={wanted!r} is the training split: probes would be tested on what they learn; {rest}"
+            )
+        return test
+
+    def _is_labeled(self, split: str) -> bool:
+        """Whether a split can test anything: the library writes -1 for labels that are kept secret."""
+        column = self._column(split)
+        return column is not None and bool((Numbering([column]).labels(column) != NO_LABEL).any())
+
+
+def _check_first(source: ShardSource, what: str) -> None:
+    """Raises Refusal if none of the first records of a stream can be used."""
+    reasons: list[str] = []
+    records = chain.from_iterable(source.read_shard(shard) for shard in range(len(source)))
+    for record in islice(records, NUM_CHECKED):
+        try:
+            decode_image(record.read())
+            return
+        except Refusal as error:
+            reasons.append(f"{record.name}: {error}")
+    if not reasons:
+        raise Refusal(f"{what} holds no rows")
+    raise Refusal(f"none of the first {len(reasons)} images of {what} can be used; the first is {reasons[0]}")
+
+
+# ------------------------------------------------------------------------------------------------------------ in words
+
+
+def _shards(stream: ShardSource) -> str:
+    classes = f" in {len(stream.class_names)} classes" if stream.class_names else ""
+    return f"a stream of {len(stream)} shards to train{classes}"
+
+
+def _listed(train: ListSource) -> str:
+    if (labels := train.known_labels) is None:
+        return f"{len(train):,} images to train"
+    found = len(train.class_names) if train.class_names else len(np.unique(labels[labels != NO_LABEL]))
+    return f"{len(train):,} images to train in {found:,} classes"
+
+
+def _tested(test: ListSource | None) -> str:
+    return "" if test is None else f", {len(test):,} to test"
+
+
+def _remarks(train: ListSource, test: ListSource | None) -> tuple[str, ...]:
+    """What probes leave out, and what they cannot answer."""
+    remarks = []
+    for name, source in (("training", train), ("test", test)):
+        if source is not None and source.partial_labels is not None:
+            number = int((source.partial_labels == NO_LABEL).sum())
+            remarks.append(f"{_counted(number, name)} without a label, which probes leave out")
+    known, asked = train.known_labels, None if test is None else test.known_labels
+    if known is None or asked is None:
+        return tuple(remarks)
+    is_new = ~np.isin(asked, known) & (asked != NO_LABEL)
+    if classes := np.unique(asked[is_new]).tolist():
+        names = [train.class_names[label] if train.class_names else str(label) for label in classes[:NUM_EXAMPLES]]
+        shown = ", ".join(names) + (", ..." if len(classes) > NUM_EXAMPLES else "")
+        number = int(is_new.sum())
+        remarks.append(f"{_counted(number, 'test')} of classes without training images ({shown}), which probes get wrong")
+    return tuple(remarks)
+
+
+def _counted(number: int, split: str) -> str:
+    return f"{number:,} {split} image{'' if number == 1 else 's'}"

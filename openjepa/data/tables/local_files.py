@@ -1,0 +1,171 @@
+"""Parquet files and tars on disk: which ones a path means, and which split each belongs to."""
+
+import glob
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from openjepa.data.folders.entries import EntryKind, OtherEntries, is_service_folder, walk
+from openjepa.data.folders.folder import existing_path
+from openjepa.refusals import Refusal
+from openjepa.system.hub_names import hub_name
+
+SPLIT_WORDS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+SPLIT_WORDS |= {"validation": "validation", "valid": "validation", "val": "validation", "dev": "validation"}
+"""What the name of a file or folder may say of its split."""
+SHARD_NAME = re.compile(r"(.+)-\d{5}-of-\d{5}\.\w+")
+"""How the Hub names its files; what stands before the numbers is the split."""
+ENDINGS = {".parquet": "parquet", ".tar": "tars", ".tar.gz": "tars", ".tgz": "tars"}
+"""What the files of an ending are, in any case."""
+_PASSED_BY = (
+    EntryKind.HIDDEN_FOLDER,
+    EntryKind.SERVICE_FOLDER,
+    EntryKind.REPEATED_FOLDER,
+    EntryKind.UNREADABLE_FOLDER,
+)
+"""Folders that may hold tables and are not entered."""
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """Files on disk by split, all of one kind."""
+
+    kind: str
+    """parquet or tars"""
+    splits: dict[str, list[str]]
+    left_out: tuple[str, ...] = ()
+    """Folders and links that were not looked into, in words and counted."""
+
+
+def find_files(path: str) -> LocalFiles | None:
+    """The files that `path` means: a path that exists, or a pattern. None if it is a name on the Hub.
+
+    Raises Refusal if there are no such files, or they do not say to which split they belong.
+    """
+    folder = Path(path).expanduser()
+    others = OtherEntries()
+    if not folder.exists() and glob.has_magic(path):
+        files = _matching(folder, others)
+        if not files:
+            raise Refusal("; ".join([f"data.path={path!r} matches no file", *others.left_out()]))
+        return _grouped(files, Path(os.path.commonpath([file.parent for file in files])), path, others)
+    if hub_name(path, one_part=True) is not None:
+        return None
+    folder = existing_path(path, hub=True)
+    if folder.is_file():
+        return _grouped([folder], folder.parent, path, others)
+    return _grouped(_below(folder, others), folder, path, others)
+
+
+def _below(folder: Path, others: OtherEntries) -> list[Path]:
+    """The files below a folder. `others` counts what is not looked into; other files are none of its business."""
+    files = []
+    for path, kind in walk(folder):
+        if kind in _PASSED_BY or (kind is EntryKind.BROKEN_LINK and _kind(Path(path))):
+            others.add(path, kind)
+        elif kind is EntryKind.OTHER_FILE and _kind(Path(path)):
+            files.append(folder / path)
+    return files
+
+
+def _matching(pattern: Path, others: OtherEntries) -> list[Path]:
+    """The files of a pattern, and those in its folders that are named as files (Spark writes a folder `x.parquet`).
+
+    Folders at the start of the pattern that exist are meant as they are, whatever characters are in their names.
+    """
+    root, parts = Path(pattern.anchor), list(pattern.parts[1 if pattern.anchor else 0 :])
+    while len(parts) > 1 and (root / parts[0]).is_dir():
+        root /= parts.pop(0)
+    try:
+        found = sorted(root.glob("/".join(parts)), key=str)
+    except ValueError as error:  # two stars within a name
+        raise Refusal(f"data.path={str(pattern)!r}: {error}") from error
+    files, service_folders = set(), set()
+    for path in found:
+        inner = path.relative_to(root)
+        if (service := service_folder(inner)) is not None:
+            service_folders.add(service)
+        elif is_hidden(inner) and not any(part.startswith(".") for part in parts):
+            continue
+        elif path.is_file():
+            files.add(path)
+        elif path.is_dir() and _kind(path):
+            files.update(_below(path, others))
+        elif path.is_symlink() and _kind(path):
+            others.add(str(inner), EntryKind.BROKEN_LINK)
+    for service in sorted(service_folders):
+        others.add(f"{service}/", EntryKind.SERVICE_FOLDER)
+    return list(files)
+
+
+def is_hidden(file: Path) -> bool:
+    """Whether a file or a folder above it is hidden."""
+    return any(part.startswith(".") for part in file.parts)
+
+
+def service_folder(file: Path) -> str | None:
+    """The outermost folder of a path that another program keeps for itself; None if there is none."""
+    parents = ("", *file.parts)
+    for depth, name in enumerate(file.parts):
+        if is_service_folder(name, parents[depth]):
+            return "/".join(file.parts[: depth + 1])
+    return None
+
+
+def _kind(file: Path) -> str:
+    """parquet, tars, or nothing."""
+    name = file.name.lower()
+    return next((kind for ending, kind in ENDINGS.items() if name.endswith(ending)), "")
+
+
+def _grouped(files: list[Path], root: Path, path: str, others: OtherEntries) -> LocalFiles:
+    left_out = tuple(others.left_out())
+    files = sorted(files, key=str)
+    kinds = {_kind(file) or file.suffix for file in files}
+    if len(kinds) != 1 or not kinds <= set(ENDINGS.values()):
+        held = "; ".join([", ".join(sorted(kinds)) or "neither", *left_out])
+        raise Refusal(f"data.path={path!r} must hold Parquet files or tars, one kind; it holds {held}")
+    if len(files) == 1 and len(_said(files[0].name)) > 1:  # alone it need not be told from others
+        return LocalFiles(kinds.pop(), {"train": [str(files[0])]}, left_out)
+    said = {file: split_of(file.relative_to(root)) for file in files}
+    if any(said.values()):
+        said = {file: split or _hub_split(file) for file, split in said.items()}
+    splits: dict[str, list[str]] = {}
+    for file, split in said.items():
+        splits.setdefault(split, []).append(str(file))
+    if "" in splits and len(splits) == 1:
+        return LocalFiles(kinds.pop(), {"train": splits[""]}, left_out)
+    if "" in splits:
+        raise Refusal(f"data.path={path!r}: {splits[''][0]!r} does not say its split, but other files do")
+    return LocalFiles(kinds.pop(), splits, left_out)
+
+
+def split_of(file: Path) -> str:
+    """The split that a file's name, or else a folder above it, says; empty if none does.
+
+    A name that says two of them (`cifar-train-test`) says none: then a folder has to. Raises Refusal if it does not.
+    """
+    unclear = ""
+    for part in (file.name, *reversed(file.parts[:-1])):
+        said = _said(part)
+        if len(said) == 1:
+            return said.pop()
+        unclear = unclear or (part if said else "")
+    if unclear:
+        raise Refusal(
+            f"{str(file)!r}: {unclear!r} could mean the splits {' and '.join(sorted(_said(unclear)))}: give it a name that "
+            "says one, or move it into a folder that is named train, test or validation"
+        )
+    return ""
+
+
+def _said(name: str) -> set[str]:
+    """The splits that the words of a name mean. Words are what stands between characters that are no letters."""
+    return {SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_WORDS}
+
+
+def _hub_split(file: Path) -> str:
+    """A split with a name of its own (`unlabeled-00000-of-00004.parquet`), which counts beside files of usual splits."""
+    found = SHARD_NAME.fullmatch(file.name)
+    return found[1] if found else ""

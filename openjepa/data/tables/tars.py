@@ -1,0 +1,326 @@
+"""WebDataset tars: consecutive files whose names agree up to the first dot of the file name are one sample.
+
+The image of a sample is its file with the suffix of an image, in any case; each sample may have another one. Its label is its
+file `.cls`, or what `data.label_column` names.
+"""
+
+import gzip
+import json
+import shutil
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, groupby
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from openjepa.data.decode import DecodeError
+from openjepa.data.folders.entries import SUFFIXES
+from openjepa.data.source import ListSource, ShardRecord, ShardSource, file_stamp, joined_stamps
+from openjepa.data.tables.arrow import SplitReader, prepared, row_name
+from openjepa.data.tables.labels import CANONICAL_NUMBER, WHOLE_NUMBER, LabelColumn, from_words, stream_label
+from openjepa.refusals import Refusal
+from openjepa.settings.sources import HuggingFaceSettings
+
+CLASS_FIELD = "cls"
+"""Where the label of a sample stands if nothing else is chosen: a number, as text."""
+BLOCK = 512
+"""Bytes of a block of a tar."""
+GZIP_START = b"\x1f\x8b"
+INDEX_VERSION = 2
+_HALVES = "surrogatepass"
+"""How words with halves of characters become bytes and the same words again."""
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """Which files of a sample are used. Names of fields are what follows the first dot of a file name, in small letters."""
+
+    image: str | None
+    """None: the one with the suffix of an image."""
+    label: str | None
+    """None: `cls`."""
+
+    def is_image(self, field: str) -> bool:
+        """Whether a file is the image."""
+        return field == self.image if self.image else f".{field.rpartition('.')[2]}" in SUFFIXES
+
+    def is_label(self, field: str) -> bool:
+        """Whether a file has the label, as a whole or (`json.KEY`) somewhere in it."""
+        wanted = self.label or CLASS_FIELD
+        return field == wanted or (field == "json" and wanted.startswith("json."))
+
+    def label_text(self, field: str, data: bytes) -> str | None:
+        """The label in the contents of its file; None if there is none."""
+        text = data.decode("utf-8", errors="replace")
+        if field != "json":
+            return text
+        try:
+            content = json.loads(text)
+        except ValueError:
+            return None
+        _, _, key = (self.label or "").partition(".")
+        value = content.get(key) if key and isinstance(content, dict) else content
+        if value is None or isinstance(value, dict | list):
+            return None
+        return str(value).encode(errors="backslashreplace").decode()  # halves of characters cannot be written anywhere
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A file in a tar."""
+
+    key: str
+    """What the names of the files of a sample have in common."""
+    field: str
+    name: str
+    offset: int
+    size: int
+    data: bytes | None
+    """Its contents, if they were wanted."""
+    problem: str | None
+    """Why it has no contents of its own."""
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """The image of a sample, or why there is none; and its label as text."""
+
+    name: str
+    image: _Member | None
+    label: str | None
+    problem: str | None
+
+
+class TarReader(SplitReader):
+    """WebDataset tars by split, compressed with gzip or not."""
+
+    def __init__(self, files: dict[str, list[str]], settings: HuggingFaceSettings) -> None:
+        """`files`: paths by split."""
+        self._files = files
+        self._settings = settings
+        image, label = settings.image_column, settings.label_column
+        if label is not None and not label.startswith("json."):  # keys of JSON are as they are
+            label = label.lower()
+        self._fields = _Fields(image.lower() if image is not None else None, label)
+        self.splits = tuple(files)
+
+    def open_list(self, split: str) -> ListSource:
+        """The samples by their places in the tars; a compressed tar is unpacked once into the cache."""
+        return TarSource(split, self._files[split], [self._index(file) for file in self._files[split]])
+
+    def label_column(self, split: str) -> LabelColumn | None:
+        """The labels, as the index has them; `.cls` holds numbers if all are numbers."""
+        words = _words([self._index(file) for file in self._files[split]], "label")
+        if not any(words):
+            return None
+        numbers = WHOLE_NUMBER if self._fields.label is None else CANONICAL_NUMBER
+        return from_words(f"data.label_column={self._fields.label or CLASS_FIELD!r} of the split {split!r}", words, numbers)
+
+    def open_stream(self, split: str) -> ShardSource:
+        """A shard for every tar."""
+        return TarShards(tuple(self._files[split]), self._fields, split)
+
+    def _index(self, file: str) -> Any:
+        """Names, places, labels and problems of the samples of a tar: read once, then kept in the cache."""
+        place = prepared(Path(file), f"index {INDEX_VERSION} {self._fields}", partial(_write_index, Path(file), self._fields))
+        with pa.OSFile(str(place)) as opened:
+            return pa.ipc.open_file(opened).read_all()
+
+
+def _write_index(file: Path, fields: _Fields, target: Path) -> None:
+    found = list(_samples(unpacked(file), fields, with_images=False))
+    images = [sample.image for sample in found]
+    table = pa.table(
+        {
+            "name": _texts(sample.name for sample in found),
+            "offset": pa.array([image.offset if image else 0 for image in images], pa.int64()),
+            "size": pa.array([image.size if image else 0 for image in images], pa.int64()),
+            "label": _texts(sample.label for sample in found),
+            "problem": _texts(sample.problem for sample in found),
+        }
+    )
+    with pa.ipc.new_file(str(target), table.schema) as writer:
+        writer.write_table(table)
+
+
+def _texts(words: Iterable[str | None]) -> Any:
+    """A column of words as bytes: names in tars and strings in JSON may have halves of characters, text in Arrow has none."""
+    return pa.array([None if word is None else word.encode(errors=_HALVES) for word in words], pa.binary())
+
+
+def _words(indices: list[Any], name: str) -> list[str | None]:
+    """The words of such a column, of all tars."""
+    values = chain.from_iterable(index.column(name).to_pylist() for index in indices)
+    return [None if value is None else value.decode(errors=_HALVES) for value in values]
+
+
+def unpacked(file: Path) -> Path:
+    """The tar itself, or its copy in the cache if it is compressed: samples are read from anywhere in it."""
+    if not _is_compressed(file):
+        return file
+    return prepared(file, "unpacked", partial(_unpack, file))
+
+
+def _unpack(file: Path, target: Path) -> None:
+    try:
+        with gzip.open(file) as packed, target.open("wb") as plain:
+            shutil.copyfileobj(packed, plain, 2**20)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise Refusal(f"{file} cannot be unpacked ({error}): get it again, or move it away") from error
+
+
+def _is_compressed(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(len(GZIP_START)) == GZIP_START
+
+
+# ---------------------------------------------------------------------------------------------------------------- reading
+
+
+def _samples(file: Path, fields: _Fields, with_images: bool) -> Iterator[_Sample]:
+    """The samples of a tar in their order; `with_images`: with the contents of their images."""
+    for _, members in groupby(_members(file, fields, with_images), key=lambda member: member.key):
+        yield _sample(list(members), fields)
+
+
+def _sample(members: list[_Member], fields: _Fields) -> _Sample:
+    images = [member for member in members if fields.is_image(member.field)]
+    texts = (
+        fields.label_text(member.field, member.data) for member in members if fields.is_label(member.field) and member.data
+    )
+    label = next((text for text in texts if text is not None), None)
+    if len(images) == 1:
+        return _Sample(images[0].name, images[0], label, images[0].problem)
+    named = ", ".join(member.field for member in images or members)
+    problem = f"the sample has several images ({named}): choose one with data.image_column"
+    if not images:
+        problem = next((member.problem for member in members if member.problem), f"the sample has no image, only {named}")
+    return _Sample(members[0].name, None, label, problem)
+
+
+def _members(file: Path, fields: _Fields, with_images: bool) -> Iterator[_Member]:
+    """The files that belong to samples. What cannot be read of a damaged tar any more is one file with the reason."""
+    try:
+        with _open(file) as stream:
+            yield from _whole_members(file, stream, fields, with_images)
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        yield _damaged(file, str(error))
+
+
+def _whole_members(file: Path, stream: BinaryIO, fields: _Fields, with_images: bool) -> Iterator[_Member]:
+    with tarfile.open(fileobj=stream, mode="r:") as tar:
+        while (info := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # it would keep what it knows of every file
+            if (member := _member(tar, info, fields, with_images)) is not None:
+                yield member
+    if not isinstance(stream, gzip.GzipFile) and _is_cut(stream, tar.offset):
+        yield _damaged(file, "something else than a file follows")
+
+
+def _open(file: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(file)) if _is_compressed(file) else file.open("rb")
+
+
+def _is_cut(stream: BinaryIO, end: int) -> bool:
+    """Whether behind the last file there is anything but the zeros that end a tar: the library takes it for an end as well."""
+    stream.seek(end)
+    return any(stream.read(BLOCK))
+
+
+def _damaged(file: Path, reason: str) -> _Member:
+    return _Member("", "", file.name, 0, 0, None, f"the rest of the tar {file} cannot be read ({reason})")
+
+
+def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, fields: _Fields, with_images: bool) -> _Member | None:
+    """A file of a tar; None if it belongs to no sample: a folder, a hidden file, one without a suffix."""
+    folder, _, base = info.name.rpartition("/")
+    stem, dot, field = base.partition(".")
+    is_link = info.issym() or info.islnk()
+    if not (stem and dot) or stem.startswith("__") or not (info.isreg() or is_link):
+        return None
+    problem = f"a link to {info.linkname}, which is not followed in a tar" if is_link else None
+    if info.issparse():
+        problem = "a file with holes, as tar --sparse stores it"
+    wanted = fields.is_label(field.lower()) or (with_images and fields.is_image(field.lower()))
+    content = tar.extractfile(info) if wanted and problem is None else None
+    data = None if content is None else content.read()
+    return _Member(f"{folder}/{stem}", field.lower(), info.name, info.offset_data, info.size, data, problem)
+
+
+class TarSource(ListSource):
+    """Samples of tars, each read from its place."""
+
+    def __init__(self, title: str, files: list[str], indices: list[Any]) -> None:
+        """`files`: tars; `indices`: their tables (`_write_index`); `title` is what samples are called in messages."""
+        self._title = title
+        self._files = [unpacked(Path(file)) for file in files]
+        self._stamps = [file_stamp(file) for file in files]
+        self._file_numbers = np.repeat(np.arange(len(files)), [index.num_rows for index in indices])
+        self._offsets, self._sizes = (_numbers(indices, name) for name in ("offset", "size"))
+        # one string for all names, as in FolderSource
+        names = list(chain.from_iterable(index.column("name").to_pylist() for index in indices))
+        self._names = np.frombuffer(b"".join(names), dtype=np.uint8)
+        self._ends = np.cumsum([0] + [len(name) for name in names], dtype=np.int64)
+        problems = _words(indices, "problem")
+        self._problems = {row: problem for row, problem in enumerate(problems) if problem is not None}
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self._offsets)
+
+    def read(self, index: int) -> bytes:
+        """The image file of a sample."""
+        if index in self._problems:
+            raise DecodeError(self._problems[index])
+        with self._files[self._file_numbers[index]].open("rb") as file:
+            file.seek(self._offsets[index])
+            data: bytes = file.read(int(self._sizes[index]))
+        if len(data) < self._sizes[index]:
+            raise DecodeError("the tar ends in the middle of this file")
+        return data
+
+    def stamp(self, index: int) -> bytes:
+        """That of the sample's tar."""
+        return self._stamps[int(self._file_numbers[index])]
+
+    def name(self, index: int) -> str:
+        """The row, and the name of the image in its tar."""
+        name = self._names[self._ends[index] : self._ends[index + 1]].tobytes()
+        return row_name(self._title, index, name.decode(errors=_HALVES))
+
+
+def _numbers(indices: list[Any], name: str) -> NDArray[np.int64]:
+    return np.concatenate([index.column(name).to_numpy() for index in indices])
+
+
+class TarShards(ShardSource):
+    """Tars, read front to back."""
+
+    def __init__(self, files: tuple[str, ...], fields: _Fields, title: str) -> None:
+        """`title` is what the records are called in messages."""
+        self._files = files
+        self._fields = fields
+        self._title = title
+        self.stamp = joined_stamps(files)
+
+    def __len__(self) -> int:
+        """Number of tars."""
+        return len(self._files)
+
+    def read_shard(self, shard: int) -> Iterator[ShardRecord]:
+        """The samples of a tar; what cannot be read of it any more is one record without an image."""
+        for row, sample in enumerate(_samples(Path(self._files[shard]), self._fields, with_images=True)):
+            name = row_name(f"{self._title} shard {shard}", row, sample.name)
+            data = sample.image.data if sample.image is not None else None
+            yield ShardRecord(name, data or b"", _number(sample.label), sample.problem)
+
+
+def _number(label: str | None) -> int | None:
+    return stream_label(int(label)) if label is not None and WHOLE_NUMBER.fullmatch(label.strip()) else None

@@ -1,0 +1,236 @@
+"""From images to feature matrices: every subject in one pass over the data, kept on disk under a hash of all that matters."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, Int, Shaped, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from openjepa.data.source import ListSource, source_hash, stamps_hash
+from openjepa.engine.device import Moving, autocast, resolve_precision
+from openjepa.engine.features import in_caches
+from openjepa.evaluation.feature_store import FeatureRows, Layout, RowWriter, read_rows
+from openjepa.evaluation.probes.lazy_matrix import CHUNK_ELEMENTS, LARGE_BYTES, is_large
+from openjepa.models.vit import VisionTransformer
+from openjepa.refusals import Refusal
+from openjepa.settings.models import EncoderConfig
+from openjepa.system.console import progress
+from openjepa.types import normalize
+from openjepa.weights.contents import weights_hash
+
+CACHE_VERSION = 4
+"""Raised when the way features are made changes, so that older files are not found."""
+PIXEL_SIDE = 32
+NUM_LAYERS = 4
+
+
+class Images(Protocol):
+    """A batch of images in the order of the source."""
+
+    @property
+    def images(self) -> UInt8[Tensor, "B 3 h w"]: ...  # noqa: D102
+
+    @property
+    def indices(self) -> Int[Tensor, " B"]: ...  # noqa: D102
+
+
+class Extractor(Protocol):
+    """What makes one row of features of each image."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the features would."""
+
+    @property
+    def width(self) -> int:
+        """Columns F of the rows."""
+
+    def extract(self, images: UInt8[Tensor, "B 3 h w"]) -> Shaped[Tensor, "B F"]:
+        """One row per image, float32 or uint8, on the extractor's device: nothing waits for the device here."""
+
+    def kept_as(self, num_rows: int, wanted: str) -> torch.dtype:
+        """The type in which so many rows are kept; `wanted`: auto, fp32 or bf16."""
+
+    def kinds(self, rows: Shaped[Tensor, "n F"]) -> dict[str, Shaped[Tensor, "n D"]]:
+        """The feature matrices that these rows hold; the first is the one for k-NN."""
+
+
+class EncoderFeatures:
+    """Pooled outputs of the last four layers of a frozen encoder, each after the final norm; `last` is the fourth of them."""
+
+    def __init__(self, encoder: VisionTransformer, config: EncoderConfig, device: torch.device, precision: str) -> None:
+        """Moves the encoder to `device` and freezes it."""
+        self.num_layers = min(NUM_LAYERS, config.depth)
+        self.width = self.num_layers * config.width
+        self._encoder = encoder.eval().requires_grad_(False).to(device)
+        self._config = config
+        self._device = device
+        self._precision = resolve_precision(precision, device)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of settings, precision and weights: seconds for a large encoder, so that only what keeps features makes it."""
+        described = json.dumps([asdict(self._config), self._precision, self._device.type])
+        return hashlib.sha256((described + weights_hash(self._encoder)).encode()).hexdigest()
+
+    @torch.inference_mode()
+    def extract(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B F"]:
+        """The pooled outputs side by side, the last layer last. Pooled in float32 whatever the encoder's precision."""
+        if self._device.type != "cpu":
+            return self._forward(images.pin_memory() if self._device.type == "cuda" and not images.is_cuda else images)
+        return torch.cat([self._forward(part) for part in in_caches(images, self._config.patch_size, self._device)])
+
+    def _forward(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B F"]:
+        pixels = normalize(images.to(self._device, non_blocking=True), self._config.pixel_mean, self._config.pixel_std)
+        with autocast(self._device, self._precision):
+            outputs = self._encoder.last_layers(pixels, self.num_layers)
+        return torch.cat([output.pooled(self._config.pooling) for output in outputs], dim=1)
+
+    def kept_as(self, num_rows: int, wanted: str) -> torch.dtype:
+        """`auto`: bf16 where float32 would take more than 1 GiB."""
+        if wanted == "auto":
+            return torch.bfloat16 if num_rows * self.width * 4 > LARGE_BYTES else torch.float32
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[wanted]
+
+    def kinds(self, rows: Float[Tensor, "n F"]) -> dict[str, Float[Tensor, "n D"]]:
+        """`last` and `last_four`."""
+        return {"last": rows[:, -self._config.width :], "last_four": rows}
+
+
+class PixelFeatures:
+    """The evaluation view itself, resized to 32x32 RGB (antialiased bilinear)."""
+
+    fingerprint = f"pixels {PIXEL_SIDE}"
+    width = 3 * PIXEL_SIDE**2
+
+    def extract(self, images: UInt8[Tensor, "B 3 h w"]) -> UInt8[Tensor, "B F"]:
+        """3072 bytes per image."""
+        if images.shape[-2:] == (PIXEL_SIDE, PIXEL_SIDE):
+            return images.flatten(1)
+        size = (PIXEL_SIDE, PIXEL_SIDE)
+        resized = functional.interpolate(images.float(), size, mode="bilinear", antialias=True, align_corners=False)
+        return resized.round().clamp(0, 255).to(torch.uint8).flatten(1)
+
+    def kept_as(self, num_rows: int, wanted: str) -> torch.dtype:
+        """Always uint8."""
+        return torch.uint8
+
+    def kinds(self, rows: UInt8[Tensor, "n F"]) -> dict[str, Shaped[Tensor, "n F"]]:
+        """`pixels` only, in [0, 1]; as they are where that would be large: every protocol divides by a scale of its own."""
+        return {"pixels": rows if is_large(rows) else rows.float() / 255}
+
+
+@dataclass(frozen=True)
+class View:
+    """One split as it is shown to every extractor."""
+
+    source: ListSource
+    split: str
+    """train or test; only a name."""
+    settings: Mapping[str, Any]
+    """What the pixels depend on: image size and fit. Part of the hash."""
+    batches: Callable[[int], Iterator[Images]] = field(repr=False)
+    """Starts a pass over the readable images, from the record with this number on."""
+
+
+def extract_features(
+    view: View, extractors: Mapping[str, Extractor], cache: Path | None, feature_dtype: str = "auto"
+) -> dict[str, FeatureRows]:
+    """Features of a split by every extractor, in one pass for those that are not in the folder `cache` yet.
+
+    Large ones are mapped from files, so that they may be larger than the memory: never write to them. An interrupted pass is
+    continued by the next call. Images that could not be read are not tried again while their files stay as they are.
+    `feature_dtype`: fp32, bf16, or auto, which is bf16 where fp32 would take more than 1 GiB. Without `cache` the files are
+    temporary. Raises Refusal where features are not finite.
+    """
+    num = len(view.source)
+    types = {name: extractor.kept_as(num, feature_dtype) for name, extractor in extractors.items()}
+    where = (
+        source_hash(view.source) + stamps_hash(view.source) + json.dumps([CACHE_VERSION, dict(view.settings)], sort_keys=True)
+    )
+    with TemporaryDirectory(prefix="openjepa-features-") as temporary:
+        folder = Path(temporary) if cache is None else cache
+        files = {
+            name: folder / _file_name(name, view.split, f"{where}{extractor.fingerprint}{types[name]}")
+            for name, extractor in extractors.items()
+        }
+        found = {name: kept for name, path in files.items() if (kept := read_rows(path)) is not None}
+        with ExitStack() as stack:
+            missing = {
+                name: (extractor, stack.enter_context(_writer(files[name], stack, Layout(num, extractor.width, types[name]))))
+                for name, extractor in extractors.items()
+                if name not in found
+            }
+            computed = _compute(view, missing) if missing else {}
+    features = found | computed
+    for name in extractors:
+        _check_finite(name, features[name], view)
+    return features
+
+
+def _check_finite(name: str, features: FeatureRows, view: View) -> None:
+    """Raises Refusal where a feature is not finite: it would be the nearest of all and break every head."""
+    if not features.rows.is_floating_point():
+        return
+    parts = torch.split(features.rows, max(1, CHUNK_ELEMENTS // features.rows.shape[1]))
+    broken = torch.cat([~part.isfinite().all(dim=1) for part in parts]).nonzero()[:, 0]
+    if len(broken):
+        first = view.source.name(int(features.indices[broken[0]]))
+        raise Refusal(
+            f"features of {len(broken):,} of {len(features.rows):,} images of the {view.split} split, of {name!r} are not "
+            f"finite (the first is of {first}): try --precision fp32; where that does not help, its weights are not finite "
+            "or too large"
+        )
+
+
+def _file_name(name: str, split: str, described: str) -> str:
+    return f"{name}-{split}-{hashlib.sha256(described.encode()).hexdigest()[:20]}.safetensors"
+
+
+def _writer(path: Path, stack: ExitStack, layout: Layout) -> RowWriter:
+    """Of the file, or where another process writes the same one, of a file that is thrown away."""
+    try:
+        return RowWriter(path, layout)
+    except BlockingIOError:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="openjepa-features-")))
+        return RowWriter(folder / path.name, layout)
+
+
+def _compute(view: View, extractors: Mapping[str, tuple[Extractor, RowWriter]]) -> dict[str, FeatureRows]:
+    """One pass from the first record that one of the files lacks; every batch is written while the next is computed."""
+    starts = {name: writer.next_record for name, (_, writer) in extractors.items()}
+    waiting: list[tuple[RowWriter, Moving, Tensor]] = []
+    for batch in _with_progress(view, min(starts.values())):
+        started = []
+        for name, (extractor, writer) in extractors.items():
+            is_new = batch.indices >= starts[name]
+            if bool(is_new.any()):
+                rows = extractor.extract(batch.images if bool(is_new.all()) else batch.images[is_new])
+                started.append((writer, Moving(rows.to(writer.dtype)), batch.indices[is_new]))
+        _write(waiting)  # while the device computes
+        waiting = started
+    _write(waiting)
+    if not all(writer.num_rows for _, writer in extractors.values()):
+        raise Refusal(f"no image of the {view.split} split can be read; see the messages above")
+    return {name: writer.finish() for name, (_, writer) in extractors.items()}
+
+
+def _write(waiting: list[tuple[RowWriter, Moving, Tensor]]) -> None:
+    for writer, moving, indices in waiting:
+        writer.append(moving.arrived(), indices)
+
+
+def _with_progress(view: View, first: int) -> Iterator[Images]:
+    with progress(f"features of the {view.split} split", len(view.source), first) as advance:
+        for batch in view.batches(first) if first < len(view.source) else ():
+            yield batch
+            advance(len(batch.indices))

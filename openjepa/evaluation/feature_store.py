@@ -1,0 +1,209 @@
+"""Rows of features on disk: written as they come, continued after an interruption, mapped when read where they are many.
+
+One file in the safetensors format: 8 bytes of length, a JSON text that fills up the first 4096 bytes, then for every record a
+number (which record each row is of; -1 behind the last row), then the rows. While it grows its name ends in `.partial`, and the
+text says how many rows are safely on disk; a killed program continues there. Records that cannot be read have no row.
+"""
+
+import json
+import os
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from jaxtyping import Int, Shaped
+from numpy.typing import NDArray
+from torch import Tensor
+
+from openjepa.system.claims import take
+
+HEADER_BYTES, NUMBER_BYTES = 4096, 8
+"""Of length and text together: a multiple of every item's size and of a page. Of one number."""
+SECONDS_BETWEEN_NOTES = 10.0
+"""So often the rows are flushed to disk and counted. More often costs time, less often loses more of it."""
+MAPPED_BYTES = 2**26
+"""Larger files are mapped, smaller ones are read into memory."""
+NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8"}
+"""Of the types of features, in safetensors."""
+_AS_NUMPY = {torch.float32: np.float32, torch.bfloat16: np.int16, torch.uint8: np.uint8}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a file is for."""
+
+    num_records: int
+    """Records of the source: at most so many rows."""
+    width: int
+    dtype: torch.dtype
+
+    @property
+    def rows_start(self) -> int:
+        """Where the rows begin."""
+        return HEADER_BYTES + NUMBER_BYTES * self.num_records
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one row."""
+        return self.width * self.dtype.itemsize
+
+    def header(self, num_rows: int, is_whole: bool) -> bytes:
+        """The first bytes of a file with so many rows that can be relied on."""
+        split = NUMBER_BYTES * self.num_records
+        entries = {
+            "__metadata__": {"whole": str(is_whole)},
+            "indices": {"dtype": "I64", "shape": [self.num_records], "data_offsets": [0, split]},
+            "rows": {
+                "dtype": NAMES[self.dtype],
+                "shape": [num_rows, self.width],
+                "data_offsets": [split, split + num_rows * self.row_bytes],
+            },
+        }
+        text, size = json.dumps(entries).encode(), HEADER_BYTES - NUMBER_BYTES
+        assert len(text) <= size
+        return size.to_bytes(NUMBER_BYTES, "little") + text.ljust(size)
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """Rows of features and the records they belong to; unreadable records have no row."""
+
+    rows: Shaped[Tensor, "n F"]
+    indices: Int[Tensor, " n"]
+    """Number of the record that a row is of, ascending."""
+
+
+class RowWriter:
+    """Appends rows to a file that other processes leave alone; a context that notes what is there when it is left."""
+
+    def __init__(self, path: Path, layout: Layout) -> None:
+        """Opens or continues the unfinished file of `path`. Raises BlockingIOError where another process is writing it."""
+        self._path, self._layout = path, layout
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.unfinished = path.with_name(f"{path.name}.partial")
+        claim = take(self.unfinished)
+        if claim is None:
+            raise BlockingIOError(f"another process is writing {self.unfinished}")
+        self._claim = claim
+        self._file: BinaryIO = self.unfinished.open("r+b")
+        found = _parsed(self._file)
+        is_ours = found is not None and found.layout == layout
+        self.num_rows = found.num_rows if found is not None and is_ours else 0
+        """Rows written so far."""
+        self._noted = self.num_rows
+        self._file.truncate(layout.rows_start + self.num_rows * layout.row_bytes)  # what was not noted may be damaged
+        self._indices = _numbers(self._file, layout, self.num_rows)
+        if not is_ours:
+            self._note(is_whole=False)
+        self._file.seek(0, os.SEEK_END)
+        self._last_note = time.monotonic()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the rows."""
+        return self._layout.dtype
+
+    @property
+    def next_record(self) -> int:
+        """The first record that is still to be read."""
+        return int(self._indices[self.num_rows - 1]) + 1 if self.num_rows else 0
+
+    def append(self, rows: Shaped[Tensor, "n F"], indices: Int[Tensor, " n"]) -> None:
+        """Adds rows on the CPU, of these records."""
+        self._file.write(rows.to(self.dtype).contiguous().view(torch.uint8).numpy().data)
+        self._indices[self.num_rows : self.num_rows + len(rows)] = indices.numpy()
+        self.num_rows += len(rows)
+        if time.monotonic() - self._last_note > SECONDS_BETWEEN_NOTES:
+            self._note(is_whole=False)
+
+    def finish(self) -> FeatureRows:
+        """Gives the file its name, which only one has whose records were all tried, and reads it."""
+        self._note(is_whole=True)
+        self.unfinished.replace(self._path)
+        return _read(self._path, self._layout, self.num_rows)
+
+    def __enter__(self) -> "RowWriter":
+        """The writer."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Notes how far it has come, also after an error, and lets go of the file."""
+        if self.num_rows > self._noted and self.unfinished.exists():
+            self._note(is_whole=False)
+        self._file.close()
+        self._claim.release()
+
+    def _note(self, is_whole: bool) -> None:
+        """The rows and their numbers reach the disk before the text that counts them does."""
+        self._file.flush()
+        os.pwrite(self._file.fileno(), self._indices.tobytes(), HEADER_BYTES)
+        os.fsync(self._file.fileno())
+        os.pwrite(self._file.fileno(), self._layout.header(self.num_rows, is_whole), 0)
+        os.fsync(self._file.fileno())
+        self._noted = self.num_rows
+        self._last_note = time.monotonic()
+
+
+def read_rows(path: Path) -> FeatureRows | None:
+    """The rows of a whole file; None where there is no such file.
+
+    Those of a large file are mapped: in memory only while they are used, and never to be written to.
+    """
+    try:
+        with path.open("rb") as file:
+            found = _parsed(file)
+    except OSError:
+        return None
+    return _read(path, found.layout, found.num_rows) if found is not None and found.is_whole else None
+
+
+@dataclass(frozen=True)
+class _Parsed:
+    """What a file says of itself."""
+
+    layout: Layout
+    num_rows: int
+    is_whole: bool
+
+
+def _parsed(file: BinaryIO) -> _Parsed | None:
+    """None where the file says none of this, or holds fewer rows than it says."""
+    try:
+        text = json.loads(file.read(HEADER_BYTES)[NUMBER_BYTES:])
+        rows, width = text["rows"]["shape"]
+        (num_records,) = text["indices"]["shape"]
+        dtype = {name: dtype for dtype, name in NAMES.items()}[text["rows"]["dtype"]]
+        found = _Parsed(Layout(num_records, width, dtype), rows, text["__metadata__"]["whole"] == "True")
+    except (ValueError, KeyError, TypeError):
+        return None
+    layout = found.layout
+    return found if os.fstat(file.fileno()).st_size >= layout.rows_start + rows * layout.row_bytes else None
+
+
+def _numbers(file: BinaryIO, layout: Layout, num_rows: int) -> NDArray[np.int64]:
+    """Of every row the number of its record; -1 where there is no row yet."""
+    file.seek(HEADER_BYTES)
+    known = np.frombuffer(file.read(NUMBER_BYTES * num_rows), np.int64)
+    return np.concatenate([known, np.full(layout.num_records - num_rows, -1, np.int64)])
+
+
+def _read(path: Path, layout: Layout, num_rows: int) -> FeatureRows:
+    with path.open("rb") as file:
+        indices = torch.from_numpy(_numbers(file, layout, num_rows)[:num_rows])
+    return FeatureRows(_read_rows(path, layout, num_rows), indices)
+
+
+def _read_rows(path: Path, layout: Layout, num_rows: int) -> Shaped[Tensor, "n F"]:
+    shape, dtype, start = (num_rows, layout.width), layout.dtype, layout.rows_start
+    if num_rows * layout.row_bytes <= MAPPED_BYTES:
+        count = num_rows * layout.width
+        return torch.from_numpy(np.fromfile(path, _AS_NUMPY[dtype], count, offset=start)).view(dtype).view(shape)
+    mapped = np.memmap(path, dtype=_AS_NUMPY[dtype], mode="r", offset=start, shape=shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch has no read-only tensors; nobody writes to features
+        return torch.from_numpy(mapped).view(dtype)

@@ -1,0 +1,1 @@
+"""One file a protocol, and what several share."""

@@ -1,0 +1,210 @@
+"""Attentive probe: a learned query over the patches of a frozen encoder (Bardes et al., 2024, V-JEPA).
+
+One cross-attention block with MLP and a linear layer, trained with AdamW; one probe for each learning rate, all of them in one
+pass over the same patches. V-JEPA's training images are also changed by AutoAugment and random erasing; here they are only
+cropped and mirrored as for the linear probe. A class token is not looked at.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+from torch.nn import functional
+
+from openjepa.engine.device import autocast, seed_generator
+from openjepa.evaluation.probes.trained import (
+    Rows,
+    check_finite,
+    compare,
+    numbered_steps,
+    test_view_fit,
+    training_on,
+    usual_augmentation,
+)
+from openjepa.evaluation.protocol import ImageProbe, ProtocolResult
+from openjepa.models.transformer import INIT_STD, Mlp
+from openjepa.schedules import cosine
+from openjepa.seeds import derive
+from openjepa.settings.evaluation import AttentiveSettings, EvaluationSettings
+from openjepa.system.console import progress
+from openjepa.types import normalize
+
+MLP_RATIO = 4
+
+
+class AttentiveProbe(nn.Module):
+    """y = q + proj(attention(q, norm1(x))); y = y + mlp(norm2(y)); linear(y). All heads of the attention together are D wide.
+
+    There is only one query, so that no key or value of a patch is ever made. With x the patches normalized without an affine
+    part, and norm1 = s x + t: head h scores patch n by q_h . K_h (s x_n + t) = (s K_h' q_h) . x_n and what is the same for all
+    patches, which softmax ignores, as it would a bias of the keys; and sum_n a_n V_h (s x_n + t) = V_h (s sum_n a_n x_n + t),
+    because the weights a_n add up to 1. So each probe asks for `directions` to score along, and goes on from the weighted
+    means of the patches in `classify`. At D = 1280 with 16 heads that is a hundredth of the operations on patches.
+    """
+
+    def __init__(self, width: int, heads: int, num_classes: int, layer_norm_eps: float) -> None:
+        """Drawn from torch's global generator: the query with std 0.02, matrices with std 1 / sqrt(inputs); biases are 0.
+
+        The usual std of 0.02 is nearly the same at the width of a ViT-H, but leaves hardly any signal in a narrow probe.
+        """
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Parameter(torch.empty(1, width))
+        self.norm1 = nn.LayerNorm(width, eps=layer_norm_eps)
+        self.to_query = nn.Linear(width, width)
+        self.to_key = nn.Linear(width, width, bias=False)
+        self.to_value = nn.Linear(width, width)
+        self.proj = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width, eps=layer_norm_eps)
+        self.mlp = Mlp(width, MLP_RATIO * width)
+        self.linear = nn.Linear(width, num_classes)
+        nn.init.trunc_normal_(self.query, std=INIT_STD)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def directions(self) -> Float[Tensor, "heads D"]:
+        """What the normalized patches are multiplied with to get each head's scores."""
+        width = self.query.shape[1]
+        query = self.to_query(self.query).view(self.heads, 1, -1)
+        keys = self.to_key.weight.view(self.heads, -1, width)
+        directions: Tensor = (query @ keys).squeeze(1) * self.norm1.weight * (width // self.heads) ** -0.5
+        return directions
+
+    def classify(self, means: Float[Tensor, "B heads D"]) -> Float[Tensor, "B C"]:
+        """Scores of the classes from each head's weighted mean of the normalized patches."""
+        width = self.query.shape[1]
+        seen = means * self.norm1.weight + self.norm1.bias
+        values = self.to_value.weight.view(self.heads, -1, width)
+        mixed = torch.einsum("bhk,hdk->bhd", seen, values).flatten(1) + self.to_value.bias
+        pooled = self.query + self.proj(mixed)
+        pooled = pooled + self.mlp(self.norm2(pooled))
+        return self.linear(pooled)  # type: ignore[no-any-return]
+
+
+class AttentiveProbes(nn.Module):
+    """Several probes of equal shape on the same patches. For fp32: what they cost beside the encoder is not worth rounding."""
+
+    def __init__(self, num: int, width: int, heads: int, num_classes: int, layer_norm_eps: float) -> None:
+        """`num` probes, each drawn anew."""
+        super().__init__()
+        self.eps = layer_norm_eps
+        self.probes = nn.ModuleList([AttentiveProbe(width, heads, num_classes, layer_norm_eps) for _ in range(num)])
+
+    def forward(self, patches: Float[Tensor, "B N D"]) -> Float[Tensor, "B probes C"]:
+        """Scores of every probe. Two products with the patches serve all of them; none touches another."""
+        normed = functional.layer_norm(patches, patches.shape[-1:], eps=self.eps)
+        directions = torch.cat([probe.directions() for probe in self.probes])  # type: ignore[operator]
+        weights = (normed @ directions.T).softmax(dim=1)  # [B, N, probes x heads]
+        means = (weights.transpose(1, 2) @ normed).chunk(len(self.probes), dim=1)
+        scores = [probe.classify(mean).float() for probe, mean in zip(self.probes, means, strict=True)]  # type: ignore[operator]
+        return torch.stack(scores, dim=1)
+
+
+@dataclass(frozen=True)
+class TrainedProbes:
+    """Probes behind their encoder."""
+
+    probe: ImageProbe
+    probes: AttentiveProbes
+    rates: Sequence[float]
+    unreadable: Sequence[str]
+    """Names of the images that should have been trained on and could not be read."""
+
+    def names(self) -> list[tuple[str, str, str]]:
+        """Features, head and setting of each."""
+        return [("patches", "attentive", f"lr {rate:g}") for rate in self.rates]
+
+    def answer(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B heads C"]:
+        """Scores of each, with the encoder's outputs as constants. Only the encoder is in the probe's precision."""
+        scores: Tensor = self.probes(self.patches(images))
+        return scores
+
+    @torch.no_grad()
+    def patches(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B N D"]:
+        """The encoder's outputs, in float32."""
+        probe = self.probe
+        pixels = normalize(images, probe.config.pixel_mean, probe.config.pixel_std)
+        with autocast(probe.device, probe.precision):
+            patches: Tensor = probe.encoder(pixels).patches
+        return patches.float()
+
+
+def evaluate_attentive(probe: ImageProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
+    """Accuracy of the best probe, once for every selection rule (see `candidates.compare`).
+
+    Raises Refusal where every learning rate was too high, where the encoder's outputs are not finite, and where no image of
+    a split can be read.
+    """
+    fit = test_view_fit(probe, usual_augmentation(probe))
+    return compare(probe, settings, lambda rows: train_probes(probe, settings, rows), fit, "attentive.learning_rates")
+
+
+def train_probes(probe: ImageProbe, settings: EvaluationSettings, rows: Rows) -> TrainedProbes:
+    """Trains one probe per learning rate on some records of the training split."""
+    own, config = settings.attentive, probe.config
+    training = training_on(
+        probe,
+        rows,
+        settings,
+        epochs=own.epochs,
+        batch_size=own.batch_size,
+        augmentation=usual_augmentation(probe),
+        interpolation="bicubic",
+    )
+    with torch.random.fork_rng(devices=[]):
+        seed_generator(torch.device("cpu"), derive("weights", settings.seed, 2))  # and none of a GPU
+        probes = AttentiveProbes(len(own.learning_rates), config.width, config.heads, probe.num_classes, config.layer_norm_eps)
+    trained = TrainedProbes(probe, probes.to(probe.device), own.learning_rates, training.unreadable)
+    optimizer = build_optimizer(probes, own)
+    total = own.epochs * training.steps_per_epoch
+    with progress("attentive probe", own.epochs * len(rows)) as advance:
+        for step, (images, labels) in numbered_steps(own.epochs, training.steps_per_epoch, training.batches):
+            if step == 0:
+                check_finite(trained.patches(images[: training.piece]), probe)
+            _train_step(trained, optimizer, images, labels, training.piece, cosine(1.0, 0.0, step / total))
+            advance(len(labels))
+    return trained
+
+
+def _train_step(
+    trained: TrainedProbes,
+    optimizer: torch.optim.AdamW,
+    images: UInt8[Tensor, "B 3 h w"],
+    labels: Int[Tensor, " B"],
+    piece: int,
+    factor: float,
+) -> None:
+    """One step of every probe at its peak rate times `factor`, with `piece` images per forward of the encoder."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+    optimizer.zero_grad()
+    for part, answers in zip(torch.split(images, piece), torch.split(labels, piece), strict=True):
+        loss = loss_sum(trained.answer(part), answers) / len(labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+
+def loss_sum(scores: Float[Tensor, "B probes C"], labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+    """Cross-entropy summed over images and probes, so that each probe's gradient is that of its own loss."""
+    repeated = labels[:, None].expand(-1, scores.shape[1])
+    return functional.cross_entropy(scores.flatten(0, 1), repeated.flatten(), reduction="sum")
+
+
+def build_optimizer(probes: AttentiveProbes, settings: AttentiveSettings) -> torch.optim.AdamW:
+    """AdamW with each probe's own rate; vectors (biases, norms) are not decayed."""
+    groups = [
+        {
+            "params": [value for value in probe.parameters() if (value.dim() > 1) == is_decayed],
+            "peak": rate,
+            "weight_decay": decay,
+        }
+        for probe, rate in zip(probes.probes, settings.learning_rates, strict=True)
+        for is_decayed, decay in ((True, settings.weight_decay), (False, 0.0))
+    ]
+    device = next(probes.parameters()).device
+    return torch.optim.AdamW(groups, lr=settings.learning_rates[0], fused=device.type in ("cpu", "cuda"))

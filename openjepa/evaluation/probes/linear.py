@@ -1,0 +1,148 @@
+"""Linear probe on cached features (`linear-cached`): four kinds of head, each fitted for many weight decays at once.
+
+As in I-JEPA's evaluation the heads are {last layer, last four layers} x {linear, BatchNorm + linear}, and the best of them is
+reported. Not the paper's protocol: features are those of the center crop, computed once, so that nothing is augmented, and
+the heads are fitted by full-batch accelerated gradient descent over a sweep of weight decays instead of trained by LARS over a
+sweep of learning rates.
+
+Early stopping is part of the protocol: a head ends near the optimum of its weight decay where that is strong or images are
+many, and before it where the decay is weak and the classes are separable (`solver.solve`). `extra` says how far the chosen head
+is from it. With 1000 generated images of width 256 and decay 1e-6 the optimum was 2 points less accurate than the head here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from openjepa.evaluation.probes.closed_sweep import (
+    Components,
+    Heads,
+    ScaledSplit,
+    gradient_norms,
+    relative_gradients,
+    rotate,
+    solve,
+)
+from openjepa.evaluation.probes.lazy_matrix import moments
+from openjepa.evaluation.protocol import HeadResult, LabeledFeatures, ProtocolResult, chosen_first, held_out_rows
+from openjepa.measures.accuracy import Accuracy, top1
+from openjepa.refusals import Refusal
+from openjepa.settings.evaluation import EvaluationSettings
+
+BATCH_NORM_EPS = 1e-5
+"""Of the authors' BatchNorm; here relative to the mean variance, so that it means the same at every scale."""
+KINDS = ("linear", "batch_norm")
+
+
+@dataclass(frozen=True)
+class Prepared(ScaledSplit):
+    """The training split as one kind of head sees it."""
+
+    def solve(self, rows: Int[Tensor, " m"] | None, weight_decays: Sequence[float], iterations: int) -> Heads:
+        """One head per weight decay from some rows, or from all; weak ones are stopped early."""
+        every, variances = self.rotated.rows, self.rotated.components.variances
+        if rows is None:
+            return solve(every, self.labels, self.num_classes, variances, weight_decays, iterations)
+        # m of n rows: X_m' X_m / m is nowhere larger than X' X / n times n / m
+        bound = variances * (len(self.labels) / len(rows))
+        return solve(every.select(rows), self.labels[rows], self.num_classes, bound, weight_decays, iterations)
+
+    def remaining(self, heads: Heads, weight_decays: Sequence[float]) -> list[dict[str, float]]:
+        """How far heads of all rows are from the optimum: norm of the gradient, and its share of weight decay x |W|."""
+        norms = gradient_norms(heads, self.rotated.rows, self.labels, weight_decays)
+        shares = relative_gradients(norms, heads, weight_decays)
+        pairs = zip(norms.tolist(), shares.tolist(), strict=True)
+        return [{"gradient_norm": norm, "relative_gradient": share} for norm, share in pairs]
+
+
+def prepare(
+    features: Shaped[Tensor, "n D"],
+    labels: Int[Tensor, " n"],
+    kind: str,
+    components: Components | None = None,
+    in_place: bool | None = None,
+) -> Prepared:
+    """Features of the training split, of any dtype, for a kind of head. The work is done on the device of the labels.
+
+    `linear`: all dimensions are divided by one number, the root of their mean variance, so that one range of weight decays
+    fits any encoder and pixels. `batch_norm`: each dimension is divided by its own standard deviation, which is BatchNorm
+    with the statistics of the training split (its affine part is absorbed by the linear layer). Both subtract the mean,
+    which the bias absorbs. `components`: of the same features for the same kind of head, where they are known. `in_place`: no
+    matrix of the size of the features is made; slower with few classes; None: where the features are large.
+    """
+    mean, variance = moments(features, labels.device)
+    overall = variance.mean().clamp(min=1e-20)
+    wanted = overall.expand_as(variance) if kind == "linear" else variance + BATCH_NORM_EPS * overall
+    scale = wanted.rsqrt()
+    rotated = rotate(features, mean, scale, components=components, in_place=in_place)
+    return Prepared(mean, scale, rotated, labels, int(labels.max()) + 1)
+
+
+def _prepared(train: LabeledFeatures, features: str, kind: str) -> Prepared:
+    """`prepare`, with the components that another task on the same images has left."""
+    prepared = prepare(train.features[features], train.labels, kind, train.components.get((features, kind)))
+    train.components[features, kind] = prepared.rotated.components
+    return prepared
+
+
+def evaluate_linear(train: LabeledFeatures, test: LabeledFeatures, settings: EvaluationSettings) -> ProtocolResult:
+    """Accuracy on `test` of the best head; which is best is decided as `settings.selection` says.
+
+    `held_out`: the weight decay of each head and then the head are chosen on 10 % of `train`, solved on the other 90 %; the
+    chosen weight decays are then solved anew on all of `train`. `paper`: solved on all of `train`, best on `test`.
+    `extra`: the norm of the objective's gradient at the chosen head, and its share of weight decay x |W|: at 0.1 the weights
+    are about a tenth from the optimum's at most, above 1 the head was stopped early.
+    """
+    sweep = _sweep_on_test if settings.selection == "paper" else _sweep_held_out
+    fitted = [each for features in train.features for kind in KINDS for each in sweep(train, test, features, kind, settings)]
+    heads = [head for head, _ in fitted]
+    best = chosen_first(heads, settings.selection)
+    heads[best] = replace(heads[best], chosen=True)
+    accuracy = heads[best].test_accuracy
+    error = Accuracy(accuracy, len(test.labels)).standard_error
+    return ProtocolResult(accuracy, error, tuple(heads), settings.selection, fitted[best][1])
+
+
+def _sweep_held_out(
+    train: LabeledFeatures, test: LabeledFeatures, features: str, kind: str, settings: EvaluationSettings
+) -> list[tuple[HeadResult, dict[str, float]]]:
+    """One head: the weight decay that is best on the held-out part, solved anew on everything; and how far from the optimum.
+
+    Means, scales and axes are those of the whole training split; they know no labels.
+    """
+    kept, held = held_out_rows(train.labels, settings.seed)
+    decays = _strongest_first(settings)
+    prepared = _prepared(train, features, kind)
+    predictions = prepared.solve(kept, decays, settings.iterations).predict(prepared.rotated.rows.select(held))
+    scores = [top1(predicted, train.labels[held]).value for predicted in predictions]
+    best = scores.index(max(scores))
+    final = prepared.solve(None, [decays[best]], settings.iterations)
+    accuracy = top1(final.predict(prepared.project(test.features[features]))[0], test.labels).value
+    head = HeadResult(features, kind, _words(decays[best]), scores[best], accuracy)
+    return [(head, prepared.remaining(final, [decays[best]])[0])]
+
+
+def _sweep_on_test(
+    train: LabeledFeatures, test: LabeledFeatures, features: str, kind: str, settings: EvaluationSettings
+) -> list[tuple[HeadResult, dict[str, float]]]:
+    """All weight decays of one head, solved on all of the training split; and how far each is from the optimum."""
+    decays = _strongest_first(settings)
+    prepared = _prepared(train, features, kind)
+    heads = prepared.solve(None, decays, settings.iterations)
+    predictions = heads.predict(prepared.project(test.features[features]))
+    scores = [top1(predicted, test.labels).value for predicted in predictions]
+    results = [HeadResult(features, kind, _words(decay), None, score) for decay, score in zip(decays, scores, strict=True)]
+    return list(zip(results, prepared.remaining(heads, decays), strict=True))
+
+
+def _strongest_first(settings: EvaluationSettings) -> list[float]:
+    """So that of two equally good weight decays the stronger is taken."""
+    if not settings.weight_decays or min(settings.weight_decays) <= 0:
+        raise Refusal(f"evaluation.weight_decays={settings.weight_decays} must be above 0: without it heads do not converge")
+    return sorted(settings.weight_decays, reverse=True)
+
+
+def _words(decay: float) -> str:
+    return f"weight decay {decay:g}"

@@ -1,0 +1,199 @@
+"""The paper's linear probe: heads on a frozen encoder, trained on augmented images (I-JEPA, Tables 1, 3 and 4).
+
+Details are those of the authors' VISSL configurations. Features: pooled output of the last layer, and of the last four layers
+side by side, each after the final norm. Heads: linear, and BatchNorm + linear. All of them, at every learning rate and weight
+decay, are trained in one pass, and the best one is reported. Not the authors': that it is chosen on held-out images (`paper`
+is theirs), and that every test view is resized bicubically.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from openjepa.engine.device import memory_limit
+from openjepa.evaluation.feature_matrix import EncoderFeatures
+from openjepa.evaluation.probes.stacked_heads import StackedHeads, Sweep, all_pairs, needed_bytes
+from openjepa.evaluation.probes.trained import (
+    Rows,
+    Training,
+    check_finite,
+    compare,
+    numbered_steps,
+    test_view_fit,
+    training_on,
+    usual_augmentation,
+)
+from openjepa.evaluation.protocol import ImageProbe, ProtocolResult
+from openjepa.refusals import Refusal
+from openjepa.schedules import cosine
+from openjepa.seeds import derive
+from openjepa.settings.evaluation import (
+    LINEAR_RECIPES,
+    OWN_DATA_RECIPE,
+    Augmentation,
+    EvaluationSettings,
+    FullLinearSettings,
+    LinearRecipe,
+)
+from openjepa.system.console import progress
+
+FINAL_RATE = 0.01
+"""Where the cosine ends, as a share of the peak (authors: 0.01 to 1e-4)."""
+LARGEST_SHARE = 0.9
+"""Of the device's memory, for the heads alone."""
+
+
+def find_recipe(benchmark: str, task: str) -> LinearRecipe:
+    """The benchmark's recipe, or that of its task where the benchmark has several; a default for other data."""
+    for name in (benchmark, f"{benchmark}_{task.rpartition('/')[2].lower()}"):
+        if name in LINEAR_RECIPES:
+            return LINEAR_RECIPES[name]
+    return OWN_DATA_RECIPE
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Settings and recipe, resolved for a number of training images."""
+
+    epochs: int
+    batch_size: int
+    sweep: Sweep
+    augmentation: Augmentation
+    recipe: LinearRecipe
+
+    def factor(self, epoch: int) -> float:
+        """What the rates are multiplied by in an epoch. The recipe's schedule is stretched to `epochs`."""
+        if not self.recipe.milestones:
+            return cosine(1.0, FINAL_RATE, epoch / self.epochs)
+        passed = [at for at in self.recipe.milestones if epoch * self.recipe.epochs >= at * self.epochs]
+        return float(0.1 ** len(passed))
+
+
+def make_plan(settings: FullLinearSettings, recipe: LinearRecipe, num_images: int, usual: Augmentation) -> Plan:
+    """What is None or empty in the settings comes from the recipe.
+
+    The recipe's rates are scaled linearly to the batch that is used (Goyal et al., 2017); rates of the settings are taken as
+    they are. `usual`: the augmentation where neither says one.
+    """
+    batch_size = min(settings.batch_size or recipe.batch_size, num_images)
+    scaled = tuple(rate * batch_size / recipe.batch_size for rate in recipe.learning_rates)
+    rates, decays = all_pairs(settings.learning_rates or scaled, settings.weight_decays or recipe.weight_decays)
+    return Plan(
+        epochs=settings.epochs or recipe.epochs,
+        batch_size=batch_size,
+        sweep=Sweep(rates, decays, settings.optimizer or recipe.optimizer),
+        augmentation=settings.augmentation or recipe.augmentation or usual,
+        recipe=recipe,
+    )
+
+
+@dataclass(frozen=True)
+class TrainedHeads:
+    """All heads behind their encoder."""
+
+    features: EncoderFeatures
+    heads: StackedHeads
+    unreadable: Sequence[str]
+    """Names of the images that should have been trained on and could not be read."""
+
+    def names(self) -> list[tuple[str, str, str]]:
+        """Features, head and setting of each."""
+        return self.heads.names()
+
+    def answer(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B heads C"]:
+        """Scores of each."""
+        return self.heads.logits(self.features.extract(images))
+
+
+def evaluate_linear_full(probe: ImageProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
+    """Accuracy of the best head, once for every selection rule (see `candidates.compare`).
+
+    Raises Refusal where the heads do not fit into memory, where every rate of the sweep was too high, where the encoder's
+    outputs are not finite, and where no image of a split can be read.
+    """
+    recipe = find_recipe(probe.benchmark, probe.task)
+    usual = usual_augmentation(probe)
+    augmentation = make_plan(settings.linear_full, recipe, len(probe.train.labels), usual).augmentation
+
+    def train(rows: Rows) -> TrainedHeads:
+        plan = make_plan(settings.linear_full, recipe, len(rows), usual)
+        return train_heads(probe, settings, plan, rows)
+
+    return compare(probe, settings, train, test_view_fit(probe, augmentation), "linear_full.learning_rates")
+
+
+def train_heads(probe: ImageProbe, settings: EvaluationSettings, plan: Plan, rows: Rows) -> TrainedHeads:
+    """Trains all heads on some records of the training split."""
+    features = EncoderFeatures(probe.encoder, probe.config, probe.device, probe.precision)
+    check_memory(probe, plan, features.num_layers)
+    wanted = settings.linear_full.batch_size or plan.recipe.batch_size
+    if plan.batch_size < wanted:
+        words = f"all {plan.batch_size:,} images at once, because there are fewer than a batch of {wanted:,}"
+        print(f"note: linear_full trains on {words}", file=sys.stderr)
+    heads = StackedHeads(
+        probe.config.width,
+        features.num_layers,
+        probe.num_classes,
+        plan.sweep,
+        derive("weights", settings.seed, 1),
+        probe.device,
+    )
+    training = training_on(
+        probe,
+        rows,
+        settings,
+        epochs=plan.epochs,
+        batch_size=plan.batch_size,
+        augmentation=plan.augmentation,
+        interpolation=plan.recipe.interpolation,
+    )
+    with progress("linear probe", plan.epochs * len(rows)) as advance:
+
+        def one_pass(epoch: int) -> Iterator[tuple[Float[Tensor, "B F"], Int[Tensor, " B"]]]:
+            return feature_batches(training, features, epoch)
+
+        for step, (inputs, labels) in numbered_steps(plan.epochs, training.steps_per_epoch, one_pass):
+            if step == 0:
+                check_finite(inputs, probe)
+            heads.step(inputs, labels, plan.factor(step // training.steps_per_epoch))
+            advance(len(labels))
+    return TrainedHeads(features, heads, training.unreadable)
+
+
+def feature_batches(
+    training: Training, features: EncoderFeatures, epoch: int
+) -> Iterator[tuple[Float[Tensor, "B F"], Int[Tensor, " B"]]]:
+    """One pass in batches of `batch_size` features, gathered over as many forwards of the encoder as they take.
+
+    A last batch that is not full is left out, unless it is the only one.
+    """
+    rows: list[Tensor] = []
+    answers: list[Tensor] = []
+    waiting, any_yet = 0, False
+    for images, labels in training.pieces(epoch):
+        rows.append(features.extract(images))
+        answers.append(labels)
+        waiting += len(labels)
+        while waiting >= training.batch_size:
+            joined, known, size = torch.cat(rows), torch.cat(answers), training.batch_size
+            yield joined[:size], known[:size]
+            rows, answers, waiting, any_yet = [joined[size:]], [known[size:]], waiting - size, True
+    if waiting and not any_yet:
+        yield torch.cat(rows), torch.cat(answers)
+
+
+def check_memory(probe: ImageProbe, plan: Plan, num_layers: int) -> None:
+    """Raises Refusal where the heads alone would not fit (iNat18's 8,142 classes on a ViT-H: 1.5 GB for each setting)."""
+    num = len(plan.sweep.rates)
+    needed = needed_bytes(probe.config.width, num_layers, probe.num_classes, num, plan.batch_size)
+    limit = memory_limit(probe.device)
+    if needed > LARGEST_SHARE * limit:
+        raise Refusal(
+            f"evaluation.linear_full.learning_rates and weight_decays: {4 * num} heads of {probe.num_classes:,} classes need "
+            f"about {needed / 1e9:.1f} GB while they are trained, and {probe.device} has {limit / 1e9:.1f} GB: give fewer of "
+            "both, and run the evaluation once for each part"
+        )

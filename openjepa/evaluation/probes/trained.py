@@ -1,0 +1,312 @@
+"""Classifiers that are trained together on augmented images: their views and batches, their right answers, and the choice.
+
+What `linear_full` and `attentive` have in common. The encoder is frozen and runs once per batch for all of them.
+
+Steps of several passes over a training split, numbered so that a schedule ends where it was meant to.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from openjepa.data.augmented import AugmentedBatch, LabeledViews, augmented_batches
+from openjepa.data.loading.workers import choose_workers
+from openjepa.data.selection import Subset
+from openjepa.data.splits import evaluation_batches
+from openjepa.engine.device import synchronize, to_device
+from openjepa.engine.failures import advise_on_memory
+from openjepa.evaluation.protocol import (
+    HeadResult,
+    ImageProbe,
+    LabeledImages,
+    ProtocolResult,
+    chosen_first,
+    held_out_rows,
+    selections,
+)
+from openjepa.measures.accuracy import TOP, Accuracy
+from openjepa.refusals import Refusal
+from openjepa.settings.evaluation import Augmentation, EvaluationSettings
+from openjepa.types import Skipped, ViewSpec
+
+Rows = NDArray[np.int64]
+SMALLEST_CROP = 0.08
+"""Least share of the image in a RandomResizedCrop (Szegedy et al., 2014)."""
+
+
+class Candidates(Protocol):
+    """Classifiers that have been trained and are now compared."""
+
+    @property
+    def unreadable(self) -> Sequence[str]:
+        """Names of the images that should have been trained on and could not be read."""
+
+    def names(self) -> list[tuple[str, str, str]]:
+        """Features, head and setting of each."""
+
+    def answer(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B heads C"]:
+        """Scores of each on test views, on the device."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Right answers of every classifier on some images."""
+
+    top1: list[float]
+    top5: list[float]
+    is_finite: list[bool]
+    """Whether all scores of the classifier were numbers."""
+    num: int
+    unreadable: tuple[str, ...] = ()
+    """Names of the images that could not be read."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a protocol trains its classifiers on."""
+
+    rows: Rows
+    """Records of the training split."""
+    views: LabeledViews
+    epochs: int
+    batch_size: int
+    """Images per step."""
+    piece: int
+    """Images per forward of the encoder."""
+    seed: int
+    workers: int
+    device: torch.device
+    unreadable: list[str] = field(default_factory=list)
+    """Names of the records that could not be read in the first pass; known when it has ended."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of one pass where every image can be read."""
+        return max(1, len(self.rows) // self.batch_size)
+
+    def pieces(self, epoch: int) -> Iterator[tuple[UInt8[Tensor, "b 3 h w"], Int[Tensor, " b"]]]:
+        """One pass in portions for the encoder, with labels, on the device; the last one may be smaller."""
+        for batch in self._pass(epoch, self.piece):
+            yield to_device(batch.images, self.device), to_device(batch.labels, self.device)
+
+    def batches(self, epoch: int) -> Iterator[tuple[UInt8[Tensor, "B 3 h w"], Int[Tensor, " B"]]]:
+        """One pass in whole batches on the device. A last one that is not full is left out, unless it is the only one."""
+        for place, batch in enumerate(self._pass(epoch, self.batch_size)):
+            if place == 0 or len(batch.labels) == self.batch_size:
+                yield to_device(batch.images, self.device), to_device(batch.labels, self.device)
+
+    def _pass(self, epoch: int, size: int) -> Iterator[AugmentedBatch]:
+        """All readable records, `size` at a time."""
+        is_lost = np.isin(np.arange(len(self.views.source)), self.rows)
+        for batch in augmented_batches(self.views, size, epoch, self.seed, self.workers, self.rows, drop_last=False):
+            is_lost[batch.indices.numpy()] = False
+            yield batch
+        if epoch == 0:
+            self.unreadable.extend(self.views.source.name(index) for index in np.flatnonzero(is_lost).tolist())
+
+
+def training_on(
+    probe: ImageProbe,
+    rows: Rows,
+    settings: EvaluationSettings,
+    *,
+    epochs: int,
+    batch_size: int,
+    augmentation: Augmentation,
+    interpolation: str,
+) -> Training:
+    """Some records of the training split in augmented views. A batch is at most all of them.
+
+    `interpolation`: filter of random crops and of whole images. `none` and `center_flip` are resized as the test view is:
+    bicubically.
+    """
+    view = ViewSpec(
+        probe.image_size,
+        scale=(SMALLEST_CROP, 1.0),
+        interpolation="bicubic" if augmentation == "none" else interpolation,
+        horizontal_flip=augmentation != "none",
+    )
+    fits = {"crop_flip": "random_crop", "center_flip": "crop", "squash_flip": "squash", "none": probe.fit}
+    views = LabeledViews(probe.train.source, probe.train.labels, view, fits[augmentation])
+    return Training(
+        rows=rows,
+        views=views,
+        epochs=epochs,
+        batch_size=min(batch_size, len(rows)),
+        piece=settings.feature_batch_size,
+        seed=settings.seed,
+        workers=choose_workers(settings.workers),
+        device=probe.device,
+    )
+
+
+def usual_augmentation(probe: ImageProbe) -> Augmentation:
+    """What fits the test view: the whole image where that shows it whole, else random crops; mirrored."""
+    return "squash_flip" if probe.fit == "squash" else "crop_flip"
+
+
+def test_view_fit(probe: ImageProbe, augmentation: Augmentation) -> str:
+    """The test view that belongs to an augmentation."""
+    return {"center_flip": "crop", "squash_flip": "squash"}.get(augmentation, probe.fit)
+
+
+def compare(
+    probe: ImageProbe,
+    settings: EvaluationSettings,
+    train: Callable[[Rows], Candidates],
+    fit: str,
+    rates_name: str,
+) -> tuple[ProtocolResult, ...]:
+    """Trains for every selection rule and chooses.
+
+    `held_out`: trained on 90 % of each class, chosen on the other 10 %, and tested as it is: not trained anew on everything,
+    which costs up to 10 % of the training images and saves half of the time. `paper`: trained on everything, chosen on the test
+    split. `both` trains twice. Raises Refusal, naming the setting `rates_name`, where no classifier is finite, and where
+    memory runs out or no image of a split can be read.
+    """
+    advice = (
+        f"out of memory on {probe.device} with evaluation.feature_batch_size={settings.feature_batch_size}: set a smaller "
+        f"--feature-batch-size (only the images per forward), or fewer evaluation.{rates_name}, which are trained side by side"
+    )
+    with advise_on_memory(lambda: advice):
+        return tuple(_compared(probe, settings, train, fit, rates_name, rule) for rule in selections(settings))
+
+
+def _compared(
+    probe: ImageProbe, settings: EvaluationSettings, train: Callable[[Rows], Candidates], fit: str, rates_name: str, rule: str
+) -> ProtocolResult:
+    """One selection rule."""
+    labels = torch.from_numpy(probe.train.labels)
+    rows, held = held_out_rows(labels, settings.seed) if rule == "held_out" else (torch.arange(len(labels)), None)
+    start = time.monotonic()
+    candidates = train(rows.numpy())
+    synchronize(probe.device)
+    seconds = time.monotonic() - start
+    on_test = count_right(candidates, probe, probe.test, settings, fit, "test split")
+    on_held, lost = None, list(candidates.unreadable)
+    if held is not None:
+        on_held = count_right(
+            candidates, probe, probe.train, settings, fit, "held-out part of the training split", held.numpy()
+        )
+        lost += on_held.unreadable
+    result = choose(candidates.names(), on_held, on_test, probe.num_classes, seconds, rates_name)
+    return replace(result, unreadable={"train": tuple(lost), "test": on_test.unreadable})
+
+
+def check_finite(outputs: Float[Tensor, "..."], probe: ImageProbe) -> None:
+    """Looks at the encoder's outputs for a first batch: with NaN in them it would seem as if every rate were too high.
+
+    Waits for the device, so that it is not for every step. Raises Refusal that says what of the encoder is not finite.
+    """
+    if bool(torch.isfinite(outputs).all()):
+        return
+    bad = [name for name, value in probe.encoder.named_parameters() if not bool(torch.isfinite(value).all())]
+    if bad:
+        raise Refusal(
+            f"{len(bad)} of the encoder's parameters hold numbers that are not finite, the first is {bad[0]}: the run they are "
+            "from has diverged, or the file is damaged; evaluate other weights"
+        )
+    advice = "use --precision fp32" if probe.precision != "fp32" else "they are too large for fp32; evaluate other weights"
+    raise Refusal(
+        f"the encoder's outputs are not finite with evaluation.precision={probe.precision}, though its parameters are: {advice}"
+    )
+
+
+@torch.no_grad()
+def count_right(
+    candidates: Candidates,
+    probe: ImageProbe,
+    images: LabeledImages,
+    settings: EvaluationSettings,
+    fit: str,
+    part: str,
+    rows: Rows | None = None,
+) -> Scores:
+    """Accuracy of every classifier on a split in its test view, or on some of its records. Unreadable ones are left out.
+
+    `part`: what the images are, in words. Raises Refusal where none of them can be read.
+    """
+    source = images.source if rows is None else Subset(images.source, rows)
+    labels = torch.from_numpy(images.labels if rows is None else images.labels[rows])
+    shape = (3, len(candidates.names()))
+    right = torch.zeros(shape, dtype=torch.int64, device=probe.device)  # top-1, top-5, images with a score that is no number
+    num = 0
+    lost: list[Skipped] = []
+    workers = choose_workers(settings.workers)
+    size = settings.feature_batch_size
+    for batch in evaluation_batches(source, probe.image_size, size, workers, fit=fit, unreadable=lost):
+        logits = candidates.answer(to_device(batch.images, probe.device))
+        answers = to_device(labels[batch.indices], probe.device)
+        hits = logits.topk(min(TOP, logits.shape[2]), dim=2).indices == answers[:, None, None]  # [B, heads, 5]
+        bad = ~torch.isfinite(logits).all(dim=2)
+        right += torch.stack([hits[:, :, 0].sum(dim=0), hits.any(dim=2).sum(dim=0), bad.sum(dim=0)])
+        num += len(answers)
+    if num == 0:
+        raise Refusal(
+            f"no image of the {part} can be read; the first of {len(lost)} is {lost[0].name}: {lost[0].reason}. "
+            "`openjepa data check` reads every image of a folder and says what is wrong"
+        )
+    top1, top5, bad = right.tolist()
+    names = tuple(skipped.name for skipped in lost)
+    return Scores([n / num for n in top1], [n / num for n in top5], [n == 0 for n in bad], num, names)
+
+
+def choose(
+    names: list[tuple[str, str, str]],
+    on_held: Scores | None,
+    on_test: Scores,
+    num_classes: int,
+    seconds: float,
+    rates_name: str,
+) -> ProtocolResult:
+    """The best classifier among the finite ones: on held-out images, or where there are none on the test images."""
+    is_finite = [a and b for a, b in zip(on_test.is_finite, (on_held or on_test).is_finite, strict=True)]
+    if not any(is_finite):
+        raise Refusal(
+            f"evaluation.{rates_name}: with none of these rates the weights stayed finite; "
+            f"use smaller ones than {', '.join(dict.fromkeys(name[2] for name in names))}"
+        )
+    heads = [
+        HeadResult(*name, None if on_held is None else on_held.top1[i], on_test.top1[i])
+        if is_finite[i]
+        else HeadResult(name[0], name[1], f"{name[2]} (failed: not finite)", None if on_held is None else 0.0, 0.0)
+        for i, name in enumerate(names)
+    ]
+    # finite ones first, so that no tie is decided for one that failed
+    order = sorted(range(len(heads)), key=lambda i: not is_finite[i])
+    heads = [heads[i] for i in order]
+    rule = "paper" if on_held is None else "held_out"
+    best = chosen_first(heads, rule)
+    heads[best] = replace(heads[best], chosen=True)
+    extra = {"training_seconds": round(seconds, 1)}
+    if num_classes > TOP:
+        extra["top5"] = on_test.top5[order[best]]
+    accuracy = heads[best].test_accuracy
+    return ProtocolResult(accuracy, Accuracy(accuracy, on_test.num).standard_error, tuple(heads), rule, extra)
+
+
+Batch = TypeVar("Batch")
+
+
+def numbered_steps(epochs: int, steps_per_epoch: int, batches: Callable[[int], Iterable[Batch]]) -> Iterator[tuple[int, Batch]]:
+    """Every batch of every epoch with the number of its step, epoch x steps_per_epoch + place in the epoch.
+
+    `batches` starts the pass of an epoch, of at most `steps_per_epoch` batches. Unreadable images make a pass shorter, but do
+    not shift the steps of the next. Raises Refusal at a pass without any batch: what is trained would stay as it was drawn.
+    """
+    for epoch in range(epochs):
+        place = -1
+        for place, batch in enumerate(batches(epoch)):
+            yield epoch * steps_per_epoch + place, batch
+        if place < 0:
+            raise Refusal(
+                "no image of the training split can be read, so that nothing can be trained; `openjepa data check` reads "
+                "every image of a folder and says what is wrong"
+            )

@@ -1,0 +1,153 @@
+"""What is evaluated: a run folder, or an encoder in whatever it lies in; and the encoders it is compared with.
+
+They are an untrained one, and of a run that has started from weights these weights.
+"""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from openjepa.config import load_run_config
+from openjepa.engine.device import seed_generator
+from openjepa.evaluation.results import data_name
+from openjepa.models.vit import VisionTransformer, build_encoder
+from openjepa.refusals import Refusal
+from openjepa.seeds import derive
+from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.models import EncoderConfig
+from openjepa.settings.sources import DataSettings
+from openjepa.system.hub_names import absent, hub_name
+from openjepa.system.json_files import readable_object
+from openjepa.weights.formats import Choice, load_any
+from openjepa.weights.native import load_encoder
+
+ELSEWHERE = Path("evaluations")
+"""Below the working directory: folder for the results of encoders beside which nothing may be written."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated."""
+
+    output: Path
+    """Folder that holds eval/: the run's; where the encoder lies in none, see `_output`."""
+    kind: str
+    """run or encoder."""
+    encoder_path: Path
+    """The encoder: a folder, a file, or a name on the Hub."""
+    initial_folder: Path | None
+    """The untrained encoder, where the run has started from it and has kept it."""
+    predictor_folder: Path | None
+    """The predictor, where there is one."""
+    data: DataSettings | None
+    """The images to evaluate on; None for an encoder without a run whose images nobody named."""
+    seed: int
+    """Of the run: the data's split and subset depend on it."""
+    encoder_name: str
+    """Of the encoder, where it is not the run's own: part of the results' file names."""
+    names: tuple[str, ...]
+    """Of encoder and data, where they are not the run's own."""
+    masks_mode: str | None = None
+    step: int | None = None
+    """Step of the run after which the encoder was exported."""
+    which: Literal["target", "context"] = "target"
+    """Of a file that holds both encoders, which one."""
+    start_folder: Path | None = None
+    """The encoder as it was before training, where the run has started from weights (`run.init`) and has kept it."""
+
+
+def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | None) -> Subject:
+    """Whether `path` is a run, an encoder folder, a file of weights or a name on the Hub, and which data goes with it.
+
+    Raises Refusal where it can be none of these.
+    """
+    if (path / "config.yaml").is_file():
+        run = load_run_config(path)
+        folder = path / ("encoder" if settings.encoder == "target" else "context_encoder")
+        if not folder.is_dir():
+            hint = (
+                "finish or stop the training first"
+                if settings.encoder == "target"
+                else "train with method.export_context_encoder"
+            )
+            raise Refusal(f"encoder={settings.encoder!r}: the run {path} has no folder {folder.name}; {hint}")
+        used = data or run.data
+        name: str = "" if settings.encoder == "target" else settings.encoder
+        mode, step = _note(path / "predictor", "mask_mode"), _note(folder, "step")
+        names = (name, data_name(run.data, used))
+        initial, predictor = _existing(path / "encoder_initial"), _existing(path / "predictor")
+        start, initial = (None, initial) if run.run.init is None else (initial, None)
+        return Subject(path, "run", folder, initial, predictor, used, run.run.seed, name, names, mode, step, start_folder=start)
+    name_on_hub = hub_name(path)
+    if not path.exists() and name_on_hub is None:
+        raise Refusal(f"{path} {absent(path)}; name a run folder, an encoder folder or a file of weights")
+    if not ((path / "config.json").is_file() or path.is_file() or name_on_hub is not None):
+        raise Refusal(
+            f"{path} is neither a run folder (config.yaml) nor an encoder folder (config.json, model.safetensors) "
+            "nor a file of weights"
+        )
+    inside = path.is_dir() and (path.resolve().parent / "config.yaml").is_file()
+    output, name = (path.resolve().parent, path.resolve().name) if inside else (_output(path), "")
+    # of the run, so that the images it was trained on are not those of the test split
+    seed = load_run_config(path.resolve().parent).run.seed if inside else settings.seed
+    name = "-".join(part for part in (name, settings.encoder if settings.encoder == "context" else "") if part)
+    names = (name, data_name(None, data) if data is not None else "")
+    return Subject(
+        output, "encoder", path, None, None, data, seed, name, names, step=_note(path, "step"), which=settings.encoder
+    )
+
+
+def load_subject(subject: Subject, heads: int | None) -> tuple[VisionTransformer, EncoderConfig]:
+    """The encoder that is evaluated. Says what it is where it is not openjepa's own. Raises Refusal."""
+    loaded = load_any(subject.encoder_path, Choice(encoder=subject.which, heads=heads, predictor=False))
+    if not loaded.is_own:
+        print(f"{subject.encoder_path}: {loaded.what}; results in {subject.output / 'eval'}", file=sys.stderr)
+    for note in loaded.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return loaded.encoder, loaded.config
+
+
+def baselines(subject: Subject, config: EncoderConfig, seed: int, is_first: bool = True) -> dict[str, VisionTransformer]:
+    """`untrained`; before it, of a run that has started from weights, the encoder with these: `start`."""
+    start = {} if subject.start_folder is None else {"start": load_encoder(subject.start_folder)[0]}
+    return {**start, "untrained": untrained(subject, config, seed, is_first)}
+
+
+def untrained(subject: Subject, config: EncoderConfig, seed: int, is_first: bool = True) -> VisionTransformer:
+    """The encoder with random weights, as it was before training, or an equal one with others.
+
+    The run's own is used for the first of several seeds.
+    """
+    if subject.initial_folder is not None and is_first:
+        return load_encoder(subject.initial_folder)[0]
+    with torch.random.fork_rng(devices=[]):
+        seed_generator(torch.device("cpu"), derive("weights", seed))  # and none of a GPU
+        return build_encoder(config)
+
+
+def _output(path: Path) -> Path:
+    """Where the results of an encoder go that belongs to no run.
+
+    Into its folder, or beside its file X into X.results. Nothing is written into the Hub's cache, nor where nothing may be:
+    those results go into evaluations/<name> below the working directory.
+    """
+    place = path if path.is_dir() else path.parent
+    cached = next((part for part in path.absolute().parts if part.startswith("models--")), None)
+    if path.exists() and cached is None and os.access(place, os.W_OK):
+        return path if path.is_dir() else path.with_name(f"{path.name}.results")
+    if path.exists():
+        return ELSEWHERE / (cached.removeprefix("models--") if cached else path.resolve().name)
+    return ELSEWHERE / (hub_name(path) or str(path)).replace("/", "--")
+
+
+def _existing(folder: Path) -> Path | None:
+    return folder if folder.is_dir() else None
+
+
+def _note(network: Path, name: str) -> Any:
+    """What the config.json of an exported network says beside its settings; None where it does not."""
+    return (readable_object(network / "config.json") or {}).get(name)

@@ -1,0 +1,216 @@
+"""Evaluates an encoder on the rows of a suite, whose benchmarks lie below one folder, beside published numbers."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+from openjepa.checks.protocol_settings import check_evaluation
+from openjepa.data.datasets.benchmarks import BENCHMARKS, find_benchmark
+from openjepa.data.source import ListSource, Splits, file_stamp, source_hash, stamps_hash
+from openjepa.data.splits import low_shot_rows
+from openjepa.engine.device import resolve_device
+from openjepa.evaluation.dataset_run import blank_result, evaluate_seeds, pooled_configs, pooled_settings, view_size
+from openjepa.evaluation.results import Result, folder_key, read_result, variant_name
+from openjepa.evaluation.subject import find_subject, load_subject
+from openjepa.evaluation.suite import PUBLISHED, SUITES, SuiteRow, suite_rows
+from openjepa.evaluation.task_run import KnownComponents
+from openjepa.evaluation.tasks import TASKS, fitting_protocols
+from openjepa.refusals import Refusal
+from openjepa.settings.evaluation import EvaluationSettings, LowShotSettings
+from openjepa.settings.models import EncoderConfig
+from openjepa.system.console import Say, silent
+from openjepa.weights.contents import weights_hash
+
+PUBLISHED_LIST = 12_811
+"""Images of the published list with 1 % of ImageNet's labels."""
+NOT_OF_A_ROW = ("tasks", "workers", "device", "feature_batch_size")
+"""Settings that do not change what a row is."""
+
+
+def evaluate_suite(
+    subject: Path,
+    suite: str,
+    data_root: Path,
+    settings: EvaluationSettings,
+    say: Say = silent,
+    each: Callable[[Result], None] = silent,
+    again: bool = False,
+) -> list[Result]:
+    """Evaluates an encoder or a run on every row of a suite whose benchmark lies below `data_root`.
+
+    Writes `<subject>/eval/suite-<row>.json`, and calls `each` with a row as soon as it is there. A benchmark that is not there,
+    or a row that cannot be evaluated on what is there, gives a Result that says why; the other rows do not suffer. Rows
+    that were finished before with the same weights, settings and data are read and not computed, unless `again`. Raises
+    Refusal before anything is computed for a benchmark that is there but broken (a missing split, a list of absent files),
+    for an unknown suite, row or device, for a list of images that is not there or names others, and where no benchmark is.
+    """
+    check_evaluation(settings)
+    resolve_device(settings.device)
+    rows = suite_rows(suite, settings.tasks)
+    root = data_root.expanduser()
+    if not root.is_dir():
+        raise Refusal(f"data_root={str(data_root)!r} is no folder; it must hold one folder per data set: {_expected(rows)}")
+    found = find_subject(Path(subject).expanduser(), settings, None)
+    encoder, config = load_subject(found, settings.heads)
+    view_size(settings, config)
+    weights = weights_hash(encoder)
+    opened = {name: find_benchmark(name, root) for name in dict.fromkeys(row.benchmark for row in rows)}
+    if all(isinstance(splits, str) for splits in opened.values()):
+        raise Refusal(f"data_root={str(data_root)!r} holds none of the data sets of the rows asked for: {_expected(rows)}")
+    planned = [plan for row in rows for plan in _plans(row, opened[row.benchmark], settings, config)]
+    for row, own, _ in planned:
+        _check_list(row, opened[row.benchmark], own)
+    images = {name: _images_key(splits) for name, splits in opened.items() if not isinstance(splits, str)}
+    known: dict[tuple[str, str], KnownComponents] = {}
+    results = []
+    for number, (row, own, pooled) in enumerate(planned, start=1):
+        splits = opened[row.benchmark]
+        result = _described(blank_result(row.task, found, own, splits), row, own)
+        if not isinstance(splits, str):
+            variant, key = _variant(row, own, config, found.encoder_name), folder_key(root / row.benchmark)
+            result = replace(result, variant=variant, data_key=key, departures=_departures(row, own, config), weights=weights)
+            called = BENCHMARKS[row.benchmark].title
+            result = replace(result, images=_with_list(images[row.benchmark], own.low_shot), data_name=called)
+            result = result.placed(found.output / "eval")
+            told = partial(_prefixed, say, f"[{number}/{len(planned)}] {result.title}: ")
+            axes = known.setdefault((row.benchmark, pooled.pooling), {})
+            kept = None if again else _finished(result, found.output / "eval")
+            if kept is not None:
+                older = "" if kept.images else " by a version that did not note whether images were overwritten in place"
+                told(f"done before{older}: {kept.file_name} (--again computes it anew)")
+            result = kept or _guarded(
+                result, partial(evaluate_seeds, result, splits, found, encoder, pooled, own, axes, told, row.benchmark)
+            )
+        if result.skipped is not None:
+            result = replace(result, variant="", data_key="")
+            result.write(found.output / "eval")
+        results.append(result)
+        each(result)
+    return results
+
+
+def _plans(
+    row: SuiteRow, splits: Splits | str, settings: EvaluationSettings, config: EncoderConfig
+) -> list[tuple[SuiteRow, EvaluationSettings, EncoderConfig]]:
+    """The row with its settings, once for each pooling; once where its data is not there."""
+    own = _row_settings(row, settings, row.name in settings.tasks)
+    poolings = pooled_configs(TASKS[row.task], own, config)
+    return [
+        (row, pooled_settings(own, config, pooled), pooled) for pooled in poolings[: 1 if isinstance(splits, str) else None]
+    ]
+
+
+def _finished(blank: Result, folder: Path) -> Result | None:
+    """The row as it was finished before, where encoder, settings and data were the same."""
+    found = read_result(folder / blank.file_name)
+    if found is None or found.partial or found.skipped is not None or found.images not in ("", blank.images):
+        return None
+    same = ("weights", "data_key", "data", "encoder")
+    settings = [{name: value for name, value in item.settings.items() if name not in NOT_OF_A_ROW} for item in (found, blank)]
+    return found if settings[0] == settings[1] and all(getattr(found, n) == getattr(blank, n) for n in same) else None
+
+
+def _images_key(splits: Splits) -> str:
+    """Short hash of the images of both splits."""
+    sources = [source for source in (splits.train, splits.test) if isinstance(source, ListSource)]
+    known = "".join(source_hash(source) + stamps_hash(source) for source in sources)
+    return hashlib.sha256(known.encode()).hexdigest()[:12]
+
+
+def _with_list(images: str, shot: LowShotSettings) -> str:
+    """The hash of the images, and of the list that says which of them are labeled."""
+    listed = b"" if shot.list is None else file_stamp(Path(shot.list).expanduser())
+    return hashlib.sha256(images.encode() + listed).hexdigest()[:12] if listed else images
+
+
+def _prefixed(say: Say, prefix: str, text: str) -> None:
+    say(prefix + text)
+
+
+def _guarded(blank: Result, evaluate: Callable[[], Result]) -> Result:
+    """The row's result, or `blank` with the error: the other rows need not suffer."""
+    try:
+        return evaluate()
+    except Exception as error:
+        if os.environ.get("OPENJEPA_DEBUG"):
+            raise
+        kind = "" if isinstance(error, Refusal) else f"{type(error).__name__}: "
+        return replace(blank, skipped=f"failed: {kind}{error}", failed=True)
+
+
+def _check_list(row: SuiteRow, splits: Splits | str, settings: EvaluationSettings) -> None:
+    """Refusal if a list of labeled images names others than there are: before the first row is computed."""
+    labels = None if isinstance(splits, str) else TASKS[row.task].labels(splits)
+    if settings.low_shot.list is None or labels is None or isinstance(labels, str):
+        return
+    assert not isinstance(splits, str) and isinstance(splits.train, ListSource)
+    low_shot_rows(splits.train, labels[0], settings.low_shot, settings.max_skipped)
+
+
+def _expected(rows: Sequence[SuiteRow]) -> str:
+    return ", ".join(dict.fromkeys(BENCHMARKS[row.benchmark].folders[0] for row in rows))
+
+
+def _row_settings(row: SuiteRow, settings: EvaluationSettings, is_named: bool) -> EvaluationSettings:
+    """The settings with what the row prescribes where they leave it open.
+
+    Low-shot settings are for the low-shot rows, and for other rows that are named in `tasks`.
+    """
+    shot = settings.low_shot
+    if row.is_low_shot and not shot.is_set():
+        shot = LowShotSettings(percent=1.0, seed=shot.seed)
+    if not (row.is_low_shot or is_named):
+        shot = LowShotSettings()
+    return replace(settings, protocols=settings.protocols or row.protocols, low_shot=shot)
+
+
+def _is_published_draw(row: SuiteRow, shot: LowShotSettings) -> bool:
+    """Whether so many labels are used as in the row's published numbers."""
+    return shot.list is not None or shot.percent == 1.0 if row.is_low_shot else not shot.is_set()
+
+
+def _described(blank: Result, row: SuiteRow, settings: EvaluationSettings) -> Result:
+    """With name, title and published numbers of a row; with another number of labels there are none to compare with."""
+    shot = settings.low_shot
+    if _is_published_draw(row, shot):
+        published = tuple(asdict(number) for number in PUBLISHED.get(row.name, ()))
+        return replace(blank, row=row.name, title=row.title, published=published)
+    name = BENCHMARKS[row.benchmark].title if row.is_low_shot else row.title
+    few = "list of labels" if shot.list is not None else f"{shot.images_per_class} per class"
+    words = few if shot.percent is None else f"{shot.percent:g} % of the labels"
+    return replace(blank, row=row.name, title=f"{name}, {words}")
+
+
+def _variant(row: SuiteRow, settings: EvaluationSettings, config: EncoderConfig, encoder_name: str) -> str:
+    """What differs from the row of the suite `paper`, so that the rows of all suites have files of their own."""
+    paper = {item.name: item for item in SUITES["paper"]}.get(row.name, row)
+    protocols = fitting_protocols(TASKS[row.task], settings.protocols)
+    own = replace(settings, protocols=protocols or settings.protocols)
+    usual = _row_settings(paper, EvaluationSettings(), False)
+    return variant_name(own, config.image_size, view_size(settings, config), encoder_name, usual=usual)
+
+
+def _draw_words(shot: LowShotSettings) -> str:
+    """How a draw of labels differs from the published list; empty where it may be that list."""
+    if shot.list is None:
+        return "1 % drawn per class, not the published list" if shot.percent == 1.0 else ""
+    names = sum(bool(line.split("#")[0].strip()) for line in Path(shot.list).expanduser().read_text().splitlines())
+    return "" if names == PUBLISHED_LIST else f"a list of {names:,} labels, not the published {PUBLISHED_LIST:,}"
+
+
+def _departures(row: SuiteRow, settings: EvaluationSettings, config: EncoderConfig) -> tuple[str, ...]:
+    """Settings by which the row is not what was published, in words. What the data says is added with the numbers."""
+    usual = EvaluationSettings()
+    changed = [name for name in ("linear_full", "finetune") if getattr(settings, name) != getattr(usual, name)]
+    size = view_size(settings, config)
+    draw = _draw_words(settings.low_shot) if row.is_low_shot else ""
+    return (
+        *(f"{name}.* is changed" for name in changed if name in settings.protocols),
+        *((f"images of {size[0]}x{size[1]} px",) if size != config.image_size else ()),
+        *((f"pooled by {settings.pooling.replace('_', ' ')}",) if settings.pooling != "own" else ()),
+        *((f"at most {settings.max_train_images} training images",) if settings.max_train_images is not None else ()),
+        *((draw,) if draw else ()),
+    )

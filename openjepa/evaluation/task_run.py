@@ -1,0 +1,347 @@
+"""One task: features where protocols want them, every protocol on every subject, and the Result.
+
+What the protocols of one task find, and the Result made of it.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from openjepa.data.datasets.benchmarks import BENCHMARKS
+from openjepa.data.loading.workers import choose_workers
+from openjepa.data.selection import Subset, balanced_rows
+from openjepa.data.source import LabelMaps, ListSource, Splits
+from openjepa.data.splits import evaluation_batches, low_shot_rows
+from openjepa.engine.device import memory_limit, resolve_device, resolve_precision
+from openjepa.evaluation import PROTOCOLS
+from openjepa.evaluation.feature_matrix import EncoderFeatures, Extractor, Images, PixelFeatures, View, extract_features
+from openjepa.evaluation.feature_store import FeatureRows
+from openjepa.evaluation.label_free import feature_measures, lidar_measures
+from openjepa.evaluation.probes.closed_sweep import Components
+from openjepa.evaluation.protocol import ImageProbe, LabeledFeatures, LabeledImages, ProtocolResult, selections
+from openjepa.evaluation.results import Metric, Result, SubjectResult
+from openjepa.evaluation.tasks import TASKS, Labels, Task, fitting_protocols
+from openjepa.models.vit import VisionTransformer
+from openjepa.refusals import Refusal
+from openjepa.settings.evaluation import EvaluationSettings, ProtocolName
+from openjepa.settings.models import EncoderConfig
+from openjepa.system.console import Say, silent
+
+NUM_NAMES = 20
+"""Unreadable images that a result names."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """What a task uses of one split."""
+
+    source: ListSource
+    labels: NDArray[np.int64]
+    maps: LabelMaps | None
+
+
+class Findings:
+    """What the protocols of one task have found so far."""
+
+    def __init__(self, side_by_side: bool) -> None:
+        """`side_by_side`: both selection rules are asked for, so that the second is named after the number."""
+        self._side_by_side = side_by_side
+        self.metrics: dict[str, dict[str, Metric]] = {}
+        """By subject and name of the number."""
+        self.heads: list[dict[str, Any]] = []
+        """Every classifier that was tried."""
+        self.unreadable: dict[str, dict[str, None]] = {"train": {}, "test": {}}
+        """Names of the images that could not be read, in the order they were found, by split."""
+
+    def add(self, name: ProtocolName, subject: str, outcomes: Sequence[ProtocolResult]) -> None:
+        """The results of a protocol on a subject."""
+        for outcome in outcomes:
+            title = PROTOCOLS[name].metric
+            if outcome.selection == "paper" and self._side_by_side:
+                title += " (paper)"
+            self.metrics.setdefault(subject, {})[title] = _metric(outcome)
+            self.heads.extend({"subject": subject, "metric": title, **asdict(head)} for head in outcome.heads)
+            for split, names in outcome.unreadable.items():
+                self.unreadable[split].update(dict.fromkeys(names))
+
+
+def check_readable(
+    unreadable: Mapping[str, Mapping[str, None]], train: ListSource, test: ListSource, settings: EvaluationSettings
+) -> None:
+    """Refusal where more than `max_skipped` of a split cannot be read."""
+    for split, source in (("train", train), ("test", test)):
+        lost = list(unreadable[split])
+        if len(lost) > settings.max_skipped * len(source):
+            raise Refusal(
+                f"{len(lost):,} of the {len(source):,} images of the {split} split cannot be read, more than "
+                f"max_skipped={settings.max_skipped:g} allows: {', '.join(lost[:3])}, ...; mend the files "
+                "(`openjepa data check` lists them) or raise --max-skipped. Files that stay as they are, are tried again only "
+                "once eval/features is deleted"
+            )
+
+
+def with_findings(
+    blank: Result,
+    findings: Findings,
+    sides: tuple[Split, Split],
+    labels: Labels,
+    task: Task,
+    size: tuple[int, int],
+) -> Result:
+    """`blank` with what has been found."""
+    train, test = sides
+    dropped = {split: list(lost) for split, lost in findings.unreadable.items()}
+    return replace(
+        blank,
+        subjects={name: SubjectResult(dict(numbers)) for name, numbers in findings.metrics.items()},
+        heads=list(findings.heads),
+        image_size=size,
+        fit=task.fit,
+        num_train=len(train.source) - len(dropped["train"]),
+        num_test=len(test.source) - len(dropped["test"]),
+        num_classes=len(np.unique(labels[0])) if train.maps is None else len(train.maps.class_names),
+        chance=_chance(train, labels[1], findings.metrics),
+        dropped={split: len(lost) for split, lost in dropped.items()},
+        dropped_names=[name for lost in dropped.values() for name in lost][:NUM_NAMES],
+    )
+
+
+def departures(benchmark: str, labels: Labels, result: Result) -> tuple[str, ...]:
+    """In words, how the images that were found are not the whole benchmark."""
+    whole = BENCHMARKS.get(benchmark)
+    if whole is None:
+        return ()
+    lost = sum(result.dropped.values())
+    few = whole.num_classes is not None and result.num_classes != whole.num_classes
+    sides = (("training", whole.num_train, len(labels[0])), ("test", whole.num_test, len(labels[1])))
+    return (
+        *((f"{result.num_classes:,} of its {whole.num_classes:,} classes",) if few else ()),
+        *(f"{there:,} of its {num:,} {side} images" for side, num, there in sides if num is not None and there != num),
+        *((f"{lost:,} unreadable images",) if lost else ()),
+    )
+
+
+def _chance(train: Split, test_labels: NDArray[np.int64], metrics: Mapping[str, Mapping[str, Metric]]) -> float:
+    """The number of always answering the most frequent class of the training images, or patches where pixels are labeled."""
+    if train.maps is not None:
+        return next(iter(metrics["encoder"].values())).extra["majority"]
+    return float((test_labels == np.bincount(train.labels).argmax()).mean())
+
+
+def _metric(outcome: ProtocolResult) -> Metric:
+    head = next(head for head in outcome.heads if head.chosen)
+    words = f"{head.features}, {head.head}, {head.setting}"
+    return Metric(outcome.accuracy, outcome.standard_error, "higher", outcome.selection, words, extra=outcome.extra)
+
+
+AxesOfHeads = dict[tuple[str, str], Components]
+"""By kind of features and kind of head."""
+KnownComponents = dict[tuple[str, bytes, bytes], dict[str, AxesOfHeads]]
+"""By what makes the training features the same (fit, rows, readable rows) and by subject; shared by the tasks of one call."""
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """The networks of one evaluation: the encoder first, then its baselines; and whether pixels stand beside them."""
+
+    encoders: Mapping[str, VisionTransformer]
+    config: EncoderConfig
+    pixels: bool
+    size: tuple[int, int]
+    """Height and width of the views in pixels."""
+    cache: Path
+    """Folder of the kept features."""
+    predictor: Path | None = None
+    """Folder of the predictor of the run that `encoder` is from, where there is one."""
+
+
+def evaluate_task(
+    blank: Result,
+    splits: Splits,
+    subjects: Subjects,
+    settings: EvaluationSettings,
+    known: KnownComponents,
+    benchmark: str = "",
+    say: Say = silent,
+    keep: Callable[[Result], None] | None = None,
+) -> Result:
+    """`blank` with the numbers of every protocol of `settings` that the task can have, or with the reason why it has none.
+
+    `say` is told of every step that may take long; `keep` gets the result as it is after every protocol. Raises Refusal
+    where more than `max_skipped` of a split cannot be read.
+    """
+    start = time.monotonic()
+    task = TASKS[blank.task]
+    labels = task.labels(splits)
+    if isinstance(labels, str):
+        return replace(blank, skipped=labels)
+    assert isinstance(splits.train, ListSource) and splits.test is not None
+    names = fitting_protocols(task, settings.protocols)
+    if not names:
+        what = "images" if task.maps is None else "pixels"
+        return replace(blank, skipped=f"none of the protocols {', '.join(settings.protocols)} works on labels of {what}")
+    rows = _training_rows(splits.train, labels[0], settings, task)
+    train, test = _sides(task, splits, labels, rows)
+    findings = Findings(settings.selection == "both")
+
+    def result(**more: object) -> Result:
+        found = with_findings(blank, findings, (train, test), labels, task, subjects.size)
+        found = replace(found, departures=(*found.departures, *departures(benchmark, labels, found)))
+        return replace(found, seconds=round(time.monotonic() - start, 1), **more)  # type: ignore[arg-type]
+
+    measures: dict[str, dict[str, float]] = {}
+    if any(PROTOCOLS[name].kind == "features" for name in names):
+        say("features")
+        features = _features(train, test, task, subjects, settings)
+        for split, side, found in zip(findings.unreadable, (train, test), features, strict=True):
+            findings.unreadable[split].update(dict.fromkeys(_dropped(side.source, found["encoder"])))
+        check_readable(findings.unreadable, train.source, test.source, settings)
+        same = (task.fit, rows.tobytes(), features[0]["encoder"].indices.numpy().tobytes())
+        say(", ".join(PROTOCOLS[name].metric for name in names if PROTOCOLS[name].kind == "features"))
+        _probe_features(features, train, test, names, subjects, settings, known.setdefault(same, {}), findings)
+        measures = _measures(features[1], test, task, subjects, settings)
+        if keep is not None:
+            keep(result(measures=measures))
+    probes = _image_probes(train, test, task, subjects, settings, benchmark)
+    for name in names:
+        if PROTOCOLS[name].kind == "features":
+            continue
+        for subject, probe in probes.items():
+            say(f"{PROTOCOLS[name].metric}, {'trained' if subject == 'encoder' else subject}")
+            findings.add(name, subject, PROTOCOLS[name].load()(probe, replace(settings, protocols=names)))
+        check_readable(findings.unreadable, train.source, test.source, settings)
+        if keep is not None:
+            keep(result(measures=measures))
+    return result(measures=measures)
+
+
+def _training_rows(
+    source: ListSource, labels: NDArray[np.int64], settings: EvaluationSettings, task: Task
+) -> NDArray[np.int64]:
+    """The labeled training images: those of the low-shot settings, of them at most `max_train_images`."""
+    shot = settings.low_shot
+    if not shot.is_set():
+        return balanced_rows(labels, settings.max_train_images, settings.seed)
+    if task.maps is not None and shot.images_per_class is not None:
+        raise Refusal(
+            f"low_shot.images_per_class={shot.images_per_class} needs one class per image, but {task.title} labels pixels: "
+            "use low_shot.percent or low_shot.list"
+        )
+    rows = low_shot_rows(source, labels, shot, settings.max_skipped)
+    return rows[balanced_rows(labels[rows], settings.max_train_images, settings.seed)]
+
+
+def _sides(task: Task, splits: Splits, labels: Labels, rows: NDArray[np.int64]) -> tuple[Split, Split]:
+    assert isinstance(splits.train, ListSource) and splits.test is not None
+    whole = len(rows) == len(labels[0])
+    maps = splits.label_maps[task.maps] if task.maps is not None else (None, None)
+    train = splits.train if whole else Subset(splits.train, rows)
+    train_maps = maps[0] if maps[0] is None or whole else maps[0].select(rows)
+    return Split(train, labels[0][rows], train_maps), Split(splits.test, labels[1], maps[1])
+
+
+def _features(
+    train: Split, test: Split, task: Task, subjects: Subjects, settings: EvaluationSettings
+) -> tuple[dict[str, FeatureRows], dict[str, FeatureRows]]:
+    extractors = _extractors(subjects, settings)
+    sides = (("train", train), ("test", test))
+    found = [
+        extract_features(_view(side, name, task, settings, subjects), extractors, subjects.cache, settings.feature_dtype)
+        for name, side in sides
+    ]
+    return found[0], found[1]
+
+
+def _extractors(subjects: Subjects, settings: EvaluationSettings) -> dict[str, Extractor]:
+    device = resolve_device(settings.device)
+    extractors: dict[str, Extractor] = {
+        name: EncoderFeatures(encoder, subjects.config, device, settings.precision)
+        for name, encoder in subjects.encoders.items()
+    }
+    return extractors | {"pixels": PixelFeatures()} if subjects.pixels else extractors
+
+
+def _view(side: Split, name: str, task: Task, settings: EvaluationSettings, subjects: Subjects) -> View:
+    workers = choose_workers(settings.workers)
+
+    def batches(first: int) -> Iterator[Images]:
+        # what cannot be read is found again in `_dropped`, also when the features come from the cache
+        batch_size = settings.feature_batch_size
+        return evaluation_batches(side.source, subjects.size, batch_size, workers, fit=task.fit, first=first, unreadable=[])
+
+    return View(side.source, name, {"image_size": subjects.size, "fit": task.fit}, batches)
+
+
+def _probe_features(
+    found: tuple[Mapping[str, FeatureRows], Mapping[str, FeatureRows]],
+    train: Split,
+    test: Split,
+    names: tuple[ProtocolName, ...],
+    subjects: Subjects,
+    settings: EvaluationSettings,
+    known: dict[str, AxesOfHeads],
+    findings: Findings,
+) -> None:
+    """Every protocol of features on every subject."""
+    device = resolve_device(settings.device)
+    for subject, extractor in _extractors(subjects, settings).items():
+        sides = [
+            _labeled(features[subject], side.labels, extractor, device)
+            for features, side in zip(found, (train, test), strict=True)
+        ]
+        sides[0] = replace(sides[0], components=known.setdefault(subject, {}))
+        for name in names:
+            if PROTOCOLS[name].kind == "features":
+                protocol = PROTOCOLS[name].load()
+                outcomes = [protocol(*sides, replace(settings, selection=rule)) for rule in selections(settings)]
+                findings.add(name, subject, outcomes)
+
+
+def _image_probes(
+    train: Split, test: Split, task: Task, subjects: Subjects, settings: EvaluationSettings, benchmark: str
+) -> dict[str, ImageProbe]:
+    """What protocols on images get of the encoder and of its baselines; on label maps also of the patches' pixels."""
+    device = resolve_device(settings.device)
+    precision = resolve_precision(settings.precision, device)
+    images = [LabeledImages(side.source, side.labels, side.maps) for side in (train, test)]
+    sides = (images[0], images[1], task.fit, subjects.size)
+    probes = {
+        subject: ImageProbe(
+            encoder.eval().requires_grad_(False).to(device), subjects.config, *sides, device, precision, benchmark, task.title
+        )
+        for subject, encoder in subjects.encoders.items()
+    }
+    if subjects.pixels and task.maps is not None:
+        probes["pixels"] = replace(probes["encoder"], raw_pixels=True)
+    return probes
+
+
+def _labeled(features: FeatureRows, labels: NDArray[np.int64], extractor: Extractor, device: torch.device) -> LabeledFeatures:
+    answers = torch.from_numpy(labels)[features.indices].to(device)
+    # what would fill the device stays where it is: protocols take it there chunk by chunk, to where the labels are
+    fits = features.rows.nbytes < memory_limit(device) / 2
+    return LabeledFeatures(extractor.kinds(features.rows.to(device) if fits else features.rows), answers)
+
+
+def _measures(
+    found: Mapping[str, FeatureRows], test: Split, task: Task, subjects: Subjects, settings: EvaluationSettings
+) -> dict[str, dict[str, float]]:
+    """What the encoders' features of the test images say without labels."""
+    extractors = {name: extractor for name, extractor in _extractors(subjects, settings).items() if name in subjects.encoders}
+    encoders, size = subjects.encoders, subjects.size
+    more = lidar_measures(test.source, task.fit, encoders, subjects.config, size, subjects.predictor, settings)
+    return {
+        name: feature_measures(extractor.kinds(found[name].rows)) | more.get(name, {}) for name, extractor in extractors.items()
+    }
+
+
+def _dropped(source: ListSource, features: FeatureRows) -> list[str]:
+    there = np.zeros(len(source), dtype=bool)
+    there[features.indices.numpy()] = True
+    return [source.name(int(index)) for index in np.flatnonzero(~there)]

@@ -1,0 +1,190 @@
+"""Takes one run after the other that no other process has, and rewrites the tables after each. Composes the stages.
+
+What the encoders of an ablation are worth: probes on the run's own images and on scenes, and the rank of their features.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from openjepa.checks import check
+from openjepa.evaluation import PROTOCOLS
+from openjepa.evaluation.dataset_run import evaluate_run
+from openjepa.evaluation.results import Result
+from openjepa.experiments.ablation_lengths import PlannedRun, Speed, base_config, kept_speeds, measure_speeds, planned_runs
+from openjepa.experiments.ablation_tables import (
+    Numbers,
+    RunResult,
+    claimed,
+    print_plan,
+    print_tables,
+    read_result,
+    read_results,
+    write_page,
+    write_result,
+    write_tables,
+)
+from openjepa.recipes.ablations import ABLATIONS, ablation_rows
+from openjepa.settings.evaluation import EvaluationSettings, ProtocolName
+from openjepa.settings.experiments import AblationSettings
+from openjepa.settings.run import RunConfig
+from openjepa.settings.sources import ScenesSettings
+from openjepa.system.interrupts import Interrupted
+from openjepa.system.json_files import read_object
+from openjepa.training.loop import train
+
+PROBES: tuple[ProtocolName, ...] = ("linear", "knn")
+SCENE_TASKS = ("clevr_count", "clevr_dist")
+RANK = "RankMe"
+
+
+@dataclass(frozen=True)
+class Found:
+    """Of one encoder."""
+
+    numbers: Numbers
+    """Shares of 1 by `<task>/<protocol>`, and `rank`."""
+    errors: Numbers
+    """Their standard errors."""
+
+
+def evaluate_encoder(folder: Path, config: RunConfig, ablation: AblationSettings) -> Found:
+    """The encoder of a run."""
+    results = _results(folder, config, ablation.scenes, _settings(config, ablation))
+    return _found(results, "encoder")
+
+
+def evaluate_references(folder: Path, config: RunConfig, ablation: AblationSettings) -> Mapping[str, Numbers]:
+    """The run's encoder before training (`untrained`) and raw pixels (`pixels`) with the same probes."""
+    settings = replace(_settings(config, ablation), baselines=("pixels",))
+    results = _results(folder / "encoder_initial", config, ablation.scenes, settings)
+    return {"untrained": _found(results, "encoder").numbers, "pixels": _found(results, "pixels").numbers}
+
+
+def _settings(config: RunConfig, ablation: AblationSettings) -> EvaluationSettings:
+    """Of every run alike, so that their numbers stand in one figure of the report."""
+    return EvaluationSettings(
+        protocols=PROBES,
+        baselines=(),
+        max_train_images=ablation.probe_images,
+        device=config.run.device,
+        precision=config.run.precision,
+        workers=config.system.workers,
+    )
+
+
+def _results(subject: Path, config: RunConfig, scenes: str | None, settings: EvaluationSettings) -> list[Result]:
+    """On the run's own images, then on the scenes in the folder `scenes`, or on the packaged ones (None)."""
+    results = evaluate_run(subject, settings, config.data)
+    if isinstance(config.data, ScenesSettings) and config.data.path == scenes:
+        return results
+    # seen as the run sees its own images; only the place and the labels are others
+    data = ScenesSettings(path=scenes, image_size=config.data.image_size)
+    return [*results, *evaluate_run(subject, replace(settings, tasks=SCENE_TASKS), data)]
+
+
+def _found(results: Sequence[Result], subject: str) -> Found:
+    """The later of two results of one task counts: that on the scenes that were named."""
+    names = {PROTOCOLS[name].metric: name for name in PROBES}
+    metrics = {
+        f"{result.task}/{names[probe]}": metric
+        for result in results
+        if subject in result.subjects
+        for probe, metric in result.subjects[subject].metrics.items()
+    }
+    ranks = [result.measures[subject][RANK] for result in results if RANK in result.measures.get(subject, {})]
+    values = {name: metric.value for name, metric in metrics.items()}
+    errors = {name: metric.standard_error for name, metric in metrics.items()}
+    return Found(values | ({"rank": ranks[0]} if ranks else {}), errors)
+
+
+def run_ablation(config: RunConfig, settings: AblationSettings) -> int:
+    """Trains and evaluates the rows of an ablation of `config`, writes its tables, and returns how many runs have failed.
+
+    Runs that are finished are not repeated, those that failed in an earlier call are tried again, those that another process
+    works on are left to it. Raises Refusal, before anything is run, for settings that cannot work.
+    """
+    started = time.time()
+    ablation, output = ABLATIONS[settings.ablation], settings.output
+    base = base_config(config, settings)
+    rows = ablation_rows(settings.ablation, base, settings.rows)
+    for row in rows.values():
+        check(row)
+    runs = planned_runs(rows, _speeds(output, base, settings, rows), settings)
+    for run in runs:
+        check(run.config)
+    print_plan(ablation, runs, read_results(output))
+    if settings.dry_run:
+        return 0
+    failed = 0
+    for run in runs:
+        with claimed(output, run.name) as ours:
+            result = _result(run, settings, started) if ours else None
+        if result is not None:
+            failed += result.status == "failed"
+            write_tables(output, settings.ablation)
+    print_tables(output, settings.ablation)
+    write_page(output, [run.name for run in runs])
+    return failed
+
+
+def _speeds(output: Path, base: RunConfig, settings: AblationSettings, rows: Mapping[str, RunConfig]) -> dict[str, Speed]:
+    """Measured by the first process; the others wait for it, so that all plan the same runs."""
+
+    def measured(missing: Mapping[str, RunConfig]) -> dict[str, Speed]:
+        print(f"measuring the speed of {', '.join(missing)}", flush=True)
+        return measure_speeds(missing, settings.rounds)
+
+    with claimed(output, "plan", wait=True):
+        return kept_speeds(output, base, settings, rows, measured)
+
+
+def _result(run: PlannedRun, settings: AblationSettings, started: float) -> RunResult:
+    """What is known of the run, or what it gives now; whatever error ends it is its result."""
+    known = read_result(settings.output, run.name)
+    if known is not None and (known.status == "finished" or known.written >= started):
+        return known
+    print(f"\n{run.row}, seed {run.seed}: {run.images:,} images, about {run.seconds:.0f} s", flush=True)
+    blank = RunResult(
+        name=run.name,
+        row=run.row,
+        seed=run.seed,
+        budgets=run.budgets,
+        status="failed",
+        planned_seconds=round(run.seconds, 1),
+        images_per_second=run.speed.images_per_second,
+        flops=run.speed.flops,
+    )
+    try:
+        result = _completed(run, settings, blank)
+    except Interrupted:
+        raise
+    except Exception as error:  # one run may not end the others: whatever it is stands in its result
+        result = replace(blank, error=f"{type(error).__name__}: {error}")
+        print(f"failed: {run.name}: {result.error}", flush=True)
+    result = replace(result, written=time.time())
+    write_result(settings.output, result)
+    return result
+
+
+def _completed(run: PlannedRun, settings: AblationSettings, blank: RunResult) -> RunResult:
+    folder = train(run.config)
+    assert folder is not None  # only a dry run has none
+    begun = time.monotonic()
+    found = evaluate_encoder(folder, run.config, settings)
+    references = evaluate_references(folder, run.config, settings) if run.has_references else {}
+    summary = read_object(folder / "summary.json") or {}
+    return replace(
+        blank,
+        status="finished",
+        steps=summary["step"],
+        images=summary["images_seen"],
+        seconds=summary["step_seconds"],
+        total_seconds=summary["seconds"],
+        flops=summary["flops_per_image"],
+        evaluation_seconds=round(time.monotonic() - begun, 1),
+        numbers=found.numbers,
+        errors=found.errors,
+        references=references,
+    )

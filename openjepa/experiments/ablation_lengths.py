@@ -1,0 +1,194 @@
+"""Which runs an ablation is made of, and the file that keeps them the same when it is continued. Free of torch.
+
+How fast each row trains on this machine: short turns of real steps, all rows in every round.
+"""
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from openjepa.config import difference, from_dict, to_dict
+from openjepa.refusals import Refusal
+from openjepa.settings.derived import resolve
+from openjepa.settings.experiments import AblationSettings
+from openjepa.settings.fields import CHOICES
+from openjepa.settings.run import RunConfig
+from openjepa.system.json_files import read_object
+from openjepa.system.whole_files import whole_file
+from openjepa.training.timed_steps import RealSteps
+
+Budget = Literal["images", "seconds"]
+PLAN = "plan.json"
+KEPT = ("ablation", "seconds", "probe_images", "scenes")
+"""Options that must stay the same while runs are added: lengths, and how encoders are evaluated."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a row costs on this machine."""
+
+    images_per_second: float
+    """Training with its data path, measured in turns with the other rows."""
+    flops: float
+    """Of an image in a training step."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run."""
+
+    row: str
+    seed: int
+    budgets: tuple[Budget, ...]
+    """Tables it belongs to: both, where the two lengths are the same."""
+    config: RunConfig
+    speed: Speed
+    has_references: bool = False
+    """Whether the untrained encoder and pixels are evaluated beside it."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder: the same run has the same name in every table."""
+        assert self.config.run.name is not None
+        return self.config.run.name
+
+    @property
+    def images(self) -> int:
+        """Images seen."""
+        return (self.config.optim.total_steps or 0) * self.config.optim.batch_size
+
+    @property
+    def seconds(self) -> float:
+        """How long the training should take."""
+        return self.images / self.speed.images_per_second
+
+
+def base_config(config: RunConfig, settings: AblationSettings) -> RunConfig:
+    """The run that all rows are made of, at the length of the table at equal images. Refusal: its length is in epochs."""
+    if config.optim.total_steps is None:
+        raise Refusal(
+            f"--recipe {config.recipe} has its length in epochs, but runs are compared by images seen: use a small recipe, "
+            "e.g. --recipe cpu-32"
+        )
+    run = replace(config.run, device=settings.device, precision=settings.precision, output=str(settings.output))
+    config = replace(config, data=settings.data, model=settings.model, system=settings.system, run=run)
+    if settings.images is None:
+        return config
+    return _of_length(config, max(1, settings.images // config.optim.batch_size))
+
+
+def planned_runs(rows: Mapping[str, RunConfig], speeds: Mapping[str, Speed], settings: AblationSettings) -> list[PlannedRun]:
+    """Every run once, seed by seed, the longest of a seed first, so that several processes end at about the same time.
+
+    The table at equal time has the steps that fit into it at the measured speeds, so that every schedule is planned for its
+    whole run.
+    """
+    chosen = [row for row in rows if not settings.rows or row in settings.rows]
+    first = next(iter(rows))
+    seconds = _seconds(rows[first], speeds[first], settings)
+    runs = []
+    for seed in range(settings.seeds):
+        found = [run for row in chosen for run in _runs(row, rows[row], seed, speeds[row], seconds)]
+        found = [replace(run, has_references=run.row == first and "images" in run.budgets) for run in found]
+        runs += sorted(found, key=lambda run: -run.seconds)
+    return runs
+
+
+def _seconds(config: RunConfig, speed: Speed, settings: AblationSettings) -> float | None:
+    """Training time of the table at equal time."""
+    if settings.seconds == "none":
+        return None
+    if settings.seconds == "auto":
+        return (config.optim.total_steps or 0) * config.optim.batch_size / speed.images_per_second
+    return float(settings.seconds)
+
+
+def _runs(row: str, config: RunConfig, seed: int, speed: Speed, seconds: float | None) -> list[PlannedRun]:
+    budgets: dict[int, list[Budget]] = {config.optim.total_steps or 0: ["images"]}
+    if seconds is not None:
+        steps = max(1, round(seconds * speed.images_per_second / config.optim.batch_size))
+        budgets.setdefault(steps, []).append("seconds")
+    return [
+        PlannedRun(row, seed, tuple(found), _at_length(row, config, steps, seed), speed) for steps, found in budgets.items()
+    ]
+
+
+def _at_length(row: str, config: RunConfig, steps: int, seed: int) -> RunConfig:
+    run = replace(config.run, seed=seed, name=f"{row}-{steps}steps-seed{seed}")
+    return resolve(replace(_of_length(config, steps), run=run))
+
+
+def _of_length(config: RunConfig, steps: int) -> RunConfig:
+    return replace(config, optim=replace(config.optim, total_steps=steps))
+
+
+def kept_speeds(
+    output: Path,
+    base: RunConfig,
+    settings: AblationSettings,
+    rows: Mapping[str, RunConfig],
+    measure: Callable[[Mapping[str, RunConfig]], dict[str, Speed]],
+) -> dict[str, Speed]:
+    """The speeds in the plan of `output`, so that runs keep their lengths; those of rows without one are measured and added.
+
+    New rows are measured beside the first one and brought to its speed of before. Raises Refusal where `output` holds runs
+    of another base run, of other lengths, or evaluated otherwise.
+    """
+    path = output / PLAN
+    content = read_object(path) or {}
+    if content:
+        _check_same(output, content, base, settings)
+    speeds = {row: Speed(**speed) for row, speed in content.get("speeds", {}).items()}
+    missing = [row for row in rows if row not in speeds]
+    if missing:
+        first = next(iter(rows))
+        measured = measure({row: config for row, config in rows.items() if row in (first, *missing)})
+        factor = speeds[first].images_per_second / measured[first].images_per_second if first in speeds else 1.0
+        speeds |= {row: replace(measured[row], images_per_second=factor * measured[row].images_per_second) for row in missing}
+    with whole_file(path) as file:
+        file.write_text(json.dumps(_content(base, settings, speeds), indent=1) + "\n")
+    return speeds
+
+
+def _content(base: RunConfig, settings: AblationSettings, speeds: Mapping[str, Speed]) -> dict[str, Any]:
+    kept = {name: getattr(settings, name) for name in KEPT}
+    return kept | {"base": to_dict(resolve(base)), "speeds": {row: asdict(speed) for row, speed in speeds.items()}}
+
+
+def _check_same(output: Path, content: Mapping[str, Any], base: RunConfig, settings: AblationSettings) -> None:
+    before = from_dict(RunConfig, content["base"], CHOICES)
+    # what cannot change a result, or is a place
+    now = replace(resolve(base), system=before.system, run=replace(base.run, output=before.run.output))
+    changes: Sequence[tuple[str, object, object]] = [
+        *((name, content[name], getattr(settings, name)) for name in KEPT if name in content),  # older plans lack some
+        *difference(before, now),
+    ]
+    changed = [f"{name} {old!r} -> {new!r}" for name, old, new in changes if old != new]
+    if changed:
+        raise Refusal(
+            f"--output {output} holds runs that are not comparable with these (there -> asked for): {', '.join(changed)}. "
+            "Repeat its options to continue it, or name another --output"
+        )
+
+
+def measure_speeds(rows: Mapping[str, RunConfig], rounds: int) -> dict[str, Speed]:
+    """Images per second of every row: loader, masks, forward, backward, optimizer and moving average.
+
+    The ratio of a row's speed to the first row's is formed within each round, so that what slows the machine down for longer
+    than a round slows all of them; the medians over the rounds are multiplied by the first row's median.
+    """
+    turns = {row: RealSteps(config) for row, config in rows.items()}
+    try:
+        found = [{row: turn.images_per_second() for row, turn in turns.items()} for _ in range(rounds)]
+    finally:
+        for turn in turns.values():
+            turn.close()
+    first = next(iter(rows))
+    common = statistics.median(speeds[first] for speeds in found)
+    return {
+        row: Speed(common * statistics.median(speeds[row] / speeds[first] for speeds in found), turn.flops)
+        for row, turn in turns.items()
+    }

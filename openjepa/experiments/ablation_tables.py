@@ -1,0 +1,305 @@
+"""The tables of an ablation: Markdown and JSON beside the runs, and in the terminal, whole at 100 columns.
+
+What the runs of an ablation have given, one file a run, and all of them in results.json. Free of torch.
+"""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from openjepa.experiments.ablation_lengths import PlannedRun
+from openjepa.recipes.ablations import ABLATIONS, Ablation
+from openjepa.report import write_scaling
+from openjepa.system import claims
+from openjepa.system.console import format_count, format_seconds, plain_console
+from openjepa.system.json_files import readable_object
+from openjepa.system.whole_files import whole_file
+
+RESULTS = "results"
+"""Folder with a file for every run."""
+Numbers = Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """One run: what it has used and what its encoder is worth, or why it failed."""
+
+    name: str
+    """Of its folder."""
+    row: str
+    seed: int
+    budgets: tuple[str, ...]
+    """Tables it belongs to."""
+    status: Literal["finished", "failed"]
+    error: str = ""
+    written: float = 0.0
+    """When, in seconds since 1970."""
+    steps: int = 0
+    images: int = 0
+    """Images seen."""
+    seconds: float = 0.0
+    """Steps of training with their data path, without looks and saving."""
+    total_seconds: float = 0.0
+    """Training with looks and saving. 0 in results of older versions."""
+    planned_seconds: float = 0.0
+    """What the training should have taken at the measured speed."""
+    images_per_second: float = 0.0
+    """Measured in turns with the other rows before the first run."""
+    flops: float = 0.0
+    """Of an image in a training step."""
+    evaluation_seconds: float = 0.0
+    numbers: Numbers = field(default_factory=dict)
+    """Of the encoder: `classification/linear` and so on as shares of 1, and `rank`."""
+    errors: Numbers = field(default_factory=dict)
+    """Standard error of each share, from the number of test images."""
+    references: Mapping[str, Numbers] = field(default_factory=dict)
+    """The same numbers of what was not trained: `untrained`, `pixels`."""
+
+
+def write_result(output: Path, result: RunResult) -> None:
+    """Writes the run's own file."""
+    with whole_file(output / RESULTS / f"{result.name}.json") as file:
+        file.write_text(json.dumps(asdict(result), indent=1) + "\n")
+
+
+def read_result(output: Path, name: str) -> RunResult | None:
+    """What is known of a run; None where it has not ended yet."""
+    return _read(output / RESULTS / f"{name}.json")
+
+
+def read_results(output: Path) -> list[RunResult]:
+    """All that have ended, by name."""
+    found = (_read(path) for path in sorted((output / RESULTS).glob("*.json")))
+    return [result for result in found if result is not None]
+
+
+def _read(path: Path) -> RunResult | None:
+    content = readable_object(path)
+    if content is None:
+        return None
+    known = {item.name for item in fields(RunResult)}
+    values = {name: value for name, value in content.items() if name in known}
+    try:
+        return RunResult(**values | {"budgets": tuple(values["budgets"])})
+    except (KeyError, TypeError):
+        return None
+
+
+def claimed(output: Path, name: str, wait: bool = False) -> AbstractContextManager[bool]:
+    """Whether this process alone has the work `name` of the ablation until the block ends; a killed process has it no more.
+
+    `wait`: until another process has done its part, and then always True.
+    """
+    return claims.claimed(output / ".claims", name, wait)
+
+
+BUDGETS = {"images": "At equal images seen", "seconds": "At equal training time"}
+PROBES = {
+    "linear": "classification/linear",
+    "k-NN": "classification/knn",
+    "Count linear": "clevr_count/linear",
+    "Count k-NN": "clevr_count/knn",
+    "Dist linear": "clevr_dist/linear",
+    "Dist k-NN": "clevr_dist/knn",
+}
+"""Column -> name of the number."""
+WIDTH = 100
+"""Columns of the terminal that a table needs; on narrower ones its lines are folded, not cut."""
+COSTS = ("images/s", "GFLOPs", "images", "step s", "total s")
+COLUMNS = (*PROBES, "rank", *COSTS)
+SHOWN = COLUMNS[:-1]
+"""Those that `WIDTH` has room for in the terminal."""
+LEGEND = """linear and k-NN: accuracy in % on the run's own test images; Count and Dist: the same probes on scenes (objects, and
+distance of the nearest). rank: RankMe of the features. images/s: measured in turns. GFLOPs: of an image in a step. step s:
+seconds of the steps alone, which are made equal. total s (tables.md): with looks and saving. """
+UNTRAINED = "untrained: the encoder of the first row before training."
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of a table."""
+
+    row: str
+    seeds: int
+    means: Numbers
+    """By column; what is not known is missing."""
+    spreads: Numbers
+    """Standard deviation over seeds of the probes, where there are several."""
+
+
+def tables(results: Sequence[RunResult], order: Sequence[str]) -> dict[str, list[Line]]:
+    """The lines of each table by its budget, from the runs that have finished; what was not trained stands below."""
+    done = [result for result in results if result.status == "finished"]
+    references = _references(done)
+    found = {}
+    for budget in BUDGETS:
+        belonging = [result for result in done if budget in result.budgets]
+        rows = {row: [result for result in belonging if result.row == row] for row in order}
+        lines = [_line(row, [_columns(result) for result in group]) for row, group in rows.items() if group]
+        if lines:
+            found[budget] = [*lines, *references]
+    return found
+
+
+def _references(results: Sequence[RunResult]) -> list[Line]:
+    names = dict.fromkeys(name for result in results for name in result.references)
+    return [
+        _line(name, [_probe_columns(result.references[name]) for result in results if name in result.references])
+        for name in names
+    ]
+
+
+def _columns(result: RunResult) -> dict[str, float]:
+    costs = (result.images_per_second, result.flops / 1e9, float(result.images), result.seconds, result.total_seconds)
+    known = {column: cost for column, cost in zip(COSTS, costs, strict=True) if cost > 0}  # older results lack the total
+    return _probe_columns(result.numbers) | known
+
+
+def _probe_columns(numbers: Numbers) -> dict[str, float]:
+    """Percent, and the rank."""
+    shares = {column: 100 * numbers[name] for column, name in PROBES.items() if name in numbers}
+    return shares | ({"rank": numbers["rank"]} if "rank" in numbers else {})
+
+
+def _line(row: str, runs: Sequence[Mapping[str, float]]) -> Line:
+    values = {column: [run[column] for run in runs if column in run] for column in COLUMNS}
+    means = {column: statistics.fmean(found) for column, found in values.items() if found}
+    spreads = {column: statistics.stdev(found) for column, found in values.items() if column in PROBES and len(found) > 1}
+    return Line(row, len(runs), means, spreads)
+
+
+def cells(line: Line, most_seeds: int, columns: Sequence[str] = COLUMNS) -> list[str]:
+    """A row in words. A row of fewer seeds than others says so."""
+    name = line.row if line.seeds == most_seeds else f"{line.row} ({line.seeds})"
+    return [name, *(_cell(line, column) for column in columns)]
+
+
+def _cell(line: Line, column: str) -> str:
+    if column not in line.means:
+        return "-"
+    value = line.means[column]
+    if column in PROBES:
+        return f"{value:.1f}" + (_spread(line.spreads[column]) if column in line.spreads else "")
+    if column == "images":
+        return format_count(value)
+    return f"{value:.2f}" if column == "GFLOPs" else f"{value:.0f}"
+
+
+def _spread(value: float) -> str:
+    return f"±{value:.1f}" if value < 9.95 else f"±{value:.0f}"  # so that the widest table still fits
+
+
+def caption(budget: str, lines: Sequence[Line], results: Sequence[RunResult]) -> str:
+    """What a table is, how many seeds it is of, and how far its numbers can be trusted."""
+    seeds = max(line.seeds for line in lines)
+    words = f"{BUDGETS[budget]}, one seed" if seeds == 1 else f"{BUDGETS[budget]}, mean ± standard deviation of {seeds} seeds"
+    errors = [
+        f"{name} {100 * max(found):.1f}"
+        for name, start in (("own test images", "classification/"), ("scenes", "clevr_"))
+        if (found := [error for result in results for key, error in result.errors.items() if key.startswith(start)])
+    ]
+    return f"{words}; largest standard error of one run: {', '.join(errors)}" if errors else words
+
+
+def failures(results: Sequence[RunResult]) -> list[str]:
+    """Runs that have failed, each with its error."""
+    return [f"failed: {result.name}: {result.error}" for result in results if result.status == "failed"]
+
+
+def write_tables(output: Path, name: str) -> None:
+    """Writes tables.md, tables.json and results.json from the runs that have ended so far."""
+    with claimed(output, "tables", wait=True):
+        results = read_results(output)
+        found = tables(results, ABLATIONS[name].names)
+        content: dict[str, Any] = {budget: [vars(line) for line in lines] for budget, lines in found.items()}
+        _write(output / "tables.json", json.dumps(content, indent=1))
+        _write(output / "results.json", json.dumps([vars(result) for result in results], indent=1))
+        _write(output / "tables.md", markdown(ABLATIONS[name], found, results))
+
+
+def _write(path: Path, text: str) -> None:
+    with whole_file(path) as file:
+        file.write_text(text + "\n")
+
+
+def legend(ablation: Ablation, results: Sequence[RunResult]) -> str:
+    """What the columns are, and which lines stand below the rows, or why none do."""
+    if any(result.references for result in results):
+        return LEGEND + UNTRAINED
+    return f"{LEGEND}The untrained encoder and raw pixels are evaluated beside the row {ablation.names[0]} only."
+
+
+def markdown(ablation: Ablation, found: Mapping[str, Sequence[Line]], results: Sequence[RunResult]) -> str:
+    """The page tables.md."""
+    parts = [f"# {ablation.title}", legend(ablation, results)]
+    for budget, lines in found.items():
+        rows = [(ablation.column, *COLUMNS), ("---",) * (1 + len(COLUMNS)), *_words(lines)]
+        table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        parts += [f"## {BUDGETS[budget]}", caption(budget, lines, results), table]
+    return "\n\n".join([*parts, *failures(results)])
+
+
+def print_tables(output: Path, name: str, console: Console | None = None) -> None:
+    """The tables in the terminal, and where they are kept."""
+    console = console or _console()
+    results = read_results(output)
+    for budget, lines in tables(results, ABLATIONS[name].names).items():
+        console.print(Text(caption(budget, lines, results), "italic"))
+        table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)
+        table.add_column(ABLATIONS[name].column)
+        for column in SHOWN:
+            table.add_column(column.replace(" ", "\n").replace("/", "\n/"), justify="right")
+        for row in _words(lines, SHOWN):
+            table.add_row(*row)
+        console.print(table)
+    console.print(Text(legend(ABLATIONS[name], results).replace("\n", " "), "dim"))
+    for line in failures(results):
+        console.print(Text(line, "red"))
+    console.print(f"{output / 'tables.md'}", soft_wrap=True)
+
+
+def _console() -> Console:
+    return plain_console(width=max(WIDTH, plain_console().width))
+
+
+def _words(lines: Sequence[Line], columns: Sequence[str] = COLUMNS) -> list[list[str]]:
+    most = max(line.seeds for line in lines)
+    return [cells(line, most, columns) for line in lines]
+
+
+def print_plan(ablation: Ablation, runs: Sequence[PlannedRun], results: Sequence[RunResult]) -> None:
+    """Every run with its length and the time it should take, and how many are finished."""
+    done = {result.name for result in results if result.status == "finished"}
+    table = Table(ablation.column, "seed", "equal", "steps", "images", "images/s", "training", box=SIMPLE_HEAD, show_edge=False)
+    for run in runs:
+        length = (f"{run.config.optim.total_steps:,}", format_count(run.images), f"{run.speed.images_per_second:.0f}")
+        time = "finished" if run.name in done else format_seconds(run.seconds)
+        table.add_row(run.row, str(run.seed), " and ".join(run.budgets), *length, time)
+    console = _console()
+    console.print(table)
+    left = [run for run in runs if run.name not in done]
+    evaluation = [result.evaluation_seconds for result in results if result.status == "finished"]
+    known = f", and {format_seconds(len(left) * statistics.fmean(evaluation))} of evaluation" if evaluation else ""
+    more = known or "; evaluations come on top"
+    total = format_seconds(sum(run.seconds for run in left))
+    console.print(f"{len(left)} of {len(runs)} runs left: {total} of training{more}, divided by the processes that share them")
+
+
+def write_page(output: Path, names: Sequence[str]) -> None:
+    """scaling.html: every number against images seen, time and compute. Left out where the report's package is missing."""
+    folders = [output / name for name in names if (output / name / "eval").is_dir()]
+    if not folders:
+        return
+    try:
+        print(write_scaling(folders, output / "scaling.html"))
+    except ValueError as error:
+        print(f"note: no page of curves: {error}")

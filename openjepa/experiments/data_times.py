@@ -1,0 +1,251 @@
+"""Times the data path on one core: decoding and cropping against Pillow, and the loader end to end.
+
+All run on the same files with the same crops and filter, interleaved; each figure is the median over rounds of images per
+second of processor time, so that other programs on the machine hardly count. A ratio is the median of the rounds' ratios. The
+loader runs several epochs a round with I-JEPA's masks, which with a worker includes its start and the way back to this process.
+
+Of a recipe or method, the views are timed: its crops alone, and with colors, each from files and from pixels that are kept.
+"""
+
+import io
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.table import Table
+from torch import Tensor
+
+from openjepa.checks import check
+from openjepa.data.decode import decode_image
+from openjepa.data.folders.folder import open_folder
+from openjepa.data.loading.loader import BatchPlan, TrainingLoader
+from openjepa.data.source import ListSource
+from openjepa.data.views import NUMBERS_PER_VIEW, crop_and_resize, crop_box
+from openjepa.engine.device import keep_freed_memory
+from openjepa.masks import MASKS
+from openjepa.recipes import load_recipe
+from openjepa.recipes.matched import with_method
+from openjepa.seeds import derive_samples, uniforms
+from openjepa.settings.derived import resolve
+from openjepa.settings.experiments import DataBench
+from openjepa.settings.masks import MultiblockSettings
+from openjepa.settings.run import RunConfig
+from openjepa.settings.sources import FolderSettings
+from openjepa.system.console import plain_console
+from openjepa.training.startup import build_method, default_view
+from openjepa.training.timed_steps import write_photos
+from openjepa.types import InputSpec, LoaderPosition, ViewSpec
+
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+GOALS = {"bilinear": 1.3, "bicubic": 1.6, "loader": 0.85}
+"""Ratios to reach: to Pillow with the same filter, and of the loader to decoding and cropping alone."""
+LOADER_EPOCHS = 30
+"""Passes of the loader per round, so that starting a worker does not hide its steady pace."""
+
+
+def time_data(options: DataBench) -> None:
+    """The command `openjepa bench data`: measures and prints. Refusal: an option that is out of range."""
+    options.check()
+    with tempfile.TemporaryDirectory() as folder:
+        path = options.path or Path(folder)
+        if options.path is None:
+            write_photos(path, min(options.images, 64))
+        if options.recipe or options.method:
+            print_views(bench_views(views_config(options, path), options.repeats, options.images))
+        else:
+            print_result(bench_data(path, options.repeats, options.image_size, options.images))
+
+
+def views_config(options: DataBench, path: Path) -> RunConfig:
+    """The run whose views are timed, on the images of a folder. Refusal: a run that cannot work."""
+    config = load_recipe(options.recipe, options.preset) if options.recipe else RunConfig()
+    side = config.data.image_size if options.recipe else options.image_size
+    shared = {name: getattr(config.data, name) for name in ("crop_scale", "crop_aspect", "interpolation", "horizontal_flip")}
+    config = replace(config, data=FolderSettings(path=str(path), test_fraction=0.0, image_size=side, **shared))
+    config = with_method(config, options.method or config.method.name)
+    check(config)
+    return resolve(config)
+
+
+def bench_views(config: RunConfig, repeats: int = 7, images: int = 128) -> dict[str, Any]:
+    """Images per second and core of a method's views, and what their colors cost.
+
+    Each figure is that of the training loader with masks, in this process, on one thread.
+    """
+    assert isinstance(config.data, FolderSettings)
+    source = open_folder(config.data, seed=0).train
+    assert isinstance(source, ListSource)
+    view = default_view(config.data)
+    sampler = MASKS[config.masks.strategy].load()(config.masks, config.model.grid(view.size))
+    # no weight of the encoder has a part in the views
+    narrow = replace(config, model=replace(config.model, size="test", width=None, heads=1, depth=config.model.shape().depth))
+    inputs = build_method(narrow, view, sampler).inputs()
+    plain = replace(inputs, views={name: replace(spec, colors=()) for name, spec in inputs.views.items()})
+    num = min(images, len(source))
+    plan = BatchPlan(num, num)
+
+    def pipeline(views: InputSpec, cache: Literal["none", "memory"]) -> Callable[[], None]:
+        settings = replace(config.data, cache=cache)
+        loader = TrainingLoader(source, settings, views, sampler, plan, 0, 0, torch.device("cpu"))
+
+        def run() -> None:
+            for _ in loader.iterate(0, LoaderPosition(), 1):
+                pass
+
+        return run
+
+    pipelines = {"crops from files": pipeline(plain, "none"), "crops from kept pixels": pipeline(plain, "memory")}
+    if plain != inputs:
+        pipelines["crops and colors from files"] = pipeline(inputs, "none")
+        pipelines["crops and colors from kept pixels"] = pipeline(inputs, "memory")
+    keep_freed_memory()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rates = _rates(pipelines, num, repeats)
+    finally:
+        torch.set_num_threads(threads)
+    return {
+        "recipe": config.recipe,
+        "method": config.method.name,
+        "views": {name: f"{spec.count} x {spec.size[0]}x{spec.size[1]}" for name, spec in inputs.views.items()},
+        "masks": sampler.name,
+        "images": num,
+        "repeats": repeats,
+        "images_per_second": {name: statistics.median(values) for name, values in rates.items()},
+        "milliseconds_of_the_colors": _added(rates, "crops and colors from kept pixels", "crops from kept pixels"),
+    }
+
+
+def _added(rates: dict[str, list[float]], larger: str, smaller: str) -> float:
+    """Milliseconds an image by which one pipeline takes longer than another: median of the rounds."""
+    if larger not in rates:
+        return 0.0
+    return statistics.median(1000 / a - 1000 / b for a, b in zip(rates[larger], rates[smaller], strict=True))
+
+
+def bench_data(path: Path, repeats: int = 7, image_size: int = 224, images: int = 128) -> dict[str, Any]:
+    """Images per second and core of each pipeline, and their ratios."""
+    source = open_folder(FolderSettings(path=str(path), test_fraction=0.0), seed=0).train
+    assert isinstance(source, ListSource)
+    num = min(images, len(source))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rates = _rates(_pipelines(path, source, num, image_size), num, repeats)
+    finally:
+        torch.set_num_threads(threads)
+    result: dict[str, Any] = {"path": str(path), "images": num, "image_size": image_size, "repeats": repeats}
+    result["images_per_second"] = {name: statistics.median(values) for name, values in rates.items()}
+    result["ratios"] = {
+        f"{ours} / {reference}": statistics.median(a / b for a, b in zip(rates[ours], rates[reference], strict=True))
+        for ours, reference in _comparisons()
+    }
+    return result
+
+
+def _comparisons() -> list[tuple[str, str]]:
+    pillow = [(f"openjepa {name}", f"Pillow {name}") for name in FILTERS]
+    return [*pillow, ("loader", "openjepa bilinear"), ("loader, 1 worker", "openjepa bilinear")]
+
+
+def _pipelines(path: Path, source: ListSource, num: int, image_size: int) -> dict[str, Callable[[], None]]:
+    """What is timed, by name; each handles `num` images."""
+    size = (image_size, image_size)
+    samples = np.arange(num)
+    numbers = uniforms(derive_samples("crop", 0, np.array([0]), samples), NUMBERS_PER_VIEW).tolist()
+    batch = torch.empty((num, 3, *size), dtype=torch.uint8)
+
+    def run(crop: Callable[[bytes, list[float], str], Tensor], interpolation: str) -> None:
+        for index in range(num):
+            batch[index] = crop(source.read(index), numbers[index], interpolation)
+
+    def with_pillow(data: bytes, mine: list[float], interpolation: str) -> Tensor:
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        top, left, height, width = crop_box(mine, image.height, image.width, ViewSpec(size))
+        part = image.crop((left, top, left + width, top + height)).resize(size[::-1], FILTERS[interpolation])
+        return torch.from_numpy(np.array(part)).permute(2, 0, 1)
+
+    def ours(data: bytes, mine: list[float], interpolation: str) -> Tensor:
+        pixels = torch.from_numpy(decode_image(data))
+        box = crop_box(mine, pixels.shape[0], pixels.shape[1], ViewSpec(size))
+        return crop_and_resize(pixels, box, size, interpolation)
+
+    pipelines: dict[str, Callable[[], None]] = {}
+    for name in FILTERS:
+        pipelines[f"Pillow {name}"] = lambda name=name: run(with_pillow, name)  # type: ignore[misc]
+        pipelines[f"openjepa {name}"] = lambda name=name: run(ours, name)  # type: ignore[misc]
+    pipelines["loader"] = _loader(path, source, num, image_size, workers=0)
+    pipelines["loader, 1 worker"] = _loader(path, source, num, image_size, workers=1)
+    return pipelines
+
+
+def _loader(path: Path, source: ListSource, num: int, image_size: int, workers: int) -> Callable[[], None]:
+    """LOADER_EPOCHS epochs of the training loader with I-JEPA's masks."""
+    settings = FolderSettings(path=str(path), image_size=image_size)
+    inputs = InputSpec({"image": ViewSpec((image_size, image_size))}, ("image",))
+    side = max(1, image_size // 16)
+    sampler = MASKS["multiblock"].load()(MultiblockSettings(), (side, side))
+    plan = BatchPlan(num, num)
+    loader = TrainingLoader(source, settings, inputs, sampler, plan, 0, workers, torch.device("cpu"))
+
+    def run() -> None:
+        for _ in loader.iterate(0, LoaderPosition(), LOADER_EPOCHS):
+            pass
+        loader.close()
+
+    return run
+
+
+def _rates(pipelines: dict[str, Callable[[], None]], num: int, repeats: int) -> dict[str, list[float]]:
+    """Images per second of processor time, by pipeline and round; one round before warms up."""
+    rates: dict[str, list[float]] = {name: [] for name in pipelines}
+    for round_number in range(repeats + 1):
+        for name, pipeline in pipelines.items():
+            start = _processor_seconds()
+            pipeline()
+            seconds = _processor_seconds() - start
+            if round_number:
+                epochs = LOADER_EPOCHS if name.startswith("loader") else 1
+                rates[name].append(num * epochs / seconds)
+    return rates
+
+
+def _processor_seconds() -> float:
+    """Processor time of this process and of its finished workers."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """Two tables on the terminal."""
+    console = plain_console()
+    rates = Table("pipeline", "images/s of one core", title=f"{result['images']} images of {result['path']}")
+    for name, rate in result["images_per_second"].items():
+        rates.add_row(name, f"{rate:.0f}")
+    ratios = Table("ratio", "measured", "goal")
+    for name, ratio in result["ratios"].items():
+        goal = next((value for word, value in GOALS.items() if word in name.split(" / ")[0]), 0.0)
+        ratios.add_row(name, f"{ratio:.2f}", f"{goal:.2f}")
+    console.print(rates, ratios)
+
+
+def print_views(result: dict[str, Any]) -> None:
+    """The views of a method as a table."""
+    views = ", ".join(f"{name} {sizes}" for name, sizes in result["views"].items())
+    table = Table(
+        "pipeline", "images/s of one core", "ms an image", title=f"{result['method']}: {views}; masks {result['masks']}"
+    )
+    for name, rate in result["images_per_second"].items():
+        table.add_row(name, f"{rate:.0f}", f"{1000 / rate:.2f}")
+    table.add_section()
+    table.add_row("colors alone", "", f"{result['milliseconds_of_the_colors']:.2f}")
+    plain_console().print(table)

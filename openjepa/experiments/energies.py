@@ -1,0 +1,185 @@
+"""The energy of compatible pairs (x and y of one image) beside that of others, under a run's method (I-JEPA, section 2)."""
+
+import json
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from rich.table import Table
+from torch import Tensor
+
+from openjepa.config import load_run_config
+from openjepa.data import open_splits
+from openjepa.data.source import ListSource, Splits
+from openjepa.engine.checkpoint import latest_checkpoint, load_weights, read_state
+from openjepa.engine.device import autocast, resolve_device, resolve_precision, set_threads
+from openjepa.engine.run_folder import environment
+from openjepa.masks import MASKS
+from openjepa.masks.sampler import MaskSampler
+from openjepa.measures.energy import FLAT, EnergyStatistics, energy_statistics, incompatible, is_flat
+from openjepa.measures.verdicts import tells_apart
+from openjepa.methods.base import Method
+from openjepa.refusals import Refusal
+from openjepa.schedules import Progress
+from openjepa.seeds import derive
+from openjepa.settings.experiments import EnergyBench
+from openjepa.settings.run import RunConfig
+from openjepa.system.console import plain_console
+from openjepa.system.shell import command
+from openjepa.system.whole_files import whole_file
+from openjepa.training.monitor import draw_batches
+from openjepa.training.startup import build_method, default_view, training_length
+from openjepa.types import Batch
+
+BINS = 40
+"""Bars of each histogram."""
+BEFORE, AFTER = "untrained", "trained"
+
+
+def measure_energy(options: EnergyBench) -> dict[str, Any]:
+    """The command `openjepa bench energy`: measures, prints, and writes `<run>/energy.json`."""
+    result = bench_energy(options)
+    with whole_file(options.run / "energy.json") as file:
+        file.write_text(json.dumps(result, indent=1) + "\n")
+    print_energy(result)
+    return result
+
+
+def bench_energy(options: EnergyBench) -> dict[str, Any]:
+    """Energies of all pairs in groups of images, before training and at the run's latest checkpoint.
+
+    Views and masks are drawn as in training, from seeds that training never uses, and are the same for both; so is the progress
+    that the method is told, on which temperatures may depend. Raises Refusal for a run without a usable checkpoint.
+    """
+    options.check()
+    run = options.run
+    config, found = load_run_config(run), latest_checkpoint(run / "checkpoints")
+    if found is None:
+        raise Refusal(
+            f"{run} has no checkpoint that can be used, and energies need the whole method, not only its encoder: train it "
+            f"first ({command('openjepa', 'train', '--config', run / 'config.yaml')})"
+        )
+    device = resolve_device(options.device)
+    precision = resolve_precision(config.run.precision, device)
+    set_threads(options.threads)
+    view = default_view(config.data)
+    sampler = MASKS[config.masks.strategy].load()(config.masks, config.model.grid(view.size))
+    method = build_method(config, view, sampler).to(device).eval()
+    splits = open_splits(config.data, config.run.seed)
+    shown, split = _held_out(splits)
+    batches = _groups(config, method, sampler, shown, options)
+    progress = _progress(config, splits, read_state(found).step)
+    energies = {BEFORE: energies_of(method, batches, progress, config, device, precision)}
+    state = load_weights(found, method)
+    energies[AFTER] = energies_of(method, batches, progress, config, device, precision)
+    where = environment(device, precision)
+    return {
+        "step": state.step,
+        "images_seen": state.images_seen,
+        "method": config.method.name,
+        "images": len(batches) * len(batches[0].sample_ids),
+        "group": len(batches[0].sample_ids),
+        "split": split,
+        "data": splits.description,
+        "masks": sampler.name,
+        "device": where["device_name"],
+        "precision": precision,
+        "commit": where["commit"],
+        "date": where["started"],
+        **summary(energies[BEFORE], energies[AFTER]),
+    }
+
+
+def summary(untrained: Float[Tensor, "G B B"], trained: Float[Tensor, "G B B"]) -> dict[str, Any]:
+    """Statistics and histograms of the energies before and after training, and in words what they say."""
+    statistics = {BEFORE: energy_statistics(untrained), AFTER: energy_statistics(trained)}
+    flat = is_flat(statistics[AFTER], statistics[BEFORE])
+    return {
+        "flat": flat,
+        "tells_apart": not flat and tells_apart(statistics[AFTER].auc, statistics[AFTER].auc_error),
+        "verdict": verdict(statistics[AFTER], flat),
+        **{name: asdict(item) for name, item in statistics.items()},
+        "histograms": {BEFORE: _histogram(untrained), AFTER: _histogram(trained)},
+    }
+
+
+def verdict(trained: EnergyStatistics, flat: bool) -> str:
+    """What the energies after training say, in one sentence."""
+    if flat:
+        return (
+            f"The landscape is flat: collapsed. Energies vary by less than {FLAT:.0%} of their scale before or after training."
+        )
+    if not tells_apart(trained.auc, trained.auc_error):
+        return "The landscape is not flat, but compatible pairs have no lower energy than others."
+    return f"Not flat: the compatible pair has the lower energy in {trained.auc:.1%} of the comparisons."
+
+
+@torch.no_grad()
+def energies_of(
+    method: Method, batches: list[Batch], progress: Progress, config: RunConfig, device: torch.device, precision: str
+) -> Float[Tensor, "G B B"]:
+    """Energies of all pairs within each batch, in fp32 on the CPU."""
+    matrices = []
+    for batch in batches:
+        on_device = batch.to(device).normalized(config.data.pixel_mean, config.data.pixel_std)
+        with autocast(device, precision):
+            matrices.append(method.energies(on_device, progress).float().cpu())
+    return torch.stack(matrices)
+
+
+def _held_out(splits: Splits) -> tuple[Splits, str]:
+    """The test images in the place of training images, where there are at least two."""
+    if splits.test is not None and len(splits.test) > 1:
+        return replace(splits, train=splits.test), "test"
+    return splits, "training"
+
+
+def _groups(config: RunConfig, method: Method, sampler: MaskSampler, splits: Splits, options: EnergyBench) -> list[Batch]:
+    source = splits.train
+    size = min(options.batch_size, options.images, len(source) if isinstance(source, ListSource) else options.batch_size)
+    number = options.images // size * size
+    batches = draw_batches(config, method.inputs(), sampler, splits, number, size, derive("order", config.run.seed, -2))
+    if not batches or size < 2:
+        raise Refusal(f"data.path holds fewer images than a group of {max(2, size)}: lower --batch-size, or add images")
+    return batches
+
+
+def _progress(config: RunConfig, splits: Splits, step: int) -> Progress:
+    total_steps, steps_per_epoch = training_length(config.optim, splits.train)
+    return Progress(step, total_steps, steps_per_epoch, config.optim.schedule_stretch)
+
+
+def _histogram(energies: Float[Tensor, "G B B"]) -> dict[str, list[float]]:
+    """Edges of the bars, and the share of compatible and of incompatible pairs in each."""
+    values = energies.double()
+    low, high = float(values.min()), float(values.max())
+    edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
+    pairs = {"compatible": values.diagonal(dim1=1, dim2=2).flatten(), "incompatible": incompatible(values)}
+    shares = {name: np.histogram(item.numpy(), edges)[0] / len(item) for name, item in pairs.items()}
+    return {"edges": _rounded(edges), **{name: _rounded(share) for name, share in shares.items()}}
+
+
+def _rounded(values: Any) -> list[float]:
+    return [float(f"{value:.6g}") for value in values]
+
+
+def print_energy(result: dict[str, Any]) -> None:
+    """The result as a table."""
+    console = plain_console()
+    table = Table(
+        "", BEFORE, AFTER, title=f"energies of {result['images']} {result['split']} images in groups of {result['group']}"
+    )
+    rows = (
+        ("compatible pairs", "compatible", ".4g"),
+        ("incompatible pairs", "incompatible", ".4g"),
+        ("gap, relative", "gap", ".3f"),
+        ("compatible is lower (AUC)", "auc", ".3f"),
+        (f"nearest is its own (chance {result[AFTER]['chance']:.3f})", "top1", ".3f"),
+        ("standard deviation / mean", "relative_std", ".4g"),
+    )
+    for title, name, form in rows:
+        table.add_row(title, *(format(result[subject][name], form) for subject in (BEFORE, AFTER)))
+    console.print(table)
+    console.print(f"{result['verdict']} (method {result['method']}, step {result['step']})")

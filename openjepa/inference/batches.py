@@ -1,0 +1,131 @@
+"""Images of any kind -> batches of uint8 views in which all images have one shape; decoded in threads while others are encoded.
+
+The decoders and torch's resizing let other threads run: two threads decode and resize JPEG files twice as fast as one.
+"""
+
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from openjepa.data.views import decoded_side, evaluation_view, whole_view
+from openjepa.engine.device import thread_pool
+from openjepa.inference.images import Picture, pixels_of
+from openjepa.refusals import Refusal
+
+ViewName = Literal["crop", "squash", "whole"]
+
+MAX_WHOLE_PATCHES = 16_384
+"""Most patches of a whole image: attention compares all of them with one another. A square of 2048 pixels at patch size 16."""
+MAX_THREADS = 8
+MAX_SHAPES = 8
+"""Shapes of images that are collected at a time: of more, the largest collection becomes a batch before it is full."""
+
+
+@dataclass(frozen=True)
+class View:
+    """How an image becomes what the network sees."""
+
+    name: ViewName
+    size: tuple[int, int]
+    """Height and width in pixels; of `whole` the smaller one is that of the short side."""
+    patch_size: int
+
+    def __post_init__(self) -> None:
+        """Raises Refusal for an unknown name and for sizes that are no multiples of the patch size."""
+        if self.name not in get_args(ViewName):
+            raise Refusal(f"view={self.name!r} is not known: use 'crop', 'squash' or 'whole'")
+        for axis, side in zip(("height", "width"), self.size, strict=True):
+            if side < self.patch_size or side % self.patch_size:
+                below = side - side % self.patch_size
+                fitting = f"{below} or {below + self.patch_size}" if below > 0 else f"{self.patch_size}"
+                raise Refusal(
+                    f"size={self.size}: its {axis} {side} is not a multiple of the patch size {self.patch_size}; use {fitting}"
+                )
+
+    def of(self, pixels: UInt8[Tensor, "h w 3"]) -> UInt8[Tensor, "3 oh ow"]:
+        """The view of an image. Raises Refusal where a whole image would have too many patches."""
+        if self.name != "whole":
+            return evaluation_view(pixels, self.size, self.name)
+        height, width = pixels.shape[:2]
+        patches = (min(self.size) / self.patch_size) ** 2 * max(height, width) / min(height, width)
+        if patches > MAX_WHOLE_PATCHES:
+            raise Refusal(
+                f"view='whole' of an image of {width} x {height} pixels would have {patches:,.0f} patches, more than "
+                f"{MAX_WHOLE_PATCHES:,}: use view='squash' or 'crop', or a smaller size"
+            )
+        return whole_view(pixels, min(self.size), self.patch_size)
+
+
+def prepared(image: Picture, view: View) -> UInt8[Tensor, "3 oh ow"]:
+    """The view of an image of any kind."""
+    return view.of(pixels_of(image, decoded_side(view.size)))
+
+
+def batches(
+    images: Iterable[Picture], view: View, batch_size: int, threads: int
+) -> Iterator[tuple[list[int], UInt8[Tensor, "b 3 oh ow"]]]:
+    """Numbers and views of images of one shape, at most `batch_size` at a time; `threads` prepare the next ones meanwhile.
+
+    In the order of the images while they have one shape; else a batch waits until its shape has come often enough. The images
+    are taken from an iterator at most a batch ahead.
+    """
+    waiting: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
+    for number, pixels in enumerate(_in_threads(images, view, batch_size, threads)):
+        collected = waiting.setdefault(tuple(pixels.shape), [])
+        collected.append((number, pixels))
+        if len(collected) == batch_size:
+            yield _stacked(waiting.pop(tuple(pixels.shape)))
+        elif len(waiting) > MAX_SHAPES:
+            yield _stacked(waiting.pop(max(waiting, key=lambda shape: len(waiting[shape]))))
+    for collected in waiting.values():
+        yield _stacked(collected)
+
+
+def _stacked(collected: list[tuple[int, Tensor]]) -> tuple[list[int], UInt8[Tensor, "b 3 oh ow"]]:
+    return [number for number, _ in collected], torch.stack([pixels for _, pixels in collected])
+
+
+def _in_threads(images: Iterable[Picture], view: View, ahead: int, threads: int) -> Iterator[UInt8[Tensor, "3 oh ow"]]:
+    """The views in the order of the images."""
+    numbered = enumerate(images)
+    first = list(islice(numbered, 2))
+    if threads < 2 or len(first) < 2:  # a thread would cost more than it saves for a single image
+        for number, image in chain(first, numbered):
+            yield _task(number, image, view)()
+        return
+    waiting: deque[Future[Tensor]] = deque()
+    with warnings.catch_warnings(), thread_pool(min(threads, MAX_THREADS), "images") as pool:
+        # what takes the views works beside the threads: filters that it saves while one of them is silent must not stay
+        for number, image in chain(first, numbered):
+            waiting.append(pool.submit(_task(number, image, view)))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _task(number: int, image: Picture, view: View) -> Callable[[], Tensor]:
+    """What makes the view of an image, in any thread. Its errors say which image."""
+    if isinstance(image, Image.Image):  # it may stand in the list twice, and Pillow reads its file from one place at a time
+        pixels = _named(number, lambda: pixels_of(image))
+        return lambda: _named(number, lambda: view.of(pixels))
+    if isinstance(image, str | os.PathLike):  # its errors name the file
+        return lambda: prepared(image, view)
+    return lambda: _named(number, lambda: prepared(image, view))
+
+
+def _named(number: int, work: Callable[[], Tensor]) -> Tensor:
+    try:
+        return work()
+    except ValueError as error:
+        raise Refusal(f"image {number}: {error}") from error

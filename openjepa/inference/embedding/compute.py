@@ -1,0 +1,307 @@
+"""Computes the parts that no other process has: decodes, encodes, and writes each batch while the next one is computed.
+
+Records of the parts that this process has claimed -> uint8 views, in order.
+
+On a CPU the encoder leaves no core idle, and its threads wait for one another: a decoder beside it slows all of them. So the
+same threads decode a chunk, then encode it. Beside a GPU, processes decode ahead.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Shaped, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from openjepa.data.loading.workers import available_cores, check_shared_memory, parallel_map
+from openjepa.data.source import NO_LABEL, ListSource, ShardRecord, ShardSource
+from openjepa.data.splits import CHUNK, Record, evaluation_views
+from openjepa.engine.device import Moving, thread_pool
+from openjepa.inference.embedding.parts import PartsFolder, PartWriter, Watch
+from openjepa.inference.embedding.plan import Part, Plan, Source
+from openjepa.inference.embedding.table import Manifest
+from openjepa.inference.encoder import Encoder
+from openjepa.refusals import Refusal
+from openjepa.system.claims import Claim
+from openjepa.types import Skipped
+
+
+@dataclass(frozen=True)
+class Task:
+    """Some consecutive records of a part."""
+
+    part: int
+    split: str
+    first: int
+    """Number of the first record in the part."""
+    numbers: range
+    """Numbers of the records in their list; of a shard in that shard."""
+    records: tuple[ShardRecord, ...] | None
+    """Of a stream, what was read."""
+    is_last: bool
+    """Whether the part ends with them."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a task has given."""
+
+    part: int
+    is_last: bool
+    num_records: int
+    images: UInt8[Tensor, "n 3 h w"]
+    rows: list[tuple[int, int | None, str]]
+    """Of each image: number of its record in the part, label, name."""
+    skipped: list[Skipped]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Decodes and resizes the records of a task, in this process or in a worker."""
+
+    sources: dict[str, Source]
+    size: tuple[int, int]
+    view: str
+
+    def __call__(self, task: Task, every: Callable[..., Any] = map) -> Decoded:
+        """`every` as in `evaluation_views`."""
+        source = self.sources[task.split]
+        records, labels = _records(source, task)
+        images, places, skipped = evaluation_views(records, self.size, self.view, every)
+        rows = [(task.first + place, labels[place], records[place].name) for place in places]
+        return Decoded(task.part, task.is_last, len(records), images, rows, skipped)
+
+
+def _records(source: Source, task: Task) -> tuple[list[Record], list[int | None]]:
+    if task.records is not None:
+        return [Record(item.name, item.read) for item in task.records], [item.label for item in task.records]
+    assert isinstance(source, ListSource)
+    records = [Record(source.name(index), partial(source.read, index)) for index in task.numbers]
+    labels = source.known_labels
+    if labels is None:
+        return records, [None] * len(records)
+    return records, [None if label == NO_LABEL else label for label in labels[task.numbers.start : task.numbers.stop].tolist()]
+
+
+def tasks_of(part: Part, source: Source) -> Iterator[Task]:
+    """The records of a part, a chunk at a time; an empty shard gives one empty task."""
+    if isinstance(source, ShardSource):
+        yield from _shard_tasks(part, source)
+        return
+    assert part.num_records is not None
+    for start in range(0, part.num_records, CHUNK):
+        stop = min(start + CHUNK, part.num_records)
+        numbers = range(part.first + start, part.first + stop)
+        yield Task(part.number, part.split, start, numbers, None, is_last=stop == part.num_records)
+
+
+def _shard_tasks(part: Part, source: ShardSource) -> Iterator[Task]:
+    records = iter(source.read_shard(part.first))
+    first, chunk = 0, tuple(islice(records, CHUNK))
+    while True:
+        following = tuple(islice(records, CHUNK))
+        numbers = range(first, first + len(chunk))
+        yield Task(part.number, part.split, first, numbers, chunk, is_last=not following)
+        if not following:
+            return
+        first, chunk = first + len(chunk), following
+
+
+def choose_workers(workers: int | None, device: torch.device, processes: int) -> int:
+    """Processes that decode for this one, of so many on the machine."""
+    if workers is not None:
+        return workers
+    return 0 if device.type == "cpu" else max(1, min(16, available_cores() // processes - 1))
+
+
+def decode(tasks: Iterable[Task], decoder: Decoder, workers: int, batch_size: int) -> Generator[Decoded, None, None]:
+    """The results of the tasks in their order. Beyond what is in flight nothing is decoded, nor taken from `tasks`."""
+    if workers:
+        ahead = 2 * -(-batch_size // CHUNK)
+        per_task = CHUNK * 3 * decoder.size[0] * decoder.size[1]
+        check_shared_memory(workers, max(2 * workers, ahead) * per_task, "workers")
+        yield from parallel_map(decoder, tasks, workers, ahead)
+        return
+    with _mapping(torch.get_num_threads()) as every:
+        for task in tasks:
+            yield decoder(task, every)
+
+
+@contextmanager
+def _mapping(number: int) -> Iterator[Callable[..., Any]]:
+    """A `map` over so many threads."""
+    if number == 1:
+        yield map
+        return
+    with thread_pool(number, "decode") as pool:
+        yield pool.map
+
+
+LARGEST_BATCH_BYTES = 2**28
+"""Of the features of a batch in fp32, on the device and on the host."""
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+
+
+class _OpenPart:
+    """A part that is being computed."""
+
+    def __init__(self, number: int, writer: PartWriter) -> None:
+        """Nothing of it is there yet."""
+        self.number, self.writer = number, writer
+        self.num_records = self.num_encoded = self.num_waiting = 0
+        self.rows: list[tuple[int, int | None, str]] = []
+        self.skipped: list[Skipped] = []
+        self._waiting: list[Tensor] = []
+
+    def add(self, decoded: Decoded) -> None:
+        """What the decoder has given next."""
+        self.num_records += decoded.num_records
+        self.rows += decoded.rows
+        self.skipped += decoded.skipped
+        self._waiting.append(decoded.images)
+        self.num_waiting += len(decoded.images)
+
+    def take(self, number: int) -> UInt8[Tensor, "B 3 h w"]:
+        """The next images that wait to be encoded, at most so many."""
+        images = torch.cat(self._waiting) if len(self._waiting) > 1 else self._waiting[0]
+        self._waiting = [images[number:]]
+        self.num_waiting -= len(images[:number])
+        return images[:number]
+
+
+class Computation:
+    """Everything that one process does for a table but putting it together."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        plan: Plan,
+        parts: PartsFolder,
+        sources: dict[str, Source],
+        batch_size: int,
+        workers: int,
+        watch: Watch,
+    ) -> None:
+        """`encoder`: on its device. `watch`: is told of every record."""
+        self._encoder, self._plan, self._parts, self._sources = encoder, plan, parts, sources
+        self._manifest: Manifest = plan.manifest
+        self._workers, self._watch = workers, watch
+        row_bytes = 4 * prod(plan.manifest.shape)
+        self._batch_size = max(1, min(batch_size, LARGEST_BATCH_BYTES // row_bytes))
+        self._claims: dict[int, Claim] = {}
+        self._open: dict[int, _OpenPart] = {}
+        self._waiting: list[tuple[_OpenPart, Moving | None, int]] = []  # None: the part is to be finished; first row
+        self.num_images = 0
+        """Images this process has embedded."""
+
+    def run(self) -> bool:
+        """Computes parts until no free one is left. Returns whether there was any.
+
+        Raises Refusal for features that are not finite. Whatever ends it, nothing of unfinished parts stays.
+        """
+        if not self._is_any_free():
+            return False
+        decoder = Decoder(self._sources, self._manifest.size, self._manifest.view)
+        try:
+            with closing(decode(self._tasks(), decoder, self._workers, self._batch_size)) as results:
+                for decoded in results:
+                    self._take_in(decoded)
+            self._write()
+        finally:
+            self._let_go()
+        return True
+
+    def _is_any_free(self) -> bool:
+        """Whether there is a part to be computed that nobody has."""
+        for part in self._plan.parts:
+            if (claim := self._parts.claim(part)) is not None:
+                claim.release()
+                return True
+        return False
+
+    def _tasks(self) -> Iterator[Task]:
+        """Claims one free part after the other, when the decoder is about to need it.
+
+        After the workers have been started: they would keep claims that they inherit for seconds if this process were killed.
+        """
+        for part in self._plan.parts:
+            if (claim := self._parts.claim(part)) is not None:
+                self._claims[part.number] = claim
+                yield from tasks_of(part, self._sources[part.split])
+
+    def _take_in(self, decoded: Decoded) -> None:
+        """Encodes whole batches of what has been decoded, and at the end of a part what is left of it."""
+        part = self._open.get(decoded.part)
+        if part is None:
+            part = _OpenPart(decoded.part, self._parts.writer(self._plan.parts[decoded.part]))
+            self._open[decoded.part] = part
+        part.add(decoded)
+        while part.num_waiting >= self._batch_size or (decoded.is_last and part.num_waiting):
+            self._encode(part, part.take(self._batch_size))
+        if decoded.is_last:
+            self._waiting.append((part, None, 0))
+        if self._encoder.device.type == "cpu":
+            self._write()
+        self._watch.seen(decoded.num_records)
+
+    def _encode(self, part: _OpenPart, images: UInt8[Tensor, "B 3 h w"]) -> None:
+        """Starts a batch; while the device computes it, the one before is written."""
+        features = Moving(self._features(images))
+        self._write()
+        self._waiting.append((part, features, part.num_encoded))
+        part.num_encoded += len(images)
+
+    @torch.inference_mode()
+    def _features(self, images: UInt8[Tensor, "B 3 h w"]) -> Shaped[Tensor, "B *shape"]:
+        output = self._encoder.encode_pixels(images, self._manifest.precision)
+        if self._manifest.kind == "pooled":
+            return output.pooled(self._manifest.pooling).to(DTYPES[self._manifest.dtype])
+        return output.patches.reshape(len(images), *self._manifest.shape).to(DTYPES[self._manifest.dtype])
+
+    def _write(self) -> None:
+        """Brings to the disk what the device has been given."""
+        waiting, self._waiting = self._waiting, []
+        for part, features, first in waiting:
+            if features is None:
+                self._finish(part)
+                continue
+            rows = features.arrived().numpy()
+            self._check_finite(rows, part, first)
+            part.writer.append(rows)
+            self.num_images += len(rows)
+
+    def _finish(self, part: _OpenPart) -> None:
+        part.writer.finish(part.num_records, part.rows, part.skipped)
+        self._watch.finished(part.number)
+        del self._open[part.number]
+        self._claims.pop(part.number).release()
+
+    def _check_finite(self, rows: NDArray[Any], part: _OpenPart, first: int) -> None:
+        """Raises Refusal where a feature is not finite: it would be the nearest of all, or none."""
+        finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
+        if finite.all():
+            return
+        name = part.rows[first + int(np.argmin(finite))][2]
+        fixes = []
+        if self._manifest.precision == "bf16":
+            fixes.append("--precision fp32")
+        if self._manifest.dtype == "float16":
+            fixes.append("--dtype float32")
+        hint = f"try {' and '.join(fixes)}; where that does not help" if fixes else "probably"
+        raise Refusal(f"features of {name} are not finite: {hint}, the weights are not finite or too large")
+
+    def _let_go(self) -> None:
+        """Leaves nothing of unfinished parts, which others may take now."""
+        self._waiting = []
+        for part in self._open.values():
+            part.writer.abort()
+        for claim in self._claims.values():
+            claim.release()
+        self._open, self._claims = {}, {}

@@ -1,0 +1,249 @@
+"""Embeds a data set: finds out what is to be done, computes parts beside other processes, and puts them together.
+
+Whether there is anything to do: a table that is there, parts that are gone on with, or a new beginning.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from openjepa.inference.embedding.assemble import assemble, skipped_file
+from openjepa.inference.embedding.compute import Computation, choose_workers
+from openjepa.inference.embedding.parts import PartsFolder, Watch, records_of
+from openjepa.inference.embedding.plan import (
+    Images,
+    Plan,
+    changes,
+    compared,
+    find_images,
+    finished_manifest,
+    load_encoder,
+    local_processes,
+    make_manifest,
+    make_plan,
+    plan_entries,
+)
+from openjepa.inference.embedding.table import Manifest
+from openjepa.inference.embedding.table_checks import check_output, check_settings
+from openjepa.inference.encoder import Encoder
+from openjepa.inference.packed import can_pack, pack
+from openjepa.refusals import Refusal
+from openjepa.settings.inference import EmbedSettings
+from openjepa.settings.sources import DataSettings
+from openjepa.system.claims import Claim
+from openjepa.system.console import Say, progress, silent
+
+PATIENCE_SECONDS = 10.0
+"""So long the workers of a killed process may take to notice that it is gone."""
+
+
+def begin(plan: Plan, parts: PartsFolder, output: Path, again: bool, started: float) -> Claim | None:
+    """Sets up the parts, new or those that are there, and says that this process works; None: the table is there already.
+
+    `again`: starts over, but joins what siblings have begun since `started`. Raises Refusal where there is something else
+    that may not be replaced.
+    """
+    if not again and not parts.path.exists() and _is_there(plan, output):
+        return None  # before a folder is made
+    with parts.set_up():
+        before = plan_entries(parts.plan_file)
+        if before is None and _is_finished(plan, output, again, started):
+            return None
+        if before is None or not _goes_on(plan, parts, changes(before, plan.entries()), again, started):
+            parts.write_plan(plan.to_json())
+        return parts.start_working()
+
+
+def before_stamps(parts: PartsFolder, output: Path) -> Path | None:
+    """The parts or the table of a version that did not note sizes and times of the images' files; else None."""
+    entries = plan_entries(parts.plan_file)
+    if entries is not None:
+        return None if entries.get("files") else parts.path
+    manifest = finished_manifest(output)
+    return output if manifest is not None and not manifest.files else None
+
+
+def _is_finished(plan: Plan, output: Path, again: bool, started: float) -> bool:
+    if again and not (output.exists() and output.stat().st_mtime >= started):
+        return False
+    return _is_there(plan, output)
+
+
+def _is_there(plan: Plan, output: Path) -> bool:
+    """Whether the table is there. Raises Refusal where it is another one."""
+    manifest = finished_manifest(output)
+    if manifest is None:
+        return False
+    if found := changes(compared(manifest), compared(plan.manifest)):
+        raise Refusal(f"{output} holds other features than these:\n{found}\nName another --output, or replace it with --again")
+    return True
+
+
+def _goes_on(plan: Plan, parts: PartsFolder, found: str, again: bool, started: float) -> bool:
+    """Whether the parts that are there, which differ in what was `found`, are used. Raises Refusal where none may decide."""
+    if found and not again:
+        raise Refusal(
+            f"{parts.path} holds parts that were made otherwise:\n{found}\nContinue with the settings of then, name another "
+            "--output, or start over with --again"
+        )
+    if not again or (not found and parts.plan_file.stat().st_mtime >= started):
+        return True
+    is_busy = parts.is_worked_in(PATIENCE_SECONDS)
+    if found and is_busy:
+        raise Refusal(
+            f"another process is computing other features in {parts.path}:\n{found}\nEnd it, or name another --output"
+        )
+    return is_busy
+
+
+POLL_SECONDS = 0.5
+"""Between two looks whether others have done their parts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """What `embed_dataset` has done."""
+
+    output: Path
+    """The table."""
+    status: Literal["written", "by another process", "there already"]
+    manifest: Manifest
+    rows_by_split: dict[str, int] = field(default_factory=dict)
+    """Of a table that this process has put together."""
+    num_images: int = 0
+    """Images that this process has embedded."""
+    seconds: float = 0.0
+    """From the first image until the table was there, without loading the encoder."""
+
+    def files(self) -> list[Path]:
+        """Everything that belongs to the table."""
+        beside = [self.output.with_suffix(ending) for ending in (".csv", ".json")] if self.output.suffix == ".npy" else []
+        return [self.output, *beside, *([skipped_file(self.output)] if self.manifest.skipped else [])]
+
+
+def embed_dataset(
+    subject: Path | str,
+    data: DataSettings | None,
+    settings: EmbedSettings,
+    output: Path | str,
+    *,
+    again: bool = False,
+    started: float | None = None,
+    say: Say = silent,
+) -> Embedded:
+    """Writes features of all images of `data`, by the encoder in `subject` (whatever `openjepa.load` reads), to `output`.
+
+    `data`: None means those of the run that `subject` is or lies in. `output` ends in .npy or .parquet (see table.py). Any
+    number of processes may be given the same arguments: they share the work. One that was stopped is continued by the same
+    call, and the table is bitwise the same. `again`: starts over where there is a table, or parts of one. `started`: when the
+    command began, in seconds since 1970: what was made since is a sibling's work and not done again. `say`: told of each step.
+
+    Raises Refusal for settings that cannot work, where a table or parts of it were made of other images, weights or
+    settings, and in the end where too many images cannot be read.
+    """
+    started = time.time() if started is None else started
+    output = Path(output).expanduser()
+    check_settings(settings)
+    check_output(output)
+    encoder = load_encoder(subject, settings)
+    say(f"encoder: {encoder.what}")
+    for note in encoder.notes:
+        say(f"note: {note}")
+    images, seed = find_images(Path(subject).expanduser(), data, settings)
+    say(f"images: {images.summary()}")
+    for what in images.not_used:
+        say(f"note: {what}")
+    plan = make_plan(make_manifest(subject, encoder, images, seed, settings), images.sources, settings.part_images)
+    if can_pack(encoder.device, plan.manifest.precision):
+        pack(encoder.network)
+    parts = PartsFolder(output)
+    if not again and (unstamped := before_stamps(parts, output)) is not None:
+        say(
+            f"{unstamped} was begun by a version that did not note sizes and times of the images' files: if images were "
+            "overwritten in place since, it has the features of the old ones (--again embeds all anew)"
+        )
+        plan = replace(plan, manifest=replace(plan.manifest, files=""))  # nor does the table claim to be of the files of now
+    claim = begin(plan, parts, output, again, started)
+    if claim is None:
+        return Embedded(output=output, status="there already", manifest=finished_manifest(output) or plan.manifest)
+    try:
+        return _work(encoder, plan, parts, images, settings, output, say)
+    finally:
+        claim.release()
+
+
+def _work(
+    encoder: Encoder, plan: Plan, parts: PartsFolder, images: Images, settings: EmbedSettings, output: Path, say: Say
+) -> Embedded:
+    """Computes parts until all are done, by whomever, and puts them together unless another process does."""
+    done = parts.done()
+    if done:
+        say(f"going on: {len(done):,} of {len(plan.parts):,} parts are there already")
+    begun = time.monotonic()
+    with _watched(plan, parts, done) as watch:
+        workers = choose_workers(settings.workers, encoder.device, local_processes())
+        computation = Computation(encoder, plan, parts, dict(images.sources), settings.batch_size, workers, watch)
+        try:
+            _compute(computation, plan, parts, watch)
+            rows = _put_together(plan, parts, output, settings)
+        except KeyboardInterrupt:
+            kept = f"{len(parts.done()):,} of {len(plan.parts):,} parts are done and kept in {parts.path}"
+            say(f"{kept}: the same command (without --again) goes on" if parts.exists() else f"{output} is complete")
+            raise
+        seconds = time.monotonic() - begun
+    manifest = finished_manifest(output)
+    if manifest is None:
+        raise Refusal(f"{output} was removed while it was being made, and its parts too: repeat the command")
+    return Embedded(
+        output=output,
+        status="by another process" if rows is None else "written",
+        manifest=manifest,
+        rows_by_split=rows or {},
+        num_images=computation.num_images,
+        seconds=seconds,
+    )
+
+
+def _compute(computation: Computation, plan: Plan, parts: PartsFolder, watch: Watch) -> None:
+    """Until all parts are done; parts of a process that was stopped become free, and are taken over."""
+    while parts.exists():
+        if computation.run():
+            continue
+        if len(parts.done()) == len(plan.parts):
+            return
+        watch.look()
+        time.sleep(POLL_SECONDS)
+
+
+def _put_together(plan: Plan, parts: PartsFolder, output: Path, settings: EmbedSettings) -> dict[str, int] | None:
+    """Rows of each split of the table, where this process wrote it; None where another did."""
+    while parts.exists():
+        claim = parts.claim_assembling()
+        if claim is None:
+            time.sleep(POLL_SECONDS)
+            continue
+        try:
+            if not parts.exists():
+                return None
+            assembled = assemble(plan, parts, output, settings.max_skipped)
+            with parts.set_up():
+                parts.forget_all()
+            return assembled.rows_by_split
+        finally:
+            claim.release()
+    return None
+
+
+@contextmanager
+def _watched(plan: Plan, parts: PartsFolder, done: set[int]) -> Iterator[Watch]:
+    """A progress bar of the whole, one on each machine."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        yield Watch(plan, parts, done, silent)
+        return
+    num_done = sum(records_of(number, plan, parts) for number in done)
+    with progress("embedding", plan.num_records, num_done) as advance:
+        yield Watch(plan, parts, done, advance)

@@ -1,0 +1,309 @@
+"""What is to be computed: features of all images in parts, and how the same command is recognized. Free of torch.
+
+Which images are embedded: the splits of a data source, all of their images.
+
+What is embedded by what: encoder, images, and the manifest that says so.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from openjepa.config import difference, load_run_config, to_dict
+from openjepa.data import open_splits
+from openjepa.data.folders.folder import left_out as other_folders
+from openjepa.data.loading.workers import available_cores
+from openjepa.data.source import ListSource, ShardSource, source_hash, stamps_hash
+from openjepa.data.tables.huggingface import left_out as other_splits
+from openjepa.data.tables.huggingface import split_names
+from openjepa.engine.device import resolve_device, resolve_precision, set_threads
+from openjepa.inference.embedding.table import Manifest, manifest_from_json, parquet_manifest
+from openjepa.inference.embedding.table_checks import WITHOUT_EFFECT
+from openjepa.inference.encoder import Encoder
+from openjepa.refusals import Refusal
+from openjepa.settings.inference import EmbedSettings
+from openjepa.settings.sources import DataSettings, FolderSettings, HuggingFaceSettings, height_and_width
+from openjepa.system.json_files import readable_object
+from openjepa.weights.contents import weights_hash
+from openjepa.weights.formats import Choice, load_any
+
+COMPARED = (
+    "weights",
+    "images",
+    "files",
+    "kind",
+    "shape",
+    "dtype",
+    "pooling",
+    "view",
+    "size",
+    "precision",
+    "heads",
+)
+"""Entries of the manifest that features depend on; weights and images by their hashes, not by where they lie."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive records of a split, or a shard of a stream: what one process computes at a time."""
+
+    number: int
+    split: str
+    first: int
+    """Number of the first record; of a stream, of the shard."""
+    num_records: int | None
+    """None: a shard, whose length is only known once it has been read."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All parts of a table, in the order of its rows."""
+
+    manifest: Manifest
+    parts: tuple[Part, ...]
+    part_images: int
+
+    @property
+    def num_records(self) -> int | None:
+        """Images in all, readable or not; None where a stream does not tell."""
+        counts = [part.num_records for part in self.parts]
+        return None if None in counts else sum(count or 0 for count in counts)
+
+    def entries(self) -> dict[str, Any]:
+        """What parts of the same plan agree in."""
+        return compared(self.manifest) | {"part_images": self.part_images}
+
+    def to_json(self) -> str:
+        """As text; the manifest stands there for whoever finds the parts."""
+        return json.dumps({"entries": self.entries(), "manifest": asdict(self.manifest)}, indent=1)
+
+
+def make_plan(manifest: Manifest, sources: Mapping[str, ListSource | ShardSource], part_images: int) -> Plan:
+    """Parts of `part_images` records of each list, and every shard of a stream."""
+    pieces: list[tuple[str, int, int | None]] = []
+    for split, source in sources.items():
+        if isinstance(source, ShardSource):
+            pieces += [(split, shard, None) for shard in range(len(source))]
+            continue
+        for first in range(0, len(source), part_images):
+            pieces.append((split, first, min(part_images, len(source) - first)))
+    parts = tuple(Part(number, *piece) for number, piece in enumerate(pieces))
+    return Plan(manifest, parts, part_images)
+
+
+def compared(manifest: Manifest) -> dict[str, Any]:
+    """The entries that features depend on, as JSON gives them back."""
+    entries: dict[str, Any] = json.loads(json.dumps({name: getattr(manifest, name) for name in COMPARED}))
+    return entries
+
+
+def plan_entries(path: Path) -> dict[str, Any] | None:
+    """The entries of a plan that was written to `path`; None where there is none that is whole."""
+    entries = (readable_object(path) or {}).get("entries")
+    return entries if isinstance(entries, dict) else None
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs, one line each; empty where nothing does. What older versions have not noted is not compared."""
+    known = {name: value for name, value in now.items() if name != "files" or before.get("files")}
+    before = {name: value for name, value in before.items() if name in known or name != "files"}
+    return "\n".join(f"  {name}: {_short(old)}, now {_short(new)}" for name, old, new in difference(before, known))
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) != 64 or not text.isalnum() else f"{text[:12]}..."  # a hash
+
+
+def finished_manifest(output: Path) -> Manifest | None:
+    """The manifest of the table at `output`; None where there is none. Raises Refusal where it is none of ours."""
+    if not output.exists():
+        return None
+    if output.suffix == ".npy":
+        described = output.with_suffix(".json")
+        return manifest_from_json(described.read_bytes(), str(described))
+    return parquet_manifest(output)
+
+
+Source = ListSource | ShardSource
+
+
+@dataclass(frozen=True)
+class Images:
+    """What is embedded."""
+
+    sources: Mapping[str, Source]
+    """By split, in the order of the rows: `train`, `test`, and what else there is."""
+    settings: DataSettings
+    """With which the data source is opened again to find the images."""
+    not_used: tuple[str, ...] = ()
+    """What lies beside them and is not embedded, in words."""
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Of the labels, where the data names them."""
+        # a split with classes of its own has them behind those of the others
+        return max((source.class_names for source in self.sources.values() if source.class_names), key=len, default=None)
+
+    def summary(self) -> str:
+        """What they are, to be printed."""
+        counts = {
+            name: _counted(len(source), "image" if isinstance(source, ListSource) else "shard")
+            for name, source in self.sources.items()
+        }
+        listed = (
+            ", ".join(f"{name} {count}" for name, count in counts.items()) if len(counts) > 1 else next(iter(counts.values()))
+        )
+        return f"{self.settings.name()}: {listed}"
+
+    def described(self) -> str:
+        """Splits, numbers of images and a hash of their names and of some of their bytes: other images are told by it."""
+        return ", ".join(f"{name} {_length(source)} ({_hash(source)})" for name, source in self.sources.items())
+
+    def stamped(self) -> str:
+        """A hash of sizes and modification times of all files: images that were overwritten in place are told by it."""
+        digest = hashlib.sha256()
+        for source in self.sources.values():
+            digest.update(stamps_hash(source).encode() if isinstance(source, ListSource) else source.stamp)
+        return digest.hexdigest()[:12]
+
+    def entries(self) -> dict[str, Any]:
+        """The settings for the manifest: those with an effect, the path absolute."""
+        kept = {name: value for name, value in to_dict(self.settings).items() if name not in WITHOUT_EFFECT}
+        if kept.get("path") and (Path(kept["path"]).exists() or "*" in kept["path"]):
+            kept["path"] = str(Path(kept["path"]).absolute())
+        return kept
+
+
+def open_images(settings: DataSettings, splits: Literal["all", "train", "test"], seed: int) -> Images:
+    """The images of the splits. `all`: every image there is, in whatever split, labeled or not; nothing is held out.
+
+    Raises Refusal where a split is wanted that there is not.
+    """
+    if splits == "all" and isinstance(settings, FolderSettings | HuggingFaceSettings):
+        settings = replace(settings, test_fraction=0.0)
+    if splits == "all" and isinstance(settings, HuggingFaceSettings):
+        settings = _without_training_split(settings)
+    opened = open_splits(settings, seed)
+    sources: dict[str, Source] = {"train": opened.train}
+    if opened.test is not None:
+        sources["test"] = opened.test
+    if splits != "all":
+        if splits not in sources:
+            raise Refusal(f"splits={splits!r}: the images have no test split ({opened.description}); use 'all' or 'train'")
+        sources = {splits: sources[splits]}
+    else:
+        sources |= _others(settings, sources)
+    return Images(sources, settings, opened.left_out if splits == "all" else opened.not_used)
+
+
+def _without_training_split(settings: HuggingFaceSettings) -> HuggingFaceSettings:
+    """Where nobody has asked for a training split and there is none: the first split stands for it."""
+    if settings.train_split != HuggingFaceSettings.train_split:
+        return settings
+    names = split_names(settings)
+    return settings if not names or settings.train_split in names else replace(settings, train_split=names[0])
+
+
+def _others(settings: DataSettings, sources: Mapping[str, Source]) -> dict[str, Source]:
+    """Splits beside those that training and probes use. A name that means another split here gets a mark."""
+    found: dict[str, Source] = {}
+    if isinstance(settings, FolderSettings):
+        found |= other_folders(settings)
+    elif isinstance(settings, HuggingFaceSettings):
+        found |= other_splits(settings)
+    return {f"{name} (other)" if name in sources else name: source for name, source in found.items()}
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _length(source: Source) -> str:
+    if isinstance(source, ListSource):
+        return str(len(source))
+    return f"{len(source)} shards"
+
+
+def _hash(source: Source) -> str:
+    if isinstance(source, ListSource):
+        return source_hash(source)[:12]
+    digest = hashlib.sha256(f"{len(source)} {source.num_records}".encode())
+    for record in islice(source.read_shard(0), 1):
+        digest.update(record.name.encode(errors="surrogateescape") + record.data)
+    return digest.hexdigest()[:12]
+
+
+def load_encoder(subject: Path | str, settings: EmbedSettings) -> Encoder:
+    """The encoder on its device, the threads set. Raises Refusal where there is none, or not the one that is wanted."""
+    name, processes = settings.device, local_processes()
+    if name == "auto" and torch.cuda.is_available():
+        name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    device = resolve_device(name, "--device")
+    if settings.threads is not None or processes > 1:
+        set_threads(settings.threads or max(1, available_cores() // processes))
+    choice = Choice(encoder=settings.encoder, heads=settings.heads, predictor=False)
+    encoder = Encoder(load_any(subject, choice))
+    if settings.pooling == "class_token" and not encoder.config.class_token:
+        raise Refusal("--pooling class_token: this encoder has no class token; leave --pooling out, or use average")
+    return encoder.to(device)
+
+
+def local_processes() -> int:
+    """Processes of this command on this machine, as torchrun says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def find_images(subject: Path, data: DataSettings | None, settings: EmbedSettings) -> tuple[Images, int]:
+    """The images and the seed with which they were opened: by default those of the run. Raises Refusal without any."""
+    places = (subject, subject.absolute().parent) if subject.is_dir() else ()  # a run, or an encoder in a run
+    folder = next((item for item in places if (item / "config.yaml").is_file()), None)
+    run = None if folder is None else load_run_config(folder)
+    used = data or (None if run is None else run.data)
+    if used is None:
+        raise Refusal(
+            f"{subject} is no run, so the images must be named: give --data.path FOLDER (or --data.source huggingface "
+            "--data.path ..., or --data.source scenes)"
+        )
+    seed = settings.seed if settings.seed is not None else 0 if run is None else run.run.seed
+    return open_images(used, settings.splits, seed), seed
+
+
+def make_manifest(subject: Path | str, encoder: Encoder, images: Images, seed: int, settings: EmbedSettings) -> Manifest:
+    """What the table will say of itself. Raises Refusal for an image size that the patch size does not divide."""
+    config, place = encoder.config, Path(subject).expanduser()
+    size = height_and_width(settings.image_size or config.image_size)
+    for side in size:
+        if side % config.patch_size:
+            below = max(config.patch_size, side - side % config.patch_size)
+            raise Refusal(
+                f"--image-size {side} is not a multiple of the patch size {config.patch_size}: use {below} or "
+                f"{below + config.patch_size}"
+            )
+    is_pooled = settings.features == "pooled"
+    return Manifest(
+        subject=str(place.absolute() if place.exists() else subject),
+        encoder=settings.encoder,
+        heads=settings.heads,
+        weights=weights_hash(encoder.network),
+        kind=settings.features,
+        shape=(config.width,) if is_pooled else (*config.grid(size), config.width),
+        dtype=settings.dtype,
+        pooling=config.pooling if settings.pooling == "own" else settings.pooling,
+        view=settings.view,
+        size=size,
+        precision=resolve_precision(settings.precision, encoder.device),  # type: ignore[arg-type]
+        data=images.entries(),
+        splits=tuple(images.sources),
+        seed=seed,
+        images=images.described(),
+        files=images.stamped(),
+        class_names=images.class_names or (),
+    )

@@ -1,0 +1,351 @@
+"""The file that `openjepa embed` leaves: features, the images they are of, and how they were made.
+
+`X.npy` is an array [n, D] (or [n, H, W, D] for features of patches), with the images in `X.csv` and the manifest in `X.json`
+beside it; `X.parquet` holds all three in one file, the manifest in the schema's metadata under `openjepa`, the mean of the
+features in the file's under `openjepa.mean`, and each row of features as a list of one length. Free of torch.
+
+The mean of all features of a table, kept in its manifest with what it is the mean of. Free of torch.
+
+A centered search needs it, and computing it takes as long as the search. It counts only where the table still has as many rows,
+and in a sample of them the same numbers: of features that were filtered, normalized or mixed up since, it is computed anew.
+"""
+
+import base64
+import csv
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from math import prod
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openjepa.refusals import Refusal
+from openjepa.system.json_files import object_in, typed
+
+FORMAT, VERSION = "openjepa-features", 1
+COLUMNS = ("path", "split", "index", "label")
+"""Of the images: name in its source, split, number in the split, and class number or nothing."""
+FEATURES = "features"
+"""Their column in a Parquet file."""
+METADATA_KEY, MEAN_KEY = b"openjepa", b"openjepa.mean"
+ENDINGS = (".npy", ".parquet")
+AXES = {"pooled": 1, "patches": 3}
+"""Of the features of one image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """How the features were made: enough to embed another image alike, and to find the images again."""
+
+    subject: str
+    """What `openjepa.load` takes: an absolute path, or a name on the Hub."""
+    encoder: Literal["target", "context"] = "target"
+    heads: int | None = None
+    weights: str
+    """Hash of the weights."""
+    kind: Literal["pooled", "patches"]
+    shape: tuple[int, ...]
+    """Of the features of one image: (D,) or (H, W, D)."""
+    dtype: Literal["float16", "float32"]
+    pooling: Literal["average", "class_token"]
+    """What one vector per image is, or would be."""
+    view: Literal["crop", "squash"]
+    size: tuple[int, int]
+    """Height and width of the images as the encoder saw them, in pixels."""
+    precision: Literal["bf16", "fp32"]
+    data: dict[str, Any] = field(default_factory=dict)
+    """Settings of the data source (`openjepa.config.to_dict`)."""
+    splits: tuple[str, ...] = ("train",)
+    """Which splits of the source, in the order of the rows."""
+    seed: int = 0
+    """With which the source was opened."""
+    images: str = ""
+    """Splits, numbers of images and hashes of their names: tells other images."""
+    files: str = ""
+    """Hash of sizes and modification times of the images' files: tells those overwritten in place. Empty in older tables."""
+    class_names: tuple[str, ...] = ()
+    """Of the labels, where the data names them."""
+    skipped: int = 0
+    """Images that could not be read and have no row."""
+    mean: dict[str, Any] = field(default_factory=dict)
+    """Of the features of all images (means.py); empty where it is not known."""
+
+    def to_json(self) -> str:
+        """As text."""
+        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1)
+
+
+def manifest_from_json(text: str | bytes, where: str) -> Manifest:
+    """The manifest that `to_json` wrote. Raises Refusal for any other text."""
+    mend = "embed the images again"
+    try:
+        entries = object_in(text.decode() if isinstance(text, bytes) else text, where, mend)
+    except UnicodeDecodeError as error:
+        raise Refusal(f"{where} is not valid JSON ({error}); {mend}") from error
+    if entries.pop("format", None) != FORMAT:
+        raise Refusal(f"{where} does not describe features that openjepa embed wrote")
+    if (version := entries.pop("version", None)) != VERSION:
+        raise Refusal(f"{where} has version {version!r}; this openjepa reads version {VERSION}: embed the images again")
+    if not isinstance(entries.get("mean"), dict):  # then it is not known
+        entries.pop("mean", None)
+    manifest = typed(Manifest, entries, where, mend)
+    if len(manifest.shape) != AXES[manifest.kind] or min(manifest.shape) < 1:
+        raise Refusal(
+            f"{where} is damaged: features of kind {manifest.kind} cannot have the shape {list(manifest.shape)}; embed the "
+            "images again"
+        )
+    return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The image of one row."""
+
+    path: str
+    """Its name in the source: for a folder, the path below it."""
+    split: str
+    index: int
+    """Its number in the split."""
+    label: int | None
+
+
+class Rows(Sequence[Row]):
+    """The images of all rows. A `Row` is made when it is asked for: of a million images a search names ten."""
+
+    def __init__(
+        self, paths: Sequence[str], splits: Sequence[str], indices: Sequence[int], labels: Sequence[int | None]
+    ) -> None:
+        """The columns, of one length."""
+        self._paths, self._splits, self._indices, self._labels = paths, splits, indices, labels
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, place: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> "Rows": ...
+
+    def __getitem__(self, place: int | slice) -> "Row | Rows":
+        """The image of a row, or those of several."""
+        if isinstance(place, slice):
+            return Rows(self._paths[place], self._splits[place], self._indices[place], self._labels[place])
+        return Row(self._paths[place], self._splits[place], self._indices[place], self._labels[place])
+
+
+class FeatureTable:
+    """Features of n images and what they are of, opened by `open_table`; features are read block by block."""
+
+    def __init__(self, path: Path, manifest: Manifest, rows: Sequence[Row], features: NDArray[Any] | None) -> None:
+        """`features`: mapped, or None for Parquet, which is read when blocks are asked for."""
+        self.path, self.manifest, self.rows = path, manifest, rows
+        self._features = features
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.rows)
+
+    def blocks(self, num_rows: int, start: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
+        """(number of its first row, features [b, *shape]) of consecutive blocks of at most so many images, from `start` on.
+
+        Those of `.npy` are views into the mapped file.
+        """
+        if self._features is None:
+            yield from parquet_blocks(self.path, self.manifest, num_rows, start)
+            return
+        for first in range(start, len(self), num_rows):
+            yield first, self._features[first : first + num_rows]
+
+    def features(self, index: int) -> NDArray[Any]:
+        """Features of one image [*shape]."""
+        block: NDArray[Any] = next(block for _, block in self.blocks(1, index))
+        return block[0]  # type: ignore[no-any-return]
+
+
+def open_table(path: Path) -> FeatureTable:
+    """What `openjepa embed` wrote to `path`, ending in .npy or .parquet. Raises Refusal for anything else, or damaged."""
+    if path.is_dir():
+        raise Refusal(f"{path} is a folder: name a file of features, X.npy or X.parquet, that openjepa embed wrote")
+    if not path.is_file():
+        unfinished = path.with_name(f"{path.name}.parts")
+        hint = (
+            "it is not finished: repeat the same `openjepa embed` to complete it" if unfinished.exists() else "it is not there"
+        )
+        raise Refusal(f"{path} cannot be searched: {hint}")
+    if path.suffix == ".npy":
+        return _open_numpy(path)
+    if path.suffix == ".parquet":
+        return _open_parquet(path)
+    raise Refusal(f"{path} is no file of features: openjepa embed writes .npy or .parquet")
+
+
+def _open_numpy(path: Path) -> FeatureTable:
+    manifest_path, csv_path = path.with_suffix(".json"), path.with_suffix(".csv")
+    if missing := [item.name for item in (manifest_path, csv_path) if not item.is_file()]:
+        raise Refusal(f"{path} lacks {' and '.join(missing)} beside it, which openjepa embed writes with it")
+    manifest = manifest_from_json(manifest_path.read_bytes(), str(manifest_path))
+    try:
+        with csv_path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            lines = csv.reader(file)
+            if next(lines, None) != list(COLUMNS):
+                raise Refusal(f"its first line is not {','.join(COLUMNS)}")
+            rows = _rows(lines)
+    except (ValueError, csv.Error) as error:
+        raise Refusal(f"{csv_path} is damaged or cut off ({error}); embed the images again") from error
+    try:
+        features = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        what = "it is no array of numbers in NumPy's format"
+        raise Refusal(f"{path} is damaged or cut off: {what}; embed the images again") from error
+    if features.shape != (len(rows), *manifest.shape) or features.dtype != np.dtype(manifest.dtype):
+        raise Refusal(
+            f"{path} holds {features.dtype} {list(features.shape)}, but {csv_path.name} and {manifest_path.name} describe "
+            f"{manifest.dtype} {[len(rows), *manifest.shape]}; embed the images again"
+        )
+    return FeatureTable(path, manifest, rows, features)
+
+
+def _rows(lines: Iterable[list[str]]) -> Rows:
+    """The images in the lines of a CSV file. Raises Refusal where a line is none of ours."""
+    paths: list[str] = []
+    splits: list[str] = []
+    indices: list[int] = []
+    labels: list[int | None] = []
+    for path, split, index, label in lines:
+        paths.append(path)
+        splits.append(split)
+        indices.append(int(index))
+        labels.append(int(label) if label else None)
+    return Rows(paths, splits, indices, labels)
+
+
+def parquet_manifest(path: Path) -> Manifest:
+    """The manifest in the metadata of a Parquet file, with the mean. Raises Refusal where there is none."""
+    import pyarrow.parquet as parquet
+
+    try:
+        entries = parquet.read_metadata(path).metadata or {}
+    except (OSError, ValueError) as error:
+        raise Refusal(f"{path} is no file of features that openjepa embed wrote ({error})") from error
+    if METADATA_KEY not in entries:
+        raise Refusal(f"{path} is no file of features that openjepa embed wrote (its metadata hold no manifest)")
+    manifest = manifest_from_json(entries[METADATA_KEY], str(path))
+    try:
+        mean = json.loads(entries.get(MEAN_KEY, b"{}"))
+    except (ValueError, RecursionError):  # then it is not known
+        mean = {}
+    return replace(manifest, mean=mean if isinstance(mean, dict) else {})
+
+
+def _open_parquet(path: Path) -> FeatureTable:
+    import pyarrow.parquet as parquet
+
+    manifest = parquet_manifest(path)
+    try:
+        with parquet.ParquetFile(path) as file:
+            if missing := {*COLUMNS, FEATURES} - set(file.schema_arrow.names):
+                raise Refusal(f"it has no column {' and '.join(sorted(missing))}")
+            names = file.read(columns=list(COLUMNS)).to_pydict()
+    except (OSError, ValueError) as error:
+        raise Refusal(f"{path} is damaged or cut off ({error}); embed the images again") from error
+    return FeatureTable(path, manifest, Rows(*(names[name] for name in COLUMNS)), None)
+
+
+def parquet_blocks(path: Path, manifest: Manifest, num_rows: int, start: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
+    """(number of its first row, features [b, *shape]) of blocks of a Parquet file, read row group by row group.
+
+    Raises Refusal where they are damaged.
+    """
+    import pyarrow.parquet as parquet
+
+    file, first = parquet.ParquetFile(path), 0
+    for number in range(file.num_row_groups):
+        length = file.metadata.row_group(number).num_rows
+        if first + length > start:
+            group = _row_group(file, number, path, length * prod(manifest.shape)).reshape(length, *manifest.shape)
+            for begin in range(max(0, start - first), length, num_rows):
+                yield first + begin, group[begin : begin + num_rows]
+        first += length
+
+
+def _row_group(file: Any, number: int, path: Path, size: int) -> NDArray[Any]:
+    """The features of a row group, one after the other."""
+    try:
+        column = file.read_row_group(number, columns=[FEATURES]).column(0).combine_chunks()
+        values: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False)
+    except (OSError, ValueError, AttributeError) as error:
+        raise Refusal(f"{path}: row group {number} is damaged ({error}); embed the images again") from error
+    if values.dtype.kind != "f":
+        raise Refusal(f"{path}: row group {number} holds features of type {column.type}, not numbers; embed the images again")
+    if len(values) != size:
+        raise Refusal(f"{path}: row group {number} holds {len(values):,} numbers instead of {size:,}; embed the images again")
+    return values
+
+
+SAMPLE = 1024
+"""Rows of an array, evenly spread, that are compared: all of a small one. What others may have changed moves the mean by less
+than a thousandth of the change. Parquet files cannot be changed in place, and who writes them anew drops the mean."""
+
+
+def evenly_spread(number: int, at_most: int) -> list[int]:
+    """So many of `number` rows, ascending; all where there are no more."""
+    return sorted({int(row) for row in np.linspace(0, number - 1, min(at_most, number))})
+
+
+class Tally:
+    """What is known of features once all are written: their checksum and their mean."""
+
+    def __init__(self, manifest: Manifest, num_rows: int) -> None:
+        """`num_rows`: as many as will come."""
+        self._dtype, self._shape = np.dtype(manifest.dtype), manifest.shape
+        self._sum, self._num_rows = np.zeros(manifest.shape), 0
+        self._wanted, self._sample = evenly_spread(num_rows, SAMPLE), 0
+        self.checksum = 0
+        """CRC-32 of all features."""
+
+    def add(self, data: bytes) -> None:
+        """Whole rows."""
+        self.checksum = zlib.crc32(data, self.checksum)
+        rows = np.frombuffer(data, self._dtype).reshape(-1, *self._shape)
+        inside = range(self._num_rows, self._num_rows + len(rows))
+        for row in self._wanted:
+            if row in inside:
+                self._sample = zlib.crc32(rows[row - inside.start].tobytes(), self._sample)
+        self._sum += rows.sum(axis=0, dtype=np.float64)
+        self._num_rows += len(rows)
+
+    def mean(self) -> dict[str, Any]:
+        """As the manifest holds it: base64 of little-endian fp32 with its CRC-32, number of rows, CRC-32 of some of them."""
+        values = (self._sum / self._num_rows).astype("<f4").tobytes()
+        return {
+            "values": base64.b64encode(values).decode(),
+            "rows": self._num_rows,
+            "checksum": zlib.crc32(values),
+            "sample": self._sample,
+        }
+
+
+def kept_mean(table: FeatureTable) -> NDArray[np.float32] | None:
+    """Mean of the features of all images [*shape]; None where the table keeps none, or not that of these features."""
+    kept = table.manifest.mean
+    try:
+        data = base64.b64decode(kept["values"], validate=True)
+        values = np.frombuffer(data, "<f4").reshape(table.manifest.shape)
+    except (KeyError, ValueError, TypeError):
+        return None
+    if kept.get("rows") != len(table) or kept.get("checksum") != zlib.crc32(data):
+        return None
+    return values if table.path.suffix != ".npy" or kept.get("sample") == _of_sample(table) else None
+
+
+def _of_sample(table: FeatureTable) -> int:
+    checksum = 0
+    for row in evenly_spread(len(table), SAMPLE):
+        checksum = zlib.crc32(np.ascontiguousarray(table.features(row)).tobytes(), checksum)
+    return checksum

@@ -1,0 +1,195 @@
+"""The nearest images of all: every vector of the table is compared with every query, block by block of the mapped file.
+
+Windows of patches: averages of neighboring patches, compared with the average of the patches in a region.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from openjepa.inference.embedding.table import FeatureTable
+from openjepa.inference.search.vectors import ROUNDED, SMALLEST_NORM, Vectors, check_finite, cosines, map_blocks, picked
+from openjepa.refusals import Refusal
+
+
+def window_cosines(
+    features: Float[Tensor, "b H W D"],
+    query: Float[Tensor, " D"],
+    window: tuple[int, int],
+    means: Float[Tensor, "H W D"] | None = None,
+) -> Float[Tensor, "b H2 W2"]:
+    """Cosine to `query` of the average of the patches in every window of (rows, columns), at every place on the grid.
+
+    `means`, one for each place, are taken off the patches first; a window that equals them but for rounding has the cosine 0.
+    Computed in the type of the features. Raises Refusal where a window is larger than the grid.
+    """
+    rows, columns = window
+    height, width = features.shape[1:3]
+    if not (1 <= rows <= height and 1 <= columns <= width):
+        raise Refusal(f"a window of {rows} x {columns} patches does not fit into the grid of {height} x {width} of this table")
+    averages = features if means is None else features - means.to(features.dtype)
+    if window != (1, 1):
+        # One axis after the other: rows + columns additions for each place instead of rows x columns.
+        planes = functional.avg_pool2d(averages.permute(0, 3, 1, 2), (rows, 1), stride=1)
+        averages = functional.avg_pool2d(planes, (1, columns), stride=1).permute(0, 2, 3, 1)
+    direction = query.to(averages.dtype) / query.norm().clamp(min=SMALLEST_NORM).to(averages.dtype)
+    norms = torch.linalg.vector_norm(averages, dim=3)
+    noise = 0.0 if means is None else ROUNDED * float(means.norm(dim=2).mean())
+    products: Tensor = averages @ direction
+    return products.div_(norms.clamp(min=SMALLEST_NORM)).clamp_(-1, 1).masked_fill_(norms < noise, 0)
+
+
+SCORES = 64 * 2**20
+"""Cosines kept at a time (256 MB); more queries take another pass over the table."""
+ROUNDING = 2e-5
+"""More than fp32 can be wrong in a cosine: so close to the last place, candidates are compared again in fp64."""
+CHUNK = 1024
+COMPARED = 4096
+"""Candidates that are compared again at a time."""
+
+Advance = Callable[[int], None]
+"""Told how many images are done since the last call."""
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """The nearest images of one query, the nearest first; of equal ones the smaller number of the row."""
+
+    rows: NDArray[np.int64]
+    """Numbers of rows of the table [k]."""
+    cosines: NDArray[np.float64]
+    """[k]"""
+    places: NDArray[np.int64] | None = None
+    """Row and column of the best window on the grid of patches [k, 2], where windows were compared."""
+
+
+def _ignore(_: int) -> None:
+    pass
+
+
+def nearest(
+    vectors: Vectors,
+    queries: Float[Tensor, "Q D"],
+    top: int,
+    skip: Sequence[int | None] | None = None,
+    advance: Advance = _ignore,
+) -> list[Neighbors]:
+    """The `top` nearest images of each query by cosine, exactly; fewer where the table holds fewer.
+
+    `queries`: less the same mean as the vectors (`Vectors.less_mean`). `skip`: for each query a row that is no answer, or None.
+    Cosines are fp64, so neither the order nor the ties depend on blocks or threads. Raises Refusal where a number is not
+    finite.
+    """
+    if top < 1:
+        raise Refusal(f"top={top} must be at least 1")
+    if queries.ndim != 2 or queries.shape[1] != vectors.width:
+        raise Refusal(f"queries have the shape {list(queries.shape)}, but the table has vectors of width {vectors.width}")
+    if not bool(queries.isfinite().all()):
+        raise Refusal("the features of a query are not finite: look at the image and at the encoder's weights")
+    skips = list(skip) if skip is not None else [None] * len(queries)
+    at_once = max(1, SCORES // max(1, len(vectors)))
+    found: list[Neighbors] = []
+    for start in range(0, len(queries), at_once):
+        part = queries[start : start + at_once]
+        scores = _scores(vectors, part, advance)
+        for number in range(len(part)):
+            found.append(_best(vectors, part[number], scores[number], top, skips[start + number]))
+    return found
+
+
+def _scores(vectors: Vectors, queries: Float[Tensor, "Q D"], advance: Advance) -> Float[Tensor, "Q n"]:
+    """Cosines of all images to all queries in fp32."""
+    lengths = queries.double().norm(dim=1, keepdim=True).clamp(min=SMALLEST_NORM)
+    directions = (queries.double() / lengths).float().T.contiguous()  # [D, Q]
+    scores = torch.empty(len(queries), len(vectors))
+
+    def compare(first: int, features: Float[Tensor, "b *shape"]) -> int:
+        block, norms = vectors.of_block(first, features)
+        scores[:, first : first + len(block)] = torch.mm(block, directions).div_(norms[:, None]).T
+        return len(block)
+
+    for number in map_blocks(vectors.table, compare):
+        advance(number)
+    return scores
+
+
+def candidates(scores: Float[Tensor, " n"], top: int, skip: int | None) -> Int[Tensor, " c"]:
+    """Rows, ascending, that may be among the `top` best when rounding is taken into account.
+
+    Raises Refusal where a score is not finite, as differences of huge numbers may be.
+    """
+    if not bool(scores.isfinite().all()):
+        raise Refusal("cosines are not finite: the features are too large to compare; look at the encoder's weights")
+    if skip is not None:
+        scores[skip] = -torch.inf
+    number = min(top, len(scores) - (skip is not None))
+    if number < 1:
+        return torch.empty(0, dtype=torch.int64)
+    return (scores >= _kth_largest(scores, number) - ROUNDING).nonzero()[:, 0]
+
+
+def _kth_largest(scores: Float[Tensor, " n"], k: int) -> float:
+    """The k-th largest of many numbers, sooner than by `topk` alone: few of them reach the k-th largest maximum of chunks."""
+    chunks = len(scores) // CHUNK
+    if chunks >= max(k, 2):
+        bound = scores[: chunks * CHUNK].view(chunks, CHUNK).amax(dim=1).topk(k).values[-1]
+        scores = scores[scores >= bound]
+    return float(scores.topk(k).values[-1])
+
+
+def _best(vectors: Vectors, query: Float[Tensor, " D"], scores: Float[Tensor, " n"], top: int, skip: int | None) -> Neighbors:
+    rows = candidates(scores, top, skip)
+    return ranked(rows, [cosines(vectors.rows(part.tolist()), query) for part in torch.split(rows, COMPARED)], top)
+
+
+def ranked(rows: Int[Tensor, " c"], parts: Sequence[Float[Tensor, " p"]], top: int) -> Neighbors:
+    """The `top` best of candidates in ascending order, given their cosines in parts."""
+    values = torch.cat([torch.empty(0, dtype=torch.float64), *parts])
+    order = values.argsort(descending=True, stable=True)[:top]
+    return Neighbors(rows[order].numpy(), values[order].numpy())
+
+
+def nearest_windows(
+    table: FeatureTable,
+    query: Float[Tensor, " D"],
+    window: tuple[int, int],
+    top: int,
+    means: Float[Tensor, "H W D"] | None = None,
+    skip: int | None = None,
+    advance: Advance = _ignore,
+) -> Neighbors:
+    """The `top` images with the window of patches most like the query, exactly, and the place of that window.
+
+    A window is `window` rows and columns of patches; its vector is the average of its patches, less `means` (`place_means`) of
+    their places, as the query's. The table must hold features of patches. Equal windows of one image: the first in reading
+    order. As `nearest` otherwise.
+    """
+    if not bool(query.isfinite().all()):
+        raise Refusal("the features of the query are not finite: look at the image and at the encoder's weights")
+    scores = torch.empty(len(table))
+
+    def compare(first: int, features: Float[Tensor, "b H W D"]) -> int:
+        check_finite(table, first, features)
+        maps = window_cosines(features, query.float(), window, means)
+        scores[first : first + len(maps)] = maps.flatten(1).amax(dim=1)
+        return len(maps)
+
+    for number in map_blocks(table, compare):
+        advance(number)
+    rows = candidates(scores, top, skip)
+    values, places = [], []
+    for part in torch.split(rows, 64):
+        maps = window_cosines(picked(table, part.tolist()), query.double(), window, means)
+        best = (maps >= maps.amax(dim=(1, 2), keepdim=True) - 1e-12).flatten(1).int().argmax(dim=1)  # the first of equal ones
+        values.append(maps.flatten(1).gather(1, best[:, None])[:, 0])
+        places.append(torch.stack([best // maps.shape[2], best % maps.shape[2]], dim=1))
+    found = ranked(rows, values, top)
+    position = {int(row): number for number, row in enumerate(rows)}
+    own = torch.cat([torch.empty(0, 2, dtype=torch.int64), *places])
+    return Neighbors(found.rows, found.cosines, own[[position[int(row)] for row in found.rows]].numpy())

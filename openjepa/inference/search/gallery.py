@@ -1,0 +1,114 @@
+"""The images that a table's features are of, found again through its manifest."""
+
+import hashlib
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from openjepa.config import from_dict
+from openjepa.data.decode import decode_image, image_size
+from openjepa.data.source import ListSource
+from openjepa.data.views import shrink_to_short_side
+from openjepa.inference.embedding.plan import Images, open_images
+from openjepa.inference.embedding.table import FeatureTable, Manifest, Row
+from openjepa.inference.search.pairs import File
+from openjepa.refusals import Refusal
+from openjepa.settings.fields import CHOICES
+from openjepa.settings.sources import DataSettings
+
+THUMBNAIL = 256
+"""Short side in pixels that images are reduced to for contact sheets."""
+
+Change = Literal["none", "number", "files"]
+"""What has happened to the images since they were embedded, as far as the table notes it: some were added or removed, or else
+their files have other sizes or times."""
+
+
+class Gallery:
+    """The images of a table. Opened by `open_gallery`."""
+
+    def __init__(self, images: Images, change: Change = "none") -> None:
+        """Of what was embedded; of streams no image can be read by itself."""
+        self.change = change
+        self._sources = {name: source for name, source in images.sources.items() if isinstance(source, ListSource)}
+
+    @cached_property
+    def _numbers(self) -> dict[tuple[str, str], int]:
+        """Numbers of the images by split and name: for data that images were added to or taken from since."""
+        return {(split, source.name(index)): index for split, source in self._sources.items() for index in range(len(source))}
+
+    def read(self, row: Row) -> bytes:
+        """The encoded file of an image. Raises Refusal or OSError where it is not there any more."""
+        source = self._sources.get(row.split)
+        if source is None:
+            raise Refusal(f"the split {row.split!r} is a stream or is gone: its images cannot be read one by one")
+        if row.index < len(source) and source.name(row.index) == row.path:
+            return source.read(row.index)
+        if (row.split, row.path) not in self._numbers:
+            raise Refusal(f"{row.path} is not among the images any more")
+        return source.read(self._numbers[row.split, row.path])
+
+    def pixels(self, row: Row) -> UInt8[np.ndarray, "h w 3"]:
+        """RGB pixels of an image. Raises Refusal or OSError where it cannot be read."""
+        return decode_image(self.read(row))
+
+    def thumbnail(self, row: Row) -> UInt8[np.ndarray, "h w 3"] | None:
+        """The image with a short side of `THUMBNAIL` pixels at most; None where it cannot be read."""
+        try:
+            pixels = decode_image(self.read(row), THUMBNAIL)
+        except (ValueError, OSError):
+            return None
+        return thumbnail(torch.from_numpy(pixels))
+
+    def file(self, row: Row) -> File | None:
+        """Size, bytes and digest of an image; None where it cannot be read."""
+        try:
+            data = self.read(row)
+            height, width = image_size(data)
+        except (ValueError, OSError):
+            return None
+        return File(height, width, len(data), hashlib.sha256(data).hexdigest())
+
+
+def thumbnail(pixels: UInt8[Tensor, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    """The image, no larger than contact sheets need."""
+    return shrink_to_short_side(pixels, THUMBNAIL).numpy()
+
+
+def label_name(manifest: Manifest, row: Row) -> str:
+    """Name of an image's class, its number where it has no name, or nothing."""
+    if row.label is None:
+        return ""
+    names = manifest.class_names
+    return names[row.label] if 0 <= row.label < len(names) else str(row.label)
+
+
+def open_gallery(table: FeatureTable, data_path: str | None = None) -> Gallery:
+    """The images of a table. `data_path`: where they lie now. Raises Refusal or OSError where they cannot be found.
+
+    `change` of the gallery says whether they are those of then.
+    """
+    manifest = table.manifest
+    entries = dict(manifest.data)
+    options = CHOICES["data"].options
+    if entries.get("source") not in options:
+        raise Refusal(f"the table does not say which data source its images are from ({entries.get('source')!r})")
+    if data_path is not None:
+        entries["path"] = data_path
+    settings: DataSettings = from_dict(options[entries["source"]], entries)
+    is_train, is_test = manifest.splits == ("train",), manifest.splits == ("test",)
+    images = open_images(settings, "train" if is_train else "test" if is_test else "all", manifest.seed)
+    return Gallery(images, _change(images, table))
+
+
+def _change(images: Images, table: FeatureTable) -> Change:
+    """Stamps tell only images of the same number, and older tables have none: one `stat` of every file is saved then."""
+    sources = images.sources.values()
+    lengths = [len(source) for source in sources if isinstance(source, ListSource)]
+    if len(lengths) == len(sources) and sum(lengths) != len(table) + table.manifest.skipped:
+        return "number"
+    return "files" if table.manifest.files and table.manifest.files != images.stamped() else "none"

@@ -1,0 +1,195 @@
+"""One vector per image of a table of features, as numbers to calculate with: fp32 blocks of a mapped file, and single rows."""
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from openjepa.inference.embedding.table import FeatureTable, kept_mean
+from openjepa.refusals import Refusal
+
+BLOCK_VALUES = 2048 * 768
+"""Numbers of one block. 6 MB as fp32 stay in the second-level cache: larger blocks took up to 1.6 times as long."""
+ROUND = 64
+"""Blocks whose results wait for each other, where several threads work on blocks of their own."""
+SMALLEST_NORM = 1e-12
+"""Shorter vectors have no direction: their cosine to anything is 0."""
+ROUNDED = 2e-7
+"""Of the length of a mean in fp32: more than it is rounded by, and less than features in fp32 are when they differ."""
+SUMMED = 2048
+"""Rows that are added up in fp32: of more, sums of these are added in fp64."""
+
+Result = TypeVar("Result")
+
+
+def tensor_of(block: NDArray[Any]) -> Tensor:
+    """The same memory as a tensor; that of a mapped file must not be written to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(block)
+
+
+def rows_per_block(table: FeatureTable) -> int:
+    """How many images are calculated with at a time."""
+    return max(1, BLOCK_VALUES // prod(table.manifest.shape))
+
+
+def raw_blocks(table: FeatureTable) -> Iterator[tuple[int, Float[Tensor, "b *shape"]]]:
+    """(number of its first row, its features in fp32) of each block. The next block overwrites the memory of the last."""
+    buffer = torch.empty(rows_per_block(table), *table.manifest.shape)
+    for first, block in table.blocks(len(buffer)):
+        values = buffer[: len(block)]
+        values.copy_(tensor_of(block))
+        yield first, values
+
+
+def map_blocks(
+    table: FeatureTable, work: Callable[[int, Float[Tensor, "b *shape"]], Result], threads: int | None = None
+) -> Iterator[Result]:
+    """What `work(number of its first row, features in fp32)` gives for each block, in their order.
+
+    Blocks of a mapped file are worked on by `threads` at a time (None: as many as torch has), each by one: threads that share
+    every small product would mostly wait for each other, above all where other programs run. `work` may overwrite its block.
+    """
+    number = threads or torch.get_num_threads()
+    rows = rows_per_block(table)
+    if number == 1 or table.path.suffix != ".npy" or len(table) <= rows:
+        for first, features in raw_blocks(table):
+            yield work(first, features)
+        return
+    stored = tensor_of(next(table.blocks(len(table)))[1])
+    own = threading.local()
+
+    def begin() -> None:
+        own.buffer = torch.empty(rows, *table.manifest.shape)
+
+    def one(first: int) -> Result:
+        block = stored[first : first + rows]
+        return work(first, own.buffer[: len(block)].copy_(block))
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(number, initializer=begin) as pool:
+            firsts = range(0, len(table), rows)
+            for start in range(0, len(firsts), ROUND):
+                yield from pool.map(one, firsts[start : start + ROUND])
+    finally:
+        torch.set_num_threads(before)
+
+
+def picked(table: FeatureTable, rows: Sequence[int]) -> Float[Tensor, "m *shape"]:
+    """Features of some rows, in ascending order, in fp64."""
+    found = torch.empty(len(rows), *table.manifest.shape, dtype=torch.float64)
+    first, block = 0, np.empty((0, *table.manifest.shape), np.float32)
+    for place, row in enumerate(rows):
+        if row >= first + len(block):
+            # A view where the file is mapped; of Parquet the rest of a row group, in which the next rows may lie too.
+            first, block = next(table.blocks(rows_per_block(table), row))
+        found[place] = tensor_of(block[row - first])
+    return found
+
+
+def pooled(features: Float[Tensor, "b *shape"]) -> Float[Tensor, "b D"]:
+    """The stored vectors, or the averages of stored patches."""
+    return features if features.ndim == 2 else features.mean(dim=(1, 2))
+
+
+class Vectors:
+    """One vector [D] per image of a table, less a common `mean` where one is given; patches are averaged."""
+
+    def __init__(self, table: FeatureTable, mean: Float[Tensor, " D"] | None = None) -> None:
+        """`mean`: as `table_mean` gives it; rounded to what fp32 holds, so that differences from it are right to their size."""
+        self.table, self.mean = table, None if mean is None else mean.float().double()
+        self._noise = 0.0 if mean is None else ROUNDED * float(mean.norm())
+        self.width = table.manifest.shape[-1]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.table)
+
+    def blocks(self) -> Iterator[tuple[int, Float[Tensor, "b D"], Float[Tensor, " b"]]]:
+        """(number of its first row, vectors, their norms) of each block; overwritten by the next.
+
+        Raises Refusal at a row that is not finite.
+        """
+        for first, features in raw_blocks(self.table):
+            yield first, *self.of_block(first, features)
+
+    def less_mean(self, vectors: Float[Tensor, "m D"]) -> Float[Tensor, "m D"]:
+        """Vectors, as queries are, in fp64 less the mean of the table. One that equals it but for rounding becomes zero."""
+        less = self._less(vectors.double())
+        return less.masked_fill((less.norm(dim=1) < self._noise)[:, None], 0)
+
+    def _less(self, vectors: Float[Tensor, "m D"]) -> Float[Tensor, "m D"]:
+        return vectors if self.mean is None else vectors - self.mean
+
+    def of_block(self, first: int, features: Float[Tensor, "b *shape"]) -> tuple[Float[Tensor, "b D"], Float[Tensor, " b"]]:
+        """Vectors and their norms of one block, which is overwritten. Raises Refusal at a row that is not finite."""
+        if features.ndim > 2:  # in fp64: patches may be many times as long as what is left of their average
+            vectors = self._less(features.mean(dim=(1, 2), dtype=torch.float64)).float()
+        else:
+            vectors = features if self.mean is None else features.sub_(self.mean.float())
+        norms = torch.linalg.vector_norm(vectors, dim=1)
+        check_finite(self.table, first, norms)
+        if bool((equal := norms < self._noise).any()):
+            vectors[equal] = 0
+            norms[equal] = 0
+        return vectors, norms.clamp_(min=SMALLEST_NORM)
+
+    def rows(self, rows: Sequence[int]) -> Float[Tensor, "m D"]:
+        """The vectors of some rows, in ascending order, in fp64."""
+        return self.less_mean(pooled(picked(self.table, rows)))
+
+
+def check_finite(table: FeatureTable, first: int, numbers: Float[Tensor, "b ..."]) -> None:
+    """Refusal that names the first image with a number that is not finite; `first`: the number of the block's first row."""
+    finite = numbers.isfinite().flatten(1).all(dim=1) if numbers.ndim > 1 else numbers.isfinite()
+    if not bool(finite.all()):
+        row = first + int((~finite).nonzero()[0])
+        raise Refusal(
+            f"{table.path}: the features of row {row} ({table.rows[row].path}) are not finite, so nothing can be compared with "
+            "them; embed the images again with --precision fp32 --dtype float32, else look at the encoder's weights"
+        )
+
+
+def place_means(table: FeatureTable) -> Float[Tensor, " *shape"]:
+    """Mean of the stored features of all images, of patches at each place of the grid: in fp64, rounded to fp32.
+
+    The one that the table keeps; of a table without, from a pass over all rows. Raises Refusal at one that is not finite.
+    """
+    kept = kept_mean(table)
+    if kept is not None:
+        return torch.from_numpy(kept.astype(np.float64))
+
+    def total(first: int, features: Float[Tensor, "b *shape"]) -> Float[Tensor, " *shape"]:
+        part = torch.stack([rows.sum(dim=0) for rows in torch.split(features, SUMMED)]).double().sum(dim=0)
+        if not bool(part.isfinite().all()):
+            check_finite(table, first, features)
+        return part
+
+    start = torch.zeros(table.manifest.shape, dtype=torch.float64)
+    mean: Tensor = sum(map_blocks(table, total), start) / max(1, len(table))
+    return mean.float().double()
+
+
+def table_mean(table: FeatureTable) -> Float[Tensor, " D"]:
+    """Mean of the vectors of all images, in fp64, rounded to fp32. Raises Refusal at a row that is not finite."""
+    return pooled(place_means(table)[None])[0].float().double()
+
+
+def cosines(vectors: Float[Tensor, "m D"], query: Float[Tensor, " D"]) -> Float[Tensor, " m"]:
+    """Cosine of each vector to one, in fp64; 0 where either has no direction."""
+    rows, other = vectors.double(), query.double()
+    # A sum for every row on its own: equal rows have equal cosines wherever they stand, which a product does not promise.
+    products: Tensor = (rows * other).sum(dim=1)
+    norms = rows.square().sum(dim=1).sqrt().clamp(min=SMALLEST_NORM) * other.norm().clamp(min=SMALLEST_NORM)
+    return products.div_(norms).clamp_(-1, 1)

@@ -1,0 +1,268 @@
+"""The pre-norm transformer block that encoder and predictor share, its attention, and how weights are drawn.
+
+Softmax attention, computed in whichever way is the fastest where it runs.
+"""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from openjepa.refusals import Refusal
+
+VECTOR_LENGTH = 32
+"""bf16 numbers in 512 bits. At 28 tokens a softmax in fp32, conversions included, takes 0.27 of the time of one in bf16 and its
+derivative 0.31; from 32 tokens on it is the other way round (`benchmarks/attention.py`)."""
+PLAIN_MAX_TOKENS = 1024
+"""Longest sequence for plain products on a CPU: beyond it the scores of all heads take too much memory."""
+HIDDEN = torch.finfo(torch.float16).min / 2
+"""Added to the scores of what must not be seen: its weight is exactly 0, unless scores differ by tens of thousands. Finite in
+every type that attention computes in, also after a score is added; the lowest number of fp32 would be infinite in bf16."""
+
+
+def attention_bias(valid: Bool[Tensor, "B S"] | None, dtype: torch.dtype) -> Float[Tensor, "B 1 1 S"] | None:
+    """What is added to attention scores so that nothing looks at invalid tokens. None where all are valid.
+
+    `HIDDEN` instead of minus infinity: a row without any valid token stays finite.
+    """
+    if valid is None:
+        return None
+    bias = torch.zeros(valid.shape, dtype=dtype, device=valid.device)
+    return bias.masked_fill_(~valid, HIDDEN)[:, None, None, :]
+
+
+def attention(
+    qkv: Float[Tensor, "B S 3D"], heads: int, bias: Float[Tensor, "#B #heads #S S"] | None = None, fused: bool = False
+) -> Float[Tensor, "B S D"]:
+    """softmax(q k^T / sqrt(d) + bias) v for every head; each head owns contiguous channels of queries, keys and values.
+
+    `bias` may be shared by images, heads and queries (size 1), and may be learned.
+
+    On a CPU in bf16 plain matrix products take a half to a fifth of the time of torch's fused kernel, forward and backward, at
+    16 to 800 tokens (`benchmarks/attention.py`); in fp32 and on other devices the fused kernel is the faster one. `fused`: it
+    is wanted anyway.
+    """
+    if not fused and qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16 and qkv.shape[1] <= PLAIN_MAX_TOKENS:
+        mixed: Tensor = _PlainAttention.apply(qkv, heads, bias)  # type: ignore[no-untyped-call]
+        return mixed
+    batch, length, width = qkv.shape
+    queries, keys, values = qkv.view(batch, length, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4)
+    mask = None if bias is None else bias.to(qkv.dtype)
+    mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)  # [B, heads, S, d]
+    return mixed.transpose(1, 2).reshape(batch, length, width // 3)
+
+
+def _softmax_dtype(scores: Float[Tensor, "rows S S"]) -> torch.dtype:
+    """fp32 for rows shorter than a vector register of bf16 numbers, which torch's bf16 softmax handles one number at a time."""
+    short = scores.dtype == torch.bfloat16 and scores.shape[-1] < VECTOR_LENGTH
+    return torch.float32 if short else scores.dtype
+
+
+class _PlainAttention(torch.autograd.Function):
+    """Attention as three-dimensional matrix products. Written with its derivative, which saves copies that autograd would make.
+
+    With P = softmax(S), S = q k^T / sqrt(d), O = P v and the gradient G of O: dv = P^T G, dP = G v^T,
+    dS = P * (dP - rowsum(dP * P)), dq = dS k / sqrt(d), dk = dS^T q / sqrt(d); a bias gets dS, summed where it is shared.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, heads: int, bias: Tensor | None) -> Tensor:
+        batch, length, width = qkv.shape
+        size = width // (3 * heads)
+        packed = qkv.view(batch, length, 3, heads, size).permute(2, 0, 3, 1, 4).reshape(3, batch * heads, length, size)
+        queries, keys, values = packed.unbind(0)
+        if bias is None:
+            start, weight = queries.new_empty(1, 1, 1), 0
+        else:
+            start = bias.to(qkv.dtype).expand(batch, heads, -1, -1).reshape(batch * heads, bias.shape[2], length)
+            weight = 1
+        scores = torch.baddbmm(start, queries, keys.transpose(1, 2), beta=weight, alpha=size**-0.5)
+        weights = torch.softmax(scores, dim=-1, dtype=_softmax_dtype(scores)).to(scores.dtype)  # [B heads, S, S]
+        ctx.save_for_backward(packed, weights)
+        ctx.bias_shape = None if bias is None or not bias.requires_grad else bias.shape
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        mixed = torch.bmm(weights, values).view(batch, heads, length, size)
+        return mixed.transpose(1, 2).reshape(batch, length, width // 3)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor | None]:
+        packed, weights = ctx.saved_tensors
+        queries, keys, values = packed.unbind(0)
+        batch, length, width = gradient.shape
+        size = queries.shape[-1]
+        heads = width // size
+        incoming = gradient.view(batch, length, heads, size).transpose(1, 2).reshape(batch * heads, length, size)
+        outgoing = torch.empty_like(packed)
+        torch.bmm(weights.transpose(1, 2), incoming, out=outgoing[2])
+        scores = torch.bmm(incoming, values.transpose(1, 2))
+        wide = _softmax_dtype(scores)
+        scores = torch._softmax_backward_data(scores.to(wide), weights.to(wide), -1, wide)
+        bias_gradient = None
+        if ctx.bias_shape is not None:
+            whole = scores.view(batch, heads, length, length)
+            # a copy even where nothing is summed or converted: the scores are scaled in place below
+            bias_gradient = whole.float().sum_to_size(ctx.bias_shape).to(ctx.bias_dtype, copy=True)
+        scores = scores.mul_(size**-0.5).to(weights.dtype)
+        torch.bmm(scores, keys, out=outgoing[0])
+        torch.bmm(scores.transpose(1, 2), queries, out=outgoing[1])
+        unpacked = outgoing.view(3, batch, heads, length, size).permute(1, 3, 0, 2, 4)
+        return unpacked.reshape(batch, length, 3 * width), None, bias_gradient
+
+
+INIT_STD = 0.02
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention. Rows of `qkv`: queries, keys, values; each head owns contiguous channels."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        """Raises Refusal where the heads do not divide the width."""
+        super().__init__()
+        if width % heads:
+            fitting = [number for number in range(1, width + 1) if width % number == 0 and number <= 2 * heads]
+            raise Refusal(f"heads={heads} do not divide the width {width}; use one of {fitting}")
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(
+        self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "#B #heads #S S"] | None, num_last: int | None = None
+    ) -> Float[Tensor, "B S D"]:
+        """Attention among the S tokens of each sequence; `num_last` returns only that many of the last tokens."""
+        mixed = attention(self.qkv(x), self.heads, bias)
+        return self.proj(mixed if num_last is None else mixed[:, -num_last:])  # type: ignore[no-any-return]
+
+
+class Mlp(nn.Module):
+    """Two linear layers with the exact (erf) GELU between them."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        """`hidden` is the width between the two layers."""
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
+        """The same map of every token."""
+        return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: while training, drops the whole branch of a sample with probability `rate` and rescales the others."""
+
+    def __init__(self, rate: float) -> None:
+        """`rate` is the probability of dropping."""
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
+        """`x` with the branches of some samples set to zero."""
+        if self.rate == 0.0 or not self.training:
+            return x
+        keep = torch.empty(x.shape[0], 1, 1, dtype=x.dtype, device=x.device).bernoulli_(1.0 - self.rate)
+        return x * keep / (1.0 - self.rate)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x + gamma_1 attention(norm(x)), then x + gamma_2 mlp(norm(x)); gammas only on request."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        layer_norm_eps: float,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+    ) -> None:
+        """`hidden` is the hidden width of the MLP, `drop_path` the rate of both branches, `layer_scale` the first gamma."""
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=layer_norm_eps)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=layer_norm_eps)
+        self.mlp = Mlp(width, hidden)
+        self.drop_path = DropPath(drop_path)
+        self.gamma_1 = None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale))
+        self.gamma_2 = None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale))
+
+    def forward(
+        self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "#B #heads #S S"] | None = None, num_last: int | None = None
+    ) -> Float[Tensor, "B S D"]:
+        """The sequences after this block; `bias` is added to the attention scores.
+
+        With `num_last` only that many of the last tokens are returned, at the cost of their MLP alone.
+        """
+        return self.branches(x, bias, num_last)[0]
+
+    def branches(
+        self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "#B #heads #S S"] | None = None, num_last: int | None = None
+    ) -> tuple[Float[Tensor, "B S D"], Float[Tensor, "B S D"]]:
+        """The sequences after this block, and what its MLP added to them."""
+        mixed = self.drop_path(scaled(self.attn(self.norm1(x), bias, num_last), self.gamma_1))
+        x = mixed + (x if num_last is None else x[:, -num_last:])
+        added = self.drop_path(scaled(self.mlp(self.norm2(x)), self.gamma_2))
+        return x + added, added
+
+
+def scaled(branch: Float[Tensor, "B S D"], gamma: Float[Tensor, " D"] | None) -> Float[Tensor, "B S D"]:
+    """A branch of a block with its layer scale, where it has one."""
+    return branch if gamma is None else branch * gamma.to(branch.dtype)
+
+
+def hidden_width(width: int, mlp_ratio: float) -> int:
+    """Hidden width of the MLP, rounded down (1408 x 48/11 is 6144)."""
+    return int(round(width * mlp_ratio, 6))  # a ratio like 48/11 must not lose one to rounding before the cut
+
+
+def build_blocks(
+    width: int,
+    depth: int,
+    heads: int,
+    mlp_ratio: float,
+    layer_norm_eps: float,
+    drop_path: float = 0.0,
+    layer_scale: float | None = None,
+) -> nn.ModuleList:
+    """`depth` blocks whose drop-path rates grow linearly from 0 to `drop_path`."""
+    rates = [drop_path * layer / max(1, depth - 1) for layer in range(depth)]
+    hidden = hidden_width(width, mlp_ratio)
+    return nn.ModuleList([Block(width, heads, hidden, layer_norm_eps, rate, layer_scale) for rate in rates])
+
+
+def block_flops(num_tokens: int, width: int, hidden: int, num_last: int | None = None) -> float:
+    """FLOPs of one block's forward on one sequence, 2 per multiply-add; products of matrices only."""
+    attention_part = 2 * num_tokens * width * 3 * width + 4 * num_tokens**2 * width
+    return attention_part + 2 * (num_last or num_tokens) * width * (width + 2 * hidden)
+
+
+def initialize(network: nn.Module, blocks: nn.ModuleList, initialization: str) -> None:
+    """Draws the weights of `network` from torch's global generator.
+
+    `released`: truncated normal, std 0.02 (cut at +-2, so in effect not cut) for every Linear and convolution, biases 0,
+    LayerNorms 1 and 0. `depth_scaled`: in addition the outputs of both branches of layer l = 1, 2, ... divided by sqrt(2 l).
+    `fan_in`: std 1 / sqrt(inputs), which keeps the variance of a signal; at 2,500 inputs that is the released 0.02, at a width
+    of 128 or a patch of 4 pixels the released weights are 4 to 7 times smaller. `xavier`: uniform within
+    sqrt(6 / (inputs + outputs)), a convolution counted as the linear map of one patch that it is (MAE).
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            _draw(module.weight.detach().flatten(1), initialization)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    if initialization == "depth_scaled":
+        with torch.no_grad():
+            for layer, block in enumerate(blocks, start=1):
+                block.attn.proj.weight /= math.sqrt(2 * layer)  # type: ignore[union-attr,operator]
+                block.mlp.fc2.weight /= math.sqrt(2 * layer)  # type: ignore[union-attr,operator]
+
+
+def _draw(weight: Float[Tensor, "outputs inputs"], initialization: str) -> None:
+    """Draws a matrix in place."""
+    if initialization == "xavier":
+        nn.init.xavier_uniform_(weight)
+    else:
+        std = weight.shape[1] ** -0.5 if initialization == "fan_in" else INIT_STD
+        nn.init.trunc_normal_(weight, std=std, a=-2.0, b=2.0)

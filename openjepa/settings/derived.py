@@ -1,0 +1,246 @@
+"""Settings that follow others: None until `resolve` gives them a value. Free of torch.
+
+What somebody has set, in a file, on the command line or in Python, is never touched. A recipe leaves None what follows from
+other settings; `RULES` says how.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from openjepa.settings.methods import Heads, IBotSettings, IJepaSettings, MaeSettings, TeacherSettings
+from openjepa.settings.models import Shape
+from openjepa.settings.run import OptimizationSettings, RunConfig
+
+Value = TypeVar("Value")
+
+PUBLISHED_SIDE = 224
+"""Pixels of the images for which all published values are meant."""
+LOCAL_SHARE = 96 / 224
+"""Side of a small crop beside that of a large one."""
+LEAST_BLUR = 0.1
+"""Pixels; a blur below is none."""
+MOST_OUTPUTS = 4096
+"""Of the heads of DINO and iBOT; the published 65,536 would cost more than a small encoder."""
+MSN_RATIOS = ((1024, 0.7), (768, 0.3))
+"""Width of the encoder from which on MSN drops this share of the patches (published: B/16 0.3, L/7 0.7)."""
+MSN_SMALL_RATIO = 0.15
+"""The share for narrower ones (published: S/16)."""
+RENEWALS = 50
+"""How often our small recipes renew the teacher in a run."""
+LOOKS, LEAST_STEPS_OF_A_LOOK = 10, 100
+"""Looks of the monitor in a run, and steps between two of them at least."""
+REFERENCE_PATCHES, REFERENCE_KEEP = 196, 10
+"""The grid of the released masks, and the patches that a block must have more of there."""
+
+
+def resolved(value: Value | None) -> Value:
+    """The value of a setting that `resolve` has filled in."""
+    assert value is not None, "a derived setting is still None: call openjepa.settings.derived.resolve(config) first"
+    return value
+
+
+def heads_of(wanted: Heads, encoder_heads: int) -> int:
+    """Attention heads of a second network. Half as many as the encoder's are as wide as those in a network half as wide."""
+    if wanted == "half" and encoder_heads % 2 == 0:
+        return encoder_heads // 2
+    return wanted if isinstance(wanted, int) else encoder_heads
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What rules read."""
+
+    config: RunConfig
+    total_steps: int | None
+    """Steps of the run; None while they are not known."""
+    processes: int
+
+    @property
+    def shape(self) -> Shape:
+        return self.config.model.shape()
+
+    @property
+    def side(self) -> int:
+        """Shorter side of the images in pixels."""
+        return min(self.config.data.height_width())
+
+
+def resolve(config: RunConfig, total_steps: int | None = None, processes: int = 1) -> RunConfig:
+    """`config` with a value for every setting that was left to follow others.
+
+    `total_steps`: length of a run whose settings give it in epochs. Without it the settings that depend on it stay None.
+    `processes`: these share the batch. Resolving twice changes nothing.
+    """
+    for name, rule in RULES.items():
+        group, field = name.split(".")
+        settings = getattr(config, group)
+        if getattr(settings, field, 0) in (None, "half"):
+            value = rule(_Run(config, config.optim.total_steps or total_steps, processes))
+            config = replace(config, **{group: replace(settings, **{field: value})})
+    # said by the values that follow from them
+    return replace(config, optim=replace(config.optim, warmup_share=None, images_per_device=None))
+
+
+def left_to_follow(config: RunConfig, recipe: RunConfig) -> RunConfig:
+    """`config` without values for what `recipe` leaves to follow."""
+    for name in (*RULES, "optim.warmup_share", "optim.images_per_device"):
+        group, field = name.split(".")
+        ours, theirs = getattr(config, group), getattr(recipe, group)
+        is_shared = type(ours) is type(theirs) and hasattr(ours, field)
+        if is_shared and (name not in RULES or getattr(theirs, field) in (None, "half")):
+            config = replace(config, **{group: replace(ours, **{field: getattr(theirs, field)})})
+    return config
+
+
+# -------------------------------------------------------------------------------------------------------- from the length
+
+
+def ema_start_for(total_steps: int) -> float:
+    """First momentum of our recipes: renews the teacher 50 times in a run of any length, as was measured to suit short ones.
+
+    The released 0.996 over 2,000 steps renews it 4 times: what is exported is then the mean of students that are 44 % of the
+    run old (docs/log.md).
+    """
+    return round(max(0.0, 1 - 2 * RENEWALS / total_steps), 6)
+
+
+def _ema_start(run: _Run) -> float | None:
+    return ema_start_for(run.total_steps) if run.total_steps else None
+
+
+def _ema_end(run: _Run) -> float | None:
+    method = run.config.method
+    assert isinstance(method, TeacherSettings)
+    return method.ema_start
+
+
+def _monitor_every(run: _Run) -> int | None:
+    return max(LEAST_STEPS_OF_A_LOOK, run.total_steps // LOOKS) if run.total_steps else None
+
+
+def _warmup_steps(run: _Run) -> int | None:
+    """Of a run in steps that says nothing but the share."""
+    optim = run.config.optim
+    if optim.warmup_epochs is not None or optim.warmup_share is None or optim.total_steps is None:
+        return None
+    return round(optim.warmup_share * optim.total_steps)
+
+
+def _warmup_epochs(run: _Run) -> float | None:
+    """Of a run in epochs. In one whose warm-up is in steps the usual number, which has no effect."""
+    optim = run.config.optim
+    if optim.total_steps is None and optim.warmup_share is not None:
+        return optim.warmup_share * optim.epochs
+    return OptimizationSettings.warmup_epochs if optim.warmup_steps is not None else None
+
+
+# --------------------------------------------------------------------------------------------- from the sizes of the model
+
+
+def _half_width(run: _Run) -> int:
+    return run.shape.width // 2
+
+
+def _predictor_heads(run: _Run) -> int | None:
+    method = run.config.method
+    assert isinstance(method, IJepaSettings)
+    return None if method.predictor_heads is None else heads_of(method.predictor_heads, run.shape.heads)
+
+
+def _decoder_heads(run: _Run) -> int:
+    method = run.config.method
+    assert isinstance(method, MaeSettings)
+    return heads_of(method.decoder_heads, run.shape.heads)
+
+
+def _outputs(run: _Run) -> int:
+    return min(MOST_OUTPUTS, 16 * run.shape.width)
+
+
+def _patch_outputs(run: _Run) -> int | None:
+    method = run.config.method
+    assert isinstance(method, IBotSettings)
+    return method.outputs
+
+
+def _msn_ratio(run: _Run) -> float:
+    return next((ratio for width, ratio in MSN_RATIOS if run.shape.width >= width), MSN_SMALL_RATIO)
+
+
+# --------------------------------------------------------------------------------------------- from the sizes of the images
+
+
+def _local_size(run: _Run) -> int:
+    patch = run.config.model.patch_size
+    return max(patch, round(LOCAL_SHARE * run.side / patch) * patch)
+
+
+def _blur_sigma(run: _Run) -> tuple[float, float]:
+    return max(LEAST_BLUR, 0.1 * run.side / PUBLISHED_SIDE), max(LEAST_BLUR, 2.0 * run.side / PUBLISHED_SIDE)
+
+
+def _min_keep(run: _Run) -> int:
+    """The released 10 of 196 patches would be redrawn for ever on small grids."""
+    rows, columns = run.config.model.grid(run.config.data.height_width())
+    return min(REFERENCE_KEEP, REFERENCE_KEEP * rows * columns // REFERENCE_PATCHES)
+
+
+# ---------------------------------------------------------------------------------------------------------- from the batch
+
+
+def _group_size(run: _Run) -> int | None:
+    """I-JEPA's masks share within the images of a device; a microbatch that was set must fit into the group."""
+    near, batch = run.config.optim.images_per_device, run.config.optim.batch_size
+    if near is None or run.config.masks.kind != "blocks":
+        return None
+    whole = [number for number in divisors(batch) if number % (run.config.optim.microbatch_size or 1) == 0]
+    return nearest_by_ratio(whole or divisors(batch), near)
+
+
+def _microbatch_size(run: _Run) -> int | None:
+    """It divides what one process has of the batch, and the group of masks."""
+    near, batch = run.config.optim.images_per_device, run.config.optim.batch_size
+    if near is None:
+        return None
+    share = max(1, batch // run.processes)
+    return nearest_by_ratio(divisors(math.gcd(share, run.config.masks.group_size or share)), near)
+
+
+def divisors(number: int) -> list[int]:
+    """All of a number above 0, the smallest first."""
+    small = [item for item in range(1, math.isqrt(number) + 1) if number % item == 0]
+    return sorted({*small, *(number // item for item in small)})
+
+
+def nearest_by_ratio(numbers: list[int], value: int) -> int:
+    """Which of `numbers` is the fewest times larger or smaller than `value`."""
+    return min(numbers, key=lambda item: abs(math.log(item / value)))
+
+
+RULES: Mapping[str, Callable[[_Run], object]] = {
+    "optim.warmup_steps": _warmup_steps,
+    "optim.warmup_epochs": _warmup_epochs,
+    "masks.group_size": _group_size,
+    "optim.microbatch_size": _microbatch_size,
+    "masks.ratio": _msn_ratio,
+    "masks.min_keep": _min_keep,
+    "monitor.every": _monitor_every,
+    "method.ema_start": _ema_start,
+    "method.ema_end": _ema_end,
+    "method.predictor_width": _half_width,
+    "method.predictor_heads": _predictor_heads,
+    "method.decoder_width": _half_width,
+    "method.decoder_heads": _decoder_heads,
+    "method.average_layers": lambda run: max(1, run.shape.depth // 2),
+    "method.local_size": _local_size,
+    "method.blur_sigma": _blur_sigma,
+    "method.outputs": _outputs,
+    "method.patch_outputs": _patch_outputs,
+    "method.head_hidden": lambda run: min(2048, 4 * run.shape.width),
+    "method.bottleneck": lambda run: min(256, run.shape.width // 2),
+    "method.prototypes": lambda run: min(1024, 4 * run.shape.width),
+    "method.output_width": lambda run: min(256, run.shape.width),
+}
+"""The value of each setting that may be None, or `half`, in the order in which they use one another."""

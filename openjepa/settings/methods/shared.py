@@ -1,0 +1,118 @@
+"""Settings that all methods or those with a teacher share, and About: what a method is, in the words of I-JEPA's section 2.
+
+Settings that DINO, iBOT and MSN share: several crops of an image in two sizes, and how their colors are changed.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from openjepa.settings.masks import MaskKind
+
+Family = Literal["joint-embedding", "generative", "joint-embedding predictive"]
+Heads = int | Literal["half"] | None
+"""Attention heads of a second network: a number, half as many as the encoder has (as many if that is odd), or None: as many."""
+
+
+@dataclass(frozen=True)
+class About:
+    """A method as an energy: low for a compatible pair of x and y, high for others (I-JEPA, section 2 and figure 2)."""
+
+    title: str
+    """Name and paper, e.g. `MAE (He et al. 2022, arXiv 2111.06377)`."""
+    family: Family
+    x: str
+    """What is given."""
+    y: str
+    """What is to be compatible with it."""
+    z: str
+    """What else the predictor is told; `none` where nothing is."""
+    energy: str
+    """How the two are compared."""
+    against_collapse: str
+    """What keeps the energy from being low everywhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSettings:
+    """Common to every method. Abstract: use the dataclass of a method."""
+
+    about: ClassVar[About]
+    """What the method is."""
+    mask_kinds: ClassVar[tuple[MaskKind, ...]]
+    """Masks the method can work with."""
+    needs_class_token: ClassVar[bool] = False
+    """Whether the encoder must have a class token."""
+
+    name: str
+    """Which method trains the encoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSettings(MethodSettings):
+    """Common to methods whose targets come from a moving average of what is trained. Abstract."""
+
+    ema_start: float | None = 0.996
+    """Momentum of the moving average (target encoder, teacher) at the first step. None: follows the length of the run, so that
+    the average is renewed 50 times (1 - 100 / steps)."""
+    ema_end: float | None = 1.0
+    """Momentum at the end of training, reached linearly (DINO and iBOT: along half a cosine). None: as at the start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiCropSettings(TeacherSettings):
+    """Common to methods of several views. Abstract: use the dataclass of a method.
+
+    The large crops are those of the data settings (`data.image_size`, `data.crop_scale`).
+    """
+
+    local_crops: int = 8
+    """Small crops of each image. 0: none (DINO: 8; iBOT and MSN: 10)."""
+    local_size: int | None = 96
+    """Side of the small crops in pixels; the patch size must divide it. None: 3/7 of the image, in whole patches."""
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    """Smallest and largest area of a small crop, as a fraction of the image."""
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    """Largest change of brightness, contrast and saturation (fractions) and of hue (turns)."""
+    jitter_probability: float = 0.8
+    """How often the colors of a view are changed so."""
+    grayscale_probability: float = 0.2
+    """How often a view loses its colors."""
+    blur_probability: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    """How often the first large, the second large and the small crops are blurred."""
+    blur_sigma: tuple[float, float] | None = (0.1, 2.0)
+    """Smallest and largest standard deviation of the blur, in pixels of the view (published for 224 pixels). None: in
+    proportion to the image."""
+    solarize_probability: tuple[float, float, float] = (0.0, 0.2, 0.0)
+    """How often levels of 128 and more are inverted, for the same three kinds of crops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfDistillationSettings(MultiCropSettings):
+    """Common to DINO and iBOT: their head and their temperatures. Abstract."""
+
+    needs_class_token = True
+
+    outputs: int | None = 65536
+    """Dimensions of the head's output (DINO 65536, iBOT 8192). None: 16 times the encoder's width, at most 4096."""
+    head_layers: int = 3
+    """Linear layers of the head before its last one."""
+    head_hidden: int | None = 2048
+    """Width of their hidden layers. None: 4 times the encoder's, at most 2048."""
+    bottleneck: int | None = 256
+    """Width in front of the last layer, where vectors are brought to length 1. None: half of the encoder's, at most 256."""
+    head_batch_norm: bool = False
+    """Batch normalization in the head."""
+    norm_last_layer: bool = True
+    """Keep the rows of the last layer at length 1."""
+    freeze_last_layer_epochs: float = 1.0
+    """Epochs in which the last layer gets no gradient."""
+    student_temperature: float = 0.1
+    """Temperature of the student's softmax."""
+    teacher_temperature_start: float = 0.04
+    """Temperature of the teacher's softmax in the first epoch."""
+    teacher_temperature: float = 0.07
+    """Temperature it reaches."""
+    teacher_temperature_warmup_epochs: int = 30
+    """Epochs over which it does, in steps of whole epochs. 0: it has it from the start."""
+    center_momentum: float = 0.9
+    """Momentum of the center that is taken from the teacher's outputs. 1: no centering."""

@@ -1,0 +1,393 @@
+"""Training that starts from weights: reads them once, and hands them to the networks of a method.
+
+Which settings of a run follow the weights that it starts from, and which of them somebody has set otherwise.
+"""
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openjepa.checks import nearest_multiple
+from openjepa.config import flatten, load_run_config
+from openjepa.engine.run_folder import run_path
+from openjepa.methods.base import Method
+from openjepa.models.predictor import Predictor
+from openjepa.models.transformer import hidden_width
+from openjepa.models.vit import VisionTransformer
+from openjepa.refusals import Refusal
+from openjepa.settings.methods import IJepaSettings, MethodSettings
+from openjepa.settings.models import SIZES, EncoderConfig, ModelSettings, PredictorConfig, Shape
+from openjepa.settings.run import RunConfig, RunSettings
+from openjepa.system.hub_names import hub_name
+from openjepa.weights.contents import weights_hash
+from openjepa.weights.filling import listed
+from openjepa.weights.formats import Choice, Loaded, load_any
+
+SHAPE = ("size", "width", "depth", "heads", "mlp_ratio")
+"""Settings of the model that together say one thing."""
+ENCODER = ("patch_size", "class_token", "positions", "layer_scale", "layer_norm_eps")
+PIXELS = ("pixel_mean", "pixel_std")
+PREDICTOR = ("predictor_width", "predictor_depth", "predictor_heads")
+FOLLOWING = (
+    *(f"model.{name}" for name in (*SHAPE, *ENCODER, "resampling_offset")),
+    *(f"data.{name}" for name in PIXELS),
+    *(f"method.{name}" for name in PREDICTOR),
+)
+"""All settings that weights decide. Drop path, how new weights are drawn, and the image size are the run's own."""
+
+
+def following(
+    config: RunConfig, encoder: EncoderConfig, predictor: PredictorConfig | None, given: Collection[str], weights: str
+) -> RunConfig:
+    """`config` with the model, the normalization and the predictor of what was read from `weights`.
+
+    `given`: dotted names of the settings that somebody has set for this run; all others give way. Raises Refusal where one
+    of them contradicts the weights, and where the images are no whole number of patches. A predictor may differ: it is then
+    new.
+    """
+    model = _model(config, encoder, given)
+    _check_given(config, model, encoder, given, weights)
+    pixels = {name: getattr(encoder, name) for name in PIXELS if f"data.{name}" not in given}  # those given are allowed
+    data = replace(config.data, **pixels)
+    method = _method(config, encoder, predictor, given)
+    _check_patches(data.height_width(), encoder, weights)
+    return replace(config, model=model, data=data, method=method)
+
+
+def as_before(config: RunConfig, before: RunConfig, given: Collection[str]) -> RunConfig:
+    """`config` with the settings that followed the weights when the run began; those that are `given` stay as they are."""
+
+    def taken(group: object, saved: object, prefix: str) -> dict[str, object]:
+        names = [name.removeprefix(prefix) for name in FOLLOWING if name.startswith(prefix) and name not in given]
+        return {name: getattr(saved, name) for name in names if name in vars(group) and name in vars(saved)}
+
+    model = replace(config.model, **taken(config.model, before.model, "model."))  # type: ignore[arg-type]
+    if model.shape() == before.model.shape():  # one shape has several spellings
+        model = replace(model, **{name: getattr(before.model, name) for name in SHAPE})
+    return replace(
+        config,
+        model=model,
+        data=replace(config.data, **taken(config.data, before.data, "data.")),  # type: ignore[arg-type]
+        method=replace(config.method, **taken(config.method, before.method, "method.")),  # type: ignore[arg-type]
+    )
+
+
+def _model(config: RunConfig, encoder: EncoderConfig, given: Collection[str]) -> ModelSettings:
+    """A class token that the method needs is added; an offset that is given says how to resample, and contradicts nothing."""
+    shape = Shape(encoder.width, encoder.depth, encoder.heads, encoder.mlp_ratio)
+    offset = config.model.resampling_offset if "model.resampling_offset" in given else encoder.resampling_offset
+    taken = {name: getattr(encoder, name) for name in ENCODER}
+    taken["class_token"] = encoder.class_token or config.method.needs_class_token
+    return replace(_with_shape(config.model, shape), resampling_offset=offset, **taken)
+
+
+def _with_shape(model: ModelSettings, shape: Shape) -> ModelSettings:
+    """By its name where it has one."""
+    for name, known in SIZES.items():
+        same = (known.width, known.depth, known.heads) == (shape.width, shape.depth, shape.heads)
+        if same and _hidden(known) == _hidden(shape):
+            return replace(model, size=name, width=None, depth=None, heads=None, mlp_ratio=None)
+    return replace(model, width=shape.width, depth=shape.depth, heads=shape.heads, mlp_ratio=shape.mlp_ratio)
+
+
+def _hidden(shape: Shape) -> int:
+    return hidden_width(shape.width, shape.mlp_ratio)
+
+
+def _check_given(config: RunConfig, model: ModelSettings, encoder: EncoderConfig, given: Collection[str], weights: str) -> None:
+    """Raises Refusal that names every given setting that is not what the weights have, and what they have."""
+    own, theirs = config.model.shape(), model.shape()
+    wrong = []
+    if "model.size" in given and own != theirs:
+        wrong.append(f"model.size={config.model.size} ({_words(own)}), but the weights have {_words(theirs)}")
+    for name in SHAPE[1:]:
+        if f"model.{name}" in given and getattr(own, name) != getattr(theirs, name):
+            wrong.append(f"model.{name}={getattr(own, name)}, but the weights have {getattr(theirs, name)}")
+    wanted = {f"model.{name}": getattr(model, name) for name in ENCODER}
+    if not Path(weights).is_file():  # where no settings stand beside the tensors, only the user knows the pixels
+        wanted |= {f"data.{name}": getattr(encoder, name) for name in PIXELS}
+    asked = flatten(config)
+    wrong += [
+        f"{name}={_shown(asked[name])}, but the weights have {_shown(value)}"
+        for name, value in wanted.items()
+        if name in given and asked[name] != value
+    ]
+    if wrong:
+        raise Refusal(f"run.init={weights} contradicts {'; '.join(wrong)}: leave it out, the model follows the weights")
+
+
+def _words(shape: Shape) -> str:
+    return f"width {shape.width}, depth {shape.depth}, {shape.heads} heads, MLP ratio {shape.mlp_ratio:.4g}"
+
+
+def _shown(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _method(
+    config: RunConfig, encoder: EncoderConfig, predictor: PredictorConfig | None, given: Collection[str]
+) -> MethodSettings:
+    """I-JEPA's predictor is that of the weights, if they have one."""
+    method = config.method
+    if predictor is None or not isinstance(method, IJepaSettings):
+        return method
+    heads = None if predictor.heads == encoder.heads else predictor.heads
+    theirs = {"predictor_width": predictor.width, "predictor_depth": predictor.depth, "predictor_heads": heads}
+    taken = {name: value for name, value in theirs.items() if f"method.{name}" not in given}
+    return replace(method, **taken)  # type: ignore[arg-type]
+
+
+def _check_patches(size: tuple[int, int], encoder: EncoderConfig, weights: str) -> None:
+    """Raises Refusal, with sizes that fit, where the images are no whole number of the weights' patches."""
+    patch = encoder.patch_size
+    if not any(side % patch for side in size):
+        return
+    near, own = (_shown(tuple(dict.fromkeys(sides))) for sides in (_multiples(size, patch), encoder.image_size))
+    raise Refusal(
+        f"data.image_size={size[0]}x{size[1]} is no whole number of patches of {patch}x{patch} pixels, which "
+        f"run.init={weights} has: use --data.image-size {', or '.join(dict.fromkeys((near, own)))}, at which it was trained"
+    )
+
+
+def _multiples(size: tuple[int, int], patch: int) -> tuple[int, ...]:
+    return tuple(nearest_multiple(side, patch) for side in size)
+
+
+CLASS_TOKEN, MASK_TOKEN, POSITIONS = "cls_token", "mask_token", "pos_embed"
+ADDED = {CLASS_TOKEN: "the class token", MASK_TOKEN: "the mask token"}
+"""Weights that a method may need though what it starts from lacks them."""
+PREDICTOR_SIZES = ("encoder_width", "width", "depth", "heads", "mlp_ratio", "layer_norm_eps")
+"""What makes two predictors the same network; its positions are computed for every grid."""
+
+
+@dataclass(frozen=True)
+class StartingWeights:
+    """What was read."""
+
+    path: str
+    target: Loaded
+    """The only encoder, or the target encoder; with I-JEPA's predictor where there is one."""
+    context: Loaded | None
+    """The context encoder, where there are both and both are wanted."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run has started from, for its records and for people to read."""
+
+    path: str
+    what: str
+    context: str | None
+    """What the trained network has started from, where that is another encoder than the moving average's."""
+    predictor: bool
+    """Whether the predictor has started from weights too."""
+    hashes: Mapping[str, str]
+    """Of the weights of each network, by its name: `weights.fingerprint.weights_hash`."""
+    new: tuple[str, ...]
+    """Parts of the method that have started from random weights."""
+    notes: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """For the introduction of a run."""
+        both = "; the trained network from its context encoder" if self.context else ""
+        new = f"; new: {', '.join(self.new)}" if self.new else ""
+        return [
+            f"start      {self.path}",
+            f"           {self.what}{both}{'; with its predictor' if self.predictor else ''}{new}",
+            *(f"note: {note}" for note in self.notes),
+        ]
+
+
+def settled(config: RunConfig, given: Collection[str], fresh: bool) -> tuple[RunConfig, StartingWeights | None]:
+    """The settings as the weights of `run.init` make them, and these weights. Without `run.init`: as they are, and None.
+
+    A run that has a checkpoint takes from its config.yaml what followed from the weights when it began, and does not read them
+    again. `given`: dotted names of the settings that were set for this run, which must not contradict the weights. Raises
+    Refusal where they do, and where the weights cannot be read.
+    """
+    if config.run.init is None:
+        return config, None
+    if not config.run.init:
+        raise Refusal("run.init is empty: name a run, an encoder folder, a file of weights or a model on the Hub")
+    config, before = _found(config, fresh)
+    if before is not None:
+        return as_before(config, before, given), None
+    weights = read_weights(config.run)
+    target = weights.target
+    return following(config, target.config, target.predictor_config, given, weights.path), weights
+
+
+def _found(config: RunConfig, fresh: bool) -> tuple[RunConfig, RunConfig | None]:
+    """`config` with the absolute path of the weights, or with their name on the Hub; and what `_begun` finds of it.
+
+    A path that a begun run has started from stays one when nothing lies there any more.
+    """
+    name = str(config.run.init)
+    place = Path(name).expanduser()
+    config = replace(config, run=replace(config.run, init=os.path.abspath(place)))  # noqa: PTH100  (resolve would follow links)
+    before = None if fresh else _begun(config)
+    if before is None and hub_name(name) is not None:
+        config = replace(config, run=replace(config.run, init=name))
+        before = None if fresh else _begun(config)
+    return config, before
+
+
+def _begun(config: RunConfig) -> RunConfig | None:
+    """The settings of this run, where it has a checkpoint and has started from the same weights."""
+    path = run_path(config)
+    if not any(path.glob("checkpoints/step_*")) or not (path / "config.yaml").is_file():
+        return None
+    before = load_run_config(path)
+    return before if _origin(before.run) == _origin(config.run) else None
+
+
+def _origin(run: RunSettings) -> tuple[object, ...]:
+    return run.init, run.init_encoder, run.init_heads
+
+
+def read_weights(run: RunSettings) -> StartingWeights:
+    """The weights that `run.init` names. Raises Refusal where they cannot be read or lack the encoder that is wanted."""
+    assert run.init is not None
+    target = _read(run, Choice("context" if run.init_encoder == "context" else "target", run.init_heads))
+    context = None
+    if run.init_encoder == "both" and "context" in target.encoders:
+        context = _read(run, Choice("context", run.init_heads, predictor=False))
+    return StartingWeights(run.init, target, context)
+
+
+def _read(run: RunSettings, choice: Choice) -> Loaded:
+    assert run.init is not None
+    try:
+        return load_any(run.init, choice)
+    except ValueError as error:
+        hints = []
+        if "attention heads" in str(error):
+            hints.append("here --init-heads")
+        if "encoder=" in str(error):
+            hints.append("here --init-encoder")
+        raise Refusal(f"run.init: {error}{''.join(f' ({hint})' for hint in hints)}") from error
+
+
+def start_method(method: Method, config: RunConfig, weights: StartingWeights | None) -> Start | None:
+    """Hands the weights of `run.init` to the networks of a new method; None without `run.init`.
+
+    `weights`: as `settled` has read them; None: they are read now. Encoders take all weights of theirs, positions resampled for
+    the run's images. Raises Refusal that lists weights that have no place, or another shape.
+    """
+    if config.run.init is None:
+        return None
+    weights = weights or read_weights(config.run)
+    encoders = method.encoders()
+    averaged = encoders.averaged
+    # a method without an average trains what is evaluated
+    source = weights.target if averaged is None or weights.context is None else weights.context
+    new, unused = start_encoder(encoders.trained, source.encoder, weights.path)
+    filled: list[nn.Module] = [encoders.trained]
+    if averaged is not None:
+        start_encoder(averaged, weights.target.encoder, weights.path)
+        filled.append(averaged)
+    hashes = {"encoder": weights_hash(weights.target.encoder)}
+    is_context = source is not weights.target
+    if is_context:
+        hashes["context_encoder"] = weights_hash(source.encoder)
+    notes = list(dict.fromkeys((*weights.target.notes, *source.notes)))
+    notes += _notes(method, config, weights.target, new, unused)
+    predictor, theirs = method.exports().get("predictor"), weights.target.predictor
+    if predictor is not None and theirs is not None and _start_predictor(predictor.module, theirs, notes):
+        filled.append(predictor.module)
+        hashes["predictor"] = weights_hash(theirs)
+    return Start(
+        path=weights.path,
+        what=weights.target.what,
+        context=source.what if is_context else None,
+        predictor="predictor" in hashes,
+        hashes=hashes,
+        new=_new_parts(method, filled),
+        notes=tuple(notes),
+    )
+
+
+@torch.no_grad()
+def start_encoder(network: VisionTransformer, source: VisionTransformer, path: str) -> tuple[list[str], list[str]]:
+    """Copies the weights of `source`, resampled to the network's grid; returns names that stay new, and names not used.
+
+    Only tokens may be either, and the position of a class token that `source` lacks. Raises Refusal that lists all others.
+    """
+    own = network.state_dict()
+    theirs = dict(source.weights_for(network.config.grid()))
+    if POSITIONS in theirs and network.config.class_token and not source.config.class_token:
+        theirs[POSITIONS] = torch.cat([own[POSITIONS][:, :1], theirs[POSITIONS]], dim=1)
+    new, unused = sorted(own.keys() - theirs.keys()), sorted(theirs.keys() - own.keys())
+    _check_places(own, theirs, path)
+    network.load_state_dict({name: theirs.get(name, value) for name, value in own.items()})
+    return new, unused
+
+
+def _check_places(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], path: str) -> None:
+    missing = [name for name in own if name not in theirs and name not in ADDED]
+    extra = [name for name in theirs if name not in own and name != MASK_TOKEN]
+    wrong = [
+        f"{name} {list(theirs[name].shape)} instead of {list(value.shape)}"
+        for name, value in own.items()
+        if name in theirs and theirs[name].shape != value.shape
+    ]
+    found = {"missing": missing, "left over": extra, "of another shape": wrong}
+    problems = [f"{word} {listed(names)}" for word, names in found.items() if names]
+    if problems:
+        raise Refusal(f"run.init={path} does not fit the encoder of this run: {'; '.join(problems)}")
+
+
+def _notes(method: Method, config: RunConfig, target: Loaded, new: list[str], unused: list[str]) -> list[str]:
+    """What of the encoder is new, what of the weights is not used, and what is done otherwise from now on."""
+    name, notes = config.method.name, []
+    if new:
+        words = [ADDED[item] for item in new]
+        if CLASS_TOKEN in new and config.model.positions == "learned":
+            words.append("its position")
+        notes.append(f"{' and '.join(words)} of the encoder {'is' if len(words) == 1 else 'are'} new: the weights have none")
+    if unused:
+        notes.append(f"{' and '.join(ADDED[item] for item in unused)} of the weights is not used: {name} needs none")
+    if target.predictor is not None and "predictor" not in method.exports():
+        notes.append(f"the predictor of the weights is not used: {name} has none")
+    exported = method.exports()["encoder"].config
+    assert isinstance(exported, EncoderConfig)
+    own, theirs = exported.grid(), target.config.grid()
+    if own != theirs:
+        how = "computed" if exported.positions == "sincos" else "resampled"
+        sizes = f"{own[0]}x{own[1]} patches; the weights have seen {theirs[0]}x{theirs[1]}"
+        notes.append(f"positions are {how} for the grid of this run, {sizes}")
+    if exported.pooling != target.config.pooling:
+        before, now = (config.pooling.replace("_", " ") for config in (target.config, exported))
+        notes.append(f"features are pooled by {now}, as {name} is evaluated; those of the weights by {before}")
+    return notes
+
+
+def _start_predictor(network: nn.Module, source: Predictor, notes: list[str]) -> bool:
+    """Whether the predictor could be taken; else a note says why."""
+    assert isinstance(network, Predictor)
+    own, theirs = network.config, source.config
+    differing = [name for name in PREDICTOR_SIZES if getattr(own, name) != getattr(theirs, name)]
+    if differing:
+        notes.append(
+            f"the predictor is new: {_sizes(own, differing)} was asked for, and the weights' has {_sizes(theirs, differing)}"
+        )
+        return False
+    network.load_state_dict(source.state_dict())
+    return True
+
+
+def _sizes(config: PredictorConfig, names: list[str]) -> str:
+    return ", ".join(f"{name} {getattr(config, name):g}" for name in names)
+
+
+def _new_parts(method: Method, filled: list[nn.Module]) -> tuple[str, ...]:
+    """Attributes of the method with weights or statistics that did not come from a file."""
+    ours = {id(value) for module in filled for value in module.state_dict(keep_vars=True).values()}
+    state: Mapping[str, Any] = method.state_dict(keep_vars=True)
+    tops = {name.split(".")[0] for name, value in state.items() if id(value) not in ours}
+    return tuple(sorted(tops))

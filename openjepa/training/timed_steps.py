@@ -1,0 +1,312 @@
+"""One training step as the loop takes it, to be timed: on a method that is thrown away.
+
+JPEG files that are made, not read: what the benchmarks time the data path on where no data is named.
+
+Steps of a run on real data, timed before it or beside others: its loader, and a method that is thrown away.
+"""
+
+import io
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from openjepa.data import open_splits
+from openjepa.data.loading.cache import draw_masks
+from openjepa.data.loading.loader import BatchPlan, TrainingLoader
+from openjepa.data.loading.workers import choose_workers
+from openjepa.data.source import ListSource, ShardSource
+from openjepa.engine import distributed
+from openjepa.engine.device import autocast, keep_freed_memory, resolve_device, resolve_precision, set_threads, synchronize
+from openjepa.engine.failures import explain_memory
+from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
+from openjepa.masks import MASKS
+from openjepa.masks.sampler import MaskSampler, TokenShape
+from openjepa.methods.base import Method
+from openjepa.refusals import Refusal
+from openjepa.schedules import Progress
+from openjepa.settings.derived import resolve
+from openjepa.settings.run import RunConfig
+from openjepa.settings.sources import DataSettings, FolderSettings, HuggingFaceSettings
+from openjepa.system.console import format_seconds
+from openjepa.system.shell import command
+from openjepa.training.startup import build_method, default_view
+from openjepa.types import Batch, BlockMasks, LoaderPosition, LossOutput, Masks
+
+PHOTO = (375, 500)
+"""Height and width of the generated photos, those of a typical ImageNet file."""
+
+
+def generate_photo(number: int, size: tuple[int, int] = PHOTO) -> bytes:
+    """A JPEG of `size` (height, width) that costs a decoder about as much as a photo does: smooth shapes, edges and grain."""
+    rng = np.random.default_rng(number)
+    rows, columns = np.mgrid[0 : size[0], 0 : size[1]].astype(np.float32)
+    picture = 128 + 12 * rng.standard_normal((*size, 3), dtype=np.float32)
+    for _ in range(20):
+        across, down, *phases = rng.uniform(0.005, 0.4, 2).tolist() + rng.uniform(0, 6, 3).tolist()
+        waves = rows * np.float32(across) + columns * np.float32(down)
+        for channel, phase in enumerate(phases):
+            picture[..., channel] += 14 * np.sign(np.sin(waves + np.float32(phase)))
+    file = io.BytesIO()
+    Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+def write_photos(folder: Path, number: int, size: tuple[int, int] = PHOTO) -> None:
+    """Writes the first `number` generated photos."""
+    for index in range(number):
+        (folder / f"{index:04d}.jpg").write_bytes(generate_photo(index, size))
+
+
+@final
+class GeneratedPhotos(ListSource):
+    """Generated photos as a data set, so that the data path can be timed without any data."""
+
+    def __init__(self, number: int, different: int = 8) -> None:
+        """`number` records that repeat `different` images."""
+        self._number = number
+        self._files = [generate_photo(index) for index in range(different)]
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return self._number
+
+    def read(self, index: int) -> bytes:
+        """A JPEG file."""
+        return self._files[index % len(self._files)]
+
+    def name(self, index: int) -> str:
+        """What messages call a record."""
+        return f"generated photo {index}"
+
+
+PROGRESS = Progress(step=10, total_steps=1000, steps_per_epoch=100)
+
+
+class PartTimer:
+    """Adds up the seconds of each part of a step; waits for the device at both ends of a part."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Starts now."""
+        self.device = device
+        self.seconds: dict[str, float] = {}
+        self._last = now(device)
+
+    def lap(self, name: str) -> None:
+        """Books the time since the last lap under `name`."""
+        moment = now(self.device)
+        self.seconds[name] = self.seconds.get(name, 0.0) + moment - self._last
+        self._last = moment
+
+    def total(self) -> float:
+        """Seconds of all parts."""
+        return sum(self.seconds.values())
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a clock, once the device has done all it was given."""
+    synchronize(device)
+    return time.perf_counter()
+
+
+def measure(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that `work` takes."""
+    start = now(device)
+    work()
+    return now(device) - start
+
+
+def is_without_data(config: RunConfig) -> bool:
+    """Whether generated photos stand in for data that nobody named."""
+    return isinstance(config.data, FolderSettings) and not config.data.path
+
+
+class TimedStep:
+    """One training step as the loop takes it, on one batch that stays the same."""
+
+    def __init__(self, config: RunConfig) -> None:
+        """Builds method, masks and optimizer like the loop does."""
+        self.config = config
+        self.device = resolve_device(config.run.device)
+        self.precision = resolve_precision(config.run.precision, self.device)
+        self.threads = set_threads(config.system.threads)
+        keep_freed_memory()
+        self.view = default_view(config.data)
+        self.sampler: MaskSampler = MASKS[config.masks.strategy].load()(config.masks, config.model.grid(self.view.size))
+        self.shape: TokenShape = self.sampler.shapes()[0]
+        shapes = self.sampler.shapes()
+        if config.masks.kind == "blocks":  # the batch has exactly this shape
+            self.shape = replace(self.shape, probability=1.0)
+            shapes = (self.shape,)
+        self.method: Method = build_method(config, self.view, self.sampler, shapes).to(self.device)
+        if config.run.compile:
+            self.method.compile_blocks()
+        self.optimizer = build_optimizer(self.method.named_parameters(), self.method.parameter_rules(), config.optim)
+        set_rates(self.optimizer, config.optim.final_lr, config.optim.weight_decay)
+        self.batch = self._batch().to(self.device)
+        self._timer: PartTimer | None = None
+        for name in self.method.flops():
+            self._watch(name, self.method.get_submodule(name))
+
+    def run(self, timer: PartTimer | None = None) -> Tensor:
+        """Forward, backward, optimizer, moving average; returns the loss."""
+        self._timer = timer
+        data = self.config.data
+        self.optimizer.zero_grad(set_to_none=True)
+        batch = self.batch.normalized(data.pixel_mean, data.pixel_std)
+        with autocast(self.device, self.precision):
+            output: LossOutput = self.method(batch, PROGRESS)
+        self._lap("other")
+        output.total.backward()  # type: ignore[no-untyped-call]
+        self._lap("backward")
+        self.method.before_step(PROGRESS)
+        norm = gradient_norm(self.optimizer)
+        optim = self.config.optim
+        if optim.clip_grad is not None:
+            clip_gradients(self.optimizer, norm, optim.clip_grad, optim.clip_mode)
+        self.optimizer.step()
+        self.method.after_step(PROGRESS)
+        self._lap("optimizer_ema")
+        return output.total.detach()
+
+    def draw(self, step: int) -> dict[str, Masks]:
+        """Masks of a whole batch, for every view that has them."""
+        ids, seed = np.arange(self.config.optim.batch_size), self.config.run.seed
+        return draw_masks(self.sampler, self.method.inputs(), ids, seed=seed, epoch=step, step=step, group=0)
+
+    def loader(self) -> TrainingLoader:
+        """The loop's loader, in this process."""
+        size = self.config.optim.batch_size
+        plan = BatchPlan(batch_size=size, microbatch_size=size)
+        source, seed = self._source(), self.config.run.seed
+        return TrainingLoader(source, self.config.data, self.method.inputs(), self.sampler, plan, seed, 0, torch.device("cpu"))
+
+    def _watch(self, name: str, module: nn.Module) -> None:
+        """Books what happens inside `module` under `name` and what came before it under `other`."""
+        module.register_forward_pre_hook(lambda *_: self._lap("other"))
+        module.register_forward_hook(lambda *_: self._lap(name))
+
+    def _lap(self, name: str) -> None:
+        if self._timer is not None:
+            self._timer.lap(name)
+
+    def _batch(self) -> Batch:
+        """Random pixels with the first drawn masks of the most frequent token counts."""
+        generator = torch.Generator().manual_seed(self.config.run.seed)
+        size = self.config.optim.batch_size
+        views = {
+            name: torch.randint(0, 256, (view.count, size, 3, *view.size), dtype=torch.uint8, generator=generator)
+            for name, view in self.method.inputs().views.items()
+        }
+        drawn = (self.draw(step) for step in range(1000))
+        masks = next((item for item in drawn if all(map(self._is_usual, item.values()))), None)
+        if masks is None:
+            raise Refusal(f"no batch of masks has the token counts {self.shape} that {self.sampler.name} announces")
+        return Batch(torch.arange(size), views, masks=masks)
+
+    def _is_usual(self, masks: Masks) -> bool:
+        if not isinstance(masks, BlockMasks):
+            return True
+        return masks.context.shape[1] == self.shape.context and masks.targets.shape[2] == self.shape.target
+
+    def _source(self) -> ListSource | ShardSource:
+        if is_without_data(self.config):
+            return GeneratedPhotos(2 * self.config.optim.batch_size)
+        return open_splits(self.config.data, self.config.run.seed).train
+
+
+TURN_SECONDS = 0.5
+"""Length of a turn, at least."""
+TURN_STEPS = 4
+"""Steps of a turn at least: more than the workers of a loader can prepare meanwhile."""
+MAX_IMAGES = 2048
+"""Images of the data set that are decoded to measure; each is cropped anew in every epoch."""
+CPU_FLOPS = 4e10
+"""Of a step before the run, on a CPU: about a second. A larger microbatch is timed with fewer images."""
+MOST_CPU_FLOPS = 4e11
+"""Of one image, on a CPU: beyond it nothing is timed before the run, since a single step may take minutes."""
+
+
+def time_line(config: RunConfig, method: Method, device: torch.device, total_steps: int) -> str:
+    """Says how long the steps of a run will take, from some that are taken and thrown away.
+
+    `config`: the resolved settings; `method`: the method that they describe, which stays as it is.
+    """
+    flops = method.step_flops()
+    batch = config.optim.microbatch_size or config.optim.batch_size
+    is_heavy = device.type == "cpu" and flops > MOST_CPU_FLOPS
+    if is_heavy or distributed.world_size() > 1:
+        why = "a step is heavy for a CPU" if is_heavy else "several processes"
+        return f"time       not measured ({why}); {command('openjepa', 'bench', 'step', config.recipe)} times a step"
+    if device.type == "cpu":
+        batch = min(batch, max(1, int(CPU_FLOPS / flops)))
+    optim = replace(config.optim, microbatch_size=batch)
+    with explain_memory(config):
+        steps = RealSteps(replace(config, optim=optim), max_images=4 * batch)
+        try:
+            speed = steps.images_per_second()
+        finally:
+            steps.close()
+    left = format_seconds(total_steps * config.optim.batch_size / speed)
+    return (
+        f"time       about {left} of steps at {speed:,.0f} images/s (timed: {steps.timed} steps of {batch} images); looks and "
+        "saving come on top"
+    )
+
+
+class RealSteps:
+    """Steps of one row on batches of its loader, as training takes them."""
+
+    def __init__(self, config: RunConfig, max_images: int = MAX_IMAGES) -> None:
+        """Warms up, and chooses how many steps a turn has. `max_images`: so many of a list are used."""
+        # a step of one microbatch: gradient accumulation only repeats it
+        config = resolve(config)
+        batch = config.optim.microbatch_size or config.optim.batch_size
+        optim = replace(config.optim, batch_size=batch, microbatch_size=None)
+        masks = replace(config.masks, group_size=None)
+        self._step = TimedStep(replace(config, data=_few_images(config.data, max_images), optim=optim, masks=masks))
+        self._loader = self._open_loader()
+        self._batches = self._endless()
+        self._take_step()
+        seconds = measure(self._take_step, self._step.device)
+        self.timed = max(TURN_STEPS, round(TURN_SECONDS / seconds))
+        self.flops = float(self._step.method.step_flops())
+
+    def images_per_second(self) -> float:
+        """Of one turn."""
+        seconds = measure(self._turn, self._step.device)
+        return self.timed * self._step.config.optim.batch_size / seconds
+
+    def close(self) -> None:
+        """Stops the loader's workers."""
+        self._loader.close()
+
+    def _turn(self) -> None:
+        for _ in range(self.timed):
+            self._take_step()
+
+    def _take_step(self) -> None:
+        self._step.batch = next(self._batches).to(self._step.device)
+        self._step.run()
+
+    def _endless(self) -> Iterator[Batch]:
+        return self._loader.iterate(0, LoaderPosition(), num_steps=1_000_000)
+
+    def _open_loader(self) -> TrainingLoader:
+        step, config = self._step, self._step.config
+        plan = BatchPlan(batch_size=config.optim.batch_size, microbatch_size=config.optim.batch_size)
+        source, seed = open_splits(config.data, config.run.seed).train, config.run.seed
+        workers = choose_workers(config.system.workers, config.data.cache)
+        return TrainingLoader(source, config.data, step.method.inputs(), step.sampler, plan, seed, workers, step.device)
+
+
+def _few_images(data: DataSettings, most: int) -> DataSettings:
+    """At most so many of a list; a stream is read as it comes."""
+    is_stream = isinstance(data, HuggingFaceSettings) and data.streaming
+    return data if is_stream else replace(data, max_images=min(most, data.max_images or most))

@@ -1,0 +1,241 @@
+"""Converts weights: reads, writes in another format, checks, and adds a model card; the folder is there whole or not."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+
+import openjepa
+from openjepa.engine.run_folder import without_ending
+from openjepa.models.vit import VisionTransformer, build_encoder
+from openjepa.refusals import Refusal
+from openjepa.settings.inference import MARK, ConvertSettings
+from openjepa.settings.sources import height_and_width
+from openjepa.system.console import Say, silent
+from openjepa.system.whole_files import is_writable, whole_folder
+from openjepa.weights import OUTPUTS
+from openjepa.weights.contents import weights_hash
+from openjepa.weights.convert.card import CardFacts, card
+from openjepa.weights.convert.origin import TRAINING, Origin, find_origin
+from openjepa.weights.convert.verification import Check, outputs, random_images, verify
+from openjepa.weights.formats import DTYPES, Choice, Loaded, Networks, Write, check_holds, load_any
+from openjepa.weights.onnx import check_packages
+from openjepa.weights.transformers import model_class
+
+FORMAT, VERSION = "openjepa-conversion", 1
+SLOW = {"onnx": ": torch traces the network, about a second per block"}
+CARD, RESULTS = "README.md", "eval"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was done."""
+
+    folder: Path
+    to: str
+    what: str
+    """What was read."""
+    checks: Sequence[Check]
+    remarks: Sequence[str]
+    """What was left out, and what else is worth knowing."""
+    config: Mapping[str, Any]
+    """The encoder's settings."""
+    model: str
+    """Its class in transformers."""
+
+
+def output_folder(settings: ConvertSettings) -> Path:
+    """Where the folder goes. Raises Refusal where something is there that may not be replaced."""
+    subject = settings.subject.expanduser().resolve()
+    folder = (
+        settings.output.expanduser() if settings.output else Path(f"{without_ending(subject.name)}-{settings.to}")
+    ).resolve()
+    existing = next(item for item in (folder, *folder.parents) if item.exists())
+    if not existing.is_dir():
+        raise Refusal(f"output={str(folder)!r}: {existing} is a file, but a folder is needed; name another one")
+    if subject == folder or folder in subject.parents:
+        raise Refusal(f"output={str(folder)!r} holds what is converted; name another folder")
+    if not is_writable(folder.parent):
+        raise Refusal(f"output={str(folder)!r}: nothing may be written into {folder.parent}; name another --output")
+    if not folder.exists():
+        return folder
+    if not settings.overwrite:
+        raise Refusal(f"output={str(folder)!r} exists; name another folder, or replace it with --overwrite")
+    if not (folder / MARK).is_file() and any(folder.iterdir()):
+        raise Refusal(
+            f"output={str(folder)!r} was not written by `openjepa convert` (it holds no {MARK}) and is not replaced; "
+            "remove it yourself, or name another folder"
+        )
+    if (folder / RESULTS).is_dir():
+        raise Refusal(
+            f"output={str(folder)!r} holds {RESULTS}/, results of `openjepa evaluate` that would be lost; move them, or name "
+            "another folder"
+        )
+    return folder
+
+
+def convert(settings: ConvertSettings, say: Say = silent) -> Conversion:
+    """Writes the folder, and checks it.
+
+    Raises Refusal for settings that do not fit and for a result that is not equal, OSError where it cannot be written;
+    nothing is left behind then.
+    """
+    to = _checked(settings)
+    folder = output_folder(settings)
+    say(f"reading {settings.subject}")
+    loaded = load_any(settings.subject, Choice(encoder=settings.encoder, heads=settings.heads))
+    for note in loaded.notes:
+        say(f"note: {note}")
+    loaded = _resized(loaded, settings.image_size)
+    origin = find_origin(settings.subject, loaded)
+    check_holds(to, loaded.config, tuple(OUTPUTS))
+    networks, notes = _networks(settings, loaded, origin)
+    results, of_others = origin.results_of(settings.encoder, settings.image_size is None)
+    with whole_folder(folder) as unfinished:
+        say(f"writing {to}{SLOW.get(to, '')}")
+        notes += _written(unfinished, to, networks, settings.dtype)
+        say("checking what was written")
+        checks = verify(unfinished, to, networks)
+        if not checks:
+            notes.append("nothing was checked, since onnxruntime is missing: pip install 'openjepa[onnx]'")
+        notes += of_others
+        done = Conversion(folder, to, loaded.what, checks, notes, asdict(loaded.config), model_class(loaded.config))
+        _write_notes(unfinished, settings, done, networks, origin, results)
+    return done
+
+
+def _checked(settings: ConvertSettings) -> str:
+    """The format. Raises Refusal for settings that cannot work, before anything is read."""
+    if settings.to is None:
+        raise Refusal(f"to=None: say the format with --to ({', '.join(OUTPUTS)})")
+    if settings.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", settings.license):
+        raise Refusal(
+            f"license={settings.license!r} is no identifier of the Hugging Face Hub; give one like apache-2.0 or cc-by-nc-4.0"
+        )
+    if settings.to == "onnx":
+        check_packages()
+    return settings.to
+
+
+def _resized(loaded: Loaded, size: int | tuple[int, int] | None) -> Loaded:
+    """With positions for images of another size."""
+    if size is None:
+        return loaded
+    config = replace(loaded.config, image_size=height_and_width(size))
+    encoder = _built(config, loaded.encoder.weights_for(config.grid()))
+    return replace(loaded, encoder=encoder, config=config)
+
+
+def _built(config: Any, weights: Mapping[str, torch.Tensor]) -> VisionTransformer:
+    with torch.random.fork_rng(devices=[]):
+        encoder = build_encoder(config)
+    encoder.load_state_dict(weights)
+    return encoder.eval()
+
+
+def _networks(settings: ConvertSettings, loaded: Loaded, origin: Origin) -> tuple[Networks, list[str]]:
+    """What is written, its weights rounded to what will be stored; and remarks."""
+    context = None
+    steps = {"encoder": loaded.training.get("step"), "predictor": loaded.predictor_extra.get("step")}
+    if settings.to == "official":
+        if settings.encoder == "context":
+            raise Refusal("encoder='context' has no effect with --to official, which holds both encoders; leave it out")
+        if "context" in loaded.encoders:
+            other = load_any(settings.subject, Choice(encoder="context", heads=settings.heads, predictor=False))
+            context = _resized(other, settings.image_size).encoder
+            steps["context encoder"] = other.training.get("step")
+    networks = Networks(
+        loaded.encoder,
+        loaded.config,
+        loaded.predictor,
+        loaded.predictor_config,
+        loaded.predictor_extra,
+        context,
+        {**origin.training, **loaded.training},
+        origin.source,
+    )
+    notes = [] if settings.dtype == "float32" else [_rounded(networks, settings.dtype)]
+    known = {name: step for name, step in steps.items() if step is not None}
+    if len(set(known.values())) > 1:
+        said = ", ".join(f"the {name} is of step {step}" for name, step in known.items())
+        notes.append(f"{said}: the training was just writing them, so convert again")
+    return networks, notes
+
+
+@torch.no_grad()
+def _rounded(networks: Networks, dtype: str) -> str:
+    """Rounds the weights to what `dtype` can hold; a remark on how far that moves the features."""
+    images = random_images(networks.config.image_size)
+    before = outputs(networks.encoder, images).patches
+    for module in (networks.encoder, networks.predictor, networks.context):
+        for name, value in module.named_parameters() if module is not None else ():
+            value.copy_(value.to(DTYPES[dtype]).float())
+            if not bool(value.isfinite().all()):
+                raise Refusal(f"dtype={dtype!r} cannot hold the weights {name}, which are too large; use bfloat16 or float32")
+    after = outputs(networks.encoder, images).patches
+    moved = float(((after - before).norm(dim=-1) / before.norm(dim=-1)).max())
+    return f"rounding to {dtype} moves features on random images by at most {100 * moved:.2g} % of their length"
+
+
+def _written(folder: Path, to: str, networks: Networks, dtype: str) -> list[str]:
+    """Writes the weights; what the libraries say of a full disk becomes an OSError."""
+    try:
+        write: Write = OUTPUTS[to].load()
+        return write(folder, networks, dtype)
+    except (SafetensorError, RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise OSError(f"{to} could not be written to {folder.parent}: {reason}; nothing was left behind") from error
+
+
+def _write_notes(
+    folder: Path,
+    settings: ConvertSettings,
+    done: Conversion,
+    networks: Networks,
+    origin: Origin,
+    results: Sequence[Mapping[str, Any]],
+) -> None:
+    """The card, the run's settings, and the mark by which a later conversion knows the folder."""
+    facts = CardFacts(
+        name=done.folder.name,
+        to=done.to,
+        what=origin.what or done.what,
+        source=origin.source,
+        config=done.config,
+        model=done.model,
+        dtype=settings.dtype,
+        has_predictor=networks.predictor is not None,
+        license=settings.license or origin.license,
+        is_ours=origin.is_ours,
+        which=settings.encoder,
+        has_settings=origin.settings is not None,
+        run=origin.run,
+        results=results,
+        checks=[check.words() for check in done.checks],
+        remarks=done.remarks,
+    )
+    (folder / CARD).write_text(card(facts), encoding="utf-8")
+    if origin.settings is not None:
+        (folder / TRAINING).write_text(yaml.safe_dump(dict(origin.settings), sort_keys=False, width=120), encoding="utf-8")
+    mark = {
+        "format": FORMAT,
+        "version": VERSION,
+        "to": done.to,
+        "source": origin.source,
+        "is_ours": origin.is_ours,
+        "what": facts.what,
+        "encoder": settings.encoder,
+        "dtype": settings.dtype,
+        "license": facts.license,
+        "weights": weights_hash(networks.encoder),
+        "training": dict(networks.training),
+        "checks": [asdict(check) for check in done.checks],
+        "openjepa": openjepa.__version__,
+    }
+    (folder / MARK).write_text(json.dumps(mark, indent=1) + "\n")

@@ -1,0 +1,309 @@
+"""Names of wrappers before the names of tensors, and networks that lie beside one another: told apart, cut, and said.
+
+torch.compile puts `_orig_mod.` before every name, DistributedDataParallel `module.`, a module of Lightning the name of its
+attribute, such as `model.` or `student_backbone.vit.`. The tensor of the patch embedding, which every encoder has, tells how
+much of a name is a wrapper's.
+
+Plain data that programs keep beside weights: numbers of NumPy, arguments, paths, dates.
+
+torch's safe reader knows none of these. Here each name stands for something of our own that holds or does nothing: neither the
+class of that name nor any code of NumPy sees what a file says. Numbers of NumPy become numbers; most of the rest, which is
+never looked at, becomes `Unread`.
+"""
+
+import argparse
+import pickle
+import re
+import types
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from openjepa.refusals import Refusal
+
+Groups = dict[str, dict[str, Tensor]]
+"""Dictionaries of tensors by their name in the file; those that lie directly in it have the name ''."""
+
+TRANSPARENT = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""Parts of names that torch's own wrappers put in, at any depth: DistributedDataParallel and AveragedModel, compile, FSDP,
+checkpoint_wrapper. No network that is read has a part of such a name."""
+ENCODER_MARKS = ("patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight")
+"""The patch embedding under the names that programs share, and under those of Hugging Face."""
+PREDICTOR_MARK = "predictor_embed.weight"
+"""The first layer of I-JEPA's predictor in the released code."""
+CLASS_TOKENS = ("cls_token", "embeddings.cls_token")
+AVERAGED = frozenset({"teacher", "target", "momentum", "ema", "swa", "average", "averaged"})
+"""Words that tell the moving average from the network that is trained by gradients."""
+PLACES = ("", "model", "state_dict")
+"""Where files keep the weights of their only network: directly, or in a dictionary of this name, preferred to others."""
+OF_SEVERAL = ("teacher", "student", "target_encoder", "encoder", "predictor")
+"""Dictionaries of files with several networks."""
+MOST_SHOWN = 6
+"""Names that a note lists; of more tensors only the first parts of their names."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """The tensors of one network under their plain names."""
+
+    tensors: dict[str, Tensor]
+    prefix: str = ""
+    """What stands before each of the names in the file."""
+    inner: tuple[str, ...] = ()
+    """Parts of torch's wrappers that stand further inside the names."""
+    beside: tuple[str, ...] = ()
+    """Names, without torch's wrappers, of tensors that lie beside the network and are not read."""
+    others: tuple[str, ...] = ()
+    """Dictionaries of other encoders in the file, which are not read either."""
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether it embeds patches of images."""
+        return any(mark in self.tensors for mark in ENCODER_MARKS)
+
+    @property
+    def has_token(self) -> bool:
+        """Whether it has a class token."""
+        return any(token in self.tensors for token in CLASS_TOKENS)
+
+    def without(self, starts: tuple[str, ...]) -> "Network":
+        """The network without tensors whose names begin so, which then are beside it."""
+        left = tuple(name for name in self.tensors if name.startswith(starts))
+        kept = {name: value for name, value in self.tensors.items() if not name.startswith(starts)}
+        return replace(self, tensors=kept, beside=(*self.beside, *left))
+
+    def notes(self, usual: Collection[str] = ()) -> tuple[str, ...]:
+        """For people: what was cut off names, unless it is one of the prefixes `usual` in a format, and what is not read."""
+        notes = []
+        if self.prefix and self.prefix not in usual:
+            notes.append(f"the names in the file begin with {self.prefix!r}, which was cut")
+        if self.inner:
+            notes.append(f"{' and '.join(map(repr, self.inner))} inside names was cut")
+        if self.beside:
+            names = sorted(self.beside)
+            shown = names if len(names) <= MOST_SHOWN else list(dict.fromkeys(name.split(".")[0] for name in names))
+            more = f" and {len(shown) - MOST_SHOWN} more" if len(shown) > MOST_SHOWN else ""
+            count = f"{len(self.beside)} tensor{'s' if len(self.beside) > 1 else ''}"
+            notes.append(f"not read: {', '.join(shown[:MOST_SHOWN])}{more} ({count} beside the encoder)")
+        if self.others:
+            places = [repr(name) if name else "the tensors without a dictionary" for name in self.others]
+            notes.append(f"not read: {', '.join(places)}, with another encoder")
+        return tuple(notes)
+
+
+def networks_in(groups: Groups, where: object) -> dict[str, Network]:
+    """The networks of a file's dictionaries, by the names of these.
+
+    Two encoders, in one dictionary or in two, are called `teacher` and `student` (without a class token `target_encoder` and
+    `encoder`) if the name of one says that it is the average of the other. Raises Refusal if it cannot be told which of several
+    is meant.
+    """
+    found: dict[str, Network] = {}
+    for name, group in groups.items():
+        for key, network in _split(name, group, where).items():
+            if key in found:
+                raise Refusal(f"{where} holds {key!r} twice; save the encoder that you mean by itself")
+            found[key] = network
+    found = _pair(found, where)
+    encoders = [name for name, network in found.items() if network.is_encoder]
+    return {
+        name: replace(network, others=tuple(other for other in encoders if other not in (name, *OF_SEVERAL)))
+        for name, network in found.items()
+    }
+
+
+def _pair(networks: dict[str, Network], where: object) -> dict[str, Network]:
+    """The networks, an average and what it is the average of under the names that formats know."""
+    encoders = [name for name, network in networks.items() if network.is_encoder]
+    averaged = [name for name in encoders if _is_average(name)]
+    if len(encoders) < 2 or not averaged or any(name in OF_SEVERAL for name in encoders):
+        return networks
+    trained = [name for name in encoders if name not in averaged]
+    trained = [name for name in PLACES if name in trained][:1] or trained
+    if len(averaged) != 1 or len(trained) != 1:
+        raise Refusal(
+            f"{where} holds several encoders, in {', '.join(map(repr, encoders))}, and nothing says which of two is the "
+            "average of the other; save the one that you mean by itself"
+        )
+    names = _roles(networks[averaged[0]])
+    called = {averaged[0]: names[0], trained[0]: names[1]}
+    return {called.get(name, name): network for name, network in networks.items()}
+
+
+def _is_average(name: str) -> bool:
+    return not AVERAGED.isdisjoint(re.split(r"[._ -]", name.lower()))
+
+
+def _roles(average: Network) -> tuple[str, str]:
+    """What formats call an average and the network that is trained."""
+    return ("teacher", "student") if average.has_token else ("target_encoder", "encoder")
+
+
+def _split(name: str, group: Mapping[str, Tensor], where: object) -> dict[str, Network]:
+    plain = _plain_names(group)
+    encoders, predictors = _prefixes(plain, ENCODER_MARKS), _prefixes(plain, (PREDICTOR_MARK,))
+    prefixes = [*encoders, *predictors]
+    if len(encoders) < 2:
+        only = next(iter(prefixes), "")
+        return {name: _network(group, plain, only, prefixes, [only])}
+    averaged = [prefix for prefix in encoders if _is_average(prefix)]
+    if len(encoders) > 2 or len(averaged) != 1 or len(predictors) > 1:
+        raise Refusal(
+            f"{where} holds several encoders, whose names begin with {' and '.join(map(repr, encoders))}, and nothing says "
+            "which of two is the average of the other; save the one that you mean by itself"
+        )
+    trained = next(prefix for prefix in encoders if prefix not in averaged)
+    parts = {prefix: _network(group, plain, prefix, prefixes, prefixes) for prefix in prefixes}
+    names = _roles(parts[averaged[0]])
+    found = {names[0]: parts[averaged[0]], names[1]: parts[trained]}
+    return found | ({"predictor": parts[predictors[0]]} if predictors else {})
+
+
+def _plain_names(group: Mapping[str, Tensor]) -> dict[str, str]:
+    """By the name in the file, the name without the parts of torch's wrappers, unless two would become one."""
+    names = {name: ".".join(part for part in name.split(".") if part not in TRANSPARENT) for name in group}
+    return names if len(set(names.values())) == len(names) else {name: name for name in names}
+
+
+def _prefixes(plain: Mapping[str, str], marks: tuple[str, ...]) -> list[str]:
+    """What stands before the marks, in the order of the file."""
+    found = [f".{name}".partition(f".{mark}") for name in plain.values() for mark in marks if f".{name}".endswith(f".{mark}")]
+    return list(dict.fromkeys(f"{before}.".removeprefix(".") for before, _, _ in found))
+
+
+def _network(
+    group: Mapping[str, Tensor], plain: Mapping[str, str], prefix: str, prefixes: Sequence[str], read: Sequence[str]
+) -> Network:
+    """The tensors whose plain names begin with `prefix`, and with none of the longer `prefixes` of other networks.
+
+    What begins with none of the prefixes that are `read` lies beside it, and what torch's wrapper of the network keeps itself.
+    """
+    further = tuple(item for item in prefixes if item != prefix and item.startswith(prefix))
+    own = {name: full.removeprefix(prefix) for name, full in plain.items() if full.startswith(prefix)}
+    own = {name: short for name, short in own.items() if not plain[name].startswith(further)}
+    written = next((_before(name, short) for name, short in own.items() if short in (*ENCODER_MARKS, PREDICTOR_MARK)), "")
+    if not TRANSPARENT.isdisjoint(written.split(".")):  # AveragedModel has a counter beside the module
+        own = {name: short for name, short in own.items() if plain[name] != name}
+    others = tuple(item for item in read if item != prefix)
+    beside = tuple(full for name, full in plain.items() if name not in own and not full.startswith(others))
+    inside = [name.removeprefix(written) for name in own if plain[name] != name]
+    inner = sorted(TRANSPARENT & {part for name in inside for part in name.split(".")})
+    return Network({short: group[name] for name, short in own.items()}, written, tuple(inner), beside)
+
+
+def _before(name: str, short: str) -> str:
+    """What stands in a name of the file before the first part of its short one."""
+    parts, first = name.split("."), short.split(".")[0]
+    end = len(parts) - parts[::-1].index(first) - 1
+    return "".join(f"{part}." for part in parts[:end])
+
+
+REBUILT = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|[SU]\d{1,6}")
+"""Types of NumPy's scalars that are rebuilt: booleans, whole, real and complex numbers, words."""
+NOT_REBUILT = re.compile(r"[Mm]8|f12|f16|c24|c32")
+"""Dates, durations, and numbers whose size depends on the machine."""
+
+
+class Unread:
+    """Stands for an array, a date, a path or a class, of which nothing is kept."""
+
+    def __new__(cls, *_: object) -> "Unread":
+        """Whatever it is made of."""
+        return super().__new__(cls)
+
+    def __init__(self, *_: object) -> None:
+        """Whatever it is made of."""
+
+    def __setstate__(self, _: object) -> None:
+        """Whatever its state is."""
+
+
+class ScalarType:
+    """Stands for `numpy.dtype`: the type of a scalar, by its short name such as `f8`."""
+
+    def __init__(self, name: object = "", *_: object) -> None:
+        """As NumPy writes it; further arguments say how it was aligned and copied."""
+        self.name = name if isinstance(name, str) else ""
+        self.byte_order = "|"
+
+    def __setstate__(self, state: object) -> None:
+        """Takes the byte order; what else NumPy says of a type matters to structures only."""
+        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">", "|", "="):
+            self.byte_order = state[1]
+
+
+def _scalar(kind: object, data: object = b"") -> object:
+    """A scalar of NumPy as a number or word of Python. Raises UnpicklingError for one that is neither."""
+    if not isinstance(kind, ScalarType):
+        raise pickle.UnpicklingError("Unsupported global: GLOBAL numpy.generic")
+    if NOT_REBUILT.fullmatch(kind.name):
+        return Unread()
+    if not REBUILT.fullmatch(kind.name) or not isinstance(data, bytes):
+        raise pickle.UnpicklingError("Unsupported global: GLOBAL numpy.object_")
+    dtype = np.dtype(kind.byte_order + kind.name)
+    if len(data) != dtype.itemsize:
+        raise pickle.UnpicklingError("Unsupported global: GLOBAL numpy.generic")
+    return np.frombuffer(data, dtype)[0].item() if data else dtype.type().item()
+
+
+def _empty_dictionary(*_: object) -> dict[Any, Any]:
+    return {}
+
+
+def _empty_list(*_: object) -> list[Any]:
+    return []
+
+
+def _empty_bytes() -> bytes:
+    return b""
+
+
+NUMPY_MODULES = ("numpy.core", "numpy._core")
+"""NumPy 1 and 2."""
+NUMPY_CLASSES = (
+    *(
+        f"{kind}{bits}"
+        for kind, sizes in (("int", (8, 16, 32, 64)), ("uint", (8, 16, 32, 64)), ("float", (16, 32, 64)))
+        for bits in sizes
+    ),
+    *("complex64", "complex128", "bool", "bool_", "str_", "bytes_"),
+)
+"""Types of numbers that a program was told to compute in, as classes."""
+UNREAD = (
+    "numpy.ndarray",
+    *(f"{module}.multiarray._reconstruct" for module in NUMPY_MODULES),
+    *(f"datetime.{name}" for name in ("date", "time", "datetime", "timedelta", "timezone")),
+    *(f"builtins.{name}" for name in ("bool", "dict", "float", "frozenset", "int", "list", "range", "slice", "str", "tuple")),
+    *(
+        f"{module}.{name}Path"
+        for module in ("pathlib", "pathlib._local")
+        for name in ("Posix", "Windows", "PurePosix", "PureWindows")
+    ),
+    *(f"numpy.{name}" for name in NUMPY_CLASSES),
+    "uuid.UUID",
+    "decimal.Decimal",
+    "fractions.Fraction",
+)
+DICTIONARIES = (
+    "lightning_fabric.utilities.data.AttributeDict",
+    "lightning.fabric.utilities.data.AttributeDict",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+)
+"""Hyperparameters of Lightning: a dictionary that also answers to attributes."""
+
+PLAIN_DATA: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    *((_scalar, f"{module}.multiarray.scalar") for module in NUMPY_MODULES),
+    (ScalarType, "numpy.dtype"),
+    *((Unread, name) for name in UNREAD),
+    *((dict, name) for name in DICTIONARIES),
+    (_empty_dictionary, "collections.defaultdict"),
+    (_empty_list, "collections.deque"),
+    (_empty_bytes, "builtins.bytes"),
+    (str, "torch.torch_version.TorchVersion"),
+    (argparse.Namespace, "argparse.Namespace"),
+    (types.SimpleNamespace, "types.SimpleNamespace"),
+]
+"""For `torch.serialization.safe_globals`: what stands for a name in a file, and that name."""

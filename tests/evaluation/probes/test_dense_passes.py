@@ -1,0 +1,91 @@
+"""Probes of patches: one pass over the images for both, and images that cannot be read."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from openjepa.evaluation.probes import dense
+from openjepa.evaluation.probes.dense import evaluate_dense_knn, evaluate_dense_linear
+from openjepa.evaluation.protocol import ImageProbe
+from openjepa.settings.evaluation import DenseSettings
+from tests.evaluation.probes.test_dense import PROBES, SETTINGS, evaluated, probe, scenes, side
+from tests.helpers.colors import Broken
+
+BOTH = replace(SETTINGS, protocols=("dense_linear", "dense_knn"), selection="both", seed=2)
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The splits over which a pass was made."""
+    seen: list[str] = []
+    own = dense.patch_batches
+
+    def counted(probe: ImageProbe, side: Any, settings: Any, split: str, unreadable: Any) -> Any:
+        seen.append(split)
+        return own(probe, side, settings, split, unreadable)
+
+    monkeypatch.setattr(dense, "patch_batches", counted)
+    return seen
+
+
+def noisy(number: int, seed: int) -> Any:
+    return side(number, seed, informative=False)
+
+
+@pytest.mark.parametrize("order", [("dense_linear", "dense_knn"), ("dense_knn", "dense_linear")])
+def test_both_probes_share_a_pass_and_have_the_results_they_have_alone(order: tuple[str, str], passes: list[str]) -> None:
+    together = probe(noisy(30, 1), noisy(20, 2))
+    found = {name: PROBES[name](together, BOTH) for name in order}
+    assert passes == ["training", "test"] and not together.found
+    for name in order:
+        alone = PROBES[name](probe(noisy(30, 1), noisy(20, 2)), replace(BOTH, protocols=(name,)))
+        assert found[name] == alone and len(alone) == 2
+    assert found["dense_linear"][0].heads != found["dense_knn"][0].heads
+
+
+def test_what_was_found_for_other_settings_or_another_probe_is_not_taken(passes: list[str]) -> None:
+    first = probe(noisy(30, 1), noisy(20, 2))
+    evaluate_dense_linear(first, BOTH)
+    assert not replace(first, test=noisy(20, 3)).found
+    few = replace(BOTH, dense=DenseSettings(max_patches=100))
+    (result, _) = evaluate_dense_knn(first, few)
+    assert passes == ["training", "test"] * 2 and result.extra["train_patches"] == 100
+
+
+def test_a_task_makes_one_pass_per_split_and_subject(passes: list[str], tmp_path: Path) -> None:
+    whole = evaluated(scenes(12), tmp_path)
+    assert all(len(subject.metrics) == 2 for subject in whole.subjects.values()) and len(whole.subjects) == 3
+    assert sorted(passes) == ["test"] * 3 + ["training"] * 3
+
+
+def broken_probe(train: Any, test: Any) -> ImageProbe:
+    sides = [replace(one, source=Broken(one.source, lost)) for one, lost in ((side(12, 1), train), (side(6, 2), test))]
+    return probe(*sides)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", PROBES)
+def test_unreadable_images_are_named(name: str) -> None:
+    (result,) = PROBES[name](broken_probe([3, 8], [5]), SETTINGS)
+    assert result.unreadable == {"train": ("image 3", "image 8"), "test": ("image 5",)}
+    assert result.extra["train_patches"] == 10 * 24 and result.accuracy == 1  # labels stay with their images
+
+
+@pytest.mark.parametrize(("train", "test", "words"), [(range(12), (), "training split"), ((), range(6), "test split")])
+def test_an_error_says_which_images_cannot_be_read(train: Any, test: Any, words: str) -> None:
+    number = len(train) or len(test)
+    with pytest.raises(
+        ValueError, match=rf"no image of the {words} can be read; the first of {number} is image 0: .*data check"
+    ):
+        evaluate_dense_knn(broken_probe(train, test), SETTINGS)
+
+
+def test_images_of_which_no_patch_is_drawn_are_not_read() -> None:
+    settings = replace(SETTINGS, dense=DenseSettings(max_patches=3))
+    every = probe(side(12, 1), side(6, 2))
+    drawn = np.unique(dense.training_patches(every, settings).images.numpy())
+    others = [index for index in range(12) if index not in drawn]
+    assert len(others) >= 9 and not dense.training_patches(broken_probe(others, ()), settings).unreadable

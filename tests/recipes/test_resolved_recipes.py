@@ -1,0 +1,57 @@
+"""The resolved settings of every recipe are those that they were when derived settings still had numbers.
+
+A meant change writes the hashes anew: `OPENJEPA_GOLDEN=write pytest tests/recipes/test_resolved_recipes.py`; the log says why.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from openjepa.config import flatten
+from openjepa.recipes import RECIPES, load_recipe
+from openjepa.settings.derived import resolve
+from openjepa.settings.run import RunConfig
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "recipes.json"
+"""`method model masks data optim rest` of each run: the first digits of a hash of its settings."""
+SINCE = ("optim.warmup_share", "optim.images_per_device")
+"""Settings that came later and say how others follow; resolved, they are None."""
+GROUPS = ("method", "model", "masks", "data", "optim")
+ALL_RUNS = [(name, preset) for name, recipe in RECIPES.items() for preset in recipe.presets]
+
+
+def digests(config: RunConfig) -> str:
+    """One short hash a group of settings, so that a failure tells where to look."""
+    groups: dict[str, dict[str, object]] = {name: {} for name in (*GROUPS, "rest")}
+    for name, value in flatten(config).items():
+        if name in SINCE:
+            assert value is None
+            continue
+        group = name.split(".")[0]
+        groups[group if group in GROUPS else "rest"][name] = plain(value)
+    return " ".join(
+        hashlib.blake2b(json.dumps(group, sort_keys=True).encode(), digest_size=4).hexdigest() for group in groups.values()
+    )
+
+
+def plain(value: object) -> object:
+    """1 and 1.0 are one value."""
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+@pytest.mark.parametrize(("name", "preset"), ALL_RUNS)
+def test_resolved_settings_stay(name: str, preset: str) -> None:
+    found, golden = digests(resolve(load_recipe(name, preset))), json.loads(GOLDEN.read_text())
+    if os.environ.get("OPENJEPA_GOLDEN") == "write":
+        GOLDEN.write_text(json.dumps(golden | {f"{name} {preset}": found}, indent=1) + "\n")
+        return
+    assert found == golden[f"{name} {preset}"]
+
+
+def test_every_recipe_is_in_the_file() -> None:
+    assert set(json.loads(GOLDEN.read_text())) == {f"{name} {preset}" for name, preset in ALL_RUNS}

@@ -1,0 +1,145 @@
+"""What a user named is printed as it is: brackets are no markup, words between colons no emoji."""
+
+import re
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.table import Table
+
+from openjepa.commands.convert import _print as print_conversion
+from openjepa.commands.embed import _print as print_embedded
+from openjepa.evaluation.results import Metric, Result, SubjectResult
+from openjepa.evaluation.tables import print_results, print_row
+from openjepa.experiments.ablation_lengths import PlannedRun, Speed
+from openjepa.experiments.ablation_tables import print_plan, print_tables
+from openjepa.experiments.data_times import print_result
+from openjepa.experiments.energies import AFTER, BEFORE, print_energy
+from openjepa.inference.embedding.embedding_run import Embedded
+from openjepa.inference.search.printing import print_answers
+from openjepa.inference.search.search_run import find_neighbors
+from openjepa.recipes import load_recipe
+from openjepa.recipes.ablations import ABLATIONS
+from openjepa.settings.inference import SearchSettings
+from openjepa.system.console import Counter, Display, plain_console, text_column
+from openjepa.weights.convert.conversion import Conversion
+from tests.experiments.test_ablate import finished
+from tests.helpers.feature_tables import CONFIG, plain_manifest, write_table
+
+PACKAGE = Path(__file__).parents[2] / "openjepa"
+HOSTILE = ["[/bold]", "[red]x", "[", "a]b[/]", ":smile:", "\\[x]", "[link=https://x]y"]
+NAMES = [f"my {name} photos".replace("/", "-") for name in HOSTILE]  # as folders
+
+
+@pytest.fixture(params=HOSTILE)
+def text(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What was printed since, its line breaks taken away: tables fold."""
+    monkeypatch.setenv("COLUMNS", "200")
+    return lambda: "".join(capsys.readouterr())
+
+
+def test_only_one_place_makes_consoles_and_columns_of_text() -> None:
+    makers = {path.name for path in PACKAGE.rglob("*.py") if re.search(r"(?<!\w)Console\(", path.read_text())}
+    columns = {path.name for path in PACKAGE.rglob("*.py") if re.search(r"(?<!\w)TextColumn\(", path.read_text())}
+    assert makers == {"console.py"}
+    assert columns == {"console.py", "scene_renderer.py"}, "the renderer's text is our own"
+
+
+def test_cells_headings_titles_and_captions(text: str) -> None:
+    table = Table(text, title=text, caption=text)
+    table.add_row(text)
+    output = StringIO()
+    plain_console(file=output, width=80).print(table, text)
+    assert output.getvalue().count(text) == 5
+
+
+@pytest.mark.parametrize("style", ["live", "plain"])
+def test_the_display_of_a_loop(text: str, style: Any, shown: Any) -> None:
+    display = Display(2, 0, style, plain_seconds=0.0)
+    display.say(f"skipped: {text}")
+    display.update(2, {text: text}, seconds_left=None)
+    display.close()
+    printed = shown()
+    assert f"skipped: {text}" in printed and f"{text} {text}" in printed
+
+
+def test_the_description_of_a_bar(text: str) -> None:
+    output = StringIO()
+    with Counter(text, style="live") as count:
+        count(1, 2)
+        plain_console(file=output, width=80).print(count._progress.get_renderable())
+    assert text in output.getvalue()
+    assert text_column("description").render(SimpleNamespace(description=text)).plain == text  # type: ignore[arg-type]
+
+
+def test_results_of_an_evaluation(text: str, shown: Any) -> None:
+    metric = Metric(0.5, 0.01, "higher", "held_out", f"head {text}")
+    subjects = {"encoder": SubjectResult({f"probe {text}": metric})}
+    published = ({"method": f"M {text}", "architecture": text, "value": 1.0, "source": text, "epochs": 0, "protocol": "x"},)
+    done = Result("t", f"Task {text}", "run", "target", "held_out", subjects, variant="v", num_test=3, published=published)
+    measured = replace(done, measures={"encoder": {f"rank {text}": 2.0}}, departures=(f"departs {text}",))
+    skipped = Result("s", f"Other {text}", "run", "target", "held_out", skipped=f"reason {text}")
+    print_row(done)
+    print_row(skipped)
+    print_results([measured, skipped])
+    printed = shown()
+    for word in ("head", "probe", "M", "Task", "rank", "departs", "Other", "reason"):
+        assert f"{word} {text}" in printed, word
+
+
+def test_neighbors_of_a_search(text: str, tmp_path: Path, shown: Any) -> None:
+    features = np.eye(3, 4, dtype=np.float32)
+    manifest = replace(plain_manifest(features), class_names=(f"class{text}",))
+    rows = [(f"{text}{number}.png".replace(",", ""), "train", number, 0) for number in range(3)]
+    table = write_table(tmp_path / "features.npy", features, rows, manifest)
+    print_answers(find_neighbors(SearchSettings(table=table, row=("0",), picture=False)))
+    printed = shown()
+    assert f"nearest to row 0: {text}0.png" in printed and f"{text}1.png" in printed and f"class{text}" in printed
+
+
+def test_tables_of_an_ablation(text: str, tmp_path: Path, shown: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = [finished("ijepa", 0, 0.6), finished("mae", 0, 0.6, status="failed", error=f"ValueError: {text}")]
+    monkeypatch.setattr("openjepa.experiments.ablation_tables.read_results", lambda output: results)
+    print_tables(tmp_path / text.replace("/", "-"), "methods")
+    config = load_recipe("cpu-32")
+    config = replace(config, run=replace(config.run, name="x"))
+    run = PlannedRun(f"row {text}", 0, ("images",), config, Speed(1.0, 1.0))
+    print_plan(ABLATIONS["methods"], [run], [])
+    printed = shown()
+    assert f"ValueError: {text}" in printed and f"{text.replace('/', '-')}/tables.md" in printed and f"row {text}" in printed
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_of_embed_and_convert(name: str, tmp_path: Path, shown: Any) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    table = write_table(folder / "x.npy", np.eye(2, 4, dtype=np.float32))
+    print_embedded(
+        Embedded(
+            output=table, status="written", manifest=plain_manifest(np.eye(2, 4)), rows_by_split={f"split {name}": 2, "b": 0}
+        )
+    )
+    config = {**vars(CONFIG), "image_size": (32, 32)}
+    print_conversion(Conversion(folder, "transformers", f"what {name}", [], [f"note {name}"], config, "ViTModel"))
+    printed = shown().replace("\n", "")
+    assert (
+        f"{name}/x.npy" in printed.replace(" " * 4, "") and f"what {name} -> {folder}" in printed and f"note {name}" in printed
+    )
+
+
+def test_tables_of_the_benchmarks(text: str, shown: Any) -> None:
+    print_result({"images": 3, "path": f"path {text}", "images_per_second": {text: 1.0}, "ratios": {text: 1.0}})
+    numbers = dict.fromkeys(("compatible", "incompatible", "gap", "auc", "top1", "relative_std", "chance"), 1.0)
+    about = {"images": 3, "split": f"split {text}", "group": 2, "verdict": f"verdict {text}", "method": text, "step": 1}
+    print_energy({**about, BEFORE: numbers, AFTER: numbers})
+    printed = " ".join(shown().split())
+    assert f"path {text}" in printed and f"split {text}" in printed and f"verdict {text} (method {text}, step 1)" in printed

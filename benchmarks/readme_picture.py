@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--output", type=Path, default=Path("docs/images/openjepa.png"))
-    parser.add_argument("--images", type=int, nargs="+", default=[0, 1, 2], help="which test images")
+    parser.add_argument("--images", type=int, nargs="+", default=[4, 14, 15], help="numbers of the test images shown")
     parser.add_argument("--gallery", type=int, default=3000, help="training images among which neighbors are looked for")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -92,9 +92,10 @@ def _site_link(page: str, link: re.Match[str]) -> str:
 
 
 def write_site(folder: Path) -> None:
-    """Writes the pages of the site and their pictures below `folder`, which is emptied first."""
+    """Writes the pages of the site, their pictures and their style below `folder`, which is emptied first."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(DOCS / "images", folder / "images")
+    shutil.copy(DOCS / "site.css", folder)
     for page, name in pages().items():
         (folder / name).write_text(site_text(page), encoding="utf-8")
 

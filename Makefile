@@ -1,6 +1,6 @@
 # make quickstart   train, evaluate and report on the packaged scenes
 # make test         every check: format, lint, types, tests
-# make docs         the pages that follow from the code: docs/recipes.md
+# make docs         what follows from the code: docs/recipes.md, layers in docs/architecture.md
 # make site         the pages as a site, in site/
 # Each installs what it needs into .venv, again when pyproject.toml or constraints.txt have changed.
 # PYTHON=/path/to/python3.12 chooses the interpreter.
@@ -30,10 +30,10 @@ format: install-dev
 	$(BIN)/ruff check --fix .
 
 docs: install-dev
-	$(BIN)/python docs/generate.py
+	$(BIN)/python -m docs.generate
 
 site: install-dev
-	$(BIN)/python docs/generate.py --site build/pages
+	$(BIN)/python -m docs.generate --site build/pages
 	$(BIN)/zensical build --clean --strict
 
 install: $(VENV)/.installed

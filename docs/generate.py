@@ -1,15 +1,17 @@
 """Writes the pages that follow from the code, and the pages of the site.
 
-python docs/generate.py                    # writes docs/recipes.md
-python docs/generate.py --site FOLDER      # writes all pages as the site shows them
+python -m docs.generate                    # writes docs/recipes.md, and the layers of docs/architecture.md
+python -m docs.generate --site FOLDER      # writes all pages as the site shows them
 """
 
 import argparse
+import ast
 import os
 import re
 import shutil
 from pathlib import Path
 
+from docs.layers import LAYERS
 from openjepa.commands.recipes import recipe_groups
 from openjepa.recipes import RECIPES, load_recipe
 
@@ -20,6 +22,8 @@ SITE_PAGES = {"README.md": "index.md", "docs/results/README.md": "results.md", "
 LETTERS = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g"}
 LINK = re.compile(r"(?P<before>!?\[(?P<words>[^\]]*)\]\(|<img src=\")(?P<target>[^)\"\s]+)(?P<after>[)\"])")
 CODE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
+LAYERS_BEGIN = "<!-- layers: written by `make docs` from docs/layers.py and the first sentence of each part -->"
+LAYERS_END = "<!-- end of layers -->"
 RECIPES_HEAD = """# Recipes
 
 <!-- Written by `make docs`: change the recipes, not this page. -->
@@ -57,7 +61,23 @@ def _recipe_row(name: str) -> str:
     return f"| `{name}` | {recipe.summary()} | {encoder} | {presets} | {length} |"
 
 
-GENERATED = {"recipes.md": recipes_page}
+def architecture_page() -> str:
+    """The text of docs/architecture.md, with the layers as docs/layers.py and the docstrings of the parts say them now."""
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    head, begin, rest = text.partition(LAYERS_BEGIN)
+    _, end, tail = rest.partition(LAYERS_END)
+    layers = "\n\n".join("\n".join(f"{part:<22}{_first_sentence(part)}" for part in layer) for layer in LAYERS)
+    return f"{head}{begin}\n```\n{layers}\n```\n{end}{tail}"
+
+
+def _first_sentence(part: str) -> str:
+    folder = ROOT / "openjepa" / part
+    file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+    words = " ".join((ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split())
+    return re.split(r"(?<=\.) ", words)[0]
+
+
+GENERATED = {"recipes.md": recipes_page, "architecture.md": architecture_page}
 """The pages in docs/ that follow from the code."""
 
 

@@ -93,3 +93,20 @@ def test_the_glossary_is_short_sorted_and_used() -> None:
     assert [word for word in words if not any(word.lower() in text for text in texts)] == []
     replaced = [old for _, _, replaces in entries for old in re.findall(r"`(.*?)`", replaces)]
     assert not set(replaced) & set(words)
+
+
+def test_the_walks_of_the_architecture_page_name_what_is_there() -> None:
+    text = text_of("docs/architecture.md")
+    named = re.findall(r"`([a-z_0-9/]+\.py)(?::(\w+))?`", text)
+    files = {file: (ROOT / "openjepa" / file) for file, _ in named if not file.startswith("docs/")}
+    missing = [file for file, path in files.items() if not path.is_file() and "mine" not in file]
+    missing += [
+        f"{file}:{name}"
+        for file, name in named
+        if name and file not in missing and not re.search(rf"^(def|class) {name}\b", files[file].read_text(), re.MULTILINE)
+    ]
+    assert not missing
+    assert len(named) > 30
+    walks = text.partition("## Three walks")[2].partition("\n## ")[0]
+    assert max(int(number) for number in re.findall(r"^(\d+)\. ", walks, re.MULTILINE)) <= 15
+    assert len(text.splitlines()) <= 130, "two screens"

@@ -90,10 +90,10 @@ def test_every_method_can_be_timed(name: str, capsys: pytest.CaptureFixture[str]
         assert len(rows) == 2 * inputs.views[key].count
     assert set(step.batch.masks) == set(inputs.masked_views)
     result = bench_step(step_config(options), repeats=1, product_size=128)
-    assert set(result["time_share"]) == set(step.method.flops()) | {"data", "masks", "other", "backward", "optimizer_ema"}
-    assert all(result["seconds"][part] > 0 for part in step.method.flops())
+    assert set(result["time_share"]) == set(step.costs.flops) | {"data", "masks", "other", "backward", "optimizer_ema"}
+    assert all(result["seconds"][part] > 0 for part in step.costs.flops)
     assert sum(result["time_share"].values()) == pytest.approx(1.0)
-    assert result["flops_per_image_and_step"] == pytest.approx(step.method.step_flops())
+    assert result["flops_per_image_and_step"] == pytest.approx(step.costs.step_flops)
     print_step(result)
     printed = " ".join(capsys.readouterr().out.split())
     assert printed.startswith(f"{name}, test/4 at 32x32, batch 2") and "one core makes the views of" in printed

@@ -1,6 +1,5 @@
 """The commands `openjepa data ...`."""
 
-import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -21,6 +20,7 @@ from openjepa.settings.masks import MaskSettings, MultiblockSettings
 from openjepa.settings.models import ModelSettings
 from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import DataSettings, FolderSettings, height_and_width
+from openjepa.system.console import say
 
 MASKS_HELP = """Draws examples of a mask strategy and how often each patch is context or target, or visible or masked, as a
 picture. The other mode of multi-block masks is drawn below the chosen one, to compare.
@@ -89,7 +89,7 @@ def data_masks(argv: Sequence[str], prog: str) -> None:
                 warnings.simplefilter("ignore", UserWarning)
                 samplers.append(build(other, grid))
         except ValueError as error:
-            print(f"note: masks.mode={other.mode} is not shown: {error}", file=sys.stderr)
+            say(f"note: masks.mode={other.mode} is not shown: {error}")
     print(mask_figure(samplers, options.output, seed=options.seed))
 
 

@@ -1,6 +1,5 @@
 """The command `openjepa embed`."""
 
-import os
 import signal
 import sys
 import time
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from openjepa.commands.parsing.arguments import given_settings, parse_embed
 from openjepa.commands.parsing.paths import check_evaluated
+from openjepa.system.console import say
 from openjepa.system.shell import command
 
 if TYPE_CHECKING:
@@ -46,12 +46,12 @@ def embed(argv: Sequence[str], prog: str) -> None:
     check_settings(options.embedding)
     check_output(options.output)
     for remark in idle_settings(given_settings(argv)):
-        _say(f"note: {remark}")
+        say(f"note: {remark}")
     from openjepa.inference.embedding.embedding_run import embed_dataset
 
     with _terminated():
         embedded = embed_dataset(
-            options.subject, data, options.embedding, options.output, again=options.again, started=started, say=_say
+            options.subject, data, options.embedding, options.output, again=options.again, started=started, say=say
         )
     _print(embedded)
 
@@ -91,6 +91,8 @@ def _print(embedded: "Embedded") -> None:
 
 
 def _lines(embedded: "Embedded") -> dict[str, str]:
+    from rich.filesize import decimal
+
     manifest, rows = embedded.manifest, embedded.rows_by_split
     num_rows = sum(rows.values())
     splits = "" if len(rows) == 1 else " (" + ", ".join(f"{name} {number:,}" for name, number in rows.items()) + ")"
@@ -107,19 +109,5 @@ def _lines(embedded: "Embedded") -> dict[str, str]:
         share = "" if embedded.num_images == num_rows else f" by this process, which embedded {embedded.num_images:,}"
         lines["speed"] = rate + share
     size = sum(path.stat().st_size for path in embedded.files())
-    lines["written"] = f"{', '.join(str(path) for path in embedded.files())} ({_bytes(size)})"
+    lines["written"] = f"{', '.join(str(path) for path in embedded.files())} ({decimal(size)})"
     return lines
-
-
-def _bytes(number: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:,.2f} GB"
-
-
-def _say(text: str) -> None:
-    """Once on each machine under torchrun."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(text, file=sys.stderr, flush=True)

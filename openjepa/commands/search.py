@@ -1,6 +1,5 @@
 """The command `openjepa search`."""
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from openjepa.commands.parsing.options import is_value
 from openjepa.commands.parsing.paths import check_output_file, check_output_folder
 from openjepa.refusals import Refusal
 from openjepa.settings.inference import LISTED_OUTLIERS, SearchSettings
+from openjepa.system.console import say
 
 SEARCH_HELP = """The nearest images to an image, to a part of one, or to an image of the
 table; or near-duplicates and outliers, to clean a data set. FEATURES: the .npy or .parquet file that `openjepa embed` wrote.
@@ -56,7 +56,7 @@ def _find(settings: SearchSettings) -> None:
     from openjepa.inference.search.printing import answer_lines, print_answers
     from openjepa.inference.search.search_run import draw_neighbors, find_neighbors
 
-    answers = find_neighbors(settings, _note)
+    answers = find_neighbors(settings, say)
     _print_lines(answer_lines(answers)) if settings.json else print_answers(answers)
     if settings.picture and answers.opened.gallery is not None:
         _draw(lambda: [draw_neighbors(answers, output)])
@@ -70,11 +70,11 @@ def _clean(settings: SearchSettings) -> None:
     from openjepa.inference.search.cleaning import draw_lists, find_to_clean, write_lists
     from openjepa.inference.search.printing import cleaning_lines, print_cleaning
 
-    found = find_to_clean(settings, _note)
+    found = find_to_clean(settings, say)
     written = write_lists(found, folder)
     _print_lines(cleaning_lines(found)) if settings.json else print_cleaning(found)
     for path in written:
-        print(path, file=sys.stderr)
+        say(str(path))
     if settings.picture and found.opened.gallery is not None:
         _draw(lambda: draw_lists(found, folder))
 
@@ -83,15 +83,11 @@ def _draw(drawn: Callable[[], Iterable[Path]]) -> None:
     """Says which pictures were drawn; without matplotlib there are none, but the answers stand."""
     try:
         for path in drawn():
-            print(path, file=sys.stderr)
+            say(str(path))
     except ValueError as error:
-        _note(f"no pictures: {error}")
+        say(f"note: no pictures: {error}")
 
 
 def _print_lines(lines: Iterable[str]) -> None:
     for line in lines:
         print(line)
-
-
-def _note(text: str) -> None:
-    print(f"note: {text}" if text.startswith("no pictures") else text, file=sys.stderr, flush=True)

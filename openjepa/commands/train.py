@@ -1,7 +1,6 @@
 """Pretraining: the command, its help, and notes on what a file of settings keeps."""
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from openjepa.config import load_run_config
 from openjepa.recipes import RECIPES, kept_by_file
 from openjepa.settings.fields import CHOICES
 from openjepa.settings.run import RunConfig
+from openjepa.system.console import say
 from openjepa.system.json_files import read_object
 from openjepa.system.shell import command
 
@@ -62,7 +62,7 @@ def train(argv: Sequence[str], prog: str) -> None:
     check(config, world_size=int(os.environ.get("WORLD_SIZE", "1")), is_model_known=config.run.init is None)
     given = given_settings(argv)
     for remark in remarks(config, given):
-        print(f"note: {remark}", file=sys.stderr)
+        say(f"note: {remark}")
     from openjepa.training.loop import train as train_run
 
     given |= decided_by_file(options.config, config.run.init)
@@ -92,7 +92,7 @@ def _note_kept(file: Path, config: RunConfig) -> None:
         return
     if follows := kept_by_file(said, config):
         options = " ".join(f"--{name.replace('_', '-')} {_option_value(value)}" for name, value in follows.items())
-        print(f"note: what {file} says stays; to follow the changed settings, give {options}", file=sys.stderr)
+        say(f"note: what {file} says stays; to follow the changed settings, give {options}")
 
 
 def _option_value(value: object) -> str:

@@ -1,7 +1,6 @@
 """The encoder that `openjepa.load` gives: a torch module that also takes images as they come."""
 
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import nullcontext
 from dataclasses import asdict
 from operator import index
 from pathlib import Path
@@ -19,7 +18,6 @@ from openjepa.inference.prediction import Prediction, compare, objective_of
 from openjepa.models.predictor import Predictor
 from openjepa.refusals import Refusal
 from openjepa.system.console import progress as progress_bar
-from openjepa.system.console import silent
 from openjepa.system.whole_files import is_writable
 from openjepa.types import EncoderOutput, Export
 from openjepa.weights.formats import Loaded
@@ -299,7 +297,7 @@ class Encoder(nn.Module):
         """Numbers, outputs and patch grid of images of one shape, batch by batch."""
         listed = separate(images)
         total = len(listed) if isinstance(listed, Sized) else None
-        with progress_bar("embedding", total) if progress else nullcontext(silent) as advance:
+        with progress_bar("embedding", total, style="auto" if progress else "none") as advance:
             for numbers, pixels in self._batches(listed, view, batch_size):
                 yield numbers, self.encode_pixels(pixels, precision), self._grid_of(pixels)
                 advance(len(numbers))

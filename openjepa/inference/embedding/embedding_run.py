@@ -3,7 +3,6 @@
 Whether there is anything to do: a table that is there, parts that are gone on with, or a new beginning.
 """
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -241,9 +240,6 @@ def _put_together(plan: Plan, parts: PartsFolder, output: Path, settings: EmbedS
 @contextmanager
 def _watched(plan: Plan, parts: PartsFolder, done: set[int]) -> Iterator[Watch]:
     """A progress bar of the whole, one on each machine."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        yield Watch(plan, parts, done, silent)
-        return
     num_done = sum(records_of(number, plan, parts) for number in done)
     with progress("embedding", plan.num_records, num_done) as advance:
         yield Watch(plan, parts, done, advance)

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openjepa.refusals import Refusal
-from openjepa.system.json_files import object_in, typed
+from openjepa.system.json_files import object_in, readable, typed
 
 FORMAT, VERSION = "openjepa-features", 1
 COLUMNS = ("path", "split", "index", "label")
@@ -236,11 +236,7 @@ def parquet_manifest(path: Path) -> Manifest:
     if METADATA_KEY not in entries:
         raise Refusal(f"{path} is no file of features that openjepa embed wrote (its metadata hold no manifest)")
     manifest = manifest_from_json(entries[METADATA_KEY], str(path))
-    try:
-        mean = json.loads(entries.get(MEAN_KEY, b"{}"))
-    except (ValueError, RecursionError):  # then it is not known
-        mean = {}
-    return replace(manifest, mean=mean if isinstance(mean, dict) else {})
+    return replace(manifest, mean=readable(entries.get(MEAN_KEY, b"").decode(errors="replace")) or {})
 
 
 def _open_parquet(path: Path) -> FeatureTable:

@@ -9,7 +9,6 @@ from openjepa.commands.parsing.paths import check_evaluated
 from openjepa.config import nearest
 from openjepa.refusals import Refusal
 from openjepa.settings.inference import ConvertSettings
-from openjepa.system.console import say
 from openjepa.weights import OUTPUTS
 
 if TYPE_CHECKING:
@@ -42,6 +41,7 @@ def convert(argv: Sequence[str], prog: str) -> None:
         raise Refusal(f"{prog} needs --to with a format: {', '.join(OUTPUTS)}")
     if not (settings.subject / "encoder" / "config.json").is_file():
         check_evaluated(settings.subject.expanduser())
+    from openjepa.system.console import say
     from openjepa.weights.convert.conversion import convert as run
 
     _print(run(settings, say))

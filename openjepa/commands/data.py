@@ -20,7 +20,6 @@ from openjepa.settings.masks import MaskSettings, MultiblockSettings
 from openjepa.settings.models import ModelSettings
 from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import DataSettings, FolderSettings, height_and_width
-from openjepa.system.console import say
 
 MASKS_HELP = """Draws examples of a mask strategy and how often each patch is context or target, or visible or masked, as a
 picture. The other mode of multi-block masks is drawn below the chosen one, to compare.
@@ -76,6 +75,7 @@ def data_masks(argv: Sequence[str], prog: str) -> None:
     height, width = height_and_width(options.image_size)
     check_patch_divides(options.patch_size, (height, width), "patch_size", "image_size")
     from openjepa.masks import MASKS
+    from openjepa.system.console import say
     from openjepa.visualization import mask_figure
 
     model, data = ModelSettings(patch_size=options.patch_size), FolderSettings(image_size=options.image_size)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from openjepa.commands.parsing.arguments import given_settings, parse_embed
 from openjepa.commands.parsing.paths import check_evaluated
-from openjepa.system.console import say
 from openjepa.system.shell import command
 
 if TYPE_CHECKING:
@@ -42,6 +41,7 @@ def embed(argv: Sequence[str], prog: str) -> None:
     started = time.time()
     options, data = parse_embed(argv, prog, EMBED_HELP, check=check_evaluated)
     from openjepa.inference.embedding.table_checks import check_output, check_settings, idle_settings
+    from openjepa.system.console import say
 
     check_settings(options.embedding)
     check_output(options.output)

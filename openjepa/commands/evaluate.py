@@ -10,7 +10,6 @@ from openjepa.commands.parsing.paths import check_evaluated
 from openjepa.config import nearest
 from openjepa.evaluation import PROTOCOLS
 from openjepa.refusals import Refusal
-from openjepa.system.console import say
 
 EVALUATE_HELP = """Probes of an encoder, beside the same on the untrained encoder and on raw pixels. ENCODER: an encoder folder,
 a file of published weights, a Hugging Face folder or a name on the Hub.
@@ -55,6 +54,8 @@ def _evaluate_help() -> tuple[str, str]:
 
 def evaluate(argv: Sequence[str], prog: str) -> None:
     """Probes an encoder."""
+    from openjepa.system.console import say
+
     options, data = parse_evaluate(argv, prog, *_evaluate_help(), check=check_evaluated)
     _check_evaluation_options(options, data is not None)
     reads: dict[str, tuple[str, ...]] = {name: entry.reads for name, entry in PROTOCOLS.items()}

@@ -8,7 +8,6 @@ from openjepa.commands.parsing.options import is_value
 from openjepa.commands.parsing.paths import check_output_file, check_output_folder
 from openjepa.refusals import Refusal
 from openjepa.settings.inference import LISTED_OUTLIERS, SearchSettings
-from openjepa.system.console import say
 
 SEARCH_HELP = """The nearest images to an image, to a part of one, or to an image of the
 table; or near-duplicates and outliers, to clean a data set. FEATURES: the .npy or .parquet file that `openjepa embed` wrote.
@@ -55,6 +54,7 @@ def _find(settings: SearchSettings) -> None:
         check_output_file(output, ".png", any_ending=False)
     from openjepa.inference.search.printing import answer_lines, print_answers
     from openjepa.inference.search.search_run import draw_neighbors, find_neighbors
+    from openjepa.system.console import say
 
     answers = find_neighbors(settings, say)
     _print_lines(answer_lines(answers)) if settings.json else print_answers(answers)
@@ -69,6 +69,7 @@ def _clean(settings: SearchSettings) -> None:
     check_output_folder(folder)
     from openjepa.inference.search.cleaning import draw_lists, find_to_clean, write_lists
     from openjepa.inference.search.printing import cleaning_lines, print_cleaning
+    from openjepa.system.console import say
 
     found = find_to_clean(settings, say)
     written = write_lists(found, folder)
@@ -81,6 +82,8 @@ def _clean(settings: SearchSettings) -> None:
 
 def _draw(drawn: Callable[[], Iterable[Path]]) -> None:
     """Says which pictures were drawn; without matplotlib there are none, but the answers stand."""
+    from openjepa.system.console import say
+
     try:
         for path in drawn():
             say(str(path))

@@ -19,7 +19,6 @@ from openjepa.config import load_run_config
 from openjepa.recipes import RECIPES, kept_by_file
 from openjepa.settings.fields import CHOICES
 from openjepa.settings.run import RunConfig
-from openjepa.system.console import say
 from openjepa.system.json_files import read_object
 from openjepa.system.shell import command
 
@@ -54,6 +53,8 @@ is the usual caution; the evaluation shows the weights of the start beside the r
 
 def train(argv: Sequence[str], prog: str) -> None:
     """Pretrains an encoder."""
+    from openjepa.system.console import say
+
     config, options = parse_train(argv, prog, *(_train_help(argv) if is_help(argv) else ("", "")))
     before = options.config or (Path(config.run.init) if config.run.init and not options.recipe else None)
     if before is not None:
@@ -87,6 +88,8 @@ def _note_kept(file: Path, config: RunConfig) -> None:
 
     Nothing if values are impossible, from which nothing follows: `check` refuses them.
     """
+    from openjepa.system.console import say
+
     said = load_run_config(file)
     if value_problems(said) or value_problems(config):
         return

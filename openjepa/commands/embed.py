@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from openjepa.commands.parsing.arguments import given_settings, parse_embed
 from openjepa.commands.parsing.paths import check_evaluated
+from openjepa.settings.ranges import as_option, check_ranges
 from openjepa.system.shell import command
 
 if TYPE_CHECKING:
@@ -41,9 +42,9 @@ def embed(argv: Sequence[str], prog: str) -> None:
     # before torch is imported, so that all processes of one command have started before any has done much
     started = time.time()
     options, data = parse_embed(argv, prog, EMBED_HELP, check=check_evaluated)
-    from openjepa.inference.embedding.table_checks import check_output, check_settings, idle_settings
+    from openjepa.inference.embedding.table_checks import check_output, idle_settings
 
-    check_settings(options.embedding)
+    check_ranges(options.embedding, said=as_option)
     check_output(options.output)
     for remark in idle_settings(given_settings(argv)):
         _say(f"note: {remark}")

@@ -4,27 +4,13 @@ import csv
 from collections.abc import Collection
 from pathlib import Path
 
-from openjepa.config import flatten, nearest
+from openjepa.config import nearest
 from openjepa.inference.embedding.table import COLUMNS, ENDINGS, FORMAT, parquet_manifest
 from openjepa.refusals import Refusal
-from openjepa.settings.fields import COUNT, FRACTION, NOT_NEGATIVE, Range, check_range
-from openjepa.settings.inference import EmbedSettings
 from openjepa.system.json_files import readable_object
 from openjepa.system.packages import require_package
 from openjepa.system.shell import command
 from openjepa.system.whole_files import is_writable
-
-RANGES: dict[str, Range] = {
-    "image_size": COUNT,
-    "heads": COUNT,
-    "part_images": COUNT,
-    "batch_size": COUNT,
-    "max_skipped": FRACTION,
-    "threads": COUNT,
-    "workers": NOT_NEGATIVE,
-    "seed": NOT_NEGATIVE,
-}
-"""Smallest and largest value of a setting, and how an error says it."""
 
 WITHOUT_EFFECT = {
     "image_size",
@@ -40,14 +26,6 @@ WITHOUT_EFFECT = {
     "window",
 }
 """Settings of a data source that only concern training."""
-
-
-def check_settings(settings: EmbedSettings) -> None:
-    """Raises Refusal at the first setting that cannot work."""
-    for name, value in flatten(settings).items():
-        for item in value if isinstance(value, tuple) else (value,):
-            if name in RANGES and isinstance(item, int | float):
-                check_range(name, item, RANGES[name])
 
 
 def idle_settings(given: Collection[str]) -> list[str]:

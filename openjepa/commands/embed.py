@@ -3,12 +3,14 @@
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from openjepa.commands.parsing.arguments import given_settings, parse_embed
 from openjepa.commands.parsing.paths import check_evaluated
+from openjepa.settings.ranges import as_option, check_ranges
+from openjepa.settings.sources import ONLY_TRAINING
 from openjepa.system.shell import command
 
 if TYPE_CHECKING:
@@ -40,12 +42,12 @@ def embed(argv: Sequence[str], prog: str) -> None:
     # before torch is imported, so that all processes of one command have started before any has done much
     started = time.time()
     options, data = parse_embed(argv, prog, EMBED_HELP, check=check_evaluated)
-    from openjepa.inference.embedding.table_checks import check_output, check_settings, idle_settings
+    from openjepa.inference.embedding.table import check_output
     from openjepa.system.console import say
 
-    check_settings(options.embedding)
+    check_ranges(options.embedding, said=as_option)
     check_output(options.output)
-    for remark in idle_settings(given_settings(argv)):
+    for remark in _idle(given_settings(argv)):
         say(f"note: {remark}")
     from openjepa.inference.embedding.embedding_run import embed_dataset
 
@@ -54,6 +56,16 @@ def embed(argv: Sequence[str], prog: str) -> None:
             options.subject, data, options.embedding, options.output, again=options.again, started=started, say=say
         )
     _print(embedded)
+
+
+def _idle(given: Collection[str]) -> list[str]:
+    """What to say of the settings of the data that are `given` (dotted names) and have no effect on features."""
+    idle = [name for name in sorted(given) if name.startswith("data.") and name.removeprefix("data.") in ONLY_TRAINING]
+    instead = {
+        "data.image_size": "; the size of embedded images is --image-size",
+        "data.max_skipped": "; --max-skipped has one",
+    }
+    return [f"{name} concerns training and has no effect on features{instead.get(name, '')}" for name in idle]
 
 
 @contextmanager

@@ -17,8 +17,7 @@ from openjepa.commands.parsing.arguments import (
 from openjepa.commands.recipes import recipe_groups
 from openjepa.config import load_run_config
 from openjepa.recipes import RECIPES, kept_by_file
-from openjepa.settings.fields import CHOICES
-from openjepa.settings.run import RunConfig
+from openjepa.settings.run import CHOICES, RunConfig
 from openjepa.system.json_files import read_object
 from openjepa.system.shell import command
 

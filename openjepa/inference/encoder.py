@@ -49,8 +49,8 @@ class Encoder(nn.Module):
         """What it is, in a few words."""
         self.notes = loaded.notes
         """What was cut off the names in the file, and what of it was not read."""
-        self.objective = objective_of(loaded.predictor_extra)
-        """What the predictor was trained for."""
+        self.objective = None if loaded.predictor is None else objective_of(loaded.predictor_extra)
+        """What the predictor was trained for; None without one."""
         self._predictor_extra = dict(loaded.predictor_extra)
         self.eval()
 
@@ -161,7 +161,8 @@ class Encoder(nn.Module):
 
         Raises Refusal where there is no predictor, and for areas that are empty or beyond the grid.
         """
-        if self.predictor is None:
+        objective = self.objective
+        if objective is None:
             raise Refusal(
                 f"this encoder ({self.what}) came without a predictor; there is one in runs of I-JEPA (give the run folder, "
                 "not encoder/ in it), in the released I-JEPA checkpoints, and in what openjepa convert wrote of these"
@@ -178,11 +179,11 @@ class Encoder(nn.Module):
             kept = _context_indices(context, blocks, grid)
             predicted.append(self._predicted(pixels, kept, blocks, precision))
             features = teacher.encode_pixels(pixels, precision).patches.cpu()
-            actual.append([self.objective.targets(features[:, block]) for block in blocks])
+            actual.append([objective.targets(features[:, block]) for block in blocks])
         if not predicted:
             raise Refusal("predict needs an image, but images is empty")
         paired = zip(blocks, zip(*predicted, strict=True), zip(*actual, strict=True), strict=True)
-        found = (compare(block, kept, torch.cat(first), torch.cat(second), self.objective) for block, first, second in paired)
+        found = (compare(block, kept, torch.cat(first), torch.cat(second), objective) for block, first, second in paired)
         return Prediction(grid, kept, tuple(found))
 
     def grid(self, size: Size = None) -> tuple[int, int]:
@@ -226,7 +227,7 @@ class Encoder(nn.Module):
         if self.predictor is None and (place / PREDICTOR_FOLDER).exists():
             raise Refusal(f"{place} holds the predictor of another encoder, and this one has none: give another folder")
         save_network(place / "encoder", Export(self.config, self.network))
-        if self.predictor is not None:
+        if self.predictor is not None and self.objective is not None:
             extra = {**self._predictor_extra, **asdict(self.objective)}
             save_network(place / PREDICTOR_FOLDER, Export(self.predictor.config, self.predictor, extra))
 

@@ -26,12 +26,12 @@ from openjepa.inference.embedding.plan import (
     make_plan,
     plan_entries,
 )
-from openjepa.inference.embedding.table import Manifest
-from openjepa.inference.embedding.table_checks import check_output, check_settings
+from openjepa.inference.embedding.table import Manifest, check_output
 from openjepa.inference.encoder import Encoder
 from openjepa.inference.packed import can_pack, pack
 from openjepa.refusals import Refusal
 from openjepa.settings.inference import EmbedSettings
+from openjepa.settings.ranges import as_option, check_ranges
 from openjepa.settings.sources import DataSettings
 from openjepa.system.claims import Claim
 from openjepa.system.console import Say, progress, silent
@@ -146,7 +146,7 @@ def embed_dataset(
     """
     started = time.time() if started is None else started
     output = Path(output).expanduser()
-    check_settings(settings)
+    check_ranges(settings, said=as_option)
     check_output(output)
     encoder = load_encoder(subject, settings)
     say(f"encoder: {encoder.what}")

@@ -23,7 +23,7 @@ from openjepa.refusals import Refusal
 from openjepa.settings.methods import IJepaSettings, MethodSettings
 from openjepa.settings.models import SIZES, EncoderConfig, ModelSettings, PredictorConfig, Shape
 from openjepa.settings.run import RunConfig, RunSettings
-from openjepa.system.hub_names import hub_name
+from openjepa.system.shell import hub_name
 from openjepa.weights.contents import weights_hash
 from openjepa.weights.filling import listed
 from openjepa.weights.formats import Choice, Loaded, load_any

@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from openjepa.refusals import Refusal
-from openjepa.system.hub_names import absent
 from openjepa.system.json_files import read_object
+from openjepa.system.shell import absent
 from openjepa.weights.state_dicts import PLAIN_DATA, Groups, Network, networks_in
 
 AGAIN = "export or download the network again"

@@ -21,8 +21,8 @@ from openjepa.models.predictor import Predictor
 from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal
 from openjepa.settings.models import SIZES, EncoderConfig, PredictorConfig
-from openjepa.system.hub_names import hub_name
 from openjepa.system.packages import needed_for
+from openjepa.system.shell import hub_name
 from openjepa.weights import FORMATS
 from openjepa.weights.contents import Contents, open_contents
 from openjepa.weights.filling import listed

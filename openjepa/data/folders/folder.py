@@ -17,8 +17,7 @@ from openjepa.data.selection import held_out
 from openjepa.data.source import ListSource, Splits, file_stamp
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import FolderSettings
-from openjepa.system.hub_names import absent
-from openjepa.system.shell import command
+from openjepa.system.shell import absent, command
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "validation", "valid", "val")

@@ -6,6 +6,7 @@ On a CPU the encoder leaves no core idle, and its threads wait for one another: 
 same threads decode a chunk, then encode it. Beside a GPU, processes decode ahead.
 """
 
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -24,13 +25,19 @@ from openjepa.data.loading.workers import available_cores, check_shared_memory, 
 from openjepa.data.source import NO_LABEL, ListSource, ShardRecord, ShardSource
 from openjepa.data.splits import CHUNK, Record, evaluation_views
 from openjepa.engine.device import Moving, thread_pool
-from openjepa.inference.embedding.parts import PartsFolder, PartWriter, Watch
+from openjepa.inference.embedding.parts import PartsFolder, PartWriter
 from openjepa.inference.embedding.plan import Part, Plan, Source
 from openjepa.inference.embedding.table import Manifest
 from openjepa.inference.encoder import Encoder
 from openjepa.refusals import Refusal
 from openjepa.system.claims import Claim
 from openjepa.types import Skipped
+
+LARGEST_BATCH_BYTES = 2**28
+"""Bytes of the features of a batch in fp32, on the device and on the host."""
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+SECONDS_BETWEEN_LOOKS = 1.0
+"""Between two looks which parts other processes have finished."""
 
 
 @dataclass(frozen=True)
@@ -144,11 +151,6 @@ def _mapping(number: int) -> Iterator[Callable[..., Any]]:
         yield pool.map
 
 
-LARGEST_BATCH_BYTES = 2**28
-"""Of the features of a batch in fp32, on the device and on the host."""
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
-
-
 class _OpenPart:
     """A part that is being computed."""
 
@@ -174,6 +176,45 @@ class _OpenPart:
         self._waiting = [images[number:]]
         self.num_waiting -= len(images[:number])
         return images[:number]
+
+
+class Watch:
+    """Counts records of this process one by one, and those of other processes part by part as they finish them."""
+
+    def __init__(self, plan: Plan, parts: PartsFolder, known: set[int], advance: Callable[[int], None]) -> None:
+        """`known`: parts that are done and counted. `advance`: told of new records."""
+        self._plan, self._parts, self._known, self._advance = plan, parts, set(known), advance
+        self._last_look = time.monotonic()
+
+    def seen(self, num_records: int) -> None:
+        """This process has done so many more."""
+        if num_records:
+            self._advance(num_records)
+        self.look()
+
+    def finished(self, part: int) -> None:
+        """This process has finished a part, whose records it has counted."""
+        self._known.add(part)
+
+    def look(self) -> None:
+        """Looks what others have done, not too often."""
+        if time.monotonic() - self._last_look < SECONDS_BETWEEN_LOOKS:
+            return
+        new = self._parts.done() - self._known
+        self._known |= new
+        self._advance(sum(records_of(number, self._plan, self._parts) for number in new))
+        self._last_look = time.monotonic()
+
+
+def records_of(number: int, plan: Plan, parts: PartsFolder) -> int:
+    """Records of a part that is done."""
+    planned = plan.parts[number].num_records
+    if planned is not None:
+        return planned
+    try:
+        return parts.note(number).num_records
+    except (OSError, ValueError):  # it is gone: all is over
+        return 0
 
 
 class Computation:

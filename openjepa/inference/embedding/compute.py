@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openjepa.data.loading.workers import available_cores, check_shared_memory, parallel_map
+from openjepa.data.passes import CHUNK, Record, evaluation_views
 from openjepa.data.source import NO_LABEL, ListSource, ShardRecord, ShardSource
-from openjepa.data.splits import CHUNK, Record, evaluation_views
 from openjepa.engine.device import Moving, thread_pool
 from openjepa.inference.embedding.parts import PartsFolder, PartWriter, Watch
 from openjepa.inference.embedding.plan import Part, Plan, Source

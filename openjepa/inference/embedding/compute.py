@@ -20,7 +20,7 @@ from jaxtyping import Shaped, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openjepa.data.loading.workers import available_cores, check_shared_memory, parallel_map
+from openjepa.data.loading.workers import check_shared_memory, parallel_map
 from openjepa.data.passes import CHUNK, Record, evaluation_views
 from openjepa.data.source import NO_LABEL, ListSource, ShardRecord, ShardSource
 from openjepa.engine.device import Moving, thread_pool
@@ -30,6 +30,7 @@ from openjepa.inference.embedding.table import Manifest
 from openjepa.inference.encoder import Encoder
 from openjepa.refusals import Refusal
 from openjepa.system.claims import Claim
+from openjepa.system.cores import available_cores
 from openjepa.types import Skipped
 
 

@@ -232,11 +232,10 @@ def load_any(path: Path | str, choice: Choice | None = None) -> Loaded:
 
 def recognized(contents: Contents) -> str:
     """The name of its format. Raises Refusal where it is of none."""
-    names = [name for name, item in FORMATS.items() if item.load().recognize(contents)]
-    if names:
-        assert len(names) == 1, f"formats {names} both claim {contents.path}"
-        return names[0]
-    raise Refusal(f"{contents.path} {_seen(contents)}")
+    name = next((name for name, item in FORMATS.items() if item.load().recognize(contents)), None)
+    if name is None:
+        raise Refusal(f"{contents.path} {_seen(contents)}")
+    return name
 
 
 def _seen(contents: Contents) -> str:

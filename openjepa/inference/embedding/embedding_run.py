@@ -3,7 +3,6 @@
 Whether there is anything to do: a table that is there, parts that are gone on with, or a new beginning.
 """
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,12 +26,12 @@ from openjepa.inference.embedding.plan import (
     make_plan,
     plan_entries,
 )
-from openjepa.inference.embedding.table import Manifest
-from openjepa.inference.embedding.table_checks import check_output, check_settings
+from openjepa.inference.embedding.table import Manifest, check_output
 from openjepa.inference.encoder import Encoder
 from openjepa.inference.packed import can_pack, pack
 from openjepa.refusals import Refusal
 from openjepa.settings.inference import EmbedSettings
+from openjepa.settings.ranges import as_option, check_ranges
 from openjepa.settings.sources import DataSettings
 from openjepa.system.claims import Claim
 from openjepa.system.console import Say, progress, silent
@@ -147,7 +146,7 @@ def embed_dataset(
     """
     started = time.time() if started is None else started
     output = Path(output).expanduser()
-    check_settings(settings)
+    check_ranges(settings, said=as_option)
     check_output(output)
     encoder = load_encoder(subject, settings)
     say(f"encoder: {encoder.what}")
@@ -241,9 +240,6 @@ def _put_together(plan: Plan, parts: PartsFolder, output: Path, settings: EmbedS
 @contextmanager
 def _watched(plan: Plan, parts: PartsFolder, done: set[int]) -> Iterator[Watch]:
     """A progress bar of the whole, one on each machine."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        yield Watch(plan, parts, done, silent)
-        return
     num_done = sum(records_of(number, plan, parts) for number in done)
     with progress("embedding", plan.num_records, num_done) as advance:
         yield Watch(plan, parts, done, advance)

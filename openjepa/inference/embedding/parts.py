@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from openjepa.inference.embedding.plan import Part, Plan
 from openjepa.refusals import Refusal
 from openjepa.system.claims import Claim, take
+from openjepa.system.json_files import readable_object
 from openjepa.system.whole_files import own_name, whole_file
 from openjepa.types import Skipped
 
@@ -144,8 +145,8 @@ class PartsFolder:
     def note(self, number: int) -> PartNote:
         """What is known of a part that is whole. Raises Refusal where its files are not, and forgets it then."""
         file = self._note_file(number)
+        entries = readable_object(file) or {}
         try:
-            entries = json.loads(file.read_text(encoding="utf-8"))
             note = PartNote(
                 num_records=entries["num_records"],
                 rows=[(index, label, name) for index, label, name in entries["rows"]],
@@ -153,7 +154,7 @@ class PartsFolder:
                 num_bytes=entries["num_bytes"],
                 checksum=entries["checksum"],
             )
-        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise self._damaged(number) from error
         features = self._features_file(number)
         if not features.is_file() or features.stat().st_size != note.num_bytes:

@@ -27,7 +27,7 @@ from openjepa.recipes.ablations import ABLATIONS
 from openjepa.settings.inference import SearchSettings
 from openjepa.system.console import Display, plain_console, progress
 from openjepa.weights.convert.conversion import Conversion
-from tests.experiments.test_ablate import finished
+from tests.experiments.test_ablation import finished
 from tests.helpers.feature_tables import CONFIG, plain_manifest, write_table
 
 PACKAGE = Path(__file__).parents[2] / "openjepa"

@@ -21,9 +21,9 @@ from jaxtyping import Shaped, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openjepa.data.loading.workers import available_cores, check_shared_memory, parallel_map
+from openjepa.data.loading.workers import check_shared_memory, parallel_map
+from openjepa.data.passes import CHUNK, Record, evaluation_views
 from openjepa.data.source import NO_LABEL, ListSource, ShardRecord, ShardSource
-from openjepa.data.splits import CHUNK, Record, evaluation_views
 from openjepa.engine.device import Moving, thread_pool
 from openjepa.inference.embedding.parts import PartsFolder, PartWriter
 from openjepa.inference.embedding.plan import Part, Plan, Source
@@ -31,6 +31,7 @@ from openjepa.inference.embedding.table import Manifest
 from openjepa.inference.encoder import Encoder
 from openjepa.refusals import Refusal
 from openjepa.system.claims import Claim
+from openjepa.system.cores import available_cores
 from openjepa.types import Skipped
 
 LARGEST_BATCH_BYTES = 2**28

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from openjepa.inference.embedding.compute import Computation, Watch, choose_workers, records_of
+from openjepa.inference.embedding.compute import Computation, Watch, can_pack, choose_workers, pack, records_of
 from openjepa.inference.embedding.parts import PartsFolder, assemble, skipped_file
 from openjepa.inference.embedding.plan import (
     Images,
@@ -27,7 +27,6 @@ from openjepa.inference.embedding.plan import (
 )
 from openjepa.inference.embedding.table import Manifest, check_output
 from openjepa.inference.encoder import Encoder
-from openjepa.inference.packed import can_pack, pack
 from openjepa.refusals import Refusal
 from openjepa.settings.inference import EmbedSettings
 from openjepa.settings.ranges import as_option, check_ranges

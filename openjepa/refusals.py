@@ -24,6 +24,7 @@ def refused(checks: Iterable[Callable[[], object]]) -> list[str]:
 
 def refuse(problems: Sequence[str]) -> None:
     """Raises one Refusal that names all `problems`, so that nobody mends one to meet the next. Does nothing without any."""
+    problems = list(dict.fromkeys(problems))
     if len(problems) == 1:
         raise Refusal(problems[0])
     if problems:

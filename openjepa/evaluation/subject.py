@@ -20,8 +20,8 @@ from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
 from openjepa.settings.sources import DataSettings
 from openjepa.system.console import say
-from openjepa.system.hub_names import absent, hub_name
 from openjepa.system.json_files import readable_object
+from openjepa.system.shell import absent, hub_name
 from openjepa.weights.formats import Choice, load_any
 from openjepa.weights.native import load_encoder
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from openjepa.methods.base import Encoders
 from openjepa.models.vit import VisionTransformer
+from openjepa.operators import lerp_
 from openjepa.schedules import Progress
 from openjepa.settings.derived import resolved
 from openjepa.settings.methods import TeacherSettings
@@ -53,7 +54,7 @@ class EmaTeacher(nn.Module):
         """
         sources = dict(student.named_parameters())
         names, averages = zip(*self.network.named_parameters(), strict=True)
-        torch._foreach_lerp_(averages, [sources[name] for name in names], 1.0 - momentum)
+        lerp_(averages, [sources[name] for name in names], 1.0 - momentum)
 
 
 def encoders_with_average(trained: VisionTransformer, average: EmaTeacher) -> Encoders:

@@ -19,14 +19,13 @@ from openjepa.methods.base import Method
 from openjepa.models.predictor import Predictor
 from openjepa.models.transformer import hidden_width
 from openjepa.models.vit import VisionTransformer
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, few
 from openjepa.settings.methods import IJepaSettings, MethodSettings
 from openjepa.settings.models import SIZES, EncoderConfig, ModelSettings, PredictorConfig, Shape
 from openjepa.settings.run import RunConfig, RunSettings
-from openjepa.system.hub_names import hub_name
-from openjepa.weights.contents import weights_hash
-from openjepa.weights.filling import listed
-from openjepa.weights.formats import Choice, Loaded, load_any
+from openjepa.system.shell import hub_name
+from openjepa.weights.contents import MOST_NAMES, weights_hash
+from openjepa.weights.formats import Choice, Loaded, WrongChoice, load_any
 
 SHAPE = ("size", "width", "depth", "heads", "mlp_ratio")
 """Settings of the model that together say one thing."""
@@ -254,13 +253,10 @@ def _read(run: RunSettings, choice: Choice) -> Loaded:
     assert run.init is not None
     try:
         return load_any(run.init, choice)
-    except ValueError as error:
-        hints = []
-        if "attention heads" in str(error):
-            hints.append("here --init-heads")
-        if "encoder=" in str(error):
-            hints.append("here --init-encoder")
-        raise Refusal(f"run.init: {error}{''.join(f' ({hint})' for hint in hints)}") from error
+    except WrongChoice as error:
+        raise Refusal(f"run.init: {error} (here --init-{error.setting})") from error
+    except Refusal as error:
+        raise Refusal(f"run.init: {error}") from error
 
 
 def start_method(method: Method, config: RunConfig, weights: StartingWeights | None) -> Start | None:
@@ -327,7 +323,7 @@ def _check_places(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], path:
         if name in theirs and theirs[name].shape != value.shape
     ]
     found = {"missing": missing, "left over": extra, "of another shape": wrong}
-    problems = [f"{word} {listed(names)}" for word, names in found.items() if names]
+    problems = [f"{word} {few(names, MOST_NAMES)}" for word, names in found.items() if names]
     if problems:
         raise Refusal(f"run.init={path} does not fit the encoder of this run: {'; '.join(problems)}")
 

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "openjepa"
 TIERS = (
     ("refusals",),
     ("settings",),
-    ("types", "seeds", "config"),
+    ("types", "seeds", "config", "operators"),
     ("system",),
     ("schedules", "checks", "recipes", "measures"),
     ("models", "masks", "data"),

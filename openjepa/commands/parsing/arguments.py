@@ -27,7 +27,7 @@ from openjepa.settings.models import ModelSettings
 from openjepa.settings.ranges import as_option, check_ranges
 from openjepa.settings.run import CHOICES, MonitorSettings, OptimizationSettings, RunConfig, RunSettings, SystemSettings
 from openjepa.settings.sources import DataSettings, FolderSettings
-from openjepa.system.hub_names import absent, hub_name
+from openjepa.system.shell import absent, hub_name
 
 OptionsType = TypeVar("OptionsType")
 Loaded = TypeVar("Loaded")

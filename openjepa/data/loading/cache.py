@@ -21,6 +21,7 @@ from openjepa.data.loading.unreadable import check_side, fill_slots, reason_of
 from openjepa.data.loading.workers import parallel_map
 from openjepa.data.source import ListSource, ShardRecord, ShardSource
 from openjepa.data.views import NUMBERS_PER_VIEW, Box, crop_and_resize, crop_box, is_mirrored, shrink_to_short_side
+from openjepa.operators import shared_bytes
 from openjepa.refusals import Refusal
 from openjepa.seeds import derive, derive_samples, uniforms
 from openjepa.system.console import silent
@@ -341,8 +342,7 @@ def _empty_pixels(shape: tuple[int, ...]) -> UInt8[Tensor, "..."]:
     """Memory for pixels; in a worker it is shared with the main process, which saves a copy, as in torch's own collation."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+    return shared_bytes(math.prod(shape)).view(shape)
 
 
 def _scaled(box: Box, drawn_on: tuple[int, int], decoded: tuple[int, int]) -> Box:

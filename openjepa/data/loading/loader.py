@@ -17,11 +17,12 @@ from openjepa.data.loading.cache import MEMORY_SHARE, Chunk, ChunkReader, ChunkR
 from openjepa.data.loading.colors import change_colors, draw_colors
 from openjepa.data.loading.order import BatchPlan, Samples, list_steps, shard_steps
 from openjepa.data.loading.unreadable import check_usable
-from openjepa.data.loading.workers import available_cores, check_shared_memory, parallel_map
+from openjepa.data.loading.workers import check_shared_memory, parallel_map
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import DataSettings, HuggingFaceSettings
 from openjepa.system.console import silent
+from openjepa.system.cores import available_cores
 from openjepa.system.memory import available_memory
 from openjepa.types import Batch, BlockMasks, InputSpec, LoaderPosition, Masks
 

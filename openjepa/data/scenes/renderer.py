@@ -5,7 +5,6 @@ Every scene is a pure function of (seed, split, index), whichever process render
 
 import json
 import multiprocessing
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from PIL import Image
 from openjepa.data.scenes.layout import COLORS, LAYOUT_VERSION, SPLITS, SceneLayout, SceneObject, Split, lay_out_scene
 from openjepa.refusals import Refusal
 from openjepa.system.console import progress
+from openjepa.system.cores import available_cores
 from openjepa.system.json_files import read_object
 from openjepa.system.packages import needed_for
 from openjepa.system.whole_files import whole_file
@@ -153,7 +153,7 @@ def render_scenes(
     """
     settings = RenderSettings(seed, image_size, samples)
     settings.check()
-    workers = (os.cpu_count() or 1) if workers is None else workers
+    workers = available_cores() if workers is None else workers
     if min(train, test) < 1 or workers < 1:
         raise Refusal(f"train={train}, test={test} and workers={workers} must be at least 1.")
     if seed < 0:

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from openjepa.inference.embedding.assemble import assemble, skipped_file
-from openjepa.inference.embedding.compute import Computation, choose_workers
-from openjepa.inference.embedding.parts import PartsFolder, Watch, records_of
+from openjepa.inference.embedding.compute import Computation, Watch, can_pack, choose_workers, pack, records_of
+from openjepa.inference.embedding.parts import PartsFolder, assemble, skipped_file
 from openjepa.inference.embedding.plan import (
     Images,
     Plan,
@@ -28,7 +27,6 @@ from openjepa.inference.embedding.plan import (
 )
 from openjepa.inference.embedding.table import Manifest, check_output
 from openjepa.inference.encoder import Encoder
-from openjepa.inference.packed import can_pack, pack
 from openjepa.refusals import Refusal
 from openjepa.settings.inference import EmbedSettings
 from openjepa.settings.ranges import as_option, check_ranges
@@ -228,10 +226,10 @@ def _put_together(plan: Plan, parts: PartsFolder, output: Path, settings: EmbedS
         try:
             if not parts.exists():
                 return None
-            assembled = assemble(plan, parts, output, settings.max_skipped)
+            rows_by_split = assemble(plan, parts, output, settings.max_skipped)
             with parts.set_up():
                 parts.forget_all()
-            return assembled.rows_by_split
+            return rows_by_split
         finally:
             claim.release()
     return None

@@ -20,7 +20,6 @@ from openjepa.checks.grids import check_patch_divides
 from openjepa.config import difference, load_run_config, to_dict
 from openjepa.data import open_splits
 from openjepa.data.folders.folder import left_out as other_folders
-from openjepa.data.loading.workers import available_cores
 from openjepa.data.source import ListSource, ShardSource, source_hash, stamps_hash
 from openjepa.data.tables.huggingface import left_out as other_splits
 from openjepa.data.tables.huggingface import split_names
@@ -31,6 +30,7 @@ from openjepa.refusals import Refusal
 from openjepa.settings.inference import EmbedSettings
 from openjepa.settings.ranges import as_option
 from openjepa.settings.sources import ONLY_TRAINING, DataSettings, FolderSettings, HuggingFaceSettings, height_and_width
+from openjepa.system.cores import available_cores
 from openjepa.system.json_files import readable_object
 from openjepa.weights.contents import weights_hash
 from openjepa.weights.formats import Choice, load_any

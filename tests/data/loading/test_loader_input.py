@@ -17,8 +17,8 @@ from openjepa.data.loading.loader import BatchPlan, TrainingLoader
 from openjepa.data.loading.order import permutation
 from openjepa.data.loading.unreadable import SkipLedger
 from openjepa.data.loading.workers import check_shared_memory, choose_workers, parallel_map
+from openjepa.data.passes import evaluation_batches
 from openjepa.data.source import ListSource, ShardRecord
-from openjepa.data.splits import evaluation_batches
 from openjepa.data.views import evaluation_view
 from openjepa.settings.sources import FolderSettings
 from openjepa.types import Batch, InputSpec, Skipped, ViewSpec

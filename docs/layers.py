@@ -15,7 +15,7 @@ LAYERS = (
     ("models", "masks", "data"),
     ("schedules", "checks", "recipes", "measures"),
     ("system",),
-    ("types", "seeds", "config"),
+    ("types", "seeds", "config", "operators"),
     ("settings",),
     ("refusals",),
 )

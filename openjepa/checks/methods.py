@@ -17,26 +17,23 @@ from openjepa.checks.grids import (
 )
 from openjepa.refusals import Refusal
 from openjepa.settings.derived import heads_of, resolved
-from openjepa.settings.fields import CHOICES
-from openjepa.settings.masks import BlockwiseSettings, RandomPatchesSettings
+from openjepa.settings.masks import BlockwiseSettings
 from openjepa.settings.methods import Data2VecSettings, IBotSettings, IJepaSettings, MaeSettings, MethodSettings, MsnSettings
 from openjepa.settings.methods.shared import MultiCropSettings, SelfDistillationSettings
-from openjepa.settings.run import RunConfig
+from openjepa.settings.run import CHOICES, RunConfig
 
 MASK_WORDS = {
     "blocks": "which predicts target blocks from a context",
     "tokens": "which masks single patches",
     "none": "which compares whole views without masks",
 }
-EQUALLY_MANY_MASKED = ("mae", "msn")
-"""Methods that encode only visible patches, so that every image must have equally many."""
 
 
 def method_checks(config: RunConfig) -> list[Callable[[], None]]:
     """That masks and encoder suit the method, and what the method's own settings must keep."""
-    found: list[Callable[[], None]] = [
-        partial(check, config) for check in (_check_mask_kind, _check_class_token, *METHOD_CHECKS.get(config.method.name, ()))
-    ]
+    own = METHOD_CHECKS.get(config.method.name, ())
+    checks = (_check_mask_kind, _check_class_token, _check_equal_counts, *own)
+    found: list[Callable[[], None]] = [partial(check, config) for check in checks]
     if isinstance(config.method, MultiCropSettings):
         found += [partial(_check_crops, config.method, config), partial(_check_hue, config.method.jitter)]
     return found
@@ -45,8 +42,8 @@ def method_checks(config: RunConfig) -> list[Callable[[], None]]:
 def _check_mask_kind(config: RunConfig) -> None:
     method, masks, name = config.method, config.masks, config.method.name
     if masks.kind not in method.mask_kinds:
-        fitting = [item for item, cls in CHOICES["masks"].options.items() if cls.kind in method.mask_kinds]
-        fitting = ["random_patches"] if name in EQUALLY_MANY_MASKED else fitting
+        suits = {item: cls for item, cls in CHOICES["masks"].options.items() if cls.kind in method.mask_kinds}
+        fitting = [item for item, cls in suits.items() if cls.equal_counts or not method.needs_equal_counts]
         raise Refusal(
             f"masks.strategy={masks.strategy} does not fit method.name={name}, {MASK_WORDS[method.mask_kinds[0]]}: "
             f"use masks.strategy={' or '.join(fitting)}, or start from a recipe of {name} (openjepa train --help), which sets "
@@ -118,11 +115,12 @@ def _check_msn(config: RunConfig) -> None:
         )
 
 
-def _check_equally_many_are_masked(config: RunConfig) -> None:
-    """For methods that encode only visible patches; masks of another kind are refused as such."""
-    if config.masks.kind == "tokens" and not isinstance(config.masks, RandomPatchesSettings):
+def _check_equal_counts(config: RunConfig) -> None:
+    """Masks of another kind are refused as such."""
+    method, masks = config.method, config.masks
+    if method.needs_equal_counts and masks.kind == "tokens" and not masks.equal_counts:
         raise Refusal(
-            f"masks.strategy={config.masks.strategy} masks unequal numbers of patches, but method.name={config.method.name} "
+            f"masks.strategy={masks.strategy} masks unequal numbers of patches, but method.name={method.name} "
             "encodes only the visible ones, equally many in every image: use masks.strategy=random_patches"
         )
 
@@ -161,10 +159,10 @@ def _check_hue(jitter: tuple[float, float, float, float]) -> None:
 
 METHOD_CHECKS: dict[str, tuple[Callable[[RunConfig], None], ...]] = {
     "ijepa": (_check_predictor_heads, _check_predictor_positions),
-    "mae": (_check_equally_many_are_masked, _check_decoder_heads, _check_decoder_positions),
+    "mae": (_check_decoder_heads, _check_decoder_positions),
     "data2vec": (_check_average_layers, _check_hue_of_data2vec, partial(_check_something_is_masked, e_g="0.6")),
     "ibot": (_check_ibot,),
-    "msn": (_check_equally_many_are_masked, _check_msn),
+    "msn": (_check_msn,),
 }
 
 

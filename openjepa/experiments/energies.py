@@ -25,6 +25,7 @@ from openjepa.refusals import Refusal
 from openjepa.schedules import Progress
 from openjepa.seeds import derive
 from openjepa.settings.experiments import EnergyBench
+from openjepa.settings.ranges import as_option, check_ranges
 from openjepa.settings.run import RunConfig
 from openjepa.system.console import plain_console
 from openjepa.system.shell import command
@@ -53,7 +54,7 @@ def bench_energy(options: EnergyBench) -> dict[str, Any]:
     Views and masks are drawn as in training, from seeds that training never uses, and are the same for both; so is the progress
     that the method is told, on which temperatures may depend. Raises Refusal for a run without a usable checkpoint.
     """
-    options.check()
+    check_ranges(options, said=as_option)
     run = options.run
     config, found = load_run_config(run), latest_checkpoint(run / "checkpoints")
     if found is None:
@@ -125,7 +126,10 @@ def energies_of(
     for batch in batches:
         on_device = batch.to(device).normalized(config.data.pixel_mean, config.data.pixel_std)
         with autocast(device, precision):
-            matrices.append(method.energies(on_device, progress).float().cpu())
+            energies = method.energies(on_device, progress)
+        if energies is None:
+            raise Refusal(f"method.name={config.method.name} has no energies to compare: nothing can be said of its landscape")
+        matrices.append(energies.float().cpu())
     return torch.stack(matrices)
 
 

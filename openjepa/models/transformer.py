@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from openjepa.operators import softmax_gradient
 from openjepa.refusals import Refusal
 
 VECTOR_LENGTH = 32
@@ -99,7 +100,7 @@ class _PlainAttention(torch.autograd.Function):
         torch.bmm(weights.transpose(1, 2), incoming, out=outgoing[2])
         scores = torch.bmm(incoming, values.transpose(1, 2))
         wide = _softmax_dtype(scores)
-        scores = torch._softmax_backward_data(scores.to(wide), weights.to(wide), -1, wide)
+        scores = softmax_gradient(scores.to(wide), weights.to(wide))
         bias_gradient = None
         if ctx.bias_shape is not None:
             whole = scores.view(batch, heads, length, length)
@@ -230,12 +231,6 @@ def build_blocks(
     rates = [drop_path * layer / max(1, depth - 1) for layer in range(depth)]
     hidden = hidden_width(width, mlp_ratio)
     return nn.ModuleList([Block(width, heads, hidden, layer_norm_eps, rate, layer_scale) for rate in rates])
-
-
-def block_flops(num_tokens: int, width: int, hidden: int, num_last: int | None = None) -> float:
-    """FLOPs of one block's forward on one sequence, 2 per multiply-add; products of matrices only."""
-    attention_part = 2 * num_tokens * width * 3 * width + 4 * num_tokens**2 * width
-    return attention_part + 2 * (num_last or num_tokens) * width * (width + 2 * hidden)
 
 
 def initialize(network: nn.Module, blocks: nn.ModuleList, initialization: str) -> None:

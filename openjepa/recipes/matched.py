@@ -15,7 +15,15 @@ from openjepa.recipes import small
 from openjepa.recipes.recipe import Recipe
 from openjepa.refusals import Refusal
 from openjepa.settings.masks import BlockwiseSettings, NoMaskSettings, RandomPatchesSettings
-from openjepa.settings.methods import Data2VecSettings, DinoSettings, IBotSettings, IJepaSettings, MaeSettings, MsnSettings
+from openjepa.settings.methods import (
+    METHODS,
+    Data2VecSettings,
+    DinoSettings,
+    IBotSettings,
+    IJepaSettings,
+    MaeSettings,
+    MsnSettings,
+)
 from openjepa.settings.run import OptimizationSettings, RunConfig
 
 
@@ -158,7 +166,6 @@ def _optimization(optim: OptimizationSettings, rates: Rates) -> OptimizationSett
 
 
 BASES = ("cpu-32", "cpu-64", "cpu-96", "gpu-224")
-TITLES = {"mae": "MAE", "data2vec": "data2vec", "dino": "DINO", "ibot": "iBOT", "msn": "MSN"}
 PLACES = {
     "cpu-32": "own images at 32 px on one CPU",
     "cpu-64": "own images at 64 px on one CPU",
@@ -170,10 +177,12 @@ PLACES = {
 def _rival(method: str, base: str) -> Recipe:
     """The recipe `base` with another method. Its docstring is made here: one text for all."""
 
+    title = METHODS[method].settings.about.short
+
     def build(preset: str) -> RunConfig:
         return with_method(small.RECIPES[base].config(preset), method)
 
-    build.__doc__ = f"""{TITLES[method]} on {PLACES[base]}, with encoder, batch and images seen of `{base}`.
+    build.__doc__ = f"""{title} on {PLACES[base]}, with encoder, batch and images seen of `{base}`.
 
     `default`: published masks, crops and losses, heads in proportion to the encoder; a peak rate for short runs, which was set
     by short runs on CIFAR-10 at 32 px.

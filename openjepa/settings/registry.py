@@ -1,7 +1,8 @@
 """One line of a registry: the settings of a component and where its code stands.
 
-Registries are dict literals in the `__init__.py` of their package (METHODS, MASKS, SOURCES, PROTOCOLS, FORMATS, OUTPUTS). They
-stay torch-free: the code is imported when `load` is called, so that `--help` and the report never pay for it.
+Registries are dict literals: METHODS, MASKS and SOURCES stand with the settings that choose from them, PROTOCOLS, FORMATS and
+OUTPUTS in the `__init__.py` of their package. They stay free of torch: the code is imported when `load` is called, so that
+`--help` and the report never pay for it.
 """
 
 from dataclasses import dataclass
@@ -11,21 +12,23 @@ from typing import Any, Generic, TypeVar
 SettingsType = TypeVar("SettingsType")
 
 
-def imported(home: str) -> Any:
-    """What stands at `home`, which is `package.module:name`. Imports the module."""
-    module, _, name = home.partition(":")
-    return getattr(import_module(module), name)
+class Line:
+    """One line of a registry. Abstract: what it knows of a component is up to each registry."""
+
+    home: str
+    """`package.module:name` of what it stands for."""
+
+    def load(self) -> Any:
+        """Imports what it stands for."""
+        module, _, name = self.home.partition(":")
+        return getattr(import_module(module), name)
 
 
 @dataclass(frozen=True)
-class Entry(Generic[SettingsType]):
+class Entry(Line, Generic[SettingsType]):
     """What a registry knows of one component."""
 
     settings: type[SettingsType]
     """Frozen dataclass with the component's settings."""
     home: str
     """`package.module:name` of its class, or of the function that builds it."""
-
-    def load(self) -> Any:
-        """Imports the component's class or builder."""
-        return imported(self.home)

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from openjepa.models.positions import sincos_positions
 from openjepa.models.vit import VisionTransformer, build_encoder
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, few
 from openjepa.settings.models import SIZES, EncoderConfig, Size
-from openjepa.weights.contents import Contents
+from openjepa.weights.contents import MOST_NAMES, Contents, Plan, Source, fill, weight_names
 from openjepa.weights.described import checked
-from openjepa.weights.filling import Plan, Source, fill, listed, weight_names
+from openjepa.weights.formats import WrongChoice
 from openjepa.weights.state_dicts import OF_SEVERAL, PLACES, Network
 
 PATCHES, TABLE, TOKEN = "patch_embed.proj.weight", "pos_embed", "cls_token"
@@ -89,7 +89,7 @@ def infer_config(
     if misfits := sorted({words for start, words in MISFITS.items() for name in tensors if re.match(start, name)}):
         raise Refusal(f"{where} has {' and '.join(misfits)}, which openjepa's encoder has no place for")
     if missing := [name for name in needed if name not in tensors]:
-        raise Refusal(f"{where} is no Vision Transformer that can be read: missing {listed(missing)}")
+        raise Refusal(f"{where} is no Vision Transformer that can be read: missing {few(missing, MOST_NAMES)}")
     patches, table, hidden = (tensors[name] for name in needed)
     if patches.ndim != 4 or patches.shape[1] != 3 or patches.shape[2] != patches.shape[3]:
         raise Refusal(f"{where}: {PATCHES} {list(patches.shape)} does not embed square patches of 3 channels")
@@ -175,8 +175,9 @@ def _square_side(table: Tensor, width: int, has_token: bool, where: str) -> int:
 def _known_heads(width: int, where: str) -> int:
     if width not in HEADS:
         known = ", ".join(f"{name}: {number}" for name, number in HEADS.items())
-        raise Refusal(
+        raise WrongChoice(
             f"heads=None, but {where} has width {width}, which no published model has, and shapes do not tell the number of "
-            f"attention heads: give it (heads=..., --heads; known by width: {known})"
+            f"attention heads: give it (heads=..., --heads; known by width: {known})",
+            "heads",
         )
     return HEADS[width]

@@ -61,8 +61,6 @@ EVALUATION_RANGES: dict[str, Range] = {
 MAY_BE_EMPTY = {"baselines"}
 """Settings of several values whose default has some and which may have none. Others are swept: without any there is no result.
 Where the default is empty, that means the usual ones."""
-WITHOUT_POOLING = {"attentive", "dense_linear", "dense_knn"}
-"""Protocols that learn from patches, not from one vector per image."""
 
 
 def check_evaluation(settings: EvaluationSettings) -> None:
@@ -96,11 +94,12 @@ def _check_repeats(name: str, swept: tuple[object, ...]) -> None:
 
 
 def evaluation_remarks(
-    settings: EvaluationSettings, protocols: Collection[str], reads: Mapping[str, Collection[str]]
+    settings: EvaluationSettings, protocols: Collection[str], reads: Mapping[str, Collection[str]], unpooled: Collection[str]
 ) -> list[str]:
     """Settings that were changed and have no effect on an evaluation by these protocols, in words.
 
     `reads`: for each protocol there is, the settings and groups of settings that only some protocols read, it among them.
+    `unpooled`: the protocols that learn from patches, not from one vector per image.
     """
     usual = EvaluationSettings()
     heeded = {name for protocol in protocols for name in reads[protocol]}
@@ -115,8 +114,8 @@ def evaluation_remarks(
         words.append("low_shot.seed has no effect without low_shot.percent or low_shot.images_per_class")
     if settings.lidar_views != usual.lidar_views and settings.lidar_images is None:
         words.append("lidar_views has no effect without lidar_images")
-    if settings.pooling != usual.pooling and WITHOUT_POOLING.issuperset(protocols):
-        words.append("pooling has no effect: protocols on patches (attentive, dense_linear, dense_knn) pool nothing")
+    if settings.pooling != usual.pooling and set(unpooled).issuperset(protocols):
+        words.append(f"pooling has no effect: protocols on patches ({', '.join(unpooled)}) pool nothing")
     tuned = settings.finetune
     changed = (tuned.magnitude, tuned.magnitude_std) != (usual.finetune.magnitude, usual.finetune.magnitude_std)
     if changed and tuned.randaugment is False:

@@ -12,16 +12,16 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from openjepa.evaluation import PROTOCOLS
-from openjepa.settings.evaluation import EvaluationSettings, LowShotSettings, ProtocolName
+from openjepa.evaluation import PROTOCOLS, usual_protocols
+from openjepa.settings.evaluation import EvaluationSettings, LowShotSettings
+from openjepa.settings.protocol_names import VERSION, current_result
 from openjepa.settings.sources import DataSettings
 from openjepa.system.json_files import readable_object
 from openjepa.system.whole_files import whole_file
 
 FORMAT = "openjepa-evaluation"
-VERSION = 1
 ADDED: Mapping[str, Any] = {"images": "", "data_name": "", "failed": False}
-"""Entries that older results of this version lack."""
+"""Entries that older results lack."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,10 @@ class Metric:
     """Seeds that `value` is the mean of."""
     extra: Mapping[str, float] = field(default_factory=dict)
     """More numbers of the protocol: top-5, the gradient's norm at the solution, ..."""
+    protocol: str = ""
+    """Name of the protocol."""
+    measure: str = "accuracy"
+    """accuracy or miou."""
 
 
 @dataclass(frozen=True)
@@ -145,11 +149,11 @@ class Result:
 
 
 def read_result(path: Path) -> Result | None:
-    """A result that was written by this version; None where there is none that can be read."""
+    """A result with the names of today, whatever version wrote it; None if there is none that can be read."""
     content = _content(path)
-    if content.get("format") != FORMAT or content.get("version") != VERSION:
+    if content.get("format") != FORMAT or content.get("version") not in range(1, VERSION + 1):
         return None
-    content = {**ADDED, **content}
+    content = {**ADDED, **current_result(content)}
     try:
         values = {item.name: content[item.name] for item in fields(Result)}
         subjects = {
@@ -225,7 +229,7 @@ def variant_name(
     `subject`: what is known of encoder and data (`data_name`), empty words left out. `own_size`: the encoder's training size.
     `usual`: settings of a suite's row, which are no variant. `settings.pooling`: `own`, or the one that is not the encoder's.
     """
-    usual = usual or EvaluationSettings(protocols=("linear", "knn"))
+    usual = usual or EvaluationSettings(protocols=usual_protocols(on_maps=False))
     protocols = tuple(dict.fromkeys(settings.protocols or usual.protocols))
     height, width = size
     pixels = f"{height}px" if height == width else f"{height}x{width}px"
@@ -248,13 +252,15 @@ def variant_name(
     )
 
 
-def _protocol_words(protocols: tuple[ProtocolName, ...]) -> tuple[str, ...]:
-    return (f"{protocols[0]}-only",) if len(protocols) == 1 else protocols
+def _protocol_words(protocols: tuple[str, ...]) -> tuple[str, ...]:
+    """The names with underscores, because dashes stand between words; files of before are called so, too."""
+    words = tuple(name.replace("-", "_") for name in protocols)
+    return (f"{words[0]}-only",) if len(words) == 1 else words
 
 
-def _changed_settings(settings: EvaluationSettings, protocols: tuple[ProtocolName, ...]) -> list[str]:
+def _changed_settings(settings: EvaluationSettings, protocols: tuple[str, ...]) -> list[str]:
     """`seed-7`, `finetune.epochs-10`: what is not the default of what the protocols read; many changes together as a hash."""
-    usual = EvaluationSettings()
+    usual = type(settings)()
     entries = [PROTOCOLS[name] for name in protocols]
     groups = {name for name, value in vars(usual).items() if is_dataclass(value)}
     words, named = [_differences("", settings, usual, OF_ALL)], set(groups)

@@ -8,13 +8,14 @@ from rich.console import Console
 from rich.table import Table
 
 from openjepa.evaluation.results import Metric, Result
+from openjepa.settings.protocol_names import PAPER_SUFFIX
 from openjepa.system.console import plain_console
 
 SUBJECT_NAMES = {"encoder": "trained", "start": "start", "untrained": "untrained", "pixels": "pixels"}
 SELECTION_WORDS = {"both": "held_out; paper where the probe's name says so"}
-PAPER_SUFFIX = " (paper)"
-"""Ends the name of a number whose settings were chosen on the test images, where a result holds both kinds."""
-ANY_PROTOCOL = ("linear", "fine-tuned")
+MEASURES = {"accuracy": "Accuracy", "miou": "Mean intersection over union"}
+"""What the numbers of a table are, in its heading."""
+ANY_PROTOCOL = ("linear-full", "fine-tuned")
 """What a published number of protocol `any` is the better of (I-JEPA, Table 2)."""
 OUR_METHOD = "I-JEPA"
 SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
@@ -49,8 +50,8 @@ def print_results(results: Sequence[Result], console: Console | None = None) -> 
     console = console or plain_console()
     done = [result for result in results if result.skipped is None]
     for selection in dict.fromkeys(result.selection for result in done):
-        for kind in ("Accuracy", "Mean intersection over union"):
-            _print_numbers([result for result in done if result.selection == selection], kind, selection, console)
+        for measure in MEASURES:
+            _print_numbers([result for result in done if result.selection == selection], measure, selection, console)
     if any(result.published for result in done):
         _print_beside([result for result in done if result.published], console)
     if any(result.measures for result in done):
@@ -83,19 +84,19 @@ def _print_remarks(result: Result, console: Console) -> None:
         console.print(f"{_title(result)}: not the run's own, kept as eval/{result.file_name}", soft_wrap=True)
 
 
-def _kind(probe: str) -> str:
-    return "Mean intersection over union" if probe.removesuffix(PAPER_SUFFIX).endswith("mIoU") else "Accuracy"
-
-
-def _print_numbers(results: Sequence[Result], kind: str, selection: str, console: Console) -> None:
+def _print_numbers(results: Sequence[Result], measure: str, selection: str, console: Console) -> None:
     """One block of lines per task under one heading; all blocks have columns of the same widths."""
-    blocks = [(result, probes) for result in results if (probes := _probes(result, kind))]
+    blocks = [(result, probes) for result in results if (probes := _probes(result, measure))]
     if not blocks:
         return
     subjects = [name for name in SUBJECT_NAMES if any(name in result.subjects for result in results)]
     seeds = sorted({result.subjects["encoder"].metrics[probe].seeds for result, probes in blocks for probe in probes} - {1})
     spread = f" and {SIGMA}, the standard deviation over {' or '.join(map(str, seeds))} seeds" if seeds else ""
-    _say(f"{kind} in % ± standard error{spread}, selection: {SELECTION_WORDS.get(selection, selection)}", console, "italic")
+    _say(
+        f"{MEASURES[measure]} in % ± standard error{spread}, selection: {SELECTION_WORDS.get(selection, selection)}",
+        console,
+        "italic",
+    )
     lines = [(probe, *(_cell(result, name, probe) for name in subjects)) for result, probes in blocks for probe in probes]
     headings = ("probe", *(SUBJECT_NAMES[name] for name in subjects))
     widths = _widths([headings, *lines], console.width)
@@ -110,8 +111,8 @@ def _print_numbers(results: Sequence[Result], kind: str, selection: str, console
     console.print()
 
 
-def _probes(result: Result, kind: str) -> list[str]:
-    return [probe for probe in result.subjects["encoder"].metrics if _kind(probe) == kind]
+def _probes(result: Result, measure: str) -> list[str]:
+    return [probe for probe, metric in result.subjects["encoder"].metrics.items() if metric.measure == measure]
 
 
 def _widths(lines: Sequence[Sequence[str]], most: int) -> list[int]:

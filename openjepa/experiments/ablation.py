@@ -26,7 +26,7 @@ from openjepa.experiments.ablation_tables import (
     write_tables,
 )
 from openjepa.recipes.ablations import ABLATIONS, ablation_rows
-from openjepa.settings.evaluation import EvaluationSettings, ProtocolName
+from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.experiments import AblationSettings
 from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import ScenesSettings
@@ -34,7 +34,7 @@ from openjepa.system.interrupts import Interrupted
 from openjepa.system.json_files import read_object
 from openjepa.training.loop import train
 
-PROBES: tuple[ProtocolName, ...] = ("linear", "knn")
+PROBES: tuple[str, ...] = ("linear", "knn")
 SCENE_TASKS = ("clevr_count", "clevr_dist")
 RANK = "RankMe"
 

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from openjepa.refusals import Refusal
+from openjepa.settings.protocol_names import current_result
 from openjepa.system.json_files import number, readable
 
 RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json")
@@ -254,7 +255,7 @@ def _read_evaluations(folder: Path, unreadable: list[str]) -> list[Mapping[str, 
     for path in sorted(folder.glob("*.json"), key=lambda path: path.stem):
         result = _read_json(path, unreadable)
         if result:
-            found.append({**result, "_file": path.stem})
+            found.append({**current_result(result), "_file": path.stem})
     return found
 
 

@@ -29,3 +29,15 @@ class Entry(Generic[SettingsType]):
     def load(self) -> Any:
         """Imports the component's class or builder."""
         return imported(self.home)
+
+
+@dataclass(frozen=True)
+class NamesOf:
+    """Annotation of a setting whose values are names of a registry. The registry belongs to a layer above the settings."""
+
+    registry: str
+    """`package.module:NAME` of the dict. Imported when the names are needed."""
+
+    def names(self) -> tuple[str, ...]:
+        """Every name of the registry, in its order."""
+        return tuple(imported(self.registry))

@@ -27,7 +27,7 @@ def test_numbers_are_not_replaced_by_a_skipped_task(tmp_path: Path) -> None:
 
 def test_results_are_printed_with_their_selection() -> None:
     metric = Metric(0.614, 0.0049, "higher", "held_out", "last, linear, weight decay 0.01")
-    subjects = {name: SubjectResult({"linear-cached": metric}) for name in ("encoder", "untrained", "pixels")}
+    subjects = {name: SubjectResult({"linear": metric}) for name in ("encoder", "untrained", "pixels")}
     done = Result("classification", "Classification", "run", "target", "held_out", subjects, num_test=10000, chance=0.1)
     skipped = Result("clevr_count", "Clevr/Count", "run", "target", "held_out", skipped="the data has no labels")
     output = StringIO()
@@ -37,7 +37,7 @@ def test_results_are_printed_with_their_selection() -> None:
         "Classification",
         "61.4 ± 0.5",
         "10,000",
-        "linear-cached",
+        "linear",
         "untrained",
         "majority",
         "skipped, the data has",

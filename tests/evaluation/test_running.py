@@ -153,7 +153,7 @@ def test_a_run_is_evaluated_beside_its_baselines(run: Path) -> None:
     assert result.masks_mode == "multiblock/unbiased/random_subset" and result.given == "run" and result.encoder == "target"
     assert set(written["subjects"]) == {"encoder", "untrained", "pixels"}
     for subject in written["subjects"].values():
-        assert set(subject["metrics"]) == {"linear-cached", "k-NN"}
+        assert set(subject["metrics"]) == {"linear", "k-NN"}
         for metric in subject["metrics"].values():
             p = metric["value"]
             assert metric["standard_error"] == pytest.approx((p * (1 - p) / 12) ** 0.5)

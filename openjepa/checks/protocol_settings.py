@@ -65,7 +65,7 @@ Where the default is empty, that means the usual ones."""
 
 def check_evaluation(settings: EvaluationSettings) -> None:
     """Raises Refusal at the first setting of an evaluation that cannot work."""
-    usual = flatten(EvaluationSettings())
+    usual = flatten(type(settings)())
     for name, value in flatten(settings).items():
         default = usual[name]
         if value == () and isinstance(default, tuple) and default and name not in MAY_BE_EMPTY:
@@ -101,7 +101,7 @@ def evaluation_remarks(
     `reads`: for each protocol there is, the settings and groups of settings that only some protocols read, it among them.
     `unpooled`: the protocols that learn from patches, not from one vector per image.
     """
-    usual = EvaluationSettings()
+    usual = type(settings)()
     heeded = {name for protocol in protocols for name in reads[protocol]}
     words = []
     for name, value in vars(usual).items():

@@ -25,9 +25,9 @@ from openjepa.evaluation.feature_store import FeatureRows
 from openjepa.evaluation.label_free import feature_measures, lidar_measures
 from openjepa.evaluation.probes.closed_sweep import Components
 from openjepa.evaluation.protocol import ImageProbe, LabeledFeatures, LabeledImages, ProtocolResult, selections
-from openjepa.evaluation.results import Metric, Result, SubjectResult
 from openjepa.evaluation.tasks import TASKS, Labels, Task, fitting_protocols
 from openjepa.models.vit import VisionTransformer
+from openjepa.records import PAPER_SUFFIX, Measure, Metric, Result, SubjectResult
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings, ProtocolName
 from openjepa.settings.models import EncoderConfig
@@ -63,9 +63,10 @@ class Findings:
         """The results of a protocol on a subject."""
         for outcome in outcomes:
             title = PROTOCOLS[name].metric
+            measure: Measure = "miou" if PROTOCOLS[name].kind == "maps" else "accuracy"
             if outcome.selection == "paper" and self._side_by_side:
-                title += " (paper)"
-            self.metrics.setdefault(subject, {})[title] = _metric(outcome)
+                title += PAPER_SUFFIX
+            self.metrics.setdefault(subject, {})[title] = _metric(outcome, PROTOCOLS[name].metric, measure)
             self.heads.extend({"subject": subject, "metric": title, **asdict(head)} for head in outcome.heads)
             for split, names in outcome.unreadable.items():
                 self.unreadable[split].update(dict.fromkeys(names))
@@ -134,10 +135,19 @@ def _chance(train: Split, test_labels: NDArray[np.int64], metrics: Mapping[str, 
     return float((test_labels == np.bincount(train.labels).argmax()).mean())
 
 
-def _metric(outcome: ProtocolResult) -> Metric:
+def _metric(outcome: ProtocolResult, probe: str, measure: Measure) -> Metric:
     head = next(head for head in outcome.heads if head.chosen)
     words = f"{head.features}, {head.head}, {head.setting}"
-    return Metric(outcome.accuracy, outcome.standard_error, "higher", outcome.selection, words, extra=outcome.extra)
+    return Metric(
+        outcome.accuracy,
+        outcome.standard_error,
+        "higher",
+        outcome.selection,
+        words,
+        extra=outcome.extra,
+        probe=probe,
+        measure=measure,
+    )
 
 
 AxesOfHeads = dict[tuple[str, str], Components]

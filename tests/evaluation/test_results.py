@@ -1,7 +1,7 @@
 """Results of an evaluation as files and as a table of the terminal."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from openjepa.evaluation import PROTOCOLS
-from openjepa.evaluation.results import Metric, Result, SubjectResult
 from openjepa.evaluation.suite import PUBLISHED, SUITES
 from openjepa.evaluation.tables import follows_published, percent, print_results
+from openjepa.records import PAPER_SUFFIX, Metric, Result, SubjectResult
 
 
 def test_numbers_are_not_replaced_by_a_skipped_task(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_numbers_are_not_replaced_by_a_skipped_task(tmp_path: Path) -> None:
 
 
 def test_results_are_printed_with_their_selection() -> None:
-    metric = Metric(0.614, 0.0049, "higher", "held_out", "last, linear, weight decay 0.01")
+    metric = Metric(0.614, 0.0049, "higher", "held_out", "last, linear, weight decay 0.01", probe="linear-cached")
     subjects = {name: SubjectResult({"linear-cached": metric}) for name in ("encoder", "untrained", "pixels")}
     done = Result("classification", "Classification", "run", "target", "held_out", subjects, num_test=10000, chance=0.1)
     skipped = Result("clevr_count", "Clevr/Count", "run", "target", "held_out", skipped="the data has no labels")
@@ -63,11 +63,13 @@ def suite_results(spread: float | None, seeds: int, value: float) -> list[Result
         for subject in ("encoder", "untrained", "pixels"):
             metrics = {}
             for name in (*names, *(f"{name} (paper)" for name in names)):
-                selection = "paper" if name.endswith("(paper)") else "held_out"
-                metrics[name] = Metric(value, 0.1049, "higher", selection, "last, knn, k 20", spread, seeds)
+                probe = name.removesuffix(PAPER_SUFFIX)
+                selection, measure = "held_out" if name == probe else "paper", "miou" if "mIoU" in probe else "accuracy"
+                head = ("last, knn, k 20", spread, seeds)
+                metrics[name] = Metric(value, 0.1049, "higher", selection, *head, probe=probe, measure=measure)
                 value -= 0.001
             subjects[subject] = SubjectResult(metrics)
-        published = [asdict(number) for number in PUBLISHED.get(row.name, ())]
+        published = PUBLISHED.get(row.name, ())
         results.append(
             Result(row.task, row.title, "run", "target", "both", subjects, num_test=60, row=row.name, published=published)
         )
@@ -122,7 +124,8 @@ def test_published_numbers_are_i_jepas_and_the_best_other(width: int) -> None:
 def test_what_departs_from_the_published_protocol_is_said() -> None:
     whole = next(result for result in suite_results(None, 1, 0.9) if result.row == "cifar100")
     part = replace(whole, departures=("10 of its 100 classes", "58 unreadable images"))
-    assert follows_published(whole, "linear (paper)") and not follows_published(part, "linear (paper)")
+    number = whole.subjects["encoder"].metrics["linear (paper)"]
+    assert follows_published(whole, number) and not follows_published(part, number)
     lines = printed([part], 80)
     assert "not the published protocol: 10 of its 100 classes, 58 unreadable images" in lines
     assert not any(line.rstrip().endswith(", the paper's protocol") for line in lines)

@@ -16,11 +16,12 @@ from openjepa.data.selection import for_probes
 from openjepa.data.source import Splits
 from openjepa.evaluation import PROTOCOLS, with_current_names
 from openjepa.evaluation.probes.closed_sweep import shared_components
-from openjepa.evaluation.results import Result, data_key, over_seeds, variant_name
+from openjepa.evaluation.results import data_key, over_seeds, variant_name
 from openjepa.evaluation.subject import Subject, baselines, find_subject, load_subject
 from openjepa.evaluation.task_run import Subjects, evaluate_task
 from openjepa.evaluation.tasks import TASKS, Task, chosen_tasks, fitting_protocols
 from openjepa.models.vit import VisionTransformer
+from openjepa.records import Result
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
@@ -39,6 +40,7 @@ def blank_result(task: str, subject: Subject, settings: EvaluationSettings, spli
         settings.selection,
         settings=to_dict(settings),
         data="" if isinstance(splits, str) else splits.description,
+        data_facts=None if isinstance(splits, str) else splits.facts(),
         data_name="" if subject.data is None else subject.data.name(),
         skipped=splits if isinstance(splits, str) else None,
         masks_mode=subject.masks_mode,

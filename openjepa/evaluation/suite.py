@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from openjepa.config import nearest
+from openjepa.records import Published
 from openjepa.refusals import Refusal
 
 
@@ -78,25 +79,10 @@ def suite_rows(suite: str, names: Sequence[str]) -> list[SuiteRow]:
     return [row for row in rows.values() if not names or row.name in names]
 
 
-@dataclass(frozen=True)
-class Published:
-    """One number of a table."""
-
-    method: str
-    architecture: str
-    epochs: str
-    """Epochs of pretraining, on ImageNet-1K where nothing else is said; empty where the table does not say."""
-    value: float
-    """Top-1 accuracy in percent."""
-    source: str
-    """Table it stands in."""
-    protocol: str = "linear-full"
-    """Name of the number in our tables that it compares with; `any`: the better of linear-full and fine-tuned."""
-
-
 def _published_rows(source: str, protocol: str, *rows: tuple[str, str, str, float]) -> tuple[Published, ...]:
     return tuple(
-        Published(method, architecture, epochs, value, source, protocol) for method, architecture, epochs, value in rows
+        Published(method=method, architecture=architecture, epochs=epochs, value=value, source=source, protocol=protocol)
+        for method, architecture, epochs, value in rows
     )
 
 

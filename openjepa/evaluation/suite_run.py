@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +15,11 @@ from openjepa.engine.device import resolve_device
 from openjepa.evaluation import PROTOCOLS, with_current_names
 from openjepa.evaluation.dataset_run import blank_result, evaluate_seeds, pooled_configs, pooled_settings, view_size
 from openjepa.evaluation.probes.closed_sweep import shared_components
-from openjepa.evaluation.results import Result, folder_key, read_result, variant_name
+from openjepa.evaluation.results import folder_key, variant_name
 from openjepa.evaluation.subject import find_subject, load_subject
 from openjepa.evaluation.suite import PUBLISHED, SUITES, SuiteRow, suite_rows
 from openjepa.evaluation.tasks import TASKS, fitting_protocols
+from openjepa.records import Result, read_result
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings, LowShotSettings
 from openjepa.settings.models import EncoderConfig
@@ -179,8 +180,7 @@ def _described(blank: Result, row: SuiteRow, settings: EvaluationSettings) -> Re
     """With name, title and published numbers of a row; with another number of labels there are none to compare with."""
     shot = settings.low_shot
     if _is_published_draw(row, shot):
-        published = tuple(asdict(number) for number in PUBLISHED.get(row.name, ()))
-        return replace(blank, row=row.name, title=row.title, published=published)
+        return replace(blank, row=row.name, title=row.title, published=PUBLISHED.get(row.name, ()))
     name = BENCHMARKS[row.benchmark].title if row.is_low_shot else row.title
     few = "list of labels" if shot.list is not None else f"{shot.images_per_class} per class"
     words = few if shot.percent is None else f"{shot.percent:g} % of the labels"

@@ -24,9 +24,9 @@ from openjepa.evaluation.feature_matrix import EncoderFeatures, Extractor, Image
 from openjepa.evaluation.feature_store import FeatureRows
 from openjepa.evaluation.label_free import feature_measures, lidar_measures
 from openjepa.evaluation.protocol import FeatureProbe, ImageProbe, LabeledFeatures, LabeledImages, ProtocolResult
-from openjepa.evaluation.results import Metric, Result, SubjectResult
 from openjepa.evaluation.tasks import TASKS, Labels, Task, fitting_protocols
 from openjepa.models.vit import VisionTransformer
+from openjepa.records import Metric, Result, SubjectResult
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
@@ -144,7 +144,7 @@ def _metric(name: str, outcome: ProtocolResult) -> Metric:
         selection=outcome.selection,
         chosen=f"{head.features}, {head.head}, {head.setting}",
         extra=outcome.extra,
-        protocol=name,
+        probe=PROTOCOLS[name].metric,
         measure=PROTOCOLS[name].measure,
     )
 

@@ -16,13 +16,6 @@ PAPER_SUFFIX = " (paper)"
 
 _RENAMED: Mapping[str, str] = {"linear-cached": "linear", "linear": "linear-full"}
 """Numbers of version 1 that have another name today."""
-_PROTOCOLS: Mapping[str, str] = {
-    "k-NN": "knn",
-    "fine-tuned": "finetune",
-    "dense linear mIoU": "dense-linear",
-    "dense k-NN mIoU": "dense-knn",
-}
-"""Protocol of a number of version 1, if it is called otherwise."""
 
 
 def current_result(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,16 +43,7 @@ def _current_subject(numbers: Any) -> Any:
     metrics = numbers.get("metrics") if isinstance(numbers, Mapping) else None
     if not isinstance(metrics, Mapping):
         return numbers
-    return {**numbers, "metrics": {_renamed(name): _current_metric(_renamed(name), item) for name, item in metrics.items()}}
-
-
-def _current_metric(title: str, metric: Any) -> Any:
-    """The metric with the fields that version 1 lacks."""
-    if not isinstance(metric, Mapping):
-        return metric
-    plain = title.removesuffix(PAPER_SUFFIX)
-    measure = "miou" if plain.endswith("mIoU") else "accuracy"
-    return {"protocol": _PROTOCOLS.get(plain, plain), "measure": measure, **metric}
+    return {**numbers, "metrics": {_renamed(str(name)): metric for name, metric in metrics.items()}}
 
 
 def _renamed_entry(item: Any, key: str) -> Any:

@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from openjepa.evaluation import PROTOCOLS
-from openjepa.evaluation.results import Metric, Result, SubjectResult, read_result
 from openjepa.evaluation.suite import PUBLISHED, SUITES
 from openjepa.evaluation.tables import follows_published, percent, print_results
+from openjepa.records import PAPER_SUFFIX, Metric, Result, SubjectResult, read_evaluation, read_result
 from openjepa.settings.protocol_names import current_result
 from tests.helpers.report_page import page_of
 
@@ -29,7 +29,7 @@ def test_numbers_are_not_replaced_by_a_skipped_task(tmp_path: Path) -> None:
 
 
 def test_results_are_printed_with_their_selection() -> None:
-    metric = Metric(0.614, 0.0049, "higher", "held_out", "last, linear, weight decay 0.01")
+    metric = Metric(0.614, 0.0049, "higher", "held_out", "last, linear, weight decay 0.01", probe="linear")
     subjects = {name: SubjectResult({"linear": metric}) for name in ("encoder", "untrained", "pixels")}
     done = Result("classification", "Classification", "run", "target", "held_out", subjects, num_test=10000, chance=0.1)
     skipped = Result("clevr_count", "Clevr/Count", "run", "target", "held_out", skipped="the data has no labels")
@@ -66,12 +66,13 @@ def suite_results(spread: float | None, seeds: int, value: float) -> list[Result
         for subject in ("encoder", "untrained", "pixels"):
             metrics = {}
             for name in (*entries, *(f"{name} (paper)" for name in entries)):
-                selection = "paper" if name.endswith("(paper)") else "held_out"
-                measure = entries[name.removesuffix(" (paper)")].measure
-                metrics[name] = Metric(value, 0.1049, "higher", selection, "a head", spread, seeds, measure=measure)
+                probe = name.removesuffix(PAPER_SUFFIX)
+                selection, measure = "held_out" if name == probe else "paper", entries[probe].measure
+                head = ("last, knn, k 20", spread, seeds)
+                metrics[name] = Metric(value, 0.1049, "higher", selection, *head, probe=probe, measure=measure)
                 value -= 0.001
             subjects[subject] = SubjectResult(metrics)
-        published = [asdict(number) for number in PUBLISHED.get(row.name, ())]
+        published = PUBLISHED.get(row.name, ())
         results.append(
             Result(row.task, row.title, "run", "target", "both", subjects, num_test=60, row=row.name, published=published)
         )
@@ -126,7 +127,8 @@ def test_published_numbers_are_i_jepas_and_the_best_other(width: int) -> None:
 def test_what_departs_from_the_published_protocol_is_said() -> None:
     whole = next(result for result in suite_results(None, 1, 0.9) if result.row == "cifar100")
     part = replace(whole, departures=("10 of its 100 classes", "58 unreadable images"))
-    assert follows_published(whole, "linear-full (paper)") and not follows_published(part, "linear-full (paper)")
+    number = whole.subjects["encoder"].metrics["linear-full (paper)"]
+    assert follows_published(whole, number) and not follows_published(part, number)
     lines = printed([part], 80)
     assert "not the published protocol: 10 of its 100 classes, 58 unreadable images" in lines
     assert not any(line.rstrip().endswith(", the paper's protocol") for line in lines)
@@ -141,7 +143,7 @@ def version_1(tmp_path: Path, names: Sequence[str], **more: object) -> Path:
         name: asdict(Metric(0.5 + place / 100, 0.01, "higher", "held_out", "a head")) for place, name in enumerate(names)
     }
     for metric in metrics.values():
-        del metric["protocol"], metric["measure"]
+        del metric["probe"], metric["measure"]
     heads = [{"subject": "encoder", "metric": name, "features": "last", "chosen": True} for name in names]
     blank = asdict(Result("classification", "Classification", "run", "target", "both", heads=heads))
     content = {"format": "openjepa-evaluation", "version": 1, **blank, "subjects": {"encoder": {"metrics": metrics}}, **more}
@@ -159,36 +161,36 @@ def test_linear_of_version_1_is_the_published_probe_and_never_the_cached_one(tmp
     metrics = result.subjects["encoder"].metrics
     expected = {"linear-full": 0.5, "linear-full (paper)": 0.51, "linear": 0.52, "linear (paper)": 0.53, "k-NN": 0.54}
     assert {name: metric.value for name, metric in metrics.items()} == expected | {"dense linear mIoU": 0.55}
-    protocols = [metric.protocol for metric in metrics.values()]
-    assert protocols == ["linear-full", "linear-full", "linear", "linear", "knn", "dense-linear"]
+    probes = [metric.probe for metric in metrics.values()]
+    assert probes == ["linear-full", "linear-full", "linear", "linear", "k-NN", "dense linear mIoU"]
     assert [name for name, metric in metrics.items() if metric.measure == "miou"] == ["dense linear mIoU"]
     assert [head["metric"] for head in result.heads] == list(metrics)
-    assert [item["protocol"] for item in result.published] == ["linear-full", "any"]
+    assert [item.protocol for item in result.published] == ["linear-full", "any"]
     assert result.settings == {"protocols": ["linear-full", "linear", "knn", "dense-linear"], "seed": 0}
-    assert [follows_published(result, name) for name in list(metrics)[:4]] == [True, True, False, False]
+    assert [follows_published(result, metric) for metric in list(metrics.values())[:4]] == [True, True, False, False]
     written = result.write(tmp_path / "new")
     assert read_result(written) == result, "a file of today is read as it is"
 
 
-def test_every_protocol_of_version_1_is_known() -> None:
-    """The names that are derived from titles of version 1 are those of PROTOCOLS."""
+def test_numbers_of_version_1_have_the_probe_and_the_measure_of_their_entry() -> None:
     old = {"linear": "linear-cached", "linear-full": "linear"}
     for name, entry in PROTOCOLS.items():
-        title = old.get(name, entry.metric)
-        current = current_result({"version": 1, "subjects": {"encoder": {"metrics": {title: {"value": 0.5}}}}})
-        (found,) = current["subjects"]["encoder"]["metrics"].items()
-        assert found == (entry.metric, {"value": 0.5, "protocol": name, "measure": entry.measure})
+        metrics = {old.get(name, entry.metric): {"value": 0.5}}
+        read = read_evaluation({"version": 1, "subjects": {"encoder": {"metrics": metrics}}}, "classification")
+        (found,) = read.subjects["encoder"].metrics.values()
+        assert (found.probe, found.measure) == (entry.metric, entry.measure)
 
 
-def test_results_kept_in_the_documents_are_read_with_the_names_of_today() -> None:
+def test_results_kept_in_the_documents_are_read_with_the_names_of_today(tmp_path: Path) -> None:
     folder = Path(__file__).parents[2] / "docs" / "results" / "cifar10-default-seed0"
     files = ("suite-cifar10-linear_full-only-linear_full.epochs-5.json", "suite-cifar10-both-linear-knn.json")
     full, cached = (
         current_result(json.loads((folder / "eval" / name).read_text()))["subjects"]["encoder"]["metrics"] for name in files
     )
     assert list(full) == ["linear-full"] and list(cached)[:2] == ["linear", "linear (paper)"]
-    text = page_of(folder).text
-    assert f"linear-full held_out {100 * full['linear-full']['value']:.1f} %" in text and "linear-cached" not in text
+    text = page_of(folder, output=tmp_path / "report.html").text
+    assert "CIFAR10 linear-full held_out linear_full-only" in text and "CIFAR10 linear held_out linear-knn" in text
+    assert f"{100 * full['linear-full']['value']:.1f} ±" in text and "linear-cached" not in text
 
 
 @pytest.mark.parametrize(

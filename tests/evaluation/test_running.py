@@ -18,10 +18,10 @@ from openjepa.data.source import Splits, source_hash
 from openjepa.data.splits import evaluation_batches
 from openjepa.evaluation.dataset_run import evaluate_run
 from openjepa.evaluation.feature_matrix import EncoderFeatures, PixelFeatures, View, extract_features
-from openjepa.evaluation.results import Result
 from openjepa.evaluation.subject import find_subject
 from openjepa.evaluation.tasks import TASKS, chosen_tasks
 from openjepa.models.vit import VisionTransformer, build_encoder
+from openjepa.records import Result
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
 from openjepa.settings.run import RunConfig

@@ -9,10 +9,10 @@ import pytest
 
 from openjepa.data.datasets.benchmarks import BENCHMARKS
 from openjepa.evaluation import PROTOCOLS
-from openjepa.evaluation.results import Result
 from openjepa.evaluation.suite import PUBLISHED, SUITES
 from openjepa.evaluation.suite_run import evaluate_suite
 from openjepa.evaluation.tasks import TASKS
+from openjepa.records import Result
 from openjepa.settings.evaluation import FullLinearSettings, LowShotSettings
 from openjepa.types import Export
 from openjepa.weights.native import save_network

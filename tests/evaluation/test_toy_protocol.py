@@ -11,8 +11,8 @@ from openjepa.cli import main
 from openjepa.commands.parsing.arguments import parse_evaluate
 from openjepa.evaluation import PROTOCOLS, ProtocolEntry, with_current_names
 from openjepa.evaluation.dataset_run import evaluate_run
-from openjepa.evaluation.results import read_result
 from openjepa.evaluation.tables import print_results
+from openjepa.records import read_result
 from tests.evaluation.test_running import SETTINGS, images, run
 from tests.evaluation.toy_protocol import ClassMeansSettings, ToySettings
 from tests.helpers.report_page import page_of
@@ -40,7 +40,7 @@ def test_it_is_evaluated_written_read_printed_and_reported(run: Path) -> None:
     assert set(numbers) == {"encoder", "untrained", "pixels"}
     for metrics in numbers.values():
         assert list(metrics) == ["class means", "class means (paper)"]
-        assert {(metric.protocol, metric.measure) for metric in metrics.values()} == {("class-means", "accuracy")}
+        assert {(metric.probe, metric.measure) for metric in metrics.values()} == {("class means", "accuracy")}
         assert metrics["class means"].value == metrics["class means (paper)"].value
     file = run / "eval" / result.file_name
     assert result.file_name == "classification-both-class_means-only.json"

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from openjepa.evaluation.results import Metric, Result, SubjectResult
+from openjepa.records import Metric, Result, SubjectResult
 
 CONFIG = {
     "recipe": "ijepa-vits16",
@@ -104,8 +104,8 @@ def _lines(seed: int, steps: int) -> list[dict[str, object]]:
 
 def write_evaluations(folder: Path, shift: float = 0.0) -> None:
     """eval/classification.json as the evaluation writes it."""
-    linear = Metric(0.0, 0.0, "higher", "held_out", "last_four, batch_norm, lr 0.03, weight decay 0.0005")
-    neighbors = Metric(0.0, 0.0, "higher", "held_out", "last, knn, k 20")
+    linear = Metric(0.0, 0.0, "higher", "held_out", "last_four, batch_norm, lr 0.03, weight decay 0.0005", probe="linear")
+    neighbors = Metric(0.0, 0.0, "higher", "held_out", "last, knn, k 20", probe="k-NN")
     values = {"encoder": (0.612 + shift, 0.534 + shift), "untrained": (0.451, 0.302), "pixels": (0.41, 0.281)}
     subjects = {
         name: SubjectResult({"linear": _measured(linear, first), "k-NN": _measured(neighbors, second)})

@@ -21,6 +21,7 @@ TIERS = (
     ("types", "seeds", "config"),
     ("system",),
     ("schedules", "checks", "recipes", "measures"),
+    ("records",),
     ("models", "masks", "data"),
     ("engine", "weights"),
     ("methods", "inference"),
@@ -34,6 +35,7 @@ TIERS = (
 IMPORTERS_OF_METHODS = {"methods", "training", "experiments"}
 TORCH_FREE = {
     "refusals",
+    "records",
     "settings",
     "seeds",
     "config",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from openjepa.records import Measure
 from openjepa.report.headline import headline
 from openjepa.report.probes import quantity, table, unfolded
 from openjepa.report.reading import read_run
@@ -118,18 +119,18 @@ def test_an_evaluated_encoder_has_a_page_without_a_run(tmp_path: Path, file: str
 
 
 @pytest.mark.parametrize(
-    ("probes", "words"),
+    ("measures", "words"),
     [
-        (["linear", "k-NN"], "Accuracy on test images"),
-        (["dense k-NN mIoU"], "Mean intersection over union (mIoU) of the patches of test images"),
+        (["accuracy"], "Accuracy on test images"),
+        (["miou"], "Mean intersection over union (mIoU) of the patches of test images"),
         (
-            ["linear", "dense k-NN mIoU"],
+            ["accuracy", "miou"],
             "Accuracy on test images, or mean intersection over union (mIoU) of the patches of test images,",
         ),
     ],
 )
-def test_the_kind_of_number_is_named(probes: list[str], words: str) -> None:
-    assert quantity(probes) == words
+def test_the_kind_of_number_is_named(measures: list[Measure], words: str) -> None:
+    assert quantity(measures) == words
 
 
 def test_results_of_an_earlier_step_are_remarked(tmp_path: Path) -> None:

@@ -27,11 +27,11 @@ from openjepa.evaluation.probes.dense import (
     training_patches,
 )
 from openjepa.evaluation.protocol import ImageProbe, LabeledImages, ProtocolResult
-from openjepa.evaluation.results import Result
 from openjepa.evaluation.task_run import Subjects, evaluate_task
 from openjepa.evaluation.tasks import TASKS, chosen_tasks
 from openjepa.measures.accuracy import hit_rate, mean_iou, mean_iou_error, overlap_counts
 from openjepa.models.vit import build_encoder
+from openjepa.records import Result
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import DenseSettings, EvaluationSettings
 from openjepa.settings.models import EncoderConfig

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from openjepa.records import read_evaluation
 from openjepa.report.reading import read_run
 from openjepa.settings.inference import ConvertSettings
 from openjepa.types import Export
@@ -172,7 +173,7 @@ def test_results_of_other_weights_are_left_out(run: Path, tmp_path: Path) -> Non
 def test_results_count_where_their_hash_is_that_of_the_weights() -> None:
     folder = read_run_of([{"encoder": "target", "weights": "abc", "step": 3}, {"encoder": "target", "weights": "abd"}])
     kept, remarks = Origin("x", True, "abc", folder, training={"step": 9}).results_of("target", True)
-    assert [item["weights"] for item in kept] == ["abc"] and len(remarks) == 1
+    assert [item.weights for item in kept] == ["abc"] and len(remarks) == 1
     _, remarks = Origin("x", True, "abc", folder).results_of("target", False)
     assert remarks[-1] == "results were measured before positions were made for another image size"
 
@@ -180,7 +181,7 @@ def test_results_count_where_their_hash_is_that_of_the_weights() -> None:
 def read_run_of(evaluations: list[dict[str, Any]]) -> Any:
     from types import SimpleNamespace
 
-    return SimpleNamespace(evaluations=evaluations, is_encoder=True)
+    return SimpleNamespace(evaluations=[read_evaluation(item, "x") for item in evaluations], is_encoder=True)
 
 
 def test_nothing_is_claimed_where_nothing_is_known() -> None:

@@ -8,17 +8,17 @@ their results says which of them it belongs to. The types are in `openjepa.evalu
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from openjepa.config import nearest
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.protocol_names import ALIASES
-from openjepa.settings.registry import imported
+from openjepa.settings.registry import Line
 
 
 @dataclass(frozen=True)
-class ProtocolEntry:
+class ProtocolEntry(Line):
     """Everything that the rest of the program knows about a protocol."""
 
     home: str
@@ -42,10 +42,6 @@ class ProtocolEntry:
     def reads(self) -> tuple[str, ...]:
         """`settings`, and those of how features are kept and measured if it works on features."""
         return (*OF_FEATURES, *self.settings) if self.works_on == "features" else self.settings
-
-    def load(self) -> Any:
-        """Imports the function."""
-        return imported(self.home)
 
 
 OF_FEATURES = ("feature_dtype", "lidar_images", "lidar_views")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from openjepa.checks import nearest_multiple
+from openjepa.checks import check_patch_divides
 from openjepa.checks.protocol_settings import check_evaluation
 from openjepa.config import to_dict
 from openjepa.data import open_splits
@@ -25,6 +25,7 @@ from openjepa.records import Result
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
+from openjepa.settings.ranges import as_option
 from openjepa.settings.sources import DataSettings, height_and_width
 from openjepa.system.console import Say, silent
 
@@ -90,14 +91,10 @@ def evaluate_seeds(
 
 
 def view_size(settings: EvaluationSettings, config: EncoderConfig) -> tuple[int, int]:
-    """Height and width of the views. Raises Refusal where the encoder's patches do not divide them."""
-    size = settings.image_size or config.image_size
-    height, width = height_and_width(size)
-    patch = config.patch_size
-    if height % patch or width % patch:
-        near = " ".join(str(nearest_multiple(side, patch)) for side in dict.fromkeys((height, width)))
-        raise Refusal(f"image_size={size} is not divisible by the encoder's patch size {patch}; image_size={near} is")
-    return height, width
+    """Height and width of the views. Raises Refusal if the encoder's patches do not divide them."""
+    size = height_and_width(settings.image_size or config.image_size)
+    check_patch_divides(config.patch_size, size, "image_size", of="the encoder", said=as_option)
+    return size
 
 
 def pooled_configs(task: Task, settings: EvaluationSettings, config: EncoderConfig) -> tuple[EncoderConfig, ...]:

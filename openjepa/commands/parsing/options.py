@@ -15,8 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from openjepa.settings.fields import CHOICES
 from openjepa.settings.registry import NamesOf
+from openjepa.settings.run import CHOICES
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,8 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-from openjepa.checks.grids import (
-    check_blockwise,
-    check_heads,
-    check_patch_divides,
-    check_positions,
-    most_masked_of,
-    nearest_multiple,
-)
+from openjepa.checks.grids import check_blockwise, most_masked_of
+from openjepa.checks.sizes import check_heads, check_patch_divides, check_positions, nearest_multiple
 from openjepa.refusals import Refusal
 from openjepa.settings.derived import heads_of, resolved
 from openjepa.settings.masks import BlockwiseSettings, RandomPatchesSettings

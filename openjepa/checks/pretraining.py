@@ -5,14 +5,9 @@ import re
 from collections.abc import Callable, Collection
 from functools import partial
 
-from openjepa.checks.grids import (
-    check_blockwise,
-    check_heads,
-    check_patch_divides,
-    check_positions,
-    check_random_patches,
-)
+from openjepa.checks.grids import check_blockwise, check_random_patches
 from openjepa.checks.methods import method_checks, without_effect
+from openjepa.checks.sizes import check_heads, check_patch_divides, check_positions
 from openjepa.refusals import Refusal, refuse, refused
 from openjepa.settings.derived import divisors, nearest_by_ratio, resolve, resolved
 from openjepa.settings.masks import BlockwiseSettings, MultiblockSettings, RandomPatchesSettings

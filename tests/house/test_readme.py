@@ -12,7 +12,8 @@ import pytest
 import openjepa
 from openjepa.checks import check
 from openjepa.cli import COMMANDS, main
-from openjepa.commands.parsing.arguments import parse_evaluate, parse_train
+from openjepa.commands.evaluate import parse_evaluate
+from openjepa.commands.train import parse_train
 from openjepa.config import save_yaml
 from openjepa.recipes import RECIPES, load_recipe
 from tests.helpers.images import write_folder

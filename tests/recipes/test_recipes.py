@@ -8,7 +8,7 @@ from math import prod
 import pytest
 
 from openjepa.checks import check, remarks
-from openjepa.commands.parsing.arguments import parse_train
+from openjepa.commands.train import parse_train
 from openjepa.masks import MASKS
 from openjepa.recipes import RECIPES, load_recipe
 from openjepa.settings.derived import resolve

@@ -1,4 +1,4 @@
-"""Named runs. Each is a function from a preset to a RunConfig; its docstring gives source, presets, hardware and command.
+"""Named runs: each row of a table says what it is, where its values come from and what its presets are.
 
 `openjepa train NAME [--preset PRESET]` starts from one of them, and every setting can be overridden. One file for the small
 recipes and one for each method; every file lists its own under RECIPES.

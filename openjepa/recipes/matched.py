@@ -16,7 +16,7 @@ from openjepa.recipes.recipe import Recipe
 from openjepa.refusals import Refusal
 from openjepa.settings.masks import BlockwiseSettings, NoMaskSettings, RandomPatchesSettings
 from openjepa.settings.methods import Data2VecSettings, DinoSettings, IBotSettings, IJepaSettings, MaeSettings, MsnSettings
-from openjepa.settings.run import OptimizationSettings, RunConfig
+from openjepa.settings.run import CHOICES, OptimizationSettings, RunConfig
 
 
 @dataclass(frozen=True)
@@ -158,29 +158,21 @@ def _optimization(optim: OptimizationSettings, rates: Rates) -> OptimizationSett
 
 
 BASES = ("cpu-32", "cpu-64", "cpu-96", "gpu-224")
-TITLES = {"mae": "MAE", "data2vec": "data2vec", "dino": "DINO", "ibot": "iBOT", "msn": "MSN"}
-PLACES = {
-    "cpu-32": "own images at 32 px on one CPU",
-    "cpu-64": "own images at 64 px on one CPU",
-    "cpu-96": "own images at 96 px on one CPU",
-    "gpu-224": "own images at 224 px on one GPU",
-}
 
 
-def _rival(method: str, base: str) -> Recipe:
-    """The recipe `base` with another method. Its docstring is made here: one text for all."""
+def _matched(method: str, base: str) -> Recipe:
+    """The recipe `base` with another method."""
 
     def build(preset: str) -> RunConfig:
         return with_method(small.RECIPES[base].config(preset), method)
 
-    build.__doc__ = f"""{TITLES[method]} on {PLACES[base]}, with encoder, batch and images seen of `{base}`.
+    title = CHOICES["method"].options[method].about.title.split(" (")[0]
+    place = small.RECIPES[base].summary().partition(":")[0]
+    about = f"""{title} on {place[0].lower()}{place[1:]}, with encoder, batch and images seen of `{base}`.
 
-    `default`: published masks, crops and losses, heads in proportion to the encoder; a peak rate for short runs, which was set
-    by short runs on CIFAR-10 at 32 px.
-
-    openjepa train {method}-{base} --data.path ~/photos
-    """
-    return Recipe(build, ("default",))
+`default`: published masks, crops and losses, heads in proportion to the encoder; a peak rate for short runs, which was set by
+short runs on CIFAR-10 at 32 px."""
+    return Recipe(build, about, ("default",), small.PHOTOS)
 
 
-RECIPES = {f"{method}-{base}": _rival(method, base) for method in CHANGES for base in BASES}
+RECIPES = {f"{method}-{base}": _matched(method, base) for method in CHANGES for base in BASES}

@@ -21,6 +21,7 @@ class MsnSettings(MultiCropSettings):
         against_collapse="the mean assignment of a batch is pushed towards equal use of all prototypes",
     )
     mask_kinds = ("tokens",)
+    encodes_visible_only = True
     needs_class_token = True
 
     name: Literal["msn"] = "msn"

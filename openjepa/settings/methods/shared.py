@@ -43,6 +43,8 @@ class MethodSettings:
     """Masks the method can work with."""
     needs_class_token: ClassVar[bool] = False
     """Whether the encoder must have a class token."""
+    encodes_visible_only: ClassVar[bool] = False
+    """Whether masked patches are left out of the encoder, so that every image must have equally many of them."""
 
     name: str
     """Which method trains the encoder."""

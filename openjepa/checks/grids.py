@@ -9,7 +9,7 @@ from openjepa.settings.ranges import check_ranges
 
 
 def check_blockwise(masks: BlockwiseSettings, grid: tuple[int, int]) -> None:
-    """Raises Refusal where blocks of patches cannot be drawn as wished on a grid of (rows, columns)."""
+    """Raises Refusal if blocks of patches cannot be drawn as wished on a grid of (rows, columns)."""
     if min(grid) < 2:
         fix = "use a smaller model.patch_size or a larger data.image_size"
         raise Refusal(f"masks.strategy=blockwise needs at least 2x2 patches; this grid is {grid[0]}x{grid[1]}: {fix}")
@@ -37,13 +37,13 @@ def min_block_of(masks: BlockwiseSettings, grid: tuple[int, int]) -> int:
 
 
 def most_masked_of(masks: BlockwiseSettings, grid: tuple[int, int]) -> int:
-    """Most patches that any image is wished to have masked; none has more."""
+    """Most patches that any image may have masked."""
     wished = max(ratio + spread for ratio, spread in zip(masks.ratios, masks.spreads, strict=True))
     return int(round(wished * grid[0] * grid[1], 6))  # 120/196 x 196 is 120
 
 
 def check_random_patches(masks: RandomPatchesSettings, grid: tuple[int, int]) -> None:
-    """Raises Refusal where every patch of a grid of (rows, columns) would be masked, or none of them."""
+    """Raises Refusal if every patch of a grid of (rows, columns) would be masked, or none."""
     num_patches = grid[0] * grid[1]
     if num_patches < 2:
         fix = "use a smaller model.patch_size or a larger data.image_size"
@@ -56,7 +56,7 @@ def check_random_patches(masks: RandomPatchesSettings, grid: tuple[int, int]) ->
 
 
 def num_visible_of(masks: RandomPatchesSettings, grid: tuple[int, int]) -> int:
-    """int(N (1 - ratio)) in the floating-point numbers of the published programs: 9, not 10, of 100 patches at 0.9."""
+    """Patches that stay visible: int(N (1 - ratio)), rounded as in the published programs. 9, not 10, of 100 at 0.9."""
     return int(grid[0] * grid[1] * (1 - resolved(masks.ratio)))
 
 

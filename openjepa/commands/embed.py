@@ -59,7 +59,7 @@ class EmbedOptions:
     output: Path = Path("features.npy")
     """The table: X.npy (the images in X.csv, how it was made in X.json) or X.parquet (all in one file)."""
     again: bool = False
-    """Start over where there is a table, or parts of one."""
+    """Start over even if there is a table, or parts of one."""
     embedding: Annotated[EmbedSettings, Unprefixed] = field(default_factory=EmbedSettings)
     data: DataSettings = field(default_factory=FolderSettings)
 
@@ -67,10 +67,10 @@ class EmbedOptions:
 def parse_embed(
     argv: Sequence[str], prog: str, description: str, check: Callable[[Path], object] = Path
 ) -> tuple[EmbedOptions, DataSettings | None]:
-    """The options of `openjepa embed`, and its data settings if any is given (else the run's own are meant).
+    """The options of `openjepa embed`, and its data settings; None, for the run's own, if none is given.
 
     A path or a source that is given means other images, opened with plain settings; other data settings change the run's own.
-    `check` refuses a subject before the options are read, which depend on its data.
+    `check` may refuse the subject before the options are read, which depend on its data.
     """
     argv = require(EmbedOptions, argv, "a run folder or an encoder", prog)
     given = given_settings(argv)
@@ -102,7 +102,7 @@ def embed(argv: Sequence[str], prog: str) -> None:
 
 @contextmanager
 def _terminated() -> Iterator[None]:
-    """SIGTERM ends the command like Ctrl-C, leaving no half a part, with the exit code 143."""
+    """SIGTERM ends the command like Ctrl-C, with the exit code 143 and no half-written part."""
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         yield
@@ -111,7 +111,7 @@ def _terminated() -> Iterator[None]:
 
 
 def _print(embedded: "Embedded") -> None:
-    """What has become of it, as a table, and the next command."""
+    """Prints what was embedded, as a table, and the next command."""
     if embedded.status == "there already":
         print(
             f"{embedded.output} is there already, made of the same weights, settings and images (their names and a sample of "
@@ -164,6 +164,6 @@ def _bytes(number: float) -> str:
 
 
 def _say(text: str) -> None:
-    """Once on each machine under torchrun."""
+    """Prints `text` on stderr, under torchrun once on each machine."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(text, file=sys.stderr, flush=True)

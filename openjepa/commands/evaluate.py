@@ -65,7 +65,7 @@ class EvaluateOptions:
 
 
 def _evaluate_help() -> tuple[str, str]:
-    """What the help says of the command, and what else with --help-all."""
+    """The help of the command, and what --help-all adds."""
     from openjepa.data.datasets.benchmarks import BENCHMARKS
     from openjepa.evaluation.suite import SUITES
     from openjepa.evaluation.tasks import TASKS
@@ -84,9 +84,9 @@ def _evaluate_help() -> tuple[str, str]:
 def parse_evaluate(
     argv: Sequence[str], prog: str, description: str, details: str = "", check: Callable[[Path], object] = Path
 ) -> tuple[EvaluateOptions, DataSettings | None]:
-    """The options of `openjepa evaluate`, and its data settings if any is given (else the run's own are meant).
+    """The options of `openjepa evaluate`, and its data settings; None, for the run's own, if none is given.
 
-    Given data settings override those of the run's `config.yaml`, where there is one. `check` refuses a subject before the
+    Given data settings override those of the run's `config.yaml`, if it has one. `check` may refuse the subject before the
     options are read, which depend on its data.
     """
     argv = require(EvaluateOptions, argv, "a run folder or the folder of an encoder", prog)
@@ -140,7 +140,7 @@ def _protocols(options: EvaluateOptions) -> set[str]:
 
 
 def _check_evaluation_options(options: EvaluateOptions, has_data: bool) -> None:
-    """Refusal: a suite without its data, or beside other data; or a task that is none of its rows."""
+    """Raises Refusal for a suite without its data or beside other data, and for a task that is none of its rows."""
     from openjepa.evaluation.suite import SUITES, suite_rows
     from openjepa.evaluation.tasks import TASKS
 

@@ -61,7 +61,7 @@ TRAIN_COMMON = (
 )
 """The options that the help shows without --help-all, in this order."""
 SHOWN_RECIPE = "cpu-64"
-"""Whose settings the help of `openjepa train` shows as defaults, if no recipe is given."""
+"""Recipe whose settings the help of `openjepa train` shows as defaults, if none is given."""
 _GROUPS = ("data", "model", "masks", "method", "optim", "run", "monitor", "system")
 SHORT = ("init", "init_encoder", "init_heads")
 """Options of `openjepa train` that may leave out `run.`"""
@@ -72,7 +72,7 @@ _OVERRULED = {
     "optim.warmup_epochs": ("optim.warmup_steps",),
     "optim.warmup_share": ("optim.warmup_epochs", "optim.warmup_steps"),
 }
-"""Settings that override the first; who gives only the first on the command line means it."""
+"""The settings that override each of these. Who gives only the weaker one on the command line means it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ def train(argv: Sequence[str], prog: str) -> None:
 
 
 def _train_help(argv: Sequence[str]) -> tuple[str, str]:
-    """What the help says of the command, and what else with --help-all."""
+    """The help of the command, and what --help-all adds."""
     recipes = [f"  {title:<24}{', '.join(names)}" for title, names in recipe_groups().items()]
     file = option_value(argv, "config")
     is_file = file is not None and unless_help(argv, lambda: bool(load_run_config(file)), lambda: False)
@@ -130,9 +130,9 @@ def _train_help(argv: Sequence[str]) -> tuple[str, str]:
 
 
 def _note_kept(file: Path, config: RunConfig) -> None:
-    """Says that settings of the file stay though others that they followed have changed, and what would follow now.
+    """Notes settings of `file` that stay although others that they followed have changed, and what would follow now.
 
-    Nothing if values are impossible, from which nothing follows: `check` refuses them.
+    Says nothing if values are impossible, which `check` refuses: nothing follows from them.
     """
     said = load_run_config(file)
     if value_problems(said) or value_problems(config):
@@ -147,7 +147,7 @@ def _option_value(value: object) -> str:
 
 
 def parse_train(argv: Sequence[str], prog: str, description: str, details: str = "") -> tuple[RunConfig, TrainOptions]:
-    """The settings of `openjepa train ...`, and its other options. Raises Refusal; prints help and exits where asked to.
+    """The settings of `openjepa train ...`, and its other options. Raises Refusal. Prints help and exits if asked to.
 
     Settings that follow others are None until `openjepa.settings.derived.resolve`.
     """
@@ -161,14 +161,14 @@ def parse_train(argv: Sequence[str], prog: str, description: str, details: str =
 
 
 def with_long_names(argv: Sequence[str]) -> list[str]:
-    """`--init X` -> `--run.init X`, and so on."""
+    """`argv` with `--run.init X` for `--init X`, and so on."""
     return [f"--run.{item.lstrip('-')}" if item.startswith("--") and normalized(item) in SHORT else item for item in argv]
 
 
 def decided_by_file(file: Path | None, init: str | None) -> set[str]:
-    """Dotted names of the settings that may differ from the weights `init`, as `file` (of --config), which names these, says.
+    """Dotted names of the settings that `file` (of --config) decides although the weights `init` say otherwise.
 
-    So its run is repeated with the predictor that it had.
+    Empty unless `file` names these weights: its run is then repeated with the predictor that it had.
     """
     if file is None or init is None:
         return set()
@@ -178,7 +178,7 @@ def decided_by_file(file: Path | None, init: str | None) -> set[str]:
 
 
 def _starting_point(argv: Sequence[str]) -> RunConfig:
-    """The recipe or the file that `argv` names, or else the run whose weights are to start it, in a folder of its own."""
+    """The recipe or the file that `argv` names, or else the run that gave the weights to start from, in a folder of its own."""
     file, preset, init = (option_value(argv, name) for name in ("config", "preset", "run.init"))
     if file is not None and not Path(file).expanduser().exists():
         raise Refusal(f"--config {file} {absent(file, hub=False)}")
@@ -207,6 +207,6 @@ def select_components(config: RunConfig, argv: Sequence[str]) -> RunConfig:
 
 
 def without_overruled(config: RunConfig, given: Set[str]) -> RunConfig:
-    """Without the steps of a recipe or a file if epochs are `given`, which they would overrule; the same for the warm-up."""
+    """`config` without its steps if `given` has epochs, which they would overrule. The same for the warm-up."""
     dropped = {name for weak, strong in _OVERRULED.items() if weak in given and not given & set(strong) for name in strong}
     return replace(config, optim=replace(config.optim, **{name.removeprefix("optim."): None for name in dropped}))  # type: ignore[arg-type]

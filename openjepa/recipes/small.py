@@ -1,4 +1,4 @@
-"""Small budgets on own images: I-JEPA on one CPU and on one GPU, and what the rivals' matched recipes share with it."""
+"""Small budgets on own images: I-JEPA on one CPU and on one GPU. The matched recipes of other methods are made of these."""
 
 from dataclasses import replace
 from typing import Literal
@@ -11,7 +11,7 @@ from openjepa.settings.run import MonitorSettings, OptimizationSettings, RunConf
 from openjepa.settings.sources import FolderSettings, ScenesSettings
 
 LOCAL_MASKS = MultiblockSettings(target_scale=(0.05, 0.1), context_ratio=0.4)
-"""Targets of half the paper's size, and more context: what learns best in some hundred thousand images on 8x8 patches."""
+"""Targets of half the paper's size, and more context: learns best in some hundred thousand images on 8x8 patches."""
 OFFICIAL = """`official`: the released code's initialization, masks and hyper-parameters at equal images
 seen."""
 PHOTOS = "~/photos"

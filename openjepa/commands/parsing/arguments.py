@@ -23,19 +23,19 @@ from openjepa.settings.sources import DataSettings, FolderSettings
 OptionsType = TypeVar("OptionsType")
 Loaded = TypeVar("Loaded")
 Unprefixed = tyro.conf.arg(name="")
-"""For a group of settings whose options carry no prefix."""
+"""Marks a group of settings whose options carry no prefix."""
 ALL = "--help-all"
-"""Asks for every option."""
+"""The option that asks for every option."""
 
 
 def given_settings(argv: Sequence[str]) -> set[str]:
-    """Dotted names of the settings that `argv` sets itself; of a switch, whichever way it is set."""
+    """Dotted names of the settings that `argv` sets. A switch counts whichever way it is set."""
     names = {normalized(item) for item in argv if item.startswith("--")}
     return {".".join(part.removeprefix("no_") for part in name.split(".")) for name in names}
 
 
 def require(cls: type[Any], argv: Sequence[str], what: str, prog: str) -> list[str]:
-    """`argv` with the words in front that are no options of `cls`; Refusal if it has none and asks for no help."""
+    """`argv` with the words that are no options of `cls` in front. Raises Refusal if there is none and no help is asked for."""
     ordered = positionals_first(cls, argv)
     if is_help(ordered) or (ordered and not ordered[0].startswith("-")):
         return ordered
@@ -48,7 +48,7 @@ def is_help(argv: Sequence[str]) -> bool:
 
 
 def unless_help(argv: Sequence[str], load: Callable[[], Loaded], shown: Callable[[], Loaded]) -> Loaded:
-    """What `load` returns; if it is refused and `argv` asks for help, which is given in any case, what `shown` returns."""
+    """What `load` returns. If that is refused and `argv` asks for help, which is always given: what `shown` returns."""
     try:
         return load()
     except Refusal:
@@ -58,7 +58,7 @@ def unless_help(argv: Sequence[str], load: Callable[[], Loaded], shown: Callable
 
 
 def option_value(argv: Sequence[str], name: str) -> str | None:
-    """Value of the option `name` (dotted, with underscores) in `argv`, the last one that is given; None where it is not."""
+    """The last value of the option `name` (dotted, with underscores) in `argv`; None if it is not given."""
     found = None
     for position, item in enumerate(argv):
         if not item.startswith("--") or normalized(item) != name:
@@ -71,7 +71,7 @@ def option_value(argv: Sequence[str], name: str) -> str | None:
 
 
 def without_choices(argv: Sequence[str]) -> list[str]:
-    """`argv` without the choices of components, which are read before tyro sees the rest (the last of several counts)."""
+    """`argv` without the choices of components, which `select_component` reads before tyro sees the rest."""
     names = {f"{component}.{choice.field}" for component, choice in CHOICES.items()}
     kept, position = [], 0
     while position < len(argv):
@@ -99,7 +99,7 @@ def select_component(settings: Any, component: str, argv: Sequence[str]) -> Any:
 
 
 def subject_of(argv: Sequence[str], check: Callable[[Path], object]) -> Path | None:
-    """The run or encoder in front, which `check` may refuse unless help is asked for; None if there is none."""
+    """The run or encoder that `argv` begins with, or None. `check` may refuse it, unless help is asked for."""
     if argv[0].startswith("-"):
         return None
     path = Path(argv[0]).expanduser()
@@ -109,7 +109,7 @@ def subject_of(argv: Sequence[str], check: Callable[[Path], object]) -> Path | N
 
 
 def data_of(subject: Path | None, argv: Sequence[str]) -> DataSettings:
-    """The data settings of the run `subject`, plain ones if it is no run; of the source that `argv` chooses, if it does."""
+    """The data settings of the run `subject`, or plain ones if it is no run. `argv` may choose another source."""
     data: DataSettings = FolderSettings()
     if subject is not None and (subject / "config.yaml").exists():
         data = unless_help(argv, lambda: load_run_config(subject).data, FolderSettings)
@@ -148,7 +148,7 @@ def parse(
 
 
 def _about_switches(item: str, argv: Sequence[str], prog: str) -> str:
-    """What to write instead of `--model.class-token False`; else where help is."""
+    """What to write instead of `--model.class-token False`; for other words where to find help."""
     before = argv[argv.index(item) - 1] if item in argv[1:] else ""
     if item.lower() not in ("true", "false") or not before.startswith("--"):
         return f" (see {prog} --help)"

@@ -1,6 +1,5 @@
 """The commands `openjepa data ...`."""
 
-import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -77,6 +76,7 @@ def data_masks(argv: Sequence[str], prog: str) -> None:
     height, width = height_and_width(options.image_size)
     check_patch_divides(options.patch_size, (height, width), "image_size", "patch_size", said=as_option)
     from openjepa.masks import MASKS
+    from openjepa.system.console import say
     from openjepa.visualization import mask_figure
 
     model, data = ModelSettings(patch_size=options.patch_size), FolderSettings(image_size=options.image_size)
@@ -90,7 +90,7 @@ def data_masks(argv: Sequence[str], prog: str) -> None:
                 warnings.simplefilter("ignore", UserWarning)
                 samplers.append(build(other, grid))
         except ValueError as error:
-            print(f"note: masks.mode={other.mode} is not shown: {error}", file=sys.stderr)
+            say(f"note: masks.mode={other.mode} is not shown: {error}")
     print(mask_figure(samplers, options.output, seed=options.seed))
 
 

@@ -97,17 +97,19 @@ def parse_evaluate(
 
 def evaluate(argv: Sequence[str], prog: str) -> None:
     """Probes an encoder."""
+    from openjepa.system.console import say
+
     options, data = parse_evaluate(argv, prog, *_evaluate_help(), check=check_evaluated)
     _check_evaluation_options(options, data is not None)
     reads: dict[str, tuple[str, ...]] = {name: entry.reads for name, entry in PROTOCOLS.items()}
     for remark in evaluation_remarks(options.evaluation, _protocols(options), reads):
-        print(f"note: {remark}", file=sys.stderr)
+        say(f"note: {remark}")
     from openjepa.evaluation.dataset_run import evaluate_run
     from openjepa.evaluation.suite_run import evaluate_suite
     from openjepa.evaluation.tables import print_results, print_row
 
     if options.suite is None:
-        results = evaluate_run(options.subject, options.evaluation, data, _say)
+        results = evaluate_run(options.subject, options.evaluation, data, say)
     else:
         assert options.data_root is not None
         results = evaluate_suite(
@@ -115,7 +117,7 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
             options.suite,
             Path(options.data_root),
             options.evaluation,
-            _say,
+            say,
             print_row,
             options.again,
         )
@@ -124,10 +126,6 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
         sys.exit(1)
     if all(result.skipped is not None for result in results):
         sys.exit(2)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _protocols(options: EvaluateOptions) -> set[str]:

@@ -1,7 +1,6 @@
 """The command `openjepa train`: its options, and the run that a recipe, a file or weights to start from describe."""
 
 import os
-import sys
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,9 +20,8 @@ from openjepa.settings.methods import IJepaSettings, MethodSettings
 from openjepa.settings.models import ModelSettings
 from openjepa.settings.run import CHOICES, MonitorSettings, OptimizationSettings, RunConfig, RunSettings, SystemSettings
 from openjepa.settings.sources import DataSettings, FolderSettings
-from openjepa.system.hub_names import absent, hub_name
 from openjepa.system.json_files import read_object
-from openjepa.system.shell import command
+from openjepa.system.shell import absent, command, hub_name
 
 TRAIN_HELP = """Trains an encoder on your images. The same command continues an interrupted run.
 
@@ -101,6 +99,8 @@ class TrainOptions:
 
 def train(argv: Sequence[str], prog: str) -> None:
     """Pretrains an encoder."""
+    from openjepa.system.console import say
+
     config, options = parse_train(argv, prog, *(_train_help(argv) if is_help(argv) else ("", "")))
     before = options.config or (Path(config.run.init) if config.run.init and not options.recipe else None)
     if before is not None:
@@ -109,7 +109,7 @@ def train(argv: Sequence[str], prog: str) -> None:
     check(config, world_size=int(os.environ.get("WORLD_SIZE", "1")), is_model_known=config.run.init is None)
     given = given_settings(with_long_names(argv))
     for remark in remarks(config, given):
-        print(f"note: {remark}", file=sys.stderr)
+        say(f"note: {remark}")
     from openjepa.training.loop import train as train_run
 
     given |= decided_by_file(options.config, config.run.init)
@@ -134,12 +134,14 @@ def _note_kept(file: Path, config: RunConfig) -> None:
 
     Says nothing if values are impossible, which `check` refuses: nothing follows from them.
     """
+    from openjepa.system.console import say
+
     said = load_run_config(file)
     if value_problems(said) or value_problems(config):
         return
     if follows := kept_by_file(said, config):
         options = " ".join(f"--{name.replace('_', '-')} {_option_value(value)}" for name, value in follows.items())
-        print(f"note: what {file} says stays; to follow the changed settings, give {options}", file=sys.stderr)
+        say(f"note: what {file} says stays; to follow the changed settings, give {options}")
 
 
 def _option_value(value: object) -> str:

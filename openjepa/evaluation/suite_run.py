@@ -9,8 +9,8 @@ from pathlib import Path
 
 from openjepa.checks.protocol_settings import check_evaluation
 from openjepa.data.datasets.benchmarks import BENCHMARKS, find_benchmark
-from openjepa.data.source import ListSource, Splits, file_stamp, source_hash, stamps_hash
-from openjepa.data.splits import low_shot_rows
+from openjepa.data.selection import low_shot_rows
+from openjepa.data.source import ListSource, Splits, file_stamp
 from openjepa.engine.device import resolve_device
 from openjepa.evaluation.dataset_run import blank_result, evaluate_seeds, pooled_configs, pooled_settings, view_size
 from openjepa.evaluation.results import Result, folder_key, read_result, variant_name
@@ -116,7 +116,7 @@ def _finished(blank: Result, folder: Path) -> Result | None:
 def _images_key(splits: Splits) -> str:
     """Short hash of the images of both splits."""
     sources = [source for source in (splits.train, splits.test) if isinstance(source, ListSource)]
-    known = "".join(source_hash(source) + stamps_hash(source) for source in sources)
+    known = "".join(source.fingerprint for source in sources)
     return hashlib.sha256(known.encode()).hexdigest()[:12]
 
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from openjepa.data.datasets.benchmarks import BENCHMARKS
 from openjepa.data.loading.workers import choose_workers
-from openjepa.data.selection import Subset, balanced_rows
+from openjepa.data.passes import evaluation_batches
+from openjepa.data.selection import Subset, balanced_rows, low_shot_rows
 from openjepa.data.source import LabelMaps, ListSource, Splits
-from openjepa.data.splits import evaluation_batches, low_shot_rows
 from openjepa.engine.device import memory_limit, resolve_device, resolve_precision
 from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.feature_matrix import EncoderFeatures, Extractor, Images, PixelFeatures, View, extract_features

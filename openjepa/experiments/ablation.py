@@ -30,6 +30,7 @@ from openjepa.settings.evaluation import EvaluationSettings, ProtocolName
 from openjepa.settings.experiments import AblationSettings
 from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import ScenesSettings
+from openjepa.system.console import format_seconds
 from openjepa.system.interrupts import Interrupted
 from openjepa.system.json_files import read_object
 from openjepa.training.loop import train
@@ -145,7 +146,7 @@ def _result(run: PlannedRun, settings: AblationSettings, started: float) -> RunR
     known = read_result(settings.output, run.name)
     if known is not None and (known.status == "finished" or known.written >= started):
         return known
-    print(f"\n{run.row}, seed {run.seed}: {run.images:,} images, about {run.seconds:.0f} s", flush=True)
+    print(f"\n{run.row}, seed {run.seed}: {run.images:,} images, about {format_seconds(run.seconds)}", flush=True)
     blank = RunResult(
         name=run.name,
         row=run.row,

@@ -99,3 +99,19 @@ class ScenesSettings(DataSettings):
     """A folder as CLEVR v1.0 unpacks, or one that `openjepa data scenes` rendered. None: the small packaged set."""
     label: Literal["count", "distance"] = "count"
     """Which label `labels` are: Clevr/Count or Clevr/Dist."""
+
+
+ONLY_TRAINING = {
+    "image_size",
+    "crop_scale",
+    "crop_aspect",
+    "interpolation",
+    "horizontal_flip",
+    "pixel_mean",
+    "pixel_std",
+    "cache",
+    "cache_size",
+    "max_skipped",
+    "window",
+}
+"""Settings of a data source that only concern training."""

@@ -19,13 +19,12 @@ from openjepa.methods.base import Method
 from openjepa.models.predictor import Predictor
 from openjepa.models.transformer import hidden_width
 from openjepa.models.vit import VisionTransformer
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, few
 from openjepa.settings.methods import IJepaSettings, MethodSettings
 from openjepa.settings.models import SIZES, EncoderConfig, ModelSettings, PredictorConfig, Shape
 from openjepa.settings.run import RunConfig, RunSettings
-from openjepa.system.hub_names import hub_name
-from openjepa.weights.contents import weights_hash
-from openjepa.weights.filling import listed
+from openjepa.system.shell import hub_name
+from openjepa.weights.contents import MOST_NAMES, weights_hash
 from openjepa.weights.formats import Choice, Loaded, load_any
 
 SHAPE = ("size", "width", "depth", "heads", "mlp_ratio")
@@ -327,7 +326,7 @@ def _check_places(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], path:
         if name in theirs and theirs[name].shape != value.shape
     ]
     found = {"missing": missing, "left over": extra, "of another shape": wrong}
-    problems = [f"{word} {listed(names)}" for word, names in found.items() if names]
+    problems = [f"{word} {few(names, MOST_NAMES)}" for word, names in found.items() if names]
     if problems:
         raise Refusal(f"run.init={path} does not fit the encoder of this run: {'; '.join(problems)}")
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from openjepa.checks.protocol_settings import evaluation_remarks
 from openjepa.config import save_yaml
 from openjepa.data import open_splits
+from openjepa.data.passes import evaluation_batches
 from openjepa.data.source import Splits
-from openjepa.data.splits import evaluation_batches
 from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.dataset_run import evaluate_run, pooled_configs, pooled_settings
 from openjepa.evaluation.suite_run import evaluate_suite

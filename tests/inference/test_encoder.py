@@ -190,7 +190,7 @@ def test_the_plain_network_wants_normalized_floats(encoder: openjepa.Encoder) ->
         assert torch.equal(encoder(images, kept).patches, encoder.network(images, kept).patches)
     with pytest.raises(ValueError, match=r"takes normalized floats, not torch.uint8: use encoder.embed"):
         encoder((images * 255).byte())
-    with pytest.raises(ValueError, match=r"size 8 of the encoder does not divide image_size=30x32: use .*=32 32"):
+    with pytest.raises(ValueError, match=r"patch size 8 of the encoder does not divide image_size=30x32: use .*=32 32"):
         encoder(torch.rand(1, 3, 30, 32))
 
 

@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from openjepa.data.loading.workers import choose_workers
+from openjepa.data.passes import evaluation_batches
 from openjepa.data.selection import Subset
 from openjepa.data.source import LabelMaps
-from openjepa.data.splits import evaluation_batches
 from openjepa.data.views import central_crop
 from openjepa.engine.device import autocast, to_device
 from openjepa.evaluation.probes.closed_sweep import Heads

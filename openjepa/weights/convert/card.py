@@ -13,8 +13,8 @@ import yaml
 
 from openjepa.report.facts import facts, lede, method_name
 from openjepa.report.reading import RunFolder, lookup, text
-from openjepa.system.hub_names import hub_name
 from openjepa.system.json_files import number
+from openjepa.system.shell import hub_name
 
 OPENJEPA = """import openjepa
 

@@ -13,8 +13,8 @@ import yaml
 
 from openjepa.report.reading import RunFolder, read_run
 from openjepa.settings.inference import MARK
-from openjepa.system.hub_names import hub_name
 from openjepa.system.json_files import number, readable_object
+from openjepa.system.shell import hub_name
 from openjepa.weights.contents import CHECKPOINT_FILE, weights_hash
 from openjepa.weights.formats import Loaded
 

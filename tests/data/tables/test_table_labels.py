@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from openjepa.data.check import CheckSummary, inspect
+from openjepa.data.selection import low_shot_rows
 from openjepa.data.source import ListSource
-from openjepa.data.splits import low_shot_rows
 from openjepa.evaluation.dataset_run import evaluate_run
 from openjepa.settings.evaluation import EvaluationSettings, LowShotSettings
 from openjepa.settings.sources import HuggingFaceSettings

@@ -189,7 +189,7 @@ def test_a_full_disk_while_the_table_is_written_keeps_the_parts_and_no_half_tabl
         raise OSError(errno.ENOSPC, "No space left on device")
 
     for ending, place in (
-        ("npy", "openjepa.inference.embedding.assemble._write_images"),
+        ("npy", "openjepa.inference.embedding.parts._write_images"),
         ("parquet", "pyarrow.parquet.ParquetWriter"),
     ):
         output = tmp_path / f"x.{ending}"

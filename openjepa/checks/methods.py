@@ -8,7 +8,7 @@ from openjepa.checks.grids import check_blockwise, most_masked_of
 from openjepa.checks.sizes import check_heads, check_patch_divides, check_positions, nearest_multiple
 from openjepa.refusals import Refusal
 from openjepa.settings.derived import heads_of, resolved
-from openjepa.settings.masks import BlockwiseSettings, RandomPatchesSettings
+from openjepa.settings.masks import BlockwiseSettings
 from openjepa.settings.methods import Data2VecSettings, IBotSettings, IJepaSettings, MaeSettings, MethodSettings, MsnSettings
 from openjepa.settings.methods.shared import Heads, MultiCropSettings, SelfDistillationSettings
 from openjepa.settings.run import CHOICES, RunConfig
@@ -22,7 +22,10 @@ MASK_WORDS = {
 
 def method_checks(config: RunConfig) -> list[Callable[[], None]]:
     """The checks of a resolved run's method: that masks and encoder suit it, and that its own settings fit together."""
-    method, found = config.method, [partial(check, config) for check in (_check_mask_kind, _check_visible, _check_class_token)]
+    method, found = (
+        config.method,
+        [partial(check, config) for check in (_check_mask_kind, _check_equal_counts, _check_class_token)],
+    )
     if isinstance(method, MultiCropSettings):
         found.append(partial(_check_crops, method, config))
     if isinstance(method, MultiCropSettings | Data2VecSettings):
@@ -43,8 +46,8 @@ def method_checks(config: RunConfig) -> list[Callable[[], None]]:
 def _check_mask_kind(config: RunConfig) -> None:
     method, masks, name = config.method, config.masks, config.method.name
     if masks.kind not in method.mask_kinds:
-        fitting = [item for item, cls in CHOICES["masks"].options.items() if cls.kind in method.mask_kinds]
-        fitting = ["random_patches"] if method.encodes_visible_only else fitting
+        suits = {item: cls for item, cls in CHOICES["masks"].options.items() if cls.kind in method.mask_kinds}
+        fitting = [item for item, cls in suits.items() if cls.equal_counts or not method.needs_equal_counts]
         raise Refusal(
             f"masks.strategy={masks.strategy} does not fit method.name={name}, {MASK_WORDS[method.mask_kinds[0]]}: "
             f"use masks.strategy={' or '.join(fitting)}, or start from a recipe of {name} (openjepa train --help), which sets "
@@ -93,12 +96,12 @@ def _check_msn(config: RunConfig) -> None:
         )
 
 
-def _check_visible(config: RunConfig) -> None:
+def _check_equal_counts(config: RunConfig) -> None:
     """Refuses masks of unequally many patches if only the visible ones are encoded."""
-    is_unequal = config.masks.kind == "tokens" and not isinstance(config.masks, RandomPatchesSettings)
-    if config.method.encodes_visible_only and is_unequal:
+    method, masks = config.method, config.masks
+    if method.needs_equal_counts and masks.kind == "tokens" and not masks.equal_counts:
         raise Refusal(
-            f"masks.strategy={config.masks.strategy} masks unequal numbers of patches, but method.name={config.method.name} "
+            f"masks.strategy={masks.strategy} masks unequal numbers of patches, but method.name={method.name} "
             "encodes only the visible ones, equally many in every image: use masks.strategy=random_patches"
         )
 

@@ -126,7 +126,10 @@ def energies_of(
     for batch in batches:
         on_device = batch.to(device).normalized(config.data.pixel_mean, config.data.pixel_std)
         with autocast(device, precision):
-            matrices.append(method.energies(on_device, progress).float().cpu())
+            energies = method.energies(on_device, progress)
+        if energies is None:
+            raise Refusal(f"method.name={config.method.name} has no energies to compare: nothing can be said of its landscape")
+        matrices.append(energies.float().cpu())
     return torch.stack(matrices)
 
 

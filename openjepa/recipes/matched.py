@@ -13,8 +13,16 @@ from openjepa.recipes import small
 from openjepa.recipes.recipe import Recipe
 from openjepa.refusals import Refusal
 from openjepa.settings.masks import BlockwiseSettings, NoMaskSettings, RandomPatchesSettings
-from openjepa.settings.methods import Data2VecSettings, DinoSettings, IBotSettings, IJepaSettings, MaeSettings, MsnSettings
-from openjepa.settings.run import CHOICES, OptimizationSettings, RunConfig
+from openjepa.settings.methods import (
+    METHODS,
+    Data2VecSettings,
+    DinoSettings,
+    IBotSettings,
+    IJepaSettings,
+    MaeSettings,
+    MsnSettings,
+)
+from openjepa.settings.run import OptimizationSettings, RunConfig
 
 
 @dataclass(frozen=True)
@@ -166,7 +174,7 @@ def _matched(method: str, base: str) -> Recipe:
     def build(preset: str) -> RunConfig:
         return with_method(small.RECIPES[base].config(preset), method)
 
-    title = CHOICES["method"].options[method].about.title.split(" (")[0]
+    title = METHODS[method].settings.about.short
     place = small.RECIPES[base].summary().partition(":")[0]
     about = f"""{title} on {place[0].lower()}{place[1:]}, with encoder, batch and images seen of `{base}`.
 

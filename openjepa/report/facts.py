@@ -10,8 +10,8 @@ from openjepa.engine.timings import seconds_of_steps
 from openjepa.measures.verdicts import HEALTHY, CollapseStatistics, collapsed
 from openjepa.measures.verdicts import verdict as verdict_of
 from openjepa.report.curves import format_number
-from openjepa.report.probes import METHOD_WORDS
 from openjepa.report.reading import RunFolder, began_from, lookup, text
+from openjepa.settings.methods import METHODS
 from openjepa.system import shell
 from openjepa.system.json_files import number
 
@@ -121,7 +121,7 @@ def lede(run: RunFolder) -> str:
 def method_name(run: RunFolder) -> str:
     """The method as it is written; empty where it is not known."""
     name = text(run.setting("method", "name", default=""), 30)
-    return METHOD_WORDS.get(name, name)
+    return METHODS[name].settings.about.short if name in METHODS else name
 
 
 def _joined(*parts: str) -> str:

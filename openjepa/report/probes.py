@@ -35,7 +35,6 @@ SUITE_ORDER = (
 """Rows of suites as tables list them, the paper's Tables 1, 2 and 15 first."""
 HEAD_ORDER = ("classification", "clevr_dist", "clevr_count")
 """Which of a run's own tasks heads its page: a fixed order, so that no number is picked for its height."""
-METHOD_WORDS = {"ijepa": "I-JEPA", "mae": "MAE", "data2vec": "data2vec", "dino": "DINO", "ibot": "iBOT", "msn": "MSN"}
 PAPER_SUFFIX = " (paper)"
 """Ends the name of a number whose settings were chosen on the test images, where a file holds both kinds."""
 MINUS = "\N{MINUS SIGN}"

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from openjepa.refusals import Refusal
+from openjepa.settings.methods import METHODS
 from openjepa.settings.models import ModelSettings, Size
 from openjepa.settings.ranges import ABOVE_0, AT_LEAST_1, AT_LEAST_2, Range, as_option, at_least, check_ranges
 from openjepa.settings.run import SystemSettings
@@ -55,8 +56,8 @@ class AblationSettings:
     system: SystemSettings = field(default_factory=SystemSettings)
 
 
-MethodName = Literal["ijepa", "mae", "data2vec", "dino", "ibot", "msn"]
-"""The names of all methods; a test compares them with METHODS."""
+MethodName = Annotated[str | None, tyro.conf.arg(metavar="|".join(METHODS))]
+"""The name of a method. `recipes.matched.with_method` refuses what is none."""
 SAID_BY_THE_RECIPE = ("size", "patch_size", "image_size", "batch_size", "predictor_width", "predictor_depth")
 """Settings of StepBench that a recipe says itself."""
 
@@ -69,7 +70,7 @@ class StepBench:
     """Time this recipe; it says all sizes, so give none."""
     preset: str | None = None
     """Preset of the recipe. None: its first."""
-    method: MethodName | None = None
+    method: MethodName = None
     """Time this method, with masks, crops and heads that suit the sizes. None: the recipe's, or I-JEPA."""
     size: Size = "small"
     """Size of the encoder."""
@@ -117,7 +118,7 @@ class DataBench:
     """Time the views of this recipe instead: crops of all sizes, their colors and masks."""
     preset: str | None = None
     """Preset of the recipe. None: its first."""
-    method: MethodName | None = None
+    method: MethodName = None
     """Time the views of this method, in the recipe's run or at `image_size`. None: the recipe's method."""
     image_size: Annotated[int, at_least(32)] = 224
     """Side of the crops."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from openjepa.settings.ranges import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_ABOVE_0, SMALLEST_FIRST, Range
+from openjepa.settings.registry import Entry
 
 MaskKind = Literal["blocks", "tokens", "none"]
 """What a strategy draws: a context and target blocks, single masked patches, or nothing."""
@@ -19,6 +20,8 @@ class MaskSettings:
 
     kind: ClassVar[MaskKind]
     """What the strategy draws."""
+    equal_counts: ClassVar[bool] = False
+    """Whether every image has equally many masked patches."""
 
     strategy: str
     """Which strategy draws the masks."""
@@ -72,6 +75,7 @@ class RandomPatchesSettings(MaskSettings):
     """Single patches masked at random, equally many in every image (MAE, MSN)."""
 
     kind = "tokens"
+    equal_counts = True
 
     strategy: Literal["random_patches"] = "random_patches"
     ratio: Annotated[float | None, MASKED_SHARE] = 0.75
@@ -99,3 +103,12 @@ class BlockwiseSettings(MaskSettings):
     """Most patches of a block. None: no limit but what is left."""
     aspect: Annotated[tuple[float, float], POSITIVE, SMALLEST_FIRST] = (0.3, 1 / 0.3)
     """Smallest and largest height / width of a block, drawn uniformly in its logarithm."""
+
+
+MASKS: dict[str, Entry[MaskSettings]] = {
+    "multiblock": Entry(MultiblockSettings, "openjepa.masks.multiblock:build_multiblock"),
+    "random_patches": Entry(RandomPatchesSettings, "openjepa.masks.random_patches:RandomPatches"),
+    "blockwise": Entry(BlockwiseSettings, "openjepa.masks.blockwise:Blockwise"),
+    "none": Entry(NoMaskSettings, "openjepa.masks.sampler:NoMasks"),
+}
+"""Settings of each strategy, and where its sampler stands. By `masks.strategy`."""

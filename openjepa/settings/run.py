@@ -1,15 +1,16 @@
 """RunConfig: the whole description of one pretraining run, and CHOICES: which settings each choice of a component has."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from openjepa.settings.masks import MaskSettings, MultiblockSettings
-from openjepa.settings.methods import IJepaSettings, MethodSettings
+from openjepa.settings.masks import MASKS, MaskSettings, MultiblockSettings
+from openjepa.settings.methods import METHODS, IJepaSettings, MethodSettings
 from openjepa.settings.models import ModelSettings
 from openjepa.settings.ranges import AT_LEAST_1, AT_LEAST_2, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_BELOW_1, Range
-from openjepa.settings.sources import DataSettings, FolderSettings
+from openjepa.settings.registry import Entry
+from openjepa.settings.sources import SOURCES, DataSettings, FolderSettings
 
 LIDAR_DRAWS = Range(2, math.inf, "at least 2, because LiDAR compares draws; or 0 for no LiDAR", also=(0,))
 
@@ -160,25 +161,18 @@ class Choice:
     """Dataclass of the settings that all its choices have."""
     field: str
     """The setting that names the choice, e.g. `source`."""
-    options: Mapping[str, type[Any]]
-    """The settings dataclass of each choice."""
+    registry: Mapping[str, Entry[Any]]
+    """Its choices by name."""
 
-
-def _choice(base: type[Any], name: str) -> Choice:
-    """The choice between the descendants of `base` that give its field `name` a default, each under that."""
-    defaults = {cls: {item.name: item.default for item in fields(cls)}[name] for cls in _descendants(base)}
-    return Choice(base=base, field=name, options={str(value): cls for cls, value in defaults.items() if value is not MISSING})
-
-
-def _descendants(base: type[Any]) -> Iterator[type[Any]]:
-    for cls in base.__subclasses__():
-        yield cls
-        yield from _descendants(cls)
+    @property
+    def options(self) -> dict[str, type[Any]]:
+        """Dataclass of the settings of each choice, by name."""
+        return {name: entry.settings for name, entry in self.registry.items()}
 
 
 CHOICES: dict[str, Choice] = {
-    "method": _choice(MethodSettings, "name"),
-    "masks": _choice(MaskSettings, "strategy"),
-    "data": _choice(DataSettings, "source"),
+    "method": Choice(MethodSettings, "name", METHODS),
+    "masks": Choice(MaskSettings, "strategy", MASKS),
+    "data": Choice(DataSettings, "source", SOURCES),
 }
-"""Every component of a run that can be chosen, by the name of its field in RunConfig. Derived from the dataclasses."""
+"""Every component of a run that can be chosen, by the name of its field in RunConfig."""

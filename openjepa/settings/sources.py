@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from openjepa.settings.ranges import AT_LEAST_1, FINITE, POSITIVE, SHARE, SHARE_ABOVE_0, SHARE_BELOW_1, SMALLEST_FIRST
+from openjepa.settings.registry import Entry
 
 
 def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -115,3 +116,11 @@ ONLY_TRAINING = {
     "window",
 }
 """Settings of a data source that only concern training."""
+
+
+SOURCES: dict[str, Entry[DataSettings]] = {
+    "folder": Entry(FolderSettings, "openjepa.data.folders.folder:open_folder"),
+    "huggingface": Entry(HuggingFaceSettings, "openjepa.data.tables.huggingface:open_huggingface"),
+    "scenes": Entry(ScenesSettings, "openjepa.data.scenes.scenes:open_scenes"),
+}
+"""Settings of each source, and where the function that opens it stands. By `data.source`."""

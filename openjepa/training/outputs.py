@@ -11,6 +11,7 @@ import torch
 from openjepa.data.source import Splits
 from openjepa.engine import distributed
 from openjepa.engine.checkpoint import TrainerState
+from openjepa.engine.costs import StepCosts
 from openjepa.engine.device import peak_memory
 from openjepa.engine.run_folder import RunFolder, environment
 from openjepa.masks.sampler import MaskSampler
@@ -31,6 +32,7 @@ class Outputs:
         self,
         folder: RunFolder,
         method: Method,
+        costs: StepCosts,
         sampler: MaskSampler,
         device: torch.device,
         precision: str,
@@ -47,8 +49,8 @@ class Outputs:
         self._fixed: dict[str, Any] = {
             "total_steps": total_steps,
             "parameters": _count_parameters(method),
-            "flops_per_image": method.step_flops(),
-            "flops": dict(method.flops()),
+            "flops_per_image": costs.step_flops,
+            "flops": dict(costs.flops),
             "mask_mode": sampler.name,
             "data": splits.description,
             "labeled": splits.can_test,

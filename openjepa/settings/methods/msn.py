@@ -21,8 +21,8 @@ class MsnSettings(MultiCropSettings):
         against_collapse="the mean assignment of a batch is pushed towards equal use of all prototypes",
     )
     mask_kinds = ("tokens",)
-    encodes_visible_only = True
     needs_class_token = True
+    needs_equal_counts = True
 
     name: Literal["msn"] = "msn"
     local_crops: Annotated[int, NOT_NEGATIVE] = 10

@@ -29,6 +29,11 @@ class About:
     against_collapse: str
     """What keeps the energy from being low everywhere."""
 
+    @property
+    def short(self) -> str:
+        """The title without its paper, e.g. `MAE`."""
+        return self.title.split(" (")[0]
+
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSettings:
@@ -40,8 +45,8 @@ class MethodSettings:
     """Masks the method can work with."""
     needs_class_token: ClassVar[bool] = False
     """Whether the encoder must have a class token."""
-    encodes_visible_only: ClassVar[bool] = False
-    """Whether masked patches are left out of the encoder, so that every image must have equally many of them."""
+    needs_equal_counts: ClassVar[bool] = False
+    """Whether every image must have equally many masked patches, because only the visible ones are encoded."""
 
     name: str
     """Which method trains the encoder."""

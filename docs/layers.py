@@ -10,6 +10,7 @@ LAYERS = (
     ("methods", "inference"),
     ("engine", "weights"),
     ("models", "masks", "data"),
+    ("records",),
     ("schedules", "checks", "recipes", "measures"),
     ("system",),
     ("types", "seeds", "config", "operators"),

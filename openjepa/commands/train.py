@@ -14,6 +14,7 @@ from openjepa.commands.parsing.options import normalized, positionals_first
 from openjepa.commands.recipes import recipe_groups
 from openjepa.config import flatten, load_run_config, load_yaml
 from openjepa.recipes import RECIPES, kept_by_file, load_recipe
+from openjepa.records import read_summary
 from openjepa.refusals import Refusal
 from openjepa.settings.masks import MaskSettings, MultiblockSettings
 from openjepa.settings.methods import IJepaSettings, MethodSettings
@@ -115,7 +116,7 @@ def train(argv: Sequence[str], prog: str) -> None:
     given |= decided_by_file(options.config, config.run.init)
     folder = train_run(config, fresh=options.fresh, dry_run=options.dry_run, given=given)
     if folder is not None:
-        labeled = (read_object(folder / "summary.json") or {}).get("labeled", True)
+        labeled = read_summary(read_object(folder / "summary.json") or {}).labeled is not False
         print(f"next: {command('openjepa', 'evaluate' if labeled else 'visualize', folder)}")
 
 

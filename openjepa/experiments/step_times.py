@@ -134,8 +134,8 @@ def _summary(step: TimedStep, rounds: list[dict[str, float]]) -> dict[str, Any]:
     whole = [sum(row[part] for part in parts) for row in rounds]
     where = environment(step.device, step.precision)
     return {
-        "commit": where["commit"],
-        "date": where["started"],
+        "commit": where.commit,
+        "date": where.started,
         "device": f"{step.device} ({device_name(step.device)})",
         "precision": step.precision,
         "threads": step.threads,

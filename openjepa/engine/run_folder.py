@@ -35,7 +35,7 @@ class RunLog:
     """Appends to the logs of a run folder; lines after the step that training resumes from are dropped first."""
 
     def __init__(self, folder: Path, resume_step: int, tensorboard: bool) -> None:
-        """Opens the logs; `resume_step` is -1 where nothing is resumed."""
+        """Opens the logs; `resume_step` is -1 if nothing is resumed."""
         for name in ("metrics.jsonl", "skipped.jsonl"):
             _truncate(folder / name, resume_step)
         self._path = folder / "metrics.jsonl"
@@ -79,7 +79,7 @@ class RunLog:
 
 
 def logged_steps(folder: Path) -> int:
-    """The last step that metrics.jsonl of a run folder has a line of; 0 where no step was logged."""
+    """The last step that metrics.jsonl of a run folder has a line of; 0 if no step was logged."""
     steps = map(_step_of, log_lines(folder / "metrics.jsonl"))
     return int(max((step for step in steps if step < math.inf), default=0))
 
@@ -92,7 +92,7 @@ def logged_step_seconds(folder: Path, step: int) -> float:
 
 
 def refuse_missing_tensorboard(wanted: bool) -> None:
-    """Raises Refusal where TensorBoard is `wanted` and not installed."""
+    """Raises Refusal if TensorBoard is `wanted` and not installed."""
     if wanted:
         require_package("tensorboard", "system.tensorboard=True", "turn it off")
 
@@ -164,7 +164,7 @@ class RunFolder:
 def open_run_folder(config: RunConfig, fresh: bool, device: torch.device, precision: str) -> RunFolder:
     """Creates or reopens the folder of `config`, locks it and writes `config.yaml`.
 
-    Raises Refusal where the folder holds a run whose settings, device or precision could give other results (with the
+    Raises Refusal if the folder holds a run whose settings, device or precision could give other results (with the
     difference), or where another process is writing. A run that has not taken a step binds nothing: its settings are replaced.
     `fresh` takes the next free name instead.
     """

@@ -48,7 +48,7 @@ class View:
         check_patch_divides(self.patch_size, self.size, "size", of="the encoder")
 
     def of(self, pixels: UInt8[Tensor, "h w 3"]) -> UInt8[Tensor, "3 oh ow"]:
-        """The view of an image. Raises Refusal where a whole image would have too many patches."""
+        """The view of an image. Raises Refusal if a whole image would have too many patches."""
         if self.name != "whole":
             return evaluation_view(pixels, self.size, self.name)
         height, width = pixels.shape[:2]

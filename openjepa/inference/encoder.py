@@ -159,7 +159,7 @@ class Encoder(nn.Module):
         Here this one encoder, by default the target encoder, gives both: close at the end of a training, but not the same.
         Exactly as in training, where both were kept: `load(run, encoder="context").predict(..., targets_from=load(run))`.
 
-        Raises Refusal where there is no predictor, and for areas that are empty or beyond the grid.
+        Raises Refusal if there is no predictor, and for areas that are empty or beyond the grid.
         """
         objective = self.objective
         if objective is None:
@@ -216,7 +216,7 @@ class Encoder(nn.Module):
     def save(self, folder: Path | str) -> None:
         """Writes encoder and predictor in the layout of a run folder, in fp32; `openjepa.load(folder)` reads them again.
 
-        Each is replaced as a whole. Raises Refusal where `folder` is a run, whose encoder would be lost, holds a predictor
+        Each is replaced as a whole. Raises Refusal if `folder` is a run, whose encoder would be lost, holds a predictor
         and this encoder has none, or cannot be written to.
         """
         place = Path(folder).expanduser()
@@ -317,7 +317,7 @@ def _context_indices(context: Areas | None, blocks: list[Tensor], grid: tuple[in
 
 
 def _check_common(shapes: set[tuple[int, int]], grid: tuple[int, int]) -> None:
-    """Adds the grid. Raises Refusal where there is another one already."""
+    """Adds the grid. Raises Refusal if there is another one already."""
     shapes.add(grid)
     if len(shapes) > 1:
         found = " and ".join(f"{rows}x{columns}" for rows, columns in sorted(shapes))

@@ -38,9 +38,9 @@ class Claim:
 
 
 def take(path: Path, *, wait: bool = False, shared: bool = False) -> Claim | None:
-    """The claim that the file `path` stands for, or None where another process has it.
+    """The claim that the file `path` stands for, or None if another process has it.
 
-    `wait`: until it can be had. `shared`: any number of processes may have it, but none alone. Raises FileNotFoundError where
+    `wait`: until it can be had. `shared`: any number of processes may have it, but none alone. Raises FileNotFoundError if
     the folder is gone. A file system without locks lets everyone have everything, and warns.
     """
     kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)

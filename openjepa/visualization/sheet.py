@@ -99,7 +99,7 @@ class Sheet:
     """Width x height pixels; places are (left, top) from the upper left corner."""
 
     def __init__(self, width: int, height: int) -> None:
-        """An empty sheet. Raises Refusal where matplotlib is missing."""
+        """An empty sheet. Raises Refusal if matplotlib is missing."""
         with needed_for("a picture"):
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure

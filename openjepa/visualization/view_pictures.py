@@ -29,7 +29,7 @@ MOST_IMAGES = 8
 
 
 def read_views(run: Path) -> dict[str, ViewSpec]:
-    """The views of each image that a run trained on, from its summary.json; empty where it does not say (older runs)."""
+    """The views of each image that a run trained on, from its summary.json; empty if it does not say (older runs)."""
     known = (read_object(run / "summary.json") or {}).get("views", {})
     try:
         return {name: _view(fields) for name, fields in known.items()}

@@ -93,7 +93,7 @@ def _groups(tree: Mapping[Any, Any], name: str, deepest: int) -> Iterator[tuple[
 
 
 def open_contents(path: Path) -> Contents:
-    """What lies at `path`, a file of weights or a folder with one. Raises Refusal where there is neither."""
+    """What lies at `path`, a file of weights or a folder with one. Raises Refusal if there is neither."""
     if path.is_dir() and (path / CHECKPOINT_FILE).is_file() and not (path / CONFIG_FILE).is_file():
         return open_contents(path / CHECKPOINT_FILE)
     if path.is_dir():
@@ -327,7 +327,7 @@ def _check(wanted: Mapping[str, torch.Size], plan: Plan, tensors: Mapping[str, T
 
 
 def _misfit(source: Source, tensors: Mapping[str, Tensor], shape: torch.Size) -> str:
-    """The keys and shapes of a weight that would not fit; empty where it fits or is missing."""
+    """The keys and shapes of a weight that would not fit; empty if it fits or is missing."""
     if any(key not in tensors for key in source.keys):
         return ""
     found = [tensors[key] for key in source.keys]

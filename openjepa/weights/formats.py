@@ -82,7 +82,7 @@ class Reader:
 
 
 def refuse_context(contents: Contents, choice: Choice) -> None:
-    """Refusal where the context encoder is wanted of something that holds one encoder only."""
+    """Refusal if the context encoder is wanted of something that holds one encoder only."""
     if choice.encoder == "context":
         raise WrongChoice(f"encoder='context': {contents.path} holds one encoder only; leave that setting out", "encoder")
 
@@ -132,7 +132,7 @@ class Trait:
     """Something that not every format has a place for."""
 
     words: Callable[[EncoderConfig], str]
-    """What the encoder has, in words; empty where it has not."""
+    """What the encoder has, in words; empty if it has not."""
     formats: tuple[str, ...]
     """The formats that hold it."""
 
@@ -157,7 +157,7 @@ TRAITS = (
 
 
 def check_holds(name: str, config: EncoderConfig, formats: tuple[str, ...]) -> None:
-    """Refusal where the format `name` has no place for what the encoder has; names those of `formats` that have."""
+    """Refusal if the format `name` has no place for what the encoder has; names those of `formats` that have."""
     has = [(trait.words(config), trait.formats) for trait in TRAITS if trait.words(config)]
     lost = [words for words, holding in has if name not in holding]
     if lost:
@@ -206,7 +206,7 @@ OLDER = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.js
 def download(name: str) -> Path:
     """The folder of a model of the Hub in the local cache, downloaded where it is not there yet.
 
-    Raises Refusal where huggingface_hub is missing, and where the model cannot be had.
+    Raises Refusal if huggingface_hub is missing, and where the model cannot be had.
     """
     download_it = "download its config.json and model.safetensors into a folder"
     with needed_for(f"{name} does not exist here; a name on the Hugging Face Hub", download_it):
@@ -227,7 +227,7 @@ __all__ = ["Choice", "Loaded", "load_any", "recognized"]
 def load_any(path: Path | str, choice: Choice | None = None) -> Loaded:
     """The encoder, and where there is one the predictor, in a run folder, a folder of weights, a file, or a name on the Hub.
 
-    Raises Refusal where nothing is there, where it is of no known format or damaged, where keys are missing or left over
+    Raises Refusal if nothing is there, where it is of no known format or damaged, where keys are missing or left over
     (which it lists), and where `choice` does not fit. Nothing that the file holds is executed.
     """
     name, choice = hub_name(path), choice or Choice()
@@ -239,7 +239,7 @@ def load_any(path: Path | str, choice: Choice | None = None) -> Loaded:
 
 
 def recognized(contents: Contents) -> str:
-    """The name of its format. Raises Refusal where it is of none."""
+    """The name of its format. Raises Refusal if it is of none."""
     name = next((name for name, item in FORMATS.items() if item.load().recognize(contents)), None)
     if name is None:
         raise Refusal(f"{contents.path} {_seen(contents)}")

@@ -71,7 +71,7 @@ def write_predictor(folder: Path, networks: Networks, dtype: str) -> None:
 def read_predictor(folder: Path, choice: Choice) -> tuple[Predictor | None, PredictorConfig | None, dict[str, Any]]:
     """The predictor in `predictor/` inside a folder, and what stands beside its settings.
 
-    None where there is none, or none is wanted.
+    None if there is none, or none is wanted.
     """
     if not choice.predictor or not (folder / PREDICTOR_FOLDER).is_dir():
         return None, None, {}
@@ -96,7 +96,7 @@ def _step(entries: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_encoder(folder: Path) -> tuple[VisionTransformer, EncoderConfig]:
-    """The encoder in `folder`, in evaluation mode, fp32, on the CPU. Raises Refusal where there is none that can be read."""
+    """The encoder in `folder`, in evaluation mode, fp32, on the CPU. Raises Refusal if there is none that can be read."""
     encoder, config, _ = _read_encoder(folder)
     return encoder, config
 

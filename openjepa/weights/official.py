@@ -106,7 +106,7 @@ def _written_predictor(predictor: Predictor) -> dict[str, Tensor]:
 
 
 def _predictor_misfit(networks: Networks) -> str:
-    """Why the predictor would be read back as another one; empty where it would not."""
+    """Why the predictor would be read back as another one; empty if it would not."""
     config, encoder = networks.predictor_config, networks.config
     assert config is not None
     if config.heads != encoder.heads:

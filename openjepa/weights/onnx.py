@@ -197,7 +197,7 @@ def read(contents: Contents, choice: Choice) -> Loaded:
 
 
 def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
-    """`model.onnx` in `folder`, and for weights above 2 GB `model.onnx.data`. Raises Refusal where a package is missing."""
+    """`model.onnx` in `folder`, and for weights above 2 GB `model.onnx.data`. Raises Refusal if a package is missing."""
     check_packages()
     program = _exported(networks.encoder, networks.config.patch_size)
     model = program.model
@@ -216,7 +216,7 @@ def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
 
 
 def check_packages() -> None:
-    """Refusal where what writes ONNX is not installed."""
+    """Refusal if what writes ONNX is not installed."""
     for name in NEEDED:
         with needed_for("to='onnx'"):
             import_module(name)

@@ -83,7 +83,7 @@ def infer_config(
     """The encoder's settings from the shapes of its tensors; pooled by the class token where there is one.
 
     `heads`: given by the user, or by the file. `image_size`: where a file says it (height and width); None: a square. Raises
-    Refusal where the tensors are no such encoder, or where nothing tells the heads.
+    Refusal if the tensors are no such encoder, or where nothing tells the heads.
     """
     needed = [PATCHES, TABLE, "blocks.0.mlp.fc1.weight"]
     if misfits := sorted({words for start, words in MISFITS.items() for name in tensors if re.match(start, name)}):

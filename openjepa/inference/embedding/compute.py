@@ -331,7 +331,7 @@ class Computation:
         self._claims.pop(part.number).release()
 
     def _check_finite(self, rows: NDArray[Any], part: _OpenPart, first: int) -> None:
-        """Raises Refusal where a feature is not finite: it would be the nearest of all, or none."""
+        """Raises Refusal if a feature is not finite: it would be the nearest of all, or none."""
         finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
         if finite.all():
             return

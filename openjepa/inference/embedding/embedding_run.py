@@ -41,7 +41,7 @@ PATIENCE_SECONDS = 10.0
 def begin(plan: Plan, parts: PartsFolder, output: Path, again: bool, started: float) -> Claim | None:
     """Sets up the parts, new or those that are there, and says that this process works; None: the table is there already.
 
-    `again`: starts over, but joins what siblings have begun since `started`. Raises Refusal where there is something else
+    `again`: starts over, but joins what siblings have begun since `started`. Raises Refusal if there is something else
     that may not be replaced.
     """
     if not again and not parts.path.exists() and _is_there(plan, output):
@@ -71,7 +71,7 @@ def _is_finished(plan: Plan, output: Path, again: bool, started: float) -> bool:
 
 
 def _is_there(plan: Plan, output: Path) -> bool:
-    """Whether the table is there. Raises Refusal where it is another one."""
+    """Whether the table is there. Raises Refusal if it is another one."""
     manifest = finished_manifest(output)
     if manifest is None:
         return False
@@ -81,7 +81,7 @@ def _is_there(plan: Plan, output: Path) -> bool:
 
 
 def _goes_on(plan: Plan, parts: PartsFolder, found: str, again: bool, started: float) -> bool:
-    """Whether the parts that are there, which differ in what was `found`, are used. Raises Refusal where none may decide."""
+    """Whether the parts that are there, which differ in what was `found`, are used. Raises Refusal if none may decide."""
     if found and not again:
         raise Refusal(
             f"{parts.path} holds parts that were made otherwise:\n{found}\nContinue with the settings of then, name another "
@@ -217,7 +217,7 @@ def _compute(computation: Computation, plan: Plan, parts: PartsFolder, watch: Wa
 
 
 def _put_together(plan: Plan, parts: PartsFolder, output: Path, settings: EmbedSettings) -> dict[str, int] | None:
-    """Rows of each split of the table, where this process wrote it; None where another did."""
+    """Rows of each split of the table, where this process wrote it; None if another did."""
     while parts.exists():
         claim = parts.claim_assembling()
         if claim is None:

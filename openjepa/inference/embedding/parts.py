@@ -104,7 +104,7 @@ class PartsFolder:
             time.sleep(0.1)
 
     def claim(self, part: Part) -> Claim | None:
-        """The part, for this process alone; None where another has it, where it is whole, and where all is over."""
+        """The part, for this process alone; None if another has it, where it is whole, and where all is over."""
         if self.is_done(part):
             return None
         claim = self._take(_name(part.number))
@@ -115,7 +115,7 @@ class PartsFolder:
         return claim
 
     def claim_assembling(self) -> Claim | None:
-        """The right to put the parts together; None where another process does or has done so."""
+        """The right to put the parts together; None if another process does or has done so."""
         return self._take("assemble")
 
     def is_done(self, part: Part) -> bool:
@@ -151,7 +151,7 @@ class PartsFolder:
         return PartWriter(self._features_file(part.number), self._note_file(part.number))
 
     def note(self, number: int) -> PartNote:
-        """What is known of a part that is whole. Raises Refusal where its files are not, and forgets it then."""
+        """What is known of a part that is whole. Raises Refusal if its files are not, and forgets it then."""
         file = self._note_file(number)
         entries = readable_object(file) or {}
         try:
@@ -170,7 +170,7 @@ class PartsFolder:
         return note
 
     def read(self, number: int, note: PartNote, row_bytes: int) -> Iterator[bytes]:
-        """The features of a part, whole rows at a time. Raises Refusal where they are damaged, and forgets the part then."""
+        """The features of a part, whole rows at a time. Raises Refusal if they are damaged, and forgets the part then."""
         checksum = 0
         with self._features_file(number).open("rb") as file:
             while data := file.read(max(1, COPIED_BYTES // row_bytes) * row_bytes):
@@ -404,7 +404,7 @@ def _text(name: str) -> str:
 
 
 def _check(output: Path, manifest: Manifest, num_rows: int, checksum: int) -> None:
-    """Reads the table again. Raises Refusal, and removes it, where it is not what was written."""
+    """Reads the table again. Raises Refusal, and removes it, if it is not what was written."""
     found = num_found = 0
     at_a_time = max(1, GROUP_BYTES // (prod(manifest.shape) * np.dtype(manifest.dtype).itemsize))
     for block in _blocks(output, manifest, at_a_time):

@@ -73,7 +73,7 @@ class Plan:
 
     @property
     def num_records(self) -> int | None:
-        """Images in all, readable or not; None where a stream does not tell."""
+        """Images in all, readable or not; None if a stream does not tell."""
         counts = [part.num_records for part in self.parts]
         return None if None in counts else sum(count or 0 for count in counts)
 
@@ -106,13 +106,13 @@ def compared(manifest: Manifest) -> dict[str, Any]:
 
 
 def plan_entries(path: Path) -> dict[str, Any] | None:
-    """The entries of a plan that was written to `path`; None where there is none that is whole."""
+    """The entries of a plan that was written to `path`; None if there is none that is whole."""
     entries = (readable_object(path) or {}).get("entries")
     return entries if isinstance(entries, dict) else None
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs, one line each; empty where nothing does. What older versions have not noted is not compared."""
+    """What differs, one line each; empty if nothing does. What older versions have not noted is not compared."""
     known = {name: value for name, value in now.items() if name != "files" or before.get("files")}
     before = {name: value for name, value in before.items() if name in known or name != "files"}
     return "\n".join(f"  {name}: {_short(old)}, now {_short(new)}" for name, old, new in difference(before, known))
@@ -124,7 +124,7 @@ def _short(value: object) -> str:
 
 
 def finished_manifest(output: Path) -> Manifest | None:
-    """The manifest of the table at `output`; None where there is none. Raises Refusal where it is none of ours."""
+    """The manifest of the table at `output`; None if there is none. Raises Refusal if it is none of ours."""
     if not output.exists():
         return None
     if output.suffix == ".npy":
@@ -186,7 +186,7 @@ class Images:
 def open_images(settings: DataSettings, splits: Literal["all", "train", "test"], seed: int) -> Images:
     """The images of the splits. `all`: every image there is, in whatever split, labeled or not; nothing is held out.
 
-    Raises Refusal where a split is wanted that there is not.
+    Raises Refusal if a split is wanted that there is not.
     """
     if splits == "all" and isinstance(settings, FolderSettings | HuggingFaceSettings):
         settings = replace(settings, test_fraction=0.0)
@@ -243,7 +243,7 @@ def _hash(source: Source) -> str:
 
 
 def load_encoder(subject: Path | str, settings: EmbedSettings) -> Encoder:
-    """The encoder on its device, the threads set. Raises Refusal where there is none, or not the one that is wanted."""
+    """The encoder on its device, the threads set. Raises Refusal if there is none, or not the one that is wanted."""
     name, processes = settings.device, local_processes()
     if name == "auto" and torch.cuda.is_available():
         name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"

@@ -81,7 +81,7 @@ class Manifest:
     skipped: int = 0
     """Images that could not be read and have no row."""
     mean: dict[str, Any] = field(default_factory=dict)
-    """Of the features of all images (means.py); empty where it is not known."""
+    """Of the features of all images (means.py); empty if it is not known."""
 
     def to_json(self) -> str:
         """As text."""
@@ -221,7 +221,7 @@ def _open_numpy(path: Path) -> FeatureTable:
 
 
 def _rows(lines: Iterable[list[str]]) -> Rows:
-    """The images in the lines of a CSV file. Raises Refusal where a line is none of ours."""
+    """The images in the lines of a CSV file. Raises Refusal if a line is none of ours."""
     paths: list[str] = []
     splits: list[str] = []
     indices: list[int] = []
@@ -235,7 +235,7 @@ def _rows(lines: Iterable[list[str]]) -> Rows:
 
 
 def parquet_manifest(path: Path) -> Manifest:
-    """The manifest in the metadata of a Parquet file, with the mean. Raises Refusal where there is none."""
+    """The manifest in the metadata of a Parquet file, with the mean. Raises Refusal if there is none."""
     import pyarrow.parquet as parquet
 
     try:
@@ -265,7 +265,7 @@ def _open_parquet(path: Path) -> FeatureTable:
 def parquet_blocks(path: Path, manifest: Manifest, num_rows: int, start: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
     """(number of its first row, features [b, *shape]) of blocks of a Parquet file, read row group by row group.
 
-    Raises Refusal where they are damaged.
+    Raises Refusal if they are damaged.
     """
     import pyarrow.parquet as parquet
 
@@ -332,7 +332,7 @@ class Tally:
 
 
 def kept_mean(table: FeatureTable) -> NDArray[np.float32] | None:
-    """Mean of the features of all images [*shape]; None where the table keeps none, or not that of these features."""
+    """Mean of the features of all images [*shape]; None if the table keeps none, or not that of these features."""
     kept = table.manifest.mean
     try:
         data = base64.b64decode(kept["values"], validate=True)
@@ -352,7 +352,7 @@ def _of_sample(table: FeatureTable) -> int:
 
 
 def check_output(output: Path) -> None:
-    """Raises Refusal where nothing, or not this, can be written to `output`; files of others are never replaced."""
+    """Raises Refusal if nothing, or not this, can be written to `output`; files of others are never replaced."""
     if output.suffix not in ENDINGS:
         kinds = " or ".join(ENDINGS)
         near = nearest(output.suffix, ENDINGS) if output.suffix else f"give it one, e.g. {output.name or 'features'}.npy"
@@ -375,7 +375,7 @@ def check_output(output: Path) -> None:
 
 
 def _check_beside(output: Path) -> None:
-    """Raises Refusal where a .csv, .json or .npy lies there that openjepa embed has not written."""
+    """Raises Refusal if a .csv, .json or .npy lies there that openjepa embed has not written."""
     described, listed = output.with_suffix(".json"), output.with_suffix(".csv")
     foreign = [path for path, is_ours in ((described, _describes), (listed, _lists)) if path.exists() and not is_ours(path)]
     if output.exists() and not described.exists():

@@ -124,7 +124,7 @@ def _made_of(table: FeatureTable, centered: bool, version: str) -> Made:
 
 
 def _read(about: Path, width: int) -> Made | None:
-    """What the index says of itself; None where there is nothing, or nothing that is understood."""
+    """What the index says of itself; None if there is nothing, or nothing that is understood."""
     try:
         made = typed(Made, read_object(about) or {}, about)
     except Refusal:
@@ -176,7 +176,7 @@ def _add(index: Any, first: int, directions: Float[Tensor, "b D"], advance: Call
 
 
 def _recall(index: ApproximateIndex, vectors: Vectors) -> float:
-    """Share of the exact nearest images of a sample that the index finds, or others as near; 1 where there are none."""
+    """Share of the exact nearest images of a sample that the index finds, or others as near; 1 if there are none."""
     rows = evenly_spread(len(vectors), SAMPLE)
     queries = vectors.rows(rows)
     exact = nearest(vectors, queries, SAMPLE_TOP, rows)

@@ -47,10 +47,10 @@ class Cleaning:
 
     opened: Opened
     groups: tuple[Group, ...] | None
-    """Of near-duplicates; None where they were not looked for."""
+    """Of near-duplicates; None if they were not looked for."""
     outliers: tuple[Outlier, ...] | None
     complete: bool
-    """False where there were more pairs of near-duplicates than were wanted."""
+    """False if there were more pairs of near-duplicates than were wanted."""
     threshold: float
     typical: tuple[float, float] | None
     """Median and 99th percentile of the cosines of pairs drawn at random; None: there are no pairs."""
@@ -174,7 +174,7 @@ def outlier_rows(found: Cleaning) -> Iterable[dict[str, object]]:
 
 
 def draw_lists(found: Cleaning, folder: Path) -> list[Path]:
-    """duplicates.png and outliers.png, where there is something to show. Raises Refusal where matplotlib is missing."""
+    """duplicates.png and outliers.png, where there is something to show. Raises Refusal if matplotlib is missing."""
     gallery = found.opened.gallery
     assert gallery is not None  # else there are no images to draw
     drawn = []

@@ -27,7 +27,7 @@ def window_cosines(
     """Cosine to `query` of the average of the patches in every window of (rows, columns), at every place on the grid.
 
     `means`, one for each place, are taken off the patches first; a window that equals them but for rounding has the cosine 0.
-    Computed in the type of the features. Raises Refusal where a window is larger than the grid.
+    Computed in the type of the features. Raises Refusal if a window is larger than the grid.
     """
     rows, columns = window
     height, width = features.shape[1:3]
@@ -83,7 +83,7 @@ def nearest(
     """The `top` nearest images of each query by cosine, exactly; fewer where the table holds fewer.
 
     `queries`: less the same mean as the vectors (`Vectors.less_mean`). `skip`: for each query a row that is no answer, or None.
-    Cosines are fp64, so neither the order nor the ties depend on blocks or threads. Raises Refusal where a number is not
+    Cosines are fp64, so neither the order nor the ties depend on blocks or threads. Raises Refusal if a number is not
     finite.
     """
     if top < 1:
@@ -122,7 +122,7 @@ def _scores(vectors: Vectors, queries: Float[Tensor, "Q D"], advance: Advance) -
 def candidates(scores: Float[Tensor, " n"], top: int, skip: int | None) -> Int[Tensor, " c"]:
     """Rows, ascending, that may be among the `top` best when rounding is taken into account.
 
-    Raises Refusal where a score is not finite, as differences of huge numbers may be.
+    Raises Refusal if a score is not finite, as differences of huge numbers may be.
     """
     if not bool(scores.isfinite().all()):
         raise Refusal("cosines are not finite: the features are too large to compare; look at the encoder's weights")

@@ -40,7 +40,7 @@ class Pairs:
     """Another, larger one."""
     cosines: NDArray[np.float64]
     complete: bool = True
-    """False where there were more than were wanted: the most alike of them are here."""
+    """False if there were more than were wanted: the most alike of them are here."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def compare_all(
 
     Exact, in memory that does not grow with the square of the number of images. `neighbors` 0: no means (None); more than there
     are images: all others. Only the most alike `max_pairs` are kept. `advance` is told shares of the work in images. Raises
-    Refusal where a number is not finite.
+    Refusal if a number is not finite.
     """
     place, number = device or torch.device("cpu"), min(neighbors, len(vectors) - 1)
     # Means of bf16 cosines would be wrong in the third digit; pairs are compared again anyway.
@@ -223,7 +223,7 @@ class Member:
 
     row: int
     file: File | None
-    """None where the image cannot be read any more."""
+    """None if the image cannot be read any more."""
     duplicate_of: int | None = None
     """Row of the image that is kept instead; None for an image that is kept."""
     cosine: float | None = None

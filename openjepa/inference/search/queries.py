@@ -39,7 +39,7 @@ class Box:
 def box_of(region: tuple[float, float, float, float], size: tuple[int, int], name: str) -> Box:
     """The region (left, top, width, height) of an image of (height, width) pixels.
 
-    Fractions where no number is above 1, else pixels. `name`: of the image, for messages. Raises Refusal where the region is
+    Fractions where no number is above 1, else pixels. `name`: of the image, for messages. Raises Refusal if the region is
     empty or leaves the image.
     """
     left, top, width, height = region
@@ -59,7 +59,7 @@ def box_of(region: tuple[float, float, float, float], size: tuple[int, int], nam
 
 
 def patches_inside(box: Box, grid: tuple[int, int]) -> tuple[slice, slice]:
-    """Rows and columns of the patches whose center lies in the box. Raises Refusal where the box is smaller than a patch."""
+    """Rows and columns of the patches whose center lies in the box. Raises Refusal if the box is smaller than a patch."""
     rows, columns = grid
     if box.width * columns < 1 - _SLACK or box.height * rows < 1 - _SLACK:
         raise Refusal(
@@ -144,7 +144,7 @@ class Query:
 def matching_encoder(table: FeatureTable, subject: str | None = None) -> Encoder:
     """The encoder that made the table. `subject`: where it lies now.
 
-    Raises Refusal where it cannot be read, or has other weights.
+    Raises Refusal if it cannot be read, or has other weights.
     """
     manifest, place = table.manifest, subject or table.manifest.subject
     try:
@@ -216,12 +216,12 @@ def _four(region: Sequence[float]) -> tuple[float, float, float, float]:
 
 
 def row_query(table: FeatureTable, row: int) -> Query:
-    """An image of the table by its number, with the features that are stored. Raises Refusal where there is none."""
+    """An image of the table by its number, with the features that are stored. Raises Refusal if there is none."""
     return Query(f"row {row}: {table.rows[row].path}", pooled(picked(table, [row]))[0], row=row)
 
 
 def row_number(table: FeatureTable, text: str) -> int:
-    """The row that a number or the name of an image means. Raises Refusal where there is none, or several."""
+    """The row that a number or the name of an image means. Raises Refusal if there is none, or several."""
     if text.lstrip("-").isdigit():
         row = int(text)
         if not 0 <= row < len(table):

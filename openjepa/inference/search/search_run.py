@@ -163,7 +163,7 @@ def _by_index(
 
 
 def hit_box(answers: Answers, answer: Answer, number: int, size: tuple[int, int]) -> Box | None:
-    """Where in a neighbor, an image of (height, width) pixels, the best window lies; None where whole images were compared."""
+    """Where in a neighbor, an image of (height, width) pixels, the best window lies; None if whole images were compared."""
     places, window = answer.neighbors.places, answer.query.window
     if places is None or window is None:
         return None
@@ -172,7 +172,7 @@ def hit_box(answers: Answers, answer: Answer, number: int, size: tuple[int, int]
 
 
 def draw_neighbors(answers: Answers, output: Path) -> Path:
-    """The contact sheet of all answers. Raises Refusal where matplotlib is missing."""
+    """The contact sheet of all answers. Raises Refusal if matplotlib is missing."""
     gallery = answers.opened.gallery
     assert gallery is not None  # else there are no images to draw
     lines = []

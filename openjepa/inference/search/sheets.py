@@ -58,7 +58,7 @@ def query_picture(name: str, pixels: UInt8[np.ndarray, "h w 3"] | None, region: 
 def draw(lines: Sequence[Line]) -> Sheet:
     """All lines below each other, short ones side by side; longer ones than COLUMNS go on below.
 
-    Raises Refusal where matplotlib is missing.
+    Raises Refusal if matplotlib is missing.
     """
     left = _MARGIN + (CELL + _QUERY_GAP if any(line.lead is not None for line in lines) else 0)
     captions = max((len(item.captions) for line in lines for item in _all(line)), default=0)

@@ -187,7 +187,7 @@ def table_mean(table: FeatureTable) -> Float[Tensor, " D"]:
 
 
 def cosines(vectors: Float[Tensor, "m D"], query: Float[Tensor, " D"]) -> Float[Tensor, " m"]:
-    """Cosine of each vector to one, in fp64; 0 where either has no direction."""
+    """Cosine of each vector to one, in fp64; 0 if either has no direction."""
     rows, other = vectors.double(), query.double()
     # A sum for every row on its own: equal rows have equal cosines wherever they stand, which a product does not promise.
     products: Tensor = (rows * other).sum(dim=1)

@@ -136,6 +136,7 @@ def _summary(step: TimedStep, rounds: list[dict[str, float]]) -> dict[str, Any]:
         "commit": where.commit,
         "date": where.started,
         "device": f"{step.device} ({device_name(step.device)})",
+        "device_type": step.device.type,
         "precision": step.precision,
         "threads": step.threads,
         "torch": torch.__version__,
@@ -174,7 +175,7 @@ def print_step(result: dict[str, Any]) -> None:
     parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in result["flops_per_image"].items())
     console.print(f"GFLOPs an image and step: {result['flops_per_image_and_step'] / 1e9:.2f} (forward of {parts})")
     # on a CPU the allocator does not count, and the process also holds Python, the photos and the matrices of the product
-    peak = "peak memory of the process" if result["device"].startswith("cpu") else "peak memory"
+    peak = "peak memory of the process" if result["device_type"] == "cpu" else "peak memory"
     console.print(
         f"{result['images_per_second']:.1f} images/s, {result['share_of_matmul']:.0%} of a matrix product's "
         f"{result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, {peak} {result['peak_memory_bytes'] / 2**20:.0f} MiB"

@@ -153,8 +153,8 @@ class RunView:
     failed_pictures: list[str]
     folder: Run
     settings: list[tuple[str, list[tuple[str, str]]]]
-    missing: list[tuple[str, str]]
-    """(what is missing, the command that makes it)"""
+    missing: list[tuple[str, str, str]]
+    """(what is missing, it or them, the command that makes it)"""
 
 
 def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
@@ -239,15 +239,17 @@ def _beside(folders: Sequence[Run]) -> dict[str, Any]:
 
 def _view(folder: Run, index: int, budget: int) -> RunView:
     shown, failed = embed(folder.figures, budget)
-    missing: list[tuple[str, str]] = []
+    missing: list[tuple[str, str, str]] = []
     if folder.is_encoder:
         shown, failed = [], []
     elif not folder.log.series:
-        missing.append(("No training log yet", shell.command("openjepa", "train", "--config", folder.path / "config.yaml")))
+        missing.append(
+            ("No training log yet", "it", shell.command("openjepa", "train", "--config", folder.path / "config.yaml"))
+        )
     if not probes.table([folder]) and not headline.skipped_tasks([folder]):
-        missing.append(("No probes yet", facts.command(folder, "evaluate")))
+        missing.append(("No probes yet", "them", facts.command(folder, "evaluate")))
     if not shown and not failed and not folder.is_encoder:
-        missing.append(("No pictures yet", facts.command(folder, "visualize")))
+        missing.append(("No pictures yet", "them", facts.command(folder, "visualize")))
     return RunView(
         name=folder.name,
         color=index % NUM_COLORS,

@@ -19,6 +19,7 @@ from openjepa.refusals import Refusal
 from openjepa.settings.inference import MARK, ConvertSettings
 from openjepa.settings.sources import height_and_width
 from openjepa.system.console import Say, silent
+from openjepa.system.packages import require_package
 from openjepa.system.whole_files import is_writable, whole_folder
 from openjepa.weights import OUTPUTS
 from openjepa.weights.contents import weights_hash
@@ -119,6 +120,7 @@ def _checked(settings: ConvertSettings) -> str:
         raise Refusal(
             f"license={settings.license!r} is no identifier of the Hugging Face Hub; give one like apache-2.0 or cc-by-nc-4.0"
         )
+    require_package("jinja2", "the model card")
     if settings.to == "onnx":
         check_packages()
     return settings.to

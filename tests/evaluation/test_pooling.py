@@ -28,7 +28,7 @@ from openjepa.training.loop import train
 from openjepa.types import Export, normalize
 from openjepa.weights.formats import load_any
 from openjepa.weights.native import save_network
-from tests.evaluation.test_running import CONFIG, SETTINGS
+from tests.evaluation.test_dataset_run import CONFIG, SETTINGS
 from tests.helpers.images import write_folder
 from tests.helpers.small_methods import method_config
 

@@ -27,7 +27,7 @@ from openjepa.settings.evaluation import (
 from openjepa.settings.sources import FolderSettings
 from tests.evaluation.probes.test_dense import probe as dense_probe
 from tests.evaluation.probes.test_dense import side
-from tests.evaluation.test_running import SETTINGS, images, run
+from tests.evaluation.test_dataset_run import SETTINGS, images, run
 from tests.helpers.colors import CONFIG as COLOR_CONFIG
 from tests.helpers.colors import color_probe
 from tests.helpers.images import write_folder

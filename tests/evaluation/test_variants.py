@@ -15,7 +15,7 @@ from openjepa.settings.evaluation import DenseSettings, EvaluationSettings, Fine
 from openjepa.settings.sources import FolderSettings
 from openjepa.types import Export
 from openjepa.weights.native import save_network
-from tests.evaluation.test_running import CONFIG, SETTINGS, encoder, images, run
+from tests.evaluation.test_dataset_run import CONFIG, SETTINGS, encoder, images, run
 from tests.helpers.images import write_folder
 
 __all__ = ["images", "run"]

@@ -28,7 +28,7 @@ from openjepa.records import Energy, Metric, Published, Result, SubjectResult
 from openjepa.settings.inference import SearchSettings
 from openjepa.system.console import Counter, Display, plain_console, text_column
 from openjepa.weights.convert.conversion import Conversion
-from tests.experiments.test_ablate import finished
+from tests.experiments.test_ablation import finished
 from tests.helpers.feature_tables import CONFIG, plain_manifest, write_table
 
 PACKAGE = Path(__file__).parents[2] / "openjepa"
@@ -52,7 +52,7 @@ def test_only_one_place_makes_consoles_and_columns_of_text() -> None:
     makers = {path.name for path in PACKAGE.rglob("*.py") if re.search(r"(?<!\w)Console\(", path.read_text())}
     columns = {path.name for path in PACKAGE.rglob("*.py") if re.search(r"(?<!\w)TextColumn\(", path.read_text())}
     assert makers == {"console.py"}
-    assert columns == {"console.py", "scene_renderer.py"}, "the renderer's text is our own"
+    assert columns == {"console.py", "renderer.py"}, "the renderer's text is our own"
 
 
 def test_cells_headings_titles_and_captions(text: str) -> None:

@@ -31,7 +31,7 @@ from openjepa.visualization.figures import visualize_run
 from openjepa.weights.native import save_network
 from tests.helpers.images import write_folder
 from tests.training.test_loop import small_config
-from tests.weights.test_weights_formats import official, weights, written
+from tests.weights.test_formats import official, weights, written
 
 ODD = EncoderConfig(
     width=32,

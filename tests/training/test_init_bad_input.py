@@ -17,7 +17,7 @@ from openjepa.training.loop import train
 from tests.helpers.images import write_folder
 from tests.training.test_init import ODD, encoder_folder
 from tests.training.test_loop import small_config
-from tests.weights.test_weights_formats import official, prefixed, weights, written
+from tests.weights.test_formats import official, prefixed, weights, written
 
 
 @pytest.fixture(scope="module")

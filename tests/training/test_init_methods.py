@@ -27,7 +27,7 @@ from openjepa.weights.contents import weights_hash
 from openjepa.weights.formats import Choice, load_any
 from tests.helpers.images import write_folder
 from tests.helpers.small_methods import method_config
-from tests.weights.test_weights_formats import official, prefixed, weights, written
+from tests.weights.test_formats import official, prefixed, weights, written
 
 pytestmark = pytest.mark.parametrize("name", METHODS)
 PROGRESS = Progress(step=5, total_steps=100, steps_per_epoch=4)

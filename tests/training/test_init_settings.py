@@ -19,7 +19,7 @@ from tests.helpers.small_methods import method_config
 from tests.training.test_init import ODD, encoder_folder, from_file
 from tests.training.test_init_methods import sampler
 from tests.training.test_loop import small_config
-from tests.weights.test_weights_formats import official, weights, written
+from tests.weights.test_formats import official, weights, written
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,9 @@ from openjepa.weights.formats import Choice, Networks, load_any
 from openjepa.weights.native import save_network
 from tests.helpers.example_run import write_run
 from tests.helpers.weights_written import CONFIG, CONFIGS, PREDICTOR, TOKEN, assert_same, encoder, networks, written
-from tests.weights.test_weights_bad_input import Malicious
-from tests.weights.test_weights_formats import official, weights
-from tests.weights.test_weights_formats import written as saved
+from tests.weights.test_bad_input import Malicious
+from tests.weights.test_formats import official, weights
+from tests.weights.test_formats import written as saved
 
 OTHERS = ("transformers", "timm", "official", "safetensors")
 

@@ -1,4 +1,4 @@
-"""Facts that hold for every strategy of the registry that draws blocks; those of single patches are in test_masks_tokens.py."""
+"""Facts that hold for every strategy of the registry that draws blocks; those of single patches are in test_token_masks.py."""
 
 import itertools
 import pickle

@@ -23,7 +23,7 @@ from openjepa.types import Export
 from openjepa.weights.formats import load_any
 from openjepa.weights.native import save_network
 from tests.helpers.images import write_folder
-from tests.weights.test_weights_formats import DINO, HEADS, official, transformers_folder, weights, written
+from tests.weights.test_formats import DINO, HEADS, official, transformers_folder, weights, written
 
 SETTINGS = EvaluationSettings(device="cpu", precision="fp32", workers=0, protocols=("knn",), baselines=("pixels",), heads=3)
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from openjepa.weights import formats
 from openjepa.weights.formats import Choice, load_any
-from tests.weights.test_weights_formats import HEADS, official, prefixed, transformers_folder, weights, written
+from tests.weights.test_formats import HEADS, official, prefixed, transformers_folder, weights, written
 
 # --------------------------------------------------------------------------------------------------------- foreign code
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from openjepa.refusals import Refusal
 from openjepa.weights.formats import load_any
-from tests.weights.test_weights_formats import HEADS, weights
-from tests.weights.test_weights_wrappers import encoder_of
+from tests.weights.test_formats import HEADS, weights
+from tests.weights.test_wrappers import encoder_of
 
 PAIRS = [
     ("model", "model_ema"),

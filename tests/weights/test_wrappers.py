@@ -17,7 +17,7 @@ from openjepa.settings.inference import ConvertSettings
 from openjepa.weights.convert.conversion import convert
 from openjepa.weights.formats import Choice, Loaded, load_any
 from tests.helpers.weights_written import CONFIGS, assert_same, networks, written
-from tests.weights.test_weights_formats import HEADS, predictor_weights, prefixed, weights
+from tests.weights.test_formats import HEADS, predictor_weights, prefixed, weights
 
 PREFIXES = (
     "module.",

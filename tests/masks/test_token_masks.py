@@ -11,7 +11,7 @@ from openjepa.masks.coverage import coverage, examples, statistics
 from openjepa.masks.sampler import MaskSampler
 from openjepa.settings.masks import NoMaskSettings, RandomPatchesSettings
 from openjepa.types import TokenMask
-from tests.masks.test_masks import GRIDS, seeds_of
+from tests.masks.test_sampler import GRIDS, seeds_of
 
 NAMES = [name for name, entry in MASKS.items() if entry.settings.kind == "tokens"]
 BY_NAME = pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,4 @@
-"""The layers of the package, from the top down. A test checks every import against them; docs/architecture.md is written from them."""
+"""The layers of the package, from the top down. A test checks every import against them; docs/architecture.md shows them."""
 
 LAYERS = (
     ("__main__",),
@@ -13,7 +13,7 @@ LAYERS = (
     ("records",),
     ("schedules", "checks", "recipes", "measures"),
     ("system",),
-    ("types", "seeds", "config"),
+    ("types", "seeds", "config", "operators"),
     ("settings",),
     ("refusals",),
 )

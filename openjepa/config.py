@@ -13,8 +13,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from openjepa.refusals import Refusal
-from openjepa.settings.fields import CHOICES, Choice
-from openjepa.settings.run import RunConfig
+from openjepa.settings.run import CHOICES, Choice, RunConfig
 
 ConfigType = TypeVar("ConfigType")
 Change = tuple[str, object, object]

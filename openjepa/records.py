@@ -15,16 +15,14 @@ from typing import Any, Literal, TypeVar
 
 from openjepa.measures.verdicts import EnergyStatistics, tells_apart
 from openjepa.settings.methods import About
+from openjepa.settings.protocol_names import PAPER_SUFFIX, VERSION, current_result
 from openjepa.system.json_files import lenient, readable_object
 from openjepa.system.whole_files import whole_file
 
 FORMAT = "openjepa-evaluation"
-VERSION = 1
 SUBJECT_NAMES = {"encoder": "trained", "start": "start", "untrained": "untrained", "pixels": "pixels"}
 """What is evaluated side by side, in the order of tables, and what tables call it."""
-PAPER_SUFFIX = " (paper)"
-"""Ends the key of a number whose settings were chosen on the test images, if the result holds both kinds."""
-ANY_PROTOCOL = ("linear", "fine-tuned")
+ANY_PROTOCOL = ("linear-full", "fine-tuned")
 """Probes that a published number of protocol `any` is the better of (I-JEPA, Table 2)."""
 OUR_METHOD = "I-JEPA"
 SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
@@ -180,8 +178,8 @@ class Published:
     """Top-1 accuracy in percent."""
     source: str = ""
     """Table it stands in."""
-    protocol: str = "linear"
-    """Probe of ours that it compares with; `any`: the better of linear and fine-tuned."""
+    protocol: str = "linear-full"
+    """Probe of ours that it compares with; `any`: the better of linear-full and fine-tuned."""
 
 
 @dataclass(frozen=True)
@@ -399,7 +397,8 @@ def _departures(result: Result) -> tuple[str, ...]:
 
 
 def _older(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A result whose numbers say their probe, selection and measure; in older ones their names and the result do."""
+    """A result with today's names whose numbers say their probe, selection and measure; in older ones their names do."""
+    content = current_result(content)
     subjects = content.get("subjects")
     filled = {}
     for subject, found in subjects.items() if isinstance(subjects, Mapping) else ():
@@ -417,11 +416,11 @@ def _older_metric(name: str, metric: Mapping[str, Any], result: Mapping[str, Any
 
 
 def read_result(path: Path) -> Result | None:
-    """A result that was written by this version and of which nothing has to be dropped; else None."""
-    content = _content(path)
-    if content.pop("format", None) != FORMAT or content.pop("version", None) != VERSION:
+    """A result with today's names, of which nothing has to be dropped; else None."""
+    content = _older(_content(path))
+    if content.pop("format", None) != FORMAT or content.pop("version") != VERSION:
         return None
-    found = lenient(Result, _older(content))
+    found = lenient(Result, content)
     own = {name: value for name, value in content.items() if name in Result.__dataclass_fields__}
     return found if found is not None and _holds(json.loads(json.dumps(asdict(found))), own) else None
 

@@ -24,7 +24,18 @@ def refused(checks: Iterable[Callable[[], object]]) -> list[str]:
 
 def refuse(problems: Sequence[str]) -> None:
     """Raises one Refusal that names all `problems`, so that nobody mends one to meet the next. Does nothing without any."""
+    problems = list(dict.fromkeys(problems))
     if len(problems) == 1:
         raise Refusal(problems[0])
     if problems:
         raise Refusal("\n- ".join([f"{len(problems)} things cannot work:", *problems]))
+
+
+def examples(names: Sequence[str], most: int = 3) -> str:
+    """The first names as examples: `a, b, c, ...`."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def few(names: Sequence[str], most: int = 8) -> str:
+    """The first names, and how many more there are: `a, b and 5 more`."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -14,8 +14,7 @@ from openjepa.data import SOURCES
 from openjepa.masks import MASKS
 from openjepa.methods import METHODS
 from openjepa.recipes import RECIPES, load_recipe
-from openjepa.settings.fields import CHOICES
-from openjepa.settings.run import RunConfig
+from openjepa.settings.run import CHOICES, RunConfig
 from openjepa.settings.sources import HuggingFaceSettings, ScenesSettings
 
 REGISTRIES = {"data": SOURCES, "masks": MASKS, "method": METHODS}

@@ -8,6 +8,8 @@ import math
 from openjepa.refusals import Refusal
 from openjepa.settings.derived import resolved
 from openjepa.settings.masks import BlockwiseSettings, RandomPatchesSettings
+from openjepa.settings.models import PATCH_SIZES
+from openjepa.settings.ranges import Said, as_setting, check_ranges
 
 
 def check_blockwise(masks: BlockwiseSettings, grid: tuple[int, int]) -> None:
@@ -50,8 +52,7 @@ def check_random_patches(masks: RandomPatchesSettings, grid: tuple[int, int]) ->
     if num_patches < 2:
         fix = "use a smaller model.patch_size or a larger data.image_size"
         raise Refusal(f"masks.strategy=random_patches needs at least 2 patches; this grid is {grid[0]}x{grid[1]}: {fix}")
-    if not 0 < 1 - resolved(masks.ratio) < 1:
-        raise Refusal(f"masks.ratio={masks.ratio:g} must lie between 0 and 1, e.g. 0.75 (MAE) or 0.15 (MSN)")
+    check_ranges(masks, "masks.")
     if num_visible_of(masks, grid) == 0:
         largest = math.floor(1e4 * (1 - 1.5 / num_patches)) / 1e4  # clear of the rounding at 1 - 1 / N
         words = f"{grid[0]}x{grid[1]} patches leaves none visible"
@@ -67,23 +68,25 @@ def _words(values: tuple[float, ...]) -> str:
     return " ".join(f"{value:g}" for value in values) or "()"
 
 
-PATCH_SIZES = range(4, 17)
-
-
 def check_patch_divides(
-    patch: int, size: tuple[int, int], patch_name: str = "model.patch_size", size_name: str = "data.image_size"
+    patch: int,
+    size: tuple[int, int],
+    size_name: str = "data.image_size",
+    patch_name: str = "model.patch_size",
+    of: str | None = None,
+    said: Said = as_setting,
 ) -> None:
-    """Raises Refusal, with the values that fit, unless an image of `size` (height, width) is a whole number of patches."""
-    height, width = size
-    if patch < 1:
-        raise Refusal(f"{patch_name}={patch} must be at least 1")
-    if min(size) < patch:
-        raise Refusal(f"{size_name}={height}x{width} is smaller than a patch ({patch_name}={patch})")
-    if height % patch or width % patch:
-        fitting = [side for side in PATCH_SIZES if height % side == 0 and width % side == 0]
-        patches = f"{patch_name} one of {', '.join(map(str, fitting))}" if fitting else "no patch size fits this image"
-        nearest = " ".join(str(nearest_multiple(side, patch)) for side in dict.fromkeys(size))
-        raise Refusal(f"{patch_name}={patch} does not divide {size_name}={height}x{width}: {patches}, or {size_name}={nearest}")
+    """Raises Refusal, with the values that fit, unless an image of `size` (height, width) is a whole number of patches.
+
+    `size_name`, `patch_name`: settings, written as `said` does. `of`: whose patches they are, if no setting can change them.
+    """
+    if all(side >= patch and side % patch == 0 for side in size):
+        return
+    patches = said(patch_name, patch) if of is None else f"the patch size {patch} of {of}"
+    fitting = [number for number in PATCH_SIZES if of is None and min(size) > 0 and not any(side % number for side in size)]
+    instead = f"{patch_name} one of {', '.join(map(str, fitting))}, or " if fitting else ""
+    nearest = said(size_name, tuple(nearest_multiple(side, patch) for side in dict.fromkeys(size)))
+    raise Refusal(f"{patches} does not divide {said(size_name, f'{size[0]}x{size[1]}')}: use {instead}{nearest}")
 
 
 def nearest_multiple(side: int, patch: int) -> int:

@@ -17,11 +17,10 @@ from openjepa.checks.grids import (
 )
 from openjepa.refusals import Refusal
 from openjepa.settings.derived import heads_of, resolved
-from openjepa.settings.fields import CHOICES
 from openjepa.settings.masks import BlockwiseSettings, RandomPatchesSettings
 from openjepa.settings.methods import Data2VecSettings, IBotSettings, IJepaSettings, MaeSettings, MethodSettings, MsnSettings
 from openjepa.settings.methods.shared import MultiCropSettings, SelfDistillationSettings
-from openjepa.settings.run import RunConfig
+from openjepa.settings.run import CHOICES, RunConfig
 
 MASK_WORDS = {
     "blocks": "which predicts target blocks from a context",

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection
 from functools import partial
 
 from openjepa.checks.grids import (
-    PATCH_SIZES,
     check_blockwise,
     check_heads,
     check_patch_divides,
@@ -14,11 +13,11 @@ from openjepa.checks.grids import (
     check_random_patches,
 )
 from openjepa.checks.methods import method_checks, without_effect
-from openjepa.checks.values import value_checks
 from openjepa.refusals import Refusal, refuse, refused
 from openjepa.settings.derived import divisors, nearest_by_ratio, resolve, resolved
 from openjepa.settings.masks import BlockwiseSettings, MultiblockSettings, RandomPatchesSettings
 from openjepa.settings.models import SIZES, ModelSettings
+from openjepa.settings.ranges import out_of_range
 from openjepa.settings.run import OptimizationSettings, RunConfig, RunSettings
 from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
 
@@ -32,6 +31,7 @@ COMPUTED_WITH = (
     "optim.epochs",
     "optim.total_steps",
     "optim.warmup_",
+    "data.image_size",
 )
 """Beginnings of names: what is checked with the values of these settings needs values within their range."""
 
@@ -42,20 +42,19 @@ def check(config: RunConfig, world_size: int = 1, is_model_known: bool = True) -
     Settings that follow others are checked with the values that they get. Without `is_model_known`, for a run whose model
     follows weights that are not read yet, what depends on the model is left out.
     """
-    problems = value_problems(config)
-    checks = [check for name, check in value_checks(config) if not name.startswith(COMPUTED_WITH)]
-    checks += [partial(_check_source, config), partial(_check_run, config.run)]
+    problems, ranges = value_problems(config), [words for _, words in out_of_range(config)]
+    checks: list[Callable[[], None]] = [partial(_check_source, config), partial(_check_run, config.run)]
     if not problems:
         config = resolve(config, processes=world_size)
         checks += [partial(_check_batch, config, world_size), partial(_check_length, config.optim)]
         checks += _model_checks(config) if is_model_known else []
-    refuse(problems + refused(checks))
+    refuse(list(dict.fromkeys(problems + ranges + refused(checks))))
 
 
 def value_problems(config: RunConfig) -> list[str]:
     """What is wrong with the values that others are computed with. Only if nothing is can `config` be resolved."""
-    checks = [check for name, check in value_checks(config) if name.startswith(COMPUTED_WITH)]
-    return refused([*checks, partial(_check_size, config.model)])
+    found = [words for name, words in out_of_range(config) if name.startswith(COMPUTED_WITH)]
+    return found + refused([partial(_check_size, config.model)])
 
 
 def _model_checks(config: RunConfig) -> list[Callable[[], None]]:
@@ -133,8 +132,6 @@ def _without_followers(config: RunConfig, given: Collection[str]) -> list[str]:
 
 
 def _check_size(model: ModelSettings) -> None:
-    if model.patch_size not in PATCH_SIZES:
-        raise Refusal(f"model.patch_size={model.patch_size} must be between {PATCH_SIZES[0]} and {PATCH_SIZES[-1]}")
     if model.size not in SIZES:
         raise Refusal(f"model.size={model.size!r} must be one of {', '.join(SIZES)}")
 

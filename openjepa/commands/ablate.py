@@ -45,7 +45,6 @@ def ablate(argv: Sequence[str], prog: str) -> None:
     start = AblationSettings(data=config.data, model=config.model, system=config.system)
     names = "\n".join(f"  {name:<10}{item.title}: {', '.join(item.names)}" for name, item in ABLATIONS.items())
     options = parse(AblationSettings, argv, prog, ABLATE_HELP.format(names=names), start)
-    options.check()
     ablation_rows(options.ablation, config, options.rows)
     check_output_folder(options.output)
     from openjepa.experiments.ablation import run_ablation

@@ -1,15 +1,16 @@
 """The command `openjepa embed`."""
 
-import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from openjepa.commands.parsing.arguments import given_settings, parse_embed
 from openjepa.commands.parsing.paths import check_evaluated
+from openjepa.settings.ranges import as_option, check_ranges
+from openjepa.settings.sources import ONLY_TRAINING
 from openjepa.system.shell import command
 
 if TYPE_CHECKING:
@@ -41,19 +42,30 @@ def embed(argv: Sequence[str], prog: str) -> None:
     # before torch is imported, so that all processes of one command have started before any has done much
     started = time.time()
     options, data = parse_embed(argv, prog, EMBED_HELP, check=check_evaluated)
-    from openjepa.inference.embedding.table_checks import check_output, check_settings, idle_settings
+    from openjepa.inference.embedding.table import check_output
+    from openjepa.system.console import say
 
-    check_settings(options.embedding)
+    check_ranges(options.embedding, said=as_option)
     check_output(options.output)
-    for remark in idle_settings(given_settings(argv)):
-        _say(f"note: {remark}")
+    for remark in _idle(given_settings(argv)):
+        say(f"note: {remark}")
     from openjepa.inference.embedding.embedding_run import embed_dataset
 
     with _terminated():
         embedded = embed_dataset(
-            options.subject, data, options.embedding, options.output, again=options.again, started=started, say=_say
+            options.subject, data, options.embedding, options.output, again=options.again, started=started, say=say
         )
     _print(embedded)
+
+
+def _idle(given: Collection[str]) -> list[str]:
+    """What to say of the settings of the data that are `given` (dotted names) and have no effect on features."""
+    idle = [name for name in sorted(given) if name.startswith("data.") and name.removeprefix("data.") in ONLY_TRAINING]
+    instead = {
+        "data.image_size": "; the size of embedded images is --image-size",
+        "data.max_skipped": "; --max-skipped has one",
+    }
+    return [f"{name} concerns training and has no effect on features{instead.get(name, '')}" for name in idle]
 
 
 @contextmanager
@@ -91,6 +103,8 @@ def _print(embedded: "Embedded") -> None:
 
 
 def _lines(embedded: "Embedded") -> dict[str, str]:
+    from rich.filesize import decimal
+
     manifest, rows = embedded.manifest, embedded.rows_by_split
     num_rows = sum(rows.values())
     splits = "" if len(rows) == 1 else " (" + ", ".join(f"{name} {number:,}" for name, number in rows.items()) + ")"
@@ -107,19 +121,5 @@ def _lines(embedded: "Embedded") -> dict[str, str]:
         share = "" if embedded.num_images == num_rows else f" by this process, which embedded {embedded.num_images:,}"
         lines["speed"] = rate + share
     size = sum(path.stat().st_size for path in embedded.files())
-    lines["written"] = f"{', '.join(str(path) for path in embedded.files())} ({_bytes(size)})"
+    lines["written"] = f"{', '.join(str(path) for path in embedded.files())} ({decimal(size)})"
     return lines
-
-
-def _bytes(number: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:,.2f} GB"
-
-
-def _say(text: str) -> None:
-    """Once on each machine under torchrun."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(text, file=sys.stderr, flush=True)

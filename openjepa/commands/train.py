@@ -1,7 +1,6 @@
 """Pretraining: the command, its help, and notes on what a file of settings keeps."""
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,8 +18,7 @@ from openjepa.commands.recipes import recipe_groups
 from openjepa.config import load_run_config
 from openjepa.recipes import RECIPES, kept_by_file
 from openjepa.records import read_summary
-from openjepa.settings.fields import CHOICES
-from openjepa.settings.run import RunConfig
+from openjepa.settings.run import CHOICES, RunConfig
 from openjepa.system.json_files import read_object
 from openjepa.system.shell import command
 
@@ -55,6 +53,8 @@ is the usual caution; the evaluation shows the weights of the start beside the r
 
 def train(argv: Sequence[str], prog: str) -> None:
     """Pretrains an encoder."""
+    from openjepa.system.console import say
+
     config, options = parse_train(argv, prog, *(_train_help(argv) if is_help(argv) else ("", "")))
     before = options.config or (Path(config.run.init) if config.run.init and not options.recipe else None)
     if before is not None:
@@ -63,7 +63,7 @@ def train(argv: Sequence[str], prog: str) -> None:
     check(config, world_size=int(os.environ.get("WORLD_SIZE", "1")), is_model_known=config.run.init is None)
     given = given_settings(argv)
     for remark in remarks(config, given):
-        print(f"note: {remark}", file=sys.stderr)
+        say(f"note: {remark}")
     from openjepa.training.loop import train as train_run
 
     given |= decided_by_file(options.config, config.run.init)
@@ -88,12 +88,14 @@ def _note_kept(file: Path, config: RunConfig) -> None:
 
     Nothing if values are impossible, from which nothing follows: `check` refuses them.
     """
+    from openjepa.system.console import say
+
     said = load_run_config(file)
     if value_problems(said) or value_problems(config):
         return
     if follows := kept_by_file(said, config):
         options = " ".join(f"--{name.replace('_', '-')} {_option_value(value)}" for name, value in follows.items())
-        print(f"note: what {file} says stays; to follow the changed settings, give {options}", file=sys.stderr)
+        say(f"note: what {file} says stays; to follow the changed settings, give {options}")
 
 
 def _option_value(value: object) -> str:

@@ -1,14 +1,12 @@
-"""Sources: what every kind of data looks like to the loader and to the evaluation.
-
-Hashes of a data source: what was computed of its images is known by them.
-"""
+"""Sources: what every kind of data looks like to the loader and to the evaluation, and the hashes that tell sources apart."""
 
 import hashlib
 import os
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,8 @@ from openjepa.refusals import Refusal
 
 NO_LABEL = -1
 """Class of a record that has none (`partial_labels`)."""
+FINGERPRINT_RECORDS = 32
+"""Records of a source whose bytes enter its fingerprint, beside the names of all."""
 
 
 class ListSource(ABC):
@@ -61,6 +61,20 @@ class ListSource(ABC):
             return b"%08x " % zlib.crc32(self.read(index))
         except (OSError, ValueError):
             return b"unreadable "
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Both hashes of the source, computed once: reading a million names and stamps takes seconds."""
+        return source_hash(self) + stamps_hash(self)
+
+    def set_labels(self, labels: NDArray[np.int64], class_names: tuple[str, ...] | None) -> None:
+        """Gives the records their classes. A class in `labels` may be NO_LABEL."""
+        has_label = labels != NO_LABEL
+        self.class_names = class_names
+        if has_label.all():
+            self.labels = labels
+        elif has_label.any():
+            self.partial_labels = labels
 
 
 class LabelMaps(ABC):
@@ -160,8 +174,7 @@ class Splits:
         return all(isinstance(source, ListSource) and source.is_labeled for source in (self.train, self.test))
 
 
-FINGERPRINT_RECORDS = 32
-"""Records of a source whose bytes enter its fingerprint, beside the names of all."""
+# ----------------------------------------------------------------------------------------------------------------- hashes
 
 
 def source_hash(source: ListSource) -> str:
@@ -197,3 +210,58 @@ def file_stamp(path: str | Path) -> bytes:
 def joined_stamps(files: Iterable[str | Path]) -> bytes:
     """The stamps of several files that hold records together, as a hash."""
     return hashlib.sha256(b"".join(file_stamp(file) for file in files)).digest()
+
+
+# ------------------------------------------------------------------------------------------------- what sources are made of
+
+
+class JoinedBytes:
+    """Byte strings one behind the other in one array.
+
+    A million Python objects would be copied into each worker process as soon as they are touched there; one array is shared.
+    """
+
+    def __init__(self, content: NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
+        """`ends` [n]: where each string ends within `content`."""
+        self._content = content
+        self._ends = ends
+
+    @classmethod
+    def join(cls, strings: Sequence[bytes]) -> "JoinedBytes":
+        """The strings in their order."""
+        content = np.frombuffer(b"".join(strings), dtype=np.uint8)
+        return cls(content, np.cumsum([len(string) for string in strings], dtype=np.int64))
+
+    def __len__(self) -> int:
+        """Number of strings."""
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> bytes:
+        """The string with this number."""
+        start = int(self._ends[index - 1]) if index else 0
+        return self._content[start : int(self._ends[index])].tobytes()
+
+
+class Pieces:
+    """Records that are kept in pieces one after another, such as files: which piece holds a record, and at which row."""
+
+    def __init__(self, lengths: Iterable[int]) -> None:
+        """`lengths`: records of each piece."""
+        self._firsts: NDArray[np.int64] = np.cumsum([0, *lengths], dtype=np.int64)
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return int(self._firsts[-1])
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Number of the piece, and the row in it. Raises IndexError if there is no record `index`."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"there are {len(self)} records; there is no record {index}")
+        piece = int(np.searchsorted(self._firsts, index, side="right")) - 1
+        return piece, index - int(self._firsts[piece])
+
+
+def class_numbers(words: Iterable[str], class_names: Iterable[str]) -> NDArray[np.int64]:
+    """The place among `class_names` of each of `words`. Raises KeyError if one is not there."""
+    numbers = {name: number for number, name in enumerate(class_names)}
+    return np.array([numbers[word] for word in words], dtype=np.int64)

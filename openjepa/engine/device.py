@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from openjepa.operators import has_bf16_products
 from openjepa.refusals import Refusal
 from openjepa.system.memory import total_memory
 
@@ -43,7 +44,7 @@ def supports_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        return has_bf16_products()
     return False
 
 

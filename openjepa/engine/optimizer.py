@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from openjepa import operators
 from openjepa.settings.run import OptimizationSettings
 from openjepa.types import ParameterRule
 
@@ -64,8 +65,7 @@ def clip_gradients(
         whole = norm if len(groups) == len(optimizer.param_groups) else torch.nn.utils.get_total_norm(gradients)
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, whole)
         return
-    norms = torch.stack(torch._foreach_norm(gradients))
-    torch._foreach_mul_(gradients, list((limit / (norms + 1e-6)).clamp(max=1.0).unbind()))
+    operators.scale_(gradients, (limit / (operators.norms(gradients) + 1e-6)).clamp(max=1.0))
 
 
 def layer_number(name: str, depth: int, prefix: str = "encoder.") -> int:

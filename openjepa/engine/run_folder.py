@@ -24,10 +24,9 @@ from openjepa.records import Environment, read_environment, seconds_of_steps
 from openjepa.refusals import Refusal
 from openjepa.settings.run import RunConfig
 from openjepa.system.claims import Claim, take
-from openjepa.system.hub_names import MARK
 from openjepa.system.json_files import log_lines, number, read_object, readable
 from openjepa.system.packages import require_package
-from openjepa.system.shell import this_command
+from openjepa.system.shell import MARK, this_command
 from openjepa.system.whole_files import whole_file
 from openjepa.types import Skipped
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from openjepa.data.source import ListSource, source_hash, stamps_hash
+from openjepa.data.source import ListSource
 from openjepa.engine.device import Moving, autocast, resolve_precision
 from openjepa.engine.features import in_caches
 from openjepa.evaluation.feature_store import FeatureRows, Layout, RowWriter, read_rows
@@ -154,9 +154,7 @@ def extract_features(
     """
     num = len(view.source)
     types = {name: extractor.kept_as(num, feature_dtype) for name, extractor in extractors.items()}
-    where = (
-        source_hash(view.source) + stamps_hash(view.source) + json.dumps([CACHE_VERSION, dict(view.settings)], sort_keys=True)
-    )
+    where = view.source.fingerprint + json.dumps([CACHE_VERSION, dict(view.settings)], sort_keys=True)
     with TemporaryDirectory(prefix="openjepa-features-") as temporary:
         folder = Path(temporary) if cache is None else cache
         files = {

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openjepa.system.claims import take
+from openjepa.system.json_files import object_in
 
 HEADER_BYTES, NUMBER_BYTES = 4096, 8
 """Of length and text together: a multiple of every item's size and of a page. Of one number."""
@@ -174,7 +175,7 @@ class _Parsed:
 def _parsed(file: BinaryIO) -> _Parsed | None:
     """None where the file says none of this, or holds fewer rows than it says."""
     try:
-        text = json.loads(file.read(HEADER_BYTES)[NUMBER_BYTES:])
+        text = object_in(file.read(HEADER_BYTES)[NUMBER_BYTES:].decode(), file.name)
         rows, width = text["rows"]["shape"]
         (num_records,) = text["indices"]["shape"]
         dtype = {name: dtype for dtype, name in NAMES.items()}[text["rows"]["dtype"]]

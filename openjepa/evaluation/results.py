@@ -12,9 +12,9 @@ from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from openjepa.evaluation import PROTOCOLS
+from openjepa.evaluation import PROTOCOLS, usual_protocols
 from openjepa.records import Metric, Result, SubjectResult
-from openjepa.settings.evaluation import EvaluationSettings, LowShotSettings, ProtocolName
+from openjepa.settings.evaluation import EvaluationSettings, LowShotSettings
 from openjepa.settings.sources import DataSettings
 
 
@@ -65,7 +65,7 @@ def variant_name(
     `subject`: what is known of encoder and data (`data_name`), empty words left out. `own_size`: the encoder's training size.
     `usual`: settings of a suite's row, which are no variant. `settings.pooling`: `own`, or the one that is not the encoder's.
     """
-    usual = usual or EvaluationSettings(protocols=("linear", "knn"))
+    usual = usual or EvaluationSettings(protocols=usual_protocols(on_maps=False))
     protocols = tuple(dict.fromkeys(settings.protocols or usual.protocols))
     height, width = size
     pixels = f"{height}px" if height == width else f"{height}x{width}px"
@@ -88,13 +88,15 @@ def variant_name(
     )
 
 
-def _protocol_words(protocols: tuple[ProtocolName, ...]) -> tuple[str, ...]:
-    return (f"{protocols[0]}-only",) if len(protocols) == 1 else protocols
+def _protocol_words(protocols: tuple[str, ...]) -> tuple[str, ...]:
+    """The names with underscores, because dashes stand between words; files of before are called so, too."""
+    words = tuple(name.replace("-", "_") for name in protocols)
+    return (f"{words[0]}-only",) if len(words) == 1 else words
 
 
-def _changed_settings(settings: EvaluationSettings, protocols: tuple[ProtocolName, ...]) -> list[str]:
+def _changed_settings(settings: EvaluationSettings, protocols: tuple[str, ...]) -> list[str]:
     """`seed-7`, `finetune.epochs-10`: what is not the default of what the protocols read; many changes together as a hash."""
-    usual = EvaluationSettings()
+    usual = type(settings)()
     entries = [PROTOCOLS[name] for name in protocols]
     groups = {name for name, value in vars(usual).items() if is_dataclass(value)}
     words, named = [_differences("", settings, usual, OF_ALL)], set(groups)

@@ -4,7 +4,6 @@ They are an untrained one, and of a run that has started from weights these weig
 """
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +19,9 @@ from openjepa.seeds import derive
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
 from openjepa.settings.sources import DataSettings
-from openjepa.system.hub_names import absent, hub_name
+from openjepa.system.console import say
 from openjepa.system.json_files import readable_object
+from openjepa.system.shell import absent, hub_name
 from openjepa.weights.formats import Choice, load_any
 from openjepa.weights.native import load_encoder
 
@@ -105,9 +105,9 @@ def load_subject(subject: Subject, heads: int | None) -> tuple[VisionTransformer
     """The encoder that is evaluated. Says what it is where it is not openjepa's own. Raises Refusal."""
     loaded = load_any(subject.encoder_path, Choice(encoder=subject.which, heads=heads, predictor=False))
     if not loaded.is_own:
-        print(f"{subject.encoder_path}: {loaded.what}; results in {subject.output / 'eval'}", file=sys.stderr)
+        say(f"{subject.encoder_path}: {loaded.what}; results in {subject.output / 'eval'}")
     for note in loaded.notes:
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}")
     return loaded.encoder, loaded.config
 
 

@@ -26,15 +26,16 @@ from openjepa.experiments.ablation_tables import (
 )
 from openjepa.recipes.ablations import ABLATIONS, ablation_rows
 from openjepa.records import Result, read_summary
-from openjepa.settings.evaluation import EvaluationSettings, ProtocolName
+from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.experiments import AblationSettings
 from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import ScenesSettings
+from openjepa.system.console import format_seconds
 from openjepa.system.interrupts import Interrupted
 from openjepa.system.json_files import read_object
 from openjepa.training.loop import train
 
-PROBES: tuple[ProtocolName, ...] = ("linear", "knn")
+PROBES: tuple[str, ...] = ("linear", "knn")
 SCENE_TASKS = ("clevr_count", "clevr_dist")
 RANK = "RankMe"
 
@@ -85,7 +86,7 @@ def _result(run: PlannedRun, settings: AblationSettings, started: float) -> RunR
     known = read_result(settings.output, run.name)
     if known is not None and (known.status == "finished" or known.written >= started):
         return known
-    print(f"\n{run.row}, seed {run.seed}: {run.images:,} images, about {run.seconds:.0f} s", flush=True)
+    print(f"\n{run.row}, seed {run.seed}: {run.images:,} images, about {format_seconds(run.seconds)}", flush=True)
     blank = RunResult(
         name=run.name,
         row=run.row,

@@ -14,8 +14,7 @@ from openjepa.config import difference, from_dict, to_dict
 from openjepa.refusals import Refusal
 from openjepa.settings.derived import resolve
 from openjepa.settings.experiments import AblationSettings
-from openjepa.settings.fields import CHOICES
-from openjepa.settings.run import RunConfig
+from openjepa.settings.run import CHOICES, RunConfig
 from openjepa.system.json_files import read_object
 from openjepa.system.whole_files import whole_file
 from openjepa.training.timed_steps import RealSteps

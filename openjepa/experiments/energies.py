@@ -26,6 +26,7 @@ from openjepa.refusals import Refusal
 from openjepa.schedules import Progress
 from openjepa.seeds import derive
 from openjepa.settings.experiments import EnergyBench
+from openjepa.settings.ranges import as_option, check_ranges
 from openjepa.settings.run import RunConfig
 from openjepa.system.console import plain_console
 from openjepa.system.shell import command
@@ -54,7 +55,7 @@ def bench_energy(options: EnergyBench) -> Energy:
     Views and masks are drawn as in training, from seeds that training never uses, and are the same for both; so is the progress
     that the method is told, on which temperatures may depend. Raises Refusal for a run without a usable checkpoint.
     """
-    options.check()
+    check_ranges(options, said=as_option)
     run = options.run
     config, found = load_run_config(run), latest_checkpoint(run / "checkpoints")
     if found is None:

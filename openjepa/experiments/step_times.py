@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from rich.filesize import decimal
 from rich.table import Table
 
 from openjepa.checks import check
@@ -178,7 +179,7 @@ def print_step(result: dict[str, Any]) -> None:
     peak = "peak memory of the process" if result["device_type"] == "cpu" else "peak memory"
     console.print(
         f"{result['images_per_second']:.1f} images/s, {result['share_of_matmul']:.0%} of a matrix product's "
-        f"{result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, {peak} {result['peak_memory_bytes'] / 2**20:.0f} MiB"
+        f"{result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, {peak} {decimal(result['peak_memory_bytes'])}"
     )
     cores = result["cores_that_feed_the_step"]
     held = ", so that the views hold the step back" if cores > 1 else ""

@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from openjepa.checks.grids import check_patch_divides
 from openjepa.data.views import decoded_side, evaluation_view, whole_view
 from openjepa.engine.device import thread_pool
 from openjepa.inference.images import Picture, pixels_of
@@ -44,13 +45,7 @@ class View:
         """Raises Refusal for an unknown name and for sizes that are no multiples of the patch size."""
         if self.name not in get_args(ViewName):
             raise Refusal(f"view={self.name!r} is not known: use 'crop', 'squash' or 'whole'")
-        for axis, side in zip(("height", "width"), self.size, strict=True):
-            if side < self.patch_size or side % self.patch_size:
-                below = side - side % self.patch_size
-                fitting = f"{below} or {below + self.patch_size}" if below > 0 else f"{self.patch_size}"
-                raise Refusal(
-                    f"size={self.size}: its {axis} {side} is not a multiple of the patch size {self.patch_size}; use {fitting}"
-                )
+        check_patch_divides(self.patch_size, self.size, "size", of="the encoder")
 
     def of(self, pixels: UInt8[Tensor, "h w 3"]) -> UInt8[Tensor, "3 oh ow"]:
         """The view of an image. Raises Refusal where a whole image would have too many patches."""

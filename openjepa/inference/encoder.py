@@ -1,7 +1,6 @@
 """The encoder that `openjepa.load` gives: a torch module that also takes images as they come."""
 
-from collections.abc import Iterable, Iterator, Sized
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import asdict
 from operator import index
 from pathlib import Path
@@ -11,8 +10,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from openjepa.engine.device import autocast, to_device
-from openjepa.engine.features import in_caches
+from openjepa.engine.features import Output, encode, in_caches
 from openjepa.inference.areas import Areas, indices_of
 from openjepa.inference.batches import View, ViewName, batches, prepared
 from openjepa.inference.images import Picture, Pictures, separate
@@ -20,9 +18,8 @@ from openjepa.inference.prediction import Prediction, compare, objective_of
 from openjepa.models.predictor import Predictor
 from openjepa.refusals import Refusal
 from openjepa.system.console import progress as progress_bar
-from openjepa.system.console import silent
 from openjepa.system.whole_files import is_writable
-from openjepa.types import EncoderOutput, Export, normalize
+from openjepa.types import EncoderOutput, Export
 from openjepa.weights.formats import Loaded
 from openjepa.weights.native import PREDICTOR_FOLDER, save_network
 
@@ -52,8 +49,8 @@ class Encoder(nn.Module):
         """What it is, in a few words."""
         self.notes = loaded.notes
         """What was cut off the names in the file, and what of it was not read."""
-        self.objective = objective_of(loaded.predictor_extra)
-        """What the predictor was trained for."""
+        self.objective = None if loaded.predictor is None else objective_of(loaded.predictor_extra)
+        """What the predictor was trained for; None without one."""
         self._predictor_extra = dict(loaded.predictor_extra)
         self.eval()
 
@@ -164,7 +161,8 @@ class Encoder(nn.Module):
 
         Raises Refusal where there is no predictor, and for areas that are empty or beyond the grid.
         """
-        if self.predictor is None:
+        objective = self.objective
+        if objective is None:
             raise Refusal(
                 f"this encoder ({self.what}) came without a predictor; there is one in runs of I-JEPA (give the run folder, "
                 "not encoder/ in it), in the released I-JEPA checkpoints, and in what openjepa convert wrote of these"
@@ -181,11 +179,11 @@ class Encoder(nn.Module):
             kept = _context_indices(context, blocks, grid)
             predicted.append(self._predicted(pixels, kept, blocks, precision))
             features = teacher.encode_pixels(pixels, precision).patches.cpu()
-            actual.append([self.objective.targets(features[:, block]) for block in blocks])
+            actual.append([objective.targets(features[:, block]) for block in blocks])
         if not predicted:
             raise Refusal("predict needs an image, but images is empty")
         paired = zip(blocks, zip(*predicted, strict=True), zip(*actual, strict=True), strict=True)
-        found = (compare(block, kept, torch.cat(first), torch.cat(second), self.objective) for block, first, second in paired)
+        found = (compare(block, kept, torch.cat(first), torch.cat(second), objective) for block, first, second in paired)
         return Prediction(grid, kept, tuple(found))
 
     def grid(self, size: Size = None) -> tuple[int, int]:
@@ -208,10 +206,8 @@ class Encoder(nn.Module):
 
     def encode_pixels(self, pixels: UInt8[Tensor, "B 3 h w"], precision: Precision = "auto") -> EncoderOutput:
         """The output for prepared images, on the encoder's device, in fp32, without gradients; on a CPU a few at a time."""
-        outputs = []
-        with self._computing(precision):
-            for part in in_caches(pixels, self.config.patch_size, self.device):
-                outputs.append(self(self._normalized(part)))
+        parts = in_caches(pixels, self.config.patch_size, self.device)
+        outputs = [self._encode(self, part, precision) for part in parts]
         if len(outputs) == 1:
             return outputs[0]  # type: ignore[no-any-return]
         tokens = [output.class_token for output in outputs if output.class_token is not None]
@@ -231,7 +227,7 @@ class Encoder(nn.Module):
         if self.predictor is None and (place / PREDICTOR_FOLDER).exists():
             raise Refusal(f"{place} holds the predictor of another encoder, and this one has none: give another folder")
         save_network(place / "encoder", Export(self.config, self.network))
-        if self.predictor is not None:
+        if self.predictor is not None and self.objective is not None:
             extra = {**self._predictor_extra, **asdict(self.objective)}
             save_network(place / PREDICTOR_FOLDER, Export(self.predictor.config, self.predictor, extra))
 
@@ -239,25 +235,27 @@ class Encoder(nn.Module):
         self, pixels: UInt8[Tensor, "B 3 h w"], kept: Int[Tensor, " K"], blocks: list[Int[Tensor, " T"]], precision: Precision
     ) -> list[Float[Tensor, "B T D"]]:
         """Predicted features of each block; blocks of one length at a time."""
-        assert self.predictor is not None
+        predictor = self.predictor
+        assert predictor is not None
+        context = kept.to(self.device).expand(len(pixels), -1)  # [B, K]
         found: dict[int, Tensor] = {}
-        with self._computing(precision):
-            context = kept.to(self.device).expand(len(pixels), -1)  # [B, K]
-            tokens = self(self._normalized(pixels), context).patches.to(self.dtype)
+
+        def predict(normalized: Float[Tensor, "B 3 h w"]) -> None:
+            tokens = self(normalized, context).patches.to(self.dtype)
             for length in {len(block) for block in blocks}:
                 chosen = [number for number, block in enumerate(blocks) if len(block) == length]
                 asked = torch.stack([blocks[number] for number in chosen]).to(self.device)  # [M, T]
                 asked = asked.expand(len(pixels), -1, -1)
-                predictions = self.predictor(tokens, context, asked, self._grid_of(pixels)).cpu()  # [B, M, T, D]
-                found |= dict(zip(chosen, predictions.unbind(1), strict=True))
+                predictions = predictor(tokens, context, asked, self._grid_of(pixels)).cpu()  # [B, M, T, D]
+                found.update(zip(chosen, predictions.unbind(1), strict=True))
+
+        self._encode(predict, pixels, precision)
         return [found[number] for number in range(len(blocks))]
 
-    def _normalized(self, pixels: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B 3 h w"]:
-        return normalize(to_device(pixels, self.device), self.config.pixel_mean, self.config.pixel_std)
-
-    @contextmanager
-    def _computing(self, precision: Precision) -> Iterator[None]:
-        """No gradients, no dropped paths, also while the encoder is being trained; bf16 only where weights are fp32."""
+    def _encode(
+        self, network: Callable[[Float[Tensor, "B 3 h w"]], Output], pixels: UInt8[Tensor, "B 3 h w"], precision: Precision
+    ) -> Output:
+        """`encode` without gradients and dropped paths, even while the encoder is trained; bf16 only if weights are fp32."""
         if precision not in get_args(Precision):
             raise Refusal(f"precision={precision!r} is not known: use 'auto', 'bf16' or 'fp32', or cast the weights: .half()")
         chosen = precision if self.dtype == torch.float32 else "fp32"
@@ -266,8 +264,8 @@ class Encoder(nn.Module):
             for module in training:
                 module.training = False
             # an autocast that the caller is in must not decide
-            with torch.no_grad(), torch.autocast(self.device.type, enabled=False), autocast(self.device, chosen):
-                yield
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                return encode(network, pixels, self.config, self.device, chosen)
         finally:
             for module in training:
                 module.training = True
@@ -300,7 +298,7 @@ class Encoder(nn.Module):
         """Numbers, outputs and patch grid of images of one shape, batch by batch."""
         listed = separate(images)
         total = len(listed) if isinstance(listed, Sized) else None
-        with progress_bar("embedding", total) if progress else nullcontext(silent) as advance:
+        with progress_bar("embedding", total, style="auto" if progress else "none") as advance:
             for numbers, pixels in self._batches(listed, view, batch_size):
                 yield numbers, self.encode_pixels(pixels, precision), self._grid_of(pixels)
                 advance(len(numbers))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from openjepa.masks.sampler import TokenShape
 from openjepa.models.transformer import Block
 from openjepa.models.vit import VisionTransformer
+from openjepa.operators import lerp_
 from openjepa.schedules import Progress
 from openjepa.settings.models import EncoderConfig, ModelSettings
 from openjepa.types import Batch, Export, InputSpec, LossOutput, ParameterRule, ViewSpec
@@ -211,7 +212,7 @@ class EmaTeacher(nn.Module):
         """
         sources = dict(student.named_parameters())
         names, averages = zip(*self.network.named_parameters(), strict=True)
-        torch._foreach_lerp_(averages, [sources[name] for name in names], 1.0 - momentum)
+        lerp_(averages, [sources[name] for name in names], 1.0 - momentum)
 
 
 def encoders_with_average(trained: VisionTransformer, average: EmaTeacher) -> Encoders:

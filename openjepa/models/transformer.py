@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from openjepa.operators import softmax_gradient
 from openjepa.refusals import Refusal
 
 VECTOR_LENGTH = 32
@@ -99,7 +100,7 @@ class _PlainAttention(torch.autograd.Function):
         torch.bmm(weights.transpose(1, 2), incoming, out=outgoing[2])
         scores = torch.bmm(incoming, values.transpose(1, 2))
         wide = _softmax_dtype(scores)
-        scores = torch._softmax_backward_data(scores.to(wide), weights.to(wide), -1, wide)
+        scores = softmax_gradient(scores.to(wide), weights.to(wide))
         bias_gradient = None
         if ctx.bias_shape is not None:
             whole = scores.view(batch, heads, length, length)

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from openjepa.checks.grids import check_patch_divides
 from openjepa.models.positions import RelativeBias, resampled_positions, sincos_positions
 from openjepa.models.transformer import INIT_STD, attention_bias, block_flops, build_blocks, hidden_width, initialize
 from openjepa.refusals import Refusal
@@ -54,7 +55,7 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         """Builds and initializes; raises Refusal where sizes do not divide."""
         super().__init__()
-        _check_size(config.image_size, config.patch_size)
+        check_patch_divides(config.patch_size, config.image_size, "image_size", of="the encoder")
         self.config = config
         self.patch_embed = PatchEmbedding(config.patch_size, config.width)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.width)) if config.class_token else None
@@ -157,7 +158,7 @@ class VisionTransformer(nn.Module):
         self, images: Float[Tensor, "B 3 h w"], keep: Int[Tensor, "B K"] | None, replace: Bool[Tensor, "B N"] | None = None
     ) -> Float[Tensor, "B S D"]:
         height, width = images.shape[-2:]
-        _check_size((height, width), self.config.patch_size)
+        check_patch_divides(self.config.patch_size, (height, width), "image_size", of="the encoder")
         tokens = self.patch_embed(images, keep)
         if replace is not None:
             tokens = torch.where(replace[..., None], self._mask_token(keep).to(tokens.dtype), tokens)
@@ -211,16 +212,3 @@ class VisionTransformer(nn.Module):
         if self.cls_token is None:
             return EncoderOutput(normed)
         return EncoderOutput(normed[:, 1:], normed[:, 0])
-
-
-def _check_size(image_size: tuple[int, int], patch_size: int) -> None:
-    """Raises Refusal, naming the sizes that fit, where the patch size does not divide the image."""
-    for name, side in zip(("height", "width"), image_size, strict=True):
-        if side % patch_size or side < patch_size:
-            below, above = side - side % patch_size, side - side % patch_size + patch_size
-            fitting = f"{below} or {above}" if below else f"{above}"
-            divisors = [size for size in range(4, 17) if side % size == 0]
-            raise Refusal(
-                f"image {name} {side} is not a multiple of the patch size {patch_size}; "
-                f"use a {name} of {fitting}, or a patch size among {divisors or 'none that fits'}"
-            )

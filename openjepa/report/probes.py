@@ -10,11 +10,11 @@ from openjepa.report.numbers import percent
 from openjepa.report.reading import Run, text
 from openjepa.system.json_files import number
 
-MAIN_PROBE = "linear-cached"
+MAIN_PROBE = "linear"
 PROBE_WORDS = {
     MAIN_PROBE: "a linear probe on features of one center view, computed once: published linear numbers, trained on augmented "
     "images, do not compare to the point",
-    "linear": "the paper's linear probe: heads trained on augmented images above the frozen encoder",
+    "linear-full": "the paper's linear probe: heads trained on augmented images above the frozen encoder",
     "logistic": "L2 logistic regression on features of one center view, as MSN's low-shot evaluation",
     "attentive": "a learned query attends to the frozen encoder's patches",
     "fine-tuned": "the encoder itself is trained further on the labels",

@@ -4,7 +4,6 @@ Nothing here trusts a file: what does not parse is counted or left out, numbers 
 only files inside the folder are opened.
 """
 
-import fcntl
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ import yaml
 
 from openjepa.records import Energy, Environment, Result, Summary, read_energy, read_environment, read_evaluation, read_summary
 from openjepa.refusals import Refusal
+from openjepa.system.claims import is_taken
 from openjepa.system.json_files import number, readable
 
 RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json")
@@ -137,7 +137,7 @@ def read_run(path: Path) -> Run:
         energy=read_energy(energy) if energy else None,
         figures=_read_figures(path / "figures", unreadable),
         skipped=_read_skipped(path / "skipped.jsonl"),
-        is_locked=_is_locked(path / ".lock"),
+        is_locked=is_taken(path / ".lock"),
         unreadable=unreadable,
         is_encoder=is_encoder,
     )
@@ -164,21 +164,6 @@ def distinct(folders: Sequence[Run]) -> list[Run]:
         if depth > max(len(place.parts) for place in places) + 1:
             break  # names that are cut to the same words
     return [replace(folder, name=name) for folder, name in zip(folders, names, strict=True)]
-
-
-def _is_locked(path: Path) -> bool | None:
-    """Whether another process holds the lock of this file; a killed one does not. None: that cannot be found out."""
-    try:
-        with path.open() as lock:
-            # released at once, with the file; shared, because NFS gives no other lock on a file that is open for reading
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return None
-    return False
 
 
 def read_log(path: Path) -> Log:

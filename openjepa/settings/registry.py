@@ -11,14 +11,20 @@ from typing import Any, Generic, TypeVar
 SettingsType = TypeVar("SettingsType")
 
 
-def imported(home: str) -> Any:
-    """What stands at `home`, which is `package.module:name`. Imports the module."""
-    module, _, name = home.partition(":")
-    return getattr(import_module(module), name)
+class Line:
+    """One line of a registry. Abstract: what it knows of a component is up to each registry."""
+
+    home: str
+    """`package.module:name` of what it stands for."""
+
+    def load(self) -> Any:
+        """Imports what it stands for."""
+        module, _, name = self.home.partition(":")
+        return getattr(import_module(module), name)
 
 
 @dataclass(frozen=True)
-class Entry(Generic[SettingsType]):
+class Entry(Line, Generic[SettingsType]):
     """What a registry knows of one component."""
 
     settings: type[SettingsType]
@@ -26,6 +32,14 @@ class Entry(Generic[SettingsType]):
     home: str
     """`package.module:name` of its class, or of the function that builds it."""
 
-    def load(self) -> Any:
-        """Imports the component's class or builder."""
-        return imported(self.home)
+
+@dataclass(frozen=True)
+class NamesOf(Line):
+    """Annotation of a setting whose values are names of a registry, which belongs to a layer above the settings."""
+
+    home: str
+    """`package.module:NAME` of the registry."""
+
+    def names(self) -> tuple[str, ...]:
+        """Every name of the registry, in its order. Imports it."""
+        return tuple(self.load())

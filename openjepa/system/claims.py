@@ -62,6 +62,21 @@ def take(path: Path, *, wait: bool = False, shared: bool = False) -> Claim | Non
         file.close()  # it was removed between our opening and locking it
 
 
+def is_taken(path: Path) -> bool | None:
+    """Whether another process has the claim of the file `path` alone; None if that cannot be found out. Makes no file."""
+    try:
+        with path.open() as file:
+            # released at once, with the file; shared, because NFS gives no other lock on a file that is open for reading
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    return False
+
+
 @contextmanager
 def claimed(folder: Path, name: str, wait: bool = False) -> Iterator[bool]:
     """Whether this process alone has the work `name` of a folder until the block ends; a killed process has it no more.

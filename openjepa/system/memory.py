@@ -67,19 +67,22 @@ def _available_on_machine(root: Path) -> Iterator[int]:
 
 def _groups(root: Path) -> Iterator[_Group]:
     """The group of this process and those above it, as far as they have a limit and can be seen from here."""
-    for folder, version in _folders(root):
+    for folder, is_v2 in group_folders(root, "memory"):
         with suppress(OSError, ValueError):  # a group that cannot be read limits nothing that we know of
-            yield from _read_group(folder, version)
+            yield from _read_group(folder, _V2 if is_v2 else _V1)
 
 
-def _folders(root: Path) -> Iterator[tuple[Path, _Version]]:
-    """Of each tree the folder of the own group, and those above it up to the one that is mounted."""
+def group_folders(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
+    """Folders of this process's group and of those above it as far as they are mounted, and whether they are of version 2.
+
+    `controller`: whose tree is looked at in version 1, such as `memory` or `cpu`; version 2 has one tree for all.
+    """
     paths = _own_paths(root)
-    for version, name in ((_V2, ""), (_V1, "memory")):
+    for is_v2, name in ((True, ""), (False, controller)):
         for mount_root, mount_point in _mounts(root, name):
             below = _below(paths.get(name, "/"), mount_root)
             for part in (below, *below.parents):
-                yield root / mount_point.relative_to("/") / part, version
+                yield root / mount_point.relative_to("/") / part, is_v2
 
 
 def _own_paths(root: Path) -> dict[str, str]:

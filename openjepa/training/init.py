@@ -12,20 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openjepa.checks import nearest_multiple
+from openjepa.checks import check_patch_divides
 from openjepa.config import flatten, load_run_config
 from openjepa.engine.run_folder import run_path
 from openjepa.methods.base import Method
 from openjepa.models.predictor import Predictor
 from openjepa.models.transformer import hidden_width
 from openjepa.models.vit import VisionTransformer
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, few
 from openjepa.settings.methods import IJepaSettings, MethodSettings
 from openjepa.settings.models import SIZES, EncoderConfig, ModelSettings, PredictorConfig, Shape
 from openjepa.settings.run import RunConfig, RunSettings
-from openjepa.system.hub_names import hub_name
-from openjepa.weights.contents import weights_hash
-from openjepa.weights.filling import listed
+from openjepa.system.shell import hub_name
+from openjepa.weights.contents import MOST_NAMES, weights_hash
 from openjepa.weights.formats import Choice, Loaded, load_any
 
 SHAPE = ("size", "width", "depth", "heads", "mlp_ratio")
@@ -143,19 +142,9 @@ def _method(
 
 
 def _check_patches(size: tuple[int, int], encoder: EncoderConfig, weights: str) -> None:
-    """Raises Refusal, with sizes that fit, where the images are no whole number of the weights' patches."""
-    patch = encoder.patch_size
-    if not any(side % patch for side in size):
-        return
-    near, own = (_shown(tuple(dict.fromkeys(sides))) for sides in (_multiples(size, patch), encoder.image_size))
-    raise Refusal(
-        f"data.image_size={size[0]}x{size[1]} is no whole number of patches of {patch}x{patch} pixels, which "
-        f"run.init={weights} has: use --data.image-size {', or '.join(dict.fromkeys((near, own)))}, at which it was trained"
-    )
-
-
-def _multiples(size: tuple[int, int], patch: int) -> tuple[int, ...]:
-    return tuple(nearest_multiple(side, patch) for side in size)
+    """Raises Refusal, with sizes that fit, unless the images are a whole number of the weights' patches."""
+    trained_at = _shown(tuple(dict.fromkeys(encoder.image_size)))
+    check_patch_divides(encoder.patch_size, size, of=f"run.init={weights} (trained at {trained_at})")
 
 
 CLASS_TOKEN, MASK_TOKEN, POSITIONS = "cls_token", "mask_token", "pos_embed"
@@ -337,7 +326,7 @@ def _check_places(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], path:
         if name in theirs and theirs[name].shape != value.shape
     ]
     found = {"missing": missing, "left over": extra, "of another shape": wrong}
-    problems = [f"{word} {listed(names)}" for word, names in found.items() if names]
+    problems = [f"{word} {few(names, MOST_NAMES)}" for word, names in found.items() if names]
     if problems:
         raise Refusal(f"run.init={path} does not fit the encoder of this run: {'; '.join(problems)}")
 

@@ -26,7 +26,8 @@ from openjepa.schedules import Progress, learning_rate, weight_decay
 from openjepa.seeds import derive
 from openjepa.settings.derived import resolve
 from openjepa.settings.run import RunConfig
-from openjepa.system.console import Counter, Display
+from openjepa.system.console import Display
+from openjepa.system.console import progress as progress_bar
 from openjepa.system.interrupts import Interrupted, Interrupts
 from openjepa.training.init import settled
 from openjepa.training.meters import IntervalMeter
@@ -35,6 +36,7 @@ from openjepa.training.outputs import Outputs
 from openjepa.training.startup import (
     begin,
     build_method,
+    count_images,
     default_view,
     introduce,
     resume_point,
@@ -104,8 +106,8 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
 
         # ------------------------------------------------------------ loader, optimizer
         workers = choose_workers(config.system.workers, config.data.cache)
-        with Counter("decoding", config.system.progress) as counter:
-            loader = TrainingLoader(splits.train, config.data, method.inputs(), sampler, plan, seed, workers, device, counter)
+        with progress_bar("decoding", count_images(splits.train), style=config.system.progress) as advance:
+            loader = TrainingLoader(splits.train, config.data, method.inputs(), sampler, plan, seed, workers, device, advance)
         resources.callback(loader.close)
         method.to(device)
         if config.run.compile:

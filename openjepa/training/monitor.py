@@ -11,9 +11,9 @@ from torch import Tensor
 
 from openjepa.data.loading.cache import draw_masks
 from openjepa.data.loading.loader import BatchPlan, TrainingLoader
+from openjepa.data.passes import evaluation_batches
 from openjepa.data.selection import for_probes
 from openjepa.data.source import ListSource, Splits
-from openjepa.data.splits import evaluation_batches
 from openjepa.engine import distributed
 from openjepa.engine.device import autocast
 from openjepa.engine.features import pooled_features

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from rich.filesize import decimal
 
 from openjepa.checks import never_reached
 from openjepa.data.source import ListSource, ShardSource
@@ -78,7 +79,7 @@ def training_length(optim: OptimizationSettings, source: ListSource | ShardSourc
     Raises Refusal where the data has no known length and `optim.total_steps` is not set, or not even one batch, and where a
     warm-up in epochs is not shorter than the run.
     """
-    num_images = _num_images(source)
+    num_images = count_images(source)
     if num_images is None:
         if optim.total_steps is None:
             raise Refusal("optim.total_steps is required: the number of samples of this stream is not known")
@@ -92,7 +93,8 @@ def training_length(optim: OptimizationSettings, source: ListSource | ShardSourc
     return length
 
 
-def _num_images(source: ListSource | ShardSource) -> int | None:
+def count_images(source: ListSource | ShardSource) -> int | None:
+    """Images of a source; None if a stream does not know."""
     return len(source) if isinstance(source, ListSource) else source.num_records
 
 
@@ -201,7 +203,7 @@ def introduce(
         f"{format_count(needs.flops_per_image)} FLOPs an image and step",
         f"masks      {masks_line(config.masks.kind, sampler)}",
         f"training   {total_steps} steps of {config.optim.batch_size} images ({format_count(images)} in all)",
-        f"estimate   {format_count(needs.memory_bytes)}B of memory (roughly)",
+        f"estimate   {decimal(round(needs.memory_bytes))} of memory (roughly)",
         *(f"note: {remark}" for remark in remarks),
     ]
 
@@ -229,7 +231,7 @@ def _memory(needs: Estimate, microbatch: int, device: torch.device) -> list[str]
     if needs.memory_bytes <= limit:
         return []
     words = (
-        f"this run needs about {format_count(needs.memory_bytes)}B of memory and {device} has {format_count(limit)}B: "
+        f"this run needs about {decimal(round(needs.memory_bytes))} of memory and {device} has {decimal(limit)}: "
         f"lower optim.microbatch_size (now {microbatch}) or choose a smaller model.size"
     )
     if needs.memory_bytes > 2 * limit:

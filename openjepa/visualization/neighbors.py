@@ -7,7 +7,7 @@ Features of images for the pictures: pooled, and of patches at twice the resolut
 
 import warnings
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
 
 import numpy as np
 import torch
@@ -16,16 +16,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openjepa.data import open_splits
+from openjepa.data.passes import EvalBatch, evaluation_batches
 from openjepa.data.source import ListSource, ShardRecord, ShardSource
-from openjepa.data.splits import EvalBatch, evaluation_batches
-from openjepa.engine.device import autocast
-from openjepa.engine.features import pooled_features
+from openjepa.engine.features import encode, pooled_features
 from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal
 from openjepa.seeds import derive_samples
 from openjepa.settings.models import EncoderConfig
 from openjepa.settings.run import RunConfig
-from openjepa.types import Skipped, normalize
+from openjepa.types import Skipped
 from openjepa.visualization.sheet import BAD, GOOD, GRAY, Sheet, enlarge, printable
 
 
@@ -132,18 +131,17 @@ def dense_features(
     """
     quarter = max(1, config.patch_size // 4)
     height, width = images.shape[-2:]
-    pixels = normalize(images.to(device), config.pixel_mean, config.pixel_std)
-    padded = F.pad(pixels, (quarter, quarter, quarter, quarter), mode="replicate")
     rows, columns = config.grid((height, width))
     dense = np.empty((len(images), 2 * rows, 2 * columns, config.width), dtype=np.float32)
-    for down in (0, 1):
-        for right in (0, 1):
+
+    def encode_shifted(pixels: Float[torch.Tensor, "B 3 h w"]) -> None:
+        padded = F.pad(pixels, (quarter, quarter, quarter, quarter), mode="replicate")
+        for down, right in product((0, 1), (0, 1)):
             top, left = 2 * quarter * down, 2 * quarter * right
-            shifted = padded[..., top : top + height, left : left + width].contiguous()
-            with autocast(device, "auto"):
-                output = encoder(shifted)
-            patches = output.patches.float().cpu().numpy()
-            dense[:, down::2, right::2] = patches.reshape(len(images), rows, columns, -1)
+            patches = encoder(padded[..., top : top + height, left : left + width].contiguous()).patches
+            dense[:, down::2, right::2] = patches.float().cpu().numpy().reshape(len(images), rows, columns, -1)
+
+    encode(encode_shifted, images, config, device, "auto")
     return dense
 
 

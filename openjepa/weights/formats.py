@@ -19,13 +19,12 @@ from torch import Tensor
 from openjepa.models.positions import sincos_positions
 from openjepa.models.predictor import Predictor
 from openjepa.models.vit import VisionTransformer
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, examples, few
 from openjepa.settings.models import SIZES, EncoderConfig, PredictorConfig
-from openjepa.system.hub_names import hub_name
 from openjepa.system.packages import needed_for
+from openjepa.system.shell import hub_name
 from openjepa.weights import FORMATS
-from openjepa.weights.contents import Contents, open_contents
-from openjepa.weights.filling import listed
+from openjepa.weights.contents import MOST_NAMES, Contents, open_contents
 
 
 @dataclass(frozen=True)
@@ -232,11 +231,10 @@ def load_any(path: Path | str, choice: Choice | None = None) -> Loaded:
 
 def recognized(contents: Contents) -> str:
     """The name of its format. Raises Refusal where it is of none."""
-    names = [name for name, item in FORMATS.items() if item.load().recognize(contents)]
-    if names:
-        assert len(names) == 1, f"formats {names} both claim {contents.path}"
-        return names[0]
-    raise Refusal(f"{contents.path} {_seen(contents)}")
+    name = next((name for name, item in FORMATS.items() if item.load().recognize(contents)), None)
+    if name is None:
+        raise Refusal(f"{contents.path} {_seen(contents)}")
+    return name
 
 
 def _seen(contents: Contents) -> str:
@@ -247,10 +245,7 @@ def _seen(contents: Contents) -> str:
             "it has no config.json"
         )
     if contents.settings is not None:
-        return f"has a config.json of no known format: it has {listed(sorted(contents.settings))}"
-    shown = [
-        f"{name}: {listed(sorted(item.tensors)[:5])}, ..." if name else listed(sorted(item.tensors)[:5])
-        for name, item in contents.networks.items()
-    ]
+        return f"has a config.json of no known format: it has {few(sorted(contents.settings), MOST_NAMES)}"
+    shown = [(f"{name}: " if name else "") + examples(sorted(item.tensors), 5) for name, item in contents.networks.items()]
     known = "; ".join(f"{name}: {item.summary}" for name, item in FORMATS.items())
     return f"is of no known format. It holds {'; '.join(shown) or 'no tensors'}. Known: {known}"

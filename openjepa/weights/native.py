@@ -20,8 +20,7 @@ from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.system.json_files import read_object, typed
 from openjepa.system.whole_files import whole_folder
 from openjepa.types import Export
-from openjepa.weights.contents import CONFIG_FILE, WEIGHTS_FILE, Contents, open_contents
-from openjepa.weights.filling import Plan, fill, same_names, weight_names
+from openjepa.weights.contents import CONFIG_FILE, WEIGHTS_FILE, Contents, Plan, fill, open_contents, same_names, weight_names
 from openjepa.weights.formats import Choice, Loaded, Networks, Reader, refuse_context, size_words, stored
 from openjepa.weights.state_dicts import Network
 

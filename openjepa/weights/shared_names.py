@@ -13,11 +13,10 @@ from torch import Tensor
 
 from openjepa.models.positions import sincos_positions
 from openjepa.models.vit import VisionTransformer, build_encoder
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, few
 from openjepa.settings.models import SIZES, EncoderConfig, Size
-from openjepa.weights.contents import Contents
+from openjepa.weights.contents import MOST_NAMES, Contents, Plan, Source, fill, weight_names
 from openjepa.weights.described import checked
-from openjepa.weights.filling import Plan, Source, fill, listed, weight_names
 from openjepa.weights.state_dicts import OF_SEVERAL, PLACES, Network
 
 PATCHES, TABLE, TOKEN = "patch_embed.proj.weight", "pos_embed", "cls_token"
@@ -89,7 +88,7 @@ def infer_config(
     if misfits := sorted({words for start, words in MISFITS.items() for name in tensors if re.match(start, name)}):
         raise Refusal(f"{where} has {' and '.join(misfits)}, which openjepa's encoder has no place for")
     if missing := [name for name in needed if name not in tensors]:
-        raise Refusal(f"{where} is no Vision Transformer that can be read: missing {listed(missing)}")
+        raise Refusal(f"{where} is no Vision Transformer that can be read: missing {few(missing, MOST_NAMES)}")
     patches, table, hidden = (tensors[name] for name in needed)
     if patches.ndim != 4 or patches.shape[1] != 3 or patches.shape[2] != patches.shape[3]:
         raise Refusal(f"{where}: {PATCHES} {list(patches.shape)} does not embed square patches of 3 channels")

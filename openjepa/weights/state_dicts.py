@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, few
 
 Groups = dict[str, dict[str, Tensor]]
 """Dictionaries of tensors by their name in the file; those that lie directly in it have the name ''."""
@@ -85,9 +85,8 @@ class Network:
         if self.beside:
             names = sorted(self.beside)
             shown = names if len(names) <= MOST_SHOWN else list(dict.fromkeys(name.split(".")[0] for name in names))
-            more = f" and {len(shown) - MOST_SHOWN} more" if len(shown) > MOST_SHOWN else ""
             count = f"{len(self.beside)} tensor{'s' if len(self.beside) > 1 else ''}"
-            notes.append(f"not read: {', '.join(shown[:MOST_SHOWN])}{more} ({count} beside the encoder)")
+            notes.append(f"not read: {few(shown, MOST_SHOWN)} ({count} beside the encoder)")
         if self.others:
             places = [repr(name) if name else "the tensors without a dictionary" for name in self.others]
             notes.append(f"not read: {', '.join(places)}, with another encoder")

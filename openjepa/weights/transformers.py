@@ -20,9 +20,8 @@ from openjepa.models.vit import build_encoder
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.system.json_files import read_object
-from openjepa.weights.contents import AGAIN, CONFIG_FILE, WEIGHTS_FILE, Contents
+from openjepa.weights.contents import AGAIN, CONFIG_FILE, WEIGHTS_FILE, Contents, Plan, Source, fill, stacked, weight_names
 from openjepa.weights.described import Pixels, beside, checked, described, with_beside, with_pixels
-from openjepa.weights.filling import Plan, Source, fill, stacked, weight_names
 from openjepa.weights.formats import (
     Choice,
     Loaded,

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from openjepa.data.augmented import LabeledViews, augmented_batches
 from openjepa.data.folders.folder import open_folder
+from openjepa.data.passes import LabeledViews, augmented_batches, evaluation_batches
 from openjepa.data.source import ListSource
-from openjepa.data.splits import evaluation_batches
 from openjepa.settings.sources import FolderSettings
 from openjepa.types import Skipped, ViewSpec
 from tests.helpers.images import write_folder

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from openjepa.data.augmented import OPERATIONS, InTurn, RandAugment, RandomErasing
+from openjepa.data.augmentations import OPERATIONS, InTurn, RandAugment, RandomErasing
 from tests.helpers.images import shape_image
 
 FILL = (10, 20, 30)

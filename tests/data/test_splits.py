@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from openjepa.data.selection import Subset
+from openjepa.data.selection import Subset, low_shot_rows
 from openjepa.data.source import ListSource
-from openjepa.data.splits import low_shot_rows
 from openjepa.seeds import derive_samples
 from openjepa.settings.evaluation import LowShotSettings
 

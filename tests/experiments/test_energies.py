@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,7 @@ def test_a_run_without_checkpoints_says_so(images: Path, tmp_path: Path) -> None
 
 def test_impossible_options_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--batch-size 1 must be at least 2"):
-        replace(EnergyBench(tmp_path), batch_size=1).check()
+        bench_energy(EnergyBench(tmp_path, batch_size=1))
 
 
 def test_the_report_shows_energies_and_what_a_method_learns_from(run: Path, tmp_path: Path) -> None:

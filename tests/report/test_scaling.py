@@ -44,7 +44,7 @@ def change(folder: Path, **summary: object) -> None:
     (folder / "summary.json").write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
 
 
-def group_of(*folders: Path, probe: str = "linear-cached") -> tuple[Group, list[str]]:
+def group_of(*folders: Path, probe: str = "linear") -> tuple[Group, list[str]]:
     found = scaling([read_run(folder) for folder in folders])
     return next(group for group in found.groups if group.probe == probe), list(found.series)
 
@@ -200,7 +200,7 @@ def test_what_is_not_drawn_is_listed_with_its_reason(tmp_path: Path) -> None:
         "lacking no training FLOPs: summary.json lacks flops_per_image or images_seen",
         "lacking no model size: summary.json lacks parameters.encoder",
         f"bare no numbers in eval/*.json; to make them: openjepa evaluate {bare}",
-        "alone shares no number with another run; has Other by linear-cached (held_out), Other by k-NN (held_out)",
+        "alone shares no number with another run; has Other by linear (held_out), Other by k-NN (held_out)",
         "notes.txt runs=",
     ):
         assert words in text
@@ -238,7 +238,7 @@ def test_the_published_results_need_no_torch(tmp_path: Path) -> None:
     arguments = ["report", "--scaling", *map(str, OLD), "--output", str(output)]
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
     page = Page(output.read_text())
-    assert f"{len(OLD)} of {len(OLD)} runs" in page.text and "Classification on cifar10, linear-cached" in page.text
+    assert f"{len(OLD)} of {len(OLD)} runs" in page.text and "Classification on cifar10, linear" in page.text
     titles = [str(attrs["aria-label"]) for tag, attrs in page.elements if tag == "svg"]
     assert any("cifar10-default-seed0: 64.2 % at 384k" in title for title in titles)
 

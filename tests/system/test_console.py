@@ -4,11 +4,11 @@ import re
 from dataclasses import fields, replace
 from io import StringIO
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from rich.table import Table
 
 from openjepa.commands.convert import _print as print_conversion
@@ -26,7 +26,7 @@ from openjepa.recipes import load_recipe
 from openjepa.recipes.ablations import ABLATIONS
 from openjepa.records import Energy, Metric, Published, Result, SubjectResult
 from openjepa.settings.inference import SearchSettings
-from openjepa.system.console import Counter, Display, plain_console, text_column
+from openjepa.system.console import Display, plain_console, progress
 from openjepa.weights.convert.conversion import Conversion
 from tests.experiments.test_ablation import finished
 from tests.helpers.feature_tables import CONFIG, plain_manifest, write_table
@@ -48,11 +48,10 @@ def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     return lambda: "".join(capsys.readouterr())
 
 
-def test_only_one_place_makes_consoles_and_columns_of_text() -> None:
+def test_only_one_place_makes_consoles_and_bars() -> None:
     makers = {path.name for path in PACKAGE.rglob("*.py") if re.search(r"(?<!\w)Console\(", path.read_text())}
-    columns = {path.name for path in PACKAGE.rglob("*.py") if re.search(r"(?<!\w)TextColumn\(", path.read_text())}
-    assert makers == {"console.py"}
-    assert columns == {"console.py", "renderer.py"}, "the renderer's text is our own"
+    bars = {path.name for path in PACKAGE.rglob("*.py") if "rich.progress" in path.read_text()}
+    assert makers == bars == {"console.py"}
 
 
 def test_cells_headings_titles_and_captions(text: str) -> None:
@@ -73,13 +72,14 @@ def test_the_display_of_a_loop(text: str, style: Any, shown: Any) -> None:
     assert f"skipped: {text}" in printed and f"{text} {text}" in printed
 
 
-def test_the_description_of_a_bar(text: str) -> None:
+@pytest.mark.parametrize("style", ["live", "none"])
+def test_a_bar_shows_description_number_and_time_left(text: str, style: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     output = StringIO()
-    with Counter(text, style="live") as count:
-        count(1, 2)
-        plain_console(file=output, width=80).print(count._progress.get_renderable())
-    assert text in output.getvalue()
-    assert text_column("description").render(SimpleNamespace(description=text)).plain == text  # type: ignore[arg-type]
+    terminal = Console(file=output, width=120, force_terminal=True, color_system=None)
+    monkeypatch.setattr("openjepa.system.console.plain_console", lambda **_: terminal)
+    with progress(text, 40, 10, style=style) as advance:
+        advance(20)
+    assert (f"{text} " in output.getvalue() and "30/40 ? left" in output.getvalue()) == (style == "live")
 
 
 def test_results_of_an_evaluation(text: str, shown: Any) -> None:

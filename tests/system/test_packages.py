@@ -61,6 +61,6 @@ def test_faults_of_the_program_are_no_refusals(error: Exception, monkeypatch: py
 
 
 def test_no_other_file_says_which_extra_brings_a_package() -> None:
-    """But for the help of `data scenes`, a page for a run without pictures, and the check that convert leaves out."""
+    """Except the help of `data scenes` and the note on the check that convert leaves out."""
     files = {path.name for path in (ROOT / "openjepa").rglob("*.py") if "pip install 'openjepa[" in path.read_text()}
     assert files == {"packages.py", "conversion.py", "data.py"}

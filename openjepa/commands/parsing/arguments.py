@@ -20,14 +20,14 @@ from openjepa.recipes import load_recipe
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.experiments import AblationSettings
-from openjepa.settings.fields import CHOICES
 from openjepa.settings.inference import EmbedSettings
 from openjepa.settings.masks import MaskSettings, MultiblockSettings
 from openjepa.settings.methods import IJepaSettings, MethodSettings
 from openjepa.settings.models import ModelSettings
-from openjepa.settings.run import MonitorSettings, OptimizationSettings, RunConfig, RunSettings, SystemSettings
+from openjepa.settings.ranges import as_option, check_ranges
+from openjepa.settings.run import CHOICES, MonitorSettings, OptimizationSettings, RunConfig, RunSettings, SystemSettings
 from openjepa.settings.sources import DataSettings, FolderSettings
-from openjepa.system.hub_names import absent, hub_name
+from openjepa.system.shell import absent, hub_name
 
 OptionsType = TypeVar("OptionsType")
 Loaded = TypeVar("Loaded")
@@ -331,6 +331,7 @@ def parse(
             raise Refusal(f"unknown option {name}: {nearest(name, option_names(default))} (see {prog} --help)")
     if unknown:
         raise Refusal(f"{prog} does not know what to do with {unknown[0]!r}{_about_switches(unknown[0], argv, prog)}")
+    check_ranges(options, said=as_option, groups=False)  # groups are checked with what they are used for
     return expand_home(options)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from openjepa.commands.parsing.options import Option, leaves, most_words, options_of
-from openjepa.settings.fields import CHOICES
+from openjepa.settings.run import CHOICES
 
 NARROWEST, WIDEST = 60, 120
 """Columns; the terminal is taken for one in between."""

@@ -5,8 +5,7 @@ from pathlib import Path
 from openjepa.config import nearest
 from openjepa.refusals import Refusal
 from openjepa.settings.inference import MARK
-from openjepa.system.hub_names import absent, hub_name
-from openjepa.system.shell import command
+from openjepa.system.shell import absent, command, hub_name
 from openjepa.system.whole_files import is_writable
 
 

@@ -23,7 +23,7 @@ from openjepa.data.datasets.layouts import (
     refuse,
 )
 from openjepa.data.folders.image_lists import read_lines
-from openjepa.data.source import ListSource, Splits
+from openjepa.data.source import ListSource, Pieces, Splits
 from openjepa.refusals import Refusal
 
 SIDE = 32
@@ -49,11 +49,11 @@ class CifarBinary(ListSource):
 
     def _open(self) -> None:
         self._records = [_map_records(file, self._num_label_bytes + PIXEL_BYTES) for file in self._files]
-        self._firsts: NDArray[np.int64] = np.cumsum([0] + [len(records) for records in self._records], dtype=np.int64)
+        self._places = Pieces(len(records) for records in self._records)
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the mapped files, which would travel as copies."""
-        return {name: value for name, value in vars(self).items() if name not in ("_records", "_firsts")}
+        return {name: value for name, value in vars(self).items() if name not in ("_records", "_places")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Maps the files again."""
@@ -62,24 +62,18 @@ class CifarBinary(ListSource):
 
     def __len__(self) -> int:
         """Number of records."""
-        return int(self._firsts[-1])
+        return len(self._places)
 
     def read(self, index: int) -> bytes:
         """The image as a PPM file, which keeps every pixel."""
-        file, row = self._locate(index)
+        file, row = self._places.locate(index)
         planes = self._records[file][row, self._num_label_bytes :].reshape(3, SIDE, SIDE)
         return PPM_HEADER + planes.transpose(1, 2, 0).tobytes()
 
     def name(self, index: int) -> str:
         """The file and the number of the record in it."""
-        file, row = self._locate(index)
+        file, row = self._places.locate(index)
         return f"{self._files[file].name} record {row}"
-
-    def _locate(self, index: int) -> tuple[int, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"there are {len(self)} records; there is no record {index}")
-        file = int(np.searchsorted(self._firsts, index, side="right")) - 1
-        return file, index - int(self._firsts[file])
 
 
 def _map_records(file: Path, record_bytes: int) -> UInt8[np.ndarray, "n bytes"]:

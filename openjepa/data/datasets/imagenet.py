@@ -19,9 +19,9 @@ from openjepa.data.datasets.layouts import (
 )
 from openjepa.data.datasets.matlab import read_structures
 from openjepa.data.folders.folder import FolderSource
-from openjepa.data.folders.image_lists import examples, read_lines
-from openjepa.data.source import Splits
-from openjepa.refusals import Refusal
+from openjepa.data.folders.image_lists import read_lines
+from openjepa.data.source import Splits, class_numbers
+from openjepa.refusals import Refusal, examples
 
 TITLE = "ImageNet-1K"
 NUM_CLASSES = 1000
@@ -72,13 +72,12 @@ def open_imagenet(root: Path) -> Splits:
 
 def _labeled(truth: _Truth, folder: Path, train: FolderSource) -> FolderSource:
     assert train.class_names is not None
-    numbers = {name: number for number, name in enumerate(train.class_names)}
-    if unknown := sorted(set(truth.classes) - set(numbers)):
+    if unknown := sorted(set(truth.classes) - set(train.class_names)):
         raise Refusal(
             f"{truth.file} has {len(unknown)} classes that the training split has no folder for: {examples(unknown)}. "
             "Expected: one training folder per class, named by its WordNet number (n01440764)"
         )
-    labels = np.array([numbers[name] for name in truth.classes], dtype=np.int64)
+    labels = class_numbers(truth.classes, train.class_names)
     return listed_images(folder, truth.names, labels, train.class_names, truth.file)
 
 

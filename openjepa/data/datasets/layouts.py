@@ -11,16 +11,13 @@ from numpy.typing import NDArray
 
 from openjepa.data.folders.entries import EntryKind, entries
 from openjepa.data.folders.folder import FolderSource, open_folder
-from openjepa.data.folders.image_lists import check_listed, examples
+from openjepa.data.folders.image_lists import check_listed
 from openjepa.data.loading.unreadable import check_usable
-from openjepa.data.source import ListSource, Splits
+from openjepa.data.source import ListSource, Splits, class_numbers
 from openjepa.data.tables.huggingface import open_huggingface, require_library
 from openjepa.data.tables.local_files import is_hidden, service_folder
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, examples, few
 from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
-
-NUM_HELD = 8
-"""Entries of a folder that an error lists."""
 
 
 def labeled_splits(title: str, train: ListSource, test: ListSource, num_classes: int) -> Splits:
@@ -51,9 +48,7 @@ def refuse(title: str, root: Path, problem: str, expected: str) -> NoReturn:
 
 def held(folder: Path) -> str:
     """The first entries of a folder, in words."""
-    names = sorted(entry.name for entry in folder.iterdir())
-    more = f" and {len(names) - NUM_HELD} more" if len(names) > NUM_HELD else ""
-    return ", ".join(names[:NUM_HELD]) + more if names else "nothing"
+    return few(sorted(entry.name for entry in folder.iterdir())) or "nothing"
 
 
 def first_existing(places: Iterable[Path]) -> Path | None:
@@ -90,8 +85,7 @@ def number_as(train: FolderSource, test: FolderSource, place: Path) -> FolderSou
     assert train.class_names is not None and test.class_names is not None and test.labels is not None
     if unknown := sorted(set(test.class_names) - set(train.class_names)):
         raise Refusal(f"{place} has {len(unknown)} classes that the training split has not: {examples(unknown)}")
-    numbers = {name: number for number, name in enumerate(train.class_names)}
-    test.labels = np.array([numbers[name] for name in test.class_names], dtype=np.int64)[test.labels]
+    test.labels = class_numbers(test.class_names, train.class_names)[test.labels]
     test.class_names = train.class_names
     return test
 

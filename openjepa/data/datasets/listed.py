@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openjepa.data.datasets.layouts import labeled_splits, listed_images, refuse
-from openjepa.data.folders.image_lists import examples, read_lines
+from openjepa.data.folders.image_lists import read_lines
 from openjepa.data.source import Splits
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, examples
 
 PLACES_LISTS = ("trainvalsplit_places205", ".")
 """Folders of the lists: what their archive unpacks to, or beside the images."""
@@ -99,7 +99,8 @@ def open_inat18(root: Path) -> Splits:
     sources = []
     for one in (train, val):
         if unknown := sorted(set(one.labels.tolist()) - set(numbers)):
-            raise Refusal(f"{one.file} has {len(unknown)} categories unknown to {files[0].name}: {unknown[:3]}")
+            shown = examples([str(category) for category in unknown])
+            raise Refusal(f"{one.file} has {len(unknown)} categories unknown to {files[0].name}: [{shown}]")
         labels = np.array([numbers[label] for label in one.labels.tolist()], dtype=np.int64)
         sources.append(listed_images(images, one.names, labels, names, one.file))
     return labeled_splits("iNat18", sources[0], sources[1], 8142)

@@ -14,11 +14,10 @@ from openjepa.data.folders.image_lists import VAL_ANNOTATIONS, check_listed, rea
 from openjepa.data.folders.mask_folders import find_mask_folders
 from openjepa.data.loading.unreadable import check_usable
 from openjepa.data.selection import held_out
-from openjepa.data.source import ListSource, Splits, file_stamp
-from openjepa.refusals import Refusal
+from openjepa.data.source import JoinedBytes, ListSource, Splits, class_numbers, file_stamp
+from openjepa.refusals import Refusal, few
 from openjepa.settings.sources import FolderSettings
-from openjepa.system.hub_names import absent
-from openjepa.system.shell import command
+from openjepa.system.shell import absent, command
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "validation", "valid", "val")
@@ -34,16 +33,13 @@ class FolderSource(ListSource):
         """`files`: paths below `root`."""
         self.root = root
         """The folder that the names start from."""
-        # One string for all names: a million Python strings would be copied into each worker as soon as they are touched.
-        encoded = [os.fsencode(file) for file in files]
-        self._names = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        self._names = JoinedBytes.join([os.fsencode(file) for file in files])
         self.labels = labels
         self.class_names = class_names
 
     def __len__(self) -> int:
         """Number of files."""
-        return len(self._ends)
+        return len(self._names)
 
     def read(self, index: int) -> bytes:
         """Contents of a file."""
@@ -55,8 +51,7 @@ class FolderSource(ListSource):
 
     def name(self, index: int) -> str:
         """Path of a file below the folder."""
-        start = int(self._ends[index - 1]) if index else 0
-        return os.fsdecode(self._names[start : int(self._ends[index])].tobytes())
+        return os.fsdecode(self._names[index])
 
     def stamp(self, index: int) -> bytes:
         """Size and modification time of a file."""
@@ -106,12 +101,6 @@ def existing_path(path: str, hub: bool = False) -> Path:
     if folder.exists():
         return folder
     raise Refusal(f"data.path={path!r} {absent(path, hub)}")
-
-
-def _few(names: list[str], shown: int = 8) -> str:
-    if not names:
-        return "no folders"
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 @dataclass(frozen=True)
@@ -175,19 +164,19 @@ def _check_split(root: Path, files: list[str], trained: list[str], tested: list[
     """Raises Refusal if something lies beside the splits, or two folders are the same split."""
     if others:
         raise Refusal(
-            f"{str(root)!r} holds {trained[0]!r} and {tested[0]!r} beside {_few(others)}: "
+            f"{str(root)!r} holds {trained[0]!r} and {tested[0]!r} beside {few(others) or 'no folders'}: "
             "move these away if it is a split, or rename the two if all are classes"
         )
     if loose := [file for file in files if not _top(file)]:
         raise Refusal(
-            f"{str(root)!r} holds images ({_few(loose)}) beside the folder {trained[0]!r}: move these away if it is a split, "
+            f"{str(root)!r} holds images ({few(loose)}) beside the folder {trained[0]!r}: move these away if it is a split, "
             f"or rename {trained[0]!r} if all images are to be used"
         )
     same_test = [name for name in tested if [other.lower() for other in tested].count(name.lower()) > 1]
     for same in (trained if len(trained) > 1 else [], same_test):
         if same:
             raise Refusal(
-                f"{str(root)!r} holds {_few([repr(name) for name in same])}, which mean the same split: put their images into "
+                f"{str(root)!r} holds {few([repr(name) for name in same])}, which mean the same split: put their images into "
                 "one of them, or rename what is something else"
             )
 
@@ -215,16 +204,15 @@ def _test_split(root: Path, files: list[str], train: FolderSource, train_name: s
     classes = read_val_annotations(list_file)
     _check_known(set(classes.values()), names, list_file, train_name)
     check_listed(inner, list(classes), list_file)
-    numbers = {name: number for number, name in enumerate(names)}
     listed = sorted(classes)
-    labels = np.array([numbers[classes[name]] for name in listed], dtype=np.int64)
+    labels = class_numbers((classes[name] for name in listed), names)
     unused = [file for file, name in zip(files, below, strict=True) if name not in classes]
     return FolderSource(inner, listed, labels, names), unused
 
 
 def _check_known(found: set[str], known: tuple[str, ...], place: Path, train_name: str) -> None:
     if unknown := sorted(found - set(known)):
-        raise Refusal(f"{str(place)!r} has classes that {train_name!r} has not: {_few(unknown)}")
+        raise Refusal(f"{str(place)!r} has classes that {train_name!r} has not: {few(unknown)}")
 
 
 def _top(file: str) -> str:
@@ -243,10 +231,7 @@ def _class_names(files: list[str]) -> tuple[str, ...] | None:
 
 
 def _labels(files: list[str], names: tuple[str, ...] | None) -> NDArray[np.int64] | None:
-    if names is None:
-        return None
-    numbers = {name: number for number, name in enumerate(names)}
-    return np.array([numbers[_top(file)] for file in files], dtype=np.int64)
+    return None if names is None else class_numbers(map(_top, files), names)
 
 
 def _held_out(root: Path, files: list[str], fraction: float, seed: int) -> _Opened:

@@ -5,10 +5,8 @@ import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, examples
 
-NUM_EXAMPLES = 3
-"""Names that a message gives as examples."""
 VAL_ANNOTATIONS = "val_annotations.txt"
 """The list of Tiny ImageNet beside its folder of validation images."""
 
@@ -34,11 +32,6 @@ def read_val_annotations(file: Path) -> dict[str, str]:
     if not classes:
         raise Refusal(f"{file} lists no images")
     return classes
-
-
-def examples(names: Sequence[str]) -> str:
-    """The first names, in words."""
-    return ", ".join(names[:NUM_EXAMPLES]) + (", ..." if len(names) > NUM_EXAMPLES else "")
 
 
 def check_listed(root: Path, names: Sequence[str], file: Path) -> None:

@@ -21,8 +21,10 @@ from openjepa.data.loading.unreadable import check_side, fill_slots, reason_of
 from openjepa.data.loading.workers import parallel_map
 from openjepa.data.source import ListSource, ShardRecord, ShardSource
 from openjepa.data.views import NUMBERS_PER_VIEW, Box, crop_and_resize, crop_box, is_mirrored, shrink_to_short_side
+from openjepa.operators import shared_bytes
 from openjepa.refusals import Refusal
 from openjepa.seeds import derive, derive_samples, uniforms
+from openjepa.system.console import silent
 from openjepa.system.memory import available_memory
 from openjepa.types import InputSpec, LoaderPosition, Masks, Skipped
 
@@ -94,12 +96,12 @@ def build_cache(
     short_side: int,
     min_side: int = 1,
     workers: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    advance: Callable[[int], None] = silent,
     max_bytes: int | None = None,
 ) -> PixelCache:
     """Decode every image of a source, reduced to `short_side` (smaller ones stay as they are).
 
-    `progress(done, total)` is called now and then. `max_bytes`: refuse to keep more (default: 80 % of the free memory).
+    `advance` is told how many more are done, now and then. `max_bytes`: refuse to keep more (default: 80 % of the free memory).
     """
     limit = int(MEMORY_SHARE * available_memory()) if max_bytes is None else max_bytes
     total = len(source)
@@ -113,8 +115,7 @@ def build_cache(
         done += len(chunk_sizes)
         num_bytes = sum(part.nbytes for part in parts)
         _check_memory(num_bytes * total // max(1, done), limit, total, short_side)
-        if progress is not None:
-            progress(done, total)
+        advance(len(chunk_sizes))
     lengths = sizes[:, 0] * sizes[:, 1]
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
     return PixelCache(_joined(parts, int(lengths.sum())), starts, sizes, reasons)
@@ -341,8 +342,7 @@ def _empty_pixels(shape: tuple[int, ...]) -> UInt8[Tensor, "..."]:
     """Memory for pixels; in a worker it is shared with the main process, which saves a copy, as in torch's own collation."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+    return shared_bytes(math.prod(shape)).view(shape)
 
 
 def _scaled(box: Box, drawn_on: tuple[int, int], decoded: tuple[int, int]) -> Box:

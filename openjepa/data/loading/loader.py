@@ -17,10 +17,12 @@ from openjepa.data.loading.cache import MEMORY_SHARE, Chunk, ChunkReader, ChunkR
 from openjepa.data.loading.colors import change_colors, draw_colors
 from openjepa.data.loading.order import BatchPlan, Samples, list_steps, shard_steps
 from openjepa.data.loading.unreadable import check_usable
-from openjepa.data.loading.workers import available_cores, check_shared_memory, parallel_map
+from openjepa.data.loading.workers import check_shared_memory, parallel_map
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import DataSettings, HuggingFaceSettings
+from openjepa.system.console import silent
+from openjepa.system.cores import available_cores
 from openjepa.system.memory import available_memory
 from openjepa.types import Batch, BlockMasks, InputSpec, LoaderPosition, Masks
 
@@ -124,9 +126,9 @@ class TrainingLoader:
         seed: int,
         workers: int,
         device: torch.device,
-        progress: Callable[[int, int], None] | None = None,
+        advance: Callable[[int], None] = silent,
     ) -> None:
-        """Checks the data and fills the cache; `progress(done, total)` is called meanwhile."""
+        """Checks the data and fills the cache; `advance` is told meanwhile how many more images are in it."""
         self._source = source
         self._inputs = inputs
         self._plan = plan
@@ -139,7 +141,7 @@ class TrainingLoader:
         min_side = _patch_side(inputs, sampler)
         self._check_length(data)
         self._on_device = data.cache == "device" and device.type not in HOST_DEVICES
-        self._cache = self._open_cache(data, min_side, progress)
+        self._cache = self._open_cache(data, min_side, advance)
         cache = None if self._cache is None or not self._on_device else self._cache.without_pixels()
         self._reader = ChunkReader(source, inputs, sampler, seed, min_side, cache or self._cache, self._on_device)
         self._geometry = self._move_to_device()
@@ -297,7 +299,7 @@ class TrainingLoader:
         if data.cache != "none" and isinstance(self._source, ShardSource):
             raise Refusal(f"data.cache={data.cache!r} needs a list of images, not a stream: set data.cache=none")
 
-    def _open_cache(self, data: DataSettings, min_side: int, progress: Callable[[int, int], None] | None) -> PixelCache | None:
+    def _open_cache(self, data: DataSettings, min_side: int, advance: Callable[[int], None]) -> PixelCache | None:
         if not isinstance(self._source, ListSource):
             return None
         if data.cache == "none":
@@ -309,7 +311,7 @@ class TrainingLoader:
             free = min(torch.cuda.mem_get_info(self._device)[0], available_memory())  # pixels pass through the host's
             limit = int(MEMORY_SHARE * free)
         short_side = data.cache_size or _detail_kept(self._inputs)
-        cache = build_cache(self._source, short_side, min_side, workers, progress, limit)
+        cache = build_cache(self._source, short_side, min_side, workers, advance, limit)
         if len(cache.reasons) > data.max_skipped * len(cache):
             index, reason = next(iter(cache.reasons.items()))
             raise Refusal(

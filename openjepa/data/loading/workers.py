@@ -1,6 +1,5 @@
 """An ordered map over worker processes. Results do not depend on the number of workers."""
 
-import os
 import shutil
 import signal
 import sys
@@ -13,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from openjepa.refusals import Refusal
+from openjepa.system.cores import available_cores
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -36,13 +36,6 @@ class _MappedTasks(Dataset[Any], Generic[Task, Result]):
             return self._function(task)
         except (ValueError, OSError) as error:
             return _Failure(error)
-
-
-def available_cores() -> int:
-    """Cores this process may run on."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def choose_workers(workers: int | None, cache: str = "none") -> int:

@@ -21,7 +21,7 @@ from openjepa.data.folders.folder import FolderSource
 from openjepa.data.scenes.layout import COLORS, SHAPES
 from openjepa.data.scenes.packing import read_masks
 from openjepa.data.source import LabelMaps, ListSource
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, examples
 
 MAP_CLASSES: dict[str, tuple[str, ...]] = {"shape": ("ground", *SHAPES), "color": ("ground", *COLORS)}
 """Classes of each map by the property of an annotated object that it shows."""
@@ -134,7 +134,7 @@ def folder_masks(root: Path, split: str, names: Sequence[str]) -> FolderMasks | 
     files = [f"{Path(name).stem}.png" for name in names]
     if absent := [file for file in files if file not in present]:
         raise Refusal(
-            f"{folder} lacks the masks of {len(absent):,} of {len(files):,} pictures, for example {', '.join(absent[:3])}: "
+            f"{folder} lacks the masks of {len(absent):,} of {len(files):,} pictures, for example {examples(absent)}: "
             f"run `openjepa data scenes` into the folder again, or remove {root / 'masks'} to do without label maps"
         )
     return FolderMasks(root, [f"masks/{split}/{file}" for file in files])

@@ -15,7 +15,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from openjepa.data.source import ListSource
+from openjepa.data.source import JoinedBytes, ListSource
 
 PACKAGED_SCENES = Path(__file__).parent / "packaged" / "scenes_64.npz"
 SPLITS = ("train", "val")
@@ -33,20 +33,18 @@ class PackedPictures(ListSource):
         class_names: tuple[str, ...] | None = None,
     ) -> None:
         """`ends` [n]: where each file ends within `pictures`."""
-        self._pictures = pictures
-        self._ends = ends
+        self._pictures = JoinedBytes(pictures, ends)
         self._names = np.array(names)
         self.labels = labels
         self.class_names = class_names
 
     def __len__(self) -> int:
         """Number of pictures."""
-        return len(self._ends)
+        return len(self._pictures)
 
     def read(self, index: int) -> bytes:
         """The JPEG file of a picture."""
-        start = int(self._ends[index - 1]) if index else 0
-        return self._pictures[start : int(self._ends[index])].tobytes()
+        return self._pictures[index]
 
     def name(self, index: int) -> str:
         """CLEVR's name of a picture."""

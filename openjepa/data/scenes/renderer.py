@@ -5,7 +5,6 @@ Every scene is a pure function of (seed, split, index), whichever process render
 
 import json
 import multiprocessing
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -16,10 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from openjepa.data.scenes.layout import COLORS, LAYOUT_VERSION, SPLITS, SceneLayout, SceneObject, Split, lay_out_scene
 from openjepa.refusals import Refusal
+from openjepa.system.console import progress
+from openjepa.system.cores import available_cores
 from openjepa.system.json_files import read_object
 from openjepa.system.packages import needed_for
 from openjepa.system.whole_files import whole_file
@@ -153,7 +153,7 @@ def render_scenes(
     """
     settings = RenderSettings(seed, image_size, samples)
     settings.check()
-    workers = (os.cpu_count() or 1) if workers is None else workers
+    workers = available_cores() if workers is None else workers
     if min(train, test) < 1 or workers < 1:
         raise Refusal(f"train={train}, test={test} and workers={workers} must be at least 1.")
     if seed < 0:
@@ -161,14 +161,14 @@ def render_scenes(
     load_mitsuba()
     _claim(output, settings)
     numbers: dict[Split, int] = {"train": train, "val": test}
-    with _progress() as progress, _mapper(workers) as mapper:
+    with _mapper(workers) as mapper:
         for split in SPLITS:
-            task = progress.add_task(f"scenes: {split}", total=numbers[split])
             jobs = (_Job(output, split, index, settings) for index in range(numbers[split]))
             annotations = []
-            for annotation in mapper(_finish_scene, jobs):
-                annotations.append(annotation)
-                progress.advance(task)
+            with progress(f"scenes: {split}", numbers[split], unit="scenes") as advance:
+                for annotation in mapper(_finish_scene, jobs):
+                    annotations.append(annotation)
+                    advance(1)
             _write_annotations(output, split, annotations)
 
 
@@ -217,12 +217,6 @@ def _claim(output: Path, settings: RenderSettings) -> None:
         raise Refusal(f"{output} holds images that were not rendered here (no render.json). Use another folder.")
     output.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(wanted) + "\n")
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    )
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from openjepa.data.folders.image_lists import check_listed
 from openjepa.data.scenes.maps import PackedMasks, folder_masks, scene_maps
 from openjepa.data.scenes.packing import PACKAGED_SCENES, read_annotations, read_pictures
 from openjepa.data.source import LabelMaps, ListSource, Splits
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, few
 from openjepa.settings.sources import ScenesSettings
 
 Scene = Mapping[str, Any]
@@ -120,7 +120,7 @@ def _annotation_file(root: Path, split: str) -> Path:
     elif (root / "CLEVR_v1.0").is_dir():
         found = f"did you mean {root / 'CLEVR_v1.0'}?"
     else:
-        found = f"it holds: {', '.join(sorted(entry.name for entry in root.iterdir())[:8]) or 'nothing'}"
+        found = f"it holds: {few(sorted(entry.name for entry in root.iterdir())) or 'nothing'}"
     raise Refusal(
         f"data.path={str(root)!r} has no {missing.relative_to(root)} ({found}). Expected: {LAYOUT}, as CLEVR v1.0 unpacks "
         "and as `openjepa data scenes` renders; leave data.path out for the packaged scenes."

@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from openjepa.data.decode import DecodeError
 from openjepa.data.folders.entries import SUFFIXES
-from openjepa.data.source import ListSource, ShardSource, file_stamp
+from openjepa.data.source import ListSource, Pieces, ShardSource, file_stamp
 from openjepa.data.tables.labels import LabelColumn, is_text, value_type
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import HuggingFaceSettings
@@ -194,7 +192,7 @@ class ArrowSource(ListSource):
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the images."""
-        return {name: value for name, value in vars(self).items() if name not in ("_pieces", "_firsts")}
+        return {name: value for name, value in vars(self).items() if name not in ("_pieces", "_places")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Opens the table again."""
@@ -203,11 +201,11 @@ class ArrowSource(ListSource):
 
     def _open(self) -> None:
         self._pieces = [piece for piece in self._open_rows() if len(piece)]
-        self._firsts: NDArray[np.int64] = np.cumsum([0] + [len(piece) for piece in self._pieces], dtype=np.int64)
+        self._places = Pieces(len(piece) for piece in self._pieces)
 
     def __len__(self) -> int:
         """Number of rows."""
-        return int(self._firsts[-1])
+        return len(self._places)
 
     def read(self, index: int) -> bytes:
         """The encoded image of a row; a row may also name a file."""
@@ -226,10 +224,8 @@ class ArrowSource(ListSource):
         return self._files if file is None else self._files + file_stamp(file)
 
     def _locate(self, index: int) -> tuple[ImageRows, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self._title} has {len(self)} rows; there is no row {index}")
-        piece = int(np.searchsorted(self._firsts, index, side="right")) - 1
-        return self._pieces[piece], index - int(self._firsts[piece])
+        piece, row = self._places.locate(index)
+        return self._pieces[piece], row
 
 
 def row_name(title: str, row: int, path: str | None) -> str:

@@ -10,7 +10,7 @@ from openjepa.data.tables.arrow import NUM_EXAMPLES, ArrowSource, Columns, Image
 from openjepa.data.tables.labels import LabelColumn, from_arrow, stream_label
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import HuggingFaceSettings
-from openjepa.system.hub_names import hub_name
+from openjepa.system.shell import hub_name
 
 
 class HubReader(SplitReader):

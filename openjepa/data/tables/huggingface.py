@@ -13,16 +13,14 @@ from openjepa.data.loading.unreadable import NUM_CHECKED, check_usable
 from openjepa.data.selection import Subset, held_out
 from openjepa.data.source import NO_LABEL, ListSource, ShardSource, Splits
 from openjepa.data.tables.arrow import SplitReader
-from openjepa.data.tables.labels import LabelColumn, Numbering, set_labels
+from openjepa.data.tables.labels import LabelColumn, Numbering
 from openjepa.data.tables.local_files import SPLIT_WORDS, LocalFiles, find_files
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, examples
 from openjepa.settings.sources import HuggingFaceSettings
 from openjepa.system.packages import require_package
 
 TEST_SPLITS = ("test", "validation", "val")
 """Splits the probes are tested on, the preferred first."""
-NUM_EXAMPLES = 5
-"""Classes that a remark names."""
 
 
 def open_huggingface(settings: HuggingFaceSettings, seed: int) -> Splits:
@@ -130,7 +128,7 @@ class _Labeled:
         """The images of a split, with their classes."""
         source = self.reader.open_list(split)
         if (column := self._column(split)) is not None:
-            set_labels(source, self._numbering.labels(column), self._numbering.class_names)
+            source.set_labels(self._numbering.labels(column), self._numbering.class_names)
         return source
 
     def _column(self, split: str) -> LabelColumn | None:
@@ -214,10 +212,9 @@ def _remarks(train: ListSource, test: ListSource | None) -> tuple[str, ...]:
         return tuple(remarks)
     is_new = ~np.isin(asked, known) & (asked != NO_LABEL)
     if classes := np.unique(asked[is_new]).tolist():
-        names = [train.class_names[label] if train.class_names else str(label) for label in classes[:NUM_EXAMPLES]]
-        shown = ", ".join(names) + (", ..." if len(classes) > NUM_EXAMPLES else "")
+        names = examples([train.class_names[label] if train.class_names else str(label) for label in classes], most=5)
         number = int(is_new.sum())
-        remarks.append(f"{_counted(number, 'test')} of classes without training images ({shown}), which probes get wrong")
+        remarks.append(f"{_counted(number, 'test')} of classes without training images ({names}), which probes get wrong")
     return tuple(remarks)
 
 

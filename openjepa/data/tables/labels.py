@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openjepa.data.source import NO_LABEL, ListSource
+from openjepa.data.source import NO_LABEL
 from openjepa.refusals import Refusal
 
 Value = int | str
@@ -147,16 +147,6 @@ class Numbering:
             else:
                 raise Refusal(f"{column.title} holds the class {value}, but the files declare {len(names)} classes from 0 on")
         return keys
-
-
-def set_labels(source: ListSource, labels: NDArray[np.int64], class_names: tuple[str, ...] | None) -> None:
-    """Give a source its classes; `labels` may have NO_LABEL where there is none."""
-    has_label = labels != NO_LABEL
-    source.class_names = class_names
-    if has_label.all():
-        source.labels = labels
-    elif has_label.any():
-        source.partial_labels = labels
 
 
 def stream_label(value: object) -> int | None:

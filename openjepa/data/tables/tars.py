@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from openjepa.data.decode import DecodeError
 from openjepa.data.folders.entries import SUFFIXES
-from openjepa.data.source import ListSource, ShardRecord, ShardSource, file_stamp, joined_stamps
+from openjepa.data.source import JoinedBytes, ListSource, ShardRecord, ShardSource, file_stamp, joined_stamps
 from openjepa.data.tables.arrow import SplitReader, prepared, row_name
 from openjepa.data.tables.labels import CANONICAL_NUMBER, WHOLE_NUMBER, LabelColumn, from_words, stream_label
 from openjepa.refusals import Refusal
@@ -264,10 +264,7 @@ class TarSource(ListSource):
         self._stamps = [file_stamp(file) for file in files]
         self._file_numbers = np.repeat(np.arange(len(files)), [index.num_rows for index in indices])
         self._offsets, self._sizes = (_numbers(indices, name) for name in ("offset", "size"))
-        # one string for all names, as in FolderSource
-        names = list(chain.from_iterable(index.column("name").to_pylist() for index in indices))
-        self._names = np.frombuffer(b"".join(names), dtype=np.uint8)
-        self._ends = np.cumsum([0] + [len(name) for name in names], dtype=np.int64)
+        self._names = JoinedBytes.join(list(chain.from_iterable(index.column("name").to_pylist() for index in indices)))
         problems = _words(indices, "problem")
         self._problems = {row: problem for row, problem in enumerate(problems) if problem is not None}
 
@@ -292,8 +289,7 @@ class TarSource(ListSource):
 
     def name(self, index: int) -> str:
         """The row, and the name of the image in its tar."""
-        name = self._names[self._ends[index] : self._ends[index + 1]].tobytes()
-        return row_name(self._title, index, name.decode(errors=_HALVES))
+        return row_name(self._title, index, self._names[index].decode(errors=_HALVES))
 
 
 def _numbers(indices: list[Any], name: str) -> NDArray[np.int64]:

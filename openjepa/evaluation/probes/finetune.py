@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from openjepa.data.augmented import Augment, AugmentedBatch, InTurn, LabeledViews, RandAugment, RandomErasing, augmented_batches
+from openjepa.data.augmentations import Augment, InTurn, RandAugment, RandomErasing
 from openjepa.data.loading.workers import choose_workers
+from openjepa.data.passes import AugmentedBatch, LabeledViews, augmented_batches
 from openjepa.engine.clock import LoopClock
 from openjepa.engine.device import autocast, keep_random_state, seed_generator, to_device
 from openjepa.engine.failures import FiniteGuard, NotFinite, advise_on_memory

@@ -6,7 +6,6 @@ decay, are trained in one pass, and the best one is reported. Not the authors': 
 is theirs), and that every test view is resized bicubically.
 """
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -39,7 +38,7 @@ from openjepa.settings.evaluation import (
     FullLinearSettings,
     LinearRecipe,
 )
-from openjepa.system.console import progress
+from openjepa.system.console import progress, say
 
 FINAL_RATE = 0.01
 """Where the cosine ends, as a share of the peak (authors: 0.01 to 1e-4)."""
@@ -133,7 +132,7 @@ def train_heads(probe: ImageProbe, settings: EvaluationSettings, plan: Plan, row
     wanted = settings.linear_full.batch_size or plan.recipe.batch_size
     if plan.batch_size < wanted:
         words = f"all {plan.batch_size:,} images at once, because there are fewer than a batch of {wanted:,}"
-        print(f"note: linear_full trains on {words}", file=sys.stderr)
+        say(f"note: linear_full trains on {words}")
     heads = StackedHeads(
         probe.config.width,
         features.num_layers,

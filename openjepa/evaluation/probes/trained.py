@@ -16,10 +16,9 @@ from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openjepa.data.augmented import AugmentedBatch, LabeledViews, augmented_batches
 from openjepa.data.loading.workers import choose_workers
+from openjepa.data.passes import AugmentedBatch, LabeledViews, augmented_batches, evaluation_batches
 from openjepa.data.selection import Subset
-from openjepa.data.splits import evaluation_batches
 from openjepa.engine.device import synchronize, to_device
 from openjepa.engine.failures import advise_on_memory
 from openjepa.evaluation.protocol import (
@@ -30,6 +29,7 @@ from openjepa.evaluation.protocol import (
     chosen_first,
     held_out_rows,
     selections,
+    with_choice,
 )
 from openjepa.measures.accuracy import TOP, Accuracy
 from openjepa.refusals import Refusal
@@ -284,12 +284,11 @@ def choose(
     heads = [heads[i] for i in order]
     rule = "paper" if on_held is None else "held_out"
     best = chosen_first(heads, rule)
-    heads[best] = replace(heads[best], chosen=True)
     extra = {"training_seconds": round(seconds, 1)}
     if num_classes > TOP:
         extra["top5"] = on_test.top5[order[best]]
     accuracy = heads[best].test_accuracy
-    return ProtocolResult(accuracy, Accuracy(accuracy, on_test.num).standard_error, tuple(heads), rule, extra)
+    return ProtocolResult(accuracy, Accuracy(accuracy, on_test.num).standard_error, with_choice(heads, best), rule, extra)
 
 
 Batch = TypeVar("Batch")

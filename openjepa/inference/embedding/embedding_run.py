@@ -3,7 +3,6 @@
 Whether there is anything to do: a table that is there, parts that are gone on with, or a new beginning.
 """
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from openjepa.inference.embedding.assemble import assemble, skipped_file
-from openjepa.inference.embedding.compute import Computation, choose_workers
-from openjepa.inference.embedding.parts import PartsFolder, Watch, records_of
+from openjepa.inference.embedding.compute import Computation, Watch, can_pack, choose_workers, pack, records_of
+from openjepa.inference.embedding.parts import PartsFolder, assemble, skipped_file
 from openjepa.inference.embedding.plan import (
     Images,
     Plan,
@@ -27,12 +25,11 @@ from openjepa.inference.embedding.plan import (
     make_plan,
     plan_entries,
 )
-from openjepa.inference.embedding.table import Manifest
-from openjepa.inference.embedding.table_checks import check_output, check_settings
+from openjepa.inference.embedding.table import Manifest, check_output
 from openjepa.inference.encoder import Encoder
-from openjepa.inference.packed import can_pack, pack
 from openjepa.refusals import Refusal
 from openjepa.settings.inference import EmbedSettings
+from openjepa.settings.ranges import as_option, check_ranges
 from openjepa.settings.sources import DataSettings
 from openjepa.system.claims import Claim
 from openjepa.system.console import Say, progress, silent
@@ -147,7 +144,7 @@ def embed_dataset(
     """
     started = time.time() if started is None else started
     output = Path(output).expanduser()
-    check_settings(settings)
+    check_ranges(settings, said=as_option)
     check_output(output)
     encoder = load_encoder(subject, settings)
     say(f"encoder: {encoder.what}")
@@ -229,10 +226,10 @@ def _put_together(plan: Plan, parts: PartsFolder, output: Path, settings: EmbedS
         try:
             if not parts.exists():
                 return None
-            assembled = assemble(plan, parts, output, settings.max_skipped)
+            rows_by_split = assemble(plan, parts, output, settings.max_skipped)
             with parts.set_up():
                 parts.forget_all()
-            return assembled.rows_by_split
+            return rows_by_split
         finally:
             claim.release()
     return None
@@ -241,9 +238,6 @@ def _put_together(plan: Plan, parts: PartsFolder, output: Path, settings: EmbedS
 @contextmanager
 def _watched(plan: Plan, parts: PartsFolder, done: set[int]) -> Iterator[Watch]:
     """A progress bar of the whole, one on each machine."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        yield Watch(plan, parts, done, silent)
-        return
     num_done = sum(records_of(number, plan, parts) for number in done)
     with progress("embedding", plan.num_records, num_done) as advance:
         yield Watch(plan, parts, done, advance)

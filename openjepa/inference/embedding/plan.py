@@ -16,20 +16,21 @@ from typing import Any, Literal
 
 import torch
 
+from openjepa.checks.grids import check_patch_divides
 from openjepa.config import difference, load_run_config, to_dict
 from openjepa.data import open_splits
 from openjepa.data.folders.folder import left_out as other_folders
-from openjepa.data.loading.workers import available_cores
 from openjepa.data.source import ListSource, ShardSource, source_hash, stamps_hash
 from openjepa.data.tables.huggingface import left_out as other_splits
 from openjepa.data.tables.huggingface import split_names
 from openjepa.engine.device import resolve_device, resolve_precision, set_threads
 from openjepa.inference.embedding.table import Manifest, manifest_from_json, parquet_manifest
-from openjepa.inference.embedding.table_checks import WITHOUT_EFFECT
 from openjepa.inference.encoder import Encoder
 from openjepa.refusals import Refusal
 from openjepa.settings.inference import EmbedSettings
-from openjepa.settings.sources import DataSettings, FolderSettings, HuggingFaceSettings, height_and_width
+from openjepa.settings.ranges import as_option
+from openjepa.settings.sources import ONLY_TRAINING, DataSettings, FolderSettings, HuggingFaceSettings, height_and_width
+from openjepa.system.cores import available_cores
 from openjepa.system.json_files import readable_object
 from openjepa.weights.contents import weights_hash
 from openjepa.weights.formats import Choice, load_any
@@ -176,7 +177,7 @@ class Images:
 
     def entries(self) -> dict[str, Any]:
         """The settings for the manifest: those with an effect, the path absolute."""
-        kept = {name: value for name, value in to_dict(self.settings).items() if name not in WITHOUT_EFFECT}
+        kept = {name: value for name, value in to_dict(self.settings).items() if name not in ONLY_TRAINING}
         if kept.get("path") and (Path(kept["path"]).exists() or "*" in kept["path"]):
             kept["path"] = str(Path(kept["path"]).absolute())
         return kept
@@ -280,13 +281,7 @@ def make_manifest(subject: Path | str, encoder: Encoder, images: Images, seed: i
     """What the table will say of itself. Raises Refusal for an image size that the patch size does not divide."""
     config, place = encoder.config, Path(subject).expanduser()
     size = height_and_width(settings.image_size or config.image_size)
-    for side in size:
-        if side % config.patch_size:
-            below = max(config.patch_size, side - side % config.patch_size)
-            raise Refusal(
-                f"--image-size {side} is not a multiple of the patch size {config.patch_size}: use {below} or "
-                f"{below + config.patch_size}"
-            )
+    check_patch_divides(config.patch_size, size, "image_size", of="the encoder", said=as_option)
     is_pooled = settings.features == "pooled"
     return Manifest(
         subject=str(place.absolute() if place.exists() else subject),

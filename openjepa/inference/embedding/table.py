@@ -1,13 +1,12 @@
-"""The file that `openjepa embed` leaves: features, the images they are of, and how they were made.
+"""The file that `openjepa embed` leaves: features, the images they are of, and how they were made. Free of torch.
 
 `X.npy` is an array [n, D] (or [n, H, W, D] for features of patches), with the images in `X.csv` and the manifest in `X.json`
-beside it; `X.parquet` holds all three in one file, the manifest in the schema's metadata under `openjepa`, the mean of the
-features in the file's under `openjepa.mean`, and each row of features as a list of one length. Free of torch.
+beside it. `X.parquet` holds all three in one file: the manifest in the schema's metadata under `openjepa`, the mean of the
+features in the file's under `openjepa.mean`, and each row of features as a list of one length.
 
-The mean of all features of a table, kept in its manifest with what it is the mean of. Free of torch.
-
-A centered search needs it, and computing it takes as long as the search. It counts only where the table still has as many rows,
-and in a sample of them the same numbers: of features that were filtered, normalized or mixed up since, it is computed anew.
+The manifest keeps the mean of all features, because a centered search needs it and computing it takes as long as the search.
+The mean counts only if the table still has as many rows, and the same numbers in a sample of them. If features were filtered,
+normalized or mixed up since, it is computed anew.
 """
 
 import base64
@@ -23,8 +22,12 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from openjepa.config import nearest
 from openjepa.refusals import Refusal
-from openjepa.system.json_files import object_in, typed
+from openjepa.system.json_files import object_in, readable, readable_object, typed
+from openjepa.system.packages import require_package
+from openjepa.system.shell import command
+from openjepa.system.whole_files import is_writable
 
 FORMAT, VERSION = "openjepa-features", 1
 COLUMNS = ("path", "split", "index", "label")
@@ -34,7 +37,13 @@ FEATURES = "features"
 METADATA_KEY, MEAN_KEY = b"openjepa", b"openjepa.mean"
 ENDINGS = (".npy", ".parquet")
 AXES = {"pooled": 1, "patches": 3}
-"""Of the features of one image."""
+"""Axes of the features of one image, by their kind."""
+SAMPLE = 1024
+"""Rows, evenly spread, in which a table is compared with its kept mean; all rows of a small table.
+
+What others may have changed beside them moves the mean by less than a thousandth of the change. Parquet files cannot be changed
+in place, and who writes them anew drops the mean.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,11 +245,7 @@ def parquet_manifest(path: Path) -> Manifest:
     if METADATA_KEY not in entries:
         raise Refusal(f"{path} is no file of features that openjepa embed wrote (its metadata hold no manifest)")
     manifest = manifest_from_json(entries[METADATA_KEY], str(path))
-    try:
-        mean = json.loads(entries.get(MEAN_KEY, b"{}"))
-    except (ValueError, RecursionError):  # then it is not known
-        mean = {}
-    return replace(manifest, mean=mean if isinstance(mean, dict) else {})
+    return replace(manifest, mean=readable(entries.get(MEAN_KEY, b"").decode(errors="replace")) or {})
 
 
 def _open_parquet(path: Path) -> FeatureTable:
@@ -286,11 +291,6 @@ def _row_group(file: Any, number: int, path: Path, size: int) -> NDArray[Any]:
     if len(values) != size:
         raise Refusal(f"{path}: row group {number} holds {len(values):,} numbers instead of {size:,}; embed the images again")
     return values
-
-
-SAMPLE = 1024
-"""Rows of an array, evenly spread, that are compared: all of a small one. What others may have changed moves the mean by less
-than a thousandth of the change. Parquet files cannot be changed in place, and who writes them anew drops the mean."""
 
 
 def evenly_spread(number: int, at_most: int) -> list[int]:
@@ -349,3 +349,51 @@ def _of_sample(table: FeatureTable) -> int:
     for row in evenly_spread(len(table), SAMPLE):
         checksum = zlib.crc32(np.ascontiguousarray(table.features(row)).tobytes(), checksum)
     return checksum
+
+
+def check_output(output: Path) -> None:
+    """Raises Refusal where nothing, or not this, can be written to `output`; files of others are never replaced."""
+    if output.suffix not in ENDINGS:
+        kinds = " or ".join(ENDINGS)
+        near = nearest(output.suffix, ENDINGS) if output.suffix else f"give it one, e.g. {output.name or 'features'}.npy"
+        raise Refusal(f"--output {output} must end in {kinds}: {near}")
+    if output.is_dir():
+        raise Refusal(f"--output {output} is a folder: name a file, e.g. {command('--output', output / 'features.npy')}")
+    if not output.parent.is_dir():
+        raise Refusal(f"--output {output}: there is no folder {output.parent}; make it first, or name a file elsewhere")
+    if not is_writable(output.parent):
+        raise Refusal(f"--output {output}: nothing may be written into {output.parent.absolute()}; name a file elsewhere")
+    if output.suffix == ".parquet":
+        require_package("pyarrow", f"--output {output}", "name a .npy file")
+    if output.suffix == ".npy":
+        _check_beside(output)
+    elif output.exists():
+        try:
+            parquet_manifest(output)
+        except ValueError as error:
+            raise Refusal(f"--output would be replaced, but {error}: name another file, or move that one away") from error
+
+
+def _check_beside(output: Path) -> None:
+    """Raises Refusal where a .csv, .json or .npy lies there that openjepa embed has not written."""
+    described, listed = output.with_suffix(".json"), output.with_suffix(".csv")
+    foreign = [path for path, is_ours in ((described, _describes), (listed, _lists)) if path.exists() and not is_ours(path)]
+    if output.exists() and not described.exists():
+        foreign.append(output)
+    if foreign:
+        raise Refusal(
+            f"--output {output} would replace {foreign[0]}, which openjepa embed has not written: name another file, or move "
+            "that one away"
+        )
+
+
+def _describes(path: Path) -> bool:
+    return (readable_object(path) or {}).get("format") == FORMAT
+
+
+def _lists(path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            return next(csv.reader(file), None) == list(COLUMNS)
+    except (OSError, csv.Error):
+        return False

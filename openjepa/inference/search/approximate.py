@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from rich.filesize import decimal
 from torch import Tensor
 
 from openjepa.inference.embedding.table import FeatureTable, evenly_spread
@@ -22,6 +23,7 @@ from openjepa.inference.search.exact import Neighbors, nearest, ranked
 from openjepa.inference.search.vectors import Vectors, cosines, table_mean
 from openjepa.refusals import Refusal
 from openjepa.system.console import Say, progress
+from openjepa.system.json_files import read_object, typed
 from openjepa.system.packages import needed_for
 from openjepa.system.whole_files import is_writable, whole_file
 
@@ -95,8 +97,7 @@ def open_index(table: FeatureTable, centered: bool, say: Say) -> ApproximateInde
         if path.is_file():
             say(f"{path} was made of other features, or by another version: it is made anew")
         made = _build(Vectors(table, table_mean(table) if centered else None), Index, wanted)
-        size = path.stat().st_size / 1e6
-        say(f"{path}: {size:,.1f} MB; it finds {made.recall:.1%} of the nearest {SAMPLE_TOP} of a sample")
+        say(f"{path}: {decimal(path.stat().st_size)}; it finds {made.recall:.1%} of the nearest {SAMPLE_TOP} of a sample")
     index = _opened(Index, path)
     if index is None or len(index) != len(table):
         raise Refusal(f"{path} is damaged: delete it, and it will be made anew")
@@ -125,9 +126,8 @@ def _made_of(table: FeatureTable, centered: bool, version: str) -> Made:
 def _read(about: Path, width: int) -> Made | None:
     """What the index says of itself; None where there is nothing, or nothing that is understood."""
     try:
-        entries = json.loads(about.read_text(encoding="utf-8"))
-        made = Made(**{**entries, "mean": tuple(float(number) for number in entries["mean"])})
-    except (OSError, ValueError, TypeError, KeyError):
+        made = typed(Made, read_object(about) or {}, about)
+    except Refusal:
         return None
     is_whole = len(made.mean) == (width if made.centered else 0) and all(map(isfinite, made.mean))
     return made if is_whole else None

@@ -17,7 +17,7 @@ from openjepa.inference.embedding.plan import Images, open_images
 from openjepa.inference.embedding.table import FeatureTable, Manifest, Row
 from openjepa.inference.search.pairs import File
 from openjepa.refusals import Refusal
-from openjepa.settings.fields import CHOICES
+from openjepa.settings.run import CHOICES
 from openjepa.settings.sources import DataSettings
 
 THUMBNAIL = 256

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -142,7 +141,7 @@ def _exactly(settings: SearchSettings, opened: Opened, queries: Sequence[Query],
     table = opened.table
     large = table.path.stat().st_size >= LARGE
     query = queries[0]
-    with progress("search", len(table)) if large else nullcontext(silent) as advance:
+    with progress("search", len(table), style="auto" if large else "none") as advance:
         if query.places is not None and query.window is not None:  # of a single query
             means = place_means(table) if opened.centered else None
             vector = query.vector if means is None else query.vector - means[query.places].mean(dim=(0, 1))

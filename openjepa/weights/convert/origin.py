@@ -14,8 +14,8 @@ import yaml
 from openjepa.records import Result
 from openjepa.report.reading import Run, read_run
 from openjepa.settings.inference import MARK
-from openjepa.system.hub_names import hub_name
 from openjepa.system.json_files import number, readable_object
+from openjepa.system.shell import hub_name
 from openjepa.weights.contents import CHECKPOINT_FILE, weights_hash
 from openjepa.weights.formats import Loaded
 

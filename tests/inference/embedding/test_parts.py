@@ -90,7 +90,7 @@ def test_a_process_killed_with_workers_is_continued(encoder: Path, images: Path,
 
 def test_killed_while_it_puts_the_parts_together(encoder: Path, images: Path, whole: dict[str, str], tmp_path: Path) -> None:
     """Whatever the files of the table were then: an older table must not stand beside the images of this one."""
-    from openjepa.inference.embedding import assemble
+    from openjepa.inference.embedding import parts
 
     output = tmp_path / "x.npy"
     other = save_encoder(tmp_path / "other", seed=1)
@@ -101,7 +101,7 @@ def test_killed_while_it_puts_the_parts_together(encoder: Path, images: Path, wh
             os.kill(os.getpid(), signal.SIGKILL)
 
         def dying(place: str = place) -> None:
-            setattr(assemble, place, die)
+            setattr(parts, place, die)
             embed(encoder, images, output, again=True)
 
         process = in_process(dying)

@@ -84,9 +84,9 @@ def test_a_run_tells_its_data_recipe_and_results(run: Path, tmp_path: Path) -> N
     assert {"openjepa", "ijepa", "timm"} <= set(head["tags"])
     (index,) = head["model-index"]
     numbers = {metric["name"]: metric["value"] for result in index["results"] for metric in result["metrics"]}
-    assert numbers == {"linear-cached (accuracy, %)": 61.2, "k-NN (accuracy, %)": 53.4}
+    assert numbers == {"linear (accuracy, %)": 61.2, "k-NN (accuracy, %)": 53.4}
     # beside the baselines, with sqrt(p (1 - p) / 3929)
-    assert "| linear-cached | 61.2 ± 0.8 | 45.1 ± 0.8 | 41.0 ± 0.8 | 3929 |" in body
+    assert "| linear | 61.2 ± 0.8 | 45.1 ± 0.8 | 41.0 ± 0.8 | 3929 |" in body
     assert "| k-NN | 53.4 ± 0.8 | 30.2 ± 0.7 | 28.1 ± 0.7 | 3929 |" in body
     for said in (
         "| Method | I-JEPA |",
@@ -164,7 +164,7 @@ def test_results_of_a_converted_folder(run: Path, tmp_path: Path) -> None:
     write_evaluations(tmp_path / "out")
     write_variant(tmp_path / "out", "classification", encoder="external", weights=weights_hash(load_any(run).encoder))
     again = convert(ConvertSettings(subject=tmp_path / "out", to="safetensors", output=tmp_path / "again")).folder
-    assert "| linear-cached | 61.2" in (again / "README.md").read_text()
+    assert "| linear | 61.2" in (again / "README.md").read_text()
     with pytest.raises(ValueError, match=r"holds eval/, results of `openjepa evaluate` that would be lost"):
         converted(run, tmp_path)
 
@@ -179,7 +179,7 @@ def test_results_of_other_weights_are_left_out(run: Path, tmp_path: Path) -> Non
     assert "2 results in eval/ are of other weights and are left out." in body.replace("\n", " ")
     assert not any(number in body for number in ("71.2", "81.2", "91.2"))
     head, body = converted(run, tmp_path, encoder="context")
-    assert "| linear-cached | 91.2" in body and "61.2" not in body
+    assert "| linear | 91.2" in body and "61.2" not in body
 
 
 def test_results_count_where_their_hash_is_that_of_the_weights() -> None:
@@ -216,7 +216,7 @@ def test_names_of_the_hub_are_data_sets(run: Path) -> None:
 def test_text_of_a_file_cannot_break_the_table(run: Path, tmp_path: Path) -> None:
     write_variant(run, "classification-x", title="a | b\nc", data="d | e: 3 images")
     _, body = converted(run, tmp_path)
-    assert "| a / b c, d / e | linear-cached | 61.2" in body
+    assert "| a / b c, d / e | linear | 61.2" in body
 
 
 def test_limits_of_positions() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from openjepa.engine.device import autocast
-from openjepa.inference.packed import PackedLinear, can_pack, pack
+from openjepa.inference.embedding.compute import PackedLinear, can_pack, pack
 from openjepa.models.vit import build_encoder
 from openjepa.settings.models import EncoderConfig
 

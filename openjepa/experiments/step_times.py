@@ -70,10 +70,10 @@ def time_step(options: StepBench) -> None:
 def bench_step(config: RunConfig, repeats: int = 7, product_size: int = 4096) -> dict[str, Any]:
     """Images per second, share of the matrix product's rate, peak memory and the share of time of each part of a step.
 
-    Every round measures the product of two square matrices of `product_size` (in bf16 where the hardware has it, whatever the
+    Every round measures the product of two square matrices of `product_size` (in bf16 if the hardware has it, whatever the
     run's precision is), the data path, the masks and one step; medians over the rounds. Blocks have their most frequent token
     counts. The data path (decoding, unless `data.cache` keeps the pixels, and the views) runs in this process with one thread,
-    so that its figure is what one core spends; images are those of the run's data set, or generated JPEGs where its settings
+    so that its figure is what one core spends; images are those of the run's data set, or generated JPEGs if its settings
     name none.
     """
     step = TimedStep(config)

@@ -59,44 +59,6 @@ OFFICIAL = """import torch
 
 checkpoint = torch.load({folder}, map_location="cpu", weights_only=True)
 target_encoder = {{name.removeprefix("module."): value for name, value in checkpoint["target_encoder"].items()}}"""
-
-
-def loading(to: str, folder: str, config: Mapping[str, Any], model: str) -> list[tuple[str, str]]:
-    """(name of the library, code) for each way to load a folder of format `to`.
-
-    `config`: the encoder's settings; `model`: class of transformers.
-    """
-    height, width = config["image_size"]
-    inside = {"timm": f"local-dir:{folder}", "onnx": f"{folder}/model.onnx", "official": f"{folder}/checkpoint.pth.tar"}
-    own = _literal(inside["official"] if to == "official" else folder)
-    values = {
-        "folder": _literal(inside.get(to, folder)),
-        "model": model,
-        "no_pooler": ", add_pooling_layer=False" if model == "ViTModel" else "",
-        "pooled": _pooled(config),
-        "width_px": width,
-        "height_px": height,
-    }
-    others = {"transformers": TRANSFORMERS, "timm": TIMM, "onnx": ONNX, "official": OFFICIAL}
-    titles = {"onnx": "onnxruntime", "official": "torch"}
-    found = [(titles.get(to, to), others[to].format(**values))] if to in others else []
-    if to != "onnx":
-        heads = f", heads={config['heads']}" if to == "official" else ""
-        found.insert(0, ("openjepa", OPENJEPA.format(folder=own, heads=heads, width=config["width"])))
-    return found
-
-
-def _literal(text: str) -> str:
-    """A string of Python, in double quotes, whatever is in it."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _pooled(config: Mapping[str, Any]) -> str:
-    if config["pooling"] == "class_token":
-        return "tokens[:, 0]"
-    return "tokens[:, 1:].mean(dim=1)" if config["class_token"] else "tokens.mean(dim=1)"
-
-
 LIBRARIES = {"safetensors": "openjepa", "official": "openjepa", "transformers": "transformers", "timm": "timm", "onnx": "onnx"}
 """`library_name` of the Hub."""
 HUB_WORDS = {
@@ -118,7 +80,7 @@ class CardFacts:
     """All that a card says."""
 
     name: str
-    """Of the folder."""
+    """Name of the folder."""
     to: str
     """The format, as `--to` names it."""
     what: str
@@ -168,6 +130,42 @@ def card(known: CardFacts) -> str:
     )
 
 
+def loading(to: str, folder: str, config: Mapping[str, Any], model: str) -> list[tuple[str, str]]:
+    """(name of the library, code) for each way to load a folder of format `to`.
+
+    `config`: the encoder's settings; `model`: class of transformers.
+    """
+    height, width = config["image_size"]
+    inside = {"timm": f"local-dir:{folder}", "onnx": f"{folder}/model.onnx", "official": f"{folder}/checkpoint.pth.tar"}
+    own = _literal(inside["official"] if to == "official" else folder)
+    values = {
+        "folder": _literal(inside.get(to, folder)),
+        "model": model,
+        "no_pooler": ", add_pooling_layer=False" if model == "ViTModel" else "",
+        "pooled": _pooled(config),
+        "width_px": width,
+        "height_px": height,
+    }
+    others = {"transformers": TRANSFORMERS, "timm": TIMM, "onnx": ONNX, "official": OFFICIAL}
+    titles = {"onnx": "onnxruntime", "official": "torch"}
+    found = [(titles.get(to, to), others[to].format(**values))] if to in others else []
+    if to != "onnx":
+        heads = f", heads={config['heads']}" if to == "official" else ""
+        found.insert(0, ("openjepa", OPENJEPA.format(folder=own, heads=heads, width=config["width"])))
+    return found
+
+
+def _literal(text: str) -> str:
+    """A string of Python, in double quotes, whatever is in it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _pooled(config: Mapping[str, Any]) -> str:
+    if config["pooling"] == "class_token":
+        return "tokens[:, 0]"
+    return "tokens[:, 1:].mean(dim=1)" if config["class_token"] else "tokens.mean(dim=1)"
+
+
 def _front_matter(known: CardFacts) -> str:
     entries: dict[str, Any] = {
         "license": known.license or "unknown",
@@ -190,12 +188,12 @@ def _tags(known: CardFacts) -> list[str]:
 
 
 def _start(run: Run | None) -> str:
-    """The weights that the training began from, by name; empty where they were random."""
+    """The weights that the training began from, by name; empty if they were random."""
     return text(run.setting("run", "init", default="") or "", 160) if run else ""
 
 
 def _datasets(run: Run | None) -> list[str]:
-    """The data set's name on the Hub, where it is one."""
+    """The name of the data set on the Hub, if it is one of the Hub."""
     path = text(run.setting("data", "path", default="") or "", 160) if run else ""
     name = hub_name(path) if run and run.setting("data", "source") == "huggingface" else None
     return [] if name is None else [name]

@@ -53,7 +53,7 @@ class Conversion:
 
 
 def output_folder(settings: ConvertSettings) -> Path:
-    """Where the folder goes. Raises Refusal where something is there that may not be replaced."""
+    """The folder to write. Raises Refusal if something stands there that may not be replaced."""
     subject = settings.subject.expanduser().resolve()
     folder = (
         settings.output.expanduser() if settings.output else Path(f"{without_ending(subject.name)}-{settings.to}")
@@ -85,7 +85,7 @@ def output_folder(settings: ConvertSettings) -> Path:
 def convert(settings: ConvertSettings, say: Say = silent) -> Conversion:
     """Writes the folder, and checks it.
 
-    Raises Refusal for settings that do not fit and for a result that is not equal, OSError where it cannot be written;
+    Raises Refusal for settings that do not fit and for a result that is not equal, OSError if it cannot be written;
     nothing is left behind then.
     """
     to = _checked(settings)

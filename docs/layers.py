@@ -1,4 +1,4 @@
-"""The layers of the package, from the top down. A test checks every import against them; docs/architecture.md is written from them."""
+"""The layers of the package, from the top down. A test checks every import against them; docs/architecture.md shows them."""
 
 LAYERS = (
     ("__main__",),
@@ -10,6 +10,7 @@ LAYERS = (
     ("methods", "inference"),
     ("engine", "weights"),
     ("models", "masks", "data"),
+    ("records",),
     ("schedules", "checks", "recipes", "measures"),
     ("system",),
     ("types", "seeds", "config", "operators"),

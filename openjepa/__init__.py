@@ -19,12 +19,12 @@ from openjepa.refusals import Refusal
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from openjepa.evaluation.results import Result
     from openjepa.inference.areas import PatchBox
     from openjepa.inference.encoder import Encoder
     from openjepa.inference.images import Picture, Pictures
     from openjepa.inference.prediction import BlockPrediction, Prediction
     from openjepa.recipes import load_recipe
+    from openjepa.records import Result
     from openjepa.settings.evaluation import EvaluationSettings
     from openjepa.settings.run import RunConfig
     from openjepa.settings.sources import DataSettings

@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from openjepa.checks.protocol_settings import evaluation_remarks
 from openjepa.commands.parsing.arguments import EvaluateOptions, parse_evaluate
 from openjepa.commands.parsing.paths import check_evaluated
 from openjepa.config import nearest
-from openjepa.evaluation import PROTOCOLS
+from openjepa.evaluation import PROTOCOLS, usual_protocols, with_current_names
 from openjepa.refusals import Refusal
 
 EVALUATE_HELP = """Probes of an encoder, beside the same on the untrained encoder and on raw pixels. ENCODER: an encoder folder,
@@ -58,8 +59,10 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
 
     options, data = parse_evaluate(argv, prog, *_evaluate_help(), check=check_evaluated)
     _check_evaluation_options(options, data is not None)
-    reads: dict[str, tuple[str, ...]] = {name: entry.reads for name, entry in PROTOCOLS.items()}
-    for remark in evaluation_remarks(options.evaluation, _protocols(options), reads):
+    options = replace(options, evaluation=with_current_names(options.evaluation, say))
+    reads = {name: entry.reads for name, entry in PROTOCOLS.items()}
+    unpooled = [name for name, entry in PROTOCOLS.items() if not entry.pools]
+    for remark in evaluation_remarks(options.evaluation, _protocols(options), reads, unpooled):
         say(f"note: {remark}")
     from openjepa.evaluation.dataset_run import evaluate_run
     from openjepa.evaluation.suite_run import evaluate_suite
@@ -90,7 +93,7 @@ def _protocols(options: EvaluateOptions) -> set[str]:
     from openjepa.evaluation.suite import suite_rows
 
     if options.evaluation.protocols or options.suite is None:
-        return set(options.evaluation.protocols) or {"linear", "knn", "dense_linear", "dense_knn"}
+        return set(options.evaluation.protocols or (*usual_protocols(on_maps=False), *usual_protocols(on_maps=True)))
     return {name for row in suite_rows(options.suite, options.evaluation.tasks) for name in row.protocols}
 
 

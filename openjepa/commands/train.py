@@ -17,6 +17,7 @@ from openjepa.commands.parsing.arguments import (
 from openjepa.commands.recipes import recipe_groups
 from openjepa.config import load_run_config
 from openjepa.recipes import RECIPES, kept_by_file
+from openjepa.records import read_summary
 from openjepa.settings.run import CHOICES, RunConfig
 from openjepa.system.json_files import read_object
 from openjepa.system.shell import command
@@ -68,7 +69,7 @@ def train(argv: Sequence[str], prog: str) -> None:
     given |= decided_by_file(options.config, config.run.init)
     folder = train_run(config, fresh=options.fresh, dry_run=options.dry_run, given=given)
     if folder is not None:
-        labeled = (read_object(folder / "summary.json") or {}).get("labeled", True)
+        labeled = read_summary(read_object(folder / "summary.json") or {}).labeled is not False
         print(f"next: {command('openjepa', 'evaluate' if labeled else 'visualize', folder)}")
 
 

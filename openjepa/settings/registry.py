@@ -32,3 +32,15 @@ class Entry(Line, Generic[SettingsType]):
     """Frozen dataclass with the component's settings."""
     home: str
     """`package.module:name` of its class, or of the function that builds it."""
+
+
+@dataclass(frozen=True)
+class NamesOf(Line):
+    """Annotation of a setting whose values are names of a registry, which belongs to a layer above the settings."""
+
+    home: str
+    """`package.module:NAME` of the registry."""
+
+    def names(self) -> tuple[str, ...]:
+        """Every name of the registry, in its order. Imports it."""
+        return tuple(self.load())

@@ -22,7 +22,7 @@ from openjepa.masks.sampler import MaskSampler
 from openjepa.measures.accuracy import knn_accuracy
 from openjepa.measures.collapse import collapse_statistics, trivial_losses
 from openjepa.measures.rank import alpha_req, lidar
-from openjepa.measures.verdicts import HEALTHY, CollapseStatistics, collapsed, verdict
+from openjepa.measures.verdicts import CollapseStatistics, Look, judged
 from openjepa.methods.base import Method, ProbeOutput
 from openjepa.models.vit import VisionTransformer
 from openjepa.schedules import Progress
@@ -99,20 +99,16 @@ class Monitor:
         self._log.write("monitor", progress.step, {"epoch": round(progress.epoch, 4), **self.latest})
         self._warn()
 
-    def collapsed(self) -> bool | None:
-        """Whether the run shows signs of collapse; None before the third look, and if the latest is not finite."""
-        return collapsed(self._history)
-
-    def verdict(self) -> str | None:
-        """The same in words; None where it is not known."""
-        return None if self.collapsed() is None else verdict(self._history) or HEALTHY
+    def judged(self) -> Look:
+        """Whether the looks so far show signs of collapse."""
+        return judged(self._history)
 
     def _warn(self) -> None:
-        """Says the verdict, once, if it is a warning."""
-        warning = verdict(self._history)
-        if warning is not None and not self._warned:
+        """Says once that the run shows signs of collapse."""
+        look = self.judged()
+        if look.collapsed and look.words and not self._warned:
             self._warned = True
-            self._say(warning)
+            self._say(look.words)
 
     def _probe_batches(self) -> list[Batch]:
         """The fixed probe batch, as microbatches of uint8 on the CPU; drawn once, from seeds that training never uses."""
@@ -179,7 +175,7 @@ class Monitor:
 
 
 def _values(line: dict[str, Any]) -> dict[str, float]:
-    """What was measured in a line of the log, where numbers that were not finite are null."""
+    """What was measured in a line of the log, whose null is a number that was not finite."""
     measured = {name: value for name, value in line.items() if name not in ("kind", "step", "epoch")}
     return {name: float("nan") if value is None else value for name, value in measured.items()}
 
@@ -205,7 +201,7 @@ def _take(source: ListSource, number: int, config: RunConfig) -> tuple[Tensor, I
 def draw_batches(
     config: RunConfig, inputs: InputSpec, sampler: MaskSampler, splits: Splits, number: int, micro: int, seed: int
 ) -> list[Batch]:
-    """`number` training images as microbatches, with uint8 views on the CPU; fewer where there are not enough."""
+    """`number` training images as microbatches, with uint8 views on the CPU; fewer if there are not enough."""
     if isinstance(splits.train, ListSource):
         number = per_step = min(number, len(splits.train) // micro * micro)
     else:
@@ -226,7 +222,7 @@ def _first(batch: Batch, number: int) -> Batch:
 
 
 def _trivial(outputs: list[ProbeOutput]) -> dict[str, float]:
-    """The losses of the two predictors that look at nothing, where the method has targets at positions."""
+    """The losses of the two predictors that look at nothing, if the method has targets at positions."""
     distance = outputs[0].distance
     targets = [output.targets for output in outputs if output.targets is not None]
     positions = [output.target_positions for output in outputs if output.target_positions is not None]

@@ -18,6 +18,7 @@ from openjepa.engine.run_folder import RunFolder, logged_step_seconds, logged_st
 from openjepa.masks.sampler import MaskSampler, TokenShape
 from openjepa.methods import METHODS
 from openjepa.methods.base import Method, Surroundings
+from openjepa.records import read_summary
 from openjepa.refusals import Refusal
 from openjepa.schedules import Progress, warmup_steps
 from openjepa.seeds import derive
@@ -26,7 +27,7 @@ from openjepa.settings.methods import MethodSettings
 from openjepa.settings.run import OptimizationSettings, RunConfig
 from openjepa.settings.sources import DataSettings
 from openjepa.system.console import format_count
-from openjepa.system.json_files import number, read_object
+from openjepa.system.json_files import read_object
 from openjepa.training.init import Start, StartingWeights, start_method
 from openjepa.types import LoaderPosition, ViewSpec
 
@@ -168,8 +169,8 @@ def resume_point(folder: RunFolder, found: Path | None, identity: RunIdentity, m
 
 def _with_seconds(state: TrainerState, path: Path) -> TrainerState:
     """The time until the last session ended: the checkpoint was written before its own save was over."""
-    summary = read_object(path / "summary.json") or {}
-    ended = number(summary.get("seconds")) if summary.get("step") == state.step else None
+    summary = read_summary(read_object(path / "summary.json") or {})
+    ended = summary.seconds if summary.step == state.step else None
     steps = state.step_seconds or logged_step_seconds(path, state.step)
     return replace(state, seconds=max(state.seconds, ended or 0.0), step_seconds=steps)
 

@@ -19,6 +19,7 @@ PACKAGE = ROOT / "openjepa"
 IMPORTERS_OF_METHODS = {"methods", "training", "experiments"}
 TORCH_FREE = {
     "refusals",
+    "records",
     "settings",
     "seeds",
     "config",

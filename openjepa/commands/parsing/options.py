@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from openjepa.settings.registry import NamesOf
 from openjepa.settings.run import CHOICES
 
 
@@ -70,7 +71,12 @@ def _choices(cls: type[Any]) -> list[type[Any]]:
 
 
 def _without_extras(kind: Any) -> tuple[Any, tuple[Any, ...]]:
-    return (get_args(kind)[0], kind.__metadata__) if get_origin(kind) is Annotated else (kind, ())
+    """The annotation alone, and what tyro and others read; names of a registry are spelled out."""
+    if get_origin(kind) is not Annotated:
+        return kind, ()
+    extras = kind.__metadata__
+    registry = next((extra for extra in extras if isinstance(extra, NamesOf)), None)
+    return (get_args(kind)[0] if registry is None else tuple[Literal[registry.names()], ...], extras)  # type: ignore[misc]
 
 
 @cache
@@ -121,7 +127,7 @@ def _fits(word: str, leaf: Any) -> bool:
         return word.lower() == "none"
     if leaf in (int, float):
         return _is_number(word, leaf)
-    return True if leaf in (str, Path) else word == str(leaf)
+    return True if leaf in (str, Path) else word.replace("_", "-") == str(leaf).replace("_", "-")
 
 
 def _is_number(word: str, kind: Callable[[str], object]) -> bool:

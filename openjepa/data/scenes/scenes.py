@@ -89,7 +89,7 @@ def _open_packaged(label: str) -> Splits:
         names = [scene["image_filename"] for scene in scenes]
         source = read_pictures(PACKAGED_SCENES, split, names, labels[label], CLASS_NAMES[label])
         opened.append(_OpenSplit(source, labels, scene_maps(source, PackedMasks(PACKAGED_SCENES, split), scenes)))
-    return _splits(opened[0], opened[1], "Packaged rendered scenes, 64 x 64 pixels")
+    return _splits(opened[0], opened[1], "Packaged rendered scenes", "64 x 64 pixels")
 
 
 def _open_split(root: Path, file: Path, split: str, label: str) -> _OpenSplit:
@@ -101,11 +101,12 @@ def _open_split(root: Path, file: Path, split: str, label: str) -> _OpenSplit:
     return _OpenSplit(source, labels, {} if masks is None else scene_maps(source, masks, scenes))
 
 
-def _splits(train: _OpenSplit, test: _OpenSplit, what: str) -> Splits:
+def _splits(train: _OpenSplit, test: _OpenSplit, name: str, pixels: str = "") -> Splits:
     extra = {name: (train.labels[name], test.labels[name]) for name in LABELS}
     maps = {name: (train.maps[name], test.maps[name]) for name in train.maps}
+    what = ", ".join(filter(None, (name, pixels)))
     what = f"{what}: {len(train.source):,} training and {len(test.source):,} test images"
-    return Splits(train.source, test.source, what, extra_labels=extra, label_maps=maps)
+    return Splits(train.source, test.source, what, name, pixels, extra_labels=extra, label_maps=maps)
 
 
 def _annotation_file(root: Path, split: str) -> Path:

@@ -16,15 +16,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from openjepa.data.source import ListSource
-from openjepa.engine.device import Moving, autocast, resolve_precision
-from openjepa.engine.features import in_caches
+from openjepa.engine.device import Moving, resolve_precision
+from openjepa.engine.features import encode, in_caches
 from openjepa.evaluation.feature_store import FeatureRows, Layout, RowWriter, read_rows
 from openjepa.evaluation.probes.lazy_matrix import CHUNK_ELEMENTS, LARGE_BYTES, is_large
 from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.system.console import progress
-from openjepa.types import normalize
 from openjepa.weights.contents import weights_hash
 
 CACHE_VERSION = 4
@@ -85,14 +84,11 @@ class EncoderFeatures:
     @torch.inference_mode()
     def extract(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B F"]:
         """The pooled outputs side by side, the last layer last. Pooled in float32 whatever the encoder's precision."""
-        if self._device.type != "cpu":
-            return self._forward(images.pin_memory() if self._device.type == "cuda" and not images.is_cuda else images)
-        return torch.cat([self._forward(part) for part in in_caches(images, self._config.patch_size, self._device)])
+        parts = in_caches(images, self._config.patch_size, self._device)
+        return torch.cat([encode(self._pooled_layers, part, self._config, self._device, self._precision) for part in parts])
 
-    def _forward(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B F"]:
-        pixels = normalize(images.to(self._device, non_blocking=True), self._config.pixel_mean, self._config.pixel_std)
-        with autocast(self._device, self._precision):
-            outputs = self._encoder.last_layers(pixels, self.num_layers)
+    def _pooled_layers(self, pixels: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B F"]:
+        outputs = self._encoder.last_layers(pixels, self.num_layers)
         return torch.cat([output.pooled(self._config.pooling) for output in outputs], dim=1)
 
     def kept_as(self, num_rows: int, wanted: str) -> torch.dtype:

@@ -8,6 +8,7 @@ LiDAR of an encoder: of its features of random crops, and of what a run's predic
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +22,15 @@ from openjepa.data.decode import decode_image
 from openjepa.data.loading.workers import choose_workers, parallel_map
 from openjepa.data.source import ListSource
 from openjepa.data.views import NUMBERS_PER_VIEW, crop_and_resize, crop_box, evaluation_view
-from openjepa.engine.device import autocast, resolve_device
-from openjepa.engine.features import pooled_features
+from openjepa.engine.device import resolve_device
+from openjepa.engine.features import encode, pooled_features
 from openjepa.masks import MASKS
 from openjepa.measures.rank import alpha_req, lidar, rankme
 from openjepa.models.vit import VisionTransformer
 from openjepa.seeds import derive, derive_samples, uniforms
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
-from openjepa.types import BlockMasks, ViewSpec, normalize
+from openjepa.types import BlockMasks, ViewSpec
 from openjepa.weights.native import load_encoder, load_predictor
 
 MAX_IMAGES = 25_600
@@ -159,17 +160,19 @@ def _masked_predictions(
     context_folder = run / "context_encoder"
     context_encoder = load_encoder(context_folder)[0].to(device) if context_folder.is_dir() else encoder
 
+    def predicted_blocks(drawn: BlockMasks, pixels: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B M T D"]:
+        context = context_encoder(pixels, drawn.context, drawn.context_valid).patches
+        outputs: Tensor = predictor(context, drawn.context, drawn.targets, drawn.grid, drawn.context_valid)
+        return outputs
+
     @torch.inference_mode()
     def predict(images: UInt8[Tensor, "B 3 h w"], ids: NDArray[np.int64]) -> Float[Tensor, "B q D"]:
-        pixels = normalize(images.to(device), config.pixel_mean, config.pixel_std)
         predicted = []
         for draw in range(settings.lidar_views):
             seeds = derive_samples("mask", settings.seed, np.array([draw]), ids)
             drawn = sampler(seeds, derive("group", settings.seed, draw, 0), draw).to(device)
             assert isinstance(drawn, BlockMasks), "only blocks have a predictor"
-            with autocast(device, settings.precision):
-                context = context_encoder(pixels, drawn.context, drawn.context_valid).patches
-                outputs = predictor(context, drawn.context, drawn.targets, drawn.grid, drawn.context_valid)  # [B, M, T, D]
+            outputs = encode(partial(predicted_blocks, drawn), images, config, device, settings.precision)
             predicted.append(outputs.mean(dim=(1, 2)).cpu())
         return torch.stack(predicted, dim=1)
 

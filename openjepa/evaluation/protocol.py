@@ -6,17 +6,19 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
 from openjepa.data.selection import ranks_in_class
 from openjepa.data.source import LabelMaps, ListSource
+from openjepa.engine.features import encode
 from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal
 from openjepa.seeds import derive
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
+from openjepa.types import EncoderOutput
 
 HELD_OUT = 0.1
 """Share of each class of the training split on which settings are chosen."""
@@ -80,6 +82,10 @@ class ImageProbe:
     """Title of the task, which tells benchmarks' several tasks apart."""
     raw_pixels: bool = False
     """Protocols of label maps: the pixels of each patch take the place of the encoder's outputs."""
+
+    def outputs(self, images: UInt8[Tensor, "B 3 h w"]) -> EncoderOutput:
+        """What the encoder makes of test views, on its device and in its precision."""
+        return encode(self.encoder, images, self.config, self.device, self.precision)
 
     @property
     def num_classes(self) -> int:

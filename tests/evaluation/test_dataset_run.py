@@ -148,7 +148,7 @@ def test_pixels_of_32_are_untouched() -> None:
 def test_a_run_is_evaluated_beside_its_baselines(run: Path) -> None:
     (result,) = evaluate_run(run, SETTINGS)
     written = json.loads((run / "eval" / "classification.json").read_text())
-    assert written == json.loads(json.dumps({"format": "openjepa-evaluation", "version": 1, **asdict(result)}))
+    assert written == json.loads(json.dumps({"format": "openjepa-evaluation", "version": 2, **asdict(result)}))
     assert (result.num_train, result.num_test, result.num_classes, result.chance) == (48, 12, 2, 0.5)
     assert result.masks_mode == "multiblock/unbiased/random_subset" and result.given == "run" and result.encoder == "target"
     assert set(written["subjects"]) == {"encoder", "untrained", "pixels"}

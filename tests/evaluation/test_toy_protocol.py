@@ -13,7 +13,7 @@ from openjepa.evaluation import PROTOCOLS, ProtocolEntry, with_current_names
 from openjepa.evaluation.dataset_run import evaluate_run
 from openjepa.evaluation.tables import print_results
 from openjepa.records import read_result
-from tests.evaluation.test_running import SETTINGS, images, run
+from tests.evaluation.test_dataset_run import SETTINGS, images, run
 from tests.evaluation.toy_protocol import ClassMeansSettings, ToySettings
 from tests.helpers.report_page import page_of
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from openjepa.engine.device import autocast, seed_generator
+from openjepa.engine.device import seed_generator
 from openjepa.evaluation.probes.trained import (
     Rows,
     check_finite,
@@ -29,7 +29,6 @@ from openjepa.schedules import cosine
 from openjepa.seeds import derive
 from openjepa.settings.evaluation import AttentiveSettings, EvaluationSettings
 from openjepa.system.console import progress
-from openjepa.types import normalize
 
 MLP_RATIO = 4
 
@@ -127,11 +126,7 @@ class TrainedProbes:
     @torch.no_grad()
     def patches(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B N D"]:
         """The encoder's outputs, in float32."""
-        probe = self.probe
-        pixels = normalize(images, probe.config.pixel_mean, probe.config.pixel_std)
-        with autocast(probe.device, probe.precision):
-            patches: Tensor = probe.encoder(pixels).patches
-        return patches.float()
+        return self.probe.outputs(images).patches.float()
 
 
 def evaluate_attentive(probe: ImageProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:

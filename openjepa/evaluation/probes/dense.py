@@ -27,7 +27,7 @@ from openjepa.data.passes import evaluation_batches
 from openjepa.data.selection import Subset
 from openjepa.data.source import LabelMaps
 from openjepa.data.views import central_crop
-from openjepa.engine.device import autocast, to_device
+from openjepa.engine.device import to_device
 from openjepa.evaluation.probes.closed_sweep import Heads
 from openjepa.evaluation.probes.linear import KINDS, Prepared, prepare
 from openjepa.evaluation.protocol import (
@@ -54,7 +54,7 @@ from openjepa.refusals import Refusal
 from openjepa.seeds import derive
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.system.console import progress
-from openjepa.types import EncoderOutput, Skipped, normalize
+from openjepa.types import Skipped
 
 
 def label_view(labels: UInt8[np.ndarray, "h w"], size: tuple[int, int], fit: str) -> UInt8[np.ndarray, "oh ow"]:
@@ -163,14 +163,13 @@ def evaluate_dense(probe: ImageProbe, settings: EvaluationSettings) -> tuple[Pro
 
 def patch_features(probe: ImageProbe, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B N D"]:
     """The encoder's outputs for every patch, or the pixels of every patch (channel, row, column) in [0, 1]."""
-    images = to_device(images, probe.device)
     if probe.raw_pixels:
+        images = to_device(images, probe.device)
         side = probe.config.patch_size
         cut = images.unfold(2, side, side).unfold(3, side, side)  # [B, 3, H, W, side, side]
         return cut.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2).float() / 255
-    with torch.no_grad(), autocast(probe.device, probe.precision):
-        output: EncoderOutput = probe.encoder(normalize(images, probe.config.pixel_mean, probe.config.pixel_std))
-    return output.patches.float()
+    with torch.no_grad():
+        return probe.outputs(images).patches.float()
 
 
 def patch_batches(

@@ -23,6 +23,7 @@ from openjepa.data.passes import AugmentedBatch, LabeledViews, augmented_batches
 from openjepa.engine.clock import LoopClock
 from openjepa.engine.device import autocast, keep_random_state, seed_generator, to_device
 from openjepa.engine.failures import FiniteGuard, NotFinite, advise_on_memory
+from openjepa.engine.features import encode
 from openjepa.engine.optimizer import build_optimizer, gradient_norm, layer_decay_rules, set_rates
 from openjepa.evaluation.probes.mixing import draw_mix, mix_images, soft_targets
 from openjepa.evaluation.probes.trained import Scores, count_right, numbered_steps
@@ -182,8 +183,8 @@ class Trained:
 
     def answer(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B 1 classes"]:
         """Logits of test views on the device."""
-        with autocast(self.probe.device, self.probe.precision):
-            logits: Tensor = self.classifier(_normalized(images, self.probe))
+        probe = self.probe
+        logits: Tensor = encode(self.classifier, images, probe.config, probe.device, probe.precision)
         return logits[:, None]
 
 
@@ -254,7 +255,7 @@ def _backward(
     step: int,
 ) -> Float[Tensor, ""]:
     """Adds the gradient of the batch's mean loss, part by part; returns the loss on the device."""
-    images = _normalized(to_device(batch.images, probe.device), probe)
+    images = normalize(to_device(batch.images, probe.device), probe.config.pixel_mean, probe.config.pixel_std)
     mix = draw_mix(recipe.mixup, recipe.cutmix, probe.image_size, derive("step", settings.seed, step, DRAWS_OF_MIX))
     images = mix_images(images, mix)
     labels = to_device(batch.labels, probe.device)
@@ -269,11 +270,6 @@ def _backward(
         torch.autograd.backward(loss)
         total += loss.detach()
     return total
-
-
-def _normalized(images: UInt8[Tensor, "B 3 h w"], probe: ImageProbe) -> Float[Tensor, "B 3 h w"]:
-    config = probe.encoder.config
-    return normalize(images, config.pixel_mean, config.pixel_std)
 
 
 @contextmanager

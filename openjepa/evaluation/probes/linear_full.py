@@ -9,10 +9,10 @@ is theirs), and that every test view is resized bicubically.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from openjepa.data.passes import rebatched
 from openjepa.engine.device import memory_limit
 from openjepa.evaluation.feature_matrix import EncoderFeatures
 from openjepa.evaluation.probes.stacked_heads import StackedHeads, Sweep, all_pairs, needed_bytes
@@ -170,19 +170,9 @@ def feature_batches(
 
     A last batch that is not full is left out, unless it is the only one.
     """
-    rows: list[Tensor] = []
-    answers: list[Tensor] = []
-    waiting, any_yet = 0, False
-    for images, labels in training.pieces(epoch):
-        rows.append(features.extract(images))
-        answers.append(labels)
-        waiting += len(labels)
-        while waiting >= training.batch_size:
-            joined, known, size = torch.cat(rows), torch.cat(answers), training.batch_size
-            yield joined[:size], known[:size]
-            rows, answers, waiting, any_yet = [joined[size:]], [known[size:]], waiting - size, True
-    if waiting and not any_yet:
-        yield torch.cat(rows), torch.cat(answers)
+    pieces = ((features.extract(images), labels) for images, labels in training.pieces(epoch))
+    for rows, labels in rebatched(pieces, training.batch_size, drop_last=True):
+        yield rows, labels
 
 
 def check_memory(probe: ImageProbe, plan: Plan, num_layers: int) -> None:

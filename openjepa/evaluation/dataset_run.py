@@ -16,7 +16,7 @@ from openjepa.data.selection import for_probes
 from openjepa.data.source import Splits
 from openjepa.evaluation import PROTOCOLS, with_current_names
 from openjepa.evaluation.probes.closed_sweep import shared_components
-from openjepa.evaluation.results import data_key, over_seeds, variant_name
+from openjepa.evaluation.result_names import data_key, over_seeds, variant_name
 from openjepa.evaluation.subject import Subject, baselines, find_subject, load_subject
 from openjepa.evaluation.task_run import Subjects, evaluate_task
 from openjepa.evaluation.tasks import TASKS, Task, chosen_tasks, fitting_protocols

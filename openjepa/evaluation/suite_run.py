@@ -15,7 +15,7 @@ from openjepa.engine.device import resolve_device
 from openjepa.evaluation import PROTOCOLS, with_current_names
 from openjepa.evaluation.dataset_run import blank_result, evaluate_seeds, pooled_configs, pooled_settings, view_size
 from openjepa.evaluation.probes.closed_sweep import shared_components
-from openjepa.evaluation.results import folder_key, variant_name
+from openjepa.evaluation.result_names import folder_key, variant_name
 from openjepa.evaluation.subject import find_subject, load_subject
 from openjepa.evaluation.suite import PUBLISHED, SUITES, SuiteRow, suite_rows
 from openjepa.evaluation.tasks import TASKS, fitting_protocols

@@ -13,7 +13,7 @@ import torch
 from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.dataset_run import evaluate_run
 from openjepa.evaluation.protocol import FeatureProbe, LabeledFeatures
-from openjepa.evaluation.results import variant_name
+from openjepa.evaluation.result_names import variant_name
 from openjepa.evaluation.suite import SUITES
 from openjepa.evaluation.suite_run import _variant as suite_variant
 from openjepa.settings.evaluation import (

@@ -171,8 +171,7 @@ def feature_batches(
     A last batch that is not full is left out, unless it is the only one.
     """
     pieces = ((features.extract(images), labels) for images, labels in training.pieces(epoch))
-    for rows, labels in rebatched(pieces, training.batch_size, drop_last=True):
-        yield rows, labels
+    return rebatched(pieces, training.batch_size, drop_last=True)  # type: ignore[return-value]
 
 
 def check_memory(probe: ImageProbe, plan: Plan, num_layers: int) -> None:

@@ -19,7 +19,7 @@ from openjepa.data.source import ListSource
 from openjepa.engine.device import Moving, resolve_precision
 from openjepa.engine.features import encode, in_caches
 from openjepa.evaluation.feature_store import FeatureRows, Layout, RowWriter, read_rows
-from openjepa.evaluation.probes.lazy_matrix import CHUNK_ELEMENTS, LARGE_BYTES, is_large
+from openjepa.evaluation.probes.closed_sweep import CHUNK_ELEMENTS, LARGE_BYTES, is_large
 from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig

@@ -85,7 +85,8 @@ class ImageProbe:
 
     def outputs(self, images: UInt8[Tensor, "B 3 h w"]) -> EncoderOutput:
         """What the encoder makes of test views, on its device and in its precision."""
-        return encode(self.encoder, images, self.config, self.device, self.precision)
+        found: EncoderOutput = encode(self.encoder, images, self.config, self.device, self.precision)
+        return found
 
     @property
     def num_classes(self) -> int:

@@ -1,44 +1,15 @@
-"""Results of several seeds as one, and what sets an evaluation apart from the run's own one. Free of torch.
-
-The words for the latter end the name of the result's file.
-"""
+"""What a result's file is called: every evaluation that is not the run's own has words of its own. Free of torch."""
 
 import hashlib
 import json
 import re
-import statistics
-from collections.abc import Sequence
-from dataclasses import is_dataclass, replace
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 from openjepa.evaluation import PROTOCOLS, usual_protocols
-from openjepa.records import Metric, Result, SubjectResult
 from openjepa.settings.evaluation import EvaluationSettings, LowShotSettings
 from openjepa.settings.sources import DataSettings
-
-
-def over_seeds(results: Sequence[Result]) -> Result:
-    """Results of one task with several seeds as one: means, spreads, all heads with their seed's number, summed seconds."""
-    if len(results) == 1 or results[0].skipped is not None:
-        return results[0]
-    first = results[0]
-    subjects = {
-        subject: SubjectResult(
-            {name: _mean([result.subjects[subject].metrics[name] for result in results]) for name in numbers.metrics}
-        )
-        for subject, numbers in first.subjects.items()
-    }
-    heads = [{**head, "repeat": repeat} for repeat, result in enumerate(results) for head in result.heads]
-    return replace(first, subjects=subjects, heads=heads, seconds=round(sum(result.seconds for result in results), 1))
-
-
-def _mean(metrics: Sequence[Metric]) -> Metric:
-    values = [metric.value for metric in metrics]
-    extra = {name: statistics.fmean(metric.extra[name] for metric in metrics) for name in metrics[0].extra}
-    spread = statistics.stdev(values)
-    return replace(metrics[0], value=statistics.fmean(values), spread=spread, seeds=len(values), extra=extra)
-
 
 _TRAINING_ONLY = (
     *("image_size", "crop_scale", "crop_aspect", "interpolation", "horizontal_flip", "pixel_mean", "pixel_std"),

@@ -18,7 +18,7 @@ from openjepa.data.source import ListSource
 from openjepa.data.views import NUMBERS_PER_VIEW, crop_and_resize, crop_box, evaluation_view
 from openjepa.evaluation import label_free
 from openjepa.evaluation import label_free as lidar_module
-from openjepa.evaluation.dataset_run import evaluate_run
+from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.evaluation.label_free import feature_measures, lidar_measures
 from openjepa.masks import MASKS
 from openjepa.measures.rank import alpha_req, lidar, rankme

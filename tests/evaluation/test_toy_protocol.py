@@ -10,7 +10,7 @@ from rich.console import Console
 from openjepa.cli import main
 from openjepa.commands.parsing.arguments import parse_evaluate
 from openjepa.evaluation import PROTOCOLS, ProtocolEntry, with_current_names
-from openjepa.evaluation.dataset_run import evaluate_run
+from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.evaluation.tables import print_results
 from openjepa.records import read_result
 from tests.evaluation.test_dataset_run import SETTINGS, images, run

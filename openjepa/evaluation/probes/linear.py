@@ -21,11 +21,11 @@ from openjepa.evaluation.probes.closed_sweep import (
     Heads,
     ScaledSplit,
     gradient_norms,
+    moments,
     relative_gradients,
     rotate,
     solve,
 )
-from openjepa.evaluation.probes.lazy_matrix import moments
 from openjepa.evaluation.protocol import (
     FeatureProbe,
     HeadResult,

@@ -22,9 +22,10 @@ from openjepa.engine.device import memory_limit, resolve_device, resolve_precisi
 from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.feature_matrix import EncoderFeatures, Extractor, Images, PixelFeatures, View, extract_features
 from openjepa.evaluation.feature_store import FeatureRows
-from openjepa.evaluation.label_free import feature_measures, lidar_measures
+from openjepa.evaluation.lidar import lidar_measures
 from openjepa.evaluation.protocol import FeatureProbe, ImageProbe, LabeledFeatures, LabeledImages, ProtocolResult
 from openjepa.evaluation.tasks import TASKS, Labels, Task, fitting_protocols
+from openjepa.measures.rank import feature_measures
 from openjepa.models.vit import VisionTransformer
 from openjepa.records import Metric, Result, SubjectResult
 from openjepa.refusals import Refusal

@@ -4,13 +4,17 @@ All three are necessary signs, not sufficient ones. RankMe and LiDAR compare run
 """
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from openjepa.refusals import Refusal
+
+MAX_IMAGES = 25_600
+"""Images that the measures look at (RankMe's paper: 25,600). At width 1280 either takes 6 s on one core."""
 
 
 def rankme(features: Float[Tensor, "n D"], eps: float = 1e-7) -> float:
@@ -91,6 +95,20 @@ def lidar(
     if eps_on == "eigenvalues":
         return _exp_entropy(_shares(eigenvalues + eps, 0.0))
     return _exp_entropy(_shares(eigenvalues, eps))
+
+
+def feature_measures(kinds: Mapping[str, Shaped[Tensor, "n D"]]) -> dict[str, float]:
+    """Measures of the first kind of features (the last layer), on at most `MAX_IMAGES` rows, evenly spread.
+
+    Those that are not defined (alpha-ReQ of fewer than five directions, numbers that are not finite) are left out. Features
+    kept in bf16 have a RankMe up to 1.3 % higher (generated spectra of width 768), and an alpha-ReQ that is the same to 0.001.
+    """
+    rows = next(iter(kinds.values()))
+    if len(rows) > MAX_IMAGES:  # not the first ones: images in class folders come class by class
+        rows = rows[torch.arange(MAX_IMAGES, device=rows.device) * len(rows) // MAX_IMAGES]
+    rows = rows if rows.is_floating_point() else rows.float()  # pixels; no measure depends on their scale
+    measures = {"RankMe": rankme(rows), "alpha-ReQ": alpha_req(rows)}
+    return {name: value for name, value in measures.items() if math.isfinite(value)}
 
 
 def _rounding(features: Float[Tensor, "n D"]) -> float:

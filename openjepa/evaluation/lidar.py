@@ -1,11 +1,5 @@
-"""Quality of features without labels, for a table beside the probes: necessary, not sufficient, signs.
+"""LiDAR of an encoder: of its features of random crops, and of what a run's predictor makes of different masks."""
 
-alpha-ReQ near 1 is best. RankMe and LiDAR (`openjepa.evaluation.label_free`) only compare runs of one method.
-
-LiDAR of an encoder: of its features of random crops, and of what a run's predictor makes of different masks.
-"""
-
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -25,31 +19,13 @@ from openjepa.data.views import NUMBERS_PER_VIEW, crop_and_resize, crop_box, eva
 from openjepa.engine.device import resolve_device
 from openjepa.engine.features import encode, pooled_features
 from openjepa.masks import MASKS
-from openjepa.measures.rank import alpha_req, lidar, rankme
+from openjepa.measures.rank import lidar
 from openjepa.models.vit import VisionTransformer
 from openjepa.seeds import derive, derive_samples, uniforms
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
 from openjepa.types import BlockMasks, ViewSpec
 from openjepa.weights.native import load_encoder, load_predictor
-
-MAX_IMAGES = 25_600
-"""Images that the measures look at (RankMe's paper: 25,600). At width 1280 either takes 6 s on one core."""
-
-
-def feature_measures(kinds: Mapping[str, Shaped[Tensor, "n D"]]) -> dict[str, float]:
-    """Measures of the first kind of features (the last layer), on at most `MAX_IMAGES` rows, evenly spread.
-
-    Those that are not defined (alpha-ReQ of fewer than five directions, numbers that are not finite) are left out. Features
-    kept in bf16 have a RankMe up to 1.3 % higher (generated spectra of width 768), and an alpha-ReQ that is the same to 0.001.
-    """
-    rows = next(iter(kinds.values()))
-    if len(rows) > MAX_IMAGES:  # not the first ones: images in class folders come class by class
-        rows = rows[torch.arange(MAX_IMAGES, device=rows.device) * len(rows) // MAX_IMAGES]
-    rows = rows if rows.is_floating_point() else rows.float()  # pixels; no measure depends on their scale
-    measures = {"RankMe": rankme(rows), "alpha-ReQ": alpha_req(rows)}
-    return {name: value for name, value in measures.items() if math.isfinite(value)}
-
 
 CROPS = "LiDAR (crops)"
 MASKED = "LiDAR (masks)"

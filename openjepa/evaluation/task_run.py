@@ -346,7 +346,9 @@ def _measures(
     """What the encoders' features of the test images say without labels."""
     extractors = {name: extractor for name, extractor in _extractors(subjects, settings).items() if name in subjects.encoders}
     encoders, size = subjects.encoders, subjects.size
-    more = lidar_measures(test.source, task.fit, encoders, subjects.config, size, subjects.predictor, settings)
+    more: dict[str, dict[str, float]] = {}
+    if settings.lidar_images is not None:
+        more = lidar_measures(test.source, task.fit, encoders, subjects.config, size, subjects.predictor, settings)
     return {
         name: feature_measures(extractor.kinds(found[name].rows)) | more.get(name, {}) for name, extractor in extractors.items()
     }

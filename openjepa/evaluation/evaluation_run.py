@@ -50,11 +50,11 @@ def evaluate_run(
 ) -> list[Result]:
     """Evaluates a run folder, or an encoder on `data`, and writes a file of `<subject>/eval` for every task.
 
-    The run's own evaluation is `<task>.json`; other data, another selection, encoder, pooling or size, fewer images, probes,
-    settings or baselines give `<task>-<variant>.json`. An encoder folder inside a run is written beside the run's own
-    evaluations, because the next export replaces it. `data` replaces the run's own data (its training split trains the
-    probes). Tasks that the data has no labels for give a Result that says so. `say` is told of every step. Raises Refusal
-    where there is no encoder, no data for it, or no label for any of the tasks that were asked for.
+    The run's own evaluation is `<task>.json`. Other data, settings, or baselines give `<task>-<variant>.json`. An encoder
+    folder inside a run is written beside the run's own evaluations, because the next export replaces it. `data` replaces the
+    run's own data; its training split trains the probes. A task that the data has no labels for gives a Result that says so.
+    `say` is told of every step. Raises Refusal if there is no encoder, no data for it, or no label for any of the tasks that
+    were asked for.
     """
     settings = with_current_names(settings, say)
     check_evaluation(settings)
@@ -100,7 +100,7 @@ def _task_variant(task: str, settings: EvaluationSettings, config: EncoderConfig
 
 
 def _check_labels(tasks: Sequence[str], splits: Splits) -> None:
-    """Raises Refusal where the data has labels for none of the tasks."""
+    """Raises Refusal if the data has labels for none of the tasks."""
     reasons = {name: labels for name in tasks if isinstance(labels := TASKS[name].labels(splits), str)}
     if len(reasons) == len(set(tasks)):
         able = [name for name, task in TASKS.items() if not isinstance(task.labels(splits), str)]
@@ -123,11 +123,11 @@ def evaluate_suite(
 ) -> list[Result]:
     """Evaluates an encoder or a run on every row of a suite whose benchmark lies below `data_root`.
 
-    Writes `<subject>/eval/suite-<row>.json`, and calls `each` with a row as soon as it is there. A benchmark that is not there,
-    or a row that cannot be evaluated on what is there, gives a Result that says why; the other rows do not suffer. Rows
-    that were finished before with the same weights, settings and data are read and not computed, unless `again`. Raises
-    Refusal before anything is computed for a benchmark that is there but broken (a missing split, a list of absent files),
-    for an unknown suite, row or device, for a list of images that is not there or names others, and where no benchmark is.
+    Writes `<subject>/eval/suite-<row>.json`, and calls `each` with a row as soon as it is finished. A missing benchmark, or a
+    row that cannot be evaluated, gives a Result that says why; the other rows do not suffer. Rows that were finished before
+    with the same weights, settings and data are read and not computed, unless `again`. Raises Refusal before anything is
+    computed if a benchmark is broken (a missing split, a list of absent files), if a suite, row or device is unknown, if the
+    list of labeled images is missing or names other images, and if there is no benchmark at all.
     """
     settings = with_current_names(settings, say)
     check_evaluation(settings)
@@ -176,7 +176,7 @@ def evaluate_suite(
 def _plans(
     row: SuiteRow, splits: Splits | str, settings: EvaluationSettings, config: EncoderConfig
 ) -> list[tuple[SuiteRow, EvaluationSettings, EncoderConfig]]:
-    """The row with its settings, once for each pooling; once where its data is not there."""
+    """The row with its settings, once for each pooling; once if its data is missing."""
     own = _row_settings(row, settings, row.name in settings.tasks)
     poolings = pooled_configs(TASKS[row.task], own, config)
     return [
@@ -185,7 +185,7 @@ def _plans(
 
 
 def _finished(blank: Result, folder: Path) -> Result | None:
-    """The row as it was finished before, where encoder, settings and data were the same."""
+    """The row as it was finished before with the same encoder, settings and data; None if it was not."""
     found = read_result(folder / blank.file_name)
     if found is None or found.partial or found.skipped is not None or found.images not in ("", blank.images):
         return None
@@ -236,7 +236,7 @@ def _expected(rows: Sequence[SuiteRow]) -> str:
 
 
 def _row_settings(row: SuiteRow, settings: EvaluationSettings, is_named: bool) -> EvaluationSettings:
-    """The settings with what the row prescribes where they leave it open.
+    """The settings, with what the row prescribes for everything that they leave open.
 
     Low-shot settings are for the low-shot rows, and for other rows that are named in `tasks`.
     """
@@ -249,7 +249,7 @@ def _row_settings(row: SuiteRow, settings: EvaluationSettings, is_named: bool) -
 
 
 def _is_published_draw(row: SuiteRow, shot: LowShotSettings) -> bool:
-    """Whether so many labels are used as in the row's published numbers."""
+    """Whether as many labels are used as for the row's published numbers."""
     return shot.list is not None or shot.percent == 1.0 if row.is_low_shot else not shot.is_set()
 
 
@@ -274,7 +274,7 @@ def _row_variant(row: SuiteRow, settings: EvaluationSettings, config: EncoderCon
 
 
 def _draw_words(shot: LowShotSettings) -> str:
-    """How a draw of labels differs from the published list; empty where it may be that list."""
+    """How a draw of labels differs from the published list, in words; empty if it may be that list."""
     if shot.list is None:
         return "1 % drawn per class, not the published list" if shot.percent == 1.0 else ""
     names = sum(bool(line.split("#")[0].strip()) for line in Path(shot.list).expanduser().read_text().splitlines())
@@ -368,10 +368,10 @@ def view_size(settings: EvaluationSettings, config: EncoderConfig) -> tuple[int,
 
 
 def pooled_configs(task: Task, settings: EvaluationSettings, config: EncoderConfig) -> tuple[EncoderConfig, ...]:
-    """The encoder's settings with each pooling that is asked for, its own first; as they are where only patches matter.
+    """The encoder's settings with each pooling that is asked for, its own first; as they are if no protocol pools.
 
-    `both` of an encoder without a class token is the average alone. Raises Refusal where only the class token is asked for
-    and there is none.
+    `both` means the average alone if the encoder has no class token. Raises Refusal if only the class token is asked for and
+    there is none.
     """
     wanted = settings.pooling
     if wanted == "own" or not any(PROTOCOLS[name].pools for name in fitting_protocols(task, settings.protocols)):
@@ -385,7 +385,7 @@ def pooled_configs(task: Task, settings: EvaluationSettings, config: EncoderConf
 
 
 def pooled_settings(settings: EvaluationSettings, config: EncoderConfig, pooled: EncoderConfig) -> EvaluationSettings:
-    """The settings of one evaluation of an encoder by the pooling of `pooled`: `own` where that is the encoder's."""
+    """The settings of one evaluation of an encoder by the pooling of `pooled`: `own` if that is the encoder's."""
     return replace(settings, pooling="own" if pooled.pooling == config.pooling else pooled.pooling)
 
 

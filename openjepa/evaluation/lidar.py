@@ -44,12 +44,12 @@ def lidar_measures(
     predictor: Path | None,
     settings: EvaluationSettings,
 ) -> dict[str, dict[str, float]]:
-    """LiDAR of each encoder by its name in tables, on `lidar_images` images of `source`; empty where the setting is None.
+    """LiDAR of each encoder by its name in tables, on `lidar_images` images of `source`; empty if the setting is None.
 
     `LiDAR (crops)`: an image's views are random crops of 30 to 100 % of its area (what I-JEPA trains on), encoded and pooled.
-    `LiDAR (masks)`: of `encoder` alone and only where its run left a `predictor`: its outputs for different masks of the test
-    view, drawn as in training, averaged over blocks and patches. Costs `lidar_images` x `lidar_views` more passes of every
-    encoder, and as many of context encoder and predictor. Unreadable images are left out; empty where fewer than two remain.
+    `LiDAR (masks)`: an image's views are the predictor's outputs for different masks of the test view, drawn as in training
+    and averaged over blocks and patches; only for `encoder`, and only if its run left a `predictor`. Both cost `lidar_images` x
+    `lidar_views` more passes. Unreadable images are left out. Empty if fewer than two images remain.
     """
     if settings.lidar_images is None:
         return {}
@@ -82,7 +82,7 @@ def _measured(groups: Mapping[tuple[str, str], list[Float[Tensor, "B q D"]]]) ->
 
 
 def _some_images(total: int, number: int, seed: int) -> NDArray[np.int64]:
-    """`number` images drawn with the seed, in their order; all where there are not more."""
+    """`number` images drawn with the seed, in their order; all if there are not more."""
     keys = derive_samples("subset", seed, np.array([3]), np.arange(total))
     chosen: NDArray[np.int64] = np.sort(np.argsort(keys, kind="stable")[:number])
     return chosen
@@ -90,7 +90,7 @@ def _some_images(total: int, number: int, seed: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class _ViewReader:
-    """Decodes some images; the worker's part. Of each the test view, then crops that depend on seed and image alone."""
+    """Decodes some images in a worker: for each the test view, then crops that depend on seed and image alone."""
 
     source: ListSource
     fit: str
@@ -122,10 +122,10 @@ class _ViewReader:
 def _masked_predictions(
     folder: Path, encoder: VisionTransformer, config: EncoderConfig, size: tuple[int, int], settings: EvaluationSettings
 ) -> Predict | None:
-    """Images and their numbers -> pooled predictions under `lidar_views` masks; None where no run says how they are drawn.
+    """Images and their numbers -> pooled predictions under `lidar_views` masks; None if no run says how masks are drawn.
 
-    The context is encoded by the run's context encoder where it was exported, as the predictor is used to, else by `encoder`,
-    its moving average.
+    The context is encoded by the run's context encoder, as the predictor is used to, or by `encoder`, its moving average, if
+    the context encoder was not exported.
     """
     run, device = folder.parent, resolve_device(settings.device)
     if not (run / "config.yaml").is_file():

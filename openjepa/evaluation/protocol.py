@@ -77,7 +77,7 @@ class ImageProbe:
     precision: str
     """bf16 or fp32."""
     benchmark: str = ""
-    """Name of the benchmark whose published values stand where a setting is None; empty for data of one's own."""
+    """Name of the benchmark whose published values are used for settings that are None; empty for data of one's own."""
     task: str = ""
     """Title of the task, which tells benchmarks' several tasks apart."""
     raw_pixels: bool = False
@@ -137,7 +137,7 @@ def selections(settings: EvaluationSettings) -> tuple[Literal["held_out", "paper
 def held_out_rows(labels: Int[Tensor, " n"], seed: int) -> tuple[Int[Tensor, " kept"], Int[Tensor, " held"]]:
     """Rows to train on and rows held out: 10 % of each class, at least one of every class that has two images.
 
-    Raises Refusal where no class has two.
+    Raises Refusal if no class has two.
     """
     classes = labels.cpu().numpy()
     order = np.random.default_rng(derive("subset", seed, 1)).permutation(len(classes))

@@ -18,8 +18,8 @@ _TRAINING_ONLY = (
 """Settings of the data that say how training sees the images; an evaluation shows them in its own view."""
 BASELINES = ("untrained", "pixels")
 OF_ALL = ("seed", "heads", "precision")
-"""Settings that change the results of every protocol, beside those that `variant_name` has words for. What only some read
-stands in PROTOCOLS."""
+"""Settings that change the results of every protocol and that `variant_name` has no words for. PROTOCOLS says which settings
+only some protocols read."""
 LONGEST_GROUP, LONGEST_NAME = 60, 160
 """Characters; longer words are replaced by a hash, because names of files must end somewhere. The JSON holds all settings."""
 
@@ -31,9 +31,9 @@ def variant_name(
     *subject: str,
     usual: EvaluationSettings | None = None,
 ) -> str:
-    """What differs from the run's own evaluation, joined by dashes; empty where nothing does.
+    """What differs from the run's own evaluation, in words that are joined by dashes; empty if nothing does.
 
-    `subject`: what is known of encoder and data (`data_name`), empty words left out. `own_size`: the encoder's training size.
+    `subject`: words for encoder and data (`data_name`); empty ones are left out. `own_size`: the encoder's training size.
     `usual`: settings of a suite's row, which are no variant. `settings.pooling`: `own`, or the one that is not the encoder's.
     """
     usual = usual or EvaluationSettings(protocols=usual_protocols(on_maps=False))
@@ -91,7 +91,7 @@ def _plain(value: object) -> str:
 
 
 def _short(value: float) -> str:
-    """As few digits as tell the number."""
+    """The number in as few digits as possible."""
     return f"{value:g}" if float(f"{value:g}") == value else str(value)
 
 
@@ -100,7 +100,7 @@ def _hash(text: str) -> str:
 
 
 def _shot_words(shot: LowShotSettings) -> tuple[str, ...]:
-    """`1pct`, `5shot`, or the name of the list; and the seed where it is another than 0."""
+    """`1pct`, `5shot`, or the name of the list; and the seed if it is not 0."""
     what = [f"{_short(shot.percent)}pct"] if shot.percent is not None else []
     what += [f"{shot.images_per_class}shot"] if shot.images_per_class is not None else []
     what += [Path(shot.list).stem] if shot.list is not None else []
@@ -108,7 +108,7 @@ def _shot_words(shot: LowShotSettings) -> tuple[str, ...]:
 
 
 def data_name(own: DataSettings | None, data: DataSettings) -> str:
-    """What the results call `data`: nothing where an evaluation sees the run's own images, in the run's own split."""
+    """What the results call `data`; empty if an evaluation sees the run's own images in the run's own split."""
     if own is None:
         return data.name()
     seen, usual = _seen(data), _seen(own)
@@ -126,7 +126,7 @@ def data_key(data: DataSettings) -> str:
 
 
 def folder_key(folder: Path) -> str:
-    """The same of a benchmark's folder."""
+    """Short hash of a benchmark's folder."""
     return _hash(str(folder.resolve()))
 
 

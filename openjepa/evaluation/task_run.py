@@ -1,7 +1,4 @@
-"""One task: features where protocols want them, every protocol on every subject, and the Result.
-
-What the protocols of one task find, and the Result made of it.
-"""
+"""One task: features if protocols want them, every protocol on every subject, and the Result made of what they find."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -76,7 +73,7 @@ class Findings:
 def check_readable(
     unreadable: Mapping[str, Mapping[str, None]], train: ListSource, test: ListSource, settings: EvaluationSettings
 ) -> None:
-    """Refusal where more than `max_skipped` of a split cannot be read."""
+    """Raises Refusal if more than `max_skipped` of a split cannot be read."""
     for split, source in (("train", train), ("test", test)):
         lost = list(unreadable[split])
         if len(lost) > settings.max_skipped * len(source):
@@ -130,7 +127,7 @@ def departures(benchmark: str, labels: Labels, result: Result) -> tuple[str, ...
 
 
 def _chance(train: Split, test_labels: NDArray[np.int64], metrics: Mapping[str, Mapping[str, Metric]]) -> float:
-    """The number of always answering the most frequent class of the training images, or patches where pixels are labeled."""
+    """The number of always answering the most frequent class of the training images or, for label maps, of their patches."""
     if train.maps is not None:
         return next(iter(metrics["encoder"].values())).extra["majority"]
     return float((test_labels == np.bincount(train.labels).argmax()).mean())
@@ -162,7 +159,7 @@ class Subjects:
     cache: Path
     """Folder of the kept features."""
     predictor: Path | None = None
-    """Folder of the predictor of the run that `encoder` is from, where there is one."""
+    """Folder of the predictor of the run that `encoder` is from, if there is one."""
 
 
 def evaluate_task(
@@ -176,8 +173,8 @@ def evaluate_task(
 ) -> Result:
     """`blank` with the numbers of every protocol of `settings` that the task can have, or with the reason why it has none.
 
-    `say` is told of every step that may take long; `keep` gets the result as it is after every protocol. Raises Refusal
-    where more than `max_skipped` of a split cannot be read.
+    `say` is told of every step that may take long. `keep` gets the result so far after every call of protocols. Raises Refusal
+    if more than `max_skipped` of a split cannot be read.
     """
     start = time.monotonic()
     task = TASKS[blank.task]

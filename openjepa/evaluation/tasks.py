@@ -14,7 +14,7 @@ from openjepa.records import Published
 from openjepa.refusals import Refusal
 
 Labels = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""Of the training split and of the test split, one per record."""
+"""Labels of the training split and of the test split, one per record."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def _scene_labels(name: str) -> Callable[[Splits], Labels | str]:
 
 
 def _map_labels(name: str) -> Callable[[Splits], Labels | str]:
-    """Where pixels are labeled, an image as a whole is of one class: 0."""
+    """The labels of a task on label maps: an image as a whole is of class 0."""
 
     def labels(splits: Splits) -> Labels | str:
         if name not in splits.label_maps:
@@ -87,10 +87,10 @@ def fitting_protocols(task: Task, protocols: Sequence[str]) -> tuple[str, ...]:
 
 
 def chosen_tasks(names: tuple[str, ...], splits: Splits) -> tuple[str, ...]:
-    """The tasks asked for; where none is, all that the data has labels for (`classification` if it has none).
+    """The tasks asked for. If none is, all that the data has labels for (`classification` if it has none).
 
     Scenes' own labels are one of their two tasks, so that `classification` is not repeated there. Tasks on label maps take
-    minutes and are done only where they are named.
+    minutes and are done only if they are named.
     """
     for name in names:
         if name not in TASKS:
@@ -161,7 +161,7 @@ single patches of scenes with instance masks, as `openjepa data scenes` renders 
 
 
 def suite_rows(suite: str, names: Sequence[str]) -> list[SuiteRow]:
-    """The rows of a suite that are asked for; all where none is named. Raises Refusal for an unknown suite or row."""
+    """The rows of a suite that are asked for; all if none is named. Raises Refusal if suite or row are unknown."""
     if suite not in SUITES:
         raise Refusal(f"suite={suite!r} does not exist: {nearest(suite, SUITES)}")
     rows = {row.name: row for row in SUITES[suite]}

@@ -89,7 +89,7 @@ class EnergyStatistics:
     incompatible: float
     """Mean energy of x of one image and y of another."""
     gap: float
-    """(incompatible - compatible) / incompatible: 0 where they are alike, 1 where compatible pairs have no energy."""
+    """(incompatible - compatible) / incompatible: 0 if they are alike, 1 if compatible pairs have no energy."""
     auc: float
     """Share of the triples (x, its own y, y of another image) in which its own has the lower energy; 0.5 is chance."""
     auc_error: float
@@ -101,7 +101,7 @@ class EnergyStatistics:
     std: float
     """Standard deviation of the energies over all pairs."""
     relative_std: float
-    """The same divided by the size of the mean energy of all pairs: 0 where the landscape is flat."""
+    """The same divided by the size of the mean energy of all pairs: 0 if the landscape is flat."""
 
 
 def tells_apart(auc: float, auc_error: float) -> bool:

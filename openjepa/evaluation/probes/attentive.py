@@ -130,10 +130,10 @@ class TrainedProbes:
 
 
 def evaluate_attentive(probe: ImageProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
-    """Accuracy of the best probe, once for every selection rule (see `candidates.compare`).
+    """Accuracy of the best probe, for each selection rule (see `trained.compare`).
 
-    Raises Refusal where every learning rate was too high, where the encoder's outputs are not finite, and where no image of
-    a split can be read.
+    Raises Refusal if every learning rate was too high, if the encoder's outputs are not finite, and if no image of a split can
+    be read.
     """
     fit = test_view_fit(probe, usual_augmentation(probe))
     return compare(probe, settings, lambda rows: train_probes(probe, settings, rows), fit, "attentive.learning_rates")

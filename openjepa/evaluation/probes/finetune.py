@@ -1,9 +1,7 @@
-"""End-to-end fine-tuning with layer-wise decay: which peak rate is reported, and on what it is chosen.
+"""End-to-end fine-tuning with layer-wise decay: a copy of the encoder with a new head, trained with labels and tested.
 
-The recipes are in `openjepa.settings.evaluation`, the loop in `openjepa.evaluation.probes.finetune`. Sources: I-JEPA (low-shot
-experiments and appendix D) for what it says, MAE's published recipe for what it leaves open.
-
-The loop of fine-tuning: a copy of the encoder with a new head, trained with labels and tested.
+The recipes are in `openjepa.settings.evaluation`. Sources: I-JEPA (low-shot experiments and appendix D) for what it says, MAE's
+published recipe for what it leaves open. Several peak rates may be tried; `evaluate_finetune` says which one is reported.
 """
 
 from collections.abc import Iterator, Sequence
@@ -114,7 +112,7 @@ class Length:
 
     @property
     def total_steps(self) -> int:
-        """Of the whole run."""
+        """Steps of the whole run."""
         return self.epochs * self.steps_per_epoch
 
 
@@ -127,7 +125,7 @@ def length(recipe: FinetuneRecipe, num_images: int) -> Length:
 def schedule(recipe: FinetuneRecipe, rate: float, final_lr: float, batch_size: int) -> OptimizationSettings:
     """AdamW and its schedule: linear from 0 to the peak, a half cosine to `final_lr`, constant weight decay.
 
-    Raises Refusal where the peak is below `final_lr`.
+    Raises Refusal if the peak is below `final_lr`.
     """
     peak = recipe.peak_rate(rate, batch_size)
     if peak < final_lr:
@@ -149,7 +147,7 @@ def schedule(recipe: FinetuneRecipe, rate: float, final_lr: float, batch_size: i
 
 
 def training_views(probe: ImageProbe, settings: EvaluationSettings, recipe: FinetuneRecipe) -> LabeledViews:
-    """Crops of 8 to 100 % of the area, bicubic and mirrored (where the test view is the whole image: that), then augmented."""
+    """Crops of 8 to 100 % of the area (the whole image if the test view is that), bicubic and mirrored, then augmented."""
     config = probe.encoder.config
     own = settings.finetune
     fill = tuple(round(255 * value) for value in config.pixel_mean)
@@ -172,7 +170,7 @@ class Trained:
     rate: float
     """Peak rate it was trained with."""
     loss: float
-    """Of the last step."""
+    """Loss of the last step."""
     seconds: float
     unreadable: Sequence[str]
     """Names of the images that should have been trained on and could not be read."""
@@ -193,8 +191,8 @@ def train_classifier(
 ) -> Trained:
     """Fine-tunes a copy of the encoder on the training images `rows` (None: all) with one peak rate.
 
-    On a CPU two runs with the same seed give the same weights. Raises Refusal where a loss or gradient is not finite, where
-    memory runs out, or where no image can be read. torch's global generators are left as they were.
+    On a CPU two runs with the same seed give the same weights. torch's global generators are left as they were. Raises Refusal
+    if a loss or gradient is not finite, if memory runs out, and if no image can be read.
     """
     size = length(recipe, len(probe.train.source) if rows is None else len(rows))
     optim = schedule(recipe, rate, settings.finetune.final_lr, size.batch_size)
@@ -357,10 +355,9 @@ def evaluate_finetune(probe: ImageProbe, settings: EvaluationSettings) -> tuple[
     With one learning rate, as in every recipe, there is nothing to choose: all training images are trained on, whatever the
     rule. With several, `held_out` trains each on 90 % of the training split, chooses on the other 10 %, and trains the chosen
     one anew on all of it (the others' test accuracies are those of the 90 %); `paper` trains each on all and reports the best
-    on the test split. `extra`: loss of the last step and seconds of training of the number reported; top-5 accuracy where there
-    are more classes.
-    Raises Refusal where settings contradict each other, a loss or an answer is not finite, no image of a split can be read,
-    or memory runs out.
+    on the test split. `extra`: loss of the last step and seconds of training of the number reported; top-5 accuracy if there
+    are more than five classes. Raises Refusal if settings contradict each other, if a loss or an answer is not finite, if no
+    image of a split can be read, and if memory runs out.
     """
     recipe = resolve_finetune(settings.finetune, settings.low_shot.is_set(), probe.encoder.config.depth)
     runs = _Runs(probe, settings, recipe)

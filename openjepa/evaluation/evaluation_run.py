@@ -212,7 +212,7 @@ def _prefixed(say: Say, prefix: str, text: str) -> None:
 
 
 def _guarded(blank: Result, evaluate: Callable[[], Result]) -> Result:
-    """The row's result, or `blank` with the error: the other rows need not suffer."""
+    """The row's result, or `blank` with the error, so that the other rows do not suffer."""
     try:
         return evaluate()
     except Exception as error:
@@ -223,7 +223,7 @@ def _guarded(blank: Result, evaluate: Callable[[], Result]) -> Result:
 
 
 def _check_list(row: SuiteRow, splits: Splits | str, settings: EvaluationSettings) -> None:
-    """Refusal if a list of labeled images names others than there are: before the first row is computed."""
+    """Raises Refusal, before the first row is computed, if a list of labeled images names others than there are."""
     labels = None if isinstance(splits, str) else TASKS[row.task].labels(splits)
     if settings.low_shot.list is None or labels is None or isinstance(labels, str):
         return
@@ -254,7 +254,7 @@ def _is_published_draw(row: SuiteRow, shot: LowShotSettings) -> bool:
 
 
 def _described(blank: Result, row: SuiteRow, settings: EvaluationSettings) -> Result:
-    """With name, title and published numbers of a row; with another number of labels there are none to compare with."""
+    """`blank` with name, title and published numbers of a row; without these if another number of labels is used."""
     shot = settings.low_shot
     if _is_published_draw(row, shot):
         return replace(blank, row=row.name, title=row.title, published=PUBLISHED.get(row.name, ()))

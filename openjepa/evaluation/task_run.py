@@ -240,7 +240,7 @@ def _titles(call: Sequence[str]) -> str:
 def _training_rows(
     source: ListSource, labels: NDArray[np.int64], settings: EvaluationSettings, task: Task
 ) -> NDArray[np.int64]:
-    """The labeled training images: those of the low-shot settings, of them at most `max_train_images`."""
+    """The labeled training images: those that the low-shot settings name, but at most `max_train_images`."""
     shot = settings.low_shot
     if not shot.is_set():
         return balanced_rows(labels, settings.max_train_images, settings.seed)
@@ -314,7 +314,7 @@ def _feature_probes(
 def _image_probes(
     train: Split, test: Split, task: Task, subjects: Subjects, settings: EvaluationSettings, benchmark: str
 ) -> dict[str, ImageProbe]:
-    """What protocols on images get of the encoder and of its baselines; on label maps also of the patches' pixels."""
+    """The encoder and its baselines for protocols on images; for those on label maps also the patches' pixels."""
     device = resolve_device(settings.device)
     precision = resolve_precision(settings.precision, device)
     images = [LabeledImages(side.source, side.labels, side.maps) for side in (train, test)]

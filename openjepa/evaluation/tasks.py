@@ -236,4 +236,4 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
     "clevr_count": _transfer("Table 4", 85.3, 90.5, 86.7, 86.6, 85.7, (88.6, 86.7)),
     "clevr_dist": _transfer("Table 4", 71.3, 72.4, 72.4, 53.4, 62.8, (75.0, 73.0)),
 }
-"""By the name of a suite's row."""
+"""Published numbers by the name of a suite's row."""

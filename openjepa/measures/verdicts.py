@@ -82,7 +82,7 @@ def _signs(history: Sequence[CollapseStatistics]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class EnergyStatistics:
-    """Numbers of some matrices of energies. Of equal energies each counts half, so that a flat landscape has AUC 0.5."""
+    """Statistics of energies. Two equal energies count half each, so that a flat landscape has AUC 0.5."""
 
     compatible: float
     """Mean energy of x and y of the same image."""

@@ -55,7 +55,7 @@ class Rows:
         return working_dtype(self.stored)
 
     def select(self, which: Int[Tensor, " m"]) -> "Rows":
-        """Only these rows: copied if the matrix has no axes, which only small ones have not, else picked while reading."""
+        """Only these rows: copied if there are no axes, as in small matrices, else picked while reading."""
         if self.axes is None:
             return replace(self, stored=self.stored[which.to(self.stored.device)])
         return replace(self, which=which if self.which is None else self.which[which])

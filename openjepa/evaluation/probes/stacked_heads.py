@@ -46,7 +46,7 @@ class _Stacked(ABC):
 
     @abstractmethod
     def _direction(self, value: Tensor, change: Tensor, momentum: Tensor) -> Tensor:
-        """Adds `change`, the gradient with its decay, to `momentum` in place. Returns the step before it is scaled by the rate."""
+        """Adds `change`, the gradient with its decay, to `momentum` in place. Returns the step as it is at a rate of 1."""
 
 
 class StackedSgd(_Stacked):

@@ -19,6 +19,7 @@ import ctypes
 import io
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
@@ -33,12 +34,16 @@ from PIL import Image, ImageFile, UnidentifiedImageError, _imaging
 from PIL.TiffImagePlugin import TiffImageFile
 
 from openjepa.data import image_formats
+from openjepa.data.source import ListSource
 from openjepa.refusals import Refusal
 
 MAX_PIXELS = 200_000_000
 """Larger images are refused before they are decoded (600 MB as RGB); no photo for training is that large."""
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """What Pillow may open: formats that are pictures and start no other program (EPS would)."""
+
+NUM_CHECKED = 256
+"""Records at the start of a source among which one must be usable."""
 
 _MAX_12_BITS, _MAX_16_BITS = 4095, 65535
 _NEARLY_BLACK = 16
@@ -311,3 +316,37 @@ def _from_many_bits(values: NDArray[np.generic], largest: int) -> NDArray[np.uin
         raise DecodeError("32-bit pixels, whose range is not known")
     gray = ((255 * wide + largest // 2) // largest).astype(np.uint8)
     return np.repeat(gray[:, :, None], 3, axis=2)
+
+
+# ------------------------------------------------------------------------------------------------------------- what can be used
+
+
+def reason_of(error: Exception) -> str:
+    """Why a sample cannot be used, without its path: that stands beside the reason."""
+    words = error.strerror if isinstance(error, OSError) else str(error)
+    return words or str(error) or type(error).__name__
+
+
+def check_usable(source: ListSource, what: str, min_side: int = 1) -> None:
+    """Raise Refusal unless one of the first images can be decoded and is at least `min_side` pixels on both sides."""
+    if not len(source):
+        raise Refusal(f"{what} holds no rows")
+    reasons: Counter[str] = Counter()
+    num = min(NUM_CHECKED, len(source))
+    first = ""
+    for index in range(num):
+        try:
+            pixels = decode_image(source.read(index))
+            check_side(pixels.shape[0], pixels.shape[1], min_side)
+            return
+        except (DecodeError, OSError) as error:
+            reasons[type(error).__name__ if isinstance(error, OSError) else str(error)] += 1
+            first = first or f"{source.name(index)}: {error}"
+    common = "; ".join(f"{count}x {reason}" for reason, count in reasons.most_common(3))
+    raise Refusal(f"none of the first {num} images of {what} can be used ({common}). The first is {first}")
+
+
+def check_side(height: int, width: int, min_side: int) -> None:
+    """Raise DecodeError for an image that is smaller than `min_side` pixels (a patch)."""
+    if min(height, width) < min_side:
+        raise DecodeError(f"{width} x {height} pixels, smaller than a patch of {min_side}")

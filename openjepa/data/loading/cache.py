@@ -9,8 +9,7 @@ from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openjepa.data.decode import DecodeError, decode_image
-from openjepa.data.loading.unreadable import check_side, reason_of
+from openjepa.data.decode import DecodeError, check_side, decode_image, reason_of
 from openjepa.data.loading.workers import parallel_map
 from openjepa.data.source import ListSource
 from openjepa.data.views import shrink_to_short_side

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from openjepa.data.decode import DecodeError, decode_image, image_size
+from openjepa.data.decode import DecodeError, check_side, decode_image, image_size
 from openjepa.data.loading.cache import PixelCache
 from openjepa.data.loading.colors import change_colors, draw_colors
-from openjepa.data.loading.unreadable import check_side, fill_slots
+from openjepa.data.loading.unreadable import fill_slots
 from openjepa.data.source import ListSource, ShardRecord, ShardSource
 from openjepa.data.views import NUMBERS_PER_VIEW, Box, crop_and_resize, crop_box, is_mirrored
 from openjepa.operators import shared_bytes

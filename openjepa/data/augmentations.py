@@ -206,8 +206,8 @@ class RandAugment:
     | shear_x, shear_y | by +-0.3 s pixels per pixel |
     | translate_x, translate_y | by +-0.45 s of the side |
 
-    Every operation that has a strength grows with it (the `inc1` of the name; in AutoAugment's tables some operations weaken). The
-    geometric ones are bicubic, and what comes in from outside has the color `fill`.
+    Every operation that has a strength grows with it (the `inc1` of the name; in AutoAugment's tables some operations weaken).
+    The geometric ones are bicubic. Pixels that come in from outside have the color `fill`.
 
     Written from Cubuk et al. (2020) and from descriptions of the variant, not from its code: rounding may differ from it.
     """

@@ -230,7 +230,8 @@ def augmented_batches(
     """One pass over the records `rows` (None: all). Their order and crops depend on (seed, epoch) alone.
 
     Records that cannot be read are left out, so that a pass may be shorter than the number of records says. They are added to
-    `unreadable` as they are found; if that is None, a warning at the end of epoch 0 counts them. `drop_last` leaves out a last batch that is not full, unless it is the only one.
+    `unreadable` as they are found; if that is None, a warning at the end of epoch 0 counts them. `drop_last`: leaves out a last
+    batch that is not full, unless it is the only one.
     """
     wanted = np.arange(len(views.source)) if rows is None else rows
     order = wanted[np.random.default_rng(derive("order", seed, epoch)).permutation(len(wanted))]

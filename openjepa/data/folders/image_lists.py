@@ -53,8 +53,8 @@ def check_listed(root: Path, names: Sequence[str], file: Path) -> None:
 def absent_files(root: Path, names: Iterable[str]) -> list[str]:
     """The paths among `names` below `root` that name no file.
 
-    Every folder is read once: millions of files cost no look-up each. Only a name that its folder does not list is looked up: disks
-    may take upper and lower case, or other ways to write an accent, for the same name.
+    Every folder is read once: millions of files cost no look-up each. Only a name that its folder does not list is looked up:
+    disks may take upper and lower case, or other ways to write an accent, for the same name.
     """
     present: dict[str, set[str]] = {}
     absent = []

@@ -56,7 +56,7 @@ class Chunk:
     """Mask group of the microbatch within its step."""
 
     def slot_ids(self) -> NDArray[np.int64]:
-        """The samples whose random numbers the slots use [num]. A sample that is replaced leaves its numbers to its successor."""
+        """The samples whose random numbers the slots use [num]. A replaced sample leaves its numbers to its successor."""
         return self.ids[: self.num]
 
 

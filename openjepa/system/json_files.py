@@ -21,12 +21,17 @@ RESTORE = "bring it back as it was, or delete it"
 """What mends a damaged file of a run folder, unless a function is told otherwise."""
 
 
-def object_in(text: str, where: object, mend: str = RESTORE) -> dict[str, Any]:
-    """The object that `text` is in JSON. Raises Refusal that names `where` and ends with `mend` if it is anything else."""
+def value_in(text: str, where: object, mend: str = RESTORE) -> Any:
+    """The value that `text` is in JSON. Raises Refusal, which names `where` and ends with `mend`, if it is no JSON."""
     try:
-        found = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise Refusal(f"{where} is not valid JSON ({error}); {mend}") from error
+
+
+def object_in(text: str, where: object, mend: str = RESTORE) -> dict[str, Any]:
+    """The object that `text` is in JSON. Raises Refusal that names `where` and ends with `mend` if it is anything else."""
+    found = value_in(text, where, mend)
     if not isinstance(found, dict):
         raise Refusal(f"{where} is no JSON object, but a {type(found).__name__}; {mend}")
     return found

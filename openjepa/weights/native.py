@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from safetensors.torch import save_file
 from torch import nn
 
-from openjepa.checks.encoders import check_encoder, check_predictor
+from openjepa.checks.sizes import check_encoder, check_predictor
 from openjepa.models.predictor import Predictor, build_predictor
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal

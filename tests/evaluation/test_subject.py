@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import openjepa
-from openjepa.commands.evaluate import evaluate
-from openjepa.commands.parsing.arguments import parse_evaluate
+from openjepa.commands.evaluate import evaluate, parse_evaluate
 from openjepa.commands.parsing.paths import check_evaluated
 from openjepa.evaluation import subject
 from openjepa.evaluation.dataset_run import evaluate_run

@@ -1,7 +1,4 @@
-"""Settings that all methods or those with a teacher share, and About: what a method is, in the words of I-JEPA's section 2.
-
-Settings that DINO, iBOT and MSN share: several crops of an image in two sizes, and how their colors are changed.
-"""
+"""Settings that several methods share, and About: what a method is, in the words of I-JEPA's section 2."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -26,7 +23,7 @@ class About:
     y: str
     """What is to be compatible with it."""
     z: str
-    """What else the predictor is told; `none` where nothing is."""
+    """What else the predictor is told; `none` if nothing is."""
     energy: str
     """How the two are compared."""
     against_collapse: str

@@ -46,7 +46,7 @@ def objective(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, pe
 
 
 def scikit_learn(features: Tensor, labels: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    linear_model = pytest.importorskip("sklearn.linear_model", reason="scikit-learn (extra `eval`) is not installed")
+    linear_model = pytest.importorskip("sklearn.linear_model", reason="scikit-learn (extra `dev`) is not installed")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = linear_model.LogisticRegression(C=1 / (len(features) * penalty), solver="newton-cg", tol=1e-8, max_iter=500)

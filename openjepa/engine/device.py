@@ -1,9 +1,4 @@
-"""Device, precision and threads: chosen here and nowhere else.
-
-Threads for a while, gone afterwards whatever ends it.
-
-Results on their way from a device to the host, for which nobody waits until they are needed.
-"""
+"""Device, precision and threads are chosen here and nowhere else; results move to the host while the device computes on."""
 
 import ctypes
 import os
@@ -49,21 +44,21 @@ def supports_bf16(device: torch.device) -> bool:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """`bf16` or `fp32`; `auto` is bf16 where the hardware has it."""
+    """`bf16` or `fp32`; `auto` is bf16 if the hardware has it."""
     if precision == "auto":
         return "bf16" if supports_bf16(device) else "fp32"
     return precision
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Autocast to bf16 where `precision` (auto, bf16, fp32) says so; else nothing."""
+    """Autocast to bf16 if `precision` (auto, bf16, fp32) says so; otherwise does nothing."""
     if resolve_precision(precision, device) == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """A copy on `device` that the host does not wait for; a GPU reads the host's memory on its own only where it is pinned."""
+    """A copy on `device` that the host does not wait for. Pins the host's memory first if a GPU is to read it."""
     is_pageable = device.type == "cuda" and values.device.type == "cpu" and not values.is_pinned()
     return (values.pin_memory() if is_pageable else values).to(device, non_blocking=True)
 
@@ -83,7 +78,7 @@ def synchronize(device: torch.device) -> None:
 
 @contextmanager
 def keep_random_state(device: torch.device) -> Iterator[None]:
-    """What is drawn inside from torch's own generators of the CPU and of `device` leaves their states as they were."""
+    """Restores torch's generators of the CPU and of `device` at the end of the block."""
     state = torch.mps.get_rng_state() if device.type == "mps" else None
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
@@ -112,7 +107,7 @@ def set_threads(threads: int | None) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Makes the C library keep freed memory for the next step, where it is glibc; elsewhere nothing.
+    """Makes glibc keep freed memory for the next step. Does nothing with another C library.
 
     Otherwise every large activation goes back to the system and comes again as zeroed pages: about 2 % of a step on a CPU.
     """
@@ -154,7 +149,7 @@ def peak_memory(device: torch.device) -> int:
 
 @contextmanager
 def thread_pool(number: int, purpose: str) -> Iterator[ThreadPoolExecutor]:
-    """A pool of so many threads, named after their purpose. At the end what has begun is finished, what waits is dropped."""
+    """A pool of `number` threads, named after their purpose. At the end, started work is finished and waiting work dropped."""
     pool = ThreadPoolExecutor(number, thread_name_prefix=f"openjepa-{purpose}")
     try:
         yield pool

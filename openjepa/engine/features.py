@@ -15,10 +15,10 @@ from openjepa.types import EncoderOutput, normalize
 Output = TypeVar("Output")
 
 CPU_PATCHES = 2048
-"""Patches of one forward on a CPU for each thread, what caches hold: on one thread 1.3 to 1.8 times as fast as 16,384."""
+"""Patches of one forward for each thread of a CPU. The caches hold them: on one thread 1.3 to 1.8 times as fast as 16,384."""
 BATCH = 256
 CPU_BATCH = 32
-"""On a CPU a few images at a time stay in the caches: a nano encoder at 64 px took 0.7 (fp32) or 0.83 (bf16) of the time."""
+"""Images of one forward on a CPU. The caches hold them: a nano encoder at 64 px took 0.7 (fp32) or 0.83 (bf16) of the time."""
 
 
 def encode(
@@ -39,7 +39,7 @@ def encode(
 
 
 def in_caches(images: UInt8[Tensor, "B 3 h w"], patch_size: int, device: torch.device) -> tuple[UInt8[Tensor, "b 3 h w"], ...]:
-    """The images in parts: on a CPU as many at a time as caches hold the patches of, elsewhere all at once."""
+    """The images in parts. On a CPU the patches of a part fit the caches; on other devices there is one part."""
     if device.type != "cpu":
         return (images,)
     patches = (images.shape[2] // patch_size) * (images.shape[3] // patch_size)
@@ -56,7 +56,7 @@ def pooled_features(
 ) -> Float[Tensor, "B D"]:
     """One vector per image, pooled as `config` says, in fp32 on the CPU. The encoder is on `device` already.
 
-    No paths are dropped, also where the encoder is one that is being trained.
+    No paths are dropped, even if the encoder is being trained.
     """
     training = encoder.training
     encoder.eval()

@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-"""What a file system says that has no locks."""
+"""Errors of a file system without locks."""
 
 
 class Claim:
-    """Something that this process has until it lets go of it, or ends."""
+    """A lock that this process holds until it releases it or ends."""
 
     def __init__(self, file: BinaryIO) -> None:
         """`file`: locked. Claims are taken by `take`."""
         self._file = file
 
     def release(self) -> None:
-        """Lets others have it, also where a forked worker has inherited the file."""
+        """Lets others have it, even if a forked worker has inherited the file."""
         if not self._file.closed:
             with suppress(OSError):  # where there are no locks
                 fcntl.flock(self._file, fcntl.LOCK_UN)
@@ -38,10 +38,10 @@ class Claim:
 
 
 def take(path: Path, *, wait: bool = False, shared: bool = False) -> Claim | None:
-    """The claim that the file `path` stands for, or None if another process has it.
+    """Claims the file `path`. Returns None if another process has it.
 
-    `wait`: until it can be had. `shared`: any number of processes may have it, but none alone. Raises FileNotFoundError if
-    the folder is gone. A file system without locks lets everyone have everything, and warns.
+    `wait`: waits until it is free. `shared`: any number of processes may have it at once, but none alone. Raises
+    FileNotFoundError if the folder is gone. A file system without locks gives every claim to everyone, with a warning.
     """
     kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     while True:
@@ -79,9 +79,9 @@ def is_taken(path: Path) -> bool | None:
 
 @contextmanager
 def claimed(folder: Path, name: str, wait: bool = False) -> Iterator[bool]:
-    """Whether this process alone has the work `name` of a folder until the block ends; a killed process has it no more.
+    """True while only this process holds the lock `name` in `folder`. Released at the end of the block or if the process dies.
 
-    `wait`: until another process has done its part, and then always True. Makes the folder.
+    `wait`: waits for other processes, so that it is always True. Makes the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     claim = take(folder / name, wait=wait)

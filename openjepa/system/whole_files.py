@@ -15,7 +15,7 @@ from pathlib import Path
 UNFINISHED = "unfinished"
 """Kind of the name (`own_name`) under which files and folders are written."""
 MACHINE_ID, BOOT_ID, PROCESSES = Path("/etc/machine-id"), Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-"""What tells machines of one name apart, each start of one, and containers, which number their processes anew."""
+"""Files that tell apart machines of one name, their starts, and containers, which number their processes anew."""
 OUTSIDE = "pid:[4026531836]"
 """What Linux calls the numbering of processes outside of every container (PROC_PID_INIT_INO)."""
 START = 8
@@ -25,10 +25,10 @@ _log = logging.getLogger("openjepa")
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Gives the name to write to, which becomes `path` when the block ends well; an error leaves `path` as it was.
+    """Gives a name to write to, which becomes `path` if the block ends without an error; an error leaves `path` as it was.
 
-    Makes the folder where there is none. The name to write to is the process's own, so that two that write the same file do not
-    meet: the later whole file stays.
+    Makes the folder if there is none. The name is this process's own: if two processes write the same file, the later whole
+    file stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = own_name(path, UNFINISHED)
@@ -43,11 +43,11 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path, alone: bool = False) -> Iterator[Path]:
-    """Gives an empty folder to write to, which becomes `path` when the block ends well; a folder there is replaced.
+    """Gives an empty folder to write to, which replaces `path` if the block ends without an error.
 
-    An error leaves everything as it was, parents of `path` that were made for it included. What a killed process of this
-    machine has left of the same folder is removed. `alone`: the caller holds a lock that keeps every other process away, so
-    whatever is left is of processes that are no more, on whichever machine they ran.
+    An error leaves everything as it was and removes parents of `path` that were made for it. Leftovers of killed processes of
+    this machine are removed. `alone`: the caller holds a lock that keeps all other processes away, so leftovers are of dead
+    processes, whichever machine they ran on.
     """
     made = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def whole_folder(path: Path, alone: bool = False) -> Iterator[Path]:
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether something can be made in a folder; where it is not there, in the nearest one above it that is."""
+    """Whether something can be made in a folder. If the folder does not exist, the nearest one above it counts."""
     try:
         there = next((item for item in (folder, *folder.absolute().parents) if item.exists()), folder)
     except PermissionError:  # one above it cannot be looked into
@@ -98,9 +98,9 @@ def _rename(unfinished: Path, path: Path) -> None:
 
 
 def _remove_left(path: Path, alone: bool) -> None:
-    """What processes that are no more have left; an older folder whose name they had not given back gets it again.
+    """Removes leftovers of dead processes and restores an old folder that one of them had moved aside.
 
-    A process that cannot be asked for, because it ran elsewhere, may live: what it writes is left to it unless `alone`.
+    A process of another machine may be alive: its files are left alone unless `alone`.
     """
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.*"):
         # names of earlier versions have no place
@@ -116,7 +116,7 @@ def _remove_left(path: Path, alone: bool) -> None:
 
 
 def _is_over(where: str, process: int) -> bool:
-    """Whether a process that ran at a `place` is no more, as far as this one can know."""
+    """Whether a process that ran at `where` (a `place`) is known to be dead."""
     machine, _, start = where.rpartition("-")
     own_machine, _, own_start = place().rpartition("-")
     if not start or machine != own_machine:
@@ -129,10 +129,10 @@ def _is_over(where: str, process: int) -> bool:
 
 @cache
 def place() -> str:
-    """Where the numbers of processes mean what they mean here: name and mark of this machine, its start, and this container.
+    """Name and mark of this machine, of its start and of this container: inside it a number means one process.
 
-    Hosts that share a disk may share a name, and so may containers, whose processes are numbered anew in each. Without /proc
-    the name of the host has to do.
+    Hosts that share a disk may share a name. So may containers, and each numbers its processes anew. Without /proc only the
+    name of the host is known.
     """
     name = re.sub(r"[^A-Za-z0-9-]+", "-", socket.gethostname())[:24]
     numbering = ""

@@ -27,7 +27,7 @@ MARGIN = {torch.bfloat16: 3 / 256 + 1e-3, torch.float32: 1e-5}
 COMPARED = 1024
 """Pairs that are compared again at a time: what they need stays in the cache."""
 SEARCHED = 512
-"""Images of the first block whose pairs are taken at a time: if all were alike, those of a whole block would take a gigabyte."""
+"""Images of the first block whose pairs are taken at a time: if all were alike, those of a block would take a gigabyte."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 # make quickstart   train, evaluate and report on the packaged scenes
 # make test         every check: format, lint, types, tests
-# Both install what they need into .venv, again when pyproject.toml or constraints.txt have changed.
+# make docs         what follows from the code: docs/recipes.md, layers in docs/architecture.md
+# make site         the pages as a site, in site/
+# Each installs what it needs into .venv, again when pyproject.toml or constraints.txt have changed.
 # PYTHON=/path/to/python3.12 chooses the interpreter.
 
 VENV := .venv
@@ -10,7 +12,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3 python; do \
 	$$name -c '$(SUPPORTED)' 2>/dev/null && echo $$name && break; done)
 TEST_WORKERS ?= 2
 
-.PHONY: quickstart test lint format install install-dev clean
+.PHONY: quickstart test lint format docs site install install-dev clean
 
 quickstart: install
 	$(BIN)/openjepa quickstart
@@ -26,6 +28,13 @@ lint: install-dev
 format: install-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: install-dev
+	$(BIN)/python -m docs.generate
+
+site: install-dev
+	$(BIN)/python -m docs.generate --site build/pages
+	$(BIN)/zensical build --clean --strict
 
 install: $(VENV)/.installed
 

@@ -84,11 +84,11 @@ def _row(step: TimedStep, seconds: dict[tuple[str, str], list[float]], name: str
     def ratio(above: tuple[str, str], below: tuple[str, str]) -> float:
         return statistics.median(a / b for a, b in zip(seconds[above], seconds[below], strict=True))
 
-    gflops = {part: value / 1e9 for part, value in step.method.flops().items()}
+    gflops = {part: value / 1e9 for part, value in step.costs.flops.items()}
     return {
         "views": {key: f"{view.count} x {view.size[0]}x{view.size[1]}" for key, view in step.method.inputs().views.items()},
         "forward_gflops_per_image": gflops,
-        "step_gflops_per_image": step.method.step_flops() / 1e9,
+        "step_gflops_per_image": step.costs.step_flops / 1e9,
         "step_images_per_second": images / statistics.median(seconds[name, "step"]),
         "views_images_per_second": images / statistics.median(seconds[name, "views"]),
         "views_over_step": ratio((name, "views"), (name, "step")),

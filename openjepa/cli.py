@@ -45,7 +45,7 @@ COMMANDS = {
     "data masks": "draw masks and how often they cover each patch",
     "data scenes": "render labeled scenes in CLEVR's format",
 }
-"""One line of help each. `data check` is the function `data_check` of openjepa/commands/data.py."""
+"""One line of help for each command. `data check` is the function `data_check` of openjepa/commands/data.py."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _print_any_name() -> None:
-    """File names may hold bytes and letters that the terminal's encoding lacks: these are written out."""
+    """Lets printed file names hold bytes and letters that the terminal's encoding lacks: these are written as escapes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
@@ -113,6 +113,6 @@ def _dispatch(argv: list[str]) -> None:
 
 
 def usage(names: Sequence[str] = tuple(COMMANDS)) -> str:
-    """The help of `openjepa`, or only the lines of some of its commands."""
+    """The help of `openjepa`; or, for a group of its commands, only their lines."""
     lines = "\n".join(f"  {name:<14}{COMMANDS[name]}" for name in names)
     return USAGE.format(version=openjepa.__version__, commands=lines) if len(names) == len(COMMANDS) else lines

@@ -1,4 +1,4 @@
-"""The class of our refusals: what the user can mend, told apart from what is wrong in the program."""
+"""Refusal: an error that the user can mend, told apart from faults of the program."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -12,7 +12,7 @@ class Refusal(ValueError):
 
 
 def refused(checks: Iterable[Callable[[], object]]) -> list[str]:
-    """What each of `checks` refuses, every message once; the others still run."""
+    """The messages of those of `checks` that refuse, each once. All of them run."""
     found: dict[str, None] = {}
     for check in checks:
         try:

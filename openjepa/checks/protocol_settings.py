@@ -1,4 +1,4 @@
-"""Impossible settings of an evaluation are found here, before anything is loaded. Free of torch."""
+"""Finds impossible settings of an evaluation before anything is loaded, and those without effect. Free of torch."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import is_dataclass
@@ -7,9 +7,6 @@ from pathlib import Path
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import BASE_DEPTH, EvaluationSettings, resolve_finetune
 from openjepa.settings.ranges import check_ranges
-
-WITHOUT_POOLING = {"attentive", "dense_linear", "dense_knn"}
-"""Protocols that learn from patches, not from one vector per image."""
 
 
 def check_evaluation(settings: EvaluationSettings) -> None:
@@ -26,13 +23,14 @@ def check_evaluation(settings: EvaluationSettings) -> None:
 
 
 def evaluation_remarks(
-    settings: EvaluationSettings, protocols: Collection[str], reads: Mapping[str, Collection[str]]
+    settings: EvaluationSettings, protocols: Collection[str], reads: Mapping[str, Collection[str]], unpooled: Collection[str]
 ) -> list[str]:
-    """Settings that were changed and have no effect on an evaluation by these protocols, in words.
+    """Settings that were changed and have no effect on an evaluation by `protocols`, in words.
 
-    `reads`: for each protocol there is, the settings and groups of settings that only some protocols read, it among them.
+    `reads`: for every protocol there is, the settings and groups that it reads and that not all protocols read.
+    `unpooled`: the protocols that learn from patches, not from one vector per image.
     """
-    usual = EvaluationSettings()
+    usual = type(settings)()
     heeded = {name for protocol in protocols for name in reads[protocol]}
     words = []
     for name, value in vars(usual).items():
@@ -45,8 +43,8 @@ def evaluation_remarks(
         words.append("low_shot.seed has no effect without low_shot.percent or low_shot.images_per_class")
     if settings.lidar_views != usual.lidar_views and settings.lidar_images is None:
         words.append("lidar_views has no effect without lidar_images")
-    if settings.pooling != usual.pooling and WITHOUT_POOLING.issuperset(protocols):
-        words.append("pooling has no effect: protocols on patches (attentive, dense_linear, dense_knn) pool nothing")
+    if settings.pooling != usual.pooling and set(unpooled).issuperset(protocols):
+        words.append(f"pooling has no effect: protocols on patches ({', '.join(unpooled)}) pool nothing")
     tuned = settings.finetune
     changed = (tuned.magnitude, tuned.magnitude_std) != (usual.finetune.magnitude, usual.finetune.magnitude_std)
     if changed and tuned.randaugment is False:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from openjepa.records import DataFacts
 from openjepa.refusals import Refusal
 
 NO_LABEL = -1
@@ -134,6 +135,10 @@ class Splits:
     test: ListSource | None = None
     description: str = ""
     """One line for the report: what it is and how many images."""
+    name: str = ""
+    """What the data is called; the first words of `description`."""
+    pixels: str = ""
+    """Size of the stored pictures in words, if all have the same."""
     remarks: tuple[str, ...] = ()
     """What probes leave out or cannot answer, for the terminal; the description says it too."""
     extra_labels: Mapping[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=dict)
@@ -149,6 +154,19 @@ class Splits:
     def not_used(self) -> tuple[str, ...]:
         """All that is not used, in words: what does not print the description says these."""
         return (*self.unused, *self.left_out)
+
+    def facts(self) -> DataFacts:
+        """What the data is called and holds, for the records of a run."""
+        train = self.train if isinstance(self.train, ListSource) else None
+        labels = None if train is None else train.known_labels
+        classes = None if labels is None else len(np.unique(labels[labels != NO_LABEL]))
+        return DataFacts(
+            self.name,
+            self.pixels,
+            train_images=None if train is None else len(train),
+            test_images=None if self.test is None else len(self.test),
+            classes=classes,
+        )
 
     @property
     def can_test(self) -> bool:

@@ -20,7 +20,7 @@ import torch
 import openjepa
 from openjepa.config import difference, load_run_config, save_yaml
 from openjepa.engine.device import device_name
-from openjepa.engine.timings import seconds_of_steps
+from openjepa.records import Environment, read_environment, seconds_of_steps
 from openjepa.refusals import Refusal
 from openjepa.settings.run import RunConfig
 from openjepa.system.claims import Claim, take
@@ -216,22 +216,22 @@ def without_ending(name: str) -> str:
     return re.sub(rf"({'|'.join(map(re.escape, WEIGHT_ENDINGS))})+$", "", name)
 
 
-def environment(device: torch.device, precision: str) -> dict[str, Any]:
+def environment(device: torch.device, precision: str) -> Environment:
     """What the numbers of a run depend on beside its settings."""
-    return {
-        "openjepa": openjepa.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": device_name(torch.device("cpu")),
-        "threads": torch.get_num_threads(),
-        "device": str(device),
-        "device_name": device_name(device),
-        "precision": precision,
-        "commit": _commit(),
-        "command": this_command(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
+    return Environment(
+        openjepa=openjepa.__version__,
+        torch=torch.__version__,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cpu=device_name(torch.device("cpu")),
+        threads=torch.get_num_threads(),
+        device=str(device),
+        device_name=device_name(device),
+        precision=precision,
+        commit=_commit(),
+        command=this_command(),
+        started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    )
 
 
 def _next_free(path: Path) -> Path:
@@ -270,11 +270,13 @@ def _check_same_run(path: Path, config: RunConfig) -> None:
 
 def _check_same_machine(path: Path, device: torch.device, precision: str) -> tuple[str, ...]:
     """Raises Refusal for another kind of device or precision than the first session's; returns notes on smaller changes."""
-    first = read_object(path / "environment.json") or {}
+    first = read_environment(read_object(path / "environment.json") or {})
     # the number of threads decides the order of sums only where the CPU does them
-    now = {"torch": torch.__version__} | ({"threads": torch.get_num_threads()} if device.type == "cpu" else {})
-    device_then = str(first.get("device", device)).split(":")[0]
-    precision_then = first.get("precision", precision)
+    now: dict[str, object] = {"torch": torch.__version__} | (
+        {"threads": torch.get_num_threads()} if device.type == "cpu" else {}
+    )
+    device_then = (first.device or str(device)).split(":")[0]
+    precision_then = first.precision or precision
     if (device_then, precision_then) != (device.type, precision):
         raise Refusal(
             f"{path} holds a run on {device_then} in {precision_then}, and this would continue it on {device.type} in "
@@ -282,9 +284,9 @@ def _check_same_machine(path: Path, device: torch.device, precision: str) -> tup
             f"{precision_then}, or pass --fresh or --run.name for a new folder; nothing was changed."
         )
     return tuple(
-        f"{name} was {first[name]} and is now {now[name]}: the continued run is not bitwise the one that was left alone"
+        f"{name} was {then} and is now {now[name]}: the continued run is not bitwise the one that was left alone"
         for name in now
-        if name in first and first[name] != now[name]
+        if (then := getattr(first, name)) and then != now[name]
     )
 
 

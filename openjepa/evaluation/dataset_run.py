@@ -1,8 +1,7 @@
 """Evaluates an encoder on its run's own images or on others, and writes what comes out.
 
-One task with every seed that is asked for: what evaluations of a data set and rows of a suite share.
-
-Which vector per image is evaluated: the encoder's own, or the other one that it can give.
+Evaluations of a data set and rows of a suite share what stands first: one task with every seed that is asked for, and the
+vectors per image that are evaluated.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,16 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from openjepa.checks import check_patch_divides
-from openjepa.checks.protocol_settings import WITHOUT_POOLING, check_evaluation
+from openjepa.checks.protocol_settings import check_evaluation
 from openjepa.config import to_dict
 from openjepa.data import open_splits
 from openjepa.data.selection import for_probes
 from openjepa.data.source import Splits
-from openjepa.evaluation.results import Result, data_key, over_seeds, variant_name
+from openjepa.evaluation import PROTOCOLS, with_current_names
+from openjepa.evaluation.probes.closed_sweep import shared_components
+from openjepa.evaluation.results import data_key, over_seeds, variant_name
 from openjepa.evaluation.subject import Subject, baselines, find_subject, load_subject
-from openjepa.evaluation.task_run import KnownComponents, Subjects, evaluate_task
+from openjepa.evaluation.task_run import Subjects, evaluate_task
 from openjepa.evaluation.tasks import TASKS, Task, chosen_tasks, fitting_protocols
 from openjepa.models.vit import VisionTransformer
+from openjepa.records import Result
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
@@ -39,6 +41,7 @@ def blank_result(task: str, subject: Subject, settings: EvaluationSettings, spli
         settings.selection,
         settings=to_dict(settings),
         data="" if isinstance(splits, str) else splits.description,
+        data_facts=None if isinstance(splits, str) else splits.facts(),
         data_name="" if subject.data is None else subject.data.name(),
         skipped=splits if isinstance(splits, str) else None,
         masks_mode=subject.masks_mode,
@@ -53,7 +56,6 @@ def evaluate_seeds(
     encoder: VisionTransformer,
     config: EncoderConfig,
     settings: EvaluationSettings,
-    known: KnownComponents,
     say: Say,
     benchmark: str = "",
 ) -> Result:
@@ -70,8 +72,6 @@ def evaluate_seeds(
         subjects = Subjects(
             networks, config, "pixels" in settings.baselines, size, folder / "features", subject.predictor_folder
         )
-        # axes of the untrained encoder belong to one seed
-        axes = known if settings.seeds == 1 else {}
         own_settings = replace(settings, seed=seed, low_shot=replace(settings.low_shot, seed=settings.low_shot.seed + number))
         words = f"seed {seed}: " if settings.seeds > 1 else ""
         outcomes.append(
@@ -80,7 +80,6 @@ def evaluate_seeds(
                 splits,
                 subjects,
                 own_settings,
-                axes,
                 benchmark,
                 say=lambda text, words=words: say(words + text),  # type: ignore[misc]
                 keep=(lambda result: result.write_partial(folder)) if settings.seeds == 1 else None,
@@ -105,7 +104,7 @@ def pooled_configs(task: Task, settings: EvaluationSettings, config: EncoderConf
     and there is none.
     """
     wanted = settings.pooling
-    if wanted == "own" or task.maps is not None or (settings.protocols and WITHOUT_POOLING.issuperset(settings.protocols)):
+    if wanted == "own" or not any(PROTOCOLS[name].pools for name in fitting_protocols(task, settings.protocols)):
         return (config,)
     if wanted == "class_token" and not config.class_token:
         raise Refusal("evaluation.pooling='class_token': this encoder has no class token; use --pooling average")
@@ -120,6 +119,7 @@ def pooled_settings(settings: EvaluationSettings, config: EncoderConfig, pooled:
     return replace(settings, pooling="own" if pooled.pooling == config.pooling else pooled.pooling)
 
 
+@shared_components()
 def evaluate_run(
     subject: Path, settings: EvaluationSettings, data: DataSettings | None = None, say: Say = silent
 ) -> list[Result]:
@@ -131,6 +131,7 @@ def evaluate_run(
     probes). Tasks that the data has no labels for give a Result that says so. `say` is told of every step. Raises Refusal
     where there is no encoder, no data for it, or no label for any of the tasks that were asked for.
     """
+    settings = with_current_names(settings, say)
     check_evaluation(settings)
     found = find_subject(Path(subject).expanduser(), settings, data)
     if found.data is None:
@@ -147,7 +148,6 @@ def evaluate_run(
     encoder, config = load_subject(found, settings.heads)
     planned = [(name, pooled) for name in tasks for pooled in pooled_configs(TASKS[name], settings, config)]
     key = data_key(found.data) if found.names[-1] else ""  # other images than the run's own
-    known: dict[str, KnownComponents] = {}
     results = []
     for name, pooled in planned:
         own = pooled_settings(settings, config, pooled)
@@ -160,7 +160,6 @@ def evaluate_run(
             encoder,
             pooled,
             own,
-            known.setdefault(pooled.pooling, {}),
             lambda text, title=blank.title: say(f"{title}: {text}"),  # type: ignore[misc]
         )
         results.append(result)
@@ -170,7 +169,7 @@ def evaluate_run(
 def _variant(task: str, settings: EvaluationSettings, config: EncoderConfig, subject: Subject) -> str:
     """What sets the evaluation of a task apart from the run's own."""
     own, usual = (
-        replace(item, protocols=fitting_protocols(TASKS[task], item.protocols)) for item in (settings, EvaluationSettings())
+        replace(item, protocols=fitting_protocols(TASKS[task], item.protocols)) for item in (settings, type(settings)())
     )
     return variant_name(own, config.image_size, view_size(settings, config), *subject.names, usual=usual)
 

@@ -1,164 +1,21 @@
-"""Results of an evaluation as JSON in the run folder.
+"""Results of several seeds as one, and what sets an evaluation apart from the run's own one. Free of torch.
 
-What sets an evaluation apart from the run's own one, as a suffix of its file's name. Free of torch.
+The words for the latter end the name of the result's file.
 """
 
 import hashlib
 import json
 import re
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from collections.abc import Sequence
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from openjepa.evaluation import PROTOCOLS
-from openjepa.settings.evaluation import EvaluationSettings, LowShotSettings, ProtocolName
+from openjepa.evaluation import PROTOCOLS, usual_protocols
+from openjepa.records import Metric, Result, SubjectResult
+from openjepa.settings.evaluation import EvaluationSettings, LowShotSettings
 from openjepa.settings.sources import DataSettings
-from openjepa.system.json_files import readable_object
-from openjepa.system.whole_files import whole_file
-
-FORMAT = "openjepa-evaluation"
-VERSION = 1
-ADDED: Mapping[str, Any] = {"images": "", "data_name": "", "failed": False}
-"""Entries that older results of this version lack."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One number, with what is needed to trust it."""
-
-    value: float
-    """Share between 0 and 1."""
-    standard_error: float
-    """Binomial, from the number of test images."""
-    direction: str
-    """higher: larger is better."""
-    selection: str
-    """held_out or paper: what its settings were chosen on."""
-    chosen: str
-    """The classifier it is: features, head and setting."""
-    spread: float | None = None
-    """Standard deviation over seeds, where there are several."""
-    seeds: int = 1
-    """Seeds that `value` is the mean of."""
-    extra: Mapping[str, float] = field(default_factory=dict)
-    """More numbers of the protocol: top-5, the gradient's norm at the solution, ..."""
-
-
-@dataclass(frozen=True)
-class SubjectResult:
-    """The numbers of one subject by the name of the metric."""
-
-    metrics: Mapping[str, Metric]
-
-
-@dataclass(frozen=True)
-class Result:
-    """One task."""
-
-    task: str
-    title: str
-    given: str
-    """run or encoder: what was evaluated."""
-    encoder: str
-    """target or context: which encoder of a run; external for an encoder folder."""
-    selection: str
-    """held_out or paper."""
-    subjects: Mapping[str, SubjectResult] = field(default_factory=dict)
-    """Numbers of `encoder`, `untrained` and `pixels`; of a run that has started from weights also of these: `start`."""
-    heads: Sequence[Mapping[str, Any]] = ()
-    """Every classifier tried, with its subject and metric."""
-    skipped: str | None = None
-    """Why there are no numbers."""
-    failed: bool = False
-    """Whether that is an error, but for which there could be numbers."""
-    data: str = ""
-    """What the images are, in words."""
-    data_name: str = ""
-    """What the data is called."""
-    image_size: tuple[int, int] | None = None
-    fit: str = ""
-    masks_mode: str | None = None
-    """Mask mode the encoder was pretrained with, where known."""
-    step: int | None = None
-    """Optimizer steps the encoder had been trained for, where known."""
-    num_train: int = 0
-    num_test: int = 0
-    num_classes: int = 0
-    chance: float = 0.0
-    """Accuracy on the test split of always answering the most frequent class of the training split."""
-    data_key: str = ""
-    """Short hash of the data's settings, where they are not the run's own."""
-    images: str = ""
-    """Of a suite's row: short hash of the images' names, and of sizes and times of their files and of the low-shot list.
-    Empty in older results."""
-    weights: str = ""
-    """Hash of the encoder's weights."""
-    partial: bool = False
-    """Whether the evaluation was interrupted before all of its protocols were done."""
-    variant: str = ""
-    """What sets it apart from the run's own evaluation (`paper-128px`); empty for that one."""
-    dropped: Mapping[str, int] = field(default_factory=dict)
-    """Unreadable images left out, by split."""
-    dropped_names: Sequence[str] = ()
-    """The first of them."""
-    row: str = ""
-    """Row of a suite; empty outside of one."""
-    published: Sequence[Mapping[str, Any]] = ()
-    """Numbers of the paper for the same row: method, architecture, epochs, value in percent, source, protocol."""
-    departures: Sequence[str] = ()
-    """In words, why the numbers are not those of the published protocol; empty where they are, or where none is published."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Every setting of the evaluation."""
-    measures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """By subject: what the features of the test images say without labels (RankMe, ...)."""
-    seconds: float = 0.0
-
-    @property
-    def file_name(self) -> str:
-        """`<task>.json` for the run's own evaluation, else `<task>-<variant>.json`; of a suite `suite-<row>.json`."""
-        name = f"suite-{self.row}" if self.row else self.task
-        return "-".join(part for part in (name, self.variant) if part) + ".json"
-
-    def placed(self, folder: Path) -> "Result":
-        """With a number added to the variant where the file of that name in `folder` is about other data or labels."""
-        placed, number = self, 1
-        while (there := _content(folder / placed.file_name)) and _is_about(there) != _is_about(vars(self)):
-            number += 1
-            placed = replace(self, variant=f"{self.variant}-{number}")
-        return placed
-
-    def write(self, folder: Path) -> Path:
-        """Writes the file so that a reader never sees half of it. Numbers that are there are not replaced by a `skipped`."""
-        path = folder / self.file_name
-        if self.skipped is not None and _has_numbers(path):
-            return path
-        with whole_file(path) as file:
-            file.write_text(json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n")
-        return path
-
-    def write_partial(self, folder: Path) -> None:
-        """Writes what is there so far, unless that would replace numbers of before."""
-        if not _has_numbers(folder / self.file_name) or _content(folder / self.file_name).get("partial"):
-            replace(self, partial=True).write(folder)
-
-
-def read_result(path: Path) -> Result | None:
-    """A result that was written by this version; None where there is none that can be read."""
-    content = _content(path)
-    if content.get("format") != FORMAT or content.get("version") != VERSION:
-        return None
-    content = {**ADDED, **content}
-    try:
-        values = {item.name: content[item.name] for item in fields(Result)}
-        subjects = {
-            subject: SubjectResult({name: Metric(**metric) for name, metric in numbers["metrics"].items()})
-            for subject, numbers in values["subjects"].items()
-        }
-        return Result(**values | {"subjects": subjects})
-    except (KeyError, TypeError, AttributeError):
-        return None
 
 
 def over_seeds(results: Sequence[Result]) -> Result:
@@ -181,23 +38,6 @@ def _mean(metrics: Sequence[Metric]) -> Metric:
     extra = {name: statistics.fmean(metric.extra[name] for metric in metrics) for name in metrics[0].extra}
     spread = statistics.stdev(values)
     return replace(metrics[0], value=statistics.fmean(values), spread=spread, seeds=len(values), extra=extra)
-
-
-def _has_numbers(path: Path) -> bool:
-    return bool(_content(path).get("subjects"))
-
-
-def _is_about(result: Mapping[str, Any]) -> tuple[str, str]:
-    """The data of a result, and the file that says which of its images are labeled: names say only how that is called."""
-    settings = result.get("settings")
-    shot = settings.get("low_shot") if isinstance(settings, Mapping) else None
-    listed = shot.get("list") if isinstance(shot, Mapping) else None
-    return str(result.get("data_key", "")), str(Path(listed).expanduser().resolve()) if listed else ""
-
-
-def _content(path: Path) -> dict[str, Any]:
-    """A result that was written earlier; empty where there is none that can be read."""
-    return readable_object(path) or {}
 
 
 _TRAINING_ONLY = (
@@ -225,7 +65,7 @@ def variant_name(
     `subject`: what is known of encoder and data (`data_name`), empty words left out. `own_size`: the encoder's training size.
     `usual`: settings of a suite's row, which are no variant. `settings.pooling`: `own`, or the one that is not the encoder's.
     """
-    usual = usual or EvaluationSettings(protocols=("linear", "knn"))
+    usual = usual or EvaluationSettings(protocols=usual_protocols(on_maps=False))
     protocols = tuple(dict.fromkeys(settings.protocols or usual.protocols))
     height, width = size
     pixels = f"{height}px" if height == width else f"{height}x{width}px"
@@ -248,13 +88,15 @@ def variant_name(
     )
 
 
-def _protocol_words(protocols: tuple[ProtocolName, ...]) -> tuple[str, ...]:
-    return (f"{protocols[0]}-only",) if len(protocols) == 1 else protocols
+def _protocol_words(protocols: tuple[str, ...]) -> tuple[str, ...]:
+    """The names with underscores, because dashes stand between words; files of before are called so, too."""
+    words = tuple(name.replace("-", "_") for name in protocols)
+    return (f"{words[0]}-only",) if len(words) == 1 else words
 
 
-def _changed_settings(settings: EvaluationSettings, protocols: tuple[ProtocolName, ...]) -> list[str]:
+def _changed_settings(settings: EvaluationSettings, protocols: tuple[str, ...]) -> list[str]:
     """`seed-7`, `finetune.epochs-10`: what is not the default of what the protocols read; many changes together as a hash."""
-    usual = EvaluationSettings()
+    usual = type(settings)()
     entries = [PROTOCOLS[name] for name in protocols]
     groups = {name for name, value in vars(usual).items() if is_dataclass(value)}
     words, named = [_differences("", settings, usual, OF_ALL)], set(groups)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from openjepa.config import nearest
+from openjepa.records import Published
 from openjepa.refusals import Refusal
-from openjepa.settings.evaluation import ProtocolName
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class SuiteRow:
     """For tables."""
     benchmark: str
     """Which of BENCHMARKS holds the images."""
-    protocols: tuple[ProtocolName, ...]
+    protocols: tuple[str, ...]
     """Run unless --protocols says otherwise."""
     task: str = "classification"
     """Which of TASKS."""
@@ -32,12 +32,12 @@ class SuiteRow:
     """Only some of the training images have labels: 1 % of each class unless --low-shot says otherwise."""
 
 
-PROBES: tuple[ProtocolName, ...] = ("linear_full", "linear", "knn")
-CACHED: tuple[ProtocolName, ...] = ("linear", "knn")
-DENSE: tuple[ProtocolName, ...] = ("dense_linear", "dense_knn")
+PROBES: tuple[str, ...] = ("linear-full", "linear", "knn")
+CACHED: tuple[str, ...] = ("linear", "knn")
+DENSE: tuple[str, ...] = ("dense-linear", "dense-knn")
 
 
-def _rows(probes: tuple[ProtocolName, ...]) -> tuple[SuiteRow, ...]:
+def _rows(probes: tuple[str, ...]) -> tuple[SuiteRow, ...]:
     return (
         SuiteRow("imagenet1k", "ImageNet-1K", "imagenet1k", probes),
         SuiteRow("cifar100", "CIFAR100", "cifar100", probes),
@@ -49,7 +49,7 @@ def _rows(probes: tuple[ProtocolName, ...]) -> tuple[SuiteRow, ...]:
     )
 
 
-def _low_shot(protocols: tuple[ProtocolName, ...]) -> SuiteRow:
+def _low_shot(protocols: tuple[str, ...]) -> SuiteRow:
     return SuiteRow("imagenet1k-1pct", "ImageNet-1%", "imagenet1k", protocols, is_low_shot=True)
 
 
@@ -79,25 +79,10 @@ def suite_rows(suite: str, names: Sequence[str]) -> list[SuiteRow]:
     return [row for row in rows.values() if not names or row.name in names]
 
 
-@dataclass(frozen=True)
-class Published:
-    """One number of a table."""
-
-    method: str
-    architecture: str
-    epochs: str
-    """Epochs of pretraining, on ImageNet-1K where nothing else is said; empty where the table does not say."""
-    value: float
-    """Top-1 accuracy in percent."""
-    source: str
-    """Table it stands in."""
-    protocol: str = "linear"
-    """Name of the number in our tables that it compares with; `any`: the better of linear and fine-tuned."""
-
-
 def _published_rows(source: str, protocol: str, *rows: tuple[str, str, str, float]) -> tuple[Published, ...]:
     return tuple(
-        Published(method, architecture, epochs, value, source, protocol) for method, architecture, epochs, value in rows
+        Published(method=method, architecture=architecture, epochs=epochs, value=value, source=source, protocol=protocol)
+        for method, architecture, epochs, value in rows
     )
 
 
@@ -107,21 +92,21 @@ def _transfer(
     """A column of Tables 3 or 4, and of Table 5 (pretraining on ImageNet-22K)."""
     return _published_rows(
         source,
-        "linear",
+        "linear-full",
         ("data2vec", "L/16", "", data2vec),
         ("MAE", "H/14", "", mae),
         ("I-JEPA", "H/14", "300", ijepa),
         ("DINO", "B/8", "", dino),
         ("iBOT", "L/16", "", ibot),
     ) + _published_rows(
-        "Table 5", "linear", ("I-JEPA", "H/14", "IN22K, 900", wide[0]), ("I-JEPA", "G/16", "IN22K, 600", wide[1])
+        "Table 5", "linear-full", ("I-JEPA", "H/14", "IN22K, 900", wide[0]), ("I-JEPA", "G/16", "IN22K, 600", wide[1])
     )
 
 
 PUBLISHED: dict[str, tuple[Published, ...]] = {
     "imagenet1k": _published_rows(
         "Table 1",
-        "linear",
+        "linear-full",
         ("data2vec", "L/16", "1600", 77.3),
         ("MAE", "B/16", "1600", 68.0),
         ("MAE", "L/16", "1600", 76.0),

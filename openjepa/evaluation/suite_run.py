@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,12 +12,14 @@ from openjepa.data.datasets.benchmarks import BENCHMARKS, find_benchmark
 from openjepa.data.selection import low_shot_rows
 from openjepa.data.source import ListSource, Splits, file_stamp
 from openjepa.engine.device import resolve_device
+from openjepa.evaluation import PROTOCOLS, with_current_names
 from openjepa.evaluation.dataset_run import blank_result, evaluate_seeds, pooled_configs, pooled_settings, view_size
-from openjepa.evaluation.results import Result, folder_key, read_result, variant_name
+from openjepa.evaluation.probes.closed_sweep import shared_components
+from openjepa.evaluation.results import folder_key, variant_name
 from openjepa.evaluation.subject import find_subject, load_subject
 from openjepa.evaluation.suite import PUBLISHED, SUITES, SuiteRow, suite_rows
-from openjepa.evaluation.task_run import KnownComponents
 from openjepa.evaluation.tasks import TASKS, fitting_protocols
+from openjepa.records import Result, read_result
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings, LowShotSettings
 from openjepa.settings.models import EncoderConfig
@@ -26,10 +28,13 @@ from openjepa.weights.contents import weights_hash
 
 PUBLISHED_LIST = 12_811
 """Images of the published list with 1 % of ImageNet's labels."""
+OF_THE_PAPER = ("linear_full", "finetune")
+"""Groups of settings of the protocols that have published numbers."""
 NOT_OF_A_ROW = ("tasks", "workers", "device", "feature_batch_size")
 """Settings that do not change what a row is."""
 
 
+@shared_components()
 def evaluate_suite(
     subject: Path,
     suite: str,
@@ -47,6 +52,7 @@ def evaluate_suite(
     Refusal before anything is computed for a benchmark that is there but broken (a missing split, a list of absent files),
     for an unknown suite, row or device, for a list of images that is not there or names others, and where no benchmark is.
     """
+    settings = with_current_names(settings, say)
     check_evaluation(settings)
     resolve_device(settings.device)
     rows = suite_rows(suite, settings.tasks)
@@ -64,7 +70,6 @@ def evaluate_suite(
     for row, own, _ in planned:
         _check_list(row, opened[row.benchmark], own)
     images = {name: _images_key(splits) for name, splits in opened.items() if not isinstance(splits, str)}
-    known: dict[tuple[str, str], KnownComponents] = {}
     results = []
     for number, (row, own, pooled) in enumerate(planned, start=1):
         splits = opened[row.benchmark]
@@ -76,13 +81,12 @@ def evaluate_suite(
             result = replace(result, images=_with_list(images[row.benchmark], own.low_shot), data_name=called)
             result = result.placed(found.output / "eval")
             told = partial(_prefixed, say, f"[{number}/{len(planned)}] {result.title}: ")
-            axes = known.setdefault((row.benchmark, pooled.pooling), {})
             kept = None if again else _finished(result, found.output / "eval")
             if kept is not None:
                 older = "" if kept.images else " by a version that did not note whether images were overwritten in place"
                 told(f"done before{older}: {kept.file_name} (--again computes it anew)")
             result = kept or _guarded(
-                result, partial(evaluate_seeds, result, splits, found, encoder, pooled, own, axes, told, row.benchmark)
+                result, partial(evaluate_seeds, result, splits, found, encoder, pooled, own, told, row.benchmark)
             )
         if result.skipped is not None:
             result = replace(result, variant="", data_key="")
@@ -176,8 +180,7 @@ def _described(blank: Result, row: SuiteRow, settings: EvaluationSettings) -> Re
     """With name, title and published numbers of a row; with another number of labels there are none to compare with."""
     shot = settings.low_shot
     if _is_published_draw(row, shot):
-        published = tuple(asdict(number) for number in PUBLISHED.get(row.name, ()))
-        return replace(blank, row=row.name, title=row.title, published=published)
+        return replace(blank, row=row.name, title=row.title, published=PUBLISHED.get(row.name, ()))
     name = BENCHMARKS[row.benchmark].title if row.is_low_shot else row.title
     few = "list of labels" if shot.list is not None else f"{shot.images_per_class} per class"
     words = few if shot.percent is None else f"{shot.percent:g} % of the labels"
@@ -189,7 +192,7 @@ def _variant(row: SuiteRow, settings: EvaluationSettings, config: EncoderConfig,
     paper = {item.name: item for item in SUITES["paper"]}.get(row.name, row)
     protocols = fitting_protocols(TASKS[row.task], settings.protocols)
     own = replace(settings, protocols=protocols or settings.protocols)
-    usual = _row_settings(paper, EvaluationSettings(), False)
+    usual = _row_settings(paper, type(settings)(), False)
     return variant_name(own, config.image_size, view_size(settings, config), encoder_name, usual=usual)
 
 
@@ -203,12 +206,13 @@ def _draw_words(shot: LowShotSettings) -> str:
 
 def _departures(row: SuiteRow, settings: EvaluationSettings, config: EncoderConfig) -> tuple[str, ...]:
     """Settings by which the row is not what was published, in words. What the data says is added with the numbers."""
-    usual = EvaluationSettings()
-    changed = [name for name in ("linear_full", "finetune") if getattr(settings, name) != getattr(usual, name)]
+    usual = type(settings)()
+    changed = [name for name in OF_THE_PAPER if getattr(settings, name) != getattr(usual, name)]
+    read = {name for protocol in settings.protocols for name in PROTOCOLS[protocol].settings}
     size = view_size(settings, config)
     draw = _draw_words(settings.low_shot) if row.is_low_shot else ""
     return (
-        *(f"{name}.* is changed" for name in changed if name in settings.protocols),
+        *(f"{name}.* is changed" for name in changed if name in read),
         *((f"images of {size[0]}x{size[1]} px",) if size != config.image_size else ()),
         *((f"pooled by {settings.pooling.replace('_', ' ')}",) if settings.pooling != "own" else ()),
         *((f"at most {settings.max_train_images} training images",) if settings.max_train_images is not None else ()),

@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openjepa.data.source import ListSource, Splits
-from openjepa.evaluation import PROTOCOLS
+from openjepa.evaluation import PROTOCOLS, usual_protocols
 from openjepa.refusals import Refusal
-from openjepa.settings.evaluation import ProtocolName
 
 Labels = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Of the training split and of the test split, one per record."""
@@ -78,10 +77,10 @@ TASKS: dict[str, Task] = {
 }
 
 
-def fitting_protocols(task: Task, protocols: Sequence[ProtocolName]) -> tuple[ProtocolName, ...]:
-    """Those of the protocols that work on the task's kind of labels, each once; where none is asked for, the usual ones."""
-    usual: tuple[ProtocolName, ...] = ("linear", "knn") if task.maps is None else ("dense_linear", "dense_knn")
-    fits = [name for name in protocols or usual if (PROTOCOLS[name].kind == "maps") == (task.maps is not None)]
+def fitting_protocols(task: Task, protocols: Sequence[str]) -> tuple[str, ...]:
+    """The protocols that work on the task's kind of labels, each once. If none is asked for, the usual ones."""
+    on_maps = task.maps is not None
+    fits = [name for name in protocols or usual_protocols(on_maps) if (PROTOCOLS[name].works_on == "maps") == on_maps]
     return tuple(dict.fromkeys(fits))
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from openjepa.checks import check
 from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.dataset_run import evaluate_run
-from openjepa.evaluation.results import Result
 from openjepa.experiments.ablation_lengths import PlannedRun, Speed, base_config, kept_speeds, measure_speeds, planned_runs
 from openjepa.experiments.ablation_tables import (
     Numbers,
@@ -26,7 +25,8 @@ from openjepa.experiments.ablation_tables import (
     write_tables,
 )
 from openjepa.recipes.ablations import ABLATIONS, ablation_rows
-from openjepa.settings.evaluation import EvaluationSettings, ProtocolName
+from openjepa.records import Result, read_summary
+from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.experiments import AblationSettings
 from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import ScenesSettings
@@ -35,7 +35,7 @@ from openjepa.system.interrupts import Interrupted
 from openjepa.system.json_files import read_object
 from openjepa.training.loop import train
 
-PROBES: tuple[ProtocolName, ...] = ("linear", "knn")
+PROBES: tuple[str, ...] = ("linear", "knn")
 SCENE_TASKS = ("clevr_count", "clevr_dist")
 RANK = "RankMe"
 
@@ -96,7 +96,7 @@ def _found(results: Sequence[Result], subject: str) -> Found:
     }
     ranks = [result.measures[subject][RANK] for result in results if RANK in result.measures.get(subject, {})]
     values = {name: metric.value for name, metric in metrics.items()}
-    errors = {name: metric.standard_error for name, metric in metrics.items()}
+    errors = {name: metric.standard_error for name, metric in metrics.items() if metric.standard_error is not None}
     return Found(values | ({"rank": ranks[0]} if ranks else {}), errors)
 
 
@@ -175,15 +175,17 @@ def _completed(run: PlannedRun, settings: AblationSettings, blank: RunResult) ->
     begun = time.monotonic()
     found = evaluate_encoder(folder, run.config, settings)
     references = evaluate_references(folder, run.config, settings) if run.has_references else {}
-    summary = read_object(folder / "summary.json") or {}
+    summary = read_summary(read_object(folder / "summary.json") or {})
+    assert summary.step is not None and summary.images_seen is not None and summary.flops_per_image is not None
+    assert summary.step_seconds is not None and summary.seconds is not None
     return replace(
         blank,
         status="finished",
-        steps=summary["step"],
-        images=summary["images_seen"],
-        seconds=summary["step_seconds"],
-        total_seconds=summary["seconds"],
-        flops=summary["flops_per_image"],
+        steps=summary.step,
+        images=summary.images_seen,
+        seconds=summary.step_seconds,
+        total_seconds=summary.seconds,
+        flops=summary.flops_per_image,
         evaluation_seconds=round(time.monotonic() - begun, 1),
         numbers=found.numbers,
         errors=found.errors,

@@ -129,13 +129,13 @@ def one_threaded(work: Callable[[], object]) -> Callable[[], object]:
 
 def _summary(step: TimedStep, rounds: list[dict[str, float]]) -> dict[str, Any]:
     """Medians over the rounds; shares are formed within each round first."""
-    images, flops = step.config.optim.batch_size, step.method.step_flops()
+    images, flops = step.config.optim.batch_size, step.costs.step_flops
     parts = [name for name in rounds[0] if name not in ("matmul_rate", "step")]
     whole = [sum(row[part] for part in parts) for row in rounds]
     where = environment(step.device, step.precision)
     return {
-        "commit": where["commit"],
-        "date": where["started"],
+        "commit": where.commit,
+        "date": where.started,
         "device": f"{step.device} ({device_name(step.device)})",
         "precision": step.precision,
         "threads": step.threads,
@@ -149,7 +149,7 @@ def _summary(step: TimedStep, rounds: list[dict[str, float]]) -> dict[str, Any]:
         "views": {name: f"{view.count} x {view.size[0]}x{view.size[1]}" for name, view in step.method.inputs().views.items()},
         "batch_size": images,
         "repeats": len(rounds),
-        "flops_per_image": {name: value for name, value in step.method.flops().items()},
+        "flops_per_image": dict(step.costs.flops),
         "flops_per_image_and_step": flops,
         "images_per_second": statistics.median(images / row["step"] for row in rounds),
         "data_images_per_second": statistics.median(images / row["data"] for row in rounds),

@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from openjepa.checks.grids import check_patch_divides
+from openjepa.checks.sizes import check_patch_divides
 from openjepa.data.views import decoded_side, evaluation_view, whole_view
 from openjepa.engine.device import thread_pool
 from openjepa.inference.images import Picture, pixels_of

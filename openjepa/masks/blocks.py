@@ -95,27 +95,6 @@ REFERENCE_PATCHES = 14 * 14
 """The grid that `min_keep` is meant for."""
 
 
-def check_ranges(settings: MultiblockSettings, grid: tuple[int, int]) -> None:
-    """Refusal: a value that makes no sense on any grid, or a grid with a side of no patches."""
-    if min(grid) < 1:
-        raise Refusal(f"a grid of {grid[0]}x{grid[1]} patches has no room for masks: use larger images or smaller patches")
-    for name in ("target_scale", "context_scale"):
-        low, high = getattr(settings, name)
-        if not 0 < low <= high <= 1:
-            raise Refusal(f"masks.{name}={(low, high)} must be two ascending fractions of the patches in (0, 1]")
-    for name in ("target_aspect", "context_aspect"):
-        low, high = getattr(settings, name)
-        if not 0 < low <= high:
-            raise Refusal(f"masks.{name}={(low, high)} must be two ascending positive numbers")
-    if settings.num_targets < 1:
-        raise Refusal(f"masks.num_targets={settings.num_targets} must be at least 1")
-    if not 0 < settings.context_ratio <= 1:
-        raise Refusal(f"masks.context_ratio={settings.context_ratio} must be a fraction of the patches in (0, 1]")
-    for name in ("min_keep", "max_redraws"):
-        if getattr(settings, name) < 0:
-            raise Refusal(f"masks.{name}={getattr(settings, name)} must not be negative")
-
-
 def scaled_min_keep(min_keep: int, grid: tuple[int, int]) -> int:
     """`min_keep` of an unbiased context: meant for 14x14 patches or more, in proportion on smaller grids."""
     return int(min_keep * min(1.0, grid[0] * grid[1] / REFERENCE_PATCHES))

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from openjepa.masks.blocks import (
     block_sizes,
     check_context_fits,
-    check_ranges,
     check_targets_fit,
     covered,
     place,
@@ -28,9 +27,11 @@ from openjepa.masks.blocks import (
 )
 from openjepa.masks.official_draws import OfficialMultiblock
 from openjepa.masks.sampler import MaskSampler, TokenShape
+from openjepa.refusals import Refusal
 from openjepa.seeds import derive, derive_samples, uniforms
 from openjepa.settings.derived import resolved
 from openjepa.settings.masks import MultiblockSettings
+from openjepa.settings.ranges import check_ranges
 from openjepa.types import BlockMasks
 
 _START = 1 << 32
@@ -110,7 +111,9 @@ _ESTIMATE_PATCHES = 1 << 22
 
 def build_multiblock(settings: MultiblockSettings, grid: tuple[int, int]) -> MaskSampler:
     """The sampler of `settings.mode` on a grid of H x W patches. Refusal: the settings are impossible on this grid."""
-    check_ranges(settings, grid)
+    check_ranges(settings, "masks.")
+    if min(grid) < 1:
+        raise Refusal(f"a grid of {grid[0]}x{grid[1]} patches has no room for masks: use larger images or smaller patches")
     if settings.mode == "official":
         _warn_ignored(settings, "mode='official'", ("context_cut", "context_ratio", "max_redraws"))
         return OfficialMultiblock(settings, grid)

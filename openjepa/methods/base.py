@@ -1,11 +1,9 @@
 """Method: the contract between the training loop and a pretraining method."""
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -14,7 +12,6 @@ from torch import Tensor, nn
 from openjepa.masks.sampler import TokenShape
 from openjepa.models.transformer import Block
 from openjepa.models.vit import VisionTransformer
-from openjepa.operators import lerp_
 from openjepa.schedules import Progress
 from openjepa.settings.models import EncoderConfig, ModelSettings
 from openjepa.types import Batch, Export, InputSpec, LossOutput, ParameterRule, ViewSpec
@@ -79,8 +76,11 @@ class Method(nn.Module, ABC):
     """A pretraining method. Concrete methods are final; they know no files, optimizers, data sources or devices.
 
     The loop calls, in this order and for every step: `forward` and backward of each microbatch, `before_step`, the check for
-    finite numbers, clipping, the optimizer, `after_step`. Parts of the forward run in profiler scopes
-    (`torch.profiler.record_function`) named as in `flops()`. Parameters without `requires_grad` are never optimized.
+    finite numbers, clipping, the optimizer, `after_step`. Parameters without `requires_grad` are never optimized.
+
+    Networks are submodules, each in a profiler scope (`torch.profiler.record_function`) of its own name: `engine.costs` counts
+    the FLOPs of each and `openjepa bench step` times it. Costs are counted by a forward on the meta device, whose tensors have
+    no values, so `forward` must not ask for any (`item()`, `nonzero()`), which would make it wait for the device anyway.
     """
 
     @abstractmethod
@@ -134,31 +134,13 @@ class Method(nn.Module, ABC):
         """Weight decay and rate of each parameter."""
         return DEFAULT_RULES
 
-    @abstractmethod
-    def energies(self, batch: Batch, progress: Progress) -> Float[Tensor, "B B"]:
+    def energies(self, batch: Batch, progress: Progress) -> Float[Tensor, "B B"] | None:
         """Energy of x of image i with y of image j, the method's own distance; compatible pairs lie on the diagonal.
 
-        Without gradients and drop path, without changing anything. See `About` of the method's settings for x and y.
+        Computed within `looking()`; changes nothing. `About` of the method's settings says what x and y are.
+        Returns None, for every batch, if the method has no such distance: `openjepa bench energy` then refuses it.
         """
-
-    @abstractmethod
-    def flops(self) -> Mapping[str, float]:
-        """FLOPs of one image's forward by part (2 per multiply-add) at the mean token counts; backward is not included.
-
-        The parts are named as the profiler scopes and as submodules of the method, which `openjepa bench step` watches.
-        `trained_parts()` says which of them are also differentiated.
-        """
-
-    @abstractmethod
-    def trained_parts(self) -> tuple[str, ...]:
-        """Parts of `flops()` that have a backward pass, which costs twice their forward."""
-
-    @abstractmethod
-    def kept_widths(self) -> float:
-        """Tokens x width, summed over all blocks that are trained, for one image at the most tokens that occur.
-
-        What the forward keeps for the backward is proportional to it.
-        """
+        return None
 
     def remarks(self, total_steps: int) -> list[str]:
         """What is allowed but surely not meant in a run of this length; said at its start."""
@@ -177,45 +159,3 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def exports(self) -> Mapping[str, Export]:
         """The networks that are shared, by folder name; `encoder` is the one the paper evaluates."""
-
-    def step_flops(self) -> float:
-        """FLOPs of one image's training step: forward of every part and twice that again for the trained ones."""
-        trained = self.trained_parts()
-        return sum(value * (3 if name in trained else 1) for name, value in self.flops().items())
-
-
-class EmaTeacher(nn.Module):
-    """An exponential moving average of a student network: a frozen copy that never trains and has no gradients."""
-
-    def __init__(self, student: nn.Module, without: tuple[str, ...] = ()) -> None:
-        """Starts as an exact copy of `student`, but for the parameters `without`, which only the student needs."""
-        super().__init__()
-        self.network = copy.deepcopy(student).requires_grad_(False).eval()
-        for name in without:
-            holder, _, last = name.rpartition(".")
-            setattr(self.network.get_submodule(holder), last, None)
-
-    def train(self, mode: bool = True) -> "EmaTeacher":
-        """Stays in evaluation mode whatever the method around it does: a teacher drops no paths."""
-        return super().train(False)
-
-    @torch.no_grad()
-    def forward(self, *inputs: Any) -> Any:
-        """What the averaged network returns, without gradients."""
-        return self.network(*inputs)
-
-    @torch.no_grad()
-    def update(self, student: nn.Module, momentum: float) -> None:
-        """teacher <- momentum * teacher + (1 - momentum) * student, for parameters only.
-
-        Parameters that only the student has (a mask token, say) are passed over.
-        """
-        sources = dict(student.named_parameters())
-        names, averages = zip(*self.network.named_parameters(), strict=True)
-        lerp_(averages, [sources[name] for name in names], 1.0 - momentum)
-
-
-def encoders_with_average(trained: VisionTransformer, average: EmaTeacher) -> Encoders:
-    """The encoders of a method that averages the whole network that it trains."""
-    assert isinstance(average.network, VisionTransformer)
-    return Encoders(trained, average.network)

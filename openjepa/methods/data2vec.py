@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import record_function
 
-from openjepa.methods.base import DEFAULT_RULES, EmaTeacher, Encoders, Method, ProbeOutput, Surroundings, encoders_with_average
-from openjepa.methods.teachers import momenta, slow_teacher_remarks
+from openjepa.methods.base import DEFAULT_RULES, Encoders, Method, ProbeOutput, Surroundings
+from openjepa.methods.teachers import EmaTeacher, encoders_with_average, momenta, slow_teacher_remarks
 from openjepa.models.transformer import initialize
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress, ramped_momentum
@@ -149,21 +149,6 @@ class Data2Vec(Method):
         mean = ("the mean over masked patches",)
         return (*mean, "the batch norm of the targets") if self.settings.layer_norm == "batch" else mean
 
-    def flops(self) -> Mapping[str, float]:
-        """FLOPs of one image's forward by part: both networks encode all patches."""
-        num_patches = self._num_patches()
-        encoder, width = self.student.flops(num_patches), self.encoder_config.width
-        return {"teacher": encoder, "student": encoder, "head": 2.0 * num_patches * width**2}
-
-    def trained_parts(self) -> tuple[str, ...]:
-        """All but the teacher."""
-        return ("student", "head")
-
-    def kept_widths(self) -> float:
-        """Of the student on all patches."""
-        config = self.encoder_config
-        return (self._num_patches() + int(config.class_token)) * config.width * config.depth
-
     def remarks(self, total_steps: int) -> list[str]:
         """Whether the teacher hardly follows a run of this length, and a beta without effect."""
         settings, found = self.settings, []
@@ -182,10 +167,6 @@ class Data2Vec(Method):
 
     def _exported(self) -> VisionTransformer:
         return self.teacher.encoder if self.settings.exported == "teacher" else self.student
-
-    def _num_patches(self) -> int:
-        rows, columns = self.encoder_config.grid()
-        return rows * columns
 
     def _momentum(self, start: float, end: float, progress: Progress) -> float:
         return ramped_momentum(start, end, self.settings.ema_ramp, progress)

@@ -10,20 +10,15 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from openjepa.methods.assignment import Center, assignments, cross_entropy_table, other_views_loss, teacher_temperature
-from openjepa.methods.base import EmaTeacher, Encoders, Method, ProbeOutput, Surroundings, encoders_with_average
+from openjepa.methods.base import Encoders, Method, ProbeOutput, Surroundings
 from openjepa.methods.multi_crop import (
     GLOBAL,
-    NUM_GLOBAL,
     build_head,
     class_tokens,
-    encoder_kept_widths,
-    flops_of_views,
     head_coupled_terms,
-    head_kept_widths,
-    num_views,
     views_of,
 )
-from openjepa.methods.teachers import momenta, slow_teacher_remarks
+from openjepa.methods.teachers import EmaTeacher, encoders_with_average, momenta, slow_teacher_remarks
 from openjepa.models.heads import ProjectionHead
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress, cosine_momentum
@@ -100,24 +95,6 @@ class Dino(Method):
     def coupled_terms(self) -> tuple[str, ...]:
         """Only what batch normalization in the head makes so; the center counts all microbatches."""
         return head_coupled_terms(self.settings)
-
-    def flops(self) -> Mapping[str, float]:
-        """FLOPs of one image's forward by part, all of its crops together."""
-        head, of_views = self.student_head, flops_of_views(self.student, self.views)
-        return {
-            "teacher": of_views[GLOBAL],
-            "teacher_head": head.flops(NUM_GLOBAL),
-            "student": sum(of_views.values()),
-            "student_head": head.flops(num_views(self.views)),
-        }
-
-    def trained_parts(self) -> tuple[str, ...]:
-        """All but the teacher."""
-        return ("student", "student_head")
-
-    def kept_widths(self) -> float:
-        """Of the student on all crops with their class tokens, and of the head."""
-        return encoder_kept_widths(self.encoder_config, self.views) + head_kept_widths(self.settings, num_views(self.views))
 
     def remarks(self, total_steps: int) -> list[str]:
         """Whether the teacher, which is what is exported, hardly follows a run of this length."""

@@ -17,23 +17,17 @@ from openjepa.methods.assignment import (
     other_views_loss,
     teacher_temperature,
 )
-from openjepa.methods.base import EmaTeacher, Encoders, Method, ProbeOutput, Surroundings, encoders_with_average
+from openjepa.methods.base import Encoders, Method, ProbeOutput, Surroundings
 from openjepa.methods.multi_crop import (
     GLOBAL,
     LOCAL,
     NUM_GLOBAL,
-    VALUE_WIDTH,
     build_head,
     class_tokens_of,
-    encoder_kept_widths,
-    flops_of_views,
     head_coupled_terms,
-    head_kept_widths,
-    num_patches,
-    num_views,
     views_of,
 )
-from openjepa.methods.teachers import momenta, slow_teacher_remarks
+from openjepa.methods.teachers import EmaTeacher, encoders_with_average, momenta, slow_teacher_remarks
 from openjepa.models.heads import TokenHead, TokenOutputs, at_places
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
@@ -137,31 +131,6 @@ class IBot(Method):
     def coupled_terms(self) -> tuple[str, ...]:
         """Only what batch normalization in the head makes so; the centers count all microbatches."""
         return head_coupled_terms(self.settings)
-
-    def flops(self) -> Mapping[str, float]:
-        """FLOPs of one image's forward by part, all of its crops together."""
-        head, of_views = self.student_head.head, flops_of_views(self.student, self.views)
-        patches = NUM_GLOBAL * num_patches(self.views[GLOBAL], self.encoder_config.patch_size)
-        places = NUM_GLOBAL * self.num_places
-        return {
-            "teacher": of_views[GLOBAL],
-            "teacher_head": head.flops(NUM_GLOBAL, places, num_points=patches - places),
-            "student": sum(of_views.values()),
-            "student_head": head.flops(num_views(self.views), places),
-        }
-
-    def trained_parts(self) -> tuple[str, ...]:
-        """All but the teacher."""
-        return ("student", "student_head")
-
-    def kept_widths(self) -> float:
-        """Of the student on all crops with their class tokens, and of the head on class tokens and masked patches."""
-        own = self.settings
-        # of each place the hidden layers before and after their GELU, its logits and its targets
-        of_place = (own.head_layers - 1) * 2 * resolved(own.head_hidden) + 2 * self.patch_center.value.shape[1]
-        of_patches = VALUE_WIDTH * NUM_GLOBAL * self.num_places * of_place
-        of_encoder = encoder_kept_widths(self.encoder_config, self.views)
-        return of_encoder + head_kept_widths(own, num_views(self.views)) + of_patches
 
     def remarks(self, total_steps: int) -> list[str]:
         """Whether the teacher, which is what is exported, hardly follows a run of this length."""

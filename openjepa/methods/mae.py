@@ -39,7 +39,6 @@ class Mae(Method):
         super().__init__()
         self.settings = settings
         self.view = surroundings.view
-        self.shapes = surroundings.shapes
         self.encoder_config = _encoder_config(surroundings)
         self.encoder: VisionTransformer = build_encoder(self.encoder_config)
         self.decoder = Decoder(_decoder_config(settings, self.encoder_config))
@@ -90,28 +89,6 @@ class Mae(Method):
             for prediction, places in zip(predictions, masked, strict=True)
         ]
         return torch.stack(rows)
-
-    def flops(self) -> Mapping[str, float]:
-        """FLOPs of one image's forward by part, averaged over the token counts that occur."""
-        encoder, decoder, has_class_token = self.encoder, self.decoder, self.encoder_config.class_token
-        return {
-            "encoder": sum(s.probability * encoder.flops(s.context) for s in self.shapes),
-            "decoder": sum(s.probability * decoder.flops(s.context, s.target, has_class_token) for s in self.shapes),
-        }
-
-    def trained_parts(self) -> tuple[str, ...]:
-        """All: there is no teacher."""
-        return ("encoder", "decoder")
-
-    def kept_widths(self) -> float:
-        """Of the encoder on the visible patches and of the decoder on all."""
-        encoder, decoder = self.encoder_config, self.decoder.config
-        extra = int(encoder.class_token)
-        return max(
-            (shape.context + extra) * encoder.width * encoder.depth
-            + (shape.context + shape.target + extra) * decoder.width * decoder.depth
-            for shape in self.shapes
-        )
 
     def encoders(self) -> Encoders:
         """The only one."""

@@ -1,8 +1,16 @@
-"""How far a moving average lags behind the network that it follows."""
+"""The moving average of a network that is trained: how it is updated, and whether a run is long enough for its momentum."""
 
+import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
+import torch
+from torch import nn
+
+from openjepa.methods.base import Encoders
+from openjepa.models.vit import VisionTransformer
+from openjepa.operators import lerp_
 from openjepa.schedules import Progress
 from openjepa.settings.derived import resolved
 from openjepa.settings.methods import TeacherSettings
@@ -16,6 +24,43 @@ MAX_POINTS = 2000
 
 MomentumSchedule = Callable[[float, float, Progress], float]
 """Momentum at a step, given the setting at the start and at the end: `schedules.momentum` or `schedules.cosine_momentum`."""
+
+
+class EmaTeacher(nn.Module):
+    """An exponential moving average of a student network: a frozen copy that never trains and has no gradients."""
+
+    def __init__(self, student: nn.Module, without: tuple[str, ...] = ()) -> None:
+        """Starts as an exact copy of `student`, but for the parameters `without`, which only the student needs."""
+        super().__init__()
+        self.network = copy.deepcopy(student).requires_grad_(False).eval()
+        for name in without:
+            holder, _, last = name.rpartition(".")
+            setattr(self.network.get_submodule(holder), last, None)
+
+    def train(self, mode: bool = True) -> "EmaTeacher":
+        """Stays in evaluation mode whatever the method around it does: a teacher drops no paths."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, *inputs: Any) -> Any:
+        """What the averaged network returns, without gradients."""
+        return self.network(*inputs)
+
+    @torch.no_grad()
+    def update(self, student: nn.Module, momentum: float) -> None:
+        """teacher <- momentum * teacher + (1 - momentum) * student, for parameters only.
+
+        Parameters that only the student has (a mask token, say) are passed over.
+        """
+        sources = dict(student.named_parameters())
+        names, averages = zip(*self.network.named_parameters(), strict=True)
+        lerp_(averages, [sources[name] for name in names], 1.0 - momentum)
+
+
+def encoders_with_average(trained: VisionTransformer, average: EmaTeacher) -> Encoders:
+    """The encoders of a method that averages the whole network that it trains."""
+    assert isinstance(average.network, VisionTransformer)
+    return Encoders(trained, average.network)
 
 
 def momenta(settings: TeacherSettings) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from openjepa.models.positions import sincos_positions
-from openjepa.models.transformer import INIT_STD, block_flops, build_blocks, hidden_width, initialize
+from openjepa.models.transformer import INIT_STD, build_blocks, initialize
 from openjepa.refusals import Refusal
 from openjepa.settings.models import DecoderConfig
 from openjepa.types import EncoderOutput
@@ -54,13 +54,3 @@ class Decoder(nn.Module):
             x = block(x)
         x = self.blocks[-1](x, num_last=masked.shape[1])
         return self.pred(self.norm(x)).float()  # type: ignore[no-any-return]
-
-    def flops(self, num_visible: int, num_masked: int, class_token: bool) -> float:
-        """FLOPs of the forward for one image (2 per multiply-add)."""
-        config = self.config
-        hidden = hidden_width(config.width, config.mlp_ratio)
-        num_seen = num_visible + int(class_token)
-        ends = 2 * config.width * (num_seen * config.encoder_width + num_masked * config.pixels())
-        length = num_seen + num_masked
-        whole = (config.depth - 1) * block_flops(length, config.width, hidden)
-        return ends + whole + block_flops(length, config.width, hidden, num_masked)

@@ -1,6 +1,7 @@
 """Heads that map features to the outputs by which DINO, iBOT and MSN compare views."""
 
 import itertools
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,8 +85,7 @@ class ProjectionHead(nn.Module):
         for that of the class token.
         """
         super().__init__()
-        self.widths = (width, *[hidden] * (layers - 1), bottleneck)
-        self.mlp = projection_layers(self.widths, batch_norm)
+        self.mlp = projection_layers((width, *[hidden] * (layers - 1), bottleneck), batch_norm)
         self.last_layer = UnitRows(bottleneck, outputs, norm_last_layer)
         own = isinstance(patch_outputs, int)
         self.last_layer_patches = UnitRows(bottleneck, patch_outputs, norm_last_layer) if own else None  # type: ignore[arg-type]
@@ -109,17 +109,6 @@ class ProjectionHead(nn.Module):
             for value in layer.parameters() if layer is not None else ():
                 value.grad = None
 
-    def flops(self, num_vectors: float, num_patches: float = 0.0, num_points: float = 0.0) -> float:
-        """FLOPs of the forward of so many vectors, so many more that are patches, and so many that end as points.
-
-        2 per multiply-add.
-        """
-        inner = sum(before * after for before, after in itertools.pairwise(self.widths))
-        last = self.last_layer.weight_v
-        last_of_patches = last if self.last_layer_patches is None else self.last_layer_patches.weight_v
-        outer = num_vectors * last.numel() + num_patches * last_of_patches.numel()
-        return 2 * ((num_vectors + num_patches + num_points) * inner + outer)
-
 
 class BatchNormHead(nn.Module):
     """Head of MSN (Assran et al. 2022): three linear layers with batch normalization and GELU after the first two.
@@ -131,16 +120,11 @@ class BatchNormHead(nn.Module):
         """From `width` over two hidden layers to `outputs`; `input_norm` also normalizes what comes in."""
         super().__init__()
         self.input_norm = FeatureNorm(width) if input_norm else None
-        self.widths = (width, hidden, hidden, outputs)
-        self.mlp = projection_layers(self.widths, batch_norm=True)
+        self.mlp = projection_layers((width, hidden, hidden, outputs), batch_norm=True)
 
     def forward(self, x: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead P"]:
         """The same map of every vector, but for the statistics, which are of all of them."""
         return self.mlp(x if self.input_norm is None else self.input_norm(x))  # type: ignore[no-any-return]
-
-    def flops(self, num_vectors: float) -> float:
-        """FLOPs of the forward of so many vectors (2 per multiply-add)."""
-        return 2 * num_vectors * sum(before * after for before, after in itertools.pairwise(self.widths))
 
 
 class Prototypes(nn.Module):
@@ -153,13 +137,10 @@ class Prototypes(nn.Module):
 
     def forward(self, x: Float[Tensor, "*lead P"]) -> Float[Tensor, "*lead K"]:
         """Cosines of every vector of `x` with every prototype, in fp32: they are divided by small temperatures."""
-        with torch.autocast(x.device.type, enabled=False):
+        # costs are counted on the meta device, which has no autocast
+        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
             units = F.normalize(x.float(), dim=-1, eps=LENGTH_EPS)
             return F.linear(units, F.normalize(self.weight, dim=-1, eps=LENGTH_EPS))
-
-    def flops(self, num_vectors: float) -> float:
-        """FLOPs of the forward of so many vectors (2 per multiply-add)."""
-        return 2 * num_vectors * self.weight.numel()
 
 
 @dataclass(frozen=True)

@@ -233,12 +233,6 @@ def build_blocks(
     return nn.ModuleList([Block(width, heads, hidden, layer_norm_eps, rate, layer_scale) for rate in rates])
 
 
-def block_flops(num_tokens: int, width: int, hidden: int, num_last: int | None = None) -> float:
-    """FLOPs of one block's forward on one sequence, 2 per multiply-add; products of matrices only."""
-    attention_part = 2 * num_tokens * width * 3 * width + 4 * num_tokens**2 * width
-    return attention_part + 2 * (num_last or num_tokens) * width * (width + 2 * hidden)
-
-
 def initialize(network: nn.Module, blocks: nn.ModuleList, initialization: str) -> None:
     """Draws the weights of `network` from torch's global generator.
 

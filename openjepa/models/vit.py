@@ -7,9 +7,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from openjepa.checks.grids import check_patch_divides
+from openjepa.checks.sizes import check_patch_divides
 from openjepa.models.positions import RelativeBias, resampled_positions, sincos_positions
-from openjepa.models.transformer import INIT_STD, attention_bias, block_flops, build_blocks, hidden_width, initialize
+from openjepa.models.transformer import INIT_STD, attention_bias, build_blocks, initialize
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.types import EncoderOutput
@@ -145,14 +145,6 @@ class VisionTransformer(nn.Module):
         if self.rel_pos_bias is not None:
             weights["rel_pos_bias.relative_position_bias_table"] = self.rel_pos_bias.table_for(grid).detach()
         return weights
-
-    def flops(self, num_patches: int) -> float:
-        """FLOPs of the forward of one image of which `num_patches` patches are encoded (2 per multiply-add)."""
-        config = self.config
-        tokens = num_patches + int(config.class_token)
-        hidden = hidden_width(config.width, config.mlp_ratio)
-        embedding = 2 * num_patches * 3 * config.patch_size**2 * config.width
-        return embedding + config.depth * block_flops(tokens, config.width, hidden)
 
     def _tokens(
         self, images: Float[Tensor, "B 3 h w"], keep: Int[Tensor, "B K"] | None, replace: Bool[Tensor, "B N"] | None = None

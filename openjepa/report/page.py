@@ -1,11 +1,4 @@
-"""Assembles the report: one HTML file without scripts and without requests.
-
-What the method of a run is, as `openjepa train` wrote it into summary.json: family, x, y, z, energy.
-
-Fills the templates of `templates/`.
-
-Pictures of a run folder as data URIs, made smaller until they fit the page.
-"""
+"""Assembles the report: one HTML file without scripts and without requests, pictures included as data URIs."""
 
 import base64
 import io
@@ -19,12 +12,15 @@ from typing import Any
 from PIL import Image
 
 from openjepa import __version__
+from openjepa.records import SUBJECT_NAMES
 from openjepa.refusals import Refusal
-from openjepa.report import beside, charts, facts, headline, landscape, probes
+from openjepa.report import beside, curves, facts, headline, landscape, probes
 from openjepa.report.beside import draw_strip
-from openjepa.report.curves import NUM_COLORS, Chart, draw
+from openjepa.report.curves import Chart, draw
 from openjepa.report.facts import Fact
-from openjepa.report.reading import Figure, RunFolder, distinct, lookup, read_run, text
+from openjepa.report.numbers import percent
+from openjepa.report.reading import Figure, Run, distinct, read_run, text
+from openjepa.report.svg import NUM_COLORS
 from openjepa.system import shell
 from openjepa.system.whole_files import whole_file
 
@@ -39,12 +35,9 @@ LABELS = {
 }
 
 
-def learned_from(runs: Sequence[RunFolder]) -> list[Fact]:
+def learned_from(runs: Sequence[Run]) -> list[Fact]:
     """One row for each part of a method that at least one run has; empty for runs that do not say (older ones)."""
-    rows = [
-        Fact(label, [text(lookup(run.summary, "about", name, default=""), 300) for run in runs])
-        for name, label in LABELS.items()
-    ]
+    rows = [Fact(label, [text(getattr(run.summary.about, name, ""), 300) for run in runs]) for name, label in LABELS.items()]
     return [row for row in rows if any(row.values)]
 
 
@@ -59,7 +52,7 @@ def fill(template: str, values: Mapping[str, Any]) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=DictLoader(sources)
     )
-    environment.filters["percent"] = probes.percent
+    environment.filters["percent"] = percent
     style = (FOLDER / "style.css").read_text(encoding="utf-8")
     return environment.get_template(template).render({**values, "style": style})
 
@@ -158,7 +151,7 @@ class RunView:
     verdict: facts.Verdict
     pictures: list[Picture]
     failed_pictures: list[str]
-    folder: RunFolder
+    folder: Run
     settings: list[tuple[str, list[tuple[str, str]]]]
     missing: list[tuple[str, str]]
     """(what is missing, the command that makes it)"""
@@ -185,7 +178,7 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
     return output
 
 
-def render(folders: Sequence[RunFolder]) -> str:
+def render(folders: Sequence[Run]) -> str:
     """The page as text."""
     views = [_view(folder, index, PICTURE_BYTES // len(folders)) for index, folder in enumerate(folders)]
     several = len(folders) > 1
@@ -197,8 +190,8 @@ def render(folders: Sequence[RunFolder]) -> str:
         "learned_from": learned_from(folders),
         "landscapes": landscape.landscapes(folders),
         "differences": facts.differences(folders) if several else [],
-        "learning": _drawn(charts.learning_charts(folders), "learning"),
-        "machinery": _drawn(charts.machinery_charts(folders), "machinery"),
+        "learning": _drawn(curves.learning_charts(folders), "learning"),
+        "machinery": _drawn(curves.machinery_charts(folders), "machinery"),
         "small_print": [view for view in views if not view.folder.is_encoder],
         "lede": facts.lede(folders[0]),
         "status_sentences": STATUS_SENTENCES,
@@ -208,15 +201,16 @@ def render(folders: Sequence[RunFolder]) -> str:
     return fill("page.html", values | _results(folders) | _beside(folders))
 
 
-def _results(folders: Sequence[RunFolder]) -> dict[str, Any]:
+def _results(folders: Sequence[Run]) -> dict[str, Any]:
     """What the page says of the probes."""
     rows = probes.table(folders)
     shown, folded = probes.unfolded(rows)
     names = dict.fromkeys(row.probe for row in rows)
+    measures = {row.measure for row in rows}
     return {
         "rows": shown,
         "folded": folded,
-        "quantity": probes.quantity(names),
+        "quantity": probes.quantity(measures),
         "headline": None if len(folders) > 1 else headline.headline(rows),
         "headlines": [headline.headline(rows, index) for index in range(len(folders))],
         "heads": probes.heads(folders),
@@ -225,13 +219,13 @@ def _results(folders: Sequence[RunFolder]) -> dict[str, Any]:
         "has_seeds": any(score.seeds > 1 for row in rows for score in row.scores.values()),
         "has_finetuned": "fine-tuned" in names,
         "probe_words": {name: probes.PROBE_WORDS[name] for name in names if name in probes.PROBE_WORDS},
-        "subjects": [name for name in probes.SUBJECTS if any(name in row.scores for row in rows)],
-        "subject_words": probes.SUBJECT_WORDS,
+        "subjects": [name for name in SUBJECT_NAMES if any(name in row.scores for row in rows)],
+        "subject_words": SUBJECT_NAMES,
         "selections": {row.selection: probes.SELECTION_WORDS.get(row.selection, "") for row in rows if row.selection},
     }
 
 
-def _beside(folders: Sequence[RunFolder]) -> dict[str, Any]:
+def _beside(folders: Sequence[Run]) -> dict[str, Any]:
     """What the page says beside the probes: published numbers, and quality without labels."""
     found, compared = headline.qualities(folders), beside.comparisons(folders)
     return {
@@ -243,7 +237,7 @@ def _beside(folders: Sequence[RunFolder]) -> dict[str, Any]:
     }
 
 
-def _view(folder: RunFolder, index: int, budget: int) -> RunView:
+def _view(folder: Run, index: int, budget: int) -> RunView:
     shown, failed = embed(folder.figures, budget)
     missing: list[tuple[str, str]] = []
     if folder.is_encoder:
@@ -259,8 +253,8 @@ def _view(folder: RunFolder, index: int, budget: int) -> RunView:
         color=index % NUM_COLORS,
         status=facts.status(folder),
         error=facts.error(folder),
-        command=str(folder.environment.get("command") or "")[:MAX_COMMAND],
-        verdict=facts.verdict(folder),
+        command=folder.environment.command[:MAX_COMMAND],
+        verdict=facts.collapse(folder),
         pictures=shown,
         failed_pictures=failed,
         folder=folder,

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from openjepa.records import Energy, Environment, Result, Summary, read_energy, read_environment, read_evaluation, read_summary
 from openjepa.refusals import Refusal
 from openjepa.system.claims import is_taken
 from openjepa.system.json_files import number, readable
@@ -52,7 +53,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Skipped:
+class SkippedImages:
     """Images that could not be read: how many, and the first of them."""
 
     total: int
@@ -61,23 +62,23 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """All that the report knows of one run."""
+class Run:
+    """All that the files of one run say."""
 
     path: Path
     name: str
     config: Mapping[str, Any]
-    environment: Mapping[str, Any]
-    summary: Mapping[str, Any]
+    environment: Environment
+    summary: Summary
     model: Mapping[str, Any]
     """encoder/config.json; of an encoder's own folder its config.json."""
     log: Log
-    evaluations: list[Mapping[str, Any]]
-    """One object per file of eval/, its file name under `_file`."""
-    energy: Mapping[str, Any]
-    """energy.json of `openjepa bench energy`."""
+    evaluations: list[Result]
+    """One for each file of eval/."""
+    energy: Energy | None
+    """energy.json of `openjepa bench energy`, if there is one."""
     figures: list[Figure]
-    skipped: Skipped
+    skipped: SkippedImages
     is_locked: bool | None
     """Whether a process holds the run's lock, that is, trains it now. None: the file system does not tell."""
     unreadable: list[str]
@@ -90,7 +91,7 @@ class RunFolder:
         return lookup(self.config, *names, default=default)
 
 
-def began_from(run: RunFolder) -> str:
+def began_from(run: Run) -> str:
     """The weights that a run has started from: their name and the folder above; empty where they were random."""
     return text("/".join(Path(str(run.setting("run", "init", default=None) or "")).parts[-2:]), 80)
 
@@ -110,7 +111,7 @@ def text(value: Any, limit: int = MAX_TEXT) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
-def read_run(path: Path) -> RunFolder:
+def read_run(path: Path) -> Run:
     """Reads a run folder, or the folder of an evaluated encoder. Raises Refusal if it is neither."""
     if not path.is_dir():
         raise Refusal(f"runs={str(path)!r} is no folder: give run folders as `openjepa train` writes them (runs/<name>)")
@@ -123,16 +124,17 @@ def read_run(path: Path) -> RunFolder:
     unreadable: list[str] = []
     encoder = path if is_encoder else path / "encoder"
     config = _read_yaml(path / "config.yaml", unreadable)
-    return RunFolder(
+    energy = _read_json(path / "energy.json", unreadable)
+    return Run(
         path=path,
         name=text(path.resolve().name, 80),
         config=config,
-        environment=_read_json(path / "environment.json", unreadable),
-        summary=_read_json(path / "summary.json", unreadable),
+        environment=read_environment(_read_json(path / "environment.json", unreadable)),
+        summary=read_summary(_read_json(path / "summary.json", unreadable)),
         model=_read_json(encoder / "config.json", unreadable),
         log=read_log(path / "metrics.jsonl"),
         evaluations=_read_evaluations(path / "eval", unreadable),
-        energy=_read_json(path / "energy.json", unreadable),
+        energy=read_energy(energy) if energy else None,
         figures=_read_figures(path / "figures", unreadable),
         skipped=_read_skipped(path / "skipped.jsonl"),
         is_locked=is_taken(path / ".lock"),
@@ -141,7 +143,7 @@ def read_run(path: Path) -> RunFolder:
     )
 
 
-def distinct(folders: Sequence[RunFolder]) -> list[RunFolder]:
+def distinct(folders: Sequence[Run]) -> list[Run]:
     """The runs with names that differ: of equal names each is preceded by as many parent folders as it takes.
 
     Raises Refusal where a folder is named twice.
@@ -234,13 +236,9 @@ def _read_yaml(path: Path, unreadable: list[str]) -> dict[str, Any]:
     return parsed
 
 
-def _read_evaluations(folder: Path, unreadable: list[str]) -> list[Mapping[str, Any]]:
-    found: list[Mapping[str, Any]] = []
-    for path in sorted(folder.glob("*.json"), key=lambda path: path.stem):
-        result = _read_json(path, unreadable)
-        if result:
-            found.append({**result, "_file": path.stem})
-    return found
+def _read_evaluations(folder: Path, unreadable: list[str]) -> list[Result]:
+    found = [(path.stem, _read_json(path, unreadable)) for path in sorted(folder.glob("*.json"), key=lambda path: path.stem)]
+    return [read_evaluation(content, stem) for stem, content in found if content]
 
 
 def _read_figures(folder: Path, unreadable: list[str]) -> list[Figure]:
@@ -265,9 +263,9 @@ def _read_figures(folder: Path, unreadable: list[str]) -> list[Figure]:
     return figures
 
 
-def _read_skipped(path: Path) -> Skipped:
+def _read_skipped(path: Path) -> SkippedImages:
     if not path.is_file():
-        return Skipped(0, [], [])
+        return SkippedImages(0, [], [])
     first: list[tuple[str, str]] = []
     reasons: Counter[str] = Counter()
     with path.open(encoding="utf-8", errors="replace") as lines:
@@ -277,4 +275,4 @@ def _read_skipped(path: Path) -> Skipped:
             reasons[reason.split(":")[0]] += 1
             first.append((text(row.get("name", "?"), 200), reason))
             del first[MAX_SKIPPED_SHOWN:]
-    return Skipped(sum(reasons.values()), first, reasons.most_common(6))
+    return SkippedImages(sum(reasons.values()), first, reasons.most_common(6))

@@ -30,6 +30,7 @@ from openjepa.settings.ranges import (
     Range,
     between,
 )
+from openjepa.settings.registry import NamesOf
 
 PERCENT = Range(ABOVE_0, 100, "above 0 and at most 100")
 
@@ -311,7 +312,6 @@ def resolve_finetune(settings: FinetuneSettings, is_low_shot: bool, depth: int) 
     return recipe
 
 
-ProtocolName = Literal["linear", "knn", "logistic", "linear_full", "attentive", "finetune", "dense_linear", "dense_knn"]
 Selection = Literal["held_out", "paper", "both"]
 
 
@@ -322,9 +322,9 @@ class EvaluationSettings:
     tasks: tuple[str, ...] = ()
     """Rows of the task table (classification, clevr_count, clevr_dist; scene_shapes, scene_colors: of patches). Empty: all
     that the data set has labels for, without those of patches."""
-    protocols: tuple[ProtocolName, ...] = ()
-    """Which probes are run. Empty: those of the suite's row; without a suite linear and knn, on label maps dense_linear and
-    dense_knn."""
+    protocols: Annotated[tuple[str, ...], NamesOf("openjepa.evaluation:PROTOCOLS")] = ()
+    """Which probes are run. Empty: those of the suite's row; without a suite linear and knn, on label maps dense-linear and
+    dense-knn."""
     selection: Selection = "held_out"
     """`held_out`: the probe's settings are chosen on 10 % of the training split; `paper`: best on the test split; `both`."""
     seeds: Annotated[int, AT_LEAST_1] = 1

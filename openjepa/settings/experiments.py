@@ -1,7 +1,4 @@
-"""Settings of `openjepa ablate`.
-
-Settings of the benchmarks.
-"""
+"""Settings of the commands that compare and time runs: `ablate` and `bench`."""
 
 import math
 from dataclasses import dataclass, field
@@ -11,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from openjepa.refusals import Refusal
+from openjepa.settings.methods import METHODS
 from openjepa.settings.models import ModelSettings, Size
 from openjepa.settings.ranges import ABOVE_0, AT_LEAST_1, AT_LEAST_2, Range, as_option, at_least, check_ranges
 from openjepa.settings.run import SystemSettings
@@ -21,7 +19,7 @@ SECONDS = Range(ABOVE_0, math.inf, "above 0, or auto or none")
 
 @dataclass(frozen=True, kw_only=True)
 class AblationSettings:
-    """Which runs are compared: on which images, for how long, how often."""
+    """Which runs to compare: on which images, for how long, how often."""
 
     ablation: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = ""
     """Which comparison (see above)."""
@@ -43,8 +41,8 @@ class AblationSettings:
     scenes: str | None = None
     """Scenes in CLEVR's format for Count and Dist (docs/scenes.md). None: the packaged ones."""
     output: Path = Path("runs/ablation")
-    """Folder of all runs and tables. The same command goes on where it was stopped; started in several terminals, they share
-    the runs."""
+    """Folder of all runs and tables. The same command continues a stopped one; started in several terminals, they share the
+    runs."""
     rounds: Annotated[int, AT_LEAST_1] = 7
     """Rounds, all rows in turns, in which the speed of each row is measured."""
     dry_run: bool = False
@@ -52,16 +50,16 @@ class AblationSettings:
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `mps`."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """bf16 autocast where the hardware has it (`auto`), always, or never."""
+    """bf16 autocast if the hardware has it (`auto`), always, or never."""
     data: DataSettings = field(default_factory=FolderSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     system: SystemSettings = field(default_factory=SystemSettings)
 
 
-MethodName = Literal["ijepa", "mae", "data2vec", "dino", "ibot", "msn"]
-"""The names of all methods."""
+MethodName = Annotated[str | None, tyro.conf.arg(metavar="|".join(METHODS))]
+"""The name of a method. `recipes.matched.with_method` refuses what is none."""
 SAID_BY_THE_RECIPE = ("size", "patch_size", "image_size", "batch_size", "predictor_width", "predictor_depth")
-"""Settings of StepBench that have no effect on a recipe."""
+"""Settings of StepBench that a recipe says itself."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class StepBench:
     """Time this recipe; it says all sizes, so give none."""
     preset: str | None = None
     """Preset of the recipe. None: its first."""
-    method: MethodName | None = None
+    method: MethodName = None
     """Time this method, with masks, crops and heads that suit the sizes. None: the recipe's, or I-JEPA."""
     size: Size = "small"
     """Size of the encoder."""
@@ -91,7 +89,7 @@ class StepBench:
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `mps`."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """`auto`, `bf16` or `fp32`."""
+    """bf16 autocast if the hardware has it (`auto`), always, or never."""
     threads: Annotated[int | None, AT_LEAST_1] = None
     """Threads on the CPU. None: all cores."""
     compile: bool = False
@@ -120,7 +118,7 @@ class DataBench:
     """Time the views of this recipe instead: crops of all sizes, their colors and masks."""
     preset: str | None = None
     """Preset of the recipe. None: its first."""
-    method: MethodName | None = None
+    method: MethodName = None
     """Time the views of this method, in the recipe's run or at `image_size`. None: the recipe's method."""
     image_size: Annotated[int, at_least(32)] = 224
     """Side of the crops."""
@@ -142,7 +140,7 @@ class EnergyBench:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = Path()
     """Run folder with a checkpoint."""
     images: Annotated[int, AT_LEAST_2] = 256
-    """Images in all: held-out ones, or training images where the data has no test split."""
+    """Images in all: held-out ones, or training images if the data has no test split."""
     batch_size: Annotated[int, AT_LEAST_2] = 64
     """Images that form pairs with each other: each has one compatible and this many less one incompatible pairs."""
     device: str = "auto"

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from openjepa.settings.ranges import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_ABOVE_0, SMALLEST_FIRST, Range
+from openjepa.settings.registry import Entry
 
 MaskKind = Literal["blocks", "tokens", "none"]
 """What a strategy draws: a context and target blocks, single masked patches, or nothing."""
 
 
 MASKED_SHARE = Range(2**-52, BELOW_1, "above 0 and below 1, e.g. 0.75 (MAE) or 0.15 (MSN)")
-"""1 - ratio is below 1 for it."""
+"""A smaller one would be lost in 1 - ratio."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,8 @@ class MaskSettings:
 
     kind: ClassVar[MaskKind]
     """What the strategy draws."""
+    equal_counts: ClassVar[bool] = False
+    """Whether every image has equally many masked patches."""
 
     strategy: str
     """Which strategy draws the masks."""
@@ -52,7 +55,7 @@ class MultiblockSettings(MaskSettings):
     context_ratio: Annotated[float, SHARE_ABOVE_0] = 0.25
     """Fraction of all patches that the context keeps after the cut (paper, Table 6: 0.25). Ignored by `official` and `none`."""
     min_keep: Annotated[int | None, NOT_NEGATIVE] = 10
-    """A context (`official`: also a target) of at most this many patches is drawn again. In `unbiased` mode only where
+    """A context (`official`: also a target) of at most this many patches is drawn again. In `unbiased` mode only if
     `context_cut` is `none`, and scaled down on grids under 14x14. None: 10, or in proportion on grids under 14x14."""
     max_redraws: Annotated[int, NOT_NEGATIVE] = 20
     """`unbiased`: how often the positions of a sample are redrawn before its context is padded. Its count is logged."""
@@ -72,6 +75,7 @@ class RandomPatchesSettings(MaskSettings):
     """Single patches masked at random, equally many in every image (MAE, MSN)."""
 
     kind = "tokens"
+    equal_counts = True
 
     strategy: Literal["random_patches"] = "random_patches"
     ratio: Annotated[float | None, MASKED_SHARE] = 0.75
@@ -92,10 +96,19 @@ class BlockwiseSettings(MaskSettings):
     """Shares of the patches that are wished to be masked; of several, each image draws one (data2vec: 120/196; iBOT: 0.3, or
     0 and 0.3)."""
     spreads: Annotated[tuple[float, ...], SHARE] = (0.0,)
-    """Each image draws its share within so much of the ratio at the same place (iBOT: 0, or 0 and 0.2)."""
+    """How far an image's share may be from the ratio at the same place (iBOT: 0, or 0 and 0.2)."""
     min_block: Annotated[int | None, AT_LEAST_1] = None
     """Fewest patches of a block. None: (shorter side of the grid div 3) squared, that is 16 at 14x14 (data2vec and iBOT)."""
     max_block: Annotated[int | None, AT_LEAST_1] = None
     """Most patches of a block. None: no limit but what is left."""
     aspect: Annotated[tuple[float, float], POSITIVE, SMALLEST_FIRST] = (0.3, 1 / 0.3)
     """Smallest and largest height / width of a block, drawn uniformly in its logarithm."""
+
+
+MASKS: dict[str, Entry[MaskSettings]] = {
+    "multiblock": Entry(MultiblockSettings, "openjepa.masks.multiblock:build_multiblock"),
+    "random_patches": Entry(RandomPatchesSettings, "openjepa.masks.random_patches:RandomPatches"),
+    "blockwise": Entry(BlockwiseSettings, "openjepa.masks.blockwise:Blockwise"),
+    "none": Entry(NoMaskSettings, "openjepa.masks.sampler:NoMasks"),
+}
+"""Settings of each strategy, and where its sampler stands. By `masks.strategy`."""

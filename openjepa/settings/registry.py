@@ -1,7 +1,8 @@
 """One line of a registry: the settings of a component and where its code stands.
 
-Registries are dict literals in the `__init__.py` of their package (METHODS, MASKS, SOURCES, PROTOCOLS, FORMATS, OUTPUTS). They
-stay torch-free: the code is imported when `load` is called, so that `--help` and the report never pay for it.
+Registries are dict literals: METHODS, MASKS and SOURCES stand with the settings that choose from them, PROTOCOLS, FORMATS and
+OUTPUTS in the `__init__.py` of their package. They stay free of torch: the code is imported when `load` is called, so that
+`--help` and the report never pay for it.
 """
 
 from dataclasses import dataclass
@@ -31,3 +32,15 @@ class Entry(Line, Generic[SettingsType]):
     """Frozen dataclass with the component's settings."""
     home: str
     """`package.module:name` of its class, or of the function that builds it."""
+
+
+@dataclass(frozen=True)
+class NamesOf(Line):
+    """Annotation of a setting whose values are names of a registry, which belongs to a layer above the settings."""
+
+    home: str
+    """`package.module:NAME` of the registry."""
+
+    def names(self) -> tuple[str, ...]:
+        """Every name of the registry, in its order. Imports it."""
+        return tuple(self.load())

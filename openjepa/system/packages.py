@@ -9,7 +9,7 @@ from openjepa.refusals import Refusal
 EXTRAS: dict[str, tuple[str, ...]] = {
     "data": ("datasets", "pyarrow"),
     "scenes": ("mitsuba", "drjit"),
-    "eval": ("sklearn",),
+    "eval": ("scipy",),
     "report": ("matplotlib", "jinja2", "markupsafe"),
     "tracking": ("tensorboard",),
     "hub": ("huggingface_hub",),

@@ -25,7 +25,7 @@ from openjepa.settings.models import SIZES, EncoderConfig, ModelSettings, Predic
 from openjepa.settings.run import RunConfig, RunSettings
 from openjepa.system.shell import hub_name
 from openjepa.weights.contents import MOST_NAMES, weights_hash
-from openjepa.weights.formats import Choice, Loaded, load_any
+from openjepa.weights.formats import Choice, Loaded, WrongChoice, load_any
 
 SHAPE = ("size", "width", "depth", "heads", "mlp_ratio")
 """Settings of the model that together say one thing."""
@@ -253,13 +253,10 @@ def _read(run: RunSettings, choice: Choice) -> Loaded:
     assert run.init is not None
     try:
         return load_any(run.init, choice)
-    except ValueError as error:
-        hints = []
-        if "attention heads" in str(error):
-            hints.append("here --init-heads")
-        if "encoder=" in str(error):
-            hints.append("here --init-encoder")
-        raise Refusal(f"run.init: {error}{''.join(f' ({hint})' for hint in hints)}") from error
+    except WrongChoice as error:
+        raise Refusal(f"run.init: {error} (here --init-{error.setting})") from error
+    except Refusal as error:
+        raise Refusal(f"run.init: {error}") from error
 
 
 def start_method(method: Method, config: RunConfig, weights: StartingWeights | None) -> Start | None:

@@ -41,6 +41,7 @@ from openjepa.training.startup import (
     introduce,
     resume_point,
     run_identity,
+    step_costs,
     training_length,
 )
 from openjepa.training.timed_steps import time_line
@@ -75,7 +76,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
     splits = open_splits(config.data, seed)
     total_steps, steps_per_epoch = training_length(optim, splits.train)
     config = resolve(config, total_steps)
-    method = build_method(config, view, sampler)
+    method, costs = build_method(config, view, sampler), step_costs(config, view, sampler)
     plan = BatchPlan(
         batch_size=optim.batch_size,
         microbatch_size=optim.microbatch_size or optim.batch_size // distributed.world_size(),
@@ -83,12 +84,12 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
         world_size=distributed.world_size(),
         group_size=config.masks.group_size,
     )
-    for line in introduce(config, method, sampler, splits.description, device, precision, total_steps, steps_per_epoch):
+    for line in introduce(config, method, costs, sampler, splits.description, device, precision, total_steps, steps_per_epoch):
         print(line)
     if dry_run:
         if weights is not None:  # else random ones, or those of a checkpoint
             begin(method, config, weights, found=None)
-        print(time_line(config, method, device, total_steps))
+        print(time_line(config, costs.step_flops, device, total_steps))
         return None
     with ExitStack() as resources:
         # ------------------------------------------------------------ run folder and resume point
@@ -100,7 +101,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
         start = begin(method, config, weights, found)
         del weights  # the method has copies
         set_broken_aside(folder.checkpoints, found)
-        outputs = Outputs(folder, method, sampler, device, precision, total_steps, splits, config.method.about, start)
+        outputs = Outputs(folder, method, costs, sampler, device, precision, total_steps, splits, config.method.about, start)
         resources.enter_context(outputs.failure_noted())
         resources.enter_context(explain_memory(config))
 

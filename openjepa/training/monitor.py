@@ -22,7 +22,7 @@ from openjepa.masks.sampler import MaskSampler
 from openjepa.measures.accuracy import knn_accuracy
 from openjepa.measures.collapse import collapse_statistics, trivial_losses
 from openjepa.measures.rank import alpha_req, lidar
-from openjepa.measures.verdicts import HEALTHY, CollapseStatistics, collapsed, verdict
+from openjepa.measures.verdicts import CollapseStatistics, Look, judged
 from openjepa.methods.base import Method, ProbeOutput
 from openjepa.models.vit import VisionTransformer
 from openjepa.schedules import Progress
@@ -99,20 +99,16 @@ class Monitor:
         self._log.write("monitor", progress.step, {"epoch": round(progress.epoch, 4), **self.latest})
         self._warn()
 
-    def collapsed(self) -> bool | None:
-        """Whether the run shows signs of collapse; None before the third look, and if the latest is not finite."""
-        return collapsed(self._history)
-
-    def verdict(self) -> str | None:
-        """The same in words; None where it is not known."""
-        return None if self.collapsed() is None else verdict(self._history) or HEALTHY
+    def judged(self) -> Look:
+        """Whether the looks so far show signs of collapse."""
+        return judged(self._history)
 
     def _warn(self) -> None:
-        """Says the verdict, once, if it is a warning."""
-        warning = verdict(self._history)
-        if warning is not None and not self._warned:
+        """Says once that the run shows signs of collapse."""
+        look = self.judged()
+        if look.collapsed and look.words and not self._warned:
             self._warned = True
-            self._say(warning)
+            self._say(look.words)
 
     def _probe_batches(self) -> list[Batch]:
         """The fixed probe batch, as microbatches of uint8 on the CPU; drawn once, from seeds that training never uses."""

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -11,29 +12,24 @@ from rich.filesize import decimal
 from openjepa.checks import never_reached
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.engine.checkpoint import RunIdentity, TrainerState, check_fits, read_state
-from openjepa.engine.costs import Estimate, estimate
+from openjepa.engine.costs import Estimate, StepCosts, count_step, estimate
 from openjepa.engine.device import device_name, memory_limit
 from openjepa.engine.run_folder import RunFolder, logged_step_seconds, logged_steps, weights_name
 from openjepa.masks.sampler import MaskSampler, TokenShape
 from openjepa.methods import METHODS
 from openjepa.methods.base import Method, Surroundings
+from openjepa.records import read_summary
 from openjepa.refusals import Refusal
 from openjepa.schedules import Progress, warmup_steps
 from openjepa.seeds import derive
 from openjepa.settings.masks import MaskKind
+from openjepa.settings.methods import MethodSettings
 from openjepa.settings.run import OptimizationSettings, RunConfig
 from openjepa.settings.sources import DataSettings
 from openjepa.system.console import format_count
-from openjepa.system.json_files import number, read_object
+from openjepa.system.json_files import read_object
 from openjepa.training.init import Start, StartingWeights, start_method
 from openjepa.types import LoaderPosition, ViewSpec
-
-BYTES_KEPT = {"bf16": 40.0, "fp32": 54.0}
-"""Kept for the backward pass by a transformer block for each token and unit of width, without attention weights.
-
-Measured as the storage of all saved tensors of I-JEPA's step with ViT-S/16 and B/16 at 224; attention weights add 28 % at
-340 tokens.
-"""
 
 
 def default_view(data: DataSettings) -> ViewSpec:
@@ -55,10 +51,36 @@ def build_method(
     `shapes`: the only token counts that will occur; None: all of the sampler's.
     """
     torch.manual_seed(derive("weights", config.run.seed))
-    data, build = config.data, METHODS[config.method.name].load()
-    shapes = sampler.shapes() if shapes is None else shapes
-    method: Method = build(config.method, Surroundings(config.model, view, data.pixel_mean, data.pixel_std, shapes))
+    return _built(config.method, _surroundings(config, view, sampler, shapes))
+
+
+def step_costs(
+    config: RunConfig, view: ViewSpec, sampler: MaskSampler, shapes: tuple[TokenShape, ...] | None = None
+) -> StepCosts:
+    """What a step of the method that `build_method` builds costs. Builds another one without values for it."""
+    images = config.optim.microbatch_size or config.optim.batch_size
+    return _counted(config.method, _surroundings(config, view, sampler, shapes), config.masks.kind, sampler.grid, images)
+
+
+@lru_cache(maxsize=32)
+def _counted(
+    settings: MethodSettings, surroundings: Surroundings, kind: MaskKind, grid: tuple[int, int], images: int
+) -> StepCosts:
+    with torch.device("meta"):
+        method = _built(settings, surroundings).to("meta")
+    return count_step(method, method.inputs(), kind, grid, surroundings.shapes, images)
+
+
+def _built(settings: MethodSettings, surroundings: Surroundings) -> Method:
+    method: Method = METHODS[settings.name].load()(settings, surroundings)
     return method
+
+
+def _surroundings(
+    config: RunConfig, view: ViewSpec, sampler: MaskSampler, shapes: tuple[TokenShape, ...] | None
+) -> Surroundings:
+    data = config.data
+    return Surroundings(config.model, view, data.pixel_mean, data.pixel_std, sampler.shapes() if shapes is None else shapes)
 
 
 def begin(method: Method, config: RunConfig, weights: StartingWeights | None, found: Path | None) -> Start | None:
@@ -147,8 +169,8 @@ def resume_point(folder: RunFolder, found: Path | None, identity: RunIdentity, m
 
 def _with_seconds(state: TrainerState, path: Path) -> TrainerState:
     """The time until the last session ended: the checkpoint was written before its own save was over."""
-    summary = read_object(path / "summary.json") or {}
-    ended = number(summary.get("seconds")) if summary.get("step") == state.step else None
+    summary = read_summary(read_object(path / "summary.json") or {})
+    ended = summary.seconds if summary.step == state.step else None
     steps = state.step_seconds or logged_step_seconds(path, state.step)
     return replace(state, seconds=max(state.seconds, ended or 0.0), step_seconds=steps)
 
@@ -175,6 +197,7 @@ def _count(number: int | None) -> str:
 def introduce(
     config: RunConfig,
     method: Method,
+    costs: StepCosts,
     sampler: MaskSampler,
     data: str,
     device: torch.device,
@@ -188,11 +211,10 @@ def introduce(
     """
     micro = config.optim.microbatch_size or config.optim.batch_size
     images = total_steps * config.optim.batch_size
-    kept = BYTES_KEPT[precision] * method.kept_widths() * micro
     origin = f" from {weights_name(config.run.init)}" if config.run.init else ""
     remarks = [*_coupled(config, method), *method.remarks(total_steps)]
     remarks += never_reached(config.method, total_steps, steps_per_epoch)
-    needs = estimate(method, method.step_flops(), kept, device, precision)
+    needs = estimate(method, costs, device, precision)
     remarks += _memory(needs, micro, device)
     return [
         f"recipe     {config.recipe} ({config.preset}), method {config.method.name}, seed {config.run.seed}",

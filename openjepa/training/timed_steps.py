@@ -23,6 +23,7 @@ from openjepa.data.loading.loader import BatchPlan, TrainingLoader
 from openjepa.data.loading.workers import choose_workers
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.engine import distributed
+from openjepa.engine.costs import OTHER
 from openjepa.engine.device import autocast, keep_freed_memory, resolve_device, resolve_precision, set_threads, synchronize
 from openjepa.engine.failures import explain_memory
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
@@ -36,7 +37,7 @@ from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import DataSettings, FolderSettings, HuggingFaceSettings
 from openjepa.system.console import format_seconds
 from openjepa.system.shell import command
-from openjepa.training.startup import build_method, default_view
+from openjepa.training.startup import build_method, default_view, step_costs
 from openjepa.types import Batch, BlockMasks, LoaderPosition, LossOutput, Masks
 
 PHOTO = (375, 500)
@@ -144,6 +145,7 @@ class TimedStep:
         if config.masks.kind == "blocks":  # the batch has exactly this shape
             self.shape = replace(self.shape, probability=1.0)
             shapes = (self.shape,)
+        self.costs = step_costs(config, self.view, self.sampler, shapes)
         self.method: Method = build_method(config, self.view, self.sampler, shapes).to(self.device)
         if config.run.compile:
             self.method.compile_blocks()
@@ -151,8 +153,9 @@ class TimedStep:
         set_rates(self.optimizer, config.optim.final_lr, config.optim.weight_decay)
         self.batch = self._batch().to(self.device)
         self._timer: PartTimer | None = None
-        for name in self.method.flops():
-            self._watch(name, self.method.get_submodule(name))
+        for name in self.costs.flops:
+            if name != OTHER:
+                self._watch(name, self.method.get_submodule(name))
 
     def run(self, timer: PartTimer | None = None) -> Tensor:
         """Forward, backward, optimizer, moving average; returns the loss."""
@@ -162,7 +165,7 @@ class TimedStep:
         batch = self.batch.normalized(data.pixel_mean, data.pixel_std)
         with autocast(self.device, self.precision):
             output: LossOutput = self.method(batch, PROGRESS)
-        self._lap("other")
+        self._lap(OTHER)
         output.total.backward()  # type: ignore[no-untyped-call]
         self._lap("backward")
         self.method.before_step(PROGRESS)
@@ -189,7 +192,7 @@ class TimedStep:
 
     def _watch(self, name: str, module: nn.Module) -> None:
         """Books what happens inside `module` under `name` and what came before it under `other`."""
-        module.register_forward_pre_hook(lambda *_: self._lap("other"))
+        module.register_forward_pre_hook(lambda *_: self._lap(OTHER))
         module.register_forward_hook(lambda *_: self._lap(name))
 
     def _lap(self, name: str) -> None:
@@ -233,12 +236,11 @@ MOST_CPU_FLOPS = 4e11
 """Of one image, on a CPU: beyond it nothing is timed before the run, since a single step may take minutes."""
 
 
-def time_line(config: RunConfig, method: Method, device: torch.device, total_steps: int) -> str:
+def time_line(config: RunConfig, flops: float, device: torch.device, total_steps: int) -> str:
     """Says how long the steps of a run will take, from some that are taken and thrown away.
 
-    `config`: the resolved settings; `method`: the method that they describe, which stays as it is.
+    `config`: the resolved settings; `flops`: those of an image in a step.
     """
-    flops = method.step_flops()
     batch = config.optim.microbatch_size or config.optim.batch_size
     is_heavy = device.type == "cpu" and flops > MOST_CPU_FLOPS
     if is_heavy or distributed.world_size() > 1:
@@ -276,7 +278,7 @@ class RealSteps:
         self._take_step()
         seconds = measure(self._take_step, self._step.device)
         self.timed = max(TURN_STEPS, round(TURN_SECONDS / seconds))
-        self.flops = float(self._step.method.step_flops())
+        self.flops = self._step.costs.step_flops
 
     def images_per_second(self) -> float:
         """Of one turn."""

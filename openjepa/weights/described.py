@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, get_args
 
-from openjepa.checks.encoders import check_encoder
+from openjepa.checks.sizes import check_encoder
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig, Initialization
 from openjepa.system.json_files import typed

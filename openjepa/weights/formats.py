@@ -35,6 +35,15 @@ class Choice:
     """Whether I-JEPA's predictor is read too."""
 
 
+class WrongChoice(Refusal):
+    """A refusal that another `Choice` would answer."""
+
+    def __init__(self, message: str, setting: Literal["encoder", "heads"]) -> None:
+        """`setting`: the field of `Choice` that has to change."""
+        super().__init__(message)
+        self.setting = setting
+
+
 @dataclass(frozen=True)
 class Loaded:
     """Networks that were read, on the CPU, in fp32 and evaluation mode."""
@@ -71,7 +80,7 @@ class Reader:
 def refuse_context(contents: Contents, choice: Choice) -> None:
     """Raises Refusal if the context encoder is wanted and there is only one encoder."""
     if choice.encoder == "context":
-        raise Refusal(f"encoder='context': {contents.path} holds one encoder only; leave that setting out")
+        raise WrongChoice(f"encoder='context': {contents.path} holds one encoder only; leave that setting out", "encoder")
 
 
 def size_words(config: EncoderConfig) -> str:

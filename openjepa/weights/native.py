@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from safetensors.torch import save_file
 from torch import nn
 
-from openjepa.checks.encoders import check_encoder, check_predictor
+from openjepa.checks.sizes import check_encoder, check_predictor
 from openjepa.models.predictor import Predictor, build_predictor
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
@@ -21,7 +21,7 @@ from openjepa.system.json_files import read_object, typed
 from openjepa.system.whole_files import whole_folder
 from openjepa.types import Export
 from openjepa.weights.contents import CONFIG_FILE, WEIGHTS_FILE, Contents, Plan, fill, open_contents, same_names, weight_names
-from openjepa.weights.formats import Choice, Loaded, Networks, Reader, refuse_context, size_words, stored
+from openjepa.weights.formats import Choice, Loaded, Networks, Reader, WrongChoice, refuse_context, size_words, stored
 from openjepa.weights.state_dicts import Network
 
 VERSION = 1
@@ -135,7 +135,7 @@ def read(contents: Contents, choice: Choice) -> Loaded:
     folder = contents.path / ENCODER_FOLDERS[choice.encoder]
     if not folder.is_dir():
         hint = "train with method.export_context_encoder"
-        raise Refusal(f"encoder={choice.encoder!r}: the run {contents.path} has no folder {folder.name}; {hint}")
+        raise WrongChoice(f"encoder={choice.encoder!r}: the run {contents.path} has no folder {folder.name}; {hint}", "encoder")
     encoder, config, notes = _read_encoder(folder)
     predictor, predictor_config, extra = read_predictor(contents.path, choice)
     words = f"openjepa's run, {choice.encoder} encoder: {size_words(config)}"

@@ -19,7 +19,17 @@ from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal, few
 from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.weights.contents import CHECKPOINT_FILE, MOST_NAMES, Contents, Plan, Source, fill, weight_names
-from openjepa.weights.formats import Choice, Loaded, Networks, Reader, mask_token_remark, position_table, size_words, stored
+from openjepa.weights.formats import (
+    Choice,
+    Loaded,
+    Networks,
+    Reader,
+    WrongChoice,
+    mask_token_remark,
+    position_table,
+    size_words,
+    stored,
+)
 from openjepa.weights.shared_names import NOT_READ, TABLE, TOKEN, Vit, infer_config, is_sincos, read_vit
 
 GROUPS = {"target": "target_encoder", "context": "encoder"}
@@ -42,7 +52,7 @@ def read(contents: Contents, choice: Choice) -> Loaded:
     name = GROUPS[choice.encoder]
     if name not in contents.networks:
         found = few([group or "(tensors without a dictionary)" for group in contents.networks], MOST_NAMES)
-        raise Refusal(f"encoder={choice.encoder!r}: {contents.path} has no {name}, only {found}")
+        raise WrongChoice(f"encoder={choice.encoder!r}: {contents.path} has no {name}, only {found}", "encoder")
     vit = Vit(contents, lambda networks: networks[name].without(NOT_READ))
     where = f"{contents.path}, {name}"
     config = infer_config(vit.tensors(), choice.heads, where)

@@ -17,6 +17,7 @@ from openjepa.refusals import Refusal, few
 from openjepa.settings.models import SIZES, EncoderConfig, Size
 from openjepa.weights.contents import MOST_NAMES, Contents, Plan, Source, fill, weight_names
 from openjepa.weights.described import checked
+from openjepa.weights.formats import WrongChoice
 from openjepa.weights.state_dicts import OF_SEVERAL, PLACES, Network
 
 PATCHES, TABLE, TOKEN = "patch_embed.proj.weight", "pos_embed", "cls_token"
@@ -174,8 +175,9 @@ def _square_side(table: Tensor, width: int, has_token: bool, where: str) -> int:
 def _known_heads(width: int, where: str) -> int:
     if width not in HEADS:
         known = ", ".join(f"{name}: {number}" for name, number in HEADS.items())
-        raise Refusal(
+        raise WrongChoice(
             f"heads=None, but {where} has width {width}, which no published model has, and shapes do not tell the number of "
-            f"attention heads: give it (heads=..., --heads; known by width: {known})"
+            f"attention heads: give it (heads=..., --heads; known by width: {known})",
+            "heads",
         )
     return HEADS[width]

@@ -15,9 +15,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from openjepa.refusals import Refusal
 from openjepa.weights.contents import Contents
-from openjepa.weights.formats import Choice, Loaded, Reader, refuse_context, size_words
+from openjepa.weights.formats import Choice, Loaded, Reader, WrongChoice, refuse_context, size_words
 from openjepa.weights.shared_names import NOT_READ, TOKEN, Vit, has_sincos, infer_config, only_place, read_vit, vits
 from openjepa.weights.state_dicts import Network
 from openjepa.weights.timm import only_network
@@ -102,9 +101,10 @@ def _place(contents: Contents, choice: Choice) -> str:
     if names:
         return names[0]
     if any(name in found for pair in PAIRS.values() for name in pair):
-        raise Refusal(
+        raise WrongChoice(
             f"encoder={choice.encoder!r}: {contents.path} has no {' or '.join(PAIRS[choice.encoder])}, "
-            f"only {', '.join(found)}; choose the other encoder"
+            f"only {', '.join(found)}; choose the other encoder",
+            "encoder",
         )
     refuse_context(contents, choice)
     place = only_place(contents.networks)

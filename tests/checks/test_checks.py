@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from openjepa.checks import check, remarks
-from openjepa.checks.grids import check_positions
 from openjepa.checks.protocol_settings import check_evaluation, evaluation_remarks
+from openjepa.checks.sizes import check_positions
 from openjepa.config import flatten
 from openjepa.evaluation import PROTOCOLS
 from openjepa.recipes.matched import with_method
@@ -19,6 +19,7 @@ from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
 
 READS = {name: entry.reads for name, entry in PROTOCOLS.items()}
+UNPOOLED = [name for name, entry in PROTOCOLS.items() if not entry.pools]
 OF_FEATURES = ("linear", "knn", "logistic")
 OTHERS = tuple(name for name in PROTOCOLS if name not in OF_FEATURES)
 VALID = RunConfig(data=FolderSettings(path="images"))
@@ -208,11 +209,11 @@ def test_settings_of_an_evaluation_without_effect_are_named() -> None:
     settings = EvaluationSettings(
         finetune=FinetuneSettings(epochs=10, magnitude=3.0, randaugment=False), low_shot=LowShotSettings(seed=3), lidar_views=3
     )
-    found = " | ".join(evaluation_remarks(settings, ["knn"], READS))
+    found = " | ".join(evaluation_remarks(settings, ["knn"], READS, UNPOOLED))
     assert "finetune.* has no effect: the protocol finetune is not run" in found
     assert "low_shot.seed has no effect" in found and "lidar_views" in found and "finetune.magnitude" in found
-    assert evaluation_remarks(EvaluationSettings(), ["knn"], READS) == []
-    assert evaluation_remarks(EvaluationSettings(finetune=FinetuneSettings(epochs=10)), ["finetune"], READS) == []
+    assert evaluation_remarks(EvaluationSettings(), ["knn"], READS, UNPOOLED) == []
+    assert evaluation_remarks(EvaluationSettings(finetune=FinetuneSettings(epochs=10)), ["finetune"], READS, UNPOOLED) == []
 
 
 @pytest.mark.parametrize(
@@ -220,13 +221,13 @@ def test_settings_of_an_evaluation_without_effect_are_named() -> None:
     [
         (
             {"neighbors": (5,)},
-            ("knn", "dense_knn"),
-            ("linear", "logistic", "linear_full", "attentive", "finetune", "dense_linear"),
+            ("knn", "dense-knn"),
+            ("linear", "logistic", "linear-full", "attentive", "finetune", "dense-linear"),
         ),
-        ({"neighbor_temperature": 0.1}, ("knn", "dense_knn"), ("linear", "finetune")),
-        ({"weight_decays": (0.1,)}, ("linear", "dense_linear"), ("knn", "logistic", "linear_full", "attentive", "dense_knn")),
-        ({"iterations": 7}, ("linear", "dense_linear"), ("knn", "logistic", "finetune")),
-        ({"dense": DenseSettings(max_patches=7)}, ("dense_linear", "dense_knn"), ("knn", "linear")),
+        ({"neighbor_temperature": 0.1}, ("knn", "dense-knn"), ("linear", "finetune")),
+        ({"weight_decays": (0.1,)}, ("linear", "dense-linear"), ("knn", "logistic", "linear-full", "attentive", "dense-knn")),
+        ({"iterations": 7}, ("linear", "dense-linear"), ("knn", "logistic", "finetune")),
+        ({"dense": DenseSettings(max_patches=7)}, ("dense-linear", "dense-knn"), ("knn", "linear")),
         ({"feature_dtype": "bf16"}, OF_FEATURES, OTHERS),
         ({"lidar_images": 9}, OF_FEATURES, OTHERS),
         ({"seeds": 3}, tuple(PROTOCOLS), ()),
@@ -238,10 +239,10 @@ def test_settings_that_no_protocol_of_the_evaluation_reads_are_named(
     settings, (name,) = EvaluationSettings(**change), change
     shown = "dense.*" if name == "dense" else name
     for protocol in heeding:
-        assert evaluation_remarks(settings, ["finetune", protocol], READS) == []
+        assert evaluation_remarks(settings, ["finetune", protocol], READS, UNPOOLED) == []
     for protocol in others:
         words = f"{shown} has no effect: the protocol {' or '.join(heeding)} is not run (--protocols)"
-        assert evaluation_remarks(settings, [protocol], READS) == [words]
+        assert evaluation_remarks(settings, [protocol], READS, UNPOOLED) == [words]
 
 
 def test_every_group_of_a_protocol_is_known() -> None:

@@ -92,7 +92,7 @@ def test_names_of_files_end_somewhere() -> None:
     assert names[0] != names[1] and all(len(name) < 200 for name in names)
     (words,) = re.findall(r"logistic\..*", variant_name(replace(many, protocols=("logistic",)), size, size))
     assert re.fullmatch(r"logistic\.settings-[0-9a-f]{8}", words)
-    dense = EvaluationSettings(protocols=("dense_linear", "dense_knn"), dense=DenseSettings(max_patches=9))
+    dense = EvaluationSettings(protocols=("dense-linear", "dense-knn"), dense=DenseSettings(max_patches=9))
     assert variant_name(dense, size, size) == "dense_linear-dense_knn-dense.max_patches-9"
 
 

@@ -118,7 +118,7 @@ def _check_against_its_folder(folder: Path, result: RunResult) -> None:
         result.flops,
     )
     assert 0 < result.seconds == summary["step_seconds"] < summary["seconds"] == result.total_seconds
-    names = {"linear-cached": "linear", "k-NN": "knn"}
+    names = {"linear": "linear", "k-NN": "knn"}
     for task in ("classification", "clevr_count", "clevr_dist"):
         (path,) = [path for path in (folder / "eval").glob(f"{task}*.json") if "encoder_initial" not in path.name]
         metrics = json.loads(path.read_text())["subjects"]["encoder"]["metrics"]

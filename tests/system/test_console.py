@@ -1,7 +1,7 @@
 """What a user named is printed as it is: brackets are no markup, words between colons no emoji."""
 
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,18 @@ from rich.table import Table
 
 from openjepa.commands.convert import _print as print_conversion
 from openjepa.commands.embed import _print as print_embedded
-from openjepa.evaluation.results import Metric, Result, SubjectResult
 from openjepa.evaluation.tables import print_results, print_row
 from openjepa.experiments.ablation_lengths import PlannedRun, Speed
 from openjepa.experiments.ablation_tables import print_plan, print_tables
 from openjepa.experiments.data_times import print_result
-from openjepa.experiments.energies import AFTER, BEFORE, print_energy
+from openjepa.experiments.energies import print_energy
 from openjepa.inference.embedding.embedding_run import Embedded
 from openjepa.inference.search.printing import print_answers
 from openjepa.inference.search.search_run import find_neighbors
+from openjepa.measures.verdicts import EnergyStatistics
 from openjepa.recipes import load_recipe
 from openjepa.recipes.ablations import ABLATIONS
+from openjepa.records import Energy, Metric, Published, Result, SubjectResult
 from openjepa.settings.inference import SearchSettings
 from openjepa.system.console import Display, plain_console, progress
 from openjepa.weights.convert.conversion import Conversion
@@ -84,7 +85,7 @@ def test_a_bar_shows_description_number_and_time_left(text: str, style: Any, mon
 def test_results_of_an_evaluation(text: str, shown: Any) -> None:
     metric = Metric(0.5, 0.01, "higher", "held_out", f"head {text}")
     subjects = {"encoder": SubjectResult({f"probe {text}": metric})}
-    published = ({"method": f"M {text}", "architecture": text, "value": 1.0, "source": text, "epochs": 0, "protocol": "x"},)
+    published = (Published(method=f"M {text}", architecture=text, value=1.0, source=text, protocol="x"),)
     done = Result("t", f"Task {text}", "run", "target", "held_out", subjects, variant="v", num_test=3, published=published)
     measured = replace(done, measures={"encoder": {f"rank {text}": 2.0}}, departures=(f"departs {text}",))
     skipped = Result("s", f"Other {text}", "run", "target", "held_out", skipped=f"reason {text}")
@@ -138,8 +139,8 @@ def test_files_of_embed_and_convert(name: str, tmp_path: Path, shown: Any) -> No
 
 def test_tables_of_the_benchmarks(text: str, shown: Any) -> None:
     print_result({"images": 3, "path": f"path {text}", "images_per_second": {text: 1.0}, "ratios": {text: 1.0}})
-    numbers = dict.fromkeys(("compatible", "incompatible", "gap", "auc", "top1", "relative_std", "chance"), 1.0)
-    about = {"images": 3, "split": f"split {text}", "group": 2, "verdict": f"verdict {text}", "method": text, "step": 1}
-    print_energy({**about, BEFORE: numbers, AFTER: numbers})
+    numbers = EnergyStatistics(**{item.name: 1.0 for item in fields(EnergyStatistics)})
+    about = {"split": f"split {text}", "verdict": f"verdict {text}", "method": text}
+    print_energy(Energy(**about, images=3, group=2, step=1, untrained=numbers, trained=numbers))
     printed = " ".join(shown().split())
     assert f"path {text}" in printed and f"split {text}" in printed and f"verdict {text} (method {text}, step 1)" in printed

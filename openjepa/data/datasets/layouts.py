@@ -37,7 +37,8 @@ def labeled_splits(title: str, train: ListSource, test: ListSource, num_classes:
     check_usable(test, f"the test split of {title}")
     found = len(np.unique(train.labels))
     of = "" if found == num_classes else f" of its {num_classes:,}"
-    return Splits(train, test, f"{title}: {len(train):,} images to train in {found:,}{of} classes, {len(test):,} to test")
+    description = f"{title}: {len(train):,} images to train in {found:,}{of} classes, {len(test):,} to test"
+    return Splits(train, test, description, title)
 
 
 def refuse(title: str, root: Path, problem: str, expected: str) -> NoReturn:

@@ -1,6 +1,5 @@
 """Places205 and iNat18: data sets whose splits are lists of files with a class each."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from openjepa.data.datasets.layouts import labeled_splits, listed_images, refuse
 from openjepa.data.folders.image_lists import read_lines
 from openjepa.data.source import Splits
 from openjepa.refusals import Refusal, examples
+from openjepa.system.json_files import read_object
 
 PLACES_LISTS = ("trainvalsplit_places205", ".")
 """Folders of the lists: what their archive unpacks to, or beside the images."""
@@ -109,13 +109,14 @@ def open_inat18(root: Path) -> Splits:
 def _read_inat(file: Path) -> tuple[_Listed, list[dict[str, Any]]]:
     """Images with their category numbers, and the categories."""
     try:
-        content = json.loads(file.read_bytes())
+        content = read_object(file, "get it again") or {}
         paths = {int(image["id"]): str(image["file_name"]) for image in content["images"]}
         pairs = {(int(item["image_id"]), int(item["category_id"])) for item in content["annotations"]}
         categories = [{"id": int(item["id"]), "name": str(item["name"])} for item in content.get("categories", ())]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error) if isinstance(error, Refusal) else f"{type(error).__name__}: {error}"
         raise Refusal(
-            f"{file} is no annotation file in COCO's format ({type(error).__name__}: {error}); expected: "
+            f"{file} is no annotation file in COCO's format ({reason}); expected: "
             '{"images": [{"id", "file_name"}, ...], "annotations": [{"image_id", "category_id"}, ...], "categories": [...]}'
         ) from error
     labels = dict(pairs)

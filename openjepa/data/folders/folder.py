@@ -81,7 +81,7 @@ def open_folder(settings: FolderSettings, seed: int) -> Splits:
         warnings.warn(masks.advice(root), stacklevel=2)
     unused = _unused(opened)
     parts = [_description(root, opened), *unused, *others.described()]
-    return Splits(opened.train, opened.test, "; ".join(parts), left_out=tuple(others.left_out()), unused=unused)
+    return Splits(opened.train, opened.test, "; ".join(parts), root.name, left_out=tuple(others.left_out()), unused=unused)
 
 
 def left_out(settings: FolderSettings) -> dict[str, FolderSource]:

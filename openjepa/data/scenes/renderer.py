@@ -163,13 +163,7 @@ def render_scenes(
     numbers: dict[Split, int] = {"train": train, "val": test}
     with _mapper(workers) as mapper:
         for split in SPLITS:
-            jobs = (_Job(output, split, index, settings) for index in range(numbers[split]))
-            annotations = []
-            with progress(f"scenes: {split}", numbers[split], unit="scenes") as advance:
-                for annotation in mapper(_finish_scene, jobs):
-                    annotations.append(annotation)
-                    advance(1)
-            _write_annotations(output, split, annotations)
+            _render_split(mapper, [_Job(output, split, index, settings) for index in range(numbers[split])])
 
 
 @dataclass(frozen=True)
@@ -178,6 +172,17 @@ class _Job:
     split: Split
     index: int
     settings: RenderSettings
+
+
+def _render_split(mapper: Any, jobs: list[_Job]) -> None:
+    """Renders what is missing of a split and writes its annotations."""
+    output, split = jobs[0].output, jobs[0].split
+    annotations = []
+    with progress(f"scenes: {split}", len(jobs), unit="scenes") as advance:
+        for annotation in mapper(_finish_scene, jobs):
+            annotations.append(annotation)
+            advance(1)
+    _write_annotations(output, split, annotations)
 
 
 def _finish_scene(job: _Job) -> dict[str, Any]:

@@ -6,7 +6,6 @@ What reads the splits of a data set that are tables, tars, or on the Hub.
 """
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from openjepa.data.source import ListSource, Pieces, ShardSource, file_stamp
 from openjepa.data.tables.labels import LabelColumn, is_text, value_type
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import HuggingFaceSettings
+from openjepa.system.json_files import object_in
 from openjepa.system.whole_files import whole_file
 
 LABEL_NAMES = ("label", "labels", "cls")
@@ -61,8 +61,8 @@ def choose_columns(schema: Any, settings: HuggingFaceSettings, examples: Callabl
 
 def declared_features(schema: Any) -> dict[str, Any]:
     """The features that the `datasets` library wrote into a schema's metadata."""
-    text = (schema.metadata or {}).get(b"huggingface")
-    features = json.loads(text).get("info", {}).get("features", {}) if text else {}
+    text = (schema.metadata or {}).get(b"huggingface", b"{}").decode(errors="replace")
+    features = object_in(text, "the metadata of the table", "write the file again").get("info", {}).get("features", {})
     return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
 
 

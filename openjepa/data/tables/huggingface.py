@@ -38,7 +38,7 @@ def open_huggingface(settings: HuggingFaceSettings, seed: int) -> Splits:
         _check_first(stream, what)
         test = None if data.test is None else data.open_list(data.test)
         description = "; ".join([f"{settings.name()}: {_shards(stream)}{_tested(test)}", *unused, *others])
-        return Splits(stream, test, description, left_out=others, unused=unused)
+        return Splits(stream, test, description, settings.name(), left_out=others, unused=unused)
     source = data.open_list(data.train)
     check_usable(source, what)
     train, test, how = source, None, ""
@@ -53,7 +53,7 @@ def open_huggingface(settings: HuggingFaceSettings, seed: int) -> Splits:
         how = " (held out of each class)"
     remarks = _remarks(train, test)
     description = "; ".join([f"{settings.name()}: {_listed(train)}{_tested(test)}{how}", *remarks, *unused, *others])
-    return Splits(train, test, description, remarks=remarks, left_out=others, unused=unused)
+    return Splits(train, test, description, settings.name(), remarks=remarks, left_out=others, unused=unused)
 
 
 def split_names(settings: HuggingFaceSettings) -> list[str]:

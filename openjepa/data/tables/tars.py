@@ -5,7 +5,6 @@ file `.cls`, or what `data.label_column` names.
 """
 
 import gzip
-import json
 import shutil
 import tarfile
 import zlib
@@ -27,6 +26,7 @@ from openjepa.data.tables.arrow import SplitReader, prepared, row_name
 from openjepa.data.tables.labels import CANONICAL_NUMBER, WHOLE_NUMBER, LabelColumn, from_words, stream_label
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import HuggingFaceSettings
+from openjepa.system.json_files import value_in
 
 CLASS_FIELD = "cls"
 """Where the label of a sample stands if nothing else is chosen: a number, as text."""
@@ -62,8 +62,8 @@ class _Fields:
         if field != "json":
             return text
         try:
-            content = json.loads(text)
-        except ValueError:
+            content = value_in(text, field)
+        except Refusal:
             return None
         _, _, key = (self.label or "").partition(".")
         value = content.get(key) if key and isinstance(content, dict) else content

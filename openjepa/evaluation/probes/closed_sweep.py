@@ -1,6 +1,9 @@
 """Multinomial logistic regression without a learning rate: one head per weight decay, all at once, stopped early if weak."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +22,10 @@ ROUNDING = 8
 """Norm of a gradient that is nothing but rounding errors, in units of the last place of 1."""
 FP32_NOISE = 1e-7
 """Eigenvalues below this share of the largest are rounding errors."""
+MOST_SHARED = 16
+"""Decompositions that are kept at a time: an encoder, its two baselines and the pixels have 14."""
+ROWS_OF_A_KEY = 64
+"""Features are taken for equal if shape, means, scales and about this many rows are."""
 
 
 @dataclass(frozen=True)
@@ -108,22 +115,54 @@ def rotate(
     mean: Float[Tensor, " D"] | None = None,
     scale: Float[Tensor, " D"] | None = None,
     kept_variance: float = KEPT_VARIANCE,
-    components: Components | None = None,
     in_place: bool | None = None,
 ) -> Rotated:
     """(features - mean) * scale in the axes of their principal components. None: their mean; 1.
 
-    |W|^2 is the same in these axes, so that weight decay means the same, too. `components`: those of the same features, where
-    they are known already. `in_place`: the features stay where they are and are turned whenever they are read; None: where
-    they are large.
+    |W|^2 is the same in these axes, so that weight decay means the same, too. `in_place`: the features stay where they are and
+    are turned whenever they are read; None: if they are large.
     """
     device = features.device if mean is None else mean.device
     mean = moments(features, device)[0] if mean is None else mean
     scale = torch.ones_like(mean) if scale is None else scale
-    found = components or _principal_components(features, mean, scale, kept_variance)
+    found = _shared_components(features, mean, scale, kept_variance)
     turned = Rows(features, mean, scale[:, None] * found.axes)
     keep = is_large(features) if in_place is None else in_place
     return Rotated(turned if keep else Rows(turned.materialize()), found)
+
+
+_SHARED: ContextVar[dict[bytes, Components] | None] = ContextVar("shared components", default=None)
+
+
+@contextmanager
+def shared_components() -> Iterator[None]:
+    """Within the block equal features are decomposed once: tasks and seeds often have the same images.
+
+    The latest `MOST_SHARED` decompositions are kept, and none after the block. Also a decorator.
+    """
+    token = _SHARED.set({})
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+
+
+def _shared_components(
+    features: Shaped[Tensor, "n D"], mean: Float[Tensor, " D"], scale: Float[Tensor, " D"], kept_variance: float
+) -> Components:
+    """`_principal_components`, or what a block of `shared_components` knows of them."""
+    known = _SHARED.get()
+    if known is None:
+        return _principal_components(features, mean, scale, kept_variance)
+    some = features[:: max(1, len(features) // ROWS_OF_A_KEY)]
+    parts = [part.cpu().double().numpy().tobytes() for part in (mean, scale, some)]
+    words = f"{features.shape} {features.dtype} {mean.device} {kept_variance}".encode()
+    key = hashlib.sha256(b"".join([words, *parts])).digest()
+    found = known.pop(key, None) or _principal_components(features, mean, scale, kept_variance)
+    known[key] = found  # the latest stand last
+    if len(known) > MOST_SHARED:
+        del known[next(iter(known))]
+    return found
 
 
 def _principal_components(

@@ -38,6 +38,7 @@ from openjepa.evaluation.protocol import (
     chosen_first,
     held_out_rows,
     selections,
+    with_choice,
 )
 from openjepa.measures.accuracy import (
     INTERSECTION,
@@ -135,23 +136,29 @@ class Classifiers:
     predict: Callable[[Float[Tensor, "n D"]], Int[Tensor, "L n"]]
 
 
-def evaluate_dense_linear(probe: ImageProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
-    """Mean IoU of linear heads on single patches, one result per selection rule.
+def evaluate_dense(probe: ImageProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
+    """Mean IoU of those of `dense-linear` and `dense-knn` that `settings.protocols` has, for each selection rule.
 
-    The heads of evaluation/probes/linear.py, on one kind of features: {linear, BatchNorm + linear}, each solved for all of
-    `settings.weight_decays`. Chosen as there, by mean IoU. Raises Refusal where no training or test patch is labeled,
-    or no image of a split can be read.
+    `dense-linear`: the heads of `linear` on one kind of features: {linear, BatchNorm + linear}, each solved for all of
+    `settings.weight_decays`. `dense-knn`: the weighted vote (DINO's) of the nearest training patches, with k of
+    `settings.neighbors`. What is swept is chosen by mean IoU. Both share the passes over the images. Raises Refusal if no
+    training or test patch is labeled, or no image of a split can be read.
     """
-    return _evaluate("dense_linear", probe, settings)
-
-
-def evaluate_dense_knn(probe: ImageProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
-    """Mean IoU of the weighted vote (DINO's) of the nearest training patches, one result per selection rule.
-
-    k is chosen from `settings.neighbors` by mean IoU. Raises Refusal where no training or test patch is labeled, or no image
-    of a split can be read.
-    """
-    return _evaluate("dense_knn", probe, settings)
+    train = training_patches(probe, settings)
+    names = [name for name in _MAKERS if name in settings.protocols]
+    made = [(name, one) for name in names for one in _MAKERS[name](train, "pixels" if probe.raw_pixels else "last", settings)]
+    lost: list[Skipped] = []
+    tested = _test(probe, [one for _, one in made], settings, lost)
+    majority = int(train.labels.bincount().argmax())
+    unreadable = {"train": train.unreadable, "test": tuple(skipped.name for skipped in lost)}
+    results = []
+    for name in names:
+        own = [(one, result) for (maker, one), result in zip(made, tested, strict=True) if maker == name]
+        results += [
+            replace(_result(rule, own, majority, len(train.labels), settings.seed), protocol=name, unreadable=unreadable)
+            for rule in selections(settings)
+        ]
+    return tuple(results)
 
 
 def patch_features(probe: ImageProbe, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B N D"]:
@@ -296,6 +303,9 @@ def _predict_knn(
     return torch.stack([found[k] for k in settings.neighbors])
 
 
+_MAKERS = {"dense-linear": _linear_classifiers, "dense-knn": _knn_classifiers}
+
+
 def _scores(predictions: Int[Tensor, "L n"], labels: Int[Tensor, " n"], num_classes: int) -> list[float]:
     """Mean IoU of each classifier."""
     ones = functional.one_hot(labels, num_classes)[None]
@@ -313,37 +323,6 @@ class Tested:
     """Patches of every test image."""
     pixels: Int[Tensor, "L 3 classes"]
     """Pixels, each with the class that was predicted for its patch (nearest upsampling)."""
-
-
-_MAKERS = {"dense_linear": _linear_classifiers, "dense_knn": _knn_classifiers}
-
-
-def _evaluate(name: str, probe: ImageProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
-    """What is known already, or else found together with the other probe, where `settings.protocols` has it too."""
-    known = probe.found.pop(name, None)
-    if known is not None and known[0] == settings:
-        return known[1]
-    found = _evaluated([one for one in _MAKERS if one == name or one in settings.protocols], probe, settings)
-    probe.found.update({one: (settings, results) for one, results in found.items() if one != name})
-    return found[name]
-
-
-def _evaluated(names: list[str], probe: ImageProbe, settings: EvaluationSettings) -> dict[str, tuple[ProtocolResult, ...]]:
-    """Several probes in one pass over each split."""
-    train = training_patches(probe, settings)
-    made = [(name, one) for name in names for one in _MAKERS[name](train, "pixels" if probe.raw_pixels else "last", settings)]
-    lost: list[Skipped] = []
-    tested = _test(probe, [one for _, one in made], settings, lost)
-    majority = int(train.labels.bincount().argmax())
-    unreadable = {"train": train.unreadable, "test": tuple(skipped.name for skipped in lost)}
-    results: dict[str, tuple[ProtocolResult, ...]] = {}
-    for name in names:
-        own = [(one, result) for (maker, one), result in zip(made, tested, strict=True) if maker == name]
-        results[name] = tuple(
-            replace(_result(rule, own, majority, len(train.labels), settings.seed), unreadable=unreadable)
-            for rule in selections(settings)
-        )
-    return results
 
 
 def _test(probe: ImageProbe, several: list[Classifiers], settings: EvaluationSettings, lost: list[Skipped]) -> list[Tested]:
@@ -377,7 +356,6 @@ def _result(rule: str, several: list[tuple[Classifiers, Tested]], majority: int,
             patches.append(found.patches[:, number])
             pixels.append(found.pixels[number])
     best = chosen_first(heads, rule)
-    heads[best] = replace(heads[best], chosen=True)
     counts = patches[best].sum(dim=0)
     extra = {
         "patch_accuracy": hit_rate(counts),
@@ -386,7 +364,7 @@ def _result(rule: str, several: list[tuple[Classifiers, Tested]], majority: int,
         "train_patches": float(num_train),
     }
     error = mean_iou_error(patches[best], seed)
-    return ProtocolResult(heads[best].test_accuracy, error, tuple(heads), rule, extra)
+    return ProtocolResult(heads[best].test_accuracy, error, with_choice(heads, best), rule, extra)
 
 
 def _always(answer: int, counts: Int[Tensor, "3 classes"]) -> float:

@@ -22,7 +22,15 @@ from torch import Tensor
 from openjepa.evaluation.probes.closed_sweep import Heads, ScaledSplit, whole_rotation
 from openjepa.evaluation.probes.lazy_matrix import Rows, moments
 from openjepa.evaluation.probes.newton import Objective, Solution, minimize, rounded_rows
-from openjepa.evaluation.protocol import HeadResult, LabeledFeatures, ProtocolResult, chosen_first, held_out_rows
+from openjepa.evaluation.protocol import (
+    FeatureProbe,
+    HeadResult,
+    ProtocolResult,
+    chosen_first,
+    held_out_rows,
+    selections,
+    with_choice,
+)
 from openjepa.measures.accuracy import TOP, Accuracy, top1
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings, LogisticSettings
@@ -82,41 +90,44 @@ def standardize(features: Shaped[Tensor, "n D"], labels: Int[Tensor, " n"]) -> S
     return Standardized(mean, scale, whole_rotation(features, mean, scale), labels, int(labels.max()) + 1)
 
 
-def evaluate_logistic(train: LabeledFeatures, test: LabeledFeatures, settings: EvaluationSettings) -> ProtocolResult:
-    """Accuracy on `test` with the best lambda of `settings.logistic.penalties`, swept from the strongest.
+def evaluate_logistic(probe: FeatureProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
+    """Accuracy on the test split with the best lambda of `settings.logistic.penalties`, for each selection rule.
 
-    `held_out`: lambda is chosen on 10 % of `train`, solved on the other 90 %; the chosen one is then solved on all of `train`.
-    `paper`: solved on all of `train`, the best on `test`. Only the first kind of features (the last layer, or pixels) is used.
-    `extra`: the norm of the gradient at the solution, also as a share of lambda |W|, and top-5 where there are more than five
-    classes. Warns where the search for some lambda has ended before its gradient was small enough.
+    `held_out`: lambda is chosen on 10 % of the training split, solved on the other 90 %; the chosen one is then solved on all
+    of it. `paper`: solved on all of the training split, the best on the test split. Only the first kind of features (the last
+    layer, or pixels) is used. `extra`: the norm of the gradient at the solution, also as a share of lambda |W|, and top-5 if
+    there are more than five classes. Warns if the search for some lambda has ended before its gradient was small enough.
     """
     penalties = _strongest_first(settings.logistic)
-    kind = next(iter(train.features))
-    problem = standardize(train.features[kind], train.labels)
-    queries = problem.project(test.features[kind])
-    if settings.selection == "paper":
-        solutions = list(problem.sweep(penalties, settings.logistic))
-        _warn_of_unsolved(penalties, solutions, settings.logistic)
-        heads = [_head(kind, p, None, _accuracy(s, queries, test.labels)) for p, s in zip(penalties, solutions, strict=True)]
-    else:
-        heads, solutions = _held_out(problem, kind, queries, test.labels, penalties, settings)
-    best = chosen_first(heads, settings.selection)
-    heads[best] = replace(heads[best], chosen=True)
-    accuracy = heads[best].test_accuracy
-    extra = {"gradient_norm": solutions[best].gradient_norm, "relative_gradient": solutions[best].relative_gradient}
-    if problem.num_classes > TOP:
-        extra["top5"] = _top(solutions[best].heads, queries, test.labels)
-    error = Accuracy(accuracy, len(test.labels)).standard_error
-    return ProtocolResult(accuracy, error, tuple(heads), settings.selection, extra)
+    problem = standardize(probe.train.features[probe.kind], probe.train.labels)
+    queries = problem.project(probe.test.features[probe.kind])
+    results = []
+    for rule in selections(settings):
+        sweep = _sweep_on_test if rule == "paper" else _sweep_held_out
+        heads, solutions = sweep(problem, probe, queries, penalties, settings)
+        best = chosen_first(heads, rule)
+        accuracy, solution = heads[best].test_accuracy, solutions[best]
+        extra = {"gradient_norm": solution.gradient_norm, "relative_gradient": solution.relative_gradient}
+        if problem.num_classes > TOP:
+            extra["top5"] = _top(solution.heads, queries, probe.test.labels)
+        error = Accuracy(accuracy, len(probe.test.labels)).standard_error
+        results.append(ProtocolResult(accuracy, error, with_choice(heads, best), rule, extra))
+    return tuple(results)
 
 
-def _held_out(
-    problem: Standardized,
-    kind: str,
-    queries: Rows,
-    answers: Int[Tensor, " m"],
-    penalties: list[float],
-    settings: EvaluationSettings,
+def _sweep_on_test(
+    problem: Standardized, probe: FeatureProbe, queries: Rows, penalties: list[float], settings: EvaluationSettings
+) -> tuple[list[HeadResult], list[Solution]]:
+    """One head for every lambda, solved on all of the training split."""
+    solutions = list(problem.sweep(penalties, settings.logistic))
+    _warn_of_unsolved(penalties, solutions, settings.logistic)
+    scores = [_accuracy(solution, queries, probe.test.labels) for solution in solutions]
+    heads = [_head(probe.kind, penalty, None, score) for penalty, score in zip(penalties, scores, strict=True)]
+    return heads, solutions
+
+
+def _sweep_held_out(
+    problem: Standardized, probe: FeatureProbe, queries: Rows, penalties: list[float], settings: EvaluationSettings
 ) -> tuple[list[HeadResult], list[Solution]]:
     """The lambda that is best on the held-out part, solved anew on everything: the only head that sees the test split."""
     kept, held = held_out_rows(problem.labels, settings.seed)
@@ -126,7 +137,7 @@ def _held_out(
     best = scores.index(max(scores))
     (final,) = problem.sweep([penalties[best]], settings.logistic, start=solutions[best].heads)
     _warn_of_unsolved([*penalties, penalties[best]], [*solutions, final], settings.logistic)
-    return [_head(kind, penalties[best], scores[best], _accuracy(final, queries, answers))], [final]
+    return [_head(probe.kind, penalties[best], scores[best], _accuracy(final, queries, probe.test.labels))], [final]
 
 
 def _warn_of_unsolved(penalties: list[float], solutions: list[Solution], settings: LogisticSettings) -> None:

@@ -29,6 +29,7 @@ from openjepa.evaluation.protocol import (
     chosen_first,
     held_out_rows,
     selections,
+    with_choice,
 )
 from openjepa.measures.accuracy import TOP, Accuracy
 from openjepa.refusals import Refusal
@@ -283,12 +284,11 @@ def choose(
     heads = [heads[i] for i in order]
     rule = "paper" if on_held is None else "held_out"
     best = chosen_first(heads, rule)
-    heads[best] = replace(heads[best], chosen=True)
     extra = {"training_seconds": round(seconds, 1)}
     if num_classes > TOP:
         extra["top5"] = on_test.top5[order[best]]
     accuracy = heads[best].test_accuracy
-    return ProtocolResult(accuracy, Accuracy(accuracy, on_test.num).standard_error, tuple(heads), rule, extra)
+    return ProtocolResult(accuracy, Accuracy(accuracy, on_test.num).standard_error, with_choice(heads, best), rule, extra)
 
 
 Batch = TypeVar("Batch")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from openjepa.checks.grids import check_patch_divides
+from openjepa.checks.sizes import check_patch_divides
 from openjepa.config import difference, load_run_config, to_dict
 from openjepa.data import open_splits
 from openjepa.data.folders.folder import left_out as other_folders

@@ -32,7 +32,7 @@ class IBotSettings(SelfDistillationSettings):
     shared_head: bool = True
     """One last layer for class token and patches (published: yes)."""
     patch_outputs: Annotated[int | None, AT_LEAST_1] = 8192
-    """Dimensions of the patches' output where their last layer is not shared. None: as `outputs`."""
+    """Dimensions of the patches' output if their last layer is not shared. None: as `outputs`."""
     class_weight: Annotated[float, NOT_NEGATIVE] = 1.0
     """Weight of the loss of the class tokens."""
     patch_weight: Annotated[float, NOT_NEGATIVE] = 1.0

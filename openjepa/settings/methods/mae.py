@@ -21,6 +21,7 @@ class MaeSettings(MethodSettings):
         against_collapse="pixels cannot collapse: the targets are given, not learned",
     )
     mask_kinds = ("tokens",)
+    needs_equal_counts = True
 
     name: Literal["mae"] = "mae"
     decoder_width: Annotated[int | None, AT_LEAST_1] = 512

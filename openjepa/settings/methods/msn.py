@@ -22,6 +22,7 @@ class MsnSettings(MultiCropSettings):
     )
     mask_kinds = ("tokens",)
     needs_class_token = True
+    needs_equal_counts = True
 
     name: Literal["msn"] = "msn"
     local_crops: Annotated[int, NOT_NEGATIVE] = 10

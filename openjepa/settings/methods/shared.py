@@ -1,7 +1,4 @@
-"""Settings that all methods or those with a teacher share, and About: what a method is, in the words of I-JEPA's section 2.
-
-Settings that DINO, iBOT and MSN share: several crops of an image in two sizes, and how their colors are changed.
-"""
+"""Settings that several methods share, and About: what a method is, in the words of I-JEPA's section 2."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -26,11 +23,16 @@ class About:
     y: str
     """What is to be compatible with it."""
     z: str
-    """What else the predictor is told; `none` where nothing is."""
+    """What else the predictor is told; `none` if nothing is."""
     energy: str
     """How the two are compared."""
     against_collapse: str
     """What keeps the energy from being low everywhere."""
+
+    @property
+    def short(self) -> str:
+        """The title without its paper, e.g. `MAE`."""
+        return self.title.split(" (")[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,8 @@ class MethodSettings:
     """Masks the method can work with."""
     needs_class_token: ClassVar[bool] = False
     """Whether the encoder must have a class token."""
+    needs_equal_counts: ClassVar[bool] = False
+    """Whether every image must have equally many masked patches, because only the visible ones are encoded."""
 
     name: str
     """Which method trains the encoder."""

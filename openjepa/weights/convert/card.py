@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
+from openjepa.records import Metric, Result
 from openjepa.report.facts import facts, lede, method_name
-from openjepa.report.reading import RunFolder, lookup, text
-from openjepa.system.json_files import number
+from openjepa.report.reading import Run, text
 from openjepa.system.shell import hub_name
 
 OPENJEPA = """import openjepa
@@ -96,6 +96,11 @@ def _pooled(config: Mapping[str, Any]) -> str:
 
 LIBRARIES = {"safetensors": "openjepa", "official": "openjepa", "transformers": "transformers", "timm": "timm", "onnx": "onnx"}
 """`library_name` of the Hub."""
+HUB_WORDS = {
+    "accuracy": ("accuracy", "image-classification", "accuracy"),
+    "miou": ("mean_iou", "image-segmentation", "mean IoU"),
+}
+"""By what a number is: metric and task as the Hub names them, and words for it."""
 POSITION_WORDS = {"sincos": "fixed sin-cos"}
 SETTINGS_SENTENCE = (
     "every setting of the training stands in `training.yaml` (of folders only the last part); "
@@ -135,9 +140,9 @@ class CardFacts:
     """target or context: the encoder that was taken."""
     has_settings: bool = False
     """Whether the run's settings lie beside the card."""
-    run: RunFolder | None = None
+    run: Run | None = None
     """The run, or the results of an evaluated encoder."""
-    results: Sequence[Mapping[str, Any]] = ()
+    results: Sequence[Result] = ()
     """Evaluations of just these weights."""
     checks: Sequence[str] = field(default_factory=tuple)
     remarks: Sequence[str] = field(default_factory=tuple)
@@ -180,12 +185,12 @@ def _tags(known: CardFacts) -> list[str]:
     return list(dict.fromkeys(filter(None, ["openjepa", "self-supervised", "vision-transformer", method, known.to])))
 
 
-def _start(run: RunFolder | None) -> str:
+def _start(run: Run | None) -> str:
     """The weights that the training began from, by name; empty where they were random."""
     return text(run.setting("run", "init", default="") or "", 160) if run else ""
 
 
-def _datasets(run: RunFolder | None) -> list[str]:
+def _datasets(run: Run | None) -> list[str]:
     """The data set's name on the Hub, where it is one."""
     path = text(run.setting("data", "path", default="") or "", 160) if run else ""
     name = hub_name(path) if run and run.setting("data", "source") == "huggingface" else None
@@ -195,39 +200,22 @@ def _datasets(run: RunFolder | None) -> list[str]:
 def _index(known: CardFacts) -> Iterator[dict[str, Any]]:
     """One entry per number of this encoder, as the Hub shows them."""
     for result in known.results:
-        metrics = lookup(result, "subjects", "encoder", "metrics", default={})
-        for probe, metric in metrics.items() if isinstance(metrics, Mapping) else ():
-            value = number(lookup(metric, "value"))
-            if value is None:
-                continue
-            is_dense = "mIoU" in probe
-            data = _data_name(result)
+        data, title = text(result.data_name, 80) or "unknown", text(result.title, 80)
+        for name, metric in _metrics(result, "encoder").items():
+            kind, task, words = HUB_WORDS[metric.measure]
             yield {
-                "task": {"type": "image-segmentation" if is_dense else "image-classification", "name": _title(result)},
+                "task": {"type": task, "name": title},
                 "dataset": {"name": data, "type": _slug(data)},
-                "metrics": [
-                    {
-                        "type": "mean_iou" if is_dense else "accuracy",
-                        "name": f"{text(probe, 60)} ({'mean IoU' if is_dense else 'accuracy'}, %)",
-                        "value": round(100 * value, 2),
-                    }
-                ],
+                "metrics": [{"type": kind, "name": f"{text(name, 60)} ({words}, %)", "value": round(100 * metric.value, 2)}],
             }
 
 
-def _data_name(result: Mapping[str, Any]) -> str:
-    """As the result says; of older ones the first words of what the data is, the rest of which counts its images."""
-    if named := result.get("data_name"):
-        return text(named, 80)
-    return text(re.split(r"[:,]", str(result.get("data") or _title(result)))[0], 80) or "unknown"
+def _metrics(result: Result, subject: str) -> Mapping[str, Metric]:
+    return result.subjects[subject].metrics if subject in result.subjects else {}
 
 
 def _slug(words: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:60] or "unknown"
-
-
-def _title(result: Mapping[str, Any]) -> str:
-    return text(result.get("title") or result.get("task") or "evaluation", 80)
 
 
 def _about(known: CardFacts) -> str:
@@ -290,7 +278,7 @@ def _training(known: CardFacts) -> Iterator[str]:
 
 
 def _results(known: CardFacts) -> Iterator[str]:
-    subjects = [name for name in SUBJECTS if any(lookup(result, "subjects", name) for result in known.results)]
+    subjects = [name for name in SUBJECTS if any(name in result.subjects for result in known.results)]
     lines = [line for result in known.results for line in _lines(result, subjects)]
     yield "## Results"
     if not lines:
@@ -302,18 +290,17 @@ def _results(known: CardFacts) -> Iterator[str]:
         yield f"Measured with weights in float32, before they were stored in {known.dtype}."
 
 
-def _lines(result: Mapping[str, Any], subjects: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    found = lookup(result, "subjects", "encoder", "metrics", default={})
-    for probe in found if isinstance(found, Mapping) else ():
-        cells = [_cell(lookup(result, "subjects", subject, "metrics", probe)) for subject in subjects]
-        yield (f"{_title(result)}, {_data_name(result)}", text(probe, 60), *cells, text(result.get("num_test", ""), 12))
+def _lines(result: Result, subjects: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    task = f"{text(result.title, 80)}, {text(result.data_name, 80) or 'unknown'}"
+    for name in _metrics(result, "encoder"):
+        cells = [_cell(_metrics(result, subject).get(name)) for subject in subjects]
+        yield (task, text(name, 60), *cells, str(result.num_test or ""))
 
 
-def _cell(metric: Any) -> str:
-    value, error = number(lookup(metric, "value")), number(lookup(metric, "standard_error"))
-    if value is None:
+def _cell(metric: Metric | None) -> str:
+    if metric is None:
         return "-"
-    return f"{100 * value:.1f}" + (f" ± {100 * error:.1f}" if error is not None else "")
+    return f"{100 * metric.value:.1f}" + ("" if metric.standard_error is None else f" ± {100 * metric.standard_error:.1f}")
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

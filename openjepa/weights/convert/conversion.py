@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 import openjepa
 from openjepa.engine.run_folder import without_ending
 from openjepa.models.vit import VisionTransformer, build_encoder
+from openjepa.records import Result
 from openjepa.refusals import Refusal
 from openjepa.settings.inference import MARK, ConvertSettings
 from openjepa.settings.sources import height_and_width
@@ -199,7 +200,7 @@ def _write_notes(
     done: Conversion,
     networks: Networks,
     origin: Origin,
-    results: Sequence[Mapping[str, Any]],
+    results: Sequence[Result],
 ) -> None:
     """The card, the run's settings, and the mark by which a later conversion knows the folder."""
     facts = CardFacts(

@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from openjepa.report.reading import RunFolder, read_run
+from openjepa.records import Result
+from openjepa.report.reading import Run, read_run
 from openjepa.settings.inference import MARK
 from openjepa.system.json_files import number, readable_object
 from openjepa.system.shell import hub_name
@@ -62,7 +63,7 @@ class Origin:
     """Whether openjepa trained them."""
     weights: str
     """Hash of the encoder as it was read."""
-    run: RunFolder | None = None
+    run: Run | None = None
     """The run, or the results of an encoder that belongs to none."""
     settings: Mapping[str, Any] | None = None
     """The run's settings, as they can be published."""
@@ -73,14 +74,14 @@ class Origin:
     what: str | None = None
     """What that folder was converted from, in a few words."""
 
-    def results_of(self, encoder: str, is_own_size: bool) -> tuple[Sequence[Mapping[str, Any]], list[str]]:
+    def results_of(self, encoder: str, is_own_size: bool) -> tuple[Sequence[Result], list[str]]:
         """Evaluations of just these weights, and remarks on what the run's files say of others.
 
         Those of the other encoder are not meant at all; those of an earlier step of the run are left out and counted.
         `encoder`: target or context. `is_own_size`: whether positions are those of the training size.
         """
-        found = [item for item in (self.run.evaluations if self.run else ()) if not item.get("skipped")]
-        meant = [item for item in found if item.get("encoder") in (encoder, "external")]
+        found = [item for item in (self.run.evaluations if self.run else ()) if not item.skipped]
+        meant = [item for item in found if item.encoder in (encoder, "external")]
         kept = [item for item in meant if self._is_current(item)]
         remarks = self._of_another_step()
         if len(kept) < len(meant):
@@ -98,11 +99,11 @@ class Origin:
         last = logged[-1][0]
         return [f"the weights are of step {own:,.0f}; images seen, time and compute of the recipe are of step {last:,.0f}"]
 
-    def _is_current(self, result: Mapping[str, Any]) -> bool:
-        if result.get("weights"):
-            return bool(result["weights"] == self.weights)
-        step, own = result.get("step"), self.training.get("step")
-        return step is None or own is None or step == own
+    def _is_current(self, result: Result) -> bool:
+        if result.weights:
+            return result.weights == self.weights
+        own = self.training.get("step")
+        return result.step is None or own is None or result.step == own
 
 
 def find_origin(subject: Path, loaded: Loaded) -> Origin:
@@ -138,20 +139,20 @@ def _run_folder(place: Path) -> Path | None:
     return parent if is_inside else None
 
 
-def _evaluated(place: Path) -> RunFolder | None:
+def _evaluated(place: Path) -> Run | None:
     """The results of an encoder that belongs to no run: in its folder, or beside its file."""
     folder = place if place.is_dir() else place.with_name(f"{place.name}.results")
     return read_run(folder) if any((folder / "eval").glob("*.json")) else None
 
 
-def _numbers(run: RunFolder) -> dict[str, Any]:
+def _numbers(run: Run) -> dict[str, Any]:
     """Whole epochs done, the last loss, batch size, processes and peak rate, as far as the run's files say."""
     epoch = run.log.last("train", "epoch")
     values: dict[str, Any] = {
         "epoch": None if epoch is None else int(epoch),
         "loss": run.log.last("train", "loss"),
         "batch_size": number(run.setting("optim", "batch_size")),
-        "world_size": number(run.summary.get("processes")),
+        "world_size": run.summary.processes,
         "lr": number(run.setting("optim", "lr")),
     }
     whole = ("batch_size", "world_size")

@@ -36,7 +36,7 @@ def test_probes_learn_three_classes_from_the_labeled_rows(tmp_path: Path) -> Non
     (result,) = evaluate_run(write_encoder(tmp_path / "run") / "encoder", settings, data, said.append)
     assert (result.num_train, result.num_test, result.num_classes) == (54, 18, 3)
     assert result.chance == pytest.approx(6 / 18)
-    assert set(result.subjects["encoder"].metrics) == {"k-NN", "linear-cached", "logistic"}
+    assert set(result.subjects["encoder"].metrics) == {"k-NN", "linear", "logistic"}
     notes = [
         "note: 6 training images without a label, which probes leave out",
         "note: 2 test images without a label, which probes leave out",

@@ -4,6 +4,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from PIL import Image
 
 from openjepa.data.source import LabelMaps, ListSource, Splits
 from openjepa.data.views import evaluation_view
-from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.probes.dense import (
+    evaluate_dense,
     held_out_patches,
     label_view,
     patch_batches,
@@ -26,11 +27,11 @@ from openjepa.evaluation.probes.dense import (
     training_patches,
 )
 from openjepa.evaluation.protocol import ImageProbe, LabeledImages, ProtocolResult
-from openjepa.evaluation.results import Result
 from openjepa.evaluation.task_run import Subjects, evaluate_task
 from openjepa.evaluation.tasks import TASKS, chosen_tasks
 from openjepa.measures.accuracy import hit_rate, mean_iou, mean_iou_error, overlap_counts
 from openjepa.models.vit import build_encoder
+from openjepa.records import Result
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import DenseSettings, EvaluationSettings
 from openjepa.settings.models import EncoderConfig
@@ -42,7 +43,16 @@ SETTINGS = EvaluationSettings(
 )
 CPU = torch.device("cpu")
 COLORS = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200]], np.uint8)
-PROBES = {name: PROTOCOLS[name].load() for name in ("dense_linear", "dense_knn")}  # type: ignore[index]
+
+
+def results(name: str, given: ImageProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
+    """The results of one of the two probes, asked for alone."""
+    found = evaluate_dense(given, replace(settings, protocols=(name,)))
+    assert all(result.protocol == name for result in found)
+    return found
+
+
+PROBES = {name: partial(results, name) for name in ("dense-linear", "dense-knn")}
 
 
 class ListOfMaps(LabelMaps):
@@ -231,10 +241,10 @@ def test_unlabeled_patches_are_left_out() -> None:
     with pytest.raises(
         ValueError, match=r"no patch of the 6 test images has .* hold classes and not only 255, or evaluate other --tasks"
     ):
-        PROBES["dense_linear"](probe(train, test), SETTINGS)
+        PROBES["dense-linear"](probe(train, test), SETTINGS)
     train.maps.maps[:] = 255
     with pytest.raises(ValueError, match=r"dense\.max_patches=50000: none of the 288 training patches .*--dense\.max-patches"):
-        PROBES["dense_linear"](probe(train, test), SETTINGS)
+        PROBES["dense-linear"](probe(train, test), SETTINGS)
 
 
 def test_held_out_patches_share_no_image_with_the_others() -> None:
@@ -275,7 +285,7 @@ def test_colors_that_are_the_classes_are_all_found(name: str) -> None:
 
 def test_colors_that_say_nothing_give_the_most_frequent_class() -> None:
     train, test = side(60, 1, informative=False), side(60, 2, informative=False)
-    (result,) = PROBES["dense_linear"](probe(train, test), replace(SETTINGS, weight_decays=(1.0,)))
+    (result,) = PROBES["dense-linear"](probe(train, test), replace(SETTINGS, weight_decays=(1.0,)))
     assert isinstance(test.maps, ListOfMaps)
     share = (test.maps.maps == 0).mean()
     assert result.extra["majority"] == pytest.approx(share / 3)
@@ -284,7 +294,7 @@ def test_colors_that_say_nothing_give_the_most_frequent_class() -> None:
 
 def test_an_encoder_has_its_own_numbers() -> None:
     train, test = side(30, 1), side(20, 2)
-    (result,) = PROBES["dense_linear"](probe(train, test, raw_pixels=False), SETTINGS)
+    (result,) = PROBES["dense-linear"](probe(train, test, raw_pixels=False), SETTINGS)
     assert result.accuracy > 0.9  # random weights keep the color of a patch
     assert {head.features for head in result.heads} == {"last"} and result.extra["train_patches"] == 720
 
@@ -324,7 +334,7 @@ def scenes(number: int) -> Splits:
 def evaluated(splits: Splits, folder: Path, **changed: Any) -> Result:
     encoder = probe(side(2, 1), side(2, 2)).encoder
     subjects = Subjects({"encoder": encoder, "untrained": encoder}, CONFIG, True, (16, 24), folder)
-    return evaluate_task(Result("scene_shapes", "", "", "", ""), splits, subjects, replace(SETTINGS, **changed), {})
+    return evaluate_task(Result("scene_shapes", "", "", "", ""), splits, subjects, replace(SETTINGS, **changed))
 
 
 def test_a_task_on_maps_has_numbers_of_encoders_and_pixels(tmp_path: Path) -> None:

@@ -21,13 +21,11 @@ import openjepa
 from openjepa.config import difference, load_run_config, save_yaml
 from openjepa.engine.device import device_name
 from openjepa.records import Environment, read_environment, seconds_of_steps
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, require_package
 from openjepa.settings.run import RunConfig
-from openjepa.system.claims import Claim, take
 from openjepa.system.json_files import log_lines, number, read_object, readable
-from openjepa.system.packages import require_package
+from openjepa.system.shared_files import Claim, take, whole_file
 from openjepa.system.shell import MARK, this_command
-from openjepa.system.whole_files import whole_file
 from openjepa.types import Skipped
 
 

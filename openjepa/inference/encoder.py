@@ -18,7 +18,7 @@ from openjepa.inference.prediction import Prediction, compare, objective_of
 from openjepa.models.predictor import Predictor
 from openjepa.refusals import Refusal
 from openjepa.system.console import progress as progress_bar
-from openjepa.system.whole_files import is_writable
+from openjepa.system.shared_files import is_writable
 from openjepa.types import EncoderOutput, Export
 from openjepa.weights.formats import Loaded
 from openjepa.weights.native import PREDICTOR_FOLDER, save_network

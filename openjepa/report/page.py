@@ -22,7 +22,7 @@ from openjepa.report.numbers import percent
 from openjepa.report.reading import Figure, Run, distinct, read_run, text
 from openjepa.report.svg import NUM_COLORS
 from openjepa.system import shell
-from openjepa.system.whole_files import whole_file
+from openjepa.system.shared_files import whole_file
 
 LABELS = {
     "title": "Method",

@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from PIL import Image
 
-from openjepa.system.packages import needed_for
+from openjepa.refusals import needed_for
 
 USUAL = "DejaVu Sans"
 """matplotlib's own: Latin, Greek, Cyrillic, Arabic and more, but no Chinese, Japanese, Korean, Indic or emoji."""

@@ -15,9 +15,8 @@ from torch import Tensor
 from openjepa.models.positions import sincos_positions
 from openjepa.models.predictor import Predictor
 from openjepa.models.vit import VisionTransformer
-from openjepa.refusals import Refusal, examples, few
+from openjepa.refusals import Refusal, examples, few, needed_for
 from openjepa.settings.models import SIZES, EncoderConfig, PredictorConfig
-from openjepa.system.packages import needed_for
 from openjepa.system.shell import hub_name
 from openjepa.weights import FORMATS
 from openjepa.weights.contents import MOST_NAMES, Contents, open_contents

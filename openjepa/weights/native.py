@@ -18,7 +18,7 @@ from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.system.json_files import read_object, typed
-from openjepa.system.whole_files import whole_folder
+from openjepa.system.shared_files import whole_folder
 from openjepa.types import Export
 from openjepa.weights.contents import CONFIG_FILE, WEIGHTS_FILE, Contents, Plan, fill, open_contents, same_names, weight_names
 from openjepa.weights.formats import Choice, Loaded, Networks, Reader, WrongChoice, refuse_context, size_words, stored

@@ -20,9 +20,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from openjepa.models.vit import VisionTransformer
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, needed_for
 from openjepa.settings.models import EncoderConfig
-from openjepa.system.packages import needed_for
 from openjepa.weights.contents import Contents
 from openjepa.weights.formats import DTYPES, Choice, Loaded, Networks, Reader, mask_token_remark
 

@@ -35,8 +35,8 @@ from openjepa.models.transformer import Block, attention, scaled
 from openjepa.models.vit import VisionTransformer
 from openjepa.operators import fused_linear, has_fused_linear, has_tile_products
 from openjepa.refusals import Refusal
-from openjepa.system.claims import Claim
 from openjepa.system.cores import available_cores
+from openjepa.system.shared_files import Claim
 from openjepa.types import Skipped
 
 LARGEST_BATCH_BYTES = 2**28

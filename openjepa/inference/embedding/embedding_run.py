@@ -28,8 +28,8 @@ from openjepa.refusals import Refusal
 from openjepa.settings.inference import EmbedSettings
 from openjepa.settings.ranges import as_option, check_ranges
 from openjepa.settings.sources import DataSettings
-from openjepa.system.claims import Claim
 from openjepa.system.console import Say, progress, silent
+from openjepa.system.shared_files import Claim
 
 PATIENCE_SECONDS = 10.0
 """Seconds that workers of a killed process may take to notice that it is dead."""

@@ -29,9 +29,8 @@ from numpy.typing import NDArray
 from openjepa.inference.embedding.plan import Part, Plan
 from openjepa.inference.embedding.table import COLUMNS, FEATURES, MEAN_KEY, METADATA_KEY, Manifest, Row, Tally, parquet_blocks
 from openjepa.refusals import Refusal
-from openjepa.system.claims import Claim, take
 from openjepa.system.json_files import readable_object
-from openjepa.system.whole_files import own_name, whole_file
+from openjepa.system.shared_files import Claim, own_name, take, whole_file
 from openjepa.types import Skipped
 
 COPIED_BYTES = 2**24

@@ -23,11 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openjepa.config import nearest
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, require_package
 from openjepa.system.json_files import object_in, readable, readable_object, typed
-from openjepa.system.packages import require_package
+from openjepa.system.shared_files import is_writable
 from openjepa.system.shell import command
-from openjepa.system.whole_files import is_writable
 
 FORMAT, VERSION = "openjepa-features", 1
 COLUMNS = ("path", "split", "index", "label")

@@ -19,7 +19,7 @@ from openjepa.inference.search.sheets import COLUMNS, KEPT, REMOVED, Line, Pictu
 from openjepa.inference.search.vectors import Vectors, table_mean
 from openjepa.settings.inference import SearchSettings
 from openjepa.system.console import Say, progress, silent
-from openjepa.system.whole_files import whole_file
+from openjepa.system.shared_files import whole_file
 
 GROUPS_SHOWN, OUTLIERS_SHOWN = 16, 48
 """Images of the contact sheets."""

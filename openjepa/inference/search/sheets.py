@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from openjepa.inference.search.queries import Box
-from openjepa.system.whole_files import whole_file
+from openjepa.system.shared_files import whole_file
 from openjepa.visualization.sheet import BAD, GOOD, GRAY, Sheet, enlarge, printable
 
 CELL = 168

@@ -19,7 +19,7 @@ from openjepa.refusals import Refusal
 from openjepa.settings.inference import MARK, ConvertSettings
 from openjepa.settings.sources import height_and_width
 from openjepa.system.console import Say, silent
-from openjepa.system.whole_files import is_writable, whole_folder
+from openjepa.system.shared_files import is_writable, whole_folder
 from openjepa.weights import OUTPUTS
 from openjepa.weights.contents import weights_hash
 from openjepa.weights.convert.card import CardFacts, card

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from openjepa.engine.features import Output, encode, in_caches
+from openjepa.engine.device import Output, encode, in_caches
 from openjepa.inference.areas import Areas, indices_of
 from openjepa.inference.batches import View, ViewName, batches, prepared
 from openjepa.inference.images import Picture, Pictures, separate

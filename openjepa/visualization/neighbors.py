@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from openjepa.data import open_splits
 from openjepa.data.passes import EvalBatch, evaluation_batches
 from openjepa.data.source import ListSource, ShardRecord, ShardSource
-from openjepa.engine.features import encode, pooled_features
+from openjepa.engine.device import encode, pooled_features
 from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal
 from openjepa.seeds import derive_samples

@@ -279,5 +279,5 @@ def test_a_killed_program_is_continued(tmp_path: Path) -> None:
 def test_a_batch_in_parts_gives_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     images, extractor = torch.stack([image(index) for index in range(10)]), encoder_features()
     whole = extractor.extract(images)
-    monkeypatch.setattr("openjepa.engine.features.CPU_PATCHES", 14)  # three images of four patches
+    monkeypatch.setattr("openjepa.engine.device.CPU_PATCHES", 14)  # three images of four patches
     torch.testing.assert_close(extractor.extract(images), whole)

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from openjepa.data.loading.cache import draw_masks
-from openjepa.data.loading.loader import BatchPlan, TrainingLoader
+from openjepa.data.loading.chunks import draw_masks
+from openjepa.data.loading.loader import TrainingLoader
+from openjepa.data.loading.order import BatchPlan
 from openjepa.data.passes import evaluation_batches
 from openjepa.data.selection import for_probes
 from openjepa.data.source import ListSource, Splits

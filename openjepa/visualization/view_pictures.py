@@ -11,7 +11,8 @@ from jaxtyping import UInt8
 
 from openjepa.data import open_splits
 from openjepa.data.decode import decode_image
-from openjepa.data.loading.loader import BatchPlan, TrainingLoader
+from openjepa.data.loading.loader import TrainingLoader
+from openjepa.data.loading.order import BatchPlan
 from openjepa.data.source import ListSource
 from openjepa.data.views import evaluation_view
 from openjepa.masks import MASKS

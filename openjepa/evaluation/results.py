@@ -60,7 +60,7 @@ def variant_name(
     *subject: str,
     usual: EvaluationSettings | None = None,
 ) -> str:
-    """What differs from the run's own evaluation, joined by dashes; empty where nothing does.
+    """What differs from the run's own evaluation, joined by dashes; empty if nothing does.
 
     `subject`: what is known of encoder and data (`data_name`), empty words left out. `own_size`: the encoder's training size.
     `usual`: settings of a suite's row, which are no variant. `settings.pooling`: `own`, or the one that is not the encoder's.
@@ -129,7 +129,7 @@ def _hash(text: str) -> str:
 
 
 def _shot_words(shot: LowShotSettings) -> tuple[str, ...]:
-    """`1pct`, `5shot`, or the name of the list; and the seed where it is another than 0."""
+    """`1pct`, `5shot`, or the name of the list; and the seed if it is not 0."""
     what = [f"{_short(shot.percent)}pct"] if shot.percent is not None else []
     what += [f"{shot.images_per_class}shot"] if shot.images_per_class is not None else []
     what += [Path(shot.list).stem] if shot.list is not None else []
@@ -137,7 +137,7 @@ def _shot_words(shot: LowShotSettings) -> tuple[str, ...]:
 
 
 def data_name(own: DataSettings | None, data: DataSettings) -> str:
-    """What the results call `data`: nothing where an evaluation sees the run's own images, in the run's own split."""
+    """What the results call `data`: nothing if an evaluation sees the run's own images, in the run's own split."""
     if own is None:
         return data.name()
     seen, usual = _seen(data), _seen(own)

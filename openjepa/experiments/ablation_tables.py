@@ -1,6 +1,6 @@
-"""The tables of an ablation: Markdown and JSON beside the runs, and in the terminal, whole at 100 columns.
+"""What the runs of an ablation have given (a file for each run), and the tables made of them. Free of torch.
 
-What the runs of an ablation have given, one file a run, and all of them in results.json. Free of torch.
+Tables stand as Markdown and JSON beside the runs, and in the terminal, whole at 100 columns.
 """
 
 import json
@@ -27,6 +27,26 @@ from openjepa.system.shared_files import whole_file
 RESULTS = "results"
 """Folder with a file for every run."""
 Numbers = Mapping[str, float]
+BUDGETS = {"images": "At equal images seen", "seconds": "At equal training time"}
+PROBES = {
+    "linear": "classification/linear",
+    "k-NN": "classification/knn",
+    "Count linear": "clevr_count/linear",
+    "Count k-NN": "clevr_count/knn",
+    "Dist linear": "clevr_dist/linear",
+    "Dist k-NN": "clevr_dist/knn",
+}
+"""Column -> name of the number."""
+WIDTH = 100
+"""Columns of the terminal that a table needs; on narrower ones its lines are folded, not cut."""
+COSTS = ("images/s", "GFLOPs", "images", "step s", "total s")
+COLUMNS = (*PROBES, "rank", *COSTS)
+SHOWN = COLUMNS[:-1]
+"""Those that `WIDTH` has room for in the terminal."""
+LEGEND = """linear and k-NN: accuracy in % on the run's own test images; Count and Dist: the same probes on scenes (objects, and
+distance of the nearest). rank: RankMe of the features. images/s: measured in turns. GFLOPs: of an image in a step. step s:
+seconds of the steps alone, which are made equal. total s (tables.md): with looks and saving. """
+UNTRAINED = "untrained: the encoder of the first row before training."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +54,11 @@ class RunResult:
     """One run: what it has used and what its encoder is worth, or why it failed."""
 
     name: str
-    """Of its folder."""
+    """Name of its folder."""
     row: str
     seed: int
     budgets: tuple[str, ...]
-    """Tables it belongs to."""
+    """Tables that it belongs to."""
     status: Literal["finished", "failed"]
     error: str = ""
     written: float = 0.0
@@ -55,14 +75,26 @@ class RunResult:
     images_per_second: float = 0.0
     """Measured in turns with the other rows before the first run."""
     flops: float = 0.0
-    """Of an image in a training step."""
+    """FLOPs of an image in a training step."""
     evaluation_seconds: float = 0.0
     numbers: Numbers = field(default_factory=dict)
-    """Of the encoder: `classification/linear` and so on as shares of 1, and `rank`."""
+    """What the encoder is worth: shares of 1 such as `classification/linear`, and `rank`."""
     errors: Numbers = field(default_factory=dict)
     """Standard error of each share, from the number of test images."""
     references: Mapping[str, Numbers] = field(default_factory=dict)
     """The same numbers of what was not trained: `untrained`, `pixels`."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of a table."""
+
+    row: str
+    seeds: int
+    means: Numbers
+    """By column; what is not known is missing."""
+    spreads: Numbers
+    """Standard deviation over seeds of the probes, if there are several."""
 
 
 def write_result(output: Path, result: RunResult) -> None:
@@ -72,7 +104,7 @@ def write_result(output: Path, result: RunResult) -> None:
 
 
 def read_result(output: Path, name: str) -> RunResult | None:
-    """What is known of a run; None where it has not ended yet."""
+    """What is known of a run; None if it has not ended yet."""
     return _read(output / RESULTS / f"{name}.json")
 
 
@@ -100,40 +132,6 @@ def claimed(output: Path, name: str, wait: bool = False) -> AbstractContextManag
     `wait`: until another process has done its part, and then always True.
     """
     return shared_files.claimed(output / ".claims", name, wait)
-
-
-BUDGETS = {"images": "At equal images seen", "seconds": "At equal training time"}
-PROBES = {
-    "linear": "classification/linear",
-    "k-NN": "classification/knn",
-    "Count linear": "clevr_count/linear",
-    "Count k-NN": "clevr_count/knn",
-    "Dist linear": "clevr_dist/linear",
-    "Dist k-NN": "clevr_dist/knn",
-}
-"""Column -> name of the number."""
-WIDTH = 100
-"""Columns of the terminal that a table needs; on narrower ones its lines are folded, not cut."""
-COSTS = ("images/s", "GFLOPs", "images", "step s", "total s")
-COLUMNS = (*PROBES, "rank", *COSTS)
-SHOWN = COLUMNS[:-1]
-"""Those that `WIDTH` has room for in the terminal."""
-LEGEND = """linear and k-NN: accuracy in % on the run's own test images; Count and Dist: the same probes on scenes (objects, and
-distance of the nearest). rank: RankMe of the features. images/s: measured in turns. GFLOPs: of an image in a step. step s:
-seconds of the steps alone, which are made equal. total s (tables.md): with looks and saving. """
-UNTRAINED = "untrained: the encoder of the first row before training."
-
-
-@dataclass(frozen=True)
-class Line:
-    """One row of a table."""
-
-    row: str
-    seeds: int
-    means: Numbers
-    """By column; what is not known is missing."""
-    spreads: Numbers
-    """Standard deviation over seeds of the probes, where there are several."""
 
 
 def tables(results: Sequence[RunResult], order: Sequence[str]) -> dict[str, list[Line]]:
@@ -249,7 +247,7 @@ def markdown(ablation: Ablation, found: Mapping[str, Sequence[Line]], results: S
 
 
 def print_tables(output: Path, name: str, console: Console | None = None) -> None:
-    """The tables in the terminal, and where they are kept."""
+    """The tables in the terminal, and the name of their file."""
     console = console or _console()
     results = read_results(output)
     for budget, lines in tables(results, ABLATIONS[name].names).items():
@@ -295,7 +293,7 @@ def print_plan(ablation: Ablation, runs: Sequence[PlannedRun], results: Sequence
 
 
 def write_page(output: Path, names: Sequence[str]) -> None:
-    """scaling.html: every number against images seen, time and compute. Left out where the report's package is missing."""
+    """scaling.html: every number against images seen, time and compute. Left out if the report's package is missing."""
     folders = [output / name for name in names if (output / name / "eval").is_dir()]
     if not folders:
         return

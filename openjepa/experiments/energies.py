@@ -136,7 +136,7 @@ def energies_of(
 
 
 def _held_out(splits: Splits) -> tuple[Splits, str]:
-    """The test images in the place of training images, where there are at least two."""
+    """The test images in the place of training images, if there are at least two."""
     if splits.test is not None and len(splits.test) > 1:
         return replace(splits, train=splits.test), "test"
     return splits, "training"

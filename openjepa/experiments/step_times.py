@@ -70,10 +70,10 @@ def time_step(options: StepBench) -> None:
 def bench_step(config: RunConfig, repeats: int = 7, product_size: int = 4096) -> dict[str, Any]:
     """Images per second, share of the matrix product's rate, peak memory and the share of time of each part of a step.
 
-    Every round measures the product of two square matrices of `product_size` (in bf16 where the hardware has it, whatever the
+    Every round measures the product of two square matrices of `product_size` (in bf16 if the hardware has it, whatever the
     run's precision is), the data path, the masks and one step; medians over the rounds. Blocks have their most frequent token
     counts. The data path (decoding, unless `data.cache` keeps the pixels, and the views) runs in this process with one thread,
-    so that its figure is what one core spends; images are those of the run's data set, or generated JPEGs where its settings
+    so that its figure is what one core spends; images are those of the run's data set, or generated JPEGs if its settings
     name none.
     """
     step = TimedStep(config)
@@ -137,6 +137,7 @@ def _summary(step: TimedStep, rounds: list[dict[str, float]]) -> dict[str, Any]:
         "commit": where.commit,
         "date": where.started,
         "device": f"{step.device} ({device_name(step.device)})",
+        "device_type": step.device.type,
         "precision": step.precision,
         "threads": step.threads,
         "torch": torch.__version__,
@@ -175,7 +176,7 @@ def print_step(result: dict[str, Any]) -> None:
     parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in result["flops_per_image"].items())
     console.print(f"GFLOPs an image and step: {result['flops_per_image_and_step'] / 1e9:.2f} (forward of {parts})")
     # on a CPU the allocator does not count, and the process also holds Python, the photos and the matrices of the product
-    peak = "peak memory of the process" if result["device"].startswith("cpu") else "peak memory"
+    peak = "peak memory of the process" if result["device_type"] == "cpu" else "peak memory"
     console.print(
         f"{result['images_per_second']:.1f} images/s, {result['share_of_matmul']:.0%} of a matrix product's "
         f"{result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, {peak} {decimal(result['peak_memory_bytes'])}"

@@ -30,14 +30,14 @@ class Number:
 
     value: float
     error: str
-    """Behind ±: the standard error; empty for published numbers."""
+    """The standard error as words behind ±; empty for published numbers."""
     half_width: float
-    """The larger of standard error and spread over seeds in percent, 0 where neither is known."""
+    """The larger of standard error and spread over seeds in percent, 0 if neither is known."""
     protocol: str
     source: str
     """The paper's table; for ours the selection rule."""
     run: int | None = None
-    """Which run; None for a published number."""
+    """Index of the run; None for a published number."""
     method: str = ""
     architecture: str = ""
     epochs: str = ""
@@ -45,9 +45,9 @@ class Number:
     """Standard deviation over seeds in words; empty for one seed."""
     variant: str = ""
     departures: Sequence[str] = ()
-    """Why it is no number of the published protocol."""
+    """Reasons why it is no number of the published protocol."""
     is_folded: bool = False
-    """Whether it is a variant of an evaluation that is drawn."""
+    """Whether it is left out of the picture, because another variant of its evaluation is drawn."""
 
     @property
     def compares(self) -> bool:
@@ -56,7 +56,7 @@ class Number:
 
     @property
     def name(self) -> str:
-        """For a label: the method and its network, or our probe."""
+        """Its label: the method and its network, or our probe."""
         return self.protocol if self.run is not None else f"{self.method} {self.architecture}".strip()
 
 
@@ -74,7 +74,7 @@ class Comparison:
 
     @property
     def drawn(self) -> list[Number]:
-        """The numbers of the picture, the highest first: one variant of each run, and what follows the paper."""
+        """The numbers of the picture, the highest first: one variant of each run, and all that follow the paper."""
         return [item for item in self.numbers if not item.is_folded]
 
     @property
@@ -84,12 +84,12 @@ class Comparison:
 
     @property
     def published(self) -> list[Number]:
-        """The published ones, the highest first."""
+        """The published numbers, the highest first."""
         return [item for item in self.numbers if item.run is None]
 
     @property
     def same_method(self) -> list[Number]:
-        """The published ones of I-JEPA, the highest first."""
+        """The published numbers of I-JEPA, the highest first."""
         return [item for item in self.published if item.method == OUR_METHOD]
 
 
@@ -109,7 +109,7 @@ def comparisons(runs: Sequence[Run]) -> list[Comparison]:
 
 
 def _folded(ours: Sequence[Number]) -> list[Number]:
-    """The numbers with all but one variant of each run marked, as in the table of probes; none that follows the paper is."""
+    """The numbers, all but one variant of each run marked as folded. Numbers that follow the paper are never marked."""
     main = {run: min(item.variant for item in ours if item.run == run) for run in {item.run for item in ours}}
     return [replace(item, is_folded=item.variant != main[item.run] and not item.compares) for item in ours]
 
@@ -154,8 +154,8 @@ def _theirs(item: Published) -> Number:
 def draw_strip(comparison: Comparison) -> Markup:
     """The picture as an <svg> element.
 
-    Published numbers are gray dots. Ours have their run's color: a filled dot where the published protocol was followed, a ring
-    where another one was; a bar through it spans the larger of standard error and spread over seeds.
+    Published numbers are gray dots. Ours have their run's color: a filled dot if the published protocol was followed, else a
+    ring; a bar through it spans the larger of standard error and spread over seeds.
     """
     height = TOP + LINE * len(comparison.drawn) + BOTTOM
     lines = [_line(item, TOP + LINE * (index + 0.5)) for index, item in enumerate(comparison.drawn)]

@@ -24,9 +24,9 @@ class Series:
     """One line of a chart."""
 
     label: str
-    """For the legend; without one the line has no place in legend and readout."""
+    """Name in legend and readout; a line without one stands in neither."""
     points: Sequence[tuple[float, float]]
-    """(x, y), finite; sorted by x where they are drawn."""
+    """Finite (x, y), in any order."""
     color: int = 0
     dashed: bool = False
 
@@ -43,7 +43,7 @@ class Chart:
     from_zero: bool = False
     """Whether the vertical axis starts at 0."""
     x_end: float = 1.0
-    """Where the horizontal axis ends at least, so that the charts of a page line up; it starts at 0."""
+    """Least end of the horizontal axis, which starts at 0, so that the charts of a page line up."""
 
 
 @dataclass(frozen=True)
@@ -91,18 +91,18 @@ LOSS_PARTS = (
     Series("mean of the position", (), 3, dashed=True),
 )
 TERM = "loss/"
-"""Starts the names of the terms of a loss in the log."""
+"""Start of the names that the terms of a loss have in the log."""
 _LOSS_NAMES = ("loss", "loss_mean_target", "loss_position_mean")
 
 
 def learning_charts(runs: Sequence[Run]) -> list[Chart]:
-    """Loss and the signs of collapse."""
+    """Charts of the loss and of the signs of collapse."""
     loss = [*_loss(runs[0]), *_terms(runs[0])] if len(runs) == 1 else _loss_of_several(runs)
     return _aligned(runs, [*loss, *_charts(runs, LEARNING)])
 
 
 def machinery_charts(runs: Sequence[Run]) -> list[Chart]:
-    """Schedules, gradient norm, throughput."""
+    """Charts of schedules, gradient norm and throughput."""
     return _aligned(runs, _charts(runs, MACHINERY))
 
 
@@ -142,7 +142,7 @@ def _loss(run: Run) -> list[Chart]:
 
 
 def _terms(run: Run) -> list[Chart]:
-    """The terms of a loss that has several."""
+    """A chart of the terms of the loss, if it has several."""
     names = [name for name in run.log.series.get("train", {}) if name.startswith(TERM)][:NUM_COLORS]
     lines = [
         Series(text(name.removeprefix(TERM), 20), run.log.points("train", name), color) for color, name in enumerate(names)
@@ -174,7 +174,7 @@ class Bucket:
 
 
 def downsample(points: Sequence[tuple[float, float]], limit: int = MAX_POINTS) -> list[Bucket]:
-    """At most `limit` buckets of neighboring points. Sorts by x; where an x occurs twice the later point counts."""
+    """At most `limit` buckets of neighboring points. Sorts by x. If an x occurs twice, the later point counts."""
     ordered = sorted(dict(points).items())
     size = max(1, math.ceil(len(ordered) / limit))
     buckets = []
@@ -198,7 +198,7 @@ class _Axes:
         return self.x.start
 
     def place(self, value: float) -> float:
-        """Outliers beyond the limits stop just outside the frame, where the clip path hides them."""
+        """The height of a value. Outliers stop just outside the frame, and the clip path hides them."""
         return min(HEIGHT * 2.0, max(-HEIGHT * 1.0, self.y(value)))
 
 
@@ -293,7 +293,7 @@ def _bands(chart: Chart, lines: Sequence[Sequence[Bucket]], axes: _Axes) -> list
 
 
 def draw(chart: Chart, identity: str) -> Markup:
-    """The chart as an <svg> element; `identity` is a plain word that is unique on the page. Empty series are an error."""
+    """The chart as an <svg> element; `identity` is a plain word that is unique on the page. No series may be empty."""
     lines = [downsample(series.points) for series in chart.series]
     axes = _axes(lines, chart.from_zero, chart.x_end)
     named = [(series, line) for series, line in zip(chart.series, lines, strict=True) if series.label]

@@ -1,4 +1,4 @@
-"""What was run and on what, in words: rows of facts, the verdict on collapse, and where several runs differ."""
+"""What was run and on what, in words: rows of facts, the verdict on collapse, and how several runs differ."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,13 +15,22 @@ from openjepa.system.json_files import number
 
 STATUS_WORDS = ("finished", "running", "interrupted", "failed")
 UNFINISHED = "unfinished"
-"""Of a run that says it is running and that no process writes to: it was killed."""
+"""Status of a run that was killed: it says that it is running, but no process writes to it."""
 MAX_DIFFERENCES = 60
+ABOUT_LABELS = {
+    "title": "Method",
+    "family": "Family",
+    "x": "Given (x)",
+    "y": "To be compatible (y)",
+    "z": "What the predictor is told (z)",
+    "energy": "Energy",
+    "against_collapse": "Against collapse",
+}
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One row: a label and its value for each run ("" where it is unknown)."""
+    """One row: a label and its value for each run ("" if it is unknown)."""
 
     label: str
     values: Sequence[str]
@@ -32,7 +41,7 @@ class Verdict:
     """Whether the features collapsed."""
 
     tone: str
-    """good, bad or unknown"""
+    """good, bad or unknown."""
     sentence: str
     evidence: str
 
@@ -49,7 +58,7 @@ def error(run: Run) -> str:
 
 
 def command(run: Run, verb: str) -> str:
-    """The command that makes a missing part."""
+    """The command `openjepa <verb>` that makes a missing part of the run."""
     return shell.command("openjepa", verb, run.path)
 
 
@@ -79,6 +88,14 @@ def facts(runs: Sequence[Run]) -> list[Fact]:
     return [row for row in rows if any(row.values)]
 
 
+def learned_from(runs: Sequence[Run]) -> list[Fact]:
+    """One row for each part of a method that at least one run has; empty for runs that do not say (older ones)."""
+    rows = [
+        Fact(label, [text(getattr(run.summary.about, name, ""), 300) for run in runs]) for name, label in ABOUT_LABELS.items()
+    ]
+    return [row for row in rows if any(row.values)]
+
+
 def lede(run: Run) -> str:
     """One sentence: what was trained by which method on what, for how long."""
     if run.is_encoder:
@@ -99,7 +116,7 @@ def lede(run: Run) -> str:
 
 
 def method_name(run: Run) -> str:
-    """The method as it is written; empty where it is not known."""
+    """The name of the method as papers write it; empty if it is not known."""
     name = text(run.setting("method", "name", default=""), 30)
     return METHODS[name].settings.about.short if name in METHODS else name
 
@@ -184,7 +201,7 @@ def _crops(run: Run) -> str:
 
 
 def images_seen(run: Run) -> float | None:
-    """Images that training has used so far, repeats counted."""
+    """Images that training has seen so far, repeats counted."""
     seen = run.summary.images_seen
     return seen if seen is not None else run.log.last("train", "images")
 
@@ -206,7 +223,7 @@ def _redrawn(run: Run) -> str:
 
 
 def _share(run: Run, name: str) -> str:
-    """How many of the images a count of the log concerns."""
+    """The share of the images seen that the count `name` of the log concerns."""
     counts, images = [value for _, value in run.log.points("train", name)], run.log.last("train", "images")
     if not counts or not images:
         return ""
@@ -241,7 +258,7 @@ def total_seconds(run: Run) -> float | None:
 
 
 def step_seconds(run: Run) -> float | None:
-    """Seconds of the steps with their data path alone; of runs that did not write them, what follows from their speeds."""
+    """Seconds of the steps with their data path alone. Follows from the logged speeds if the run did not write it."""
     seconds = run.summary.step_seconds
     seconds = seconds if seconds is not None else run.log.last("train", "step_seconds")
     speeds = run.log.points("train", "images_per_second", x="images")
@@ -336,7 +353,7 @@ def _evidence(run: Run) -> str:
 
 
 def _settings(tree: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
-    """(dotted name, value) of every setting."""
+    """Every setting as (dotted name, value)."""
     if isinstance(tree, Mapping) and depth < 6:
         for name, value in tree.items():
             yield from _settings(value, f"{prefix}.{text(name, 60)}" if prefix else text(name, 60), depth + 1)

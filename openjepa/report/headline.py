@@ -44,7 +44,7 @@ class Headline:
     """In percent."""
     selection: str
     what: str
-    """As in its row, and over how many seeds."""
+    """What its row says of the data, and the number of seeds."""
     others: str
     """The run's own numbers on other tasks by the same probe, in words."""
 
@@ -52,8 +52,8 @@ class Headline:
 def headline(rows: Sequence[Row], run: int = 0) -> Headline | None:
     """The linear probe of the run's own evaluation on its first task, in a fixed order whatever the numbers are.
 
-    Rows of suites and variants head only where a run has no evaluation of its own. Of several runs all show the first one's
-    task, so that the heads compare.
+    Rows of suites and variants head only if a run has no evaluation of its own. Several runs all show the task of the first,
+    so that the heads compare.
     """
     row = _heading(rows, run, None if run == 0 else _heading(rows, 0, None))
     if row is None:
@@ -75,7 +75,7 @@ def headline(rows: Sequence[Row], run: int = 0) -> Headline | None:
 
 
 def _others(rows: Sequence[Row], heading: Row) -> str:
-    """`Clevr/Count 53.2 ± 0.8`: what else the run's own evaluation has by the same probe and selection."""
+    """What else the run's own evaluation has by the same probe and selection, e.g. `Clevr/Count 53.2 ± 0.8`."""
     alike = [
         row
         for row in rows
@@ -122,13 +122,13 @@ class Stale:
     step: int
     now: int
     again: str
-    """What evaluates anew: a command line."""
+    """The command line that evaluates anew."""
     other_options: bool
     """Whether some of them were made with options that the command must repeat."""
 
 
 def stale(runs: Sequence[Run]) -> list[Stale]:
-    """Results whose step is not the run's, those of one run and step together."""
+    """Results that are not of the run's latest step. Those of one run and step stand together."""
     found = []
     for index, run in enumerate(runs):
         now = run.summary.step
@@ -142,7 +142,7 @@ def stale(runs: Sequence[Run]) -> list[Stale]:
 
 
 def skipped_tasks(runs: Sequence[Run]) -> list[tuple[int, str, str]]:
-    """(run, task, reason) of what could not be probed: each task once, and none whose title or row of a suite has numbers."""
+    """What could not be probed, as (run, task, reason). A task stands once, and not if its title or row has numbers."""
     found: dict[tuple[int, str], tuple[int, str, str]] = {}
     for index, run in enumerate(runs):
         done = {name for result in run.evaluations if measured(result) for name in _names(result)}
@@ -154,7 +154,7 @@ def skipped_tasks(runs: Sequence[Run]) -> list[tuple[int, str, str]]:
 
 
 def _names(result: Result) -> set[tuple[str, str]]:
-    """What a reader knows a result by."""
+    """The names by which a reader knows a result."""
     return {("title", result.title), *((("row", result.row),) if result.row else ())}
 
 
@@ -173,7 +173,7 @@ class Quality:
     task: str
     subject: str
     shown: Mapping[str, str]
-    """By the measure's name; empty where it is not known."""
+    """By name of the measure; empty if it is not known."""
 
 
 def qualities(runs: Sequence[Run]) -> list[Quality]:

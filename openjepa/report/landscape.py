@@ -35,7 +35,7 @@ class Landscape:
 
     run: int
     tone: str
-    """good, bad or unknown"""
+    """good, bad or unknown."""
     verdict: str
     of: str
     """Which images, at which step."""

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 MINUS = "\N{MINUS SIGN}"
 MANTISSAS = ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0), (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0))
-"""Round numbers of a logarithmic axis within a power of ten, ever closer."""
+"""Round numbers of a logarithmic axis within a power of ten, from few to many."""
 MAX_TICKS = 5
 
 
 def percent(share: float | None, sign: bool = False) -> str:
-    """61.4, or +12.3 with `sign`; nothing for None."""
+    """The share in percent, such as 61.4, or +12.3 with `sign`; empty for None."""
     if share is None:
         return ""
     shown = f"{abs(100 * share):.1f}"
@@ -62,7 +62,7 @@ def _trim(value: float, spacing: float | None) -> str:
 
 
 def power(value: float) -> str:
-    """2e14."""
+    """The value in powers of ten, such as 2e14."""
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 
@@ -78,7 +78,7 @@ def nice_ticks(low: float, high: float, target: int = 4) -> list[float]:
 
 
 def log_ticks(low: float, high: float, most: int = MAX_TICKS) -> list[float]:
-    """Round numbers in [low, high], both positive: powers of ten, with 2 and 5 or closer where fewer than three lie there."""
+    """Round numbers in [low, high], both positive: powers of ten, with 2 and 5 or closer if fewer than three lie there."""
     for mantissas in MANTISSAS:
         exponents = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
         # written out and read, so that 5e-3 is the number a reader means and not a product of roundings

@@ -46,7 +46,7 @@ def quantity(measures: Collection[Measure]) -> str:
 
 @dataclass(frozen=True)
 class Score:
-    """An accuracy between 0 and 1 with its standard error; of several seeds their mean and spread too."""
+    """A share between 0 and 1 with its standard error; the mean of several seeds also has their spread."""
 
     value: float
     error: float | None
@@ -58,7 +58,7 @@ class Score:
 
     @property
     def shown_error(self) -> str:
-        """What stands behind ± in percent: the standard error, also of the mean of several seeds."""
+        """The standard error in percent, which stands behind ±."""
         return percent(self.error)
 
     @property
@@ -99,16 +99,16 @@ class Row:
     variant: str
     """What sets it apart from the run's own evaluation; empty for that one."""
     what: str
-    """Which data, encoder and size, where they are not the run's own; how many images; after which step."""
+    """Data, encoder and image size if they are not the run's own; numbers of images; the step."""
     kind: str = ""
     """Name of the task."""
     suite_row: str = ""
-    """Row of a suite that it is; empty for an evaluation on the run's own data."""
+    """Name of the row of a suite; empty for an evaluation on the run's own data."""
     measure: Measure = "accuracy"
 
     @property
     def is_own(self) -> bool:
-        """Whether it is of the run's own evaluation: no row of a suite, and nothing that sets it apart."""
+        """Whether it belongs to the run's own evaluation: it is no row of a suite, and nothing sets it apart."""
         return not self.suite_row and not self.variant
 
     @property
@@ -129,7 +129,7 @@ class Head:
 
     run: int
     probe: str
-    """Task, probe and whose features."""
+    """Task, probe, and the subject whose features were used."""
     classifier: str
     held_out: str
     test: str
@@ -146,7 +146,7 @@ def table(runs: Sequence[Run]) -> list[Row]:
 
 
 def place_of(name: str, order: Sequence[str]) -> int:
-    """Place of a name in a fixed order; unknown ones stand last."""
+    """Place of `name` in `order`; unknown names stand last."""
     return order.index(name) if name in order else len(order)
 
 
@@ -182,7 +182,7 @@ def _rows(index: int, run: Run, result: Result) -> Iterator[Row]:
 
 
 def measured(result: Result) -> list[Measured]:
-    """The numbers of a result; those of no subject, or of none that is known, are left out."""
+    """The numbers of the known subjects of a result."""
     numbers = {name: result.subjects[name].metrics for name in SUBJECT_NAMES if name in result.subjects}
     found = []
     for key in list(dict.fromkeys(key for metrics in numbers.values() for key in metrics))[:MAX_PROBES]:

@@ -32,7 +32,7 @@ class Log:
     broken_lines: int = 0
 
     def points(self, kind: str, name: str, x: str = "step") -> list[tuple[float, float]]:
-        """(step or images, value) of one number."""
+        """The values of one number with the step, or with `x="images"` the images seen, at which each was logged."""
         column = 1 if x == "images" else 0
         return [(row[column], row[2]) for row in self.series.get(kind, {}).get(name, [])]
 
@@ -71,7 +71,7 @@ class Run:
     environment: Environment
     summary: Summary
     model: Mapping[str, Any]
-    """encoder/config.json; of an encoder's own folder its config.json."""
+    """encoder/config.json; config.json if the folder is that of an encoder alone."""
     log: Log
     evaluations: list[Result]
     """One for each file of eval/."""
@@ -80,11 +80,11 @@ class Run:
     figures: list[Figure]
     skipped: SkippedImages
     is_locked: bool | None
-    """Whether a process holds the run's lock, that is, trains it now. None: the file system does not tell."""
+    """Whether a process holds the lock of the run and so trains it now. None if the file system does not tell."""
     unreadable: list[str]
     """Files of the folder that exist and could not be read."""
     is_encoder: bool = False
-    """Whether it is no run but the folder of an encoder that was evaluated: nothing is known of its training."""
+    """Whether the folder is that of an evaluated encoder and no run. Nothing is known of its training then."""
 
     def setting(self, *names: str, default: Any = None) -> Any:
         """A setting of config.yaml by its path, e.g. ("optim", "lr")."""
@@ -92,7 +92,7 @@ class Run:
 
 
 def began_from(run: Run) -> str:
-    """The weights that a run has started from: their name and the folder above; empty where they were random."""
+    """The weights that a run has started from: their name and the folder above; empty if they were random."""
     return text("/".join(Path(str(run.setting("run", "init", default=None) or "")).parts[-2:]), 80)
 
 
@@ -144,9 +144,9 @@ def read_run(path: Path) -> Run:
 
 
 def distinct(folders: Sequence[Run]) -> list[Run]:
-    """The runs with names that differ: of equal names each is preceded by as many parent folders as it takes.
+    """The runs with names that differ: equal ones are preceded by as many parent folders as it takes.
 
-    Raises Refusal where a folder is named twice.
+    Raises Refusal if a folder is named twice.
     """
     places = [folder.path.resolve() for folder in folders]
     for path, count in Counter(places).items():
@@ -167,7 +167,7 @@ def distinct(folders: Sequence[Run]) -> list[Run]:
 
 
 def read_log(path: Path) -> Log:
-    """Reads metrics.jsonl; lines that are no JSON objects (a run killed while writing) are counted and left out."""
+    """Reads metrics.jsonl. Lines that are no JSON objects, as a killed run may leave them, are only counted."""
     log = Log()
     if not path.is_file():
         return log
@@ -195,7 +195,7 @@ def _add_line(log: Log, line: str) -> None:
 
 
 def _images_at(log: Log, step: float) -> float:
-    """Images seen at a step of a line that does not say: in proportion to the last training line."""
+    """Images seen at `step`, for a line that does not say them: in proportion to the last training line."""
     rows = log.series.get("train", {}).get("images")
     return rows[-1][2] * step / rows[-1][0] if rows and rows[-1][0] > 0 else step
 

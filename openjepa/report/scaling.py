@@ -123,7 +123,7 @@ def _by_number(points: Sequence[Point]) -> list[Point]:
 
 
 def _reasons(index: int, run: Run, alone: Sequence[Group], groups: Sequence[Group]) -> Iterator[str]:
-    """What of a run is not drawn, and why."""
+    """The parts of a run that are not drawn, each with the reason."""
     if run.is_encoder:
         yield "an evaluated encoder, no run of `openjepa train`: nothing is known of what its training used"
         return
@@ -140,7 +140,7 @@ def _reasons(index: int, run: Run, alone: Sequence[Group], groups: Sequence[Grou
 
 
 def training(run: Run, step: float | None = None) -> Training:
-    """What the run has used: in all, or up to `step` where an encoder was evaluated earlier."""
+    """What the run has used in all, or up to `step` if an encoder was evaluated earlier."""
     share = _share_done(run, step)
     images, flops = images_seen(run), run.summary.flops_per_image
     seconds = step_seconds(run)
@@ -165,7 +165,7 @@ def _share_done(run: Run, step: float | None) -> float:
 
 
 def _data_size(run: Run) -> float | None:
-    """Training images: as the summary counts them, else images seen per epoch."""
+    """Number of training images in the summary, else the images seen per epoch."""
     if run.summary.train_images is not None:
         return run.summary.train_images
     epochs, images = run.log.last("train", "epoch"), run.log.last("train", "images")
@@ -214,7 +214,7 @@ def write_scaling(runs: Sequence[Path], output: Path | None = None) -> Path:
     """Writes one HTML page with accuracy against compute, time, images seen, data size and model size, and returns its path.
 
     `output` defaults to `scaling.html` in the folder that holds the first run. What cannot be drawn, folders that are no runs
-    included, is listed with the reason. Raises Refusal where none of `runs` is a run folder.
+    included, is listed with the reason. Raises Refusal if none of `runs` is a run folder.
     """
     if not runs:
         raise Refusal("runs is empty: name run folders, e.g. `openjepa report --scaling runs/*`")
@@ -241,7 +241,7 @@ def write_scaling(runs: Sequence[Path], output: Path | None = None) -> Path:
 
 
 def render_scaling(folders: Sequence[Run], no_runs: Sequence[tuple[str, str]]) -> str:
-    """The page as text. `no_runs`: what else was named, each with the reason why it is no run."""
+    """The page as text. `no_runs`: folders that are no runs, each with the reason."""
     found = scaling(folders)
     groups = [_view(group, found.series) for group in found.groups]
     drawn = {point.run for group in found.groups for point in group.points}
@@ -276,6 +276,6 @@ def _view(group: Group, series: Sequence[str]) -> GroupView:
 
 
 def _cells(point: Point) -> list[str]:
-    """The quantities of a run in words, in the order of AXES; empty where they are not known."""
+    """The quantities of a run in words, in the order of AXES; empty if they are not known."""
     values = point.training.values
     return [shown(values[axis.name], axis) if axis.name in values else "" for axis in AXES]

@@ -20,7 +20,7 @@ from openjepa.report.svg import chart as drawing
 NUM_SERIES_COLORS = 7
 """The eighth color, gray, is that of the untrained encoders."""
 SAME = 1.02
-"""Values whose ratio is less do not differ: hours of two seeds, say."""
+"""Values with a smaller ratio count as equal, such as the hours of two seeds."""
 NOTES = {
     "flops": "Images seen times the FLOPs of an image in a training step.",
     "images": "Repeats counted.",
@@ -28,7 +28,7 @@ NOTES = {
     "parameters": "Of the encoder. Gray: one recipe in several sizes.",
 }
 MIN_SPAN = 2.5
-"""Largest by smallest value of an axis, at least."""
+"""Least ratio of the ends of a logarithmic axis."""
 LEFT = 34
 
 
@@ -40,7 +40,7 @@ class Axis:
     title: str
     unit: str
     lacks: str
-    """Where the number should have stood."""
+    """What is said of a run without the number: the files that should have it."""
 
 
 AXES = (
@@ -54,10 +54,10 @@ AXES = (
 
 @dataclass(frozen=True)
 class Training:
-    """One run, or what of it an evaluated encoder had behind it."""
+    """What a run has used, or the part of it before an encoder was evaluated."""
 
     values: Mapping[str, float]
-    """By the axis' name; unknown ones are missing."""
+    """By name of the axis; what is not known is missing."""
     family: str
     """Method, recipe, and the weights it began from."""
     size: str
@@ -65,7 +65,7 @@ class Training:
 
     @property
     def series(self) -> str:
-        """What one color stands for: method, recipe, weights of the start, and size."""
+        """What shares one color: method, recipe, weights of the start, and size."""
         return f"{self.family}, {self.size}" if self.size else self.family
 
 
@@ -74,7 +74,7 @@ class Point:
     """One accuracy of one run."""
 
     number: int
-    """Which run, counted from 1 in the order they were named."""
+    """Number of the run, from 1 in the order they were named."""
     run: str
     training: Training
     score: Score
@@ -94,12 +94,12 @@ class Group:
     selection: str
     variant: str
     data: str
-    """Which images, and how many are tested on."""
+    """Name of the images, and how many are tested on."""
     points: Sequence[Point]
 
     @property
     def probe_images(self) -> list[float]:
-        """How many images the probes were trained on, where the runs differ in it; else nothing."""
+        """The numbers of images that the probes were trained on if the runs differ in it; else nothing."""
         counts = sorted({point.num_train for point in self.points if point.num_train is not None})
         return counts if len(counts) > 1 else []
 
@@ -116,9 +116,9 @@ class Dot:
     y: float
     """In percent."""
     error: float
-    """Half of the bar through the dot, in percent."""
+    """Half the length of the bar through the dot, in percent."""
     untrained: float | None
-    """What the untrained encoder has, in percent."""
+    """Accuracy of the untrained encoder in percent, if it is known."""
     color: int
 
 
@@ -128,7 +128,7 @@ class Trend:
 
     points: Sequence[tuple[float, float]]
     color: int | None
-    """None: a line across series, in gray."""
+    """Color of the series; None for a gray line across series."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def constants(group: Group) -> list[str]:
 
 
 def shown(value: float, axis: Axis) -> str:
-    """A quantity without its unit."""
+    """A quantity as it is written, without its unit."""
     return power(value) if axis.name == "flops" else format_number(value)
 
 
@@ -303,7 +303,7 @@ def _mark(dot: Dot, frame: Frame) -> Markup:
 
 
 def _numbers(dots: Sequence[Dot], frame: Frame) -> list[Markup]:
-    """The number of each dot beside it, where it covers the least of other dots and numbers."""
+    """The number of each dot, on the side at which it covers the least of other dots and numbers."""
     taken = [(frame.x(dot.x), frame.y(dot.y)) for dot in dots]
     parts = []
     for dot in dots:

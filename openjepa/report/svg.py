@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 400, 236
-"""Units of the drawing; charts that are lower have a height of their own."""
+"""Size of a chart in units of the drawing. Lower charts have a height of their own."""
 TOP, RIGHT, BOTTOM = 26, 8, 24
 """Margins around the axes."""
 NUM_COLORS = 8

@@ -175,7 +175,7 @@ class Monitor:
 
 
 def _values(line: dict[str, Any]) -> dict[str, float]:
-    """What was measured in a line of the log, where numbers that were not finite are null."""
+    """What was measured in a line of the log, whose null is a number that was not finite."""
     measured = {name: value for name, value in line.items() if name not in ("kind", "step", "epoch")}
     return {name: float("nan") if value is None else value for name, value in measured.items()}
 
@@ -201,7 +201,7 @@ def _take(source: ListSource, number: int, config: RunConfig) -> tuple[Tensor, I
 def draw_batches(
     config: RunConfig, inputs: InputSpec, sampler: MaskSampler, splits: Splits, number: int, micro: int, seed: int
 ) -> list[Batch]:
-    """`number` training images as microbatches, with uint8 views on the CPU; fewer where there are not enough."""
+    """`number` training images as microbatches, with uint8 views on the CPU; fewer if there are not enough."""
     if isinstance(splits.train, ListSource):
         number = per_step = min(number, len(splits.train) // micro * micro)
     else:
@@ -222,7 +222,7 @@ def _first(batch: Batch, number: int) -> Batch:
 
 
 def _trivial(outputs: list[ProbeOutput]) -> dict[str, float]:
-    """The losses of the two predictors that look at nothing, where the method has targets at positions."""
+    """The losses of the two predictors that look at nothing, if the method has targets at positions."""
     distance = outputs[0].distance
     targets = [output.targets for output in outputs if output.targets is not None]
     positions = [output.target_positions for output in outputs if output.target_positions is not None]

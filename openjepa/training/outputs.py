@@ -42,7 +42,7 @@ class Outputs:
         about: About,
         start: Start | None = None,
     ) -> None:
-        """Of `splits` it notes one line about the data set, and whether probes can be tested on it. Writes nothing yet.
+        """Notes what `splits` are and whether probes can be tested on them. Writes nothing yet.
 
         `about` says what the method is, for the report; `start`, what a new run has started from beside random weights.
         """
@@ -111,7 +111,7 @@ class Outputs:
         return bool(state.step >= self._total_steps)
 
     def _environment(self, state: TrainerState) -> dict[str, Any]:
-        """Of the first session; those that continued it stand under `continued`, each with the step it started from."""
+        """The environment of the first session. Sessions that continued it stand under `continued`, with their first step."""
         now = asdict(environment(self._device, self._precision))
         first = read_object(self._folder.path / "environment.json") or {}
         if state.step == 0 or not first:
@@ -148,7 +148,7 @@ class Outputs:
 
 
 def _judgment(monitor: Monitor | None) -> dict[str, Any]:
-    """What the looks at the features say, which is known at the end of a session."""
+    """Entries on the looks at the features, which are known at the end of a session."""
     if monitor is None:
         return {"collapsed": None, "verdict": None, "monitor": None}
     # as in the log, None is a number that was not finite

@@ -7,7 +7,7 @@ import pytest
 
 from openjepa.methods import METHODS
 from openjepa.recipes import RECIPES, load_recipe
-from openjepa.report.page import LABELS
+from openjepa.report.facts import ABOUT_LABELS
 from openjepa.settings.methods import About
 
 ROOT = Path(__file__).parents[2]
@@ -54,10 +54,10 @@ def test_the_table_of_a_family_is_what_the_settings_say(family: str) -> None:
     (table,) = tables(section(family))
     columns = {word: index for index, word in enumerate(table.pop(""))}
     assert set(columns) == {ABOUT[name].short for name in members}
-    assert list(table) == [label for name, label in LABELS.items() if name != "family"]
+    assert list(table) == [label for name, label in ABOUT_LABELS.items() if name != "family"]
     for name, about in members.items():
         shown = {label: cells[columns[ABOUT[name].short]] for label, cells in table.items()}
-        assert shown == {label: getattr(about, field) for field, label in LABELS.items() if field != "family"}, name
+        assert shown == {label: getattr(about, field) for field, label in ABOUT_LABELS.items() if field != "family"}, name
 
 
 @pytest.mark.parametrize(("family", "drawing"), FAMILIES.items())

@@ -101,7 +101,7 @@ def test_everything_that_is_drawn_lies_inside_the_frame() -> None:
     assert all(math.dist(a, b) >= 8 for index, a in enumerate(numbers) for b in numbers[:index]), "numbers are told apart"
     assert drawn.count('class="whisker') == 2 and drawn.count('class="base"') == 1
     one = frame_of(dots[:1])
-    assert one.x_high / one.x_low >= 2.5, "one value has an axis too"
+    assert one.x.high / one.x.low >= 2.5, "one value has an axis too"
 
 
 def test_powers_of_ten_are_short() -> None:

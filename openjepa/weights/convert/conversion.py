@@ -15,7 +15,7 @@ import openjepa
 from openjepa.engine.run_folder import without_ending
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.records import Result
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, require_package
 from openjepa.settings.inference import MARK, ConvertSettings
 from openjepa.settings.sources import height_and_width
 from openjepa.system.console import Say, silent
@@ -52,7 +52,7 @@ class Conversion:
 
 
 def output_folder(settings: ConvertSettings) -> Path:
-    """Where the folder goes. Raises Refusal where something is there that may not be replaced."""
+    """The folder to write. Raises Refusal if something stands there that may not be replaced."""
     subject = settings.subject.expanduser().resolve()
     folder = (
         settings.output.expanduser() if settings.output else Path(f"{without_ending(subject.name)}-{settings.to}")
@@ -84,7 +84,7 @@ def output_folder(settings: ConvertSettings) -> Path:
 def convert(settings: ConvertSettings, say: Say = silent) -> Conversion:
     """Writes the folder, and checks it.
 
-    Raises Refusal for settings that do not fit and for a result that is not equal, OSError where it cannot be written;
+    Raises Refusal for settings that do not fit and for a result that is not equal, OSError if it cannot be written;
     nothing is left behind then.
     """
     to = _checked(settings)
@@ -119,6 +119,7 @@ def _checked(settings: ConvertSettings) -> str:
         raise Refusal(
             f"license={settings.license!r} is no identifier of the Hugging Face Hub; give one like apache-2.0 or cc-by-nc-4.0"
         )
+    require_package("jinja2", "the model card")
     if settings.to == "onnx":
         check_packages()
     return settings.to

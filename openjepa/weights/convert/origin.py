@@ -36,7 +36,7 @@ def _published(value: Any) -> Any:
 
 
 def last_part(words: str) -> str:
-    """Of a path its last part, with wildcards the folder before the first one and what follows; other words unchanged.
+    """The last part of a path, or with wildcards the folder before the first one and what follows; other words as they are.
 
     No setting but a path or a name on the Hub has a slash.
     """
@@ -70,7 +70,7 @@ class Origin:
     training: Mapping[str, Any] = field(default_factory=dict)
     """Numbers of the run that checkpoints of the released program also hold."""
     license: str | None = None
-    """Of a folder that was converted before."""
+    """License that was given when the folder was converted before."""
     what: str | None = None
     """What that folder was converted from, in a few words."""
 

@@ -21,10 +21,11 @@ from openjepa.weights.convert.conversion import convert
 from openjepa.weights.convert.origin import Origin, published
 from openjepa.weights.formats import load_any
 from openjepa.weights.native import save_network
-from tests.helpers.example_run import write_evaluations, write_variant
+from tests.helpers.example_run import write_evaluations, write_run, write_variant
 from tests.helpers.weights_written import CONFIG, CONFIGS
 from tests.weights.convert.test_conversion import run_folder
 
+GOLDEN = Path(__file__).parents[2] / "golden" / "card.md"
 FACTS = CardFacts(
     name="out",
     to="transformers",
@@ -52,6 +53,17 @@ def run(tmp_path: Path) -> Path:
     folder = run_folder(tmp_path / "woof")
     write_evaluations(folder)
     return folder
+
+
+def test_a_whole_card_is_the_golden_one(tmp_path: Path) -> None:
+    """Every chapter: a run with results, settings, checks, remarks and a predictor, in half precision."""
+    folder = write_run(tmp_path / "woof")
+    write_evaluations(folder)
+    run = read_run(folder)
+    results = [result for result in run.evaluations if not result.skipped]
+    more = {"checks": ("features are equal",), "remarks": ("one remark",), "license": "mit", "dtype": "float16"}
+    whole = replace(FACTS, run=run, results=results, has_settings=True, **more)
+    assert card(whole) == GOLDEN.read_text()
 
 
 @pytest.mark.parametrize("name", ["photos, summer", "a: b", "imagewoof128"])

@@ -73,8 +73,8 @@ def open_for_search(settings: SearchSettings, say: Say = silent) -> Opened:
         except (ValueError, OSError) as error:
             unknown = ", and which near-duplicate is the largest is not known" if settings.duplicates else ""
             say(
-                f"note: no pictures{unknown}: the images of {table.path} cannot be found any more ({error}). Say where they lie: "
-                "--data-path PATH"
+                f"note: no pictures{unknown}: the images of {table.path} cannot be found any more ({error}). Say where they "
+                "lie: --data-path PATH"
             )
     if gallery is not None and gallery.change == "number":
         say(f"images were added or removed since {table.path} was made, which knows those of then ({EMBED_AGAIN})")

@@ -16,8 +16,7 @@ from openjepa.data.decode import decode_image
 from openjepa.data.loading.workers import choose_workers, parallel_map
 from openjepa.data.source import ListSource
 from openjepa.data.views import NUMBERS_PER_VIEW, crop_and_resize, crop_box, evaluation_view
-from openjepa.engine.device import resolve_device
-from openjepa.engine.features import encode, pooled_features
+from openjepa.engine.device import encode, pooled_features, resolve_device
 from openjepa.masks import MASKS
 from openjepa.measures.rank import lidar
 from openjepa.models.vit import VisionTransformer

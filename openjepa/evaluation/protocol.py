@@ -12,7 +12,7 @@ from torch import Tensor
 
 from openjepa.data.selection import ranks_in_class
 from openjepa.data.source import LabelMaps, ListSource
-from openjepa.engine.features import encode
+from openjepa.engine.device import encode
 from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal
 from openjepa.seeds import derive

@@ -32,7 +32,7 @@ class Gallery:
     """The images of a table. Opened by `open_gallery`."""
 
     def __init__(self, images: Images, change: Change = "none") -> None:
-        """Of what was embedded; of streams no image can be read by itself."""
+        """Sources of what was embedded. No single image of a stream can be read."""
         self.change = change
         self._sources = {name: source for name, source in images.sources.items() if isinstance(source, ListSource)}
 
@@ -42,7 +42,7 @@ class Gallery:
         return {(split, source.name(index)): index for split, source in self._sources.items() for index in range(len(source))}
 
     def read(self, row: Row) -> bytes:
-        """The encoded file of an image. Raises Refusal or OSError if it is not there any more."""
+        """The encoded file of an image. Raises Refusal or OSError if it is gone."""
         source = self._sources.get(row.split)
         if source is None:
             raise Refusal(f"the split {row.split!r} is a stream or is gone: its images cannot be read one by one")
@@ -80,7 +80,7 @@ def thumbnail(pixels: UInt8[Tensor, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def label_name(manifest: Manifest, row: Row) -> str:
-    """Name of an image's class, its number where it has no name, or nothing."""
+    """Name of an image's class, its number if it has no name, or nothing."""
     if row.label is None:
         return ""
     names = manifest.class_names
@@ -90,7 +90,7 @@ def label_name(manifest: Manifest, row: Row) -> str:
 def open_gallery(table: FeatureTable, data_path: str | None = None) -> Gallery:
     """The images of a table. `data_path`: where they lie now. Raises Refusal or OSError if they cannot be found.
 
-    `change` of the gallery says whether they are those of then.
+    `change` of the gallery says whether images were changed since.
     """
     manifest = table.manifest
     entries = dict(manifest.data)

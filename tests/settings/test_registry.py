@@ -7,7 +7,6 @@ from openjepa.data.datasets.benchmarks import BENCHMARKS
 from openjepa.evaluation import PROTOCOLS
 from openjepa.masks import MASKS
 from openjepa.methods import METHODS
-from openjepa.settings.registry import imported
 from openjepa.weights import FORMATS, OUTPUTS
 from openjepa.weights.formats import Reader
 
@@ -22,4 +21,4 @@ def test_every_line_names_code_that_is_there(entry) -> None:  # type: ignore[no-
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_benchmark_names_its_opener(name: str) -> None:
-    assert callable(imported(BENCHMARKS[name].home))
+    assert callable(BENCHMARKS[name].load())

@@ -18,7 +18,7 @@ from openjepa.data.selection import Subset
 from openjepa.data.source import NO_LABEL, ListSource, ShardRecord, ShardSource, Splits
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import DataSettings, FolderSettings
-from openjepa.system.whole_files import UNFINISHED, own_name, whole_file
+from openjepa.system.shared_files import UNFINISHED, own_name, whole_file
 
 MAX_LISTED = 20
 """Images that cannot be used of which the screen shows the names."""

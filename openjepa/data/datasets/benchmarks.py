@@ -5,11 +5,11 @@ from pathlib import Path
 
 from openjepa.data.source import Splits
 from openjepa.refusals import Refusal
-from openjepa.settings.registry import imported
+from openjepa.settings.registry import Line
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Benchmark(Line):
     """One data set: its place and its opener."""
 
     title: str
@@ -99,7 +99,7 @@ def find_benchmark(name: str, data_root: Path) -> Splits | str:
 
 def _opened(benchmark: Benchmark, folder: Path) -> Splits:
     try:
-        splits: Splits = imported(benchmark.home)(folder)
+        splits: Splits = benchmark.load()(folder)
         return splits
     except ValueError as error:
         raise Refusal(f"{benchmark.title} in {folder} cannot be used: {error}. Expected there: {benchmark.layout}") from error

@@ -16,7 +16,7 @@ from openjepa.data.tables.labels import LabelColumn, is_text, value_type
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import HuggingFaceSettings
 from openjepa.system.json_files import object_in
-from openjepa.system.whole_files import whole_file
+from openjepa.system.shared_files import whole_file
 
 LABEL_NAMES = ("label", "labels", "cls")
 """Columns of numbers or words that are taken for labels if the files declare no class label."""

@@ -14,9 +14,8 @@ from openjepa.data.source import NO_LABEL, ListSource, ShardSource, Splits
 from openjepa.data.tables.arrow import SplitReader
 from openjepa.data.tables.labels import LabelColumn, Numbering
 from openjepa.data.tables.local_files import SPLIT_WORDS, LocalFiles, find_files
-from openjepa.refusals import Refusal, examples
+from openjepa.refusals import Refusal, examples, require_package
 from openjepa.settings.sources import HuggingFaceSettings
-from openjepa.system.packages import require_package
 
 TEST_SPLITS = ("test", "validation", "val")
 """Splits the probes are tested on, the preferred first."""

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import openjepa
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, needed_for
 from openjepa.system.interrupts import Interrupted
-from openjepa.system.packages import needed_for
 
 USAGE = """openjepa {version}: train I-JEPA encoders on your images, probe and look at them.
 

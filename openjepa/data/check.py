@@ -11,15 +11,14 @@ from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 
-from openjepa.data.decode import decode_image, remark
+from openjepa.data.decode import check_side, decode_image, reason_of, remark
 from openjepa.data.folders.entries import EntryKind, walk
 from openjepa.data.folders.folder import FolderSource, existing_path
-from openjepa.data.loading.unreadable import check_side, reason_of
 from openjepa.data.selection import Subset
 from openjepa.data.source import NO_LABEL, ListSource, ShardRecord, ShardSource, Splits
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import DataSettings, FolderSettings
-from openjepa.system.whole_files import UNFINISHED, own_name, whole_file
+from openjepa.system.shared_files import UNFINISHED, own_name, whole_file
 
 MAX_LISTED = 20
 """Images that cannot be used which are shown on the screen."""

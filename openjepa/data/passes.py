@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openjepa.data.augmentations import Augment
-from openjepa.data.decode import decode_image
-from openjepa.data.loading.unreadable import reason_of
+from openjepa.data.decode import decode_image, reason_of
 from openjepa.data.loading.workers import parallel_map
 from openjepa.data.source import ListSource
 from openjepa.data.views import (

@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from openjepa.data.source import ListSource
-from openjepa.engine.device import Moving, autocast, resolve_precision
-from openjepa.engine.features import in_caches
+from openjepa.engine.device import Moving, autocast, in_caches, resolve_precision
 from openjepa.evaluation.feature_store import FeatureRows, Layout, RowWriter, read_rows
 from openjepa.evaluation.probes.lazy_matrix import CHUNK_ELEMENTS, LARGE_BYTES, is_large
 from openjepa.models.vit import VisionTransformer

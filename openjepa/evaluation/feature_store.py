@@ -20,8 +20,8 @@ from jaxtyping import Int, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openjepa.system.claims import take
 from openjepa.system.json_files import object_in
+from openjepa.system.shared_files import take
 
 HEADER_BYTES, NUMBER_BYTES = 4096, 8
 """Of length and text together: a multiple of every item's size and of a page. Of one number."""

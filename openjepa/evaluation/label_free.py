@@ -21,8 +21,7 @@ from openjepa.data.decode import decode_image
 from openjepa.data.loading.workers import choose_workers, parallel_map
 from openjepa.data.source import ListSource
 from openjepa.data.views import NUMBERS_PER_VIEW, crop_and_resize, crop_box, evaluation_view
-from openjepa.engine.device import autocast, resolve_device
-from openjepa.engine.features import pooled_features
+from openjepa.engine.device import autocast, pooled_features, resolve_device
 from openjepa.masks import MASKS
 from openjepa.measures.rank import alpha_req, lidar, rankme
 from openjepa.models.vit import VisionTransformer

@@ -30,7 +30,7 @@ def value_in(text: str, where: object, mend: str = RESTORE) -> Any:
 
 
 def object_in(text: str, where: object, mend: str = RESTORE) -> dict[str, Any]:
-    """The object that `text` is in JSON. Raises Refusal that names `where` and ends with `mend` if it is anything else."""
+    """The object that `text` is in JSON. Raises Refusal, which names `where` and ends with `mend`, if it is anything else."""
     found = value_in(text, where, mend)
     if not isinstance(found, dict):
         raise Refusal(f"{where} is no JSON object, but a {type(found).__name__}; {mend}")
@@ -85,7 +85,7 @@ def number(value: object) -> float | None:
 
 
 def typed(kind: type[Settings], entries: Mapping[str, Any], where: object, mend: str = RESTORE) -> Settings:
-    """Those of `entries` that are fields of the dataclass `kind`, as one of it; the others are left alone.
+    """An instance of the dataclass `kind` from those of `entries` that are its fields; the others are ignored.
 
     Raises Refusal, which names `where` and ends with `mend`, if one that has no default is missing or of another type.
     """

@@ -5,8 +5,8 @@ from pathlib import Path
 from openjepa.config import nearest
 from openjepa.refusals import Refusal
 from openjepa.settings.inference import MARK
+from openjepa.system.shared_files import is_writable
 from openjepa.system.shell import absent, command, hub_name
-from openjepa.system.whole_files import is_writable
 
 
 def check_subject(path: Path, *marks: str) -> None:

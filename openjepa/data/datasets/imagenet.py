@@ -21,8 +21,7 @@ from openjepa.data.datasets.layouts import (
 from openjepa.data.folders.folder import FolderSource
 from openjepa.data.folders.image_lists import read_lines
 from openjepa.data.source import Splits, class_numbers
-from openjepa.refusals import Refusal, examples
-from openjepa.system.packages import needed_for
+from openjepa.refusals import Refusal, examples, needed_for
 
 TITLE = "ImageNet-1K"
 NUM_CLASSES = 1000

@@ -9,10 +9,10 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from openjepa.data.decode import check_usable
 from openjepa.data.folders.entries import EntryKind, entries
 from openjepa.data.folders.folder import FolderSource, open_folder
 from openjepa.data.folders.image_lists import check_listed
-from openjepa.data.loading.unreadable import check_usable
 from openjepa.data.source import ListSource, Splits, class_numbers
 from openjepa.data.tables.huggingface import open_huggingface, require_library
 from openjepa.data.tables.local_files import is_hidden, service_folder

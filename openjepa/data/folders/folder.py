@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from openjepa.data.decode import check_usable
 from openjepa.data.folders.entries import SUFFIXES, EntryKind, OtherEntries, walk
 from openjepa.data.folders.image_lists import VAL_ANNOTATIONS, check_listed, read_val_annotations
 from openjepa.data.folders.mask_folders import find_mask_folders
-from openjepa.data.loading.unreadable import check_usable
 from openjepa.data.selection import held_out
 from openjepa.data.source import JoinedBytes, ListSource, Splits, class_numbers, file_stamp
 from openjepa.refusals import Refusal, few
@@ -238,7 +238,7 @@ def _held_out(root: Path, files: list[str], fraction: float, seed: int) -> _Open
     """All images, or with classes a split of each of them: the nearest whole number to its fraction, never all."""
     names = _class_names(files)
     labels = _labels(files, names)
-    is_held = held_out(labels, fraction, seed)
+    is_held = held_out(labels, fraction, seed) if fraction else None
     if labels is None or is_held is None:
         return _Opened(FolderSource(root, files, labels, names))
     parts = []

@@ -1,7 +1,4 @@
-"""TrainingLoader: from a source to microbatches of crops and masks; the order is a pure function of seed and position.
-
-Crops of a whole batch on the device: the antialiased resize of each box as two batched matrix products.
-"""
+"""TrainingLoader: from a source to microbatches of crops and masks; the order is a pure function of seed and position."""
 
 import math
 from collections.abc import Callable, Generator, Iterator
@@ -10,13 +7,14 @@ from itertools import islice
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int
 from torch import Tensor
 
-from openjepa.data.loading.cache import MEMORY_SHARE, Chunk, ChunkReader, ChunkResult, MaskDrawer, PixelCache, build_cache
+from openjepa.data.decode import check_usable
+from openjepa.data.loading.cache import MEMORY_SHARE, PixelCache, build_cache, crop_batch
+from openjepa.data.loading.chunks import Chunk, ChunkReader, ChunkResult, MaskDrawer
 from openjepa.data.loading.colors import change_colors, draw_colors
 from openjepa.data.loading.order import BatchPlan, Samples, list_steps, shard_steps
-from openjepa.data.loading.unreadable import check_usable
 from openjepa.data.loading.workers import check_shared_memory, parallel_map
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.refusals import Refusal
@@ -25,79 +23,6 @@ from openjepa.system.console import silent
 from openjepa.system.cores import available_cores
 from openjepa.system.memory import available_memory
 from openjepa.types import Batch, BlockMasks, InputSpec, LoaderPosition, Masks
-
-CHUNK = 256
-"""Images cropped at a time; bounds the memory for their resize matrices."""
-
-
-def crop_batch(
-    pixels_flat: UInt8[Tensor, "pixels 3"],
-    starts: Int[Tensor, " B"],
-    widths: Int[Tensor, " B"],
-    boxes: Int[Tensor, "B 5"],
-    largest: tuple[int, int],
-    size: tuple[int, int],
-    interpolation: str,
-) -> UInt8[Tensor, "B 3 oh ow"]:
-    """The boxes (top, left, height, width, mirrored) of images that lie one behind the other, resized to `size`.
-
-    Equal to `interpolate(antialias=True)` of each box to within one of 255 levels. `largest`: a height and width that no box
-    exceeds, known without asking the device.
-    """
-    parts = [
-        _crop_chunk(pixels_flat, starts[part], widths[part], boxes[part], largest, size, interpolation)
-        for part in (slice(first, first + CHUNK) for first in range(0, len(starts), CHUNK))
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _crop_chunk(
-    pixels_flat: Tensor,
-    starts: Tensor,
-    widths: Tensor,
-    boxes: Tensor,
-    largest: tuple[int, int],
-    size: tuple[int, int],
-    interpolation: str,
-) -> Tensor:
-    tops, lefts, box_heights, box_widths, mirrored = boxes.unbind(1)
-    rows = torch.arange(largest[0], device=boxes.device)
-    columns = torch.arange(largest[1], device=boxes.device)
-    # Beyond a box its last row or column is repeated; the weights there are zero.
-    rows_inside = torch.minimum(rows[None, :], box_heights[:, None] - 1) + tops[:, None]  # [B, h]
-    columns_inside = torch.minimum(columns[None, :], box_widths[:, None] - 1) + lefts[:, None]  # [B, w]
-    places = starts[:, None, None] + rows_inside[:, :, None] * widths[:, None, None] + columns_inside[:, None, :]
-    pixels = pixels_flat[places].permute(0, 3, 1, 2).to(torch.float32)  # [B, 3, h, w]
-    vertical = resize_matrices(box_heights, largest[0], size[0], interpolation)
-    horizontal = resize_matrices(box_widths, largest[1], size[1], interpolation)
-    horizontal = torch.where(mirrored.bool()[:, None, None], horizontal.flip(1), horizontal)
-    narrow = pixels @ horizontal.transpose(1, 2)[:, None]  # [B, 3, h, ow]
-    return (vertical[:, None] @ narrow).round_().clamp_(0, 255).to(torch.uint8)
-
-
-def resize_matrices(lengths: Int[Tensor, " B"], largest: int, out: int, interpolation: str) -> Float[Tensor, "B out largest"]:
-    """Matrices that resize the first `lengths` of `largest` samples to `out`, antialiased.
-
-    Output i lies at (i + 1/2) * length / out in the input; an input sample is weighted by the filter (triangle, or the cubic of
-    Keys, 1981, with a = -1/2) of its distance, which is measured in output samples where the image shrinks.
-    """
-    scale = lengths[:, None, None] / out
-    centers = (torch.arange(out, device=lengths.device)[None, :, None] + 0.5) * scale
-    samples = torch.arange(largest, device=lengths.device)[None, None, :]
-    distance = ((samples + 0.5 - centers) / scale.clamp(min=1)).abs()
-    if interpolation == "bilinear":
-        weights = (1 - distance).clamp(min=0)
-    elif interpolation == "bicubic":
-        near = (1.5 * distance - 2.5) * distance * distance + 1
-        far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
-        weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0))
-    else:
-        raise Refusal(f"data.interpolation={interpolation!r} is not known: use 'bilinear' or 'bicubic'")
-    weights = weights * (samples < lengths[:, None, None])
-    return weights / weights.sum(dim=2, keepdim=True)
-
-
-__all__ = ["BatchPlan", "TrainingLoader"]
 
 CHUNK_BYTES = 8_000_000
 """Pixels a worker hands over at a time: little, so that the first batch comes soon and little shared memory is used."""

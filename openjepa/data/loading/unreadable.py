@@ -1,15 +1,10 @@
 """Samples that cannot be read: replaced by the next of the order, counted, and too many of them stop the run."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 
-from openjepa.data.decode import DecodeError, decode_image
-from openjepa.data.source import ListSource
+from openjepa.data.decode import DecodeError, reason_of
 from openjepa.refusals import Refusal
 from openjepa.types import Batch, Skipped
-
-NUM_CHECKED = 256
-"""Records at the start of a source among which one must be usable."""
 
 
 def fill_slots(
@@ -40,12 +35,6 @@ def _fill_slot(slot: int, num_candidates: int, fill: Callable[[int, int], None],
         except (DecodeError, OSError) as error:
             reason = reason or reason_of(error)
     raise Refusal(f"{num_candidates - slot} images in a row cannot be used; the first is {name(slot)}: {reason}")
-
-
-def reason_of(error: Exception) -> str:
-    """Why a sample cannot be used, without its path: that stands beside the reason."""
-    words = error.strerror if isinstance(error, OSError) else str(error)
-    return words or str(error) or type(error).__name__
 
 
 class SkipLedger:
@@ -85,28 +74,3 @@ class SkipLedger:
             f"{self.max_share:g}; the last: {last.name} ({last.reason}). All are listed in skipped.jsonl: repair or remove "
             "them, or raise data.max_skipped"
         )
-
-
-def check_usable(source: ListSource, what: str, min_side: int = 1) -> None:
-    """Raise Refusal unless one of the first images can be decoded and is at least `min_side` pixels on both sides."""
-    if not len(source):
-        raise Refusal(f"{what} holds no rows")
-    reasons: Counter[str] = Counter()
-    num = min(NUM_CHECKED, len(source))
-    first = ""
-    for index in range(num):
-        try:
-            pixels = decode_image(source.read(index))
-            check_side(pixels.shape[0], pixels.shape[1], min_side)
-            return
-        except (DecodeError, OSError) as error:
-            reasons[type(error).__name__ if isinstance(error, OSError) else str(error)] += 1
-            first = first or f"{source.name(index)}: {error}"
-    common = "; ".join(f"{count}x {reason}" for reason, count in reasons.most_common(3))
-    raise Refusal(f"none of the first {num} images of {what} can be used ({common}). The first is {first}")
-
-
-def check_side(height: int, width: int, min_side: int) -> None:
-    """Raise DecodeError for an image that is smaller than `min_side` pixels (a patch)."""
-    if min(height, width) < min_side:
-        raise DecodeError(f"{width} x {height} pixels, smaller than a patch of {min_side}")

@@ -1,16 +1,13 @@
-"""Laying out scenes in CLEVR's format: what stands where, and from where it is seen. Pure numpy, no renderer.
+"""Laying out scenes in CLEVR's format: what stands where, from where it is seen, and what each pixel shows. Pure numpy.
 
 Sizes, colors, materials, shapes, positions, camera and fields follow what the CLEVR paper (arXiv 1612.06890) and its published
 scene files state. We differ in four ways: the picture is square; objects lie wholly inside its middle 90 %, because evaluation
 crops the border; the distance of the camera varies more, so that each bin of Clevr/Dist is filled; and left/right relations
 have no minimum margin.
 
-World: z is up, the ground is z = 0, one unit is CLEVR's. Depth is the distance along the axis of the camera.
-
-The geometry of a scene: a pinhole camera, three convex solids, and which of them each pixel's ray meets first.
-
-Rays are scaled so that their parameter is the depth along the axis of the camera. A convex solid meets a ray in one interval,
-an intersection of simpler ones: a box is three slabs, a capped cylinder is an infinite cylinder and a slab.
+World: z is up, the ground is z = 0, one unit is CLEVR's. Depth is the distance along the axis of the camera. Rays are scaled so
+that their parameter is the depth. A convex solid meets a ray in one interval, an intersection of simpler ones: a box is three
+slabs, a capped cylinder is an infinite cylinder and a slab.
 """
 
 from dataclasses import dataclass
@@ -23,6 +20,49 @@ from numpy.typing import NDArray
 from openjepa.seeds import derive
 
 Array = NDArray[np.float64]
+Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("train", "val")
+LAYOUT_VERSION = 1
+"""Raised whenever the same seed gives different scenes than before."""
+
+SIZES = {"large": 0.7, "small": 0.35}
+"""Radius of a sphere or cylinder; half the diagonal of a cube's base."""
+COLORS = {
+    "gray": (87, 87, 87),
+    "red": (173, 35, 35),
+    "blue": (42, 75, 215),
+    "green": (29, 105, 20),
+    "brown": (129, 74, 25),
+    "purple": (129, 38, 192),
+    "cyan": (41, 208, 208),
+    "yellow": (255, 238, 51),
+}
+"""sRGB, 0 to 255."""
+MATERIALS = ("rubber", "metal")
+SHAPES: tuple[Literal["cube", "sphere", "cylinder"], ...] = ("cube", "sphere", "cylinder")
+MIN_OBJECTS, MAX_OBJECTS = 3, 10
+
+AREA = 3.0
+"""Centers are uniform in [-AREA, AREA] in x and y, as far as the picture shows them."""
+MIN_GAP = 0.25
+"""Free ground between the circles around two objects."""
+FIELD_OF_VIEW_DEGREES = 40.0
+FRAME = 0.9
+"""Share of the width and height of the picture that objects must lie in."""
+CAMERA_AXIS = np.array([7.48, -6.51, 5.34]) / np.linalg.norm([7.48, -6.51, 5.34])
+"""From the center of the scene to the camera before the jitter."""
+CAMERA_DISTANCE = (10.4, 12.8)
+CAMERA_JITTER = 0.5
+LIGHT_JITTER = 1.0
+LIGHTS = {"key": (-2.4, -5.8, 7.0), "fill": (7.0, 0.5, 5.0), "back": (-3.0, 6.0, 6.5)}
+"""Centers of the three lamps before the jitter."""
+VISIBILITY_SIZE = 64
+"""Side of the picture in which visibility is counted, whatever size is rendered: the same scenes at every size."""
+MIN_VISIBLE_PIXELS = 9
+"""Of VISIBILITY_SIZE squared: 0.22 % of the picture (CLEVR: 200 of 480 x 320, 0.13 %)."""
+
+
+# --------------------------------------------------------------------------------------------------------------------- geometry
 
 
 @dataclass(frozen=True)
@@ -146,46 +186,7 @@ def _window(camera: Camera, solid: Solid, image_size: int) -> tuple[slice, slice
     return span(row), span(column)
 
 
-Split = Literal["train", "val"]
-SPLITS: tuple[Split, ...] = ("train", "val")
-LAYOUT_VERSION = 1
-"""Raised whenever the same seed gives different scenes than before."""
-
-SIZES = {"large": 0.7, "small": 0.35}
-"""Radius of a sphere or cylinder; half the diagonal of a cube's base."""
-COLORS = {
-    "gray": (87, 87, 87),
-    "red": (173, 35, 35),
-    "blue": (42, 75, 215),
-    "green": (29, 105, 20),
-    "brown": (129, 74, 25),
-    "purple": (129, 38, 192),
-    "cyan": (41, 208, 208),
-    "yellow": (255, 238, 51),
-}
-"""sRGB, 0 to 255."""
-MATERIALS = ("rubber", "metal")
-SHAPES: tuple[Literal["cube", "sphere", "cylinder"], ...] = ("cube", "sphere", "cylinder")
-MIN_OBJECTS, MAX_OBJECTS = 3, 10
-
-AREA = 3.0
-"""Centers are uniform in [-AREA, AREA] in x and y, as far as the picture shows them."""
-MIN_GAP = 0.25
-"""Free ground between the circles around two objects."""
-FIELD_OF_VIEW_DEGREES = 40.0
-FRAME = 0.9
-"""Share of the width and height of the picture that objects must lie in."""
-CAMERA_AXIS = np.array([7.48, -6.51, 5.34]) / np.linalg.norm([7.48, -6.51, 5.34])
-"""From the center of the scene to the camera before the jitter."""
-CAMERA_DISTANCE = (10.4, 12.8)
-CAMERA_JITTER = 0.5
-LIGHT_JITTER = 1.0
-LIGHTS = {"key": (-2.4, -5.8, 7.0), "fill": (7.0, 0.5, 5.0), "back": (-3.0, 6.0, 6.5)}
-"""Centers of the three lamps before the jitter."""
-VISIBILITY_SIZE = 64
-"""Side of the picture in which visibility is counted, whatever size is rendered: the same scenes at every size."""
-MIN_VISIBLE_PIXELS = 9
-"""Of VISIBILITY_SIZE squared: 0.22 % of the picture (CLEVR: 200 of 480 x 320, 0.13 %)."""
+# ----------------------------------------------------------------------------------------------------------------------- scenes
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from openjepa.data.scenes.layout import COLORS, LAYOUT_VERSION, SPLITS, SceneLayout, SceneObject, Split, lay_out_scene
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, needed_for
 from openjepa.system.console import progress
 from openjepa.system.cores import available_cores
 from openjepa.system.json_files import read_object
-from openjepa.system.packages import needed_for
-from openjepa.system.whole_files import whole_file
+from openjepa.system.shared_files import whole_file
 
 GROUND = 0.5
 """Reflectance of the ground."""

@@ -72,6 +72,11 @@ def open_scenes(settings: ScenesSettings, seed: int) -> Splits:
     return _splits(train, val, f"Scenes of {root.resolve().name}")
 
 
+def open_scenes_below(root: Path) -> Splits:
+    """The scenes of a folder, labeled by their number of objects."""
+    return open_scenes(ScenesSettings(path=str(root)), 0)
+
+
 @dataclass(frozen=True)
 class _OpenSplit:
     """One split with everything that is known of it."""

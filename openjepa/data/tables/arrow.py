@@ -1,9 +1,4 @@
-"""Tables of images in Arrow's types: their columns, their rows, and lists of them.
-
-Files that are made once of a data file and kept in the cache of the `datasets` library.
-
-What reads the splits of a data set that are tables, tars, or on the Hub.
-"""
+"""What Parquet files, tars and the Hub have in common: readers of splits, columns of images in Arrow's types, lists of rows."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -21,12 +16,36 @@ from openjepa.data.tables.labels import LabelColumn, is_text, value_type
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import HuggingFaceSettings
 from openjepa.system.json_files import object_in
-from openjepa.system.whole_files import whole_file
+from openjepa.system.shared_files import whole_file
 
 LABEL_NAMES = ("label", "labels", "cls")
 """Columns of numbers or words that are taken for labels if the files declare no class label."""
 NUM_EXAMPLES = 16
 """Rows of a column of words that tell whether they are paths of images."""
+
+
+class SplitReader(ABC):
+    """Opens the splits of one data set."""
+
+    splits: tuple[str, ...]
+    """Names of the splits that there are."""
+    left_out: tuple[str, ...] = ()
+    """What lay beside the files that may have been meant as some, in words and counted."""
+
+    @abstractmethod
+    def open_list(self, split: str) -> ListSource:
+        """The images of a split, without their labels."""
+
+    @abstractmethod
+    def label_column(self, split: str) -> LabelColumn | None:
+        """The labels of a split in the order of its images, or None if it has no such column."""
+
+    @abstractmethod
+    def open_stream(self, split: str) -> ShardSource:
+        """The shards of a split, front to back."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------- columns
 
 
 @dataclass(frozen=True)
@@ -110,6 +129,9 @@ def _chosen(setting: str, given: str | None, names: list[str], candidates: list[
     if given is None and len(candidates) > 1:
         raise Refusal(f"several columns could be data.{setting}: choose one of {candidates}")
     return given or (candidates[0] if candidates else None)
+
+
+# ------------------------------------------------------------------------------------------------------------------------- rows
 
 
 def decoded(column: Any) -> Any:
@@ -233,6 +255,9 @@ def row_name(title: str, row: int, path: str | None) -> str:
     return f"{title} row {row}" + (f" ({path})" if path else "")
 
 
+# ----------------------------------------------------------------------------------------------------- files that are made once
+
+
 def prepared(file: Path, what: str, write: Callable[[Path], None]) -> Path:
     """The file that `write(path)` has made of `file`, now or earlier; it is made again if size or time of `file` change.
 
@@ -246,24 +271,3 @@ def prepared(file: Path, what: str, write: Callable[[Path], None]) -> Path:
         with whole_file(target) as unfinished:
             write(unfinished)
     return target
-
-
-class SplitReader(ABC):
-    """Opens the splits of one data set."""
-
-    splits: tuple[str, ...]
-    """Names of the splits that there are."""
-    left_out: tuple[str, ...] = ()
-    """What lay beside the files that may have been meant as some, in words and counted."""
-
-    @abstractmethod
-    def open_list(self, split: str) -> ListSource:
-        """The images of a split, without their labels."""
-
-    @abstractmethod
-    def label_column(self, split: str) -> LabelColumn | None:
-        """The labels of a split in the order of its images, or None if it has no such column."""
-
-    @abstractmethod
-    def open_stream(self, split: str) -> ShardSource:
-        """The shards of a split, front to back."""

@@ -9,10 +9,9 @@ import pytest
 
 import openjepa.commands.report
 from openjepa.cli import main
-from openjepa.refusals import Refusal
-from openjepa.system.packages import EXTRAS, needed_for, require_package
+from openjepa.refusals import EXTRAS, Refusal, needed_for, require_package
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 PACKAGES = [(extra, package) for extra, packages in EXTRAS.items() for package in packages]
 
 
@@ -62,4 +61,4 @@ def test_faults_of_the_program_are_no_refusals(error: Exception, monkeypatch: py
 def test_no_other_file_says_which_extra_brings_a_package() -> None:
     """Except the help of `data scenes` and the note on the check that convert leaves out."""
     files = {path.name for path in (ROOT / "openjepa").rglob("*.py") if "pip install 'openjepa[" in path.read_text()}
-    assert files == {"packages.py", "conversion.py", "data.py"}
+    assert files == {"refusals.py", "conversion.py", "data.py"}

@@ -182,7 +182,7 @@ class _Counter:
     def _note_scores(self, module: Attention, arguments: tuple[Any, ...]) -> None:
         """Takes attention weights, which attention on the meta device saves in fp32, out of the bytes that are kept."""
         batch, length, _ = arguments[0].shape
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and arguments[0].requires_grad:
             scores = batch * module.heads * length**2
             self._tally.bytes -= 4 * scores
             self._tally.scores += scores if length <= PLAIN_MAX_TOKENS else 0

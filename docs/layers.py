@@ -1,4 +1,7 @@
-"""The layers of the package, from the top down. A test checks every import against them; docs/architecture.md shows them."""
+"""The layers of the package, from the top down.
+
+A test checks every import against them, and docs/architecture.md is written from them.
+"""
 
 LAYERS = (
     ("__main__",),

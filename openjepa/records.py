@@ -17,7 +17,7 @@ from openjepa.measures.verdicts import EnergyStatistics, tells_apart
 from openjepa.settings.methods import About
 from openjepa.settings.protocol_names import PAPER_SUFFIX, VERSION, current_result
 from openjepa.system.json_files import lenient, readable_object
-from openjepa.system.whole_files import whole_file
+from openjepa.system.shared_files import whole_file
 
 FORMAT = "openjepa-evaluation"
 SUBJECT_NAMES = {"encoder": "trained", "start": "start", "untrained": "untrained", "pixels": "pixels"}

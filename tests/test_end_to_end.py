@@ -89,8 +89,8 @@ def test_train_evaluate_visualize_report(method: str, tmp_path: Path, capsys: py
     assert is_masked == ("masks" in PICTURES[method]), "counts of patches are shown where patches are masked"
 
     found = measure_energy(EnergyBench(folder, images=12, batch_size=6, device="cpu"))
-    assert found["method"] == method and found["images"] == 12
-    assert found["verdict"] in Page(write_report([folder]).read_text()).text
+    assert found.method == method and found.images == 12
+    assert found.verdict in Page(write_report([folder]).read_text()).text
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:

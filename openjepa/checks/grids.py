@@ -1,19 +1,15 @@
-"""Settings of the masks that cannot work on a grid.
-
-Sizes that must divide one another: images and patches, widths and heads.
-"""
+"""Masks that cannot be drawn on a grid of patches."""
 
 import math
 
 from openjepa.refusals import Refusal
 from openjepa.settings.derived import resolved
 from openjepa.settings.masks import BlockwiseSettings, RandomPatchesSettings
-from openjepa.settings.models import PATCH_SIZES
-from openjepa.settings.ranges import Said, as_setting, check_ranges
+from openjepa.settings.ranges import check_ranges
 
 
 def check_blockwise(masks: BlockwiseSettings, grid: tuple[int, int]) -> None:
-    """Raises Refusal where blocks of patches cannot be drawn as wished on a grid of (rows, columns)."""
+    """Raises Refusal if blocks of patches cannot be drawn as wished on a grid of (rows, columns)."""
     if min(grid) < 2:
         fix = "use a smaller model.patch_size or a larger data.image_size"
         raise Refusal(f"masks.strategy=blockwise needs at least 2x2 patches; this grid is {grid[0]}x{grid[1]}: {fix}")
@@ -41,13 +37,13 @@ def min_block_of(masks: BlockwiseSettings, grid: tuple[int, int]) -> int:
 
 
 def most_masked_of(masks: BlockwiseSettings, grid: tuple[int, int]) -> int:
-    """Most patches that any image is wished to have masked; none has more."""
+    """Most patches that any image may have masked."""
     wished = max(ratio + spread for ratio, spread in zip(masks.ratios, masks.spreads, strict=True))
     return int(round(wished * grid[0] * grid[1], 6))  # 120/196 x 196 is 120
 
 
 def check_random_patches(masks: RandomPatchesSettings, grid: tuple[int, int]) -> None:
-    """Raises Refusal where every patch of a grid of (rows, columns) would be masked, or none of them."""
+    """Raises Refusal if every patch of a grid of (rows, columns) would be masked, or none."""
     num_patches = grid[0] * grid[1]
     if num_patches < 2:
         fix = "use a smaller model.patch_size or a larger data.image_size"
@@ -60,49 +56,9 @@ def check_random_patches(masks: RandomPatchesSettings, grid: tuple[int, int]) ->
 
 
 def num_visible_of(masks: RandomPatchesSettings, grid: tuple[int, int]) -> int:
-    """int(N (1 - ratio)) in the floating-point numbers of the published programs: 9, not 10, of 100 patches at 0.9."""
+    """Patches that stay visible: int(N (1 - ratio)), rounded as in the published programs. 9, not 10, of 100 at 0.9."""
     return int(grid[0] * grid[1] * (1 - resolved(masks.ratio)))
 
 
 def _words(values: tuple[float, ...]) -> str:
     return " ".join(f"{value:g}" for value in values) or "()"
-
-
-def check_patch_divides(
-    patch: int,
-    size: tuple[int, int],
-    size_name: str = "data.image_size",
-    patch_name: str = "model.patch_size",
-    of: str | None = None,
-    said: Said = as_setting,
-) -> None:
-    """Raises Refusal, with the values that fit, unless an image of `size` (height, width) is a whole number of patches.
-
-    `size_name`, `patch_name`: settings, written as `said` does. `of`: whose patches they are, if no setting can change them.
-    """
-    if all(side >= patch and side % patch == 0 for side in size):
-        return
-    patches = said(patch_name, patch) if of is None else f"the patch size {patch} of {of}"
-    fitting = [number for number in PATCH_SIZES if of is None and min(size) > 0 and not any(side % number for side in size)]
-    instead = f"{patch_name} one of {', '.join(map(str, fitting))}, or " if fitting else ""
-    nearest = said(size_name, tuple(nearest_multiple(side, patch) for side in dict.fromkeys(size)))
-    raise Refusal(f"{patches} does not divide {said(size_name, f'{size[0]}x{size[1]}')}: use {instead}{nearest}")
-
-
-def nearest_multiple(side: int, patch: int) -> int:
-    """The whole number of patches nearest to `side`, in pixels; at least one patch."""
-    return max(patch, round(side / patch) * patch)
-
-
-def check_heads(name: str, heads: int, width_name: str, width: int) -> None:
-    """Raises Refusal, with the numbers that fit, unless the heads divide the width."""
-    if width % heads:
-        fitting = [number for number in range(1, 33) if width % number == 0]
-        raise Refusal(f"{name}={heads} does not divide {width_name} ({width}); heads that do: {', '.join(map(str, fitting))}")
-
-
-def check_positions(name: str, width: int) -> None:
-    """Raises Refusal unless fixed positions can be made for this width."""
-    if width % 4:
-        low = max(4, width // 4 * 4)
-        raise Refusal(f"{name}={width} must be a multiple of 4 for sine-cosine positions, e.g. {low} or {low + 4}")

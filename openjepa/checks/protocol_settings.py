@@ -1,4 +1,4 @@
-"""Impossible settings of an evaluation are found here, before anything is loaded. Free of torch."""
+"""Finds impossible settings of an evaluation before anything is loaded, and those without effect. Free of torch."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import is_dataclass
@@ -25,9 +25,9 @@ def check_evaluation(settings: EvaluationSettings) -> None:
 def evaluation_remarks(
     settings: EvaluationSettings, protocols: Collection[str], reads: Mapping[str, Collection[str]], unpooled: Collection[str]
 ) -> list[str]:
-    """Settings that were changed and have no effect on an evaluation by these protocols, in words.
+    """Settings that were changed and have no effect on an evaluation by `protocols`, in words.
 
-    `reads`: for each protocol there is, the settings and groups of settings that only some protocols read, it among them.
+    `reads`: for every protocol there is, the settings and groups that it reads and that not all protocols read.
     `unpooled`: the protocols that learn from patches, not from one vector per image.
     """
     usual = type(settings)()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from openjepa.weights.convert.conversion import Conversion
 
 CONVERT_HELP = """The weights of a run, or of any encoder that is read,
-as a folder for other programs: weights, settings, a model card (README.md), and I-JEPA's predictor where the format has a
+as a folder for other programs: weights, settings, a model card (README.md), and I-JEPA's predictor if the format has a
 place for it. What was written is read back and compared before the folder appears.
 
 formats (--to):
@@ -48,7 +48,7 @@ def convert(argv: Sequence[str], prog: str) -> None:
 
 
 def _print(done: "Conversion") -> None:
-    """What was read, what lies where, how it was checked, and how it is loaded."""
+    """Prints what was read and written, how it was checked, and how to load it."""
     from rich.filesize import decimal
 
     from openjepa.system.console import plain_console
@@ -72,5 +72,5 @@ def _print(done: "Conversion") -> None:
 
 
 def _shown(folder: Path) -> str:
-    """The folder as the user would write it."""
+    """`folder` as the user would write it."""
     return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)

@@ -131,7 +131,7 @@ class CheckOptions:
     """The arguments of `data check`."""
 
     seed: Annotated[int, NOT_NEGATIVE] = 0
-    """Seed of the split, where the data has none of its own."""
+    """Seed of the split, if the data has none of its own."""
     recipe: str | None = None
     """The recipe that is to train on the images: those smaller than one of its patches cannot be used."""
     preset: str | None = None
@@ -175,7 +175,7 @@ def data_check(argv: Sequence[str], prog: str) -> None:
 
 
 def _smallest_side(options: CheckOptions) -> int:
-    """What training takes an image for too small by: the side of a patch, or 1 for a method that masks none."""
+    """Shortest side that training accepts: the side of a patch, or 1 for a method that masks none."""
     if options.recipe is None:
         if options.preset is not None:
             raise Refusal(f"--preset {options.preset} needs a recipe: add --recipe NAME")

@@ -3,14 +3,19 @@
 import signal
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from openjepa.commands.parsing.arguments import given_settings, parse_embed
+import tyro
+
+from openjepa.commands.parsing.arguments import Unprefixed, data_of, given_settings, parse, require, subject_of
 from openjepa.commands.parsing.paths import check_evaluated
+from openjepa.settings.inference import EmbedSettings
 from openjepa.settings.ranges import as_option, check_ranges
-from openjepa.settings.sources import ONLY_TRAINING
+from openjepa.settings.sources import ONLY_TRAINING, DataSettings, FolderSettings
 from openjepa.system.shell import command
 
 if TYPE_CHECKING:
@@ -35,6 +40,43 @@ Unreadable images have no row and are listed in X.npy.skipped.jsonl.
 
 Repeat the command to continue where it was stopped; what is done lies in X.npy.parts meanwhile. Start it several times, on any
 number of machines that share the folder of the output, and the work is shared; on a machine with several GPUs use torchrun."""
+
+
+EMBED_COMMON = (
+    *("data.path", "data.source", "output", "again", "features", "splits", "image_size", "encoder", "dtype"),
+    *("batch_size", "device", "workers"),
+)
+"""The options that the help shows without --help-all, in this order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedOptions:
+    """The arguments of `openjepa embed`."""
+
+    subject: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|ENCODER")] = Path()
+    """Run folder, encoder folder, file of published weights, Hugging Face folder, or name on the Hub."""
+    output: Path = Path("features.npy")
+    """The table: X.npy (the images in X.csv, how it was made in X.json) or X.parquet (all in one file)."""
+    again: bool = False
+    """Start over even if there is a table, or parts of one."""
+    embedding: Annotated[EmbedSettings, Unprefixed] = field(default_factory=EmbedSettings)
+    data: DataSettings = field(default_factory=FolderSettings)
+
+
+def parse_embed(
+    argv: Sequence[str], prog: str, description: str, check: Callable[[Path], object] = Path
+) -> tuple[EmbedOptions, DataSettings | None]:
+    """The options of `openjepa embed`, and its data settings; None, for the run's own, if none is given.
+
+    A path or a source that is given means other images, opened with plain settings; other data settings change the run's own.
+    `check` may refuse the subject before the options are read, which depend on its data.
+    """
+    argv = require(EmbedOptions, argv, "a run folder or an encoder", prog)
+    given = given_settings(argv)
+    subject = subject_of(argv, check)
+    defaults = EmbedOptions(data=data_of(None if given & {"data.path", "data.source"} else subject, argv))
+    options = parse(EmbedOptions, argv, prog, description, defaults, common=EMBED_COMMON)
+    return options, options.data if any(name.startswith("data.") for name in given) else None
 
 
 def embed(argv: Sequence[str], prog: str) -> None:
@@ -70,7 +112,7 @@ def _idle(given: Collection[str]) -> list[str]:
 
 @contextmanager
 def _terminated() -> Iterator[None]:
-    """SIGTERM ends the command like Ctrl-C, leaving no half a part, with the exit code 143."""
+    """SIGTERM ends the command like Ctrl-C, with the exit code 143 and no half-written part."""
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         yield
@@ -79,7 +121,7 @@ def _terminated() -> Iterator[None]:
 
 
 def _print(embedded: "Embedded") -> None:
-    """What has become of it, as a table, and the next command."""
+    """Prints what was embedded, as a table, and the next command."""
     if embedded.status == "there already":
         print(
             f"{embedded.output} is there already, made of the same weights, settings and images (their names and a sample of "

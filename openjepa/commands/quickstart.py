@@ -1,4 +1,4 @@
-"""Trains, evaluates, draws and reports the recipe `quickstart`."""
+"""The command `openjepa quickstart`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,6 +1,5 @@
 """The command `openjepa recipes`, and recipes in groups for the help of `openjepa train`."""
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -68,13 +67,15 @@ def listed_recipes() -> str:
 
 def whole_recipe(name: str, preset: str | None) -> str:
     """What a recipe is, as comments, and its settings, as YAML."""
-    config, recipe = load_recipe(name, preset), RECIPES.get(name)
-    assert recipe is not None  # else it was refused
+    config = load_recipe(name, preset)
+    recipe = RECIPES[name]
     about = [
         command("openjepa", "recipes", name, "--preset", config.preset),
         f"from {recipe.build.__module__}; presets: {' | '.join(recipe.presets)}",
         "",
-        *(inspect.getdoc(recipe.build) or "").splitlines(),
+        *recipe.about.splitlines(),
+        "",
+        recipe.command(name),
     ]
     comments = [f"# {line}".rstrip() for line in about]
     return "\n".join([*comments, "", *_settings(config)])

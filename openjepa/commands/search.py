@@ -38,7 +38,7 @@ def search(argv: Sequence[str], prog: str) -> None:
 
 
 def with_number_of_outliers(argv: Sequence[str]) -> list[str]:
-    """`--outliers` without a number means LISTED_OUTLIERS."""
+    """`argv` with LISTED_OUTLIERS behind an `--outliers` without a number."""
     given = []
     for position, word in enumerate(argv):
         given.append(word)
@@ -81,7 +81,7 @@ def _clean(settings: SearchSettings) -> None:
 
 
 def _draw(drawn: Callable[[], Iterable[Path]]) -> None:
-    """Says which pictures were drawn; without matplotlib there are none, but the answers stand."""
+    """Prints which pictures were drawn. Without matplotlib there are none, but the answers stand."""
     from openjepa.system.console import say
 
     try:

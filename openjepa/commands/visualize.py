@@ -1,4 +1,4 @@
-"""Pictures of a run."""
+"""The command `openjepa visualize`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -16,7 +16,7 @@ from openjepa.settings.derived import resolve
 from openjepa.settings.experiments import AblationSettings
 from openjepa.settings.run import CHOICES, RunConfig
 from openjepa.system.json_files import read_object
-from openjepa.system.whole_files import whole_file
+from openjepa.system.shared_files import whole_file
 from openjepa.training.timed_steps import RealSteps
 
 Budget = Literal["images", "seconds"]

@@ -19,10 +19,10 @@ from rich.text import Text
 from openjepa.experiments.ablation_lengths import PlannedRun
 from openjepa.recipes.ablations import ABLATIONS, Ablation
 from openjepa.report import write_scaling
-from openjepa.system import claims
+from openjepa.system import shared_files
 from openjepa.system.console import format_count, format_seconds, plain_console
 from openjepa.system.json_files import lenient, readable_object
-from openjepa.system.whole_files import whole_file
+from openjepa.system.shared_files import whole_file
 
 RESULTS = "results"
 """Folder with a file for every run."""
@@ -119,7 +119,7 @@ def claimed(output: Path, name: str, wait: bool = False) -> AbstractContextManag
 
     `wait`: until another process has done its part, and then always True.
     """
-    return claims.claimed(output / ".claims", name, wait)
+    return shared_files.claimed(output / ".claims", name, wait)
 
 
 def tables(results: Sequence[RunResult], order: Sequence[str]) -> dict[str, list[Line]]:

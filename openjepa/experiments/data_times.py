@@ -26,7 +26,8 @@ from torch import Tensor
 from openjepa.checks import check
 from openjepa.data.decode import decode_image
 from openjepa.data.folders.folder import open_folder
-from openjepa.data.loading.loader import BatchPlan, TrainingLoader
+from openjepa.data.loading.loader import TrainingLoader
+from openjepa.data.loading.order import BatchPlan
 from openjepa.data.source import ListSource
 from openjepa.data.views import NUMBERS_PER_VIEW, crop_and_resize, crop_box
 from openjepa.engine.device import keep_freed_memory

@@ -29,8 +29,8 @@ from openjepa.settings.experiments import EnergyBench
 from openjepa.settings.ranges import as_option, check_ranges
 from openjepa.settings.run import RunConfig
 from openjepa.system.console import plain_console
+from openjepa.system.shared_files import whole_file
 from openjepa.system.shell import command
-from openjepa.system.whole_files import whole_file
 from openjepa.training.monitor import draw_batches
 from openjepa.training.startup import build_method, default_view, training_length
 from openjepa.types import Batch

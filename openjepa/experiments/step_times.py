@@ -27,7 +27,7 @@ from openjepa.settings.models import ModelSettings
 from openjepa.settings.run import OptimizationSettings, RunConfig
 from openjepa.settings.sources import FolderSettings
 from openjepa.system.console import plain_console
-from openjepa.system.whole_files import whole_file
+from openjepa.system.shared_files import whole_file
 from openjepa.training.startup import masks_line
 from openjepa.training.timed_steps import PartTimer, TimedStep, measure
 from openjepa.types import LoaderPosition

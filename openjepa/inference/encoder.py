@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from openjepa.engine.features import Output, encode, in_caches
+from openjepa.engine.device import Output, encode, in_caches
 from openjepa.inference.areas import Areas, indices_of
 from openjepa.inference.batches import View, ViewName, batches, prepared
 from openjepa.inference.images import Picture, Pictures, separate
@@ -18,7 +18,7 @@ from openjepa.inference.prediction import Prediction, compare, objective_of
 from openjepa.models.predictor import Predictor
 from openjepa.refusals import Refusal
 from openjepa.system.console import progress as progress_bar
-from openjepa.system.whole_files import is_writable
+from openjepa.system.shared_files import is_writable
 from openjepa.types import EncoderOutput, Export
 from openjepa.weights.formats import Loaded
 from openjepa.weights.native import PREDICTOR_FOLDER, save_network
@@ -37,18 +37,18 @@ class Encoder(nn.Module):
     """
 
     def __init__(self, loaded: Loaded) -> None:
-        """Of what `openjepa.weights.formats.load_any` read."""
+        """`loaded`: what `openjepa.weights.formats.load_any` has read."""
         super().__init__()
         self.network = loaded.encoder
         """The Vision Transformer."""
         self.predictor: Predictor | None = loaded.predictor
-        """I-JEPA's predictor, where it was read too."""
+        """I-JEPA's predictor, if it was read too."""
         self.config = loaded.config
         """Settings of the network."""
         self.what = loaded.what
         """What it is, in a few words."""
         self.notes = loaded.notes
-        """What was cut off the names in the file, and what of it was not read."""
+        """What was cut off names in the file, and what was not read."""
         self.objective = None if loaded.predictor is None else objective_of(loaded.predictor_extra)
         """What the predictor was trained for; None without one."""
         self._predictor_extra = dict(loaded.predictor_extra)
@@ -60,12 +60,12 @@ class Encoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.network.norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights: float32 unless they were cast."""
+        """Type of the weights: float32 unless they were cast."""
         return self.network.norm.weight.dtype
 
     def forward(self, images: Float[Tensor, "B 3 h w"], keep: Int[Tensor, "B K"] | None = None) -> EncoderOutput:
@@ -94,12 +94,12 @@ class Encoder(nn.Module):
     ) -> Float[Tensor, "B D"]:
         """One vector per image, in fp32 on the CPU, in the order of the images.
 
-        `images`: paths, PIL images, arrays, tensors, one or many, also a generator, from which a batch or two are taken ahead.
+        `images`: one or many paths, PIL images, arrays or tensors. From a generator a batch or two are taken ahead.
         `pooling`: `own` is what the encoder's method evaluates; `average` of the patches; `class_token`.
         `view`: `crop` is that of the evaluations (short side to 256/224 of `size`, center crop), `squash` resizes all of the
         image to `size`, `whole` keeps its shape, its short side becoming that of `size`.
         `size`: pixels, or (height, width); None: the training size. Multiples of the patch size.
-        `precision`: of weights in fp32; `auto` is bf16 where the hardware has it. Weights that were cast compute in their own.
+        `precision`: `auto` is bf16 if the hardware has it. Weights that were cast compute in their own type.
         `batch_size`: images of one shape that are encoded together.
         `progress`: shows a bar with rate and time left, on a terminal.
         Raises Refusal for what is no image (names it), and for settings that do not fit.
@@ -124,7 +124,7 @@ class Encoder(nn.Module):
     ) -> Float[Tensor, "B H W D"]:
         """Features of the patches of each image, on their grid of H rows and W columns, in fp32 on the CPU.
 
-        As `embed`. Raises Refusal also where `whole` images differ in shape, so that their grids do.
+        Arguments as in `embed`. Also raises Refusal if `whole` images differ in shape, because then their grids do.
         """
         numbers: list[int] = []
         features: list[Tensor] = []
@@ -147,19 +147,19 @@ class Encoder(nn.Module):
         precision: Precision = "auto",
         batch_size: int = 16,
     ) -> Prediction:
-        """What I-JEPA's predictor foretells of target blocks from the context patches, beside what the encoder makes of them.
+        """Predicts target blocks from the context patches, and compares with what the encoder makes of them.
 
         `context` (the only patches that are encoded) and each of `targets` are an `openjepa.PatchBox`, a boolean mask [H, W] or
-        raster indices on `encoder.grid(size)`; the same ones for all images. Several areas as context are joined; None: all
-        patches outside the targets. Each target block is predicted by itself, not seeing the others (I-JEPA, section 3). A
-        target may overlap the context, which `in_context` tells. At sizes other than the trained one positions are computed
-        for the new grid. `view`, `size`, `precision`: as in `embed`.
+        raster indices on `encoder.grid(size)`; the same ones for all images. Several areas as context are joined. None: all
+        patches outside the targets. Each target block is predicted by itself, without seeing the others (I-JEPA, section 3). A
+        target may overlap the context; `in_context` says where. At other sizes than the trained one positions are computed for
+        the new grid. `view`, `size`, `precision`: as in `embed`.
 
         In training the context came from the context encoder and the targets from the target encoder, its moving average.
-        Here this one encoder, by default the target encoder, gives both: close at the end of a training, but not the same.
-        Exactly as in training, where both were kept: `load(run, encoder="context").predict(..., targets_from=load(run))`.
+        Here one encoder, by default the target encoder, gives both: close at the end of training, but not the same. If the run
+        kept both, `load(run, encoder="context").predict(..., targets_from=load(run))` does exactly as training did.
 
-        Raises Refusal where there is no predictor, and for areas that are empty or beyond the grid.
+        Raises Refusal if there is no predictor, and for areas that are empty or beyond the grid.
         """
         objective = self.objective
         if objective is None:
@@ -216,8 +216,8 @@ class Encoder(nn.Module):
     def save(self, folder: Path | str) -> None:
         """Writes encoder and predictor in the layout of a run folder, in fp32; `openjepa.load(folder)` reads them again.
 
-        Each is replaced as a whole. Raises Refusal where `folder` is a run, whose encoder would be lost, holds a predictor
-        and this encoder has none, or cannot be written to.
+        Each is replaced as a whole. Raises Refusal if `folder` is a run, whose encoder would be lost, if it holds a predictor
+        and this encoder has none, or if it cannot be written to.
         """
         place = Path(folder).expanduser()
         if not is_writable(place):
@@ -317,7 +317,7 @@ def _context_indices(context: Areas | None, blocks: list[Tensor], grid: tuple[in
 
 
 def _check_common(shapes: set[tuple[int, int]], grid: tuple[int, int]) -> None:
-    """Adds the grid. Raises Refusal where there is another one already."""
+    """Adds the grid to `shapes`. Raises Refusal if there is another one already."""
     shapes.add(grid)
     if len(shapes) > 1:
         found = " and ".join(f"{rows}x{columns}" for rows, columns in sorted(shapes))

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from openjepa.checks.grids import check_patch_divides
+from openjepa.checks.sizes import check_patch_divides
 from openjepa.models.positions import RelativeBias, resampled_positions, sincos_positions
 from openjepa.models.transformer import INIT_STD, attention_bias, build_blocks, initialize
 from openjepa.refusals import Refusal

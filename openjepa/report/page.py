@@ -21,7 +21,7 @@ from openjepa.report.numbers import percent
 from openjepa.report.reading import Figure, Run, distinct, read_run
 from openjepa.report.svg import NUM_COLORS
 from openjepa.system import shell
-from openjepa.system.whole_files import whole_file
+from openjepa.system.shared_files import whole_file
 
 FOLDER = Path(__file__).parent / "templates"
 MAX_BYTES = 10_000_000

@@ -30,7 +30,7 @@ from openjepa.report.scatter import (
     draw_scatter,
     shown,
 )
-from openjepa.system.whole_files import whole_file
+from openjepa.system.shared_files import whole_file
 
 MAX_GROUPS = 60
 MAX_RUNS = 200

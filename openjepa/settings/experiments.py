@@ -1,7 +1,4 @@
-"""Settings of `openjepa ablate`.
-
-Settings of the benchmarks.
-"""
+"""Settings of the commands that compare and time runs: `ablate` and `bench`."""
 
 import math
 from dataclasses import dataclass, field
@@ -11,9 +8,9 @@ from typing import Annotated, Literal
 import tyro
 
 from openjepa.refusals import Refusal
-from openjepa.settings.methods import METHODS
 from openjepa.settings.models import ModelSettings, Size
 from openjepa.settings.ranges import ABOVE_0, AT_LEAST_1, AT_LEAST_2, Range, as_option, at_least, check_ranges
+from openjepa.settings.registry import NamesOf
 from openjepa.settings.run import SystemSettings
 from openjepa.settings.sources import DataSettings, FolderSettings
 
@@ -22,7 +19,7 @@ SECONDS = Range(ABOVE_0, math.inf, "above 0, or auto or none")
 
 @dataclass(frozen=True, kw_only=True)
 class AblationSettings:
-    """Which runs are compared: on which images, for how long, how often."""
+    """Which runs to compare: on which images, for how long, how often."""
 
     ablation: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = ""
     """Which comparison (see above)."""
@@ -44,8 +41,8 @@ class AblationSettings:
     scenes: str | None = None
     """Scenes in CLEVR's format for Count and Dist (docs/scenes.md). None: the packaged ones."""
     output: Path = Path("runs/ablation")
-    """Folder of all runs and tables. The same command goes on where it was stopped; started in several terminals, they share
-    the runs."""
+    """Folder of all runs and tables. The same command continues a stopped one; started in several terminals, they share the
+    runs."""
     rounds: Annotated[int, AT_LEAST_1] = 7
     """Rounds, all rows in turns, in which the speed of each row is measured."""
     dry_run: bool = False
@@ -53,16 +50,16 @@ class AblationSettings:
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `mps`."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """bf16 autocast where the hardware has it (`auto`), always, or never."""
+    """bf16 autocast if the hardware has it (`auto`), always, or never."""
     data: DataSettings = field(default_factory=FolderSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     system: SystemSettings = field(default_factory=SystemSettings)
 
 
-MethodName = Annotated[str | None, tyro.conf.arg(metavar="|".join(METHODS))]
+MethodName = Annotated[str | None, NamesOf("openjepa.settings.methods:METHODS")]
 """The name of a method. `recipes.matched.with_method` refuses what is none."""
 SAID_BY_THE_RECIPE = ("size", "patch_size", "image_size", "batch_size", "predictor_width", "predictor_depth")
-"""Settings of StepBench that have no effect on a recipe."""
+"""Settings of StepBench that a recipe says itself."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ class StepBench:
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `mps`."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """`auto`, `bf16` or `fp32`."""
+    """bf16 autocast if the hardware has it (`auto`), always, or never."""
     threads: Annotated[int | None, AT_LEAST_1] = None
     """Threads on the CPU. None: all cores."""
     compile: bool = False
@@ -143,7 +140,7 @@ class EnergyBench:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = Path()
     """Run folder with a checkpoint."""
     images: Annotated[int, AT_LEAST_2] = 256
-    """Images in all: held-out ones, or training images where the data has no test split."""
+    """Images in all: held-out ones, or training images if the data has no test split."""
     batch_size: Annotated[int, AT_LEAST_2] = 64
     """Images that form pairs with each other: each has one compatible and this many less one incompatible pairs."""
     device: str = "auto"

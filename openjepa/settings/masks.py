@@ -11,7 +11,7 @@ MaskKind = Literal["blocks", "tokens", "none"]
 
 
 MASKED_SHARE = Range(2**-52, BELOW_1, "above 0 and below 1, e.g. 0.75 (MAE) or 0.15 (MSN)")
-"""1 - ratio is below 1 for it."""
+"""A smaller one would be lost in 1 - ratio."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class MultiblockSettings(MaskSettings):
     context_ratio: Annotated[float, SHARE_ABOVE_0] = 0.25
     """Fraction of all patches that the context keeps after the cut (paper, Table 6: 0.25). Ignored by `official` and `none`."""
     min_keep: Annotated[int | None, NOT_NEGATIVE] = 10
-    """A context (`official`: also a target) of at most this many patches is drawn again. In `unbiased` mode only where
+    """A context (`official`: also a target) of at most this many patches is drawn again. In `unbiased` mode only if
     `context_cut` is `none`, and scaled down on grids under 14x14. None: 10, or in proportion on grids under 14x14."""
     max_redraws: Annotated[int, NOT_NEGATIVE] = 20
     """`unbiased`: how often the positions of a sample are redrawn before its context is padded. Its count is logged."""
@@ -96,7 +96,7 @@ class BlockwiseSettings(MaskSettings):
     """Shares of the patches that are wished to be masked; of several, each image draws one (data2vec: 120/196; iBOT: 0.3, or
     0 and 0.3)."""
     spreads: Annotated[tuple[float, ...], SHARE] = (0.0,)
-    """Each image draws its share within so much of the ratio at the same place (iBOT: 0, or 0 and 0.2)."""
+    """How far an image's share may be from the ratio at the same place (iBOT: 0, or 0 and 0.2)."""
     min_block: Annotated[int | None, AT_LEAST_1] = None
     """Fewest patches of a block. None: (shorter side of the grid div 3) squared, that is 16 at 14x14 (data2vec and iBOT)."""
     max_block: Annotated[int | None, AT_LEAST_1] = None

@@ -13,7 +13,7 @@ Positions = Literal["sincos", "learned", "relative"]
 PATCH_SIZES = range(4, 17)
 """Sides of a patch, in pixels, that can be trained."""
 WIDTH, DEPTH = between(1, 2**16), between(1, 1000)
-"""Far beyond every network there is, so that none of a size that no memory holds is begun."""
+"""Limits of a network that a file describes: far above any there is, and low enough that memory holds it."""
 MLP_RATIO = Range(ABOVE_0, 64, "above 0 and at most 64")
 
 
@@ -83,7 +83,7 @@ class ModelSettings:
         return Shape(*own, self.mlp_ratio or named.mlp_ratio)
 
     def words(self) -> str:
-        """`small/16`; width, depth and heads too where `size` does not say them."""
+        """`small/16`; width, depth, heads and patch if `size` does not say them."""
         shape = self.shape()
         if shape == SIZES[self.size]:
             return f"{self.size}/{self.patch_size}"
@@ -172,9 +172,13 @@ class PredictorConfig:
     """All that is needed to rebuild an exported predictor; written to `predictor/config.json`."""
 
     encoder_width: Annotated[int, WIDTH]
+    """Width of the encoder whose output it reads."""
     width: Annotated[int, WIDTH]
+    """Numbers per token."""
     depth: Annotated[int, DEPTH]
+    """Blocks."""
     heads: Annotated[int, WIDTH]
+    """Attention heads of every block."""
     grid: Annotated[tuple[int, int], between(1, 2**14)]
     """Rows and columns of patches it was trained on."""
     mlp_ratio: Annotated[float, MLP_RATIO] = 4.0

@@ -25,7 +25,8 @@ class Range:
 
     def problems(self, value: object, default: object) -> Iterator[tuple[object, str]]:
         """What of `value` is wrong, with the words that follow it: the numbers that are outside, infinite or not a number."""
-        for item in value if isinstance(value, tuple) else (value,):
+        items: tuple[Any, ...] = tuple(dict.fromkeys(value)) if isinstance(value, tuple) else (value,)
+        for item in items:
             is_number = isinstance(item, int | float) and not isinstance(item, bool)
             if is_number and item not in self.also and not (self.low <= item <= self.high and math.isfinite(item)):
                 yield item, f" must be {self.words}"

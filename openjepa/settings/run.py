@@ -25,10 +25,10 @@ class OptimizationSettings:
     """Images per forward and backward of one process. None: follows `images_per_device`; without it the whole batch (divided by
     the processes)."""
     images_per_device: Annotated[int | None, AT_LEAST_1] = None
-    """What a microbatch, and the group of I-JEPA's masks, should be near if they are not set: both become numbers that divide
-    the batch."""
+    """Size that a microbatch and the group of I-JEPA's masks should be near if they are not set: both become divisors of the
+    batch."""
     epochs: Annotated[float, POSITIVE] = 300
-    """Passes over the training images; ignored where `total_steps` is set."""
+    """Passes over the training images; ignored if `total_steps` is set."""
     total_steps: Annotated[int | None, AT_LEAST_1] = None
     """Optimizer steps of the whole run. Required for streams of unknown length."""
     lr: Annotated[float, POSITIVE] = 1e-3
@@ -52,7 +52,7 @@ class OptimizationSettings:
     final_weight_decay: Annotated[float, NOT_NEGATIVE] = 0.4
     """Weight decay at the end."""
     weight_decay_schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How it gets there (paper: linear, code: cosine)."""
+    """How the weight decay gets there (paper: linear, code: cosine)."""
     schedule_stretch: Annotated[float, AT_LEAST_1] = 1.0
     """Schedules run over this many times the training length (released code: `ipe_scale`, 1.0)."""
     beta1: Annotated[float, SHARE_BELOW_1] = 0.9
@@ -72,7 +72,7 @@ class OptimizationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """Where the run is written, its seed and arithmetic."""
+    """The run folder, the seed and the arithmetic."""
 
     name: str | None = None
     """Name of the run folder. None: the recipe's name and the data set's."""
@@ -84,14 +84,14 @@ class RunSettings:
     """Weights to start from instead of random ones, short `--init`: a run, an encoder folder, a file of published weights, a
     Hugging Face folder or a name on the Hub. The model's settings follow them (docs/continue.md)."""
     init_encoder: Literal["both", "target", "context"] = "both"
-    """Of weights with two encoders, short `--init-encoder`. `both`: the trained network starts from their context encoder, its
-    moving average from their target encoder; else all networks start from the one that is named."""
+    """Which encoder of weights with two is used, short `--init-encoder`. `both`: the trained network starts from their context
+    encoder, its moving average from their target encoder; else all networks start from the one that is named."""
     init_heads: Annotated[int | None, AT_LEAST_1] = None
-    """Attention heads of the weights, short `--init-heads`, where neither they nor their width tell. None: they do."""
+    """Attention heads of the weights, short `--init-heads`, if neither they nor their width tell. None: they do."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `mps`."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """bf16 autocast where the hardware has it (`auto`), always, or never; weights and optimizer stay fp32."""
+    """bf16 autocast if the hardware has it (`auto`), always, or never; weights and optimizer stay fp32."""
     compile: bool = False
     """Compile the transformer blocks with torch.compile (pays on GPUs)."""
 
@@ -118,19 +118,19 @@ class SystemSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MonitorSettings:
-    """Watching collapse and quality without labels on a fixed probe batch, and the online k-NN. Cannot change the results."""
+    """What is measured during training: collapse and quality on a fixed probe batch, and an online k-NN. Changes no result."""
 
     every: Annotated[int | None, NOT_NEGATIVE] = 100
     """Steps between two looks. 0: never. None: follows the length of the run: ten looks, and at least 100 steps between two."""
     images: Annotated[int, AT_LEAST_2] = 512
     """Images of the fixed probe batch; the rank that can be seen is at most this."""
     lidar_masks: Annotated[int, LIDAR_DRAWS] = 10
-    """Draws of masks of each image for LiDAR (paper: 50, cheap: 10), where the method has a predictor. 0: no LiDAR."""
+    """Draws of masks of each image for LiDAR (paper: 50, cheap: 10), if the method has a predictor. 0: no LiDAR."""
     lidar_images: Annotated[int, AT_LEAST_2] = 64
     """First images of the probe batch that LiDAR tells apart; it is at most this less one (paper: more than the width). A look
     computes context and predictor for `lidar_masks` x `lidar_images` more images."""
     knn: bool = False
-    """Also classify held-out images by their nearest neighbors, where the data has labels."""
+    """Also classify held-out images by their nearest neighbors, if the data has labels."""
     knn_images: Annotated[int, AT_LEAST_1] = 2000
     """Training images the online k-NN searches (at most half as many are classified)."""
 
@@ -175,4 +175,4 @@ CHOICES: dict[str, Choice] = {
     "masks": Choice(MaskSettings, "strategy", MASKS),
     "data": Choice(DataSettings, "source", SOURCES),
 }
-"""By the name of the field of RunConfig."""
+"""Every component of a run that can be chosen, by the name of its field in RunConfig."""

@@ -37,7 +37,7 @@ class DataSettings:
     """Decode every image once and keep it: in memory (cropped by the workers) or on the device (cropped there)."""
     cache_size: Annotated[int | None, AT_LEAST_1] = None
     """Short side, in pixels, that cached images are reduced to. None: what the smallest crop needs, that is
-    `image_size` / sqrt(smallest `crop_scale`), or the same for a method's small crops where that is more."""
+    `image_size` / sqrt(smallest `crop_scale`), or the same for a method's small crops if that is more."""
     max_skipped: Annotated[float, SHARE] = 0.05
     """Share of unreadable images above which the run stops."""
     max_images: Annotated[int | None, AT_LEAST_1] = None
@@ -48,7 +48,7 @@ class DataSettings:
         return height_and_width(self.image_size)
 
     def name(self) -> str:
-        """What the data set is called in a run's name: the last part of its path without wildcards, where it has one."""
+        """What the data set is called in a run's name: the last part of its path without wildcards, or the source."""
         path: str = vars(self).get("path") or ""  # sources that read files call their place so
         parts = [part for part in path.split("/") if part not in ("", ".", "..", "~") and "*" not in part]
         return re.sub(r"[^\w.-]+", "-", parts[-1]) if parts else self.source
@@ -62,7 +62,7 @@ class FolderSettings(DataSettings):
     path: str = ""
     """Folder of images."""
     test_fraction: Annotated[float, SHARE_BELOW_1] = 0.2
-    """Share of each class held out for the probes where the folder has no split of its own."""
+    """Share of each class held out for the probes if the folder has no split of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,12 +21,17 @@ RESTORE = "bring it back as it was, or delete it"
 """What mends a damaged file of a run folder, unless a function is told otherwise."""
 
 
-def object_in(text: str, where: object, mend: str = RESTORE) -> dict[str, Any]:
-    """The object that `text` is in JSON. Raises Refusal that names `where` and ends with `mend` if it is anything else."""
+def value_in(text: str, where: object, mend: str = RESTORE) -> Any:
+    """The value that `text` is in JSON. Raises Refusal, which names `where` and ends with `mend`, if it is no JSON."""
     try:
-        found = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise Refusal(f"{where} is not valid JSON ({error}); {mend}") from error
+
+
+def object_in(text: str, where: object, mend: str = RESTORE) -> dict[str, Any]:
+    """The object that `text` is in JSON. Raises Refusal, which names `where` and ends with `mend`, if it is anything else."""
+    found = value_in(text, where, mend)
     if not isinstance(found, dict):
         raise Refusal(f"{where} is no JSON object, but a {type(found).__name__}; {mend}")
     return found
@@ -80,7 +85,7 @@ def number(value: object) -> float | None:
 
 
 def typed(kind: type[Settings], entries: Mapping[str, Any], where: object, mend: str = RESTORE) -> Settings:
-    """Those of `entries` that are fields of the dataclass `kind`, as one of it; the others are left alone.
+    """An instance of the dataclass `kind` from those of `entries` that are its fields; the others are ignored.
 
     Raises Refusal, which names `where` and ends with `mend`, if one that has no default is missing or of another type.
     """

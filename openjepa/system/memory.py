@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 ROOT = Path("/")
-"""Where proc/ and sys/ are; tests put their own here."""
+"""The folder with proc/ and sys/; tests put their own here."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class _Version:
     limits: tuple[str, ...]
     usage: str
     prefix: str
-    """Of the entries of memory.stat that count the groups below too."""
+    """Prefix of the entries of memory.stat that count the groups below too."""
     parents_limit: str | None
     """Entry of memory.stat with the lowest limit of all groups above, also of those that cannot be seen from a container."""
 
@@ -95,7 +95,7 @@ def _own_paths(root: Path) -> dict[str, str]:
 
 
 def _mounts(root: Path, name: str) -> Iterator[tuple[str, PurePosixPath]]:
-    """Where the tree `name` is mounted: the group that is its top there, and the folder."""
+    """Mounts of the tree `name`: the group at its top, and the folder."""
     lines = _text(root / "proc/self/mountinfo").splitlines()
     for left, _, right in (line.partition(" - ") for line in lines if " - cgroup" in line):
         kind, _, options = right.split(" ", maxsplit=2)

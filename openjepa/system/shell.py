@@ -12,26 +12,26 @@ from collections.abc import Iterable
 from pathlib import Path
 
 MARK = "hf:"
-"""Before a name that is meant for the Hub, whatever lies here: hf:owner/name."""
+"""Prefix that makes a name one of the Hub even if a path of that name exists: hf:owner/name."""
 PART = r"\w[\w.-]*"
 WRITTEN = ("runs", "evaluations", "scenes", "ablations", "checkpoints", "encoder", "features")
 KEPT = ("data", "datasets", "weights", "models", "output", "outputs", "results", "experiments", "images", "photos")
 USUAL = ("log", "logs", "out", "exp", "train", "test", "val", "tmp", "scratch", "src", "home", "mnt", "work")
 FOLDERS = frozenset({*WRITTEN, *KEPT, *USUAL})
-"""Folders that openjepa writes or that people keep such things in: no owner on the Hub is meant by one, there or not."""
+"""Usual names of folders, which are never taken for an owner on the Hub, whether such a folder exists or not."""
 FILES = (".pth", ".pt", ".tar", ".ckpt", ".bin", ".safetensors", ".onnx", ".npy", ".parquet", ".yaml", ".json", ".zip", ".gz")
-"""What a file of ours ends in, and no name on the Hub."""
+"""Endings of files, which no name on the Hub has."""
 ALIKE = 0.75
-"""From this likeness on a first part is taken for a mistyped folder."""
+"""Likeness from which the first part of a name is taken for a mistyped folder."""
 MOST_SHOWN = 8
 
 
 def hub_name(words: Path | str, one_part: bool = False) -> str | None:
     """The name on the Hub, owner/name, that `words` mean; None if they mean a path.
 
-    Without `hf:` before it, a name is one of the Hub if nothing lies there, and if its first part is no folder here, is none of
-    FOLDERS, and not nearly one of either (the short USUAL ones but exactly: `mnist` is no `mnt`). `one_part`: whether there
-    are names without an owner, as of some data sets.
+    Without `hf:`, `words` are a name on the Hub if no such path exists and their first part does not resemble a folder here or
+    one of FOLDERS. USUAL names, which are short, must match exactly: `mnist` is not `mnt`. `one_part`: also take names without
+    an owner, which some data sets have.
     """
     text = str(words)
     if Path(text).expanduser().exists():
@@ -47,9 +47,9 @@ def hub_name(words: Path | str, one_part: bool = False) -> str | None:
 
 
 def absent(words: Path | str, hub: bool = True) -> str:
-    """The end of an error about a path at which nothing lies: the nearest that is there.
+    """The end of an error about a path that does not exist: the nearest one that does.
 
-    `hub`: whether a name on the Hub may have been meant, so that it says how one is written.
+    `hub`: also say how a name on the Hub is written, in case one was meant.
     """
     text = str(words)
     path = Path(text).expanduser()
@@ -80,7 +80,7 @@ def this_command() -> str:
 
 
 def _alike(name: str, others: Iterable[str], likeness: float) -> str:
-    """The one of `others` most like `name`, whatever their case; empty if none is alike enough."""
+    """The one of `others` most like `name`, ignoring case; empty if none is alike enough."""
     by_word = {other.lower(): other for other in others}
     found = difflib.get_close_matches(name.lower(), by_word, n=1, cutoff=likeness)
     return by_word[found[0]] if found else ""

@@ -10,7 +10,8 @@ import torch
 
 from openjepa.checks import check
 from openjepa.data import open_splits
-from openjepa.data.loading.loader import BatchPlan, TrainingLoader
+from openjepa.data.loading.loader import TrainingLoader
+from openjepa.data.loading.order import BatchPlan
 from openjepa.data.loading.unreadable import SkipLedger
 from openjepa.data.loading.workers import choose_workers
 from openjepa.engine import distributed

@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from openjepa.data.loading.cache import draw_masks
-from openjepa.data.loading.loader import BatchPlan, TrainingLoader
+from openjepa.data.loading.chunks import draw_masks
+from openjepa.data.loading.loader import TrainingLoader
+from openjepa.data.loading.order import BatchPlan
 from openjepa.data.passes import evaluation_batches
 from openjepa.data.selection import for_probes
 from openjepa.data.source import ListSource, Splits
 from openjepa.engine import distributed
-from openjepa.engine.device import autocast
-from openjepa.engine.features import pooled_features
+from openjepa.engine.device import autocast, pooled_features
 from openjepa.engine.run_folder import RunLog
 from openjepa.masks.sampler import MaskSampler
 from openjepa.measures.accuracy import knn_accuracy

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from openjepa.data import open_splits
-from openjepa.data.loading.cache import draw_masks
-from openjepa.data.loading.loader import BatchPlan, TrainingLoader
+from openjepa.data.loading.chunks import draw_masks
+from openjepa.data.loading.loader import TrainingLoader
+from openjepa.data.loading.order import BatchPlan
 from openjepa.data.loading.workers import choose_workers
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.engine import distributed

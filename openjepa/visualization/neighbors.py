@@ -1,8 +1,6 @@
-"""Nearest neighbors of a few images as a picture.
+"""Nearest neighbors of a few images as a picture: which images are shown, their features, and the sheet.
 
-Which images the pictures show.
-
-Features of images for the pictures: pooled, and of patches at twice the resolution of the grid.
+Features of patches have twice the resolution of the encoder's grid.
 """
 
 import warnings
@@ -18,7 +16,7 @@ from torch.nn import functional as F
 from openjepa.data import open_splits
 from openjepa.data.passes import EvalBatch, evaluation_batches
 from openjepa.data.source import ListSource, ShardRecord, ShardSource
-from openjepa.engine.features import encode, pooled_features
+from openjepa.engine.device import encode, pooled_features
 from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal
 from openjepa.seeds import derive_samples
@@ -63,7 +61,7 @@ class _Records(ListSource):
 def choose_images(
     config: RunConfig, size: tuple[int, int], num_shown: int, num_gallery: int, seed: int
 ) -> tuple[Pictured, Pictured]:
-    """`num_shown` images of the test split (training split where there is none), and a gallery from the training split."""
+    """`num_shown` images of the test split, and a gallery of training images. Without a test split both are training images."""
     splits = open_splits(config.data, config.run.seed)
     for what in splits.not_used:
         warnings.warn(what, UserWarning, stacklevel=2)
@@ -208,7 +206,7 @@ def purity(queries: Pictured, gallery: Pictured, found: dict[str, list[list[int]
 
 
 def _own_places(queries: Pictured, gallery: Pictured, num_queries: int) -> list[int | None]:
-    """Where the gallery holds the query itself."""
+    """Row of the query itself if the gallery holds it."""
     if queries.split != gallery.split:
         return [None] * num_queries
     places = {int(index): place for place, index in enumerate(gallery.indices)}

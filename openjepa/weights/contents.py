@@ -40,7 +40,7 @@ SMALL = 64 * 2**20
 DEEPEST = 3
 """Dictionaries inside one another that are looked into."""
 OPTIMIZER = re.compile(r"optim|opt$")
-"""How names of dictionaries begin that hold no network, though they may have its names."""
+"""Dictionaries that hold no network, though they may have names of its tensors."""
 PARTS = 16
 """Parts in which a network is filled. A file is mapped anew for each: no more than a part is in memory beside the copy."""
 MOST_NAMES = 20
@@ -76,7 +76,7 @@ class Contents:
 
 
 def tensor_groups(tree: Mapping[str, Any]) -> Groups:
-    """The tensors of a file: those directly in it, and those of its dictionaries, whatever else is in these.
+    """The tensors directly in a file and those of its dictionaries.
 
     A dictionary inside another has the names of both, with a point between them.
     """
@@ -93,7 +93,7 @@ def _groups(tree: Mapping[Any, Any], name: str, deepest: int) -> Iterator[tuple[
 
 
 def open_contents(path: Path) -> Contents:
-    """What lies at `path`, a file of weights or a folder with one. Raises Refusal where there is neither."""
+    """Contents of `path`, a file of weights or a folder with one. Raises Refusal if there is neither."""
     if path.is_dir() and (path / CHECKPOINT_FILE).is_file() and not (path / CONFIG_FILE).is_file():
         return open_contents(path / CHECKPOINT_FILE)
     if path.is_dir():
@@ -127,7 +127,7 @@ def _state(path: Path) -> list[tuple[str, int, int, int]]:
 def _unchanged(
     opened: Callable[[Path], Mapping[str, Any]], path: Path, before: list[tuple[str, int, int, int]]
 ) -> Mapping[str, Any]:
-    """What `opened` maps, where `path` still is what it was: a network must not be filled from two files."""
+    """What `opened` maps. Raises Refusal if `path` has changed: a network must not be filled from two files."""
     try:
         tree, after = opened(path), _state(path)
     except FileNotFoundError:
@@ -230,23 +230,23 @@ def _only(tensor: Tensor) -> Tensor:
 
 
 def stacked(*tensors: Tensor) -> Tensor:
-    """Rows below one another: queries, keys and values that a file keeps apart."""
+    """Joins the rows of queries, keys and values that a file keeps apart."""
     return torch.cat(tensors)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where one weight comes from."""
+    """Origin of one weight."""
 
     keys: tuple[str, ...]
     """Its tensors in the file."""
     make: Callable[..., Tensor] = _only
-    """The weight, of these tensors."""
+    """Makes the weight of these tensors."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Where every weight of a network comes from."""
+    """Origin of every weight of a network."""
 
     sources: Mapping[str, Source]
     """By the name of the weight."""
@@ -255,7 +255,7 @@ class Plan:
 
 
 def same_names(network_names: Iterator[str] | list[str]) -> dict[str, Source]:
-    """The sources where a file has our names."""
+    """The sources if a file has our names."""
     return {name: Source((name,)) for name in network_names}
 
 
@@ -269,8 +269,8 @@ def fill(
 ) -> NetworkType:
     """The network that `build` makes, in evaluation mode, in fp32 on the CPU, its weights copied from a file.
 
-    `open_tensors` maps the file anew. Raises Refusal, which begins with `where`, with all keys that are missing, left
-    over or of another shape. The peak of memory is the network's own, a sixteenth of it, and its largest weight.
+    `open_tensors` maps the file anew. Raises Refusal, which begins with `where`, with all keys that are missing, left over or
+    of another shape. The peak of memory is that of the network, a sixteenth of it, and its largest weight.
     """
     network = _without_values(build)
     wanted = {name: value.shape for name, value in network.state_dict().items()}
@@ -327,7 +327,7 @@ def _check(wanted: Mapping[str, torch.Size], plan: Plan, tensors: Mapping[str, T
 
 
 def _misfit(source: Source, tensors: Mapping[str, Tensor], shape: torch.Size) -> str:
-    """The keys and shapes of a weight that would not fit; empty where it fits or is missing."""
+    """The keys and shapes of a weight that would not fit; empty if it fits or is missing."""
     if any(key not in tensors for key in source.keys):
         return ""
     found = [tensors[key] for key in source.keys]

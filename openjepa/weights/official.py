@@ -1,9 +1,7 @@
 """The checkpoints of the released I-JEPA program: `encoder`, `predictor`, `target_encoder` and the optimizer in one file.
 
-The optimizer is neither read nor written.
-
-Names start with `module.`, as DistributedDataParallel leaves them. The paper evaluates the target encoder, average-pooled,
-which is what is read unless the context encoder is asked for.
+The optimizer is neither read nor written. Names start with `module.`, as DistributedDataParallel leaves them. The paper
+evaluates the target encoder, average-pooled, which is read unless the context encoder is asked for.
 """
 
 import re
@@ -106,7 +104,7 @@ def _written_predictor(predictor: Predictor) -> dict[str, Tensor]:
 
 
 def _predictor_misfit(networks: Networks) -> str:
-    """Why the predictor would be read back as another one; empty where it would not."""
+    """Why the predictor would be read back as another one; empty if it is read back as it is."""
     config, encoder = networks.predictor_config, networks.config
     assert config is not None
     if config.heads != encoder.heads:

@@ -1,13 +1,12 @@
-"""MAE's checkpoints: `model` with the encoder, and in the full ones with the decoder and its mask token, which are not read.
+"""Checkpoints of MAE, and of DINO, iBOT, DINOv2 and MSN: Vision Transformers with a class token.
 
-A class token and fixed sin-cos positions tell MAE from DINO and iBOT. The encoder is pooled by its class token, as in
-I-JEPA's evaluations ("methods with a cls token use the cls token"); MAE's own fine-tuning takes the mean of the patches.
+Fixed sin-cos positions tell MAE from the others, which learn them. `model` of MAE holds the encoder, and in full checkpoints
+the decoder and its mask token, which are not read. MAE's own fine-tuning takes the mean of the patches; here its encoder is
+pooled by the class token, as in I-JEPA's evaluations ("methods with a cls token use the cls token").
 
-Checkpoints of DINO, iBOT and DINOv2, which share a layout, and of MSN: a class token and learned positions.
-
-A full checkpoint holds `teacher` and `student` (MSN: `target_encoder` and `encoder`), each a backbone with its projection head,
-which is not read; a published backbone alone is a plain dictionary, or one under `state_dict`. The teacher is what their papers
-evaluate, by its class token.
+A full checkpoint of the others holds `teacher` and `student` (MSN: `target_encoder` and `encoder`), each a backbone with its
+projection head, which is not read. A published backbone alone is a plain dictionary, or one under `state_dict`. Their papers
+evaluate the class token of the teacher.
 """
 
 import re

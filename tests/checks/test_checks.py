@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from openjepa.checks import check, remarks
-from openjepa.checks.grids import check_positions
 from openjepa.checks.protocol_settings import check_evaluation, evaluation_remarks
+from openjepa.checks.sizes import check_positions
 from openjepa.config import flatten
 from openjepa.evaluation import PROTOCOLS
 from openjepa.recipes.matched import with_method

@@ -13,7 +13,9 @@ from PIL import Image
 import openjepa.commands.train
 from openjepa.checks import check
 from openjepa.cli import COMMANDS, main
-from openjepa.commands.parsing.arguments import option_value, parse_evaluate, parse_train
+from openjepa.commands.evaluate import parse_evaluate
+from openjepa.commands.parsing.arguments import option_value
+from openjepa.commands.train import parse_train
 from openjepa.config import load_run_config, save_yaml
 from openjepa.recipes import load_recipe
 from openjepa.settings.derived import resolve

@@ -21,9 +21,9 @@ from openjepa.engine.run_folder import RunFolder, RunLog, open_run_folder, run_p
 from openjepa.settings.masks import MultiblockSettings
 from openjepa.settings.run import OptimizationSettings, RunConfig, RunSettings, SystemSettings
 from openjepa.settings.sources import DataSettings, FolderSettings, HuggingFaceSettings, ScenesSettings
-from openjepa.system.claims import take
 from openjepa.system.console import Display, format_count, format_seconds
 from openjepa.system.interrupts import Interrupts
+from openjepa.system.shared_files import take
 from openjepa.types import ParameterRule, Skipped
 from tests.helpers.embedding import in_process
 
@@ -213,7 +213,7 @@ def test_a_file_system_without_locks_is_no_second_writer(tmp_path: Path, code: i
     def refuse(*_: object) -> None:
         raise OSError(code, "No locks available")
 
-    monkeypatch.setattr("openjepa.system.claims.fcntl.flock", refuse)
+    monkeypatch.setattr("openjepa.system.shared_files.fcntl.flock", refuse)
     for _ in range(2):
         with pytest.warns(UserWarning, match="cannot lock files: let only one process work there at a time"):
             folder = open_run_folder(config_in(tmp_path), False, CPU, "fp32")

@@ -92,7 +92,7 @@ def test_a_manifest_of_features_nested_without_end(tmp_path: Path, capsys: pytes
     [
         (["data", "masks", "--patch-size", "0"], "--patch-size 0 must be at least 1"),
         (["data", "masks", "--image-size", "0"], "--image-size 0 must be at least 1"),
-        (["data", "scenes", "--seed", "-1"], "seed=-1 must not be negative"),
+        (["data", "scenes", "--seed", "-1"], "--seed -1 must be at least 0"),
     ],
 )
 def test_numbers_that_nothing_can_be_made_of(

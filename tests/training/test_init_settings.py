@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from openjepa.commands.parsing.arguments import decided_by_file, parse_train
+from openjepa.commands.train import decided_by_file, parse_train
 from openjepa.config import save_yaml
 from openjepa.settings.derived import resolve
 from openjepa.settings.methods import IJepaSettings

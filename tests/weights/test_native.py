@@ -12,7 +12,7 @@ import torch
 from openjepa.models.predictor import build_predictor
 from openjepa.models.vit import build_encoder
 from openjepa.settings.models import EncoderConfig, PredictorConfig
-from openjepa.system.whole_files import place
+from openjepa.system.shared_files import place
 from openjepa.types import Export
 from openjepa.weights import contents
 from openjepa.weights.formats import Choice, load_any, position_table

@@ -1,9 +1,7 @@
-"""CIFAR-10 and CIFAR-100 as binary files, Parquet files or class folders.
+"""CIFAR-10 and CIFAR-100 as binary files, Parquet files or class folders. The pickled version is never opened.
 
-The binary version of CIFAR: files of fixed-size records, mapped into memory. The pickled version is never opened.
-
-A record is one label byte (CIFAR-10) or a coarse and a fine one (CIFAR-100), then 3,072 bytes: the red, the green and the blue
-plane of 32 x 32 pixels, row by row (as the data sets' official page describes them).
+A record of the binary version is one label byte (CIFAR-10) or a coarse and a fine one (CIFAR-100), then 3,072 bytes: the red,
+the green and the blue plane of 32 x 32 pixels, row by row (as the data sets' official page describes them).
 """
 
 from dataclasses import dataclass
@@ -31,13 +29,119 @@ PIXEL_BYTES = 3 * SIDE * SIDE
 PPM_HEADER = f"P6 {SIDE} {SIDE} 255\n".encode()
 
 
+@dataclass(frozen=True)
+class Cifar:
+    """Names and numbers in which CIFAR-10 and CIFAR-100 differ."""
+
+    title: str
+    num_classes: int
+    binary_folder: str
+    """Folder that the archive of the binary version unpacks to."""
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    """Files of the binary version, as those of `train`."""
+    names: str
+    """File of class names of the binary version, one per line in the order of the labels."""
+    num_label_bytes: int
+    """Bytes in front of the pixels; the last is the class that is predicted."""
+    python_folder: str
+    """Folder that the archive of the pickled version unpacks to."""
+    python_files: tuple[str, ...]
+    """Files by which it is known if the folder has another name."""
+    label_columns: tuple[str, ...]
+    """Columns of Parquet files that may hold the labels, the preferred first."""
+
+
+CIFAR10 = Cifar(
+    "CIFAR10",
+    10,
+    "cifar-10-batches-bin",
+    tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+    ("test_batch.bin",),
+    "batches.meta.txt",
+    1,
+    "cifar-10-batches-py",
+    ("batches.meta", "data_batch_1"),
+    ("label",),
+)
+CIFAR100 = Cifar(
+    "CIFAR100",
+    100,
+    "cifar-100-binary",
+    ("train.bin",),
+    ("test.bin",),
+    "fine_label_names.txt",
+    2,
+    "cifar-100-python",
+    ("meta",),
+    ("fine_label", "label"),  # a column `coarse_label` of 20 groups stands beside the first
+)
+
+
+def open_cifar10(root: Path) -> Splits:
+    """CIFAR-10 below `root` (see `open_cifar`)."""
+    return open_cifar(root, CIFAR10)
+
+
+def open_cifar100(root: Path) -> Splits:
+    """CIFAR-100 below `root` (see `open_cifar`)."""
+    return open_cifar(root, CIFAR100)
+
+
+def open_cifar(root: Path, kind: Cifar) -> Splits:
+    """CIFAR below `root` in the first of the three forms that is found; the fine labels of CIFAR-100.
+
+    Raises Refusal if a split is missing, a file is damaged, or only the pickled version is there.
+    """
+    for place in (root, root / kind.binary_folder):
+        if any((place / name).is_file() for name in kind.train + kind.test):
+            return _open_binary(place, kind)
+    if parquet_files(root):
+        return open_parquet_splits(kind.title, root, kind.label_columns, kind.num_classes)
+    folders = [root / name for name in ("train", "test")]
+    if any(folder.is_dir() for folder in folders):
+        if absent := [folder.name for folder in folders if not folder.is_dir()]:
+            refuse(kind.title, root, f"has no folder {absent[0]}", "train/CLASS/*.png and test/CLASS/*.png")
+        train, test = (class_folders(folder, kind.title) for folder in folders)
+        return labeled_splits(kind.title, train, number_as(train, test, folders[1]), kind.num_classes)
+    expected = f"{kind.binary_folder}/ (the binary version), train and test Parquet files, or train/CLASS and test/CLASS"
+    if (root / kind.python_folder).is_dir() or any((root / name).is_file() for name in kind.python_files):
+        problem = "has the pickled Python version, which is never opened because a pickle can run any program"
+        refuse(kind.title, root, problem, f'the "binary version" of the same page, which unpacks to {kind.binary_folder}/')
+    refuse(kind.title, root, "has none of the known forms", expected)
+
+
+def _open_binary(place: Path, kind: Cifar) -> Splits:
+    if absent := [name for name in kind.train + kind.test if not (place / name).is_file()]:
+        refuse(kind.title, place, f"lacks {', '.join(absent)}", ", ".join(kind.train + kind.test))
+    names = _class_names(place / kind.names, kind)
+    sources = [
+        CifarBinary(tuple(place / name for name in files), kind.num_label_bytes, kind.num_classes, names)
+        for files in (kind.train, kind.test)
+    ]
+    return labeled_splits(kind.title, sources[0], sources[1], kind.num_classes)
+
+
+def _class_names(file: Path, kind: Cifar) -> tuple[str, ...] | None:
+    """The names in the order of the labels; None if the file is not there."""
+    if not file.is_file():
+        return None
+    names = tuple(line.strip() for line in read_lines(file))
+    if len(names) != kind.num_classes:
+        raise Refusal(f"{file} has {len(names)} names; expected: {kind.num_classes}, one per line")
+    return names
+
+
+# ----------------------------------------------------------------------------------------------------------------- binary files
+
+
 class CifarBinary(ListSource):
     """Records of one or more files, in their order. Labels are the last label byte of each record."""
 
     def __init__(
         self, files: tuple[Path, ...], num_label_bytes: int, num_classes: int, class_names: tuple[str, ...] | None
     ) -> None:
-        """Raises Refusal where a file is no whole number of records, or a label is not below `num_classes`."""
+        """Raises Refusal if a file is no whole number of records, or a label is not below `num_classes`."""
         self._files = files
         self._num_label_bytes = num_label_bytes
         self._open()
@@ -92,96 +196,3 @@ def _check_labels(file: Path, labels: NDArray[np.int64], num_classes: int) -> No
         raise Refusal(
             f"{file}: record {row} has the label {labels[row]}; expected: below {num_classes}. Is it another data set's file?"
         )
-
-
-@dataclass(frozen=True)
-class Cifar:
-    """Where one of the two differs from the other."""
-
-    title: str
-    num_classes: int
-    binary_folder: str
-    """What the archive of the binary version unpacks to."""
-    train: tuple[str, ...]
-    test: tuple[str, ...]
-    """Its files."""
-    names: str
-    """Its file of class names, one per line in the order of the labels."""
-    num_label_bytes: int
-    """Bytes in front of the pixels; the last is the class that is predicted."""
-    python_folder: str
-    """What the archive of the pickled version unpacks to."""
-    python_files: tuple[str, ...]
-    """Files by which it is known where the folder has another name."""
-    label_columns: tuple[str, ...]
-    """Columns of Parquet files that may hold the labels, the preferred first."""
-
-
-CIFAR10 = Cifar(
-    "CIFAR10",
-    10,
-    "cifar-10-batches-bin",
-    tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
-    ("test_batch.bin",),
-    "batches.meta.txt",
-    1,
-    "cifar-10-batches-py",
-    ("batches.meta", "data_batch_1"),
-    ("label",),
-)
-CIFAR100 = Cifar(
-    "CIFAR100",
-    100,
-    "cifar-100-binary",
-    ("train.bin",),
-    ("test.bin",),
-    "fine_label_names.txt",
-    2,
-    "cifar-100-python",
-    ("meta",),
-    ("fine_label", "label"),  # a column `coarse_label` of 20 groups stands beside the first
-)
-
-
-def open_cifar(root: Path, kind: Cifar) -> Splits:
-    """CIFAR below `root` in the first of the three forms that is found; the fine labels of CIFAR-100.
-
-    Raises Refusal where a split is missing, a file is damaged, or only the pickled version is there.
-    """
-    for place in (root, root / kind.binary_folder):
-        if any((place / name).is_file() for name in kind.train + kind.test):
-            return _open_binary(place, kind)
-    if parquet_files(root):
-        return open_parquet_splits(kind.title, root, kind.label_columns, kind.num_classes)
-    folders = [root / name for name in ("train", "test")]
-    if any(folder.is_dir() for folder in folders):
-        if absent := [folder.name for folder in folders if not folder.is_dir()]:
-            refuse(kind.title, root, f"has no folder {absent[0]}", "train/CLASS/*.png and test/CLASS/*.png")
-        train, test = (class_folders(folder, kind.title) for folder in folders)
-        return labeled_splits(kind.title, train, number_as(train, test, folders[1]), kind.num_classes)
-    expected = f"{kind.binary_folder}/ (the binary version), train and test Parquet files, or train/CLASS and test/CLASS"
-    if (root / kind.python_folder).is_dir() or any((root / name).is_file() for name in kind.python_files):
-        problem = "has the pickled Python version, which is never opened because a pickle can run any program"
-        refuse(kind.title, root, problem, f'the "binary version" of the same page, which unpacks to {kind.binary_folder}/')
-    refuse(kind.title, root, "has none of the known forms", expected)
-
-
-def _open_binary(place: Path, kind: Cifar) -> Splits:
-    if absent := [name for name in kind.train + kind.test if not (place / name).is_file()]:
-        refuse(kind.title, place, f"lacks {', '.join(absent)}", ", ".join(kind.train + kind.test))
-    names = _class_names(place / kind.names, kind)
-    sources = [
-        CifarBinary(tuple(place / name for name in files), kind.num_label_bytes, kind.num_classes, names)
-        for files in (kind.train, kind.test)
-    ]
-    return labeled_splits(kind.title, sources[0], sources[1], kind.num_classes)
-
-
-def _class_names(file: Path, kind: Cifar) -> tuple[str, ...] | None:
-    """The names in the order of the labels; None where the file is not there."""
-    if not file.is_file():
-        return None
-    names = tuple(line.strip() for line in read_lines(file))
-    if len(names) != kind.num_classes:
-        raise Refusal(f"{file} has {len(names)} names; expected: {kind.num_classes}, one per line")
-    return names

@@ -2,11 +2,10 @@
 
 Two labelings, as in the VISSL and VTAB benchmarks that I-JEPA's tables follow: `count` (Clevr/Count: 3 to 10 objects, eight
 classes) and `distance` (Clevr/Dist: depth of the object nearest to the camera, six bins). The official test split has no
-annotations, so that the validation split is what probes are tested on. Where instance masks lie beside the pictures, the
-pixels are labeled too: `shape` and `color` of what they show (scene_maps.py).
+annotations, so that the validation split is what probes are tested on. If instance masks lie beside the pictures, the
+pixels are labeled too: `shape` and `color` of what they show (maps.py).
 """
 
-import json
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from openjepa.data.scenes.packing import PACKAGED_SCENES, read_annotations, read
 from openjepa.data.source import LabelMaps, ListSource, Splits
 from openjepa.refusals import Refusal, few
 from openjepa.settings.sources import ScenesSettings
+from openjepa.system.json_files import readable_object
 
 Scene = Mapping[str, Any]
 MIN_OBJECTS, MAX_OBJECTS = 3, 10
@@ -70,6 +70,11 @@ def open_scenes(settings: ScenesSettings, seed: int) -> Splits:
     files = {split: _annotation_file(root, split) for split in ("train", "val")}
     train, val = (_open_split(root, file, split, settings.label) for split, file in files.items())
     return _splits(train, val, f"Scenes of {root.resolve().name}")
+
+
+def open_scenes_below(root: Path) -> Splits:
+    """The scenes of a folder, labeled by their number of objects."""
+    return open_scenes(ScenesSettings(path=str(root)), 0)
 
 
 @dataclass(frozen=True)
@@ -130,9 +135,9 @@ def _annotation_file(root: Path, split: str) -> Path:
 def _read_annotations(root: Path, file: Path, split: str) -> tuple[list[dict[str, Any]], list[str]]:
     """The scenes of a split and the names of their pictures, of which some may be absent."""
     try:
-        scenes = json.loads(file.read_bytes())["scenes"]
+        scenes = (readable_object(file) or {})["scenes"]
         names = [str(scene["image_filename"]) for scene in scenes]
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise Refusal(f'{file} is no CLEVR file: expected {{"scenes": [{{"image_filename", "objects"}}, ...]}}') from error
     check_listed(root / "images" / split, names, file)
     return scenes, names

@@ -8,16 +8,14 @@ from itertools import chain, islice
 
 import numpy as np
 
-from openjepa.data.decode import decode_image
-from openjepa.data.loading.unreadable import NUM_CHECKED, check_usable
+from openjepa.data.decode import NUM_CHECKED, check_usable, decode_image
 from openjepa.data.selection import Subset, held_out
 from openjepa.data.source import NO_LABEL, ListSource, ShardSource, Splits
 from openjepa.data.tables.arrow import SplitReader
 from openjepa.data.tables.labels import LabelColumn, Numbering
 from openjepa.data.tables.local_files import SPLIT_WORDS, LocalFiles, find_files
-from openjepa.refusals import Refusal, examples
+from openjepa.refusals import Refusal, examples, require_package
 from openjepa.settings.sources import HuggingFaceSettings
-from openjepa.system.packages import require_package
 
 TEST_SPLITS = ("test", "validation", "val")
 """Splits the probes are tested on, the preferred first."""
@@ -48,7 +46,7 @@ def open_huggingface(settings: HuggingFaceSettings, seed: int) -> Splits:
             raise Refusal(
                 f"the split {data.test!r} of data.path={settings.path!r} holds no rows: choose another data.test_split"
             )
-    elif (is_held := held_out(source.known_labels, settings.test_fraction, seed)) is not None:
+    elif settings.test_fraction and (is_held := held_out(source.known_labels, settings.test_fraction, seed)) is not None:
         train, test = Subset(source, np.flatnonzero(~is_held)), Subset(source, np.flatnonzero(is_held))
         how = " (held out of each class)"
     remarks = _remarks(train, test)
@@ -62,7 +60,7 @@ def split_names(settings: HuggingFaceSettings) -> list[str]:
 
 
 def left_out(settings: HuggingFaceSettings) -> dict[str, ListSource]:
-    """Splits that `open_huggingface` does not open, by name: unlabeled or further ones. None of what is streamed."""
+    """Splits that `open_huggingface` does not open (unlabeled or further ones), by name; empty if the data is streamed."""
     if settings.streaming:
         return {}
     data = _Labeled(settings)

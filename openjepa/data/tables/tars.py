@@ -5,7 +5,6 @@ file `.cls`, or what `data.label_column` names.
 """
 
 import gzip
-import json
 import shutil
 import tarfile
 import zlib
@@ -27,9 +26,10 @@ from openjepa.data.tables.arrow import SplitReader, prepared, row_name
 from openjepa.data.tables.labels import CANONICAL_NUMBER, WHOLE_NUMBER, LabelColumn, from_words, stream_label
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import HuggingFaceSettings
+from openjepa.system.json_files import value_in
 
 CLASS_FIELD = "cls"
-"""Where the label of a sample stands if nothing else is chosen: a number, as text."""
+"""Ending of the file with the label of a sample if nothing else is chosen: a number, as text."""
 BLOCK = 512
 """Bytes of a block of a tar."""
 GZIP_START = b"\x1f\x8b"
@@ -62,8 +62,8 @@ class _Fields:
         if field != "json":
             return text
         try:
-            content = json.loads(text)
-        except ValueError:
+            content = value_in(text, field)
+        except Refusal:
             return None
         _, _, key = (self.label or "").partition(".")
         value = content.get(key) if key and isinstance(content, dict) else content
@@ -284,7 +284,7 @@ class TarSource(ListSource):
         return data
 
     def stamp(self, index: int) -> bytes:
-        """That of the sample's tar."""
+        """Stamp of the sample's tar."""
         return self._stamps[int(self._file_numbers[index])]
 
     def name(self, index: int) -> str:

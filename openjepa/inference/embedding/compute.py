@@ -35,8 +35,8 @@ from openjepa.models.transformer import Block, attention, scaled
 from openjepa.models.vit import VisionTransformer
 from openjepa.operators import fused_linear, has_fused_linear, has_tile_products
 from openjepa.refusals import Refusal
-from openjepa.system.claims import Claim
 from openjepa.system.cores import available_cores
+from openjepa.system.shared_files import Claim
 from openjepa.types import Skipped
 
 LARGEST_BATCH_BYTES = 2**28
@@ -55,23 +55,23 @@ class Task:
     first: int
     """Number of the first record in the part."""
     numbers: range
-    """Numbers of the records in their list; of a shard in that shard."""
+    """Numbers of the records in their list or shard."""
     records: tuple[ShardRecord, ...] | None
-    """Of a stream, what was read."""
+    """Records that were read from a stream; None for a list."""
     is_last: bool
     """Whether the part ends with them."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a task has given."""
+    """Result of a task."""
 
     part: int
     is_last: bool
     num_records: int
     images: UInt8[Tensor, "n 3 h w"]
     rows: list[tuple[int, int | None, str]]
-    """Of each image: number of its record in the part, label, name."""
+    """Number of the record in the part, label and name of each image."""
     skipped: list[Skipped]
 
 
@@ -128,7 +128,7 @@ def _shard_tasks(part: Part, source: ShardSource) -> Iterator[Task]:
 
 
 def choose_workers(workers: int | None, device: torch.device, processes: int) -> int:
-    """Processes that decode for this one, of so many on the machine."""
+    """How many processes decode for this one. `processes`: processes of this command on the machine."""
     if workers is not None:
         return workers
     return 0 if device.type == "cpu" else max(1, min(16, available_cores() // processes - 1))
@@ -149,7 +149,7 @@ def decode(tasks: Iterable[Task], decoder: Decoder, workers: int, batch_size: in
 
 @contextmanager
 def _mapping(number: int) -> Iterator[Callable[..., Any]]:
-    """A `map` over so many threads."""
+    """A `map` over `number` threads."""
     if number == 1:
         yield map
         return
@@ -177,7 +177,7 @@ class _OpenPart:
         self.num_waiting += len(decoded.images)
 
     def take(self, number: int) -> UInt8[Tensor, "B 3 h w"]:
-        """The next images that wait to be encoded, at most so many."""
+        """Takes the next images that wait to be encoded, at most `number`."""
         images = torch.cat(self._waiting) if len(self._waiting) > 1 else self._waiting[0]
         self._waiting = [images[number:]]
         self.num_waiting -= len(images[:number])
@@ -193,7 +193,7 @@ class Watch:
         self._last_look = time.monotonic()
 
     def seen(self, num_records: int) -> None:
-        """This process has done so many more."""
+        """This process has done `num_records` more."""
         if num_records:
             self._advance(num_records)
         self.look()
@@ -203,7 +203,7 @@ class Watch:
         self._known.add(part)
 
     def look(self) -> None:
-        """Looks what others have done, not too often."""
+        """Counts what other processes have finished, at most once a second."""
         if time.monotonic() - self._last_look < SECONDS_BETWEEN_LOOKS:
             return
         new = self._parts.done() - self._known
@@ -251,7 +251,7 @@ class Computation:
     def run(self) -> bool:
         """Computes parts until no free one is left. Returns whether there was any.
 
-        Raises Refusal for features that are not finite. Whatever ends it, nothing of unfinished parts stays.
+        Raises Refusal for features that are not finite. Nothing of unfinished parts stays, even after an error.
         """
         if not self._is_any_free():
             return False
@@ -331,7 +331,7 @@ class Computation:
         self._claims.pop(part.number).release()
 
     def _check_finite(self, rows: NDArray[Any], part: _OpenPart, first: int) -> None:
-        """Raises Refusal where a feature is not finite: it would be the nearest of all, or none."""
+        """Raises Refusal if a feature is not finite: it would be the nearest of all, or none."""
         finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
         if finite.all():
             return
@@ -361,9 +361,9 @@ def can_pack(device: torch.device, precision: str) -> bool:
 
 
 def pack(network: VisionTransformer) -> None:
-    """Makes the blocks of an encoder compute their linear layers in bf16, in place of fp32: it can only infer from then on.
+    """Makes the blocks of an encoder compute their linear layers in bf16. It can only infer afterwards.
 
-    To be called under autocast to bf16, without gradients.
+    Call the network under autocast to bf16, without gradients.
     """
     network.eval().requires_grad_(False)
     for number, block in enumerate(network.blocks):
@@ -392,7 +392,7 @@ class PackedBlock(nn.Module):
     """`Block` of packed layers. The second branch is added in place, which would forbid gradients."""
 
     def __init__(self, block: Block) -> None:
-        """Of its layers; the norms stay in fp32."""
+        """Takes the layers of `block`; the norms stay in fp32."""
         super().__init__()
         self._heads = block.attn.heads
         # with AMX the fused kernel takes 0.8 of the time of plain products (196 tokens, forward), without it more

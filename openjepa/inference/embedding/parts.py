@@ -29,9 +29,8 @@ from numpy.typing import NDArray
 from openjepa.inference.embedding.plan import Part, Plan
 from openjepa.inference.embedding.table import COLUMNS, FEATURES, MEAN_KEY, METADATA_KEY, Manifest, Row, Tally, parquet_blocks
 from openjepa.refusals import Refusal
-from openjepa.system.claims import Claim, take
 from openjepa.system.json_files import readable_object
-from openjepa.system.whole_files import own_name, whole_file
+from openjepa.system.shared_files import Claim, own_name, take, whole_file
 from openjepa.types import Skipped
 
 COPIED_BYTES = 2**24
@@ -42,12 +41,12 @@ GROUP_ROWS, GROUP_BYTES = 4096, 2**26
 
 @dataclass(frozen=True)
 class PartNote:
-    """What is known of a part that is whole."""
+    """What is known of a finished part."""
 
     num_records: int
     """Images it was made of, readable or not."""
     rows: list[tuple[int, int | None, str]]
-    """Of each row: number of its record in the part, label, name."""
+    """Number of the record in the part, label and name of each row."""
     skipped: list[Skipped]
     num_bytes: int
     checksum: int
@@ -69,7 +68,7 @@ class PartsFolder:
 
     @contextmanager
     def set_up(self) -> Iterator[None]:
-        """Makes the folder; inside no other process sets it up or takes it away. Without a plan it is gone at the end."""
+        """Makes the folder, and keeps others from setting it up or removing it. Removes it at the end if it has no plan."""
         while True:
             try:
                 self._claims.mkdir(parents=True, exist_ok=True)
@@ -86,13 +85,13 @@ class PartsFolder:
             claim.release()
 
     def start_working(self) -> Claim:
-        """Says until it is released that a process works here."""
+        """Claims, until it is released, that a process works here."""
         claim = take(self._claims / "working", wait=True, shared=True)
         assert claim is not None
         return claim
 
     def is_worked_in(self, patience_seconds: float) -> bool:
-        """Whether other processes work here; for so long they may end, as workers of a killed process do after seconds."""
+        """Whether other processes work here. Waits up to `patience_seconds` for workers of a killed process to end."""
         deadline = time.monotonic() + patience_seconds
         while True:
             alone = take(self._claims / "working")
@@ -104,7 +103,7 @@ class PartsFolder:
             time.sleep(0.1)
 
     def claim(self, part: Part) -> Claim | None:
-        """The part, for this process alone; None where another has it, where it is whole, and where all is over."""
+        """Locks the part for this process. Returns None if another holds it, it is finished, or the whole table is done."""
         if self.is_done(part):
             return None
         claim = self._take(_name(part.number))
@@ -115,15 +114,15 @@ class PartsFolder:
         return claim
 
     def claim_assembling(self) -> Claim | None:
-        """The right to put the parts together; None where another process does or has done so."""
+        """Locks the right to put the parts together. Returns None if another process does so or has done so."""
         return self._take("assemble")
 
     def is_done(self, part: Part) -> bool:
-        """Whether the part is whole."""
+        """Whether the part is finished."""
         return self._note_file(part.number).is_file()
 
     def done(self) -> set[int]:
-        """Numbers of the parts that are whole."""
+        """Numbers of the finished parts."""
         try:
             with os.scandir(self.path) as entries:
                 names = [entry.name for entry in entries]
@@ -132,7 +131,7 @@ class PartsFolder:
         return {int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdecimal()}
 
     def write_plan(self, text: str) -> None:
-        """Begins anew: whatever parts there were are gone."""
+        """Begins anew: removes all parts and writes the plan."""
         self.forget_all()
         with whole_file(self.plan_file) as file:
             file.write_text(text, encoding="utf-8")
@@ -145,13 +144,13 @@ class PartsFolder:
                 entry.unlink(missing_ok=True)
 
     def writer(self, part: Part) -> "PartWriter":
-        """Writes the part, which must be claimed."""
+        """Writer of a part, which must be claimed."""
         for leftover in self.path.glob(f".{_name(part.number)}.*"):
             leftover.unlink(missing_ok=True)  # of a process that was killed
         return PartWriter(self._features_file(part.number), self._note_file(part.number))
 
     def note(self, number: int) -> PartNote:
-        """What is known of a part that is whole. Raises Refusal where its files are not, and forgets it then."""
+        """What is known of a finished part. If its files are damaged, forgets the part and raises Refusal."""
         file = self._note_file(number)
         entries = readable_object(file) or {}
         try:
@@ -170,7 +169,7 @@ class PartsFolder:
         return note
 
     def read(self, number: int, note: PartNote, row_bytes: int) -> Iterator[bytes]:
-        """The features of a part, whole rows at a time. Raises Refusal where they are damaged, and forgets the part then."""
+        """The features of a part, whole rows at a time. If they are damaged, forgets the part and raises Refusal."""
         checksum = 0
         with self._features_file(number).open("rb") as file:
             while data := file.read(max(1, COPIED_BYTES // row_bytes) * row_bytes):
@@ -187,7 +186,7 @@ class PartsFolder:
         )
 
     def _take_away(self) -> None:
-        """Removes the folder, last the lock that is held meanwhile: whoever waits for it must find no other claims."""
+        """Removes the folder. The lock that is held meanwhile goes last: whoever waits for it must find no other claims."""
         for claim in list(self._claims.iterdir()):
             if claim.name != "plan":
                 claim.unlink(missing_ok=True)
@@ -207,7 +206,7 @@ class PartsFolder:
 
 
 class PartWriter:
-    """Writes a part row by row; nothing of it is seen before it is whole."""
+    """Writes a part row by row. Nothing of it is seen before it is finished."""
 
     def __init__(self, features: Path, note: Path) -> None:
         """The files it will be."""
@@ -285,7 +284,7 @@ def _notes(plan: Plan, parts: PartsFolder) -> Iterator[tuple[int, PartNote]]:
 
 
 def _write_skipped(plan: Plan, parts: PartsFolder, output: Path) -> tuple[dict[str, int], int]:
-    """The list of skipped images, where there are any; rows of each split, and records in all."""
+    """Writes the list of skipped images if there are any. Returns the rows of each split and the number of all records."""
     rows_by_split = dict.fromkeys((part.split for part in plan.parts), 0)
     num_records, place = 0, skipped_file(output)
     with whole_file(place) as unfinished, unfinished.open("w", encoding="utf-8") as file:
@@ -305,7 +304,7 @@ def _skipped_line(item: Skipped, split: str) -> str:
 
 
 def _rows(plan: Plan, parts: PartsFolder) -> Iterator[tuple[int, PartNote, list[Row]]]:
-    """Of each part its number, its note and its rows, numbered in the split; a stream's numbers go on from shard to shard."""
+    """Number, note and rows of each part. Rows are numbered in their split; numbers of a stream go on from shard to shard."""
     next_record: dict[str, int] = {}
     for number, note in _notes(plan, parts):
         split = plan.parts[number].split
@@ -384,7 +383,7 @@ def _write_parquet(plan: Plan, parts: PartsFolder, output: Path, manifest: Manif
 def _groups(
     plan: Plan, parts: PartsFolder, group_rows: int, width: int, dtype: np.dtype[Any]
 ) -> Iterator[tuple[list[Row], NDArray[Any]]]:
-    """The rows in groups of that size but for the last one."""
+    """The rows in groups of `group_rows`; the last one may be smaller."""
     rows: list[Row] = []
     features = np.empty((0, width), dtype)
     for number, note, new in _rows(plan, parts):
@@ -399,12 +398,12 @@ def _groups(
 
 
 def _text(name: str) -> str:
-    """A name that is no valid Unicode, as file names may be, is written with backslashes: Parquet has no other strings."""
+    """The name with backslashes for what is not valid Unicode, which file names may hold and Parquet may not."""
     return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _check(output: Path, manifest: Manifest, num_rows: int, checksum: int) -> None:
-    """Reads the table again. Raises Refusal, and removes it, where it is not what was written."""
+    """Reads the table again. If it is not what was written, removes it and raises Refusal."""
     found = num_found = 0
     at_a_time = max(1, GROUP_BYTES // (prod(manifest.shape) * np.dtype(manifest.dtype).itemsize))
     for block in _blocks(output, manifest, at_a_time):
@@ -416,7 +415,7 @@ def _check(output: Path, manifest: Manifest, num_rows: int, checksum: int) -> No
 
 
 def _blocks(output: Path, manifest: Manifest, num_rows: int) -> Iterator[NDArray[Any]]:
-    """Without the names of the images, which may be too many for the memory."""
+    """Features without the names of the images, which may be too many for the memory."""
     if output.suffix == ".parquet":
         for _, block in parquet_blocks(output, manifest, num_rows):
             yield block

@@ -23,15 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openjepa.config import nearest
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, require_package
 from openjepa.system.json_files import object_in, readable, readable_object, typed
-from openjepa.system.packages import require_package
+from openjepa.system.shared_files import is_writable
 from openjepa.system.shell import command
-from openjepa.system.whole_files import is_writable
 
 FORMAT, VERSION = "openjepa-features", 1
 COLUMNS = ("path", "split", "index", "label")
-"""Of the images: name in its source, split, number in the split, and class number or nothing."""
+"""Columns of the images: name in the source, split, number in the split, and class number or nothing."""
 FEATURES = "features"
 """Their column in a Parquet file."""
 METADATA_KEY, MEAN_KEY = b"openjepa", b"openjepa.mean"
@@ -58,7 +57,7 @@ class Manifest:
     """Hash of the weights."""
     kind: Literal["pooled", "patches"]
     shape: tuple[int, ...]
-    """Of the features of one image: (D,) or (H, W, D)."""
+    """Shape of the features of one image: (D,) or (H, W, D)."""
     dtype: Literal["float16", "float32"]
     pooling: Literal["average", "class_token"]
     """What one vector per image is, or would be."""
@@ -69,19 +68,19 @@ class Manifest:
     data: dict[str, Any] = field(default_factory=dict)
     """Settings of the data source (`openjepa.config.to_dict`)."""
     splits: tuple[str, ...] = ("train",)
-    """Which splits of the source, in the order of the rows."""
+    """Splits of the source, in the order of the rows."""
     seed: int = 0
-    """With which the source was opened."""
+    """Seed with which the source was opened."""
     images: str = ""
     """Splits, numbers of images and hashes of their names: tells other images."""
     files: str = ""
     """Hash of sizes and modification times of the images' files: tells those overwritten in place. Empty in older tables."""
     class_names: tuple[str, ...] = ()
-    """Of the labels, where the data names them."""
+    """Names of the labels, if the data has them."""
     skipped: int = 0
     """Images that could not be read and have no row."""
     mean: dict[str, Any] = field(default_factory=dict)
-    """Of the features of all images (means.py); empty where it is not known."""
+    """Mean of the features of all images (`Tally.mean`); empty if it is not known."""
 
     def to_json(self) -> str:
         """As text."""
@@ -123,7 +122,7 @@ class Row:
 
 
 class Rows(Sequence[Row]):
-    """The images of all rows. A `Row` is made when it is asked for: of a million images a search names ten."""
+    """The images of all rows. A `Row` is made when it is asked for, because a search names ten of a million images."""
 
     def __init__(
         self, paths: Sequence[str], splits: Sequence[str], indices: Sequence[int], labels: Sequence[int | None]
@@ -149,7 +148,7 @@ class Rows(Sequence[Row]):
 
 
 class FeatureTable:
-    """Features of n images and what they are of, opened by `open_table`; features are read block by block."""
+    """Features of n images and the images themselves, opened by `open_table`. Features are read block by block."""
 
     def __init__(self, path: Path, manifest: Manifest, rows: Sequence[Row], features: NDArray[Any] | None) -> None:
         """`features`: mapped, or None for Parquet, which is read when blocks are asked for."""
@@ -161,9 +160,9 @@ class FeatureTable:
         return len(self.rows)
 
     def blocks(self, num_rows: int, start: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
-        """(number of its first row, features [b, *shape]) of consecutive blocks of at most so many images, from `start` on.
+        """(number of its first row, features [b, *shape]) of consecutive blocks of at most `num_rows` images, from `start` on.
 
-        Those of `.npy` are views into the mapped file.
+        Blocks of `.npy` are views into the mapped file.
         """
         if self._features is None:
             yield from parquet_blocks(self.path, self.manifest, num_rows, start)
@@ -221,7 +220,7 @@ def _open_numpy(path: Path) -> FeatureTable:
 
 
 def _rows(lines: Iterable[list[str]]) -> Rows:
-    """The images in the lines of a CSV file. Raises Refusal where a line is none of ours."""
+    """The images in the lines of a CSV file. Raises Refusal if a line is not ours."""
     paths: list[str] = []
     splits: list[str] = []
     indices: list[int] = []
@@ -235,7 +234,7 @@ def _rows(lines: Iterable[list[str]]) -> Rows:
 
 
 def parquet_manifest(path: Path) -> Manifest:
-    """The manifest in the metadata of a Parquet file, with the mean. Raises Refusal where there is none."""
+    """The manifest in the metadata of a Parquet file, with the mean. Raises Refusal if there is none."""
     import pyarrow.parquet as parquet
 
     try:
@@ -265,7 +264,7 @@ def _open_parquet(path: Path) -> FeatureTable:
 def parquet_blocks(path: Path, manifest: Manifest, num_rows: int, start: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
     """(number of its first row, features [b, *shape]) of blocks of a Parquet file, read row group by row group.
 
-    Raises Refusal where they are damaged.
+    Raises Refusal if they are damaged.
     """
     import pyarrow.parquet as parquet
 
@@ -294,7 +293,7 @@ def _row_group(file: Any, number: int, path: Path, size: int) -> NDArray[Any]:
 
 
 def evenly_spread(number: int, at_most: int) -> list[int]:
-    """So many of `number` rows, ascending; all where there are no more."""
+    """`at_most` of `number` rows, evenly spread, ascending."""
     return sorted({int(row) for row in np.linspace(0, number - 1, min(at_most, number))})
 
 
@@ -302,7 +301,7 @@ class Tally:
     """What is known of features once all are written: their checksum and their mean."""
 
     def __init__(self, manifest: Manifest, num_rows: int) -> None:
-        """`num_rows`: as many as will come."""
+        """`num_rows`: number of rows that will come."""
         self._dtype, self._shape = np.dtype(manifest.dtype), manifest.shape
         self._sum, self._num_rows = np.zeros(manifest.shape), 0
         self._wanted, self._sample = evenly_spread(num_rows, SAMPLE), 0
@@ -332,7 +331,7 @@ class Tally:
 
 
 def kept_mean(table: FeatureTable) -> NDArray[np.float32] | None:
-    """Mean of the features of all images [*shape]; None where the table keeps none, or not that of these features."""
+    """Mean of the features of all images [*shape]; None if the table keeps none, or one of other features."""
     kept = table.manifest.mean
     try:
         data = base64.b64decode(kept["values"], validate=True)
@@ -352,7 +351,7 @@ def _of_sample(table: FeatureTable) -> int:
 
 
 def check_output(output: Path) -> None:
-    """Raises Refusal where nothing, or not this, can be written to `output`; files of others are never replaced."""
+    """Raises Refusal if the table cannot be written to `output`. Files of other programs are never replaced."""
     if output.suffix not in ENDINGS:
         kinds = " or ".join(ENDINGS)
         near = nearest(output.suffix, ENDINGS) if output.suffix else f"give it one, e.g. {output.name or 'features'}.npy"
@@ -375,7 +374,7 @@ def check_output(output: Path) -> None:
 
 
 def _check_beside(output: Path) -> None:
-    """Raises Refusal where a .csv, .json or .npy lies there that openjepa embed has not written."""
+    """Raises Refusal if a .csv, .json or .npy lies there that openjepa embed has not written."""
     described, listed = output.with_suffix(".json"), output.with_suffix(".csv")
     foreign = [path for path, is_ours in ((described, _describes), (listed, _lists)) if path.exists() and not is_ours(path)]
     if output.exists() and not described.exists():

@@ -15,12 +15,11 @@ import openjepa
 from openjepa.engine.run_folder import without_ending
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.records import Result
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, require_package
 from openjepa.settings.inference import MARK, ConvertSettings
 from openjepa.settings.sources import height_and_width
 from openjepa.system.console import Say, silent
-from openjepa.system.packages import require_package
-from openjepa.system.whole_files import is_writable, whole_folder
+from openjepa.system.shared_files import is_writable, whole_folder
 from openjepa.weights import OUTPUTS
 from openjepa.weights.contents import weights_hash
 from openjepa.weights.convert.card import CardFacts, card

@@ -7,7 +7,8 @@ import pytest
 
 from openjepa.data.loading import loader as loader_module
 from openjepa.data.loading.colors import change_colors, draw_colors
-from openjepa.data.loading.loader import BatchPlan, TrainingLoader
+from openjepa.data.loading.loader import TrainingLoader
+from openjepa.data.loading.order import BatchPlan
 from openjepa.data.source import ListSource
 from openjepa.settings.sources import FolderSettings
 from openjepa.types import InputSpec, ViewSpec

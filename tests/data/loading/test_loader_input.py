@@ -13,8 +13,8 @@ from torch import Tensor
 from openjepa.data.decode import decode_image
 from openjepa.data.loading import cache as cache_module
 from openjepa.data.loading import loader as loader_module
-from openjepa.data.loading.loader import BatchPlan, TrainingLoader
-from openjepa.data.loading.order import permutation
+from openjepa.data.loading.loader import TrainingLoader
+from openjepa.data.loading.order import BatchPlan, permutation
 from openjepa.data.loading.unreadable import SkipLedger
 from openjepa.data.loading.workers import check_shared_memory, choose_workers, parallel_map
 from openjepa.data.passes import evaluation_batches

@@ -19,7 +19,7 @@ from openjepa.inference.embedding.parts import PartsFolder
 from openjepa.inference.embedding.plan import Part
 from openjepa.inference.embedding.table import open_table
 from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
-from openjepa.system.claims import take
+from openjepa.system.shared_files import take
 from tests.helpers.embedding import (
     SETTINGS,
     digests,

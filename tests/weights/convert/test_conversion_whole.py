@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from openjepa.settings.inference import ConvertSettings
-from openjepa.system.whole_files import place, whole_folder
+from openjepa.system.shared_files import place, whole_folder
 from openjepa.weights.convert import conversion as module
 from openjepa.weights.convert.conversion import convert
 from tests.weights.convert.test_conversion import names, run_folder
@@ -62,7 +62,6 @@ def test_an_interrupt_while_checking_leaves_nothing(error: BaseException, run: P
 KILLED = """
 import sys, time
 from pathlib import Path
-from openjepa.system.whole_files import whole_folder
 with whole_folder(Path(sys.argv[1])) as folder:
     (folder / "half").write_text("x")
     print("ready", flush=True)

@@ -9,11 +9,9 @@ import pytest
 
 import openjepa.commands.report
 from openjepa.cli import main
-from openjepa.refusals import Refusal
-from openjepa.system.packages import EXTRAS, needed_for, require_package
+from openjepa.refusals import EXTRAS, Refusal, needed_for, require_package
 
-ROOT = Path(__file__).parents[2]
-MODULES = {"scikit-learn": "sklearn"}
+ROOT = Path(__file__).parents[1]
 PACKAGES = [(extra, package) for extra, packages in EXTRAS.items() for package in packages]
 
 
@@ -22,7 +20,7 @@ def test_the_table_is_that_of_pyproject() -> None:
     assert set(EXTRAS) == set(extras) - {"dev", "docs"}
     for name, packages in EXTRAS.items():
         required = [re.split(r"[><=\[]", item)[0] for item in extras[name]]
-        assert {MODULES.get(item, item) for item in required} <= set(packages)
+        assert set(required) <= set(packages)
 
 
 @pytest.mark.parametrize(("extra", "package"), PACKAGES)
@@ -63,4 +61,4 @@ def test_faults_of_the_program_are_no_refusals(error: Exception, monkeypatch: py
 def test_no_other_file_says_which_extra_brings_a_package() -> None:
     """Except the help of `data scenes` and the note on the check that convert leaves out."""
     files = {path.name for path in (ROOT / "openjepa").rglob("*.py") if "pip install 'openjepa[" in path.read_text()}
-    assert files == {"packages.py", "conversion.py", "data.py"}
+    assert files == {"refusals.py", "conversion.py", "data.py"}

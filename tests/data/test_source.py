@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,8 +15,8 @@ from PIL import Image
 from openjepa.data.datasets.cifar import CifarBinary
 from openjepa.data.folders.folder import FolderSource
 from openjepa.data.selection import Subset
-from openjepa.data.source import ListSource, ShardSource, source_hash, stamps_hash
-from openjepa.evaluation.dataset_run import evaluate_run
+from openjepa.data.source import JoinedBytes, ListSource, Pieces, ShardSource, source_hash, stamps_hash
+from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.inference.embedding.embedding_run import embed_dataset
 from openjepa.inference.embedding.plan import Images, plan_entries
 from openjepa.inference.embedding.table import open_table
@@ -296,3 +297,29 @@ def test_images_that_were_added_or_removed_are_told_from_overwritten_ones(
     assert open_gallery(table).change == "none"
     overwrite(photos, 2)
     assert (open_gallery(table).change, open_gallery(older).change) == ("files", "none")
+
+
+def test_both_hashes_are_computed_once_for_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, changed = folder(tmp_path / "data")
+    first, again = source(), source()
+    assert first.fingerprint == source_hash(again) + stamps_hash(again)
+    later(changed)
+    assert first.fingerprint != source().fingerprint
+    monkeypatch.setattr("openjepa.data.source.stamps_hash", lambda _: pytest.fail("computed again"))
+    assert pickle.loads(pickle.dumps(first)).fingerprint == first.fingerprint
+
+
+@pytest.mark.parametrize("lengths", [[4], [1, 3], [0, 2, 0, 2], [2, 0, 0, 2, 0]])
+def test_a_record_is_found_in_its_piece(lengths: list[int]) -> None:
+    expected = [(piece, row) for piece, length in enumerate(lengths) for row in range(length)]
+    places = Pieces(lengths)
+    assert [places.locate(index) for index in range(len(places))] == expected
+    for index in (-1, 4):
+        with pytest.raises(IndexError, match=f"there are 4 records; there is no record {index}"):
+            places.locate(index)
+
+
+def test_joined_strings_are_the_strings() -> None:
+    strings = [b"", b"a", b"", b"\xff\0bc", b""]
+    joined = JoinedBytes.join(strings)
+    assert [joined[index] for index in range(len(joined))] == strings

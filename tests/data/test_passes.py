@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from openjepa.data.folders.folder import open_folder
-from openjepa.data.passes import LabeledViews, augmented_batches, evaluation_batches
+from openjepa.data.passes import LabeledViews, augmented_batches, evaluation_batches, rebatched
 from openjepa.data.source import ListSource
 from openjepa.settings.sources import FolderSettings
 from openjepa.types import Skipped, ViewSpec
@@ -106,3 +106,16 @@ def test_unreadable_images_are_named_with_the_reason_instead_of_a_warning(
         batches = list(augmented_batches(views(source), 30, epoch, 0, workers, unreadable=lost))
         assert [len(batch.labels) for batch in batches] == [30]
         assert {skipped.name for skipped in lost} == broken and len(lost) == 3 and all(skipped.reason for skipped in lost)
+
+
+@pytest.mark.parametrize("lengths", [[10], [1] * 10, [0, 3, 0, 7], [4, 4, 2], [9, 1], []])
+@pytest.mark.parametrize("size", [1, 3, 5, 10, 11])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_batches_are_the_rows_in_their_order_however_they_come(lengths: list[int], size: int, drop_last: bool) -> None:
+    numbers, doubled = torch.arange(sum(lengths)), 2 * torch.arange(sum(lengths)).float()
+    batches = list(rebatched(zip(numbers.split(lengths), doubled.split(lengths), strict=True), size, drop_last))
+    expected = list(numbers.split(size)) if len(numbers) else []
+    if drop_last and len(expected) > 1 and len(expected[-1]) < size:
+        expected.pop()
+    assert [batch[0].tolist() for batch in batches] == [part.tolist() for part in expected]
+    assert all(torch.equal(batch[1], 2 * batch[0].float()) for batch in batches)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from openjepa.system import whole_files
-from openjepa.system.whole_files import place, whole_file, whole_folder
+from openjepa.system import shared_files
+from openjepa.system.shared_files import place, whole_file, whole_folder
 
 
 def test_the_new_file_appears_when_it_is_whole(tmp_path: Path) -> None:
@@ -91,11 +91,11 @@ class Machine:
     host: str = "node.a/1"
     machine: str = "m1"
     boot: str = "b1"
-    numbering: str = whole_files.OUTSIDE
+    numbering: str = shared_files.OUTSIDE
 
     def place(self, monkeypatch: pytest.MonkeyPatch) -> str:
         """Runs everything that follows there."""
-        texts = {whole_files.MACHINE_ID: self.machine, whole_files.BOOT_ID: self.boot}
+        texts = {shared_files.MACHINE_ID: self.machine, shared_files.BOOT_ID: self.boot}
 
         def read_text(path: Path) -> str:
             if not texts[path]:
@@ -169,7 +169,7 @@ def test_a_restart_that_cannot_be_told_from_another_machine(
 def test_files_of_two_machines_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their processes may have the same number."""
     with whole_file(tmp_path / "a.txt") as file:
-        monkeypatch.setattr(whole_files, "place", lambda: "elsewhere-0123456789ab")
+        monkeypatch.setattr(shared_files, "place", lambda: "elsewhere-0123456789ab")
         with whole_file(tmp_path / "a.txt") as other:
             assert other != file
             other.write_text("theirs")

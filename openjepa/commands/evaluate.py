@@ -9,8 +9,7 @@ from typing import Annotated
 import tyro
 
 from openjepa.checks.protocol_settings import evaluation_remarks
-from openjepa.commands.parsing.arguments import Unprefixed, data_of, given_settings, parse, require, subject_of
-from openjepa.commands.parsing.paths import check_evaluated
+from openjepa.commands.parsing.arguments import Unprefixed, check_evaluated, data_of, given_settings, parse, require, subject_of
 from openjepa.config import nearest
 from openjepa.evaluation import PROTOCOLS, usual_protocols, with_current_names
 from openjepa.refusals import Refusal

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 
 from benchmarks.records import keep, origin
+from openjepa.experiments.generated_photos import timed_source
 from openjepa.experiments.step_times import step_config
 from openjepa.methods import METHODS
 from openjepa.settings.experiments import StepBench
@@ -50,7 +52,8 @@ def compare(options: Options) -> dict[str, Any]:
     for name in METHODS:
         bench = StepBench(recipe=options.recipe, method=name, device="cpu", threads=1)  # type: ignore[arg-type]
         steps[name] = TimedStep(step_config(bench))
-        batches = steps[name].loader().iterate(0, LoaderPosition(), options.repeats + 1)
+        source = timed_source(steps[name].config)
+        batches = steps[name].loader(source, torch.device("cpu")).iterate(0, LoaderPosition(), options.repeats + 1)
         loads[name] = lambda batches=batches: next(batches)
     seconds = _seconds(steps, loads, options.repeats)
     images = steps[FIRST].config.optim.batch_size

@@ -129,8 +129,7 @@ def evaluate(
     `data`: the images. None: those of the run; anything but a run needs it.
     `suite`: `paper`, `cached` or `dense`. The rows of that suite are evaluated on the data sets below `data_root`.
     """
-    from openjepa.evaluation.dataset_run import evaluate_run
-    from openjepa.evaluation.suite_run import evaluate_suite
+    from openjepa.evaluation.evaluation_run import evaluate_run, evaluate_suite
     from openjepa.settings.evaluation import EvaluationSettings
 
     settings = settings or EvaluationSettings()

@@ -73,7 +73,7 @@ class Summary:
     """Training with looks and saving."""
     step_seconds: float | None = None
     """Steps with their data path alone."""
-    processes: int = 1
+    processes: int | None = None
     train_images: int | None = None
     samples_skipped: int = 0
     peak_memory_bytes: int = 0

@@ -66,8 +66,7 @@ class EvaluateOptions:
 def _evaluate_help() -> tuple[str, str]:
     """The help of the command, and what --help-all adds."""
     from openjepa.data.datasets.benchmarks import BENCHMARKS
-    from openjepa.evaluation.suite import SUITES
-    from openjepa.evaluation.tasks import TASKS
+    from openjepa.evaluation.tasks import SUITES, TASKS
 
     text = EVALUATE_HELP.format(
         protocols="\n".join(f"  {name:<16}{entry.summary}" for name, entry in PROTOCOLS.items()),
@@ -105,8 +104,7 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
     unpooled = [name for name, entry in PROTOCOLS.items() if not entry.pools]
     for remark in evaluation_remarks(options.evaluation, _protocols(options), reads, unpooled):
         say(f"note: {remark}")
-    from openjepa.evaluation.dataset_run import evaluate_run
-    from openjepa.evaluation.suite_run import evaluate_suite
+    from openjepa.evaluation.evaluation_run import evaluate_run, evaluate_suite
     from openjepa.evaluation.tables import print_results, print_row
 
     if options.suite is None:
@@ -131,7 +129,7 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
 
 def _protocols(options: EvaluateOptions) -> set[str]:
     """Every protocol that may run."""
-    from openjepa.evaluation.suite import suite_rows
+    from openjepa.evaluation.tasks import suite_rows
 
     if options.evaluation.protocols or options.suite is None:
         return set(options.evaluation.protocols or (*usual_protocols(on_maps=False), *usual_protocols(on_maps=True)))
@@ -139,9 +137,8 @@ def _protocols(options: EvaluateOptions) -> set[str]:
 
 
 def _check_evaluation_options(options: EvaluateOptions, has_data: bool) -> None:
-    """Raises Refusal for a suite without its data or beside other data, and for a task that is none of its rows."""
-    from openjepa.evaluation.suite import SUITES, suite_rows
-    from openjepa.evaluation.tasks import TASKS
+    """Refusal: a suite without its data, or beside other data; or a task that is none of its rows."""
+    from openjepa.evaluation.tasks import SUITES, TASKS, suite_rows
 
     if options.suite is None and options.data_root is not None:
         raise Refusal(f"--data-root {options.data_root} has no effect without --suite ({' or '.join(SUITES)})")

@@ -11,7 +11,7 @@ __all__ = ["SOURCES", "open_splits"]
 
 
 def open_splits(settings: DataSettings, seed: int) -> "Splits":
-    """Open the source that the settings choose; of its training images only `max_images`, where that is set."""
+    """Opens the source that the settings choose, with at most `max_images` training images if that is set."""
     splits: Splits = SOURCES[settings.source].load()(settings, seed)
     if settings.max_images is None:
         return splits

@@ -32,15 +32,15 @@ class RandomErasing:
     """
 
     probability: float = 0.25
-    """MAE's."""
+    """How often a view is erased (MAE's share)."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Of the channels in [0, 1] (ImageNet's)."""
+    """Mean of the channels in [0, 1] (ImageNet's)."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Of the channels (ImageNet's)."""
+    """Standard deviation of the channels (ImageNet's)."""
     area: tuple[float, float] = (0.02, 1 / 3)
-    """As a fraction of the view."""
+    """Smallest and largest area as a fraction of the view."""
     aspect: tuple[float, float] = (0.3, 1 / 0.3)
-    """Height / width."""
+    """Smallest and largest height / width."""
 
     def __call__(self, view: UInt8[Tensor, "3 h w"], seed: int) -> UInt8[Tensor, "3 h w"]:
         """The view with a rectangle erased, or the view itself: a pure function of both."""
@@ -85,7 +85,7 @@ Color = tuple[int, int, int]
 Operation = Callable[[Image.Image, float, float, Color], Image.Image]
 """(image, strength in [0, 1], sign of +1 or -1, color of what comes in from outside) -> image of the same size."""
 PROBABILITY = 0.5
-"""With which an operation that was chosen is applied."""
+"""How often an operation that was chosen is applied."""
 MOST = 10.0
 """Largest magnitude; the strength of an operation is magnitude / MOST."""
 MOST_DEGREES, MOST_SHEAR, MOST_SHIFT, MOST_FACTOR = 30.0, 0.3, 0.45, 0.9
@@ -94,78 +94,78 @@ MIDDLE, MOST_ADDED = 128, 110
 
 
 def auto_contrast(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
-    """Each channel is stretched to 0 .. 255. No strength."""
+    """Stretches each channel to 0 .. 255. Has no strength."""
     return ImageOps.autocontrast(image)
 
 
 def equalize(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
-    """Each channel's histogram is made flat. No strength."""
+    """Flattens the histogram of each channel. Has no strength."""
     return ImageOps.equalize(image)
 
 
 def invert(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
-    """255 - value. No strength."""
+    """255 - value. Has no strength."""
     return ImageOps.invert(image)
 
 
 def posterize(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
-    """Only the highest 4 - floor(4 strength) bits of each value are kept: 4 at strength 0, 1 at 0.9, none at 1."""
+    """Keeps the highest 4 - floor(4 strength) bits of each value: 4 at strength 0, 1 at 0.9, none at 1."""
     return _by_table(image, [value & ~(0xFF >> (4 - int(4 * strength))) for value in range(256)])
 
 
 def solarize(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
-    """Values of at least 256 - floor(256 strength) are inverted: none at strength 0, all at 1."""
+    """Inverts values of at least 256 - floor(256 strength): none at strength 0, all at 1."""
     return ImageOps.solarize(image, 256 - int(256 * strength))
 
 
 def solarize_add(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
-    """floor(110 strength) is added to values below 128."""
+    """Adds floor(110 strength) to values below 128."""
     added = int(MOST_ADDED * strength)
     return _by_table(image, [min(255, value + added) if value < MIDDLE else value for value in range(256)])
 
 
 def color(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
-    """Away from (sign +1) or towards its gray version."""
+    """Moves the image away from its gray version (sign +1) or towards it (-1)."""
     return ImageEnhance.Color(image).enhance(_factor(strength, sign))
 
 
 def contrast(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
-    """Away from or towards its mean gray."""
+    """Moves the image away from its mean gray or towards it."""
     return ImageEnhance.Contrast(image).enhance(_factor(strength, sign))
 
 
 def brightness(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
-    """Away from or towards black."""
+    """Moves the image away from black or towards it."""
     return ImageEnhance.Brightness(image).enhance(_factor(strength, sign))
 
 
 def sharpness(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
-    """Away from or towards a smoothed version."""
+    """Moves the image away from a smoothed version or towards it."""
     return ImageEnhance.Sharpness(image).enhance(_factor(strength, sign))
 
 
 def rotate(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
-    """By 30 strength degrees about the center."""
+    """Rotates by 30 strength degrees about the center."""
     return image.rotate(sign * MOST_DEGREES * strength, Image.Resampling.BICUBIC, fillcolor=fill)
 
 
 def shear_x(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
-    """Row y moves by 0.3 strength y pixels; the top row stays."""
+    """Moves row y by 0.3 strength y pixels; the top row stays."""
     return _affine(image, (1, sign * MOST_SHEAR * strength, 0, 0, 1, 0), fill)
 
 
 def shear_y(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
-    """Column x moves by 0.3 strength x pixels; the left column stays."""
+    """Moves column x by 0.3 strength x pixels; the left column stays."""
     return _affine(image, (1, 0, 0, sign * MOST_SHEAR * strength, 1, 0), fill)
 
 
 def translate_x(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
-    """By 0.45 strength of the width."""
+    """Moves the image by 0.45 strength of its width."""
     return _affine(image, (1, 0, sign * MOST_SHIFT * strength * image.width, 0, 1, 0), fill)
 
 
 def translate_y(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
-    """By 0.45 strength of the height."""
+    """Moves the image by 0.45 strength of its height."""
     return _affine(image, (1, 0, 0, 0, 1, sign * MOST_SHIFT * strength * image.height), fill)
 
 
@@ -192,8 +192,8 @@ OPERATIONS: dict[str, Operation] = {
 class RandAugment:
     """Two of fifteen operations per view, drawn with replacement; each is applied with probability 0.5.
 
-    An operation has the magnitude `magnitude` plus Gaussian noise of `magnitude_std`, clipped to [0, 10], and where it has a
-    direction, one of the two by the toss of a coin. With s = magnitude / 10:
+    An operation has the magnitude `magnitude` plus Gaussian noise of `magnitude_std`, clipped to [0, 10]. If it has a
+    direction, a coin is tossed for it. With s = magnitude / 10:
 
     | operations | at strength s |
     |---|---|
@@ -206,18 +206,18 @@ class RandAugment:
     | shear_x, shear_y | by +-0.3 s pixels per pixel |
     | translate_x, translate_y | by +-0.45 s of the side |
 
-    So all that has a strength grows with it (the `inc1` of the name; in AutoAugment's tables some operations weaken). The
-    geometric ones are bicubic, and what comes in from outside has the color `fill`.
+    Every operation that has a strength grows with it (the `inc1` of the name; in AutoAugment's tables some operations weaken).
+    The geometric ones are bicubic. Pixels that come in from outside have the color `fill`.
 
     Written from Cubuk et al. (2020) and from descriptions of the variant, not from its code: rounding may differ from it.
     """
 
     magnitude: float = 9.0
-    """Of 10."""
+    """Mean magnitude, at most 10."""
     magnitude_std: float = 0.5
-    """Standard deviation from one operation to the next."""
+    """Standard deviation of the magnitude between operations."""
     num_operations: int = 2
-    """Drawn per view."""
+    """Operations drawn per view."""
     fill: Color = (124, 116, 104)
     """Mean pixel of the data (default: ImageNet's)."""
 

@@ -11,7 +11,7 @@ JPEG files go through libjpeg-turbo (simplejpeg), everything else through Pillow
     animation, pages      the first frame
     odd JPEGs             unknown versions, bytes between segments, fill after the pixels, no end marker: read if no pixel
                           is missing (`openjepa.data.image_formats`)
-    truncated or damaged  refused, also where a decoder could show half of the image
+    truncated or damaged  refused, even if a decoder could show half of the image
     odd TIFFs             refused if Pillow would give wrong pixels (`openjepa.data.image_formats`)
 """
 
@@ -51,14 +51,14 @@ _NEARLY_BLACK = 16
 
 
 class DecodeError(Refusal):
-    """The file is no image that can be used; the message is the reason, without the file's name."""
+    """Raised if a file is no image that can be used; the message is the reason, without the file's name."""
 
 
 def decode_image(data: bytes, min_side: int = 0) -> UInt8[np.ndarray, "h w 3"]:
     """RGB pixels of an image file.
 
-    `min_side`: where positive, a JPEG may be decoded at a reduced size (the exact DCT-domain scaling of libjpeg) as long as its
-    short side keeps at least so many pixels and shrinks at least to a half. This makes large photos several times cheaper.
+    `min_side`: if positive, a JPEG may be decoded at a reduced size (the exact DCT-domain scaling of libjpeg) as long as its
+    short side keeps at least `min_side` pixels and shrinks at least to a half. Large photos become several times cheaper.
     Raises DecodeError.
     """
     if not data:
@@ -220,7 +220,7 @@ _SILENCE = _Silence()
 
 @cache
 def _silence_libtiff() -> None:
-    """Its errors come back as exceptions; it would print each of them, too. Where it is linked otherwise they are printed."""
+    """Keeps libtiff from printing its errors, which come back as exceptions too. If it is linked otherwise they are printed."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
@@ -259,7 +259,7 @@ def _decode_with_pillow(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def pillow_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB pixels of an image that Pillow opened or made, by the rules for files: what it shows in its present frame.
+    """RGB pixels of the present frame of an image that Pillow opened or made, by the rules for files.
 
     Raises DecodeError.
     """
@@ -278,7 +278,7 @@ def pillow_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def remark(data: bytes, pixels: UInt8[np.ndarray, "h w 3"]) -> str | None:
-    """What to tell of a file that was decoded to `pixels` although it can be used; None if there is nothing.
+    """What to tell the user of a usable file that was decoded to `pixels`; None if there is nothing.
 
     Pixels of 12 or fewer bits that are stored in 16, as microscopes and medical devices do, come out nearly black.
     """
@@ -322,13 +322,13 @@ def _from_many_bits(values: NDArray[np.generic], largest: int) -> NDArray[np.uin
 
 
 def reason_of(error: Exception) -> str:
-    """Why a sample cannot be used, without its path: that stands beside the reason."""
+    """Why a sample cannot be used, without its path, which stands beside the reason."""
     words = error.strerror if isinstance(error, OSError) else str(error)
     return words or str(error) or type(error).__name__
 
 
 def check_usable(source: ListSource, what: str, min_side: int = 1) -> None:
-    """Raise Refusal unless one of the first images can be decoded and is at least `min_side` pixels on both sides."""
+    """Raises Refusal unless one of the first images can be decoded and is at least `min_side` pixels on both sides."""
     if not len(source):
         raise Refusal(f"{what} holds no rows")
     reasons: Counter[str] = Counter()
@@ -347,6 +347,6 @@ def check_usable(source: ListSource, what: str, min_side: int = 1) -> None:
 
 
 def check_side(height: int, width: int, min_side: int) -> None:
-    """Raise DecodeError for an image that is smaller than `min_side` pixels (a patch)."""
+    """Raises DecodeError for an image that is smaller than `min_side` pixels (a patch)."""
     if min(height, width) < min_side:
         raise DecodeError(f"{width} x {height} pixels, smaller than a patch of {min_side}")

@@ -33,7 +33,7 @@ _ICC_PROFILE = b"ICC_PROFILE\0"
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
 _AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _FILL = 3
-"""So many equal bytes at the end of a scan are no accident."""
+"""This many equal bytes at the end of a scan are no accident."""
 
 EXIF_START = b"Exif\0\0"
 """What the EXIF of a JPEG begins with; a TIFF structure follows."""
@@ -74,7 +74,7 @@ class JpegHeader:
 
 
 def jpeg_header(data: bytes) -> JpegHeader:
-    """Of a damaged file what can be read."""
+    """Reads the header of a JPEG; of a damaged one as much as can be read."""
     frame, bits, channels = 0, 0, 0
     exif_part, xmp = None, None
     for marker, start, end in _segments(data):
@@ -91,7 +91,7 @@ def jpeg_header(data: bytes) -> JpegHeader:
 
 
 def mended_jpegs(data: bytes) -> Iterator[bytes]:
-    """The file without faults that hide no pixel, in two versions: if one of them decodes without a warning, all is there.
+    """The file without faults that hide no pixel, in two versions. If one decodes without a warning, no pixel is missing.
 
     The faults: an unknown version of JFIF, an unknown color transform of Adobe, a color profile of which parts are missing (it
     is not applied anyway), parameters of a sequential scan that only progressive ones have, bytes between segments, no end
@@ -130,7 +130,7 @@ def _joined(pieces: list[bytes]) -> bytes:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker of each segment, and where its contents begin and end; the last one may be cut off."""
+    """Marker of each segment, and the places at which its contents begin and end; the last one may be cut off."""
     position, size, read = len(JPEG_START), len(data), _SEGMENT.unpack_from
     while position + 2 <= size:
         if position + 4 <= size:
@@ -153,7 +153,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _as_it_is_read(marker: int, body: bytes, header: JpegHeader) -> bytes:
-    """The contents of a segment; what a decoder does not know as it reads it anyway."""
+    """The contents of a segment, with what a decoder warns of replaced by what it reads in its place."""
     if marker == _JFIF and body.startswith(b"JFIF\0") and body[5:6] != b"\x01":
         return body[:5] + b"\x01\x02" + body[7:]
     if marker == _ADOBE and body.startswith(b"Adobe") and len(body) >= 12:
@@ -202,7 +202,7 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def orientation(exif: bytes | None, xmp: bytes | None) -> int:
-    """The same of the segments of a JPEG. Usual ones are read here, in a fiftieth of the time that Pillow's parser takes."""
+    """EXIF orientation from the segments of a JPEG. Usual ones are read here, fifty times as fast as by Pillow's parser."""
     value = _usual_value(exif) if exif is not None else 0
     if value is None or (value == 0 and xmp is not None and b"tiff:Orientation" in xmp):
         carrier = Image.new("1", (1, 1))  # Pillow's parser wants an image
@@ -212,7 +212,7 @@ def orientation(exif: bytes | None, xmp: bytes | None) -> int:
 
 
 def _known_orientation(value: Any) -> int:
-    """Fractions and floating-point numbers may equal one, too."""
+    """The orientation that `value` equals, 1 if none; fractions and floating-point numbers may equal one, too."""
     return next((known for known in range(2, 9) if value == known), 1)
 
 
@@ -252,7 +252,7 @@ def tiff_tags(file: BinaryIO) -> Mapping[int, Any] | None:
 
 
 def tiff_bits(tags: Mapping[int, Any]) -> tuple[int, ...]:
-    """Bits of each channel that Pillow looks at: in separate planes it leaves out those that are said to mean nothing."""
+    """Bits of each channel that Pillow looks at. In separate planes it leaves out channels that are said to mean nothing."""
     bits: tuple[int, ...] = tuple(tags.get(_BITS, (1,)))
     bits = bits * int(tags.get(_CHANNELS, 1)) if len(bits) == 1 else bits
     extra = tags.get(_EXTRA, ())
@@ -260,7 +260,7 @@ def tiff_bits(tags: Mapping[int, Any]) -> tuple[int, ...]:
 
 
 def described_tiff(tags: Mapping[int, Any]) -> str:
-    """`8 channels of 16 bits (gray)`."""
+    """Channels, bits and colors in words: `8 channels of 16 bits (gray)`."""
     bits, channels = tiff_bits(tags), int(tags.get(_CHANNELS, 1))
     words = "/".join(str(value) for value in bits) if len(set(bits)) > 1 else str(bits[0])
     colors = tags.get(_COLORS, _GRAY_FROM_WHITE)
@@ -268,7 +268,7 @@ def described_tiff(tags: Mapping[int, Any]) -> str:
 
 
 def unread_tiff(tags: Mapping[int, Any]) -> str:
-    """What to say of a file that Pillow does not know."""
+    """The reason for a TIFF file that Pillow does not know."""
     try:
         return f"TIFF with {described_tiff(tags)}, which cannot be read"
     except (IndexError, TypeError, ValueError):
@@ -276,7 +276,7 @@ def unread_tiff(tags: Mapping[int, Any]) -> str:
 
 
 def tiff_refusal(tags: Mapping[int, Any]) -> str | None:
-    """Why the pixels of a TIFF file cannot be had from Pillow: it says so, or gives wrong ones. None if they can."""
+    """Why Pillow cannot give the right pixels of a TIFF file; None if it can."""
     try:
         return _tiff_refusal(tags)
     except (TypeError, ValueError):  # tags of the wrong type, which Pillow refuses

@@ -71,7 +71,7 @@ class EvalBatch:
     images: UInt8[Tensor, "B 3 h w"]
     labels: Int[Tensor, " B"] | None
     indices: Int[Tensor, " B"]
-    """Their numbers in the source; unreadable ones are left out."""
+    """Numbers of the images in the source; unreadable ones are left out."""
 
 
 def evaluation_batches(
@@ -169,7 +169,7 @@ class LabeledViews:
     view: ViewSpec
     """Size, crop, filter and mirroring."""
     fit: str = "random_crop"
-    """`random_crop`: RandomResizedCrop as `view` says; `squash`: the whole image resized; `crop`: the test view nothing drawn.
+    """`random_crop`: RandomResizedCrop as `view` says; `squash`: the whole image resized; `crop`: the test view, nothing drawn.
     Mirroring is `view.horizontal_flip` in all of them."""
     augment: Augment | None = None
     """Applied to the finished view with a seed of its own."""
@@ -214,7 +214,7 @@ class AugmentedBatch:
     images: UInt8[Tensor, "B 3 h w"]
     labels: Int[Tensor, " B"]
     indices: Int[Tensor, " B"]
-    """Their numbers in the source."""
+    """Numbers of the records in the source."""
 
 
 def augmented_batches(
@@ -227,11 +227,11 @@ def augmented_batches(
     drop_last: bool = True,
     unreadable: list[Skipped] | None = None,
 ) -> Iterator[AugmentedBatch]:
-    """One pass over the records `rows` (None: all) in an order and with crops that depend on (seed, epoch) alone.
+    """One pass over the records `rows` (None: all). Their order and crops depend on (seed, epoch) alone.
 
-    Records that cannot be read are left out, so that the pass may be shorter than the number of records says, and are added to
-    `unreadable` as they are found, so that it holds all of them when the pass has ended; where that is None, a warning at the
-    end of epoch 0 counts them. `drop_last` leaves out a last batch that is not full, unless it is the only one.
+    Records that cannot be read are left out, so that a pass may be shorter than the number of records says. They are added to
+    `unreadable` as they are found; if that is None, a warning at the end of epoch 0 counts them. `drop_last`: leaves out a last
+    batch that is not full, unless it is the only one.
     """
     wanted = np.arange(len(views.source)) if rows is None else rows
     order = wanted[np.random.default_rng(derive("order", seed, epoch)).permutation(len(wanted))]

@@ -35,7 +35,7 @@ class Subset(ListSource):
 
     @property
     def whole(self) -> ListSource:
-        """The other list."""
+        """The list that the records are taken from."""
         return self._source
 
     def __len__(self) -> int:
@@ -47,29 +47,29 @@ class Subset(ListSource):
         return self._source.read(int(self._indices[index]))
 
     def name(self, index: int) -> str:
-        """Its name in the other list."""
+        """Name of the record in the other list."""
         return self._source.name(int(self._indices[index]))
 
     def stamp(self, index: int) -> bytes:
-        """That of the record in the other list."""
+        """Stamp of the record in the other list."""
         return self._source.stamp(int(self._indices[index]))
 
 
 def labeled_part(source: ListSource) -> ListSource:
-    """The records that have a class, if only some have one; else the whole list."""
+    """The records that have a class; the list itself if all have one or none has."""
     if source.partial_labels is None:
         return source
     return Subset(source, np.flatnonzero(source.partial_labels != NO_LABEL))
 
 
 def for_probes(splits: Splits) -> Splits:
-    """The splits without records that have no class, which pretraining alone can use."""
+    """The splits for probes: without the records that have no class."""
     train = labeled_part(splits.train) if isinstance(splits.train, ListSource) else splits.train
     return replace(splits, train=train, test=None if splits.test is None else labeled_part(splits.test))
 
 
 def held_out(labels: NDArray[np.int64] | None, fraction: float, seed: int) -> NDArray[np.bool_] | None:
-    """Which records are held out to test probes: of each class the nearest whole number to the fraction, never all.
+    """Which records are held out to test probes: a share `fraction` of each class, rounded, but never the whole class.
 
     Records without a class (NO_LABEL) are not held out. Returns None if none are. Raises Refusal for an impossible fraction.
     """
@@ -137,11 +137,11 @@ def low_shot_rows(
 ) -> NDArray[np.int64]:
     """Sorted numbers of the labeled images of `source`, whose classes are `labels`; one of the settings must be given.
 
-    `percent`: of each class the nearest whole number (halves up), at least one. `images_per_class`: so many of each class. Both
-    take the first images of each class in an order drawn with the seed, so that a smaller subset lies within a larger one.
+    `percent`: that share of each class, rounded (halves up), at least one image. `images_per_class`: that many of each class.
+    Both take the first images of each class in an order drawn with the seed, so that a smaller subset lies within a larger one.
     `list`: the images that a file names (see `_listed_rows`), of which a share of `max_skipped` may be absent.
-    Raises Refusal where a class has too few images, or the list cannot be read or names images that cannot be told apart or
-    are not there.
+    Raises Refusal if a class has too few images, or the list cannot be read, or it names images that are absent or cannot be
+    told apart.
     """
     if settings.list is not None:
         return _listed_rows(source, Path(settings.list).expanduser(), max_skipped)
@@ -201,7 +201,7 @@ def _stem(path: str) -> tuple[str, str]:
 def _listed_rows(source: ListSource, file: Path, max_skipped: float) -> NDArray[np.int64]:
     """The images that the lines of a file name: `n01440764_10043.JPEG`, with or without folders and suffix.
 
-    Blank lines and those that start with # are skipped. Suffix and folders decide only where several images have the same name,
+    Blank lines and those that start with # are skipped. Suffix and folders decide only if several images have the same name,
     but folders that both write must agree. What is named twice counts once, with a warning. Absent images are left out with
     a warning, up to a share of `max_skipped`.
     """
@@ -259,7 +259,7 @@ def _matches(name: _Name, known: dict[str, list[tuple[_Name, int]]]) -> list[int
 
 
 def _refuse(file: Path, lines: list[str], describe: Callable[[str], str], what: str) -> None:
-    """Raises Refusal where there are such lines."""
+    """Raises Refusal that shows the first of `lines`, if there are any."""
     if lines:
         shown = examples([describe(line) for line in lines])
         raise Refusal(

@@ -27,12 +27,12 @@ class ListSource(ABC):
     labels: NDArray[np.int64] | None = None
     """One class per record; None if not every record has one."""
     partial_labels: NDArray[np.int64] | None = None
-    """If only some records have a class: that of each record, or NO_LABEL. Probes use these records alone (`labeled_part`)."""
+    """One class or NO_LABEL per record, if only some records have a class. Probes use those alone (`labeled_part`)."""
     class_names: tuple[str, ...] | None = None
 
     @property
     def is_labeled(self) -> bool:
-        """Whether some records have a class, or all."""
+        """Whether any record has a class."""
         return self.known_labels is not None
 
     @property
@@ -46,16 +46,16 @@ class ListSource(ABC):
 
     @abstractmethod
     def read(self, index: int) -> bytes:
-        """The encoded image file of a record. Raises OSError or Refusal where there is none."""
+        """The encoded image file of a record. Raises OSError or Refusal if it cannot be had."""
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """A path, or shard and row: what `skipped.jsonl` and error messages call the record."""
+        """What `skipped.jsonl` and error messages call the record: a path, or shard and row."""
 
     def stamp(self, index: int) -> bytes:
-        """What changes with the image of a record. Here a checksum of its bytes, which suits records in memory.
+        """Bytes that change if the image of a record changes: here a checksum of its file, which suits records in memory.
 
-        Sources of files give size and modification time of the file, which cost no reading.
+        Sources of files give size and modification time instead, which cost no reading.
         """
         try:
             return b"%08x " % zlib.crc32(self.read(index))
@@ -101,7 +101,7 @@ class ShardRecord:
     data: bytes
     label: int | None = None
     problem: str | None = None
-    """Why it has no image, if that is known."""
+    """The reason if it has no image."""
 
     def read(self) -> bytes:
         """The encoded image file. Raises Refusal if there is none."""
@@ -116,7 +116,7 @@ class ShardSource(ABC):
     class_names: tuple[str, ...] | None = None
     num_records: int | None = None
     stamp: bytes = b""
-    """What changes with the files of the shards (size and modification time); empty if they do not lie on this machine."""
+    """Bytes that change if a file of the shards changes (its size or time); empty if the files are not on this machine."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -140,19 +140,19 @@ class Splits:
     pixels: str = ""
     """Size of the stored pictures in words, if all have the same."""
     remarks: tuple[str, ...] = ()
-    """What probes leave out or cannot answer, for the terminal; the description says it too."""
+    """What probes leave out or cannot answer, in words for the terminal. `description` says it too."""
     extra_labels: Mapping[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=dict)
     """Further labelings of (train, test) by name: scenes have `count` and `distance`."""
     left_out: tuple[str, ...] = ()
-    """What lay beside the images that may have been meant as some, in words and counted; `description` says it too."""
+    """Files beside the images that may have been meant as images, counted, in words. `description` says it too."""
     unused: tuple[str, ...] = ()
-    """Images of no split that is used, in words; `description` says it too."""
+    """Images in splits that are not used, in words. `description` says it too."""
     label_maps: Mapping[str, tuple[LabelMaps, LabelMaps]] = field(default_factory=dict)
-    """Labels of the pixels of (train, test) by name, where the data has any."""
+    """Labels of the pixels of (train, test) by name; empty if the data has none."""
 
     @property
     def not_used(self) -> tuple[str, ...]:
-        """All that is not used, in words: what does not print the description says these."""
+        """Everything that is not used, in words, for a command that does not print the description."""
         return (*self.unused, *self.left_out)
 
     def facts(self) -> DataFacts:
@@ -178,7 +178,7 @@ class Splits:
 
 
 def source_hash(source: ListSource) -> str:
-    """Hash of a source: the names of all records and the bytes of some, evenly spread."""
+    """Hash of the names of all records, and of the bytes of some of them, evenly spread."""
     digest = hashlib.sha256(str(len(source)).encode())
     for index in range(len(source)):
         digest.update(source.name(index).encode(errors="surrogateescape"))
@@ -191,7 +191,7 @@ def source_hash(source: ListSource) -> str:
 
 
 def stamps_hash(source: ListSource) -> str:
-    """Hash of the stamps of all records: changes if an image is overwritten in place. One `stat` of each file."""
+    """Hash of the stamps of all records. It changes if an image is overwritten in place; costs one `stat` of each file."""
     digest = hashlib.sha256()
     for index in range(len(source)):
         digest.update(source.stamp(index))

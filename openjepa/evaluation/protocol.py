@@ -6,17 +6,19 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
 from openjepa.data.selection import ranks_in_class
 from openjepa.data.source import LabelMaps, ListSource
+from openjepa.engine.device import encode
 from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal
 from openjepa.seeds import derive
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
+from openjepa.types import EncoderOutput
 
 HELD_OUT = 0.1
 """Share of each class of the training split on which settings are chosen."""
@@ -75,11 +77,16 @@ class ImageProbe:
     precision: str
     """bf16 or fp32."""
     benchmark: str = ""
-    """Name of the benchmark whose published values stand where a setting is None; empty for data of one's own."""
+    """Name of the benchmark whose published values are used for settings that are None; empty for data of one's own."""
     task: str = ""
     """Title of the task, which tells benchmarks' several tasks apart."""
     raw_pixels: bool = False
     """Protocols of label maps: the pixels of each patch take the place of the encoder's outputs."""
+
+    def outputs(self, images: UInt8[Tensor, "B 3 h w"]) -> EncoderOutput:
+        """What the encoder makes of test views, on its device and in its precision."""
+        found: EncoderOutput = encode(self.encoder, images, self.config, self.device, self.precision)
+        return found
 
     @property
     def num_classes(self) -> int:
@@ -130,7 +137,7 @@ def selections(settings: EvaluationSettings) -> tuple[Literal["held_out", "paper
 def held_out_rows(labels: Int[Tensor, " n"], seed: int) -> tuple[Int[Tensor, " kept"], Int[Tensor, " held"]]:
     """Rows to train on and rows held out: 10 % of each class, at least one of every class that has two images.
 
-    Raises Refusal where no class has two.
+    Raises Refusal if no class has two.
     """
     classes = labels.cpu().numpy()
     order = np.random.default_rng(derive("subset", seed, 1)).permutation(len(classes))

@@ -106,7 +106,7 @@ def _probes(result: Result, measure: str) -> list[str]:
 
 
 def _widths(lines: Sequence[Sequence[str]], most: int) -> list[int]:
-    """Widths of the columns: as wide as their longest cell; where that is too much, the first one folds."""
+    """Widths of the columns: as wide as their longest cell; if that is too much, the first column folds."""
     longest = [max(map(len, column)) for column in zip(*lines, strict=True)]
     room = most - sum(longest[1:]) - GAP * len(longest[1:])
     return [max(NARROWEST_NAME, min(longest[0], room)), *longest[1:]]
@@ -183,6 +183,6 @@ def _without_labels(results: Sequence[Result]) -> Table:
 
 
 def _title(result: Result) -> str:
-    """With the pooling, where it is not the encoder's own: both may stand below one another."""
+    """The title, with the pooling if it is not the encoder's own: both may stand below one another."""
     pooling = str(result.settings.get("pooling", "own"))
     return result.title if pooling == "own" else f"{result.title}, {pooling.replace('_', ' ')}"

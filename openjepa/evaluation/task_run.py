@@ -1,7 +1,4 @@
-"""One task: features where protocols want them, every protocol on every subject, and the Result.
-
-What the protocols of one task find, and the Result made of it.
-"""
+"""One task: features if protocols want them, every protocol on every subject, and the Result made of what they find."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,9 +19,10 @@ from openjepa.engine.device import memory_limit, resolve_device, resolve_precisi
 from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.feature_matrix import EncoderFeatures, Extractor, Images, PixelFeatures, View, extract_features
 from openjepa.evaluation.feature_store import FeatureRows
-from openjepa.evaluation.label_free import feature_measures, lidar_measures
+from openjepa.evaluation.lidar import lidar_measures
 from openjepa.evaluation.protocol import FeatureProbe, ImageProbe, LabeledFeatures, LabeledImages, ProtocolResult
 from openjepa.evaluation.tasks import TASKS, Labels, Task, fitting_protocols
+from openjepa.measures.rank import feature_measures
 from openjepa.models.vit import VisionTransformer
 from openjepa.records import Metric, Result, SubjectResult
 from openjepa.refusals import Refusal
@@ -75,7 +73,7 @@ class Findings:
 def check_readable(
     unreadable: Mapping[str, Mapping[str, None]], train: ListSource, test: ListSource, settings: EvaluationSettings
 ) -> None:
-    """Refusal where more than `max_skipped` of a split cannot be read."""
+    """Raises Refusal if more than `max_skipped` of a split cannot be read."""
     for split, source in (("train", train), ("test", test)):
         lost = list(unreadable[split])
         if len(lost) > settings.max_skipped * len(source):
@@ -129,7 +127,7 @@ def departures(benchmark: str, labels: Labels, result: Result) -> tuple[str, ...
 
 
 def _chance(train: Split, test_labels: NDArray[np.int64], metrics: Mapping[str, Mapping[str, Metric]]) -> float:
-    """The number of always answering the most frequent class of the training images, or patches where pixels are labeled."""
+    """The number of always answering the most frequent class of the training images or, for label maps, of their patches."""
     if train.maps is not None:
         return next(iter(metrics["encoder"].values())).extra["majority"]
     return float((test_labels == np.bincount(train.labels).argmax()).mean())
@@ -161,7 +159,7 @@ class Subjects:
     cache: Path
     """Folder of the kept features."""
     predictor: Path | None = None
-    """Folder of the predictor of the run that `encoder` is from, where there is one."""
+    """Folder of the predictor of the run that `encoder` is from, if there is one."""
 
 
 def evaluate_task(
@@ -175,8 +173,8 @@ def evaluate_task(
 ) -> Result:
     """`blank` with the numbers of every protocol of `settings` that the task can have, or with the reason why it has none.
 
-    `say` is told of every step that may take long; `keep` gets the result as it is after every protocol. Raises Refusal
-    where more than `max_skipped` of a split cannot be read.
+    `say` is told of every step that may take long. `keep` gets the result so far after every call of protocols. Raises Refusal
+    if more than `max_skipped` of a split cannot be read.
     """
     start = time.monotonic()
     task = TASKS[blank.task]
@@ -242,7 +240,7 @@ def _titles(call: Sequence[str]) -> str:
 def _training_rows(
     source: ListSource, labels: NDArray[np.int64], settings: EvaluationSettings, task: Task
 ) -> NDArray[np.int64]:
-    """The labeled training images: those of the low-shot settings, of them at most `max_train_images`."""
+    """The labeled training images: those that the low-shot settings name, but at most `max_train_images`."""
     shot = settings.low_shot
     if not shot.is_set():
         return balanced_rows(labels, settings.max_train_images, settings.seed)
@@ -316,7 +314,7 @@ def _feature_probes(
 def _image_probes(
     train: Split, test: Split, task: Task, subjects: Subjects, settings: EvaluationSettings, benchmark: str
 ) -> dict[str, ImageProbe]:
-    """What protocols on images get of the encoder and of its baselines; on label maps also of the patches' pixels."""
+    """The encoder and its baselines for protocols on images; for those on label maps also the patches' pixels."""
     device = resolve_device(settings.device)
     precision = resolve_precision(settings.precision, device)
     images = [LabeledImages(side.source, side.labels, side.maps) for side in (train, test)]
@@ -345,7 +343,9 @@ def _measures(
     """What the encoders' features of the test images say without labels."""
     extractors = {name: extractor for name, extractor in _extractors(subjects, settings).items() if name in subjects.encoders}
     encoders, size = subjects.encoders, subjects.size
-    more = lidar_measures(test.source, task.fit, encoders, subjects.config, size, subjects.predictor, settings)
+    more: dict[str, dict[str, float]] = {}
+    if settings.lidar_images is not None:
+        more = lidar_measures(test.source, task.fit, encoders, subjects.config, size, subjects.predictor, settings)
     return {
         name: feature_measures(extractor.kinds(found[name].rows)) | more.get(name, {}) for name, extractor in extractors.items()
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from openjepa.checks import check
 from openjepa.evaluation import PROTOCOLS
-from openjepa.evaluation.dataset_run import evaluate_run
+from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.experiments.ablation_lengths import PlannedRun, Speed, base_config, kept_speeds, measure_speeds, planned_runs
 from openjepa.experiments.ablation_tables import (
     Numbers,

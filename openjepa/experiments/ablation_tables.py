@@ -7,7 +7,7 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from openjepa.recipes.ablations import ABLATIONS, Ablation
 from openjepa.report import write_scaling
 from openjepa.system import shared_files
 from openjepa.system.console import format_count, format_seconds, plain_console
-from openjepa.system.json_files import readable_object
+from openjepa.system.json_files import lenient, readable_object
 from openjepa.system.shared_files import whole_file
 
 RESULTS = "results"
@@ -105,25 +105,13 @@ def write_result(output: Path, result: RunResult) -> None:
 
 def read_result(output: Path, name: str) -> RunResult | None:
     """What is known of a run; None if it has not ended yet."""
-    return _read(output / RESULTS / f"{name}.json")
+    return lenient(RunResult, readable_object(output / RESULTS / f"{name}.json"))
 
 
 def read_results(output: Path) -> list[RunResult]:
     """All that have ended, by name."""
-    found = (_read(path) for path in sorted((output / RESULTS).glob("*.json")))
+    found = (lenient(RunResult, readable_object(path)) for path in sorted((output / RESULTS).glob("*.json")))
     return [result for result in found if result is not None]
-
-
-def _read(path: Path) -> RunResult | None:
-    content = readable_object(path)
-    if content is None:
-        return None
-    known = {item.name for item in fields(RunResult)}
-    values = {name: value for name, value in content.items() if name in known}
-    try:
-        return RunResult(**values | {"budgets": tuple(values["budgets"])})
-    except (KeyError, TypeError):
-        return None
 
 
 def claimed(output: Path, name: str, wait: bool = False) -> AbstractContextManager[bool]:

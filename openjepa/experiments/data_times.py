@@ -31,6 +31,7 @@ from openjepa.data.loading.order import BatchPlan
 from openjepa.data.source import ListSource
 from openjepa.data.views import NUMBERS_PER_VIEW, crop_and_resize, crop_box
 from openjepa.engine.device import keep_freed_memory
+from openjepa.experiments.generated_photos import write_photos
 from openjepa.masks import MASKS
 from openjepa.recipes import load_recipe
 from openjepa.recipes.matched import with_method
@@ -42,7 +43,6 @@ from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import FolderSettings
 from openjepa.system.console import plain_console
 from openjepa.training.startup import build_method, default_view
-from openjepa.training.timed_steps import write_photos
 from openjepa.types import InputSpec, LoaderPosition, ViewSpec
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}

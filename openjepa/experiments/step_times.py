@@ -17,6 +17,7 @@ from openjepa.engine.device import (
     resolve_precision,
 )
 from openjepa.engine.run_folder import environment
+from openjepa.experiments.generated_photos import is_without_data, timed_source
 from openjepa.recipes import load_recipe
 from openjepa.recipes.matched import with_method
 from openjepa.settings.derived import resolve
@@ -28,7 +29,7 @@ from openjepa.settings.sources import FolderSettings
 from openjepa.system.console import plain_console
 from openjepa.system.shared_files import whole_file
 from openjepa.training.startup import masks_line
-from openjepa.training.timed_steps import PartTimer, TimedStep, is_without_data, measure
+from openjepa.training.timed_steps import PartTimer, TimedStep, measure
 from openjepa.types import LoaderPosition
 
 
@@ -77,7 +78,7 @@ def bench_step(config: RunConfig, repeats: int = 7, product_size: int = 4096) ->
     name none.
     """
     step = TimedStep(config)
-    batches = step.loader().iterate(0, LoaderPosition(), repeats + 1)
+    batches = step.loader(timed_source(config), torch.device("cpu")).iterate(0, LoaderPosition(), repeats + 1)
     load = one_threaded(lambda: next(batches))
     load()
     for _ in range(2):

@@ -82,14 +82,14 @@ def _signs(history: Sequence[CollapseStatistics]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class EnergyStatistics:
-    """Numbers of some matrices of energies. Of equal energies each counts half, so that a flat landscape has AUC 0.5."""
+    """Statistics of energies. Two equal energies count half each, so that a flat landscape has AUC 0.5."""
 
     compatible: float
     """Mean energy of x and y of the same image."""
     incompatible: float
     """Mean energy of x of one image and y of another."""
     gap: float
-    """(incompatible - compatible) / incompatible: 0 where they are alike, 1 where compatible pairs have no energy."""
+    """(incompatible - compatible) / incompatible: 0 if they are alike, 1 if compatible pairs have no energy."""
     auc: float
     """Share of the triples (x, its own y, y of another image) in which its own has the lower energy; 0.5 is chance."""
     auc_error: float
@@ -101,7 +101,7 @@ class EnergyStatistics:
     std: float
     """Standard deviation of the energies over all pairs."""
     relative_std: float
-    """The same divided by the size of the mean energy of all pairs: 0 where the landscape is flat."""
+    """The same divided by the size of the mean energy of all pairs: 0 if the landscape is flat."""
 
 
 def tells_apart(auc: float, auc_error: float) -> bool:

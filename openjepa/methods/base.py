@@ -25,7 +25,7 @@ DEFAULT_RULES = (
 
 @dataclass(frozen=True)
 class ProbeOutput:
-    """What a method shows of itself on the fixed probe batch, so that the loop can watch for collapse.
+    """Output of a method for the fixed probe batch, by which the loop watches for collapse.
 
     Tensors stay on the device. Methods that regress features give targets and positions, and the loop compares `loss` with
     what two trivial predictors get under `distance`: the mean of all targets, and the mean target of each position. Others
@@ -56,7 +56,7 @@ class Encoders:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a method is built for, beside its own settings."""
+    """What a method is built from, beside its own settings."""
 
     model: ModelSettings
     """The encoder."""
@@ -68,7 +68,7 @@ class Surroundings:
     """Token counts that the mask sampler gives."""
 
     def encoder_config(self) -> EncoderConfig:
-        """The encoder that is wanted, for views of this size."""
+        """Settings of the encoder for views of this size."""
         return self.model.encoder(self.view.size, self.pixel_mean, self.pixel_std)
 
 
@@ -93,20 +93,20 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def probe(self, batch: Batch, progress: Progress) -> ProbeOutput:
-        """What the collapse monitor looks at, without gradients and without changing anything."""
+        """Output for the collapse monitor. Computed within `looking()`; changes nothing."""
 
     def predicted_features(self, batch: Batch, progress: Progress) -> Float[Tensor, "B D"] | None:
-        """What the method predicts of each image from the part that its masks leave visible, as one vector: pooled.
+        """Prediction of each image from the part that its masks leave visible, pooled to one vector.
 
-        The monitor calls it with the same views under several draws of masks and measures LiDAR, that is how far the
-        predictions tell the images apart beside how far they depend on the masks. Without gradients, without randomness and
-        without changing anything. None, whatever the batch: this method has no predictor, and LiDAR is left out.
+        The monitor calls it with the same views under several draws of masks and measures LiDAR: how far the predictions tell
+        the images apart, beside how far they depend on the masks. Computed within `looking()`, without randomness; changes
+        nothing. Returns None, for every batch, if the method has no predictor: LiDAR is then left out.
         """
         return None
 
     @contextmanager
     def looking(self) -> Iterator[None]:
-        """Within it there are no gradients and no drop path; afterwards the method is as it was."""
+        """A block without gradients and drop path. Afterwards the method is as it was."""
         training = self.training
         self.eval()
         try:
@@ -116,17 +116,17 @@ class Method(nn.Module, ABC):
             self.train(training)
 
     def before_step(self, progress: Progress) -> None:
-        """After the last backward of a step, before clipping: may drop or change gradients."""
+        """Called after the last backward of a step, before clipping: may drop or change gradients."""
 
     @abstractmethod
     def after_step(self, progress: Progress) -> Mapping[str, float]:
-        """After the optimizer: commits statistics, then moves the teacher. Returns what is worth logging (e.g. momentum)."""
+        """Called after the optimizer: commits statistics, then updates the moving average. Returns values to log (momentum)."""
 
     def coupled_terms(self) -> tuple[str, ...]:
-        """What of the loss depends on all images of a batch together, so that gradient accumulation changes it, in words.
+        """Terms of the loss, in words, that depend on all images of a batch together: gradient accumulation changes them.
 
-        The start of a run warns of it where a microbatch is not the whole batch. Statistics that only `after_step` commits,
-        over all microbatches, are none.
+        The start of a run warns of them if a microbatch is not the whole batch. Statistics that `after_step` commits over all
+        microbatches are no such terms.
         """
         return ()
 
@@ -143,18 +143,18 @@ class Method(nn.Module, ABC):
         return None
 
     def remarks(self, total_steps: int) -> list[str]:
-        """What is allowed but surely not meant in a run of this length; said at its start."""
+        """Notes for the user on what is allowed but surely not meant in a run of `total_steps`. Shown at its start."""
         return []
 
     def compile_blocks(self) -> None:
-        """Compiles every transformer block by itself with torch.compile: same parameters, same names, the same code for all."""
+        """Compiles every transformer block by itself with torch.compile. Parameters and their names stay."""
         for module in self.modules():
             if isinstance(module, Block):
                 module.compile()
 
     @abstractmethod
     def encoders(self) -> Encoders:
-        """Its encoders, so that they can start from given weights; all else then starts from random ones."""
+        """The encoders, which can start from given weights. All else then starts from random ones."""
 
     @abstractmethod
     def exports(self) -> Mapping[str, Export]:

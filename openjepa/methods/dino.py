@@ -93,11 +93,11 @@ class Dino(Method):
         return cross_entropy_table(targets[0], logits[0])
 
     def coupled_terms(self) -> tuple[str, ...]:
-        """Only what batch normalization in the head makes so; the center counts all microbatches."""
+        """Only the batch normalization of the head, if it has one. The center counts all microbatches."""
         return head_coupled_terms(self.settings)
 
     def remarks(self, total_steps: int) -> list[str]:
-        """Whether the teacher, which is what is exported, hardly follows a run of this length."""
+        """A note if the teacher, which is exported, hardly follows a run of this length."""
         return slow_teacher_remarks(cosine_momentum, *momenta(self.settings), total_steps)
 
     def encoders(self) -> Encoders:
@@ -115,11 +115,11 @@ class Dino(Method):
             return self.teacher_head(tokens)  # type: ignore[no-any-return]
 
     def _targets(self, outputs: Float[Tensor, "V B K"], progress: Progress) -> Float[Tensor, "V B K"]:
-        """Centered against one output for all, sharpened against equal ones."""
+        """Teacher's assignments: centered, so that no output wins everywhere, and sharpened, so that they are not all equal."""
         return assignments(outputs, self._temperature(progress), self.center.value)
 
     def _logits(self, views: Crops) -> Float[Tensor, "V B K"]:
-        """Of all crops, the large ones first."""
+        """Student's logits of all crops, the large ones first."""
         return self._student_logits({name: views[name] for name in self.views})
 
     def _student_logits(self, views: Crops) -> Float[Tensor, "V B K"]:

@@ -47,7 +47,7 @@ class _Masked:
     places: Int[Tensor, "R S"]
     """Raster indices of the masked patches, then of others up to the S places that the fullest mask needs."""
     weights: Float[Tensor, "R S"]
-    """1 where a place is masked, else 0."""
+    """1 for a place that is masked, else 0."""
 
 
 @final
@@ -129,11 +129,11 @@ class IBot(Method):
         return cross_entropy_table(targets[0], logits[0])
 
     def coupled_terms(self) -> tuple[str, ...]:
-        """Only what batch normalization in the head makes so; the centers count all microbatches."""
+        """Only the batch normalization of the head, if it has one. The centers count all microbatches."""
         return head_coupled_terms(self.settings)
 
     def remarks(self, total_steps: int) -> list[str]:
-        """Whether the teacher, which is what is exported, hardly follows a run of this length."""
+        """A note if the teacher, which is exported, hardly follows a run of this length."""
         return slow_teacher_remarks(cosine_momentum, *momenta(self.settings), total_steps)
 
     def encoders(self) -> Encoders:
@@ -145,7 +145,7 @@ class IBot(Method):
         return {"encoder": Export(self.encoder_config, self.teacher.network)}
 
     def _teach(self, crops: Images, masked: _Masked) -> tuple[Float[Tensor, "V B D"], TokenOutputs]:
-        """Class tokens of the whole large crops, and what the teacher's head makes of these and of the masked patches."""
+        """Teacher: class tokens of the whole large crops, and its head's outputs for these and for the masked patches."""
         with record_function("teacher"):
             encoded: EncoderOutput = self.teacher(crops.flatten(0, 1))
         tokens = class_tokens_of(encoded, NUM_GLOBAL)
@@ -153,7 +153,7 @@ class IBot(Method):
             return tokens, self.teacher_head(tokens, encoded.patches, masked.places)
 
     def _learn(self, batch: Batch, masked: _Masked) -> TokenOutputs:
-        """What the student's head makes of the class tokens of all crops and of the masked patches, which it does not see."""
+        """Student: its head's outputs for the class tokens of all crops and for the masked patches, which it does not see."""
         with record_function("student"):
             large: EncoderOutput = self.student(batch.views[GLOBAL].flatten(0, 1), replace=masked.mask)
             tokens = [class_tokens_of(large, NUM_GLOBAL)]
@@ -177,14 +177,14 @@ class IBot(Method):
         )
 
     def _class_targets(self, outputs: Float[Tensor, "V B K"], progress: Progress) -> Float[Tensor, "V B K"]:
-        """Centered against one output for all, sharpened against equal ones."""
+        """Teacher's assignments: centered, so that no output wins everywhere, and sharpened, so that they are not all equal."""
         return assignments(outputs, self._temperatures(progress)[0], self.center.value)
 
     def _logits(self, outputs: Float[Tensor, "*lead K"]) -> Float[Tensor, "*lead K"]:
         return outputs.float() / self.settings.student_temperature
 
     def _temperatures(self, progress: Progress) -> tuple[float, float]:
-        """Of the teacher's softmax over class tokens and over patches."""
+        """Temperatures of the teacher's softmax over class tokens and over patches."""
         own = self.settings
         epochs = own.teacher_temperature_warmup_epochs
         return (
@@ -193,7 +193,7 @@ class IBot(Method):
         )
 
     def _masked(self, batch: Batch) -> _Masked:
-        """The masked patches of each large crop in as many places as the fullest mask needs: no shape depends on the draw."""
+        """Masked patches of each large crop, padded to the places of the fullest mask, so that no shape depends on the draw."""
         masks = batch.masks[GLOBAL]
         if not isinstance(masks, TokenMask):
             raise Refusal(
@@ -206,6 +206,6 @@ class IBot(Method):
 def masked_loss(
     targets: Float[Tensor, "R S K"], logits: Float[Tensor, "R S K"], weights: Float[Tensor, "R S"]
 ) -> Float[Tensor, ""]:
-    """Mean over images of the mean cross-entropy of the patches that are masked (weight 1); an image without any gives 0."""
+    """Mean over images of the mean cross-entropy of their masked patches (weight 1). An image without any counts as 0."""
     sums = (weights * cross_entropy(targets, logits)).sum(dim=1)
     return (sums / weights.sum(dim=1).clamp(min=1)).mean()

@@ -95,7 +95,7 @@ class IJepa(Method):
         return torch.stack(rows)
 
     def remarks(self, total_steps: int) -> list[str]:
-        """Whether the target encoder, which is what is exported, hardly follows a run of this length."""
+        """A note if the target encoder, which is exported, hardly follows a run of this length."""
         return slow_teacher_remarks(momentum, *momenta(self.settings), total_steps)
 
     def encoders(self) -> Encoders:

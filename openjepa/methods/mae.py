@@ -29,7 +29,7 @@ class Mae(Method):
     """An encoder sees a quarter of the patches; a decoder with a mask token for each of the others reconstructs their pixels.
 
     Nothing is averaged or predicted in feature space. What differs from the released code: the class token is optional, and
-    where there is none features are pooled by averaging; the bias of the patch embedding starts at zero; visible tokens are
+    without it features are pooled by averaging; the bias of the patch embedding starts at zero; visible tokens are
     kept in raster order, and masked ones are decoded last, neither of which attention sees. Published runs draw weights with
     `model.initialization=xavier`.
     """
@@ -126,7 +126,7 @@ def _images_and_patches(batch: Batch) -> tuple[Float[Tensor, "B C h w"], Int[Ten
 
 
 def _encoder_config(surroundings: Surroundings) -> EncoderConfig:
-    """Pooled by its class token where it has one, as the released linear probe does."""
+    """Settings of the encoder, pooled by its class token if it has one, as in the released linear probe."""
     config = surroundings.encoder_config()
     return replace(config, pooling="class_token") if config.class_token else config
 

@@ -93,7 +93,7 @@ class Msn(Method):
         return torch.stack([cross_entropy_table(targets, logits) for logits in anchors]).mean(dim=0)
 
     def coupled_terms(self) -> tuple[str, ...]:
-        """Batch normalization always, and what keeps the assignments from collapsing."""
+        """Batch normalization of the head, and the terms that keep the assignments from collapsing, if they are on."""
         own, terms = self.settings, ["the batch normalization of the head"]
         if own.mean_entropy_weight:
             terms.append("the mean assignment of method.mean_entropy_weight")
@@ -106,7 +106,7 @@ class Msn(Method):
         return (PROTOTYPES, *DEFAULT_RULES)
 
     def remarks(self, total_steps: int) -> list[str]:
-        """Whether the target encoder, which is what is exported, hardly follows a run of this length."""
+        """A note if the target encoder, which is exported, hardly follows a run of this length."""
         return slow_teacher_remarks(momentum, *momenta(self.settings), total_steps)
 
     def encoders(self) -> Encoders:
@@ -160,12 +160,12 @@ class Msn(Method):
 
 @dataclass(frozen=True)
 class AssignmentTerms:
-    """What the loss adds up."""
+    """Terms of the loss, without weights."""
 
     ce: Float[Tensor, ""]
     """Mean cross-entropy of targets and anchors."""
     me_max: Float[Tensor, ""]
-    """log K minus the entropy of the mean assignment of all anchors: 0 where all prototypes are used equally."""
+    """log K minus the entropy of the mean assignment of all anchors: 0 if all prototypes are used equally."""
     entropy: Float[Tensor, ""]
     """Mean entropy of the anchors' assignments."""
 

@@ -27,7 +27,7 @@ def views_of(settings: MultiCropSettings, view: ViewSpec) -> dict[str, ViewSpec]
 
 
 def local_views(settings: MultiCropSettings, view: ViewSpec) -> dict[str, ViewSpec]:
-    """The small crops: filter and mirroring as in `view`, size and area from the settings. Empty where there are none."""
+    """The small crops: filter and mirroring as in `view`, size and area from the settings. Empty without any."""
     count = settings.local_crops
     if count == 0:
         return {}
@@ -59,7 +59,7 @@ def class_tokens_of(encoded: EncoderOutput, num_views: int) -> Float[Tensor, "V 
 
 
 def head_coupled_terms(settings: SelfDistillationSettings) -> tuple[str, ...]:
-    """Of DINO and iBOT only what batch normalization in the head makes so; their centers count all microbatches."""
+    """Terms of DINO and iBOT that see one microbatch: the batch normalization of the head, if it has one."""
     return ("the batch normalization of method.head_batch_norm",) if settings.head_batch_norm else ()
 
 

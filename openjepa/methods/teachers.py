@@ -30,7 +30,7 @@ class EmaTeacher(nn.Module):
     """An exponential moving average of a student network: a frozen copy that never trains and has no gradients."""
 
     def __init__(self, student: nn.Module, without: tuple[str, ...] = ()) -> None:
-        """Starts as an exact copy of `student`, but for the parameters `without`, which only the student needs."""
+        """Starts as an exact copy of `student`. `without`: names of parameters that only the student needs."""
         super().__init__()
         self.network = copy.deepcopy(student).requires_grad_(False).eval()
         for name in without:
@@ -38,19 +38,19 @@ class EmaTeacher(nn.Module):
             setattr(self.network.get_submodule(holder), last, None)
 
     def train(self, mode: bool = True) -> "EmaTeacher":
-        """Stays in evaluation mode whatever the method around it does: a teacher drops no paths."""
+        """Stays in evaluation mode, whatever `mode` the method around it takes: a moving average drops no paths."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, *inputs: Any) -> Any:
-        """What the averaged network returns, without gradients."""
+        """Output of the averaged network, without gradients."""
         return self.network(*inputs)
 
     @torch.no_grad()
     def update(self, student: nn.Module, momentum: float) -> None:
         """teacher <- momentum * teacher + (1 - momentum) * student, for parameters only.
 
-        Parameters that only the student has (a mask token, say) are passed over.
+        Passes over parameters that only the student has, such as a mask token.
         """
         sources = dict(student.named_parameters())
         names, averages = zip(*self.network.named_parameters(), strict=True)
@@ -69,7 +69,7 @@ def momenta(settings: TeacherSettings) -> tuple[float, float]:
 
 
 def slow_teacher_remarks(schedule: MomentumSchedule, start: float, end: float, total_steps: int) -> list[str]:
-    """Whether the moving average hardly follows a run of this length."""
+    """A note if the moving average hardly follows a run of `total_steps`, with a momentum that suits it."""
     rates = renewal_rates(schedule, start, end, total_steps)
     renewals = total_steps * sum(rates) / len(rates)
     if renewals >= FEW_RENEWALS or renewals == 0:
@@ -91,10 +91,10 @@ def renewal_rates(schedule: MomentumSchedule, start: float, end: float, total_st
 
 
 def mean_age(rates: list[float], total_steps: int) -> float:
-    """Mean age of the students in the last average, as a share of the run.
+    """Mean age of the weights in the last average, as a share of the run.
 
-    What is older than a time x before the end still has the weight exp(-(sum of 1 - momentum since)), and the mean age is the
-    integral of that weight over x. For a linear momentum up to 1 it is sqrt(pi / a) / 2, a = (1 - start) T / 2.
+    Weights from before a time x still count exp(-(sum of 1 - momentum since x)), and the mean age is the integral of that over
+    x. For a linear momentum up to 1 it is sqrt(pi / a) / 2, a = (1 - start) T / 2.
     """
     interval = total_steps / len(rates)
     weight, age = 1.0, 0.0

@@ -20,7 +20,7 @@ class Decoder(nn.Module):
     """
 
     def __init__(self, config: DecoderConfig) -> None:
-        """Builds and initializes; raises Refusal where heads do not divide the width or there is no block."""
+        """Builds and initializes. Raises Refusal if heads do not divide the width or there is no block."""
         super().__init__()
         if config.depth < 1:
             raise Refusal(
@@ -40,9 +40,9 @@ class Decoder(nn.Module):
     def forward(
         self, seen: EncoderOutput, visible: Int[Tensor, "B K"], masked: Int[Tensor, "B T"]
     ) -> Float[Tensor, "B T pixels"]:
-        """Predicted pixels of the patches `masked`, given the tokens of the patches `visible` and a class token, if any.
+        """Predicts the pixels of the patches `masked` from `seen`: tokens of the patches `visible`, and a class token if any.
 
-        The order of the pixels is (row, column, channel); the result is in fp32.
+        The order of the pixels is (row, column, channel). The result is in fp32.
         """
         tokens = self.embed(seen.patches) + F.embedding(visible, self.positions)  # [B, K, P]
         asked = self.mask_token[0] + F.embedding(masked, self.positions)  # [B, T, P]

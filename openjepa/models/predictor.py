@@ -20,7 +20,7 @@ class Predictor(nn.Module):
     """Predicts the features of each target block from the context, the blocks never seeing one another (I-JEPA, section 3)."""
 
     def __init__(self, config: PredictorConfig) -> None:
-        """Builds and initializes; raises Refusal where heads do not divide the width or there is no block."""
+        """Builds and initializes. Raises Refusal if heads do not divide the width or there is no block."""
         super().__init__()
         if config.depth < 1:
             raise Refusal(
@@ -45,10 +45,10 @@ class Predictor(nn.Module):
         grid: tuple[int, int] | None = None,
         context_valid: Bool[Tensor, "B K"] | None = None,
     ) -> Float[Tensor, "B M T D"]:
-        """Predicted features of the patches `target_idx` of each block, given the tokens of the patches `context_idx`.
+        """Predicts features of the patches `target_idx` of each block from `context`, the tokens of the patches `context_idx`.
 
-        `grid` is the (rows, columns) that indices refer to; None: the grid it was built for.
-        Tokens where `context_valid` is False are padding that nothing looks at.
+        `grid`: the (rows, columns) that indices refer to. None: the grid that the predictor was built for.
+        `context_valid`: False for tokens that are padding. Nothing attends to them.
         """
         batch, blocks, length = target_idx.shape
         positions = self._positions(grid or self.config.grid, context.device)

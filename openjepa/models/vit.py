@@ -53,7 +53,7 @@ class VisionTransformer(nn.Module):
     """
 
     def __init__(self, config: EncoderConfig) -> None:
-        """Builds and initializes; raises Refusal where sizes do not divide."""
+        """Builds and initializes. Raises Refusal if sizes do not divide."""
         super().__init__()
         check_patch_divides(config.patch_size, config.image_size, "image_size", of="the encoder")
         self.config = config
@@ -91,9 +91,9 @@ class VisionTransformer(nn.Module):
     ) -> EncoderOutput:
         """Encodes all patches, or only the patches `keep` (raster indices, in that order) at the cost of those alone.
 
-        Where `keep_valid` is False the patch is padding: no other token sees it, and its own output means nothing. Where
-        `replace` is True the mask token stands for the patch, at its position; that needs all patches (no `keep`).
-        Raises Refusal where the patch size does not divide the image, or where there is no mask token.
+        `keep_valid`: False for a patch that is padding; no other token sees it, and its own output means nothing.
+        `replace`: True for a patch that the mask token replaces, at the same position; needs all patches (no `keep`).
+        Raises Refusal if the patch size does not divide the image, or if `replace` is given to an encoder without mask token.
         """
         x = self._tokens(images, keep, replace)
         bias = self._bias(images, keep, keep_valid, x.dtype)
@@ -104,9 +104,9 @@ class VisionTransformer(nn.Module):
     def block_outputs(
         self, images: Float[Tensor, "B 3 h w"], num_layers: int, branch: Literal["block", "mlp"] = "block"
     ) -> list[Float[Tensor, "B N D"]]:
-        """What the last `num_layers` blocks make of all patches, first to last, before any final norm.
+        """Outputs of the last `num_layers` blocks for all patches, first to last, before any final norm, without class token.
 
-        `block`: the sequence after the block; `mlp`: only what its MLP added (after layer scale). Without the class token.
+        `branch`: `block` for the sequence after each block, `mlp` for what its MLP added (after layer scale).
         """
         x = self._tokens(images, None)
         bias = self._bias(images, None, None, x.dtype)
@@ -189,7 +189,7 @@ class VisionTransformer(nn.Module):
         valid: Bool[Tensor, "B K"] | None,
         dtype: torch.dtype,
     ) -> Float[Tensor, "#B #heads #S S"] | None:
-        """What is added to the attention scores of every block: relative positions, and what hides padding."""
+        """The term added to the attention scores of every block: relative positions, and `HIDDEN` for padding."""
         if valid is not None and self.cls_token is not None:
             valid = F.pad(valid, (1, 0), value=True)
         hidden = attention_bias(valid, dtype)

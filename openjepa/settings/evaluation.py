@@ -1,16 +1,6 @@
-"""Settings of the evaluations of an encoder.
+"""Settings of the evaluations of an encoder: one group for each protocol that has its own, and those that all share.
 
-Settings of a training split of which only a few labeled images are used.
-
-Settings of the attentive probe.
-
-Settings of the probes on single patches.
-
-Settings of the L2-regularized logistic regression that low-shot evaluations use.
-
-Settings of the linear probe that is trained on augmented images, and each benchmark's own values for them.
-
-Settings of end-to-end fine-tuning, and the published recipes whose values stand where a setting is None.
+Beside them stand the published values of the linear probe and of fine-tuning, which are used for settings that are None.
 """
 
 from dataclasses import dataclass, field, replace
@@ -44,7 +34,7 @@ class LowShotSettings:
     percent: Annotated[float | None, PERCENT] = None
     """Percent of the images of each class, at least one."""
     images_per_class: Annotated[int | None, AT_LEAST_1] = None
-    """So many images of each class (k-shot)."""
+    """Images of each class that are labeled (k-shot)."""
     seed: Annotated[int, NOT_NEGATIVE] = 0
     """Seed of the draw."""
 
@@ -117,7 +107,7 @@ class FullLinearSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearRecipe:
-    """How the heads of one benchmark are trained where FullLinearSettings says nothing else."""
+    """How the heads of one benchmark are trained if FullLinearSettings says nothing else."""
 
     epochs: int
     """Passes over the training split."""
@@ -132,7 +122,7 @@ class LinearRecipe:
     weight_decays: tuple[float, ...] = (5e-4,)
     """Every head is trained with each of them."""
     augmentation: Augmentation | None = None
-    """None: `squash_flip` where the test view is the whole image, else `crop_flip`."""
+    """None: `squash_flip` if the test view is the whole image, else `crop_flip`."""
     interpolation: str = "bilinear"
     """Filter of random crops and whole images in training; test views, `none` and `center_flip` are bicubic."""
 
@@ -178,7 +168,7 @@ RateUnit = Literal["absolute", "per_256"]
 HeadNorm = Literal["after_pooling", "encoder"]
 
 WARMUP_EPOCHS = 5.0
-"""Of every recipe: MAE's. Neither part of the I-JEPA paper says how long it warms up."""
+"""Warm-up of every recipe (MAE's). Neither part of the I-JEPA paper says how long it warms up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,8 +176,8 @@ class FinetuneSettings:
     """The whole encoder and a linear head are trained with labels (I-JEPA, low-shot and appendix D; MAE's recipe)."""
 
     recipe: RecipeName | None = None
-    """Whose values stand where a setting is None. `low_shot`: I-JEPA with 1 % of the labels; `paper`: I-JEPA with all of them
-    (appendix D); `mae`: MAE's own. None: low_shot where only some images are labeled, else paper."""
+    """Whose values are used for settings that are None. `low_shot`: I-JEPA with 1 % of the labels; `paper`: I-JEPA with all
+    of them (appendix D); `mae`: MAE's own. None: low_shot if only some images are labeled, else paper."""
     epochs: Annotated[int | None, AT_LEAST_1] = None
     """Passes over the training split (I-JEPA 50; MAE 100 for ViT-B, 50 for L and H)."""
     batch_size: Annotated[int | None, AT_LEAST_1] = None
@@ -216,13 +206,13 @@ class FinetuneSettings:
     mixup: Annotated[float | None, NOT_NEGATIVE] = None
     """alpha of Beta(alpha, alpha) for mixup; 0: none (low-shot 0, appendix D and MAE 0.8)."""
     cutmix: Annotated[float | None, NOT_NEGATIVE] = None
-    """The same for cutmix; where both are on, each batch gets one of them by the toss of a coin (low-shot 0, else 1.0)."""
+    """The same for cutmix; if both are on, each batch gets one of them by the toss of a coin (low-shot 0, else 1.0)."""
     random_erasing: Annotated[float | None, SHARE] = None
     """Probability of erasing a rectangle of a view (low-shot 0, MAE 0.25; appendix D does not list it: 0)."""
     randaugment: bool | None = None
     """Whether views pass through RandAugment (all recipes do: `rand-m9-mstd0.5-inc1`)."""
     magnitude: Annotated[float, between(0, 10)] = 9.0
-    """Of RandAugment's operations, of 10."""
+    """Strength of RandAugment's operations, at most 10."""
     magnitude_std: Annotated[float, NOT_NEGATIVE] = 0.5
     """Standard deviation of the magnitude from one operation to the next."""
     head_norm: HeadNorm = "after_pooling"
@@ -298,7 +288,7 @@ appendix D those for H/16-448; other sizes take those of the nearest."""
 def resolve_finetune(settings: FinetuneSettings, is_low_shot: bool, depth: int) -> FinetuneRecipe:
     """The recipe for an encoder with `depth` blocks, with every value that `settings` gives in place of its own.
 
-    Raises Refusal where the warm-up is no shorter than the run.
+    Raises Refusal if the warm-up is not shorter than the run.
     """
     name: RecipeName = settings.recipe or ("low_shot" if is_low_shot else "paper")
     own = FINETUNE_RECIPES[name][(depth > BASE_DEPTH) + (depth > LARGE_DEPTH)]
@@ -328,7 +318,7 @@ class EvaluationSettings:
     selection: Selection = "held_out"
     """`held_out`: the probe's settings are chosen on 10 % of the training split; `paper`: best on the test split; `both`."""
     seeds: Annotated[int, AT_LEAST_1] = 1
-    """Repeats everything with so many seeds and reports mean and spread."""
+    """Number of seeds with which everything is repeated; mean and spread are reported."""
     image_size: Annotated[int | tuple[int, int] | None, AT_LEAST_1] = None
     """Size at which features are taken, in pixels. None: the encoder's training size."""
     pooling: Literal["own", "class_token", "average", "both"] = "own"
@@ -337,7 +327,7 @@ class EvaluationSettings:
     weight_decays: Annotated[tuple[float, ...], POSITIVE, SWEPT] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
     """Swept for the linear heads, which are all solved at once (features have unit variance, the loss is a mean)."""
     iterations: Annotated[int, AT_LEAST_1] = 100
-    """Most iterations of the solver of the linear heads; it ends earlier where a step gains little (early stopping)."""
+    """Most iterations of the solver of the linear heads; it ends earlier if a step gains little (early stopping)."""
     neighbors: Annotated[tuple[int, ...], AT_LEAST_1, SWEPT] = (10, 20, 100)
     """k of the k-nearest-neighbor classifier."""
     neighbor_temperature: Annotated[float, POSITIVE] = 0.07
@@ -345,12 +335,12 @@ class EvaluationSettings:
     feature_batch_size: Annotated[int, AT_LEAST_1] = 256
     """Images per forward while features are extracted."""
     feature_dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """How features are kept on disk. `auto`: fp32, or bf16 where that would take more than 1 GiB for a split."""
+    """How features are kept on disk. `auto`: fp32, or bf16 if that would take more than 1 GiB for a split."""
     max_train_images: Annotated[int | None, AT_LEAST_1] = None
     """Use at most this many training images, as many of each class as possible. None: all."""
     lidar_images: Annotated[int | None, AT_LEAST_2] = None
-    """Also measure LiDAR on so many test images (more than the encoder's width is best), for `lidar_images` x `lidar_views`
-    more passes of every encoder and of a run's predictor. None: not."""
+    """Test images on which LiDAR is measured, too (more than the encoder's width is best), for `lidar_images` x
+    `lidar_views` more passes of every encoder and of a run's predictor. None: not."""
     lidar_views: Annotated[int, AT_LEAST_2] = 10
     """Random crops, and draws of masks, of each image for LiDAR (paper: 50, cheap: 10)."""
     max_skipped: Annotated[float, SHARE] = 0.05
@@ -361,9 +351,9 @@ class EvaluationSettings:
     encoder: Literal["target", "context"] = "target"
     """Which encoder of a run, or of a file that holds both, is evaluated (paper: the target encoder)."""
     heads: Annotated[int | None, AT_LEAST_1] = None
-    """Attention heads of published weights, where neither the file nor the width tells them. None: they do."""
+    """Attention heads of published weights, if neither the file nor the width tells them. None: they do."""
     seed: Annotated[int, NOT_NEGATIVE] = 0
-    """Seed of the held-out part, of a subset, and of the untrained encoder where the run has not kept it."""
+    """Seed of the held-out part, of a subset, and of the untrained encoder if the run has not kept it."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `mps`."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"

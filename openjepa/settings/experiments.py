@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 import tyro
 
 from openjepa.refusals import Refusal
-from openjepa.settings.methods import METHODS
 from openjepa.settings.models import ModelSettings, Size
 from openjepa.settings.ranges import ABOVE_0, AT_LEAST_1, AT_LEAST_2, Range, as_option, at_least, check_ranges
+from openjepa.settings.registry import NamesOf
 from openjepa.settings.run import SystemSettings
 from openjepa.settings.sources import DataSettings, FolderSettings
 
@@ -56,7 +56,7 @@ class AblationSettings:
     system: SystemSettings = field(default_factory=SystemSettings)
 
 
-MethodName = Annotated[str | None, tyro.conf.arg(metavar="|".join(METHODS))]
+MethodName = Annotated[str | None, NamesOf("openjepa.settings.methods:METHODS")]
 """The name of a method. `recipes.matched.with_method` refuses what is none."""
 SAID_BY_THE_RECIPE = ("size", "patch_size", "image_size", "batch_size", "predictor_width", "predictor_depth")
 """Settings of StepBench that a recipe says itself."""

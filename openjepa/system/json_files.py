@@ -135,9 +135,9 @@ def _value(hint: Any, value: object) -> Any:
         return next((found for kind in arguments if (found := _value(kind, value)) is not DROPPED), DROPPED)
     if origin is Literal:
         return value if isinstance(value, str) and value in arguments else DROPPED
-    if origin is tuple:
+    if origin is tuple and arguments[-1] is not ...:
         return _list(arguments[0], value, len(arguments))
-    if origin is Sequence:
+    if origin in (Sequence, tuple):
         return _list(arguments[0], value)
     if origin is Mapping:
         return _mapping(arguments[1], value)

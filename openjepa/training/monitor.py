@@ -37,7 +37,7 @@ _LOGGED = tuple(item.name for item in fields(CollapseStatistics))
 
 
 class Monitor:
-    """Looks at the method on always the same images and masks; writes `monitor` lines. Changes nothing that training uses."""
+    """Looks at the method on always the same images and masks, and logs it. Changes nothing that training uses."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Monitor:
         log: RunLog,
         say: Callable[[str], None],
     ) -> None:
-        """Nothing is read before the first look; warnings go to `say`."""
+        """Reads nothing before the first look. `say`: takes warnings."""
         self._config, self._method, self._sampler, self._splits = config, method, sampler, splits
         self._device, self._precision, self._log = device, precision, log
         self._seed = derive("order", config.run.seed, -1)
@@ -70,18 +70,18 @@ class Monitor:
         return every > 0 and step % every == 0
 
     def prepare(self) -> None:
-        """Reads the images that every look is at, so that the first look takes no longer than the others."""
+        """Reads the images of all looks, so that the first look takes no longer than the others."""
         if resolved(self._config.monitor.every) > 0 and distributed.is_main():
             self._probe_batches()
             self._labeled_images()
 
     def looks_left(self, step: int, total_steps: int) -> int:
-        """Looks after `step`, of which one is after the last step."""
+        """Number of looks after `step`, the one after the last step included."""
         every = resolved(self._config.monitor.every)
         return 0 if every == 0 or step >= total_steps else -(-total_steps // every) - step // every
 
     def look(self, progress: Progress) -> None:
-        """Measures, remembers and logs; on the main process only."""
+        """Measures, remembers and logs. Does nothing on other processes than the main one."""
         if self._config.monitor.every == 0 or not distributed.is_main():
             return
         outputs = [self._output(batch, progress) for batch in self._probe_batches()]

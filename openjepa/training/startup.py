@@ -1,4 +1,4 @@
-"""What is settled and said before the first step."""
+"""Everything between the settings and the first step: the method, its costs, the length, the resume point, the introduction."""
 
 import hashlib
 import os
@@ -57,7 +57,7 @@ def build_method(
 def step_costs(
     config: RunConfig, view: ViewSpec, sampler: MaskSampler, shapes: tuple[TokenShape, ...] | None = None
 ) -> StepCosts:
-    """What a step of the method that `build_method` builds costs. Builds another one without values for it."""
+    """Costs of a step of the method that `build_method` builds, counted on another one without values."""
     images = config.optim.microbatch_size or config.optim.batch_size
     return _counted(config.method, _surroundings(config, view, sampler, shapes), config.masks.kind, sampler.grid, images)
 
@@ -84,9 +84,9 @@ def _surroundings(
 
 
 def begin(method: Method, config: RunConfig, weights: StartingWeights | None, found: Path | None) -> Start | None:
-    """Gives a new method the weights of `run.init`, and says what it has taken.
+    """Gives a new method the weights of `run.init`, and prints what it has taken.
 
-    None without `run.init`, and for a run that goes on from the checkpoint `found`, which holds all weights.
+    Returns None without `run.init`, and for a run that goes on from the checkpoint `found`, which holds all weights.
     """
     start = None if found is not None else start_method(method, config, weights)
     for line in start.lines() if start is not None else ():
@@ -97,7 +97,7 @@ def begin(method: Method, config: RunConfig, weights: StartingWeights | None, fo
 def training_length(optim: OptimizationSettings, source: ListSource | ShardSource) -> tuple[int, float]:
     """Steps of the whole run and steps per pass over the data.
 
-    Raises Refusal where the data has no known length and `optim.total_steps` is not set, or not even one batch, and where a
+    Raises Refusal if the data has no known length and `optim.total_steps` is not set, if it has not even one batch, and if a
     warm-up in epochs is not shorter than the run.
     """
     num_images = count_images(source)
@@ -133,7 +133,7 @@ def _check_warmup(optim: OptimizationSettings, total_steps: int, steps_per_epoch
 
 
 def run_identity(source: ListSource | ShardSource, total_steps: int) -> RunIdentity:
-    """What a continued run must find unchanged. Reads only names."""
+    """Facts that a continued run must find unchanged. Reads only names of images."""
     if not isinstance(source, ListSource):
         return RunIdentity(total_steps, source.num_records, names=None)
     digest = hashlib.blake2b(digest_size=16)
@@ -143,7 +143,7 @@ def run_identity(source: ListSource | ShardSource, total_steps: int) -> RunIdent
 
 
 def resume_point(folder: RunFolder, found: Path | None, identity: RunIdentity, method: Method) -> TrainerState:
-    """Where training starts: the state of the checkpoint `found`, or the beginning where there is none.
+    """The state that training starts from: that of the checkpoint `found`, or the beginning without one.
 
     Raises Refusal if the data, the length or the networks are not those of the checkpoint, and if an encoder was exported but
     no checkpoint can be used. Prints what else is worth knowing.
@@ -168,7 +168,7 @@ def resume_point(folder: RunFolder, found: Path | None, identity: RunIdentity, m
 
 
 def _with_seconds(state: TrainerState, path: Path) -> TrainerState:
-    """The time until the last session ended: the checkpoint was written before its own save was over."""
+    """`state` with the time until the last session ended, since a checkpoint cannot count its own saving."""
     summary = read_summary(read_object(path / "summary.json") or {})
     ended = summary.seconds if summary.step == state.step else None
     steps = state.step_seconds or logged_step_seconds(path, state.step)
@@ -207,7 +207,7 @@ def introduce(
 ) -> list[str]:
     """Lines that say what will run, on what, and roughly how much memory it needs.
 
-    Raises Refusal where the estimate of the memory is far over what the device has.
+    Raises Refusal if the estimate of the memory is far over what the device has.
     """
     micro = config.optim.microbatch_size or config.optim.batch_size
     images = total_steps * config.optim.batch_size
@@ -230,7 +230,7 @@ def introduce(
 
 
 def _coupled(config: RunConfig, method: Method) -> list[str]:
-    """What sees only the images of a microbatch, where that is not the whole batch."""
+    """A note on the terms that see only the images of a microbatch, if that is not the whole batch."""
     micro, batch, terms = config.optim.microbatch_size, config.optim.batch_size, method.coupled_terms()
     if micro is None or micro == batch or not terms:
         return []
@@ -247,7 +247,7 @@ def masks_line(kind: MaskKind, sampler: MaskSampler) -> str:
 
 
 def _memory(needs: Estimate, microbatch: int, device: torch.device) -> list[str]:
-    """A remark where the device has less than the estimate, which is rough; Refusal where it has less than half."""
+    """A note if the device has less than the (rough) estimate. Raises Refusal if it has less than half of it."""
     limit = memory_limit(device)
     if needs.memory_bytes <= limit:
         return []

@@ -21,7 +21,7 @@ from openjepa.commands.parsing.help import folded
 from openjepa.commands.parsing.options import explanations, options_of, positionals_first
 from openjepa.commands.train import TRAIN_COMMON, TrainOptions, parse_train
 from openjepa.recipes import RECIPES
-from openjepa.settings.experiments import AblationSettings, StepBench
+from openjepa.settings.experiments import AblationSettings, DataBench, StepBench
 from openjepa.settings.inference import SearchSettings
 from openjepa.settings.run import RunSettings
 from openjepa.settings.sources import HuggingFaceSettings
@@ -168,13 +168,14 @@ def test_explanations_are_the_lines_under_the_fields() -> None:
         (EvaluateOptions, EVALUATE_COMMON),
         (EmbedOptions, EMBED_COMMON),
         (AblationSettings, ABLATE_COMMON),
-        *((cls, ()) for cls in (SearchSettings, StepBench, CheckOptions)),
+        *((cls, ()) for cls in (SearchSettings, StepBench, DataBench, CheckOptions)),
     ],
 )
 def test_every_option_is_explained_and_common_ones_exist(cls: Any, common: tuple[str, ...]) -> None:
     options = list(options_of(cls, cls()))
     assert all(option.explanation for option in options)
     assert set(common) <= {option.name for option in options}
+    assert sum(bool(option.metavar) for option in options) <= 1, "the word in front"
     assert [option.flag() for option in options if not option.metavar] == option_names(cls())
     assert not [option.name for option in options_of(cls) if option.name.rpartition(".")[2].startswith("no_")]
 

@@ -16,7 +16,7 @@ from openjepa.data.datasets.cifar import CifarBinary
 from openjepa.data.folders.folder import FolderSource
 from openjepa.data.selection import Subset
 from openjepa.data.source import JoinedBytes, ListSource, Pieces, ShardSource, source_hash, stamps_hash
-from openjepa.evaluation.dataset_run import evaluate_run
+from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.inference.embedding.embedding_run import embed_dataset
 from openjepa.inference.embedding.plan import Images, plan_entries
 from openjepa.inference.embedding.table import open_table

@@ -16,7 +16,7 @@ from openjepa.data.decode import decode_image
 from openjepa.data.passes import evaluation_batches
 from openjepa.data.selection import balanced_rows, ranks_in_class
 from openjepa.data.source import Splits, source_hash
-from openjepa.evaluation.dataset_run import evaluate_run
+from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.evaluation.feature_matrix import EncoderFeatures, PixelFeatures, View, extract_features
 from openjepa.evaluation.subject import find_subject
 from openjepa.evaluation.tasks import TASKS, chosen_tasks
@@ -148,7 +148,7 @@ def test_pixels_of_32_are_untouched() -> None:
 def test_a_run_is_evaluated_beside_its_baselines(run: Path) -> None:
     (result,) = evaluate_run(run, SETTINGS)
     written = json.loads((run / "eval" / "classification.json").read_text())
-    assert written == json.loads(json.dumps({"format": "openjepa-evaluation", "version": 1, **asdict(result)}))
+    assert written == json.loads(json.dumps({"format": "openjepa-evaluation", "version": 2, **asdict(result)}))
     assert (result.num_train, result.num_test, result.num_classes, result.chance) == (48, 12, 2, 0.5)
     assert result.masks_mode == "multiblock/unbiased/random_subset" and result.given == "run" and result.encoder == "target"
     assert set(written["subjects"]) == {"encoder", "untrained", "pixels"}
@@ -258,7 +258,7 @@ def test_tasks_on_the_same_images_share_their_components(run: Path, passes: Pass
     generator = np.random.default_rng(0)
     count, distance = ((generator.integers(0, 3, 48), generator.integers(0, 3, 12)) for _ in range(2))
     scenes = replace(passes.splits, extra_labels={"count": count, "distance": distance})
-    monkeypatch.setattr("openjepa.evaluation.dataset_run.open_splits", lambda *_: scenes)
+    monkeypatch.setattr("openjepa.evaluation.evaluation_run.open_splits", lambda *_: scenes)
     shapes: list[int] = []
     eigh = torch.linalg.eigh
     monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: shapes.append(len(matrix)) or eigh(matrix))

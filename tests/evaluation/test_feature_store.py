@@ -258,7 +258,7 @@ def test_a_killed_program_is_continued(tmp_path: Path) -> None:
     """SIGKILL, so that nothing can be tidied up; every row was noted at once."""
     code = (
         "import os, signal; from pathlib import Path; from tests.evaluation import test_feature_store as test\n"
-        f"test.store.SECONDS_BETWEEN_NOTES = 0\nbatches = test.Pass().batches\n"
+        f"test.feature_store.SECONDS_BETWEEN_NOTES = 0\nbatches = test.Pass().batches\n"
         "def stopping(first):\n"
         "    for batch in batches(first):\n"
         "        if int(batch.indices[-1]) > 30: os.kill(os.getpid(), signal.SIGKILL)\n"

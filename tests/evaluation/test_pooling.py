@@ -14,8 +14,7 @@ from openjepa.data import open_splits
 from openjepa.data.passes import evaluation_batches
 from openjepa.data.source import Splits
 from openjepa.evaluation import PROTOCOLS
-from openjepa.evaluation.dataset_run import evaluate_run, pooled_configs, pooled_settings
-from openjepa.evaluation.suite_run import evaluate_suite
+from openjepa.evaluation.evaluation_run import evaluate_run, evaluate_suite, pooled_configs, pooled_settings
 from openjepa.evaluation.tables import print_results
 from openjepa.evaluation.tasks import TASKS
 from openjepa.measures.rank import rankme

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from openjepa.evaluation import PROTOCOLS
-from openjepa.evaluation.suite import PUBLISHED, SUITES
 from openjepa.evaluation.tables import follows_published, percent, print_results
+from openjepa.evaluation.tasks import PUBLISHED, SUITES
 from openjepa.records import PAPER_SUFFIX, Metric, Result, SubjectResult, read_evaluation, read_result
 from openjepa.settings.protocol_names import current_result
 from tests.helpers.report_page import page_of

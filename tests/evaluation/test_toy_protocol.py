@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tests.evaluation.test_running import SETTINGS, images, run
 
 from openjepa.cli import main
 from openjepa.commands.parsing.arguments import parse_evaluate
 from openjepa.evaluation import PROTOCOLS, ProtocolEntry, with_current_names
-from openjepa.evaluation.dataset_run import evaluate_run
+from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.evaluation.tables import print_results
 from openjepa.records import read_result
+from tests.evaluation.test_dataset_run import SETTINGS, images, run
 from tests.evaluation.toy_protocol import ClassMeansSettings, ToySettings
 from tests.helpers.report_page import page_of
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from openjepa.evaluation import PROTOCOLS
-from openjepa.evaluation.dataset_run import evaluate_run
+from openjepa.evaluation.evaluation_run import _row_variant as suite_variant
+from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.evaluation.protocol import FeatureProbe, LabeledFeatures
-from openjepa.evaluation.results import variant_name
-from openjepa.evaluation.suite import SUITES
-from openjepa.evaluation.suite_run import _variant as suite_variant
+from openjepa.evaluation.result_names import variant_name
+from openjepa.evaluation.tasks import SUITES
 from openjepa.settings.evaluation import (
     DenseSettings,
     EvaluationSettings,

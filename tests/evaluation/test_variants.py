@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from openjepa.evaluation import PROTOCOLS
-from openjepa.evaluation.dataset_run import evaluate_run
-from openjepa.evaluation.results import data_name, variant_name
+from openjepa.evaluation.evaluation_run import evaluate_run
+from openjepa.evaluation.result_names import data_name, variant_name
 from openjepa.settings.evaluation import DenseSettings, EvaluationSettings, FinetuneSettings, LogisticSettings
 from openjepa.settings.sources import FolderSettings
 from openjepa.types import Export

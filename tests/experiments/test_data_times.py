@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from openjepa.experiments.data_times import bench_data, bench_views, print_views, time_data, views_config
+from openjepa.experiments.generated_photos import write_photos
 from openjepa.methods import METHODS
 from openjepa.settings.experiments import DataBench
-from openjepa.training.timed_steps import write_photos
 
 
 def test_ratios_are_those_of_the_rates(tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ from torch import nn
 
 from benchmarks.plain_step import PlainStep
 from openjepa.commands import bench
+from openjepa.experiments.generated_photos import PHOTO, GeneratedPhotos
 from openjepa.experiments.step_times import bench_step, print_step, step_config, time_step
 from openjepa.methods import METHODS
 from openjepa.methods.ijepa import IJepa
 from openjepa.recipes import RECIPES, load_recipe
 from openjepa.settings.derived import resolve
 from openjepa.settings.experiments import StepBench
-from openjepa.training.timed_steps import PHOTO, GeneratedPhotos, TimedStep
+from openjepa.training.timed_steps import TimedStep
 from openjepa.types import BlockMasks
 
 OPTIONS = StepBench(

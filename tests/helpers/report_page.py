@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from openjepa.evaluation import PROTOCOLS
-from openjepa.evaluation.suite import PUBLISHED, SUITES
+from openjepa.evaluation.tasks import PUBLISHED, SUITES
 from openjepa.records import PAPER_SUFFIX, Metric, Result, SubjectResult
 from openjepa.report import write_report
 

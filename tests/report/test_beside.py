@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from openjepa.evaluation import PROTOCOLS
-from openjepa.evaluation.suite import PUBLISHED, SUITES
 from openjepa.evaluation.tables import follows_published
+from openjepa.evaluation.tasks import PUBLISHED, SUITES
 from openjepa.records import Result, SubjectResult, compares, read_evaluation
 from openjepa.report.beside import LEFT, PLACE, RIGHT, WIDTH, Comparison, Number, comparisons, draw_strip
 from openjepa.report.headline import qualities, skipped_tasks

@@ -14,7 +14,7 @@ from openjepa.commands.parsing.arguments import given_settings
 from openjepa.commands.train import parse_train
 from openjepa.config import load_run_config, save_yaml
 from openjepa.engine.run_folder import run_path, weights_name
-from openjepa.evaluation.dataset_run import evaluate_run
+from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.evaluation.tables import print_results
 from openjepa.models.positions import resampled_positions
 from openjepa.models.vit import build_encoder

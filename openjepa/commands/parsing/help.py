@@ -88,7 +88,8 @@ def _explained(option: Option, is_whole: bool) -> list[str]:
     text = f"{shown}{'' if option.metavar else _parenthesis(option, is_whole)}"
     words = textwrap.wrap(text, width() - COLUMN, break_long_words=False, break_on_hyphens=False) or [""]
     if len(left) + 2 > COLUMN:
-        names = textwrap.wrap(left.replace("|", "| ") if len(left) > width() else left, width(), subsequent_indent="      ")
+        left = left.replace("|", "| ") if len(left) > width() else left
+        names = textwrap.wrap(left, width(), subsequent_indent="      ", break_on_hyphens=False)
         return [*names, *(indent + line for line in words)]
     return [left.ljust(COLUMN) + words[0], *(indent + line for line in words[1:])]
 

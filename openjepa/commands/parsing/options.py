@@ -81,9 +81,11 @@ def _without_extras(kind: Any) -> tuple[Any, tuple[Any, ...]]:
     """The annotation alone, and what tyro and others read; names of a registry are spelled out."""
     if get_origin(kind) is not Annotated:
         return kind, ()
-    extras = kind.__metadata__
-    registry = next((extra for extra in extras if isinstance(extra, NamesOf)), None)
-    return (get_args(kind)[0] if registry is None else tuple[Literal[registry.names()], ...], extras)  # type: ignore[misc]
+    alone, extras = get_args(kind)[0], kind.__metadata__
+    for registry in (extra for extra in extras if isinstance(extra, NamesOf)):
+        name: Any = Literal[registry.names()]
+        alone = tuple[name, ...] if get_origin(alone) is tuple else name | None
+    return alone, extras
 
 
 @cache

@@ -20,11 +20,11 @@ class Benchmark(Line):
     home: str
     """`package.module:name` of the function that opens the folder, and raises Refusal if something is missing."""
     num_classes: int | None = None
-    """Classes of its labels, where it has one labeling."""
+    """Number of classes, if it has one labeling."""
     num_train: int | None = None
-    """Training images, where they are known."""
+    """Number of training images, if it is known."""
     num_test: int | None = None
-    """Images to test on, where they are known."""
+    """Number of images to test on, if it is known."""
 
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -89,7 +89,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def find_benchmark(name: str, data_root: Path) -> Splits | str:
-    """The splits of a benchmark, or in words why it is not there. Raises Refusal where it is there but broken."""
+    """The splits of a benchmark, or in words why it is not there. Raises Refusal if it is there but damaged."""
     benchmark = BENCHMARKS[name]
     for folder in benchmark.folders:
         if (data_root / folder).is_dir():

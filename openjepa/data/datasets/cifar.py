@@ -31,23 +31,23 @@ PPM_HEADER = f"P6 {SIDE} {SIDE} 255\n".encode()
 
 @dataclass(frozen=True)
 class Cifar:
-    """Where one of the two differs from the other."""
+    """Names and numbers in which CIFAR-10 and CIFAR-100 differ."""
 
     title: str
     num_classes: int
     binary_folder: str
-    """What the archive of the binary version unpacks to."""
+    """Folder that the archive of the binary version unpacks to."""
     train: tuple[str, ...]
     test: tuple[str, ...]
-    """Its files."""
+    """Files of the binary version, as those of `train`."""
     names: str
-    """Its file of class names, one per line in the order of the labels."""
+    """File of class names of the binary version, one per line in the order of the labels."""
     num_label_bytes: int
     """Bytes in front of the pixels; the last is the class that is predicted."""
     python_folder: str
-    """What the archive of the pickled version unpacks to."""
+    """Folder that the archive of the pickled version unpacks to."""
     python_files: tuple[str, ...]
-    """Files by which it is known where the folder has another name."""
+    """Files by which it is known if the folder has another name."""
     label_columns: tuple[str, ...]
     """Columns of Parquet files that may hold the labels, the preferred first."""
 
@@ -91,7 +91,7 @@ def open_cifar100(root: Path) -> Splits:
 def open_cifar(root: Path, kind: Cifar) -> Splits:
     """CIFAR below `root` in the first of the three forms that is found; the fine labels of CIFAR-100.
 
-    Raises Refusal where a split is missing, a file is damaged, or only the pickled version is there.
+    Raises Refusal if a split is missing, a file is damaged, or only the pickled version is there.
     """
     for place in (root, root / kind.binary_folder):
         if any((place / name).is_file() for name in kind.train + kind.test):
@@ -123,7 +123,7 @@ def _open_binary(place: Path, kind: Cifar) -> Splits:
 
 
 def _class_names(file: Path, kind: Cifar) -> tuple[str, ...] | None:
-    """The names in the order of the labels; None where the file is not there."""
+    """The names in the order of the labels; None if the file is not there."""
     if not file.is_file():
         return None
     names = tuple(line.strip() for line in read_lines(file))
@@ -141,7 +141,7 @@ class CifarBinary(ListSource):
     def __init__(
         self, files: tuple[Path, ...], num_label_bytes: int, num_classes: int, class_names: tuple[str, ...] | None
     ) -> None:
-        """Raises Refusal where a file is no whole number of records, or a label is not below `num_classes`."""
+        """Raises Refusal if a file is no whole number of records, or a label is not below `num_classes`."""
         self._files = files
         self._num_label_bytes = num_label_bytes
         self._open()

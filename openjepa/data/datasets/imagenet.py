@@ -43,11 +43,11 @@ class _Truth:
     """Classes of the flat validation images."""
 
     file: Path
-    """Where they are from."""
+    """File that the classes are from."""
     names: list[str]
-    """Files of the images."""
+    """File names of the images."""
     classes: list[str]
-    """Their WordNet numbers, which are the names of the class folders."""
+    """WordNet numbers of the images, which are the names of the class folders."""
 
 
 def open_imagenet(root: Path) -> Splits:

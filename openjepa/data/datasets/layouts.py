@@ -21,7 +21,7 @@ from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
 
 
 def labeled_splits(title: str, train: ListSource, test: ListSource, num_classes: int) -> Splits:
-    """Both splits with a line that says what they hold, also where it is not the whole data set of `num_classes` classes.
+    """Checks both splits and describes them in a line that says if they are not the whole data set of `num_classes` classes.
 
     Raises Refusal if none of the first images of a split can be read, a split has classes that training has not, or there are
     more classes than there should be.
@@ -52,7 +52,7 @@ def held(folder: Path) -> str:
 
 
 def first_existing(places: Iterable[Path]) -> Path | None:
-    """The first of these files or folders that exists."""
+    """The first of `places` that exists; None if none does."""
     return next((place for place in places if place.exists()), None)
 
 
@@ -60,7 +60,7 @@ def first_existing(places: Iterable[Path]) -> Path | None:
 
 
 def class_folders(folder: Path, title: str) -> FolderSource:
-    """The images of a folder that has one sub-folder per class, at least two. Raises Refusal where it has not."""
+    """The images of a folder that has one sub-folder per class, at least two. Raises Refusal if it has no such sub-folders."""
     if any(entry.suffix == ".tar" for entry in folder.iterdir()):
         refuse(
             title, folder, "holds archives that are not unpacked", "one folder of images per class: unpack each archive there"
@@ -81,7 +81,7 @@ def is_flat(folder: Path) -> bool:
 
 
 def number_as(train: FolderSource, test: FolderSource, place: Path) -> FolderSource:
-    """`test` with its classes numbered as those of `train`. Raises Refusal where it has others; `place` is its folder."""
+    """`test` with its classes numbered as those of `train`. Raises Refusal if it has other classes; `place` is its folder."""
     assert train.class_names is not None and test.class_names is not None and test.labels is not None
     if unknown := sorted(set(test.class_names) - set(train.class_names)):
         raise Refusal(f"{place} has {len(unknown)} classes that the training split has not: {examples(unknown)}")
@@ -94,16 +94,16 @@ def number_as(train: FolderSource, test: FolderSource, place: Path) -> FolderSou
 
 
 def parquet_files(root: Path) -> list[Path]:
-    """Parquet files in a folder or in its sub-folders, as the hub's repositories keep them. Hidden ones are none."""
+    """Parquet files in a folder or in its sub-folders, as the hub's repositories keep them. Hidden ones do not count."""
     found = [file for depth in ("*", "*/*") for file in root.glob(f"{depth}.parquet") if file.is_file()]
     inner = {file: file.relative_to(root) for file in sorted(found)}
     return [file for file, below in inner.items() if not is_hidden(below) and service_folder(below) is None]
 
 
 def open_parquet_splits(title: str, root: Path, label_columns: tuple[str, ...], num_classes: int) -> Splits:
-    """Training and test split of the Parquet files below `root`, labels from the first of the columns that is there.
+    """Training and test split of the Parquet files below `root`, with labels from the first of `label_columns` that is there.
 
-    Raises Refusal where a file cannot be read, no label column is there, or a split is missing.
+    Raises Refusal if a file cannot be read, no label column is there, or a split is missing.
     """
     require_library()
     files = parquet_files(root)
@@ -136,7 +136,7 @@ def _column_names(file: Path) -> list[str]:
 def listed_images(
     root: Path, names: list[str], labels: NDArray[np.int64], class_names: tuple[str, ...] | None, file: Path
 ) -> FolderSource:
-    """The images below `root` that a list names; absent ones are said aloud, and count as unreadable when they are to be read.
+    """The images below `root` that a list names; a warning tells of absent ones, which count as unreadable later.
 
     Raises Refusal if the list `file` is empty or none of its images is there.
     """

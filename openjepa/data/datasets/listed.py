@@ -78,7 +78,7 @@ def _places_names(train: _Listed) -> tuple[str, ...] | None:
 
 
 def _folder_of(root: Path, folders: Iterable[str], listed: _Listed, title: str, expected: str) -> Path:
-    """The folder that the list's paths start from: the first where one of its first files is."""
+    """The folder that the list's paths start from: the first that holds one of the first files of the list."""
     for folder in folders:
         if any((root / folder / name).is_file() for name in listed.names[:100]):
             return root / folder
@@ -88,7 +88,7 @@ def _folder_of(root: Path, folders: Iterable[str], listed: _Listed, title: str, 
 def open_inat18(root: Path) -> Splits:
     """iNaturalist 2018 below `root`: annotations in COCO's format, one class (species) per image.
 
-    Raises Refusal if a file is missing or no such annotations, an image has no class or two, or all of the images are missing.
+    Raises Refusal if a file is missing or holds no such annotations, an image has no class or two, or all images are missing.
     """
     files = [root / f"{split}2018.json" for split in ("train", "val")]
     if absent := [file.name for file in files if not file.is_file()]:
@@ -131,7 +131,7 @@ def _read_inat(file: Path) -> tuple[_Listed, list[dict[str, Any]]]:
 
 
 def _inat_classes(categories: list[dict[str, Any]], labels: NDArray[np.int64]) -> tuple[dict[int, int], tuple[str, ...] | None]:
-    """Classes 0, 1, ... by the file's numbers, in their order; and the names where the file has any."""
+    """Classes 0, 1, ... by the file's numbers, in their order; and the names if the file has any."""
     if not categories:
         return {number: place for place, number in enumerate(np.unique(labels).tolist())}, None
     ordered = sorted(categories, key=lambda item: int(item["id"]))

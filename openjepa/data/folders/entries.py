@@ -26,7 +26,7 @@ UNREAD_SUFFIXES = frozenset(_CAMERA_SUFFIXES + _UNREAD_SUFFIXES)
 
 
 class EntryKind(Enum):
-    """What an entry of a folder is; the value says it in words, of one entry."""
+    """Kind of an entry of a folder; the value says it in words, of one entry."""
 
     IMAGE = "image"
     FOLDER = "folder"
@@ -65,7 +65,7 @@ class OtherEntries:
 
     counts: Counter[EntryKind] = field(default_factory=Counter)
     examples: dict[EntryKind, list[str]] = field(default_factory=dict)
-    """A few different names of each kind; of unread formats the endings."""
+    """A few different names of each kind, or the endings if the format is not read."""
 
     def add(self, path: str, kind: EntryKind) -> None:
         """Counts an entry."""
@@ -84,12 +84,12 @@ class OtherEntries:
         return sum(self.counts[kind] for kind in _IGNORED)
 
     def described(self) -> list[str]:
-        """Everything in words, one part for each kind that is there."""
+        """All entries in words, one part for each kind that is there."""
         files = "other file" if self.num_ignored == 1 else "other files"
         return [*([f"{self.num_ignored:,} {files} ignored"] if self.num_ignored else []), *self.left_out()]
 
     def left_out(self) -> list[str]:
-        """What an owner would want to know of, in words, one part for each kind that is there."""
+        """The entries that an owner would want to know of, in words, one part for each kind that is there."""
         return [
             f"{number:,} {one if number == 1 else many} left out ({', '.join(self.examples[kind])})"
             for kind, (one, many) in _PLURALS.items()
@@ -120,7 +120,10 @@ def walk(root: Path, enter_all: bool = False) -> Iterator[tuple[str, EntryKind]]
 
 
 def entries(root: Path, below: str = "", entered: set[tuple[int, int]] | None = None) -> Iterator[tuple[str, EntryKind]]:
-    """Path below `root` and kind of what lies directly in its folder `below`, if that is not among those `entered`."""
+    """Path below `root` and kind of each entry that lies directly in the folder `below`.
+
+    If the folder is among those `entered`, it is the only entry, a folder that was reached before.
+    """
     folder = root / below
     name = folder.name
     try:
@@ -185,14 +188,14 @@ def _files_inside(root: Path, below: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Service:
-    """What one program writes."""
+    """Folders that one program writes."""
 
     program: str
     purpose: str
     folders: tuple[str, ...]
     """Names of its folders, in any case; `*.lrdata` means the ending."""
     source: str
-    """Where the names are from."""
+    """Source of the names."""
 
 
 SERVICES: tuple[Service, ...] = (

@@ -46,7 +46,7 @@ class FolderSource(ListSource):
         return self.path(index).read_bytes()
 
     def path(self, index: int) -> Path:
-        """Where a file lies."""
+        """Full path of a file."""
         return self.root / self.name(index)
 
     def name(self, index: int) -> str:
@@ -61,10 +61,10 @@ class FolderSource(ListSource):
 def open_folder(settings: FolderSettings, seed: int) -> Splits:
     """The images below `settings.path`.
 
-    Sub-folders that hold images are the classes; one sub-folder alone is not a class but looked into. If all of them are named
+    Sub-folders that hold images are the classes. A single sub-folder is no class; it is entered. If all of them are named
     as splits, `train` is the training split, and the first of `test`, `validation`, `valid` and `val` that has labels is the
     test split; otherwise `test_fraction` of each class is held out with the seed. Images directly in the folder make it
-    unlabeled, with no test split. What else lies in the folder is left out and counted (folder_entries.py says what).
+    unlabeled, with no test split. What else lies in the folder is left out and counted (entries.py says what).
     Raises Refusal if the path does not exist, none of the first images can be used, images or other folders lie beside a split,
     or two folders are the same split by their names.
     """
@@ -85,7 +85,7 @@ def open_folder(settings: FolderSettings, seed: int) -> Splits:
 
 
 def left_out(settings: FolderSettings) -> dict[str, FolderSource]:
-    """Images of a folder with splits that `open_folder` does not open, by folder: unlabeled or further splits."""
+    """Images in splits of a folder that `open_folder` does not open (unlabeled or further ones), by the split's folder."""
     root, files, _ = _innermost(existing_path(settings.path))
     opened = _split_folders(root, files)
     if opened is None:
@@ -94,7 +94,10 @@ def left_out(settings: FolderSettings) -> dict[str, FolderSource]:
 
 
 def existing_path(path: str, hub: bool = False) -> Path:
-    """The path, or a Refusal that suggests the nearest that exists. `hub`: whether a name on the Hub may be meant."""
+    """The file or folder `path`. Raises Refusal, which suggests the nearest that exists, if it is not there.
+
+    `hub`: whether a name on the Hub may be meant.
+    """
     if not path:
         raise Refusal("data.path is not set: give the folder with your images (--data.path ~/photos)")
     folder = Path(path).expanduser()
@@ -225,7 +228,7 @@ def _below(files: list[str], folder: str) -> list[str]:
 
 
 def _class_names(files: list[str]) -> tuple[str, ...] | None:
-    """The class folders, or None where images lie outside of them or there is only one."""
+    """The class folders; None if images lie outside of them or there is only one."""
     names = {_top(file) for file in files}
     return None if "" in names or len(names) < 2 else tuple(sorted(names))
 

@@ -35,7 +35,7 @@ def read_val_annotations(file: Path) -> dict[str, str]:
 
 
 def check_listed(root: Path, names: Sequence[str], file: Path) -> None:
-    """Says aloud which images of the list `file` are not below `root`: they are skipped and counted as unreadable ones are.
+    """Warns of images that the list `file` names and `root` does not hold: they are skipped and counted as unreadable ones are.
 
     Raises Refusal if the list is empty or none of its images is there.
     """
@@ -51,10 +51,10 @@ def check_listed(root: Path, names: Sequence[str], file: Path) -> None:
 
 
 def absent_files(root: Path, names: Iterable[str]) -> list[str]:
-    """Those of the paths below `root` where no file is.
+    """The paths among `names` below `root` that name no file.
 
-    Every folder is read once: millions of files cost no look-up each. Only names that it does not list so are looked up: disks
-    may take upper and lower case, or other ways to write an accent, for the same name.
+    Every folder is read once: millions of files cost no look-up each. Only a name that its folder does not list is looked up:
+    disks may take upper and lower case, or other ways to write an accent, for the same name.
     """
     present: dict[str, set[str]] = {}
     absent = []

@@ -31,7 +31,7 @@ class PixelCache:
     starts: NDArray[np.int64]
     """First pixel of each image."""
     sizes: NDArray[np.int64]
-    """Height and width of each image [N, 2]; zero where it could not be read."""
+    """Height and width of each image [N, 2]; zero if it could not be read."""
     reasons: dict[int, str] = field(default_factory=dict)
     """Why images could not be read."""
 
@@ -40,19 +40,19 @@ class PixelCache:
         return len(self.starts)
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of an image; raises DecodeError where there is none."""
+        """Height and width of an image; raises DecodeError if there is none."""
         if index in self.reasons:
             raise DecodeError(self.reasons[index])
         height, width = self.sizes[index].tolist()
         return height, width
 
     def pixels(self, index: int) -> UInt8[Tensor, "h w 3"]:
-        """An image, without a copy; raises DecodeError where there is none."""
+        """An image, without a copy; raises DecodeError if there is none."""
         height, width = self.size(index)
         return self.pixels_flat.narrow(0, int(self.starts[index]), height * width).view(height, width, 3)
 
     def without_pixels(self) -> "PixelCache":
-        """Sizes and reasons alone."""
+        """The cache with sizes and reasons alone."""
         return replace(self, pixels_flat=self.pixels_flat[:0].clone())
 
 
@@ -88,9 +88,10 @@ def build_cache(
     advance: Callable[[int], None] = silent,
     max_bytes: int | None = None,
 ) -> PixelCache:
-    """Decode every image of a source, reduced to `short_side` (smaller ones stay as they are).
+    """Decodes every image of a source, reduced to `short_side` (smaller ones stay as they are).
 
-    `advance` is told how many more are done, now and then. `max_bytes`: refuse to keep more (default: 80 % of the free memory).
+    `advance` is told how many more are done, now and then. Raises Refusal if more than `max_bytes` would be kept (default: 80 %
+    of the free memory).
     """
     limit = int(MEMORY_SHARE * available_memory()) if max_bytes is None else max_bytes
     total = len(source)
@@ -182,7 +183,7 @@ def resize_matrices(lengths: Int[Tensor, " B"], largest: int, out: int, interpol
     """Matrices that resize the first `lengths` of `largest` samples to `out`, antialiased.
 
     Output i lies at (i + 1/2) * length / out in the input; an input sample is weighted by the filter (triangle, or the cubic of
-    Keys, 1981, with a = -1/2) of its distance, which is measured in output samples where the image shrinks.
+    Keys, 1981, with a = -1/2) of its distance, which is measured in output samples if the image shrinks.
     """
     scale = lengths[:, None, None] / out
     centers = (torch.arange(out, device=lengths.device)[None, :, None] + 0.5) * scale

@@ -25,7 +25,7 @@ from openjepa.types import InputSpec, LoaderPosition, Masks, Skipped
 LARGE_FILE = 400_000
 """Bytes above which an image is probably much larger than its crop, so that a look at its header pays."""
 REDUCED_MARGIN = 2.0
-"""A JPEG is decoded at reduced size only where its crop still has so many times the pixels of the view on each side."""
+"""A JPEG is decoded at reduced size only if its crop still has this many times the pixels of the view on each side."""
 
 
 class MaskDrawer(Protocol):
@@ -39,7 +39,7 @@ class MaskDrawer(Protocol):
 
 @dataclass(frozen=True)
 class Chunk:
-    """A task: some slots of one microbatch."""
+    """A task for a worker: some slots of one microbatch."""
 
     step: int
     epoch: int
@@ -49,38 +49,38 @@ class Chunk:
     """Sample of each slot, then the spares."""
     next_position: LoaderPosition
     records: tuple[ShardRecord, ...] | None = None
-    """Streams: the samples themselves."""
+    """The samples themselves, if they are of a stream."""
     mask_ids: NDArray[np.int64] | None = None
     """In the first chunk of a microbatch: the samples of all its slots, for the masks."""
     group: int = 0
     """Mask group of the microbatch within its step."""
 
     def slot_ids(self) -> NDArray[np.int64]:
-        """The samples whose random numbers the slots use [num]; one that is replaced leaves its own to its successor."""
+        """The samples whose random numbers the slots use [num]. A replaced sample leaves its numbers to its successor."""
         return self.ids[: self.num]
 
 
 @dataclass
 class ChunkResult:
-    """Its answer."""
+    """What a worker made of a chunk."""
 
     chunk: Chunk
     ids: NDArray[np.int64]
     """Samples that were really used [num]."""
     skipped: list[Skipped]
     views: dict[str, UInt8[Tensor, "V n 3 h w"]] = field(default_factory=dict)
-    """Empty where the crops are made on the device."""
+    """Empty if the crops are made on the device."""
     boxes: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     """For crops on the device: top, left, height, width, mirrored [V, n, 5]."""
     masks: dict[str, Masks] = field(default_factory=dict)
     labels: NDArray[np.int64] | None = None
     names: tuple[str, ...] = ()
-    """Streams: what the samples are called."""
+    """Names of the samples, if they are of a stream."""
 
 
 @dataclass(frozen=True)
 class ChunkReader:
-    """Turns chunks into results. Travels to the workers, so it holds nothing that belongs to one process."""
+    """Turns chunks into results. It travels to the workers, so it holds nothing that belongs to one process."""
 
     source: ListSource | ShardSource
     inputs: InputSpec
@@ -147,7 +147,7 @@ class ChunkReader:
                 used += NUMBERS_PER_VIEW
 
     def _pixels(self, chunk: Chunk, place: int, numbers: Sequence[float]) -> tuple[UInt8[Tensor, "h w 3"], tuple[int, int]]:
-        """Pixels of a candidate, and the height and width that boxes are drawn on (larger, where it was decoded reduced)."""
+        """Pixels of a candidate, and the height and width that boxes are drawn on (larger, if it was decoded reduced)."""
         if self.cache is not None:
             pixels = self.cache.pixels(int(chunk.ids[place]))
             return pixels, (pixels.shape[0], pixels.shape[1])

@@ -27,18 +27,18 @@ from openjepa.types import Batch, BlockMasks, InputSpec, LoaderPosition, Masks
 CHUNK_BYTES = 8_000_000
 """Pixels a worker hands over at a time: little, so that the first batch comes soon and little shared memory is used."""
 MANY_IMAGES = 8192
-"""From so many images on, a cache is filled by one process per core."""
+"""With at least this many images, a cache is filled by one process per core."""
 HOST_DEVICES = ("cpu",)
-"""Devices whose memory is the workers' own, where crops one by one are faster than batched ones."""
+"""Devices whose memory is the workers' own: there crops one by one are faster than batched ones."""
 REMEMBERED_STEPS = 4
-"""Streams: for so many steps the names of the samples are remembered."""
+"""Steps for which the names of a stream's samples are remembered."""
 
 
 class TrainingLoader:
     """Microbatches of one process.
 
     A batch is the same whatever `workers` is, and the batches of a step together are the same however the plan divides it.
-    Batches are on the CPU (pinned where `device` is a GPU), except the views of `data.cache=device`.
+    Batches are on the CPU (pinned if `device` is a GPU), except the views of `data.cache=device`.
     """
 
     def __init__(
@@ -73,12 +73,12 @@ class TrainingLoader:
 
     @property
     def num_images(self) -> int | None:
-        """Images of the source; None where a stream does not know."""
+        """Number of images of the source; None if it is a stream that does not know."""
         return len(self._source) if isinstance(self._source, ListSource) else self._source.num_records
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """Whole steps in one pass; None where a stream does not know."""
+        """Number of whole steps in one pass; None if the source is a stream that does not know."""
         return None if self.num_images is None else self.num_images // self._plan.batch_size
 
     @property
@@ -89,7 +89,7 @@ class TrainingLoader:
         return -(-self._in_flight(size) // per_step)
 
     def name(self, sample_id: int) -> str:
-        """What a sample is called; of a stream, only those of the last steps are remembered."""
+        """Name of a sample; of a stream only the names of the last steps are remembered."""
         if isinstance(self._source, ListSource):
             return self._source.name(sample_id)
         return self._names.get(sample_id, f"sample {sample_id} of the stream")
@@ -106,7 +106,7 @@ class TrainingLoader:
             yield self._batch(parts)
 
     def close(self) -> None:
-        """Stop the workers of an unfinished iteration."""
+        """Stops the workers of an unfinished iteration."""
         if self._running is not None:
             self._running.close()
             self._running = None
@@ -203,7 +203,7 @@ class TrainingLoader:
         return torch.stack(crops)
 
     def _pinned(self, masks: Masks) -> Masks:
-        """Masks in pinned memory where they go to a GPU, so that their copy does not wait for it."""
+        """Masks in pinned memory if they go to a GPU, so that their copy does not wait for it."""
         if self._device.type != "cuda":
             return masks
         if isinstance(masks, BlockMasks):
@@ -261,7 +261,7 @@ def _detail_kept(inputs: InputSpec) -> int:
 
 
 def _patch_side(inputs: InputSpec, sampler: MaskDrawer) -> int:
-    """Longest side of a patch; raises Refusal where the grid of the masks does not divide the views."""
+    """Longest side of a patch; raises Refusal if the grid of the masks does not divide the views."""
     sides = [1]
     for name in inputs.masked_views:
         for side, patches in zip(inputs.views[name].size, sampler.grid, strict=True):

@@ -10,7 +10,7 @@ from openjepa.types import Batch, Skipped
 def fill_slots(
     num: int, num_candidates: int, fill: Callable[[int, int], None], name: Callable[[int], str]
 ) -> tuple[list[int], list[Skipped]]:
-    """Fill `num` slots, each from the candidate at its own place or, where that cannot be read, from the next one behind it.
+    """Fills `num` slots, each from the candidate at its own place, or from the next one behind it if that cannot be read.
 
     `fill(slot, place)` raises DecodeError or OSError for an unusable candidate. Returns the place each slot was filled from,
     and the skipped samples of these slots (a bad candidate is counted in its own slot only).
@@ -38,7 +38,7 @@ def _fill_slot(slot: int, num_candidates: int, fill: Callable[[int, int], None],
 
 
 class SkipLedger:
-    """Counts what the loader skipped and stops the run when it is too much.
+    """Counts the samples that the loader skipped, and stops the run if there are too many.
 
     `count` returns the samples that were not known yet, to be written to skipped.jsonl. The share is of slots, so that a bad
     file met again in every epoch does not change it. Nothing is judged before `min_seen` samples.
@@ -47,7 +47,7 @@ class SkipLedger:
     def __init__(
         self, max_share: float, min_seen: int = 256, known: Iterable[str] = (), num_seen: int = 0, num_skipped: int = 0
     ) -> None:
-        """`known`, `num_seen` and `num_skipped` are what an interrupted run had counted."""
+        """`known`, `num_seen`, `num_skipped`: what an interrupted run had counted."""
         self.max_share = max_share
         self.min_seen = min_seen
         self.num_seen = num_seen
@@ -65,7 +65,7 @@ class SkipLedger:
         return new
 
     def raise_if_too_many(self) -> None:
-        """Raises Refusal above the share; call it once the samples are written down."""
+        """Raises Refusal if more than `max_share` were skipped; call it once the samples are written down."""
         if self.num_seen < self.min_seen or self.num_skipped <= self.max_share * self.num_seen:
             return
         last = self._last or Skipped("see skipped.jsonl", "unreadable")

@@ -59,7 +59,7 @@ LIGHTS = {"key": (-2.4, -5.8, 7.0), "fill": (7.0, 0.5, 5.0), "back": (-3.0, 6.0,
 VISIBILITY_SIZE = 64
 """Side of the picture in which visibility is counted, whatever size is rendered: the same scenes at every size."""
 MIN_VISIBLE_PIXELS = 9
-"""Of VISIBILITY_SIZE squared: 0.22 % of the picture (CLEVR: 200 of 480 x 320, 0.13 %)."""
+"""Pixels of VISIBILITY_SIZE squared that each object must show: 0.22 % of the picture (CLEVR: 200 of 480 x 320, 0.13 %)."""
 
 
 # --------------------------------------------------------------------------------------------------------------------- geometry
@@ -97,7 +97,7 @@ class Camera:
         return np.array([0.5 + right * scale, 0.5 - up * scale, depth])
 
     def frames(self, center: tuple[float, float, float], radius: float, share: float) -> bool:
-        """Whether a ball lies within the middle `share` of the picture (its depth taken as its center's)."""
+        """Whether a ball lies within the middle `share` of the picture, if all of it had the depth of its center."""
         column, row, depth = self.project(np.array(center))
         extent = 0.5 * radius / (depth * self.tangent)
         return bool(max(abs(column - 0.5), abs(row - 0.5)) + extent <= share / 2)
@@ -128,7 +128,7 @@ class Solid:
         return self.half * {"cube": 3**0.5, "sphere": 1.0, "cylinder": 2**0.5}[self.shape]
 
     def depth(self, camera: Camera, rays: Array) -> Array:
-        """Depth at which each ray [3, ...] enters the solid, infinite where it misses."""
+        """Depth at which each ray [3, ...] enters the solid, infinite if it misses."""
         angle = np.radians(self.rotation_degrees)
         cosine, sine = np.cos(angle), np.sin(angle)
         to_local = np.array([[cosine, sine, 0.0], [-sine, cosine, 0.0], [0.0, 0.0, 1.0]])
@@ -153,7 +153,7 @@ def _slab(origin: float, directions: Array, half: float) -> tuple[Array, Array]:
 
 
 def _round(origin: Array, directions: Array, radius: float) -> tuple[Array, Array]:
-    """Interval in which the ray is within `radius` of the origin (an infinite cylinder where 2-D); empty where it misses."""
+    """Interval in which the ray is within `radius` of the origin (an infinite cylinder if 2-D); empty if it misses."""
     square = np.maximum((directions**2).sum(0), 1e-30)  # a ray along an infinite cylinder is inside it always or never
     middle = -np.tensordot(origin, directions, 1) / square
     reach = middle**2 - (origin @ origin - radius**2) / square
@@ -203,14 +203,14 @@ class SceneObject:
 
     @property
     def solid(self) -> Solid:
-        """Its geometry: it stands on the ground."""
+        """Geometry of the object, which stands on the ground."""
         half = SIZES[self.size] / (2**0.5 if self.shape == "cube" else 1.0)
         return Solid(self.shape, (self.x, self.y, half), half, self.rotation_degrees)
 
 
 @dataclass(frozen=True)
 class SceneLayout:
-    """All that determines the picture of a scene, up to the noise of rendering."""
+    """Everything that determines the picture of a scene, up to the noise of rendering."""
 
     split: Split
     index: int
@@ -225,7 +225,7 @@ class SceneLayout:
         return f"CLEVR_{self.split}_{self.index:06d}"
 
     def mask(self, image_size: int) -> NDArray[np.uint8]:
-        """Instance mask [image_size, image_size]: 0 for the ground, i + 1 where object i is in front."""
+        """Instance mask [image_size, image_size]: 0 for the ground, i + 1 if object i is in front."""
         return instance_mask(self.camera, [item.solid for item in self.objects], image_size)
 
     def annotation(self, image_size: int, suffix: str = ".png") -> dict[str, Any]:
@@ -303,7 +303,7 @@ def _draw_camera(rng: np.random.Generator) -> Camera:
 
 
 def _place_objects(rng: np.random.Generator, camera: Camera, count: int) -> tuple[SceneObject, ...] | None:
-    """`count` objects with gaps between them and inside the frame, or None where one found no place."""
+    """`count` objects with gaps between them and inside the frame, None if one of them found no place."""
     objects: list[SceneObject] = []
     for _ in range(count):
         size = str(rng.choice(tuple(SIZES)))

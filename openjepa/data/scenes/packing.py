@@ -59,7 +59,7 @@ def read_annotations(packed: Path, split: str) -> list[dict[str, Any]]:
 
 
 def read_masks(packed: Path, split: str) -> NDArray[np.uint8]:
-    """Instance masks [scenes, height, width] of a split: 0 for the ground, i + 1 where object i is seen."""
+    """Instance masks [scenes, height, width] of a split: 0 for the ground, i + 1 if object i is seen."""
     return np.asarray(_member(packed, f"{split}_masks"))
 
 
@@ -76,7 +76,7 @@ def _member(packed: Path, name: str) -> NDArray[Any]:
 
 
 def pack_scenes(rendered: Path, packed: Path, quality: int = 92) -> None:
-    """Pack a folder that `render_scenes` filled into one file, pictures as JPEGs with full color resolution."""
+    """Packs a folder that `render_scenes` filled into one file, pictures as JPEGs with full color resolution."""
     members: dict[str, NDArray[Any]] = {}
     for split in SPLITS:
         scenes = (read_object(rendered / "scenes" / f"CLEVR_{split}_scenes.json") or {})["scenes"]

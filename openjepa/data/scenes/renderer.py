@@ -126,7 +126,7 @@ def _gray(value: float) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class RenderSettings:
-    """What all pictures of a folder share; kept in its render.json."""
+    """Settings that all pictures of a folder share; kept in its render.json."""
 
     seed: int
     image_size: int
@@ -134,7 +134,7 @@ class RenderSettings:
     layout_version: int = LAYOUT_VERSION
 
     def check(self) -> None:
-        """Raise Refusal where nothing useful could be rendered."""
+        """Raises Refusal if nothing useful could be rendered."""
         if self.samples < PASS_SAMPLES or self.samples % PASS_SAMPLES:
             raise Refusal(f"samples={self.samples} must be a multiple of {PASS_SAMPLES} (32 to 64 leave little noise).")
         if self.image_size < 16:
@@ -144,11 +144,11 @@ class RenderSettings:
 def render_scenes(
     output: Path, train: int, test: int, image_size: int, seed: int, samples: int, workers: int | None = None
 ) -> None:
-    """Render `train` training and `test` validation scenes into `output`, laid out as CLEVR v1.0 unpacks.
+    """Renders `train` training and `test` validation scenes into `output`, laid out as CLEVR v1.0 unpacks.
 
-    Writes `images/{train,val}/*.png`, `scenes/CLEVR_{train,val}_scenes.json` and `masks/{train,val}/*.png` (value i + 1 where
+    Writes `images/{train,val}/*.png`, `scenes/CLEVR_{train,val}_scenes.json` and `masks/{train,val}/*.png` (value i + 1 if
     object i is seen). What is finished is kept, so that an interrupted command continues and a larger number adds scenes.
-    `workers`: processes; None: one per core. Raises Refusal where `output` holds pictures made with other settings.
+    `workers`: processes; None: one per core. Raises Refusal if `output` holds pictures made with other settings.
     """
     settings = RenderSettings(seed, image_size, samples)
     settings.check()
@@ -185,7 +185,7 @@ def _render_split(mapper: Any, jobs: list[_Job]) -> None:
 
 
 def _finish_scene(job: _Job) -> dict[str, Any]:
-    """Render a scene unless its files are there; returns its annotation."""
+    """Renders a scene unless its files are there; returns its annotation."""
     layout, size = lay_out_scene(job.settings.seed, job.split, job.index), job.settings.image_size
     picture = job.output / "images" / job.split / f"{layout.name}.png"
     mask = job.output / "masks" / job.split / f"{layout.name}.png"
@@ -210,7 +210,7 @@ def _write_annotations(output: Path, split: Split, annotations: list[dict[str, A
 
 
 def _claim(output: Path, settings: RenderSettings) -> None:
-    """Write the settings into a new folder; in an old one check that they are the same."""
+    """Writes the settings into a new folder; raises Refusal if an old one has others."""
     path, wanted = output / "render.json", asdict(settings)
     if (found := read_object(path)) is not None:
         changed = [f"{name} {found.get(name)} (now {value})" for name, value in wanted.items() if found.get(name) != value]

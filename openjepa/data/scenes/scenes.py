@@ -2,8 +2,8 @@
 
 Two labelings, as in the VISSL and VTAB benchmarks that I-JEPA's tables follow: `count` (Clevr/Count: 3 to 10 objects, eight
 classes) and `distance` (Clevr/Dist: depth of the object nearest to the camera, six bins). The official test split has no
-annotations, so that the validation split is what probes are tested on. Where instance masks lie beside the pictures, the
-pixels are labeled too: `shape` and `color` of what they show (scene_maps.py).
+annotations, so that the validation split is what probes are tested on. If instance masks lie beside the pictures, the
+pixels are labeled too: `shape` and `color` of what they show (maps.py).
 """
 
 from bisect import bisect_left

@@ -30,7 +30,7 @@ class SplitReader(ABC):
     splits: tuple[str, ...]
     """Names of the splits that there are."""
     left_out: tuple[str, ...] = ()
-    """What lay beside the files that may have been meant as some, in words and counted."""
+    """Files beside these that may have been meant as data, counted, in words."""
 
     @abstractmethod
     def open_list(self, split: str) -> ListSource:
@@ -38,7 +38,7 @@ class SplitReader(ABC):
 
     @abstractmethod
     def label_column(self, split: str) -> LabelColumn | None:
-        """The labels of a split in the order of its images, or None if it has no such column."""
+        """The labels of a split in the order of its images; None if it has no such column."""
 
     @abstractmethod
     def open_stream(self, split: str) -> ShardSource:
@@ -150,7 +150,7 @@ class ImageRows:
         """`column`: an Arrow array. `folder`: what relative paths start from. Raises Refusal for other types of columns."""
         column = decoded(column)
         self.num_bytes: int = column.nbytes
-        """What the rows take in memory."""
+        """Bytes that the rows take in memory."""
         self._length = len(column)
         self._folder = folder
         self._encoded: Any = None
@@ -240,7 +240,7 @@ class ArrowSource(ListSource):
         return row_name(self._title, index, piece.path(row))
 
     def stamp(self, index: int) -> bytes:
-        """That of the table's files, and of the file that a row names in place of an image."""
+        """Stamp of the table's files, and of the file that a row names in place of an image."""
         piece, row = self._locate(index)
         file = piece.file(row)
         return self._files if file is None else self._files + file_stamp(file)
@@ -251,7 +251,7 @@ class ArrowSource(ListSource):
 
 
 def row_name(title: str, row: int, path: str | None) -> str:
-    """What a row is called in messages."""
+    """Name of a row in messages."""
     return f"{title} row {row}" + (f" ({path})" if path else "")
 
 
@@ -261,7 +261,7 @@ def row_name(title: str, row: int, path: str | None) -> str:
 def prepared(file: Path, what: str, write: Callable[[Path], None]) -> Path:
     """The file that `write(path)` has made of `file`, now or earlier; it is made again if size or time of `file` change.
 
-    `what`: all else that its contents depend on. Raises OSError if the cache cannot be written.
+    `what`: everything else that its contents depend on. Raises OSError if the cache cannot be written.
     """
     from datasets import config
 

@@ -46,7 +46,7 @@ class HubReader(SplitReader):
         return from_arrow(title, dataset.data.table.column(columns.label), columns.class_names)
 
     def open_stream(self, split: str) -> ShardSource:
-        """The shards as the library has them."""
+        """The shards as the library divides them."""
         return stream_of(self._load(split, streaming=True), self._settings, split)
 
     def _list(self, split: str) -> Any:

@@ -60,7 +60,7 @@ def split_names(settings: HuggingFaceSettings) -> list[str]:
 
 
 def left_out(settings: HuggingFaceSettings) -> dict[str, ListSource]:
-    """Splits that `open_huggingface` does not open, by name: unlabeled or further ones. None of what is streamed."""
+    """Splits that `open_huggingface` does not open (unlabeled or further ones), by name; empty if the data is streamed."""
     if settings.streaming:
         return {}
     data = _Labeled(settings)

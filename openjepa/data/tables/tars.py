@@ -29,7 +29,7 @@ from openjepa.settings.sources import HuggingFaceSettings
 from openjepa.system.json_files import value_in
 
 CLASS_FIELD = "cls"
-"""Where the label of a sample stands if nothing else is chosen: a number, as text."""
+"""Ending of the file with the label of a sample if nothing else is chosen: a number, as text."""
 BLOCK = 512
 """Bytes of a block of a tar."""
 GZIP_START = b"\x1f\x8b"
@@ -284,7 +284,7 @@ class TarSource(ListSource):
         return data
 
     def stamp(self, index: int) -> bytes:
-        """That of the sample's tar."""
+        """Stamp of the sample's tar."""
         return self._stamps[int(self._file_numbers[index])]
 
     def name(self, index: int) -> str:

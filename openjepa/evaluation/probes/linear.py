@@ -21,11 +21,11 @@ from openjepa.evaluation.probes.closed_sweep import (
     Heads,
     ScaledSplit,
     gradient_norms,
+    moments,
     relative_gradients,
     rotate,
     solve,
 )
-from openjepa.evaluation.probes.lazy_matrix import moments
 from openjepa.evaluation.protocol import (
     FeatureProbe,
     HeadResult,
@@ -40,7 +40,7 @@ from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
 
 BATCH_NORM_EPS = 1e-5
-"""Of the authors' BatchNorm; here relative to the mean variance, so that it means the same at every scale."""
+"""The authors' BatchNorm has it, too. Here it is relative to the mean variance, so that it means the same at every scale."""
 KINDS = ("linear", "batch_norm")
 
 
@@ -148,7 +148,7 @@ def _sweep_on_test(
 
 
 def _strongest_first(settings: EvaluationSettings) -> list[float]:
-    """So that of two equally good weight decays the stronger is taken."""
+    """The weight decays, so ordered that of two equally good ones the stronger is taken."""
     if not settings.weight_decays or min(settings.weight_decays) <= 0:
         raise Refusal(f"evaluation.weight_decays={settings.weight_decays} must be above 0: without it heads do not converge")
     return sorted(settings.weight_decays, reverse=True)

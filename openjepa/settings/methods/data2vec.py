@@ -35,7 +35,7 @@ class Data2VecSettings(TeacherSettings):
     loss: Literal["smooth_l1", "l2"] = "smooth_l1"
     """Distance between predictions and targets."""
     smooth_l1_beta: Annotated[float, POSITIVE] = 2.0
-    """Error at which smooth L1 turns from a square to a line (published: 2)."""
+    """Difference at which smooth L1 turns from a square to a line (published: 2)."""
     ema_start: Annotated[float | None, SHARE] = 0.9998
     """Momentum of the teacher at the first step (published commands: 0.9998 throughout). None: as for every method."""
     ema_end: Annotated[float | None, SHARE] = 0.9998

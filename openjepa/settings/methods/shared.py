@@ -23,7 +23,7 @@ class About:
     y: str
     """What is to be compatible with it."""
     z: str
-    """What else the predictor is told; `none` if nothing is."""
+    """What else the predictor is told. `none`: nothing."""
     energy: str
     """How the two are compared."""
     against_collapse: str

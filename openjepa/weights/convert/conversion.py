@@ -23,13 +23,12 @@ from openjepa.system.shared_files import is_writable, whole_folder
 from openjepa.weights import OUTPUTS
 from openjepa.weights.contents import weights_hash
 from openjepa.weights.convert.card import CardFacts, card
-from openjepa.weights.convert.origin import TRAINING, Origin, find_origin
+from openjepa.weights.convert.origin import TRAINING, Mark, Origin, find_origin
 from openjepa.weights.convert.verification import Check, outputs, random_images, verify
 from openjepa.weights.formats import DTYPES, Choice, Loaded, Networks, Write, check_holds, load_any
 from openjepa.weights.onnx import check_packages
 from openjepa.weights.transformers import model_class
 
-FORMAT, VERSION = "openjepa-conversion", 1
 SLOW = {"onnx": ": torch traces the network, about a second per block"}
 CARD, RESULTS = "README.md", "eval"
 
@@ -225,19 +224,17 @@ def _write_notes(
     (folder / CARD).write_text(card(facts), encoding="utf-8")
     if origin.settings is not None:
         (folder / TRAINING).write_text(yaml.safe_dump(dict(origin.settings), sort_keys=False, width=120), encoding="utf-8")
-    mark = {
-        "format": FORMAT,
-        "version": VERSION,
-        "to": done.to,
-        "source": origin.source,
-        "is_ours": origin.is_ours,
-        "what": facts.what,
-        "encoder": settings.encoder,
-        "dtype": settings.dtype,
-        "license": facts.license,
-        "weights": weights_hash(networks.encoder),
-        "training": dict(networks.training),
-        "checks": [asdict(check) for check in done.checks],
-        "openjepa": openjepa.__version__,
-    }
-    (folder / MARK).write_text(json.dumps(mark, indent=1) + "\n")
+    mark = Mark(
+        to=done.to,
+        source=origin.source,
+        is_ours=origin.is_ours,
+        what=facts.what,
+        encoder=settings.encoder,
+        dtype=settings.dtype,
+        license=facts.license,
+        weights=weights_hash(networks.encoder),
+        training=networks.training,
+        checks=[asdict(check) for check in done.checks],
+        openjepa=openjepa.__version__,
+    )
+    (folder / MARK).write_text(json.dumps(asdict(mark), indent=1) + "\n")

@@ -1,6 +1,6 @@
 """Where weights come from: the run they belong to, its settings and results, or the folder they were converted from before.
 
-Settings as they can be published: of places on this machine only the last part. Free of torch.
+Settings are made fit to be published: only the last part of places on this machine is kept.
 """
 
 import re
@@ -14,43 +14,36 @@ import yaml
 from openjepa.records import Result
 from openjepa.report.reading import Run, read_run
 from openjepa.settings.inference import MARK
-from openjepa.system.json_files import number, readable_object
+from openjepa.system.json_files import lenient, number, readable_object
 from openjepa.system.shell import hub_name
 from openjepa.weights.contents import CHECKPOINT_FILE, weights_hash
 from openjepa.weights.formats import Loaded
 
-NO_NAMES = ("", ".", "..", "~")
-
-
-def published(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without the folders of whoever trained; names on the Hugging Face Hub stay whole."""
-    return {name: _published(value) for name, value in settings.items()}
-
-
-def _published(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return published(value)
-    if isinstance(value, list):
-        return [_published(item) for item in value]
-    return last_part(value) if isinstance(value, str) else value
-
-
-def last_part(words: str) -> str:
-    """The last part of a path, or with wildcards the folder before the first one and what follows; other words as they are.
-
-    No setting but a path or a name on the Hub has a slash.
-    """
-    if not re.search(r"[/\\]", words) or hub_name(words) is not None:
-        return words
-    parts = [part for part in re.split(r"[/\\]", words) if part not in NO_NAMES]
-    wild = next((index for index, part in enumerate(parts) if re.search(r"[*?\[]", part)), len(parts))
-    return "/".join(parts[max(0, wild - 1) :])
-
-
+FORMAT, VERSION = "openjepa-conversion", 1
 SETTINGS, TRAINING = "config.yaml", "training.yaml"
 """Settings of a run, in its folder, and in the folders that its weights were converted to."""
+NO_NAMES = ("", ".", "..", "~")
 RUN_ENCODERS = ("encoder", "context_encoder")
 """Folders of a run whose weights are the run's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """What a conversion says of its folder, by which a later one knows it."""
+
+    format: str = FORMAT
+    version: int = VERSION
+    to: str = ""
+    source: str = ""
+    is_ours: bool = False
+    what: str | None = None
+    encoder: str = ""
+    dtype: str = ""
+    license: str | None = None
+    weights: str = ""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    checks: Sequence[Mapping[str, Any]] = ()
+    openjepa: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,16 +109,16 @@ def find_origin(subject: Path, loaded: Loaded) -> Origin:
         training = _numbers(run) | dict(loaded.training)
         return Origin(run_folder.resolve().name, True, weights, run, run.config or None, training)
     folder = place.parent if place.name == CHECKPOINT_FILE else place
-    if (mark := _mark(folder)) is not None:
+    if (mark := lenient(Mark, readable_object(folder / MARK))) is not None:
         return Origin(
-            _word(mark, "source") or source,
-            mark.get("is_ours") is True,
+            mark.source or source,
+            mark.is_ours,
             weights,
             _evaluated(place),
             _carried(folder / TRAINING),
-            training=mark["training"] if isinstance(mark.get("training"), dict) else {},
-            license=_word(mark, "license"),
-            what=_word(mark, "what"),
+            training=mark.training,
+            license=mark.license,
+            what=mark.what,
         )
     return Origin(source, loaded.is_own, weights, _evaluated(place), training=dict(loaded.training))
 
@@ -159,10 +152,6 @@ def _numbers(run: Run) -> dict[str, Any]:
     return {name: int(value) if name in whole else value for name, value in values.items() if value is not None}
 
 
-def _word(mark: Mapping[str, Any], name: str) -> str | None:
-    return mark[name] if isinstance(mark.get(name), str) else None
-
-
 def _carried(path: Path) -> dict[str, Any] | None:
     """The settings that an earlier conversion has put beside the weights."""
     try:
@@ -172,6 +161,26 @@ def _carried(path: Path) -> dict[str, Any] | None:
     return published(found) if isinstance(found, dict) else None
 
 
-def _mark(place: Path) -> dict[str, Any] | None:
-    """What an earlier conversion says of its folder."""
-    return readable_object(place / MARK)
+def published(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without the folders of whoever trained; names on the Hugging Face Hub stay whole."""
+    return {name: _published(value) for name, value in settings.items()}
+
+
+def _published(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return published(value)
+    if isinstance(value, list):
+        return [_published(item) for item in value]
+    return last_part(value) if isinstance(value, str) else value
+
+
+def last_part(words: str) -> str:
+    """The last part of a path, or with wildcards the folder before the first one and what follows; other words as they are.
+
+    No setting but a path or a name on the Hub has a slash.
+    """
+    if not re.search(r"[/\\]", words) or hub_name(words) is not None:
+        return words
+    parts = [part for part in re.split(r"[/\\]", words) if part not in NO_NAMES]
+    wild = next((index for index, part in enumerate(parts) if re.search(r"[*?\[]", part)), len(parts))
+    return "/".join(parts[max(0, wild - 1) :])

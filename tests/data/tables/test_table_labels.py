@@ -8,7 +8,7 @@ import pytest
 from openjepa.data.check import CheckSummary, inspect
 from openjepa.data.selection import low_shot_rows
 from openjepa.data.source import ListSource
-from openjepa.evaluation.dataset_run import evaluate_run
+from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.settings.evaluation import EvaluationSettings, LowShotSettings
 from openjepa.settings.sources import HuggingFaceSettings
 from tests.helpers.tables import offline as offline

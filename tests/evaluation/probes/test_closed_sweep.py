@@ -11,7 +11,7 @@ from torch import Tensor
 
 from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.probes import closed_sweep
-from openjepa.evaluation.probes import lazy_matrix as rows_module
+from openjepa.evaluation.probes import closed_sweep as rows_module
 from openjepa.evaluation.probes.closed_sweep import rotate, solve
 from openjepa.evaluation.probes.linear import KINDS, prepare
 from openjepa.evaluation.protocol import FeatureProbe, LabeledFeatures, ProtocolResult, held_out_rows

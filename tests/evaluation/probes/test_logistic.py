@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from openjepa.evaluation.probes import newton
-from openjepa.evaluation.probes.closed_sweep import Heads
-from openjepa.evaluation.probes.lazy_matrix import Rows
-from openjepa.evaluation.probes.logistic import Standardized, _between, standardize
+from openjepa.evaluation.probes import logistic as newton
+from openjepa.evaluation.probes.closed_sweep import Heads, Rows
+from openjepa.evaluation.probes.logistic import Objective, Solution, Standardized, _between, minimize, standardize
 from openjepa.evaluation.probes.logistic import evaluate_logistic as evaluate_probe
-from openjepa.evaluation.probes.newton import Objective, Solution, minimize
 from openjepa.evaluation.protocol import FeatureProbe, LabeledFeatures, ProtocolResult, held_out_rows
 from openjepa.settings.evaluation import EvaluationSettings, LogisticSettings
 

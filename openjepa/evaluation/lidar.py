@@ -1,18 +1,13 @@
-"""Quality of features without labels, for a table beside the probes: necessary, not sufficient, signs.
+"""LiDAR of an encoder: of its features of random crops, and of what a run's predictor makes of different masks."""
 
-alpha-ReQ near 1 is best. RankMe and LiDAR (`openjepa.evaluation.label_free`) only compare runs of one method.
-
-LiDAR of an encoder: of its features of random crops, and of what a run's predictor makes of different masks.
-"""
-
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,33 +16,15 @@ from openjepa.data.decode import decode_image
 from openjepa.data.loading.workers import choose_workers, parallel_map
 from openjepa.data.source import ListSource
 from openjepa.data.views import NUMBERS_PER_VIEW, crop_and_resize, crop_box, evaluation_view
-from openjepa.engine.device import autocast, pooled_features, resolve_device
+from openjepa.engine.device import encode, pooled_features, resolve_device
 from openjepa.masks import MASKS
-from openjepa.measures.rank import alpha_req, lidar, rankme
+from openjepa.measures.rank import lidar
 from openjepa.models.vit import VisionTransformer
 from openjepa.seeds import derive, derive_samples, uniforms
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
-from openjepa.types import BlockMasks, ViewSpec, normalize
+from openjepa.types import BlockMasks, ViewSpec
 from openjepa.weights.native import load_encoder, load_predictor
-
-MAX_IMAGES = 25_600
-"""Images that the measures look at (RankMe's paper: 25,600). At width 1280 either takes 6 s on one core."""
-
-
-def feature_measures(kinds: Mapping[str, Shaped[Tensor, "n D"]]) -> dict[str, float]:
-    """Measures of the first kind of features (the last layer), on at most `MAX_IMAGES` rows, evenly spread.
-
-    Those that are not defined (alpha-ReQ of fewer than five directions, numbers that are not finite) are left out. Features
-    kept in bf16 have a RankMe up to 1.3 % higher (generated spectra of width 768), and an alpha-ReQ that is the same to 0.001.
-    """
-    rows = next(iter(kinds.values()))
-    if len(rows) > MAX_IMAGES:  # not the first ones: images in class folders come class by class
-        rows = rows[torch.arange(MAX_IMAGES, device=rows.device) * len(rows) // MAX_IMAGES]
-    rows = rows if rows.is_floating_point() else rows.float()  # pixels; no measure depends on their scale
-    measures = {"RankMe": rankme(rows), "alpha-ReQ": alpha_req(rows)}
-    return {name: value for name, value in measures.items() if math.isfinite(value)}
-
 
 CROPS = "LiDAR (crops)"
 MASKED = "LiDAR (masks)"
@@ -66,12 +43,12 @@ def lidar_measures(
     predictor: Path | None,
     settings: EvaluationSettings,
 ) -> dict[str, dict[str, float]]:
-    """LiDAR of each encoder by its name in tables, on `lidar_images` images of `source`; empty where the setting is None.
+    """LiDAR of each encoder by its name in tables, on `lidar_images` images of `source`; empty if the setting is None.
 
     `LiDAR (crops)`: an image's views are random crops of 30 to 100 % of its area (what I-JEPA trains on), encoded and pooled.
-    `LiDAR (masks)`: of `encoder` alone and only where its run left a `predictor`: its outputs for different masks of the test
-    view, drawn as in training, averaged over blocks and patches. Costs `lidar_images` x `lidar_views` more passes of every
-    encoder, and as many of context encoder and predictor. Unreadable images are left out; empty where fewer than two remain.
+    `LiDAR (masks)`: an image's views are the predictor's outputs for different masks of the test view, drawn as in training
+    and averaged over blocks and patches; only for `encoder`, and only if its run left a `predictor`. Both cost `lidar_images` x
+    `lidar_views` more passes. Unreadable images are left out. Empty if fewer than two images remain.
     """
     if settings.lidar_images is None:
         return {}
@@ -104,7 +81,7 @@ def _measured(groups: Mapping[tuple[str, str], list[Float[Tensor, "B q D"]]]) ->
 
 
 def _some_images(total: int, number: int, seed: int) -> NDArray[np.int64]:
-    """`number` images drawn with the seed, in their order; all where there are not more."""
+    """`number` images drawn with the seed, in their order; all if there are not more."""
     keys = derive_samples("subset", seed, np.array([3]), np.arange(total))
     chosen: NDArray[np.int64] = np.sort(np.argsort(keys, kind="stable")[:number])
     return chosen
@@ -112,7 +89,7 @@ def _some_images(total: int, number: int, seed: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class _ViewReader:
-    """Decodes some images; the worker's part. Of each the test view, then crops that depend on seed and image alone."""
+    """Decodes some images in a worker: for each the test view, then crops that depend on seed and image alone."""
 
     source: ListSource
     fit: str
@@ -144,10 +121,10 @@ class _ViewReader:
 def _masked_predictions(
     folder: Path, encoder: VisionTransformer, config: EncoderConfig, size: tuple[int, int], settings: EvaluationSettings
 ) -> Predict | None:
-    """Images and their numbers -> pooled predictions under `lidar_views` masks; None where no run says how they are drawn.
+    """Images and their numbers -> pooled predictions under `lidar_views` masks; None if no run says how masks are drawn.
 
-    The context is encoded by the run's context encoder where it was exported, as the predictor is used to, else by `encoder`,
-    its moving average.
+    The context is encoded by the run's context encoder, as the predictor is used to, or by `encoder`, its moving average, if
+    the context encoder was not exported.
     """
     run, device = folder.parent, resolve_device(settings.device)
     if not (run / "config.yaml").is_file():
@@ -158,17 +135,19 @@ def _masked_predictions(
     context_folder = run / "context_encoder"
     context_encoder = load_encoder(context_folder)[0].to(device) if context_folder.is_dir() else encoder
 
+    def predicted_blocks(drawn: BlockMasks, pixels: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B M T D"]:
+        context = context_encoder(pixels, drawn.context, drawn.context_valid).patches
+        outputs: Tensor = predictor(context, drawn.context, drawn.targets, drawn.grid, drawn.context_valid)
+        return outputs
+
     @torch.inference_mode()
     def predict(images: UInt8[Tensor, "B 3 h w"], ids: NDArray[np.int64]) -> Float[Tensor, "B q D"]:
-        pixels = normalize(images.to(device), config.pixel_mean, config.pixel_std)
         predicted = []
         for draw in range(settings.lidar_views):
             seeds = derive_samples("mask", settings.seed, np.array([draw]), ids)
             drawn = sampler(seeds, derive("group", settings.seed, draw, 0), draw).to(device)
             assert isinstance(drawn, BlockMasks), "only blocks have a predictor"
-            with autocast(device, settings.precision):
-                context = context_encoder(pixels, drawn.context, drawn.context_valid).patches
-                outputs = predictor(context, drawn.context, drawn.targets, drawn.grid, drawn.context_valid)  # [B, M, T, D]
+            outputs = encode(partial(predicted_blocks, drawn), images, config, device, settings.precision)
             predicted.append(outputs.mean(dim=(1, 2)).cpu())
         return torch.stack(predicted, dim=1)
 

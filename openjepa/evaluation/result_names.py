@@ -1,44 +1,15 @@
-"""Results of several seeds as one, and what sets an evaluation apart from the run's own one. Free of torch.
-
-The words for the latter end the name of the result's file.
-"""
+"""What a result's file is called: every evaluation that is not the run's own has words of its own. Free of torch."""
 
 import hashlib
 import json
 import re
-import statistics
-from collections.abc import Sequence
-from dataclasses import is_dataclass, replace
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 from openjepa.evaluation import PROTOCOLS, usual_protocols
-from openjepa.records import Metric, Result, SubjectResult
 from openjepa.settings.evaluation import EvaluationSettings, LowShotSettings
 from openjepa.settings.sources import DataSettings
-
-
-def over_seeds(results: Sequence[Result]) -> Result:
-    """Results of one task with several seeds as one: means, spreads, all heads with their seed's number, summed seconds."""
-    if len(results) == 1 or results[0].skipped is not None:
-        return results[0]
-    first = results[0]
-    subjects = {
-        subject: SubjectResult(
-            {name: _mean([result.subjects[subject].metrics[name] for result in results]) for name in numbers.metrics}
-        )
-        for subject, numbers in first.subjects.items()
-    }
-    heads = [{**head, "repeat": repeat} for repeat, result in enumerate(results) for head in result.heads]
-    return replace(first, subjects=subjects, heads=heads, seconds=round(sum(result.seconds for result in results), 1))
-
-
-def _mean(metrics: Sequence[Metric]) -> Metric:
-    values = [metric.value for metric in metrics]
-    extra = {name: statistics.fmean(metric.extra[name] for metric in metrics) for name in metrics[0].extra}
-    spread = statistics.stdev(values)
-    return replace(metrics[0], value=statistics.fmean(values), spread=spread, seeds=len(values), extra=extra)
-
 
 _TRAINING_ONLY = (
     *("image_size", "crop_scale", "crop_aspect", "interpolation", "horizontal_flip", "pixel_mean", "pixel_std"),
@@ -47,8 +18,8 @@ _TRAINING_ONLY = (
 """Settings of the data that say how training sees the images; an evaluation shows them in its own view."""
 BASELINES = ("untrained", "pixels")
 OF_ALL = ("seed", "heads", "precision")
-"""Settings that change the results of every protocol, beside those that `variant_name` has words for. What only some read
-stands in PROTOCOLS."""
+"""Settings that change the results of every protocol and that `variant_name` has no words for. PROTOCOLS says which settings
+only some protocols read."""
 LONGEST_GROUP, LONGEST_NAME = 60, 160
 """Characters; longer words are replaced by a hash, because names of files must end somewhere. The JSON holds all settings."""
 
@@ -60,9 +31,9 @@ def variant_name(
     *subject: str,
     usual: EvaluationSettings | None = None,
 ) -> str:
-    """What differs from the run's own evaluation, joined by dashes; empty if nothing does.
+    """What differs from the run's own evaluation, in words that are joined by dashes; empty if nothing does.
 
-    `subject`: what is known of encoder and data (`data_name`), empty words left out. `own_size`: the encoder's training size.
+    `subject`: words for encoder and data (`data_name`); empty ones are left out. `own_size`: the encoder's training size.
     `usual`: settings of a suite's row, which are no variant. `settings.pooling`: `own`, or the one that is not the encoder's.
     """
     usual = usual or EvaluationSettings(protocols=usual_protocols(on_maps=False))
@@ -120,7 +91,7 @@ def _plain(value: object) -> str:
 
 
 def _short(value: float) -> str:
-    """As few digits as tell the number."""
+    """The number in as few digits as possible."""
     return f"{value:g}" if float(f"{value:g}") == value else str(value)
 
 
@@ -137,7 +108,7 @@ def _shot_words(shot: LowShotSettings) -> tuple[str, ...]:
 
 
 def data_name(own: DataSettings | None, data: DataSettings) -> str:
-    """What the results call `data`: nothing if an evaluation sees the run's own images, in the run's own split."""
+    """What the results call `data`; empty if an evaluation sees the run's own images in the run's own split."""
     if own is None:
         return data.name()
     seen, usual = _seen(data), _seen(own)
@@ -155,7 +126,7 @@ def data_key(data: DataSettings) -> str:
 
 
 def folder_key(folder: Path) -> str:
-    """The same of a benchmark's folder."""
+    """Short hash of a benchmark's folder."""
     return _hash(str(folder.resolve()))
 
 

@@ -137,7 +137,7 @@ def _protocols(options: EvaluateOptions) -> set[str]:
 
 
 def _check_evaluation_options(options: EvaluateOptions, has_data: bool) -> None:
-    """Refusal: a suite without its data, or beside other data; or a task that is none of its rows."""
+    """Raises Refusal for a suite without its data or beside other data, and for a task that is none of its rows."""
     from openjepa.evaluation.tasks import SUITES, TASKS, suite_rows
 
     if options.suite is None and options.data_root is not None:

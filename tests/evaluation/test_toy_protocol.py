@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from openjepa.cli import main
-from openjepa.commands.parsing.arguments import parse_evaluate
+from openjepa.commands.evaluate import parse_evaluate
 from openjepa.evaluation import PROTOCOLS, ProtocolEntry, with_current_names
 from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.evaluation.tables import print_results

@@ -10,7 +10,7 @@ import torch
 from openjepa.checks import check
 from openjepa.cli import main
 from openjepa.config import load_run_config
-from openjepa.evaluation.dataset_run import evaluate_run
+from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.methods import METHODS
 from openjepa.refusals import Refusal
 from openjepa.report import write_report

@@ -10,7 +10,7 @@ from openjepa.methods import METHODS
 from openjepa.weights import FORMATS, OUTPUTS
 from openjepa.weights.formats import Reader
 
-REGISTRIES = (METHODS, MASKS, SOURCES, PROTOCOLS, FORMATS, OUTPUTS, BENCHMARKS)
+REGISTRIES = (METHODS, MASKS, SOURCES, BENCHMARKS, PROTOCOLS, FORMATS, OUTPUTS)
 LINES = [entry for registry in REGISTRIES for entry in registry.values()]  # type: ignore[attr-defined]
 
 

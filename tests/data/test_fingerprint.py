@@ -23,9 +23,9 @@ from openjepa.inference.search.gallery import open_gallery
 from openjepa.inference.search.search_run import open_for_search
 from openjepa.settings.inference import SearchSettings
 from openjepa.settings.sources import FolderSettings
-from tests.evaluation.test_dataset_run import SETTINGS, images, run
 from tests.helpers.embedding import SETTINGS as EMBED
 from tests.helpers.embedding import embed, in_process, save_encoder, slowed, stop_after
+from tests.helpers.evaluated_run import SETTINGS, images, run
 from tests.helpers.images import shape_image, write_folder
 from tests.helpers.scene_checks import write_clevr
 

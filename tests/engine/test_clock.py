@@ -21,7 +21,7 @@ from openjepa.training import loop
 from openjepa.training.loop import train
 from openjepa.training.monitor import Monitor
 from tests.helpers.images import write_folder
-from tests.training.test_loop import lines, small_config
+from tests.helpers.small_runs import lines, small_config
 
 CPU = torch.device("cpu")
 

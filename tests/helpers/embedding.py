@@ -94,3 +94,16 @@ def stop_after(process: BaseProcess, parts: Path, number: int, how: int = signal
     assert process.pid is not None
     os.kill(process.pid, how)
     process.join()  # with a time limit it would wait for the workers of the process too
+
+
+def write_shards(folder: Path, images: Path, lengths: tuple[int, ...]) -> None:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    folder.mkdir()
+    files = sorted(images.rglob("*.png"))
+    for number, length in enumerate(lengths):
+        taken, files = files[:length], files[length:]
+        entries = [{"bytes": path.read_bytes(), "path": path.name} for path in taken]
+        table = pyarrow.table({"image": entries, "label": [number] * length})
+        parquet.write_table(table, folder / f"train-{number:05d}-of-{len(lengths):05d}.parquet")

@@ -1,4 +1,4 @@
-"""What a user named is printed as it is: brackets are no markup, words between colons no emoji."""
+"""What is printed: what a user named as it is (brackets are no markup, words between colons no emoji), times and counts short."""
 
 import re
 from dataclasses import replace
@@ -25,9 +25,9 @@ from openjepa.inference.search.search_run import find_neighbors
 from openjepa.recipes import load_recipe
 from openjepa.recipes.ablations import ABLATIONS
 from openjepa.settings.inference import SearchSettings
-from openjepa.system.console import Counter, Display, plain_console, text_column
+from openjepa.system.console import Counter, Display, format_count, format_seconds, plain_console, text_column
 from openjepa.weights.convert.conversion import Conversion
-from tests.experiments.test_ablation import finished
+from tests.helpers.example_run import finished
 from tests.helpers.feature_tables import CONFIG, plain_manifest, write_table
 
 PACKAGE = Path(__file__).parents[2] / "openjepa"
@@ -51,7 +51,7 @@ def test_only_one_place_makes_consoles_and_columns_of_text() -> None:
     makers = {path.name for path in PACKAGE.rglob("*.py") if re.search(r"(?<!\w)Console\(", path.read_text())}
     columns = {path.name for path in PACKAGE.rglob("*.py") if re.search(r"(?<!\w)TextColumn\(", path.read_text())}
     assert makers == {"console.py"}
-    assert columns == {"console.py", "scene_renderer.py"}, "the renderer's text is our own"
+    assert columns == {"console.py", "renderer.py"}, "the renderer's text is our own"
 
 
 def test_cells_headings_titles_and_captions(text: str) -> None:
@@ -143,3 +143,21 @@ def test_tables_of_the_benchmarks(text: str, shown: Any) -> None:
     print_energy({**about, BEFORE: numbers, AFTER: numbers})
     printed = " ".join(shown().split())
     assert f"path {text}" in printed and f"split {text}" in printed and f"verdict {text} (method {text}, step 1)" in printed
+
+
+def test_plain_display_prints_step_time_left_and_values(capsys: pytest.CaptureFixture[str]) -> None:
+    display = Display(10, 0, "plain", plain_seconds=0.0)
+    display.update(4, {"loss": "0.2"}, None)
+    display.update(5, {"loss": "0.1"}, 185.0)
+    display.close()
+    assert capsys.readouterr().err.splitlines() == ["step 4/10  ? left  loss 0.2", "step 5/10  3m05s left  loss 0.1"]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(4.6, "5s"), (185, "3m05s"), (7620, "2h07m"), (273600, "3d04h")])
+def test_times_are_short(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(("number", "text"), [(512, "512"), (12345, "12.3k"), (21.6e6, "21.6M")])
+def test_counts_are_short(number: float, text: str) -> None:
+    assert format_count(number) == text

@@ -63,4 +63,4 @@ def test_faults_of_the_program_are_no_refusals(error: Exception, monkeypatch: py
 def test_no_other_file_says_which_extra_brings_a_package() -> None:
     """But for the help of `data scenes`, a page for a run without pictures, and the check that convert leaves out."""
     files = {path.name for path in (ROOT / "openjepa").rglob("*.py") if "pip install 'openjepa[" in path.read_text()}
-    assert files == {"system/packages.py", "convert.py", "data.py"}
+    assert files == {"packages.py", "conversion.py", "data.py"}

@@ -14,7 +14,7 @@ from openjepa.config import save_yaml
 from openjepa.settings.run import RunConfig, SystemSettings
 from openjepa.training.loop import train
 from tests.helpers.images import write_folder
-from tests.training.test_loop import small_config
+from tests.helpers.small_runs import small_config
 
 PROGRAM = """
 import sys

@@ -1,7 +1,6 @@
 """Nothing in a file is executed, damaged and foreign files give clear errors, and large files cost little memory."""
 
 import json
-import os
 import pickle
 import re
 import subprocess
@@ -17,19 +16,9 @@ from safetensors.torch import save_file
 
 from openjepa.weights import formats
 from openjepa.weights.formats import Choice, load_any
-from tests.weights.test_formats import HEADS, official, prefixed, transformers_folder, weights, written
+from tests.helpers.foreign_weights import HEADS, Malicious, official, prefixed, transformers_folder, weights, written
 
 # --------------------------------------------------------------------------------------------------------- foreign code
-
-
-class Malicious:
-    """Runs a command where it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch {self.mark}",)
 
 
 @pytest.mark.parametrize("kind", ["torch", "old torch", "beside weights", "pickle", "pytorch_model.bin"])

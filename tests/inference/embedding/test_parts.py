@@ -199,7 +199,7 @@ def test_torchrun_shares_the_work(encoder: Path, images: Path, tmp_path: Path) -
 
 def test_streams_are_shared_shard_by_shard(encoder: Path, images: Path, tmp_path: Path) -> None:
     pytest.importorskip("datasets")
-    from tests.inference.embedding.test_table import write_shards
+    from tests.helpers.embedding import write_shards
 
     write_shards(tmp_path / "shards", images, (9, 3, 12, 20))
     data = HuggingFaceSettings(path=str(tmp_path / "shards"), streaming=True)

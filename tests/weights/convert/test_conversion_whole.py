@@ -13,7 +13,7 @@ from openjepa.settings.inference import ConvertSettings
 from openjepa.system.whole_files import place, whole_folder
 from openjepa.weights.convert import conversion as module
 from openjepa.weights.convert.conversion import convert
-from tests.weights.convert.test_conversion import names, run_folder
+from tests.helpers.weights_written import names, run_folder
 
 
 @pytest.fixture

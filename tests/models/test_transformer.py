@@ -1,4 +1,4 @@
-"""Blocks of a transformer: attention against the fused kernel and the definition, layer scale, outputs, how weights are drawn."""
+"""Blocks of a transformer: attention against the fused kernel and the definition, layer scale, outputs, initial weights."""
 
 from dataclasses import replace
 

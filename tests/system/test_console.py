@@ -1,4 +1,4 @@
-"""What is printed: what a user named as it is (brackets are no markup, words between colons no emoji), times and counts short."""
+"""What is printed: what a user named as it is (brackets are no markup, words between colons no emoji), times, counts."""
 
 import re
 from dataclasses import replace

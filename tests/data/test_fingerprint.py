@@ -24,9 +24,10 @@ from openjepa.inference.search.search_run import open_for_search
 from openjepa.settings.inference import SearchSettings
 from openjepa.settings.sources import FolderSettings
 from tests.helpers.embedding import SETTINGS as EMBED
-from tests.helpers.embedding import embed, in_process, save_encoder, slowed, stop_after
+from tests.helpers.embedding import embed, save_encoder, slowed, stop_after
 from tests.helpers.evaluated_run import SETTINGS, images, run
 from tests.helpers.images import shape_image, write_folder
+from tests.helpers.processes import in_process
 from tests.helpers.scene_checks import write_clevr
 
 pa = pytest.importorskip("pyarrow", reason="needs the extra `data`")

@@ -16,7 +16,7 @@ from openjepa.settings.run import OptimizationSettings, RunConfig, RunSettings, 
 from openjepa.settings.sources import DataSettings, FolderSettings, HuggingFaceSettings, ScenesSettings
 from openjepa.system.claims import take
 from openjepa.types import Skipped
-from tests.helpers.embedding import in_process
+from tests.helpers.processes import in_process
 
 CPU = torch.device("cpu")
 

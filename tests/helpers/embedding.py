@@ -1,11 +1,9 @@
 """What the tests of openjepa embed share: a small data set, an encoder, and processes that embed."""
 
 import hashlib
-import multiprocessing
 import os
 import signal
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
@@ -58,15 +56,6 @@ def uninterrupted(subject: Path, images: Path, folder: Path) -> dict[str, str]:
 def digests(folder: Path) -> dict[str, str]:
     """Of every file of a folder."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.is_file()}
-
-
-def in_process(work: Callable[[], object]) -> BaseProcess:
-    """Does it in a process of its own, a copy of this one, and starts at once."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forking beside threads
-        process = multiprocessing.get_context("fork").Process(target=work)
-        process.start()
-    return process
 
 
 def slowed(work: Callable[[], object], seconds: float) -> Callable[[], object]:

@@ -277,12 +277,12 @@ def wide_weights(width: int, depth: int) -> dict[str, torch.Tensor]:
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 @pytest.mark.parametrize("name", ["large.pth", "large.safetensors"])
 def test_peak_memory_is_below_1_3_of_the_tensors(name: str, tmp_path: Path) -> None:
-    """A file of 151 MB that is nothing but the encoder: the worst case, since nothing in it can be left unread."""
-    small, large = written(tmp_path / "small.pth", wide_weights(64, 1)), wide_weights(512, 12)
+    """A file of 75 MB that is nothing but the encoder: the worst case, since nothing in it can be left unread."""
+    small, large = written(tmp_path / "small.pth", wide_weights(64, 1)), wide_weights(512, 6)
     save = save_file if name.endswith("safetensors") else torch.save
     save(large, tmp_path / name)
     size = sum(value.numel() * 4 for value in large.values())
-    assert size > 140e6
+    assert size > 70e6
     command = [sys.executable, "-c", MEASURE, str(small), str(tmp_path / name)]
     output = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     growth, loaded = map(int, output.split())

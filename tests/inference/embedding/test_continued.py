@@ -12,18 +12,9 @@ from openjepa.inference.embedding.embedding_run import embed_dataset
 from openjepa.inference.embedding.parts import PartWriter
 from openjepa.inference.embedding.table import open_table
 from openjepa.settings.sources import FolderSettings
-from tests.helpers.embedding import (
-    SETTINGS,
-    digests,
-    embed,
-    in_process,
-    save_encoder,
-    slowed,
-    stop_after,
-    uninterrupted,
-    write_images,
-)
+from tests.helpers.embedding import SETTINGS, digests, embed, save_encoder, slowed, stop_after, uninterrupted, write_images
 from tests.helpers.images import write_folder
+from tests.helpers.processes import in_process
 
 
 @pytest.fixture(scope="module")

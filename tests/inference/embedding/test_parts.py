@@ -20,17 +20,8 @@ from openjepa.inference.embedding.plan import Part
 from openjepa.inference.embedding.table import open_table
 from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
 from openjepa.system.claims import take
-from tests.helpers.embedding import (
-    SETTINGS,
-    digests,
-    embed,
-    in_process,
-    save_encoder,
-    slowed,
-    stop_after,
-    uninterrupted,
-    write_images,
-)
+from tests.helpers.embedding import SETTINGS, digests, embed, save_encoder, slowed, stop_after, uninterrupted, write_images
+from tests.helpers.processes import in_process
 
 NUM_PARTS = 6
 

@@ -19,7 +19,7 @@ from openjepa.data.scenes.packing import PACKAGED_SCENES, read_annotations
 from openjepa.data.scenes.scenes import count_label, distance_label
 from tests.helpers.scene_checks import assert_bins_filled, assert_counts_uniform
 
-NUM_LAYOUTS = 1000
+NUM_LAYOUTS = 2000
 
 
 @pytest.fixture(scope="module")

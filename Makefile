@@ -1,6 +1,7 @@
 # make quickstart   train, evaluate and report on the packaged scenes
-# make test         every check: format, lint, types, tests
-# Both install what they need into .venv, again when pyproject.toml or constraints.txt have changed.
+# make fast         every test that neither trains, evaluates, embeds, draws nor starts a process: under a minute
+# make test         every check, the quick ones first: format, lint, types, tests
+# All install what they need into .venv, again when pyproject.toml or constraints.txt have changed.
 # PYTHON=/path/to/python3.12 chooses the interpreter.
 
 VENV := .venv
@@ -9,14 +10,19 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
 PYTHON ?= $(shell for name in python3.11 python3.12 python3 python; do \
 	$$name -c '$(SUPPORTED)' 2>/dev/null && echo $$name && break; done)
 TEST_WORKERS ?= 2
+# worksteal: neighboring tests stay in one process, so that what a file prepares is prepared once
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "not slow"
 
-.PHONY: quickstart test lint format install install-dev clean
+.PHONY: quickstart fast test lint format install install-dev clean
 
 quickstart: install
 	$(BIN)/openjepa quickstart
 
+fast: install-dev
+	$(PYTEST) --fast
+
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) -m "not slow"
+	$(PYTEST)
 
 lint: install-dev
 	$(BIN)/ruff format --check .

@@ -1,8 +1,6 @@
 """What holds for every test, and the option `--fast`."""
 
-import multiprocessing.process
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,28 +8,34 @@ import pytest
 
 os.fsync = lambda descriptor: None  # the machine outlives the tests: a killed process leaves what it has written all the same
 
+SLOW = {
+    "openjepa.training.loop.build_method": "trains",
+    "openjepa.evaluation.dataset_run.evaluate_task": "evaluates",
+    "openjepa.inference.embedding.compute.Computation.run": "embeds a data set",
+    "openjepa.visualization.sheet.Sheet.pixels": "draws a sheet",
+    "openjepa.weights.onnx._exported": "exports a graph",
+    "subprocess.Popen": "starts a process",
+    "multiprocessing.process.BaseProcess.start": "starts a process",
+    "os.fork": "starts a process",
+}
+"""What `--fast` does without, and the word for it. A name that is gone is an error of every test."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="skip every test as soon as it trains or starts a process")
 
 
-def skips(what: str) -> Callable[..., Any]:
+def _skip(what: str) -> Callable[..., Any]:
     def skip(*_: object, **__: object) -> None:
-        pytest.skip(f"--fast: {what}")
+        pytest.skip(f"--fast: it {what}")
 
     return skip
 
 
-@pytest.fixture(autouse=True)
-def _fast(request: pytest.FixtureRequest) -> Iterator[None]:
-    """With `--fast`, whatever reaches one of these is skipped: no list of slow tests goes out of date."""
-    if not request.config.getoption("--fast"):
-        yield
-        return
-    from openjepa.training import loop
-
+@pytest.fixture(scope="session", autouse=True)
+def fast(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With `--fast`, a test or fixture that reaches one of SLOW is skipped there: no list of slow tests goes out of date."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "build_method", skips("it trains"))
-        for owner, name in ((subprocess, "Popen"), (multiprocessing.process.BaseProcess, "start"), (os, "fork")):
-            patch.setattr(owner, name, skips("it starts a process"))
+        for name, what in SLOW.items() if request.config.getoption("--fast") else ():
+            patch.setattr(name, _skip(what))
         yield

@@ -1,7 +1,9 @@
 # make quickstart   train, evaluate and report on the packaged scenes
 # make fast         every test that neither trains, evaluates, embeds, draws nor starts a process: under a minute
 # make test         every check, the quick ones first: format, lint, types, tests
-# All install what they need into .venv, again when pyproject.toml or constraints.txt have changed.
+# make docs         what follows from the code: docs/recipes.md, layers in docs/architecture.md
+# make site         the pages as a site, in site/
+# Each installs what it needs into .venv, again when pyproject.toml or constraints.txt have changed.
 # PYTHON=/path/to/python3.12 chooses the interpreter.
 
 VENV := .venv
@@ -13,7 +15,7 @@ TEST_WORKERS ?= 2
 # worksteal: neighboring tests stay in one process, so that what a file prepares is prepared once
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "not slow"
 
-.PHONY: quickstart fast test lint format install install-dev clean
+.PHONY: quickstart fast test lint format docs site install install-dev clean
 
 quickstart: install
 	$(BIN)/openjepa quickstart
@@ -32,6 +34,13 @@ lint: install-dev
 format: install-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: install-dev
+	$(BIN)/python -m docs.generate
+
+site: install-dev
+	$(BIN)/python -m docs.generate --site build/pages
+	$(BIN)/zensical build --clean --strict
 
 install: $(VENV)/.installed
 

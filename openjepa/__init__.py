@@ -4,6 +4,9 @@
     encoder = openjepa.load("runs/quickstart")  # or a file of published weights, a Hugging Face folder, a name on the Hub
     features = encoder.embed(["a.jpg", "b.jpg"])  # [2, D]
 
+    run = openjepa.train(openjepa.load_recipe("quickstart"))
+    results = openjepa.evaluate(run)
+
 docs/python.md shows all of it. Everything is imported when it is used, so that `import openjepa` costs nothing.
 """
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from openjepa.inference.encoder import Encoder
     from openjepa.inference.images import Picture, Pictures
     from openjepa.inference.prediction import BlockPrediction, Prediction
+    from openjepa.recipes import load_recipe
     from openjepa.settings.evaluation import EvaluationSettings
     from openjepa.settings.run import RunConfig
     from openjepa.settings.sources import DataSettings
@@ -31,15 +35,18 @@ __all__ = [
     "BlockPrediction",
     "Encoder",
     "EncoderOutput",
+    "EvaluationSettings",
     "PatchBox",
     "Picture",
     "Pictures",
     "Prediction",
     "Refusal",
+    "RunConfig",
     "__version__",
     "embed",
     "evaluate",
     "load",
+    "load_recipe",
     "train",
 ]
 
@@ -47,41 +54,44 @@ _HOMES = {
     "BlockPrediction": "openjepa.inference.prediction",
     "Encoder": "openjepa.inference.encoder",
     "EncoderOutput": "openjepa.types",
+    "EvaluationSettings": "openjepa.settings.evaluation",
     "PatchBox": "openjepa.inference.areas",
     "Picture": "openjepa.inference.images",
     "Pictures": "openjepa.inference.images",
     "Prediction": "openjepa.inference.prediction",
+    "RunConfig": "openjepa.settings.run",
+    "load_recipe": "openjepa.recipes",
 }
-"""Where the public types stand."""
+"""The module of each public name that is not defined here."""
 
 if not TYPE_CHECKING:  # a type checker would take any name for known
 
     def __getattr__(name: str) -> object:
-        """Imports a public type when it is first asked for."""
+        """Imports a public name when it is first asked for."""
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(import_module(_HOMES[name]), name)
 
     def __dir__() -> list[str]:
-        """What is there or can be imported."""
+        """The names that are here or can be imported."""
         return sorted({*globals(), *_HOMES})
 
 
 def load(subject: Path | str, *, encoder: Literal["target", "context"] = "target", heads: int | None = None) -> "Encoder":
-    """The encoder in a run folder, an encoder folder, a file of published weights, a Hugging Face folder or a name on the Hub.
+    """Reads the encoder of a run folder, an encoder folder, a file of published weights, a Hugging Face folder or the Hub.
 
-    It is on the CPU, in fp32 and evaluation mode; `.to("cuda")` moves it, its settings are `.config`, and it does `embed`,
-    `embed_patches`, and where I-JEPA's predictor was read with it, `predict`.
+    The encoder is on the CPU, in fp32 and in evaluation mode. `.to("cuda")` moves it, and `.config` has its settings. It offers
+    `embed` and `embed_patches`, and `predict` if I-JEPA's predictor was read with it.
 
     `subject`: a path, or a name such as "facebook/ijepa_vith14_1k", also with "hf:" before it (needs huggingface_hub). The
-    format is recognized, never asked for: docs/weights.md lists all of them.
-    `encoder`: which one, where there are two. `target`, the moving average (DINO, iBOT: the teacher), is what the papers
-    evaluate; `context` is the one that was trained by gradients (the student). Runs keep it with
-    `method.export_context_encoder`, released checkpoints hold it.
-    `heads`: number of attention heads, needed only where neither the file nor the width of the network tells it.
+    format is recognized, never asked for: docs/weights.md lists all formats.
+    `encoder`: which encoder to read if there are two. `target` is the moving average (the teacher in DINO and iBOT), which the
+    papers evaluate. `context` is the one that was trained by gradients (the student). Runs keep it with
+    `method.export_context_encoder`, and released checkpoints hold it.
+    `heads`: number of attention heads. It is needed only if neither the file nor the width of the network tells it.
 
-    Raises Refusal where nothing can be read, where keys are missing or left over (it lists them), and for a choice that the
-    file does not offer. Nothing in the file is executed.
+    Raises Refusal if nothing can be read, if keys are missing or left over (it lists them), or if the file does not offer the
+    choice. Nothing in the file is executed.
     """
     from openjepa.inference.encoder import Encoder
     from openjepa.weights.formats import Choice, load_any
@@ -92,7 +102,11 @@ def load(subject: Path | str, *, encoder: Literal["target", "context"] = "target
 
 
 def train(config: "RunConfig", fresh: bool = False) -> Path:
-    """Pretrains an encoder; returns the run folder. The same settings continue an interrupted run."""
+    """Trains an encoder and returns its run folder.
+
+    `config`: what `load_recipe` returns, with the settings that you change by `dataclasses.replace`.
+    `fresh`: starts a new run folder. Without it, the same settings continue an interrupted run.
+    """
     from openjepa.training.loop import train as run
 
     folder = run(config, fresh=fresh)
@@ -108,9 +122,12 @@ def evaluate(
     suite: str | None = None,
     data_root: Path | str | None = None,
 ) -> "list[Result]":
-    """Probes of a run folder, or of whatever `load` reads (which needs `data`), beside their baselines.
+    """Probes an encoder and its baselines; returns one result per task and writes each to the folder `eval`.
 
-    With `suite` (`paper`, `cached` or `dense`) the rows of a suite instead, on the data sets below `data_root`.
+    `subject`: a run folder, or anything else that `load` reads.
+    `settings`: which probes to run and how. None: the defaults.
+    `data`: the images. None: those of the run; anything but a run needs it.
+    `suite`: `paper`, `cached` or `dense`. The rows of that suite are evaluated on the data sets below `data_root`.
     """
     from openjepa.evaluation.dataset_run import evaluate_run
     from openjepa.evaluation.suite_run import evaluate_suite
@@ -125,11 +142,13 @@ def evaluate(
 
 
 def embed(subject: Path | str, images: "Pictures", batch_size: int = 64) -> "Tensor":
-    """One feature vector [B, D] per image, in fp32: the pooled output of the encoder in `subject`, whatever `load` reads.
+    """Returns one feature vector per image, [B, D] in fp32: the pooled output of the encoder.
 
-    `images`: paths, PIL images, arrays or tensors of any size, one or many; each is resized and cropped as in the evaluations.
-    For several calls, or more choices, `load` the encoder once and call its `embed`; for a whole data set there is the
-    command `openjepa embed`.
+    `subject`: whatever `load` reads.
+    `images`: one or many paths, PIL images, arrays or tensors of any size. Each is resized and cropped as in the evaluations.
+
+    For several calls, or more choices, `load` the encoder once and call its `embed`. The command `openjepa embed` does it for a
+    whole data set.
     """
     from openjepa.inference.encoder import Encoder
     from openjepa.weights.formats import Choice, load_any

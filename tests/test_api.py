@@ -79,14 +79,16 @@ def test_a_suite_needs_its_data_root_and_nothing_else() -> None:
         openjepa.evaluate("runs/mine", data_root="datasets")
 
 
-def test_public_types_are_imported_when_they_are_asked_for() -> None:
+def test_public_names_are_imported_when_they_are_asked_for() -> None:
     """Also by `from openjepa import`; and nothing else is there by accident."""
     from openjepa.inference.encoder import Encoder
+    from openjepa.recipes import load_recipe
 
-    assert openjepa.Encoder is Encoder
+    assert openjepa.Encoder is Encoder and openjepa.load_recipe is load_recipe
+    assert isinstance(openjepa.load_recipe("cpu-64"), openjepa.RunConfig)
     assert all(getattr(openjepa, name) is not None for name in openjepa.__all__)
     assert set(openjepa.__all__) <= set(dir(openjepa))
-    code = "from openjepa import Encoder, Prediction, PatchBox; assert PatchBox(1, 2, 3, 4).width == 4"
+    code = "from openjepa import EvaluationSettings, PatchBox, RunConfig, load_recipe; assert PatchBox(1, 2, 3, 4).width == 4"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
     with pytest.raises(AttributeError, match="module 'openjepa' has no attribute 'Encodr'"):
         openjepa.Encodr  # type: ignore[attr-defined]  # noqa: B018

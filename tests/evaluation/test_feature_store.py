@@ -257,7 +257,7 @@ def test_features_that_are_not_finite_are_an_error_that_names_the_image(tmp_path
 def test_a_killed_program_is_continued(tmp_path: Path) -> None:
     """SIGKILL, so that nothing can be tidied up; every row was noted at once."""
     code = (
-        "import os, signal; from pathlib import Path; from tests import test_feature_store as test\n"
+        "import os, signal; from pathlib import Path; from tests.evaluation import test_feature_store as test\n"
         f"test.store.SECONDS_BETWEEN_NOTES = 0\nbatches = test.Pass().batches\n"
         "def stopping(first):\n"
         "    for batch in batches(first):\n"

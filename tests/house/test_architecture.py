@@ -11,26 +11,11 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from docs.layers import LAYERS
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "openjepa"
 
-# From the ground up: each part imports only parts of lower tiers (and itself). A folder may have parts of its own.
-TIERS = (
-    ("refusals",),
-    ("settings",),
-    ("types", "seeds", "config"),
-    ("system",),
-    ("schedules", "checks", "recipes", "measures"),
-    ("models", "masks", "data"),
-    ("engine", "weights"),
-    ("methods", "inference"),
-    ("training", "evaluation", "visualization", "report", "inference/embedding"),
-    ("inference/search", "weights/convert"),
-    ("experiments",),
-    ("commands",),
-    ("cli", "__init__"),
-    ("__main__",),
-)
 IMPORTERS_OF_METHODS = {"methods", "training", "experiments"}
 TORCH_FREE = {
     "refusals",
@@ -58,7 +43,7 @@ ROOMS_OF_A_METHOD = ("methods/", "settings/methods/", "recipes/")
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 OUR_CODE = [*MODULES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]
-PARTS = sorted((name for tier in TIERS for name in tier), key=len, reverse=True)
+PARTS = sorted((name for layer in LAYERS for name in layer), key=len, reverse=True)
 
 
 @cache
@@ -69,12 +54,12 @@ def parsed(path: Path) -> ast.Module:
 def part(name: str) -> str:
     """The part that a path below the package (`inference/search/exact`) belongs to."""
     found = next((part for part in PARTS if name == part or name.startswith(f"{part}/")), None)
-    assert found is not None, f"openjepa/{name} stands in no tier of the table"
+    assert found is not None, f"openjepa/{name} stands in no layer of docs/layers.py"
     return found
 
 
-def tier(name: str) -> int:
-    return next(number for number, parts in enumerate(TIERS) if name in parts)
+def layer(name: str) -> int:
+    return next(number for number, parts in enumerate(LAYERS) if name in parts)
 
 
 def below_package(path: Path) -> str:
@@ -115,7 +100,9 @@ def test_arrows_point_down() -> None:
     for path in MODULES:
         own, imported = part(below_package(path).removesuffix(".py")), imported_parts(path)
         wrong += [
-            f"{relative(path)} imports {name}, which is not below {own}" for name in imported - {own} if tier(name) >= tier(own)
+            f"{relative(path)} imports {name}, which is not below {own}"
+            for name in imported - {own}
+            if layer(name) <= layer(own)
         ]
         if "methods" in imported and own not in IMPORTERS_OF_METHODS:
             wrong.append(f"{relative(path)} knows methods; only {sorted(IMPORTERS_OF_METHODS)} may")

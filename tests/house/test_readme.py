@@ -1,6 +1,6 @@
-"""Every command of the README is right: marked blocks are run on generated images, the others are parsed.
+"""Every command of the README and of the pages is right: marked blocks are run on generated images, the others are parsed.
 
-Its Python examples are run by test_docs_examples.py.
+Their Python examples are run by test_docs_examples.py.
 """
 
 import re
@@ -10,18 +10,21 @@ from pathlib import Path
 import pytest
 
 import openjepa
+from docs.generate import pages
 from openjepa.checks import check
 from openjepa.cli import COMMANDS, main
 from openjepa.commands.parsing.arguments import parse_evaluate, parse_train
 from openjepa.config import save_yaml
-from openjepa.recipes import RECIPES, load_recipe
+from openjepa.recipes import load_recipe
 from tests.helpers.images import write_folder
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCK = re.compile(r"(<!-- runnable -->\n)?```bash\n(.*?)```", re.DOTALL)
-BLOCKS = [(bool(mark), text) for mark, text in BLOCK.findall(README)]
-COMMAND_LINES = [line.split("#")[0].strip() for _, text in BLOCKS for line in text.splitlines() if line]
+BLOCKS = {page: BLOCK.findall((ROOT / page).read_text()) for page in pages()}
+RUNNABLE = [page for page, blocks in BLOCKS.items() if any(mark for mark, _ in blocks)]
+LINES = [line.split(" # ")[0].strip() for blocks in BLOCKS.values() for _, text in blocks for line in text.splitlines() if line]
+COMMAND_LINES = [line for line in dict.fromkeys(LINES) if line.startswith("openjepa ")]
 # What makes a recipe small enough for a test; everything else of the commands stays as written.
 SMALL = {
     "train": "--model.size test --method.predictor-width 24 --method.predictor-depth 1 --optim.batch-size 8 --system.workers 0"
@@ -33,23 +36,25 @@ SMALL = {
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home folder with photos, which is also the working folder."""
+    """A home folder, which is also the working folder."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    write_folder(tmp_path / "photos", 40, size=72)
     return tmp_path
 
 
 def test_something_is_found() -> None:
-    assert sum(runnable for runnable, _ in BLOCKS) >= 1
-    assert len(COMMAND_LINES) > 10
+    assert RUNNABLE == ["README.md", "docs/train.md"]
+    assert len(COMMAND_LINES) > 40
 
 
 def test_runnable_blocks_run(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for text in (text for runnable, text in BLOCKS if runnable):
-        for line in text.splitlines():
-            words = shlex.split(line)
-            main([*words[1:], *shlex.split(SMALL.get(words[1], ""))])
+    """The commands of the page; those of the README are among them."""
+    write_folder(home / "photos", 40, size=72)
+    lines = {page: [line for mark, text in BLOCKS[page] if mark for line in text.splitlines()] for page in RUNNABLE}
+    assert set(lines["README.md"]) <= set(lines["docs/train.md"])
+    for line in lines["docs/train.md"]:
+        words = shlex.split(line)
+        main([*words[1:], *shlex.split(SMALL.get(words[1], ""))])
     run = home / "runs" / "cpu-64-default-photos"
     assert (run / "report.html").stat().st_size > 10_000
     assert list((run / "eval").glob("*.json"))
@@ -60,11 +65,11 @@ def test_runnable_blocks_run(home: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert tuple(openjepa.embed(run, images).shape) == (2, 48)
 
 
-@pytest.mark.parametrize("line", [line for line in COMMAND_LINES if line.startswith("openjepa ")])
+@pytest.mark.parametrize("line", COMMAND_LINES)
 def test_every_command_parses(line: str, home: Path) -> None:
-    run = home / "runs" / "cpu-64-default-photos"
-    run.mkdir(parents=True)
-    save_yaml(load_recipe("cpu-64"), run / "config.yaml")
+    for run in ("runs/cpu-64-default-photos", "runs/mine"):
+        (home / run).mkdir(parents=True)
+        save_yaml(load_recipe("cpu-64"), home / run / "config.yaml")
     words = shlex.split(line)[1:]
     name = next(name for name in COMMANDS if words[: len(name.split())] == name.split())
     if name == "train":
@@ -76,22 +81,9 @@ def test_every_command_parses(line: str, home: Path) -> None:
 
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for line in COMMAND_LINES:
-        if line.startswith("make "):
-            assert re.search(rf"^{line.split()[1]}:", makefile, re.MULTILINE)
-
-
-def test_every_recipe_is_in_the_table() -> None:
-    rows = [re.findall(r"`([\w-]+)`", line.split("|")[1]) for line in README.splitlines() if line.startswith("| `")]
-    named = {(row[0].split("-")[0] if name.startswith("-") else "") + name for row in rows for name in row}
-    assert set(RECIPES) <= named
-
-
-def test_links_to_files_exist() -> None:
-    links = re.findall(r"\]\(((?:docs|benchmarks)[^)#]*)\)", README)
-    assert links
-    missing = [link for link in links if not (ROOT / link).exists()]
-    assert not missing
+    targets = {line.split()[1] for line in LINES if line.startswith("make ")}
+    assert targets >= {"quickstart", "test"}
+    assert all(re.search(f"^{target}:", makefile, re.MULTILINE) for target in targets)
 
 
 def test_torch_is_pinned_as_in_the_constraints() -> None:

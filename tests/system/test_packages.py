@@ -19,7 +19,7 @@ PACKAGES = [(extra, package) for extra, packages in EXTRAS.items() for package i
 
 def test_the_table_is_that_of_pyproject() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(EXTRAS) == set(extras) - {"dev"}
+    assert set(EXTRAS) == set(extras) - {"dev", "docs"}
     for name, packages in EXTRAS.items():
         required = [re.split(r"[><=\[]", item)[0] for item in extras[name]]
         assert {MODULES.get(item, item) for item in required} <= set(packages)

@@ -1,0 +1,19 @@
+"""The layers of the package, from the top down. A test checks every import against them; docs/architecture.md is written from them."""
+
+LAYERS = (
+    ("__main__",),
+    ("cli", "__init__"),
+    ("commands",),
+    ("experiments",),
+    ("inference/search", "weights/convert"),
+    ("training", "evaluation", "visualization", "report", "inference/embedding"),
+    ("methods", "inference"),
+    ("engine", "weights"),
+    ("models", "masks", "data"),
+    ("schedules", "checks", "recipes", "measures"),
+    ("system",),
+    ("types", "seeds", "config"),
+    ("settings",),
+    ("refusals",),
+)
+"""Each part imports only parts of later lines, and itself. A folder of a part may be a part of its own (`inference/search`)."""

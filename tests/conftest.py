@@ -6,19 +6,9 @@ from typing import Any
 
 import pytest
 
-os.fsync = lambda descriptor: None  # the machine outlives the tests: a killed process leaves what it has written all the same
+from tests.helpers.fast import SLOW
 
-SLOW = {
-    "openjepa.training.loop.build_method": "trains",
-    "openjepa.evaluation.dataset_run.evaluate_task": "evaluates",
-    "openjepa.inference.embedding.compute.Computation.run": "embeds a data set",
-    "openjepa.visualization.sheet.Sheet.pixels": "draws a sheet",
-    "openjepa.weights.onnx._exported": "exports a graph",
-    "subprocess.Popen": "starts a process",
-    "multiprocessing.process.BaseProcess.start": "starts a process",
-    "os.fork": "starts a process",
-}
-"""What `--fast` does without, and the word for it. A name that is gone is an error of every test."""
+os.fsync = lambda descriptor: None  # the machine outlives the tests: a killed process leaves what it has written all the same
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

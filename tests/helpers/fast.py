@@ -1,0 +1,13 @@
+"""What the option `--fast` of the tests does without."""
+
+SLOW = {
+    "openjepa.training.loop.build_method": "trains",
+    "openjepa.evaluation.dataset_run.evaluate_task": "evaluates",
+    "openjepa.inference.embedding.compute.Computation.run": "embeds a data set",
+    "openjepa.visualization.sheet.Sheet.pixels": "draws a sheet",
+    "openjepa.weights.onnx._exported": "exports a graph",
+    "subprocess.Popen": "starts a process",
+    "multiprocessing.process.BaseProcess.start": "starts a process",
+    "os.fork": "starts a process",
+}
+"""A test that reaches one of these is skipped there, and the word says why."""

@@ -20,8 +20,8 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from benchmarks.records import keep, origin
 from openjepa.data.loading.colors import BRIGHTNESS, CONTRAST, HUE, NEUTRAL, SATURATION, DrawnColors, change_colors, draw_colors
 from openjepa.engine.device import keep_freed_memory
+from openjepa.experiments.generated_photos import generate_photo
 from openjepa.settings.methods import DinoSettings
-from openjepa.training.timed_steps import generate_photo
 from openjepa.types import ColorChange, ViewSpec
 
 ENHANCERS: dict[int, Callable[[Image.Image], ImageEnhance._Enhance]] = {

@@ -33,13 +33,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.records import keep, origin
+from openjepa.experiments.generated_photos import write_photos
 from openjepa.experiments.step_times import matmul_rate
+from openjepa.inference.embedding.compute import can_pack, pack
 from openjepa.inference.embedding.embedding_run import embed_dataset
 from openjepa.inference.encoder import Encoder
-from openjepa.inference.packed import can_pack, pack
 from openjepa.settings.inference import EmbedSettings
 from openjepa.settings.sources import FolderSettings
-from openjepa.training.timed_steps import write_photos
 from openjepa.weights.formats import load_any
 
 SHAPE = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536}

@@ -17,7 +17,7 @@ import tyro
 
 from benchmarks.records import keep, origin
 from openjepa.evaluation.feature_store import RowWriter
-from openjepa.evaluation.probes import lazy_matrix as limits
+from openjepa.evaluation.probes import closed_sweep as limits
 from openjepa.evaluation.probes.linear import prepare
 from openjepa.measures.accuracy import knn_predictions
 

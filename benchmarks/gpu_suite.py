@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     deadline = START + 60 * options.minutes
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started ends too
-    results: dict[str, Any] = environment(device, resolve_precision("auto", device))
+    results: dict[str, Any] = asdict(environment(device, resolve_precision("auto", device)))
     del results["command"]  # may name folders of this machine
     hardware = re.sub(r"[^A-Za-z0-9]+", "-", results["device_name"]).strip("-")
     file = options.output / f"{time.strftime('%Y-%m-%d')}_{hardware}" / "gpu_suite.json"

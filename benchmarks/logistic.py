@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.records import keep, load, origin
-from openjepa.evaluation.probes.logistic import Standardized, standardize
-from openjepa.evaluation.probes.newton import Solution
+from openjepa.evaluation.probes.logistic import Solution, Standardized, standardize
 from openjepa.settings.evaluation import LogisticSettings
 
 COLD = 2.5e-4

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 
 from benchmarks.records import keep, origin
+from openjepa.experiments.generated_photos import timed_source
 from openjepa.experiments.step_times import step_config
 from openjepa.methods import METHODS
 from openjepa.settings.experiments import StepBench
@@ -50,7 +52,8 @@ def compare(options: Options) -> dict[str, Any]:
     for name in METHODS:
         bench = StepBench(recipe=options.recipe, method=name, device="cpu", threads=1)  # type: ignore[arg-type]
         steps[name] = TimedStep(step_config(bench))
-        batches = steps[name].loader().iterate(0, LoaderPosition(), options.repeats + 1)
+        source = timed_source(steps[name].config)
+        batches = steps[name].loader(source, torch.device("cpu")).iterate(0, LoaderPosition(), options.repeats + 1)
         loads[name] = lambda batches=batches: next(batches)
     seconds = _seconds(steps, loads, options.repeats)
     images = steps[FIRST].config.optim.batch_size
@@ -84,11 +87,11 @@ def _row(step: TimedStep, seconds: dict[tuple[str, str], list[float]], name: str
     def ratio(above: tuple[str, str], below: tuple[str, str]) -> float:
         return statistics.median(a / b for a, b in zip(seconds[above], seconds[below], strict=True))
 
-    gflops = {part: value / 1e9 for part, value in step.method.flops().items()}
+    gflops = {part: value / 1e9 for part, value in step.costs.flops.items()}
     return {
         "views": {key: f"{view.count} x {view.size[0]}x{view.size[1]}" for key, view in step.method.inputs().views.items()},
         "forward_gflops_per_image": gflops,
-        "step_gflops_per_image": step.method.step_flops() / 1e9,
+        "step_gflops_per_image": step.costs.step_flops / 1e9,
         "step_images_per_second": images / statistics.median(seconds[name, "step"]),
         "views_images_per_second": images / statistics.median(seconds[name, "views"]),
         "views_over_step": ratio((name, "views"), (name, "step")),

@@ -13,11 +13,11 @@ def origin() -> dict[str, Any]:
     """Commit, date, processor, threads and version of torch, to stand at the head of a result."""
     where = environment(torch.device("cpu"), "fp32")
     return {
-        "commit": where["commit"],
-        "date": where["started"],
-        "machine": where["cpu"],
-        "threads": where["threads"],
-        "torch": where["torch"],
+        "commit": where.commit,
+        "date": where.started,
+        "machine": where.cpu,
+        "threads": where.threads,
+        "torch": where.torch,
     }
 
 

@@ -106,7 +106,7 @@ def _plain(step: TimedStep, precision: str):  # type: ignore[no-untyped-def]
 
 
 def _summary(seconds: dict[str, list[float]], options: Options, step: TimedStep) -> dict[str, object]:
-    flops = step.method.step_flops()
+    flops = step.costs.step_flops
     steps = [name for name in seconds if name != "matmul"]
 
     def ratio(above: str, below: str) -> float:

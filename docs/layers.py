@@ -1,4 +1,7 @@
-"""The layers of the package, from the top down. A test checks every import against them; docs/architecture.md is written from them."""
+"""The layers of the package, from the top down.
+
+A test checks every import against them, and docs/architecture.md is written from them.
+"""
 
 LAYERS = (
     ("__main__",),
@@ -10,9 +13,10 @@ LAYERS = (
     ("methods", "inference"),
     ("engine", "weights"),
     ("models", "masks", "data"),
+    ("records",),
     ("schedules", "checks", "recipes", "measures"),
     ("system",),
-    ("types", "seeds", "config"),
+    ("types", "seeds", "config", "operators"),
     ("settings",),
     ("refusals",),
 )

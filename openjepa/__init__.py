@@ -19,12 +19,12 @@ from openjepa.refusals import Refusal
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from openjepa.evaluation.results import Result
     from openjepa.inference.areas import PatchBox
     from openjepa.inference.encoder import Encoder
     from openjepa.inference.images import Picture, Pictures
     from openjepa.inference.prediction import BlockPrediction, Prediction
     from openjepa.recipes import load_recipe
+    from openjepa.records import Result
     from openjepa.settings.evaluation import EvaluationSettings
     from openjepa.settings.run import RunConfig
     from openjepa.settings.sources import DataSettings
@@ -129,8 +129,7 @@ def evaluate(
     `data`: the images. None: those of the run; anything but a run needs it.
     `suite`: `paper`, `cached` or `dense`. The rows of that suite are evaluated on the data sets below `data_root`.
     """
-    from openjepa.evaluation.dataset_run import evaluate_run
-    from openjepa.evaluation.suite_run import evaluate_suite
+    from openjepa.evaluation.evaluation_run import evaluate_run, evaluate_suite
     from openjepa.settings.evaluation import EvaluationSettings
 
     settings = settings or EvaluationSettings()

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import openjepa
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, needed_for
 from openjepa.system.interrupts import Interrupted
-from openjepa.system.packages import needed_for
 
 USAGE = """openjepa {version}: train I-JEPA encoders on your images, probe and look at them.
 
@@ -45,7 +44,7 @@ COMMANDS = {
     "data masks": "draw masks and how often they cover each patch",
     "data scenes": "render labeled scenes in CLEVR's format",
 }
-"""One line of help each. `data check` is the function `data_check` of openjepa/commands/data.py."""
+"""One line of help for each command. `data check` is the function `data_check` of openjepa/commands/data.py."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -75,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _print_any_name() -> None:
-    """File names may hold bytes and letters that the terminal's encoding lacks: these are written out."""
+    """Lets printed file names hold bytes and letters that the terminal's encoding lacks: these are written as escapes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
@@ -113,6 +112,6 @@ def _dispatch(argv: list[str]) -> None:
 
 
 def usage(names: Sequence[str] = tuple(COMMANDS)) -> str:
-    """The help of `openjepa`, or only the lines of some of its commands."""
+    """The help of `openjepa`; or, for a group of its commands, only their lines."""
     lines = "\n".join(f"  {name:<14}{COMMANDS[name]}" for name in names)
     return USAGE.format(version=openjepa.__version__, commands=lines) if len(names) == len(COMMANDS) else lines

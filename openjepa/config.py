@@ -1,4 +1,4 @@
-"""Reads, checks the types of, writes and compares settings. Works for any tree of frozen dataclasses and knows none of them.
+"""Reads, writes and compares settings, and checks their types. Works for any tree of frozen dataclasses.
 
 Only `load_run_config` names our own classes. YAML is read as plain data alone.
 """
@@ -13,17 +13,16 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from openjepa.refusals import Refusal
-from openjepa.settings.fields import CHOICES, Choice
-from openjepa.settings.run import RunConfig
+from openjepa.settings.run import CHOICES, Choice, RunConfig
 
 ConfigType = TypeVar("ConfigType")
 Change = tuple[str, object, object]
-"""Dotted name of a setting, its old and its new value; ABSENT where one side does not have it."""
+"""Dotted name of a setting, its old and its new value; ABSENT if one side does not have it."""
 ABSENT = "(absent)"
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """The end of an error message: the valid names most like `name`, or all of them where none is alike."""
+    """The end of an error message: the valid names most like `name`, or all of them if none is alike."""
     names = sorted(valid)
     wanted = name.lower().replace("-", "_")
     alike = {item: difflib.SequenceMatcher(None, wanted, item.lower().replace("-", "_")).ratio() for item in names}
@@ -155,7 +154,7 @@ def save_yaml(config: object, path: Path) -> None:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a mapping that has a key twice, of which YAML would silently take the last."""
+    """Refuses a mapping that has a key twice; YAML would silently take the last."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)  # before any `<<` is filled in
@@ -236,10 +235,10 @@ def load_run_config(path: Path | str) -> RunConfig:
 
 
 def _as_it_was(data: dict[str, Any]) -> dict[str, Any]:
-    """What a run was made with where a file of an earlier version does not say it: the default of today is another.
+    """`data` with what an earlier version meant by leaving a setting out, if today's default is another.
 
-    Tables without a test split were trained on whole, so that nothing may be held out of them afterwards. A file that somebody
-    has written by hand names fewer settings than every run does (`window`), and means today's default.
+    Tables without a test split were trained on whole, so that nothing may be held out of them afterwards. A file written by
+    hand names fewer settings than a run does (it lacks `window`), and means today's default.
     """
     tables = data.get("data")
     if isinstance(tables, dict) and tables.get("source") == "huggingface" and "window" in tables:

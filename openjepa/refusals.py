@@ -1,6 +1,21 @@
-"""The class of our refusals: what the user can mend, told apart from what is wrong in the program."""
+"""Refusal: an error that the user can mend, told apart from faults of the program."""
 
-from collections.abc import Callable, Iterable, Sequence
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "data": ("datasets", "pyarrow"),
+    "scenes": ("mitsuba", "drjit"),
+    "eval": ("scipy",),
+    "report": ("matplotlib", "jinja2", "markupsafe"),
+    "tracking": ("tensorboard",),
+    "hub": ("huggingface_hub",),
+    "transformers": ("transformers",),
+    "onnx": ("onnx", "onnxruntime", "onnxscript", "onnx_ir"),
+    "search": ("usearch",),
+}
+"""Extra -> modules that are imported, those of the packages that its packages bring among them."""
 
 
 class Refusal(ValueError):
@@ -12,7 +27,7 @@ class Refusal(ValueError):
 
 
 def refused(checks: Iterable[Callable[[], object]]) -> list[str]:
-    """What each of `checks` refuses, every message once; the others still run."""
+    """The messages of those of `checks` that refuse, each once. All of them run."""
     found: dict[str, None] = {}
     for check in checks:
         try:
@@ -24,7 +39,41 @@ def refused(checks: Iterable[Callable[[], object]]) -> list[str]:
 
 def refuse(problems: Sequence[str]) -> None:
     """Raises one Refusal that names all `problems`, so that nobody mends one to meet the next. Does nothing without any."""
+    problems = list(dict.fromkeys(problems))
     if len(problems) == 1:
         raise Refusal(problems[0])
     if problems:
         raise Refusal("\n- ".join([f"{len(problems)} things cannot work:", *problems]))
+
+
+def examples(names: Sequence[str], most: int = 3) -> str:
+    """The first names as examples: `a, b, c, ...`."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def few(names: Sequence[str], most: int = 8) -> str:
+    """The first names, and how many more there are: `a, b and 5 more`."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def require_package(package: str, what: str, instead: str = "") -> None:
+    """Raises Refusal unless `package`, which `what` needs, is installed; imports nothing. `instead`: what would do without."""
+    if importlib.util.find_spec(package) is None:
+        raise _missing(package, what, instead)
+
+
+@contextmanager
+def needed_for(what: str, instead: str = "") -> Iterator[None]:
+    """Turns the error of a missing package of an extra, which `what` needs, into a Refusal; every other error passes."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if not any(package in packages for packages in EXTRAS.values()):
+            raise
+        raise _missing(package, what, instead) from None
+
+
+def _missing(package: str, what: str, instead: str) -> Refusal:
+    extra = next(name for name, packages in EXTRAS.items() if package in packages)
+    return Refusal(f"{what} needs the package {package}: pip install 'openjepa[{extra}]'{instead and f', or {instead}'}")

@@ -14,8 +14,7 @@ from openjepa.data import SOURCES
 from openjepa.masks import MASKS
 from openjepa.methods import METHODS
 from openjepa.recipes import RECIPES, load_recipe
-from openjepa.settings.fields import CHOICES
-from openjepa.settings.run import RunConfig
+from openjepa.settings.run import CHOICES, RunConfig
 from openjepa.settings.sources import HuggingFaceSettings, ScenesSettings
 
 REGISTRIES = {"data": SOURCES, "masks": MASKS, "method": METHODS}
@@ -37,10 +36,12 @@ class Outer:
     lr: float = 1.0
 
 
-def test_choices_agree_with_the_registries() -> None:
-    assert set(CHOICES) == set(REGISTRIES)
+def test_a_line_of_a_registry_has_the_name_that_its_settings_choose_it_by() -> None:
     for component, registry in REGISTRIES.items():
-        assert dict(CHOICES[component].options) == {name: entry.settings for name, entry in registry.items()}
+        choice = CHOICES[component]
+        assert choice.registry is registry
+        assert [getattr(settings(), choice.field) for settings in choice.options.values()] == list(registry)
+        assert all(issubclass(settings, choice.base) for settings in choice.options.values())
 
 
 @pytest.mark.parametrize(("recipe", "preset"), ALL_RUNS)

@@ -12,7 +12,6 @@ from openjepa.experiments.pipeline import quickstart_config, run_through
 from openjepa.methods import METHODS
 from openjepa.recipes import load_recipe
 from openjepa.report import write_report
-from openjepa.report.probes import METHOD_WORDS
 from openjepa.settings.derived import resolve
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.experiments import EnergyBench
@@ -81,7 +80,7 @@ def test_train_evaluate_visualize_report(method: str, tmp_path: Path, capsys: py
     assert {path.stem for path in (folder / "figures").glob("*.png")} == PICTURES[method]
     assert source.count("data:image/") == len(PICTURES[method])
     page, about = Page(source), config.method.about
-    assert f"trained by {METHOD_WORDS[method]} on" in page.text
+    assert f"trained by {about.short} on" in page.text
     for words in (about.title, about.family, about.x, about.y, about.z, about.energy, about.against_collapse):
         assert words in page.text
     assert "http://" not in source.replace("http://www.w3.org", "") and "<script src" not in source
@@ -90,8 +89,8 @@ def test_train_evaluate_visualize_report(method: str, tmp_path: Path, capsys: py
     assert is_masked == ("masks" in PICTURES[method]), "counts of patches are shown where patches are masked"
 
     found = measure_energy(EnergyBench(folder, images=12, batch_size=6, device="cpu"))
-    assert found["method"] == method and found["images"] == 12
-    assert found["verdict"] in Page(write_report([folder]).read_text()).text
+    assert found.method == method and found.images == 12
+    assert found.verdict in Page(write_report([folder]).read_text()).text
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:

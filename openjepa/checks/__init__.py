@@ -1,7 +1,7 @@
 """Finds impossible settings before anything is loaded: every error names the setting, its value and what would fit."""
 
-from openjepa.checks.grids import check_patch_divides, nearest_multiple
 from openjepa.checks.methods import never_reached
 from openjepa.checks.pretraining import check, remarks, value_problems
+from openjepa.checks.sizes import check_patch_divides, nearest_multiple
 
 __all__ = ["check", "check_patch_divides", "nearest_multiple", "never_reached", "remarks", "value_problems"]

@@ -1,17 +1,15 @@
-"""Settings of the masks that cannot work on a grid.
-
-Sizes that must divide one another: images and patches, widths and heads.
-"""
+"""Masks that cannot be drawn on a grid of patches."""
 
 import math
 
 from openjepa.refusals import Refusal
 from openjepa.settings.derived import resolved
 from openjepa.settings.masks import BlockwiseSettings, RandomPatchesSettings
+from openjepa.settings.ranges import check_ranges
 
 
 def check_blockwise(masks: BlockwiseSettings, grid: tuple[int, int]) -> None:
-    """Raises Refusal where blocks of patches cannot be drawn as wished on a grid of (rows, columns)."""
+    """Raises Refusal if blocks of patches cannot be drawn as wished on a grid of (rows, columns)."""
     if min(grid) < 2:
         fix = "use a smaller model.patch_size or a larger data.image_size"
         raise Refusal(f"masks.strategy=blockwise needs at least 2x2 patches; this grid is {grid[0]}x{grid[1]}: {fix}")
@@ -39,19 +37,18 @@ def min_block_of(masks: BlockwiseSettings, grid: tuple[int, int]) -> int:
 
 
 def most_masked_of(masks: BlockwiseSettings, grid: tuple[int, int]) -> int:
-    """Most patches that any image is wished to have masked; none has more."""
+    """Most patches that any image may have masked."""
     wished = max(ratio + spread for ratio, spread in zip(masks.ratios, masks.spreads, strict=True))
     return int(round(wished * grid[0] * grid[1], 6))  # 120/196 x 196 is 120
 
 
 def check_random_patches(masks: RandomPatchesSettings, grid: tuple[int, int]) -> None:
-    """Raises Refusal where every patch of a grid of (rows, columns) would be masked, or none of them."""
+    """Raises Refusal if every patch of a grid of (rows, columns) would be masked, or none."""
     num_patches = grid[0] * grid[1]
     if num_patches < 2:
         fix = "use a smaller model.patch_size or a larger data.image_size"
         raise Refusal(f"masks.strategy=random_patches needs at least 2 patches; this grid is {grid[0]}x{grid[1]}: {fix}")
-    if not 0 < 1 - resolved(masks.ratio) < 1:
-        raise Refusal(f"masks.ratio={masks.ratio:g} must lie between 0 and 1, e.g. 0.75 (MAE) or 0.15 (MSN)")
+    check_ranges(masks, "masks.")
     if num_visible_of(masks, grid) == 0:
         largest = math.floor(1e4 * (1 - 1.5 / num_patches)) / 1e4  # clear of the rounding at 1 - 1 / N
         words = f"{grid[0]}x{grid[1]} patches leaves none visible"
@@ -59,47 +56,9 @@ def check_random_patches(masks: RandomPatchesSettings, grid: tuple[int, int]) ->
 
 
 def num_visible_of(masks: RandomPatchesSettings, grid: tuple[int, int]) -> int:
-    """int(N (1 - ratio)) in the floating-point numbers of the published programs: 9, not 10, of 100 patches at 0.9."""
+    """Patches that stay visible: int(N (1 - ratio)), rounded as in the published programs. 9, not 10, of 100 at 0.9."""
     return int(grid[0] * grid[1] * (1 - resolved(masks.ratio)))
 
 
 def _words(values: tuple[float, ...]) -> str:
     return " ".join(f"{value:g}" for value in values) or "()"
-
-
-PATCH_SIZES = range(4, 17)
-
-
-def check_patch_divides(
-    patch: int, size: tuple[int, int], patch_name: str = "model.patch_size", size_name: str = "data.image_size"
-) -> None:
-    """Raises Refusal, with the values that fit, unless an image of `size` (height, width) is a whole number of patches."""
-    height, width = size
-    if patch < 1:
-        raise Refusal(f"{patch_name}={patch} must be at least 1")
-    if min(size) < patch:
-        raise Refusal(f"{size_name}={height}x{width} is smaller than a patch ({patch_name}={patch})")
-    if height % patch or width % patch:
-        fitting = [side for side in PATCH_SIZES if height % side == 0 and width % side == 0]
-        patches = f"{patch_name} one of {', '.join(map(str, fitting))}" if fitting else "no patch size fits this image"
-        nearest = " ".join(str(nearest_multiple(side, patch)) for side in dict.fromkeys(size))
-        raise Refusal(f"{patch_name}={patch} does not divide {size_name}={height}x{width}: {patches}, or {size_name}={nearest}")
-
-
-def nearest_multiple(side: int, patch: int) -> int:
-    """The whole number of patches nearest to `side`, in pixels; at least one patch."""
-    return max(patch, round(side / patch) * patch)
-
-
-def check_heads(name: str, heads: int, width_name: str, width: int) -> None:
-    """Raises Refusal, with the numbers that fit, unless the heads divide the width."""
-    if width % heads:
-        fitting = [number for number in range(1, 33) if width % number == 0]
-        raise Refusal(f"{name}={heads} does not divide {width_name} ({width}); heads that do: {', '.join(map(str, fitting))}")
-
-
-def check_positions(name: str, width: int) -> None:
-    """Raises Refusal unless fixed positions can be made for this width."""
-    if width % 4:
-        low = max(4, width // 4 * 4)
-        raise Refusal(f"{name}={width} must be a multiple of 4 for sine-cosine positions, e.g. {low} or {low + 4}")

@@ -1,52 +1,53 @@
-"""What each method needs of its settings, the masks and the encoder: one function a method, where it needs anything special.
-
-What is allowed in a method's settings but surely not meant: values without effect, and epochs that the run does not have.
-"""
+"""What a method needs of its settings, the masks and the encoder; and what it allows that is surely not meant."""
 
 import math
 from collections.abc import Callable
 from functools import partial
 
-from openjepa.checks.grids import (
-    check_blockwise,
-    check_heads,
-    check_patch_divides,
-    check_positions,
-    most_masked_of,
-    nearest_multiple,
-)
+from openjepa.checks.grids import check_blockwise, most_masked_of
+from openjepa.checks.sizes import check_heads, check_patch_divides, check_positions, nearest_multiple
 from openjepa.refusals import Refusal
 from openjepa.settings.derived import heads_of, resolved
-from openjepa.settings.fields import CHOICES
-from openjepa.settings.masks import BlockwiseSettings, RandomPatchesSettings
+from openjepa.settings.masks import BlockwiseSettings
 from openjepa.settings.methods import Data2VecSettings, IBotSettings, IJepaSettings, MaeSettings, MethodSettings, MsnSettings
-from openjepa.settings.methods.shared import MultiCropSettings, SelfDistillationSettings
-from openjepa.settings.run import RunConfig
+from openjepa.settings.methods.shared import Heads, MultiCropSettings, SelfDistillationSettings
+from openjepa.settings.run import CHOICES, RunConfig
 
 MASK_WORDS = {
     "blocks": "which predicts target blocks from a context",
     "tokens": "which masks single patches",
     "none": "which compares whole views without masks",
 }
-EQUALLY_MANY_MASKED = ("mae", "msn")
-"""Methods that encode only visible patches, so that every image must have equally many."""
 
 
 def method_checks(config: RunConfig) -> list[Callable[[], None]]:
-    """That masks and encoder suit the method, and what the method's own settings must keep."""
-    found: list[Callable[[], None]] = [
-        partial(check, config) for check in (_check_mask_kind, _check_class_token, *METHOD_CHECKS.get(config.method.name, ()))
-    ]
-    if isinstance(config.method, MultiCropSettings):
-        found += [partial(_check_crops, config.method, config), partial(_check_hue, config.method.jitter)]
-    return found
+    """The checks of a resolved run's method: that masks and encoder suit it, and that its own settings fit together."""
+    method, found = (
+        config.method,
+        [partial(check, config) for check in (_check_mask_kind, _check_equal_counts, _check_class_token)],
+    )
+    if isinstance(method, MultiCropSettings):
+        found.append(partial(_check_crops, method, config))
+    if isinstance(method, MultiCropSettings | Data2VecSettings):
+        found.append(partial(_check_hue, method.jitter))
+    if isinstance(method, IJepaSettings):
+        found += _network_checks("predictor", method.predictor_heads, method.predictor_width, config)
+    if isinstance(method, MaeSettings):
+        found += _network_checks("decoder", method.decoder_heads, method.decoder_width, config)
+    if isinstance(method, Data2VecSettings):
+        found += [partial(_check_average_layers, method, config), partial(_check_something_is_masked, config, e_g="0.6")]
+    if isinstance(method, IBotSettings):
+        found.append(partial(_check_ibot, method, config))
+    if isinstance(method, MsnSettings):
+        found.append(partial(_check_msn, config))
+    return [*found]
 
 
 def _check_mask_kind(config: RunConfig) -> None:
     method, masks, name = config.method, config.masks, config.method.name
     if masks.kind not in method.mask_kinds:
-        fitting = [item for item, cls in CHOICES["masks"].options.items() if cls.kind in method.mask_kinds]
-        fitting = ["random_patches"] if name in EQUALLY_MANY_MASKED else fitting
+        suits = {item: cls for item, cls in CHOICES["masks"].options.items() if cls.kind in method.mask_kinds}
+        fitting = [item for item, cls in suits.items() if cls.equal_counts or not method.needs_equal_counts]
         raise Refusal(
             f"masks.strategy={masks.strategy} does not fit method.name={name}, {MASK_WORDS[method.mask_kinds[0]]}: "
             f"use masks.strategy={' or '.join(fitting)}, or start from a recipe of {name} (openjepa train --help), which sets "
@@ -60,33 +61,17 @@ def _check_class_token(config: RunConfig) -> None:
         raise Refusal(f"model.class_token=False, but {words}")
 
 
-def _check_predictor_heads(config: RunConfig) -> None:
-    method = config.method
-    assert isinstance(method, IJepaSettings)
-    heads = heads_of(method.predictor_heads, config.model.shape().heads)
-    check_heads("method.predictor_heads", heads, "method.predictor_width", resolved(method.predictor_width))
+def _network_checks(part: str, heads: Heads, width: int | None, config: RunConfig) -> list[partial[None]]:
+    """The checks of a second network, `predictor` or `decoder`."""
+    width_name, num_heads = f"method.{part}_width", heads_of(heads, config.model.shape().heads)
+    return [
+        partial(check_heads, f"method.{part}_heads", num_heads, width_name, resolved(width)),
+        partial(check_positions, width_name, resolved(width)),
+    ]
 
 
-def _check_predictor_positions(config: RunConfig) -> None:
-    assert isinstance(config.method, IJepaSettings)
-    check_positions("method.predictor_width", resolved(config.method.predictor_width))
-
-
-def _check_decoder_heads(config: RunConfig) -> None:
-    method = config.method
-    assert isinstance(method, MaeSettings)
-    heads = heads_of(method.decoder_heads, config.model.shape().heads)
-    check_heads("method.decoder_heads", heads, "method.decoder_width", resolved(method.decoder_width))
-
-
-def _check_decoder_positions(config: RunConfig) -> None:
-    assert isinstance(config.method, MaeSettings)
-    check_positions("method.decoder_width", resolved(config.method.decoder_width))
-
-
-def _check_average_layers(config: RunConfig) -> None:
-    method, depth = config.method, config.model.shape().depth
-    assert isinstance(method, Data2VecSettings)
+def _check_average_layers(method: Data2VecSettings, config: RunConfig) -> None:
+    depth = config.model.shape().depth
     if resolved(method.average_layers) > depth:
         raise Refusal(
             f"method.average_layers={method.average_layers} of an encoder with {depth} blocks: set method.average_layers to at "
@@ -94,14 +79,7 @@ def _check_average_layers(config: RunConfig) -> None:
         )
 
 
-def _check_hue_of_data2vec(config: RunConfig) -> None:
-    assert isinstance(config.method, Data2VecSettings)
-    _check_hue(config.method.jitter)
-
-
-def _check_ibot(config: RunConfig) -> None:
-    method = config.method
-    assert isinstance(method, IBotSettings)
+def _check_ibot(method: IBotSettings, config: RunConfig) -> None:
     if method.class_weight == method.patch_weight == 0:
         raise Refusal("method.class_weight=0 and method.patch_weight=0 leave no loss: set one of them above 0, e.g. 1")
     if method.patch_weight > 0:
@@ -118,17 +96,18 @@ def _check_msn(config: RunConfig) -> None:
         )
 
 
-def _check_equally_many_are_masked(config: RunConfig) -> None:
-    """For methods that encode only visible patches; masks of another kind are refused as such."""
-    if config.masks.kind == "tokens" and not isinstance(config.masks, RandomPatchesSettings):
+def _check_equal_counts(config: RunConfig) -> None:
+    """Refuses masks of unequally many patches if only the visible ones are encoded."""
+    method, masks = config.method, config.masks
+    if method.needs_equal_counts and masks.kind == "tokens" and not masks.equal_counts:
         raise Refusal(
-            f"masks.strategy={config.masks.strategy} masks unequal numbers of patches, but method.name={config.method.name} "
+            f"masks.strategy={masks.strategy} masks unequal numbers of patches, but method.name={method.name} "
             "encodes only the visible ones, equally many in every image: use masks.strategy=random_patches"
         )
 
 
 def _check_something_is_masked(config: RunConfig, e_g: str) -> None:
-    """Of blocks of patches, which may be wished away; masks of single patches have a check of their own."""
+    """Refuses blocks of patches that mask nothing. Masks of single patches have a check of their own."""
     masks, grid = config.masks, config.model.grid(config.data.height_width())
     if not isinstance(masks, BlockwiseSettings):
         return
@@ -141,15 +120,16 @@ def _check_something_is_masked(config: RunConfig, e_g: str) -> None:
 
 
 def _check_crops(method: MultiCropSettings, config: RunConfig) -> None:
-    """What all methods of several crops need."""
-    if method.local_crops:
-        size, patch, side = resolved(method.local_size), config.model.patch_size, max(config.data.height_width())
-        check_patch_divides(patch, (size, size), size_name="method.local_size")
-        if size > side:
-            raise Refusal(
-                f"method.local_size={size} makes the small crops larger than the large ones, "
-                f"data.image_size={side}: use e.g. method.local_size={nearest_multiple(side * 3 // 7, patch)}"
-            )
+    """Refuses small crops that are no whole number of patches, or larger than the large ones."""
+    if not method.local_crops:
+        return
+    size, patch, side = resolved(method.local_size), config.model.patch_size, max(config.data.height_width())
+    check_patch_divides(patch, (size, size), size_name="method.local_size")
+    if size > side:
+        raise Refusal(
+            f"method.local_size={size} makes the small crops larger than the large ones, "
+            f"data.image_size={side}: use e.g. method.local_size={nearest_multiple(side * 3 // 7, patch)}"
+        )
 
 
 def _check_hue(jitter: tuple[float, float, float, float]) -> None:
@@ -159,17 +139,8 @@ def _check_hue(jitter: tuple[float, float, float, float]) -> None:
         )
 
 
-METHOD_CHECKS: dict[str, tuple[Callable[[RunConfig], None], ...]] = {
-    "ijepa": (_check_predictor_heads, _check_predictor_positions),
-    "mae": (_check_equally_many_are_masked, _check_decoder_heads, _check_decoder_positions),
-    "data2vec": (_check_average_layers, _check_hue_of_data2vec, partial(_check_something_is_masked, e_g="0.6")),
-    "ibot": (_check_ibot,),
-    "msn": (_check_equally_many_are_masked, _check_msn),
-}
-
-
 def without_effect(method: MethodSettings) -> list[str]:
-    """Values that were changed but that another setting switches off."""
+    """Settings that were changed but that another setting switches off, in words."""
     found = []
     if isinstance(method, MsnSettings):
         rounds = method.sinkhorn_iterations
@@ -187,7 +158,10 @@ def without_effect(method: MethodSettings) -> list[str]:
 
 
 def never_reached(method: MethodSettings, total_steps: int, steps_per_epoch: float) -> list[str]:
-    """What DINO and iBOT count in epochs, in a run that has fewer. A stream of unknown length counts as one epoch."""
+    """What DINO and iBOT count in epochs and the run is too short for, in words.
+
+    `steps_per_epoch`: a stream of unknown length counts as one epoch.
+    """
     if not isinstance(method, SelfDistillationSettings):
         return []
     epochs, found = total_steps / steps_per_epoch, []

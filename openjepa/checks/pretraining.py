@@ -5,20 +5,14 @@ import re
 from collections.abc import Callable, Collection
 from functools import partial
 
-from openjepa.checks.grids import (
-    PATCH_SIZES,
-    check_blockwise,
-    check_heads,
-    check_patch_divides,
-    check_positions,
-    check_random_patches,
-)
+from openjepa.checks.grids import check_blockwise, check_random_patches
 from openjepa.checks.methods import method_checks, without_effect
-from openjepa.checks.values import value_checks
+from openjepa.checks.sizes import check_heads, check_patch_divides, check_positions
 from openjepa.refusals import Refusal, refuse, refused
 from openjepa.settings.derived import divisors, nearest_by_ratio, resolve, resolved
 from openjepa.settings.masks import BlockwiseSettings, MultiblockSettings, RandomPatchesSettings
 from openjepa.settings.models import SIZES, ModelSettings
+from openjepa.settings.ranges import out_of_range
 from openjepa.settings.run import OptimizationSettings, RunConfig, RunSettings
 from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
 
@@ -32,34 +26,34 @@ COMPUTED_WITH = (
     "optim.epochs",
     "optim.total_steps",
     "optim.warmup_",
+    "data.image_size",
 )
-"""Beginnings of names: what is checked with the values of these settings needs values within their range."""
+"""Beginnings of the names of settings that others are computed with, so that they must be in range before anything follows."""
 
 
 def check(config: RunConfig, world_size: int = 1, is_model_known: bool = True) -> None:
     """Raises one Refusal that names all settings that cannot work, alone or with the others, on `world_size` processes.
 
-    Settings that follow others are checked with the values that they get. Without `is_model_known`, for a run whose model
-    follows weights that are not read yet, what depends on the model is left out.
+    Settings that follow others are checked with the values that they get. `is_model_known`: False for
+    a run whose model follows weights that are not read yet; what depends on the model is then left out.
     """
-    problems = value_problems(config)
-    checks = [check for name, check in value_checks(config) if not name.startswith(COMPUTED_WITH)]
-    checks += [partial(_check_source, config), partial(_check_run, config.run)]
+    problems, ranges = value_problems(config), [words for _, words in out_of_range(config)]
+    checks: list[Callable[[], None]] = [partial(_check_source, config), partial(_check_run, config.run)]
     if not problems:
         config = resolve(config, processes=world_size)
         checks += [partial(_check_batch, config, world_size), partial(_check_length, config.optim)]
         checks += _model_checks(config) if is_model_known else []
-    refuse(problems + refused(checks))
+    refuse(list(dict.fromkeys(problems + ranges + refused(checks))))
 
 
 def value_problems(config: RunConfig) -> list[str]:
-    """What is wrong with the values that others are computed with. Only if nothing is can `config` be resolved."""
-    checks = [check for name, check in value_checks(config) if name.startswith(COMPUTED_WITH)]
-    return refused([*checks, partial(_check_size, config.model)])
+    """What is wrong with the settings that others are computed with. `config` can be resolved only if nothing is."""
+    found = [words for name, words in out_of_range(config) if name.startswith(COMPUTED_WITH)]
+    return found + refused([partial(_check_size, config.model)])
 
 
 def _model_checks(config: RunConfig) -> list[Callable[[], None]]:
-    """Of what depends on the model: its own sizes, the method's and the masks'. Grids need images of whole patches."""
+    """The checks that need the model: its sizes, the method and the masks. Those on a grid only if it has whole patches."""
     masks, shape, grid = config.masks, config.model.shape(), config.model.grid(config.data.height_width())
     found: list[Callable[[], None]] = [
         partial(check_patch_divides, config.model.patch_size, config.data.height_width()),
@@ -79,10 +73,10 @@ def _model_checks(config: RunConfig) -> list[Callable[[], None]]:
 
 
 def remarks(config: RunConfig, given: Collection[str] = ()) -> list[str]:
-    """What is allowed but surely not meant: settings without effect, and a warm-up as long as the run.
+    """What is allowed but surely not meant, in words: settings without effect, and a warm-up as long as the run.
 
-    Mask strategies warn of their own, and methods remark on the length once it is known in steps. `given`: dotted names of the
-    settings that the command line has set itself; those that others only follow are remarked if they are among these.
+    Mask strategies warn themselves, and `never_reached` speaks once the length is known in steps. `given`: dotted names of the
+    settings that the command line sets; a setting that others only follow is remarked on if it is among them.
     """
     found = _without_followers(config, given)
     config = resolve(config)
@@ -113,7 +107,7 @@ def remarks(config: RunConfig, given: Collection[str] = ()) -> list[str]:
 
 
 def _without_followers(config: RunConfig, given: Collection[str]) -> list[str]:
-    """Settings that only say what others follow, if all of these were set. A recipe's give way without a word."""
+    """Remarks on settings that others would follow, if all of these are set too. A recipe's own give way without a word."""
     optim, found = config.optim, []
     if "optim.warmup_share" in given and optim.warmup_share is not None:
         said = [name for name in ("warmup_steps", "warmup_epochs") if getattr(optim, name) is not None]
@@ -133,8 +127,6 @@ def _without_followers(config: RunConfig, given: Collection[str]) -> list[str]:
 
 
 def _check_size(model: ModelSettings) -> None:
-    if model.patch_size not in PATCH_SIZES:
-        raise Refusal(f"model.patch_size={model.patch_size} must be between {PATCH_SIZES[0]} and {PATCH_SIZES[-1]}")
     if model.size not in SIZES:
         raise Refusal(f"model.size={model.size!r} must be one of {', '.join(SIZES)}")
 

@@ -33,6 +33,13 @@ The same command goes on where it was stopped and skips what is done. Started in
 say), the processes share the runs. A run that fails does not end the others; the command then exits with 1."""
 
 
+ABLATE_COMMON = (
+    *("data.path", "data.source", "recipe", "rows", "images", "seconds", "seeds", "probe_images", "output"),
+    *("dry_run", "device", "system.threads"),
+)
+"""The options that the help shows without --help-all, in this order."""
+
+
 def ablate(argv: Sequence[str], prog: str) -> None:
     """Trains, evaluates and compares the rows of an ablation."""
     argv = require(AblationSettings, argv, f"the name of an ablation ({', '.join(ABLATIONS)})", prog)
@@ -44,8 +51,7 @@ def ablate(argv: Sequence[str], prog: str) -> None:
     config = replace(config, data=select_component(config.data, "data", argv))
     start = AblationSettings(data=config.data, model=config.model, system=config.system)
     names = "\n".join(f"  {name:<10}{item.title}: {', '.join(item.names)}" for name, item in ABLATIONS.items())
-    options = parse(AblationSettings, argv, prog, ABLATE_HELP.format(names=names), start)
-    options.check()
+    options = parse(AblationSettings, argv, prog, ABLATE_HELP.format(names=names), start, common=ABLATE_COMMON)
     ablation_rows(options.ablation, config, options.rows)
     check_output_folder(options.output)
     from openjepa.experiments.ablation import run_ablation

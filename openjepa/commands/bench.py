@@ -64,7 +64,6 @@ def bench_data(argv: Sequence[str], prog: str) -> None:
 def bench_energy(argv: Sequence[str], prog: str) -> None:
     """Measures the energies of a run."""
     options = parse(EnergyBench, require(EnergyBench, argv, "RUN", prog), prog, BENCH_ENERGY_HELP, EnergyBench())
-    options.check()
     check_subject(options.run, "config.yaml")
     from openjepa.experiments.energies import measure_energy
 

@@ -1,6 +1,5 @@
 """The command `openjepa convert`."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from openjepa.weights.convert.conversion import Conversion
 
 CONVERT_HELP = """The weights of a run, or of any encoder that is read,
-as a folder for other programs: weights, settings, a model card (README.md), and I-JEPA's predictor where the format has a
+as a folder for other programs: weights, settings, a model card (README.md), and I-JEPA's predictor if the format has a
 place for it. What was written is read back and compared before the folder appears.
 
 formats (--to):
@@ -42,17 +41,16 @@ def convert(argv: Sequence[str], prog: str) -> None:
         raise Refusal(f"{prog} needs --to with a format: {', '.join(OUTPUTS)}")
     if not (settings.subject / "encoder" / "config.json").is_file():
         check_evaluated(settings.subject.expanduser())
+    from openjepa.system.console import say
     from openjepa.weights.convert.conversion import convert as run
 
-    _print(run(settings, _say))
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    _print(run(settings, say))
 
 
 def _print(done: "Conversion") -> None:
-    """What was read, what lies where, how it was checked, and how it is loaded."""
+    """Prints what was read and written, how it was checked, and how to load it."""
+    from rich.filesize import decimal
+
     from openjepa.system.console import plain_console
     from openjepa.weights.convert.card import loading
 
@@ -61,7 +59,7 @@ def _print(done: "Conversion") -> None:
     console.print(f"{done.what} -> {shown}", style="bold", soft_wrap=True)
     files = sorted(path for path in done.folder.rglob("*") if path.is_file())
     for path in files:
-        console.print(f"  {_size(path.stat().st_size):>9}  {path.relative_to(done.folder)}")
+        console.print(f"  {decimal(path.stat().st_size):>9}  {path.relative_to(done.folder)}")
     for check in done.checks:
         console.print(f"checked: {check.words()}", style="green", soft_wrap=True)
     for remark in done.remarks:
@@ -74,13 +72,5 @@ def _print(done: "Conversion") -> None:
 
 
 def _shown(folder: Path) -> str:
-    """The folder as the user would write it."""
+    """`folder` as the user would write it."""
     return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)
-
-
-def _size(number: int) -> str:
-    """Bytes in words."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= factor:
-            return f"{number / factor:.1f} {unit}"
-    return f"{number} B"

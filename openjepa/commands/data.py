@@ -1,11 +1,11 @@
 """The commands `openjepa data ...`."""
 
-import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 from openjepa.checks import check_patch_divides
 from openjepa.commands.parsing.arguments import (
@@ -16,10 +16,10 @@ from openjepa.commands.parsing.paths import check_output_file, check_output_fold
 from openjepa.recipes import load_recipe
 from openjepa.refusals import Refusal
 from openjepa.settings.derived import resolve
-from openjepa.settings.fields import CHOICES
 from openjepa.settings.masks import MaskSettings, MultiblockSettings
 from openjepa.settings.models import ModelSettings
-from openjepa.settings.run import RunConfig
+from openjepa.settings.ranges import AT_LEAST_1, NOT_NEGATIVE, as_option
+from openjepa.settings.run import CHOICES, RunConfig
 from openjepa.settings.sources import DataSettings, FolderSettings, height_and_width
 
 MASKS_HELP = """Draws examples of a mask strategy and how often each patch is context or target, or visible or masked, as a
@@ -56,11 +56,11 @@ class MasksOptions:
 
     output: Path = Path("masks.png")
     """The picture."""
-    image_size: int | tuple[int, int] = 224
+    image_size: Annotated[int | tuple[int, int], AT_LEAST_1] = 224
     """Side, or height and width, of the images in pixels."""
-    patch_size: int = 16
+    patch_size: Annotated[int, AT_LEAST_1] = 16
     """Side of a patch in pixels."""
-    seed: int = 0
+    seed: Annotated[int, NOT_NEGATIVE] = 0
     """Seed of the masks."""
     masks: MaskSettings = field(default_factory=MultiblockSettings)
 
@@ -74,8 +74,9 @@ def data_masks(argv: Sequence[str], prog: str) -> None:
         drawing = [name for name, cls in CHOICES["masks"].options.items() if cls.kind != "none"]
         raise Refusal(f"masks.strategy={options.masks.strategy} has nothing to show: use one of {', '.join(drawing)}")
     height, width = height_and_width(options.image_size)
-    check_patch_divides(options.patch_size, (height, width), "patch_size", "image_size")
+    check_patch_divides(options.patch_size, (height, width), "image_size", "patch_size", said=as_option)
     from openjepa.masks import MASKS
+    from openjepa.system.console import say
     from openjepa.visualization import mask_figure
 
     model, data = ModelSettings(patch_size=options.patch_size), FolderSettings(image_size=options.image_size)
@@ -89,7 +90,7 @@ def data_masks(argv: Sequence[str], prog: str) -> None:
                 warnings.simplefilter("ignore", UserWarning)
                 samplers.append(build(other, grid))
         except ValueError as error:
-            print(f"note: masks.mode={other.mode} is not shown: {error}", file=sys.stderr)
+            say(f"note: masks.mode={other.mode} is not shown: {error}")
     print(mask_figure(samplers, options.output, seed=options.seed))
 
 
@@ -99,17 +100,17 @@ class ScenesOptions:
 
     output: Path = Path("scenes")
     """Folder that the scenes are written to."""
-    train: int = 3000
+    train: Annotated[int, AT_LEAST_1] = 3000
     """Training scenes."""
-    test: int = 1000
+    test: Annotated[int, AT_LEAST_1] = 1000
     """Test scenes."""
-    image_size: int = 64
+    image_size: Annotated[int, AT_LEAST_1] = 64
     """Side of the pictures in pixels."""
-    seed: int = 0
+    seed: Annotated[int, NOT_NEGATIVE] = 0
     """Seed of the scenes."""
-    samples: int = 32
+    samples: Annotated[int, AT_LEAST_1] = 32
     """Light paths per pixel: more is slower and less noisy."""
-    workers: int | None = None
+    workers: Annotated[int | None, AT_LEAST_1] = None
     """Processes. None: one per core."""
 
 
@@ -129,13 +130,13 @@ def data_scenes(argv: Sequence[str], prog: str) -> None:
 class CheckOptions:
     """The arguments of `data check`."""
 
-    seed: int = 0
-    """Seed of the split, where the data has none of its own."""
+    seed: Annotated[int, NOT_NEGATIVE] = 0
+    """Seed of the split, if the data has none of its own."""
     recipe: str | None = None
     """The recipe that is to train on the images: those smaller than one of its patches cannot be used."""
     preset: str | None = None
     """Preset of the recipe. None: its first."""
-    patch_size: int | None = None
+    patch_size: Annotated[int | None, AT_LEAST_1] = None
     """Side of a patch in pixels. None: that of the recipe, and without one 16."""
     list: Path | None = None
     """CSV file to write with a row for every file: what becomes of it, split, class, reason, width and height."""
@@ -174,18 +175,12 @@ def data_check(argv: Sequence[str], prog: str) -> None:
 
 
 def _smallest_side(options: CheckOptions) -> int:
-    """What training takes an image for too small by: the side of a patch, or 1 for a method that masks none."""
+    """Shortest side that training accepts: the side of a patch, or 1 for a method that masks none."""
     if options.recipe is None:
         if options.preset is not None:
             raise Refusal(f"--preset {options.preset} needs a recipe: add --recipe NAME")
-        return _positive(ModelSettings.patch_size if options.patch_size is None else options.patch_size)
+        return ModelSettings.patch_size if options.patch_size is None else options.patch_size
     config = load_recipe(options.recipe, options.preset)
     if options.patch_size is not None:
-        return _positive(options.patch_size)
+        return options.patch_size
     return 1 if config.masks.kind == "none" else config.model.patch_size
-
-
-def _positive(patch_size: int) -> int:
-    if patch_size < 1:
-        raise Refusal(f"--patch-size {patch_size} must be at least 1")
-    return patch_size

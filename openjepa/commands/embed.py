@@ -1,15 +1,21 @@
 """The command `openjepa embed`."""
 
-import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from openjepa.commands.parsing.arguments import given_settings, parse_embed
+import tyro
+
+from openjepa.commands.parsing.arguments import Unprefixed, data_of, given_settings, parse, require, subject_of
 from openjepa.commands.parsing.paths import check_evaluated
+from openjepa.settings.inference import EmbedSettings
+from openjepa.settings.ranges import as_option, check_ranges
+from openjepa.settings.sources import ONLY_TRAINING, DataSettings, FolderSettings
 from openjepa.system.shell import command
 
 if TYPE_CHECKING:
@@ -36,29 +42,77 @@ Repeat the command to continue where it was stopped; what is done lies in X.npy.
 number of machines that share the folder of the output, and the work is shared; on a machine with several GPUs use torchrun."""
 
 
+EMBED_COMMON = (
+    *("data.path", "data.source", "output", "again", "features", "splits", "image_size", "encoder", "dtype"),
+    *("batch_size", "device", "workers"),
+)
+"""The options that the help shows without --help-all, in this order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedOptions:
+    """The arguments of `openjepa embed`."""
+
+    subject: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|ENCODER")] = Path()
+    """Run folder, encoder folder, file of published weights, Hugging Face folder, or name on the Hub."""
+    output: Path = Path("features.npy")
+    """The table: X.npy (the images in X.csv, how it was made in X.json) or X.parquet (all in one file)."""
+    again: bool = False
+    """Start over even if there is a table, or parts of one."""
+    embedding: Annotated[EmbedSettings, Unprefixed] = field(default_factory=EmbedSettings)
+    data: DataSettings = field(default_factory=FolderSettings)
+
+
+def parse_embed(
+    argv: Sequence[str], prog: str, description: str, check: Callable[[Path], object] = Path
+) -> tuple[EmbedOptions, DataSettings | None]:
+    """The options of `openjepa embed`, and its data settings; None, for the run's own, if none is given.
+
+    A path or a source that is given means other images, opened with plain settings; other data settings change the run's own.
+    `check` may refuse the subject before the options are read, which depend on its data.
+    """
+    argv = require(EmbedOptions, argv, "a run folder or an encoder", prog)
+    given = given_settings(argv)
+    subject = subject_of(argv, check)
+    defaults = EmbedOptions(data=data_of(None if given & {"data.path", "data.source"} else subject, argv))
+    options = parse(EmbedOptions, argv, prog, description, defaults, common=EMBED_COMMON)
+    return options, options.data if any(name.startswith("data.") for name in given) else None
+
+
 def embed(argv: Sequence[str], prog: str) -> None:
     """Embeds a data set."""
     # before torch is imported, so that all processes of one command have started before any has done much
     started = time.time()
     options, data = parse_embed(argv, prog, EMBED_HELP, check=check_evaluated)
-    from openjepa.inference.embedding.table_checks import check_output, check_settings, idle_settings
+    from openjepa.inference.embedding.table import check_output
+    from openjepa.system.console import say
 
-    check_settings(options.embedding)
+    check_ranges(options.embedding, said=as_option)
     check_output(options.output)
-    for remark in idle_settings(given_settings(argv)):
-        _say(f"note: {remark}")
+    for remark in _idle(given_settings(argv)):
+        say(f"note: {remark}")
     from openjepa.inference.embedding.embedding_run import embed_dataset
 
     with _terminated():
         embedded = embed_dataset(
-            options.subject, data, options.embedding, options.output, again=options.again, started=started, say=_say
+            options.subject, data, options.embedding, options.output, again=options.again, started=started, say=say
         )
     _print(embedded)
 
 
+def _idle(given: Collection[str]) -> list[str]:
+    """What to say of the settings of the data that are `given` (dotted names) and have no effect on features."""
+    idle = [name for name in sorted(given) if name.startswith("data.") and name.removeprefix("data.") in ONLY_TRAINING]
+    instead = {
+        "data.image_size": "; the size of embedded images is --image-size",
+        "data.max_skipped": "; --max-skipped has one",
+    }
+    return [f"{name} concerns training and has no effect on features{instead.get(name, '')}" for name in idle]
+
+
 @contextmanager
 def _terminated() -> Iterator[None]:
-    """SIGTERM ends the command like Ctrl-C, leaving no half a part, with the exit code 143."""
+    """SIGTERM ends the command like Ctrl-C, with the exit code 143 and no half-written part."""
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         yield
@@ -67,7 +121,7 @@ def _terminated() -> Iterator[None]:
 
 
 def _print(embedded: "Embedded") -> None:
-    """What has become of it, as a table, and the next command."""
+    """Prints what was embedded, as a table, and the next command."""
     if embedded.status == "there already":
         print(
             f"{embedded.output} is there already, made of the same weights, settings and images (their names and a sample of "
@@ -91,6 +145,8 @@ def _print(embedded: "Embedded") -> None:
 
 
 def _lines(embedded: "Embedded") -> dict[str, str]:
+    from rich.filesize import decimal
+
     manifest, rows = embedded.manifest, embedded.rows_by_split
     num_rows = sum(rows.values())
     splits = "" if len(rows) == 1 else " (" + ", ".join(f"{name} {number:,}" for name, number in rows.items()) + ")"
@@ -107,19 +163,5 @@ def _lines(embedded: "Embedded") -> dict[str, str]:
         share = "" if embedded.num_images == num_rows else f" by this process, which embedded {embedded.num_images:,}"
         lines["speed"] = rate + share
     size = sum(path.stat().st_size for path in embedded.files())
-    lines["written"] = f"{', '.join(str(path) for path in embedded.files())} ({_bytes(size)})"
+    lines["written"] = f"{', '.join(str(path) for path in embedded.files())} ({decimal(size)})"
     return lines
-
-
-def _bytes(number: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:,.2f} GB"
-
-
-def _say(text: str) -> None:
-    """Once on each machine under torchrun."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(text, file=sys.stderr, flush=True)

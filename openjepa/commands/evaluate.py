@@ -1,15 +1,21 @@
 """The command `openjepa evaluate`."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from openjepa.checks.protocol_settings import evaluation_remarks
-from openjepa.commands.parsing.arguments import EvaluateOptions, parse_evaluate
+from openjepa.commands.parsing.arguments import Unprefixed, data_of, given_settings, parse, require, subject_of
 from openjepa.commands.parsing.paths import check_evaluated
 from openjepa.config import nearest
-from openjepa.evaluation import PROTOCOLS
+from openjepa.evaluation import PROTOCOLS, usual_protocols, with_current_names
 from openjepa.refusals import Refusal
+from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.sources import DataSettings, FolderSettings
 
 EVALUATE_HELP = """Probes of an encoder, beside the same on the untrained encoder and on raw pixels. ENCODER: an encoder folder,
 a file of published weights, a Hugging Face folder or a name on the Hub.
@@ -35,11 +41,33 @@ folders below --data-root (those that are missing are skipped):
 {benchmarks}"""
 
 
+EVALUATE_COMMON = (
+    *("data.path", "data.source", "tasks", "protocols", "suite", "data_root", "again", "selection", "seeds"),
+    *("image_size", "neighbors", "max_train_images", "encoder", "device", "workers"),
+)
+"""The options that the help shows without --help-all, in this order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """The arguments of `openjepa evaluate`."""
+
+    subject: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|ENCODER")] = Path()
+    """Run folder, encoder folder, file of published weights, Hugging Face folder, or name on the Hub."""
+    suite: str | None = None
+    """Evaluate on the rows of a suite instead of the run's own images: `paper`, `cached` or `dense` (see above)."""
+    data_root: str | None = None
+    """Folder that holds one folder per data set, as their archives unpack (see above). Needed by --suite."""
+    again: bool = False
+    """Compute rows of a suite anew that were finished before with the same weights, settings and data."""
+    evaluation: Annotated[EvaluationSettings, Unprefixed] = field(default_factory=EvaluationSettings)
+    data: DataSettings = field(default_factory=FolderSettings)
+
+
 def _evaluate_help() -> tuple[str, str]:
-    """What the help says of the command, and what else with --help-all."""
+    """The help of the command, and what --help-all adds."""
     from openjepa.data.datasets.benchmarks import BENCHMARKS
-    from openjepa.evaluation.suite import SUITES
-    from openjepa.evaluation.tasks import TASKS
+    from openjepa.evaluation.tasks import SUITES, TASKS
 
     text = EVALUATE_HELP.format(
         protocols="\n".join(f"  {name:<16}{entry.summary}" for name, entry in PROTOCOLS.items()),
@@ -52,19 +80,36 @@ def _evaluate_help() -> tuple[str, str]:
     return text, details
 
 
+def parse_evaluate(
+    argv: Sequence[str], prog: str, description: str, details: str = "", check: Callable[[Path], object] = Path
+) -> tuple[EvaluateOptions, DataSettings | None]:
+    """The options of `openjepa evaluate`, and its data settings; None, for the run's own, if none is given.
+
+    Given data settings override those of the run's `config.yaml`, if it has one. `check` may refuse the subject before the
+    options are read, which depend on its data.
+    """
+    argv = require(EvaluateOptions, argv, "a run folder or the folder of an encoder", prog)
+    defaults = EvaluateOptions(data=data_of(subject_of(argv, check), argv))
+    options = parse(EvaluateOptions, argv, prog, description, defaults, details, EVALUATE_COMMON)
+    return options, options.data if any(name.startswith("data.") for name in given_settings(argv)) else None
+
+
 def evaluate(argv: Sequence[str], prog: str) -> None:
     """Probes an encoder."""
+    from openjepa.system.console import say
+
     options, data = parse_evaluate(argv, prog, *_evaluate_help(), check=check_evaluated)
     _check_evaluation_options(options, data is not None)
-    reads: dict[str, tuple[str, ...]] = {name: entry.reads for name, entry in PROTOCOLS.items()}
-    for remark in evaluation_remarks(options.evaluation, _protocols(options), reads):
-        print(f"note: {remark}", file=sys.stderr)
-    from openjepa.evaluation.dataset_run import evaluate_run
-    from openjepa.evaluation.suite_run import evaluate_suite
+    options = replace(options, evaluation=with_current_names(options.evaluation, say))
+    reads = {name: entry.reads for name, entry in PROTOCOLS.items()}
+    unpooled = [name for name, entry in PROTOCOLS.items() if not entry.pools]
+    for remark in evaluation_remarks(options.evaluation, _protocols(options), reads, unpooled):
+        say(f"note: {remark}")
+    from openjepa.evaluation.evaluation_run import evaluate_run, evaluate_suite
     from openjepa.evaluation.tables import print_results, print_row
 
     if options.suite is None:
-        results = evaluate_run(options.subject, options.evaluation, data, _say)
+        results = evaluate_run(options.subject, options.evaluation, data, say)
     else:
         assert options.data_root is not None
         results = evaluate_suite(
@@ -72,7 +117,7 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
             options.suite,
             Path(options.data_root),
             options.evaluation,
-            _say,
+            say,
             print_row,
             options.again,
         )
@@ -83,23 +128,18 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
         sys.exit(2)
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def _protocols(options: EvaluateOptions) -> set[str]:
     """Every protocol that may run."""
-    from openjepa.evaluation.suite import suite_rows
+    from openjepa.evaluation.tasks import suite_rows
 
     if options.evaluation.protocols or options.suite is None:
-        return set(options.evaluation.protocols) or {"linear", "knn", "dense_linear", "dense_knn"}
+        return set(options.evaluation.protocols or (*usual_protocols(on_maps=False), *usual_protocols(on_maps=True)))
     return {name for row in suite_rows(options.suite, options.evaluation.tasks) for name in row.protocols}
 
 
 def _check_evaluation_options(options: EvaluateOptions, has_data: bool) -> None:
     """Refusal: a suite without its data, or beside other data; or a task that is none of its rows."""
-    from openjepa.evaluation.suite import SUITES, suite_rows
-    from openjepa.evaluation.tasks import TASKS
+    from openjepa.evaluation.tasks import SUITES, TASKS, suite_rows
 
     if options.suite is None and options.data_root is not None:
         raise Refusal(f"--data-root {options.data_root} has no effect without --suite ({' or '.join(SUITES)})")

@@ -1,11 +1,13 @@
-"""Trains, evaluates, draws and reports the recipe `quickstart`."""
+"""The command `openjepa quickstart`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from openjepa.commands.parsing.arguments import parse
 from openjepa.commands.parsing.paths import check_output_folder
+from openjepa.settings.ranges import AT_LEAST_1
 
 QUICKSTART_HELP = """Trains, evaluates, draws and reports the recipe `quickstart` on the packaged scenes. Nothing is downloaded.
 
@@ -19,7 +21,7 @@ class QuickstartOptions:
 
     output: Path = Path("runs")
     """Folder that holds the run folder."""
-    total_steps: int | None = None
+    total_steps: Annotated[int | None, AT_LEAST_1] = None
     """Optimizer steps. None: the recipe's."""
     fresh: bool = False
     """Start anew even if an earlier quickstart exists."""

@@ -1,6 +1,5 @@
 """The command `openjepa recipes`, and recipes in groups for the help of `openjepa train`."""
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -50,7 +49,7 @@ def recipe_groups() -> dict[str, list[str]]:
     """The names of the recipes by what they are for, in the order of the registry."""
     groups: dict[str, list[str]] = {}
     for name, recipe in RECIPES.items():
-        method = recipe.config().method.about.title.split(" (")[0]
+        method = recipe.config().method.about.short
         groups.setdefault(f"your images, {method}" if recipe.is_small else f"ImageNet, {method}", []).append(name)
     return groups
 
@@ -68,13 +67,15 @@ def listed_recipes() -> str:
 
 def whole_recipe(name: str, preset: str | None) -> str:
     """What a recipe is, as comments, and its settings, as YAML."""
-    config, recipe = load_recipe(name, preset), RECIPES.get(name)
-    assert recipe is not None  # else it was refused
+    config = load_recipe(name, preset)
+    recipe = RECIPES[name]
     about = [
         command("openjepa", "recipes", name, "--preset", config.preset),
         f"from {recipe.build.__module__}; presets: {' | '.join(recipe.presets)}",
         "",
-        *(inspect.getdoc(recipe.build) or "").splitlines(),
+        *recipe.about.splitlines(),
+        "",
+        recipe.command(name),
     ]
     comments = [f"# {line}".rstrip() for line in about]
     return "\n".join([*comments, "", *_settings(config)])

@@ -1,4 +1,4 @@
-"""The report on one run, on several, or their scaling curves."""
+"""The command `openjepa report`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,6 +1,5 @@
 """The command `openjepa search`."""
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -39,7 +38,7 @@ def search(argv: Sequence[str], prog: str) -> None:
 
 
 def with_number_of_outliers(argv: Sequence[str]) -> list[str]:
-    """`--outliers` without a number means LISTED_OUTLIERS."""
+    """`argv` with LISTED_OUTLIERS behind an `--outliers` without a number."""
     given = []
     for position, word in enumerate(argv):
         given.append(word)
@@ -55,8 +54,9 @@ def _find(settings: SearchSettings) -> None:
         check_output_file(output, ".png", any_ending=False)
     from openjepa.inference.search.printing import answer_lines, print_answers
     from openjepa.inference.search.search_run import draw_neighbors, find_neighbors
+    from openjepa.system.console import say
 
-    answers = find_neighbors(settings, _note)
+    answers = find_neighbors(settings, say)
     _print_lines(answer_lines(answers)) if settings.json else print_answers(answers)
     if settings.picture and answers.opened.gallery is not None:
         _draw(lambda: [draw_neighbors(answers, output)])
@@ -69,29 +69,28 @@ def _clean(settings: SearchSettings) -> None:
     check_output_folder(folder)
     from openjepa.inference.search.cleaning import draw_lists, find_to_clean, write_lists
     from openjepa.inference.search.printing import cleaning_lines, print_cleaning
+    from openjepa.system.console import say
 
-    found = find_to_clean(settings, _note)
+    found = find_to_clean(settings, say)
     written = write_lists(found, folder)
     _print_lines(cleaning_lines(found)) if settings.json else print_cleaning(found)
     for path in written:
-        print(path, file=sys.stderr)
+        say(str(path))
     if settings.picture and found.opened.gallery is not None:
         _draw(lambda: draw_lists(found, folder))
 
 
 def _draw(drawn: Callable[[], Iterable[Path]]) -> None:
-    """Says which pictures were drawn; without matplotlib there are none, but the answers stand."""
+    """Prints which pictures were drawn. Without matplotlib there are none, but the answers stand."""
+    from openjepa.system.console import say
+
     try:
         for path in drawn():
-            print(path, file=sys.stderr)
+            say(str(path))
     except ValueError as error:
-        _note(f"no pictures: {error}")
+        say(f"note: no pictures: {error}")
 
 
 def _print_lines(lines: Iterable[str]) -> None:
     for line in lines:
         print(line)
-
-
-def _note(text: str) -> None:
-    print(f"note: {text}" if text.startswith("no pictures") else text, file=sys.stderr, flush=True)

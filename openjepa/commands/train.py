@@ -1,27 +1,28 @@
-"""Pretraining: the command, its help, and notes on what a file of settings keeps."""
+"""The command `openjepa train`: its options, and the run that a recipe, a file or weights to start from describe."""
 
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from openjepa.checks import check, remarks, value_problems
-from openjepa.commands.parsing.arguments import (
-    SHOWN_RECIPE,
-    decided_by_file,
-    given_settings,
-    is_help,
-    option_value,
-    parse_train,
-    unless_help,
-)
+from openjepa.commands.parsing.arguments import given_settings, is_help, option_value, parse, select_component, unless_help
+from openjepa.commands.parsing.options import normalized, positionals_first
 from openjepa.commands.recipes import recipe_groups
-from openjepa.config import load_run_config
-from openjepa.recipes import RECIPES, kept_by_file
-from openjepa.settings.fields import CHOICES
-from openjepa.settings.run import RunConfig
+from openjepa.config import flatten, load_run_config, load_yaml
+from openjepa.recipes import RECIPES, kept_by_file, load_recipe
+from openjepa.records import read_summary
+from openjepa.refusals import Refusal
+from openjepa.settings.masks import MaskSettings, MultiblockSettings
+from openjepa.settings.methods import IJepaSettings, MethodSettings
+from openjepa.settings.models import ModelSettings
+from openjepa.settings.run import CHOICES, MonitorSettings, OptimizationSettings, RunConfig, RunSettings, SystemSettings
+from openjepa.settings.sources import DataSettings, FolderSettings
 from openjepa.system.json_files import read_object
-from openjepa.system.shell import command
+from openjepa.system.shell import absent, command, hub_name
 
 TRAIN_HELP = """Trains an encoder on your images. The same command continues an interrupted run.
 
@@ -52,28 +53,75 @@ The model's settings follow the weights; rate and length are the recipe's. For w
 is the usual caution; the evaluation shows the weights of the start beside the result. More in docs/continue.md."""
 
 
+TRAIN_COMMON = (
+    *("data.path", "data.source", "data.image_size", "model.size", "method.name", "run.init"),
+    *("optim.total_steps", "optim.batch_size", "optim.lr", "run.name", "run.device"),
+    *("preset", "config", "dry_run", "fresh"),
+)
+"""The options that the help shows without --help-all, in this order."""
+SHOWN_RECIPE = "cpu-64"
+"""Recipe whose settings the help of `openjepa train` shows as defaults, if none is given."""
+_GROUPS = ("data", "model", "masks", "method", "optim", "run", "monitor", "system")
+SHORT = ("init", "init_encoder", "init_heads")
+"""Options of `openjepa train` that may leave out `run.`"""
+_OWN = ("model.resampling_offset", "method.predictor_width", "method.predictor_depth", "method.predictor_heads")
+"""Settings that may differ from the weights that `run.init` names."""
+_OVERRULED = {
+    "optim.epochs": ("optim.total_steps",),
+    "optim.warmup_epochs": ("optim.warmup_steps",),
+    "optim.warmup_share": ("optim.warmup_epochs", "optim.warmup_steps"),
+}
+"""The settings that override each of these. Who gives only the weaker one on the command line means it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """The arguments of `openjepa train`: which run, and every setting of it."""
+
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE]")] = ""
+    """Named run to start from."""
+    preset: str | None = None
+    """Variant of the recipe. None: its first."""
+    config: Path | None = None
+    """Start from this `config.yaml` (or the run folder that holds it) instead of a recipe."""
+    dry_run: bool = False
+    """Check the settings, print what the run would need, and stop."""
+    fresh: bool = False
+    """Start in a new folder even if the run exists."""
+    data: DataSettings = field(default_factory=FolderSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    masks: MaskSettings = field(default_factory=MultiblockSettings)
+    method: MethodSettings = field(default_factory=IJepaSettings)
+    optim: OptimizationSettings = field(default_factory=OptimizationSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+    monitor: MonitorSettings = field(default_factory=MonitorSettings)
+    system: SystemSettings = field(default_factory=SystemSettings)
+
+
 def train(argv: Sequence[str], prog: str) -> None:
     """Pretrains an encoder."""
+    from openjepa.system.console import say
+
     config, options = parse_train(argv, prog, *(_train_help(argv) if is_help(argv) else ("", "")))
     before = options.config or (Path(config.run.init) if config.run.init and not options.recipe else None)
     if before is not None:
         _note_kept(before, config)
     # a model that follows weights is known once these are read
     check(config, world_size=int(os.environ.get("WORLD_SIZE", "1")), is_model_known=config.run.init is None)
-    given = given_settings(argv)
+    given = given_settings(with_long_names(argv))
     for remark in remarks(config, given):
-        print(f"note: {remark}", file=sys.stderr)
+        say(f"note: {remark}")
     from openjepa.training.loop import train as train_run
 
     given |= decided_by_file(options.config, config.run.init)
     folder = train_run(config, fresh=options.fresh, dry_run=options.dry_run, given=given)
     if folder is not None:
-        labeled = (read_object(folder / "summary.json") or {}).get("labeled", True)
+        labeled = read_summary(read_object(folder / "summary.json") or {}).labeled is not False
         print(f"next: {command('openjepa', 'evaluate' if labeled else 'visualize', folder)}")
 
 
 def _train_help(argv: Sequence[str]) -> tuple[str, str]:
-    """What the help says of the command, and what else with --help-all."""
+    """The help of the command, and what --help-all adds."""
     recipes = [f"  {title:<24}{', '.join(names)}" for title, names in recipe_groups().items()]
     file = option_value(argv, "config")
     is_file = file is not None and unless_help(argv, lambda: bool(load_run_config(file)), lambda: False)
@@ -83,17 +131,85 @@ def _train_help(argv: Sequence[str]) -> tuple[str, str]:
 
 
 def _note_kept(file: Path, config: RunConfig) -> None:
-    """Says that settings of the file stay though others that they followed have changed, and what would follow now.
+    """Notes settings of `file` that stay although others that they followed have changed, and what would follow now.
 
-    Nothing if values are impossible, from which nothing follows: `check` refuses them.
+    Says nothing if values are impossible, which `check` refuses: nothing follows from them.
     """
+    from openjepa.system.console import say
+
     said = load_run_config(file)
     if value_problems(said) or value_problems(config):
         return
     if follows := kept_by_file(said, config):
         options = " ".join(f"--{name.replace('_', '-')} {_option_value(value)}" for name, value in follows.items())
-        print(f"note: what {file} says stays; to follow the changed settings, give {options}", file=sys.stderr)
+        say(f"note: what {file} says stays; to follow the changed settings, give {options}")
 
 
 def _option_value(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def parse_train(argv: Sequence[str], prog: str, description: str, details: str = "") -> tuple[RunConfig, TrainOptions]:
+    """The settings of `openjepa train ...`, and its other options. Raises Refusal. Prints help and exits if asked to.
+
+    Settings that follow others are None until `openjepa.settings.derived.resolve`.
+    """
+    argv = with_long_names(argv)
+    argv = positionals_first(TrainOptions, argv, is_needed=not {"config", "run.init"} & given_settings(argv))
+    start = unless_help(argv, lambda: _starting_point(argv), lambda: load_recipe(SHOWN_RECIPE))
+    config = without_overruled(select_components(start, argv), given_settings(argv))
+    defaults = TrainOptions(**{name: getattr(config, name) for name in _GROUPS})
+    options = parse(TrainOptions, argv, prog, description, defaults, details, TRAIN_COMMON)
+    return replace(start, **{name: getattr(options, name) for name in _GROUPS}), options
+
+
+def with_long_names(argv: Sequence[str]) -> list[str]:
+    """`argv` with `--run.init X` for `--init X`, and so on."""
+    return [f"--run.{item.lstrip('-')}" if item.startswith("--") and normalized(item) in SHORT else item for item in argv]
+
+
+def decided_by_file(file: Path | None, init: str | None) -> set[str]:
+    """Dotted names of the settings that `file` (of --config) decides although the weights `init` say otherwise.
+
+    Empty unless `file` names these weights: its run is then repeated with the predictor that it had.
+    """
+    if file is None or init is None:
+        return set()
+    said = flatten(load_yaml(file / "config.yaml" if file.is_dir() else file))
+    is_same = os.path.expanduser(str(said.get("run.init"))) == init  # noqa: PTH111  (a name on the Hub is no path)
+    return {name for name in _OWN if name in said} if is_same else set()
+
+
+def _starting_point(argv: Sequence[str]) -> RunConfig:
+    """The recipe or the file that `argv` names, or else the run that gave the weights to start from, in a folder of its own."""
+    file, preset, init = (option_value(argv, name) for name in ("config", "preset", "run.init"))
+    if file is not None and not Path(file).expanduser().exists():
+        raise Refusal(f"--config {file} {absent(file, hub=False)}")
+    name = argv[0] if argv and not argv[0].startswith("-") else None
+    if file is not None:
+        if name is not None or preset is not None:
+            raise Refusal(f"--config {file} says it all: leave out the recipe and the preset")
+        return load_run_config(file)
+    if name is not None:
+        return load_recipe(name, preset)
+    if init is not None and hub_name(init) is None and not Path(init).expanduser().exists():
+        raise Refusal(f"--init {init} {absent(init)}")
+    if init is not None and (Path(init).expanduser() / "config.yaml").is_file():
+        before = load_run_config(init)
+        own = RunSettings(seed=before.run.seed, device=before.run.device, precision=before.run.precision)
+        return replace(before, run=replace(own, compile=before.run.compile))
+    if init is not None:
+        raise Refusal(f"--init {init} is no run that says its settings: give a recipe with it (openjepa recipes lists them)")
+    raise Refusal("which run? Give a recipe (openjepa recipes lists them), or --config FILE, or --init RUN")
+
+
+def select_components(config: RunConfig, argv: Sequence[str]) -> RunConfig:
+    """`config` with the components that `argv` chooses."""
+    chosen = {name: select_component(getattr(config, name), name, argv) for name in CHOICES}
+    return replace(config, **chosen)
+
+
+def without_overruled(config: RunConfig, given: Set[str]) -> RunConfig:
+    """`config` without its steps if `given` has epochs, which they would overrule. The same for the warm-up."""
+    dropped = {name for weak, strong in _OVERRULED.items() if weak in given and not given & set(strong) for name in strong}
+    return replace(config, optim=replace(config.optim, **{name.removeprefix("optim."): None for name in dropped}))  # type: ignore[arg-type]

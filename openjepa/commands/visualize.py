@@ -1,4 +1,4 @@
-"""Pictures of a run."""
+"""The command `openjepa visualize`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import tyro
 
 from openjepa.commands.parsing.arguments import parse, require
 from openjepa.commands.parsing.paths import check_subject
+from openjepa.settings.ranges import NOT_NEGATIVE, between
 
 VISUALIZE_HELP = """Masks on images, PCA maps of patch features, nearest neighbors before and
 after training, as pictures.
@@ -23,9 +24,9 @@ class VisualizeOptions:
 
     subject: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = Path()
     """Run folder."""
-    num_images: int = 8
+    num_images: Annotated[int, between(1, 24)] = 8
     """Images in each picture (1 to 24)."""
-    seed: int = 0
+    seed: Annotated[int, NOT_NEGATIVE] = 0
     """Seed of the choice of images."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `mps`."""

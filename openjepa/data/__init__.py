@@ -1,23 +1,17 @@
-"""Data sources. One file and one line of SOURCES each."""
+"""Data sources, one file each. The line that registers one stands below its settings, in `settings.sources`."""
 
 from typing import TYPE_CHECKING
 
-from openjepa.settings.registry import Entry
-from openjepa.settings.sources import DataSettings, FolderSettings, HuggingFaceSettings, ScenesSettings
+from openjepa.settings.sources import SOURCES, DataSettings
 
 if TYPE_CHECKING:
     from openjepa.data.source import Splits
 
-
-SOURCES: dict[str, Entry[DataSettings]] = {
-    "folder": Entry(FolderSettings, "openjepa.data.folders.folder:open_folder"),
-    "huggingface": Entry(HuggingFaceSettings, "openjepa.data.tables.huggingface:open_huggingface"),
-    "scenes": Entry(ScenesSettings, "openjepa.data.scenes.scenes:open_scenes"),
-}
+__all__ = ["SOURCES", "open_splits"]
 
 
 def open_splits(settings: DataSettings, seed: int) -> "Splits":
-    """Open the source that the settings choose; of its training images only `max_images`, where that is set."""
+    """Opens the source that the settings choose, with at most `max_images` training images if that is set."""
     splits: Splits = SOURCES[settings.source].load()(settings, seed)
     if settings.max_images is None:
         return splits

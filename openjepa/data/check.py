@@ -11,20 +11,19 @@ from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 
-from openjepa.data.decode import decode_image, remark
+from openjepa.data.decode import check_side, decode_image, reason_of, remark
 from openjepa.data.folders.entries import EntryKind, walk
 from openjepa.data.folders.folder import FolderSource, existing_path
-from openjepa.data.loading.unreadable import check_side, reason_of
 from openjepa.data.selection import Subset
 from openjepa.data.source import NO_LABEL, ListSource, ShardRecord, ShardSource, Splits
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import DataSettings, FolderSettings
-from openjepa.system.whole_files import UNFINISHED, own_name, whole_file
+from openjepa.system.shared_files import UNFINISHED, own_name, whole_file
 
 MAX_LISTED = 20
-"""Images that cannot be used which are shown on the screen."""
+"""Images that cannot be used of which the screen shows the names."""
 MAX_EXAMPLES = 3
-"""Files of a kind that is not used which are shown on the screen."""
+"""Files that are not used, of each kind, of which the screen shows the names."""
 CHUNK = 256
 """Images in flight."""
 
@@ -47,10 +46,10 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class CheckedFile:
-    """What becomes of one file; a row of the list."""
+    """What becomes of one file: a row of the list that `--list` writes."""
 
     path: str
-    """Below `data.path`, or as the source names the record."""
+    """Path below `data.path`, or what the source calls the record."""
     outcome: Outcome
     split: str = ""
     """`train` or `test`."""
@@ -60,7 +59,7 @@ class CheckedFile:
     width: int | None = None
     height: int | None = None
     remark: str = ""
-    """What to tell of an image that is used."""
+    """What to tell the user of an image that is used."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class _Split:
 
 @dataclass
 class CheckSummary:
-    """What was found in all, counted."""
+    """Counts of what was found."""
 
     splits: dict[str, _Split] = field(default_factory=dict)
     others: Counter[tuple[Outcome, str]] = field(default_factory=Counter)
@@ -117,7 +116,7 @@ class CheckSummary:
             shown.append(found.path)
 
     def lines(self) -> Iterator[str]:
-        """For the terminal."""
+        """The summary in lines for the terminal."""
         for name, split in self.splits.items():
             yield from _lines(name, split)
         for outcome in Outcome:
@@ -150,10 +149,10 @@ def num_records(splits: Splits) -> int | None:
 
 
 def inspect(settings: DataSettings, splits: Splits, min_side: int, written: Path | None = None) -> Iterator[CheckedFile]:
-    """What becomes of every record of the splits, each of which is read; of a folder, of every file in it.
+    """Reads every record of the splits and says what becomes of it; for a folder, also of every other file in it.
 
     `min_side`: smaller images are not used, as training does not use those smaller than a patch. `written`: the list that is
-    written meanwhile (`csv_list`), which is none of the files.
+    written meanwhile (`csv_list`), which does not count as a file.
     """
     base = existing_path(settings.path) if isinstance(settings, FolderSettings) else None
     seen: set[str] = set()
@@ -240,7 +239,10 @@ def _path_and_label(source: Source, record: Record, base: Path | None) -> tuple[
 
 @contextmanager
 def csv_list(file: Path) -> Iterator[Callable[[CheckedFile], None]]:
-    """Writes findings, one a row, to a CSV file, which is whole or not there; names that are no text keep their bytes."""
+    """A function that writes a finding as a row of the CSV file `file`, which appears once it is whole.
+
+    Names that are no text keep their bytes.
+    """
     names = [item.name for item in fields(CheckedFile)]
     with whole_file(file) as unfinished, unfinished.open("w", encoding="utf-8", errors="surrogateescape", newline="") as opened:
         writer = csv.writer(opened)

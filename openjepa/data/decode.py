@@ -11,7 +11,7 @@ JPEG files go through libjpeg-turbo (simplejpeg), everything else through Pillow
     animation, pages      the first frame
     odd JPEGs             unknown versions, bytes between segments, fill after the pixels, no end marker: read if no pixel
                           is missing (`openjepa.data.image_formats`)
-    truncated or damaged  refused, also where a decoder could show half of the image
+    truncated or damaged  refused, even if a decoder could show half of the image
     odd TIFFs             refused if Pillow would give wrong pixels (`openjepa.data.image_formats`)
 """
 
@@ -19,6 +19,7 @@ import ctypes
 import io
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
@@ -33,6 +34,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError, _imaging
 from PIL.TiffImagePlugin import TiffImageFile
 
 from openjepa.data import image_formats
+from openjepa.data.source import ListSource
 from openjepa.refusals import Refusal
 
 MAX_PIXELS = 200_000_000
@@ -40,25 +42,28 @@ MAX_PIXELS = 200_000_000
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """What Pillow may open: formats that are pictures and start no other program (EPS would)."""
 
+NUM_CHECKED = 256
+"""Records at the start of a source among which one must be usable."""
+
 _MAX_12_BITS, _MAX_16_BITS = 4095, 65535
 _NEARLY_BLACK = 16
 """What the largest number of 12 bits becomes if white is the largest of 16."""
 
 
 class DecodeError(Refusal):
-    """The file is no image that can be used; the message is the reason, without the file's name."""
+    """Raised if a file is no image that can be used; the message is the reason, without the file's name."""
 
 
 def decode_image(data: bytes, min_side: int = 0) -> UInt8[np.ndarray, "h w 3"]:
     """RGB pixels of an image file.
 
-    `min_side`: where positive, a JPEG may be decoded at a reduced size (the exact DCT-domain scaling of libjpeg) as long as its
-    short side keeps at least so many pixels and shrinks at least to a half. This makes large photos several times cheaper.
+    `min_side`: if positive, a JPEG may be decoded at a reduced size (the exact DCT-domain scaling of libjpeg) as long as its
+    short side keeps at least `min_side` pixels and shrinks at least to a half. Large photos become several times cheaper.
     Raises DecodeError.
     """
     if not data:
         raise DecodeError("empty file")
-    if not data.startswith(image_formats.START):
+    if not data.startswith(image_formats.JPEG_START):
         return _decode_with_pillow(data)
     return _decode_jpeg(data, min_side)
 
@@ -67,8 +72,8 @@ def image_size(data: bytes) -> tuple[int, int]:
     """Height and width after the EXIF orientation, from the header alone. Raises DecodeError."""
     if not data:
         raise DecodeError("empty file")
-    if data.startswith(image_formats.START):
-        header = image_formats.read_header(data)
+    if data.startswith(image_formats.JPEG_START):
+        header = image_formats.jpeg_header(data)
         height, width, _ = _jpeg_size(data, header)
         return (width, height) if _jpeg_orientation(header) >= 5 else (height, width)
     with _SILENCE:
@@ -91,7 +96,7 @@ def mode_and_size(file: Path) -> tuple[str, tuple[int, int]] | None:
         return None
 
 
-def _jpeg_size(data: bytes, header: image_formats.Header) -> tuple[int, int, str]:
+def _jpeg_size(data: bytes, header: image_formats.JpegHeader) -> tuple[int, int, str]:
     """Height, width and color space of a JPEG, after the check against MAX_PIXELS."""
     if header.bits not in (0, 8):
         raise DecodeError(f"JPEG of {header.bits} bits per channel, which cannot be read: save it with 8")
@@ -108,7 +113,7 @@ def _jpeg_size(data: bytes, header: image_formats.Header) -> tuple[int, int, str
 
 
 def _decode_jpeg(data: bytes, min_side: int) -> UInt8[np.ndarray, "h w 3"]:
-    header = image_formats.read_header(data)
+    header = image_formats.jpeg_header(data)
     height, width, colorspace = _jpeg_size(data, header)
     # asked for a reduced lossless image, libjpeg-turbo writes beyond its memory
     is_reduced = min(height, width) >= 2 * min_side and header.frame not in image_formats.LOSSLESS
@@ -121,7 +126,7 @@ def _decode_jpeg(data: bytes, min_side: int) -> UInt8[np.ndarray, "h w 3"]:
     return _upright(_rgb_of_jpeg(pixels), _jpeg_orientation(header))
 
 
-def _output(header: image_formats.Header, colorspace: str) -> str:
+def _output(header: image_formats.JpegHeader, colorspace: str) -> str:
     """What simplejpeg is asked for: libjpeg converts no colors of lossless images, and does not mix inks."""
     if colorspace in ("CMYK", "YCCK"):
         return "CMYK"
@@ -137,7 +142,7 @@ def _strictly(data: bytes, output: str, reduce: int) -> UInt8[np.ndarray, "h w c
 def _mended(data: bytes, output: str, reduce: int, first: Exception) -> UInt8[np.ndarray, "h w c"]:
     """The pixels of a file that libjpeg warns of, if all of them are there. Raises DecodeError."""
     reason = None
-    for version in image_formats.mended(data):
+    for version in image_formats.mended_jpegs(data):
         try:
             return _strictly(version, output, reduce)
         except (ValueError, MemoryError) as error:
@@ -152,7 +157,7 @@ def _rgb_of_jpeg(pixels: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
 
-def _jpeg_orientation(header: image_formats.Header) -> int:
+def _jpeg_orientation(header: image_formats.JpegHeader) -> int:
     if header.exif is None and header.xmp is None:
         return 1
     with _SILENCE:
@@ -215,23 +220,23 @@ _SILENCE = _Silence()
 
 @cache
 def _silence_libtiff() -> None:
-    """Its errors come back as exceptions; it would print each of them, too. Where it is linked otherwise they are printed."""
+    """Keeps libtiff from printing its errors, which come back as exceptions too. If it is linked otherwise they are printed."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 
 def _open_with_pillow(file: BinaryIO) -> ImageFile.ImageFile:
     tags = None
-    if file.read(4) in image_formats.HEADS:
+    if file.read(4) in image_formats.TIFF_STARTS:
         _silence_libtiff()
         file.seek(0)
-        tags = image_formats.read_tags(file)
+        tags = image_formats.tiff_tags(file)
         _check_tiff(tags)
     file.seek(0)
     try:
         image = Image.open(file, formats=_readable_formats())
     except UnidentifiedImageError as error:
-        raise DecodeError("not an image" if tags is None else image_formats.unread(tags)) from error
+        raise DecodeError("not an image" if tags is None else image_formats.unread_tiff(tags)) from error
     except Exception as error:  # parsers of foreign bytes raise anything
         raise DecodeError(f"{type(error).__name__}: {error}") from error
     _check_size(image.width, image.height)
@@ -239,7 +244,7 @@ def _open_with_pillow(file: BinaryIO) -> ImageFile.ImageFile:
 
 
 def _check_tiff(tags: Mapping[int, Any] | None) -> None:
-    if tags is not None and (reason := image_formats.refusal(tags)):
+    if tags is not None and (reason := image_formats.tiff_refusal(tags)):
         raise DecodeError(reason)
 
 
@@ -254,14 +259,14 @@ def _decode_with_pillow(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def pillow_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB pixels of an image that Pillow opened or made, by the rules for files: what it shows in its present frame.
+    """RGB pixels of the present frame of an image that Pillow opened or made, by the rules for files.
 
     Raises DecodeError.
     """
     _check_size(image.width, image.height)
     tags = image.tag_v2 if isinstance(image, TiffImageFile) else None
     _check_tiff(tags)
-    largest = _MAX_12_BITS if tags is not None and image_formats.bits_of(tags) == (12,) else _MAX_16_BITS
+    largest = _MAX_12_BITS if tags is not None and image_formats.tiff_bits(tags) == (12,) else _MAX_16_BITS
     with _SILENCE:
         try:
             image.load()
@@ -273,11 +278,11 @@ def pillow_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def remark(data: bytes, pixels: UInt8[np.ndarray, "h w 3"]) -> str | None:
-    """What to tell of a file that was decoded to `pixels` although it can be used; None if there is nothing.
+    """What to tell the user of a usable file that was decoded to `pixels`; None if there is nothing.
 
     Pixels of 12 or fewer bits that are stored in 16, as microscopes and medical devices do, come out nearly black.
     """
-    if int(pixels.max()) > _NEARLY_BLACK or data.startswith(image_formats.START):
+    if int(pixels.max()) > _NEARLY_BLACK or data.startswith(image_formats.JPEG_START):
         return None
     with _SILENCE:
         image = _open_with_pillow(io.BytesIO(data))
@@ -311,3 +316,37 @@ def _from_many_bits(values: NDArray[np.generic], largest: int) -> NDArray[np.uin
         raise DecodeError("32-bit pixels, whose range is not known")
     gray = ((255 * wide + largest // 2) // largest).astype(np.uint8)
     return np.repeat(gray[:, :, None], 3, axis=2)
+
+
+# ------------------------------------------------------------------------------------------------------------- what can be used
+
+
+def reason_of(error: Exception) -> str:
+    """Why a sample cannot be used, without its path, which stands beside the reason."""
+    words = error.strerror if isinstance(error, OSError) else str(error)
+    return words or str(error) or type(error).__name__
+
+
+def check_usable(source: ListSource, what: str, min_side: int = 1) -> None:
+    """Raises Refusal unless one of the first images can be decoded and is at least `min_side` pixels on both sides."""
+    if not len(source):
+        raise Refusal(f"{what} holds no rows")
+    reasons: Counter[str] = Counter()
+    num = min(NUM_CHECKED, len(source))
+    first = ""
+    for index in range(num):
+        try:
+            pixels = decode_image(source.read(index))
+            check_side(pixels.shape[0], pixels.shape[1], min_side)
+            return
+        except (DecodeError, OSError) as error:
+            reasons[type(error).__name__ if isinstance(error, OSError) else str(error)] += 1
+            first = first or f"{source.name(index)}: {error}"
+    common = "; ".join(f"{count}x {reason}" for reason, count in reasons.most_common(3))
+    raise Refusal(f"none of the first {num} images of {what} can be used ({common}). The first is {first}")
+
+
+def check_side(height: int, width: int, min_side: int) -> None:
+    """Raises DecodeError for an image that is smaller than `min_side` pixels (a patch)."""
+    if min(height, width) < min_side:
+        raise DecodeError(f"{width} x {height} pixels, smaller than a patch of {min_side}")

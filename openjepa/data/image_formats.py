@@ -1,8 +1,8 @@
-"""What the segments of a JPEG file say, and the same file without the faults that hide no pixel (ITU-T T.81, annex B).
+"""What is known of image files beside their decoders: segments of JPEG files, the EXIF orientation, and tags of TIFF files.
 
-TIFF files that Pillow would misread or not read: recognized by their tags, with the reason.
-
-How an image is to be turned: the orientation of EXIF (or, without one, of XMP), as Pillow understands it.
+JPEG: what the segments say, and the same file without the faults that hide no pixel (ITU-T T.81, annex B).
+EXIF: how an image is to be turned: its orientation (or that of XMP if it has no EXIF), as Pillow understands it.
+TIFF: files that Pillow would misread or not read, recognized by their tags, with the reason.
 """
 
 import re
@@ -14,153 +14,7 @@ from typing import Any, BinaryIO
 from PIL import Image
 from PIL.TiffImagePlugin import MAX_SAMPLESPERPIXEL, ImageFileDirectory_v2
 
-HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-"""Little and big endian, each of them plain or with offsets of 64 bits."""
-
-_BITS, _COMPRESSION, _COLORS, _FILL_ORDER, _CHANNELS, _PLANES, _EXTRA, _FORMAT, _SUBSAMPLING = (
-    258, 259, 262, 266, 277, 284, 338, 339, 530,
-)  # fmt: skip
-_GRAY_FROM_WHITE, _GRAY, _PALETTE, _YCBCR = 0, 1, 3, 6
-_COLOR_NAMES = {0: "gray, 0 is white", 1: "gray", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "Lab"}
-_SEPARATE, _UNCOMPRESSED, _ALPHA = 2, 1, (1, 2)
-_UNSIGNED = 1
-_RANGELESS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
-
-
-def read_tags(file: BinaryIO) -> Mapping[int, Any] | None:
-    """Tags of the first image of a TIFF file; None if they cannot be read."""
-    head = file.read(8)
-    try:
-        tags = ImageFileDirectory_v2(head + file.read(8) if head[2:4].strip(b"\0") == b"+" else head)
-        file.seek(tags.next)
-        tags.load(file)
-        return dict(tags)
-    except Exception:  # parsers of foreign bytes raise anything
-        return None
-
-
-def bits_of(tags: Mapping[int, Any]) -> tuple[int, ...]:
-    """Bits of each channel that Pillow looks at: in separate planes it leaves out those that are said to mean nothing."""
-    bits: tuple[int, ...] = tuple(tags.get(_BITS, (1,)))
-    bits = bits * int(tags.get(_CHANNELS, 1)) if len(bits) == 1 else bits
-    extra = tags.get(_EXTRA, ())
-    return bits[: -len(extra)] if extra and not any(extra) and tags.get(_PLANES) == _SEPARATE else bits
-
-
-def describe(tags: Mapping[int, Any]) -> str:
-    """`8 channels of 16 bits (gray)`."""
-    bits, channels = bits_of(tags), int(tags.get(_CHANNELS, 1))
-    words = "/".join(str(value) for value in bits) if len(set(bits)) > 1 else str(bits[0])
-    colors = tags.get(_COLORS, _GRAY_FROM_WHITE)
-    return f"{channels} channel{'s' * (channels != 1)} of {words} bits ({_COLOR_NAMES.get(colors, f'colors {colors}')})"
-
-
-def unread(tags: Mapping[int, Any]) -> str:
-    """What to say of a file that Pillow does not know."""
-    try:
-        return f"TIFF with {describe(tags)}, which cannot be read"
-    except (IndexError, TypeError, ValueError):
-        return "damaged TIFF: its tags cannot be read"
-
-
-def refusal(tags: Mapping[int, Any]) -> str | None:
-    """Why the pixels of a TIFF file cannot be had from Pillow: it says so, or gives wrong ones. None if they can."""
-    try:
-        return _refusal(tags)
-    except (TypeError, ValueError):  # tags of the wrong type, which Pillow refuses
-        return None
-
-
-def _refusal(tags: Mapping[int, Any]) -> str | None:
-    bits = bits_of(tags)
-    for number in set(tags.get(_FORMAT, (_UNSIGNED,))) & set(_RANGELESS):
-        return f"{_RANGELESS[number]} pixels, whose range is not known"
-    if not bits:
-        return None
-    if max(bits) >= 32:
-        return f"{max(bits)}-bit pixels, whose range is not known"
-    if len(bits) > MAX_SAMPLESPERPIXEL:
-        return f"{describe(tags)}: which of them to show is not known"
-    if tags.get(_COLORS) == _GRAY_FROM_WHITE and max(bits) > 8:
-        return f"{describe(tags)}, which Pillow shows as a negative"
-    if tags.get(_COLORS) == _YCBCR and _is_plain(tags) and tuple(tags.get(_SUBSAMPLING, (2, 2))) != (1, 1):
-        return "YCbCr with subsampled colors and without compression, which Pillow misreads"
-    if tags.get(_PLANES) == _SEPARATE and _misread_planes(tags, bits):
-        remedy = "with PlanarConfiguration 1" if len(bits) == 1 else "with interleaved channels"
-        return f"{describe(tags)} in separate planes, which Pillow misreads: save it {remedy}"
-    return None
-
-
-def _is_plain(tags: Mapping[int, Any]) -> bool:
-    return bool(tags.get(_COMPRESSION, _UNCOMPRESSED) == _UNCOMPRESSED)
-
-
-def _misread_planes(tags: Mapping[int, Any], bits: tuple[int, ...]) -> bool:
-    """Found by comparing all layouts with the values written: uncompressed planes are read as if of 8 bits, black being 0.
-
-    Compressed ones are read rightly, but for the alpha of gray and palette images.
-    """
-    if _is_plain(tags):
-        colors = tags.get(_COLORS)
-        is_simple = (set(bits) == {8} and colors != _GRAY_FROM_WHITE) or (bits == (1,) and colors == _GRAY)
-        return not is_simple or tags.get(_FILL_ORDER, 1) != 1
-    return tags.get(_COLORS) in (_GRAY, _PALETTE) and any(kind in _ALPHA for kind in tags.get(_EXTRA, ()))
-
-
-MARK = b"Exif\0\0"
-"""What the EXIF of a JPEG begins with; a TIFF structure follows."""
-
-_ORIENTATION = 0x0112
-_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
-_INTEGERS = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}
-"""Types of TIFF 6.0 that hold one number. Pillow reads BYTE as text, not as a number."""
-
-
-def orientation_of(image: Image.Image) -> int:
-    """EXIF orientation (1 to 8) of an image of Pillow; 1 if it has none or a damaged one."""
-    try:
-        value: Any = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # parsers of foreign bytes raise anything
-        return 1
-    return _known(value)
-
-
-def orientation(exif: bytes | None, xmp: bytes | None) -> int:
-    """The same of the segments of a JPEG. Usual ones are read here, in a fiftieth of the time that Pillow's parser takes."""
-    value = _usual_value(exif) if exif is not None else 0
-    if value is None or (value == 0 and xmp is not None and b"tiff:Orientation" in xmp):
-        carrier = Image.new("1", (1, 1))  # Pillow's parser wants an image
-        carrier.info = {name: part for name, part in (("exif", exif), ("xmp", xmp)) if part is not None}
-        return orientation_of(carrier)
-    return _known(value)
-
-
-def _known(value: Any) -> int:
-    """Fractions and floating-point numbers may equal one, too."""
-    return next((known for known in range(2, 9) if value == known), 1)
-
-
-def _usual_value(exif: bytes) -> int | None:
-    """The orientation entry of the first directory, 0 if there is none; None if anything about it is unusual."""
-    order = _ORDERS.get(exif[len(MARK) : len(MARK) + 4])
-    if order is None or len(exif) < len(MARK) + 10:
-        return None
-    start = len(MARK) + int(struct.unpack_from(order + "I", exif, len(MARK) + 4)[0])
-    if start + 2 > len(exif):
-        return None
-    (num_entries,) = struct.unpack_from(order + "H", exif, start)
-    if start + 2 + 12 * num_entries > len(exif):
-        return None
-    for entry in range(start + 2, start + 2 + 12 * num_entries, 12):
-        tag, kind, count = struct.unpack_from(order + "HHI", exif, entry)
-        if tag == _ORIENTATION:
-            if kind not in _INTEGERS or count != 1:
-                return None
-            return int(struct.unpack_from(order + _INTEGERS[kind], exif, entry + 8)[0]) or 9  # 0 is a value, but no known one
-    return 0
-
-
-START = b"\xff\xd8"
+JPEG_START = b"\xff\xd8"
 LOSSLESS = frozenset([0xC3, 0xC7, 0xCB, 0xCF])
 """Frames whose pixels are predicted from their neighbors, without a cosine transform."""
 
@@ -179,11 +33,34 @@ _ICC_PROFILE = b"ICC_PROFILE\0"
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
 _AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _FILL = 3
-"""So many equal bytes at the end of a scan are no accident."""
+"""This many equal bytes at the end of a scan are no accident."""
+
+EXIF_START = b"Exif\0\0"
+"""What the EXIF of a JPEG begins with; a TIFF structure follows."""
+
+_ORIENTATION = 0x0112
+_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
+_INTEGERS = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}
+"""Types of TIFF 6.0 that hold one number. Pillow reads BYTE as text, not as a number."""
+
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""Little and big endian, each of them plain or with offsets of 64 bits."""
+
+_BITS, _COMPRESSION, _COLORS, _FILL_ORDER, _CHANNELS, _PLANES, _EXTRA, _SAMPLE_FORMAT, _SUBSAMPLING = (
+    258, 259, 262, 266, 277, 284, 338, 339, 530,
+)  # fmt: skip
+_GRAY_FROM_WHITE, _GRAY, _PALETTE, _YCBCR = 0, 1, 3, 6
+_COLOR_NAMES = {0: "gray, 0 is white", 1: "gray", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "Lab"}
+_SEPARATE, _UNCOMPRESSED, _ALPHA = 2, 1, (1, 2)
+_UNSIGNED = 1
+_RANGELESS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
+
+
+# ------------------------------------------------------------------------------------------------------------------------- JPEG
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class JpegHeader:
     """The segments before the first scan that matter here."""
 
     frame: int = 0
@@ -196,8 +73,8 @@ class Header:
     xmp: bytes | None = None
 
 
-def read_header(data: bytes) -> Header:
-    """Of a damaged file what can be read."""
+def jpeg_header(data: bytes) -> JpegHeader:
+    """Reads the header of a JPEG; of a damaged one as much as can be read."""
     frame, bits, channels = 0, 0, 0
     exif_part, xmp = None, None
     for marker, start, end in _segments(data):
@@ -206,15 +83,15 @@ def read_header(data: bytes) -> Header:
         if marker in _FRAMES:
             if end - start >= 6:
                 frame, bits, channels = marker, data[start], data[start + 5]
-        elif marker == _EXIF_OR_XMP and data.startswith(MARK, start):
-            exif_part = data[start:end] if exif_part is None else exif_part + data[start + len(MARK) : end]
+        elif marker == _EXIF_OR_XMP and data.startswith(EXIF_START, start):
+            exif_part = data[start:end] if exif_part is None else exif_part + data[start + len(EXIF_START) : end]
         elif marker == _EXIF_OR_XMP and data.startswith(_XMP, start):
             xmp = data[start + len(_XMP) : end]
-    return Header(frame, bits, channels, exif_part, xmp)
+    return JpegHeader(frame, bits, channels, exif_part, xmp)
 
 
-def mended(data: bytes) -> Iterator[bytes]:
-    """The file without faults that hide no pixel, in two versions: if one of them decodes without a warning, all is there.
+def mended_jpegs(data: bytes) -> Iterator[bytes]:
+    """The file without faults that hide no pixel, in two versions. If one decodes without a warning, no pixel is missing.
 
     The faults: an unknown version of JFIF, an unknown color transform of Adobe, a color profile of which parts are missing (it
     is not applied anyway), parameters of a sequential scan that only progressive ones have, bytes between segments, no end
@@ -222,7 +99,7 @@ def mended(data: bytes) -> Iterator[bytes]:
     decoder knows whether they belong to it. Bytes that differ from one another stay: a scan damaged in its middle leaves such,
     too. Yields nothing if scans are missing, or if fill stands in the place of the end.
     """
-    header = read_header(data)
+    header = jpeg_header(data)
     pieces: list[bytes] = []
     scans: dict[int, bytes] = {}
     has_end = False
@@ -233,7 +110,7 @@ def mended(data: bytes) -> Iterator[bytes]:
             continue
         pieces.append(bytes([0xFF, marker]))
         if marker not in _BARE:
-            pieces.append(struct.pack(">H", end - start + 2) + _image_formats_known(marker, data[start:end], header))
+            pieces.append(struct.pack(">H", end - start + 2) + _as_it_is_read(marker, data[start:end], header))
         if marker == _SCAN:
             following = _AFTER_SCAN.search(data, end)
             scans[len(pieces)] = data[end : following.start() if following else len(data)].rstrip(b"\xff")
@@ -249,12 +126,12 @@ def mended(data: bytes) -> Iterator[bytes]:
 
 
 def _joined(pieces: list[bytes]) -> bytes:
-    return b"".join([START, *pieces, bytes([0xFF, _END])])
+    return b"".join([JPEG_START, *pieces, bytes([0xFF, _END])])
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker of each segment, and where its contents begin and end; the last one may be cut off."""
-    position, size, read = len(START), len(data), _SEGMENT.unpack_from
+    """Marker of each segment, and the places at which its contents begin and end; the last one may be cut off."""
+    position, size, read = len(JPEG_START), len(data), _SEGMENT.unpack_from
     while position + 2 <= size:
         if position + 4 <= size:
             first, marker, length = read(data, position)
@@ -275,8 +152,8 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
                 position = following.start() if following else size
 
 
-def _image_formats_known(marker: int, body: bytes, header: Header) -> bytes:
-    """The contents of a segment; what a decoder does not know as it reads it anyway."""
+def _as_it_is_read(marker: int, body: bytes, header: JpegHeader) -> bytes:
+    """The contents of a segment, with what a decoder warns of replaced by what it reads in its place."""
     if marker == _JFIF and body.startswith(b"JFIF\0") and body[5:6] != b"\x01":
         return body[:5] + b"\x01\x02" + body[7:]
     if marker == _ADOBE and body.startswith(b"Adobe") and len(body) >= 12:
@@ -295,7 +172,7 @@ def _without_fill(scan: bytes, shortest: int) -> bytes:
     return bare if len(scan) - len(bare) >= shortest else scan
 
 
-def _is_complete(data: bytes, header: Header) -> bool:
+def _is_complete(data: bytes, header: JpegHeader) -> bool:
     """Whether the scans say all of every channel: of a progressive file that is cut off between two scans they do not."""
     if header.frame not in _PROGRESSIVE | _SEQUENTIAL:
         return True
@@ -310,3 +187,133 @@ def _is_complete(data: bytes, header: Header) -> bool:
             for at in range(1, 1 + 2 * body[0], 2):
                 missing.get(body[at], set()).difference_update(exact)
     return not any(missing.values())
+
+
+# ------------------------------------------------------------------------------------------------------------------------- EXIF
+
+
+def orientation_of(image: Image.Image) -> int:
+    """EXIF orientation (1 to 8) of an image of Pillow; 1 if it has none or a damaged one."""
+    try:
+        value: Any = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # parsers of foreign bytes raise anything
+        return 1
+    return _known_orientation(value)
+
+
+def orientation(exif: bytes | None, xmp: bytes | None) -> int:
+    """EXIF orientation from the segments of a JPEG. Usual ones are read here, fifty times as fast as by Pillow's parser."""
+    value = _usual_value(exif) if exif is not None else 0
+    if value is None or (value == 0 and xmp is not None and b"tiff:Orientation" in xmp):
+        carrier = Image.new("1", (1, 1))  # Pillow's parser wants an image
+        carrier.info = {name: part for name, part in (("exif", exif), ("xmp", xmp)) if part is not None}
+        return orientation_of(carrier)
+    return _known_orientation(value)
+
+
+def _known_orientation(value: Any) -> int:
+    """The orientation that `value` equals, 1 if none; fractions and floating-point numbers may equal one, too."""
+    return next((known for known in range(2, 9) if value == known), 1)
+
+
+def _usual_value(exif: bytes) -> int | None:
+    """The orientation entry of the first directory, 0 if there is none; None if anything about it is unusual."""
+    order = _ORDERS.get(exif[len(EXIF_START) : len(EXIF_START) + 4])
+    if order is None or len(exif) < len(EXIF_START) + 10:
+        return None
+    start = len(EXIF_START) + int(struct.unpack_from(order + "I", exif, len(EXIF_START) + 4)[0])
+    if start + 2 > len(exif):
+        return None
+    (num_entries,) = struct.unpack_from(order + "H", exif, start)
+    if start + 2 + 12 * num_entries > len(exif):
+        return None
+    for entry in range(start + 2, start + 2 + 12 * num_entries, 12):
+        tag, kind, count = struct.unpack_from(order + "HHI", exif, entry)
+        if tag == _ORIENTATION:
+            if kind not in _INTEGERS or count != 1:
+                return None
+            return int(struct.unpack_from(order + _INTEGERS[kind], exif, entry + 8)[0]) or 9  # 0 is a value, but no known one
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------------------------------- TIFF
+
+
+def tiff_tags(file: BinaryIO) -> Mapping[int, Any] | None:
+    """Tags of the first image of a TIFF file; None if they cannot be read."""
+    head = file.read(8)
+    try:
+        tags = ImageFileDirectory_v2(head + file.read(8) if head[2:4].strip(b"\0") == b"+" else head)
+        file.seek(tags.next)
+        tags.load(file)
+        return dict(tags)
+    except Exception:  # parsers of foreign bytes raise anything
+        return None
+
+
+def tiff_bits(tags: Mapping[int, Any]) -> tuple[int, ...]:
+    """Bits of each channel that Pillow looks at. In separate planes it leaves out channels that are said to mean nothing."""
+    bits: tuple[int, ...] = tuple(tags.get(_BITS, (1,)))
+    bits = bits * int(tags.get(_CHANNELS, 1)) if len(bits) == 1 else bits
+    extra = tags.get(_EXTRA, ())
+    return bits[: -len(extra)] if extra and not any(extra) and tags.get(_PLANES) == _SEPARATE else bits
+
+
+def described_tiff(tags: Mapping[int, Any]) -> str:
+    """Channels, bits and colors in words: `8 channels of 16 bits (gray)`."""
+    bits, channels = tiff_bits(tags), int(tags.get(_CHANNELS, 1))
+    words = "/".join(str(value) for value in bits) if len(set(bits)) > 1 else str(bits[0])
+    colors = tags.get(_COLORS, _GRAY_FROM_WHITE)
+    return f"{channels} channel{'s' * (channels != 1)} of {words} bits ({_COLOR_NAMES.get(colors, f'colors {colors}')})"
+
+
+def unread_tiff(tags: Mapping[int, Any]) -> str:
+    """The reason for a TIFF file that Pillow does not know."""
+    try:
+        return f"TIFF with {described_tiff(tags)}, which cannot be read"
+    except (IndexError, TypeError, ValueError):
+        return "damaged TIFF: its tags cannot be read"
+
+
+def tiff_refusal(tags: Mapping[int, Any]) -> str | None:
+    """Why Pillow cannot give the right pixels of a TIFF file; None if it can."""
+    try:
+        return _tiff_refusal(tags)
+    except (TypeError, ValueError):  # tags of the wrong type, which Pillow refuses
+        return None
+
+
+def _tiff_refusal(tags: Mapping[int, Any]) -> str | None:
+    bits = tiff_bits(tags)
+    for number in set(tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))) & set(_RANGELESS):
+        return f"{_RANGELESS[number]} pixels, whose range is not known"
+    if not bits:
+        return None
+    if max(bits) >= 32:
+        return f"{max(bits)}-bit pixels, whose range is not known"
+    if len(bits) > MAX_SAMPLESPERPIXEL:
+        return f"{described_tiff(tags)}: which of them to show is not known"
+    if tags.get(_COLORS) == _GRAY_FROM_WHITE and max(bits) > 8:
+        return f"{described_tiff(tags)}, which Pillow shows as a negative"
+    if tags.get(_COLORS) == _YCBCR and _is_plain(tags) and tuple(tags.get(_SUBSAMPLING, (2, 2))) != (1, 1):
+        return "YCbCr with subsampled colors and without compression, which Pillow misreads"
+    if tags.get(_PLANES) == _SEPARATE and _misread_planes(tags, bits):
+        remedy = "with PlanarConfiguration 1" if len(bits) == 1 else "with interleaved channels"
+        return f"{described_tiff(tags)} in separate planes, which Pillow misreads: save it {remedy}"
+    return None
+
+
+def _is_plain(tags: Mapping[int, Any]) -> bool:
+    return bool(tags.get(_COMPRESSION, _UNCOMPRESSED) == _UNCOMPRESSED)
+
+
+def _misread_planes(tags: Mapping[int, Any], bits: tuple[int, ...]) -> bool:
+    """Found by comparing all layouts with the values written: uncompressed planes are read as if of 8 bits, black being 0.
+
+    Compressed ones are read rightly, but for the alpha of gray and palette images.
+    """
+    if _is_plain(tags):
+        colors = tags.get(_COLORS)
+        is_simple = (set(bits) == {8} and colors != _GRAY_FROM_WHITE) or (bits == (1,) and colors == _GRAY)
+        return not is_simple or tags.get(_FILL_ORDER, 1) != 1
+    return tags.get(_COLORS) in (_GRAY, _PALETTE) and any(kind in _ALPHA for kind in tags.get(_EXTRA, ()))

@@ -1,14 +1,23 @@
-"""Some of the records of a list."""
+"""Which records of a list are used: subsets, records held out, and the labeled images of a low-shot protocol."""
 
-from dataclasses import replace
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
+from openjepa.data.folders.entries import SUFFIXES
 from openjepa.data.source import NO_LABEL, ListSource, Splits
-from openjepa.data.tables.labels import set_labels
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, examples
 from openjepa.seeds import derive, derive_samples
+from openjepa.settings.evaluation import LowShotSettings
+
+TABLE_ROW = re.compile(r" row \d+ \((.+)\)$")
+"""How rows of tables are named that keep the path of their image."""
 
 
 class Subset(ListSource):
@@ -21,12 +30,12 @@ class Subset(ListSource):
         if source.labels is not None:
             self.labels = source.labels[indices]
         elif source.partial_labels is not None:
-            set_labels(self, source.partial_labels[indices], source.class_names)
+            self.set_labels(source.partial_labels[indices], source.class_names)
         self.class_names = source.class_names
 
     @property
     def whole(self) -> ListSource:
-        """The other list."""
+        """The list that the records are taken from."""
         return self._source
 
     def __len__(self) -> int:
@@ -38,29 +47,29 @@ class Subset(ListSource):
         return self._source.read(int(self._indices[index]))
 
     def name(self, index: int) -> str:
-        """Its name in the other list."""
+        """Name of the record in the other list."""
         return self._source.name(int(self._indices[index]))
 
     def stamp(self, index: int) -> bytes:
-        """That of the record in the other list."""
+        """Stamp of the record in the other list."""
         return self._source.stamp(int(self._indices[index]))
 
 
 def labeled_part(source: ListSource) -> ListSource:
-    """The records that have a class, if only some have one; else the whole list."""
+    """The records that have a class; the list itself if all have one or none has."""
     if source.partial_labels is None:
         return source
     return Subset(source, np.flatnonzero(source.partial_labels != NO_LABEL))
 
 
 def for_probes(splits: Splits) -> Splits:
-    """The splits without records that have no class, which pretraining alone can use."""
+    """The splits for probes: without the records that have no class."""
     train = labeled_part(splits.train) if isinstance(splits.train, ListSource) else splits.train
     return replace(splits, train=train, test=None if splits.test is None else labeled_part(splits.test))
 
 
 def held_out(labels: NDArray[np.int64] | None, fraction: float, seed: int) -> NDArray[np.bool_] | None:
-    """Which records are held out to test probes: of each class the nearest whole number to the fraction, never all.
+    """Which records are held out to test probes: a share `fraction` of each class, rounded, but never the whole class.
 
     Records without a class (NO_LABEL) are not held out. Returns None if none are. Raises Refusal for an impossible fraction.
     """
@@ -118,3 +127,142 @@ def ranks_in_class(labels: NDArray[np.int64], order: NDArray[np.int64]) -> NDArr
     ranks = np.empty(len(labels), dtype=np.int64)
     ranks[by_class] = np.arange(len(labels)) - np.repeat(starts, counts)
     return ranks
+
+
+# -------------------------------------------------------------------------------------------------------------- low-shot
+
+
+def low_shot_rows(
+    source: ListSource, labels: NDArray[np.int64], settings: LowShotSettings, max_skipped: float = 0.0
+) -> NDArray[np.int64]:
+    """Sorted numbers of the labeled images of `source`, whose classes are `labels`; one of the settings must be given.
+
+    `percent`: that share of each class, rounded (halves up), at least one image. `images_per_class`: that many of each class.
+    Both take the first images of each class in an order drawn with the seed, so that a smaller subset lies within a larger one.
+    `list`: the images that a file names (see `_listed_rows`), of which a share of `max_skipped` may be absent.
+    Raises Refusal if a class has too few images, or the list cannot be read, or it names images that are absent or cannot be
+    told apart.
+    """
+    if settings.list is not None:
+        return _listed_rows(source, Path(settings.list).expanduser(), max_skipped)
+    counts = np.bincount(labels)
+    if settings.images_per_class is not None:
+        _check_counts(source, labels, counts, settings.images_per_class)
+        wanted = np.full(len(counts), settings.images_per_class, dtype=np.int64)
+    else:
+        assert settings.percent is not None, "no low-shot setting is given"
+        wanted = np.maximum(np.floor(settings.percent * counts / 100 + 0.5).astype(np.int64), 1)
+    # In the order of a random key that is the record's own: the first of each class are taken.
+    keys = derive_samples("subset", settings.seed, np.array([3]), np.arange(len(labels)))
+    return np.flatnonzero(ranks_in_class(labels, np.argsort(keys, kind="stable")) < wanted[labels])
+
+
+def _check_counts(source: ListSource, labels: NDArray[np.int64], counts: NDArray[np.int64], wanted: int) -> None:
+    scarce = np.flatnonzero((counts < wanted) & (counts > 0)).tolist()
+    if not scarce:
+        return
+    names = source.class_names if source.labels is not None and np.array_equal(source.labels, labels) else None
+    words = [f"{names[label] if names else f'class {label}'} has {counts[label]}" for label in scarce]
+    raise Refusal(
+        f"evaluation.low_shot.images_per_class={wanted}: {len(scarce)} of {np.count_nonzero(counts)} classes have fewer images "
+        f"({examples(words)}); at most {counts[counts > 0].min()} of each class can be drawn"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------------ lists
+
+
+@dataclass(frozen=True)
+class _Name:
+    """An image's path in parts that lists write or leave out."""
+
+    stem: str
+    suffix: str
+    folders: tuple[str, ...]
+
+    def agrees(self, other: "_Name") -> bool:
+        """Whether the folders are the same as far as both are written."""
+        common = min(len(self.folders), len(other.folders))
+        return self.folders[len(self.folders) - common :] == other.folders[len(other.folders) - common :]
+
+
+def _name(path: str) -> _Name:
+    stem, suffix = _stem(path)
+    return _Name(stem, suffix, PurePosixPath(path).parts[:-1])
+
+
+def _stem(path: str) -> tuple[str, str]:
+    """Name of the file without the suffix, and the suffix. Only those of images are suffixes: names may have dots."""
+    file = path.rpartition("/")[2]
+    stem, dot, suffix = file.rpartition(".")
+    return (stem, dot + suffix) if (dot + suffix).lower() in SUFFIXES else (file, "")
+
+
+def _listed_rows(source: ListSource, file: Path, max_skipped: float) -> NDArray[np.int64]:
+    """The images that the lines of a file name: `n01440764_10043.JPEG`, with or without folders and suffix.
+
+    Blank lines and those that start with # are skipped. Suffix and folders decide only if several images have the same name,
+    but folders that both write must agree. What is named twice counts once, with a warning. Absent images are left out with
+    a warning, up to a share of `max_skipped`.
+    """
+    lines = _read_list(file)
+    known = _rows_by_stem(source, {_name(line).stem for line in lines})
+    found = {line: _matches(_name(line), known) for line in lines}
+    absent = [line for line, rows in found.items() if not rows]
+    if len(absent) > max_skipped * len(found) or len(absent) == len(found):
+        _refuse(file, absent, lambda line: line, "are not among the training images")
+    elif absent:
+        warnings.warn(f"{file} names {len(absent)} of {len(found)} images that are not there: {examples(absent)}", stacklevel=2)
+    several = [line for line, rows in found.items() if len(rows) > 1]
+    _refuse(
+        file,
+        several,
+        lambda line: f"{line} ({', '.join(source.name(row) for row in found[line][:2])})",
+        "could be several images",
+    )
+    there = [found[line][0] for line in lines if found[line]]
+    rows = np.unique(np.array(there, dtype=np.int64))
+    if len(rows) < len(there):
+        warnings.warn(f"{file} names {len(there) - len(rows)} images more than once; they count once", stacklevel=2)
+    return rows
+
+
+def _read_list(file: Path) -> list[str]:
+    setting = f"evaluation.low_shot.list={str(file)!r}"
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal(f"{setting} cannot be read ({type(error).__name__}); give a text file with one image per line") from error
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if not lines:
+        raise Refusal(f"{setting} names no images; it must have one image per line")
+    return lines
+
+
+def _rows_by_stem(source: ListSource, stems: set[str]) -> dict[str, list[tuple[_Name, int]]]:
+    """Names and numbers of the images that have one of these stems."""
+    known: dict[str, list[tuple[_Name, int]]] = defaultdict(list)
+    for row in range(len(source)):
+        path = source.name(row)
+        if path.endswith(")") and (in_table := TABLE_ROW.search(path)):
+            path = in_table[1]
+        stem, _ = _stem(path)  # of a million names; only few are needed in parts
+        if stem in stems:
+            known[stem].append((_name(path), row))
+    return known
+
+
+def _matches(name: _Name, known: dict[str, list[tuple[_Name, int]]]) -> list[int]:
+    agreeing = [(other, row) for other, row in known.get(name.stem, []) if name.agrees(other)]
+    exact = [(other, row) for other, row in agreeing if other.suffix == name.suffix]
+    return [row for _, row in exact or agreeing]
+
+
+def _refuse(file: Path, lines: list[str], describe: Callable[[str], str], what: str) -> None:
+    """Raises Refusal that shows the first of `lines`, if there are any."""
+    if lines:
+        shown = examples([describe(line) for line in lines])
+        raise Refusal(
+            f"evaluation.low_shot.list={str(file)!r}: {len(lines)} of its names {what}: {shown}; the list must name images of "
+            "the whole training split by their file names"
+        )

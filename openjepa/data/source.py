@@ -1,23 +1,24 @@
-"""Sources: what every kind of data looks like to the loader and to the evaluation.
-
-Hashes of a data source: what was computed of its images is known by them.
-"""
+"""Sources: what every kind of data looks like to the loader and to the evaluation, and the hashes that tell sources apart."""
 
 import hashlib
 import os
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from openjepa.records import DataFacts
 from openjepa.refusals import Refusal
 
 NO_LABEL = -1
 """Class of a record that has none (`partial_labels`)."""
+FINGERPRINT_RECORDS = 32
+"""Records of a source whose bytes enter its fingerprint, beside the names of all."""
 
 
 class ListSource(ABC):
@@ -26,12 +27,12 @@ class ListSource(ABC):
     labels: NDArray[np.int64] | None = None
     """One class per record; None if not every record has one."""
     partial_labels: NDArray[np.int64] | None = None
-    """If only some records have a class: that of each record, or NO_LABEL. Probes use these records alone (`labeled_part`)."""
+    """One class or NO_LABEL per record, if only some records have a class. Probes use those alone (`labeled_part`)."""
     class_names: tuple[str, ...] | None = None
 
     @property
     def is_labeled(self) -> bool:
-        """Whether some records have a class, or all."""
+        """Whether any record has a class."""
         return self.known_labels is not None
 
     @property
@@ -45,21 +46,35 @@ class ListSource(ABC):
 
     @abstractmethod
     def read(self, index: int) -> bytes:
-        """The encoded image file of a record. Raises OSError or Refusal where there is none."""
+        """The encoded image file of a record. Raises OSError or Refusal if it cannot be had."""
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """A path, or shard and row: what `skipped.jsonl` and error messages call the record."""
+        """What `skipped.jsonl` and error messages call the record: a path, or shard and row."""
 
     def stamp(self, index: int) -> bytes:
-        """What changes with the image of a record. Here a checksum of its bytes, which suits records in memory.
+        """Bytes that change if the image of a record changes: here a checksum of its file, which suits records in memory.
 
-        Sources of files give size and modification time of the file, which cost no reading.
+        Sources of files give size and modification time instead, which cost no reading.
         """
         try:
             return b"%08x " % zlib.crc32(self.read(index))
         except (OSError, ValueError):
             return b"unreadable "
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Both hashes of the source, computed once: reading a million names and stamps takes seconds."""
+        return source_hash(self) + stamps_hash(self)
+
+    def set_labels(self, labels: NDArray[np.int64], class_names: tuple[str, ...] | None) -> None:
+        """Gives the records their classes. A class in `labels` may be NO_LABEL."""
+        has_label = labels != NO_LABEL
+        self.class_names = class_names
+        if has_label.all():
+            self.labels = labels
+        elif has_label.any():
+            self.partial_labels = labels
 
 
 class LabelMaps(ABC):
@@ -86,7 +101,7 @@ class ShardRecord:
     data: bytes
     label: int | None = None
     problem: str | None = None
-    """Why it has no image, if that is known."""
+    """The reason if it has no image."""
 
     def read(self) -> bytes:
         """The encoded image file. Raises Refusal if there is none."""
@@ -101,7 +116,7 @@ class ShardSource(ABC):
     class_names: tuple[str, ...] | None = None
     num_records: int | None = None
     stamp: bytes = b""
-    """What changes with the files of the shards (size and modification time); empty if they do not lie on this machine."""
+    """Bytes that change if a file of the shards changes (its size or time); empty if the files are not on this machine."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -120,21 +135,38 @@ class Splits:
     test: ListSource | None = None
     description: str = ""
     """One line for the report: what it is and how many images."""
+    name: str = ""
+    """What the data is called; the first words of `description`."""
+    pixels: str = ""
+    """Size of the stored pictures in words, if all have the same."""
     remarks: tuple[str, ...] = ()
-    """What probes leave out or cannot answer, for the terminal; the description says it too."""
+    """What probes leave out or cannot answer, in words for the terminal. `description` says it too."""
     extra_labels: Mapping[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=dict)
     """Further labelings of (train, test) by name: scenes have `count` and `distance`."""
     left_out: tuple[str, ...] = ()
-    """What lay beside the images that may have been meant as some, in words and counted; `description` says it too."""
+    """Files beside the images that may have been meant as images, counted, in words. `description` says it too."""
     unused: tuple[str, ...] = ()
-    """Images of no split that is used, in words; `description` says it too."""
+    """Images in splits that are not used, in words. `description` says it too."""
     label_maps: Mapping[str, tuple[LabelMaps, LabelMaps]] = field(default_factory=dict)
-    """Labels of the pixels of (train, test) by name, where the data has any."""
+    """Labels of the pixels of (train, test) by name; empty if the data has none."""
 
     @property
     def not_used(self) -> tuple[str, ...]:
-        """All that is not used, in words: what does not print the description says these."""
+        """Everything that is not used, in words, for a command that does not print the description."""
         return (*self.unused, *self.left_out)
+
+    def facts(self) -> DataFacts:
+        """What the data is called and holds, for the records of a run."""
+        train = self.train if isinstance(self.train, ListSource) else None
+        labels = None if train is None else train.known_labels
+        classes = None if labels is None else len(np.unique(labels[labels != NO_LABEL]))
+        return DataFacts(
+            self.name,
+            self.pixels,
+            train_images=None if train is None else len(train),
+            test_images=None if self.test is None else len(self.test),
+            classes=classes,
+        )
 
     @property
     def can_test(self) -> bool:
@@ -142,12 +174,11 @@ class Splits:
         return all(isinstance(source, ListSource) and source.is_labeled for source in (self.train, self.test))
 
 
-FINGERPRINT_RECORDS = 32
-"""Records of a source whose bytes enter its fingerprint, beside the names of all."""
+# ----------------------------------------------------------------------------------------------------------------- hashes
 
 
 def source_hash(source: ListSource) -> str:
-    """Hash of a source: the names of all records and the bytes of some, evenly spread."""
+    """Hash of the names of all records, and of the bytes of some of them, evenly spread."""
     digest = hashlib.sha256(str(len(source)).encode())
     for index in range(len(source)):
         digest.update(source.name(index).encode(errors="surrogateescape"))
@@ -160,7 +191,7 @@ def source_hash(source: ListSource) -> str:
 
 
 def stamps_hash(source: ListSource) -> str:
-    """Hash of the stamps of all records: changes if an image is overwritten in place. One `stat` of each file."""
+    """Hash of the stamps of all records. It changes if an image is overwritten in place; costs one `stat` of each file."""
     digest = hashlib.sha256()
     for index in range(len(source)):
         digest.update(source.stamp(index))
@@ -179,3 +210,58 @@ def file_stamp(path: str | Path) -> bytes:
 def joined_stamps(files: Iterable[str | Path]) -> bytes:
     """The stamps of several files that hold records together, as a hash."""
     return hashlib.sha256(b"".join(file_stamp(file) for file in files)).digest()
+
+
+# ------------------------------------------------------------------------------------------------- what sources are made of
+
+
+class JoinedBytes:
+    """Byte strings one behind the other in one array.
+
+    A million Python objects would be copied into each worker process as soon as they are touched there; one array is shared.
+    """
+
+    def __init__(self, content: NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
+        """`ends` [n]: where each string ends within `content`."""
+        self._content = content
+        self._ends = ends
+
+    @classmethod
+    def join(cls, strings: Sequence[bytes]) -> "JoinedBytes":
+        """The strings in their order."""
+        content = np.frombuffer(b"".join(strings), dtype=np.uint8)
+        return cls(content, np.cumsum([len(string) for string in strings], dtype=np.int64))
+
+    def __len__(self) -> int:
+        """Number of strings."""
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> bytes:
+        """The string with this number."""
+        start = int(self._ends[index - 1]) if index else 0
+        return self._content[start : int(self._ends[index])].tobytes()
+
+
+class Pieces:
+    """Records that are kept in pieces one after another, such as files: which piece holds a record, and at which row."""
+
+    def __init__(self, lengths: Iterable[int]) -> None:
+        """`lengths`: records of each piece."""
+        self._firsts: NDArray[np.int64] = np.cumsum([0, *lengths], dtype=np.int64)
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return int(self._firsts[-1])
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Number of the piece, and the row in it. Raises IndexError if there is no record `index`."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"there are {len(self)} records; there is no record {index}")
+        piece = int(np.searchsorted(self._firsts, index, side="right")) - 1
+        return piece, index - int(self._firsts[piece])
+
+
+def class_numbers(words: Iterable[str], class_names: Iterable[str]) -> NDArray[np.int64]:
+    """The place among `class_names` of each of `words`. Raises KeyError if one is not there."""
+    numbers = {name: number for number, name in enumerate(class_names)}
+    return np.array([numbers[word] for word in words], dtype=np.int64)

@@ -16,10 +16,10 @@ CROP_TRIES = 10
 NUMBERS_PER_VIEW = 2 * CROP_TRIES + 3
 """Uniform numbers that one view of one sample uses: area and shape of each try, two for the position, one for the mirror."""
 EVALUATION_MARGIN = 256 / 224
-"""Evaluation resizes to so many times the crop before it takes the center."""
+"""Evaluation resizes to this many times the crop before it takes the center."""
 MAX_LENGTHS = 8
-"""An image that would become so many times as long as its crop is cut before it is resized: one of 1 x 10,000 pixels would
-take 2 GB at 224, of which all but the middle is thrown away."""
+"""An image that would become longer than this many times its crop is cut before it is resized: one of 1 x 10,000 pixels
+would take 2 GB at 224, of which all but the middle is thrown away."""
 
 
 def crop_box(numbers: Sequence[float], height: int, width: int, view: ViewSpec) -> Box:
@@ -44,7 +44,7 @@ def crop_box(numbers: Sequence[float], height: int, width: int, view: ViewSpec) 
 
 
 def is_mirrored(numbers: Sequence[float], view: ViewSpec) -> bool:
-    """Whether the view is mirrored: every second one where its specification asks for it."""
+    """Whether the view is mirrored: every second one, if `view.horizontal_flip`."""
     return view.horizontal_flip and numbers[2 * CROP_TRIES + 2] < 0.5
 
 

@@ -37,7 +37,7 @@ _log = logging.getLogger("openjepa")
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What order and schedules depend on beside the settings: a run goes on exactly only where it is the same."""
+    """What order and schedules depend on beside the settings. A run goes on exactly only if it is the same."""
 
     total_steps: int
     num_images: int | None
@@ -151,7 +151,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
 
 def load_weights(path: Path, model: nn.Module) -> TrainerState:
-    """Fills the model alone in place, whatever optimizer trained it, and returns the trainer's state.
+    """Fills the model in place and returns the trainer's state. The optimizer's state is not read.
 
     Raises Refusal for the checkpoint of another network.
     """

@@ -15,17 +15,17 @@ Parameters = ParamSpec("Parameters")
 WARMUP_STEPS = 3
 """First steps that are not timed: they start workers, compile, and fill caches."""
 TIMED_STEPS, TIMED_SECONDS = 5, 2.0
-"""What must have been timed before it tells what is left."""
+"""Steps and seconds that must have been timed before the time left is known."""
 RECENT_SECONDS, MOST_MARKS = 120.0, 64
-"""The pace is that of the last two minutes or little more, of which so many moments are kept at most."""
+"""The pace is that of the last two minutes or little more; at most `MOST_MARKS` moments of them are kept."""
 MOST_WARMUP_SECONDS = 60.0
-"""Steps that use up what was prepared before them are not timed either, but for no longer than this."""
+"""Steps that use up prepared batches are not timed either, for at most this long."""
 
 
 class LoopClock:
     """Seconds of a loop over all its sessions, and those that are left of it.
 
-    Steps come with their data path. What lies between them (looks, saving) is done by `aside`.
+    A step includes its data path. What happens between steps (looks, saving) is done by `aside`.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class LoopClock:
         prepared_steps: int = 0,
         save_minutes: float = math.inf,
     ) -> None:
-        """`seconds_before`, `step_seconds_before`, `looks_before`: of earlier sessions, which ended at `first_step`.
+        """`seconds_before`, `step_seconds_before`, `looks_before`: totals of earlier sessions, which ended at `first_step`.
 
         `prepared_steps`: steps whose data may be ready before they begin, so that they are no measure of the data path.
-        `save_minutes`: between two saves; by default nothing is saved.
+        `save_minutes`: time between two saves; by default nothing is saved.
         """
         self._device, self._total_steps, self._first_step = device, total_steps, first_step
         self._before, self._steps_before = seconds_before, step_seconds_before
@@ -65,7 +65,7 @@ class LoopClock:
         return self.seconds() - self._before - self._aside + self._steps_before
 
     def aside(self, name: str, work: Callable[Parameters, object], *args: Parameters.args, **named: Parameters.kwargs) -> None:
-        """Does `work`, which is no step: a `look` or a `save`, say."""
+        """Does `work` that is not a step, such as a `look` or a `save`, and times it under `name`."""
         begun = self.seconds()
         work(*args, **named)
         took = self.seconds() - begun
@@ -81,7 +81,7 @@ class LoopClock:
         self._last_save = time.monotonic()
 
     def step_done(self, step: int) -> None:
-        """To be called after every step with the number of steps done; waits for the device only where timing begins."""
+        """Call it after every step with the number of steps done. Waits for the device only when timing begins."""
         if self._timed or step - self._first_step < WARMUP_STEPS:
             return
         if step >= self._warmup or time.monotonic() - self._begun - self._aside > MOST_WARMUP_SECONDS:
@@ -90,7 +90,7 @@ class LoopClock:
     def seconds_left(self, step: int, looks: int = 0) -> float | None:
         """Seconds from `step` to the end with `looks` and saves; None before enough steps of this session were timed.
 
-        Counts with the pace of the last minutes, which changes with what else the machine does.
+        Uses the pace of the last minutes, because other programs change it.
         """
         if step >= self._total_steps:
             return 0.0

@@ -1,11 +1,211 @@
-"""What a run will need, before it starts: parameters, FLOPs, memory. Its time is known only from steps that are timed."""
+"""What a training step costs, counted before one is taken: FLOPs of each part, what the forward keeps, memory.
 
-from dataclasses import dataclass
+The step runs on torch's meta device, whose tensors have shapes and no values: nothing is computed. How long a step takes is
+known only from steps that are timed.
+"""
 
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from openjepa.engine.device import peak_memory
+from openjepa.masks.sampler import TokenShape
+from openjepa.models.transformer import PLAIN_MAX_TOKENS, Attention, Block
+from openjepa.schedules import Progress
+from openjepa.settings.masks import MaskKind
+from openjepa.types import Batch, BlockMasks, InputSpec, Masks, TokenMask
+
+PROGRESS = Progress(step=0, total_steps=1, steps_per_epoch=1)
+"""The step that is counted. All steps cost the same."""
+OTHER = "other"
+"""Part of the products that no submodule computes."""
+BF16_SHARE = 36 / 64
+"""What a transformer block keeps in bf16 beside what it keeps in fp32: bytes of each token and unit of width, counted on a CPU
+without attention weights. Norms and the residual stream stay in fp32."""
+
+
+@dataclass(frozen=True)
+class StepCosts:
+    """Costs of one training step."""
+
+    flops: Mapping[str, float]
+    """FLOPs of one image's forward by part, 2 per multiply-add, at the mean token counts. Only matrix products count.
+
+    Parts are the submodules of the method that its forward calls, in that order, and `other`, if there is such work.
+    """
+    step_flops: float
+    """FLOPs of one image's step: every forward, and twice that again if the part is trained."""
+    kept_bytes: float
+    """Bytes that the forward of a microbatch keeps for its backward in fp32, at the most tokens, without attention weights."""
+    kept_scores: float
+    """Attention weights that plain attention keeps beside them."""
+
+    def kept(self, device: torch.device, precision: str) -> float:
+        """Bytes that the forward of one microbatch keeps. Only plain attention, on a CPU in bf16, keeps attention weights."""
+        if precision != "bf16":
+            return self.kept_bytes
+        return BF16_SHARE * self.kept_bytes + (2 * self.kept_scores if device.type == "cpu" else 0)
+
+
+def count_step(
+    method: nn.Module, inputs: InputSpec, kind: MaskKind, grid: tuple[int, int], shapes: Sequence[TokenShape], images: int
+) -> StepCosts:
+    """Counts the forward of microbatches of `images` images whose masks have the token counts `shapes` on a `grid`.
+
+    `method`: a new one on the meta device, of no use afterwards. Called as `method(batch, progress)`.
+    """
+    counter = _Counter(method)
+    flops: dict[str, float] = {}
+    found = [(weight, counter.count(_batch(inputs, kind, grid, shape, images))) for shape, weight in _few(shapes)]
+    for weight, tally in found:
+        for name, value in tally.flops.items():
+            flops[name] = flops.get(name, 0.0) + weight * value / images
+    trained = {name for name, part in method.named_children() if any(value.requires_grad for value in part.parameters())}
+    step_flops = sum(value * (3 if name in trained or name == OTHER else 1) for name, value in flops.items())
+    most = max((tally for _, tally in found), key=lambda tally: tally.bytes)
+    return StepCosts(flops, step_flops, most.bytes, most.scores)
+
+
+def _few(shapes: Sequence[TokenShape]) -> list[tuple[TokenShape, float]]:
+    """At most six of the shapes, weighted so that every quadratic function of the token counts has the mean it has over all.
+
+    FLOPs are such a function: linear layers are linear in the tokens, and attention is quadratic.
+    """
+    if len(shapes) <= 6:
+        return [(shape, shape.probability) for shape in shapes]
+    counts = np.array([(shape.context, shape.target) for shape in shapes], dtype=np.float64)
+    context, target = (counts / counts.max(axis=0)).T
+    terms = np.stack([np.ones_like(context), context, target, context**2, context * target, target**2], axis=1)
+    chosen = _independent(terms)
+    mean = np.array([shape.probability for shape in shapes]) @ terms
+    weights = np.linalg.lstsq(terms[chosen].T, mean, rcond=None)[0]
+    return [(shapes[row], float(weight)) for row, weight in zip(chosen, weights, strict=True)]
+
+
+def _independent(rows: Float[np.ndarray, "n six"]) -> list[int]:
+    """Numbers of rows of which all others are sums: at every turn the one that is longest without its share in those before."""
+    rest, chosen = rows.copy(), list[int]()
+    while (lengths := np.linalg.norm(rest, axis=1)).max() > 1e-6:
+        chosen.append(int(lengths.argmax()))
+        direction = rest[chosen[-1]] / lengths.max()
+        rest -= np.outer(rest @ direction, direction)
+    return chosen
+
+
+def _batch(inputs: InputSpec, kind: MaskKind, grid: tuple[int, int], shape: TokenShape, images: int) -> Batch:
+    """A microbatch of normalized views with masks, all without values."""
+    views = {name: torch.empty(view.count, images, 3, *view.size, device="meta") for name, view in inputs.views.items()}
+    masks = {name: _masks(kind, grid, shape, inputs.views[name].count * images) for name in inputs.masked_views}
+    return Batch(torch.empty(images, dtype=torch.int64, device="meta"), views, masks)
+
+
+def _masks(kind: MaskKind, grid: tuple[int, int], shape: TokenShape, rows: int) -> Masks:
+    if kind == "blocks":
+        context = torch.empty(rows, shape.context, dtype=torch.int64, device="meta")
+        targets = torch.empty(rows, shape.num_targets, shape.target, dtype=torch.int64, device="meta")
+        return BlockMasks(context, targets, grid)
+    masked = torch.empty(rows, grid[0] * grid[1], dtype=torch.bool, device="meta")
+    return TokenMask(masked, grid, shape.target if shape.most_targets is None else None)
+
+
+@dataclass
+class _Tally:
+    """What one forward has cost so far."""
+
+    flops: dict[str, float] = field(default_factory=dict)
+    bytes: float = 0.0
+    scores: float = 0.0
+
+
+class _Counter:
+    """Counts forwards of a network on the meta device.
+
+    Blocks of one shape cost the same: the first is computed, and the others return its output and add its costs.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        """Puts itself between the network and its parts. `network` is not to be used for anything else."""
+        self._network = network
+        self._products = FlopCounterMode(display=False)
+        self._more = 0.0  # FLOPs of blocks that were not computed
+        self._tally = _Tally()
+        self._storages: dict[int, object] = {}
+        self._known: dict[object, tuple[float, float, float, Any]] = {}
+        for name, part in network.named_children():
+            part.register_forward_pre_hook(lambda *_: self._enter())
+            part.register_forward_hook(partial(self._leave, name))
+        for module in network.modules():
+            if isinstance(module, Attention):
+                module.register_forward_pre_hook(self._note_scores)
+            if isinstance(module, Block):
+                kind = (module.drop_path.rate > 0, *(tuple(value.shape) for value in module.parameters()))
+                module.forward = partial(self._block, module.forward, kind)  # type: ignore[method-assign]
+
+    def count(self, batch: Batch) -> _Tally:
+        """The costs of the forward of `batch`."""
+        self._tally, self._more = _Tally(), 0.0
+        self._storages = _storages(self._network.parameters())
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(self._keep, lambda value: value), self._products:
+            self._network(batch, PROGRESS)
+            total = self._total()
+        rest = total - sum(self._tally.flops.values())
+        if rest > 0:
+            self._tally.flops[OTHER] = rest
+        self._known.clear()
+        return self._tally
+
+    def _total(self) -> float:
+        return self._products.get_total_flops() + self._more
+
+    def _enter(self) -> None:
+        self._begun = self._total()
+
+    def _leave(self, name: str, *_: object) -> None:
+        flops = self._tally.flops
+        flops[name] = flops.get(name, 0.0) + self._total() - self._begun
+
+    def _keep(self, value: Tensor) -> Tensor:
+        """Counts a tensor that autograd saves, unless something saved before shares its storage."""
+        storage = value.untyped_storage()
+        if id(storage) not in self._storages:
+            self._storages[id(storage)] = storage
+            self._tally.bytes += storage.nbytes()
+        return value
+
+    def _note_scores(self, module: Attention, arguments: tuple[Any, ...]) -> None:
+        """Takes attention weights, which attention on the meta device saves in fp32, out of the bytes that are kept."""
+        batch, length, _ = arguments[0].shape
+        if torch.is_grad_enabled():
+            scores = batch * module.heads * length**2
+            self._tally.bytes -= 4 * scores
+            self._tally.scores += scores if length <= PLAIN_MAX_TOKENS else 0
+
+    def _block(self, forward: Any, kind: object, x: Tensor, bias: Tensor | None = None, num_last: int | None = None) -> Any:
+        key = (kind, x.shape, None if bias is None else bias.shape, num_last, torch.is_grad_enabled())
+        if key in self._known:
+            flops, kept, scores, output = self._known[key]
+            self._more += flops
+            self._tally.bytes += kept
+            self._tally.scores += scores
+            return output
+        before = self._total(), self._tally.bytes, self._tally.scores
+        output = forward(x, bias, num_last)
+        after = self._total(), self._tally.bytes, self._tally.scores
+        self._known[key] = (*(now - then for now, then in zip(after, before, strict=True)), output)
+        return output
+
+
+def _storages(values: Iterable[Tensor]) -> dict[int, object]:
+    """Storages by their identity, which holds while the dict lives."""
+    found = [value.untyped_storage() for value in values]
+    return {id(storage): storage for storage in found}
 
 
 @dataclass(frozen=True)
@@ -15,19 +215,17 @@ class Estimate:
     trained_parameters: int
     frozen_parameters: int
     flops_per_image: float
-    """Of a training step, 2 per multiply-add."""
+    """FLOPs of a training step, 2 per multiply-add."""
     memory_bytes: float
     """Weights, gradients, moments and activations, on a CPU also what the process holds already; without cached pixels."""
 
 
-def estimate(
-    model: nn.Module, flops_per_image: float, activation_bytes: float, device: torch.device, precision: str
-) -> Estimate:
-    """Estimates for one run; `activation_bytes` are those of one microbatch."""
+def estimate(model: nn.Module, costs: StepCosts, device: torch.device, precision: str) -> Estimate:
+    """What a run needs whose steps of `model` have these `costs`."""
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
     frozen = sum(value.numel() for value in model.parameters() if not value.requires_grad)
-    weights = 16 * trained + 4 * frozen  # fp32 value, gradient and two moments; the teacher only its value
+    weights = 16 * trained + 4 * frozen  # fp32 value, gradient and two moments; a moving average only its value
     if precision == "bf16":
         weights += 2 * (trained + frozen)  # the copies that autocast makes
     held = peak_memory(device) if device.type == "cpu" else 0
-    return Estimate(trained, frozen, flops_per_image, held + weights + activation_bytes)
+    return Estimate(trained, frozen, costs.step_flops, held + weights + costs.kept(device, precision))

@@ -10,9 +10,9 @@ from openjepa.refusals import Refusal
 
 
 def refuse_unready_launch() -> None:
-    """Raises Refusal where a launcher started several processes: training runs in one process so far.
+    """Raises Refusal if a launcher started several processes: training runs in one process so far.
 
-    Each of them would train a whole run of its own and fight for the run folder.
+    Each of them would train a whole run of its own and compete for the run folder.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1 and not is_active():

@@ -30,8 +30,8 @@ class NotFinite(ArithmeticError):
 class FiniteGuard:
     """Remembers the first step whose loss or gradient was not finite and freezes the optimizer from that step on.
 
-    On CUDA a fused optimizer skips its update where `found_inf` is not zero; the flag stays on the device and is never cleared,
-    so that between two looks from the host nothing moves after the first bad step. Elsewhere, and where the optimizer is not
+    On CUDA a fused optimizer skips its update if `found_inf` is not zero. The flag stays on the device and is never cleared, so
+    nothing moves after the first bad step, however seldom the host looks. On other devices, and with an optimizer that is not
     fused (torch's AdamW then refuses the flag), the host looks at every step.
     """
 
@@ -43,7 +43,7 @@ class FiniteGuard:
         self._every_step = device.type != "cuda" or not optimizer.defaults.get("fused")
 
     def watch(self, step: int, loss: Float[Tensor, ""], norm: Float[Tensor, ""], sample_ids: list[Int[Tensor, " B"]]) -> None:
-        """Call before the optimizer step. Where the host looks at every step, raises NotFinite at once."""
+        """Call before the optimizer step. Raises NotFinite at once if the host looks at every step."""
         self._recent.append((step, sample_ids))
         bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
         self._first_bad = torch.where(bad & (self._first_bad < 0), step, self._first_bad)

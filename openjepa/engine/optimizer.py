@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from openjepa import operators
 from openjepa.settings.run import OptimizationSettings
 from openjepa.types import ParameterRule
 
@@ -42,7 +43,7 @@ def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, weight_dec
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Float[Tensor, ""]:
-    """Euclidean norm of all gradients; not finite where any of them is not."""
+    """Euclidean norm of all gradients; not finite if any of them is not."""
     gradients = [value.grad for group in optimizer.param_groups for value in group["params"] if value.grad is not None]
     return torch.nn.utils.get_total_norm(gradients)
 
@@ -52,8 +53,8 @@ def clip_gradients(
 ) -> None:
     """Scales gradients by min(1, limit / (norm + 1e-6)); groups whose rule says so are left alone.
 
-    `global`: one norm of all that are clipped (`norm`, where that is all there are); `per_tensor`: each parameter's own, as in
-    the released DINO and iBOT code.
+    `global`: one norm of all gradients that are clipped, which is `norm` if no group is left alone. `per_tensor`: each
+    parameter's own norm, as in the released DINO and iBOT code.
     """
     groups = [group for group in optimizer.param_groups if group["clip"]]
     parameters = [value for group in groups for value in group["params"] if value.grad is not None]
@@ -64,8 +65,7 @@ def clip_gradients(
         whole = norm if len(groups) == len(optimizer.param_groups) else torch.nn.utils.get_total_norm(gradients)
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, whole)
         return
-    norms = torch.stack(torch._foreach_norm(gradients))
-    torch._foreach_mul_(gradients, list((limit / (norms + 1e-6)).clamp(max=1.0).unbind()))
+    operators.scale_(gradients, (limit / (operators.norms(gradients) + 1e-6)).clamp(max=1.0))
 
 
 def layer_number(name: str, depth: int, prefix: str = "encoder.") -> int:

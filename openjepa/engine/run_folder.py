@@ -20,15 +20,12 @@ import torch
 import openjepa
 from openjepa.config import difference, load_run_config, save_yaml
 from openjepa.engine.device import device_name
-from openjepa.engine.timings import seconds_of_steps
-from openjepa.refusals import Refusal
+from openjepa.records import Environment, read_environment, seconds_of_steps
+from openjepa.refusals import Refusal, require_package
 from openjepa.settings.run import RunConfig
-from openjepa.system.claims import Claim, take
-from openjepa.system.hub_names import MARK
 from openjepa.system.json_files import log_lines, number, read_object, readable
-from openjepa.system.packages import require_package
-from openjepa.system.shell import this_command
-from openjepa.system.whole_files import whole_file
+from openjepa.system.shared_files import Claim, take, whole_file
+from openjepa.system.shell import MARK, this_command
 from openjepa.types import Skipped
 
 
@@ -36,7 +33,7 @@ class RunLog:
     """Appends to the logs of a run folder; lines after the step that training resumes from are dropped first."""
 
     def __init__(self, folder: Path, resume_step: int, tensorboard: bool) -> None:
-        """Opens the logs; `resume_step` is -1 where nothing is resumed."""
+        """Opens the logs; `resume_step` is -1 if nothing is resumed."""
         for name in ("metrics.jsonl", "skipped.jsonl"):
             _truncate(folder / name, resume_step)
         self._path = folder / "metrics.jsonl"
@@ -80,26 +77,26 @@ class RunLog:
 
 
 def logged_steps(folder: Path) -> int:
-    """The last step that metrics.jsonl of a run folder has a line of; 0 where no step was logged."""
+    """The last step in metrics.jsonl of a run folder; 0 if no step was logged."""
     steps = map(_step_of, log_lines(folder / "metrics.jsonl"))
     return int(max((step for step in steps if step < math.inf), default=0))
 
 
 def logged_step_seconds(folder: Path, step: int) -> float:
-    """Seconds of the steps up to `step`, from the speeds in metrics.jsonl, for runs of versions that did not add them up."""
+    """Seconds of the steps up to `step`, from the speeds in metrics.jsonl. For runs of versions that did not add them up."""
     rows = [row for row in _rows(folder / "metrics.jsonl", "train") if row["step"] <= step]
     speeds = [(number(row.get("images")), number(row.get("images_per_second"))) for row in rows]
     return seconds_of_steps((images, speed) for images, speed in speeds if images is not None and speed is not None)
 
 
 def refuse_missing_tensorboard(wanted: bool) -> None:
-    """Raises Refusal where TensorBoard is `wanted` and not installed."""
+    """Raises Refusal if TensorBoard is `wanted` and not installed."""
     if wanted:
         require_package("tensorboard", "system.tensorboard=True", "turn it off")
 
 
 def _truncate(path: Path, step: int) -> None:
-    """Drops lines later than `step` and broken ones; whatever was measured after the checkpoint will be measured again."""
+    """Drops broken lines and those later than `step`: what was measured after the checkpoint will be measured again."""
     if not path.exists():
         return
     kept = [line for line in log_lines(path) if _step_of(line) <= step]
@@ -128,13 +125,13 @@ def _event_writer(folder: Path, resume_step: int) -> Any:
 
 _CANNOT_CHANGE_RESULTS = ("system", "monitor", "run.name", "run.output", "recipe", "preset", "data.max_skipped")
 _RESOLVED = ("run.device", "run.precision")
-"""Not compared as they are written but as what they were resolved to, which environment.json holds."""
+"""Settings that are compared as resolved (environment.json), not as written."""
 
 
 WEIGHT_ENDINGS = (".tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors")
-"""Of files of weights; `.pth.tar` has two."""
+"""Endings of files of weights; `.pth.tar` has two."""
 USUAL_NAMES = ("encoder", "context_encoder", "encoder_initial", "model", "pytorch_model", "checkpoint", "jepa-latest")
-"""Of folders and files of weights that are called the same everywhere."""
+"""Names of weights that tell nothing, because they are the same everywhere."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +142,7 @@ class RunFolder:
     lock: Claim
     """Held until closed or until the process ends."""
     notes: tuple[str, ...] = ()
-    """What makes a continued run differ from one that was left alone, though it may be continued."""
+    """What makes a continued run differ from an uninterrupted one although it may be continued."""
 
     @property
     def checkpoints(self) -> Path:
@@ -165,8 +162,8 @@ class RunFolder:
 def open_run_folder(config: RunConfig, fresh: bool, device: torch.device, precision: str) -> RunFolder:
     """Creates or reopens the folder of `config`, locks it and writes `config.yaml`.
 
-    Raises Refusal where the folder holds a run whose settings, device or precision could give other results (with the
-    difference), or where another process is writing. A run that has not taken a step binds nothing: its settings are replaced.
+    Raises Refusal if the folder holds a run whose settings, device or precision could give other results (with the
+    difference), or if another process is writing. A run that has not taken a step binds nothing: its settings are replaced.
     `fresh` takes the next free name instead.
     """
     path = run_path(config)
@@ -203,7 +200,7 @@ def run_path(config: RunConfig) -> Path:
 
 
 def weights_name(init: str) -> str:
-    """What weights are called: their file without its ending, or their folder; with the folder above where that tells more.
+    """What weights are called: their file without its ending, or their folder. The folder above is added if it tells more.
 
     Depends on nothing but the words, so that a run is found again when the weights are gone.
     """
@@ -217,22 +214,22 @@ def without_ending(name: str) -> str:
     return re.sub(rf"({'|'.join(map(re.escape, WEIGHT_ENDINGS))})+$", "", name)
 
 
-def environment(device: torch.device, precision: str) -> dict[str, Any]:
+def environment(device: torch.device, precision: str) -> Environment:
     """What the numbers of a run depend on beside its settings."""
-    return {
-        "openjepa": openjepa.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": device_name(torch.device("cpu")),
-        "threads": torch.get_num_threads(),
-        "device": str(device),
-        "device_name": device_name(device),
-        "precision": precision,
-        "commit": _commit(),
-        "command": this_command(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
+    return Environment(
+        openjepa=openjepa.__version__,
+        torch=torch.__version__,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cpu=device_name(torch.device("cpu")),
+        threads=torch.get_num_threads(),
+        device=str(device),
+        device_name=device_name(device),
+        precision=precision,
+        commit=_commit(),
+        command=this_command(),
+        started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    )
 
 
 def _next_free(path: Path) -> Path:
@@ -271,11 +268,13 @@ def _check_same_run(path: Path, config: RunConfig) -> None:
 
 def _check_same_machine(path: Path, device: torch.device, precision: str) -> tuple[str, ...]:
     """Raises Refusal for another kind of device or precision than the first session's; returns notes on smaller changes."""
-    first = read_object(path / "environment.json") or {}
+    first = read_environment(read_object(path / "environment.json") or {})
     # the number of threads decides the order of sums only where the CPU does them
-    now = {"torch": torch.__version__} | ({"threads": torch.get_num_threads()} if device.type == "cpu" else {})
-    device_then = str(first.get("device", device)).split(":")[0]
-    precision_then = first.get("precision", precision)
+    now: dict[str, object] = {"torch": torch.__version__} | (
+        {"threads": torch.get_num_threads()} if device.type == "cpu" else {}
+    )
+    device_then = (first.device or str(device)).split(":")[0]
+    precision_then = first.precision or precision
     if (device_then, precision_then) != (device.type, precision):
         raise Refusal(
             f"{path} holds a run on {device_then} in {precision_then}, and this would continue it on {device.type} in "
@@ -283,9 +282,9 @@ def _check_same_machine(path: Path, device: torch.device, precision: str) -> tup
             f"{precision_then}, or pass --fresh or --run.name for a new folder; nothing was changed."
         )
     return tuple(
-        f"{name} was {first[name]} and is now {now[name]}: the continued run is not bitwise the one that was left alone"
+        f"{name} was {then} and is now {now[name]}: the continued run is not bitwise the one that was left alone"
         for name in now
-        if name in first and first[name] != now[name]
+        if (then := getattr(first, name)) and then != now[name]
     )
 
 

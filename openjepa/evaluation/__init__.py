@@ -1,102 +1,137 @@
-"""Evaluation of encoders. One file and one line of PROTOCOLS each. Free of torch.
+"""Evaluation of encoders. A protocol is one file, its settings, and one entry of PROTOCOLS. Free of torch.
 
-A protocol of features is a function `(train, test, settings) -> ProtocolResult` of `LabeledFeatures`; a protocol of images
-or of label maps is a function `(probe, settings) -> tuple[ProtocolResult, ...]`, one result per selection rule. The types are
-in `openjepa.evaluation.protocol`.
+A protocol is a function `(probe, settings) -> tuple[ProtocolResult, ...]` with one result for each selection rule of
+`selections(settings)`. `probe` holds what the protocol works on: a FeatureProbe, or an ImageProbe, whose images have label maps
+if the protocol needs them. Protocols that share one function are called once, with their names in `settings.protocols`; each of
+their results says which of them it belongs to. The types are in `openjepa.evaluation.protocol`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from openjepa.settings.evaluation import EvaluationSettings, ProtocolName
-from openjepa.settings.registry import Entry
-
-Kind = Literal["features", "images", "maps"]
+from openjepa.config import nearest
+from openjepa.refusals import Refusal
+from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.protocol_names import ALIASES
+from openjepa.settings.registry import Line
 
 
 @dataclass(frozen=True)
-class ProtocolEntry(Entry[EvaluationSettings]):
-    """A protocol, what it works on, and what its number is called."""
+class ProtocolEntry(Line):
+    """Everything that the rest of the program knows about a protocol."""
 
-    kind: Kind
-    """features: on pooled features that are extracted once; images: on the images themselves; maps: on labels of pixels."""
+    home: str
+    """`package.module:name` of its function."""
+    works_on: Literal["features", "images", "maps"]
+    """features: pooled features that are extracted once; images: the images themselves; maps: images with a class per pixel."""
     metric: str
     """Name of the number in tables and files."""
     summary: str
     """One line of help."""
-    reads: tuple[str, ...]
-    """Fields of EvaluationSettings that only some protocols read, this one among them, or that say how features are kept and
-    measured, which is done for protocols of features alone. A group stands for all of its fields."""
+    settings: tuple[str, ...]
+    """Fields of EvaluationSettings that this protocol reads and some others do not. A group stands for all of its fields."""
+    measure: Literal["accuracy", "miou"] = "accuracy"
+    """accuracy: share of right answers; miou: mean intersection over union."""
+    pools: bool = True
+    """Whether it works on one vector per image, so that the setting `pooling` matters."""
+    is_usual: bool = False
+    """Whether it runs if no protocols are named."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """`settings`, and those of how features are kept and measured if it works on features."""
+        return (*OF_FEATURES, *self.settings) if self.works_on == "features" else self.settings
 
 
-def _entry(home: str, kind: Kind, metric: str, summary: str, *reads: str) -> ProtocolEntry:
-    return ProtocolEntry(EvaluationSettings, home, kind, metric, summary, reads)
-
-
-_FEATURES = ("feature_dtype", "lidar_images", "lidar_views")
+OF_FEATURES = ("feature_dtype", "lidar_images", "lidar_views")
+"""Settings that are read when features are extracted, which is done for protocols of features alone."""
 _LINEAR = ("weight_decays", "iterations")
 _NEIGHBORS = ("neighbors", "neighbor_temperature")
 
-PROTOCOLS: dict[ProtocolName, ProtocolEntry] = {
-    "linear": _entry(
-        "openjepa.evaluation.probes.linear:evaluate_linear",
-        "features",
-        "linear-cached",
-        "linear heads on features of the test view, without augmentation; minutes",
-        *_FEATURES,
-        *_LINEAR,
+PROTOCOLS: dict[str, ProtocolEntry] = {
+    "linear": ProtocolEntry(
+        home="openjepa.evaluation.probes.linear:evaluate_linear",
+        works_on="features",
+        metric="linear",
+        summary="linear heads on features of the test view, without augmentation; minutes",
+        settings=_LINEAR,
+        is_usual=True,
     ),
-    "knn": _entry(
-        "openjepa.evaluation.probes.knn:evaluate_neighbors",
-        "features",
-        "k-NN",
-        "weighted k-nearest neighbors on the same features",
-        *_FEATURES,
-        *_NEIGHBORS,
+    "knn": ProtocolEntry(
+        home="openjepa.evaluation.probes.knn:evaluate_neighbors",
+        works_on="features",
+        metric="k-NN",
+        summary="weighted k-nearest neighbors on the same features",
+        settings=_NEIGHBORS,
+        is_usual=True,
     ),
-    "logistic": _entry(
-        "openjepa.evaluation.probes.logistic:evaluate_logistic",
-        "features",
-        "logistic",
-        "L2 logistic regression with a sweep (low-shot, as MSN)",
-        *_FEATURES,
-        "logistic",
+    "logistic": ProtocolEntry(
+        home="openjepa.evaluation.probes.logistic:evaluate_logistic",
+        works_on="features",
+        metric="logistic",
+        summary="L2 logistic regression with a sweep (low-shot, as MSN)",
+        settings=("logistic",),
     ),
-    "linear_full": _entry(
-        "openjepa.evaluation.probes.linear_full:evaluate_linear_full",
-        "images",
-        "linear",
-        "the paper's probe: heads trained on augmented images; hours",
-        "linear_full",
+    "linear-full": ProtocolEntry(
+        home="openjepa.evaluation.probes.linear_full:evaluate_linear_full",
+        works_on="images",
+        metric="linear-full",
+        summary="the paper's probe: heads trained on augmented images; hours",
+        settings=("linear_full",),
     ),
-    "attentive": _entry(
-        "openjepa.evaluation.probes.attentive:evaluate_attentive",
-        "images",
-        "attentive",
-        "attentive probe: a learned query over frozen patches",
-        "attentive",
+    "attentive": ProtocolEntry(
+        home="openjepa.evaluation.probes.attentive:evaluate_attentive",
+        works_on="images",
+        metric="attentive",
+        summary="attentive probe: a learned query over frozen patches",
+        settings=("attentive",),
+        pools=False,
     ),
-    "finetune": _entry(
-        "openjepa.evaluation.probes.finetune:evaluate_finetune",
-        "images",
-        "fine-tuned",
-        "end-to-end fine-tuning with layer-wise decay",
-        "finetune",
+    "finetune": ProtocolEntry(
+        home="openjepa.evaluation.probes.finetune:evaluate_finetune",
+        works_on="images",
+        metric="fine-tuned",
+        summary="end-to-end fine-tuning with layer-wise decay",
+        settings=("finetune",),
     ),
-    "dense_linear": _entry(
-        "openjepa.evaluation.probes.dense:evaluate_dense_linear",
-        "maps",
-        "dense linear mIoU",
-        "linear probe on single patches, no decoder",
-        *_LINEAR,
-        "dense",
+    "dense-linear": ProtocolEntry(
+        home="openjepa.evaluation.probes.dense:evaluate_dense",
+        works_on="maps",
+        metric="dense linear mIoU",
+        summary="linear probe on single patches, no decoder",
+        settings=(*_LINEAR, "dense"),
+        measure="miou",
+        pools=False,
+        is_usual=True,
     ),
-    "dense_knn": _entry(
-        "openjepa.evaluation.probes.dense:evaluate_dense_knn",
-        "maps",
-        "dense k-NN mIoU",
-        "k-nearest neighbors of single patches, no decoder",
-        *_NEIGHBORS,
-        "dense",
+    "dense-knn": ProtocolEntry(
+        home="openjepa.evaluation.probes.dense:evaluate_dense",
+        works_on="maps",
+        metric="dense k-NN mIoU",
+        summary="k-nearest neighbors of single patches, no decoder",
+        settings=(*_NEIGHBORS, "dense"),
+        measure="miou",
+        pools=False,
+        is_usual=True,
     ),
 }
+
+
+def usual_protocols(on_maps: bool) -> tuple[str, ...]:
+    """The protocols that run if none is named, for labels of images or, `on_maps`, of pixels."""
+    return tuple(name for name, entry in PROTOCOLS.items() if entry.is_usual and (entry.works_on == "maps") == on_maps)
+
+
+def with_current_names(settings: EvaluationSettings, say: Callable[[str], object]) -> EvaluationSettings:
+    """The settings with today's names of protocols, each once. `say` is told of names that are older.
+
+    Raises Refusal if a protocol does not exist.
+    """
+    for name in settings.protocols:
+        if name in ALIASES:
+            say(f"note: the protocol {name} is called {ALIASES[name]} now")
+    names = tuple(dict.fromkeys(ALIASES.get(name, name) for name in settings.protocols))
+    if unknown := [name for name in names if name not in PROTOCOLS]:
+        raise Refusal(f"evaluation.protocols={unknown[0]!r} does not exist: {nearest(unknown[0], PROTOCOLS)}")
+    return replace(settings, protocols=names)

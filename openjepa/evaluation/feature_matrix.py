@@ -15,16 +15,14 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from openjepa.data.source import ListSource, source_hash, stamps_hash
-from openjepa.engine.device import Moving, autocast, resolve_precision
-from openjepa.engine.features import in_caches
+from openjepa.data.source import ListSource
+from openjepa.engine.device import Moving, encode, in_caches, resolve_precision
 from openjepa.evaluation.feature_store import FeatureRows, Layout, RowWriter, read_rows
-from openjepa.evaluation.probes.lazy_matrix import CHUNK_ELEMENTS, LARGE_BYTES, is_large
+from openjepa.evaluation.probes.closed_sweep import CHUNK_ELEMENTS, LARGE_BYTES, is_large
 from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.system.console import progress
-from openjepa.types import normalize
 from openjepa.weights.contents import weights_hash
 
 CACHE_VERSION = 4
@@ -58,7 +56,7 @@ class Extractor(Protocol):
         """One row per image, float32 or uint8, on the extractor's device: nothing waits for the device here."""
 
     def kept_as(self, num_rows: int, wanted: str) -> torch.dtype:
-        """The type in which so many rows are kept; `wanted`: auto, fp32 or bf16."""
+        """The type in which `num_rows` rows are kept. `wanted`: auto, fp32 or bf16."""
 
     def kinds(self, rows: Shaped[Tensor, "n F"]) -> dict[str, Shaped[Tensor, "n D"]]:
         """The feature matrices that these rows hold; the first is the one for k-NN."""
@@ -85,18 +83,15 @@ class EncoderFeatures:
     @torch.inference_mode()
     def extract(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B F"]:
         """The pooled outputs side by side, the last layer last. Pooled in float32 whatever the encoder's precision."""
-        if self._device.type != "cpu":
-            return self._forward(images.pin_memory() if self._device.type == "cuda" and not images.is_cuda else images)
-        return torch.cat([self._forward(part) for part in in_caches(images, self._config.patch_size, self._device)])
+        parts = in_caches(images, self._config.patch_size, self._device)
+        return torch.cat([encode(self._pooled_layers, part, self._config, self._device, self._precision) for part in parts])
 
-    def _forward(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B F"]:
-        pixels = normalize(images.to(self._device, non_blocking=True), self._config.pixel_mean, self._config.pixel_std)
-        with autocast(self._device, self._precision):
-            outputs = self._encoder.last_layers(pixels, self.num_layers)
+    def _pooled_layers(self, pixels: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B F"]:
+        outputs = self._encoder.last_layers(pixels, self.num_layers)
         return torch.cat([output.pooled(self._config.pooling) for output in outputs], dim=1)
 
     def kept_as(self, num_rows: int, wanted: str) -> torch.dtype:
-        """`auto`: bf16 where float32 would take more than 1 GiB."""
+        """`auto`: bf16 if float32 would take more than 1 GiB."""
         if wanted == "auto":
             return torch.bfloat16 if num_rows * self.width * 4 > LARGE_BYTES else torch.float32
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[wanted]
@@ -125,7 +120,7 @@ class PixelFeatures:
         return torch.uint8
 
     def kinds(self, rows: UInt8[Tensor, "n F"]) -> dict[str, Shaped[Tensor, "n F"]]:
-        """`pixels` only, in [0, 1]; as they are where that would be large: every protocol divides by a scale of its own."""
+        """`pixels` only, in [0, 1]. Large matrices stay uint8, since every protocol divides by a scale of its own."""
         return {"pixels": rows if is_large(rows) else rows.float() / 255}
 
 
@@ -145,18 +140,16 @@ class View:
 def extract_features(
     view: View, extractors: Mapping[str, Extractor], cache: Path | None, feature_dtype: str = "auto"
 ) -> dict[str, FeatureRows]:
-    """Features of a split by every extractor, in one pass for those that are not in the folder `cache` yet.
+    """Features of a split by every extractor. One pass computes those that are not in the folder `cache` yet.
 
-    Large ones are mapped from files, so that they may be larger than the memory: never write to them. An interrupted pass is
-    continued by the next call. Images that could not be read are not tried again while their files stay as they are.
-    `feature_dtype`: fp32, bf16, or auto, which is bf16 where fp32 would take more than 1 GiB. Without `cache` the files are
-    temporary. Raises Refusal where features are not finite.
+    Large features are mapped from files, because they may be larger than the memory: never write to them. An interrupted pass
+    is continued by the next call. Unreadable images are not tried again while their files stay as they are. `feature_dtype`:
+    fp32, bf16, or auto, which is bf16 if fp32 would take more than 1 GiB. Without `cache` the files are temporary. Raises
+    Refusal if features are not finite.
     """
     num = len(view.source)
     types = {name: extractor.kept_as(num, feature_dtype) for name, extractor in extractors.items()}
-    where = (
-        source_hash(view.source) + stamps_hash(view.source) + json.dumps([CACHE_VERSION, dict(view.settings)], sort_keys=True)
-    )
+    where = view.source.fingerprint + json.dumps([CACHE_VERSION, dict(view.settings)], sort_keys=True)
     with TemporaryDirectory(prefix="openjepa-features-") as temporary:
         folder = Path(temporary) if cache is None else cache
         files = {
@@ -178,7 +171,7 @@ def extract_features(
 
 
 def _check_finite(name: str, features: FeatureRows, view: View) -> None:
-    """Raises Refusal where a feature is not finite: it would be the nearest of all and break every head."""
+    """Raises Refusal if a feature is not finite: it would be the nearest of all and break every head."""
     if not features.rows.is_floating_point():
         return
     parts = torch.split(features.rows, max(1, CHUNK_ELEMENTS // features.rows.shape[1]))
@@ -197,7 +190,7 @@ def _file_name(name: str, split: str, described: str) -> str:
 
 
 def _writer(path: Path, stack: ExitStack, layout: Layout) -> RowWriter:
-    """Of the file, or where another process writes the same one, of a file that is thrown away."""
+    """Writes the file; a file that is thrown away if another process writes the same one."""
     try:
         return RowWriter(path, layout)
     except BlockingIOError:

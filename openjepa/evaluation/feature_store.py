@@ -1,8 +1,9 @@
-"""Rows of features on disk: written as they come, continued after an interruption, mapped when read where they are many.
+"""Rows of features on disk: written as they come, continued after an interruption, mapped when read if there are many.
 
-One file in the safetensors format: 8 bytes of length, a JSON text that fills up the first 4096 bytes, then for every record a
-number (which record each row is of; -1 behind the last row), then the rows. While it grows its name ends in `.partial`, and the
-text says how many rows are safely on disk; a killed program continues there. Records that cannot be read have no row.
+A file has the safetensors format: 8 bytes of length, a JSON text that fills up the first 4096 bytes, one number for every
+record of the source, then the rows. The numbers say which record each row is of, and are -1 behind the last row; an unreadable
+record has no row. While a file grows, its name ends in `.partial` and its text says how many rows are safely on disk. A killed
+program continues there.
 """
 
 import json
@@ -20,16 +21,17 @@ from jaxtyping import Int, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openjepa.system.claims import take
+from openjepa.system.json_files import object_in
+from openjepa.system.shared_files import take
 
 HEADER_BYTES, NUMBER_BYTES = 4096, 8
-"""Of length and text together: a multiple of every item's size and of a page. Of one number."""
+"""Bytes of length and text together, a multiple of every item's size and of a page; bytes of one number."""
 SECONDS_BETWEEN_NOTES = 10.0
-"""So often the rows are flushed to disk and counted. More often costs time, less often loses more of it."""
+"""Time between two flushes of the rows to disk. More flushes cost time, fewer lose more of it."""
 MAPPED_BYTES = 2**26
 """Larger files are mapped, smaller ones are read into memory."""
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8"}
-"""Of the types of features, in safetensors."""
+"""Names of the types of features in safetensors."""
 _AS_NUMPY = {torch.float32: np.float32, torch.bfloat16: np.int16, torch.uint8: np.uint8}
 
 
@@ -38,7 +40,7 @@ class Layout:
     """What a file is for."""
 
     num_records: int
-    """Records of the source: at most so many rows."""
+    """Records of the source, which is the largest number of rows."""
     width: int
     dtype: torch.dtype
 
@@ -49,11 +51,11 @@ class Layout:
 
     @property
     def row_bytes(self) -> int:
-        """Of one row."""
+        """Bytes of one row."""
         return self.width * self.dtype.itemsize
 
     def header(self, num_rows: int, is_whole: bool) -> bytes:
-        """The first bytes of a file with so many rows that can be relied on."""
+        """The first bytes of a file, `num_rows` of whose rows are safely on disk."""
         split = NUMBER_BYTES * self.num_records
         entries = {
             "__metadata__": {"whole": str(is_whole)},
@@ -79,10 +81,10 @@ class FeatureRows:
 
 
 class RowWriter:
-    """Appends rows to a file that other processes leave alone; a context that notes what is there when it is left."""
+    """Appends rows to a file that other processes leave alone. As a context it notes what is there when it is left."""
 
     def __init__(self, path: Path, layout: Layout) -> None:
-        """Opens or continues the unfinished file of `path`. Raises BlockingIOError where another process is writing it."""
+        """Opens or continues the unfinished file of `path`. Raises BlockingIOError if another process is writing it."""
         self._path, self._layout = path, layout
         path.parent.mkdir(parents=True, exist_ok=True)
         self.unfinished = path.with_name(f"{path.name}.partial")
@@ -105,7 +107,7 @@ class RowWriter:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the rows."""
+        """Type of the rows."""
         return self._layout.dtype
 
     @property
@@ -122,7 +124,7 @@ class RowWriter:
             self._note(is_whole=False)
 
     def finish(self) -> FeatureRows:
-        """Gives the file its name, which only one has whose records were all tried, and reads it."""
+        """Gives the file its final name, which says that all records were tried, and reads it."""
         self._note(is_whole=True)
         self.unfinished.replace(self._path)
         return _read(self._path, self._layout, self.num_rows)
@@ -132,14 +134,14 @@ class RowWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Notes how far it has come, also after an error, and lets go of the file."""
+        """Notes how far the writing has come, also after an error, and closes the file."""
         if self.num_rows > self._noted and self.unfinished.exists():
             self._note(is_whole=False)
         self._file.close()
         self._claim.release()
 
     def _note(self, is_whole: bool) -> None:
-        """The rows and their numbers reach the disk before the text that counts them does."""
+        """Writes rows and numbers to disk, and then the text that counts them."""
         self._file.flush()
         os.pwrite(self._file.fileno(), self._indices.tobytes(), HEADER_BYTES)
         os.fsync(self._file.fileno())
@@ -150,9 +152,9 @@ class RowWriter:
 
 
 def read_rows(path: Path) -> FeatureRows | None:
-    """The rows of a whole file; None where there is no such file.
+    """The rows of a whole file; None if there is no such file.
 
-    Those of a large file are mapped: in memory only while they are used, and never to be written to.
+    A large file is mapped: its rows are in memory only while they are used. Never write to them.
     """
     try:
         with path.open("rb") as file:
@@ -172,9 +174,9 @@ class _Parsed:
 
 
 def _parsed(file: BinaryIO) -> _Parsed | None:
-    """None where the file says none of this, or holds fewer rows than it says."""
+    """What a file says of itself; None if it is none of ours, or holds fewer rows than it says."""
     try:
-        text = json.loads(file.read(HEADER_BYTES)[NUMBER_BYTES:])
+        text = object_in(file.read(HEADER_BYTES)[NUMBER_BYTES:].decode(), file.name)
         rows, width = text["rows"]["shape"]
         (num_records,) = text["indices"]["shape"]
         dtype = {name: dtype for dtype, name in NAMES.items()}[text["rows"]["dtype"]]
@@ -186,7 +188,7 @@ def _parsed(file: BinaryIO) -> _Parsed | None:
 
 
 def _numbers(file: BinaryIO, layout: Layout, num_rows: int) -> NDArray[np.int64]:
-    """Of every row the number of its record; -1 where there is no row yet."""
+    """The number of the record that each row is of; -1 for rows that are not there yet."""
     file.seek(HEADER_BYTES)
     known = np.frombuffer(file.read(NUMBER_BYTES * num_rows), np.int64)
     return np.concatenate([known, np.full(layout.num_records - num_rows, -1, np.int64)])

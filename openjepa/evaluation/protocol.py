@@ -1,23 +1,24 @@
 """What every protocol takes and returns, and the split its settings are chosen on."""
 
-from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
 from openjepa.data.selection import ranks_in_class
 from openjepa.data.source import LabelMaps, ListSource
-from openjepa.evaluation.probes.closed_sweep import Components
+from openjepa.engine.device import encode
 from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal
 from openjepa.seeds import derive
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
+from openjepa.types import EncoderOutput
 
 HELD_OUT = 0.1
 """Share of each class of the training split on which settings are chosen."""
@@ -29,12 +30,23 @@ class LabeledFeatures:
 
     features: Mapping[str, Float[Tensor, "n D"]]
     labels: Int[Tensor, " n"]
-    components: MutableMapping[tuple[str, str], Components] = field(default_factory=dict, compare=False, repr=False)
-    """Principal components found so far, by kind of features and kind of head. Tasks on the same images share them."""
 
     def select(self, rows: Int[Tensor, " m"]) -> "LabeledFeatures":
         """Only these rows."""
         return LabeledFeatures({kind: values[rows] for kind, values in self.features.items()}, self.labels[rows])
+
+
+@dataclass(frozen=True)
+class FeatureProbe:
+    """What a protocol on features gets: the features of both splits."""
+
+    train: LabeledFeatures
+    test: LabeledFeatures
+
+    @property
+    def kind(self) -> str:
+        """The first kind of features: the last layer's, or pixels."""
+        return next(iter(self.train.features))
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,7 @@ class LabeledImages:
 
 @dataclass(frozen=True)
 class ImageProbe:
-    """An encoder and the images that a protocol trains and tests on."""
+    """What a protocol on images or on label maps gets: an encoder, and the images to train and to test on."""
 
     encoder: VisionTransformer
     """Frozen, in evaluation mode, on `device`. Protocols that change it change a copy."""
@@ -65,16 +77,16 @@ class ImageProbe:
     precision: str
     """bf16 or fp32."""
     benchmark: str = ""
-    """Name of the benchmark whose published values stand where a setting is None; empty for data of one's own."""
+    """Name of the benchmark whose published values are used for settings that are None; empty for data of one's own."""
     task: str = ""
     """Title of the task, which tells benchmarks' several tasks apart."""
     raw_pixels: bool = False
     """Protocols of label maps: the pixels of each patch take the place of the encoder's outputs."""
-    found: "MutableMapping[str, tuple[EvaluationSettings, tuple[ProtocolResult, ...]]]" = field(
-        default_factory=dict, init=False, compare=False, repr=False
-    )
-    """Results that a protocol has found for another one in its own pass over the images, by the other one's name, with their
-    settings. A changed copy starts without any."""
+
+    def outputs(self, images: UInt8[Tensor, "B 3 h w"]) -> EncoderOutput:
+        """What the encoder makes of test views, on its device and in its precision."""
+        found: EncoderOutput = encode(self.encoder, images, self.config, self.device, self.precision)
+        return found
 
     @property
     def num_classes(self) -> int:
@@ -104,7 +116,7 @@ class ProtocolResult:
     """The number of a protocol and the classifiers it was chosen from."""
 
     accuracy: float
-    """Or what else the protocol measures, between 0 and 1: PROTOCOLS says its name."""
+    """Between 0 and 1. It is an accuracy, or what else the protocol's entry says that it measures."""
     standard_error: float
     heads: tuple[HeadResult, ...]
     selection: str
@@ -113,6 +125,8 @@ class ProtocolResult:
     """More numbers beside the result: top-5, the gradient's norm at the solution, seconds of training, ..."""
     unreadable: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Names of images that a protocol on images could not read, by split (train, test)."""
+    protocol: str = ""
+    """Name of the protocol, if its function serves several."""
 
 
 def selections(settings: EvaluationSettings) -> tuple[Literal["held_out", "paper"], ...]:
@@ -123,7 +137,7 @@ def selections(settings: EvaluationSettings) -> tuple[Literal["held_out", "paper
 def held_out_rows(labels: Int[Tensor, " n"], seed: int) -> tuple[Int[Tensor, " kept"], Int[Tensor, " held"]]:
     """Rows to train on and rows held out: 10 % of each class, at least one of every class that has two images.
 
-    Raises Refusal where no class has two.
+    Raises Refusal if no class has two.
     """
     classes = labels.cpu().numpy()
     order = np.random.default_rng(derive("subset", seed, 1)).permutation(len(classes))
@@ -148,8 +162,13 @@ def _rows(mask: NDArray[np.bool_], device: torch.device) -> Tensor:
     return torch.from_numpy(np.flatnonzero(mask)).to(device)
 
 
-def chosen_first(heads: list[HeadResult], selection: str) -> int:
-    """Index of the best head: by held-out accuracy, or by test accuracy where `selection` is `paper`. Ties: the first."""
-    scores = [head.test_accuracy if selection == "paper" else head.held_out_accuracy for head in heads]
+def chosen_first(heads: Sequence[HeadResult], rule: str) -> int:
+    """Index of the best head by held-out accuracy, or by test accuracy if `rule` is `paper`. Ties: the first."""
+    scores = [head.test_accuracy if rule == "paper" else head.held_out_accuracy for head in heads]
     known = [-1.0 if score is None else score for score in scores]
     return known.index(max(known))
+
+
+def with_choice(heads: Sequence[HeadResult], best: int) -> tuple[HeadResult, ...]:
+    """The heads, with the one at the index `best` marked as chosen."""
+    return tuple(replace(head, chosen=True) if number == best else head for number, head in enumerate(heads))

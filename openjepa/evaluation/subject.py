@@ -1,10 +1,9 @@
-"""What is evaluated: a run folder, or an encoder in whatever it lies in; and the encoders it is compared with.
+"""What is evaluated: a run folder, or an encoder in any format that can be read; and the encoders it is compared with.
 
-They are an untrained one, and of a run that has started from weights these weights.
+They are an untrained encoder and, if the run has started from weights, the encoder with these.
 """
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,15 +12,16 @@ import torch
 
 from openjepa.config import load_run_config
 from openjepa.engine.device import seed_generator
-from openjepa.evaluation.results import data_name
+from openjepa.evaluation.result_names import data_name
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
 from openjepa.seeds import derive
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
 from openjepa.settings.sources import DataSettings
-from openjepa.system.hub_names import absent, hub_name
+from openjepa.system.console import say
 from openjepa.system.json_files import readable_object
+from openjepa.system.shell import absent, hub_name
 from openjepa.weights.formats import Choice, load_any
 from openjepa.weights.native import load_encoder
 
@@ -34,36 +34,36 @@ class Subject:
     """What is evaluated."""
 
     output: Path
-    """Folder that holds eval/: the run's; where the encoder lies in none, see `_output`."""
+    """Folder that holds eval/: the run's, or what `_output` says if the encoder belongs to no run."""
     kind: str
     """run or encoder."""
     encoder_path: Path
     """The encoder: a folder, a file, or a name on the Hub."""
     initial_folder: Path | None
-    """The untrained encoder, where the run has started from it and has kept it."""
+    """The untrained encoder, if the run has started from it and has kept it."""
     predictor_folder: Path | None
-    """The predictor, where there is one."""
+    """The predictor, if there is one."""
     data: DataSettings | None
     """The images to evaluate on; None for an encoder without a run whose images nobody named."""
     seed: int
-    """Of the run: the data's split and subset depend on it."""
+    """Seed of the run. The data's split and subset depend on it."""
     encoder_name: str
-    """Of the encoder, where it is not the run's own: part of the results' file names."""
+    """Part of the results' file names; empty for the run's own encoder."""
     names: tuple[str, ...]
-    """Of encoder and data, where they are not the run's own."""
+    """Parts of the results' file names for encoder and data; empty for the run's own."""
     masks_mode: str | None = None
     step: int | None = None
     """Step of the run after which the encoder was exported."""
     which: Literal["target", "context"] = "target"
-    """Of a file that holds both encoders, which one."""
+    """Which encoder is meant if a file holds both."""
     start_folder: Path | None = None
-    """The encoder as it was before training, where the run has started from weights (`run.init`) and has kept it."""
+    """The encoder as it was before training, if the run has started from weights (`run.init`) and has kept it."""
 
 
 def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | None) -> Subject:
     """Whether `path` is a run, an encoder folder, a file of weights or a name on the Hub, and which data goes with it.
 
-    Raises Refusal where it can be none of these.
+    Raises Refusal if it can be none of these.
     """
     if (path / "config.yaml").is_file():
         run = load_run_config(path)
@@ -102,26 +102,23 @@ def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | 
 
 
 def load_subject(subject: Subject, heads: int | None) -> tuple[VisionTransformer, EncoderConfig]:
-    """The encoder that is evaluated. Says what it is where it is not openjepa's own. Raises Refusal."""
+    """Loads the encoder that is evaluated. Prints what it is if it is not in openjepa's own format. Raises Refusal."""
     loaded = load_any(subject.encoder_path, Choice(encoder=subject.which, heads=heads, predictor=False))
     if not loaded.is_own:
-        print(f"{subject.encoder_path}: {loaded.what}; results in {subject.output / 'eval'}", file=sys.stderr)
+        say(f"{subject.encoder_path}: {loaded.what}; results in {subject.output / 'eval'}")
     for note in loaded.notes:
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}")
     return loaded.encoder, loaded.config
 
 
 def baselines(subject: Subject, config: EncoderConfig, seed: int, is_first: bool = True) -> dict[str, VisionTransformer]:
-    """`untrained`; before it, of a run that has started from weights, the encoder with these: `start`."""
+    """`untrained`, and before it `start`, the weights that the run has started from, if it has."""
     start = {} if subject.start_folder is None else {"start": load_encoder(subject.start_folder)[0]}
     return {**start, "untrained": untrained(subject, config, seed, is_first)}
 
 
 def untrained(subject: Subject, config: EncoderConfig, seed: int, is_first: bool = True) -> VisionTransformer:
-    """The encoder with random weights, as it was before training, or an equal one with others.
-
-    The run's own is used for the first of several seeds.
-    """
+    """An encoder of the same shape with random weights. For the first of several seeds it is the run's own, if it was kept."""
     if subject.initial_folder is not None and is_first:
         return load_encoder(subject.initial_folder)[0]
     with torch.random.fork_rng(devices=[]):
@@ -130,10 +127,10 @@ def untrained(subject: Subject, config: EncoderConfig, seed: int, is_first: bool
 
 
 def _output(path: Path) -> Path:
-    """Where the results of an encoder go that belongs to no run.
+    """The folder for the results of an encoder that belongs to no run.
 
-    Into its folder, or beside its file X into X.results. Nothing is written into the Hub's cache, nor where nothing may be:
-    those results go into evaluations/<name> below the working directory.
+    Its own folder, or X.results beside its file X. If that is the Hub's cache or cannot be written to: evaluations/<name> below
+    the working directory.
     """
     place = path if path.is_dir() else path.parent
     cached = next((part for part in path.absolute().parts if part.startswith("models--")), None)
@@ -149,5 +146,5 @@ def _existing(folder: Path) -> Path | None:
 
 
 def _note(network: Path, name: str) -> Any:
-    """What the config.json of an exported network says beside its settings; None where it does not."""
+    """A remark in the config.json of an exported network; None if it has none of this name."""
     return (readable_object(network / "config.json") or {}).get(name)

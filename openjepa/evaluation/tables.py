@@ -1,23 +1,15 @@
 """Results of an evaluation as tables in the terminal, whole at 80 columns."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from openjepa.evaluation.results import Metric, Result
+from openjepa.records import MEASURES, OUR_METHOD, SIGMA, SUBJECT_NAMES, Metric, Published, Result, compares
 from openjepa.system.console import plain_console
 
-SUBJECT_NAMES = {"encoder": "trained", "start": "start", "untrained": "untrained", "pixels": "pixels"}
 SELECTION_WORDS = {"both": "held_out; paper where the probe's name says so"}
-PAPER_SUFFIX = " (paper)"
-"""Ends the name of a number whose settings were chosen on the test images, where a result holds both kinds."""
-ANY_PROTOCOL = ("linear", "fine-tuned")
-"""What a published number of protocol `any` is the better of (I-JEPA, Table 2)."""
-OUR_METHOD = "I-JEPA"
-SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
 GAP = 2
 """Characters between two columns: one of the box, one of padding."""
 NARROWEST_NAME = 12
@@ -27,14 +19,13 @@ NARROWEST_NAME = 12
 def percent(metric: Metric) -> str:
     """`61.4 ± 0.5`, value and standard error in percent; of several seeds their standard deviation behind a sigma."""
     spread = f" {SIGMA}{100 * metric.spread:.1f}" if metric.spread is not None else ""
-    return f"{100 * metric.value:.1f} ± {100 * metric.standard_error:.1f}{spread}"
+    error = f" ± {100 * metric.standard_error:.1f}" if metric.standard_error is not None else ""
+    return f"{100 * metric.value:.1f}{error}{spread}"
 
 
-def follows_published(result: Result, probe: str) -> bool:
+def follows_published(result: Result, metric: Metric) -> bool:
     """Whether a number is measured as one of those published for its row: the same probe, and nothing that departs from it."""
-    protocols = {str(item.get("protocol")) for item in result.published}
-    plain = probe.removesuffix(PAPER_SUFFIX)
-    return not result.departures and (plain in protocols or ("any" in protocols and plain in ANY_PROTOCOL))
+    return not result.departures and compares(metric.probe, {item.protocol for item in result.published})
 
 
 def print_row(result: Result, console: Console | None = None) -> None:
@@ -49,8 +40,8 @@ def print_results(results: Sequence[Result], console: Console | None = None) -> 
     console = console or plain_console()
     done = [result for result in results if result.skipped is None]
     for selection in dict.fromkeys(result.selection for result in done):
-        for kind in ("Accuracy", "Mean intersection over union"):
-            _print_numbers([result for result in done if result.selection == selection], kind, selection, console)
+        for measure in MEASURES:
+            _print_numbers([result for result in done if result.selection == selection], measure, selection, console)
     if any(result.published for result in done):
         _print_beside([result for result in done if result.published], console)
     if any(result.measures for result in done):
@@ -83,19 +74,19 @@ def _print_remarks(result: Result, console: Console) -> None:
         console.print(f"{_title(result)}: not the run's own, kept as eval/{result.file_name}", soft_wrap=True)
 
 
-def _kind(probe: str) -> str:
-    return "Mean intersection over union" if probe.removesuffix(PAPER_SUFFIX).endswith("mIoU") else "Accuracy"
-
-
-def _print_numbers(results: Sequence[Result], kind: str, selection: str, console: Console) -> None:
+def _print_numbers(results: Sequence[Result], measure: str, selection: str, console: Console) -> None:
     """One block of lines per task under one heading; all blocks have columns of the same widths."""
-    blocks = [(result, probes) for result in results if (probes := _probes(result, kind))]
+    blocks = [(result, probes) for result in results if (probes := _probes(result, measure))]
     if not blocks:
         return
     subjects = [name for name in SUBJECT_NAMES if any(name in result.subjects for result in results)]
     seeds = sorted({result.subjects["encoder"].metrics[probe].seeds for result, probes in blocks for probe in probes} - {1})
     spread = f" and {SIGMA}, the standard deviation over {' or '.join(map(str, seeds))} seeds" if seeds else ""
-    _say(f"{kind} in % ± standard error{spread}, selection: {SELECTION_WORDS.get(selection, selection)}", console, "italic")
+    _say(
+        f"{MEASURES[measure]} in % ± standard error{spread}, selection: {SELECTION_WORDS.get(selection, selection)}",
+        console,
+        "italic",
+    )
     lines = [(probe, *(_cell(result, name, probe) for name in subjects)) for result, probes in blocks for probe in probes]
     headings = ("probe", *(SUBJECT_NAMES[name] for name in subjects))
     widths = _widths([headings, *lines], console.width)
@@ -110,12 +101,12 @@ def _print_numbers(results: Sequence[Result], kind: str, selection: str, console
     console.print()
 
 
-def _probes(result: Result, kind: str) -> list[str]:
-    return [probe for probe in result.subjects["encoder"].metrics if _kind(probe) == kind]
+def _probes(result: Result, measure: str) -> list[str]:
+    return [name for name, metric in result.subjects["encoder"].metrics.items() if metric.measure == measure]
 
 
 def _widths(lines: Sequence[Sequence[str]], most: int) -> list[int]:
-    """Widths of the columns: as wide as their longest cell; where that is too much, the first one folds."""
+    """Widths of the columns: as wide as their longest cell; if that is too much, the first column folds."""
     longest = [max(map(len, column)) for column in zip(*lines, strict=True)]
     room = most - sum(longest[1:]) - GAP * len(longest[1:])
     return [max(NARROWEST_NAME, min(longest[0], room)), *longest[1:]]
@@ -156,24 +147,24 @@ def _print_beside(results: Sequence[Result], console: Console) -> None:
 def _our_lines(result: Result) -> list[tuple[str, str, str]]:
     return [
         (
-            f"ours: {name.removesuffix(PAPER_SUFFIX)}",
+            f"ours: {metric.probe}",
             percent(metric),
-            f"{metric.selection}, {'the paper' if follows_published(result, name) else 'not the paper'}'s protocol",
+            f"{metric.selection}, {'the paper' if follows_published(result, metric) else 'not the paper'}'s protocol",
         )
-        for name, metric in result.subjects["encoder"].metrics.items()
+        for metric in result.subjects["encoder"].metrics.values()
     ]
 
 
-def _their_lines(published: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
-    ordered = sorted(published, key=lambda item: -float(item["value"]))
-    same = [item for item in ordered if item["method"] == OUR_METHOD]
-    others = [item for item in ordered if item["method"] != OUR_METHOD]
+def _their_lines(published: Sequence[Published]) -> list[tuple[str, str, str]]:
+    ordered = sorted(published, key=lambda item: -item.value)
+    same = [item for item in ordered if item.method == OUR_METHOD]
+    others = [item for item in ordered if item.method != OUR_METHOD]
     return [*(_their_line(item, "") for item in same), *(_their_line(item, "best other: ") for item in others[:1])]
 
 
-def _their_line(item: Mapping[str, Any], what: str) -> tuple[str, str, str]:
-    epochs = f", {item['epochs']} epochs" if item["epochs"] else ""
-    return f"{what}{item['method']} {item['architecture']}", f"{float(item['value']):.1f}", f"{item['source']}{epochs}"
+def _their_line(item: Published, what: str) -> tuple[str, str, str]:
+    epochs = f", {item.epochs} epochs" if item.epochs else ""
+    return f"{what}{item.method} {item.architecture}", f"{item.value:.1f}", f"{item.source}{epochs}"
 
 
 def _without_labels(results: Sequence[Result]) -> Table:
@@ -192,6 +183,6 @@ def _without_labels(results: Sequence[Result]) -> Table:
 
 
 def _title(result: Result) -> str:
-    """With the pooling, where it is not the encoder's own: both may stand below one another."""
+    """The title, with the pooling if it is not the encoder's own: both may stand below one another."""
     pooling = str(result.settings.get("pooling", "own"))
     return result.title if pooling == "own" else f"{result.title}, {pooling.replace('_', ' ')}"

@@ -1,7 +1,4 @@
-"""One task: features where protocols want them, every protocol on every subject, and the Result.
-
-What the protocols of one task find, and the Result made of it.
-"""
+"""One task: features if protocols want them, every protocol on every subject, and the Result made of what they find."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,22 +12,23 @@ from numpy.typing import NDArray
 
 from openjepa.data.datasets.benchmarks import BENCHMARKS
 from openjepa.data.loading.workers import choose_workers
-from openjepa.data.selection import Subset, balanced_rows
+from openjepa.data.passes import evaluation_batches
+from openjepa.data.selection import Subset, balanced_rows, low_shot_rows
 from openjepa.data.source import LabelMaps, ListSource, Splits
-from openjepa.data.splits import evaluation_batches, low_shot_rows
 from openjepa.engine.device import memory_limit, resolve_device, resolve_precision
 from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.feature_matrix import EncoderFeatures, Extractor, Images, PixelFeatures, View, extract_features
 from openjepa.evaluation.feature_store import FeatureRows
-from openjepa.evaluation.label_free import feature_measures, lidar_measures
-from openjepa.evaluation.probes.closed_sweep import Components
-from openjepa.evaluation.protocol import ImageProbe, LabeledFeatures, LabeledImages, ProtocolResult, selections
-from openjepa.evaluation.results import Metric, Result, SubjectResult
+from openjepa.evaluation.lidar import lidar_measures
+from openjepa.evaluation.protocol import FeatureProbe, ImageProbe, LabeledFeatures, LabeledImages, ProtocolResult
 from openjepa.evaluation.tasks import TASKS, Labels, Task, fitting_protocols
+from openjepa.measures.rank import feature_measures
 from openjepa.models.vit import VisionTransformer
+from openjepa.records import Metric, Result, SubjectResult
 from openjepa.refusals import Refusal
-from openjepa.settings.evaluation import EvaluationSettings, ProtocolName
+from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
+from openjepa.settings.protocol_names import PAPER_SUFFIX
 from openjepa.system.console import Say, silent
 
 NUM_NAMES = 20
@@ -59,13 +57,14 @@ class Findings:
         self.unreadable: dict[str, dict[str, None]] = {"train": {}, "test": {}}
         """Names of the images that could not be read, in the order they were found, by split."""
 
-    def add(self, name: ProtocolName, subject: str, outcomes: Sequence[ProtocolResult]) -> None:
-        """The results of a protocol on a subject."""
+    def add(self, names: Sequence[str], subject: str, outcomes: Sequence[ProtocolResult]) -> None:
+        """Adds the results on a subject of the protocols `names`, which one call has found."""
         for outcome in outcomes:
+            name = outcome.protocol or names[0]
             title = PROTOCOLS[name].metric
             if outcome.selection == "paper" and self._side_by_side:
-                title += " (paper)"
-            self.metrics.setdefault(subject, {})[title] = _metric(outcome)
+                title += PAPER_SUFFIX
+            self.metrics.setdefault(subject, {})[title] = _metric(name, outcome)
             self.heads.extend({"subject": subject, "metric": title, **asdict(head)} for head in outcome.heads)
             for split, names in outcome.unreadable.items():
                 self.unreadable[split].update(dict.fromkeys(names))
@@ -74,7 +73,7 @@ class Findings:
 def check_readable(
     unreadable: Mapping[str, Mapping[str, None]], train: ListSource, test: ListSource, settings: EvaluationSettings
 ) -> None:
-    """Refusal where more than `max_skipped` of a split cannot be read."""
+    """Raises Refusal if more than `max_skipped` of a split cannot be read."""
     for split, source in (("train", train), ("test", test)):
         lost = list(unreadable[split])
         if len(lost) > settings.max_skipped * len(source):
@@ -128,22 +127,24 @@ def departures(benchmark: str, labels: Labels, result: Result) -> tuple[str, ...
 
 
 def _chance(train: Split, test_labels: NDArray[np.int64], metrics: Mapping[str, Mapping[str, Metric]]) -> float:
-    """The number of always answering the most frequent class of the training images, or patches where pixels are labeled."""
+    """The number of always answering the most frequent class of the training images or, for label maps, of their patches."""
     if train.maps is not None:
         return next(iter(metrics["encoder"].values())).extra["majority"]
     return float((test_labels == np.bincount(train.labels).argmax()).mean())
 
 
-def _metric(outcome: ProtocolResult) -> Metric:
+def _metric(name: str, outcome: ProtocolResult) -> Metric:
     head = next(head for head in outcome.heads if head.chosen)
-    words = f"{head.features}, {head.head}, {head.setting}"
-    return Metric(outcome.accuracy, outcome.standard_error, "higher", outcome.selection, words, extra=outcome.extra)
-
-
-AxesOfHeads = dict[tuple[str, str], Components]
-"""By kind of features and kind of head."""
-KnownComponents = dict[tuple[str, bytes, bytes], dict[str, AxesOfHeads]]
-"""By what makes the training features the same (fit, rows, readable rows) and by subject; shared by the tasks of one call."""
+    return Metric(
+        value=outcome.accuracy,
+        standard_error=outcome.standard_error,
+        direction="higher",
+        selection=outcome.selection,
+        chosen=f"{head.features}, {head.head}, {head.setting}",
+        extra=outcome.extra,
+        probe=PROTOCOLS[name].metric,
+        measure=PROTOCOLS[name].measure,
+    )
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class Subjects:
     cache: Path
     """Folder of the kept features."""
     predictor: Path | None = None
-    """Folder of the predictor of the run that `encoder` is from, where there is one."""
+    """Folder of the predictor of the run that `encoder` is from, if there is one."""
 
 
 def evaluate_task(
@@ -166,15 +167,14 @@ def evaluate_task(
     splits: Splits,
     subjects: Subjects,
     settings: EvaluationSettings,
-    known: KnownComponents,
     benchmark: str = "",
     say: Say = silent,
     keep: Callable[[Result], None] | None = None,
 ) -> Result:
     """`blank` with the numbers of every protocol of `settings` that the task can have, or with the reason why it has none.
 
-    `say` is told of every step that may take long; `keep` gets the result as it is after every protocol. Raises Refusal
-    where more than `max_skipped` of a split cannot be read.
+    `say` is told of every step that may take long. `keep` gets the result so far after every call of protocols. Raises Refusal
+    if more than `max_skipped` of a split cannot be read.
     """
     start = time.monotonic()
     task = TASKS[blank.task]
@@ -196,35 +196,51 @@ def evaluate_task(
         return replace(found, seconds=round(time.monotonic() - start, 1), **more)  # type: ignore[arg-type]
 
     measures: dict[str, dict[str, float]] = {}
-    if any(PROTOCOLS[name].kind == "features" for name in names):
+    calls = _calls(names, works_on_features=True)
+    if calls:
         say("features")
         features = _features(train, test, task, subjects, settings)
         for split, side, found in zip(findings.unreadable, (train, test), features, strict=True):
             findings.unreadable[split].update(dict.fromkeys(_dropped(side.source, found["encoder"])))
         check_readable(findings.unreadable, train.source, test.source, settings)
-        same = (task.fit, rows.tobytes(), features[0]["encoder"].indices.numpy().tobytes())
-        say(", ".join(PROTOCOLS[name].metric for name in names if PROTOCOLS[name].kind == "features"))
-        _probe_features(features, train, test, names, subjects, settings, known.setdefault(same, {}), findings)
+        say(", ".join(map(_titles, calls)))
+        for subject, feature_probe in _feature_probes(features, train, test, subjects, settings):
+            for call in calls:
+                findings.add(call, subject, _called(call, feature_probe, settings))
         measures = _measures(features[1], test, task, subjects, settings)
         if keep is not None:
             keep(result(measures=measures))
     probes = _image_probes(train, test, task, subjects, settings, benchmark)
-    for name in names:
-        if PROTOCOLS[name].kind == "features":
-            continue
-        for subject, probe in probes.items():
-            say(f"{PROTOCOLS[name].metric}, {'trained' if subject == 'encoder' else subject}")
-            findings.add(name, subject, PROTOCOLS[name].load()(probe, replace(settings, protocols=names)))
+    for call in _calls(names, works_on_features=False):
+        for subject, image_probe in probes.items():
+            say(f"{_titles(call)}, {'trained' if subject == 'encoder' else subject}")
+            findings.add(call, subject, _called(call, image_probe, settings))
         check_readable(findings.unreadable, train.source, test.source, settings)
         if keep is not None:
             keep(result(measures=measures))
     return result(measures=measures)
 
 
+def _calls(names: Sequence[str], works_on_features: bool) -> list[tuple[str, ...]]:
+    """The protocols that work on features, or all others; those that share a function stand together."""
+    fits = [name for name in names if (PROTOCOLS[name].works_on == "features") == works_on_features]
+    homes = dict.fromkeys(PROTOCOLS[name].home for name in fits)
+    return [tuple(name for name in fits if PROTOCOLS[name].home == home) for home in homes]
+
+
+def _called(call: tuple[str, ...], probe: FeatureProbe | ImageProbe, settings: EvaluationSettings) -> Sequence[ProtocolResult]:
+    found: Sequence[ProtocolResult] = PROTOCOLS[call[0]].load()(probe, replace(settings, protocols=call))
+    return found
+
+
+def _titles(call: Sequence[str]) -> str:
+    return ", ".join(PROTOCOLS[name].metric for name in call)
+
+
 def _training_rows(
     source: ListSource, labels: NDArray[np.int64], settings: EvaluationSettings, task: Task
 ) -> NDArray[np.int64]:
-    """The labeled training images: those of the low-shot settings, of them at most `max_train_images`."""
+    """The labeled training images: those that the low-shot settings name, but at most `max_train_images`."""
     shot = settings.low_shot
     if not shot.is_set():
         return balanced_rows(labels, settings.max_train_images, settings.seed)
@@ -278,35 +294,27 @@ def _view(side: Split, name: str, task: Task, settings: EvaluationSettings, subj
     return View(side.source, name, {"image_size": subjects.size, "fit": task.fit}, batches)
 
 
-def _probe_features(
+def _feature_probes(
     found: tuple[Mapping[str, FeatureRows], Mapping[str, FeatureRows]],
     train: Split,
     test: Split,
-    names: tuple[ProtocolName, ...],
     subjects: Subjects,
     settings: EvaluationSettings,
-    known: dict[str, AxesOfHeads],
-    findings: Findings,
-) -> None:
-    """Every protocol of features on every subject."""
+) -> Iterator[tuple[str, FeatureProbe]]:
+    """Every subject with its features, which are on the device only while they are probed."""
     device = resolve_device(settings.device)
     for subject, extractor in _extractors(subjects, settings).items():
         sides = [
             _labeled(features[subject], side.labels, extractor, device)
             for features, side in zip(found, (train, test), strict=True)
         ]
-        sides[0] = replace(sides[0], components=known.setdefault(subject, {}))
-        for name in names:
-            if PROTOCOLS[name].kind == "features":
-                protocol = PROTOCOLS[name].load()
-                outcomes = [protocol(*sides, replace(settings, selection=rule)) for rule in selections(settings)]
-                findings.add(name, subject, outcomes)
+        yield subject, FeatureProbe(*sides)
 
 
 def _image_probes(
     train: Split, test: Split, task: Task, subjects: Subjects, settings: EvaluationSettings, benchmark: str
 ) -> dict[str, ImageProbe]:
-    """What protocols on images get of the encoder and of its baselines; on label maps also of the patches' pixels."""
+    """The encoder and its baselines for protocols on images; for those on label maps also the patches' pixels."""
     device = resolve_device(settings.device)
     precision = resolve_precision(settings.precision, device)
     images = [LabeledImages(side.source, side.labels, side.maps) for side in (train, test)]
@@ -335,7 +343,9 @@ def _measures(
     """What the encoders' features of the test images say without labels."""
     extractors = {name: extractor for name, extractor in _extractors(subjects, settings).items() if name in subjects.encoders}
     encoders, size = subjects.encoders, subjects.size
-    more = lidar_measures(test.source, task.fit, encoders, subjects.config, size, subjects.predictor, settings)
+    more: dict[str, dict[str, float]] = {}
+    if settings.lidar_images is not None:
+        more = lidar_measures(test.source, task.fit, encoders, subjects.config, size, subjects.predictor, settings)
     return {
         name: feature_measures(extractor.kinds(found[name].rows)) | more.get(name, {}) for name, extractor in extractors.items()
     }

@@ -1,4 +1,4 @@
-"""TASKS: what is predicted from which labels. Free of torch, so that the command line can list it."""
+"""TASKS: what is predicted from which labels. SUITES: named lists of evaluations beside PUBLISHED numbers. Free of torch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,13 +7,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from openjepa.config import nearest
 from openjepa.data.source import ListSource, Splits
-from openjepa.evaluation import PROTOCOLS
+from openjepa.evaluation import PROTOCOLS, usual_protocols
+from openjepa.records import Published
 from openjepa.refusals import Refusal
-from openjepa.settings.evaluation import ProtocolName
 
 Labels = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""Of the training split and of the test split, one per record."""
+"""Labels of the training split and of the test split, one per record."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def _scene_labels(name: str) -> Callable[[Splits], Labels | str]:
 
 
 def _map_labels(name: str) -> Callable[[Splits], Labels | str]:
-    """Where pixels are labeled, an image as a whole is of one class: 0."""
+    """The labels of a task on label maps: an image as a whole is of class 0."""
 
     def labels(splits: Splits) -> Labels | str:
         if name not in splits.label_maps:
@@ -78,18 +79,18 @@ TASKS: dict[str, Task] = {
 }
 
 
-def fitting_protocols(task: Task, protocols: Sequence[ProtocolName]) -> tuple[ProtocolName, ...]:
-    """Those of the protocols that work on the task's kind of labels, each once; where none is asked for, the usual ones."""
-    usual: tuple[ProtocolName, ...] = ("linear", "knn") if task.maps is None else ("dense_linear", "dense_knn")
-    fits = [name for name in protocols or usual if (PROTOCOLS[name].kind == "maps") == (task.maps is not None)]
+def fitting_protocols(task: Task, protocols: Sequence[str]) -> tuple[str, ...]:
+    """The protocols that work on the task's kind of labels, each once. If none is asked for, the usual ones."""
+    on_maps = task.maps is not None
+    fits = [name for name in protocols or usual_protocols(on_maps) if (PROTOCOLS[name].works_on == "maps") == on_maps]
     return tuple(dict.fromkeys(fits))
 
 
 def chosen_tasks(names: tuple[str, ...], splits: Splits) -> tuple[str, ...]:
-    """The tasks asked for; where none is, all that the data has labels for (`classification` if it has none).
+    """The tasks asked for. If none is, all that the data has labels for (`classification` if it has none).
 
     Scenes' own labels are one of their two tasks, so that `classification` is not repeated there. Tasks on label maps take
-    minutes and are done only where they are named.
+    minutes and are done only if they are named.
     """
     for name in names:
         if name not in TASKS:
@@ -99,3 +100,140 @@ def chosen_tasks(names: tuple[str, ...], splits: Splits) -> tuple[str, ...]:
     able = tuple(name for name, task in TASKS.items() if task.maps is None and not isinstance(task.labels(splits), str))
     scenes = tuple(name for name in able if name != "classification")
     return scenes or ("classification",)
+
+
+# ----------------------------------------------------------------------------------------------------------------------- suites
+
+
+@dataclass(frozen=True)
+class SuiteRow:
+    """One evaluation of a suite."""
+
+    name: str
+    """What its file is called."""
+    title: str
+    """For tables."""
+    benchmark: str
+    """Which of BENCHMARKS holds the images."""
+    protocols: tuple[str, ...]
+    """Run unless --protocols says otherwise."""
+    task: str = "classification"
+    """Which of TASKS."""
+    is_low_shot: bool = False
+    """Only some of the training images have labels: 1 % of each class unless --low-shot says otherwise."""
+
+
+PROBES: tuple[str, ...] = ("linear-full", "linear", "knn")
+CACHED: tuple[str, ...] = ("linear", "knn")
+DENSE: tuple[str, ...] = ("dense-linear", "dense-knn")
+
+
+def _rows(probes: tuple[str, ...]) -> tuple[SuiteRow, ...]:
+    return (
+        SuiteRow("imagenet1k", "ImageNet-1K", "imagenet1k", probes),
+        SuiteRow("cifar100", "CIFAR100", "cifar100", probes),
+        SuiteRow("cifar10", "CIFAR10", "cifar10", probes),
+        SuiteRow("places205", "Places205", "places205", probes),
+        SuiteRow("inat18", "iNat18", "inat18", probes),
+        SuiteRow("clevr_count", "Clevr/Count", "clevr", probes, "clevr_count"),
+        SuiteRow("clevr_dist", "Clevr/Dist", "clevr", probes, "clevr_dist"),
+    )
+
+
+def _low_shot(protocols: tuple[str, ...]) -> SuiteRow:
+    return SuiteRow("imagenet1k-1pct", "ImageNet-1%", "imagenet1k", protocols, is_low_shot=True)
+
+
+SUITES: dict[str, tuple[SuiteRow, ...]] = {
+    "paper": (
+        *_rows(PROBES),
+        _low_shot(("linear", "logistic", "finetune")),
+        SuiteRow("imagenet1k-finetune", "ImageNet-1K fine-tuned", "imagenet1k", ("finetune",)),
+    ),
+    "cached": (*_rows(CACHED), _low_shot(("linear", "logistic"))),
+    "dense": (
+        SuiteRow("scene_shapes", "Scenes/shape of patches", "scenes", DENSE, "scene_shapes"),
+        SuiteRow("scene_colors", "Scenes/color of patches", "scenes", DENSE, "scene_colors"),
+    ),
+}
+"""`paper`: every evaluation of the paper. `cached`: the same benchmarks by probes on features that are computed once. `dense`:
+single patches of scenes with instance masks, as `openjepa data scenes` renders them."""
+
+
+def suite_rows(suite: str, names: Sequence[str]) -> list[SuiteRow]:
+    """The rows of a suite that are asked for; all if none is named. Raises Refusal if suite or row are unknown."""
+    if suite not in SUITES:
+        raise Refusal(f"suite={suite!r} does not exist: {nearest(suite, SUITES)}")
+    rows = {row.name: row for row in SUITES[suite]}
+    if unknown := [name for name in names if name not in rows]:
+        raise Refusal(f"tasks={unknown[0]!r} is no row of the suite {suite!r}: {nearest(unknown[0], rows)}")
+    return [row for row in rows.values() if not names or row.name in names]
+
+
+def _published_rows(source: str, protocol: str, *rows: tuple[str, str, str, float]) -> tuple[Published, ...]:
+    return tuple(
+        Published(method=method, architecture=architecture, epochs=epochs, value=value, source=source, protocol=protocol)
+        for method, architecture, epochs, value in rows
+    )
+
+
+def _transfer(
+    source: str, data2vec: float, mae: float, ijepa: float, dino: float, ibot: float, wide: tuple[float, float]
+) -> tuple[Published, ...]:
+    """A column of Tables 3 or 4, and of Table 5 (pretraining on ImageNet-22K)."""
+    return _published_rows(
+        source,
+        "linear-full",
+        ("data2vec", "L/16", "", data2vec),
+        ("MAE", "H/14", "", mae),
+        ("I-JEPA", "H/14", "300", ijepa),
+        ("DINO", "B/8", "", dino),
+        ("iBOT", "L/16", "", ibot),
+    ) + _published_rows(
+        "Table 5", "linear-full", ("I-JEPA", "H/14", "IN22K, 900", wide[0]), ("I-JEPA", "G/16", "IN22K, 600", wide[1])
+    )
+
+
+PUBLISHED: dict[str, tuple[Published, ...]] = {
+    "imagenet1k": _published_rows(
+        "Table 1",
+        "linear-full",
+        ("data2vec", "L/16", "1600", 77.3),
+        ("MAE", "B/16", "1600", 68.0),
+        ("MAE", "L/16", "1600", 76.0),
+        ("MAE", "H/14", "1600", 77.2),
+        ("CAE", "B/16", "1600", 70.4),
+        ("CAE", "L/16", "1600", 78.1),
+        ("I-JEPA", "B/16", "600", 72.9),
+        ("I-JEPA", "L/16", "600", 77.5),
+        ("I-JEPA", "H/14", "300", 79.3),
+        ("I-JEPA", "H/16-448", "300", 81.1),
+        ("SimCLR v2", "RN152 (2x)", "800", 79.1),
+        ("DINO", "B/8", "300", 80.1),
+        ("iBOT", "L/16", "250", 81.0),
+    ),
+    "imagenet1k-1pct": _published_rows(
+        "Table 2",
+        "any",
+        ("data2vec", "L/16", "", 73.3),
+        ("MAE", "L/16", "", 67.1),
+        ("MAE", "H/14", "", 71.5),
+        ("I-JEPA", "L/16", "", 69.4),
+        ("I-JEPA", "H/14", "", 73.3),
+        ("I-JEPA", "H/16-448", "", 77.3),
+        ("iBOT", "B/16", "400", 69.7),
+        ("DINO", "B/8", "", 70.0),
+        ("SimCLR v2", "RN151 (2x)", "", 70.2),
+        ("BYOL", "RN200 (2x)", "", 71.2),
+        ("MSN", "B/4", "300", 75.7),
+    ),
+    "imagenet1k-finetune": _published_rows(
+        "Table 15", "fine-tuned", ("MAE", "H/14-448", "1600", 87.8), ("I-JEPA", "H/16-448", "300", 87.1)
+    ),
+    "cifar100": _transfer("Table 3", 81.6, 77.3, 87.5, 84.9, 88.3, (89.5, 89.5)),
+    "places205": _transfer("Table 3", 54.6, 55.0, 58.4, 57.9, 60.4, (57.8, 59.1)),
+    "inat18": _transfer("Table 3", 28.1, 32.9, 47.6, 55.9, 57.3, (50.5, 55.3)),
+    "clevr_count": _transfer("Table 4", 85.3, 90.5, 86.7, 86.6, 85.7, (88.6, 86.7)),
+    "clevr_dist": _transfer("Table 4", 71.3, 72.4, 72.4, 53.4, 62.8, (75.0, 73.0)),
+}
+"""Published numbers by the name of a suite's row."""

@@ -1,1 +1,1 @@
-"""Runs that are compared at equal images and at equal time: plan.py, speed.py, running.py, results.py, tables.py."""
+"""Experiments made of the stages: pipeline (quickstart), ablations, and what `openjepa bench` measures."""

@@ -1,6 +1,6 @@
-"""Takes one run after the other that no other process has, and rewrites the tables after each. Composes the stages.
+"""Runs an ablation: one run after the other that no other process has, each trained and evaluated, then the tables anew.
 
-What the encoders of an ablation are worth: probes on the run's own images and on scenes, and the rank of their features.
+An encoder is worth what probes on the run's own images and on scenes say, and the rank of its features.
 """
 
 import time
@@ -10,8 +10,7 @@ from pathlib import Path
 
 from openjepa.checks import check
 from openjepa.evaluation import PROTOCOLS
-from openjepa.evaluation.dataset_run import evaluate_run
-from openjepa.evaluation.results import Result
+from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.experiments.ablation_lengths import PlannedRun, Speed, base_config, kept_speeds, measure_speeds, planned_runs
 from openjepa.experiments.ablation_tables import (
     Numbers,
@@ -26,77 +25,19 @@ from openjepa.experiments.ablation_tables import (
     write_tables,
 )
 from openjepa.recipes.ablations import ABLATIONS, ablation_rows
-from openjepa.settings.evaluation import EvaluationSettings, ProtocolName
+from openjepa.records import Result, read_summary
+from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.experiments import AblationSettings
 from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import ScenesSettings
+from openjepa.system.console import format_seconds
 from openjepa.system.interrupts import Interrupted
 from openjepa.system.json_files import read_object
 from openjepa.training.loop import train
 
-PROBES: tuple[ProtocolName, ...] = ("linear", "knn")
+PROBES: tuple[str, ...] = ("linear", "knn")
 SCENE_TASKS = ("clevr_count", "clevr_dist")
 RANK = "RankMe"
-
-
-@dataclass(frozen=True)
-class Found:
-    """Of one encoder."""
-
-    numbers: Numbers
-    """Shares of 1 by `<task>/<protocol>`, and `rank`."""
-    errors: Numbers
-    """Their standard errors."""
-
-
-def evaluate_encoder(folder: Path, config: RunConfig, ablation: AblationSettings) -> Found:
-    """The encoder of a run."""
-    results = _results(folder, config, ablation.scenes, _settings(config, ablation))
-    return _found(results, "encoder")
-
-
-def evaluate_references(folder: Path, config: RunConfig, ablation: AblationSettings) -> Mapping[str, Numbers]:
-    """The run's encoder before training (`untrained`) and raw pixels (`pixels`) with the same probes."""
-    settings = replace(_settings(config, ablation), baselines=("pixels",))
-    results = _results(folder / "encoder_initial", config, ablation.scenes, settings)
-    return {"untrained": _found(results, "encoder").numbers, "pixels": _found(results, "pixels").numbers}
-
-
-def _settings(config: RunConfig, ablation: AblationSettings) -> EvaluationSettings:
-    """Of every run alike, so that their numbers stand in one figure of the report."""
-    return EvaluationSettings(
-        protocols=PROBES,
-        baselines=(),
-        max_train_images=ablation.probe_images,
-        device=config.run.device,
-        precision=config.run.precision,
-        workers=config.system.workers,
-    )
-
-
-def _results(subject: Path, config: RunConfig, scenes: str | None, settings: EvaluationSettings) -> list[Result]:
-    """On the run's own images, then on the scenes in the folder `scenes`, or on the packaged ones (None)."""
-    results = evaluate_run(subject, settings, config.data)
-    if isinstance(config.data, ScenesSettings) and config.data.path == scenes:
-        return results
-    # seen as the run sees its own images; only the place and the labels are others
-    data = ScenesSettings(path=scenes, image_size=config.data.image_size)
-    return [*results, *evaluate_run(subject, replace(settings, tasks=SCENE_TASKS), data)]
-
-
-def _found(results: Sequence[Result], subject: str) -> Found:
-    """The later of two results of one task counts: that on the scenes that were named."""
-    names = {PROTOCOLS[name].metric: name for name in PROBES}
-    metrics = {
-        f"{result.task}/{names[probe]}": metric
-        for result in results
-        if subject in result.subjects
-        for probe, metric in result.subjects[subject].metrics.items()
-    }
-    ranks = [result.measures[subject][RANK] for result in results if RANK in result.measures.get(subject, {})]
-    values = {name: metric.value for name, metric in metrics.items()}
-    errors = {name: metric.standard_error for name, metric in metrics.items()}
-    return Found(values | ({"rank": ranks[0]} if ranks else {}), errors)
 
 
 def run_ablation(config: RunConfig, settings: AblationSettings) -> int:
@@ -145,7 +86,7 @@ def _result(run: PlannedRun, settings: AblationSettings, started: float) -> RunR
     known = read_result(settings.output, run.name)
     if known is not None and (known.status == "finished" or known.written >= started):
         return known
-    print(f"\n{run.row}, seed {run.seed}: {run.images:,} images, about {run.seconds:.0f} s", flush=True)
+    print(f"\n{run.row}, seed {run.seed}: {run.images:,} images, about {format_seconds(run.seconds)}", flush=True)
     blank = RunResult(
         name=run.name,
         row=run.row,
@@ -174,17 +115,79 @@ def _completed(run: PlannedRun, settings: AblationSettings, blank: RunResult) ->
     begun = time.monotonic()
     found = evaluate_encoder(folder, run.config, settings)
     references = evaluate_references(folder, run.config, settings) if run.has_references else {}
-    summary = read_object(folder / "summary.json") or {}
+    summary = read_summary(read_object(folder / "summary.json") or {})
+    assert summary.step is not None and summary.images_seen is not None and summary.flops_per_image is not None
+    assert summary.step_seconds is not None and summary.seconds is not None
     return replace(
         blank,
         status="finished",
-        steps=summary["step"],
-        images=summary["images_seen"],
-        seconds=summary["step_seconds"],
-        total_seconds=summary["seconds"],
-        flops=summary["flops_per_image"],
+        steps=summary.step,
+        images=summary.images_seen,
+        seconds=summary.step_seconds,
+        total_seconds=summary.seconds,
+        flops=summary.flops_per_image,
         evaluation_seconds=round(time.monotonic() - begun, 1),
         numbers=found.numbers,
         errors=found.errors,
         references=references,
     )
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one encoder is worth."""
+
+    numbers: Numbers
+    """Shares of 1 by `<task>/<protocol>`, and `rank`."""
+    errors: Numbers
+    """Their standard errors."""
+
+
+def evaluate_encoder(folder: Path, config: RunConfig, ablation: AblationSettings) -> Found:
+    """What the encoder of a run is worth."""
+    results = _results(folder, config, ablation.scenes, _settings(config, ablation))
+    return _found(results, "encoder")
+
+
+def evaluate_references(folder: Path, config: RunConfig, ablation: AblationSettings) -> Mapping[str, Numbers]:
+    """What the run's encoder before training (`untrained`) and raw pixels (`pixels`) are worth by the same probes."""
+    settings = replace(_settings(config, ablation), baselines=("pixels",))
+    results = _results(folder / "encoder_initial", config, ablation.scenes, settings)
+    return {"untrained": _found(results, "encoder").numbers, "pixels": _found(results, "pixels").numbers}
+
+
+def _settings(config: RunConfig, ablation: AblationSettings) -> EvaluationSettings:
+    """The same for every run, so that their numbers stand in one figure of the report."""
+    return EvaluationSettings(
+        protocols=PROBES,
+        baselines=(),
+        max_train_images=ablation.probe_images,
+        device=config.run.device,
+        precision=config.run.precision,
+        workers=config.system.workers,
+    )
+
+
+def _results(subject: Path, config: RunConfig, scenes: str | None, settings: EvaluationSettings) -> list[Result]:
+    """Results on the run's own images, then on the scenes in the folder `scenes` (None: the packaged ones)."""
+    results = evaluate_run(subject, settings, config.data)
+    if isinstance(config.data, ScenesSettings) and config.data.path == scenes:
+        return results
+    # seen as the run sees its own images; only the place and the labels are others
+    data = ScenesSettings(path=scenes, image_size=config.data.image_size)
+    return [*results, *evaluate_run(subject, replace(settings, tasks=SCENE_TASKS), data)]
+
+
+def _found(results: Sequence[Result], subject: str) -> Found:
+    """The numbers of one subject. Of two results of a task the later counts, which is on the scenes that were named."""
+    names = {PROTOCOLS[name].metric: name for name in PROBES}
+    metrics = {
+        f"{result.task}/{names[probe]}": metric
+        for result in results
+        if subject in result.subjects
+        for probe, metric in result.subjects[subject].metrics.items()
+    }
+    ranks = [result.measures[subject][RANK] for result in results if RANK in result.measures.get(subject, {})]
+    values = {name: metric.value for name, metric in metrics.items()}
+    errors = {name: metric.standard_error for name, metric in metrics.items() if metric.standard_error is not None}
+    return Found(values | ({"rank": ranks[0]} if ranks else {}), errors)

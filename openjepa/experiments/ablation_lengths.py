@@ -1,6 +1,6 @@
-"""Which runs an ablation is made of, and the file that keeps them the same when it is continued. Free of torch.
+"""The runs that an ablation is made of, how long each is, and the file that keeps them the same when it is continued.
 
-How fast each row trains on this machine: short turns of real steps, all rows in every round.
+Lengths at equal time follow from the speed of each row on this machine: short turns of real steps, all rows in every round.
 """
 
 import json
@@ -14,10 +14,9 @@ from openjepa.config import difference, from_dict, to_dict
 from openjepa.refusals import Refusal
 from openjepa.settings.derived import resolve
 from openjepa.settings.experiments import AblationSettings
-from openjepa.settings.fields import CHOICES
-from openjepa.settings.run import RunConfig
+from openjepa.settings.run import CHOICES, RunConfig
 from openjepa.system.json_files import read_object
-from openjepa.system.whole_files import whole_file
+from openjepa.system.shared_files import whole_file
 from openjepa.training.timed_steps import RealSteps
 
 Budget = Literal["images", "seconds"]
@@ -33,17 +32,17 @@ class Speed:
     images_per_second: float
     """Training with its data path, measured in turns with the other rows."""
     flops: float
-    """Of an image in a training step."""
+    """FLOPs of an image in a training step."""
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run."""
+    """One run of an ablation."""
 
     row: str
     seed: int
     budgets: tuple[Budget, ...]
-    """Tables it belongs to: both, where the two lengths are the same."""
+    """Tables it belongs to: both, if the two lengths are the same."""
     config: RunConfig
     speed: Speed
     has_references: bool = False
@@ -51,7 +50,7 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """Of its folder: the same run has the same name in every table."""
+        """Name of its folder. The same run has the same name in every table."""
         assert self.config.run.name is not None
         return self.config.run.name
 
@@ -134,7 +133,7 @@ def kept_speeds(
 ) -> dict[str, Speed]:
     """The speeds in the plan of `output`, so that runs keep their lengths; those of rows without one are measured and added.
 
-    New rows are measured beside the first one and brought to its speed of before. Raises Refusal where `output` holds runs
+    New rows are measured beside the first one and brought to its speed of before. Raises Refusal if `output` holds runs
     of another base run, of other lengths, or evaluated otherwise.
     """
     path = output / PLAN

@@ -1,13 +1,13 @@
-"""The tables of an ablation: Markdown and JSON beside the runs, and in the terminal, whole at 100 columns.
+"""What the runs of an ablation have given (a file for each run), and the tables made of them. Free of torch.
 
-What the runs of an ablation have given, one file a run, and all of them in results.json. Free of torch.
+Tables stand as Markdown and JSON beside the runs, and in the terminal, whole at 100 columns.
 """
 
 import json
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,89 +19,14 @@ from rich.text import Text
 from openjepa.experiments.ablation_lengths import PlannedRun
 from openjepa.recipes.ablations import ABLATIONS, Ablation
 from openjepa.report import write_scaling
-from openjepa.system import claims
+from openjepa.system import shared_files
 from openjepa.system.console import format_count, format_seconds, plain_console
-from openjepa.system.json_files import readable_object
-from openjepa.system.whole_files import whole_file
+from openjepa.system.json_files import lenient, readable_object
+from openjepa.system.shared_files import whole_file
 
 RESULTS = "results"
 """Folder with a file for every run."""
 Numbers = Mapping[str, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """One run: what it has used and what its encoder is worth, or why it failed."""
-
-    name: str
-    """Of its folder."""
-    row: str
-    seed: int
-    budgets: tuple[str, ...]
-    """Tables it belongs to."""
-    status: Literal["finished", "failed"]
-    error: str = ""
-    written: float = 0.0
-    """When, in seconds since 1970."""
-    steps: int = 0
-    images: int = 0
-    """Images seen."""
-    seconds: float = 0.0
-    """Steps of training with their data path, without looks and saving."""
-    total_seconds: float = 0.0
-    """Training with looks and saving. 0 in results of older versions."""
-    planned_seconds: float = 0.0
-    """What the training should have taken at the measured speed."""
-    images_per_second: float = 0.0
-    """Measured in turns with the other rows before the first run."""
-    flops: float = 0.0
-    """Of an image in a training step."""
-    evaluation_seconds: float = 0.0
-    numbers: Numbers = field(default_factory=dict)
-    """Of the encoder: `classification/linear` and so on as shares of 1, and `rank`."""
-    errors: Numbers = field(default_factory=dict)
-    """Standard error of each share, from the number of test images."""
-    references: Mapping[str, Numbers] = field(default_factory=dict)
-    """The same numbers of what was not trained: `untrained`, `pixels`."""
-
-
-def write_result(output: Path, result: RunResult) -> None:
-    """Writes the run's own file."""
-    with whole_file(output / RESULTS / f"{result.name}.json") as file:
-        file.write_text(json.dumps(asdict(result), indent=1) + "\n")
-
-
-def read_result(output: Path, name: str) -> RunResult | None:
-    """What is known of a run; None where it has not ended yet."""
-    return _read(output / RESULTS / f"{name}.json")
-
-
-def read_results(output: Path) -> list[RunResult]:
-    """All that have ended, by name."""
-    found = (_read(path) for path in sorted((output / RESULTS).glob("*.json")))
-    return [result for result in found if result is not None]
-
-
-def _read(path: Path) -> RunResult | None:
-    content = readable_object(path)
-    if content is None:
-        return None
-    known = {item.name for item in fields(RunResult)}
-    values = {name: value for name, value in content.items() if name in known}
-    try:
-        return RunResult(**values | {"budgets": tuple(values["budgets"])})
-    except (KeyError, TypeError):
-        return None
-
-
-def claimed(output: Path, name: str, wait: bool = False) -> AbstractContextManager[bool]:
-    """Whether this process alone has the work `name` of the ablation until the block ends; a killed process has it no more.
-
-    `wait`: until another process has done its part, and then always True.
-    """
-    return claims.claimed(output / ".claims", name, wait)
-
-
 BUDGETS = {"images": "At equal images seen", "seconds": "At equal training time"}
 PROBES = {
     "linear": "classification/linear",
@@ -124,6 +49,42 @@ seconds of the steps alone, which are made equal. total s (tables.md): with look
 UNTRAINED = "untrained: the encoder of the first row before training."
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """One run: what it has used and what its encoder is worth, or why it failed."""
+
+    name: str
+    """Name of its folder."""
+    row: str
+    seed: int
+    budgets: tuple[str, ...]
+    """Tables that it belongs to."""
+    status: Literal["finished", "failed"]
+    error: str = ""
+    written: float = 0.0
+    """When, in seconds since 1970."""
+    steps: int = 0
+    images: int = 0
+    """Images seen."""
+    seconds: float = 0.0
+    """Steps of training with their data path, without looks and saving."""
+    total_seconds: float = 0.0
+    """Training with looks and saving. 0 in results of older versions."""
+    planned_seconds: float = 0.0
+    """What the training should have taken at the measured speed."""
+    images_per_second: float = 0.0
+    """Measured in turns with the other rows before the first run."""
+    flops: float = 0.0
+    """FLOPs of an image in a training step."""
+    evaluation_seconds: float = 0.0
+    numbers: Numbers = field(default_factory=dict)
+    """What the encoder is worth: shares of 1 such as `classification/linear`, and `rank`."""
+    errors: Numbers = field(default_factory=dict)
+    """Standard error of each share, from the number of test images."""
+    references: Mapping[str, Numbers] = field(default_factory=dict)
+    """The same numbers of what was not trained: `untrained`, `pixels`."""
+
+
 @dataclass(frozen=True)
 class Line:
     """One row of a table."""
@@ -133,7 +94,32 @@ class Line:
     means: Numbers
     """By column; what is not known is missing."""
     spreads: Numbers
-    """Standard deviation over seeds of the probes, where there are several."""
+    """Standard deviation over seeds of the probes, if there are several."""
+
+
+def write_result(output: Path, result: RunResult) -> None:
+    """Writes the run's own file."""
+    with whole_file(output / RESULTS / f"{result.name}.json") as file:
+        file.write_text(json.dumps(asdict(result), indent=1) + "\n")
+
+
+def read_result(output: Path, name: str) -> RunResult | None:
+    """What is known of a run; None if it has not ended yet."""
+    return lenient(RunResult, readable_object(output / RESULTS / f"{name}.json"))
+
+
+def read_results(output: Path) -> list[RunResult]:
+    """All that have ended, by name."""
+    found = (lenient(RunResult, readable_object(path)) for path in sorted((output / RESULTS).glob("*.json")))
+    return [result for result in found if result is not None]
+
+
+def claimed(output: Path, name: str, wait: bool = False) -> AbstractContextManager[bool]:
+    """Whether this process alone has the work `name` of the ablation until the block ends; a killed process has it no more.
+
+    `wait`: until another process has done its part, and then always True.
+    """
+    return shared_files.claimed(output / ".claims", name, wait)
 
 
 def tables(results: Sequence[RunResult], order: Sequence[str]) -> dict[str, list[Line]]:
@@ -249,7 +235,7 @@ def markdown(ablation: Ablation, found: Mapping[str, Sequence[Line]], results: S
 
 
 def print_tables(output: Path, name: str, console: Console | None = None) -> None:
-    """The tables in the terminal, and where they are kept."""
+    """The tables in the terminal, and the name of their file."""
     console = console or _console()
     results = read_results(output)
     for budget, lines in tables(results, ABLATIONS[name].names).items():
@@ -295,7 +281,7 @@ def print_plan(ablation: Ablation, runs: Sequence[PlannedRun], results: Sequence
 
 
 def write_page(output: Path, names: Sequence[str]) -> None:
-    """scaling.html: every number against images seen, time and compute. Left out where the report's package is missing."""
+    """scaling.html: every number against images seen, time and compute. Left out if the report's package is missing."""
     folders = [output / name for name in names if (output / name / "eval").is_dir()]
     if not folders:
         return

@@ -18,17 +18,19 @@ from openjepa.engine.device import autocast, resolve_device, resolve_precision, 
 from openjepa.engine.run_folder import environment
 from openjepa.masks import MASKS
 from openjepa.masks.sampler import MaskSampler
-from openjepa.measures.energy import FLAT, EnergyStatistics, energy_statistics, incompatible, is_flat
-from openjepa.measures.verdicts import tells_apart
+from openjepa.measures.energy import FLAT, energy_statistics, incompatible, is_flat
+from openjepa.measures.verdicts import EnergyStatistics, tells_apart
 from openjepa.methods.base import Method
+from openjepa.records import Energy, Histogram
 from openjepa.refusals import Refusal
 from openjepa.schedules import Progress
 from openjepa.seeds import derive
 from openjepa.settings.experiments import EnergyBench
+from openjepa.settings.ranges import as_option, check_ranges
 from openjepa.settings.run import RunConfig
 from openjepa.system.console import plain_console
+from openjepa.system.shared_files import whole_file
 from openjepa.system.shell import command
-from openjepa.system.whole_files import whole_file
 from openjepa.training.monitor import draw_batches
 from openjepa.training.startup import build_method, default_view, training_length
 from openjepa.types import Batch
@@ -38,22 +40,22 @@ BINS = 40
 BEFORE, AFTER = "untrained", "trained"
 
 
-def measure_energy(options: EnergyBench) -> dict[str, Any]:
+def measure_energy(options: EnergyBench) -> Energy:
     """The command `openjepa bench energy`: measures, prints, and writes `<run>/energy.json`."""
     result = bench_energy(options)
     with whole_file(options.run / "energy.json") as file:
-        file.write_text(json.dumps(result, indent=1) + "\n")
+        file.write_text(json.dumps(asdict(result), indent=1) + "\n")
     print_energy(result)
     return result
 
 
-def bench_energy(options: EnergyBench) -> dict[str, Any]:
+def bench_energy(options: EnergyBench) -> Energy:
     """Energies of all pairs in groups of images, before training and at the run's latest checkpoint.
 
     Views and masks are drawn as in training, from seeds that training never uses, and are the same for both; so is the progress
     that the method is told, on which temperatures may depend. Raises Refusal for a run without a usable checkpoint.
     """
-    options.check()
+    check_ranges(options, said=as_option)
     run = options.run
     config, found = load_run_config(run), latest_checkpoint(run / "checkpoints")
     if found is None:
@@ -75,43 +77,44 @@ def bench_energy(options: EnergyBench) -> dict[str, Any]:
     state = load_weights(found, method)
     energies[AFTER] = energies_of(method, batches, progress, config, device, precision)
     where = environment(device, precision)
-    return {
-        "step": state.step,
-        "images_seen": state.images_seen,
-        "method": config.method.name,
-        "images": len(batches) * len(batches[0].sample_ids),
-        "group": len(batches[0].sample_ids),
-        "split": split,
-        "data": splits.description,
-        "masks": sampler.name,
-        "device": where["device_name"],
-        "precision": precision,
-        "commit": where["commit"],
-        "date": where["started"],
-        **summary(energies[BEFORE], energies[AFTER]),
-    }
+    return replace(
+        compared(energies[BEFORE], energies[AFTER]),
+        step=state.step,
+        images_seen=state.images_seen,
+        method=config.method.name,
+        images=len(batches) * len(batches[0].sample_ids),
+        group=len(batches[0].sample_ids),
+        split=split,
+        data=splits.description,
+        masks=sampler.name,
+        device=where.device_name,
+        precision=precision,
+        commit=where.commit,
+        date=where.started,
+    )
 
 
-def summary(untrained: Float[Tensor, "G B B"], trained: Float[Tensor, "G B B"]) -> dict[str, Any]:
-    """Statistics and histograms of the energies before and after training, and in words what they say."""
-    statistics = {BEFORE: energy_statistics(untrained), AFTER: energy_statistics(trained)}
-    flat = is_flat(statistics[AFTER], statistics[BEFORE])
-    return {
-        "flat": flat,
-        "tells_apart": not flat and tells_apart(statistics[AFTER].auc, statistics[AFTER].auc_error),
-        "verdict": verdict(statistics[AFTER], flat),
-        **{name: asdict(item) for name, item in statistics.items()},
-        "histograms": {BEFORE: _histogram(untrained), AFTER: _histogram(trained)},
-    }
+def compared(untrained: Float[Tensor, "G B B"], trained: Float[Tensor, "G B B"]) -> Energy:
+    """Statistics and histograms of the energies before and after training, and what they say."""
+    before, after = energy_statistics(untrained), energy_statistics(trained)
+    flat = is_flat(after, before)
+    apart = not flat and tells_apart(after.auc, after.auc_error)
+    return Energy(
+        flat=flat,
+        tells_apart=apart,
+        verdict=_landscape_in_words(after, flat, apart),
+        untrained=before,
+        trained=after,
+        histograms={BEFORE: _histogram(untrained), AFTER: _histogram(trained)},
+    )
 
 
-def verdict(trained: EnergyStatistics, flat: bool) -> str:
-    """What the energies after training say, in one sentence."""
+def _landscape_in_words(trained: EnergyStatistics, flat: bool, apart: bool) -> str:
     if flat:
         return (
             f"The landscape is flat: collapsed. Energies vary by less than {FLAT:.0%} of their scale before or after training."
         )
-    if not tells_apart(trained.auc, trained.auc_error):
+    if not apart:
         return "The landscape is not flat, but compatible pairs have no lower energy than others."
     return f"Not flat: the compatible pair has the lower energy in {trained.auc:.1%} of the comparisons."
 
@@ -125,12 +128,15 @@ def energies_of(
     for batch in batches:
         on_device = batch.to(device).normalized(config.data.pixel_mean, config.data.pixel_std)
         with autocast(device, precision):
-            matrices.append(method.energies(on_device, progress).float().cpu())
+            energies = method.energies(on_device, progress)
+        if energies is None:
+            raise Refusal(f"method.name={config.method.name} has no energies to compare: nothing can be said of its landscape")
+        matrices.append(energies.float().cpu())
     return torch.stack(matrices)
 
 
 def _held_out(splits: Splits) -> tuple[Splits, str]:
-    """The test images in the place of training images, where there are at least two."""
+    """The test images in the place of training images, if there are at least two."""
     if splits.test is not None and len(splits.test) > 1:
         return replace(splits, train=splits.test), "test"
     return splits, "training"
@@ -151,35 +157,33 @@ def _progress(config: RunConfig, splits: Splits, step: int) -> Progress:
     return Progress(step, total_steps, steps_per_epoch, config.optim.schedule_stretch)
 
 
-def _histogram(energies: Float[Tensor, "G B B"]) -> dict[str, list[float]]:
-    """Edges of the bars, and the share of compatible and of incompatible pairs in each."""
+def _histogram(energies: Float[Tensor, "G B B"]) -> Histogram:
     values = energies.double()
     low, high = float(values.min()), float(values.max())
     edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
-    pairs = {"compatible": values.diagonal(dim1=1, dim2=2).flatten(), "incompatible": incompatible(values)}
-    shares = {name: np.histogram(item.numpy(), edges)[0] / len(item) for name, item in pairs.items()}
-    return {"edges": _rounded(edges), **{name: _rounded(share) for name, share in shares.items()}}
+    pairs = (values.diagonal(dim1=1, dim2=2).flatten(), incompatible(values))
+    shares = (np.histogram(item.numpy(), edges)[0] / len(item) for item in pairs)
+    return Histogram(_rounded(edges), *map(_rounded, shares))
 
 
 def _rounded(values: Any) -> list[float]:
     return [float(f"{value:.6g}") for value in values]
 
 
-def print_energy(result: dict[str, Any]) -> None:
+def print_energy(result: Energy) -> None:
     """The result as a table."""
+    assert result.untrained is not None and result.trained is not None
     console = plain_console()
-    table = Table(
-        "", BEFORE, AFTER, title=f"energies of {result['images']} {result['split']} images in groups of {result['group']}"
-    )
+    table = Table("", BEFORE, AFTER, title=f"energies of {result.images} {result.split} images in groups of {result.group}")
     rows = (
         ("compatible pairs", "compatible", ".4g"),
         ("incompatible pairs", "incompatible", ".4g"),
         ("gap, relative", "gap", ".3f"),
         ("compatible is lower (AUC)", "auc", ".3f"),
-        (f"nearest is its own (chance {result[AFTER]['chance']:.3f})", "top1", ".3f"),
+        (f"nearest is its own (chance {result.trained.chance:.3f})", "top1", ".3f"),
         ("standard deviation / mean", "relative_std", ".4g"),
     )
     for title, name, form in rows:
-        table.add_row(title, *(format(result[subject][name], form) for subject in (BEFORE, AFTER)))
+        table.add_row(title, *(format(getattr(item, name), form) for item in (result.untrained, result.trained)))
     console.print(table)
-    console.print(f"{result['verdict']} (method {result['method']}, step {result['step']})")
+    console.print(f"{result.verdict} (method {result.method}, step {result.step})")

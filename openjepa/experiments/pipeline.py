@@ -28,7 +28,7 @@ def quickstart_config(output: Path, total_steps: int | None) -> RunConfig:
 def run_through(config: RunConfig, evaluation: EvaluationSettings, fresh: bool = False) -> Path:
     """Train, evaluate, visualize, report. Returns the report's path."""
     check(config)
-    from openjepa.evaluation.dataset_run import evaluate_run
+    from openjepa.evaluation.evaluation_run import evaluate_run
     from openjepa.evaluation.tables import print_results
     from openjepa.report import write_report
     from openjepa.training.loop import train

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from rich.filesize import decimal
 from rich.table import Table
 
 from openjepa.checks import check
@@ -16,6 +17,7 @@ from openjepa.engine.device import (
     resolve_precision,
 )
 from openjepa.engine.run_folder import environment
+from openjepa.experiments.generated_photos import is_without_data, timed_source
 from openjepa.recipes import load_recipe
 from openjepa.recipes.matched import with_method
 from openjepa.settings.derived import resolve
@@ -25,9 +27,9 @@ from openjepa.settings.models import ModelSettings
 from openjepa.settings.run import OptimizationSettings, RunConfig
 from openjepa.settings.sources import FolderSettings
 from openjepa.system.console import plain_console
-from openjepa.system.whole_files import whole_file
+from openjepa.system.shared_files import whole_file
 from openjepa.training.startup import masks_line
-from openjepa.training.timed_steps import PartTimer, TimedStep, is_without_data, measure
+from openjepa.training.timed_steps import PartTimer, TimedStep, measure
 from openjepa.types import LoaderPosition
 
 
@@ -69,14 +71,14 @@ def time_step(options: StepBench) -> None:
 def bench_step(config: RunConfig, repeats: int = 7, product_size: int = 4096) -> dict[str, Any]:
     """Images per second, share of the matrix product's rate, peak memory and the share of time of each part of a step.
 
-    Every round measures the product of two square matrices of `product_size` (in bf16 where the hardware has it, whatever the
+    Every round measures the product of two square matrices of `product_size` (in bf16 if the hardware has it, whatever the
     run's precision is), the data path, the masks and one step; medians over the rounds. Blocks have their most frequent token
     counts. The data path (decoding, unless `data.cache` keeps the pixels, and the views) runs in this process with one thread,
-    so that its figure is what one core spends; images are those of the run's data set, or generated JPEGs where its settings
+    so that its figure is what one core spends; images are those of the run's data set, or generated JPEGs if its settings
     name none.
     """
     step = TimedStep(config)
-    batches = step.loader().iterate(0, LoaderPosition(), repeats + 1)
+    batches = step.loader(timed_source(config), torch.device("cpu")).iterate(0, LoaderPosition(), repeats + 1)
     load = one_threaded(lambda: next(batches))
     load()
     for _ in range(2):
@@ -128,14 +130,15 @@ def one_threaded(work: Callable[[], object]) -> Callable[[], object]:
 
 def _summary(step: TimedStep, rounds: list[dict[str, float]]) -> dict[str, Any]:
     """Medians over the rounds; shares are formed within each round first."""
-    images, flops = step.config.optim.batch_size, step.method.step_flops()
+    images, flops = step.config.optim.batch_size, step.costs.step_flops
     parts = [name for name in rounds[0] if name not in ("matmul_rate", "step")]
     whole = [sum(row[part] for part in parts) for row in rounds]
     where = environment(step.device, step.precision)
     return {
-        "commit": where["commit"],
-        "date": where["started"],
+        "commit": where.commit,
+        "date": where.started,
         "device": f"{step.device} ({device_name(step.device)})",
+        "device_type": step.device.type,
         "precision": step.precision,
         "threads": step.threads,
         "torch": torch.__version__,
@@ -148,7 +151,7 @@ def _summary(step: TimedStep, rounds: list[dict[str, float]]) -> dict[str, Any]:
         "views": {name: f"{view.count} x {view.size[0]}x{view.size[1]}" for name, view in step.method.inputs().views.items()},
         "batch_size": images,
         "repeats": len(rounds),
-        "flops_per_image": {name: value for name, value in step.method.flops().items()},
+        "flops_per_image": dict(step.costs.flops),
         "flops_per_image_and_step": flops,
         "images_per_second": statistics.median(images / row["step"] for row in rounds),
         "data_images_per_second": statistics.median(images / row["data"] for row in rounds),
@@ -174,10 +177,10 @@ def print_step(result: dict[str, Any]) -> None:
     parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in result["flops_per_image"].items())
     console.print(f"GFLOPs an image and step: {result['flops_per_image_and_step'] / 1e9:.2f} (forward of {parts})")
     # on a CPU the allocator does not count, and the process also holds Python, the photos and the matrices of the product
-    peak = "peak memory of the process" if result["device"].startswith("cpu") else "peak memory"
+    peak = "peak memory of the process" if result["device_type"] == "cpu" else "peak memory"
     console.print(
         f"{result['images_per_second']:.1f} images/s, {result['share_of_matmul']:.0%} of a matrix product's "
-        f"{result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, {peak} {result['peak_memory_bytes'] / 2**20:.0f} MiB"
+        f"{result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, {peak} {decimal(result['peak_memory_bytes'])}"
     )
     cores = result["cores_that_feed_the_step"]
     held = ", so that the views hold the step back" if cores > 1 else ""

@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from openjepa.checks.sizes import check_patch_divides
 from openjepa.data.views import decoded_side, evaluation_view, whole_view
 from openjepa.engine.device import thread_pool
 from openjepa.inference.images import Picture, pixels_of
@@ -25,10 +26,10 @@ from openjepa.refusals import Refusal
 ViewName = Literal["crop", "squash", "whole"]
 
 MAX_WHOLE_PATCHES = 16_384
-"""Most patches of a whole image: attention compares all of them with one another. A square of 2048 pixels at patch size 16."""
+"""Most patches of a whole image, all of which attention compares: a square of 2048 pixels at patch size 16."""
 MAX_THREADS = 8
 MAX_SHAPES = 8
-"""Shapes of images that are collected at a time: of more, the largest collection becomes a batch before it is full."""
+"""Shapes of images collected at a time. If there are more, the largest collection becomes a batch before it is full."""
 
 
 @dataclass(frozen=True)
@@ -37,23 +38,17 @@ class View:
 
     name: ViewName
     size: tuple[int, int]
-    """Height and width in pixels; of `whole` the smaller one is that of the short side."""
+    """Height and width in pixels. For `whole` the smaller of them is the short side."""
     patch_size: int
 
     def __post_init__(self) -> None:
         """Raises Refusal for an unknown name and for sizes that are no multiples of the patch size."""
         if self.name not in get_args(ViewName):
             raise Refusal(f"view={self.name!r} is not known: use 'crop', 'squash' or 'whole'")
-        for axis, side in zip(("height", "width"), self.size, strict=True):
-            if side < self.patch_size or side % self.patch_size:
-                below = side - side % self.patch_size
-                fitting = f"{below} or {below + self.patch_size}" if below > 0 else f"{self.patch_size}"
-                raise Refusal(
-                    f"size={self.size}: its {axis} {side} is not a multiple of the patch size {self.patch_size}; use {fitting}"
-                )
+        check_patch_divides(self.patch_size, self.size, "size", of="the encoder")
 
     def of(self, pixels: UInt8[Tensor, "h w 3"]) -> UInt8[Tensor, "3 oh ow"]:
-        """The view of an image. Raises Refusal where a whole image would have too many patches."""
+        """The view of an image. Raises Refusal if a whole image would have too many patches."""
         if self.name != "whole":
             return evaluation_view(pixels, self.size, self.name)
         height, width = pixels.shape[:2]
@@ -74,10 +69,10 @@ def prepared(image: Picture, view: View) -> UInt8[Tensor, "3 oh ow"]:
 def batches(
     images: Iterable[Picture], view: View, batch_size: int, threads: int
 ) -> Iterator[tuple[list[int], UInt8[Tensor, "b 3 oh ow"]]]:
-    """Numbers and views of images of one shape, at most `batch_size` at a time; `threads` prepare the next ones meanwhile.
+    """Numbers and views of images of one shape, at most `batch_size` at a time, while `threads` prepare the next ones.
 
-    In the order of the images while they have one shape; else a batch waits until its shape has come often enough. The images
-    are taken from an iterator at most a batch ahead.
+    Images of one shape keep their order. If shapes differ, a batch waits until its shape has come often enough. At most one
+    batch is taken ahead from an iterator.
     """
     waiting: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
     for number, pixels in enumerate(_in_threads(images, view, batch_size, threads)):
@@ -115,7 +110,7 @@ def _in_threads(images: Iterable[Picture], view: View, ahead: int, threads: int)
 
 
 def _task(number: int, image: Picture, view: View) -> Callable[[], Tensor]:
-    """What makes the view of an image, in any thread. Its errors say which image."""
+    """A task that makes the view of an image in any thread. Its errors say which image."""
     if isinstance(image, Image.Image):  # it may stand in the list twice, and Pillow reads its file from one place at a time
         pixels = _named(number, lambda: pixels_of(image))
         return lambda: _named(number, lambda: view.of(pixels))

@@ -1,7 +1,6 @@
 """The encoder that `openjepa.load` gives: a torch module that also takes images as they come."""
 
-from collections.abc import Iterable, Iterator, Sized
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import asdict
 from operator import index
 from pathlib import Path
@@ -11,8 +10,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from openjepa.engine.device import autocast, to_device
-from openjepa.engine.features import in_caches
+from openjepa.engine.device import Output, encode, in_caches
 from openjepa.inference.areas import Areas, indices_of
 from openjepa.inference.batches import View, ViewName, batches, prepared
 from openjepa.inference.images import Picture, Pictures, separate
@@ -20,9 +18,8 @@ from openjepa.inference.prediction import Prediction, compare, objective_of
 from openjepa.models.predictor import Predictor
 from openjepa.refusals import Refusal
 from openjepa.system.console import progress as progress_bar
-from openjepa.system.console import silent
-from openjepa.system.whole_files import is_writable
-from openjepa.types import EncoderOutput, Export, normalize
+from openjepa.system.shared_files import is_writable
+from openjepa.types import EncoderOutput, Export
 from openjepa.weights.formats import Loaded
 from openjepa.weights.native import PREDICTOR_FOLDER, save_network
 
@@ -40,20 +37,20 @@ class Encoder(nn.Module):
     """
 
     def __init__(self, loaded: Loaded) -> None:
-        """Of what `openjepa.weights.formats.load_any` read."""
+        """`loaded`: what `openjepa.weights.formats.load_any` has read."""
         super().__init__()
         self.network = loaded.encoder
         """The Vision Transformer."""
         self.predictor: Predictor | None = loaded.predictor
-        """I-JEPA's predictor, where it was read too."""
+        """I-JEPA's predictor, if it was read too."""
         self.config = loaded.config
         """Settings of the network."""
         self.what = loaded.what
         """What it is, in a few words."""
         self.notes = loaded.notes
-        """What was cut off the names in the file, and what of it was not read."""
-        self.objective = objective_of(loaded.predictor_extra)
-        """What the predictor was trained for."""
+        """What was cut off names in the file, and what was not read."""
+        self.objective = None if loaded.predictor is None else objective_of(loaded.predictor_extra)
+        """What the predictor was trained for; None without one."""
         self._predictor_extra = dict(loaded.predictor_extra)
         self.eval()
 
@@ -63,12 +60,12 @@ class Encoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.network.norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights: float32 unless they were cast."""
+        """Type of the weights: float32 unless they were cast."""
         return self.network.norm.weight.dtype
 
     def forward(self, images: Float[Tensor, "B 3 h w"], keep: Int[Tensor, "B K"] | None = None) -> EncoderOutput:
@@ -97,12 +94,12 @@ class Encoder(nn.Module):
     ) -> Float[Tensor, "B D"]:
         """One vector per image, in fp32 on the CPU, in the order of the images.
 
-        `images`: paths, PIL images, arrays, tensors, one or many, also a generator, from which a batch or two are taken ahead.
+        `images`: one or many paths, PIL images, arrays or tensors. From a generator a batch or two are taken ahead.
         `pooling`: `own` is what the encoder's method evaluates; `average` of the patches; `class_token`.
         `view`: `crop` is that of the evaluations (short side to 256/224 of `size`, center crop), `squash` resizes all of the
         image to `size`, `whole` keeps its shape, its short side becoming that of `size`.
         `size`: pixels, or (height, width); None: the training size. Multiples of the patch size.
-        `precision`: of weights in fp32; `auto` is bf16 where the hardware has it. Weights that were cast compute in their own.
+        `precision`: `auto` is bf16 if the hardware has it. Weights that were cast compute in their own type.
         `batch_size`: images of one shape that are encoded together.
         `progress`: shows a bar with rate and time left, on a terminal.
         Raises Refusal for what is no image (names it), and for settings that do not fit.
@@ -127,7 +124,7 @@ class Encoder(nn.Module):
     ) -> Float[Tensor, "B H W D"]:
         """Features of the patches of each image, on their grid of H rows and W columns, in fp32 on the CPU.
 
-        As `embed`. Raises Refusal also where `whole` images differ in shape, so that their grids do.
+        Arguments as in `embed`. Also raises Refusal if `whole` images differ in shape, because then their grids do.
         """
         numbers: list[int] = []
         features: list[Tensor] = []
@@ -150,21 +147,22 @@ class Encoder(nn.Module):
         precision: Precision = "auto",
         batch_size: int = 16,
     ) -> Prediction:
-        """What I-JEPA's predictor foretells of target blocks from the context patches, beside what the encoder makes of them.
+        """Predicts target blocks from the context patches, and compares with what the encoder makes of them.
 
         `context` (the only patches that are encoded) and each of `targets` are an `openjepa.PatchBox`, a boolean mask [H, W] or
-        raster indices on `encoder.grid(size)`; the same ones for all images. Several areas as context are joined; None: all
-        patches outside the targets. Each target block is predicted by itself, not seeing the others (I-JEPA, section 3). A
-        target may overlap the context, which `in_context` tells. At sizes other than the trained one positions are computed
-        for the new grid. `view`, `size`, `precision`: as in `embed`.
+        raster indices on `encoder.grid(size)`; the same ones for all images. Several areas as context are joined. None: all
+        patches outside the targets. Each target block is predicted by itself, without seeing the others (I-JEPA, section 3). A
+        target may overlap the context; `in_context` says where. At other sizes than the trained one positions are computed for
+        the new grid. `view`, `size`, `precision`: as in `embed`.
 
         In training the context came from the context encoder and the targets from the target encoder, its moving average.
-        Here this one encoder, by default the target encoder, gives both: close at the end of a training, but not the same.
-        Exactly as in training, where both were kept: `load(run, encoder="context").predict(..., targets_from=load(run))`.
+        Here one encoder, by default the target encoder, gives both: close at the end of training, but not the same. If the run
+        kept both, `load(run, encoder="context").predict(..., targets_from=load(run))` does exactly as training did.
 
-        Raises Refusal where there is no predictor, and for areas that are empty or beyond the grid.
+        Raises Refusal if there is no predictor, and for areas that are empty or beyond the grid.
         """
-        if self.predictor is None:
+        objective = self.objective
+        if objective is None:
             raise Refusal(
                 f"this encoder ({self.what}) came without a predictor; there is one in runs of I-JEPA (give the run folder, "
                 "not encoder/ in it), in the released I-JEPA checkpoints, and in what openjepa convert wrote of these"
@@ -181,11 +179,11 @@ class Encoder(nn.Module):
             kept = _context_indices(context, blocks, grid)
             predicted.append(self._predicted(pixels, kept, blocks, precision))
             features = teacher.encode_pixels(pixels, precision).patches.cpu()
-            actual.append([self.objective.targets(features[:, block]) for block in blocks])
+            actual.append([objective.targets(features[:, block]) for block in blocks])
         if not predicted:
             raise Refusal("predict needs an image, but images is empty")
         paired = zip(blocks, zip(*predicted, strict=True), zip(*actual, strict=True), strict=True)
-        found = (compare(block, kept, torch.cat(first), torch.cat(second), self.objective) for block, first, second in paired)
+        found = (compare(block, kept, torch.cat(first), torch.cat(second), objective) for block, first, second in paired)
         return Prediction(grid, kept, tuple(found))
 
     def grid(self, size: Size = None) -> tuple[int, int]:
@@ -208,10 +206,8 @@ class Encoder(nn.Module):
 
     def encode_pixels(self, pixels: UInt8[Tensor, "B 3 h w"], precision: Precision = "auto") -> EncoderOutput:
         """The output for prepared images, on the encoder's device, in fp32, without gradients; on a CPU a few at a time."""
-        outputs = []
-        with self._computing(precision):
-            for part in in_caches(pixels, self.config.patch_size, self.device):
-                outputs.append(self(self._normalized(part)))
+        parts = in_caches(pixels, self.config.patch_size, self.device)
+        outputs = [self._encode(self, part, precision) for part in parts]
         if len(outputs) == 1:
             return outputs[0]  # type: ignore[no-any-return]
         tokens = [output.class_token for output in outputs if output.class_token is not None]
@@ -220,8 +216,8 @@ class Encoder(nn.Module):
     def save(self, folder: Path | str) -> None:
         """Writes encoder and predictor in the layout of a run folder, in fp32; `openjepa.load(folder)` reads them again.
 
-        Each is replaced as a whole. Raises Refusal where `folder` is a run, whose encoder would be lost, holds a predictor
-        and this encoder has none, or cannot be written to.
+        Each is replaced as a whole. Raises Refusal if `folder` is a run, whose encoder would be lost, if it holds a predictor
+        and this encoder has none, or if it cannot be written to.
         """
         place = Path(folder).expanduser()
         if not is_writable(place):
@@ -231,7 +227,7 @@ class Encoder(nn.Module):
         if self.predictor is None and (place / PREDICTOR_FOLDER).exists():
             raise Refusal(f"{place} holds the predictor of another encoder, and this one has none: give another folder")
         save_network(place / "encoder", Export(self.config, self.network))
-        if self.predictor is not None:
+        if self.predictor is not None and self.objective is not None:
             extra = {**self._predictor_extra, **asdict(self.objective)}
             save_network(place / PREDICTOR_FOLDER, Export(self.predictor.config, self.predictor, extra))
 
@@ -239,25 +235,27 @@ class Encoder(nn.Module):
         self, pixels: UInt8[Tensor, "B 3 h w"], kept: Int[Tensor, " K"], blocks: list[Int[Tensor, " T"]], precision: Precision
     ) -> list[Float[Tensor, "B T D"]]:
         """Predicted features of each block; blocks of one length at a time."""
-        assert self.predictor is not None
+        predictor = self.predictor
+        assert predictor is not None
+        context = kept.to(self.device).expand(len(pixels), -1)  # [B, K]
         found: dict[int, Tensor] = {}
-        with self._computing(precision):
-            context = kept.to(self.device).expand(len(pixels), -1)  # [B, K]
-            tokens = self(self._normalized(pixels), context).patches.to(self.dtype)
+
+        def predict(normalized: Float[Tensor, "B 3 h w"]) -> None:
+            tokens = self(normalized, context).patches.to(self.dtype)
             for length in {len(block) for block in blocks}:
                 chosen = [number for number, block in enumerate(blocks) if len(block) == length]
                 asked = torch.stack([blocks[number] for number in chosen]).to(self.device)  # [M, T]
                 asked = asked.expand(len(pixels), -1, -1)
-                predictions = self.predictor(tokens, context, asked, self._grid_of(pixels)).cpu()  # [B, M, T, D]
-                found |= dict(zip(chosen, predictions.unbind(1), strict=True))
+                predictions = predictor(tokens, context, asked, self._grid_of(pixels)).cpu()  # [B, M, T, D]
+                found.update(zip(chosen, predictions.unbind(1), strict=True))
+
+        self._encode(predict, pixels, precision)
         return [found[number] for number in range(len(blocks))]
 
-    def _normalized(self, pixels: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B 3 h w"]:
-        return normalize(to_device(pixels, self.device), self.config.pixel_mean, self.config.pixel_std)
-
-    @contextmanager
-    def _computing(self, precision: Precision) -> Iterator[None]:
-        """No gradients, no dropped paths, also while the encoder is being trained; bf16 only where weights are fp32."""
+    def _encode(
+        self, network: Callable[[Float[Tensor, "B 3 h w"]], Output], pixels: UInt8[Tensor, "B 3 h w"], precision: Precision
+    ) -> Output:
+        """`encode` without gradients and dropped paths, even while the encoder is trained; bf16 only if weights are fp32."""
         if precision not in get_args(Precision):
             raise Refusal(f"precision={precision!r} is not known: use 'auto', 'bf16' or 'fp32', or cast the weights: .half()")
         chosen = precision if self.dtype == torch.float32 else "fp32"
@@ -266,8 +264,8 @@ class Encoder(nn.Module):
             for module in training:
                 module.training = False
             # an autocast that the caller is in must not decide
-            with torch.no_grad(), torch.autocast(self.device.type, enabled=False), autocast(self.device, chosen):
-                yield
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                return encode(network, pixels, self.config, self.device, chosen)
         finally:
             for module in training:
                 module.training = True
@@ -300,7 +298,7 @@ class Encoder(nn.Module):
         """Numbers, outputs and patch grid of images of one shape, batch by batch."""
         listed = separate(images)
         total = len(listed) if isinstance(listed, Sized) else None
-        with progress_bar("embedding", total) if progress else nullcontext(silent) as advance:
+        with progress_bar("embedding", total, style="auto" if progress else "none") as advance:
             for numbers, pixels in self._batches(listed, view, batch_size):
                 yield numbers, self.encode_pixels(pixels, precision), self._grid_of(pixels)
                 advance(len(numbers))
@@ -319,7 +317,7 @@ def _context_indices(context: Areas | None, blocks: list[Tensor], grid: tuple[in
 
 
 def _check_common(shapes: set[tuple[int, int]], grid: tuple[int, int]) -> None:
-    """Adds the grid. Raises Refusal where there is another one already."""
+    """Adds the grid to `shapes`. Raises Refusal if there is another one already."""
     shapes.add(grid)
     if len(shapes) > 1:
         found = " and ".join(f"{rows}x{columns}" for rows, columns in sorted(shapes))

@@ -23,7 +23,7 @@ Pictures = Picture | Iterable[Picture]
 """One image or many: a list, a generator, an array [B, h, w, 3] or a tensor [B, 3, h, w]."""
 
 HALF_LEVEL = 0.5 / 255
-"""Floats may leave [0, 1] by so little, as they do after some resizing: they are the same levels."""
+"""Floats may leave [0, 1] by this much, as they do after some resizing: they become the same levels."""
 _KINDS = "a path, a PIL image, an array or a tensor"
 
 
@@ -45,7 +45,7 @@ def separate(images: Pictures) -> Iterable[Picture]:
 
 
 def pixels_of(image: Picture, min_side: int = 0) -> UInt8[Tensor, "h w 3"]:
-    """RGB pixels of one image. `min_side`: large JPEG files may be decoded smaller, keeping so many pixels of the short side.
+    """RGB pixels of one image. `min_side`: large JPEG files may be decoded smaller, down to this short side.
 
     PIL images follow the rules for files (`openjepa.data.decode`): turned upright, transparency over white, the upper eight of
     16 bits. Raises Refusal for a file that is no image, for arrays of another shape, and for floats outside of [0, 1].
@@ -85,7 +85,7 @@ def _decoded(data: bytes, name: str, min_side: int) -> UInt8[Tensor, "h w 3"]:
 
 
 def _as_tensor(array: NDArray[Any]) -> Tensor:
-    """In the array's memory where torch can use it: not where it is read-only, runs backwards or has the other byte order."""
+    """A tensor in the array's memory, or a copy if the array is read-only, runs backwards or has the other byte order."""
     if array.dtype.kind not in "buif":
         raise Refusal(f"an image is an array of {array.dtype}: give uint8 levels, or floats in [0, 1]")
     wanted = np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
@@ -93,7 +93,7 @@ def _as_tensor(array: NDArray[Any]) -> Tensor:
 
 
 def _from_numbers(values: Tensor, channels_first: bool) -> UInt8[Tensor, "h w 3"]:
-    """Of an array or tensor; where both ends could be the channels, `channels_first` decides."""
+    """Pixels of an array or tensor. `channels_first` decides if both ends could be the channels."""
     if values.ndim == 2:
         values = values[..., None].expand(-1, -1, 3)
     elif values.ndim == 3:

@@ -1,4 +1,4 @@
-"""What I-JEPA's predictor foretells of hidden parts of an image, beside what the encoder makes of them."""
+"""Predictions of hidden parts of an image by I-JEPA's predictor, beside what the encoder makes of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class Objective:
 
 
 def objective_of(entries: Mapping[str, Any]) -> Objective:
-    """The objective that a predictor's config.json names; where it names none, that of the released program."""
+    """The objective that a predictor's config.json names, or that of the released program if it names none."""
     return Objective(entries.get("loss", Objective.loss), entries.get("target_norm", Objective.target_norm))
 
 
@@ -57,11 +57,11 @@ class BlockPrediction:
     indices: Int[Tensor, " T"]
     """Its patches, row * W + column."""
     predicted: Float[Tensor, "B T D"]
-    """What the predictor foretells."""
+    """What the predictor predicts."""
     actual: Float[Tensor, "B T D"]
     """What the encoder makes of these patches when it sees the whole image, normalized as the targets of training."""
     in_context: Bool[Tensor, " T"]
-    """True where the context held the patch too, so that nothing had to be foretold. All False in training."""
+    """True for patches that the context holds too, so that they need no prediction. All False in training."""
     cosine: Float[Tensor, "B T"]
     """Cosine between both, for every patch."""
     loss: Float[Tensor, " B"]
@@ -70,7 +70,7 @@ class BlockPrediction:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What `Encoder.predict` gives for B images."""
+    """Result of `Encoder.predict` for B images."""
 
     grid: tuple[int, int]
     """Rows H and columns W of patches, to which all indices refer."""
@@ -90,7 +90,7 @@ class Prediction:
         return torch.stack([block.loss for block in self.blocks], dim=1)
 
     def cosine_map(self) -> Float[Tensor, "B H W"]:
-        """Cosine of every patch on the grid, where blocks overlap their mean; NaN where no block is."""
+        """Cosine of every patch on the grid: the mean of blocks that overlap, NaN for patches of no block."""
         rows, columns = self.grid
         sums, counts = torch.zeros(len(self.blocks[0].cosine), rows * columns), torch.zeros(rows * columns)
         for block in self.blocks:
@@ -106,7 +106,7 @@ def compare(
     actual: Float[Tensor, "B T D"],
     objective: Objective,
 ) -> BlockPrediction:
-    """A block with what tells how far its prediction is off."""
+    """A block with the cosine and the loss of its prediction."""
     return BlockPrediction(
         indices=block,
         predicted=predicted,

@@ -1,6 +1,6 @@
-"""Rectangular blocks on a grid of patches: which sizes occur and how often, where they lie, which patches they cover.
+"""Rectangular blocks on a grid of patches: sizes with their probabilities, positions, covered patches.
 
-Settings of the multi-block masks that cannot work on a grid, told before anything is drawn.
+Also refuses settings of multi-block masks that cannot work on a grid, before anything is drawn.
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,8 @@ RAREST = 0.01
 """Block sizes rarer than this are left out, so that few token shapes occur (at 14x14 they are 2 % of the draws together)."""
 _RESOLUTION = 512
 """Scales and aspects are tabulated at this many equidistant values each."""
+REFERENCE_PATCHES = 14 * 14
+"""The grid that `min_keep` is meant for."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def block_sizes(
 ) -> BlockSizes:
     """Sizes of a block whose scale (fraction of the patches) and aspect (height / width) are uniform and independent.
 
-    I-JEPA, section 3: U(0.15, 0.2) and U(0.75, 1.5) for targets. Sides are rounded to whole patches and lie in the grid; where
+    I-JEPA, section 3: U(0.15, 0.2) and U(0.75, 1.5) for targets. Sides are rounded to whole patches and lie in the grid. If
     the grid is too narrow for an aspect, the block is as long as its area asks. `relative`: aspect 1 is the grid's own.
     """
     height, width = grid
@@ -70,7 +72,7 @@ def place(uniform: Float[np.ndarray, "*B 2"], sizes: Int[np.ndarray, "*B 2"], gr
 def covered(
     corners: Int[np.ndarray, "*B 2"], sizes: Int[np.ndarray, "*B 2"], grid: tuple[int, int]
 ) -> Bool[np.ndarray, "*B H W"]:
-    """Which patches lie in each block."""
+    """True for the patches that lie in each block."""
     in_rows = _within(corners[..., 0], sizes[..., 0], grid[0])
     in_columns = _within(corners[..., 1], sizes[..., 1], grid[1])
     inside: Bool[np.ndarray, "*B H W"] = in_rows[..., :, None] & in_columns[..., None, :]
@@ -78,7 +80,7 @@ def covered(
 
 
 def _within(start: Int[np.ndarray, "*B"], length: Int[np.ndarray, "*B"], num: int) -> Bool[np.ndarray, "*B n"]:
-    """Which of 0 .. num-1 lie in [start, start + length)."""
+    """True for the numbers from 0 to num - 1 that lie in [start, start + length)."""
     distance = np.arange(num) - start[..., None]
     inside: Bool[np.ndarray, "*B n"] = (distance >= 0) & (distance < length[..., None])
     return inside
@@ -91,38 +93,13 @@ def raster_indices(corners: Int[np.ndarray, "*B 2"], size: tuple[int, int], widt
     return indices
 
 
-REFERENCE_PATCHES = 14 * 14
-"""The grid that `min_keep` is meant for."""
-
-
-def check_ranges(settings: MultiblockSettings, grid: tuple[int, int]) -> None:
-    """Refusal: a value that makes no sense on any grid, or a grid with a side of no patches."""
-    if min(grid) < 1:
-        raise Refusal(f"a grid of {grid[0]}x{grid[1]} patches has no room for masks: use larger images or smaller patches")
-    for name in ("target_scale", "context_scale"):
-        low, high = getattr(settings, name)
-        if not 0 < low <= high <= 1:
-            raise Refusal(f"masks.{name}={(low, high)} must be two ascending fractions of the patches in (0, 1]")
-    for name in ("target_aspect", "context_aspect"):
-        low, high = getattr(settings, name)
-        if not 0 < low <= high:
-            raise Refusal(f"masks.{name}={(low, high)} must be two ascending positive numbers")
-    if settings.num_targets < 1:
-        raise Refusal(f"masks.num_targets={settings.num_targets} must be at least 1")
-    if not 0 < settings.context_ratio <= 1:
-        raise Refusal(f"masks.context_ratio={settings.context_ratio} must be a fraction of the patches in (0, 1]")
-    for name in ("min_keep", "max_redraws"):
-        if getattr(settings, name) < 0:
-            raise Refusal(f"masks.{name}={getattr(settings, name)} must not be negative")
-
-
 def scaled_min_keep(min_keep: int, grid: tuple[int, int]) -> int:
-    """`min_keep` of an unbiased context: meant for 14x14 patches or more, in proportion on smaller grids."""
+    """`min_keep` for an unbiased context on `grid`: in proportion on grids smaller than 14x14."""
     return int(min_keep * min(1.0, grid[0] * grid[1] / REFERENCE_PATCHES))
 
 
 def check_targets_fit(settings: MultiblockSettings, grid: tuple[int, int], largest_target: int) -> None:
-    """Refusal: one target block may cover the whole grid, so that no redraw could leave a context."""
+    """Raises Refusal if one target block may cover the whole grid, so that no redraw could leave a context."""
     if largest_target >= grid[0] * grid[1]:
         raise Refusal(
             f"masks.target_scale={settings.target_scale} lets one target cover all of {grid[0]}x{grid[1]} patches: "
@@ -133,9 +110,9 @@ def check_targets_fit(settings: MultiblockSettings, grid: tuple[int, int], large
 def check_context_fits(
     settings: MultiblockSettings, grid: tuple[int, int], num_available: Int[np.ndarray, " S"], needed: int
 ) -> None:
-    """Refusal: more than half of the draws leave the context fewer than `needed` patches.
+    """Raises Refusal if more than half of the draws leave the context fewer than `needed` patches.
 
-    `num_available` are the patches left in many draws.
+    `num_available`: patches left to the context in each of many draws.
     """
     median, num_patches = int(np.median(num_available)), grid[0] * grid[1]
     if median >= needed:
@@ -160,7 +137,7 @@ def check_context_fits(
 def check_official_sizes(
     settings: MultiblockSettings, grid: tuple[int, int], smallest_target: int, smallest_context: int
 ) -> None:
-    """Refusal: blocks of at most `min_keep` patches, which the released code would draw again for ever."""
+    """Raises Refusal if blocks may have at most `min_keep` patches, which the released code would draw again for ever."""
     for block, smallest in (("target", smallest_target), ("context", smallest_context)):
         if smallest <= resolved(settings.min_keep):
             advice = f"the largest value that fits is {smallest - 1}"

@@ -26,17 +26,18 @@ ESTIMATE_SAMPLES = 1024
 class Blockwise(MaskSampler):
     """Rectangles one after another, until the wished number of patches is masked or no further rectangle is found.
 
-    The area of a block is uniform between `min_block` and what is left to mask (also where that is less), or `max_block`; its
+    The area of a block is uniform between `min_block` and what is left to mask (also if that is less), or `max_block`; its
     aspect is uniform in the logarithm; both sides are rounded and must be smaller than the grid's; its position is uniform.
     It is taken if it masks at least one more patch and at most as many as are left. So the number of masked patches lies a
-    little below the wished one and differs between images. One rule serves data2vec and iBOT: their published programs
-    differ only in how the wished number is made. Everything follows from the sample's own seed.
+    little below the wished one and differs between images. It is 0 if none of the first `ATTEMPTS` blocks is smaller than the
+    grid, which happens on flat grids. One rule serves data2vec and iBOT: their published programs differ only in how the
+    wished number is made. Everything follows from the sample's own seed.
     """
 
     name = "blockwise"
 
     def __init__(self, settings: BlockwiseSettings, grid: tuple[int, int]) -> None:
-        """Refusal: the settings are impossible on this grid."""
+        """Raises Refusal if the settings are impossible on this grid."""
         check_blockwise(settings, grid)
         self.grid = grid
         self._settings = settings
@@ -49,7 +50,7 @@ class Blockwise(MaskSampler):
         return TokenMask(masked=torch.from_numpy(masked), grid=self.grid)
 
     def shapes(self) -> tuple[TokenShape, ...]:
-        """Mean numbers of visible and masked patches, estimated, and the most that any image is wished to have masked."""
+        """One: estimated mean numbers of visible and masked patches, and the largest number that any image may have masked."""
         seeds = derive_samples("mask", 0, np.zeros(1, np.int64), np.arange(ESTIMATE_SAMPLES))
         num_masked = round(float(self._draw(seeds).sum()) / ESTIMATE_SAMPLES)
         num_patches = self.grid[0] * self.grid[1]
@@ -57,7 +58,7 @@ class Blockwise(MaskSampler):
         return (TokenShape(num_patches - num_masked, num_masked, probability=1.0, num_targets=1, most_targets=most),)
 
     def _draw(self, seeds: NDArray[np.int64]) -> Bool[np.ndarray, "B H W"]:
-        """All samples at once, one block in each round; who found none, or has nothing left, is done."""
+        """Masks of all samples at once, one block in each round. A sample is done if it finds no block or has nothing left."""
         masked = np.zeros((len(seeds), *self.grid), dtype=bool)
         left = self._wished(seeds)
         active = np.flatnonzero(left >= 1)
@@ -78,7 +79,7 @@ class Blockwise(MaskSampler):
         return masked
 
     def _wished(self, seeds: NDArray[np.int64]) -> Float[np.ndarray, " B"]:
-        """How many patches are to be masked; not a whole number in iBOT, and then in effect rounded down."""
+        """Number of patches to mask in each image. If it is not whole (iBOT), it is in effect rounded down."""
         numbers = uniforms(seeds, 2)
         entry = (numbers[:, 0] * len(self._ratios)).astype(np.int64)
         ratio = self._ratios[entry] + self._spreads[entry] * (2 * numbers[:, 1] - 1)

@@ -17,9 +17,9 @@ class Example:
     """The masks of one image, drawn on the grid."""
 
     context: Bool[np.ndarray, "H W"]
-    """Of single masked patches those that stay visible."""
+    """Patches of the context; for single masked patches those that stay visible."""
     targets: Bool[np.ndarray, "M H W"]
-    """Of single masked patches all masked ones as one."""
+    """Patches of each target block; single masked patches count as one block."""
     kind: MaskKind = "blocks"
 
 
@@ -41,7 +41,7 @@ class Statistics:
 
 
 def examples(sampler: MaskSampler, num_samples: int, seed: int = 0, microbatch: int = 128) -> list[Example]:
-    """The first sample of each of `num_samples` mask groups, so that block sizes vary. Refusal: no masks."""
+    """The first sample of each of `num_samples` mask groups, so that block sizes vary."""
     drawn = []
     for masks in _groups(sampler, num_samples, microbatch, seed):
         context, targets = _maps(masks)
@@ -54,8 +54,8 @@ def coverage(
 ) -> dict[str, Float[np.ndarray, "H W"]]:
     """Probability of each patch being `context`, in a given `target` block, in any of them (`union`).
 
-    Of single masked patches, `context` are the visible ones, and the masked ones count as one target. Groups of `microbatch`
-    samples are drawn: the official masks depend on it. Refusal: the sampler draws no masks.
+    For single masked patches, `context` are the visible ones, and all masked ones count as one target. Samples are drawn in
+    groups of `microbatch`, on which the official masks depend. Raises Refusal if the sampler draws no masks.
     """
     return _accumulate(sampler, max(1, num_samples // microbatch), seed, microbatch)[0]
 

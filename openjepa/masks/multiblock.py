@@ -1,8 +1,7 @@
 """I-JEPA's multi-block masks without the biases of the released code (paper: arXiv 2301.08243, section 3 and appendix A).
 
-How contexts of different sizes are cut to one size. Every cut keeps each available patch with the same probability.
-
-The released code keeps the first patches in raster order instead, so that the lower part of the image is rarely context.
+Contexts of different sizes are cut to one size. Every cut here keeps each available patch with the same probability; the
+released code keeps the first patches in raster order, so that the lower part of the image is rarely context.
 """
 
 import warnings
@@ -19,7 +18,6 @@ from numpy.typing import NDArray
 from openjepa.masks.blocks import (
     block_sizes,
     check_context_fits,
-    check_ranges,
     check_targets_fit,
     covered,
     place,
@@ -28,16 +26,22 @@ from openjepa.masks.blocks import (
 )
 from openjepa.masks.official_draws import OfficialMultiblock
 from openjepa.masks.sampler import MaskSampler, TokenShape
+from openjepa.refusals import Refusal
 from openjepa.seeds import derive, derive_samples, uniforms
 from openjepa.settings.derived import resolved
 from openjepa.settings.masks import MultiblockSettings
+from openjepa.settings.ranges import check_ranges
 from openjepa.types import BlockMasks
 
 _START = 1 << 32
-"""Where the numbers of a cut start in a sample's sequence; those before belong to its positions."""
+"""First number of a cut in a sample's sequence of random numbers. Earlier ones belong to its positions."""
+TOKEN_MULTIPLE = 8
+"""Contexts that are not cut are padded to a multiple of this many patches, so that few shapes occur."""
+_ESTIMATE_PATCHES = 1 << 22
+"""Samples x targets x patches of the grid that are drawn to estimate what has no closed form."""
 
 Cut = Callable[[Bool[np.ndarray, "B N"], int, NDArray[np.int64], tuple[int, int]], Bool[np.ndarray, "B N"]]
-"""(available patches, patches to keep, sample seeds, grid) -> patches kept: `keep` of them, or all where there are fewer."""
+"""(available patches, `keep`, sample seeds, grid) -> patches that are kept: `keep` of them, or all if there are fewer."""
 
 
 def random_subset(
@@ -90,9 +94,9 @@ def angular_order(grid: tuple[int, int]) -> Int[np.ndarray, " N"]:
 
 
 def pack(chosen: Bool[np.ndarray, "B N"], num_tokens: int) -> tuple[Int[np.ndarray, "B K"], Bool[np.ndarray, "B K"] | None]:
-    """Indices of the chosen patches, ascending, and which of them are real; rows that are too short are padded with 0.
+    """Raster indices of the chosen patches, ascending, and which of them are real (None if all are).
 
-    The second is None where nothing is padded.
+    Rows with fewer than `num_tokens` patches are padded with index 0.
     """
     num = chosen.sum(axis=1)
     if (num == num_tokens).all():
@@ -102,15 +106,11 @@ def pack(chosen: Bool[np.ndarray, "B N"], num_tokens: int) -> tuple[Int[np.ndarr
     return np.where(valid, indices, 0), valid
 
 
-TOKEN_MULTIPLE = 8
-"""Contexts that are not cut are padded to a multiple of this many patches, so that few shapes occur."""
-_ESTIMATE_PATCHES = 1 << 22
-"""Samples x targets x patches of the grid that are drawn to estimate what has no closed form."""
-
-
 def build_multiblock(settings: MultiblockSettings, grid: tuple[int, int]) -> MaskSampler:
-    """The sampler of `settings.mode` on a grid of H x W patches. Refusal: the settings are impossible on this grid."""
-    check_ranges(settings, grid)
+    """The sampler of `settings.mode` on a grid of H x W patches. Raises Refusal if the settings are impossible there."""
+    check_ranges(settings, "masks.")
+    if min(grid) < 1:
+        raise Refusal(f"a grid of {grid[0]}x{grid[1]} patches has no room for masks: use larger images or smaller patches")
     if settings.mode == "official":
         _warn_ignored(settings, "mode='official'", ("context_cut", "context_ratio", "max_redraws"))
         return OfficialMultiblock(settings, grid)
@@ -131,7 +131,7 @@ def _warn_ignored(settings: MultiblockSettings, because: str, names: tuple[str, 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the blocks of each sample lie and what they leave to the context."""
+    """Positions of the blocks of each sample, and the patches that they leave to the context."""
 
     targets: Int[np.ndarray, "B M 2"]
     """Top and left of the target blocks."""
@@ -154,7 +154,7 @@ class UnbiasedMultiblock(MaskSampler):
     """
 
     def __init__(self, settings: MultiblockSettings, grid: tuple[int, int]) -> None:
-        """Refusal: a target may cover the whole grid, or more than half of the draws leave too small a context."""
+        """Raises Refusal if a target may cover the whole grid, or if most draws leave too small a context."""
         num_patches = grid[0] * grid[1]
         self.name = f"multiblock/unbiased/{settings.context_cut}"
         self.grid = grid
@@ -188,9 +188,9 @@ class UnbiasedMultiblock(MaskSampler):
         )
 
     def shapes(self) -> tuple[TokenShape, ...]:
-        """Exact where contexts are cut. With `context_cut="none"` an estimate for microbatches of `group_size` (else 128).
+        """Exact if contexts are cut. With `context_cut="none"` an estimate for microbatches of `group_size` (or 128).
 
-        The latter depend on the fullest context of the microbatch: multiples of 8 that are rarer than about 1 % may be missing.
+        The estimate depends on the fullest context of a microbatch: multiples of 8 rarer than about 1 % may be missing.
         """
         if self._settings.context_cut == "none":
             return self._estimate_shapes()
@@ -205,7 +205,7 @@ class UnbiasedMultiblock(MaskSampler):
         return self.target_sizes.pick(numbers[:, 0]), self.context_sizes.pick(numbers[:, 1])
 
     def _lay_out(self, seeds: NDArray[np.int64], target: Int[np.ndarray, "#B 2"], context: Int[np.ndarray, "#B 2"]) -> Layout:
-        """Positions for blocks of one size, or of one size per sample, redrawn where the context is too small."""
+        """Positions for blocks of one size, or of one size per sample. They are drawn again if the context is too small."""
         sizes = np.broadcast_to(target, (len(seeds), 2)), np.broadcast_to(context, (len(seeds), 2))
         corners, available = self._draw(seeds, *sizes, attempt=0)
         num_available = available.sum(axis=1)
@@ -241,7 +241,7 @@ class UnbiasedMultiblock(MaskSampler):
         target: Int[np.ndarray, "B 2"],
         sample: int,
     ) -> None:
-        """A context for a sample whose every draw left none: its targets lie on one another, the rest is context."""
+        """Gives a context to a sample whose draws all left none: puts its targets on one another; the rest is context."""
         corners[sample] = corners[sample, :1]
         available[sample] = ~covered(corners[sample, 0], target[sample], self.grid).reshape(-1)
 
@@ -260,7 +260,7 @@ class UnbiasedMultiblock(MaskSampler):
         return num_available
 
     def _estimate_shapes(self) -> tuple[TokenShape, ...]:
-        """Draws as many microbatches for each size of the target block, whose probabilities are known."""
+        """Shapes of the same microbatches under each size of the target block, weighted by its known probability."""
         num_samples = min(self._settings.group_size or 128, 256)
         patches = self.grid[0] * self.grid[1] * self._settings.num_targets * num_samples
         num_groups = max(8, min(64, _ESTIMATE_PATCHES // (2 * patches)))

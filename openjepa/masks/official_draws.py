@@ -32,13 +32,13 @@ _ESTIMATE_STEPS = 256
 class OfficialMultiblock(MaskSampler):
     """Sequential: a microbatch is drawn image after image from one generator, so its masks depend on how the batch is divided.
 
-    Block sizes follow from the step alone. Where a context stays too small for long, targets overlap it (as released).
+    Block sizes follow from the step alone. If a context stays too small for long, targets may overlap it (as released).
     """
 
     sequential = True
 
     def __init__(self, settings: MultiblockSettings, grid: tuple[int, int]) -> None:
-        """Refusal: blocks of at most `min_keep` patches can occur, which would be drawn again for ever."""
+        """Raises Refusal if blocks of at most `min_keep` patches can occur, which would be drawn again for ever."""
         self.name = "multiblock/official"
         self.grid = grid
         self._settings = settings

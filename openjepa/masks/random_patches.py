@@ -18,12 +18,12 @@ from openjepa.types import TokenMask
 class RandomPatches(MaskSampler):
     """The int(N (1 - ratio)) patches with the smallest of N uniform numbers stay visible (MAE, section 3).
 
-    So every set of that many patches is equally likely. The numbers follow from the sample's own seed, or, `shared`, from
-    that of its mask group and the step, and then all images of a group lose the same patches (MSN).
+    So every set of that many patches is equally likely. The numbers follow from the sample's own seed. If `shared` is set, they
+    follow from the seed of the mask group and the step: all images of a group lose the same patches (MSN).
     """
 
     def __init__(self, settings: RandomPatchesSettings, grid: tuple[int, int]) -> None:
-        """Refusal: on this grid nothing would be masked, or nothing visible."""
+        """Raises Refusal if nothing would be masked on this grid, or nothing visible."""
         check_random_patches(settings, grid)
         self.name = f"random_patches/{resolved(settings.ratio):g}" + ("/shared" if settings.shared else "")
         self.grid = grid

@@ -1,7 +1,4 @@
-"""MaskSampler: the contract of every mask strategy.
-
-No masks: for methods that compare whole views.
-"""
+"""MaskSampler, the contract of every mask strategy, and NoMasks, for methods that compare whole views."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -22,11 +19,11 @@ class TokenShape:
     context: int
     target: int
     probability: float
-    """How often this shape occurs (estimated where it has no closed form)."""
+    """How often this shape occurs. Estimated if it has no closed form."""
     num_targets: int
     """Target blocks per image."""
     most_targets: int | None = None
-    """Most target tokens of one image, where images differ in their number and `target` is the mean."""
+    """Largest number of target tokens of an image. None: all images have `target`; else `target` is their mean."""
 
     @property
     def places(self) -> int:
@@ -63,7 +60,7 @@ class MaskSampler(ABC):
 
 @final
 class NoMasks(MaskSampler):
-    """Stands where a sampler is expected, for a method that asks for masks on no view."""
+    """The sampler of a method that asks for masks on no view."""
 
     name = "none"
 
@@ -76,5 +73,5 @@ class NoMasks(MaskSampler):
         raise Refusal("masks.strategy=none draws no masks, but the method asks for them: choose another masks.strategy")
 
     def shapes(self) -> tuple[TokenShape, ...]:
-        """All patches are seen and none is a target."""
+        """One: all patches are context, none is a target."""
         return (TokenShape(context=self.grid[0] * self.grid[1], target=0, probability=1.0, num_targets=0),)

@@ -1,8 +1,6 @@
-"""Accuracy with the uncertainty that the size of the test set leaves.
+"""Accuracy and mean intersection over union with their standard errors, and k-nearest-neighbor classification.
 
-Mean intersection over union of predicted and true classes of patches or pixels, and what its test images leave uncertain.
-
-Weighted k-nearest-neighbor classification of frozen features (DINO, arXiv 2104.14294, appendix F.1; Wu et al. 2018).
+The neighbors of frozen features vote with weights (DINO, arXiv 2104.14294, appendix F.1; Wu et al. 2018).
 """
 
 import math
@@ -19,7 +17,7 @@ from openjepa.refusals import Refusal
 from openjepa.seeds import derive
 
 TOP = 5
-"""An answer also counts for top-5 where the right class is among so many."""
+"""Classes with the highest scores among which the right one counts for top-5."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ def top1(predictions: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> Accuracy:
 
 
 DRAWS = 200
-"""Of the bootstrap."""
+"""Draws of the bootstrap."""
 INTERSECTION, PREDICTED, PRESENT = range(3)
 """What is counted per class: pixels of the class that were found, that were said to be of it, that are of it."""
 
@@ -64,7 +62,7 @@ def overlap_counts(predictions: Int[Tensor, "B N"], histograms: Int[Tensor, "B N
 def mean_iou(counts: Float[Tensor, "*lead 3 classes"]) -> Float[Tensor, "*lead"]:
     """Mean of intersection / union over the classes that are present; counts are summed over images before.
 
-    NaN where no class is present.
+    NaN if no class is present.
     """
     counts = counts.double()
     found, present = counts[..., INTERSECTION, :], counts[..., PRESENT, :]
@@ -108,9 +106,9 @@ def knn_predictions(
     """Class of each test image for every k in `neighbors`.
 
     Features are L2-normalized; each of the k nearest training images by cosine votes for its class with weight
-    exp(cosine / temperature). A k above n counts all n. Training features may have any type and lie elsewhere than their
-    labels, where the work is done: only `KEY_CHUNK` of them are converted at a time. `rows`: only these of `train` are
-    searched; `train_labels` are theirs. Raises Refusal where features are not finite.
+    exp(cosine / temperature). A k above n counts all n. The work is done on the device of the labels. Training features may
+    have any type and lie elsewhere: `KEY_CHUNK` of them are converted at a time. `rows`: only these of `train` are searched,
+    and `train_labels` are theirs. Raises Refusal if features are not finite.
     """
     if len(train_labels) == 0 or len(test) == 0:
         raise Refusal(f"k-NN needs images on both sides; got {len(train_labels)} for training and {len(test)} to classify")

@@ -5,40 +5,16 @@ Collapsed, it is the same for every pair: a flat landscape.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from openjepa.measures.verdicts import EnergyStatistics
 from openjepa.refusals import Refusal
 
 FLAT = 0.01
 """Energies that vary by less than this share of their scale are a flat landscape."""
-
-
-@dataclass(frozen=True)
-class EnergyStatistics:
-    """Numbers of some matrices of energies. Of equal energies each counts half, so that a flat landscape has AUC 0.5."""
-
-    compatible: float
-    """Mean energy of x and y of the same image."""
-    incompatible: float
-    """Mean energy of x of one image and y of another."""
-    gap: float
-    """(incompatible - compatible) / incompatible: 0 where they are alike, 1 where compatible pairs have no energy."""
-    auc: float
-    """Share of the triples (x, its own y, y of another image) in which its own has the lower energy; 0.5 is chance."""
-    auc_error: float
-    """Standard error of `auc` over the images."""
-    top1: float
-    """Share of the x whose own y has the lowest energy of all; of several equally low ones, each counts its share."""
-    chance: float
-    """What `top1` is by chance: 1 / B."""
-    std: float
-    """Standard deviation of the energies over all pairs."""
-    relative_std: float
-    """The same divided by the size of the mean energy of all pairs: 0 where the landscape is flat."""
 
 
 def energy_statistics(energies: Float[Tensor, "G B B"]) -> EnergyStatistics:

@@ -1,7 +1,7 @@
 """What measured numbers say: whether an encoder collapses, whether energies tell pairs apart. Free of torch.
 
-Training and `bench energy` write the answers as flags beside their sentences. The report reads the flags; of runs that were
-written before there were any it asks the same rules here.
+Training and `bench energy` write the answers as flags beside their sentences. The report reads the flags; for older runs, which
+have none, it asks the same rules here.
 """
 
 import math
@@ -28,31 +28,33 @@ FALLEN = 0.1
 
 
 HEALTHY = "The features keep their spread and rank: no sign of collapse."
-"""In words, what a history without signs says."""
 
 
-def collapsed(history: Sequence[CollapseStatistics]) -> bool | None:
-    """Whether the looks so far (oldest first) point to collapse. None before the third finite one, or if the latest is not."""
-    if len(_finite(history)) < 3 or not _finite(history[-1:]):
-        return None
-    return verdict(history) is not None
+@dataclass(frozen=True)
+class Look:
+    """What the looks at the features so far say."""
+
+    collapsed: bool | None
+    """Whether they point to collapse. None before the third finite look, and if the latest is not finite."""
+    words: str | None
+    """The same in a sentence; None if it is not known."""
 
 
-def verdict(history: Sequence[CollapseStatistics]) -> str | None:
-    """In words, what points to collapse in the looks so far (oldest first), or None.
+def judged(history: Sequence[CollapseStatistics]) -> Look:
+    """Whether the looks so far (oldest first) point to collapse.
 
-    Never speaks on the first look, which describes the random initialization (whose features are nearly parallel, too), nor
-    on a sign that only the latest look shows: healthy runs can dip once and recover.
+    Never judges by the first look, which describes the random initialization (whose features are nearly parallel, too), nor by
+    a sign that only the latest look shows: healthy runs can dip once and recover.
     """
-    history = _finite(history)
-    if len(history) < 3:
-        return None
-    signs = set(_signs(history[:-1])) & set(_signs(history))
+    finite = _finite(history)
+    if len(finite) < 3 or not _finite(history[-1:]):
+        return Look(None, None)
+    signs = set(_signs(finite[:-1])) & set(_signs(finite))
     if not signs:
-        return None
-    words = "; ".join(text for sign, text in _signs(history).items() if sign in signs)
+        return Look(False, HEALTHY)
+    words = "; ".join(text for sign, text in _signs(finite).items() if sign in signs)
     advice = "lower the learning rate, lengthen the warm-up, or start with a higher EMA momentum"
-    return f"The encoder is collapsing: {words}. Try to {advice}."
+    return Look(True, f"The encoder is collapsing: {words}. Try to {advice}.")
 
 
 def _finite(history: Sequence[CollapseStatistics]) -> list[CollapseStatistics]:
@@ -76,6 +78,30 @@ def _signs(history: Sequence[CollapseStatistics]) -> dict[str, str]:
     if latest.rankme < FALLEN * best_rank or latest.rankme < 1.1 < best_rank / 1.5:
         signs["rank"] = f"the effective rank fell from {best_rank:.3g} to {latest.rankme:.3g}"
     return signs
+
+
+@dataclass(frozen=True)
+class EnergyStatistics:
+    """Statistics of energies. Two equal energies count half each, so that a flat landscape has AUC 0.5."""
+
+    compatible: float
+    """Mean energy of x and y of the same image."""
+    incompatible: float
+    """Mean energy of x of one image and y of another."""
+    gap: float
+    """(incompatible - compatible) / incompatible: 0 if they are alike, 1 if compatible pairs have no energy."""
+    auc: float
+    """Share of the triples (x, its own y, y of another image) in which its own has the lower energy; 0.5 is chance."""
+    auc_error: float
+    """Standard error of `auc` over the images."""
+    top1: float
+    """Share of the x whose own y has the lowest energy of all; of several equally low ones, each counts its share."""
+    chance: float
+    """What `top1` is by chance: 1 / B."""
+    std: float
+    """Standard deviation of the energies over all pairs."""
+    relative_std: float
+    """The same divided by the size of the mean energy of all pairs: 0 if the landscape is flat."""
 
 
 def tells_apart(auc: float, auc_error: float) -> bool:

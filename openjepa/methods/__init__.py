@@ -1,21 +1,5 @@
-"""Pretraining methods. One file and one line of METHODS each."""
+"""Pretraining methods, one file each. The line that registers one stands with the settings of all, in `settings.methods`."""
 
-from openjepa.settings.methods import (
-    Data2VecSettings,
-    DinoSettings,
-    IBotSettings,
-    IJepaSettings,
-    MaeSettings,
-    MethodSettings,
-    MsnSettings,
-)
-from openjepa.settings.registry import Entry
+from openjepa.settings.methods import METHODS
 
-METHODS: dict[str, Entry[MethodSettings]] = {
-    "ijepa": Entry(IJepaSettings, "openjepa.methods.ijepa:IJepa"),
-    "mae": Entry(MaeSettings, "openjepa.methods.mae:Mae"),
-    "data2vec": Entry(Data2VecSettings, "openjepa.methods.data2vec:Data2Vec"),
-    "dino": Entry(DinoSettings, "openjepa.methods.dino:Dino"),
-    "ibot": Entry(IBotSettings, "openjepa.methods.ibot:IBot"),
-    "msn": Entry(MsnSettings, "openjepa.methods.msn:Msn"),
-}
+__all__ = ["METHODS"]

@@ -77,7 +77,7 @@ class Center(nn.Module):
 
     @torch.no_grad()
     def collect(self, outputs: Float[Tensor, "*lead K"]) -> None:
-        """Remembers the sum of these outputs until the next `commit`."""
+        """Adds these outputs to the sum for the next `commit`."""
         rows = outputs.detach().flatten(0, -2)
         total = rows.sum(dim=0, keepdim=True, dtype=torch.float32)
         self._sum = total if self._sum is None else self._sum + total
@@ -85,7 +85,7 @@ class Center(nn.Module):
 
     @torch.no_grad()
     def commit(self) -> None:
-        """center <- momentum * center + (1 - momentum) * mean of what was collected; nothing where nothing was."""
+        """center <- momentum * center + (1 - momentum) * mean of the collected rows. Does nothing if there are none."""
         if self._sum is not None:
             self.value.lerp_(distributed.mean_over_ranks(self._sum / self._rows), 1.0 - self.momentum)
         self._sum, self._rows = None, 0

@@ -1,11 +1,9 @@
 """Method: the contract between the training loop and a pretraining method."""
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -27,7 +25,7 @@ DEFAULT_RULES = (
 
 @dataclass(frozen=True)
 class ProbeOutput:
-    """What a method shows of itself on the fixed probe batch, so that the loop can watch for collapse.
+    """Output of a method for the fixed probe batch, by which the loop watches for collapse.
 
     Tensors stay on the device. Methods that regress features give targets and positions, and the loop compares `loss` with
     what two trivial predictors get under `distance`: the mean of all targets, and the mean target of each position. Others
@@ -58,7 +56,7 @@ class Encoders:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a method is built for, beside its own settings."""
+    """What a method is built from, beside its own settings."""
 
     model: ModelSettings
     """The encoder."""
@@ -70,7 +68,7 @@ class Surroundings:
     """Token counts that the mask sampler gives."""
 
     def encoder_config(self) -> EncoderConfig:
-        """The encoder that is wanted, for views of this size."""
+        """Settings of the encoder for views of this size."""
         return self.model.encoder(self.view.size, self.pixel_mean, self.pixel_std)
 
 
@@ -78,8 +76,11 @@ class Method(nn.Module, ABC):
     """A pretraining method. Concrete methods are final; they know no files, optimizers, data sources or devices.
 
     The loop calls, in this order and for every step: `forward` and backward of each microbatch, `before_step`, the check for
-    finite numbers, clipping, the optimizer, `after_step`. Parts of the forward run in profiler scopes
-    (`torch.profiler.record_function`) named as in `flops()`. Parameters without `requires_grad` are never optimized.
+    finite numbers, clipping, the optimizer, `after_step`. Parameters without `requires_grad` are never optimized.
+
+    Networks are submodules, each in a profiler scope (`torch.profiler.record_function`) of its own name: `engine.costs` counts
+    the FLOPs of each and `openjepa bench step` times it. Costs are counted by a forward on the meta device, whose tensors have
+    no values, so `forward` must not ask for any (`item()`, `nonzero()`), which would make it wait for the device anyway.
     """
 
     @abstractmethod
@@ -92,20 +93,20 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def probe(self, batch: Batch, progress: Progress) -> ProbeOutput:
-        """What the collapse monitor looks at, without gradients and without changing anything."""
+        """Output for the collapse monitor. Computed within `looking()`; changes nothing."""
 
     def predicted_features(self, batch: Batch, progress: Progress) -> Float[Tensor, "B D"] | None:
-        """What the method predicts of each image from the part that its masks leave visible, as one vector: pooled.
+        """Prediction of each image from the part that its masks leave visible, pooled to one vector.
 
-        The monitor calls it with the same views under several draws of masks and measures LiDAR, that is how far the
-        predictions tell the images apart beside how far they depend on the masks. Without gradients, without randomness and
-        without changing anything. None, whatever the batch: this method has no predictor, and LiDAR is left out.
+        The monitor calls it with the same views under several draws of masks and measures LiDAR: how far the predictions tell
+        the images apart, beside how far they depend on the masks. Computed within `looking()`, without randomness; changes
+        nothing. Returns None, for every batch, if the method has no predictor: LiDAR is then left out.
         """
         return None
 
     @contextmanager
     def looking(self) -> Iterator[None]:
-        """Within it there are no gradients and no drop path; afterwards the method is as it was."""
+        """A block without gradients and drop path. Afterwards the method is as it was."""
         training = self.training
         self.eval()
         try:
@@ -115,17 +116,17 @@ class Method(nn.Module, ABC):
             self.train(training)
 
     def before_step(self, progress: Progress) -> None:
-        """After the last backward of a step, before clipping: may drop or change gradients."""
+        """Called after the last backward of a step, before clipping: may drop or change gradients."""
 
     @abstractmethod
     def after_step(self, progress: Progress) -> Mapping[str, float]:
-        """After the optimizer: commits statistics, then moves the teacher. Returns what is worth logging (e.g. momentum)."""
+        """Called after the optimizer: commits statistics, then updates the moving average. Returns values to log (momentum)."""
 
     def coupled_terms(self) -> tuple[str, ...]:
-        """What of the loss depends on all images of a batch together, so that gradient accumulation changes it, in words.
+        """Terms of the loss, in words, that depend on all images of a batch together: gradient accumulation changes them.
 
-        The start of a run warns of it where a microbatch is not the whole batch. Statistics that only `after_step` commits,
-        over all microbatches, are none.
+        The start of a run warns of them if a microbatch is not the whole batch. Statistics that `after_step` commits over all
+        microbatches are no such terms.
         """
         return ()
 
@@ -133,88 +134,28 @@ class Method(nn.Module, ABC):
         """Weight decay and rate of each parameter."""
         return DEFAULT_RULES
 
-    @abstractmethod
-    def energies(self, batch: Batch, progress: Progress) -> Float[Tensor, "B B"]:
+    def energies(self, batch: Batch, progress: Progress) -> Float[Tensor, "B B"] | None:
         """Energy of x of image i with y of image j, the method's own distance; compatible pairs lie on the diagonal.
 
-        Without gradients and drop path, without changing anything. See `About` of the method's settings for x and y.
+        Computed within `looking()`; changes nothing. `About` of the method's settings says what x and y are.
+        Returns None, for every batch, if the method has no such distance: `openjepa bench energy` then refuses it.
         """
-
-    @abstractmethod
-    def flops(self) -> Mapping[str, float]:
-        """FLOPs of one image's forward by part (2 per multiply-add) at the mean token counts; backward is not included.
-
-        The parts are named as the profiler scopes and as submodules of the method, which `openjepa bench step` watches.
-        `trained_parts()` says which of them are also differentiated.
-        """
-
-    @abstractmethod
-    def trained_parts(self) -> tuple[str, ...]:
-        """Parts of `flops()` that have a backward pass, which costs twice their forward."""
-
-    @abstractmethod
-    def kept_widths(self) -> float:
-        """Tokens x width, summed over all blocks that are trained, for one image at the most tokens that occur.
-
-        What the forward keeps for the backward is proportional to it.
-        """
+        return None
 
     def remarks(self, total_steps: int) -> list[str]:
-        """What is allowed but surely not meant in a run of this length; said at its start."""
+        """Notes for the user on what is allowed but surely not meant in a run of `total_steps`. Shown at its start."""
         return []
 
     def compile_blocks(self) -> None:
-        """Compiles every transformer block by itself with torch.compile: same parameters, same names, the same code for all."""
+        """Compiles every transformer block by itself with torch.compile. Parameters and their names stay."""
         for module in self.modules():
             if isinstance(module, Block):
                 module.compile()
 
     @abstractmethod
     def encoders(self) -> Encoders:
-        """Its encoders, so that they can start from given weights; all else then starts from random ones."""
+        """The encoders, which can start from given weights. All else then starts from random ones."""
 
     @abstractmethod
     def exports(self) -> Mapping[str, Export]:
         """The networks that are shared, by folder name; `encoder` is the one the paper evaluates."""
-
-    def step_flops(self) -> float:
-        """FLOPs of one image's training step: forward of every part and twice that again for the trained ones."""
-        trained = self.trained_parts()
-        return sum(value * (3 if name in trained else 1) for name, value in self.flops().items())
-
-
-class EmaTeacher(nn.Module):
-    """An exponential moving average of a student network: a frozen copy that never trains and has no gradients."""
-
-    def __init__(self, student: nn.Module, without: tuple[str, ...] = ()) -> None:
-        """Starts as an exact copy of `student`, but for the parameters `without`, which only the student needs."""
-        super().__init__()
-        self.network = copy.deepcopy(student).requires_grad_(False).eval()
-        for name in without:
-            holder, _, last = name.rpartition(".")
-            setattr(self.network.get_submodule(holder), last, None)
-
-    def train(self, mode: bool = True) -> "EmaTeacher":
-        """Stays in evaluation mode whatever the method around it does: a teacher drops no paths."""
-        return super().train(False)
-
-    @torch.no_grad()
-    def forward(self, *inputs: Any) -> Any:
-        """What the averaged network returns, without gradients."""
-        return self.network(*inputs)
-
-    @torch.no_grad()
-    def update(self, student: nn.Module, momentum: float) -> None:
-        """teacher <- momentum * teacher + (1 - momentum) * student, for parameters only.
-
-        Parameters that only the student has (a mask token, say) are passed over.
-        """
-        sources = dict(student.named_parameters())
-        names, averages = zip(*self.network.named_parameters(), strict=True)
-        torch._foreach_lerp_(averages, [sources[name] for name in names], 1.0 - momentum)
-
-
-def encoders_with_average(trained: VisionTransformer, average: EmaTeacher) -> Encoders:
-    """The encoders of a method that averages the whole network that it trains."""
-    assert isinstance(average.network, VisionTransformer)
-    return Encoders(trained, average.network)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import record_function
 
-from openjepa.methods.base import DEFAULT_RULES, EmaTeacher, Encoders, Method, ProbeOutput, Surroundings, encoders_with_average
-from openjepa.methods.teachers import momenta, slow_teacher_remarks
+from openjepa.methods.base import DEFAULT_RULES, Encoders, Method, ProbeOutput, Surroundings
+from openjepa.methods.teachers import EmaTeacher, encoders_with_average, momenta, slow_teacher_remarks
 from openjepa.models.transformer import initialize
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress, ramped_momentum
@@ -66,11 +66,11 @@ class LayerAverage(nn.Module):
 
 @final
 class Data2Vec(Method):
-    """A student that sees mask tokens in place of some patches foretells, there, the teacher's representation of the image.
+    """The student sees mask tokens instead of some patches and foretells the teacher's representations of these patches.
 
     Defaults are those of the published vision commands. The paper takes the output of each block's MLP before it is added
     (`target_branch=mlp`), does not normalize the mean again (`target_layer_norm=False`), and shares patch embedding and
-    positions between student and teacher, where the released code and we average everything. Differences from that code: our
+    positions between student and teacher; the released code and we average everything. Differences from that code: our
     keys have biases (softmax does not see them), there is no dropout of attention weights, the class token is optional, and
     the loss is the mean over the masked patches of a microbatch, theirs over those of one device.
     """
@@ -91,7 +91,7 @@ class Data2Vec(Method):
         return InputSpec(views={VIEW: self.view}, masked_views=(VIEW,))
 
     def forward(self, batch: Batch, progress: Progress) -> LossOutput:
-        """Sections 3.1 to 3.4: targets from the whole image, predictions from the masked one, distance where it is masked."""
+        """Sections 3.1 to 3.4: targets from the whole image, predictions from the masked one, distance at masked patches."""
         images, mask = _images_and_mask(batch)
         with record_function("teacher"):
             targets = self.teacher(images)  # [B, N, D]
@@ -149,23 +149,8 @@ class Data2Vec(Method):
         mean = ("the mean over masked patches",)
         return (*mean, "the batch norm of the targets") if self.settings.layer_norm == "batch" else mean
 
-    def flops(self) -> Mapping[str, float]:
-        """FLOPs of one image's forward by part: both networks encode all patches."""
-        num_patches = self._num_patches()
-        encoder, width = self.student.flops(num_patches), self.encoder_config.width
-        return {"teacher": encoder, "student": encoder, "head": 2.0 * num_patches * width**2}
-
-    def trained_parts(self) -> tuple[str, ...]:
-        """All but the teacher."""
-        return ("student", "head")
-
-    def kept_widths(self) -> float:
-        """Of the student on all patches."""
-        config = self.encoder_config
-        return (self._num_patches() + int(config.class_token)) * config.width * config.depth
-
     def remarks(self, total_steps: int) -> list[str]:
-        """Whether the teacher hardly follows a run of this length, and a beta without effect."""
+        """Notes if the teacher hardly follows a run of this length, and if beta has no effect."""
         settings, found = self.settings, []
         if settings.loss == "l2" and settings.smooth_l1_beta != Data2VecSettings.smooth_l1_beta:
             found.append(f"method.smooth_l1_beta={settings.smooth_l1_beta:g} has no effect with method.loss=l2")
@@ -183,15 +168,11 @@ class Data2Vec(Method):
     def _exported(self) -> VisionTransformer:
         return self.teacher.encoder if self.settings.exported == "teacher" else self.student
 
-    def _num_patches(self) -> int:
-        rows, columns = self.encoder_config.grid()
-        return rows * columns
-
     def _momentum(self, start: float, end: float, progress: Progress) -> float:
         return ramped_momentum(start, end, self.settings.ema_ramp, progress)
 
     def _predictions(self, images: Float[Tensor, "B 3 h w"], mask: TokenMask) -> Float[Tensor, "B N D"]:
-        """What the student foretells of every patch, in fp32."""
+        """The student's prediction for every patch, in fp32."""
         with record_function("student"):
             encoded: EncoderOutput = self.student(images, replace=mask.masked)
         with record_function("head"):
@@ -222,6 +203,6 @@ def _standardized(values: Float[Tensor, "B N D"], dims: tuple[int, ...]) -> Floa
 
 
 def _mean_where(masked: Bool[Tensor, "*lead N"], values: Float[Tensor, "*lead N"]) -> Float[Tensor, "*lead"]:
-    """Mean over the masked patches as a weighted one, which needs no host to know how many they are; 0 where there are none."""
+    """Mean over the masked patches, 0 without any. A weighted mean, for which the host need not know how many they are."""
     weights = masked.to(values.dtype)
     return (values * weights).sum(dim=-1) / weights.sum(dim=-1).clamp(min=1.0)

@@ -10,20 +10,15 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from openjepa.methods.assignment import Center, assignments, cross_entropy_table, other_views_loss, teacher_temperature
-from openjepa.methods.base import EmaTeacher, Encoders, Method, ProbeOutput, Surroundings, encoders_with_average
+from openjepa.methods.base import Encoders, Method, ProbeOutput, Surroundings
 from openjepa.methods.multi_crop import (
     GLOBAL,
-    NUM_GLOBAL,
     build_head,
     class_tokens,
-    encoder_kept_widths,
-    flops_of_views,
     head_coupled_terms,
-    head_kept_widths,
-    num_views,
     views_of,
 )
-from openjepa.methods.teachers import momenta, slow_teacher_remarks
+from openjepa.methods.teachers import EmaTeacher, encoders_with_average, momenta, slow_teacher_remarks
 from openjepa.models.heads import ProjectionHead
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress, cosine_momentum
@@ -98,29 +93,11 @@ class Dino(Method):
         return cross_entropy_table(targets[0], logits[0])
 
     def coupled_terms(self) -> tuple[str, ...]:
-        """Only what batch normalization in the head makes so; the center counts all microbatches."""
+        """Only the batch normalization of the head, if it has one. The center counts all microbatches."""
         return head_coupled_terms(self.settings)
 
-    def flops(self) -> Mapping[str, float]:
-        """FLOPs of one image's forward by part, all of its crops together."""
-        head, of_views = self.student_head, flops_of_views(self.student, self.views)
-        return {
-            "teacher": of_views[GLOBAL],
-            "teacher_head": head.flops(NUM_GLOBAL),
-            "student": sum(of_views.values()),
-            "student_head": head.flops(num_views(self.views)),
-        }
-
-    def trained_parts(self) -> tuple[str, ...]:
-        """All but the teacher."""
-        return ("student", "student_head")
-
-    def kept_widths(self) -> float:
-        """Of the student on all crops with their class tokens, and of the head."""
-        return encoder_kept_widths(self.encoder_config, self.views) + head_kept_widths(self.settings, num_views(self.views))
-
     def remarks(self, total_steps: int) -> list[str]:
-        """Whether the teacher, which is what is exported, hardly follows a run of this length."""
+        """A note if the teacher, which is exported, hardly follows a run of this length."""
         return slow_teacher_remarks(cosine_momentum, *momenta(self.settings), total_steps)
 
     def encoders(self) -> Encoders:
@@ -138,11 +115,11 @@ class Dino(Method):
             return self.teacher_head(tokens)  # type: ignore[no-any-return]
 
     def _targets(self, outputs: Float[Tensor, "V B K"], progress: Progress) -> Float[Tensor, "V B K"]:
-        """Centered against one output for all, sharpened against equal ones."""
+        """Teacher's assignments: centered, so that no output wins everywhere, and sharpened, so that they are not all equal."""
         return assignments(outputs, self._temperature(progress), self.center.value)
 
     def _logits(self, views: Crops) -> Float[Tensor, "V B K"]:
-        """Of all crops, the large ones first."""
+        """Student's logits of all crops, the large ones first."""
         return self._student_logits({name: views[name] for name in self.views})
 
     def _student_logits(self, views: Crops) -> Float[Tensor, "V B K"]:

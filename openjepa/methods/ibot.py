@@ -17,23 +17,17 @@ from openjepa.methods.assignment import (
     other_views_loss,
     teacher_temperature,
 )
-from openjepa.methods.base import EmaTeacher, Encoders, Method, ProbeOutput, Surroundings, encoders_with_average
+from openjepa.methods.base import Encoders, Method, ProbeOutput, Surroundings
 from openjepa.methods.multi_crop import (
     GLOBAL,
     LOCAL,
     NUM_GLOBAL,
-    VALUE_WIDTH,
     build_head,
     class_tokens_of,
-    encoder_kept_widths,
-    flops_of_views,
     head_coupled_terms,
-    head_kept_widths,
-    num_patches,
-    num_views,
     views_of,
 )
-from openjepa.methods.teachers import momenta, slow_teacher_remarks
+from openjepa.methods.teachers import EmaTeacher, encoders_with_average, momenta, slow_teacher_remarks
 from openjepa.models.heads import TokenHead, TokenOutputs, at_places
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
@@ -53,7 +47,7 @@ class _Masked:
     places: Int[Tensor, "R S"]
     """Raster indices of the masked patches, then of others up to the S places that the fullest mask needs."""
     weights: Float[Tensor, "R S"]
-    """1 where a place is masked, else 0."""
+    """1 for a place that is masked, else 0."""
 
 
 @final
@@ -135,36 +129,11 @@ class IBot(Method):
         return cross_entropy_table(targets[0], logits[0])
 
     def coupled_terms(self) -> tuple[str, ...]:
-        """Only what batch normalization in the head makes so; the centers count all microbatches."""
+        """Only the batch normalization of the head, if it has one. The centers count all microbatches."""
         return head_coupled_terms(self.settings)
 
-    def flops(self) -> Mapping[str, float]:
-        """FLOPs of one image's forward by part, all of its crops together."""
-        head, of_views = self.student_head.head, flops_of_views(self.student, self.views)
-        patches = NUM_GLOBAL * num_patches(self.views[GLOBAL], self.encoder_config.patch_size)
-        places = NUM_GLOBAL * self.num_places
-        return {
-            "teacher": of_views[GLOBAL],
-            "teacher_head": head.flops(NUM_GLOBAL, places, num_points=patches - places),
-            "student": sum(of_views.values()),
-            "student_head": head.flops(num_views(self.views), places),
-        }
-
-    def trained_parts(self) -> tuple[str, ...]:
-        """All but the teacher."""
-        return ("student", "student_head")
-
-    def kept_widths(self) -> float:
-        """Of the student on all crops with their class tokens, and of the head on class tokens and masked patches."""
-        own = self.settings
-        # of each place the hidden layers before and after their GELU, its logits and its targets
-        of_place = (own.head_layers - 1) * 2 * resolved(own.head_hidden) + 2 * self.patch_center.value.shape[1]
-        of_patches = VALUE_WIDTH * NUM_GLOBAL * self.num_places * of_place
-        of_encoder = encoder_kept_widths(self.encoder_config, self.views)
-        return of_encoder + head_kept_widths(own, num_views(self.views)) + of_patches
-
     def remarks(self, total_steps: int) -> list[str]:
-        """Whether the teacher, which is what is exported, hardly follows a run of this length."""
+        """A note if the teacher, which is exported, hardly follows a run of this length."""
         return slow_teacher_remarks(cosine_momentum, *momenta(self.settings), total_steps)
 
     def encoders(self) -> Encoders:
@@ -176,7 +145,7 @@ class IBot(Method):
         return {"encoder": Export(self.encoder_config, self.teacher.network)}
 
     def _teach(self, crops: Images, masked: _Masked) -> tuple[Float[Tensor, "V B D"], TokenOutputs]:
-        """Class tokens of the whole large crops, and what the teacher's head makes of these and of the masked patches."""
+        """Teacher: class tokens of the whole large crops, and its head's outputs for these and for the masked patches."""
         with record_function("teacher"):
             encoded: EncoderOutput = self.teacher(crops.flatten(0, 1))
         tokens = class_tokens_of(encoded, NUM_GLOBAL)
@@ -184,7 +153,7 @@ class IBot(Method):
             return tokens, self.teacher_head(tokens, encoded.patches, masked.places)
 
     def _learn(self, batch: Batch, masked: _Masked) -> TokenOutputs:
-        """What the student's head makes of the class tokens of all crops and of the masked patches, which it does not see."""
+        """Student: its head's outputs for the class tokens of all crops and for the masked patches, which it does not see."""
         with record_function("student"):
             large: EncoderOutput = self.student(batch.views[GLOBAL].flatten(0, 1), replace=masked.mask)
             tokens = [class_tokens_of(large, NUM_GLOBAL)]
@@ -208,14 +177,14 @@ class IBot(Method):
         )
 
     def _class_targets(self, outputs: Float[Tensor, "V B K"], progress: Progress) -> Float[Tensor, "V B K"]:
-        """Centered against one output for all, sharpened against equal ones."""
+        """Teacher's assignments: centered, so that no output wins everywhere, and sharpened, so that they are not all equal."""
         return assignments(outputs, self._temperatures(progress)[0], self.center.value)
 
     def _logits(self, outputs: Float[Tensor, "*lead K"]) -> Float[Tensor, "*lead K"]:
         return outputs.float() / self.settings.student_temperature
 
     def _temperatures(self, progress: Progress) -> tuple[float, float]:
-        """Of the teacher's softmax over class tokens and over patches."""
+        """Temperatures of the teacher's softmax over class tokens and over patches."""
         own = self.settings
         epochs = own.teacher_temperature_warmup_epochs
         return (
@@ -224,7 +193,7 @@ class IBot(Method):
         )
 
     def _masked(self, batch: Batch) -> _Masked:
-        """The masked patches of each large crop in as many places as the fullest mask needs: no shape depends on the draw."""
+        """Masked patches of each large crop, padded to the places of the fullest mask, so that no shape depends on the draw."""
         masks = batch.masks[GLOBAL]
         if not isinstance(masks, TokenMask):
             raise Refusal(
@@ -237,6 +206,6 @@ class IBot(Method):
 def masked_loss(
     targets: Float[Tensor, "R S K"], logits: Float[Tensor, "R S K"], weights: Float[Tensor, "R S"]
 ) -> Float[Tensor, ""]:
-    """Mean over images of the mean cross-entropy of the patches that are masked (weight 1); an image without any gives 0."""
+    """Mean over images of the mean cross-entropy of their masked patches (weight 1). An image without any counts as 0."""
     sums = (weights * cross_entropy(targets, logits)).sum(dim=1)
     return (sums / weights.sum(dim=1).clamp(min=1)).mean()

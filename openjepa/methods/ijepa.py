@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import record_function
 
-from openjepa.methods.base import EmaTeacher, Encoders, Method, ProbeOutput, Surroundings, encoders_with_average
-from openjepa.methods.teachers import momenta, slow_teacher_remarks
+from openjepa.methods.base import Encoders, Method, ProbeOutput, Surroundings
+from openjepa.methods.teachers import EmaTeacher, encoders_with_average, momenta, slow_teacher_remarks
 from openjepa.models.predictor import Predictor, build_predictor
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
@@ -34,7 +34,6 @@ class IJepa(Method):
         super().__init__()
         self.settings = settings
         self.view = surroundings.view
-        self.shapes = surroundings.shapes
         self.encoder_config = surroundings.encoder_config()
         self.predictor_config = _predictor_config(settings, self.encoder_config)
         self.context_encoder: VisionTransformer = build_encoder(self.encoder_config)
@@ -95,31 +94,8 @@ class IJepa(Method):
                 rows.append(torch.stack([self.distance(prediction, target) for target in targets]))
         return torch.stack(rows)
 
-    def flops(self) -> Mapping[str, float]:
-        """FLOPs of one image's forward by part, averaged over the token counts that occur."""
-        rows, columns = self.encoder_config.grid()
-        encoder, predictor = self.context_encoder, self.predictor
-        return {
-            "target_encoder": encoder.flops(rows * columns),
-            "context_encoder": sum(s.probability * encoder.flops(s.context) for s in self.shapes),
-            "predictor": sum(s.probability * predictor.flops(s.context, s.num_targets, s.target) for s in self.shapes),
-        }
-
-    def trained_parts(self) -> tuple[str, ...]:
-        """All but the target encoder."""
-        return ("context_encoder", "predictor")
-
-    def kept_widths(self) -> float:
-        """Of the context encoder on the context, and of the predictor on the context and one target block at a time."""
-        encoder, predictor = self.encoder_config, self.predictor_config
-        return max(
-            shape.context * encoder.width * encoder.depth
-            + shape.num_targets * (shape.context + shape.target) * predictor.width * predictor.depth
-            for shape in self.shapes
-        )
-
     def remarks(self, total_steps: int) -> list[str]:
-        """Whether the target encoder, which is what is exported, hardly follows a run of this length."""
+        """A note if the target encoder, which is exported, hardly follows a run of this length."""
         return slow_teacher_remarks(momentum, *momenta(self.settings), total_steps)
 
     def encoders(self) -> Encoders:

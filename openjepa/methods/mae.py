@@ -29,7 +29,7 @@ class Mae(Method):
     """An encoder sees a quarter of the patches; a decoder with a mask token for each of the others reconstructs their pixels.
 
     Nothing is averaged or predicted in feature space. What differs from the released code: the class token is optional, and
-    where there is none features are pooled by averaging; the bias of the patch embedding starts at zero; visible tokens are
+    without it features are pooled by averaging; the bias of the patch embedding starts at zero; visible tokens are
     kept in raster order, and masked ones are decoded last, neither of which attention sees. Published runs draw weights with
     `model.initialization=xavier`.
     """
@@ -39,7 +39,6 @@ class Mae(Method):
         super().__init__()
         self.settings = settings
         self.view = surroundings.view
-        self.shapes = surroundings.shapes
         self.encoder_config = _encoder_config(surroundings)
         self.encoder: VisionTransformer = build_encoder(self.encoder_config)
         self.decoder = Decoder(_decoder_config(settings, self.encoder_config))
@@ -91,28 +90,6 @@ class Mae(Method):
         ]
         return torch.stack(rows)
 
-    def flops(self) -> Mapping[str, float]:
-        """FLOPs of one image's forward by part, averaged over the token counts that occur."""
-        encoder, decoder, has_class_token = self.encoder, self.decoder, self.encoder_config.class_token
-        return {
-            "encoder": sum(s.probability * encoder.flops(s.context) for s in self.shapes),
-            "decoder": sum(s.probability * decoder.flops(s.context, s.target, has_class_token) for s in self.shapes),
-        }
-
-    def trained_parts(self) -> tuple[str, ...]:
-        """All: there is no teacher."""
-        return ("encoder", "decoder")
-
-    def kept_widths(self) -> float:
-        """Of the encoder on the visible patches and of the decoder on all."""
-        encoder, decoder = self.encoder_config, self.decoder.config
-        extra = int(encoder.class_token)
-        return max(
-            (shape.context + extra) * encoder.width * encoder.depth
-            + (shape.context + shape.target + extra) * decoder.width * decoder.depth
-            for shape in self.shapes
-        )
-
     def encoders(self) -> Encoders:
         """The only one."""
         return Encoders(self.encoder)
@@ -149,7 +126,7 @@ def _images_and_patches(batch: Batch) -> tuple[Float[Tensor, "B C h w"], Int[Ten
 
 
 def _encoder_config(surroundings: Surroundings) -> EncoderConfig:
-    """Pooled by its class token where it has one, as the released linear probe does."""
+    """Settings of the encoder, pooled by its class token if it has one, as in the released linear probe."""
     config = surroundings.encoder_config()
     return replace(config, pooling="class_token") if config.class_token else config
 

@@ -11,18 +11,16 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from openjepa.methods.assignment import assignments, cross_entropy, cross_entropy_table
-from openjepa.methods.base import DEFAULT_RULES, EmaTeacher, Encoders, Method, ProbeOutput, Surroundings, encoders_with_average
+from openjepa.methods.base import DEFAULT_RULES, Encoders, Method, ProbeOutput, Surroundings
 from openjepa.methods.multi_crop import (
     FIRST,
     LOCAL,
     SECOND,
-    VALUE_WIDTH,
     class_tokens_of,
     color_change,
     local_views,
-    num_patches,
 )
-from openjepa.methods.teachers import momenta, slow_teacher_remarks
+from openjepa.methods.teachers import EmaTeacher, encoders_with_average, momenta, slow_teacher_remarks
 from openjepa.models.heads import BatchNormHead, Prototypes
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
@@ -53,7 +51,6 @@ class Msn(Method):
         super().__init__()
         self.settings = settings
         self.views = _views_of(settings, surroundings.view)
-        self.num_visible = max(shape.context for shape in surroundings.shapes)
         self.encoder_config = replace(surroundings.encoder_config(), pooling="class_token")
         self.anchor_encoder: VisionTransformer = build_encoder(self.encoder_config)
         hidden, output = resolved(settings.head_hidden), resolved(settings.output_width)
@@ -96,7 +93,7 @@ class Msn(Method):
         return torch.stack([cross_entropy_table(targets, logits) for logits in anchors]).mean(dim=0)
 
     def coupled_terms(self) -> tuple[str, ...]:
-        """Batch normalization always, and what keeps the assignments from collapsing."""
+        """Batch normalization of the head, and the terms that keep the assignments from collapsing, if they are on."""
         own, terms = self.settings, ["the batch normalization of the head"]
         if own.mean_entropy_weight:
             terms.append("the mean assignment of method.mean_entropy_weight")
@@ -108,33 +105,8 @@ class Msn(Method):
         """As in the released code: the optimizer's decay and the clipping leave the prototypes alone."""
         return (PROTOTYPES, *DEFAULT_RULES)
 
-    def flops(self) -> Mapping[str, float]:
-        """FLOPs of one image's forward by part, all of its views together."""
-        encoder, head, views = self.anchor_encoder, self.anchor_head, self._num_anchors()
-        of_anchors = sum(view.count * encoder.flops(patches) for view, patches in self._anchors())
-        return {
-            "target_encoder": encoder.flops(num_patches(self.views[TARGET], self.encoder_config.patch_size)),
-            "target_head": head.flops(1),
-            "anchor_encoder": of_anchors,
-            "anchor_head": head.flops(views),
-            "prototypes": self.prototypes.flops(views + 1),
-        }
-
-    def trained_parts(self) -> tuple[str, ...]:
-        """All but the moving averages; the target's small share of the prototypes' work is counted as if it were trained."""
-        return ("anchor_encoder", "anchor_head", "prototypes")
-
-    def kept_widths(self) -> float:
-        """Of the encoder on all anchors with their class tokens, and of the head and the loss."""
-        encoder, own = self.encoder_config, self.settings
-        tokens = sum(view.count * (patches + 1) for view, patches in self._anchors())
-        # of each hidden layer its values before and after its normalization and after its GELU; of each view its point and
-        # the same at length 1, its logits, assignment and the products of these
-        of_view = 2 * 3 * resolved(own.head_hidden) + 2 * resolved(own.output_width) + 3 * resolved(own.prototypes)
-        return tokens * encoder.width * encoder.depth + VALUE_WIDTH * self._num_anchors() * of_view
-
     def remarks(self, total_steps: int) -> list[str]:
-        """Whether the target encoder, which is what is exported, hardly follows a run of this length."""
+        """A note if the target encoder, which is exported, hardly follows a run of this length."""
         return slow_teacher_remarks(momentum, *momenta(self.settings), total_steps)
 
     def encoders(self) -> Encoders:
@@ -185,24 +157,15 @@ class Msn(Method):
     def _sharpening(self, progress: Progress) -> float:
         return sharpening(self.settings.sharpening_start, self.settings.sharpening_end, progress)
 
-    def _anchors(self) -> list[tuple[ViewSpec, int]]:
-        """Kinds of anchors, and how many patches of each are encoded."""
-        visible = {ANCHOR: self.num_visible}
-        kinds = {name: view for name, view in self.views.items() if name != TARGET}
-        return [(view, visible.get(name, num_patches(view, self.encoder_config.patch_size))) for name, view in kinds.items()]
-
-    def _num_anchors(self) -> int:
-        return sum(view.count for view, _ in self._anchors())
-
 
 @dataclass(frozen=True)
 class AssignmentTerms:
-    """What the loss adds up."""
+    """Terms of the loss, without weights."""
 
     ce: Float[Tensor, ""]
     """Mean cross-entropy of targets and anchors."""
     me_max: Float[Tensor, ""]
-    """log K minus the entropy of the mean assignment of all anchors: 0 where all prototypes are used equally."""
+    """log K minus the entropy of the mean assignment of all anchors: 0 if all prototypes are used equally."""
     entropy: Float[Tensor, ""]
     """Mean entropy of the anchors' assignments."""
 

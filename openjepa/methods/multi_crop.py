@@ -9,10 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from openjepa.models.heads import ProjectionHead
-from openjepa.models.vit import VisionTransformer
 from openjepa.settings.derived import resolved
 from openjepa.settings.methods.shared import MultiCropSettings, SelfDistillationSettings
-from openjepa.settings.models import EncoderConfig
 from openjepa.types import ColorChange, EncoderOutput, ViewSpec
 
 GLOBAL, LOCAL = "global", "local"
@@ -20,8 +18,6 @@ NUM_GLOBAL = 2
 """Large crops of each image in DINO and iBOT."""
 FIRST, SECOND, SMALL = 0, 1, 2
 """Places in settings that have one value for each kind of crop: first large, second large, small."""
-VALUE_WIDTH = 0.09
-"""One fp32 value that is kept for the backward, in the unit of `Method.kept_widths`: 4 of 40 (bf16) to 54 bytes (fp32)."""
 
 
 def views_of(settings: MultiCropSettings, view: ViewSpec) -> dict[str, ViewSpec]:
@@ -31,7 +27,7 @@ def views_of(settings: MultiCropSettings, view: ViewSpec) -> dict[str, ViewSpec]
 
 
 def local_views(settings: MultiCropSettings, view: ViewSpec) -> dict[str, ViewSpec]:
-    """The small crops: filter and mirroring as in `view`, size and area from the settings. Empty where there are none."""
+    """The small crops: filter and mirroring as in `view`, size and area from the settings. Empty without any."""
     count = settings.local_crops
     if count == 0:
         return {}
@@ -62,30 +58,8 @@ def class_tokens_of(encoded: EncoderOutput, num_views: int) -> Float[Tensor, "V 
     return encoded.class_token.view(num_views, -1, encoded.class_token.shape[-1])
 
 
-def num_patches(view: ViewSpec, patch_size: int) -> int:
-    """Patches of one crop."""
-    return (view.size[0] // patch_size) * (view.size[1] // patch_size)
-
-
-def num_views(views: Mapping[str, ViewSpec]) -> int:
-    """Crops of one image, of all sizes."""
-    return sum(view.count for view in views.values())
-
-
-def flops_of_views(encoder: VisionTransformer, views: Mapping[str, ViewSpec]) -> dict[str, float]:
-    """FLOPs of encoding all crops of each name, for one image."""
-    patch_size = encoder.config.patch_size
-    return {name: view.count * encoder.flops(num_patches(view, patch_size)) for name, view in views.items()}
-
-
-def encoder_kept_widths(config: EncoderConfig, views: Mapping[str, ViewSpec]) -> float:
-    """What an encoder with a class token keeps of all crops of one image, as in `Method.kept_widths`."""
-    tokens = sum(view.count * (num_patches(view, config.patch_size) + 1) for view in views.values())
-    return tokens * config.width * config.depth
-
-
 def head_coupled_terms(settings: SelfDistillationSettings) -> tuple[str, ...]:
-    """Of DINO and iBOT only what batch normalization in the head makes so; their centers count all microbatches."""
+    """Terms of DINO and iBOT that see one microbatch: the batch normalization of the head, if it has one."""
     return ("the batch normalization of method.head_batch_norm",) if settings.head_batch_norm else ()
 
 
@@ -103,12 +77,3 @@ def build_head(
         norm_last_layer=settings.norm_last_layer,
         patch_outputs=patch_outputs,
     )
-
-
-def head_kept_widths(settings: SelfDistillationSettings, num_views: int) -> float:
-    """What the head and the loss of the class tokens of so many views keep for the backward, as in `Method.kept_widths`.
-
-    Hidden layers before and after their GELU, the logits of every view, the targets of the large crops and their sum.
-    """
-    hidden = num_views * (settings.head_layers - 1) * 2 * resolved(settings.head_hidden)
-    return VALUE_WIDTH * (hidden + (num_views + NUM_GLOBAL + 1) * resolved(settings.outputs))

@@ -1,8 +1,16 @@
-"""How far a moving average lags behind the network that it follows."""
+"""The moving average of a network that is trained: how it is updated, and whether a run is long enough for its momentum."""
 
+import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
+import torch
+from torch import nn
+
+from openjepa.methods.base import Encoders
+from openjepa.models.vit import VisionTransformer
+from openjepa.operators import lerp_
 from openjepa.schedules import Progress
 from openjepa.settings.derived import resolved
 from openjepa.settings.methods import TeacherSettings
@@ -18,13 +26,50 @@ MomentumSchedule = Callable[[float, float, Progress], float]
 """Momentum at a step, given the setting at the start and at the end: `schedules.momentum` or `schedules.cosine_momentum`."""
 
 
+class EmaTeacher(nn.Module):
+    """An exponential moving average of a student network: a frozen copy that never trains and has no gradients."""
+
+    def __init__(self, student: nn.Module, without: tuple[str, ...] = ()) -> None:
+        """Starts as an exact copy of `student`. `without`: names of parameters that only the student needs."""
+        super().__init__()
+        self.network = copy.deepcopy(student).requires_grad_(False).eval()
+        for name in without:
+            holder, _, last = name.rpartition(".")
+            setattr(self.network.get_submodule(holder), last, None)
+
+    def train(self, mode: bool = True) -> "EmaTeacher":
+        """Stays in evaluation mode, whatever `mode` the method around it takes: a moving average drops no paths."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, *inputs: Any) -> Any:
+        """Output of the averaged network, without gradients."""
+        return self.network(*inputs)
+
+    @torch.no_grad()
+    def update(self, student: nn.Module, momentum: float) -> None:
+        """teacher <- momentum * teacher + (1 - momentum) * student, for parameters only.
+
+        Passes over parameters that only the student has, such as a mask token.
+        """
+        sources = dict(student.named_parameters())
+        names, averages = zip(*self.network.named_parameters(), strict=True)
+        lerp_(averages, [sources[name] for name in names], 1.0 - momentum)
+
+
+def encoders_with_average(trained: VisionTransformer, average: EmaTeacher) -> Encoders:
+    """The encoders of a method that averages the whole network that it trains."""
+    assert isinstance(average.network, VisionTransformer)
+    return Encoders(trained, average.network)
+
+
 def momenta(settings: TeacherSettings) -> tuple[float, float]:
     """Momentum of the moving average at the start and at the end of the run."""
     return resolved(settings.ema_start), resolved(settings.ema_end)
 
 
 def slow_teacher_remarks(schedule: MomentumSchedule, start: float, end: float, total_steps: int) -> list[str]:
-    """Whether the moving average hardly follows a run of this length."""
+    """A note if the moving average hardly follows a run of `total_steps`, with a momentum that suits it."""
     rates = renewal_rates(schedule, start, end, total_steps)
     renewals = total_steps * sum(rates) / len(rates)
     if renewals >= FEW_RENEWALS or renewals == 0:
@@ -46,10 +91,10 @@ def renewal_rates(schedule: MomentumSchedule, start: float, end: float, total_st
 
 
 def mean_age(rates: list[float], total_steps: int) -> float:
-    """Mean age of the students in the last average, as a share of the run.
+    """Mean age of the weights in the last average, as a share of the run.
 
-    What is older than a time x before the end still has the weight exp(-(sum of 1 - momentum since)), and the mean age is the
-    integral of that weight over x. For a linear momentum up to 1 it is sqrt(pi / a) / 2, a = (1 - start) T / 2.
+    Weights from before a time x still count exp(-(sum of 1 - momentum since x)), and the mean age is the integral of that over
+    x. For a linear momentum up to 1 it is sqrt(pi / a) / 2, a = (1 - start) T / 2.
     """
     interval = total_steps / len(rates)
     weight, age = 1.0, 0.0

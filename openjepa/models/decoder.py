@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from openjepa.models.positions import sincos_positions
-from openjepa.models.transformer import INIT_STD, block_flops, build_blocks, hidden_width, initialize
+from openjepa.models.transformer import INIT_STD, build_blocks, initialize
 from openjepa.refusals import Refusal
 from openjepa.settings.models import DecoderConfig
 from openjepa.types import EncoderOutput
@@ -20,7 +20,7 @@ class Decoder(nn.Module):
     """
 
     def __init__(self, config: DecoderConfig) -> None:
-        """Builds and initializes; raises Refusal where heads do not divide the width or there is no block."""
+        """Builds and initializes. Raises Refusal if heads do not divide the width or there is no block."""
         super().__init__()
         if config.depth < 1:
             raise Refusal(
@@ -40,9 +40,9 @@ class Decoder(nn.Module):
     def forward(
         self, seen: EncoderOutput, visible: Int[Tensor, "B K"], masked: Int[Tensor, "B T"]
     ) -> Float[Tensor, "B T pixels"]:
-        """Predicted pixels of the patches `masked`, given the tokens of the patches `visible` and a class token, if any.
+        """Predicts the pixels of the patches `masked` from `seen`: tokens of the patches `visible`, and a class token if any.
 
-        The order of the pixels is (row, column, channel); the result is in fp32.
+        The order of the pixels is (row, column, channel). The result is in fp32.
         """
         tokens = self.embed(seen.patches) + F.embedding(visible, self.positions)  # [B, K, P]
         asked = self.mask_token[0] + F.embedding(masked, self.positions)  # [B, T, P]
@@ -54,13 +54,3 @@ class Decoder(nn.Module):
             x = block(x)
         x = self.blocks[-1](x, num_last=masked.shape[1])
         return self.pred(self.norm(x)).float()  # type: ignore[no-any-return]
-
-    def flops(self, num_visible: int, num_masked: int, class_token: bool) -> float:
-        """FLOPs of the forward for one image (2 per multiply-add)."""
-        config = self.config
-        hidden = hidden_width(config.width, config.mlp_ratio)
-        num_seen = num_visible + int(class_token)
-        ends = 2 * config.width * (num_seen * config.encoder_width + num_masked * config.pixels())
-        length = num_seen + num_masked
-        whole = (config.depth - 1) * block_flops(length, config.width, hidden)
-        return ends + whole + block_flops(length, config.width, hidden, num_masked)

@@ -1,6 +1,7 @@
 """Heads that map features to the outputs by which DINO, iBOT and MSN compare views."""
 
 import itertools
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,7 +29,7 @@ class FeatureNorm(nn.BatchNorm1d):
 
 
 def projection_layers(widths: tuple[int, ...], batch_norm: bool) -> nn.Sequential:
-    """Linear layers between the successive `widths`, with batch normalization, on request, and GELU after all but the last.
+    """Linear layers between the successive `widths`. All but the last are followed by GELU, and before it `batch_norm` if set.
 
     Weights are drawn from a normal distribution with standard deviation 0.02, biases are 0.
     """
@@ -50,7 +51,7 @@ class UnitRows(nn.Module):
     """
 
     def __init__(self, width: int, outputs: int, fixed_lengths: bool) -> None:
-        """`fixed_lengths`: g stays 1. Directions are drawn as torch draws a Linear (uniform; from memory of the DINO code)."""
+        """`fixed_lengths`: g stays 1. Directions are drawn as torch draws a Linear: uniform (from memory of the DINO code)."""
         super().__init__()
         self.weight_g = nn.Parameter(torch.ones(outputs, 1), requires_grad=not fixed_lengths)
         self.weight_v = nn.Parameter(torch.empty(outputs, width).uniform_(-(width**-0.5), width**-0.5))
@@ -63,7 +64,7 @@ class UnitRows(nn.Module):
 class ProjectionHead(nn.Module):
     """Head of DINO (Caron et al. 2021, section 3.1) and iBOT (Zhou et al. 2022): an MLP, length 1, a layer of unit rows.
 
-    Outputs are cosines where the rows keep their length. iBOT has a second last layer for patches, or the same for both.
+    Outputs are cosines if the rows keep their length. iBOT has a second last layer for patches, or one for both.
     """
 
     def __init__(
@@ -84,18 +85,17 @@ class ProjectionHead(nn.Module):
         for that of the class token.
         """
         super().__init__()
-        self.widths = (width, *[hidden] * (layers - 1), bottleneck)
-        self.mlp = projection_layers(self.widths, batch_norm)
+        self.mlp = projection_layers((width, *[hidden] * (layers - 1), bottleneck), batch_norm)
         self.last_layer = UnitRows(bottleneck, outputs, norm_last_layer)
         own = isinstance(patch_outputs, int)
         self.last_layer_patches = UnitRows(bottleneck, patch_outputs, norm_last_layer) if own else None  # type: ignore[arg-type]
 
     def forward(self, x: Float[Tensor, "*lead D"], patches: bool = False) -> Float[Tensor, "*lead K"]:
-        """Outputs of every vector of `x`; `patches` takes their own last layer, where there is one."""
+        """Outputs of every vector of `x`. `patches`: through the last layer of patches, if there is one."""
         return self.outputs_of(self.points(x), patches)
 
     def points(self, x: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead P"]:
-        """What stands in front of the last layer: vectors of length 1 in the bottleneck, in fp32."""
+        """Inputs of the last layer: vectors of length 1 in the bottleneck, in fp32."""
         return F.normalize(self.mlp(x).float(), dim=-1, eps=LENGTH_EPS)
 
     def outputs_of(self, points: Float[Tensor, "*lead P"], patches: bool = False) -> Float[Tensor, "*lead K"]:
@@ -104,21 +104,10 @@ class ProjectionHead(nn.Module):
         return last(points)  # type: ignore[no-any-return]
 
     def drop_last_gradients(self) -> None:
-        """Forgets the gradients of the last layers, which the optimizer then leaves alone: no decay, no moments."""
+        """Drops the gradients of the last layers. The optimizer then leaves them alone: no decay, no moments."""
         for layer in (self.last_layer, self.last_layer_patches):
             for value in layer.parameters() if layer is not None else ():
                 value.grad = None
-
-    def flops(self, num_vectors: float, num_patches: float = 0.0, num_points: float = 0.0) -> float:
-        """FLOPs of the forward of so many vectors, so many more that are patches, and so many that end as points.
-
-        2 per multiply-add.
-        """
-        inner = sum(before * after for before, after in itertools.pairwise(self.widths))
-        last = self.last_layer.weight_v
-        last_of_patches = last if self.last_layer_patches is None else self.last_layer_patches.weight_v
-        outer = num_vectors * last.numel() + num_patches * last_of_patches.numel()
-        return 2 * ((num_vectors + num_patches + num_points) * inner + outer)
 
 
 class BatchNormHead(nn.Module):
@@ -128,19 +117,14 @@ class BatchNormHead(nn.Module):
     """
 
     def __init__(self, width: int, hidden: int, outputs: int, input_norm: bool = False) -> None:
-        """From `width` over two hidden layers to `outputs`; `input_norm` also normalizes what comes in."""
+        """From `width` over two hidden layers to `outputs`. `input_norm`: batch normalization of the input, too."""
         super().__init__()
         self.input_norm = FeatureNorm(width) if input_norm else None
-        self.widths = (width, hidden, hidden, outputs)
-        self.mlp = projection_layers(self.widths, batch_norm=True)
+        self.mlp = projection_layers((width, hidden, hidden, outputs), batch_norm=True)
 
     def forward(self, x: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead P"]:
-        """The same map of every vector, but for the statistics, which are of all of them."""
+        """Maps every vector alike. Statistics of the normalization are those of all vectors of `x`."""
         return self.mlp(x if self.input_norm is None else self.input_norm(x))  # type: ignore[no-any-return]
-
-    def flops(self, num_vectors: float) -> float:
-        """FLOPs of the forward of so many vectors (2 per multiply-add)."""
-        return 2 * num_vectors * sum(before * after for before, after in itertools.pairwise(self.widths))
 
 
 class Prototypes(nn.Module):
@@ -153,30 +137,27 @@ class Prototypes(nn.Module):
 
     def forward(self, x: Float[Tensor, "*lead P"]) -> Float[Tensor, "*lead K"]:
         """Cosines of every vector of `x` with every prototype, in fp32: they are divided by small temperatures."""
-        with torch.autocast(x.device.type, enabled=False):
+        # costs are counted on the meta device, which has no autocast
+        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
             units = F.normalize(x.float(), dim=-1, eps=LENGTH_EPS)
             return F.linear(units, F.normalize(self.weight, dim=-1, eps=LENGTH_EPS))
-
-    def flops(self, num_vectors: float) -> float:
-        """FLOPs of the forward of so many vectors (2 per multiply-add)."""
-        return 2 * num_vectors * self.weight.numel()
 
 
 @dataclass(frozen=True)
 class TokenOutputs:
-    """What a head makes of class tokens and patches."""
+    """Outputs of a head for class tokens and patches."""
 
     class_tokens: Float[Tensor, "V B K"]
     patches: Float[Tensor, "R S K"]
     patch_mean: Float[Tensor, "1 K"]
-    """Mean output of all patches that were given, also those whose own output is not asked for."""
+    """Mean output of all patches, including those without outputs of their own."""
 
 
 class TokenHead(nn.Module):
     """A head on the class tokens of V x B crops and on the patches of R of them (iBOT)."""
 
     def __init__(self, head: ProjectionHead) -> None:
-        """`head` serves both."""
+        """`head`: the head of both."""
         super().__init__()
         self.head = head
 
@@ -186,9 +167,9 @@ class TokenHead(nn.Module):
         patches: Float[Tensor, "R N D"],
         places: Int[Tensor, "R S"] | None = None,
     ) -> TokenOutputs:
-        """Outputs of the class tokens and of the patches at `places` (all), and the mean output of all patches.
+        """Outputs of the class tokens and of the patches at `places` (None: all), and the mean output of all patches.
 
-        Every patch becomes a point, but one that counts only in the mean has no outputs of its own, which are thousands.
+        Every patch becomes a point, but only patches at `places` get outputs, of which a patch has thousands.
         """
         points = self.head.points(torch.cat([class_tokens.flatten(0, 1), patches.flatten(0, 1)]))
         first = class_tokens.shape[0] * class_tokens.shape[1]
@@ -201,5 +182,5 @@ class TokenHead(nn.Module):
 
 
 def at_places(patches: Float[Tensor, "R N D"], places: Int[Tensor, "R S"]) -> Float[Tensor, "R S D"]:
-    """The patches of each image at its own places."""
+    """Picks the patches of each image at its own `places`."""
     return patches[torch.arange(len(patches), device=patches.device)[:, None], places]

@@ -13,7 +13,7 @@ def sincos_positions(width: int, grid: tuple[int, int]) -> Float[Tensor, "N D"]:
 
     With D = `width` and frequencies f_k = 10000^(-k / (D/4)), k < D/4, the patch at row y and column x gets
     [sin(x f), cos(x f), sin(y f), cos(y f)]: the column comes first, as in the released I-JEPA code.
-    Raises Refusal where 4 does not divide the width.
+    Raises Refusal unless 4 divides the width.
     """
     if width % 4:
         raise Refusal(
@@ -67,7 +67,7 @@ class RelativeBias(nn.Module):
     def forward(
         self, grid: tuple[int, int], has_class_token: bool, keep: Int[Tensor, "B K"] | None = None
     ) -> Float[Tensor, "#B heads S S"]:
-        """The bias of all patches of `grid`, or among the patches `keep`; the class token comes first where there is one."""
+        """The bias among all patches of `grid`, or among the patches `keep`. A class token comes first."""
         table = self.table_for(grid)
         index = _offsets(grid, table.device)  # [N, N]
         index = index[None] if keep is None else index[keep[:, :, None], keep[:, None, :]]  # [1 or B, S, S]

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from openjepa.models.positions import sincos_positions
-from openjepa.models.transformer import INIT_STD, attention_bias, block_flops, build_blocks, hidden_width, initialize
+from openjepa.models.transformer import INIT_STD, attention_bias, build_blocks, initialize
 from openjepa.refusals import Refusal
 from openjepa.settings.models import PredictorConfig
 
@@ -20,7 +20,7 @@ class Predictor(nn.Module):
     """Predicts the features of each target block from the context, the blocks never seeing one another (I-JEPA, section 3)."""
 
     def __init__(self, config: PredictorConfig) -> None:
-        """Builds and initializes; raises Refusal where heads do not divide the width or there is no block."""
+        """Builds and initializes. Raises Refusal if heads do not divide the width or there is no block."""
         super().__init__()
         if config.depth < 1:
             raise Refusal(
@@ -45,10 +45,10 @@ class Predictor(nn.Module):
         grid: tuple[int, int] | None = None,
         context_valid: Bool[Tensor, "B K"] | None = None,
     ) -> Float[Tensor, "B M T D"]:
-        """Predicted features of the patches `target_idx` of each block, given the tokens of the patches `context_idx`.
+        """Predicts features of the patches `target_idx` of each block from `context`, the tokens of the patches `context_idx`.
 
-        `grid` is the (rows, columns) that indices refer to; None: the grid it was built for.
-        Tokens where `context_valid` is False are padding that nothing looks at.
+        `grid`: the (rows, columns) that indices refer to. None: the grid that the predictor was built for.
+        `context_valid`: False for tokens that are padding. Nothing attends to them.
         """
         batch, blocks, length = target_idx.shape
         positions = self._positions(grid or self.config.grid, context.device)
@@ -62,15 +62,6 @@ class Predictor(nn.Module):
         x = self.blocks[-1](x, bias, num_last=length)  # nobody reads what the last block makes of the context
         predictions = self.proj(self.norm(x))
         return predictions.float().view(batch, blocks, length, -1)  # type: ignore[no-any-return]
-
-    def flops(self, num_context: int, num_targets: int, target_length: int) -> float:
-        """FLOPs of the forward for one image (2 per multiply-add)."""
-        config = self.config
-        hidden = hidden_width(config.width, config.mlp_ratio)
-        ends = 2 * config.encoder_width * config.width * (num_context + num_targets * target_length)
-        length = num_context + target_length
-        whole = (config.depth - 1) * block_flops(length, config.width, hidden)
-        return ends + num_targets * (whole + block_flops(length, config.width, hidden, target_length))
 
     def _positions(self, grid: tuple[int, int], device: torch.device) -> Float[Tensor, "N P"]:
         if grid == self.config.grid:

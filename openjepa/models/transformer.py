@@ -1,7 +1,4 @@
-"""The pre-norm transformer block that encoder and predictor share, its attention, and how weights are drawn.
-
-Softmax attention, computed in whichever way is the fastest where it runs.
-"""
+"""The pre-norm transformer block of all networks: attention, computed in the fastest way, MLP, and how weights are drawn."""
 
 import math
 from typing import Any
@@ -11,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from openjepa.operators import softmax_gradient
 from openjepa.refusals import Refusal
 
 VECTOR_LENGTH = 32
@@ -24,7 +22,7 @@ every type that attention computes in, also after a score is added; the lowest n
 
 
 def attention_bias(valid: Bool[Tensor, "B S"] | None, dtype: torch.dtype) -> Float[Tensor, "B 1 1 S"] | None:
-    """What is added to attention scores so that nothing looks at invalid tokens. None where all are valid.
+    """Added to attention scores, it keeps all tokens from looking at invalid ones. None if `valid` is None: all are valid.
 
     `HIDDEN` instead of minus infinity: a row without any valid token stays finite.
     """
@@ -65,7 +63,7 @@ class _PlainAttention(torch.autograd.Function):
     """Attention as three-dimensional matrix products. Written with its derivative, which saves copies that autograd would make.
 
     With P = softmax(S), S = q k^T / sqrt(d), O = P v and the gradient G of O: dv = P^T G, dP = G v^T,
-    dS = P * (dP - rowsum(dP * P)), dq = dS k / sqrt(d), dk = dS^T q / sqrt(d); a bias gets dS, summed where it is shared.
+    dS = P * (dP - rowsum(dP * P)), dq = dS k / sqrt(d), dk = dS^T q / sqrt(d); a bias gets dS, summed over what shares it.
     """
 
     @staticmethod
@@ -99,7 +97,7 @@ class _PlainAttention(torch.autograd.Function):
         torch.bmm(weights.transpose(1, 2), incoming, out=outgoing[2])
         scores = torch.bmm(incoming, values.transpose(1, 2))
         wide = _softmax_dtype(scores)
-        scores = torch._softmax_backward_data(scores.to(wide), weights.to(wide), -1, wide)
+        scores = softmax_gradient(scores.to(wide), weights.to(wide))
         bias_gradient = None
         if ctx.bias_shape is not None:
             whole = scores.view(batch, heads, length, length)
@@ -119,7 +117,7 @@ class Attention(nn.Module):
     """Multi-head self-attention. Rows of `qkv`: queries, keys, values; each head owns contiguous channels."""
 
     def __init__(self, width: int, heads: int) -> None:
-        """Raises Refusal where the heads do not divide the width."""
+        """Raises Refusal if the heads do not divide the width."""
         super().__init__()
         if width % heads:
             fitting = [number for number in range(1, width + 1) if width % number == 0 and number <= 2 * heads]
@@ -131,7 +129,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "#B #heads #S S"] | None, num_last: int | None = None
     ) -> Float[Tensor, "B S D"]:
-        """Attention among the S tokens of each sequence; `num_last` returns only that many of the last tokens."""
+        """Attention among the S tokens of each sequence. `num_last`: returns only that many of the last tokens."""
         mixed = attention(self.qkv(x), self.heads, bias)
         return self.proj(mixed if num_last is None else mixed[:, -num_last:])  # type: ignore[no-any-return]
 
@@ -140,7 +138,7 @@ class Mlp(nn.Module):
     """Two linear layers with the exact (erf) GELU between them."""
 
     def __init__(self, width: int, hidden: int) -> None:
-        """`hidden` is the width between the two layers."""
+        """`hidden`: width between the two layers."""
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
@@ -154,7 +152,7 @@ class DropPath(nn.Module):
     """Stochastic depth: while training, drops the whole branch of a sample with probability `rate` and rescales the others."""
 
     def __init__(self, rate: float) -> None:
-        """`rate` is the probability of dropping."""
+        """`rate`: probability of dropping."""
         super().__init__()
         self.rate = rate
 
@@ -178,7 +176,7 @@ class Block(nn.Module):
         drop_path: float = 0.0,
         layer_scale: float | None = None,
     ) -> None:
-        """`hidden` is the hidden width of the MLP, `drop_path` the rate of both branches, `layer_scale` the first gamma."""
+        """`hidden`: hidden width of the MLP; `drop_path`: rate of both branches; `layer_scale`: first value of the gammas."""
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=layer_norm_eps)
         self.attn = Attention(width, heads)
@@ -191,9 +189,9 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "#B #heads #S S"] | None = None, num_last: int | None = None
     ) -> Float[Tensor, "B S D"]:
-        """The sequences after this block; `bias` is added to the attention scores.
+        """The sequences after this block. `bias`: added to the attention scores.
 
-        With `num_last` only that many of the last tokens are returned, at the cost of their MLP alone.
+        `num_last`: returns only that many of the last tokens, and computes the MLP of these alone.
         """
         return self.branches(x, bias, num_last)[0]
 
@@ -208,7 +206,7 @@ class Block(nn.Module):
 
 
 def scaled(branch: Float[Tensor, "B S D"], gamma: Float[Tensor, " D"] | None) -> Float[Tensor, "B S D"]:
-    """A branch of a block with its layer scale, where it has one."""
+    """A branch of a block times its layer scale `gamma`, if it has one."""
     return branch if gamma is None else branch * gamma.to(branch.dtype)
 
 
@@ -230,12 +228,6 @@ def build_blocks(
     rates = [drop_path * layer / max(1, depth - 1) for layer in range(depth)]
     hidden = hidden_width(width, mlp_ratio)
     return nn.ModuleList([Block(width, heads, hidden, layer_norm_eps, rate, layer_scale) for rate in rates])
-
-
-def block_flops(num_tokens: int, width: int, hidden: int, num_last: int | None = None) -> float:
-    """FLOPs of one block's forward on one sequence, 2 per multiply-add; products of matrices only."""
-    attention_part = 2 * num_tokens * width * 3 * width + 4 * num_tokens**2 * width
-    return attention_part + 2 * (num_last or num_tokens) * width * (width + 2 * hidden)
 
 
 def initialize(network: nn.Module, blocks: nn.ModuleList, initialization: str) -> None:

@@ -7,8 +7,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from openjepa.checks.sizes import check_patch_divides
 from openjepa.models.positions import RelativeBias, resampled_positions, sincos_positions
-from openjepa.models.transformer import INIT_STD, attention_bias, block_flops, build_blocks, hidden_width, initialize
+from openjepa.models.transformer import INIT_STD, attention_bias, build_blocks, initialize
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.types import EncoderOutput
@@ -52,9 +53,9 @@ class VisionTransformer(nn.Module):
     """
 
     def __init__(self, config: EncoderConfig) -> None:
-        """Builds and initializes; raises Refusal where sizes do not divide."""
+        """Builds and initializes. Raises Refusal if sizes do not divide."""
         super().__init__()
-        _check_size(config.image_size, config.patch_size)
+        check_patch_divides(config.patch_size, config.image_size, "image_size", of="the encoder")
         self.config = config
         self.patch_embed = PatchEmbedding(config.patch_size, config.width)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.width)) if config.class_token else None
@@ -90,9 +91,9 @@ class VisionTransformer(nn.Module):
     ) -> EncoderOutput:
         """Encodes all patches, or only the patches `keep` (raster indices, in that order) at the cost of those alone.
 
-        Where `keep_valid` is False the patch is padding: no other token sees it, and its own output means nothing. Where
-        `replace` is True the mask token stands for the patch, at its position; that needs all patches (no `keep`).
-        Raises Refusal where the patch size does not divide the image, or where there is no mask token.
+        `keep_valid`: False for a patch that is padding; no other token sees it, and its own output means nothing.
+        `replace`: True for a patch that the mask token replaces, at the same position; needs all patches (no `keep`).
+        Raises Refusal if the patch size does not divide the image, or if `replace` is given to an encoder without mask token.
         """
         x = self._tokens(images, keep, replace)
         bias = self._bias(images, keep, keep_valid, x.dtype)
@@ -103,9 +104,9 @@ class VisionTransformer(nn.Module):
     def block_outputs(
         self, images: Float[Tensor, "B 3 h w"], num_layers: int, branch: Literal["block", "mlp"] = "block"
     ) -> list[Float[Tensor, "B N D"]]:
-        """What the last `num_layers` blocks make of all patches, first to last, before any final norm.
+        """Outputs of the last `num_layers` blocks for all patches, first to last, before any final norm, without class token.
 
-        `block`: the sequence after the block; `mlp`: only what its MLP added (after layer scale). Without the class token.
+        `branch`: `block` for the sequence after each block, `mlp` for what its MLP added (after layer scale).
         """
         x = self._tokens(images, None)
         bias = self._bias(images, None, None, x.dtype)
@@ -145,19 +146,11 @@ class VisionTransformer(nn.Module):
             weights["rel_pos_bias.relative_position_bias_table"] = self.rel_pos_bias.table_for(grid).detach()
         return weights
 
-    def flops(self, num_patches: int) -> float:
-        """FLOPs of the forward of one image of which `num_patches` patches are encoded (2 per multiply-add)."""
-        config = self.config
-        tokens = num_patches + int(config.class_token)
-        hidden = hidden_width(config.width, config.mlp_ratio)
-        embedding = 2 * num_patches * 3 * config.patch_size**2 * config.width
-        return embedding + config.depth * block_flops(tokens, config.width, hidden)
-
     def _tokens(
         self, images: Float[Tensor, "B 3 h w"], keep: Int[Tensor, "B K"] | None, replace: Bool[Tensor, "B N"] | None = None
     ) -> Float[Tensor, "B S D"]:
         height, width = images.shape[-2:]
-        _check_size((height, width), self.config.patch_size)
+        check_patch_divides(self.config.patch_size, (height, width), "image_size", of="the encoder")
         tokens = self.patch_embed(images, keep)
         if replace is not None:
             tokens = torch.where(replace[..., None], self._mask_token(keep).to(tokens.dtype), tokens)
@@ -196,7 +189,7 @@ class VisionTransformer(nn.Module):
         valid: Bool[Tensor, "B K"] | None,
         dtype: torch.dtype,
     ) -> Float[Tensor, "#B #heads #S S"] | None:
-        """What is added to the attention scores of every block: relative positions, and what hides padding."""
+        """The term added to the attention scores of every block: relative positions, and `HIDDEN` for padding."""
         if valid is not None and self.cls_token is not None:
             valid = F.pad(valid, (1, 0), value=True)
         hidden = attention_bias(valid, dtype)
@@ -211,16 +204,3 @@ class VisionTransformer(nn.Module):
         if self.cls_token is None:
             return EncoderOutput(normed)
         return EncoderOutput(normed[:, 1:], normed[:, 0])
-
-
-def _check_size(image_size: tuple[int, int], patch_size: int) -> None:
-    """Raises Refusal, naming the sizes that fit, where the patch size does not divide the image."""
-    for name, side in zip(("height", "width"), image_size, strict=True):
-        if side % patch_size or side < patch_size:
-            below, above = side - side % patch_size, side - side % patch_size + patch_size
-            fitting = f"{below} or {above}" if below else f"{above}"
-            divisors = [size for size in range(4, 17) if side % size == 0]
-            raise Refusal(
-                f"image {name} {side} is not a multiple of the patch size {patch_size}; "
-                f"use a {name} of {fitting}, or a patch size among {divisors or 'none that fits'}"
-            )

@@ -1,7 +1,7 @@
-"""Named runs. Each is a function from a preset to a RunConfig; its docstring gives source, presets, hardware and command.
+"""Named runs: each row of a table says what it is, where its values come from and what its presets are.
 
-`openjepa train NAME [--preset PRESET]` starts from one of them, and every setting can be overridden. One file for the small
-recipes and one for each method; every file lists its own under RECIPES.
+`openjepa train NAME [--preset PRESET]` starts from one of them, and every setting can be overridden. Published runs have one
+file a method, our own are in small.py and matched.py; every file lists its own under RECIPES.
 """
 
 from dataclasses import replace
@@ -39,10 +39,10 @@ def load_recipe(name: str, preset: str | None = None) -> RunConfig:
 
 
 def kept_by_file(file: RunConfig, config: RunConfig) -> dict[str, object]:
-    """What `file` says as its recipe derives it, and what would follow now that `config` has changed other settings of it.
+    """Settings of `file` that stay although `config` changes what they followed, with the values that would follow now.
 
-    It stays as the file says it, which may surprise. None for what follows once the length of the run is known. Empty for a
-    file that names none of our recipes.
+    They stay because a file says all values, which may surprise. None: the value follows once the length of the run is known.
+    Empty if `file` names none of our recipes.
     """
     if file.recipe not in RECIPES or file.preset not in RECIPES[file.recipe].presets:
         return {}

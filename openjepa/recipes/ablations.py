@@ -11,17 +11,17 @@ from openjepa.settings.run import RunConfig
 
 @dataclass(frozen=True)
 class Ablation:
-    """One comparison."""
+    """One comparison of runs."""
 
     title: str
-    """For the tables."""
+    """Heading of the tables."""
     column: str
-    """What a row is."""
+    """Heading of the column with the names, e.g. `method`."""
     names: tuple[str, ...]
-    """Of its rows."""
+    """Names of its rows."""
     rows: Callable[[RunConfig], Mapping[str, RunConfig]]
-    """The runs by the names of their rows, made of a run of I-JEPA. The first is what the others are compared with: its time is
-    that of the table at equal time, and its encoder before training is the untrained one."""
+    """Makes the run of each row from a run of I-JEPA. The others are compared with the first: its time is that of the table at
+    equal time, and its encoder before training is the untrained one."""
 
 
 METHODS = ("ijepa", *CHANGES)

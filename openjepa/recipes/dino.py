@@ -9,6 +9,7 @@ from openjepa.settings.run import OptimizationSettings, RunConfig
 from openjepa.settings.sources import FolderSettings
 
 BATCH_SIZE = 1024
+NOT_VERIFIED = "This size's own released arguments were not verified."
 
 
 def self_distillation(
@@ -52,63 +53,63 @@ def self_distillation(
     )
 
 
-def _published(size: Size, patch_size: int, epochs: float, norm_last_layer: bool) -> RunConfig:
-    """Two crops at 224 and eight at 96 pixels; the teacher's temperature grows from 0.04 to 0.07 in 30 epochs.
+def _recipe(about: str, size: Size, patch_size: int, epochs: float, norm_last_layer: bool) -> Recipe:
+    """A published run: two crops at 224 and eight at 96 pixels. The last layer is frozen in the first epoch.
 
-    The last layer is frozen in the first epoch.
+    The teacher's temperature grows from 0.04 to 0.07 in 30 epochs.
     """
-    method = DinoSettings(norm_last_layer=norm_last_layer)
-    return self_distillation(method, NoMaskSettings(), size, patch_size, epochs, crop_scale=(0.4, 1.0))
 
+    def build(preset: str) -> RunConfig:
+        method = DinoSettings(norm_last_layer=norm_last_layer)
+        return self_distillation(method, NoMaskSettings(), size, patch_size, epochs, crop_scale=(0.4, 1.0))
 
-def dino_vits16(preset: str) -> RunConfig:
-    """ViT-S/16 at 224 px for 300 epochs of ImageNet-1K (about 76.1 % linear, 73.3 % k-NN; 16 GPUs for 2.6 days).
-
-    `official`: the command that the released code gives for its better run, with free lengths of the last layer's rows. Its
-    plain run (8 GPUs for 1.75 days, about 73.8 % linear, 69.3 % k-NN) has 100 epochs, batch 512 (so optim.lr=1e-3),
-    method.teacher_temperature=0.04 and method.norm_last_layer=True; with 800 epochs 77.0 % and 74.5 % are published. The
-    batch of 1024 (64 for each of 16 GPUs) was read in a second program.
-
-    openjepa train dino-vits16 --data.path ~/imagenet
-    """
-    return _published("small", patch_size=16, epochs=300, norm_last_layer=False)
-
-
-def dino_vits8(preset: str) -> RunConfig:
-    """ViT-S/8 at 224 px for 800 epochs of ImageNet-1K (published: 79.7 % linear, 78.3 % k-NN).
-
-    `official`: the values of ViT-S/16; epochs from memory, and this size's own released arguments were not verified.
-
-    openjepa train dino-vits8 --data.path ~/imagenet
-    """
-    return _published("small", patch_size=8, epochs=800, norm_last_layer=False)
-
-
-def dino_vitb16(preset: str) -> RunConfig:
-    """ViT-B/16 at 224 px for 400 epochs of ImageNet-1K (published: 78.2 % linear, 76.1 % k-NN).
-
-    `official`: the values of ViT-S/16, with rows of the last layer of length 1, which larger encoders need; epochs from memory,
-    and this size's own released arguments were not verified.
-
-    openjepa train dino-vitb16 --data.path ~/imagenet
-    """
-    return _published("base", patch_size=16, epochs=400, norm_last_layer=True)
-
-
-def dino_vitb8(preset: str) -> RunConfig:
-    """ViT-B/8 at 224 px for 300 epochs of ImageNet-1K (published: 80.1 % linear, 77.4 % k-NN).
-
-    `official`: the values of ViT-S/16, with rows of the last layer of length 1, which larger encoders need; this size's own
-    released arguments were not verified.
-
-    openjepa train dino-vitb8 --data.path ~/imagenet
-    """
-    return _published("base", patch_size=8, epochs=300, norm_last_layer=True)
+    return Recipe(build, about, ("official",))
 
 
 RECIPES = {
-    "dino-vits16": Recipe(dino_vits16, ("official",)),
-    "dino-vits8": Recipe(dino_vits8, ("official",)),
-    "dino-vitb16": Recipe(dino_vitb16, ("official",)),
-    "dino-vitb8": Recipe(dino_vitb8, ("official",)),
+    "dino-vits16": _recipe(
+        """\
+ViT-S/16 at 224 px for 300 epochs of ImageNet-1K (about 76.1 % linear, 73.3 % k-NN; 16 GPUs for 2.6 days).
+
+`official`: the command that the released code gives for its better run, with free lengths of the last layer's rows. Its
+plain run (8 GPUs for 1.75 days, about 73.8 % linear, 69.3 % k-NN) has 100 epochs, batch 512 (so optim.lr=1e-3),
+method.teacher_temperature=0.04 and method.norm_last_layer=True; with 800 epochs 77.0 % and 74.5 % are published. The
+batch of 1024 (64 for each of 16 GPUs) was read in a second program.""",
+        size="small",
+        patch_size=16,
+        epochs=300,
+        norm_last_layer=False,
+    ),
+    "dino-vits8": _recipe(
+        f"""\
+ViT-S/8 at 224 px for 800 epochs of ImageNet-1K (published: 79.7 % linear, 78.3 % k-NN).
+
+`official`: the values of ViT-S/16; epochs from memory. {NOT_VERIFIED}""",
+        size="small",
+        patch_size=8,
+        epochs=800,
+        norm_last_layer=False,
+    ),
+    "dino-vitb16": _recipe(
+        f"""\
+ViT-B/16 at 224 px for 400 epochs of ImageNet-1K (published: 78.2 % linear, 76.1 % k-NN).
+
+`official`: the values of ViT-S/16, with rows of the last layer of length 1, which larger encoders need; epochs from memory.
+{NOT_VERIFIED}""",
+        size="base",
+        patch_size=16,
+        epochs=400,
+        norm_last_layer=True,
+    ),
+    "dino-vitb8": _recipe(
+        f"""\
+ViT-B/8 at 224 px for 300 epochs of ImageNet-1K (published: 80.1 % linear, 77.4 % k-NN).
+
+`official`: the values of ViT-S/16, with rows of the last layer of length 1, which larger encoders need.
+{NOT_VERIFIED}""",
+        size="base",
+        patch_size=8,
+        epochs=300,
+        norm_last_layer=True,
+    ),
 }

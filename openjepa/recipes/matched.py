@@ -1,10 +1,8 @@
 """The same run with another method: same encoder size, data, images seen and steps; each method's own masks, crops and rates.
 
-Published values are kept where they are free of sizes. Lengths become shares of the run; what follows the encoder or the
-images (heads, decoder, small crops, blur) is None here and gets its value in `openjepa.settings.derived`. Values marked [M]
-come from memory of the papers and their commands.
-
-The small recipes with the methods that I-JEPA is compared with: `mae-cpu-32` is `cpu-32` with MAE.
+`mae-cpu-32` is the small recipe `cpu-32` with MAE. Published values are kept if they do not depend on sizes. Lengths become
+shares of the run. What follows the encoder or the images (heads, decoder, small crops, blur) is None here and gets its value in
+`openjepa.settings.derived`. Values marked [M] come from memory of the papers and their commands.
 """
 
 from collections.abc import Callable
@@ -15,7 +13,15 @@ from openjepa.recipes import small
 from openjepa.recipes.recipe import Recipe
 from openjepa.refusals import Refusal
 from openjepa.settings.masks import BlockwiseSettings, NoMaskSettings, RandomPatchesSettings
-from openjepa.settings.methods import Data2VecSettings, DinoSettings, IBotSettings, IJepaSettings, MaeSettings, MsnSettings
+from openjepa.settings.methods import (
+    METHODS,
+    Data2VecSettings,
+    DinoSettings,
+    IBotSettings,
+    IJepaSettings,
+    MaeSettings,
+    MsnSettings,
+)
 from openjepa.settings.run import OptimizationSettings, RunConfig
 
 
@@ -26,9 +32,11 @@ class Rates:
     lr: float
     """Peak learning rate. As for I-JEPA a rate for short runs of small batches, not the published one."""
     warmup: float
-    """Share of the run."""
+    """Length of the warm-up as a share of the run."""
     start: float = 0.0
+    """First rate of the warm-up as a share of the peak."""
     final: float = 0.0
+    """Last rate as a share of the peak."""
     weight_decay: float = 0.05
     final_weight_decay: float = 0.4
     weight_decay_schedule: Literal["linear", "cosine", "constant"] = "cosine"
@@ -51,7 +59,7 @@ RATES: dict[str, Rates] = {
 
 
 CROPS: dict[str, Any] = {"local_size": None, "blur_sigma": None}
-"""Small crops and blur are as large beside the image as in the published runs."""
+"""Small crops and blur keep their published sizes relative to the image."""
 HEAD: dict[str, Any] = {
     "outputs": None,
     "head_hidden": None,
@@ -68,9 +76,9 @@ short runs have few.
 
 
 def with_method(config: RunConfig, name: str) -> RunConfig:
-    """An I-JEPA run as the same run of the method `name`; a run of that method as it is.
+    """Turns an I-JEPA run into the same run of the method `name`; leaves a run of that method as it is.
 
-    Raises Refusal where `config` is a run of a third method, or `name` no method.
+    Raises Refusal if `config` is a run of a third method, or `name` is no method.
     """
     if config.method.name == name:
         return config
@@ -158,29 +166,21 @@ def _optimization(optim: OptimizationSettings, rates: Rates) -> OptimizationSett
 
 
 BASES = ("cpu-32", "cpu-64", "cpu-96", "gpu-224")
-TITLES = {"mae": "MAE", "data2vec": "data2vec", "dino": "DINO", "ibot": "iBOT", "msn": "MSN"}
-PLACES = {
-    "cpu-32": "own images at 32 px on one CPU",
-    "cpu-64": "own images at 64 px on one CPU",
-    "cpu-96": "own images at 96 px on one CPU",
-    "gpu-224": "own images at 224 px on one GPU",
-}
 
 
-def _rival(method: str, base: str) -> Recipe:
-    """The recipe `base` with another method. Its docstring is made here: one text for all."""
+def _matched(method: str, base: str) -> Recipe:
+    """The recipe `base` with another method."""
 
     def build(preset: str) -> RunConfig:
         return with_method(small.RECIPES[base].config(preset), method)
 
-    build.__doc__ = f"""{TITLES[method]} on {PLACES[base]}, with encoder, batch and images seen of `{base}`.
+    title = METHODS[method].settings.about.short
+    place = small.RECIPES[base].summary().partition(":")[0]
+    about = f"""{title} on {place[0].lower()}{place[1:]}, with encoder, batch and images seen of `{base}`.
 
-    `default`: published masks, crops and losses, heads in proportion to the encoder; a peak rate for short runs, which was set
-    by short runs on CIFAR-10 at 32 px.
-
-    openjepa train {method}-{base} --data.path ~/photos
-    """
-    return Recipe(build, ("default",))
+`default`: published masks, crops and losses, heads in proportion to the encoder; a peak rate for short runs, which was set by
+short runs on CIFAR-10 at 32 px."""
+    return Recipe(build, about, ("default",), small.PHOTOS)
 
 
-RECIPES = {f"{method}-{base}": _rival(method, base) for method in CHANGES for base in BASES}
+RECIPES = {f"{method}-{base}": _matched(method, base) for method in CHANGES for base in BASES}

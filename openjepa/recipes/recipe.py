@@ -16,10 +16,15 @@ class Recipe:
     """A named run and the presets it comes in; the first preset is the default."""
 
     build: Callable[[str], RunConfig]
+    """Makes the settings of a preset."""
+    about: str
+    """What it is, in one line; then where its values come from, and what each preset is."""
     presets: tuple[str, ...]
+    data: str = "~/imagenet"
+    """Where its images would be, for an example. Empty: it brings its own."""
 
     def config(self, preset: str | None = None) -> RunConfig:
-        """The settings of a preset. Raises Refusal for one that the recipe does not have."""
+        """The settings of a preset. Raises Refusal if the recipe does not have it."""
         preset = self.presets[0] if preset is None else preset
         if preset not in self.presets:
             raise Refusal(f"--preset {preset} does not exist for this recipe: {nearest(preset, self.presets)}")
@@ -31,5 +36,9 @@ class Recipe:
         return "default" in self.presets
 
     def summary(self) -> str:
-        """First line of the recipe's docstring."""
-        return (self.build.__doc__ or "").strip().splitlines()[0]
+        """The first line of `about`."""
+        return self.about.splitlines()[0]
+
+    def command(self, name: str) -> str:
+        """How the recipe is run under the `name` that it has in RECIPES."""
+        return f"openjepa train {name} --data.path {self.data}" if self.data else f"openjepa {name}"

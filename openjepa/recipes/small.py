@@ -1,6 +1,7 @@
-"""Small budgets on own images: I-JEPA on one CPU and on one GPU, and what the rivals' matched recipes share with it."""
+"""Small budgets on own images: I-JEPA on one CPU and on one GPU. The matched recipes of other methods are made of these."""
 
 from dataclasses import replace
+from typing import Literal
 
 from openjepa.recipes.recipe import SMALL_PRESETS, Recipe
 from openjepa.settings.masks import MultiblockSettings
@@ -10,7 +11,11 @@ from openjepa.settings.run import MonitorSettings, OptimizationSettings, RunConf
 from openjepa.settings.sources import FolderSettings, ScenesSettings
 
 LOCAL_MASKS = MultiblockSettings(target_scale=(0.05, 0.1), context_ratio=0.4)
-"""Targets of half the paper's size, and more context: what learns best in some hundred thousand images on 8x8 patches."""
+"""Targets of half the paper's size, and more context: learns best in some hundred thousand images on 8x8 patches."""
+OFFICIAL = """`official`: the released code's initialization, masks and hyper-parameters at equal images
+seen."""
+PHOTOS = "~/photos"
+"""Own images, in examples."""
 
 
 def small(
@@ -48,83 +53,30 @@ def small(
     )
 
 
-def cpu_32(preset: str) -> RunConfig:
-    """Own images at 32 px on one CPU: 4 blocks of width 128, patch 4.
+def _on_cpu(patch_size: int, image_size: int) -> Recipe:
+    """A recipe for one CPU: 12,000 steps of a small encoder."""
 
-    `default`: our recipe. `official`: the released code's initialization, masks and hyper-parameters at equal images seen.
+    def build(preset: str) -> RunConfig:
+        return small(preset, size="nano", patch_size=patch_size, image_size=image_size, total_steps=12_000)
 
-    openjepa train cpu-32 --data.path ~/photos
-    """
-    return small(preset, size="nano", patch_size=4, image_size=32, total_steps=12_000)
-
-
-def cpu_64(preset: str) -> RunConfig:
-    """Own images at 64 px on one CPU: 4 blocks of width 128, patch 8.
-
-    `default`: our recipe. `official`: the released code's initialization, masks and hyper-parameters at equal images seen.
-
-    openjepa train cpu-64 --data.path ~/photos
-    """
-    return small(preset, size="nano", patch_size=8, image_size=64, total_steps=12_000)
+    about = f"Own images at {image_size} px on one CPU: 4 blocks of width 128, patch {patch_size}."
+    return Recipe(build, f"{about}\n\n`default`: our recipe. {OFFICIAL}", SMALL_PRESETS, PHOTOS)
 
 
-def cpu_96(preset: str) -> RunConfig:
-    """Own images at 96 px on one CPU: 4 blocks of width 128, patch 12.
+def _on_gpu(patch_size: int, image_size: int, cache: Literal["none", "device"] = "device") -> Recipe:
+    """A recipe for one GPU: ViT-S with the paper's masks, which its ablations found best for long runs."""
 
-    `default`: our recipe. `official`: the released code's initialization, masks and hyper-parameters at equal images seen.
+    def build(preset: str) -> RunConfig:
+        masks = MultiblockSettings()
+        config = small(preset, "small", patch_size, image_size, 30_000, batch_size=256, predictor_depth=6, masks=masks)
+        return replace(config, data=replace(config.data, cache=cache))
 
-    openjepa train cpu-96 --data.path ~/photos
-    """
-    return small(preset, size="nano", patch_size=12, image_size=96, total_steps=12_000)
-
-
-def _gpu(preset: str, patch_size: int, image_size: int) -> RunConfig:
-    """ViT-S with the paper's masks, which its ablations found best for long runs."""
-    masks = MultiblockSettings()
-    return small(preset, "small", patch_size, image_size, 30_000, batch_size=256, predictor_depth=6, masks=masks)
+    about = f"Own images at {image_size} px on one GPU: ViT-S, patch {patch_size}."
+    ours = "`default`: our recipe with the paper's masks, not measured yet."
+    return Recipe(build, f"{about}\n\n{ours} {OFFICIAL}", SMALL_PRESETS, PHOTOS)
 
 
-def gpu_96(preset: str) -> RunConfig:
-    """Own images at 96 px on one GPU: ViT-S, patch 8.
-
-    `default`: our recipe with the paper's masks, not measured yet. `official`: the released code's initialization, masks and
-    hyper-parameters at equal images seen.
-
-    openjepa train gpu-96 --data.path ~/photos
-    """
-    return _gpu(preset, patch_size=8, image_size=96)
-
-
-def gpu_128(preset: str) -> RunConfig:
-    """Own images at 128 px on one GPU: ViT-S, patch 8.
-
-    `default`: our recipe with the paper's masks, not measured yet. `official`: the released code's initialization, masks and
-    hyper-parameters at equal images seen.
-
-    openjepa train gpu-128 --data.path ~/photos
-    """
-    return _gpu(preset, patch_size=8, image_size=128)
-
-
-def gpu_224(preset: str) -> RunConfig:
-    """Own images at 224 px on one GPU: ViT-S, patch 16.
-
-    `default`: our recipe with the paper's masks, not measured yet. `official`: the released code's initialization, masks and
-    hyper-parameters at equal images seen.
-
-    openjepa train gpu-224 --data.path ~/photos
-    """
-    config = _gpu(preset, patch_size=16, image_size=224)
-    return replace(config, data=replace(config.data, cache="none"))
-
-
-def quickstart(preset: str) -> RunConfig:
-    """The packaged scenes (3,000 rendered images with 3 to 10 objects) at 64 px on two CPU cores; nothing is downloaded.
-
-    `default`: our recipe. `official`: the released code's initialization, masks and hyper-parameters at equal images seen.
-
-    openjepa quickstart
-    """
+def _quickstart(preset: str) -> RunConfig:
     # objects cover one to three patches: still smaller targets, and more of them, have something to be predicted from
     masks = MultiblockSettings(num_targets=8, target_scale=(0.03, 0.06), context_ratio=0.3)
     config = small(preset, size="nano", patch_size=8, image_size=64, total_steps=5_000, predictor_depth=2, masks=masks)
@@ -134,11 +86,17 @@ def quickstart(preset: str) -> RunConfig:
 
 
 RECIPES = {
-    "quickstart": Recipe(quickstart, SMALL_PRESETS),
-    "cpu-32": Recipe(cpu_32, SMALL_PRESETS),
-    "cpu-64": Recipe(cpu_64, SMALL_PRESETS),
-    "cpu-96": Recipe(cpu_96, SMALL_PRESETS),
-    "gpu-96": Recipe(gpu_96, SMALL_PRESETS),
-    "gpu-128": Recipe(gpu_128, SMALL_PRESETS),
-    "gpu-224": Recipe(gpu_224, SMALL_PRESETS),
+    "quickstart": Recipe(
+        _quickstart,
+        "The packaged scenes (3,000 rendered images with 3 to 10 objects) at 64 px on two CPU cores; nothing is downloaded.\n\n"
+        f"`default`: our recipe. {OFFICIAL}",
+        SMALL_PRESETS,
+        data="",
+    ),
+    "cpu-32": _on_cpu(patch_size=4, image_size=32),
+    "cpu-64": _on_cpu(patch_size=8, image_size=64),
+    "cpu-96": _on_cpu(patch_size=12, image_size=96),
+    "gpu-96": _on_gpu(patch_size=8, image_size=96),
+    "gpu-128": _on_gpu(patch_size=8, image_size=128),
+    "gpu-224": _on_gpu(patch_size=16, image_size=224, cache="none"),
 }

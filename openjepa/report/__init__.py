@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openjepa.system.packages import require_package
+from openjepa.refusals import require_package
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

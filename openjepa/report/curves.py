@@ -1,19 +1,20 @@
-"""Curves as inline SVG: axes, ticks, a readout under the pointer, and colors that follow the page's light or dark theme.
+"""The curves of a page: which numbers of the log are drawn, and each chart as inline SVG with a readout under the pointer.
 
-No script is needed: every chart carries a few dozen invisible bands, and style.css shows the marks of the one that is hovered
-or tapped. Colors are the CSS variables --c0 to --c7.
+Every chart carries a few dozen invisible bands; style.css shows the marks of the one that is hovered or tapped.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-WIDTH, HEIGHT = 400, 236
-TOP, RIGHT, BOTTOM = 26, 8, 24
-NUM_COLORS = 8
+from openjepa.report.numbers import format_number, nice_ticks, tick_labels
+from openjepa.report.reading import Run, text
+from openjepa.report.svg import BOTTOM, HEIGHT, NUM_COLORS, RIGHT, TOP, WIDTH, Scale, at, circle, path, rows, tick_below, words
+from openjepa.report.svg import chart as drawing
+
 MAX_POINTS = 240
 MAX_BANDS = 60
 
@@ -23,9 +24,9 @@ class Series:
     """One line of a chart."""
 
     label: str
-    """For the legend; without one the line has no place in legend and readout."""
+    """Name in legend and readout; a line without one stands in neither."""
     points: Sequence[tuple[float, float]]
-    """(x, y), finite; sorted by x where they are drawn."""
+    """Finite (x, y), in any order."""
     color: int = 0
     dashed: bool = False
 
@@ -42,7 +43,124 @@ class Chart:
     from_zero: bool = False
     """Whether the vertical axis starts at 0."""
     x_end: float = 1.0
-    """Where the horizontal axis ends at least, so that the charts of a page line up; it starts at 0."""
+    """Least end of the horizontal axis, which starts at 0, so that the charts of a page line up."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One number of metrics.jsonl and how it is shown."""
+
+    title: str
+    kind: str
+    name: str
+    note: str
+    from_zero: bool = False
+
+
+LEARNING = (
+    Quantity(
+        "Effective rank", "monitor", "rankme", "RankMe of the probe batch's features; a fall towards 1 is collapse.", True
+    ),
+    Quantity("LiDAR", "monitor", "lidar", "Effective rank of what tells images apart; a fall towards 1 is collapse.", True),
+    Quantity("Slope of the spectrum", "monitor", "alpha_req", "alpha-ReQ of the probe batch's features; near 1 is best."),
+    Quantity(
+        "Feature spread", "monitor", "feature_std", "Standard deviation over images, mean over dimensions; 0 is collapse.", True
+    ),
+    Quantity("Similarity of images", "monitor", "cosine", "Mean cosine between two images' features; 1 is collapse."),
+    Quantity(
+        "Entropy of the targets",
+        "train",
+        "target_entropy",
+        "Of the single assignments to outputs or prototypes, in nats; 0 is a sharp choice, the logarithm of their number none.",
+        True,
+    ),
+    Quantity("Online k-NN accuracy", "monitor", "knn", "Share of test images whose nearest neighbors vote rightly."),
+)
+MACHINERY = (
+    Quantity("Learning rate", "train", "lr", "Linear warm-up, then the schedule of the recipe.", True),
+    Quantity("Weight decay", "train", "weight_decay", "Of matrices; biases and norms are never decayed.", True),
+    Quantity("Target momentum", "train", "momentum", "How much of itself the target encoder keeps in a step."),
+    Quantity("Gradient norm", "train", "grad_norm", "Before clipping, if there is any.", True),
+    Quantity("Throughput", "train", "images_per_second", "Images per second, training only.", True),
+    Quantity("Context size", "train", "context_tokens", "Patches that the context encoder sees.", True),
+    Quantity("Visible patches", "train", "visible_tokens", "Patches of a masked view that are not masked, on average.", True),
+)
+LOSS_PARTS = (
+    Series("probe batch", (), 1),
+    Series("mean target", (), 7, dashed=True),
+    Series("mean of the position", (), 3, dashed=True),
+)
+TERM = "loss/"
+"""Start of the names that the terms of a loss have in the log."""
+_LOSS_NAMES = ("loss", "loss_mean_target", "loss_position_mean")
+
+
+def learning_charts(runs: Sequence[Run]) -> list[Chart]:
+    """Charts of the loss and of the signs of collapse."""
+    loss = [*_loss(runs[0]), *_terms(runs[0])] if len(runs) == 1 else _loss_of_several(runs)
+    return _aligned(runs, [*loss, *_charts(runs, LEARNING)])
+
+
+def machinery_charts(runs: Sequence[Run]) -> list[Chart]:
+    """Charts of schedules, gradient norm and throughput."""
+    return _aligned(runs, _charts(runs, MACHINERY))
+
+
+def _aligned(runs: Sequence[Run], charts: Sequence[Chart]) -> list[Chart]:
+    """The same charts with one horizontal axis for all."""
+    ends = [point[0] for run in runs for point in run.log.points("train", "loss", _x_axis(runs)[0])[-1:]]
+    return [replace(chart, x_end=max(ends, default=1.0)) for chart in charts]
+
+
+def _x_axis(runs: Sequence[Run]) -> tuple[str, str]:
+    # Runs with different batches are only comparable by the images they have seen.
+    return ("step", "step") if len(runs) == 1 else ("images", "images")
+
+
+def _charts(runs: Sequence[Run], quantities: Sequence[Quantity]) -> list[Chart]:
+    axis, label = _x_axis(runs)
+    charts = []
+    for quantity in quantities:
+        lines = [Series(run.name, run.log.points(quantity.kind, quantity.name, axis), index) for index, run in enumerate(runs)]
+        lines = [line for line in lines if line.points]
+        if lines:
+            charts.append(Chart(quantity.title, quantity.note, lines, label, quantity.from_zero))
+    return charts
+
+
+def _loss(run: Run) -> list[Chart]:
+    lines = [Series("training", run.log.points("train", "loss"), 0)]
+    lines += [
+        Series(part.label, run.log.points("monitor", name), part.color, part.dashed)
+        for part, name in zip(LOSS_PARTS, _LOSS_NAMES, strict=True)
+    ]
+    lines = [line for line in lines if line.points]
+    note = "The targets change while the encoder learns, so the loss may rise."
+    if any(line.dashed for line in lines):
+        note = f"Dashed: two predictors that see no image. {note}"
+    return [Chart("Loss", note, lines, from_zero=True)] if lines else []
+
+
+def _terms(run: Run) -> list[Chart]:
+    """A chart of the terms of the loss, if it has several."""
+    names = [name for name in run.log.series.get("train", {}) if name.startswith(TERM)][:NUM_COLORS]
+    lines = [
+        Series(text(name.removeprefix(TERM), 20), run.log.points("train", name), color) for color, name in enumerate(names)
+    ]
+    return [Chart("Terms of the loss", "What the loss adds up, some with a weight.", lines)] if len(lines) > 1 else []
+
+
+def _loss_of_several(runs: Sequence[Run]) -> list[Chart]:
+    lines = [Series(run.name, run.log.points("train", "loss", "images"), index) for index, run in enumerate(runs)]
+    lines += [
+        Series("", run.log.points("monitor", "loss_position_mean", "images"), index, dashed=True)
+        for index, run in enumerate(runs)
+    ]
+    lines = [line for line in lines if line.points]
+    note = "Losses of runs with different targets do not compare."
+    if any(line.dashed for line in lines):
+        note = f"Dashed: the loss of predicting each position's mean. {note}"
+    return [Chart("Loss", note, lines, "images", from_zero=True)] if lines else []
 
 
 @dataclass(frozen=True)
@@ -56,7 +174,7 @@ class Bucket:
 
 
 def downsample(points: Sequence[tuple[float, float]], limit: int = MAX_POINTS) -> list[Bucket]:
-    """At most `limit` buckets of neighboring points. Sorts by x; where an x occurs twice the later point counts."""
+    """At most `limit` buckets of neighboring points. Sorts by x. If an x occurs twice, the later point counts."""
     ordered = sorted(dict(points).items())
     size = max(1, math.ceil(len(ordered) / limit))
     buckets = []
@@ -66,62 +184,22 @@ def downsample(points: Sequence[tuple[float, float]], limit: int = MAX_POINTS) -
     return buckets
 
 
-def nice_ticks(low: float, high: float, target: int = 4) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten that lie in [low, high], about `target` of them."""
-    rough = (high - low) / max(1, target)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1.0, 2.0, 5.0, 10.0) if factor * power >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
-    return [index * step for index in range(first, last + 1)]
-
-
-def format_number(value: float, spacing: float | None = None) -> str:
-    """`value` with the digits that tell neighbors `spacing` apart; without one, about three significant digits."""
-    size = abs(value)
-    if size < 1e-12:
-        return "0"
-    for factor, suffix in ((1e9, "B"), (1e6, "M"), (1e4, "k")):
-        if size >= factor:
-            unit = 1e3 if suffix == "k" else factor
-            return _trim(value / unit, None if spacing is None else spacing / unit) + suffix
-    return _scientific(value) if size < 1e-3 else _trim(value, spacing)
-
-
-def _scientific(value: float) -> str:
-    if abs(value) < 1e-12:
-        return "0"
-    mantissa, exponent = f"{value:.2e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-
-
-def _trim(value: float, spacing: float | None) -> str:
-    if spacing is None:
-        decimals = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
-        text = f"{value:,.{decimals}f}"
-        return text.rstrip("0").rstrip(".") if "." in text else text
-    decimals = max(0, -math.floor(math.log10(spacing) + 1e-9))
-    return f"{value:,.{decimals}f}"
-
-
 @dataclass(frozen=True)
 class _Axes:
-    """Limits and ticks in data units, and the way to the drawing's units."""
+    """Both axes and their ticks."""
 
-    x_high: float
-    y_low: float
-    y_high: float
-    left: float
+    x: Scale
+    y: Scale
     x_ticks: Sequence[float]
     y_ticks: Sequence[float]
 
-    def x(self, value: float) -> float:
-        return self.left + value / self.x_high * (WIDTH - RIGHT - self.left)
+    @property
+    def left(self) -> float:
+        return self.x.start
 
-    def y(self, value: float) -> float:
-        # Outliers beyond the limits stop just outside the frame, where the clip path hides them.
-        place = HEIGHT - BOTTOM - (value - self.y_low) / (self.y_high - self.y_low) * (HEIGHT - BOTTOM - TOP)
-        return min(HEIGHT * 2.0, max(-HEIGHT * 1.0, place))
+    def place(self, value: float) -> float:
+        """The height of a value. Outliers stop just outside the frame, and the clip path hides them."""
+        return min(HEIGHT * 2.0, max(-HEIGHT * 1.0, self.y(value)))
 
 
 def _limits(values: Sequence[float], from_zero: bool) -> tuple[float, float]:
@@ -137,59 +215,41 @@ def _limits(values: Sequence[float], from_zero: bool) -> tuple[float, float]:
     return low if from_zero and low == 0 else low - room, high + room
 
 
-def _labels(ticks: Sequence[float]) -> list[str]:
-    spacing = ticks[1] - ticks[0] if len(ticks) > 1 else None
-    if 0 < max(abs(tick) for tick in ticks) < 0.01:
-        return [_scientific(tick) for tick in ticks]
-    return [format_number(tick, spacing) for tick in ticks]
-
-
 def _axes(lines: Sequence[Sequence[Bucket]], from_zero: bool, x_end: float) -> _Axes:
     x_high = max(x_end, *(line[-1].x for line in lines), 1e-9)
     y_low, y_high = _limits([bucket.y for line in lines for bucket in line], from_zero)
     y_ticks = nice_ticks(y_low, y_high, 5)
-    left = 14 + 6.6 * max(len(label) for label in _labels(y_ticks))
-    return _Axes(x_high, y_low, y_high, left, nice_ticks(0.0, x_high), y_ticks)
+    left = 14 + 6.6 * max(len(label) for label in tick_labels(y_ticks))
+    x, y = Scale(0.0, x_high, left, WIDTH - RIGHT), Scale(y_low, y_high, HEIGHT - BOTTOM, TOP)
+    return _Axes(x, y, nice_ticks(0.0, x_high), y_ticks)
 
 
 def _grid(axes: _Axes) -> list[Markup]:
-    parts = []
-    for tick, label in zip(axes.y_ticks, _labels(axes.y_ticks), strict=True):
-        y = axes.y(tick)
-        parts.append(Markup('<path class="grid" d="M{:.1f} {:.1f}H{}"/>').format(axes.left, y, WIDTH - RIGHT))
-        parts.append(
-            Markup('<text class="tick" x="{:.1f}" y="{:.1f}" text-anchor="end">{}</text>').format(axes.left - 6, y + 4, label)
-        )
-    for tick, label in zip(axes.x_ticks, _labels(axes.x_ticks), strict=True):
-        x = min(axes.x(tick), WIDTH - RIGHT - 3.2 * len(label))
-        parts.append(Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(x, HEIGHT - 6, label))
-    return parts
+    across = rows(axes.y, axes.y_ticks, tick_labels(axes.y_ticks), axes.left)
+    below = zip(axes.x_ticks, tick_labels(axes.x_ticks), strict=True)
+    return [*across, *(tick_below(axes.x(tick), HEIGHT - 6, label, 0, WIDTH - RIGHT) for tick, label in below)]
 
 
 def _line(series: Series, line: Sequence[Bucket], axes: _Axes, with_range: bool) -> Markup:
     color = series.color % NUM_COLORS
     drawn = Markup("")
     if with_range and any(bucket.high > bucket.low for bucket in line):
-        above = [f"{axes.x(b.x):.1f} {axes.y(b.high):.1f}" for b in line]
-        below = [f"{axes.x(b.x):.1f} {axes.y(b.low):.1f}" for b in reversed(line)]
-        drawn += Markup('<path class="range c{}" d="M{}Z"/>').format(color, "L".join(above + below))
-    path = "L".join(f"{axes.x(bucket.x):.1f} {axes.y(bucket.y):.1f}" for bucket in line)
-    dashed = " dashed" if series.dashed else ""
+        above = [f"{at(axes.x(b.x))} {at(axes.place(b.high))}" for b in line]
+        below = [f"{at(axes.x(b.x))} {at(axes.place(b.low))}" for b in reversed(line)]
+        drawn += path(f"range c{color}", f"M{'L'.join(above + below)}Z")
     if len(line) == 1:
-        return drawn + Markup('<circle class="dot c{}" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(
-            color, axes.x(line[0].x), axes.y(line[0].y)
-        )
-    return drawn + Markup('<path class="line c{}{}" d="M{}"/>').format(color, dashed, path)
+        return drawn + circle(f"dot c{color}", axes.x(line[0].x), axes.place(line[0].y), 3)
+    through = "L".join(f"{at(axes.x(bucket.x))} {at(axes.place(bucket.y))}" for bucket in line)
+    return drawn + path(f"line c{color}{' dashed' if series.dashed else ''}", f"M{through}")
 
 
-def _readout(x_label: str, x: float, values: Sequence[tuple[int, float]], axes: _Axes, css: str) -> Markup:
+def _readout(x_label: str, x: float, values: Sequence[tuple[int, float]], axes: _Axes, kind: str) -> Markup:
     spans = [
         Markup('<tspan class="value c{}" dx="9">{}</tspan>').format(color % NUM_COLORS, _precise(value, axes))
         for color, value in values
     ]
-    return Markup('<text class="readout {}" x="{}" y="15" text-anchor="end">{} {}{}</text>').format(
-        css, WIDTH - RIGHT, x_label, f"{x:,.0f}" if x < 1e6 else format_number(x), Markup("").join(spans)
-    )
+    where = Markup("{} {}{}").format(x_label, f"{x:,.0f}" if x < 1e6 else format_number(x), Markup("").join(spans))
+    return words(f"readout {kind}", WIDTH - RIGHT, 15, where, "end")
 
 
 def _precise(value: float, axes: _Axes) -> str:
@@ -217,20 +277,15 @@ def _bands(chart: Chart, lines: Sequence[Sequence[Bucket]], axes: _Axes) -> list
             for series, line in zip(chart.series, lines, strict=True)
             if series.label and line[0].x <= bucket.x * 1.001 + 1 and line[-1].x >= bucket.x * 0.95 - 1
         ]
-        dots = [
-            Markup('<circle class="dot c{}" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(
-                color % NUM_COLORS, axes.x(near.x), axes.y(near.y)
-            )
-            for color, near in shown
-        ]
+        dots = [circle(f"dot c{color % NUM_COLORS}", axes.x(near.x), axes.place(near.y), 3) for color, near in shown]
         width = max(0.5, edges[index + 1] - edges[index])
         parts.append(
             Markup(
-                '<g class="hit"><rect x="{:.1f}" y="0" width="{:.1f}" height="{}"/><g class="mark">'
-                '<rect class="cover" x="0" y="0" width="{}" height="{}"/>'
-                '<path class="guide" d="M{:.1f} {}V{}"/>{}{}</g></g>'
+                '<g class="hit"><rect x="{}" y="0" width="{}" height="{}"/><g class="mark">'
+                '<rect class="cover" x="0" y="0" width="{}" height="{}"/>{}{}{}</g></g>'
             ).format(
-                *(edges[index], width, HEIGHT, WIDTH, TOP - 5, place, TOP, HEIGHT - BOTTOM),
+                *(f"{edges[index]:.1f}", at(width), HEIGHT, WIDTH, TOP - 5),
+                path("guide", f"M{at(place)} {TOP}V{HEIGHT - BOTTOM}"),
                 *(Markup("").join(dots), _readout(chart.x_label, bucket.x, [(c, near.y) for c, near in shown], axes, "at")),
             )
         )
@@ -238,30 +293,23 @@ def _bands(chart: Chart, lines: Sequence[Sequence[Bucket]], axes: _Axes) -> list
 
 
 def draw(chart: Chart, identity: str) -> Markup:
-    """The chart as an <svg> element; `identity` is a plain word that is unique on the page. Empty series are an error."""
+    """The chart as an <svg> element; `identity` is a plain word that is unique on the page. No series may be empty."""
     lines = [downsample(series.points) for series in chart.series]
     axes = _axes(lines, chart.from_zero, chart.x_end)
-    last = [(series.color, line[-1].y) for series, line in zip(chart.series, lines, strict=True) if series.label]
+    named = [(series, line) for series, line in zip(chart.series, lines, strict=True) if series.label]
     summary = "; ".join(
-        f"{series.label} from {format_number(line[0].y)} to {format_number(line[-1].y)}"
-        for series, line in zip(chart.series, lines, strict=True)
-        if series.label
+        f"{series.label} from {format_number(line[0].y)} to {format_number(line[-1].y)}" for series, line in named
     )
     with_range = len(lines) == 1 or not any(series.color == 0 for series in chart.series[1:])
     drawn = [
         _line(series, line, axes, with_range and index == 0)
         for index, (series, line) in enumerate(zip(chart.series, lines, strict=True))
     ]
-    frame = Markup('<clipPath id="{}"><rect x="{:.1f}" y="{}" width="{:.1f}" height="{}"/></clipPath>').format(
-        identity, axes.left - 3, TOP - 3, WIDTH - RIGHT - axes.left + 6, HEIGHT - BOTTOM - TOP + 6
+    frame = Markup('<clipPath id="{}"><rect x="{}" y="{}" width="{}" height="{}"/></clipPath>').format(
+        identity, at(axes.left - 3), TOP - 3, at(WIDTH - RIGHT - axes.left + 6), HEIGHT - BOTTOM - TOP + 6
     )
-    return Markup(
-        '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}{}<g clip-path="url(#{})">{}</g>{}{}</svg>'
-    ).format(
-        *(WIDTH, HEIGHT, escape(f"{chart.title} by {chart.x_label}: {summary}")),
-        *(frame, Markup("").join(_grid(axes)), identity, Markup("").join(reversed(drawn))),
-        *(
-            _readout(chart.x_label, max(line[-1].x for line in lines), last, axes, "now"),
-            Markup("").join(_bands(chart, lines, axes)),
-        ),
-    )
+    clipped = Markup('<g clip-path="url(#{})">{}</g>').format(identity, Markup("").join(reversed(drawn)))
+    last = [(series.color, line[-1].y) for series, line in named]
+    now = _readout(chart.x_label, max(line[-1].x for line in lines), last, axes, "now")
+    label = f"{chart.title} by {chart.x_label}: {summary}"
+    return drawing("", HEIGHT, label, [frame, *_grid(axes), clipped, now, *_bands(chart, lines, axes)])

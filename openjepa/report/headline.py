@@ -1,31 +1,25 @@
-"""The result that heads the page.
+"""What the page says of results beside their table: the number that heads it, and notes on what the numbers do not say.
 
-What the results do not say by their numbers: the encoder has been trained further, or a task could not be probed.
-
-What the features of the test images say without labels (RankMe, LiDAR, alpha-ReQ), by task, run and subject.
+The notes: the encoder has been trained further since, a task could not be probed, and what the features of the test images say
+without labels (RankMe, LiDAR, alpha-ReQ).
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from openjepa.report.curves import format_number
+from openjepa.records import SUBJECT_NAMES, Result
 from openjepa.report.facts import command
+from openjepa.report.numbers import format_number, percent
 from openjepa.report.probes import (
     HEAD_ORDER,
     MAIN_PROBE,
-    SUBJECT_WORDS,
     SUITE_ORDER,
     Row,
     full_title,
     measured,
-    percent,
     place_of,
-    title_of,
-    variant_of,
 )
-from openjepa.report.reading import RunFolder, text
-from openjepa.system.json_files import number
+from openjepa.report.reading import Run, text
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,7 @@ class Headline:
     """In percent."""
     selection: str
     what: str
-    """As in its row, and over how many seeds."""
+    """What its row says of the data, and the number of seeds."""
     others: str
     """The run's own numbers on other tasks by the same probe, in words."""
 
@@ -58,15 +52,15 @@ class Headline:
 def headline(rows: Sequence[Row], run: int = 0) -> Headline | None:
     """The linear probe of the run's own evaluation on its first task, in a fixed order whatever the numbers are.
 
-    Rows of suites and variants head only where a run has no evaluation of its own. Of several runs all show the first one's
-    task, so that the heads compare.
+    Rows of suites and variants head only if a run has no evaluation of its own. Several runs all show the task of the first,
+    so that the heads compare.
     """
     row = _heading(rows, run, None if run == 0 else _heading(rows, 0, None))
     if row is None:
         return None
     bars = [
         Bar(
-            SUBJECT_WORDS[name],
+            SUBJECT_NAMES[name],
             percent(score.value),
             f"± {score.shown_error}" if score.shown_error else "",
             max(0.0, min(100.0, 100 * score.value)),
@@ -81,7 +75,7 @@ def headline(rows: Sequence[Row], run: int = 0) -> Headline | None:
 
 
 def _others(rows: Sequence[Row], heading: Row) -> str:
-    """`Clevr/Count 53.2 ± 0.8`: what else the run's own evaluation has by the same probe and selection."""
+    """What else the run's own evaluation has by the same probe and selection, e.g. `Clevr/Count 53.2 ± 0.8`."""
     alike = [
         row
         for row in rows
@@ -128,44 +122,40 @@ class Stale:
     step: int
     now: int
     again: str
-    """What evaluates anew: a command line."""
+    """The command line that evaluates anew."""
     other_options: bool
     """Whether some of them were made with options that the command must repeat."""
 
 
-def stale(runs: Sequence[RunFolder]) -> list[Stale]:
-    """Results whose step is not the run's, those of one run and step together."""
+def stale(runs: Sequence[Run]) -> list[Stale]:
+    """Results that are not of the run's latest step. Those of one run and step stand together."""
     found = []
     for index, run in enumerate(runs):
-        now = number(run.summary.get("step"))
-        done = [(result, number(result.get("step"))) for result in run.evaluations if not result.get("skipped")]
-        for step in sorted({step for _, step in done if step is not None and now is not None and step != now}):
-            old = [result for result, known in done if known == step]
+        now = run.summary.step
+        done = [result for result in run.evaluations if not result.skipped]
+        steps = {result.step for result in done if result.step is not None and now is not None and result.step != now}
+        for step in sorted(steps):
+            old = [result for result in done if result.step == step]
             tasks = ", ".join(dict.fromkeys(full_title(result) for result in old))
-            found.append(
-                Stale(
-                    index, tasks, int(step), int(now or 0), command(run, "evaluate"), any(variant_of(result) for result in old)
-                )
-            )
+            found.append(Stale(index, tasks, step, now or 0, command(run, "evaluate"), any(result.variant for result in old)))
     return found
 
 
-def skipped_tasks(runs: Sequence[RunFolder]) -> list[tuple[int, str, str]]:
-    """(run, task, reason) of what could not be probed: each task once, and none whose title or row of a suite has numbers."""
+def skipped_tasks(runs: Sequence[Run]) -> list[tuple[int, str, str]]:
+    """What could not be probed, as (run, task, reason). A task stands once, and not if its title or row has numbers."""
     found: dict[tuple[int, str], tuple[int, str, str]] = {}
     for index, run in enumerate(runs):
         done = {name for result in run.evaluations if measured(result) for name in _names(result)}
         for result in run.evaluations:
-            if result.get("skipped") and not done.intersection(_names(result)):
-                title = title_of(result)
-                found.setdefault((index, title), (index, title, text(result["skipped"], 200)))
+            if result.skipped and not done.intersection(_names(result)):
+                title = text(result.title, 80)
+                found.setdefault((index, title), (index, title, text(result.skipped, 200)))
     return list(found.values())
 
 
-def _names(result: Mapping[str, Any]) -> set[tuple[str, str]]:
-    """What a reader knows a result by."""
-    row = text(result.get("row") or "", 80)
-    return {("title", title_of(result)), *((("row", row),) if row else ())}
+def _names(result: Result) -> set[tuple[str, str]]:
+    """The names by which a reader knows a result."""
+    return {("title", result.title), *((("row", result.row),) if result.row else ())}
 
 
 MEANING = (
@@ -183,26 +173,22 @@ class Quality:
     task: str
     subject: str
     shown: Mapping[str, str]
-    """By the measure's name; empty where it is not known."""
+    """By name of the measure; empty if it is not known."""
 
 
-def qualities(runs: Sequence[RunFolder]) -> list[Quality]:
+def qualities(runs: Sequence[Run]) -> list[Quality]:
     """One row per task, run and subject that has measures."""
     rows = [
-        (index, full_title(result), SUBJECT_WORDS.get(str(subject), text(subject, 40)), numbers)
+        (index, full_title(result), SUBJECT_NAMES.get(subject, text(subject, 40)), numbers)
         for index, run in enumerate(runs)
         for result in run.evaluations
-        if isinstance(measures := result.get("measures"), Mapping)
-        for subject, numbers in measures.items()
-        if isinstance(numbers, Mapping) and numbers
+        for subject, numbers in result.measures.items()
+        if numbers
     ]
     names = list(dict.fromkeys(name for *_, numbers in rows for name in numbers))[:MAX_MEASURES]
     return [
-        Quality(index, task, subject, {text(name, 40): _shown(numbers.get(name)) for name in names})
+        Quality(
+            index, task, subject, {text(name, 40): format_number(numbers[name]) if name in numbers else "" for name in names}
+        )
         for index, task, subject, numbers in rows
     ]
-
-
-def _shown(value: object) -> str:
-    finite = number(value)
-    return "" if finite is None else format_number(finite)

@@ -1,11 +1,4 @@
-"""Assembles the report: one HTML file without scripts and without requests.
-
-What the method of a run is, as `openjepa train` wrote it into summary.json: family, x, y, z, energy.
-
-Fills the templates of `templates/`.
-
-Pictures of a run folder as data URIs, made smaller until they fit the page.
-"""
+"""Assembles the report: one HTML file without scripts and without requests, pictures included as data URIs."""
 
 import base64
 import io
@@ -19,51 +12,29 @@ from typing import Any
 from PIL import Image
 
 from openjepa import __version__
+from openjepa.records import SUBJECT_NAMES
 from openjepa.refusals import Refusal
-from openjepa.report import beside, charts, facts, headline, landscape, probes
+from openjepa.report import beside, curves, facts, headline, landscape, probes
 from openjepa.report.beside import draw_strip
-from openjepa.report.curves import NUM_COLORS, Chart, draw
-from openjepa.report.facts import Fact
-from openjepa.report.reading import Figure, RunFolder, distinct, lookup, read_run, text
+from openjepa.report.curves import Chart, draw
+from openjepa.report.numbers import percent
+from openjepa.report.reading import Figure, Run, distinct, read_run
+from openjepa.report.svg import NUM_COLORS
 from openjepa.system import shell
-from openjepa.system.whole_files import whole_file
-
-LABELS = {
-    "title": "Method",
-    "family": "Family",
-    "x": "Given (x)",
-    "y": "To be compatible (y)",
-    "z": "What the predictor is told (z)",
-    "energy": "Energy",
-    "against_collapse": "Against collapse",
-}
-
-
-def learned_from(runs: Sequence[RunFolder]) -> list[Fact]:
-    """One row for each part of a method that at least one run has; empty for runs that do not say (older ones)."""
-    rows = [
-        Fact(label, [text(lookup(run.summary, "about", name, default=""), 300) for run in runs])
-        for name, label in LABELS.items()
-    ]
-    return [row for row in rows if any(row.values)]
-
+from openjepa.system.shared_files import whole_file
 
 FOLDER = Path(__file__).parent / "templates"
+MAX_BYTES = 10_000_000
+PICTURE_BYTES = 7_500_000
+MAX_RUNS = 12
+STATUS_SENTENCES = {
+    "running": "This run is still running.",
+    "interrupted": "This run is interrupted: the same command continues it.",
+    facts.UNFINISHED: "This run is unfinished, and no process trains it: the same command continues it.",
+}
 
-
-def fill(template: str, values: Mapping[str, Any]) -> str:
-    """A template with these values, every one of them escaped. The style sheet stands in the page as `style`."""
-    from jinja2 import DictLoader, Environment, StrictUndefined
-
-    sources = {path.name: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.html"))}
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=DictLoader(sources)
-    )
-    environment.filters["percent"] = probes.percent
-    style = (FOLDER / "style.css").read_text(encoding="utf-8")
-    return environment.get_template(template).render({**values, "style": style})
-
-
+MAX_COMMAND = 5000
+"""Characters of a recorded command that are shown."""
 KEEP_BYTES = 250_000
 """A file up to this size is embedded as it is."""
 MAX_WIDTH = 2200
@@ -80,6 +51,150 @@ class Picture:
     uri: str
     width: int
     height: int
+
+
+@dataclass(frozen=True)
+class RunView:
+    """One run as the template shows it."""
+
+    name: str
+    color: int
+    status: str
+    error: str
+    """What ended a failed run; else empty."""
+    command: str
+    verdict: facts.Verdict
+    pictures: list[Picture]
+    failed_pictures: list[str]
+    folder: Run
+    settings: list[tuple[str, list[tuple[str, str]]]]
+    missing: list[tuple[str, str, str]]
+    """Missing parts, each as (what is missing, it or them, the command that makes it)."""
+
+
+def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
+    """Writes one HTML page on one run, or on several side by side, and returns its path.
+
+    `output` defaults to `report.html` in the run's folder, for several runs in the folder that holds the first. Unfinished runs
+    and runs without evaluations or pictures give a page too, which names the commands for what is missing. At most 10 MB.
+    """
+    if not runs:
+        raise Refusal("runs is empty: name at least one run folder, e.g. `openjepa report runs/<name>`")
+    if len(runs) > MAX_RUNS:
+        raise Refusal(f"runs has {len(runs)} folders: at most {MAX_RUNS} fit on one page")
+    folders = distinct([read_run(Path(path)) for path in runs])
+    if output is None:
+        output = Path(runs[0]) / "report.html" if len(runs) == 1 else Path(runs[0]).parent / "report.html"
+    page = render(folders).encode("utf-8", errors="backslashreplace")
+    if len(page) > MAX_BYTES:
+        raise Refusal(f"the page would have {len(page):,} bytes, more than {MAX_BYTES:,}: report on fewer runs at once")
+    with whole_file(output) as file:
+        file.write_bytes(page)
+    return output
+
+
+def render(folders: Sequence[Run]) -> str:
+    """The page as text."""
+    views = [_view(folder, index, PICTURE_BYTES // len(folders)) for index, folder in enumerate(folders)]
+    several = len(folders) > 1
+    values = {
+        "title": views[0].name if not several else f"{len(views)} runs compared",
+        "runs": views,
+        "several": several,
+        "facts": [] if all(folder.is_encoder for folder in folders) else facts.facts(folders),
+        "learned_from": facts.learned_from(folders),
+        "landscapes": landscape.landscapes(folders),
+        "differences": facts.differences(folders) if several else [],
+        "learning": _drawn(curves.learning_charts(folders), "learning"),
+        "machinery": _drawn(curves.machinery_charts(folders), "machinery"),
+        "small_print": [view for view in views if not view.folder.is_encoder],
+        "lede": facts.lede(folders[0]),
+        "status_sentences": STATUS_SENTENCES,
+        "version": __version__,
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+    return fill("page.html", values | _results(folders) | _beside(folders))
+
+
+def _results(folders: Sequence[Run]) -> dict[str, Any]:
+    """Values of the template on the probes."""
+    rows = probes.table(folders)
+    shown, folded = probes.unfolded(rows)
+    names = dict.fromkeys(row.probe for row in rows)
+    measures = {row.measure for row in rows}
+    return {
+        "rows": shown,
+        "folded": folded,
+        "quantity": probes.quantity(measures),
+        "headline": None if len(folders) > 1 else headline.headline(rows),
+        "headlines": [headline.headline(rows, index) for index in range(len(folders))],
+        "heads": probes.heads(folders),
+        "stale": headline.stale(folders),
+        "skipped_tasks": headline.skipped_tasks(folders),
+        "has_seeds": any(score.seeds > 1 for row in rows for score in row.scores.values()),
+        "has_finetuned": "fine-tuned" in names,
+        "probe_words": {name: probes.PROBE_WORDS[name] for name in names if name in probes.PROBE_WORDS},
+        "subjects": [name for name in SUBJECT_NAMES if any(name in row.scores for row in rows)],
+        "subject_words": SUBJECT_NAMES,
+        "selections": {row.selection: probes.SELECTION_WORDS.get(row.selection, "") for row in rows if row.selection},
+    }
+
+
+def _beside(folders: Sequence[Run]) -> dict[str, Any]:
+    """Values of the template on published numbers, and on quality without labels."""
+    found, compared = headline.qualities(folders), beside.comparisons(folders)
+    return {
+        "comparisons": [(item, draw_strip(item)) for item in compared],
+        "num_folded": sum(number.is_folded for item in compared for number in item.ours),
+        "qualities": found,
+        "measure_names": list(found[0].shown) if found else [],
+        "measure_meaning": headline.MEANING,
+    }
+
+
+def _view(folder: Run, index: int, budget: int) -> RunView:
+    shown, failed = embed(folder.figures, budget)
+    missing: list[tuple[str, str, str]] = []
+    if folder.is_encoder:
+        shown, failed = [], []
+    elif not folder.log.series:
+        missing.append(
+            ("No training log yet", "it", shell.command("openjepa", "train", "--config", folder.path / "config.yaml"))
+        )
+    if not probes.table([folder]) and not headline.skipped_tasks([folder]):
+        missing.append(("No probes yet", "them", facts.command(folder, "evaluate")))
+    if not shown and not failed and not folder.is_encoder:
+        missing.append(("No pictures yet", "them", facts.command(folder, "visualize")))
+    return RunView(
+        name=folder.name,
+        color=index % NUM_COLORS,
+        status=facts.status(folder),
+        error=facts.error(folder),
+        command=folder.environment.command[:MAX_COMMAND],
+        verdict=facts.collapse(folder),
+        pictures=shown,
+        failed_pictures=failed,
+        folder=folder,
+        settings=facts.settings_groups(folder),
+        missing=missing,
+    )
+
+
+def _drawn(listed: Sequence[Chart], prefix: str) -> list[tuple[Chart, Any]]:
+    return [(chart, draw(chart, f"{prefix}{index}")) for index, chart in enumerate(listed)]
+
+
+def fill(template: str, values: Mapping[str, Any]) -> str:
+    """The template filled with `values`, each of them escaped, and with the style sheet as `style`."""
+    from jinja2 import DictLoader, Environment, StrictUndefined
+
+    sources = {path.name: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.html"))}
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=DictLoader(sources)
+    )
+    environment.filters["percent"] = percent
+    style = (FOLDER / "style.css").read_text(encoding="utf-8")
+    return environment.get_template(template).render({**values, "style": style})
 
 
 def embed(figures: Sequence[Figure], budget: int) -> tuple[list[Picture], list[str]]:
@@ -130,144 +245,3 @@ def _recompress(image: Image.Image, limit: int) -> tuple[str, int, int] | None:
 
 def _uri(kind: str, data: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-MAX_BYTES = 10_000_000
-PICTURE_BYTES = 7_500_000
-MAX_RUNS = 12
-STATUS_SENTENCES = {
-    "running": "This run is still running.",
-    "interrupted": "This run is interrupted: the same command continues it.",
-    facts.UNFINISHED: "This run is unfinished, and no process trains it: the same command continues it.",
-}
-
-MAX_COMMAND = 5000
-"""Characters of a recorded command that are shown."""
-
-
-@dataclass(frozen=True)
-class RunView:
-    """One run as the template shows it."""
-
-    name: str
-    color: int
-    status: str
-    error: str
-    """What ended a failed run, else empty."""
-    command: str
-    verdict: facts.Verdict
-    pictures: list[Picture]
-    failed_pictures: list[str]
-    folder: RunFolder
-    settings: list[tuple[str, list[tuple[str, str]]]]
-    missing: list[tuple[str, str]]
-    """(what is missing, the command that makes it)"""
-
-
-def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
-    """Writes one HTML page on one run, or on several side by side, and returns its path.
-
-    `output` defaults to `report.html` in the run's folder, for several runs in the folder that holds the first. Unfinished runs
-    and runs without evaluations or pictures give a page too, which names the commands for what is missing. At most 10 MB.
-    """
-    if not runs:
-        raise Refusal("runs is empty: name at least one run folder, e.g. `openjepa report runs/<name>`")
-    if len(runs) > MAX_RUNS:
-        raise Refusal(f"runs has {len(runs)} folders: at most {MAX_RUNS} fit on one page")
-    folders = distinct([read_run(Path(path)) for path in runs])
-    if output is None:
-        output = Path(runs[0]) / "report.html" if len(runs) == 1 else Path(runs[0]).parent / "report.html"
-    page = render(folders).encode("utf-8", errors="backslashreplace")
-    if len(page) > MAX_BYTES:
-        raise Refusal(f"the page would have {len(page):,} bytes, more than {MAX_BYTES:,}: report on fewer runs at once")
-    with whole_file(output) as file:
-        file.write_bytes(page)
-    return output
-
-
-def render(folders: Sequence[RunFolder]) -> str:
-    """The page as text."""
-    views = [_view(folder, index, PICTURE_BYTES // len(folders)) for index, folder in enumerate(folders)]
-    several = len(folders) > 1
-    values = {
-        "title": views[0].name if not several else f"{len(views)} runs compared",
-        "runs": views,
-        "several": several,
-        "facts": [] if all(folder.is_encoder for folder in folders) else facts.facts(folders),
-        "learned_from": learned_from(folders),
-        "landscapes": landscape.landscapes(folders),
-        "differences": facts.differences(folders) if several else [],
-        "learning": _drawn(charts.learning_charts(folders), "learning"),
-        "machinery": _drawn(charts.machinery_charts(folders), "machinery"),
-        "small_print": [view for view in views if not view.folder.is_encoder],
-        "lede": facts.lede(folders[0]),
-        "status_sentences": STATUS_SENTENCES,
-        "version": __version__,
-        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    }
-    return fill("page.html", values | _results(folders) | _beside(folders))
-
-
-def _results(folders: Sequence[RunFolder]) -> dict[str, Any]:
-    """What the page says of the probes."""
-    rows = probes.table(folders)
-    shown, folded = probes.unfolded(rows)
-    names = dict.fromkeys(row.probe for row in rows)
-    return {
-        "rows": shown,
-        "folded": folded,
-        "quantity": probes.quantity(names),
-        "headline": None if len(folders) > 1 else headline.headline(rows),
-        "headlines": [headline.headline(rows, index) for index in range(len(folders))],
-        "heads": probes.heads(folders),
-        "stale": headline.stale(folders),
-        "skipped_tasks": headline.skipped_tasks(folders),
-        "has_seeds": any(score.seeds > 1 for row in rows for score in row.scores.values()),
-        "has_finetuned": "fine-tuned" in names,
-        "probe_words": {name: probes.PROBE_WORDS[name] for name in names if name in probes.PROBE_WORDS},
-        "subjects": [name for name in probes.SUBJECTS if any(name in row.scores for row in rows)],
-        "subject_words": probes.SUBJECT_WORDS,
-        "selections": {row.selection: probes.SELECTION_WORDS.get(row.selection, "") for row in rows if row.selection},
-    }
-
-
-def _beside(folders: Sequence[RunFolder]) -> dict[str, Any]:
-    """What the page says beside the probes: published numbers, and quality without labels."""
-    found, compared = headline.qualities(folders), beside.comparisons(folders)
-    return {
-        "comparisons": [(item, draw_strip(item)) for item in compared],
-        "num_folded": sum(number.is_folded for item in compared for number in item.ours),
-        "qualities": found,
-        "measure_names": list(found[0].shown) if found else [],
-        "measure_meaning": headline.MEANING,
-    }
-
-
-def _view(folder: RunFolder, index: int, budget: int) -> RunView:
-    shown, failed = embed(folder.figures, budget)
-    missing: list[tuple[str, str]] = []
-    if folder.is_encoder:
-        shown, failed = [], []
-    elif not folder.log.series:
-        missing.append(("No training log yet", shell.command("openjepa", "train", "--config", folder.path / "config.yaml")))
-    if not probes.table([folder]) and not headline.skipped_tasks([folder]):
-        missing.append(("No probes yet", facts.command(folder, "evaluate")))
-    if not shown and not failed and not folder.is_encoder:
-        missing.append(("No pictures yet", facts.command(folder, "visualize")))
-    return RunView(
-        name=folder.name,
-        color=index % NUM_COLORS,
-        status=facts.status(folder),
-        error=facts.error(folder),
-        command=str(folder.environment.get("command") or "")[:MAX_COMMAND],
-        verdict=facts.verdict(folder),
-        pictures=shown,
-        failed_pictures=failed,
-        folder=folder,
-        settings=facts.settings_groups(folder),
-        missing=missing,
-    )
-
-
-def _drawn(listed: Sequence[Chart], prefix: str) -> list[tuple[Chart, Any]]:
-    return [(chart, draw(chart, f"{prefix}{index}")) for index, chart in enumerate(listed)]

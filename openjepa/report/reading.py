@@ -4,7 +4,6 @@ Nothing here trusts a file: what does not parse is counted or left out, numbers 
 only files inside the folder are opened.
 """
 
-import fcntl
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,8 +13,10 @@ from typing import Any
 
 import yaml
 
+from openjepa.records import Energy, Environment, Result, Summary, read_energy, read_environment, read_evaluation, read_summary
 from openjepa.refusals import Refusal
 from openjepa.system.json_files import number, readable
+from openjepa.system.shared_files import is_taken
 
 RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json")
 MAX_TEXT = 400
@@ -31,7 +32,7 @@ class Log:
     broken_lines: int = 0
 
     def points(self, kind: str, name: str, x: str = "step") -> list[tuple[float, float]]:
-        """(step or images, value) of one number."""
+        """The values of one number with the step, or with `x="images"` the images seen, at which each was logged."""
         column = 1 if x == "images" else 0
         return [(row[column], row[2]) for row in self.series.get(kind, {}).get(name, [])]
 
@@ -52,7 +53,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Skipped:
+class SkippedImages:
     """Images that could not be read: how many, and the first of them."""
 
     total: int
@@ -61,37 +62,37 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """All that the report knows of one run."""
+class Run:
+    """All that the files of one run say."""
 
     path: Path
     name: str
     config: Mapping[str, Any]
-    environment: Mapping[str, Any]
-    summary: Mapping[str, Any]
+    environment: Environment
+    summary: Summary
     model: Mapping[str, Any]
-    """encoder/config.json; of an encoder's own folder its config.json."""
+    """encoder/config.json; config.json if the folder is that of an encoder alone."""
     log: Log
-    evaluations: list[Mapping[str, Any]]
-    """One object per file of eval/, its file name under `_file`."""
-    energy: Mapping[str, Any]
-    """energy.json of `openjepa bench energy`."""
+    evaluations: list[Result]
+    """One for each file of eval/."""
+    energy: Energy | None
+    """energy.json of `openjepa bench energy`, if there is one."""
     figures: list[Figure]
-    skipped: Skipped
+    skipped: SkippedImages
     is_locked: bool | None
-    """Whether a process holds the run's lock, that is, trains it now. None: the file system does not tell."""
+    """Whether a process holds the lock of the run and so trains it now. None if the file system does not tell."""
     unreadable: list[str]
     """Files of the folder that exist and could not be read."""
     is_encoder: bool = False
-    """Whether it is no run but the folder of an encoder that was evaluated: nothing is known of its training."""
+    """Whether the folder is that of an evaluated encoder and no run. Nothing is known of its training then."""
 
     def setting(self, *names: str, default: Any = None) -> Any:
         """A setting of config.yaml by its path, e.g. ("optim", "lr")."""
         return lookup(self.config, *names, default=default)
 
 
-def began_from(run: RunFolder) -> str:
-    """The weights that a run has started from: their name and the folder above; empty where they were random."""
+def began_from(run: Run) -> str:
+    """The weights that a run has started from: their name and the folder above; empty if they were random."""
     return text("/".join(Path(str(run.setting("run", "init", default=None) or "")).parts[-2:]), 80)
 
 
@@ -110,7 +111,7 @@ def text(value: Any, limit: int = MAX_TEXT) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
-def read_run(path: Path) -> RunFolder:
+def read_run(path: Path) -> Run:
     """Reads a run folder, or the folder of an evaluated encoder. Raises Refusal if it is neither."""
     if not path.is_dir():
         raise Refusal(f"runs={str(path)!r} is no folder: give run folders as `openjepa train` writes them (runs/<name>)")
@@ -123,28 +124,29 @@ def read_run(path: Path) -> RunFolder:
     unreadable: list[str] = []
     encoder = path if is_encoder else path / "encoder"
     config = _read_yaml(path / "config.yaml", unreadable)
-    return RunFolder(
+    energy = _read_json(path / "energy.json", unreadable)
+    return Run(
         path=path,
         name=text(path.resolve().name, 80),
         config=config,
-        environment=_read_json(path / "environment.json", unreadable),
-        summary=_read_json(path / "summary.json", unreadable),
+        environment=read_environment(_read_json(path / "environment.json", unreadable)),
+        summary=read_summary(_read_json(path / "summary.json", unreadable)),
         model=_read_json(encoder / "config.json", unreadable),
         log=read_log(path / "metrics.jsonl"),
         evaluations=_read_evaluations(path / "eval", unreadable),
-        energy=_read_json(path / "energy.json", unreadable),
+        energy=read_energy(energy) if energy else None,
         figures=_read_figures(path / "figures", unreadable),
         skipped=_read_skipped(path / "skipped.jsonl"),
-        is_locked=_is_locked(path / ".lock"),
+        is_locked=is_taken(path / ".lock"),
         unreadable=unreadable,
         is_encoder=is_encoder,
     )
 
 
-def distinct(folders: Sequence[RunFolder]) -> list[RunFolder]:
-    """The runs with names that differ: of equal names each is preceded by as many parent folders as it takes.
+def distinct(folders: Sequence[Run]) -> list[Run]:
+    """The runs with names that differ: equal ones are preceded by as many parent folders as it takes.
 
-    Raises Refusal where a folder is named twice.
+    Raises Refusal if a folder is named twice.
     """
     places = [folder.path.resolve() for folder in folders]
     for path, count in Counter(places).items():
@@ -164,23 +166,8 @@ def distinct(folders: Sequence[RunFolder]) -> list[RunFolder]:
     return [replace(folder, name=name) for folder, name in zip(folders, names, strict=True)]
 
 
-def _is_locked(path: Path) -> bool | None:
-    """Whether another process holds the lock of this file; a killed one does not. None: that cannot be found out."""
-    try:
-        with path.open() as lock:
-            # released at once, with the file; shared, because NFS gives no other lock on a file that is open for reading
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return None
-    return False
-
-
 def read_log(path: Path) -> Log:
-    """Reads metrics.jsonl; lines that are no JSON objects (a run killed while writing) are counted and left out."""
+    """Reads metrics.jsonl. Lines that are no JSON objects, as a killed run may leave them, are only counted."""
     log = Log()
     if not path.is_file():
         return log
@@ -208,7 +195,7 @@ def _add_line(log: Log, line: str) -> None:
 
 
 def _images_at(log: Log, step: float) -> float:
-    """Images seen at a step of a line that does not say: in proportion to the last training line."""
+    """Images seen at `step`, for a line that does not say them: in proportion to the last training line."""
     rows = log.series.get("train", {}).get("images")
     return rows[-1][2] * step / rows[-1][0] if rows and rows[-1][0] > 0 else step
 
@@ -249,13 +236,9 @@ def _read_yaml(path: Path, unreadable: list[str]) -> dict[str, Any]:
     return parsed
 
 
-def _read_evaluations(folder: Path, unreadable: list[str]) -> list[Mapping[str, Any]]:
-    found: list[Mapping[str, Any]] = []
-    for path in sorted(folder.glob("*.json"), key=lambda path: path.stem):
-        result = _read_json(path, unreadable)
-        if result:
-            found.append({**result, "_file": path.stem})
-    return found
+def _read_evaluations(folder: Path, unreadable: list[str]) -> list[Result]:
+    found = [(path.stem, _read_json(path, unreadable)) for path in sorted(folder.glob("*.json"), key=lambda path: path.stem)]
+    return [read_evaluation(content, stem) for stem, content in found if content]
 
 
 def _read_figures(folder: Path, unreadable: list[str]) -> list[Figure]:
@@ -280,9 +263,9 @@ def _read_figures(folder: Path, unreadable: list[str]) -> list[Figure]:
     return figures
 
 
-def _read_skipped(path: Path) -> Skipped:
+def _read_skipped(path: Path) -> SkippedImages:
     if not path.is_file():
-        return Skipped(0, [], [])
+        return SkippedImages(0, [], [])
     first: list[tuple[str, str]] = []
     reasons: Counter[str] = Counter()
     with path.open(encoding="utf-8", errors="replace") as lines:
@@ -292,4 +275,4 @@ def _read_skipped(path: Path) -> Skipped:
             reasons[reason.split(":")[0]] += 1
             first.append((text(row.get("name", "?"), 200), reason))
             del first[MAX_SKIPPED_SHOWN:]
-    return Skipped(sum(reasons.values()), first, reasons.most_common(6))
+    return SkippedImages(sum(reasons.values()), first, reasons.most_common(6))

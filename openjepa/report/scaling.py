@@ -1,68 +1,40 @@
-"""The points of the scaling curves: accuracies of several runs by what each run has used.
+"""The page of scaling curves: accuracy against what training used, over any set of run folders.
 
-The charts of one group of scaling points: one per quantity in which its runs differ.
-
-The page of scaling curves: accuracy against what training used, over any set of run folders.
+Points are the accuracies of the runs by what each run has used; comparable ones form a group with charts of its own.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
 from markupsafe import Markup
 
 from openjepa import __version__
+from openjepa.records import DataFacts, Result
 from openjepa.refusals import Refusal
-from openjepa.report.curves import format_number
-from openjepa.report.facts import command, status
+from openjepa.report.facts import command, images_seen, method_name, status, step_seconds, total_seconds
 from openjepa.report.page import fill
-from openjepa.report.probes import PROBE_WORDS, SELECTION_WORDS, Measured, Score, measured, shown_variant, title_of
-from openjepa.report.reading import RunFolder, distinct, read_run, text
-from openjepa.report.scatter import NUM_SERIES_COLORS, Dot, Scatter, Trend, draw_scatter, power
-from openjepa.report.training import AXES, Axis, Training, training
-from openjepa.system.json_files import number
-from openjepa.system.whole_files import whole_file
+from openjepa.report.probes import PROBE_WORDS, SELECTION_WORDS, Measured, measured, shown_variant
+from openjepa.report.reading import Run, began_from, distinct, read_run, text
+from openjepa.report.scatter import (
+    AXES,
+    NUM_SERIES_COLORS,
+    Group,
+    Point,
+    Scatter,
+    Training,
+    charts,
+    constants,
+    draw_scatter,
+    shown,
+)
+from openjepa.system.shared_files import whole_file
 
 MAX_GROUPS = 60
-
-
-@dataclass(frozen=True)
-class Point:
-    """One accuracy of one run."""
-
-    number: int
-    """Which run, counted from 1 in the order they were named."""
-    run: str
-    training: Training
-    score: Score
-    untrained: Score | None
-    num_train: float | None
-    """Images that the probe was trained on."""
-    remark: str
-    """What is unusual about the run: its status, or an encoder of an earlier step."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """One probe on one task, by at least two runs."""
-
-    task: str
-    probe: str
-    selection: str
-    variant: str
-    data: str
-    """Which images, and how many are tested on."""
-    points: Sequence[Point]
-
-    @property
-    def probe_images(self) -> list[float]:
-        """How many images the probes were trained on, where the runs differ in it; else nothing."""
-        counts = sorted({point.num_train for point in self.points if point.num_train is not None})
-        return counts if len(counts) > 1 else []
+MAX_RUNS = 200
+MAX_REASONS = 4
 
 
 @dataclass(frozen=True)
@@ -79,7 +51,7 @@ class Scaling:
 _Key = tuple[str, ...]
 
 
-def scaling(runs: Sequence[RunFolder]) -> Scaling:
+def scaling(runs: Sequence[Run]) -> Scaling:
     """Groups of comparable results, those of most runs first, and for each run what it lacks."""
     found: dict[_Key, list[Point]] = {}
     titles: dict[_Key, Group] = {}
@@ -103,43 +75,43 @@ def scaling(runs: Sequence[RunFolder]) -> Scaling:
     return Scaling(groups, series, missing)
 
 
-def _results(index: int, run: RunFolder) -> Iterator[tuple[_Key, Group]]:
+def _results(index: int, run: Run) -> Iterator[tuple[_Key, Group]]:
     """Each number of a run as a group of one point, with what makes numbers comparable."""
     for result in run.evaluations:
         for item in measured(result):
             if "encoder" in item.scores:
                 group = _group(index, run, result, item)
                 yield (
-                    (str(result.get("row") or result.get("task")), item.probe, item.selection, group.variant, group.data),
+                    (result.row or result.task, item.probe, item.selection, group.variant, group.data),
                     group,
                 )
 
 
-def _group(index: int, run: RunFolder, result: Mapping[str, Any], item: Measured) -> Group:
-    name = text(result.get("data") or run.summary.get("data") or "", 120).split(":")[0]
-    tests, classes = number(result.get("num_test")), number(result.get("num_classes"))
-    data = ", ".join(
-        part
-        for part in (name, f"{tests:,.0f} test images" if tests else "", f"{classes:.0f} classes" if classes else "")
-        if part
+def _group(index: int, run: Run, result: Result, item: Measured) -> Group:
+    facts = result.data_facts or run.summary.data_facts or DataFacts("")
+    name = text(facts.name, 120)
+    counts = (
+        f"{result.num_test:,} test images" * bool(result.num_test),
+        f"{result.num_classes} classes" * bool(result.num_classes),
     )
-    step, now = number(result.get("step")), number(run.summary.get("step"))
+    data = ", ".join(part for part in (name, facts.pixels, *counts) if part)
+    step, now = result.step, run.summary.step
     remarks = [] if status(run) == "finished" else [status(run)]
-    remarks += [f"evaluated at step {step:,.0f} of {now:,.0f}"] if step is not None and now is not None and step != now else []
+    remarks += [f"evaluated at step {step:,} of {now:,}"] if step is not None and now is not None and step != now else []
     point = Point(
         index,
         run.name,
         training(run, step),
         item.scores["encoder"],
         item.scores.get("untrained"),
-        number(result.get("num_train")),
+        result.num_train or None,
         ", ".join(remarks),
     )
     # An evaluation on foreign data names the data first; for the run trained on that data it is its own.
     variant = shown_variant(result).removeprefix(name).removeprefix("-")
     # a row of a suite is named after its data, a task is not
-    title = title_of(result) if result.get("row") or not name else f"{title_of(result)} on {name.split(',')[0]}"
-    return Group(title, item.probe, item.selection, variant, data, [point])
+    title = text(result.title, 80)
+    return Group(title if result.row or not name else f"{title} on {name}", item.probe, item.selection, variant, data, [point])
 
 
 def _with_points(group: Group, points: Sequence[Point]) -> Group:
@@ -150,8 +122,8 @@ def _by_number(points: Sequence[Point]) -> list[Point]:
     return sorted(points, key=lambda point: point.number)
 
 
-def _reasons(index: int, run: RunFolder, alone: Sequence[Group], groups: Sequence[Group]) -> Iterator[str]:
-    """What of a run is not drawn, and why."""
+def _reasons(index: int, run: Run, alone: Sequence[Group], groups: Sequence[Group]) -> Iterator[str]:
+    """The parts of a run that are not drawn, each with the reason."""
     if run.is_encoder:
         yield "an evaluated encoder, no run of `openjepa train`: nothing is known of what its training used"
         return
@@ -167,113 +139,61 @@ def _reasons(index: int, run: RunFolder, alone: Sequence[Group], groups: Sequenc
         yield f"{'no other run has' if drawn else 'shares no number with another run; has'} {names}{more} on the same images"
 
 
-SAME = 1.02
-"""Values whose ratio is less do not differ: hours of two seeds, say."""
-NOTES = {
-    "flops": "Images seen times the FLOPs of an image in a training step.",
-    "images": "Repeats counted.",
-    "data": "Different images to train on.",
-    "parameters": "Of the encoder. Gray: one recipe in several sizes.",
-}
+def training(run: Run, step: float | None = None) -> Training:
+    """What the run has used in all, or up to `step` if an encoder was evaluated earlier."""
+    share = _share_done(run, step)
+    images, flops = images_seen(run), run.summary.flops_per_image
+    seconds = step_seconds(run)
+    seconds = seconds if seconds is not None else total_seconds(run)
+    devices = run.summary.processes or 1
+    found = {
+        "flops": None if images is None or flops is None else flops * images * share,
+        "hours": None if seconds is None else seconds * devices * share / 3600,
+        "images": None if images is None else images * share,
+        "data": _data_size(run),
+        "parameters": run.summary.parameters.get("encoder"),
+    }
+    # a logarithmic axis has no place for 0
+    values = {name: value for name, value in found.items() if value is not None and value > 0}
+    return Training(values, _family(run), _size(run), _device(run, devices))
 
 
-def charts(group: Group, series: Sequence[str]) -> list[Scatter]:
-    """Charts of the quantities that at least two runs have and in which they differ."""
-    return [_chart(group, axis, series) for axis in AXES if _differ(_values(group, axis))]
+def _share_done(run: Run, step: float | None) -> float:
+    """The part of the run that lies before `step`."""
+    now = run.summary.step
+    return step / now if step is not None and now is not None and 0 < step < now else 1.0
 
 
-def constants(group: Group) -> list[str]:
-    """The quantities that are the same for all runs, in words."""
-    found = [(axis, _values(group, axis)) for axis in AXES]
-    return [
-        f"{axis.title.lower()}: {shown(values[0], axis)} {axis.unit}"
-        for axis, values in found
-        if values and not _differ(values)
-    ]
+def _data_size(run: Run) -> float | None:
+    """Number of training images in the summary, else the images seen per epoch."""
+    if run.summary.train_images is not None:
+        return run.summary.train_images
+    epochs, images = run.log.last("train", "epoch"), run.log.last("train", "images")
+    return float(round(images / epochs)) if epochs and images else None
 
 
-def shown(value: float, axis: Axis) -> str:
-    """A quantity without its unit."""
-    return power(value) if axis.name == "flops" else format_number(value)
+def _family(run: Run) -> str:
+    recipe, preset = (text(run.config.get(name) or "", 40) for name in ("recipe", "preset"))
+    named = f"{recipe} ({preset})" if preset not in ("", "default", recipe) else recipe
+    # what those weights have cost is in none of the axes, so such a run is on no line with one that lacks them
+    origin = f"from {began_from(run)}" if began_from(run) else ""
+    return " ".join(word for word in (method_name(run), named, origin) if word) or "unknown"
 
 
-def _values(group: Group, axis: Axis) -> list[float]:
-    return [point.training.values[axis.name] for point in group.points if axis.name in point.training.values]
+def _size(run: Run) -> str:
+    size, patch = run.setting("model", "size"), text(run.setting("model", "patch_size") or "?", 8)
+    changed = [f"{name} {text(value, 8)}" for name in ("width", "depth") if (value := run.setting("model", name))]
+    if not size:
+        return ""
+    return f"{' '.join(changed)}, patch {patch}" if len(changed) == 2 else " ".join([f"{text(size, 20)}/{patch}", *changed])
 
 
-def _differ(values: Sequence[float]) -> bool:
-    return len(values) > 1 and max(values) > SAME * min(values)
-
-
-def _chart(group: Group, axis: Axis, series: Sequence[str]) -> Scatter:
-    points = [point for point in group.points if axis.name in point.training.values]
-    dots = [
-        Dot(
-            number=point.number,
-            label=point.run,
-            x=point.training.values[axis.name],
-            y=100 * point.score.value,
-            error=100 * point.score.uncertainty,
-            untrained=None if point.untrained is None else 100 * point.untrained.value,
-            color=series.index(point.training.series),
-        )
-        for point in points
-    ]
-    return Scatter(axis.title, _note(points, axis), axis.unit, dots, _trends(points, axis, series), axis.name == "flops")
-
-
-def _note(points: Sequence[Point], axis: Axis) -> str:
-    if axis.name != "hours":
-        return NOTES[axis.name]
-    devices = list(dict.fromkeys(point.training.device for point in points))
-    if len(devices) == 1:
-        return f"Steps of training alone, without looks and saving, on {devices[0]}."
-    kinds = f"{len(devices)} kinds of device (see the table): hours of different devices do not compare."
-    return f"Steps of training alone, without looks and saving, on {kinds}"
-
-
-def _trends(points: Sequence[Point], axis: Axis, series: Sequence[str]) -> list[Trend]:
-    """Lines through runs that differ in this quantity.
-
-    Against model size through the sizes of one recipe; against data size through one series; else through one series of one
-    data and model size (against hours: on one device). Seeds are averaged. Of several lengths at one size the longest is taken.
-    """
-    lines: dict[tuple[object, ...], list[Point]] = {}
-    for point in points:
-        lines.setdefault(_line(point, axis), []).append(point)
-    trends = []
-    for members in lines.values():
-        path = _path(members, axis)
-        names = {point.training.series for point in members}
-        if len(path) > 1:
-            trends.append(Trend(path, series.index(min(names)) if len(names) == 1 else None))
-    return trends
-
-
-def _line(point: Point, axis: Axis) -> tuple[object, ...]:
-    used = point.training
-    if axis.name == "parameters":
-        return (used.family,)
-    if axis.name == "data":
-        return (used.series,)
-    device = used.device if axis.name == "hours" else ""
-    return (used.series, used.values.get("data"), used.values.get("parameters"), device)
-
-
-def _path(points: Sequence[Point], axis: Axis) -> list[tuple[float, float]]:
-    """Means over seeds, from left to right."""
-    alike: dict[tuple[float | None, ...], list[Point]] = {}
-    for point in points:
-        alike.setdefault(tuple(point.training.values.get(name) for name in ("images", "data", "parameters")), []).append(point)
-    path: dict[float, float] = {}
-    for _, seeds in sorted(alike.items(), key=lambda item: item[0][0] or 0.0):
-        x = fmean(point.training.values[axis.name] for point in seeds)
-        path[x] = 100 * fmean(point.score.value for point in seeds)
-    return sorted(path.items())
-
-
-MAX_RUNS = 200
-MAX_REASONS = 4
+def _device(run: Run, devices: int) -> str:
+    known = run.environment
+    name = text(known.device_name or known.cpu or known.device or "unknown device", 60)
+    threads = known.threads if known.device == "cpu" else None
+    shown = f"{name}, {threads} thread{'s' if threads != 1 else ''}" if threads else name
+    return f"{devices} x {shown}" if devices > 1 else shown
 
 
 @dataclass(frozen=True)
@@ -294,13 +214,13 @@ def write_scaling(runs: Sequence[Path], output: Path | None = None) -> Path:
     """Writes one HTML page with accuracy against compute, time, images seen, data size and model size, and returns its path.
 
     `output` defaults to `scaling.html` in the folder that holds the first run. What cannot be drawn, folders that are no runs
-    included, is listed with the reason. Raises Refusal where none of `runs` is a run folder.
+    included, is listed with the reason. Raises Refusal if none of `runs` is a run folder.
     """
     if not runs:
         raise Refusal("runs is empty: name run folders, e.g. `openjepa report --scaling runs/*`")
     if len(runs) > MAX_RUNS:
         raise Refusal(f"runs has {len(runs)} folders: at most {MAX_RUNS} fit on one page")
-    folders: list[RunFolder] = []
+    folders: list[Run] = []
     no_runs: list[tuple[str, str]] = []
     for path in map(Path, runs):
         try:
@@ -320,8 +240,8 @@ def write_scaling(runs: Sequence[Path], output: Path | None = None) -> Path:
     return output
 
 
-def render_scaling(folders: Sequence[RunFolder], no_runs: Sequence[tuple[str, str]]) -> str:
-    """The page as text. `no_runs`: what else was named, each with the reason why it is no run."""
+def render_scaling(folders: Sequence[Run], no_runs: Sequence[tuple[str, str]]) -> str:
+    """The page as text. `no_runs`: folders that are no runs, each with the reason."""
     found = scaling(folders)
     groups = [_view(group, found.series) for group in found.groups]
     drawn = {point.run for group in found.groups for point in group.points}
@@ -356,6 +276,6 @@ def _view(group: Group, series: Sequence[str]) -> GroupView:
 
 
 def _cells(point: Point) -> list[str]:
-    """The quantities of a run in words, in the order of AXES; empty where they are not known."""
+    """The quantities of a run in words, in the order of AXES; empty if they are not known."""
     values = point.training.values
     return [shown(values[axis.name], axis) if axis.name in values else "" for axis in AXES]

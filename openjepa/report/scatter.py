@@ -1,24 +1,107 @@
-"""Accuracy against one quantity on a logarithmic axis, as inline SVG: a dot per run, lines along each series.
+"""Accuracy of several runs against what each has used, as inline SVG: a dot per run, lines along each series.
 
-Dots carry the run's number of the table below; its name and value show where a dot is hovered or tapped. No script is needed.
+Below stand what is drawn (points in groups of comparable numbers), which quantities a group has a chart of, and the drawing.
+Dots carry the run's number of the table under the chart; name and value show if a dot is hovered or tapped.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from openjepa.report.curves import BOTTOM, HEIGHT, RIGHT, TOP, WIDTH, format_number, nice_ticks
+from openjepa.report.numbers import format_number, log_ticks, nice_ticks, power
+from openjepa.report.probes import Score
 from openjepa.report.reading import text
+from openjepa.report.svg import BOTTOM, HEIGHT, RIGHT, TOP, WIDTH, Scale, at, circle, column, path, rows, tick_below, words
+from openjepa.report.svg import chart as drawing
 
 NUM_SERIES_COLORS = 7
 """The eighth color, gray, is that of the untrained encoders."""
+SAME = 1.02
+"""Values with a smaller ratio count as equal, such as the hours of two seeds."""
+NOTES = {
+    "flops": "Images seen times the FLOPs of an image in a training step.",
+    "images": "Repeats counted.",
+    "data": "Different images to train on.",
+    "parameters": "Of the encoder. Gray: one recipe in several sizes.",
+}
 MIN_SPAN = 2.5
-"""Largest by smallest value of an axis, at least."""
-MANTISSAS = ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0), (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0))
-MAX_TICKS = 5
+"""Least ratio of the ends of a logarithmic axis."""
 LEFT = 34
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One quantity that accuracy is drawn against."""
+
+    name: str
+    title: str
+    unit: str
+    lacks: str
+    """What is said of a run without the number: the files that should have it."""
+
+
+AXES = (
+    Axis("flops", "Training compute", "FLOPs", "no training FLOPs: summary.json lacks flops_per_image or images_seen"),
+    Axis("hours", "Training time", "device-hours", "no hours: neither summary.json nor metrics.jsonl has seconds"),
+    Axis("images", "Images seen", "images", "no images seen: neither summary.json nor metrics.jsonl has them"),
+    Axis("data", "Data size", "training images", "no data size: summary.json does not say how many training images there are"),
+    Axis("parameters", "Model size", "parameters of the encoder", "no model size: summary.json lacks parameters.encoder"),
+)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a run has used, or the part of it before an encoder was evaluated."""
+
+    values: Mapping[str, float]
+    """By name of the axis; what is not known is missing."""
+    family: str
+    """Method, recipe, and the weights it began from."""
+    size: str
+    device: str
+
+    @property
+    def series(self) -> str:
+        """What shares one color: method, recipe, weights of the start, and size."""
+        return f"{self.family}, {self.size}" if self.size else self.family
+
+
+@dataclass(frozen=True)
+class Point:
+    """One accuracy of one run."""
+
+    number: int
+    """Number of the run, from 1 in the order they were named."""
+    run: str
+    training: Training
+    score: Score
+    untrained: Score | None
+    num_train: float | None
+    """Images that the probe was trained on."""
+    remark: str
+    """What is unusual about the run: its status, or an encoder of an earlier step."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One probe on one task, by at least two runs."""
+
+    task: str
+    probe: str
+    selection: str
+    variant: str
+    data: str
+    """Name of the images, and how many are tested on."""
+    points: Sequence[Point]
+
+    @property
+    def probe_images(self) -> list[float]:
+        """The numbers of images that the probes were trained on if the runs differ in it; else nothing."""
+        counts = sorted({point.num_train for point in self.points if point.num_train is not None})
+        return counts if len(counts) > 1 else []
 
 
 @dataclass(frozen=True)
@@ -33,9 +116,9 @@ class Dot:
     y: float
     """In percent."""
     error: float
-    """Half of the bar through the dot, in percent."""
+    """Half the length of the bar through the dot, in percent."""
     untrained: float | None
-    """What the untrained encoder has, in percent."""
+    """Accuracy of the untrained encoder in percent, if it is known."""
     color: int
 
 
@@ -45,7 +128,7 @@ class Trend:
 
     points: Sequence[tuple[float, float]]
     color: int | None
-    """None: a line across series, in gray."""
+    """Color of the series; None for a gray line across series."""
 
 
 @dataclass(frozen=True)
@@ -61,35 +144,107 @@ class Scatter:
     """Whether the horizontal axis is labeled with powers of ten."""
 
 
+def charts(group: Group, series: Sequence[str]) -> list[Scatter]:
+    """Charts of the quantities that at least two runs have and in which they differ."""
+    return [_chart(group, axis, series) for axis in AXES if _differ(_values(group, axis))]
+
+
+def constants(group: Group) -> list[str]:
+    """The quantities that are the same for all runs, in words."""
+    found = [(axis, _values(group, axis)) for axis in AXES]
+    return [
+        f"{axis.title.lower()}: {shown(values[0], axis)} {axis.unit}"
+        for axis, values in found
+        if values and not _differ(values)
+    ]
+
+
+def shown(value: float, axis: Axis) -> str:
+    """A quantity as it is written, without its unit."""
+    return power(value) if axis.name == "flops" else format_number(value)
+
+
+def _values(group: Group, axis: Axis) -> list[float]:
+    return [point.training.values[axis.name] for point in group.points if axis.name in point.training.values]
+
+
+def _differ(values: Sequence[float]) -> bool:
+    return len(values) > 1 and max(values) > SAME * min(values)
+
+
+def _chart(group: Group, axis: Axis, series: Sequence[str]) -> Scatter:
+    points = [point for point in group.points if axis.name in point.training.values]
+    dots = [
+        Dot(
+            number=point.number,
+            label=point.run,
+            x=point.training.values[axis.name],
+            y=100 * point.score.value,
+            error=100 * point.score.uncertainty,
+            untrained=None if point.untrained is None else 100 * point.untrained.value,
+            color=series.index(point.training.series),
+        )
+        for point in points
+    ]
+    return Scatter(axis.title, _note(points, axis), axis.unit, dots, _trends(points, axis, series), axis.name == "flops")
+
+
+def _note(points: Sequence[Point], axis: Axis) -> str:
+    if axis.name != "hours":
+        return NOTES[axis.name]
+    devices = list(dict.fromkeys(point.training.device for point in points))
+    if len(devices) == 1:
+        return f"Steps of training alone, without looks and saving, on {devices[0]}."
+    kinds = f"{len(devices)} kinds of device (see the table): hours of different devices do not compare."
+    return f"Steps of training alone, without looks and saving, on {kinds}"
+
+
+def _trends(points: Sequence[Point], axis: Axis, series: Sequence[str]) -> list[Trend]:
+    """Lines through runs that differ in this quantity.
+
+    Against model size through the sizes of one recipe; against data size through one series; else through one series of one
+    data and model size (against hours: on one device). Seeds are averaged. Of several lengths at one size the longest is taken.
+    """
+    lines: dict[tuple[object, ...], list[Point]] = {}
+    for point in points:
+        lines.setdefault(_line(point, axis), []).append(point)
+    trends = []
+    for members in lines.values():
+        line = _path(members, axis)
+        names = {point.training.series for point in members}
+        if len(line) > 1:
+            trends.append(Trend(line, series.index(min(names)) if len(names) == 1 else None))
+    return trends
+
+
+def _line(point: Point, axis: Axis) -> tuple[object, ...]:
+    used = point.training
+    if axis.name == "parameters":
+        return (used.family,)
+    if axis.name == "data":
+        return (used.series,)
+    device = used.device if axis.name == "hours" else ""
+    return (used.series, used.values.get("data"), used.values.get("parameters"), device)
+
+
+def _path(points: Sequence[Point], axis: Axis) -> list[tuple[float, float]]:
+    """Means over seeds, from left to right."""
+    alike: dict[tuple[float | None, ...], list[Point]] = {}
+    for point in points:
+        alike.setdefault(tuple(point.training.values.get(name) for name in ("images", "data", "parameters")), []).append(point)
+    line: dict[float, float] = {}
+    for _, seeds in sorted(alike.items(), key=lambda item: item[0][0] or 0.0):
+        x = fmean(point.training.values[axis.name] for point in seeds)
+        line[x] = 100 * fmean(point.score.value for point in seeds)
+    return sorted(line.items())
+
+
 @dataclass(frozen=True)
 class Frame:
-    """Limits of both axes and the way to the drawing's units."""
+    """Both axes: the quantity is logarithmic, the accuracy linear."""
 
-    x_low: float
-    x_high: float
-    y_low: float
-    y_high: float
-
-    def x(self, value: float) -> float:
-        """Logarithmic."""
-        share = math.log(value / self.x_low) / math.log(self.x_high / self.x_low)
-        return LEFT + share * (WIDTH - RIGHT - LEFT)
-
-    def y(self, value: float) -> float:
-        """Linear."""
-        return HEIGHT - BOTTOM - (value - self.y_low) / (self.y_high - self.y_low) * (HEIGHT - BOTTOM - TOP)
-
-
-def log_ticks(low: float, high: float, most: int = MAX_TICKS) -> list[float]:
-    """Round numbers in [low, high], both positive: powers of ten, with 2 and 5 or closer where fewer than three lie there."""
-    for mantissas in MANTISSAS:
-        exponents = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
-        # written out and read, so that 5e-3 is the number a reader means and not a product of roundings
-        ticks = [float(f"{factor}e{exponent}") for exponent in exponents for factor in mantissas]
-        ticks = [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
-        if len(ticks) >= 3:
-            return ticks[:: math.ceil(len(ticks) / most)]
-    return nice_ticks(low, high, 4)
+    x: Scale
+    y: Scale
 
 
 def frame_of(dots: Sequence[Dot]) -> Frame:
@@ -99,7 +254,8 @@ def frame_of(dots: Sequence[Dot]) -> Frame:
     room = max((high / low) ** 0.09, math.sqrt(MIN_SPAN * low / high), 1.05)
     ys = [value for dot in dots for value in (dot.y - dot.error, dot.y + dot.error, dot.untrained) if value is not None]
     margin = max(0.09 * (max(ys) - min(ys)), 0.5)
-    return Frame(low / room, high * room, min(ys) - margin, max(ys) + margin)
+    x = Scale(low / room, high * room, LEFT, WIDTH - RIGHT, is_log=True)
+    return Frame(x, Scale(min(ys) - margin, max(ys) + margin, HEIGHT - BOTTOM, TOP))
 
 
 def draw_scatter(chart: Scatter) -> Markup:
@@ -108,67 +264,46 @@ def draw_scatter(chart: Scatter) -> Markup:
     summary = "; ".join(f"{dot.number} {dot.label}: {dot.y:.1f} % at {format_number(dot.x)}" for dot in chart.dots)
     parts = [
         *_grid(frame, chart.scientific),
-        *(_untrained(dot, frame) for dot in chart.dots if dot.untrained is not None),
+        *(_untrained(dot.x, dot.untrained, frame) for dot in chart.dots if dot.untrained is not None),
         *(_trend(trend, frame) for trend in chart.trends),
         *(_mark(dot, frame) for dot in chart.dots),
         *_numbers(chart.dots, frame),
-        Markup('<text class="readout" x="{}" y="15">accuracy, %</text>').format(4),
-        Markup('<text class="readout" x="{}" y="15" text-anchor="end">{}</text>').format(WIDTH - RIGHT, chart.unit),
+        words("readout", 4, 15, "accuracy, %"),
+        words("readout", WIDTH - RIGHT, 15, chart.unit, "end"),
         *(_hit(dot, chart, frame) for dot in chart.dots),
     ]
-    return Markup('<svg class="chart scatter" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        WIDTH, HEIGHT, escape(f"Accuracy by {chart.title.lower()} ({chart.unit}): {summary}"), Markup("").join(parts)
-    )
-
-
-def power(value: float) -> str:
-    """2e14."""
-    mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    return drawing("scatter", HEIGHT, f"Accuracy by {chart.title.lower()} ({chart.unit}): {summary}", parts)
 
 
 def _grid(frame: Frame, scientific: bool) -> list[Markup]:
-    parts = []
-    ticks = nice_ticks(frame.y_low, frame.y_high, 5)
-    for tick in ticks:
-        y = frame.y(tick)
-        label = format_number(tick, ticks[1] - ticks[0] if len(ticks) > 1 else None)
-        parts.append(Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(LEFT, y, WIDTH - RIGHT))
-        parts.append(Markup('<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(LEFT - 6, y + 4, label))
+    ticks = nice_ticks(frame.y.low, frame.y.high, 5)
+    spacing = ticks[1] - ticks[0] if len(ticks) > 1 else None
+    parts = rows(frame.y, ticks, [format_number(tick, spacing) for tick in ticks], LEFT)
     write: Callable[[float], str] = power if scientific else format_number
-    for tick in log_ticks(frame.x_low, frame.x_high):
-        x, label = frame.x(tick), write(tick)
-        half = 3.2 * len(label)
-        place = min(max(x, LEFT + half - 8), WIDTH - RIGHT - half + 6)
-        parts.append(Markup('<path class="grid" d="M{:.1f} {}V{}"/>').format(x, TOP, HEIGHT - BOTTOM))
-        parts.append(
-            Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(place, HEIGHT - 6, label)
-        )
+    for tick in log_ticks(frame.x.low, frame.x.high):
+        parts.append(column(frame.x(tick), TOP, HEIGHT - BOTTOM))
+        parts.append(tick_below(frame.x(tick), HEIGHT - 6, write(tick), LEFT - 8, WIDTH - RIGHT + 6))
     return parts
 
 
-def _untrained(dot: Dot, frame: Frame) -> Markup:
-    x, y = frame.x(dot.x), frame.y(dot.untrained or 0.0)
-    return Markup('<path class="base" d="M{:.1f} {:.1f}h10"/>').format(x - 5, y)
+def _untrained(x: float, y: float, frame: Frame) -> Markup:
+    return path("base", f"M{at(frame.x(x) - 5)} {at(frame.y(y))}h10")
 
 
 def _trend(trend: Trend, frame: Frame) -> Markup:
-    path = "L".join(f"{frame.x(x):.1f} {frame.y(y):.1f}" for x, y in trend.points)
-    style = "line across" if trend.color is None else f"line c{trend.color % NUM_SERIES_COLORS}"
-    return Markup('<path class="{}" d="M{}"/>').format(style, path)
+    through = "L".join(f"{at(frame.x(x))} {at(frame.y(y))}" for x, y in trend.points)
+    return path("line across" if trend.color is None else f"line c{trend.color % NUM_SERIES_COLORS}", f"M{through}")
 
 
 def _mark(dot: Dot, frame: Frame) -> Markup:
     x, color = frame.x(dot.x), dot.color % NUM_SERIES_COLORS
-    bar = Markup('<path class="whisker c{}" d="M{:.1f} {:.1f}V{:.1f}"/>').format(
-        color, x, frame.y(dot.y - dot.error), frame.y(dot.y + dot.error)
-    )
-    circle = Markup('<circle class="dot c{}" cx="{:.1f}" cy="{:.1f}" r="4.5"/>').format(color, x, frame.y(dot.y))
-    return (bar if dot.error > 0 else Markup("")) + circle
+    low, high = frame.y(dot.y - dot.error), frame.y(dot.y + dot.error)
+    bar = path(f"whisker c{color}", f"M{at(x)} {at(low)}V{at(high)}") if dot.error > 0 else Markup("")
+    return bar + circle(f"dot c{color}", x, frame.y(dot.y), 4.5)
 
 
 def _numbers(dots: Sequence[Dot], frame: Frame) -> list[Markup]:
-    """The number of each dot beside it, where it covers the least of other dots and numbers."""
+    """The number of each dot, on the side at which it covers the least of other dots and numbers."""
     taken = [(frame.x(dot.x), frame.y(dot.y)) for dot in dots]
     parts = []
     for dot in dots:
@@ -178,11 +313,7 @@ def _numbers(dots: Sequence[Dot], frame: Frame) -> list[Markup]:
         ]
         place = max(around, key=lambda spot: (_is_inside(spot), min(11.0, _distance(spot, taken))))
         taken.append(place)
-        parts.append(
-            Markup('<text class="number c{}" x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>').format(
-                dot.color % NUM_SERIES_COLORS, place[0], place[1] + 4, dot.number
-            )
-        )
+        parts.append(words(f"number c{dot.color % NUM_SERIES_COLORS}", place[0], place[1] + 4, dot.number, "middle"))
     return parts
 
 
@@ -197,14 +328,13 @@ def _distance(spot: tuple[float, float], taken: Sequence[tuple[float, float]]) -
 
 def _hit(dot: Dot, chart: Scatter, frame: Frame) -> Markup:
     """A place that shows the run's name and value above the chart while the pointer is on it."""
-    x, y = frame.x(dot.x), frame.y(dot.y)
-    at = power(dot.x) if chart.scientific else format_number(dot.x)
-    words = f"{dot.number} {text(dot.label, 34)}, {at}"
+    x, y, color = frame.x(dot.x), frame.y(dot.y), dot.color % NUM_SERIES_COLORS
+    value = Markup('<tspan class="value c{}" dx="9">{:.1f}</tspan>').format(color, dot.y)
+    named = f"{dot.number} {text(dot.label, 34)}, {power(dot.x) if chart.scientific else format_number(dot.x)}"
     return Markup(
-        '<g class="hit"><circle cx="{:.1f}" cy="{:.1f}" r="9"/><g class="mark"><rect class="cover" x="0" y="0" width="{}" '
-        'height="{}"/><circle class="ring c{}" cx="{:.1f}" cy="{:.1f}" r="6"/><text class="readout" x="{}" y="15" '
-        'text-anchor="end">{}<tspan class="value c{}" dx="9">{:.1f}</tspan></text></g></g>'
+        '<g class="hit"><circle cx="{}" cy="{}" r="9"/><g class="mark"><rect class="cover" x="0" y="0" width="{}" '
+        'height="{}"/>{}{}</g></g>'
     ).format(
-        *(x, y, WIDTH, TOP - 5, dot.color % NUM_SERIES_COLORS, x, y, WIDTH - RIGHT),
-        *(words, dot.color % NUM_SERIES_COLORS, dot.y),
+        *(at(x), at(y), WIDTH, TOP - 5, circle(f"ring c{color}", x, y, 6)),
+        words("readout", WIDTH - RIGHT, 15, Markup("{}{}").format(named, value), "end"),
     )

@@ -1,7 +1,7 @@
 """Settings that follow others: None until `resolve` gives them a value. Free of torch.
 
-What somebody has set, in a file, on the command line or in Python, is never touched. A recipe leaves None what follows from
-other settings; `RULES` says how.
+What somebody has set, in a file, on the command line or in Python, is never touched. A recipe leaves a setting None if it
+follows from others; RULES says how.
 """
 
 import math
@@ -22,17 +22,17 @@ LOCAL_SHARE = 96 / 224
 LEAST_BLUR = 0.1
 """Pixels; a blur below is none."""
 MOST_OUTPUTS = 4096
-"""Of the heads of DINO and iBOT; the published 65,536 would cost more than a small encoder."""
+"""Most outputs of the heads of DINO and iBOT; the published 65,536 would cost more than a small encoder."""
 MSN_RATIOS = ((1024, 0.7), (768, 0.3))
 """Width of the encoder from which on MSN drops this share of the patches (published: B/16 0.3, L/7 0.7)."""
 MSN_SMALL_RATIO = 0.15
 """The share for narrower ones (published: S/16)."""
 RENEWALS = 50
-"""How often our small recipes renew the teacher in a run."""
+"""How often our small recipes renew the target encoder in a run."""
 LOOKS, LEAST_STEPS_OF_A_LOOK = 10, 100
-"""Looks of the monitor in a run, and steps between two of them at least."""
+"""Looks of the monitor in a run, and the fewest steps between two of them."""
 REFERENCE_PATCHES, REFERENCE_KEEP = 196, 10
-"""The grid of the released masks, and the patches that a block must have more of there."""
+"""Patches of the grid of the released masks, and `min_keep` there."""
 
 
 def resolved(value: Value | None) -> Value:
@@ -42,7 +42,7 @@ def resolved(value: Value | None) -> Value:
 
 
 def heads_of(wanted: Heads, encoder_heads: int) -> int:
-    """Attention heads of a second network. Half as many as the encoder's are as wide as those in a network half as wide."""
+    """Attention heads of a second network. `half` keeps the width of a head if the network is half as wide as the encoder."""
     if wanted == "half" and encoder_heads % 2 == 0:
         return encoder_heads // 2
     return wanted if isinstance(wanted, int) else encoder_heads
@@ -50,7 +50,7 @@ def heads_of(wanted: Heads, encoder_heads: int) -> int:
 
 @dataclass(frozen=True)
 class _Run:
-    """What rules read."""
+    """What the rules read."""
 
     config: RunConfig
     total_steps: int | None
@@ -68,10 +68,10 @@ class _Run:
 
 
 def resolve(config: RunConfig, total_steps: int | None = None, processes: int = 1) -> RunConfig:
-    """`config` with a value for every setting that was left to follow others.
+    """`config` with a value for every setting that was left to follow others. Resolving twice changes nothing.
 
     `total_steps`: length of a run whose settings give it in epochs. Without it the settings that depend on it stay None.
-    `processes`: these share the batch. Resolving twice changes nothing.
+    `processes`: number of processes that share the batch.
     """
     for name, rule in RULES.items():
         group, field = name.split(".")
@@ -84,7 +84,7 @@ def resolve(config: RunConfig, total_steps: int | None = None, processes: int = 
 
 
 def left_to_follow(config: RunConfig, recipe: RunConfig) -> RunConfig:
-    """`config` without values for what `recipe` leaves to follow."""
+    """`config` with None again for every setting that `recipe` leaves to follow."""
     for name in (*RULES, "optim.warmup_share", "optim.images_per_device"):
         group, field = name.split(".")
         ours, theirs = getattr(config, group), getattr(recipe, group)
@@ -98,10 +98,10 @@ def left_to_follow(config: RunConfig, recipe: RunConfig) -> RunConfig:
 
 
 def ema_start_for(total_steps: int) -> float:
-    """First momentum of our recipes: renews the teacher 50 times in a run of any length, as was measured to suit short ones.
+    """First EMA momentum of our recipes: renews the target encoder 50 times in a run of any length, which suits short ones.
 
-    The released 0.996 over 2,000 steps renews it 4 times: what is exported is then the mean of students that are 44 % of the
-    run old (docs/log.md).
+    The released 0.996 over 2,000 steps renews it 4 times: the export is then a mean of context encoders that are on average
+    44 % of the run old (docs/log.md).
     """
     return round(max(0.0, 1 - 2 * RENEWALS / total_steps), 6)
 
@@ -121,7 +121,7 @@ def _monitor_every(run: _Run) -> int | None:
 
 
 def _warmup_steps(run: _Run) -> int | None:
-    """Of a run in steps that says nothing but the share."""
+    """Steps of the warm-up, for a run in steps that says only the share."""
     optim = run.config.optim
     if optim.warmup_epochs is not None or optim.warmup_share is None or optim.total_steps is None:
         return None
@@ -129,7 +129,7 @@ def _warmup_steps(run: _Run) -> int | None:
 
 
 def _warmup_epochs(run: _Run) -> float | None:
-    """Of a run in epochs. In one whose warm-up is in steps the usual number, which has no effect."""
+    """Epochs of the warm-up, for a run in epochs. If the warm-up is in steps, the usual number, which has no effect."""
     optim = run.config.optim
     if optim.total_steps is None and optim.warmup_share is not None:
         return optim.warmup_share * optim.epochs
@@ -182,7 +182,7 @@ def _blur_sigma(run: _Run) -> tuple[float, float]:
 
 
 def _min_keep(run: _Run) -> int:
-    """The released 10 of 196 patches would be redrawn for ever on small grids."""
+    """In proportion to the grid: with the released 10 patches small grids would be redrawn forever."""
     rows, columns = run.config.model.grid(run.config.data.height_width())
     return min(REFERENCE_KEEP, REFERENCE_KEEP * rows * columns // REFERENCE_PATCHES)
 
@@ -191,7 +191,7 @@ def _min_keep(run: _Run) -> int:
 
 
 def _group_size(run: _Run) -> int | None:
-    """I-JEPA's masks share within the images of a device; a microbatch that was set must fit into the group."""
+    """A group of I-JEPA's masks is the images of a device; a microbatch that was set must fit into it."""
     near, batch = run.config.optim.images_per_device, run.config.optim.batch_size
     if near is None or run.config.masks.kind != "blocks":
         return None
@@ -200,7 +200,7 @@ def _group_size(run: _Run) -> int | None:
 
 
 def _microbatch_size(run: _Run) -> int | None:
-    """It divides what one process has of the batch, and the group of masks."""
+    """Divides the share of the batch that one process has, and the group of masks."""
     near, batch = run.config.optim.images_per_device, run.config.optim.batch_size
     if near is None:
         return None
@@ -209,13 +209,13 @@ def _microbatch_size(run: _Run) -> int | None:
 
 
 def divisors(number: int) -> list[int]:
-    """All of a number above 0, the smallest first."""
+    """All divisors of `number`, which is above 0; the smallest first."""
     small = [item for item in range(1, math.isqrt(number) + 1) if number % item == 0]
     return sorted({*small, *(number // item for item in small)})
 
 
 def nearest_by_ratio(numbers: list[int], value: int) -> int:
-    """Which of `numbers` is the fewest times larger or smaller than `value`."""
+    """The one of `numbers` whose ratio to `value` is nearest to 1."""
     return min(numbers, key=lambda item: abs(math.log(item / value)))
 
 
@@ -243,4 +243,4 @@ RULES: Mapping[str, Callable[[_Run], object]] = {
     "method.prototypes": lambda run: min(1024, 4 * run.shape.width),
     "method.output_width": lambda run: min(256, run.shape.width),
 }
-"""The value of each setting that may be None, or `half`, in the order in which they use one another."""
+"""The rule of each setting that may be None or `half`. A rule may read what the rules before it have given."""

@@ -1,22 +1,28 @@
-"""Settings of the evaluations of an encoder.
+"""Settings of the evaluations of an encoder: one group for each protocol that has its own, and those that all share.
 
-Settings of a training split of which only a few labeled images are used.
-
-Settings of the attentive probe.
-
-Settings of the probes on single patches.
-
-Settings of the L2-regularized logistic regression that low-shot evaluations use.
-
-Settings of the linear probe that is trained on augmented images, and each benchmark's own values for them.
-
-Settings of end-to-end fine-tuning, and the published recipes whose values stand where a setting is None.
+Beside them stand the published values of the linear probe and of fine-tuning, which are used for settings that are None.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from openjepa.refusals import Refusal
+from openjepa.settings.ranges import (
+    ABOVE_0,
+    AT_LEAST_1,
+    AT_LEAST_2,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    SHARE_ABOVE_0,
+    SHARE_BELOW_1,
+    SWEPT,
+    Range,
+    between,
+)
+from openjepa.settings.registry import NamesOf
+
+PERCENT = Range(ABOVE_0, 100, "above 0 and at most 100")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +31,11 @@ class LowShotSettings:
 
     list: str | None = None
     """Text file with one image per line, as the published 1 % list of ImageNet (12,811 names like n01440764_10043.JPEG)."""
-    percent: float | None = None
+    percent: Annotated[float | None, PERCENT] = None
     """Percent of the images of each class, at least one."""
-    images_per_class: int | None = None
-    """So many images of each class (k-shot)."""
-    seed: int = 0
+    images_per_class: Annotated[int | None, AT_LEAST_1] = None
+    """Images of each class that are labeled (k-shot)."""
+    seed: Annotated[int, NOT_NEGATIVE] = 0
     """Seed of the draw."""
 
     def is_set(self) -> bool:
@@ -41,13 +47,13 @@ class LowShotSettings:
 class AttentiveSettings:
     """One learned query that attends to the frozen encoder's patches, an MLP and a linear layer (V-JEPA's probe)."""
 
-    epochs: int = 20
+    epochs: Annotated[int, AT_LEAST_1] = 20
     """Passes over the training split (V-JEPA: 20)."""
-    batch_size: int = 256
+    batch_size: Annotated[int, AT_LEAST_1] = 256
     """Images per step (V-JEPA: 1,024). At most one epoch's images."""
-    learning_rates: tuple[float, ...] = (1e-3, 3e-4, 1e-4)
+    learning_rates: Annotated[tuple[float, ...], POSITIVE, SWEPT] = (1e-3, 3e-4, 1e-4)
     """Peak rates, falling to 0 along a cosine; a probe is trained with each, all in one pass (V-JEPA: 1e-3)."""
-    weight_decay: float = 1e-3
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 1e-3
     """AdamW's, of matrices and the query (V-JEPA: 1e-3)."""
 
 
@@ -55,7 +61,7 @@ class AttentiveSettings:
 class DenseSettings:
     """k-NN and linear probe on patch features, without a decoder; labels are those of the pixels that a patch covers."""
 
-    max_patches: int = 50_000
+    max_patches: Annotated[int, AT_LEAST_1] = 50_000
     """Most training patches, drawn uniformly with the seed over all images. k-NN takes time in proportion: with 50,000
     28 s of one core on the packaged scenes with ViT-nano."""
 
@@ -64,14 +70,14 @@ class DenseSettings:
 class LogisticSettings:
     """Multinomial logistic regression on standardized features (after MSN's low-shot evaluation)."""
 
-    penalties: tuple[float, ...] = (1e-1, 1e-2, 2.5e-3, 1e-3, 2.5e-4, 1e-4, 1e-5)
+    penalties: Annotated[tuple[float, ...], POSITIVE, SWEPT] = (1e-1, 1e-2, 2.5e-3, 1e-3, 2.5e-4, 1e-4, 1e-5)
     """lambda of mean cross-entropy + lambda / 2 |W|^2, swept from the strongest, each started from the one before."""
-    gradient_norm: float = 1e-4
+    gradient_norm: Annotated[float, POSITIVE] = 1e-4
     """Solved when the norm of the objective's gradient is at most this, and `relative_gradient` of lambda |W| as well."""
-    relative_gradient: float = 0.01
+    relative_gradient: Annotated[float, POSITIVE] = 0.01
     """The same as a share of lambda |W|, which bounds how far the weights are from the optimum's, as a share of |W|: for
     weak penalties a small gradient says little. (Not below what float32 rounds.)"""
-    iterations: int = 500
+    iterations: Annotated[int, AT_LEAST_1] = 500
     """Most passes over the images for one lambda: gradients and products with the Hessian."""
 
 
@@ -83,16 +89,16 @@ HeadOptimizer = Literal["lars", "sgd"]
 class FullLinearSettings:
     """Heads trained on augmented views of a frozen encoder. What is None is the benchmark's own value (docs/evaluation.md)."""
 
-    epochs: int | None = None
+    epochs: Annotated[int | None, AT_LEAST_1] = None
     """Passes over the training split (authors: ImageNet 50, Places205 14, iNat18 84, CIFAR100 28, Clevr/Count 50, Dist 100).
     The schedule is stretched to another number."""
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, AT_LEAST_1] = None
     """Images per step (authors: ImageNet 16,384, the others 256). At most one epoch's images."""
     optimizer: HeadOptimizer | None = None
     """Authors: LARS on ImageNet, SGD with Nesterov momentum elsewhere."""
-    learning_rates: tuple[float, ...] = ()
+    learning_rates: Annotated[tuple[float, ...], POSITIVE, SWEPT] = ()
     """Peak rates, absolute; every head is trained with each of them. Empty: the benchmark's own, times batch size / its own."""
-    weight_decays: tuple[float, ...] = ()
+    weight_decays: Annotated[tuple[float, ...], NOT_NEGATIVE, SWEPT] = ()
     """Every head is trained with each of them. Empty: the benchmark's own."""
     augmentation: Augmentation | None = None
     """`crop_flip`: RandomResizedCrop and mirroring; `center_flip`: test view of the center, mirrored (paper's words for Clevr);
@@ -101,7 +107,7 @@ class FullLinearSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearRecipe:
-    """How the heads of one benchmark are trained where FullLinearSettings says nothing else."""
+    """How the heads of one benchmark are trained if FullLinearSettings says nothing else."""
 
     epochs: int
     """Passes over the training split."""
@@ -116,7 +122,7 @@ class LinearRecipe:
     weight_decays: tuple[float, ...] = (5e-4,)
     """Every head is trained with each of them."""
     augmentation: Augmentation | None = None
-    """None: `squash_flip` where the test view is the whole image, else `crop_flip`."""
+    """None: `squash_flip` if the test view is the whole image, else `crop_flip`."""
     interpolation: str = "bilinear"
     """Filter of random crops and whole images in training; test views, `none` and `center_flip` are bicubic."""
 
@@ -162,7 +168,7 @@ RateUnit = Literal["absolute", "per_256"]
 HeadNorm = Literal["after_pooling", "encoder"]
 
 WARMUP_EPOCHS = 5.0
-"""Of every recipe: MAE's. Neither part of the I-JEPA paper says how long it warms up."""
+"""Warm-up of every recipe (MAE's). Neither part of the I-JEPA paper says how long it warms up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,49 +176,49 @@ class FinetuneSettings:
     """The whole encoder and a linear head are trained with labels (I-JEPA, low-shot and appendix D; MAE's recipe)."""
 
     recipe: RecipeName | None = None
-    """Whose values stand where a setting is None. `low_shot`: I-JEPA with 1 % of the labels; `paper`: I-JEPA with all of them
-    (appendix D); `mae`: MAE's own. None: low_shot where only some images are labeled, else paper."""
-    epochs: int | None = None
+    """Whose values are used for settings that are None. `low_shot`: I-JEPA with 1 % of the labels; `paper`: I-JEPA with all
+    of them (appendix D); `mae`: MAE's own. None: low_shot if only some images are labeled, else paper."""
+    epochs: Annotated[int | None, AT_LEAST_1] = None
     """Passes over the training split (I-JEPA 50; MAE 100 for ViT-B, 50 for L and H)."""
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, AT_LEAST_1] = None
     """Images per step, at most one epoch's (low-shot 512, appendix D 528 as printed, MAE 1,024)."""
-    microbatch_size: int | None = None
+    microbatch_size: Annotated[int | None, AT_LEAST_1] = None
     """Images per forward and backward, to save memory; the sum of the gradients is the batch's. None: the whole batch."""
-    learning_rates: tuple[float, ...] = ()
+    learning_rates: Annotated[tuple[float, ...], POSITIVE, SWEPT] = ()
     """Peak rates of the head; a model is trained with each of them. Empty: the recipe's one (low-shot 3e-5, appendix D 1e-4,
     MAE 5e-4 for ViT-B and 1e-3 for L and H)."""
     rate_unit: RateUnit | None = None
     """`absolute`, or `per_256`: multiplied by batch size / 256, as MAE's code does with its base rates. The paper does not say
     which its rates are; read as printed, they are absolute, which is the default of both I-JEPA recipes (MAE: per_256)."""
-    final_lr: float = 1e-6
+    final_lr: Annotated[float, NOT_NEGATIVE] = 1e-6
     """Rate at the end of the cosine, before layer-wise decay (MAE's; the paper does not say)."""
-    warmup_epochs: float | None = None
+    warmup_epochs: Annotated[float | None, NOT_NEGATIVE] = None
     """Epochs in which the rate rises from 0 (MAE: 5; the paper does not say)."""
-    weight_decay: float | None = None
+    weight_decay: Annotated[float | None, NOT_NEGATIVE] = None
     """AdamW's, not on biases, norms and the class token (low-shot 0.05, for ViT-H 0.4; appendix D 0.04; MAE 0.05)."""
-    layer_decay: float | None = None
+    layer_decay: Annotated[float | None, SHARE_ABOVE_0] = None
     """Block l of L learns at the head's rate times this to the power of L + 1 - l, the patch embedding as l = 0 (I-JEPA 0.75;
     MAE 0.65 for ViT-B, 0.75 for L and H)."""
-    drop_path: float | None = None
+    drop_path: Annotated[float | None, SHARE_BELOW_1] = None
     """Largest stochastic-depth rate, linear over the blocks (low-shot 0, appendix D 0.25, MAE B / L / H 0.1 / 0.2 / 0.3)."""
-    label_smoothing: float | None = None
+    label_smoothing: Annotated[float | None, SHARE_BELOW_1] = None
     """Share of the target that is spread over all classes (low-shot and MAE 0.1; appendix D does not say: 0.1)."""
-    mixup: float | None = None
+    mixup: Annotated[float | None, NOT_NEGATIVE] = None
     """alpha of Beta(alpha, alpha) for mixup; 0: none (low-shot 0, appendix D and MAE 0.8)."""
-    cutmix: float | None = None
-    """The same for cutmix; where both are on, each batch gets one of them by the toss of a coin (low-shot 0, else 1.0)."""
-    random_erasing: float | None = None
+    cutmix: Annotated[float | None, NOT_NEGATIVE] = None
+    """The same for cutmix; if both are on, each batch gets one of them by the toss of a coin (low-shot 0, else 1.0)."""
+    random_erasing: Annotated[float | None, SHARE] = None
     """Probability of erasing a rectangle of a view (low-shot 0, MAE 0.25; appendix D does not list it: 0)."""
     randaugment: bool | None = None
     """Whether views pass through RandAugment (all recipes do: `rand-m9-mstd0.5-inc1`)."""
-    magnitude: float = 9.0
-    """Of RandAugment's operations, of 10."""
-    magnitude_std: float = 0.5
+    magnitude: Annotated[float, between(0, 10)] = 9.0
+    """Strength of RandAugment's operations, at most 10."""
+    magnitude_std: Annotated[float, NOT_NEGATIVE] = 0.5
     """Standard deviation of the magnitude from one operation to the next."""
     head_norm: HeadNorm = "after_pooling"
     """`after_pooling`: a new LayerNorm of the pooled patches instead of the encoder's last norm (MAE with average pooling; the
     paper does not say); `encoder`: the encoder's own last norm before pooling, none after."""
-    head_std: float = 2e-5
+    head_std: Annotated[float, NOT_NEGATIVE] = 2e-5
     """Standard deviation of the head's first weights (MAE's; the paper does not say)."""
 
 
@@ -282,7 +288,7 @@ appendix D those for H/16-448; other sizes take those of the nearest."""
 def resolve_finetune(settings: FinetuneSettings, is_low_shot: bool, depth: int) -> FinetuneRecipe:
     """The recipe for an encoder with `depth` blocks, with every value that `settings` gives in place of its own.
 
-    Raises Refusal where the warm-up is no shorter than the run.
+    Raises Refusal if the warm-up is not shorter than the run.
     """
     name: RecipeName = settings.recipe or ("low_shot" if is_low_shot else "paper")
     own = FINETUNE_RECIPES[name][(depth > BASE_DEPTH) + (depth > LARGE_DEPTH)]
@@ -296,7 +302,6 @@ def resolve_finetune(settings: FinetuneSettings, is_low_shot: bool, depth: int) 
     return recipe
 
 
-ProtocolName = Literal["linear", "knn", "logistic", "linear_full", "attentive", "finetune", "dense_linear", "dense_knn"]
 Selection = Literal["held_out", "paper", "both"]
 
 
@@ -307,53 +312,53 @@ class EvaluationSettings:
     tasks: tuple[str, ...] = ()
     """Rows of the task table (classification, clevr_count, clevr_dist; scene_shapes, scene_colors: of patches). Empty: all
     that the data set has labels for, without those of patches."""
-    protocols: tuple[ProtocolName, ...] = ()
-    """Which probes are run. Empty: those of the suite's row; without a suite linear and knn, on label maps dense_linear and
-    dense_knn."""
+    protocols: Annotated[tuple[str, ...], NamesOf("openjepa.evaluation:PROTOCOLS")] = ()
+    """Which probes are run. Empty: those of the suite's row; without a suite linear and knn, on label maps dense-linear and
+    dense-knn."""
     selection: Selection = "held_out"
     """`held_out`: the probe's settings are chosen on 10 % of the training split; `paper`: best on the test split; `both`."""
-    seeds: int = 1
-    """Repeats everything with so many seeds and reports mean and spread."""
-    image_size: int | tuple[int, int] | None = None
+    seeds: Annotated[int, AT_LEAST_1] = 1
+    """Number of seeds with which everything is repeated; mean and spread are reported."""
+    image_size: Annotated[int | tuple[int, int] | None, AT_LEAST_1] = None
     """Size at which features are taken, in pixels. None: the encoder's training size."""
     pooling: Literal["own", "class_token", "average", "both"] = "own"
     """What one vector per image is: what the encoder's method evaluates (`own`), its class token, the average of its patches,
     or both, with a result for each."""
-    weight_decays: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
+    weight_decays: Annotated[tuple[float, ...], POSITIVE, SWEPT] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
     """Swept for the linear heads, which are all solved at once (features have unit variance, the loss is a mean)."""
-    iterations: int = 100
-    """Most iterations of the solver of the linear heads; it ends earlier where a step gains little (early stopping)."""
-    neighbors: tuple[int, ...] = (10, 20, 100)
+    iterations: Annotated[int, AT_LEAST_1] = 100
+    """Most iterations of the solver of the linear heads; it ends earlier if a step gains little (early stopping)."""
+    neighbors: Annotated[tuple[int, ...], AT_LEAST_1, SWEPT] = (10, 20, 100)
     """k of the k-nearest-neighbor classifier."""
-    neighbor_temperature: float = 0.07
+    neighbor_temperature: Annotated[float, POSITIVE] = 0.07
     """Neighbors vote with weight exp(cosine / temperature) (DINO)."""
-    feature_batch_size: int = 256
+    feature_batch_size: Annotated[int, AT_LEAST_1] = 256
     """Images per forward while features are extracted."""
     feature_dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """How features are kept on disk. `auto`: fp32, or bf16 where that would take more than 1 GiB for a split."""
-    max_train_images: int | None = None
+    """How features are kept on disk. `auto`: fp32, or bf16 if that would take more than 1 GiB for a split."""
+    max_train_images: Annotated[int | None, AT_LEAST_1] = None
     """Use at most this many training images, as many of each class as possible. None: all."""
-    lidar_images: int | None = None
-    """Also measure LiDAR on so many test images (more than the encoder's width is best), for `lidar_images` x `lidar_views`
-    more passes of every encoder and of a run's predictor. None: not."""
-    lidar_views: int = 10
+    lidar_images: Annotated[int | None, AT_LEAST_2] = None
+    """Test images on which LiDAR is measured, too (more than the encoder's width is best), for `lidar_images` x
+    `lidar_views` more passes of every encoder and of a run's predictor. None: not."""
+    lidar_views: Annotated[int, AT_LEAST_2] = 10
     """Random crops, and draws of masks, of each image for LiDAR (paper: 50, cheap: 10)."""
-    max_skipped: float = 0.05
+    max_skipped: Annotated[float, SHARE] = 0.05
     """Share of unreadable images of a split above which there are no numbers."""
     baselines: tuple[Literal["untrained", "pixels"], ...] = ("untrained", "pixels")
     """What is evaluated beside the encoder with the same probes. `untrained`: with random weights; beside these, of a run that
     began from weights (`run.init`), the encoder with those."""
     encoder: Literal["target", "context"] = "target"
     """Which encoder of a run, or of a file that holds both, is evaluated (paper: the target encoder)."""
-    heads: int | None = None
-    """Attention heads of published weights, where neither the file nor the width tells them. None: they do."""
-    seed: int = 0
-    """Seed of the held-out part, of a subset, and of the untrained encoder where the run has not kept it."""
+    heads: Annotated[int | None, AT_LEAST_1] = None
+    """Attention heads of published weights, if neither the file nor the width tells them. None: they do."""
+    seed: Annotated[int, NOT_NEGATIVE] = 0
+    """Seed of the held-out part, of a subset, and of the untrained encoder if the run has not kept it."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `mps`."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of the encoder's forward; the heads are fp32."""
-    workers: int | None = None
+    workers: Annotated[int | None, NOT_NEGATIVE] = None
     """Processes that decode images. None: chosen from the cores."""
     low_shot: LowShotSettings = field(default_factory=LowShotSettings)
     logistic: LogisticSettings = field(default_factory=LogisticSettings)

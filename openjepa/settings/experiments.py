@@ -1,8 +1,6 @@
-"""Settings of `openjepa ablate`.
+"""Settings of the commands that compare and time runs: `ablate` and `bench`."""
 
-Settings of the benchmarks.
-"""
-
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,13 +9,17 @@ import tyro
 
 from openjepa.refusals import Refusal
 from openjepa.settings.models import ModelSettings, Size
+from openjepa.settings.ranges import ABOVE_0, AT_LEAST_1, AT_LEAST_2, Range, as_option, at_least, check_ranges
+from openjepa.settings.registry import NamesOf
 from openjepa.settings.run import SystemSettings
 from openjepa.settings.sources import DataSettings, FolderSettings
+
+SECONDS = Range(ABOVE_0, math.inf, "above 0, or auto or none")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AblationSettings:
-    """Which runs are compared: on which images, for how long, how often."""
+    """Which runs to compare: on which images, for how long, how often."""
 
     ablation: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = ""
     """Which comparison (see above)."""
@@ -27,53 +29,37 @@ class AblationSettings:
     """Preset of the recipe. None: its first."""
     rows: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--methods"])] = ()
     """Only these rows of the table; the untrained encoder and raw pixels come with the first of all. None given: all."""
-    images: int | None = None
+    images: Annotated[int | None, AT_LEAST_1] = None
     """Images that every run sees for the table at equal images. None: as many as the recipe."""
-    seconds: float | Literal["auto", "none"] = "auto"
+    seconds: Annotated[float | Literal["auto", "none"], SECONDS] = "auto"
     """Training seconds of every run for the table at equal time. `auto`: what the first row takes for its images; `none`: no
     such table."""
-    seeds: int = 2
+    seeds: Annotated[int, AT_LEAST_1] = 2
     """Runs of each row, with the seeds 0, 1, ..."""
-    probe_images: int | None = None
+    probe_images: Annotated[int | None, AT_LEAST_1] = None
     """Training images of each probe at most, as many of each class as possible. None: all."""
     scenes: str | None = None
     """Scenes in CLEVR's format for Count and Dist (docs/scenes.md). None: the packaged ones."""
     output: Path = Path("runs/ablation")
-    """Folder of all runs and tables. The same command goes on where it was stopped; started in several terminals, they share
-    the runs."""
-    rounds: int = 7
+    """Folder of all runs and tables. The same command continues a stopped one; started in several terminals, they share the
+    runs."""
+    rounds: Annotated[int, AT_LEAST_1] = 7
     """Rounds, all rows in turns, in which the speed of each row is measured."""
     dry_run: bool = False
     """Measure the speeds, print what would run and how long it takes, and stop."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `mps`."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """bf16 autocast where the hardware has it (`auto`), always, or never."""
+    """bf16 autocast if the hardware has it (`auto`), always, or never."""
     data: DataSettings = field(default_factory=FolderSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     system: SystemSettings = field(default_factory=SystemSettings)
 
-    def check(self) -> None:
-        """Raises Refusal at the first option that is out of range."""
-        for name, least in {"images": 1, "seeds": 1, "probe_images": 1, "rounds": 1}.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise Refusal(f"--{name.replace('_', '-')} {value} must be at least {least}")
-        if not isinstance(self.seconds, str) and self.seconds <= 0:
-            raise Refusal(f"--seconds {self.seconds:g} must be above 0, or auto or none")
 
-
-MethodName = Literal["ijepa", "mae", "data2vec", "dino", "ibot", "msn"]
-"""The names of all methods."""
+MethodName = Annotated[str | None, NamesOf("openjepa.settings.methods:METHODS")]
+"""The name of a method. `recipes.matched.with_method` refuses what is none."""
 SAID_BY_THE_RECIPE = ("size", "patch_size", "image_size", "batch_size", "predictor_width", "predictor_depth")
-"""Settings of StepBench that have no effect on a recipe."""
-
-
-def _check_least(options: object, least: dict[str, int]) -> None:
-    for name, low in least.items():
-        value = getattr(options, name)
-        if value is not None and value < low:
-            raise Refusal(f"--{name.replace('_', '-')} {value} must be at least {low}")
+"""Settings of StepBench that a recipe says itself."""
 
 
 @dataclass(frozen=True)
@@ -84,27 +70,27 @@ class StepBench:
     """Time this recipe; it says all sizes, so give none."""
     preset: str | None = None
     """Preset of the recipe. None: its first."""
-    method: MethodName | None = None
+    method: MethodName = None
     """Time this method, with masks, crops and heads that suit the sizes. None: the recipe's, or I-JEPA."""
     size: Size = "small"
     """Size of the encoder."""
-    patch_size: int = 16
+    patch_size: Annotated[int, AT_LEAST_1] = 16
     """Side of a patch in pixels."""
-    image_size: int = 224
+    image_size: Annotated[int, AT_LEAST_1] = 224
     """Side of the images in pixels."""
-    batch_size: int = 32
+    batch_size: Annotated[int, AT_LEAST_1] = 32
     """Images per step."""
-    predictor_width: int = 192
+    predictor_width: Annotated[int, AT_LEAST_1] = 192
     """Width of the predictor, and of MAE's decoder."""
-    predictor_depth: int = 6
+    predictor_depth: Annotated[int, AT_LEAST_1] = 6
     """Blocks of the predictor, and of MAE's decoder."""
-    repeats: int = 7
+    repeats: Annotated[int, AT_LEAST_1] = 7
     """Interleaved rounds, of which the median is reported."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `mps`."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """`auto`, `bf16` or `fp32`."""
-    threads: int | None = None
+    """bf16 autocast if the hardware has it (`auto`), always, or never."""
+    threads: Annotated[int | None, AT_LEAST_1] = None
     """Threads on the CPU. None: all cores."""
     compile: bool = False
     """Compile the transformer blocks."""
@@ -112,9 +98,8 @@ class StepBench:
     """Also write the result to this JSON file."""
 
     def check(self) -> None:
-        """Raises Refusal at the first option that is out of range, or a preset of no recipe."""
-        least = ("repeats", "threads", *SAID_BY_THE_RECIPE[1:])
-        _check_least(self, dict.fromkeys(least, 1))
+        """Raises Refusal if an option is out of its range, or a preset has no recipe."""
+        check_ranges(self, said=as_option)
         _check_preset(self.recipe, self.preset, "openjepa bench step cpu-64")
 
 
@@ -133,18 +118,18 @@ class DataBench:
     """Time the views of this recipe instead: crops of all sizes, their colors and masks."""
     preset: str | None = None
     """Preset of the recipe. None: its first."""
-    method: MethodName | None = None
+    method: MethodName = None
     """Time the views of this method, in the recipe's run or at `image_size`. None: the recipe's method."""
-    image_size: int = 224
+    image_size: Annotated[int, at_least(32)] = 224
     """Side of the crops."""
-    repeats: int = 7
+    repeats: Annotated[int, AT_LEAST_1] = 7
     """Interleaved rounds."""
-    images: int = 128
+    images: Annotated[int, AT_LEAST_1] = 128
     """Files per round at most."""
 
     def check(self) -> None:
-        """Raises Refusal at the first option that is out of range."""
-        _check_least(self, {"image_size": 32, "repeats": 1, "images": 1})
+        """Raises Refusal if an option is out of its range, or a preset has no recipe."""
+        check_ranges(self, said=as_option)
         _check_preset(self.recipe, self.preset, "openjepa bench data --recipe cpu-64")
 
 
@@ -154,15 +139,11 @@ class EnergyBench:
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = Path()
     """Run folder with a checkpoint."""
-    images: int = 256
-    """Images in all: held-out ones, or training images where the data has no test split."""
-    batch_size: int = 64
+    images: Annotated[int, AT_LEAST_2] = 256
+    """Images in all: held-out ones, or training images if the data has no test split."""
+    batch_size: Annotated[int, AT_LEAST_2] = 64
     """Images that form pairs with each other: each has one compatible and this many less one incompatible pairs."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `mps`."""
-    threads: int | None = None
+    threads: Annotated[int | None, AT_LEAST_1] = None
     """Threads on the CPU. None: all cores."""
-
-    def check(self) -> None:
-        """Raises Refusal at the first option that is out of range."""
-        _check_least(self, {"images": 2, "batch_size": 2, "threads": 1})

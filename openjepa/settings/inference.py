@@ -1,9 +1,4 @@
-"""Settings of `openjepa embed`.
-
-Settings of `openjepa search`.
-
-Settings of `openjepa convert`.
-"""
+"""Settings of the commands that use a trained encoder: `embed`, `search` and `convert`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from openjepa.refusals import Refusal
+from openjepa.settings.ranges import AT_LEAST_1, FINITE, NOT_NEGATIVE, SHARE, Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,42 +25,43 @@ class EmbedSettings:
     token."""
     view: Literal["crop", "squash"] = "crop"
     """`crop`: short side to 256/224 of the size, center crop, as in the evaluations; `squash`: the whole image, resized."""
-    image_size: int | tuple[int, int] | None = None
+    image_size: Annotated[int | tuple[int, int] | None, AT_LEAST_1] = None
     """Size at which images are embedded, in pixels. None: the encoder's training size."""
     encoder: Literal["target", "context"] = "target"
     """Which encoder of a run, or of a file that holds both (paper: the target encoder)."""
-    heads: int | None = None
-    """Attention heads of published weights, where neither the file nor the width tells them."""
-    part_images: int = 1024
+    heads: Annotated[int | None, AT_LEAST_1] = None
+    """Attention heads of published weights, if neither the file nor the width tells them."""
+    part_images: Annotated[int, AT_LEAST_1] = 1024
     """Images of one part: what a process takes at a time, and what is lost at most when it is killed. Streams: a shard."""
-    batch_size: int = 256
+    batch_size: Annotated[int, AT_LEAST_1] = 256
     """Images handed to the device at a time."""
-    max_skipped: float = 0.05
+    max_skipped: Annotated[float, SHARE] = 0.05
     """Share of unreadable images above which the command fails in the end; they are listed, and have no row."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`; `auto` under torchrun: the GPU of the process's LOCAL_RANK."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Of the encoder's forward; `auto` is bf16 where the hardware has it."""
-    threads: int | None = None
+    """Precision of the encoder's forward. `auto`: bf16 if the hardware has it."""
+    threads: Annotated[int | None, AT_LEAST_1] = None
     """Threads on the CPU. None: all cores; under torchrun the process's share of them."""
-    workers: int | None = None
-    """Processes that decode images beside this one; 0: its threads do, in turns with the encoder. None: 0 on a CPU, where the
-    encoder leaves no core idle, else one per core but one. Give some on a CPU where images come slowly, from a network."""
-    seed: int | None = None
-    """With which the data source is opened (its held-out images, and which `data.max_images`). None: the run's, else 0."""
+    workers: Annotated[int | None, NOT_NEGATIVE] = None
+    """Processes that decode images beside this one. 0: its threads do, in turns with the encoder. None: 0 on a CPU, where the
+    encoder leaves no core idle, else one per core but one. Give some on a CPU if images come slowly, from a network."""
+    seed: Annotated[int | None, NOT_NEGATIVE] = None
+    """Seed of the held-out images and of those that `data.max_images` draws. None: the run's, else 0."""
 
 
 CENTERED_FROM = 100
-"""Images of a table from which on `center` is `auto` for yes: the mean of a few is mostly their own."""
+"""Images of a table from which on `center=auto` means yes: the mean of a few is mostly their own."""
 PLACES_CENTERED_FROM = 5
-"""The same for regions in a table of patches, which without it are found at their place instead of by what they show."""
+"""The same for regions in a table of patches. Uncentered patches are found by their place instead of by what they show."""
 LISTED_OUTLIERS = 100
 """Images that `--outliers` without a number lists."""
+COSINE = Range(-1, 1, "a cosine, from -1 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSettings:
-    """What is looked for in a table of features, and where the answer goes."""
+    """What to look for in a table of features, and where to write the answer."""
 
     table: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES")] = Path()
     """The .npy or .parquet file that `openjepa embed` wrote."""
@@ -72,21 +69,21 @@ class SearchSettings:
     """Image files: the nearest images of each."""
     row: tuple[str, ...] = ()
     """Images of the table itself, by the number of the row or by path, as lists and CSV files name them."""
-    region: tuple[float, float, float, float] | None = None
-    """Only this part of the one image: LEFT TOP WIDTH HEIGHT, as fractions of the image, or in pixels where any is above 1."""
-    top: int = 10
+    region: Annotated[tuple[float, float, float, float] | None, FINITE] = None
+    """Only this part of the one image: LEFT TOP WIDTH HEIGHT, as fractions of the image, or in pixels if any is above 1."""
+    top: Annotated[int, AT_LEAST_1] = 10
     """Neighbors of each query."""
     keep_self: bool = False
     """With --row: the image itself may be an answer too."""
     duplicates: bool = False
     """Groups of near-duplicates, and which image of each to keep."""
-    threshold: float = 0.98
+    threshold: Annotated[float, COSINE] = 0.98
     """Cosine from which on two images are near-duplicates (docs/search.md: how to choose it)."""
-    max_pairs: int = 1_000_000
+    max_pairs: Annotated[int, AT_LEAST_1] = 1_000_000
     """Pairs of near-duplicates at most; of more, the most alike are taken."""
-    outliers: int = 0
-    """List so many images that are farthest from their nearest ones; without a number, 100."""
-    neighbors: int = 10
+    outliers: Annotated[int, NOT_NEGATIVE] = 0
+    """List this many images that are farthest from their nearest ones; without a number, 100."""
+    neighbors: Annotated[int, AT_LEAST_1] = 10
     """With --outliers: how many nearest images the distance is averaged over."""
     center: Literal["auto", "yes", "no"] = "auto"
     """Subtract the table's mean from all features; `auto`: for neighbors, from 100 images on (regions in patches: from 5)."""
@@ -105,26 +102,20 @@ class SearchSettings:
     """Where the images of the table lie now, if they were moved."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`: of the encoder, and of the comparison of all pairs."""
-    threads: int | None = None
+    threads: Annotated[int | None, AT_LEAST_1] = None
     """Threads on the CPU. None: all cores."""
 
     def cleans(self) -> bool:
-        """Whether lists for cleaning the data are wanted."""
+        """Whether this asks for lists that clean the data, not for neighbors."""
         return self.duplicates or self.outliers != 0
 
     def centers(self, num_images: int, kind: str = "pooled") -> bool:
-        """Whether the mean of a table of so many images (`pooled` or `patches`) is subtracted."""
+        """Whether the mean of a table of `num_images` images is subtracted. `kind`: `pooled` or `patches`."""
         least = PLACES_CENTERED_FROM if kind == "patches" and self.region is not None else CENTERED_FROM
         return self.center == "yes" or (self.center == "auto" and not self.cleans() and num_images >= least)
 
     def check(self) -> None:
-        """Raises Refusal at the first setting that is out of range or that another one leaves without an effect."""
-        for name, low in {"top": 1, "outliers": 0, "neighbors": 1, "max_pairs": 1, "threads": 1}.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise Refusal(f"--{name.replace('_', '-')} {value} must be at least {low}")
-        if not -1 <= self.threshold <= 1:
-            raise Refusal(f"--threshold {self.threshold} must be a cosine, from -1 to 1")
+        """Raises Refusal if nothing is looked for, or if a setting has no effect beside the others."""
         asks = bool(self.image or self.row)
         if not asks and not self.cleans():
             raise Refusal("what is looked for? Give --image PATH or --row N, or --duplicates or --outliers")
@@ -156,7 +147,7 @@ class SearchSettings:
 
 
 MARK = "conversion.json"
-"""In every folder that was written: what it is and what it was made from. Not all of them have a config.json."""
+"""File in every converted folder that says what it is and what it was made from. Not all of them have a config.json."""
 
 OutputFormat = Literal["transformers", "timm", "onnx", "official", "safetensors"]
 
@@ -172,16 +163,16 @@ class ConvertSettings:
     output: Path | None = None
     """Folder to write. None: `<name>-<format>` in the working directory."""
     overwrite: bool = False
-    """Replace the folder where an earlier `convert` wrote it."""
+    """Replace the folder if an earlier `convert` wrote it."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """How weights are stored; the half-precision ones halve the size and round the weights."""
     encoder: Literal["target", "context"] = "target"
     """Which encoder of a run, or of a file that holds both (paper: the target encoder)."""
-    image_size: int | tuple[int, int] | None = None
-    """Size of images, in pixels, that positions are written for: other programs would stretch sin-cos ones.
-    None: the training size."""
-    heads: int | None = None
-    """Attention heads of published weights, where neither the file nor the width tells them."""
+    image_size: Annotated[int | tuple[int, int] | None, AT_LEAST_1] = None
+    """Size of images, in pixels, that positions are written for: other programs would stretch sin-cos ones. None: the training
+    size."""
+    heads: Annotated[int | None, AT_LEAST_1] = None
+    """Attention heads of published weights, if neither the file nor the width tells them."""
     license: str | None = None
     """License of the weights for the model card, as an identifier of the Hugging Face Hub, e.g. `apache-2.0` or `cc-by-nc-4.0`.
     None: the card says that none is stated."""

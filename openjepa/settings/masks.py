@@ -1,10 +1,17 @@
 """Settings of the mask strategies: one dataclass each, all derived from MaskSettings."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from openjepa.settings.ranges import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_ABOVE_0, SMALLEST_FIRST, Range
+from openjepa.settings.registry import Entry
 
 MaskKind = Literal["blocks", "tokens", "none"]
 """What a strategy draws: a context and target blocks, single masked patches, or nothing."""
+
+
+MASKED_SHARE = Range(2**-52, BELOW_1, "above 0 and below 1, e.g. 0.75 (MAE) or 0.15 (MSN)")
+"""A smaller one would be lost in 1 - ratio."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,10 +20,12 @@ class MaskSettings:
 
     kind: ClassVar[MaskKind]
     """What the strategy draws."""
+    equal_counts: ClassVar[bool] = False
+    """Whether every image has equally many masked patches."""
 
     strategy: str
     """Which strategy draws the masks."""
-    group_size: int | None = None
+    group_size: Annotated[int | None, AT_LEAST_1] = None
     """Samples that share what a mask group shares (block sizes); a multiple of the microbatch. None: the whole batch,
     or for I-JEPA's masks near `optim.images_per_device` if that is set."""
 
@@ -30,25 +39,25 @@ class MultiblockSettings(MaskSettings):
     strategy: Literal["multiblock"] = "multiblock"
     mode: Literal["unbiased", "official"] = "unbiased"
     """`unbiased`: separate draws of scale and aspect, all positions reachable; `official`: the released collator's."""
-    num_targets: int = 4
+    num_targets: Annotated[int, AT_LEAST_1] = 4
     """Target blocks per image (paper: 4)."""
-    target_scale: tuple[float, float] = (0.15, 0.2)
+    target_scale: Annotated[tuple[float, float], SHARE_ABOVE_0, SMALLEST_FIRST] = (0.15, 0.2)
     """Smallest and largest area of a target block, as a fraction of the patches."""
-    target_aspect: tuple[float, float] = (0.75, 1.5)
+    target_aspect: Annotated[tuple[float, float], POSITIVE, SMALLEST_FIRST] = (0.75, 1.5)
     """Smallest and largest height / width of a target block."""
-    context_scale: tuple[float, float] = (0.85, 1.0)
+    context_scale: Annotated[tuple[float, float], SHARE_ABOVE_0, SMALLEST_FIRST] = (0.85, 1.0)
     """Smallest and largest area of the context block, before the targets are taken out."""
-    context_aspect: tuple[float, float] = (1.0, 1.0)
+    context_aspect: Annotated[tuple[float, float], POSITIVE, SMALLEST_FIRST] = (1.0, 1.0)
     """Smallest and largest height / width of the context block relative to the grid's."""
     context_cut: Literal["random_subset", "random_window", "none"] = "random_subset"
     """What brings all contexts to one size: a random subset of the patches, the patches in a random sector around the grid's
     center, or nothing (padding, masked in attention). `official` mode has its own cut and ignores this."""
-    context_ratio: float = 0.25
+    context_ratio: Annotated[float, SHARE_ABOVE_0] = 0.25
     """Fraction of all patches that the context keeps after the cut (paper, Table 6: 0.25). Ignored by `official` and `none`."""
-    min_keep: int | None = 10
-    """A context (`official`: also a target) of at most this many patches is drawn again. In `unbiased` mode only where
+    min_keep: Annotated[int | None, NOT_NEGATIVE] = 10
+    """A context (`official`: also a target) of at most this many patches is drawn again. In `unbiased` mode only if
     `context_cut` is `none`, and scaled down on grids under 14x14. None: 10, or in proportion on grids under 14x14."""
-    max_redraws: int = 20
+    max_redraws: Annotated[int, NOT_NEGATIVE] = 20
     """`unbiased`: how often the positions of a sample are redrawn before its context is padded. Its count is logged."""
 
 
@@ -66,9 +75,10 @@ class RandomPatchesSettings(MaskSettings):
     """Single patches masked at random, equally many in every image (MAE, MSN)."""
 
     kind = "tokens"
+    equal_counts = True
 
     strategy: Literal["random_patches"] = "random_patches"
-    ratio: float | None = 0.75
+    ratio: Annotated[float | None, MASKED_SHARE] = 0.75
     """Fraction of the patches that is masked (MAE: 0.75; MSN: 0.15 for S/16, 0.3 for B/16, 0.7 for L/7). None: MSN's for
     encoders as wide as these."""
     shared: bool = False
@@ -82,14 +92,23 @@ class BlockwiseSettings(MaskSettings):
     kind = "tokens"
 
     strategy: Literal["blockwise"] = "blockwise"
-    ratios: tuple[float, ...] = (0.6,)
+    ratios: Annotated[tuple[float, ...], SHARE] = (0.6,)
     """Shares of the patches that are wished to be masked; of several, each image draws one (data2vec: 120/196; iBOT: 0.3, or
     0 and 0.3)."""
-    spreads: tuple[float, ...] = (0.0,)
-    """Each image draws its share within so much of the ratio at the same place (iBOT: 0, or 0 and 0.2)."""
-    min_block: int | None = None
+    spreads: Annotated[tuple[float, ...], SHARE] = (0.0,)
+    """How far an image's share may be from the ratio at the same place (iBOT: 0, or 0 and 0.2)."""
+    min_block: Annotated[int | None, AT_LEAST_1] = None
     """Fewest patches of a block. None: (shorter side of the grid div 3) squared, that is 16 at 14x14 (data2vec and iBOT)."""
-    max_block: int | None = None
+    max_block: Annotated[int | None, AT_LEAST_1] = None
     """Most patches of a block. None: no limit but what is left."""
-    aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    aspect: Annotated[tuple[float, float], POSITIVE, SMALLEST_FIRST] = (0.3, 1 / 0.3)
     """Smallest and largest height / width of a block, drawn uniformly in its logarithm."""
+
+
+MASKS: dict[str, Entry[MaskSettings]] = {
+    "multiblock": Entry(MultiblockSettings, "openjepa.masks.multiblock:build_multiblock"),
+    "random_patches": Entry(RandomPatchesSettings, "openjepa.masks.random_patches:RandomPatches"),
+    "blockwise": Entry(BlockwiseSettings, "openjepa.masks.blockwise:Blockwise"),
+    "none": Entry(NoMaskSettings, "openjepa.masks.sampler:NoMasks"),
+}
+"""Settings of each strategy, and where its sampler stands. By `masks.strategy`."""

@@ -1,11 +1,20 @@
 """Settings of the encoder (a Vision Transformer) and the sizes that have names."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from openjepa.settings.ranges import ABOVE_0, AT_LEAST_1, FINITE, POSITIVE, SHARE_BELOW_1, Range, between
 
 Size = Literal["test", "nano", "micro", "tiny", "small", "base", "large", "huge", "giant"]
 Initialization = Literal["released", "depth_scaled", "fan_in", "xavier"]
 Positions = Literal["sincos", "learned", "relative"]
+
+
+PATCH_SIZES = range(4, 17)
+"""Sides of a patch, in pixels, that can be trained."""
+WIDTH, DEPTH = between(1, 2**16), between(1, 1000)
+"""Limits of a network that a file describes: far above any there is, and low enough that memory holds it."""
+MLP_RATIO = Range(ABOVE_0, 64, "above 0 and at most 64")
 
 
 @dataclass(frozen=True)
@@ -37,34 +46,34 @@ class ModelSettings:
 
     size: Size = "small"
     """Named shape: tiny to giant are the ViT-Ti/S/B/L/H/g of the literature, nano and micro are ours for one CPU."""
-    patch_size: int = 16
+    patch_size: Annotated[int, between(PATCH_SIZES[0], PATCH_SIZES[-1])] = 16
     """Side of a square patch in pixels (4 to 16)."""
     class_token: bool = False
     """Prepend a learned class token. I-JEPA and data2vec's targets do without, DINO, iBOT and MSN need it."""
     positions: Positions = "sincos"
     """`sincos`: a fixed table (I-JEPA, MAE); `learned`: one that is trained (DINO, iBOT, MSN); `relative`: a trained bias of
     the attention for every offset, the same in all blocks (data2vec)."""
-    resampling_offset: float = 0.0
+    resampling_offset: Annotated[float, SHARE_BELOW_1] = 0.0
     """Added to the new number of patches when learned positions are resampled for crops of another size: 0 (exact), or 0.1 as
     in the released DINO and iBOT code."""
-    layer_scale: float | None = None
+    layer_scale: Annotated[float | None, POSITIVE] = None
     """First value of learned factors on both branches of every block (data2vec: 1e-4 for B, 1e-5 for L). None: no factors."""
-    drop_path: float = 0.0
+    drop_path: Annotated[float, SHARE_BELOW_1] = 0.0
     """Largest stochastic-depth rate, growing linearly over the blocks. I-JEPA: 0."""
-    layer_norm_eps: float = 1e-6
+    layer_norm_eps: Annotated[float, POSITIVE] = 1e-6
     """Epsilon of every LayerNorm (released code: 1e-6)."""
     initialization: Initialization = "released"
     """`released`: every Linear drawn with std 0.02, as the released runs really had it; `depth_scaled`: residual outputs
     divided by sqrt(2 x layer), as their model file says before it is overwritten; `fan_in`: every Linear and the
     patch embedding drawn with std 1 / sqrt(its inputs), so that narrow encoders and small patches keep their signal;
     `xavier`: both uniform within sqrt(6 / (inputs + outputs)), as in MAE's released code."""
-    width: int | None = None
+    width: Annotated[int | None, AT_LEAST_1] = None
     """Overrides the width of `size`."""
-    depth: int | None = None
+    depth: Annotated[int | None, AT_LEAST_1] = None
     """Overrides the depth of `size`."""
-    heads: int | None = None
+    heads: Annotated[int | None, AT_LEAST_1] = None
     """Overrides the number of heads of `size`."""
-    mlp_ratio: float | None = None
+    mlp_ratio: Annotated[float | None, POSITIVE] = None
     """Overrides the hidden width of the MLPs / width of `size`."""
 
     def shape(self) -> Shape:
@@ -74,7 +83,7 @@ class ModelSettings:
         return Shape(*own, self.mlp_ratio or named.mlp_ratio)
 
     def words(self) -> str:
-        """`small/16`; width, depth and heads too where `size` does not say them."""
+        """`small/16`; width, depth, heads and patch if `size` does not say them."""
         shape = self.shape()
         if shape == SIZES[self.size]:
             return f"{self.size}/{self.patch_size}"
@@ -115,17 +124,17 @@ class ModelSettings:
 class EncoderConfig:
     """All that is needed to rebuild an exported encoder; written to `encoder/config.json` beside the weights."""
 
-    width: int
+    width: Annotated[int, WIDTH]
     """Numbers per token."""
-    depth: int
+    depth: Annotated[int, DEPTH]
     """Blocks."""
-    heads: int
+    heads: Annotated[int, WIDTH]
     """Attention heads of every block."""
-    mlp_ratio: float
+    mlp_ratio: Annotated[float, MLP_RATIO]
     """Hidden width of the MLPs / width."""
-    patch_size: int
+    patch_size: Annotated[int, between(1, 1024)]
     """Side of a square patch in pixels."""
-    image_size: tuple[int, int]
+    image_size: Annotated[tuple[int, int], between(1, 2**16)]
     """Height and width the encoder was trained at, in pixels; others that the patch size divides work too."""
     class_token: bool = False
     """Whether a learned token comes before those of the patches."""
@@ -133,23 +142,23 @@ class EncoderConfig:
     """`sincos`: the fixed table, computed for every grid (I-JEPA, MAE); `learned`: weights `pos_embed` for the training size,
     resampled bicubically to the grid of other sizes (DINO, iBOT, MSN); `relative`: a table of attention biases for every offset
     between two patches, one for all blocks, resampled likewise (data2vec)."""
-    resampling_offset: float = 0.0
+    resampling_offset: Annotated[float, SHARE_BELOW_1] = 0.0
     """Added to the new number of patches when learned positions are resampled (see `ModelSettings`)."""
-    layer_scale: float | None = None
+    layer_scale: Annotated[float | None, FINITE] = None
     """First value of the learned factors `gamma_1` and `gamma_2` on the branches of every block. None: there are none."""
     mask_token: bool = False
     """Whether it has a learned token that stands for masked patches."""
-    drop_path: float = 0.0
+    drop_path: Annotated[float, SHARE_BELOW_1] = 0.0
     """Largest stochastic-depth rate while training."""
-    layer_norm_eps: float = 1e-6
+    layer_norm_eps: Annotated[float, POSITIVE] = 1e-6
     """Epsilon of every LayerNorm."""
     initialization: Initialization = "released"
     """How new weights are drawn (see `ModelSettings`)."""
     pooling: Literal["average", "class_token"] = "average"
     """How one vector per image is made of the output: what the method's paper evaluates."""
-    pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    pixel_mean: Annotated[tuple[float, float, float], FINITE] = (0.485, 0.456, 0.406)
     """Mean of the RGB channels in [0, 1], subtracted before the patch embedding (ImageNet's)."""
-    pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    pixel_std: Annotated[tuple[float, float, float], POSITIVE] = (0.229, 0.224, 0.225)
     """Standard deviation of the RGB channels (ImageNet's)."""
 
     def grid(self, image_size: tuple[int, int] | None = None) -> tuple[int, int]:
@@ -162,14 +171,18 @@ class EncoderConfig:
 class PredictorConfig:
     """All that is needed to rebuild an exported predictor; written to `predictor/config.json`."""
 
-    encoder_width: int
-    width: int
-    depth: int
-    heads: int
-    grid: tuple[int, int]
+    encoder_width: Annotated[int, WIDTH]
+    """Width of the encoder whose output it reads."""
+    width: Annotated[int, WIDTH]
+    """Numbers per token."""
+    depth: Annotated[int, DEPTH]
+    """Blocks."""
+    heads: Annotated[int, WIDTH]
+    """Attention heads of every block."""
+    grid: Annotated[tuple[int, int], between(1, 2**14)]
     """Rows and columns of patches it was trained on."""
-    mlp_ratio: float = 4.0
-    layer_norm_eps: float = 1e-6
+    mlp_ratio: Annotated[float, MLP_RATIO] = 4.0
+    layer_norm_eps: Annotated[float, POSITIVE] = 1e-6
     initialization: Initialization = "released"
 
 

@@ -1,7 +1,8 @@
 """One line of a registry: the settings of a component and where its code stands.
 
-Registries are dict literals in the `__init__.py` of their package (METHODS, MASKS, SOURCES, PROTOCOLS, FORMATS, OUTPUTS). They
-stay torch-free: the code is imported when `load` is called, so that `--help` and the report never pay for it.
+Registries are dict literals: METHODS, MASKS and SOURCES stand with the settings that choose from them, PROTOCOLS, FORMATS and
+OUTPUTS in the `__init__.py` of their package. They stay free of torch: the code is imported when `load` is called, so that
+`--help` and the report never pay for it.
 """
 
 from dataclasses import dataclass
@@ -11,14 +12,20 @@ from typing import Any, Generic, TypeVar
 SettingsType = TypeVar("SettingsType")
 
 
-def imported(home: str) -> Any:
-    """What stands at `home`, which is `package.module:name`. Imports the module."""
-    module, _, name = home.partition(":")
-    return getattr(import_module(module), name)
+class Line:
+    """One line of a registry. Abstract: what it knows of a component is up to each registry."""
+
+    home: str
+    """`package.module:name` of what it stands for."""
+
+    def load(self) -> Any:
+        """Imports what it stands for."""
+        module, _, name = self.home.partition(":")
+        return getattr(import_module(module), name)
 
 
 @dataclass(frozen=True)
-class Entry(Generic[SettingsType]):
+class Entry(Line, Generic[SettingsType]):
     """What a registry knows of one component."""
 
     settings: type[SettingsType]
@@ -26,6 +33,14 @@ class Entry(Generic[SettingsType]):
     home: str
     """`package.module:name` of its class, or of the function that builds it."""
 
-    def load(self) -> Any:
-        """Imports the component's class or builder."""
-        return imported(self.home)
+
+@dataclass(frozen=True)
+class NamesOf(Line):
+    """Annotation of a setting whose values are names of a registry, which belongs to a layer above the settings."""
+
+    home: str
+    """`package.module:NAME` of the registry."""
+
+    def names(self) -> tuple[str, ...]:
+        """Every name of the registry, in its order. Imports it."""
+        return tuple(self.load())

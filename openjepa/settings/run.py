@@ -1,67 +1,70 @@
-"""RunConfig: the whole description of one pretraining run.
+"""RunConfig: the whole description of one pretraining run, and CHOICES: which settings each choice of a component has."""
 
-Settings of the optimizer and its schedules.
-"""
-
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from openjepa.settings.masks import MaskSettings, MultiblockSettings
-from openjepa.settings.methods import IJepaSettings, MethodSettings
+from openjepa.settings.masks import MASKS, MaskSettings, MultiblockSettings
+from openjepa.settings.methods import METHODS, IJepaSettings, MethodSettings
 from openjepa.settings.models import ModelSettings
-from openjepa.settings.sources import DataSettings, FolderSettings
+from openjepa.settings.ranges import AT_LEAST_1, AT_LEAST_2, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_BELOW_1, Range
+from openjepa.settings.registry import Entry
+from openjepa.settings.sources import SOURCES, DataSettings, FolderSettings
+
+LIDAR_DRAWS = Range(2, math.inf, "at least 2, because LiDAR compares draws; or 0 for no LiDAR", also=(0,))
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizationSettings:
     """AdamW, batch and schedules. Every schedule is a pure function of the step."""
 
-    batch_size: int = 2048
+    batch_size: Annotated[int, AT_LEAST_1] = 2048
     """Images per optimizer step, over all processes and microbatches."""
-    microbatch_size: int | None = None
+    microbatch_size: Annotated[int | None, AT_LEAST_1] = None
     """Images per forward and backward of one process. None: follows `images_per_device`; without it the whole batch (divided by
     the processes)."""
-    images_per_device: int | None = None
-    """What a microbatch, and the group of I-JEPA's masks, should be near if they are not set: both become numbers that divide
-    the batch."""
-    epochs: float = 300
-    """Passes over the training images; ignored where `total_steps` is set."""
-    total_steps: int | None = None
+    images_per_device: Annotated[int | None, AT_LEAST_1] = None
+    """Size that a microbatch and the group of I-JEPA's masks should be near if they are not set: both become divisors of the
+    batch."""
+    epochs: Annotated[float, POSITIVE] = 300
+    """Passes over the training images; ignored if `total_steps` is set."""
+    total_steps: Annotated[int | None, AT_LEAST_1] = None
     """Optimizer steps of the whole run. Required for streams of unknown length."""
-    lr: float = 1e-3
+    lr: Annotated[float, POSITIVE] = 1e-3
     """Peak learning rate, absolute (no scaling with the batch)."""
-    start_lr: float = 1e-4
+    start_lr: Annotated[float, NOT_NEGATIVE] = 1e-4
     """Learning rate from which the linear warm-up starts (paper 1e-4, code 2e-4)."""
-    final_lr: float = 1e-6
+    final_lr: Annotated[float, NOT_NEGATIVE] = 1e-6
     """Learning rate at the end of training."""
-    warmup_epochs: float | None = 15
+    warmup_epochs: Annotated[float | None, NOT_NEGATIVE] = 15
     """Length of the warm-up in epochs (paper 15, code 40). None: follows `warmup_share`."""
-    warmup_steps: int | None = None
+    warmup_steps: Annotated[int | None, NOT_NEGATIVE] = None
     """Length of the warm-up in steps; overrides `warmup_epochs`."""
-    warmup_share: float | None = None
+    warmup_share: Annotated[float | None, SHARE_BELOW_1] = None
     """Length of the warm-up as a share of the run, if it is given neither in steps nor in epochs."""
     lr_schedule: Literal["cosine", "constant_cooldown"] = "cosine"
     """After the warm-up: cosine to `final_lr`, or constant and then linear to `final_lr` over `cooldown` of the run."""
-    cooldown: float = 0.2
+    cooldown: Annotated[float, SHARE] = 0.2
     """Share of the run that `constant_cooldown` cools down over."""
-    weight_decay: float = 0.04
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.04
     """Weight decay at the start; biases and 1-D parameters are never decayed."""
-    final_weight_decay: float = 0.4
+    final_weight_decay: Annotated[float, NOT_NEGATIVE] = 0.4
     """Weight decay at the end."""
     weight_decay_schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How it gets there (paper: linear, code: cosine)."""
-    schedule_stretch: float = 1.0
+    """How the weight decay gets there (paper: linear, code: cosine)."""
+    schedule_stretch: Annotated[float, AT_LEAST_1] = 1.0
     """Schedules run over this many times the training length (released code: `ipe_scale`, 1.0)."""
-    beta1: float = 0.9
+    beta1: Annotated[float, SHARE_BELOW_1] = 0.9
     """AdamW's first moment."""
-    beta2: float = 0.999
+    beta2: Annotated[float, SHARE_BELOW_1] = 0.999
     """AdamW's second moment."""
-    eps: float = 1e-8
+    eps: Annotated[float, POSITIVE] = 1e-8
     """AdamW's epsilon."""
     schedule_steps: Literal["from_one", "from_zero", "inclusive"] = "from_one"
     """How the schedules number the steps: the first is 1 (I-JEPA, MSN) or 0 (MAE); `inclusive`: from 0, and the last step of
     the warm-up already has the peak rate, that of a cooldown the final one (DINO, iBOT, data2vec)."""
-    clip_grad: float | None = None
+    clip_grad: Annotated[float | None, POSITIVE] = None
     """Largest gradient norm. None: no clipping (I-JEPA, MAE)."""
     clip_mode: Literal["global", "per_tensor"] = "global"
     """Norm of all gradients together (MSN, data2vec), or of each parameter's alone (DINO, iBOT)."""
@@ -69,26 +72,26 @@ class OptimizationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """Where the run is written, its seed and arithmetic."""
+    """The run folder, the seed and the arithmetic."""
 
     name: str | None = None
     """Name of the run folder. None: the recipe's name and the data set's."""
     output: str = "runs"
     """Folder that holds the run folders."""
-    seed: int = 0
+    seed: Annotated[int, NOT_NEGATIVE] = 0
     """Seed of weights, order, crops and masks."""
     init: str | None = None
     """Weights to start from instead of random ones, short `--init`: a run, an encoder folder, a file of published weights, a
     Hugging Face folder or a name on the Hub. The model's settings follow them (docs/continue.md)."""
     init_encoder: Literal["both", "target", "context"] = "both"
-    """Of weights with two encoders, short `--init-encoder`. `both`: the trained network starts from their context encoder, its
-    moving average from their target encoder; else all networks start from the one that is named."""
-    init_heads: int | None = None
-    """Attention heads of the weights, short `--init-heads`, where neither they nor their width tell. None: they do."""
+    """Which encoder of weights with two is used, short `--init-encoder`. `both`: the trained network starts from their context
+    encoder, its moving average from their target encoder; else all networks start from the one that is named."""
+    init_heads: Annotated[int | None, AT_LEAST_1] = None
+    """Attention heads of the weights, short `--init-heads`, if neither they nor their width tell. None: they do."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `mps`."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """bf16 autocast where the hardware has it (`auto`), always, or never; weights and optimizer stay fp32."""
+    """bf16 autocast if the hardware has it (`auto`), always, or never; weights and optimizer stay fp32."""
     compile: bool = False
     """Compile the transformer blocks with torch.compile (pays on GPUs)."""
 
@@ -97,15 +100,15 @@ class RunSettings:
 class SystemSettings:
     """Settings that cannot change the results."""
 
-    workers: int | None = None
+    workers: Annotated[int | None, NOT_NEGATIVE] = None
     """Processes that decode and crop. None: chosen from the cores and the cache; 0: in the main process."""
-    threads: int | None = None
+    threads: Annotated[int | None, AT_LEAST_1] = None
     """Threads of torch on the CPU. None: all cores."""
-    log_every: int = 10
+    log_every: Annotated[int, AT_LEAST_1] = 10
     """Steps between two lines of metrics.jsonl."""
-    checkpoint_minutes: float = 10.0
+    checkpoint_minutes: Annotated[float, NOT_NEGATIVE] = 10.0
     """Minutes between two saves of the latest checkpoint."""
-    keep_every: int | None = None
+    keep_every: Annotated[int | None, AT_LEAST_1] = None
     """Keep a checkpoint every this many steps for good. None: only the latest two."""
     tensorboard: bool = False
     """Also write TensorBoard events to the run folder (extra `tracking`)."""
@@ -115,20 +118,20 @@ class SystemSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MonitorSettings:
-    """Watching collapse and quality without labels on a fixed probe batch, and the online k-NN. Cannot change the results."""
+    """What is measured during training: collapse and quality on a fixed probe batch, and an online k-NN. Changes no result."""
 
-    every: int | None = 100
+    every: Annotated[int | None, NOT_NEGATIVE] = 100
     """Steps between two looks. 0: never. None: follows the length of the run: ten looks, and at least 100 steps between two."""
-    images: int = 512
+    images: Annotated[int, AT_LEAST_2] = 512
     """Images of the fixed probe batch; the rank that can be seen is at most this."""
-    lidar_masks: int = 10
-    """Draws of masks of each image for LiDAR (paper: 50, cheap: 10), where the method has a predictor. 0: no LiDAR."""
-    lidar_images: int = 64
+    lidar_masks: Annotated[int, LIDAR_DRAWS] = 10
+    """Draws of masks of each image for LiDAR (paper: 50, cheap: 10), if the method has a predictor. 0: no LiDAR."""
+    lidar_images: Annotated[int, AT_LEAST_2] = 64
     """First images of the probe batch that LiDAR tells apart; it is at most this less one (paper: more than the width). A look
     computes context and predictor for `lidar_masks` x `lidar_images` more images."""
     knn: bool = False
-    """Also classify held-out images by their nearest neighbors, where the data has labels."""
-    knn_images: int = 2000
+    """Also classify held-out images by their nearest neighbors, if the data has labels."""
+    knn_images: Annotated[int, AT_LEAST_1] = 2000
     """Training images the online k-NN searches (at most half as many are classified)."""
 
 
@@ -148,3 +151,28 @@ class RunConfig:
     run: RunSettings = field(default_factory=RunSettings)
     monitor: MonitorSettings = field(default_factory=MonitorSettings)
     system: SystemSettings = field(default_factory=SystemSettings)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A component that can be chosen."""
+
+    base: type[Any]
+    """Dataclass of the settings that all its choices have."""
+    field: str
+    """The setting that names the choice, e.g. `source`."""
+    registry: Mapping[str, Entry[Any]]
+    """Its choices by name."""
+
+    @property
+    def options(self) -> dict[str, type[Any]]:
+        """Dataclass of the settings of each choice, by name."""
+        return {name: entry.settings for name, entry in self.registry.items()}
+
+
+CHOICES: dict[str, Choice] = {
+    "method": Choice(MethodSettings, "name", METHODS),
+    "masks": Choice(MaskSettings, "strategy", MASKS),
+    "data": Choice(DataSettings, "source", SOURCES),
+}
+"""Every component of a run that can be chosen, by the name of its field in RunConfig."""

@@ -2,7 +2,10 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from openjepa.settings.ranges import AT_LEAST_1, FINITE, POSITIVE, SHARE, SHARE_ABOVE_0, SHARE_BELOW_1, SMALLEST_FIRST
+from openjepa.settings.registry import Entry
 
 
 def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -16,28 +19,28 @@ class DataSettings:
 
     source: str
     """Where the images come from."""
-    image_size: int | tuple[int, int] = 224
+    image_size: Annotated[int | tuple[int, int], AT_LEAST_1] = 224
     """Side, or height and width, of the training crops in pixels; the patch size must divide it."""
-    crop_scale: tuple[float, float] = (0.3, 1.0)
+    crop_scale: Annotated[tuple[float, float], SHARE_ABOVE_0, SMALLEST_FIRST] = (0.3, 1.0)
     """Smallest and largest area of a random crop, as a fraction of the image (released configurations: 0.3 to 1)."""
-    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_aspect: Annotated[tuple[float, float], POSITIVE, SMALLEST_FIRST] = (3 / 4, 4 / 3)
     """Smallest and largest width / height of a random crop."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Antialiased filter of the random crops (released code: bilinear)."""
     horizontal_flip: bool = False
     """Mirror half of the training images (released code: no)."""
-    pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    pixel_mean: Annotated[tuple[float, float, float], FINITE] = (0.485, 0.456, 0.406)
     """Mean of the RGB channels in [0, 1] (ImageNet's)."""
-    pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    pixel_std: Annotated[tuple[float, float, float], POSITIVE] = (0.229, 0.224, 0.225)
     """Standard deviation of the RGB channels (ImageNet's)."""
     cache: Literal["none", "memory", "device"] = "none"
     """Decode every image once and keep it: in memory (cropped by the workers) or on the device (cropped there)."""
-    cache_size: int | None = None
+    cache_size: Annotated[int | None, AT_LEAST_1] = None
     """Short side, in pixels, that cached images are reduced to. None: what the smallest crop needs, that is
-    `image_size` / sqrt(smallest `crop_scale`), or the same for a method's small crops where that is more."""
-    max_skipped: float = 0.05
+    `image_size` / sqrt(smallest `crop_scale`), or the same for a method's small crops if that is more."""
+    max_skipped: Annotated[float, SHARE] = 0.05
     """Share of unreadable images above which the run stops."""
-    max_images: int | None = None
+    max_images: Annotated[int | None, AT_LEAST_1] = None
     """Use only this many training images, drawn with the seed. None: all."""
 
     def height_width(self) -> tuple[int, int]:
@@ -45,7 +48,7 @@ class DataSettings:
         return height_and_width(self.image_size)
 
     def name(self) -> str:
-        """What the data set is called in a run's name: the last part of its path without wildcards, where it has one."""
+        """What the data set is called in a run's name: the last part of its path without wildcards, or the source."""
         path: str = vars(self).get("path") or ""  # sources that read files call their place so
         parts = [part for part in path.split("/") if part not in ("", ".", "..", "~") and "*" not in part]
         return re.sub(r"[^\w.-]+", "-", parts[-1]) if parts else self.source
@@ -58,8 +61,8 @@ class FolderSettings(DataSettings):
     source: Literal["folder"] = "folder"
     path: str = ""
     """Folder of images."""
-    test_fraction: float = 0.2
-    """Share of each class held out for the probes where the folder has no split of its own."""
+    test_fraction: Annotated[float, SHARE_BELOW_1] = 0.2
+    """Share of each class held out for the probes if the folder has no split of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,7 @@ class HuggingFaceSettings(DataSettings):
     """Split used for pretraining and for training the probes."""
     test_split: str | None = None
     """Split the probes are tested on. None: the first of test, validation, val that has labels."""
-    test_fraction: float = 0.2
+    test_fraction: Annotated[float, SHARE_BELOW_1] = 0.2
     """Share of each class held out for the probes if there is no labeled test split (lists only)."""
     image_column: str | None = None
     """Column with the images, or with paths of image files beside the table; for tars a suffix. None: the only one."""
@@ -84,7 +87,7 @@ class HuggingFaceSettings(DataSettings):
     of numbers or categories, else no labels."""
     streaming: bool = False
     """Read shards in order without an index (needs `optim.total_steps`)."""
-    window: int = 4096
+    window: Annotated[int, AT_LEAST_1] = 4096
     """Streaming: samples that are shuffled together."""
 
 
@@ -97,3 +100,27 @@ class ScenesSettings(DataSettings):
     """A folder as CLEVR v1.0 unpacks, or one that `openjepa data scenes` rendered. None: the small packaged set."""
     label: Literal["count", "distance"] = "count"
     """Which label `labels` are: Clevr/Count or Clevr/Dist."""
+
+
+ONLY_TRAINING = {
+    "image_size",
+    "crop_scale",
+    "crop_aspect",
+    "interpolation",
+    "horizontal_flip",
+    "pixel_mean",
+    "pixel_std",
+    "cache",
+    "cache_size",
+    "max_skipped",
+    "window",
+}
+"""Settings of a data source that only concern training."""
+
+
+SOURCES: dict[str, Entry[DataSettings]] = {
+    "folder": Entry(FolderSettings, "openjepa.data.folders.folder:open_folder"),
+    "huggingface": Entry(HuggingFaceSettings, "openjepa.data.tables.huggingface:open_huggingface"),
+    "scenes": Entry(ScenesSettings, "openjepa.data.scenes.scenes:open_scenes"),
+}
+"""Settings of each source, and where the function that opens it stands. By `data.source`."""

@@ -1,30 +1,24 @@
-"""The console of everything that is printed in tables and colors: what a user named is shown as it is.
+"""What a person sees while something runs: lines that are said, tables, and one progress bar. Free of torch.
 
-What a person sees while a loop runs: a live display on a terminal, one plain line per interval elsewhere.
-
-What is said and shown while a pass over many images takes its time.
+Text that a user named (paths, classes, reasons) is shown as it is. Bytes are printed by `rich.filesize`.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import TracebackType
 from typing import IO, Literal
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
+
+Style = Literal["auto", "live", "plain", "none"]
+"""How progress is shown: `live` is a bar, `plain` one line per interval; `auto` is `live` on a terminal."""
+Say = Callable[[str], None]
+"""Told what is being done, once per step that may take long."""
 
 
 def plain_console(*, stderr: bool = False, width: int | None = None, file: IO[str] | None = None) -> Console:
@@ -35,12 +29,19 @@ def plain_console(*, stderr: bool = False, width: int | None = None, file: IO[st
     return Console(stderr=stderr, width=width, file=file, markup=False, emoji=False, highlight=False)
 
 
-def text_column(name: str, style: str = "none") -> TextColumn:
-    """The column of a progress bar that shows `name` of the task as it is."""
-    return TextColumn(f"{{task.{name}}}", style, markup=False)
+def is_first_here() -> bool:
+    """Whether this process is the first one of its machine under torchrun, or alone."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-Style = Literal["auto", "live", "plain", "none"]
+def say(text: str) -> None:
+    """Prints a line to the standard error, once on each machine."""
+    if is_first_here():
+        print(text, file=sys.stderr, flush=True)
+
+
+def silent(_: object) -> None:
+    """Says nothing."""
 
 
 def format_seconds(seconds: float) -> str:
@@ -64,67 +65,81 @@ def format_count(number: float) -> str:
     return f"{number:.1f}P"
 
 
-class Counter:
-    """Counts items with a bar, a rate and the time left, on a terminal only; a context manager and a callback."""
+class _TimeLeft(ProgressColumn):
+    """The task's own `left` in seconds if it has one, else what its speed tells; `?` while neither is known."""
 
-    def __init__(self, description: str, style: Style = "auto") -> None:
-        """Nothing is shown before the first call."""
-        console = plain_console(stderr=True)
-        shown = style == "live" or (style == "auto" and console.is_terminal)
-        columns = (
-            text_column("description", "bold"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        self._progress = Progress(*columns, console=console, transient=True, disable=not shown)
-        self._description = description
-        self._task: TaskID | None = None
+    def render(self, task: Task) -> Text:
+        if task.total is None:
+            return Text("")
+        left = task.fields.get("left", task.time_remaining)
+        return Text("? left" if left is None else f"{format_seconds(left)} left")
 
-    def __enter__(self) -> "Counter":
-        """Nothing yet."""
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Removes the bar."""
-        self._progress.stop()
+class _Line(ProgressColumn):
+    """The task's own `line` if it has one, else its speed; empty at the start."""
 
-    def __call__(self, done: int, total: int) -> None:
-        """Shows that `done` of `total` are done."""
-        if self._task is None:
-            self._progress.start()
-            self._task = self._progress.add_task(self._description, total=total)
-        self._progress.update(self._task, completed=done)
+    def render(self, task: Task) -> Text:
+        rate = "" if task.speed is None else f"{task.speed:,.0f} {task.fields.get('unit')}/s"
+        return Text(task.fields.get("line", rate))
+
+
+def _bar(console: Console, transient: bool) -> Progress:
+    """The one bar: description, bar, how many of all, time left, and a line of the task's own or its speed."""
+    whole = Column(no_wrap=True)
+    return Progress(
+        TextColumn("{task.description}", "bold", markup=False),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        _TimeLeft(whole.copy()),
+        _Line(whole.copy()),
+        console=console,
+        transient=transient,
+        expand=True,
+    )
+
+
+@contextmanager
+def progress(
+    description: str, total: int | None, done: int = 0, *, unit: str = "images", style: Style = "auto"
+) -> Iterator[Callable[[int], None]]:
+    """Shows a bar with speed and time left, on a terminal and once on each machine.
+
+    Call what it gives with the number done since the last call: the bar appears with the first call, and is removed at the
+    end. `total`, `done`: how many in all (None: not known), and how many of them are done at the start.
+    """
+    console = plain_console(stderr=True)
+    if not (style == "live" or (style == "auto" and console.is_terminal and is_first_here())):
+        yield silent
+        return
+    with _bar(console, transient=True) as bar:
+        task = bar.add_task(description, total=total, completed=done, unit=unit, visible=False)
+        yield lambda number: bar.update(task, advance=number, visible=True)
 
 
 class Display:
-    """Shows the progress of a loop of `total_steps` that starts at `start_step`."""
+    """Shows a loop of `total_steps` that starts at `start_step`: a bar on a terminal, one line per interval elsewhere."""
 
     def __init__(self, total_steps: int, start_step: int, style: Style = "auto", plain_seconds: float = 10.0) -> None:
         """`plain_seconds` is the least time between two plain lines."""
         self._console = plain_console(stderr=True)
-        if style == "auto":
-            style = "live" if self._console.is_terminal else "plain"
-        self._style = style
+        self._style = ("live" if self._console.is_terminal else "plain") if style == "auto" else style
         self._total = total_steps
         self._plain_seconds, self._last_plain = plain_seconds, -float("inf")
-        self._progress: Progress | None = None
-        if style == "live":
-            columns = (text_column("description", "bold"), BarColumn(bar_width=None), TaskProgressColumn())
-            self._progress = Progress(*columns, text_column("fields[line]"), console=self._console, expand=True)
-            self._task = self._progress.add_task("train", total=total_steps, completed=start_step, line="")
-            self._progress.start()
+        self._bar = _bar(self._console, transient=False) if self._style == "live" else None
+        if self._bar is not None:
+            self._task = self._bar.add_task("train", total=total_steps, completed=start_step, line="", left=None)
+            self._bar.start()
 
     def update(self, step: int, values: Mapping[str, str], seconds_left: float | None) -> None:
         """Shows step, time left (None: not known yet) and `values` (name -> formatted value)."""
-        left = "?" if seconds_left is None else format_seconds(seconds_left)
         line = "  ".join(f"{name} {value}" for name, value in values.items())
-        if self._progress is not None:
-            self._progress.update(self._task, completed=step, line=f"{step}/{self._total}  {left} left  {line}")
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, line=line, left=seconds_left)
         elif self._style == "plain":
             now = time.monotonic()
             if now - self._last_plain >= self._plain_seconds or step == self._total:
                 self._last_plain = now
+                left = "?" if seconds_left is None else format_seconds(seconds_left)
                 print(f"step {step}/{self._total}  {left} left  {line}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
@@ -134,40 +149,5 @@ class Display:
 
     def close(self) -> None:
         """Leaves the terminal as it was."""
-        if self._progress is not None:
-            self._progress.stop()
-
-
-Say = Callable[[str], None]
-"""Told what is being done, once per step that may take long."""
-
-
-def silent(_: object) -> None:
-    """Says nothing."""
-
-
-class _Rate(ProgressColumn):
-    """Images per second of the last half minute."""
-
-    def render(self, task: Task) -> Text:
-        """Empty at the start."""
-        return Text("" if task.speed is None else f"{task.speed:,.0f} images/s")
-
-
-@contextmanager
-def progress(description: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """A bar with rate and time left, on a terminal only; call it with the number of images done since the last call.
-
-    `total`, `done`: images in all (None: not known), and those of them that are done at the start.
-    """
-    console = plain_console(stderr=True)
-    columns = (
-        text_column("description"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(description, total=total, completed=done)
-        yield lambda number: bar.advance(task, number)
+        if self._bar is not None:
+            self._bar.stop()

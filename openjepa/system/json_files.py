@@ -5,10 +5,12 @@ Free of torch. Files are UTF-8 throughout.
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from openjepa.config import from_dict
 from openjepa.refusals import Refusal
@@ -19,12 +21,17 @@ RESTORE = "bring it back as it was, or delete it"
 """What mends a damaged file of a run folder, unless a function is told otherwise."""
 
 
-def object_in(text: str, where: object, mend: str = RESTORE) -> dict[str, Any]:
-    """The object that `text` is in JSON. Raises Refusal that names `where` and ends with `mend` if it is anything else."""
+def value_in(text: str, where: object, mend: str = RESTORE) -> Any:
+    """The value that `text` is in JSON. Raises Refusal, which names `where` and ends with `mend`, if it is no JSON."""
     try:
-        found = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise Refusal(f"{where} is not valid JSON ({error}); {mend}") from error
+
+
+def object_in(text: str, where: object, mend: str = RESTORE) -> dict[str, Any]:
+    """The object that `text` is in JSON. Raises Refusal, which names `where` and ends with `mend`, if it is anything else."""
+    found = value_in(text, where, mend)
     if not isinstance(found, dict):
         raise Refusal(f"{where} is no JSON object, but a {type(found).__name__}; {mend}")
     return found
@@ -78,7 +85,7 @@ def number(value: object) -> float | None:
 
 
 def typed(kind: type[Settings], entries: Mapping[str, Any], where: object, mend: str = RESTORE) -> Settings:
-    """Those of `entries` that are fields of the dataclass `kind`, as one of it; the others are left alone.
+    """An instance of the dataclass `kind` from those of `entries` that are its fields; the others are ignored.
 
     Raises Refusal, which names `where` and ends with `mend`, if one that has no default is missing or of another type.
     """
@@ -90,3 +97,78 @@ def typed(kind: type[Settings], entries: Mapping[str, Any], where: object, mend:
         return from_dict(kind, {name: value for name, value in entries.items() if name in known})
     except ValueError as error:
         raise Refusal(f"{where} is damaged: {error}; {mend}") from error
+
+
+DROPPED = object()
+"""Stands for an entry that is not of its field's type."""
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def lenient(kind: type[Settings], content: object, blank: Settings | None = None) -> Settings | None:
+    """`content` as one of the dataclass `kind`, without entries that are of another type than their field.
+
+    What is missing or dropped is as in `blank`, or has its default. None if it has neither.
+    """
+    if not isinstance(content, Mapping):
+        return None
+    values: dict[str, Any] = {} if blank is None else dict(vars(blank))
+    hints = _hints(kind)  # type: ignore[arg-type]
+    for item in fields(kind):  # type: ignore[arg-type]
+        value = _value(hints[item.name], content[item.name]) if item.name in content else DROPPED
+        if value is not DROPPED:
+            values[item.name] = value
+        elif blank is None and item.default is MISSING and item.default_factory is MISSING:
+            return None
+    return kind(**values)
+
+
+def _value(hint: Any, value: object) -> Any:
+    """`value` if it is of the type `hint`, its own entries read the same way; else DROPPED."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, UnionType):
+        return next((found for kind in arguments if (found := _value(kind, value)) is not DROPPED), DROPPED)
+    if origin is Literal:
+        return value if isinstance(value, str) and value in arguments else DROPPED
+    if origin is tuple and arguments[-1] is not ...:
+        return _list(arguments[0], value, len(arguments))
+    if origin in (Sequence, tuple):
+        return _list(arguments[0], value)
+    if origin is Mapping:
+        return _mapping(arguments[1], value)
+    if is_dataclass(hint):
+        found = lenient(hint, value)  # type: ignore[arg-type]
+        return DROPPED if found is None else found
+    return _plain(hint, value)
+
+
+def _list(hint: Any, values: object, length: int | None = None) -> Any:
+    """Entries that are none are left out; but a list of numbers that lacks one would be another list."""
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        return DROPPED
+    found = tuple(item for item in (_value(hint, value) for value in values) if item is not DROPPED)
+    is_whole = len(found) == len(values) if hint in (int, float) else True
+    return found if is_whole and length in (None, len(found)) else DROPPED
+
+
+def _mapping(hint: Any, values: object) -> Any:
+    if not isinstance(values, Mapping):
+        return DROPPED
+    found = {str(name): _value(hint, value) for name, value in values.items()}
+    return {name: value for name, value in found.items() if value is not DROPPED}
+
+
+def _plain(hint: Any, value: object) -> Any:
+    if hint is NoneType:
+        return None if value is None else DROPPED
+    if hint in (str, bool):
+        return value if isinstance(value, hint) else DROPPED
+    finite = number(value)
+    if finite is None or (hint is int and not finite.is_integer()):
+        return DROPPED
+    return int(finite) if hint is int else value

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 ROOT = Path("/")
-"""Where proc/ and sys/ are; tests put their own here."""
+"""The folder with proc/ and sys/; tests put their own here."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class _Version:
     limits: tuple[str, ...]
     usage: str
     prefix: str
-    """Of the entries of memory.stat that count the groups below too."""
+    """Prefix of the entries of memory.stat that count the groups below too."""
     parents_limit: str | None
     """Entry of memory.stat with the lowest limit of all groups above, also of those that cannot be seen from a container."""
 
@@ -67,19 +67,22 @@ def _available_on_machine(root: Path) -> Iterator[int]:
 
 def _groups(root: Path) -> Iterator[_Group]:
     """The group of this process and those above it, as far as they have a limit and can be seen from here."""
-    for folder, version in _folders(root):
+    for folder, is_v2 in group_folders(root, "memory"):
         with suppress(OSError, ValueError):  # a group that cannot be read limits nothing that we know of
-            yield from _read_group(folder, version)
+            yield from _read_group(folder, _V2 if is_v2 else _V1)
 
 
-def _folders(root: Path) -> Iterator[tuple[Path, _Version]]:
-    """Of each tree the folder of the own group, and those above it up to the one that is mounted."""
+def group_folders(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
+    """Folders of this process's group and of those above it as far as they are mounted, and whether they are of version 2.
+
+    `controller`: whose tree is looked at in version 1, such as `memory` or `cpu`; version 2 has one tree for all.
+    """
     paths = _own_paths(root)
-    for version, name in ((_V2, ""), (_V1, "memory")):
+    for is_v2, name in ((True, ""), (False, controller)):
         for mount_root, mount_point in _mounts(root, name):
             below = _below(paths.get(name, "/"), mount_root)
             for part in (below, *below.parents):
-                yield root / mount_point.relative_to("/") / part, version
+                yield root / mount_point.relative_to("/") / part, is_v2
 
 
 def _own_paths(root: Path) -> dict[str, str]:
@@ -92,7 +95,7 @@ def _own_paths(root: Path) -> dict[str, str]:
 
 
 def _mounts(root: Path, name: str) -> Iterator[tuple[str, PurePosixPath]]:
-    """Where the tree `name` is mounted: the group that is its top there, and the folder."""
+    """Mounts of the tree `name`: the group at its top, and the folder."""
     lines = _text(root / "proc/self/mountinfo").splitlines()
     for left, _, right in (line.partition(" - ") for line in lines if " - cgroup" in line):
         kind, _, options = right.split(" ", maxsplit=2)

@@ -1,8 +1,71 @@
-"""Commands as they are printed, recorded and shown on pages: whatever is in a path, they can be pasted into a shell."""
+"""What is typed in a shell: paths told from names on the Hugging Face Hub, and commands that can be pasted.
 
+The Hub is asked only for what cannot be a mistyped path of ours. Commands are printed, recorded and shown on pages with every
+word quoted that a shell would read otherwise.
+"""
+
+import difflib
+import re
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+
+MARK = "hf:"
+"""Prefix that makes a name one of the Hub even if a path of that name exists: hf:owner/name."""
+PART = r"\w[\w.-]*"
+WRITTEN = ("runs", "evaluations", "scenes", "ablations", "checkpoints", "encoder", "features")
+KEPT = ("data", "datasets", "weights", "models", "output", "outputs", "results", "experiments", "images", "photos")
+USUAL = ("log", "logs", "out", "exp", "train", "test", "val", "tmp", "scratch", "src", "home", "mnt", "work")
+FOLDERS = frozenset({*WRITTEN, *KEPT, *USUAL})
+"""Usual names of folders, which are never taken for an owner on the Hub, whether such a folder exists or not."""
+FILES = (".pth", ".pt", ".tar", ".ckpt", ".bin", ".safetensors", ".onnx", ".npy", ".parquet", ".yaml", ".json", ".zip", ".gz")
+"""Endings of files, which no name on the Hub has."""
+ALIKE = 0.75
+"""Likeness from which the first part of a name is taken for a mistyped folder."""
+MOST_SHOWN = 8
+
+
+def hub_name(words: Path | str, one_part: bool = False) -> str | None:
+    """The name on the Hub, owner/name, that `words` mean; None if they mean a path.
+
+    Without `hf:`, `words` are a name on the Hub if no such path exists and their first part does not resemble a folder here or
+    one of FOLDERS. USUAL names, which are short, must match exactly: `mnist` is not `mnt`. `one_part`: also take names without
+    an owner, which some data sets have.
+    """
+    text = str(words)
+    if Path(text).expanduser().exists():
+        return None
+    if text.startswith(MARK):
+        return text.removeprefix(MARK) or None
+    parts = text.split("/")
+    is_name = len(parts) == 2 or (one_part and len(parts) == 1 and "." not in text)
+    if not is_name or not all(re.fullmatch(PART, part) for part in parts) or parts[-1].lower().endswith(FILES):
+        return None
+    is_folder = parts[0].lower() in USUAL or _alike(parts[0], [*WRITTEN, *KEPT, *_held(Path())], ALIKE)
+    return None if is_folder else text
+
+
+def absent(words: Path | str, hub: bool = True) -> str:
+    """The end of an error about a path that does not exist: the nearest one that does.
+
+    `hub`: also say how a name on the Hub is written, in case one was meant.
+    """
+    text = str(words)
+    path = Path(text).expanduser()
+    parent = next((item for item in path.parents if item.is_dir()), Path())
+    missing = path.relative_to(parent).parts or ("",)
+    held = sorted(name for name in _held(parent) if not name.startswith("."))
+    if near := _alike(missing[0], held, 0.5):
+        rest = parent.joinpath(near, *missing[1:])
+        hint = f"did you mean {str(rest if rest.exists() else parent / near)!r}?"
+    else:
+        folders = [name for name in held if (parent / name).is_dir()]
+        more = f" and {len(folders) - MOST_SHOWN} more" if len(folders) > MOST_SHOWN else ""
+        hint = f"{str(parent)!r} exists and holds: {', '.join(folders[:MOST_SHOWN]) or 'no folders'}{more}"
+    parts = text.split("/")
+    is_name = len(parts) == 2 and all(re.fullmatch(PART, part) for part in parts) and parts[0] not in FOLDERS
+    return f"does not exist; {hint}" + (f" (a name on the Hugging Face Hub is written {MARK}{text})" if hub and is_name else "")
 
 
 def command(*words: object) -> str:
@@ -14,3 +77,18 @@ def this_command() -> str:
     """The command that runs, without the folder of its program."""
     program = Path(sys.argv[0]).name
     return command(*(("python", "-m", "openjepa") if program == "__main__.py" else (program,)), *sys.argv[1:])
+
+
+def _alike(name: str, others: Iterable[str], likeness: float) -> str:
+    """The one of `others` most like `name`, ignoring case; empty if none is alike enough."""
+    by_word = {other.lower(): other for other in others}
+    found = difflib.get_close_matches(name.lower(), by_word, n=1, cutoff=likeness)
+    return by_word[found[0]] if found else ""
+
+
+def _held(folder: Path) -> list[str]:
+    """Names in a folder; none if it cannot be read."""
+    try:
+        return [item.name for item in folder.iterdir()]
+    except OSError:
+        return []

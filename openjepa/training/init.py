@@ -1,6 +1,6 @@
-"""Training that starts from weights: reads them once, and hands them to the networks of a method.
+"""Training that starts from weights (`run.init`).
 
-Which settings of a run follow the weights that it starts from, and which of them somebody has set otherwise.
+First `settled` reads them and lets the settings of the model follow them, then `start_method` hands them to the networks.
 """
 
 import os
@@ -12,21 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openjepa.checks import nearest_multiple
+from openjepa.checks import check_patch_divides
 from openjepa.config import flatten, load_run_config
 from openjepa.engine.run_folder import run_path
 from openjepa.methods.base import Method
 from openjepa.models.predictor import Predictor
 from openjepa.models.transformer import hidden_width
 from openjepa.models.vit import VisionTransformer
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, few
 from openjepa.settings.methods import IJepaSettings, MethodSettings
 from openjepa.settings.models import SIZES, EncoderConfig, ModelSettings, PredictorConfig, Shape
 from openjepa.settings.run import RunConfig, RunSettings
-from openjepa.system.hub_names import hub_name
-from openjepa.weights.contents import weights_hash
-from openjepa.weights.filling import listed
-from openjepa.weights.formats import Choice, Loaded, load_any
+from openjepa.system.shell import hub_name
+from openjepa.weights.contents import MOST_NAMES, weights_hash
+from openjepa.weights.formats import Choice, Loaded, WrongChoice, load_any
 
 SHAPE = ("size", "width", "depth", "heads", "mlp_ratio")
 """Settings of the model that together say one thing."""
@@ -39,16 +38,125 @@ FOLLOWING = (
     *(f"method.{name}" for name in PREDICTOR),
 )
 """All settings that weights decide. Drop path, how new weights are drawn, and the image size are the run's own."""
+CLASS_TOKEN, MASK_TOKEN, POSITIONS = "cls_token", "mask_token", "pos_embed"
+ADDED = {CLASS_TOKEN: "the class token", MASK_TOKEN: "the mask token"}
+"""Weights that a method may need though what it starts from lacks them."""
+PREDICTOR_SIZES = ("encoder_width", "width", "depth", "heads", "mlp_ratio", "layer_norm_eps")
+"""What makes two predictors the same network; its positions are computed for every grid."""
+
+
+@dataclass(frozen=True)
+class StartingWeights:
+    """Networks read from the weights of `run.init`."""
+
+    path: str
+    target: Loaded
+    """The target encoder, or the only encoder; with I-JEPA's predictor, if there is one."""
+    context: Loaded | None
+    """The context encoder. None: there is only one encoder, or only one is wanted."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """The weights that a run has started from, for its records and for people to read."""
+
+    path: str
+    what: str
+    context: str | None
+    """The encoder that the trained network has started from, in words. None: the same as its moving average."""
+    predictor: bool
+    """Whether the predictor has started from weights too."""
+    hashes: Mapping[str, str]
+    """Hash of the weights of each network, by its name (`weights.contents.weights_hash`)."""
+    new: tuple[str, ...]
+    """Parts of the method that have started from random weights."""
+    notes: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """For the introduction of a run."""
+        both = "; the trained network from its context encoder" if self.context else ""
+        new = f"; new: {', '.join(self.new)}" if self.new else ""
+        return [
+            f"start      {self.path}",
+            f"           {self.what}{both}{'; with its predictor' if self.predictor else ''}{new}",
+            *(f"note: {note}" for note in self.notes),
+        ]
+
+
+def settled(config: RunConfig, given: Collection[str], fresh: bool) -> tuple[RunConfig, StartingWeights | None]:
+    """The settings that follow from the weights of `run.init`, and these weights. Without `run.init`: `config` and None.
+
+    A run that has a checkpoint takes from its config.yaml what followed from the weights when it began, and does not read them
+    again. `given`: dotted names of the settings that were set for this run, which must not contradict the weights. Raises
+    Refusal if they do, and if the weights cannot be read.
+    """
+    if config.run.init is None:
+        return config, None
+    if not config.run.init:
+        raise Refusal("run.init is empty: name a run, an encoder folder, a file of weights or a model on the Hub")
+    config, before = _found(config, fresh)
+    if before is not None:
+        return as_before(config, before, given), None
+    weights = read_weights(config.run)
+    target = weights.target
+    return following(config, target.config, target.predictor_config, given, weights.path), weights
+
+
+def _found(config: RunConfig, fresh: bool) -> tuple[RunConfig, RunConfig | None]:
+    """`config` with the absolute path of the weights, or with their name on the Hub; and what `_begun` finds of it.
+
+    A path that a begun run has started from stays one when nothing lies there any more.
+    """
+    name = str(config.run.init)
+    place = Path(name).expanduser()
+    config = replace(config, run=replace(config.run, init=os.path.abspath(place)))  # noqa: PTH100  (resolve would follow links)
+    before = None if fresh else _begun(config)
+    if before is None and hub_name(name) is not None:
+        config = replace(config, run=replace(config.run, init=name))
+        before = None if fresh else _begun(config)
+    return config, before
+
+
+def _begun(config: RunConfig) -> RunConfig | None:
+    """The settings of this run. None unless it has a checkpoint and has started from the same weights."""
+    path = run_path(config)
+    if not any(path.glob("checkpoints/step_*")) or not (path / "config.yaml").is_file():
+        return None
+    before = load_run_config(path)
+    return before if _origin(before.run) == _origin(config.run) else None
+
+
+def _origin(run: RunSettings) -> tuple[object, ...]:
+    return run.init, run.init_encoder, run.init_heads
+
+
+def read_weights(run: RunSettings) -> StartingWeights:
+    """The weights that `run.init` names. Raises Refusal if they cannot be read or lack the encoder that is wanted."""
+    assert run.init is not None
+    target = _read(run, Choice("context" if run.init_encoder == "context" else "target", run.init_heads))
+    context = None
+    if run.init_encoder == "both" and "context" in target.encoders:
+        context = _read(run, Choice("context", run.init_heads, predictor=False))
+    return StartingWeights(run.init, target, context)
+
+
+def _read(run: RunSettings, choice: Choice) -> Loaded:
+    assert run.init is not None
+    try:
+        return load_any(run.init, choice)
+    except WrongChoice as error:
+        raise Refusal(f"run.init: {error} (here --init-{error.setting})") from error
+    except Refusal as error:
+        raise Refusal(f"run.init: {error}") from error
 
 
 def following(
     config: RunConfig, encoder: EncoderConfig, predictor: PredictorConfig | None, given: Collection[str], weights: str
 ) -> RunConfig:
-    """`config` with the model, the normalization and the predictor of what was read from `weights`.
+    """`config` with the model, the normalization and the predictor that were read from `weights`.
 
-    `given`: dotted names of the settings that somebody has set for this run; all others give way. Raises Refusal where one
-    of them contradicts the weights, and where the images are no whole number of patches. A predictor may differ: it is then
-    new.
+    `given`: dotted names of the settings that somebody has set for this run; all others give way. Raises Refusal if one of
+    them contradicts the weights, and if the images are no whole number of patches. A predictor may differ: it is then new.
     """
     model = _model(config, encoder, given)
     _check_given(config, model, encoder, given, weights)
@@ -59,26 +167,8 @@ def following(
     return replace(config, model=model, data=data, method=method)
 
 
-def as_before(config: RunConfig, before: RunConfig, given: Collection[str]) -> RunConfig:
-    """`config` with the settings that followed the weights when the run began; those that are `given` stay as they are."""
-
-    def taken(group: object, saved: object, prefix: str) -> dict[str, object]:
-        names = [name.removeprefix(prefix) for name in FOLLOWING if name.startswith(prefix) and name not in given]
-        return {name: getattr(saved, name) for name in names if name in vars(group) and name in vars(saved)}
-
-    model = replace(config.model, **taken(config.model, before.model, "model."))  # type: ignore[arg-type]
-    if model.shape() == before.model.shape():  # one shape has several spellings
-        model = replace(model, **{name: getattr(before.model, name) for name in SHAPE})
-    return replace(
-        config,
-        model=model,
-        data=replace(config.data, **taken(config.data, before.data, "data.")),  # type: ignore[arg-type]
-        method=replace(config.method, **taken(config.method, before.method, "method.")),  # type: ignore[arg-type]
-    )
-
-
 def _model(config: RunConfig, encoder: EncoderConfig, given: Collection[str]) -> ModelSettings:
-    """A class token that the method needs is added; an offset that is given says how to resample, and contradicts nothing."""
+    """The model of the weights, with the class token that the method needs and the resampling offset that is given."""
     shape = Shape(encoder.width, encoder.depth, encoder.heads, encoder.mlp_ratio)
     offset = config.model.resampling_offset if "model.resampling_offset" in given else encoder.resampling_offset
     taken = {name: getattr(encoder, name) for name in ENCODER}
@@ -87,7 +177,7 @@ def _model(config: RunConfig, encoder: EncoderConfig, given: Collection[str]) ->
 
 
 def _with_shape(model: ModelSettings, shape: Shape) -> ModelSettings:
-    """By its name where it has one."""
+    """`model` with this shape, by its name if it has one."""
     for name, known in SIZES.items():
         same = (known.width, known.depth, known.heads) == (shape.width, shape.depth, shape.heads)
         if same and _hidden(known) == _hidden(shape):
@@ -132,7 +222,7 @@ def _shown(value: object) -> str:
 def _method(
     config: RunConfig, encoder: EncoderConfig, predictor: PredictorConfig | None, given: Collection[str]
 ) -> MethodSettings:
-    """I-JEPA's predictor is that of the weights, if they have one."""
+    """The method with the predictor of the weights, if both have one."""
     method = config.method
     if predictor is None or not isinstance(method, IJepaSettings):
         return method
@@ -143,140 +233,33 @@ def _method(
 
 
 def _check_patches(size: tuple[int, int], encoder: EncoderConfig, weights: str) -> None:
-    """Raises Refusal, with sizes that fit, where the images are no whole number of the weights' patches."""
-    patch = encoder.patch_size
-    if not any(side % patch for side in size):
-        return
-    near, own = (_shown(tuple(dict.fromkeys(sides))) for sides in (_multiples(size, patch), encoder.image_size))
-    raise Refusal(
-        f"data.image_size={size[0]}x{size[1]} is no whole number of patches of {patch}x{patch} pixels, which "
-        f"run.init={weights} has: use --data.image-size {', or '.join(dict.fromkeys((near, own)))}, at which it was trained"
+    """Raises Refusal, with sizes that fit, unless the images are a whole number of the weights' patches."""
+    trained_at = _shown(tuple(dict.fromkeys(encoder.image_size)))
+    check_patch_divides(encoder.patch_size, size, of=f"run.init={weights} (trained at {trained_at})")
+
+
+def as_before(config: RunConfig, before: RunConfig, given: Collection[str]) -> RunConfig:
+    """`config` with the settings that followed the weights when the run began; those that are `given` stay as they are."""
+
+    def taken(group: object, saved: object, prefix: str) -> dict[str, object]:
+        names = [name.removeprefix(prefix) for name in FOLLOWING if name.startswith(prefix) and name not in given]
+        return {name: getattr(saved, name) for name in names if name in vars(group) and name in vars(saved)}
+
+    model = replace(config.model, **taken(config.model, before.model, "model."))  # type: ignore[arg-type]
+    if model.shape() == before.model.shape():  # one shape has several spellings
+        model = replace(model, **{name: getattr(before.model, name) for name in SHAPE})
+    return replace(
+        config,
+        model=model,
+        data=replace(config.data, **taken(config.data, before.data, "data.")),  # type: ignore[arg-type]
+        method=replace(config.method, **taken(config.method, before.method, "method.")),  # type: ignore[arg-type]
     )
 
 
-def _multiples(size: tuple[int, int], patch: int) -> tuple[int, ...]:
-    return tuple(nearest_multiple(side, patch) for side in size)
-
-
-CLASS_TOKEN, MASK_TOKEN, POSITIONS = "cls_token", "mask_token", "pos_embed"
-ADDED = {CLASS_TOKEN: "the class token", MASK_TOKEN: "the mask token"}
-"""Weights that a method may need though what it starts from lacks them."""
-PREDICTOR_SIZES = ("encoder_width", "width", "depth", "heads", "mlp_ratio", "layer_norm_eps")
-"""What makes two predictors the same network; its positions are computed for every grid."""
-
-
-@dataclass(frozen=True)
-class StartingWeights:
-    """What was read."""
-
-    path: str
-    target: Loaded
-    """The only encoder, or the target encoder; with I-JEPA's predictor where there is one."""
-    context: Loaded | None
-    """The context encoder, where there are both and both are wanted."""
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a run has started from, for its records and for people to read."""
-
-    path: str
-    what: str
-    context: str | None
-    """What the trained network has started from, where that is another encoder than the moving average's."""
-    predictor: bool
-    """Whether the predictor has started from weights too."""
-    hashes: Mapping[str, str]
-    """Of the weights of each network, by its name: `weights.fingerprint.weights_hash`."""
-    new: tuple[str, ...]
-    """Parts of the method that have started from random weights."""
-    notes: tuple[str, ...]
-
-    def lines(self) -> list[str]:
-        """For the introduction of a run."""
-        both = "; the trained network from its context encoder" if self.context else ""
-        new = f"; new: {', '.join(self.new)}" if self.new else ""
-        return [
-            f"start      {self.path}",
-            f"           {self.what}{both}{'; with its predictor' if self.predictor else ''}{new}",
-            *(f"note: {note}" for note in self.notes),
-        ]
-
-
-def settled(config: RunConfig, given: Collection[str], fresh: bool) -> tuple[RunConfig, StartingWeights | None]:
-    """The settings as the weights of `run.init` make them, and these weights. Without `run.init`: as they are, and None.
-
-    A run that has a checkpoint takes from its config.yaml what followed from the weights when it began, and does not read them
-    again. `given`: dotted names of the settings that were set for this run, which must not contradict the weights. Raises
-    Refusal where they do, and where the weights cannot be read.
-    """
-    if config.run.init is None:
-        return config, None
-    if not config.run.init:
-        raise Refusal("run.init is empty: name a run, an encoder folder, a file of weights or a model on the Hub")
-    config, before = _found(config, fresh)
-    if before is not None:
-        return as_before(config, before, given), None
-    weights = read_weights(config.run)
-    target = weights.target
-    return following(config, target.config, target.predictor_config, given, weights.path), weights
-
-
-def _found(config: RunConfig, fresh: bool) -> tuple[RunConfig, RunConfig | None]:
-    """`config` with the absolute path of the weights, or with their name on the Hub; and what `_begun` finds of it.
-
-    A path that a begun run has started from stays one when nothing lies there any more.
-    """
-    name = str(config.run.init)
-    place = Path(name).expanduser()
-    config = replace(config, run=replace(config.run, init=os.path.abspath(place)))  # noqa: PTH100  (resolve would follow links)
-    before = None if fresh else _begun(config)
-    if before is None and hub_name(name) is not None:
-        config = replace(config, run=replace(config.run, init=name))
-        before = None if fresh else _begun(config)
-    return config, before
-
-
-def _begun(config: RunConfig) -> RunConfig | None:
-    """The settings of this run, where it has a checkpoint and has started from the same weights."""
-    path = run_path(config)
-    if not any(path.glob("checkpoints/step_*")) or not (path / "config.yaml").is_file():
-        return None
-    before = load_run_config(path)
-    return before if _origin(before.run) == _origin(config.run) else None
-
-
-def _origin(run: RunSettings) -> tuple[object, ...]:
-    return run.init, run.init_encoder, run.init_heads
-
-
-def read_weights(run: RunSettings) -> StartingWeights:
-    """The weights that `run.init` names. Raises Refusal where they cannot be read or lack the encoder that is wanted."""
-    assert run.init is not None
-    target = _read(run, Choice("context" if run.init_encoder == "context" else "target", run.init_heads))
-    context = None
-    if run.init_encoder == "both" and "context" in target.encoders:
-        context = _read(run, Choice("context", run.init_heads, predictor=False))
-    return StartingWeights(run.init, target, context)
-
-
-def _read(run: RunSettings, choice: Choice) -> Loaded:
-    assert run.init is not None
-    try:
-        return load_any(run.init, choice)
-    except ValueError as error:
-        hints = []
-        if "attention heads" in str(error):
-            hints.append("here --init-heads")
-        if "encoder=" in str(error):
-            hints.append("here --init-encoder")
-        raise Refusal(f"run.init: {error}{''.join(f' ({hint})' for hint in hints)}") from error
-
-
 def start_method(method: Method, config: RunConfig, weights: StartingWeights | None) -> Start | None:
-    """Hands the weights of `run.init` to the networks of a new method; None without `run.init`.
+    """Hands the weights of `run.init` to the networks of a new `method`. Returns None without `run.init`.
 
-    `weights`: as `settled` has read them; None: they are read now. Encoders take all weights of theirs, positions resampled for
+    `weights`: as `settled` has read them; None: they are read now. Encoders take all of their weights, positions resampled for
     the run's images. Raises Refusal that lists weights that have no place, or another shape.
     """
     if config.run.init is None:
@@ -314,9 +297,10 @@ def start_method(method: Method, config: RunConfig, weights: StartingWeights | N
 
 @torch.no_grad()
 def start_encoder(network: VisionTransformer, source: VisionTransformer, path: str) -> tuple[list[str], list[str]]:
-    """Copies the weights of `source`, resampled to the network's grid; returns names that stay new, and names not used.
+    """Copies the weights of `source`, resampled to the grid of `network`.
 
-    Only tokens may be either, and the position of a class token that `source` lacks. Raises Refusal that lists all others.
+    Returns names in `network` that stay new, and names in `source` that are not used. Both can only be tokens, and the position
+    of a class token that `source` lacks. Raises Refusal that lists all others.
     """
     own = network.state_dict()
     theirs = dict(source.weights_for(network.config.grid()))
@@ -337,13 +321,13 @@ def _check_places(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], path:
         if name in theirs and theirs[name].shape != value.shape
     ]
     found = {"missing": missing, "left over": extra, "of another shape": wrong}
-    problems = [f"{word} {listed(names)}" for word, names in found.items() if names]
+    problems = [f"{word} {few(names, MOST_NAMES)}" for word, names in found.items() if names]
     if problems:
         raise Refusal(f"run.init={path} does not fit the encoder of this run: {'; '.join(problems)}")
 
 
 def _notes(method: Method, config: RunConfig, target: Loaded, new: list[str], unused: list[str]) -> list[str]:
-    """What of the encoder is new, what of the weights is not used, and what is done otherwise from now on."""
+    """Notes for the user: new parts, unused weights, changed behavior."""
     name, notes = config.method.name, []
     if new:
         words = [ADDED[item] for item in new]
@@ -368,7 +352,7 @@ def _notes(method: Method, config: RunConfig, target: Loaded, new: list[str], un
 
 
 def _start_predictor(network: nn.Module, source: Predictor, notes: list[str]) -> bool:
-    """Whether the predictor could be taken; else a note says why."""
+    """Copies the predictor's weights. Returns False, and adds a note that says why, if it is another network."""
     assert isinstance(network, Predictor)
     own, theirs = network.config, source.config
     differing = [name for name in PREDICTOR_SIZES if getattr(own, name) != getattr(theirs, name)]
@@ -386,7 +370,7 @@ def _sizes(config: PredictorConfig, names: list[str]) -> str:
 
 
 def _new_parts(method: Method, filled: list[nn.Module]) -> tuple[str, ...]:
-    """Attributes of the method with weights or statistics that did not come from a file."""
+    """Attributes of the method whose weights or statistics did not come from `filled` modules."""
     ours = {id(value) for module in filled for value in module.state_dict(keep_vars=True).values()}
     state: Mapping[str, Any] = method.state_dict(keep_vars=True)
     tops = {name.split(".")[0] for name, value in state.items() if id(value) not in ours}

@@ -10,7 +10,8 @@ import torch
 
 from openjepa.checks import check
 from openjepa.data import open_splits
-from openjepa.data.loading.loader import BatchPlan, TrainingLoader
+from openjepa.data.loading.loader import TrainingLoader
+from openjepa.data.loading.order import BatchPlan
 from openjepa.data.loading.unreadable import SkipLedger
 from openjepa.data.loading.workers import choose_workers
 from openjepa.engine import distributed
@@ -26,7 +27,8 @@ from openjepa.schedules import Progress, learning_rate, weight_decay
 from openjepa.seeds import derive
 from openjepa.settings.derived import resolve
 from openjepa.settings.run import RunConfig
-from openjepa.system.console import Counter, Display
+from openjepa.system.console import Display
+from openjepa.system.console import progress as progress_bar
 from openjepa.system.interrupts import Interrupted, Interrupts
 from openjepa.training.init import settled
 from openjepa.training.meters import IntervalMeter
@@ -35,10 +37,12 @@ from openjepa.training.outputs import Outputs
 from openjepa.training.startup import (
     begin,
     build_method,
+    count_images,
     default_view,
     introduce,
     resume_point,
     run_identity,
+    step_costs,
     training_length,
 )
 from openjepa.training.timed_steps import time_line
@@ -73,7 +77,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
     splits = open_splits(config.data, seed)
     total_steps, steps_per_epoch = training_length(optim, splits.train)
     config = resolve(config, total_steps)
-    method = build_method(config, view, sampler)
+    method, costs = build_method(config, view, sampler), step_costs(config, view, sampler)
     plan = BatchPlan(
         batch_size=optim.batch_size,
         microbatch_size=optim.microbatch_size or optim.batch_size // distributed.world_size(),
@@ -81,12 +85,12 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
         world_size=distributed.world_size(),
         group_size=config.masks.group_size,
     )
-    for line in introduce(config, method, sampler, splits.description, device, precision, total_steps, steps_per_epoch):
+    for line in introduce(config, method, costs, sampler, splits.description, device, precision, total_steps, steps_per_epoch):
         print(line)
     if dry_run:
         if weights is not None:  # else random ones, or those of a checkpoint
             begin(method, config, weights, found=None)
-        print(time_line(config, method, device, total_steps))
+        print(time_line(config, costs.step_flops, device, total_steps))
         return None
     with ExitStack() as resources:
         # ------------------------------------------------------------ run folder and resume point
@@ -98,14 +102,14 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
         start = begin(method, config, weights, found)
         del weights  # the method has copies
         set_broken_aside(folder.checkpoints, found)
-        outputs = Outputs(folder, method, sampler, device, precision, total_steps, splits, config.method.about, start)
+        outputs = Outputs(folder, method, costs, sampler, device, precision, total_steps, splits, config.method.about, start)
         resources.enter_context(outputs.failure_noted())
         resources.enter_context(explain_memory(config))
 
         # ------------------------------------------------------------ loader, optimizer
         workers = choose_workers(config.system.workers, config.data.cache)
-        with Counter("decoding", config.system.progress) as counter:
-            loader = TrainingLoader(splits.train, config.data, method.inputs(), sampler, plan, seed, workers, device, counter)
+        with progress_bar("decoding", count_images(splits.train), style=config.system.progress) as advance:
+            loader = TrainingLoader(splits.train, config.data, method.inputs(), sampler, plan, seed, workers, device, advance)
         resources.callback(loader.close)
         method.to(device)
         if config.run.compile:

@@ -1,4 +1,4 @@
-"""What happened since the last line of the log: losses summed on the device, counts and speed on the host."""
+"""Values of one line of the log: losses summed on the device, counts and speed on the host."""
 
 from collections.abc import Mapping
 
@@ -12,10 +12,10 @@ from openjepa.types import Batch, BlockMasks, LossOutput, TokenMask
 
 
 class IntervalMeter:
-    """Averages over the microbatches of one logging interval; reads nothing from the device before `finish`."""
+    """Averages over the microbatches of one logging interval. Reads nothing from the device before `finish`."""
 
     def __init__(self, step_seconds: float = 0.0) -> None:
-        """`step_seconds`: those of earlier sessions."""
+        """`step_seconds`: seconds of the steps of earlier sessions."""
         self._reset(step_seconds)
 
     def _reset(self, step_seconds: float) -> None:
@@ -52,7 +52,7 @@ class IntervalMeter:
         self._patches = num_patches
 
     def _token_counts(self) -> dict[str, float]:
-        """Of blocks the latest counts, of single masked patches the mean over all masked views."""
+        """Latest counts for blocks; for single masked patches the mean over all masked views."""
         if not self._masked_views:
             return dict(self._tokens)
         masked = self._masked_patches / self._masked_views
@@ -63,9 +63,10 @@ class IntervalMeter:
         return self._sums["loss"]
 
     def finish(self, state: TrainerState, progress: Progress, rates: Mapping[str, float]) -> dict[str, float]:
-        """The values of one line of metrics.jsonl, averaged over the processes; starts the next interval.
+        """The values of one line of metrics.jsonl, averaged over the processes. Starts the next interval.
 
-        `seconds` are all of the run so far, `step_seconds` those of its steps with their data path, without looks and saving.
+        In them `seconds` is the time of the run so far, `step_seconds` that of its steps with their data path, without looks
+        and saving. `rates`: further values of the line.
         """
         averages = {
             name: float(distributed.mean_over_ranks(value / max(1, self._microbatches)).item())
@@ -88,7 +89,7 @@ class IntervalMeter:
 
     @staticmethod
     def summary(line: Mapping[str, float], latest: Mapping[str, float]) -> dict[str, str]:
-        """What the display shows of a line and of the monitor's latest look."""
+        """Values of `line` and of the monitor's `latest` look as the display shows them."""
         shown = {
             "img/s": f"{line['images_per_second']:.0f}",
             "epoch": f"{line['epoch']:.1f}",

@@ -9,20 +9,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from openjepa.data.loading.cache import draw_masks
-from openjepa.data.loading.loader import BatchPlan, TrainingLoader
+from openjepa.data.loading.chunks import draw_masks
+from openjepa.data.loading.loader import TrainingLoader
+from openjepa.data.loading.order import BatchPlan
+from openjepa.data.passes import evaluation_batches
 from openjepa.data.selection import for_probes
 from openjepa.data.source import ListSource, Splits
-from openjepa.data.splits import evaluation_batches
 from openjepa.engine import distributed
-from openjepa.engine.device import autocast
-from openjepa.engine.features import pooled_features
+from openjepa.engine.device import autocast, pooled_features
 from openjepa.engine.run_folder import RunLog
 from openjepa.masks.sampler import MaskSampler
 from openjepa.measures.accuracy import knn_accuracy
 from openjepa.measures.collapse import collapse_statistics, trivial_losses
 from openjepa.measures.rank import alpha_req, lidar
-from openjepa.measures.verdicts import HEALTHY, CollapseStatistics, collapsed, verdict
+from openjepa.measures.verdicts import CollapseStatistics, Look, judged
 from openjepa.methods.base import Method, ProbeOutput
 from openjepa.models.vit import VisionTransformer
 from openjepa.schedules import Progress
@@ -37,7 +37,7 @@ _LOGGED = tuple(item.name for item in fields(CollapseStatistics))
 
 
 class Monitor:
-    """Looks at the method on always the same images and masks; writes `monitor` lines. Changes nothing that training uses."""
+    """Looks at the method on always the same images and masks, and logs it. Changes nothing that training uses."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Monitor:
         log: RunLog,
         say: Callable[[str], None],
     ) -> None:
-        """Nothing is read before the first look; warnings go to `say`."""
+        """Reads nothing before the first look. `say`: takes warnings."""
         self._config, self._method, self._sampler, self._splits = config, method, sampler, splits
         self._device, self._precision, self._log = device, precision, log
         self._seed = derive("order", config.run.seed, -1)
@@ -70,18 +70,18 @@ class Monitor:
         return every > 0 and step % every == 0
 
     def prepare(self) -> None:
-        """Reads the images that every look is at, so that the first look takes no longer than the others."""
+        """Reads the images of all looks, so that the first look takes no longer than the others."""
         if resolved(self._config.monitor.every) > 0 and distributed.is_main():
             self._probe_batches()
             self._labeled_images()
 
     def looks_left(self, step: int, total_steps: int) -> int:
-        """Looks after `step`, of which one is after the last step."""
+        """Number of looks after `step`, the one after the last step included."""
         every = resolved(self._config.monitor.every)
         return 0 if every == 0 or step >= total_steps else -(-total_steps // every) - step // every
 
     def look(self, progress: Progress) -> None:
-        """Measures, remembers and logs; on the main process only."""
+        """Measures, remembers and logs. Does nothing on other processes than the main one."""
         if self._config.monitor.every == 0 or not distributed.is_main():
             return
         outputs = [self._output(batch, progress) for batch in self._probe_batches()]
@@ -99,20 +99,16 @@ class Monitor:
         self._log.write("monitor", progress.step, {"epoch": round(progress.epoch, 4), **self.latest})
         self._warn()
 
-    def collapsed(self) -> bool | None:
-        """Whether the run shows signs of collapse; None before the third look, and if the latest is not finite."""
-        return collapsed(self._history)
-
-    def verdict(self) -> str | None:
-        """The same in words; None where it is not known."""
-        return None if self.collapsed() is None else verdict(self._history) or HEALTHY
+    def judged(self) -> Look:
+        """Whether the looks so far show signs of collapse."""
+        return judged(self._history)
 
     def _warn(self) -> None:
-        """Says the verdict, once, if it is a warning."""
-        warning = verdict(self._history)
-        if warning is not None and not self._warned:
+        """Says once that the run shows signs of collapse."""
+        look = self.judged()
+        if look.collapsed and look.words and not self._warned:
             self._warned = True
-            self._say(warning)
+            self._say(look.words)
 
     def _probe_batches(self) -> list[Batch]:
         """The fixed probe batch, as microbatches of uint8 on the CPU; drawn once, from seeds that training never uses."""
@@ -179,7 +175,7 @@ class Monitor:
 
 
 def _values(line: dict[str, Any]) -> dict[str, float]:
-    """What was measured in a line of the log, where numbers that were not finite are null."""
+    """What was measured in a line of the log, whose null is a number that was not finite."""
     measured = {name: value for name, value in line.items() if name not in ("kind", "step", "epoch")}
     return {name: float("nan") if value is None else value for name, value in measured.items()}
 
@@ -205,7 +201,7 @@ def _take(source: ListSource, number: int, config: RunConfig) -> tuple[Tensor, I
 def draw_batches(
     config: RunConfig, inputs: InputSpec, sampler: MaskSampler, splits: Splits, number: int, micro: int, seed: int
 ) -> list[Batch]:
-    """`number` training images as microbatches, with uint8 views on the CPU; fewer where there are not enough."""
+    """`number` training images as microbatches, with uint8 views on the CPU; fewer if there are not enough."""
     if isinstance(splits.train, ListSource):
         number = per_step = min(number, len(splits.train) // micro * micro)
     else:
@@ -226,7 +222,7 @@ def _first(batch: Batch, number: int) -> Batch:
 
 
 def _trivial(outputs: list[ProbeOutput]) -> dict[str, float]:
-    """The losses of the two predictors that look at nothing, where the method has targets at positions."""
+    """The losses of the two predictors that look at nothing, if the method has targets at positions."""
     distance = outputs[0].distance
     targets = [output.targets for output in outputs if output.targets is not None]
     positions = [output.target_positions for output in outputs if output.target_positions is not None]

@@ -11,13 +11,15 @@ import torch
 from openjepa.data.source import Splits
 from openjepa.engine import distributed
 from openjepa.engine.checkpoint import TrainerState
+from openjepa.engine.costs import StepCosts
 from openjepa.engine.device import peak_memory
 from openjepa.engine.run_folder import RunFolder, environment
 from openjepa.masks.sampler import MaskSampler
 from openjepa.methods.base import Method
+from openjepa.records import read_summary
 from openjepa.settings.methods import About
 from openjepa.system.interrupts import Interrupted
-from openjepa.system.json_files import number, read_object
+from openjepa.system.json_files import read_object
 from openjepa.training.init import Start
 from openjepa.training.monitor import Monitor
 from openjepa.types import Export
@@ -31,6 +33,7 @@ class Outputs:
         self,
         folder: RunFolder,
         method: Method,
+        costs: StepCosts,
         sampler: MaskSampler,
         device: torch.device,
         precision: str,
@@ -39,26 +42,29 @@ class Outputs:
         about: About,
         start: Start | None = None,
     ) -> None:
-        """Of `splits` it notes one line about the data set, and whether probes can be tested on it. Writes nothing yet.
+        """Notes what `splits` are and whether probes can be tested on them. Writes nothing yet.
 
         `about` says what the method is, for the report; `start`, what a new run has started from beside random weights.
         """
         self._folder, self._method, self._device, self._precision = folder, method, device, precision
-        self._fixed: dict[str, Any] = {
-            "total_steps": total_steps,
-            "parameters": _count_parameters(method),
-            "flops_per_image": method.step_flops(),
-            "flops": dict(method.flops()),
-            "mask_mode": sampler.name,
-            "data": splits.description,
-            "labeled": splits.can_test,
-            "about": asdict(about),
-            "views": {name: asdict(view) for name, view in method.inputs().views.items()},
-        }
-        self._start = {} if start is None else {"init": asdict(start)}
-        # of the sessions before this one; nothing for the first
-        self._last: dict[str, Any] = (read_object(folder.path / "summary.json") or {}) | self._fixed
-        self._earlier_peak = int(number(self._last.get("peak_memory_bytes")) or 0)
+        self._total_steps = total_steps
+        self._start: dict[str, Any] = {} if start is None else asdict(start)
+        # what the sessions before this one noted; nothing for the first
+        before = read_summary(read_object(folder.path / "summary.json") or {})
+        self._earlier_peak = before.peak_memory_bytes
+        self._last = replace(
+            before,
+            total_steps=total_steps,
+            parameters=_count_parameters(method),
+            flops_per_image=costs.step_flops,
+            flops=dict(costs.flops),
+            mask_mode=sampler.name,
+            data=splits.description,
+            data_facts=splits.facts(),
+            labeled=splits.can_test,
+            about=about,
+            views={name: asdict(view) for name, view in method.inputs().views.items()},
+        )
 
     def begin(self, state: TrainerState) -> None:
         """environment.json and summary.json; before the first step also the encoder as it starts, which every probe needs.
@@ -66,8 +72,7 @@ class Outputs:
         A run that is already at its end takes no step: both stay as they are.
         """
         if state.step > 0:  # weights that the first session started from are not read again
-            first = read_object(self._folder.path / "environment.json") or {}
-            self._start = {name: first[name] for name in ("init",) if name in first}
+            self._start = (read_object(self._folder.path / "environment.json") or {}).get("init", {})
         if not distributed.is_main() or self._is_last(state):
             return
         self._folder.write_json("environment.json", self._environment(state))
@@ -92,9 +97,9 @@ class Outputs:
         except (Interrupted, KeyboardInterrupt):
             raise
         except BaseException as error:
-            if self._last.get("status") != "finished":
-                content = {"step": 0, "images_seen": 0, **self._last, "status": "failed", "error": str(error)}
-                self._folder.write_json("summary.json", content)
+            if self._last.status != "finished":
+                known = replace(self._last, step=self._last.step or 0, images_seen=self._last.images_seen or 0)
+                self._folder.write_json("summary.json", replace(known, status="failed", error=str(error)).content())
             raise
 
     def finish(self, status: str, state: TrainerState, monitor: Monitor) -> None:
@@ -103,45 +108,53 @@ class Outputs:
             self._write_summary(status, state, monitor)
 
     def _is_last(self, state: TrainerState) -> bool:
-        return bool(state.step >= self._fixed["total_steps"])
+        return bool(state.step >= self._total_steps)
 
     def _environment(self, state: TrainerState) -> dict[str, Any]:
-        """Of the first session; those that continued it stand under `continued`, each with the step it started from."""
-        now = environment(self._device, self._precision)
+        """The environment of the first session. Sessions that continued it stand under `continued`, with their first step."""
+        now = asdict(environment(self._device, self._precision))
         first = read_object(self._folder.path / "environment.json") or {}
         if state.step == 0 or not first:
-            return now | self._start
+            return now | ({"init": self._start} if self._start else {})
         earlier = first.get("continued")
         return first | {"continued": [*(earlier if isinstance(earlier, list) else []), {"from_step": state.step, **now}]}
 
     def _exports(self, state: TrainerState) -> dict[str, Export]:
         """The method's networks; their config.json also says after which step, and how masks were drawn for the predictor."""
-        known: dict[str, dict[str, object]] = {"predictor": {"mask_mode": self._fixed["mask_mode"]}}
+        known: dict[str, dict[str, object]] = {"predictor": {"mask_mode": self._last.mask_mode}}
         return {
             name: replace(export, extra={**export.extra, "step": state.step, **known.get(name, {})})
             for name, export in self._method.exports().items()
         }
 
     def _write_summary(self, status: str, state: TrainerState, monitor: Monitor | None) -> None:
-        content = {
-            "status": status,
-            "step": state.step,
-            "images_seen": state.images_seen,
-            "seconds": round(state.seconds, 2),  # all, with looks and saving
-            "step_seconds": round(state.step_seconds, 2),  # steps with their data path
-            "processes": distributed.world_size(),
-            "train_images": None if state.identity is None else state.identity.num_images,
-            "samples_skipped": state.samples_skipped,
-            "peak_memory_bytes": max(peak_memory(self._device), self._earlier_peak),
-            **self._fixed,
-            **self._start,
-        }
-        if monitor is not None:
-            # as in the log, null is a number that was not finite
-            latest = {name: value if math.isfinite(value) else None for name, value in monitor.latest.items()}
-            content |= {"collapsed": monitor.collapsed(), "verdict": monitor.verdict(), "monitor": latest}
-        self._folder.write_json("summary.json", content)
-        self._last = content
+        summary = replace(
+            self._last,
+            status=status,
+            step=state.step,
+            images_seen=state.images_seen,
+            seconds=round(state.seconds, 2),
+            step_seconds=round(state.step_seconds, 2),
+            processes=distributed.world_size(),
+            train_images=None if state.identity is None else state.identity.num_images,
+            samples_skipped=state.samples_skipped,
+            peak_memory_bytes=max(peak_memory(self._device), self._earlier_peak),
+            init=self._start,
+            error="",
+            **_judgment(monitor),
+        )
+        self._folder.write_json("summary.json", summary.content())
+        self._last = summary
+
+
+def _judgment(monitor: Monitor | None) -> dict[str, Any]:
+    """Entries on the looks at the features, which are known at the end of a session."""
+    if monitor is None:
+        return {"collapsed": None, "verdict": None, "monitor": None}
+    # as in the log, None is a number that was not finite
+    latest = {name: value if math.isfinite(value) else None for name, value in monitor.latest.items()}
+    look = monitor.judged()
+    return {"collapsed": look.collapsed, "verdict": look.words, "monitor": latest}
 
 
 def _count_parameters(method: Method) -> dict[str, int]:

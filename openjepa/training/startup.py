@@ -1,38 +1,35 @@
-"""What is settled and said before the first step."""
+"""Everything between the settings and the first step: the method, its costs, the length, the resume point, the introduction."""
 
 import hashlib
 import os
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
+from rich.filesize import decimal
 
 from openjepa.checks import never_reached
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.engine.checkpoint import RunIdentity, TrainerState, check_fits, read_state
-from openjepa.engine.costs import Estimate, estimate
+from openjepa.engine.costs import Estimate, StepCosts, count_step, estimate
 from openjepa.engine.device import device_name, memory_limit
 from openjepa.engine.run_folder import RunFolder, logged_step_seconds, logged_steps, weights_name
 from openjepa.masks.sampler import MaskSampler, TokenShape
 from openjepa.methods import METHODS
 from openjepa.methods.base import Method, Surroundings
+from openjepa.records import read_summary
 from openjepa.refusals import Refusal
 from openjepa.schedules import Progress, warmup_steps
 from openjepa.seeds import derive
 from openjepa.settings.masks import MaskKind
+from openjepa.settings.methods import MethodSettings
 from openjepa.settings.run import OptimizationSettings, RunConfig
 from openjepa.settings.sources import DataSettings
 from openjepa.system.console import format_count
-from openjepa.system.json_files import number, read_object
+from openjepa.system.json_files import read_object
 from openjepa.training.init import Start, StartingWeights, start_method
 from openjepa.types import LoaderPosition, ViewSpec
-
-BYTES_KEPT = {"bf16": 40.0, "fp32": 54.0}
-"""Kept for the backward pass by a transformer block for each token and unit of width, without attention weights.
-
-Measured as the storage of all saved tensors of I-JEPA's step with ViT-S/16 and B/16 at 224; attention weights add 28 % at
-340 tokens.
-"""
 
 
 def default_view(data: DataSettings) -> ViewSpec:
@@ -54,16 +51,42 @@ def build_method(
     `shapes`: the only token counts that will occur; None: all of the sampler's.
     """
     torch.manual_seed(derive("weights", config.run.seed))
-    data, build = config.data, METHODS[config.method.name].load()
-    shapes = sampler.shapes() if shapes is None else shapes
-    method: Method = build(config.method, Surroundings(config.model, view, data.pixel_mean, data.pixel_std, shapes))
+    return _built(config.method, _surroundings(config, view, sampler, shapes))
+
+
+def step_costs(
+    config: RunConfig, view: ViewSpec, sampler: MaskSampler, shapes: tuple[TokenShape, ...] | None = None
+) -> StepCosts:
+    """Costs of a step of the method that `build_method` builds, counted on another one without values."""
+    images = config.optim.microbatch_size or config.optim.batch_size
+    return _counted(config.method, _surroundings(config, view, sampler, shapes), config.masks.kind, sampler.grid, images)
+
+
+@lru_cache(maxsize=32)
+def _counted(
+    settings: MethodSettings, surroundings: Surroundings, kind: MaskKind, grid: tuple[int, int], images: int
+) -> StepCosts:
+    with torch.device("meta"):
+        method = _built(settings, surroundings).to("meta")
+    return count_step(method, method.inputs(), kind, grid, surroundings.shapes, images)
+
+
+def _built(settings: MethodSettings, surroundings: Surroundings) -> Method:
+    method: Method = METHODS[settings.name].load()(settings, surroundings)
     return method
 
 
-def begin(method: Method, config: RunConfig, weights: StartingWeights | None, found: Path | None) -> Start | None:
-    """Gives a new method the weights of `run.init`, and says what it has taken.
+def _surroundings(
+    config: RunConfig, view: ViewSpec, sampler: MaskSampler, shapes: tuple[TokenShape, ...] | None
+) -> Surroundings:
+    data = config.data
+    return Surroundings(config.model, view, data.pixel_mean, data.pixel_std, sampler.shapes() if shapes is None else shapes)
 
-    None without `run.init`, and for a run that goes on from the checkpoint `found`, which holds all weights.
+
+def begin(method: Method, config: RunConfig, weights: StartingWeights | None, found: Path | None) -> Start | None:
+    """Gives a new method the weights of `run.init`, and prints what it has taken.
+
+    Returns None without `run.init`, and for a run that goes on from the checkpoint `found`, which holds all weights.
     """
     start = None if found is not None else start_method(method, config, weights)
     for line in start.lines() if start is not None else ():
@@ -74,10 +97,10 @@ def begin(method: Method, config: RunConfig, weights: StartingWeights | None, fo
 def training_length(optim: OptimizationSettings, source: ListSource | ShardSource) -> tuple[int, float]:
     """Steps of the whole run and steps per pass over the data.
 
-    Raises Refusal where the data has no known length and `optim.total_steps` is not set, or not even one batch, and where a
+    Raises Refusal if the data has no known length and `optim.total_steps` is not set, if it has not even one batch, and if a
     warm-up in epochs is not shorter than the run.
     """
-    num_images = _num_images(source)
+    num_images = count_images(source)
     if num_images is None:
         if optim.total_steps is None:
             raise Refusal("optim.total_steps is required: the number of samples of this stream is not known")
@@ -91,7 +114,8 @@ def training_length(optim: OptimizationSettings, source: ListSource | ShardSourc
     return length
 
 
-def _num_images(source: ListSource | ShardSource) -> int | None:
+def count_images(source: ListSource | ShardSource) -> int | None:
+    """Images of a source; None if a stream does not know."""
     return len(source) if isinstance(source, ListSource) else source.num_records
 
 
@@ -109,7 +133,7 @@ def _check_warmup(optim: OptimizationSettings, total_steps: int, steps_per_epoch
 
 
 def run_identity(source: ListSource | ShardSource, total_steps: int) -> RunIdentity:
-    """What a continued run must find unchanged. Reads only names."""
+    """Facts that a continued run must find unchanged. Reads only names of images."""
     if not isinstance(source, ListSource):
         return RunIdentity(total_steps, source.num_records, names=None)
     digest = hashlib.blake2b(digest_size=16)
@@ -119,7 +143,7 @@ def run_identity(source: ListSource | ShardSource, total_steps: int) -> RunIdent
 
 
 def resume_point(folder: RunFolder, found: Path | None, identity: RunIdentity, method: Method) -> TrainerState:
-    """Where training starts: the state of the checkpoint `found`, or the beginning where there is none.
+    """The state that training starts from: that of the checkpoint `found`, or the beginning without one.
 
     Raises Refusal if the data, the length or the networks are not those of the checkpoint, and if an encoder was exported but
     no checkpoint can be used. Prints what else is worth knowing.
@@ -144,9 +168,9 @@ def resume_point(folder: RunFolder, found: Path | None, identity: RunIdentity, m
 
 
 def _with_seconds(state: TrainerState, path: Path) -> TrainerState:
-    """The time until the last session ended: the checkpoint was written before its own save was over."""
-    summary = read_object(path / "summary.json") or {}
-    ended = number(summary.get("seconds")) if summary.get("step") == state.step else None
+    """`state` with the time until the last session ended, since a checkpoint cannot count its own saving."""
+    summary = read_summary(read_object(path / "summary.json") or {})
+    ended = summary.seconds if summary.step == state.step else None
     steps = state.step_seconds or logged_step_seconds(path, state.step)
     return replace(state, seconds=max(state.seconds, ended or 0.0), step_seconds=steps)
 
@@ -173,6 +197,7 @@ def _count(number: int | None) -> str:
 def introduce(
     config: RunConfig,
     method: Method,
+    costs: StepCosts,
     sampler: MaskSampler,
     data: str,
     device: torch.device,
@@ -182,15 +207,14 @@ def introduce(
 ) -> list[str]:
     """Lines that say what will run, on what, and roughly how much memory it needs.
 
-    Raises Refusal where the estimate of the memory is far over what the device has.
+    Raises Refusal if the estimate of the memory is far over what the device has.
     """
     micro = config.optim.microbatch_size or config.optim.batch_size
     images = total_steps * config.optim.batch_size
-    kept = BYTES_KEPT[precision] * method.kept_widths() * micro
     origin = f" from {weights_name(config.run.init)}" if config.run.init else ""
     remarks = [*_coupled(config, method), *method.remarks(total_steps)]
     remarks += never_reached(config.method, total_steps, steps_per_epoch)
-    needs = estimate(method, method.step_flops(), kept, device, precision)
+    needs = estimate(method, costs, device, precision)
     remarks += _memory(needs, micro, device)
     return [
         f"recipe     {config.recipe} ({config.preset}), method {config.method.name}, seed {config.run.seed}",
@@ -200,13 +224,13 @@ def introduce(
         f"{format_count(needs.flops_per_image)} FLOPs an image and step",
         f"masks      {masks_line(config.masks.kind, sampler)}",
         f"training   {total_steps} steps of {config.optim.batch_size} images ({format_count(images)} in all)",
-        f"estimate   {format_count(needs.memory_bytes)}B of memory (roughly)",
+        f"estimate   {decimal(round(needs.memory_bytes))} of memory (roughly)",
         *(f"note: {remark}" for remark in remarks),
     ]
 
 
 def _coupled(config: RunConfig, method: Method) -> list[str]:
-    """What sees only the images of a microbatch, where that is not the whole batch."""
+    """A note on the terms that see only the images of a microbatch, if that is not the whole batch."""
     micro, batch, terms = config.optim.microbatch_size, config.optim.batch_size, method.coupled_terms()
     if micro is None or micro == batch or not terms:
         return []
@@ -223,12 +247,12 @@ def masks_line(kind: MaskKind, sampler: MaskSampler) -> str:
 
 
 def _memory(needs: Estimate, microbatch: int, device: torch.device) -> list[str]:
-    """A remark where the device has less than the estimate, which is rough; Refusal where it has less than half."""
+    """A note if the device has less than the (rough) estimate. Raises Refusal if it has less than half of it."""
     limit = memory_limit(device)
     if needs.memory_bytes <= limit:
         return []
     words = (
-        f"this run needs about {format_count(needs.memory_bytes)}B of memory and {device} has {format_count(limit)}B: "
+        f"this run needs about {decimal(round(needs.memory_bytes))} of memory and {device} has {decimal(limit)}: "
         f"lower optim.microbatch_size (now {microbatch}) or choose a smaller model.size"
     )
     if needs.memory_bytes > 2 * limit:

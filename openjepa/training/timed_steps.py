@@ -1,28 +1,25 @@
-"""One training step as the loop takes it, to be timed: on a method that is thrown away.
+"""Training steps as the loop takes them, to be timed: on a method of their own that is thrown away.
 
-JPEG files that are made, not read: what the benchmarks time the data path on where no data is named.
-
-Steps of a run on real data, timed before it or beside others: its loader, and a method that is thrown away.
+TimedStep repeats one batch, for the share of time of each part; RealSteps takes batches of the run's own loader, for images per
+second. `time_line` says before a run how long it will take.
 """
 
-import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import final
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from openjepa.data import open_splits
-from openjepa.data.loading.cache import draw_masks
-from openjepa.data.loading.loader import BatchPlan, TrainingLoader
+from openjepa.data.loading.chunks import draw_masks
+from openjepa.data.loading.loader import TrainingLoader
+from openjepa.data.loading.order import BatchPlan
 from openjepa.data.loading.workers import choose_workers
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.engine import distributed
+from openjepa.engine.costs import OTHER
 from openjepa.engine.device import autocast, keep_freed_memory, resolve_device, resolve_precision, set_threads, synchronize
 from openjepa.engine.failures import explain_memory
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
@@ -33,64 +30,28 @@ from openjepa.refusals import Refusal
 from openjepa.schedules import Progress
 from openjepa.settings.derived import resolve
 from openjepa.settings.run import RunConfig
-from openjepa.settings.sources import DataSettings, FolderSettings, HuggingFaceSettings
+from openjepa.settings.sources import DataSettings, HuggingFaceSettings
 from openjepa.system.console import format_seconds
 from openjepa.system.shell import command
-from openjepa.training.startup import build_method, default_view
+from openjepa.training.startup import build_method, default_view, step_costs
 from openjepa.types import Batch, BlockMasks, LoaderPosition, LossOutput, Masks
 
-PHOTO = (375, 500)
-"""Height and width of the generated photos, those of a typical ImageNet file."""
-
-
-def generate_photo(number: int, size: tuple[int, int] = PHOTO) -> bytes:
-    """A JPEG of `size` (height, width) that costs a decoder about as much as a photo does: smooth shapes, edges and grain."""
-    rng = np.random.default_rng(number)
-    rows, columns = np.mgrid[0 : size[0], 0 : size[1]].astype(np.float32)
-    picture = 128 + 12 * rng.standard_normal((*size, 3), dtype=np.float32)
-    for _ in range(20):
-        across, down, *phases = rng.uniform(0.005, 0.4, 2).tolist() + rng.uniform(0, 6, 3).tolist()
-        waves = rows * np.float32(across) + columns * np.float32(down)
-        for channel, phase in enumerate(phases):
-            picture[..., channel] += 14 * np.sign(np.sin(waves + np.float32(phase)))
-    file = io.BytesIO()
-    Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=85)
-    return file.getvalue()
-
-
-def write_photos(folder: Path, number: int, size: tuple[int, int] = PHOTO) -> None:
-    """Writes the first `number` generated photos."""
-    for index in range(number):
-        (folder / f"{index:04d}.jpg").write_bytes(generate_photo(index, size))
-
-
-@final
-class GeneratedPhotos(ListSource):
-    """Generated photos as a data set, so that the data path can be timed without any data."""
-
-    def __init__(self, number: int, different: int = 8) -> None:
-        """`number` records that repeat `different` images."""
-        self._number = number
-        self._files = [generate_photo(index) for index in range(different)]
-
-    def __len__(self) -> int:
-        """Number of records."""
-        return self._number
-
-    def read(self, index: int) -> bytes:
-        """A JPEG file."""
-        return self._files[index % len(self._files)]
-
-    def name(self, index: int) -> str:
-        """What messages call a record."""
-        return f"generated photo {index}"
-
-
 PROGRESS = Progress(step=10, total_steps=1000, steps_per_epoch=100)
+"""The step that is timed."""
+TURN_SECONDS = 0.5
+"""Shortest turn of real steps."""
+TURN_STEPS = 4
+"""Fewest steps of a turn: more than the workers of a loader can prepare meanwhile."""
+MAX_IMAGES = 2048
+"""Images of the data set that real steps decode. Each is cropped anew in every epoch."""
+CPU_FLOPS = 4e10
+"""FLOPs of a step that is timed before a run on a CPU: about a second. A larger microbatch is timed with fewer images."""
+MOST_CPU_FLOPS = 4e11
+"""FLOPs of one image beyond which nothing is timed before a run on a CPU, since a single step may take minutes."""
 
 
 class PartTimer:
-    """Adds up the seconds of each part of a step; waits for the device at both ends of a part."""
+    """Adds up the seconds of each part of a step. Waits for the device at both ends of a part."""
 
     def __init__(self, device: torch.device) -> None:
         """Starts now."""
@@ -110,7 +71,7 @@ class PartTimer:
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a clock, once the device has done all it was given."""
+    """Seconds on a clock, read when the device has finished its work."""
     synchronize(device)
     return time.perf_counter()
 
@@ -122,16 +83,11 @@ def measure(work: Callable[[], object], device: torch.device) -> float:
     return now(device) - start
 
 
-def is_without_data(config: RunConfig) -> bool:
-    """Whether generated photos stand in for data that nobody named."""
-    return isinstance(config.data, FolderSettings) and not config.data.path
-
-
 class TimedStep:
-    """One training step as the loop takes it, on one batch that stays the same."""
+    """One training step that always takes the same batch."""
 
     def __init__(self, config: RunConfig) -> None:
-        """Builds method, masks and optimizer like the loop does."""
+        """Builds method, masks and optimizer as the loop does."""
         self.config = config
         self.device = resolve_device(config.run.device)
         self.precision = resolve_precision(config.run.precision, self.device)
@@ -144,6 +100,7 @@ class TimedStep:
         if config.masks.kind == "blocks":  # the batch has exactly this shape
             self.shape = replace(self.shape, probability=1.0)
             shapes = (self.shape,)
+        self.costs = step_costs(config, self.view, self.sampler, shapes)
         self.method: Method = build_method(config, self.view, self.sampler, shapes).to(self.device)
         if config.run.compile:
             self.method.compile_blocks()
@@ -151,18 +108,19 @@ class TimedStep:
         set_rates(self.optimizer, config.optim.final_lr, config.optim.weight_decay)
         self.batch = self._batch().to(self.device)
         self._timer: PartTimer | None = None
-        for name in self.method.flops():
-            self._watch(name, self.method.get_submodule(name))
+        for name in self.costs.flops:
+            if name != OTHER:
+                self._watch(name, self.method.get_submodule(name))
 
     def run(self, timer: PartTimer | None = None) -> Tensor:
-        """Forward, backward, optimizer, moving average; returns the loss."""
+        """Takes the step and returns its loss. `timer`: books the seconds of each part."""
         self._timer = timer
         data = self.config.data
         self.optimizer.zero_grad(set_to_none=True)
         batch = self.batch.normalized(data.pixel_mean, data.pixel_std)
         with autocast(self.device, self.precision):
             output: LossOutput = self.method(batch, PROGRESS)
-        self._lap("other")
+        self._lap(OTHER)
         output.total.backward()  # type: ignore[no-untyped-call]
         self._lap("backward")
         self.method.before_step(PROGRESS)
@@ -180,16 +138,16 @@ class TimedStep:
         ids, seed = np.arange(self.config.optim.batch_size), self.config.run.seed
         return draw_masks(self.sampler, self.method.inputs(), ids, seed=seed, epoch=step, step=step, group=0)
 
-    def loader(self) -> TrainingLoader:
-        """The loop's loader, in this process."""
+    def loader(self, source: ListSource | ShardSource, device: torch.device, workers: int = 0) -> TrainingLoader:
+        """The loop's loader of whole batches from `source`. `device`: where pixels are kept if `data.cache` says so."""
         size = self.config.optim.batch_size
         plan = BatchPlan(batch_size=size, microbatch_size=size)
-        source, seed = self._source(), self.config.run.seed
-        return TrainingLoader(source, self.config.data, self.method.inputs(), self.sampler, plan, seed, 0, torch.device("cpu"))
+        inputs, seed = self.method.inputs(), self.config.run.seed
+        return TrainingLoader(source, self.config.data, inputs, self.sampler, plan, seed, workers, device)
 
     def _watch(self, name: str, module: nn.Module) -> None:
         """Books what happens inside `module` under `name` and what came before it under `other`."""
-        module.register_forward_pre_hook(lambda *_: self._lap("other"))
+        module.register_forward_pre_hook(lambda *_: self._lap(OTHER))
         module.register_forward_hook(lambda *_: self._lap(name))
 
     def _lap(self, name: str) -> None:
@@ -215,30 +173,12 @@ class TimedStep:
             return True
         return masks.context.shape[1] == self.shape.context and masks.targets.shape[2] == self.shape.target
 
-    def _source(self) -> ListSource | ShardSource:
-        if is_without_data(self.config):
-            return GeneratedPhotos(2 * self.config.optim.batch_size)
-        return open_splits(self.config.data, self.config.run.seed).train
 
+def time_line(config: RunConfig, flops: float, device: torch.device, total_steps: int) -> str:
+    """Says how long a run will take, judged by real steps that are taken now.
 
-TURN_SECONDS = 0.5
-"""Length of a turn, at least."""
-TURN_STEPS = 4
-"""Steps of a turn at least: more than the workers of a loader can prepare meanwhile."""
-MAX_IMAGES = 2048
-"""Images of the data set that are decoded to measure; each is cropped anew in every epoch."""
-CPU_FLOPS = 4e10
-"""Of a step before the run, on a CPU: about a second. A larger microbatch is timed with fewer images."""
-MOST_CPU_FLOPS = 4e11
-"""Of one image, on a CPU: beyond it nothing is timed before the run, since a single step may take minutes."""
-
-
-def time_line(config: RunConfig, method: Method, device: torch.device, total_steps: int) -> str:
-    """Says how long the steps of a run will take, from some that are taken and thrown away.
-
-    `config`: the resolved settings; `method`: the method that they describe, which stays as it is.
+    `config`: the resolved settings. `flops`: FLOPs of one image in a step.
     """
-    flops = method.step_flops()
     batch = config.optim.microbatch_size or config.optim.batch_size
     is_heavy = device.type == "cpu" and flops > MOST_CPU_FLOPS
     if is_heavy or distributed.world_size() > 1:
@@ -261,25 +201,28 @@ def time_line(config: RunConfig, method: Method, device: torch.device, total_ste
 
 
 class RealSteps:
-    """Steps of one row on batches of its loader, as training takes them."""
+    """Steps of a run on batches of its own loader."""
 
     def __init__(self, config: RunConfig, max_images: int = MAX_IMAGES) -> None:
-        """Warms up, and chooses how many steps a turn has. `max_images`: so many of a list are used."""
+        """Warms up, and chooses how many steps a turn has. `max_images`: the most images of a list that are used."""
         # a step of one microbatch: gradient accumulation only repeats it
         config = resolve(config)
         batch = config.optim.microbatch_size or config.optim.batch_size
         optim = replace(config.optim, batch_size=batch, microbatch_size=None)
         masks = replace(config.masks, group_size=None)
-        self._step = TimedStep(replace(config, data=_few_images(config.data, max_images), optim=optim, masks=masks))
-        self._loader = self._open_loader()
-        self._batches = self._endless()
+        config = replace(config, data=_few_images(config.data, max_images), optim=optim, masks=masks)
+        self._step = TimedStep(config)
+        source = open_splits(config.data, config.run.seed).train
+        workers = choose_workers(config.system.workers, config.data.cache)
+        self._loader = self._step.loader(source, self._step.device, workers)
+        self._batches = self._loader.iterate(0, LoaderPosition(), num_steps=1_000_000)
         self._take_step()
         seconds = measure(self._take_step, self._step.device)
         self.timed = max(TURN_STEPS, round(TURN_SECONDS / seconds))
-        self.flops = float(self._step.method.step_flops())
+        self.flops = self._step.costs.step_flops
 
     def images_per_second(self) -> float:
-        """Of one turn."""
+        """Takes one turn and returns its speed."""
         seconds = measure(self._turn, self._step.device)
         return self.timed * self._step.config.optim.batch_size / seconds
 
@@ -295,18 +238,8 @@ class RealSteps:
         self._step.batch = next(self._batches).to(self._step.device)
         self._step.run()
 
-    def _endless(self) -> Iterator[Batch]:
-        return self._loader.iterate(0, LoaderPosition(), num_steps=1_000_000)
-
-    def _open_loader(self) -> TrainingLoader:
-        step, config = self._step, self._step.config
-        plan = BatchPlan(batch_size=config.optim.batch_size, microbatch_size=config.optim.batch_size)
-        source, seed = open_splits(config.data, config.run.seed).train, config.run.seed
-        workers = choose_workers(config.system.workers, config.data.cache)
-        return TrainingLoader(source, config.data, step.method.inputs(), step.sampler, plan, seed, workers, step.device)
-
 
 def _few_images(data: DataSettings, most: int) -> DataSettings:
-    """At most so many of a list; a stream is read as it comes."""
+    """Settings with at most `most` images of a list. A stream is read as it comes."""
     is_stream = isinstance(data, HuggingFaceSettings) and data.streaming
     return data if is_stream else replace(data, max_images=min(most, data.max_images or most))

@@ -16,8 +16,8 @@ from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.settings.run import RunConfig
+from openjepa.system.shared_files import whole_file
 from openjepa.system.shell import command
-from openjepa.system.whole_files import whole_file
 from openjepa.visualization.mask_pictures import mask_figure
 from openjepa.visualization.neighbors import (
     Pictured,
@@ -43,7 +43,7 @@ MASK_CAPTIONS = {
 }
 BEFORE, AFTER = "untrained", "trained"
 START = "start"
-"""In the place of `untrained` where the run began from weights."""
+"""Takes the place of `untrained` if the run began from weights."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Subject:
 
     config: RunConfig
     encoders: dict[str, tuple[VisionTransformer, EncoderConfig]]
-    """`untrained`, or `start` of a run that began from weights (where the run kept it), and `trained`."""
+    """`trained`, and `untrained` or, if the run began from weights and kept them, `start`."""
     shown: Pictured
     gallery: Pictured
     device: torch.device
@@ -78,7 +78,7 @@ class Subject:
 def visualize_run(run: Path, num_images: int = 8, seed: int = 0, device: str = "auto") -> list[Path]:
     """Writes `<run>/figures/*.png` and their list `figures.json`; returns the paths of the pictures.
 
-    Raises Refusal for a folder without a trained encoder, where the data is gone, and where matplotlib is missing.
+    Raises Refusal for a folder without a trained encoder, if the data is gone, and if matplotlib is missing.
     """
     if not 1 <= num_images <= 24:
         raise Refusal(f"num_images={num_images} is not between 1 and 24")

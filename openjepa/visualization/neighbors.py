@@ -1,13 +1,11 @@
-"""Nearest neighbors of a few images as a picture.
+"""Nearest neighbors of a few images as a picture: which images are shown, their features, and the sheet.
 
-Which images the pictures show.
-
-Features of images for the pictures: pooled, and of patches at twice the resolution of the grid.
+Features of patches have twice the resolution of the encoder's grid.
 """
 
 import warnings
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
 
 import numpy as np
 import torch
@@ -16,16 +14,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openjepa.data import open_splits
+from openjepa.data.passes import EvalBatch, evaluation_batches
 from openjepa.data.source import ListSource, ShardRecord, ShardSource
-from openjepa.data.splits import EvalBatch, evaluation_batches
-from openjepa.engine.device import autocast
-from openjepa.engine.features import pooled_features
+from openjepa.engine.device import encode, pooled_features
 from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal
 from openjepa.seeds import derive_samples
 from openjepa.settings.models import EncoderConfig
 from openjepa.settings.run import RunConfig
-from openjepa.types import Skipped, normalize
+from openjepa.types import Skipped
 from openjepa.visualization.sheet import BAD, GOOD, GRAY, Sheet, enlarge, printable
 
 
@@ -64,7 +61,7 @@ class _Records(ListSource):
 def choose_images(
     config: RunConfig, size: tuple[int, int], num_shown: int, num_gallery: int, seed: int
 ) -> tuple[Pictured, Pictured]:
-    """`num_shown` images of the test split (training split where there is none), and a gallery from the training split."""
+    """`num_shown` images of the test split, and a gallery of training images. Without a test split both are training images."""
     splits = open_splits(config.data, config.run.seed)
     for what in splits.not_used:
         warnings.warn(what, UserWarning, stacklevel=2)
@@ -132,18 +129,17 @@ def dense_features(
     """
     quarter = max(1, config.patch_size // 4)
     height, width = images.shape[-2:]
-    pixels = normalize(images.to(device), config.pixel_mean, config.pixel_std)
-    padded = F.pad(pixels, (quarter, quarter, quarter, quarter), mode="replicate")
     rows, columns = config.grid((height, width))
     dense = np.empty((len(images), 2 * rows, 2 * columns, config.width), dtype=np.float32)
-    for down in (0, 1):
-        for right in (0, 1):
+
+    def encode_shifted(pixels: Float[torch.Tensor, "B 3 h w"]) -> None:
+        padded = F.pad(pixels, (quarter, quarter, quarter, quarter), mode="replicate")
+        for down, right in product((0, 1), (0, 1)):
             top, left = 2 * quarter * down, 2 * quarter * right
-            shifted = padded[..., top : top + height, left : left + width].contiguous()
-            with autocast(device, "auto"):
-                output = encoder(shifted)
-            patches = output.patches.float().cpu().numpy()
-            dense[:, down::2, right::2] = patches.reshape(len(images), rows, columns, -1)
+            patches = encoder(padded[..., top : top + height, left : left + width].contiguous()).patches
+            dense[:, down::2, right::2] = patches.float().cpu().numpy().reshape(len(images), rows, columns, -1)
+
+    encode(encode_shifted, images, config, device, "auto")
     return dense
 
 
@@ -210,7 +206,7 @@ def purity(queries: Pictured, gallery: Pictured, found: dict[str, list[list[int]
 
 
 def _own_places(queries: Pictured, gallery: Pictured, num_queries: int) -> list[int | None]:
-    """Where the gallery holds the query itself."""
+    """Row of the query itself if the gallery holds it."""
     if queries.split != gallery.split:
         return [None] * num_queries
     places = {int(index): place for place, index in enumerate(gallery.indices)}

@@ -2,9 +2,7 @@
 
 The background is transparent and words are of a middle gray, so that a sheet is readable on white and on black pages.
 
-Names as words in a picture: what is no letter is written out, and letters that the usual font lacks come from others.
-
-Numbers as colors.
+Names are drawn whatever is in them: what is no letter is written out, and letters that the usual font lacks come from others.
 """
 
 import warnings
@@ -20,7 +18,7 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from PIL import Image
 
-from openjepa.system.packages import needed_for
+from openjepa.refusals import needed_for
 
 USUAL = "DejaVu Sans"
 """matplotlib's own: Latin, Greek, Cyrillic, Arabic and more, but no Chinese, Japanese, Korean, Indic or emoji."""
@@ -30,7 +28,7 @@ _SHAPELESS = JOINERS | frozenset("\ufe0e\ufe0f ")
 
 
 def printable(name: str) -> str:
-    r"""A name on one line: what is no letter or sign (a newline, bytes that are no UTF-8) as `\n` or `\udce9`."""
+    r"""A name on one line. What cannot be printed is written out: a newline as `\n`, a byte that is not UTF-8 as `\udce9`."""
     return "".join(letter if letter.isprintable() or letter in JOINERS else ascii(letter)[1:-1] for letter in name)
 
 
@@ -62,7 +60,7 @@ def _family_with(letter: str) -> str | None:
 
 @cache
 def _installed() -> list[tuple[str, str, NDArray[np.uint32]]]:
-    """File, family and letters of each font that matplotlib can draw with: of pictures in fixed sizes, as emoji, it cannot."""
+    """File, family and letters of each font that matplotlib can draw with. It cannot draw fonts of pictures, such as emoji."""
     from matplotlib import font_manager, ft2font
 
     found = []
@@ -99,7 +97,7 @@ class Sheet:
     """Width x height pixels; places are (left, top) from the upper left corner."""
 
     def __init__(self, width: int, height: int) -> None:
-        """An empty sheet. Raises Refusal where matplotlib is missing."""
+        """An empty sheet. Raises Refusal if matplotlib is missing."""
         with needed_for("a picture"):
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure
@@ -125,7 +123,7 @@ class Sheet:
         color: str = GRAY,
         upwards: bool = False,
     ) -> None:
-        """One line whose vertical middle is at `top`; `size` in pixels. Whatever is in a name is drawn, if a font has it."""
+        """One line whose vertical middle is at `top`; `size` in pixels. Letters come from any font that has them."""
         text = printable(text)
         fonts, has_all = families(text)
         if not has_all:
@@ -181,7 +179,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the cells of a table of equal images lie."""
+    """Places of the cells of a table of equal images."""
 
     cell: tuple[int, int]
     """Height and width in pixels."""
@@ -199,7 +197,7 @@ class Layout:
         return self.top + row * (self.cell[0] + self.gap)
 
     def size(self, num_columns: int, num_rows: int) -> tuple[int, int]:
-        """Width and height of a sheet with so many cells."""
+        """Width and height of a sheet with these numbers of rows and columns."""
         return self.x(num_columns) - self.gap, self.y(num_rows) - self.gap
 
 

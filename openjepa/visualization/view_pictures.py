@@ -11,7 +11,8 @@ from jaxtyping import UInt8
 
 from openjepa.data import open_splits
 from openjepa.data.decode import decode_image
-from openjepa.data.loading.loader import BatchPlan, TrainingLoader
+from openjepa.data.loading.loader import TrainingLoader
+from openjepa.data.loading.order import BatchPlan
 from openjepa.data.source import ListSource
 from openjepa.data.views import evaluation_view
 from openjepa.masks import MASKS
@@ -29,7 +30,7 @@ MOST_IMAGES = 8
 
 
 def read_views(run: Path) -> dict[str, ViewSpec]:
-    """The views of each image that a run trained on, from its summary.json; empty where it does not say (older runs)."""
+    """The views of each image that a run trained on, from its summary.json; empty for older runs, which do not say."""
     known = (read_object(run / "summary.json") or {}).get("views", {})
     try:
         return {name: _view(fields) for name, fields in known.items()}
@@ -92,7 +93,7 @@ def _tiling(view: ViewSpec, largest: int) -> tuple[int, tuple[int, int]]:
 
 
 def _draw(config: RunConfig, views: Mapping[str, ViewSpec], number: int, seed: int) -> tuple[ListSource | None, Batch]:
-    """The first microbatch of a loader with a seed that training never uses; the source too, where images have an index."""
+    """The first microbatch of a loader with a seed that training never uses, and the source if its images have an index."""
     train = open_splits(config.data, config.run.seed).train
     number = min(number, len(train)) if isinstance(train, ListSource) else number
     grid = config.model.grid(config.data.height_width())

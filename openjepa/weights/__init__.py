@@ -6,23 +6,18 @@ formats claim the same; `read(contents, choice)` gives the networks. `openjepa.w
 """
 
 from dataclasses import dataclass
-from typing import Any
 
-from openjepa.settings.registry import imported
+from openjepa.settings.registry import Line
 
 
 @dataclass(frozen=True)
-class Format:
+class Format(Line):
     """How a format is read or written."""
 
     home: str
     """`package.module:name` of its `Reader`, or of the function that writes it."""
     summary: str
     """What is recognized or written, in one line."""
-
-    def load(self) -> Any:
-        """Imports the `Reader`, or the function."""
-        return imported(self.home)
 
 
 FORMATS: dict[str, Format] = {

@@ -1,6 +1,7 @@
-"""Opens files and folders of weights, without executing anything that is in them and without reading them into memory.
+"""What files and folders of weights hold, and networks that are filled with it.
 
-A hash of a network's weights: what was computed with it is known by it.
+Nothing in a file is executed, and a large one is mapped instead of read into memory. A network gets all tensors of a file and
+nothing else, in little more memory than its own.
 """
 
 import hashlib
@@ -8,18 +9,18 @@ import pickle
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from openjepa.refusals import Refusal
-from openjepa.system.hub_names import absent
+from openjepa.refusals import Refusal, few
 from openjepa.system.json_files import read_object
+from openjepa.system.shell import absent
 from openjepa.weights.state_dicts import PLAIN_DATA, Groups, Network, networks_in
 
 AGAIN = "export or download the network again"
@@ -39,8 +40,13 @@ SMALL = 64 * 2**20
 DEEPEST = 3
 """Dictionaries inside one another that are looked into."""
 OPTIMIZER = re.compile(r"optim|opt$")
-"""How names of dictionaries begin that hold no network, though they may have its names."""
+"""Dictionaries that hold no network, though they may have names of its tensors."""
+PARTS = 16
+"""Parts in which a network is filled. A file is mapped anew for each: no more than a part is in memory beside the copy."""
+MOST_NAMES = 20
+"""Names of tensors that a refusal lists."""
 ZIP_START, PICKLE_START, LFS_START = b"PK\x03\x04", b"\x80", b"version https://git-lfs"
+NetworkType = TypeVar("NetworkType", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class Contents:
 
 
 def tensor_groups(tree: Mapping[str, Any]) -> Groups:
-    """The tensors of a file: those directly in it, and those of its dictionaries, whatever else is in these.
+    """The tensors directly in a file and those of its dictionaries.
 
     A dictionary inside another has the names of both, with a point between them.
     """
@@ -87,7 +93,7 @@ def _groups(tree: Mapping[Any, Any], name: str, deepest: int) -> Iterator[tuple[
 
 
 def open_contents(path: Path) -> Contents:
-    """What lies at `path`, a file of weights or a folder with one. Raises Refusal where there is neither."""
+    """Contents of `path`, a file of weights or a folder with one. Raises Refusal if there is neither."""
     if path.is_dir() and (path / CHECKPOINT_FILE).is_file() and not (path / CONFIG_FILE).is_file():
         return open_contents(path / CHECKPOINT_FILE)
     if path.is_dir():
@@ -121,7 +127,7 @@ def _state(path: Path) -> list[tuple[str, int, int, int]]:
 def _unchanged(
     opened: Callable[[Path], Mapping[str, Any]], path: Path, before: list[tuple[str, int, int, int]]
 ) -> Mapping[str, Any]:
-    """What `opened` maps, where `path` still is what it was: a network must not be filled from two files."""
+    """What `opened` maps. Raises Refusal if `path` has changed: a network must not be filled from two files."""
     try:
         tree, after = opened(path), _state(path)
     except FileNotFoundError:
@@ -217,6 +223,126 @@ def _refused(path: Path, message: str) -> str:
         f"{path} was refused: it holds {what}, and openjepa executes nothing that comes with weights. "
         "Where the file comes from, save its state_dict alone, best as safetensors"
     )
+
+
+def _only(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def stacked(*tensors: Tensor) -> Tensor:
+    """Joins the rows of queries, keys and values that a file keeps apart."""
+    return torch.cat(tensors)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Origin of one weight."""
+
+    keys: tuple[str, ...]
+    """Its tensors in the file."""
+    make: Callable[..., Tensor] = _only
+    """Makes the weight of these tensors."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Origin of every weight of a network."""
+
+    sources: Mapping[str, Source]
+    """By the name of the weight."""
+    checked: frozenset[str] = field(default_factory=frozenset)
+    """Keys of tensors that were read but become no weight: fixed positions."""
+
+
+def same_names(network_names: Iterator[str] | list[str]) -> dict[str, Source]:
+    """The sources if a file has our names."""
+    return {name: Source((name,)) for name in network_names}
+
+
+def weight_names(build: Callable[[], nn.Module]) -> list[str]:
+    """The names of a network's weights."""
+    return list(_without_values(build).state_dict())
+
+
+def fill(
+    build: Callable[[], NetworkType], plan: Plan, open_tensors: Callable[[], Mapping[str, Tensor]], where: str
+) -> NetworkType:
+    """The network that `build` makes, in evaluation mode, in fp32 on the CPU, its weights copied from a file.
+
+    `open_tensors` maps the file anew. Raises Refusal, which begins with `where`, with all keys that are missing, left over or
+    of another shape. The peak of memory is that of the network, a sixteenth of it, and its largest weight.
+    """
+    network = _without_values(build)
+    wanted = {name: value.shape for name, value in network.state_dict().items()}
+    assert set(plan.sources) == set(wanted), "a plan must name every weight"
+    _check(wanted, plan, open_tensors(), where)
+    state: dict[str, Tensor] = {}
+    for names in _parts(wanted):
+        tensors = open_tensors()
+        for name in names:
+            source = plan.sources[name]
+            state[name] = _copy(source.make(*(tensors[key] for key in source.keys)), wanted[name])
+        del tensors  # and with them what is mapped
+    network.load_state_dict(state, assign=True)
+    return network.requires_grad_(True).eval()
+
+
+def _without_values(build: Callable[[], NetworkType]) -> NetworkType:
+    """A network whose weights take no memory. torch's random generator is left as it was."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return build()
+
+
+def _copy(value: Tensor, shape: torch.Size) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32).copy_(value)
+
+
+def _parts(wanted: Mapping[str, torch.Size]) -> Iterator[list[str]]:
+    """Names in parts of about a sixteenth of all numbers each."""
+    limit = sum(shape.numel() for shape in wanted.values()) / PARTS
+    part: list[str] = []
+    size = 0
+    for name, shape in wanted.items():
+        part.append(name)
+        size += shape.numel()
+        if size >= limit:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _check(wanted: Mapping[str, torch.Size], plan: Plan, tensors: Mapping[str, Tensor], where: str) -> None:
+    used = {key for source in plan.sources.values() for key in source.keys} | plan.checked
+    problems = []
+    if missing := sorted(used - set(tensors)):
+        problems.append(f"missing {few(missing, MOST_NAMES)}")
+    if extra := sorted(set(tensors) - used):
+        problems.append(f"left over {few(extra, MOST_NAMES)}")
+    wrong = [text for name, shape in wanted.items() if (text := _misfit(plan.sources[name], tensors, shape))]
+    if wrong:
+        problems.append(f"of another shape {few(wrong, MOST_NAMES)}")
+    if problems:
+        raise Refusal(f"{where}: {'; '.join(problems)}")
+
+
+def _misfit(source: Source, tensors: Mapping[str, Tensor], shape: torch.Size) -> str:
+    """The keys and shapes of a weight that would not fit; empty if it fits or is missing."""
+    if any(key not in tensors for key in source.keys):
+        return ""
+    found = [tensors[key] for key in source.keys]
+    try:
+        # shapes alone: nothing of the file is read
+        made = source.make(*(torch.empty(item.shape, device="meta") for item in found)).shape
+    except RuntimeError:
+        made = None
+    if made == shape and all(item.is_floating_point() for item in found):
+        return ""
+    shapes = ", ".join(
+        f"{key} {list(item.shape)} {str(item.dtype).removeprefix('torch.')}"
+        for key, item in zip(source.keys, found, strict=True)
+    )
+    return f"{shapes} instead of {list(shape)}"
 
 
 def weights_hash(network: nn.Module) -> str:

@@ -1,13 +1,13 @@
-"""What other programs write beside weights: one reader for all of it, which takes no value for another.
+"""Settings beside the weights of other programs: one reader, which never takes one value for another.
 
-Settings of an encoder that other programs' config.json has no place for. They travel in it under a name of our own.
+Settings of an encoder that config.json of another program has no place for stand in it under a name of our own.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, get_args
 
-from openjepa.checks.encoders import check_encoder
+from openjepa.checks.sizes import check_encoder
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig, Initialization
 from openjepa.system.json_files import typed
@@ -72,7 +72,7 @@ def beside(config: EncoderConfig) -> dict[str, Any]:
 
 
 def with_beside(config: EncoderConfig, settings: Mapping[str, Any], where: object) -> EncoderConfig:
-    """`config` with what such an entry says. Raises Refusal for a value that a setting cannot have."""
+    """`config` with the settings that `beside` wrote. Raises Refusal for a value that a setting cannot have."""
     said = settings.get(KEY)
     if not isinstance(said, Mapping):
         return config

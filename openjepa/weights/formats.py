@@ -1,10 +1,6 @@
-"""What reading weights gives, and what the reader of a format is.
+"""Encoders in any format: `load_any` recognizes and reads it; what readers and writers of a format give and take.
 
-What is written, what the writer of a format is, and which formats have a place for which encoders.
-
-Names on the Hugging Face Hub, for those who have installed huggingface_hub.
-
-Reads an encoder from whatever it lies in; the format is recognized.
+Names on the Hugging Face Hub are downloaded if huggingface_hub is installed.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,25 +15,32 @@ from torch import Tensor
 from openjepa.models.positions import sincos_positions
 from openjepa.models.predictor import Predictor
 from openjepa.models.vit import VisionTransformer
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, examples, few, needed_for
 from openjepa.settings.models import SIZES, EncoderConfig, PredictorConfig
-from openjepa.system.hub_names import hub_name
-from openjepa.system.packages import needed_for
+from openjepa.system.shell import hub_name
 from openjepa.weights import FORMATS
-from openjepa.weights.contents import Contents, open_contents
-from openjepa.weights.filling import listed
+from openjepa.weights.contents import MOST_NAMES, Contents, open_contents
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What only the user can say."""
+    """Choices that only the user can make."""
 
     encoder: Literal["target", "context"] = "target"
-    """Of a file that holds both, which one: `target` (the moving average, or teacher), `context` (the student)."""
+    """Which encoder of a file that holds both: `target` (the moving average, or teacher) or `context` (the student)."""
     heads: int | None = None
-    """Attention heads, where neither the file nor its width tells them."""
+    """Attention heads, if neither the file nor its width tells them."""
     predictor: bool = True
     """Whether I-JEPA's predictor is read too."""
+
+
+class WrongChoice(Refusal):
+    """A refusal that another `Choice` would answer."""
+
+    def __init__(self, message: str, setting: Literal["encoder", "heads"]) -> None:
+        """`setting`: the field of `Choice` that has to change."""
+        super().__init__(message)
+        self.setting = setting
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Loaded:
     encoder: VisionTransformer
     config: EncoderConfig
     predictor: Predictor | None
-    """I-JEPA's predictor, where the file holds one."""
+    """I-JEPA's predictor, if the file holds one."""
     predictor_config: PredictorConfig | None
     what: str
     """What it is, in a few words, to be printed."""
@@ -74,13 +77,13 @@ class Reader:
 
 
 def refuse_context(contents: Contents, choice: Choice) -> None:
-    """Refusal where the context encoder is wanted of something that holds one encoder only."""
+    """Raises Refusal if the context encoder is wanted and there is only one encoder."""
     if choice.encoder == "context":
-        raise Refusal(f"encoder='context': {contents.path} holds one encoder only; leave that setting out")
+        raise WrongChoice(f"encoder='context': {contents.path} holds one encoder only; leave that setting out", "encoder")
 
 
 def size_words(config: EncoderConfig) -> str:
-    """`ViT-H/14 at 224`, or width, depth and patch where the shape has no name."""
+    """`ViT-H/14 at 224`, or width, depth and patch if the shape has no name."""
     letters = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g"}
     names = [letters[name] for name, shape in SIZES.items() if name in letters and _is_shape(config, shape.width, shape.depth)]
     height, width = config.image_size
@@ -108,7 +111,7 @@ class Networks:
     predictor_extra: Mapping[str, Any] = field(default_factory=dict)
     """What is written beside the predictor's settings: how masks were drawn for it."""
     context: VisionTransformer | None = None
-    """The context encoder, where the format holds both and `encoder` is the target encoder."""
+    """The context encoder, if the format holds both and `encoder` is the target encoder."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """What is known of the training in single numbers: step, epoch, loss, batch_size, ..."""
     source: str = ""
@@ -124,7 +127,7 @@ class Trait:
     """Something that not every format has a place for."""
 
     words: Callable[[EncoderConfig], str]
-    """What the encoder has, in words; empty where it has not."""
+    """The trait in words; empty if the encoder does not have it."""
     formats: tuple[str, ...]
     """The formats that hold it."""
 
@@ -149,7 +152,7 @@ TRAITS = (
 
 
 def check_holds(name: str, config: EncoderConfig, formats: tuple[str, ...]) -> None:
-    """Refusal where the format `name` has no place for what the encoder has; names those of `formats` that have."""
+    """Raises Refusal, which names those of `formats` that fit, if the format `name` has no place for what the encoder has."""
     has = [(trait.words(config), trait.formats) for trait in TRAITS if trait.words(config)]
     lost = [words for words, holding in has if name not in holding]
     if lost:
@@ -161,7 +164,7 @@ def check_holds(name: str, config: EncoderConfig, formats: tuple[str, ...]) -> N
 
 
 def position_table(encoder: VisionTransformer) -> Float[Tensor, "1 S D"]:
-    """Positions of the training size as other programs store them: the class token's first, zeros where they are fixed."""
+    """Positions of the training size as other programs store them: first the class token's, zeros if they are fixed."""
     if encoder.pos_embed is not None:
         table: Tensor = encoder.pos_embed.detach()
         return table
@@ -183,7 +186,7 @@ def _alone(value: Tensor) -> Tensor:
 
 
 def mask_token_remark(networks: Networks) -> list[str]:
-    """Where the encoder has a mask token, that it is left out."""
+    """A remark that the mask token is left out, if the encoder has one."""
     if networks.encoder.mask_token is None:
         return []
     return ["the mask token, which an encoder of whole images does not need, is left out"]
@@ -192,13 +195,13 @@ def mask_token_remark(networks: Networks) -> list[str]:
 FILES = ["config.json", "preprocessor_config.json", "predictor/config.json", "*.safetensors", "*.safetensors.index.json"]
 """What is downloaded: settings and weights, nothing that could be executed."""
 OLDER = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
-"""Downloaded where a model has no safetensors: pickles, which are read without executing anything."""
+"""Pickles, which are downloaded if a model has no safetensors and are read without executing anything."""
 
 
 def download(name: str) -> Path:
-    """The folder of a model of the Hub in the local cache, downloaded where it is not there yet.
+    """The folder of a model of the Hub in the local cache. It is downloaded if it is not there yet.
 
-    Raises Refusal where huggingface_hub is missing, and where the model cannot be had.
+    Raises Refusal if huggingface_hub is missing or the model cannot be downloaded.
     """
     download_it = "download its config.json and model.safetensors into a folder"
     with needed_for(f"{name} does not exist here; a name on the Hugging Face Hub", download_it):
@@ -217,10 +220,10 @@ __all__ = ["Choice", "Loaded", "load_any", "recognized"]
 
 
 def load_any(path: Path | str, choice: Choice | None = None) -> Loaded:
-    """The encoder, and where there is one the predictor, in a run folder, a folder of weights, a file, or a name on the Hub.
+    """The encoder, and the predictor if there is one, of a run folder, a folder of weights, a file, or a name on the Hub.
 
-    Raises Refusal where nothing is there, where it is of no known format or damaged, where keys are missing or left over
-    (which it lists), and where `choice` does not fit. Nothing that the file holds is executed.
+    Raises Refusal if nothing is there, if the format is unknown or the file damaged, if keys are missing or left over (which it
+    lists), and if `choice` does not fit. Nothing in the file is executed.
     """
     name, choice = hub_name(path), choice or Choice()
     contents = open_contents(Path(path).expanduser() if name is None else download(name))
@@ -231,12 +234,11 @@ def load_any(path: Path | str, choice: Choice | None = None) -> Loaded:
 
 
 def recognized(contents: Contents) -> str:
-    """The name of its format. Raises Refusal where it is of none."""
-    names = [name for name, item in FORMATS.items() if item.load().recognize(contents)]
-    if names:
-        assert len(names) == 1, f"formats {names} both claim {contents.path}"
-        return names[0]
-    raise Refusal(f"{contents.path} {_seen(contents)}")
+    """The name of the format. Raises Refusal if it is unknown."""
+    name = next((name for name, item in FORMATS.items() if item.load().recognize(contents)), None)
+    if name is None:
+        raise Refusal(f"{contents.path} {_seen(contents)}")
+    return name
 
 
 def _seen(contents: Contents) -> str:
@@ -247,10 +249,7 @@ def _seen(contents: Contents) -> str:
             "it has no config.json"
         )
     if contents.settings is not None:
-        return f"has a config.json of no known format: it has {listed(sorted(contents.settings))}"
-    shown = [
-        f"{name}: {listed(sorted(item.tensors)[:5])}, ..." if name else listed(sorted(item.tensors)[:5])
-        for name, item in contents.networks.items()
-    ]
+        return f"has a config.json of no known format: it has {few(sorted(contents.settings), MOST_NAMES)}"
+    shown = [(f"{name}: " if name else "") + examples(sorted(item.tensors), 5) for name, item in contents.networks.items()]
     known = "; ".join(f"{name}: {item.summary}" for name, item in FORMATS.items())
     return f"is of no known format. It holds {'; '.join(shown) or 'no tensors'}. Known: {known}"

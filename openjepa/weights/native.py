@@ -12,17 +12,16 @@ from typing import Any, TypeVar
 from safetensors.torch import save_file
 from torch import nn
 
-from openjepa.checks.encoders import check_encoder, check_predictor
+from openjepa.checks.sizes import check_encoder, check_predictor
 from openjepa.models.predictor import Predictor, build_predictor
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.system.json_files import read_object, typed
-from openjepa.system.whole_files import whole_folder
+from openjepa.system.shared_files import whole_folder
 from openjepa.types import Export
-from openjepa.weights.contents import CONFIG_FILE, WEIGHTS_FILE, Contents, open_contents
-from openjepa.weights.filling import Plan, fill, same_names, weight_names
-from openjepa.weights.formats import Choice, Loaded, Networks, Reader, refuse_context, size_words, stored
+from openjepa.weights.contents import CONFIG_FILE, WEIGHTS_FILE, Contents, Plan, fill, open_contents, same_names, weight_names
+from openjepa.weights.formats import Choice, Loaded, Networks, Reader, WrongChoice, refuse_context, size_words, stored
 from openjepa.weights.state_dicts import Network
 
 VERSION = 1
@@ -60,7 +59,7 @@ def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
 
 
 def write_predictor(folder: Path, networks: Networks, dtype: str) -> None:
-    """The predictor, where there is one, into `predictor/` inside the folder of an encoder of whatever format."""
+    """Writes the predictor, if there is one, to `predictor/` in the folder of an encoder of any format."""
     if networks.predictor is None:
         return
     place = folder / PREDICTOR_FOLDER
@@ -70,9 +69,9 @@ def write_predictor(folder: Path, networks: Networks, dtype: str) -> None:
 
 
 def read_predictor(folder: Path, choice: Choice) -> tuple[Predictor | None, PredictorConfig | None, dict[str, Any]]:
-    """The predictor in `predictor/` inside a folder, and what stands beside its settings.
+    """The predictor in `predictor/` of a folder, and the entries beside its settings.
 
-    None where there is none, or none is wanted.
+    None if there is none, or none is wanted.
     """
     if not choice.predictor or not (folder / PREDICTOR_FOLDER).is_dir():
         return None, None, {}
@@ -97,7 +96,7 @@ def _step(entries: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_encoder(folder: Path) -> tuple[VisionTransformer, EncoderConfig]:
-    """The encoder in `folder`, in evaluation mode, fp32, on the CPU. Raises Refusal where there is none that can be read."""
+    """The encoder in `folder`, in evaluation mode, in fp32 on the CPU. Raises Refusal if it cannot be read."""
     encoder, config, _ = _read_encoder(folder)
     return encoder, config
 
@@ -136,7 +135,7 @@ def read(contents: Contents, choice: Choice) -> Loaded:
     folder = contents.path / ENCODER_FOLDERS[choice.encoder]
     if not folder.is_dir():
         hint = "train with method.export_context_encoder"
-        raise Refusal(f"encoder={choice.encoder!r}: the run {contents.path} has no folder {folder.name}; {hint}")
+        raise WrongChoice(f"encoder={choice.encoder!r}: the run {contents.path} has no folder {folder.name}; {hint}", "encoder")
     encoder, config, notes = _read_encoder(folder)
     predictor, predictor_config, extra = read_predictor(contents.path, choice)
     words = f"openjepa's run, {choice.encoder} encoder: {size_words(config)}"

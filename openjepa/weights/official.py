@@ -1,9 +1,7 @@
 """The checkpoints of the released I-JEPA program: `encoder`, `predictor`, `target_encoder` and the optimizer in one file.
 
-The optimizer is neither read nor written.
-
-Names start with `module.`, as DistributedDataParallel leaves them. The paper evaluates the target encoder, average-pooled,
-which is what is read unless the context encoder is asked for.
+The optimizer is neither read nor written. Names start with `module.`, as DistributedDataParallel leaves them. The paper
+evaluates the target encoder, average-pooled, which is read unless the context encoder is asked for.
 """
 
 import re
@@ -18,11 +16,20 @@ from torch import Tensor
 from openjepa.models.positions import sincos_positions
 from openjepa.models.predictor import Predictor, build_predictor
 from openjepa.models.vit import VisionTransformer
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, few
 from openjepa.settings.models import EncoderConfig, PredictorConfig
-from openjepa.weights.contents import CHECKPOINT_FILE, Contents
-from openjepa.weights.filling import Plan, Source, fill, listed, weight_names
-from openjepa.weights.formats import Choice, Loaded, Networks, Reader, mask_token_remark, position_table, size_words, stored
+from openjepa.weights.contents import CHECKPOINT_FILE, MOST_NAMES, Contents, Plan, Source, fill, weight_names
+from openjepa.weights.formats import (
+    Choice,
+    Loaded,
+    Networks,
+    Reader,
+    WrongChoice,
+    mask_token_remark,
+    position_table,
+    size_words,
+    stored,
+)
 from openjepa.weights.shared_names import NOT_READ, TABLE, TOKEN, Vit, infer_config, is_sincos, read_vit
 
 GROUPS = {"target": "target_encoder", "context": "encoder"}
@@ -44,8 +51,8 @@ def read(contents: Contents, choice: Choice) -> Loaded:
     """The target (or context) encoder and the predictor. Raises Refusal that lists what is missing or left over."""
     name = GROUPS[choice.encoder]
     if name not in contents.networks:
-        found = listed([group or "(tensors without a dictionary)" for group in contents.networks])
-        raise Refusal(f"encoder={choice.encoder!r}: {contents.path} has no {name}, only {found}")
+        found = few([group or "(tensors without a dictionary)" for group in contents.networks], MOST_NAMES)
+        raise WrongChoice(f"encoder={choice.encoder!r}: {contents.path} has no {name}, only {found}", "encoder")
     vit = Vit(contents, lambda networks: networks[name].without(NOT_READ))
     where = f"{contents.path}, {name}"
     config = infer_config(vit.tensors(), choice.heads, where)
@@ -97,7 +104,7 @@ def _written_predictor(predictor: Predictor) -> dict[str, Tensor]:
 
 
 def _predictor_misfit(networks: Networks) -> str:
-    """Why the predictor would be read back as another one; empty where it would not."""
+    """Why the predictor would be read back as another one; empty if it is read back as it is."""
     config, encoder = networks.predictor_config, networks.config
     assert config is not None
     if config.heads != encoder.heads:
@@ -127,7 +134,7 @@ def _predictor_config(tensors: Mapping[str, Tensor], encoder: EncoderConfig, whe
     """From the shapes; it has as many heads as its encoder in the released code."""
     needed = ["predictor_embed.weight", PREDICTOR_TABLE, "predictor_blocks.0.mlp.fc1.weight"]
     if missing := [name for name in needed if name not in tensors]:
-        raise Refusal(f"{where}: missing {listed(missing)}")
+        raise Refusal(f"{where}: missing {few(missing, MOST_NAMES)}")
     embed, table, hidden = (tensors[name] for name in needed)
     grid, width = encoder.grid(), embed.shape[0]
     if table.ndim != 3 or not is_sincos(table, grid, False):

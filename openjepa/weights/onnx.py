@@ -3,10 +3,8 @@
 Input `images`: uint8 [batch, 3, height, width], RGB levels, sides that the patch divides; normalization is inside. Outputs, in
 fp32: `patches` [batch, rows, columns, D] and `pooled` [batch, D], the encoder's own pooling.
 
-The encoder as a module that torch can export with symbolic numbers of images, rows and columns.
-
-Its blocks, patch embedding and norm are the encoder's own. What the encoder makes of Python numbers at a given size, its
-positions, is stated here once more as arithmetic of tensors, so that it becomes part of the graph and holds for every size.
+Blocks, patch embedding and norm are the encoder's own. Its positions, which it makes of Python numbers at a given size, are
+stated here once more as arithmetic of tensors, so that they become part of the graph and hold for every size.
 """
 
 import logging
@@ -22,9 +20,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from openjepa.models.vit import VisionTransformer
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, needed_for
 from openjepa.settings.models import EncoderConfig
-from openjepa.system.packages import needed_for
 from openjepa.weights.contents import Contents
 from openjepa.weights.formats import DTYPES, Choice, Loaded, Networks, Reader, mask_token_remark
 
@@ -36,7 +33,7 @@ class EncoderGraph(nn.Module):
     """uint8 images of any size that the patch divides -> patch features on their grid, and one vector per image."""
 
     def __init__(self, network: VisionTransformer) -> None:
-        """Of an encoder in evaluation mode; shares its weights."""
+        """`network`: in evaluation mode; its weights are shared."""
         super().__init__()
         self.network = network
         config = network.config
@@ -109,13 +106,13 @@ def _count(number: int) -> Float[Tensor, ""]:
 
 
 def _cells(own: int, wanted: int, offset: Float[Tensor, ""]) -> Float[Tensor, " wanted"]:
-    """Where the centers of the wanted cells lie among the `own` ones, both covering the same image."""
+    """Places of the centers of the wanted cells among the `own` ones. Both grids cover the same image."""
     places = torch.arange(wanted, dtype=torch.float32)
     return (places + 0.5) * (own / (_count(wanted) + offset)) - 0.5
 
 
 def _corners(own: int, wanted: int) -> Float[Tensor, " wanted"]:
-    """The same where the first and last of both fall on one another."""
+    """Places of the wanted cells if the first and the last cells of both grids coincide."""
     places = torch.arange(wanted, dtype=torch.float32)
     return places * ((own - 1) / (_count(wanted) - 1).clamp(min=1))
 
@@ -179,7 +176,7 @@ FILE, DATA_FILE = "model.onnx", "model.onnx.data"
 """The graph with its weights, and the file that keeps the weights of large ones."""
 OPSET = 18
 MOST_BYTES_INSIDE = 1_900_000_000
-"""Of weights in the graph's own file, which cannot be larger than 2 GB."""
+"""Most bytes of weights in the graph's own file, which cannot be larger than 2 GB."""
 NEEDED = ("onnx", "onnxscript")
 
 
@@ -197,7 +194,7 @@ def read(contents: Contents, choice: Choice) -> Loaded:
 
 
 def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
-    """`model.onnx` in `folder`, and for weights above 2 GB `model.onnx.data`. Raises Refusal where a package is missing."""
+    """`model.onnx` in `folder`, and for weights above 2 GB `model.onnx.data`. Raises Refusal if a package is missing."""
     check_packages()
     program = _exported(networks.encoder, networks.config.patch_size)
     model = program.model
@@ -216,7 +213,7 @@ def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
 
 
 def check_packages() -> None:
-    """Refusal where what writes ONNX is not installed."""
+    """Raises Refusal if a package that writes ONNX is missing."""
     for name in NEEDED:
         with needed_for("to='onnx'"):
             import_module(name)

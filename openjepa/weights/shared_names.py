@@ -13,11 +13,11 @@ from torch import Tensor
 
 from openjepa.models.positions import sincos_positions
 from openjepa.models.vit import VisionTransformer, build_encoder
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, few
 from openjepa.settings.models import SIZES, EncoderConfig, Size
-from openjepa.weights.contents import Contents
+from openjepa.weights.contents import MOST_NAMES, Contents, Plan, Source, fill, weight_names
 from openjepa.weights.described import checked
-from openjepa.weights.filling import Plan, Source, fill, listed, weight_names
+from openjepa.weights.formats import WrongChoice
 from openjepa.weights.state_dicts import OF_SEVERAL, PLACES, Network
 
 PATCHES, TABLE, TOKEN = "patch_embed.proj.weight", "pos_embed", "cls_token"
@@ -31,11 +31,11 @@ MISFITS = {
     r"norm_pre\.": "a norm before the blocks (norm_pre)",
     r"dist_token": "a distillation token",
 }
-"""How names begin that tell of what our encoder has no place for, and what that is."""
+"""Beginnings of names of what our encoder has no place for, and what that is."""
 GAMMAS = {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
 FIRST_GAMMA = "blocks.0.gamma_1"
 LAYER_SCALE = 1e-5
-"""First value of the factors where a file does not say it (timm's default); only new weights depend on it."""
+"""First value of the factors if a file does not say it (timm's default). Only new weights depend on it."""
 PUBLISHED_SIZES: tuple[Size, ...] = ("tiny", "small", "base", "large", "huge", "giant")
 HEADS = {SIZES[name].width: SIZES[name].heads for name in PUBLISHED_SIZES}
 """Heads of the published models by width: shapes do not tell them."""
@@ -80,16 +80,16 @@ def only_place(networks: Mapping[str, Network]) -> str | None:
 def infer_config(
     tensors: Mapping[str, Tensor], heads: int | None, where: str, image_size: tuple[int, int] | None = None
 ) -> EncoderConfig:
-    """The encoder's settings from the shapes of its tensors; pooled by the class token where there is one.
+    """The encoder's settings from the shapes of its tensors; pooled by the class token if there is one.
 
-    `heads`: given by the user, or by the file. `image_size`: where a file says it (height and width); None: a square. Raises
-    Refusal where the tensors are no such encoder, or where nothing tells the heads.
+    `heads`: given by the user or by the file. `image_size`: (height, width) if a file says it; None: a square. Raises
+    Refusal if the tensors are not such an encoder, or if nothing tells the heads.
     """
     needed = [PATCHES, TABLE, "blocks.0.mlp.fc1.weight"]
     if misfits := sorted({words for start, words in MISFITS.items() for name in tensors if re.match(start, name)}):
         raise Refusal(f"{where} has {' and '.join(misfits)}, which openjepa's encoder has no place for")
     if missing := [name for name in needed if name not in tensors]:
-        raise Refusal(f"{where} is no Vision Transformer that can be read: missing {listed(missing)}")
+        raise Refusal(f"{where} is no Vision Transformer that can be read: missing {few(missing, MOST_NAMES)}")
     patches, table, hidden = (tensors[name] for name in needed)
     if patches.ndim != 4 or patches.shape[1] != 3 or patches.shape[2] != patches.shape[3]:
         raise Refusal(f"{where}: {PATCHES} {list(patches.shape)} does not embed square patches of 3 channels")
@@ -144,7 +144,7 @@ def read_vit(vit: Vit, config: EncoderConfig, where: str) -> VisionTransformer:
 
 
 def vit_plan(config: EncoderConfig, names: list[str]) -> Plan:
-    """Where the weights come from: the same names, but for layer scale.
+    """Origin of the weights: the same names except for layer scale.
 
     A fixed table has been compared with the formula and is not needed.
     """
@@ -175,8 +175,9 @@ def _square_side(table: Tensor, width: int, has_token: bool, where: str) -> int:
 def _known_heads(width: int, where: str) -> int:
     if width not in HEADS:
         known = ", ".join(f"{name}: {number}" for name, number in HEADS.items())
-        raise Refusal(
+        raise WrongChoice(
             f"heads=None, but {where} has width {width}, which no published model has, and shapes do not tell the number of "
-            f"attention heads: give it (heads=..., --heads; known by width: {known})"
+            f"attention heads: give it (heads=..., --heads; known by width: {known})",
+            "heads",
         )
     return HEADS[width]

@@ -1,14 +1,12 @@
-"""Names of wrappers before the names of tensors, and networks that lie beside one another: told apart, cut, and said.
+"""State dicts of any program: names of wrappers are cut, networks that lie beside one another told apart, the rest not read.
 
 torch.compile puts `_orig_mod.` before every name, DistributedDataParallel `module.`, a module of Lightning the name of its
 attribute, such as `model.` or `student_backbone.vit.`. The tensor of the patch embedding, which every encoder has, tells how
 much of a name is a wrapper's.
 
-Plain data that programs keep beside weights: numbers of NumPy, arguments, paths, dates.
-
-torch's safe reader knows none of these. Here each name stands for something of our own that holds or does nothing: neither the
-class of that name nor any code of NumPy sees what a file says. Numbers of NumPy become numbers; most of the rest, which is
-never looked at, becomes `Unread`.
+Programs keep plain data beside weights: numbers of NumPy, arguments, paths, dates. torch's safe reader knows none of these.
+Here each name stands for something of our own that holds or does nothing: neither the class of that name nor any code of NumPy
+sees what a file says. Numbers of NumPy become numbers; most of the rest, which nobody looks at, becomes `Unread`.
 """
 
 import argparse
@@ -22,7 +20,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, few
 
 Groups = dict[str, dict[str, Tensor]]
 """Dictionaries of tensors by their name in the file; those that lie directly in it have the name ''."""
@@ -38,7 +36,7 @@ CLASS_TOKENS = ("cls_token", "embeddings.cls_token")
 AVERAGED = frozenset({"teacher", "target", "momentum", "ema", "swa", "average", "averaged"})
 """Words that tell the moving average from the network that is trained by gradients."""
 PLACES = ("", "model", "state_dict")
-"""Where files keep the weights of their only network: directly, or in a dictionary of this name, preferred to others."""
+"""Places of the weights of a file's only network: directly, or in a dictionary of this name, preferred to others."""
 OF_SEVERAL = ("teacher", "student", "target_encoder", "encoder", "predictor")
 """Dictionaries of files with several networks."""
 MOST_SHOWN = 6
@@ -85,9 +83,8 @@ class Network:
         if self.beside:
             names = sorted(self.beside)
             shown = names if len(names) <= MOST_SHOWN else list(dict.fromkeys(name.split(".")[0] for name in names))
-            more = f" and {len(shown) - MOST_SHOWN} more" if len(shown) > MOST_SHOWN else ""
             count = f"{len(self.beside)} tensor{'s' if len(self.beside) > 1 else ''}"
-            notes.append(f"not read: {', '.join(shown[:MOST_SHOWN])}{more} ({count} beside the encoder)")
+            notes.append(f"not read: {few(shown, MOST_SHOWN)} ({count} beside the encoder)")
         if self.others:
             places = [repr(name) if name else "the tensors without a dictionary" for name in self.others]
             notes.append(f"not read: {', '.join(places)}, with another encoder")
@@ -208,7 +205,7 @@ NOT_REBUILT = re.compile(r"[Mm]8|f12|f16|c24|c32")
 
 
 class Unread:
-    """Stands for an array, a date, a path or a class, of which nothing is kept."""
+    """Stands for an array, a date, a path or a class that is not kept."""
 
     def __new__(cls, *_: object) -> "Unread":
         """Whatever it is made of."""
@@ -218,7 +215,7 @@ class Unread:
         """Whatever it is made of."""
 
     def __setstate__(self, _: object) -> None:
-        """Whatever its state is."""
+        """Ignores its state."""
 
 
 class ScalarType:

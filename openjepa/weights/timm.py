@@ -36,7 +36,7 @@ from openjepa.weights.state_dicts import Network
 POOLINGS = {"avg": "average", "token": "class_token"}
 """Our name of what timm calls `global_pool`."""
 ONE_WAY = ("act_layer", "norm_layer", "mlp_layer", "attn_layer", "block_fn", "embed_norm_layer")
-"""Of `model_args`: what our encoder does in timm's default way only."""
+"""Entries of `model_args` for which our encoder has only timm's default."""
 ARCHITECTURE = "vit_base_patch16_224"
 """The function of timm that builds the network; `model_args` overrides all sizes that it has of its own."""
 OUR_NAMES = {
@@ -46,7 +46,7 @@ OUR_NAMES = {
     "pixel_mean": "mean",
     "pixel_std": "std",
 }
-"""Of our settings those that have another name in config.json."""
+"""Names in config.json of our settings that are called otherwise there."""
 CROP_SHARE = 0.875
 """Share of the resized image's side that the evaluation crop keeps: 224 / 256."""
 
@@ -71,7 +71,7 @@ def recognize(contents: Contents) -> bool:
 
 
 def read(contents: Contents, choice: Choice) -> Loaded:
-    """The encoder, and the predictor where openjepa has put one beside it.
+    """The encoder, and the predictor if openjepa has put one beside it.
 
     Raises Refusal that lists what is missing or left over.
     """
@@ -169,7 +169,7 @@ def _written_settings(config: EncoderConfig) -> dict[str, Any]:
 
 
 def _cut_ratio(config: EncoderConfig) -> float:
-    """A ratio that gives the hidden width also where, as in timm, the product is cut without rounding."""
+    """A ratio that gives the hidden width even if the product is cut without rounding, as in timm."""
     hidden = hidden_width(config.width, config.mlp_ratio)
     ratio = hidden / config.width
     return ratio if int(config.width * ratio) == hidden else math.nextafter(ratio, math.inf)

@@ -20,9 +20,8 @@ from openjepa.models.vit import build_encoder
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.system.json_files import read_object
-from openjepa.weights.contents import AGAIN, CONFIG_FILE, WEIGHTS_FILE, Contents
+from openjepa.weights.contents import AGAIN, CONFIG_FILE, WEIGHTS_FILE, Contents, Plan, Source, fill, stacked, weight_names
 from openjepa.weights.described import Pixels, beside, checked, described, with_beside, with_pixels
-from openjepa.weights.filling import Plan, Source, fill, stacked, weight_names
 from openjepa.weights.formats import (
     Choice,
     Loaded,
@@ -69,7 +68,7 @@ OUR_NAMES = {
     "heads": "num_attention_heads",
     "layer_scale": "layerscale_value",
 }
-"""Of our settings those that have another name in config.json."""
+"""Names in config.json of our settings that are called otherwise there."""
 MARGIN = 256 / 224
 """The evaluation view's short side before the crop, as a multiple of the crop's."""
 
@@ -88,14 +87,14 @@ class _Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class _Vit(_Shape):
-    """Of an IJepaModel or ViTModel."""
+    """Names of an IJepaModel or ViTModel."""
 
     intermediate_size: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Dinov2(_Shape):
-    """Of a Dinov2Model."""
+    """Names of a Dinov2Model."""
 
     mlp_ratio: float
     layerscale_value: float = 1.0
@@ -107,7 +106,7 @@ def recognize(contents: Contents) -> bool:
 
 
 def read(contents: Contents, choice: Choice) -> Loaded:
-    """The encoder, and the predictor where openjepa has put one beside it.
+    """The encoder, and the predictor if openjepa has put one beside it.
 
     Raises Refusal for other models, and lists what is missing or left over.
     """
@@ -156,7 +155,7 @@ def _encoder(networks: Mapping[str, Network]) -> Network:
 
 
 def _source(name: str, in_block: Mapping[str, str]) -> Source:
-    """Where a weight of ours lies in the file; `in_block` says what parts of a block are called there."""
+    """Origin in the file of a weight of ours. `in_block`: what parts of a block are called there."""
     if name in ALONE:
         return Source((ALONE[name],))
     part, _, kind = name.rpartition(".")

@@ -1,13 +1,12 @@
-"""MAE's checkpoints: `model` with the encoder, and in the full ones with the decoder and its mask token, which are not read.
+"""Checkpoints of MAE, and of DINO, iBOT, DINOv2 and MSN: Vision Transformers with a class token.
 
-A class token and fixed sin-cos positions tell MAE from DINO and iBOT. The encoder is pooled by its class token, as in
-I-JEPA's evaluations ("methods with a cls token use the cls token"); MAE's own fine-tuning takes the mean of the patches.
+Fixed sin-cos positions tell MAE from the others, which learn them. `model` of MAE holds the encoder, and in full checkpoints
+the decoder and its mask token, which are not read. MAE's own fine-tuning takes the mean of the patches; here its encoder is
+pooled by the class token, as in I-JEPA's evaluations ("methods with a cls token use the cls token").
 
-Checkpoints of DINO, iBOT and DINOv2, which share a layout, and of MSN: a class token and learned positions.
-
-A full checkpoint holds `teacher` and `student` (MSN: `target_encoder` and `encoder`), each a backbone with its projection head,
-which is not read; a published backbone alone is a plain dictionary, or one under `state_dict`. The teacher is what their papers
-evaluate, by its class token.
+A full checkpoint of the others holds `teacher` and `student` (MSN: `target_encoder` and `encoder`), each a backbone with its
+projection head, which is not read. A published backbone alone is a plain dictionary, or one under `state_dict`. Their papers
+evaluate the class token of the teacher.
 """
 
 import re
@@ -16,9 +15,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from openjepa.refusals import Refusal
 from openjepa.weights.contents import Contents
-from openjepa.weights.formats import Choice, Loaded, Reader, refuse_context, size_words
+from openjepa.weights.formats import Choice, Loaded, Reader, WrongChoice, refuse_context, size_words
 from openjepa.weights.shared_names import NOT_READ, TOKEN, Vit, has_sincos, infer_config, only_place, read_vit, vits
 from openjepa.weights.state_dicts import Network
 from openjepa.weights.timm import only_network
@@ -103,9 +101,10 @@ def _place(contents: Contents, choice: Choice) -> str:
     if names:
         return names[0]
     if any(name in found for pair in PAIRS.values() for name in pair):
-        raise Refusal(
+        raise WrongChoice(
             f"encoder={choice.encoder!r}: {contents.path} has no {' or '.join(PAIRS[choice.encoder])}, "
-            f"only {', '.join(found)}; choose the other encoder"
+            f"only {', '.join(found)}; choose the other encoder",
+            "encoder",
         )
     refuse_context(contents, choice)
     place = only_place(contents.networks)

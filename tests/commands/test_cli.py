@@ -13,13 +13,14 @@ from PIL import Image
 import openjepa.commands.train
 from openjepa.checks import check
 from openjepa.cli import COMMANDS, main
-from openjepa.commands.parsing.arguments import option_value, parse_evaluate, parse_train
+from openjepa.commands.evaluate import parse_evaluate
+from openjepa.commands.parsing.arguments import option_value
+from openjepa.commands.train import parse_train
 from openjepa.config import load_run_config, save_yaml
 from openjepa.recipes import load_recipe
 from openjepa.settings.derived import resolve
-from openjepa.settings.fields import CHOICES
 from openjepa.settings.methods import IJepaSettings
-from openjepa.settings.run import RunConfig
+from openjepa.settings.run import CHOICES, RunConfig
 from openjepa.settings.sources import FolderSettings, HuggingFaceSettings, ScenesSettings
 
 REGISTRY_LINES = [(component, name) for component, choice in CHOICES.items() for name in choice.options]

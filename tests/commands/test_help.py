@@ -12,12 +12,16 @@ from typing import Any
 import pytest
 
 from openjepa.cli import COMMANDS, main
+from openjepa.commands.ablate import ABLATE_COMMON
 from openjepa.commands.data import CheckOptions
-from openjepa.commands.parsing.arguments import COMMON, EmbedOptions, EvaluateOptions, TrainOptions, option_names, parse_train
+from openjepa.commands.embed import EMBED_COMMON, EmbedOptions
+from openjepa.commands.evaluate import EVALUATE_COMMON, EvaluateOptions
+from openjepa.commands.parsing.arguments import option_names
 from openjepa.commands.parsing.help import folded
 from openjepa.commands.parsing.options import explanations, options_of, positionals_first
+from openjepa.commands.train import TRAIN_COMMON, TrainOptions, parse_train
 from openjepa.recipes import RECIPES
-from openjepa.settings.experiments import AblationSettings, StepBench
+from openjepa.settings.experiments import AblationSettings, DataBench, StepBench
 from openjepa.settings.inference import SearchSettings
 from openjepa.settings.run import RunSettings
 from openjepa.settings.sources import HuggingFaceSettings
@@ -45,7 +49,7 @@ def test_the_help_of_train_is_short_and_in_order(columns: int, capsys: pytest.Ca
     assert len(places) == 4 and places == sorted(places)
     assert places[1] < 8 and "--help-all" in lines[-1] and "openjepa recipes" in lines[places[2]]
     words = {word.strip(",") for word in text.split()}
-    assert set(RECIPES) <= words and len(COMMON[TrainOptions]) == 15
+    assert set(RECIPES) <= words and len(TRAIN_COMMON) == 15
     for name, default in (("image-size", 64), ("total-steps", 12000), ("batch-size", 32), ("lr", 0.001), ("size", "nano")):
         shown = next(index for index, line in enumerate(lines) if re.match(rf"  --\w+\.{name} ", line))
         assert f"(default: {default})" in " ".join(" ".join(lines[shown : shown + 4]).split()), name
@@ -158,13 +162,20 @@ def test_explanations_are_the_lines_under_the_fields() -> None:
 
 
 @pytest.mark.parametrize(
-    "cls",
-    [TrainOptions, EvaluateOptions, EmbedOptions, AblationSettings, SearchSettings, StepBench, CheckOptions],
+    ("cls", "common"),
+    [
+        (TrainOptions, TRAIN_COMMON),
+        (EvaluateOptions, EVALUATE_COMMON),
+        (EmbedOptions, EMBED_COMMON),
+        (AblationSettings, ABLATE_COMMON),
+        *((cls, ()) for cls in (SearchSettings, StepBench, DataBench, CheckOptions)),
+    ],
 )
-def test_every_option_is_explained_and_common_ones_exist(cls: Any) -> None:
+def test_every_option_is_explained_and_common_ones_exist(cls: Any, common: tuple[str, ...]) -> None:
     options = list(options_of(cls, cls()))
     assert all(option.explanation for option in options)
-    assert set(COMMON.get(cls, ())) <= {option.name for option in options}
+    assert set(common) <= {option.name for option in options}
+    assert sum(bool(option.metavar) for option in options) <= 1, "the word in front"
     assert [option.flag() for option in options if not option.metavar] == option_names(cls())
     assert not [option.name for option in options_of(cls) if option.name.rpartition(".")[2].startswith("no_")]
 

@@ -6,18 +6,13 @@ from typing import Any
 import pytest
 
 from openjepa.cli import main
-from openjepa.commands.parsing.arguments import (
-    EmbedOptions,
-    EvaluateOptions,
-    TrainOptions,
-    parse_embed,
-    parse_evaluate,
-    parse_train,
-)
+from openjepa.commands.embed import EmbedOptions, parse_embed
+from openjepa.commands.evaluate import EvaluateOptions, parse_evaluate
 from openjepa.commands.parsing.options import is_value, most_words, positionals_first
 from openjepa.commands.recipes import RecipesOptions
 from openjepa.commands.report import ReportOptions
 from openjepa.commands.search import with_number_of_outliers
+from openjepa.commands.train import TrainOptions, parse_train
 from openjepa.commands.visualize import VisualizeOptions
 from openjepa.settings.experiments import AblationSettings, EnergyBench, StepBench
 from openjepa.settings.inference import ConvertSettings, SearchSettings

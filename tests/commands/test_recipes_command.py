@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from openjepa.cli import main
-from openjepa.commands.parsing.arguments import parse_train
 from openjepa.commands.recipes import recipe_groups
+from openjepa.commands.train import parse_train
 from openjepa.recipes import RECIPES, load_recipe
 
 ALL_RUNS = [(name, preset) for name, recipe in RECIPES.items() for preset in recipe.presets]

@@ -6,7 +6,7 @@ import pytest
 
 from openjepa.cli import main
 from openjepa.data import open_splits
-from openjepa.evaluation.dataset_run import evaluate_run
+from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import DataSettings, FolderSettings, HuggingFaceSettings

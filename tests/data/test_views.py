@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from openjepa.data import views
-from openjepa.data.loading.loader import crop_batch, resize_matrices
+from openjepa.data.loading.cache import crop_batch, resize_matrices
 from openjepa.data.views import (
     CROP_TRIES,
     NUMBERS_PER_VIEW,

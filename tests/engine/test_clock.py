@@ -11,11 +11,11 @@ import torch
 
 from openjepa.engine import checkpoint, clock
 from openjepa.engine.clock import LoopClock
-from openjepa.engine.timings import seconds_of_steps
 from openjepa.experiments.ablation_tables import RunResult, tables
+from openjepa.records import seconds_of_steps
 from openjepa.report.facts import facts, step_seconds, total_seconds
 from openjepa.report.reading import read_run
-from openjepa.report.training import training
+from openjepa.report.scaling import training
 from openjepa.system.interrupts import Interrupted, Interrupts
 from openjepa.training import loop
 from openjepa.training.loop import train

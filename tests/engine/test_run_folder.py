@@ -14,7 +14,7 @@ from openjepa.config import load_run_config
 from openjepa.engine.run_folder import RunFolder, RunLog, open_run_folder, run_path
 from openjepa.settings.run import OptimizationSettings, RunConfig, RunSettings, SystemSettings
 from openjepa.settings.sources import DataSettings, FolderSettings, HuggingFaceSettings, ScenesSettings
-from openjepa.system.claims import take
+from openjepa.system.shared_files import take
 from openjepa.types import Skipped
 from tests.helpers.processes import in_process
 
@@ -113,7 +113,7 @@ def test_a_file_system_without_locks_is_no_second_writer(tmp_path: Path, code: i
     def refuse(*_: object) -> None:
         raise OSError(code, "No locks available")
 
-    monkeypatch.setattr("openjepa.system.claims.fcntl.flock", refuse)
+    monkeypatch.setattr("openjepa.system.shared_files.fcntl.flock", refuse)
     for _ in range(2):
         with pytest.warns(UserWarning, match="cannot lock files: let only one process work there at a time"):
             folder = open_run_folder(config_in(tmp_path), False, CPU, "fp32")

@@ -19,7 +19,7 @@ from openjepa.evaluation.feature_matrix import EncoderFeatures, PixelFeatures, V
 from openjepa.evaluation.feature_store import Layout, RowWriter, read_rows
 from openjepa.models.vit import build_encoder
 from openjepa.settings.models import EncoderConfig
-from openjepa.system.claims import WITHOUT_LOCKS
+from openjepa.system.shared_files import WITHOUT_LOCKS
 
 TYPES = [torch.float32, torch.bfloat16, torch.uint8]
 
@@ -113,7 +113,7 @@ def test_a_file_system_without_locks_keeps_features_too(tmp_path: Path, code: in
     def refuse(*_: object) -> None:
         raise OSError(code, "No locks available")
 
-    monkeypatch.setattr("openjepa.system.claims.fcntl.flock", refuse)
+    monkeypatch.setattr("openjepa.system.shared_files.fcntl.flock", refuse)
     with pytest.warns(UserWarning, match="cannot lock files: let only one process work there at a time"):
         found = extract_features(Pass().view(), {"pixels": PixelFeatures()}, tmp_path)["pixels"]
     assert torch.equal(found.rows, whole.rows) and len(list(tmp_path.glob("*.safetensors"))) == 1
@@ -258,7 +258,7 @@ def test_a_killed_program_is_continued(tmp_path: Path) -> None:
     """SIGKILL, so that nothing can be tidied up; every row was noted at once."""
     code = (
         "import os, signal; from pathlib import Path; from tests.evaluation import test_feature_store as test\n"
-        f"test.store.SECONDS_BETWEEN_NOTES = 0\nbatches = test.Pass().batches\n"
+        f"test.feature_store.SECONDS_BETWEEN_NOTES = 0\nbatches = test.Pass().batches\n"
         "def stopping(first):\n"
         "    for batch in batches(first):\n"
         "        if int(batch.indices[-1]) > 30: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -279,5 +279,5 @@ def test_a_killed_program_is_continued(tmp_path: Path) -> None:
 def test_a_batch_in_parts_gives_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     images, extractor = torch.stack([image(index) for index in range(10)]), encoder_features()
     whole = extractor.extract(images)
-    monkeypatch.setattr("openjepa.engine.features.CPU_PATCHES", 14)  # three images of four patches
+    monkeypatch.setattr("openjepa.engine.device.CPU_PATCHES", 14)  # three images of four patches
     torch.testing.assert_close(extractor.extract(images), whole)

@@ -16,12 +16,12 @@ from openjepa.data import open_splits
 from openjepa.data.decode import decode_image
 from openjepa.data.source import ListSource
 from openjepa.data.views import NUMBERS_PER_VIEW, crop_and_resize, crop_box, evaluation_view
-from openjepa.evaluation import label_free
-from openjepa.evaluation import label_free as lidar_module
-from openjepa.evaluation.dataset_run import evaluate_run
-from openjepa.evaluation.label_free import feature_measures, lidar_measures
+from openjepa.evaluation import lidar as lidar_module
+from openjepa.evaluation.evaluation_run import evaluate_run
+from openjepa.evaluation.lidar import lidar_measures
 from openjepa.masks import MASKS
-from openjepa.measures.rank import alpha_req, lidar, rankme
+from openjepa.measures import rank
+from openjepa.measures.rank import alpha_req, feature_measures, lidar, rankme
 from openjepa.models.predictor import build_predictor
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.seeds import derive, derive_samples, uniforms
@@ -174,7 +174,7 @@ def test_an_encoder_that_answers_always_the_same_has_none(source: ListSource) ->
 
 
 def test_features_are_measured_on_rows_spread_over_all_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(label_free, "MAX_IMAGES", 40)
+    monkeypatch.setattr(rank, "MAX_IMAGES", 40)
     features = torch.randn(100, 12, generator=torch.Generator().manual_seed(0))
     found = feature_measures({"last": features, "last_four": features[:, :3]})
     rows = [100 * row // 40 for row in range(40)]

@@ -11,11 +11,10 @@ from rich.console import Console
 from openjepa.checks.protocol_settings import evaluation_remarks
 from openjepa.config import save_yaml
 from openjepa.data import open_splits
+from openjepa.data.passes import evaluation_batches
 from openjepa.data.source import Splits
-from openjepa.data.splits import evaluation_batches
 from openjepa.evaluation import PROTOCOLS
-from openjepa.evaluation.dataset_run import evaluate_run, pooled_configs, pooled_settings
-from openjepa.evaluation.suite_run import evaluate_suite
+from openjepa.evaluation.evaluation_run import evaluate_run, evaluate_suite, pooled_configs, pooled_settings
 from openjepa.evaluation.tables import print_results
 from openjepa.evaluation.tasks import TASKS
 from openjepa.measures.rank import rankme
@@ -68,9 +67,10 @@ def effective_rank(splits: Splits, encoder: Path, pooling: str) -> float:
 def test_both_are_evaluated_and_written_apart(images: Path, tmp_path: Path) -> None:
     """The encoder's own pooling is the run's own result, the other one a variant; each is of its own vectors."""
     run = run_of(TOKEN, images, tmp_path / "run")
-    settings = replace(QUICK, pooling="both", neighbors=(1,))
+    # fp32 as in `effective_rank`: with `auto` it is the processor that says whether features are rounded to bf16
+    settings = replace(QUICK, pooling="both", neighbors=(1,), precision="fp32")
     own, other = evaluate_run(run, settings)
-    rest = "knn-only-neighbors-1-no-untrained-no-pixels"
+    rest = "knn-only-precision-fp32-neighbors-1-no-untrained-no-pixels"
     assert (own.variant, other.variant) == (rest, f"average-{rest}")
     assert set(results_of(run)) == {f"classification-{rest}.json", f"classification-average-{rest}.json"}
     assert [result.settings["pooling"] for result in (own, other)] == ["own", "average"]
@@ -123,11 +123,12 @@ def test_where_only_patches_matter_pooling_does_not() -> None:
     assert [config.pooling for config in pooled_configs(classes, both, averaged)] == ["average", "class_token"]
     assert pooled_configs(patches, both, TOKEN) == (TOKEN,)
     assert pooled_settings(both, TOKEN, TOKEN).pooling == "own"
-    only = replace(both, protocols=("attentive", "dense_knn"))
+    only = replace(both, protocols=("attentive", "dense-knn"))
+    unpooled = [name for name, entry in PROTOCOLS.items() if not entry.pools]
     reads = {name: entry.reads for name, entry in PROTOCOLS.items()}
     assert pooled_configs(classes, only, TOKEN) == (TOKEN,)
-    assert any("pooling has no effect" in remark for remark in evaluation_remarks(only, only.protocols, reads))
-    assert not evaluation_remarks(both, ("linear", "attentive"), reads)
+    assert any("pooling has no effect" in remark for remark in evaluation_remarks(only, only.protocols, reads, unpooled))
+    assert not evaluation_remarks(both, ("linear", "attentive"), reads, unpooled)
 
 
 @pytest.mark.parametrize("name", METHODS)

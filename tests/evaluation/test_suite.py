@@ -9,10 +9,9 @@ import pytest
 
 from openjepa.data.datasets.benchmarks import BENCHMARKS
 from openjepa.evaluation import PROTOCOLS
-from openjepa.evaluation.results import Result
-from openjepa.evaluation.suite import PUBLISHED, SUITES
-from openjepa.evaluation.suite_run import evaluate_suite
-from openjepa.evaluation.tasks import TASKS
+from openjepa.evaluation.evaluation_run import evaluate_suite
+from openjepa.evaluation.tasks import PUBLISHED, SUITES, TASKS
+from openjepa.records import Result
 from openjepa.settings.evaluation import FullLinearSettings, LowShotSettings
 from openjepa.types import Export
 from openjepa.weights.native import save_network
@@ -104,8 +103,8 @@ def test_both_selections_stand_side_by_side(subject: Path, data_root: Path) -> N
     (result,) = evaluate_suite(subject, "cached", data_root, settings)
     metrics = result.subjects["encoder"].metrics
     assert {name: metric.selection for name, metric in metrics.items()} == {
-        "linear-cached": "held_out",
-        "linear-cached (paper)": "paper",
+        "linear": "held_out",
+        "linear (paper)": "paper",
         "k-NN": "held_out",
         "k-NN (paper)": "paper",
     }
@@ -194,7 +193,7 @@ def test_an_error_in_one_row_does_not_take_the_others_with_it(
     first, second = evaluate_suite(subject, "cached", data_root, settings, told.append, lambda result: done.append(result.row))
     assert first.skipped is None and second.skipped == "failed: RuntimeError: out of luck"
     assert done == ["imagenet1k", "imagenet1k-1pct"]
-    assert told[0] == "[1/2] ImageNet-1K: features" and "[2/2] ImageNet-1%: linear-cached, logistic" in told
+    assert told[0] == "[1/2] ImageNet-1K: features" and "[2/2] ImageNet-1%: linear, logistic" in told
 
 
 def test_an_interruption_keeps_what_is_done(subject: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +201,7 @@ def test_an_interruption_keeps_what_is_done(subject: Path, data_root: Path, monk
         raise KeyboardInterrupt
 
     monkeypatch.setattr("openjepa.evaluation.probes.linear_full.evaluate_linear_full", interrupted)
-    settings = replace(SETTINGS, tasks=("imagenet1k",), baselines=(), protocols=("knn", "linear_full"))
+    settings = replace(SETTINGS, tasks=("imagenet1k",), baselines=(), protocols=("knn", "linear-full"))
     with pytest.raises(KeyboardInterrupt):
         evaluate_suite(subject, "paper", data_root, settings)
     (path,) = (subject / "eval").glob("suite-imagenet1k*.json")
@@ -229,7 +228,7 @@ def test_finished_rows_are_read_and_others_are_not(subject: Path, data_root: Pat
         calls.append(blank.row)
         return replace(blank, skipped="computed")
 
-    monkeypatch.setattr("openjepa.evaluation.suite_run.evaluate_seeds", computed)
+    monkeypatch.setattr("openjepa.evaluation.evaluation_run.evaluate_seeds", computed)
     (second,) = evaluate_suite(subject, "cached", data_root, settings)
     assert not calls and json.loads(json.dumps(asdict(second))) == json.loads(json.dumps(asdict(first)))
     changed = replace(settings, neighbor_temperature=0.1)

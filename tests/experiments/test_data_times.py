@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from openjepa.experiments.data_times import bench_data, bench_views, print_views, time_data, views_config
+from openjepa.experiments.generated_photos import write_photos
 from openjepa.methods import METHODS
 from openjepa.settings.experiments import DataBench
-from openjepa.training.timed_steps import write_photos
 
 
 def test_ratios_are_those_of_the_rates(tmp_path: Path) -> None:
@@ -21,11 +21,11 @@ def test_ratios_are_those_of_the_rates(tmp_path: Path) -> None:
         assert ratio == pytest.approx(rates[ours] / rates[reference])
 
 
-def test_the_command_prints_goals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_rates_and_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_photos(tmp_path, 2, (60, 80))
     time_data(DataBench(path=tmp_path, repeats=1, image_size=32))
     printed = capsys.readouterr().out
-    assert "Pillow bicubic" in printed and "1.60" in printed and "0.85" in printed
+    assert "openjepa bicubic / Pillow bicubic" in printed and "loader, 1 worker / openjepa bilinear" in printed
 
 
 @pytest.mark.parametrize("method", METHODS)

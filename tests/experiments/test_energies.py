@@ -2,8 +2,9 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from openjepa.config import save_yaml
 from openjepa.data import open_splits
 from openjepa.engine.checkpoint import latest_checkpoint, load_checkpoint, load_weights, read_state
 from openjepa.engine.optimizer import build_optimizer
-from openjepa.experiments.energies import bench_energy, energies_of, measure_energy, summary
+from openjepa.experiments.energies import bench_energy, compared, energies_of, measure_energy
 from openjepa.masks import MASKS
 from openjepa.measures.energy import energy_statistics, incompatible, is_flat
 from openjepa.methods.ijepa import IJepa
@@ -31,6 +32,12 @@ from tests.helpers.report_page import page_of
 from tests.helpers.small_runs import small_config
 
 CPU = torch.device("cpu")
+
+
+def written(untrained: torch.Tensor, trained: torch.Tensor) -> dict[str, Any]:
+    """What energy.json says of these energies."""
+    content: dict[str, Any] = json.loads(json.dumps(asdict(compared(untrained, trained))))
+    return content
 
 
 def test_numbers_of_a_known_matrix() -> None:
@@ -79,7 +86,7 @@ def test_what_is_flat() -> None:
     noise = torch.rand((1, 8, 8), generator=torch.Generator().manual_seed(0))
     assert energy_statistics(1e-4 * noise).relative_std > 0.5
     assert is_flat(energy_statistics(1e-4 * noise), healthy), "all energies fell to nearly 0, what is left varies"
-    said = summary(1 - 0.5 * torch.eye(8)[None], 1 + 0.2 * noise)
+    said = written(1 - 0.5 * torch.eye(8)[None], 1 + 0.2 * noise)
     assert not said["flat"] and "no lower energy" in said["verdict"]
 
 
@@ -116,7 +123,7 @@ def test_a_method_with_constant_features_is_flat(images: Path, tmp_path: Path) -
         for bias in (value for name, value in method.predictor.named_parameters() if name.endswith("bias")):
             bias.fill_(0.5)
     after = energies_of(method, batches, progress, config, CPU, "fp32")
-    said = summary(before, after)
+    said = written(before, after)
     assert said["trained"]["relative_std"] == 0.0 and said["trained"]["auc"] == 0.5 and said["trained"]["gap"] == 0.0
     assert said["trained"]["compatible"] > 0, "the predictions are constant, but not the targets"
     assert said["trained"]["top1"] == said["trained"]["chance"] == 1 / 8
@@ -135,7 +142,7 @@ def test_the_command_measures_a_run(run: Path, capsys: pytest.CaptureFixture[str
         assert len(drawn["edges"]) == len(drawn["compatible"]) + 1
         assert sum(drawn["compatible"]) == pytest.approx(1, abs=1e-4) == sum(drawn["incompatible"])
     assert found["trained"]["compatible"] != found["untrained"]["compatible"]
-    again = bench_energy(EnergyBench(run, images=8, batch_size=4, device="cpu"))
+    again = asdict(bench_energy(EnergyBench(run, images=8, batch_size=4, device="cpu")))
     assert again["trained"] == found["trained"] and again["untrained"] == found["untrained"], "always the same images and masks"
 
 
@@ -163,14 +170,14 @@ def test_a_run_without_checkpoints_says_so(images: Path, tmp_path: Path) -> None
 
 def test_impossible_options_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--batch-size 1 must be at least 2"):
-        replace(EnergyBench(tmp_path), batch_size=1).check()
+        bench_energy(EnergyBench(tmp_path, batch_size=1))
 
 
 def test_the_report_shows_energies_and_what_a_method_learns_from(run: Path, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     pairs = torch.eye(8).expand(2, 8, 8)
     noise = torch.rand((2, 8, 8), generator=torch.Generator().manual_seed(0))
-    content = {"step": 4400, "images": 16, "group": 8, "split": "test", **summary(1 - 0.1 * noise, 2 - pairs + noise)}
+    content = {**written(1 - 0.1 * noise, 2 - pairs + noise), "step": 4400, "images": 16, "group": 8, "split": "test"}
     (folder / "energy.json").write_text(json.dumps(content))
     (folder / "summary.json").write_text(json.dumps({**json.loads((run / "summary.json").read_text()), "step": 4400}))
     page = page_of(folder)
@@ -190,7 +197,7 @@ def test_a_collapsed_landscape_is_one_spike_and_said(level: float, noise_level: 
     """Whether all energies are alike at their old height, or all fell to nearly nothing."""
     folder = write_run(tmp_path / "run")
     noise = torch.rand((2, 8, 8), generator=torch.Generator().manual_seed(0))
-    content = {"step": 100, "images": 16, "group": 8, "split": "test", **summary(6 - 3 * noise, level + noise_level * noise)}
+    content = {**written(6 - 3 * noise, level + noise_level * noise), "step": 100, "images": 16, "group": 8, "split": "test"}
     (folder / "energy.json").write_text(json.dumps(content))
     page = page_of(folder)
     assert "flat: collapsed" in page.text and "after step 100; the run is now at step 4,400" in page.text
@@ -207,7 +214,7 @@ def test_a_collapsed_landscape_is_one_spike_and_said(level: float, noise_level: 
 def test_a_histogram_that_cannot_be_drawn_is_left_out(tmp_path: Path, change: dict[str, object]) -> None:
     folder = write_run(tmp_path / "run")
     noise = torch.rand((2, 8, 8), generator=torch.Generator().manual_seed(0))
-    content = {"step": 100, **summary(noise, noise)}
+    content = {**written(noise, noise), "step": 100}
     content["histograms"]["trained"] |= change
     (folder / "energy.json").write_text(json.dumps(content))
     labels = [str(attrs.get("aria-label")) for tag, attrs in page_of(folder).elements if tag == "svg"]

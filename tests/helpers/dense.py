@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +13,30 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from openjepa.data.source import LabelMaps, ListSource, Splits
-from openjepa.evaluation import PROTOCOLS
-from openjepa.evaluation.protocol import ImageProbe, LabeledImages
-from openjepa.evaluation.results import Result
+from openjepa.evaluation.probes.dense import evaluate_dense
+from openjepa.evaluation.protocol import ImageProbe, LabeledImages, ProtocolResult
 from openjepa.evaluation.task_run import Subjects, evaluate_task
 from openjepa.models.vit import build_encoder
+from openjepa.records import Result
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
 
 CONFIG = EncoderConfig(width=24, depth=2, heads=2, mlp_ratio=2.0, patch_size=4, image_size=(16, 24), class_token=True)
-
-
 SETTINGS = EvaluationSettings(
     device="cpu", precision="fp32", workers=0, feature_batch_size=7, neighbors=(1, 3), weight_decays=(1e-4, 1e-2)
 )
-
-
 CPU = torch.device("cpu")
-
-
 COLORS = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200]], np.uint8)
 
 
-PROBES = {name: PROTOCOLS[name].load() for name in ("dense_linear", "dense_knn")}  # type: ignore[index]
+def results(name: str, given: ImageProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
+    """The results of one of the two probes, asked for alone."""
+    found = evaluate_dense(given, replace(settings, protocols=(name,)))
+    assert all(result.protocol == name for result in found)
+    return found
+
+
+PROBES = {name: partial(results, name) for name in ("dense-linear", "dense-knn")}
 
 
 class ListOfMaps(LabelMaps):
@@ -92,4 +94,4 @@ def scenes(number: int) -> Splits:
 def evaluated(splits: Splits, folder: Path, **changed: Any) -> Result:
     encoder = probe(side(2, 1), side(2, 2)).encoder
     subjects = Subjects({"encoder": encoder, "untrained": encoder}, CONFIG, True, (16, 24), folder)
-    return evaluate_task(Result("scene_shapes", "", "", "", ""), splits, subjects, replace(SETTINGS, **changed), {})
+    return evaluate_task(Result("scene_shapes", "", "", "", ""), splits, subjects, replace(SETTINGS, **changed))

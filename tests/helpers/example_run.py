@@ -10,8 +10,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from openjepa.evaluation.results import Metric, Result, SubjectResult
 from openjepa.experiments.ablation_tables import RunResult
+from openjepa.records import Metric, Result, SubjectResult
 
 CONFIG = {
     "recipe": "ijepa-vits16",
@@ -106,14 +106,14 @@ def _lines(seed: int, steps: int) -> list[dict[str, object]]:
 
 def write_evaluations(folder: Path, shift: float = 0.0) -> None:
     """eval/classification.json as the evaluation writes it."""
-    linear = Metric(0.0, 0.0, "higher", "held_out", "last_four, batch_norm, lr 0.03, weight decay 0.0005")
-    neighbors = Metric(0.0, 0.0, "higher", "held_out", "last, knn, k 20")
+    linear = Metric(0.0, 0.0, "higher", "held_out", "last_four, batch_norm, lr 0.03, weight decay 0.0005", probe="linear")
+    neighbors = Metric(0.0, 0.0, "higher", "held_out", "last, knn, k 20", probe="k-NN")
     values = {"encoder": (0.612 + shift, 0.534 + shift), "untrained": (0.451, 0.302), "pixels": (0.41, 0.281)}
     subjects = {
-        name: SubjectResult({"linear-cached": _measured(linear, first), "k-NN": _measured(neighbors, second)})
+        name: SubjectResult({"linear": _measured(linear, first), "k-NN": _measured(neighbors, second)})
         for name, (first, second) in values.items()
     }
-    head = {"subject": "encoder", "metric": "linear-cached", "features": "last", "head": "linear", "setting": "lr 0.1"}
+    head = {"subject": "encoder", "metric": "linear", "features": "last", "head": "linear", "setting": "lr 0.1"}
     head |= {"held_out_accuracy": 0.6, "test_accuracy": 0.59, "chosen": False}
     heads = [head, head | {"features": "last_four", "head": "batch_norm", "chosen": True}]
     result = Result(

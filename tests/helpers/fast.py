@@ -2,7 +2,7 @@
 
 SLOW = {
     "openjepa.training.loop.build_method": "trains",
-    "openjepa.evaluation.dataset_run.evaluate_task": "evaluates",
+    "openjepa.evaluation.evaluation_run.evaluate_task": "evaluates",
     "openjepa.inference.embedding.compute.Computation.run": "embeds a data set",
     "openjepa.visualization.sheet.Sheet.pixels": "draws a sheet",
     "openjepa.weights.onnx._exported": "exports a graph",

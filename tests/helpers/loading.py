@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from openjepa.data.folders.folder import open_folder
-from openjepa.data.loading.loader import BatchPlan, TrainingLoader
+from openjepa.data.loading.loader import TrainingLoader
+from openjepa.data.loading.order import BatchPlan
 from openjepa.data.source import ListSource, ShardRecord, ShardSource
 from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
 from openjepa.types import Batch, BlockMasks, InputSpec, LoaderPosition, ViewSpec

@@ -1,12 +1,12 @@
 """A report as its reader sees it."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 from openjepa.evaluation import PROTOCOLS
-from openjepa.evaluation.results import Metric, Result, SubjectResult
-from openjepa.evaluation.suite import PUBLISHED, SUITES
+from openjepa.evaluation.tasks import PUBLISHED, SUITES
+from openjepa.records import PAPER_SUFFIX, Metric, Result, SubjectResult
 from openjepa.report import write_report
 
 HOSTILE = "<script>alert('x')</script>\"'><img src=http://evil.example/x onerror=alert(1)>{{ 7 * 7 }}"
@@ -49,7 +49,7 @@ def write_suite(folder: Path, suite: str = "paper", shift: float = 0.0, seeds: i
     """eval/*.json of a suite as the evaluation writes them: every number 0.4 + `shift`, two rows skipped, both selections."""
     for row in SUITES[suite]:
         blank = Result(row.task, row.title, "run", "target", "both", data=f"{row.benchmark}: 100 images", variant="both")
-        blank = replace(blank, row=row.name, published=[asdict(number) for number in PUBLISHED.get(row.name, ())])
+        blank = replace(blank, row=row.name, published=PUBLISHED.get(row.name, ()))
         if row.benchmark in ("places205", "inat18"):
             reason = f"{row.benchmark} is not in the folder of the benchmarks: see `openjepa data`"
             replace(blank, skipped=reason, variant="").write(folder / "eval")
@@ -67,7 +67,8 @@ def write_suite(folder: Path, suite: str = "paper", shift: float = 0.0, seeds: i
 def metric_of(name: str, value: float, seeds: int = 1) -> Metric:
     """A number with a standard error of 0.01 and, for several seeds, a spread of 0.02."""
     selection = "paper" if name.endswith("(paper)") else "held_out"
-    return Metric(value, 0.01, "higher", selection, "a head", spread=0.02 if seeds > 1 else None, seeds=seeds)
+    spread, probe = 0.02 if seeds > 1 else None, name.removesuffix(PAPER_SUFFIX)
+    return Metric(value, 0.01, "higher", selection, "a head", spread, seeds, probe=probe)
 
 
 def poisoned(tree: object) -> object:

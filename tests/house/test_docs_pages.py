@@ -110,3 +110,11 @@ def test_the_walks_of_the_architecture_page_name_what_is_there() -> None:
     walks = text.partition("## Three walks")[2].partition("\n## ")[0]
     assert max(int(number) for number in re.findall(r"^(\d+)\. ", walks, re.MULTILINE)) <= 15
     assert len(text.splitlines()) <= 130, "two screens"
+
+
+def test_the_worked_method_of_the_contributing_page_is_the_one_that_is_tested() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", text_of("docs/contributing.md"), re.DOTALL)
+    code = text_of("tests/methods/toy_method.py") + text_of("tests/methods/test_toy_method.py")
+    lines = [line for block in blocks for line in block.splitlines() if line.strip()]
+    assert not [line for line in lines if line not in code]
+    assert len(blocks) >= 5

@@ -7,8 +7,7 @@ import pytest
 
 from openjepa.methods import METHODS
 from openjepa.recipes import RECIPES, load_recipe
-from openjepa.report.page import LABELS
-from openjepa.report.probes import METHOD_WORDS
+from openjepa.report.facts import ABOUT_LABELS
 from openjepa.settings.methods import About
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +46,6 @@ def section(family: str) -> str:
 
 def test_every_method_belongs_to_a_family_of_the_page() -> None:
     assert {about.family for about in ABOUT.values()} == set(FAMILIES)
-    assert set(METHOD_WORDS) == set(METHODS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -55,11 +53,11 @@ def test_the_table_of_a_family_is_what_the_settings_say(family: str) -> None:
     members = {name: about for name, about in ABOUT.items() if about.family == family}
     (table,) = tables(section(family))
     columns = {word: index for index, word in enumerate(table.pop(""))}
-    assert set(columns) == {METHOD_WORDS[name] for name in members}
-    assert list(table) == [label for name, label in LABELS.items() if name != "family"]
+    assert set(columns) == {ABOUT[name].short for name in members}
+    assert list(table) == [label for name, label in ABOUT_LABELS.items() if name != "family"]
     for name, about in members.items():
-        shown = {label: cells[columns[METHOD_WORDS[name]]] for label, cells in table.items()}
-        assert shown == {label: getattr(about, field) for field, label in LABELS.items() if field != "family"}, name
+        shown = {label: cells[columns[ABOUT[name].short]] for label, cells in table.items()}
+        assert shown == {label: getattr(about, field) for field, label in ABOUT_LABELS.items() if field != "family"}, name
 
 
 @pytest.mark.parametrize(("family", "drawing"), FAMILIES.items())
@@ -67,7 +65,7 @@ def test_a_family_has_a_drawing_that_names_its_methods(family: str, drawing: str
     assert f"images/{drawing}" in section(family)
     source = (ROOT / "docs" / "images" / drawing).read_text()
     words = re.search(r"<desc>(.*)</desc>", source)
-    members = {METHOD_WORDS[name] for name, about in ABOUT.items() if about.family == family}
+    members = {ABOUT[name].short for name, about in ABOUT.items() if about.family == family}
     assert words is not None and set(words[1].split(", ")) == members
     assert "prefers-color-scheme: dark" in source and "http" not in source.replace("http://www.w3.org/2000/svg", "")
 
@@ -77,6 +75,6 @@ def test_every_published_recipe_stands_under_its_method() -> None:
     for name, recipe in RECIPES.items():
         method = load_recipe(name).method.name
         if name.startswith(f"{method}-vit"):
-            assert f"`{name}`" in table[METHOD_WORDS[method]][0], f"{name} ({', '.join(recipe.presets)})"
+            assert f"`{name}`" in table[ABOUT[method].short][0], f"{name} ({', '.join(recipe.presets)})"
     named = set(re.findall(r"`([a-z0-9-]+-vit[a-z0-9-]+)`", PAGE))
     assert named <= set(RECIPES), f"not recipes: {named - set(RECIPES)}"

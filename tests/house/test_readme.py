@@ -13,7 +13,8 @@ import openjepa
 from docs.generate import pages
 from openjepa.checks import check
 from openjepa.cli import COMMANDS, main
-from openjepa.commands.parsing.arguments import parse_evaluate, parse_train
+from openjepa.commands.evaluate import parse_evaluate
+from openjepa.commands.train import parse_train
 from openjepa.config import save_yaml
 from openjepa.recipes import load_recipe
 from tests.helpers.images import write_folder

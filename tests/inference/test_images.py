@@ -188,11 +188,11 @@ def test_whole_images_keep_their_shape_to_a_patch() -> None:
     ("name", "size", "message"),
     [
         ("center", (32, 32), "view='center' is not known: use 'crop', 'squash' or 'whole'"),
-        ("crop", (30, 32), r"size=\(30, 32\): its height 30 is not a multiple of the patch size 16; use 16 or 32"),
-        ("whole", (32, 225), "its width 225 is not a multiple of the patch size 16; use 224 or 240"),
-        ("crop", (10, 32), "its height 10 is not a multiple of the patch size 16; use 16$"),
-        ("crop", (0, 32), "its height 0 .* use 16$"),
-        ("crop", (-16, 32), "its height -16 .* use 16$"),
+        ("crop", (30, 32), "the patch size 16 of the encoder does not divide size=30x32: use size=32 32$"),
+        ("whole", (32, 225), "does not divide size=32x225: use size=32 224$"),
+        ("crop", (10, 32), "does not divide size=10x32: use size=16 32$"),
+        ("crop", (0, 32), "size=0x32: use size=16 32$"),
+        ("crop", (-16, 32), "size=-16x32: use size=16 32$"),
     ],
 )
 def test_views_that_cannot_be(name: Any, size: tuple[int, int], message: str) -> None:

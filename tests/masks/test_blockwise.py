@@ -81,10 +81,17 @@ def test_a_mask_depends_on_its_own_seed_alone() -> None:
 @given(grid=st.tuples(st.integers(2, 16), st.integers(2, 16)), ratio=st.floats(0, 1), seed=st.integers(0, 2**40))
 def test_never_more_than_wished_on_any_rectangle(grid: tuple[int, int], ratio: float, seed: int) -> None:
     drawn = Blockwise(BlockwiseSettings(ratios=(ratio,)), grid)(seeds_of(8, seed), 0, 0)
-    counts = drawn.masked.sum(dim=1)
-    assert (counts <= ratio * grid[0] * grid[1] + 1e-6).all()
-    if 0.3 <= ratio <= 0.7 and min(grid) >= 4:
-        assert (counts >= 1).all()
+    assert (drawn.masked.sum(dim=1) <= ratio * grid[0] * grid[1] + 1e-6).all()
+
+
+def test_an_image_may_have_no_mask_by_the_published_rule() -> None:
+    """All of its first ten blocks were as high as the grid: one image of some thousands on a flat grid, none at 14x14.
+
+    The losses of data2vec and iBOT give such an image no patch.
+    """
+    counts = Blockwise(BlockwiseSettings(ratios=(0.5,)), (4, 12))(seeds_of(8, 5839296976), 0, 0).masked.sum(dim=1)
+    assert counts.tolist().count(0) == 1 and counts.max() <= 24
+    assert (Blockwise(BlockwiseSettings(), (14, 14))(seeds_of(4000), 0, 0).masked.sum(dim=1) > 0).all()
 
 
 @pytest.mark.parametrize("grid", [(6, 10), (14, 14)])

@@ -66,7 +66,7 @@ def test_a_group_shares_one_draw() -> None:
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, 1.5, 1e-18, float("nan")])
 def test_ratios_out_of_range(ratio: float) -> None:
-    with pytest.raises(ValueError, match=r"masks.ratio=.* must lie between 0 and 1, e.g. 0.75"):
+    with pytest.raises(ValueError, match=r"masks.ratio=.* must be above 0 and below 1, e.g. 0.75"):
         RandomPatches(RandomPatchesSettings(ratio=ratio), (4, 4))
 
 

@@ -11,7 +11,7 @@ from openjepa.measures import accuracy
 from openjepa.measures.accuracy import Accuracy, knn_accuracy, knn_predictions, top1
 from openjepa.measures.collapse import collapse_statistics, trivial_losses
 from openjepa.measures.rank import alpha_req, lidar, rankme
-from openjepa.measures.verdicts import CollapseStatistics, verdict
+from openjepa.measures.verdicts import CollapseStatistics, judged
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -186,7 +186,7 @@ def test_healthy_histories_get_no_verdict() -> None:
     learning = looks([0.13, 0.11, 0.16, 0.3, 0.5], [0.97, 0.98, 0.96, 0.7, 0.4], [3.2, 2.9, 4.0, 20, 60])
     dipping = looks([0.13, 0.012, 0.05, 0.2], [0.97, 0.9985, 0.99, 0.9], [3.2, 1.3, 2.0, 8])
     for history in (learning, dipping):
-        assert all(verdict(history[:length]) is None for length in range(len(history) + 1))
+        assert all(not judged(history[:length]).collapsed for length in range(len(history) + 1))
 
 
 @pytest.mark.parametrize(
@@ -198,19 +198,19 @@ def test_healthy_histories_get_no_verdict() -> None:
     ],
 )
 def test_a_collapsing_history_is_told_before_its_end(history: list[CollapseStatistics], word: str) -> None:
-    assert verdict(history[:2]) is None
-    early = verdict(history[:4])
+    assert judged(history[:2]).collapsed is None
+    early = judged(history[:4]).words
     assert early is not None and word in early and "collapsing" in early
 
 
 def test_a_start_that_had_collapsed_did_not_rise() -> None:
     """As weights that a run begins from may have."""
-    told = verdict(looks([0.13] * 4, [0.99998, 0.99997, 0.99996, 0.99996], [1.02] * 4))
+    told = judged(looks([0.13] * 4, [0.99998, 0.99997, 0.99996, 0.99996], [1.02] * 4)).words
     assert told is not None and "the mean cosine between images stays at 1.0000" in told
 
 
 def test_features_that_shrink_to_one_point_are_told() -> None:
     features = random(64, 16) + 2
     history = [collapse_statistics(2 + (features - 2) * 10.0**-step) for step in range(5)]
-    told = [verdict(history[: length + 1]) is not None for length in range(5)]
+    told = [judged(history[: length + 1]).collapsed is True for length in range(5)]
     assert told == [False, False, True, True, True]

@@ -14,9 +14,7 @@ from openjepa.recipes import load_recipe
 from openjepa.schedules import Progress, cosine_momentum, momentum
 from openjepa.settings.methods import DinoSettings
 from openjepa.settings.models import ModelSettings
-from openjepa.training.startup import BYTES_KEPT
 from openjepa.types import Batch, ViewSpec
-from tests.helpers.costs import counted, kept_bytes
 
 SETTINGS = DinoSettings(
     local_crops=3, local_size=8, outputs=30, head_hidden=24, bottleneck=16, teacher_temperature_warmup_epochs=3
@@ -144,37 +142,6 @@ def test_a_uniform_teacher_has_the_entropy_of_all_outputs() -> None:
         method.teacher_head.network.last_layer.weight_g.zero_()
     output = method(make_batch(), START)
     assert output.diagnostics["target_entropy"].item() == pytest.approx(torch.tensor(30.0).log().item(), rel=1e-5)
-
-
-def test_flops_are_those_that_torch_counts() -> None:
-    """Forward of each part, and of the whole step; the gradient of the pixels, which nobody needs, is the one exception."""
-    method, batch = build(), make_batch(2)
-    flops = method.flops()
-
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
-            total = method(batch, START).total
-        total.backward()  # type: ignore[no-untyped-call]
-
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        crops = batch.views["global"].flatten(0, 1)
-        assert counted(lambda: method.teacher(crops)) == 2 * flops["teacher"]
-        assert counted(lambda: method.teacher_head(torch.randn(4, 48))) == 2 * flops["teacher_head"]
-        assert counted(lambda: method(batch, START)) == 2 * sum(flops.values())
-    embedding = 2 * (2 * 20 + 3 * 4) * 3 * 4**2 * 48
-    assert counted(step) == 2 * (method.step_flops() - embedding)
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
-@pytest.mark.parametrize("outputs", [64, 16384])
-def test_the_memory_estimate_is_what_the_forward_keeps(outputs: int, precision: str) -> None:
-    """Storage of every tensor that autograd saves, weights and their copies aside, to a third; also where the outputs rule."""
-    method = build(replace(SETTINGS, outputs=outputs), replace(MODEL, width=192, heads=3))
-    copies = sum(2 * value.numel() for value in method.parameters() if value.requires_grad and value.ndim > 1)
-    unit_rows = 4 * method.student_head.last_layer.weight_v.numel()
-    found = kept_bytes(method, make_batch(64), START, precision)
-    found -= unit_rows + (copies if precision == "bf16" else 0)
-    assert BYTES_KEPT[precision] * method.kept_widths() * 64 == pytest.approx(found, rel=1 / 3)
 
 
 @pytest.mark.parametrize("schedule", [momentum, cosine_momentum])

@@ -18,9 +18,7 @@ from openjepa.schedules import Progress
 from openjepa.settings.masks import BlockwiseSettings, MaskSettings
 from openjepa.settings.methods import IBotSettings
 from openjepa.settings.models import EncoderConfig, ModelSettings
-from openjepa.training.startup import BYTES_KEPT
 from openjepa.types import Batch, BlockMasks, TokenMask, ViewSpec
-from tests.helpers.costs import counted, kept_bytes
 
 SETTINGS = IBotSettings(
     local_crops=3,
@@ -227,40 +225,6 @@ def test_masks_of_blocks_are_refused() -> None:
     blocks = BlockMasks(torch.zeros(8, 5).long(), torch.zeros(8, 1, 4).long(), (4, 5))
     with pytest.raises(ValueError, match=r"masks.strategy='blockwise'"):
         build()(replace(batch, masks={"global": blocks}), START)
-
-
-@pytest.mark.parametrize("shared", [True, False])
-def test_flops_are_those_that_torch_counts(shared: bool) -> None:
-    """All but the mean patch of each batch; and of the step, the gradient of the pixels, which nobody needs."""
-    method, batch = build(replace(SETTINGS, shared_head=shared)), make_batch()
-    flops = method.flops()
-
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
-            total = method(batch, START).total
-        total.backward()  # type: ignore[no-untyped-call]
-
-    mean_patch = 2 * 16 * (30 if shared else 22)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert counted(lambda: method.teacher(batch.views["global"].flatten(0, 1))) == 4 * flops["teacher"]
-        places = torch.zeros(8, 9, dtype=torch.long)
-        of_head = counted(lambda: method.teacher_head(torch.randn(2, 4, 48), torch.randn(8, 20, 48), places))
-        assert of_head == 4 * flops["teacher_head"] + mean_patch
-        assert counted(lambda: method(batch, START)) == 4 * sum(flops.values()) + 2 * mean_patch
-    embedding = 4 * 2 * (2 * 20 + 3 * 4) * 3 * 4**2 * 48
-    assert counted(step) == 4 * method.step_flops() + 2 * mean_patch - embedding
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
-@pytest.mark.parametrize("outputs", [64, 4096])
-def test_the_memory_estimate_is_what_the_forward_keeps(outputs: int, precision: str) -> None:
-    """Storage of every tensor that autograd saves, weights and their copies aside, to a third; also where the outputs rule."""
-    method = build(replace(SETTINGS, outputs=outputs), replace(MODEL, width=192, heads=3))
-    copies = sum(2 * value.numel() for value in method.parameters() if value.requires_grad and value.ndim > 1)
-    unit_rows = 3 * 4 * head_of(method.student_head).last_layer.weight_v.numel()
-    found = kept_bytes(method, make_batch(copies=16), START, precision)
-    found -= unit_rows + (copies if precision == "bf16" else 0)
-    assert BYTES_KEPT[precision] * method.kept_widths() * 64 == pytest.approx(found, rel=1 / 3)
 
 
 @pytest.mark.parametrize(("name", "width", "epochs"), [("ibot-vits16", 384, 800), ("ibot-vitb16", 768, 400)])

@@ -211,14 +211,11 @@ def test_tokens_are_decayed_as_in_the_released_code_and_biases_are_not() -> None
 
 @pytest.mark.parametrize(("ratio", "hidden"), [(None, 96), (2.0, 48), (48 / 11, 104), (1.0, 24)])
 def test_the_decoder_shares_the_ratio_of_the_encoder(ratio: float | None, hidden: int) -> None:
-    """As in the released code; the named sizes of MAE have 4. Also what is counted follows."""
+    """As in the released code; the named sizes of MAE have 4."""
     method = build(replace(MODEL, mlp_ratio=ratio))
     shared = 4.0 if ratio is None else ratio
     assert method.encoder_config.mlp_ratio == method.decoder.config.mlp_ratio == shared
     assert all(block.mlp.fc1.weight.shape == (hidden, 24) for block in method.decoder.blocks)
-    tokens = (NUM_PATCHES + 1) + (NUM_PATCHES - NUM_VISIBLE)  # of the first block, and of the last
-    more = tokens * 2 * 2 * 24 * (hidden - 96)
-    assert method.flops()["decoder"] - build().flops()["decoder"] == more
 
 
 def test_a_decoder_without_blocks_is_refused() -> None:

@@ -19,9 +19,7 @@ from openjepa.settings.masks import RandomPatchesSettings
 from openjepa.settings.methods import MsnSettings
 from openjepa.settings.models import ModelSettings
 from openjepa.settings.run import OptimizationSettings
-from openjepa.training.startup import BYTES_KEPT
 from openjepa.types import Batch, BlockMasks, TokenMask, ViewSpec
-from tests.helpers.costs import counted, kept_bytes
 
 SETTINGS = MsnSettings(local_crops=3, local_size=8, masked_views=2, prototypes=10, output_width=8, head_hidden=24)
 MODEL = ModelSettings(size="test", patch_size=4, class_token=True, positions="learned")
@@ -168,39 +166,6 @@ def test_masks_of_other_kinds_are_refused() -> None:
     blocks = BlockMasks(torch.zeros(8, 3, dtype=torch.int64), torch.zeros(8, 1, 2, dtype=torch.int64), (4, 5))
     with pytest.raises(ValueError, match=r"masks.strategy='random_patches'"):
         build()(replace(batch, masks={"anchor": blocks}), START)
-
-
-def test_flops_are_those_that_torch_counts() -> None:
-    """Forward of each part, and of the whole step, in which only the anchors' share of the prototypes is differentiated."""
-    method, batch = build(), make_batch(2)
-    flops = method.flops()
-
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
-            total = method(batch, START).total
-        total.backward()  # type: ignore[no-untyped-call]
-
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert counted(lambda: method.target_encoder(batch.views["target"][0])) == 2 * flops["target_encoder"]
-        assert counted(lambda: method.anchor_head(torch.randn(10, 48))) == 2 * flops["anchor_head"]
-        assert counted(lambda: method(batch, START)) == 2 * sum(flops.values())
-    embedding = 2 * (2 * len(VISIBLE) + 3 * 4) * 3 * 4**2 * 48  # of the pixels' gradient, which nobody needs
-    of_target = 2 * method.prototypes.flops(1)
-    assert counted(step) == 2 * (method.step_flops() - embedding - of_target)
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
-@pytest.mark.parametrize(("prototypes", "hidden"), [(64, 64), (4096, 2048)])
-def test_the_memory_estimate_is_what_the_forward_keeps(prototypes: int, hidden: int, precision: str) -> None:
-    """Storage of every tensor that autograd saves, weights and their copies aside, to a third; also where the head rules."""
-    settings = replace(SETTINGS, prototypes=prototypes, head_hidden=hidden, output_width=64)
-    method = build(settings, replace(MODEL, width=192, heads=3))
-    copied = [*method.anchor_encoder.parameters(), *method.anchor_head.parameters()]
-    copies = sum(2 * value.numel() for value in copied if value.ndim > 1)
-    unit_rows = 4 * method.prototypes.weight.numel()
-    found = kept_bytes(method, make_batch(64), START, precision)
-    found -= unit_rows + (copies if precision == "bf16" else 0)
-    assert BYTES_KEPT[precision] * method.kept_widths() * 64 == pytest.approx(found, rel=1 / 3)
 
 
 def test_short_runs_are_told_of_a_slow_target_encoder() -> None:

@@ -148,4 +148,4 @@ def test_four_training_steps() -> None:
     for name, (encoder, head) in pairs.items():
         ours = {f"backbone.{key}": value for key, value in encoder.state_dict().items()}
         ours |= {f"head.{key}": value for key, value in head.state_dict().items()}
-        assert_trained(ours, part(golden, f"final/{name}/"), noise)
+        assert_trained(ours, part(golden, f"final/{name}/"), noise, golden["rec/lr"])

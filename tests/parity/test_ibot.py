@@ -183,4 +183,4 @@ def compare_weights(method: IBot, golden: dict[str, Tensor], header: dict[str, A
         ours |= {f"head.{key.removeprefix('head.')}": value for key, value in head.state_dict().items()}
         noise = header["final_student_fp32_vs_fp64_max_abs"]
         noise["backbone.mask_token"] = noise["backbone.masked_embed"]
-        assert_trained(ours, theirs, noise)
+        assert_trained(ours, theirs, noise, golden["rec/lr"])

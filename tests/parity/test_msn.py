@@ -177,6 +177,7 @@ def test_four_training_steps() -> None:
 
 def compare_weights(method: Msn, golden: dict[str, Tensor], noise: dict[str, float]) -> None:
     """Encoder, head and prototypes, and the moving averages, under their names."""
+    rates = golden["rec/lr"]
     networks = {
         "encoder": (method.anchor_encoder, method.anchor_head, 5e-5),
         "target_encoder": (method.target_encoder.network, method.target_head.network, 2e-6),
@@ -187,5 +188,6 @@ def compare_weights(method: Msn, golden: dict[str, Tensor], noise: dict[str, flo
         renamed = {f"fc.{key}": f"fc.{head_name(key)}" for key in part(theirs, "fc.") if not key.endswith(RUNNING)}
         expected = encoder_weights(theirs) | {ours: theirs[key] for key, ours in renamed.items()}
         found = encoder.state_dict() | {f"fc.{key}": value for key, value in head.state_dict().items()}
-        assert_trained(found, expected, own_noise | {ours: own_noise[key] for key, ours in renamed.items()}, allowed)
-    assert_trained({"prototypes": method.prototypes.weight.detach()}, {"prototypes": golden["final/prototypes"]}, noise, 5e-5)
+        assert_trained(found, expected, own_noise | {ours: own_noise[key] for key, ours in renamed.items()}, rates, allowed)
+    prototypes = method.prototypes.weight.detach()
+    assert_trained({"prototypes": prototypes}, {"prototypes": golden["final/prototypes"]}, noise, rates, 5e-5)

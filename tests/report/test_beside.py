@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from openjepa.evaluation import PROTOCOLS
-from openjepa.evaluation.results import Result, SubjectResult
-from openjepa.evaluation.suite import PUBLISHED, SUITES
 from openjepa.evaluation.tables import follows_published
-from openjepa.report.beside import LEFT, RIGHT, WIDTH, Comparison, Number, compares, comparisons, draw_strip, place
+from openjepa.evaluation.tasks import PUBLISHED, SUITES
+from openjepa.records import Result, SubjectResult, compares, read_evaluation
+from openjepa.report.beside import LEFT, PLACE, RIGHT, WIDTH, Comparison, Number, comparisons, draw_strip
 from openjepa.report.headline import qualities, skipped_tasks
 from openjepa.report.probes import measured, table
 from openjepa.report.reading import read_run
@@ -35,25 +35,25 @@ def suite_page(suite_run: Path) -> Page:
 
 
 def test_the_axis_is_linear_from_0_to_100() -> None:
-    assert [place(value) for value in (0, 50, 100)] == [LEFT, LEFT + (WIDTH - LEFT - RIGHT) / 2, WIDTH - RIGHT]
-    assert place(-3) == place(0) and place(250) == place(100)
+    assert [PLACE(value) for value in (0, 50, 100)] == [LEFT, LEFT + (WIDTH - LEFT - RIGHT) / 2, WIDTH - RIGHT]
+    assert PLACE(-3) == PLACE(0) and PLACE(250) == PLACE(100)
 
 
 def test_the_picture_has_every_number_at_its_place_highest_on_top() -> None:
     numbers = [
-        Number(79.3, "", 0.0, "linear", "Table 1", None, "I-JEPA", "H/14", "300"),
-        Number(70.0, "1.0", 1.0, "linear", "paper", run=2),
-        Number(61.0, "5.0", 5.0, "linear-cached", "held_out", run=0, departures=("another probe",)),
+        Number(79.3, "", 0.0, "linear-full", "Table 1", None, "I-JEPA", "H/14", "300"),
+        Number(70.0, "1.0", 1.0, "linear-full", "paper", run=2),
+        Number(61.0, "5.0", 5.0, "linear", "held_out", run=0, departures=("another probe",)),
     ]
     drawn = draw_strip(Comparison("ImageNet-1K", numbers))
     dots = re.findall(r'<circle class="(dot|ring) c(\d)" cx="([\d.]+)" cy="([\d.]+)"', drawn)
     assert [(kind, int(color)) for kind, color, *_ in dots] == [("dot", 7), ("dot", 2), ("ring", 0)]
-    assert [float(x) for _, _, x, _ in dots] == [round(place(value), 1) for value in (79.3, 70.0, 61.0)]
+    assert [float(x) for _, _, x, _ in dots] == [round(PLACE(value), 1) for value in (79.3, 70.0, 61.0)]
     heights = [float(y) for *_, y in dots]
     assert heights == sorted(heights) and len(set(heights)) == 3
     bars = re.findall(r'<path class="whisker c\d" d="M([\d.]+) [\d.]+H([\d.]+)"', drawn)
     assert [(float(low), float(high)) for low, high in bars] == [
-        (round(place(low), 1), round(place(high), 1)) for low, high in ((69, 71), (56, 66))
+        (round(PLACE(low), 1), round(PLACE(high), 1)) for low, high in ((69, 71), (56, 66))
     ]
 
 
@@ -66,9 +66,9 @@ def test_a_row_of_a_suite_stands_among_its_published_numbers(suite_run: Path) ->
     assert sorted(item.value for item in imagenet.published) == sorted(item.value for item in PUBLISHED["imagenet1k"])
     assert [item.value for item in imagenet.same_method] == [81.1, 79.3, 77.5, 72.9]
     assert {(item.protocol, item.source) for item in imagenet.ours} == {
-        (probe, rule) for probe in ("linear", "linear-cached", "k-NN") for rule in ("held_out", "paper")
+        (probe, rule) for probe in ("linear-full", "linear", "k-NN") for rule in ("held_out", "paper")
     }
-    assert {item.protocol for item in imagenet.ours if item.compares} == {"linear"}
+    assert {item.protocol for item in imagenet.ours if item.compares} == {"linear-full"}
     values = [item.value for item in imagenet.numbers]
     assert values == sorted(values, reverse=True)
     assert {item.protocol for item in found["ImageNet-1%"].ours if item.compares} == {"fine-tuned"}
@@ -77,13 +77,13 @@ def test_a_row_of_a_suite_stands_among_its_published_numbers(suite_run: Path) ->
 @pytest.mark.parametrize(
     ("probe", "protocol", "same"),
     [
-        ("linear", "linear", True),
-        ("linear-cached", "linear", False),
-        ("linear", "fine-tuned", False),
-        ("linear", "any", True),
+        ("linear-full", "linear-full", True),
+        ("linear", "linear-full", False),
+        ("linear-full", "fine-tuned", False),
+        ("linear-full", "any", True),
         ("fine-tuned", "any", True),
         ("logistic", "any", False),
-        ("linear-cached", "any", False),
+        ("linear", "any", False),
     ],
 )
 def test_only_the_papers_protocol_compares(probe: str, protocol: str, same: bool) -> None:
@@ -128,19 +128,16 @@ def test_departures_make_rings_and_stand_in_words(suite_run: Path, tmp_path: Pat
 @pytest.mark.parametrize("departures", [(), ("58 unreadable images",)])
 def test_the_terminal_and_the_page_call_the_same_numbers_the_papers(suite: str, departures: tuple[str, ...]) -> None:
     for row in SUITES[suite]:
-        published = [asdict(number) for number in PUBLISHED.get(row.name, ())]
         names = [PROTOCOLS[name].metric for name in row.protocols]
         metrics = {name: metric_of(name, 0.5) for name in (*names, *(f"{name} (paper)" for name in names))}
+        published = PUBLISHED.get(row.name, ())
         result = Result(row.task, row.title, "run", "target", "both", {"encoder": SubjectResult(metrics)}, row=row.name)
         result = replace(result, published=published, departures=departures)
-        (run,) = [
-            replace(
-                read_run(OLD / "quickstart-seed0"), evaluations=[{**json.loads(json.dumps(asdict(result))), "_file": "suite"}]
-            )
-        ]
+        written = json.loads(json.dumps(asdict(result)))
+        run = replace(read_run(OLD / "quickstart-seed0"), evaluations=[read_evaluation(written, "suite")])
         for item in (number for found in comparisons([run]) for number in found.ours):
             named = item.protocol + (" (paper)" if item.source == "paper" else "")
-            assert item.compares is follows_published(result, named)
+            assert item.compares is follows_published(result, metrics[named])
 
 
 def test_one_variant_is_drawn_whatever_the_numbers(suite_run: Path, tmp_path: Path) -> None:
@@ -158,15 +155,15 @@ def test_one_variant_is_drawn_whatever_the_numbers(suite_run: Path, tmp_path: Pa
     (tmp_path / "run" / "eval" / "suite-cifar100-linear_full.epochs-1.json").write_text(json.dumps(content))
     (found,) = [item for item in comparisons([read_run(tmp_path / "run")]) if item.task == "CIFAR100"]
     drawn = [(item.protocol, item.value) for item in found.drawn if item.run is not None and item.variant]
-    assert drawn == 2 * [("linear", 90.0)], "what follows the paper's protocol is always drawn"
+    assert drawn == 2 * [("linear-full", 90.0)], "what follows the paper's protocol is always drawn"
 
 
 def test_the_page_says_which_protocol_a_number_is(suite_page: Page) -> None:
     text = suite_page.text
     assert "Beside the paper" in text
     ours = "held_out 40.0 ± 1.0 \N{GREEK SMALL LETTER SIGMA} 2.0, 3 seeds"
-    assert f"CIFAR100 linear {ours} 87.5 to 89.5 89.5 I-JEPA H/14 IN22K, 900 the paper's" in text
-    assert f"linear-cached {ours} not the paper's: another probe" in text
+    assert f"CIFAR100 linear-full {ours} 87.5 to 89.5 89.5 I-JEPA H/14 IN22K, 900 the paper's" in text
+    assert f"linear {ours} not the paper's: another probe" in text
     strips = [attrs["aria-label"] for tag, attrs in suite_page.elements if tag == "svg" and "strip" in str(attrs["class"])]
     assert len(strips) == 6 and any("Clevr/Dist: ours linear 40.0 %" in str(label) for label in strips)
 
@@ -182,7 +179,7 @@ def test_a_spread_never_hides_the_error(spread: float, half: float, suite_run: P
     (found,) = [item for item in comparisons([read_run(tmp_path / "run")]) if item.task == "Clevr/Dist"]
     assert {(item.error, item.half_width) for item in found.ours} == {("1.0", half)}
     assert {item.spread for item in found.ours} == {f"\N{GREEK SMALL LETTER SIGMA} {100 * spread:.1f}, 3 seeds"}
-    assert f"{place(40 - half):.1f} " in draw_strip(found) and "± 1.0</tspan>" in draw_strip(found)
+    assert f"{PLACE(40 - half):.1f} " in draw_strip(found) and "± 1.0</tspan>" in draw_strip(found)
 
 
 def test_several_runs_stand_in_one_picture(suite_run: Path, tmp_path: Path) -> None:
@@ -198,7 +195,7 @@ def test_several_runs_stand_in_one_picture(suite_run: Path, tmp_path: Path) -> N
 def test_both_selection_rules_are_rows_of_one_probe(suite_run: Path) -> None:
     rows = [row for row in table([read_run(suite_run)]) if row.task == "CIFAR100"]
     assert [(row.probe, row.selection) for row in rows] == [
-        (probe, rule) for probe in ("linear", "linear-cached", "k-NN") for rule in ("held_out", "paper")
+        (probe, rule) for probe in ("linear-full", "linear", "k-NN") for rule in ("held_out", "paper")
     ]
     assert all(row.variant == "" for row in rows), "`both` says nothing that the rows do not"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openjepa.report.charts import learning_charts
-from openjepa.report.curves import Chart, Series, downsample, draw, format_number, nice_ticks
+from openjepa.report.curves import Chart, Series, downsample, draw, learning_charts
+from openjepa.report.numbers import format_number, nice_ticks
 from openjepa.report.reading import read_run
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from openjepa.records import Measure
 from openjepa.report.headline import headline
 from openjepa.report.probes import quantity, table, unfolded
 from openjepa.report.reading import read_run
@@ -35,7 +36,7 @@ def test_rows_say_what_sets_them_apart(tmp_path: Path) -> None:
     )
     write_variant(folder, "classification-flowers", shift=0.3, data="flowers: 100 images", num_train=80, num_test=20, step=4400)
     rows = table([read_run(folder)])
-    linear = [(row.variant, row.what) for row in rows if row.probe == "linear-cached"]
+    linear = [(row.variant, row.what) for row in rows if row.probe == "linear"]
     assert linear == [
         ("", "9,025 train and 3,929 test images"),
         ("context-paper", "context encoder; 9,025 train and 3,929 test images"),
@@ -43,7 +44,7 @@ def test_rows_say_what_sets_them_apart(tmp_path: Path) -> None:
     ], "the file's name tells the variant of results that do not"
     page = page_of(folder)
     assert page.text.count("context-paper context encoder; 9,025 train") == 2 and "held_out flowers data: flowers" in page.text
-    assert "linear-cached 61.2 % vs untrained 45.1 vs pixels 41.0" in [attrs.get("aria-label") for _, attrs in page.elements]
+    assert "linear 61.2 % vs untrained 45.1 vs pixels 41.0" in [attrs.get("aria-label") for _, attrs in page.elements]
     assert "evaluated at step" not in page.text
 
 
@@ -52,22 +53,22 @@ def test_a_fixed_task_heads_the_page_whatever_the_numbers(tmp_path: Path) -> Non
     write_evaluations(folder, shift=-0.3)
     write_variant(folder, "clevr_count", task="clevr_count", title="Clevr/Count", shift=0.5)
     write_variant(folder, "clevr_dist", task="clevr_dist", title="Clevr/Dist", shift=0.4)
-    assert "Classification, linear-cached held_out 31.2 %" in page_of(folder).text, "though it is below its baselines"
+    assert "Classification, linear held_out 31.2 %" in page_of(folder).text, "though it is below its baselines"
     assert "Its other tasks: Clevr/Count 81.2 ± 0.7, Clevr/Dist 71.2 ± 0.7" in page_of(folder).text
     (folder / "eval" / "classification.json").unlink()
-    assert "Clevr/Dist, linear-cached held_out 71.2 %" in page_of(folder).text
+    assert "Clevr/Dist, linear held_out 71.2 %" in page_of(folder).text
     assert "Its other tasks: Clevr/Count 81.2 ± 0.7" in page_of(folder).text
     other = write_run(tmp_path / "other")
     write_evaluations(other, shift=0.3)
     write_variant(other, "clevr_dist", task="clevr_dist", title="Clevr/Dist", shift=-0.7)
     heads = [headline(table([read_run(folder), read_run(other)]), run) for run in (0, 1)]
-    assert [head.title for head in heads if head is not None] == 2 * ["Clevr/Dist, linear-cached"], "so that they compare"
+    assert [head.title for head in heads if head is not None] == 2 * ["Clevr/Dist, linear"], "so that they compare"
 
 
 def test_rows_of_a_suite_and_variants_never_head_before_an_own_number(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     write_evaluations(folder, shift=-0.4)
-    own = "Classification, linear-cached held_out 21.2 %"
+    own = "Classification, linear held_out 21.2 %"
     write_variant(folder, "classification-128px", variant="128px", shift=0.5)
     write_variant(folder, "suite-clevr_dist", row="clevr_dist", task="clevr_dist", title="Suite/Dist", shift=0.6)
     write_variant(folder, "suite-cifar100", row="cifar100", title="CIFAR100", shift=0.6)
@@ -75,7 +76,7 @@ def test_rows_of_a_suite_and_variants_never_head_before_an_own_number(tmp_path: 
     assert own in page_of(folder).text and "Its other tasks" not in page_of(folder).text
     (folder / "eval" / "classification.json").unlink()
     (folder / "eval" / "classification-128px.json").unlink()
-    assert "ImageNet-1K, linear-cached held_out 31.2 %" in page_of(folder).text, "the order of the paper, not of the numbers"
+    assert "ImageNet-1K, linear held_out 31.2 %" in page_of(folder).text, "the order of the paper, not of the numbers"
 
 
 def test_variants_are_folded_where_their_task_has_a_row(tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_an_evaluated_encoder_has_a_page_without_a_run(tmp_path: Path, file: str
         shutil.copy(folder / "encoder" / file, encoder / file)
     text = page_of(encoder).text
     assert "An evaluated encoder" in text and ("width" in text) is (file is not None)
-    for words in ("Probes", "Beside the paper", "Quality without labels", "ImageNet-1K, linear-cached"):
+    for words in ("Probes", "Beside the paper", "Quality without labels", "ImageNet-1K, linear"):
         assert words in text
     for words in (
         "Collapse",
@@ -118,18 +119,18 @@ def test_an_evaluated_encoder_has_a_page_without_a_run(tmp_path: Path, file: str
 
 
 @pytest.mark.parametrize(
-    ("probes", "words"),
+    ("measures", "words"),
     [
-        (["linear", "k-NN"], "Accuracy on test images"),
-        (["dense k-NN mIoU"], "Mean intersection over union (mIoU) of the patches of test images"),
+        (["accuracy"], "Accuracy on test images"),
+        (["miou"], "Mean intersection over union (mIoU) of the patches of test images"),
         (
-            ["linear", "dense k-NN mIoU"],
+            ["accuracy", "miou"],
             "Accuracy on test images, or mean intersection over union (mIoU) of the patches of test images,",
         ),
     ],
 )
-def test_the_kind_of_number_is_named(probes: list[str], words: str) -> None:
-    assert quantity(probes) == words
+def test_the_kind_of_number_is_named(measures: list[Measure], words: str) -> None:
+    assert quantity(measures) == words
 
 
 def test_results_of_an_earlier_step_are_remarked(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ import yaml
 
 from openjepa.cli import main
 from openjepa.report import write_scaling
+from openjepa.report.numbers import log_ticks, power
 from openjepa.report.reading import read_run
-from openjepa.report.scaling import Group, charts, constants, scaling
-from openjepa.report.scatter import LEFT, Dot, Frame, Scatter, draw_scatter, frame_of, log_ticks, power
-from openjepa.report.training import training
+from openjepa.report.scaling import scaling, training
+from openjepa.report.scatter import LEFT, Dot, Frame, Group, Scatter, charts, constants, draw_scatter, frame_of
+from openjepa.report.svg import HEIGHT, WIDTH, Scale
 from tests.helpers.example_run import write_evaluations, write_run, write_variant
 from tests.helpers.report_page import HOSTILE, Page, poisoned
 
@@ -43,7 +44,7 @@ def change(folder: Path, **summary: object) -> None:
     (folder / "summary.json").write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
 
 
-def group_of(*folders: Path, probe: str = "linear-cached") -> tuple[Group, list[str]]:
+def group_of(*folders: Path, probe: str = "linear") -> tuple[Group, list[str]]:
     found = scaling([read_run(folder) for folder in folders])
     return next(group for group in found.groups if group.probe == probe), list(found.series)
 
@@ -80,7 +81,7 @@ def test_ticks_of_a_logarithmic_axis_are_round_and_inside(low: float, high: floa
 
 
 def test_equal_factors_are_equal_distances() -> None:
-    frame = Frame(10.0, 1e5, 40.0, 60.0)
+    frame = Frame(Scale(10.0, 1e5, LEFT, WIDTH, is_log=True), Scale(40.0, 60.0, HEIGHT, 0))
     places = [frame.x(value) for value in (10, 100, 1000, 1e4, 1e5)]
     steps = [b - a for a, b in pairwise(places)]
     assert places[0] == LEFT and steps == pytest.approx([steps[0]] * 4)
@@ -90,7 +91,7 @@ def test_equal_factors_are_equal_distances() -> None:
 def test_everything_that_is_drawn_lies_inside_the_frame() -> None:
     dots = [Dot(1, "a", 3e12, 61.0, 0.5, 20.0, 0), Dot(2, "b", 9e14, 70.0, 3.0, None, 1), Dot(3, "c", 9e14, 70.1, 0.0, None, 1)]
     frame = frame_of(dots)
-    assert frame.x_low < 3e12 and frame.x_high > 9e14 and frame.y_low < 20 and frame.y_high > 73
+    assert frame.x.low < 3e12 and frame.x.high > 9e14 and frame.y.low < 20 and frame.y.high > 73
     drawn = draw_scatter(Scatter("Training compute", "", "FLOPs", dots, [], scientific=True))
     circles = re.findall(r'<circle class="dot c(\d)" cx="([\d.]+)" cy="([\d.]+)"', drawn)
     assert [(int(color), float(x), float(y)) for color, x, y in circles] == [
@@ -100,7 +101,7 @@ def test_everything_that_is_drawn_lies_inside_the_frame() -> None:
     assert all(math.dist(a, b) >= 8 for index, a in enumerate(numbers) for b in numbers[:index]), "numbers are told apart"
     assert drawn.count('class="whisker') == 2 and drawn.count('class="base"') == 1
     one = frame_of(dots[:1])
-    assert one.x_high / one.x_low >= 2.5, "one value has an axis too"
+    assert one.x.high / one.x.low >= 2.5, "one value has an axis too"
 
 
 def test_powers_of_ten_are_short() -> None:
@@ -199,7 +200,7 @@ def test_what_is_not_drawn_is_listed_with_its_reason(tmp_path: Path) -> None:
         "lacking no training FLOPs: summary.json lacks flops_per_image or images_seen",
         "lacking no model size: summary.json lacks parameters.encoder",
         f"bare no numbers in eval/*.json; to make them: openjepa evaluate {bare}",
-        "alone shares no number with another run; has Other by linear-cached (held_out), Other by k-NN (held_out)",
+        "alone shares no number with another run; has Other by linear (held_out), Other by k-NN (held_out)",
         "notes.txt runs=",
     ):
         assert words in text
@@ -237,7 +238,7 @@ def test_the_published_results_need_no_torch(tmp_path: Path) -> None:
     arguments = ["report", "--scaling", *map(str, OLD), "--output", str(output)]
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
     page = Page(output.read_text())
-    assert f"{len(OLD)} of {len(OLD)} runs" in page.text and "Classification on cifar10, linear-cached" in page.text
+    assert f"{len(OLD)} of {len(OLD)} runs" in page.text and "Classification on cifar10, linear" in page.text
     titles = [str(attrs["aria-label"]) for tag, attrs in page.elements if tag == "svg"]
     assert any("cifar10-default-seed0: 64.2 % at 384k" in title for title in titles)
 

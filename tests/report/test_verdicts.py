@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from openjepa.experiments.energies import summary as energy_summary
-from openjepa.measures.verdicts import HEALTHY, CollapseStatistics, collapsed
-from openjepa.measures.verdicts import verdict as judged
-from openjepa.report.facts import status, verdict
+from openjepa.experiments.energies import compared
+from openjepa.measures.verdicts import HEALTHY, CollapseStatistics, judged
+from openjepa.report.facts import collapse, status
 from openjepa.report.landscape import landscapes
 from openjepa.report.reading import read_run
 from tests.helpers.example_run import write_run
@@ -74,10 +73,10 @@ def test_runs_without_a_flag_are_judged_by_what_they_logged(tmp_path: Path, sent
     folder = write_run(tmp_path / "run", steps=500)
     changed(folder, "summary.json", verdict=sentence, collapsed=None)
     logged(folder, COLLAPSING[word])
-    found = verdict(read_run(folder))
+    found = collapse(read_run(folder))
     assert found.tone == "bad" and "is collapsing" in found.sentence and word in found.sentence
     logged(folder, HEALTHY_LOOKS)
-    assert (verdict(read_run(folder)).tone, verdict(read_run(folder)).sentence) == ("good", HEALTHY)
+    assert (collapse(read_run(folder)).tone, collapse(read_run(folder)).sentence) == ("good", HEALTHY)
 
 
 NOT_FINITE = CollapseStatistics(float("nan"), float("nan"), float("nan"))
@@ -87,8 +86,8 @@ NOT_FINITE = CollapseStatistics(float("nan"), float("nan"), float("nan"))
 @pytest.mark.parametrize("word", COLLAPSING)
 def test_a_look_that_was_not_finite_hides_no_collapse(word: str, place: int) -> None:
     looks = [*COLLAPSING[word][:place], NOT_FINITE, *COLLAPSING[word][place:]]
-    assert collapsed(looks) is True and word in str(judged(looks))
-    assert collapsed([*looks, NOT_FINITE]) is None
+    assert judged(looks).collapsed is True and word in str(judged(looks).words)
+    assert judged([*looks, NOT_FINITE]).collapsed is None
 
 
 @pytest.mark.parametrize("flag", [None, "yes", 1, []])
@@ -98,7 +97,7 @@ def test_what_cannot_be_known_is_not_green(tmp_path: Path, flag: object, looks: 
     logged(folder, looks)
     for sentence in (HEALTHY, None):
         changed(folder, "summary.json", verdict=sentence, collapsed=flag)
-        found = verdict(read_run(folder))
+        found = collapse(read_run(folder))
         assert found.tone == "unknown" and (sentence is None or found.sentence == sentence)
 
 
@@ -120,7 +119,7 @@ def energies(own: float, others: float, noise: float = 0.1) -> torch.Tensor:
     ],
 )
 def test_energies_have_flags_that_decide(tmp_path: Path, trained: torch.Tensor, flat: bool, apart: bool, tone: str) -> None:
-    content = {"step": 100, **energy_summary(energies(1.0, 1.0), trained)}
+    content = {**asdict(compared(energies(1.0, 1.0), trained)), "step": 100}
     assert (content["flat"], content["tells_apart"]) == (flat, apart)
     older = {name: value for name, value in content.items() if name != "tells_apart"}
     folder = write_run(tmp_path / "run", steps=500)

@@ -11,7 +11,8 @@ import pytest
 
 from openjepa.checks import check, remarks
 from openjepa.cli import main
-from openjepa.commands.parsing.arguments import given_settings, parse_train
+from openjepa.commands.parsing.arguments import given_settings
+from openjepa.commands.train import parse_train
 from openjepa.config import difference, flatten, load_run_config, save_yaml
 from openjepa.experiments.ablation_lengths import base_config
 from openjepa.recipes import kept_by_file, load_recipe

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from openjepa.system import claims
-from openjepa.system.claims import Claim, claimed, take
+from openjepa.system import shared_files
+from openjepa.system.shared_files import Claim, claimed, take
 from tests.helpers.processes import in_process
 
 
@@ -68,9 +68,9 @@ def test_shared_claims_exclude_only_whoever_wants_it_alone(tmp_path: Path) -> No
 
 def test_without_locks_everyone_has_everything_and_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
-        raise OSError(claims.WITHOUT_LOCKS[0], "No locks available")
+        raise OSError(shared_files.WITHOUT_LOCKS[0], "No locks available")
 
-    monkeypatch.setattr("openjepa.system.claims.fcntl.flock", refuse)
+    monkeypatch.setattr("openjepa.system.shared_files.fcntl.flock", refuse)
     with pytest.warns(UserWarning, match="cannot lock files: let only one process work there"):
         claim = take(tmp_path / "work")
     assert claim is not None

@@ -1,31 +1,32 @@
 """What is printed: what a user named as it is (brackets are no markup, words between colons no emoji), times, counts."""
 
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from io import StringIO
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from rich.table import Table
 
 from openjepa.commands.convert import _print as print_conversion
 from openjepa.commands.embed import _print as print_embedded
-from openjepa.evaluation.results import Metric, Result, SubjectResult
 from openjepa.evaluation.tables import print_results, print_row
 from openjepa.experiments.ablation_lengths import PlannedRun, Speed
 from openjepa.experiments.ablation_tables import print_plan, print_tables
 from openjepa.experiments.data_times import print_result
-from openjepa.experiments.energies import AFTER, BEFORE, print_energy
+from openjepa.experiments.energies import print_energy
 from openjepa.inference.embedding.embedding_run import Embedded
 from openjepa.inference.search.printing import print_answers
 from openjepa.inference.search.search_run import find_neighbors
+from openjepa.measures.verdicts import EnergyStatistics
 from openjepa.recipes import load_recipe
 from openjepa.recipes.ablations import ABLATIONS
+from openjepa.records import Energy, Metric, Published, Result, SubjectResult
 from openjepa.settings.inference import SearchSettings
-from openjepa.system.console import Counter, Display, format_count, format_seconds, plain_console, text_column
+from openjepa.system.console import Display, format_count, format_seconds, plain_console, progress
 from openjepa.weights.convert.conversion import Conversion
 from tests.helpers.example_run import finished
 from tests.helpers.feature_tables import CONFIG, plain_manifest, write_table
@@ -47,11 +48,10 @@ def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     return lambda: "".join(capsys.readouterr())
 
 
-def test_only_one_place_makes_consoles_and_columns_of_text() -> None:
+def test_only_one_place_makes_consoles_and_bars() -> None:
     makers = {path.name for path in PACKAGE.rglob("*.py") if re.search(r"(?<!\w)Console\(", path.read_text())}
-    columns = {path.name for path in PACKAGE.rglob("*.py") if re.search(r"(?<!\w)TextColumn\(", path.read_text())}
-    assert makers == {"console.py"}
-    assert columns == {"console.py", "renderer.py"}, "the renderer's text is our own"
+    bars = {path.name for path in PACKAGE.rglob("*.py") if "rich.progress" in path.read_text()}
+    assert makers == bars == {"console.py"}
 
 
 def test_cells_headings_titles_and_captions(text: str) -> None:
@@ -72,19 +72,20 @@ def test_the_display_of_a_loop(text: str, style: Any, shown: Any) -> None:
     assert f"skipped: {text}" in printed and f"{text} {text}" in printed
 
 
-def test_the_description_of_a_bar(text: str) -> None:
+@pytest.mark.parametrize("style", ["live", "none"])
+def test_a_bar_shows_description_number_and_time_left(text: str, style: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     output = StringIO()
-    with Counter(text, style="live") as count:
-        count(1, 2)
-        plain_console(file=output, width=80).print(count._progress.get_renderable())
-    assert text in output.getvalue()
-    assert text_column("description").render(SimpleNamespace(description=text)).plain == text  # type: ignore[arg-type]
+    terminal = Console(file=output, width=120, force_terminal=True, color_system=None)
+    monkeypatch.setattr("openjepa.system.console.plain_console", lambda **_: terminal)
+    with progress(text, 40, 10, style=style) as advance:
+        advance(20)
+    assert (f"{text} " in output.getvalue() and "30/40 ? left" in output.getvalue()) == (style == "live")
 
 
 def test_results_of_an_evaluation(text: str, shown: Any) -> None:
     metric = Metric(0.5, 0.01, "higher", "held_out", f"head {text}")
     subjects = {"encoder": SubjectResult({f"probe {text}": metric})}
-    published = ({"method": f"M {text}", "architecture": text, "value": 1.0, "source": text, "epochs": 0, "protocol": "x"},)
+    published = (Published(method=f"M {text}", architecture=text, value=1.0, source=text, protocol="x"),)
     done = Result("t", f"Task {text}", "run", "target", "held_out", subjects, variant="v", num_test=3, published=published)
     measured = replace(done, measures={"encoder": {f"rank {text}": 2.0}}, departures=(f"departs {text}",))
     skipped = Result("s", f"Other {text}", "run", "target", "held_out", skipped=f"reason {text}")
@@ -138,9 +139,9 @@ def test_files_of_embed_and_convert(name: str, tmp_path: Path, shown: Any) -> No
 
 def test_tables_of_the_benchmarks(text: str, shown: Any) -> None:
     print_result({"images": 3, "path": f"path {text}", "images_per_second": {text: 1.0}, "ratios": {text: 1.0}})
-    numbers = dict.fromkeys(("compatible", "incompatible", "gap", "auc", "top1", "relative_std", "chance"), 1.0)
-    about = {"images": 3, "split": f"split {text}", "group": 2, "verdict": f"verdict {text}", "method": text, "step": 1}
-    print_energy({**about, BEFORE: numbers, AFTER: numbers})
+    numbers = EnergyStatistics(**{item.name: 1.0 for item in fields(EnergyStatistics)})
+    about = {"split": f"split {text}", "verdict": f"verdict {text}", "method": text}
+    print_energy(Energy(**about, images=3, group=2, step=1, untrained=numbers, trained=numbers))
     printed = " ".join(shown().split())
     assert f"path {text}" in printed and f"split {text}" in printed and f"verdict {text} (method {text}, step 1)" in printed
 

@@ -90,9 +90,9 @@ def test_a_manifest_of_features_nested_without_end(tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["data", "masks", "--patch-size", "0"], "patch_size=0 must be at least 1"),
-        (["data", "masks", "--image-size", "0"], "image_size=0x0 is smaller than a patch"),
-        (["data", "scenes", "--seed", "-1"], "seed=-1 must not be negative"),
+        (["data", "masks", "--patch-size", "0"], "--patch-size 0 must be at least 1"),
+        (["data", "masks", "--image-size", "0"], "--image-size 0 must be at least 1"),
+        (["data", "scenes", "--seed", "-1"], "--seed -1 must be at least 0"),
     ],
 )
 def test_numbers_that_nothing_can_be_made_of(

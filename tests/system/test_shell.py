@@ -18,7 +18,7 @@ from openjepa.commands.embed import _print as print_embedded
 from openjepa.commands.parsing.paths import check_output_file
 from openjepa.experiments.energies import measure_energy
 from openjepa.inference.embedding.embedding_run import Embedded
-from openjepa.inference.embedding.table_checks import check_output
+from openjepa.inference.embedding.table import check_output
 from openjepa.report import write_report
 from openjepa.settings.experiments import EnergyBench
 from openjepa.system.shell import command, this_command

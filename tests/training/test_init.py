@@ -10,10 +10,11 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from openjepa.commands.parsing.arguments import decided_by_file, given_settings, parse_train
+from openjepa.commands.parsing.arguments import given_settings
+from openjepa.commands.train import decided_by_file, parse_train
 from openjepa.config import load_run_config, save_yaml
 from openjepa.engine.run_folder import run_path, weights_name
-from openjepa.evaluation.dataset_run import evaluate_run
+from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.evaluation.tables import print_results
 from openjepa.models.positions import resampled_positions
 from openjepa.models.vit import build_encoder
@@ -81,7 +82,7 @@ def test_short_names_and_what_was_given() -> None:
     assert (config.run.init, config.run.init_heads, config.run.init_encoder) == ("w.pth", 3, "context")
     same, _ = parse_train(["cpu-64", "--run.init", "w.pth", "--data.path", "x"], "openjepa train", "")
     assert same.run.init == "w.pth"
-    given = given_settings(["cpu-64", "--init", "w", "--model.no-class-token", "--data.image-size=64", "--fresh"])
+    given = given_settings(["cpu-64", "--run.init", "w", "--model.no-class-token", "--data.image-size=64", "--fresh"])
     assert given == {"run.init", "model.class_token", "data.image_size", "fresh"}
 
 

@@ -132,9 +132,9 @@ def test_looks_logged_before_these_measures_existed_can_be_continued(build: Buil
         log.write("monitor", step, {"epoch": 0.0, **old})
     log.close()
     monitor = build()
-    assert monitor.latest == old and monitor.verdict() is None
+    assert monitor.latest == old and monitor.judged().words is None
     monitor.look(START)
-    assert monitor.verdict() is not None
+    assert monitor.judged().words is not None
 
 
 def test_a_run_logs_them_beside_rankme(images: Path, tmp_path: Path) -> None:

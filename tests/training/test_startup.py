@@ -106,8 +106,10 @@ def test_the_estimate_counts_weights_activations_and_what_the_process_holds(monk
     monkeypatch.setattr(estimates, "peak_memory", lambda _: 1000)
     model = nn.Linear(10, 9)  # 99 weights: value, gradient, two moments, and bf16 copies
     for precision, bytes_per_weight in (("bf16", 18), ("fp32", 16)):
-        needs = estimates.estimate(model, 2e9, 500, device=torch.device("cpu"), precision=precision)
-        assert needs.memory_bytes == 1000 + 500 + bytes_per_weight * 99
+        costs = estimates.StepCosts({}, 2e9, kept_bytes=640, kept_scores=70)
+        needs = estimates.estimate(model, costs, device=torch.device("cpu"), precision=precision)
+        kept = {"fp32": 640, "bf16": 360 + 2 * 70}[precision]
+        assert needs.memory_bytes == 1000 + kept + bytes_per_weight * 99 and needs.flops_per_image == 2e9
 
 
 def test_too_little_memory_is_remarked_and_less_than_half_of_it_refused(

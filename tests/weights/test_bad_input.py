@@ -192,7 +192,7 @@ def test_half_a_hugging_face_folder(tmp_path: Path) -> None:
         ({"hidden_act": "gelu_new"}, "says hidden_act 'gelu_new'; only 'gelu'"),
         ({"qkv_bias": False}, "says qkv_bias False; only True"),
         ({"num_hidden_layers": "12"}, "num_hidden_layers='12' must be a whole number"),
-        ({"image_size": 18}, "height 18 is not a multiple of the patch size 4"),
+        ({"image_size": 18}, "the patch size 4 of the encoder does not divide image_size=18x18: use image_size=16"),
     ],
 )
 def test_settings_of_hugging_face_that_do_not_fit(changed: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ import torch
 from openjepa.models.predictor import build_predictor
 from openjepa.models.vit import build_encoder
 from openjepa.settings.models import EncoderConfig, PredictorConfig
-from openjepa.system.whole_files import place
+from openjepa.system.shared_files import place
 from openjepa.types import Export
-from openjepa.weights import contents, filling
+from openjepa.weights import contents
 from openjepa.weights.formats import Choice, load_any, position_table
 from openjepa.weights.native import load_encoder, load_predictor, save_network
 
@@ -75,7 +75,7 @@ def replace_while_reading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict
     older, newer = build_encoder(config), build_encoder(config)
     save_network(folder / "encoder", Export(config, older))
     torch.save(older.state_dict() | {"pos_embed": position_table(older)}, folder / "a.pth")
-    parts = filling._parts
+    parts = contents._parts
 
     def replacing(wanted: Any) -> Iterator[list[str]]:
         for number, part in enumerate(parts(wanted)):
@@ -85,7 +85,7 @@ def replace_while_reading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict
                 (folder / "b.pth").replace(folder / "a.pth")
             yield part
 
-    monkeypatch.setattr(filling, "_parts", replacing)
+    monkeypatch.setattr(contents, "_parts", replacing)
     return older.state_dict()
 
 

@@ -1,4 +1,4 @@
-"""The help of a command: usage, what it does, examples, and its options, whole in a terminal of 80 columns.
+"""The help of a command: usage, what it does, examples and options. Fits a terminal of 80 columns.
 
 Explanations are those of the settings themselves. Long commands show their common options; `--help-all` shows all.
 """
@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from openjepa.commands.parsing.options import Option, leaves, most_words, options_of
-from openjepa.settings.fields import CHOICES
+from openjepa.settings.run import CHOICES
 
 NARROWEST, WIDEST = 60, 120
-"""Columns; the terminal is taken for one in between."""
+"""Fewest and most columns that are used of a terminal."""
 COLUMN = 27
-"""Where explanations begin."""
+"""Column at which explanations begin."""
 NAMES = {str: "TEXT", Path: "PATH", int: "N", float: "X", types.NoneType: "none"}
 
 
 def width() -> int:
-    """Columns of the terminal that are used."""
+    """Number of columns that are used of the terminal."""
     return min(max(shutil.get_terminal_size().columns, NARROWEST), WIDEST)
 
 
@@ -77,7 +77,7 @@ def _lines(options: Sequence[Option], is_whole: bool) -> str:
 
 
 def _explained(option: Option, is_whole: bool) -> list[str]:
-    """A name with its values, and what it is; the first sentence alone unless `is_whole`."""
+    """The lines of an option: its name with its values, and what it is. Only the first sentence unless `is_whole`."""
     left, indent = f"  {option.metavar or _usage(option)}", " " * COLUMN
     sentences = re.split(r"(?<=\.)\s+(?=[A-Z`])", option.explanation)
     shown = option.explanation
@@ -85,10 +85,11 @@ def _explained(option: Option, is_whole: bool) -> list[str]:
         start = "None:" if option.default is None else "Empty:"
         meaning = [item for item in sentences[1:] if item.startswith(start) and option.default in (None, ())]
         shown = " ".join([sentences[0], *meaning])
-    text = f"{shown}{'' if option.metavar else _default(option)}"
+    text = f"{shown}{'' if option.metavar else _parenthesis(option, is_whole)}"
     words = textwrap.wrap(text, width() - COLUMN, break_long_words=False, break_on_hyphens=False) or [""]
     if len(left) + 2 > COLUMN:
-        names = textwrap.wrap(left.replace("|", "| ") if len(left) > width() else left, width(), subsequent_indent="      ")
+        left = left.replace("|", "| ") if len(left) > width() else left
+        names = textwrap.wrap(left, width(), subsequent_indent="      ", break_on_hyphens=False)
         return [*names, *(indent + line for line in words)]
     return [left.ljust(COLUMN) + words[0], *(indent + line for line in words[1:])]
 
@@ -102,7 +103,7 @@ def _usage(option: Option) -> str:
 
 
 def _values(kind: Any) -> str:
-    """`N`, `bf16|fp32`, `X ...`."""
+    """The values of an option in short: `N`, `bf16|fp32`, `X ...`."""
     if get_origin(kind) is Literal:
         return "|".join(map(str, get_args(kind)))
     names = dict.fromkeys(NAMES.get(leaf, str(leaf)) for leaf in leaves(kind) if leaf is not types.NoneType)
@@ -110,12 +111,15 @@ def _values(kind: Any) -> str:
     return word if most_words(kind) <= 1 else f"{word} ..."
 
 
-def _default(option: Option) -> str:
-    """` (default: 64)`; of None and of what is empty the explanation says it."""
-    value = option.default
+def _parenthesis(option: Option, is_whole: bool) -> str:
+    """` (at least 1; default: 64)`, or only the default unless `is_whole`.
+
+    There is no default if it is None or empty: the explanation says what these mean.
+    """
+    words = [option.limits] if is_whole and option.limits else []
+    values = option.default if isinstance(option.default, tuple) else (option.default,)
     if option.kind is bool:
-        return " (default: on)" if value else ""
-    if value is None or value == "" or value == ():
-        return ""
-    values = value if isinstance(value, tuple) else (value,)
-    return f" (default: {' '.join(f'{item:g}' if isinstance(item, float) else str(item) for item in values)})"
+        words += ["default: on"] if option.default else []
+    elif option.default not in (None, "", ()):
+        words.append(f"default: {' '.join(f'{item:g}' if isinstance(item, float) else str(item) for item in values)}")
+    return f" ({'; '.join(words)})" if words else ""

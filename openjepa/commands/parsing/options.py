@@ -1,4 +1,4 @@
-"""Options of a dataclass of settings: their names, what is said of them, and which words of a command line are theirs.
+"""Options of a dataclass of settings: their names, their explanations, and which words of a command line are theirs.
 
 The dataclasses say everything: names and kinds are their fields, explanations the lines under these.
 """
@@ -15,7 +15,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from openjepa.settings.fields import CHOICES
+from openjepa.settings.ranges import Range, rules_of
+from openjepa.settings.registry import NamesOf
+from openjepa.settings.run import CHOICES
 
 
 @dataclass(frozen=True)
@@ -27,26 +29,32 @@ class Option:
     kind: Any
     """The annotation of the field, without what tyro reads."""
     default: Any
-    """None also if no dataclass with values is at hand."""
+    """None also if there is no instance with values."""
     owner: Any
-    """The dataclass that has the field."""
+    """Dataclass that has the field."""
     metavar: str = ""
-    """Of a positional argument; else empty."""
+    """Name of a positional argument in the help. Empty for an option."""
     aliases: tuple[str, ...] = ()
 
     @property
     def explanation(self) -> str:
-        """What is said of it; read only where help is given, since it takes longer than all else that commands do first."""
+        """The lines under its field. Read only for help, since that takes longer than all else that commands do first."""
         return explanations(self.owner).get(self.name.rpartition(".")[2], "")
 
+    @property
+    def limits(self) -> str:
+        """The range of its numbers in words; empty if it has none."""
+        rules = rules_of(self.owner).get(self.name.rpartition(".")[2], ())
+        return next((rule.words for rule in rules if isinstance(rule, Range)), "")
+
     def flag(self, is_on: bool = True) -> str:
-        """`--data.image-size`; of a switch that is to be off, `--data.no-horizontal-flip`."""
+        """`--data.image-size`. For a switch that is to be off: `--data.no-horizontal-flip`."""
         group, dot, name = self.name.replace("_", "-").rpartition(".")
         return f"--{group}{dot}{'' if is_on else 'no-'}{name}"
 
 
 def options_of(cls: type[Any], values: object = None) -> Iterator[Option]:
-    """Every option of `cls` with the defaults of its instance `values`; without one, those of all choices of components."""
+    """Every option of `cls`, with the defaults of its instance `values`. Without one: those of all choices of components."""
     yield from _options(cls, values, "")
 
 
@@ -70,7 +78,14 @@ def _choices(cls: type[Any]) -> list[type[Any]]:
 
 
 def _without_extras(kind: Any) -> tuple[Any, tuple[Any, ...]]:
-    return (get_args(kind)[0], kind.__metadata__) if get_origin(kind) is Annotated else (kind, ())
+    """The annotation alone, and what tyro and others read; names of a registry are spelled out."""
+    if get_origin(kind) is not Annotated:
+        return kind, ()
+    alone, extras = get_args(kind)[0], kind.__metadata__
+    for registry in (extra for extra in extras if isinstance(extra, NamesOf)):
+        name: Any = Literal[registry.names()]
+        alone = tuple[name, ...] if get_origin(alone) is tuple else name | None
+    return alone, extras
 
 
 @cache
@@ -121,7 +136,7 @@ def _fits(word: str, leaf: Any) -> bool:
         return word.lower() == "none"
     if leaf in (int, float):
         return _is_number(word, leaf)
-    return True if leaf in (str, Path) else word == str(leaf)
+    return True if leaf in (str, Path) else word.replace("_", "-") == str(leaf).replace("_", "-")
 
 
 def _is_number(word: str, kind: Callable[[str], object]) -> bool:
@@ -135,7 +150,7 @@ def _is_number(word: str, kind: Callable[[str], object]) -> bool:
 def positionals_first(cls: type[Any], argv: Sequence[str], is_needed: bool = True) -> list[str]:
     """`argv` with the words that belong to no option of `cls` in front of the others.
 
-    If there is none and one `is_needed`, it is the last word of a list that takes any number of words, as of
+    `is_needed`: if there is no such word, the last word of a list of any length is taken for it, as in
     `--image cat.jpg features.npy`.
     """
     options: dict[str, list[Any]] = {"h": [bool], "help": [bool], "help_all": [bool]}
@@ -166,12 +181,12 @@ def _is_option(word: str) -> bool:
 
 
 def normalized(option: str) -> str:
-    """`--data.image-size=3` -> `data.image_size`; how one option is compared with another."""
+    """`--data.image-size=3` -> `data.image_size`, the form in which options are compared."""
     return option.lstrip("-").split("=", maxsplit=1)[0].replace("-", "_")
 
 
 def _num_values(argv: Sequence[str], position: int, kinds: Sequence[Any]) -> int:
-    """How many words after the option at `position` are its values; the first one is, whatever it looks like."""
+    """How many words after the option at `position` are its values. The first one always is, unless the option is a switch."""
     following = argv[position + 1 : position + 2]
     if "=" in argv[position] or not following or _is_option(following[0]):
         return 0

@@ -1,17 +1,16 @@
-"""Paths that a command is given: errors before anything is loaded, and what would do."""
+"""Checks of the paths that a command is given, before anything is loaded."""
 
 from pathlib import Path
 
 from openjepa.config import nearest
 from openjepa.refusals import Refusal
 from openjepa.settings.inference import MARK
-from openjepa.system.hub_names import absent, hub_name
-from openjepa.system.shell import command
-from openjepa.system.whole_files import is_writable
+from openjepa.system.shared_files import is_writable
+from openjepa.system.shell import absent, command, hub_name
 
 
 def check_subject(path: Path, *marks: str) -> None:
-    """Refusal, with the nearest folder that would do, unless `path` is a folder that holds one of the files `marks`."""
+    """Raises Refusal, with the nearest folder that would do, unless `path` is a folder with one of the files `marks`."""
     _check_subject(path, marks, hub=False)
 
 
@@ -28,13 +27,16 @@ def _check_subject(path: Path, marks: tuple[str, ...], hub: bool) -> None:
 
 
 def check_evaluated(path: Path) -> None:
-    """Refusal unless `path` may be a run, an encoder folder, a converted one, a file of weights or a name on the Hub."""
+    """Raises Refusal unless `path` may be a run, an encoder folder, a converted one, a file of weights or a name on the Hub."""
     if not (path.is_file() or (path / MARK).is_file() or hub_name(path) is not None):
         _check_subject(path, ("config.yaml", "config.json"), hub=True)
 
 
 def check_output_file(path: Path | None, ending: str, any_ending: bool = True, option: str = "--output") -> None:
-    """Refusal: the path that `option` gives is a folder, lies in none or in one without write access, or ends otherwise."""
+    """Raises Refusal if `path`, which `option` gives, is a folder, cannot be written to, or does not end in `ending`.
+
+    `any_ending`: other endings will do too.
+    """
     if path is None:
         return
     if path.is_dir():
@@ -47,7 +49,7 @@ def check_output_file(path: Path | None, ending: str, any_ending: bool = True, o
 
 
 def check_output_folder(path: Path) -> None:
-    """Refusal: `--output` is a file or lies in one, or cannot be written to; folders that are missing are made."""
+    """Raises Refusal if `path`, which --output gives, is a file or lies in one, or cannot be written to. It need not exist."""
     existing = next(item for item in (path, *path.parents) if item.exists())
     if not existing.is_dir():
         raise Refusal(f"--output {path}: {existing} is a file, but a folder is needed; name another one")

@@ -1,16 +1,15 @@
 """BENCHMARKS: data sets of the paper's tables, as their official archives unpack below one folder. Free of torch."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from openjepa.data.source import Splits
 from openjepa.refusals import Refusal
-from openjepa.settings.sources import ScenesSettings
+from openjepa.settings.registry import Line
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Benchmark(Line):
     """One data set: where it lies and how it is opened."""
 
     title: str
@@ -18,50 +17,14 @@ class Benchmark:
     """Names of its folder below the data root, the preferred first."""
     layout: str
     """What the folder holds, in words for the docs, the help and errors."""
-    open: Callable[[Path], Splits]
-    """Opens the folder. Raises Refusal where something is missing."""
+    home: str
+    """`package.module:name` of the function that opens the folder, and raises Refusal if something is missing."""
     num_classes: int | None = None
-    """Classes of its labels, where it has one labeling."""
+    """Number of classes, if it has one labeling."""
     num_train: int | None = None
-    """Training images, where they are known."""
+    """Number of training images, if it is known."""
     num_test: int | None = None
-    """Images to test on, where they are known."""
-
-
-def _imagenet(root: Path) -> Splits:
-    from openjepa.data.datasets.imagenet import open_imagenet
-
-    return open_imagenet(root)
-
-
-def _cifar100(root: Path) -> Splits:
-    from openjepa.data.datasets.cifar import CIFAR100, open_cifar
-
-    return open_cifar(root, CIFAR100)
-
-
-def _cifar10(root: Path) -> Splits:
-    from openjepa.data.datasets.cifar import CIFAR10, open_cifar
-
-    return open_cifar(root, CIFAR10)
-
-
-def _places205(root: Path) -> Splits:
-    from openjepa.data.datasets.listed import open_places205
-
-    return open_places205(root)
-
-
-def _inat18(root: Path) -> Splits:
-    from openjepa.data.datasets.listed import open_inat18
-
-    return open_inat18(root)
-
-
-def _clevr(root: Path) -> Splits:
-    from openjepa.data.scenes.scenes import open_scenes
-
-    return open_scenes(ScenesSettings(path=str(root)), 0)
+    """Number of images to test on, if it is known."""
 
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -69,7 +32,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "ImageNet-1K",
         ("imagenet", "imagenet1k", "ILSVRC2012", "ILSVRC", "imagenet-object-localization-challenge"),
         "train/CLASS/*.JPEG, val/CLASS/*.JPEG or val/*.JPEG and the devkit; Kaggle's folders; Parquet",
-        _imagenet,
+        "openjepa.data.datasets.imagenet:open_imagenet",
         num_classes=1000,
         num_train=1_281_167,
         num_test=50_000,
@@ -78,7 +41,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "CIFAR100",
         ("cifar100", "cifar-100", "cifar-100-binary", "cifar-100-python"),
         "cifar-100-binary/{train,test}.bin, Parquet, or train/CLASS and test/CLASS",
-        _cifar100,
+        "openjepa.data.datasets.cifar:open_cifar100",
         num_classes=100,
         num_train=50_000,
         num_test=10_000,
@@ -87,7 +50,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "CIFAR10",
         ("cifar10", "cifar-10", "cifar-10-batches-bin", "cifar-10-batches-py"),
         "cifar-10-batches-bin/{data_batch_1..5,test_batch}.bin, Parquet, or train/CLASS and test/CLASS",
-        _cifar10,
+        "openjepa.data.datasets.cifar:open_cifar10",
         num_classes=10,
         num_train=50_000,
         num_test=10_000,
@@ -96,14 +59,14 @@ BENCHMARKS: dict[str, Benchmark] = {
         "Places205",
         ("places205", "Places205"),
         "trainvalsplit_places205/{train,val}_places205.csv and images256/, also at the archive's depth",
-        _places205,
+        "openjepa.data.datasets.listed:open_places205",
         num_classes=205,
     ),
     "inat18": Benchmark(
         "iNat18",
         ("inat18", "inat2018", "inaturalist2018"),
         "train2018.json, val2018.json and train_val2018/",
-        _inat18,
+        "openjepa.data.datasets.listed:open_inat18",
         num_classes=8142,
         num_train=437_513,
         num_test=24_426,
@@ -112,18 +75,21 @@ BENCHMARKS: dict[str, Benchmark] = {
         "CLEVR v1.0",
         ("CLEVR_v1.0", "clevr"),
         "images/{train,val} and scenes/CLEVR_{train,val}_scenes.json",
-        _clevr,
+        "openjepa.data.scenes.scenes:open_scenes_below",
         num_train=70_000,
         num_test=15_000,
     ),
     "scenes": Benchmark(
-        "Rendered scenes", ("scenes",), "what `openjepa data scenes --output scenes` renders, with instance masks", _clevr
+        "Rendered scenes",
+        ("scenes",),
+        "what `openjepa data scenes --output scenes` renders, with instance masks",
+        "openjepa.data.scenes.scenes:open_scenes_below",
     ),
 }
 
 
 def find_benchmark(name: str, data_root: Path) -> Splits | str:
-    """The splits of a benchmark, or in words why it is not there. Raises Refusal where it is there but broken."""
+    """The splits of a benchmark, or in words why it is not there. Raises Refusal if it is there but damaged."""
     benchmark = BENCHMARKS[name]
     for folder in benchmark.folders:
         if (data_root / folder).is_dir():
@@ -133,6 +99,7 @@ def find_benchmark(name: str, data_root: Path) -> Splits | str:
 
 def _opened(benchmark: Benchmark, folder: Path) -> Splits:
     try:
-        return benchmark.open(folder)
+        splits: Splits = benchmark.load()(folder)
+        return splits
     except ValueError as error:
         raise Refusal(f"{benchmark.title} in {folder} cannot be used: {error}. Expected there: {benchmark.layout}") from error

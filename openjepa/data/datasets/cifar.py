@@ -1,9 +1,7 @@
-"""CIFAR-10 and CIFAR-100 as binary files, Parquet files or class folders.
+"""CIFAR-10 and CIFAR-100 as binary files, Parquet files or class folders. The pickled version is never opened.
 
-The binary version of CIFAR: files of fixed-size records, mapped into memory. The pickled version is never opened.
-
-A record is one label byte (CIFAR-10) or a coarse and a fine one (CIFAR-100), then 3,072 bytes: the red, the green and the blue
-plane of 32 x 32 pixels, row by row (as the data sets' official page describes them).
+A record of the binary version is one label byte (CIFAR-10) or a coarse and a fine one (CIFAR-100), then 3,072 bytes: the red,
+the green and the blue plane of 32 x 32 pixels, row by row (as the data sets' official page describes them).
 """
 
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ from openjepa.data.datasets.layouts import (
     refuse,
 )
 from openjepa.data.folders.image_lists import read_lines
-from openjepa.data.source import ListSource, Splits
+from openjepa.data.source import ListSource, Pieces, Splits
 from openjepa.refusals import Refusal
 
 SIDE = 32
@@ -31,94 +29,25 @@ PIXEL_BYTES = 3 * SIDE * SIDE
 PPM_HEADER = f"P6 {SIDE} {SIDE} 255\n".encode()
 
 
-class CifarBinary(ListSource):
-    """Records of one or more files, in their order. Labels are the last label byte of each record."""
-
-    def __init__(
-        self, files: tuple[Path, ...], num_label_bytes: int, num_classes: int, class_names: tuple[str, ...] | None
-    ) -> None:
-        """Raises Refusal where a file is no whole number of records, or a label is not below `num_classes`."""
-        self._files = files
-        self._num_label_bytes = num_label_bytes
-        self._open()
-        parts = [records[:, num_label_bytes - 1].astype(np.int64) for records in self._records]
-        for file, labels in zip(files, parts, strict=True):
-            _check_labels(file, labels, num_classes)
-        self.labels = np.concatenate(parts)
-        self.class_names = class_names
-
-    def _open(self) -> None:
-        self._records = [_map_records(file, self._num_label_bytes + PIXEL_BYTES) for file in self._files]
-        self._firsts: NDArray[np.int64] = np.cumsum([0] + [len(records) for records in self._records], dtype=np.int64)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Everything but the mapped files, which would travel as copies."""
-        return {name: value for name, value in vars(self).items() if name not in ("_records", "_firsts")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Maps the files again."""
-        vars(self).update(state)
-        self._open()
-
-    def __len__(self) -> int:
-        """Number of records."""
-        return int(self._firsts[-1])
-
-    def read(self, index: int) -> bytes:
-        """The image as a PPM file, which keeps every pixel."""
-        file, row = self._locate(index)
-        planes = self._records[file][row, self._num_label_bytes :].reshape(3, SIDE, SIDE)
-        return PPM_HEADER + planes.transpose(1, 2, 0).tobytes()
-
-    def name(self, index: int) -> str:
-        """The file and the number of the record in it."""
-        file, row = self._locate(index)
-        return f"{self._files[file].name} record {row}"
-
-    def _locate(self, index: int) -> tuple[int, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"there are {len(self)} records; there is no record {index}")
-        file = int(np.searchsorted(self._firsts, index, side="right")) - 1
-        return file, index - int(self._firsts[file])
-
-
-def _map_records(file: Path, record_bytes: int) -> UInt8[np.ndarray, "n bytes"]:
-    size = file.stat().st_size
-    if size == 0 or size % record_bytes:
-        raise Refusal(
-            f"{file} has {size:,} bytes; expected: a whole number of records of {record_bytes:,} bytes. "
-            "Unpack the archive again"
-        )
-    return np.memmap(file, dtype=np.uint8, mode="r", shape=(size // record_bytes, record_bytes))
-
-
-def _check_labels(file: Path, labels: NDArray[np.int64], num_classes: int) -> None:
-    if labels.max() >= num_classes:
-        row = int(np.flatnonzero(labels >= num_classes)[0])
-        raise Refusal(
-            f"{file}: record {row} has the label {labels[row]}; expected: below {num_classes}. Is it another data set's file?"
-        )
-
-
 @dataclass(frozen=True)
 class Cifar:
-    """Where one of the two differs from the other."""
+    """Names and numbers in which CIFAR-10 and CIFAR-100 differ."""
 
     title: str
     num_classes: int
     binary_folder: str
-    """What the archive of the binary version unpacks to."""
+    """Folder that the archive of the binary version unpacks to."""
     train: tuple[str, ...]
     test: tuple[str, ...]
-    """Its files."""
+    """Files of the binary version, as those of `train`."""
     names: str
-    """Its file of class names, one per line in the order of the labels."""
+    """File of class names of the binary version, one per line in the order of the labels."""
     num_label_bytes: int
     """Bytes in front of the pixels; the last is the class that is predicted."""
     python_folder: str
-    """What the archive of the pickled version unpacks to."""
+    """Folder that the archive of the pickled version unpacks to."""
     python_files: tuple[str, ...]
-    """Files by which it is known where the folder has another name."""
+    """Files by which it is known if the folder has another name."""
     label_columns: tuple[str, ...]
     """Columns of Parquet files that may hold the labels, the preferred first."""
 
@@ -149,10 +78,20 @@ CIFAR100 = Cifar(
 )
 
 
+def open_cifar10(root: Path) -> Splits:
+    """CIFAR-10 below `root` (see `open_cifar`)."""
+    return open_cifar(root, CIFAR10)
+
+
+def open_cifar100(root: Path) -> Splits:
+    """CIFAR-100 below `root` (see `open_cifar`)."""
+    return open_cifar(root, CIFAR100)
+
+
 def open_cifar(root: Path, kind: Cifar) -> Splits:
     """CIFAR below `root` in the first of the three forms that is found; the fine labels of CIFAR-100.
 
-    Raises Refusal where a split is missing, a file is damaged, or only the pickled version is there.
+    Raises Refusal if a split is missing, a file is damaged, or only the pickled version is there.
     """
     for place in (root, root / kind.binary_folder):
         if any((place / name).is_file() for name in kind.train + kind.test):
@@ -184,10 +123,76 @@ def _open_binary(place: Path, kind: Cifar) -> Splits:
 
 
 def _class_names(file: Path, kind: Cifar) -> tuple[str, ...] | None:
-    """The names in the order of the labels; None where the file is not there."""
+    """The names in the order of the labels; None if the file is not there."""
     if not file.is_file():
         return None
     names = tuple(line.strip() for line in read_lines(file))
     if len(names) != kind.num_classes:
         raise Refusal(f"{file} has {len(names)} names; expected: {kind.num_classes}, one per line")
     return names
+
+
+# ----------------------------------------------------------------------------------------------------------------- binary files
+
+
+class CifarBinary(ListSource):
+    """Records of one or more files, in their order. Labels are the last label byte of each record."""
+
+    def __init__(
+        self, files: tuple[Path, ...], num_label_bytes: int, num_classes: int, class_names: tuple[str, ...] | None
+    ) -> None:
+        """Raises Refusal if a file is no whole number of records, or a label is not below `num_classes`."""
+        self._files = files
+        self._num_label_bytes = num_label_bytes
+        self._open()
+        parts = [records[:, num_label_bytes - 1].astype(np.int64) for records in self._records]
+        for file, labels in zip(files, parts, strict=True):
+            _check_labels(file, labels, num_classes)
+        self.labels = np.concatenate(parts)
+        self.class_names = class_names
+
+    def _open(self) -> None:
+        self._records = [_map_records(file, self._num_label_bytes + PIXEL_BYTES) for file in self._files]
+        self._places = Pieces(len(records) for records in self._records)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the mapped files, which would travel as copies."""
+        return {name: value for name, value in vars(self).items() if name not in ("_records", "_places")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Maps the files again."""
+        vars(self).update(state)
+        self._open()
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return len(self._places)
+
+    def read(self, index: int) -> bytes:
+        """The image as a PPM file, which keeps every pixel."""
+        file, row = self._places.locate(index)
+        planes = self._records[file][row, self._num_label_bytes :].reshape(3, SIDE, SIDE)
+        return PPM_HEADER + planes.transpose(1, 2, 0).tobytes()
+
+    def name(self, index: int) -> str:
+        """The file and the number of the record in it."""
+        file, row = self._places.locate(index)
+        return f"{self._files[file].name} record {row}"
+
+
+def _map_records(file: Path, record_bytes: int) -> UInt8[np.ndarray, "n bytes"]:
+    size = file.stat().st_size
+    if size == 0 or size % record_bytes:
+        raise Refusal(
+            f"{file} has {size:,} bytes; expected: a whole number of records of {record_bytes:,} bytes. "
+            "Unpack the archive again"
+        )
+    return np.memmap(file, dtype=np.uint8, mode="r", shape=(size // record_bytes, record_bytes))
+
+
+def _check_labels(file: Path, labels: NDArray[np.int64], num_classes: int) -> None:
+    if labels.max() >= num_classes:
+        row = int(np.flatnonzero(labels >= num_classes)[0])
+        raise Refusal(
+            f"{file}: record {row} has the label {labels[row]}; expected: below {num_classes}. Is it another data set's file?"
+        )

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,11 +18,10 @@ from openjepa.data.datasets.layouts import (
     parquet_files,
     refuse,
 )
-from openjepa.data.datasets.matlab import read_structures
 from openjepa.data.folders.folder import FolderSource
-from openjepa.data.folders.image_lists import examples, read_lines
-from openjepa.data.source import Splits
-from openjepa.refusals import Refusal
+from openjepa.data.folders.image_lists import read_lines
+from openjepa.data.source import Splits, class_numbers
+from openjepa.refusals import Refusal, examples, needed_for
 
 TITLE = "ImageNet-1K"
 NUM_CLASSES = 1000
@@ -43,11 +43,11 @@ class _Truth:
     """Classes of the flat validation images."""
 
     file: Path
-    """Where they are from."""
+    """File that the classes are from."""
     names: list[str]
-    """Files of the images."""
+    """File names of the images."""
     classes: list[str]
-    """Their WordNet numbers, which are the names of the class folders."""
+    """WordNet numbers of the images, which are the names of the class folders."""
 
 
 def open_imagenet(root: Path) -> Splits:
@@ -72,13 +72,12 @@ def open_imagenet(root: Path) -> Splits:
 
 def _labeled(truth: _Truth, folder: Path, train: FolderSource) -> FolderSource:
     assert train.class_names is not None
-    numbers = {name: number for number, name in enumerate(train.class_names)}
-    if unknown := sorted(set(truth.classes) - set(numbers)):
+    if unknown := sorted(set(truth.classes) - set(train.class_names)):
         raise Refusal(
             f"{truth.file} has {len(unknown)} classes that the training split has no folder for: {examples(unknown)}. "
             "Expected: one training folder per class, named by its WordNet number (n01440764)"
         )
-    labels = np.array([numbers[name] for name in truth.classes], dtype=np.int64)
+    labels = class_numbers(truth.classes, train.class_names)
     return listed_images(folder, truth.names, labels, train.class_names, truth.file)
 
 
@@ -125,12 +124,25 @@ def _read_devkit(file: Path) -> _Truth:
 
 
 def _class_numbers(meta: Path) -> dict[int, str]:
-    """WordNet numbers by the devkit's own numbers. Raises Refusal where the file is not as expected."""
-    classes: dict[int, str] = {}
-    for synset in read_structures(meta, "synsets"):
-        number, name = synset.get("ILSVRC2012_ID"), synset.get("WNID")
-        if not isinstance(number, np.ndarray) or number.size != 1 or not isinstance(name, str):
-            raise Refusal(f"{meta}: 'synsets' has no ILSVRC2012_ID (a number) and WNID (text); expected: the devkit's file")
-        if number[0] <= NUM_CLASSES:  # larger ones are groups of classes
-            classes[int(number[0])] = name
-    return classes
+    """WordNet numbers by the devkit's own numbers. Raises Refusal if the file is not as expected."""
+    synsets = _read_matlab(meta, "synsets")
+    try:
+        rows = [(int(synset.ILSVRC2012_ID), synset.WNID) for synset in np.atleast_1d(synsets)]
+    except (AttributeError, TypeError, ValueError):
+        rows = []
+    if not rows or not all(isinstance(name, str) for _, name in rows):
+        raise Refusal(f"{meta}: 'synsets' has no ILSVRC2012_ID (a number) and WNID (text); expected: the devkit's file")
+    return {number: name for number, name in rows if number <= NUM_CLASSES}  # larger ones are groups of classes
+
+
+def _read_matlab(file: Path, name: str) -> Any:
+    """A variable of a MATLAB file, None if it is not there; structures have their fields as attributes.
+
+    Raises Refusal if the file is damaged or scipy is missing.
+    """
+    with needed_for("reading the labels of ImageNet's validation images (meta.mat)", "one folder per class"):
+        from scipy.io import loadmat
+    try:
+        return loadmat(file, struct_as_record=False, squeeze_me=True, variable_names=[name]).get(name)
+    except Exception as error:  # parsers of foreign bytes raise anything
+        raise Refusal(f"{file} cannot be read as a MATLAB file ({error}): unpack the devkit again") from error

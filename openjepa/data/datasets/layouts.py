@@ -9,22 +9,19 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from openjepa.data.decode import check_usable
 from openjepa.data.folders.entries import EntryKind, entries
 from openjepa.data.folders.folder import FolderSource, open_folder
-from openjepa.data.folders.image_lists import check_listed, examples
-from openjepa.data.loading.unreadable import check_usable
-from openjepa.data.source import ListSource, Splits
+from openjepa.data.folders.image_lists import check_listed
+from openjepa.data.source import ListSource, Splits, class_numbers
 from openjepa.data.tables.huggingface import open_huggingface, require_library
 from openjepa.data.tables.local_files import is_hidden, service_folder
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, examples, few
 from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
-
-NUM_HELD = 8
-"""Entries of a folder that an error lists."""
 
 
 def labeled_splits(title: str, train: ListSource, test: ListSource, num_classes: int) -> Splits:
-    """Both splits with a line that says what they hold, also where it is not the whole data set of `num_classes` classes.
+    """Checks both splits and describes them in a line that says if they are not the whole data set of `num_classes` classes.
 
     Raises Refusal if none of the first images of a split can be read, a split has classes that training has not, or there are
     more classes than there should be.
@@ -40,7 +37,8 @@ def labeled_splits(title: str, train: ListSource, test: ListSource, num_classes:
     check_usable(test, f"the test split of {title}")
     found = len(np.unique(train.labels))
     of = "" if found == num_classes else f" of its {num_classes:,}"
-    return Splits(train, test, f"{title}: {len(train):,} images to train in {found:,}{of} classes, {len(test):,} to test")
+    description = f"{title}: {len(train):,} images to train in {found:,}{of} classes, {len(test):,} to test"
+    return Splits(train, test, description, title)
 
 
 def refuse(title: str, root: Path, problem: str, expected: str) -> NoReturn:
@@ -50,13 +48,11 @@ def refuse(title: str, root: Path, problem: str, expected: str) -> NoReturn:
 
 def held(folder: Path) -> str:
     """The first entries of a folder, in words."""
-    names = sorted(entry.name for entry in folder.iterdir())
-    more = f" and {len(names) - NUM_HELD} more" if len(names) > NUM_HELD else ""
-    return ", ".join(names[:NUM_HELD]) + more if names else "nothing"
+    return few(sorted(entry.name for entry in folder.iterdir())) or "nothing"
 
 
 def first_existing(places: Iterable[Path]) -> Path | None:
-    """The first of these files or folders that exists."""
+    """The first of `places` that exists; None if none does."""
     return next((place for place in places if place.exists()), None)
 
 
@@ -64,7 +60,7 @@ def first_existing(places: Iterable[Path]) -> Path | None:
 
 
 def class_folders(folder: Path, title: str) -> FolderSource:
-    """The images of a folder that has one sub-folder per class, at least two. Raises Refusal where it has not."""
+    """The images of a folder that has one sub-folder per class, at least two. Raises Refusal if it has no such sub-folders."""
     if any(entry.suffix == ".tar" for entry in folder.iterdir()):
         refuse(
             title, folder, "holds archives that are not unpacked", "one folder of images per class: unpack each archive there"
@@ -85,12 +81,11 @@ def is_flat(folder: Path) -> bool:
 
 
 def number_as(train: FolderSource, test: FolderSource, place: Path) -> FolderSource:
-    """`test` with its classes numbered as those of `train`. Raises Refusal where it has others; `place` is its folder."""
+    """`test` with its classes numbered as those of `train`. Raises Refusal if it has other classes; `place` is its folder."""
     assert train.class_names is not None and test.class_names is not None and test.labels is not None
     if unknown := sorted(set(test.class_names) - set(train.class_names)):
         raise Refusal(f"{place} has {len(unknown)} classes that the training split has not: {examples(unknown)}")
-    numbers = {name: number for number, name in enumerate(train.class_names)}
-    test.labels = np.array([numbers[name] for name in test.class_names], dtype=np.int64)[test.labels]
+    test.labels = class_numbers(test.class_names, train.class_names)[test.labels]
     test.class_names = train.class_names
     return test
 
@@ -99,16 +94,16 @@ def number_as(train: FolderSource, test: FolderSource, place: Path) -> FolderSou
 
 
 def parquet_files(root: Path) -> list[Path]:
-    """Parquet files in a folder or in its sub-folders, as the hub's repositories keep them. Hidden ones are none."""
+    """Parquet files in a folder or in its sub-folders, as the hub's repositories keep them. Hidden ones do not count."""
     found = [file for depth in ("*", "*/*") for file in root.glob(f"{depth}.parquet") if file.is_file()]
     inner = {file: file.relative_to(root) for file in sorted(found)}
     return [file for file, below in inner.items() if not is_hidden(below) and service_folder(below) is None]
 
 
 def open_parquet_splits(title: str, root: Path, label_columns: tuple[str, ...], num_classes: int) -> Splits:
-    """Training and test split of the Parquet files below `root`, labels from the first of the columns that is there.
+    """Training and test split of the Parquet files below `root`, with labels from the first of `label_columns` that is there.
 
-    Raises Refusal where a file cannot be read, no label column is there, or a split is missing.
+    Raises Refusal if a file cannot be read, no label column is there, or a split is missing.
     """
     require_library()
     files = parquet_files(root)
@@ -141,7 +136,7 @@ def _column_names(file: Path) -> list[str]:
 def listed_images(
     root: Path, names: list[str], labels: NDArray[np.int64], class_names: tuple[str, ...] | None, file: Path
 ) -> FolderSource:
-    """The images below `root` that a list names; absent ones are said aloud, and count as unreadable when they are to be read.
+    """The images below `root` that a list names; a warning tells of absent ones, which count as unreadable later.
 
     Raises Refusal if the list `file` is empty or none of its images is there.
     """

@@ -1,6 +1,5 @@
 """Places205 and iNat18: data sets whose splits are lists of files with a class each."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openjepa.data.datasets.layouts import labeled_splits, listed_images, refuse
-from openjepa.data.folders.image_lists import examples, read_lines
+from openjepa.data.folders.image_lists import read_lines
 from openjepa.data.source import Splits
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, examples
+from openjepa.system.json_files import read_object
 
 PLACES_LISTS = ("trainvalsplit_places205", ".")
 """Folders of the lists: what their archive unpacks to, or beside the images."""
@@ -78,7 +78,7 @@ def _places_names(train: _Listed) -> tuple[str, ...] | None:
 
 
 def _folder_of(root: Path, folders: Iterable[str], listed: _Listed, title: str, expected: str) -> Path:
-    """The folder that the list's paths start from: the first where one of its first files is."""
+    """The folder that the list's paths start from: the first that holds one of the first files of the list."""
     for folder in folders:
         if any((root / folder / name).is_file() for name in listed.names[:100]):
             return root / folder
@@ -88,7 +88,7 @@ def _folder_of(root: Path, folders: Iterable[str], listed: _Listed, title: str, 
 def open_inat18(root: Path) -> Splits:
     """iNaturalist 2018 below `root`: annotations in COCO's format, one class (species) per image.
 
-    Raises Refusal if a file is missing or no such annotations, an image has no class or two, or all of the images are missing.
+    Raises Refusal if a file is missing or holds no such annotations, an image has no class or two, or all images are missing.
     """
     files = [root / f"{split}2018.json" for split in ("train", "val")]
     if absent := [file.name for file in files if not file.is_file()]:
@@ -99,7 +99,8 @@ def open_inat18(root: Path) -> Splits:
     sources = []
     for one in (train, val):
         if unknown := sorted(set(one.labels.tolist()) - set(numbers)):
-            raise Refusal(f"{one.file} has {len(unknown)} categories unknown to {files[0].name}: {unknown[:3]}")
+            shown = examples([str(category) for category in unknown])
+            raise Refusal(f"{one.file} has {len(unknown)} categories unknown to {files[0].name}: [{shown}]")
         labels = np.array([numbers[label] for label in one.labels.tolist()], dtype=np.int64)
         sources.append(listed_images(images, one.names, labels, names, one.file))
     return labeled_splits("iNat18", sources[0], sources[1], 8142)
@@ -108,13 +109,14 @@ def open_inat18(root: Path) -> Splits:
 def _read_inat(file: Path) -> tuple[_Listed, list[dict[str, Any]]]:
     """Images with their category numbers, and the categories."""
     try:
-        content = json.loads(file.read_bytes())
+        content = read_object(file, "get it again") or {}
         paths = {int(image["id"]): str(image["file_name"]) for image in content["images"]}
         pairs = {(int(item["image_id"]), int(item["category_id"])) for item in content["annotations"]}
         categories = [{"id": int(item["id"]), "name": str(item["name"])} for item in content.get("categories", ())]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error) if isinstance(error, Refusal) else f"{type(error).__name__}: {error}"
         raise Refusal(
-            f"{file} is no annotation file in COCO's format ({type(error).__name__}: {error}); expected: "
+            f"{file} is no annotation file in COCO's format ({reason}); expected: "
             '{"images": [{"id", "file_name"}, ...], "annotations": [{"image_id", "category_id"}, ...], "categories": [...]}'
         ) from error
     labels = dict(pairs)
@@ -129,7 +131,7 @@ def _read_inat(file: Path) -> tuple[_Listed, list[dict[str, Any]]]:
 
 
 def _inat_classes(categories: list[dict[str, Any]], labels: NDArray[np.int64]) -> tuple[dict[int, int], tuple[str, ...] | None]:
-    """Classes 0, 1, ... by the file's numbers, in their order; and the names where the file has any."""
+    """Classes 0, 1, ... by the file's numbers, in their order; and the names if the file has any."""
     if not categories:
         return {number: place for place, number in enumerate(np.unique(labels).tolist())}, None
     ordered = sorted(categories, key=lambda item: int(item["id"]))

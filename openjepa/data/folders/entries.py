@@ -1,10 +1,9 @@
-"""What lies in a folder of images: every entry at any depth with what it is. Of these, only images are read.
+"""What lies in a folder of images: every entry at any depth with what it is. Only images are read.
 
-Folders and files that other programs keep among photos for themselves: thumbnails, previews, deleted files, old versions.
-
-Their images are copies of what lies beside them, or were thrown away: a thumbnail of a held-out photo must not be trained on.
-Only names that nobody would give to a class of images are listed ("thumbnails", "previews", "trash" and "recycled" are not).
-What begins with a dot is hidden and needs no line here (.@__thumb, .thumbnails, .recycle, .snapshot, .git, .svn, .Trash-1000).
+Folders and files that other programs keep among photos for themselves (thumbnails, previews, deleted files, old versions) are
+left out. Their images are copies of what lies beside them, or were thrown away: a thumbnail of a held-out photo must not be
+trained on. Only names that nobody would give to a class of images are listed ("thumbnails", "previews", "trash" and "recycled"
+are not). A name that begins with a dot is hidden and needs no line here (.@__thumb, .thumbnails, .recycle, .git, .Trash-1000).
 """
 
 import errno
@@ -16,17 +15,187 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
+OTHER_SUFFIXES = (".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif")
+SUFFIXES = frozenset(JPEG_SUFFIXES + OTHER_SUFFIXES)
+"""What an image file's name may end with, in any case."""
+_CAMERA_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".x3f")
+_UNREAD_SUFFIXES = (".heic", ".heif", ".jxl", ".j2k", ".svg", ".psd", ".xcf", ".exr", ".hdr", ".tga", ".dds", ".dcm", ".nii")
+UNREAD_SUFFIXES = frozenset(_CAMERA_SUFFIXES + _UNREAD_SUFFIXES)
+"""Pictures that are not read: their owner would want to know that they are left out."""
+
+
+class EntryKind(Enum):
+    """Kind of an entry of a folder; the value says it in words, of one entry."""
+
+    IMAGE = "image"
+    FOLDER = "folder"
+    UNREAD_FORMAT = "image of a format that is not read"
+    OTHER_FILE = "not an image"
+    HIDDEN_FILE = "hidden file"
+    HIDDEN_FOLDER = "in a hidden folder"
+    SERVICE_FILE = "thumbnail of another program"
+    SERVICE_FOLDER = "in a service folder of another program"
+    SPECIAL_FILE = "pipe, socket or device"
+    BROKEN_LINK = "link that cannot be followed"
+    REPEATED_FOLDER = "folder that was reached before"
+    UNREADABLE_FOLDER = "folder that cannot be read"
+
+
+_CLOSED = (EntryKind.HIDDEN_FOLDER, EntryKind.SERVICE_FOLDER)
+"""Folders that are not entered."""
+_FOLDERS = (EntryKind.FOLDER, *_CLOSED)
+_IGNORED = (EntryKind.OTHER_FILE, EntryKind.HIDDEN_FILE)
+_PLURALS = {
+    EntryKind.UNREAD_FORMAT: ("image of a format that is not read", "images of formats that are not read"),
+    EntryKind.HIDDEN_FOLDER: ("hidden folder", "hidden folders"),
+    EntryKind.SERVICE_FOLDER: ("service folder of another program", "service folders of other programs"),
+    EntryKind.SERVICE_FILE: ("thumbnail of another program", "thumbnails of other programs"),
+    EntryKind.SPECIAL_FILE: ("pipe, socket or device", "pipes, sockets or devices"),
+    EntryKind.BROKEN_LINK: ("link that cannot be followed", "links that cannot be followed"),
+    EntryKind.REPEATED_FOLDER: ("folder that was reached before", "folders that were reached before"),
+    EntryKind.UNREADABLE_FOLDER: ("folder that cannot be read", "folders that cannot be read"),
+}
+NUM_EXAMPLES = 3
+
+
+@dataclass
+class OtherEntries:
+    """Entries of a folder that are no images, counted by kind."""
+
+    counts: Counter[EntryKind] = field(default_factory=Counter)
+    examples: dict[EntryKind, list[str]] = field(default_factory=dict)
+    """A few different names of each kind, or the endings if the format is not read."""
+
+    def add(self, path: str, kind: EntryKind) -> None:
+        """Counts an entry."""
+        self.counts[kind] += 1
+        shown = self.examples.setdefault(kind, [])
+        if kind in _IGNORED or len(shown) == NUM_EXAMPLES:
+            return
+        name = path.rstrip("/").rpartition("/")[2]
+        name = _suffix(name) if kind is EntryKind.UNREAD_FORMAT else name
+        if name not in shown:
+            shown.append(name)
+
+    @property
+    def num_ignored(self) -> int:
+        """Files that are no images, as every folder has some."""
+        return sum(self.counts[kind] for kind in _IGNORED)
+
+    def described(self) -> list[str]:
+        """All entries in words, one part for each kind that is there."""
+        files = "other file" if self.num_ignored == 1 else "other files"
+        return [*([f"{self.num_ignored:,} {files} ignored"] if self.num_ignored else []), *self.left_out()]
+
+    def left_out(self) -> list[str]:
+        """The entries that an owner would want to know of, in words, one part for each kind that is there."""
+        return [
+            f"{number:,} {one if number == 1 else many} left out ({', '.join(self.examples[kind])})"
+            for kind, (one, many) in _PLURALS.items()
+            if (number := self.counts[kind])
+        ]
+
+
+def walk(root: Path, enter_all: bool = False) -> Iterator[tuple[str, EntryKind]]:
+    """Path below `root` and kind of every file, and of every folder that is not entered (its path ends in a slash).
+
+    Links to folders are followed, but no folder is entered twice. `enter_all`: instead of a hidden or a service folder, each
+    file in it comes with the kind of that folder. A folder that cannot be read is an entry; `root` itself raises OSError.
+    A link with the name of an image that leads nowhere, but not in a circle, is an image: reading it fails, and it counts as
+    other unreadable files.
+    """
+    entered: set[tuple[int, int]] = set()
+    waiting = [""]
+    while waiting:
+        folders = []
+        for path, kind in entries(root, waiting.pop(), entered):
+            if kind is EntryKind.FOLDER:
+                folders.append(path)
+            elif enter_all and kind in _CLOSED:
+                yield from ((file, kind) for file in _files_inside(root, path))
+            else:
+                yield path, kind
+        waiting += sorted(folders, reverse=True)
+
+
+def entries(root: Path, below: str = "", entered: set[tuple[int, int]] | None = None) -> Iterator[tuple[str, EntryKind]]:
+    """Path below `root` and kind of each entry that lies directly in the folder `below`.
+
+    If the folder is among those `entered`, it is the only entry, a folder that was reached before.
+    """
+    folder = root / below
+    name = folder.name
+    try:
+        status = folder.stat()
+        identity = status.st_dev, status.st_ino
+        if entered is not None and identity in entered:
+            yield below, EntryKind.REPEATED_FOLDER
+            return
+        if entered is not None:
+            entered.add(identity)
+        with os.scandir(folder) as found:
+            for entry in found:
+                kind = _kind(entry, name)
+                yield f"{below}{entry.name}{'/' if kind in _FOLDERS else ''}", kind
+    except OSError:
+        if not below:
+            raise
+        yield below, EntryKind.UNREADABLE_FOLDER
+
+
+def _kind(entry: os.DirEntry[str], parent: str) -> EntryKind:
+    """What an entry is. Nothing is opened: reading a pipe would wait for ever. Only links cost a look-up."""
+    name = entry.name
+    try:
+        if entry.is_dir():
+            if name.startswith("."):
+                return EntryKind.HIDDEN_FOLDER
+            return EntryKind.SERVICE_FOLDER if is_service_folder(name, parent) else EntryKind.FOLDER
+        if entry.is_file():
+            return _kind_of_file(name)
+        entry.stat()
+    except OSError as error:  # a link that leads in a circle, where nothing can ever be, or nowhere
+        kind = EntryKind.OTHER_FILE if error.errno == errno.ELOOP else _kind_of_file(name)
+        return EntryKind.BROKEN_LINK if kind in (EntryKind.OTHER_FILE, EntryKind.UNREAD_FORMAT) else kind
+    return EntryKind.SPECIAL_FILE
+
+
+def _kind_of_file(name: str) -> EntryKind:
+    if name.startswith("."):
+        return EntryKind.HIDDEN_FILE
+    suffix = _suffix(name)
+    if suffix in SUFFIXES:
+        return EntryKind.SERVICE_FILE if is_service_file(name) else EntryKind.IMAGE
+    return EntryKind.UNREAD_FORMAT if suffix in UNREAD_SUFFIXES else EntryKind.OTHER_FILE
+
+
+def _suffix(name: str) -> str:
+    """The ending of a file name with its dot, in lower case; empty if it has none."""
+    dot = name.rfind(".")
+    return name[dot:].lower() if dot > 0 else ""
+
+
+def _files_inside(root: Path, below: str) -> Iterator[str]:
+    """Every file of a folder that is not entered otherwise; links in it are not followed."""
+    for folder, _, names in os.walk(root / below):
+        inside = Path(folder).relative_to(root).as_posix()
+        yield from (f"{inside}/{name}" for name in sorted(names))
+
+
+# --------------------------------------------------------------------------------------------------------------- other programs
+
 
 @dataclass(frozen=True)
 class Service:
-    """What one program writes."""
+    """Folders that one program writes."""
 
     program: str
     purpose: str
     folders: tuple[str, ...]
     """Names of its folders, in any case; `*.lrdata` means the ending."""
     source: str
-    """Where the names are from."""
+    """Source of the names."""
 
 
 SERVICES: tuple[Service, ...] = (
@@ -98,168 +267,3 @@ def is_service_folder(name: str, parent: str) -> bool:
 def is_service_file(name: str) -> bool:
     """Whether an image file is another program's thumbnail, wherever it lies."""
     return name[:4].lower() == "syno" and SERVICE_FILES.match(name) is not None
-
-
-JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
-OTHER_SUFFIXES = (".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif")
-SUFFIXES = frozenset(JPEG_SUFFIXES + OTHER_SUFFIXES)
-"""What an image file's name may end with, in any case."""
-_CAMERA_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".x3f")
-_UNREAD_SUFFIXES = (".heic", ".heif", ".jxl", ".j2k", ".svg", ".psd", ".xcf", ".exr", ".hdr", ".tga", ".dds", ".dcm", ".nii")
-UNREAD_SUFFIXES = frozenset(_CAMERA_SUFFIXES + _UNREAD_SUFFIXES)
-"""Pictures that are not read: their owner would want to know that they are left out."""
-
-
-class EntryKind(Enum):
-    """What an entry of a folder is; the value says it in words, of one entry."""
-
-    IMAGE = "image"
-    FOLDER = "folder"
-    UNREAD_FORMAT = "image of a format that is not read"
-    OTHER_FILE = "not an image"
-    HIDDEN_FILE = "hidden file"
-    HIDDEN_FOLDER = "in a hidden folder"
-    SERVICE_FILE = "thumbnail of another program"
-    SERVICE_FOLDER = "in a service folder of another program"
-    SPECIAL_FILE = "pipe, socket or device"
-    BROKEN_LINK = "link that cannot be followed"
-    REPEATED_FOLDER = "folder that was reached before"
-    UNREADABLE_FOLDER = "folder that cannot be read"
-
-
-_CLOSED = (EntryKind.HIDDEN_FOLDER, EntryKind.SERVICE_FOLDER)
-"""Folders that are not entered."""
-_FOLDERS = (EntryKind.FOLDER, *_CLOSED)
-_IGNORED = (EntryKind.OTHER_FILE, EntryKind.HIDDEN_FILE)
-_PLURALS = {
-    EntryKind.UNREAD_FORMAT: ("image of a format that is not read", "images of formats that are not read"),
-    EntryKind.HIDDEN_FOLDER: ("hidden folder", "hidden folders"),
-    EntryKind.SERVICE_FOLDER: ("service folder of another program", "service folders of other programs"),
-    EntryKind.SERVICE_FILE: ("thumbnail of another program", "thumbnails of other programs"),
-    EntryKind.SPECIAL_FILE: ("pipe, socket or device", "pipes, sockets or devices"),
-    EntryKind.BROKEN_LINK: ("link that cannot be followed", "links that cannot be followed"),
-    EntryKind.REPEATED_FOLDER: ("folder that was reached before", "folders that were reached before"),
-    EntryKind.UNREADABLE_FOLDER: ("folder that cannot be read", "folders that cannot be read"),
-}
-NUM_EXAMPLES = 3
-
-
-@dataclass
-class OtherEntries:
-    """Entries of a folder that are no images, counted by kind."""
-
-    counts: Counter[EntryKind] = field(default_factory=Counter)
-    examples: dict[EntryKind, list[str]] = field(default_factory=dict)
-    """A few different names of each kind; of unread formats the endings."""
-
-    def add(self, path: str, kind: EntryKind) -> None:
-        """Counts an entry."""
-        self.counts[kind] += 1
-        shown = self.examples.setdefault(kind, [])
-        if kind in _IGNORED or len(shown) == NUM_EXAMPLES:
-            return
-        name = path.rstrip("/").rpartition("/")[2]
-        name = _suffix(name) if kind is EntryKind.UNREAD_FORMAT else name
-        if name not in shown:
-            shown.append(name)
-
-    @property
-    def num_ignored(self) -> int:
-        """Files that are no images, as every folder has some."""
-        return sum(self.counts[kind] for kind in _IGNORED)
-
-    def described(self) -> list[str]:
-        """Everything in words, one part for each kind that is there."""
-        files = "other file" if self.num_ignored == 1 else "other files"
-        return [*([f"{self.num_ignored:,} {files} ignored"] if self.num_ignored else []), *self.left_out()]
-
-    def left_out(self) -> list[str]:
-        """What an owner would want to know of, in words, one part for each kind that is there."""
-        return [
-            f"{number:,} {one if number == 1 else many} left out ({', '.join(self.examples[kind])})"
-            for kind, (one, many) in _PLURALS.items()
-            if (number := self.counts[kind])
-        ]
-
-
-def walk(root: Path, enter_all: bool = False) -> Iterator[tuple[str, EntryKind]]:
-    """Path below `root` and kind of every file, and of every folder that is not entered (its path ends in a slash).
-
-    Links to folders are followed, but no folder is entered twice. `enter_all`: instead of a hidden or a service folder, each
-    file in it comes with the kind of that folder. A folder that cannot be read is an entry; `root` itself raises OSError.
-    A link with the name of an image that leads nowhere, but not in a circle, is an image: reading it fails, and it counts as
-    other unreadable files.
-    """
-    entered: set[tuple[int, int]] = set()
-    waiting = [""]
-    while waiting:
-        folders = []
-        for path, kind in entries(root, waiting.pop(), entered):
-            if kind is EntryKind.FOLDER:
-                folders.append(path)
-            elif enter_all and kind in _CLOSED:
-                yield from ((file, kind) for file in _files_inside(root, path))
-            else:
-                yield path, kind
-        waiting += sorted(folders, reverse=True)
-
-
-def entries(root: Path, below: str = "", entered: set[tuple[int, int]] | None = None) -> Iterator[tuple[str, EntryKind]]:
-    """Path below `root` and kind of what lies directly in its folder `below`, if that is not among those `entered`."""
-    folder = root / below
-    name = folder.name
-    try:
-        status = folder.stat()
-        identity = status.st_dev, status.st_ino
-        if entered is not None and identity in entered:
-            yield below, EntryKind.REPEATED_FOLDER
-            return
-        if entered is not None:
-            entered.add(identity)
-        with os.scandir(folder) as found:
-            for entry in found:
-                kind = _kind(entry, name)
-                yield f"{below}{entry.name}{'/' if kind in _FOLDERS else ''}", kind
-    except OSError:
-        if not below:
-            raise
-        yield below, EntryKind.UNREADABLE_FOLDER
-
-
-def _kind(entry: os.DirEntry[str], parent: str) -> EntryKind:
-    """What an entry is. Nothing is opened: reading a pipe would wait for ever. Only links cost a look-up."""
-    name = entry.name
-    try:
-        if entry.is_dir():
-            if name.startswith("."):
-                return EntryKind.HIDDEN_FOLDER
-            return EntryKind.SERVICE_FOLDER if is_service_folder(name, parent) else EntryKind.FOLDER
-        if entry.is_file():
-            return _kind_of_file(name)
-        entry.stat()
-    except OSError as error:  # a link that leads in a circle, where nothing can ever be, or nowhere
-        kind = EntryKind.OTHER_FILE if error.errno == errno.ELOOP else _kind_of_file(name)
-        return EntryKind.BROKEN_LINK if kind in (EntryKind.OTHER_FILE, EntryKind.UNREAD_FORMAT) else kind
-    return EntryKind.SPECIAL_FILE
-
-
-def _kind_of_file(name: str) -> EntryKind:
-    if name.startswith("."):
-        return EntryKind.HIDDEN_FILE
-    suffix = _suffix(name)
-    if suffix in SUFFIXES:
-        return EntryKind.SERVICE_FILE if is_service_file(name) else EntryKind.IMAGE
-    return EntryKind.UNREAD_FORMAT if suffix in UNREAD_SUFFIXES else EntryKind.OTHER_FILE
-
-
-def _suffix(name: str) -> str:
-    """The ending of a file name with its dot, in lower case; empty if it has none."""
-    dot = name.rfind(".")
-    return name[dot:].lower() if dot > 0 else ""
-
-
-def _files_inside(root: Path, below: str) -> Iterator[str]:
-    """Every file of a folder that is not entered otherwise; links in it are not followed."""
-    for folder, _, names in os.walk(root / below):
-        inside = Path(folder).relative_to(root).as_posix()
-        yield from (f"{inside}/{name}" for name in sorted(names))

@@ -9,16 +9,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from openjepa.data.decode import check_usable
 from openjepa.data.folders.entries import SUFFIXES, EntryKind, OtherEntries, walk
 from openjepa.data.folders.image_lists import VAL_ANNOTATIONS, check_listed, read_val_annotations
 from openjepa.data.folders.mask_folders import find_mask_folders
-from openjepa.data.loading.unreadable import check_usable
 from openjepa.data.selection import held_out
-from openjepa.data.source import ListSource, Splits, file_stamp
-from openjepa.refusals import Refusal
+from openjepa.data.source import JoinedBytes, ListSource, Splits, class_numbers, file_stamp
+from openjepa.refusals import Refusal, few
 from openjepa.settings.sources import FolderSettings
-from openjepa.system.hub_names import absent
-from openjepa.system.shell import command
+from openjepa.system.shell import absent, command
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "validation", "valid", "val")
@@ -34,29 +33,25 @@ class FolderSource(ListSource):
         """`files`: paths below `root`."""
         self.root = root
         """The folder that the names start from."""
-        # One string for all names: a million Python strings would be copied into each worker as soon as they are touched.
-        encoded = [os.fsencode(file) for file in files]
-        self._names = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        self._names = JoinedBytes.join([os.fsencode(file) for file in files])
         self.labels = labels
         self.class_names = class_names
 
     def __len__(self) -> int:
         """Number of files."""
-        return len(self._ends)
+        return len(self._names)
 
     def read(self, index: int) -> bytes:
         """Contents of a file."""
         return self.path(index).read_bytes()
 
     def path(self, index: int) -> Path:
-        """Where a file lies."""
+        """Full path of a file."""
         return self.root / self.name(index)
 
     def name(self, index: int) -> str:
         """Path of a file below the folder."""
-        start = int(self._ends[index - 1]) if index else 0
-        return os.fsdecode(self._names[start : int(self._ends[index])].tobytes())
+        return os.fsdecode(self._names[index])
 
     def stamp(self, index: int) -> bytes:
         """Size and modification time of a file."""
@@ -66,10 +61,10 @@ class FolderSource(ListSource):
 def open_folder(settings: FolderSettings, seed: int) -> Splits:
     """The images below `settings.path`.
 
-    Sub-folders that hold images are the classes; one sub-folder alone is not a class but looked into. If all of them are named
+    Sub-folders that hold images are the classes. A single sub-folder is no class; it is entered. If all of them are named
     as splits, `train` is the training split, and the first of `test`, `validation`, `valid` and `val` that has labels is the
     test split; otherwise `test_fraction` of each class is held out with the seed. Images directly in the folder make it
-    unlabeled, with no test split. What else lies in the folder is left out and counted (folder_entries.py says what).
+    unlabeled, with no test split. What else lies in the folder is left out and counted (entries.py says what).
     Raises Refusal if the path does not exist, none of the first images can be used, images or other folders lie beside a split,
     or two folders are the same split by their names.
     """
@@ -86,11 +81,11 @@ def open_folder(settings: FolderSettings, seed: int) -> Splits:
         warnings.warn(masks.advice(root), stacklevel=2)
     unused = _unused(opened)
     parts = [_description(root, opened), *unused, *others.described()]
-    return Splits(opened.train, opened.test, "; ".join(parts), left_out=tuple(others.left_out()), unused=unused)
+    return Splits(opened.train, opened.test, "; ".join(parts), root.name, left_out=tuple(others.left_out()), unused=unused)
 
 
 def left_out(settings: FolderSettings) -> dict[str, FolderSource]:
-    """Images of a folder with splits that `open_folder` does not open, by folder: unlabeled or further splits."""
+    """Images in splits of a folder that `open_folder` does not open (unlabeled or further ones), by the split's folder."""
     root, files, _ = _innermost(existing_path(settings.path))
     opened = _split_folders(root, files)
     if opened is None:
@@ -99,19 +94,16 @@ def left_out(settings: FolderSettings) -> dict[str, FolderSource]:
 
 
 def existing_path(path: str, hub: bool = False) -> Path:
-    """The path, or a Refusal that suggests the nearest that exists. `hub`: whether a name on the Hub may be meant."""
+    """The file or folder `path`. Raises Refusal, which suggests the nearest that exists, if it is not there.
+
+    `hub`: whether a name on the Hub may be meant.
+    """
     if not path:
         raise Refusal("data.path is not set: give the folder with your images (--data.path ~/photos)")
     folder = Path(path).expanduser()
     if folder.exists():
         return folder
     raise Refusal(f"data.path={path!r} {absent(path, hub)}")
-
-
-def _few(names: list[str], shown: int = 8) -> str:
-    if not names:
-        return "no folders"
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 @dataclass(frozen=True)
@@ -175,19 +167,19 @@ def _check_split(root: Path, files: list[str], trained: list[str], tested: list[
     """Raises Refusal if something lies beside the splits, or two folders are the same split."""
     if others:
         raise Refusal(
-            f"{str(root)!r} holds {trained[0]!r} and {tested[0]!r} beside {_few(others)}: "
+            f"{str(root)!r} holds {trained[0]!r} and {tested[0]!r} beside {few(others) or 'no folders'}: "
             "move these away if it is a split, or rename the two if all are classes"
         )
     if loose := [file for file in files if not _top(file)]:
         raise Refusal(
-            f"{str(root)!r} holds images ({_few(loose)}) beside the folder {trained[0]!r}: move these away if it is a split, "
+            f"{str(root)!r} holds images ({few(loose)}) beside the folder {trained[0]!r}: move these away if it is a split, "
             f"or rename {trained[0]!r} if all images are to be used"
         )
     same_test = [name for name in tested if [other.lower() for other in tested].count(name.lower()) > 1]
     for same in (trained if len(trained) > 1 else [], same_test):
         if same:
             raise Refusal(
-                f"{str(root)!r} holds {_few([repr(name) for name in same])}, which mean the same split: put their images into "
+                f"{str(root)!r} holds {few([repr(name) for name in same])}, which mean the same split: put their images into "
                 "one of them, or rename what is something else"
             )
 
@@ -215,16 +207,15 @@ def _test_split(root: Path, files: list[str], train: FolderSource, train_name: s
     classes = read_val_annotations(list_file)
     _check_known(set(classes.values()), names, list_file, train_name)
     check_listed(inner, list(classes), list_file)
-    numbers = {name: number for number, name in enumerate(names)}
     listed = sorted(classes)
-    labels = np.array([numbers[classes[name]] for name in listed], dtype=np.int64)
+    labels = class_numbers((classes[name] for name in listed), names)
     unused = [file for file, name in zip(files, below, strict=True) if name not in classes]
     return FolderSource(inner, listed, labels, names), unused
 
 
 def _check_known(found: set[str], known: tuple[str, ...], place: Path, train_name: str) -> None:
     if unknown := sorted(found - set(known)):
-        raise Refusal(f"{str(place)!r} has classes that {train_name!r} has not: {_few(unknown)}")
+        raise Refusal(f"{str(place)!r} has classes that {train_name!r} has not: {few(unknown)}")
 
 
 def _top(file: str) -> str:
@@ -237,23 +228,20 @@ def _below(files: list[str], folder: str) -> list[str]:
 
 
 def _class_names(files: list[str]) -> tuple[str, ...] | None:
-    """The class folders, or None where images lie outside of them or there is only one."""
+    """The class folders; None if images lie outside of them or there is only one."""
     names = {_top(file) for file in files}
     return None if "" in names or len(names) < 2 else tuple(sorted(names))
 
 
 def _labels(files: list[str], names: tuple[str, ...] | None) -> NDArray[np.int64] | None:
-    if names is None:
-        return None
-    numbers = {name: number for number, name in enumerate(names)}
-    return np.array([numbers[_top(file)] for file in files], dtype=np.int64)
+    return None if names is None else class_numbers(map(_top, files), names)
 
 
 def _held_out(root: Path, files: list[str], fraction: float, seed: int) -> _Opened:
     """All images, or with classes a split of each of them: the nearest whole number to its fraction, never all."""
     names = _class_names(files)
     labels = _labels(files, names)
-    is_held = held_out(labels, fraction, seed)
+    is_held = held_out(labels, fraction, seed) if fraction else None
     if labels is None or is_held is None:
         return _Opened(FolderSource(root, files, labels, names))
     parts = []

@@ -5,10 +5,8 @@ import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, examples
 
-NUM_EXAMPLES = 3
-"""Names that a message gives as examples."""
 VAL_ANNOTATIONS = "val_annotations.txt"
 """The list of Tiny ImageNet beside its folder of validation images."""
 
@@ -36,13 +34,8 @@ def read_val_annotations(file: Path) -> dict[str, str]:
     return classes
 
 
-def examples(names: Sequence[str]) -> str:
-    """The first names, in words."""
-    return ", ".join(names[:NUM_EXAMPLES]) + (", ..." if len(names) > NUM_EXAMPLES else "")
-
-
 def check_listed(root: Path, names: Sequence[str], file: Path) -> None:
-    """Says aloud which images of the list `file` are not below `root`: they are skipped and counted as unreadable ones are.
+    """Warns of images that the list `file` names and `root` does not hold: they are skipped and counted as unreadable ones are.
 
     Raises Refusal if the list is empty or none of its images is there.
     """
@@ -58,10 +51,10 @@ def check_listed(root: Path, names: Sequence[str], file: Path) -> None:
 
 
 def absent_files(root: Path, names: Iterable[str]) -> list[str]:
-    """Those of the paths below `root` where no file is.
+    """The paths among `names` below `root` that name no file.
 
-    Every folder is read once: millions of files cost no look-up each. Only names that it does not list so are looked up: disks
-    may take upper and lower case, or other ways to write an accent, for the same name.
+    Every folder is read once: millions of files cost no look-up each. Only a name that its folder does not list is looked up:
+    disks may take upper and lower case, or other ways to write an accent, for the same name.
     """
     present: dict[str, set[str]] = {}
     absent = []

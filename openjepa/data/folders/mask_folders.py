@@ -43,7 +43,7 @@ class MaskFolder:
     photos: str
 
     def advice(self, root: Path) -> str:
-        """What is the matter, and what to type."""
+        """Says what is the matter and what to type."""
         if self.masks == self.photos:
             what, remedy = (
                 f"images in {str(root / self.masks)!r} whose names end in a mark as {MARKS[0]}",
@@ -130,7 +130,7 @@ def _are_masks(
 ) -> bool:
     """Whether each picture is a map of its photo: as large, and the photo in colors, or as gray as no map is.
 
-    Where the names say it too (masks/, x_mask.png), the photos may be of any kind and size.
+    If the names say it too (masks/, x_mask.png), the photos may be of any kind and size.
     """
     is_named = _photo_stem(names[0]) != _stem(names[0]) or (_MASK_WORDS.search(folder) and not _MASK_WORDS.search(photos))
     for name in names:
@@ -146,6 +146,6 @@ def _are_masks(
 
 
 def _first_difference(folder: str, photos: str) -> tuple[str, str]:
-    """Where two paths part: many classes with their own folders of label maps are one place."""
+    """The folders at which two paths part: many classes with their own folders of label maps are one place."""
     mine, theirs = folder.split("/"), photos.split("/")
     return next(((a, b) for a, b in zip(mine, theirs, strict=False) if a != b), (mine[-1], theirs[-1]))

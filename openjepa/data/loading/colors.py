@@ -42,13 +42,13 @@ BLUR_SIDE = 32
 PARTS_OF_A_LEVEL = 8
 """Sums are taken of levels in eighths."""
 PARTS_OF_A_WEIGHT = 8192
-"""Weights of the blur are whole numbers of so many parts: 255 x 8 x 8192 is below 2^24, so that every sum is exact."""
+"""Weights of the blur are multiples of 1 / 8192: 255 x 8 x 8192 is below 2^24, so that every sum is exact."""
 VERY_LARGE = 1e30
 
 
 @dataclass(frozen=True)
 class DrawnColors:
-    """What is done with each of R views."""
+    """The color changes that were drawn for each of R views."""
 
     strengths: NDArray[np.float64]
     """[R, 4]: factors of brightness, contrast and saturation, and turns of hue; (1, 1, 1, 0) changes nothing."""
@@ -67,11 +67,11 @@ class DrawnColors:
         return found
 
     def changed(self) -> NDArray[np.int64]:
-        """Rows with which anything is done."""
+        """Rows that are changed at all."""
         return np.flatnonzero(self.jittered() | self.gray | (self.sigma > 0) | self.solarized)
 
     def of(self, rows: NDArray[np.int64]) -> "DrawnColors":
-        """The same for some of the views."""
+        """The changes of some of the views."""
         return DrawnColors(self.strengths[rows], self.order[rows], self.gray[rows], self.sigma[rows], self.solarized[rows])
 
 
@@ -79,9 +79,9 @@ NEUTRAL = np.array([1.0, 1.0, 1.0, 0.0])
 
 
 def draw_colors(views: Mapping[str, ViewSpec], ids: NDArray[np.int64], seed: int, epoch: int) -> dict[str, DrawnColors]:
-    """What is done with the views of the samples `ids` [B] in an epoch: V x B rows by name, view by view.
+    """Draws the color changes of the samples `ids` [B] in an epoch: V x B rows by the name of the view, view by view.
 
-    Names whose colors stay as they are, are left out. Refusal: a view has not one color change for each of its crops.
+    Views whose colors stay as they are, are left out. Raises Refusal if a view has not one color change for each of its crops.
     """
     if not any(view.colors for view in views.values()):
         return {}
@@ -128,7 +128,7 @@ def _joined(parts: Sequence[DrawnColors]) -> DrawnColors:
 
 
 def change_colors(pixels: UInt8[Tensor, "R 3 h w"], drawn: DrawnColors) -> None:
-    """Changes the views in place, each as drawn for it."""
+    """Changes the views `pixels` in place, each as drawn for it."""
     rows = drawn.changed()
     # views with the same order of operations stand together, so that most operations take a whole block
     rows = rows[np.argsort(drawn.order[rows] @ [64, 16, 4, 1] + 256 * ~drawn.jittered()[rows], kind="stable")]
@@ -141,7 +141,7 @@ def change_colors(pixels: UInt8[Tensor, "R 3 h w"], drawn: DrawnColors) -> None:
 
 
 def change_floats(images: Float[Tensor, "R 3 h w"], drawn: DrawnColors) -> Float[Tensor, "R 3 h w"]:
-    """The same for levels in [0, 255] that are not rounded; may overwrite `images`."""
+    """The images changed as drawn, for levels in [0, 255] that are not rounded. May overwrite `images`."""
     for place in range(4):
         operation = drawn.order[:, place]
         strength = np.take_along_axis(drawn.strengths, operation[:, None], axis=1)[:, 0]
@@ -154,7 +154,7 @@ def change_floats(images: Float[Tensor, "R 3 h w"], drawn: DrawnColors) -> Float
 
 
 def _on_rows(images: Tensor, chosen: NDArray[np.bool_], change: Callable[..., Tensor], *values: NDArray[np.generic]) -> Tensor:
-    """`images` with `change(images, *values)` in the chosen rows, where `values` have one row for each image."""
+    """`images` with `change(images, *values)` in the chosen rows; `values` have one row for each image."""
     if not chosen.any():
         return images
     if chosen.all():
@@ -166,7 +166,7 @@ def _on_rows(images: Tensor, chosen: NDArray[np.bool_], change: Callable[..., Te
 
 
 def _places(rows: NDArray[np.int64], images: Tensor) -> slice | Tensor:
-    """Rows as an index: without a copy where they follow each other."""
+    """Rows as an index, which makes no copy if they follow each other."""
     if (np.diff(rows) == 1).all():
         return slice(int(rows[0]), int(rows[-1]) + 1)
     return _on_device(rows, images.device)
@@ -200,7 +200,7 @@ def _saturate(images: Tensor, factor: NDArray[np.float64]) -> Tensor:
 
 
 def _turn_hue(images: Tensor, turns: NDArray[np.float64]) -> Tensor:
-    """Hue turned by so many turns at equal value and chroma of HSV.
+    """Turns the hue by `turns` at equal value and chroma of HSV.
 
     With M, m and C = M - m of a pixel and its hue H in turns, channel n (red 0, green 2, blue 4 sixths) of the HSV hexagon is
     M - C clamp(2 - 6 d, 0, 1), that is M - 2 C + 6 C d held between m and M, where d is the distance of H + 1/2 from n on a
@@ -241,7 +241,7 @@ def _per_image(values: NDArray[np.float64], images: Tensor) -> Float[Tensor, "R 
 
 
 def luma(images: Float[Tensor, "R 3 h w"]) -> Float[Tensor, "R 1 h w"]:
-    """Gray of ITU-R 601."""
+    """The gray of each pixel by ITU-R 601."""
     red, green, blue = images.unbind(1)
     return (red * LUMA[0]).add_(green * LUMA[1]).add_(blue * LUMA[2])[:, None]
 
@@ -250,12 +250,12 @@ def luma(images: Float[Tensor, "R 3 h w"]) -> Float[Tensor, "R 1 h w"]:
 
 
 def to_gray(images: Float[Tensor, "R 3 h w"]) -> Float[Tensor, "R 3 h w"]:
-    """All channels become the luma."""
+    """Sets all channels to the luma."""
     return luma(images).expand_as(images).clone()
 
 
 def solarize(images: Float[Tensor, "R 3 h w"]) -> Float[Tensor, "R 3 h w"]:
-    """Levels of 128 and more are inverted, which makes each the smaller of itself and its inverse."""
+    """Inverts levels of 128 and more, so that each becomes the smaller of itself and its inverse."""
     return torch.minimum(images, 255 - images)
 
 

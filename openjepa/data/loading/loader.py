@@ -1,7 +1,4 @@
-"""TrainingLoader: from a source to microbatches of crops and masks; the order is a pure function of seed and position.
-
-Crops of a whole batch on the device: the antialiased resize of each box as two batched matrix products.
-"""
+"""TrainingLoader: from a source to microbatches of crops and masks; the order is a pure function of seed and position."""
 
 import math
 from collections.abc import Callable, Generator, Iterator
@@ -10,108 +7,38 @@ from itertools import islice
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int
 from torch import Tensor
 
-from openjepa.data.loading.cache import MEMORY_SHARE, Chunk, ChunkReader, ChunkResult, MaskDrawer, PixelCache, build_cache
+from openjepa.data.decode import check_usable
+from openjepa.data.loading.cache import MEMORY_SHARE, PixelCache, build_cache, crop_batch
+from openjepa.data.loading.chunks import Chunk, ChunkReader, ChunkResult, MaskDrawer
 from openjepa.data.loading.colors import change_colors, draw_colors
 from openjepa.data.loading.order import BatchPlan, Samples, list_steps, shard_steps
-from openjepa.data.loading.unreadable import check_usable
-from openjepa.data.loading.workers import available_cores, check_shared_memory, parallel_map
+from openjepa.data.loading.workers import check_shared_memory, parallel_map
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import DataSettings, HuggingFaceSettings
+from openjepa.system.console import silent
+from openjepa.system.cores import available_cores
 from openjepa.system.memory import available_memory
 from openjepa.types import Batch, BlockMasks, InputSpec, LoaderPosition, Masks
-
-CHUNK = 256
-"""Images cropped at a time; bounds the memory for their resize matrices."""
-
-
-def crop_batch(
-    pixels_flat: UInt8[Tensor, "pixels 3"],
-    starts: Int[Tensor, " B"],
-    widths: Int[Tensor, " B"],
-    boxes: Int[Tensor, "B 5"],
-    largest: tuple[int, int],
-    size: tuple[int, int],
-    interpolation: str,
-) -> UInt8[Tensor, "B 3 oh ow"]:
-    """The boxes (top, left, height, width, mirrored) of images that lie one behind the other, resized to `size`.
-
-    Equal to `interpolate(antialias=True)` of each box to within one of 255 levels. `largest`: a height and width that no box
-    exceeds, known without asking the device.
-    """
-    parts = [
-        _crop_chunk(pixels_flat, starts[part], widths[part], boxes[part], largest, size, interpolation)
-        for part in (slice(first, first + CHUNK) for first in range(0, len(starts), CHUNK))
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _crop_chunk(
-    pixels_flat: Tensor,
-    starts: Tensor,
-    widths: Tensor,
-    boxes: Tensor,
-    largest: tuple[int, int],
-    size: tuple[int, int],
-    interpolation: str,
-) -> Tensor:
-    tops, lefts, box_heights, box_widths, mirrored = boxes.unbind(1)
-    rows = torch.arange(largest[0], device=boxes.device)
-    columns = torch.arange(largest[1], device=boxes.device)
-    # Beyond a box its last row or column is repeated; the weights there are zero.
-    rows_inside = torch.minimum(rows[None, :], box_heights[:, None] - 1) + tops[:, None]  # [B, h]
-    columns_inside = torch.minimum(columns[None, :], box_widths[:, None] - 1) + lefts[:, None]  # [B, w]
-    places = starts[:, None, None] + rows_inside[:, :, None] * widths[:, None, None] + columns_inside[:, None, :]
-    pixels = pixels_flat[places].permute(0, 3, 1, 2).to(torch.float32)  # [B, 3, h, w]
-    vertical = resize_matrices(box_heights, largest[0], size[0], interpolation)
-    horizontal = resize_matrices(box_widths, largest[1], size[1], interpolation)
-    horizontal = torch.where(mirrored.bool()[:, None, None], horizontal.flip(1), horizontal)
-    narrow = pixels @ horizontal.transpose(1, 2)[:, None]  # [B, 3, h, ow]
-    return (vertical[:, None] @ narrow).round_().clamp_(0, 255).to(torch.uint8)
-
-
-def resize_matrices(lengths: Int[Tensor, " B"], largest: int, out: int, interpolation: str) -> Float[Tensor, "B out largest"]:
-    """Matrices that resize the first `lengths` of `largest` samples to `out`, antialiased.
-
-    Output i lies at (i + 1/2) * length / out in the input; an input sample is weighted by the filter (triangle, or the cubic of
-    Keys, 1981, with a = -1/2) of its distance, which is measured in output samples where the image shrinks.
-    """
-    scale = lengths[:, None, None] / out
-    centers = (torch.arange(out, device=lengths.device)[None, :, None] + 0.5) * scale
-    samples = torch.arange(largest, device=lengths.device)[None, None, :]
-    distance = ((samples + 0.5 - centers) / scale.clamp(min=1)).abs()
-    if interpolation == "bilinear":
-        weights = (1 - distance).clamp(min=0)
-    elif interpolation == "bicubic":
-        near = (1.5 * distance - 2.5) * distance * distance + 1
-        far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
-        weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0))
-    else:
-        raise Refusal(f"data.interpolation={interpolation!r} is not known: use 'bilinear' or 'bicubic'")
-    weights = weights * (samples < lengths[:, None, None])
-    return weights / weights.sum(dim=2, keepdim=True)
-
-
-__all__ = ["BatchPlan", "TrainingLoader"]
 
 CHUNK_BYTES = 8_000_000
 """Pixels a worker hands over at a time: little, so that the first batch comes soon and little shared memory is used."""
 MANY_IMAGES = 8192
-"""From so many images on, a cache is filled by one process per core."""
+"""With at least this many images, a cache is filled by one process per core."""
 HOST_DEVICES = ("cpu",)
-"""Devices whose memory is the workers' own, where crops one by one are faster than batched ones."""
+"""Devices whose memory is the workers' own: there crops one by one are faster than batched ones."""
 REMEMBERED_STEPS = 4
-"""Streams: for so many steps the names of the samples are remembered."""
+"""Steps for which the names of a stream's samples are remembered."""
 
 
 class TrainingLoader:
     """Microbatches of one process.
 
     A batch is the same whatever `workers` is, and the batches of a step together are the same however the plan divides it.
-    Batches are on the CPU (pinned where `device` is a GPU), except the views of `data.cache=device`.
+    Batches are on the CPU (pinned if `device` is a GPU), except the views of `data.cache=device`.
     """
 
     def __init__(
@@ -124,9 +51,9 @@ class TrainingLoader:
         seed: int,
         workers: int,
         device: torch.device,
-        progress: Callable[[int, int], None] | None = None,
+        advance: Callable[[int], None] = silent,
     ) -> None:
-        """Checks the data and fills the cache; `progress(done, total)` is called meanwhile."""
+        """Checks the data and fills the cache; `advance` is told meanwhile how many more images are in it."""
         self._source = source
         self._inputs = inputs
         self._plan = plan
@@ -139,19 +66,19 @@ class TrainingLoader:
         min_side = _patch_side(inputs, sampler)
         self._check_length(data)
         self._on_device = data.cache == "device" and device.type not in HOST_DEVICES
-        self._cache = self._open_cache(data, min_side, progress)
+        self._cache = self._open_cache(data, min_side, advance)
         cache = None if self._cache is None or not self._on_device else self._cache.without_pixels()
         self._reader = ChunkReader(source, inputs, sampler, seed, min_side, cache or self._cache, self._on_device)
         self._geometry = self._move_to_device()
 
     @property
     def num_images(self) -> int | None:
-        """Images of the source; None where a stream does not know."""
+        """Number of images of the source; None if it is a stream that does not know."""
         return len(self._source) if isinstance(self._source, ListSource) else self._source.num_records
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """Whole steps in one pass; None where a stream does not know."""
+        """Number of whole steps in one pass; None if the source is a stream that does not know."""
         return None if self.num_images is None else self.num_images // self._plan.batch_size
 
     @property
@@ -162,7 +89,7 @@ class TrainingLoader:
         return -(-self._in_flight(size) // per_step)
 
     def name(self, sample_id: int) -> str:
-        """What a sample is called; of a stream, only those of the last steps are remembered."""
+        """Name of a sample; of a stream only the names of the last steps are remembered."""
         if isinstance(self._source, ListSource):
             return self._source.name(sample_id)
         return self._names.get(sample_id, f"sample {sample_id} of the stream")
@@ -179,7 +106,7 @@ class TrainingLoader:
             yield self._batch(parts)
 
     def close(self) -> None:
-        """Stop the workers of an unfinished iteration."""
+        """Stops the workers of an unfinished iteration."""
         if self._running is not None:
             self._running.close()
             self._running = None
@@ -276,7 +203,7 @@ class TrainingLoader:
         return torch.stack(crops)
 
     def _pinned(self, masks: Masks) -> Masks:
-        """Masks in pinned memory where they go to a GPU, so that their copy does not wait for it."""
+        """Masks in pinned memory if they go to a GPU, so that their copy does not wait for it."""
         if self._device.type != "cuda":
             return masks
         if isinstance(masks, BlockMasks):
@@ -297,7 +224,7 @@ class TrainingLoader:
         if data.cache != "none" and isinstance(self._source, ShardSource):
             raise Refusal(f"data.cache={data.cache!r} needs a list of images, not a stream: set data.cache=none")
 
-    def _open_cache(self, data: DataSettings, min_side: int, progress: Callable[[int, int], None] | None) -> PixelCache | None:
+    def _open_cache(self, data: DataSettings, min_side: int, advance: Callable[[int], None]) -> PixelCache | None:
         if not isinstance(self._source, ListSource):
             return None
         if data.cache == "none":
@@ -309,7 +236,7 @@ class TrainingLoader:
             free = min(torch.cuda.mem_get_info(self._device)[0], available_memory())  # pixels pass through the host's
             limit = int(MEMORY_SHARE * free)
         short_side = data.cache_size or _detail_kept(self._inputs)
-        cache = build_cache(self._source, short_side, min_side, workers, progress, limit)
+        cache = build_cache(self._source, short_side, min_side, workers, advance, limit)
         if len(cache.reasons) > data.max_skipped * len(cache):
             index, reason = next(iter(cache.reasons.items()))
             raise Refusal(
@@ -334,7 +261,7 @@ def _detail_kept(inputs: InputSpec) -> int:
 
 
 def _patch_side(inputs: InputSpec, sampler: MaskDrawer) -> int:
-    """Longest side of a patch; raises Refusal where the grid of the masks does not divide the views."""
+    """Longest side of a patch; raises Refusal if the grid of the masks does not divide the views."""
     sides = [1]
     for name in inputs.masked_views:
         for side, patches in zip(inputs.views[name].size, sampler.grid, strict=True):

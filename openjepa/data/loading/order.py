@@ -14,12 +14,12 @@ from openjepa.types import LoaderPosition
 LIST_SPARES = 256
 """Samples of the order behind a chunk that may replace unreadable ones in it (lists: only their numbers are passed on)."""
 STREAM_SPARES = 16
-"""The same for streams, where the bytes themselves are passed on."""
+"""The same for streams, of which the bytes themselves are passed on."""
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How a step's batch is divided: into microbatches, and those over processes."""
+    """How the batch of a step is divided into microbatches, and these over processes."""
 
     batch_size: int
     """Images per step over all processes."""
@@ -31,7 +31,7 @@ class BatchPlan:
     """Images per mask group. None: the whole batch."""
 
     def __post_init__(self) -> None:
-        """Check that the parts divide each other."""
+        """Raises Refusal unless the parts divide each other."""
         wave = self.microbatch_size * self.world_size
         if self.microbatch_size < 1 or self.batch_size < 1 or self.batch_size % wave:
             raise Refusal(
@@ -65,7 +65,7 @@ class Samples:
 
     step: int
     position: LoaderPosition
-    """Where the step starts."""
+    """Position at which the step starts."""
     ids: NDArray[np.int64]
     """Sample of each slot, then the spares [batch size + spares]."""
     records: tuple[ShardRecord, ...] | None = None

@@ -1,21 +1,16 @@
 """Samples that cannot be read: replaced by the next of the order, counted, and too many of them stop the run."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 
-from openjepa.data.decode import DecodeError, decode_image
-from openjepa.data.source import ListSource
+from openjepa.data.decode import DecodeError, reason_of
 from openjepa.refusals import Refusal
 from openjepa.types import Batch, Skipped
-
-NUM_CHECKED = 256
-"""Records at the start of a source among which one must be usable."""
 
 
 def fill_slots(
     num: int, num_candidates: int, fill: Callable[[int, int], None], name: Callable[[int], str]
 ) -> tuple[list[int], list[Skipped]]:
-    """Fill `num` slots, each from the candidate at its own place or, where that cannot be read, from the next one behind it.
+    """Fills `num` slots, each from the candidate at its own place, or from the next one behind it if that cannot be read.
 
     `fill(slot, place)` raises DecodeError or OSError for an unusable candidate. Returns the place each slot was filled from,
     and the skipped samples of these slots (a bad candidate is counted in its own slot only).
@@ -42,14 +37,8 @@ def _fill_slot(slot: int, num_candidates: int, fill: Callable[[int, int], None],
     raise Refusal(f"{num_candidates - slot} images in a row cannot be used; the first is {name(slot)}: {reason}")
 
 
-def reason_of(error: Exception) -> str:
-    """Why a sample cannot be used, without its path: that stands beside the reason."""
-    words = error.strerror if isinstance(error, OSError) else str(error)
-    return words or str(error) or type(error).__name__
-
-
 class SkipLedger:
-    """Counts what the loader skipped and stops the run when it is too much.
+    """Counts the samples that the loader skipped, and stops the run if there are too many.
 
     `count` returns the samples that were not known yet, to be written to skipped.jsonl. The share is of slots, so that a bad
     file met again in every epoch does not change it. Nothing is judged before `min_seen` samples.
@@ -58,7 +47,7 @@ class SkipLedger:
     def __init__(
         self, max_share: float, min_seen: int = 256, known: Iterable[str] = (), num_seen: int = 0, num_skipped: int = 0
     ) -> None:
-        """`known`, `num_seen` and `num_skipped` are what an interrupted run had counted."""
+        """`known`, `num_seen`, `num_skipped`: what an interrupted run had counted."""
         self.max_share = max_share
         self.min_seen = min_seen
         self.num_seen = num_seen
@@ -76,7 +65,7 @@ class SkipLedger:
         return new
 
     def raise_if_too_many(self) -> None:
-        """Raises Refusal above the share; call it once the samples are written down."""
+        """Raises Refusal if more than `max_share` were skipped; call it once the samples are written down."""
         if self.num_seen < self.min_seen or self.num_skipped <= self.max_share * self.num_seen:
             return
         last = self._last or Skipped("see skipped.jsonl", "unreadable")
@@ -85,28 +74,3 @@ class SkipLedger:
             f"{self.max_share:g}; the last: {last.name} ({last.reason}). All are listed in skipped.jsonl: repair or remove "
             "them, or raise data.max_skipped"
         )
-
-
-def check_usable(source: ListSource, what: str, min_side: int = 1) -> None:
-    """Raise Refusal unless one of the first images can be decoded and is at least `min_side` pixels on both sides."""
-    if not len(source):
-        raise Refusal(f"{what} holds no rows")
-    reasons: Counter[str] = Counter()
-    num = min(NUM_CHECKED, len(source))
-    first = ""
-    for index in range(num):
-        try:
-            pixels = decode_image(source.read(index))
-            check_side(pixels.shape[0], pixels.shape[1], min_side)
-            return
-        except (DecodeError, OSError) as error:
-            reasons[type(error).__name__ if isinstance(error, OSError) else str(error)] += 1
-            first = first or f"{source.name(index)}: {error}"
-    common = "; ".join(f"{count}x {reason}" for reason, count in reasons.most_common(3))
-    raise Refusal(f"none of the first {num} images of {what} can be used ({common}). The first is {first}")
-
-
-def check_side(height: int, width: int, min_side: int) -> None:
-    """Raise DecodeError for an image that is smaller than `min_side` pixels (a patch)."""
-    if min(height, width) < min_side:
-        raise DecodeError(f"{width} x {height} pixels, smaller than a patch of {min_side}")

@@ -1,6 +1,5 @@
 """An ordered map over worker processes. Results do not depend on the number of workers."""
 
-import os
 import shutil
 import signal
 import sys
@@ -13,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from openjepa.refusals import Refusal
+from openjepa.system.cores import available_cores
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -38,22 +38,15 @@ class _MappedTasks(Dataset[Any], Generic[Task, Result]):
             return _Failure(error)
 
 
-def available_cores() -> int:
-    """Cores this process may run on."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def choose_workers(workers: int | None, cache: str = "none") -> int:
-    """The setting, or where it is None: one per core but one, at most 16; none where pixels are cached."""
+    """Number of worker processes. If `workers` is None: one per core but one, at most 16, or none if pixels are cached."""
     if workers is not None:
         return workers
     return 0 if cache != "none" else min(16, max(1, available_cores() - 1))
 
 
 def check_shared_memory(workers: int, needed: int, setting: str = "system.workers") -> None:
-    """Raise Refusal where the results in flight do not fit into shared memory, which would kill the workers."""
+    """Raises Refusal if the results in flight do not fit into shared memory, which would kill the workers."""
     folder = Path("/dev/shm")
     if folder.is_dir() and shutil.disk_usage(folder).free < needed:
         raise Refusal(
@@ -65,7 +58,7 @@ def check_shared_memory(workers: int, needed: int, setting: str = "system.worker
 def parallel_map(
     function: Callable[[Task], Result], tasks: Iterable[Task], workers: int, ahead: int = 0
 ) -> Generator[Result, None, None]:
-    """`function` of each task, in order. `workers` 0: in this process, one at a time.
+    """The results of `function` for each task, in order. If `workers` is 0, in this process, one at a time.
 
     `ahead`: tasks that are wanted in flight (at least two per worker). `function`, tasks and results must be picklable; it is
     called with one torch thread and must not use an accelerator.

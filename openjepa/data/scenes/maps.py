@@ -1,6 +1,6 @@
 """Label maps of scenes: the shape or color of what each pixel shows, from instance masks and annotations.
 
-The masks are those of the packaged set or of a folder that `openjepa data scenes` rendered: 0 for the ground, i + 1 where
+The masks are those of the packaged set or of a folder that `openjepa data scenes` rendered: 0 for the ground, i + 1 if
 object i is seen. CLEVR v1.0 itself has none.
 """
 
@@ -21,7 +21,7 @@ from openjepa.data.folders.folder import FolderSource
 from openjepa.data.scenes.layout import COLORS, SHAPES
 from openjepa.data.scenes.packing import read_masks
 from openjepa.data.source import LabelMaps, ListSource
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, examples
 
 MAP_CLASSES: dict[str, tuple[str, ...]] = {"shape": ("ground", *SHAPES), "color": ("ground", *COLORS)}
 """Classes of each map by the property of an annotated object that it shows."""
@@ -32,7 +32,7 @@ class InstanceMasks(ABC):
 
     @abstractmethod
     def read(self, index: int) -> NDArray[np.uint8]:
-        """The mask of a scene [height, width]. Raises Refusal where there is none that can be used."""
+        """The mask of a scene [height, width]. Raises Refusal if there is none that can be used."""
 
 
 class PackedMasks(InstanceMasks):
@@ -98,7 +98,7 @@ class SceneMaps(LabelMaps):
     def read(self, index: int) -> NDArray[np.uint8]:
         """Classes of the pixels of a picture [height, width].
 
-        Raises Refusal where the mask cannot be read, is of another size than the picture, or shows an object that the
+        Raises Refusal if the mask cannot be read, is of another size than the picture, or shows an object that the
         annotations do not have.
         """
         row = int(self._rows[index])
@@ -123,9 +123,9 @@ class SceneMaps(LabelMaps):
 
 
 def folder_masks(root: Path, split: str, names: Sequence[str]) -> FolderMasks | None:
-    """The masks of a split below `root`; None where the folder has none at all, as CLEVR v1.0.
+    """The masks of a split below `root`; None if the folder has none at all, as CLEVR v1.0.
 
-    `names`: of the pictures. Raises Refusal where masks of some pictures are missing.
+    `names`: names of the pictures. Raises Refusal if masks of some pictures are missing.
     """
     if not (root / "masks").is_dir():
         return None
@@ -134,14 +134,14 @@ def folder_masks(root: Path, split: str, names: Sequence[str]) -> FolderMasks | 
     files = [f"{Path(name).stem}.png" for name in names]
     if absent := [file for file in files if file not in present]:
         raise Refusal(
-            f"{folder} lacks the masks of {len(absent):,} of {len(files):,} pictures, for example {', '.join(absent[:3])}: "
+            f"{folder} lacks the masks of {len(absent):,} of {len(files):,} pictures, for example {examples(absent)}: "
             f"run `openjepa data scenes` into the folder again, or remove {root / 'masks'} to do without label maps"
         )
     return FolderMasks(root, [f"masks/{split}/{file}" for file in files])
 
 
 def scene_maps(source: ListSource, masks: InstanceMasks, scenes: Sequence[Mapping[str, Any]]) -> dict[str, LabelMaps]:
-    """The maps of a split by name. Raises Refusal where an annotated object lacks a property or has an unknown one."""
+    """The maps of a split by name. Raises Refusal if an annotated object lacks a property or has an unknown one."""
     return {name: SceneMaps(source, masks, _table(scenes, name), classes) for name, classes in MAP_CLASSES.items()}
 
 

@@ -15,7 +15,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from openjepa.data.source import ListSource
+from openjepa.data.source import JoinedBytes, ListSource
+from openjepa.system.json_files import read_object, value_in
 
 PACKAGED_SCENES = Path(__file__).parent / "packaged" / "scenes_64.npz"
 SPLITS = ("train", "val")
@@ -33,20 +34,18 @@ class PackedPictures(ListSource):
         class_names: tuple[str, ...] | None = None,
     ) -> None:
         """`ends` [n]: where each file ends within `pictures`."""
-        self._pictures = pictures
-        self._ends = ends
+        self._pictures = JoinedBytes(pictures, ends)
         self._names = np.array(names)
         self.labels = labels
         self.class_names = class_names
 
     def __len__(self) -> int:
         """Number of pictures."""
-        return len(self._ends)
+        return len(self._pictures)
 
     def read(self, index: int) -> bytes:
         """The JPEG file of a picture."""
-        start = int(self._ends[index - 1]) if index else 0
-        return self._pictures[start : int(self._ends[index])].tobytes()
+        return self._pictures[index]
 
     def name(self, index: int) -> str:
         """CLEVR's name of a picture."""
@@ -55,12 +54,12 @@ class PackedPictures(ListSource):
 
 def read_annotations(packed: Path, split: str) -> list[dict[str, Any]]:
     """CLEVR's annotations of a split: one dictionary per scene, in order."""
-    scenes: list[dict[str, Any]] = json.loads(_member(packed, f"{split}_scenes").tobytes())
+    scenes: list[dict[str, Any]] = value_in(_member(packed, f"{split}_scenes").tobytes().decode(), packed)
     return scenes
 
 
 def read_masks(packed: Path, split: str) -> NDArray[np.uint8]:
-    """Instance masks [scenes, height, width] of a split: 0 for the ground, i + 1 where object i is seen."""
+    """Instance masks [scenes, height, width] of a split: 0 for the ground, i + 1 if object i is seen."""
     return np.asarray(_member(packed, f"{split}_masks"))
 
 
@@ -77,10 +76,10 @@ def _member(packed: Path, name: str) -> NDArray[Any]:
 
 
 def pack_scenes(rendered: Path, packed: Path, quality: int = 92) -> None:
-    """Pack a folder that `render_scenes` filled into one file, pictures as JPEGs with full color resolution."""
+    """Packs a folder that `render_scenes` filled into one file, pictures as JPEGs with full color resolution."""
     members: dict[str, NDArray[Any]] = {}
     for split in SPLITS:
-        scenes = json.loads((rendered / "scenes" / f"CLEVR_{split}_scenes.json").read_text())["scenes"]
+        scenes = (read_object(rendered / "scenes" / f"CLEVR_{split}_scenes.json") or {})["scenes"]
         files, masks = [], []
         for scene in scenes:
             picture = Image.open(rendered / "images" / split / scene["image_filename"]).convert("RGB")

@@ -5,7 +5,6 @@ Every scene is a pure function of (seed, split, index), whichever process render
 
 import json
 import multiprocessing
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -16,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from openjepa.data.scenes.layout import COLORS, LAYOUT_VERSION, SPLITS, SceneLayout, SceneObject, Split, lay_out_scene
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, needed_for
+from openjepa.system.console import progress
+from openjepa.system.cores import available_cores
 from openjepa.system.json_files import read_object
-from openjepa.system.packages import needed_for
-from openjepa.system.whole_files import whole_file
+from openjepa.system.shared_files import whole_file
 
 GROUND = 0.5
 """Reflectance of the ground."""
@@ -127,7 +126,7 @@ def _gray(value: float) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class RenderSettings:
-    """What all pictures of a folder share; kept in its render.json."""
+    """Settings that all pictures of a folder share; kept in its render.json."""
 
     seed: int
     image_size: int
@@ -135,7 +134,7 @@ class RenderSettings:
     layout_version: int = LAYOUT_VERSION
 
     def check(self) -> None:
-        """Raise Refusal where nothing useful could be rendered."""
+        """Raises Refusal if nothing useful could be rendered."""
         if self.samples < PASS_SAMPLES or self.samples % PASS_SAMPLES:
             raise Refusal(f"samples={self.samples} must be a multiple of {PASS_SAMPLES} (32 to 64 leave little noise).")
         if self.image_size < 16:
@@ -145,15 +144,15 @@ class RenderSettings:
 def render_scenes(
     output: Path, train: int, test: int, image_size: int, seed: int, samples: int, workers: int | None = None
 ) -> None:
-    """Render `train` training and `test` validation scenes into `output`, laid out as CLEVR v1.0 unpacks.
+    """Renders `train` training and `test` validation scenes into `output`, laid out as CLEVR v1.0 unpacks.
 
-    Writes `images/{train,val}/*.png`, `scenes/CLEVR_{train,val}_scenes.json` and `masks/{train,val}/*.png` (value i + 1 where
+    Writes `images/{train,val}/*.png`, `scenes/CLEVR_{train,val}_scenes.json` and `masks/{train,val}/*.png` (value i + 1 if
     object i is seen). What is finished is kept, so that an interrupted command continues and a larger number adds scenes.
-    `workers`: processes; None: one per core. Raises Refusal where `output` holds pictures made with other settings.
+    `workers`: processes; None: one per core. Raises Refusal if `output` holds pictures made with other settings.
     """
     settings = RenderSettings(seed, image_size, samples)
     settings.check()
-    workers = (os.cpu_count() or 1) if workers is None else workers
+    workers = available_cores() if workers is None else workers
     if min(train, test) < 1 or workers < 1:
         raise Refusal(f"train={train}, test={test} and workers={workers} must be at least 1.")
     if seed < 0:
@@ -161,15 +160,9 @@ def render_scenes(
     load_mitsuba()
     _claim(output, settings)
     numbers: dict[Split, int] = {"train": train, "val": test}
-    with _progress() as progress, _mapper(workers) as mapper:
+    with _mapper(workers) as mapper:
         for split in SPLITS:
-            task = progress.add_task(f"scenes: {split}", total=numbers[split])
-            jobs = (_Job(output, split, index, settings) for index in range(numbers[split]))
-            annotations = []
-            for annotation in mapper(_finish_scene, jobs):
-                annotations.append(annotation)
-                progress.advance(task)
-            _write_annotations(output, split, annotations)
+            _render_split(mapper, [_Job(output, split, index, settings) for index in range(numbers[split])])
 
 
 @dataclass(frozen=True)
@@ -180,8 +173,19 @@ class _Job:
     settings: RenderSettings
 
 
+def _render_split(mapper: Any, jobs: list[_Job]) -> None:
+    """Renders what is missing of a split and writes its annotations."""
+    output, split = jobs[0].output, jobs[0].split
+    annotations = []
+    with progress(f"scenes: {split}", len(jobs), unit="scenes") as advance:
+        for annotation in mapper(_finish_scene, jobs):
+            annotations.append(annotation)
+            advance(1)
+    _write_annotations(output, split, annotations)
+
+
 def _finish_scene(job: _Job) -> dict[str, Any]:
-    """Render a scene unless its files are there; returns its annotation."""
+    """Renders a scene unless its files are there; returns its annotation."""
     layout, size = lay_out_scene(job.settings.seed, job.split, job.index), job.settings.image_size
     picture = job.output / "images" / job.split / f"{layout.name}.png"
     mask = job.output / "masks" / job.split / f"{layout.name}.png"
@@ -206,7 +210,7 @@ def _write_annotations(output: Path, split: Split, annotations: list[dict[str, A
 
 
 def _claim(output: Path, settings: RenderSettings) -> None:
-    """Write the settings into a new folder; in an old one check that they are the same."""
+    """Writes the settings into a new folder; raises Refusal if an old one has others."""
     path, wanted = output / "render.json", asdict(settings)
     if (found := read_object(path)) is not None:
         changed = [f"{name} {found.get(name)} (now {value})" for name, value in wanted.items() if found.get(name) != value]
@@ -217,12 +221,6 @@ def _claim(output: Path, settings: RenderSettings) -> None:
         raise Refusal(f"{output} holds images that were not rendered here (no render.json). Use another folder.")
     output.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(wanted) + "\n")
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    )
 
 
 @contextmanager

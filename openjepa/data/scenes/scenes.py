@@ -2,11 +2,10 @@
 
 Two labelings, as in the VISSL and VTAB benchmarks that I-JEPA's tables follow: `count` (Clevr/Count: 3 to 10 objects, eight
 classes) and `distance` (Clevr/Dist: depth of the object nearest to the camera, six bins). The official test split has no
-annotations, so that the validation split is what probes are tested on. Where instance masks lie beside the pictures, the
-pixels are labeled too: `shape` and `color` of what they show (scene_maps.py).
+annotations, so that the validation split is what probes are tested on. If instance masks lie beside the pictures, the
+pixels are labeled too: `shape` and `color` of what they show (maps.py).
 """
 
-import json
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ from openjepa.data.folders.image_lists import check_listed
 from openjepa.data.scenes.maps import PackedMasks, folder_masks, scene_maps
 from openjepa.data.scenes.packing import PACKAGED_SCENES, read_annotations, read_pictures
 from openjepa.data.source import LabelMaps, ListSource, Splits
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, few
 from openjepa.settings.sources import ScenesSettings
+from openjepa.system.json_files import readable_object
 
 Scene = Mapping[str, Any]
 MIN_OBJECTS, MAX_OBJECTS = 3, 10
@@ -72,6 +72,11 @@ def open_scenes(settings: ScenesSettings, seed: int) -> Splits:
     return _splits(train, val, f"Scenes of {root.resolve().name}")
 
 
+def open_scenes_below(root: Path) -> Splits:
+    """The scenes of a folder, labeled by their number of objects."""
+    return open_scenes(ScenesSettings(path=str(root)), 0)
+
+
 @dataclass(frozen=True)
 class _OpenSplit:
     """One split with everything that is known of it."""
@@ -89,7 +94,7 @@ def _open_packaged(label: str) -> Splits:
         names = [scene["image_filename"] for scene in scenes]
         source = read_pictures(PACKAGED_SCENES, split, names, labels[label], CLASS_NAMES[label])
         opened.append(_OpenSplit(source, labels, scene_maps(source, PackedMasks(PACKAGED_SCENES, split), scenes)))
-    return _splits(opened[0], opened[1], "Packaged rendered scenes, 64 x 64 pixels")
+    return _splits(opened[0], opened[1], "Packaged rendered scenes", "64 x 64 pixels")
 
 
 def _open_split(root: Path, file: Path, split: str, label: str) -> _OpenSplit:
@@ -101,11 +106,12 @@ def _open_split(root: Path, file: Path, split: str, label: str) -> _OpenSplit:
     return _OpenSplit(source, labels, {} if masks is None else scene_maps(source, masks, scenes))
 
 
-def _splits(train: _OpenSplit, test: _OpenSplit, what: str) -> Splits:
+def _splits(train: _OpenSplit, test: _OpenSplit, name: str, pixels: str = "") -> Splits:
     extra = {name: (train.labels[name], test.labels[name]) for name in LABELS}
     maps = {name: (train.maps[name], test.maps[name]) for name in train.maps}
+    what = ", ".join(filter(None, (name, pixels)))
     what = f"{what}: {len(train.source):,} training and {len(test.source):,} test images"
-    return Splits(train.source, test.source, what, extra_labels=extra, label_maps=maps)
+    return Splits(train.source, test.source, what, name, pixels, extra_labels=extra, label_maps=maps)
 
 
 def _annotation_file(root: Path, split: str) -> Path:
@@ -119,7 +125,7 @@ def _annotation_file(root: Path, split: str) -> Path:
     elif (root / "CLEVR_v1.0").is_dir():
         found = f"did you mean {root / 'CLEVR_v1.0'}?"
     else:
-        found = f"it holds: {', '.join(sorted(entry.name for entry in root.iterdir())[:8]) or 'nothing'}"
+        found = f"it holds: {few(sorted(entry.name for entry in root.iterdir())) or 'nothing'}"
     raise Refusal(
         f"data.path={str(root)!r} has no {missing.relative_to(root)} ({found}). Expected: {LAYOUT}, as CLEVR v1.0 unpacks "
         "and as `openjepa data scenes` renders; leave data.path out for the packaged scenes."
@@ -129,9 +135,9 @@ def _annotation_file(root: Path, split: str) -> Path:
 def _read_annotations(root: Path, file: Path, split: str) -> tuple[list[dict[str, Any]], list[str]]:
     """The scenes of a split and the names of their pictures, of which some may be absent."""
     try:
-        scenes = json.loads(file.read_bytes())["scenes"]
+        scenes = (readable_object(file) or {})["scenes"]
         names = [str(scene["image_filename"]) for scene in scenes]
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise Refusal(f'{file} is no CLEVR file: expected {{"scenes": [{{"image_filename", "objects"}}, ...]}}') from error
     check_listed(root / "images" / split, names, file)
     return scenes, names

@@ -1,34 +1,51 @@
-"""Tables of images in Arrow's types: their columns, their rows, and lists of them.
-
-Files that are made once of a data file and kept in the cache of the `datasets` library.
-
-What reads the splits of a data set that are tables, tars, or on the Hub.
-"""
+"""What Parquet files, tars and the Hub have in common: readers of splits, columns of images in Arrow's types, lists of rows."""
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from openjepa.data.decode import DecodeError
 from openjepa.data.folders.entries import SUFFIXES
-from openjepa.data.source import ListSource, ShardSource, file_stamp
+from openjepa.data.source import ListSource, Pieces, ShardSource, file_stamp
 from openjepa.data.tables.labels import LabelColumn, is_text, value_type
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import HuggingFaceSettings
-from openjepa.system.whole_files import whole_file
+from openjepa.system.json_files import object_in
+from openjepa.system.shared_files import whole_file
 
 LABEL_NAMES = ("label", "labels", "cls")
 """Columns of numbers or words that are taken for labels if the files declare no class label."""
 NUM_EXAMPLES = 16
 """Rows of a column of words that tell whether they are paths of images."""
+
+
+class SplitReader(ABC):
+    """Opens the splits of one data set."""
+
+    splits: tuple[str, ...]
+    """Names of the splits that there are."""
+    left_out: tuple[str, ...] = ()
+    """Files beside these that may have been meant as data, counted, in words."""
+
+    @abstractmethod
+    def open_list(self, split: str) -> ListSource:
+        """The images of a split, without their labels."""
+
+    @abstractmethod
+    def label_column(self, split: str) -> LabelColumn | None:
+        """The labels of a split in the order of its images; None if it has no such column."""
+
+    @abstractmethod
+    def open_stream(self, split: str) -> ShardSource:
+        """The shards of a split, front to back."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------- columns
 
 
 @dataclass(frozen=True)
@@ -63,8 +80,8 @@ def choose_columns(schema: Any, settings: HuggingFaceSettings, examples: Callabl
 
 def declared_features(schema: Any) -> dict[str, Any]:
     """The features that the `datasets` library wrote into a schema's metadata."""
-    text = (schema.metadata or {}).get(b"huggingface")
-    features = json.loads(text).get("info", {}).get("features", {}) if text else {}
+    text = (schema.metadata or {}).get(b"huggingface", b"{}").decode(errors="replace")
+    features = object_in(text, "the metadata of the table", "write the file again").get("info", {}).get("features", {})
     return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
 
 
@@ -114,6 +131,9 @@ def _chosen(setting: str, given: str | None, names: list[str], candidates: list[
     return given or (candidates[0] if candidates else None)
 
 
+# ------------------------------------------------------------------------------------------------------------------------- rows
+
+
 def decoded(column: Any) -> Any:
     """An Arrow array with categories written out."""
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
@@ -130,7 +150,7 @@ class ImageRows:
         """`column`: an Arrow array. `folder`: what relative paths start from. Raises Refusal for other types of columns."""
         column = decoded(column)
         self.num_bytes: int = column.nbytes
-        """What the rows take in memory."""
+        """Bytes that the rows take in memory."""
         self._length = len(column)
         self._folder = folder
         self._encoded: Any = None
@@ -194,7 +214,7 @@ class ArrowSource(ListSource):
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the images."""
-        return {name: value for name, value in vars(self).items() if name not in ("_pieces", "_firsts")}
+        return {name: value for name, value in vars(self).items() if name not in ("_pieces", "_places")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Opens the table again."""
@@ -203,11 +223,11 @@ class ArrowSource(ListSource):
 
     def _open(self) -> None:
         self._pieces = [piece for piece in self._open_rows() if len(piece)]
-        self._firsts: NDArray[np.int64] = np.cumsum([0] + [len(piece) for piece in self._pieces], dtype=np.int64)
+        self._places = Pieces(len(piece) for piece in self._pieces)
 
     def __len__(self) -> int:
         """Number of rows."""
-        return int(self._firsts[-1])
+        return len(self._places)
 
     def read(self, index: int) -> bytes:
         """The encoded image of a row; a row may also name a file."""
@@ -220,27 +240,28 @@ class ArrowSource(ListSource):
         return row_name(self._title, index, piece.path(row))
 
     def stamp(self, index: int) -> bytes:
-        """That of the table's files, and of the file that a row names in place of an image."""
+        """Stamp of the table's files, and of the file that a row names in place of an image."""
         piece, row = self._locate(index)
         file = piece.file(row)
         return self._files if file is None else self._files + file_stamp(file)
 
     def _locate(self, index: int) -> tuple[ImageRows, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self._title} has {len(self)} rows; there is no row {index}")
-        piece = int(np.searchsorted(self._firsts, index, side="right")) - 1
-        return self._pieces[piece], index - int(self._firsts[piece])
+        piece, row = self._places.locate(index)
+        return self._pieces[piece], row
 
 
 def row_name(title: str, row: int, path: str | None) -> str:
-    """What a row is called in messages."""
+    """Name of a row in messages."""
     return f"{title} row {row}" + (f" ({path})" if path else "")
+
+
+# ----------------------------------------------------------------------------------------------------- files that are made once
 
 
 def prepared(file: Path, what: str, write: Callable[[Path], None]) -> Path:
     """The file that `write(path)` has made of `file`, now or earlier; it is made again if size or time of `file` change.
 
-    `what`: all else that its contents depend on. Raises OSError if the cache cannot be written.
+    `what`: everything else that its contents depend on. Raises OSError if the cache cannot be written.
     """
     from datasets import config
 
@@ -250,24 +271,3 @@ def prepared(file: Path, what: str, write: Callable[[Path], None]) -> Path:
         with whole_file(target) as unfinished:
             write(unfinished)
     return target
-
-
-class SplitReader(ABC):
-    """Opens the splits of one data set."""
-
-    splits: tuple[str, ...]
-    """Names of the splits that there are."""
-    left_out: tuple[str, ...] = ()
-    """What lay beside the files that may have been meant as some, in words and counted."""
-
-    @abstractmethod
-    def open_list(self, split: str) -> ListSource:
-        """The images of a split, without their labels."""
-
-    @abstractmethod
-    def label_column(self, split: str) -> LabelColumn | None:
-        """The labels of a split in the order of its images, or None if it has no such column."""
-
-    @abstractmethod
-    def open_stream(self, split: str) -> ShardSource:
-        """The shards of a split, front to back."""

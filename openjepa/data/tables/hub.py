@@ -10,7 +10,7 @@ from openjepa.data.tables.arrow import NUM_EXAMPLES, ArrowSource, Columns, Image
 from openjepa.data.tables.labels import LabelColumn, from_arrow, stream_label
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import HuggingFaceSettings
-from openjepa.system.hub_names import hub_name
+from openjepa.system.shell import hub_name
 
 
 class HubReader(SplitReader):
@@ -46,7 +46,7 @@ class HubReader(SplitReader):
         return from_arrow(title, dataset.data.table.column(columns.label), columns.class_names)
 
     def open_stream(self, split: str) -> ShardSource:
-        """The shards as the library has them."""
+        """The shards as the library divides them."""
         return stream_of(self._load(split, streaming=True), self._settings, split)
 
     def _list(self, split: str) -> Any:

@@ -8,21 +8,17 @@ from itertools import chain, islice
 
 import numpy as np
 
-from openjepa.data.decode import decode_image
-from openjepa.data.loading.unreadable import NUM_CHECKED, check_usable
+from openjepa.data.decode import NUM_CHECKED, check_usable, decode_image
 from openjepa.data.selection import Subset, held_out
 from openjepa.data.source import NO_LABEL, ListSource, ShardSource, Splits
 from openjepa.data.tables.arrow import SplitReader
-from openjepa.data.tables.labels import LabelColumn, Numbering, set_labels
+from openjepa.data.tables.labels import LabelColumn, Numbering
 from openjepa.data.tables.local_files import SPLIT_WORDS, LocalFiles, find_files
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, examples, require_package
 from openjepa.settings.sources import HuggingFaceSettings
-from openjepa.system.packages import require_package
 
 TEST_SPLITS = ("test", "validation", "val")
 """Splits the probes are tested on, the preferred first."""
-NUM_EXAMPLES = 5
-"""Classes that a remark names."""
 
 
 def open_huggingface(settings: HuggingFaceSettings, seed: int) -> Splits:
@@ -40,7 +36,7 @@ def open_huggingface(settings: HuggingFaceSettings, seed: int) -> Splits:
         _check_first(stream, what)
         test = None if data.test is None else data.open_list(data.test)
         description = "; ".join([f"{settings.name()}: {_shards(stream)}{_tested(test)}", *unused, *others])
-        return Splits(stream, test, description, left_out=others, unused=unused)
+        return Splits(stream, test, description, settings.name(), left_out=others, unused=unused)
     source = data.open_list(data.train)
     check_usable(source, what)
     train, test, how = source, None, ""
@@ -50,12 +46,12 @@ def open_huggingface(settings: HuggingFaceSettings, seed: int) -> Splits:
             raise Refusal(
                 f"the split {data.test!r} of data.path={settings.path!r} holds no rows: choose another data.test_split"
             )
-    elif (is_held := held_out(source.known_labels, settings.test_fraction, seed)) is not None:
+    elif settings.test_fraction and (is_held := held_out(source.known_labels, settings.test_fraction, seed)) is not None:
         train, test = Subset(source, np.flatnonzero(~is_held)), Subset(source, np.flatnonzero(is_held))
         how = " (held out of each class)"
     remarks = _remarks(train, test)
     description = "; ".join([f"{settings.name()}: {_listed(train)}{_tested(test)}{how}", *remarks, *unused, *others])
-    return Splits(train, test, description, remarks=remarks, left_out=others, unused=unused)
+    return Splits(train, test, description, settings.name(), remarks=remarks, left_out=others, unused=unused)
 
 
 def split_names(settings: HuggingFaceSettings) -> list[str]:
@@ -64,7 +60,7 @@ def split_names(settings: HuggingFaceSettings) -> list[str]:
 
 
 def left_out(settings: HuggingFaceSettings) -> dict[str, ListSource]:
-    """Splits that `open_huggingface` does not open, by name: unlabeled or further ones. None of what is streamed."""
+    """Splits that `open_huggingface` does not open (unlabeled or further ones), by name; empty if the data is streamed."""
     if settings.streaming:
         return {}
     data = _Labeled(settings)
@@ -130,7 +126,7 @@ class _Labeled:
         """The images of a split, with their classes."""
         source = self.reader.open_list(split)
         if (column := self._column(split)) is not None:
-            set_labels(source, self._numbering.labels(column), self._numbering.class_names)
+            source.set_labels(self._numbering.labels(column), self._numbering.class_names)
         return source
 
     def _column(self, split: str) -> LabelColumn | None:
@@ -214,10 +210,9 @@ def _remarks(train: ListSource, test: ListSource | None) -> tuple[str, ...]:
         return tuple(remarks)
     is_new = ~np.isin(asked, known) & (asked != NO_LABEL)
     if classes := np.unique(asked[is_new]).tolist():
-        names = [train.class_names[label] if train.class_names else str(label) for label in classes[:NUM_EXAMPLES]]
-        shown = ", ".join(names) + (", ..." if len(classes) > NUM_EXAMPLES else "")
+        names = examples([train.class_names[label] if train.class_names else str(label) for label in classes], most=5)
         number = int(is_new.sum())
-        remarks.append(f"{_counted(number, 'test')} of classes without training images ({shown}), which probes get wrong")
+        remarks.append(f"{_counted(number, 'test')} of classes without training images ({names}), which probes get wrong")
     return tuple(remarks)
 
 

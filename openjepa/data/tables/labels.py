@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openjepa.data.source import NO_LABEL, ListSource
+from openjepa.data.source import NO_LABEL
 from openjepa.refusals import Refusal
 
 Value = int | str
@@ -26,15 +26,15 @@ class LabelColumn:
     title: str
     """Setting, column and split for messages."""
     codes: NDArray[np.int64]
-    """Of each record: which of `values` it has; NO_LABEL if it has none."""
+    """Place in `values` of the label of each record; NO_LABEL if it has none."""
     values: tuple[Value, ...]
-    """What occurs, in sorted order."""
+    """Labels that occur, in sorted order."""
     names: tuple[str, ...] | None = None
-    """What the classes 0, 1, ... are called, if the files declare it."""
+    """Names of the classes 0, 1, ... if the files declare them."""
 
 
 def from_words(title: str, words: Sequence[str | None], numbers: re.Pattern[str] | None = None) -> LabelColumn:
-    """The column of labels that are text; blank ones are none. If all of them match `numbers`, these are meant."""
+    """The column of labels that are text; blank ones are none. If all of them match `numbers`, they are read as numbers."""
     cleaned = [(word or "").strip() for word in words]
     found = sorted(set(cleaned) - {""})
     meant: dict[str, Value] = {word: word for word in found}
@@ -75,25 +75,25 @@ def from_arrow(title: str, column: Any, names: tuple[str, ...] | None) -> LabelC
 
 
 def value_type(kind: Any) -> Any:
-    """The type of the values: of categories, that of what they stand for."""
+    """The type of the values; of categories, the type of what they stand for."""
     import pyarrow as pa
 
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def is_text(kind: Any) -> bool:
-    """Whether an Arrow type is one of those for words."""
+    """Whether an Arrow type holds words."""
     import pyarrow as pa
 
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 class Numbering:
-    """Which number the classes of a data set have, in all of its splits.
+    """Numbers the classes of a data set, equally in all of its splits.
 
-    Numbers 0 to n-1 stay as they are. Others are numbered by what occurs, in sorted order, and keep their value as their name;
-    so do words: those of the first split first. -1 means no label, as in the `datasets` library, unless there are other
-    negative numbers, or nothing but -1 and 1.
+    Labels 0 to n-1 stay as they are. Other numbers are replaced by their place in sorted order and become names. Words are
+    numbered in sorted order too, those of the first split first. -1 means no label, as in the `datasets` library, unless there
+    are other negative numbers, or nothing but -1 and 1.
     """
 
     def __init__(self, columns: Sequence[LabelColumn], as_they_are: bool = False) -> None:
@@ -114,7 +114,7 @@ class Numbering:
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """What the classes are called; None if they are just 0 to n-1."""
+        """Names of the classes; None if they are just 0 to n-1."""
         return None if not self._as_words and self._stays else tuple(str(key) for key in self._places)
 
     def labels(self, column: LabelColumn) -> NDArray[np.int64]:
@@ -147,16 +147,6 @@ class Numbering:
             else:
                 raise Refusal(f"{column.title} holds the class {value}, but the files declare {len(names)} classes from 0 on")
         return keys
-
-
-def set_labels(source: ListSource, labels: NDArray[np.int64], class_names: tuple[str, ...] | None) -> None:
-    """Give a source its classes; `labels` may have NO_LABEL where there is none."""
-    has_label = labels != NO_LABEL
-    source.class_names = class_names
-    if has_label.all():
-        source.labels = labels
-    elif has_label.any():
-        source.partial_labels = labels
 
 
 def stream_label(value: object) -> int | None:

@@ -9,15 +9,15 @@ from pathlib import Path
 from openjepa.data.folders.entries import EntryKind, OtherEntries, is_service_folder, walk
 from openjepa.data.folders.folder import existing_path
 from openjepa.refusals import Refusal
-from openjepa.system.hub_names import hub_name
+from openjepa.system.shell import hub_name
 
 SPLIT_WORDS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLIT_WORDS |= {"validation": "validation", "valid": "validation", "val": "validation", "dev": "validation"}
-"""What the name of a file or folder may say of its split."""
+"""Words in the name of a file or folder that say its split."""
 SHARD_NAME = re.compile(r"(.+)-\d{5}-of-\d{5}\.\w+")
-"""How the Hub names its files; what stands before the numbers is the split."""
+"""How the Hub names its files: the split stands before the numbers."""
 ENDINGS = {".parquet": "parquet", ".tar": "tars", ".tar.gz": "tars", ".tgz": "tars"}
-"""What the files of an ending are, in any case."""
+"""Kind of the files by their ending, in any case."""
 _PASSED_BY = (
     EntryKind.HIDDEN_FOLDER,
     EntryKind.SERVICE_FOLDER,
@@ -32,7 +32,7 @@ class LocalFiles:
     """Files on disk by split, all of one kind."""
 
     kind: str
-    """parquet or tars"""
+    """`parquet` or `tars`."""
     splits: dict[str, list[str]]
     left_out: tuple[str, ...] = ()
     """Folders and links that were not looked into, in words and counted."""
@@ -144,7 +144,7 @@ def _grouped(files: list[Path], root: Path, path: str, others: OtherEntries) -> 
 def split_of(file: Path) -> str:
     """The split that a file's name, or else a folder above it, says; empty if none does.
 
-    A name that says two of them (`cifar-train-test`) says none: then a folder has to. Raises Refusal if it does not.
+    A name that says two splits (`cifar-train-test`) says none, so that a folder has to. Raises Refusal if none does.
     """
     unclear = ""
     for part in (file.name, *reversed(file.parts[:-1])):

@@ -72,7 +72,7 @@ class ParquetReader(SplitReader):
 
 
 def uncompressed_bytes(file: str, names: list[str]) -> int:
-    """Bytes that columns of a file take when they are unpacked, at least: of repeated images the metadata may count one."""
+    """Least number of bytes that columns of a file take when unpacked: the metadata may count a repeated image once."""
     with _opened(file) as parquet:
         return sum(_group_bytes(parquet.metadata.row_group(group), names) for group in range(parquet.num_row_groups))
 
@@ -127,7 +127,7 @@ def read_rows(files: tuple[str, ...], image: str) -> Iterator[ImageRows]:
 
 
 def fitting_rows(files: tuple[str, ...], image: str, limit: int) -> Iterable[ImageRows]:
-    """The same in memory, or mapped if they turn out to take more than `limit` bytes there."""
+    """The image column in memory, or mapped if it turns out to take more than `limit` bytes there."""
     pieces: list[ImageRows] = []
     taken = 0
     for piece in read_rows(files, image):
@@ -140,7 +140,7 @@ def fitting_rows(files: tuple[str, ...], image: str, limit: int) -> Iterable[Ima
 
 
 def mapped_rows(files: tuple[str, ...], image: str) -> Iterator[ImageRows]:
-    """The same from Arrow files in the cache, mapped into memory."""
+    """The image column from Arrow files in the cache, mapped into memory."""
     for file in files:
         arrow = prepared(Path(file), f"images {image}", partial(_write_images, file, image))
         with pa.memory_map(str(arrow)) as mapped:

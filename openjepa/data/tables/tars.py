@@ -5,7 +5,6 @@ file `.cls`, or what `data.label_column` names.
 """
 
 import gzip
-import json
 import shutil
 import tarfile
 import zlib
@@ -22,14 +21,15 @@ from numpy.typing import NDArray
 
 from openjepa.data.decode import DecodeError
 from openjepa.data.folders.entries import SUFFIXES
-from openjepa.data.source import ListSource, ShardRecord, ShardSource, file_stamp, joined_stamps
+from openjepa.data.source import JoinedBytes, ListSource, ShardRecord, ShardSource, file_stamp, joined_stamps
 from openjepa.data.tables.arrow import SplitReader, prepared, row_name
 from openjepa.data.tables.labels import CANONICAL_NUMBER, WHOLE_NUMBER, LabelColumn, from_words, stream_label
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import HuggingFaceSettings
+from openjepa.system.json_files import value_in
 
 CLASS_FIELD = "cls"
-"""Where the label of a sample stands if nothing else is chosen: a number, as text."""
+"""Ending of the file with the label of a sample if nothing else is chosen: a number, as text."""
 BLOCK = 512
 """Bytes of a block of a tar."""
 GZIP_START = b"\x1f\x8b"
@@ -62,8 +62,8 @@ class _Fields:
         if field != "json":
             return text
         try:
-            content = json.loads(text)
-        except ValueError:
+            content = value_in(text, field)
+        except Refusal:
             return None
         _, _, key = (self.label or "").partition(".")
         value = content.get(key) if key and isinstance(content, dict) else content
@@ -264,10 +264,7 @@ class TarSource(ListSource):
         self._stamps = [file_stamp(file) for file in files]
         self._file_numbers = np.repeat(np.arange(len(files)), [index.num_rows for index in indices])
         self._offsets, self._sizes = (_numbers(indices, name) for name in ("offset", "size"))
-        # one string for all names, as in FolderSource
-        names = list(chain.from_iterable(index.column("name").to_pylist() for index in indices))
-        self._names = np.frombuffer(b"".join(names), dtype=np.uint8)
-        self._ends = np.cumsum([0] + [len(name) for name in names], dtype=np.int64)
+        self._names = JoinedBytes.join(list(chain.from_iterable(index.column("name").to_pylist() for index in indices)))
         problems = _words(indices, "problem")
         self._problems = {row: problem for row, problem in enumerate(problems) if problem is not None}
 
@@ -287,13 +284,12 @@ class TarSource(ListSource):
         return data
 
     def stamp(self, index: int) -> bytes:
-        """That of the sample's tar."""
+        """Stamp of the sample's tar."""
         return self._stamps[int(self._file_numbers[index])]
 
     def name(self, index: int) -> str:
         """The row, and the name of the image in its tar."""
-        name = self._names[self._ends[index] : self._ends[index + 1]].tobytes()
-        return row_name(self._title, index, name.decode(errors=_HALVES))
+        return row_name(self._title, index, self._names[index].decode(errors=_HALVES))
 
 
 def _numbers(indices: list[Any], name: str) -> NDArray[np.int64]:

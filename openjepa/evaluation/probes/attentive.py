@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from openjepa.engine.device import autocast, seed_generator
+from openjepa.engine.device import seed_generator
 from openjepa.evaluation.probes.trained import (
     Rows,
     check_finite,
@@ -29,7 +29,6 @@ from openjepa.schedules import cosine
 from openjepa.seeds import derive
 from openjepa.settings.evaluation import AttentiveSettings, EvaluationSettings
 from openjepa.system.console import progress
-from openjepa.types import normalize
 
 MLP_RATIO = 4
 
@@ -127,18 +126,14 @@ class TrainedProbes:
     @torch.no_grad()
     def patches(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B N D"]:
         """The encoder's outputs, in float32."""
-        probe = self.probe
-        pixels = normalize(images, probe.config.pixel_mean, probe.config.pixel_std)
-        with autocast(probe.device, probe.precision):
-            patches: Tensor = probe.encoder(pixels).patches
-        return patches.float()
+        return self.probe.outputs(images).patches.float()
 
 
 def evaluate_attentive(probe: ImageProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
-    """Accuracy of the best probe, once for every selection rule (see `candidates.compare`).
+    """Accuracy of the best probe, for each selection rule (see `trained.compare`).
 
-    Raises Refusal where every learning rate was too high, where the encoder's outputs are not finite, and where no image of
-    a split can be read.
+    Raises Refusal if every learning rate was too high, if the encoder's outputs are not finite, and if no image of a split can
+    be read.
     """
     fit = test_view_fit(probe, usual_augmentation(probe))
     return compare(probe, settings, lambda rows: train_probes(probe, settings, rows), fit, "attentive.learning_rates")

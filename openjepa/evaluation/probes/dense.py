@@ -1,14 +1,11 @@
 """Dense evaluation without a decoder: single patches of a frozen encoder are classified by a linear head or by k-NN.
 
 Not a protocol of the I-JEPA paper, whose evaluations pool the patches. Features are the patch tokens of the last layer after
-the final norm, in fp32. A patch has the class that covers most of its pixels in the view that is evaluated (patch_labels.py).
-At most `dense.max_patches` training patches are drawn uniformly with the seed over all images, so that classes keep their
-natural shares; patches of which no pixel is labeled are then left out. The number is the mean IoU over the classes that the
-test patches have. Both probes of one encoder share its passes over the images: the first that is asked for also finds the
-other's result. What is chosen with `held_out` is chosen on 10 % of the training images: patches of one image are so alike
-that held-out patches of a training image would choose too weak a regularization.
-
-Labels of pixels in the view that is evaluated, and what each patch of that view shows. Pure numpy.
+the final norm, in fp32. A patch has the class that covers most of its pixels in the view that is evaluated. At most
+`dense.max_patches` training patches are drawn uniformly with the seed over all images, so that classes keep their natural
+shares; patches without a labeled pixel are then left out. The number is the mean IoU over the classes that the test patches
+have. Both probes share the passes over the images. `held_out` chooses on 10 % of the training images: patches of one image are
+so alike that held-out patches of a training image would choose too weak a regularization.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,11 +20,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from openjepa.data.loading.workers import choose_workers
+from openjepa.data.passes import evaluation_batches
 from openjepa.data.selection import Subset
 from openjepa.data.source import LabelMaps
-from openjepa.data.splits import evaluation_batches
 from openjepa.data.views import central_crop
-from openjepa.engine.device import autocast, to_device
+from openjepa.engine.device import to_device
 from openjepa.evaluation.probes.closed_sweep import Heads
 from openjepa.evaluation.probes.linear import KINDS, Prepared, prepare
 from openjepa.evaluation.protocol import (
@@ -38,6 +35,7 @@ from openjepa.evaluation.protocol import (
     chosen_first,
     held_out_rows,
     selections,
+    with_choice,
 )
 from openjepa.measures.accuracy import (
     INTERSECTION,
@@ -53,7 +51,7 @@ from openjepa.refusals import Refusal
 from openjepa.seeds import derive
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.system.console import progress
-from openjepa.types import EncoderOutput, Skipped, normalize
+from openjepa.types import Skipped
 
 
 def label_view(labels: UInt8[np.ndarray, "h w"], size: tuple[int, int], fit: str) -> UInt8[np.ndarray, "oh ow"]:
@@ -74,7 +72,7 @@ def label_view(labels: UInt8[np.ndarray, "h w"], size: tuple[int, int], fit: str
 def patch_histograms(view: UInt8[np.ndarray, "h w"], patch_size: int, num_classes: int) -> Int[np.ndarray, "N classes"]:
     """Pixels of each class in every patch, patches in raster order. IGNORED pixels are not counted.
 
-    Raises Refusal where a label is neither a class nor IGNORED.
+    Raises Refusal if a label is neither a class nor IGNORED.
     """
     height, width = view.shape
     rows, columns = height // patch_size, width // patch_size
@@ -88,7 +86,7 @@ def patch_histograms(view: UInt8[np.ndarray, "h w"], patch_size: int, num_classe
 
 
 def patch_labels(histograms: Int[np.ndarray, "*lead classes"]) -> NDArray[np.int64]:
-    """The class that covers most of a patch, of equally large ones the first; IGNORED where no pixel counts [*lead].
+    """The class that covers most of a patch, of equally large ones the first; IGNORED if no pixel counts [*lead].
 
     IGNORED pixels have no vote: a patch with one labeled pixel has its class.
     """
@@ -107,7 +105,7 @@ class Patches:
     images: Int[Tensor, " n"]
     """Number of the image that a patch is of."""
     num_classes: int
-    """Of the label maps; not all of them need to be there."""
+    """Classes of the label maps, some of which may be missing here."""
     unreadable: tuple[str, ...] = ()
     """Names of the images that could not be read."""
 
@@ -120,50 +118,55 @@ class PatchBatch:
     histograms: Int[Tensor, "B N classes"]
     """Labeled pixels of each class."""
     labels: Int[Tensor, "B N"]
-    """IGNORED where no pixel is labeled."""
+    """IGNORED if no pixel is labeled."""
     indices: Int[Tensor, " B"]
 
 
 @dataclass(frozen=True)
 class Classifiers:
-    """Classifiers of patches that were made together."""
+    """Classifiers of patches that predict together."""
 
     heads: tuple[HeadResult, ...]
     """Not tested yet."""
     rules: tuple[str, ...]
-    """Rules of selection that they take part in."""
+    """Selection rules that they take part in."""
     predict: Callable[[Float[Tensor, "n D"]], Int[Tensor, "L n"]]
 
 
-def evaluate_dense_linear(probe: ImageProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
-    """Mean IoU of linear heads on single patches, one result per selection rule.
+def evaluate_dense(probe: ImageProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
+    """Mean IoU of those of `dense-linear` and `dense-knn` that `settings.protocols` has, for each selection rule.
 
-    The heads of evaluation/probes/linear.py, on one kind of features: {linear, BatchNorm + linear}, each solved for all of
-    `settings.weight_decays`. Chosen as there, by mean IoU. Raises Refusal where no training or test patch is labeled,
-    or no image of a split can be read.
+    `dense-linear`: the heads of `linear` on one kind of features: {linear, BatchNorm + linear}, each solved for all of
+    `settings.weight_decays`. `dense-knn`: the weighted vote (DINO's) of the nearest training patches, with k of
+    `settings.neighbors`. What is swept is chosen by mean IoU. Both share the passes over the images. Raises Refusal if no
+    training or test patch is labeled, or no image of a split can be read.
     """
-    return _evaluate("dense_linear", probe, settings)
-
-
-def evaluate_dense_knn(probe: ImageProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
-    """Mean IoU of the weighted vote (DINO's) of the nearest training patches, one result per selection rule.
-
-    k is chosen from `settings.neighbors` by mean IoU. Raises Refusal where no training or test patch is labeled, or no image
-    of a split can be read.
-    """
-    return _evaluate("dense_knn", probe, settings)
+    train = training_patches(probe, settings)
+    names = [name for name in _MAKERS if name in settings.protocols]
+    made = [(name, one) for name in names for one in _MAKERS[name](train, "pixels" if probe.raw_pixels else "last", settings)]
+    lost: list[Skipped] = []
+    tested = _test(probe, [one for _, one in made], settings, lost)
+    majority = int(train.labels.bincount().argmax())
+    unreadable = {"train": train.unreadable, "test": tuple(skipped.name for skipped in lost)}
+    results = []
+    for name in names:
+        own = [(one, result) for (maker, one), result in zip(made, tested, strict=True) if maker == name]
+        results += [
+            replace(_result(rule, own, majority, len(train.labels), settings.seed), protocol=name, unreadable=unreadable)
+            for rule in selections(settings)
+        ]
+    return tuple(results)
 
 
 def patch_features(probe: ImageProbe, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B N D"]:
     """The encoder's outputs for every patch, or the pixels of every patch (channel, row, column) in [0, 1]."""
-    images = to_device(images, probe.device)
     if probe.raw_pixels:
+        images = to_device(images, probe.device)
         side = probe.config.patch_size
         cut = images.unfold(2, side, side).unfold(3, side, side)  # [B, 3, H, W, side, side]
         return cut.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2).float() / 255
-    with torch.no_grad(), autocast(probe.device, probe.precision):
-        output: EncoderOutput = probe.encoder(normalize(images, probe.config.pixel_mean, probe.config.pixel_std))
-    return output.patches.float()
+    with torch.no_grad():
+        return probe.outputs(images).patches.float()
 
 
 def patch_batches(
@@ -171,7 +174,7 @@ def patch_batches(
 ) -> Iterator[PatchBatch]:
     """Features and labels of all patches, image by image in the order of the source, with a progress bar.
 
-    Images that cannot be read are left out and added to `unreadable`. Raises Refusal where none of them can be read.
+    Images that cannot be read are left out and added to `unreadable`. Raises Refusal if none of them can be read.
     """
     assert side.maps is not None
     size, patch_size, num_classes = probe.image_size, probe.config.patch_size, _num_classes(side.maps)
@@ -218,7 +221,7 @@ def training_patches(probe: ImageProbe, settings: EvaluationSettings) -> Patches
 
 
 def held_out_patches(patches: Patches, seed: int) -> tuple[Int[Tensor, " kept"], Int[Tensor, " held"]]:
-    """Patches to train on and patches held out: all those of 10 % of the images. Raises Refusal where there is one image."""
+    """Patches to train on and patches held out: all those of 10 % of the images. Raises Refusal if there is one image."""
     images, owners = torch.unique(patches.images, return_inverse=True)
     if len(images) == 1:
         raise Refusal(
@@ -296,6 +299,9 @@ def _predict_knn(
     return torch.stack([found[k] for k in settings.neighbors])
 
 
+_MAKERS = {"dense-linear": _linear_classifiers, "dense-knn": _knn_classifiers}
+
+
 def _scores(predictions: Int[Tensor, "L n"], labels: Int[Tensor, " n"], num_classes: int) -> list[float]:
     """Mean IoU of each classifier."""
     ones = functional.one_hot(labels, num_classes)[None]
@@ -313,37 +319,6 @@ class Tested:
     """Patches of every test image."""
     pixels: Int[Tensor, "L 3 classes"]
     """Pixels, each with the class that was predicted for its patch (nearest upsampling)."""
-
-
-_MAKERS = {"dense_linear": _linear_classifiers, "dense_knn": _knn_classifiers}
-
-
-def _evaluate(name: str, probe: ImageProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
-    """What is known already, or else found together with the other probe, where `settings.protocols` has it too."""
-    known = probe.found.pop(name, None)
-    if known is not None and known[0] == settings:
-        return known[1]
-    found = _evaluated([one for one in _MAKERS if one == name or one in settings.protocols], probe, settings)
-    probe.found.update({one: (settings, results) for one, results in found.items() if one != name})
-    return found[name]
-
-
-def _evaluated(names: list[str], probe: ImageProbe, settings: EvaluationSettings) -> dict[str, tuple[ProtocolResult, ...]]:
-    """Several probes in one pass over each split."""
-    train = training_patches(probe, settings)
-    made = [(name, one) for name in names for one in _MAKERS[name](train, "pixels" if probe.raw_pixels else "last", settings)]
-    lost: list[Skipped] = []
-    tested = _test(probe, [one for _, one in made], settings, lost)
-    majority = int(train.labels.bincount().argmax())
-    unreadable = {"train": train.unreadable, "test": tuple(skipped.name for skipped in lost)}
-    results: dict[str, tuple[ProtocolResult, ...]] = {}
-    for name in names:
-        own = [(one, result) for (maker, one), result in zip(made, tested, strict=True) if maker == name]
-        results[name] = tuple(
-            replace(_result(rule, own, majority, len(train.labels), settings.seed), unreadable=unreadable)
-            for rule in selections(settings)
-        )
-    return results
 
 
 def _test(probe: ImageProbe, several: list[Classifiers], settings: EvaluationSettings, lost: list[Skipped]) -> list[Tested]:
@@ -377,7 +352,6 @@ def _result(rule: str, several: list[tuple[Classifiers, Tested]], majority: int,
             patches.append(found.patches[:, number])
             pixels.append(found.pixels[number])
     best = chosen_first(heads, rule)
-    heads[best] = replace(heads[best], chosen=True)
     counts = patches[best].sum(dim=0)
     extra = {
         "patch_accuracy": hit_rate(counts),
@@ -386,7 +360,7 @@ def _result(rule: str, several: list[tuple[Classifiers, Tested]], majority: int,
         "train_patches": float(num_train),
     }
     error = mean_iou_error(patches[best], seed)
-    return ProtocolResult(heads[best].test_accuracy, error, tuple(heads), rule, extra)
+    return ProtocolResult(heads[best].test_accuracy, error, with_choice(heads, best), rule, extra)
 
 
 def _always(answer: int, counts: Int[Tensor, "3 classes"]) -> float:

@@ -1,9 +1,7 @@
-"""End-to-end fine-tuning with layer-wise decay: which peak rate is reported, and on what it is chosen.
+"""End-to-end fine-tuning with layer-wise decay: a copy of the encoder with a new head, trained with labels and tested.
 
-The recipes are in `openjepa.settings.evaluation`, the loop in `openjepa.evaluation.probes.finetune`. Sources: I-JEPA (low-shot
-experiments and appendix D) for what it says, MAE's published recipe for what it leaves open.
-
-The loop of fine-tuning: a copy of the encoder with a new head, trained with labels and tested.
+The recipes are in `openjepa.settings.evaluation`. Sources: I-JEPA (low-shot experiments and appendix D) for what it says, MAE's
+published recipe for what it leaves open. Several peak rates may be tried; `evaluate_finetune` says which one is reported.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,10 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from openjepa.data.augmented import Augment, AugmentedBatch, InTurn, LabeledViews, RandAugment, RandomErasing, augmented_batches
+from openjepa.data.augmentations import Augment, InTurn, RandAugment, RandomErasing
 from openjepa.data.loading.workers import choose_workers
+from openjepa.data.passes import AugmentedBatch, LabeledViews, augmented_batches
 from openjepa.engine.clock import LoopClock
-from openjepa.engine.device import autocast, keep_random_state, seed_generator, to_device
+from openjepa.engine.device import autocast, encode, keep_random_state, seed_generator, to_device
 from openjepa.engine.failures import FiniteGuard, NotFinite, advise_on_memory
 from openjepa.engine.optimizer import build_optimizer, gradient_norm, layer_decay_rules, set_rates
 from openjepa.evaluation.probes.mixing import draw_mix, mix_images, soft_targets
@@ -112,7 +111,7 @@ class Length:
 
     @property
     def total_steps(self) -> int:
-        """Of the whole run."""
+        """Steps of the whole run."""
         return self.epochs * self.steps_per_epoch
 
 
@@ -125,7 +124,7 @@ def length(recipe: FinetuneRecipe, num_images: int) -> Length:
 def schedule(recipe: FinetuneRecipe, rate: float, final_lr: float, batch_size: int) -> OptimizationSettings:
     """AdamW and its schedule: linear from 0 to the peak, a half cosine to `final_lr`, constant weight decay.
 
-    Raises Refusal where the peak is below `final_lr`.
+    Raises Refusal if the peak is below `final_lr`.
     """
     peak = recipe.peak_rate(rate, batch_size)
     if peak < final_lr:
@@ -147,7 +146,7 @@ def schedule(recipe: FinetuneRecipe, rate: float, final_lr: float, batch_size: i
 
 
 def training_views(probe: ImageProbe, settings: EvaluationSettings, recipe: FinetuneRecipe) -> LabeledViews:
-    """Crops of 8 to 100 % of the area, bicubic and mirrored (where the test view is the whole image: that), then augmented."""
+    """Crops of 8 to 100 % of the area (the whole image if the test view is that), bicubic and mirrored, then augmented."""
     config = probe.encoder.config
     own = settings.finetune
     fill = tuple(round(255 * value) for value in config.pixel_mean)
@@ -170,7 +169,7 @@ class Trained:
     rate: float
     """Peak rate it was trained with."""
     loss: float
-    """Of the last step."""
+    """Loss of the last step."""
     seconds: float
     unreadable: Sequence[str]
     """Names of the images that should have been trained on and could not be read."""
@@ -181,8 +180,8 @@ class Trained:
 
     def answer(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B 1 classes"]:
         """Logits of test views on the device."""
-        with autocast(self.probe.device, self.probe.precision):
-            logits: Tensor = self.classifier(_normalized(images, self.probe))
+        probe = self.probe
+        logits: Tensor = encode(self.classifier, images, probe.config, probe.device, probe.precision)
         return logits[:, None]
 
 
@@ -191,8 +190,8 @@ def train_classifier(
 ) -> Trained:
     """Fine-tunes a copy of the encoder on the training images `rows` (None: all) with one peak rate.
 
-    On a CPU two runs with the same seed give the same weights. Raises Refusal where a loss or gradient is not finite, where
-    memory runs out, or where no image can be read. torch's global generators are left as they were.
+    On a CPU two runs with the same seed give the same weights. torch's global generators are left as they were. Raises Refusal
+    if a loss or gradient is not finite, if memory runs out, and if no image can be read.
     """
     size = length(recipe, len(probe.train.source) if rows is None else len(rows))
     optim = schedule(recipe, rate, settings.finetune.final_lr, size.batch_size)
@@ -253,7 +252,7 @@ def _backward(
     step: int,
 ) -> Float[Tensor, ""]:
     """Adds the gradient of the batch's mean loss, part by part; returns the loss on the device."""
-    images = _normalized(to_device(batch.images, probe.device), probe)
+    images = normalize(to_device(batch.images, probe.device), probe.config.pixel_mean, probe.config.pixel_std)
     mix = draw_mix(recipe.mixup, recipe.cutmix, probe.image_size, derive("step", settings.seed, step, DRAWS_OF_MIX))
     images = mix_images(images, mix)
     labels = to_device(batch.labels, probe.device)
@@ -268,11 +267,6 @@ def _backward(
         torch.autograd.backward(loss)
         total += loss.detach()
     return total
-
-
-def _normalized(images: UInt8[Tensor, "B 3 h w"], probe: ImageProbe) -> Float[Tensor, "B 3 h w"]:
-    config = probe.encoder.config
-    return normalize(images, config.pixel_mean, config.pixel_std)
 
 
 @contextmanager
@@ -360,10 +354,9 @@ def evaluate_finetune(probe: ImageProbe, settings: EvaluationSettings) -> tuple[
     With one learning rate, as in every recipe, there is nothing to choose: all training images are trained on, whatever the
     rule. With several, `held_out` trains each on 90 % of the training split, chooses on the other 10 %, and trains the chosen
     one anew on all of it (the others' test accuracies are those of the 90 %); `paper` trains each on all and reports the best
-    on the test split. `extra`: loss of the last step and seconds of training of the number reported; top-5 accuracy where there
-    are more classes.
-    Raises Refusal where settings contradict each other, a loss or an answer is not finite, no image of a split can be read,
-    or memory runs out.
+    on the test split. `extra`: loss of the last step and seconds of training of the number reported; top-5 accuracy if there
+    are more than five classes. Raises Refusal if settings contradict each other, if a loss or an answer is not finite, if no
+    image of a split can be read, and if memory runs out.
     """
     recipe = resolve_finetune(settings.finetune, settings.low_shot.is_set(), probe.encoder.config.depth)
     runs = _Runs(probe, settings, recipe)

@@ -1,34 +1,46 @@
-"""k-NN protocol: nearest neighbors on the average pool (or class token) of the last layer, nothing is trained."""
+"""k-NN protocol: nearest neighbors on the first kind of features (the last layer, or pixels). Nothing is trained."""
 
-from dataclasses import replace
-
-from openjepa.evaluation.protocol import HeadResult, LabeledFeatures, ProtocolResult, chosen_first, held_out_rows
-from openjepa.measures.accuracy import knn_accuracy
+from openjepa.evaluation.protocol import (
+    FeatureProbe,
+    HeadResult,
+    ProtocolResult,
+    chosen_first,
+    held_out_rows,
+    selections,
+    with_choice,
+)
+from openjepa.measures.accuracy import Accuracy, knn_accuracy
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
 
 
-def evaluate_neighbors(train: LabeledFeatures, test: LabeledFeatures, settings: EvaluationSettings) -> ProtocolResult:
-    """Accuracy of the best k of `settings.neighbors` (DINO's weighted vote).
+def evaluate_neighbors(probe: FeatureProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
+    """Accuracy on the test split of the best k of `settings.neighbors` (DINO's weighted vote), for each selection rule.
 
-    `held_out`: k is chosen on 10 % of `train`, searching the other 90 %; the number is then `test` against all of `train`.
+    The test split is always classified against all of the training split. `held_out` chooses k on 10 % of the training split,
+    which is classified against the other 90 %.
     """
     if not settings.neighbors or min(settings.neighbors) < 1:
         raise Refusal(f"evaluation.neighbors={settings.neighbors} must hold numbers of at least 1")
-    kind = next(iter(train.features))  # the first kind is the last layer (or pixels)
-    keys, queries = train.features[kind], test.features[kind]
+    train, test = probe.train, probe.test
+    keys, queries = train.features[probe.kind], test.features[probe.kind]
     options = (settings.neighbors, settings.neighbor_temperature)
-    on_test = knn_accuracy(keys, train.labels, queries, test.labels, *options)
-    held_out = {}
-    if settings.selection == "held_out":
+    on_held: dict[int, Accuracy] = {}
+    if "held_out" in selections(settings):
         kept, held = held_out_rows(train.labels, settings.seed)
         known = keys[held.to(keys.device)]
-        held_out = knn_accuracy(keys, train.labels[kept], known, train.labels[held], *options, rows=kept)
-    heads = [
-        HeadResult(kind, "knn", f"k {k}", held_out[k].value if k in held_out else None, on_test[k].value)
-        for k in settings.neighbors
-    ]
-    best = chosen_first(heads, settings.selection)
-    heads[best] = replace(heads[best], chosen=True)
-    chosen = on_test[settings.neighbors[best]]
-    return ProtocolResult(chosen.value, chosen.standard_error, tuple(heads), settings.selection)
+        on_held = knn_accuracy(keys, train.labels[kept], known, train.labels[held], *options, rows=kept)
+    on_test = knn_accuracy(keys, train.labels, queries, test.labels, *options)
+    return tuple(
+        _result(probe.kind, on_test, on_held if rule == "held_out" else {}, settings.neighbors, rule)
+        for rule in selections(settings)
+    )
+
+
+def _result(
+    kind: str, on_test: dict[int, Accuracy], on_held: dict[int, Accuracy], neighbors: tuple[int, ...], rule: str
+) -> ProtocolResult:
+    heads = [HeadResult(kind, "knn", f"k {k}", on_held[k].value if k in on_held else None, on_test[k].value) for k in neighbors]
+    best = chosen_first(heads, rule)
+    chosen = on_test[neighbors[best]]
+    return ProtocolResult(chosen.value, chosen.standard_error, with_choice(heads, best), rule)

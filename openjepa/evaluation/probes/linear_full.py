@@ -6,14 +6,13 @@ decay, are trained in one pass, and the best one is reported. Not the authors': 
 is theirs), and that every test view is resized bicubically.
 """
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from openjepa.data.passes import rebatched
 from openjepa.engine.device import memory_limit
 from openjepa.evaluation.feature_matrix import EncoderFeatures
 from openjepa.evaluation.probes.stacked_heads import StackedHeads, Sweep, all_pairs, needed_bytes
@@ -39,16 +38,16 @@ from openjepa.settings.evaluation import (
     FullLinearSettings,
     LinearRecipe,
 )
-from openjepa.system.console import progress
+from openjepa.system.console import progress, say
 
 FINAL_RATE = 0.01
 """Where the cosine ends, as a share of the peak (authors: 0.01 to 1e-4)."""
 LARGEST_SHARE = 0.9
-"""Of the device's memory, for the heads alone."""
+"""Share of the device's memory that the heads alone may take."""
 
 
 def find_recipe(benchmark: str, task: str) -> LinearRecipe:
-    """The benchmark's recipe, or that of its task where the benchmark has several; a default for other data."""
+    """The benchmark's recipe, or that of its task if the benchmark has several; a default for other data."""
     for name in (benchmark, f"{benchmark}_{task.rpartition('/')[2].lower()}"):
         if name in LINEAR_RECIPES:
             return LINEAR_RECIPES[name]
@@ -77,7 +76,7 @@ def make_plan(settings: FullLinearSettings, recipe: LinearRecipe, num_images: in
     """What is None or empty in the settings comes from the recipe.
 
     The recipe's rates are scaled linearly to the batch that is used (Goyal et al., 2017); rates of the settings are taken as
-    they are. `usual`: the augmentation where neither says one.
+    they are. `usual`: the augmentation if neither says one.
     """
     batch_size = min(settings.batch_size or recipe.batch_size, num_images)
     scaled = tuple(rate * batch_size / recipe.batch_size for rate in recipe.learning_rates)
@@ -110,10 +109,10 @@ class TrainedHeads:
 
 
 def evaluate_linear_full(probe: ImageProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
-    """Accuracy of the best head, once for every selection rule (see `candidates.compare`).
+    """Accuracy of the best head, for each selection rule (see `trained.compare`).
 
-    Raises Refusal where the heads do not fit into memory, where every rate of the sweep was too high, where the encoder's
-    outputs are not finite, and where no image of a split can be read.
+    Raises Refusal if the heads do not fit into memory, if every rate of the sweep was too high, if the encoder's outputs are
+    not finite, and if no image of a split can be read.
     """
     recipe = find_recipe(probe.benchmark, probe.task)
     usual = usual_augmentation(probe)
@@ -133,7 +132,7 @@ def train_heads(probe: ImageProbe, settings: EvaluationSettings, plan: Plan, row
     wanted = settings.linear_full.batch_size or plan.recipe.batch_size
     if plan.batch_size < wanted:
         words = f"all {plan.batch_size:,} images at once, because there are fewer than a batch of {wanted:,}"
-        print(f"note: linear_full trains on {words}", file=sys.stderr)
+        say(f"note: linear_full trains on {words}")
     heads = StackedHeads(
         probe.config.width,
         features.num_layers,
@@ -171,23 +170,12 @@ def feature_batches(
 
     A last batch that is not full is left out, unless it is the only one.
     """
-    rows: list[Tensor] = []
-    answers: list[Tensor] = []
-    waiting, any_yet = 0, False
-    for images, labels in training.pieces(epoch):
-        rows.append(features.extract(images))
-        answers.append(labels)
-        waiting += len(labels)
-        while waiting >= training.batch_size:
-            joined, known, size = torch.cat(rows), torch.cat(answers), training.batch_size
-            yield joined[:size], known[:size]
-            rows, answers, waiting, any_yet = [joined[size:]], [known[size:]], waiting - size, True
-    if waiting and not any_yet:
-        yield torch.cat(rows), torch.cat(answers)
+    pieces = ((features.extract(images), labels) for images, labels in training.pieces(epoch))
+    return rebatched(pieces, training.batch_size, drop_last=True)  # type: ignore[return-value]
 
 
 def check_memory(probe: ImageProbe, plan: Plan, num_layers: int) -> None:
-    """Raises Refusal where the heads alone would not fit (iNat18's 8,142 classes on a ViT-H: 1.5 GB for each setting)."""
+    """Raises Refusal if the heads alone would not fit (iNat18's 8,142 classes on a ViT-H: 1.5 GB for each setting)."""
     num = len(plan.sweep.rates)
     needed = needed_bytes(probe.config.width, num_layers, probe.num_classes, num, plan.batch_size)
     limit = memory_limit(probe.device)

@@ -1,12 +1,8 @@
 """Many linear heads that are trained in one pass: every kind of features, with and without BatchNorm, at every setting.
 
-Heads on the same features are rows of one matrix, so that a step takes four products whatever their number. What becomes of one
-head, also when it becomes infinite, touches no other.
-
-SGD with Nesterov momentum and LARS for many small models at once, each with its own learning rate and weight decay.
-
-All parameters have the models on their first axis, so that one operation moves all of them. Whatever a model does, also when it
-becomes infinite, touches no other.
+Heads on the same features are rows of one matrix, so that a step takes four products whatever their number. Their optimizers,
+SGD with Nesterov momentum and LARS, have the heads on the first axis of every parameter, each with its own learning rate and
+weight decay, so that one operation moves all of them. What becomes of one head, also if it becomes infinite, touches no other.
 """
 
 from abc import ABC, abstractmethod
@@ -26,7 +22,7 @@ TRUST_COEFFICIENT = 0.001
 
 
 class _Stacked(ABC):
-    """What both have: parameters, their momenta, and the order of a step."""
+    """An optimizer of many small models: parameters, their momenta, and the order of a step."""
 
     def __init__(
         self,
@@ -50,7 +46,7 @@ class _Stacked(ABC):
 
     @abstractmethod
     def _direction(self, value: Tensor, change: Tensor, momentum: Tensor) -> Tensor:
-        """Adds `change`, the gradient with its decay, to `momentum` in place; what is subtracted, but for the rate."""
+        """Adds `change`, the gradient with its decay, to `momentum` in place. Returns the step as it is at a rate of 1."""
 
 
 class StackedSgd(_Stacked):
@@ -64,8 +60,8 @@ class StackedSgd(_Stacked):
 class StackedLars(_Stacked):
     """LARS (You et al., 2017): b = m b + trust (g + decay w); w = w - rate b, trust = eta |w| / |g + decay w|.
 
-    Trust and norms are those of one parameter of one model; where a norm is zero the trust is 1. Parameters that are vectors in
-    a model (biases, BatchNorm) have trust 1, too, but are decayed where `is_decayed` says so, as in the authors' VISSL, which
+    Trust and norms are those of one parameter of one model; if a norm is zero, the trust is 1. Parameters that are vectors in
+    a model (biases, BatchNorm) have trust 1, too, but are decayed if `is_decayed` says so, as in the authors' VISSL, which
     decays a linear layer with its bias. The denominator is the norm of the sum, as in later uses of LARS for linear probes;
     You et al. write |g| + decay |w|.
     """
@@ -153,7 +149,7 @@ class HeadGroup:
         return self
 
     def parameters(self) -> list[Float[Tensor, "L ..."]]:
-        """Weight and bias; then BatchNorm's scale and shift where there are any."""
+        """Weight and bias; then BatchNorm's scale and shift, if there are any."""
         return [self.weight, self.bias] + [value for value in (self.scale, self.shift) if value is not None]
 
     def logits(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B L C"]:
@@ -162,7 +158,7 @@ class HeadGroup:
         return torch.addmm(bias.flatten(), features, weight.flatten(0, 1).T).view(len(features), *bias.shape)
 
     def gradients(self, features: Float[Tensor, "B D"], labels: Int[Tensor, " B"]) -> list[Float[Tensor, "L ..."]]:
-        """Of every head's mean cross-entropy, in the order of `parameters`.
+        """Gradients of every head's mean cross-entropy, in the order of `parameters`.
 
         A head with BatchNorm is W (s x + t) + b = (W s) x + (W t + b): one product with the images gives the gradient G of the
         effective weight and g of the effective bias. Those of W, s and t follow without the images: G s + g t', W * G summed

@@ -1,8 +1,7 @@
-"""Classifiers that are trained together on augmented images: their views and batches, their right answers, and the choice.
+"""Shared by the probes that train on images: data loading, accuracy of many classifiers in one pass, choosing the best.
 
-What `linear_full` and `attentive` have in common. The encoder is frozen and runs once per batch for all of them.
-
-Steps of several passes over a training split, numbered so that a schedule ends where it was meant to.
+`linear-full` and `attentive` train classifiers side by side on augmented images; the encoder is frozen and runs once per batch
+for all of them. `finetune` uses the numbered steps and the accuracy.
 """
 
 import time
@@ -16,10 +15,9 @@ from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openjepa.data.augmented import AugmentedBatch, LabeledViews, augmented_batches
 from openjepa.data.loading.workers import choose_workers
+from openjepa.data.passes import AugmentedBatch, LabeledViews, augmented_batches, evaluation_batches
 from openjepa.data.selection import Subset
-from openjepa.data.splits import evaluation_batches
 from openjepa.engine.device import synchronize, to_device
 from openjepa.engine.failures import advise_on_memory
 from openjepa.evaluation.protocol import (
@@ -30,6 +28,7 @@ from openjepa.evaluation.protocol import (
     chosen_first,
     held_out_rows,
     selections,
+    with_choice,
 )
 from openjepa.measures.accuracy import TOP, Accuracy
 from openjepa.refusals import Refusal
@@ -88,7 +87,7 @@ class Training:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of one pass where every image can be read."""
+        """Steps of one pass in which every image can be read."""
         return max(1, len(self.rows) // self.batch_size)
 
     def pieces(self, epoch: int) -> Iterator[tuple[UInt8[Tensor, "b 3 h w"], Int[Tensor, " b"]]]:
@@ -148,7 +147,7 @@ def training_on(
 
 
 def usual_augmentation(probe: ImageProbe) -> Augmentation:
-    """What fits the test view: the whole image where that shows it whole, else random crops; mirrored."""
+    """What fits the test view: the whole image if that shows it whole, else random crops; mirrored."""
     return "squash_flip" if probe.fit == "squash" else "crop_flip"
 
 
@@ -168,8 +167,8 @@ def compare(
 
     `held_out`: trained on 90 % of each class, chosen on the other 10 %, and tested as it is: not trained anew on everything,
     which costs up to 10 % of the training images and saves half of the time. `paper`: trained on everything, chosen on the test
-    split. `both` trains twice. Raises Refusal, naming the setting `rates_name`, where no classifier is finite, and where
-    memory runs out or no image of a split can be read.
+    split. `both` trains twice. Raises Refusal, naming the setting `rates_name`, if no classifier is finite, if memory runs out,
+    and if no image of a split can be read.
     """
     advice = (
         f"out of memory on {probe.device} with evaluation.feature_batch_size={settings.feature_batch_size}: set a smaller "
@@ -231,7 +230,7 @@ def count_right(
 ) -> Scores:
     """Accuracy of every classifier on a split in its test view, or on some of its records. Unreadable ones are left out.
 
-    `part`: what the images are, in words. Raises Refusal where none of them can be read.
+    `part`: what the images are, in words. Raises Refusal if none of them can be read.
     """
     source = images.source if rows is None else Subset(images.source, rows)
     labels = torch.from_numpy(images.labels if rows is None else images.labels[rows])
@@ -266,7 +265,7 @@ def choose(
     seconds: float,
     rates_name: str,
 ) -> ProtocolResult:
-    """The best classifier among the finite ones: on held-out images, or where there are none on the test images."""
+    """The best classifier among the finite ones: on held-out images or, if there are none, on the test images."""
     is_finite = [a and b for a, b in zip(on_test.is_finite, (on_held or on_test).is_finite, strict=True)]
     if not any(is_finite):
         raise Refusal(
@@ -284,12 +283,11 @@ def choose(
     heads = [heads[i] for i in order]
     rule = "paper" if on_held is None else "held_out"
     best = chosen_first(heads, rule)
-    heads[best] = replace(heads[best], chosen=True)
     extra = {"training_seconds": round(seconds, 1)}
     if num_classes > TOP:
         extra["top5"] = on_test.top5[order[best]]
     accuracy = heads[best].test_accuracy
-    return ProtocolResult(accuracy, Accuracy(accuracy, on_test.num).standard_error, tuple(heads), rule, extra)
+    return ProtocolResult(accuracy, Accuracy(accuracy, on_test.num).standard_error, with_choice(heads, best), rule, extra)
 
 
 Batch = TypeVar("Batch")

@@ -1,9 +1,5 @@
-"""Embeds a data set: finds out what is to be done, computes parts beside other processes, and puts them together.
+"""Embeds a data set: finds out what is left to do, computes parts beside other processes, and puts them together."""
 
-Whether there is anything to do: a table that is there, parts that are gone on with, or a new beginning.
-"""
-
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from openjepa.inference.embedding.assemble import assemble, skipped_file
-from openjepa.inference.embedding.compute import Computation, choose_workers
-from openjepa.inference.embedding.parts import PartsFolder, Watch, records_of
+from openjepa.inference.embedding.compute import Computation, Watch, can_pack, choose_workers, pack, records_of
+from openjepa.inference.embedding.parts import PartsFolder, assemble, skipped_file
 from openjepa.inference.embedding.plan import (
     Images,
     Plan,
@@ -27,25 +22,24 @@ from openjepa.inference.embedding.plan import (
     make_plan,
     plan_entries,
 )
-from openjepa.inference.embedding.table import Manifest
-from openjepa.inference.embedding.table_checks import check_output, check_settings
+from openjepa.inference.embedding.table import Manifest, check_output
 from openjepa.inference.encoder import Encoder
-from openjepa.inference.packed import can_pack, pack
 from openjepa.refusals import Refusal
 from openjepa.settings.inference import EmbedSettings
+from openjepa.settings.ranges import as_option, check_ranges
 from openjepa.settings.sources import DataSettings
-from openjepa.system.claims import Claim
 from openjepa.system.console import Say, progress, silent
+from openjepa.system.shared_files import Claim
 
 PATIENCE_SECONDS = 10.0
-"""So long the workers of a killed process may take to notice that it is gone."""
+"""Seconds that workers of a killed process may take to notice that it is dead."""
 
 
 def begin(plan: Plan, parts: PartsFolder, output: Path, again: bool, started: float) -> Claim | None:
-    """Sets up the parts, new or those that are there, and says that this process works; None: the table is there already.
+    """Sets up new parts or continues old ones, and claims that this process works on them. None: the table is already there.
 
-    `again`: starts over, but joins what siblings have begun since `started`. Raises Refusal where there is something else
-    that may not be replaced.
+    `again`: starts over, but joins what siblings have begun since `started`. Raises Refusal if something else is there that
+    must not be replaced.
     """
     if not again and not parts.path.exists() and _is_there(plan, output):
         return None  # before a folder is made
@@ -74,7 +68,7 @@ def _is_finished(plan: Plan, output: Path, again: bool, started: float) -> bool:
 
 
 def _is_there(plan: Plan, output: Path) -> bool:
-    """Whether the table is there. Raises Refusal where it is another one."""
+    """Whether the table is there. Raises Refusal if another table is there."""
     manifest = finished_manifest(output)
     if manifest is None:
         return False
@@ -84,7 +78,7 @@ def _is_there(plan: Plan, output: Path) -> bool:
 
 
 def _goes_on(plan: Plan, parts: PartsFolder, found: str, again: bool, started: float) -> bool:
-    """Whether the parts that are there, which differ in what was `found`, are used. Raises Refusal where none may decide."""
+    """Whether the existing parts, which differ in `found`, are continued. Raises Refusal if the user must decide."""
     if found and not again:
         raise Refusal(
             f"{parts.path} holds parts that were made otherwise:\n{found}\nContinue with the settings of then, name another "
@@ -101,7 +95,7 @@ def _goes_on(plan: Plan, parts: PartsFolder, found: str, again: bool, started: f
 
 
 POLL_SECONDS = 0.5
-"""Between two looks whether others have done their parts."""
+"""Time between two looks whether other processes have finished their parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +107,7 @@ class Embedded:
     status: Literal["written", "by another process", "there already"]
     manifest: Manifest
     rows_by_split: dict[str, int] = field(default_factory=dict)
-    """Of a table that this process has put together."""
+    """Rows of each split, if this process put the table together."""
     num_images: int = 0
     """Images that this process has embedded."""
     seconds: float = 0.0
@@ -137,17 +131,17 @@ def embed_dataset(
 ) -> Embedded:
     """Writes features of all images of `data`, by the encoder in `subject` (whatever `openjepa.load` reads), to `output`.
 
-    `data`: None means those of the run that `subject` is or lies in. `output` ends in .npy or .parquet (see table.py). Any
-    number of processes may be given the same arguments: they share the work. One that was stopped is continued by the same
-    call, and the table is bitwise the same. `again`: starts over where there is a table, or parts of one. `started`: when the
-    command began, in seconds since 1970: what was made since is a sibling's work and not done again. `say`: told of each step.
+    `data`: None means the data of the run that `subject` is or lies in. `output` ends in .npy or .parquet (see table.py). Any
+    number of processes may be given the same arguments: they share the work. The same call continues one that was stopped, and
+    the table is bitwise the same. `again`: starts over even if a table or parts of it are there. `started`: when the command
+    began, in seconds since 1970; what was made since is a sibling's work and is not done again. `say`: told of each step.
 
-    Raises Refusal for settings that cannot work, where a table or parts of it were made of other images, weights or
-    settings, and in the end where too many images cannot be read.
+    Raises Refusal for settings that cannot work, if a table or its parts were made of other images, weights or settings, and at
+    the end if too many images cannot be read.
     """
     started = time.time() if started is None else started
     output = Path(output).expanduser()
-    check_settings(settings)
+    check_ranges(settings, said=as_option)
     check_output(output)
     encoder = load_encoder(subject, settings)
     say(f"encoder: {encoder.what}")
@@ -209,7 +203,7 @@ def _work(
 
 
 def _compute(computation: Computation, plan: Plan, parts: PartsFolder, watch: Watch) -> None:
-    """Until all parts are done; parts of a process that was stopped become free, and are taken over."""
+    """Computes until all parts are done. Parts of a stopped process become free and are taken over."""
     while parts.exists():
         if computation.run():
             continue
@@ -220,7 +214,7 @@ def _compute(computation: Computation, plan: Plan, parts: PartsFolder, watch: Wa
 
 
 def _put_together(plan: Plan, parts: PartsFolder, output: Path, settings: EmbedSettings) -> dict[str, int] | None:
-    """Rows of each split of the table, where this process wrote it; None where another did."""
+    """Rows of each split if this process wrote the table; None if another did."""
     while parts.exists():
         claim = parts.claim_assembling()
         if claim is None:
@@ -229,10 +223,10 @@ def _put_together(plan: Plan, parts: PartsFolder, output: Path, settings: EmbedS
         try:
             if not parts.exists():
                 return None
-            assembled = assemble(plan, parts, output, settings.max_skipped)
+            rows_by_split = assemble(plan, parts, output, settings.max_skipped)
             with parts.set_up():
                 parts.forget_all()
-            return assembled.rows_by_split
+            return rows_by_split
         finally:
             claim.release()
     return None
@@ -241,9 +235,6 @@ def _put_together(plan: Plan, parts: PartsFolder, output: Path, settings: EmbedS
 @contextmanager
 def _watched(plan: Plan, parts: PartsFolder, done: set[int]) -> Iterator[Watch]:
     """A progress bar of the whole, one on each machine."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        yield Watch(plan, parts, done, silent)
-        return
     num_done = sum(records_of(number, plan, parts) for number in done)
     with progress("embedding", plan.num_records, num_done) as advance:
         yield Watch(plan, parts, done, advance)

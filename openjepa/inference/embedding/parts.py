@@ -1,44 +1,52 @@
-"""The parts of an unfinished table X in the folder X.parts, shared by any number of processes on any number of machines.
+"""Parts of an unfinished table X in the folder X.parts, which any number of processes on any number of machines share.
 
 plan.json           which settings, weights and images the parts are of; a folder without it holds nothing of value
 000012.features     rows of features one after the other, as they will stand in the table
-000012.json         their images, what was skipped, a checksum: written last, so that a part is whole where it is there
+000012.json         their images, what was skipped, a checksum: written last, so that a part is whole if it is there
 .claims/            locks: of each part, of setting up and taking away the folder, of assembling, and of working at all
 
-Progress of the whole table, over all processes that compute parts of it.
+`assemble` puts all parts together, row after row. The features of the table get their name last, so that a table that is there
+is whole.
 """
 
+import csv
+import glob
 import json
 import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 from numpy.typing import NDArray
 
 from openjepa.inference.embedding.plan import Part, Plan
+from openjepa.inference.embedding.table import COLUMNS, FEATURES, MEAN_KEY, METADATA_KEY, Manifest, Row, Tally, parquet_blocks
 from openjepa.refusals import Refusal
-from openjepa.system.claims import Claim, take
-from openjepa.system.whole_files import own_name, whole_file
+from openjepa.system.json_files import readable_object
+from openjepa.system.shared_files import Claim, own_name, take, whole_file
 from openjepa.types import Skipped
 
 COPIED_BYTES = 2**24
-"""Of a part that is read at a time."""
+"""Bytes of a part that are read at a time."""
+GROUP_ROWS, GROUP_BYTES = 4096, 2**26
+"""Limits for one row group of a Parquet file: number of rows, and bytes of features."""
 
 
 @dataclass(frozen=True)
 class PartNote:
-    """What is known of a part that is whole."""
+    """What is known of a finished part."""
 
     num_records: int
     """Images it was made of, readable or not."""
     rows: list[tuple[int, int | None, str]]
-    """Of each row: number of its record in the part, label, name."""
+    """Number of the record in the part, label and name of each row."""
     skipped: list[Skipped]
     num_bytes: int
     checksum: int
@@ -60,7 +68,7 @@ class PartsFolder:
 
     @contextmanager
     def set_up(self) -> Iterator[None]:
-        """Makes the folder; inside no other process sets it up or takes it away. Without a plan it is gone at the end."""
+        """Makes the folder, and keeps others from setting it up or removing it. Removes it at the end if it has no plan."""
         while True:
             try:
                 self._claims.mkdir(parents=True, exist_ok=True)
@@ -77,13 +85,13 @@ class PartsFolder:
             claim.release()
 
     def start_working(self) -> Claim:
-        """Says until it is released that a process works here."""
+        """Claims, until it is released, that a process works here."""
         claim = take(self._claims / "working", wait=True, shared=True)
         assert claim is not None
         return claim
 
     def is_worked_in(self, patience_seconds: float) -> bool:
-        """Whether other processes work here; for so long they may end, as workers of a killed process do after seconds."""
+        """Whether other processes work here. Waits up to `patience_seconds` for workers of a killed process to end."""
         deadline = time.monotonic() + patience_seconds
         while True:
             alone = take(self._claims / "working")
@@ -95,7 +103,7 @@ class PartsFolder:
             time.sleep(0.1)
 
     def claim(self, part: Part) -> Claim | None:
-        """The part, for this process alone; None where another has it, where it is whole, and where all is over."""
+        """Locks the part for this process. Returns None if another holds it, it is finished, or the whole table is done."""
         if self.is_done(part):
             return None
         claim = self._take(_name(part.number))
@@ -106,15 +114,15 @@ class PartsFolder:
         return claim
 
     def claim_assembling(self) -> Claim | None:
-        """The right to put the parts together; None where another process does or has done so."""
+        """Locks the right to put the parts together. Returns None if another process does so or has done so."""
         return self._take("assemble")
 
     def is_done(self, part: Part) -> bool:
-        """Whether the part is whole."""
+        """Whether the part is finished."""
         return self._note_file(part.number).is_file()
 
     def done(self) -> set[int]:
-        """Numbers of the parts that are whole."""
+        """Numbers of the finished parts."""
         try:
             with os.scandir(self.path) as entries:
                 names = [entry.name for entry in entries]
@@ -123,7 +131,7 @@ class PartsFolder:
         return {int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdecimal()}
 
     def write_plan(self, text: str) -> None:
-        """Begins anew: whatever parts there were are gone."""
+        """Begins anew: removes all parts and writes the plan."""
         self.forget_all()
         with whole_file(self.plan_file) as file:
             file.write_text(text, encoding="utf-8")
@@ -136,16 +144,16 @@ class PartsFolder:
                 entry.unlink(missing_ok=True)
 
     def writer(self, part: Part) -> "PartWriter":
-        """Writes the part, which must be claimed."""
+        """Writer of a part, which must be claimed."""
         for leftover in self.path.glob(f".{_name(part.number)}.*"):
             leftover.unlink(missing_ok=True)  # of a process that was killed
         return PartWriter(self._features_file(part.number), self._note_file(part.number))
 
     def note(self, number: int) -> PartNote:
-        """What is known of a part that is whole. Raises Refusal where its files are not, and forgets it then."""
+        """What is known of a finished part. If its files are damaged, forgets the part and raises Refusal."""
         file = self._note_file(number)
+        entries = readable_object(file) or {}
         try:
-            entries = json.loads(file.read_text(encoding="utf-8"))
             note = PartNote(
                 num_records=entries["num_records"],
                 rows=[(index, label, name) for index, label, name in entries["rows"]],
@@ -153,7 +161,7 @@ class PartsFolder:
                 num_bytes=entries["num_bytes"],
                 checksum=entries["checksum"],
             )
-        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise self._damaged(number) from error
         features = self._features_file(number)
         if not features.is_file() or features.stat().st_size != note.num_bytes:
@@ -161,7 +169,7 @@ class PartsFolder:
         return note
 
     def read(self, number: int, note: PartNote, row_bytes: int) -> Iterator[bytes]:
-        """The features of a part, whole rows at a time. Raises Refusal where they are damaged, and forgets the part then."""
+        """The features of a part, whole rows at a time. If they are damaged, forgets the part and raises Refusal."""
         checksum = 0
         with self._features_file(number).open("rb") as file:
             while data := file.read(max(1, COPIED_BYTES // row_bytes) * row_bytes):
@@ -178,7 +186,7 @@ class PartsFolder:
         )
 
     def _take_away(self) -> None:
-        """Removes the folder, last the lock that is held meanwhile: whoever waits for it must find no other claims."""
+        """Removes the folder. The lock that is held meanwhile goes last: whoever waits for it must find no other claims."""
         for claim in list(self._claims.iterdir()):
             if claim.name != "plan":
                 claim.unlink(missing_ok=True)
@@ -198,7 +206,7 @@ class PartsFolder:
 
 
 class PartWriter:
-    """Writes a part row by row; nothing of it is seen before it is whole."""
+    """Writes a part row by row. Nothing of it is seen before it is finished."""
 
     def __init__(self, features: Path, note: Path) -> None:
         """The files it will be."""
@@ -235,43 +243,183 @@ def _name(number: int) -> str:
     return f"{number:06d}"
 
 
-SECONDS_BETWEEN_LOOKS = 1.0
+def skipped_file(output: Path) -> Path:
+    """The list of images that have no row."""
+    return output.with_name(f"{output.name}.skipped.jsonl")
 
 
-class Watch:
-    """Counts records of this process one by one, and those of other processes part by part as they finish them."""
+def assemble(plan: Plan, parts: PartsFolder, output: Path, max_skipped: float) -> dict[str, int]:
+    """Writes the table at `output`, reads it again, and returns the rows of each split.
 
-    def __init__(self, plan: Plan, parts: PartsFolder, known: set[int], advance: Callable[[int], None]) -> None:
-        """`known`: parts that are done and counted. `advance`: told of new records."""
-        self._plan, self._parts, self._known, self._advance = plan, parts, set(known), advance
-        self._last_look = time.monotonic()
-
-    def seen(self, num_records: int) -> None:
-        """This process has done so many more."""
-        if num_records:
-            self._advance(num_records)
-        self.look()
-
-    def finished(self, part: int) -> None:
-        """This process has finished a part, whose records it has counted."""
-        self._known.add(part)
-
-    def look(self) -> None:
-        """Looks what others have done, not too often."""
-        if time.monotonic() - self._last_look < SECONDS_BETWEEN_LOOKS:
-            return
-        new = self._parts.done() - self._known
-        self._known |= new
-        self._advance(sum(records_of(number, self._plan, self._parts) for number in new))
-        self._last_look = time.monotonic()
+    Raises Refusal for damaged parts, and if too many images were skipped, whose list is written. Parts stay.
+    """
+    _remove_leftovers(output)
+    rows_by_split, num_records = _write_skipped(plan, parts, output)
+    num_rows = sum(rows_by_split.values())
+    num_skipped = num_records - num_rows
+    if num_rows == 0 or num_skipped > max_skipped * num_records:
+        raise Refusal(
+            f"{num_skipped:,} of {num_records:,} images could not be read, more than max_skipped={max_skipped:g}; they are "
+            f"listed in {skipped_file(output)}. Repair or remove them and repeat the command with --again, or raise "
+            "--max-skipped and repeat it: what was computed is kept"
+        )
+    manifest = replace(plan.manifest, skipped=num_skipped)
+    write = _write_numpy if output.suffix == ".npy" else _write_parquet
+    checksum = write(plan, parts, output, manifest, num_rows)
+    _check(output, manifest, num_rows, checksum)
+    return rows_by_split
 
 
-def records_of(number: int, plan: Plan, parts: PartsFolder) -> int:
-    """Records of a part that is done."""
-    planned = plan.parts[number].num_records
-    if planned is not None:
-        return planned
-    try:
-        return parts.note(number).num_records
-    except (OSError, ValueError):  # it is gone: all is over
-        return 0
+def _remove_leftovers(output: Path) -> None:
+    """Unfinished files of a process that was killed while it assembled; only one assembles at a time."""
+    for path in (output, output.with_suffix(".csv"), output.with_suffix(".json"), skipped_file(output)):
+        for leftover in output.parent.glob(f".{glob.escape(path.name)}.*.unfinished"):
+            leftover.unlink(missing_ok=True)
+
+
+def _notes(plan: Plan, parts: PartsFolder) -> Iterator[tuple[int, PartNote]]:
+    """Number of each part and what is known of it, one at a time."""
+    for part in plan.parts:
+        yield part.number, parts.note(part.number)
+
+
+def _write_skipped(plan: Plan, parts: PartsFolder, output: Path) -> tuple[dict[str, int], int]:
+    """Writes the list of skipped images if there are any. Returns the rows of each split and the number of all records."""
+    rows_by_split = dict.fromkeys((part.split for part in plan.parts), 0)
+    num_records, place = 0, skipped_file(output)
+    with whole_file(place) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+        for number, note in _notes(plan, parts):
+            split = plan.parts[number].split
+            rows_by_split[split] += len(note.rows)
+            num_records += note.num_records
+            for item in note.skipped:
+                file.write(_skipped_line(item, split))
+    if place.stat().st_size == 0:
+        place.unlink()
+    return rows_by_split, num_records
+
+
+def _skipped_line(item: Skipped, split: str) -> str:
+    return json.dumps({"path": item.name, "split": split, "reason": item.reason}) + "\n"
+
+
+def _rows(plan: Plan, parts: PartsFolder) -> Iterator[tuple[int, PartNote, list[Row]]]:
+    """Number, note and rows of each part. Rows are numbered in their split; numbers of a stream go on from shard to shard."""
+    next_record: dict[str, int] = {}
+    for number, note in _notes(plan, parts):
+        split = plan.parts[number].split
+        first = next_record.get(split, 0)
+        next_record[split] = first + note.num_records
+        yield number, note, [Row(name, split, first + index, label) for index, label, name in note.rows]
+
+
+def _write_numpy(plan: Plan, parts: PartsFolder, output: Path, manifest: Manifest, num_rows: int) -> int:
+    """The images, the manifest, and at last the features. Returns the checksum of these."""
+    dtype = np.dtype(manifest.dtype)
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (num_rows, *manifest.shape)}
+    tally = Tally(manifest, num_rows)
+    with whole_file(output) as unfinished:
+        with unfinished.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for data in _features(plan, parts, manifest):
+                file.write(data)
+                tally.add(data)
+        output.unlink(missing_ok=True)  # an older table: its features must never stand beside the images of this one
+        _write_images(plan, parts, output.with_suffix(".csv"))
+        with whole_file(output.with_suffix(".json")) as described:
+            described.write_text(replace(manifest, mean=tally.mean()).to_json() + "\n", encoding="utf-8")
+    return tally.checksum
+
+
+def _features(plan: Plan, parts: PartsFolder, manifest: Manifest) -> Iterator[bytes]:
+    """The features of all parts, whole rows at a time."""
+    row_bytes = prod(manifest.shape) * np.dtype(manifest.dtype).itemsize
+    for number, note in _notes(plan, parts):
+        yield from parts.read(number, note, row_bytes)
+
+
+def _write_images(plan: Plan, parts: PartsFolder, place: Path) -> None:
+    with (
+        whole_file(place) as unfinished,
+        unfinished.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        usual = csv.writer(file, lineterminator="\n")
+        quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        usual.writerow(COLUMNS)
+        for _, _, rows in _rows(plan, parts):
+            for row in rows:
+                writer = quoted if "\r" in row.path else usual  # Python before 3.13 does not see that such a name needs it
+                writer.writerow((row.path, row.split, row.index, "" if row.label is None else row.label))
+
+
+def _write_parquet(plan: Plan, parts: PartsFolder, output: Path, manifest: Manifest, num_rows: int) -> int:
+    """One file. Returns the checksum of its features."""
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    dtype = np.dtype(manifest.dtype)
+    width = prod(manifest.shape)
+    group_rows = max(1, min(GROUP_ROWS, GROUP_BYTES // (width * dtype.itemsize)))
+    kinds: dict[str, Any] = {"path": pyarrow.string(), "split": pyarrow.string(), "index": pyarrow.int64()}
+    kinds |= {"label": pyarrow.int64(), FEATURES: pyarrow.list_(pyarrow.from_numpy_dtype(dtype), width)}
+    schema = pyarrow.schema(kinds.items(), metadata={METADATA_KEY: manifest.to_json().encode()})
+    tally = Tally(manifest, num_rows)
+    with (
+        whole_file(output) as unfinished,
+        # numbers of features neither repeat nor shrink, so that looking for that would only take time
+        parquet.ParquetWriter(unfinished, schema, compression="none", use_dictionary=["split"], write_statistics=False) as file,
+    ):
+        for rows, features in _groups(plan, parts, group_rows, width, dtype):
+            tally.add(features.tobytes())
+            columns: list[list[Any]] = [[_text(row.path) for row in rows], [row.split for row in rows]]
+            columns += [[row.index for row in rows], [row.label for row in rows]]
+            lists = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(features.reshape(-1)), width)
+            arrays = [pyarrow.array(column, kind) for column, kind in zip(columns, list(kinds.values())[:4], strict=True)]
+            file.write_table(pyarrow.Table.from_arrays([*arrays, lists], schema=schema), row_group_size=group_rows)
+        file.add_key_value_metadata({MEAN_KEY: json.dumps(tally.mean()).encode()})
+    return tally.checksum
+
+
+def _groups(
+    plan: Plan, parts: PartsFolder, group_rows: int, width: int, dtype: np.dtype[Any]
+) -> Iterator[tuple[list[Row], NDArray[Any]]]:
+    """The rows in groups of `group_rows`; the last one may be smaller."""
+    rows: list[Row] = []
+    features = np.empty((0, width), dtype)
+    for number, note, new in _rows(plan, parts):
+        rows += new
+        for data in parts.read(number, note, width * dtype.itemsize):
+            features = np.concatenate([features, np.frombuffer(data, dtype).reshape(-1, width)])
+            while len(features) >= group_rows:
+                yield rows[:group_rows], features[:group_rows]
+                rows, features = rows[group_rows:], features[group_rows:]
+    if rows:
+        yield rows, features
+
+
+def _text(name: str) -> str:
+    """The name with backslashes for what is not valid Unicode, which file names may hold and Parquet may not."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def _check(output: Path, manifest: Manifest, num_rows: int, checksum: int) -> None:
+    """Reads the table again. If it is not what was written, removes it and raises Refusal."""
+    found = num_found = 0
+    at_a_time = max(1, GROUP_BYTES // (prod(manifest.shape) * np.dtype(manifest.dtype).itemsize))
+    for block in _blocks(output, manifest, at_a_time):
+        num_found += len(block)
+        found = zlib.crc32(np.ascontiguousarray(block).tobytes(), found)
+    if (num_found, found) != (num_rows, checksum):
+        output.unlink()
+        raise Refusal(f"{output} could not be read again as it was written: the disk is failing, or out of space. Try again")
+
+
+def _blocks(output: Path, manifest: Manifest, num_rows: int) -> Iterator[NDArray[Any]]:
+    """Features without the names of the images, which may be too many for the memory."""
+    if output.suffix == ".parquet":
+        for _, block in parquet_blocks(output, manifest, num_rows):
+            yield block
+        return
+    features = np.load(output, mmap_mode="r", allow_pickle=False)
+    for first in range(0, len(features), num_rows):
+        yield features[first : first + num_rows]

@@ -1,8 +1,6 @@
-"""What is to be computed: features of all images in parts, and how the same command is recognized. Free of torch.
+"""What is embedded by what: the encoder, the images of a data source's splits, and their parts.
 
-Which images are embedded: the splits of a data source, all of their images.
-
-What is embedded by what: encoder, images, and the manifest that says so.
+The manifest says all of it, so that the same command is recognized when it is repeated.
 """
 
 import hashlib
@@ -16,20 +14,21 @@ from typing import Any, Literal
 
 import torch
 
+from openjepa.checks.sizes import check_patch_divides
 from openjepa.config import difference, load_run_config, to_dict
 from openjepa.data import open_splits
 from openjepa.data.folders.folder import left_out as other_folders
-from openjepa.data.loading.workers import available_cores
 from openjepa.data.source import ListSource, ShardSource, source_hash, stamps_hash
 from openjepa.data.tables.huggingface import left_out as other_splits
 from openjepa.data.tables.huggingface import split_names
 from openjepa.engine.device import resolve_device, resolve_precision, set_threads
 from openjepa.inference.embedding.table import Manifest, manifest_from_json, parquet_manifest
-from openjepa.inference.embedding.table_checks import WITHOUT_EFFECT
 from openjepa.inference.encoder import Encoder
 from openjepa.refusals import Refusal
 from openjepa.settings.inference import EmbedSettings
-from openjepa.settings.sources import DataSettings, FolderSettings, HuggingFaceSettings, height_and_width
+from openjepa.settings.ranges import as_option
+from openjepa.settings.sources import ONLY_TRAINING, DataSettings, FolderSettings, HuggingFaceSettings, height_and_width
+from openjepa.system.cores import available_cores
 from openjepa.system.json_files import readable_object
 from openjepa.weights.contents import weights_hash
 from openjepa.weights.formats import Choice, load_any
@@ -47,7 +46,7 @@ COMPARED = (
     "precision",
     "heads",
 )
-"""Entries of the manifest that features depend on; weights and images by their hashes, not by where they lie."""
+"""Entries of the manifest that features depend on. Weights and images count by their hashes, not by their place."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Part:
     number: int
     split: str
     first: int
-    """Number of the first record; of a stream, of the shard."""
+    """Number of the first record, or of the shard of a stream."""
     num_records: int | None
     """None: a shard, whose length is only known once it has been read."""
 
@@ -72,12 +71,12 @@ class Plan:
 
     @property
     def num_records(self) -> int | None:
-        """Images in all, readable or not; None where a stream does not tell."""
+        """Number of all images, readable or not; None if a stream does not tell."""
         counts = [part.num_records for part in self.parts]
         return None if None in counts else sum(count or 0 for count in counts)
 
     def entries(self) -> dict[str, Any]:
-        """What parts of the same plan agree in."""
+        """Entries that parts of the same plan have in common."""
         return compared(self.manifest) | {"part_images": self.part_images}
 
     def to_json(self) -> str:
@@ -105,13 +104,13 @@ def compared(manifest: Manifest) -> dict[str, Any]:
 
 
 def plan_entries(path: Path) -> dict[str, Any] | None:
-    """The entries of a plan that was written to `path`; None where there is none that is whole."""
+    """The entries of the plan in the file `path`; None if there is no whole one."""
     entries = (readable_object(path) or {}).get("entries")
     return entries if isinstance(entries, dict) else None
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs, one line each; empty where nothing does. What older versions have not noted is not compared."""
+    """The differences, one line each; empty if there are none. What older versions did not note is not compared."""
     known = {name: value for name, value in now.items() if name != "files" or before.get("files")}
     before = {name: value for name, value in before.items() if name in known or name != "files"}
     return "\n".join(f"  {name}: {_short(old)}, now {_short(new)}" for name, old, new in difference(before, known))
@@ -123,7 +122,7 @@ def _short(value: object) -> str:
 
 
 def finished_manifest(output: Path) -> Manifest | None:
-    """The manifest of the table at `output`; None where there is none. Raises Refusal where it is none of ours."""
+    """The manifest of the table at `output`; None if there is none. Raises Refusal if it is none of ours."""
     if not output.exists():
         return None
     if output.suffix == ".npy":
@@ -148,7 +147,7 @@ class Images:
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Of the labels, where the data names them."""
+        """Names of the labels, if the data has them."""
         # a split with classes of its own has them behind those of the others
         return max((source.class_names for source in self.sources.values() if source.class_names), key=len, default=None)
 
@@ -176,16 +175,16 @@ class Images:
 
     def entries(self) -> dict[str, Any]:
         """The settings for the manifest: those with an effect, the path absolute."""
-        kept = {name: value for name, value in to_dict(self.settings).items() if name not in WITHOUT_EFFECT}
+        kept = {name: value for name, value in to_dict(self.settings).items() if name not in ONLY_TRAINING}
         if kept.get("path") and (Path(kept["path"]).exists() or "*" in kept["path"]):
             kept["path"] = str(Path(kept["path"]).absolute())
         return kept
 
 
 def open_images(settings: DataSettings, splits: Literal["all", "train", "test"], seed: int) -> Images:
-    """The images of the splits. `all`: every image there is, in whatever split, labeled or not; nothing is held out.
+    """The images of the splits. `all`: every image in any split, labeled or not; nothing is held out.
 
-    Raises Refusal where a split is wanted that there is not.
+    Raises Refusal if a wanted split does not exist.
     """
     if splits == "all" and isinstance(settings, FolderSettings | HuggingFaceSettings):
         settings = replace(settings, test_fraction=0.0)
@@ -205,7 +204,7 @@ def open_images(settings: DataSettings, splits: Literal["all", "train", "test"],
 
 
 def _without_training_split(settings: HuggingFaceSettings) -> HuggingFaceSettings:
-    """Where nobody has asked for a training split and there is none: the first split stands for it."""
+    """The settings with the first split as training split, if the default one does not exist and nobody asked for it."""
     if settings.train_split != HuggingFaceSettings.train_split:
         return settings
     names = split_names(settings)
@@ -242,7 +241,7 @@ def _hash(source: Source) -> str:
 
 
 def load_encoder(subject: Path | str, settings: EmbedSettings) -> Encoder:
-    """The encoder on its device, the threads set. Raises Refusal where there is none, or not the one that is wanted."""
+    """The encoder on its device, with the threads set. Raises Refusal if it is not there or does not fit the settings."""
     name, processes = settings.device, local_processes()
     if name == "auto" and torch.cuda.is_available():
         name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
@@ -262,7 +261,7 @@ def local_processes() -> int:
 
 
 def find_images(subject: Path, data: DataSettings | None, settings: EmbedSettings) -> tuple[Images, int]:
-    """The images and the seed with which they were opened: by default those of the run. Raises Refusal without any."""
+    """The images and the seed with which they were opened, by default those of the run. Raises Refusal if there are none."""
     places = (subject, subject.absolute().parent) if subject.is_dir() else ()  # a run, or an encoder in a run
     folder = next((item for item in places if (item / "config.yaml").is_file()), None)
     run = None if folder is None else load_run_config(folder)
@@ -280,13 +279,7 @@ def make_manifest(subject: Path | str, encoder: Encoder, images: Images, seed: i
     """What the table will say of itself. Raises Refusal for an image size that the patch size does not divide."""
     config, place = encoder.config, Path(subject).expanduser()
     size = height_and_width(settings.image_size or config.image_size)
-    for side in size:
-        if side % config.patch_size:
-            below = max(config.patch_size, side - side % config.patch_size)
-            raise Refusal(
-                f"--image-size {side} is not a multiple of the patch size {config.patch_size}: use {below} or "
-                f"{below + config.patch_size}"
-            )
+    check_patch_divides(config.patch_size, size, "image_size", of="the encoder", said=as_option)
     is_pooled = settings.features == "pooled"
     return Manifest(
         subject=str(place.absolute() if place.exists() else subject),

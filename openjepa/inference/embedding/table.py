@@ -1,13 +1,12 @@
-"""The file that `openjepa embed` leaves: features, the images they are of, and how they were made.
+"""The file that `openjepa embed` leaves: features, the images they are of, and how they were made. Free of torch.
 
 `X.npy` is an array [n, D] (or [n, H, W, D] for features of patches), with the images in `X.csv` and the manifest in `X.json`
-beside it; `X.parquet` holds all three in one file, the manifest in the schema's metadata under `openjepa`, the mean of the
-features in the file's under `openjepa.mean`, and each row of features as a list of one length. Free of torch.
+beside it. `X.parquet` holds all three in one file: the manifest in the schema's metadata under `openjepa`, the mean of the
+features in the file's under `openjepa.mean`, and each row of features as a list of one length.
 
-The mean of all features of a table, kept in its manifest with what it is the mean of. Free of torch.
-
-A centered search needs it, and computing it takes as long as the search. It counts only where the table still has as many rows,
-and in a sample of them the same numbers: of features that were filtered, normalized or mixed up since, it is computed anew.
+The manifest keeps the mean of all features, because a centered search needs it and computing it takes as long as the search.
+The mean counts only if the table still has as many rows, and the same numbers in a sample of them. If features were filtered,
+normalized or mixed up since, it is computed anew.
 """
 
 import base64
@@ -23,18 +22,27 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from openjepa.refusals import Refusal
-from openjepa.system.json_files import object_in, typed
+from openjepa.config import nearest
+from openjepa.refusals import Refusal, require_package
+from openjepa.system.json_files import object_in, readable, readable_object, typed
+from openjepa.system.shared_files import is_writable
+from openjepa.system.shell import command
 
 FORMAT, VERSION = "openjepa-features", 1
 COLUMNS = ("path", "split", "index", "label")
-"""Of the images: name in its source, split, number in the split, and class number or nothing."""
+"""Columns of the images: name in the source, split, number in the split, and class number or nothing."""
 FEATURES = "features"
 """Their column in a Parquet file."""
 METADATA_KEY, MEAN_KEY = b"openjepa", b"openjepa.mean"
 ENDINGS = (".npy", ".parquet")
 AXES = {"pooled": 1, "patches": 3}
-"""Of the features of one image."""
+"""Axes of the features of one image, by their kind."""
+SAMPLE = 1024
+"""Rows, evenly spread, in which a table is compared with its kept mean; all rows of a small table.
+
+What others may have changed beside them moves the mean by less than a thousandth of the change. Parquet files cannot be changed
+in place, and who writes them anew drops the mean.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +57,7 @@ class Manifest:
     """Hash of the weights."""
     kind: Literal["pooled", "patches"]
     shape: tuple[int, ...]
-    """Of the features of one image: (D,) or (H, W, D)."""
+    """Shape of the features of one image: (D,) or (H, W, D)."""
     dtype: Literal["float16", "float32"]
     pooling: Literal["average", "class_token"]
     """What one vector per image is, or would be."""
@@ -60,19 +68,19 @@ class Manifest:
     data: dict[str, Any] = field(default_factory=dict)
     """Settings of the data source (`openjepa.config.to_dict`)."""
     splits: tuple[str, ...] = ("train",)
-    """Which splits of the source, in the order of the rows."""
+    """Splits of the source, in the order of the rows."""
     seed: int = 0
-    """With which the source was opened."""
+    """Seed with which the source was opened."""
     images: str = ""
     """Splits, numbers of images and hashes of their names: tells other images."""
     files: str = ""
     """Hash of sizes and modification times of the images' files: tells those overwritten in place. Empty in older tables."""
     class_names: tuple[str, ...] = ()
-    """Of the labels, where the data names them."""
+    """Names of the labels, if the data has them."""
     skipped: int = 0
     """Images that could not be read and have no row."""
     mean: dict[str, Any] = field(default_factory=dict)
-    """Of the features of all images (means.py); empty where it is not known."""
+    """Mean of the features of all images (`Tally.mean`); empty if it is not known."""
 
     def to_json(self) -> str:
         """As text."""
@@ -114,7 +122,7 @@ class Row:
 
 
 class Rows(Sequence[Row]):
-    """The images of all rows. A `Row` is made when it is asked for: of a million images a search names ten."""
+    """The images of all rows. A `Row` is made when it is asked for, because a search names ten of a million images."""
 
     def __init__(
         self, paths: Sequence[str], splits: Sequence[str], indices: Sequence[int], labels: Sequence[int | None]
@@ -140,7 +148,7 @@ class Rows(Sequence[Row]):
 
 
 class FeatureTable:
-    """Features of n images and what they are of, opened by `open_table`; features are read block by block."""
+    """Features of n images and the images themselves, opened by `open_table`. Features are read block by block."""
 
     def __init__(self, path: Path, manifest: Manifest, rows: Sequence[Row], features: NDArray[Any] | None) -> None:
         """`features`: mapped, or None for Parquet, which is read when blocks are asked for."""
@@ -152,9 +160,9 @@ class FeatureTable:
         return len(self.rows)
 
     def blocks(self, num_rows: int, start: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
-        """(number of its first row, features [b, *shape]) of consecutive blocks of at most so many images, from `start` on.
+        """(number of its first row, features [b, *shape]) of consecutive blocks of at most `num_rows` images, from `start` on.
 
-        Those of `.npy` are views into the mapped file.
+        Blocks of `.npy` are views into the mapped file.
         """
         if self._features is None:
             yield from parquet_blocks(self.path, self.manifest, num_rows, start)
@@ -212,7 +220,7 @@ def _open_numpy(path: Path) -> FeatureTable:
 
 
 def _rows(lines: Iterable[list[str]]) -> Rows:
-    """The images in the lines of a CSV file. Raises Refusal where a line is none of ours."""
+    """The images in the lines of a CSV file. Raises Refusal if a line is not ours."""
     paths: list[str] = []
     splits: list[str] = []
     indices: list[int] = []
@@ -226,7 +234,7 @@ def _rows(lines: Iterable[list[str]]) -> Rows:
 
 
 def parquet_manifest(path: Path) -> Manifest:
-    """The manifest in the metadata of a Parquet file, with the mean. Raises Refusal where there is none."""
+    """The manifest in the metadata of a Parquet file, with the mean. Raises Refusal if there is none."""
     import pyarrow.parquet as parquet
 
     try:
@@ -236,11 +244,7 @@ def parquet_manifest(path: Path) -> Manifest:
     if METADATA_KEY not in entries:
         raise Refusal(f"{path} is no file of features that openjepa embed wrote (its metadata hold no manifest)")
     manifest = manifest_from_json(entries[METADATA_KEY], str(path))
-    try:
-        mean = json.loads(entries.get(MEAN_KEY, b"{}"))
-    except (ValueError, RecursionError):  # then it is not known
-        mean = {}
-    return replace(manifest, mean=mean if isinstance(mean, dict) else {})
+    return replace(manifest, mean=readable(entries.get(MEAN_KEY, b"").decode(errors="replace")) or {})
 
 
 def _open_parquet(path: Path) -> FeatureTable:
@@ -260,7 +264,7 @@ def _open_parquet(path: Path) -> FeatureTable:
 def parquet_blocks(path: Path, manifest: Manifest, num_rows: int, start: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
     """(number of its first row, features [b, *shape]) of blocks of a Parquet file, read row group by row group.
 
-    Raises Refusal where they are damaged.
+    Raises Refusal if they are damaged.
     """
     import pyarrow.parquet as parquet
 
@@ -288,13 +292,8 @@ def _row_group(file: Any, number: int, path: Path, size: int) -> NDArray[Any]:
     return values
 
 
-SAMPLE = 1024
-"""Rows of an array, evenly spread, that are compared: all of a small one. What others may have changed moves the mean by less
-than a thousandth of the change. Parquet files cannot be changed in place, and who writes them anew drops the mean."""
-
-
 def evenly_spread(number: int, at_most: int) -> list[int]:
-    """So many of `number` rows, ascending; all where there are no more."""
+    """`at_most` of `number` rows, evenly spread, ascending."""
     return sorted({int(row) for row in np.linspace(0, number - 1, min(at_most, number))})
 
 
@@ -302,7 +301,7 @@ class Tally:
     """What is known of features once all are written: their checksum and their mean."""
 
     def __init__(self, manifest: Manifest, num_rows: int) -> None:
-        """`num_rows`: as many as will come."""
+        """`num_rows`: number of rows that will come."""
         self._dtype, self._shape = np.dtype(manifest.dtype), manifest.shape
         self._sum, self._num_rows = np.zeros(manifest.shape), 0
         self._wanted, self._sample = evenly_spread(num_rows, SAMPLE), 0
@@ -332,7 +331,7 @@ class Tally:
 
 
 def kept_mean(table: FeatureTable) -> NDArray[np.float32] | None:
-    """Mean of the features of all images [*shape]; None where the table keeps none, or not that of these features."""
+    """Mean of the features of all images [*shape]; None if the table keeps none, or one of other features."""
     kept = table.manifest.mean
     try:
         data = base64.b64decode(kept["values"], validate=True)
@@ -349,3 +348,51 @@ def _of_sample(table: FeatureTable) -> int:
     for row in evenly_spread(len(table), SAMPLE):
         checksum = zlib.crc32(np.ascontiguousarray(table.features(row)).tobytes(), checksum)
     return checksum
+
+
+def check_output(output: Path) -> None:
+    """Raises Refusal if the table cannot be written to `output`. Files of other programs are never replaced."""
+    if output.suffix not in ENDINGS:
+        kinds = " or ".join(ENDINGS)
+        near = nearest(output.suffix, ENDINGS) if output.suffix else f"give it one, e.g. {output.name or 'features'}.npy"
+        raise Refusal(f"--output {output} must end in {kinds}: {near}")
+    if output.is_dir():
+        raise Refusal(f"--output {output} is a folder: name a file, e.g. {command('--output', output / 'features.npy')}")
+    if not output.parent.is_dir():
+        raise Refusal(f"--output {output}: there is no folder {output.parent}; make it first, or name a file elsewhere")
+    if not is_writable(output.parent):
+        raise Refusal(f"--output {output}: nothing may be written into {output.parent.absolute()}; name a file elsewhere")
+    if output.suffix == ".parquet":
+        require_package("pyarrow", f"--output {output}", "name a .npy file")
+    if output.suffix == ".npy":
+        _check_beside(output)
+    elif output.exists():
+        try:
+            parquet_manifest(output)
+        except ValueError as error:
+            raise Refusal(f"--output would be replaced, but {error}: name another file, or move that one away") from error
+
+
+def _check_beside(output: Path) -> None:
+    """Raises Refusal if a .csv, .json or .npy lies there that openjepa embed has not written."""
+    described, listed = output.with_suffix(".json"), output.with_suffix(".csv")
+    foreign = [path for path, is_ours in ((described, _describes), (listed, _lists)) if path.exists() and not is_ours(path)]
+    if output.exists() and not described.exists():
+        foreign.append(output)
+    if foreign:
+        raise Refusal(
+            f"--output {output} would replace {foreign[0]}, which openjepa embed has not written: name another file, or move "
+            "that one away"
+        )
+
+
+def _describes(path: Path) -> bool:
+    return (readable_object(path) or {}).get("format") == FORMAT
+
+
+def _lists(path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            return next(csv.reader(file), None) == list(COLUMNS)
+    except (OSError, csv.Error):
+        return False

@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from rich.filesize import decimal
 from torch import Tensor
 
 from openjepa.inference.embedding.table import FeatureTable, evenly_spread
 from openjepa.inference.search.exact import Neighbors, nearest, ranked
 from openjepa.inference.search.vectors import Vectors, cosines, table_mean
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, needed_for
 from openjepa.system.console import Say, progress
-from openjepa.system.packages import needed_for
-from openjepa.system.whole_files import is_writable, whole_file
+from openjepa.system.json_files import read_object, typed
+from openjepa.system.shared_files import is_writable, whole_file
 
 CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH = 32, 128, 256
 """Edges per image, and candidates looked at when an image is added and when one is looked for."""
@@ -35,11 +36,11 @@ ADDED = 1024
 
 @dataclass(frozen=True)
 class Made:
-    """What an index was made of; where any of it differs, the index is made anew."""
+    """What an index was made of. If any of it differs, the index is made anew."""
 
     table_bytes: int
     table_modified: int
-    """Of the table's file, in nanoseconds."""
+    """Modification time of the table's file, in nanoseconds."""
     images: int
     weights: str
     centered: bool
@@ -48,7 +49,7 @@ class Made:
     recall: float = 0.0
     """Share of the nearest ten of the sample that were found."""
     mean: tuple[float, ...] = ()
-    """Of the table, where it is centered: another pass over the table would take longer than the search."""
+    """Mean of the table if it is centered: another pass over the table would take longer than the search."""
 
     def is_of(self, other: "Made") -> bool:
         """Whether both were made of the same."""
@@ -59,7 +60,7 @@ class ApproximateIndex:
     """The opened index of a table."""
 
     def __init__(self, vectors: Vectors, index: Any, recall: float) -> None:
-        """`index`: of usearch, mapped."""
+        """`index`: usearch's, mapped."""
         self.vectors, self._index = vectors, index
         self.recall = recall
 
@@ -77,9 +78,9 @@ class ApproximateIndex:
 
 
 def open_index(table: FeatureTable, centered: bool, say: Say) -> ApproximateIndex:
-    """The index beside the table, made first where there is none of these features.
+    """The index beside the table. It is made first if there is none of these features.
 
-    Raises Refusal without usearch, and where the index is damaged.
+    Raises Refusal without usearch, and if the index is damaged.
     """
     with needed_for("--approximate", "leave it out"):
         from usearch import __version__ as version
@@ -95,8 +96,7 @@ def open_index(table: FeatureTable, centered: bool, say: Say) -> ApproximateInde
         if path.is_file():
             say(f"{path} was made of other features, or by another version: it is made anew")
         made = _build(Vectors(table, table_mean(table) if centered else None), Index, wanted)
-        size = path.stat().st_size / 1e6
-        say(f"{path}: {size:,.1f} MB; it finds {made.recall:.1%} of the nearest {SAMPLE_TOP} of a sample")
+        say(f"{path}: {decimal(path.stat().st_size)}; it finds {made.recall:.1%} of the nearest {SAMPLE_TOP} of a sample")
     index = _opened(Index, path)
     if index is None or len(index) != len(table):
         raise Refusal(f"{path} is damaged: delete it, and it will be made anew")
@@ -123,11 +123,10 @@ def _made_of(table: FeatureTable, centered: bool, version: str) -> Made:
 
 
 def _read(about: Path, width: int) -> Made | None:
-    """What the index says of itself; None where there is nothing, or nothing that is understood."""
+    """What the file `about` says of an index; None if it is missing or damaged."""
     try:
-        entries = json.loads(about.read_text(encoding="utf-8"))
-        made = Made(**{**entries, "mean": tuple(float(number) for number in entries["mean"])})
-    except (OSError, ValueError, TypeError, KeyError):
+        made = typed(Made, read_object(about) or {}, about)
+    except Refusal:
         return None
     is_whole = len(made.mean) == (width if made.centered else 0) and all(map(isfinite, made.mean))
     return made if is_whole else None
@@ -176,7 +175,7 @@ def _add(index: Any, first: int, directions: Float[Tensor, "b D"], advance: Call
 
 
 def _recall(index: ApproximateIndex, vectors: Vectors) -> float:
-    """Share of the exact nearest images of a sample that the index finds, or others as near; 1 where there are none."""
+    """Share of the exact nearest images of a sample for which the index finds these or others as near; 1 without a sample."""
     rows = evenly_spread(len(vectors), SAMPLE)
     queries = vectors.rows(rows)
     exact = nearest(vectors, queries, SAMPLE_TOP, rows)

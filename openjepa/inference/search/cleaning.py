@@ -19,10 +19,10 @@ from openjepa.inference.search.sheets import COLUMNS, KEPT, REMOVED, Line, Pictu
 from openjepa.inference.search.vectors import Vectors, table_mean
 from openjepa.settings.inference import SearchSettings
 from openjepa.system.console import Say, progress, silent
-from openjepa.system.whole_files import whole_file
+from openjepa.system.shared_files import whole_file
 
 GROUPS_SHOWN, OUTLIERS_SHOWN = 16, 48
-"""Of the contact sheets."""
+"""Images of the contact sheets."""
 SAMPLE = 1000
 """Images whose pairs show what cosines are usual."""
 _IMAGE_COLUMNS = ("path", "split", "index", "row", "label")
@@ -47,10 +47,10 @@ class Cleaning:
 
     opened: Opened
     groups: tuple[Group, ...] | None
-    """Of near-duplicates; None where they were not looked for."""
+    """Groups of near-duplicates; None if they were not looked for."""
     outliers: tuple[Outlier, ...] | None
     complete: bool
-    """False where there were more pairs of near-duplicates than were wanted."""
+    """False if there were more pairs of near-duplicates than were wanted."""
     threshold: float
     typical: tuple[float, float] | None
     """Median and 99th percentile of the cosines of pairs drawn at random; None: there are no pairs."""
@@ -174,7 +174,7 @@ def outlier_rows(found: Cleaning) -> Iterable[dict[str, object]]:
 
 
 def draw_lists(found: Cleaning, folder: Path) -> list[Path]:
-    """duplicates.png and outliers.png, where there is something to show. Raises Refusal where matplotlib is missing."""
+    """Draws duplicates.png and outliers.png if there is something to show. Raises Refusal if matplotlib is missing."""
     gallery = found.opened.gallery
     assert gallery is not None  # else there are no images to draw
     drawn = []

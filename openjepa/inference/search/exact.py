@@ -1,6 +1,6 @@
-"""The nearest images of all: every vector of the table is compared with every query, block by block of the mapped file.
+"""Exact search: every vector of the table is compared with every query, block by block of the mapped file.
 
-Windows of patches: averages of neighboring patches, compared with the average of the patches in a region.
+A region is compared with windows: averages of neighboring patches, at every place of every image.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,8 +26,8 @@ def window_cosines(
 ) -> Float[Tensor, "b H2 W2"]:
     """Cosine to `query` of the average of the patches in every window of (rows, columns), at every place on the grid.
 
-    `means`, one for each place, are taken off the patches first; a window that equals them but for rounding has the cosine 0.
-    Computed in the type of the features. Raises Refusal where a window is larger than the grid.
+    `means`, one for each place, are taken off the patches first; the cosine of a window that equals its
+    means up to rounding is 0. Computed in the type of the features. Raises Refusal if a window is larger than the grid.
     """
     rows, columns = window
     height, width = features.shape[1:3]
@@ -66,7 +66,7 @@ class Neighbors:
     cosines: NDArray[np.float64]
     """[k]"""
     places: NDArray[np.int64] | None = None
-    """Row and column of the best window on the grid of patches [k, 2], where windows were compared."""
+    """Row and column of the best window on the grid of patches [k, 2], if windows were compared."""
 
 
 def _ignore(_: int) -> None:
@@ -80,10 +80,10 @@ def nearest(
     skip: Sequence[int | None] | None = None,
     advance: Advance = _ignore,
 ) -> list[Neighbors]:
-    """The `top` nearest images of each query by cosine, exactly; fewer where the table holds fewer.
+    """The `top` nearest images of each query by cosine, exactly; fewer if the table holds fewer.
 
-    `queries`: less the same mean as the vectors (`Vectors.less_mean`). `skip`: for each query a row that is no answer, or None.
-    Cosines are fp64, so neither the order nor the ties depend on blocks or threads. Raises Refusal where a number is not
+    `queries`: without the same mean as the vectors (`Vectors.less_mean`). `skip`: for each query a row that is no answer, or
+    None. Cosines are fp64, so neither the order nor the ties depend on blocks or threads. Raises Refusal if a number is not
     finite.
     """
     if top < 1:
@@ -120,9 +120,9 @@ def _scores(vectors: Vectors, queries: Float[Tensor, "Q D"], advance: Advance) -
 
 
 def candidates(scores: Float[Tensor, " n"], top: int, skip: int | None) -> Int[Tensor, " c"]:
-    """Rows, ascending, that may be among the `top` best when rounding is taken into account.
+    """Rows, ascending, that may be among the `top` best if rounding is taken into account.
 
-    Raises Refusal where a score is not finite, as differences of huge numbers may be.
+    Raises Refusal if a score is not finite, as differences of huge numbers may be.
     """
     if not bool(scores.isfinite().all()):
         raise Refusal("cosines are not finite: the features are too large to compare; look at the encoder's weights")

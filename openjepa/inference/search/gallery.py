@@ -17,7 +17,7 @@ from openjepa.inference.embedding.plan import Images, open_images
 from openjepa.inference.embedding.table import FeatureTable, Manifest, Row
 from openjepa.inference.search.pairs import File
 from openjepa.refusals import Refusal
-from openjepa.settings.fields import CHOICES
+from openjepa.settings.run import CHOICES
 from openjepa.settings.sources import DataSettings
 
 THUMBNAIL = 256
@@ -32,7 +32,7 @@ class Gallery:
     """The images of a table. Opened by `open_gallery`."""
 
     def __init__(self, images: Images, change: Change = "none") -> None:
-        """Of what was embedded; of streams no image can be read by itself."""
+        """Sources of what was embedded. No single image of a stream can be read."""
         self.change = change
         self._sources = {name: source for name, source in images.sources.items() if isinstance(source, ListSource)}
 
@@ -42,7 +42,7 @@ class Gallery:
         return {(split, source.name(index)): index for split, source in self._sources.items() for index in range(len(source))}
 
     def read(self, row: Row) -> bytes:
-        """The encoded file of an image. Raises Refusal or OSError where it is not there any more."""
+        """The encoded file of an image. Raises Refusal or OSError if it is gone."""
         source = self._sources.get(row.split)
         if source is None:
             raise Refusal(f"the split {row.split!r} is a stream or is gone: its images cannot be read one by one")
@@ -53,11 +53,11 @@ class Gallery:
         return source.read(self._numbers[row.split, row.path])
 
     def pixels(self, row: Row) -> UInt8[np.ndarray, "h w 3"]:
-        """RGB pixels of an image. Raises Refusal or OSError where it cannot be read."""
+        """RGB pixels of an image. Raises Refusal or OSError if it cannot be read."""
         return decode_image(self.read(row))
 
     def thumbnail(self, row: Row) -> UInt8[np.ndarray, "h w 3"] | None:
-        """The image with a short side of `THUMBNAIL` pixels at most; None where it cannot be read."""
+        """The image with a short side of `THUMBNAIL` pixels at most; None if it cannot be read."""
         try:
             pixels = decode_image(self.read(row), THUMBNAIL)
         except (ValueError, OSError):
@@ -65,7 +65,7 @@ class Gallery:
         return thumbnail(torch.from_numpy(pixels))
 
     def file(self, row: Row) -> File | None:
-        """Size, bytes and digest of an image; None where it cannot be read."""
+        """Size, bytes and digest of an image; None if it cannot be read."""
         try:
             data = self.read(row)
             height, width = image_size(data)
@@ -80,7 +80,7 @@ def thumbnail(pixels: UInt8[Tensor, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def label_name(manifest: Manifest, row: Row) -> str:
-    """Name of an image's class, its number where it has no name, or nothing."""
+    """Name of an image's class, its number if it has no name, or nothing."""
     if row.label is None:
         return ""
     names = manifest.class_names
@@ -88,9 +88,9 @@ def label_name(manifest: Manifest, row: Row) -> str:
 
 
 def open_gallery(table: FeatureTable, data_path: str | None = None) -> Gallery:
-    """The images of a table. `data_path`: where they lie now. Raises Refusal or OSError where they cannot be found.
+    """The images of a table. `data_path`: where they lie now. Raises Refusal or OSError if they cannot be found.
 
-    `change` of the gallery says whether they are those of then.
+    `change` of the gallery says whether images were changed since.
     """
     manifest = table.manifest
     entries = dict(manifest.data)

@@ -4,7 +4,7 @@ Blocks of unit vectors are multiplied with each other, each pair of blocks once.
 3/256, twice the rounding of a factor and once that of the result, so pairs are taken with that margin and compared again in
 fp64: what is found does not depend on the precision.
 
-Near-duplicates: groups of images that are alike, and which of each group to keep.
+Near-duplicates become groups of images that are alike, and one image of each group is kept.
 """
 
 from collections import defaultdict
@@ -27,7 +27,7 @@ MARGIN = {torch.bfloat16: 3 / 256 + 1e-3, torch.float32: 1e-5}
 COMPARED = 1024
 """Pairs that are compared again at a time: what they need stays in the cache."""
 SEARCHED = 512
-"""Images of the first block whose pairs are taken at a time: all of a block's, where all are alike, would need a gigabyte."""
+"""Images of the first block whose pairs are taken at a time: if all were alike, those of a block would take a gigabyte."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Pairs:
     """Another, larger one."""
     cosines: NDArray[np.float64]
     complete: bool = True
-    """False where there were more than were wanted: the most alike of them are here."""
+    """False if there were more pairs than were wanted; these are the most alike."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,12 @@ def compare_all(
     device: torch.device | None = None,
     advance: Advance = lambda _: None,
 ) -> tuple[Pairs, Float[np.ndarray, " n"] | None]:
-    """Pairs with a cosine of `threshold` at least (None: none), and for each image the mean cosine to its nearest `neighbors`.
+    """Pairs with a cosine of at least `threshold` (None: no pairs), and each image's mean cosine to its nearest `neighbors`.
 
-    Exact, in memory that does not grow with the square of the number of images. `neighbors` 0: no means (None); more than there
-    are images: all others. Only the most alike `max_pairs` are kept. `advance` is told shares of the work in images. Raises
-    Refusal where a number is not finite.
+    Exact, in memory that does not grow with the square of the number of images. `neighbors`: 0 gives no means (None), and a
+    number above that of the images means all others. Only the most alike `max_pairs` are kept. `advance`: told the work done,
+    in images. Raises
+    Refusal if a number is not finite.
     """
     place, number = device or torch.device("cpu"), min(neighbors, len(vectors) - 1)
     # Means of bf16 cosines would be wrong in the third digit; pairs are compared again anyway.
@@ -133,7 +134,7 @@ def compare_all(
 
 
 def _block(vectors: Vectors, start: int, number: int, place: torch.device) -> _Block:
-    """At most so many images from a row on."""
+    """At most `number` images from a row on."""
     stop, row, units, squares = min(start + number, len(vectors)), start, [], []
     while row < stop:
         first, block = next(vectors.table.blocks(min(stop - row, rows_per_block(vectors.table)), row))
@@ -199,7 +200,7 @@ class _Meter:
         self._products, self._told = 0.0, 0
 
     def done(self, rows: int, columns: int, inside: bool) -> None:
-        """Of a block on the diagonal each pair is computed twice."""
+        """A block on the diagonal computes each pair twice."""
         self._products += rows * columns * (1 if inside else 2)
         now = round(self._products / self._number)
         self._advance(now - self._told)
@@ -223,13 +224,13 @@ class Member:
 
     row: int
     file: File | None
-    """None where the image cannot be read any more."""
+    """The file of an image; None if it is gone."""
     duplicate_of: int | None = None
     """Row of the image that is kept instead; None for an image that is kept."""
     cosine: float | None = None
     """To that one."""
     identical: bool | None = None
-    """Whether both files are the same, byte for byte; None for an image that is kept, and where a file cannot be read."""
+    """Whether both files are the same, byte for byte; None for an image that is kept, or if a file cannot be read."""
 
     @property
     def keep(self) -> bool:

@@ -20,7 +20,7 @@ PRINTED = 10
 
 
 def print_answers(answers: Answers, console: Console | None = None) -> None:
-    """One table per query: rank, cosine, path, and label where there are any."""
+    """One table per query: rank, cosine, path, and label if there are labels."""
     console = console or _console()
     for answer in answers.answers:
         console.print(Text(f"nearest to {printable(answer.query.name)}", "bold"))
@@ -47,7 +47,7 @@ def _neighbors(answers: Answers, answer: Answer) -> Table:
 
 
 def _name(table: FeatureTable, row: Row) -> str:
-    """The path on one line, and the split where there are several: one path may stand in each of them."""
+    """The path on one line. With several splits also the split, because one path may stand in each of them."""
     return printable(row.path) + (f" ({row.split})" if len(table.manifest.splits) > 1 else "")
 
 

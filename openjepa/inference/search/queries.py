@@ -1,7 +1,4 @@
-"""What is looked for: images, regions of images and rows of the table, as vectors that the table's can be compared with.
-
-Parts of images: what `--region` means, the patches inside of it, and where a window of patches lies in its image.
-"""
+"""Queries: images, regions of images and rows of the table, as vectors that can be compared with those of the table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,8 +36,8 @@ class Box:
 def box_of(region: tuple[float, float, float, float], size: tuple[int, int], name: str) -> Box:
     """The region (left, top, width, height) of an image of (height, width) pixels.
 
-    Fractions where no number is above 1, else pixels. `name`: of the image, for messages. Raises Refusal where the region is
-    empty or leaves the image.
+    Numbers are fractions if none is above 1, else pixels. `name`: what messages call the image. Raises Refusal if the region
+    is empty or leaves the image.
     """
     left, top, width, height = region
     if not all(isfinite(number) for number in region):
@@ -59,7 +56,7 @@ def box_of(region: tuple[float, float, float, float], size: tuple[int, int], nam
 
 
 def patches_inside(box: Box, grid: tuple[int, int]) -> tuple[slice, slice]:
-    """Rows and columns of the patches whose center lies in the box. Raises Refusal where the box is smaller than a patch."""
+    """Rows and columns of the patches whose center lies in the box. Raises Refusal if the box is smaller than a patch."""
     rows, columns = grid
     if box.width * columns < 1 - _SLACK or box.height * rows < 1 - _SLACK:
         raise Refusal(
@@ -106,9 +103,9 @@ def box_in_view(manifest: Manifest, full: tuple[int, int], corner: tuple[int, in
 
 
 def box_of_window(manifest: Manifest, size: tuple[int, int], place: tuple[int, int], window: tuple[int, int]) -> Box:
-    """Where in an image of (height, width) pixels a window of patches lies, given its first row and column.
+    """Box of a window of patches in an image of (height, width) pixels, given its first row and column.
 
-    The grid covers what the encoder saw: all of the image (`squash`), or its center (`crop`).
+    The grid covers what the encoder saw: the whole image (`squash`) or its center (`crop`).
     """
     (rows, columns), (height, width) = manifest.shape[:2], manifest.size
     patch_height, patch_width = height / rows, width / columns
@@ -128,12 +125,12 @@ class Query:
     vector: Float[Tensor, " D"]
     """In fp64, with the mean of the table, or of its places, still in it."""
     row: int | None = None
-    """Its own row, where it is from the table."""
+    """Its own row, if it is from the table."""
     pixels: UInt8[np.ndarray, "h w 3"] | None = None
-    """The image, where it was read."""
+    """The image, if it was read."""
     region: Box | None = None
     places: tuple[slice, slice] | None = None
-    """Rows and columns of the table's grid that the region covers, where the table holds patches to compare with."""
+    """Rows and columns of the table's grid that the region covers, if the table holds patches."""
 
     @property
     def window(self) -> tuple[int, int] | None:
@@ -142,9 +139,9 @@ class Query:
 
 
 def matching_encoder(table: FeatureTable, subject: str | None = None) -> Encoder:
-    """The encoder that made the table. `subject`: where it lies now.
+    """The encoder that made the table. `subject`: its present place.
 
-    Raises Refusal where it cannot be read, or has other weights.
+    Raises Refusal if it cannot be read, or has other weights.
     """
     manifest, place = table.manifest, subject or table.manifest.subject
     try:
@@ -162,11 +159,11 @@ def matching_encoder(table: FeatureTable, subject: str | None = None) -> Encoder
 
 
 def image_query(encoder: Encoder, manifest: Manifest, image: Picture, name: str, region: Sequence[float] | None) -> Query:
-    """An image, or the region (left, top, width, height) of it. Raises Refusal for what is no image or no region of it.
+    """An image, or its region (left, top, width, height). Raises Refusal if it is not an image or has no such region.
 
-    An image is prepared as those of the table were. The vector of a region is the average of its patches. In a table of patches
-    they have the places of the table's grid: the encoder sees the region in a view of the table's size. In one of pooled
-    features they are of all of the image at its own shape.
+    An image is prepared as those of the table were. The vector of a region is the average of its patches. For a table of
+    patches these have the places of the table's grid: the encoder sees the region in a view of the table's size. For pooled
+    features they are patches of the whole image in its own shape.
     """
     pixels = pixels_of(image)
     shown = thumbnail(pixels)
@@ -216,12 +213,12 @@ def _four(region: Sequence[float]) -> tuple[float, float, float, float]:
 
 
 def row_query(table: FeatureTable, row: int) -> Query:
-    """An image of the table by its number, with the features that are stored. Raises Refusal where there is none."""
+    """An image of the table by its number, with its stored features. Raises Refusal if there is no such row."""
     return Query(f"row {row}: {table.rows[row].path}", pooled(picked(table, [row]))[0], row=row)
 
 
 def row_number(table: FeatureTable, text: str) -> int:
-    """The row that a number or the name of an image means. Raises Refusal where there is none, or several."""
+    """The row that a number or the name of an image means. Raises Refusal if there is none, or several."""
     if text.lstrip("-").isdigit():
         row = int(text)
         if not 0 <= row < len(table):

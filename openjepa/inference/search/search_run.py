@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,7 +33,7 @@ LARGE = 100_000_000
 
 @dataclass(frozen=True)
 class Opened:
-    """A table, and its images where they are wanted and still there."""
+    """A table, and its images if they are wanted and still there."""
 
     table: FeatureTable
     centered: bool
@@ -58,7 +57,7 @@ class Answers:
     opened: Opened
     answers: tuple[Answer, ...]
     how: str
-    """In a few words: of how many images, exact or not, and how long it took."""
+    """In a few words: how many images were searched, whether exactly, and how long it took."""
 
 
 def open_for_search(settings: SearchSettings, say: Say = silent) -> Opened:
@@ -74,8 +73,8 @@ def open_for_search(settings: SearchSettings, say: Say = silent) -> Opened:
         except (ValueError, OSError) as error:
             unknown = ", and which near-duplicate is the largest is not known" if settings.duplicates else ""
             say(
-                f"no pictures{unknown}: the images of {table.path} cannot be found any more ({error}). Say where they lie: "
-                "--data-path PATH"
+                f"note: no pictures{unknown}: the images of {table.path} cannot be found any more ({error}). Say where they "
+                "lie: --data-path PATH"
             )
     if gallery is not None and gallery.change == "number":
         say(f"images were added or removed since {table.path} was made, which knows those of then ({EMBED_AGAIN})")
@@ -142,7 +141,7 @@ def _exactly(settings: SearchSettings, opened: Opened, queries: Sequence[Query],
     table = opened.table
     large = table.path.stat().st_size >= LARGE
     query = queries[0]
-    with progress("search", len(table)) if large else nullcontext(silent) as advance:
+    with progress("search", len(table), style="auto" if large else "none") as advance:
         if query.places is not None and query.window is not None:  # of a single query
             means = place_means(table) if opened.centered else None
             vector = query.vector if means is None else query.vector - means[query.places].mean(dim=(0, 1))
@@ -164,7 +163,7 @@ def _by_index(
 
 
 def hit_box(answers: Answers, answer: Answer, number: int, size: tuple[int, int]) -> Box | None:
-    """Where in a neighbor, an image of (height, width) pixels, the best window lies; None where whole images were compared."""
+    """Box of the best window in a neighbor, an image of (height, width) pixels; None if whole images were compared."""
     places, window = answer.neighbors.places, answer.query.window
     if places is None or window is None:
         return None
@@ -173,7 +172,7 @@ def hit_box(answers: Answers, answer: Answer, number: int, size: tuple[int, int]
 
 
 def draw_neighbors(answers: Answers, output: Path) -> Path:
-    """The contact sheet of all answers. Raises Refusal where matplotlib is missing."""
+    """The contact sheet of all answers. Raises Refusal if matplotlib is missing."""
     gallery = answers.opened.gallery
     assert gallery is not None  # else there are no images to draw
     lines = []

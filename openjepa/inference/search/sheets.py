@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from openjepa.inference.search.queries import Box
-from openjepa.system.whole_files import whole_file
+from openjepa.system.shared_files import whole_file
 from openjepa.visualization.sheet import BAD, GOOD, GRAY, Sheet, enlarge, printable
 
 CELL = 168
@@ -37,7 +37,7 @@ class Picture:
     box: Box | None = None
     """A part of it that is framed."""
     color: str | None = None
-    """Of a frame around all of it."""
+    """Box of a frame around the whole image."""
     box_color: str = _HIT
 
 
@@ -56,9 +56,9 @@ def query_picture(name: str, pixels: UInt8[np.ndarray, "h w 3"] | None, region: 
 
 
 def draw(lines: Sequence[Line]) -> Sheet:
-    """All lines below each other, short ones side by side; longer ones than COLUMNS go on below.
+    """All lines below each other, short ones side by side. A line of more than COLUMNS images goes on below.
 
-    Raises Refusal where matplotlib is missing.
+    Raises Refusal if matplotlib is missing.
     """
     left = _MARGIN + (CELL + _QUERY_GAP if any(line.lead is not None for line in lines) else 0)
     captions = max((len(item.captions) for line in lines for item in _all(line)), default=0)
@@ -146,9 +146,9 @@ def fitted(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 def shortened(name: str, letters: int = _LETTERS) -> str:
-    """The last part of a path; of a long one the beginning and the end.
+    """The last part of a path; beginning and end if it is long.
 
-    Of `train row 7 (train/dog/7.jpg)`, as rows of Parquet files are called, that of the path in it.
+    For `train row 7 (train/dog/7.jpg)`, a row of a Parquet file, the last part of the path in it.
     """
     inner = name[name.index("(") + 1 : -1] if name.endswith(")") and "(" in name else name
     last = printable(PurePath(inner).name or name)

@@ -19,13 +19,13 @@ from openjepa.refusals import Refusal
 BLOCK_VALUES = 2048 * 768
 """Numbers of one block. 6 MB as fp32 stay in the second-level cache: larger blocks took up to 1.6 times as long."""
 ROUND = 64
-"""Blocks whose results wait for each other, where several threads work on blocks of their own."""
+"""Blocks whose results may wait for each other if several threads work on blocks of their own."""
 SMALLEST_NORM = 1e-12
 """Shorter vectors have no direction: their cosine to anything is 0."""
 ROUNDED = 2e-7
-"""Of the length of a mean in fp32: more than it is rounded by, and less than features in fp32 are when they differ."""
+"""Share of the length of a mean in fp32: more than its rounding, and less than features in fp32 that differ."""
 SUMMED = 2048
-"""Rows that are added up in fp32: of more, sums of these are added in fp64."""
+"""Rows that are added up in fp32. Sums of more rows are added in fp64."""
 
 Result = TypeVar("Result")
 
@@ -56,8 +56,8 @@ def map_blocks(
 ) -> Iterator[Result]:
     """What `work(number of its first row, features in fp32)` gives for each block, in their order.
 
-    Blocks of a mapped file are worked on by `threads` at a time (None: as many as torch has), each by one: threads that share
-    every small product would mostly wait for each other, above all where other programs run. `work` may overwrite its block.
+    `threads` (None: as many as torch has) work on a mapped file, each on a block of its own. Threads that share every small
+    product would mostly wait for each other, above all if other programs run. `work` may overwrite its block.
     """
     number = threads or torch.get_num_threads()
     rows = rows_per_block(table)
@@ -104,7 +104,7 @@ def pooled(features: Float[Tensor, "b *shape"]) -> Float[Tensor, "b D"]:
 
 
 class Vectors:
-    """One vector [D] per image of a table, less a common `mean` where one is given; patches are averaged."""
+    """One vector [D] per image of a table, without a common `mean` if one is given. Patches are averaged."""
 
     def __init__(self, table: FeatureTable, mean: Float[Tensor, " D"] | None = None) -> None:
         """`mean`: as `table_mean` gives it; rounded to what fp32 holds, so that differences from it are right to their size."""
@@ -125,7 +125,7 @@ class Vectors:
             yield first, *self.of_block(first, features)
 
     def less_mean(self, vectors: Float[Tensor, "m D"]) -> Float[Tensor, "m D"]:
-        """Vectors, as queries are, in fp64 less the mean of the table. One that equals it but for rounding becomes zero."""
+        """Vectors in fp64 without the table's mean, for queries. A vector that equals the mean up to rounding becomes zero."""
         less = self._less(vectors.double())
         return less.masked_fill((less.norm(dim=1) < self._noise)[:, None], 0)
 
@@ -162,9 +162,9 @@ def check_finite(table: FeatureTable, first: int, numbers: Float[Tensor, "b ..."
 
 
 def place_means(table: FeatureTable) -> Float[Tensor, " *shape"]:
-    """Mean of the stored features of all images, of patches at each place of the grid: in fp64, rounded to fp32.
+    """Mean of the stored features of all images, for patches at each place of the grid: in fp64, rounded to fp32.
 
-    The one that the table keeps; of a table without, from a pass over all rows. Raises Refusal at one that is not finite.
+    Taken from the table if it keeps one, else from a pass over all rows. Raises Refusal if it is not finite.
     """
     kept = kept_mean(table)
     if kept is not None:
@@ -187,7 +187,7 @@ def table_mean(table: FeatureTable) -> Float[Tensor, " D"]:
 
 
 def cosines(vectors: Float[Tensor, "m D"], query: Float[Tensor, " D"]) -> Float[Tensor, " m"]:
-    """Cosine of each vector to one, in fp64; 0 where either has no direction."""
+    """Cosine of each vector to one, in fp64; 0 if either has no direction."""
     rows, other = vectors.double(), query.double()
     # A sum for every row on its own: equal rows have equal cosines wherever they stand, which a product does not promise.
     products: Tensor = (rows * other).sum(dim=1)

@@ -1,4 +1,4 @@
-"""Settings of the pretraining methods: one dataclass and one file each, all derived from MethodSettings."""
+"""Settings of the pretraining methods, one file each, and METHODS: one line registers a method."""
 
 from openjepa.settings.methods.data2vec import Data2VecSettings
 from openjepa.settings.methods.dino import DinoSettings
@@ -7,8 +7,10 @@ from openjepa.settings.methods.ijepa import IJepaSettings
 from openjepa.settings.methods.mae import MaeSettings
 from openjepa.settings.methods.msn import MsnSettings
 from openjepa.settings.methods.shared import About, Heads, MethodSettings, TeacherSettings
+from openjepa.settings.registry import Entry
 
 __all__ = [
+    "METHODS",
     "About",
     "Data2VecSettings",
     "DinoSettings",
@@ -20,3 +22,13 @@ __all__ = [
     "MsnSettings",
     "TeacherSettings",
 ]
+
+METHODS: dict[str, Entry[MethodSettings]] = {
+    "ijepa": Entry(IJepaSettings, "openjepa.methods.ijepa:IJepa"),
+    "mae": Entry(MaeSettings, "openjepa.methods.mae:Mae"),
+    "data2vec": Entry(Data2VecSettings, "openjepa.methods.data2vec:Data2Vec"),
+    "dino": Entry(DinoSettings, "openjepa.methods.dino:Dino"),
+    "ibot": Entry(IBotSettings, "openjepa.methods.ibot:IBot"),
+    "msn": Entry(MsnSettings, "openjepa.methods.msn:Msn"),
+}
+"""Settings of each method, and where its code stands. By `method.name`; choices, help, titles and words follow from it."""

@@ -1,9 +1,10 @@
 """Settings of data2vec."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from openjepa.settings.methods.shared import About, TeacherSettings
+from openjepa.settings.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class Data2VecSettings(TeacherSettings):
     mask_kinds = ("tokens",)
 
     name: Literal["data2vec"] = "data2vec"
-    average_layers: int | None = 6
+    average_layers: Annotated[int | None, AT_LEAST_1] = 6
     """Last blocks of the teacher whose outputs are averaged (published: 6). None: half of them."""
     target_branch: Literal["block", "mlp"] = "block"
     """`block`: outputs of whole blocks (published commands); `mlp`: of their MLP before it is added (paper)."""
@@ -33,17 +34,17 @@ class Data2VecSettings(TeacherSettings):
     """Layer norm of the mean (published commands: yes; paper: no)."""
     loss: Literal["smooth_l1", "l2"] = "smooth_l1"
     """Distance between predictions and targets."""
-    smooth_l1_beta: float = 2.0
-    """Where smooth L1 turns from a square to a line (published: 2)."""
-    ema_start: float | None = 0.9998
+    smooth_l1_beta: Annotated[float, POSITIVE] = 2.0
+    """Difference at which smooth L1 turns from a square to a line (published: 2)."""
+    ema_start: Annotated[float | None, SHARE] = 0.9998
     """Momentum of the teacher at the first step (published commands: 0.9998 throughout). None: as for every method."""
-    ema_end: float | None = 0.9998
+    ema_end: Annotated[float | None, SHARE] = 0.9998
     """Momentum it reaches. None: as at the start."""
-    ema_ramp: float = 1.0
+    ema_ramp: Annotated[float, SHARE] = 1.0
     """Share of the training over which it grows linearly from one to the other."""
-    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.0)
+    jitter: Annotated[tuple[float, float, float, float], NOT_NEGATIVE] = (0.4, 0.4, 0.4, 0.0)
     """Largest change of brightness, contrast and saturation (fractions) and of hue (turns)."""
-    jitter_probability: float = 1.0
+    jitter_probability: Annotated[float, SHARE] = 1.0
     """How often the colors of an image are changed so."""
     exported: Literal["student", "teacher"] = "student"
     """Which network is shared and evaluated: the trained one, which the published commands fine-tune, or its average."""

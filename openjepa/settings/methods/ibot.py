@@ -1,9 +1,10 @@
 """Settings of iBOT."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from openjepa.settings.methods.shared import About, SelfDistillationSettings
+from openjepa.settings.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_ABOVE_0, SMALLEST_FIRST
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,25 +23,25 @@ class IBotSettings(SelfDistillationSettings):
     mask_kinds = ("tokens",)
 
     name: Literal["ibot"] = "ibot"
-    outputs: int | None = 8192
+    outputs: Annotated[int | None, AT_LEAST_1] = 8192
     """Dimensions of the head's output (published: 8192). None: 16 times the encoder's width, at most 4096."""
-    local_crops: int = 10
+    local_crops: Annotated[int, NOT_NEGATIVE] = 10
     """Small crops of each image (published: 10)."""
-    local_scale: tuple[float, float] = (0.05, 0.25)
+    local_scale: Annotated[tuple[float, float], SHARE_ABOVE_0, SMALLEST_FIRST] = (0.05, 0.25)
     """Smallest and largest area of a small crop, as a fraction of the image."""
     shared_head: bool = True
     """One last layer for class token and patches (published: yes)."""
-    patch_outputs: int | None = 8192
-    """Dimensions of the patches' output where their last layer is not shared. None: as `outputs`."""
-    class_weight: float = 1.0
+    patch_outputs: Annotated[int | None, AT_LEAST_1] = 8192
+    """Dimensions of the patches' output if their last layer is not shared. None: as `outputs`."""
+    class_weight: Annotated[float, NOT_NEGATIVE] = 1.0
     """Weight of the loss of the class tokens."""
-    patch_weight: float = 1.0
+    patch_weight: Annotated[float, NOT_NEGATIVE] = 1.0
     """Weight of the loss of the masked patches."""
-    patch_temperature_start: float = 0.04
+    patch_temperature_start: Annotated[float, POSITIVE] = 0.04
     """Temperature of the teacher's softmax over patches in the first epoch."""
-    patch_temperature: float = 0.07
+    patch_temperature: Annotated[float, POSITIVE] = 0.07
     """Temperature it reaches, over as many epochs as that of the class token."""
-    patch_start_epoch: int = 0
+    patch_start_epoch: Annotated[int, NOT_NEGATIVE] = 0
     """Epochs for which it stays at its start before it grows."""
-    patch_center_momentum: float = 0.9
+    patch_center_momentum: Annotated[float, SHARE] = 0.9
     """Momentum of the patches' center. 1: no centering."""

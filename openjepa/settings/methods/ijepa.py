@@ -1,9 +1,10 @@
 """Settings of I-JEPA."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from openjepa.settings.methods.shared import About, Heads, TeacherSettings
+from openjepa.settings.ranges import AT_LEAST_1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +23,11 @@ class IJepaSettings(TeacherSettings):
     mask_kinds = ("blocks",)
 
     name: Literal["ijepa"] = "ijepa"
-    predictor_width: int | None = 384
+    predictor_width: Annotated[int | None, AT_LEAST_1] = 384
     """Width of the predictor (paper: 384 for every size). None: half of the encoder's (our small recipes)."""
-    predictor_depth: int = 6
+    predictor_depth: Annotated[int, AT_LEAST_1] = 6
     """Blocks of the predictor (paper: 6 for B, 12 for L and H, 16 for g)."""
-    predictor_heads: Heads = None
+    predictor_heads: Annotated[Heads, AT_LEAST_1] = None
     """Heads of the predictor. None: as many as the encoder (paper and code); `half`: half as many."""
     loss: Literal["smooth_l1", "l2"] = "smooth_l1"
     """`smooth_l1`: beta 1, mean over everything (code); `l2`: squared L2, mean over everything, that is the paper's sum over

@@ -1,9 +1,10 @@
 """Settings of MAE."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from openjepa.settings.methods.shared import About, Heads, MethodSettings
+from openjepa.settings.ranges import AT_LEAST_1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,13 +21,14 @@ class MaeSettings(MethodSettings):
         against_collapse="pixels cannot collapse: the targets are given, not learned",
     )
     mask_kinds = ("tokens",)
+    needs_equal_counts = True
 
     name: Literal["mae"] = "mae"
-    decoder_width: int | None = 512
+    decoder_width: Annotated[int | None, AT_LEAST_1] = 512
     """Width of the decoder (published: 512 for every size). None: half of the encoder's. Its MLPs have `model.mlp_ratio`."""
-    decoder_depth: int = 8
+    decoder_depth: Annotated[int, AT_LEAST_1] = 8
     """Blocks of the decoder (published: 8)."""
-    decoder_heads: Heads = 16
+    decoder_heads: Annotated[Heads, AT_LEAST_1] = 16
     """Heads of the decoder (published: 16). None: as many as the encoder; `half`: half as many."""
     norm_pixels: bool = True
     """Normalize the pixels of each target patch by their own mean and standard deviation (published best: yes)."""

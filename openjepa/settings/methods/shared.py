@@ -1,12 +1,10 @@
-"""Settings that all methods or those with a teacher share, and About: what a method is, in the words of I-JEPA's section 2.
-
-Settings that DINO, iBOT and MSN share: several crops of an image in two sizes, and how their colors are changed.
-"""
+"""Settings that several methods share, and About: what a method is, in the words of I-JEPA's section 2."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from openjepa.settings.masks import MaskKind
+from openjepa.settings.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_ABOVE_0, SMALLEST_FIRST
 
 Family = Literal["joint-embedding", "generative", "joint-embedding predictive"]
 Heads = int | Literal["half"] | None
@@ -25,11 +23,16 @@ class About:
     y: str
     """What is to be compatible with it."""
     z: str
-    """What else the predictor is told; `none` where nothing is."""
+    """What else the predictor is told. `none`: nothing."""
     energy: str
     """How the two are compared."""
     against_collapse: str
     """What keeps the energy from being low everywhere."""
+
+    @property
+    def short(self) -> str:
+        """The title without its paper, e.g. `MAE`."""
+        return self.title.split(" (")[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,8 @@ class MethodSettings:
     """Masks the method can work with."""
     needs_class_token: ClassVar[bool] = False
     """Whether the encoder must have a class token."""
+    needs_equal_counts: ClassVar[bool] = False
+    """Whether every image must have equally many masked patches, because only the visible ones are encoded."""
 
     name: str
     """Which method trains the encoder."""
@@ -51,10 +56,10 @@ class MethodSettings:
 class TeacherSettings(MethodSettings):
     """Common to methods whose targets come from a moving average of what is trained. Abstract."""
 
-    ema_start: float | None = 0.996
+    ema_start: Annotated[float | None, SHARE] = 0.996
     """Momentum of the moving average (target encoder, teacher) at the first step. None: follows the length of the run, so that
     the average is renewed 50 times (1 - 100 / steps)."""
-    ema_end: float | None = 1.0
+    ema_end: Annotated[float | None, SHARE] = 1.0
     """Momentum at the end of training, reached linearly (DINO and iBOT: along half a cosine). None: as at the start."""
 
 
@@ -65,24 +70,24 @@ class MultiCropSettings(TeacherSettings):
     The large crops are those of the data settings (`data.image_size`, `data.crop_scale`).
     """
 
-    local_crops: int = 8
+    local_crops: Annotated[int, NOT_NEGATIVE] = 8
     """Small crops of each image. 0: none (DINO: 8; iBOT and MSN: 10)."""
-    local_size: int | None = 96
+    local_size: Annotated[int | None, AT_LEAST_1] = 96
     """Side of the small crops in pixels; the patch size must divide it. None: 3/7 of the image, in whole patches."""
-    local_scale: tuple[float, float] = (0.05, 0.4)
+    local_scale: Annotated[tuple[float, float], SHARE_ABOVE_0, SMALLEST_FIRST] = (0.05, 0.4)
     """Smallest and largest area of a small crop, as a fraction of the image."""
-    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    jitter: Annotated[tuple[float, float, float, float], NOT_NEGATIVE] = (0.4, 0.4, 0.2, 0.1)
     """Largest change of brightness, contrast and saturation (fractions) and of hue (turns)."""
-    jitter_probability: float = 0.8
+    jitter_probability: Annotated[float, SHARE] = 0.8
     """How often the colors of a view are changed so."""
-    grayscale_probability: float = 0.2
+    grayscale_probability: Annotated[float, SHARE] = 0.2
     """How often a view loses its colors."""
-    blur_probability: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    blur_probability: Annotated[tuple[float, float, float], SHARE] = (1.0, 0.1, 0.5)
     """How often the first large, the second large and the small crops are blurred."""
-    blur_sigma: tuple[float, float] | None = (0.1, 2.0)
+    blur_sigma: Annotated[tuple[float, float] | None, POSITIVE, SMALLEST_FIRST] = (0.1, 2.0)
     """Smallest and largest standard deviation of the blur, in pixels of the view (published for 224 pixels). None: in
     proportion to the image."""
-    solarize_probability: tuple[float, float, float] = (0.0, 0.2, 0.0)
+    solarize_probability: Annotated[tuple[float, float, float], SHARE] = (0.0, 0.2, 0.0)
     """How often levels of 128 and more are inverted, for the same three kinds of crops."""
 
 
@@ -92,27 +97,27 @@ class SelfDistillationSettings(MultiCropSettings):
 
     needs_class_token = True
 
-    outputs: int | None = 65536
+    outputs: Annotated[int | None, AT_LEAST_1] = 65536
     """Dimensions of the head's output (DINO 65536, iBOT 8192). None: 16 times the encoder's width, at most 4096."""
-    head_layers: int = 3
+    head_layers: Annotated[int, AT_LEAST_1] = 3
     """Linear layers of the head before its last one."""
-    head_hidden: int | None = 2048
+    head_hidden: Annotated[int | None, AT_LEAST_1] = 2048
     """Width of their hidden layers. None: 4 times the encoder's, at most 2048."""
-    bottleneck: int | None = 256
+    bottleneck: Annotated[int | None, AT_LEAST_1] = 256
     """Width in front of the last layer, where vectors are brought to length 1. None: half of the encoder's, at most 256."""
     head_batch_norm: bool = False
     """Batch normalization in the head."""
     norm_last_layer: bool = True
     """Keep the rows of the last layer at length 1."""
-    freeze_last_layer_epochs: float = 1.0
+    freeze_last_layer_epochs: Annotated[float, NOT_NEGATIVE] = 1.0
     """Epochs in which the last layer gets no gradient."""
-    student_temperature: float = 0.1
+    student_temperature: Annotated[float, POSITIVE] = 0.1
     """Temperature of the student's softmax."""
-    teacher_temperature_start: float = 0.04
+    teacher_temperature_start: Annotated[float, POSITIVE] = 0.04
     """Temperature of the teacher's softmax in the first epoch."""
-    teacher_temperature: float = 0.07
+    teacher_temperature: Annotated[float, POSITIVE] = 0.07
     """Temperature it reaches."""
-    teacher_temperature_warmup_epochs: int = 30
+    teacher_temperature_warmup_epochs: Annotated[int, NOT_NEGATIVE] = 30
     """Epochs over which it does, in steps of whole epochs. 0: it has it from the start."""
-    center_momentum: float = 0.9
+    center_momentum: Annotated[float, SHARE] = 0.9
     """Momentum of the center that is taken from the teacher's outputs. 1: no centering."""

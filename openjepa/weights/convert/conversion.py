@@ -14,21 +14,21 @@ from safetensors import SafetensorError
 import openjepa
 from openjepa.engine.run_folder import without_ending
 from openjepa.models.vit import VisionTransformer, build_encoder
-from openjepa.refusals import Refusal
+from openjepa.records import Result
+from openjepa.refusals import Refusal, require_package
 from openjepa.settings.inference import MARK, ConvertSettings
 from openjepa.settings.sources import height_and_width
 from openjepa.system.console import Say, silent
-from openjepa.system.whole_files import is_writable, whole_folder
+from openjepa.system.shared_files import is_writable, whole_folder
 from openjepa.weights import OUTPUTS
 from openjepa.weights.contents import weights_hash
 from openjepa.weights.convert.card import CardFacts, card
-from openjepa.weights.convert.origin import TRAINING, Origin, find_origin
+from openjepa.weights.convert.origin import TRAINING, Mark, Origin, find_origin
 from openjepa.weights.convert.verification import Check, outputs, random_images, verify
 from openjepa.weights.formats import DTYPES, Choice, Loaded, Networks, Write, check_holds, load_any
 from openjepa.weights.onnx import check_packages
 from openjepa.weights.transformers import model_class
 
-FORMAT, VERSION = "openjepa-conversion", 1
 SLOW = {"onnx": ": torch traces the network, about a second per block"}
 CARD, RESULTS = "README.md", "eval"
 
@@ -51,7 +51,7 @@ class Conversion:
 
 
 def output_folder(settings: ConvertSettings) -> Path:
-    """Where the folder goes. Raises Refusal where something is there that may not be replaced."""
+    """The folder to write. Raises Refusal if something stands there that may not be replaced."""
     subject = settings.subject.expanduser().resolve()
     folder = (
         settings.output.expanduser() if settings.output else Path(f"{without_ending(subject.name)}-{settings.to}")
@@ -83,7 +83,7 @@ def output_folder(settings: ConvertSettings) -> Path:
 def convert(settings: ConvertSettings, say: Say = silent) -> Conversion:
     """Writes the folder, and checks it.
 
-    Raises Refusal for settings that do not fit and for a result that is not equal, OSError where it cannot be written;
+    Raises Refusal for settings that do not fit and for a result that is not equal, OSError if it cannot be written;
     nothing is left behind then.
     """
     to = _checked(settings)
@@ -118,6 +118,7 @@ def _checked(settings: ConvertSettings) -> str:
         raise Refusal(
             f"license={settings.license!r} is no identifier of the Hugging Face Hub; give one like apache-2.0 or cc-by-nc-4.0"
         )
+    require_package("jinja2", "the model card")
     if settings.to == "onnx":
         check_packages()
     return settings.to
@@ -199,7 +200,7 @@ def _write_notes(
     done: Conversion,
     networks: Networks,
     origin: Origin,
-    results: Sequence[Mapping[str, Any]],
+    results: Sequence[Result],
 ) -> None:
     """The card, the run's settings, and the mark by which a later conversion knows the folder."""
     facts = CardFacts(
@@ -223,19 +224,17 @@ def _write_notes(
     (folder / CARD).write_text(card(facts), encoding="utf-8")
     if origin.settings is not None:
         (folder / TRAINING).write_text(yaml.safe_dump(dict(origin.settings), sort_keys=False, width=120), encoding="utf-8")
-    mark = {
-        "format": FORMAT,
-        "version": VERSION,
-        "to": done.to,
-        "source": origin.source,
-        "is_ours": origin.is_ours,
-        "what": facts.what,
-        "encoder": settings.encoder,
-        "dtype": settings.dtype,
-        "license": facts.license,
-        "weights": weights_hash(networks.encoder),
-        "training": dict(networks.training),
-        "checks": [asdict(check) for check in done.checks],
-        "openjepa": openjepa.__version__,
-    }
-    (folder / MARK).write_text(json.dumps(mark, indent=1) + "\n")
+    mark = Mark(
+        to=done.to,
+        source=origin.source,
+        is_ours=origin.is_ours,
+        what=facts.what,
+        encoder=settings.encoder,
+        dtype=settings.dtype,
+        license=facts.license,
+        weights=weights_hash(networks.encoder),
+        training=networks.training,
+        checks=[asdict(check) for check in done.checks],
+        openjepa=openjepa.__version__,
+    )
+    (folder / MARK).write_text(json.dumps(asdict(mark), indent=1) + "\n")

@@ -1,6 +1,6 @@
 """Where weights come from: the run they belong to, its settings and results, or the folder they were converted from before.
 
-Settings as they can be published: of places on this machine only the last part. Free of torch.
+Settings are made fit to be published: only the last part of places on this machine is kept.
 """
 
 import re
@@ -11,45 +11,39 @@ from typing import Any
 
 import yaml
 
-from openjepa.report.reading import RunFolder, read_run
+from openjepa.records import Result
+from openjepa.report.reading import Run, read_run
 from openjepa.settings.inference import MARK
-from openjepa.system.hub_names import hub_name
-from openjepa.system.json_files import number, readable_object
+from openjepa.system.json_files import lenient, number, readable_object
+from openjepa.system.shell import hub_name
 from openjepa.weights.contents import CHECKPOINT_FILE, weights_hash
 from openjepa.weights.formats import Loaded
 
-NO_NAMES = ("", ".", "..", "~")
-
-
-def published(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without the folders of whoever trained; names on the Hugging Face Hub stay whole."""
-    return {name: _published(value) for name, value in settings.items()}
-
-
-def _published(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return published(value)
-    if isinstance(value, list):
-        return [_published(item) for item in value]
-    return last_part(value) if isinstance(value, str) else value
-
-
-def last_part(words: str) -> str:
-    """Of a path its last part, with wildcards the folder before the first one and what follows; other words unchanged.
-
-    No setting but a path or a name on the Hub has a slash.
-    """
-    if not re.search(r"[/\\]", words) or hub_name(words) is not None:
-        return words
-    parts = [part for part in re.split(r"[/\\]", words) if part not in NO_NAMES]
-    wild = next((index for index, part in enumerate(parts) if re.search(r"[*?\[]", part)), len(parts))
-    return "/".join(parts[max(0, wild - 1) :])
-
-
+FORMAT, VERSION = "openjepa-conversion", 1
 SETTINGS, TRAINING = "config.yaml", "training.yaml"
 """Settings of a run, in its folder, and in the folders that its weights were converted to."""
+NO_NAMES = ("", ".", "..", "~")
 RUN_ENCODERS = ("encoder", "context_encoder")
 """Folders of a run whose weights are the run's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """What a conversion says of its folder, by which a later one knows it."""
+
+    format: str = FORMAT
+    version: int = VERSION
+    to: str = ""
+    source: str = ""
+    is_ours: bool = False
+    what: str | None = None
+    encoder: str = ""
+    dtype: str = ""
+    license: str | None = None
+    weights: str = ""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    checks: Sequence[Mapping[str, Any]] = ()
+    openjepa: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,25 +56,25 @@ class Origin:
     """Whether openjepa trained them."""
     weights: str
     """Hash of the encoder as it was read."""
-    run: RunFolder | None = None
+    run: Run | None = None
     """The run, or the results of an encoder that belongs to none."""
     settings: Mapping[str, Any] | None = None
     """The run's settings, as they can be published."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Numbers of the run that checkpoints of the released program also hold."""
     license: str | None = None
-    """Of a folder that was converted before."""
+    """License that was given when the folder was converted before."""
     what: str | None = None
     """What that folder was converted from, in a few words."""
 
-    def results_of(self, encoder: str, is_own_size: bool) -> tuple[Sequence[Mapping[str, Any]], list[str]]:
+    def results_of(self, encoder: str, is_own_size: bool) -> tuple[Sequence[Result], list[str]]:
         """Evaluations of just these weights, and remarks on what the run's files say of others.
 
         Those of the other encoder are not meant at all; those of an earlier step of the run are left out and counted.
         `encoder`: target or context. `is_own_size`: whether positions are those of the training size.
         """
-        found = [item for item in (self.run.evaluations if self.run else ()) if not item.get("skipped")]
-        meant = [item for item in found if item.get("encoder") in (encoder, "external")]
+        found = [item for item in (self.run.evaluations if self.run else ()) if not item.skipped]
+        meant = [item for item in found if item.encoder in (encoder, "external")]
         kept = [item for item in meant if self._is_current(item)]
         remarks = self._of_another_step()
         if len(kept) < len(meant):
@@ -98,11 +92,11 @@ class Origin:
         last = logged[-1][0]
         return [f"the weights are of step {own:,.0f}; images seen, time and compute of the recipe are of step {last:,.0f}"]
 
-    def _is_current(self, result: Mapping[str, Any]) -> bool:
-        if result.get("weights"):
-            return bool(result["weights"] == self.weights)
-        step, own = result.get("step"), self.training.get("step")
-        return step is None or own is None or step == own
+    def _is_current(self, result: Result) -> bool:
+        if result.weights:
+            return result.weights == self.weights
+        own = self.training.get("step")
+        return result.step is None or own is None or result.step == own
 
 
 def find_origin(subject: Path, loaded: Loaded) -> Origin:
@@ -115,16 +109,16 @@ def find_origin(subject: Path, loaded: Loaded) -> Origin:
         training = _numbers(run) | dict(loaded.training)
         return Origin(run_folder.resolve().name, True, weights, run, run.config or None, training)
     folder = place.parent if place.name == CHECKPOINT_FILE else place
-    if (mark := _mark(folder)) is not None:
+    if (mark := lenient(Mark, readable_object(folder / MARK))) is not None:
         return Origin(
-            _word(mark, "source") or source,
-            mark.get("is_ours") is True,
+            mark.source or source,
+            mark.is_ours,
             weights,
             _evaluated(place),
             _carried(folder / TRAINING),
-            training=mark["training"] if isinstance(mark.get("training"), dict) else {},
-            license=_word(mark, "license"),
-            what=_word(mark, "what"),
+            training=mark.training,
+            license=mark.license,
+            what=mark.what,
         )
     return Origin(source, loaded.is_own, weights, _evaluated(place), training=dict(loaded.training))
 
@@ -138,28 +132,24 @@ def _run_folder(place: Path) -> Path | None:
     return parent if is_inside else None
 
 
-def _evaluated(place: Path) -> RunFolder | None:
+def _evaluated(place: Path) -> Run | None:
     """The results of an encoder that belongs to no run: in its folder, or beside its file."""
     folder = place if place.is_dir() else place.with_name(f"{place.name}.results")
     return read_run(folder) if any((folder / "eval").glob("*.json")) else None
 
 
-def _numbers(run: RunFolder) -> dict[str, Any]:
+def _numbers(run: Run) -> dict[str, Any]:
     """Whole epochs done, the last loss, batch size, processes and peak rate, as far as the run's files say."""
     epoch = run.log.last("train", "epoch")
     values: dict[str, Any] = {
         "epoch": None if epoch is None else int(epoch),
         "loss": run.log.last("train", "loss"),
         "batch_size": number(run.setting("optim", "batch_size")),
-        "world_size": number(run.summary.get("processes")),
+        "world_size": run.summary.processes,
         "lr": number(run.setting("optim", "lr")),
     }
     whole = ("batch_size", "world_size")
     return {name: int(value) if name in whole else value for name, value in values.items() if value is not None}
-
-
-def _word(mark: Mapping[str, Any], name: str) -> str | None:
-    return mark[name] if isinstance(mark.get(name), str) else None
 
 
 def _carried(path: Path) -> dict[str, Any] | None:
@@ -171,6 +161,26 @@ def _carried(path: Path) -> dict[str, Any] | None:
     return published(found) if isinstance(found, dict) else None
 
 
-def _mark(place: Path) -> dict[str, Any] | None:
-    """What an earlier conversion says of its folder."""
-    return readable_object(place / MARK)
+def published(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without the folders of whoever trained; names on the Hugging Face Hub stay whole."""
+    return {name: _published(value) for name, value in settings.items()}
+
+
+def _published(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return published(value)
+    if isinstance(value, list):
+        return [_published(item) for item in value]
+    return last_part(value) if isinstance(value, str) else value
+
+
+def last_part(words: str) -> str:
+    """The last part of a path, or with wildcards the folder before the first one and what follows; other words as they are.
+
+    No setting but a path or a name on the Hub has a slash.
+    """
+    if not re.search(r"[/\\]", words) or hub_name(words) is not None:
+        return words
+    parts = [part for part in re.split(r"[/\\]", words) if part not in NO_NAMES]
+    wild = next((index for index, part in enumerate(parts) if re.search(r"[*?\[]", part)), len(parts))
+    return "/".join(parts[max(0, wild - 1) :])

@@ -21,7 +21,7 @@ TOLERANCE = 2e-5
 SEED = 20230119
 IMAGES = 2
 NOT_NEEDED = "mask_token"
-"""Of an encoder: what formats of other programs leave out."""
+"""Weight of an encoder that formats of other programs leave out."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Check:
 
 
 def verify(folder: Path, to: str, networks: Networks) -> list[Check]:
-    """Compares the files in `folder` with the networks that they were written from. Raises Refusal where they differ.
+    """Compares the files in `folder` with the networks that they were written from. Raises Refusal if they differ.
 
     ONNX is run by onnxruntime; without that package nothing is checked, and the list is empty.
     """
@@ -62,7 +62,7 @@ def random_images(size: tuple[int, int], number: int = IMAGES) -> UInt8[Tensor, 
 
 @torch.no_grad()
 def outputs(encoder: VisionTransformer, images: UInt8[Tensor, "B 3 h w"]) -> EncoderOutput:
-    """Of uint8 images, in fp32."""
+    """What the encoder says of uint8 images, in fp32."""
     config = encoder.config
     result: EncoderOutput = encoder(normalize(images, config.pixel_mean, config.pixel_std))
     return result
@@ -94,7 +94,7 @@ def _compared(expected: VisionTransformer, found: VisionTransformer, what: str) 
 
 
 def _check_weights(expected: nn.Module, found: nn.Module, what: str) -> None:
-    """Refusal where a weight is not bit for bit the same."""
+    """Raises Refusal if a weight is not bit for bit the same."""
     ours = {name: value for name, value in expected.state_dict().items() if name != NOT_NEEDED or what == "predictor"}
     theirs = found.state_dict()
     wrong = [name for name, value in ours.items() if name not in theirs or not torch.equal(value, theirs[name])]
@@ -140,6 +140,6 @@ def _largest(ours: Tensor, theirs: Tensor) -> float:
 
 
 def _check(what: str, difference: float) -> Check:
-    if not difference <= TOLERANCE:  # also where it is no number
+    if not difference <= TOLERANCE:  # also if it is no number
         raise Refusal(f"{what} differ by up to {difference:.2g}, more than {TOLERANCE:g}; nothing was written")
     return Check(what, difference)

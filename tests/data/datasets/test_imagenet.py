@@ -1,12 +1,14 @@
-"""ImageNet-1K on generated miniatures of every layout, and its devkit's file of MATLAB against what scipy writes."""
+"""ImageNet-1K on generated miniatures of every layout, with the devkit's file of MATLAB as scipy writes it."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from openjepa.data.datasets.matlab import read_structures
+from openjepa.data.datasets.imagenet import _class_numbers
+from openjepa.refusals import Refusal
 from tests.helpers.benchmark_folders import opened, put, table, write
 
 WNIDS = ("n01440764", "n01443537", "n01484850")
@@ -98,9 +100,10 @@ def test_broken_devkits_are_refused(tmp_path: Path) -> None:
             opened("imagenet1k", tmp_path)
     meta = root / "ILSVRC2012_devkit_t12" / "data" / "meta.mat"
     whole = meta.read_bytes()
-    for content, words in ((b"text", "is no MATLAB file"), (whole[:-50], "is damaged"), (whole[:128], "has no array")):
+    damaged = "cannot be read as a MATLAB file"
+    for content, words in ((b"text", damaged), (whole[:-50], damaged), (whole[:128], ": 'synsets' has no ILSVRC2012_ID")):
         meta.write_bytes(content)
-        with pytest.raises(ValueError, match=rf"meta\.mat {words}"):
+        with pytest.raises(ValueError, match=rf"meta\.mat ?{words}"):
             opened("imagenet1k", tmp_path)
     meta.unlink()
     with pytest.raises(ValueError, match=r"meta\.mat is not beside it: unpack the whole devkit"):
@@ -108,18 +111,28 @@ def test_broken_devkits_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_matlab_structures_are_read_as_scipy_writes_them(tmp_path: Path, compressed: bool) -> None:
+def test_class_numbers_are_read_from_what_scipy_writes(tmp_path: Path, compressed: bool) -> None:
     scipy_io = pytest.importorskip("scipy.io", reason="writes the file")
-    synsets = np.zeros((2, 1), dtype=[(name, object) for name in ("number", "text", "many", "cells")])
-    values = [3.0, np.int32(-70_000), "n01440764", "äß, long enough for a tag of its own", np.arange(5.0), np.zeros((1, 0))]
-    synsets[0, 0] = (values[0], values[2], values[4], np.array(["a"], dtype=object))
-    synsets[1, 0] = (values[1], values[3], values[5], "b")
-    other = {"number": 1.0}
-    scipy_io.savemat(tmp_path / "a.mat", {"other": other, "synsets": synsets}, do_compression=compressed)
-    first, second = read_structures(tmp_path / "a.mat", "synsets")
-    assert list(first) == ["number", "text", "many", "cells"]
-    assert isinstance(first["number"], np.ndarray) and isinstance(second["number"], np.ndarray)
-    assert (first["number"].tolist(), second["number"].tolist()) == ([3.0], [-70_000.0])
-    assert (first["text"], second["text"], first["cells"], second["cells"]) == (values[2], values[3], None, "b")
-    assert isinstance(first["many"], np.ndarray) and first["many"].tolist() == [0, 1, 2, 3, 4]
-    assert isinstance(second["many"], np.ndarray) and second["many"].size == 0
+    kinds: list[Any] = [3.0, np.int32(70), np.array([[1000]], dtype=np.uint16)]
+    for num in (1, 3):  # a single structure is not squeezed away
+        synsets = np.zeros((num, 1), dtype=[(name, object) for name in ("ILSVRC2012_ID", "WNID", "gloss", "cells", "children")])
+        for row, number in enumerate(kinds[:num]):
+            cells, children = np.array(["a"], dtype=object), np.zeros((1, 0))
+            synsets[row, 0] = (number, f"n0144076{row}", "äß, a text that is longer than its own tag", cells, children)
+        scipy_io.savemat(tmp_path / "meta.mat", {"other": {"WNID": 1.0}, "synsets": synsets}, do_compression=compressed)
+        expected = {3: "n01440760", 70: "n01440761", 1000: "n01440762"}
+        assert _class_numbers(tmp_path / "meta.mat") == dict(list(expected.items())[:num])
+
+
+def test_other_structures_are_refused(tmp_path: Path) -> None:
+    scipy_io = pytest.importorskip("scipy.io", reason="writes the file")
+    for synsets in ({"WNID": "n1"}, {"ILSVRC2012_ID": 1.0, "WNID": 2.0}, {"ILSVRC2012_ID": "x", "WNID": "n1"}, 3.0, "text"):
+        scipy_io.savemat(tmp_path / "meta.mat", {"synsets": synsets})
+        with pytest.raises(Refusal, match=r"meta\.mat: 'synsets' has no ILSVRC2012_ID \(a number\) and WNID \(text\)"):
+            _class_numbers(tmp_path / "meta.mat")
+
+
+def test_without_scipy_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(Refusal, match=r"needs the package scipy: pip install 'openjepa\[eval\]', or one folder per class"):
+        _class_numbers(tmp_path / "meta.mat")

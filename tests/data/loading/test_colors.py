@@ -21,7 +21,8 @@ from openjepa.data.loading.colors import (
     change_floats,
     draw_colors,
 )
-from openjepa.data.loading.loader import BatchPlan, TrainingLoader
+from openjepa.data.loading.loader import TrainingLoader
+from openjepa.data.loading.order import BatchPlan
 from openjepa.data.source import ListSource
 from openjepa.seeds import STREAMS
 from openjepa.settings.sources import FolderSettings

@@ -13,12 +13,12 @@ from torch import Tensor
 from openjepa.data.decode import decode_image
 from openjepa.data.loading import cache as cache_module
 from openjepa.data.loading import loader as loader_module
-from openjepa.data.loading.loader import BatchPlan, TrainingLoader
-from openjepa.data.loading.order import permutation
+from openjepa.data.loading.loader import TrainingLoader
+from openjepa.data.loading.order import BatchPlan, permutation
 from openjepa.data.loading.unreadable import SkipLedger
 from openjepa.data.loading.workers import check_shared_memory, choose_workers, parallel_map
+from openjepa.data.passes import evaluation_batches
 from openjepa.data.source import ListSource, ShardRecord
-from openjepa.data.splits import evaluation_batches
 from openjepa.data.views import evaluation_view
 from openjepa.settings.sources import FolderSettings
 from openjepa.types import Batch, InputSpec, Skipped, ViewSpec
@@ -161,9 +161,9 @@ def test_many_images_are_decoded_by_all_cores_to_the_same_cache(images: ListSour
 
 
 def test_caches_reduce_to_the_short_side_and_report_progress(images: ListSource) -> None:
-    seen: list[tuple[int, int]] = []
-    cached = cache_module.build_cache(images, 18, progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (45, 45)
+    seen: list[int] = []
+    cached = cache_module.build_cache(images, 18, advance=seen.append)
+    assert sum(seen) == 45
     for index in range(45):
         height, width = decode_image(images.read(index)).shape[:2]
         assert min(cached.size(index)) == 18

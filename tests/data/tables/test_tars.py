@@ -221,3 +221,17 @@ def test_the_index_follows_the_file(tmp_path: Path) -> None:
     write_members(tmp_path / "a.tar", {"0.png": png(0), "1.png": png(1)})
     assert listed(tmp_path) == [("0.png", png(0), None), ("1.png", png(1), None)]
     Image.open(io.BytesIO(png(1))).verify()
+
+
+def test_json_that_nests_too_deep_is_no_label(tmp_path: Path) -> None:
+    deep = b"[" * 100_000
+    members = {
+        "0.png": png(0),
+        "0.json": deep,
+        "1.png": png(1),
+        "1.json": b'{"s": "b"}',
+        "2.png": png(2),
+        "2.json": b'{"s": "a"}',
+    }
+    write_members(tmp_path / "a.tar", members)
+    assert [row[2] for row in listed(tmp_path, label_column="json.s")] == [None, 1, 0]

@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,16 +11,21 @@ from torch import Tensor
 
 from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.probes import closed_sweep
-from openjepa.evaluation.probes import lazy_matrix as rows_module
+from openjepa.evaluation.probes import closed_sweep as rows_module
 from openjepa.evaluation.probes.closed_sweep import rotate, solve
-from openjepa.evaluation.probes.knn import evaluate_neighbors
-from openjepa.evaluation.probes.linear import KINDS, evaluate_linear, prepare
-from openjepa.evaluation.protocol import LabeledFeatures, held_out_rows
+from openjepa.evaluation.probes.linear import KINDS, prepare
+from openjepa.evaluation.protocol import FeatureProbe, LabeledFeatures, ProtocolResult, held_out_rows
 from openjepa.measures import accuracy
 from openjepa.settings.evaluation import EvaluationSettings
 
 SETTINGS = EvaluationSettings(weight_decays=(1e-4, 1e-2, 1.0), neighbors=(1, 5, 20))
-EVALUATE = {name: PROTOCOLS[name].load() for name in ("linear", "knn")}
+EVALUATE = ("linear", "knn")
+
+
+def outcome(protocol: str, train: LabeledFeatures, test: LabeledFeatures, settings: EvaluationSettings) -> ProtocolResult:
+    """The result of a protocol under one selection rule."""
+    (result,) = PROTOCOLS[protocol].load()(FeatureProbe(train, test), settings)
+    return result  # type: ignore[no-any-return]
 
 
 def clusters(number: int, spread: float, seed: int, num_classes: int = 4, width: int = 12) -> LabeledFeatures:
@@ -36,7 +42,7 @@ def clusters(number: int, spread: float, seed: int, num_classes: int = 4, width:
 @pytest.mark.parametrize("protocol", EVALUATE)
 def test_separable_classes_are_all_found(protocol: str, selection: str) -> None:
     settings = replace(SETTINGS, selection=selection)
-    result = EVALUATE[protocol](clusters(300, 0.05, 1), clusters(200, 0.05, 2), settings)
+    result = outcome(protocol, clusters(300, 0.05, 1), clusters(200, 0.05, 2), settings)
     assert result.accuracy == 1 and result.standard_error == 0 and result.selection == selection
 
 
@@ -45,7 +51,7 @@ def test_shuffled_labels_give_chance(protocol: str) -> None:
     train, test = clusters(400, 0.05, 1), clusters(2000, 0.05, 2)
     shuffle = torch.randperm(400, generator=torch.Generator().manual_seed(0))
     settings = replace(SETTINGS, weight_decays=(0.1, 1.0))
-    result = EVALUATE[protocol](LabeledFeatures(train.features, train.labels[shuffle]), test, settings)
+    result = outcome(protocol, LabeledFeatures(train.features, train.labels[shuffle]), test, settings)
     assert 0.15 < result.accuracy < 0.36  # the clusters move together: far fewer than 2000 independent answers
     assert result.standard_error == pytest.approx((result.accuracy * (1 - result.accuracy) / 2000) ** 0.5)
 
@@ -58,8 +64,8 @@ def permuted(split: LabeledFeatures) -> LabeledFeatures:
 @pytest.mark.parametrize("protocol", EVALUATE)
 def test_held_out_selection_does_not_see_the_test_labels(protocol: str) -> None:
     train, test = clusters(300, 1.2, 1), clusters(300, 1.2, 2)
-    honest = EVALUATE[protocol](train, test, SETTINGS)
-    wrong = EVALUATE[protocol](train, permuted(test), SETTINGS)
+    honest = outcome(protocol, train, test, SETTINGS)
+    wrong = outcome(protocol, train, permuted(test), SETTINGS)
     assert [(h.features, h.head, h.setting, h.held_out_accuracy, h.chosen) for h in honest.heads] == [
         (h.features, h.head, h.setting, h.held_out_accuracy, h.chosen) for h in wrong.heads
     ]
@@ -69,14 +75,14 @@ def test_held_out_selection_does_not_see_the_test_labels(protocol: str) -> None:
 
 @pytest.mark.parametrize("protocol", EVALUATE)
 def test_paper_selection_is_the_best_on_test(protocol: str) -> None:
-    result = EVALUATE[protocol](clusters(300, 1.2, 1), clusters(300, 1.2, 2), replace(SETTINGS, selection="paper"))
+    result = outcome(protocol, clusters(300, 1.2, 1), clusters(300, 1.2, 2), replace(SETTINGS, selection="paper"))
     assert result.accuracy == max(head.test_accuracy for head in result.heads)
     assert all(head.held_out_accuracy is None for head in result.heads)
     assert sum(head.chosen for head in result.heads) == 1
 
 
 def test_four_kinds_of_head_are_tried() -> None:
-    result = evaluate_linear(clusters(200, 1, 1), clusters(100, 1, 2), SETTINGS)
+    result = outcome("linear", clusters(200, 1, 1), clusters(100, 1, 2), SETTINGS)
     assert [(head.features, head.head) for head in result.heads] == [
         ("last", "linear"), ("last", "batch_norm"), ("last_four", "linear"), ("last_four", "batch_norm"),
     ]  # fmt: skip
@@ -85,7 +91,7 @@ def test_four_kinds_of_head_are_tried() -> None:
 def test_neighbors_use_the_last_layer_only() -> None:
     train, test = clusters(200, 1, 1), clusters(100, 1, 2)
     noise = {**train.features, "last_four": torch.zeros(200, 3)}
-    assert evaluate_neighbors(train, test, SETTINGS) == evaluate_neighbors(LabeledFeatures(noise, train.labels), test, SETTINGS)
+    assert outcome("knn", train, test, SETTINGS) == outcome("knn", LabeledFeatures(noise, train.labels), test, SETTINGS)
 
 
 def test_a_tenth_of_each_class_is_held_out() -> None:
@@ -101,8 +107,8 @@ def test_a_tenth_of_each_class_is_held_out() -> None:
 def test_one_image_per_class_cannot_be_held_out(protocol: str) -> None:
     one_each = LabeledFeatures({"last": torch.randn(4, 3, generator=torch.Generator().manual_seed(0))}, torch.arange(4))
     with pytest.raises(ValueError, match=r"held-out part is empty, because none of the 4 classes.*--selection paper"):
-        EVALUATE[protocol](one_each, one_each, SETTINGS)
-    assert EVALUATE[protocol](one_each, one_each, replace(SETTINGS, selection="paper")).accuracy == 1
+        outcome(protocol, one_each, one_each, SETTINGS)
+    assert outcome(protocol, one_each, one_each, replace(SETTINGS, selection="paper")).accuracy == 1
 
 
 def reference(features: Tensor, labels: Tensor, decay: float) -> tuple[Tensor, Tensor]:
@@ -207,22 +213,45 @@ def test_neighbors_are_the_same_however_many_keys_are_compared_at_a_time(monkeyp
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
 
 
-def test_known_components_change_no_number() -> None:
+def test_shared_components_are_found_once_and_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal features, though other tensors, are decomposed once within the block; others, and those after it, anew."""
     train, test = clusters(300, 1.0, 1), clusters(200, 1.0, 2)
-    before = {kind: values.clone() for kind, values in train.features.items()}
-    for selection in ("held_out", "paper"):
-        settings = replace(SETTINGS, selection=selection)
-        first = evaluate_linear(train, test, settings)
-        assert set(train.components) == {(features, kind) for features in train.features for kind in KINDS}
-        assert evaluate_linear(train, test, settings) == first
-        assert evaluate_linear(LabeledFeatures(before, train.labels), test, settings) == first
+    copied = LabeledFeatures({kind: values.clone() for kind, values in train.features.items()}, train.labels)
+    changed = LabeledFeatures({kind: values * 2 for kind, values in train.features.items()}, train.labels)
+    alone = {rule: outcome("linear", train, test, replace(SETTINGS, selection=rule)) for rule in ("held_out", "paper")}
+    found = 0
+    own = closed_sweep._principal_components
+
+    def counted(*features: Any) -> Any:
+        nonlocal found
+        found += 1
+        return own(*features)
+
+    monkeypatch.setattr(closed_sweep, "_principal_components", counted)
+    with closed_sweep.shared_components():
+        for split in (train, copied):
+            for rule, result in alone.items():
+                assert outcome("linear", split, test, replace(SETTINGS, selection=rule)) == result
+        assert found == len(train.features) * len(KINDS) == 4
+        outcome("linear", changed, test, SETTINGS)
+        assert found == 8
+    outcome("linear", train, test, SETTINGS)
+    assert found == 12
+
+
+def test_both_selection_rules_have_the_results_they_have_alone() -> None:
+    train, test = clusters(300, 1.0, 1), clusters(200, 1.0, 2)
+    for protocol in ("linear", "knn", "logistic"):
+        both = PROTOCOLS[protocol].load()(FeatureProbe(train, test), replace(SETTINGS, selection="both"))
+        alone = [outcome(protocol, train, test, replace(SETTINGS, selection=rule)) for rule in ("held_out", "paper")]
+        assert list(both) == alone and [result.selection for result in both] == ["held_out", "paper"]
 
 
 def test_accuracy_does_not_depend_on_the_scale_of_the_features() -> None:
     train, test = clusters(300, 1.0, 1), clusters(300, 1.0, 2)
     scaled = [LabeledFeatures({k: 1e3 * v for k, v in side.features.items()}, side.labels) for side in (train, test)]
-    assert evaluate_linear(*scaled, SETTINGS).accuracy == pytest.approx(
-        evaluate_linear(train, test, SETTINGS).accuracy, abs=0.005
+    assert outcome("linear", *scaled, SETTINGS).accuracy == pytest.approx(
+        outcome("linear", train, test, SETTINGS).accuracy, abs=0.005
     )
 
 
@@ -250,7 +279,7 @@ def test_how_far_heads_are_from_the_optimum_is_told() -> None:
 @pytest.mark.parametrize("selection", ["held_out", "paper"])
 def test_the_result_tells_it_of_the_chosen_head(selection: str) -> None:
     train, test = clusters(200, 1.2, 1), clusters(200, 1.2, 2)
-    result = evaluate_linear(train, test, replace(SETTINGS, selection=selection))
+    result = outcome("linear", train, test, replace(SETTINGS, selection=selection))
     (head,) = (head for head in result.heads if head.chosen)
     probe, decay = prepare(train.features[head.features], train.labels, head.head), float(head.setting.split()[-1])
     # heads that are solved together do not change one another
@@ -262,27 +291,27 @@ def test_features_that_are_not_finite_are_named(protocol: str) -> None:
     train = clusters(100, 1, 1)
     train.features["last"][17, 3] = torch.nan
     with pytest.raises(ValueError, match=r"finite.*try --precision fp32"):
-        PROTOCOLS[protocol].load()(train, clusters(50, 1, 2), SETTINGS)
+        outcome(protocol, train, clusters(50, 1, 2), SETTINGS)
 
 
 def test_constant_features_give_the_majority() -> None:
     labels = torch.tensor([1] * 70 + [0] * 30)
     split = LabeledFeatures({"last": torch.ones(100, 5)}, labels)
-    assert evaluate_linear(split, split, SETTINGS).accuracy == 0.7
+    assert outcome("linear", split, split, SETTINGS).accuracy == 0.7
 
 
 def test_classes_that_training_has_not_seen_count_as_wrong() -> None:
     train, test = clusters(200, 0.05, 1), clusters(200, 0.05, 2)
     foreign = LabeledFeatures(test.features, torch.where(test.labels == 0, 9, test.labels))
     share = float((test.labels != 0).double().mean())
-    assert evaluate_linear(train, foreign, SETTINGS).accuracy == pytest.approx(share)
-    assert evaluate_neighbors(train, foreign, SETTINGS).accuracy == pytest.approx(share)
+    assert outcome("linear", train, foreign, SETTINGS).accuracy == pytest.approx(share)
+    assert outcome("knn", train, foreign, SETTINGS).accuracy == pytest.approx(share)
 
 
 def test_impossible_sweeps_are_named() -> None:
     split = clusters(20, 1, 1)
     with pytest.raises(ValueError, match="weight_decays"):
-        evaluate_linear(split, split, replace(SETTINGS, weight_decays=(0.0,)))
+        outcome("linear", split, split, replace(SETTINGS, weight_decays=(0.0,)))
     with pytest.raises(ValueError, match="neighbors"):
-        evaluate_neighbors(split, split, replace(SETTINGS, neighbors=()))
+        outcome("knn", split, split, replace(SETTINGS, neighbors=()))
     assert np.isfinite(SETTINGS.neighbor_temperature)

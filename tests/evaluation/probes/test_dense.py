@@ -168,10 +168,10 @@ def test_unlabeled_patches_are_left_out() -> None:
     with pytest.raises(
         ValueError, match=r"no patch of the 6 test images has .* hold classes and not only 255, or evaluate other --tasks"
     ):
-        PROBES["dense_linear"](probe(train, test), SETTINGS)
+        PROBES["dense-linear"](probe(train, test), SETTINGS)
     train.maps.maps[:] = 255
     with pytest.raises(ValueError, match=r"dense\.max_patches=50000: none of the 288 training patches .*--dense\.max-patches"):
-        PROBES["dense_linear"](probe(train, test), SETTINGS)
+        PROBES["dense-linear"](probe(train, test), SETTINGS)
 
 
 def test_held_out_patches_share_no_image_with_the_others() -> None:
@@ -212,7 +212,7 @@ def test_colors_that_are_the_classes_are_all_found(name: str) -> None:
 
 def test_colors_that_say_nothing_give_the_most_frequent_class() -> None:
     train, test = side(60, 1, informative=False), side(60, 2, informative=False)
-    (result,) = PROBES["dense_linear"](probe(train, test), replace(SETTINGS, weight_decays=(1.0,)))
+    (result,) = PROBES["dense-linear"](probe(train, test), replace(SETTINGS, weight_decays=(1.0,)))
     assert isinstance(test.maps, ListOfMaps)
     share = (test.maps.maps == 0).mean()
     assert result.extra["majority"] == pytest.approx(share / 3)
@@ -221,7 +221,7 @@ def test_colors_that_say_nothing_give_the_most_frequent_class() -> None:
 
 def test_an_encoder_has_its_own_numbers() -> None:
     train, test = side(30, 1), side(20, 2)
-    (result,) = PROBES["dense_linear"](probe(train, test, raw_pixels=False), SETTINGS)
+    (result,) = PROBES["dense-linear"](probe(train, test, raw_pixels=False), SETTINGS)
     assert result.accuracy > 0.9  # random weights keep the color of a patch
     assert {head.features for head in result.heads} == {"last"} and result.extra["train_patches"] == 720
 

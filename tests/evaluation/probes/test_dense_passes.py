@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from openjepa.evaluation.probes import dense
-from openjepa.evaluation.probes.dense import evaluate_dense_knn, evaluate_dense_linear
+from openjepa.evaluation.probes.dense import evaluate_dense
 from openjepa.evaluation.protocol import ImageProbe
 from openjepa.settings.evaluation import DenseSettings
 from tests.helpers.colors import Broken
 from tests.helpers.dense import PROBES, SETTINGS, evaluated, probe, scenes, side
 
-BOTH = replace(SETTINGS, protocols=("dense_linear", "dense_knn"), selection="both", seed=2)
+BOTH = replace(SETTINGS, protocols=("dense-linear", "dense-knn"), selection="both", seed=2)
 
 
 @pytest.fixture
@@ -35,24 +35,12 @@ def noisy(number: int, seed: int) -> Any:
     return side(number, seed, informative=False)
 
 
-@pytest.mark.parametrize("order", [("dense_linear", "dense_knn"), ("dense_knn", "dense_linear")])
-def test_both_probes_share_a_pass_and_have_the_results_they_have_alone(order: tuple[str, str], passes: list[str]) -> None:
-    together = probe(noisy(30, 1), noisy(20, 2))
-    found = {name: PROBES[name](together, BOTH) for name in order}
-    assert passes == ["training", "test"] and not together.found
-    for name in order:
-        alone = PROBES[name](probe(noisy(30, 1), noisy(20, 2)), replace(BOTH, protocols=(name,)))
-        assert found[name] == alone and len(alone) == 2
-    assert found["dense_linear"][0].heads != found["dense_knn"][0].heads
-
-
-def test_what_was_found_for_other_settings_or_another_probe_is_not_taken(passes: list[str]) -> None:
-    first = probe(noisy(30, 1), noisy(20, 2))
-    evaluate_dense_linear(first, BOTH)
-    assert not replace(first, test=noisy(20, 3)).found
-    few = replace(BOTH, dense=DenseSettings(max_patches=100))
-    (result, _) = evaluate_dense_knn(first, few)
-    assert passes == ["training", "test"] * 2 and result.extra["train_patches"] == 100
+def test_both_probes_share_a_pass_and_have_the_results_they_have_alone(passes: list[str]) -> None:
+    together = evaluate_dense(probe(noisy(30, 1), noisy(20, 2)), BOTH)
+    assert passes == ["training", "test"]
+    assert [result.protocol for result in together] == ["dense-linear"] * 2 + ["dense-knn"] * 2
+    alone = [result for name in BOTH.protocols for result in PROBES[name](probe(noisy(30, 1), noisy(20, 2)), BOTH)]
+    assert list(together) == alone and together[0].heads != together[2].heads
 
 
 def test_a_task_makes_one_pass_per_split_and_subject(passes: list[str], tmp_path: Path) -> None:
@@ -80,7 +68,7 @@ def test_an_error_says_which_images_cannot_be_read(train: Any, test: Any, words:
     with pytest.raises(
         ValueError, match=rf"no image of the {words} can be read; the first of {number} is image 0: .*data check"
     ):
-        evaluate_dense_knn(broken_probe(train, test), SETTINGS)
+        PROBES["dense-knn"](broken_probe(train, test), SETTINGS)
 
 
 def test_images_of_which_no_patch_is_drawn_are_not_read() -> None:

@@ -12,7 +12,8 @@ from PIL import Image
 import openjepa.evaluation.probes.finetune as training
 from openjepa.checks.protocol_settings import check_evaluation
 from openjepa.data import open_splits
-from openjepa.data.augmented import RandAugment, RandomErasing, augmented_batches
+from openjepa.data.augmentations import RandAugment, RandomErasing
+from openjepa.data.passes import augmented_batches
 from openjepa.data.source import ListSource
 from openjepa.engine.optimizer import build_optimizer, layer_decay_rules, layer_number, layer_scale, set_rates
 from openjepa.evaluation.probes.finetune import (

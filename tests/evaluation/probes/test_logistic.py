@@ -10,13 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from openjepa.evaluation.probes import newton
-from openjepa.evaluation.probes.closed_sweep import Heads
-from openjepa.evaluation.probes.lazy_matrix import Rows
-from openjepa.evaluation.probes.logistic import Standardized, _between, evaluate_logistic, standardize
-from openjepa.evaluation.probes.newton import Objective, Solution, minimize
-from openjepa.evaluation.protocol import LabeledFeatures, held_out_rows
+from openjepa.evaluation.probes import logistic as newton
+from openjepa.evaluation.probes.closed_sweep import Heads, Rows
+from openjepa.evaluation.probes.logistic import Objective, Solution, Standardized, _between, minimize, standardize
+from openjepa.evaluation.probes.logistic import evaluate_logistic as evaluate_probe
+from openjepa.evaluation.protocol import FeatureProbe, LabeledFeatures, ProtocolResult, held_out_rows
 from openjepa.settings.evaluation import EvaluationSettings, LogisticSettings
+
+
+def evaluate_logistic(train: LabeledFeatures, test: LabeledFeatures, settings: EvaluationSettings) -> ProtocolResult:
+    """The result under one selection rule."""
+    (result,) = evaluate_probe(FeatureProbe(train, test), settings)
+    return result
+
 
 TIGHT = LogisticSettings(gradient_norm=1e-9, iterations=2000)
 
@@ -38,7 +44,7 @@ def objective(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, pe
 
 
 def scikit_learn(features: Tensor, labels: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    linear_model = pytest.importorskip("sklearn.linear_model", reason="scikit-learn (extra `eval`) is not installed")
+    linear_model = pytest.importorskip("sklearn.linear_model", reason="scikit-learn (extra `dev`) is not installed")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = linear_model.LogisticRegression(C=1 / (len(features) * penalty), solver="newton-cg", tol=1e-8, max_iter=500)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openjepa.data.splits import evaluation_batches
+from openjepa.data.passes import evaluation_batches
 from openjepa.evaluation.probes.attentive import evaluate_attentive
 from openjepa.evaluation.probes.linear_full import evaluate_linear_full
 from openjepa.evaluation.probes.trained import Scores, choose, compare, training_on

@@ -116,7 +116,7 @@ def test_a_table_that_cannot_be_read_again_is_not_left(
     encoder: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "x.npy"
-    monkeypatch.setattr("openjepa.inference.embedding.assemble._blocks", lambda *_: iter([np.zeros((44, 24), np.float32)]))
+    monkeypatch.setattr("openjepa.inference.embedding.parts._blocks", lambda *_: iter([np.zeros((44, 24), np.float32)]))
     with pytest.raises(ValueError, match="could not be read again as it was written"):
         embed(encoder, images, output)
     assert not output.exists()

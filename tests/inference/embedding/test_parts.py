@@ -19,7 +19,7 @@ from openjepa.inference.embedding.parts import PartsFolder
 from openjepa.inference.embedding.plan import Part
 from openjepa.inference.embedding.table import open_table
 from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
-from openjepa.system.claims import take
+from openjepa.system.shared_files import take
 from tests.helpers.embedding import SETTINGS, digests, embed, save_encoder, slowed, stopped, uninterrupted, write_images
 from tests.helpers.processes import in_process
 
@@ -78,7 +78,7 @@ def test_a_process_killed_with_workers_is_continued(encoder: Path, images: Path,
 
 def test_killed_while_it_puts_the_parts_together(encoder: Path, images: Path, whole: dict[str, str], tmp_path: Path) -> None:
     """Whatever the files of the table were then: an older table must not stand beside the images of this one."""
-    from openjepa.inference.embedding import assemble
+    from openjepa.inference.embedding import parts
 
     output = tmp_path / "x.npy"
     other = save_encoder(tmp_path / "other", seed=1)
@@ -89,7 +89,7 @@ def test_killed_while_it_puts_the_parts_together(encoder: Path, images: Path, wh
             os.kill(os.getpid(), signal.SIGKILL)
 
         def dying(place: str = place) -> None:
-            setattr(assemble, place, die)
+            setattr(parts, place, die)
             embed(encoder, images, output, again=True)
 
         process = in_process(dying)

@@ -105,16 +105,16 @@ def test_a_parquet_file_of_others_is_never_replaced(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--part-images", "0"], "part_images=0 must be at least 1"),
-        (["--batch-size", "0"], "batch_size=0 must be at least 1"),
-        (["--max-skipped", "2"], "max_skipped=2.0 must be between 0 and 1"),
-        (["--workers", "-1"], "workers=-1 must be at least 0"),
+        (["--part-images", "0"], "--part-images 0 must be at least 1"),
+        (["--batch-size", "0"], "--batch-size 0 must be at least 1"),
+        (["--max-skipped", "2"], "--max-skipped 2.0 must be between 0 and 1"),
+        (["--workers", "-1"], "--workers -1 must be at least 0"),
         (["--dtyp", "float32"], "unknown option --dtyp: did you mean '--dtype'?"),
         (["--data.test-fractoin", "0"], "did you mean '--data.test-fraction'?"),
         (["--data.source", "foldr"], "--data.source foldr does not exist: did you mean 'folder'?"),
         (["--device", "cuda:77"], "--device"),
-        (["--image-size", "36"], "--image-size 36 is not a multiple of the patch size 8: use 32 or 40"),
-        (["--image-size", "4"], "--image-size 4 is not a multiple of the patch size 8: use 8"),
+        (["--image-size", "36"], "the patch size 8 of the encoder does not divide --image-size 36x36: use --image-size 32"),
+        (["--image-size", "4"], "does not divide --image-size 4x4: use --image-size 8"),
         (["--pooling", "class_token"], "--pooling class_token: this encoder has no class token"),
         (["--heads", "7"], "heads=7"),
         (["--encoder", "context"], "holds one encoder only"),
@@ -189,7 +189,7 @@ def test_a_full_disk_while_the_table_is_written_keeps_the_parts_and_no_half_tabl
         raise OSError(errno.ENOSPC, "No space left on device")
 
     for ending, place in (
-        ("npy", "openjepa.inference.embedding.assemble._write_images"),
+        ("npy", "openjepa.inference.embedding.parts._write_images"),
         ("parquet", "pyarrow.parquet.ParquetWriter"),
     ):
         output = tmp_path / f"x.{ending}"

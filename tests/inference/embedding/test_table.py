@@ -237,7 +237,7 @@ def test_row_groups_are_small_and_blocks_cross_them(
     encoder: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    monkeypatch.setattr("openjepa.inference.embedding.assemble.GROUP_ROWS", 5)  # parts have eight
+    monkeypatch.setattr("openjepa.inference.embedding.parts.GROUP_ROWS", 5)  # parts have eight
     embed(encoder, images, tmp_path / "x.parquet")
     embed(encoder, images, tmp_path / "x.npy")
     metadata = parquet.read_metadata(tmp_path / "x.parquet")

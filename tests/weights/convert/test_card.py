@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from openjepa.records import read_evaluation
 from openjepa.report.reading import read_run
 from openjepa.settings.inference import ConvertSettings
 from openjepa.types import Export
@@ -20,9 +21,10 @@ from openjepa.weights.convert.conversion import convert
 from openjepa.weights.convert.origin import Origin, published
 from openjepa.weights.formats import load_any
 from openjepa.weights.native import save_network
-from tests.helpers.example_run import write_evaluations, write_variant
+from tests.helpers.example_run import write_evaluations, write_run, write_variant
 from tests.helpers.weights_written import CONFIG, CONFIGS, run_folder
 
+GOLDEN = Path(__file__).parents[2] / "golden" / "card.md"
 FACTS = CardFacts(
     name="out",
     to="transformers",
@@ -52,6 +54,17 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
+def test_a_whole_card_is_the_golden_one(tmp_path: Path) -> None:
+    """Every chapter: a run with results, settings, checks, remarks and a predictor, in half precision."""
+    folder = write_run(tmp_path / "woof")
+    write_evaluations(folder)
+    run = read_run(folder)
+    results = [result for result in run.evaluations if not result.skipped]
+    more = {"checks": ("features are equal",), "remarks": ("one remark",), "license": "mit", "dtype": "float16"}
+    whole = replace(FACTS, run=run, results=results, has_settings=True, **more)
+    assert card(whole) == GOLDEN.read_text()
+
+
 @pytest.mark.parametrize("name", ["photos, summer", "a: b", "imagewoof128"])
 def test_data_has_its_whole_name(run: Path, tmp_path: Path, name: str) -> None:
     """Not what stands before the first comma or colon of the line that describes it, but for results of before."""
@@ -70,9 +83,9 @@ def test_a_run_tells_its_data_recipe_and_results(run: Path, tmp_path: Path) -> N
     assert {"openjepa", "ijepa", "timm"} <= set(head["tags"])
     (index,) = head["model-index"]
     numbers = {metric["name"]: metric["value"] for result in index["results"] for metric in result["metrics"]}
-    assert numbers == {"linear-cached (accuracy, %)": 61.2, "k-NN (accuracy, %)": 53.4}
+    assert numbers == {"linear (accuracy, %)": 61.2, "k-NN (accuracy, %)": 53.4}
     # beside the baselines, with sqrt(p (1 - p) / 3929)
-    assert "| linear-cached | 61.2 ± 0.8 | 45.1 ± 0.8 | 41.0 ± 0.8 | 3929 |" in body
+    assert "| linear | 61.2 ± 0.8 | 45.1 ± 0.8 | 41.0 ± 0.8 | 3929 |" in body
     assert "| k-NN | 53.4 ± 0.8 | 30.2 ± 0.7 | 28.1 ± 0.7 | 3929 |" in body
     for said in (
         "| Method | I-JEPA |",
@@ -150,7 +163,7 @@ def test_results_of_a_converted_folder(run: Path, tmp_path: Path) -> None:
     write_evaluations(tmp_path / "out")
     write_variant(tmp_path / "out", "classification", encoder="external", weights=weights_hash(load_any(run).encoder))
     again = convert(ConvertSettings(subject=tmp_path / "out", to="safetensors", output=tmp_path / "again")).folder
-    assert "| linear-cached | 61.2" in (again / "README.md").read_text()
+    assert "| linear | 61.2" in (again / "README.md").read_text()
     with pytest.raises(ValueError, match=r"holds eval/, results of `openjepa evaluate` that would be lost"):
         converted(run, tmp_path)
 
@@ -165,13 +178,13 @@ def test_results_of_other_weights_are_left_out(run: Path, tmp_path: Path) -> Non
     assert "2 results in eval/ are of other weights and are left out." in body.replace("\n", " ")
     assert not any(number in body for number in ("71.2", "81.2", "91.2"))
     head, body = converted(run, tmp_path, encoder="context")
-    assert "| linear-cached | 91.2" in body and "61.2" not in body
+    assert "| linear | 91.2" in body and "61.2" not in body
 
 
 def test_results_count_where_their_hash_is_that_of_the_weights() -> None:
     folder = read_run_of([{"encoder": "target", "weights": "abc", "step": 3}, {"encoder": "target", "weights": "abd"}])
     kept, remarks = Origin("x", True, "abc", folder, training={"step": 9}).results_of("target", True)
-    assert [item["weights"] for item in kept] == ["abc"] and len(remarks) == 1
+    assert [item.weights for item in kept] == ["abc"] and len(remarks) == 1
     _, remarks = Origin("x", True, "abc", folder).results_of("target", False)
     assert remarks[-1] == "results were measured before positions were made for another image size"
 
@@ -179,7 +192,7 @@ def test_results_count_where_their_hash_is_that_of_the_weights() -> None:
 def read_run_of(evaluations: list[dict[str, Any]]) -> Any:
     from types import SimpleNamespace
 
-    return SimpleNamespace(evaluations=evaluations, is_encoder=True)
+    return SimpleNamespace(evaluations=[read_evaluation(item, "x") for item in evaluations], is_encoder=True)
 
 
 def test_nothing_is_claimed_where_nothing_is_known() -> None:
@@ -202,7 +215,7 @@ def test_names_of_the_hub_are_data_sets(run: Path) -> None:
 def test_text_of_a_file_cannot_break_the_table(run: Path, tmp_path: Path) -> None:
     write_variant(run, "classification-x", title="a | b\nc", data="d | e: 3 images")
     _, body = converted(run, tmp_path)
-    assert "| a / b c, d / e | linear-cached | 61.2" in body
+    assert "| a / b c, d / e | linear | 61.2" in body
 
 
 def test_limits_of_positions() -> None:

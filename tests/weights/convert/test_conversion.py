@@ -174,7 +174,7 @@ def test_a_released_checkpoint_is_converted_again(name: str, run: Path, capsys: 
         ({"output": Path("runs/mine")}, "holds what is converted"),
         ({"output": Path("runs")}, "holds what is converted"),
         ({"output": Path("runs/mine/config.yaml/x")}, "config.yaml is a file, but a folder is needed"),
-        ({"image_size": 18}, "height 18 is not a multiple of the patch size 4"),
+        ({"image_size": 18}, "the patch size 4 of the encoder does not divide image_size=18x18: use image_size=16"),
         ({"heads": 4}, "says itself that it has 3"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 
 from openjepa.cli import main
 from openjepa.settings.inference import ConvertSettings
-from openjepa.system.whole_files import place, whole_folder
+from openjepa.system.shared_files import place, whole_folder
 from openjepa.weights.convert import conversion as module
 from openjepa.weights.convert.conversion import convert
 from tests.helpers.processes import in_clean_process
@@ -63,7 +63,6 @@ def test_an_interrupt_while_checking_leaves_nothing(error: BaseException, run: P
 KILLED = """
 import sys, time
 from pathlib import Path
-from openjepa.system.whole_files import whole_folder
 with whole_folder(Path(sys.argv[1])) as folder:
     (folder / "half").write_text("x")
     print("ready", flush=True)

@@ -1,0 +1,411 @@
+"""Evaluates an encoder on its run's own images, on others, or on the rows of a suite, and writes what comes out.
+
+`evaluate_run` is for one data set, `evaluate_suite` for benchmarks that lie below one folder, beside published numbers. Both
+evaluate one task after the other, with every seed that is asked for: `evaluate_seeds`.
+"""
+
+import hashlib
+import os
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from openjepa.checks import check_patch_divides
+from openjepa.checks.protocol_settings import check_evaluation
+from openjepa.config import to_dict
+from openjepa.data import open_splits
+from openjepa.data.datasets.benchmarks import BENCHMARKS, find_benchmark
+from openjepa.data.selection import for_probes, low_shot_rows
+from openjepa.data.source import ListSource, Splits, file_stamp
+from openjepa.engine.device import resolve_device
+from openjepa.evaluation import PROTOCOLS, with_current_names
+from openjepa.evaluation.probes.closed_sweep import shared_components
+from openjepa.evaluation.result_names import data_key, folder_key, variant_name
+from openjepa.evaluation.subject import Subject, baselines, find_subject, load_subject
+from openjepa.evaluation.task_run import Subjects, evaluate_task
+from openjepa.evaluation.tasks import PUBLISHED, SUITES, TASKS, SuiteRow, Task, chosen_tasks, fitting_protocols, suite_rows
+from openjepa.models.vit import VisionTransformer
+from openjepa.records import Metric, Result, SubjectResult, read_result
+from openjepa.refusals import Refusal
+from openjepa.settings.evaluation import EvaluationSettings, LowShotSettings
+from openjepa.settings.models import EncoderConfig
+from openjepa.settings.ranges import as_option
+from openjepa.settings.sources import DataSettings, height_and_width
+from openjepa.system.console import Say, silent
+from openjepa.weights.contents import weights_hash
+
+PUBLISHED_LIST = 12_811
+"""Images of the published list with 1 % of ImageNet's labels."""
+OF_THE_PAPER = ("linear_full", "finetune")
+"""Groups of settings of the protocols that have published numbers."""
+NOT_OF_A_ROW = ("tasks", "workers", "device", "feature_batch_size")
+"""Settings that do not change what a row is."""
+
+
+@shared_components()
+def evaluate_run(
+    subject: Path, settings: EvaluationSettings, data: DataSettings | None = None, say: Say = silent
+) -> list[Result]:
+    """Evaluates a run folder, or an encoder on `data`, and writes a file of `<subject>/eval` for every task.
+
+    The run's own evaluation is `<task>.json`. Other data, settings, or baselines give `<task>-<variant>.json`. An encoder
+    folder inside a run is written beside the run's own evaluations, because the next export replaces it. `data` replaces the
+    run's own data; its training split trains the probes. A task that the data has no labels for gives a Result that says so.
+    `say` is told of every step. Raises Refusal if there is no encoder, no data for it, or no label for any of the tasks that
+    were asked for.
+    """
+    settings = with_current_names(settings, say)
+    check_evaluation(settings)
+    found = find_subject(Path(subject).expanduser(), settings, data)
+    if found.data is None:
+        raise Refusal(
+            f"{subject} is an encoder without a run, so the images must be named: give --data.source and --data.path, "
+            "or --suite and --data-root"
+        )
+    splits = for_probes(open_splits(found.data, found.seed))
+    for remark in (*splits.remarks, *splits.not_used):
+        say(f"note: {remark}")
+    tasks = chosen_tasks(settings.tasks, splits)
+    if settings.tasks:
+        _check_labels(tasks, splits)
+    encoder, config = load_subject(found, settings.heads)
+    planned = [(name, pooled) for name in tasks for pooled in pooled_configs(TASKS[name], settings, config)]
+    key = data_key(found.data) if found.names[-1] else ""  # other images than the run's own
+    results = []
+    for name, pooled in planned:
+        own = pooled_settings(settings, config, pooled)
+        blank = replace(blank_result(name, found, own, splits), variant=_task_variant(name, own, config, found), data_key=key)
+        blank = blank.placed(found.output / "eval")
+        result = evaluate_seeds(
+            blank,
+            splits,
+            found,
+            encoder,
+            pooled,
+            own,
+            lambda text, title=blank.title: say(f"{title}: {text}"),  # type: ignore[misc]
+        )
+        results.append(result)
+    return results
+
+
+def _task_variant(task: str, settings: EvaluationSettings, config: EncoderConfig, subject: Subject) -> str:
+    """What sets the evaluation of a task apart from the run's own."""
+    own, usual = (
+        replace(item, protocols=fitting_protocols(TASKS[task], item.protocols)) for item in (settings, type(settings)())
+    )
+    return variant_name(own, config.image_size, view_size(settings, config), *subject.names, usual=usual)
+
+
+def _check_labels(tasks: Sequence[str], splits: Splits) -> None:
+    """Raises Refusal if the data has labels for none of the tasks."""
+    reasons = {name: labels for name in tasks if isinstance(labels := TASKS[name].labels(splits), str)}
+    if len(reasons) == len(set(tasks)):
+        able = [name for name, task in TASKS.items() if not isinstance(task.labels(splits), str)]
+        hint = f"leave out --tasks, or use {', '.join(able)}" if able else "give other data (--data.path)"
+        raise Refusal(f"tasks={' '.join(tasks)}: {'; '.join(dict.fromkeys(reasons.values()))}; {hint}")
+
+
+# -------------------------------------------------------------------------------------------------------------- rows of a suite
+
+
+@shared_components()
+def evaluate_suite(
+    subject: Path,
+    suite: str,
+    data_root: Path,
+    settings: EvaluationSettings,
+    say: Say = silent,
+    each: Callable[[Result], None] = silent,
+    again: bool = False,
+) -> list[Result]:
+    """Evaluates an encoder or a run on every row of a suite whose benchmark lies below `data_root`.
+
+    Writes `<subject>/eval/suite-<row>.json`, and calls `each` with a row as soon as it is finished. A missing benchmark, or a
+    row that cannot be evaluated, gives a Result that says why; the other rows do not suffer. Rows that were finished before
+    with the same weights, settings and data are read and not computed, unless `again`. Raises Refusal before anything is
+    computed if a benchmark is broken (a missing split, a list of absent files), if a suite, row or device is unknown, if the
+    list of labeled images is missing or names other images, and if there is no benchmark at all.
+    """
+    settings = with_current_names(settings, say)
+    check_evaluation(settings)
+    resolve_device(settings.device)
+    rows = suite_rows(suite, settings.tasks)
+    root = data_root.expanduser()
+    if not root.is_dir():
+        raise Refusal(f"data_root={str(data_root)!r} is no folder; it must hold one folder per data set: {_expected(rows)}")
+    found = find_subject(Path(subject).expanduser(), settings, None)
+    encoder, config = load_subject(found, settings.heads)
+    view_size(settings, config)
+    weights = weights_hash(encoder)
+    opened = {name: find_benchmark(name, root) for name in dict.fromkeys(row.benchmark for row in rows)}
+    if all(isinstance(splits, str) for splits in opened.values()):
+        raise Refusal(f"data_root={str(data_root)!r} holds none of the data sets of the rows asked for: {_expected(rows)}")
+    planned = [plan for row in rows for plan in _plans(row, opened[row.benchmark], settings, config)]
+    for row, own, _ in planned:
+        _check_list(row, opened[row.benchmark], own)
+    images = {name: _images_key(splits) for name, splits in opened.items() if not isinstance(splits, str)}
+    results = []
+    for number, (row, own, pooled) in enumerate(planned, start=1):
+        splits = opened[row.benchmark]
+        result = _described(blank_result(row.task, found, own, splits), row, own)
+        if not isinstance(splits, str):
+            variant, key = _row_variant(row, own, config, found.encoder_name), folder_key(root / row.benchmark)
+            result = replace(result, variant=variant, data_key=key, departures=_departures(row, own, config), weights=weights)
+            called = BENCHMARKS[row.benchmark].title
+            result = replace(result, images=_with_list(images[row.benchmark], own.low_shot), data_name=called)
+            result = result.placed(found.output / "eval")
+            told = partial(_prefixed, say, f"[{number}/{len(planned)}] {result.title}: ")
+            kept = None if again else _finished(result, found.output / "eval")
+            if kept is not None:
+                older = "" if kept.images else " by a version that did not note whether images were overwritten in place"
+                told(f"done before{older}: {kept.file_name} (--again computes it anew)")
+            result = kept or _guarded(
+                result, partial(evaluate_seeds, result, splits, found, encoder, pooled, own, told, row.benchmark)
+            )
+        if result.skipped is not None:
+            result = replace(result, variant="", data_key="")
+            result.write(found.output / "eval")
+        results.append(result)
+        each(result)
+    return results
+
+
+def _plans(
+    row: SuiteRow, splits: Splits | str, settings: EvaluationSettings, config: EncoderConfig
+) -> list[tuple[SuiteRow, EvaluationSettings, EncoderConfig]]:
+    """The row with its settings, once for each pooling; once if its data is missing."""
+    own = _row_settings(row, settings, row.name in settings.tasks)
+    poolings = pooled_configs(TASKS[row.task], own, config)
+    return [
+        (row, pooled_settings(own, config, pooled), pooled) for pooled in poolings[: 1 if isinstance(splits, str) else None]
+    ]
+
+
+def _finished(blank: Result, folder: Path) -> Result | None:
+    """The row as it was finished before with the same encoder, settings and data; None if it was not."""
+    found = read_result(folder / blank.file_name)
+    if found is None or found.partial or found.skipped is not None or found.images not in ("", blank.images):
+        return None
+    same = ("weights", "data_key", "data", "encoder")
+    settings = [{name: value for name, value in item.settings.items() if name not in NOT_OF_A_ROW} for item in (found, blank)]
+    return found if settings[0] == settings[1] and all(getattr(found, n) == getattr(blank, n) for n in same) else None
+
+
+def _images_key(splits: Splits) -> str:
+    """Short hash of the images of both splits."""
+    sources = [source for source in (splits.train, splits.test) if isinstance(source, ListSource)]
+    known = "".join(source.fingerprint for source in sources)
+    return hashlib.sha256(known.encode()).hexdigest()[:12]
+
+
+def _with_list(images: str, shot: LowShotSettings) -> str:
+    """The hash of the images, and of the list that says which of them are labeled."""
+    listed = b"" if shot.list is None else file_stamp(Path(shot.list).expanduser())
+    return hashlib.sha256(images.encode() + listed).hexdigest()[:12] if listed else images
+
+
+def _prefixed(say: Say, prefix: str, text: str) -> None:
+    say(prefix + text)
+
+
+def _guarded(blank: Result, evaluate: Callable[[], Result]) -> Result:
+    """The row's result, or `blank` with the error, so that the other rows do not suffer."""
+    try:
+        return evaluate()
+    except Exception as error:
+        if os.environ.get("OPENJEPA_DEBUG"):
+            raise
+        kind = "" if isinstance(error, Refusal) else f"{type(error).__name__}: "
+        return replace(blank, skipped=f"failed: {kind}{error}", failed=True)
+
+
+def _check_list(row: SuiteRow, splits: Splits | str, settings: EvaluationSettings) -> None:
+    """Raises Refusal, before the first row is computed, if a list of labeled images names others than there are."""
+    labels = None if isinstance(splits, str) else TASKS[row.task].labels(splits)
+    if settings.low_shot.list is None or labels is None or isinstance(labels, str):
+        return
+    assert not isinstance(splits, str) and isinstance(splits.train, ListSource)
+    low_shot_rows(splits.train, labels[0], settings.low_shot, settings.max_skipped)
+
+
+def _expected(rows: Sequence[SuiteRow]) -> str:
+    return ", ".join(dict.fromkeys(BENCHMARKS[row.benchmark].folders[0] for row in rows))
+
+
+def _row_settings(row: SuiteRow, settings: EvaluationSettings, is_named: bool) -> EvaluationSettings:
+    """The settings, with what the row prescribes for everything that they leave open.
+
+    Low-shot settings are for the low-shot rows, and for other rows that are named in `tasks`.
+    """
+    shot = settings.low_shot
+    if row.is_low_shot and not shot.is_set():
+        shot = LowShotSettings(percent=1.0, seed=shot.seed)
+    if not (row.is_low_shot or is_named):
+        shot = LowShotSettings()
+    return replace(settings, protocols=settings.protocols or row.protocols, low_shot=shot)
+
+
+def _is_published_draw(row: SuiteRow, shot: LowShotSettings) -> bool:
+    """Whether as many labels are used as for the row's published numbers."""
+    return shot.list is not None or shot.percent == 1.0 if row.is_low_shot else not shot.is_set()
+
+
+def _described(blank: Result, row: SuiteRow, settings: EvaluationSettings) -> Result:
+    """`blank` with name, title and published numbers of a row; without these if another number of labels is used."""
+    shot = settings.low_shot
+    if _is_published_draw(row, shot):
+        return replace(blank, row=row.name, title=row.title, published=PUBLISHED.get(row.name, ()))
+    name = BENCHMARKS[row.benchmark].title if row.is_low_shot else row.title
+    few = "list of labels" if shot.list is not None else f"{shot.images_per_class} per class"
+    words = few if shot.percent is None else f"{shot.percent:g} % of the labels"
+    return replace(blank, row=row.name, title=f"{name}, {words}")
+
+
+def _row_variant(row: SuiteRow, settings: EvaluationSettings, config: EncoderConfig, encoder_name: str) -> str:
+    """What differs from the row of the suite `paper`, so that the rows of all suites have files of their own."""
+    paper = {item.name: item for item in SUITES["paper"]}.get(row.name, row)
+    protocols = fitting_protocols(TASKS[row.task], settings.protocols)
+    own = replace(settings, protocols=protocols or settings.protocols)
+    usual = _row_settings(paper, type(settings)(), False)
+    return variant_name(own, config.image_size, view_size(settings, config), encoder_name, usual=usual)
+
+
+def _draw_words(shot: LowShotSettings) -> str:
+    """How a draw of labels differs from the published list, in words; empty if it may be that list."""
+    if shot.list is None:
+        return "1 % drawn per class, not the published list" if shot.percent == 1.0 else ""
+    names = sum(bool(line.split("#")[0].strip()) for line in Path(shot.list).expanduser().read_text().splitlines())
+    return "" if names == PUBLISHED_LIST else f"a list of {names:,} labels, not the published {PUBLISHED_LIST:,}"
+
+
+def _departures(row: SuiteRow, settings: EvaluationSettings, config: EncoderConfig) -> tuple[str, ...]:
+    """Settings by which the row is not what was published, in words. What the data says is added with the numbers."""
+    usual = type(settings)()
+    changed = [name for name in OF_THE_PAPER if getattr(settings, name) != getattr(usual, name)]
+    read = {name for protocol in settings.protocols for name in PROTOCOLS[protocol].settings}
+    size = view_size(settings, config)
+    draw = _draw_words(settings.low_shot) if row.is_low_shot else ""
+    return (
+        *(f"{name}.* is changed" for name in changed if name in read),
+        *((f"images of {size[0]}x{size[1]} px",) if size != config.image_size else ()),
+        *((f"pooled by {settings.pooling.replace('_', ' ')}",) if settings.pooling != "own" else ()),
+        *((f"at most {settings.max_train_images} training images",) if settings.max_train_images is not None else ()),
+        *((draw,) if draw else ()),
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------- one task
+
+
+def blank_result(task: str, subject: Subject, settings: EvaluationSettings, splits: Splits | str) -> Result:
+    """A Result without numbers. `splits`: the data, or in words why it is not there."""
+    which = settings.encoder if subject.kind == "run" else "external"
+    return Result(
+        task,
+        TASKS[task].title,
+        subject.kind,
+        which,
+        settings.selection,
+        settings=to_dict(settings),
+        data="" if isinstance(splits, str) else splits.description,
+        data_facts=None if isinstance(splits, str) else splits.facts(),
+        data_name="" if subject.data is None else subject.data.name(),
+        skipped=splits if isinstance(splits, str) else None,
+        masks_mode=subject.masks_mode,
+        step=subject.step,
+    )
+
+
+def evaluate_seeds(
+    blank: Result,
+    splits: Splits,
+    subject: Subject,
+    encoder: VisionTransformer,
+    config: EncoderConfig,
+    settings: EvaluationSettings,
+    say: Say,
+    benchmark: str = "",
+) -> Result:
+    """`blank` with numbers; written after every protocol, so that an interruption keeps what is done."""
+    folder = subject.output / "eval"
+    outcomes = []
+    for number in range(settings.seeds):
+        seed = settings.seed + number
+        networks: Mapping[str, VisionTransformer] = {"encoder": encoder}
+        if "untrained" in settings.baselines:
+            own = subject.seed if number == 0 else seed
+            networks = {**networks, **baselines(subject, config, own, number == 0)}
+        size = view_size(settings, config)
+        subjects = Subjects(
+            networks, config, "pixels" in settings.baselines, size, folder / "features", subject.predictor_folder
+        )
+        own_settings = replace(settings, seed=seed, low_shot=replace(settings.low_shot, seed=settings.low_shot.seed + number))
+        words = f"seed {seed}: " if settings.seeds > 1 else ""
+        outcomes.append(
+            evaluate_task(
+                blank,
+                splits,
+                subjects,
+                own_settings,
+                benchmark,
+                say=lambda text, words=words: say(words + text),  # type: ignore[misc]
+                keep=(lambda result: result.write_partial(folder)) if settings.seeds == 1 else None,
+            )
+        )
+    result = over_seeds(outcomes)
+    result.write(folder)
+    return result
+
+
+def view_size(settings: EvaluationSettings, config: EncoderConfig) -> tuple[int, int]:
+    """Height and width of the views. Raises Refusal if the encoder's patches do not divide them."""
+    size = height_and_width(settings.image_size or config.image_size)
+    check_patch_divides(config.patch_size, size, "image_size", of="the encoder", said=as_option)
+    return size
+
+
+def pooled_configs(task: Task, settings: EvaluationSettings, config: EncoderConfig) -> tuple[EncoderConfig, ...]:
+    """The encoder's settings with each pooling that is asked for, its own first; as they are if no protocol pools.
+
+    `both` means the average alone if the encoder has no class token. Raises Refusal if only the class token is asked for and
+    there is none.
+    """
+    wanted = settings.pooling
+    if wanted == "own" or not any(PROTOCOLS[name].pools for name in fitting_protocols(task, settings.protocols)):
+        return (config,)
+    if wanted == "class_token" and not config.class_token:
+        raise Refusal("evaluation.pooling='class_token': this encoder has no class token; use --pooling average")
+    if wanted != "both":
+        return (replace(config, pooling=wanted),)
+    other = replace(config, pooling="average" if config.pooling == "class_token" else "class_token")
+    return (config, other) if config.class_token else (config,)
+
+
+def pooled_settings(settings: EvaluationSettings, config: EncoderConfig, pooled: EncoderConfig) -> EvaluationSettings:
+    """The settings of one evaluation of an encoder by the pooling of `pooled`: `own` if that is the encoder's."""
+    return replace(settings, pooling="own" if pooled.pooling == config.pooling else pooled.pooling)
+
+
+def over_seeds(results: Sequence[Result]) -> Result:
+    """Results of one task with several seeds as one: means, spreads, all heads with their seed's number, summed seconds."""
+    if len(results) == 1 or results[0].skipped is not None:
+        return results[0]
+    first = results[0]
+    subjects = {
+        subject: SubjectResult(
+            {name: _mean([result.subjects[subject].metrics[name] for result in results]) for name in numbers.metrics}
+        )
+        for subject, numbers in first.subjects.items()
+    }
+    heads = [{**head, "repeat": repeat} for repeat, result in enumerate(results) for head in result.heads]
+    return replace(first, subjects=subjects, heads=heads, seconds=round(sum(result.seconds for result in results), 1))
+
+
+def _mean(metrics: Sequence[Metric]) -> Metric:
+    values = [metric.value for metric in metrics]
+    extra = {name: statistics.fmean(metric.extra[name] for metric in metrics) for name in metrics[0].extra}
+    spread = statistics.stdev(values)
+    return replace(metrics[0], value=statistics.fmean(values), spread=spread, seeds=len(values), extra=extra)

@@ -1,0 +1,71 @@
+"""Generated photos, so that the data path can be timed without any data."""
+
+import io
+from pathlib import Path
+from typing import final
+
+import numpy as np
+from PIL import Image
+
+from openjepa.data import open_splits
+from openjepa.data.source import ListSource, ShardSource
+from openjepa.settings.run import RunConfig
+from openjepa.settings.sources import FolderSettings
+
+PHOTO = (375, 500)
+"""Height and width of the generated photos, those of a typical ImageNet file."""
+
+
+def generate_photo(number: int, size: tuple[int, int] = PHOTO) -> bytes:
+    """A JPEG of `size` (height, width) with smooth shapes, edges and grain: it costs a decoder about as much as a photo."""
+    rng = np.random.default_rng(number)
+    rows, columns = np.mgrid[0 : size[0], 0 : size[1]].astype(np.float32)
+    picture = 128 + 12 * rng.standard_normal((*size, 3), dtype=np.float32)
+    for _ in range(20):
+        across, down, *phases = rng.uniform(0.005, 0.4, 2).tolist() + rng.uniform(0, 6, 3).tolist()
+        waves = rows * np.float32(across) + columns * np.float32(down)
+        for channel, phase in enumerate(phases):
+            picture[..., channel] += 14 * np.sign(np.sin(waves + np.float32(phase)))
+    file = io.BytesIO()
+    Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+def write_photos(folder: Path, number: int, size: tuple[int, int] = PHOTO) -> None:
+    """Writes the first `number` generated photos."""
+    for index in range(number):
+        (folder / f"{index:04d}.jpg").write_bytes(generate_photo(index, size))
+
+
+@final
+class GeneratedPhotos(ListSource):
+    """Generated photos as a data set, so that the data path can be timed without any data."""
+
+    def __init__(self, number: int, different: int = 8) -> None:
+        """`number` records that repeat `different` images."""
+        self._number = number
+        self._files = [generate_photo(index) for index in range(different)]
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return self._number
+
+    def read(self, index: int) -> bytes:
+        """A JPEG file."""
+        return self._files[index % len(self._files)]
+
+    def name(self, index: int) -> str:
+        """What messages call a record."""
+        return f"generated photo {index}"
+
+
+def is_without_data(config: RunConfig) -> bool:
+    """Whether the settings name no data, so that generated photos stand in for it."""
+    return isinstance(config.data, FolderSettings) and not config.data.path
+
+
+def timed_source(config: RunConfig) -> ListSource | ShardSource:
+    """The training images of `config`, or two batches of generated photos."""
+    if is_without_data(config):
+        return GeneratedPhotos(2 * config.optim.batch_size)
+    return open_splits(config.data, config.run.seed).train

@@ -1,0 +1,135 @@
+"""Ranges of settings: each stands on its field, `lr: Annotated[float, POSITIVE]`, and one check walks any dataclass.
+
+What holds only between settings is in openjepa.checks. Free of torch.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from openjepa.refusals import refuse
+
+
+@dataclass(frozen=True)
+class Range:
+    """Finite numbers from `low` to `high`. If a field has several values, each must be one. None and words are in any range."""
+
+    low: float
+    high: float
+    words: str
+    """How an error says it, e.g. `at least 1`."""
+    also: tuple[float, ...] = ()
+    """Numbers outside that have a meaning of their own."""
+
+    def problems(self, value: object, default: object) -> Iterator[tuple[object, str]]:
+        """What of `value` is wrong, with the words that follow it: the numbers that are outside, infinite or not a number."""
+        items: tuple[Any, ...] = tuple(dict.fromkeys(value)) if isinstance(value, tuple) else (value,)
+        for item in items:
+            is_number = isinstance(item, int | float) and not isinstance(item, bool)
+            if is_number and item not in self.also and not (self.low <= item <= self.high and math.isfinite(item)):
+                yield item, f" must be {self.words}"
+
+
+@dataclass(frozen=True)
+class SmallestFirst:
+    """A field with two numbers, the smallest and the largest."""
+
+    def problems(self, value: object, default: object) -> Iterator[tuple[object, str]]:
+        """Both, if they stand the other way round."""
+        if isinstance(value, tuple) and value[0] > value[1]:
+            yield value, f": smallest first, then largest: {value[1]} {value[0]}"
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A field with the values that are tried one after the other. Each is told from the others by it, so none may repeat.
+
+    An empty default means that the usual ones stand elsewhere; with another default an empty field would try nothing.
+    """
+
+    def problems(self, value: object, default: object) -> Iterator[tuple[object, str]]:
+        """All values, if one repeats or if there is none."""
+        if isinstance(value, tuple) and not value and default:
+            yield value, f" is empty: give at least one number, or leave it out for {_words(default)}"
+        if isinstance(value, tuple) and len(set(value)) < len(value):
+            yield value, f" repeats a value: give each once, {_words(tuple(dict.fromkeys(value)))}"
+
+
+Rule = Range | SmallestFirst | Swept
+
+
+def at_least(low: float) -> Range:
+    """Every number from `low` on."""
+    return Range(low, math.inf, f"at least {low:g}")
+
+
+def between(low: float, high: float) -> Range:
+    """Every number from `low` to `high`."""
+    return Range(low, high, f"between {low:g} and {high:g}")
+
+
+ABOVE_0, BELOW_1 = math.nextafter(0, 1), math.nextafter(1, 0)
+FINITE = Range(-math.inf, math.inf, "a finite number")
+POSITIVE = Range(ABOVE_0, math.inf, "above 0")
+NOT_NEGATIVE = at_least(0)
+AT_LEAST_1 = at_least(1)
+AT_LEAST_2 = at_least(2)
+SHARE = between(0, 1)
+SHARE_ABOVE_0 = Range(ABOVE_0, 1.0, "above 0 and at most 1")
+SHARE_BELOW_1 = Range(0.0, BELOW_1, "at least 0 and below 1")
+SMALLEST_FIRST = SmallestFirst()
+SWEPT = Swept()
+
+Said = Callable[[str, object], str]
+"""How an error writes a setting and its value."""
+
+
+def as_setting(name: str, value: object) -> str:
+    """`optim.lr=0.0`."""
+    return f"{name}={_words(value)}"
+
+
+def as_option(name: str, value: object) -> str:
+    """`--optim.lr 0.0`."""
+    return f"--{name.replace('_', '-')} {_words(value)}"
+
+
+def out_of_range(settings: Any, prefix: str = "", said: Said = as_setting, groups: bool = True) -> list[tuple[str, str]]:
+    """The dotted name of each setting that breaks a rule of its field, and the error.
+
+    `settings`: an instance of any dataclass. `prefix`: stands before the names, e.g. `evaluation.`. `groups`: whether fields
+    that are dataclasses are looked through too.
+    """
+    found: list[tuple[str, str]] = []
+    cls: Any = type(settings)
+    rules = rules_of(cls)
+    for item in fields(settings):
+        name, value = f"{prefix}{item.name}", getattr(settings, item.name)
+        default = None if item.default is MISSING else item.default
+        if groups and is_dataclass(value):
+            found += out_of_range(value, f"{name}.", said)
+        for rule in rules.get(item.name, ()):
+            found += [(name, said(name, wrong) + words) for wrong, words in rule.problems(value, default)]
+    return found
+
+
+def check_ranges(settings: Any, prefix: str = "", said: Said = as_setting, groups: bool = True) -> None:
+    """Raises one Refusal that names every setting that `out_of_range` finds."""
+    refuse([words for _, words in out_of_range(settings, prefix, said, groups)])
+
+
+@cache
+def rules_of(cls: type[Any]) -> dict[str, tuple[Rule, ...]]:
+    """The rules of each field of a dataclass that has any."""
+    found: dict[str, tuple[Rule, ...]] = {}
+    for name, kind in get_type_hints(cls, include_extras=True).items():
+        if get_origin(kind) is Annotated:
+            rules = tuple(item for item in get_args(kind)[1:] if isinstance(item, Rule))
+            found |= {name: rules} if rules else {}
+    return found
+
+
+def _words(value: object) -> str:
+    return (" ".join(map(str, value)) or "()") if isinstance(value, tuple) else str(value)

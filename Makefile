@@ -1,5 +1,5 @@
 # make quickstart   train, evaluate and report on the packaged scenes
-# make fast         every test that neither trains, evaluates, embeds, draws nor starts a process: under a minute
+# make fast         the parts below the stages: no training, no process is started; under a minute on two cores
 # make test         every check, the quick ones first: format, lint, types, tests
 # make docs         what follows from the code: docs/recipes.md, layers in docs/architecture.md
 # make site         the pages as a site, in site/

@@ -2,17 +2,25 @@
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.helpers.fast import SLOW
+from tests.helpers.fast import FOLDERS, SLOW
 
 os.fsync = lambda descriptor: None  # the machine outlives the tests: a killed process leaves what it has written all the same
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fast", action="store_true", help="skip every test as soon as it trains or starts a process")
+    parser.addoption(
+        "--fast", action="store_true", help="leave out whole stages; skip a test as soon as it trains or starts a process"
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    inside = collection_path.relative_to(Path(__file__).parent).as_posix()
+    return True if config.getoption("--fast") and inside in FOLDERS else None
 
 
 def _skip(what: str) -> Callable[..., Any]:

@@ -1,12 +1,13 @@
 """What the option `--fast` of the tests does without."""
 
+FOLDERS = ("data/scenes", "evaluation", "experiments", "inference", "parity", "report", "training", "visualization", "weights")
+"""Tests of whole stages: a few of them take a minute."""
 SLOW = {
     "openjepa.training.loop.build_method": "trains",
     "openjepa.evaluation.evaluation_run.evaluate_task": "evaluates",
     "openjepa.inference.embedding.compute.Computation.run": "embeds a data set",
     "openjepa.visualization.sheet.Sheet.pixels": "draws a sheet",
-    "openjepa.weights.onnx._exported": "exports a graph",
-    "subprocess.Popen": "starts a process",
+    "subprocess.Popen.__init__": "starts a process",
     "multiprocessing.process.BaseProcess.start": "starts a process",
     "os.fork": "starts a process",
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.fast import SLOW
+from tests.helpers.fast import FOLDERS, SLOW
 
 ROOT = Path(__file__).parents[2]
 OLD, NEW, NEWER = 1_000_000_000, 1_100_000_000, 1_200_000_000
@@ -64,5 +64,6 @@ def test_a_stale_development_installation_is_renewed(checkout: Path, other: int 
 
 
 def test_what_fast_tests_do_without_is_there() -> None:
-    """`pytest --fast` puts something in the place of these names."""
+    """`pytest --fast` leaves out these folders, and puts something in the place of these names."""
+    assert all((ROOT / "tests" / name).is_dir() for name in FOLDERS)
     assert all(callable(pkgutil.resolve_name(name)) for name in SLOW)

@@ -13,7 +13,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from openjepa.refusals import Refusal
-from openjepa.settings.run import CHOICES, Choice, RunConfig
+from openjepa.settings.registry import Choice
+from openjepa.settings.run import CHOICES, RunConfig
 
 ConfigType = TypeVar("ConfigType")
 Change = tuple[str, object, object]

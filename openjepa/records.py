@@ -45,7 +45,7 @@ class DataFacts:
     pixels: str = ""
     """Size of the stored pictures in words, if all have the same."""
     holds: str = ""
-    """How many images of what, in words; only in files that lack the numbers below."""
+    """Numbers of images in words. Only in older files, which lack the numbers below."""
     train_images: int | None = None
     """None for a stream, whose length is not known."""
     test_images: int | None = None
@@ -70,9 +70,9 @@ class Summary:
     images_seen: int | None = None
     """Repeats counted."""
     seconds: float | None = None
-    """Training with looks and saving."""
+    """Seconds of training with looks and saving."""
     step_seconds: float | None = None
-    """Steps with their data path alone."""
+    """Seconds of the steps with their data path alone."""
     processes: int | None = None
     train_images: int | None = None
     samples_skipped: int = 0
@@ -83,7 +83,7 @@ class Summary:
     flops_per_image: float | None = None
     """FLOPs of one image in a training step."""
     flops: Mapping[str, float] = field(default_factory=dict)
-    """The same by part, forward passes alone."""
+    """FLOPs of one image by part, forward passes alone."""
     mask_mode: str = ""
     data: str = ""
     """One line about the data set."""
@@ -97,7 +97,7 @@ class Summary:
     """What the run has started from beside random weights."""
     collapsed: bool | None = None
     verdict: str | None = None
-    """The same in a sentence."""
+    """Whether and how the features have collapsed, in a sentence."""
     monitor: Mapping[str, float | None] | None = None
     """The latest look; None for a number that was not finite."""
     error: str = ""
@@ -201,7 +201,7 @@ class Result:
     skipped: str | None = None
     """Why there are no numbers."""
     failed: bool = False
-    """Whether that is an error, but for which there could be numbers."""
+    """Whether an error is the reason that there are no numbers."""
     data: str = ""
     """What the images are, in words."""
     data_name: str = ""
@@ -209,9 +209,9 @@ class Result:
     image_size: tuple[int, int] | None = None
     fit: str = ""
     masks_mode: str | None = None
-    """Mask mode the encoder was pretrained with, if known."""
+    """Mask mode that the encoder was pretrained with, if it is known."""
     step: int | None = None
-    """Optimizer steps the encoder had been trained for, if known."""
+    """Optimizer steps that the encoder had been trained for, if they are known."""
     num_train: int = 0
     num_test: int = 0
     num_classes: int = 0
@@ -231,7 +231,7 @@ class Result:
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Unreadable images left out, by split."""
     dropped_names: Sequence[str] = ()
-    """The first of them."""
+    """Names of the first unreadable images."""
     row: str = ""
     """Row of a suite; empty outside of one."""
     published: Sequence[Published] = ()
@@ -281,7 +281,7 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def _is_about(result: Mapping[str, Any]) -> tuple[str, str]:
-    """The data of a result, and the file that says which of its images are labeled: names say only how that is called."""
+    """The data of a result, and the file that says which of its images are labeled. Their names alone tell neither apart."""
     settings = result.get("settings")
     shot = settings.get("low_shot") if isinstance(settings, Mapping) else None
     listed = shot.get("list") if isinstance(shot, Mapping) else None
@@ -289,7 +289,7 @@ def _is_about(result: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def compares(probe: str, protocols: Collection[str]) -> bool:
-    """Whether a number of ours is measured as one of the published ones, whose protocols are given."""
+    """Whether a number of our `probe` is measured as one of the published ones, which have these `protocols`."""
     return probe in protocols or ("any" in protocols and probe in ANY_PROTOCOL)
 
 
@@ -329,11 +329,11 @@ class Energy:
     tells_apart: bool | None = None
     """Whether compatible pairs have a lower energy than others."""
     verdict: str = ""
-    """Both in a sentence."""
+    """What the energies say, in a sentence."""
     untrained: EnergyStatistics | None = None
     trained: EnergyStatistics | None = None
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
-    """By `untrained` and `trained`."""
+    """Histograms of `untrained` and `trained`."""
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -389,7 +389,7 @@ def _facts_in(line: str) -> DataFacts | None:
 
 
 def _departures(result: Result) -> tuple[str, ...]:
-    """Why an older result is not of the published protocol: missing classes, or what its variant says."""
+    """Reasons why an older result is not of the published protocol: missing classes, or what its variant says."""
     if " of its " in result.data:
         return (result.data,)
     changed = re.search(r"(linear_full|finetune)\.|(^|-)max\d|(^|-)\d+shot|pct", result.variant)

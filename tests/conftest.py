@@ -13,9 +13,7 @@ os.fsync = lambda descriptor: None  # the machine outlives the tests: a killed p
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--fast", action="store_true", help="leave out whole stages; skip a test as soon as it trains or starts a process"
-    )
+    parser.addoption("--fast", action="store_true", help="no whole stages; skip what trains or starts a process")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

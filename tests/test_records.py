@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from openjepa.records import (
+    VERSION,
     DataFacts,
     Environment,
     Metric,
@@ -61,7 +62,11 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 def test_a_result_that_lost_something_is_no_result_of_this_version(tmp_path: Path) -> None:
     path = RESULT.write(tmp_path)
     whole = json.loads(path.read_text())
-    for change in ({"version": 2}, {"step": "many"}, {"subjects": {"encoder": {"metrics": {"k-NN": {"value": None}}}}}):
+    for change in (
+        {"version": VERSION + 1},
+        {"step": "many"},
+        {"subjects": {"encoder": {"metrics": {"k-NN": {"value": None}}}}},
+    ):
         path.write_text(json.dumps(whole | change))
         assert read_result(path) is None
     path.write_text(json.dumps({name: value for name, value in whole.items() if name not in ("data_facts", "failed")}))
@@ -115,15 +120,12 @@ def test_a_list_of_numbers_is_whole_or_not_there() -> None:
 def test_names_and_words_of_older_results_become_facts() -> None:
     metric = {"value": 0.5}
     metrics = {"dense k-NN mIoU (paper)": metric, "linear": metric | {"selection": "held_out"}}
-    content = {
-        "task": "classification",
-        "data": "cifar10, small: 5 images to train in 3 of its 10 classes",
-        "selection": "both",
-    }
+    data = "cifar10, small: 5 images to train in 3 of its 10 classes"
+    content = {"task": "classification", "data": data, "selection": "both"}
     found = read_evaluation(content | {"subjects": {"encoder": {"metrics": metrics}}}, "classification-max5")
     first, second = found.subjects["encoder"].metrics.values()
     assert (first.probe, first.selection, first.measure) == ("dense k-NN mIoU", "paper", "miou")
-    assert (second.probe, second.selection, second.measure) == ("linear", "held_out", "accuracy")
+    assert (second.probe, second.selection, second.measure) == ("linear-full", "held_out", "accuracy"), "the name of version 1"
     assert (found.title, found.variant, found.data_name) == ("classification", "max5", "cifar10")
     assert found.departures == (data,)
     assert read_evaluation(content | {"departures": []}, "classification").departures == ()

@@ -4,9 +4,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from openjepa.commands.parsing.arguments import option_value, parse, require, select_component, unless_help
+from openjepa.commands.parsing.arguments import check_output_folder, option_value, parse, require, select_component, unless_help
 from openjepa.commands.parsing.options import normalized
-from openjepa.commands.parsing.paths import check_output_folder
 from openjepa.recipes import load_recipe
 from openjepa.recipes.ablations import ABLATIONS, ablation_rows
 from openjepa.refusals import Refusal

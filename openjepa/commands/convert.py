@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openjepa.commands.parsing.arguments import is_help, option_value, parse, require
-from openjepa.commands.parsing.paths import check_evaluated
+from openjepa.commands.parsing.arguments import check_evaluated, is_help, option_value, parse, require
 from openjepa.config import nearest
 from openjepa.refusals import Refusal
 from openjepa.settings.inference import ConvertSettings

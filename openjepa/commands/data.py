@@ -8,11 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from openjepa.checks import check_patch_divides
-from openjepa.commands.parsing.arguments import (
-    parse,
-    select_component,
-)
-from openjepa.commands.parsing.paths import check_output_file, check_output_folder
+from openjepa.commands.parsing.arguments import check_output_file, check_output_folder, parse, select_component
 from openjepa.recipes import load_recipe
 from openjepa.refusals import Refusal
 from openjepa.settings.derived import resolve

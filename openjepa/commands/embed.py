@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from openjepa.commands.parsing.arguments import Unprefixed, data_of, given_settings, parse, require, subject_of
-from openjepa.commands.parsing.paths import check_evaluated
+from openjepa.commands.parsing.arguments import Unprefixed, check_evaluated, data_of, given_settings, parse, require, subject_of
 from openjepa.settings.inference import EmbedSettings
 from openjepa.settings.ranges import as_option, check_ranges
 from openjepa.settings.sources import ONLY_TRAINING, DataSettings, FolderSettings

@@ -9,8 +9,7 @@ from typing import Annotated
 import tyro
 
 from openjepa.checks.protocol_settings import evaluation_remarks
-from openjepa.commands.parsing.arguments import Unprefixed, data_of, given_settings, parse, require, subject_of
-from openjepa.commands.parsing.paths import check_evaluated
+from openjepa.commands.parsing.arguments import Unprefixed, check_evaluated, data_of, given_settings, parse, require, subject_of
 from openjepa.config import nearest
 from openjepa.evaluation import PROTOCOLS, usual_protocols, with_current_names
 from openjepa.refusals import Refusal
@@ -138,7 +137,7 @@ def _protocols(options: EvaluateOptions) -> set[str]:
 
 
 def _check_evaluation_options(options: EvaluateOptions, has_data: bool) -> None:
-    """Refusal: a suite without its data, or beside other data; or a task that is none of its rows."""
+    """Raises Refusal for a suite without its data or beside other data, and for a task that is none of its rows."""
     from openjepa.evaluation.tasks import SUITES, TASKS, suite_rows
 
     if options.suite is None and options.data_root is not None:

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from openjepa.commands.parsing.arguments import parse
-from openjepa.commands.parsing.paths import check_output_folder
+from openjepa.commands.parsing.arguments import check_output_folder, parse
 from openjepa.settings.ranges import AT_LEAST_1
 
 QUICKSTART_HELP = """Trains, evaluates, draws and reports the recipe `quickstart` on the packaged scenes. Nothing is downloaded.

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from openjepa.commands.parsing.arguments import parse, require
-from openjepa.commands.parsing.paths import check_output_file
+from openjepa.commands.parsing.arguments import check_output_file, parse, require
 
 REPORT_HELP = """One self-contained HTML file on one run, or on several side by side.
 Needs only the run folders, no torch. The folder of an encoder that was evaluated has a page too, of its numbers.

@@ -3,9 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from openjepa.commands.parsing.arguments import parse, require
+from openjepa.commands.parsing.arguments import check_output_file, check_output_folder, parse, require
 from openjepa.commands.parsing.options import is_value
-from openjepa.commands.parsing.paths import check_output_file, check_output_folder
 from openjepa.refusals import Refusal
 from openjepa.settings.inference import LISTED_OUTLIERS, SearchSettings
 

@@ -63,7 +63,7 @@ def count_step(
     """
     counter = _Counter(method)
     flops: dict[str, float] = {}
-    found = [(weight, counter.count(_batch(inputs, kind, grid, shape, images))) for shape, weight in _few(shapes)]
+    found = [(weight, counter.count(_batch(inputs, kind, grid, shape, images))) for shape, weight in representatives(shapes)]
     for weight, tally in found:
         for name, value in tally.flops.items():
             flops[name] = flops.get(name, 0.0) + weight * value / images
@@ -73,7 +73,7 @@ def count_step(
     return StepCosts(flops, step_flops, most.bytes, most.scores)
 
 
-def _few(shapes: Sequence[TokenShape]) -> list[tuple[TokenShape, float]]:
+def representatives(shapes: Sequence[TokenShape]) -> list[tuple[TokenShape, float]]:
     """At most six of the shapes, weighted so that every quadratic function of the token counts has the mean it has over all.
 
     FLOPs are such a function: linear layers are linear in the tokens, and attention is quadratic.
@@ -182,7 +182,7 @@ class _Counter:
     def _note_scores(self, module: Attention, arguments: tuple[Any, ...]) -> None:
         """Takes attention weights, which attention on the meta device saves in fp32, out of the bytes that are kept."""
         batch, length, _ = arguments[0].shape
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and arguments[0].requires_grad:
             scores = batch * module.heads * length**2
             self._tally.bytes -= 4 * scores
             self._tally.scores += scores if length <= PLAIN_MAX_TOKENS else 0

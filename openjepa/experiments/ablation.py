@@ -71,7 +71,7 @@ def run_ablation(config: RunConfig, settings: AblationSettings) -> int:
 
 
 def _speeds(output: Path, base: RunConfig, settings: AblationSettings, rows: Mapping[str, RunConfig]) -> dict[str, Speed]:
-    """Measured by the first process; the others wait for it, so that all plan the same runs."""
+    """The speeds, which the first process measures. The others wait for it, so that all plan the same runs."""
 
     def measured(missing: Mapping[str, RunConfig]) -> dict[str, Speed]:
         print(f"measuring the speed of {', '.join(missing)}", flush=True)
@@ -82,7 +82,7 @@ def _speeds(output: Path, base: RunConfig, settings: AblationSettings, rows: Map
 
 
 def _result(run: PlannedRun, settings: AblationSettings, started: float) -> RunResult:
-    """What is known of the run, or what it gives now; whatever error ends it is its result."""
+    """The result of the run, read or made now. If an error ends the run, that is its result."""
     known = read_result(settings.output, run.name)
     if known is not None and (known.status == "finished" or known.written >= started):
         return known

@@ -56,7 +56,7 @@ class PlannedRun:
 
     @property
     def images(self) -> int:
-        """Images seen."""
+        """Number of images seen."""
         return (self.config.optim.total_steps or 0) * self.config.optim.batch_size
 
     @property
@@ -66,7 +66,7 @@ class PlannedRun:
 
 
 def base_config(config: RunConfig, settings: AblationSettings) -> RunConfig:
-    """The run that all rows are made of, at the length of the table at equal images. Refusal: its length is in epochs."""
+    """The run that all rows are made of, as long as in the table at equal images. Raises Refusal if its length is in epochs."""
     if config.optim.total_steps is None:
         raise Refusal(
             f"--recipe {config.recipe} has its length in epochs, but runs are compared by images seen: use a small recipe, "
@@ -97,7 +97,7 @@ def planned_runs(rows: Mapping[str, RunConfig], speeds: Mapping[str, Speed], set
 
 
 def _seconds(config: RunConfig, speed: Speed, settings: AblationSettings) -> float | None:
-    """Training time of the table at equal time."""
+    """Seconds of training in the table at equal time."""
     if settings.seconds == "none":
         return None
     if settings.seconds == "auto":
@@ -131,7 +131,7 @@ def kept_speeds(
     rows: Mapping[str, RunConfig],
     measure: Callable[[Mapping[str, RunConfig]], dict[str, Speed]],
 ) -> dict[str, Speed]:
-    """The speeds in the plan of `output`, so that runs keep their lengths; those of rows without one are measured and added.
+    """The speeds in the plan of `output`, so that runs keep their lengths. Speeds that it lacks are measured and added.
 
     New rows are measured beside the first one and brought to its speed of before. Raises Refusal if `output` holds runs
     of another base run, of other lengths, or evaluated otherwise.

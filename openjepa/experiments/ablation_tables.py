@@ -38,11 +38,11 @@ PROBES = {
 }
 """Column -> name of the number."""
 WIDTH = 100
-"""Columns of the terminal that a table needs; on narrower ones its lines are folded, not cut."""
+"""Characters that a table needs in the terminal; if there are fewer, its lines are folded and not cut."""
 COSTS = ("images/s", "GFLOPs", "images", "step s", "total s")
 COLUMNS = (*PROBES, "rank", *COSTS)
 SHOWN = COLUMNS[:-1]
-"""Those that `WIDTH` has room for in the terminal."""
+"""Columns that `WIDTH` has room for in the terminal."""
 LEGEND = """linear and k-NN: accuracy in % on the run's own test images; Count and Dist: the same probes on scenes (objects, and
 distance of the nearest). rank: RankMe of the features. images/s: measured in turns. GFLOPs: of an image in a step. step s:
 seconds of the steps alone, which are made equal. total s (tables.md): with looks and saving. """
@@ -62,18 +62,18 @@ class RunResult:
     status: Literal["finished", "failed"]
     error: str = ""
     written: float = 0.0
-    """When, in seconds since 1970."""
+    """Time of writing in seconds since 1970."""
     steps: int = 0
     images: int = 0
     """Images seen."""
     seconds: float = 0.0
-    """Steps of training with their data path, without looks and saving."""
+    """Seconds of the training steps with their data path, without looks and saving."""
     total_seconds: float = 0.0
-    """Training with looks and saving. 0 in results of older versions."""
+    """Seconds of training with looks and saving. 0 in results of older versions."""
     planned_seconds: float = 0.0
-    """What the training should have taken at the measured speed."""
+    """Seconds that the training should have taken at the measured speed."""
     images_per_second: float = 0.0
-    """Measured in turns with the other rows before the first run."""
+    """Speed, measured in turns with the other rows before the first run."""
     flops: float = 0.0
     """FLOPs of an image in a training step."""
     evaluation_seconds: float = 0.0
@@ -109,13 +109,13 @@ def read_result(output: Path, name: str) -> RunResult | None:
 
 
 def read_results(output: Path) -> list[RunResult]:
-    """All that have ended, by name."""
+    """The results of all runs that have ended, by name."""
     found = (lenient(RunResult, readable_object(path)) for path in sorted((output / RESULTS).glob("*.json")))
     return [result for result in found if result is not None]
 
 
 def claimed(output: Path, name: str, wait: bool = False) -> AbstractContextManager[bool]:
-    """Whether this process alone has the work `name` of the ablation until the block ends; a killed process has it no more.
+    """True while this process holds the work `name` of the ablation. Released at the end of the block or when the process dies.
 
     `wait`: until another process has done its part, and then always True.
     """
@@ -151,7 +151,7 @@ def _columns(result: RunResult) -> dict[str, float]:
 
 
 def _probe_columns(numbers: Numbers) -> dict[str, float]:
-    """Percent, and the rank."""
+    """The probes in percent, and the rank."""
     shares = {column: 100 * numbers[name] for column, name in PROBES.items() if name in numbers}
     return shares | ({"rank": numbers["rank"]} if "rank" in numbers else {})
 
@@ -164,7 +164,7 @@ def _line(row: str, runs: Sequence[Mapping[str, float]]) -> Line:
 
 
 def cells(line: Line, most_seeds: int, columns: Sequence[str] = COLUMNS) -> list[str]:
-    """A row in words. A row of fewer seeds than others says so."""
+    """The cells of a row. A row of fewer seeds than others says so."""
     name = line.row if line.seeds == most_seeds else f"{line.row} ({line.seeds})"
     return [name, *(_cell(line, column) for column in columns)]
 

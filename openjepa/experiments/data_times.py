@@ -66,7 +66,7 @@ class Pipeline:
 
 
 def time_data(options: DataBench) -> None:
-    """The command `openjepa bench data`: measures and prints. Refusal: an option that is out of range."""
+    """The command `openjepa bench data`: measures and prints. Raises Refusal for an option out of range."""
     options.check()
     with tempfile.TemporaryDirectory() as folder:
         path = options.path or Path(folder)
@@ -79,7 +79,7 @@ def time_data(options: DataBench) -> None:
 
 
 def views_config(options: DataBench, path: Path) -> RunConfig:
-    """The run whose views are timed, on the images of a folder. Refusal: a run that cannot work."""
+    """The run whose views are timed, on the images of a folder. Raises Refusal for a run that cannot work."""
     config = load_recipe(options.recipe, options.preset) if options.recipe else RunConfig()
     side = config.data.image_size if options.recipe else options.image_size
     shared = {name: getattr(config.data, name) for name in ("crop_scale", "crop_aspect", "interpolation", "horizontal_flip")}
@@ -198,7 +198,7 @@ def _pipelines(path: Path, source: ListSource, num: int, image_size: int) -> dic
 
 
 def _loader(path: Path, source: ListSource, num: int, image_size: int, workers: int) -> Pipeline:
-    """LOADER_EPOCHS epochs of the training loader with I-JEPA's masks."""
+    """The training loader with I-JEPA's masks, LOADER_EPOCHS epochs long."""
     settings = FolderSettings(path=str(path), image_size=image_size)
     inputs = InputSpec({"image": ViewSpec((image_size, image_size))}, ("image",))
     side = max(1, image_size // 16)
@@ -234,7 +234,7 @@ def _processor_seconds() -> float:
 
 
 def print_result(result: dict[str, Any]) -> None:
-    """Two tables on the terminal."""
+    """Prints the rates and their ratios."""
     console = plain_console()
     rates = Table("pipeline", "images/s of one core", title=f"{result['images']} images of {result['path']}")
     for name, rate in result["images_per_second"].items():
@@ -246,7 +246,7 @@ def print_result(result: dict[str, Any]) -> None:
 
 
 def print_views(result: dict[str, Any]) -> None:
-    """The views of a method as a table."""
+    """Prints what the views of a method cost."""
     views = ", ".join(f"{name} {sizes}" for name, sizes in result["views"].items())
     table = Table(
         "pipeline", "images/s of one core", "ms an image", title=f"{result['method']}: {views}; masks {result['masks']}"

@@ -171,7 +171,7 @@ def _rounded(values: Any) -> list[float]:
 
 
 def print_energy(result: Energy) -> None:
-    """The result as a table."""
+    """Prints the result."""
     assert result.untrained is not None and result.trained is not None
     console = plain_console()
     table = Table("", BEFORE, AFTER, title=f"energies of {result.images} {result.split} images in groups of {result.group}")

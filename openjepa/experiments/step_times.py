@@ -34,7 +34,7 @@ from openjepa.types import LoaderPosition
 
 
 def step_config(options: StepBench) -> RunConfig:
-    """The run whose step is timed. Refusal: an option that is out of range or without effect, or a run that cannot work."""
+    """The run whose step is timed. Raises Refusal for an option without effect or out of range, or a run that cannot work."""
     options.check()
     config = load_recipe(options.recipe, options.preset) if options.recipe else _at_sizes(options)
     config = with_method(config, options.method or config.method.name)
@@ -115,7 +115,7 @@ def matmul_rate(device: torch.device, precision: str, size: int = 4096, seconds:
 
 
 def one_threaded(work: Callable[[], object]) -> Callable[[], object]:
-    """`work` on one thread of torch, as in a worker."""
+    """The same work on one thread of torch, as in a worker."""
 
     def run() -> object:
         threads = torch.get_num_threads()
@@ -167,7 +167,7 @@ def _summary(step: TimedStep, rounds: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def print_step(result: dict[str, Any]) -> None:
-    """The result as a table."""
+    """Prints the result."""
     console = plain_console()
     console.print(
         f"{result['method']}, {result['model']}, batch {result['batch_size']}, {result['precision']} on {result['device']}"

@@ -1,10 +1,11 @@
-"""One line of a registry: the settings of a component and where its code stands.
+"""One line of a registry: the settings of a component and where its code stands; and what chooses among the lines.
 
 Registries are dict literals: METHODS, MASKS and SOURCES stand with the settings that choose from them, PROTOCOLS, FORMATS and
 OUTPUTS in the `__init__.py` of their package. They stay free of torch: the code is imported when `load` is called, so that
 `--help` and the report never pay for it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Generic, TypeVar
@@ -44,3 +45,20 @@ class NamesOf(Line):
     def names(self) -> tuple[str, ...]:
         """Every name of the registry, in its order. Imports it."""
         return tuple(self.load())
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A component that can be chosen."""
+
+    base: type[Any]
+    """Dataclass of the settings that all its choices have."""
+    field: str
+    """The setting that names the choice, e.g. `source`."""
+    registry: Mapping[str, Entry[Any]]
+    """Its choices by name."""
+
+    @property
+    def options(self) -> dict[str, type[Any]]:
+        """Dataclass of the settings of each choice, by name."""
+        return {name: entry.settings for name, entry in self.registry.items()}

@@ -1,15 +1,14 @@
 """RunConfig: the whole description of one pretraining run, and CHOICES: which settings each choice of a component has."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from openjepa.settings.masks import MASKS, MaskSettings, MultiblockSettings
 from openjepa.settings.methods import METHODS, IJepaSettings, MethodSettings
 from openjepa.settings.models import ModelSettings
 from openjepa.settings.ranges import AT_LEAST_1, AT_LEAST_2, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_BELOW_1, Range
-from openjepa.settings.registry import Entry
+from openjepa.settings.registry import Choice
 from openjepa.settings.sources import SOURCES, DataSettings, FolderSettings
 
 LIDAR_DRAWS = Range(2, math.inf, "at least 2, because LiDAR compares draws; or 0 for no LiDAR", also=(0,))
@@ -151,23 +150,6 @@ class RunConfig:
     run: RunSettings = field(default_factory=RunSettings)
     monitor: MonitorSettings = field(default_factory=MonitorSettings)
     system: SystemSettings = field(default_factory=SystemSettings)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A component that can be chosen."""
-
-    base: type[Any]
-    """Dataclass of the settings that all its choices have."""
-    field: str
-    """The setting that names the choice, e.g. `source`."""
-    registry: Mapping[str, Entry[Any]]
-    """Its choices by name."""
-
-    @property
-    def options(self) -> dict[str, type[Any]]:
-        """Dataclass of the settings of each choice, by name."""
-        return {name: entry.settings for name, entry in self.registry.items()}
 
 
 CHOICES: dict[str, Choice] = {

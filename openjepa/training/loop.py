@@ -169,7 +169,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
                 torch.autograd.backward(output.total / microbatches_per_step)
                 meter.add(output, batch)
 
-            # finite? clip, step, move the teacher
+            # finite? clip, step, update the target encoder
             method.before_step(progress)
             norm = gradient_norm(optimizer)
             guard.watch(step, meter.loss_sum(), norm, [batch.sample_ids for batch in microbatches])

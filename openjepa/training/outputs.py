@@ -67,7 +67,7 @@ class Outputs:
         )
 
     def begin(self, state: TrainerState) -> None:
-        """environment.json and summary.json; before the first step also the encoder as it starts, which every probe needs.
+        """Writes environment.json and summary.json; before the first step also the encoder as it starts, which probes need.
 
         A run that is already at its end takes no step: both stay as they are.
         """
@@ -81,7 +81,7 @@ class Outputs:
             save_network(self._folder.path / "encoder_initial", self._exports(state)["encoder"], alone=True)
 
     def export(self, state: TrainerState) -> None:
-        """The networks that are shared, as they are now, and the summary, which `finish` writes after the last step."""
+        """Writes the shared networks as they are now, and the summary, which `finish` writes after the last step."""
         if not distributed.is_main():
             return
         for name, export in self._exports(state).items():
@@ -91,7 +91,7 @@ class Outputs:
 
     @contextmanager
     def failure_noted(self) -> Iterator[None]:
-        """Whatever error ends the run, summary.json says so; a kill leaves it as it is. A finished run stays finished."""
+        """Notes in summary.json an error that ends the run. A kill leaves the file as it is; a finished run stays finished."""
         try:
             yield
         except (Interrupted, KeyboardInterrupt):
@@ -103,7 +103,7 @@ class Outputs:
             raise
 
     def finish(self, status: str, state: TrainerState, monitor: Monitor) -> None:
-        """The last summary: `finished` or `interrupted`."""
+        """Writes the last summary; `status`: finished or interrupted."""
         if distributed.is_main():
             self._write_summary(status, state, monitor)
 

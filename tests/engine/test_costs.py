@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from openjepa.engine.costs import StepCosts, _few
+from openjepa.engine.costs import StepCosts, representatives
 from openjepa.masks import MASKS
 from openjepa.masks.sampler import TokenShape
 from openjepa.recipes import load_recipe
@@ -55,8 +55,8 @@ def test_six_shapes_stand_for_many() -> None:
     def cost(shape: TokenShape) -> float:
         return 5 + 3 * shape.context + 2 * shape.target + (shape.context + shape.target) ** 2 + 7 * shape.context**2
 
-    few = _few(shapes)
+    few = representatives(shapes)
     assert len(few) == 6 and few[0][0].context == 67, "the largest is among them, which bytes are counted of"
     expected = sum(shape.probability * cost(shape) for shape in shapes)
     assert sum(weight * cost(shape) for shape, weight in few) == pytest.approx(expected, rel=1e-9)
-    assert _few(shapes[:6]) == [(shape, shape.probability) for shape in shapes[:6]]
+    assert representatives(shapes[:6]) == [(shape, shape.probability) for shape in shapes[:6]]

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import openjepa
 from openjepa.commands.evaluate import evaluate, parse_evaluate
-from openjepa.commands.parsing.paths import check_evaluated
+from openjepa.commands.parsing.arguments import check_evaluated
 from openjepa.evaluation import subject
 from openjepa.evaluation.evaluation_run import evaluate_run, evaluate_suite
 from openjepa.evaluation.subject import find_subject

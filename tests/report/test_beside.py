@@ -165,7 +165,7 @@ def test_the_page_says_which_protocol_a_number_is(suite_page: Page) -> None:
     assert f"CIFAR100 linear-full {ours} 87.5 to 89.5 89.5 I-JEPA H/14 IN22K, 900 the paper's" in text
     assert f"linear {ours} not the paper's: another probe" in text
     strips = [attrs["aria-label"] for tag, attrs in suite_page.elements if tag == "svg" and "strip" in str(attrs["class"])]
-    assert len(strips) == 6 and any("Clevr/Dist: ours linear 40.0 %" in str(label) for label in strips)
+    assert len(strips) == 6 and any("Clevr/Dist: ours linear-full 40.0 %" in str(label) for label in strips)
 
 
 @pytest.mark.parametrize(("spread", "half"), [(0.0, 1.0), (0.03, 3.0)])

@@ -139,5 +139,5 @@ def test_a_run_on_a_file_system_without_locks_is_not_said_to_be_dead(tmp_path: P
     def refuse(*_: object) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr("openjepa.report.reading.fcntl.flock", refuse)
+    monkeypatch.setattr("openjepa.system.shared_files.fcntl.flock", refuse)
     assert status(read_run(folder)) == "running"

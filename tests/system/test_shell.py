@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from openjepa.commands.embed import _print as print_embedded
-from openjepa.commands.parsing.paths import check_output_file
+from openjepa.commands.parsing.arguments import check_output_file
 from openjepa.experiments.energies import measure_energy
 from openjepa.inference.embedding.embedding_run import Embedded
 from openjepa.inference.embedding.table import check_output

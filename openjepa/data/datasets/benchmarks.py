@@ -10,7 +10,7 @@ from openjepa.settings.registry import Line
 
 @dataclass(frozen=True)
 class Benchmark(Line):
-    """One data set: where it lies and how it is opened."""
+    """One data set: its place and its opener."""
 
     title: str
     folders: tuple[str, ...]

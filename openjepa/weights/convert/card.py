@@ -65,7 +65,7 @@ HUB_WORDS = {
     "accuracy": ("accuracy", "image-classification", "accuracy"),
     "miou": ("mean_iou", "image-segmentation", "mean IoU"),
 }
-"""By what a number is: metric and task as the Hub names them, and words for it."""
+"""By measure: metric and task as the Hub names them, and words for the metric."""
 RECIPE_FACTS = (
     *("Recipe", "Began from", "Model", "Parameters", "Images seen", "Masks", "Optimizer", "Compute"),
     *("Time", "Hardware", "Software", "Seed", "Commit", "Started", "Status"),
@@ -131,7 +131,7 @@ def card(known: CardFacts) -> str:
 
 
 def loading(to: str, folder: str, config: Mapping[str, Any], model: str) -> list[tuple[str, str]]:
-    """(name of the library, code) for each way to load a folder of format `to`.
+    """Each way to load a folder of format `to`, as (name of the library, code).
 
     `config`: the encoder's settings; `model`: class of transformers.
     """
@@ -200,7 +200,7 @@ def _datasets(run: Run | None) -> list[str]:
 
 
 def _index(known: CardFacts) -> Iterator[dict[str, Any]]:
-    """One entry per number of this encoder, as the Hub shows them."""
+    """One entry for each number of this encoder, in the form of the Hub."""
     for result in known.results:
         data, title = text(result.data_name, 80) or "unknown", text(result.title, 80)
         for name, metric in _metrics(result, "encoder").items():

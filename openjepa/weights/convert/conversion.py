@@ -125,7 +125,7 @@ def _checked(settings: ConvertSettings) -> str:
 
 
 def _resized(loaded: Loaded, size: int | tuple[int, int] | None) -> Loaded:
-    """With positions for images of another size."""
+    """The weights with positions for images of another size."""
     if size is None:
         return loaded
     config = replace(loaded.config, image_size=height_and_width(size))
@@ -141,7 +141,7 @@ def _built(config: Any, weights: Mapping[str, torch.Tensor]) -> VisionTransforme
 
 
 def _networks(settings: ConvertSettings, loaded: Loaded, origin: Origin) -> tuple[Networks, list[str]]:
-    """What is written, its weights rounded to what will be stored; and remarks."""
+    """The networks to write, their weights rounded to what will be stored; and remarks."""
     context = None
     steps = {"encoder": loaded.training.get("step"), "predictor": loaded.predictor_extra.get("step")}
     if settings.to == "official":

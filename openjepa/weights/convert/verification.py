@@ -30,10 +30,10 @@ class Check:
 
     what: str
     difference: float
-    """The largest of any number."""
+    """The largest difference of any number."""
 
     def words(self) -> str:
-        """With how far it went."""
+        """The comparison and its difference in words."""
         return f"{self.what} {f'differ by at most {self.difference:.2g}' if self.difference else 'are equal'}"
 
 
@@ -55,14 +55,14 @@ def sizes_of(config: EncoderConfig) -> list[tuple[int, int]]:
 
 
 def random_images(size: tuple[int, int], number: int = IMAGES) -> UInt8[Tensor, "B 3 h w"]:
-    """The same ones in every call."""
+    """Images of random pixels, the same in every call."""
     generator = torch.Generator().manual_seed(SEED)
     return torch.randint(0, 256, (number, 3, *size), dtype=torch.uint8, generator=generator)
 
 
 @torch.no_grad()
 def outputs(encoder: VisionTransformer, images: UInt8[Tensor, "B 3 h w"]) -> EncoderOutput:
-    """What the encoder says of uint8 images, in fp32."""
+    """What the encoder makes of uint8 images, in fp32."""
     config = encoder.config
     result: EncoderOutput = encoder(normalize(images, config.pixel_mean, config.pixel_std))
     return result

@@ -63,6 +63,7 @@ def test_an_interrupt_while_checking_leaves_nothing(error: BaseException, run: P
 KILLED = """
 import sys, time
 from pathlib import Path
+from openjepa.system.shared_files import whole_folder
 with whole_folder(Path(sys.argv[1])) as folder:
     (folder / "half").write_text("x")
     print("ready", flush=True)

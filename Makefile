@@ -1,5 +1,6 @@
 # make quickstart   train, evaluate and report on the packaged scenes
-# make test         every check: format, lint, types, tests
+# make fast         the parts below the stages: no training, no process is started; under a minute on two cores
+# make test         every check, the quick ones first: format, lint, types, tests
 # make docs         what follows from the code: docs/recipes.md, layers in docs/architecture.md
 # make site         the pages as a site, in site/
 # Each installs what it needs into .venv, again when pyproject.toml or constraints.txt have changed.
@@ -11,14 +12,19 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
 PYTHON ?= $(shell for name in python3.11 python3.12 python3 python; do \
 	$$name -c '$(SUPPORTED)' 2>/dev/null && echo $$name && break; done)
 TEST_WORKERS ?= 2
+# worksteal: neighboring tests stay in one process, so that what a file prepares is prepared once
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "not slow"
 
-.PHONY: quickstart test lint format docs site install install-dev clean
+.PHONY: quickstart fast test lint format docs site install install-dev clean
 
 quickstart: install
 	$(BIN)/openjepa quickstart
 
+fast: install-dev
+	$(PYTEST) --fast
+
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) -m "not slow"
+	$(PYTEST)
 
 lint: install-dev
 	$(BIN)/ruff format --check .

@@ -19,7 +19,7 @@ from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import FolderSettings
 from tests.helpers.images import write_folder
 from tests.helpers.report_page import Page
-from tests.helpers.small_methods import method_config
+from tests.helpers.small_runs import method_config
 
 EVALUATION = EvaluationSettings(baselines=("untrained",), workers=0, device="cpu", neighbors=(5,))
 

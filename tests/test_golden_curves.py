@@ -14,8 +14,7 @@ from openjepa.methods import METHODS
 from openjepa.settings.run import MonitorSettings
 from openjepa.training.loop import train
 from tests.helpers.images import write_folder
-from tests.helpers.small_methods import method_config
-from tests.training.test_loop import lines
+from tests.helpers.small_runs import lines, method_config
 
 GOLDEN = Path(__file__).parent / "golden"
 STEPS = 20

@@ -29,9 +29,9 @@ KINDS: dict[str, type[Any]] = {"openjepa-encoder": EncoderConfig, "openjepa-pred
 """Value of `format` in config.json, and the settings beside it."""
 
 ENCODER_FOLDERS = {"target": "encoder", "context": "context_encoder"}
-"""Folders of the encoders in a run folder."""
+"""Folder of each encoder in a run folder."""
 PREDICTOR_FOLDER = "predictor"
-"""Folder of the predictor, in a run folder or in that of an encoder."""
+"""Folder of the predictor, in a run folder or inside the folder of an encoder."""
 
 EXPORT = "export the network again"
 """What mends a damaged folder."""

@@ -11,7 +11,7 @@ from openjepa.methods import METHODS
 from openjepa.settings.masks import BlockwiseSettings, MultiblockSettings, NoMaskSettings, RandomPatchesSettings
 from openjepa.settings.methods import DinoSettings
 from openjepa.settings.run import RunConfig
-from tests.helpers.small_methods import method_config
+from tests.helpers.small_runs import method_config
 
 NOWHERE = Path("nowhere")
 

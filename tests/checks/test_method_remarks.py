@@ -10,7 +10,7 @@ from openjepa.recipes import load_recipe
 from openjepa.settings.methods import Data2VecSettings, DinoSettings, IBotSettings, MethodSettings, MsnSettings
 from openjepa.training.loop import train
 from tests.helpers.images import write_folder
-from tests.helpers.small_methods import method_config
+from tests.helpers.small_runs import method_config
 
 
 @pytest.mark.parametrize(

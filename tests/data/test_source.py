@@ -24,9 +24,9 @@ from openjepa.inference.search.gallery import open_gallery
 from openjepa.inference.search.search_run import open_for_search
 from openjepa.settings.inference import SearchSettings
 from openjepa.settings.sources import FolderSettings
-from tests.evaluation.test_dataset_run import SETTINGS, images, run
 from tests.helpers.embedding import SETTINGS as EMBED
-from tests.helpers.embedding import embed, in_process, save_encoder, slowed, stop_after
+from tests.helpers.embedding import embed, save_encoder, stopped
+from tests.helpers.evaluated_run import SETTINGS, images, run
 from tests.helpers.images import shape_image, write_folder
 from tests.helpers.scene_checks import write_clevr
 
@@ -223,7 +223,7 @@ def test_a_table_of_overwritten_images_is_refused(tmp_path: Path) -> None:
 
 def test_parts_of_images_that_were_overwritten_meanwhile_are_refused(tmp_path: Path) -> None:
     encoder, photos, output = save_encoder(tmp_path / "encoder"), write_folder(tmp_path / "photos", 80), tmp_path / "x.npy"
-    stop_after(in_process(slowed(lambda: embed(encoder, photos, output), 0.1)), tmp_path / "x.npy.parts", 2)
+    stopped(lambda: embed(encoder, photos, output), tmp_path / "x.npy.parts", 2)
     overwrite(photos, 2)
     with pytest.raises(ValueError, match=r"(?s)x\.npy\.parts holds parts that were made otherwise:\n  files: "):
         embed(encoder, photos, output)
@@ -247,7 +247,7 @@ def test_tables_and_parts_of_older_versions_are_taken_and_it_is_said(tmp_path: P
     status, said = told(encoder, photos, table)
     assert status == "there already" and len(said) == 1 and "old.npy was begun by a version that did not note" in said[0]
     begun = tmp_path / "begun.npy"
-    stop_after(in_process(slowed(lambda: embed(encoder, photos, begun), 0.1)), parts, 2)
+    stopped(lambda: embed(encoder, photos, begun), parts, 2)
     plan = json.loads((parts / "plan.json").read_text())
     del plan["entries"]["files"], plan["manifest"]["files"]
     (parts / "plan.json").write_text(json.dumps(plan))

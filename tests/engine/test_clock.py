@@ -21,7 +21,7 @@ from openjepa.training import loop
 from openjepa.training.loop import train
 from openjepa.training.monitor import Monitor
 from tests.helpers.images import write_folder
-from tests.training.test_loop import lines, small_config
+from tests.helpers.small_runs import lines, small_config
 
 CPU = torch.device("cpu")
 
@@ -190,7 +190,8 @@ def summary(run: Path) -> dict[str, float]:
 
 @pytest.fixture
 def slow_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looks and saves of 0.2 seconds more: after steps 0, 2 and 4, and at the end."""
+    """Steps of 0.1 seconds more; looks and saves of 0.2 seconds more: after steps 0, 2 and 4, and at the end."""
+    monkeypatch.setattr(loop, "_take", slowed(loop._take, 0.1))  # the log rounds to hundredths
     monkeypatch.setattr(Monitor, "look", slowed(Monitor.look, 0.2))
     monkeypatch.setattr(loop, "save_checkpoint", slowed(loop.save_checkpoint, 0.2))
 

@@ -27,9 +27,9 @@ from openjepa.training.loop import train
 from openjepa.types import Export, normalize
 from openjepa.weights.formats import load_any
 from openjepa.weights.native import save_network
-from tests.evaluation.test_dataset_run import CONFIG, SETTINGS
+from tests.helpers.evaluated_run import CONFIG, SETTINGS
 from tests.helpers.images import write_folder
-from tests.helpers.small_methods import method_config
+from tests.helpers.small_runs import method_config
 
 TOKEN = replace(CONFIG, class_token=True, pooling="class_token")
 QUICK = replace(SETTINGS, protocols=("knn",), baselines=(), neighbors=(1, 3))

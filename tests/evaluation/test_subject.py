@@ -20,8 +20,8 @@ from openjepa.settings.sources import FolderSettings
 from openjepa.types import Export
 from openjepa.weights.formats import load_any
 from openjepa.weights.native import save_network
+from tests.helpers.foreign_weights import DINO, HEADS, official, transformers_folder, weights, written
 from tests.helpers.images import write_folder
-from tests.weights.test_formats import DINO, HEADS, official, transformers_folder, weights, written
 
 SETTINGS = EvaluationSettings(device="cpu", precision="fp32", workers=0, protocols=("knn",), baselines=("pixels",), heads=3)
 
@@ -66,7 +66,7 @@ def test_a_context_encoder_has_results_of_its_own(images: FolderSettings, tmp_pa
 
 
 def test_a_hugging_face_folder_keeps_its_results(images: FolderSettings, tmp_path: Path) -> None:
-    from tests.parity.test_weights import DATA
+    from tests.helpers.parity import DATA
 
     folder = transformers_folder(tmp_path / "hf", hidden_size=48, num_hidden_layers=3, intermediate_size=192)
     (folder / "config.json").write_text((DATA / "hf_ijepa" / "config.json").read_text())

@@ -15,7 +15,7 @@ from openjepa.records import Result
 from openjepa.settings.evaluation import FullLinearSettings, LowShotSettings
 from openjepa.types import Export
 from openjepa.weights.native import save_network
-from tests.evaluation.test_dataset_run import CONFIG, SETTINGS, encoder
+from tests.helpers.evaluated_run import CONFIG, SETTINGS, encoder
 from tests.helpers.images import write_folder
 
 

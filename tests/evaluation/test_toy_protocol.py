@@ -13,11 +13,9 @@ from openjepa.evaluation import PROTOCOLS, ProtocolEntry, with_current_names
 from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.evaluation.tables import print_results
 from openjepa.records import read_result
-from tests.evaluation.test_dataset_run import SETTINGS, images, run
 from tests.evaluation.toy_protocol import ClassMeansSettings, ToySettings
+from tests.helpers.evaluated_run import SETTINGS
 from tests.helpers.report_page import page_of
-
-__all__ = ["images", "run"]
 
 TOY = ToySettings(device="cpu", workers=0, feature_batch_size=16, protocols=("class-means",), selection="both")
 

@@ -5,7 +5,6 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -23,6 +22,7 @@ from openjepa.settings.models import ModelSettings
 from openjepa.settings.run import RunConfig, SystemSettings
 from openjepa.settings.sources import FolderSettings
 from openjepa.training.loop import train
+from tests.helpers.example_run import finished
 from tests.helpers.images import write_folder
 from tests.helpers.scene_checks import write_clevr
 
@@ -236,14 +236,6 @@ def test_rows_are_those_of_the_registry() -> None:
         ablation_rows("methods", config, ("dno",))
     with pytest.raises(ValueError, match="did you mean 'methods'"):
         ablation_rows("method", config)
-
-
-def finished(row: str, seed: int, value: float, **changes: Any) -> RunResult:
-    names = [f"{task}/{probe}" for task in ("classification", "clevr_count", "clevr_dist") for probe in ("linear", "knn")]
-    numbers = dict.fromkeys(names, value) | {"rank": 120.4}
-    values: dict[str, Any] = {"name": f"{row}-{seed}", "row": row, "seed": seed, "budgets": ("images",), "status": "finished"}
-    costs = {"images": 384_000, "seconds": 12_345.6, "total_seconds": 23_456.7, "images_per_second": 12_345.6, "flops": 1.7e9}
-    return RunResult(**values | costs | {"numbers": numbers} | changes)
 
 
 def test_without_the_first_row_the_legend_says_why_no_baselines_stand_there() -> None:

@@ -29,7 +29,7 @@ from openjepa.types import Batch
 from tests.helpers.example_run import write_run
 from tests.helpers.images import write_folder
 from tests.helpers.report_page import page_of
-from tests.training.test_loop import small_config
+from tests.helpers.small_runs import small_config
 
 CPU = torch.device("cpu")
 

@@ -1,14 +1,11 @@
 """What the tests of openjepa embed share: a small data set, an encoder, and processes that embed."""
 
 import hashlib
-import multiprocessing
 import os
 import signal
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from openjepa.settings.sources import DataSettings, FolderSettings
 from openjepa.types import Export
 from openjepa.weights.native import save_network
 from tests.helpers.images import write_folder
+from tests.helpers.processes import in_process
 
 CONFIG = EncoderConfig(width=24, depth=1, heads=2, mlp_ratio=2.0, patch_size=8, image_size=(32, 32))
 SETTINGS = EmbedSettings(part_images=8, batch_size=5, dtype="float32", precision="fp32", device="cpu", threads=1)
@@ -60,15 +58,6 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.is_file()}
 
 
-def in_process(work: Callable[[], object]) -> BaseProcess:
-    """Does it in a process of its own, a copy of this one, and starts at once."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forking beside threads
-        process = multiprocessing.get_context("fork").Process(target=work)
-        process.start()
-    return process
-
-
 def slowed(work: Callable[[], object], seconds: float) -> Callable[[], object]:
     """The same work with a pause after every part."""
 
@@ -85,12 +74,43 @@ def slowed(work: Callable[[], object], seconds: float) -> Callable[[], object]:
     return run
 
 
-def stop_after(process: BaseProcess, parts: Path, number: int, how: int = signal.SIGKILL) -> None:
-    """Sends the signal once so many parts are done, and waits for the end."""
+def stopped(work: Callable[[], object], parts: Path, number: int, how: int = signal.SIGKILL) -> int | None:
+    """Does `work` in a process that waits for a signal after `number` parts, sends it, and returns how the process ended."""
+    ours, theirs = os.pipe()
+
+    def run() -> object:
+        os.close(theirs)
+        finish = PartWriter.finish
+
+        def wait(*values: Any) -> None:
+            finish(*values)
+            if len(list(parts.glob("[0-9]*.json"))) >= number:
+                os.read(ours, 1)  # a signal that was sent before is handled as soon as this returns
+
+        PartWriter.finish = wait  # type: ignore[method-assign]  # in a process of its own
+        return work()
+
+    process = in_process(run)
     deadline = time.monotonic() + 60
     while len(list(parts.glob("[0-9]*.json"))) < number:
         assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.005)
     assert process.pid is not None
     os.kill(process.pid, how)
+    os.close(theirs)
     process.join()  # with a time limit it would wait for the workers of the process too
+    os.close(ours)
+    return process.exitcode
+
+
+def write_shards(folder: Path, images: Path, lengths: tuple[int, ...]) -> None:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    folder.mkdir()
+    files = sorted(images.rglob("*.png"))
+    for number, length in enumerate(lengths):
+        taken, files = files[:length], files[length:]
+        entries = [{"bytes": path.read_bytes(), "path": path.name} for path in taken]
+        table = pyarrow.table({"image": entries, "label": [number] * length})
+        parquet.write_table(table, folder / f"train-{number:05d}-of-{len(lengths):05d}.parquet")

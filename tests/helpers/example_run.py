@@ -4,11 +4,13 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 from PIL import Image
 
+from openjepa.experiments.ablation_tables import RunResult
 from openjepa.records import Metric, Result, SubjectResult
 
 CONFIG = {
@@ -159,3 +161,11 @@ def write_pictures(folder: Path) -> None:
 def _write(path: Path, content: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1))
+
+
+def finished(row: str, seed: int, value: float, **changes: Any) -> RunResult:
+    names = [f"{task}/{probe}" for task in ("classification", "clevr_count", "clevr_dist") for probe in ("linear", "knn")]
+    numbers = dict.fromkeys(names, value) | {"rank": 120.4}
+    values: dict[str, Any] = {"name": f"{row}-{seed}", "row": row, "seed": seed, "budgets": ("images",), "status": "finished"}
+    costs = {"images": 384_000, "seconds": 12_345.6, "total_seconds": 23_456.7, "images_per_second": 12_345.6, "flops": 1.7e9}
+    return RunResult(**values | costs | {"numbers": numbers} | changes)

@@ -8,9 +8,12 @@ import torch
 from openjepa.models.predictor import build_predictor
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.settings.models import EncoderConfig, PredictorConfig
+from openjepa.types import Export
 from openjepa.weights import OUTPUTS
 from openjepa.weights.contents import CHECKPOINT_FILE
 from openjepa.weights.formats import Choice, Loaded, Networks, load_any
+from openjepa.weights.native import save_network
+from tests.helpers.example_run import write_run
 
 CONFIG = EncoderConfig(width=24, depth=2, heads=3, mlp_ratio=2.0, patch_size=4, image_size=(16, 16))
 PREDICTOR = PredictorConfig(encoder_width=24, width=12, depth=1, heads=3, grid=(4, 4))
@@ -73,3 +76,19 @@ def assert_same(found: torch.nn.Module | None, expected: torch.nn.Module) -> Non
     assert set(ours) == set(theirs)
     for name, value in ours.items():
         assert torch.equal(value, theirs[name]), name
+
+
+def run_folder(folder: Path, context: bool = True) -> Path:
+    """A run as training leaves it, with small networks."""
+    write_run(folder)
+    given = networks(CONFIG)
+    assert given.predictor is not None and given.context is not None
+    save_network(folder / "encoder", Export(CONFIG, given.encoder, {"step": 4400}))
+    save_network(folder / "predictor", Export(PREDICTOR, given.predictor, {"mask_mode": "multiblock/unbiased"}))
+    if context:
+        save_network(folder / "context_encoder", Export(CONFIG, given.context, {"step": 4400}))
+    return folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

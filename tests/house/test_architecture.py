@@ -111,6 +111,19 @@ def test_arrows_point_down() -> None:
     assert len(MODULES) > 200
 
 
+def test_tests_import_helpers_and_not_each_other() -> None:
+    tests = [path for path in OUR_CODE if relative(path).startswith("tests/")]
+    wrong = [
+        f"{relative(path)} imports {name}"
+        for path in tests
+        for node in ast.walk(parsed(path))
+        for name in imported_by(node)
+        if name.startswith("tests.") and ".test_" in name
+    ]
+    assert not wrong
+    assert len(tests) > 150
+
+
 def test_what_must_not_be_imported_is_not() -> None:
     wrong = []
     for path in MODULES:

@@ -15,7 +15,7 @@ from openjepa.settings.models import EncoderConfig
 from openjepa.settings.run import OptimizationSettings
 from openjepa.training.loop import train
 from tests.helpers.images import write_folder
-from tests.training.test_loop import lines, small_config
+from tests.helpers.small_runs import lines, small_config
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,11 +1,14 @@
-"""`make install` installs what is missing or older than the list of dependencies, and nothing twice."""
+"""`make install` installs what is missing or out of date, and nothing twice; `make fast` does without what exists."""
 
 import os
+import pkgutil
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.helpers.fast import FOLDERS, SLOW
 
 ROOT = Path(__file__).parents[2]
 OLD, NEW, NEWER = 1_000_000_000, 1_100_000_000, 1_200_000_000
@@ -58,3 +61,9 @@ def test_a_stale_development_installation_is_renewed(checkout: Path, other: int 
         at(checkout / ".venv" / ".installed", other)
     assert installed(checkout, "install") == [".[dev]"]
     assert installed(checkout, "install") == installed(checkout, "install-dev") == []
+
+
+def test_what_fast_tests_do_without_is_there() -> None:
+    """`pytest --fast` leaves out these folders, and puts something in the place of these names."""
+    assert all((ROOT / "tests" / name).is_dir() for name in FOLDERS)
+    assert all(callable(pkgutil.resolve_name(name)) for name in SLOW)

@@ -19,8 +19,8 @@ from openjepa.settings.methods import IJepaSettings
 from openjepa.types import Batch, BlockMasks, normalize
 from openjepa.weights.formats import Choice, load_any
 from tests.helpers.images import shape_image
+from tests.helpers.parity import DATA, FORWARD, read
 from tests.helpers.tiny_encoder import MEAN, STD, write_encoder, write_ijepa
-from tests.parity.test_weights import DATA, FORWARD, read
 
 SETTINGS = IJepaSettings(predictor_width=24, predictor_depth=2, export_context_encoder=True)
 GRID = (4, 4)

@@ -31,8 +31,7 @@ from openjepa.weights.formats import load_any
 from openjepa.weights.native import save_network
 from tests.helpers.costs import counted, kept_bytes
 from tests.helpers.images import write_folder
-from tests.helpers.small_methods import method_config
-from tests.training.test_loop import lines
+from tests.helpers.small_runs import lines, method_config
 
 PROGRESS = Progress(step=5, total_steps=100, steps_per_epoch=4)
 pytestmark = pytest.mark.parametrize("name", METHODS)

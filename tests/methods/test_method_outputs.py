@@ -16,7 +16,7 @@ from openjepa.training.startup import build_method, default_view
 from openjepa.types import Batch, BlockMasks, LoaderPosition, LossOutput, Masks, TokenMask
 from openjepa.visualization.view_pictures import read_views
 from tests.helpers.images import write_folder
-from tests.helpers.small_methods import method_config
+from tests.helpers.small_runs import method_config
 
 
 def logged(*masks: dict[str, Masks]) -> dict[str, float]:

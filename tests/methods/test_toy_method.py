@@ -22,8 +22,8 @@ from openjepa.system.interrupts import Interrupted, Interrupts
 from openjepa.training.loop import train
 from tests.helpers.images import write_folder
 from tests.helpers.report_page import Page
+from tests.helpers.small_runs import lines, small_config, weights
 from tests.methods.toy_method import MeanColorSettings, mean_colors
-from tests.training.test_loop import lines, small_config, weights
 
 
 @pytest.fixture(autouse=True)

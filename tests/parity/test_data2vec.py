@@ -15,8 +15,7 @@ from openjepa.schedules import Progress
 from openjepa.settings.methods import Data2VecSettings
 from openjepa.settings.models import ModelSettings
 from openjepa.types import Batch, TokenMask, ViewSpec
-from tests.parity.golden import LOSS, assert_close, assert_gradient, read_golden
-from tests.parity.official_names import part
+from tests.helpers.parity import LOSS, assert_close, assert_gradient, part, read_golden
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "recipe": {},

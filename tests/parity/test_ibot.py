@@ -16,9 +16,8 @@ from openjepa.models.vit import VisionTransformer
 from openjepa.schedules import Progress
 from openjepa.settings.methods import IBotSettings
 from openjepa.types import Batch, TokenMask, ViewSpec
-from tests.parity.golden import LOSS, SCHEDULE, assert_close, assert_gradient, assert_trained, read_golden
-from tests.parity.official_names import part
-from tests.parity.training import assert_steps, class_token_model, self_distillation_optimization
+from tests.helpers.parity import LOSS, SCHEDULE, assert_close, assert_gradient, assert_trained, part, read_golden
+from tests.helpers.parity_steps import assert_steps, class_token_model, self_distillation_optimization
 
 PIXELS = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 

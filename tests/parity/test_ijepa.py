@@ -20,7 +20,7 @@ from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.models import ModelSettings
 from openjepa.settings.run import OptimizationSettings
 from openjepa.types import Batch, BlockMasks, ViewSpec
-from tests.parity.official_names import encoder_state, part, predictor_name, predictor_state
+from tests.helpers.parity import encoder_state, part, predictor_name, predictor_state
 
 DATA = Path(__file__).parent / "data"
 FORWARD, LOSS = 2e-5, 3e-6

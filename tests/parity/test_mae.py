@@ -13,8 +13,7 @@ from openjepa.schedules import Progress
 from openjepa.settings.methods import MaeSettings
 from openjepa.settings.models import ModelSettings
 from openjepa.types import Batch, TokenMask, ViewSpec
-from tests.parity.golden import FORWARD, LOSS, assert_close, assert_gradient, read_golden
-from tests.parity.official_names import part
+from tests.helpers.parity import FORWARD, LOSS, assert_close, assert_gradient, part, read_golden
 
 START = Progress(0, 1, 1)
 DECODER_NAMES = {"decoder_embed": "embed", "decoder_blocks": "blocks", "decoder_norm": "norm", "decoder_pred": "pred"}

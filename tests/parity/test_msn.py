@@ -18,9 +18,8 @@ from openjepa.schedules import Progress, momentum, sharpening
 from openjepa.settings.methods import MsnSettings
 from openjepa.settings.run import OptimizationSettings
 from openjepa.types import Batch, TokenMask, ViewSpec
-from tests.parity.golden import LOSS, SCHEDULE, assert_close, assert_gradient, assert_trained, read_golden
-from tests.parity.official_names import part
-from tests.parity.training import assert_steps, class_token_model
+from tests.helpers.parity import LOSS, SCHEDULE, assert_close, assert_gradient, assert_trained, part, read_golden
+from tests.helpers.parity_steps import assert_steps, class_token_model
 
 STRETCH = 1.25
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -8,8 +8,7 @@ from safetensors import safe_open
 
 from openjepa.schedules import Progress, cosine_momentum, learning_rate, momentum, ramped_momentum, weight_decay
 from openjepa.settings.run import OptimizationSettings
-from tests.parity.golden import SCHEDULE, read_golden
-from tests.parity.official_names import part
+from tests.helpers.parity import SCHEDULE, part, read_golden
 
 FILE = Path(__file__).parent / "data" / "ijepa_schedules.safetensors"
 CASES = ("ijepa_official_in1k_h14", "ijepa_paper_like", "ijepa_ipe_scale1.25", "ijepa_wd_down")

@@ -12,15 +12,9 @@ from torch.nn import functional as F
 
 from openjepa.models.positions import resampled_positions
 from openjepa.weights.formats import Choice, Loaded, load_any
-from tests.parity.official_names import part
+from tests.helpers.parity import DATA, part, read
 
-DATA = Path(__file__).parent / "data"
 FORWARD = 2e-5
-
-
-def read(name: str) -> dict[str, Tensor]:
-    with safe_open(DATA / f"{name}.safetensors", "pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
 def heads(name: str) -> int:

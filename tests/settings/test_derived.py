@@ -22,7 +22,7 @@ from openjepa.settings.experiments import AblationSettings
 from openjepa.settings.run import MonitorSettings, RunConfig
 from openjepa.training.loop import train
 from tests.helpers.images import write_folder
-from tests.training.test_loop import small_config
+from tests.helpers.small_runs import small_config
 
 FOLLOWING: list[tuple[str, str, str, object]] = [
     ("cpu-64", "--optim.total-steps 2400", "method.ema_start", 0.958333),

@@ -1,7 +1,5 @@
 """Registries: every line names code that is there."""
 
-import pytest
-
 from openjepa.data import SOURCES
 from openjepa.data.datasets.benchmarks import BENCHMARKS
 from openjepa.evaluation import PROTOCOLS
@@ -11,9 +9,10 @@ from openjepa.weights import FORMATS, OUTPUTS
 from openjepa.weights.formats import Reader
 
 REGISTRIES = (METHODS, MASKS, SOURCES, BENCHMARKS, PROTOCOLS, FORMATS, OUTPUTS)
-LINES = [entry for registry in REGISTRIES for entry in registry.values()]  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("entry", LINES, ids=lambda entry: entry.home)
-def test_every_line_names_code_that_is_there(entry) -> None:  # type: ignore[no-untyped-def]
-    assert callable(entry.load()) or isinstance(entry.load(), Reader)
+def test_every_line_names_code_that_is_there() -> None:
+    entries = [entry for registry in REGISTRIES for entry in registry.values()]  # type: ignore[attr-defined]
+    assert len(entries) > 30
+    for entry in entries:
+        assert callable(entry.load()) or isinstance(entry.load(), Reader), entry.home

@@ -8,7 +8,7 @@ import pytest
 
 from openjepa.system import shared_files
 from openjepa.system.shared_files import Claim, claimed, take
-from tests.helpers.embedding import in_process
+from tests.helpers.processes import in_process
 
 
 def test_a_claim_is_one_process_alone_and_ends_with_it(tmp_path: Path) -> None:

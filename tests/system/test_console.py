@@ -1,4 +1,4 @@
-"""What a user named is printed as it is: brackets are no markup, words between colons no emoji."""
+"""What is printed: what a user named as it is (brackets are no markup, words between colons no emoji), times, counts."""
 
 import re
 from dataclasses import fields, replace
@@ -26,9 +26,9 @@ from openjepa.recipes import load_recipe
 from openjepa.recipes.ablations import ABLATIONS
 from openjepa.records import Energy, Metric, Published, Result, SubjectResult
 from openjepa.settings.inference import SearchSettings
-from openjepa.system.console import Display, plain_console, progress
+from openjepa.system.console import Display, format_count, format_seconds, plain_console, progress
 from openjepa.weights.convert.conversion import Conversion
-from tests.experiments.test_ablation import finished
+from tests.helpers.example_run import finished
 from tests.helpers.feature_tables import CONFIG, plain_manifest, write_table
 
 PACKAGE = Path(__file__).parents[2] / "openjepa"
@@ -144,3 +144,21 @@ def test_tables_of_the_benchmarks(text: str, shown: Any) -> None:
     print_energy(Energy(**about, images=3, group=2, step=1, untrained=numbers, trained=numbers))
     printed = " ".join(shown().split())
     assert f"path {text}" in printed and f"split {text}" in printed and f"verdict {text} (method {text}, step 1)" in printed
+
+
+def test_plain_display_prints_step_time_left_and_values(capsys: pytest.CaptureFixture[str]) -> None:
+    display = Display(10, 0, "plain", plain_seconds=0.0)
+    display.update(4, {"loss": "0.2"}, None)
+    display.update(5, {"loss": "0.1"}, 185.0)
+    display.close()
+    assert capsys.readouterr().err.splitlines() == ["step 4/10  ? left  loss 0.2", "step 5/10  3m05s left  loss 0.1"]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(4.6, "5s"), (185, "3m05s"), (7620, "2h07m"), (273600, "3d04h")])
+def test_times_are_short(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(("number", "text"), [(512, "512"), (12345, "12.3k"), (21.6e6, "21.6M")])
+def test_counts_are_short(number: float, text: str) -> None:
+    assert format_count(number) == text

@@ -25,7 +25,7 @@ from openjepa.system.interrupts import Interrupted, Interrupts
 from openjepa.training import loop
 from openjepa.training.loop import train
 from tests.helpers.images import shape_image, write_folder
-from tests.training.test_loop import lines, small_config, weights
+from tests.helpers.small_runs import lines, small_config, weights
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from openjepa.system.json_files import number, read_object, readable, typed
 from openjepa.training.loop import train
 from openjepa.visualization.view_pictures import read_views
 from tests.helpers.images import write_folder
-from tests.training.test_loop import lines, small_config
+from tests.helpers.small_runs import lines, small_config
 
 DAMAGES = {
     "cut": b'{"device": "cpu", "precis',

@@ -14,10 +14,9 @@ from openjepa.settings.models import EncoderConfig
 from openjepa.settings.run import RunConfig
 from openjepa.training.init import settled, start_encoder
 from openjepa.training.loop import train
+from tests.helpers.foreign_weights import ODD, encoder_folder, official, prefixed, weights, written
 from tests.helpers.images import write_folder
-from tests.training.test_init import ODD, encoder_folder
-from tests.training.test_loop import small_config
-from tests.weights.test_formats import official, prefixed, weights, written
+from tests.helpers.small_runs import small_config
 
 
 @pytest.fixture(scope="module")

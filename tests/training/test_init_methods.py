@@ -11,8 +11,6 @@ from torch import Tensor
 from openjepa.config import load_run_config
 from openjepa.data import open_splits
 from openjepa.engine.checkpoint import latest_checkpoint, load_weights
-from openjepa.masks import MASKS
-from openjepa.masks.sampler import MaskSampler
 from openjepa.methods import METHODS
 from openjepa.methods.base import Method
 from openjepa.models.vit import VisionTransformer
@@ -25,9 +23,9 @@ from openjepa.training.monitor import draw_batches
 from openjepa.training.startup import build_method, default_view
 from openjepa.weights.contents import weights_hash
 from openjepa.weights.formats import Choice, load_any
+from tests.helpers.foreign_weights import official, prefixed, weights, written
 from tests.helpers.images import write_folder
-from tests.helpers.small_methods import method_config
-from tests.weights.test_formats import official, prefixed, weights, written
+from tests.helpers.small_runs import method_config, sampler
 
 pytestmark = pytest.mark.parametrize("name", METHODS)
 PROGRESS = Progress(step=5, total_steps=100, steps_per_epoch=4)
@@ -106,11 +104,6 @@ def test_encoders_are_those_of_the_file(name: str, file: str, images: Path, tmp_
     loss = method(batch, PROGRESS).total
     loss.backward()
     assert loss.isfinite() and all(value.grad is not None for value in encoders.trained.blocks.parameters())
-
-
-def sampler(config: RunConfig) -> MaskSampler:
-    made: MaskSampler = MASKS[config.masks.strategy].load()(config.masks, config.model.grid(config.data.height_width()))
-    return made
 
 
 def test_what_the_weights_lack_is_new_and_said(name: str, images: Path, tmp_path: Path) -> None:

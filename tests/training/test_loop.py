@@ -7,45 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from openjepa.methods.ijepa import IJepa
-from openjepa.settings.masks import MultiblockSettings
-from openjepa.settings.methods import IJepaSettings
-from openjepa.settings.models import ModelSettings
-from openjepa.settings.run import MonitorSettings, OptimizationSettings, RunConfig, RunSettings, SystemSettings
-from openjepa.settings.sources import FolderSettings
+from openjepa.settings.run import MonitorSettings, SystemSettings
 from openjepa.system.interrupts import Interrupted, Interrupts
 from openjepa.training.loop import train
 from tests.helpers.images import write_folder
+from tests.helpers.small_runs import lines, small_config, weights
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("images"), 40)
-
-
-def small_config(images: Path, output: Path, **optim: object) -> RunConfig:
-    settings = {"batch_size": 8, "total_steps": 4, "warmup_steps": 1, **optim}
-    return RunConfig(
-        method=IJepaSettings(predictor_width=24, predictor_depth=1, loss="l2"),
-        model=ModelSettings(size="test", patch_size=4),
-        masks=MultiblockSettings(),
-        data=FolderSettings(path=str(images), image_size=32),
-        optim=OptimizationSettings(**settings),  # type: ignore[arg-type]
-        run=RunSettings(name="run", output=str(output), precision="fp32", device="cpu"),
-        monitor=MonitorSettings(every=2, images=16),
-        system=SystemSettings(workers=0, log_every=1, progress="none"),
-    )
-
-
-def lines(run: Path, kind: str) -> list[dict[str, float]]:
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in found if line["kind"] == kind]
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "encoder" / "model.safetensors")
 
 
 def test_a_run_leaves_what_the_other_stages_read(images: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from openjepa.training.loop import train
 from openjepa.training.monitor import Monitor
 from openjepa.training.startup import build_method, default_view
 from tests.helpers.images import write_folder
-from tests.training.test_loop import lines, small_config
+from tests.helpers.small_runs import lines, small_config
 
 START = Progress(0, 10, 5)
 Build = Callable[..., Monitor]

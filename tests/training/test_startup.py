@@ -25,7 +25,7 @@ from openjepa.training.monitor import draw_batches
 from openjepa.training.startup import default_view, training_length
 from openjepa.types import Batch, InputSpec
 from tests.helpers.images import write_folder
-from tests.training.test_loop import lines, small_config
+from tests.helpers.small_runs import lines, small_config
 
 
 class Stream(ShardSource):

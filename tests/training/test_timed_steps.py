@@ -13,7 +13,7 @@ from openjepa.training import timed_steps
 from openjepa.training.loop import train
 from openjepa.training.timed_steps import TimedStep, time_line
 from tests.helpers.images import write_folder
-from tests.training.test_loop import small_config
+from tests.helpers.small_runs import small_config
 
 CPU = torch.device("cpu")
 FLOPS = 1e6

@@ -13,8 +13,8 @@ from openjepa.weights.contents import Contents
 from openjepa.weights.formats import Choice, load_any
 from openjepa.weights.native import load_predictor
 from openjepa.weights.transformers import _config
+from tests.helpers.foreign_weights import weights
 from tests.helpers.weights_written import CONFIGS, networks, written
-from tests.weights.test_formats import weights
 
 NUMBERS: list[object] = ["x", None, [1], {}, True, -1, 0, float("nan"), float("inf"), 10**400]
 """Values that no positive number of a network can be."""

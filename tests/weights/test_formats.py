@@ -8,86 +8,31 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 import openjepa
-from openjepa.models.positions import sincos_positions
 from openjepa.models.predictor import build_predictor
 from openjepa.models.vit import build_encoder
-from openjepa.settings.models import EncoderConfig, PredictorConfig
+from openjepa.settings.models import PredictorConfig
 from openjepa.types import Export
 from openjepa.weights import FORMATS
 from openjepa.weights import contents as weights_contents
 from openjepa.weights.contents import open_contents
 from openjepa.weights.formats import Choice, load_any, recognized
 from openjepa.weights.native import save_network
-
-CONFIG = EncoderConfig(width=24, depth=2, heads=3, mlp_ratio=2.0, patch_size=4, image_size=(16, 16))
-HEADS = Choice(heads=3)
-
-
-def weights(class_token: bool = False, positions: str = "sincos", seed: int = 0, width: int = 24) -> dict[str, Tensor]:
-    """An encoder under the names of the released programs, table of positions included."""
-    torch.manual_seed(seed)
-    config = EncoderConfig(
-        width=width, depth=2, heads=3, mlp_ratio=2.0, patch_size=4, image_size=(16, 16), class_token=class_token
-    )
-    state = dict(build_encoder(config).state_dict())
-    table = sincos_positions(width, (4, 4)) if positions == "sincos" else torch.randn(16, width)
-    first = torch.zeros(1, width) if positions == "sincos" else torch.randn(1, width)
-    return state | {"pos_embed": (torch.cat([first, table]) if class_token else table)[None]}
-
-
-def predictor_weights() -> dict[str, Tensor]:
-    """A predictor under the names of the released program."""
-    torch.manual_seed(3)
-    network = build_predictor(PredictorConfig(encoder_width=24, width=12, depth=1, heads=3, grid=(4, 4)))
-    named = {name if name == "mask_token" else f"predictor_{name}": value for name, value in network.state_dict().items()}
-    return named | {"predictor_pos_embed": sincos_positions(12, (4, 4))[None]}
-
-
-def prefixed(tensors: dict[str, Tensor], prefix: str = "module.") -> dict[str, Tensor]:
-    return {f"{prefix}{name}": value for name, value in tensors.items()}
-
-
-def official() -> dict[str, Any]:
-    return {
-        "encoder": prefixed(weights(seed=1)),
-        "predictor": prefixed(predictor_weights()),
-        "target_encoder": prefixed(weights(seed=2)),
-        "opt": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 1e-3}]},
-        "epoch": 7,
-    }
-
-
-def written(path: Path, content: object) -> Path:
-    torch.save(content, path)
-    return path
-
-
-def transformers_folder(folder: Path, **changed: Any) -> Path:
-    """The smallest folder that says what it is; its weights do not fit."""
-    folder.mkdir()
-    settings = {
-        "model_type": "ijepa",
-        "hidden_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 3,
-        "intermediate_size": 48,
-        "image_size": 16,
-        "patch_size": 4,
-    }
-    kept = {name: value for name, value in (settings | changed).items() if value is not None}
-    (folder / "config.json").write_text(json.dumps(kept))
-    return folder
-
+from tests.helpers.foreign_weights import (
+    DINO,
+    HEADS,
+    official,
+    predictor_weights,
+    prefixed,
+    transformers_folder,
+    weights,
+    written,
+)
+from tests.helpers.weights_written import CONFIG
 
 # --------------------------------------------------------------------------------------------------------- recognition
 
-DINO = {
-    "teacher": prefixed(weights(True, "learned"), "backbone."),
-    "student": prefixed(weights(True, "learned"), "module.backbone."),
-}
 FILES: dict[str, tuple[str, Any]] = {
     "released": ("official", official()),
     "released without target": ("official", {name: part for name, part in official().items() if name != "target_encoder"}),

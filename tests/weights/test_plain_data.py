@@ -24,7 +24,7 @@ from numpy._core.multiarray import scalar
 from openjepa.weights.contents import open_contents
 from openjepa.weights.formats import load_any
 from openjepa.weights.state_dicts import Unread
-from tests.weights.test_formats import HEADS, official, weights
+from tests.helpers.foreign_weights import HEADS, official, weights
 
 SCALARS = {
     "float64": (np.float64(0.5), 0.5),

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from openjepa.refusals import Refusal
 from openjepa.weights.formats import load_any
-from tests.weights.test_formats import HEADS, weights
-from tests.weights.test_wrappers import encoder_of
+from tests.helpers.foreign_weights import HEADS, encoder_of, weights
 
 PAIRS = [
     ("model", "model_ema"),

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from openjepa.models.vit import VisionTransformer
 from openjepa.weights.formats import load_any
+from tests.helpers.foreign_weights import HEADS, prefixed, transformers_folder, weights
 from tests.helpers.weights_written import CONFIGS, assert_same, encoder, networks, written
-from tests.weights.test_formats import HEADS, prefixed, transformers_folder, weights
 
 CLASSIFIER = {"head.weight": torch.ones(10, 24), "head.bias": torch.ones(10)}
 SAID = "not read: head.bias, head.weight (2 tensors beside the encoder)"

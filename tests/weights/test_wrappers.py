@@ -11,13 +11,12 @@ from torch import Tensor
 
 import openjepa
 from openjepa.evaluation.subject import find_subject, load_subject
-from openjepa.models.vit import VisionTransformer
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.inference import ConvertSettings
 from openjepa.weights.convert.conversion import convert
-from openjepa.weights.formats import Choice, Loaded, load_any
+from openjepa.weights.formats import Loaded, load_any
+from tests.helpers.foreign_weights import HEADS, encoder_of, predictor_weights, prefixed, weights
 from tests.helpers.weights_written import CONFIGS, assert_same, networks, written
-from tests.weights.test_formats import HEADS, predictor_weights, prefixed, weights
 
 PREFIXES = (
     "module.",
@@ -167,10 +166,6 @@ def test_what_lies_beside_the_encoder_is_said(tmp_path: Path) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- two encoders
-
-
-def encoder_of(path: Path, which: str) -> VisionTransformer:
-    return load_any(path, Choice(encoder=which, heads=3)).encoder  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from openjepa.weights.formats import FILES, Choice, check_holds, load_any, store
 from openjepa.weights.native import save_network
 from openjepa.weights.shared_names import file_name
 from openjepa.weights.transformers import OUTSIDE
+from tests.helpers.parity import DATA
 from tests.helpers.weights_written import CONFIG, CONFIGS, HOLDING, TOKEN, assert_same, encoder, networks, read, written
-from tests.parity.test_weights import DATA
 
 KEYS = json.loads((Path(__file__).parents[1] / "weights_data" / "timm_keys.json").read_text())
 """Names and shapes of weights, as timm's own models list them."""

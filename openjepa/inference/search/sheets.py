@@ -99,7 +99,7 @@ def _bands(lines: Sequence[Line]) -> list[list[Line]]:
 
 
 def _num_columns(line: Line) -> int:
-    """So many that no row is much shorter than the others: five and five instead of six and four."""
+    """Number of columns that makes all rows about equally long: five and five instead of six and four."""
     number = len(line.pictures)
     return -(-number // max(1, _num_rows(line)))
 

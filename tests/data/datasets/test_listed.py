@@ -16,8 +16,8 @@ from openjepa.data.folders.image_lists import absent_files
 from openjepa.evaluation.evaluation_run import evaluate_suite
 from openjepa.types import Export
 from openjepa.weights.native import save_network
-from tests.evaluation.test_dataset_run import CONFIG, SETTINGS, encoder
 from tests.helpers.benchmark_folders import opened, put, table, write
+from tests.helpers.evaluated_run import CONFIG, SETTINGS, encoder
 
 PLACES = ("a/abbey", "a/apartment_building/outdoor", "b/bar")
 

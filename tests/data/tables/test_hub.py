@@ -2,10 +2,7 @@
 
 import hashlib
 import json
-import os
 import re
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +19,7 @@ import openjepa
 from openjepa.settings.inference import ConvertSettings
 from openjepa.weights.convert.conversion import convert
 from tests.helpers.feature_tables import save_encoder
+from tests.helpers.processes import embed_one, in_clean_process
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -84,20 +82,14 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
         thread.join()
 
 
-USE = """
-import sys, torch, openjepa
-encoder = openjepa.load(sys.argv[1])
-torch.save(encoder.embed(torch.zeros(1, 3, 40, 48, dtype=torch.uint8), precision="fp32"), "features.pt")
-print(encoder.what)
-"""
-
-
-def use(address: str, folder: Path, name: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Loads the model in a process of its own, whose cache is in `folder`, and embeds one image."""
+def use(address: str, folder: Path, name: str, **variables: str) -> tuple[int | None, str]:
+    """Embeds one image with the model, in a process whose cache is in `folder`; its exit code and what it prints."""
     settings = {"HF_ENDPOINT": address, "HF_HOME": str(folder / "cache"), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
-    offline = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1", **settings, **variables}
-    call = [sys.executable, "-c", USE, name]
-    return subprocess.run(call, cwd=folder, env={**os.environ, **offline}, capture_output=True, text=True, timeout=120)
+    settings |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1", **variables}
+    log = folder / "log"
+    process = in_clean_process(embed_one, name, folder / "features.pt", log=log, variables=settings)
+    process.join(120)
+    return process.exitcode, log.read_text()
 
 
 def publish(tmp_path: Path, folder: Path, layout: str) -> torch.Tensor:
@@ -112,22 +104,22 @@ def test_a_model_of_the_hub_is_downloaded_once(hub: tuple[str, Path, list[str]],
     address, models, asked = hub
     expected = publish(tmp_path, models / "someone" / "ijepa", "transformers")
     (models / "someone" / "ijepa" / "evil.py").write_text("raise SystemExit")
-    done = use(address, tmp_path, "someone/ijepa")
-    assert done.returncode == 0, done.stderr
+    code, printed = use(address, tmp_path, "someone/ijepa")
+    assert code == 0, printed
     torch.testing.assert_close(torch.load(tmp_path / "features.pt"), expected, rtol=0, atol=1e-5)
     fetched = [line for line in asked if line.startswith("GET") and "/resolve/" in line]
     assert any("model.safetensors" in line for line in fetched) and not any("evil.py" in line for line in fetched)
     asked.clear()
-    assert use(address, tmp_path, "someone/ijepa").returncode == 0
+    assert use(address, tmp_path, "someone/ijepa")[0] == 0
     assert not [line for line in asked if line.startswith("GET") and "/resolve/" in line]  # it is in the cache
-    assert use("http://127.0.0.1:9", tmp_path, "someone/ijepa", HF_HUB_OFFLINE="1").returncode == 0
+    assert use("http://127.0.0.1:9", tmp_path, "someone/ijepa", HF_HUB_OFFLINE="1")[0] == 0
 
 
 @pytest.mark.parametrize("layout", ["timm", "safetensors"])
 def test_layouts_of_the_hub(layout: str, hub: tuple[str, Path, list[str]], tmp_path: Path) -> None:
     expected = publish(tmp_path, hub[1] / "someone" / "ijepa", layout)
-    done = use(hub[0], tmp_path, "someone/ijepa")
-    assert done.returncode == 0, done.stderr
+    code, printed = use(hub[0], tmp_path, "someone/ijepa")
+    assert code == 0, printed
     torch.testing.assert_close(torch.load(tmp_path / "features.pt"), expected, rtol=0, atol=1e-5)
 
 
@@ -137,8 +129,8 @@ def test_a_model_without_safetensors_is_read_from_its_pickle(hub: tuple[str, Pat
     expected = publish(tmp_path, folder, "transformers")
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    done = use(address, tmp_path, "someone/older")
-    assert done.returncode == 0, done.stderr
+    code, printed = use(address, tmp_path, "someone/older")
+    assert code == 0, printed
     torch.testing.assert_close(torch.load(tmp_path / "features.pt"), expected, rtol=0, atol=1e-5)
 
 
@@ -157,12 +149,12 @@ def test_weights_in_several_files(whole: str, part: str, hub: tuple[str, Path, l
     where = {name: file for file, own in parts.items() for name in own}
     (folder / f"{whole}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
     (folder / "model.safetensors").unlink()
-    done = use(address, tmp_path, "someone/large")
-    assert done.returncode == 0, done.stderr
+    code, printed = use(address, tmp_path, "someone/large")
+    assert code == 0, printed
     torch.testing.assert_close(torch.load(tmp_path / "features.pt"), expected, rtol=0, atol=1e-5)
 
 
 def test_a_model_that_is_not_there_is_one_clear_line(hub: tuple[str, Path, list[str]], tmp_path: Path) -> None:
-    done = use(hub[0], tmp_path, "someone/else")
-    assert done.returncode != 0
-    assert "someone/else does not exist here, and it could not be had from the Hugging Face Hub" in done.stderr.splitlines()[-1]
+    code, printed = use(hub[0], tmp_path, "someone/else")
+    assert code != 0
+    assert "someone/else does not exist here, and it could not be had from the Hugging Face Hub" in printed.splitlines()[-1]

@@ -11,8 +11,8 @@ from openjepa.evaluation.probes import dense
 from openjepa.evaluation.probes.dense import evaluate_dense
 from openjepa.evaluation.protocol import ImageProbe
 from openjepa.settings.evaluation import DenseSettings
-from tests.evaluation.probes.test_dense import PROBES, SETTINGS, evaluated, probe, scenes, side
 from tests.helpers.colors import Broken
+from tests.helpers.dense import PROBES, SETTINGS, evaluated, probe, scenes, side
 
 BOTH = replace(SETTINGS, protocols=("dense-linear", "dense-knn"), selection="both", seed=2)
 

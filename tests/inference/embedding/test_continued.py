@@ -12,18 +12,9 @@ from openjepa.inference.embedding.embedding_run import embed_dataset
 from openjepa.inference.embedding.parts import PartWriter
 from openjepa.inference.embedding.table import open_table
 from openjepa.settings.sources import FolderSettings
-from tests.helpers.embedding import (
-    SETTINGS,
-    digests,
-    embed,
-    in_process,
-    save_encoder,
-    slowed,
-    stop_after,
-    uninterrupted,
-    write_images,
-)
+from tests.helpers.embedding import SETTINGS, digests, embed, save_encoder, slowed, stopped, uninterrupted, write_images
 from tests.helpers.images import write_folder
+from tests.helpers.processes import in_process
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +65,7 @@ def test_parts_of_other_settings_are_refused_unless_again(
 ) -> None:
     output, parts = tmp_path / "x.npy", tmp_path / "x.npy.parts"
     begun = partial(embed, encoder, images, output, view="squash", part_images=5)
-    stop_after(in_process(slowed(begun, 0.1)), parts, 2)
+    stopped(begun, parts, 2)
     with pytest.raises(ValueError, match=r"(?s)made otherwise.*view: squash, now crop.*part_images: 5, now 8.*--again"):
         embed(encoder, images, output)
     assert len(list(parts.glob("*.features"))) >= 2  # nothing was thrown away
@@ -111,7 +102,7 @@ def test_a_damaged_part_is_found_and_computed_again(
     encoder: Path, images: Path, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output, parts = tmp_path / "x.npy", tmp_path / "x.npy.parts"
-    stop_after(in_process(slowed(partial(embed, encoder, images, output), 0.1)), parts, 2)
+    stopped(partial(embed, encoder, images, output), parts, 2)
     damaged = bytearray((parts / "000001.features").read_bytes())
     damaged[100] ^= 1
     (parts / "000001.features").write_bytes(damaged)

@@ -20,17 +20,8 @@ from openjepa.inference.embedding.plan import Part
 from openjepa.inference.embedding.table import open_table
 from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
 from openjepa.system.shared_files import take
-from tests.helpers.embedding import (
-    SETTINGS,
-    digests,
-    embed,
-    in_process,
-    save_encoder,
-    slowed,
-    stop_after,
-    uninterrupted,
-    write_images,
-)
+from tests.helpers.embedding import SETTINGS, digests, embed, save_encoder, slowed, stopped, uninterrupted, write_images
+from tests.helpers.processes import in_process
 
 NUM_PARTS = 6
 
@@ -59,9 +50,7 @@ def test_a_killed_process_is_continued_bitwise(
 ) -> None:
     output = tmp_path / f"x.{ending}"
     parts = tmp_path / f"x.{ending}.parts"
-    process = in_process(slowed(partial(embed, encoder, images, output), 0.1))
-    stop_after(process, parts, 2)
-    assert process.exitcode == -signal.SIGKILL and not output.exists()
+    assert stopped(partial(embed, encoder, images, output), parts, 2) == -signal.SIGKILL and not output.exists()
     with pytest.raises(ValueError, match="it is not finished: repeat the same `openjepa embed`"):
         open_table(output)
     kept = {path: path.stat().st_mtime_ns for path in parts.glob("*.features")}
@@ -82,8 +71,7 @@ def test_a_killed_process_is_continued_bitwise(
 
 def test_a_process_killed_with_workers_is_continued(encoder: Path, images: Path, whole: dict[str, str], tmp_path: Path) -> None:
     output = tmp_path / "x.npy"
-    process = in_process(slowed(partial(embed, encoder, images, output, workers=1), 0.1))
-    stop_after(process, tmp_path / "x.npy.parts", 1)
+    stopped(partial(embed, encoder, images, output, workers=1), tmp_path / "x.npy.parts", 1)
     embed(encoder, images, output, workers=1)
     assert digests(tmp_path).items() <= whole.items() and output.exists()
 
@@ -129,9 +117,7 @@ def test_signals_leave_whole_parts_only(
         sys.stdout = sys.stderr = log.open("w", buffering=1)
         main(arguments(encoder, images, output))
 
-    process = in_process(slowed(run, 0.1))
-    stop_after(process, tmp_path / "x.npy.parts", 2, how)
-    assert process.exitcode == code
+    assert stopped(run, tmp_path / "x.npy.parts", 2, how) == code
     names = [path.name for path in (tmp_path / "x.npy.parts").iterdir() if path.is_file()]
     assert len(names) == 1 + 2 * sum(name.endswith(".features") for name in names)  # no half parts
     if how == signal.SIGINT:
@@ -199,13 +185,13 @@ def test_torchrun_shares_the_work(encoder: Path, images: Path, tmp_path: Path) -
 
 def test_streams_are_shared_shard_by_shard(encoder: Path, images: Path, tmp_path: Path) -> None:
     pytest.importorskip("datasets")
-    from tests.inference.embedding.test_table import write_shards
+    from tests.helpers.embedding import write_shards
 
     write_shards(tmp_path / "shards", images, (9, 3, 12, 20))
     data = HuggingFaceSettings(path=str(tmp_path / "shards"), streaming=True)
     embed(encoder, data, tmp_path / "alone.npy")
     output = tmp_path / "shared.npy"
-    stop_after(in_process(slowed(partial(embed, encoder, data, output), 0.1)), tmp_path / "shared.npy.parts", 2)
+    stopped(partial(embed, encoder, data, output), tmp_path / "shared.npy.parts", 2)
     processes = [in_process(slowed(partial(embed, encoder, data, output), 0.1)) for _ in range(2)]
     for process in processes:
         process.join(60)
@@ -216,7 +202,7 @@ def test_streams_are_shared_shard_by_shard(encoder: Path, images: Path, tmp_path
 
 def test_nobody_begins_a_part_while_another_process_takes_all_of_them_away(encoder: Path, images: Path, tmp_path: Path) -> None:
     output, parts = tmp_path / "x.npy", PartsFolder(tmp_path / "x.npy")
-    stop_after(in_process(slowed(partial(embed, encoder, images, output), 0.1)), parts.path, 2)
+    stopped(partial(embed, encoder, images, output), parts.path, 2)
     part = Part(NUM_PARTS - 1, "train", 40, 5)
     claim = parts.claim(part)
     assert claim is not None and parts.claim(part) is None and parts.claim(replace(part, number=0)) is None

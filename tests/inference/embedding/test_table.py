@@ -16,7 +16,7 @@ from openjepa.inference.embedding.plan import open_images
 from openjepa.inference.embedding.table import Row, kept_mean, open_table
 from openjepa.settings.run import RunConfig, RunSettings
 from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
-from tests.helpers.embedding import CONFIG, embed, save_encoder
+from tests.helpers.embedding import CONFIG, embed, save_encoder, write_shards
 from tests.helpers.images import shape_image, write_folder
 
 
@@ -184,19 +184,6 @@ def test_parquet_shards_as_a_list_and_as_a_stream_give_the_same_table(encoder: P
     ]
     np.testing.assert_allclose(np.load(tmp_path / "list.npy"), np.load(tmp_path / "stream.npy"), atol=1e-6)
     assert "shard 2 row 11" in tables[1].rows[-1].path
-
-
-def write_shards(folder: Path, images: Path, lengths: tuple[int, ...]) -> None:
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    folder.mkdir()
-    files = sorted(images.rglob("*.png"))
-    for number, length in enumerate(lengths):
-        taken, files = files[:length], files[length:]
-        entries = [{"bytes": path.read_bytes(), "path": path.name} for path in taken]
-        table = pyarrow.table({"image": entries, "label": [number] * length})
-        parquet.write_table(table, folder / f"train-{number:05d}-of-{len(lengths):05d}.parquet")
 
 
 def test_unlabeled_splits_of_parquet_files_are_embedded_too(encoder: Path, images: Path, tmp_path: Path) -> None:

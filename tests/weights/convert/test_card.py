@@ -22,8 +22,7 @@ from openjepa.weights.convert.origin import Origin, published
 from openjepa.weights.formats import load_any
 from openjepa.weights.native import save_network
 from tests.helpers.example_run import write_evaluations, write_run, write_variant
-from tests.helpers.weights_written import CONFIG, CONFIGS
-from tests.weights.convert.test_conversion import run_folder
+from tests.helpers.weights_written import CONFIG, CONFIGS, run_folder
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "card.md"
 FACTS = CardFacts(

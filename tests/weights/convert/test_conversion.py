@@ -19,35 +19,28 @@ from openjepa.weights.convert.conversion import convert
 from openjepa.weights.convert.verification import sizes_of, verify
 from openjepa.weights.formats import Choice, Networks, load_any
 from openjepa.weights.native import save_network
-from tests.helpers.example_run import write_run
-from tests.helpers.weights_written import CONFIG, CONFIGS, PREDICTOR, TOKEN, assert_same, encoder, networks, written
-from tests.weights.test_bad_input import Malicious
-from tests.weights.test_formats import official, weights
-from tests.weights.test_formats import written as saved
+from tests.helpers.foreign_weights import Malicious, official, weights
+from tests.helpers.foreign_weights import written as saved
+from tests.helpers.weights_written import (
+    CONFIG,
+    CONFIGS,
+    PREDICTOR,
+    TOKEN,
+    assert_same,
+    encoder,
+    names,
+    networks,
+    run_folder,
+    written,
+)
 
 OTHERS = ("transformers", "timm", "official", "safetensors")
-
-
-def run_folder(folder: Path, context: bool = True) -> Path:
-    """A run as training leaves it, with small networks."""
-    write_run(folder)
-    given = networks(CONFIG)
-    assert given.predictor is not None and given.context is not None
-    save_network(folder / "encoder", Export(CONFIG, given.encoder, {"step": 4400}))
-    save_network(folder / "predictor", Export(PREDICTOR, given.predictor, {"mask_mode": "multiblock/unbiased"}))
-    if context:
-        save_network(folder / "context_encoder", Export(CONFIG, given.context, {"step": 4400}))
-    return folder
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return run_folder(tmp_path / "runs" / "mine")
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 # ---------------------------------------------------------------------------------------------------------------- a run

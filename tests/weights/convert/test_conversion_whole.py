@@ -1,5 +1,6 @@
 """A full disk, an interrupt and a kill leave no half of a converted folder."""
 
+import resource
 import signal
 import subprocess
 import sys
@@ -9,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from openjepa.cli import main
 from openjepa.settings.inference import ConvertSettings
 from openjepa.system.shared_files import place, whole_folder
 from openjepa.weights.convert import conversion as module
 from openjepa.weights.convert.conversion import convert
-from tests.weights.convert.test_conversion import names, run_folder
+from tests.helpers.processes import in_clean_process
+from tests.helpers.weights_written import names, run_folder
 
 
 @pytest.fixture
@@ -22,20 +25,18 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return run_folder(tmp_path / "runs" / "mine")
 
 
-LIMITED = """
-import resource, sys
-from pathlib import Path
-from openjepa.cli import main
-resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))  # files of 30 kB, then EFBIG, as ENOSPC on a full disk
-main(["convert", *sys.argv[1:]])
-"""
+def convert_on_a_full_disk(*words: str) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))  # files of 30 kB, then EFBIG, as ENOSPC on a full disk
+    main(["convert", *words])
 
 
 @pytest.mark.parametrize("to", ["transformers", "official"])
-def test_a_full_disk_leaves_nothing(to: str, run: Path) -> None:
-    command_line = [sys.executable, "-c", LIMITED, str(run), "--to", to]
-    done = subprocess.run(command_line, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 2 and "could not be written" in done.stderr and "Traceback" not in done.stderr
+def test_a_full_disk_leaves_nothing(to: str, run: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    log = tmp_path_factory.mktemp("printed") / "log"
+    process = in_clean_process(convert_on_a_full_disk, str(run), "--to", to, log=log)
+    process.join(120)
+    printed = log.read_text()
+    assert process.exitcode == 2 and "could not be written" in printed and "Traceback" not in printed
     assert [path.name for path in Path.cwd().iterdir()] == ["runs"]
 
 

@@ -20,42 +20,15 @@ from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.evaluation.feature_matrix import EncoderFeatures, PixelFeatures, View, extract_features
 from openjepa.evaluation.subject import find_subject
 from openjepa.evaluation.tasks import TASKS, chosen_tasks
-from openjepa.models.vit import VisionTransformer, build_encoder
+from openjepa.models.vit import VisionTransformer
 from openjepa.records import Result
-from openjepa.settings.evaluation import EvaluationSettings
-from openjepa.settings.models import EncoderConfig
-from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import FolderSettings
 from openjepa.types import Export, normalize
 from openjepa.weights.native import save_network
+from tests.helpers.evaluated_run import CONFIG, SETTINGS, encoder
 from tests.helpers.images import write_folder
 
-CONFIG = EncoderConfig(width=24, depth=2, heads=2, mlp_ratio=2.0, patch_size=8, image_size=(32, 32))
-SETTINGS = EvaluationSettings(device="cpu", workers=0, feature_batch_size=16)
 CPU = torch.device("cpu")
-
-
-def encoder(seed: int) -> VisionTransformer:
-    torch.manual_seed(seed)
-    return build_encoder(CONFIG)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("images"), 60)
-
-
-@pytest.fixture
-def run(images: Path, tmp_path: Path) -> Path:
-    """A run folder as training leaves it."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    save_yaml(RunConfig(data=FolderSettings(path=str(images), image_size=32)), folder / "config.yaml")
-    save_network(folder / "encoder", Export(CONFIG, encoder(1)))
-    save_network(folder / "encoder_initial", Export(CONFIG, encoder(0)))
-    (folder / "predictor").mkdir()
-    (folder / "predictor" / "config.json").write_text('{"mask_mode": "multiblock/unbiased/random_subset"}')
-    return folder
 
 
 # ------------------------------------------------------------------------------------------------------------- features

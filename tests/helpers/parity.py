@@ -1,6 +1,7 @@
-"""Helper of the parity tests: numbers of the rivals' published programs, too large for this repository.
+"""Helpers of the parity tests: recorded numbers of published programs, and their names of parameters.
 
-They lie in `shared/golden` beside the checkout; a test that needs them is skipped, and says so, where they are absent.
+Those of the rivals are too large for this repository. They lie in `shared/golden` beside the checkout; a test
+that needs them is skipped, and says so, where they are absent.
 """
 
 import json
@@ -54,3 +55,36 @@ def assert_trained(
             assert_close(torch.cat([query, rest]), torch.cat([expected[0], expected[2]]), allowed)
             continue
         assert_close(ours[name], value, allowed + 4 * noise[name])
+
+
+DATA = Path(__file__).parents[1] / "parity" / "data"
+
+
+def read(name: str) -> dict[str, Tensor]:
+    with safe_open(DATA / f"{name}.safetensors", "pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+PREDICTOR_NAMES = {"predictor_embed": "embed", "predictor_blocks": "blocks", "predictor_norm": "norm", "predictor_proj": "proj"}
+FIXED = ("pos_embed", "predictor_pos_embed")
+
+
+def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def encoder_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our encoder's state: the same names, without the fixed position table."""
+    return {name: value for name, value in tensors.items() if name not in FIXED}
+
+
+def predictor_name(name: str) -> str:
+    """Our name of one parameter of the predictor."""
+    first, _, rest = name.partition(".")
+    return f"{PREDICTOR_NAMES.get(first, first)}.{rest}" if rest else name
+
+
+def predictor_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our predictor's state."""
+    return {predictor_name(name): value for name, value in tensors.items() if name not in FIXED}

@@ -12,7 +12,7 @@ from openjepa.schedules import Progress, learning_rate, weight_decay
 from openjepa.settings.models import ModelSettings
 from openjepa.settings.run import OptimizationSettings
 from openjepa.types import Batch
-from tests.parity.golden import LOSS, SCHEDULE
+from tests.helpers.parity import LOSS, SCHEDULE
 
 
 def class_token_model(header: dict[str, Any], resampling_offset: float = 0.0) -> ModelSettings:

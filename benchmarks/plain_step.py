@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from openjepa.models.positions import sincos_positions
+from openjepa.models.transformer import sincos_positions
 from openjepa.settings.models import EncoderConfig, PredictorConfig
 
 

@@ -17,7 +17,7 @@ from openjepa.models.vit import VisionTransformer
 from openjepa.operators import has_bf16_products
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
-from openjepa.system.memory import total_memory
+from openjepa.system.machine import total_memory
 from openjepa.types import EncoderOutput, normalize
 
 Output = TypeVar("Output")

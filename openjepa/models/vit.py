@@ -8,8 +8,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from openjepa.checks.sizes import check_patch_divides
-from openjepa.models.positions import RelativeBias, resampled_positions, sincos_positions
-from openjepa.models.transformer import INIT_STD, attention_bias, build_blocks, initialize
+from openjepa.models.transformer import (
+    INIT_STD,
+    RelativeBias,
+    attention_bias,
+    build_blocks,
+    initialize,
+    resampled_positions,
+    sincos_positions,
+)
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.types import EncoderOutput

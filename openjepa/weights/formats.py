@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from openjepa.models.positions import sincos_positions
 from openjepa.models.predictor import Predictor
+from openjepa.models.transformer import sincos_positions
 from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal, examples, few, needed_for
 from openjepa.settings.models import SIZES, EncoderConfig, PredictorConfig

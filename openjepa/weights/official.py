@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openjepa.models.positions import sincos_positions
 from openjepa.models.predictor import Predictor, build_predictor
+from openjepa.models.transformer import sincos_positions
 from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal, few
 from openjepa.settings.models import EncoderConfig, PredictorConfig

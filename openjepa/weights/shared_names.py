@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from openjepa.models.positions import sincos_positions
+from openjepa.models.transformer import sincos_positions
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal, few
 from openjepa.settings.models import SIZES, EncoderConfig, Size

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openjepa.models.positions import sincos_positions
 from openjepa.models.predictor import build_predictor
+from openjepa.models.transformer import sincos_positions
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.types import Export

@@ -12,7 +12,7 @@ from openjepa.masks.sampler import TokenShape
 from openjepa.methods.base import Surroundings
 from openjepa.methods.mae import VIEW, Mae, patch_pixels
 from openjepa.models.decoder import Decoder
-from openjepa.models.positions import sincos_positions
+from openjepa.models.transformer import sincos_positions
 from openjepa.models.vit import build_encoder
 from openjepa.recipes import load_recipe
 from openjepa.schedules import Progress

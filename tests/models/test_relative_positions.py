@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openjepa.models.positions import RelativeBias
-from openjepa.models.transformer import attention
+from openjepa.models.transformer import RelativeBias, attention
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.settings.models import EncoderConfig
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from openjepa.models.positions import resampled_positions, sincos_positions
+from openjepa.models.transformer import resampled_positions, sincos_positions
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.settings.models import EncoderConfig
 

@@ -11,7 +11,7 @@ from openjepa.methods.assignment import Center, assignments, other_views_loss, t
 from openjepa.methods.base import Surroundings
 from openjepa.methods.dino import Dino
 from openjepa.models.heads import ProjectionHead
-from openjepa.models.positions import resampled_positions
+from openjepa.models.transformer import resampled_positions
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress
 from openjepa.settings.methods import DinoSettings

@@ -12,7 +12,7 @@ from openjepa.methods.assignment import assignments
 from openjepa.methods.base import Surroundings
 from openjepa.methods.msn import Msn, assignment_terms, sinkhorn, smoothed_logits
 from openjepa.models.heads import Prototypes
-from openjepa.models.positions import resampled_positions
+from openjepa.models.transformer import resampled_positions
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress, momentum, sharpening
 from openjepa.settings.methods import MsnSettings

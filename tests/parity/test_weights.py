@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
-from openjepa.models.positions import resampled_positions
+from openjepa.models.transformer import resampled_positions
 from openjepa.weights.formats import Choice, Loaded, load_any
 from tests.helpers.parity import DATA, part, read
 

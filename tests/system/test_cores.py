@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from openjepa.data.loading.workers import choose_workers
-from openjepa.system import cores
-from openjepa.system.cores import available_cores
+from openjepa.system import machine
+from openjepa.system.machine import available_cores
 
 V2 = "30 24 0:26 {top} /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
 V1 = (
@@ -18,8 +18,8 @@ V1 = (
 
 
 @pytest.fixture(autouse=True)
-def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cores, "_allowed_cores", lambda: 16)
+def plenty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_allowed_cores", lambda: 16)
 
 
 def system(root: Path, groups: str, mounts: str) -> Path:

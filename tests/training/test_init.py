@@ -16,7 +16,7 @@ from openjepa.config import load_run_config, save_yaml
 from openjepa.engine.run_folder import run_path, weights_name
 from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.evaluation.tables import print_results
-from openjepa.models.positions import resampled_positions
+from openjepa.models.transformer import resampled_positions
 from openjepa.models.vit import build_encoder
 from openjepa.report import write_report
 from openjepa.report.headline import headline

@@ -15,7 +15,7 @@ from openjepa.data.source import ListSource
 from openjepa.data.views import shrink_to_short_side
 from openjepa.refusals import Refusal
 from openjepa.system.console import silent
-from openjepa.system.memory import available_memory
+from openjepa.system.machine import available_memory
 
 MEMORY_SHARE = 0.8
 """Largest part of the free memory that a cache may take."""

@@ -20,8 +20,7 @@ from openjepa.data.source import ListSource, ShardSource
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import DataSettings, HuggingFaceSettings
 from openjepa.system.console import silent
-from openjepa.system.cores import available_cores
-from openjepa.system.memory import available_memory
+from openjepa.system.machine import available_cores, available_memory
 from openjepa.types import Batch, BlockMasks, InputSpec, LoaderPosition, Masks
 
 CHUNK_BYTES = 8_000_000

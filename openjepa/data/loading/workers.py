@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from openjepa.refusals import Refusal
-from openjepa.system.cores import available_cores
+from openjepa.system.machine import available_cores
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

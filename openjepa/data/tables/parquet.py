@@ -25,7 +25,7 @@ from openjepa.data.tables.arrow import (
 from openjepa.data.tables.labels import LabelColumn, from_arrow, is_text, stream_label, value_type
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import HuggingFaceSettings
-from openjepa.system.memory import available_memory
+from openjepa.system.machine import available_memory
 
 IN_MEMORY_SHARE = 0.25
 """Images up to this share of the free memory, unpacked and repeated, are read into it; more are mapped."""

@@ -35,7 +35,7 @@ from openjepa.models.transformer import Block, attention, scaled
 from openjepa.models.vit import VisionTransformer
 from openjepa.operators import fused_linear, has_fused_linear, has_tile_products
 from openjepa.refusals import Refusal
-from openjepa.system.cores import available_cores
+from openjepa.system.machine import available_cores
 from openjepa.system.shared_files import Claim
 from openjepa.types import Skipped
 

@@ -28,8 +28,8 @@ from openjepa.refusals import Refusal
 from openjepa.settings.inference import EmbedSettings
 from openjepa.settings.ranges import as_option
 from openjepa.settings.sources import ONLY_TRAINING, DataSettings, FolderSettings, HuggingFaceSettings, height_and_width
-from openjepa.system.cores import available_cores
 from openjepa.system.json_files import readable_object
+from openjepa.system.machine import available_cores
 from openjepa.weights.contents import weights_hash
 from openjepa.weights.formats import Choice, load_any
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from openjepa.models.positions import resampled_positions, sincos_positions
+from openjepa.models.transformer import resampled_positions, sincos_positions
 from openjepa.models.vit import VisionTransformer
 from openjepa.settings.inference import ConvertSettings
 from openjepa.types import normalize

@@ -1,13 +1,18 @@
-"""Memory of the machine, or of the container that limits this process: how much there is in all, and how much is free.
+"""What this process may use of the machine, or of the container that limits it: memory, and cores.
 
-Linux limits a group of processes (Docker, Kubernetes, Slurm, systemd) through cgroups. A process may hold no more than its own
-group and every group above it. Version 2 has one tree with `memory.max`, version 1 a tree of its own for memory with
-`memory.limit_in_bytes` (Linux kernel documentation, admin-guide/cgroup-v2 and cgroup-v1/memory). What a group "uses" includes
-the page cache of every file that its processes have read; the kernel gives that back before it refuses memory to anyone.
+Linux limits a group of processes (Docker, Kubernetes, Slurm, systemd) through cgroups. A process may use no more than its own
+group and every group above it (Linux kernel documentation, admin-guide/cgroup-v2, cgroup-v1/memory and scheduler/sched-bwc).
+
+- Memory: version 2 has one tree with `memory.max`, version 1 a tree of its own with `memory.limit_in_bytes`. What a group
+  "uses" includes the page cache of every file that its processes have read; the kernel gives that back before it refuses
+  memory.
+- Cores: a quota of time in each period (Docker's `--cpus`, Kubernetes' `limits.cpu`), in `cpu.max`, or in `cpu.cfs_quota_us`
+  and `cpu.cfs_period_us`. More workers than that wait for one another.
 """
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -138,3 +143,29 @@ def _text(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
+
+
+def available_cores(root: Path = ROOT) -> int:
+    """Cores that this process may run on, at most the whole cores that its groups grant, at least one."""
+    return max(1, int(min([_allowed_cores(), *_granted(root)])))
+
+
+def _allowed_cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _granted(root: Path) -> Iterator[float]:
+    """Cores that each group of this process grants it, if it has a quota."""
+    for folder, is_v2 in group_folders(root, "cpu"):
+        with suppress(OSError, ValueError):  # a group without a quota that can be read limits nothing that we know of
+            quota, period = _quota(folder, is_v2)
+            if quota > 0 and period > 0:
+                yield quota / period
+
+
+def _quota(folder: Path, is_v2: bool) -> tuple[int, int]:
+    """Microseconds on a core in each period, and its length. Raises ValueError for the word `max`; -1 means none as well."""
+    if is_v2:
+        quota, period = (folder / "cpu.max").read_text().split()
+        return int(quota), int(period)
+    return int((folder / "cpu.cfs_quota_us").read_text()), int((folder / "cpu.cfs_period_us").read_text())

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from openjepa.engine import device
-from openjepa.system import memory
-from openjepa.system.memory import available_memory, total_memory
+from openjepa.system import machine
+from openjepa.system.machine import available_memory, total_memory
 
 GIB = 1 << 30
 UNIFIED = "30 24 0:26 {top} /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -20,8 +20,8 @@ UNLIMITED_V1 = 9223372036854771712
 
 
 @pytest.fixture(autouse=True)
-def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_physical_memory", lambda: 64 * GIB)
+def plenty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_physical_memory", lambda: 64 * GIB)
 
 
 def system(root: Path, groups: str, mounts: str, available: int = 50 * GIB) -> Path:

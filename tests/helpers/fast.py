@@ -1,7 +1,8 @@
 """What the option `--fast` of the tests does without."""
 
-FOLDERS = ("data/scenes", "evaluation", "experiments", "inference", "parity", "report", "training", "visualization", "weights")
-"""Tests of whole stages: a few of them take a minute."""
+FOLDERS = ("data/scenes", "evaluation", "experiments", "inference", "methods", "parity", "report", "training")
+FOLDERS += ("visualization", "weights")
+"""Tests of whole stages, and of methods that learn: a few of them take a minute."""
 SLOW = {
     "openjepa.training.loop.build_method": "trains",
     "openjepa.evaluation.evaluation_run.evaluate_task": "evaluates",

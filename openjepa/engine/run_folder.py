@@ -237,13 +237,15 @@ def _check_same_run(path: Path, config: RunConfig) -> None:
 
 def _check_same_machine(path: Path, device: torch.device, precision: str) -> tuple[str, ...]:
     """Raises Refusal for another kind of device or precision than the first session's; returns notes on smaller changes."""
-    first = read_environment(read_object(path / "environment.json") or {})
+    content = read_object(path / "environment.json") or {}
+    first = read_environment(content)
     # the number of threads decides the order of sums only where the CPU does them
     now: dict[str, object] = {"torch": torch.__version__} | (
         {"threads": torch.get_num_threads()} if device.type == "cpu" else {}
     )
-    device_then = (first.device or str(device)).split(":")[0]
-    precision_then = first.precision or precision
+    # as they stand in the file: what is damaged there must not pass for the device of today
+    device_then = str(content.get("device", device)).split(":")[0]
+    precision_then = content.get("precision", precision)
     if (device_then, precision_then) != (device.type, precision):
         raise Refusal(
             f"{path} holds a run on {device_then} in {precision_then}, and this would continue it on {device.type} in "

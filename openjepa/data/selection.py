@@ -143,7 +143,7 @@ def low_shot_rows(
 
     `percent`: that share of each class, rounded (halves up), at least one image. `images_per_class`: that many of each class.
     Both take the first images of each class in an order drawn with the seed. A smaller subset is thus part of a larger one.
-    `list`: the images that a file names (see `_listed_rows`), of which a share of `max_skipped` may be absent.
+    `list`: the images that a file names (see `_listed_rows`). At most a share of `max_skipped` of them may be absent.
 
     Raises Refusal if a class has too few images, the list cannot be read, or it names images that are absent or ambiguous.
     """

@@ -19,7 +19,7 @@ EVALUATION_MARGIN = 256 / 224
 """Size to which evaluation resizes an image before it takes the center, as a multiple of the crop."""
 MAX_LENGTHS = 8
 """Largest length of a resized image, as a multiple of its crop; a longer one is cut before it is resized. At 224 pixels, an
-image of 1 x 10,000 pixels would otherwise take 2 GB, of which all but the middle is thrown away."""
+image of 1 x 10,000 pixels would otherwise take 2 GB, and all but its middle would be thrown away."""
 
 
 def crop_box(numbers: Sequence[float], height: int, width: int, view: ViewSpec) -> Box:

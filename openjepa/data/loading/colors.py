@@ -24,7 +24,7 @@ from openjepa.seeds import derive_samples, uniforms
 from openjepa.types import ColorChange, ViewSpec
 
 NUMBERS_PER_VIEW = 10
-"""Number of uniform numbers per view of one sample. In order: one for whether it is jittered, four strengths, their order,
+"""Number of uniform numbers per view of one sample. In order: jitter or not, four strengths, their order,
 grayscale, blur, the sigma of the blur, solarize."""
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 ORDERS = np.array(list(permutations(range(4))))

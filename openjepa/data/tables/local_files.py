@@ -144,7 +144,7 @@ def _grouped(files: list[Path], root: Path, path: str, others: OtherEntries) -> 
 def split_of(file: Path) -> str:
     """The split that the name of a file states, or else that of a folder above it. Empty if none does.
 
-    A name that states two splits (`cifar-train-test`) does not count, so a folder must state one. Raises Refusal if none does.
+    A name that states two splits (`cifar-train-test`) does not count. Raises Refusal if no folder above it states one split.
     """
     unclear = ""
     for part in (file.name, *reversed(file.parts[:-1])):

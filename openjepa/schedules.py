@@ -85,12 +85,12 @@ def _numbered(settings: OptimizationSettings, progress: Progress) -> int:
 
 
 def momentum(start: float, end: float, progress: Progress) -> float:
-    """EMA momentum for this step. Rises linearly from `start` and would reach `end` one step after the last."""
+    """EMA momentum for this step. Rises linearly from `start`; if `stretch` is 1, it would reach `end` one step after the last."""
     return linear(start, end, _stretched_fraction(progress))
 
 
 def cosine_momentum(start: float, end: float, progress: Progress) -> float:
-    """EMA momentum for this step (DINO, iBOT). Rises along half a cosine and would reach `end` one step after the last."""
+    """EMA momentum for this step, like `momentum` but along half a cosine (DINO, iBOT)."""
     return cosine(start, end, _stretched_fraction(progress))
 
 

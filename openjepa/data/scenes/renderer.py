@@ -55,7 +55,7 @@ def load_mitsuba() -> Any:
 def render_picture(layout: SceneLayout, image_size: int, samples: int) -> NDArray[np.uint8]:
     """The picture [image_size, image_size, 3] of a scene in sRGB, with `samples` light paths per pixel."""
     mitsuba = load_mitsuba()
-    # optimize=True would merge shapes and change the order of the lamps, and thereby the use of the random numbers.
+    # optimize=True would merge shapes and leave the lamps in a varying order, which changes what the random numbers sample.
     scene = mitsuba.load_dict(describe_scene(mitsuba, layout, image_size), parallel=False, optimize=False)
     passes = samples // PASS_SAMPLES
     seeds = range(layout.render_seed, layout.render_seed + passes)

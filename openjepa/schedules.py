@@ -85,7 +85,7 @@ def _numbered(settings: OptimizationSettings, progress: Progress) -> int:
 
 
 def momentum(start: float, end: float, progress: Progress) -> float:
-    """EMA momentum for this step. Rises linearly from `start`; if `stretch` is 1, it would reach `end` one step after the last."""
+    """EMA momentum for this step. Rises linearly from `start`; unstretched, it would reach `end` one step after the last."""
     return linear(start, end, _stretched_fraction(progress))
 
 

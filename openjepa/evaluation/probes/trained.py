@@ -165,10 +165,11 @@ def compare(
 ) -> tuple[ProtocolResult, ...]:
     """Trains classifiers and chooses the best, for every selection rule.
 
-    `held_out` trains on 90 % of each class, chooses on the other 10 %, and tests the chosen classifier as it is. Not training it
-    again on the whole split costs up to 10 % of the training images and saves half of the time. `paper` trains on the whole
-    split and chooses on the test split. `both` trains twice. `fit` is that of the test view. Raises Refusal if no classifier
-    is finite, if memory runs out (both messages name the setting `rates_name`), or if no image of a split can be read.
+    `held_out` trains on 90 % of each class, chooses on the other 10 %, and tests the chosen classifier as it is. It is not
+    trained again on the whole split, which costs up to 10 % of the training images and saves half of the time. `paper` trains
+    on the whole split and chooses on the test split. `both` trains twice. `fit` is that of the test view. Raises Refusal if no
+    classifier is finite, if memory runs out (both messages name the setting `rates_name`), or if no image of a split can be
+    read.
     """
     advice = (
         f"out of memory on {probe.device} with evaluation.feature_batch_size={settings.feature_batch_size}: set a smaller "

@@ -148,7 +148,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
         interrupts = resources.enter_context(Interrupts())
         resources.enter_context(explain_not_finite(config, loader.name))
         if found:
-            clock.aside("export", outputs.export, state)  # after a kill between checkpoint and export, they are older
+            clock.aside("export", outputs.export, state)  # a kill between checkpoint and export leaves older exports
         if state.step < total_steps:
             clock.aside("prepare", monitor.prepare)
         if not found:

@@ -100,7 +100,7 @@ def embed_dataset(
             f"{unstamped} was begun by a version that did not note sizes and times of the images' files: if images were "
             "overwritten in place since, it has the features of the old ones (--again embeds all anew)"
         )
-        plan = replace(plan, manifest=replace(plan.manifest, files=""))  # they may not be today's files
+        plan = replace(plan, manifest=replace(plan.manifest, files=""))  # features may be of older files
     claim = begin(plan, parts, output, again, started)
     if claim is None:
         return Embedded(output=output, status="there already", manifest=finished_manifest(output) or plan.manifest)

@@ -18,7 +18,7 @@ from openjepa.settings.run import CHOICES, RunConfig
 
 ConfigType = TypeVar("ConfigType")
 Change = tuple[str, object, object]
-"""Dotted name of a setting, old value, new value. ABSENT stands for the value if one side does not have the setting."""
+"""Dotted name of a setting, old value and new value. A value is ABSENT if its side does not have the setting."""
 ABSENT = "(absent)"
 
 

@@ -199,7 +199,7 @@ def _write_manifest(folder: Path) -> None:
 
 
 def _check_manifest(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+    """Words for what is wrong with a checkpoint; None if it is whole."""
     entries = readable_object(folder / "manifest.json")
     if entries is None or not all(map(_is_entry, entries.values())):
         return "no readable manifest"

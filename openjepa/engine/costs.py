@@ -38,7 +38,7 @@ class StepCosts:
     flops: Mapping[str, float]
     """FLOPs of one image's forward by part, 2 per multiply-add, at the mean token counts. Only matrix products count.
 
-    Parts are the submodules that the method's forward calls, in that order, and `other` if there is such work.
+    Parts are the submodules that the method's forward calls, in that order, and `other` for products outside of them.
     """
     step_flops: float
     """FLOPs of one image's step: the forward of every part, plus twice that for the backward if the part is trained."""

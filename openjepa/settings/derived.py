@@ -45,7 +45,7 @@ def heads_of(wanted: Heads, encoder_heads: int) -> int:
     """Number of attention heads of a second network.
 
     `wanted`: a number, None (as many as the encoder), or `half`, which keeps the width of a head if the network is half as wide
-    as the encoder. `half` of an odd number is the whole number.
+    as the encoder. If the encoder's number is odd, `half` means as many as the encoder.
     """
     if wanted == "half" and encoder_heads % 2 == 0:
         return encoder_heads // 2

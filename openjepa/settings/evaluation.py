@@ -344,7 +344,7 @@ class EvaluationSettings:
     """Number of test images on which LiDAR is measured too. More than the encoder's width is best. Costs `lidar_images` x
     `lidar_views` more passes of every encoder and of a run's predictor. None: no LiDAR."""
     lidar_views: Annotated[int, AT_LEAST_2] = 10
-    """Random crops, or draws of masks, of each image for LiDAR (paper: 50, cheap: 10)."""
+    """Random crops, and draws of masks, of each image for LiDAR (paper: 50, cheap: 10)."""
     max_skipped: Annotated[float, SHARE] = 0.05
     """Share of unreadable images of a split above which the evaluation fails."""
     baselines: tuple[Literal["untrained", "pixels"], ...] = ("untrained", "pixels")

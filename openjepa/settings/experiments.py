@@ -19,7 +19,7 @@ SECONDS = Range(ABOVE_0, math.inf, "above 0, or auto or none")
 
 @dataclass(frozen=True, kw_only=True)
 class AblationSettings:
-    """Which runs to compare, on which images, for how long, and how often."""
+    """Settings of `openjepa ablate`: the runs to compare, their images and length, and the number of seeds."""
 
     ablation: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = ""
     """Name of the comparison (see above)."""
@@ -64,7 +64,7 @@ SAID_BY_THE_RECIPE = ("size", "patch_size", "image_size", "batch_size", "predict
 
 @dataclass(frozen=True)
 class StepBench:
-    """What `openjepa bench step` times: a recipe, or a method at the sizes given here."""
+    """Settings of `openjepa bench step`, which times a recipe, or a method at the sizes given here."""
 
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE]")] = ""
     """Time this recipe. It decides all sizes, so give none."""
@@ -110,7 +110,7 @@ def _check_preset(recipe: str, preset: str | None, example: str) -> None:
 
 @dataclass(frozen=True)
 class DataBench:
-    """What `openjepa bench data` times: decoding, cropping and loading, or the views of a recipe or method."""
+    """Settings of `openjepa bench data`, which times decoding, cropping and loading, or the views of a recipe or method."""
 
     path: Path | None = None
     """Folder of images. None: generated JPEGs of 500 x 375 pixels."""
@@ -135,7 +135,7 @@ class DataBench:
 
 @dataclass(frozen=True)
 class EnergyBench:
-    """What `openjepa bench energy` measures."""
+    """Settings of `openjepa bench energy`, which measures the energies of a run."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = Path()
     """Run folder with a checkpoint."""

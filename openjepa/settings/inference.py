@@ -12,7 +12,7 @@ from openjepa.settings.ranges import AT_LEAST_1, FINITE, NOT_NEGATIVE, SHARE, Ra
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedSettings:
-    """Which features of which images to compute, and how."""
+    """Settings of `openjepa embed`: the features and images, and how features are computed."""
 
     features: Literal["pooled", "patches"] = "pooled"
     """`pooled`: one vector per image; `patches`: one vector per patch."""
@@ -61,7 +61,7 @@ COSINE = Range(-1, 1, "a cosine, from -1 to 1")
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSettings:
-    """What to search for in a table of features, and where to write the answer."""
+    """Settings of `openjepa search`: the table, the queries, and where to write the answers."""
 
     table: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES")] = Path()
     """The .npy or .parquet file that `openjepa embed` wrote."""
@@ -154,7 +154,7 @@ OutputFormat = Literal["transformers", "timm", "onnx", "official", "safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertSettings:
-    """What `openjepa convert` converts, and to which format."""
+    """Settings of `openjepa convert`: the weights to convert, and the format to write."""
 
     subject: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|ENCODER")] = Path()
     """Run folder, encoder folder, file of published weights, Hugging Face or timm folder, or name on the Hub."""

@@ -7,7 +7,7 @@ from openjepa.settings.ranges import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE
 from openjepa.settings.registry import Entry
 
 MaskKind = Literal["blocks", "tokens", "none"]
-"""What a strategy draws: a context and target blocks, single masked patches, or nothing."""
+"""Kind of mask that a strategy draws: a context and target blocks, single masked patches, or nothing."""
 
 
 MASKED_SHARE = Range(2**-52, BELOW_1, "above 0 and below 1, e.g. 0.75 (MAE) or 0.15 (MSN)")
@@ -50,15 +50,15 @@ class MultiblockSettings(MaskSettings):
     context_aspect: Annotated[tuple[float, float], POSITIVE, SMALLEST_FIRST] = (1.0, 1.0)
     """Smallest and largest height / width of the context block, relative to that of the grid."""
     context_cut: Literal["random_subset", "random_window", "none"] = "random_subset"
-    """How all contexts get one size: by a random subset of the patches, by the patches in a random sector around the grid's
-    center, or not (`none`: padding, masked in attention). `official` mode has its own cut and ignores this."""
+    """How all contexts get one size: they keep a random subset of the patches, or the patches in a random sector around the
+    grid's center. `none`: they are padded instead, and attention masks the padding. `official` mode ignores this."""
     context_ratio: Annotated[float, SHARE_ABOVE_0] = 0.25
     """Fraction of all patches that the context keeps after the cut (paper, Table 6: 0.25). Ignored by `official` and `none`."""
     min_keep: Annotated[int | None, NOT_NEGATIVE] = 10
     """A context (`official`: also a target) with at most this number of patches is drawn again. In `unbiased` mode only if
     `context_cut` is `none`, and scaled down on grids under 14x14. None: 10, or in proportion on grids under 14x14."""
     max_redraws: Annotated[int, NOT_NEGATIVE] = 20
-    """`unbiased`: most redraws of a sample's positions before its context is padded. Redraws are counted in the log."""
+    """`unbiased`: most redraws of a sample's positions before its context is padded. The log counts such samples."""
 
 
 @dataclass(frozen=True, kw_only=True)

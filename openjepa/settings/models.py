@@ -63,10 +63,10 @@ class ModelSettings:
     layer_norm_eps: Annotated[float, POSITIVE] = 1e-6
     """Epsilon of every LayerNorm (released code: 1e-6)."""
     initialization: Initialization = "released"
-    """`released`: every Linear drawn with std 0.02, as the released runs really had it; `depth_scaled`: residual outputs divided
-    by sqrt(2 x layer), as their model file says before it is overwritten; `fan_in`: every Linear and the patch embedding drawn
-    with std 1 / sqrt(inputs), so that narrow encoders and small patches keep their signal; `xavier`: both uniform within
-    sqrt(6 / (inputs + outputs)), as in MAE's released code."""
+    """`released`: every Linear drawn with std 0.02, as the released runs really had it; `depth_scaled`: residual outputs
+    divided by sqrt(2 x layer), as their model file says before it is overwritten; `fan_in`: every Linear and the patch
+    embedding drawn with std 1 / sqrt(inputs), so that narrow encoders and small patches keep their signal; `xavier`: both
+    uniform within sqrt(6 / (inputs + outputs)), as in MAE's released code."""
     width: Annotated[int | None, AT_LEAST_1] = None
     """Overrides the width of `size`."""
     depth: Annotated[int | None, AT_LEAST_1] = None

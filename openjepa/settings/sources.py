@@ -28,7 +28,7 @@ class DataSettings:
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Antialiased filter of the random crops (released code: bilinear)."""
     horizontal_flip: bool = False
-    """Mirror each training image with probability 1/2 (released code: no)."""
+    """Mirror half of the training images (released code: no)."""
     pixel_mean: Annotated[tuple[float, float, float], FINITE] = (0.485, 0.456, 0.406)
     """Mean of the RGB channels in [0, 1] (ImageNet's)."""
     pixel_std: Annotated[tuple[float, float, float], POSITIVE] = (0.229, 0.224, 0.225)

@@ -1,7 +1,7 @@
 """Parts of an unfinished table X, in the folder X.parts. Any number of processes on any number of machines share them.
 
-plan.json           which settings, weights and images the parts are of; a folder without it holds nothing of value
-000012.features     rows of features one after the other, as they will stand in the table
+plan.json           settings, weights and images of the parts; a folder without it holds nothing of value
+000012.features     rows of features one after the other, as in the table
 000012.json         their images, what was skipped, a checksum; written last: if this file exists, the part is complete
 .claims/            locks: for each part, for making and removing the folder, for assembling, and for working at all
 

@@ -143,7 +143,7 @@ class Images:
     settings: DataSettings
     """Settings that open the data source again, to find the images."""
     not_used: tuple[str, ...] = ()
-    """Descriptions of what lies beside the images and is not embedded."""
+    """Descriptions of other images of the source, which are not embedded."""
 
     @property
     def class_names(self) -> tuple[str, ...] | None:

@@ -36,7 +36,7 @@ ADDED = 1024
 
 @dataclass(frozen=True)
 class Made:
-    """What an index was made of. If anything but recall and mean differs, the index is made again."""
+    """Record of what an index was made of. If anything but recall and mean differs, the index is made again."""
 
     table_bytes: int
     table_modified: int

@@ -61,7 +61,7 @@ class Cleaning:
         return self.opened.table
 
     def crossing(self) -> int:
-        """Number of groups with images of more than one split. They mean that test images were trained on."""
+        """Number of groups with images of more than one split. With them, an encoder is tested on what it was trained on."""
         return sum(len({self.table.rows[item.row].split for item in group.members}) > 1 for group in self.groups or ())
 
     def contradicting(self) -> int:

@@ -84,7 +84,7 @@ def draw(lines: Sequence[Line]) -> Sheet:
 
 
 def _bands(lines: Sequence[Line]) -> list[list[Line]]:
-    """Groups lines that stand side by side. Only lines with images and without a lead do, as far as COLUMNS allows."""
+    """Groups lines that share a band, side by side. Only lines with images and without a lead do, up to COLUMNS images."""
     bands: list[list[Line]] = []
     free = 0
     for line in lines:
@@ -148,7 +148,7 @@ def fitted(size: tuple[int, int], side: int) -> tuple[int, int]:
 def shortened(name: str, letters: int = _LETTERS) -> str:
     """The last part of a path. If it is longer than `letters`, its middle is left out.
 
-    `train row 7 (train/dog/7.jpg)` names a row of a Parquet file: here the last part of the path in parentheses is meant.
+    A row of a Parquet file, `train row 7 (train/dog/7.jpg)`, becomes the last part of the path in parentheses.
     """
     inner = name[name.index("(") + 1 : -1] if name.endswith(")") and "(" in name else name
     last = printable(PurePath(inner).name or name)

@@ -23,7 +23,7 @@ ROUND = 64
 SMALLEST_NORM = 1e-12
 """Vectors shorter than this have no direction: their cosine to anything is 0."""
 ROUNDED = 2e-7
-"""Differences from a mean count as rounding below this share of its length. Features in fp32 that differ, differ by more."""
+"""Differences from a mean count as rounding below this share of its length. Real differences of fp32 features are larger."""
 SUMMED = 2048
 """Number of rows that are added up in fp32. Sums of more rows are added in fp64."""
 

@@ -170,7 +170,7 @@ def with_long_names(argv: Sequence[str]) -> list[str]:
 
 
 def decided_by_file(file: Path | None, init: str | None) -> set[str]:
-    """Dotted names of the settings for which `file` (from --config) is right, even if the weights `init` differ.
+    """Dotted names of the settings for which `file` (from --config) decides, even if the weights `init` differ.
 
     Empty unless `file` names the same weights. Its run is then repeated with the predictor that it had.
     """

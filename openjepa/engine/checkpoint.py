@@ -155,9 +155,9 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
 
 def load_weights(path: Path, model: nn.Module) -> TrainerState:
-    """Fills the model in place and returns the trainer's state. The optimizer's state is not read.
+    """Fills the model in place and returns the trainer's state. Does not read the optimizer's state.
 
-    Raises Refusal for the checkpoint of another network.
+    Raises Refusal if the checkpoint is of another network.
     """
     check_fits(path, model)
     state: dict[str, Any] = {"model": get_model_state_dict(model)}

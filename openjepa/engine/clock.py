@@ -65,7 +65,7 @@ class LoopClock:
         return self.seconds() - self._before - self._aside + self._steps_before
 
     def aside(self, name: str, work: Callable[Parameters, object], *args: Parameters.args, **named: Parameters.kwargs) -> None:
-        """Does `work` that is not a step, such as a `look` or a `save`, and times it under `name`."""
+        """Calls `work` with the other arguments, and times it under `name`. For work between steps: a look or a save."""
         begun = self.seconds()
         work(*args, **named)
         took = self.seconds() - begun

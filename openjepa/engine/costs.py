@@ -183,7 +183,7 @@ class _Counter:
         return value
 
     def _note_scores(self, module: Attention, arguments: tuple[Any, ...]) -> None:
-        """Moves attention weights from the kept bytes to `kept_scores`. On the meta device attention saves them in fp32."""
+        """Takes attention weights, which the meta device saves in fp32, out of the bytes. Counts those of plain attention."""
         batch, length, _ = arguments[0].shape
         if torch.is_grad_enabled() and arguments[0].requires_grad:
             scores = batch * module.heads * length**2

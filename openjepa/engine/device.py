@@ -56,7 +56,7 @@ def supports_bf16(device: torch.device) -> bool:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """`bf16` or `fp32`; `auto` is bf16 if the hardware has it."""
+    """The precision for `device`: `bf16` or `fp32`. `auto` is bf16 if the hardware has it."""
     if precision == "auto":
         return "bf16" if supports_bf16(device) else "fp32"
     return precision

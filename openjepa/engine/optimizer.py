@@ -43,7 +43,7 @@ def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, weight_dec
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Float[Tensor, ""]:
-    """Euclidean norm of all gradients; not finite if any of them is not."""
+    """Euclidean norm of all gradients. It is not finite if any gradient is not."""
     gradients = [value.grad for group in optimizer.param_groups for value in group["params"] if value.grad is not None]
     return torch.nn.utils.get_total_norm(gradients)
 

@@ -28,7 +28,7 @@ _KINDS = "a path, a PIL image, an array or a tensor"
 
 
 def separate(images: Pictures) -> Iterable[Picture]:
-    """The images one by one. A single image becomes a list of one. Raises Refusal if it is of no such type or shape."""
+    """The images one by one. A single image becomes a list of one. Raises Refusal if the type or shape is not supported."""
     if isinstance(images, str | bytes | os.PathLike | Image.Image):
         return [images]
     if isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "OUS":  # paths, as pandas returns them

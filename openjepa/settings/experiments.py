@@ -115,7 +115,7 @@ class DataBench:
     path: Path | None = None
     """Folder of images. None: generated JPEGs of 500 x 375 pixels."""
     recipe: str = ""
-    """Time the views of this recipe instead: crops of all sizes, their colors and masks."""
+    """Time the views of this recipe instead: crops of all sizes, color changes and masks."""
     preset: str | None = None
     """Preset of the recipe. None: its first."""
     method: MethodName = None

@@ -101,7 +101,7 @@ class BlockwiseSettings(MaskSettings):
     max_block: Annotated[int | None, AT_LEAST_1] = None
     """Most patches of a block. None: all that are left to mask."""
     aspect: Annotated[tuple[float, float], POSITIVE, SMALLEST_FIRST] = (0.3, 1 / 0.3)
-    """Smallest and largest height / width of a block, drawn uniformly in its logarithm."""
+    """Smallest and largest height / width of a block. Its logarithm is drawn uniformly."""
 
 
 MASKS: dict[str, Entry[MaskSettings]] = {

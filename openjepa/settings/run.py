@@ -81,7 +81,7 @@ class RunSettings:
     """Seed of weights, order, crops and masks."""
     init: str | None = None
     """Weights to start from instead of random ones, short `--init`: a run, an encoder folder, a file of published weights, a
-    Hugging Face folder or a name on the Hub. The settings of the model follow from them (docs/continue.md)."""
+    Hugging Face folder or a name on the Hub. The model's settings follow them (docs/continue.md)."""
     init_encoder: Literal["both", "target", "context"] = "both"
     """Which encoder of the weights to use if they hold two, short `--init-encoder`. `both`: the trained network starts from
     the context encoder, and its moving average from the target encoder; else all networks start from the named one."""

@@ -41,7 +41,7 @@ class DataSettings:
     max_skipped: Annotated[float, SHARE] = 0.05
     """Share of unreadable images above which the run stops."""
     max_images: Annotated[int | None, AT_LEAST_1] = None
-    """Most training images, drawn with the seed. None: all."""
+    """Use only this many training images, drawn with the seed. None: all."""
 
     def height_width(self) -> tuple[int, int]:
         """The training crop as (height, width) in pixels."""
@@ -88,7 +88,7 @@ class HuggingFaceSettings(DataSettings):
     streaming: bool = False
     """Read shards in order without an index (needs `optim.total_steps`)."""
     window: Annotated[int, AT_LEAST_1] = 4096
-    """Streaming: number of samples that are shuffled together."""
+    """Streaming: samples that are shuffled together."""
 
 
 @dataclass(frozen=True, kw_only=True)

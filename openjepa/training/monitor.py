@@ -201,7 +201,7 @@ def _take(source: ListSource, number: int, config: RunConfig) -> tuple[Tensor, I
 def draw_batches(
     config: RunConfig, inputs: InputSpec, sampler: MaskSampler, splits: Splits, number: int, micro: int, seed: int
 ) -> list[Batch]:
-    """Training images as microbatches of `micro` images, with uint8 views on the CPU: `number` images, or all if fewer."""
+    """At most `number` training images, in microbatches of `micro` images, with uint8 views on the CPU."""
     if isinstance(splits.train, ListSource):
         number = per_step = min(number, len(splits.train) // micro * micro)
     else:

@@ -146,7 +146,7 @@ def resume_point(folder: RunFolder, found: Path | None, identity: RunIdentity, m
     """The state from which training starts: that of the checkpoint `found`, or the beginning if it is None.
 
     Raises Refusal if the data, the length or the networks are not those of the checkpoint, or if an encoder was exported but no
-    checkpoint can be used. Prints notes about other differences.
+    checkpoint can be used. Prints notes on smaller differences, and on a start from the beginning.
     """
     if found is not None:
         state = read_state(found)

@@ -32,7 +32,7 @@ from openjepa.system.console import Say, progress, silent
 from openjepa.system.shared_files import Claim
 
 PATIENCE_SECONDS = 10.0
-"""Seconds that workers of a killed process may take to notice that it is dead."""
+"""Seconds that workers of a killed process get to notice that it is dead."""
 POLL_SECONDS = 0.5
 """Seconds between two checks for parts that other processes have finished."""
 

@@ -261,7 +261,7 @@ def local_processes() -> int:
 
 
 def find_images(subject: Path, data: DataSettings | None, settings: EmbedSettings) -> tuple[Images, int]:
-    """The images and the seed that opens them, by default those of the run. Raises Refusal if there are no images."""
+    """The images and the seed that opens them, by default those of the run. Raises Refusal if no images are named."""
     places = (subject, subject.absolute().parent) if subject.is_dir() else ()  # a run, or an encoder in a run
     folder = next((item for item in places if (item / "config.yaml").is_file()), None)
     run = None if folder is None else load_run_config(folder)

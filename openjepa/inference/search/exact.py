@@ -67,7 +67,7 @@ class Neighbors:
     cosines: NDArray[np.float64]
     """Cosines to the query [k]."""
     places: NDArray[np.int64] | None = None
-    """Row and column of the best window on the grid of patches [k, 2], if windows were compared."""
+    """First row and column of the best window on the grid of patches [k, 2]; None if whole images were compared."""
 
 
 def _ignore(_: int) -> None:

@@ -324,7 +324,7 @@ def _write_numpy(plan: Plan, parts: PartsFolder, output: Path, manifest: Manifes
             for data in _features(plan, parts, manifest):
                 file.write(data)
                 tally.add(data)
-        output.unlink(missing_ok=True)  # of an older table: they must never stand beside the images of this one
+        output.unlink(missing_ok=True)  # features of an older table must never stand beside the images of this one
         _write_images(plan, parts, output.with_suffix(".csv"))
         with whole_file(output.with_suffix(".json")) as described:
             described.write_text(replace(manifest, mean=tally.mean()).to_json() + "\n", encoding="utf-8")

@@ -11,9 +11,10 @@ import tyro
 from openjepa.checks.protocol_settings import evaluation_remarks
 from openjepa.commands.parsing.arguments import Unprefixed, check_evaluated, data_of, given_settings, parse, require, subject_of
 from openjepa.config import nearest
-from openjepa.evaluation import PROTOCOLS, usual_protocols, with_current_names
+from openjepa.evaluation import with_current_names
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.protocols import PROTOCOLS, evaluation_settings, usual_protocols
 from openjepa.settings.sources import DataSettings, FolderSettings
 
 EVALUATE_HELP = """Probes of an encoder, beside the same on the untrained encoder and on raw pixels. ENCODER: an encoder folder,
@@ -59,7 +60,7 @@ class EvaluateOptions:
     """Folder that holds one folder per data set, as their archives unpack (see above). Needed by --suite."""
     again: bool = False
     """Compute rows of a suite anew that were finished before with the same weights, settings and data."""
-    evaluation: Annotated[EvaluationSettings, Unprefixed] = field(default_factory=EvaluationSettings)
+    evaluation: Annotated[EvaluationSettings, Unprefixed] = field(default_factory=lambda: evaluation_settings()())
     data: DataSettings = field(default_factory=FolderSettings)
 
 

@@ -20,7 +20,7 @@ from openjepa.data.datasets.benchmarks import BENCHMARKS, find_benchmark
 from openjepa.data.selection import for_probes, low_shot_rows
 from openjepa.data.source import ListSource, Splits, file_stamp
 from openjepa.engine.device import resolve_device
-from openjepa.evaluation import PROTOCOLS, with_current_names
+from openjepa.evaluation import with_current_names
 from openjepa.evaluation.probes.closed_sweep import shared_components
 from openjepa.evaluation.result_names import data_key, folder_key, variant_name
 from openjepa.evaluation.subject import Subject, baselines, find_subject, load_subject
@@ -31,6 +31,7 @@ from openjepa.records import Metric, Result, SubjectResult, read_result
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings, LowShotSettings
 from openjepa.settings.models import EncoderConfig
+from openjepa.settings.protocols import PROTOCOLS
 from openjepa.settings.ranges import as_option
 from openjepa.settings.sources import DataSettings, height_and_width
 from openjepa.system.console import Say, silent

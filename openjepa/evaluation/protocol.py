@@ -125,6 +125,8 @@ class ProtocolResult:
     """More numbers: top-5 accuracy, the gradient's norm at the solution, seconds of training, ..."""
     unreadable: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Names of unreadable images by split (train, test), from protocols on images."""
+    chance: float | None = None
+    """The number of always answering the most frequent class. Asked only of protocols on label maps. None: not known."""
     protocol: str = ""
     """Name of the protocol, if its function serves several."""
 

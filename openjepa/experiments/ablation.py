@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from openjepa.checks import check
-from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.experiments.ablation_lengths import PlannedRun, Speed, base_config, kept_speeds, measure_speeds, planned_runs
 from openjepa.experiments.ablation_tables import (
@@ -28,6 +27,7 @@ from openjepa.recipes.ablations import ABLATIONS, ablation_rows
 from openjepa.records import Result, read_summary
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.experiments import AblationSettings
+from openjepa.settings.protocols import PROTOCOLS
 from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import ScenesSettings
 from openjepa.system.console import format_seconds

@@ -312,7 +312,7 @@ class EvaluationSettings:
     tasks: tuple[str, ...] = ()
     """Rows of the task table (classification, clevr_count, clevr_dist; scene_shapes, scene_colors: of patches). Empty: all
     that the data set has labels for, without those of patches."""
-    protocols: Annotated[tuple[str, ...], NamesOf("openjepa.evaluation:PROTOCOLS")] = ()
+    protocols: Annotated[tuple[str, ...], NamesOf("openjepa.settings.protocols:PROTOCOLS")] = ()
     """Which probes are run. Empty: those of the suite's row; without a suite linear and knn, on label maps dense-linear and
     dense-knn."""
     selection: Selection = "held_out"

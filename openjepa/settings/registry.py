@@ -1,6 +1,6 @@
 """One line of a registry: the settings of a component and where its code stands; and what chooses among the lines.
 
-Registries are dict literals: METHODS, MASKS and SOURCES stand with the settings that choose from them, PROTOCOLS, FORMATS and
+Registries are dict literals: METHODS, MASKS, SOURCES and PROTOCOLS stand with the settings that choose from them, FORMATS and
 OUTPUTS in the `__init__.py` of their package. They stay free of torch: the code is imported when `load` is called, so that
 `--help` and the report never pay for it.
 """

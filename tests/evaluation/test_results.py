@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.tables import follows_published, percent, print_results
 from openjepa.evaluation.tasks import PUBLISHED, SUITES
 from openjepa.records import PAPER_SUFFIX, Metric, Result, SubjectResult, read_evaluation, read_result
 from openjepa.settings.protocol_names import current_result
+from openjepa.settings.protocols import PROTOCOLS
 from tests.helpers.report_page import page_of
 
 

@@ -356,14 +356,15 @@ def _result(rule: str, several: list[tuple[Classifiers, Tested]], majority: int,
             pixels.append(found.pixels[number])
     best = chosen_first(heads, rule)
     counts = patches[best].sum(dim=0)
+    chance = _always(majority, counts)
     extra = {
         "patch_accuracy": hit_rate(counts),
         "pixel_miou": float(mean_iou(pixels[best])),
-        "majority": _always(majority, counts),
+        "majority": chance,
         "train_patches": float(num_train),
     }
     error = mean_iou_error(patches[best], seed)
-    return ProtocolResult(heads[best].test_accuracy, error, with_choice(heads, best), rule, extra)
+    return ProtocolResult(heads[best].test_accuracy, error, with_choice(heads, best), rule, extra, chance=chance)
 
 
 def _always(answer: int, counts: Int[Tensor, "3 classes"]) -> float:

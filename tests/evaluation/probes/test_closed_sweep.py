@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.probes import closed_sweep
 from openjepa.evaluation.probes import closed_sweep as rows_module
 from openjepa.evaluation.probes.closed_sweep import rotate, solve
@@ -17,6 +16,7 @@ from openjepa.evaluation.probes.linear import KINDS, prepare
 from openjepa.evaluation.protocol import FeatureProbe, LabeledFeatures, ProtocolResult, held_out_rows
 from openjepa.measures import accuracy
 from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.protocols import PROTOCOLS
 
 SETTINGS = EvaluationSettings(weight_decays=(1e-4, 1e-2, 1.0), neighbors=(1, 5, 20))
 EVALUATE = ("linear", "knn")

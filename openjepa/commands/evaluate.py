@@ -28,7 +28,7 @@ examples:
   openjepa evaluate IN1K-vit.h.14-300e.pth.tar --suite paper \\
       --data-root ~/datasets
 
-protocols (--protocols; linear and knn unless said otherwise):
+protocols (--protocols; {usual} unless said otherwise):
 {protocols}
 
 tasks (all that the data has labels for, unless --tasks names some):
@@ -70,6 +70,7 @@ def _evaluate_help() -> tuple[str, str]:
     from openjepa.evaluation.tasks import SUITES, TASKS
 
     text = EVALUATE_HELP.format(
+        usual=" and ".join(usual_protocols(on_maps=False)),
         protocols="\n".join(f"  {name:<16}{entry.summary}" for name, entry in PROTOCOLS.items()),
         tasks="\n".join(f"  {name:<16}{task.title}" for name, task in TASKS.items()),
     )

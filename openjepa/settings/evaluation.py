@@ -171,8 +171,19 @@ WARMUP_EPOCHS = 5.0
 """Warm-up of every recipe (MAE's). Neither part of the I-JEPA paper says how long it warms up."""
 
 
+class ProtocolSettings:
+    """Base of groups whose settings must fit one another. Ranges of single settings stand on the fields."""
+
+    def check(self, is_low_shot: bool) -> None:
+        """Raises Refusal for settings that cannot work together. `is_low_shot`: only some images are labeled."""
+
+    def remarks(self) -> list[str]:
+        """The settings that were changed and have no effect beside the others of the group, in words."""
+        return []
+
+
 @dataclass(frozen=True, kw_only=True)
-class FinetuneSettings:
+class FinetuneSettings(ProtocolSettings):
     """The whole encoder and a linear head are trained with labels (I-JEPA, low-shot and appendix D; MAE's recipe)."""
 
     recipe: RecipeName | None = None
@@ -220,6 +231,18 @@ class FinetuneSettings:
     paper does not say); `encoder`: the encoder's own last norm before pooling, none after."""
     head_std: Annotated[float, NOT_NEGATIVE] = 2e-5
     """Standard deviation of the head's first weights (MAE's; the paper does not say)."""
+
+    def check(self, is_low_shot: bool) -> None:
+        """Raises Refusal if the warm-up is not shorter than the run."""
+        # the depth is not known yet; shallow encoders have the longest runs, so that nothing possible is refused
+        resolve_finetune(self, is_low_shot, BASE_DEPTH)
+
+    def remarks(self) -> list[str]:
+        """Says that the magnitudes of RandAugment have no effect without it."""
+        usual = type(self)()
+        changed = (self.magnitude, self.magnitude_std) != (usual.magnitude, usual.magnitude_std)
+        words = "finetune.magnitude and magnitude_std have no effect without finetune.randaugment"
+        return [words] if changed and self.randaugment is False else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,8 +336,7 @@ class EvaluationSettings:
     """Rows of the task table (classification, clevr_count, clevr_dist; scene_shapes, scene_colors: of patches). Empty: all
     that the data set has labels for, without those of patches."""
     protocols: Annotated[tuple[str, ...], NamesOf("openjepa.settings.protocols:PROTOCOLS")] = ()
-    """Which probes are run. Empty: those of the suite's row; without a suite linear and knn, on label maps dense-linear and
-    dense-knn."""
+    """Which probes are run. Empty: those of the suite's row; without a suite the usual ones of the task's labels."""
     selection: Selection = "held_out"
     """`held_out`: the probe's settings are chosen on 10 % of the training split; `paper`: best on the test split; `both`."""
     seeds: Annotated[int, AT_LEAST_1] = 1

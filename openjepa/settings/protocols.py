@@ -29,16 +29,26 @@ class ProtocolEntry(Line):
     """Settings of its own: name of the group -> its frozen dataclass. The group becomes a field of `evaluation_settings()`."""
     measure: Literal["accuracy", "miou"] = "accuracy"
     """The kind of number. accuracy: share of correct predictions; miou: mean intersection over union."""
+    words: str = ""
+    """What the report says of the number. Empty: nothing."""
+    is_published: bool = False
+    """True if the I-JEPA paper has numbers of the protocol, which are compared with ours if its settings are not changed."""
+    freezes: bool = True
+    """False if the protocol trains the encoder."""
     pools: bool = True
     """True if the protocol works on one vector per image, so that the setting `pooling` matters."""
     is_usual: bool = False
     """True if the protocol runs when no protocols are named."""
 
     @property
+    def own(self) -> tuple[str, ...]:
+        """`settings` and `groups`: the fields of the settings that not every protocol reads."""
+        return (*self.settings, *self.groups)
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """The fields of the settings that the protocol reads, including OF_FEATURES if it works on features."""
-        own = (*self.settings, *self.groups)
-        return (*OF_FEATURES, *own) if self.works_on == "features" else own
+        return (*OF_FEATURES, *self.own) if self.works_on == "features" else self.own
 
 
 OF_FEATURES = ("feature_dtype", "lidar_images", "lidar_views")
@@ -53,6 +63,8 @@ PROTOCOLS: dict[str, ProtocolEntry] = {
         metric="linear",
         summary="linear heads on features of the test view, without augmentation; minutes",
         settings=_LINEAR,
+        words="a linear probe on features of one center view, computed once: published linear numbers, trained on augmented "
+        "images, do not compare to the point",
         is_usual=True,
     ),
     "knn": ProtocolEntry(
@@ -69,6 +81,7 @@ PROTOCOLS: dict[str, ProtocolEntry] = {
         metric="logistic",
         summary="L2 logistic regression with a sweep (low-shot, as MSN)",
         settings=("logistic",),
+        words="L2 logistic regression on features of one center view, as MSN's low-shot evaluation",
     ),
     "linear-full": ProtocolEntry(
         home="openjepa.evaluation.probes.linear_full:evaluate_linear_full",
@@ -76,6 +89,8 @@ PROTOCOLS: dict[str, ProtocolEntry] = {
         metric="linear-full",
         summary="the paper's probe: heads trained on augmented images; hours",
         settings=("linear_full",),
+        words="the paper's linear probe: heads trained on augmented images above the frozen encoder",
+        is_published=True,
     ),
     "attentive": ProtocolEntry(
         home="openjepa.evaluation.probes.attentive:evaluate_attentive",
@@ -83,6 +98,7 @@ PROTOCOLS: dict[str, ProtocolEntry] = {
         metric="attentive",
         summary="attentive probe: a learned query over frozen patches",
         settings=("attentive",),
+        words="a learned query attends to the frozen encoder's patches",
         pools=False,
     ),
     "finetune": ProtocolEntry(
@@ -91,6 +107,9 @@ PROTOCOLS: dict[str, ProtocolEntry] = {
         metric="fine-tuned",
         summary="end-to-end fine-tuning with layer-wise decay",
         settings=("finetune",),
+        words="the encoder itself is trained further on the labels",
+        is_published=True,
+        freezes=False,
     ),
     "dense-linear": ProtocolEntry(
         home="openjepa.evaluation.probes.dense:evaluate_dense",
@@ -98,6 +117,7 @@ PROTOCOLS: dict[str, ProtocolEntry] = {
         metric="dense linear mIoU",
         summary="linear probe on single patches, no decoder",
         settings=(*_LINEAR, "dense"),
+        words="a linear layer on single patches, no decoder; mean intersection over union",
         measure="miou",
         pools=False,
         is_usual=True,
@@ -108,11 +128,17 @@ PROTOCOLS: dict[str, ProtocolEntry] = {
         metric="dense k-NN mIoU",
         summary="k-nearest neighbors of single patches, no decoder",
         settings=(*_NEIGHBORS, "dense"),
+        words="votes of the nearest single patches, no decoder; mean intersection over union",
         measure="miou",
         pools=False,
         is_usual=True,
     ),
 }
+
+
+def published_protocols() -> tuple[ProtocolEntry, ...]:
+    """The protocols that the I-JEPA paper has numbers of."""
+    return tuple(entry for entry in PROTOCOLS.values() if entry.is_published)
 
 
 def usual_protocols(on_maps: bool) -> tuple[str, ...]:

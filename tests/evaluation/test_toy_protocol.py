@@ -8,12 +8,14 @@ import pytest
 from rich.console import Console
 
 import openjepa
+from openjepa.checks.protocol_settings import check_evaluation
 from openjepa.cli import main
 from openjepa.commands.evaluate import parse_evaluate
 from openjepa.evaluation import with_current_names
 from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.evaluation.tables import print_results
 from openjepa.records import read_result
+from openjepa.refusals import Refusal
 from openjepa.settings.protocols import PROTOCOLS, ProtocolEntry, evaluation_settings
 from tests.evaluation.toy_protocol import ClassMeansSettings
 from tests.helpers.dense import evaluated, scenes
@@ -31,6 +33,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
         metric="class means",
         summary="the nearest class mean; seconds",
         groups={"class_means": ClassMeansSettings},
+        words="the mean of each class votes",
     )
     monkeypatch.setitem(PROTOCOLS, "class-means", entry)
 
@@ -51,7 +54,8 @@ def test_it_is_evaluated_written_read_printed_and_reported(run: Path) -> None:
     print_results([again], console)
     percent = f"{100 * numbers['encoder']['class means'].value:.1f}"
     assert any("class means (paper)" in line and percent in line for line in console.export_text().splitlines())
-    assert f"class means held_out {percent} %" in page_of(run).text
+    page = page_of(run).text
+    assert f"class means held_out {percent} %" in page and "class means the mean of each class votes." in page
 
 
 def test_its_settings_are_in_names_of_results(run: Path) -> None:
@@ -98,6 +102,12 @@ def test_the_command_line_runs_it(run: Path, capsys: pytest.CaptureFixture[str])
 def test_the_public_evaluate_knows_it(run: Path) -> None:
     (result,) = openjepa.evaluate(run, replace(TOY, baselines=()))
     assert list(result.subjects["encoder"].metrics) == ["class means", "class means (paper)"]
+
+
+def test_its_settings_can_be_checked_with_one_another() -> None:
+    toy = evaluation_settings()(**vars(TOY), class_means=ClassMeansSettings(kind="last_four", norms=(1.0, 2.0)))
+    with pytest.raises(Refusal, match=r"class_means.norms has one value too many for last_four"):
+        check_evaluation(toy)
 
 
 def test_a_protocol_of_label_maps_need_not_know_the_chance_level(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

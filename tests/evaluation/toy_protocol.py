@@ -7,19 +7,25 @@ import torch
 
 from openjepa.evaluation.protocol import FeatureProbe, HeadResult, ImageProbe, ProtocolResult, selections
 from openjepa.measures.accuracy import top1
-from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.refusals import Refusal
+from openjepa.settings.evaluation import EvaluationSettings, ProtocolSettings
 from openjepa.settings.protocols import group_of
 from openjepa.settings.ranges import AT_LEAST_1
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassMeansSettings:
+class ClassMeansSettings(ProtocolSettings):
     """The nearest class mean."""
 
     kind: Literal["last", "last_four"] = "last"
     """Layers whose features are averaged; of raw pixels these."""
     norms: Annotated[tuple[float, ...], AT_LEAST_1] = (2.0,)
     """Norm of the distance; the first one counts."""
+
+    def check(self, is_low_shot: bool) -> None:
+        """Raises Refusal for several norms of the last four layers."""
+        if self.kind == "last_four" and len(self.norms) > 1:
+            raise Refusal("class_means.norms has one value too many for last_four")
 
 
 def evaluate_class_means(probe: FeatureProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:

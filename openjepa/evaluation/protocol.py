@@ -171,6 +171,14 @@ def chosen_first(heads: Sequence[HeadResult], rule: str) -> int:
     return known.index(max(known))
 
 
+def strongest_first(penalties: Sequence[float]) -> list[float]:
+    """The penalties, the strongest first: `chosen_first` then takes the stronger of two that are equally good.
+
+    A solution is also near that of the penalty before it.
+    """
+    return sorted(penalties, reverse=True)
+
+
 def with_choice(heads: Sequence[HeadResult], best: int) -> tuple[HeadResult, ...]:
     """The heads, with the one at the index `best` marked as chosen."""
     return tuple(replace(head, chosen=True) if number == best else head for number, head in enumerate(heads))

@@ -24,7 +24,7 @@ from openjepa.evaluation.tasks import TASKS, Labels, Task, fitting_protocols
 from openjepa.measures.rank import feature_measures
 from openjepa.models.vit import VisionTransformer
 from openjepa.records import Metric, Result, SubjectResult
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, examples
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
 from openjepa.settings.protocol_names import PAPER_SUFFIX
@@ -83,7 +83,7 @@ def check_readable(
         if len(lost) > settings.max_skipped * len(source):
             raise Refusal(
                 f"{len(lost):,} of the {len(source):,} images of the {split} split cannot be read, more than "
-                f"max_skipped={settings.max_skipped:g} allows: {', '.join(lost[:3])}, ...; mend the files "
+                f"max_skipped={settings.max_skipped:g} allows: {examples(lost)}; mend the files "
                 "(`openjepa data check` lists them) or raise --max-skipped. Files that stay as they are, are tried again only "
                 "once eval/features is deleted"
             )

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from openjepa.records import SIGMA, SUBJECT_NAMES, Measure, Metric, Result
@@ -200,8 +201,15 @@ def measured(result: Result) -> list[Measured]:
 
 
 def shown_variant(result: Result) -> str:
-    """The variant without the word for both selection rules, because every number shows its own rule."""
-    return "-".join(part for part in text(result.variant, 80).split("-") if part != "both")
+    """The variant in words: `linear_full-only` is `linear-full only`.
+
+    The word for both selection rules is left out, since every number stands with its own.
+    """
+    names = {name.replace("-", "_"): name for name in PROTOCOLS}
+    shown = ""
+    for before, part in pairwise(["", *(part for part in text(result.variant, 80).split("-") if part != "both")]):
+        shown += (" " if part == "only" and before in names else "-") + names.get(part, part)
+    return shown.removeprefix("-")
 
 
 def full_title(result: Result) -> str:

@@ -189,7 +189,7 @@ def test_results_kept_in_the_documents_are_read_with_the_names_of_today(tmp_path
     )
     assert list(full) == ["linear-full"] and list(cached)[:2] == ["linear", "linear (paper)"]
     text = page_of(folder, output=tmp_path / "report.html").text
-    assert "CIFAR10 linear-full held_out linear_full-only" in text and "CIFAR10 linear held_out linear-knn" in text
+    assert "CIFAR10 linear-full held_out linear-full only" in text and "CIFAR10 linear held_out linear-knn" in text
     assert f"{100 * full['linear-full']['value']:.1f} ±" in text and "linear-cached" not in text
 
 

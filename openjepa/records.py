@@ -16,14 +16,13 @@ from typing import Any, Literal, TypeVar
 from openjepa.measures.verdicts import EnergyStatistics, tells_apart
 from openjepa.settings.methods import About
 from openjepa.settings.protocol_names import PAPER_SUFFIX, VERSION, current_result
+from openjepa.settings.protocols import published_protocols
 from openjepa.system.json_files import lenient, readable_object
 from openjepa.system.shared_files import whole_file
 
 FORMAT = "openjepa-evaluation"
 SUBJECT_NAMES = {"encoder": "trained", "start": "start", "untrained": "untrained", "pixels": "pixels"}
 """The subjects of an evaluation in the order of tables, and their names in tables."""
-ANY_PROTOCOL = ("linear-full", "fine-tuned")
-"""A published number with the protocol `any` is the better one of these two probes (I-JEPA, Table 2)."""
 OUR_METHOD = "I-JEPA"
 SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
 MEASURES = {"accuracy": "Accuracy", "miou": "Mean intersection over union"}
@@ -290,7 +289,7 @@ def _is_about(result: Mapping[str, Any]) -> tuple[str, str]:
 
 def compares(probe: str, protocols: Collection[str]) -> bool:
     """True if numbers of our `probe` compare with published numbers that have these `protocols`."""
-    return probe in protocols or ("any" in protocols and probe in ANY_PROTOCOL)
+    return probe in protocols or ("any" in protocols and probe in {entry.metric for entry in published_protocols()})
 
 
 # ----------------------------------------------------------------------------------------------------------------------

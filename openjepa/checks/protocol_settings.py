@@ -5,7 +5,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 
 from openjepa.refusals import Refusal
-from openjepa.settings.evaluation import BASE_DEPTH, EvaluationSettings, resolve_finetune
+from openjepa.settings.evaluation import EvaluationSettings, ProtocolSettings
 from openjepa.settings.ranges import check_ranges
 
 
@@ -18,8 +18,9 @@ def check_evaluation(settings: EvaluationSettings) -> None:
         raise Refusal(f"evaluation.low_shot.{given[0]} and low_shot.{given[1]} both say which images are labeled: give one")
     if shot.list is not None and not Path(shot.list).expanduser().is_file():
         raise Refusal(f"evaluation.low_shot.list={shot.list!r} is no file: give a text file with one image per line")
-    # the depth is not known yet: shallow encoders train longest, so their values refuse nothing that is possible
-    resolve_finetune(settings.finetune, shot.is_set(), BASE_DEPTH)
+    for group in vars(settings).values():
+        if isinstance(group, ProtocolSettings):
+            group.check(shot.is_set())
 
 
 def evaluation_remarks(
@@ -45,8 +46,5 @@ def evaluation_remarks(
         words.append("lidar_views has no effect without lidar_images")
     if settings.pooling != usual.pooling and set(unpooled).issuperset(protocols):
         words.append(f"pooling has no effect: protocols on patches ({', '.join(unpooled)}) pool nothing")
-    tuned = settings.finetune
-    changed = (tuned.magnitude, tuned.magnitude_std) != (usual.finetune.magnitude, usual.finetune.magnitude_std)
-    if changed and tuned.randaugment is False:
-        words.append("finetune.magnitude and magnitude_std have no effect without finetune.randaugment")
-    return words
+    groups = [group for group in vars(settings).values() if isinstance(group, ProtocolSettings)]
+    return [*words, *(remark for group in groups for remark in group.remarks())]

@@ -11,9 +11,10 @@ import tyro
 from openjepa.checks.protocol_settings import evaluation_remarks
 from openjepa.commands.parsing.arguments import Unprefixed, check_evaluated, data_of, given_settings, parse, require, subject_of
 from openjepa.config import nearest
-from openjepa.evaluation import PROTOCOLS, usual_protocols, with_current_names
+from openjepa.evaluation import with_current_names
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.protocols import PROTOCOLS, evaluation_settings, usual_protocols
 from openjepa.settings.sources import DataSettings, FolderSettings
 
 EVALUATE_HELP = """Probes of an encoder, beside the same on the untrained encoder and on raw pixels. ENCODER: an encoder folder,
@@ -27,7 +28,7 @@ examples:
   openjepa evaluate IN1K-vit.h.14-300e.pth.tar --suite paper \\
       --data-root ~/datasets
 
-protocols (--protocols; linear and knn unless said otherwise):
+protocols (--protocols; {usual} unless said otherwise):
 {protocols}
 
 tasks (all that the data has labels for, unless --tasks names some):
@@ -59,7 +60,7 @@ class EvaluateOptions:
     """Folder that holds one folder per data set, as unpacked from its archive (see above). Needed by --suite."""
     again: bool = False
     """Compute all rows of a suite again, even those already finished with the same weights, settings and data."""
-    evaluation: Annotated[EvaluationSettings, Unprefixed] = field(default_factory=EvaluationSettings)
+    evaluation: Annotated[EvaluationSettings, Unprefixed] = field(default_factory=lambda: evaluation_settings()())
     data: DataSettings = field(default_factory=FolderSettings)
 
 
@@ -69,6 +70,7 @@ def _evaluate_help() -> tuple[str, str]:
     from openjepa.evaluation.tasks import SUITES, TASKS
 
     text = EVALUATE_HELP.format(
+        usual=" and ".join(usual_protocols(on_maps=False)),
         protocols="\n".join(f"  {name:<16}{entry.summary}" for name, entry in PROTOCOLS.items()),
         tasks="\n".join(f"  {name:<16}{task.title}" for name, task in TASKS.items()),
     )

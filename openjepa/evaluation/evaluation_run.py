@@ -20,7 +20,7 @@ from openjepa.data.datasets.benchmarks import BENCHMARKS, find_benchmark
 from openjepa.data.selection import for_probes, low_shot_rows
 from openjepa.data.source import ListSource, Splits, file_stamp
 from openjepa.engine.device import resolve_device
-from openjepa.evaluation import PROTOCOLS, with_current_names
+from openjepa.evaluation import with_current_names
 from openjepa.evaluation.probes.closed_sweep import shared_components
 from openjepa.evaluation.result_names import data_key, folder_key, variant_name
 from openjepa.evaluation.subject import Subject, baselines, find_subject, load_subject
@@ -31,6 +31,7 @@ from openjepa.records import Metric, Result, SubjectResult, read_result
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings, LowShotSettings
 from openjepa.settings.models import EncoderConfig
+from openjepa.settings.protocols import PROTOCOLS, published_protocols
 from openjepa.settings.ranges import as_option
 from openjepa.settings.sources import DataSettings, height_and_width
 from openjepa.system.console import Say, silent
@@ -38,8 +39,6 @@ from openjepa.weights.contents import weights_hash
 
 PUBLISHED_LIST = 12_811
 """Number of images in the published list of 1 % of ImageNet's labels."""
-OF_THE_PAPER = ("linear_full", "finetune")
-"""The groups of settings that belong to protocols with published numbers."""
 NOT_OF_A_ROW = ("tasks", "workers", "device", "feature_batch_size")
 """Settings that do not change the numbers of a row, so that a finished row is reused if only these differ."""
 
@@ -284,8 +283,9 @@ def _draw_words(shot: LowShotSettings) -> str:
 def _departures(row: SuiteRow, settings: EvaluationSettings, config: EncoderConfig) -> tuple[str, ...]:
     """The settings that depart from the published protocol, in words. `evaluate_task` adds departures of the data."""
     usual = type(settings)()
-    changed = [name for name in OF_THE_PAPER if getattr(settings, name) != getattr(usual, name)]
-    read = {name for protocol in settings.protocols for name in PROTOCOLS[protocol].settings}
+    own = [name for entry in published_protocols() for name in entry.own]
+    changed = [name for name in own if getattr(settings, name) != getattr(usual, name)]
+    read = {name for protocol in settings.protocols for name in PROTOCOLS[protocol].own}
     size = view_size(settings, config)
     draw = _draw_words(settings.low_shot) if row.is_low_shot else ""
     return (

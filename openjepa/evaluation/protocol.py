@@ -125,6 +125,8 @@ class ProtocolResult:
     """More numbers: top-5 accuracy, the gradient's norm at the solution, seconds of training, ..."""
     unreadable: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Names of unreadable images by split (train, test), from protocols on images."""
+    chance: float | None = None
+    """The number of always answering the most frequent class. Asked only of protocols on label maps. None: not known."""
     protocol: str = ""
     """Name of the protocol, if its function serves several."""
 
@@ -167,6 +169,14 @@ def chosen_first(heads: Sequence[HeadResult], rule: str) -> int:
     scores = [head.test_accuracy if rule == "paper" else head.held_out_accuracy for head in heads]
     known = [-1.0 if score is None else score for score in scores]
     return known.index(max(known))
+
+
+def strongest_first(penalties: Sequence[float]) -> list[float]:
+    """The penalties, the strongest first: `chosen_first` then takes the stronger of two that are equally good.
+
+    A solution is also near that of the penalty before it.
+    """
+    return sorted(penalties, reverse=True)
 
 
 def with_choice(heads: Sequence[HeadResult], best: int) -> tuple[HeadResult, ...]:

@@ -7,8 +7,8 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
-from openjepa.evaluation import PROTOCOLS, usual_protocols
 from openjepa.settings.evaluation import EvaluationSettings, LowShotSettings
+from openjepa.settings.protocols import PROTOCOLS, usual_protocols
 from openjepa.settings.sources import DataSettings
 
 _TRAINING_ONLY = (

@@ -16,7 +16,6 @@ from openjepa.data.passes import evaluation_batches
 from openjepa.data.selection import Subset, balanced_rows, low_shot_rows
 from openjepa.data.source import LabelMaps, ListSource, Splits
 from openjepa.engine.device import memory_limit, resolve_device, resolve_precision
-from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.feature_matrix import EncoderFeatures, Extractor, Images, PixelFeatures, View, extract_features
 from openjepa.evaluation.feature_store import FeatureRows
 from openjepa.evaluation.lidar import lidar_measures
@@ -25,10 +24,11 @@ from openjepa.evaluation.tasks import TASKS, Labels, Task, fitting_protocols
 from openjepa.measures.rank import feature_measures
 from openjepa.models.vit import VisionTransformer
 from openjepa.records import Metric, Result, SubjectResult
-from openjepa.refusals import Refusal
+from openjepa.refusals import Refusal, examples
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
 from openjepa.settings.protocol_names import PAPER_SUFFIX
+from openjepa.settings.protocols import PROTOCOLS
 from openjepa.system.console import Say, silent
 
 NUM_NAMES = 20
@@ -52,6 +52,8 @@ class Findings:
         self._side_by_side = side_by_side
         self.metrics: dict[str, dict[str, Metric]] = {}
         """The numbers, by subject and name."""
+        self.chance: float | None = None
+        """The chance level of the encoder's protocol, if that says one."""
         self.heads: list[dict[str, Any]] = []
         """All classifiers that were tried."""
         self.unreadable: dict[str, dict[str, None]] = {"train": {}, "test": {}}
@@ -65,9 +67,11 @@ class Findings:
             if outcome.selection == "paper" and self._side_by_side:
                 title += PAPER_SUFFIX
             self.metrics.setdefault(subject, {})[title] = _metric(name, outcome)
+            if self.chance is None and subject == "encoder":
+                self.chance = outcome.chance
             self.heads.extend({"subject": subject, "metric": title, **asdict(head)} for head in outcome.heads)
-            for split, names in outcome.unreadable.items():
-                self.unreadable[split].update(dict.fromkeys(names))
+            for split, lost in outcome.unreadable.items():
+                self.unreadable[split].update(dict.fromkeys(lost))
 
 
 def check_readable(
@@ -79,7 +83,7 @@ def check_readable(
         if len(lost) > settings.max_skipped * len(source):
             raise Refusal(
                 f"{len(lost):,} of the {len(source):,} images of the {split} split cannot be read, more than "
-                f"max_skipped={settings.max_skipped:g} allows: {', '.join(lost[:3])}, ...; mend the files "
+                f"max_skipped={settings.max_skipped:g} allows: {examples(lost)}; mend the files "
                 "(`openjepa data check` lists them) or raise --max-skipped. Files that stay as they are, are tried again only "
                 "once eval/features is deleted"
             )
@@ -105,7 +109,7 @@ def with_findings(
         num_train=len(train.source) - len(dropped["train"]),
         num_test=len(test.source) - len(dropped["test"]),
         num_classes=len(np.unique(labels[0])) if train.maps is None else len(train.maps.class_names),
-        chance=_chance(train, labels[1], findings.metrics),
+        chance=_chance(train, labels[1], findings.chance),
         dropped={split: len(lost) for split, lost in dropped.items()},
         dropped_names=[name for lost in dropped.values() for name in lost][:NUM_NAMES],
     )
@@ -126,10 +130,10 @@ def departures(benchmark: str, labels: Labels, result: Result) -> tuple[str, ...
     )
 
 
-def _chance(train: Split, test_labels: NDArray[np.int64], metrics: Mapping[str, Mapping[str, Metric]]) -> float:
+def _chance(train: Split, test_labels: NDArray[np.int64], found: float | None) -> float:
     """The number reached by always predicting the most frequent class of the training images (label maps: of patches)."""
     if train.maps is not None:
-        return next(iter(metrics["encoder"].values())).extra["majority"]
+        return found or 0.0
     return float((test_labels == np.bincount(train.labels).argmax()).mean())
 
 

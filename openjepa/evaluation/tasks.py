@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from openjepa.config import nearest
 from openjepa.data.source import ListSource, Splits
-from openjepa.evaluation import PROTOCOLS, usual_protocols
 from openjepa.records import Published
 from openjepa.refusals import Refusal
+from openjepa.settings.protocols import PROTOCOLS, usual_protocols
 
 Labels = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Labels of the training split and of the test split, one per record."""

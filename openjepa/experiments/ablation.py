@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from openjepa.checks import check
-from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.experiments.ablation_lengths import PlannedRun, Speed, base_config, kept_speeds, measure_speeds, planned_runs
 from openjepa.experiments.ablation_tables import (
+    PROTOCOLS_OF_ROWS,
     Numbers,
     RunResult,
     claimed,
@@ -28,6 +28,7 @@ from openjepa.recipes.ablations import ABLATIONS, ablation_rows
 from openjepa.records import Result, read_summary
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.experiments import AblationSettings
+from openjepa.settings.protocols import PROTOCOLS
 from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import ScenesSettings
 from openjepa.system.console import format_seconds
@@ -35,7 +36,6 @@ from openjepa.system.interrupts import Interrupted
 from openjepa.system.json_files import read_object
 from openjepa.training.loop import train
 
-PROBES: tuple[str, ...] = ("linear", "knn")
 SCENE_TASKS = ("clevr_count", "clevr_dist")
 RANK = "RankMe"
 
@@ -159,7 +159,7 @@ def evaluate_references(folder: Path, config: RunConfig, ablation: AblationSetti
 def _settings(config: RunConfig, ablation: AblationSettings) -> EvaluationSettings:
     """The evaluation's settings. They are equal for all runs, so that the report can compare their numbers in one figure."""
     return EvaluationSettings(
-        protocols=PROBES,
+        protocols=PROTOCOLS_OF_ROWS,
         baselines=(),
         max_train_images=ablation.probe_images,
         device=config.run.device,
@@ -180,7 +180,7 @@ def _results(subject: Path, config: RunConfig, scenes: str | None, settings: Eva
 
 def _found(results: Sequence[Result], subject: str) -> Found:
     """The numbers of one subject. If two results have the same task, the later one counts, which is on the named scenes."""
-    names = {PROTOCOLS[name].metric: name for name in PROBES}
+    names = {PROTOCOLS[name].metric: name for name in PROTOCOLS_OF_ROWS}
     metrics = {
         f"{result.task}/{names[probe]}": metric
         for result in results

@@ -19,6 +19,7 @@ from rich.text import Text
 from openjepa.experiments.ablation_lengths import PlannedRun
 from openjepa.recipes.ablations import ABLATIONS, Ablation
 from openjepa.report import write_scaling
+from openjepa.settings.protocols import PROTOCOLS
 from openjepa.system import shared_files
 from openjepa.system.console import format_count, format_seconds, plain_console
 from openjepa.system.json_files import lenient, readable_object
@@ -28,13 +29,12 @@ RESULTS = "results"
 """Folder that holds one file for every run."""
 Numbers = Mapping[str, float]
 BUDGETS = {"images": "At equal images seen", "seconds": "At equal training time"}
+PROTOCOLS_OF_ROWS = ("linear", "knn")
+"""Protocols that every run is evaluated with, whichever are usual elsewhere: its tables hold only these."""
+TASKS_OF_ROWS = {"classification": "", "clevr_count": "Count ", "clevr_dist": "Dist "}
+"""Task -> what its columns begin with."""
 PROBES = {
-    "linear": "classification/linear",
-    "k-NN": "classification/knn",
-    "Count linear": "clevr_count/linear",
-    "Count k-NN": "clevr_count/knn",
-    "Dist linear": "clevr_dist/linear",
-    "Dist k-NN": "clevr_dist/knn",
+    f"{words}{PROTOCOLS[name].metric}": f"{task}/{name}" for task, words in TASKS_OF_ROWS.items() for name in PROTOCOLS_OF_ROWS
 }
 """Name of the number in each column."""
 WIDTH = 100

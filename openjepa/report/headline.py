@@ -12,10 +12,10 @@ from openjepa.report.facts import command
 from openjepa.report.numbers import format_number, percent
 from openjepa.report.probes import (
     HEAD_ORDER,
-    MAIN_PROBE,
     SUITE_ORDER,
     Row,
     full_title,
+    main_probe,
     measured,
     place_of,
 )
@@ -98,7 +98,7 @@ def _heading(rows: Sequence[Row], run: int, like: Row | None) -> Row | None:
             bool(row.variant),
             row.selection == "paper",
             alike not in (None, (row.task, row.probe)),
-            row.probe != MAIN_PROBE,
+            row.probe != main_probe(),
             place_of(row.suite_row, SUITE_ORDER) if row.suite_row else place_of(row.kind, HEAD_ORDER),
         ),
         default=None,

@@ -1,26 +1,17 @@
 """The results of eval/*.json as rows of one table, and the meanings of their names."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from openjepa.records import SIGMA, SUBJECT_NAMES, Measure, Metric, Result
 from openjepa.report.numbers import percent
 from openjepa.report.reading import Run, text
+from openjepa.settings.protocols import PROTOCOLS, usual_protocols
 from openjepa.system.json_files import number
 
-MAIN_PROBE = "linear"
-PROBE_WORDS = {
-    MAIN_PROBE: "a linear probe on features of one center view, computed once: published linear numbers, trained on augmented "
-    "images, do not compare to the point",
-    "linear-full": "the paper's linear probe: heads trained on augmented images above the frozen encoder",
-    "logistic": "L2 logistic regression on features of one center view, as MSN's low-shot evaluation",
-    "attentive": "a learned query attends to the frozen encoder's patches",
-    "fine-tuned": "the encoder itself is trained further on the labels",
-    "dense linear mIoU": "a linear layer on single patches, no decoder; mean intersection over union",
-    "dense k-NN mIoU": "votes of the nearest single patches, no decoder; mean intersection over union",
-}
 SELECTION_WORDS = {
     "held_out": "settings chosen on 10 % of the training images",
     "paper": "best on the test images, as published",
@@ -34,6 +25,22 @@ HEAD_ORDER = ("classification", "clevr_dist", "clevr_count")
 """The first of these that a run has heads its page. The order is fixed, so that no number is picked because it is high."""
 MAX_PROBES = 24
 MAX_HEADS = 240
+
+
+def main_probe() -> str:
+    """The probe that heads a page: the first of those that are usual on labels of images."""
+    return PROTOCOLS[usual_protocols(on_maps=False)[0]].metric
+
+
+def probe_words(names: Iterable[str]) -> dict[str, str]:
+    """What the probes `names` are, without those that nothing is said of."""
+    words = {entry.metric: entry.words for entry in PROTOCOLS.values() if entry.words}
+    return {name: words[name] for name in names if name in words}
+
+
+def has_finetuned(names: Iterable[str]) -> bool:
+    """True if one of the probes `names` trains the encoder."""
+    return not {entry.metric for entry in PROTOCOLS.values() if not entry.freezes}.isdisjoint(names)
 
 
 def quantity(measures: Collection[Measure]) -> str:
@@ -194,8 +201,15 @@ def measured(result: Result) -> list[Measured]:
 
 
 def shown_variant(result: Result) -> str:
-    """The variant without the word for both selection rules, because every number shows its own rule."""
-    return "-".join(part for part in text(result.variant, 80).split("-") if part != "both")
+    """The variant in words: `linear_full-only` is `linear-full only`.
+
+    The word for both selection rules is left out, since every number stands with its own.
+    """
+    names = {name.replace("-", "_"): name for name in PROTOCOLS}
+    shown = ""
+    for before, part in pairwise(["", *(part for part in text(result.variant, 80).split("-") if part != "both")]):
+        shown += (" " if part == "only" and before in names else "-") + names.get(part, part)
+    return shown.removeprefix("-")
 
 
 def full_title(result: Result) -> str:

@@ -16,7 +16,7 @@ from openjepa.records import DataFacts, Result
 from openjepa.refusals import Refusal
 from openjepa.report.facts import command, images_seen, method_name, status, step_seconds, total_seconds
 from openjepa.report.page import fill
-from openjepa.report.probes import PROBE_WORDS, SELECTION_WORDS, Measured, measured, shown_variant
+from openjepa.report.probes import SELECTION_WORDS, Measured, measured, probe_words, shown_variant
 from openjepa.report.reading import Run, began_from, distinct, read_run, text
 from openjepa.report.scatter import (
     AXES,
@@ -255,8 +255,7 @@ def render_scaling(folders: Sequence[Run], no_runs: Sequence[tuple[str, str]]) -
         "series": [(name, index % NUM_SERIES_COLORS) for index, name in enumerate(found.series)],
         "missing": [*found.missing, *no_runs],
         "axes": AXES,
-        "words": {name: PROBE_WORDS[name] for name in probes if name in PROBE_WORDS}
-        | {name: SELECTION_WORDS[name] for name in selections if name in SELECTION_WORDS},
+        "words": probe_words(probes) | {name: SELECTION_WORDS[name] for name in selections if name in SELECTION_WORDS},
         "version": __version__,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }

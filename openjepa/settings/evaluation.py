@@ -172,8 +172,19 @@ WARMUP_EPOCHS = 5.0
 """Warm-up of every fine-tuning recipe (MAE's). Neither part of the I-JEPA paper gives the length of its warm-up."""
 
 
+class ProtocolSettings:
+    """Base of groups whose settings must fit one another. Ranges of single settings stand on the fields."""
+
+    def check(self, is_low_shot: bool) -> None:
+        """Raises Refusal for settings that cannot work together. `is_low_shot`: only some images are labeled."""
+
+    def remarks(self) -> list[str]:
+        """The settings that were changed and have no effect beside the others of the group, in words."""
+        return []
+
+
 @dataclass(frozen=True, kw_only=True)
-class FinetuneSettings:
+class FinetuneSettings(ProtocolSettings):
     """Fine-tuning: trains the whole encoder and a linear head with labels (I-JEPA, low-shot and appendix D; MAE's recipe)."""
 
     recipe: RecipeName | None = None
@@ -222,6 +233,18 @@ class FinetuneSettings:
     I-JEPA paper does not say); `encoder`: the encoder's last norm before pooling, and no norm after it."""
     head_std: Annotated[float, NOT_NEGATIVE] = 2e-5
     """Standard deviation of the head's first weights (MAE's; the I-JEPA paper does not say)."""
+
+    def check(self, is_low_shot: bool) -> None:
+        """Raises Refusal if the warm-up is not shorter than the run."""
+        # the depth is not known yet; shallow encoders have the longest runs, so that nothing possible is refused
+        resolve_finetune(self, is_low_shot, BASE_DEPTH)
+
+    def remarks(self) -> list[str]:
+        """Says that the magnitudes of RandAugment have no effect without it."""
+        usual = type(self)()
+        changed = (self.magnitude, self.magnitude_std) != (usual.magnitude, usual.magnitude_std)
+        words = "finetune.magnitude and magnitude_std have no effect without finetune.randaugment"
+        return [words] if changed and self.randaugment is False else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,9 +337,8 @@ class EvaluationSettings:
     tasks: tuple[str, ...] = ()
     """Tasks: classification, clevr_count, clevr_dist; on patches: scene_shapes, scene_colors. Empty: all tasks for which the
     data set has labels, without those on patches."""
-    protocols: Annotated[tuple[str, ...], NamesOf("openjepa.evaluation:PROTOCOLS")] = ()
-    """Probes to run. Empty: those of the suite's row; without a suite linear and knn, on label maps dense-linear and
-    dense-knn."""
+    protocols: Annotated[tuple[str, ...], NamesOf("openjepa.settings.protocols:PROTOCOLS")] = ()
+    """Probes to run. Empty: those of the suite's row; without a suite the usual ones for the task's labels."""
     selection: Selection = "held_out"
     """`held_out`: the probe's settings are chosen on 10 % of the training split; `paper`: best on the test split; `both`."""
     seeds: Annotated[int, AT_LEAST_1] = 1

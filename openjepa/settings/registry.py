@@ -1,6 +1,6 @@
 """Lines of a registry, which hold the settings of a component and the location of its code, and the choice among them.
 
-Registries are dict literals. METHODS, MASKS and SOURCES are beside the settings that choose from them; PROTOCOLS, FORMATS and
+Registries are dict literals. METHODS, MASKS, SOURCES and PROTOCOLS are beside the settings that choose from them; FORMATS and
 OUTPUTS are in the `__init__.py` of their package. They are free of torch: the code is imported only if `load` is called, so
 that `--help` and the report do not wait for it.
 """

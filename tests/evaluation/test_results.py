@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.tables import follows_published, percent, print_results
 from openjepa.evaluation.tasks import PUBLISHED, SUITES
 from openjepa.records import PAPER_SUFFIX, Metric, Result, SubjectResult, read_evaluation, read_result
 from openjepa.settings.protocol_names import current_result
+from openjepa.settings.protocols import PROTOCOLS
 from tests.helpers.report_page import page_of
 
 
@@ -189,7 +189,7 @@ def test_results_kept_in_the_documents_are_read_with_the_names_of_today(tmp_path
     )
     assert list(full) == ["linear-full"] and list(cached)[:2] == ["linear", "linear (paper)"]
     text = page_of(folder, output=tmp_path / "report.html").text
-    assert "CIFAR10 linear-full held_out linear_full-only" in text and "CIFAR10 linear held_out linear-knn" in text
+    assert "CIFAR10 linear-full held_out linear-full only" in text and "CIFAR10 linear held_out linear-knn" in text
     assert f"{100 * full['linear-full']['value']:.1f} ±" in text and "linear-cached" not in text
 
 

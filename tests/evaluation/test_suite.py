@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from openjepa.data.datasets.benchmarks import BENCHMARKS
-from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.evaluation_run import evaluate_suite
 from openjepa.evaluation.tasks import PUBLISHED, SUITES, TASKS
 from openjepa.records import Result
 from openjepa.settings.evaluation import FullLinearSettings, LowShotSettings
+from openjepa.settings.protocols import PROTOCOLS
 from openjepa.types import Export
 from openjepa.weights.native import save_network
 from tests.helpers.evaluated_run import CONFIG, SETTINGS, encoder

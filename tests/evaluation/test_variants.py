@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 
-from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.evaluation_run import _row_variant as suite_variant
 from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.evaluation.protocol import FeatureProbe, LabeledFeatures
@@ -29,6 +28,7 @@ from openjepa.settings.evaluation import (
     LogisticSettings,
     LowShotSettings,
 )
+from openjepa.settings.protocols import PROTOCOLS
 from openjepa.settings.sources import FolderSettings
 from openjepa.types import Export
 from openjepa.weights.native import save_network

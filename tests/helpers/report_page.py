@@ -4,10 +4,10 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
-from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.tasks import PUBLISHED, SUITES
 from openjepa.records import PAPER_SUFFIX, Metric, Result, SubjectResult
 from openjepa.report import write_report
+from openjepa.settings.protocols import PROTOCOLS
 
 HOSTILE = "<script>alert('x')</script>\"'><img src=http://evil.example/x onerror=alert(1)>{{ 7 * 7 }}"
 

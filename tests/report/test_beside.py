@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from openjepa.evaluation import PROTOCOLS
 from openjepa.evaluation.tables import follows_published
 from openjepa.evaluation.tasks import PUBLISHED, SUITES
 from openjepa.records import Result, SubjectResult, compares, read_evaluation
@@ -16,6 +15,7 @@ from openjepa.report.beside import LEFT, PLACE, RIGHT, WIDTH, Comparison, Number
 from openjepa.report.headline import qualities, skipped_tasks
 from openjepa.report.probes import measured, table
 from openjepa.report.reading import read_run
+from openjepa.settings.protocols import PROTOCOLS
 from tests.helpers.example_run import write_evaluations, write_run, write_variant
 from tests.helpers.report_page import HOSTILE, Page, metric_of, page_of, poisoned, write_suite
 

@@ -2,9 +2,9 @@
 
 from openjepa.data import SOURCES
 from openjepa.data.datasets.benchmarks import BENCHMARKS
-from openjepa.evaluation import PROTOCOLS
 from openjepa.masks import MASKS
 from openjepa.methods import METHODS
+from openjepa.settings.protocols import PROTOCOLS
 from openjepa.weights import FORMATS, OUTPUTS
 from openjepa.weights.formats import Reader
 

@@ -15,6 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.protocols import evaluation_settings
 from openjepa.settings.ranges import Range, rules_of
 from openjepa.settings.registry import NamesOf
 from openjepa.settings.run import CHOICES
@@ -74,6 +76,8 @@ def _options(cls: type[Any], values: object, prefix: str) -> Iterator[Option]:
 
 
 def _choices(cls: type[Any]) -> list[type[Any]]:
+    if cls is EvaluationSettings:
+        return [evaluation_settings()]
     return next((list(choice.options.values()) for choice in CHOICES.values() if choice.base is cls), [cls])
 
 
@@ -99,7 +103,7 @@ def explanations(cls: type[Any]) -> dict[str, str]:
         try:
             body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
         except OSError:
-            return {}
+            continue
         assert isinstance(body, ast.ClassDef)
         for line, below in pairwise(body.body):
             is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)

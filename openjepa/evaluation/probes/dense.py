@@ -35,6 +35,7 @@ from openjepa.evaluation.protocol import (
     chosen_first,
     held_out_rows,
     selections,
+    strongest_first,
     with_choice,
 )
 from openjepa.measures.accuracy import (
@@ -255,14 +256,14 @@ def _drawn(num_images: int, num_patches: int, most: int, seed: int) -> Tensor:
 
 
 def _linear_classifiers(train: Patches, kind: str, settings: EvaluationSettings) -> list[Classifiers]:
-    strongest_first = sorted(settings.weight_decays, reverse=True)  # in a tie the stronger weight decay wins
+    strongest = strongest_first(settings.weight_decays)
     found = []
     for head in KINDS:
         prepared = prepare(train.features, train.labels, head)
         for rule in selections(settings):
-            decays: list[tuple[float, float | None]] = [(decay, None) for decay in strongest_first]
+            decays: list[tuple[float, float | None]] = [(decay, None) for decay in strongest]
             if rule == "held_out":
-                decays = [_best_decay(prepared, train, strongest_first, settings)]
+                decays = [_best_decay(prepared, train, strongest, settings)]
             solved = prepared.solve(None, [decay for decay, _ in decays], settings.iterations)
             heads = tuple(HeadResult(kind, head, f"weight decay {decay:g}", score, 0.0) for decay, score in decays)
             found.append(Classifiers(heads, (rule,), partial(_predict_linear, prepared, solved)))
@@ -356,14 +357,15 @@ def _result(rule: str, several: list[tuple[Classifiers, Tested]], majority: int,
             pixels.append(found.pixels[number])
     best = chosen_first(heads, rule)
     counts = patches[best].sum(dim=0)
+    chance = _always(majority, counts)
     extra = {
         "patch_accuracy": hit_rate(counts),
         "pixel_miou": float(mean_iou(pixels[best])),
-        "majority": _always(majority, counts),
+        "majority": chance,
         "train_patches": float(num_train),
     }
     error = mean_iou_error(patches[best], seed)
-    return ProtocolResult(heads[best].test_accuracy, error, with_choice(heads, best), rule, extra)
+    return ProtocolResult(heads[best].test_accuracy, error, with_choice(heads, best), rule, extra, chance=chance)
 
 
 def _always(answer: int, counts: Int[Tensor, "3 classes"]) -> float:

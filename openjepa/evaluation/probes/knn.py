@@ -10,7 +10,6 @@ from openjepa.evaluation.protocol import (
     with_choice,
 )
 from openjepa.measures.accuracy import Accuracy, knn_accuracy
-from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
 
 
@@ -21,8 +20,6 @@ def evaluate_neighbors(probe: FeatureProbe, settings: EvaluationSettings) -> tup
     split, which is classified by neighbors in the other 90 %. `paper` chooses k on the test split. Raises Refusal if
     `settings.neighbors` is empty or holds a number below 1.
     """
-    if not settings.neighbors or min(settings.neighbors) < 1:
-        raise Refusal(f"evaluation.neighbors={settings.neighbors} must hold numbers of at least 1")
     train, test = probe.train, probe.test
     keys, queries = train.features[probe.kind], test.features[probe.kind]
     options = (settings.neighbors, settings.neighbor_temperature)

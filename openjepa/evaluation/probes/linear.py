@@ -33,10 +33,10 @@ from openjepa.evaluation.protocol import (
     chosen_first,
     held_out_rows,
     selections,
+    strongest_first,
     with_choice,
 )
 from openjepa.measures.accuracy import Accuracy, top1
-from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
 
 BATCH_NORM_EPS = 1e-5
@@ -126,7 +126,7 @@ def _sweep_held_out(
     Means, scales and axes come from the whole training split. They do not depend on labels.
     """
     kept, held = held_out_rows(prepared.labels, settings.seed)
-    decays = _strongest_first(settings)
+    decays = strongest_first(settings.weight_decays)
     predictions = prepared.solve(kept, decays, settings.iterations).predict(prepared.rotated.rows.select(held))
     scores = [top1(predicted, prepared.labels[held]).value for predicted in predictions]
     best = scores.index(max(scores))
@@ -140,19 +140,12 @@ def _sweep_on_test(
     prepared: Prepared, probe: FeatureProbe, features: str, kind: str, settings: EvaluationSettings
 ) -> list[Fitted]:
     """One head for every weight decay, solved on the whole training split."""
-    decays = _strongest_first(settings)
+    decays = strongest_first(settings.weight_decays)
     heads = prepared.solve(None, decays, settings.iterations)
     predictions = heads.predict(prepared.project(probe.test.features[features]))
     scores = [top1(predicted, probe.test.labels).value for predicted in predictions]
     results = [HeadResult(features, kind, _words(decay), None, score) for decay, score in zip(decays, scores, strict=True)]
     return list(zip(results, prepared.remaining(heads, decays), strict=True))
-
-
-def _strongest_first(settings: EvaluationSettings) -> list[float]:
-    """The weight decays in descending order, so that the stronger wins a tie."""
-    if not settings.weight_decays or min(settings.weight_decays) <= 0:
-        raise Refusal(f"evaluation.weight_decays={settings.weight_decays} must be above 0: without it heads do not converge")
-    return sorted(settings.weight_decays, reverse=True)
 
 
 def _words(decay: float) -> str:

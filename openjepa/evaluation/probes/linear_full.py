@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float, Int, UInt8
+from rich.filesize import decimal
 from torch import Tensor
 
 from openjepa.data.passes import rebatched
@@ -132,7 +133,7 @@ def train_heads(probe: ImageProbe, settings: EvaluationSettings, plan: Plan, row
     wanted = settings.linear_full.batch_size or plan.recipe.batch_size
     if plan.batch_size < wanted:
         words = f"all {plan.batch_size:,} images at once, because there are fewer than a batch of {wanted:,}"
-        say(f"note: linear_full trains on {words}")
+        say(f"note: linear-full trains on {words}")
     heads = StackedHeads(
         probe.config.width,
         features.num_layers,
@@ -185,6 +186,6 @@ def check_memory(probe: ImageProbe, plan: Plan, num_layers: int) -> None:
     if needed > LARGEST_SHARE * limit:
         raise Refusal(
             f"evaluation.linear_full.learning_rates and weight_decays: {4 * num} heads of {probe.num_classes:,} classes need "
-            f"about {needed / 1e9:.1f} GB while they are trained, and {probe.device} has {limit / 1e9:.1f} GB: give fewer of "
+            f"about {decimal(needed)} while they are trained, and {probe.device} has {decimal(limit)}: give fewer of "
             "both, and run the evaluation once for each part"
         )

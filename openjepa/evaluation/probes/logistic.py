@@ -45,10 +45,10 @@ from openjepa.evaluation.protocol import (
     chosen_first,
     held_out_rows,
     selections,
+    strongest_first,
     with_choice,
 )
 from openjepa.measures.accuracy import TOP, Accuracy, top1
-from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings, LogisticSettings
 
 CHUNK_LOGITS = 2**20
@@ -332,9 +332,9 @@ def evaluate_logistic(probe: FeatureProbe, settings: EvaluationSettings) -> tupl
     the whole split. `paper` solves on the whole training split and chooses the best on the test split. Only the first kind of
     features (the last layer, or pixels) is used. `extra` holds the norm of the gradient at the solution, also as a share of
     lambda |W|, and top-5 accuracy if there are more than five classes. Warns if the search for a lambda ended before the
-    gradient was small enough. Raises Refusal if a penalty is not above 0.
+    gradient was small enough.
     """
-    penalties = _strongest_first(settings.logistic)
+    penalties = strongest_first(settings.logistic.penalties)
     problem = standardize(probe.train.features[probe.kind], probe.train.labels)
     queries = problem.project(probe.test.features[probe.kind])
     results = []
@@ -406,12 +406,3 @@ def _between(before: float, penalty: float) -> list[float]:
     """Penalties between `before` and `penalty` in equal ratios of at most FAR; empty if the two are near each other."""
     num = max(0, math.ceil(math.log(before / penalty, FAR) - 1e-9) - 1)
     return [before * (penalty / before) ** (step / (num + 1)) for step in range(1, num + 1)]
-
-
-def _strongest_first(settings: LogisticSettings) -> list[float]:
-    """The penalties in descending order, so that the stronger wins a tie and each solution is near the next."""
-    if not settings.penalties or min(settings.penalties) <= 0:
-        raise Refusal(
-            f"evaluation.logistic.penalties={settings.penalties} must be above 0: separable classes have no solution without it"
-        )
-    return sorted(settings.penalties, reverse=True)

@@ -9,14 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from openjepa.evaluation import PROTOCOLS
+from openjepa.checks.protocol_settings import check_evaluation
 from openjepa.evaluation.probes import closed_sweep
 from openjepa.evaluation.probes import closed_sweep as rows_module
 from openjepa.evaluation.probes.closed_sweep import rotate, solve
 from openjepa.evaluation.probes.linear import KINDS, prepare
 from openjepa.evaluation.protocol import FeatureProbe, LabeledFeatures, ProtocolResult, held_out_rows
 from openjepa.measures import accuracy
+from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.protocols import PROTOCOLS
 
 SETTINGS = EvaluationSettings(weight_decays=(1e-4, 1e-2, 1.0), neighbors=(1, 5, 20))
 EVALUATE = ("linear", "knn")
@@ -309,9 +311,7 @@ def test_classes_that_training_has_not_seen_count_as_wrong() -> None:
 
 
 def test_impossible_sweeps_are_named() -> None:
-    split = clusters(20, 1, 1)
-    with pytest.raises(ValueError, match="weight_decays"):
-        outcome("linear", split, split, replace(SETTINGS, weight_decays=(0.0,)))
-    with pytest.raises(ValueError, match="neighbors"):
-        outcome("knn", split, split, replace(SETTINGS, neighbors=()))
+    for name, values in (("weight_decays", (0.0,)), ("weight_decays", ()), ("neighbors", ()), ("neighbors", (0,))):
+        with pytest.raises(Refusal, match=name):
+            check_evaluation(replace(SETTINGS, **{name: values}))
     assert np.isfinite(SETTINGS.neighbor_temperature)

@@ -323,5 +323,5 @@ def test_a_batch_larger_than_the_data_is_said(capsys: pytest.CaptureFixture[str]
 
 def test_heads_that_do_not_fit_are_refused_with_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_full, "memory_limit", lambda device: 10_000)
-    with pytest.raises(ValueError, match=r"8 heads of 3 classes need about 0\.0 GB .* give fewer of both"):
+    with pytest.raises(ValueError, match=r"8 heads of 3 classes need about [\d.,]+ [kM]B .* give fewer of both"):
         evaluate_linear_full(color_probe(), SETTINGS)

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from openjepa.checks.protocol_settings import check_evaluation
 from openjepa.evaluation.probes import logistic as newton
 from openjepa.evaluation.probes.closed_sweep import Heads, Rows
 from openjepa.evaluation.probes.logistic import Objective, Solution, Standardized, _between, minimize, standardize
 from openjepa.evaluation.probes.logistic import evaluate_logistic as evaluate_probe
 from openjepa.evaluation.protocol import FeatureProbe, LabeledFeatures, ProtocolResult, held_out_rows
+from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings, LogisticSettings
 
 
@@ -250,6 +252,5 @@ def test_dimensions_that_are_constant_do_nothing() -> None:
 
 
 def test_impossible_penalties_are_named() -> None:
-    one = split(40, 1)
-    with pytest.raises(ValueError, match=r"logistic.penalties=\(0\.0,\) must be above 0"):
-        evaluate_logistic(one, one, replace(SETTINGS, logistic=LogisticSettings(penalties=(0.0,))))
+    with pytest.raises(Refusal, match=r"logistic\.penalties=0\.0 must be above 0"):
+        check_evaluation(replace(SETTINGS, logistic=LogisticSettings(penalties=(0.0,))))

@@ -1,0 +1,169 @@
+"""The protocols: one entry tells the rest of the program all that it knows of one. Their code is in openjepa.evaluation."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, make_dataclass
+from functools import cache
+from typing import Any, Literal, TypeVar
+
+from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.registry import Line
+
+Group = TypeVar("Group")
+
+
+@dataclass(frozen=True)
+class ProtocolEntry(Line):
+    """A protocol as the rest of the program knows it."""
+
+    home: str
+    """The protocol's function as `package.module:name`."""
+    works_on: Literal["features", "images", "maps"]
+    """The input. features: pooled features, extracted once; images: the images; maps: images with one class per pixel."""
+    metric: str
+    """Name of the number in tables and files."""
+    summary: str
+    """One line of help."""
+    settings: tuple[str, ...] = ()
+    """Fields of EvaluationSettings that this protocol reads but not every other does. A group stands for all of its fields."""
+    groups: Mapping[str, type[Any]] = field(default_factory=dict)
+    """Settings of its own: name of the group -> its frozen dataclass. The group becomes a field of `evaluation_settings()`."""
+    measure: Literal["accuracy", "miou"] = "accuracy"
+    """The kind of number. accuracy: share of correct predictions; miou: mean intersection over union."""
+    words: str = ""
+    """What the report says of the number. Empty: nothing."""
+    is_published: bool = False
+    """True if the I-JEPA paper has numbers of the protocol, which are compared with ours if its settings are not changed."""
+    freezes: bool = True
+    """False if the protocol trains the encoder."""
+    pools: bool = True
+    """True if the protocol works on one vector per image, so that the setting `pooling` matters."""
+    is_usual: bool = False
+    """True if the protocol runs when no protocols are named."""
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """`settings` and `groups`: the fields of the settings that not every protocol reads."""
+        return (*self.settings, *self.groups)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The fields of the settings that the protocol reads, including OF_FEATURES if it works on features."""
+        return (*OF_FEATURES, *self.own) if self.works_on == "features" else self.own
+
+
+OF_FEATURES = ("feature_dtype", "lidar_images", "lidar_views")
+"""Settings that are read when features are extracted. Only protocols on features extract them."""
+_LINEAR = ("weight_decays", "iterations")
+_NEIGHBORS = ("neighbors", "neighbor_temperature")
+
+PROTOCOLS: dict[str, ProtocolEntry] = {
+    "linear": ProtocolEntry(
+        home="openjepa.evaluation.probes.linear:evaluate_linear",
+        works_on="features",
+        metric="linear",
+        summary="linear heads on features of the test view, without augmentation; minutes",
+        settings=_LINEAR,
+        words="a linear probe on features of one center view, computed once: published linear numbers, trained on augmented "
+        "images, do not compare to the point",
+        is_usual=True,
+    ),
+    "knn": ProtocolEntry(
+        home="openjepa.evaluation.probes.knn:evaluate_neighbors",
+        works_on="features",
+        metric="k-NN",
+        summary="weighted k-nearest neighbors on the same features",
+        settings=_NEIGHBORS,
+        is_usual=True,
+    ),
+    "logistic": ProtocolEntry(
+        home="openjepa.evaluation.probes.logistic:evaluate_logistic",
+        works_on="features",
+        metric="logistic",
+        summary="L2 logistic regression with a sweep (low-shot, as MSN)",
+        settings=("logistic",),
+        words="L2 logistic regression on features of one center view, as MSN's low-shot evaluation",
+    ),
+    "linear-full": ProtocolEntry(
+        home="openjepa.evaluation.probes.linear_full:evaluate_linear_full",
+        works_on="images",
+        metric="linear-full",
+        summary="the paper's probe: heads trained on augmented images; hours",
+        settings=("linear_full",),
+        words="the paper's linear probe: heads trained on augmented images above the frozen encoder",
+        is_published=True,
+    ),
+    "attentive": ProtocolEntry(
+        home="openjepa.evaluation.probes.attentive:evaluate_attentive",
+        works_on="images",
+        metric="attentive",
+        summary="attentive probe: a learned query over frozen patches",
+        settings=("attentive",),
+        words="a learned query attends to the frozen encoder's patches",
+        pools=False,
+    ),
+    "finetune": ProtocolEntry(
+        home="openjepa.evaluation.probes.finetune:evaluate_finetune",
+        works_on="images",
+        metric="fine-tuned",
+        summary="end-to-end fine-tuning with layer-wise decay",
+        settings=("finetune",),
+        words="the encoder itself is trained further on the labels",
+        is_published=True,
+        freezes=False,
+    ),
+    "dense-linear": ProtocolEntry(
+        home="openjepa.evaluation.probes.dense:evaluate_dense",
+        works_on="maps",
+        metric="dense linear mIoU",
+        summary="linear probe on single patches, no decoder",
+        settings=(*_LINEAR, "dense"),
+        words="a linear layer on single patches, no decoder; mean intersection over union",
+        measure="miou",
+        pools=False,
+        is_usual=True,
+    ),
+    "dense-knn": ProtocolEntry(
+        home="openjepa.evaluation.probes.dense:evaluate_dense",
+        works_on="maps",
+        metric="dense k-NN mIoU",
+        summary="k-nearest neighbors of single patches, no decoder",
+        settings=(*_NEIGHBORS, "dense"),
+        words="votes of the nearest single patches, no decoder; mean intersection over union",
+        measure="miou",
+        pools=False,
+        is_usual=True,
+    ),
+}
+
+
+def published_protocols() -> tuple[ProtocolEntry, ...]:
+    """The protocols that the I-JEPA paper has numbers of."""
+    return tuple(entry for entry in PROTOCOLS.values() if entry.is_published)
+
+
+def usual_protocols(on_maps: bool) -> tuple[str, ...]:
+    """The protocols that run if none is named: those for labels of pixels if `on_maps`, else those for labels of images."""
+    return tuple(name for name, entry in PROTOCOLS.items() if entry.is_usual and (entry.works_on == "maps") == on_maps)
+
+
+def evaluation_settings() -> type[EvaluationSettings]:
+    """EvaluationSettings with a field for each group of settings that an entry brings."""
+    groups = {name: cls for entry in PROTOCOLS.values() for name, cls in entry.groups.items()}
+    return _with_groups(tuple(groups.items())) if groups else EvaluationSettings
+
+
+@cache
+def _with_groups(groups: tuple[tuple[str, type[Any]], ...]) -> type[EvaluationSettings]:
+    parts = [(name, cls, field(default_factory=cls)) for name, cls in groups]
+    return make_dataclass("EvaluationSettings", parts, bases=(EvaluationSettings,), frozen=True, kw_only=True)
+
+
+def with_all_groups(settings: EvaluationSettings) -> EvaluationSettings:
+    """The settings with the defaults of the groups that they lack."""
+    cls = evaluation_settings()
+    return settings if isinstance(settings, cls) else cls(**vars(settings))
+
+
+def group_of(settings: EvaluationSettings, cls: type[Group]) -> Group:
+    """The group of settings `cls`, which the entry of a protocol brings."""
+    return next(value for value in vars(settings).values() if isinstance(value, cls))

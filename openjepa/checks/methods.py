@@ -11,7 +11,7 @@ from openjepa.settings.derived import heads_of, resolved
 from openjepa.settings.masks import BlockwiseSettings
 from openjepa.settings.methods import Data2VecSettings, IBotSettings, IJepaSettings, MaeSettings, MethodSettings, MsnSettings
 from openjepa.settings.methods.shared import Heads, MultiCropSettings, SelfDistillationSettings
-from openjepa.settings.run import CHOICES, RunConfig
+from openjepa.settings.run import RunConfig
 
 MASK_WORDS = {
     "blocks": "which predicts target blocks from a context",
@@ -46,12 +46,10 @@ def method_checks(config: RunConfig) -> list[Callable[[], None]]:
 def _check_mask_kind(config: RunConfig) -> None:
     method, masks, name = config.method, config.masks, config.method.name
     if masks.kind not in method.mask_kinds:
-        suits = {item: cls for item, cls in CHOICES["masks"].options.items() if cls.kind in method.mask_kinds}
-        fitting = [item for item, cls in suits.items() if cls.equal_counts or not method.needs_equal_counts]
         raise Refusal(
             f"masks.strategy={masks.strategy} does not fit method.name={name}, {MASK_WORDS[method.mask_kinds[0]]}: "
-            f"use masks.strategy={' or '.join(fitting)}, or start from a recipe of {name} (openjepa train --help), which sets "
-            "everything else that suits it"
+            f"use masks.strategy={' or '.join(method.fitting_masks())}, or start from a recipe of {name} (openjepa train "
+            "--help), which sets everything else that suits it"
         )
 
 

@@ -5,7 +5,7 @@ Tables stand as Markdown and JSON beside the runs, and in the terminal, whole at
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -122,7 +122,7 @@ def claimed(output: Path, name: str, wait: bool = False) -> AbstractContextManag
     return shared_files.claimed(output / ".claims", name, wait)
 
 
-def tables(results: Sequence[RunResult], order: Sequence[str]) -> dict[str, list[Line]]:
+def tables(results: Sequence[RunResult], order: Iterable[str]) -> dict[str, list[Line]]:
     """The lines of each table by its budget, from the runs that have finished; what was not trained stands below."""
     done = [result for result in results if result.status == "finished"]
     references = _references(done)
@@ -221,7 +221,7 @@ def legend(ablation: Ablation, results: Sequence[RunResult]) -> str:
     """What the columns are, and which lines stand below the rows, or why none do."""
     if any(result.references for result in results):
         return LEGEND + UNTRAINED
-    return f"{LEGEND}The untrained encoder and raw pixels are evaluated beside the row {ablation.names[0]} only."
+    return f"{LEGEND}The untrained encoder and raw pixels are evaluated beside the row {next(iter(ablation.names))} only."
 
 
 def markdown(ablation: Ablation, found: Mapping[str, Sequence[Line]], results: Sequence[RunResult]) -> str:

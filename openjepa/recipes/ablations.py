@@ -1,11 +1,12 @@
 """ABLATIONS: named comparisons, each a function from a run to the runs that are compared. Free of torch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from openjepa.config import nearest
-from openjepa.recipes.matched import CHANGES, with_method
+from openjepa.recipes.matched import with_method
 from openjepa.refusals import Refusal
+from openjepa.settings.methods import METHODS
 from openjepa.settings.run import RunConfig
 
 
@@ -17,14 +18,11 @@ class Ablation:
     """Heading of the tables."""
     column: str
     """Heading of the column with the names, e.g. `method`."""
-    names: tuple[str, ...]
+    names: Collection[str]
     """Names of its rows."""
     rows: Callable[[RunConfig], Mapping[str, RunConfig]]
     """Makes the run of each row from a run of I-JEPA. The others are compared with the first: its time is that of the table at
     equal time, and its encoder before training is the untrained one."""
-
-
-METHODS = ("ijepa", *CHANGES)
 
 
 def _methods(config: RunConfig) -> dict[str, RunConfig]:

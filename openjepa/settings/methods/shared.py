@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from openjepa.settings.masks import MaskKind
+from openjepa.settings.masks import MASKS, MaskKind
 from openjepa.settings.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_ABOVE_0, SMALLEST_FIRST
 
 Family = Literal["joint-embedding", "generative", "joint-embedding predictive"]
@@ -50,6 +50,12 @@ class MethodSettings:
 
     name: str
     """Which method trains the encoder."""
+
+    @classmethod
+    def fitting_masks(cls) -> list[str]:
+        """The mask strategies that the method can work with."""
+        suiting = {name: entry.settings for name, entry in MASKS.items() if entry.settings.kind in cls.mask_kinds}
+        return [name for name, masks in suiting.items() if masks.equal_counts or not cls.needs_equal_counts]
 
 
 @dataclass(frozen=True, kw_only=True)

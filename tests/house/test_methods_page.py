@@ -53,7 +53,8 @@ def test_the_table_of_a_family_is_what_the_settings_say(family: str) -> None:
     members = {name: about for name, about in ABOUT.items() if about.family == family}
     (table,) = tables(section(family))
     columns = {word: index for index, word in enumerate(table.pop(""))}
-    assert set(columns) == {ABOUT[name].short for name in members}
+    expected = {ABOUT[name].short for name in members}
+    assert set(columns) == expected, f"docs/methods.md, section {family!r}: one column a method, as its `about` says it"
     assert list(table) == [label for name, label in ABOUT_LABELS.items() if name != "family"]
     for name, about in members.items():
         shown = {label: cells[columns[ABOUT[name].short]] for label, cells in table.items()}
@@ -66,7 +67,7 @@ def test_a_family_has_a_drawing_that_names_its_methods(family: str, drawing: str
     source = (ROOT / "docs" / "images" / drawing).read_text()
     words = re.search(r"<desc>(.*)</desc>", source)
     members = {ABOUT[name].short for name, about in ABOUT.items() if about.family == family}
-    assert words is not None and set(words[1].split(", ")) == members
+    assert words is not None and set(words[1].split(", ")) == members, f"name them in <desc> of docs/images/{drawing}"
     assert "prefers-color-scheme: dark" in source and "http" not in source.replace("http://www.w3.org/2000/svg", "")
 
 

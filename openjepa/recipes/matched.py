@@ -190,8 +190,7 @@ def _matched(method: str, base: str) -> Recipe:
         return with_method(small.RECIPES[base].config(preset), method)
 
     title = METHODS[method].settings.about.short
-    place = small.RECIPES[base].summary().partition(":")[0]
-    about = f"""{title} on {place[0].lower()}{place[1:]}, with encoder, batch and images seen of `{base}`.
+    about = f"""{title} on own {small.RECIPES[base].images}, with encoder, batch and images seen of `{base}`.
 
 `default`: published masks, crops and losses, heads in proportion to the encoder; a peak rate for short runs, which was set by
 short runs on CIFAR-10 at 32 px."""

@@ -22,6 +22,8 @@ class Recipe:
     presets: tuple[str, ...]
     data: str = "~/imagenet"
     """Where its images would be, for an example. Empty: it brings its own."""
+    images: str = ""
+    """What it trains on and where, e.g. `images at 32 px on one CPU`. The matched recipes are called by it."""
 
     def config(self, preset: str | None = None) -> RunConfig:
         """The settings of a preset. Raises Refusal if the recipe does not have it."""

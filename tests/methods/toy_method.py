@@ -29,7 +29,8 @@ class MeanColorSettings(MethodSettings):
     """Mean color: foretell the average color of masked patches."""
 
     about = About(
-        title="Mean color (an example, docs/contributing.md)",
+        short="Mean color",
+        paper="an example, docs/contributing.md",
         family="generative",
         x="an image with masked patches",
         y="the average color of each masked patch",

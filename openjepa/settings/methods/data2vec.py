@@ -12,7 +12,9 @@ class Data2VecSettings(TeacherSettings):
     """data2vec (arXiv 2202.03555): predict, at masked patches, the mean of a teacher's last layers on the whole image."""
 
     about = About(
-        title="data2vec (Baevski et al. 2022, arXiv 2202.03555)",
+        short="data2vec",
+        paper="Baevski et al. 2022",
+        arxiv="2202.03555",
         family="joint-embedding predictive",
         x="an image whose masked patches are replaced by a mask token",
         y="the masked patches, as a moving average of the encoder represents them in the whole image",

@@ -11,7 +11,9 @@ class DinoSettings(SelfDistillationSettings):
     """DINO (arXiv 2104.14294): small and large crops of an image are assigned like its large crops by a moving average."""
 
     about = About(
-        title="DINO (Caron et al. 2021, arXiv 2104.14294)",
+        short="DINO",
+        paper="Caron et al. 2021",
+        arxiv="2104.14294",
         family="joint-embedding",
         x="any crop of an image, its colors changed",
         y="another, large crop of the same image, its colors changed otherwise",

@@ -12,7 +12,9 @@ class IBotSettings(SelfDistillationSettings):
     """iBOT (arXiv 2111.07832): DINO on class tokens, and the same distillation on the masked patches of the large crops."""
 
     about = About(
-        title="iBOT (Zhou et al. 2022, arXiv 2111.07832)",
+        short="iBOT",
+        paper="Zhou et al. 2022",
+        arxiv="2111.07832",
         family="joint-embedding",
         x="a crop of an image, its colors changed, some patches of the large ones masked",
         y="another large crop of the same image, and for masked patches the same crop without masks",

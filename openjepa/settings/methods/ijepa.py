@@ -12,7 +12,9 @@ class IJepaSettings(TeacherSettings):
     """I-JEPA (arXiv 2301.08243): predict representations of target blocks from one context block."""
 
     about = About(
-        title="I-JEPA (Assran et al. 2023, arXiv 2301.08243)",
+        short="I-JEPA",
+        paper="Assran et al. 2023",
+        arxiv="2301.08243",
         family="joint-embedding predictive",
         x="one context block of an image",
         y="several target blocks of the same image",

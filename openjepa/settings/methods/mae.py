@@ -12,7 +12,9 @@ class MaeSettings(MethodSettings):
     """MAE (arXiv 2111.06377): reconstruct the pixels of masked patches from the visible ones with a light decoder."""
 
     about = About(
-        title="MAE (He et al. 2022, arXiv 2111.06377)",
+        short="MAE",
+        paper="He et al. 2022",
+        arxiv="2111.06377",
         family="generative",
         x="the visible patches of an image",
         y="the pixels of its masked patches",

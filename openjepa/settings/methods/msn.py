@@ -12,7 +12,9 @@ class MsnSettings(MultiCropSettings):
     """MSN (arXiv 2204.07141): masked and small views are assigned to prototypes like the whole view of the same image."""
 
     about = About(
-        title="MSN (Assran et al. 2022, arXiv 2204.07141)",
+        short="MSN",
+        paper="Assran et al. 2022",
+        arxiv="2204.07141",
         family="joint-embedding",
         x="a crop of an image with patches dropped, or a small crop; colors changed",
         y="another large crop of the same image, whole, its colors changed otherwise",

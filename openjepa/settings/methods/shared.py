@@ -11,12 +11,18 @@ Heads = int | Literal["half"] | None
 """Attention heads of a second network: a number, half as many as the encoder has (as many if that is odd), or None: as many."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class About:
     """A method as an energy: low for a compatible pair of x and y, high for others (I-JEPA, section 2 and figure 2)."""
 
-    title: str
-    """Name and paper, e.g. `MAE (He et al. 2022, arXiv 2111.06377)`."""
+    short: str = ""
+    """Name of the method as papers write it, e.g. `MAE`. Empty in older files, like the next two."""
+    paper: str = ""
+    """Who proposed it and when, e.g. `He et al. 2022`."""
+    arxiv: str = ""
+    """The paper's number in arXiv, e.g. `2111.06377`. Empty: it has none."""
+    title: str = ""
+    """Name and paper, e.g. `MAE (He et al. 2022, arXiv 2111.06377)`. Follows from the three fields before."""
     family: Family
     x: str
     """What is given."""
@@ -29,10 +35,10 @@ class About:
     against_collapse: str
     """What keeps the energy from being low everywhere."""
 
-    @property
-    def short(self) -> str:
-        """The title without its paper, e.g. `MAE`."""
-        return self.title.split(" (")[0]
+    def __post_init__(self) -> None:
+        """Builds the title, which files hold and older files hold alone."""
+        source = f"{self.paper}, arXiv {self.arxiv}" if self.arxiv else self.paper
+        object.__setattr__(self, "title", self.title or f"{self.short} ({source})")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -189,7 +189,7 @@ def _matched(method: str, base: str) -> Recipe:
     def build(preset: str) -> RunConfig:
         return with_method(small.RECIPES[base].config(preset), method)
 
-    title = METHODS[method].settings.about.short
+    title = METHODS[method].settings.paper.name
     about = f"""{title} on own {small.RECIPES[base].images}, with encoder, batch and images seen of `{base}`.
 
 `default`: published masks, crops and losses, heads in proportion to the encoder; a peak rate for short runs, which was set by

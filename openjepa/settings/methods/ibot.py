@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from openjepa.settings.methods.shared import About, SelfDistillationSettings
+from openjepa.settings.methods.shared import About, Paper, SelfDistillationSettings
 from openjepa.settings.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_ABOVE_0, SMALLEST_FIRST
 
 
@@ -11,10 +11,9 @@ from openjepa.settings.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, 
 class IBotSettings(SelfDistillationSettings):
     """iBOT (arXiv 2111.07832): DINO on class tokens, and the same distillation on the masked patches of the large crops."""
 
+    paper = Paper("iBOT", "Zhou et al. 2022", "2111.07832")
     about = About(
-        short="iBOT",
-        paper="Zhou et al. 2022",
-        arxiv="2111.07832",
+        title=paper.title,
         family="joint-embedding",
         x="a crop of an image, its colors changed, some patches of the large ones masked",
         y="another large crop of the same image, and for masked patches the same crop without masks",

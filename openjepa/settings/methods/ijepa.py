@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from openjepa.settings.methods.shared import About, Heads, TeacherSettings
+from openjepa.settings.methods.shared import About, Heads, Paper, TeacherSettings
 from openjepa.settings.ranges import AT_LEAST_1
 
 
@@ -11,10 +11,9 @@ from openjepa.settings.ranges import AT_LEAST_1
 class IJepaSettings(TeacherSettings):
     """I-JEPA (arXiv 2301.08243): predict representations of target blocks from one context block."""
 
+    paper = Paper("I-JEPA", "Assran et al. 2023", "2301.08243")
     about = About(
-        short="I-JEPA",
-        paper="Assran et al. 2023",
-        arxiv="2301.08243",
+        title=paper.title,
         family="joint-embedding predictive",
         x="one context block of an image",
         y="several target blocks of the same image",

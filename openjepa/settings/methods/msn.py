@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from openjepa.settings.methods.shared import About, MultiCropSettings
+from openjepa.settings.methods.shared import About, MultiCropSettings, Paper
 from openjepa.settings.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_ABOVE_0, SHARE_BELOW_1, SMALLEST_FIRST
 
 
@@ -11,10 +11,9 @@ from openjepa.settings.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, 
 class MsnSettings(MultiCropSettings):
     """MSN (arXiv 2204.07141): masked and small views are assigned to prototypes like the whole view of the same image."""
 
+    paper = Paper("MSN", "Assran et al. 2022", "2204.07141")
     about = About(
-        short="MSN",
-        paper="Assran et al. 2022",
-        arxiv="2204.07141",
+        title=paper.title,
         family="joint-embedding",
         x="a crop of an image with patches dropped, or a small crop; colors changed",
         y="another large crop of the same image, whole, its colors changed otherwise",

@@ -11,18 +11,29 @@ Heads = int | Literal["half"] | None
 """Attention heads of a second network: a number, `half` of the encoder's (all if that is odd), or None for the encoder's."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
+class Paper:
+    """A method's name and its paper."""
+
+    name: str
+    """Name of the method as its paper writes it, e.g. `MAE`."""
+    cited: str
+    """Authors and year, e.g. `He et al. 2022`."""
+    arxiv: str = ""
+    """Number in arXiv, e.g. `2111.06377`. Empty: the paper is not there."""
+
+    @property
+    def title(self) -> str:
+        """Name and paper, e.g. `MAE (He et al. 2022, arXiv 2111.06377)`."""
+        return f"{self.name} ({self.cited}, arXiv {self.arxiv})" if self.arxiv else f"{self.name} ({self.cited})"
+
+
+@dataclass(frozen=True)
 class About:
     """A method as an energy, low for a compatible pair of x and y and higher for others (I-JEPA, section 2 and figure 2)."""
 
-    short: str = ""
-    """Name of the method as papers write it, e.g. `MAE`. Empty in older files, like the next two."""
-    paper: str = ""
-    """Who proposed it and when, e.g. `He et al. 2022`."""
-    arxiv: str = ""
-    """The paper's number in arXiv, e.g. `2111.06377`. Empty: it has none."""
-    title: str = ""
-    """Name and paper, e.g. `MAE (He et al. 2022, arXiv 2111.06377)`. Follows from the three fields before."""
+    title: str
+    """Name and paper."""
     family: Family
     x: str
     """The input of the method."""
@@ -35,16 +46,13 @@ class About:
     against_collapse: str
     """The mechanism that keeps the energy from being low everywhere."""
 
-    def __post_init__(self) -> None:
-        """Builds the title, which files hold and older files hold alone."""
-        source = f"{self.paper}, arXiv {self.arxiv}" if self.arxiv else self.paper
-        object.__setattr__(self, "title", self.title or f"{self.short} ({source})")
-
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSettings:
     """Settings of every method. Abstract: use the dataclass of a method."""
 
+    paper: ClassVar[Paper]
+    """Where the method comes from."""
     about: ClassVar[About]
     """Description of the method."""
     mask_kinds: ClassVar[tuple[MaskKind, ...]]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from pkgutil import resolve_name
 
 from openjepa.checks.grids import check_blockwise, most_masked_of
 from openjepa.checks.sizes import check_heads, check_patch_divides, check_positions, nearest_multiple
@@ -13,6 +14,7 @@ from openjepa.settings.methods import Data2VecSettings, IBotSettings, IJepaSetti
 from openjepa.settings.methods.shared import Heads, MultiCropSettings, SelfDistillationSettings
 from openjepa.settings.run import RunConfig
 
+Checks = list[Callable[[], None]]
 MASK_WORDS = {
     "blocks": "which predicts target blocks from a context",
     "tokens": "which masks single patches",
@@ -20,27 +22,47 @@ MASK_WORDS = {
 }
 
 
-def method_checks(config: RunConfig) -> list[Callable[[], None]]:
-    """The checks of a resolved run's method: that masks and encoder suit it, and that its own settings fit together."""
-    method, found = (
-        config.method,
-        [partial(check, config) for check in (_check_mask_kind, _check_equal_counts, _check_class_token)],
-    )
+def method_checks(config: RunConfig) -> Checks:
+    """The checks of a resolved run's method: that masks and encoder suit it, and that its own settings fit together.
+
+    The latter are what `checks` of its settings names, so that a new method brings its own.
+    """
+    method = config.method
+    found: Checks = [partial(check, config) for check in (_check_mask_kind, _check_equal_counts, _check_class_token)]
     if isinstance(method, MultiCropSettings):
-        found.append(partial(_check_crops, method, config))
-    if isinstance(method, MultiCropSettings | Data2VecSettings):
-        found.append(partial(_check_hue, method.jitter))
-    if isinstance(method, IJepaSettings):
-        found += _network_checks("predictor", method.predictor_heads, method.predictor_width, config)
-    if isinstance(method, MaeSettings):
-        found += _network_checks("decoder", method.decoder_heads, method.decoder_width, config)
-    if isinstance(method, Data2VecSettings):
-        found += [partial(_check_average_layers, method, config), partial(_check_something_is_masked, config, e_g="0.6")]
-    if isinstance(method, IBotSettings):
-        found.append(partial(_check_ibot, method, config))
-    if isinstance(method, MsnSettings):
-        found.append(partial(_check_msn, config))
-    return [*found]
+        found += [partial(_check_crops, method, config), partial(_check_hue, method.jitter)]
+    if method.checks:
+        found += resolve_name(method.checks)(method, config)
+    return found
+
+
+def ijepa_checks(method: IJepaSettings, config: RunConfig) -> Checks:
+    """The checks of I-JEPA's predictor."""
+    return _network_checks("predictor", method.predictor_heads, method.predictor_width, config)
+
+
+def mae_checks(method: MaeSettings, config: RunConfig) -> Checks:
+    """The checks of MAE's decoder."""
+    return _network_checks("decoder", method.decoder_heads, method.decoder_width, config)
+
+
+def data2vec_checks(method: Data2VecSettings, config: RunConfig) -> Checks:
+    """The checks of data2vec's colors, averaged layers and masks."""
+    return [
+        partial(_check_hue, method.jitter),
+        partial(_check_average_layers, method, config),
+        partial(_check_something_is_masked, config, e_g="0.6"),
+    ]
+
+
+def ibot_checks(method: IBotSettings, config: RunConfig) -> Checks:
+    """The check of iBOT's weights and masks."""
+    return [partial(_check_ibot, method, config)]
+
+
+def msn_checks(method: MsnSettings, config: RunConfig) -> Checks:
+    """The check of MSN's microbatch."""
+    return [partial(_check_msn, config)]
 
 
 def _check_mask_kind(config: RunConfig) -> None:
@@ -59,7 +81,7 @@ def _check_class_token(config: RunConfig) -> None:
         raise Refusal(f"model.class_token=False, but {words}")
 
 
-def _network_checks(part: str, heads: Heads, width: int | None, config: RunConfig) -> list[partial[None]]:
+def _network_checks(part: str, heads: Heads, width: int | None, config: RunConfig) -> Checks:
     """The checks of a second network, `predictor` or `decoder`."""
     width_name, num_heads = f"method.{part}_width", heads_of(heads, config.model.shape().heads)
     return [

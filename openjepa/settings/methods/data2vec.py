@@ -22,6 +22,7 @@ class Data2VecSettings(TeacherSettings):
         against_collapse="the teacher is a slow moving average without gradient, and its targets are normalized",
     )
     mask_kinds = ("tokens",)
+    checks = "openjepa.checks.methods:data2vec_checks"
 
     name: Literal["data2vec"] = "data2vec"
     average_layers: Annotated[int | None, AT_LEAST_1] = 6

@@ -22,6 +22,7 @@ class IBotSettings(SelfDistillationSettings):
         against_collapse="centering, separately for class tokens and patches, and sharpening of the teacher's outputs",
     )
     mask_kinds = ("tokens",)
+    checks = "openjepa.checks.methods:ibot_checks"
 
     name: Literal["ibot"] = "ibot"
     outputs: Annotated[int | None, AT_LEAST_1] = 8192

@@ -22,6 +22,7 @@ class IJepaSettings(TeacherSettings):
         against_collapse="the target encoder is a moving average without gradient, and the predictor is narrow",
     )
     mask_kinds = ("blocks",)
+    checks = "openjepa.checks.methods:ijepa_checks"
 
     name: Literal["ijepa"] = "ijepa"
     predictor_width: Annotated[int | None, AT_LEAST_1] = 384

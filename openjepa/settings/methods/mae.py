@@ -22,6 +22,7 @@ class MaeSettings(MethodSettings):
         against_collapse="pixels cannot collapse: the targets are given, not learned",
     )
     mask_kinds = ("tokens",)
+    checks = "openjepa.checks.methods:mae_checks"
     needs_equal_counts = True
 
     name: Literal["mae"] = "mae"

@@ -22,6 +22,7 @@ class MsnSettings(MultiCropSettings):
         against_collapse="the mean assignment of a batch is pushed towards equal use of all prototypes",
     )
     mask_kinds = ("tokens",)
+    checks = "openjepa.checks.methods:msn_checks"
     needs_class_token = True
     needs_equal_counts = True
 

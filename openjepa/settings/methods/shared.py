@@ -59,6 +59,8 @@ class MethodSettings:
     """Kinds of masks that the method can work with."""
     needs_class_token: ClassVar[bool] = False
     """True if the encoder must have a class token."""
+    checks: ClassVar[str] = ""
+    """`package.module:name` of the function that gives the checks of a method's own settings. Empty: their ranges say all."""
     needs_equal_counts: ClassVar[bool] = False
     """True if every image must have the same number of masked patches, because only the visible ones are encoded."""
 

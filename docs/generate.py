@@ -45,8 +45,8 @@ def recipes_page() -> str:
     """The text of docs/recipes.md: one table for each purpose and method."""
     parts = [RECIPES_HEAD]
     for title, names in recipe_groups().items():
-        source = load_recipe(names[0]).method.about.title
-        paper = re.sub(r"arXiv ([\d.]+)", r"[arXiv \1](https://arxiv.org/abs/\1)", source)
+        source = load_recipe(names[0]).method.paper
+        paper = source.title.replace(f"arXiv {source.arxiv}", f"[arXiv {source.arxiv}](https://arxiv.org/abs/{source.arxiv})")
         head = [f"## {title[0].upper()}{title[1:]}", "", paper, "", "| recipe | what it is | encoder | presets | length |"]
         parts.append("\n".join([*head, "|---|---|---|---|---|", *map(_recipe_row, names)]) + "\n")
     return "\n".join(parts)

@@ -80,7 +80,7 @@ def test_train_evaluate_visualize_report(method: str, tmp_path: Path, capsys: py
     assert {path.stem for path in (folder / "figures").glob("*.png")} == PICTURES[method]
     assert source.count("data:image/") == len(PICTURES[method])
     page, about = Page(source), config.method.about
-    assert f"trained by {about.short} on" in page.text
+    assert f"trained by {config.method.paper.name} on" in page.text
     for words in (about.title, about.family, about.x, about.y, about.z, about.energy, about.against_collapse):
         assert words in page.text
     assert "http://" not in source.replace("http://www.w3.org", "") and "<script src" not in source

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from pkgutil import resolve_name
 
 from openjepa.checks.grids import check_blockwise, most_masked_of
 from openjepa.checks.sizes import check_heads, check_patch_divides, check_positions, nearest_multiple
@@ -11,8 +12,9 @@ from openjepa.settings.derived import heads_of, resolved
 from openjepa.settings.masks import BlockwiseSettings
 from openjepa.settings.methods import Data2VecSettings, IBotSettings, IJepaSettings, MaeSettings, MethodSettings, MsnSettings
 from openjepa.settings.methods.shared import Heads, MultiCropSettings, SelfDistillationSettings
-from openjepa.settings.run import CHOICES, RunConfig
+from openjepa.settings.run import RunConfig
 
+Checks = list[Callable[[], None]]
 MASK_WORDS = {
     "blocks": "which predicts target blocks from a context",
     "tokens": "which masks single patches",
@@ -20,38 +22,56 @@ MASK_WORDS = {
 }
 
 
-def method_checks(config: RunConfig) -> list[Callable[[], None]]:
-    """The checks of a resolved run's method: its masks and encoder suit it, and its own settings fit together."""
-    method, found = (
-        config.method,
-        [partial(check, config) for check in (_check_mask_kind, _check_equal_counts, _check_class_token)],
-    )
+def method_checks(config: RunConfig) -> Checks:
+    """The checks of a resolved run's method: that masks and encoder suit it, and that its own settings fit together.
+
+    The latter are what `checks` of its settings names, so that a new method brings its own.
+    """
+    method = config.method
+    found: Checks = [partial(check, config) for check in (_check_mask_kind, _check_equal_counts, _check_class_token)]
     if isinstance(method, MultiCropSettings):
-        found.append(partial(_check_crops, method, config))
-    if isinstance(method, MultiCropSettings | Data2VecSettings):
-        found.append(partial(_check_hue, method.jitter))
-    if isinstance(method, IJepaSettings):
-        found += _network_checks("predictor", method.predictor_heads, method.predictor_width, config)
-    if isinstance(method, MaeSettings):
-        found += _network_checks("decoder", method.decoder_heads, method.decoder_width, config)
-    if isinstance(method, Data2VecSettings):
-        found += [partial(_check_average_layers, method, config), partial(_check_something_is_masked, config, e_g="0.6")]
-    if isinstance(method, IBotSettings):
-        found.append(partial(_check_ibot, method, config))
-    if isinstance(method, MsnSettings):
-        found.append(partial(_check_msn, config))
-    return [*found]
+        found += [partial(_check_crops, method, config), partial(_check_hue, method.jitter)]
+    if method.checks:
+        found += resolve_name(method.checks)(method, config)
+    return found
+
+
+def ijepa_checks(method: IJepaSettings, config: RunConfig) -> Checks:
+    """The checks of I-JEPA's predictor."""
+    return _network_checks("predictor", method.predictor_heads, method.predictor_width, config)
+
+
+def mae_checks(method: MaeSettings, config: RunConfig) -> Checks:
+    """The checks of MAE's decoder."""
+    return _network_checks("decoder", method.decoder_heads, method.decoder_width, config)
+
+
+def data2vec_checks(method: Data2VecSettings, config: RunConfig) -> Checks:
+    """The checks of data2vec's colors, averaged layers and masks."""
+    return [
+        partial(_check_hue, method.jitter),
+        partial(_check_average_layers, method, config),
+        partial(_check_something_is_masked, config, e_g="0.6"),
+    ]
+
+
+def ibot_checks(method: IBotSettings, config: RunConfig) -> Checks:
+    """The check of iBOT's weights and masks."""
+    return [partial(_check_ibot, method, config)]
+
+
+def msn_checks(method: MsnSettings, config: RunConfig) -> Checks:
+    """The check of MSN's microbatch."""
+    return [partial(_check_msn, config)]
 
 
 def _check_mask_kind(config: RunConfig) -> None:
     method, masks, name = config.method, config.masks, config.method.name
     if masks.kind not in method.mask_kinds:
-        suits = {item: cls for item, cls in CHOICES["masks"].options.items() if cls.kind in method.mask_kinds}
-        fitting = [item for item, cls in suits.items() if cls.equal_counts or not method.needs_equal_counts]
         raise Refusal(
             f"masks.strategy={masks.strategy} does not fit method.name={name}, {MASK_WORDS[method.mask_kinds[0]]}: "
-            f"use masks.strategy={' or '.join(fitting)}, or start from a recipe of {name} (openjepa train --help), which sets "
-            "everything else that suits it"
+            f"use masks.strategy={' or '.join(method.fitting_masks())}, or start from a recipe of {name} (openjepa train "
+            "--help), which sets everything else that suits it"
         )
 
 
@@ -61,8 +81,8 @@ def _check_class_token(config: RunConfig) -> None:
         raise Refusal(f"model.class_token=False, but {words}")
 
 
-def _network_checks(part: str, heads: Heads, width: int | None, config: RunConfig) -> list[partial[None]]:
-    """The checks of a second network. `part`: `predictor` or `decoder`."""
+def _network_checks(part: str, heads: Heads, width: int | None, config: RunConfig) -> Checks:
+    """The checks of a second network, `predictor` or `decoder`."""
     width_name, num_heads = f"method.{part}_width", heads_of(heads, config.model.shape().heads)
     return [
         partial(check_heads, f"method.{part}_heads", num_heads, width_name, resolved(width)),

@@ -49,7 +49,7 @@ def recipe_groups() -> dict[str, list[str]]:
     """The names of the recipes, grouped by images and method, in the order of the registry."""
     groups: dict[str, list[str]] = {}
     for name, recipe in RECIPES.items():
-        method = recipe.config().method.about.short
+        method = recipe.config().method.paper.name
         groups.setdefault(f"your images, {method}" if recipe.is_small else f"ImageNet, {method}", []).append(name)
     return groups
 

@@ -216,7 +216,6 @@ class Estimate:
     """Estimates of one run on one device."""
 
     trained_parameters: int
-    frozen_parameters: int
     flops_per_image: float
     """FLOPs of a training step, 2 per multiply-add."""
     memory_bytes: float
@@ -231,4 +230,4 @@ def estimate(model: nn.Module, costs: StepCosts, device: torch.device, precision
     if precision == "bf16":
         weights += 2 * (trained + frozen)  # the copies that autocast makes
     held = peak_memory(device) if device.type == "cpu" else 0
-    return Estimate(trained, frozen, costs.step_flops, held + weights + costs.kept(device, precision))
+    return Estimate(trained, costs.step_flops, held + weights + costs.kept(device, precision))

@@ -5,7 +5,7 @@ Tables are written as Markdown and JSON beside the runs and printed in the termi
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -122,8 +122,8 @@ def claimed(output: Path, name: str, wait: bool = False) -> AbstractContextManag
     return shared_files.claimed(output / ".claims", name, wait)
 
 
-def tables(results: Sequence[RunResult], order: Sequence[str]) -> dict[str, list[Line]]:
-    """The lines of each table by its budget, from the finished runs. Lines of the references stand below."""
+def tables(results: Sequence[RunResult], order: Iterable[str]) -> dict[str, list[Line]]:
+    """The lines of each table by its budget, from the finished runs. Lines of the baselines stand below."""
     done = [result for result in results if result.status == "finished"]
     references = _references(done)
     found = {}
@@ -221,7 +221,7 @@ def legend(ablation: Ablation, results: Sequence[RunResult]) -> str:
     """An explanation of the columns and of the lines below the rows, or of why there are none."""
     if any(result.references for result in results):
         return LEGEND + UNTRAINED
-    return f"{LEGEND}The untrained encoder and raw pixels are evaluated beside the row {ablation.names[0]} only."
+    return f"{LEGEND}The untrained encoder and raw pixels are evaluated beside the row {next(iter(ablation.names))} only."
 
 
 def markdown(ablation: Ablation, found: Mapping[str, Sequence[Line]], results: Sequence[RunResult]) -> str:

@@ -35,8 +35,6 @@ class OfficialMultiblock(MaskSampler):
     Block sizes depend only on the step. If a context remains too small after many tries, targets may overlap it (as released).
     """
 
-    sequential = True
-
     def __init__(self, settings: MultiblockSettings, grid: tuple[int, int]) -> None:
         """Raises Refusal if blocks of at most `min_keep` patches can occur, which would be drawn again forever."""
         self.name = "multiblock/official"

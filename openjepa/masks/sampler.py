@@ -36,15 +36,13 @@ class MaskSampler(ABC):
 
     Everything that a mask group shares is a function of (`group_seed`, `step`). Everything that belongs to one sample is a
     function of its own seed. The masks of a sample thus do not depend on workers, processes or microbatches. The one exception
-    is a sampler that imitates a sequential program. It sets `sequential`.
+    is a sampler that imitates a sequential program.
     """
 
     name: str
     """Strategy and mode, as shown beside every result, e.g. `multiblock/unbiased/random_subset`."""
     grid: tuple[int, int]
     """Rows and columns of patches."""
-    sequential: bool = False
-    """True if the masks of a sample depend on the other samples of its microbatch."""
 
     @abstractmethod
     def __call__(self, sample_seeds: NDArray[np.int64], group_seed: int, step: int) -> Masks:

@@ -10,27 +10,27 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from openjepa.methods.assignment import Center, assignments, cross_entropy_table, other_views_loss, teacher_temperature
-from openjepa.methods.base import Encoders, Method, ProbeOutput, Surroundings
+from openjepa.methods.base import ProbeOutput, Surroundings
 from openjepa.methods.multi_crop import (
     GLOBAL,
+    SelfDistillation,
     build_head,
     class_tokens,
-    head_coupled_terms,
     views_of,
 )
-from openjepa.methods.teachers import EmaTeacher, encoders_with_average, momenta, slow_teacher_remarks
+from openjepa.methods.teachers import EmaTeacher, momenta
 from openjepa.models.heads import ProjectionHead
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress, cosine_momentum
 from openjepa.settings.derived import resolved
 from openjepa.settings.methods import DinoSettings
-from openjepa.types import Batch, Export, InputSpec, LossOutput
+from openjepa.types import Batch, InputSpec, LossOutput
 
 Crops = Mapping[str, Float[Tensor, "V B C h w"]]
 
 
 @final
-class Dino(Method):
+class Dino(SelfDistillation):
     """Student and teacher are an encoder and a head. The teacher sees the large crops, the student all crops.
 
     Follows the released code, which adds two things to the paper: the last layer is frozen at first, and gradients are clipped
@@ -38,6 +38,8 @@ class Dino(Method):
     which is off in all published runs of Vision Transformers, takes the statistics of one microbatch. The center is the mean
     over the whole batch, however that is split.
     """
+
+    settings: DinoSettings
 
     def __init__(self, settings: DinoSettings, surroundings: Surroundings) -> None:
         """Draws the weights from torch's global generator. The view of `surroundings` is the large crop."""
@@ -91,22 +93,6 @@ class Dino(Method):
             targets = self._targets(self._teacher_outputs(first), progress)
             logits = self._student_logits(second)
         return cross_entropy_table(targets[0], logits[0])
-
-    def coupled_terms(self) -> tuple[str, ...]:
-        """Only the batch normalization of the head, if it has one. The center counts all microbatches."""
-        return head_coupled_terms(self.settings)
-
-    def remarks(self, total_steps: int) -> list[str]:
-        """A note if the teacher, which is exported, hardly changes in a run of this length."""
-        return slow_teacher_remarks(cosine_momentum, *momenta(self.settings), total_steps)
-
-    def encoders(self) -> Encoders:
-        """Student and teacher, without their heads."""
-        return encoders_with_average(self.student, self.teacher)
-
-    def exports(self) -> Mapping[str, Export]:
-        """The teacher's encoder, which the paper evaluates by its class token."""
-        return {"encoder": Export(self.encoder_config, self.teacher.network)}
 
     def _teacher_outputs(self, views: Crops) -> Float[Tensor, "V B K"]:
         with record_function("teacher"):

@@ -17,24 +17,24 @@ from openjepa.methods.assignment import (
     other_views_loss,
     teacher_temperature,
 )
-from openjepa.methods.base import Encoders, Method, ProbeOutput, Surroundings
+from openjepa.methods.base import ProbeOutput, Surroundings
 from openjepa.methods.multi_crop import (
     GLOBAL,
     LOCAL,
     NUM_GLOBAL,
+    SelfDistillation,
     build_head,
     class_tokens_of,
-    head_coupled_terms,
     views_of,
 )
-from openjepa.methods.teachers import EmaTeacher, encoders_with_average, momenta, slow_teacher_remarks
+from openjepa.methods.teachers import EmaTeacher, momenta
 from openjepa.models.heads import TokenHead, TokenOutputs, at_places
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
 from openjepa.schedules import Progress, cosine_momentum
 from openjepa.settings.derived import resolved
 from openjepa.settings.methods import IBotSettings
-from openjepa.types import Batch, EncoderOutput, Export, InputSpec, LossOutput, TokenMask
+from openjepa.types import Batch, EncoderOutput, InputSpec, LossOutput, TokenMask
 
 Images = Float[Tensor, "V B C h w"]
 
@@ -51,7 +51,7 @@ class _Masked:
 
 
 @final
-class IBot(Method):
+class IBot(SelfDistillation):
     """Student and teacher are an encoder and a head. The student sees large crops with masked patches, and small crops.
 
     As in the released code, the patch loss is averaged over the masked patches of each image (the paper sums them), and an
@@ -62,6 +62,8 @@ class IBot(Method):
     head, which no published run with these encoders has, takes the statistics of the tokens of one microbatch. Of these, the
     student's head sees only the masked ones.
     """
+
+    settings: IBotSettings
 
     def __init__(self, settings: IBotSettings, surroundings: Surroundings) -> None:
         """Draws the weights from torch's global generator. The view of `surroundings` is the large crop."""
@@ -130,22 +132,6 @@ class IBot(Method):
             targets = self._class_targets(teacher_head.head(class_tokens_of(taught, 1)), progress)
             logits = self._logits(self.student_head.head(class_tokens_of(learned, 1)))
         return cross_entropy_table(targets[0], logits[0])
-
-    def coupled_terms(self) -> tuple[str, ...]:
-        """Only the batch normalization of the head, if it has one. The centers count all microbatches."""
-        return head_coupled_terms(self.settings)
-
-    def remarks(self, total_steps: int) -> list[str]:
-        """A note if the teacher, which is exported, hardly changes in a run of this length."""
-        return slow_teacher_remarks(cosine_momentum, *momenta(self.settings), total_steps)
-
-    def encoders(self) -> Encoders:
-        """Student, which has a mask token, and teacher, without their heads."""
-        return encoders_with_average(self.student, self.teacher)
-
-    def exports(self) -> Mapping[str, Export]:
-        """The teacher's encoder, which the paper evaluates by its class token. It has no token for masked patches."""
-        return {"encoder": Export(self.encoder_config, self.teacher.network)}
 
     def _teach(self, crops: Images, masked: _Masked) -> tuple[Float[Tensor, "V B D"], TokenOutputs]:
         """The teacher's class tokens of the whole large crops, and its head's outputs for these and for the masked patches."""

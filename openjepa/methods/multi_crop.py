@@ -8,10 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from openjepa.methods.base import Encoders, Method
+from openjepa.methods.teachers import EmaTeacher, encoders_with_average, momenta, slow_teacher_remarks
 from openjepa.models.heads import ProjectionHead
+from openjepa.models.vit import VisionTransformer
+from openjepa.schedules import cosine_momentum
 from openjepa.settings.derived import resolved
 from openjepa.settings.methods.shared import MultiCropSettings, SelfDistillationSettings
-from openjepa.types import ColorChange, EncoderOutput, ViewSpec
+from openjepa.settings.models import EncoderConfig
+from openjepa.types import ColorChange, EncoderOutput, Export, ViewSpec
 
 GLOBAL, LOCAL = "global", "local"
 NUM_GLOBAL = 2
@@ -58,11 +63,6 @@ def class_tokens_of(encoded: EncoderOutput, num_views: int) -> Float[Tensor, "V 
     return encoded.class_token.view(num_views, -1, encoded.class_token.shape[-1])
 
 
-def head_coupled_terms(settings: SelfDistillationSettings) -> tuple[str, ...]:
-    """Terms of DINO and iBOT that see one microbatch: the batch normalization of the head, if it has one."""
-    return ("the batch normalization of method.head_batch_norm",) if settings.head_batch_norm else ()
-
-
 def build_head(
     settings: SelfDistillationSettings, width: int, patch_outputs: int | Literal["shared"] | None = None
 ) -> ProjectionHead:
@@ -77,3 +77,28 @@ def build_head(
         norm_last_layer=settings.norm_last_layer,
         patch_outputs=patch_outputs,
     )
+
+
+class SelfDistillation(Method):
+    """Common to DINO and iBOT: their encoders, what is exported, and notes on batches and on the teacher. Abstract."""
+
+    settings: SelfDistillationSettings
+    encoder_config: EncoderConfig
+    student: VisionTransformer
+    teacher: EmaTeacher
+
+    def coupled_terms(self) -> tuple[str, ...]:
+        """Only the batch normalization of the head, if it has one. Centers count all microbatches."""
+        return ("the batch normalization of method.head_batch_norm",) if self.settings.head_batch_norm else ()
+
+    def remarks(self, total_steps: int) -> list[str]:
+        """A note if the teacher, which is exported, hardly changes in a run of this length."""
+        return slow_teacher_remarks(cosine_momentum, *momenta(self.settings), total_steps)
+
+    def encoders(self) -> Encoders:
+        """Student and teacher, without their heads."""
+        return encoders_with_average(self.student, self.teacher)
+
+    def exports(self) -> Mapping[str, Export]:
+        """The teacher's encoder, which the papers evaluate by its class token. It has no token for masked patches."""
+        return {"encoder": Export(self.encoder_config, self.teacher.network)}

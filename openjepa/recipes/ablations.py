@@ -1,11 +1,12 @@
 """ABLATIONS: named comparisons. Each has a function that makes the runs to compare from one run. Free of torch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from openjepa.config import nearest
-from openjepa.recipes.matched import CHANGES, with_method
+from openjepa.recipes.matched import with_method
 from openjepa.refusals import Refusal
+from openjepa.settings.methods import METHODS
 from openjepa.settings.run import RunConfig
 
 
@@ -16,15 +17,12 @@ class Ablation:
     title: str
     """Heading of the tables."""
     column: str
-    """Heading of the column with the names of the rows, e.g. `method`."""
-    names: tuple[str, ...]
-    """Names of the rows."""
+    """Heading of the column with the names, e.g. `method`."""
+    names: Collection[str]
+    """Names of its rows."""
     rows: Callable[[RunConfig], Mapping[str, RunConfig]]
     """Makes the run of each row from a run of I-JEPA. The other rows are compared with the first. The first row's time is that
     of the table at equal time, and its encoder before training is the untrained encoder."""
-
-
-METHODS = ("ijepa", *CHANGES)
 
 
 def _methods(config: RunConfig) -> dict[str, RunConfig]:

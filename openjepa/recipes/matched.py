@@ -12,7 +12,7 @@ from typing import Any, Literal
 from openjepa.recipes import small
 from openjepa.recipes.recipe import Recipe
 from openjepa.refusals import Refusal
-from openjepa.settings.masks import BlockwiseSettings, NoMaskSettings, RandomPatchesSettings
+from openjepa.settings.masks import MASKS, BlockwiseSettings, NoMaskSettings, RandomPatchesSettings
 from openjepa.settings.methods import (
     METHODS,
     Data2VecSettings,
@@ -47,15 +47,13 @@ class Rates:
     schedule_stretch: float = 1.0
 
 
-RATES: dict[str, Rates] = {
-    "mae": Rates(1e-3, 40 / 800, weight_decay_schedule="constant", beta2=0.95, clip_grad=None, schedule_steps="from_zero"),
-    "data2vec": Rates(3e-4, 40 / 800, final=1 / 200, weight_decay_schedule="constant"),
-    "dino": Rates(3e-4, 10 / 100, final=1 / 2000, weight_decay=0.04, clip_mode="per_tensor"),
-    "ibot": Rates(3e-4, 10 / 100, final=1 / 2000, weight_decay=0.04, clip_mode="per_tensor"),
-    "msn": Rates(
-        1e-3, 15 / 300, start=0.2, final=1 / 1000, weight_decay=0.04, schedule_steps="from_one", schedule_stretch=1.25
-    ),
-}
+@dataclass(frozen=True)
+class Match:
+    """How an I-JEPA run becomes the same run of one method."""
+
+    change: Callable[[RunConfig, IJepaSettings], RunConfig]
+    """Gives a run, whose I-JEPA settings are the second argument, the method with its masks and crops."""
+    rates: Rates
 
 
 CROPS: dict[str, Any] = {"local_size": None, "blur_sigma": None}
@@ -78,18 +76,28 @@ have only a few.
 def with_method(config: RunConfig, name: str) -> RunConfig:
     """Turns an I-JEPA run into the same run with the method `name`. Returns a run of that method unchanged.
 
-    Raises Refusal if `config` is a run of a third method, or if `name` is not a method.
+    A method without a row in MATCHED has its own default settings, and the rates and crops of `config`. Raises Refusal if
+    `config` is a run of a third method, or if `name` is not a method.
     """
     if config.method.name == name:
         return config
     if not isinstance(config.method, IJepaSettings):
         fix = "start from an I-JEPA recipe, e.g. cpu-32"
         raise Refusal(f"method.name={config.method.name}: only runs of ijepa are turned into those of other methods; {fix}")
-    if name not in CHANGES:
-        raise Refusal(f"method.name={name!r} does not exist: use one of ijepa, {', '.join(CHANGES)}")
-    changed = CHANGES[name](config, config.method)
+    if name not in METHODS:
+        raise Refusal(f"method.name={name!r} does not exist: use one of {', '.join(METHODS)}")
+    row = MATCHED.get(name)
+    changed = row.change(config, config.method) if row else _by_default(config, name)
     model = replace(config.model, class_token=config.model.class_token or changed.method.needs_class_token)
-    return replace(changed, model=model, optim=_optimization(config.optim, RATES[name]))
+    return replace(changed, model=model, optim=_optimization(config.optim, row.rates) if row else config.optim)
+
+
+def _by_default(config: RunConfig, name: str) -> RunConfig:
+    """The method's own defaults; the masks stay if they suit it, else they are the first that do."""
+    method = METHODS[name].settings(name=name)
+    fitting = method.fitting_masks()
+    masks = config.masks if config.masks.strategy in fitting else MASKS[fitting[0]].settings(strategy=fitting[0])
+    return replace(config, method=method, masks=masks)
 
 
 def _mae(config: RunConfig, ijepa: IJepaSettings) -> RunConfig:
@@ -130,13 +138,20 @@ def _msn(config: RunConfig, ijepa: IJepaSettings) -> RunConfig:
     return replace(config, method=method, masks=masks, data=data)
 
 
-CHANGES: dict[str, Callable[[RunConfig, IJepaSettings], RunConfig]] = {
-    "mae": _mae,
-    "data2vec": _data2vec,
-    "dino": _dino,
-    "ibot": _ibot,
-    "msn": _msn,
+MATCHED = {
+    "mae": Match(
+        _mae,
+        Rates(1e-3, 40 / 800, weight_decay_schedule="constant", beta2=0.95, clip_grad=None, schedule_steps="from_zero"),
+    ),
+    "data2vec": Match(_data2vec, Rates(3e-4, 40 / 800, final=1 / 200, weight_decay_schedule="constant")),
+    "dino": Match(_dino, Rates(3e-4, 10 / 100, final=1 / 2000, weight_decay=0.04, clip_mode="per_tensor")),
+    "ibot": Match(_ibot, Rates(3e-4, 10 / 100, final=1 / 2000, weight_decay=0.04, clip_mode="per_tensor")),
+    "msn": Match(
+        _msn,
+        Rates(1e-3, 15 / 300, start=0.2, final=1 / 1000, weight_decay=0.04, schedule_steps="from_one", schedule_stretch=1.25),
+    ),
 }
+"""By method: masks, crops, heads and rates that are published, at our sizes."""
 
 
 def _optimization(optim: OptimizationSettings, rates: Rates) -> OptimizationSettings:
@@ -174,13 +189,12 @@ def _matched(method: str, base: str) -> Recipe:
     def build(preset: str) -> RunConfig:
         return with_method(small.RECIPES[base].config(preset), method)
 
-    title = METHODS[method].settings.about.short
-    place = small.RECIPES[base].summary().partition(":")[0]
-    about = f"""{title} on {place[0].lower()}{place[1:]}, with encoder, batch and images seen of `{base}`.
+    title = METHODS[method].settings.paper.name
+    about = f"""{title} on own {small.RECIPES[base].images}, with encoder, batch and images seen of `{base}`.
 
 `default`: published masks, crops and losses, heads in proportion to the encoder; a peak rate for short runs, which was set by
 short runs on CIFAR-10 at 32 px."""
     return Recipe(build, about, ("default",), small.PHOTOS)
 
 
-RECIPES = {f"{method}-{base}": _matched(method, base) for method in CHANGES for base in BASES}
+RECIPES = {f"{method}-{base}": _matched(method, base) for method in MATCHED for base in BASES}

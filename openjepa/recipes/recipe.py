@@ -22,6 +22,8 @@ class Recipe:
     presets: tuple[str, ...]
     data: str = "~/imagenet"
     """Path of the images in the example command; empty if the recipe has its own images."""
+    images: str = ""
+    """What it trains on and where, e.g. `images at 32 px on one CPU`. The matched recipes are called by it."""
 
     def config(self, preset: str | None = None) -> RunConfig:
         """The settings of a preset. `preset`: None means the first. Raises Refusal if the recipe does not have it."""

@@ -59,8 +59,9 @@ def _on_cpu(patch_size: int, image_size: int) -> Recipe:
     def build(preset: str) -> RunConfig:
         return small(preset, size="nano", patch_size=patch_size, image_size=image_size, total_steps=12_000)
 
-    about = f"Own images at {image_size} px on one CPU: 4 blocks of width 128, patch {patch_size}."
-    return Recipe(build, f"{about}\n\n`default`: our recipe. {OFFICIAL}", SMALL_PRESETS, PHOTOS)
+    images = f"images at {image_size} px on one CPU"
+    about = f"Own {images}: 4 blocks of width 128, patch {patch_size}."
+    return Recipe(build, f"{about}\n\n`default`: our recipe. {OFFICIAL}", SMALL_PRESETS, PHOTOS, images)
 
 
 def _on_gpu(patch_size: int, image_size: int, cache: Literal["none", "device"] = "device") -> Recipe:
@@ -71,9 +72,10 @@ def _on_gpu(patch_size: int, image_size: int, cache: Literal["none", "device"] =
         config = small(preset, "small", patch_size, image_size, 30_000, batch_size=256, predictor_depth=6, masks=masks)
         return replace(config, data=replace(config.data, cache=cache))
 
-    about = f"Own images at {image_size} px on one GPU: ViT-S, patch {patch_size}."
+    images = f"images at {image_size} px on one GPU"
+    about = f"Own {images}: ViT-S, patch {patch_size}."
     ours = "`default`: our recipe with the paper's masks, not measured yet."
-    return Recipe(build, f"{about}\n\n{ours} {OFFICIAL}", SMALL_PRESETS, PHOTOS)
+    return Recipe(build, f"{about}\n\n{ours} {OFFICIAL}", SMALL_PRESETS, PHOTOS, images)
 
 
 def _quickstart(preset: str) -> RunConfig:

@@ -118,7 +118,7 @@ def lede(run: Run) -> str:
 def method_name(run: Run) -> str:
     """The name of the method as papers write it; empty if unknown."""
     name = text(run.setting("method", "name", default=""), 30)
-    return METHODS[name].settings.about.short if name in METHODS else name
+    return METHODS[name].settings.paper.name if name in METHODS else name
 
 
 def _joined(*parts: str) -> str:

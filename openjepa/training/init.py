@@ -20,7 +20,7 @@ from openjepa.models.predictor import Predictor
 from openjepa.models.transformer import hidden_width
 from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal, few
-from openjepa.settings.methods import IJepaSettings, MethodSettings
+from openjepa.settings.methods import MethodSettings
 from openjepa.settings.models import SIZES, EncoderConfig, ModelSettings, PredictorConfig, Shape
 from openjepa.settings.run import RunConfig, RunSettings
 from openjepa.system.shell import hub_name
@@ -225,11 +225,11 @@ def _method(
 ) -> MethodSettings:
     """The method, with the settings of the weights' predictor if both have a predictor."""
     method = config.method
-    if predictor is None or not isinstance(method, IJepaSettings):
+    if predictor is None:
         return method
     heads = None if predictor.heads == encoder.heads else predictor.heads
     theirs = {"predictor_width": predictor.width, "predictor_depth": predictor.depth, "predictor_heads": heads}
-    taken = {name: value for name, value in theirs.items() if f"method.{name}" not in given}
+    taken = {name: value for name, value in theirs.items() if name in vars(method) and f"method.{name}" not in given}
     return replace(method, **taken)  # type: ignore[arg-type]
 
 

@@ -1,6 +1,6 @@
 """Costs that are counted on the meta device, beside what formulas by hand gave for recipes before.
 
-What real steps of each method cost is compared in tests/methods/test_methods.py.
+What real steps of each method cost is compared in tests/methods/test_every_method.py.
 """
 
 import json

@@ -11,6 +11,7 @@ from openjepa.masks import MASKS
 from openjepa.masks.sampler import MaskSampler
 from openjepa.settings.masks import BlockwiseSettings, MaskSettings, MultiblockSettings, NoMaskSettings, RandomPatchesSettings
 from openjepa.settings.methods import (
+    METHODS,
     Data2VecSettings,
     DinoSettings,
     IBotSettings,
@@ -26,6 +27,7 @@ from openjepa.settings.sources import FolderSettings
 CROPS = {"local_crops": 2, "local_size": 16}
 # in twenty steps from random weights, whose features hardly differ, a faster center would only drive the assignments apart
 DISTILLATION = {"outputs": 64, "head_hidden": 128, "center_momentum": 0.98, "ema_start": 0.99, **CROPS}
+# a method belongs here only if its default settings are too large for tests
 SMALL: dict[str, tuple[MethodSettings, MaskSettings]] = {
     "mae": (MaeSettings(decoder_width=24, decoder_depth=1, decoder_heads=3), RandomPatchesSettings()),
     "data2vec": (Data2VecSettings(average_layers=2, ema_start=0.9, ema_end=0.9), BlockwiseSettings()),
@@ -43,11 +45,18 @@ def method_config(name: str, images: Path, output: Path, **optim: object) -> Run
     config = small_config(images, output, **optim)
     if name == "ijepa":
         return config
-    method, masks = SMALL[name]
+    method, masks = SMALL[name] if name in SMALL else default(name)
     model = replace(config.model, class_token=True, positions="relative" if name == "data2vec" else "sincos")
     if name == "msn":  # its batch normalization would magnify rounding where features of new images hardly differ
         model = replace(model, initialization="fan_in")
     return replace(config, method=method, masks=masks, model=model)
+
+
+def default(name: str) -> tuple[MethodSettings, MaskSettings]:
+    """A method that is not in SMALL, with its default settings and masks."""
+    method = METHODS[name].settings(name=name)
+    strategy = method.fitting_masks()[0]
+    return method, MASKS[strategy].settings(strategy=strategy)
 
 
 def small_config(images: Path, output: Path, **optim: object) -> RunConfig:

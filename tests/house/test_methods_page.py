@@ -13,6 +13,7 @@ from openjepa.settings.methods import About
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "methods.md").read_text()
 ABOUT: dict[str, About] = {name: entry.settings.about for name, entry in METHODS.items()}
+NAMES = {name: entry.settings.paper.name for name, entry in METHODS.items()}
 FAMILIES = {
     "joint-embedding": "family_joint_embedding.svg",
     "generative": "family_generative.svg",
@@ -53,10 +54,11 @@ def test_the_table_of_a_family_is_what_the_settings_say(family: str) -> None:
     members = {name: about for name, about in ABOUT.items() if about.family == family}
     (table,) = tables(section(family))
     columns = {word: index for index, word in enumerate(table.pop(""))}
-    assert set(columns) == {ABOUT[name].short for name in members}
+    expected = {NAMES[name] for name in members}
+    assert set(columns) == expected, f"docs/methods.md, section {family!r}: one column a method, as its `about` says it"
     assert list(table) == [label for name, label in ABOUT_LABELS.items() if name != "family"]
     for name, about in members.items():
-        shown = {label: cells[columns[ABOUT[name].short]] for label, cells in table.items()}
+        shown = {label: cells[columns[NAMES[name]]] for label, cells in table.items()}
         assert shown == {label: getattr(about, field) for field, label in ABOUT_LABELS.items() if field != "family"}, name
 
 
@@ -65,8 +67,8 @@ def test_a_family_has_a_drawing_that_names_its_methods(family: str, drawing: str
     assert f"images/{drawing}" in section(family)
     source = (ROOT / "docs" / "images" / drawing).read_text()
     words = re.search(r"<desc>(.*)</desc>", source)
-    members = {ABOUT[name].short for name, about in ABOUT.items() if about.family == family}
-    assert words is not None and set(words[1].split(", ")) == members
+    members = {NAMES[name] for name, about in ABOUT.items() if about.family == family}
+    assert words is not None and set(words[1].split(", ")) == members, f"name them in <desc> of docs/images/{drawing}"
     assert "prefers-color-scheme: dark" in source and "http" not in source.replace("http://www.w3.org/2000/svg", "")
 
 
@@ -75,6 +77,6 @@ def test_every_published_recipe_stands_under_its_method() -> None:
     for name, recipe in RECIPES.items():
         method = load_recipe(name).method.name
         if name.startswith(f"{method}-vit"):
-            assert f"`{name}`" in table[ABOUT[method].short][0], f"{name} ({', '.join(recipe.presets)})"
+            assert f"`{name}`" in table[NAMES[method]][0], f"{name} ({', '.join(recipe.presets)})"
     named = set(re.findall(r"`([a-z0-9-]+-vit[a-z0-9-]+)`", PAGE))
     assert named <= set(RECIPES), f"not recipes: {named - set(RECIPES)}"

@@ -11,12 +11,15 @@ from openjepa.checks import check
 from openjepa.cli import main
 from openjepa.config import load_run_config
 from openjepa.evaluation.evaluation_run import evaluate_run
-from openjepa.methods import METHODS
+from openjepa.experiments.data_times import views_config
+from openjepa.experiments.step_times import step_config
+from openjepa.recipes import load_recipe
+from openjepa.recipes.ablations import ABLATIONS, ablation_rows
 from openjepa.refusals import Refusal
 from openjepa.report import write_report
 from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.experiments import DataBench, StepBench
 from openjepa.settings.masks import BlockwiseSettings
-from openjepa.settings.registry import Entry
 from openjepa.settings.run import MonitorSettings, RunConfig
 from openjepa.system.interrupts import Interrupted, Interrupts
 from openjepa.training.loop import train
@@ -25,11 +28,7 @@ from tests.helpers.report_page import Page
 from tests.helpers.small_runs import lines, small_config, weights
 from tests.methods.toy_method import MeanColorSettings, mean_colors
 
-
-@pytest.fixture(autouse=True)
-def one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The line that a new method adds to METHODS."""
-    monkeypatch.setitem(METHODS, "mean_color", Entry(MeanColorSettings, "tests.methods.toy_method:MeanColor"))
+pytestmark = pytest.mark.usefixtures("toy_is_a_method")
 
 
 def toy_config(images: Path, output: Path, total_steps: int) -> RunConfig:
@@ -85,6 +84,19 @@ def test_the_command_line_lists_it_and_takes_its_settings(tmp_path: Path, capsys
     )
     assert load_run_config(tmp_path / "run").method == MeanColorSettings(beta=0.2)
     assert "method mean_color" in capsys.readouterr().out
+
+
+def test_the_benches_and_the_ablation_know_it_without_a_row_of_matched() -> None:
+    """It has its own defaults then, masks that suit it, and the rates of the base."""
+    base = load_recipe("cpu-32")
+    for config in (
+        step_config(StepBench(recipe="cpu-32", method="mean_color")),
+        views_config(DataBench(method="mean_color"), Path("images")),
+        ablation_rows("methods", base, ("mean_color",))["mean_color"],
+    ):
+        assert (config.method, config.masks.strategy) == (MeanColorSettings(), "random_patches")
+    assert config.optim == base.optim and config.model == base.model
+    assert "mean_color" in ABLATIONS["methods"].names
 
 
 def test_what_does_not_suit_it_is_refused_by_what_its_settings_say(tmp_path: Path) -> None:

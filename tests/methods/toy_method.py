@@ -16,7 +16,7 @@ from torch.profiler import record_function
 from openjepa.methods.base import Encoders, Method, ProbeOutput, Surroundings
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress
-from openjepa.settings.methods import About, MethodSettings
+from openjepa.settings.methods import About, MethodSettings, Paper
 from openjepa.settings.ranges import POSITIVE
 from openjepa.types import Batch, EncoderOutput, Export, InputSpec, LossOutput, TokenMask
 
@@ -28,8 +28,9 @@ VIEW = "image"
 class MeanColorSettings(MethodSettings):
     """Mean color: foretell the average color of masked patches."""
 
+    paper = Paper("Mean color", "an example, docs/contributing.md")
     about = About(
-        title="Mean color (an example, docs/contributing.md)",
+        title=paper.title,
         family="generative",
         x="an image with masked patches",
         y="the average color of each masked patch",

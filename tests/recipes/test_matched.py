@@ -8,13 +8,12 @@ from openjepa.checks import check, remarks
 from openjepa.masks import MASKS
 from openjepa.methods import METHODS
 from openjepa.recipes import RECIPES, load_recipe
-from openjepa.recipes.matched import RATES, with_method
+from openjepa.recipes.matched import MATCHED, with_method
 from openjepa.settings.derived import resolve
 from openjepa.settings.methods import Data2VecSettings, DinoSettings, IJepaSettings, MaeSettings, MsnSettings
 from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import FolderSettings
 
-RIVALS = [name for name in METHODS if name != "ijepa"]
 SMALL = [name for name, recipe in RECIPES.items() if recipe.is_small and isinstance(recipe.config().method, IJepaSettings)]
 
 
@@ -60,10 +59,10 @@ def test_sizes_follow_image_and_encoder() -> None:
     assert isinstance(prototypes, MsnSettings) and prototypes.prototypes == 512
 
 
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", MATCHED)
 @pytest.mark.parametrize("recipe", ["cpu-32", "gpu-224", "ijepa-vitb16"])
 def test_the_peak_is_that_of_the_table_at_any_batch(recipe: str, name: str) -> None:
-    rates, optim = RATES[name], with_method(load_recipe(recipe), name).optim
+    rates, optim = MATCHED[name].rates, with_method(load_recipe(recipe), name).optim
     assert (optim.lr, optim.start_lr, optim.final_lr) == (rates.lr, rates.start * rates.lr, rates.final * rates.lr)
     assert rates.final < 0.01 and rates.start < 1
 

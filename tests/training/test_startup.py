@@ -119,11 +119,11 @@ def test_too_little_memory_is_remarked_and_less_than_half_of_it_refused(
     monkeypatch.setattr(startup, "memory_limit", lambda device: 1000)
     words = r"needs about .*B of memory and cpu has .*B: lower optim.microbatch_size \(now 8\)"
     for needed, is_short in ((1000.0, False), (2000.0, True)):
-        needs = estimates.Estimate(1, 1, 1.0, needed)
+        needs = estimates.Estimate(1, 1.0, needed)
         monkeypatch.setattr(startup, "estimate", lambda *_, needs=needs: needs)
         train(config, dry_run=True)
         assert bool(re.search(f"note: this run {words}", capsys.readouterr().out)) == is_short
-    monkeypatch.setattr(startup, "estimate", lambda *_: estimates.Estimate(1, 1, 1.0, 2001.0))
+    monkeypatch.setattr(startup, "estimate", lambda *_: estimates.Estimate(1, 1.0, 2001.0))
     with pytest.raises(ValueError, match=words):
         train(config, dry_run=True)
 

@@ -6,7 +6,7 @@ from openjepa.settings.methods.ibot import IBotSettings
 from openjepa.settings.methods.ijepa import IJepaSettings
 from openjepa.settings.methods.mae import MaeSettings
 from openjepa.settings.methods.msn import MsnSettings
-from openjepa.settings.methods.shared import About, Heads, MethodSettings, TeacherSettings
+from openjepa.settings.methods.shared import About, Heads, MethodSettings, Paper, TeacherSettings
 from openjepa.settings.registry import Entry
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "MaeSettings",
     "MethodSettings",
     "MsnSettings",
+    "Paper",
     "TeacherSettings",
 ]
 

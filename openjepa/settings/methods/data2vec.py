@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from openjepa.settings.methods.shared import About, TeacherSettings
+from openjepa.settings.methods.shared import About, Paper, TeacherSettings
 from openjepa.settings.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE
 
 
@@ -11,8 +11,9 @@ from openjepa.settings.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE
 class Data2VecSettings(TeacherSettings):
     """data2vec (arXiv 2202.03555): predict, at masked patches, the mean of a teacher's last layers on the whole image."""
 
+    paper = Paper("data2vec", "Baevski et al. 2022", "2202.03555")
     about = About(
-        title="data2vec (Baevski et al. 2022, arXiv 2202.03555)",
+        title=paper.title,
         family="joint-embedding predictive",
         x="an image whose masked patches are replaced by a mask token",
         y="the masked patches, as a moving average of the encoder represents them in the whole image",
@@ -21,6 +22,7 @@ class Data2VecSettings(TeacherSettings):
         against_collapse="the teacher is a slow moving average without gradient, and its targets are normalized",
     )
     mask_kinds = ("tokens",)
+    checks = "openjepa.checks.methods:data2vec_checks"
 
     name: Literal["data2vec"] = "data2vec"
     average_layers: Annotated[int | None, AT_LEAST_1] = 6

@@ -3,15 +3,16 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from openjepa.settings.methods.shared import About, SelfDistillationSettings
+from openjepa.settings.methods.shared import About, Paper, SelfDistillationSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class DinoSettings(SelfDistillationSettings):
     """DINO (arXiv 2104.14294): small and large crops of an image are assigned as a moving average assigns its large crops."""
 
+    paper = Paper("DINO", "Caron et al. 2021", "2104.14294")
     about = About(
-        title="DINO (Caron et al. 2021, arXiv 2104.14294)",
+        title=paper.title,
         family="joint-embedding",
         x="any crop of an image, its colors changed",
         y="another, large crop of the same image, its colors changed otherwise",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from openjepa.settings.methods.shared import About, SelfDistillationSettings
+from openjepa.settings.methods.shared import About, Paper, SelfDistillationSettings
 from openjepa.settings.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_ABOVE_0, SMALLEST_FIRST
 
 
@@ -11,8 +11,9 @@ from openjepa.settings.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, 
 class IBotSettings(SelfDistillationSettings):
     """iBOT (arXiv 2111.07832): DINO on class tokens, and the same distillation on the masked patches of the large crops."""
 
+    paper = Paper("iBOT", "Zhou et al. 2022", "2111.07832")
     about = About(
-        title="iBOT (Zhou et al. 2022, arXiv 2111.07832)",
+        title=paper.title,
         family="joint-embedding",
         x="a crop of an image, its colors changed, some patches of the large ones masked",
         y="another large crop of the same image, and for masked patches the same crop without masks",
@@ -21,6 +22,7 @@ class IBotSettings(SelfDistillationSettings):
         against_collapse="centering, separately for class tokens and patches, and sharpening of the teacher's outputs",
     )
     mask_kinds = ("tokens",)
+    checks = "openjepa.checks.methods:ibot_checks"
 
     name: Literal["ibot"] = "ibot"
     outputs: Annotated[int | None, AT_LEAST_1] = 8192

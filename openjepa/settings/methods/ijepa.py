@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from openjepa.settings.methods.shared import About, Heads, TeacherSettings
+from openjepa.settings.methods.shared import About, Heads, Paper, TeacherSettings
 from openjepa.settings.ranges import AT_LEAST_1
 
 
@@ -11,8 +11,9 @@ from openjepa.settings.ranges import AT_LEAST_1
 class IJepaSettings(TeacherSettings):
     """I-JEPA (arXiv 2301.08243): predict representations of target blocks from one context block."""
 
+    paper = Paper("I-JEPA", "Assran et al. 2023", "2301.08243")
     about = About(
-        title="I-JEPA (Assran et al. 2023, arXiv 2301.08243)",
+        title=paper.title,
         family="joint-embedding predictive",
         x="one context block of an image",
         y="several target blocks of the same image",
@@ -21,6 +22,7 @@ class IJepaSettings(TeacherSettings):
         against_collapse="the target encoder is a moving average without gradient, and the predictor is narrow",
     )
     mask_kinds = ("blocks",)
+    checks = "openjepa.checks.methods:ijepa_checks"
 
     name: Literal["ijepa"] = "ijepa"
     predictor_width: Annotated[int | None, AT_LEAST_1] = 384

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from openjepa.settings.methods.shared import About, Heads, MethodSettings
+from openjepa.settings.methods.shared import About, Heads, MethodSettings, Paper
 from openjepa.settings.ranges import AT_LEAST_1
 
 
@@ -11,8 +11,9 @@ from openjepa.settings.ranges import AT_LEAST_1
 class MaeSettings(MethodSettings):
     """MAE (arXiv 2111.06377): reconstruct the pixels of masked patches from the visible ones with a light decoder."""
 
+    paper = Paper("MAE", "He et al. 2022", "2111.06377")
     about = About(
-        title="MAE (He et al. 2022, arXiv 2111.06377)",
+        title=paper.title,
         family="generative",
         x="the visible patches of an image",
         y="the pixels of its masked patches",
@@ -21,6 +22,7 @@ class MaeSettings(MethodSettings):
         against_collapse="pixels cannot collapse: the targets are given, not learned",
     )
     mask_kinds = ("tokens",)
+    checks = "openjepa.checks.methods:mae_checks"
     needs_equal_counts = True
 
     name: Literal["mae"] = "mae"

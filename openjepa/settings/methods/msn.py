@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from openjepa.settings.methods.shared import About, MultiCropSettings
+from openjepa.settings.methods.shared import About, MultiCropSettings, Paper
 from openjepa.settings.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_ABOVE_0, SHARE_BELOW_1, SMALLEST_FIRST
 
 
@@ -11,8 +11,9 @@ from openjepa.settings.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, 
 class MsnSettings(MultiCropSettings):
     """MSN (arXiv 2204.07141): masked and small views are assigned to prototypes like the whole view of the same image."""
 
+    paper = Paper("MSN", "Assran et al. 2022", "2204.07141")
     about = About(
-        title="MSN (Assran et al. 2022, arXiv 2204.07141)",
+        title=paper.title,
         family="joint-embedding",
         x="a crop of an image with patches dropped, or a small crop; colors changed",
         y="another large crop of the same image, whole, its colors changed otherwise",
@@ -21,6 +22,7 @@ class MsnSettings(MultiCropSettings):
         against_collapse="the mean assignment of a batch is pushed towards equal use of all prototypes",
     )
     mask_kinds = ("tokens",)
+    checks = "openjepa.checks.methods:msn_checks"
     needs_class_token = True
     needs_equal_counts = True
 

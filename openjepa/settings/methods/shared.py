@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from openjepa.settings.masks import MaskKind
+from openjepa.settings.masks import MASKS, MaskKind
 from openjepa.settings.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_ABOVE_0, SMALLEST_FIRST
 
 Family = Literal["joint-embedding", "generative", "joint-embedding predictive"]
@@ -12,11 +12,28 @@ Heads = int | Literal["half"] | None
 
 
 @dataclass(frozen=True)
+class Paper:
+    """A method's name and its paper."""
+
+    name: str
+    """Name of the method as its paper writes it, e.g. `MAE`."""
+    cited: str
+    """Authors and year, e.g. `He et al. 2022`."""
+    arxiv: str = ""
+    """Number in arXiv, e.g. `2111.06377`. Empty: the paper is not there."""
+
+    @property
+    def title(self) -> str:
+        """Name and paper, e.g. `MAE (He et al. 2022, arXiv 2111.06377)`."""
+        return f"{self.name} ({self.cited}, arXiv {self.arxiv})" if self.arxiv else f"{self.name} ({self.cited})"
+
+
+@dataclass(frozen=True)
 class About:
     """A method as an energy, low for a compatible pair of x and y and higher for others (I-JEPA, section 2 and figure 2)."""
 
     title: str
-    """Name and paper, e.g. `MAE (He et al. 2022, arXiv 2111.06377)`."""
+    """Name and paper."""
     family: Family
     x: str
     """The input of the method."""
@@ -29,27 +46,32 @@ class About:
     against_collapse: str
     """The mechanism that keeps the energy from being low everywhere."""
 
-    @property
-    def short(self) -> str:
-        """The title without its paper, e.g. `MAE`."""
-        return self.title.split(" (")[0]
-
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSettings:
     """Settings of every method. Abstract: use the dataclass of a method."""
 
+    paper: ClassVar[Paper]
+    """Where the method comes from."""
     about: ClassVar[About]
     """Description of the method."""
     mask_kinds: ClassVar[tuple[MaskKind, ...]]
     """Kinds of masks that the method can work with."""
     needs_class_token: ClassVar[bool] = False
     """True if the encoder must have a class token."""
+    checks: ClassVar[str] = ""
+    """`package.module:name` of the function that gives the checks of a method's own settings. Empty: their ranges say all."""
     needs_equal_counts: ClassVar[bool] = False
     """True if every image must have the same number of masked patches, because only the visible ones are encoded."""
 
     name: str
     """Method that trains the encoder."""
+
+    @classmethod
+    def fitting_masks(cls) -> list[str]:
+        """The mask strategies that the method can work with."""
+        suiting = {name: entry.settings for name, entry in MASKS.items() if entry.settings.kind in cls.mask_kinds}
+        return [name for name, masks in suiting.items() if masks.equal_counts or not cls.needs_equal_counts]
 
 
 @dataclass(frozen=True, kw_only=True)

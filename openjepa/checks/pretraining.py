@@ -1,4 +1,4 @@
-"""Finds impossible settings before anything is loaded: every error names the setting, its value and what would fit."""
+"""Checks of a training run's settings: its model, masks, batch, length, folder and data."""
 
 import math
 import re

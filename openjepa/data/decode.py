@@ -39,7 +39,7 @@ from openjepa.refusals import Refusal
 
 MAX_PIXELS = 200_000_000
 """Larger images are refused before they are decoded (600 MB as RGB); no photo for training is that large."""
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+PILLOW_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """What Pillow may open: formats that are pictures and start no other program (EPS would)."""
 
 NUM_CHECKED = 256
@@ -184,9 +184,9 @@ def _check_size(width: int, height: int) -> None:
 
 @cache
 def _readable_formats() -> tuple[str, ...]:
-    """Those of FORMATS that this build of Pillow has."""
+    """Those of PILLOW_FORMATS that this build of Pillow has."""
     Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
+    return tuple(name for name in PILLOW_FORMATS if name in Image.OPEN)
 
 
 class _Silence:

@@ -1,4 +1,4 @@
-"""AdamW with a method's parameter groups, rates set from schedules, and the check for finite numbers before a weight moves.
+"""AdamW with a method's parameter groups, clipping of their gradients, and rates set from schedules.
 
 Layer-wise decay of the learning rate: the nearer a layer is to the pixels, the less it moves (as in BEiT and MAE).
 """

@@ -24,15 +24,15 @@ class Ablation:
     equal time, and its encoder before training is the untrained one."""
 
 
-METHODS = ("ijepa", *CHANGES)
+ROWS = ("ijepa", *CHANGES)
 
 
 def _methods(config: RunConfig) -> dict[str, RunConfig]:
-    return {name: with_method(config, name) for name in METHODS}
+    return {name: with_method(config, name) for name in ROWS}
 
 
 ABLATIONS = {
-    "methods": Ablation("Methods in the same trainer, each with its own masks, crops and rates", "method", METHODS, _methods),
+    "methods": Ablation("Methods in the same trainer, each with its own masks, crops and rates", "method", ROWS, _methods),
 }
 
 

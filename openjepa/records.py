@@ -21,7 +21,7 @@ from openjepa.system.shared_files import whole_file
 
 FORMAT = "openjepa-evaluation"
 SUBJECT_NAMES = {"encoder": "trained", "start": "start", "untrained": "untrained", "pixels": "pixels"}
-"""What is evaluated side by side, in the order of tables, and what tables call it."""
+"""What is evaluated side by side, in the order of tables, and what tables call it. `start`: the weights a run began from."""
 ANY_PROTOCOL = ("linear-full", "fine-tuned")
 """Probes that a published number of protocol `any` is the better of (I-JEPA, Table 2)."""
 OUR_METHOD = "I-JEPA"

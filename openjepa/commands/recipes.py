@@ -33,7 +33,7 @@ class RecipesOptions:
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]")] = ""
     """Recipe to print; without it, all are listed."""
     preset: str | None = None
-    """Variant of the recipe. None: its first."""
+    """Preset of the recipe. None: its first."""
 
 
 def recipes(argv: Sequence[str], prog: str) -> None:

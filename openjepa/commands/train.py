@@ -81,7 +81,7 @@ class TrainOptions:
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE]")] = ""
     """Named run to start from."""
     preset: str | None = None
-    """Variant of the recipe. None: its first."""
+    """Preset of the recipe. None: its first."""
     config: Path | None = None
     """Start from this `config.yaml` (or the run folder that holds it) instead of a recipe."""
     dry_run: bool = False

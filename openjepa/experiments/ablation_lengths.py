@@ -45,7 +45,7 @@ class PlannedRun:
     """Tables it belongs to: both, if the two lengths are the same."""
     config: RunConfig
     speed: Speed
-    has_references: bool = False
+    has_baselines: bool = False
     """Whether the untrained encoder and pixels are evaluated beside it."""
 
     @property
@@ -91,7 +91,7 @@ def planned_runs(rows: Mapping[str, RunConfig], speeds: Mapping[str, Speed], set
     runs = []
     for seed in range(settings.seeds):
         found = [run for row in chosen for run in _runs(row, rows[row], seed, speeds[row], seconds)]
-        found = [replace(run, has_references=run.row == first and "images" in run.budgets) for run in found]
+        found = [replace(run, has_baselines=run.row == first and "images" in run.budgets) for run in found]
         runs += sorted(found, key=lambda run: -run.seconds)
     return runs
 

@@ -146,12 +146,8 @@ def fitted(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 def shortened(name: str, letters: int = _LETTERS) -> str:
-    """The last part of a path; beginning and end if it is long.
-
-    For `train row 7 (train/dog/7.jpg)`, a row of a Parquet file, the last part of the path in it.
-    """
-    inner = name[name.index("(") + 1 : -1] if name.endswith(")") and "(" in name else name
-    last = printable(PurePath(inner).name or name)
+    """The last part of a path; beginning and end if it is long."""
+    last = printable(PurePath(name).name or name)
     if len(last) <= letters:
         return last
     end = (letters - 1) * 2 // 3

@@ -1,4 +1,4 @@
-"""Checks of a training run's settings: its model, masks, batch, length, folder and data."""
+"""Checks all settings of a pretraining run before anything is loaded, and remarks on settings that are surely not meant."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""AdamW with a method's parameter groups, clipping of their gradients, and rates set from schedules.
+"""AdamW with a method's parameter groups, its rates, and the norm and clipping of gradients.
 
 Layer-wise decay of the learning rate: the nearer a layer is to the pixels, the less it moves (as in BEiT and MAE).
 """

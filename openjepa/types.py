@@ -76,6 +76,8 @@ class Skipped:
 
     name: str
     reason: str
+    kind: str = ""
+    """What several of them may share: the reason without what only this file has."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from openjepa.refusals import Refusal
 
 MAX_PIXELS = 200_000_000
 """Larger images are refused before they are decoded (600 MB as RGB). No photo for training is that large."""
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+PILLOW_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """Formats that Pillow may open: pictures that start no other program (EPS would)."""
 
 NUM_CHECKED = 256
@@ -52,6 +52,11 @@ _NEARLY_BLACK = 16
 
 class DecodeError(Refusal):
     """Raised if a file is not a usable image. The message is the reason, without the file's name."""
+
+    def __init__(self, reason: str, kind: str = "") -> None:
+        """`kind`: the reason without what only this file has; by default the whole reason."""
+        super().__init__(reason)
+        self.kind = kind or reason
 
 
 def decode_image(data: bytes, min_side: int = 0) -> UInt8[np.ndarray, "h w 3"]:
@@ -108,7 +113,7 @@ def _jpeg_size(data: bytes, header: image_formats.JpegHeader) -> tuple[int, int,
     except (KeyError, ValueError) as error:
         if header.channels not in (1, 3, 4):
             raise DecodeError(f"JPEG of {header.channels} channels, which cannot be read") from error
-        raise DecodeError(f"damaged JPEG header: {error}") from error
+        raise DecodeError(f"damaged JPEG header: {error}", "damaged JPEG header") from error
     _check_size(width, height)
     if header.frame in image_formats.LOSSLESS and colorspace not in ("RGB", "Gray"):
         raise DecodeError(f"lossless JPEG in {colorspace}, which cannot be read: save it as RGB or gray")
@@ -150,7 +155,7 @@ def _mended(data: bytes, output: str, reduce: int, first: Exception) -> UInt8[np
             return _strictly(version, output, reduce)
         except (ValueError, MemoryError) as error:
             reason = reason or error
-    raise DecodeError(f"damaged JPEG: {reason or first}") from first
+    raise DecodeError(f"damaged JPEG: {reason or first}", "damaged JPEG") from first
 
 
 def _rgb_of_jpeg(pixels: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
@@ -187,9 +192,9 @@ def _check_size(width: int, height: int) -> None:
 
 @cache
 def _readable_formats() -> tuple[str, ...]:
-    """The FORMATS that this build of Pillow can read."""
+    """The PILLOW_FORMATS that this build of Pillow can read."""
     Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
+    return tuple(name for name in PILLOW_FORMATS if name in Image.OPEN)
 
 
 class _Silence:
@@ -242,7 +247,7 @@ def _open_with_pillow(file: BinaryIO) -> ImageFile.ImageFile:
     except UnidentifiedImageError as error:
         raise DecodeError("not an image" if tags is None else image_formats.unread_tiff(tags)) from error
     except Exception as error:  # parsers of untrusted files can raise anything
-        raise DecodeError(f"{type(error).__name__}: {error}") from error
+        raise DecodeError(f"{type(error).__name__}: {error}", type(error).__name__) from error
     _check_size(image.width, image.height)
     return image
 
@@ -296,7 +301,8 @@ def remark(data: bytes, pixels: UInt8[np.ndarray, "h w 3"]) -> str | None:
 
 
 def _damaged(image: Image.Image, error: Exception) -> DecodeError:
-    return DecodeError(f"damaged {image.format or 'image'}: {type(error).__name__}: {error}")
+    kind = f"damaged {image.format or 'image'}"
+    return DecodeError(f"{kind}: {type(error).__name__}: {error}", kind)
 
 
 def _to_rgb(image: Image.Image, largest: int) -> NDArray[np.uint8]:
@@ -331,6 +337,11 @@ def reason_of(error: Exception) -> str:
     return words or str(error) or type(error).__name__
 
 
+def kind_of(error: Exception) -> str:
+    """The part of the reason that samples may share, to count them by."""
+    return error.kind if isinstance(error, DecodeError) else reason_of(error)
+
+
 def check_usable(source: ListSource, what: str, min_side: int = 1) -> None:
     """Raises Refusal unless one of the first images can be decoded and has at least `min_side` pixels on both sides.
 
@@ -338,7 +349,7 @@ def check_usable(source: ListSource, what: str, min_side: int = 1) -> None:
     """
     if not len(source):
         raise Refusal(f"{what} holds no rows")
-    reasons: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
     num = min(NUM_CHECKED, len(source))
     first = ""
     for index in range(num):
@@ -347,9 +358,9 @@ def check_usable(source: ListSource, what: str, min_side: int = 1) -> None:
             check_side(pixels.shape[0], pixels.shape[1], min_side)
             return
         except (DecodeError, OSError) as error:
-            reasons[type(error).__name__ if isinstance(error, OSError) else str(error)] += 1
+            kinds[kind_of(error)] += 1
             first = first or f"{source.name(index)}: {error}"
-    common = "; ".join(f"{count}x {reason}" for reason, count in reasons.most_common(3))
+    common = "; ".join(f"{count}x {kind}" for kind, count in kinds.most_common(3))
     raise Refusal(f"none of the first {num} images of {what} can be used ({common}). The first is {first}")
 
 

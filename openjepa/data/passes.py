@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openjepa.data.augmentations import Augment
-from openjepa.data.decode import decode_image, reason_of
+from openjepa.data.decode import decode_image
+from openjepa.data.loading.unreadable import skipped_sample
 from openjepa.data.loading.workers import parallel_map
 from openjepa.data.source import ListSource
 from openjepa.data.views import (
@@ -133,7 +134,7 @@ def evaluation_views(
     records: Sequence[Record],
     size: tuple[int, int],
     fit: str,
-    every: Callable[[Callable[[int], str | None], Iterable[int]], Iterable[str | None]] = map,
+    every: Callable[[Callable[[int], Skipped | None], Iterable[int]], Iterable[Skipped | None]] = map,
 ) -> tuple[UInt8[Tensor, "n 3 h w"], list[int], list[Skipped]]:
     """Evaluation views of the readable records, their places among all records, and the unreadable records with reasons.
 
@@ -142,17 +143,17 @@ def evaluation_views(
     images = torch.empty((len(records), 3, *size), dtype=torch.uint8)
     enough = decoded_side(size)
 
-    def problem(place: int) -> str | None:
+    def problem(place: int) -> Skipped | None:
         try:
             pixels = torch.from_numpy(decode_image(records[place].read(), enough))
         except (ValueError, OSError) as error:
-            return reason_of(error)
+            return skipped_sample(records[place].name, error)
         images[place] = evaluation_view(pixels, size, fit)
         return None
 
-    reasons = list(every(problem, range(len(records))))
-    places = [place for place, reason in enumerate(reasons) if reason is None]
-    unreadable = [Skipped(records[place].name, reason) for place, reason in enumerate(reasons) if reason is not None]
+    problems = list(every(problem, range(len(records))))
+    places = [place for place, found in enumerate(problems) if found is None]
+    unreadable = [found for found in problems if found is not None]
     return (images[places] if unreadable else images), places, unreadable
 
 
@@ -186,7 +187,7 @@ class LabeledViews:
             try:
                 view = self._view(index, row)
             except (ValueError, OSError) as error:
-                unreadable.append(Skipped(self.source.name(index), reason_of(error)))
+                unreadable.append(skipped_sample(self.source.name(index), error))
                 continue
             images[len(used)] = view if self.augment is None else self.augment(view, own_seed)
             used.append(index)

@@ -1,6 +1,5 @@
 """Selection of records from a list: subsets, held-out records, and the labeled images of a low-shot protocol."""
 
-import re
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
@@ -15,9 +14,6 @@ from openjepa.data.source import NO_LABEL, ListSource, Splits
 from openjepa.refusals import Refusal, examples
 from openjepa.seeds import derive, derive_samples
 from openjepa.settings.evaluation import LowShotSettings
-
-TABLE_ROW = re.compile(r" row \d+ \((.+)\)$")
-"""Names of table rows that include the path of their image."""
 
 
 class Subset(ListSource):
@@ -49,6 +45,10 @@ class Subset(ListSource):
     def name(self, index: int) -> str:
         """Name of the record in the original list."""
         return self._source.name(int(self._indices[index]))
+
+    def image_name(self, index: int) -> str:
+        """Path of the image in the other list."""
+        return self._source.image_name(int(self._indices[index]))
 
     def stamp(self, index: int) -> bytes:
         """Stamp of the record in the original list."""
@@ -247,9 +247,7 @@ def _rows_by_stem(source: ListSource, stems: set[str]) -> dict[str, list[tuple[_
     """Names and indices of the images that have one of these stems."""
     known: dict[str, list[tuple[_Name, int]]] = defaultdict(list)
     for row in range(len(source)):
-        path = source.name(row)
-        if path.endswith(")") and (in_table := TABLE_ROW.search(path)):
-            path = in_table[1]
+        path = source.image_name(row)
         stem, _ = _stem(path)  # there may be a million names; only a few need to be parsed further
         if stem in stems:
             known[stem].append((_name(path), row))

@@ -52,6 +52,10 @@ class ListSource(ABC):
     def name(self, index: int) -> str:
         """Name of the record in `skipped.jsonl` and error messages: a path, or shard and row."""
 
+    def image_name(self, index: int) -> str:
+        """The path of a record's image as its data has it, without the row that holds it; the name if the data has none."""
+        return self.name(index)
+
     def stamp(self, index: int) -> bytes:
         """Bytes that change if the image of a record changes. This default is a checksum of the file, for records in memory.
 

@@ -11,7 +11,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -170,7 +170,7 @@ class RunLog:
 
     def write_skipped(self, step: int, samples: Iterable[Skipped]) -> None:
         """Writes one line of skipped.jsonl for each sample that was replaced."""
-        lines = [json.dumps({"step": step, "name": sample.name, "reason": sample.reason}) for sample in samples]
+        lines = [json.dumps({"step": step, **asdict(sample)}) for sample in samples]
         if lines:
             with self._skipped.open("a") as file:
                 file.write("\n".join(lines) + "\n")

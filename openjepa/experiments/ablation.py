@@ -114,7 +114,7 @@ def _completed(run: PlannedRun, settings: AblationSettings, blank: RunResult) ->
     assert folder is not None  # only a dry run has no folder
     begun = time.monotonic()
     found = evaluate_encoder(folder, run.config, settings)
-    references = evaluate_references(folder, run.config, settings) if run.has_references else {}
+    baselines = evaluate_baselines(folder, run.config, settings) if run.has_baselines else {}
     summary = read_summary(read_object(folder / "summary.json") or {})
     assert summary.step is not None and summary.images_seen is not None and summary.flops_per_image is not None
     assert summary.step_seconds is not None and summary.seconds is not None
@@ -129,7 +129,7 @@ def _completed(run: PlannedRun, settings: AblationSettings, blank: RunResult) ->
         evaluation_seconds=round(time.monotonic() - begun, 1),
         numbers=found.numbers,
         errors=found.errors,
-        references=references,
+        references=baselines,
     )
 
 
@@ -149,7 +149,7 @@ def evaluate_encoder(folder: Path, config: RunConfig, ablation: AblationSettings
     return _found(results, "encoder")
 
 
-def evaluate_references(folder: Path, config: RunConfig, ablation: AblationSettings) -> Mapping[str, Numbers]:
+def evaluate_baselines(folder: Path, config: RunConfig, ablation: AblationSettings) -> Mapping[str, Numbers]:
     """Evaluates the run's encoder before training (`untrained`) and raw pixels (`pixels`) by the same probes."""
     settings = replace(_settings(config, ablation), baselines=("pixels",))
     results = _results(folder / "encoder_initial", config, ablation.scenes, settings)

@@ -46,8 +46,8 @@ class PlannedRun:
     """Tables that it belongs to: both if their lengths are equal."""
     config: RunConfig
     speed: Speed
-    has_references: bool = False
-    """True if the untrained encoder and raw pixels are evaluated beside it."""
+    has_baselines: bool = False
+    """True if the untrained encoder and pixels are evaluated beside it."""
 
     @property
     def name(self) -> str:
@@ -92,7 +92,7 @@ def planned_runs(rows: Mapping[str, RunConfig], speeds: Mapping[str, Speed], set
     runs = []
     for seed in range(settings.seeds):
         found = [run for row in chosen for run in _runs(row, rows[row], seed, speeds[row], seconds)]
-        found = [replace(run, has_references=run.row == first and "images" in run.budgets) for run in found]
+        found = [replace(run, has_baselines=run.row == first and "images" in run.budgets) for run in found]
         runs += sorted(found, key=lambda run: -run.seconds)
     return runs
 

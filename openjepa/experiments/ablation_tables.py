@@ -82,7 +82,7 @@ class RunResult:
     errors: Numbers = field(default_factory=dict)
     """Standard error of each accuracy, from the number of test images."""
     references: Mapping[str, Numbers] = field(default_factory=dict)
-    """The same numbers of the untrained references: `untrained`, `pixels`."""
+    """The same numbers of the baselines `untrained` and `pixels`. Results on disk have this name."""
 
 
 @dataclass(frozen=True)
@@ -125,18 +125,18 @@ def claimed(output: Path, name: str, wait: bool = False) -> AbstractContextManag
 def tables(results: Sequence[RunResult], order: Iterable[str]) -> dict[str, list[Line]]:
     """The lines of each table by its budget, from the finished runs. Lines of the baselines stand below."""
     done = [result for result in results if result.status == "finished"]
-    references = _references(done)
+    baselines = _baselines(done)
     found = {}
     for budget in BUDGETS:
         belonging = [result for result in done if budget in result.budgets]
         rows = {row: [result for result in belonging if result.row == row] for row in order}
         lines = [_line(row, [_columns(result) for result in group]) for row, group in rows.items() if group]
         if lines:
-            found[budget] = [*lines, *references]
+            found[budget] = [*lines, *baselines]
     return found
 
 
-def _references(results: Sequence[RunResult]) -> list[Line]:
+def _baselines(results: Sequence[RunResult]) -> list[Line]:
     names = dict.fromkeys(name for result in results for name in result.references)
     return [
         _line(name, [_probe_columns(result.references[name]) for result in results if name in result.references])

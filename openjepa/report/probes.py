@@ -219,16 +219,30 @@ def full_title(result: Result) -> str:
 
 
 def _what(run: Run, result: Result) -> str:
-    data, encoder = text(result.data, 120), text(result.encoder or "target", 40)
+    encoder = text(result.encoder or "target", 40)
     counts = [f"{count:,} {name}" for name, count in (("train", result.num_train), ("test", result.num_test)) if count]
     parts = (
-        f"data: {data}" if data and data != text(run.summary.data or data, 120) else "",
+        f"data: {text(result.data, 120)}" if _is_on_other_data(run, result) else "",
         f"{encoder} encoder" if encoder != "target" else "",
         _pixels(run, result),
         f"{' and '.join(counts)} images" if counts else "",
         "" if result.step is None else f"step {result.step:,}",
     )
     return "; ".join(part for part in parts if part)
+
+
+def _is_on_other_data(run: Run, result: Result) -> bool:
+    """Whether a result is on other data than the run's. Numbers of images decide nothing: a probe sees only labeled ones.
+
+    What only one of the two records has, because the other is older, decides nothing either.
+    """
+    own, seen = run.summary.data_facts, result.data_facts
+    if own is None or seen is None:
+        return False
+    if result.data_key and not result.row:
+        return True
+    known = [pair for pair in ((own.holds, seen.holds), (own.classes, seen.classes)) if all(pair)]
+    return any(mine != theirs for mine, theirs in ((own.name, seen.name), (own.pixels, seen.pixels), *known))
 
 
 def _pixels(run: Run, result: Result) -> str:

@@ -58,7 +58,7 @@ class SkippedImages:
 
     total: int
     first: list[tuple[str, str]]
-    reasons: list[tuple[str, int]]
+    kinds: list[tuple[str, int]]
 
 
 @dataclass(frozen=True)
@@ -267,12 +267,12 @@ def _read_skipped(path: Path) -> SkippedImages:
     if not path.is_file():
         return SkippedImages(0, [], [])
     first: list[tuple[str, str]] = []
-    reasons: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
     with path.open(encoding="utf-8", errors="replace") as lines:
         for row in filter(None, map(readable, lines)):
             reason = text(row.get("reason", "unknown"), 200)
-            # A reason often quotes the file, but the words before the first colon are shared by many files.
-            reasons[reason.split(":")[0]] += 1
+            # older lines have no kind: the words before the first colon of their reason, whose rest may quote the file
+            kinds[text(row.get("kind") or reason.split(":")[0], 200)] += 1
             first.append((text(row.get("name", "?"), 200), reason))
             del first[MAX_SKIPPED_SHOWN:]
-    return SkippedImages(sum(reasons.values()), first, reasons.most_common(6))
+    return SkippedImages(sum(kinds.values()), first, kinds.most_common(6))

@@ -4,11 +4,13 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
 from openjepa.data.selection import Subset, low_shot_rows
 from openjepa.data.source import ListSource
+from openjepa.data.tables.arrow import ArrowSource, ImageRows
 from openjepa.seeds import derive_samples
 from openjepa.settings.evaluation import LowShotSettings
 
@@ -125,7 +127,12 @@ def test_images_without_folders_match_names_with_them(tmp_path: Path) -> None:
 
 
 def test_rows_of_tables_match_by_their_path(tmp_path: Path) -> None:
-    table = Names(["train row 0 (n01440764_18.JPEG)", "train row 1 (a/n01440764_36.JPEG)", "train row 2"])
+    paths = ["n01440764_18.JPEG", "a/n01440764_36.JPEG", None]
+    rows = ImageRows(pa.array([{"bytes": b"x", "path": path} for path in paths]))
+    table = ArrowSource(lambda: [rows], "train", b"")
+    assert [table.name(row) for row in (1, 2)] == ["train row 1 (a/n01440764_36.JPEG)", "train row 2"]
+    part = Subset(table, np.array([2, 1]))
+    assert [part.image_name(row) for row in (0, 1)] == ["train row 2", "a/n01440764_36.JPEG"]
     assert listed(tmp_path, "n01440764_36.JPEG\nn01440764_18\n", table) == [0, 1]
 
 

@@ -137,11 +137,13 @@ def test_resume_drops_lines_after_the_checkpoint_and_broken_ones(tmp_path: Path)
     log = RunLog(tmp_path, 0, tensorboard=False)
     for step in (10, 20, 30):
         log.write("train", step, {"loss": float(step), "nan": math.nan})
-        log.write_skipped(step, [Skipped(f"{step}.jpg", "truncated")])
+        log.write_skipped(step, [Skipped(f"{step}.jpg", "truncated: 3 bytes", "truncated")])
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')  # a kill in the middle of a line
     RunLog(tmp_path, 20, tensorboard=False).close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 20] and lines[0]["nan"] is None
-    assert [json.loads(line)["name"] for line in (tmp_path / "skipped.jsonl").read_text().splitlines()] == ["10.jpg", "20.jpg"]
+    skipped = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert skipped[0] == {"step": 10, "name": "10.jpg", "reason": "truncated: 3 bytes", "kind": "truncated"}
+    assert [line["name"] for line in skipped] == ["10.jpg", "20.jpg"]

@@ -215,7 +215,7 @@ def test_lengths_follow_the_speeds_and_schedules_the_lengths(base: RunConfig, se
         ("mae", 0, 375, ("seconds",)),
     ]
     assert [run.seconds for run in runs[:4]] == pytest.approx([80, 80 / 3, 10, 10])
-    assert [run.has_references for run in runs[:4]] == [True, False, False, False]
+    assert [run.has_baselines for run in runs[:4]] == [True, False, False, False]
     for run in runs:
         optim, method = run.config.optim, run.config.method
         assert optim.total_steps is not None and optim.warmup_steps is not None

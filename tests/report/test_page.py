@@ -195,6 +195,16 @@ def test_the_page_stays_small_whatever_the_run_holds(tmp_path: Path) -> None:
     assert page.count("img") == 2 and "2,000 images could not be read" in page.text
 
 
+def test_skipped_images_are_counted_by_kind_and_older_lines_by_the_words_before_the_colon(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("recipe: cpu-64")
+    older = [{"step": 1, "name": name, "reason": f"damaged JPEG: {name}"} for name in ("a.jpg", "b.jpg")]
+    newer = [{"step": 2, "name": "c.jpg", "reason": "damaged JPEG: c", "kind": "damaged JPEG"}]
+    other = [{"step": 2, "name": "d.jpg", "reason": "a: b", "kind": "a: b"}]
+    (tmp_path / "skipped.jsonl").write_text("".join(json.dumps(line) + "\n" for line in older + newer + other))
+    found = read_run(tmp_path).skipped
+    assert (found.total, found.kinds) == (4, [("damaged JPEG", 3), ("a: b", 1)])
+
+
 def test_pictures_outside_the_folder_or_broken_are_not_shown(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", steps=100)
     write_pictures(folder)

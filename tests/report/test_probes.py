@@ -1,11 +1,13 @@
 """The table of probes and the headline: which evaluation a number is of, and whether it is a gain."""
 
+import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from openjepa.records import Measure
+from openjepa.records import DataFacts, Measure
 from openjepa.report.headline import headline
 from openjepa.report.probes import quantity, table, unfolded
 from openjepa.report.reading import read_run
@@ -26,6 +28,23 @@ def test_a_headline_within_the_noise_is_no_flat_gain(tmp_path: Path) -> None:
     write_evaluations(folder, shift=-0.155)
     text = page_of(folder).text
     assert "within the error of the better baseline (+0.6 points)" in text and "points against the better" not in text
+
+
+def test_facts_and_no_words_decide_whether_the_data_is_the_run_s_own(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    write_evaluations(folder)
+    facts = asdict(DataFacts("woof", "64 x 64 pixels", train_images=9025, test_images=3929, classes=10))
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"data": "woof", "data_facts": facts}))
+    write_variant(folder, "classification", data="in other words", data_facts=facts)
+    for name, changes in (("labeled", {"train_images": 10}), ("classes", {"classes": 9}), ("older", {"classes": None})):
+        write_variant(folder, f"classification-{name}", data="in other words", data_facts=facts | changes)
+    write_variant(folder, "classification-key", data="in other words", data_facts=facts, data_key="0123")
+    rows = [row for row in table([read_run(folder)]) if row.probe == "linear" and row.kind == "classification"]
+    assert {row.variant: row.what.startswith("data: in other words") for row in rows} == {
+        **{"": False, "labeled": False, "older": False},
+        **{"classes": True, "key": True},
+    }
 
 
 def test_rows_say_what_sets_them_apart(tmp_path: Path) -> None:

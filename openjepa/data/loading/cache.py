@@ -9,13 +9,15 @@ from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openjepa.data.decode import DecodeError, check_side, decode_image, reason_of
+from openjepa.data.decode import DecodeError, check_side, decode_image
+from openjepa.data.loading.unreadable import skipped_sample
 from openjepa.data.loading.workers import parallel_map
 from openjepa.data.source import ListSource
 from openjepa.data.views import shrink_to_short_side
 from openjepa.refusals import Refusal
 from openjepa.system.console import silent
 from openjepa.system.machine import available_memory
+from openjepa.types import Skipped
 
 MEMORY_SHARE = 0.8
 """Largest share of the free memory that a cache may take."""
@@ -32,8 +34,8 @@ class PixelCache:
     """Index of the first pixel of each image [N]."""
     sizes: NDArray[np.int64]
     """Height and width of each image [N, 2]. Zero if the image could not be read."""
-    reasons: dict[int, str] = field(default_factory=dict)
-    """Why an image could not be read, by its index."""
+    skipped: dict[int, Skipped] = field(default_factory=dict)
+    """The images that could not be read, by their indices."""
 
     def __len__(self) -> int:
         """Number of images, including the unreadable ones."""
@@ -41,8 +43,8 @@ class PixelCache:
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of an image. Raises DecodeError if it could not be read."""
-        if index in self.reasons:
-            raise DecodeError(self.reasons[index])
+        if index in self.skipped:
+            raise DecodeError(self.skipped[index].reason, self.skipped[index].kind)
         height, width = self.sizes[index].tolist()
         return height, width
 
@@ -52,7 +54,7 @@ class PixelCache:
         return self.pixels_flat.narrow(0, int(self.starts[index]), height * width).view(height, width, 3)
 
     def without_pixels(self) -> "PixelCache":
-        """The cache with only its sizes and reasons."""
+        """The cache with only its sizes and skipped images."""
         return replace(self, pixels_flat=self.pixels_flat[:0].clone())
 
 
@@ -64,20 +66,20 @@ class _Shrinker:
     short_side: int
     min_side: int
 
-    def __call__(self, indices: range) -> tuple[UInt8[Tensor, "pixels 3"], NDArray[np.int64], dict[int, str]]:
-        parts, sizes, reasons = [], np.zeros((len(indices), 2), dtype=np.int64), {}
+    def __call__(self, indices: range) -> tuple[UInt8[Tensor, "pixels 3"], NDArray[np.int64], dict[int, Skipped]]:
+        parts, sizes, skipped = [], np.zeros((len(indices), 2), dtype=np.int64), {}
         for place, index in enumerate(indices):
             try:
                 decoded = decode_image(self.source.read(index), 2 * self.short_side)
                 check_side(decoded.shape[0], decoded.shape[1], self.min_side)
             except (ValueError, OSError) as error:
-                reasons[index] = reason_of(error)
+                skipped[index] = skipped_sample(self.source.name(index), error)
                 continue
             pixels = shrink_to_short_side(torch.from_numpy(decoded), self.short_side)
             sizes[place] = pixels.shape[:2]
             parts.append(pixels.reshape(-1, 3))
         flat = torch.cat(parts) if parts else torch.empty((0, 3), dtype=torch.uint8)
-        return flat, sizes, reasons
+        return flat, sizes, skipped
 
 
 def build_cache(
@@ -97,19 +99,19 @@ def build_cache(
     limit = int(MEMORY_SHARE * available_memory()) if max_bytes is None else max_bytes
     total = len(source)
     chunks = (range(first, min(total, first + CHUNK)) for first in range(0, total, CHUNK))
-    sizes, reasons, done = np.zeros((total, 2), dtype=np.int64), {}, 0
+    sizes, skipped, done = np.zeros((total, 2), dtype=np.int64), {}, 0
     parts: list[Tensor] = []
-    for flat, chunk_sizes, chunk_reasons in parallel_map(_Shrinker(source, short_side, min_side), chunks, workers):
+    for flat, chunk_sizes, chunk_skipped in parallel_map(_Shrinker(source, short_side, min_side), chunks, workers):
         parts.append(flat.clone() if workers else flat)  # the worker's memory is given back and reused
         sizes[done : done + len(chunk_sizes)] = chunk_sizes
-        reasons.update(chunk_reasons)
+        skipped.update(chunk_skipped)
         done += len(chunk_sizes)
         num_bytes = sum(part.nbytes for part in parts)
         _check_memory(num_bytes * total // max(1, done), limit, total, short_side)
         advance(len(chunk_sizes))
     lengths = sizes[:, 0] * sizes[:, 1]
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-    return PixelCache(_joined(parts, int(lengths.sum())), starts, sizes, reasons)
+    return PixelCache(_joined(parts, int(lengths.sum())), starts, sizes, skipped)
 
 
 def _joined(parts: list[Tensor], num_pixels: int) -> UInt8[Tensor, "pixels 3"]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from openjepa.data.decode import DecodeError, check_side, decode_image, image_size
+from openjepa.data.decode import DecodeError, check_side, decode_image, image_size, kind_of
 from openjepa.data.loading.cache import PixelCache
 from openjepa.data.loading.colors import change_colors, draw_colors
 from openjepa.data.loading.unreadable import fill_slots
@@ -178,7 +178,7 @@ class ChunkReader:
             assert isinstance(self.source, ListSource)
             return self.source.read(int(chunk.ids[place]))
         except ValueError as error:
-            raise DecodeError(str(error)) from error
+            raise DecodeError(str(error), kind_of(error)) from error
 
     def _name(self, chunk: Chunk, place: int) -> str:
         if chunk.records is not None:

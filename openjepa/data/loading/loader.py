@@ -239,11 +239,11 @@ class TrainingLoader:
             limit = int(MEMORY_SHARE * free)
         short_side = data.cache_size or _detail_kept(self._inputs)
         cache = build_cache(self._source, short_side, min_side, workers, advance, limit)
-        if len(cache.reasons) > data.max_skipped * len(cache):
-            index, reason = next(iter(cache.reasons.items()))
+        if len(cache.skipped) > data.max_skipped * len(cache):
+            first = next(iter(cache.skipped.values()))
             raise Refusal(
-                f"{len(cache.reasons)} of {len(cache)} images could not be used, more than data.max_skipped="
-                f"{data.max_skipped:g}; the first: {self._source.name(index)} ({reason}). Repair or remove them, or raise "
+                f"{len(cache.skipped)} of {len(cache)} images could not be used, more than data.max_skipped="
+                f"{data.max_skipped:g}; the first: {first.name} ({first.reason}). Repair or remove them, or raise "
                 "data.max_skipped"
             )
         return cache

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from openjepa.data.decode import DecodeError, reason_of
+from openjepa.data.decode import DecodeError, kind_of, reason_of
 from openjepa.refusals import Refusal
 from openjepa.types import Batch, Skipped
 
@@ -19,23 +19,30 @@ def fill_slots(
     places: list[int] = []
     skipped: list[Skipped] = []
     for slot in range(num):
-        place, reason = _fill_slot(slot, num_candidates, fill, name)
+        place, own = _fill_slot(slot, num_candidates, fill, name)
         places.append(place)
-        if place != slot:
-            skipped.append(Skipped(name(slot), reason))
+        skipped += [own] if own is not None else []
     return places, skipped
 
 
-def _fill_slot(slot: int, num_candidates: int, fill: Callable[[int, int], None], name: Callable[[int], str]) -> tuple[int, str]:
+def _fill_slot(
+    slot: int, num_candidates: int, fill: Callable[[int, int], None], name: Callable[[int], str]
+) -> tuple[int, Skipped | None]:
     """The place that a slot was filled from, and why its own candidate was unusable."""
-    reason = ""
+    own: Skipped | None = None
     for place in range(slot, num_candidates):
         try:
             fill(slot, place)
-            return place, reason
+            return place, own
         except (DecodeError, OSError) as error:
-            reason = reason or reason_of(error)
+            own = own or skipped_sample(name(slot), error)
+    reason = "" if own is None else own.reason
     raise Refusal(f"{num_candidates - slot} images in a row cannot be used; the first is {name(slot)}: {reason}")
+
+
+def skipped_sample(name: str, error: Exception) -> Skipped:
+    """The record of a sample that `error` says cannot be used."""
+    return Skipped(name, reason_of(error), kind_of(error))
 
 
 class SkipLedger:

@@ -240,6 +240,11 @@ class ArrowSource(ListSource):
         piece, row = self._locate(index)
         return row_name(self._title, index, piece.path(row))
 
+    def image_name(self, index: int) -> str:
+        """The path of the image if the table has it, else the name of the row."""
+        piece, row = self._locate(index)
+        return piece.path(row) or self.name(index)
+
     def stamp(self, index: int) -> bytes:
         """Stamp of the table's files, and of the file that a row names instead of an image."""
         piece, row = self._locate(index)

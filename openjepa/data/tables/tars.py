@@ -289,7 +289,11 @@ class TarSource(ListSource):
 
     def name(self, index: int) -> str:
         """The row, and the name of the image in its tar."""
-        return row_name(self._title, index, self._names[index].decode(errors=_HALVES))
+        return row_name(self._title, index, self.image_name(index))
+
+    def image_name(self, index: int) -> str:
+        """The name of the image in its tar."""
+        return self._names[index].decode(errors=_HALVES)
 
 
 def _numbers(indices: list[Any], name: str) -> NDArray[np.int64]:

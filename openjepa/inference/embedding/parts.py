@@ -300,7 +300,7 @@ def _write_skipped(plan: Plan, parts: PartsFolder, output: Path) -> tuple[dict[s
 
 
 def _skipped_line(item: Skipped, split: str) -> str:
-    return json.dumps({"path": item.name, "split": split, "reason": item.reason}) + "\n"
+    return json.dumps({"path": item.name, "split": split, "reason": item.reason, "kind": item.kind}) + "\n"
 
 
 def _rows(plan: Plan, parts: PartsFolder) -> Iterator[tuple[int, PartNote, list[Row]]]:

@@ -189,7 +189,7 @@ def draw_lists(found: Cleaning, folder: Path) -> list[Path]:
     if found.outliers:
         shown = found.outliers[:OUTLIERS_SHOWN]
         pictures = tuple(
-            Picture(gallery.thumbnail(row), (f"{rank} · distance {item.distance:.3f}", shortened(row.path)))
+            Picture(gallery.thumbnail(row), (f"{rank} · distance {item.distance:.3f}", shortened(gallery.image_name(row))))
             for rank, (item, row) in enumerate(((item, found.table.rows[item.row]) for item in shown), start=1)
         )
         line = Line(f"farthest from their nearest images, {len(shown)} of {len(found.table):,}", pictures)
@@ -221,5 +221,5 @@ def _member_picture(member: Member, found: Cleaning, gallery: Gallery) -> Pictur
     row = found.table.rows[member.row]
     size = "" if member.file is None else f" · {member.file.width} x {member.file.height}"
     words = f"keep{size}" if member.cosine is None else f"{member.cosine:.3f}{' same file' if member.identical else size}"
-    captions = (words, shortened(row.path), row.split) if found.crossing() else (words, shortened(row.path))
+    captions = (words, shortened(gallery.image_name(row)), *((row.split,) if found.crossing() else ()))
     return Picture(gallery.thumbnail(row), captions, color=KEPT if member.keep else REMOVED)

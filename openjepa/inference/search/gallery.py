@@ -43,14 +43,26 @@ class Gallery:
 
     def read(self, row: Row) -> bytes:
         """The bytes of an image's file. Raises Refusal or OSError if it is gone."""
+        source, index = self._located(row)
+        return source.read(index)
+
+    def image_name(self, row: Row) -> str:
+        """The path of an image as its data has it; the name of the row if the image is gone."""
+        try:
+            source, index = self._located(row)
+        except Refusal:
+            return row.path
+        return source.image_name(index)
+
+    def _located(self, row: Row) -> tuple[ListSource, int]:
         source = self._sources.get(row.split)
         if source is None:
             raise Refusal(f"the split {row.split!r} is a stream or is gone: its images cannot be read one by one")
         if row.index < len(source) and source.name(row.index) == row.path:
-            return source.read(row.index)
+            return source, row.index
         if (row.split, row.path) not in self._numbers:
             raise Refusal(f"{row.path} is not among the images any more")
-        return source.read(self._numbers[row.split, row.path])
+        return source, self._numbers[row.split, row.path]
 
     def pixels(self, row: Row) -> UInt8[np.ndarray, "h w 3"]:
         """RGB pixels of an image. Raises Refusal or OSError if it cannot be read."""

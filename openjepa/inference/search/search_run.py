@@ -184,10 +184,11 @@ def draw_neighbors(answers: Answers, output: Path) -> Path:
     lines = []
     for answer in answers.answers:
         query = answer.query
-        pixels = query.pixels
-        if pixels is None and query.row is not None:
-            pixels = gallery.thumbnail(answers.opened.table.rows[query.row])
-        lead = query_picture(query.name.split(": ", 1)[-1], pixels, query.region)
+        pixels, name = query.pixels, query.name
+        if query.row is not None:
+            row = answers.opened.table.rows[query.row]
+            pixels, name = gallery.thumbnail(row) if pixels is None else pixels, gallery.image_name(row)
+        lead = query_picture(name, pixels, query.region)
         pictures = tuple(_neighbor(answers, answer, number, gallery) for number in range(len(answer.rows)))
         lines.append(Line("", pictures, lead))
     save(draw(lines), output)
@@ -198,7 +199,7 @@ def _neighbor(answers: Answers, answer: Answer, number: int, gallery: Gallery) -
     row = answer.rows[number]
     pixels = gallery.thumbnail(row)
     box = None if pixels is None else hit_box(answers, answer, number, (pixels.shape[0], pixels.shape[1]))
-    captions = [f"{number + 1} · {answer.neighbors.cosines[number]:.3f}", shortened(row.path)]
+    captions = [f"{number + 1} · {answer.neighbors.cosines[number]:.3f}", shortened(gallery.image_name(row))]
     if label := label_name(answers.opened.table.manifest, row):
         captions.append(shortened(label))
     return Picture(pixels, tuple(captions), box)

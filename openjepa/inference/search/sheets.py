@@ -146,12 +146,8 @@ def fitted(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 def shortened(name: str, letters: int = _LETTERS) -> str:
-    """The last part of a path. If it is longer than `letters`, its middle is left out.
-
-    A row of a Parquet file, `train row 7 (train/dog/7.jpg)`, becomes the last part of the path in parentheses.
-    """
-    inner = name[name.index("(") + 1 : -1] if name.endswith(")") and "(" in name else name
-    last = printable(PurePath(inner).name or name)
+    """The last part of a path. If it is longer than `letters`, its middle is left out."""
+    last = printable(PurePath(name).name or name)
     if len(last) <= letters:
         return last
     end = (letters - 1) * 2 // 3

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from openjepa.records import Metric, Result
+from openjepa.records import SUBJECT_NAMES, Metric, Result
 from openjepa.report.facts import facts, lede, method_name
 from openjepa.report.reading import Run, text
 from openjepa.system.shell import hub_name
@@ -71,8 +71,6 @@ RECIPE_FACTS = (
     *("Time", "Hardware", "Software", "Seed", "Commit", "Started", "Status"),
 )
 """Rows of the report's facts about the training of an encoder. Its data has a section of its own."""
-SUBJECTS = {"encoder": "this encoder", "start": "before", "untrained": "untrained", "pixels": "raw pixels"}
-"""Columns of the results. `start` is the encoder that a continued training started from."""
 
 
 @dataclass(frozen=True)
@@ -235,9 +233,9 @@ def _training(run: Run | None) -> dict[str, Any]:
 
 
 def _results(results: Sequence[Result]) -> dict[str, Any]:
-    subjects = [name for name in SUBJECTS if any(name in result.subjects for result in results)]
+    subjects = [name for name in SUBJECT_NAMES if any(name in result.subjects for result in results)]
     return {
-        "columns": ("task", "probe", *(SUBJECTS[name] for name in subjects), "test images"),
+        "columns": ("task", "probe", *(SUBJECT_NAMES[name] for name in subjects), "test images"),
         "results": [line for result in results for line in _lines(result, subjects)],
     }
 

@@ -31,7 +31,7 @@ def small(
     """What the small recipes share: a predictor half as wide as the encoder, a decoded and cached data set, many short steps.
 
     The length is `total_steps`, so that a run takes the same time on 2,000 images and on 200,000. `official` keeps encoder,
-    predictor, data and images seen, and takes initialization, masks and hyper-parameters of the released code, with the same
+    predictor, data and images seen, and takes initialization, masks and settings of the released code, with the same
     shares of the run. The values for a CPU were chosen on CIFAR-10 and on the packaged scenes (docs/log.md). What is None
     follows the other settings (`openjepa.settings.derived`).
     """

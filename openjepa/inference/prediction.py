@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openjepa.refusals import Refusal
-
-TARGET_NORM_EPS = 1e-5
+from openjepa.settings.methods.shared import TARGET_NORM_EPS
 
 Loss = Literal["smooth_l1", "l2"]
 TargetNorm = Literal["layer_norm", "none"]

@@ -17,6 +17,7 @@ from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress, ramped_momentum
 from openjepa.settings.derived import resolved
 from openjepa.settings.methods import Data2VecSettings
+from openjepa.settings.methods.shared import TARGET_NORM_EPS
 from openjepa.types import (
     Batch,
     ColorChange,
@@ -29,7 +30,6 @@ from openjepa.types import (
 )
 
 VIEW = "image"
-TARGET_NORM_EPS = 1e-5
 
 
 class LayerAverage(nn.Module):

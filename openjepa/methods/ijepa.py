@@ -18,11 +18,11 @@ from openjepa.refusals import Refusal
 from openjepa.schedules import Progress, momentum
 from openjepa.settings.derived import divisors, heads_of, resolved
 from openjepa.settings.methods import IJepaSettings
+from openjepa.settings.methods.shared import TARGET_NORM_EPS
 from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.types import Batch, BlockMasks, EncoderOutput, Export, InputSpec, LossOutput
 
 VIEW = "image"
-TARGET_NORM_EPS = 1e-5
 
 
 @final

@@ -26,11 +26,11 @@ class Ablation:
 
 
 def _methods(config: RunConfig) -> dict[str, RunConfig]:
-    return {name: with_method(config, name) for name in ROWS}
+    return {name: with_method(config, name) for name in METHODS}
 
 
 ABLATIONS = {
-    "methods": Ablation("Methods in the same trainer, each with its own masks, crops and rates", "method", ROWS, _methods),
+    "methods": Ablation("Methods in the same trainer, each with its own masks, crops and rates", "method", METHODS, _methods),
 }
 
 

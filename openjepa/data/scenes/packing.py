@@ -15,11 +15,11 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from openjepa.data.scenes.layout import SPLITS
 from openjepa.data.source import JoinedBytes, ListSource
 from openjepa.system.json_files import read_object, value_in
 
 PACKAGED_SCENES = Path(__file__).parent / "packaged" / "scenes_64.npz"
-SPLITS = ("train", "val")
 
 
 class PackedPictures(ListSource):

@@ -9,6 +9,8 @@ from openjepa.settings.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, 
 Family = Literal["joint-embedding", "generative", "joint-embedding predictive"]
 Heads = int | Literal["half"] | None
 """Attention heads of a second network: a number, `half` of the encoder's (all if that is odd), or None for the encoder's."""
+TARGET_NORM_EPS = 1e-5
+"""Epsilon of the normalization of predicted features, in I-JEPA and in data2vec."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,24 @@
+"""How many files an image walks through: measured with a profiler, so that the map cannot grow unseen."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.walks import COMMANDS, walk, write_images
+
+MOST_FILES = {"train": 82, "evaluate": 54, "embed": 40}
+"""What is reached: 40 was the aim of `evaluate`, too. Two protocols, their baselines and the tables take the rest."""
+
+
+def test_no_walk_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_images(Path("images"), images=10)
+    entered = {name: walk(COMMANDS[name]) for name in MOST_FILES}
+    grown = {name: list(files) for name, files in entered.items() if len(files) > MOST_FILES[name]}
+    assert not grown, "lower a limit when a walk gets shorter; `python -m benchmarks.walks NAME --list` names the files"
+    expected = {
+        "train": "training/loop.py",
+        "evaluate": "evaluation/probes/knn.py",
+        "embed": "inference/embedding/compute.py",
+    }
+    assert all(file in entered[name] for name, file in expected.items())

@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from benchmarks.records import keep, origin
 from openjepa.experiments.generated_photos import write_photos
 from openjepa.experiments.step_times import matmul_rate
-from openjepa.inference.embedding.compute import can_pack, pack
+from openjepa.inference.embedding.compute import can_pack, pack_encoder
 from openjepa.inference.embedding.embedding_run import embed_dataset
 from openjepa.inference.encoder import Encoder
 from openjepa.settings.inference import EmbedSettings
@@ -123,7 +123,7 @@ def our_encoder(weights: Path, precision: str) -> Encoder:
     """The encoder as `openjepa embed` has it."""
     encoder = Encoder(load_any(weights))
     if can_pack(encoder.device, precision):
-        pack(encoder.network)
+        pack_encoder(encoder.network)
     return encoder
 
 

@@ -11,9 +11,9 @@ import torch
 
 from openjepa.config import load_run_config
 from openjepa.masks import MASKS
-from openjepa.masks.coverage import examples
+from openjepa.masks.coverage import example_masks
 from openjepa.visualization.mask_pictures import paint_masks
-from openjepa.visualization.neighbors import choose_images, dense_features, nearest, unit_features
+from openjepa.visualization.neighbors import choose_images, dense_features, nearest_of_gallery, unit_features
 from openjepa.visualization.sheet import Sheet, enlarge, pca_colors
 from openjepa.weights.native import load_encoder
 
@@ -30,9 +30,9 @@ def draw(run: Path, output: Path, shown: list[int], gallery_images: int, seed: i
     queries, gallery = choose_images(config, settings.image_size, max(shown) + 1, gallery_images, seed)
     maps = [pca_colors(dense_features(*pair, queries.images, cpu)) for pair in encoders]
     units = [unit_features(encoder, settings, images, cpu) for images in (queries.images, gallery.images)]
-    near = nearest(units[0], units[1], NEIGHBORS, [None] * len(units[0]))
+    near = nearest_of_gallery(units[0], units[1], NEIGHBORS, [None] * len(units[0]))
     sampler = MASKS[config.masks.strategy].load()(config.masks, settings.grid())
-    masks = examples(sampler, max(shown) + 1, seed)
+    masks = example_masks(sampler, max(shown) + 1, seed)
     lefts = [column * (CELL + GAP) + (column > 1) * GROUP_GAP + (column > 3) * GROUP_GAP for column in range(4 + NEIGHBORS)]
     sheet = Sheet(lefts[-1] + CELL, HEAD + len(shown) * (CELL + GAP) - GAP)
     for left, (title, words) in zip(lefts, HEADS, strict=False):

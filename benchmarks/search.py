@@ -21,7 +21,7 @@ import torch
 import tyro
 
 from benchmarks.records import keep, load, origin
-from openjepa.inference.embedding.table import COLUMNS, FeatureTable, Manifest, Tally, open_table
+from openjepa.inference.embedding.table import TABLE_COLUMNS, FeatureTable, Manifest, Tally, open_table
 from openjepa.inference.search.approximate import index_paths, open_index
 from openjepa.inference.search.exact import nearest
 from openjepa.inference.search.pairs import compare_all
@@ -98,7 +98,7 @@ def write_table(path: Path, images: int, width: int, clusters: int) -> Path:
     stored.flush()
     del stored
     rows = (f"{number:07d}.jpg,train,{number}," for number in range(images))
-    path.with_suffix(".csv").write_text("\n".join([",".join(COLUMNS), *rows]) + "\n")
+    path.with_suffix(".csv").write_text("\n".join([",".join(TABLE_COLUMNS), *rows]) + "\n")
     path.with_suffix(".json").write_text(replace(manifest, mean=tally.mean()).to_json())
     return path
 

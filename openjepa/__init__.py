@@ -94,11 +94,11 @@ def load(subject: Path | str, *, encoder: Literal["target", "context"] = "target
     choice. Nothing in the file is executed.
     """
     from openjepa.inference.encoder import Encoder
-    from openjepa.weights.formats import Choice, load_any
+    from openjepa.weights.formats import WeightsChoice, load_any
 
     if encoder not in ("target", "context"):
         raise Refusal(f"encoder={encoder!r} is not known: use 'target' or 'context'")
-    return Encoder(load_any(subject, Choice(encoder=encoder, heads=heads)))
+    return Encoder(load_any(subject, WeightsChoice(encoder=encoder, heads=heads)))
 
 
 def train(config: "RunConfig", fresh: bool = False) -> Path:
@@ -150,6 +150,6 @@ def embed(subject: Path | str, images: "Pictures", batch_size: int = 64) -> "Ten
     whole data set.
     """
     from openjepa.inference.encoder import Encoder
-    from openjepa.weights.formats import Choice, load_any
+    from openjepa.weights.formats import WeightsChoice, load_any
 
-    return Encoder(load_any(subject, Choice(predictor=False))).embed(images, batch_size=batch_size)
+    return Encoder(load_any(subject, WeightsChoice(predictor=False))).embed(images, batch_size=batch_size)

@@ -103,9 +103,9 @@ def _dispatch(argv: list[str]) -> None:
         return
     name = " ".join(argv[:words])
     if name not in COMMANDS:
-        from openjepa.config import nearest
+        from openjepa.config import nearest_names
 
-        raise Refusal(f"unknown command {name!r}: {nearest(name, COMMANDS)} (see openjepa --help)")
+        raise Refusal(f"unknown command {name!r}: {nearest_names(name, COMMANDS)} (see openjepa --help)")
     function = getattr(import_module(f"openjepa.commands.{argv[0]}"), name.replace(" ", "_"))
     with needed_for(f"openjepa {name}"):
         function(argv[words:], f"openjepa {name}")

@@ -22,7 +22,7 @@ Change = tuple[str, object, object]
 ABSENT = "(absent)"
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
+def nearest_names(name: str, valid: Iterable[str]) -> str:
     """The end of an error message: the valid names most similar to `name`, or all of them if none is similar."""
     names = sorted(valid)
     wanted = name.lower().replace("-", "_")
@@ -65,7 +65,9 @@ def from_dict(cls: type[ConfigType], data: object, choices: Mapping[str, Choice]
     values: dict[str, Any] = {}
     for name, value in data.items():
         if name not in names:
-            raise Refusal(f"unknown setting {prefix}{name}: {nearest(f'{prefix}{name}', (prefix + item for item in names))}")
+            raise Refusal(
+                f"unknown setting {prefix}{name}: {nearest_names(f'{prefix}{name}', (prefix + item for item in names))}"
+            )
         choice = (choices or {}).get(name)
         kind = _chosen(choice, value, f"{prefix}{name}") if choice and isinstance(value, Mapping) else hints[name]
         values[name] = _convert(value, kind, f"{prefix}{name}", choices)
@@ -77,7 +79,7 @@ def _chosen(choice: Choice, value: Mapping[str, Any], path: str) -> type[Any]:
     if name is None:
         raise Refusal(f"{path}.{choice.field} is missing; one of: {', '.join(sorted(choice.options))}")
     if not isinstance(name, str) or name not in choice.options:
-        raise Refusal(f"{path}.{choice.field}={name!r} does not exist; {nearest(str(name), choice.options)}")
+        raise Refusal(f"{path}.{choice.field}={name!r} does not exist; {nearest_names(str(name), choice.options)}")
     return choice.options[name]
 
 

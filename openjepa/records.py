@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from openjepa.measures.verdicts import EnergyStatistics, tells_apart
 from openjepa.settings.methods import About
-from openjepa.settings.protocol_names import PAPER_SUFFIX, VERSION, current_result
+from openjepa.settings.protocol_names import PAPER_SUFFIX, RESULT_VERSION, current_result
 from openjepa.settings.protocols import published_protocols
 from openjepa.system.json_files import lenient, readable_object
 from openjepa.system.shared_files import whole_file
@@ -264,7 +264,7 @@ class Result:
         if self.skipped is not None and _content(path).get("subjects"):
             return path
         with whole_file(path) as file:
-            file.write_text(json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n")
+            file.write_text(json.dumps({"format": FORMAT, "version": RESULT_VERSION, **asdict(self)}, indent=1) + "\n")
         return path
 
     def write_partial(self, folder: Path) -> None:
@@ -417,7 +417,7 @@ def _older_metric(name: str, metric: Mapping[str, Any], result: Mapping[str, Any
 def read_result(path: Path) -> Result | None:
     """A result with today's names; None if the file is missing, unreadable, or has an entry that would be dropped."""
     content = _older(_content(path))
-    if content.pop("format", None) != FORMAT or content.pop("version") != VERSION:
+    if content.pop("format", None) != FORMAT or content.pop("version") != RESULT_VERSION:
         return None
     found = lenient(Result, content)
     own = {name: value for name, value in content.items() if name in Result.__dataclass_fields__}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from openjepa.records import (
-    VERSION,
+    RESULT_VERSION,
     DataFacts,
     Environment,
     Metric,
@@ -63,7 +63,7 @@ def test_a_result_that_lost_something_is_no_result_of_this_version(tmp_path: Pat
     path = RESULT.write(tmp_path)
     whole = json.loads(path.read_text())
     for change in (
-        {"version": VERSION + 1},
+        {"version": RESULT_VERSION + 1},
         {"step": "many"},
         {"subjects": {"encoder": {"metrics": {"k-NN": {"value": None}}}}},
     ):

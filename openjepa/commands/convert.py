@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openjepa.commands.parsing.arguments import check_evaluated, is_help, option_value, parse, require
-from openjepa.config import nearest
+from openjepa.config import nearest_names
 from openjepa.refusals import Refusal
 from openjepa.settings.inference import ConvertSettings
 from openjepa.weights import OUTPUTS
@@ -33,7 +33,7 @@ def convert(argv: Sequence[str], prog: str) -> None:
     argv = require(ConvertSettings, argv, "a run folder, an encoder folder or a file of weights", prog)
     to = option_value(argv, "to")
     if to is not None and to not in OUTPUTS and not is_help(argv):
-        raise Refusal(f"--to {to} does not exist: {nearest(to, OUTPUTS)}")
+        raise Refusal(f"--to {to} does not exist: {nearest_names(to, OUTPUTS)}")
     lines = "\n".join(f"  {name:<14}{item.summary}" for name, item in OUTPUTS.items())
     settings = parse(ConvertSettings, argv, prog, CONVERT_HELP.format(formats=lines), ConvertSettings())
     if settings.to is None:

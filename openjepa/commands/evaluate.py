@@ -10,7 +10,7 @@ import tyro
 
 from openjepa.checks.protocol_settings import evaluation_remarks
 from openjepa.commands.parsing.arguments import Unprefixed, check_evaluated, data_of, given_settings, parse, require, subject_of
-from openjepa.config import nearest
+from openjepa.config import nearest_names
 from openjepa.evaluation import with_current_names
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
@@ -153,4 +153,4 @@ def _check_evaluation_options(options: EvaluateOptions, has_data: bool) -> None:
     if options.suite is not None:
         suite_rows(options.suite, options.evaluation.tasks)
     elif unknown := [name for name in options.evaluation.tasks if name not in TASKS]:
-        raise Refusal(f"--tasks {unknown[0]} does not exist: {nearest(unknown[0], TASKS)}")
+        raise Refusal(f"--tasks {unknown[0]} does not exist: {nearest_names(unknown[0], TASKS)}")

@@ -27,7 +27,7 @@ MAX_EXAMPLES = 3
 CHUNK = 256
 """Number of images decoded at a time."""
 
-Source = ListSource | ShardSource
+CheckedSource = ListSource | ShardSource
 Record = int | ShardRecord
 """An index into a ListSource, or a record of a shard."""
 
@@ -166,7 +166,7 @@ def inspect(settings: DataSettings, splits: Splits, min_side: int, written: Path
         yield from _others(base, seen, splits.train, written)
 
 
-def _others(base: Path, seen: set[str], train: Source, written: Path | None) -> Iterator[CheckedFile]:
+def _others(base: Path, seen: set[str], train: CheckedSource, written: Path | None) -> Iterator[CheckedFile]:
     """The files of a folder that are in no split, sorted by path, except the list `written`."""
     own = set() if written is None else {written.resolve(), own_name(written.resolve(), UNFINISHED)}
     own_names = {file.name for file in own}
@@ -183,7 +183,7 @@ def _others(base: Path, seen: set[str], train: Source, written: Path | None) -> 
             )
 
 
-def _read_all(source: Source, split: str, base: Path | None, min_side: int) -> Iterator[CheckedFile]:
+def _read_all(source: CheckedSource, split: str, base: Path | None, min_side: int) -> Iterator[CheckedFile]:
     """Decodes every image of a split in threads (decoders release Python's global lock)."""
     records = _records(source)
     with ThreadPoolExecutor() as pool:
@@ -193,7 +193,7 @@ def _read_all(source: Source, split: str, base: Path | None, min_side: int) -> I
                 yield _finding(source, record, split, base, outcome)
 
 
-def _records(source: Source) -> Iterator[Record]:
+def _records(source: CheckedSource) -> Iterator[Record]:
     if isinstance(source, ListSource):
         yield from range(len(source))
         return
@@ -201,7 +201,7 @@ def _records(source: Source) -> Iterator[Record]:
         yield from source.read_shard(shard)
 
 
-def _read(source: Source, record: Record, min_side: int) -> _Usable | str:
+def _read(source: CheckedSource, record: Record, min_side: int) -> _Usable | str:
     """The size of an image and a remark about it, or the reason why it cannot be used."""
     try:
         if isinstance(record, ShardRecord):
@@ -216,7 +216,7 @@ def _read(source: Source, record: Record, min_side: int) -> _Usable | str:
         return reason_of(error)
 
 
-def _finding(source: Source, record: Record, split: str, base: Path | None, outcome: _Usable | str) -> CheckedFile:
+def _finding(source: CheckedSource, record: Record, split: str, base: Path | None, outcome: _Usable | str) -> CheckedFile:
     path, label = _path_and_label(source, record, base)
     class_name = "" if label is None else str(label if source.class_names is None else source.class_names[label])
     if isinstance(outcome, str):
@@ -224,7 +224,7 @@ def _finding(source: Source, record: Record, split: str, base: Path | None, outc
     return CheckedFile(path, Outcome.USED, split, class_name, width=outcome.width, height=outcome.height, remark=outcome.remark)
 
 
-def _path_and_label(source: Source, record: Record, base: Path | None) -> tuple[str, int | None]:
+def _path_and_label(source: CheckedSource, record: Record, base: Path | None) -> tuple[str, int | None]:
     if isinstance(record, ShardRecord):
         return record.name, record.label
     assert isinstance(source, ListSource)

@@ -28,7 +28,7 @@ from openjepa.data.views import (
 from openjepa.seeds import derive, derive_samples, uniforms
 from openjepa.types import Skipped, ViewSpec
 
-CHUNK = 64
+EVALUATION_CHUNK = 64
 """Number of images per task of a worker, for evaluation views."""
 TRAINING_CHUNK = 32
 """The same number for augmented views, which take longer."""
@@ -100,7 +100,9 @@ def evaluation_batches(
     indices = indices[indices >= first]
     found: list[Skipped] = [] if unreadable is None else unreadable
     reader = _EvaluationReader(source, image_size, fit)
-    pieces = _readable(parallel_map(reader, _chunks(indices, CHUNK), workers, _ahead(batch_size, CHUNK)), found)
+    pieces = _readable(
+        parallel_map(reader, _chunks(indices, EVALUATION_CHUNK), workers, _ahead(batch_size, EVALUATION_CHUNK)), found
+    )
     for images, numbers in rebatched(pieces, batch_size):
         labels = None if source.labels is None else torch.from_numpy(source.labels[numbers.numpy()])
         yield EvalBatch(images, labels, numbers)
@@ -117,13 +119,13 @@ class _EvaluationReader:
     fit: str
 
     def __call__(self, indices: NDArray[np.int64]) -> Piece:
-        records = [Record(self.source.name(index), partial(self.source.read, index)) for index in indices.tolist()]
+        records = [ImageRecord(self.source.name(index), partial(self.source.read, index)) for index in indices.tolist()]
         images, places, unreadable = evaluation_views(records, self.size, self.fit)
         return images, indices[places], unreadable
 
 
 @dataclass(frozen=True)
-class Record:
+class ImageRecord:
     """An image file to be decoded."""
 
     name: str
@@ -131,7 +133,7 @@ class Record:
 
 
 def evaluation_views(
-    records: Sequence[Record],
+    records: Sequence[ImageRecord],
     size: tuple[int, int],
     fit: str,
     every: Callable[[Callable[[int], Skipped | None], Iterable[int]], Iterable[Skipped | None]] = map,

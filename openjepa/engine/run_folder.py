@@ -25,7 +25,7 @@ from openjepa.refusals import Refusal, require_package
 from openjepa.settings.run import RunConfig
 from openjepa.system.json_files import log_lines, number, read_object, readable
 from openjepa.system.shared_files import Claim, take, whole_file
-from openjepa.system.shell import MARK, this_command
+from openjepa.system.shell import HUB_MARK, this_command
 from openjepa.types import Skipped
 
 _CANNOT_CHANGE_RESULTS = ("system", "monitor", "run.name", "run.output", "recipe", "preset", "data.max_skipped")
@@ -107,7 +107,7 @@ def weights_name(init: str) -> str:
 
     It depends only on the words of `init`, so that a run is found again even if the weights are gone.
     """
-    place = Path(init.removeprefix(MARK))
+    place = Path(init.removeprefix(HUB_MARK))
     name = without_ending(place.name)
     return f"{place.parent.name}-{name}" if name in USUAL_NAMES and place.parent.name else name
 

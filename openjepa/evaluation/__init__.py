@@ -9,7 +9,7 @@ protocol that it belongs to. The types are in `openjepa.evaluation.protocol`, PR
 from collections.abc import Callable
 from dataclasses import replace
 
-from openjepa.config import nearest
+from openjepa.config import nearest_names
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.protocol_names import ALIASES
@@ -28,5 +28,5 @@ def with_current_names(settings: EvaluationSettings, say: Callable[[str], object
             say(f"note: the protocol {name} is called {ALIASES[name]} now")
     names = tuple(dict.fromkeys(ALIASES.get(name, name) for name in settings.protocols))
     if unknown := [name for name in names if name not in PROTOCOLS]:
-        raise Refusal(f"evaluation.protocols={unknown[0]!r} does not exist: {nearest(unknown[0], PROTOCOLS)}")
+        raise Refusal(f"evaluation.protocols={unknown[0]!r} does not exist: {nearest_names(unknown[0], PROTOCOLS)}")
     return replace(with_all_groups(settings), protocols=names)

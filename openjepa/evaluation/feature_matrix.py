@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from openjepa.data.source import ListSource
 from openjepa.engine.device import Moving, encode, in_caches, resolve_precision
-from openjepa.evaluation.feature_store import FeatureRows, Layout, RowWriter, read_rows
+from openjepa.evaluation.feature_store import FeatureLayout, FeatureRows, RowWriter, read_rows
 from openjepa.evaluation.probes.closed_sweep import CHUNK_ELEMENTS, LARGE_BYTES, is_large
 from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal
@@ -34,7 +34,7 @@ PIXEL_SIDE = 32
 NUM_LAYERS = 4
 
 
-class Images(Protocol):
+class ImageBatch(Protocol):
     """A batch of images in the order of the source."""
 
     @property
@@ -128,7 +128,7 @@ class PixelFeatures:
 
 
 @dataclass(frozen=True)
-class View:
+class SplitView:
     """One split of the data, in the view that every extractor gets."""
 
     source: ListSource
@@ -136,12 +136,12 @@ class View:
     """train or test; used only as a name."""
     settings: Mapping[str, Any]
     """Settings that the pixels depend on: image size and fit. They are part of the hash."""
-    batches: Callable[[int], Iterator[Images]] = field(repr=False)
+    batches: Callable[[int], Iterator[ImageBatch]] = field(repr=False)
     """Starts a pass over the readable images at the given record number."""
 
 
 def extract_features(
-    view: View, extractors: Mapping[str, Extractor], cache: Path | None, feature_dtype: str = "auto"
+    view: SplitView, extractors: Mapping[str, Extractor], cache: Path | None, feature_dtype: str = "auto"
 ) -> dict[str, FeatureRows]:
     """Features of a split from every extractor. One pass computes those that are not yet in the folder `cache`.
 
@@ -162,7 +162,10 @@ def extract_features(
         found = {name: kept for name, path in files.items() if (kept := read_rows(path)) is not None}
         with ExitStack() as stack:
             missing = {
-                name: (extractor, stack.enter_context(_writer(files[name], stack, Layout(num, extractor.width, types[name]))))
+                name: (
+                    extractor,
+                    stack.enter_context(_writer(files[name], stack, FeatureLayout(num, extractor.width, types[name]))),
+                )
                 for name, extractor in extractors.items()
                 if name not in found
             }
@@ -173,7 +176,7 @@ def extract_features(
     return features
 
 
-def _check_finite(name: str, features: FeatureRows, view: View) -> None:
+def _check_finite(name: str, features: FeatureRows, view: SplitView) -> None:
     """Raises Refusal if a feature is not finite. Such a feature would spoil the nearest neighbors and every head."""
     if not features.rows.is_floating_point():
         return
@@ -192,7 +195,7 @@ def _file_name(name: str, split: str, described: str) -> str:
     return f"{name}-{split}-{hashlib.sha256(described.encode()).hexdigest()[:20]}.safetensors"
 
 
-def _writer(path: Path, stack: ExitStack, layout: Layout) -> RowWriter:
+def _writer(path: Path, stack: ExitStack, layout: FeatureLayout) -> RowWriter:
     """A writer for `path`. If another process is writing that file, the writer's file is temporary instead."""
     try:
         return RowWriter(path, layout)
@@ -201,7 +204,7 @@ def _writer(path: Path, stack: ExitStack, layout: Layout) -> RowWriter:
         return RowWriter(folder / path.name, layout)
 
 
-def _compute(view: View, extractors: Mapping[str, tuple[Extractor, RowWriter]]) -> dict[str, FeatureRows]:
+def _compute(view: SplitView, extractors: Mapping[str, tuple[Extractor, RowWriter]]) -> dict[str, FeatureRows]:
     """Makes one pass, starting at the first record missing from any file. Each batch is written while the next is computed."""
     starts = {name: writer.next_record for name, (_, writer) in extractors.items()}
     waiting: list[tuple[RowWriter, Moving, Tensor]] = []
@@ -225,7 +228,7 @@ def _write(waiting: list[tuple[RowWriter, Moving, Tensor]]) -> None:
         writer.append(moving.arrived(), indices)
 
 
-def _with_progress(view: View, first: int) -> Iterator[Images]:
+def _with_progress(view: SplitView, first: int) -> Iterator[ImageBatch]:
     with progress(f"features of the {view.split} split", len(view.source), first) as advance:
         for batch in view.batches(first) if first < len(view.source) else ():
             yield batch

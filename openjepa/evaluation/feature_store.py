@@ -36,7 +36,7 @@ _AS_NUMPY = {torch.float32: np.float32, torch.bfloat16: np.int16, torch.uint8: n
 
 
 @dataclass(frozen=True)
-class Layout:
+class FeatureLayout:
     """Shape and type of a file of features."""
 
     num_records: int
@@ -83,7 +83,7 @@ class FeatureRows:
 class RowWriter:
     """Appends rows to a file, which it locks for this process. As a context manager, it saves the row count on exit."""
 
-    def __init__(self, path: Path, layout: Layout) -> None:
+    def __init__(self, path: Path, layout: FeatureLayout) -> None:
         """Opens the unfinished file of `path`, or continues it. Raises BlockingIOError if another process is writing it."""
         self._path, self._layout = path, layout
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +168,7 @@ def read_rows(path: Path) -> FeatureRows | None:
 class _Parsed:
     """The header of a file, parsed."""
 
-    layout: Layout
+    layout: FeatureLayout
     num_rows: int
     is_whole: bool
 
@@ -180,27 +180,27 @@ def _parsed(file: BinaryIO) -> _Parsed | None:
         rows, width = text["rows"]["shape"]
         (num_records,) = text["indices"]["shape"]
         dtype = {name: dtype for dtype, name in NAMES.items()}[text["rows"]["dtype"]]
-        found = _Parsed(Layout(num_records, width, dtype), rows, text["__metadata__"]["whole"] == "True")
+        found = _Parsed(FeatureLayout(num_records, width, dtype), rows, text["__metadata__"]["whole"] == "True")
     except (ValueError, KeyError, TypeError):
         return None
     layout = found.layout
     return found if os.fstat(file.fileno()).st_size >= layout.rows_start + rows * layout.row_bytes else None
 
 
-def _numbers(file: BinaryIO, layout: Layout, num_rows: int) -> NDArray[np.int64]:
+def _numbers(file: BinaryIO, layout: FeatureLayout, num_rows: int) -> NDArray[np.int64]:
     """The record number of each row; -1 for rows that do not exist yet."""
     file.seek(HEADER_BYTES)
     known = np.frombuffer(file.read(NUMBER_BYTES * num_rows), np.int64)
     return np.concatenate([known, np.full(layout.num_records - num_rows, -1, np.int64)])
 
 
-def _read(path: Path, layout: Layout, num_rows: int) -> FeatureRows:
+def _read(path: Path, layout: FeatureLayout, num_rows: int) -> FeatureRows:
     with path.open("rb") as file:
         indices = torch.from_numpy(_numbers(file, layout, num_rows)[:num_rows])
     return FeatureRows(_read_rows(path, layout, num_rows), indices)
 
 
-def _read_rows(path: Path, layout: Layout, num_rows: int) -> Shaped[Tensor, "n F"]:
+def _read_rows(path: Path, layout: FeatureLayout, num_rows: int) -> Shaped[Tensor, "n F"]:
     shape, dtype, start = (num_rows, layout.width), layout.dtype, layout.rows_start
     if num_rows * layout.row_bytes <= MAPPED_BYTES:
         count = num_rows * layout.width

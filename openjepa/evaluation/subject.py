@@ -22,7 +22,7 @@ from openjepa.settings.sources import DataSettings
 from openjepa.system.console import say
 from openjepa.system.json_files import readable_object
 from openjepa.system.shell import absent, hub_name
-from openjepa.weights.formats import Choice, load_any
+from openjepa.weights.formats import WeightsChoice, load_any
 from openjepa.weights.native import load_encoder
 
 ELSEWHERE = Path("evaluations")
@@ -103,7 +103,7 @@ def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | 
 
 def load_subject(subject: Subject, heads: int | None) -> tuple[VisionTransformer, EncoderConfig]:
     """Loads the encoder. Prints what was found if it is not in openjepa's own format. Raises Refusal if it cannot be read."""
-    loaded = load_any(subject.encoder_path, Choice(encoder=subject.which, heads=heads, predictor=False))
+    loaded = load_any(subject.encoder_path, WeightsChoice(encoder=subject.which, heads=heads, predictor=False))
     if not loaded.is_own:
         say(f"{subject.encoder_path}: {loaded.what}; results in {subject.output / 'eval'}")
     for note in loaded.notes:

@@ -9,14 +9,14 @@ from rich.table import Table
 from openjepa.records import MEASURES, OUR_METHOD, SIGMA, SUBJECT_NAMES, Metric, Published, Result, compares
 from openjepa.system.console import plain_console
 
-SELECTION_WORDS = {"both": "held_out; paper where the probe's name says so"}
+SELECTION_NOTES = {"both": "held_out; paper where the probe's name says so"}
 GAP = 2
 """Characters between two columns: one for the box, one for padding."""
 NARROWEST_NAME = 12
 """Smallest width of the probe's name in characters. Narrower terminals fold the numbers."""
 
 
-def percent(metric: Metric) -> str:
+def percent_with_error(metric: Metric) -> str:
     """Value and standard error in percent, such as `61.4 ± 0.5`; then a sigma and the standard deviation over seeds."""
     spread = f" {SIGMA}{100 * metric.spread:.1f}" if metric.spread is not None else ""
     error = f" ± {100 * metric.standard_error:.1f}" if metric.standard_error is not None else ""
@@ -31,7 +31,9 @@ def follows_published(result: Result, metric: Metric) -> bool:
 def print_row(result: Result, console: Console | None = None) -> None:
     """Prints a finished row in one line, before the tables of all rows."""
     numbers = result.subjects["encoder"].metrics if "encoder" in result.subjects else {}
-    words = ", ".join(f"{name} {percent(metric)}" for name, metric in numbers.items()) or f"skipped, {result.skipped}"
+    words = (
+        ", ".join(f"{name} {percent_with_error(metric)}" for name, metric in numbers.items()) or f"skipped, {result.skipped}"
+    )
     (console or plain_console()).print(f"{_title(result)}: {words}")
 
 
@@ -83,7 +85,7 @@ def _print_numbers(results: Sequence[Result], measure: str, selection: str, cons
     seeds = sorted({result.subjects["encoder"].metrics[probe].seeds for result, probes in blocks for probe in probes} - {1})
     spread = f" and {SIGMA}, the standard deviation over {' or '.join(map(str, seeds))} seeds" if seeds else ""
     _say(
-        f"{MEASURES[measure]} in % ± standard error{spread}, selection: {SELECTION_WORDS.get(selection, selection)}",
+        f"{MEASURES[measure]} in % ± standard error{spread}, selection: {SELECTION_NOTES.get(selection, selection)}",
         console,
         "italic",
     )
@@ -122,7 +124,7 @@ def _grid(headings: Sequence[str], widths: Sequence[int], has_head: bool) -> Tab
 def _cell(result: Result, subject: str, metric: str) -> str:
     """A subject's number, or `-`: protocols that work on images have no number for pixels."""
     numbers = result.subjects.get(subject)
-    return percent(numbers.metrics[metric]) if numbers is not None and metric in numbers.metrics else "-"
+    return percent_with_error(numbers.metrics[metric]) if numbers is not None and metric in numbers.metrics else "-"
 
 
 def _print_beside(results: Sequence[Result], console: Console) -> None:
@@ -148,7 +150,7 @@ def _our_lines(result: Result) -> list[tuple[str, str, str]]:
     return [
         (
             f"ours: {metric.probe}",
-            percent(metric),
+            percent_with_error(metric),
             f"{metric.selection}, {'the paper' if follows_published(result, metric) else 'not the paper'}'s protocol",
         )
         for metric in result.subjects["encoder"].metrics.values()

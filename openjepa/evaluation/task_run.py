@@ -16,7 +16,14 @@ from openjepa.data.passes import evaluation_batches
 from openjepa.data.selection import Subset, balanced_rows, low_shot_rows
 from openjepa.data.source import LabelMaps, ListSource, Splits
 from openjepa.engine.device import memory_limit, resolve_device, resolve_precision
-from openjepa.evaluation.feature_matrix import EncoderFeatures, Extractor, Images, PixelFeatures, View, extract_features
+from openjepa.evaluation.feature_matrix import (
+    EncoderFeatures,
+    Extractor,
+    ImageBatch,
+    PixelFeatures,
+    SplitView,
+    extract_features,
+)
 from openjepa.evaluation.feature_store import FeatureRows
 from openjepa.evaluation.lidar import lidar_measures
 from openjepa.evaluation.protocol import FeatureProbe, ImageProbe, LabeledFeatures, LabeledImages, ProtocolResult
@@ -36,7 +43,7 @@ NUM_NAMES = 20
 
 
 @dataclass(frozen=True)
-class Split:
+class TaskSplit:
     """The images and labels of one split that a task uses."""
 
     source: ListSource
@@ -92,7 +99,7 @@ def check_readable(
 def with_findings(
     blank: Result,
     findings: Findings,
-    sides: tuple[Split, Split],
+    sides: tuple[TaskSplit, TaskSplit],
     labels: Labels,
     task: Task,
     size: tuple[int, int],
@@ -130,7 +137,7 @@ def departures(benchmark: str, labels: Labels, result: Result) -> tuple[str, ...
     )
 
 
-def _chance(train: Split, test_labels: NDArray[np.int64], found: float | None) -> float:
+def _chance(train: TaskSplit, test_labels: NDArray[np.int64], found: float | None) -> float:
     """The number reached by always predicting the most frequent class of the training images (label maps: of patches)."""
     if train.maps is not None:
         return found or 0.0
@@ -257,17 +264,17 @@ def _training_rows(
     return rows[balanced_rows(labels[rows], settings.max_train_images, settings.seed)]
 
 
-def _sides(task: Task, splits: Splits, labels: Labels, rows: NDArray[np.int64]) -> tuple[Split, Split]:
+def _sides(task: Task, splits: Splits, labels: Labels, rows: NDArray[np.int64]) -> tuple[TaskSplit, TaskSplit]:
     assert isinstance(splits.train, ListSource) and splits.test is not None
     whole = len(rows) == len(labels[0])
     maps = splits.label_maps[task.maps] if task.maps is not None else (None, None)
     train = splits.train if whole else Subset(splits.train, rows)
     train_maps = maps[0] if maps[0] is None or whole else maps[0].select(rows)
-    return Split(train, labels[0][rows], train_maps), Split(splits.test, labels[1], maps[1])
+    return TaskSplit(train, labels[0][rows], train_maps), TaskSplit(splits.test, labels[1], maps[1])
 
 
 def _features(
-    train: Split, test: Split, task: Task, subjects: Subjects, settings: EvaluationSettings
+    train: TaskSplit, test: TaskSplit, task: Task, subjects: Subjects, settings: EvaluationSettings
 ) -> tuple[dict[str, FeatureRows], dict[str, FeatureRows]]:
     extractors = _extractors(subjects, settings)
     sides = (("train", train), ("test", test))
@@ -287,21 +294,21 @@ def _extractors(subjects: Subjects, settings: EvaluationSettings) -> dict[str, E
     return extractors | {"pixels": PixelFeatures()} if subjects.pixels else extractors
 
 
-def _view(side: Split, name: str, task: Task, settings: EvaluationSettings, subjects: Subjects) -> View:
+def _view(side: TaskSplit, name: str, task: Task, settings: EvaluationSettings, subjects: Subjects) -> SplitView:
     workers = choose_workers(settings.workers)
 
-    def batches(first: int) -> Iterator[Images]:
+    def batches(first: int) -> Iterator[ImageBatch]:
         # `_dropped` finds unreadable images, because it also works if the features come from the cache
         batch_size = settings.feature_batch_size
         return evaluation_batches(side.source, subjects.size, batch_size, workers, fit=task.fit, first=first, unreadable=[])
 
-    return View(side.source, name, {"image_size": subjects.size, "fit": task.fit}, batches)
+    return SplitView(side.source, name, {"image_size": subjects.size, "fit": task.fit}, batches)
 
 
 def _feature_probes(
     found: tuple[Mapping[str, FeatureRows], Mapping[str, FeatureRows]],
-    train: Split,
-    test: Split,
+    train: TaskSplit,
+    test: TaskSplit,
     subjects: Subjects,
     settings: EvaluationSettings,
 ) -> Iterator[tuple[str, FeatureProbe]]:
@@ -316,7 +323,7 @@ def _feature_probes(
 
 
 def _image_probes(
-    train: Split, test: Split, task: Task, subjects: Subjects, settings: EvaluationSettings, benchmark: str
+    train: TaskSplit, test: TaskSplit, task: Task, subjects: Subjects, settings: EvaluationSettings, benchmark: str
 ) -> dict[str, ImageProbe]:
     """The encoder and its baselines as inputs for protocols on images; for label maps also the patches' pixels."""
     device = resolve_device(settings.device)
@@ -342,7 +349,7 @@ def _labeled(features: FeatureRows, labels: NDArray[np.int64], extractor: Extrac
 
 
 def _measures(
-    found: Mapping[str, FeatureRows], test: Split, task: Task, subjects: Subjects, settings: EvaluationSettings
+    found: Mapping[str, FeatureRows], test: TaskSplit, task: Task, subjects: Subjects, settings: EvaluationSettings
 ) -> dict[str, dict[str, float]]:
     """Measures of the encoders' features of the test images that need no labels."""
     extractors = {name: extractor for name, extractor in _extractors(subjects, settings).items() if name in subjects.encoders}

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from openjepa.config import nearest
+from openjepa.config import nearest_names
 from openjepa.data.source import ListSource, Splits
 from openjepa.records import Published
 from openjepa.refusals import Refusal
@@ -163,10 +163,10 @@ SUITES: dict[str, tuple[SuiteRow, ...]] = {
 def suite_rows(suite: str, names: Sequence[str]) -> list[SuiteRow]:
     """The rows `names` of a suite, or all rows if `names` is empty. Raises Refusal if the suite or a row is unknown."""
     if suite not in SUITES:
-        raise Refusal(f"suite={suite!r} does not exist: {nearest(suite, SUITES)}")
+        raise Refusal(f"suite={suite!r} does not exist: {nearest_names(suite, SUITES)}")
     rows = {row.name: row for row in SUITES[suite]}
     if unknown := [name for name in names if name not in rows]:
-        raise Refusal(f"tasks={unknown[0]!r} is no row of the suite {suite!r}: {nearest(unknown[0], rows)}")
+        raise Refusal(f"tasks={unknown[0]!r} is no row of the suite {suite!r}: {nearest_names(unknown[0], rows)}")
     return [row for row in rows.values() if not names or row.name in names]
 
 

@@ -15,11 +15,11 @@ from openjepa.experiments.ablation_tables import (
     PROTOCOLS_OF_ROWS,
     Numbers,
     RunResult,
-    claimed,
+    claimed_work,
     print_plan,
     print_tables,
-    read_result,
     read_results,
+    read_run_result,
     write_page,
     write_result,
     write_tables,
@@ -60,7 +60,7 @@ def run_ablation(config: RunConfig, settings: AblationSettings) -> int:
         return 0
     failed = 0
     for run in runs:
-        with claimed(output, run.name) as ours:
+        with claimed_work(output, run.name) as ours:
             result = _result(run, settings, started) if ours else None
         if result is not None:
             failed += result.status == "failed"
@@ -77,13 +77,13 @@ def _speeds(output: Path, base: RunConfig, settings: AblationSettings, rows: Map
         print(f"measuring the speed of {', '.join(missing)}", flush=True)
         return measure_speeds(missing, settings.rounds)
 
-    with claimed(output, "plan", wait=True):
+    with claimed_work(output, "plan", wait=True):
         return kept_speeds(output, base, settings, rows, measured)
 
 
 def _result(run: PlannedRun, settings: AblationSettings, started: float) -> RunResult:
     """The result of the run, read from its file or computed now. If an error ends the run, the result holds the error."""
-    known = read_result(settings.output, run.name)
+    known = read_run_result(settings.output, run.name)
     if known is not None and (known.status == "finished" or known.written >= started):
         return known
     print(f"\n{run.row}, seed {run.seed}: {run.images:,} images, about {format_seconds(run.seconds)}", flush=True)

@@ -86,7 +86,7 @@ class RunResult:
 
 
 @dataclass(frozen=True)
-class Line:
+class TableLine:
     """One row of a table."""
 
     row: str
@@ -103,7 +103,7 @@ def write_result(output: Path, result: RunResult) -> None:
         file.write_text(json.dumps(asdict(result), indent=1) + "\n")
 
 
-def read_result(output: Path, name: str) -> RunResult | None:
+def read_run_result(output: Path, name: str) -> RunResult | None:
     """The result of a run; None if the run has not ended yet."""
     return lenient(RunResult, readable_object(output / RESULTS / f"{name}.json"))
 
@@ -114,7 +114,7 @@ def read_results(output: Path) -> list[RunResult]:
     return [result for result in found if result is not None]
 
 
-def claimed(output: Path, name: str, wait: bool = False) -> AbstractContextManager[bool]:
+def claimed_work(output: Path, name: str, wait: bool = False) -> AbstractContextManager[bool]:
     """True while this process holds the lock of `name` in the ablation. Released when the block ends or the process dies.
 
     If `wait` is True, waits until other processes have released the lock, so that the value is always True.
@@ -122,7 +122,7 @@ def claimed(output: Path, name: str, wait: bool = False) -> AbstractContextManag
     return shared_files.claimed(output / ".claims", name, wait)
 
 
-def tables(results: Sequence[RunResult], order: Iterable[str]) -> dict[str, list[Line]]:
+def tables(results: Sequence[RunResult], order: Iterable[str]) -> dict[str, list[TableLine]]:
     """The lines of each table by its budget, from the finished runs. Lines of the baselines stand below."""
     done = [result for result in results if result.status == "finished"]
     baselines = _baselines(done)
@@ -136,7 +136,7 @@ def tables(results: Sequence[RunResult], order: Iterable[str]) -> dict[str, list
     return found
 
 
-def _baselines(results: Sequence[RunResult]) -> list[Line]:
+def _baselines(results: Sequence[RunResult]) -> list[TableLine]:
     names = dict.fromkeys(name for result in results for name in result.references)
     return [
         _line(name, [_probe_columns(result.references[name]) for result in results if name in result.references])
@@ -156,20 +156,20 @@ def _probe_columns(numbers: Numbers) -> dict[str, float]:
     return shares | ({"rank": numbers["rank"]} if "rank" in numbers else {})
 
 
-def _line(row: str, runs: Sequence[Mapping[str, float]]) -> Line:
+def _line(row: str, runs: Sequence[Mapping[str, float]]) -> TableLine:
     values = {column: [run[column] for run in runs if column in run] for column in COLUMNS}
     means = {column: statistics.fmean(found) for column, found in values.items() if found}
     spreads = {column: statistics.stdev(found) for column, found in values.items() if column in PROBES and len(found) > 1}
-    return Line(row, len(runs), means, spreads)
+    return TableLine(row, len(runs), means, spreads)
 
 
-def cells(line: Line, most_seeds: int, columns: Sequence[str] = COLUMNS) -> list[str]:
+def cells(line: TableLine, most_seeds: int, columns: Sequence[str] = COLUMNS) -> list[str]:
     """The cells of a row. A row with fewer seeds than others says so."""
     name = line.row if line.seeds == most_seeds else f"{line.row} ({line.seeds})"
     return [name, *(_cell(line, column) for column in columns)]
 
 
-def _cell(line: Line, column: str) -> str:
+def _cell(line: TableLine, column: str) -> str:
     if column not in line.means:
         return "-"
     value = line.means[column]
@@ -184,7 +184,7 @@ def _spread(value: float) -> str:
     return f"±{value:.1f}" if value < 9.95 else f"±{value:.0f}"  # so that the widest table still fits
 
 
-def caption(budget: str, lines: Sequence[Line], results: Sequence[RunResult]) -> str:
+def caption(budget: str, lines: Sequence[TableLine], results: Sequence[RunResult]) -> str:
     """The caption of a table: its budget, its number of seeds, and the uncertainty of its numbers."""
     seeds = max(line.seeds for line in lines)
     words = f"{BUDGETS[budget]}, one seed" if seeds == 1 else f"{BUDGETS[budget]}, mean ± standard deviation of {seeds} seeds"
@@ -203,7 +203,7 @@ def failures(results: Sequence[RunResult]) -> list[str]:
 
 def write_tables(output: Path, name: str) -> None:
     """Writes tables.md, tables.json and results.json from the runs that have ended so far."""
-    with claimed(output, "tables", wait=True):
+    with claimed_work(output, "tables", wait=True):
         results = read_results(output)
         found = tables(results, ABLATIONS[name].names)
         content: dict[str, Any] = {budget: [vars(line) for line in lines] for budget, lines in found.items()}
@@ -224,7 +224,7 @@ def legend(ablation: Ablation, results: Sequence[RunResult]) -> str:
     return f"{LEGEND}The untrained encoder and raw pixels are evaluated beside the row {next(iter(ablation.names))} only."
 
 
-def markdown(ablation: Ablation, found: Mapping[str, Sequence[Line]], results: Sequence[RunResult]) -> str:
+def markdown(ablation: Ablation, found: Mapping[str, Sequence[TableLine]], results: Sequence[RunResult]) -> str:
     """The text of tables.md."""
     parts = [f"# {ablation.title}", legend(ablation, results)]
     for budget, lines in found.items():
@@ -257,7 +257,7 @@ def _console() -> Console:
     return plain_console(width=max(WIDTH, plain_console().width))
 
 
-def _words(lines: Sequence[Line], columns: Sequence[str] = COLUMNS) -> list[list[str]]:
+def _words(lines: Sequence[TableLine], columns: Sequence[str] = COLUMNS) -> list[list[str]]:
     most = max(line.seeds for line in lines)
     return [cells(line, most, columns) for line in lines]
 

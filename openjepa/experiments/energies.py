@@ -79,7 +79,7 @@ def bench_energy(options: EnergyBench) -> Energy:
     energies[AFTER] = energies_of(method, batches, progress, config, device, precision)
     where = environment(device, precision)
     return replace(
-        compared(energies[BEFORE], energies[AFTER]),
+        compared_energies(energies[BEFORE], energies[AFTER]),
         step=state.step,
         images_seen=state.images_seen,
         method=config.method.name,
@@ -95,7 +95,7 @@ def bench_energy(options: EnergyBench) -> Energy:
     )
 
 
-def compared(untrained: Float[Tensor, "G B B"], trained: Float[Tensor, "G B B"]) -> Energy:
+def compared_energies(untrained: Float[Tensor, "G B B"], trained: Float[Tensor, "G B B"]) -> Energy:
     """Statistics and histograms of the energies before and after training, and their verdict."""
     before, after = energy_statistics(untrained), energy_statistics(trained)
     flat = is_flat(after, before)

@@ -62,7 +62,7 @@ class View:
         return whole_view(pixels, min(self.size), self.patch_size)
 
 
-def prepared(image: Picture, view: View) -> UInt8[Tensor, "3 oh ow"]:
+def prepared_view(image: Picture, view: View) -> UInt8[Tensor, "3 oh ow"]:
     """The view of an image of any kind."""
     return view.of(pixels_of(image, decoded_side(view.size)))
 
@@ -116,8 +116,8 @@ def _task(number: int, image: Picture, view: View) -> Callable[[], Tensor]:
         pixels = _named(number, lambda: pixels_of(image))
         return lambda: _named(number, lambda: view.of(pixels))
     if isinstance(image, str | os.PathLike):  # its errors name the file
-        return lambda: prepared(image, view)
-    return lambda: _named(number, lambda: prepared(image, view))
+        return lambda: prepared_view(image, view)
+    return lambda: _named(number, lambda: prepared_view(image, view))
 
 
 def _named(number: int, work: Callable[[], Tensor]) -> Tensor:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from openjepa.engine.device import Output, encode, in_caches
 from openjepa.inference.areas import Areas, indices_of
-from openjepa.inference.batches import View, ViewName, batches, prepared
+from openjepa.inference.batches import View, ViewName, batches, prepared_view
 from openjepa.inference.images import Picture, Pictures, separate
-from openjepa.inference.prediction import Prediction, compare, objective_of
+from openjepa.inference.prediction import Prediction, compare_block, objective_of
 from openjepa.models.predictor import Predictor
 from openjepa.refusals import Refusal
 from openjepa.system.console import progress as progress_bar
@@ -23,7 +23,7 @@ from openjepa.types import EncoderOutput, Export
 from openjepa.weights.formats import Loaded
 from openjepa.weights.native import PREDICTOR_FOLDER, save_network
 
-Size = int | tuple[int, int] | None
+InputSize = int | tuple[int, int] | None
 """Side of a square in pixels, or (height, width); None: the training size."""
 Precision = Literal["auto", "bf16", "fp32"]
 Pooling = Literal["own", "average", "class_token"]
@@ -87,7 +87,7 @@ class Encoder(nn.Module):
         *,
         pooling: Pooling = "own",
         view: ViewName = "crop",
-        size: Size = None,
+        size: InputSize = None,
         precision: Precision = "auto",
         batch_size: int = 64,
         progress: bool = False,
@@ -117,7 +117,7 @@ class Encoder(nn.Module):
         images: Pictures,
         *,
         view: ViewName = "crop",
-        size: Size = None,
+        size: InputSize = None,
         precision: Precision = "auto",
         batch_size: int = 64,
         progress: bool = False,
@@ -142,7 +142,7 @@ class Encoder(nn.Module):
         targets: Areas,
         *,
         view: ViewName = "crop",
-        size: Size = None,
+        size: InputSize = None,
         targets_from: "Encoder | None" = None,
         precision: Precision = "auto",
         batch_size: int = 16,
@@ -184,14 +184,14 @@ class Encoder(nn.Module):
         if not predicted:
             raise Refusal("predict needs an image, but images is empty")
         paired = zip(blocks, zip(*predicted, strict=True), zip(*actual, strict=True), strict=True)
-        found = (compare(block, kept, torch.cat(first), torch.cat(second), objective) for block, first, second in paired)
+        found = (compare_block(block, kept, torch.cat(first), torch.cat(second), objective) for block, first, second in paired)
         return Prediction(grid, kept, tuple(found))
 
-    def grid(self, size: Size = None) -> tuple[int, int]:
+    def grid(self, size: InputSize = None) -> tuple[int, int]:
         """Rows and columns of patches of an image in the view `crop` or `squash`."""
         return self.config.grid(self.view_size(size))
 
-    def view_size(self, size: Size = None) -> tuple[int, int]:
+    def view_size(self, size: InputSize = None) -> tuple[int, int]:
         """(height, width) of prepared images, in pixels; None: the training size. Raises Refusal if `size` is not a size."""
         if size is None:
             return self.config.image_size
@@ -201,9 +201,9 @@ class Encoder(nn.Module):
         except (TypeError, ValueError):
             raise Refusal(f"size={size!r} is neither a number of pixels nor (height, width)") from None
 
-    def prepared(self, image: Picture, view: ViewName = "crop", size: Size = None) -> UInt8[Tensor, "3 h w"]:
+    def prepared(self, image: Picture, view: ViewName = "crop", size: InputSize = None) -> UInt8[Tensor, "3 h w"]:
         """One image as the network sees it, before normalization. Raises Refusal as `embed` does."""
-        return prepared(image, self._view(view, size))
+        return prepared_view(image, self._view(view, size))
 
     def encode_pixels(self, pixels: UInt8[Tensor, "B 3 h w"], precision: Precision = "auto") -> EncoderOutput:
         """The output for prepared images, on the encoder's device, in fp32, without gradients. A CPU takes a few at a time."""
@@ -271,7 +271,7 @@ class Encoder(nn.Module):
             for module in training:
                 module.training = True
 
-    def _view(self, name: ViewName, size: Size) -> View:
+    def _view(self, name: ViewName, size: InputSize) -> View:
         return View(name, self.view_size(size), self.config.patch_size)
 
     def _pooling(self, pooling: Pooling) -> str:

@@ -17,7 +17,7 @@ TargetNorm = Literal["layer_norm", "none"]
 
 
 @dataclass(frozen=True)
-class Objective:
+class PredictorObjective:
     """The objective that a predictor was trained for. The defaults are those of the released program."""
 
     loss: Loss = "smooth_l1"
@@ -44,9 +44,11 @@ class Objective:
         return F.mse_loss(predicted, actual, reduction="none").mean(dim=(1, 2))
 
 
-def objective_of(entries: Mapping[str, Any]) -> Objective:
+def objective_of(entries: Mapping[str, Any]) -> PredictorObjective:
     """The objective in the entries of a predictor's config.json. A missing entry is that of the released program."""
-    return Objective(entries.get("loss", Objective.loss), entries.get("target_norm", Objective.target_norm))
+    return PredictorObjective(
+        entries.get("loss", PredictorObjective.loss), entries.get("target_norm", PredictorObjective.target_norm)
+    )
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,12 @@ class Prediction:
         return (sums / counts).view(-1, rows, columns)
 
 
-def compare(
+def compare_block(
     block: Int[Tensor, " T"],
     context: Int[Tensor, " K"],
     predicted: Float[Tensor, "B T D"],
     actual: Float[Tensor, "B T D"],
-    objective: Objective,
+    objective: PredictorObjective,
 ) -> BlockPrediction:
     """A `BlockPrediction` with the cosine and the loss of `predicted` against `actual`."""
     return BlockPrediction(

@@ -64,7 +64,9 @@ def block_sizes(
     return BlockSizes(sizes[often], share[often] / share[often].sum())
 
 
-def place(uniform: Float[np.ndarray, "*B 2"], sizes: Int[np.ndarray, "*B 2"], grid: tuple[int, int]) -> Int[np.ndarray, "*B 2"]:
+def place_blocks(
+    uniform: Float[np.ndarray, "*B 2"], sizes: Int[np.ndarray, "*B 2"], grid: tuple[int, int]
+) -> Int[np.ndarray, "*B 2"]:
     """Top and left of blocks, uniform over every position at which the block lies in the grid."""
     corners: Int[np.ndarray, "*B 2"] = (uniform * (np.array(grid) - sizes + 1)).astype(np.int64)
     return corners

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
 from openjepa.checks.grids import check_blockwise, min_block_of, most_masked_of
-from openjepa.masks.blocks import covered, place
+from openjepa.masks.blocks import covered, place_blocks
 from openjepa.masks.sampler import MaskSampler, TokenShape
 from openjepa.seeds import derive_samples, uniforms
 from openjepa.settings.masks import BlockwiseSettings
@@ -67,7 +67,7 @@ class Blockwise(MaskSampler):
         while len(active):
             numbers = uniforms(seeds[active], ATTEMPTS * NUMBERS, start).reshape(len(active), ATTEMPTS, NUMBERS)
             sizes = self._sizes(numbers, left[active, None])
-            corners = place(numbers[..., 2:], sizes, self.grid)  # [b, attempts, 2]
+            corners = place_blocks(numbers[..., 2:], sizes, self.grid)  # [b, attempts, 2]
             added = sizes.prod(axis=-1) - _masked_within(masked[active], corners, sizes)
             fits = (sizes < self.grid).all(axis=-1) & (added >= 1) & (added <= left[active, None])
             found = np.flatnonzero(fits.any(axis=1))

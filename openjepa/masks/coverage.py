@@ -40,7 +40,7 @@ class Statistics:
     """Share of the samples whose context is still too small."""
 
 
-def examples(sampler: MaskSampler, num_samples: int, seed: int = 0, microbatch: int = 128) -> list[Example]:
+def example_masks(sampler: MaskSampler, num_samples: int, seed: int = 0, microbatch: int = 128) -> list[Example]:
     """The first sample of each of `num_samples` mask groups, so that block sizes vary."""
     drawn = []
     for masks in _groups(sampler, num_samples, microbatch, seed):

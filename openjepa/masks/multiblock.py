@@ -20,7 +20,7 @@ from openjepa.masks.blocks import (
     check_context_fits,
     check_targets_fit,
     covered,
-    place,
+    place_blocks,
     raster_indices,
     scaled_min_keep,
 )
@@ -93,7 +93,9 @@ def angular_order(grid: tuple[int, int]) -> Int[np.ndarray, " N"]:
     return order
 
 
-def pack(chosen: Bool[np.ndarray, "B N"], num_tokens: int) -> tuple[Int[np.ndarray, "B K"], Bool[np.ndarray, "B K"] | None]:
+def pack_indices(
+    chosen: Bool[np.ndarray, "B N"], num_tokens: int
+) -> tuple[Int[np.ndarray, "B K"], Bool[np.ndarray, "B K"] | None]:
     """Raster indices of the chosen patches, ascending, and a mask of those that are not padding (None if there is no padding).
 
     Rows with fewer than `num_tokens` patches are padded with index 0.
@@ -130,7 +132,7 @@ def _warn_ignored(settings: MultiblockSettings, because: str, names: tuple[str, 
 
 
 @dataclass(frozen=True)
-class Layout:
+class BlockLayout:
     """Positions of the blocks of each sample, and the patches that they leave to the context."""
 
     targets: Int[np.ndarray, "B M 2"]
@@ -176,7 +178,7 @@ class UnbiasedMultiblock(MaskSampler):
         target, context = self._group_sizes(np.array([derive("group", group_seed, step)]))
         layout = self._lay_out(sample_seeds, target, context)
         chosen = CUTS[self._settings.context_cut](layout.available, self._keep, sample_seeds, self.grid)
-        indices, valid = pack(chosen, self._num_tokens(chosen))
+        indices, valid = pack_indices(chosen, self._num_tokens(chosen))
         targets = raster_indices(layout.targets, (int(target[0, 0]), int(target[0, 1])), self.grid[1])
         return BlockMasks(
             context=torch.from_numpy(indices),
@@ -204,7 +206,9 @@ class UnbiasedMultiblock(MaskSampler):
         numbers = uniforms(seeds, 2)
         return self.target_sizes.pick(numbers[:, 0]), self.context_sizes.pick(numbers[:, 1])
 
-    def _lay_out(self, seeds: NDArray[np.int64], target: Int[np.ndarray, "#B 2"], context: Int[np.ndarray, "#B 2"]) -> Layout:
+    def _lay_out(
+        self, seeds: NDArray[np.int64], target: Int[np.ndarray, "#B 2"], context: Int[np.ndarray, "#B 2"]
+    ) -> BlockLayout:
         """Positions for blocks of one size, or of one size per sample. They are drawn again if the context is too small."""
         sizes = np.broadcast_to(target, (len(seeds), 2)), np.broadcast_to(context, (len(seeds), 2))
         corners, available = self._draw(seeds, *sizes, attempt=0)
@@ -220,7 +224,7 @@ class UnbiasedMultiblock(MaskSampler):
             num_available = available.sum(axis=1)
         for sample in np.nonzero(num_available == 0)[0]:
             self._stack_targets(corners, available, sizes[0], int(sample))
-        return Layout(corners, available, redrawn, int((num_available < self._needed).sum()))
+        return BlockLayout(corners, available, redrawn, int((num_available < self._needed).sum()))
 
     def _draw(
         self, seeds: NDArray[np.int64], target: Int[np.ndarray, "B 2"], context: Int[np.ndarray, "B 2"], attempt: int
@@ -229,9 +233,9 @@ class UnbiasedMultiblock(MaskSampler):
         num_targets = self._settings.num_targets
         num_numbers = 2 * (num_targets + 1)
         numbers = uniforms(seeds, num_numbers, start=attempt * num_numbers).reshape(len(seeds), num_targets + 1, 2)
-        corners = place(numbers[:, 1:], target[:, None], self.grid)  # [B, M, 2]
+        corners = place_blocks(numbers[:, 1:], target[:, None], self.grid)  # [B, M, 2]
         in_target = covered(corners, target[:, None], self.grid).any(axis=1)  # [B, H, W]
-        in_context = covered(place(numbers[:, 0], context, self.grid), context, self.grid)
+        in_context = covered(place_blocks(numbers[:, 0], context, self.grid), context, self.grid)
         return corners, (in_context & ~in_target).reshape(len(seeds), -1)
 
     def _stack_targets(

@@ -6,7 +6,7 @@ per method. Our own are in small.py and matched.py. Every file lists its recipes
 
 from dataclasses import replace
 
-from openjepa.config import flatten, nearest
+from openjepa.config import flatten, nearest_names
 from openjepa.recipes import data2vec, dino, ibot, ijepa, mae, matched, msn, small
 from openjepa.recipes.recipe import Recipe
 from openjepa.refusals import Refusal
@@ -33,7 +33,7 @@ def load_recipe(name: str, preset: str | None = None) -> RunConfig:
     `preset`: None means the first. Raises Refusal if the recipe or the preset does not exist, and names the nearest.
     """
     if name not in RECIPES:
-        raise Refusal(f"recipe {name!r} does not exist: {nearest(name, RECIPES)}")
+        raise Refusal(f"recipe {name!r} does not exist: {nearest_names(name, RECIPES)}")
     config = RECIPES[name].config(preset)
     return replace(config, recipe=name, preset=preset or RECIPES[name].presets[0])
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from openjepa.config import nearest
+from openjepa.config import nearest_names
 from openjepa.recipes.matched import with_method
 from openjepa.refusals import Refusal
 from openjepa.settings.methods import METHODS
@@ -40,8 +40,8 @@ def ablation_rows(name: str, config: RunConfig, chosen: tuple[str, ...] = ()) ->
     Raises Refusal if the ablation or a row does not exist.
     """
     if name not in ABLATIONS:
-        raise Refusal(f"ablation {name!r} does not exist: {nearest(name, ABLATIONS)}")
+        raise Refusal(f"ablation {name!r} does not exist: {nearest_names(name, ABLATIONS)}")
     rows = ABLATIONS[name].rows(config)
     if unknown := [row for row in chosen if row not in rows]:
-        raise Refusal(f"--rows {unknown[0]} does not exist in the ablation {name}: {nearest(unknown[0], rows)}")
+        raise Refusal(f"--rows {unknown[0]} does not exist in the ablation {name}: {nearest_names(unknown[0], rows)}")
     return {row: item for number, (row, item) in enumerate(rows.items()) if not chosen or number == 0 or row in chosen}

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from openjepa.config import nearest
+from openjepa.config import nearest_names
 from openjepa.refusals import Refusal
 from openjepa.settings.run import RunConfig
 
@@ -29,7 +29,7 @@ class Recipe:
         """The settings of a preset. `preset`: None means the first. Raises Refusal if the recipe does not have it."""
         preset = self.presets[0] if preset is None else preset
         if preset not in self.presets:
-            raise Refusal(f"--preset {preset} does not exist for this recipe: {nearest(preset, self.presets)}")
+            raise Refusal(f"--preset {preset} does not exist for this recipe: {nearest_names(preset, self.presets)}")
         return self.build(preset)
 
     @property

@@ -292,7 +292,7 @@ def _bands(chart: Chart, lines: Sequence[Sequence[Bucket]], axes: _Axes) -> list
     return parts
 
 
-def draw(chart: Chart, identity: str) -> Markup:
+def draw_chart(chart: Chart, identity: str) -> Markup:
     """The chart as an <svg> element. `identity` is a plain word that is unique on the page. No series may be empty."""
     lines = [downsample(series.points) for series in chart.series]
     axes = _axes(lines, chart.from_zero, chart.x_end)

@@ -14,7 +14,7 @@ from openjepa.system import shell
 from openjepa.system.json_files import number
 
 STATUS_WORDS = ("finished", "running", "interrupted", "failed")
-UNFINISHED = "unfinished"
+UNFINISHED_RUN = "unfinished"
 """Status of a run that was killed: its summary says running, but no process writes to it."""
 MAX_DIFFERENCES = 60
 ABOUT_LABELS = {
@@ -49,7 +49,7 @@ class Verdict:
 def status(run: Run) -> str:
     """The status in one word: finished, running, unfinished, interrupted, failed, or unknown if there is no summary."""
     word = run.summary.status if run.summary.status in STATUS_WORDS else "unknown"
-    return UNFINISHED if word == "running" and run.is_locked is False else word
+    return UNFINISHED_RUN if word == "running" and run.is_locked is False else word
 
 
 def error(run: Run) -> str:
@@ -57,7 +57,7 @@ def error(run: Run) -> str:
     return text(run.summary.error or "no message", 600) if status(run) == "failed" else ""
 
 
-def command(run: Run, verb: str) -> str:
+def openjepa_command(run: Run, verb: str) -> str:
     """The command `openjepa <verb>` that produces a missing part of the run."""
     return shell.command("openjepa", verb, run.path)
 

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from openjepa.records import SUBJECT_NAMES, Result
-from openjepa.report.facts import command
+from openjepa.report.facts import openjepa_command
 from openjepa.report.numbers import format_number, percent
 from openjepa.report.probes import (
     HEAD_ORDER,
     SUITE_ORDER,
-    Row,
+    ProbeRow,
     full_title,
     main_probe,
     measured,
@@ -49,7 +49,7 @@ class Headline:
     """The same probe's numbers on the run's other tasks, in words."""
 
 
-def headline(rows: Sequence[Row], run: int = 0) -> Headline | None:
+def headline(rows: Sequence[ProbeRow], run: int = 0) -> Headline | None:
     """The linear probe of the run's own evaluation on its first task. The order of tasks is fixed and ignores the numbers.
 
     Rows of suites and variants are used only if a run has no evaluation of its own. If the page has several runs, all show the
@@ -74,7 +74,7 @@ def headline(rows: Sequence[Row], run: int = 0) -> Headline | None:
     return Headline(f"{row.task}, {row.probe}", sentence, _gain(row), bars, chance, row.selection, what, _others(rows, row))
 
 
-def _others(rows: Sequence[Row], heading: Row) -> str:
+def _others(rows: Sequence[ProbeRow], heading: ProbeRow) -> str:
     """Other numbers of the run's own evaluation by the same probe and selection, e.g. `Clevr/Count 53.2 ± 0.8`."""
     alike = [
         row
@@ -88,7 +88,7 @@ def _others(rows: Sequence[Row], heading: Row) -> str:
     return ", ".join(f"{row.task} {percent((score := row.scores['encoder']).value)} ± {score.shown_error}" for row in alike)
 
 
-def _heading(rows: Sequence[Row], run: int, like: Row | None) -> Row | None:
+def _heading(rows: Sequence[ProbeRow], run: int, like: ProbeRow | None) -> ProbeRow | None:
     own = [row for row in rows if row.run == run and "encoder" in row.scores]
     alike = None if like is None else (like.task, like.probe)
     return min(
@@ -105,7 +105,7 @@ def _heading(rows: Sequence[Row], run: int, like: Row | None) -> Row | None:
     )
 
 
-def _gain(row: Row) -> str:
+def _gain(row: ProbeRow) -> str:
     if row.gain is None:
         return ""
     points = f"{percent(row.gain, sign=True)} points"
@@ -137,7 +137,9 @@ def stale(runs: Sequence[Run]) -> list[Stale]:
         for step in sorted(steps):
             old = [result for result in done if result.step == step]
             tasks = ", ".join(dict.fromkeys(full_title(result) for result in old))
-            found.append(Stale(index, tasks, step, now or 0, command(run, "evaluate"), any(result.variant for result in old)))
+            found.append(
+                Stale(index, tasks, step, now or 0, openjepa_command(run, "evaluate"), any(result.variant for result in old))
+            )
     return found
 
 

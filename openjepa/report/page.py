@@ -16,7 +16,7 @@ from openjepa.records import SUBJECT_NAMES
 from openjepa.refusals import Refusal
 from openjepa.report import beside, curves, facts, headline, landscape, probes
 from openjepa.report.beside import draw_strip
-from openjepa.report.curves import Chart, draw
+from openjepa.report.curves import Chart, draw_chart
 from openjepa.report.numbers import percent
 from openjepa.report.reading import Figure, Run, distinct, read_run
 from openjepa.report.svg import NUM_COLORS
@@ -30,7 +30,7 @@ MAX_RUNS = 12
 STATUS_SENTENCES = {
     "running": "This run is still running.",
     "interrupted": "This run is interrupted: the same command continues it.",
-    facts.UNFINISHED: "This run is unfinished, and no process trains it: the same command continues it.",
+    facts.UNFINISHED_RUN: "This run is unfinished, and no process trains it: the same command continues it.",
 }
 
 MAX_COMMAND = 5000
@@ -42,7 +42,7 @@ MAX_SOURCE_PIXELS = 60_000_000
 
 
 @dataclass(frozen=True)
-class Picture:
+class ReportPicture:
     """A figure ready to be shown."""
 
     title: str
@@ -64,7 +64,7 @@ class RunView:
     """The error that ended a failed run; else empty."""
     command: str
     verdict: facts.Verdict
-    pictures: list[Picture]
+    pictures: list[ReportPicture]
     failed_pictures: list[str]
     folder: Run
     settings: list[tuple[str, list[tuple[str, str]]]]
@@ -114,12 +114,12 @@ def render(folders: Sequence[Run]) -> str:
         "version": __version__,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
-    return fill("page.html", values | _results(folders) | _beside(folders))
+    return fill_template("page.html", values | _results(folders) | _beside(folders))
 
 
 def _results(folders: Sequence[Run]) -> dict[str, Any]:
     """Values for the template about the probes."""
-    rows = probes.table(folders)
+    rows = probes.probe_table(folders)
     shown, folded = probes.unfolded(rows)
     names = dict.fromkeys(row.probe for row in rows)
     measures = {row.measure for row in rows}
@@ -154,7 +154,7 @@ def _beside(folders: Sequence[Run]) -> dict[str, Any]:
 
 
 def _view(folder: Run, index: int, budget: int) -> RunView:
-    shown, failed = embed(folder.figures, budget)
+    shown, failed = embed_figures(folder.figures, budget)
     missing: list[tuple[str, str, str]] = []
     if folder.is_encoder:
         shown, failed = [], []
@@ -162,10 +162,10 @@ def _view(folder: Run, index: int, budget: int) -> RunView:
         missing.append(
             ("No training log yet", "it", shell.command("openjepa", "train", "--config", folder.path / "config.yaml"))
         )
-    if not probes.table([folder]) and not headline.skipped_tasks([folder]):
-        missing.append(("No probes yet", "them", facts.command(folder, "evaluate")))
+    if not probes.probe_table([folder]) and not headline.skipped_tasks([folder]):
+        missing.append(("No probes yet", "them", facts.openjepa_command(folder, "evaluate")))
     if not shown and not failed and not folder.is_encoder:
-        missing.append(("No pictures yet", "them", facts.command(folder, "visualize")))
+        missing.append(("No pictures yet", "them", facts.openjepa_command(folder, "visualize")))
     return RunView(
         name=folder.name,
         color=index % NUM_COLORS,
@@ -182,10 +182,10 @@ def _view(folder: Run, index: int, budget: int) -> RunView:
 
 
 def _drawn(listed: Sequence[Chart], prefix: str) -> list[tuple[Chart, Any]]:
-    return [(chart, draw(chart, f"{prefix}{index}")) for index, chart in enumerate(listed)]
+    return [(chart, draw_chart(chart, f"{prefix}{index}")) for index, chart in enumerate(listed)]
 
 
-def fill(template: str, values: Mapping[str, Any]) -> str:
+def fill_template(template: str, values: Mapping[str, Any]) -> str:
     """The template filled with `values`, which are escaped, and with the style sheet as `style`."""
     from jinja2 import DictLoader, Environment, StrictUndefined
 
@@ -198,7 +198,7 @@ def fill(template: str, values: Mapping[str, Any]) -> str:
     return environment.get_template(template).render({**values, "style": style})
 
 
-def embed(figures: Sequence[Figure], budget: int) -> tuple[list[Picture], list[str]]:
+def embed_figures(figures: Sequence[Figure], budget: int) -> tuple[list[ReportPicture], list[str]]:
     """The figures as data URIs of at most `budget` bytes in total, and the titles of figures that could not be read."""
     pictures, failed = [], []
     for index, figure in enumerate(figures):
@@ -209,7 +209,7 @@ def embed(figures: Sequence[Figure], budget: int) -> tuple[list[Picture], list[s
             continue
         uri, width, height = encoded
         budget -= len(uri)
-        pictures.append(Picture(figure.title, figure.caption, figure.alt, uri, width, height))
+        pictures.append(ReportPicture(figure.title, figure.caption, figure.alt, uri, width, height))
     return pictures, failed
 
 

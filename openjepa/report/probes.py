@@ -92,7 +92,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Row:
+class ProbeRow:
     """One probe on one task of one run."""
 
     run: int
@@ -143,7 +143,7 @@ class Head:
     chosen: bool
 
 
-def table(runs: Sequence[Run]) -> list[Row]:
+def probe_table(runs: Sequence[Run]) -> list[ProbeRow]:
     """All rows. Those of one task and probe stand together, and a run's own evaluation stands before its variants."""
     rows = [row for index, run in enumerate(runs) for result in run.evaluations for row in _rows(index, run, result)]
     rows.sort(key=lambda row: (bool(row.variant), bool(row.suite_row), place_of(row.suite_row, SUITE_ORDER)))
@@ -157,7 +157,7 @@ def place_of(name: str, order: Sequence[str]) -> int:
     return order.index(name) if name in order else len(order)
 
 
-def unfolded(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+def unfolded(rows: Sequence[ProbeRow]) -> tuple[list[ProbeRow], list[ProbeRow]]:
     """Splits the rows into those of a page's main table, with one variant of each task of a run, and all others.
 
     The main table takes the variant without words, else the first in the order of the words. The numbers do not matter.
@@ -171,9 +171,9 @@ def unfolded(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     ]
 
 
-def _rows(index: int, run: Run, result: Result) -> Iterator[Row]:
+def _rows(index: int, run: Run, result: Result) -> Iterator[ProbeRow]:
     for found in measured(result):
-        yield Row(
+        yield ProbeRow(
             run=index,
             task=text(result.title, 80),
             probe=found.probe,

@@ -14,17 +14,17 @@ from markupsafe import Markup
 from openjepa import __version__
 from openjepa.records import DataFacts, Result
 from openjepa.refusals import Refusal
-from openjepa.report.facts import command, images_seen, method_name, status, step_seconds, total_seconds
-from openjepa.report.page import fill
+from openjepa.report.facts import images_seen, method_name, openjepa_command, status, step_seconds, total_seconds
+from openjepa.report.page import fill_template
 from openjepa.report.probes import SELECTION_WORDS, Measured, measured, probe_words, shown_variant
 from openjepa.report.reading import Run, began_from, distinct, read_run, text
 from openjepa.report.scatter import (
     AXES,
     NUM_SERIES_COLORS,
-    Group,
-    Point,
+    ProbeGroup,
     Scatter,
-    Training,
+    ScatterPoint,
+    TrainingUse,
     charts,
     constants,
     draw_scatter,
@@ -41,7 +41,7 @@ MAX_REASONS = 4
 class Scaling:
     """Everything that is drawn, and what is missing."""
 
-    groups: Sequence[Group]
+    groups: Sequence[ProbeGroup]
     series: Sequence[str]
     """Names of the series, in the order of their colors."""
     missing: Sequence[tuple[str, str]]
@@ -53,8 +53,8 @@ _Key = tuple[str, ...]
 
 def scaling(runs: Sequence[Run]) -> Scaling:
     """Groups of comparable results, those with the most runs first, and what each run lacks."""
-    found: dict[_Key, list[Point]] = {}
-    titles: dict[_Key, Group] = {}
+    found: dict[_Key, list[ScatterPoint]] = {}
+    titles: dict[_Key, ProbeGroup] = {}
     for index, run in enumerate(runs):
         for key, group in () if run.is_encoder else _results(index + 1, run):
             titles.setdefault(key, group)
@@ -75,7 +75,7 @@ def scaling(runs: Sequence[Run]) -> Scaling:
     return Scaling(groups, series, missing)
 
 
-def _results(index: int, run: Run) -> Iterator[tuple[_Key, Group]]:
+def _results(index: int, run: Run) -> Iterator[tuple[_Key, ProbeGroup]]:
     """Yields each number of a run as a group of one point, with the key that comparable numbers share."""
     for result in run.evaluations:
         for item in measured(result):
@@ -87,7 +87,7 @@ def _results(index: int, run: Run) -> Iterator[tuple[_Key, Group]]:
                 )
 
 
-def _group(index: int, run: Run, result: Result, item: Measured) -> Group:
+def _group(index: int, run: Run, result: Result, item: Measured) -> ProbeGroup:
     facts = result.data_facts or run.summary.data_facts or DataFacts("")
     name = text(facts.name, 120)
     counts = (
@@ -98,7 +98,7 @@ def _group(index: int, run: Run, result: Result, item: Measured) -> Group:
     step, now = result.step, run.summary.step
     remarks = [] if status(run) == "finished" else [status(run)]
     remarks += [f"evaluated at step {step:,} of {now:,}"] if step is not None and now is not None and step != now else []
-    point = Point(
+    point = ScatterPoint(
         index,
         run.name,
         training(run, step),
@@ -111,24 +111,26 @@ def _group(index: int, run: Run, result: Result, item: Measured) -> Group:
     variant = shown_variant(result).removeprefix(name).removeprefix("-")
     # a suite's row is named after its data, but a task is not
     title = text(result.title, 80)
-    return Group(title if result.row or not name else f"{title} on {name}", item.probe, item.selection, variant, data, [point])
+    return ProbeGroup(
+        title if result.row or not name else f"{title} on {name}", item.probe, item.selection, variant, data, [point]
+    )
 
 
-def _with_points(group: Group, points: Sequence[Point]) -> Group:
-    return Group(group.task, group.probe, group.selection, group.variant, group.data, _by_number(points))
+def _with_points(group: ProbeGroup, points: Sequence[ScatterPoint]) -> ProbeGroup:
+    return ProbeGroup(group.task, group.probe, group.selection, group.variant, group.data, _by_number(points))
 
 
-def _by_number(points: Sequence[Point]) -> list[Point]:
+def _by_number(points: Sequence[ScatterPoint]) -> list[ScatterPoint]:
     return sorted(points, key=lambda point: point.number)
 
 
-def _reasons(index: int, run: Run, alone: Sequence[Group], groups: Sequence[Group]) -> Iterator[str]:
+def _reasons(index: int, run: Run, alone: Sequence[ProbeGroup], groups: Sequence[ProbeGroup]) -> Iterator[str]:
     """Yields the reason for each part of a run that is not drawn."""
     if run.is_encoder:
         yield "an evaluated encoder, no run of `openjepa train`: nothing is known of what its training used"
         return
     if not any(measured(result) for result in run.evaluations):
-        yield f"no numbers in eval/*.json; to make them: {command(run, 'evaluate')}"
+        yield f"no numbers in eval/*.json; to make them: {openjepa_command(run, 'evaluate')}"
         return
     known = training(run).values
     yield from (axis.lacks for axis in AXES if axis.name not in known)
@@ -139,7 +141,7 @@ def _reasons(index: int, run: Run, alone: Sequence[Group], groups: Sequence[Grou
         yield f"{'no other run has' if drawn else 'shares no number with another run; has'} {names}{more} on the same images"
 
 
-def training(run: Run, step: float | None = None) -> Training:
+def training(run: Run, step: float | None = None) -> TrainingUse:
     """The resources that the run used in total, or up to `step` if the evaluated encoder is from an earlier step."""
     share = _share_done(run, step)
     images, flops = images_seen(run), run.summary.flops_per_image
@@ -155,7 +157,7 @@ def training(run: Run, step: float | None = None) -> Training:
     }
     # a logarithmic axis cannot show 0
     values = {name: value for name, value in found.items() if value is not None and value > 0}
-    return Training(values, _family(run), _size(run), _device(run, devices))
+    return TrainingUse(values, _family(run), _size(run), _device(run, devices))
 
 
 def _share_done(run: Run, step: float | None) -> float:
@@ -200,7 +202,7 @@ def _device(run: Run, devices: int) -> str:
 class GroupView:
     """One probe on one task as the template shows it."""
 
-    group: Group
+    group: ProbeGroup
     charts: Sequence[tuple[Scatter, Markup]]
     constants: Sequence[str]
     """Quantities that are equal for all runs, in words."""
@@ -259,10 +261,10 @@ def render_scaling(folders: Sequence[Run], no_runs: Sequence[tuple[str, str]]) -
         "version": __version__,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
-    return fill("scaling.html", values)
+    return fill_template("scaling.html", values)
 
 
-def _view(group: Group, series: Sequence[str]) -> GroupView:
+def _view(group: ProbeGroup, series: Sequence[str]) -> GroupView:
     counts = group.probe_images
     return GroupView(
         group=group,
@@ -274,7 +276,7 @@ def _view(group: Group, series: Sequence[str]) -> GroupView:
     )
 
 
-def _cells(point: Point) -> list[str]:
+def _cells(point: ScatterPoint) -> list[str]:
     """The quantities of a run in words, in the order of AXES; empty if unknown."""
     values = point.training.values
     return [shown(values[axis.name], axis) if axis.name in values else "" for axis in AXES]

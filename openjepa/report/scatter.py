@@ -53,7 +53,7 @@ AXES = (
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingUse:
     """The resources that a run used, in total or up to the step of the evaluated encoder."""
 
     values: Mapping[str, float]
@@ -70,13 +70,13 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Point:
+class ScatterPoint:
     """One accuracy of one run."""
 
     number: int
     """Number of the run, counted from 1 in the order of the command line."""
     run: str
-    training: Training
+    training: TrainingUse
     score: Score
     untrained: Score | None
     num_train: float | None
@@ -86,7 +86,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Group:
+class ProbeGroup:
     """The points of at least two runs for one probe on one task."""
 
     task: str
@@ -95,7 +95,7 @@ class Group:
     variant: str
     data: str
     """Name of the data set, and number of test images."""
-    points: Sequence[Point]
+    points: Sequence[ScatterPoint]
 
     @property
     def probe_images(self) -> list[float]:
@@ -144,12 +144,12 @@ class Scatter:
     """True if the horizontal axis is labeled in scientific notation."""
 
 
-def charts(group: Group, series: Sequence[str]) -> list[Scatter]:
+def charts(group: ProbeGroup, series: Sequence[str]) -> list[Scatter]:
     """One chart for each quantity that at least two runs have and in which they differ."""
     return [_chart(group, axis, series) for axis in AXES if _differ(_values(group, axis))]
 
 
-def constants(group: Group) -> list[str]:
+def constants(group: ProbeGroup) -> list[str]:
     """The quantities that are equal for all runs, in words."""
     found = [(axis, _values(group, axis)) for axis in AXES]
     return [
@@ -164,7 +164,7 @@ def shown(value: float, axis: Axis) -> str:
     return power(value) if axis.name == "flops" else format_number(value)
 
 
-def _values(group: Group, axis: Axis) -> list[float]:
+def _values(group: ProbeGroup, axis: Axis) -> list[float]:
     return [point.training.values[axis.name] for point in group.points if axis.name in point.training.values]
 
 
@@ -172,7 +172,7 @@ def _differ(values: Sequence[float]) -> bool:
     return len(values) > 1 and max(values) > SAME * min(values)
 
 
-def _chart(group: Group, axis: Axis, series: Sequence[str]) -> Scatter:
+def _chart(group: ProbeGroup, axis: Axis, series: Sequence[str]) -> Scatter:
     points = [point for point in group.points if axis.name in point.training.values]
     dots = [
         Dot(
@@ -189,7 +189,7 @@ def _chart(group: Group, axis: Axis, series: Sequence[str]) -> Scatter:
     return Scatter(axis.title, _note(points, axis), axis.unit, dots, _trends(points, axis, series), axis.name == "flops")
 
 
-def _note(points: Sequence[Point], axis: Axis) -> str:
+def _note(points: Sequence[ScatterPoint], axis: Axis) -> str:
     if axis.name != "hours":
         return NOTES[axis.name]
     devices = list(dict.fromkeys(point.training.device for point in points))
@@ -199,14 +199,14 @@ def _note(points: Sequence[Point], axis: Axis) -> str:
     return f"Steps of training alone, without looks and saving, on {kinds}"
 
 
-def _trends(points: Sequence[Point], axis: Axis, series: Sequence[str]) -> list[Trend]:
+def _trends(points: Sequence[ScatterPoint], axis: Axis, series: Sequence[str]) -> list[Trend]:
     """Lines through runs that differ in the quantity of `axis`.
 
     Against model size, a line joins the sizes of one recipe. Against data size, it joins one series. Against other quantities
     it joins one series with one data size and model size, and against hours also one device. Seeds are averaged. If runs of one
     size have several lengths, the longest counts.
     """
-    lines: dict[tuple[object, ...], list[Point]] = {}
+    lines: dict[tuple[object, ...], list[ScatterPoint]] = {}
     for point in points:
         lines.setdefault(_line(point, axis), []).append(point)
     trends = []
@@ -218,7 +218,7 @@ def _trends(points: Sequence[Point], axis: Axis, series: Sequence[str]) -> list[
     return trends
 
 
-def _line(point: Point, axis: Axis) -> tuple[object, ...]:
+def _line(point: ScatterPoint, axis: Axis) -> tuple[object, ...]:
     used = point.training
     if axis.name == "parameters":
         return (used.family,)
@@ -228,9 +228,9 @@ def _line(point: Point, axis: Axis) -> tuple[object, ...]:
     return (used.series, used.values.get("data"), used.values.get("parameters"), device)
 
 
-def _path(points: Sequence[Point], axis: Axis) -> list[tuple[float, float]]:
+def _path(points: Sequence[ScatterPoint], axis: Axis) -> list[tuple[float, float]]:
     """Points of a line from left to right, averaged over seeds."""
-    alike: dict[tuple[float | None, ...], list[Point]] = {}
+    alike: dict[tuple[float | None, ...], list[ScatterPoint]] = {}
     for point in points:
         alike.setdefault(tuple(point.training.values.get(name) for name in ("images", "data", "parameters")), []).append(point)
     line: dict[float, float] = {}

@@ -146,7 +146,7 @@ class SearchSettings:
                 raise Refusal(f"--{name.replace('_', '-')} has no effect without {wanted}")
 
 
-MARK = "conversion.json"
+CONVERTED_MARK = "conversion.json"
 """File in every converted folder that records its format and its origin. Not every format has a config.json."""
 
 OutputFormat = Literal["transformers", "timm", "onnx", "official", "safetensors"]

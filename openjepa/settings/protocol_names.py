@@ -7,7 +7,7 @@ results are read by these rules, so that the two are never confused.
 from collections.abc import Mapping
 from typing import Any
 
-VERSION = 2
+RESULT_VERSION = 2
 """Version of results that are written today."""
 ALIASES: Mapping[str, str] = {"linear_full": "linear-full", "dense_linear": "dense-linear", "dense_knn": "dense-knn"}
 """Current name of each former name of a protocol."""
@@ -25,9 +25,9 @@ def current_result(content: Mapping[str, Any]) -> dict[str, Any]:
     of an unexpected form are left unchanged.
     """
     version = content.get("version")
-    if isinstance(version, int) and version >= VERSION:
+    if isinstance(version, int) and version >= RESULT_VERSION:
         return dict(content)
-    current = dict(content) | {"version": VERSION}
+    current = dict(content) | {"version": RESULT_VERSION}
     if isinstance(subjects := content.get("subjects"), Mapping):
         current["subjects"] = {name: _current_subject(numbers) for name, numbers in subjects.items()}
     for part, key in (("heads", "metric"), ("published", "protocol")):

@@ -198,7 +198,7 @@ def _remove_left(path: Path, alone: bool) -> None:
     A process on another machine may be alive: its files are kept unless `alone` is true.
     """
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.*"):
-        # names of earlier versions do not hold a `place`
+        # names of earlier versions do not hold a `machine_place`
         words = re.fullmatch(r"(?:([A-Za-z0-9-]+)\.)?(\d+)\.(unfinished|old)", left.name.removeprefix(f".{path.name}."))
         if words is None or not (alone or _is_over(words[1] or "", int(words[2]))):
             if words is not None and words[3] == "old" and not path.exists():
@@ -211,9 +211,9 @@ def _remove_left(path: Path, alone: bool) -> None:
 
 
 def _is_over(where: str, process: int) -> bool:
-    """True if a process that ran at `where` (a `place`) is known to be dead."""
+    """True if a process that ran at `where` (a `machine_place`) is known to be dead."""
     machine, _, start = where.rpartition("-")
-    own_machine, _, own_start = place().rpartition("-")
+    own_machine, _, own_start = machine_place().rpartition("-")
     if not start or machine != own_machine:
         return False
     if start[:START] != own_start[:START]:
@@ -223,7 +223,7 @@ def _is_over(where: str, process: int) -> bool:
 
 
 @cache
-def place() -> str:
+def machine_place() -> str:
     """Name of this machine with marks of the machine, its boot and this container. In one place a number means one process.
 
     Hosts that share a disk may have the same name. So may containers, each of which numbers its own processes. Without /proc
@@ -251,7 +251,7 @@ def _first_line(file: Path) -> str:
 
 def own_name(path: Path, kind: str) -> Path:
     """A hidden path beside `path` that no other process on any machine uses. `kind`: its ending."""
-    return path.with_name(f".{path.name}.{place()}.{os.getpid()}.{kind}")
+    return path.with_name(f".{path.name}.{machine_place()}.{os.getpid()}.{kind}")
 
 
 def _is_running(process: int) -> bool:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-MARK = "hf:"
+HUB_MARK = "hf:"
 """Prefix that makes words a name on the Hub, even if a path of that name exists: hf:owner/name."""
 PART = r"\w[\w.-]*"
 WRITTEN = ("runs", "evaluations", "scenes", "ablations", "checkpoints", "encoder", "features")
@@ -36,8 +36,8 @@ def hub_name(words: Path | str, one_part: bool = False) -> str | None:
     text = str(words)
     if Path(text).expanduser().exists():
         return None
-    if text.startswith(MARK):
-        return text.removeprefix(MARK) or None
+    if text.startswith(HUB_MARK):
+        return text.removeprefix(HUB_MARK) or None
     parts = text.split("/")
     is_name = len(parts) == 2 or (one_part and len(parts) == 1 and "." not in text)
     if not is_name or not all(re.fullmatch(PART, part) for part in parts) or parts[-1].lower().endswith(FILES):
@@ -65,7 +65,9 @@ def absent(words: Path | str, hub: bool = True) -> str:
         hint = f"{str(parent)!r} exists and holds: {', '.join(folders[:MOST_SHOWN]) or 'no folders'}{more}"
     parts = text.split("/")
     is_name = len(parts) == 2 and all(re.fullmatch(PART, part) for part in parts) and parts[0] not in FOLDERS
-    return f"does not exist; {hint}" + (f" (a name on the Hugging Face Hub is written {MARK}{text})" if hub and is_name else "")
+    return f"does not exist; {hint}" + (
+        f" (a name on the Hugging Face Hub is written {HUB_MARK}{text})" if hub and is_name else ""
+    )
 
 
 def command(*words: object) -> str:

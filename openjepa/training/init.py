@@ -25,7 +25,7 @@ from openjepa.settings.models import SIZES, EncoderConfig, ModelSettings, Predic
 from openjepa.settings.run import RunConfig, RunSettings
 from openjepa.system.shell import hub_name
 from openjepa.weights.contents import MOST_NAMES, weights_hash
-from openjepa.weights.formats import Choice, Loaded, WrongChoice, load_any
+from openjepa.weights.formats import Loaded, WeightsChoice, WrongChoice, load_any
 
 SHAPE = ("size", "width", "depth", "heads", "mlp_ratio")
 """Settings of the model that together describe one shape."""
@@ -133,14 +133,14 @@ def _origin(run: RunSettings) -> tuple[object, ...]:
 def read_weights(run: RunSettings) -> StartingWeights:
     """Reads the weights that `run.init` names. Raises Refusal if they cannot be read or lack the requested encoder."""
     assert run.init is not None
-    target = _read(run, Choice("context" if run.init_encoder == "context" else "target", run.init_heads))
+    target = _read(run, WeightsChoice("context" if run.init_encoder == "context" else "target", run.init_heads))
     context = None
     if run.init_encoder == "both" and "context" in target.encoders:
-        context = _read(run, Choice("context", run.init_heads, predictor=False))
+        context = _read(run, WeightsChoice("context", run.init_heads, predictor=False))
     return StartingWeights(run.init, target, context)
 
 
-def _read(run: RunSettings, choice: Choice) -> Loaded:
+def _read(run: RunSettings, choice: WeightsChoice) -> Loaded:
     assert run.init is not None
     try:
         return load_any(run.init, choice)

@@ -35,7 +35,7 @@ from openjepa.training.meters import IntervalMeter
 from openjepa.training.monitor import Monitor
 from openjepa.training.outputs import Outputs
 from openjepa.training.startup import (
-    begin,
+    begin_from_weights,
     build_method,
     count_images,
     default_view,
@@ -89,7 +89,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
         print(line)
     if dry_run:
         if weights is not None:  # else the weights are random, or those of a checkpoint
-            begin(method, config, weights, found=None)
+            begin_from_weights(method, config, weights, found=None)
         print(time_line(config, costs.step_flops, device, total_steps))
         return None
     with ExitStack() as resources:
@@ -99,7 +99,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
         found = latest_checkpoint(folder.checkpoints)
         identity = run_identity(splits.train, total_steps)
         state = resume_point(folder, found, identity, method)
-        start = begin(method, config, weights, found)
+        start = begin_from_weights(method, config, weights, found)
         del weights  # the method has copies
         set_broken_aside(folder.checkpoints, found)
         outputs = Outputs(folder, method, costs, sampler, device, precision, total_steps, splits, config.method.about, start)

@@ -83,7 +83,7 @@ def _surroundings(
     return Surroundings(config.model, view, data.pixel_mean, data.pixel_std, sampler.shapes() if shapes is None else shapes)
 
 
-def begin(method: Method, config: RunConfig, weights: StartingWeights | None, found: Path | None) -> Start | None:
+def begin_from_weights(method: Method, config: RunConfig, weights: StartingWeights | None, found: Path | None) -> Start | None:
     """Copies the weights of `run.init` to a new method, and prints from what it starts.
 
     Returns None without `run.init`, or if the run continues from the checkpoint `found`, which holds all weights.

@@ -28,7 +28,7 @@ from openjepa.visualization.neighbors import (
     similarity_map,
     unit_features,
 )
-from openjepa.visualization.sheet import Layout, enlarge, heat, pca_colors, table, undrawn_words
+from openjepa.visualization.sheet import SheetLayout, draw_table, enlarge, heat, pca_colors, undrawn_words
 from openjepa.visualization.view_pictures import changes_views, read_views, view_sheet
 from openjepa.weights.native import load_encoder
 
@@ -47,7 +47,7 @@ START = "start"
 
 
 @dataclass(frozen=True)
-class Entry:
+class FigureEntry:
     """One entry of figures.json."""
 
     title: str
@@ -57,7 +57,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Subject:
+class FigureSubject:
     """The inputs of the pictures: the run's encoders and the images."""
 
     config: RunConfig
@@ -89,7 +89,13 @@ def visualize_run(run: Path, num_images: int = 8, seed: int = 0, device: str = "
     subject = _open(run, num_images, seed, resolve_device(device))
     folder = run / "figures"
     folder.mkdir(exist_ok=True)
-    makers: tuple[Callable[[Subject, Path], Entry | None], ...] = (_views, _masks, _components, _similarity, _neighbors)
+    makers: tuple[Callable[[FigureSubject, Path], FigureEntry | None], ...] = (
+        _views,
+        _masks,
+        _components,
+        _similarity,
+        _neighbors,
+    )
     entries = [entry for make in makers if (entry := make(subject, folder)) is not None]
     listed = {"figures": [asdict(entry) for entry in entries]}
     with whole_file(folder / "figures.json") as file:
@@ -97,7 +103,7 @@ def visualize_run(run: Path, num_images: int = 8, seed: int = 0, device: str = "
     return [folder / entry.file for entry in entries]
 
 
-def _open(run: Path, num_images: int, seed: int, device: torch.device) -> Subject:
+def _open(run: Path, num_images: int, seed: int, device: torch.device) -> FigureSubject:
     config = load_run_config(run)
     encoders = {}
     before = BEFORE if config.run.init is None else START
@@ -107,10 +113,10 @@ def _open(run: Path, num_images: int, seed: int, device: torch.device) -> Subjec
             encoders[name] = (encoder.to(device), settings)
     size = encoders[AFTER][1].image_size
     shown, gallery = choose_images(config, size, num_images, GALLERY_IMAGES, seed)
-    return Subject(config, encoders, shown, gallery, device, seed)
+    return FigureSubject(config, encoders, shown, gallery, device, seed)
 
 
-def _views(subject: Subject, folder: Path) -> Entry | None:
+def _views(subject: FigureSubject, folder: Path) -> FigureEntry | None:
     views = read_views(folder.parent)
     if not changes_views(views):
         return None
@@ -120,10 +126,10 @@ def _views(subject: Subject, folder: Path) -> Entry | None:
         f"What the method sees of each training image: {count} crop{'s' if count > 1 else ''} as the loader makes them"
         f"{', their colors changed' if any(view.colors for view in views.values()) else ''}. On top the whole image."
     )
-    return Entry("Views", caption, "views.png", "Images above their crops as training sees them")
+    return FigureEntry("Views", caption, "views.png", "Images above their crops as training sees them")
 
 
-def _masks(subject: Subject, folder: Path) -> Entry | None:
+def _masks(subject: FigureSubject, folder: Path) -> FigureEntry | None:
     config = subject.config
     if config.masks.kind == "none":
         return None
@@ -131,27 +137,27 @@ def _masks(subject: Subject, folder: Path) -> Entry | None:
     sampler = MASKS[config.masks.strategy].load()(config.masks, grid)
     mask_figure(sampler, folder / "masks.png", _pixels(subject)[:8], subject.seed)
     caption = f"{MASK_CAPTIONS[config.masks.kind]} {sampler.name}, {grid[0]} x {grid[1]} patches."
-    return Entry("Masks", caption, "masks.png", "Images, the same images with their masks, and two coverage maps")
+    return FigureEntry("Masks", caption, "masks.png", "Images, the same images with their masks, and two coverage maps")
 
 
-def _components(subject: Subject, folder: Path) -> Entry | None:
+def _components(subject: FigureSubject, folder: Path) -> FigureEntry | None:
     rows = {"image": [enlarge(image, subject.cell) for image in _pixels(subject)]}
     for name, features in _dense(subject).items():
         rows[name] = [enlarge(colors, subject.cell, smooth=False) for colors in pca_colors(features)]
-    table(rows, subject.cell).save(folder / "pca.png")
+    draw_table(rows, subject.cell).save(folder / "pca.png")
     caption = (
         "The first three principal components of all patch features shown, as red, green and blue, each encoder with its own. "
         "Once an encoder has learned, like content has like colors; an untrained one mostly shows brightness and position. "
         f"{_about_start(subject)}Twice as fine as the patch grid, by shifting the images."
     )
-    return Entry("Patch features", caption, "pca.png", "Images above maps of patch features before and after training")
+    return FigureEntry("Patch features", caption, "pca.png", "Images above maps of patch features before and after training")
 
 
-def _about_start(subject: Subject) -> str:
+def _about_start(subject: FigureSubject) -> str:
     return "Start: the weights that the run began from. " if START in subject.encoders else ""
 
 
-def _similarity(subject: Subject, folder: Path) -> Entry | None:
+def _similarity(subject: FigureSubject, folder: Path) -> FigureEntry | None:
     dense = _dense(subject)
     cell = subject.cell
     points = [_most_distinct(features) for features in dense[AFTER]]
@@ -159,8 +165,8 @@ def _similarity(subject: Subject, folder: Path) -> Entry | None:
     for name, features in dense.items():
         maps = [similarity_map(image, *point) for image, point in zip(features, points, strict=True)]
         rows[name] = [enlarge(heat((similarity + 0.2) / 1.2), cell, smooth=False) for similarity in maps]
-    sheet = table(rows, cell)
-    layout = Layout(cell)
+    sheet = draw_table(rows, cell)
+    layout = SheetLayout(cell)
     height, width = cell[0] / dense[AFTER].shape[1], cell[1] / dense[AFTER].shape[2]
     for row in range(len(rows)):
         for column, (down, right) in enumerate(points):
@@ -171,7 +177,7 @@ def _similarity(subject: Subject, folder: Path) -> Entry | None:
         "Cosine similarity of the patch in the white frame to all patches of its image, after the image's mean is taken out: "
         "light 1, dark -0.2 or less. The patch is the one that is farthest from the mean in the trained encoder."
     )
-    return Entry("Similarity to one patch", caption, "similarity.png", "Heat maps of the similarity to a marked patch")
+    return FigureEntry("Similarity to one patch", caption, "similarity.png", "Heat maps of the similarity to a marked patch")
 
 
 def _most_distinct(features: Float[np.ndarray, "H W D"]) -> tuple[int, int]:
@@ -183,7 +189,7 @@ def _most_distinct(features: Float[np.ndarray, "H W D"]) -> tuple[int, int]:
     return int(row) + edge, int(column) + edge
 
 
-def _neighbors(subject: Subject, folder: Path) -> Entry | None:
+def _neighbors(subject: FigureSubject, folder: Path) -> FigureEntry | None:
     if len(subject.gallery.images) < 8:
         return None
     queries = subject.shown.images[:NUM_QUERIES]
@@ -204,16 +210,16 @@ def _neighbors(subject: Subject, folder: Path) -> Entry | None:
         caption += f" Green: the query's class, red: another. Right among those shown: {words}."
     if sheet.undrawn:
         caption += f" Boxes: {undrawn_words(sheet.undrawn)}."
-    return Entry(
+    return FigureEntry(
         "Nearest neighbors", caption, "neighbors.png", "Query images with their nearest neighbors before and after training"
     )
 
 
-def _pixels(subject: Subject) -> UInt8[np.ndarray, "n h w 3"]:
+def _pixels(subject: FigureSubject) -> UInt8[np.ndarray, "n h w 3"]:
     return subject.shown.images.permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def _dense(subject: Subject) -> dict[str, Float[np.ndarray, "n H W D"]]:
+def _dense(subject: FigureSubject) -> dict[str, Float[np.ndarray, "n H W D"]]:
     return {
         name: dense_features(encoder, settings, subject.shown.images, subject.device)
         for name, (encoder, settings) in subject.encoders.items()

@@ -7,10 +7,10 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from numpy.typing import NDArray
 
-from openjepa.masks.coverage import coverage, examples
+from openjepa.masks.coverage import coverage, example_masks
 from openjepa.masks.sampler import MaskSampler
 from openjepa.settings.masks import MaskKind
-from openjepa.visualization.sheet import Layout, Sheet, enlarge, heat, heat_scale
+from openjepa.visualization.sheet import Sheet, SheetLayout, enlarge, heat, heat_scale
 
 TARGET_COLORS = ((255, 194, 10), (61, 169, 252), (240, 60, 140), (40, 200, 160), (176, 132, 255), (255, 122, 69))
 CELL = 208
@@ -74,7 +74,7 @@ def mask_figure(
     layouts = []
     top = 0
     for sampler in chosen:
-        layouts.append(Layout((sampler.grid[0] * side, sampler.grid[1] * side), left=0, top=top + titled))
+        layouts.append(SheetLayout((sampler.grid[0] * side, sampler.grid[1] * side), left=0, top=top + titled))
         top = layouts[-1].size(1, 2)[1] + 34
     width = layouts[0].size(num_columns, 1)[0] + 38 + layouts[0].cell[1] + 96
     sheet = Sheet(width, top - 34)
@@ -95,14 +95,14 @@ def _patch_side(grid: tuple[int, int]) -> int:
 def _examples(
     sheet: Sheet,
     sampler: MaskSampler,
-    layout: Layout,
+    layout: SheetLayout,
     images: UInt8[np.ndarray, "n h w 3"] | None,
     num_columns: int,
     seed: int,
 ) -> MaskKind:
     """Draws the examples of one sampler. Returns the kind of its masks."""
     side = layout.cell[0] // sampler.grid[0]
-    drawn = examples(sampler, num_columns if images is not None else 2 * num_columns, seed)
+    drawn = example_masks(sampler, num_columns if images is not None else 2 * num_columns, seed)
     for index, example in enumerate(drawn):
         row, column = divmod(index, num_columns)
         background = neutral_grid(sampler.grid, side)
@@ -121,7 +121,7 @@ def neutral_grid(grid: tuple[int, int], side: int) -> UInt8[np.ndarray, "h w 3"]
     return np.tile(cell, (*grid, 1))
 
 
-def _coverage_maps(sheet: Sheet, maps: dict[str, Float[np.ndarray, "H W"]], layout: Layout, left: int) -> None:
+def _coverage_maps(sheet: Sheet, maps: dict[str, Float[np.ndarray, "H W"]], layout: SheetLayout, left: int) -> None:
     for row, (name, shares) in enumerate(maps.items()):
         high = max(0.05, float(np.ceil(shares.max() * 20) / 20))
         height, width = layout.cell

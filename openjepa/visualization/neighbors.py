@@ -153,7 +153,7 @@ def similarity_map(features: Float[np.ndarray, "H W D"], row: int, column: int) 
     return units @ units[row, column]  # type: ignore[no-any-return]
 
 
-def nearest(
+def nearest_of_gallery(
     queries: Float[np.ndarray, "Q D"], gallery: Float[np.ndarray, "G D"], num: int, skip: list[int | None]
 ) -> list[list[int]]:
     """Gallery indices of the `num` nearest neighbors (largest dot product) of each query. Leaves out its index in `skip`."""
@@ -178,7 +178,7 @@ def neighbor_sheet(
     """A sheet with one row per query: the query, then its neighbors by each encoder. Also returns the gallery indices."""
     num_queries = len(next(iter(features.values()))[0])
     own = _own_places(queries, gallery, num_queries)
-    found = {name: nearest(both[0], both[1], NUM_NEIGHBORS, own) for name, both in features.items()}
+    found = {name: nearest_of_gallery(both[0], both[1], NUM_NEIGHBORS, own) for name, both in features.items()}
     height, width = round(cell[0] * 0.78), round(cell[1] * 0.78)
     labeled = _LABEL if queries.labels is not None else 0
     group = NUM_NEIGHBORS * (width + _GAP) - _GAP

@@ -177,7 +177,7 @@ class Sheet:
 
 
 @dataclass(frozen=True)
-class Layout:
+class SheetLayout:
     """Positions of the cells in a table of images of equal size."""
 
     cell: tuple[int, int]
@@ -206,9 +206,9 @@ def enlarge(pixels: UInt8[np.ndarray, "h w 3"], size: tuple[int, int], smooth: b
     return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), resampling))
 
 
-def table(rows: dict[str, list[UInt8[np.ndarray, "h w 3"]]], cell: tuple[int, int]) -> Sheet:
+def draw_table(rows: dict[str, list[UInt8[np.ndarray, "h w 3"]]], cell: tuple[int, int]) -> Sheet:
     """A sheet with named rows of images of size `cell`, one below another."""
-    layout = Layout(cell)
+    layout = SheetLayout(cell)
     sheet = Sheet(*layout.size(max(len(images) for images in rows.values()), len(rows)))
     for row, (name, images) in enumerate(rows.items()):
         sheet.words(name, 26, layout.y(row) + cell[0] / 2, size=21, align="center", upwards=True)

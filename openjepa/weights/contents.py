@@ -229,13 +229,13 @@ def _only(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def stacked(*tensors: Tensor) -> Tensor:
+def stacked_attention(*tensors: Tensor) -> Tensor:
     """Joins the rows of queries, keys and values that a file stores separately."""
     return torch.cat(tensors)
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightSource:
     """The origin of one weight."""
 
     keys: tuple[str, ...]
@@ -245,18 +245,18 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FillPlan:
     """The origin of every weight of a network."""
 
-    sources: Mapping[str, Source]
+    sources: Mapping[str, WeightSource]
     """Sources by the name of the weight."""
     checked: frozenset[str] = field(default_factory=frozenset)
     """Keys of tensors that were checked but do not become weights: fixed positions."""
 
 
-def same_names(network_names: Iterator[str] | list[str]) -> dict[str, Source]:
+def same_names(network_names: Iterator[str] | list[str]) -> dict[str, WeightSource]:
     """The sources for a file that uses our names."""
-    return {name: Source((name,)) for name in network_names}
+    return {name: WeightSource((name,)) for name in network_names}
 
 
 def weight_names(build: Callable[[], nn.Module]) -> list[str]:
@@ -264,8 +264,8 @@ def weight_names(build: Callable[[], nn.Module]) -> list[str]:
     return list(_without_values(build).state_dict())
 
 
-def fill(
-    build: Callable[[], NetworkType], plan: Plan, open_tensors: Callable[[], Mapping[str, Tensor]], where: str
+def fill_network(
+    build: Callable[[], NetworkType], plan: FillPlan, open_tensors: Callable[[], Mapping[str, Tensor]], where: str
 ) -> NetworkType:
     """Builds a network with `build` and copies its weights from a file. Returns it in evaluation mode, in fp32, on the CPU.
 
@@ -312,7 +312,7 @@ def _parts(wanted: Mapping[str, torch.Size]) -> Iterator[list[str]]:
         yield part
 
 
-def _check(wanted: Mapping[str, torch.Size], plan: Plan, tensors: Mapping[str, Tensor], where: str) -> None:
+def _check(wanted: Mapping[str, torch.Size], plan: FillPlan, tensors: Mapping[str, Tensor], where: str) -> None:
     used = {key for source in plan.sources.values() for key in source.keys} | plan.checked
     problems = []
     if missing := sorted(used - set(tensors)):
@@ -326,7 +326,7 @@ def _check(wanted: Mapping[str, torch.Size], plan: Plan, tensors: Mapping[str, T
         raise Refusal(f"{where}: {'; '.join(problems)}")
 
 
-def _misfit(source: Source, tensors: Mapping[str, Tensor], shape: torch.Size) -> str:
+def _misfit(source: WeightSource, tensors: Mapping[str, Tensor], shape: torch.Size) -> str:
     """Keys and shapes of a weight that does not fit, in words; empty if it fits or is missing."""
     if any(key not in tensors for key in source.keys):
         return ""

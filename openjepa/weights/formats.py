@@ -23,7 +23,7 @@ from openjepa.weights.contents import MOST_NAMES, Contents, open_contents
 
 
 @dataclass(frozen=True)
-class Choice:
+class WeightsChoice:
     """Choices between readings of a file that only the user can make."""
 
     encoder: Literal["target", "context"] = "target"
@@ -35,10 +35,10 @@ class Choice:
 
 
 class WrongChoice(Refusal):
-    """A refusal that another `Choice` would resolve."""
+    """A refusal that another `WeightsChoice` would resolve."""
 
     def __init__(self, message: str, setting: Literal["encoder", "heads"]) -> None:
-        """`setting` is the field of `Choice` that has to change."""
+        """`setting` is the field of `WeightsChoice` that has to change."""
         super().__init__(message)
         self.setting = setting
 
@@ -55,7 +55,7 @@ class Loaded:
     what: str
     """A few words that say what was read, for printing."""
     encoders: tuple[str, ...] = ("target",)
-    """The encoders that the file holds, as named by `Choice.encoder`."""
+    """The encoders that the file holds, as named by `WeightsChoice.encoder`."""
     predictor_extra: Mapping[str, Any] = field(default_factory=dict)
     """Entries beside the predictor's settings, which say how its masks were drawn."""
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -72,11 +72,11 @@ class Reader:
 
     recognize: Callable[[Contents], bool]
     """Returns True if the contents have this format, even if they are damaged."""
-    read: Callable[[Contents, Choice], Loaded]
+    read: Callable[[Contents, WeightsChoice], Loaded]
     """Returns the networks. Raises Refusal if keys are missing or left over, and lists them."""
 
 
-def refuse_context(contents: Contents, choice: Choice) -> None:
+def refuse_context(contents: Contents, choice: WeightsChoice) -> None:
     """Raises WrongChoice, a Refusal, if the context encoder is wanted but the contents hold only one encoder."""
     if choice.encoder == "context":
         raise WrongChoice(f"encoder='context': {contents.path} holds one encoder only; leave that setting out", "encoder")
@@ -216,16 +216,16 @@ def download(name: str) -> Path:
         raise Refusal(f"{name} does not exist here, and it could not be had from the Hugging Face Hub: {reason}") from error
 
 
-__all__ = ["Choice", "Loaded", "load_any", "recognized"]
+__all__ = ["Loaded", "WeightsChoice", "load_any", "recognized"]
 
 
-def load_any(path: Path | str, choice: Choice | None = None) -> Loaded:
+def load_any(path: Path | str, choice: WeightsChoice | None = None) -> Loaded:
     """Reads the encoder, and the predictor if there is one, from a run folder, a folder of weights, a file, or the Hub.
 
     `path` may be a name on the Hub. Nothing in the file is executed. Raises Refusal if nothing is there, if the format is
     unknown or the file damaged, if keys are missing or left over (which it lists), or if `choice` does not fit.
     """
-    name, choice = hub_name(path), choice or Choice()
+    name, choice = hub_name(path), choice or WeightsChoice()
     contents = open_contents(Path(path).expanduser() if name is None else download(name))
     loaded: Loaded = FORMATS[recognized(contents)].load().read(contents, choice)
     if choice.heads not in (None, loaded.config.heads):

@@ -20,8 +20,17 @@ from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.system.json_files import read_object, typed
 from openjepa.system.shared_files import whole_folder
 from openjepa.types import Export
-from openjepa.weights.contents import CONFIG_FILE, WEIGHTS_FILE, Contents, Plan, fill, open_contents, same_names, weight_names
-from openjepa.weights.formats import Choice, Loaded, Networks, Reader, WrongChoice, refuse_context, size_words, stored
+from openjepa.weights.contents import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Contents,
+    FillPlan,
+    fill_network,
+    open_contents,
+    same_names,
+    weight_names,
+)
+from openjepa.weights.formats import Loaded, Networks, Reader, WeightsChoice, WrongChoice, refuse_context, size_words, stored
 from openjepa.weights.state_dicts import Network
 
 VERSION = 1
@@ -68,7 +77,7 @@ def write_predictor(folder: Path, networks: Networks, dtype: str) -> None:
     _write_files(place, _config_entries(export), networks.predictor, dtype)
 
 
-def read_predictor(folder: Path, choice: Choice) -> tuple[Predictor | None, PredictorConfig | None, dict[str, Any]]:
+def read_predictor(folder: Path, choice: WeightsChoice) -> tuple[Predictor | None, PredictorConfig | None, dict[str, Any]]:
     """The predictor in `predictor/` of a folder, its settings, and the entries beside them.
 
     Predictor and settings are None if the folder has no predictor or `choice` does not want it.
@@ -124,7 +133,7 @@ def recognize(contents: Contents) -> bool:
     return str(contents.settings.get("format", "")).startswith("openjepa-")
 
 
-def read(contents: Contents, choice: Choice) -> Loaded:
+def read(contents: Contents, choice: WeightsChoice) -> Loaded:
     """Reads the encoder of a run (with its predictor) or of an encoder folder. Raises Refusal if it cannot be read."""
     if contents.settings is not None:
         refuse_context(contents, choice)
@@ -192,7 +201,9 @@ def _load(build: Callable[[], NetworkType], folder: Path) -> tuple[NetworkType, 
             raise Refusal(f"{where}: {error}") from error
 
     notes = network(lambda: contents.networks).notes()
-    return fill(build, Plan(same_names(weight_names(build))), lambda: network(contents.mapped).tensors, where), notes
+    return fill_network(
+        build, FillPlan(same_names(weight_names(build))), lambda: network(contents.mapped).tensors, where
+    ), notes
 
 
 READER = Reader(recognize, read)

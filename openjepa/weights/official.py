@@ -18,12 +18,12 @@ from openjepa.models.transformer import sincos_positions
 from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal, few
 from openjepa.settings.models import EncoderConfig, PredictorConfig
-from openjepa.weights.contents import CHECKPOINT_FILE, MOST_NAMES, Contents, Plan, Source, fill, weight_names
+from openjepa.weights.contents import CHECKPOINT_FILE, MOST_NAMES, Contents, FillPlan, WeightSource, fill_network, weight_names
 from openjepa.weights.formats import (
-    Choice,
     Loaded,
     Networks,
     Reader,
+    WeightsChoice,
     WrongChoice,
     mask_token_remark,
     position_table,
@@ -47,7 +47,7 @@ def recognize(contents: Contents) -> bool:
     return PREDICTOR in contents.networks or (target is not None and TOKEN not in target.tensors)
 
 
-def read(contents: Contents, choice: Choice) -> Loaded:
+def read(contents: Contents, choice: WeightsChoice) -> Loaded:
     """Reads the target (or context) encoder and the predictor. Raises Refusal if keys are missing or left over."""
     name = GROUPS[choice.encoder]
     if name not in contents.networks:
@@ -120,8 +120,8 @@ def _read_predictor(contents: Contents, encoder: EncoderConfig) -> tuple[Predict
     where = f"{contents.path}, {PREDICTOR}"
     config = _predictor_config(contents.networks[PREDICTOR].tensors, encoder, where)
     names = weight_names(lambda: build_predictor(config))
-    plan = Plan({name: Source((_file_name(name),)) for name in names}, frozenset({PREDICTOR_TABLE}))
-    predictor = fill(lambda: build_predictor(config), plan, lambda: contents.mapped()[PREDICTOR].tensors, where)
+    plan = FillPlan({name: WeightSource((_file_name(name),)) for name in names}, frozenset({PREDICTOR_TABLE}))
+    predictor = fill_network(lambda: build_predictor(config), plan, lambda: contents.mapped()[PREDICTOR].tensors, where)
     return predictor, config
 
 

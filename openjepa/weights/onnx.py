@@ -23,7 +23,7 @@ from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal, needed_for
 from openjepa.settings.models import EncoderConfig
 from openjepa.weights.contents import Contents
-from openjepa.weights.formats import DTYPES, Choice, Loaded, Networks, Reader, mask_token_remark
+from openjepa.weights.formats import DTYPES, Loaded, Networks, Reader, WeightsChoice, mask_token_remark
 
 CUBIC = -0.75
 """The parameter a of cubic convolution in torch's bicubic resampling."""
@@ -185,7 +185,7 @@ def recognize(contents: Contents) -> bool:
     return contents.path.suffix == ".onnx" or (contents.settings is None and (contents.path / FILE).is_file())
 
 
-def read(contents: Contents, choice: Choice) -> Loaded:
+def read(contents: Contents, choice: WeightsChoice) -> Loaded:
     """Always raises Refusal: the graph is for other runtimes."""
     raise Refusal(
         f"{contents.path} is an ONNX graph, which runs in onnxruntime and cannot be loaded as an encoder; "

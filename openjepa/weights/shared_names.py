@@ -15,7 +15,7 @@ from openjepa.models.transformer import sincos_positions
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal, few
 from openjepa.settings.models import SIZES, EncoderConfig, Size
-from openjepa.weights.contents import MOST_NAMES, Contents, Plan, Source, fill, weight_names
+from openjepa.weights.contents import MOST_NAMES, Contents, FillPlan, WeightSource, fill_network, weight_names
 from openjepa.weights.described import checked
 from openjepa.weights.formats import WrongChoice
 from openjepa.weights.state_dicts import OF_SEVERAL, PLACES, Network
@@ -140,16 +140,16 @@ def has_sincos(tensors: Mapping[str, Tensor]) -> bool:
 def read_vit(vit: Vit, config: EncoderConfig, where: str) -> VisionTransformer:
     """Builds the encoder of the settings `config` with the weights of a file."""
     build = lambda: build_encoder(config)  # noqa: E731
-    return fill(build, vit_plan(config, weight_names(build)), vit.mapped, where)
+    return fill_network(build, vit_plan(config, weight_names(build)), vit.mapped, where)
 
 
-def vit_plan(config: EncoderConfig, names: list[str]) -> Plan:
+def vit_plan(config: EncoderConfig, names: list[str]) -> FillPlan:
     """The origin of each weight. Names are the same as ours, except for layer scale.
 
     A fixed table of positions is not copied, because it was compared with the formula.
     """
-    return Plan(
-        {name: Source((file_name(name),)) for name in names},
+    return FillPlan(
+        {name: WeightSource((file_name(name),)) for name in names},
         frozenset({TABLE}) if config.positions == "sincos" else frozenset(),
     )
 

@@ -19,10 +19,10 @@ from openjepa.settings.models import EncoderConfig
 from openjepa.weights.contents import AGAIN, CONFIG_FILE, WEIGHTS_FILE, Contents
 from openjepa.weights.described import Pixels, beside, checked, described, with_beside, with_pixels
 from openjepa.weights.formats import (
-    Choice,
     Loaded,
     Networks,
     Reader,
+    WeightsChoice,
     mask_token_remark,
     position_table,
     refuse_context,
@@ -70,7 +70,7 @@ def recognize(contents: Contents) -> bool:
     return place is not None and TOKEN not in contents.networks[place].tensors
 
 
-def read(contents: Contents, choice: Choice) -> Loaded:
+def read(contents: Contents, choice: WeightsChoice) -> Loaded:
     """Reads the encoder, and the predictor if openjepa stored one beside it.
 
     Raises Refusal if keys are missing or left over, and lists them.

@@ -20,13 +20,23 @@ from openjepa.models.vit import build_encoder
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.system.json_files import read_object
-from openjepa.weights.contents import AGAIN, CONFIG_FILE, WEIGHTS_FILE, Contents, Plan, Source, fill, stacked, weight_names
+from openjepa.weights.contents import (
+    AGAIN,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Contents,
+    FillPlan,
+    WeightSource,
+    fill_network,
+    stacked_attention,
+    weight_names,
+)
 from openjepa.weights.described import Pixels, beside, checked, described, with_beside, with_pixels
 from openjepa.weights.formats import (
-    Choice,
     Loaded,
     Networks,
     Reader,
+    WeightsChoice,
     mask_token_remark,
     position_table,
     refuse_context,
@@ -41,7 +51,7 @@ MODELS = {"ijepa": "IJepaModel", "vit": "ViTModel", "dinov2": "Dinov2Model"}
 """Values of `model_type` in config.json, and the library's classes. Only the first has no class token."""
 LIBRARY_EPS = {"ijepa": 1e-12, "vit": 1e-12, "dinov2": 1e-6}
 """LayerNorm's epsilon if a config does not say it."""
-NOT_READ = ("pooler.", "embeddings.mask_token")
+NOT_READ_KEYS = ("pooler.", "embeddings.mask_token")
 """Beginnings of names that are not read: a head on the encoder, and the mask token, which whole images do not need."""
 FIXED = {"hidden_act": "gelu", "qkv_bias": True, "num_channels": 3, "use_swiglu_ffn": False, "num_register_tokens": 0}
 """Entries of config.json for which our encoder supports only one value."""
@@ -105,7 +115,7 @@ def recognize(contents: Contents) -> bool:
     return contents.settings is not None and "model_type" in contents.settings
 
 
-def read(contents: Contents, choice: Choice) -> Loaded:
+def read(contents: Contents, choice: WeightsChoice) -> Loaded:
     """Reads the encoder, and the predictor if openjepa stored one beside it.
 
     Raises Refusal if the model has another class, or if keys are missing or left over, and lists them.
@@ -122,8 +132,8 @@ def read(contents: Contents, choice: Choice) -> Loaded:
     names = weight_names(lambda: build_encoder(config))
     checked = frozenset({TABLE}) if config.positions == "sincos" else frozenset()
     in_block = IN_DINOV2_BLOCK if settings["model_type"] == "dinov2" else IN_BLOCK
-    plan = Plan({name: _source(name, in_block) for name in names}, checked)
-    encoder = fill(lambda: build_encoder(config), plan, lambda: _encoder(contents.mapped()).tensors, str(contents.path))
+    plan = FillPlan({name: _source(name, in_block) for name in names}, checked)
+    encoder = fill_network(lambda: build_encoder(config), plan, lambda: _encoder(contents.mapped()).tensors, str(contents.path))
     words = f"Hugging Face's {MODELS[settings['model_type']]}: {size_words(config)}"
     predictor, predictor_config, extra = read_predictor(contents.path, choice)
     notes = network.notes(usual=(f"{settings['model_type']}.",))  # the prefix of a model inside a classifier
@@ -151,24 +161,24 @@ def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
 
 
 def _encoder(networks: Mapping[str, Network]) -> Network:
-    return networks.get("", Network({})).without(NOT_READ)
+    return networks.get("", Network({})).without(NOT_READ_KEYS)
 
 
-def _source(name: str, in_block: Mapping[str, str]) -> Source:
+def _source(name: str, in_block: Mapping[str, str]) -> WeightSource:
     """The origin in the file of our weight `name`. `in_block` maps parts of a block to their names in the file."""
     if name in ALONE:
-        return Source((ALONE[name],))
+        return WeightSource((ALONE[name],))
     part, _, kind = name.rpartition(".")
     if not part.startswith("blocks."):
-        return Source((f"{OUTSIDE[part]}.{kind}",))
+        return WeightSource((f"{OUTSIDE[part]}.{kind}",))
     number, _, inner = part.removeprefix("blocks.").partition(".")
     block = f"encoder.layer.{number}"
     if not inner:  # a factor of layer scale
-        return Source((f"{block}.{in_block[kind]}",))
+        return WeightSource((f"{block}.{in_block[kind]}",))
     if inner == "attn.qkv":
         keys = tuple(f"{block}.attention.attention.{item}.{kind}" for item in ("query", "key", "value"))
-        return Source(keys, stacked)
-    return Source((f"{block}.{in_block[inner]}.{kind}",))
+        return WeightSource(keys, stacked_attention)
+    return WeightSource((f"{block}.{in_block[inner]}.{kind}",))
 
 
 def _config(settings: Mapping[str, Any], contents: Contents) -> EncoderConfig:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from openjepa.weights.contents import Contents
-from openjepa.weights.formats import Choice, Loaded, Reader, WrongChoice, refuse_context, size_words
+from openjepa.weights.formats import Loaded, Reader, WeightsChoice, WrongChoice, refuse_context, size_words
 from openjepa.weights.shared_names import NOT_READ, TOKEN, Vit, has_sincos, infer_config, only_place, read_vit, vits
 from openjepa.weights.state_dicts import Network
 from openjepa.weights.timm import only_network
@@ -33,7 +33,7 @@ def recognize_mae(contents: Contents) -> bool:
     return TOKEN in tensors and (has_sincos(tensors) or has_decoder(tensors))
 
 
-def read_mae(contents: Contents, choice: Choice) -> Loaded:
+def read_mae(contents: Contents, choice: WeightsChoice) -> Loaded:
     """Reads MAE's encoder. Raises Refusal if keys are missing or left over, and lists them."""
     refuse_context(contents, choice)
     vit, where = Vit(contents, _encoder), str(contents.path)
@@ -76,7 +76,7 @@ def recognize_dino(contents: Contents) -> bool:
     return TOKEN in tensors and not has_sincos(tensors) and not has_decoder(tensors)
 
 
-def read_dino(contents: Contents, choice: Choice) -> Loaded:
+def read_dino(contents: Contents, choice: WeightsChoice) -> Loaded:
     """Reads the teacher (or the student). Raises Refusal if keys are missing or left over, and lists them."""
     name = _place(contents, choice)
     vit = Vit(contents, lambda networks: _backbone(networks[name]))
@@ -94,7 +94,7 @@ def _encoders(networks: Mapping[str, Network]) -> tuple[str, ...]:
     return tuple(which for which, names in PAIRS.items() if any(name in found for name in names)) or ("target",)
 
 
-def _place(contents: Contents, choice: Choice) -> str:
+def _place(contents: Contents, choice: WeightsChoice) -> str:
     """The name of the dictionary with the wanted encoder."""
     found = vits(contents.networks)
     names = [name for name in PAIRS[choice.encoder] if name in found]

@@ -18,7 +18,7 @@ from openjepa.data.selection import Subset
 from openjepa.data.source import JoinedBytes, ListSource, Pieces, ShardSource, source_hash, stamps_hash
 from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.inference.embedding.embedding_run import embed_dataset
-from openjepa.inference.embedding.plan import Images, plan_entries
+from openjepa.inference.embedding.plan import EmbeddedImages, plan_entries
 from openjepa.inference.embedding.table import open_table
 from openjepa.inference.search.gallery import open_gallery
 from openjepa.inference.search.search_run import open_for_search
@@ -285,7 +285,9 @@ def test_images_that_were_added_or_removed_are_told_from_overwritten_ones(
     (tmp_path / "older.json").write_text(json.dumps(described | {"files": ""}))
     older = open_table(tmp_path / "older.npy")
     with monkeypatch.context() as patch:
-        patch.setattr(Images, "stamped", lambda self: pytest.fail("a look at every file, though the table notes no stamps"))
+        patch.setattr(
+            EmbeddedImages, "stamped", lambda self: pytest.fail("a look at every file, though the table notes no stamps")
+        )
         assert open_gallery(older).change == "none"
     added = next(photos.rglob("*.png")).with_name("zz.png")
     added.write_bytes(next(photos.rglob("*.png")).read_bytes())

@@ -17,7 +17,7 @@ from openjepa.data.passes import evaluation_batches
 from openjepa.data.selection import balanced_rows, ranks_in_class
 from openjepa.data.source import Splits, source_hash
 from openjepa.evaluation.evaluation_run import evaluate_run
-from openjepa.evaluation.feature_matrix import EncoderFeatures, PixelFeatures, View, extract_features
+from openjepa.evaluation.feature_matrix import EncoderFeatures, PixelFeatures, SplitView, extract_features
 from openjepa.evaluation.subject import find_subject
 from openjepa.evaluation.tasks import TASKS, chosen_tasks
 from openjepa.models.vit import VisionTransformer
@@ -41,12 +41,12 @@ class Passes:
     splits: Splits
     number: int = 0
 
-    def view(self, size: int = 32) -> View:
+    def view(self, size: int = 32) -> SplitView:
         def batches(first: int = 0) -> Iterator[object]:
             self.number += 1
             return evaluation_batches(self.splits.train, (size, size), 16, 0, first=first, unreadable=[])  # type: ignore[arg-type]
 
-        return View(self.splits.train, "train", {"image_size": size}, batches)  # type: ignore[arg-type]
+        return SplitView(self.splits.train, "train", {"image_size": size}, batches)  # type: ignore[arg-type]
 
 
 @pytest.fixture

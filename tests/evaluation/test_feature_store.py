@@ -15,8 +15,8 @@ from torch import Tensor
 
 from openjepa.data.source import ListSource
 from openjepa.evaluation import feature_store
-from openjepa.evaluation.feature_matrix import EncoderFeatures, PixelFeatures, View, extract_features
-from openjepa.evaluation.feature_store import Layout, RowWriter, read_rows
+from openjepa.evaluation.feature_matrix import EncoderFeatures, PixelFeatures, SplitView, extract_features
+from openjepa.evaluation.feature_store import FeatureLayout, RowWriter, read_rows
 from openjepa.models.vit import build_encoder
 from openjepa.settings.models import EncoderConfig
 from openjepa.system.shared_files import WITHOUT_LOCKS
@@ -33,8 +33,8 @@ GAPS = torch.tensor([0, 2, 3, 6, 7, 8, 9])
 """Records of seven rows; of ten records three cannot be read."""
 
 
-def layout(records: int, dtype: torch.dtype = torch.float32) -> Layout:
-    return Layout(records, 5, dtype)
+def layout(records: int, dtype: torch.dtype = torch.float32) -> FeatureLayout:
+    return FeatureLayout(records, 5, dtype)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -152,8 +152,8 @@ class Pass:
     broken: tuple[int, ...] = ()
     seen: list[int] = field(default_factory=list)
 
-    def view(self) -> View:
-        return View(Numbers(), "train", {}, self.batches)
+    def view(self) -> SplitView:
+        return SplitView(Numbers(), "train", {}, self.batches)
 
     def batches(self, first: int) -> Iterator[Batch]:
         readable = [index for index in range(first, NUM) if index not in self.broken]

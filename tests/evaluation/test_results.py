@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from openjepa.evaluation.tables import follows_published, percent, print_results
+from openjepa.evaluation.tables import follows_published, percent_with_error, print_results
 from openjepa.evaluation.tasks import PUBLISHED, SUITES
 from openjepa.records import PAPER_SUFFIX, Metric, Result, SubjectResult, read_evaluation, read_result
 from openjepa.settings.protocol_names import current_result
@@ -90,7 +90,7 @@ def test_tables_are_whole_at_any_width(width: int, spread: float | None, seeds: 
         # the task stands on a line of its own, its numbers below it, each probe on one line with all its subjects
         start = tables.index(f"{result.title} (60 images, majority 0.0)")
         for name in result.subjects["encoder"].metrics:
-            shown = [percent(numbers.metrics[name]) for numbers in result.subjects.values()]
+            shown = [percent_with_error(numbers.metrics[name]) for numbers in result.subjects.values()]
             (line,) = [line for line in tables[start:] if all(number in line for number in shown)]
             assert line.startswith(name.removesuffix(" (paper)")) and len(shown) == 3
     assert any("over 3 seeds" in " ".join(lines[at : at + 2]) for at in range(3)) is (seeds == 3)

@@ -13,7 +13,7 @@ from openjepa.cli import main
 from openjepa.experiments import ablation as running
 from openjepa.experiments.ablation import run_ablation
 from openjepa.experiments.ablation_lengths import PlannedRun, Speed, base_config, planned_runs
-from openjepa.experiments.ablation_tables import RunResult, claimed, legend, print_tables, read_results
+from openjepa.experiments.ablation_tables import RunResult, claimed_work, legend, print_tables, read_results
 from openjepa.recipes import load_recipe
 from openjepa.recipes.ablations import ABLATIONS, ablation_rows
 from openjepa.settings.experiments import AblationSettings
@@ -171,7 +171,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
         run_ablation(base, settings)
     assert "ijepa-4steps-seed0" not in {result.name for result in read_results(settings.output)}, "it has not ended"
     monkeypatch.setattr(running, "train", train)
-    with claimed(settings.output, "mae-4steps-seed0") as ours:
+    with claimed_work(settings.output, "mae-4steps-seed0") as ours:
         assert ours
         assert run_ablation(base, settings) == 0
     assert {result.name for result in read_results(settings.output)} == {"ijepa-4steps-seed0"}, "the other was in other hands"

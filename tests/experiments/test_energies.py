@@ -14,7 +14,7 @@ from openjepa.config import save_yaml
 from openjepa.data import open_splits
 from openjepa.engine.checkpoint import latest_checkpoint, load_checkpoint, load_weights, read_state
 from openjepa.engine.optimizer import build_optimizer
-from openjepa.experiments.energies import bench_energy, compared, energies_of, measure_energy
+from openjepa.experiments.energies import bench_energy, compared_energies, energies_of, measure_energy
 from openjepa.masks import MASKS
 from openjepa.measures.energy import energy_statistics, incompatible, is_flat
 from openjepa.methods.ijepa import IJepa
@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 
 def written(untrained: torch.Tensor, trained: torch.Tensor) -> dict[str, Any]:
     """What energy.json says of these energies."""
-    content: dict[str, Any] = json.loads(json.dumps(asdict(compared(untrained, trained))))
+    content: dict[str, Any] = json.loads(json.dumps(asdict(compared_energies(untrained, trained))))
     return content
 
 

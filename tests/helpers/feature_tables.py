@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from openjepa.config import to_dict
 from openjepa.data import open_splits
 from openjepa.data.source import ListSource
-from openjepa.inference.embedding.table import COLUMNS, Manifest
+from openjepa.inference.embedding.table import TABLE_COLUMNS, Manifest
 from openjepa.inference.encoder import Encoder
 from openjepa.models.vit import build_encoder
 from openjepa.settings.models import EncoderConfig
@@ -34,7 +34,7 @@ def write_table(path: Path, features: NDArray[Any], rows: list[Named] | None = N
     if path.suffix == ".parquet":
         return _write_parquet(path, features, rows, manifest)
     np.save(path, features)
-    lines = [",".join(COLUMNS), *(f"{a},{b},{c},{'' if d is None else d}" for a, b, c, d in rows)]
+    lines = [",".join(TABLE_COLUMNS), *(f"{a},{b},{c},{'' if d is None else d}" for a, b, c, d in rows)]
     path.with_suffix(".csv").write_text("\n".join(lines) + "\n")
     path.with_suffix(".json").write_text(manifest.to_json())
     return path
@@ -46,7 +46,7 @@ def _write_parquet(path: Path, features: NDArray[Any], rows: list[Named], manife
 
     flat = pyarrow.array(features.reshape(-1))
     lists = pyarrow.FixedSizeListArray.from_arrays(flat, int(np.prod(features.shape[1:])))
-    columns = {name: [row[place] for row in rows] for place, name in enumerate(COLUMNS)}
+    columns = {name: [row[place] for row in rows] for place, name in enumerate(TABLE_COLUMNS)}
     table = pyarrow.table({**columns, "features": lists})
     bare = replace(manifest, mean={}).to_json()
     metadata = {b"openjepa": bare.encode(), b"openjepa.mean": json.dumps(manifest.mean).encode()}

@@ -13,10 +13,10 @@ from openjepa.models.transformer import sincos_positions
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.types import Export
-from openjepa.weights.formats import Choice, load_any
+from openjepa.weights.formats import WeightsChoice, load_any
 from openjepa.weights.native import save_network
 
-HEADS = Choice(heads=3)
+HEADS = WeightsChoice(heads=3)
 
 
 def weights(class_token: bool = False, positions: str = "sincos", seed: int = 0, width: int = 24) -> dict[str, Tensor]:
@@ -92,7 +92,7 @@ class Malicious:
 
 
 def encoder_of(path: Path, which: str) -> VisionTransformer:
-    return load_any(path, Choice(encoder=which, heads=3)).encoder  # type: ignore[arg-type]
+    return load_any(path, WeightsChoice(encoder=which, heads=3)).encoder  # type: ignore[arg-type]
 
 
 ODD = EncoderConfig(

@@ -11,7 +11,7 @@ from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.types import Export
 from openjepa.weights import OUTPUTS
 from openjepa.weights.contents import CHECKPOINT_FILE
-from openjepa.weights.formats import Choice, Loaded, Networks, load_any
+from openjepa.weights.formats import Loaded, Networks, WeightsChoice, load_any
 from openjepa.weights.native import save_network
 from tests.helpers.example_run import write_run
 
@@ -66,7 +66,7 @@ def written(folder: Path, to: str, given: Networks, dtype: str = "float32") -> P
 
 
 def read(path: Path, config: EncoderConfig, which: str = "target") -> Loaded:
-    return load_any(path, Choice(encoder=which, heads=config.heads))  # type: ignore[arg-type]
+    return load_any(path, WeightsChoice(encoder=which, heads=config.heads))  # type: ignore[arg-type]
 
 
 def assert_same(found: torch.nn.Module | None, expected: torch.nn.Module) -> None:

@@ -17,7 +17,7 @@ from openjepa.methods.ijepa import VIEW, IJepa
 from openjepa.schedules import Progress
 from openjepa.settings.methods import IJepaSettings
 from openjepa.types import Batch, BlockMasks, normalize
-from openjepa.weights.formats import Choice, load_any
+from openjepa.weights.formats import WeightsChoice, load_any
 from tests.helpers.images import shape_image
 from tests.helpers.parity import DATA, FORWARD, read
 from tests.helpers.tiny_encoder import MEAN, STD, write_encoder, write_ijepa
@@ -250,7 +250,7 @@ def test_what_cannot_predict(tmp_path: Path, run: tuple[Path, IJepa], encoder: o
     alone = openjepa.load(write_encoder(tmp_path))
     with pytest.raises(ValueError, match=r"came without a predictor; there is one in runs of I-JEPA \(give the run folder"):
         alone.predict(IMAGES[0], [0], [1])
-    assert load_any(run[0], Choice(predictor=False)).predictor is None
+    assert load_any(run[0], WeightsChoice(predictor=False)).predictor is None
     with pytest.raises(ValueError, match="images is empty"):
         encoder.predict([], [0], [1])
     wide = [shape_image(0, 40).crop((0, 0, 40, 20)), IMAGES[0]]

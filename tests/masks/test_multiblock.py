@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openjepa.masks.blocks import RAREST, block_sizes, covered, place
+from openjepa.masks.blocks import RAREST, block_sizes, covered, place_blocks
 from openjepa.masks.coverage import coverage
 from openjepa.masks.multiblock import CUTS, UnbiasedMultiblock, angular_order, build_multiblock
 from openjepa.masks.official_draws import OfficialMultiblock
@@ -87,7 +87,7 @@ def test_blocks_fill_the_whole_grid_and_keep_their_area_where_it_is_narrow() -> 
 
 def test_every_position_is_equally_likely() -> None:
     sizes = np.broadcast_to(np.array([5, 7]), (100_000, 2))
-    corners = place(uniforms(seeds_of(100_000), 2), sizes, (14, 10))
+    corners = place_blocks(uniforms(seeds_of(100_000), 2), sizes, (14, 10))
     counts = np.zeros((10, 4))
     np.add.at(counts, tuple(corners.T), 1)  # an index out of range would raise
     expected = 100_000 / 40

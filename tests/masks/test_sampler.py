@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openjepa.masks import MASKS
-from openjepa.masks.coverage import coverage, examples, statistics
+from openjepa.masks.coverage import coverage, example_masks, statistics
 from openjepa.masks.official_draws import OfficialMultiblock
 from openjepa.masks.sampler import MaskSampler
 from openjepa.seeds import derive_samples
@@ -186,7 +186,7 @@ def test_statistics_and_examples_agree_with_the_masks(variant: tuple[str, dict[s
     assert numbers.context_ratio == pytest.approx(maps["context"].mean())
     assert 0.15 < numbers.target_ratio < 0.19
     assert numbers.target_ratio < numbers.union_ratio < 1 - numbers.context_ratio
-    for example in examples(sampler, 5, microbatch=8):
+    for example in example_masks(sampler, 5, microbatch=8):
         assert example.context.shape == (14, 14)
         assert not (example.context & example.targets.any(axis=0)).any()
 
@@ -283,7 +283,7 @@ def test_tokens_statistics_and_examples_agree_with_the_masks(name: str) -> None:
     numbers = statistics(sampler, num_samples=1000, microbatch=50)
     assert numbers.context_ratio == pytest.approx(coverage(sampler, num_samples=1000, microbatch=50)["context"].mean())
     assert numbers.context_ratio + numbers.union_ratio == pytest.approx(1)
-    for example in examples(sampler, 5, microbatch=8):
+    for example in example_masks(sampler, 5, microbatch=8):
         assert example.context.shape == (14, 14)
         assert (example.context ^ example.targets.any(axis=0)).all()
 

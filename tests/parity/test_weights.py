@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openjepa.models.transformer import resampled_positions
-from openjepa.weights.formats import Choice, Loaded, load_any
+from openjepa.weights.formats import Loaded, WeightsChoice, load_any
 from tests.helpers.parity import DATA, part, read
 
 FORWARD = 2e-5
@@ -30,14 +30,14 @@ def assert_close(ours: Tensor, theirs: Tensor) -> None:
 def from_file(path: Path, content: dict[str, Any], number: int, encoder: str = "target") -> Loaded:
     """What is read from a file as torch.save writes it."""
     torch.save(content, path)
-    return load_any(path, Choice(encoder=encoder, heads=number))  # type: ignore[arg-type]
+    return load_any(path, WeightsChoice(encoder=encoder, heads=number))  # type: ignore[arg-type]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(("choice", "name"), [("target", "target_encoder"), ("context", "encoder")])
 def test_released_ijepa_checkpoint(choice: Any, name: str) -> None:
     expected = read("ijepa_checkpoint_expected")
-    loaded = load_any(DATA / "ijepa_checkpoint.pth.tar", Choice(encoder=choice, heads=2))
+    loaded = load_any(DATA / "ijepa_checkpoint.pth.tar", WeightsChoice(encoder=choice, heads=2))
     assert_close(loaded.encoder(expected["images"]).patches, expected[f"out/{name}"])
     other = {"target": "out/encoder", "context": "out/target_encoder"}[choice]
     assert (expected[f"out/{name}"] - expected[other]).abs().max() > 100 * FORWARD  # the data tells the two apart
@@ -50,7 +50,7 @@ def test_released_ijepa_checkpoint(choice: Any, name: str) -> None:
 def test_released_ijepa_predictor() -> None:
     """Predictions of the file's predictor from its context encoder."""
     expected = read("ijepa_checkpoint_expected")
-    loaded = load_any(DATA / "ijepa_checkpoint.pth.tar", Choice(encoder="context", heads=2))
+    loaded = load_any(DATA / "ijepa_checkpoint.pth.tar", WeightsChoice(encoder="context", heads=2))
     assert loaded.predictor is not None and loaded.predictor_config is not None
     context = loaded.encoder(expected["images"], expected["masks_enc"]).patches
     predicted = loaded.predictor(context, expected["masks_enc"], expected["masks_pred"][:, None])

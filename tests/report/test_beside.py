@@ -13,7 +13,7 @@ from openjepa.evaluation.tasks import PUBLISHED, SUITES
 from openjepa.records import Result, SubjectResult, compares, read_evaluation
 from openjepa.report.beside import LEFT, PLACE, RIGHT, WIDTH, Comparison, Number, comparisons, draw_strip
 from openjepa.report.headline import qualities, skipped_tasks
-from openjepa.report.probes import measured, table
+from openjepa.report.probes import measured, probe_table
 from openjepa.report.reading import read_run
 from openjepa.settings.protocols import PROTOCOLS
 from tests.helpers.example_run import write_evaluations, write_run, write_variant
@@ -193,7 +193,7 @@ def test_several_runs_stand_in_one_picture(suite_run: Path, tmp_path: Path) -> N
 
 
 def test_both_selection_rules_are_rows_of_one_probe(suite_run: Path) -> None:
-    rows = [row for row in table([read_run(suite_run)]) if row.task == "CIFAR100"]
+    rows = [row for row in probe_table([read_run(suite_run)]) if row.task == "CIFAR100"]
     assert [(row.probe, row.selection) for row in rows] == [
         (probe, rule) for probe in ("linear-full", "linear", "k-NN") for rule in ("held_out", "paper")
     ]
@@ -243,7 +243,7 @@ def test_quality_without_labels_by_subject(suite_run: Path, suite_page: Page) ->
 @pytest.mark.parametrize("name", ["cifar10-default-seed1", "imagewoof-default-seed0"])
 def test_results_of_before_are_read(name: str, tmp_path: Path) -> None:
     run = read_run(OLD / name)
-    assert table([run]) and not comparisons([run]) and not qualities([run])
+    assert probe_table([run]) and not comparisons([run]) and not qualities([run])
     text = page_of(OLD / name, output=tmp_path / "out.html").text
     assert "Beside the paper" not in text and "Quality without labels" not in text
 

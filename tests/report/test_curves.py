@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openjepa.report.curves import Chart, Series, downsample, draw, learning_charts
+from openjepa.report.curves import Chart, Series, downsample, draw_chart, learning_charts
 from openjepa.report.numbers import format_number, nice_ticks
 from openjepa.report.reading import read_run
 
@@ -45,7 +45,7 @@ def test_numbers_have_three_digits(value: float, shown: str) -> None:
 
 @pytest.mark.parametrize("points", [[(5, 1.0)], [(0, 2.0), (10, 2.0)], [(0, 0.0), (1, 0.0)], [(1, -5.0), (2, 1e9)]])
 def test_odd_series_are_drawn_inside_the_frame(points: list[tuple[float, float]]) -> None:
-    drawn = draw(Chart("Title", "", [Series("line", points)]), "id")
+    drawn = draw_chart(Chart("Title", "", [Series("line", points)]), "id")
     numbers = [float(number) for number in re.findall(r'(?:cx|cy|x|y)="(-?[\d.]+)"', drawn)]
     assert numbers and all(-1 <= number <= 401 for number in numbers)
 

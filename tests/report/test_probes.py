@@ -9,7 +9,7 @@ import pytest
 
 from openjepa.records import DataFacts, Measure
 from openjepa.report.headline import headline
-from openjepa.report.probes import quantity, table, unfolded
+from openjepa.report.probes import probe_table, quantity, unfolded
 from openjepa.report.reading import read_run
 from tests.helpers.example_run import TOTAL_STEPS, write_evaluations, write_run, write_variant
 from tests.helpers.report_page import page_of, write_suite
@@ -40,7 +40,7 @@ def test_facts_and_no_words_decide_whether_the_data_is_the_run_s_own(tmp_path: P
     for name, changes in (("labeled", {"train_images": 10}), ("classes", {"classes": 9}), ("older", {"classes": None})):
         write_variant(folder, f"classification-{name}", data="in other words", data_facts=facts | changes)
     write_variant(folder, "classification-key", data="in other words", data_facts=facts, data_key="0123")
-    rows = [row for row in table([read_run(folder)]) if row.probe == "linear" and row.kind == "classification"]
+    rows = [row for row in probe_table([read_run(folder)]) if row.probe == "linear" and row.kind == "classification"]
     assert {row.variant: row.what.startswith("data: in other words") for row in rows} == {
         **{"": False, "labeled": False, "older": False},
         **{"classes": True, "key": True},
@@ -54,7 +54,7 @@ def test_rows_say_what_sets_them_apart(tmp_path: Path) -> None:
         folder, "classification-context-paper", shift=0.2, encoder="context", selection="paper", variant="context-paper"
     )
     write_variant(folder, "classification-flowers", shift=0.3, data="flowers: 100 images", num_train=80, num_test=20, step=4400)
-    rows = table([read_run(folder)])
+    rows = probe_table([read_run(folder)])
     linear = [(row.variant, row.what) for row in rows if row.probe == "linear"]
     assert linear == [
         ("", "9,025 train and 3,929 test images"),
@@ -80,7 +80,7 @@ def test_a_fixed_task_heads_the_page_whatever_the_numbers(tmp_path: Path) -> Non
     other = write_run(tmp_path / "other")
     write_evaluations(other, shift=0.3)
     write_variant(other, "clevr_dist", task="clevr_dist", title="Clevr/Dist", shift=-0.7)
-    heads = [headline(table([read_run(folder), read_run(other)]), run) for run in (0, 1)]
+    heads = [headline(probe_table([read_run(folder), read_run(other)]), run) for run in (0, 1)]
     assert [head.title for head in heads if head is not None] == 2 * ["Clevr/Dist, linear"], "so that they compare"
 
 
@@ -104,10 +104,10 @@ def test_variants_are_folded_where_their_task_has_a_row(tmp_path: Path) -> None:
     write_variant(folder, "classification-128px", variant="128px")
     write_variant(folder, "suite-cifar100-2seeds", row="cifar100", title="CIFAR100", variant="2seeds")
     write_variant(folder, "suite-cifar100-5shot", row="cifar100", title="CIFAR100", variant="5shot")
-    shown, folded = unfolded(table([read_run(folder)]))
+    shown, folded = unfolded(probe_table([read_run(folder)]))
     assert {(row.task, row.variant) for row in shown} == {("Classification", ""), ("CIFAR100", "2seeds")}
     assert {(row.task, row.variant) for row in folded} == {("Classification", "128px"), ("CIFAR100", "5shot")}
-    assert len(shown) + len(folded) == len(table([read_run(folder)])) == 8
+    assert len(shown) + len(folded) == len(probe_table([read_run(folder)])) == 8
     assert "4 numbers with other settings" in page_of(folder).text
 
 

@@ -19,7 +19,7 @@ from openjepa.report import write_scaling
 from openjepa.report.numbers import log_ticks, power
 from openjepa.report.reading import read_run
 from openjepa.report.scaling import scaling, training
-from openjepa.report.scatter import LEFT, Dot, Frame, Group, Scatter, charts, constants, draw_scatter, frame_of
+from openjepa.report.scatter import LEFT, Dot, Frame, ProbeGroup, Scatter, charts, constants, draw_scatter, frame_of
 from openjepa.report.svg import HEIGHT, WIDTH, Scale
 from tests.helpers.example_run import write_evaluations, write_run, write_variant
 from tests.helpers.report_page import HOSTILE, Page, poisoned
@@ -44,7 +44,7 @@ def change(folder: Path, **summary: object) -> None:
     (folder / "summary.json").write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
 
 
-def group_of(*folders: Path, probe: str = "linear") -> tuple[Group, list[str]]:
+def group_of(*folders: Path, probe: str = "linear") -> tuple[ProbeGroup, list[str]]:
     found = scaling([read_run(folder) for folder in folders])
     return next(group for group in found.groups if group.probe == probe), list(found.series)
 

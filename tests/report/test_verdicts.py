@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from openjepa.experiments.energies import compared
+from openjepa.experiments.energies import compared_energies
 from openjepa.measures.verdicts import HEALTHY, CollapseStatistics, judged
 from openjepa.report.facts import collapse, status
 from openjepa.report.landscape import landscapes
@@ -119,7 +119,7 @@ def energies(own: float, others: float, noise: float = 0.1) -> torch.Tensor:
     ],
 )
 def test_energies_have_flags_that_decide(tmp_path: Path, trained: torch.Tensor, flat: bool, apart: bool, tone: str) -> None:
-    content = {**asdict(compared(energies(1.0, 1.0), trained)), "step": 100}
+    content = {**asdict(compared_energies(energies(1.0, 1.0), trained)), "step": 100}
     assert (content["flat"], content["tells_apart"]) == (flat, apart)
     older = {name: value for name, value in content.items() if name != "tells_apart"}
     folder = write_run(tmp_path / "run", steps=500)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from openjepa.system import shared_files
-from openjepa.system.shared_files import place, whole_file, whole_folder
+from openjepa.system.shared_files import machine_place, whole_file, whole_folder
 
 
 def test_the_new_file_appears_when_it_is_whole(tmp_path: Path) -> None:
@@ -56,17 +56,17 @@ def left_there(folder: Path, name: str) -> Path:
 
 def test_only_what_dead_processes_of_this_machine_left_is_removed(tmp_path: Path, dead: int) -> None:
     """On a shared disk the numbers of another host's processes say nothing about ours."""
-    gone = [left_there(tmp_path, f".out.{place()}.{dead}.{kind}") for kind in ("unfinished", "old")]
+    gone = [left_there(tmp_path, f".out.{machine_place()}.{dead}.{kind}") for kind in ("unfinished", "old")]
     (tmp_path / "out").mkdir()  # so that the old one has nothing to give back
     kept = [
         left_there(tmp_path, name)
         for name in (
-            f".out.{place()}.{os.getppid()}.unfinished",  # alive
+            f".out.{machine_place()}.{os.getppid()}.unfinished",  # alive
             f".out.node7-0123456789ab.{dead}.unfinished",
             f".out.node7-0123456789ab.{dead}.old",
             f".out.{dead}.unfinished",  # of an earlier version, which did not say on which machine
-            f".out.two.{place()}.{dead}.unfinished",  # of the folder out.two
-            f".out.{place()}.word.unfinished",
+            f".out.two.{machine_place()}.{dead}.unfinished",  # of the folder out.two
+            f".out.{machine_place()}.word.unfinished",
         )
     ]
     with whole_folder(tmp_path / "out") as folder:
@@ -110,15 +110,15 @@ class Machine:
         monkeypatch.setattr(socket, "gethostname", lambda: self.host)
         monkeypatch.setattr(Path, "read_text", read_text)
         monkeypatch.setattr(Path, "readlink", read_link)
-        place.cache_clear()
-        return place()
+        machine_place.cache_clear()
+        return machine_place()
 
 
 @pytest.fixture
 def elsewhere() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         yield patch
-    place.cache_clear()
+    machine_place.cache_clear()
 
 
 def test_machines_and_containers_of_one_name_are_told_apart(elsewhere: pytest.MonkeyPatch) -> None:
@@ -169,7 +169,7 @@ def test_a_restart_that_cannot_be_told_from_another_machine(
 def test_files_of_two_machines_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their processes may have the same number."""
     with whole_file(tmp_path / "a.txt") as file:
-        monkeypatch.setattr(shared_files, "place", lambda: "elsewhere-0123456789ab")
+        monkeypatch.setattr(shared_files, "machine_place", lambda: "elsewhere-0123456789ab")
         with whole_file(tmp_path / "a.txt") as other:
             assert other != file
             other.write_text("theirs")

@@ -20,7 +20,7 @@ from openjepa.models.transformer import resampled_positions
 from openjepa.models.vit import build_encoder
 from openjepa.report import write_report
 from openjepa.report.headline import headline
-from openjepa.report.probes import table
+from openjepa.report.probes import probe_table
 from openjepa.report.reading import read_run
 from openjepa.settings.derived import resolve
 from openjepa.settings.evaluation import EvaluationSettings
@@ -31,7 +31,7 @@ from openjepa.training.init import following, settled, start_encoder, start_meth
 from openjepa.training.loop import train
 from openjepa.training.startup import build_method, default_view
 from openjepa.visualization.figures import visualize_run
-from openjepa.weights.formats import Choice, load_any
+from openjepa.weights.formats import WeightsChoice, load_any
 from tests.helpers.foreign_weights import ODD, encoder_folder, official, weights, written
 from tests.helpers.images import write_folder
 from tests.helpers.small_runs import from_file, method_config, sampler, small_config
@@ -230,7 +230,7 @@ def test_the_weights_of_the_start_stand_beside_random_ones(
     printed = capsys.readouterr().out
     assert "start: the weights that the run began from; untrained: random ones" in printed
     assert all(len(line) <= 80 for line in printed.splitlines() if "kept as eval/" not in line)
-    head = headline(table([read_run(run)]))
+    head = headline(probe_table([read_run(run)]))
     assert head is not None and [bar.word for bar in head.bars] == ["trained", "start", "untrained", "pixels"]
     assert " vs start " in head.sentence and "best baseline" in head.gain
     page = write_report([run]).read_text()
@@ -288,7 +288,7 @@ def test_the_predictor_follows_too_unless_another_is_asked_for(images: Path, tmp
     method = build_method(followed, default_view(followed.data), sampler(followed))
     start = start_method(method, followed, read)
     assert start is not None and start.predictor and start.new == () and "predictor" in start.hashes
-    own, theirs = method.exports()["predictor"].module, load_any(str(config.run.init), Choice(heads=3)).predictor
+    own, theirs = method.exports()["predictor"].module, load_any(str(config.run.init), WeightsChoice(heads=3)).predictor
     assert theirs is not None
     assert all(torch.equal(own.state_dict()[key], value) for key, value in theirs.state_dict().items())
     asked, read = settled(config, {"method.predictor_width"}, fresh=False)

@@ -22,7 +22,7 @@ from openjepa.training.loop import train
 from openjepa.training.monitor import draw_batches
 from openjepa.training.startup import build_method, default_view
 from openjepa.weights.contents import weights_hash
-from openjepa.weights.formats import Choice, load_any
+from openjepa.weights.formats import WeightsChoice, load_any
 from tests.helpers.foreign_weights import official, prefixed, weights, written
 from tests.helpers.images import write_folder
 from tests.helpers.small_runs import method_config, sampler
@@ -83,8 +83,8 @@ def test_encoders_are_those_of_the_file(name: str, file: str, images: Path, tmp_
     config, method, start = started(started_config(name, images, tmp_path, file))
     path = tmp_path / "weights.pth.tar"
     has_both = file in ("released", "teacher and student")
-    target = load_any(path, Choice(heads=3)).encoder
-    context = load_any(path, Choice("context", heads=3)).encoder if has_both else target
+    target = load_any(path, WeightsChoice(heads=3)).encoder
+    context = load_any(path, WeightsChoice("context", heads=3)).encoder if has_both else target
     encoders = method.encoders()
     if encoders.averaged is None:
         check_equal(encoders.trained, target)

@@ -16,7 +16,7 @@ from openjepa.data.decode import decode_image
 from openjepa.data.source import ListSource
 from openjepa.data.views import evaluation_view
 from openjepa.masks import MASKS
-from openjepa.masks.coverage import coverage, examples
+from openjepa.masks.coverage import coverage, example_masks
 from openjepa.masks.multiblock import build_multiblock
 from openjepa.models.vit import build_encoder
 from openjepa.settings.masks import BlockwiseSettings, MaskSettings, MultiblockSettings, NoMaskSettings, RandomPatchesSettings
@@ -30,12 +30,12 @@ from openjepa.visualization.neighbors import (
     Pictured,
     choose_images,
     dense_features,
-    nearest,
+    nearest_of_gallery,
     neighbor_sheet,
     purity,
     similarity_map,
 )
-from openjepa.visualization.sheet import GOOD, Sheet, heat, pca_colors, table
+from openjepa.visualization.sheet import GOOD, Sheet, draw_table, heat, pca_colors
 from openjepa.visualization.view_pictures import changes_views, read_views, view_sheet
 from openjepa.weights.native import save_network
 from tests.helpers.images import write_folder
@@ -168,7 +168,7 @@ def _units(values: np.ndarray) -> np.ndarray:
 def test_duplicated_images_are_each_others_neighbors() -> None:
     features = _units(np.random.default_rng(0).standard_normal((20, 8)))
     features[10:] = features[:10]
-    found = nearest(features, features, 1, list(range(20)))
+    found = nearest_of_gallery(features, features, 1, list(range(20)))
     assert [row[0] for row in found] == [*range(10, 20), *range(10)]
 
 
@@ -216,7 +216,7 @@ def test_a_sheet_puts_pixels_exactly() -> None:
     assert drawn.shape == (57, 101, 4)
     np.testing.assert_array_equal(drawn[20:50, 50:90, :3], pixels)
     assert drawn[..., 3].sum() == 255 * 30 * 40
-    np.testing.assert_array_equal(table({"a": [pixels]}, (30, 40)).pixels()[:, -40:, :3], pixels)
+    np.testing.assert_array_equal(draw_table({"a": [pixels]}, (30, 40)).pixels()[:, -40:, :3], pixels)
 
 
 @pytest.fixture
@@ -291,7 +291,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("settings", [RandomPatchesSettings(ratio=0.75), BlockwiseSettings(ratios=(0.4,))])
 def test_single_masked_patches_are_drawn_and_counted(settings: MaskSettings, tmp_path: Path) -> None:
     sampler = MASKS[settings.strategy].load()(settings, (6, 8))
-    shown = examples(sampler, 2, seed=1)[0]
+    shown = example_masks(sampler, 2, seed=1)[0]
     assert shown.kind == "tokens" and shown.targets.shape == (1, 6, 8)
     np.testing.assert_array_equal(shown.context, ~shown.targets[0])
     maps = coverage(sampler, 256)

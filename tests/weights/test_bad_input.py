@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from openjepa.weights import formats
-from openjepa.weights.formats import Choice, load_any
+from openjepa.weights.formats import WeightsChoice, load_any
 from tests.helpers.foreign_weights import HEADS, Malicious, official, prefixed, transformers_folder, weights, written
 from tests.helpers.processes import in_clean_process
 
@@ -140,7 +140,7 @@ def test_half_a_released_checkpoint(tmp_path: Path) -> None:
     path = written(tmp_path / "a.pth.tar", {name: part for name, part in whole.items() if name != "target_encoder"})
     with pytest.raises(ValueError, match=r"encoder='target': .*a\.pth\.tar has no target_encoder, only encoder, predictor"):
         load_any(path, HEADS)
-    assert "context" in load_any(path, Choice(encoder="context", heads=3)).what
+    assert "context" in load_any(path, WeightsChoice(encoder="context", heads=3)).what
     whole["predictor"].pop("module.mask_token")
     whole["predictor"]["module.extra"] = torch.ones(1)
     with pytest.raises(ValueError, match=r"predictor: missing mask_token; left over extra"):
@@ -154,10 +154,10 @@ def test_half_a_released_checkpoint(tmp_path: Path) -> None:
 def test_a_teacher_or_student_that_is_not_there(tmp_path: Path) -> None:
     path = written(tmp_path / "a.pth", {"teacher": prefixed(weights(True, "learned"), "backbone.")})
     with pytest.raises(ValueError, match=r"encoder='context': .* has no student or encoder, only teacher"):
-        load_any(path, Choice(encoder="context", heads=3))
+        load_any(path, WeightsChoice(encoder="context", heads=3))
     for name, alone in (("dino", weights(True, "learned")), ("mae", weights(True)), ("timm", weights())):
         with pytest.raises(ValueError, match="holds one encoder only"):
-            load_any(written(tmp_path / name, alone), Choice(encoder="context", heads=3))
+            load_any(written(tmp_path / name, alone), WeightsChoice(encoder="context", heads=3))
 
 
 # ------------------------------------------------------------------------------------------------------ half of a folder
@@ -251,9 +251,9 @@ def kilobytes(name: str) -> int:
 
 def print_growth(small: Path, large: Path) -> None:
     """Bytes by which reading a file makes the peak grow, and bytes of the encoder."""
-    load_any(small, Choice(heads=8))  # whatever is loaded once
+    load_any(small, WeightsChoice(heads=8))  # whatever is loaded once
     before = kilobytes("VmRSS")
-    encoder = load_any(large, Choice(heads=8)).encoder
+    encoder = load_any(large, WeightsChoice(heads=8)).encoder
     print((kilobytes("VmHWM") - before) * 1024, sum(value.numel() * 4 for value in encoder.parameters()), flush=True)
 
 

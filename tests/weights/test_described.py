@@ -10,7 +10,7 @@ import torch
 from openjepa.models.transformer import hidden_width
 from openjepa.refusals import Refusal
 from openjepa.weights.contents import Contents
-from openjepa.weights.formats import Choice, load_any
+from openjepa.weights.formats import WeightsChoice, load_any
 from openjepa.weights.native import load_predictor
 from openjepa.weights.transformers import _config
 from tests.helpers.foreign_weights import weights
@@ -199,7 +199,7 @@ def test_settings_of_timm(inside: str | None, name: str, value: object, said: st
 def test_heads_that_a_user_gives(heads: int, tmp_path: Path) -> None:
     torch.save(weights(), tmp_path / "a.pth")
     with pytest.raises(Refusal, match=rf"a\.pth.*heads={heads} "):
-        load_any(tmp_path / "a.pth", Choice(heads=heads))
+        load_any(tmp_path / "a.pth", WeightsChoice(heads=heads))
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"architecture":' * 50_000, "\ufeff{}"])

@@ -17,7 +17,7 @@ from openjepa.types import Export
 from openjepa.weights import FORMATS
 from openjepa.weights import contents as weights_contents
 from openjepa.weights.contents import open_contents
-from openjepa.weights.formats import Choice, load_any, recognized
+from openjepa.weights.formats import WeightsChoice, load_any, recognized
 from openjepa.weights.native import save_network
 from tests.helpers.foreign_weights import (
     DINO,
@@ -113,13 +113,13 @@ def test_networks_do_not_depend_on_the_file_any_more(tmp_path: Path) -> None:
 def test_target_and_context_of_a_released_checkpoint(tmp_path: Path) -> None:
     path = written(tmp_path / "IN1K-vit.h.14-300e.pth.tar", official())
     for which, seed in (("target", 2), ("context", 1)):
-        loaded = load_any(path, Choice(encoder=which, heads=3))  # type: ignore[arg-type]
+        loaded = load_any(path, WeightsChoice(encoder=which, heads=3))  # type: ignore[arg-type]
         assert torch.equal(loaded.encoder.norm.weight, weights(seed=seed)["norm.weight"])
         assert torch.equal(loaded.encoder.blocks[1].mlp.fc1.weight, weights(seed=seed)["blocks.1.mlp.fc1.weight"])  # type: ignore[union-attr,operator]
         assert "epoch 7" in loaded.what and f"{which} encoder" in loaded.what
     assert loaded.predictor is not None
     assert torch.equal(loaded.predictor.embed.weight, predictor_weights()["predictor_embed.weight"])
-    assert load_any(path, Choice(heads=3, predictor=False)).predictor is None
+    assert load_any(path, WeightsChoice(heads=3, predictor=False)).predictor is None
     assert torch.equal(openjepa.load(path, encoder="context", heads=3).network.norm.weight, loaded.encoder.norm.weight)
 
 
@@ -165,10 +165,10 @@ def test_heads_are_asked_for_where_nothing_tells_them(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"heads=None, but .*a\.pth has width 24.*--heads.*1280: 16"):
         load_any(path)
     with pytest.raises(ValueError, match=r"heads=5 does not divide width .24.; heads that do: 1, 2, 3"):
-        load_any(path, Choice(heads=5))
+        load_any(path, WeightsChoice(heads=5))
     save_network(tmp_path / "encoder", Export(CONFIG, build_encoder(CONFIG)))
     with pytest.raises(ValueError, match=r"heads=4, but .* says itself that it has 3"):
-        load_any(tmp_path / "encoder", Choice(heads=4))
+        load_any(tmp_path / "encoder", WeightsChoice(heads=4))
 
 
 def test_a_published_width_needs_no_heads(tmp_path: Path) -> None:
@@ -198,9 +198,9 @@ def test_a_run_has_its_predictor(tmp_path: Path) -> None:
     loaded = load_any(tmp_path)
     assert loaded.predictor_config == settings and loaded.config == CONFIG
     with pytest.raises(ValueError, match="export_context_encoder"):
-        load_any(tmp_path, Choice(encoder="context"))
+        load_any(tmp_path, WeightsChoice(encoder="context"))
     with pytest.raises(ValueError, match="holds one encoder only"):
-        load_any(tmp_path / "encoder", Choice(encoder="context"))
+        load_any(tmp_path / "encoder", WeightsChoice(encoder="context"))
 
 
 # ------------------------------------------------------------------------------------------------- how often it is opened

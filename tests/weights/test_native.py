@@ -12,10 +12,10 @@ import torch
 from openjepa.models.predictor import build_predictor
 from openjepa.models.vit import build_encoder
 from openjepa.settings.models import EncoderConfig, PredictorConfig
-from openjepa.system.shared_files import place
+from openjepa.system.shared_files import machine_place
 from openjepa.types import Export
 from openjepa.weights import contents
-from openjepa.weights.formats import Choice, load_any, position_table
+from openjepa.weights.formats import WeightsChoice, load_any, position_table
 from openjepa.weights.native import load_encoder, load_predictor, save_network
 
 ENCODER = EncoderConfig(
@@ -57,7 +57,7 @@ def test_predictor_round_trip_with_extras(tmp_path: Path) -> None:
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     folder = tmp_path / "encoder"
-    (tmp_path / f".encoder.{place()}.999999999.unfinished").mkdir()  # left by a run that was killed
+    (tmp_path / f".encoder.{machine_place()}.999999999.unfinished").mkdir()  # left by a run that was killed
     for seed in (0, 1):
         torch.manual_seed(seed)
         encoder = build_encoder(ENCODER)
@@ -98,7 +98,7 @@ def test_weights_that_a_training_replaces_while_they_are_read(
     replace_while_reading(tmp_path, monkeypatch)
     path = tmp_path / ("encoder" if kind == "folder" else "a.pth")
     with pytest.raises(ValueError, match="was written anew while it was read, as a training does"):
-        load_any(path, Choice(heads=ENCODER.heads))
+        load_any(path, WeightsChoice(heads=ENCODER.heads))
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
@@ -108,9 +108,9 @@ def test_small_weights_that_a_training_replaces_while_they_are_read(
     """They were read once, so that all of them are the older ones."""
     older = replace_while_reading(tmp_path, monkeypatch)
     path = tmp_path / ("encoder" if kind == "folder" else "a.pth")
-    found = load_any(path, Choice(heads=ENCODER.heads)).encoder.state_dict()
+    found = load_any(path, WeightsChoice(heads=ENCODER.heads)).encoder.state_dict()
     assert all(torch.equal(value, found[name]) for name, value in older.items())
-    newer = load_any(path, Choice(heads=ENCODER.heads)).encoder.state_dict()
+    newer = load_any(path, WeightsChoice(heads=ENCODER.heads)).encoder.state_dict()
     assert not torch.equal(newer["patch_embed.proj.weight"], older["patch_embed.proj.weight"])
 
 

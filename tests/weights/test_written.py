@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from openjepa.settings.models import SIZES, EncoderConfig
 from openjepa.weights import FORMATS, OUTPUTS
 from openjepa.weights.contents import open_contents
-from openjepa.weights.formats import FILES, Choice, check_holds, load_any, stored
+from openjepa.weights.formats import FILES, WeightsChoice, check_holds, load_any, stored
 from openjepa.weights.native import save_network
 from openjepa.weights.shared_names import file_name
 from openjepa.weights.transformers import OUTSIDE
@@ -251,7 +251,7 @@ def test_half_a_folder(to: str, tmp_path: Path) -> None:
 def test_the_context_encoder_of_a_folder_with_one_encoder(to: str, tmp_path: Path) -> None:
     """Is refused, not given as what it is not."""
     with pytest.raises(ValueError, match=r"encoder='context': .* holds one encoder only"):
-        load_any(written(tmp_path / "out", to, networks(CONFIG)), Choice(encoder="context"))
+        load_any(written(tmp_path / "out", to, networks(CONFIG)), WeightsChoice(encoder="context"))
 
 
 @pytest.mark.parametrize("to", ["safetensors", "transformers", "timm"])

@@ -14,9 +14,9 @@ import tyro
 
 from openjepa.commands.parsing.help import help_text
 from openjepa.commands.parsing.options import normalized, options_of, positionals_first
-from openjepa.config import expand_home, load_run_config, nearest
+from openjepa.config import expand_home, load_run_config, nearest_names
 from openjepa.refusals import Refusal
-from openjepa.settings.inference import MARK
+from openjepa.settings.inference import CONVERTED_MARK
 from openjepa.settings.ranges import as_option, check_ranges
 from openjepa.settings.run import CHOICES
 from openjepa.settings.sources import DataSettings, FolderSettings
@@ -98,7 +98,7 @@ def select_component(settings: Any, component: str, argv: Sequence[str]) -> Any:
     if name is None or name == getattr(settings, choice.field):
         return settings
     if name not in choice.options:
-        raise Refusal(f"--{option} {name} does not exist: {nearest(name, choice.options)}")
+        raise Refusal(f"--{option} {name} does not exist: {nearest_names(name, choice.options)}")
     cls = choice.options[name]
     common = {item.name for item in fields(choice.base)} - {choice.field}
     return cls(**{item: getattr(settings, item) for item in common})
@@ -147,7 +147,7 @@ def parse(
     for item in unknown:
         if item.startswith("-"):
             name = item.split("=", maxsplit=1)[0]
-            raise Refusal(f"unknown option {name}: {nearest(name, option_names(default))} (see {prog} --help)")
+            raise Refusal(f"unknown option {name}: {nearest_names(name, option_names(default))} (see {prog} --help)")
     if unknown:
         raise Refusal(f"{prog} does not know what to do with {unknown[0]!r}{_about_switches(unknown[0], argv, prog)}")
     check_ranges(options, said=as_option, groups=False)  # groups are checked where they are used
@@ -181,14 +181,14 @@ def _check_subject(path: Path, marks: tuple[str, ...], hub: bool) -> None:
     names = sorted({item.parent.name for mark in marks for item in around.glob(f"*/{mark}")})
     problem = f"{path} holds no {' or '.join(marks)}" if path.exists() else f"{path} does not exist"
     if names:
-        raise Refusal(f"{problem}: {nearest(path.name, names)}")
+        raise Refusal(f"{problem}: {nearest_names(path.name, names)}")
     problem = problem if path.exists() else f"{path} {absent(path, hub)}"
     raise Refusal(f"{problem}: name a folder that `openjepa train` has written")
 
 
 def check_evaluated(path: Path) -> None:
     """Raises Refusal unless `path` can be a run, an encoder folder, a converted folder, a file or a name on the Hub."""
-    if not (path.is_file() or (path / MARK).is_file() or hub_name(path) is not None):
+    if not (path.is_file() or (path / CONVERTED_MARK).is_file() or hub_name(path) is not None):
         _check_subject(path, ("config.yaml", "config.json"), hub=True)
 
 

@@ -18,7 +18,7 @@ from openjepa.data.datasets.layouts import (
     number_as,
     open_parquet_splits,
     parquet_files,
-    refuse,
+    refuse_folder,
 )
 from openjepa.data.folders.image_lists import read_lines
 from openjepa.data.source import ListSource, Pieces, Splits
@@ -101,19 +101,21 @@ def open_cifar(root: Path, kind: Cifar) -> Splits:
     folders = [root / name for name in ("train", "test")]
     if any(folder.is_dir() for folder in folders):
         if absent := [folder.name for folder in folders if not folder.is_dir()]:
-            refuse(kind.title, root, f"has no folder {absent[0]}", "train/CLASS/*.png and test/CLASS/*.png")
+            refuse_folder(kind.title, root, f"has no folder {absent[0]}", "train/CLASS/*.png and test/CLASS/*.png")
         train, test = (class_folders(folder, kind.title) for folder in folders)
         return labeled_splits(kind.title, train, number_as(train, test, folders[1]), kind.num_classes)
     expected = f"{kind.binary_folder}/ (the binary version), train and test Parquet files, or train/CLASS and test/CLASS"
     if (root / kind.python_folder).is_dir() or any((root / name).is_file() for name in kind.python_files):
         problem = "has the pickled Python version, which is never opened because a pickle can run any program"
-        refuse(kind.title, root, problem, f'the "binary version" of the same page, which unpacks to {kind.binary_folder}/')
-    refuse(kind.title, root, "has none of the known forms", expected)
+        refuse_folder(
+            kind.title, root, problem, f'the "binary version" of the same page, which unpacks to {kind.binary_folder}/'
+        )
+    refuse_folder(kind.title, root, "has none of the known forms", expected)
 
 
 def _open_binary(place: Path, kind: Cifar) -> Splits:
     if absent := [name for name in kind.train + kind.test if not (place / name).is_file()]:
-        refuse(kind.title, place, f"lacks {', '.join(absent)}", ", ".join(kind.train + kind.test))
+        refuse_folder(kind.title, place, f"lacks {', '.join(absent)}", ", ".join(kind.train + kind.test))
     names = _class_names(place / kind.names, kind)
     sources = [
         CifarBinary(tuple(place / name for name in files), kind.num_label_bytes, kind.num_classes, names)

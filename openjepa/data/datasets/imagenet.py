@@ -10,13 +10,13 @@ import numpy as np
 from openjepa.data.datasets.layouts import (
     class_folders,
     first_existing,
-    is_flat,
+    is_flat_folder,
     labeled_splits,
     listed_images,
     number_as,
     open_parquet_splits,
     parquet_files,
-    refuse,
+    refuse_folder,
 )
 from openjepa.data.folders.folder import FolderSource
 from openjepa.data.folders.image_lists import read_lines
@@ -62,9 +62,9 @@ def open_imagenet(root: Path) -> Splits:
     val_folder = first_existing(base / name for base in bases for name in VAL_FOLDERS)
     if train_folder is None or val_folder is None:
         absent = "training" if train_folder is None else "validation"
-        refuse(TITLE, root, f"has no folder of {absent} images", EXPECTED)
+        refuse_folder(TITLE, root, f"has no folder of {absent} images", EXPECTED)
     train = class_folders(train_folder, TITLE)
-    if is_flat(val_folder):
+    if is_flat_folder(val_folder):
         truth = _read_truth((root, root.parent, val_folder.parent, val_folder), val_folder)
         return labeled_splits(TITLE, train, _labeled(truth, val_folder, train), NUM_CLASSES)
     return labeled_splits(TITLE, train, number_as(train, class_folders(val_folder, TITLE), val_folder), NUM_CLASSES)
@@ -87,7 +87,7 @@ def _read_truth(places: tuple[Path, ...], folder: Path) -> _Truth:
         return _read_kaggle(table)
     if list_file := first_existing(place / DEVKIT / GROUND_TRUTH for place in places):
         return _read_devkit(list_file)
-    refuse(
+    refuse_folder(
         TITLE,
         folder,
         "holds images without class folders, and their labels are nowhere beside it",

@@ -41,7 +41,7 @@ def labeled_splits(title: str, train: ListSource, test: ListSource, num_classes:
     return Splits(train, test, description, title)
 
 
-def refuse(title: str, root: Path, problem: str, expected: str) -> NoReturn:
+def refuse_folder(title: str, root: Path, problem: str, expected: str) -> NoReturn:
     """Raises the Refusal for a folder that exists but is not as it should be: the problem, the contents, and `expected`."""
     raise Refusal(f"{title}: {root} {problem}; it holds: {held(root)}. Expected: {expected}")
 
@@ -62,7 +62,7 @@ def first_existing(places: Iterable[Path]) -> Path | None:
 def class_folders(folder: Path, title: str) -> FolderSource:
     """The images of a folder with one sub-folder per class, at least two. Raises Refusal if it has no such sub-folders."""
     if any(entry.suffix == ".tar" for entry in folder.iterdir()):
-        refuse(
+        refuse_folder(
             title, folder, "holds archives that are not unpacked", "one folder of images per class: unpack each archive there"
         )
     opened = open_folder(FolderSettings(path=str(folder), test_fraction=0.0), 0)
@@ -71,11 +71,13 @@ def class_folders(folder: Path, title: str) -> FolderSource:
     for what in opened.left_out:
         warnings.warn(f"{title}: {folder}: {what}", stacklevel=2)
     if source.labels is None:
-        refuse(title, folder, "has images but not all of them in class folders", "two or more folders of images, one per class")
+        refuse_folder(
+            title, folder, "has images but not all of them in class folders", "two or more folders of images, one per class"
+        )
     return source
 
 
-def is_flat(folder: Path) -> bool:
+def is_flat_folder(folder: Path) -> bool:
     """True if images lie directly in the folder."""
     return any(kind is EntryKind.IMAGE for _, kind in entries(folder))
 
@@ -117,7 +119,7 @@ def open_parquet_splits(title: str, root: Path, label_columns: tuple[str, ...], 
     assert isinstance(splits.train, ListSource)
     if splits.test is None or splits.train.labels is None:
         expected = "files named as train and as test or validation, every row with a label"
-        refuse(title, root, "lacks labels or a labeled test split", expected)
+        refuse_folder(title, root, "lacks labels or a labeled test split", expected)
     return labeled_splits(title, splits.train, splits.test, num_classes)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openjepa.data.datasets.layouts import labeled_splits, listed_images, refuse
+from openjepa.data.datasets.layouts import labeled_splits, listed_images, refuse_folder
 from openjepa.data.folders.image_lists import read_lines
 from openjepa.data.source import Splits
 from openjepa.refusals import Refusal, examples
@@ -51,7 +51,7 @@ def _places_list(root: Path, split: str) -> Path:
     for folder in PLACES_LISTS:
         if (file := root / folder / f"{split}_places205.csv").is_file():
             return file
-    refuse("Places205", root, f"has no list {split}_places205.csv", PLACES_EXPECTED)
+    refuse_folder("Places205", root, f"has no list {split}_places205.csv", PLACES_EXPECTED)
 
 
 def _read_places(file: Path) -> _Listed:
@@ -85,7 +85,9 @@ def _folder_of(root: Path, folders: Iterable[str], listed: _Listed, title: str, 
     for folder in folders:
         if any((root / folder / name).is_file() for name in listed.names[:100]):
             return root / folder
-    refuse(title, root, f"has none of the first images that {listed.file.name} names ({examples(listed.names)})", expected)
+    refuse_folder(
+        title, root, f"has none of the first images that {listed.file.name} names ({examples(listed.names)})", expected
+    )
 
 
 def open_inat18(root: Path) -> Splits:
@@ -95,7 +97,7 @@ def open_inat18(root: Path) -> Splits:
     """
     files = [root / f"{split}2018.json" for split in ("train", "val")]
     if absent := [file.name for file in files if not file.is_file()]:
-        refuse("iNat18", root, f"has no {' and no '.join(absent)}", INAT_EXPECTED)
+        refuse_folder("iNat18", root, f"has no {' and no '.join(absent)}", INAT_EXPECTED)
     (train, categories), (val, _) = (_read_inat(file) for file in files)
     numbers, names = _inat_classes(categories, train.labels)
     images = _folder_of(root, INAT_IMAGES, train, "iNat18", INAT_EXPECTED)

@@ -56,7 +56,7 @@ _PLURALS = {
     EntryKind.REPEATED_FOLDER: ("folder that was reached before", "folders that were reached before"),
     EntryKind.UNREADABLE_FOLDER: ("folder that cannot be read", "folders that cannot be read"),
 }
-NUM_EXAMPLES = 3
+SHOWN_EXAMPLES = 3
 
 
 @dataclass
@@ -71,7 +71,7 @@ class OtherEntries:
         """Adds an entry to the counts."""
         self.counts[kind] += 1
         shown = self.examples.setdefault(kind, [])
-        if kind in _IGNORED or len(shown) == NUM_EXAMPLES:
+        if kind in _IGNORED or len(shown) == SHOWN_EXAMPLES:
             return
         name = path.rstrip("/").rpartition("/")[2]
         name = _suffix(name) if kind is EntryKind.UNREAD_FORMAT else name

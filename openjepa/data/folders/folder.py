@@ -85,7 +85,7 @@ def open_folder(settings: FolderSettings, seed: int) -> Splits:
     return Splits(opened.train, opened.test, "; ".join(parts), root.name, left_out=tuple(others.left_out()), unused=unused)
 
 
-def left_out(settings: FolderSettings) -> dict[str, FolderSource]:
+def left_out_folders(settings: FolderSettings) -> dict[str, FolderSource]:
     """Images in splits of a folder that `open_folder` does not open (unlabeled or further ones), by the folder of the split."""
     root, files, _ = _innermost(existing_path(settings.path))
     opened = _split_folders(root, files)

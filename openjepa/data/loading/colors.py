@@ -23,7 +23,7 @@ from openjepa.refusals import Refusal
 from openjepa.seeds import derive_samples, uniforms
 from openjepa.types import ColorChange, ViewSpec
 
-NUMBERS_PER_VIEW = 10
+NUMBERS_PER_COLORING = 10
 """Number of uniform numbers per view of one sample. In order: jitter or not, four strengths, their order,
 grayscale, blur, the sigma of the blur, solarize."""
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
@@ -87,7 +87,7 @@ def draw_colors(views: Mapping[str, ViewSpec], ids: NDArray[np.int64], seed: int
         return {}
     seeds = derive_samples("color", seed, np.array([epoch]), ids)
     num_views = sum(view.count for view in views.values())
-    numbers = uniforms(seeds, num_views * NUMBERS_PER_VIEW).reshape(len(ids), num_views, NUMBERS_PER_VIEW)
+    numbers = uniforms(seeds, num_views * NUMBERS_PER_COLORING).reshape(len(ids), num_views, NUMBERS_PER_COLORING)
     drawn, used = {}, 0
     for name, view in views.items():
         if view.colors:
@@ -100,7 +100,7 @@ def draw_colors(views: Mapping[str, ViewSpec], ids: NDArray[np.int64], seed: int
 
 
 def _drawn(change: ColorChange, numbers: NDArray[np.float64]) -> DrawnColors:
-    """The changes of one view of every sample, from the uniform numbers [B, NUMBERS_PER_VIEW] of that view."""
+    """The changes of one view of every sample, from the uniform numbers [B, NUMBERS_PER_COLORING] of that view."""
     largest = np.array(change.jitter)
     low = np.maximum(0.0, 1.0 - largest)
     low[HUE] = -largest[HUE]
@@ -150,7 +150,7 @@ def change_floats(images: Float[Tensor, "R 3 h w"], drawn: DrawnColors) -> Float
             images = _on_rows(images, active & (operation == part), change, strength)
     images = _on_rows(images, drawn.gray, to_gray)
     images = _on_rows(images, drawn.sigma > 0, blur, drawn.sigma)
-    return _on_rows(images, drawn.solarized, solarize)
+    return _on_rows(images, drawn.solarized, solarize_levels)
 
 
 def _on_rows(images: Tensor, chosen: NDArray[np.bool_], change: Callable[..., Tensor], *values: NDArray[np.generic]) -> Tensor:
@@ -256,7 +256,7 @@ def to_gray(images: Float[Tensor, "R 3 h w"]) -> Float[Tensor, "R 3 h w"]:
     return luma(images).expand_as(images).clone()
 
 
-def solarize(images: Float[Tensor, "R 3 h w"]) -> Float[Tensor, "R 3 h w"]:
+def solarize_levels(images: Float[Tensor, "R 3 h w"]) -> Float[Tensor, "R 3 h w"]:
     """Inverts levels of 128 and more: each level becomes the smaller of itself and its inverse."""
     return torch.minimum(images, 255 - images)
 

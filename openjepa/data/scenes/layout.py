@@ -25,7 +25,7 @@ SPLITS: tuple[Split, ...] = ("train", "val")
 LAYOUT_VERSION = 1
 """Must be raised whenever the same seed gives different scenes than before."""
 
-SIZES = {"large": 0.7, "small": 0.35}
+OBJECT_SIZES = {"large": 0.7, "small": 0.35}
 """Radius of a sphere or cylinder, or half the diagonal of a cube's base."""
 COLORS = {
     "gray": (87, 87, 87),
@@ -205,7 +205,7 @@ class SceneObject:
     @property
     def solid(self) -> Solid:
         """Geometry of the object, which stands on the ground."""
-        half = SIZES[self.size] / (2**0.5 if self.shape == "cube" else 1.0)
+        half = OBJECT_SIZES[self.size] / (2**0.5 if self.shape == "cube" else 1.0)
         return Solid(self.shape, (self.x, self.y, half), half, self.rotation_degrees)
 
 
@@ -307,8 +307,8 @@ def _place_objects(rng: np.random.Generator, camera: Camera, count: int) -> tupl
     """`count` objects inside the frame with gaps between them. None if there was no place for one of them."""
     objects: list[SceneObject] = []
     for _ in range(count):
-        size = str(rng.choice(tuple(SIZES)))
-        place = _find_place(rng, camera, SIZES[size], objects)
+        size = str(rng.choice(tuple(OBJECT_SIZES)))
+        place = _find_place(rng, camera, OBJECT_SIZES[size], objects)
         if place is None:
             return None
         shape = SHAPES[rng.integers(len(SHAPES))]
@@ -322,7 +322,9 @@ def _find_place(
 ) -> tuple[float, float] | None:
     """A free center (x, y) on the ground for an object of `radius`. None if none is found."""
     for x, y in rng.uniform(-AREA, AREA, (50, 2)):
-        free = all((x - other.x) ** 2 + (y - other.y) ** 2 >= (radius + SIZES[other.size] + MIN_GAP) ** 2 for other in others)
+        free = all(
+            (x - other.x) ** 2 + (y - other.y) ** 2 >= (radius + OBJECT_SIZES[other.size] + MIN_GAP) ** 2 for other in others
+        )
         if free and camera.frames((x, y, radius), radius, FRAME):
             return float(x), float(y)
     return None

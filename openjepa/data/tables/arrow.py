@@ -20,7 +20,7 @@ from openjepa.system.shared_files import whole_file
 
 LABEL_NAMES = ("label", "labels", "cls")
 """Columns of numbers or words that count as labels if the files declare no class label."""
-NUM_EXAMPLES = 16
+EXAMPLE_ROWS = 16
 """Number of rows of a column of words that decide if the words are paths of images."""
 
 
@@ -264,7 +264,7 @@ def row_name(title: str, row: int, path: str | None) -> str:
 # ----------------------------------------------------------------------------------------------------- files that are made once
 
 
-def prepared(file: Path, what: str, write: Callable[[Path], None]) -> Path:
+def prepared_file(file: Path, what: str, write: Callable[[Path], None]) -> Path:
     """A file made from `file` by `write(path)`, now or earlier. It is made again if the size or time of `file` changes.
 
     `what` names everything else that its contents depend on. Raises OSError if the cache cannot be written.

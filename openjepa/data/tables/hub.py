@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from openjepa.data.source import ListSource, ShardRecord, ShardSource
-from openjepa.data.tables.arrow import NUM_EXAMPLES, ArrowSource, Columns, ImageRows, SplitReader, choose_columns, row_name
+from openjepa.data.tables.arrow import EXAMPLE_ROWS, ArrowSource, Columns, ImageRows, SplitReader, choose_columns, row_name
 from openjepa.data.tables.labels import LabelColumn, from_arrow, stream_label
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import HuggingFaceSettings
@@ -62,7 +62,7 @@ class HubReader(SplitReader):
     def _columns(self, dataset: Any) -> Columns:
         table = dataset.data.table
         return choose_columns(
-            dataset.features.arrow_schema, self._settings, lambda name: table.column(name)[:NUM_EXAMPLES].to_pylist()
+            dataset.features.arrow_schema, self._settings, lambda name: table.column(name)[:EXAMPLE_ROWS].to_pylist()
         )
 
 

@@ -59,7 +59,7 @@ def split_names(settings: HuggingFaceSettings) -> list[str]:
     return list(_open_reader(settings).splits)
 
 
-def left_out(settings: HuggingFaceSettings) -> dict[str, ListSource]:
+def left_out_splits(settings: HuggingFaceSettings) -> dict[str, ListSource]:
     """Splits that `open_huggingface` does not open (unlabeled or further ones), by name. Empty if the data is streamed."""
     if settings.streaming:
         return {}

@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 from openjepa.data.decode import DecodeError
 from openjepa.data.source import ListSource, ShardRecord, ShardSource, joined_stamps
 from openjepa.data.tables.arrow import (
-    NUM_EXAMPLES,
+    EXAMPLE_ROWS,
     ArrowSource,
     Columns,
     ImageRows,
     SplitReader,
     choose_columns,
     decoded,
-    prepared,
+    prepared_file,
     row_name,
 )
 from openjepa.data.tables.labels import LabelColumn, from_arrow, is_text, stream_label, value_type
@@ -118,7 +118,7 @@ def _unreadable(file: str, error: Exception) -> Refusal:
     return Refusal(f"{file} cannot be read as Parquet ({error}): get it again, or move it away")
 
 
-def read_rows(files: tuple[str, ...], image: str) -> Iterator[ImageRows]:
+def read_image_column(files: tuple[str, ...], image: str) -> Iterator[ImageRows]:
     """The image column of some files, a few rows at a time."""
     for file in files:
         with _opened(file) as parquet:
@@ -130,7 +130,7 @@ def fitting_rows(files: tuple[str, ...], image: str, limit: int) -> Iterable[Ima
     """The image column in memory, or mapped if it turns out to need more than `limit` bytes."""
     pieces: list[ImageRows] = []
     taken = 0
-    for piece in read_rows(files, image):
+    for piece in read_image_column(files, image):
         pieces.append(piece)
         taken += piece.num_bytes
         if taken > limit:
@@ -142,7 +142,7 @@ def fitting_rows(files: tuple[str, ...], image: str, limit: int) -> Iterable[Ima
 def mapped_rows(files: tuple[str, ...], image: str) -> Iterator[ImageRows]:
     """The image column, mapped into memory from Arrow files in the cache."""
     for file in files:
-        arrow = prepared(Path(file), f"images {image}", partial(_write_images, file, image))
+        arrow = prepared_file(Path(file), f"images {image}", partial(_write_images, file, image))
         with pa.memory_map(str(arrow)) as mapped:
             table = pa.ipc.open_file(mapped).read_all()
         for chunk in table.column(image).chunks:
@@ -179,7 +179,7 @@ def _joined(parts: list[Any], title: str) -> Any:
 def _first_values(file: str, name: str) -> list[object]:
     with _opened(file) as parquet:
         batch = next(_batches(file, parquet, name), None)
-        return [] if batch is None else [value for value in batch.column(name)[:NUM_EXAMPLES].to_pylist()]
+        return [] if batch is None else [value for value in batch.column(name)[:EXAMPLE_ROWS].to_pylist()]
 
 
 class ParquetShards(ShardSource):
@@ -212,7 +212,7 @@ class ParquetShards(ShardSource):
         """Some rows at a time, each time with the labels of the whole file."""
         image, label = self._columns.image, self._columns.label
         labels = None if label is None else _labels(file, label).to_pylist()
-        for images in read_rows((file,), image):
+        for images in read_image_column((file,), image):
             yield images, labels
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from openjepa.data.decode import DecodeError
 from openjepa.data.folders.entries import SUFFIXES
 from openjepa.data.source import JoinedBytes, ListSource, ShardRecord, ShardSource, file_stamp, joined_stamps
-from openjepa.data.tables.arrow import SplitReader, prepared, row_name
+from openjepa.data.tables.arrow import SplitReader, prepared_file, row_name
 from openjepa.data.tables.labels import CANONICAL_NUMBER, WHOLE_NUMBER, LabelColumn, from_words, stream_label
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import HuggingFaceSettings
@@ -129,7 +129,9 @@ class TarReader(SplitReader):
 
     def _index(self, file: str) -> Any:
         """Names, positions, labels and problems of the samples of a tar. Read once, then kept in the cache."""
-        place = prepared(Path(file), f"index {INDEX_VERSION} {self._fields}", partial(_write_index, Path(file), self._fields))
+        place = prepared_file(
+            Path(file), f"index {INDEX_VERSION} {self._fields}", partial(_write_index, Path(file), self._fields)
+        )
         with pa.OSFile(str(place)) as opened:
             return pa.ipc.open_file(opened).read_all()
 
@@ -165,7 +167,7 @@ def unpacked(file: Path) -> Path:
     """The tar itself, or its copy in the cache if it is compressed. Samples can be read at any position of it."""
     if not _is_compressed(file):
         return file
-    return prepared(file, "unpacked", partial(_unpack, file))
+    return prepared_file(file, "unpacked", partial(_unpack, file))
 
 
 def _unpack(file: Path, target: Path) -> None:

@@ -16,10 +16,10 @@ from torch.nn import functional
 from openjepa.engine.device import seed_generator
 from openjepa.evaluation.probes.trained import (
     Rows,
-    check_finite,
-    compare,
+    check_finite_outputs,
     numbered_steps,
     test_view_fit,
+    train_and_choose,
     training_on,
     usual_augmentation,
 )
@@ -132,13 +132,13 @@ class TrainedProbes:
 
 
 def evaluate_attentive(probe: ImageProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
-    """Accuracy of the best attentive probe, for each selection rule (see `trained.compare`).
+    """Accuracy of the best attentive probe, for each selection rule (see `trained.train_and_choose`).
 
     Raises Refusal if every learning rate was too high, if the encoder's outputs are not finite, or if no image of a split can
     be read.
     """
     fit = test_view_fit(probe, usual_augmentation(probe))
-    return compare(probe, settings, lambda rows: train_probes(probe, settings, rows), fit, "attentive.learning_rates")
+    return train_and_choose(probe, settings, lambda rows: train_probes(probe, settings, rows), fit, "attentive.learning_rates")
 
 
 def train_probes(probe: ImageProbe, settings: EvaluationSettings, rows: Rows) -> TrainedProbes:
@@ -157,12 +157,12 @@ def train_probes(probe: ImageProbe, settings: EvaluationSettings, rows: Rows) ->
         seed_generator(torch.device("cpu"), derive("weights", settings.seed, 2))  # not a GPU's generator
         probes = AttentiveProbes(len(own.learning_rates), config.width, config.heads, probe.num_classes, config.layer_norm_eps)
     trained = TrainedProbes(probe, probes.to(probe.device), own.learning_rates, training.unreadable)
-    optimizer = build_optimizer(probes, own)
+    optimizer = build_probe_optimizer(probes, own)
     total = own.epochs * training.steps_per_epoch
     with progress("attentive probe", own.epochs * len(rows)) as advance:
         for step, (images, labels) in numbered_steps(own.epochs, training.steps_per_epoch, training.batches):
             if step == 0:
-                check_finite(trained.patches(images[: training.piece]), probe)
+                check_finite_outputs(trained.patches(images[: training.piece]), probe)
             _train_step(trained, optimizer, images, labels, training.piece, cosine(1.0, 0.0, step / total))
             advance(len(labels))
     return trained
@@ -192,7 +192,7 @@ def loss_sum(scores: Float[Tensor, "B probes C"], labels: Int[Tensor, " B"]) -> 
     return functional.cross_entropy(scores.flatten(0, 1), repeated.flatten(), reduction="sum")
 
 
-def build_optimizer(probes: AttentiveProbes, settings: AttentiveSettings) -> torch.optim.AdamW:
+def build_probe_optimizer(probes: AttentiveProbes, settings: AttentiveSettings) -> torch.optim.AdamW:
     """AdamW with one learning rate per probe. Vectors (biases, norms) have no weight decay."""
     groups = [
         {

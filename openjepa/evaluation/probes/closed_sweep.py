@@ -24,7 +24,7 @@ LARGE_BYTES = 2**30
 
 
 @dataclass(frozen=True)
-class Rows:
+class LazyRows:
     """The rows of (stored - mean) @ axes, computed when they are read. Without mean and axes, the stored rows themselves."""
 
     stored: Shaped[Tensor, "n D"]
@@ -54,7 +54,7 @@ class Rows:
         """Type of the chunks."""
         return working_dtype(self.stored)
 
-    def select(self, which: Int[Tensor, " m"]) -> "Rows":
+    def select(self, which: Int[Tensor, " m"]) -> "LazyRows":
         """Only the rows `which`. They are copied if there are no axes, as in small matrices; otherwise picked while reading."""
         if self.axes is None:
             return replace(self, stored=self.stored[which.to(self.stored.device)])
@@ -89,9 +89,9 @@ class Rows:
         return made
 
 
-def as_rows(features: "Float[Tensor, 'n D'] | Rows") -> Rows:
-    """A matrix as Rows."""
-    return features if isinstance(features, Rows) else Rows(features)
+def as_rows(features: "Float[Tensor, 'n D'] | LazyRows") -> LazyRows:
+    """A matrix as LazyRows."""
+    return features if isinstance(features, LazyRows) else LazyRows(features)
 
 
 def working_dtype(stored: Shaped[Tensor, "..."]) -> torch.dtype:
@@ -154,7 +154,7 @@ ROW_CHUNK = 4096
 LOGITS = 2**25
 KEPT_VARIANCE = 1 - 1e-7
 """Share of the variance that the solver keeps. (Dropping 1e-5 of it was measured to cost half a point on CIFAR-10.)"""
-ROUNDING = 8
+GRADIENT_ROUNDING = 8
 """A gradient whose norm is below this many units of the last place of 1 consists of rounding errors only."""
 FP32_NOISE = 1e-7
 """Eigenvalues below this share of the largest are rounding errors."""
@@ -165,23 +165,23 @@ ROWS_OF_A_KEY = 64
 
 
 @dataclass(frozen=True)
-class Heads:
+class LinearHeads:
     """L linear classifiers of C classes on the same R features."""
 
     weight: Float[Tensor, "R L C"]
     bias: Float[Tensor, "L C"]
 
-    def predict(self, features: Float[Tensor, "n R"] | Rows) -> Int[Tensor, "L n"]:
+    def predict(self, features: Float[Tensor, "n R"] | LazyRows) -> Int[Tensor, "L n"]:
         """The class that each head predicts for each image."""
         return torch.cat([logits.argmax(dim=2).T for logits in self.scores(features)], dim=1)
 
-    def scores(self, features: Float[Tensor, "n R"] | Rows) -> "Iterator[Float[Tensor, 'chunk L C']]":
+    def scores(self, features: Float[Tensor, "n R"] | LazyRows) -> "Iterator[Float[Tensor, 'chunk L C']]":
         """Yields the logits of every head, some images at a time."""
         rows = as_rows(features)
         weight = rows.into(self.weight.flatten(1))
         yield from (self._logits(chunk, weight) for chunk in rows.chunks(self._row_chunk))
 
-    def gradient(self, features: Float[Tensor, "n R"] | Rows, labels: Int[Tensor, " n"]) -> "Heads":
+    def gradient(self, features: Float[Tensor, "n R"] | LazyRows, labels: Int[Tensor, " n"]) -> "LinearHeads":
         """Gradient of the mean cross-entropy of every head."""
         rows, size = as_rows(features), self._row_chunk
         weight, bias = rows.into(self.weight.flatten(1)), torch.zeros_like(self.bias)
@@ -191,7 +191,7 @@ class Heads:
             residual[torch.arange(len(chunk), device=chunk.device), :, answers] -= 1
             products.addmm_(chunk.T, residual.flatten(1))
             bias += residual.sum(dim=0)
-        return Heads(rows.back(products).view_as(self.weight) / len(rows), bias / len(rows))
+        return LinearHeads(rows.back(products).view_as(self.weight) / len(rows), bias / len(rows))
 
     def _logits(self, chunk: Float[Tensor, "n D"], weight: Float[Tensor, "D LC"]) -> Float[Tensor, "n L C"]:
         return torch.addmm(self.bias.flatten(), chunk, weight).view(-1, *self.bias.shape)
@@ -200,15 +200,15 @@ class Heads:
     def _row_chunk(self) -> int:
         return max(64, min(ROW_CHUNK, LOGITS // self.bias.numel()))
 
-    def plus(self, other: "Heads", factor: Tensor | float = 1.0) -> "Heads":
+    def plus(self, other: "LinearHeads", factor: Tensor | float = 1.0) -> "LinearHeads":
         """Returns self + factor x other. `factor` is one number, or one per head [L, 1]."""
-        return Heads(self.weight + factor * other.weight, self.bias + factor * other.bias)
+        return LinearHeads(self.weight + factor * other.weight, self.bias + factor * other.bias)
 
-    def select(self, which: Bool[Tensor, " L"]) -> "Heads":
+    def select(self, which: Bool[Tensor, " L"]) -> "LinearHeads":
         """The heads that the mask `which` selects."""
-        return Heads(self.weight[:, which], self.bias[which])
+        return LinearHeads(self.weight[:, which], self.bias[which])
 
-    def dot(self, other: "Heads") -> Float[Tensor, " L"]:
+    def dot(self, other: "LinearHeads") -> Float[Tensor, " L"]:
         """Inner product with `other`, per head."""
         return (self.weight * other.weight).sum(dim=(0, 2)) + (self.bias * other.bias).sum(dim=1)
 
@@ -226,7 +226,7 @@ class Components:
 class Rotated:
     """Standardized features in the axes of their principal components, in which their covariance is diagonal."""
 
-    rows: Rows
+    rows: LazyRows
     """[n, R]: a new matrix or, if that would be large, the stored features with the axes that rotate them as they are read."""
     components: Components
 
@@ -241,12 +241,12 @@ class ScaledSplit:
     labels: Int[Tensor, " n"]
     num_classes: int
 
-    def project(self, features: Shaped[Tensor, "m D"]) -> Rows:
+    def project(self, features: Shaped[Tensor, "m D"]) -> LazyRows:
         """Other images with the training split's statistics and axes, rotated while they are read."""
-        return Rows(features, self.mean, self.scale[:, None] * self.rotated.components.axes)
+        return LazyRows(features, self.mean, self.scale[:, None] * self.rotated.components.axes)
 
 
-def rotate(
+def to_axes(
     features: Shaped[Tensor, "n D"],
     mean: Float[Tensor, " D"] | None = None,
     scale: Float[Tensor, " D"] | None = None,
@@ -263,9 +263,9 @@ def rotate(
     mean = moments(features, device)[0] if mean is None else mean
     scale = torch.ones_like(mean) if scale is None else scale
     found = _shared_components(features, mean, scale, kept_variance)
-    turned = Rows(features, mean, scale[:, None] * found.axes)
+    turned = LazyRows(features, mean, scale[:, None] * found.axes)
     keep = is_large(features) if in_place is None else in_place
-    return Rotated(turned if keep else Rows(turned.materialize()), found)
+    return Rotated(turned if keep else LazyRows(turned.materialize()), found)
 
 
 _SHARED: ContextVar[dict[bytes, Components] | None] = ContextVar("shared components", default=None)
@@ -332,8 +332,8 @@ def whole_rotation(features: Shaped[Tensor, "n D"], mean: Float[Tensor, " D"], s
         axes = basis @ vectors
     else:
         values, axes = _eigh(covariance(features, mean, scale))
-    turned = Rows(features, mean, scale[:, None] * axes)
-    return Rotated(turned if is_large(features) else Rows(turned.materialize()), Components(values.clamp(min=0), axes))
+    turned = LazyRows(features, mean, scale[:, None] * axes)
+    return Rotated(turned if is_large(features) else LazyRows(turned.materialize()), Components(values.clamp(min=0), axes))
 
 
 def _eigh(matrix: Float[Tensor, "m m"]) -> tuple[Float[Tensor, " m"], Float[Tensor, "m m"]]:
@@ -343,17 +343,17 @@ def _eigh(matrix: Float[Tensor, "m m"]) -> tuple[Float[Tensor, " m"], Float[Tens
 
 
 def solve(
-    features: Float[Tensor, "n R"] | Rows,
+    features: Float[Tensor, "n R"] | LazyRows,
     labels: Int[Tensor, " n"],
     num_classes: int,
     variances: Float[Tensor, " R"],
     weight_decays: Sequence[float],
     iterations: int = 100,
     tolerance: float = 1e-6,
-) -> Heads:
+) -> LinearHeads:
     """Minimizes mean cross-entropy + weight decay / 2 |W|^2 for every weight decay. The bias has no weight decay.
 
-    `features` are rows of `rotate`. `variances` is a diagonal upper bound of S = X'X / n. The Hessian is nowhere larger than
+    `features` are rows of `to_axes`. `variances` is a diagonal upper bound of S = X'X / n. The Hessian is nowhere larger than
     S / 2 + weight decay for each class (Boehning, 1992), so a step divided by that bound never overshoots. Gradient descent in
     this metric therefore needs no learning rate and does not suffer from ill-conditioned features. Nesterov's momentum makes it
     fast; a head's momentum is restarted when it points uphill (O'Donoghue and Candes, 2015). A head is done when
@@ -366,14 +366,14 @@ def solve(
     """
     rows, shape = as_rows(features), (len(weight_decays), num_classes)
     decays = torch.tensor(weight_decays, device=rows.device, dtype=rows.dtype)[:, None]  # [L, 1]
-    solved = Heads(decays.new_zeros(rows.width, *shape), decays.new_zeros(shape))
+    solved = LinearHeads(decays.new_zeros(rows.width, *shape), decays.new_zeros(shape))
     ahead = current = solved.plus(solved)  # the gradient is taken at `ahead`
     age = torch.ones_like(decays)  # t_k of Nesterov's sequence
     running = torch.arange(len(decays), device=features.device)
     for iteration in range(1, iterations + 1):
         gradient = ahead.gradient(rows, labels)
-        gradient = Heads(gradient.weight + decays * ahead.weight, gradient.bias)
-        step = Heads(gradient.weight / (variances[:, None, None] / 2 + decays), 2 * gradient.bias)
+        gradient = LinearHeads(gradient.weight + decays * ahead.weight, gradient.bias)
+        step = LinearHeads(gradient.weight / (variances[:, None, None] / 2 + decays), 2 * gradient.bias)
         new = ahead.plus(step, -1.0)
         moved = new.plus(current, -1.0)
         age = torch.where(gradient.dot(moved)[:, None] > 0, 1.0, age)
@@ -391,16 +391,16 @@ def solve(
 
 
 def gradient_norms(
-    heads: Heads, features: Float[Tensor, "n R"] | Rows, labels: Int[Tensor, " n"], weight_decays: Sequence[float]
+    heads: LinearHeads, features: Float[Tensor, "n R"] | LazyRows, labels: Int[Tensor, " n"], weight_decays: Sequence[float]
 ) -> Float[Tensor, " L"]:
     """Norm, at each head, of the gradient of the objective of `solve`; 0 at the optimum. Takes one pass over the rows."""
     gradient = heads.gradient(features, labels)
     decays = gradient.bias.new_tensor(weight_decays)[:, None]
-    gradient = Heads(gradient.weight + decays * heads.weight, gradient.bias)
+    gradient = LinearHeads(gradient.weight + decays * heads.weight, gradient.bias)
     return gradient.dot(gradient).sqrt()
 
 
-def relative_gradients(norms: Float[Tensor, " L"], heads: Heads, weight_decays: Sequence[float]) -> Float[Tensor, " L"]:
+def relative_gradients(norms: Float[Tensor, " L"], heads: LinearHeads, weight_decays: Sequence[float]) -> Float[Tensor, " L"]:
     """The gradients' norms divided by weight decay x |W|: roughly an upper bound of the distance to the optimum over |W|.
 
     Minimized over the bias, the objective has a curvature of at least the weight decay in every direction. Its gradient is
@@ -408,4 +408,4 @@ def relative_gradients(norms: Float[Tensor, " L"], heads: Heads, weight_decays: 
     weight decay x |W| is smaller than a gradient's rounding error, the norm is divided by the rounding error instead.
     """
     pull = norms.new_tensor(weight_decays) * heads.weight.square().sum(dim=(0, 2)).sqrt()
-    return norms / pull.clamp(min=ROUNDING * torch.finfo(norms.dtype).eps)
+    return norms / pull.clamp(min=GRADIENT_ROUNDING * torch.finfo(norms.dtype).eps)

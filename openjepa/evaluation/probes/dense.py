@@ -25,8 +25,8 @@ from openjepa.data.selection import Subset
 from openjepa.data.source import LabelMaps
 from openjepa.data.views import central_crop
 from openjepa.engine.device import to_device
-from openjepa.evaluation.probes.closed_sweep import Heads
-from openjepa.evaluation.probes.linear import KINDS, Prepared, prepare
+from openjepa.evaluation.probes.closed_sweep import LinearHeads
+from openjepa.evaluation.probes.linear import HEAD_KINDS, Prepared, prepare
 from openjepa.evaluation.protocol import (
     HeadResult,
     ImageProbe,
@@ -258,7 +258,7 @@ def _drawn(num_images: int, num_patches: int, most: int, seed: int) -> Tensor:
 def _linear_classifiers(train: Patches, kind: str, settings: EvaluationSettings) -> list[Classifiers]:
     strongest = strongest_first(settings.weight_decays)
     found = []
-    for head in KINDS:
+    for head in HEAD_KINDS:
         prepared = prepare(train.features, train.labels, head)
         for rule in selections(settings):
             decays: list[tuple[float, float | None]] = [(decay, None) for decay in strongest]
@@ -281,7 +281,7 @@ def _best_decay(
     return decays[best], scores[best]
 
 
-def _predict_linear(prepared: Prepared, heads: Heads, features: Float[Tensor, "n D"]) -> Int[Tensor, "L n"]:
+def _predict_linear(prepared: Prepared, heads: LinearHeads, features: Float[Tensor, "n D"]) -> Int[Tensor, "L n"]:
     return heads.predict(prepared.project(features))
 
 

@@ -18,13 +18,13 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from openjepa.evaluation.probes.closed_sweep import (
-    Heads,
+    LinearHeads,
     ScaledSplit,
     gradient_norms,
     moments,
     relative_gradients,
-    rotate,
     solve,
+    to_axes,
 )
 from openjepa.evaluation.protocol import (
     FeatureProbe,
@@ -41,14 +41,14 @@ from openjepa.settings.evaluation import EvaluationSettings
 
 BATCH_NORM_EPS = 1e-5
 """The epsilon of the authors' BatchNorm. Here it is relative to the mean variance, so that it means the same at any scale."""
-KINDS = ("linear", "batch_norm")
+HEAD_KINDS = ("linear", "batch_norm")
 
 
 @dataclass(frozen=True)
 class Prepared(ScaledSplit):
     """The training split, standardized for one kind of head."""
 
-    def solve(self, rows: Int[Tensor, " m"] | None, weight_decays: Sequence[float], iterations: int) -> Heads:
+    def solve(self, rows: Int[Tensor, " m"] | None, weight_decays: Sequence[float], iterations: int) -> LinearHeads:
         """Solves one head per weight decay on `rows` (all if None). Heads with weak weight decay may stop early."""
         every, variances = self.rotated.rows, self.rotated.components.variances
         if rows is None:
@@ -57,7 +57,7 @@ class Prepared(ScaledSplit):
         bound = variances * (len(self.labels) / len(rows))
         return solve(every.select(rows), self.labels[rows], self.num_classes, bound, weight_decays, iterations)
 
-    def remaining(self, heads: Heads, weight_decays: Sequence[float]) -> list[dict[str, float]]:
+    def remaining(self, heads: LinearHeads, weight_decays: Sequence[float]) -> list[dict[str, float]]:
         """The distance from the optimum of heads solved on all rows: norm of the gradient, and its share of decay x |W|."""
         norms = gradient_norms(heads, self.rotated.rows, self.labels, weight_decays)
         shares = relative_gradients(norms, heads, weight_decays)
@@ -83,7 +83,7 @@ def prepare(
     overall = variance.mean().clamp(min=1e-20)
     wanted = overall.expand_as(variance) if kind == "linear" else variance + BATCH_NORM_EPS * overall
     scale = wanted.rsqrt()
-    rotated = rotate(features, mean, scale, in_place=in_place)
+    rotated = to_axes(features, mean, scale, in_place=in_place)
     return Prepared(mean, scale, rotated, labels, int(labels.max()) + 1)
 
 
@@ -102,7 +102,7 @@ def evaluate_linear(probe: FeatureProbe, settings: EvaluationSettings) -> tuple[
     """
     fitted: dict[str, list[Fitted]] = {rule: [] for rule in selections(settings)}
     for features in probe.train.features:
-        for kind in KINDS:
+        for kind in HEAD_KINDS:
             prepared = prepare(probe.train.features[features], probe.train.labels, kind)
             for rule, found in fitted.items():
                 sweep = _sweep_on_test if rule == "paper" else _sweep_held_out

@@ -18,12 +18,12 @@ from openjepa.engine.device import memory_limit
 from openjepa.evaluation.feature_matrix import EncoderFeatures
 from openjepa.evaluation.probes.stacked_heads import StackedHeads, Sweep, all_pairs, needed_bytes
 from openjepa.evaluation.probes.trained import (
+    ProbeTraining,
     Rows,
-    Training,
-    check_finite,
-    compare,
+    check_finite_outputs,
     numbered_steps,
     test_view_fit,
+    train_and_choose,
     training_on,
     usual_augmentation,
 )
@@ -56,7 +56,7 @@ def find_recipe(benchmark: str, task: str) -> LinearRecipe:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """Settings and recipe, resolved for a given number of training images."""
 
     epochs: int
@@ -73,7 +73,9 @@ class Plan:
         return float(0.1 ** len(passed))
 
 
-def make_plan(settings: FullLinearSettings, recipe: LinearRecipe, num_images: int, usual: Augmentation) -> Plan:
+def make_training_plan(
+    settings: FullLinearSettings, recipe: LinearRecipe, num_images: int, usual: Augmentation
+) -> TrainingPlan:
     """Combines settings and recipe: settings that are None or empty are taken from the recipe.
 
     The recipe's rates are scaled linearly to the actual batch size (Goyal et al., 2017). Rates in the settings are used
@@ -82,7 +84,7 @@ def make_plan(settings: FullLinearSettings, recipe: LinearRecipe, num_images: in
     batch_size = min(settings.batch_size or recipe.batch_size, num_images)
     scaled = tuple(rate * batch_size / recipe.batch_size for rate in recipe.learning_rates)
     rates, decays = all_pairs(settings.learning_rates or scaled, settings.weight_decays or recipe.weight_decays)
-    return Plan(
+    return TrainingPlan(
         epochs=settings.epochs or recipe.epochs,
         batch_size=batch_size,
         sweep=Sweep(rates, decays, settings.optimizer or recipe.optimizer),
@@ -110,23 +112,23 @@ class TrainedHeads:
 
 
 def evaluate_linear_full(probe: ImageProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
-    """Accuracy of the best head, for each selection rule (see `trained.compare`).
+    """Accuracy of the best head, for each selection rule (see `trained.train_and_choose`).
 
     Raises Refusal if the heads do not fit into memory, if every rate of the sweep was too high, if the encoder's outputs are
     not finite, or if no image of a split can be read.
     """
     recipe = find_recipe(probe.benchmark, probe.task)
     usual = usual_augmentation(probe)
-    augmentation = make_plan(settings.linear_full, recipe, len(probe.train.labels), usual).augmentation
+    augmentation = make_training_plan(settings.linear_full, recipe, len(probe.train.labels), usual).augmentation
 
     def train(rows: Rows) -> TrainedHeads:
-        plan = make_plan(settings.linear_full, recipe, len(rows), usual)
+        plan = make_training_plan(settings.linear_full, recipe, len(rows), usual)
         return train_heads(probe, settings, plan, rows)
 
-    return compare(probe, settings, train, test_view_fit(probe, augmentation), "linear_full.learning_rates")
+    return train_and_choose(probe, settings, train, test_view_fit(probe, augmentation), "linear_full.learning_rates")
 
 
-def train_heads(probe: ImageProbe, settings: EvaluationSettings, plan: Plan, rows: Rows) -> TrainedHeads:
+def train_heads(probe: ImageProbe, settings: EvaluationSettings, plan: TrainingPlan, rows: Rows) -> TrainedHeads:
     """Trains all heads on the records `rows` of the training split."""
     features = EncoderFeatures(probe.encoder, probe.config, probe.device, probe.precision)
     check_memory(probe, plan, features.num_layers)
@@ -158,14 +160,14 @@ def train_heads(probe: ImageProbe, settings: EvaluationSettings, plan: Plan, row
 
         for step, (inputs, labels) in numbered_steps(plan.epochs, training.steps_per_epoch, one_pass):
             if step == 0:
-                check_finite(inputs, probe)
+                check_finite_outputs(inputs, probe)
             heads.step(inputs, labels, plan.factor(step // training.steps_per_epoch))
             advance(len(labels))
     return TrainedHeads(features, heads, training.unreadable)
 
 
 def feature_batches(
-    training: Training, features: EncoderFeatures, epoch: int
+    training: ProbeTraining, features: EncoderFeatures, epoch: int
 ) -> Iterator[tuple[Float[Tensor, "B F"], Int[Tensor, " B"]]]:
     """One pass over the images in batches of `batch_size` features. A batch may take several forward passes of the encoder.
 
@@ -175,7 +177,7 @@ def feature_batches(
     return rebatched(pieces, training.batch_size, drop_last=True)  # type: ignore[return-value]
 
 
-def check_memory(probe: ImageProbe, plan: Plan, num_layers: int) -> None:
+def check_memory(probe: ImageProbe, plan: TrainingPlan, num_layers: int) -> None:
     """Raises Refusal if the heads alone would not fit into memory.
 
     With iNat18's 8,142 classes and a ViT-H, each setting of the sweep takes 1.5 GB.

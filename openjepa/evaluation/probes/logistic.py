@@ -30,9 +30,9 @@ from torch import Tensor
 
 from openjepa.engine.device import supports_bf16
 from openjepa.evaluation.probes.closed_sweep import (
-    ROUNDING,
-    Heads,
-    Rows,
+    GRADIENT_ROUNDING,
+    LazyRows,
+    LinearHeads,
     ScaledSplit,
     moments,
     relative_gradients,
@@ -72,9 +72,9 @@ SLOPE = 0.5
 class Point:
     """The objective, its gradient and the probabilities at some weights."""
 
-    heads: Heads
+    heads: LinearHeads
     value: float
-    gradient: Heads
+    gradient: LinearHeads
     spread: Float[Tensor, " C"]
     """Mean of p (1 - p) over the images, for each class."""
     probabilities: tuple[Float[Tensor, "chunk C"], ...] | None
@@ -94,7 +94,7 @@ class Point:
 class Solution:
     """The end point of a search."""
 
-    heads: Heads
+    heads: LinearHeads
     """One head."""
     value: float
     """Mean cross-entropy + penalty / 2 |W|^2."""
@@ -111,7 +111,7 @@ class Solution:
 class Objective:
     """Mean cross-entropy + penalty / 2 |W|^2 on rows with a nearly diagonal covariance. The bias is not penalized."""
 
-    rows: Rows
+    rows: LazyRows
     labels: Int[Tensor, " n"]
     num_classes: int
     variances: Float[Tensor, " R"]
@@ -120,12 +120,12 @@ class Objective:
     rounded: Float[Tensor, "n R"] | None = None
     """The rows in bf16, if the products are computed in bf16."""
 
-    def zeros(self) -> Heads:
+    def zeros(self) -> LinearHeads:
         """Zero weights and biases, the start of the first search."""
         weight = torch.zeros(self.rows.width, 1, self.num_classes, dtype=self.rows.dtype, device=self.rows.device)
-        return Heads(weight, weight.new_zeros(1, self.num_classes))
+        return LinearHeads(weight, weight.new_zeros(1, self.num_classes))
 
-    def at(self, heads: Heads) -> Point:
+    def at(self, heads: LinearHeads) -> Point:
         """Value and gradient at `heads`, in the precision of the rows even if products are computed in bf16."""
         weight, bias = self.rows.into(heads.weight.flatten(1)), heads.bias[0]
         products, residuals, squares = torch.zeros_like(weight), torch.zeros_like(bias), torch.zeros_like(bias)
@@ -145,12 +145,12 @@ class Objective:
         num = len(self.rows)
         spread = (residuals - squares) / num  # mean of p - p^2
         residuals = residuals - torch.bincount(self.labels, minlength=self.num_classes)
-        gradient = Heads(self.rows.back(products).view_as(heads.weight) / num, residuals[None] / num)
-        gradient = Heads(gradient.weight + self.penalty * heads.weight, gradient.bias)
+        gradient = LinearHeads(self.rows.back(products).view_as(heads.weight) / num, residuals[None] / num)
+        gradient = LinearHeads(gradient.weight + self.penalty * heads.weight, gradient.bias)
         value = float(torch.stack(losses).cpu().double().sum()) / num + self.penalty / 2 * float(heads.weight.square().sum())
         return Point(heads, value, gradient, spread.clamp(min=1e-12), tuple(kept) if self._keeps else None)
 
-    def curvature(self, point: Point, direction: Heads) -> Heads:
+    def curvature(self, point: Point, direction: LinearHeads) -> LinearHeads:
         """The Hessian at `point` times `direction` d: X' (p * (a - sum(p a))) / n + penalty d, with a = X d."""
         weight, bias = self.rows.into(direction.weight.flatten(1)), direction.bias[0]
         given = weight if self.rounded is None else weight.to(self.rounded.dtype)
@@ -163,12 +163,12 @@ class Objective:
             products += chunk.T @ along.to(chunk.dtype)
         num = len(self.rows)
         products = self.rows.back(products).view_as(direction.weight) / num
-        return Heads(products + self.penalty * direction.weight, sums[None] / num)
+        return LinearHeads(products + self.penalty * direction.weight, sums[None] / num)
 
-    def preconditioned(self, point: Point, residual: Heads) -> Heads:
+    def preconditioned(self, point: Point, residual: LinearHeads) -> LinearHeads:
         """`residual` divided by the approximate Hessian: spread of each class x variance of each column + penalty."""
         scale = self.variances[:, None] * point.spread + self.penalty
-        return Heads(residual.weight / scale[:, None], residual.bias / point.spread)
+        return LinearHeads(residual.weight / scale[:, None], residual.bias / point.spread)
 
     @property
     def _chunk(self) -> int:
@@ -190,7 +190,7 @@ class Objective:
 
 
 def minimize(
-    objective: Objective, start: Heads | None, tolerance: float, most_passes: int, relative: float = math.inf
+    objective: Objective, start: LinearHeads | None, tolerance: float, most_passes: int, relative: float = math.inf
 ) -> Solution:
     """Takes Newton steps from `start` (zeros if None) until the gradient is small enough or `most_passes` are used up.
 
@@ -198,7 +198,7 @@ def minimize(
     from rounded products does not halve the gradient, the following steps are computed without rounding.
     """
 
-    rounding = ROUNDING * torch.finfo(objective.rows.dtype).eps
+    rounding = GRADIENT_ROUNDING * torch.finfo(objective.rows.dtype).eps
 
     def is_solved(point: Point) -> bool:
         is_near = point.gradient_norm <= rounding or point.relative_gradient(objective.penalty) <= relative
@@ -221,7 +221,7 @@ def minimize(
     return Solution(point.heads, point.value, point.gradient_norm, share, passes, ran_out)
 
 
-def _newton_step(objective: Objective, point: Point, most_products: int) -> tuple[Heads, int]:
+def _newton_step(objective: Objective, point: Point, most_products: int) -> tuple[LinearHeads, int]:
     """Approximates -gradient / Hessian by preconditioned conjugate gradients. Also returns the number of products."""
     step = point.heads.plus(point.heads, -1.0)
     residual = step.plus(point.gradient, -1.0)
@@ -242,7 +242,7 @@ def _newton_step(objective: Objective, point: Point, most_products: int) -> tupl
     return step, number
 
 
-def _line_search(objective: Objective, point: Point, step: Heads) -> tuple[Point | None, int]:
+def _line_search(objective: Objective, point: Point, step: LinearHeads) -> tuple[Point | None, int]:
     """Tries ever shorter steps until one ends at a lower value and not far beyond the minimum. Also returns the number tried.
 
     The next step goes to the minimum of the parabola with the slopes at both ends, but is at least a tenth of the previous one.
@@ -258,7 +258,7 @@ def _line_search(objective: Objective, point: Point, step: Heads) -> tuple[Point
     return None, MAX_HALVINGS
 
 
-def rounded_rows(rows: Rows, num_classes: int) -> Float[Tensor, "n R"] | None:
+def rounded_rows(rows: LazyRows, num_classes: int) -> Float[Tensor, "n R"] | None:
     """The rows in bf16, if the device multiplies bf16 faster and the products are large enough to gain from it; else None."""
     is_large = len(rows) * rows.width * num_classes >= WORTH_ROUNDING
     if rows.dtype != torch.float32 or rows.axes is not None or not is_large or not supports_bf16(rows.device):
@@ -288,7 +288,7 @@ class Standardized(ScaledSplit):
         penalties: list[float],
         settings: LogisticSettings,
         which: Int[Tensor, " m"] | None = None,
-        start: Heads | None = None,
+        start: LinearHeads | None = None,
     ) -> Iterator[Solution]:
         """Yields a solution for each penalty on the rows `which` (all if None), each started from the previous one.
 
@@ -312,7 +312,7 @@ class Standardized(ScaledSplit):
             start, before = solution.heads, penalty
             yield replace(solution, passes=passes + solution.passes)
 
-    def weights(self, heads: Heads) -> tuple[Float[Tensor, "D C"], Float[Tensor, " C"]]:
+    def weights(self, heads: LinearHeads) -> tuple[Float[Tensor, "D C"], Float[Tensor, " C"]]:
         """Weight and bias of one head, converted back from the components' axes to standardized features."""
         return self.rotated.components.axes @ heads.weight[:, 0], heads.bias[0]
 
@@ -352,7 +352,7 @@ def evaluate_logistic(probe: FeatureProbe, settings: EvaluationSettings) -> tupl
 
 
 def _sweep_on_test(
-    problem: Standardized, probe: FeatureProbe, queries: Rows, penalties: list[float], settings: EvaluationSettings
+    problem: Standardized, probe: FeatureProbe, queries: LazyRows, penalties: list[float], settings: EvaluationSettings
 ) -> tuple[list[HeadResult], list[Solution]]:
     """One head for every lambda, solved on the whole training split."""
     solutions = list(problem.sweep(penalties, settings.logistic))
@@ -363,7 +363,7 @@ def _sweep_on_test(
 
 
 def _sweep_held_out(
-    problem: Standardized, probe: FeatureProbe, queries: Rows, penalties: list[float], settings: EvaluationSettings
+    problem: Standardized, probe: FeatureProbe, queries: LazyRows, penalties: list[float], settings: EvaluationSettings
 ) -> tuple[list[HeadResult], list[Solution]]:
     """The best lambda on the held-out part, solved again on the whole training split. No other head sees the test split."""
     kept, held = held_out_rows(problem.labels, settings.seed)
@@ -392,11 +392,11 @@ def _head(kind: str, penalty: float, held_out: float | None, on_test: float) -> 
     return HeadResult(kind, "logistic", f"lambda {penalty:g}", held_out, on_test)
 
 
-def _accuracy(solution: Solution, rows: Rows, labels: Int[Tensor, " m"]) -> float:
+def _accuracy(solution: Solution, rows: LazyRows, labels: Int[Tensor, " m"]) -> float:
     return top1(solution.heads.predict(rows)[0], labels).value
 
 
-def _top(heads: Heads, rows: Rows, labels: Int[Tensor, " m"]) -> float:
+def _top(heads: LinearHeads, rows: LazyRows, labels: Int[Tensor, " m"]) -> float:
     """Top-5 accuracy: the share of images whose class is among the five with the highest scores."""
     hits = (scores.topk(TOP, dim=2).indices[:, 0] for scores in heads.scores(rows))  # [chunk, 5]
     return float((torch.cat(list(hits)) == labels[:, None]).any(dim=1).double().mean())

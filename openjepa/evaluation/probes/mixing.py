@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-Box = tuple[int, int, int, int]
+MixBox = tuple[int, int, int, int]
 """Top, left, height and width in pixels."""
 
 
@@ -19,7 +19,7 @@ class Mix:
 
     own: float = 1.0
     """lambda, an image's own share. With a box it is exactly the share of the area outside the box."""
-    box: Box | None = None
+    box: MixBox | None = None
     """The region taken from the other image (cutmix). None for a weighted mean of both images everywhere (mixup)."""
 
 

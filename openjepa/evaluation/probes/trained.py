@@ -68,7 +68,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Training:
+class ProbeTraining:
     """The training images of a protocol, and how they are batched."""
 
     rows: Rows
@@ -120,7 +120,7 @@ def training_on(
     batch_size: int,
     augmentation: Augmentation,
     interpolation: str,
-) -> Training:
+) -> ProbeTraining:
     """The records `rows` of the training split in augmented views. A batch is at most as large as `rows`.
 
     `interpolation` is the filter for random crops and for whole images. Views of the augmentations `none` and `center_flip` are
@@ -134,7 +134,7 @@ def training_on(
     )
     fits = {"crop_flip": "random_crop", "center_flip": "crop", "squash_flip": "squash", "none": probe.fit}
     views = LabeledViews(probe.train.source, probe.train.labels, view, fits[augmentation])
-    return Training(
+    return ProbeTraining(
         rows=rows,
         views=views,
         epochs=epochs,
@@ -156,7 +156,7 @@ def test_view_fit(probe: ImageProbe, augmentation: Augmentation) -> str:
     return {"center_flip": "crop", "squash_flip": "squash"}.get(augmentation, probe.fit)
 
 
-def compare(
+def train_and_choose(
     probe: ImageProbe,
     settings: EvaluationSettings,
     train: Callable[[Rows], Candidates],
@@ -200,7 +200,7 @@ def _compared(
     return replace(result, unreadable={"train": tuple(lost), "test": on_test.unreadable})
 
 
-def check_finite(outputs: Float[Tensor, "..."], probe: ImageProbe) -> None:
+def check_finite_outputs(outputs: Float[Tensor, "..."], probe: ImageProbe) -> None:
     """Raises Refusal if the encoder's outputs for a first batch are not finite. It says which part of the encoder is to blame.
 
     Without this check, NaN in the outputs would look as if every learning rate were too high. Waits for the device, so it is

@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from openjepa.data.loading.workers import check_shared_memory, parallel_map
-from openjepa.data.passes import CHUNK, Record, evaluation_views
+from openjepa.data.passes import EVALUATION_CHUNK, ImageRecord, evaluation_views
 from openjepa.data.source import NO_LABEL, ListSource, ShardRecord, ShardSource
 from openjepa.engine.device import Moving, supports_bf16, thread_pool
 from openjepa.inference.embedding.parts import PartsFolder, PartWriter
-from openjepa.inference.embedding.plan import Part, Plan, Source
+from openjepa.inference.embedding.plan import EmbedPlan, Part, Source
 from openjepa.inference.embedding.table import Manifest
 from openjepa.inference.encoder import Encoder
 from openjepa.models.transformer import Block, attention, scaled
@@ -41,13 +41,13 @@ from openjepa.types import Skipped
 
 LARGEST_BATCH_BYTES = 2**28
 """Most bytes of the features of a batch in fp32, on the device and on the host."""
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
+FEATURE_DTYPES = {"float16": torch.float16, "float32": torch.float32}
 SECONDS_BETWEEN_LOOKS = 1.0
 """Seconds between two checks for parts that other processes have finished."""
 
 
 @dataclass(frozen=True)
-class Task:
+class EmbedTask:
     """Some consecutive records of a part, to be decoded together."""
 
     part: int
@@ -76,14 +76,14 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class Decoder:
+class RecordDecoder:
     """Decodes and resizes the records of a task, in this process or in a worker."""
 
     sources: dict[str, Source]
     size: tuple[int, int]
     view: str
 
-    def __call__(self, task: Task, every: Callable[..., Any] = map) -> Decoded:
+    def __call__(self, task: EmbedTask, every: Callable[..., Any] = map) -> Decoded:
         """Decodes the records of `task`. `every`: as in `evaluation_views`."""
         source = self.sources[task.split]
         records, labels = _records(source, task)
@@ -92,56 +92,56 @@ class Decoder:
         return Decoded(task.part, task.is_last, len(records), images, rows, skipped)
 
 
-def _records(source: Source, task: Task) -> tuple[list[Record], list[int | None]]:
+def _records(source: Source, task: EmbedTask) -> tuple[list[ImageRecord], list[int | None]]:
     if task.records is not None:
-        return [Record(item.name, item.read) for item in task.records], [item.label for item in task.records]
+        return [ImageRecord(item.name, item.read) for item in task.records], [item.label for item in task.records]
     assert isinstance(source, ListSource)
-    records = [Record(source.name(index), partial(source.read, index)) for index in task.numbers]
+    records = [ImageRecord(source.name(index), partial(source.read, index)) for index in task.numbers]
     labels = source.known_labels
     if labels is None:
         return records, [None] * len(records)
     return records, [None if label == NO_LABEL else label for label in labels[task.numbers.start : task.numbers.stop].tolist()]
 
 
-def tasks_of(part: Part, source: Source) -> Iterator[Task]:
+def tasks_of(part: Part, source: Source) -> Iterator[EmbedTask]:
     """Yields the records of a part, a chunk at a time. An empty shard gives one empty task."""
     if isinstance(source, ShardSource):
         yield from _shard_tasks(part, source)
         return
     assert part.num_records is not None
-    for start in range(0, part.num_records, CHUNK):
-        stop = min(start + CHUNK, part.num_records)
+    for start in range(0, part.num_records, EVALUATION_CHUNK):
+        stop = min(start + EVALUATION_CHUNK, part.num_records)
         numbers = range(part.first + start, part.first + stop)
-        yield Task(part.number, part.split, start, numbers, None, is_last=stop == part.num_records)
+        yield EmbedTask(part.number, part.split, start, numbers, None, is_last=stop == part.num_records)
 
 
-def _shard_tasks(part: Part, source: ShardSource) -> Iterator[Task]:
+def _shard_tasks(part: Part, source: ShardSource) -> Iterator[EmbedTask]:
     records = iter(source.read_shard(part.first))
-    first, chunk = 0, tuple(islice(records, CHUNK))
+    first, chunk = 0, tuple(islice(records, EVALUATION_CHUNK))
     while True:
-        following = tuple(islice(records, CHUNK))
+        following = tuple(islice(records, EVALUATION_CHUNK))
         numbers = range(first, first + len(chunk))
-        yield Task(part.number, part.split, first, numbers, chunk, is_last=not following)
+        yield EmbedTask(part.number, part.split, first, numbers, chunk, is_last=not following)
         if not following:
             return
         first, chunk = first + len(chunk), following
 
 
-def choose_workers(workers: int | None, device: torch.device, processes: int) -> int:
+def choose_decoders(workers: int | None, device: torch.device, processes: int) -> int:
     """Number of processes that decode for this one. `processes`: processes of this command on the machine."""
     if workers is not None:
         return workers
     return 0 if device.type == "cpu" else max(1, min(16, available_cores() // processes - 1))
 
 
-def decode(tasks: Iterable[Task], decoder: Decoder, workers: int, batch_size: int) -> Generator[Decoded, None, None]:
+def decode(tasks: Iterable[EmbedTask], decoder: RecordDecoder, workers: int, batch_size: int) -> Generator[Decoded, None, None]:
     """Yields the results of the tasks in order. Takes a task from `tasks` only when it is about to be decoded.
 
     `workers`: processes that decode ahead, about two batches of `batch_size` images; 0 decodes in threads of this process.
     """
     if workers:
-        ahead = 2 * -(-batch_size // CHUNK)
-        per_task = CHUNK * 3 * decoder.size[0] * decoder.size[1]
+        ahead = 2 * -(-batch_size // EVALUATION_CHUNK)
+        per_task = EVALUATION_CHUNK * 3 * decoder.size[0] * decoder.size[1]
         check_shared_memory(workers, max(2 * workers, ahead) * per_task, "workers")
         yield from parallel_map(decoder, tasks, workers, ahead)
         return
@@ -190,7 +190,7 @@ class _OpenPart:
 class Watch:
     """Counts records of all processes: those of this one as they are done, those of others when they finish a part."""
 
-    def __init__(self, plan: Plan, parts: PartsFolder, known: set[int], advance: Callable[[int], None]) -> None:
+    def __init__(self, plan: EmbedPlan, parts: PartsFolder, known: set[int], advance: Callable[[int], None]) -> None:
         """`known`: parts that are done and counted. `advance`: called with the number of new records."""
         self._plan, self._parts, self._known, self._advance = plan, parts, set(known), advance
         self._last_look = time.monotonic()
@@ -215,7 +215,7 @@ class Watch:
         self._last_look = time.monotonic()
 
 
-def records_of(number: int, plan: Plan, parts: PartsFolder) -> int:
+def records_of(number: int, plan: EmbedPlan, parts: PartsFolder) -> int:
     """Number of records of a part that is done; 0 if the parts are gone."""
     planned = plan.parts[number].num_records
     if planned is not None:
@@ -232,7 +232,7 @@ class Computation:
     def __init__(
         self,
         encoder: Encoder,
-        plan: Plan,
+        plan: EmbedPlan,
         parts: PartsFolder,
         sources: dict[str, Source],
         batch_size: int,
@@ -258,7 +258,7 @@ class Computation:
         """
         if not self._is_any_free():
             return False
-        decoder = Decoder(self._sources, self._manifest.size, self._manifest.view)
+        decoder = RecordDecoder(self._sources, self._manifest.size, self._manifest.view)
         try:
             with closing(decode(self._tasks(), decoder, self._workers, self._batch_size)) as results:
                 for decoded in results:
@@ -276,7 +276,7 @@ class Computation:
                 return True
         return False
 
-    def _tasks(self) -> Iterator[Task]:
+    def _tasks(self) -> Iterator[EmbedTask]:
         """Yields the tasks of all free parts. Claims each part only when the decoder is about to need it.
 
         No part may be claimed before the workers start: if this process were killed, workers would keep inherited claims for
@@ -313,8 +313,8 @@ class Computation:
     def _features(self, images: UInt8[Tensor, "B 3 h w"]) -> Shaped[Tensor, "B *shape"]:
         output = self._encoder.encode_pixels(images, self._manifest.precision)
         if self._manifest.kind == "pooled":
-            return output.pooled(self._manifest.pooling).to(DTYPES[self._manifest.dtype])
-        return output.patches.reshape(len(images), *self._manifest.shape).to(DTYPES[self._manifest.dtype])
+            return output.pooled(self._manifest.pooling).to(FEATURE_DTYPES[self._manifest.dtype])
+        return output.patches.reshape(len(images), *self._manifest.shape).to(FEATURE_DTYPES[self._manifest.dtype])
 
     def _write(self) -> None:
         """Writes the features of all started batches, and finishes parts that are complete."""
@@ -359,12 +359,12 @@ class Computation:
 
 
 def can_pack(device: torch.device, precision: str) -> bool:
-    """True if `pack` makes a network on `device` that computes in `precision` faster."""
+    """True if `pack_encoder` makes a network on `device` that computes in `precision` faster."""
     is_fitting = device.type == "cpu" and precision == "bf16" and supports_bf16(device)
     return is_fitting and has_fused_linear()
 
 
-def pack(network: VisionTransformer) -> None:
+def pack_encoder(network: VisionTransformer) -> None:
     """Makes the blocks of an encoder compute their linear layers in bf16. It cannot be trained afterwards.
 
     Call the packed network under autocast to bf16, without gradients.

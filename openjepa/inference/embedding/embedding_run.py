@@ -7,19 +7,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from openjepa.inference.embedding.compute import Computation, Watch, can_pack, choose_workers, pack, records_of
+from openjepa.inference.embedding.compute import Computation, Watch, can_pack, choose_decoders, pack_encoder, records_of
 from openjepa.inference.embedding.parts import PartsFolder, assemble, skipped_file
 from openjepa.inference.embedding.plan import (
-    Images,
-    Plan,
+    EmbeddedImages,
+    EmbedPlan,
     changes,
-    compared,
+    compared_entries,
     find_images,
     finished_manifest,
-    load_encoder,
+    load_on_device,
     local_processes,
+    make_embed_plan,
     make_manifest,
-    make_plan,
     plan_entries,
 )
 from openjepa.inference.embedding.table import Manifest, check_output
@@ -83,7 +83,7 @@ def embed_dataset(
     output = Path(output).expanduser()
     check_ranges(settings, said=as_option)
     check_output(output)
-    encoder = load_encoder(subject, settings)
+    encoder = load_on_device(subject, settings)
     say(f"encoder: {encoder.what}")
     for note in encoder.notes:
         say(f"note: {note}")
@@ -91,9 +91,9 @@ def embed_dataset(
     say(f"images: {images.summary()}")
     for what in images.not_used:
         say(f"note: {what}")
-    plan = make_plan(make_manifest(subject, encoder, images, seed, settings), images.sources, settings.part_images)
+    plan = make_embed_plan(make_manifest(subject, encoder, images, seed, settings), images.sources, settings.part_images)
     if can_pack(encoder.device, plan.manifest.precision):
-        pack(encoder.network)
+        pack_encoder(encoder.network)
     parts = PartsFolder(output)
     if not again and (unstamped := before_stamps(parts, output)) is not None:
         say(
@@ -101,7 +101,7 @@ def embed_dataset(
             "overwritten in place since, it has the features of the old ones (--again embeds all anew)"
         )
         plan = replace(plan, manifest=replace(plan.manifest, files=""))  # features may be of older files
-    claim = begin(plan, parts, output, again, started)
+    claim = begin_parts(plan, parts, output, again, started)
     if claim is None:
         return Embedded(output=output, status="there already", manifest=finished_manifest(output) or plan.manifest)
     try:
@@ -110,7 +110,7 @@ def embed_dataset(
         claim.release()
 
 
-def begin(plan: Plan, parts: PartsFolder, output: Path, again: bool, started: float) -> Claim | None:
+def begin_parts(plan: EmbedPlan, parts: PartsFolder, output: Path, again: bool, started: float) -> Claim | None:
     """Sets up new parts or continues old ones, and claims work on them. Returns None if the table is already finished.
 
     `again`: starts over, but joins what sibling processes have begun since `started`. Raises Refusal if something exists that
@@ -136,23 +136,23 @@ def before_stamps(parts: PartsFolder, output: Path) -> Path | None:
     return output if manifest is not None and not manifest.files else None
 
 
-def _is_finished(plan: Plan, output: Path, again: bool, started: float) -> bool:
+def _is_finished(plan: EmbedPlan, output: Path, again: bool, started: float) -> bool:
     if again and not (output.exists() and output.stat().st_mtime >= started):
         return False
     return _is_there(plan, output)
 
 
-def _is_there(plan: Plan, output: Path) -> bool:
+def _is_there(plan: EmbedPlan, output: Path) -> bool:
     """True if the table is finished. Raises Refusal if there is another table in its place."""
     manifest = finished_manifest(output)
     if manifest is None:
         return False
-    if found := changes(compared(manifest), compared(plan.manifest)):
+    if found := changes(compared_entries(manifest), compared_entries(plan.manifest)):
         raise Refusal(f"{output} holds other features than these:\n{found}\nName another --output, or replace it with --again")
     return True
 
 
-def _goes_on(plan: Plan, parts: PartsFolder, found: str, again: bool, started: float) -> bool:
+def _goes_on(plan: EmbedPlan, parts: PartsFolder, found: str, again: bool, started: float) -> bool:
     """True if the existing parts are continued. `found`: how they differ. Raises Refusal if the user must decide."""
     if found and not again:
         raise Refusal(
@@ -170,7 +170,13 @@ def _goes_on(plan: Plan, parts: PartsFolder, found: str, again: bool, started: f
 
 
 def _work(
-    encoder: Encoder, plan: Plan, parts: PartsFolder, images: Images, settings: EmbedSettings, output: Path, say: Say
+    encoder: Encoder,
+    plan: EmbedPlan,
+    parts: PartsFolder,
+    images: EmbeddedImages,
+    settings: EmbedSettings,
+    output: Path,
+    say: Say,
 ) -> Embedded:
     """Computes parts until all are done by this or other processes. Puts them together unless another process does."""
     done = parts.done()
@@ -178,7 +184,7 @@ def _work(
         say(f"going on: {len(done):,} of {len(plan.parts):,} parts are there already")
     begun = time.monotonic()
     with _watched(plan, parts, done) as watch:
-        workers = choose_workers(settings.workers, encoder.device, local_processes())
+        workers = choose_decoders(settings.workers, encoder.device, local_processes())
         computation = Computation(encoder, plan, parts, dict(images.sources), settings.batch_size, workers, watch)
         try:
             _compute(computation, plan, parts, watch)
@@ -201,7 +207,7 @@ def _work(
     )
 
 
-def _compute(computation: Computation, plan: Plan, parts: PartsFolder, watch: Watch) -> None:
+def _compute(computation: Computation, plan: EmbedPlan, parts: PartsFolder, watch: Watch) -> None:
     """Computes until all parts are done. Takes over the parts of a stopped process."""
     while parts.exists():
         if computation.run():
@@ -212,7 +218,7 @@ def _compute(computation: Computation, plan: Plan, parts: PartsFolder, watch: Wa
         time.sleep(POLL_SECONDS)
 
 
-def _put_together(plan: Plan, parts: PartsFolder, output: Path, settings: EmbedSettings) -> dict[str, int] | None:
+def _put_together(plan: EmbedPlan, parts: PartsFolder, output: Path, settings: EmbedSettings) -> dict[str, int] | None:
     """Number of rows of each split if this process wrote the table; None if another process did."""
     while parts.exists():
         claim = parts.claim_assembling()
@@ -232,7 +238,7 @@ def _put_together(plan: Plan, parts: PartsFolder, output: Path, settings: EmbedS
 
 
 @contextmanager
-def _watched(plan: Plan, parts: PartsFolder, done: set[int]) -> Iterator[Watch]:
+def _watched(plan: EmbedPlan, parts: PartsFolder, done: set[int]) -> Iterator[Watch]:
     """Shows a progress bar of the whole work, once on each machine."""
     num_done = sum(records_of(number, plan, parts) for number in done)
     with progress("embedding", plan.num_records, num_done) as advance:

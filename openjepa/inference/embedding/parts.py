@@ -26,8 +26,17 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from openjepa.inference.embedding.plan import Part, Plan
-from openjepa.inference.embedding.table import COLUMNS, FEATURES, MEAN_KEY, METADATA_KEY, Manifest, Row, Tally, parquet_blocks
+from openjepa.inference.embedding.plan import EmbedPlan, Part
+from openjepa.inference.embedding.table import (
+    FEATURES,
+    MEAN_KEY,
+    METADATA_KEY,
+    TABLE_COLUMNS,
+    Manifest,
+    TableRow,
+    Tally,
+    parquet_blocks,
+)
 from openjepa.refusals import Refusal
 from openjepa.system.json_files import readable_object
 from openjepa.system.shared_files import Claim, own_name, take, whole_file
@@ -248,7 +257,7 @@ def skipped_file(output: Path) -> Path:
     return output.with_name(f"{output.name}.skipped.jsonl")
 
 
-def assemble(plan: Plan, parts: PartsFolder, output: Path, max_skipped: float) -> dict[str, int]:
+def assemble(plan: EmbedPlan, parts: PartsFolder, output: Path, max_skipped: float) -> dict[str, int]:
     """Writes the table at `output`, reads it again, and returns the number of rows of each split.
 
     Raises Refusal if parts are damaged, or if too many images were skipped (after writing their list). Parts stay.
@@ -277,13 +286,13 @@ def _remove_leftovers(output: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def _notes(plan: Plan, parts: PartsFolder) -> Iterator[tuple[int, PartNote]]:
+def _notes(plan: EmbedPlan, parts: PartsFolder) -> Iterator[tuple[int, PartNote]]:
     """Yields the number and the note of each part."""
     for part in plan.parts:
         yield part.number, parts.note(part.number)
 
 
-def _write_skipped(plan: Plan, parts: PartsFolder, output: Path) -> tuple[dict[str, int], int]:
+def _write_skipped(plan: EmbedPlan, parts: PartsFolder, output: Path) -> tuple[dict[str, int], int]:
     """Writes the list of skipped images, if there are any. Returns the number of rows of each split and of all records."""
     rows_by_split = dict.fromkeys((part.split for part in plan.parts), 0)
     num_records, place = 0, skipped_file(output)
@@ -303,17 +312,17 @@ def _skipped_line(item: Skipped, split: str) -> str:
     return json.dumps({"path": item.name, "split": split, "reason": item.reason, "kind": item.kind}) + "\n"
 
 
-def _rows(plan: Plan, parts: PartsFolder) -> Iterator[tuple[int, PartNote, list[Row]]]:
+def _rows(plan: EmbedPlan, parts: PartsFolder) -> Iterator[tuple[int, PartNote, list[TableRow]]]:
     """Yields number, note and rows of each part. Rows are numbered within their split, in a stream across all shards."""
     next_record: dict[str, int] = {}
     for number, note in _notes(plan, parts):
         split = plan.parts[number].split
         first = next_record.get(split, 0)
         next_record[split] = first + note.num_records
-        yield number, note, [Row(name, split, first + index, label) for index, label, name in note.rows]
+        yield number, note, [TableRow(name, split, first + index, label) for index, label, name in note.rows]
 
 
-def _write_numpy(plan: Plan, parts: PartsFolder, output: Path, manifest: Manifest, num_rows: int) -> int:
+def _write_numpy(plan: EmbedPlan, parts: PartsFolder, output: Path, manifest: Manifest, num_rows: int) -> int:
     """Writes the images, the manifest, and last the features. Returns the checksum of the features."""
     dtype = np.dtype(manifest.dtype)
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (num_rows, *manifest.shape)}
@@ -331,28 +340,28 @@ def _write_numpy(plan: Plan, parts: PartsFolder, output: Path, manifest: Manifes
     return tally.checksum
 
 
-def _features(plan: Plan, parts: PartsFolder, manifest: Manifest) -> Iterator[bytes]:
+def _features(plan: EmbedPlan, parts: PartsFolder, manifest: Manifest) -> Iterator[bytes]:
     """Yields the features of all parts, whole rows at a time."""
     row_bytes = prod(manifest.shape) * np.dtype(manifest.dtype).itemsize
     for number, note in _notes(plan, parts):
         yield from parts.read(number, note, row_bytes)
 
 
-def _write_images(plan: Plan, parts: PartsFolder, place: Path) -> None:
+def _write_images(plan: EmbedPlan, parts: PartsFolder, place: Path) -> None:
     with (
         whole_file(place) as unfinished,
         unfinished.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
         usual = csv.writer(file, lineterminator="\n")
         quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        usual.writerow(COLUMNS)
+        usual.writerow(TABLE_COLUMNS)
         for _, _, rows in _rows(plan, parts):
             for row in rows:
                 writer = quoted if "\r" in row.path else usual  # Python before 3.13 does not quote such a name
                 writer.writerow((row.path, row.split, row.index, "" if row.label is None else row.label))
 
 
-def _write_parquet(plan: Plan, parts: PartsFolder, output: Path, manifest: Manifest, num_rows: int) -> int:
+def _write_parquet(plan: EmbedPlan, parts: PartsFolder, output: Path, manifest: Manifest, num_rows: int) -> int:
     """Writes images, manifest and features to one file. Returns the checksum of the features."""
     import pyarrow
     import pyarrow.parquet as parquet
@@ -381,10 +390,10 @@ def _write_parquet(plan: Plan, parts: PartsFolder, output: Path, manifest: Manif
 
 
 def _groups(
-    plan: Plan, parts: PartsFolder, group_rows: int, width: int, dtype: np.dtype[Any]
-) -> Iterator[tuple[list[Row], NDArray[Any]]]:
+    plan: EmbedPlan, parts: PartsFolder, group_rows: int, width: int, dtype: np.dtype[Any]
+) -> Iterator[tuple[list[TableRow], NDArray[Any]]]:
     """Yields the rows in groups of `group_rows`. The last group may be smaller."""
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     features = np.empty((0, width), dtype)
     for number, note, new in _rows(plan, parts):
         rows += new

@@ -17,9 +17,9 @@ import torch
 from openjepa.checks.sizes import check_patch_divides
 from openjepa.config import difference, load_run_config, to_dict
 from openjepa.data import open_splits
-from openjepa.data.folders.folder import left_out as other_folders
+from openjepa.data.folders.folder import left_out_folders as other_folders
 from openjepa.data.source import ListSource, ShardSource, source_hash, stamps_hash
-from openjepa.data.tables.huggingface import left_out as other_splits
+from openjepa.data.tables.huggingface import left_out_splits as other_splits
 from openjepa.data.tables.huggingface import split_names
 from openjepa.engine.device import resolve_device, resolve_precision, set_threads
 from openjepa.inference.embedding.table import Manifest, manifest_from_json, parquet_manifest
@@ -31,7 +31,7 @@ from openjepa.settings.sources import ONLY_TRAINING, DataSettings, FolderSetting
 from openjepa.system.json_files import readable_object
 from openjepa.system.machine import available_cores
 from openjepa.weights.contents import weights_hash
-from openjepa.weights.formats import Choice, load_any
+from openjepa.weights.formats import WeightsChoice, load_any
 
 COMPARED = (
     "weights",
@@ -62,7 +62,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EmbedPlan:
     """All parts of a table, in the order of its rows."""
 
     manifest: Manifest
@@ -77,14 +77,14 @@ class Plan:
 
     def entries(self) -> dict[str, Any]:
         """Entries that parts of the same plan have in common."""
-        return compared(self.manifest) | {"part_images": self.part_images}
+        return compared_entries(self.manifest) | {"part_images": self.part_images}
 
     def to_json(self) -> str:
         """The plan as JSON. It also holds the manifest, for anyone who finds the parts."""
         return json.dumps({"entries": self.entries(), "manifest": asdict(self.manifest)}, indent=1)
 
 
-def make_plan(manifest: Manifest, sources: Mapping[str, ListSource | ShardSource], part_images: int) -> Plan:
+def make_embed_plan(manifest: Manifest, sources: Mapping[str, ListSource | ShardSource], part_images: int) -> EmbedPlan:
     """Divides each list of `sources` into parts of `part_images` records. Each shard of a stream is one part."""
     pieces: list[tuple[str, int, int | None]] = []
     for split, source in sources.items():
@@ -94,10 +94,10 @@ def make_plan(manifest: Manifest, sources: Mapping[str, ListSource | ShardSource
         for first in range(0, len(source), part_images):
             pieces.append((split, first, min(part_images, len(source) - first)))
     parts = tuple(Part(number, *piece) for number, piece in enumerate(pieces))
-    return Plan(manifest, parts, part_images)
+    return EmbedPlan(manifest, parts, part_images)
 
 
-def compared(manifest: Manifest) -> dict[str, Any]:
+def compared_entries(manifest: Manifest) -> dict[str, Any]:
     """The entries that features depend on, in the types that JSON reads back."""
     entries: dict[str, Any] = json.loads(json.dumps({name: getattr(manifest, name) for name in COMPARED}))
     return entries
@@ -135,7 +135,7 @@ Source = ListSource | ShardSource
 
 
 @dataclass(frozen=True)
-class Images:
+class EmbeddedImages:
     """The images to embed."""
 
     sources: Mapping[str, Source]
@@ -181,7 +181,7 @@ class Images:
         return kept
 
 
-def open_images(settings: DataSettings, splits: Literal["all", "train", "test"], seed: int) -> Images:
+def open_images(settings: DataSettings, splits: Literal["all", "train", "test"], seed: int) -> EmbeddedImages:
     """The images of `splits`. `all`: every image of every split, labeled or not, with nothing held out.
 
     Raises Refusal if a requested split does not exist.
@@ -200,7 +200,7 @@ def open_images(settings: DataSettings, splits: Literal["all", "train", "test"],
         sources = {splits: sources[splits]}
     else:
         sources |= _others(settings, sources)
-    return Images(sources, settings, opened.left_out if splits == "all" else opened.not_used)
+    return EmbeddedImages(sources, settings, opened.left_out if splits == "all" else opened.not_used)
 
 
 def _without_training_split(settings: HuggingFaceSettings) -> HuggingFaceSettings:
@@ -240,7 +240,7 @@ def _hash(source: Source) -> str:
     return digest.hexdigest()[:12]
 
 
-def load_encoder(subject: Path | str, settings: EmbedSettings) -> Encoder:
+def load_on_device(subject: Path | str, settings: EmbedSettings) -> Encoder:
     """Loads the encoder onto its device and sets the threads. Raises Refusal if it is missing or does not fit the settings."""
     name, processes = settings.device, local_processes()
     if name == "auto" and torch.cuda.is_available():
@@ -248,7 +248,7 @@ def load_encoder(subject: Path | str, settings: EmbedSettings) -> Encoder:
     device = resolve_device(name, "--device")
     if settings.threads is not None or processes > 1:
         set_threads(settings.threads or max(1, available_cores() // processes))
-    choice = Choice(encoder=settings.encoder, heads=settings.heads, predictor=False)
+    choice = WeightsChoice(encoder=settings.encoder, heads=settings.heads, predictor=False)
     encoder = Encoder(load_any(subject, choice))
     if settings.pooling == "class_token" and not encoder.config.class_token:
         raise Refusal("--pooling class_token: this encoder has no class token; leave --pooling out, or use average")
@@ -260,7 +260,7 @@ def local_processes() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def find_images(subject: Path, data: DataSettings | None, settings: EmbedSettings) -> tuple[Images, int]:
+def find_images(subject: Path, data: DataSettings | None, settings: EmbedSettings) -> tuple[EmbeddedImages, int]:
     """The images and the seed that opens them, by default those of the run. Raises Refusal if no images are named."""
     places = (subject, subject.absolute().parent) if subject.is_dir() else ()  # a run, or an encoder in a run
     folder = next((item for item in places if (item / "config.yaml").is_file()), None)
@@ -275,7 +275,9 @@ def find_images(subject: Path, data: DataSettings | None, settings: EmbedSetting
     return open_images(used, settings.splits, seed), seed
 
 
-def make_manifest(subject: Path | str, encoder: Encoder, images: Images, seed: int, settings: EmbedSettings) -> Manifest:
+def make_manifest(
+    subject: Path | str, encoder: Encoder, images: EmbeddedImages, seed: int, settings: EmbedSettings
+) -> Manifest:
     """The manifest of the table to be written. Raises Refusal if the patch size does not divide the image size."""
     config, place = encoder.config, Path(subject).expanduser()
     size = height_and_width(settings.image_size or config.image_size)

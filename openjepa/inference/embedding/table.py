@@ -22,20 +22,20 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from openjepa.config import nearest
+from openjepa.config import nearest_names
 from openjepa.refusals import Refusal, require_package
 from openjepa.system.json_files import object_in, readable, readable_object, typed
 from openjepa.system.shared_files import is_writable
 from openjepa.system.shell import command
 
 FORMAT, VERSION = "openjepa-features", 1
-COLUMNS = ("path", "split", "index", "label")
+TABLE_COLUMNS = ("path", "split", "index", "label")
 """Columns of the list of images: name in the source, split, number in the split, and class number (empty without a label)."""
 FEATURES = "features"
 """Column of the features in a Parquet file."""
 METADATA_KEY, MEAN_KEY = b"openjepa", b"openjepa.mean"
 ENDINGS = (".npy", ".parquet")
-AXES = {"pooled": 1, "patches": 3}
+FEATURE_AXES = {"pooled": 1, "patches": 3}
 """Number of axes of the features of one image, by kind."""
 SAMPLE = 1024
 """Number of evenly spread rows that are compared to decide if the kept mean is still right; all rows of a smaller table.
@@ -101,7 +101,7 @@ def manifest_from_json(text: str | bytes, where: str) -> Manifest:
     if not isinstance(entries.get("mean"), dict):  # damaged: the mean then counts as not known
         entries.pop("mean", None)
     manifest = typed(Manifest, entries, where, mend)
-    if len(manifest.shape) != AXES[manifest.kind] or min(manifest.shape) < 1:
+    if len(manifest.shape) != FEATURE_AXES[manifest.kind] or min(manifest.shape) < 1:
         raise Refusal(
             f"{where} is damaged: features of kind {manifest.kind} cannot have the shape {list(manifest.shape)}; embed the "
             "images again"
@@ -110,7 +110,7 @@ def manifest_from_json(text: str | bytes, where: str) -> Manifest:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     """The image of one row."""
 
     path: str
@@ -121,8 +121,8 @@ class Row:
     label: int | None
 
 
-class Rows(Sequence[Row]):
-    """The images of all rows. A `Row` is made only when it is read, because a search names ten of a million images."""
+class TableRows(Sequence[TableRow]):
+    """The images of all rows. A `TableRow` is made only when it is read, because a search names ten of a million images."""
 
     def __init__(
         self, paths: Sequence[str], splits: Sequence[str], indices: Sequence[int], labels: Sequence[int | None]
@@ -135,22 +135,22 @@ class Rows(Sequence[Row]):
         return len(self._paths)
 
     @overload
-    def __getitem__(self, place: int) -> Row: ...
+    def __getitem__(self, place: int) -> TableRow: ...
 
     @overload
-    def __getitem__(self, place: slice) -> "Rows": ...
+    def __getitem__(self, place: slice) -> "TableRows": ...
 
-    def __getitem__(self, place: int | slice) -> "Row | Rows":
+    def __getitem__(self, place: int | slice) -> "TableRow | TableRows":
         """The image of one row, or the images of a slice."""
         if isinstance(place, slice):
-            return Rows(self._paths[place], self._splits[place], self._indices[place], self._labels[place])
-        return Row(self._paths[place], self._splits[place], self._indices[place], self._labels[place])
+            return TableRows(self._paths[place], self._splits[place], self._indices[place], self._labels[place])
+        return TableRow(self._paths[place], self._splits[place], self._indices[place], self._labels[place])
 
 
 class FeatureTable:
     """Features of n images and the images themselves, opened by `open_table`. Features are read block by block."""
 
-    def __init__(self, path: Path, manifest: Manifest, rows: Sequence[Row], features: NDArray[Any] | None) -> None:
+    def __init__(self, path: Path, manifest: Manifest, rows: Sequence[TableRow], features: NDArray[Any] | None) -> None:
         """`features`: a mapped file; None for Parquet, which is read block by block."""
         self.path, self.manifest, self.rows = path, manifest, rows
         self._features = features
@@ -204,8 +204,8 @@ def _open_numpy(path: Path) -> FeatureTable:
     try:
         with csv_path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             lines = csv.reader(file)
-            if next(lines, None) != list(COLUMNS):
-                raise Refusal(f"its first line is not {','.join(COLUMNS)}")
+            if next(lines, None) != list(TABLE_COLUMNS):
+                raise Refusal(f"its first line is not {','.join(TABLE_COLUMNS)}")
             rows = _rows(lines)
     except (ValueError, csv.Error) as error:
         raise Refusal(f"{csv_path} is damaged or cut off ({error}); embed the images again") from error
@@ -222,7 +222,7 @@ def _open_numpy(path: Path) -> FeatureTable:
     return FeatureTable(path, manifest, rows, features)
 
 
-def _rows(lines: Iterable[list[str]]) -> Rows:
+def _rows(lines: Iterable[list[str]]) -> TableRows:
     """The images in the lines of a CSV file. Raises ValueError if a line cannot be read."""
     paths: list[str] = []
     splits: list[str] = []
@@ -233,7 +233,7 @@ def _rows(lines: Iterable[list[str]]) -> Rows:
         splits.append(split)
         indices.append(int(index))
         labels.append(int(label) if label else None)
-    return Rows(paths, splits, indices, labels)
+    return TableRows(paths, splits, indices, labels)
 
 
 def parquet_manifest(path: Path) -> Manifest:
@@ -256,12 +256,12 @@ def _open_parquet(path: Path) -> FeatureTable:
     manifest = parquet_manifest(path)
     try:
         with parquet.ParquetFile(path) as file:
-            if missing := {*COLUMNS, FEATURES} - set(file.schema_arrow.names):
+            if missing := {*TABLE_COLUMNS, FEATURES} - set(file.schema_arrow.names):
                 raise Refusal(f"it has no column {' and '.join(sorted(missing))}")
-            names = file.read(columns=list(COLUMNS)).to_pydict()
+            names = file.read(columns=list(TABLE_COLUMNS)).to_pydict()
     except (OSError, ValueError) as error:
         raise Refusal(f"{path} is damaged or cut off ({error}); embed the images again") from error
-    return FeatureTable(path, manifest, Rows(*(names[name] for name in COLUMNS)), None)
+    return FeatureTable(path, manifest, TableRows(*(names[name] for name in TABLE_COLUMNS)), None)
 
 
 def parquet_blocks(path: Path, manifest: Manifest, num_rows: int, start: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
@@ -360,7 +360,7 @@ def check_output(output: Path) -> None:
     """Raises Refusal if the table cannot be written to `output`. Files of other programs are never replaced."""
     if output.suffix not in ENDINGS:
         kinds = " or ".join(ENDINGS)
-        near = nearest(output.suffix, ENDINGS) if output.suffix else f"give it one, e.g. {output.name or 'features'}.npy"
+        near = nearest_names(output.suffix, ENDINGS) if output.suffix else f"give it one, e.g. {output.name or 'features'}.npy"
         raise Refusal(f"--output {output} must end in {kinds}: {near}")
     if output.is_dir():
         raise Refusal(f"--output {output} is a folder: name a file, e.g. {command('--output', output / 'features.npy')}")
@@ -399,6 +399,6 @@ def _describes(path: Path) -> bool:
 def _lists(path: Path) -> bool:
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            return next(csv.reader(file), None) == list(COLUMNS)
+            return next(csv.reader(file), None) == list(TABLE_COLUMNS)
     except (OSError, csv.Error):
         return False

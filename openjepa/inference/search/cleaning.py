@@ -11,11 +11,11 @@ from jaxtyping import Float
 from torch.nn.functional import normalize
 
 from openjepa.engine.device import resolve_device
-from openjepa.inference.embedding.table import FeatureTable, Row, evenly_spread
+from openjepa.inference.embedding.table import FeatureTable, TableRow, evenly_spread
 from openjepa.inference.search.gallery import Gallery
-from openjepa.inference.search.pairs import File, Group, Member, Pairs, compare_all, groups_of
+from openjepa.inference.search.pairs import AlikeGroup, File, Member, Pairs, compare_all, groups_of
 from openjepa.inference.search.search_run import Opened, open_for_search
-from openjepa.inference.search.sheets import COLUMNS, KEPT, REMOVED, Line, Picture, draw, save, shortened
+from openjepa.inference.search.sheets import KEPT, REMOVED, SHEET_COLUMNS, SheetLine, SheetPicture, draw_lines, save, shortened
 from openjepa.inference.search.vectors import Vectors, table_mean
 from openjepa.settings.inference import SearchSettings
 from openjepa.system.console import Say, progress, silent
@@ -46,7 +46,7 @@ class Cleaning:
     """Near-duplicates and outliers that were found."""
 
     opened: Opened
-    groups: tuple[Group, ...] | None
+    groups: tuple[AlikeGroup, ...] | None
     """Groups of near-duplicates; None if they were not searched for."""
     outliers: tuple[Outlier, ...] | None
     complete: bool
@@ -107,7 +107,7 @@ def typical_cosines(vectors: Vectors) -> tuple[float, float] | None:
     return float(median), float(high)
 
 
-def _groups(pairs: Pairs, opened: Opened) -> tuple[Group, ...]:
+def _groups(pairs: Pairs, opened: Opened) -> tuple[AlikeGroup, ...]:
     gallery, rows = opened.gallery, opened.table.rows
 
     def file_of(row: int) -> File | None:
@@ -145,7 +145,7 @@ def _write(path: Path, columns: Sequence[str], rows: Iterable[dict[str, object]]
     return path
 
 
-def _about(row: Row) -> dict[str, object]:
+def _about(row: TableRow) -> dict[str, object]:
     return {"path": row.path, "split": row.split, "index": row.index, "label": row.label}
 
 
@@ -185,41 +185,41 @@ def draw_lists(found: Cleaning, folder: Path) -> list[Path]:
     assert gallery is not None  # without a gallery there are no images to draw
     drawn = []
     if found.groups:
-        drawn.append(save(draw(_group_lines(found.groups, found, gallery)), folder / "duplicates.png"))
+        drawn.append(save(draw_lines(_group_lines(found.groups, found, gallery)), folder / "duplicates.png"))
     if found.outliers:
         shown = found.outliers[:OUTLIERS_SHOWN]
         pictures = tuple(
-            Picture(gallery.thumbnail(row), (f"{rank} · distance {item.distance:.3f}", shortened(gallery.image_name(row))))
+            SheetPicture(gallery.thumbnail(row), (f"{rank} · distance {item.distance:.3f}", shortened(gallery.image_name(row))))
             for rank, (item, row) in enumerate(((item, found.table.rows[item.row]) for item in shown), start=1)
         )
-        line = Line(f"farthest from their nearest images, {len(shown)} of {len(found.table):,}", pictures)
-        drawn.append(save(draw([line]), folder / "outliers.png"))
+        line = SheetLine(f"farthest from their nearest images, {len(shown)} of {len(found.table):,}", pictures)
+        drawn.append(save(draw_lines([line]), folder / "outliers.png"))
     return drawn
 
 
-def _group_lines(groups: Sequence[Group], found: Cleaning, gallery: Gallery) -> list[Line]:
+def _group_lines(groups: Sequence[AlikeGroup], found: Cleaning, gallery: Gallery) -> list[SheetLine]:
     """Lines for the most similar groups and for those nearest to the threshold, which show if the threshold is right."""
     half = GROUPS_SHOWN // 2
     shown = list(range(min(half, len(groups))))
     by_threshold = sorted(range(half, len(groups)), key=lambda number: groups[number].lowest)
     border = sorted(by_threshold[:half], key=lambda number: -groups[number].lowest)
-    lines = [Line(f"most alike, of {len(groups):,} groups", ())]
+    lines = [SheetLine(f"most alike, of {len(groups):,} groups", ())]
     lines += [_group_line(number, groups[number], found, gallery) for number in shown]
     if border:
-        lines.append(Line(f"nearest to the threshold of {found.threshold:g}", ()))
+        lines.append(SheetLine(f"nearest to the threshold of {found.threshold:g}", ()))
         lines += [_group_line(number, groups[number], found, gallery) for number in border]
     return lines
 
 
-def _group_line(number: int, group: Group, found: Cleaning, gallery: Gallery) -> Line:
-    shown = group.members[:COLUMNS]
+def _group_line(number: int, group: AlikeGroup, found: Cleaning, gallery: Gallery) -> SheetLine:
+    shown = group.members[:SHEET_COLUMNS]
     more = f", {len(shown)} of {len(group.members)}" if len(shown) < len(group.members) else ""
-    return Line(f"group {number + 1}{more}", tuple(_member_picture(item, found, gallery) for item in shown))
+    return SheetLine(f"group {number + 1}{more}", tuple(_member_picture(item, found, gallery) for item in shown))
 
 
-def _member_picture(member: Member, found: Cleaning, gallery: Gallery) -> Picture:
+def _member_picture(member: Member, found: Cleaning, gallery: Gallery) -> SheetPicture:
     row = found.table.rows[member.row]
     size = "" if member.file is None else f" · {member.file.width} x {member.file.height}"
     words = f"keep{size}" if member.cosine is None else f"{member.cosine:.3f}{' same file' if member.identical else size}"
     captions = (words, shortened(gallery.image_name(row)), *((row.split,) if found.crossing() else ()))
-    return Picture(gallery.thumbnail(row), captions, color=KEPT if member.keep else REMOVED)
+    return SheetPicture(gallery.thumbnail(row), captions, color=KEPT if member.keep else REMOVED)

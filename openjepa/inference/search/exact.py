@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from openjepa.inference.embedding.table import FeatureTable
-from openjepa.inference.search.vectors import ROUNDED, SMALLEST_NORM, Vectors, check_finite, cosines, map_blocks, picked
+from openjepa.inference.search.vectors import ROUNDED, SMALLEST_NORM, Vectors, check_finite_rows, cosines, map_blocks, picked
 from openjepa.refusals import Refusal
 
 
@@ -176,7 +176,7 @@ def nearest_windows(
     scores = torch.empty(len(table))
 
     def compare(first: int, features: Float[Tensor, "b H W D"]) -> int:
-        check_finite(table, first, features)
+        check_finite_rows(table, first, features)
         maps = window_cosines(features, query.float(), window, means)
         scores[first : first + len(maps)] = maps.flatten(1).amax(dim=1)
         return len(maps)

@@ -13,8 +13,8 @@ from openjepa.config import from_dict
 from openjepa.data.decode import decode_image, image_size
 from openjepa.data.source import ListSource
 from openjepa.data.views import shrink_to_short_side
-from openjepa.inference.embedding.plan import Images, open_images
-from openjepa.inference.embedding.table import FeatureTable, Manifest, Row
+from openjepa.inference.embedding.plan import EmbeddedImages, open_images
+from openjepa.inference.embedding.table import FeatureTable, Manifest, TableRow
 from openjepa.inference.search.pairs import File
 from openjepa.refusals import Refusal
 from openjepa.settings.run import CHOICES
@@ -31,7 +31,7 @@ files have other sizes or times."""
 class Gallery:
     """The images of a table. Opened by `open_gallery`."""
 
-    def __init__(self, images: Images, change: Change = "none") -> None:
+    def __init__(self, images: EmbeddedImages, change: Change = "none") -> None:
         """`images`: the embedded sources; single images of a stream cannot be read. `change`: of the images since then."""
         self.change = change
         self._sources = {name: source for name, source in images.sources.items() if isinstance(source, ListSource)}
@@ -41,12 +41,12 @@ class Gallery:
         """Numbers of the images by split and name. Needed if images were added or removed since."""
         return {(split, source.name(index)): index for split, source in self._sources.items() for index in range(len(source))}
 
-    def read(self, row: Row) -> bytes:
+    def read(self, row: TableRow) -> bytes:
         """The bytes of an image's file. Raises Refusal or OSError if it is gone."""
         source, index = self._located(row)
         return source.read(index)
 
-    def image_name(self, row: Row) -> str:
+    def image_name(self, row: TableRow) -> str:
         """The path of an image as its data has it; the name of the row if the image is gone."""
         try:
             source, index = self._located(row)
@@ -54,7 +54,7 @@ class Gallery:
             return row.path
         return source.image_name(index)
 
-    def _located(self, row: Row) -> tuple[ListSource, int]:
+    def _located(self, row: TableRow) -> tuple[ListSource, int]:
         source = self._sources.get(row.split)
         if source is None:
             raise Refusal(f"the split {row.split!r} is a stream or is gone: its images cannot be read one by one")
@@ -64,11 +64,11 @@ class Gallery:
             raise Refusal(f"{row.path} is not among the images any more")
         return source, self._numbers[row.split, row.path]
 
-    def pixels(self, row: Row) -> UInt8[np.ndarray, "h w 3"]:
+    def pixels(self, row: TableRow) -> UInt8[np.ndarray, "h w 3"]:
         """RGB pixels of an image. Raises Refusal or OSError if it cannot be read."""
         return decode_image(self.read(row))
 
-    def thumbnail(self, row: Row) -> UInt8[np.ndarray, "h w 3"] | None:
+    def thumbnail(self, row: TableRow) -> UInt8[np.ndarray, "h w 3"] | None:
         """The image with a short side of at most `THUMBNAIL` pixels; None if it cannot be read."""
         try:
             pixels = decode_image(self.read(row), THUMBNAIL)
@@ -76,7 +76,7 @@ class Gallery:
             return None
         return thumbnail(torch.from_numpy(pixels))
 
-    def file(self, row: Row) -> File | None:
+    def file(self, row: TableRow) -> File | None:
         """Size, bytes and digest of an image's file; None if it cannot be read."""
         try:
             data = self.read(row)
@@ -91,7 +91,7 @@ def thumbnail(pixels: UInt8[Tensor, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
     return shrink_to_short_side(pixels, THUMBNAIL).numpy()
 
 
-def label_name(manifest: Manifest, row: Row) -> str:
+def label_name(manifest: Manifest, row: TableRow) -> str:
     """Name of an image's class, or its number if it has no name; empty without a label."""
     if row.label is None:
         return ""
@@ -117,7 +117,7 @@ def open_gallery(table: FeatureTable, data_path: str | None = None) -> Gallery:
     return Gallery(images, _change(images, table))
 
 
-def _change(images: Images, table: FeatureTable) -> Change:
+def _change(images: EmbeddedImages, table: FeatureTable) -> Change:
     """How the images have changed. Files are looked at only if their number is the same and the table notes their stamps."""
     sources = images.sources.values()
     lengths = [len(source) for source in sources if isinstance(source, ListSource)]

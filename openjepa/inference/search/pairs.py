@@ -239,7 +239,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Group:
+class AlikeGroup:
     """Images that are connected by pairs above the threshold. The images to keep come first, then the others."""
 
     members: tuple[Member, ...]
@@ -249,7 +249,7 @@ class Group:
     """Smallest cosine of a removed image to the image that is kept instead."""
 
 
-def groups_of(pairs: Pairs, file_of: Callable[[int], File | None]) -> list[Group]:
+def groups_of(pairs: Pairs, file_of: Callable[[int], File | None]) -> list[AlikeGroup]:
     """The groups of `pairs`, the group with the most similar pair first. `file_of`: the file of a row, None if it is gone.
 
     In each group, images are visited by number of pixels, then bytes of the file, both the largest first, then by row. An image
@@ -280,7 +280,7 @@ def _connected(alike: dict[int, dict[int, float]]) -> list[list[int]]:
     return components
 
 
-def _group(rows: Sequence[int], alike: dict[int, dict[int, float]], files: dict[int, File | None]) -> Group:
+def _group(rows: Sequence[int], alike: dict[int, dict[int, float]], files: dict[int, File | None]) -> AlikeGroup:
     kept: list[Member] = []
     removed: list[Member] = []
     for row in sorted(rows, key=lambda row: _preference(row, files[row])):
@@ -294,7 +294,7 @@ def _group(rows: Sequence[int], alike: dict[int, dict[int, float]], files: dict[
         removed.append(Member(row, own, -negative, cosine, identical))
     highest = max(cosine for row in rows for cosine in alike[row].values())
     lowest = min(member.cosine for member in removed if member.cosine is not None)
-    return Group((*kept, *removed), highest, lowest)
+    return AlikeGroup((*kept, *removed), highest, lowest)
 
 
 def _preference(row: int, file: File | None) -> tuple[int, int, int]:

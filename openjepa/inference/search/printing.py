@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from openjepa.inference.embedding.table import FeatureTable, Row
+from openjepa.inference.embedding.table import FeatureTable, TableRow
 from openjepa.inference.search.cleaning import Cleaning, group_rows, outlier_rows
 from openjepa.inference.search.gallery import label_name
 from openjepa.inference.search.search_run import Answer, Answers
@@ -46,7 +46,7 @@ def _neighbors(answers: Answers, answer: Answer) -> Table:
     return table
 
 
-def _name(table: FeatureTable, row: Row) -> str:
+def _name(table: FeatureTable, row: TableRow) -> str:
     """The path on one line. If the table has several splits, the split is added, because each may hold the same path."""
     return printable(row.path) + (f" ({row.split})" if len(table.manifest.splits) > 1 else "")
 

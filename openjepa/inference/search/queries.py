@@ -18,13 +18,13 @@ from openjepa.inference.search.gallery import thumbnail
 from openjepa.inference.search.vectors import Vectors, picked, pooled
 from openjepa.refusals import Refusal
 from openjepa.weights.contents import weights_hash
-from openjepa.weights.formats import Choice, load_any
+from openjepa.weights.formats import WeightsChoice, load_any
 
 _SLACK = 1e-6
 
 
 @dataclass(frozen=True)
-class Box:
+class FractionBox:
     """A rectangle in fractions of the image's width and height."""
 
     left: float
@@ -33,7 +33,7 @@ class Box:
     height: float
 
 
-def box_of(region: tuple[float, float, float, float], size: tuple[int, int], name: str) -> Box:
+def box_of(region: tuple[float, float, float, float], size: tuple[int, int], name: str) -> FractionBox:
     """The box of a region.
 
     `region`: left, top, width and height; fractions if none is above 1, else pixels. `size`: height and width of the image in
@@ -52,10 +52,10 @@ def box_of(region: tuple[float, float, float, float], size: tuple[int, int], nam
             f"--region {shown} ({unit}: left, top, width, height) leaves {name}, which is {size[1]} x {size[0]} pixels: left + "
             f"width may be {full_width:g} at most, top + height {full_height:g}"
         )
-    return Box(left / full_width, top / full_height, width / full_width, height / full_height)
+    return FractionBox(left / full_width, top / full_height, width / full_width, height / full_height)
 
 
-def patches_inside(box: Box, grid: tuple[int, int]) -> tuple[slice, slice]:
+def patches_inside(box: FractionBox, grid: tuple[int, int]) -> tuple[slice, slice]:
     """Rows and columns of the patches whose center lies in the box. Raises Refusal if the box is smaller than a patch."""
     rows, columns = grid
     if box.width * columns < 1 - _SLACK or box.height * rows < 1 - _SLACK:
@@ -74,7 +74,7 @@ def _centers(start: float, length: float, number: int) -> slice:
     return slice(first, max(first, last) + 1)
 
 
-def view_over(manifest: Manifest, size: tuple[int, int], box: Box) -> tuple[tuple[int, int], tuple[int, int]]:
+def view_over(manifest: Manifest, size: tuple[int, int], box: FractionBox) -> tuple[tuple[int, int], tuple[int, int]]:
     """The size to which an image is resized, and top and left of the view that the encoder sees of it, all in pixels.
 
     `size`: height and width of the image in pixels. The image is prepared as those of the table, except that the view of `crop`
@@ -91,7 +91,7 @@ def view_over(manifest: Manifest, size: tuple[int, int], box: Box) -> tuple[tupl
     return covering, (top, left)
 
 
-def box_in_view(manifest: Manifest, full: tuple[int, int], corner: tuple[int, int], box: Box) -> Box:
+def box_in_view(manifest: Manifest, full: tuple[int, int], corner: tuple[int, int], box: FractionBox) -> FractionBox:
     """The part of a box that `view_over` shows, in fractions of the view."""
     (top, bottom), (left, right) = (
         tuple(min(max(0.0, (end * whole - start) / side), 1.0) for end in ends)
@@ -99,10 +99,10 @@ def box_in_view(manifest: Manifest, full: tuple[int, int], corner: tuple[int, in
             ((box.top, box.top + box.height), (box.left, box.left + box.width)), full, corner, manifest.size, strict=True
         )
     )
-    return Box(left, top, right - left, bottom - top)
+    return FractionBox(left, top, right - left, bottom - top)
 
 
-def box_of_window(manifest: Manifest, size: tuple[int, int], place: tuple[int, int], window: tuple[int, int]) -> Box:
+def box_of_window(manifest: Manifest, size: tuple[int, int], place: tuple[int, int], window: tuple[int, int]) -> FractionBox:
     """The box in the image that a window of patches covers.
 
     `size`: height and width of the image in pixels. `place`: first row and column of the window. `window`: its rows and
@@ -114,7 +114,7 @@ def box_of_window(manifest: Manifest, size: tuple[int, int], place: tuple[int, i
     if manifest.view == "squash":
         full = (height, width)
     top, left = offset[0] + place[0] * patch_height, offset[1] + place[1] * patch_width
-    return Box(left / full[1], top / full[0], window[1] * patch_width / full[1], window[0] * patch_height / full[0])
+    return FractionBox(left / full[1], top / full[0], window[1] * patch_width / full[1], window[0] * patch_height / full[0])
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Query:
     """Row of the query, if it is an image of the table."""
     pixels: UInt8[np.ndarray, "h w 3"] | None = None
     """Pixels of the image, if it was read."""
-    region: Box | None = None
+    region: FractionBox | None = None
     places: tuple[slice, slice] | None = None
     """Rows and columns of the table's grid that the region covers, if the table holds patches."""
 
@@ -146,7 +146,7 @@ def matching_encoder(table: FeatureTable, subject: str | None = None) -> Encoder
     """
     manifest, place = table.manifest, subject or table.manifest.subject
     try:
-        encoder = Encoder(load_any(place, Choice(encoder=manifest.encoder, heads=manifest.heads, predictor=False)))
+        encoder = Encoder(load_any(place, WeightsChoice(encoder=manifest.encoder, heads=manifest.heads, predictor=False)))
     except (ValueError, OSError) as error:
         raise Refusal(
             f"the encoder that made {table.path} cannot be read: {error}. Say where it lies now: --subject RUN|ENCODER"
@@ -184,8 +184,8 @@ def image_query(encoder: Encoder, manifest: Manifest, image: Picture, name: str,
 
 
 def _patches_over(
-    encoder: Encoder, manifest: Manifest, pixels: UInt8[Tensor, "h w 3"], box: Box
-) -> tuple[Float[Tensor, "H W D"], Box]:
+    encoder: Encoder, manifest: Manifest, pixels: UInt8[Tensor, "h w 3"], box: FractionBox
+) -> tuple[Float[Tensor, "H W D"], FractionBox]:
     """Features of the patches of a view over the box, and the part of the box that lies in this view."""
     full, (top, left) = view_over(manifest, (pixels.shape[0], pixels.shape[1]), box)
     view = resize(pixels, full, "bicubic")[:, top : top + manifest.size[0], left : left + manifest.size[1]]
@@ -236,6 +236,6 @@ def row_number(table: FeatureTable, text: str) -> int:
     raise Refusal(f"--row {text} is not in {table.path}: {hint} For an image elsewhere use --image")
 
 
-def stacked(queries: Sequence[Query], vectors: Vectors) -> Float[Tensor, "Q D"]:
+def stacked_queries(queries: Sequence[Query], vectors: Vectors) -> Float[Tensor, "Q D"]:
     """The vectors of all queries, with the mean of the table subtracted."""
     return vectors.less_mean(torch.stack([query.vector for query in queries]))

@@ -6,21 +6,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from openjepa.engine.device import resolve_device, set_threads
-from openjepa.inference.embedding.table import FeatureTable, Row, open_table
+from openjepa.inference.embedding.table import FeatureTable, TableRow, open_table
 from openjepa.inference.search.approximate import open_index
 from openjepa.inference.search.exact import Neighbors, nearest, nearest_windows
 from openjepa.inference.search.gallery import Gallery, label_name, open_gallery
 from openjepa.inference.search.queries import (
-    Box,
+    FractionBox,
     Query,
     box_of_window,
     image_query,
     matching_encoder,
     row_number,
     row_query,
-    stacked,
+    stacked_queries,
 )
-from openjepa.inference.search.sheets import Line, Picture, draw, query_picture, save, shortened
+from openjepa.inference.search.sheets import SheetLine, SheetPicture, draw_lines, query_picture, save, shortened
 from openjepa.inference.search.vectors import Vectors, place_means, table_mean
 from openjepa.refusals import Refusal
 from openjepa.settings.inference import SearchSettings
@@ -46,7 +46,7 @@ class Answer:
 
     query: Query
     neighbors: Neighbors
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     """The images of the neighbors."""
 
 
@@ -150,7 +150,7 @@ def _exactly(settings: SearchSettings, opened: Opened, queries: Sequence[Query],
             vector = query.vector if means is None else query.vector - means[query.places].mean(dim=(0, 1))
             return [nearest_windows(table, vector, query.window, settings.top, means, skip[0], advance)]
         vectors = Vectors(table, table_mean(table) if opened.centered else None)
-        return nearest(vectors, stacked(queries, vectors), settings.top, skip, advance)
+        return nearest(vectors, stacked_queries(queries, vectors), settings.top, skip, advance)
 
 
 def _by_index(
@@ -161,11 +161,11 @@ def _by_index(
         raise Refusal("--approximate finds whole images, not regions in a table of patches: leave it out")
     index = open_index(opened.table, opened.centered, say)
     start = time.perf_counter()
-    found = index.nearest(stacked(queries, index.vectors), settings.top, skip)
+    found = index.nearest(stacked_queries(queries, index.vectors), settings.top, skip)
     return found, f"by an index that finds {index.recall:.1%} of the nearest ten", time.perf_counter() - start
 
 
-def hit_box(answers: Answers, answer: Answer, number: int, size: tuple[int, int]) -> Box | None:
+def hit_box(answers: Answers, answer: Answer, number: int, size: tuple[int, int]) -> FractionBox | None:
     """Box of the best window in neighbor `number`; None if whole images were compared.
 
     `size`: height and width of the neighbor's image in pixels.
@@ -190,16 +190,16 @@ def draw_neighbors(answers: Answers, output: Path) -> Path:
             pixels, name = gallery.thumbnail(row) if pixels is None else pixels, gallery.image_name(row)
         lead = query_picture(name, pixels, query.region)
         pictures = tuple(_neighbor(answers, answer, number, gallery) for number in range(len(answer.rows)))
-        lines.append(Line("", pictures, lead))
-    save(draw(lines), output)
+        lines.append(SheetLine("", pictures, lead))
+    save(draw_lines(lines), output)
     return output
 
 
-def _neighbor(answers: Answers, answer: Answer, number: int, gallery: Gallery) -> Picture:
+def _neighbor(answers: Answers, answer: Answer, number: int, gallery: Gallery) -> SheetPicture:
     row = answer.rows[number]
     pixels = gallery.thumbnail(row)
     box = None if pixels is None else hit_box(answers, answer, number, (pixels.shape[0], pixels.shape[1]))
     captions = [f"{number + 1} · {answer.neighbors.cosines[number]:.3f}", shortened(gallery.image_name(row))]
     if label := label_name(answers.opened.table.manifest, row):
         captions.append(shortened(label))
-    return Picture(pixels, tuple(captions), box)
+    return SheetPicture(pixels, tuple(captions), box)

@@ -8,13 +8,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from openjepa.inference.search.queries import Box
+from openjepa.inference.search.queries import FractionBox
 from openjepa.system.shared_files import whole_file
 from openjepa.visualization.sheet import BAD, GOOD, GRAY, Sheet, enlarge, printable
 
 CELL = 168
 """Side of the square that each image is fitted into, in pixels."""
-COLUMNS = 6
+SHEET_COLUMNS = 6
 """Most images in a row."""
 _MARGIN, _GAP, _CAPTION, _HEAD, _QUERY_GAP = 12, 10, 19, 34, 40
 _WIDTH_OF_WORDS = 560
@@ -27,14 +27,14 @@ _LETTERS = 20
 
 
 @dataclass(frozen=True)
-class Picture:
+class SheetPicture:
     """One image of a sheet."""
 
     pixels: UInt8[np.ndarray, "h w 3"] | None
     """Pixels of the image; None if it can no longer be read."""
     captions: tuple[str, ...]
     """Lines of text below the image."""
-    box: Box | None = None
+    box: FractionBox | None = None
     """Part of the image that gets a frame."""
     color: str | None = None
     """Color of a frame around the whole image; None: no frame."""
@@ -42,21 +42,21 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Line:
+class SheetLine:
     """Images in a row under a heading. `lead` is an image set apart at the left."""
 
     heading: str
-    pictures: tuple[Picture, ...]
-    lead: Picture | None = None
+    pictures: tuple[SheetPicture, ...]
+    lead: SheetPicture | None = None
 
 
-def query_picture(name: str, pixels: UInt8[np.ndarray, "h w 3"] | None, region: Box | None) -> Picture:
+def query_picture(name: str, pixels: UInt8[np.ndarray, "h w 3"] | None, region: FractionBox | None) -> SheetPicture:
     """The picture of a query, which stands before its neighbors. `region`: framed if it is given."""
-    return Picture(pixels, ("query", shortened(name)), region, box_color=GOOD)
+    return SheetPicture(pixels, ("query", shortened(name)), region, box_color=GOOD)
 
 
-def draw(lines: Sequence[Line]) -> Sheet:
-    """Draws all lines below each other, short ones side by side. A line of more than COLUMNS images continues below.
+def draw_lines(lines: Sequence[SheetLine]) -> Sheet:
+    """Draws all lines below each other, short ones side by side. A line of more than SHEET_COLUMNS images continues below.
 
     Raises Refusal if matplotlib is missing.
     """
@@ -83,9 +83,9 @@ def draw(lines: Sequence[Line]) -> Sheet:
     return sheet
 
 
-def _bands(lines: Sequence[Line]) -> list[list[Line]]:
-    """Groups lines that share a band, side by side. Only lines with images and without a lead do, up to COLUMNS images."""
-    bands: list[list[Line]] = []
+def _bands(lines: Sequence[SheetLine]) -> list[list[SheetLine]]:
+    """Groups lines that share a band. Only lines with images and without a lead do, up to SHEET_COLUMNS images."""
+    bands: list[list[SheetLine]] = []
     free = 0
     for line in lines:
         number = len(line.pictures)
@@ -94,18 +94,18 @@ def _bands(lines: Sequence[Line]) -> list[list[Line]]:
             free -= number
         else:
             bands.append([line])
-            free = COLUMNS - number if line.lead is None and number else 0
+            free = SHEET_COLUMNS - number if line.lead is None and number else 0
     return bands
 
 
-def _num_columns(line: Line) -> int:
+def _num_columns(line: SheetLine) -> int:
     """Number of columns that makes all rows about equally long: for ten images five and five, not six and four."""
     number = len(line.pictures)
     return -(-number // max(1, _num_rows(line)))
 
 
-def _num_rows(line: Line) -> int:
-    return max(-(-len(line.pictures) // COLUMNS), 1 if line.lead is not None else 0)
+def _num_rows(line: SheetLine) -> int:
+    return max(-(-len(line.pictures) // SHEET_COLUMNS), 1 if line.lead is not None else 0)
 
 
 def save(sheet: Sheet, path: Path) -> Path:
@@ -115,11 +115,11 @@ def save(sheet: Sheet, path: Path) -> Path:
     return path
 
 
-def _all(line: Line) -> tuple[Picture, ...]:
+def _all(line: SheetLine) -> tuple[SheetPicture, ...]:
     return line.pictures if line.lead is None else (line.lead, *line.pictures)
 
 
-def _put(sheet: Sheet, picture: Picture, left: int, top: int) -> None:
+def _put(sheet: Sheet, picture: SheetPicture, left: int, top: int) -> None:
     """Draws an image at the bottom of its cell, with its frames and captions."""
     x, y, width, height = left, top, CELL, CELL
     if picture.pixels is None:

@@ -139,7 +139,7 @@ class Vectors:
         else:
             vectors = features if self.mean is None else features.sub_(self.mean.float())
         norms = torch.linalg.vector_norm(vectors, dim=1)
-        check_finite(self.table, first, norms)
+        check_finite_rows(self.table, first, norms)
         if bool((equal := norms < self._noise).any()):
             vectors[equal] = 0
             norms[equal] = 0
@@ -150,7 +150,7 @@ class Vectors:
         return self.less_mean(pooled(picked(self.table, rows)))
 
 
-def check_finite(table: FeatureTable, first: int, numbers: Float[Tensor, "b ..."]) -> None:
+def check_finite_rows(table: FeatureTable, first: int, numbers: Float[Tensor, "b ..."]) -> None:
     """Raises Refusal if a number is not finite, and names the first such image. `first`: number of the block's first row."""
     finite = numbers.isfinite().flatten(1).all(dim=1) if numbers.ndim > 1 else numbers.isfinite()
     if not bool(finite.all()):
@@ -173,7 +173,7 @@ def place_means(table: FeatureTable) -> Float[Tensor, " *shape"]:
     def total(first: int, features: Float[Tensor, "b *shape"]) -> Float[Tensor, " *shape"]:
         part = torch.stack([rows.sum(dim=0) for rows in torch.split(features, SUMMED)]).double().sum(dim=0)
         if not bool(part.isfinite().all()):
-            check_finite(table, first, features)
+            check_finite_rows(table, first, features)
         return part
 
     start = torch.zeros(table.manifest.shape, dtype=torch.float64)

@@ -19,7 +19,7 @@ from openjepa.engine.run_folder import without_ending
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.records import Result
 from openjepa.refusals import Refusal, require_package
-from openjepa.settings.inference import MARK, ConvertSettings
+from openjepa.settings.inference import CONVERTED_MARK, ConvertSettings
 from openjepa.settings.sources import height_and_width
 from openjepa.system.console import Say, silent
 from openjepa.system.shared_files import is_writable, whole_folder
@@ -28,7 +28,7 @@ from openjepa.weights.contents import weights_hash
 from openjepa.weights.convert.card import CardFacts, card
 from openjepa.weights.convert.origin import TRAINING, Mark, Origin, find_origin
 from openjepa.weights.convert.verification import Check, outputs, random_images, verify
-from openjepa.weights.formats import DTYPES, Choice, Loaded, Networks, Write, check_holds, load_any
+from openjepa.weights.formats import DTYPES, Loaded, Networks, WeightsChoice, Write, check_holds, load_any
 from openjepa.weights.onnx import check_packages
 from openjepa.weights.transformers import model_class
 
@@ -70,9 +70,9 @@ def output_folder(settings: ConvertSettings) -> Path:
         return folder
     if not settings.overwrite:
         raise Refusal(f"output={str(folder)!r} exists; name another folder, or replace it with --overwrite")
-    if not (folder / MARK).is_file() and any(folder.iterdir()):
+    if not (folder / CONVERTED_MARK).is_file() and any(folder.iterdir()):
         raise Refusal(
-            f"output={str(folder)!r} was not written by `openjepa convert` (it holds no {MARK}) and is not replaced; "
+            f"output={str(folder)!r} was not written by `openjepa convert` (it holds no {CONVERTED_MARK}) and is not replaced; "
             "remove it yourself, or name another folder"
         )
     if (folder / RESULTS).is_dir():
@@ -92,7 +92,7 @@ def convert(settings: ConvertSettings, say: Say = silent) -> Conversion:
     to = _checked(settings)
     folder = output_folder(settings)
     say(f"reading {settings.subject}")
-    loaded = load_any(settings.subject, Choice(encoder=settings.encoder, heads=settings.heads))
+    loaded = load_any(settings.subject, WeightsChoice(encoder=settings.encoder, heads=settings.heads))
     for note in loaded.notes:
         say(f"note: {note}")
     loaded = _resized(loaded, settings.image_size)
@@ -151,7 +151,7 @@ def _networks(settings: ConvertSettings, loaded: Loaded, origin: Origin) -> tupl
         if settings.encoder == "context":
             raise Refusal("encoder='context' has no effect with --to official, which holds both encoders; leave it out")
         if "context" in loaded.encoders:
-            other = load_any(settings.subject, Choice(encoder="context", heads=settings.heads, predictor=False))
+            other = load_any(settings.subject, WeightsChoice(encoder="context", heads=settings.heads, predictor=False))
             context = _resized(other, settings.image_size).encoder
             steps["context encoder"] = other.training.get("step")
     networks = Networks(
@@ -240,4 +240,4 @@ def _write_notes(
         checks=[asdict(check) for check in done.checks],
         openjepa=openjepa.__version__,
     )
-    (folder / MARK).write_text(json.dumps(asdict(mark), indent=1) + "\n")
+    (folder / CONVERTED_MARK).write_text(json.dumps(asdict(mark), indent=1) + "\n")

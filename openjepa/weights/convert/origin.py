@@ -13,7 +13,7 @@ import yaml
 
 from openjepa.records import Result
 from openjepa.report.reading import Run, read_run
-from openjepa.settings.inference import MARK
+from openjepa.settings.inference import CONVERTED_MARK
 from openjepa.system.json_files import lenient, number, readable_object
 from openjepa.system.shell import hub_name
 from openjepa.weights.contents import CHECKPOINT_FILE, weights_hash
@@ -109,7 +109,7 @@ def find_origin(subject: Path, loaded: Loaded) -> Origin:
         training = _numbers(run) | dict(loaded.training)
         return Origin(run_folder.resolve().name, True, weights, run, run.config or None, training)
     folder = place.parent if place.name == CHECKPOINT_FILE else place
-    if (mark := lenient(Mark, readable_object(folder / MARK))) is not None:
+    if (mark := lenient(Mark, readable_object(folder / CONVERTED_MARK))) is not None:
         return Origin(
             mark.source or source,
             mark.is_ours,

@@ -13,7 +13,7 @@ from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.types import EncoderOutput, normalize
-from openjepa.weights.formats import Choice, Networks, load_any
+from openjepa.weights.formats import Networks, WeightsChoice, load_any
 from openjepa.weights.onnx import FILE as ONNX_FILE
 
 TOLERANCE = 2e-5
@@ -70,10 +70,10 @@ def outputs(encoder: VisionTransformer, images: UInt8[Tensor, "B 3 h w"]) -> Enc
 
 def _verify_folder(folder: Path, to: str, networks: Networks) -> list[Check]:
     heads = networks.config.heads
-    loaded = load_any(folder, Choice(heads=heads))
+    loaded = load_any(folder, WeightsChoice(heads=heads))
     checks = [_compared(networks.encoder, loaded.encoder, to)]
     if networks.context is not None:
-        context = load_any(folder, Choice(encoder="context", heads=heads, predictor=False)).encoder
+        context = load_any(folder, WeightsChoice(encoder="context", heads=heads, predictor=False)).encoder
         checks.append(_compared(networks.context, context, "its context encoder"))
     if networks.predictor is not None and loaded.predictor is not None:
         _check_weights(networks.predictor, loaded.predictor, "predictor")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from openjepa.data import open_splits
-from openjepa.data.folders.folder import FolderSource, left_out
+from openjepa.data.folders.folder import FolderSource, left_out_folders
 from openjepa.data.source import ListSource, Splits
 from openjepa.settings.sources import FolderSettings
 from tests.helpers.images import shape_image
@@ -124,7 +124,7 @@ def test_images_of_splits_that_are_not_used_are_said(tmp_path: Path) -> None:
     files = ["train/a/1.png", "train/b/2.png", "test/a/3.png", "val/a/4.png", "val/b/5.png", "validation/6.png"]
     splits = opened(put(tmp_path, *files))
     assert splits.description.endswith("1 to test; images in no split that is used: 2 in val, 1 in validation")
-    assert {name: names(source) for name, source in left_out(FolderSettings(path=str(tmp_path))).items()} == {
+    assert {name: names(source) for name, source in left_out_folders(FolderSettings(path=str(tmp_path))).items()} == {
         "val": ["a/4.png", "b/5.png"],
         "validation": ["6.png"],
     }
@@ -172,7 +172,7 @@ def test_tiny_imagenet_as_it_unpacks(tmp_path: Path) -> None:
         splits.test is not None and splits.test.read(1) == (tmp_path / "tiny-imagenet-200/val/images/val_1.JPEG").read_bytes()
     )
     assert "6 images to train in 2 classes, 4 to test; images in no split that is used: 4 in test" in splits.description
-    others = left_out(FolderSettings(path=str(tmp_path)))
+    others = left_out_folders(FolderSettings(path=str(tmp_path)))
     assert {name: names(source) for name, source in others.items()} == {"test": [f"images/test_{n}.JPEG" for n in range(4)]}
 
 

@@ -8,7 +8,7 @@ from openjepa.data.scenes.layout import (
     AREA,
     MIN_GAP,
     MIN_VISIBLE_PIXELS,
-    SIZES,
+    OBJECT_SIZES,
     Camera,
     SceneLayout,
     Solid,
@@ -36,7 +36,7 @@ def test_counts_are_uniform_and_every_distance_bin_holds_five_percent(layouts: l
 def test_objects_stand_apart_inside_the_area_and_on_the_ground(layouts: list[SceneLayout]) -> None:
     for layout in layouts:
         centers = np.array([item.solid.center for item in layout.objects])
-        radii = np.array([SIZES[item.size] for item in layout.objects])
+        radii = np.array([OBJECT_SIZES[item.size] for item in layout.objects])
         distances = np.linalg.norm(centers[:, None, :2] - centers[None, :, :2], axis=-1)
         gaps = (distances - radii[:, None] - radii[None])[~np.eye(len(radii), dtype=bool)]
         assert gaps.min() >= MIN_GAP - 1e-9

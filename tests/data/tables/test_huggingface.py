@@ -240,7 +240,7 @@ def test_other_splits_have_the_numbers_of_the_training_split(tmp_path: Path) -> 
     write_parquet(tmp_path / "train.parquet", range(3), declared=False, labels=[900, 7, 900])
     write_parquet(tmp_path / "test.parquet", range(2), declared=False, labels=[7, 900])
     write_parquet(tmp_path / "val.parquet", range(3), declared=False, labels=[40, 900, 7])
-    other = huggingface.left_out(HuggingFaceSettings(path=str(tmp_path)))
+    other = huggingface.left_out_splits(HuggingFaceSettings(path=str(tmp_path)))
     assert list(other) == ["validation"] and np.array_equal(other["validation"].labels, [2, 1, 0])
     assert other["validation"].class_names == ("7", "900", "40") and opened(tmp_path).train.class_names == ("7", "900")
 

@@ -200,12 +200,12 @@ def test_memory_is_judged_by_unpacked_images_alone(tmp_path: Path, monkeypatch: 
     assert 250_000 <= parquet.uncompressed_bytes(file, ["image"]) < 252_000
     assert parquet.uncompressed_bytes(file, ["image", "note"]) > 550_000
     settings = HuggingFaceSettings(path=file)
-    for free, way in ((900_000, "mapped_rows"), (1_100_000, "read_rows")):
+    for free, way in ((900_000, "mapped_rows"), (1_100_000, "read_image_column")):
         monkeypatch.setattr(parquet, "available_memory", lambda free=free: free)
-        for name in ("mapped_rows", "read_rows"):
+        for name in ("mapped_rows", "read_image_column"):
             monkeypatch.setattr(parquet, name, Mock(return_value=[]))
         parquet.ParquetReader({"train": [file]}, settings).open_list("train")
-        assert [name for name in ("mapped_rows", "read_rows") if getattr(parquet, name).called] == [way]
+        assert [name for name in ("mapped_rows", "read_image_column") if getattr(parquet, name).called] == [way]
 
 
 @pytest.mark.parametrize("kind", ["plain", "categories", "struct"])

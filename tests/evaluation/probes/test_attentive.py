@@ -14,7 +14,7 @@ from openjepa.evaluation.probes.attentive import (
     AttentiveProbe,
     AttentiveProbes,
     TrainedProbes,
-    build_optimizer,
+    build_probe_optimizer,
     evaluate_attentive,
     loss_sum,
     train_probes,
@@ -76,7 +76,7 @@ def test_the_gradient_of_each_probe_is_that_of_its_own_loss() -> None:
 
 def test_rates_and_decay_of_each_parameter() -> None:
     probes = AttentiveProbes(2, 12, 3, 5, 1e-6)
-    groups = build_optimizer(probes, replace(ATTENTIVE, weight_decay=0.1)).param_groups
+    groups = build_probe_optimizer(probes, replace(ATTENTIVE, weight_decay=0.1)).param_groups
     of = {id(value): group for group in groups for value in group["params"]}
     assert sum(len(group["params"]) for group in groups) == len(of) == len(list(probes.parameters()))
     for name, value in probes.named_parameters():

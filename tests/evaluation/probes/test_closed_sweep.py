@@ -12,8 +12,8 @@ from torch import Tensor
 from openjepa.checks.protocol_settings import check_evaluation
 from openjepa.evaluation.probes import closed_sweep
 from openjepa.evaluation.probes import closed_sweep as rows_module
-from openjepa.evaluation.probes.closed_sweep import rotate, solve
-from openjepa.evaluation.probes.linear import KINDS, prepare
+from openjepa.evaluation.probes.closed_sweep import solve, to_axes
+from openjepa.evaluation.probes.linear import HEAD_KINDS, prepare
 from openjepa.evaluation.protocol import FeatureProbe, LabeledFeatures, ProtocolResult, held_out_rows
 from openjepa.measures import accuracy
 from openjepa.refusals import Refusal
@@ -129,7 +129,7 @@ def test_the_solver_finds_the_optimum() -> None:
     features = split.features["last_four"]  # columns from 1e-2 to 1e3, some of them nearly collinear
     features = (features - features.mean(dim=0)) / features.std()
     decays = [1e-3, 1e-2, 1.0]
-    rotated = rotate(features, kept_variance=1.0)
+    rotated = to_axes(features, kept_variance=1.0)
     heads = solve(rotated.rows, split.labels, 4, rotated.components.variances, decays, iterations=300, tolerance=1e-9)
     for number, decay in enumerate(decays):
         weight, bias = reference(features, split.labels, decay)
@@ -144,7 +144,7 @@ def objective(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, de
     return float(loss + decay / 2 * weight.double().square().sum())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HEAD_KINDS)
 def test_probe_with_its_default_effort_agrees_with_scikit_learn(kind: str) -> None:
     train, test = clusters(300, 1.0, 1), clusters(300, 1.0, 2)
     features = train.features["last_four"]
@@ -165,16 +165,16 @@ def test_probe_with_its_default_effort_agrees_with_scikit_learn(kind: str) -> No
 def test_principal_components_rebuild_the_features(shape: tuple[int, int]) -> None:
     features = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * torch.logspace(-1, 1, shape[1])
     features = features - features.mean(dim=0)
-    rotated = rotate(features, kept_variance=1.0)
+    rotated = to_axes(features, kept_variance=1.0)
     rows, found = rotated.rows.materialize(), rotated.components
     torch.testing.assert_close(rows @ found.axes.T, features, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(rows.T @ rows / shape[0], found.variances.diag(), atol=1e-3, rtol=1e-4)
-    few = rotate(features, kept_variance=0.9).components
+    few = to_axes(features, kept_variance=0.9).components
     share = few.variances.sum() / features.var(dim=0, correction=0).sum()
     assert share >= 0.9 and share - few.variances[-1] / features.var(dim=0, correction=0).sum() < 0.9
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HEAD_KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
 def test_features_that_stay_in_place_give_the_same_heads(
     kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
@@ -234,7 +234,7 @@ def test_shared_components_are_found_once_and_change_no_number(monkeypatch: pyte
         for split in (train, copied):
             for rule, result in alone.items():
                 assert outcome("linear", split, test, replace(SETTINGS, selection=rule)) == result
-        assert found == len(train.features) * len(KINDS) == 4
+        assert found == len(train.features) * len(HEAD_KINDS) == 4
         outcome("linear", changed, test, SETTINGS)
         assert found == 8
     outcome("linear", train, test, SETTINGS)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from openjepa.evaluation.feature_matrix import EncoderFeatures
 from openjepa.evaluation.probes import linear_full
 from openjepa.evaluation.probes import stacked_heads as heads_module
-from openjepa.evaluation.probes.linear_full import evaluate_linear_full, feature_batches, find_recipe, make_plan
+from openjepa.evaluation.probes.linear_full import evaluate_linear_full, feature_batches, find_recipe, make_training_plan
 from openjepa.evaluation.probes.stacked_heads import HeadGroup, StackedHeads, Sweep, all_pairs, needed_bytes
 from openjepa.evaluation.probes.trained import training_on
 from openjepa.evaluation.protocol import ProtocolResult
@@ -200,19 +200,19 @@ def test_a_recipe_is_found_by_benchmark_or_by_its_task() -> None:
 
 def test_rates_of_a_recipe_follow_the_batch_and_those_of_the_settings_do_not() -> None:
     recipe = LinearRecipe(epochs=10, milestones=(4,), batch_size=256, learning_rates=(0.4, 0.04), weight_decays=(0.0, 1e-3))
-    plan = make_plan(FullLinearSettings(), recipe, 64, "crop_flip")  # 64 images: a batch cannot be larger
+    plan = make_training_plan(FullLinearSettings(), recipe, 64, "crop_flip")  # 64 images: a batch cannot be larger
     assert plan.batch_size == 64 and plan.augmentation == "crop_flip" and plan.epochs == 10
     assert plan.sweep.rates == pytest.approx((0.1, 0.1, 0.01, 0.01)) and plan.sweep.weight_decays == (0.0, 1e-3, 0.0, 1e-3)
     given = FullLinearSettings(
         batch_size=32, learning_rates=(0.7,), weight_decays=(0.2,), optimizer="lars", augmentation="none"
     )
-    assert make_plan(given, recipe, 64, "crop_flip").sweep == Sweep((0.7,), (0.2,), "lars")
-    assert make_plan(given, recipe, 64, "crop_flip").augmentation == "none"
+    assert make_training_plan(given, recipe, 64, "crop_flip").sweep == Sweep((0.7,), (0.2,), "lars")
+    assert make_training_plan(given, recipe, 64, "crop_flip").augmentation == "none"
 
 
 def test_rates_fall_at_milestones_or_along_a_cosine() -> None:
     def factors(recipe: LinearRecipe, epochs: int | None = None) -> list[float]:
-        plan = make_plan(FullLinearSettings(epochs=epochs), recipe, 1000, "crop_flip")
+        plan = make_training_plan(FullLinearSettings(epochs=epochs), recipe, 1000, "crop_flip")
         return [plan.factor(epoch) for epoch in range(plan.epochs)]
 
     steps = factors(LINEAR_RECIPES["places205"])

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from openjepa.checks.protocol_settings import check_evaluation
 from openjepa.evaluation.probes import logistic as newton
-from openjepa.evaluation.probes.closed_sweep import Heads, Rows
+from openjepa.evaluation.probes.closed_sweep import LazyRows, LinearHeads
 from openjepa.evaluation.probes.logistic import Objective, Solution, Standardized, _between, minimize, standardize
 from openjepa.evaluation.probes.logistic import evaluate_logistic as evaluate_probe
 from openjepa.evaluation.protocol import FeatureProbe, LabeledFeatures, ProtocolResult, held_out_rows
@@ -75,12 +75,12 @@ def test_the_optimum_is_scikit_learns_in_float64(penalty: float) -> None:
     assert torch.equal((others @ weight + bias).argmax(dim=1), (others @ theirs[0] + theirs[1]).argmax(dim=1))
 
 
-def small_problem(penalty: float = 1e-2) -> tuple[Objective, Heads]:
+def small_problem(penalty: float = 1e-2) -> tuple[Objective, LinearHeads]:
     features, labels = clusters(90, 6, 4, 1)
     problem = standardize(features, labels).rotated
     generator = torch.Generator().manual_seed(0)
     weight, bias = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((6, 1, 4), (1, 4)))
-    return Objective(problem.rows, labels, 4, problem.components.variances, penalty), Heads(weight, bias)
+    return Objective(problem.rows, labels, 4, problem.components.variances, penalty), LinearHeads(weight, bias)
 
 
 def test_value_gradient_and_curvature_are_autograds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def test_value_gradient_and_curvature_are_autograds(monkeypatch: pytest.MonkeyPa
         point = problem.at(heads)
         assert (point.probabilities is None) == (name == "KEPT_PROBABILITIES")
         assert point.value == pytest.approx(float(value(*at)), rel=1e-12)
-        bent = problem.curvature(point, Heads(directions[0][:, None], directions[1][None]))
+        bent = problem.curvature(point, LinearHeads(directions[0][:, None], directions[1][None]))
         for ours, theirs in zip((point.gradient, bent), (gradient, product), strict=True):
             torch.testing.assert_close(ours.weight[:, 0], theirs[0])
             torch.testing.assert_close(ours.bias[0], theirs[1])
@@ -109,7 +109,7 @@ def test_value_gradient_and_curvature_are_autograds(monkeypatch: pytest.MonkeyPa
 def test_rows_that_are_turned_while_they_are_read_give_the_same_solution() -> None:
     features, labels = clusters(300, 12, 5, 1)
     problem = standardize(features, labels)
-    turned = Rows(features, problem.mean, problem.scale[:, None] * problem.rotated.components.axes)
+    turned = LazyRows(features, problem.mean, problem.scale[:, None] * problem.rotated.components.axes)
     stored = Objective(problem.rotated.rows, labels, 5, problem.rotated.components.variances, 1e-3)
     first, second = (minimize(each, None, 1e-10, 1000) for each in (stored, replace(stored, rows=turned)))
     assert problem.rotated.rows.axes is None and first.passes == second.passes

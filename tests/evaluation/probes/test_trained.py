@@ -13,7 +13,7 @@ from torch import Tensor
 from openjepa.data.passes import evaluation_batches
 from openjepa.evaluation.probes.attentive import evaluate_attentive
 from openjepa.evaluation.probes.linear_full import evaluate_linear_full
-from openjepa.evaluation.probes.trained import Scores, choose, compare, training_on
+from openjepa.evaluation.probes.trained import Scores, choose, train_and_choose, training_on
 from openjepa.evaluation.protocol import ImageProbe, held_out_rows
 from openjepa.settings.evaluation import AttentiveSettings, EvaluationSettings, FullLinearSettings
 from tests.helpers.colors import Broken, color_probe
@@ -47,7 +47,7 @@ def test_held_out_images_are_not_trained_on() -> None:
         asked.append(rows)
         return Always()
 
-    results = compare(probe, replace(SETTINGS, selection="both"), train, "crop", "rates")
+    results = train_and_choose(probe, replace(SETTINGS, selection="both"), train, "crop", "rates")
     assert len(asked[0]) == 54 and len(np.unique(asked[0])) == 54 and np.array_equal(asked[1], np.arange(60))
     # a tenth of each class is held out, so that the first class is a third of what is left and of what is held out
     assert results[0].heads[0].held_out_accuracy == pytest.approx(1 / 3) and results[1].accuracy == pytest.approx(1 / 3)
@@ -130,4 +130,4 @@ def test_a_device_that_is_full_is_told_what_helps() -> None:
     with pytest.raises(
         ValueError, match=r"feature_batch_size=8: set a smaller --feature-batch-size .* evaluation\.some\.rates"
     ):
-        compare(color_probe(), SETTINGS, train, "crop", "some.rates")
+        train_and_choose(color_probe(), SETTINGS, train, "crop", "some.rates")

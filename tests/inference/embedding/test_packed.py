@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from openjepa.engine.device import autocast
-from openjepa.inference.embedding.compute import PackedLinear, can_pack, pack
+from openjepa.inference.embedding.compute import PackedLinear, can_pack, pack_encoder
 from openjepa.models.vit import build_encoder
 from openjepa.settings.models import EncoderConfig
 
@@ -56,7 +56,7 @@ def test_a_packed_encoder_rounds_no_more_than_autocast(changes: dict[str, object
     for value in network.parameters():
         value.data.add_(0.1 * torch.randn_like(value))
     images, copied = torch.randn(3, 3, 32, 40), copy.deepcopy(network)
-    pack(copied)
+    pack_encoder(copied)
     network.eval()
     with torch.no_grad():
         exact = network(images).patches
@@ -74,7 +74,7 @@ def test_a_packed_encoder_rounds_no_more_than_autocast(changes: dict[str, object
 def test_a_packed_encoder_keeps_the_outputs_of_earlier_blocks() -> None:
     network, images = build_encoder(CONFIG), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     packed = copy.deepcopy(network)
-    pack(packed)
+    pack_encoder(packed)
     with torch.no_grad(), autocast(CPU, "bf16"):
         pairs = zip(network.block_outputs(images, 3), packed.block_outputs(images, 3), strict=True)
     for usual, ours in pairs:

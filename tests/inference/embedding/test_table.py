@@ -13,7 +13,7 @@ import openjepa
 from openjepa.config import save_yaml
 from openjepa.data import open_splits
 from openjepa.inference.embedding.plan import open_images
-from openjepa.inference.embedding.table import Row, kept_mean, open_table
+from openjepa.inference.embedding.table import TableRow, kept_mean, open_table
 from openjepa.settings.run import RunConfig, RunSettings
 from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
 from tests.helpers.embedding import CONFIG, embed, save_encoder, write_shards
@@ -33,7 +33,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def expected(encoder: Path, images: Path, rows: list[Row]) -> torch.Tensor:
+def expected(encoder: Path, images: Path, rows: list[TableRow]) -> torch.Tensor:
     """The features by the Python API, image by image."""
     loaded = openjepa.load(encoder)
     return torch.cat([loaded.embed(images / row.path, precision="fp32") for row in rows])

@@ -17,7 +17,7 @@ from openjepa.types import Export
 from openjepa.weights.convert import conversion as module
 from openjepa.weights.convert.conversion import convert
 from openjepa.weights.convert.verification import sizes_of, verify
-from openjepa.weights.formats import Choice, Networks, load_any
+from openjepa.weights.formats import Networks, WeightsChoice, load_any
 from openjepa.weights.native import save_network
 from tests.helpers.foreign_weights import Malicious, official, weights
 from tests.helpers.foreign_weights import written as saved
@@ -52,7 +52,7 @@ def test_a_run_is_converted(to: str, run: Path, tmp_path: Path) -> None:
     done = convert(ConvertSettings(subject=run, to=to, license="apache-2.0"))  # type: ignore[arg-type]
     assert done.folder == tmp_path / f"mine-{to}" and all(check.difference == 0 for check in done.checks)
     place = done.folder / "checkpoint.pth.tar" if to == "official" else done.folder
-    loaded, original = load_any(place, Choice(heads=3)), load_any(run)
+    loaded, original = load_any(place, WeightsChoice(heads=3)), load_any(run)
     assert_same(loaded.encoder, original.encoder)
     assert original.predictor is not None
     assert_same(loaded.predictor, original.predictor)
@@ -65,8 +65,8 @@ def test_a_run_is_converted(to: str, run: Path, tmp_path: Path) -> None:
 def test_a_released_checkpoint_of_a_run_holds_both_encoders(run: Path) -> None:
     """And the numbers that the released program writes beside them."""
     folder = convert(ConvertSettings(subject=run, to="official")).folder
-    context = load_any(folder / "checkpoint.pth.tar", Choice(encoder="context", heads=3))
-    assert_same(context.encoder, load_any(run, Choice(encoder="context")).encoder)
+    context = load_any(folder / "checkpoint.pth.tar", WeightsChoice(encoder="context", heads=3))
+    assert_same(context.encoder, load_any(run, WeightsChoice(encoder="context")).encoder)
     tree = torch.load(folder / "checkpoint.pth.tar", weights_only=True)
     assert list(tree)[:3] == ["encoder", "predictor", "target_encoder"] and tree["batch_size"] == 128
     assert tree["lr"] == 0.001 and isinstance(tree["epoch"], int) and isinstance(tree["loss"], float)
@@ -74,7 +74,7 @@ def test_a_released_checkpoint_of_a_run_holds_both_encoders(run: Path) -> None:
 
 def test_the_context_encoder(run: Path) -> None:
     folder = convert(ConvertSettings(subject=run, to="timm", encoder="context")).folder
-    assert_same(load_any(folder).encoder, load_any(run, Choice(encoder="context")).encoder)
+    assert_same(load_any(folder).encoder, load_any(run, WeightsChoice(encoder="context")).encoder)
     with pytest.raises(ValueError, match="encoder='context' has no effect with --to official"):
         convert(ConvertSettings(subject=run, to="official", encoder="context"))
     alone = run_folder(run.parent / "alone", context=False)
@@ -140,7 +140,7 @@ def test_a_foreign_file_keeps_its_license(tmp_path: Path) -> None:
     card = (third.folder / "README.md").read_text()  # what was said once stays: openjepa has not trained it
     assert "the license of that file applies" in card and "license: cc-by-nc-4.0" in card
     assert "converted from `IN1K-test.pth.tar` (I-JEPA's released checkpoint" in card
-    assert_same(load_any(third.folder).encoder, load_any(path, Choice(heads=3)).encoder)
+    assert_same(load_any(third.folder).encoder, load_any(path, WeightsChoice(heads=3)).encoder)
     assert load_any(third.folder).predictor is not None
 
 

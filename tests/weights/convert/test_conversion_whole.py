@@ -12,7 +12,7 @@ import pytest
 
 from openjepa.cli import main
 from openjepa.settings.inference import ConvertSettings
-from openjepa.system.shared_files import place, whole_folder
+from openjepa.system.shared_files import machine_place, whole_folder
 from openjepa.weights.convert import conversion as module
 from openjepa.weights.convert.conversion import convert
 from tests.helpers.processes import in_clean_process
@@ -87,7 +87,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> No
 
 def test_a_folder_that_a_killed_process_had_moved_aside_gets_its_name_again(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True)
-    aside = tmp_path / f".out.{place()}.{done.stdout.strip()}.old"
+    aside = tmp_path / f".out.{machine_place()}.{done.stdout.strip()}.old"
     aside.mkdir()
     (aside / "whole").write_text("older")
     with pytest.raises(OSError, match="full"), whole_folder(tmp_path / "out"):

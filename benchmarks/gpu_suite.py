@@ -5,8 +5,8 @@
 Needs no network and no data. Prints each result and writes `<output>/<date>_<hardware>/gpu_suite.json` after the tests and
 after every measurement, so that finished measurements are kept if the time runs out. Tests and measurements run in processes of
 their own, which are ended when the time is up. Rates are also given as a share of the rate of a 4096-cubed bf16 matrix product
-timed in the same rounds. `--quick` runs the same code at toy sizes on any device. Exits with 2 if there is no GPU, and with 1 if the
-tests failed.
+timed in the same rounds. `--quick` runs the same code at toy sizes on any device. Exits with 2 if there is no GPU, and with 1
+if the tests failed.
 """
 
 import argparse

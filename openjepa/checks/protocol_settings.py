@@ -1,4 +1,4 @@
-"""Finds impossible settings of an evaluation before anything is loaded, and those without effect. Free of torch."""
+"""Finds settings of an evaluation that are impossible or have no effect, before anything is loaded. Free of torch."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import is_dataclass
@@ -26,9 +26,9 @@ def check_evaluation(settings: EvaluationSettings) -> None:
 def evaluation_remarks(
     settings: EvaluationSettings, protocols: Collection[str], reads: Mapping[str, Collection[str]], unpooled: Collection[str]
 ) -> list[str]:
-    """Settings that were changed and have no effect on an evaluation by `protocols`, in words.
+    """Remarks on settings that were changed but have no effect on an evaluation by `protocols`.
 
-    `reads`: for every protocol there is, the settings and groups that it reads and that not all protocols read.
+    `reads`: for every existing protocol, the settings and groups that it reads, without those that all protocols read.
     `unpooled`: the protocols that learn from patches, not from one vector per image.
     """
     usual = type(settings)()

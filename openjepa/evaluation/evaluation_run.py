@@ -329,8 +329,10 @@ def evaluate_seeds(
     say: Say,
     benchmark: str = "",
 ) -> Result:
-    """`blank` with the numbers of all seeds. With one seed, the file is written after every protocol, so that an interruption
-    keeps finished protocols."""
+    """`blank` with the numbers of all seeds. Writes the file of the result.
+
+    With one seed, the file is also written after every protocol, so that an interruption keeps finished protocols.
+    """
     folder = subject.output / "eval"
     outcomes = []
     for number in range(settings.seeds):
@@ -362,7 +364,7 @@ def evaluate_seeds(
 
 
 def view_size(settings: EvaluationSettings, config: EncoderConfig) -> tuple[int, int]:
-    """Height and width of the views. Raises Refusal if the encoder's patches do not divide them."""
+    """Height and width of the views in pixels. Raises Refusal if they are not multiples of the encoder's patch size."""
     size = height_and_width(settings.image_size or config.image_size)
     check_patch_divides(config.patch_size, size, "image_size", of="the encoder", said=as_option)
     return size

@@ -122,7 +122,7 @@ class _ViewReader:
 def _masked_predictions(
     folder: Path, encoder: VisionTransformer, config: EncoderConfig, size: tuple[int, int], settings: EvaluationSettings
 ) -> Predict | None:
-    """A function from images and their indices to pooled predictions under `lidar_views` masks.
+    """Makes the function from images and their indices to pooled predictions under `lidar_views` masks.
 
     Returns None if no run folder says how masks are drawn. The context is encoded by the run's context encoder, as in training,
     or by `encoder`, its moving average, if the context encoder was not exported.

@@ -70,7 +70,7 @@ class ImageProbe:
     train: LabeledImages
     test: LabeledImages
     fit: str
-    """How an image becomes the test view: `crop` or `squash`."""
+    """The way an image becomes its test view: `crop` (center crop) or `squash` (the whole image, resized)."""
     image_size: tuple[int, int]
     """Height and width of the views in pixels."""
     device: torch.device

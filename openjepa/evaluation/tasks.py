@@ -26,7 +26,7 @@ class Task:
     labels: Callable[[Splits], Labels | str]
     """Returns the labels of both splits, or the reason in words why the data has none."""
     fit: Literal["crop", "squash"]
-    """How an image becomes its test view. crop: center crop; squash: the whole image, resized to the size."""
+    """The way an image becomes its test view. crop: center crop; squash: the whole image, resized to the size."""
     maps: str | None = None
     """Name of the task's label maps in Splits.label_maps; None if the task has one label per image."""
 

@@ -124,7 +124,7 @@ def _landscape_in_words(trained: EnergyStatistics, flat: bool, apart: bool) -> s
 def energies_of(
     method: Method, batches: list[Batch], progress: Progress, config: RunConfig, device: torch.device, precision: str
 ) -> Float[Tensor, "G B B"]:
-    """Energies of all pairs within each batch, in fp32 on the CPU."""
+    """Energies of all pairs within each batch, in fp32 on the CPU. Raises Refusal if the method has no energies."""
     matrices = []
     for batch in batches:
         on_device = batch.to(device).normalized(config.data.pixel_mean, config.data.pixel_std)

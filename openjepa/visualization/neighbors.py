@@ -63,7 +63,7 @@ def choose_images(
 ) -> tuple[Pictured, Pictured]:
     """`num_shown` images of the test split, and a gallery of training images.
 
-    If there is no test split, both are training images.
+    If there is no test split, both are training images. Raises Refusal if none of the images to show can be read.
     """
     splits = open_splits(config.data, config.run.seed)
     for what in splits.not_used:

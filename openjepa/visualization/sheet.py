@@ -20,7 +20,7 @@ from PIL import Image
 from openjepa.refusals import needed_for
 
 USUAL = "DejaVu Sans"
-"""matplotlib's own: Latin, Greek, Cyrillic, Arabic and more, but no Chinese, Japanese, Korean, Indic or emoji."""
+"""matplotlib's own font: Latin, Greek, Cyrillic, Arabic and more, but no Chinese, Japanese, Korean, Indic or emoji."""
 JOINERS = frozenset("\u200c\u200d")
 """Characters that control how neighboring letters join. They have no shape of their own."""
 _SHAPELESS = JOINERS | frozenset("\ufe0e\ufe0f ")

@@ -30,7 +30,10 @@ MOST_IMAGES = 8
 
 
 def read_views(run: Path) -> dict[str, ViewSpec]:
-    """The views of each image in a run's training, from its summary.json; empty for older runs, which do not say."""
+    """The views of each image in a run's training, from its summary.json; empty for older runs, which do not say.
+
+    Raises Refusal if the file has views that no training writes.
+    """
     known = (read_object(run / "summary.json") or {}).get("views", {})
     try:
         return {name: _view(fields) for name, fields in known.items()}

@@ -1,4 +1,4 @@
-"""Reads the settings that other programs store beside weights. A value of the wrong type is refused, never converted.
+"""Reads the settings that other programs store beside weights, and refuses values of the wrong type.
 
 Settings of our encoder that another program's config.json has no entry for are stored in it under a name of our own.
 """

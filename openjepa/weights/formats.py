@@ -77,7 +77,7 @@ class Reader:
 
 
 def refuse_context(contents: Contents, choice: Choice) -> None:
-    """Raises Refusal if the context encoder is wanted but the contents hold only one encoder."""
+    """Raises WrongChoice, a Refusal, if the context encoder is wanted but the contents hold only one encoder."""
     if choice.encoder == "context":
         raise WrongChoice(f"encoder='context': {contents.path} holds one encoder only; leave that setting out", "encoder")
 

@@ -113,13 +113,13 @@ class Patches:
 
 @dataclass(frozen=True)
 class PatchBatch:
-    """All patches of some images."""
+    """All patches of a batch of images."""
 
     features: Float[Tensor, "B N D"]
     histograms: Int[Tensor, "B N classes"]
     """Number of labeled pixels of each class."""
     labels: Int[Tensor, "B N"]
-    """IGNORED if no pixel is labeled."""
+    """Class of each patch; IGNORED if no pixel is labeled."""
     indices: Int[Tensor, " B"]
 
 

@@ -53,7 +53,7 @@ DRAWS_OF_MIX, DRAWS_OF_NETWORK = 0, 1
 
 
 class Classifier(nn.Module):
-    """An encoder, the mean of its patches (or its class token), and a linear layer."""
+    """An encoder followed by a linear layer on the mean of its patches, or on its class token."""
 
     def __init__(
         self,

@@ -70,8 +70,8 @@ class Origin:
     def results_of(self, encoder: str, is_own_size: bool) -> tuple[Sequence[Result], list[str]]:
         """Evaluations of exactly these weights, and remarks on evaluations that were left out.
 
-        Evaluations of the run's other encoder are ignored. Those of an earlier step are left out and counted. `encoder` is
-        target or context. `is_own_size` is True if positions are those of the training size.
+        Evaluations of the run's other encoder are ignored. Those of other weights, such as an earlier step's, are left
+        out and counted. `encoder` is target or context. `is_own_size` is True if positions are those of the training size.
         """
         found = [item for item in (self.run.evaluations if self.run else ()) if not item.skipped]
         meant = [item for item in found if item.encoder in (encoder, "external")]

@@ -11,11 +11,13 @@ import openjepa
 from openjepa.checks.protocol_settings import check_evaluation
 from openjepa.cli import main
 from openjepa.commands.evaluate import parse_evaluate
+from openjepa.commands.parsing.options import explanations
 from openjepa.evaluation import with_current_names
 from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.evaluation.tables import print_results
 from openjepa.records import read_result
 from openjepa.refusals import Refusal
+from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.protocols import PROTOCOLS, ProtocolEntry, evaluation_settings
 from tests.evaluation.toy_protocol import ClassMeansSettings
 from tests.helpers.dense import evaluated, scenes
@@ -91,7 +93,7 @@ def test_the_command_line_runs_it(run: Path, capsys: pytest.CaptureFixture[str])
         main(["evaluate", "--help-all"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "--class-means.kind last|last_four Layers whose features are averaged; of raw pixels these. (default: last)" in shown
-    assert "--neighbors N ... k of the k-nearest-neighbor" in shown
+    assert f"--neighbors N ... {explanations(EvaluationSettings)['neighbors']}" in shown
     with pytest.raises(SystemExit) as ended:
         main([*common, "--class-means.norms", "0.5"])
     assert ended.value.code == 2 and "evaluation.class_means.norms=0.5 must be at least 1" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import tyro
 from openjepa.checks.protocol_settings import evaluation_remarks
 from openjepa.commands.parsing.arguments import Unprefixed, check_evaluated, data_of, given_settings, parse, require, subject_of
 from openjepa.config import nearest_names
-from openjepa.evaluation import with_current_names
+from openjepa.evaluation.tasks import with_current_names
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.protocols import PROTOCOLS, evaluation_settings, usual_protocols

@@ -20,12 +20,21 @@ from openjepa.data.datasets.benchmarks import BENCHMARKS, find_benchmark
 from openjepa.data.selection import for_probes, low_shot_rows
 from openjepa.data.source import ListSource, Splits, file_stamp
 from openjepa.engine.device import resolve_device
-from openjepa.evaluation import with_current_names
 from openjepa.evaluation.probes.closed_sweep import shared_components
 from openjepa.evaluation.result_names import data_key, folder_key, variant_name
 from openjepa.evaluation.subject import Subject, baselines, find_subject, load_subject
 from openjepa.evaluation.task_run import Subjects, evaluate_task
-from openjepa.evaluation.tasks import PUBLISHED, SUITES, TASKS, SuiteRow, Task, chosen_tasks, fitting_protocols, suite_rows
+from openjepa.evaluation.tasks import (
+    PUBLISHED,
+    SUITES,
+    TASKS,
+    SuiteRow,
+    Task,
+    chosen_tasks,
+    fitting_protocols,
+    suite_rows,
+    with_current_names,
+)
 from openjepa.models.vit import VisionTransformer
 from openjepa.records import Metric, Result, SubjectResult, read_result
 from openjepa.refusals import Refusal

@@ -1,7 +1,7 @@
 """TASKS: the labels that probes predict. SUITES: named lists of evaluations, beside PUBLISHED numbers. Without torch."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -11,7 +11,9 @@ from openjepa.config import nearest_names
 from openjepa.data.source import ListSource, Splits
 from openjepa.records import Published
 from openjepa.refusals import Refusal
-from openjepa.settings.protocols import PROTOCOLS, usual_protocols
+from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.protocol_names import ALIASES
+from openjepa.settings.protocols import PROTOCOLS, usual_protocols, with_all_groups
 
 Labels = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Labels of the training split and of the test split, one per record."""
@@ -237,3 +239,19 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
     "clevr_dist": _transfer("Table 4", 71.3, 72.4, 72.4, 53.4, 62.8, (75.0, 73.0)),
 }
 """Published numbers by the name of a suite's row."""
+
+
+def with_current_names(settings: EvaluationSettings, say: Callable[[str], object]) -> EvaluationSettings:
+    """The settings with older protocol names replaced by today's and duplicates removed. Each old name is reported to `say`.
+
+    Groups of settings that protocols bring and the settings lack are added with their defaults.
+
+    Raises Refusal if a protocol does not exist.
+    """
+    for name in settings.protocols:
+        if name in ALIASES:
+            say(f"note: the protocol {name} is called {ALIASES[name]} now")
+    names = tuple(dict.fromkeys(ALIASES.get(name, name) for name in settings.protocols))
+    if unknown := [name for name in names if name not in PROTOCOLS]:
+        raise Refusal(f"evaluation.protocols={unknown[0]!r} does not exist: {nearest_names(unknown[0], PROTOCOLS)}")
+    return replace(with_all_groups(settings), protocols=names)

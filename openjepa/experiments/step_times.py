@@ -100,7 +100,7 @@ def bench_step(config: RunConfig, repeats: int = 7, product_size: int = 4096) ->
 
 
 def matmul_rate(device: torch.device, precision: str, size: int = 4096, seconds: float = 1.0) -> float:
-    """FLOP/s of a square matrix product, the reference for every speed this project reports. Runs for about `seconds`."""
+    """FLOP/s of a square matrix product, with which every reported speed is compared. Runs for about `seconds`."""
     left, right = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
     if precision == "bf16":
         left, right = left.bfloat16(), right.bfloat16()

@@ -12,7 +12,7 @@ from openjepa.settings.sources import FolderSettings, ScenesSettings
 
 LOCAL_MASKS = MultiblockSettings(target_scale=(0.05, 0.1), context_ratio=0.4)
 """Targets of half the paper's size, and more context. They learn best in some hundred thousand images on 8x8 patches."""
-OFFICIAL = """`official`: the released code's initialization, masks and hyper-parameters at equal images
+OFFICIAL = """`official`: the released code's initialization, masks and settings at equal images
 seen."""
 PHOTOS = "~/photos"
 """Path of the user's images in example commands."""
@@ -31,7 +31,7 @@ def small(
     """The common settings of small recipes: a predictor half as wide as the encoder, cached decoded images, many short steps.
 
     The length is `total_steps`, so that a run takes the same time on 2,000 images and on 200,000. The preset `official` keeps
-    encoder, predictor, data and images seen, and takes initialization, masks and hyper-parameters from the released code, with
+    encoder, predictor, data and images seen, and takes initialization, masks and settings from the released code, with
     the same shares of the run. The values for a CPU were chosen on CIFAR-10 and on the packaged scenes (docs/log.md). Settings
     that are None follow from others (`openjepa.settings.derived`).
     """

@@ -148,22 +148,22 @@ def usual_protocols(on_maps: bool) -> tuple[str, ...]:
 
 def evaluation_settings() -> type[EvaluationSettings]:
     """EvaluationSettings with a field for each group of settings that an entry brings."""
-    groups = {name: cls for entry in PROTOCOLS.values() for name, cls in entry.groups.items()}
+    groups = {name: group for entry in PROTOCOLS.values() for name, group in entry.groups.items()}
     return _with_groups(tuple(groups.items())) if groups else EvaluationSettings
 
 
 @cache
 def _with_groups(groups: tuple[tuple[str, type[Any]], ...]) -> type[EvaluationSettings]:
-    parts = [(name, cls, field(default_factory=cls)) for name, cls in groups]
+    parts = [(name, group, field(default_factory=group)) for name, group in groups]
     return make_dataclass("EvaluationSettings", parts, bases=(EvaluationSettings,), frozen=True, kw_only=True)
 
 
 def with_all_groups(settings: EvaluationSettings) -> EvaluationSettings:
     """The settings with the defaults of the groups that they lack."""
-    cls = evaluation_settings()
-    return settings if isinstance(settings, cls) else cls(**vars(settings))
+    whole = evaluation_settings()
+    return settings if isinstance(settings, whole) else whole(**vars(settings))
 
 
-def group_of(settings: EvaluationSettings, cls: type[Group]) -> Group:
-    """The group of settings `cls`, which the entry of a protocol brings."""
-    return next(value for value in vars(settings).values() if isinstance(value, cls))
+def group_of(settings: EvaluationSettings, group: type[Group]) -> Group:
+    """The group of settings `group`, which the entry of a protocol brings."""
+    return next(value for value in vars(settings).values() if isinstance(value, group))

@@ -12,9 +12,9 @@ from openjepa.checks.protocol_settings import check_evaluation
 from openjepa.cli import main
 from openjepa.commands.evaluate import parse_evaluate
 from openjepa.commands.parsing.options import explanations
-from openjepa.evaluation import with_current_names
 from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.evaluation.tables import print_results
+from openjepa.evaluation.tasks import with_current_names
 from openjepa.records import read_result
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings

@@ -17,7 +17,6 @@ ROOT = Path(__file__).parents[2]
 ENTRY = re.compile(r"^\| \*\*(.+?)\*\* \| (.*?) \| (.*?) \|$", re.MULTILINE)
 
 EVERYDAY = {
-    "area",
     "cell",
     "chunk",
     "element",

@@ -14,7 +14,6 @@ SHARED = {
     "write": "",
     "READER": "",
     "RECIPES": "the recipes of a method, joined in recipes/__init__.py",
-    "METHODS": "a registry, and the methods of the recipes of ablations",
 }
 """Names of several homes, and why."""
 

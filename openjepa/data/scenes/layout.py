@@ -276,7 +276,7 @@ def lay_out_scene(seed: int, split: Split, index: int) -> SceneLayout:
     """Scene number `index` of a split: a pure function of its arguments.
 
     The number of objects is drawn first and kept, even if a crowded scene must be drawn again. Counts thus stay uniform.
-    Raises RuntimeError if 1000 trials fail.
+    Raises RuntimeError if 1000 attempts fail.
     """
     rng = np.random.default_rng(derive("scene", seed, SPLITS.index(split), index))
     count = int(rng.integers(MIN_OBJECTS, MAX_OBJECTS + 1))

@@ -1,4 +1,4 @@
-"""Plain attention against torch's fused kernel on one core, without and with backward: `python -m benchmarks.attention`."""
+"""Plain attention against torch's fused kernel on one core, with and without backward: `python -m benchmarks.attention`."""
 
 import time
 from collections.abc import Callable

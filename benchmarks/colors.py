@@ -1,8 +1,8 @@
-"""Color changes of DINO's first large view beside the same in Pillow: `OMP_NUM_THREADS=1 python -m benchmarks.colors`.
+"""Color changes of DINO's first large view, by openjepa and by Pillow: `OMP_NUM_THREADS=1 python -m benchmarks.colors`.
 
-Both do the same to the same views: what is drawn is equal, operations and order too. Processor time of one thread, in turns,
-round after round; the ratio is formed within a round. Pillow's blur approximates the Gaussian by boxes, and Pillow is given
-images of its own kind: what it would take to make them of tensors and back is not counted.
+Both apply the same operations in the same order, with the same random draws, to the same views. They take turns in every round.
+Figures are processor time of one thread, and ratios are computed within a round. Pillow's blur approximates the Gaussian by
+boxes. Pillow gets images of its own type, so conversion from and to tensors is not counted.
 """
 
 import io

@@ -1,20 +1,20 @@
-"""Features of images by openjepa against plain `transformers`: `python -m benchmarks.embed [--output FILE]`.
+"""Features of images by openjepa and by plain `transformers`: `python -m benchmarks.embed [--output FILE]`.
 
-The same random weights of a ViT-S/16 at 224 px, written by transformers (`IJepaModel.save_pretrained`) and read by both, on a
-CPU. Two comparisons, in turns within each round, by wall clock, with the same number of threads for all:
+Both read the same random weights of a ViT-S/16 at 224 px, written by transformers (`IJepaModel.save_pretrained`), and run on a
+CPU with the same number of threads. There are two comparisons by wall clock, which take turns within each round:
 
-forward     openjepa: from uint8 pixels, as `openjepa embed` calls its encoder, pooled. transformers: from finished
-            `pixel_values`, IJepaModel in evaluation mode without gradients, its fused attention (sdpa), batches of 32 and of
-            64, the faster counts; averaged over the patches.
-with files  openjepa: all of `openjepa embed` but loading the encoder: 500x375 JPEGs that are generated, decoded, resized to a
-            short side of 256 (bicubic), cropped, encoded, and written as a table; decoded by the encoder's own threads in
-            turns with it, which is the default, and by one and two processes beside it. transformers: Pillow, the
-            ViTImageProcessor of its Pillow backend (resizes to 224x224, bilinear, fewer pixels than ours), the model;
-            features stay in memory.
+forward     openjepa: pooled features from uint8 pixels, as `openjepa embed` calls its encoder. transformers: IJepaModel from
+            finished `pixel_values`, in evaluation mode without gradients, with its fused attention (sdpa), averaged over the
+            patches. It runs in batches of 32 and of 64, and the faster one counts.
+with files  openjepa: all of `openjepa embed` except loading the encoder. Generated 500x375 JPEGs are decoded, resized to a
+            short side of 256 (bicubic), cropped, encoded, and written as a table. They are decoded by the encoder's own
+            threads in turns with it, which is the default, and by one and two processes beside it. transformers: Pillow, the
+            ViTImageProcessor of its Pillow backend (resizes to 224x224, bilinear, fewer pixels than ours), and the model.
+            Its features stay in memory.
 
-Rates are medians over the rounds; ratios are formed within the rounds: their median, smallest and largest. A 4096-cubed product
-in bf16 and in fp32 is timed in every round too, since what bf16 can gain is the processor's at that time. Features must agree,
-or there is no result.
+Rates are medians over the rounds. Ratios are computed within each round; their median, smallest and largest are reported. A
+4096-cubed product in bf16 and in fp32 is also timed in every round, because the gain from bf16 depends on the processor at that
+time. If the features disagree, there is no result.
 """
 
 import os

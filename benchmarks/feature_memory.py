@@ -1,7 +1,8 @@
 """Memory of the probes on a feature matrix that is mapped from disk: `python -m benchmarks.feature_memory`.
 
-A scaled-down ImageNet: 200,000 x 1024 in bf16 (410 MB; a copy in float32 would be 819 MB). Beside the pages of the mapped file,
-which the system takes back when it needs them, what the process itself holds is sampled every 10 ms (Linux: RssAnon).
+The features are a scaled-down ImageNet: 200,000 x 1024 in bf16 (410 MB; a copy in float32 would be 819 MB). The memory that the
+process itself holds is sampled every 10 ms (Linux: RssAnon). Pages of the mapped file are not included, because the system
+takes them back when it needs them.
 """
 
 import tempfile

@@ -1,11 +1,12 @@
-"""One command for a machine with a GPU: the GPU-marked tests, then the training step of S/16, B/16, L/16 and H/14 at 224 px.
+"""One command for a machine with a GPU: runs the GPU tests, then times the step of S/16, B/16, L/16 and H/14 at 224 px.
 
     python benchmarks/gpu_suite.py [--output FOLDER] [--minutes 8.5]
 
-Needs no network and no data. Writes `<output>/<date>_<hardware>/gpu_suite.json` after the tests and after every measurement, so
-that what was measured before a limit is kept, and prints each result. Tests and measurements run in processes of their own that
-are ended when the time is up. Rates are also a share of the rate of a 4096-cubed bf16 matrix product timed in the same rounds.
-`--quick` runs the same code at toy sizes on any device. Exits with 2 without a GPU, with 1 if the tests failed.
+Needs no network and no data. Prints each result and writes `<output>/<date>_<hardware>/gpu_suite.json` after the tests and
+after every measurement, so that finished measurements are kept if the time runs out. Tests and measurements run in processes of
+their own, which are ended when the time is up. Rates are also given as a share of the rate of a 4096-cubed bf16 matrix product
+timed in the same rounds. `--quick` runs the same code at toy sizes on any device. Exits with 2 if there is no GPU, and with 1
+if the tests failed.
 """
 
 import argparse

@@ -1,8 +1,9 @@
-"""Logistic regression: seconds on the size of ImageNet-1 %, and against scikit-learn: `python -m benchmarks.logistic`.
+"""Logistic regression: seconds at the size of ImageNet-1 %, and beside scikit-learn: `python -m benchmarks.logistic`.
 
-Features are generated: classes around random centers, dimensions correlated with a spectrum that falls as 1 / k, 12 or 13 per
-class. The sweep is that of the settings, each lambda started from the one before; `cold` is one lambda started from zero.
-scikit-learn solves a smaller problem in float32 with its L-BFGS from zero, with a tolerance that ends near our gradient norm.
+Features are generated: classes have random centers and 12 or 13 images each, and dimensions are correlated with a spectrum that
+falls as 1 / k. The sweep is that of the settings; each lambda starts from the previous solution. `cold` is one lambda started
+from zero. scikit-learn solves a smaller problem in float32 by its L-BFGS from zero, with a tolerance that ends near our
+gradient norm.
 """
 
 import time

@@ -1,7 +1,7 @@
-"""Time to draw masks, against a plain loop over images: `python benchmarks/masks.py`.
+"""Time to draw masks, beside a plain loop over images: `python benchmarks/masks.py`.
 
-The reference draws the same unbiased masks the way one writes it first: image after image, with sets of patches. Median of
-seven interleaved rounds, processor time of one core (other programs on the machine do not count), ms per image.
+The reference draws the same unbiased masks in the obvious way: image after image, with sets of patches. Figures are ms per
+image in processor time of one core (other programs on the machine do not count), as the median of seven interleaved rounds.
 """
 
 import random

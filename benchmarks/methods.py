@@ -1,8 +1,8 @@
-"""One step of every method in the same small run, in turns: `OMP_NUM_THREADS=1 python -m benchmarks.methods [RECIPE]`.
+"""Time of one step of every method in the same small run: `OMP_NUM_THREADS=1 python -m benchmarks.methods [RECIPE]`.
 
-The run is that of a recipe of I-JEPA (default: cpu-32), turned into the same run of each method by `with_method`: encoder, data
-and batch stay, masks, crops, colors and heads are the method's. Every round takes a step and loads a batch of each method on
-one thread; processor time, so that other programs hardly count. Ratios are formed within a round.
+The run is that of an I-JEPA recipe (default: cpu-32), which `with_method` converts to each method. Encoder, data and batch stay
+the same; masks, crops, colors and heads are the method's. In every round, each method in turn takes a step and loads a batch on
+one thread. Figures are processor time, so that other programs hardly count. Ratios are computed within a round.
 """
 
 import statistics

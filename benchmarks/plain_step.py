@@ -1,7 +1,8 @@
-"""The same I-JEPA step as one would write it down at first: the reference that `benchmarks/step.py` compares with.
+"""The same I-JEPA step as one would first write it: the reference that `benchmarks/step.py` compares with.
 
-Plain modules under autocast: a convolution embeds all patches and the kept tokens are gathered, torch's fused attention, AdamW
-as it comes, the moving average in a loop over parameters. Nothing is made slow on purpose, nothing is tuned.
+It uses plain modules under autocast. A convolution embeds all patches, and the kept tokens are gathered. Attention is torch's
+fused one, AdamW has its default settings, and the moving average is a loop over parameters. Nothing is slow on purpose, and
+nothing is tuned.
 """
 
 import copy

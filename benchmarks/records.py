@@ -1,4 +1,4 @@
-"""What every result of a benchmark says of the machine and the code, and how it is printed and kept."""
+"""Facts about the machine and the code for every benchmark result, and functions that print and save results."""
 
 import json
 from pathlib import Path

@@ -1,9 +1,9 @@
 """Searching a million images on a CPU: `python -m benchmarks.search`.
 
 A file of generated features (a common mean and noise, fp16; 1.5 GB at the default size) is written to a temporary folder and
-removed in the end. `warm`: the file's pages are in memory. `cold`: they were dropped (posix_fadvise) before each search, so
-that the disk is read. The alternatives compute products with the same features in other ways, without looking for the best of
-them. The index is made of a smaller table, whose images are clustered; its build takes minutes.
+removed at the end. `warm` means that the file's pages are in memory. `cold` means that they were dropped (posix_fadvise) before
+each search, so that the disk is read. The alternatives compute the same products in other ways, without selecting the best
+matches. The index is built from a smaller table of clustered images, which takes minutes.
 """
 
 import os

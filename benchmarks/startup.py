@@ -1,4 +1,4 @@
-"""Seconds until `openjepa --help` and `openjepa train --help` are printed: median of seven, as new processes."""
+"""Seconds until `openjepa --help` and `openjepa train --help` are printed, as the median of seven new processes."""
 
 import statistics
 import subprocess

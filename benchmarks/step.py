@@ -1,8 +1,8 @@
-"""A training step against the same step written plainly: `python -m benchmarks.step [--batch-size 32] [--clock process]`.
+"""A training step beside the same step written plainly: `python -m benchmarks.step [--batch-size 32] [--clock process]`.
 
-Four versions take turns, round after round: ours in bf16 and fp32, the plain one in bf16 autocast and fp32; a 4096-cubed bf16
-product is timed in every round. Figures are medians over the rounds, ratios are formed within a round. On a machine that others
-use too, `--clock process --threads 1` counts processor time instead.
+Four versions take turns in every round: ours in bf16 and fp32, and the plain one in bf16 autocast and fp32. A 4096-cubed bf16
+product is also timed in every round. Figures are medians over the rounds, and ratios are computed within a round. On a shared
+machine, `--clock process --threads 1` counts processor time instead.
 """
 
 import statistics

@@ -1,10 +1,10 @@
-"""Files whose functions run for a command: how far an image walks through the package.
+"""Lists the files whose functions run for a command: the path of an image through the package.
 
     python -m benchmarks.walks                  one line a command
     python -m benchmarks.walks embed --list     the files in the order in which they are entered
 
-Each command runs on a few generated images, in this process and without loader workers, so that a profiler sees every call.
-What counts is a function that was entered; importing a module is free.
+Each command runs on a few generated images in this process, without loader workers, so that a profiler sees every call. A file
+counts if one of its functions is called; importing it does not count.
 """
 
 import argparse

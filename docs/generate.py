@@ -66,7 +66,9 @@ def architecture_page() -> str:
     text = (DOCS / "architecture.md").read_text(encoding="utf-8")
     head, begin, rest = text.partition(LAYERS_BEGIN)
     _, end, tail = rest.partition(LAYERS_END)
-    layers = "\n\n".join("\n".join(f"{part:<22}{_first_sentence(part)}" for part in layer) for layer in LAYERS)
+    layers = "\n\n".join(
+        "\n".join(f"{part:<22}{_first_sentence(part)}" for part in layer) for layer in LAYERS if layer != ("__main__",)
+    )
     return f"{head}{begin}\n```\n{layers}\n```\n{end}{tail}"
 
 

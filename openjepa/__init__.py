@@ -7,7 +7,7 @@
     run = openjepa.train(openjepa.load_recipe("quickstart"))
     results = openjepa.evaluate(run)
 
-docs/python.md shows all of it. Everything is imported when it is used, so that `import openjepa` costs nothing.
+docs/python.md shows everything. Each name is imported when it is first used, so that `import openjepa` costs nothing.
 """
 
 from importlib import import_module
@@ -64,16 +64,16 @@ _HOMES = {
 }
 """The module of each public name that is not defined here."""
 
-if not TYPE_CHECKING:  # a type checker would take any name for known
+if not TYPE_CHECKING:  # with __getattr__, a type checker would accept any name
 
     def __getattr__(name: str) -> object:
-        """Imports a public name when it is first asked for."""
+        """Imports a public name when it is first used."""
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(import_module(_HOMES[name]), name)
 
     def __dir__() -> list[str]:
-        """The names that are here or can be imported."""
+        """All names that are defined here or can be imported."""
         return sorted({*globals(), *_HOMES})
 
 
@@ -104,7 +104,7 @@ def load(subject: Path | str, *, encoder: Literal["target", "context"] = "target
 def train(config: "RunConfig", fresh: bool = False) -> Path:
     """Trains an encoder and returns its run folder.
 
-    `config`: what `load_recipe` returns, with the settings that you change by `dataclasses.replace`.
+    `config`: result of `load_recipe`. Change its settings with `dataclasses.replace`.
     `fresh`: starts a new run folder. Without it, the same settings continue an interrupted run.
     """
     from openjepa.training.loop import train as run
@@ -122,12 +122,12 @@ def evaluate(
     suite: str | None = None,
     data_root: Path | str | None = None,
 ) -> "list[Result]":
-    """Probes an encoder and its baselines; returns one result per task and writes each to the folder `eval`.
+    """Probes an encoder and its baselines. Returns one result per task, and writes each to the folder `eval`.
 
     `subject`: a run folder, or anything else that `load` reads.
     `settings`: which probes to run and how. None: the defaults.
-    `data`: the images. None: those of the run; anything but a run needs it.
-    `suite`: `paper`, `cached` or `dense`. The rows of that suite are evaluated on the data sets below `data_root`.
+    `data`: the images. None: those of the run. It is required if `subject` is not a run.
+    `suite`: `paper`, `cached` or `dense`. Evaluates the rows of that suite on the data sets below `data_root`.
     """
     from openjepa.evaluation.evaluation_run import evaluate_run, evaluate_suite
     from openjepa.settings.evaluation import EvaluationSettings
@@ -146,7 +146,7 @@ def embed(subject: Path | str, images: "Pictures", batch_size: int = 64) -> "Ten
     `subject`: whatever `load` reads.
     `images`: one or many paths, PIL images, arrays or tensors of any size. Each is resized and cropped as in the evaluations.
 
-    For several calls, or more choices, `load` the encoder once and call its `embed`. The command `openjepa embed` does it for a
+    For several calls, or more options, `load` the encoder once and call its `embed`. The command `openjepa embed` embeds a
     whole data set.
     """
     from openjepa.inference.encoder import Encoder

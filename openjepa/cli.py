@@ -1,4 +1,4 @@
-"""The command line: finds the command, and turns refusals into one message. Imports neither tyro nor torch by itself."""
+"""The command line: finds the command, and turns a refusal into one message. Does not import tyro or torch itself."""
 
 import io
 import os
@@ -44,14 +44,14 @@ COMMANDS = {
     "data masks": "draw masks and how often they cover each patch",
     "data scenes": "render labeled scenes in CLEVR's format",
 }
-"""One line of help for each command. `data check` is the function `data_check` of openjepa/commands/data.py."""
+"""One line of help for each command. The command `data check` is the function `data_check` in openjepa/commands/data.py."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of `openjepa`: runs one command.
+    """Entry point of `openjepa`: runs one command. `argv`: the words after the program; None: those of this process.
 
-    Exits with 2 after a refusal or an error of the file system, which print one message; with 130 when interrupted. Any other
-    error is a fault of the program and keeps its traceback.
+    After a refusal or an error of the file system, prints one message and exits with 2. If interrupted, exits with 130. Any
+    other error is a fault of the program and keeps its traceback.
     """
     warnings.formatwarning = _format_warning
     _print_any_name()
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Interrupted as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
-    except BrokenPipeError:  # `openjepa ... | head` closed the pipe; what Python still holds must not be flushed into it
+    except BrokenPipeError:  # `openjepa ... | head` closed the pipe: Python must not flush its buffer into it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (Refusal, OSError) as error:
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _print_any_name() -> None:
-    """Lets printed file names hold bytes and letters that the terminal's encoding lacks: these are written as escapes."""
+    """Makes printing write bytes and letters as escapes if the terminal's encoding lacks them, as file names may need."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
@@ -83,7 +83,7 @@ def _print_any_name() -> None:
 def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """Our own warnings are meant for the user: no file, no line of code."""
+    """A warning as text. Our own warnings are for users, so they name no file and no line of code."""
     return f"note: {message}\n" if category is UserWarning else f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
@@ -112,6 +112,6 @@ def _dispatch(argv: list[str]) -> None:
 
 
 def usage(names: Sequence[str] = tuple(COMMANDS)) -> str:
-    """The help of `openjepa`; or, for a group of its commands, only their lines."""
+    """The help of `openjepa`. `names`: the commands to list; for a group of them, only their lines are returned."""
     lines = "\n".join(f"  {name:<14}{COMMANDS[name]}" for name in names)
     return USAGE.format(version=openjepa.__version__, commands=lines) if len(names) == len(COMMANDS) else lines

@@ -1,6 +1,6 @@
 """Reads, writes and compares settings, and checks their types. Works for any tree of frozen dataclasses.
 
-Only `load_run_config` names our own classes. YAML is read as plain data alone.
+Only `load_run_config` depends on our own classes. YAML is read only as plain data.
 """
 
 import difflib
@@ -18,12 +18,12 @@ from openjepa.settings.run import CHOICES, RunConfig
 
 ConfigType = TypeVar("ConfigType")
 Change = tuple[str, object, object]
-"""Dotted name of a setting, its old and its new value; ABSENT if one side does not have it."""
+"""Dotted name of a setting, old value and new value. A value is ABSENT if its side does not have the setting."""
 ABSENT = "(absent)"
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """The end of an error message: the valid names most like `name`, or all of them if none is alike."""
+    """The end of an error message: the valid names most similar to `name`, or all of them if none is similar."""
     names = sorted(valid)
     wanted = name.lower().replace("-", "_")
     alike = {item: difflib.SequenceMatcher(None, wanted, item.lower().replace("-", "_")).ratio() for item in names}
@@ -33,7 +33,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def to_dict(config: object) -> dict[str, Any]:
-    """Dataclass -> nested dict of plain values; tuples become lists, paths strings."""
+    """Turns a dataclass into a nested dict of plain values. Tuples become lists, and paths become strings."""
     return {name: _plain(value) for name, value in _items(config)}
 
 
@@ -53,10 +53,10 @@ def _items(config: object) -> Iterator[tuple[str, Any]]:
 
 
 def from_dict(cls: type[ConfigType], data: object, choices: Mapping[str, Choice] | None = None, prefix: str = "") -> ConfigType:
-    """The inverse of `to_dict`: builds `cls` from a nested mapping; what is missing keeps its default.
+    """The inverse of `to_dict`: builds `cls` from a nested mapping. Missing settings keep their defaults.
 
-    `choices` says which dataclass a component's chosen name means. Raises Refusal for an unknown name (with the nearest
-    valid one) and for a value of the wrong type, with the dotted name of the setting.
+    `choices`: the dataclass of each choice of a component. `prefix`: comes before the names of settings in errors. Raises
+    Refusal if a name is unknown (with the nearest valid one) or a value has the wrong type, with the setting's dotted name.
     """
     if not isinstance(data, Mapping):
         raise Refusal(f"{prefix.rstrip('.') or 'the configuration'} must be a mapping of settings, not {data!r}")
@@ -82,7 +82,7 @@ def _chosen(choice: Choice, value: Mapping[str, Any], path: str) -> type[Any]:
 
 
 def _convert(value: object, kind: Any, path: str, choices: Mapping[str, Choice] | None) -> object:
-    """`value` as the annotation `kind` wants it, or Refusal."""
+    """`value` converted to the annotation `kind`. Raises Refusal, naming the setting `path`, if that is not possible."""
     if is_dataclass(kind) and isinstance(kind, type):
         return from_dict(kind, value, choices, prefix=f"{path}.")
     origin = get_origin(kind)
@@ -127,7 +127,7 @@ def _convert_scalar(value: object, kind: Any, path: str) -> object:
     if kind is type(None) and value is None:
         return None
     if kind is float and not isinstance(value, bool):
-        try:  # on strings too: YAML 1.1 reads `1e-3` (without a point) as one
+        try:  # strings too, because YAML 1.1 reads `1e-3` (without a point) as a string
             return float(value)  # type: ignore[arg-type]
         except (TypeError, ValueError, OverflowError):
             raise Refusal(f"{path}={value!r} must be a number") from None
@@ -150,15 +150,15 @@ _KIND_NAMES = {
 
 
 def save_yaml(config: object, path: Path) -> None:
-    """Writes every setting, in the order of the dataclasses."""
+    """Writes all settings to a YAML file, in the order of the dataclasses."""
     path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, width=120), encoding="utf-8")
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a mapping that has a key twice; YAML would silently take the last."""
+    """A YAML loader that refuses a mapping with a repeated key. YAML would silently take the last value."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)  # before any `<<` is filled in
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)  # before `<<` is expanded
         lines: dict[str, int] = {}
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -172,14 +172,14 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """The nested mapping of a file that `save_yaml` or a person wrote. Raises Refusal that names the file."""
+    """Reads a nested mapping from a YAML file. Raises Refusal, which names the file, if that is not possible."""
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except OSError as error:
         raise Refusal(f"{path} cannot be read: {error.strerror}") from None
     except Refusal as error:
         raise Refusal(f"{path}: {error}") from None
-    except Exception as error:  # beside its own errors yaml lets those of dates, numbers, encodings and of the stack through
+    except Exception as error:  # yaml also lets through errors of dates, numbers, encodings and recursion
         raise Refusal(f"{path} is no YAML file: {error}") from None
     if not isinstance(data, dict):
         raise Refusal(f"{path} must hold a mapping of settings, not {data!r}")
@@ -187,7 +187,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def flatten(config: object, prefix: str = "") -> dict[str, object]:
-    """Dotted name -> value of every setting that is not a group of settings; of a dataclass or of its `to_dict`."""
+    """Dotted name -> value of every setting that is not a group. `config`: a dataclass, or the `to_dict` of one."""
     flat: dict[str, object] = {}
     for name, value in config.items() if isinstance(config, Mapping) else _items(config):
         if is_dataclass(value) or isinstance(value, Mapping):
@@ -198,9 +198,9 @@ def flatten(config: object, prefix: str = "") -> dict[str, object]:
 
 
 def difference(old: object, new: object) -> list[Change]:
-    """Every setting that differs, in the order of `new`; those that only `old` has come last.
+    """All settings that differ, in the order of `new`. Settings that only `old` has come last.
 
-    Takes dataclasses or what `to_dict` and `load_yaml` return, the same kind on both sides.
+    `old`, `new`: both dataclasses, or both results of `to_dict` or `load_yaml`.
     """
     before, after = flatten(old), flatten(new)
     names = [*after, *(name for name in before if name not in after)]
@@ -209,7 +209,7 @@ def difference(old: object, new: object) -> list[Change]:
 
 
 def expand_home(config: ConfigType) -> ConfigType:
-    """The same settings with `~` at the start of a string or a path, also in a tuple, replaced by the home folder."""
+    """The same settings with `~` replaced by the home folder, at the start of strings and paths, also inside tuples."""
     changes = {name: _expanded(value) for name, value in _items(config)}
     return replace(config, **changes)  # type: ignore[type-var]
 
@@ -225,7 +225,7 @@ def _expanded(value: Any) -> Any:
 
 
 def load_run_config(path: Path | str) -> RunConfig:
-    """The settings of a run, from its folder or from a YAML file. Raises Refusal that names the file."""
+    """The settings of a run. `path`: its folder or a YAML file. Raises Refusal, naming the file, if they cannot be read."""
     path = Path(path).expanduser()
     file = path / "config.yaml" if path.is_dir() else path
     data = load_yaml(file)
@@ -236,10 +236,10 @@ def load_run_config(path: Path | str) -> RunConfig:
 
 
 def _as_it_was(data: dict[str, Any]) -> dict[str, Any]:
-    """`data` with what an earlier version meant by leaving a setting out, if today's default is another.
+    """`data` with the earlier defaults of settings that are missing and whose defaults have changed since.
 
-    Tables without a test split were trained on whole, so that nothing may be held out of them afterwards. A file written by
-    hand names fewer settings than a run does (it lacks `window`), and means today's default.
+    Earlier versions trained on all images of a table without a test split, so nothing may be held out of it afterwards. A file
+    written by hand has fewer settings than that of a run (it lacks `window`), and means today's defaults.
     """
     tables = data.get("data")
     if isinstance(tables, dict) and tables.get("source") == "huggingface" and "window" in tables:

@@ -1,7 +1,7 @@
-"""Private operators of torch, each with what public functions do in its place if a version of torch does not have it.
+"""Private operators of torch, each with a replacement made of public functions in case a version of torch lacks it.
 
-They save time or memory, and no number depends on them beyond rounding. No other file of the package calls a private name of
-torch; a test compares each operator with its replacement.
+They save time or memory, and change results by no more than rounding. No other file of the package calls a private name of
+torch. A test compares each operator with its replacement.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 def lerp_(averages: Sequence[Tensor], targets: Sequence[Tensor], weight: float) -> None:
-    """averages <- averages + weight * (targets - averages), in place: one kernel for all tensors instead of one for each."""
+    """averages <- averages + weight * (targets - averages), in place, in one kernel for all tensors."""
     if hasattr(torch, "_foreach_lerp_"):
         torch._foreach_lerp_(list(averages), list(targets), weight)
         return
@@ -25,7 +25,7 @@ def lerp_(averages: Sequence[Tensor], targets: Sequence[Tensor], weight: float) 
 
 
 def norms(tensors: Sequence[Tensor]) -> Float[Tensor, " n"]:
-    """The Euclidean norm of each tensor, in one kernel."""
+    """The Euclidean norm of each tensor, computed in one kernel."""
     if hasattr(torch, "_foreach_norm"):
         return torch.stack(torch._foreach_norm(list(tensors)))
     return torch.stack([torch.linalg.vector_norm(tensor) for tensor in tensors])
@@ -41,9 +41,10 @@ def scale_(tensors: Sequence[Tensor], factors: Float[Tensor, " n"]) -> None:
 
 
 def softmax_gradient(gradient: Float[Tensor, "*B S"], weights: Float[Tensor, "*B S"]) -> Float[Tensor, "*B S"]:
-    """Gradient of the scores of a softmax over the last axis: weights * (gradient - sum(gradient * weights)).
+    """Gradient with respect to the scores of a softmax over the last axis: weights * (gradient - sum(gradient * weights)).
 
-    `gradient`: of the softmax `weights`, of equal type. One pass over memory instead of four.
+    `weights` is the output of the softmax. `gradient` is the gradient with respect to it, of the same dtype. One pass over
+    memory instead of four.
     """
     if hasattr(torch, "_softmax_backward_data"):
         return torch._softmax_backward_data(gradient, weights, -1, weights.dtype)
@@ -51,14 +52,14 @@ def softmax_gradient(gradient: Float[Tensor, "*B S"], weights: Float[Tensor, "*B
 
 
 def has_fused_linear() -> bool:
-    """Whether `fused_linear` is one kernel here."""
+    """True if `fused_linear` is a single kernel on this machine."""
     return hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def fused_linear(x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"], bias: Tensor | None, gelu: bool) -> Tensor:
-    """x W^T + b on a CPU, with the exact GELU if `gelu`: bias and GELU are applied before the sums are rounded to bf16.
+    """x W^T + b on a CPU, with the exact GELU if `gelu`. Bias and GELU are applied before the sums are rounded to bf16.
 
-    It has no gradient. Without the operator the GELU sees rounded sums.
+    It has no gradient. Without the private operator, the GELU is applied to rounded sums.
     """
     if has_fused_linear():
         activation, algorithm = ("gelu", "none") if gelu else ("none", "")
@@ -69,17 +70,17 @@ def fused_linear(x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"], bias: T
 
 
 def has_bf16_products() -> bool:
-    """Whether the processor multiplies matrices in bf16 (AVX-512 bf16 or AMX)."""
+    """True if the processor multiplies matrices in bf16 (AVX-512 bf16 or AMX)."""
     return _has("_is_avx512_bf16_supported", "avx512_bf16") or has_tile_products()
 
 
 def has_tile_products() -> bool:
-    """Whether the processor multiplies matrices by tiles (AMX)."""
+    """True if the processor multiplies matrices by tiles (AMX)."""
     return _has("_is_amx_tile_supported", "amx_tile")
 
 
 def _has(question: str, flag: str) -> bool:
-    """What torch says, or else whether Linux lists the flag of the processor."""
+    """The answer of torch's function `question`, or if torch lacks it, True if Linux lists the processor's `flag`."""
     if hasattr(torch.cpu, question):
         return bool(getattr(torch.cpu, question)())
     return CPU_INFO.exists() and flag in CPU_INFO.read_text().split()

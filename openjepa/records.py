@@ -1,8 +1,8 @@
-"""The files of a run folder as types. Training and evaluation write them; the report, conversion and ablations read them.
+"""The files of a run folder as types. Training and evaluation write them; report, conversion and ablations read them.
 
-Files are read leniently, because folders are copied, edited and written by other versions: an entry that is of another type
-than its field is dropped, as is a number that is not finite. What older versions wrote otherwise is brought to today's form
-here and nowhere else (`read_summary`, `read_evaluation`, `read_energy`). Free of torch.
+Files are read leniently, because folders are copied, edited and written by other versions. An entry is dropped if its type is
+not that of its field, or if it is a number that is not finite. Only this module converts files of older versions to today's
+form (`read_summary`, `read_evaluation`, `read_energy`). Does not import torch.
 """
 
 import json
@@ -21,13 +21,13 @@ from openjepa.system.shared_files import whole_file
 
 FORMAT = "openjepa-evaluation"
 SUBJECT_NAMES = {"encoder": "trained", "start": "start", "untrained": "untrained", "pixels": "pixels"}
-"""What is evaluated side by side, in the order of tables, and what tables call it."""
+"""The subjects of an evaluation in the order of tables, and their names in tables."""
 ANY_PROTOCOL = ("linear-full", "fine-tuned")
-"""Probes that a published number of protocol `any` is the better of (I-JEPA, Table 2)."""
+"""A published number with the protocol `any` is the better one of these two probes (I-JEPA, Table 2)."""
 OUR_METHOD = "I-JEPA"
 SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
 MEASURES = {"accuracy": "Accuracy", "miou": "Mean intersection over union"}
-"""What a number of a probe is, and its name in tables."""
+"""The measures that a probe's number can have, and their names in tables."""
 
 Record = TypeVar("Record")
 Measure = Literal["accuracy", "miou"]
@@ -39,21 +39,21 @@ Measure = Literal["accuracy", "miou"]
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a data set is called and holds."""
+    """Name and contents of a data set."""
 
     name: str
     pixels: str = ""
     """Size of the stored pictures in words, if all have the same."""
     holds: str = ""
-    """Numbers of images in words. Only in older files, which lack the numbers below."""
+    """The numbers of images in words. Set only by older files, which lack the numbers below."""
     train_images: int | None = None
-    """None for a stream, whose length is not known."""
+    """Number of training images; None for a stream, whose length is unknown."""
     test_images: int | None = None
     classes: int | None = None
-    """Number of classes; None without labels."""
+    """Number of classes; None if there are no labels."""
 
     def words(self) -> str:
-        """Name and numbers, without the size of the pictures."""
+        """Name and numbers in words, without the size of the pictures."""
         held = "" if self.test_images is None else f", {self.test_images:,} to test"
         labeled = f" in {self.classes:,} classes" if self.classes else ", unlabeled"
         counted = "" if self.train_images is None else f": {self.train_images:,} images to train{labeled}{held}"
@@ -62,49 +62,49 @@ class DataFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """summary.json: how far a run has come and what it has used. What is None or empty was not written, or not known."""
+    """summary.json: the progress of a run and the resources it has used. None or empty means unknown or not written."""
 
     status: str = ""
     """running, finished, interrupted or failed."""
     step: int | None = None
     images_seen: int | None = None
-    """Repeats counted."""
+    """Number of images seen, counting repeats."""
     seconds: float | None = None
-    """Seconds of training with looks and saving."""
+    """Seconds of training including monitoring and saving."""
     step_seconds: float | None = None
-    """Seconds of the steps with their data path alone."""
+    """Seconds of the training steps including the data path, without monitoring and saving."""
     processes: int | None = None
     train_images: int | None = None
     samples_skipped: int = 0
     peak_memory_bytes: int = 0
     total_steps: int | None = None
     parameters: Mapping[str, int] = field(default_factory=dict)
-    """Parameters of each exported network, and `trained`."""
+    """Number of parameters of each exported network, and of all trained weights (`trained`)."""
     flops_per_image: float | None = None
-    """FLOPs of one image in a training step."""
+    """FLOPs per image in a training step."""
     flops: Mapping[str, float] = field(default_factory=dict)
-    """FLOPs of one image by part, forward passes alone."""
+    """FLOPs per image by part of the method, forward passes only."""
     mask_mode: str = ""
     data: str = ""
-    """One line about the data set."""
+    """One line that describes the data set."""
     data_facts: DataFacts | None = None
     labeled: bool | None = None
-    """Whether probes can be tested on the data."""
+    """True if probes can be tested on the data."""
     about: About | None = None
     views: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of each view by its name."""
+    """Settings of each view, by its name."""
     init: Mapping[str, Any] = field(default_factory=dict)
-    """What the run has started from beside random weights."""
+    """The weights that the run started from; empty if they were random."""
     collapsed: bool | None = None
     verdict: str | None = None
-    """Whether and how the features have collapsed, in a sentence."""
+    """A sentence that says whether and how the features have collapsed."""
     monitor: Mapping[str, float | None] | None = None
-    """The latest look; None for a number that was not finite."""
+    """The latest statistics of the features; None for a number that was not finite."""
     error: str = ""
-    """What ended a failed run."""
+    """The error that ended a failed run."""
 
     def content(self) -> dict[str, Any]:
-        """The entries of the file. What belongs only to some runs is left out of the others."""
+        """The entries of the file. Entries that only some runs have are left out if they are empty."""
         content = asdict(self)
         absent = [name for name in ("init", "error", "data_facts", "about") if not content[name]]
         absent += ["collapsed", "verdict", "monitor"] if self.monitor is None else []
@@ -113,7 +113,7 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """environment.json: what the numbers of a run depend on beside its settings."""
+    """environment.json: the software and hardware that the numbers of a run depend on."""
 
     openjepa: str = ""
     torch: str = ""
@@ -135,33 +135,33 @@ class Environment:
 
 @dataclass(frozen=True)
 class Metric:
-    """One number, with what is needed to trust it."""
+    """One number, with its uncertainty and the way it was obtained."""
 
     value: float
     """Share between 0 and 1."""
     standard_error: float | None = None
-    """Binomial, from the number of test images; None only in files that lack it."""
+    """Standard error of `value`, binomial for accuracies; None if a file lacks it."""
     direction: str = "higher"
-    """higher: larger is better."""
+    """`higher` if larger is better."""
     selection: str = ""
-    """held_out or paper: what its settings were chosen on."""
+    """held_out or paper: the images on which its settings were chosen."""
     chosen: str = ""
-    """The classifier it is: features, head and setting."""
+    """The chosen classifier: features, head and setting."""
     spread: float | None = None
-    """Standard deviation over seeds, if there are several."""
+    """Standard deviation over seeds; None for one seed."""
     seeds: int = 1
-    """Seeds that `value` is the mean of."""
+    """Number of seeds that `value` is the mean over."""
     extra: Mapping[str, float] = field(default_factory=dict)
-    """More numbers of the protocol: top-5, the gradient's norm at the solution, ..."""
+    """More numbers of the protocol: top-5 accuracy, the gradient's norm at the solution, ..."""
     probe: str = ""
-    """Name of the probe, whatever the selection."""
+    """Name of the probe, without its selection rule."""
     measure: Measure = "accuracy"
-    """What the number is."""
+    """The kind of number; a key of MEASURES."""
 
 
 @dataclass(frozen=True)
 class SubjectResult:
-    """The numbers of one subject by the name of the metric."""
+    """The numbers of one subject, by the name of the metric."""
 
     metrics: Mapping[str, Metric]
 
@@ -173,13 +173,13 @@ class Published:
     method: str = ""
     architecture: str = ""
     epochs: str = ""
-    """Epochs of pretraining, on ImageNet-1K if nothing else is said; empty if the table does not say."""
+    """Epochs of pretraining, on ImageNet-1K unless another data set is named; empty if the table does not say."""
     value: float
     """Top-1 accuracy in percent."""
     source: str = ""
-    """Table it stands in."""
+    """The table that it comes from."""
     protocol: str = "linear-full"
-    """Probe of ours that it compares with; `any`: the better of linear-full and fine-tuned."""
+    """Our probe that it compares with; `any` for the better of linear-full and fine-tuned."""
 
 
 @dataclass(frozen=True)
@@ -189,70 +189,70 @@ class Result:
     task: str
     title: str
     given: str
-    """run or encoder: what was evaluated."""
+    """The kind of subject: run or encoder."""
     encoder: str
-    """target or context: which encoder of a run; external for an encoder folder."""
+    """The run's encoder that was evaluated: target or context; external for an encoder folder."""
     selection: str
     """held_out, paper or both."""
     subjects: Mapping[str, SubjectResult] = field(default_factory=dict)
-    """Numbers by subject: `encoder`, `untrained`, `pixels`, and `start` if the run has started from weights."""
+    """Numbers by subject: `encoder`, `untrained`, `pixels`, and `start` if the run started from weights."""
     heads: Sequence[Mapping[str, Any]] = ()
     """Every classifier tried, with its subject and metric."""
     skipped: str | None = None
-    """Why there are no numbers."""
+    """The reason why there are no numbers; None if there are numbers."""
     failed: bool = False
-    """Whether an error is the reason that there are no numbers."""
+    """True if there are no numbers because of an error."""
     data: str = ""
-    """What the images are, in words."""
+    """One line that describes the images."""
     data_name: str = ""
-    """What the data is called."""
+    """Name of the data set."""
     image_size: tuple[int, int] | None = None
     fit: str = ""
     masks_mode: str | None = None
-    """Mask mode that the encoder was pretrained with, if it is known."""
+    """Mask mode of the encoder's pretraining; None if unknown."""
     step: int | None = None
-    """Optimizer steps that the encoder had been trained for, if they are known."""
+    """Number of optimizer steps that the encoder was trained for; None if unknown."""
     num_train: int = 0
     num_test: int = 0
     num_classes: int = 0
     chance: float = 0.0
-    """Accuracy on the test split of always answering the most frequent class of the training split."""
+    """Test accuracy of always predicting the most frequent class of the training split."""
     data_key: str = ""
-    """Short hash of the data's settings, if they are not the run's own."""
+    """Short hash of the data's settings; empty if they are the run's own."""
     images: str = ""
-    """Row of a suite: short hash of the images' names, and of sizes and times of their files and of the low-shot list.
+    """For a row of a suite: short hash of the images' names, and of the sizes and times of their files and the low-shot list.
     Empty in older results."""
     weights: str = ""
     """Hash of the encoder's weights."""
     partial: bool = False
-    """Whether the evaluation was interrupted before all of its protocols were done."""
+    """True if the evaluation has not finished all of its protocols."""
     variant: str = ""
-    """What sets it apart from the run's own evaluation (`paper-128px`); empty for that one."""
+    """Words that tell it from the run's own evaluation, such as `paper-128px`; empty for the run's own evaluation."""
     dropped: Mapping[str, int] = field(default_factory=dict)
-    """Unreadable images left out, by split."""
+    """Number of unreadable images left out, by split."""
     dropped_names: Sequence[str] = ()
     """Names of the first unreadable images."""
     row: str = ""
-    """Row of a suite; empty outside of one."""
+    """Name of a suite's row; empty outside of a suite."""
     published: Sequence[Published] = ()
-    """Numbers of the paper for the same row."""
+    """Published numbers of the same row."""
     departures: Sequence[str] = ()
-    """Why the numbers are not those of the published protocol, in words; empty if they are, or if none is published."""
+    """Departures from the published protocol, in words; empty if there are none or if nothing is published."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Every setting of the evaluation."""
     measures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """By subject: what the features of the test images say without labels (RankMe, ...)."""
+    """Measures of the test images' features that need no labels (RankMe, ...), by subject and name."""
     seconds: float = 0.0
     data_facts: DataFacts | None = None
 
     @property
     def file_name(self) -> str:
-        """`<task>.json` for the run's own evaluation, else `<task>-<variant>.json`; of a suite `suite-<row>.json`."""
+        """`<task>.json`, or `suite-<row>.json` for a row of a suite; with a variant, `-<variant>` follows the name."""
         name = f"suite-{self.row}" if self.row else self.task
         return "-".join(part for part in (name, self.variant) if part) + ".json"
 
     def placed(self, folder: Path) -> "Result":
-        """Adds a number to the variant if the file of that name in `folder` is about other data or labels."""
+        """The result with a number added to its variant if the file of its name in `folder` is about other data or labels."""
         placed, count = self, 1
         while (there := _content(folder / placed.file_name)) and _is_about(there) != _is_about(vars(self)):
             count += 1
@@ -260,7 +260,7 @@ class Result:
         return placed
 
     def write(self, folder: Path) -> Path:
-        """Writes the file so that a reader never sees half of it. A `skipped` result replaces no numbers."""
+        """Writes the file atomically and returns its path. A `skipped` result never replaces a file with numbers."""
         path = folder / self.file_name
         if self.skipped is not None and _content(path).get("subjects"):
             return path
@@ -269,19 +269,19 @@ class Result:
         return path
 
     def write_partial(self, folder: Path) -> None:
-        """Writes what is there so far, unless that would replace numbers of an earlier evaluation."""
+        """Writes the result so far, unless it would replace numbers of an earlier, complete evaluation."""
         there = _content(folder / self.file_name)
         if not there.get("subjects") or there.get("partial"):
             replace(self, partial=True).write(folder)
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """A result that was written earlier; empty if none can be read."""
+    """The entries of an earlier result; empty if there is none that can be read."""
     return readable_object(path) or {}
 
 
 def _is_about(result: Mapping[str, Any]) -> tuple[str, str]:
-    """The data of a result, and the file that says which of its images are labeled. Their names alone tell neither apart."""
+    """The key of a result's data, and the path of its list of labeled images. Names alone do not identify them."""
     settings = result.get("settings")
     shot = settings.get("low_shot") if isinstance(settings, Mapping) else None
     listed = shot.get("list") if isinstance(shot, Mapping) else None
@@ -289,7 +289,7 @@ def _is_about(result: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def compares(probe: str, protocols: Collection[str]) -> bool:
-    """Whether a number of our `probe` is measured as one of the published ones, which have these `protocols`."""
+    """True if numbers of our `probe` compare with published numbers that have these `protocols`."""
     return probe in protocols or ("any" in protocols and probe in ANY_PROTOCOL)
 
 
@@ -299,24 +299,24 @@ def compares(probe: str, protocols: Collection[str]) -> bool:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Shares of the compatible and of the incompatible pairs by their energy."""
+    """The shares of the compatible and of the incompatible pairs in each bar of energy."""
 
     edges: Sequence[float]
-    """Edges of the bars, ascending; one more than there are bars."""
+    """Edges of the bars, ascending: one more than the number of bars."""
     compatible: Sequence[float]
     incompatible: Sequence[float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Energy:
-    """energy.json: energies of compatible and of other pairs, before training and after."""
+    """energy.json: energies of compatible and of incompatible pairs, before and after training."""
 
     step: int | None = None
     images_seen: int | None = None
     method: str = ""
     images: int | None = None
     group: int | None = None
-    """Images whose pairs are compared with one another."""
+    """Number of images in a group, within which pairs are formed."""
     split: str = ""
     data: str = ""
     masks: str = ""
@@ -325,11 +325,11 @@ class Energy:
     commit: str | None = None
     date: str = ""
     flat: bool | None = None
-    """Whether the method has collapsed: all pairs have the same energy."""
+    """True if the method has collapsed: all pairs have the same energy."""
     tells_apart: bool | None = None
-    """Whether compatible pairs have a lower energy than others."""
+    """True if compatible pairs have a lower energy than incompatible ones."""
     verdict: str = ""
-    """What the energies say, in a sentence."""
+    """A sentence that says what the energies mean."""
     untrained: EnergyStatistics | None = None
     trained: EnergyStatistics | None = None
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
@@ -341,18 +341,18 @@ class Energy:
 
 
 def read_summary(content: Mapping[str, Any]) -> Summary:
-    """summary.json. Older ones lack `data_facts`, which their line about the data says."""
+    """Reads summary.json. Older files lack `data_facts`, which is then taken from their line `data`."""
     found = _known(Summary, content)
     return replace(found, data_facts=found.data_facts or _facts_in(found.data))
 
 
 def read_environment(content: Mapping[str, Any]) -> Environment:
-    """environment.json."""
+    """Reads environment.json."""
     return _known(Environment, content)
 
 
 def read_energy(content: Mapping[str, Any]) -> Energy:
-    """energy.json. Older ones lack `tells_apart`, but have the numbers that it is made of."""
+    """Reads energy.json. Older files lack `tells_apart`, which is then computed from their numbers."""
     found = _known(Energy, content)
     if "tells_apart" not in content and found.trained is not None:
         found = replace(found, tells_apart=tells_apart(found.trained.auc, found.trained.auc_error))
@@ -360,10 +360,10 @@ def read_energy(content: Mapping[str, Any]) -> Energy:
 
 
 def read_evaluation(content: Mapping[str, Any], stem: str) -> Result:
-    """A file of eval/ whose name without its ending is `stem`; of any version, and without what cannot be read.
+    """Reads a file of eval/ of any version. `stem` is the file's name without its ending. Unreadable entries are dropped.
 
-    Older results lack some facts that their names and words say: the variant (in the name of the file), the name of the data
-    (first in the line about it), the departures from the published protocol, and the probe, selection and measure of a number.
+    Older results lack some facts, which are taken from names and words: the variant (from the file's name), the name of the
+    data (from the line `data`), the departures from the published protocol, and a number's probe, selection and measure.
     """
     found = lenient(Result, _older(content), Result("", "", "", "", ""))
     assert found is not None, "a blank result stands in for what is missing"
@@ -381,7 +381,7 @@ def read_evaluation(content: Mapping[str, Any], stem: str) -> Result:
 
 
 def _facts_in(line: str) -> DataFacts | None:
-    """What an older line about the data says: `name, 64 x 64 pixels: what it holds`."""
+    """The facts in an older line about the data, such as `name, 64 x 64 pixels: what it holds`; None if it is empty."""
     named, _, holds = line.partition(":")
     found = re.search(r",? (\d+ x \d+ pixels)", named)
     name = named if found is None else named.replace(found[0], "")
@@ -389,7 +389,7 @@ def _facts_in(line: str) -> DataFacts | None:
 
 
 def _departures(result: Result) -> tuple[str, ...]:
-    """Reasons why an older result is not of the published protocol: missing classes, or what its variant says."""
+    """Departures of an older result from the published protocol: missing classes, or settings in its variant."""
     if " of its " in result.data:
         return (result.data,)
     changed = re.search(r"(linear_full|finetune)\.|(^|-)max\d|(^|-)\d+shot|pct", result.variant)
@@ -397,7 +397,7 @@ def _departures(result: Result) -> tuple[str, ...]:
 
 
 def _older(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A result with today's names whose numbers say their probe, selection and measure; in older ones their names do."""
+    """A result with today's names. In older results, each number's probe, selection and measure come from its name."""
     content = current_result(content)
     subjects = content.get("subjects")
     filled = {}
@@ -416,7 +416,7 @@ def _older_metric(name: str, metric: Mapping[str, Any], result: Mapping[str, Any
 
 
 def read_result(path: Path) -> Result | None:
-    """A result with today's names, of which nothing has to be dropped; else None."""
+    """A result with today's names; None if the file is missing, unreadable, or has an entry that would be dropped."""
     content = _older(_content(path))
     if content.pop("format", None) != FORMAT or content.pop("version") != VERSION:
         return None
@@ -426,7 +426,7 @@ def read_result(path: Path) -> Result | None:
 
 
 def _holds(read: object, written: object) -> bool:
-    """Whether all of `written` is in `read`, which may have more entries."""
+    """True if `read` holds everything in `written`. It may hold more entries."""
     if isinstance(read, dict) and isinstance(written, dict):
         return all(name in read and _holds(read[name], value) for name, value in written.items())
     if isinstance(read, list) and isinstance(written, list):
@@ -435,9 +435,10 @@ def _holds(read: object, written: object) -> bool:
 
 
 def seconds_of_steps(lines: Iterable[tuple[float, float]]) -> float:
-    """Seconds that the steps took together; `lines` of the log: images seen, and images per second since the line before.
+    """Total seconds of the training steps, for older runs, which did not write `step_seconds`.
 
-    For older runs, which did not write `step_seconds`. Looks and saving do not count in images per second, so not here.
+    `lines` of the log hold images seen, and images per second since the line before. That rate leaves out monitoring and
+    saving, and so does the result.
     """
     known = [(images, rate) for images, rate in lines if rate > 0]
     return sum((images - before) / rate for (before, _), (images, rate) in pairwise([(0.0, 1.0), *known]))

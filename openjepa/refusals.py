@@ -1,4 +1,4 @@
-"""Refusal: an error that the user can mend, told apart from faults of the program."""
+"""Refusal, an error that the user can fix, as opposed to faults of the program."""
 
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,19 +15,19 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxruntime", "onnxscript", "onnx_ir"),
     "search": ("usearch",),
 }
-"""Extra -> modules that are imported, those of the packages that its packages bring among them."""
+"""The modules that each extra provides, including those of indirect dependencies."""
 
 
 class Refusal(ValueError):
-    """Something that cannot be done as asked; the message names the setting or file, its value and what would fit.
+    """A request cannot be fulfilled. The message names the setting or file, its value and what would fit.
 
-    The command line prints the message alone and exits with 2. Every other error is a fault of the program: it keeps its
-    traceback and exits with 1.
+    The command line prints only the message and exits with 2. Any other error is a fault of the program: it keeps its traceback
+    and exits with 1.
     """
 
 
 def refused(checks: Iterable[Callable[[], object]]) -> list[str]:
-    """The messages of those of `checks` that refuse, each once. All of them run."""
+    """Runs all `checks` and returns the messages of those that raise Refusal, each message once."""
     found: dict[str, None] = {}
     for check in checks:
         try:
@@ -38,7 +38,7 @@ def refused(checks: Iterable[Callable[[], object]]) -> list[str]:
 
 
 def refuse(problems: Sequence[str]) -> None:
-    """Raises one Refusal that names all `problems`, so that nobody mends one to meet the next. Does nothing without any."""
+    """Raises one Refusal that names all `problems`, so that the user can fix them at once. Does nothing if there are none."""
     problems = list(dict.fromkeys(problems))
     if len(problems) == 1:
         raise Refusal(problems[0])
@@ -52,19 +52,25 @@ def examples(names: Sequence[str], most: int = 3) -> str:
 
 
 def few(names: Sequence[str], most: int = 8) -> str:
-    """The first names, and how many more there are: `a, b and 5 more`."""
+    """The first names and the number of others: `a, b and 5 more`."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def require_package(package: str, what: str, instead: str = "") -> None:
-    """Raises Refusal unless `package`, which `what` needs, is installed; imports nothing. `instead`: what would do without."""
+    """Raises Refusal unless `package` is installed. Imports nothing.
+
+    `what`: what needs the package. `instead`: advice on what to do without it.
+    """
     if importlib.util.find_spec(package) is None:
         raise _missing(package, what, instead)
 
 
 @contextmanager
 def needed_for(what: str, instead: str = "") -> Iterator[None]:
-    """Turns the error of a missing package of an extra, which `what` needs, into a Refusal; every other error passes."""
+    """Turns the error of a missing package of an extra into a Refusal. All other errors pass.
+
+    `what`: what needs the package. `instead`: advice on what to do without it.
+    """
     try:
         yield
     except ModuleNotFoundError as error:

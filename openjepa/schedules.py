@@ -1,8 +1,8 @@
-"""Schedules as pure functions of progress: nothing to replay on resume. No torch here.
+"""Schedules as pure functions of progress, so that a resumed run has nothing to replay. This file does not import torch.
 
-Steps are counted from 0. The released I-JEPA and MSN programs step their schedulers before the first update, so that their
-learning rate and weight decay at step i are those of n = i + 1, while their momentum uses i; those of MAE, DINO, iBOT and
-data2vec use i for all. `optim.schedule_steps` says which.
+Steps are counted from 0. The released I-JEPA and MSN programs step their schedulers before the first update. Their learning
+rate and weight decay at step i are therefore those of n = i + 1, while their momentum uses i. The programs of MAE, DINO, iBOT
+and data2vec use i for everything. `optim.schedule_steps` chooses between the two.
 """
 
 import math
@@ -14,24 +14,24 @@ from openjepa.settings.run import OptimizationSettings
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands."""
+    """Position of the training, and its length."""
 
     step: int
-    """Optimizer steps already done (0 at the first)."""
+    """Number of optimizer steps done before this one (0 at the first)."""
     total_steps: int
     steps_per_epoch: float
-    """Optimizer steps per pass over the data; `total_steps` where the length of the data is unknown."""
+    """Optimizer steps per pass over the data. Equal to `total_steps` if the length of the data is unknown."""
     stretch: float = 1.0
-    """Schedules run over this many times `total_steps`."""
+    """Length of the schedules as a multiple of `total_steps`."""
 
     @property
     def fraction(self) -> float:
-        """Share of the training that is done before this step, in [0, 1)."""
+        """Share of the training done before this step, in [0, 1)."""
         return self.step / max(1, self.total_steps)
 
     @property
     def epoch(self) -> float:
-        """Passes over the data done before this step."""
+        """Number of passes over the data done before this step."""
         return self.step / self.steps_per_epoch
 
 
@@ -46,14 +46,14 @@ def cosine(start: float, end: float, fraction: float) -> float:
 
 
 def warmup_steps(settings: OptimizationSettings, progress: Progress) -> int:
-    """Steps of the warm-up: `warmup_steps`, or `warmup_epochs` rounded down to whole steps."""
+    """Number of warm-up steps: `warmup_steps` if set, or else `warmup_epochs` rounded down to whole steps."""
     if settings.warmup_steps is not None:
         return settings.warmup_steps
     return int(resolved(settings.warmup_epochs) * progress.steps_per_epoch)
 
 
 def learning_rate(settings: OptimizationSettings, progress: Progress) -> float:
-    """Linear warm-up, then cosine or constant with a linear cooldown (Zhai et al. 2022), for the step about to be taken."""
+    """Learning rate of this step: linear warm-up, then a cosine, or constant with a linear cooldown (Zhai et al. 2022)."""
     step = _numbered(settings, progress)
     warmup = warmup_steps(settings, progress)
     if step < warmup:
@@ -66,12 +66,12 @@ def learning_rate(settings: OptimizationSettings, progress: Progress) -> float:
 
 
 def _last_of(num_steps: int, settings: OptimizationSettings) -> int:
-    """Number, from 0, of the step at which a line over `num_steps` has reached its end: its last one, or the one after it."""
+    """Index of the step at which a line over `num_steps` reaches its end: its last step, or the one after it."""
     return max(1, num_steps - 1) if settings.schedule_steps == "inclusive" else num_steps
 
 
 def weight_decay(settings: OptimizationSettings, progress: Progress) -> float:
-    """Weight decay of the step about to be taken."""
+    """Weight decay of this step."""
     start, end = settings.weight_decay, settings.final_weight_decay
     fraction = _numbered(settings, progress) / max(1, int(progress.stretch * progress.total_steps))
     if settings.weight_decay_schedule == "constant":
@@ -80,27 +80,27 @@ def weight_decay(settings: OptimizationSettings, progress: Progress) -> float:
 
 
 def _numbered(settings: OptimizationSettings, progress: Progress) -> int:
-    """Number of the step about to be taken, as the schedules of learning rate and weight decay count."""
+    """Number of this step as the schedules of learning rate and weight decay count it."""
     return progress.step + 1 if settings.schedule_steps == "from_one" else progress.step
 
 
 def momentum(start: float, end: float, progress: Progress) -> float:
-    """EMA momentum after the step about to be taken: linear over the training, reaching `end` only in the limit."""
+    """EMA momentum for this step. Rises linearly from `start`; unstretched, it would reach `end` one step after the last."""
     return linear(start, end, _stretched_fraction(progress))
 
 
 def cosine_momentum(start: float, end: float, progress: Progress) -> float:
-    """The same along half a cosine (DINO, iBOT)."""
+    """EMA momentum for this step, like `momentum` but along half a cosine (DINO, iBOT)."""
     return cosine(start, end, _stretched_fraction(progress))
 
 
 def ramped_momentum(start: float, end: float, ramp: float, progress: Progress) -> float:
-    """The same linearly over the first `ramp` of the training, then constant (data2vec)."""
+    """EMA momentum for this step (data2vec). Rises linearly over `ramp`, a fraction of the training, then stays at `end`."""
     return linear(start, end, _stretched_fraction(progress) / ramp) if ramp > 0 else end
 
 
 def sharpening(start: float, end: float, progress: Progress) -> float:
-    """MSN's T of the step about to be taken, by whose inverse targets are raised: linear over the training."""
+    """MSN's temperature T of this step, linear over the training. Targets are raised to the power 1 / T."""
     return linear(start, end, _stretched_fraction(progress))
 
 

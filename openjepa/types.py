@@ -1,4 +1,4 @@
-"""What the parts of openjepa hand to each other, and the legend of axis letters.
+"""Data that the parts of openjepa hand to each other, and the letters that name the axes of tensors.
 
 Axis letters, used in every signature:
     B  images in a (micro)batch          V  views of one name           C  color channels
@@ -18,18 +18,18 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class BlockMasks:
-    """Context and target patches of each image, as raster indices (row * W + column) on a grid of H x W patches."""
+    """Context and target patches of each image. A patch is its raster index, row * W + column, on a grid of H x W patches."""
 
     context: Int[Tensor, "B K"]
     targets: Int[Tensor, "B M T"]
     grid: tuple[int, int]
     """Rows H and columns W."""
     context_valid: Bool[Tensor, "B K"] | None = None
-    """False where a context is padded (its index is then 0 and attention must ignore it). None: nothing is padded."""
+    """False where a context is padded: the index there is 0 and attention must ignore it. None if nothing is padded."""
     redrawn: int = 0
-    """Samples whose positions were drawn again because too few context patches were left."""
+    """Number of samples whose blocks were drawn again because too few context patches were left."""
     padded: int = 0
-    """Samples whose context is still too small and therefore padded."""
+    """Number of samples that still had too few context patches and were padded."""
 
     def to(self, device: torch.device) -> "BlockMasks":
         """The same masks on `device`."""
@@ -40,19 +40,22 @@ class BlockMasks:
 
 @dataclass(frozen=True)
 class TokenMask:
-    """Patches of each image that are masked (True), for methods that replace or drop single tokens."""
+    """Masked patches (True) of each image, for methods that replace or drop single tokens."""
 
     masked: Bool[Tensor, "B N"]
     grid: tuple[int, int]
     num_masked: int | None = None
-    """Masked patches of every image, where all have equally many."""
+    """Number of masked patches per image. None if it differs between images."""
 
     def visible(self) -> Int[Tensor, "B K"]:
-        """Raster indices of the visible patches, ascending; needs `num_masked`, so that no device is waited for."""
+        """Raster indices of the visible patches, ascending. Raises ValueError if `num_masked` is None.
+
+        The number of visible patches comes from `num_masked`, so that the CPU need not wait for the device.
+        """
         return self.divided()[0]
 
     def divided(self) -> tuple[Int[Tensor, "B K"], Int[Tensor, "B T"]]:
-        """Raster indices of the visible and of the masked patches, ascending; needs `num_masked` likewise."""
+        """Raster indices of the visible and of the masked patches, ascending. Raises ValueError if `num_masked` is None."""
         if self.num_masked is None:
             raise ValueError("images with different numbers of masked patches have no common number of visible ones")
         visible_first = self.masked.byte().argsort(dim=1, stable=True)
@@ -69,7 +72,7 @@ Masks = BlockMasks | TokenMask
 
 @dataclass(frozen=True)
 class Skipped:
-    """A sample that could not be read and was replaced by the next one of the order."""
+    """A sample that could not be read. The next sample of the order took its place."""
 
     name: str
     reason: str
@@ -77,11 +80,11 @@ class Skipped:
 
 @dataclass(frozen=True)
 class LoaderPosition:
-    """Where in the order of samples training stands: all the state the loader has."""
+    """Position of the training in the order of samples. This is the whole state of the loader."""
 
     epoch: int = 0
     offset: int = 0
-    """Samples of this epoch already used, over all processes."""
+    """Number of samples of this epoch that all processes together have used."""
 
 
 @dataclass(frozen=True)
@@ -89,15 +92,15 @@ class Batch:
     """One microbatch of one process."""
 
     sample_ids: Int[Tensor, " B"]
-    """Index of each sample in its source (streams: running number)."""
+    """Index of each sample in its source. For a stream, a running number."""
     views: Mapping[str, UInt8[Tensor, "V B C h w"] | Float[Tensor, "V B C h w"]]
-    """uint8 from the loader, normalized floats where a method sees them; one name per crop size."""
+    """One entry per crop size. uint8 as the loader gives them; normalized floats as a method gets them."""
     masks: Mapping[str, Masks] = field(default_factory=dict)
-    """By the name of the views they belong to: V x B rows, view by view, as in `views[name].flatten(0, 1)`."""
+    """Masks by the name of their views. V x B rows, view by view, as in `views[name].flatten(0, 1)`."""
     labels: Int[Tensor, " B"] | None = None
     skipped: tuple[Skipped, ...] = ()
     next_position: LoaderPosition = LoaderPosition()
-    """Where the loader stands after the whole step this microbatch belongs to."""
+    """Position of the loader after the optimizer step that this microbatch belongs to."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with views and masks on `device`."""
@@ -106,28 +109,28 @@ class Batch:
         return replace(self, views=views, masks=masks)
 
     def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Batch":
-        """Views as floats, (pixel / 255 - mean) / std per channel, computed on the device they are on."""
+        """The batch with float views, (pixel / 255 - mean) / std per channel, computed on the device they are on."""
         return replace(self, views={name: normalize(view, tuple(mean), tuple(std)) for name, view in self.views.items()})
 
 
 def normalize(
     pixels: UInt8[Tensor, "*lead C h w"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Tensor, "*lead C h w"]:
-    """(pixel / 255 - mean) / std per channel, in float32, on the device of `pixels`."""
+    """Float32 pixels, (pixel / 255 - mean) / std per channel, on the device of `pixels`."""
     scale, shift = _scale_and_shift(mean, std, pixels.device)
     return torch.addcmul(shift, pixels.to(torch.float32), scale)
 
 
 @lru_cache(maxsize=16)
 def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Made once per device: a tensor made from Python numbers there would wait for the device in every step."""
+    """Cached per device: making a tensor from Python numbers on a device waits for it, which would cost time in every step."""
     scale = torch.tensor([1 / (255 * s) for s in std], device=device).view(-1, 1, 1)
     return scale, torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(-1, 1, 1)
 
 
 @dataclass(frozen=True)
 class ColorChange:
-    """How the colors of a view are changed at random; each part is drawn for every view by itself."""
+    """Random color changes of a view. Each part is drawn for every view independently."""
 
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     """Largest change of brightness, contrast and saturation (fractions) and of hue (turns)."""
@@ -135,59 +138,63 @@ class ColorChange:
     grayscale_probability: float = 0.0
     blur_probability: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """Smallest and largest standard deviation of the Gaussian, in pixels of the view."""
+    """Smallest and largest standard deviation of the Gaussian blur, in pixels of the view."""
     solarize_probability: float = 0.0
-    """How often levels of 128 and more are inverted."""
+    """Probability that pixel values of 128 and more are inverted."""
 
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """One kind of view a method asks of the loader: random crops of one size."""
+    """One kind of view that a method asks the loader for: random crops of one size."""
 
     size: tuple[int, int]
     """Height and width in pixels."""
     count: int = 1
+    """Number of views per image (V)."""
     """Views per image (V)."""
     scale: tuple[float, float] = (0.3, 1.0)
-    """Area of the crop as a fraction of the image."""
+    """Smallest and largest area of the crop, as a fraction of the image."""
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width / height of the crop."""
+    """Smallest and largest width / height of the crop."""
     interpolation: str = "bilinear"
     horizontal_flip: bool = False
     colors: tuple[ColorChange, ...] = ()
-    """One for each of the `count` views; empty: colors stay as they are."""
+    """One entry for each of the `count` views. If empty, colors stay as they are."""
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a method wants in each batch."""
+    """The views and masks that a method wants in each batch."""
 
     views: Mapping[str, ViewSpec]
     masked_views: tuple[str, ...] = ()
-    """Names of the views that the mask sampler draws masks for: one for each view and image."""
+    """Names of the views that need masks. The mask sampler draws one mask for each of their views and images."""
 
 
 @dataclass(frozen=True)
 class LossOutput:
-    """What a method returns for one microbatch. Tensors stay on the device."""
+    """The loss and diagnostics that a method returns for one microbatch. Tensors stay on the device."""
 
     total: Float[Tensor, ""]
     """The scalar that is differentiated."""
     parts: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
     """Detached terms of the loss, logged as `loss/<name>`."""
     diagnostics: Mapping[str, Shaped[Tensor, "..."]] = field(default_factory=dict)
-    """Detached scalars that are logged but not optimized."""
+    """Detached values that are logged but not optimized."""
 
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """What an encoder returns, after its final norm, in fp32."""
+    """The output of an encoder, after its final norm, in fp32."""
 
     patches: Float[Tensor, "B K D"]
     class_token: Float[Tensor, "B D"] | None = None
 
     def pooled(self, pooling: str) -> Float[Tensor, "B D"]:
-        """One vector per image: `average` of the patches or `class_token`."""
+        """One vector per image: the `average` of the patches, or the `class_token`.
+
+        Raises ValueError if `pooling` is "class_token" and the encoder has none.
+        """
         if pooling == "average":
             return self.patches.mean(dim=1)
         if self.class_token is None:
@@ -197,16 +204,16 @@ class EncoderOutput:
 
 @dataclass(frozen=True)
 class ParameterRule:
-    """How the optimizer treats the parameters that a rule matches; the first matching rule counts."""
+    """The optimizer's treatment of the parameters that match. If several rules match, the first one counts."""
 
     matches: Callable[[str, nn.Parameter], bool]
-    """Given a parameter's name and value."""
+    """True if the rule applies to a parameter, given its name and value."""
     decay: bool
-    """Whether weight decay applies."""
+    """True if weight decay applies."""
     lr_scale: float = 1.0
     """Factor on the learning rate."""
     clip: bool = True
-    """Whether gradient clipping counts and scales it."""
+    """True if gradient clipping includes this parameter, both in the norm and in the scaling."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +221,7 @@ class Export:
     """A network that is shared as `<run>/<name>/config.json` + `model.safetensors`."""
 
     config: object
-    """Frozen settings dataclass (EncoderConfig, PredictorConfig, ...) that rebuilds the module."""
+    """Frozen settings dataclass (EncoderConfig, PredictorConfig, ...) that the module can be rebuilt from."""
     module: nn.Module
     extra: Mapping[str, object] = field(default_factory=dict)
-    """More to write into config.json (for a predictor: the mask settings)."""
+    """Further entries of config.json (for a predictor: the mask settings)."""

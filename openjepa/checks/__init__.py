@@ -1,4 +1,4 @@
-"""Finds impossible settings before anything is loaded: every error names the setting, its value and what would fit."""
+"""Finds impossible settings before anything is loaded. Every error names the setting, its value and what would fit."""
 
 from openjepa.checks.methods import never_reached
 from openjepa.checks.pretraining import check, remarks, value_problems

@@ -1,4 +1,4 @@
-"""Masks that cannot be drawn on a grid of patches."""
+"""Checks that masks can be drawn on a grid of patches."""
 
 import math
 
@@ -9,7 +9,7 @@ from openjepa.settings.ranges import check_ranges
 
 
 def check_blockwise(masks: BlockwiseSettings, grid: tuple[int, int]) -> None:
-    """Raises Refusal if blocks of patches cannot be drawn as wished on a grid of (rows, columns)."""
+    """Raises Refusal if the blocks of `masks` cannot be drawn on a grid. `grid`: rows and columns of patches."""
     if min(grid) < 2:
         fix = "use a smaller model.patch_size or a larger data.image_size"
         raise Refusal(f"masks.strategy=blockwise needs at least 2x2 patches; this grid is {grid[0]}x{grid[1]}: {fix}")
@@ -32,31 +32,31 @@ def check_blockwise(masks: BlockwiseSettings, grid: tuple[int, int]) -> None:
 
 
 def min_block_of(masks: BlockwiseSettings, grid: tuple[int, int]) -> int:
-    """Fewest patches of a block: `min_block`, or the square of a third of the shorter side."""
+    """Fewest patches of a block: `min_block`, or the square of a third of the grid's shorter side if it is None."""
     return max(1, (min(grid) // 3) ** 2) if masks.min_block is None else masks.min_block
 
 
 def most_masked_of(masks: BlockwiseSettings, grid: tuple[int, int]) -> int:
-    """Most patches that any image may have masked."""
+    """Most patches that can be masked in an image."""
     wished = max(ratio + spread for ratio, spread in zip(masks.ratios, masks.spreads, strict=True))
-    return int(round(wished * grid[0] * grid[1], 6))  # 120/196 x 196 is 120
+    return int(round(wished * grid[0] * grid[1], 6))  # so that 120/196 x 196 is 120
 
 
 def check_random_patches(masks: RandomPatchesSettings, grid: tuple[int, int]) -> None:
-    """Raises Refusal if every patch of a grid of (rows, columns) would be masked, or none."""
+    """Raises Refusal if every patch of a grid would be masked, or none. `grid`: rows and columns of patches."""
     num_patches = grid[0] * grid[1]
     if num_patches < 2:
         fix = "use a smaller model.patch_size or a larger data.image_size"
         raise Refusal(f"masks.strategy=random_patches needs at least 2 patches; this grid is {grid[0]}x{grid[1]}: {fix}")
     check_ranges(masks, "masks.")
     if num_visible_of(masks, grid) == 0:
-        largest = math.floor(1e4 * (1 - 1.5 / num_patches)) / 1e4  # clear of the rounding at 1 - 1 / N
+        largest = math.floor(1e4 * (1 - 1.5 / num_patches)) / 1e4  # far enough from the rounding at 1 - 1 / N
         words = f"{grid[0]}x{grid[1]} patches leaves none visible"
         raise Refusal(f"masks.ratio={masks.ratio:g} of {words}: use masks.ratio={largest:g} or less")
 
 
 def num_visible_of(masks: RandomPatchesSettings, grid: tuple[int, int]) -> int:
-    """Patches that stay visible: int(N (1 - ratio)), rounded as in the published programs. 9, not 10, of 100 at 0.9."""
+    """Number of visible patches: int(N (1 - ratio)), rounded as in the published programs. 9, not 10, of 100 at 0.9."""
     return int(grid[0] * grid[1] * (1 - resolved(masks.ratio)))
 
 

@@ -1,4 +1,4 @@
-"""What a method needs of its settings, the masks and the encoder; and what it allows that is surely not meant."""
+"""Checks of a method's settings, masks and encoder, and remarks on settings that are allowed but surely not meant."""
 
 import math
 from collections.abc import Callable
@@ -21,7 +21,7 @@ MASK_WORDS = {
 
 
 def method_checks(config: RunConfig) -> list[Callable[[], None]]:
-    """The checks of a resolved run's method: that masks and encoder suit it, and that its own settings fit together."""
+    """The checks of a resolved run's method: its masks and encoder suit it, and its own settings fit together."""
     method, found = (
         config.method,
         [partial(check, config) for check in (_check_mask_kind, _check_equal_counts, _check_class_token)],
@@ -62,7 +62,7 @@ def _check_class_token(config: RunConfig) -> None:
 
 
 def _network_checks(part: str, heads: Heads, width: int | None, config: RunConfig) -> list[partial[None]]:
-    """The checks of a second network, `predictor` or `decoder`."""
+    """The checks of a second network. `part`: `predictor` or `decoder`."""
     width_name, num_heads = f"method.{part}_width", heads_of(heads, config.model.shape().heads)
     return [
         partial(check_heads, f"method.{part}_heads", num_heads, width_name, resolved(width)),
@@ -97,7 +97,7 @@ def _check_msn(config: RunConfig) -> None:
 
 
 def _check_equal_counts(config: RunConfig) -> None:
-    """Refuses masks of unequally many patches if only the visible ones are encoded."""
+    """Raises Refusal if masks differ in their number of patches but only visible patches are encoded."""
     method, masks = config.method, config.masks
     if method.needs_equal_counts and masks.kind == "tokens" and not masks.equal_counts:
         raise Refusal(
@@ -107,7 +107,7 @@ def _check_equal_counts(config: RunConfig) -> None:
 
 
 def _check_something_is_masked(config: RunConfig, e_g: str) -> None:
-    """Refuses blocks of patches that mask nothing. Masks of single patches have a check of their own."""
+    """Raises Refusal if masks of blocks mask nothing. Masks of single patches have a check of their own."""
     masks, grid = config.masks, config.model.grid(config.data.height_width())
     if not isinstance(masks, BlockwiseSettings):
         return
@@ -120,7 +120,7 @@ def _check_something_is_masked(config: RunConfig, e_g: str) -> None:
 
 
 def _check_crops(method: MultiCropSettings, config: RunConfig) -> None:
-    """Refuses small crops that are no whole number of patches, or larger than the large ones."""
+    """Raises Refusal if small crops are not a whole number of patches, or are larger than the large crops."""
     if not method.local_crops:
         return
     size, patch, side = resolved(method.local_size), config.model.patch_size, max(config.data.height_width())
@@ -140,7 +140,7 @@ def _check_hue(jitter: tuple[float, float, float, float]) -> None:
 
 
 def without_effect(method: MethodSettings) -> list[str]:
-    """Settings that were changed but that another setting switches off, in words."""
+    """Remarks on settings that were changed but have no effect because of another setting."""
     found = []
     if isinstance(method, MsnSettings):
         rounds = method.sinkhorn_iterations
@@ -158,7 +158,7 @@ def without_effect(method: MethodSettings) -> list[str]:
 
 
 def never_reached(method: MethodSettings, total_steps: int, steps_per_epoch: float) -> list[str]:
-    """What DINO and iBOT count in epochs and the run is too short for, in words.
+    """Remarks on settings of DINO and iBOT in epochs, if the run is too short to reach them.
 
     `steps_per_epoch`: a stream of unknown length counts as one epoch.
     """

@@ -1,4 +1,4 @@
-"""Finds impossible settings before anything is loaded: every error names the setting, its value and what would fit."""
+"""Checks all settings of a pretraining run before anything is loaded, and remarks on settings that are surely not meant."""
 
 import math
 import re
@@ -28,14 +28,14 @@ COMPUTED_WITH = (
     "optim.warmup_",
     "data.image_size",
 )
-"""Beginnings of the names of settings that others are computed with, so that they must be in range before anything follows."""
+"""Prefixes of settings from which others are computed. They must be in range before any setting is derived."""
 
 
 def check(config: RunConfig, world_size: int = 1, is_model_known: bool = True) -> None:
-    """Raises one Refusal that names all settings that cannot work, alone or with the others, on `world_size` processes.
+    """Raises one Refusal that names all settings that cannot work, alone or with the others.
 
-    Settings that follow others are checked with the values that they get. `is_model_known`: False for
-    a run whose model follows weights that are not read yet; what depends on the model is then left out.
+    Derived settings are checked with the values that they get. `world_size`: number of processes. `is_model_known`: False if
+    the model depends on weights that are not read yet; checks that need the model are then left out.
     """
     problems, ranges = value_problems(config), [words for _, words in out_of_range(config)]
     checks: list[Callable[[], None]] = [partial(_check_source, config), partial(_check_run, config.run)]
@@ -47,13 +47,13 @@ def check(config: RunConfig, world_size: int = 1, is_model_known: bool = True) -
 
 
 def value_problems(config: RunConfig) -> list[str]:
-    """What is wrong with the settings that others are computed with. `config` can be resolved only if nothing is."""
+    """Errors in the settings from which others are computed. `config` can be resolved only if there are none."""
     found = [words for name, words in out_of_range(config) if name.startswith(COMPUTED_WITH)]
     return found + refused([partial(_check_size, config.model)])
 
 
 def _model_checks(config: RunConfig) -> list[Callable[[], None]]:
-    """The checks that need the model: its sizes, the method and the masks. Those on a grid only if it has whole patches."""
+    """The checks that need the model: its sizes, the method and the masks. Those on the grid need a whole number of patches."""
     masks, shape, grid = config.masks, config.model.shape(), config.model.grid(config.data.height_width())
     found: list[Callable[[], None]] = [
         partial(check_patch_divides, config.model.patch_size, config.data.height_width()),
@@ -73,10 +73,10 @@ def _model_checks(config: RunConfig) -> list[Callable[[], None]]:
 
 
 def remarks(config: RunConfig, given: Collection[str] = ()) -> list[str]:
-    """What is allowed but surely not meant, in words: settings without effect, and a warm-up as long as the run.
+    """Remarks on what is allowed but surely not meant: settings without effect, and a warm-up as long as the run.
 
-    Mask strategies warn themselves, and `never_reached` speaks once the length is known in steps. `given`: dotted names of the
-    settings that the command line sets; a setting that others only follow is remarked on if it is among them.
+    `given`: dotted names of the settings that the command line sets. A setting that only decides others is remarked on if it is
+    among them. Mask strategies give their own warnings. `never_reached` is called once the length is known in steps.
     """
     found = _without_followers(config, given)
     config = resolve(config)
@@ -107,7 +107,7 @@ def remarks(config: RunConfig, given: Collection[str] = ()) -> list[str]:
 
 
 def _without_followers(config: RunConfig, given: Collection[str]) -> list[str]:
-    """Remarks on settings that others would follow, if all of these are set too. A recipe's own give way without a word."""
+    """Remarks on `given` settings that decide others, if all of those are set too. No remarks on those of a recipe."""
     optim, found = config.optim, []
     if "optim.warmup_share" in given and optim.warmup_share is not None:
         said = [name for name in ("warmup_steps", "warmup_epochs") if getattr(optim, name) is not None]

@@ -1,4 +1,4 @@
-"""Finds impossible settings of an evaluation before anything is loaded, and those without effect. Free of torch."""
+"""Finds settings of an evaluation that are impossible or have no effect, before anything is loaded. Free of torch."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import is_dataclass
@@ -18,16 +18,16 @@ def check_evaluation(settings: EvaluationSettings) -> None:
         raise Refusal(f"evaluation.low_shot.{given[0]} and low_shot.{given[1]} both say which images are labeled: give one")
     if shot.list is not None and not Path(shot.list).expanduser().is_file():
         raise Refusal(f"evaluation.low_shot.list={shot.list!r} is no file: give a text file with one image per line")
-    # the depth is not known yet; shallow encoders have the longest runs, so that nothing possible is refused
+    # the depth is not known yet: shallow encoders train longest, so their values refuse nothing that is possible
     resolve_finetune(settings.finetune, shot.is_set(), BASE_DEPTH)
 
 
 def evaluation_remarks(
     settings: EvaluationSettings, protocols: Collection[str], reads: Mapping[str, Collection[str]], unpooled: Collection[str]
 ) -> list[str]:
-    """Settings that were changed and have no effect on an evaluation by `protocols`, in words.
+    """Remarks on settings that were changed but have no effect on an evaluation by `protocols`.
 
-    `reads`: for every protocol there is, the settings and groups that it reads and that not all protocols read.
+    `reads`: for every existing protocol, the settings and groups that it reads, without those that all protocols read.
     `unpooled`: the protocols that learn from patches, not from one vector per image.
     """
     usual = type(settings)()

@@ -1,4 +1,4 @@
-"""Sizes that must fit one another: images and patches, widths and heads, and all those of a network that a file describes."""
+"""Checks that sizes fit each other: images and patches, widths and heads, and all sizes of a network in a file."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from openjepa.settings.models import PATCH_SIZES, EncoderConfig, PredictorConfig
 from openjepa.settings.ranges import Said, as_setting, check_ranges
 
 MOST_POSITIONS = 2**30
-"""Numbers of a table of fixed positions."""
+"""Most values in a table of fixed positions."""
 
 
 def check_patch_divides(
@@ -18,9 +18,10 @@ def check_patch_divides(
     of: str | None = None,
     said: Said = as_setting,
 ) -> None:
-    """Raises Refusal, with the values that fit, unless an image of `size` (height, width) is a whole number of patches.
+    """Raises Refusal, naming values that fit, unless the sides of an image are multiples of the patch size.
 
-    `size_name`, `patch_name`: settings, written as `said` does. `of`: whose patches they are, if no setting can change them.
+    `size`: height and width in pixels. `size_name`, `patch_name`: names of the settings. `said`: formats them. `of`: what has
+    this patch size, if no setting can change it.
     """
     if all(side >= patch and side % patch == 0 for side in size):
         return
@@ -32,26 +33,26 @@ def check_patch_divides(
 
 
 def nearest_multiple(side: int, patch: int) -> int:
-    """The whole number of patches nearest to `side`, in pixels; at least one patch."""
+    """The multiple of `patch` nearest to `side`, in pixels; at least one patch."""
     return max(patch, round(side / patch) * patch)
 
 
 def check_heads(name: str, heads: int, width_name: str, width: int) -> None:
-    """Raises Refusal, with the numbers that fit, unless the heads divide the width."""
+    """Raises Refusal, naming numbers of heads that fit, unless `heads` divides `width`."""
     if width % heads:
         fitting = [number for number in range(1, 33) if width % number == 0]
         raise Refusal(f"{name}={heads} does not divide {width_name} ({width}); heads that do: {', '.join(map(str, fitting))}")
 
 
 def check_positions(name: str, width: int) -> None:
-    """Raises Refusal unless fixed positions can be made for this width."""
+    """Raises Refusal unless sine-cosine positions can have this width."""
     if width % 4:
         low = max(4, width // 4 * 4)
         raise Refusal(f"{name}={width} must be a multiple of 4 for sine-cosine positions, e.g. {low} or {low + 4}")
 
 
 def check_encoder(config: EncoderConfig, names: Mapping[str, str] | None = None) -> None:
-    """Raises Refusal if no encoder can have these settings. `names`: what a file calls settings, if not as we do."""
+    """Raises Refusal if no encoder can have these settings. `names`: the file's own names of settings, for errors."""
 
     def called(name: str) -> str:
         return (names or {}).get(name, name)

@@ -1,1 +1,1 @@
-"""One file per command: parse, then call one function of a stage. torch is imported after parsing, by those who need it."""
+"""The commands, one file each: parse, then call one function of a stage. torch is imported after parsing, if it is needed."""

@@ -40,7 +40,7 @@ ABLATE_COMMON = (
 
 
 def ablate(argv: Sequence[str], prog: str) -> None:
-    """Trains, evaluates and compares the rows of an ablation."""
+    """Runs `openjepa ablate`: trains, evaluates and compares the rows of an ablation."""
     argv = require(AblationSettings, argv, f"the name of an ablation ({', '.join(ABLATIONS)})", prog)
     for setting in ("method.name", "masks.strategy"):
         if setting in map(normalized, argv):

@@ -36,7 +36,7 @@ examples:
 
 
 def bench_step(argv: Sequence[str], prog: str) -> None:
-    """Times a training step."""
+    """Runs `openjepa bench step`: times a training step."""
     options = parse(StepBench, positionals_first(StepBench, argv, is_needed=False), prog, BENCH_STEP_HELP, StepBench())
     for name in SAID_BY_THE_RECIPE if options.recipe else ():
         if (value := option_value(argv, name)) is not None:
@@ -49,7 +49,7 @@ def bench_step(argv: Sequence[str], prog: str) -> None:
 
 
 def bench_data(argv: Sequence[str], prog: str) -> None:
-    """Times the data path."""
+    """Runs `openjepa bench data`: times the data path."""
     options = parse(DataBench, argv, prog, BENCH_DATA_HELP, DataBench())
     from openjepa.experiments.data_times import time_data
 
@@ -57,7 +57,7 @@ def bench_data(argv: Sequence[str], prog: str) -> None:
 
 
 def bench_energy(argv: Sequence[str], prog: str) -> None:
-    """Measures the energies of a run."""
+    """Runs `openjepa bench energy`: measures the energies of a run."""
     options = parse(EnergyBench, require(EnergyBench, argv, "RUN", prog), prog, BENCH_ENERGY_HELP, EnergyBench())
     check_subject(options.run, "config.yaml")
     from openjepa.experiments.energies import measure_energy

@@ -29,7 +29,7 @@ examples:
 
 
 def convert(argv: Sequence[str], prog: str) -> None:
-    """Converts weights."""
+    """Runs `openjepa convert`: converts weights."""
     argv = require(ConvertSettings, argv, "a run folder, an encoder folder or a file of weights", prog)
     to = option_value(argv, "to")
     if to is not None and to not in OUTPUTS and not is_help(argv):
@@ -47,7 +47,7 @@ def convert(argv: Sequence[str], prog: str) -> None:
 
 
 def _print(done: "Conversion") -> None:
-    """Prints what was read and written, how it was checked, and how to load it."""
+    """Prints what was read and written, how it was checked, and how to load the result."""
     from rich.filesize import decimal
 
     from openjepa.system.console import plain_console
@@ -71,5 +71,5 @@ def _print(done: "Conversion") -> None:
 
 
 def _shown(folder: Path) -> str:
-    """`folder` as the user would write it."""
+    """`folder` as the user would write it: relative to the working directory, if it is inside."""
     return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)

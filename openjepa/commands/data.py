@@ -48,10 +48,10 @@ examples:
 
 @dataclass(frozen=True, kw_only=True)
 class MasksOptions:
-    """The arguments of `data masks`."""
+    """The arguments of `openjepa data masks`."""
 
     output: Path = Path("masks.png")
-    """The picture."""
+    """File of the picture (.png)."""
     image_size: Annotated[int | tuple[int, int], AT_LEAST_1] = 224
     """Side, or height and width, of the images in pixels."""
     patch_size: Annotated[int, AT_LEAST_1] = 16
@@ -62,7 +62,7 @@ class MasksOptions:
 
 
 def data_masks(argv: Sequence[str], prog: str) -> None:
-    """Draws masks."""
+    """Runs `openjepa data masks`: draws masks."""
     defaults = MasksOptions(masks=select_component(MultiblockSettings(), "masks", argv))
     options = parse(MasksOptions, argv, prog, MASKS_HELP, defaults)
     check_output_file(options.output, ".png", any_ending=False)
@@ -82,7 +82,7 @@ def data_masks(argv: Sequence[str], prog: str) -> None:
     if isinstance(masks, MultiblockSettings):
         other = replace(masks, mode="official" if masks.mode == "unbiased" else "unbiased")
         try:
-            with warnings.catch_warnings():  # what only the chosen mode heeds is no mistake
+            with warnings.catch_warnings():  # settings of only the chosen mode are no mistake
                 warnings.simplefilter("ignore", UserWarning)
                 samplers.append(build(other, grid))
         except ValueError as error:
@@ -92,26 +92,26 @@ def data_masks(argv: Sequence[str], prog: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ScenesOptions:
-    """The arguments of `data scenes`."""
+    """The arguments of `openjepa data scenes`."""
 
     output: Path = Path("scenes")
-    """Folder that the scenes are written to."""
+    """Folder to which the scenes are written."""
     train: Annotated[int, AT_LEAST_1] = 3000
-    """Training scenes."""
+    """Number of training scenes."""
     test: Annotated[int, AT_LEAST_1] = 1000
-    """Test scenes."""
+    """Number of test scenes."""
     image_size: Annotated[int, AT_LEAST_1] = 64
     """Side of the pictures in pixels."""
     seed: Annotated[int, NOT_NEGATIVE] = 0
     """Seed of the scenes."""
     samples: Annotated[int, AT_LEAST_1] = 32
-    """Light paths per pixel: more is slower and less noisy."""
+    """Light paths per pixel. More are slower and less noisy."""
     workers: Annotated[int | None, AT_LEAST_1] = None
-    """Processes. None: one per core."""
+    """Number of processes. None: one per core."""
 
 
 def data_scenes(argv: Sequence[str], prog: str) -> None:
-    """Renders scenes."""
+    """Runs `openjepa data scenes`: renders scenes."""
     options = parse(ScenesOptions, argv, prog, SCENES_HELP, ScenesOptions())
     check_output_folder(options.output)
     from openjepa.data.scenes.renderer import render_scenes
@@ -124,23 +124,23 @@ def data_scenes(argv: Sequence[str], prog: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions:
-    """The arguments of `data check`."""
+    """The arguments of `openjepa data check`."""
 
     seed: Annotated[int, NOT_NEGATIVE] = 0
-    """Seed of the split, if the data has none of its own."""
+    """Seed of the split, if the data has no test split."""
     recipe: str | None = None
-    """The recipe that is to train on the images: those smaller than one of its patches cannot be used."""
+    """Recipe that will train on the images. Images smaller than one of its patches cannot be used."""
     preset: str | None = None
     """Preset of the recipe. None: its first."""
     patch_size: Annotated[int | None, AT_LEAST_1] = None
-    """Side of a patch in pixels. None: that of the recipe, and without one 16."""
+    """Side of a patch in pixels. None: that of the recipe, or 16 without a recipe."""
     list: Path | None = None
-    """CSV file to write with a row for every file: what becomes of it, split, class, reason, width and height."""
+    """CSV file to write, with a row for every file: how it is used, split, class, reason, width and height."""
     data: DataSettings = field(default_factory=FolderSettings)
 
 
 def data_check(argv: Sequence[str], prog: str) -> None:
-    """Reads every image once."""
+    """Runs `openjepa data check`: reads every image once."""
     defaults = CheckOptions(data=select_component(FolderSettings(), "data", argv))
     options = parse(CheckOptions, argv, prog, CHECK_HELP, defaults)
     if isinstance(options.data, FolderSettings) and not options.data.path:
@@ -171,7 +171,7 @@ def data_check(argv: Sequence[str], prog: str) -> None:
 
 
 def _smallest_side(options: CheckOptions) -> int:
-    """Shortest side that training accepts: the side of a patch, or 1 for a method that masks none."""
+    """Shortest side, in pixels, that training accepts: the side of a patch, or 1 for a method without masks."""
     if options.recipe is None:
         if options.preset is not None:
             raise Refusal(f"--preset {options.preset} needs a recipe: add --recipe NAME")

@@ -55,9 +55,9 @@ class EmbedOptions:
     subject: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|ENCODER")] = Path()
     """Run folder, encoder folder, file of published weights, Hugging Face folder, or name on the Hub."""
     output: Path = Path("features.npy")
-    """The table: X.npy (the images in X.csv, how it was made in X.json) or X.parquet (all in one file)."""
+    """Table to write: X.npy (with the images in X.csv and its origin in X.json) or X.parquet (all in one file)."""
     again: bool = False
-    """Start over even if there is a table, or parts of one."""
+    """Start over even if a table, or parts of one, exist."""
     embedding: Annotated[EmbedSettings, Unprefixed] = field(default_factory=EmbedSettings)
     data: DataSettings = field(default_factory=FolderSettings)
 
@@ -65,10 +65,10 @@ class EmbedOptions:
 def parse_embed(
     argv: Sequence[str], prog: str, description: str, check: Callable[[Path], object] = Path
 ) -> tuple[EmbedOptions, DataSettings | None]:
-    """The options of `openjepa embed`, and its data settings; None, for the run's own, if none is given.
+    """The options of `openjepa embed`, and its data settings. These are None, for the run's own, if none is given.
 
-    A path or a source that is given means other images, opened with plain settings; other data settings change the run's own.
-    `check` may refuse the subject before the options are read, which depend on its data.
+    A given path or source means other images, which are opened with default settings. Other data settings change the run's own.
+    `check`: may refuse the subject before the options are read, because they depend on its data.
     """
     argv = require(EmbedOptions, argv, "a run folder or an encoder", prog)
     given = given_settings(argv)
@@ -79,8 +79,8 @@ def parse_embed(
 
 
 def embed(argv: Sequence[str], prog: str) -> None:
-    """Embeds a data set."""
-    # before torch is imported, so that all processes of one command have started before any has done much
+    """Runs `openjepa embed`: embeds a data set."""
+    # taken before torch is imported, so that all processes of one command start before any of them has written anything
     started = time.time()
     options, data = parse_embed(argv, prog, EMBED_HELP, check=check_evaluated)
     from openjepa.inference.embedding.table import check_output
@@ -100,7 +100,7 @@ def embed(argv: Sequence[str], prog: str) -> None:
 
 
 def _idle(given: Collection[str]) -> list[str]:
-    """What to say of the settings of the data that are `given` (dotted names) and have no effect on features."""
+    """Remarks on data settings that are `given` (dotted names) but have no effect on features."""
     idle = [name for name in sorted(given) if name.startswith("data.") and name.removeprefix("data.") in ONLY_TRAINING]
     instead = {
         "data.image_size": "; the size of embedded images is --image-size",
@@ -111,7 +111,7 @@ def _idle(given: Collection[str]) -> list[str]:
 
 @contextmanager
 def _terminated() -> Iterator[None]:
-    """SIGTERM ends the command like Ctrl-C, with the exit code 143 and no half-written part."""
+    """Makes SIGTERM end the command as Ctrl-C does, with the exit code 143 and without a half-written part."""
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         yield
@@ -120,7 +120,7 @@ def _terminated() -> Iterator[None]:
 
 
 def _print(embedded: "Embedded") -> None:
-    """Prints what was embedded, as a table, and the next command."""
+    """Prints a table of what was embedded, and the next command."""
     if embedded.status == "there already":
         print(
             f"{embedded.output} is there already, made of the same weights, settings and images (their names and a sample of "

@@ -56,15 +56,15 @@ class EvaluateOptions:
     suite: str | None = None
     """Evaluate on the rows of a suite instead of the run's own images: `paper`, `cached` or `dense` (see above)."""
     data_root: str | None = None
-    """Folder that holds one folder per data set, as their archives unpack (see above). Needed by --suite."""
+    """Folder that holds one folder per data set, as unpacked from its archive (see above). Needed by --suite."""
     again: bool = False
-    """Compute rows of a suite anew that were finished before with the same weights, settings and data."""
+    """Compute all rows of a suite again, even those already finished with the same weights, settings and data."""
     evaluation: Annotated[EvaluationSettings, Unprefixed] = field(default_factory=EvaluationSettings)
     data: DataSettings = field(default_factory=FolderSettings)
 
 
 def _evaluate_help() -> tuple[str, str]:
-    """The help of the command, and what --help-all adds."""
+    """The help of the command, and the text that --help-all adds."""
     from openjepa.data.datasets.benchmarks import BENCHMARKS
     from openjepa.evaluation.tasks import SUITES, TASKS
 
@@ -82,10 +82,10 @@ def _evaluate_help() -> tuple[str, str]:
 def parse_evaluate(
     argv: Sequence[str], prog: str, description: str, details: str = "", check: Callable[[Path], object] = Path
 ) -> tuple[EvaluateOptions, DataSettings | None]:
-    """The options of `openjepa evaluate`, and its data settings; None, for the run's own, if none is given.
+    """The options of `openjepa evaluate`, and its data settings. These are None, for the run's own, if none is given.
 
-    Given data settings override those of the run's `config.yaml`, if it has one. `check` may refuse the subject before the
-    options are read, which depend on its data.
+    Given data settings override those of the run's `config.yaml`, if there is one. `check`: may refuse the subject before the
+    options are read, because they depend on its data.
     """
     argv = require(EvaluateOptions, argv, "a run folder or the folder of an encoder", prog)
     defaults = EvaluateOptions(data=data_of(subject_of(argv, check), argv))
@@ -94,7 +94,7 @@ def parse_evaluate(
 
 
 def evaluate(argv: Sequence[str], prog: str) -> None:
-    """Probes an encoder."""
+    """Runs `openjepa evaluate`: probes an encoder."""
     from openjepa.system.console import say
 
     options, data = parse_evaluate(argv, prog, *_evaluate_help(), check=check_evaluated)
@@ -128,7 +128,7 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
 
 
 def _protocols(options: EvaluateOptions) -> set[str]:
-    """Every protocol that may run."""
+    """All protocols that may run."""
     from openjepa.evaluation.tasks import suite_rows
 
     if options.evaluation.protocols or options.suite is None:
@@ -137,7 +137,7 @@ def _protocols(options: EvaluateOptions) -> set[str]:
 
 
 def _check_evaluation_options(options: EvaluateOptions, has_data: bool) -> None:
-    """Raises Refusal for a suite without its data or beside other data, and for a task that is none of its rows."""
+    """Raises Refusal if a suite lacks its data or is combined with other data, or if a task is not among its rows."""
     from openjepa.evaluation.tasks import SUITES, TASKS, suite_rows
 
     if options.suite is None and options.data_root is not None:

@@ -16,18 +16,18 @@ example:
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartOptions:
-    """The arguments of `quickstart`."""
+    """The arguments of `openjepa quickstart`."""
 
     output: Path = Path("runs")
     """Folder that holds the run folder."""
     total_steps: Annotated[int | None, AT_LEAST_1] = None
     """Optimizer steps. None: the recipe's."""
     fresh: bool = False
-    """Start anew even if an earlier quickstart exists."""
+    """Start a new run even if an earlier quickstart exists."""
 
 
 def quickstart(argv: Sequence[str], prog: str) -> None:
-    """Train, evaluate, visualize, report."""
+    """Runs `openjepa quickstart`: train, evaluate, visualize, report."""
     options = parse(QuickstartOptions, argv, prog, QUICKSTART_HELP, QuickstartOptions())
     check_output_folder(options.output)
     from openjepa.experiments.pipeline import quickstart as run_quickstart

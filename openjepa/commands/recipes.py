@@ -31,13 +31,13 @@ class RecipesOptions:
     """The arguments of `openjepa recipes`."""
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]")] = ""
-    """Recipe to print; without it, all are listed."""
+    """Recipe to print; without it, all recipes are listed."""
     preset: str | None = None
-    """Variant of the recipe. None: its first."""
+    """Preset of the recipe. None: its first."""
 
 
 def recipes(argv: Sequence[str], prog: str) -> None:
-    """Lists the recipes, or prints one."""
+    """Runs `openjepa recipes`: lists the recipes, or prints one."""
     given = positionals_first(RecipesOptions, argv, is_needed=False)
     options = parse(RecipesOptions, given, prog, RECIPES_HELP, RecipesOptions())
     if options.preset is not None and not options.name:
@@ -46,7 +46,7 @@ def recipes(argv: Sequence[str], prog: str) -> None:
 
 
 def recipe_groups() -> dict[str, list[str]]:
-    """The names of the recipes by what they are for, in the order of the registry."""
+    """The names of the recipes, grouped by images and method, in the order of the registry."""
     groups: dict[str, list[str]] = {}
     for name, recipe in RECIPES.items():
         method = recipe.config().method.about.short
@@ -55,7 +55,7 @@ def recipe_groups() -> dict[str, list[str]]:
 
 
 def listed_recipes() -> str:
-    """Every recipe in one line or two, below what it is for and its presets."""
+    """A list of all recipes with their summaries, under the images, method and presets of their group."""
     parts = []
     for title, names in recipe_groups().items():
         presets = dict.fromkeys(preset for name in names for preset in RECIPES[name].presets)
@@ -66,7 +66,7 @@ def listed_recipes() -> str:
 
 
 def whole_recipe(name: str, preset: str | None) -> str:
-    """What a recipe is, as comments, and its settings, as YAML."""
+    """The description of a recipe as comments, followed by its settings as YAML."""
     config = load_recipe(name, preset)
     recipe = RECIPES[name]
     about = [
@@ -82,7 +82,7 @@ def whole_recipe(name: str, preset: str | None) -> str:
 
 
 def _settings(config: RunConfig) -> Iterator[str]:
-    """The lines of the file. What follows other settings stays so, and goes on to follow; its value stands behind it."""
+    """Yields the lines of the file. Derived settings stay None, so that they still follow. A comment gives their value."""
     values, group = flatten(resolve(config)), ""
     for line in yaml.safe_dump(to_dict(config), sort_keys=False, width=120).splitlines():
         name, _, value = line.strip().partition(": ")

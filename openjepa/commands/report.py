@@ -22,19 +22,19 @@ examples:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """The arguments of `report`."""
+    """The arguments of `openjepa report`."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")] = ()
     """Run folders."""
     output: Path | None = None
-    """The HTML file. None: report.html in the run's folder, for several runs in the folder that holds the first; scaling.html
-    there with --scaling."""
+    """HTML file to write. None: report.html in the run's folder, or beside the first run if there are several. With --scaling
+    the name is scaling.html."""
     scaling: bool = False
-    """Curves over the runs instead of a report on each: accuracy against what a run has used."""
+    """Draw curves over the runs instead of a report on each: accuracy against what a run has used."""
 
 
 def report(argv: Sequence[str], prog: str) -> None:
-    """Writes the HTML report."""
+    """Runs `openjepa report`: writes the HTML report."""
     options = parse(ReportOptions, require(ReportOptions, argv, "RUN", prog), prog, REPORT_HELP, ReportOptions())
     check_output_file(options.output, ".html")
     from openjepa.report import write_report, write_scaling

@@ -25,7 +25,7 @@ examples:
 
 
 def search(argv: Sequence[str], prog: str) -> None:
-    """Searches a table of features."""
+    """Runs `openjepa search`: searches a table of features."""
     defaults = SearchSettings()
     given = require(SearchSettings, with_number_of_outliers(argv), "a file of features", prog)
     settings = parse(SearchSettings, given, prog, SEARCH_HELP, defaults)
@@ -37,7 +37,7 @@ def search(argv: Sequence[str], prog: str) -> None:
 
 
 def with_number_of_outliers(argv: Sequence[str]) -> list[str]:
-    """`argv` with LISTED_OUTLIERS behind an `--outliers` without a number."""
+    """`argv` with LISTED_OUTLIERS inserted after an `--outliers` that has no number."""
     given = []
     for position, word in enumerate(argv):
         given.append(word)
@@ -80,7 +80,7 @@ def _clean(settings: SearchSettings) -> None:
 
 
 def _draw(drawn: Callable[[], Iterable[Path]]) -> None:
-    """Prints which pictures were drawn. Without matplotlib there are none, but the answers stand."""
+    """Draws pictures and prints their paths. Without matplotlib it only says so, because the answers are still of use."""
     from openjepa.system.console import say
 
     try:

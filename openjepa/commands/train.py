@@ -1,4 +1,4 @@
-"""The command `openjepa train`: its options, and the run that a recipe, a file or weights to start from describe."""
+"""The command `openjepa train`: its options, and the run that they describe by a recipe, a file or starting weights."""
 
 import os
 from collections.abc import Sequence, Set
@@ -63,7 +63,7 @@ SHOWN_RECIPE = "cpu-64"
 """Recipe whose settings the help of `openjepa train` shows as defaults, if none is given."""
 _GROUPS = ("data", "model", "masks", "method", "optim", "run", "monitor", "system")
 SHORT = ("init", "init_encoder", "init_heads")
-"""Options of `openjepa train` that may leave out `run.`"""
+"""Options of `openjepa train` that may be written without `run.`"""
 _OWN = ("model.resampling_offset", "method.predictor_width", "method.predictor_depth", "method.predictor_heads")
 """Settings that may differ from the weights that `run.init` names."""
 _OVERRULED = {
@@ -71,17 +71,17 @@ _OVERRULED = {
     "optim.warmup_epochs": ("optim.warmup_steps",),
     "optim.warmup_share": ("optim.warmup_epochs", "optim.warmup_steps"),
 }
-"""The settings that override each of these. Who gives only the weaker one on the command line means it."""
+"""Settings, and those that override each of them. If the command line gives only the weaker setting, the others are dropped."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """The arguments of `openjepa train`: which run, and every setting of it."""
+    """The arguments of `openjepa train`: the run, and every setting of it."""
 
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE]")] = ""
     """Named run to start from."""
     preset: str | None = None
-    """Variant of the recipe. None: its first."""
+    """Preset of the recipe. None: its first."""
     config: Path | None = None
     """Start from this `config.yaml` (or the run folder that holds it) instead of a recipe."""
     dry_run: bool = False
@@ -99,14 +99,14 @@ class TrainOptions:
 
 
 def train(argv: Sequence[str], prog: str) -> None:
-    """Pretrains an encoder."""
+    """Runs `openjepa train`: pretrains an encoder."""
     from openjepa.system.console import say
 
     config, options = parse_train(argv, prog, *(_train_help(argv) if is_help(argv) else ("", "")))
     before = options.config or (Path(config.run.init) if config.run.init and not options.recipe else None)
     if before is not None:
         _note_kept(before, config)
-    # a model that follows weights is known once these are read
+    # a model that follows from weights is known only after they are read
     check(config, world_size=int(os.environ.get("WORLD_SIZE", "1")), is_model_known=config.run.init is None)
     given = given_settings(with_long_names(argv))
     for remark in remarks(config, given):
@@ -121,7 +121,7 @@ def train(argv: Sequence[str], prog: str) -> None:
 
 
 def _train_help(argv: Sequence[str]) -> tuple[str, str]:
-    """The help of the command, and what --help-all adds."""
+    """The help of the command, and the text that --help-all adds."""
     recipes = [f"  {title:<24}{', '.join(names)}" for title, names in recipe_groups().items()]
     file = option_value(argv, "config")
     is_file = file is not None and unless_help(argv, lambda: bool(load_run_config(file)), lambda: False)
@@ -131,9 +131,9 @@ def _train_help(argv: Sequence[str]) -> tuple[str, str]:
 
 
 def _note_kept(file: Path, config: RunConfig) -> None:
-    """Notes settings of `file` that stay although others that they followed have changed, and what would follow now.
+    """Notes settings of `file` that stay although settings they depend on have changed, with the values that would follow now.
 
-    Says nothing if values are impossible, which `check` refuses: nothing follows from them.
+    Says nothing if values are impossible: `check` refuses them, and nothing can be derived from them.
     """
     from openjepa.system.console import say
 
@@ -150,9 +150,10 @@ def _option_value(value: object) -> str:
 
 
 def parse_train(argv: Sequence[str], prog: str, description: str, details: str = "") -> tuple[RunConfig, TrainOptions]:
-    """The settings of `openjepa train ...`, and its other options. Raises Refusal. Prints help and exits if asked to.
+    """The settings of the run that `openjepa train ...` describes, and its other options.
 
-    Settings that follow others are None until `openjepa.settings.derived.resolve`.
+    Prints help and exits if `argv` asks for it. Derived settings are None until `openjepa.settings.derived.resolve`. Raises
+    Refusal if an option, a recipe or a file cannot be used.
     """
     argv = with_long_names(argv)
     argv = positionals_first(TrainOptions, argv, is_needed=not {"config", "run.init"} & given_settings(argv))
@@ -164,14 +165,14 @@ def parse_train(argv: Sequence[str], prog: str, description: str, details: str =
 
 
 def with_long_names(argv: Sequence[str]) -> list[str]:
-    """`argv` with `--run.init X` for `--init X`, and so on."""
+    """`argv` with short options replaced by long ones: `--init X` becomes `--run.init X`."""
     return [f"--run.{item.lstrip('-')}" if item.startswith("--") and normalized(item) in SHORT else item for item in argv]
 
 
 def decided_by_file(file: Path | None, init: str | None) -> set[str]:
-    """Dotted names of the settings that `file` (of --config) decides although the weights `init` say otherwise.
+    """Dotted names of the settings for which `file` (from --config) decides, even if the weights `init` differ.
 
-    Empty unless `file` names these weights: its run is then repeated with the predictor that it had.
+    Empty unless `file` names the same weights. Its run is then repeated with the predictor that it had.
     """
     if file is None or init is None:
         return set()
@@ -181,7 +182,7 @@ def decided_by_file(file: Path | None, init: str | None) -> set[str]:
 
 
 def _starting_point(argv: Sequence[str]) -> RunConfig:
-    """The recipe or the file that `argv` names, or else the run that gave the weights to start from, in a folder of its own."""
+    """The recipe or the file that `argv` names; else the run whose weights are the start, with a new folder."""
     file, preset, init = (option_value(argv, name) for name in ("config", "preset", "run.init"))
     if file is not None and not Path(file).expanduser().exists():
         raise Refusal(f"--config {file} {absent(file, hub=False)}")
@@ -210,6 +211,6 @@ def select_components(config: RunConfig, argv: Sequence[str]) -> RunConfig:
 
 
 def without_overruled(config: RunConfig, given: Set[str]) -> RunConfig:
-    """`config` without its steps if `given` has epochs, which they would overrule. The same for the warm-up."""
+    """`config` without its steps if `given` has epochs, because steps would override them. The same for the warm-up."""
     dropped = {name for weak, strong in _OVERRULED.items() if weak in given and not given & set(strong) for name in strong}
     return replace(config, optim=replace(config.optim, **{name.removeprefix("optim."): None for name in dropped}))  # type: ignore[arg-type]

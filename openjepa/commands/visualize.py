@@ -19,12 +19,12 @@ example:
 
 @dataclass(frozen=True, kw_only=True)
 class VisualizeOptions:
-    """The arguments of `visualize`."""
+    """The arguments of `openjepa visualize`."""
 
     subject: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = Path()
     """Run folder."""
     num_images: Annotated[int, between(1, 24)] = 8
-    """Images in each picture (1 to 24)."""
+    """Number of images in each picture (1 to 24)."""
     seed: Annotated[int, NOT_NEGATIVE] = 0
     """Seed of the choice of images."""
     device: str = "auto"
@@ -32,7 +32,7 @@ class VisualizeOptions:
 
 
 def visualize(argv: Sequence[str], prog: str) -> None:
-    """Draws the pictures of a run."""
+    """Runs `openjepa visualize`: draws the pictures of a run."""
     options = parse(VisualizeOptions, require(VisualizeOptions, argv, "RUN", prog), prog, VISUALIZE_HELP, VisualizeOptions())
     check_subject(options.subject, "config.yaml")
     from openjepa.visualization import visualize_run

@@ -1,4 +1,4 @@
-"""Data sources, one file each. The line that registers one stands below its settings, in `settings.sources`."""
+"""Data sources, one file each. A source is registered in `settings.sources`, in the line below its settings."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ __all__ = ["SOURCES", "open_splits"]
 
 
 def open_splits(settings: DataSettings, seed: int) -> "Splits":
-    """Opens the source that the settings choose, with at most `max_images` training images if that is set."""
+    """Opens the source that the settings choose. If `max_images` is set, keeps at most that many training images."""
     splits: Splits = SOURCES[settings.source].load()(settings, seed)
     if settings.max_images is None:
         return splits

@@ -1,4 +1,4 @@
-"""Augmentations of one uint8 view: random erasing, RandAugment, and several one after the other.
+"""Augmentations of one uint8 view: random erasing, RandAugment, and a chain of several.
 
 Random erasing: Zhong et al., 2017. RandAugment: Cubuk et al., 2020, in the variant `rand-m9-mstd0.5-inc1` of MAE and I-JEPA.
 Both are written from the papers and from descriptions of the variant.
@@ -15,24 +15,26 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 Augment = Callable[[UInt8[Tensor, "3 h w"], int], UInt8[Tensor, "3 h w"]]
-"""(view, seed) -> view of equal size. Picklable, and a pure function of both."""
+"""(view, seed) -> view of the same size. Picklable, and a pure function of both arguments."""
 
 TRIES = 10
-"""Rectangles that are drawn until one fits; if none does, nothing is erased."""
+"""Largest number of rectangles drawn until one fits. If none fits, nothing is erased."""
 
 
 @dataclass(frozen=True)
 class RandomErasing:
-    """With a probability, replaces one rectangle of a view by noise.
+    """Replaces one rectangle of a view by noise, with probability `probability`.
 
-    Its area is uniform in `area`, its height / width uniform in the logarithm, its place uniform. The noise is Gaussian with
-    the mean and standard deviation of the data per channel, independent for every pixel and channel: standard normal once
-    pixels are normalized. It is rounded and clipped to 0 .. 255, because views are uint8; MAE erases after normalization and
-    does not clip. Zhong et al. fill with uniform noise and erase up to 0.4 of the area.
+    The area of the rectangle is uniform in `area`, height / width is log-uniform in `aspect`, and the position is uniform. The
+    noise is Gaussian with the mean and standard deviation of the data per channel, independent for every pixel and channel. It
+    is thus standard normal once pixels are normalized.
+
+    The noise is rounded and clipped to 0 .. 255, because views are uint8. MAE erases after normalization and does not clip.
+    Zhong et al. fill with uniform noise and erase up to 0.4 of the area.
     """
 
     probability: float = 0.25
-    """How often a view is erased (MAE's share)."""
+    """Probability that a view is erased (MAE's value)."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of the channels in [0, 1] (ImageNet's)."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -43,8 +45,8 @@ class RandomErasing:
     """Smallest and largest height / width."""
 
     def __call__(self, view: UInt8[Tensor, "3 h w"], seed: int) -> UInt8[Tensor, "3 h w"]:
-        """The view with a rectangle erased, or the view itself: a pure function of both."""
-        generator = np.random.default_rng([seed, 1])  # not the numbers of another augmentation with the same seed
+        """The view with a rectangle erased, or the view itself. A pure function of both arguments."""
+        generator = np.random.default_rng([seed, 1])  # independent of other augmentations with the same seed
         if generator.random() >= self.probability:
             return view
         height, width = int(view.shape[1]), int(view.shape[2])
@@ -70,12 +72,12 @@ class RandomErasing:
 
 @dataclass(frozen=True)
 class InTurn:
-    """Augmentations one after the other, each with the same seed (they draw different numbers from it)."""
+    """Augmentations one after the other. Each gets the same seed and draws different numbers from it."""
 
     augmentations: tuple[Augment, ...]
 
     def __call__(self, view: UInt8[Tensor, "3 h w"], seed: int) -> UInt8[Tensor, "3 h w"]:
-        """The view after the last of them."""
+        """The view after all augmentations."""
         for augment in self.augmentations:
             view = augment(view, seed)
         return view
@@ -83,33 +85,33 @@ class InTurn:
 
 Color = tuple[int, int, int]
 Operation = Callable[[Image.Image, float, float, Color], Image.Image]
-"""(image, strength in [0, 1], sign of +1 or -1, color of what comes in from outside) -> image of the same size."""
+"""(image, strength in [0, 1], sign of +1 or -1, fill color of pixels from outside the image) -> image of the same size."""
 PROBABILITY = 0.5
-"""How often an operation that was chosen is applied."""
+"""Probability that a drawn operation is applied."""
 MOST = 10.0
-"""Largest magnitude; the strength of an operation is magnitude / MOST."""
+"""Largest magnitude. The strength of an operation is magnitude / MOST."""
 MOST_DEGREES, MOST_SHEAR, MOST_SHIFT, MOST_FACTOR = 30.0, 0.3, 0.45, 0.9
 LEAST_FACTOR = 0.1
 MIDDLE, MOST_ADDED = 128, 110
 
 
 def auto_contrast(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
-    """Stretches each channel to 0 .. 255. Has no strength."""
+    """Stretches each channel to 0 .. 255. Ignores the strength."""
     return ImageOps.autocontrast(image)
 
 
 def equalize(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
-    """Flattens the histogram of each channel. Has no strength."""
+    """Flattens the histogram of each channel. Ignores the strength."""
     return ImageOps.equalize(image)
 
 
 def invert(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
-    """255 - value. Has no strength."""
+    """Replaces each value by 255 - value. Ignores the strength."""
     return ImageOps.invert(image)
 
 
 def posterize(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
-    """Keeps the highest 4 - floor(4 strength) bits of each value: 4 at strength 0, 1 at 0.9, none at 1."""
+    """Keeps the highest 4 - floor(4 strength) bits of each value: 4 bits at strength 0, 1 at 0.9, none at 1."""
     return _by_table(image, [value & ~(0xFF >> (4 - int(4 * strength))) for value in range(256)])
 
 
@@ -130,42 +132,42 @@ def color(image: Image.Image, strength: float, sign: float, fill: Color) -> Imag
 
 
 def contrast(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
-    """Moves the image away from its mean gray or towards it."""
+    """Moves the image away from its mean gray (sign +1) or towards it (-1)."""
     return ImageEnhance.Contrast(image).enhance(_factor(strength, sign))
 
 
 def brightness(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
-    """Moves the image away from black or towards it."""
+    """Moves the image away from black (sign +1) or towards it (-1)."""
     return ImageEnhance.Brightness(image).enhance(_factor(strength, sign))
 
 
 def sharpness(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
-    """Moves the image away from a smoothed version or towards it."""
+    """Moves the image away from a smoothed version (sign +1) or towards it (-1)."""
     return ImageEnhance.Sharpness(image).enhance(_factor(strength, sign))
 
 
 def rotate(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
-    """Rotates by 30 strength degrees about the center."""
+    """Rotates by 30 strength degrees about the center. `sign` gives the direction."""
     return image.rotate(sign * MOST_DEGREES * strength, Image.Resampling.BICUBIC, fillcolor=fill)
 
 
 def shear_x(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
-    """Moves row y by 0.3 strength y pixels; the top row stays."""
+    """Shifts row y by 0.3 strength y pixels, so that the top row stays. `sign` gives the direction."""
     return _affine(image, (1, sign * MOST_SHEAR * strength, 0, 0, 1, 0), fill)
 
 
 def shear_y(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
-    """Moves column x by 0.3 strength x pixels; the left column stays."""
+    """Shifts column x by 0.3 strength x pixels, so that the left column stays. `sign` gives the direction."""
     return _affine(image, (1, 0, 0, sign * MOST_SHEAR * strength, 1, 0), fill)
 
 
 def translate_x(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
-    """Moves the image by 0.45 strength of its width."""
+    """Shifts the image by 0.45 strength of its width. `sign` gives the direction."""
     return _affine(image, (1, 0, sign * MOST_SHIFT * strength * image.width, 0, 1, 0), fill)
 
 
 def translate_y(image: Image.Image, strength: float, sign: float, fill: Color) -> Image.Image:
-    """Moves the image by 0.45 strength of its height."""
+    """Shifts the image by 0.45 strength of its height. `sign` gives the direction."""
     return _affine(image, (1, 0, 0, 0, 1, sign * MOST_SHIFT * strength * image.height), fill)
 
 
@@ -192,12 +194,12 @@ OPERATIONS: dict[str, Operation] = {
 class RandAugment:
     """Two of fifteen operations per view, drawn with replacement; each is applied with probability 0.5.
 
-    An operation has the magnitude `magnitude` plus Gaussian noise of `magnitude_std`, clipped to [0, 10]. If it has a
-    direction, a coin is tossed for it. With s = magnitude / 10:
+    The magnitude of an operation is `magnitude` plus Gaussian noise of standard deviation `magnitude_std`, clipped to [0, 10].
+    If an operation has a direction, it is drawn at random. With s = magnitude / 10:
 
     | operations | at strength s |
     |---|---|
-    | auto_contrast, equalize, invert | always the same |
+    | auto_contrast, equalize, invert | the same at every s |
     | posterize | keeps 4 - floor(4 s) bits |
     | solarize | inverts values of at least 256 - floor(256 s) |
     | solarize_add | adds floor(110 s) to values below 128 |
@@ -206,10 +208,10 @@ class RandAugment:
     | shear_x, shear_y | by +-0.3 s pixels per pixel |
     | translate_x, translate_y | by +-0.45 s of the side |
 
-    Every operation that has a strength grows with it (the `inc1` of the name; in AutoAugment's tables some operations weaken).
-    The geometric ones are bicubic. Pixels that come in from outside have the color `fill`.
+    Every operation with a strength becomes stronger as s grows. This is the `inc1` of the name; in AutoAugment's tables some
+    operations become weaker. Geometric operations are bicubic. Pixels from outside the image get the color `fill`.
 
-    Written from Cubuk et al. (2020) and from descriptions of the variant, not from its code: rounding may differ from it.
+    Written from Cubuk et al. (2020) and from descriptions of the variant, not from its code. Rounding may differ from it.
     """
 
     magnitude: float = 9.0
@@ -217,13 +219,13 @@ class RandAugment:
     magnitude_std: float = 0.5
     """Standard deviation of the magnitude between operations."""
     num_operations: int = 2
-    """Operations drawn per view."""
+    """Number of operations drawn per view."""
     fill: Color = (124, 116, 104)
-    """Mean pixel of the data (default: ImageNet's)."""
+    """Color of pixels from outside the image: the mean pixel of the data (default: ImageNet's)."""
 
     def __call__(self, view: UInt8[Tensor, "3 h w"], seed: int) -> UInt8[Tensor, "3 h w"]:
-        """The augmented view: a pure function of both."""
-        # a generator of its own kind, so that the numbers are not those that have drawn the crop from the same seed
+        """The augmented view. A pure function of both arguments."""
+        # a different kind of generator, so that its numbers differ from those that drew the crop from the same seed
         generator = np.random.default_rng(seed)
         chosen = generator.integers(0, len(OPERATIONS), self.num_operations)
         applied = generator.random(self.num_operations) < PROBABILITY
@@ -247,5 +249,5 @@ def _by_table(image: Image.Image, table: list[int]) -> Image.Image:
 
 
 def _affine(image: Image.Image, matrix: tuple[float, ...], fill: Color) -> Image.Image:
-    """Output (x, y) takes the input at (a x + b y + c, d x + e y + f)."""
+    """Affine transform: output pixel (x, y) is the input pixel at (a x + b y + c, d x + e y + f)."""
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=fill)

@@ -1,4 +1,4 @@
-"""Reads every image of a data set once, and says of every file what becomes of it."""
+"""Reads every image of a data set once and reports how each file is used."""
 
 import csv
 from collections import Counter
@@ -21,45 +21,45 @@ from openjepa.settings.sources import DataSettings, FolderSettings
 from openjepa.system.shared_files import UNFINISHED, own_name, whole_file
 
 MAX_LISTED = 20
-"""Images that cannot be used of which the screen shows the names."""
+"""Largest number of unusable images whose names are shown on the screen."""
 MAX_EXAMPLES = 3
-"""Files that are not used, of each kind, of which the screen shows the names."""
+"""Largest number of names shown on the screen for each kind of unused file."""
 CHUNK = 256
-"""Images in flight."""
+"""Number of images decoded at a time."""
 
 Source = ListSource | ShardSource
 Record = int | ShardRecord
-"""Index in a list of records, or a record of a shard."""
+"""An index into a ListSource, or a record of a shard."""
 
 
 class Outcome(Enum):
-    """What becomes of a file."""
+    """How a file is used."""
 
     USED = "used"
     SKIPPED = "skipped"
-    """An image of a split that cannot be used; training takes another in its place and counts it."""
+    """An image of a split that cannot be used. Training uses another one in its place and counts it."""
     UNUSED = "not used"
-    """An image outside of the splits that are used."""
+    """An image outside the splits that are used."""
     LEFT_OUT = "left out"
-    """No image, or not to be taken for one."""
+    """Not an image, or not to be used as one."""
 
 
 @dataclass(frozen=True)
 class CheckedFile:
-    """What becomes of one file: a row of the list that `--list` writes."""
+    """How one file is used: a row of the list that `--list` writes."""
 
     path: str
-    """Path below `data.path`, or what the source calls the record."""
+    """Path below `data.path`, or the source's name of the record."""
     outcome: Outcome
     split: str = ""
     """`train` or `test`."""
     class_name: str = ""
     reason: str = ""
-    """Why it is not used."""
+    """Why the file is not used."""
     width: int | None = None
     height: int | None = None
     remark: str = ""
-    """What to tell the user of an image that is used."""
+    """A note for the user about an image that is used."""
 
 
 @dataclass(frozen=True)
@@ -73,27 +73,27 @@ class _Usable:
 
 @dataclass
 class _Split:
-    """What was found in one split."""
+    """The findings of one split."""
 
     num_images: int = 0
     sides: list[int] = field(default_factory=list)
-    """Short side of each usable image in pixels."""
+    """Short side of each usable image, in pixels."""
     classes: Counter[str] = field(default_factory=Counter)
     bad: list[CheckedFile] = field(default_factory=list)
-    """The first images that cannot be used."""
+    """The first images that cannot be used, at most MAX_LISTED."""
 
 
 @dataclass
 class CheckSummary:
-    """Counts of what was found."""
+    """Counts of the findings."""
 
     splits: dict[str, _Split] = field(default_factory=dict)
     others: Counter[tuple[Outcome, str]] = field(default_factory=Counter)
-    """Files in no split, by outcome and reason; used images with a remark, by it."""
+    """Number of files outside the splits, by outcome and reason. Also used images with a remark, by outcome and remark."""
     examples: dict[tuple[Outcome, str], list[str]] = field(default_factory=dict)
 
     def add(self, found: CheckedFile) -> None:
-        """Counts a file."""
+        """Adds a file to the counts."""
         if found.remark:
             self._count(found, found.remark)
         if not found.split:
@@ -116,7 +116,7 @@ class CheckSummary:
             shown.append(found.path)
 
     def lines(self) -> Iterator[str]:
-        """The summary in lines for the terminal."""
+        """The summary, line by line, for the terminal."""
         for name, split in self.splits.items():
             yield from _lines(name, split)
         for outcome in Outcome:
@@ -143,16 +143,16 @@ def _lines(name: str, split: _Split) -> Iterator[str]:
 
 
 def num_records(splits: Splits) -> int | None:
-    """Images that will be read; None if a split is a stream."""
+    """Number of images that will be read. None if a split is a stream."""
     sources = [source for source in (splits.train, splits.test) if source is not None]
     return None if any(isinstance(source, ShardSource) for source in sources) else sum(map(len, sources))
 
 
 def inspect(settings: DataSettings, splits: Splits, min_side: int, written: Path | None = None) -> Iterator[CheckedFile]:
-    """Reads every record of the splits and says what becomes of it; for a folder, also of every other file in it.
+    """Reads every record of the splits and reports how it is used. For a folder, also reports every other file in it.
 
-    `min_side`: smaller images are not used, as training does not use those smaller than a patch. `written`: the list that is
-    written meanwhile (`csv_list`), which does not count as a file.
+    Images with a side below `min_side` pixels count as unusable, just as training skips images smaller than a patch.
+    `written` is the list being written meanwhile (see `csv_list`); it does not count as a file.
     """
     base = existing_path(settings.path) if isinstance(settings, FolderSettings) else None
     seen: set[str] = set()
@@ -167,7 +167,7 @@ def inspect(settings: DataSettings, splits: Splits, min_side: int, written: Path
 
 
 def _others(base: Path, seen: set[str], train: Source, written: Path | None) -> Iterator[CheckedFile]:
-    """The files of a folder that no split has, by path, without the list `written`."""
+    """The files of a folder that are in no split, sorted by path, except the list `written`."""
     own = set() if written is None else {written.resolve(), own_name(written.resolve(), UNFINISHED)}
     own_names = {file.name for file in own}
     drawn = train.whole if isinstance(train, Subset) else None
@@ -184,7 +184,7 @@ def _others(base: Path, seen: set[str], train: Source, written: Path | None) -> 
 
 
 def _read_all(source: Source, split: str, base: Path | None, min_side: int) -> Iterator[CheckedFile]:
-    """Decodes every image of a split, in threads (decoders release Python's lock)."""
+    """Decodes every image of a split in threads (decoders release Python's global lock)."""
     records = _records(source)
     with ThreadPoolExecutor() as pool:
         while chunk := list(islice(records, CHUNK)):
@@ -202,7 +202,7 @@ def _records(source: Source) -> Iterator[Record]:
 
 
 def _read(source: Source, record: Record, min_side: int) -> _Usable | str:
-    """Size of an image and what to tell of it, or why it cannot be used."""
+    """The size of an image and a remark about it, or the reason why it cannot be used."""
     try:
         if isinstance(record, ShardRecord):
             data = record.read()
@@ -239,9 +239,9 @@ def _path_and_label(source: Source, record: Record, base: Path | None) -> tuple[
 
 @contextmanager
 def csv_list(file: Path) -> Iterator[Callable[[CheckedFile], None]]:
-    """A function that writes a finding as a row of the CSV file `file`, which appears once it is whole.
+    """Yields a function that writes a finding as a row of the CSV file `file`. The file appears once it is complete.
 
-    Names that are no text keep their bytes.
+    Names that are not valid UTF-8 keep their bytes.
     """
     names = [item.name for item in fields(CheckedFile)]
     with whole_file(file) as unfinished, unfinished.open("w", encoding="utf-8", errors="surrogateescape", newline="") as opened:

@@ -1,16 +1,16 @@
-"""Bytes of an image file -> uint8 RGB pixels, or a DecodeError that says what is wrong with the file.
+"""Decodes the bytes of an image file into uint8 RGB pixels, or raises a DecodeError that says what is wrong with the file.
 
-JPEG files go through libjpeg-turbo (simplejpeg), everything else through Pillow. What is made of unusual files:
+JPEG files go through libjpeg-turbo (simplejpeg), everything else through Pillow. Treatment of unusual files:
     EXIF orientation      applied
     grayscale, 1 bit      copied into three channels
     palette, CMYK, YCbCr  converted to RGB
-    alpha                 composited over white, as a page would show it
+    alpha                 composited over white, as a web page would show it
     12, 16 bits           the upper eight bits, rounded
     32 bits, signed,      refused: their range is not known
       floating-point
     animation, pages      the first frame
-    odd JPEGs             unknown versions, bytes between segments, fill after the pixels, no end marker: read if no pixel
-                          is missing (`openjepa.data.image_formats`)
+    odd JPEGs             unknown versions, bytes between segments, fill after the pixels, no end marker: read if all pixels
+                          are present (`openjepa.data.image_formats`)
     truncated or damaged  refused, even if a decoder could show half of the image
     odd TIFFs             refused if Pillow would give wrong pixels (`openjepa.data.image_formats`)
 """
@@ -38,28 +38,28 @@ from openjepa.data.source import ListSource
 from openjepa.refusals import Refusal
 
 MAX_PIXELS = 200_000_000
-"""Larger images are refused before they are decoded (600 MB as RGB); no photo for training is that large."""
+"""Larger images are refused before they are decoded (600 MB as RGB). No photo for training is that large."""
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""What Pillow may open: formats that are pictures and start no other program (EPS would)."""
+"""Formats that Pillow may open: pictures that start no other program (EPS would)."""
 
 NUM_CHECKED = 256
-"""Records at the start of a source among which one must be usable."""
+"""Number of records at the start of a source, one of which must be usable."""
 
 _MAX_12_BITS, _MAX_16_BITS = 4095, 65535
 _NEARLY_BLACK = 16
-"""What the largest number of 12 bits becomes if white is the largest of 16."""
+"""Value in 8 bits of the largest 12-bit number if white is the largest 16-bit number."""
 
 
 class DecodeError(Refusal):
-    """Raised if a file is no image that can be used; the message is the reason, without the file's name."""
+    """Raised if a file is not a usable image. The message is the reason, without the file's name."""
 
 
 def decode_image(data: bytes, min_side: int = 0) -> UInt8[np.ndarray, "h w 3"]:
     """RGB pixels of an image file.
 
-    `min_side`: if positive, a JPEG may be decoded at a reduced size (the exact DCT-domain scaling of libjpeg) as long as its
-    short side keeps at least `min_side` pixels and shrinks at least to a half. Large photos become several times cheaper.
-    Raises DecodeError.
+    If `min_side` is positive, a JPEG may be decoded at a reduced size by the exact DCT-domain scaling of libjpeg. This is done
+    if it at least halves the image and leaves a short side of at least `min_side` pixels. Large photos become several times
+    cheaper. Raises DecodeError if the file is not a usable image.
     """
     if not data:
         raise DecodeError("empty file")
@@ -69,7 +69,10 @@ def decode_image(data: bytes, min_side: int = 0) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """Height and width after the EXIF orientation, from the header alone. Raises DecodeError."""
+    """Height and width after the EXIF orientation is applied, from the header alone.
+
+    Raises DecodeError if the file is not a usable image.
+    """
     if not data:
         raise DecodeError("empty file")
     if data.startswith(image_formats.JPEG_START):
@@ -78,15 +81,15 @@ def image_size(data: bytes) -> tuple[int, int]:
         return (width, height) if _jpeg_orientation(header) >= 5 else (height, width)
     with _SILENCE:
         image = _open_with_pillow(io.BytesIO(data))
-        # the size that Pillow gives of a TIFF is that of the image it will turn by itself
+        # for a TIFF, Pillow gives the size of the image after it has applied the orientation itself
         turned = image.format != "TIFF" and image_formats.orientation_of(image) >= 5
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def mode_and_size(file: Path) -> tuple[str, tuple[int, int]] | None:
-    """Pillow's name of the pixels of a picture, and its width and height as stored, from the header alone.
+    """Pillow's mode of a picture (the kind of its pixels), and its width and height as stored, from the header alone.
 
-    Returns None if it is no picture that can be used.
+    Returns None if the file is not a usable picture.
     """
     try:
         with _SILENCE, file.open("rb") as opened:
@@ -97,7 +100,7 @@ def mode_and_size(file: Path) -> tuple[str, tuple[int, int]] | None:
 
 
 def _jpeg_size(data: bytes, header: image_formats.JpegHeader) -> tuple[int, int, str]:
-    """Height, width and color space of a JPEG, after the check against MAX_PIXELS."""
+    """Height, width and color space of a JPEG. Raises DecodeError if it has more than MAX_PIXELS or cannot be read."""
     if header.bits not in (0, 8):
         raise DecodeError(f"JPEG of {header.bits} bits per channel, which cannot be read: save it with 8")
     try:
@@ -115,7 +118,7 @@ def _jpeg_size(data: bytes, header: image_formats.JpegHeader) -> tuple[int, int,
 def _decode_jpeg(data: bytes, min_side: int) -> UInt8[np.ndarray, "h w 3"]:
     header = image_formats.jpeg_header(data)
     height, width, colorspace = _jpeg_size(data, header)
-    # asked for a reduced lossless image, libjpeg-turbo writes beyond its memory
+    # if asked for a reduced lossless image, libjpeg-turbo writes beyond its memory
     is_reduced = min(height, width) >= 2 * min_side and header.frame not in image_formats.LOSSLESS
     reduce = min_side if is_reduced else 0
     output = _output(header, colorspace)
@@ -127,20 +130,20 @@ def _decode_jpeg(data: bytes, min_side: int) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def _output(header: image_formats.JpegHeader, colorspace: str) -> str:
-    """What simplejpeg is asked for: libjpeg converts no colors of lossless images, and does not mix inks."""
+    """Color space to ask simplejpeg for. libjpeg converts no colors of lossless images, and does not mix inks."""
     if colorspace in ("CMYK", "YCCK"):
         return "CMYK"
     return "GRAY" if colorspace == "Gray" and header.frame in image_formats.LOSSLESS else "RGB"
 
 
 def _strictly(data: bytes, output: str, reduce: int) -> UInt8[np.ndarray, "h w c"]:
-    """Decoded, or ValueError if libjpeg warns of anything. `reduce`: short side that is enough, 0 for full size."""
+    """Decoded pixels. Raises ValueError if libjpeg warns of anything. `reduce` is a sufficient short side, 0 for full size."""
     factor = 2 if reduce else 1
     return simplejpeg.decode_jpeg(data, output, min_height=reduce, min_width=reduce, min_factor=factor)  # type: ignore[no-any-return]
 
 
 def _mended(data: bytes, output: str, reduce: int, first: Exception) -> UInt8[np.ndarray, "h w c"]:
-    """The pixels of a file that libjpeg warns of, if all of them are there. Raises DecodeError."""
+    """The pixels of a file that libjpeg warns of. Raises DecodeError if some of them are missing."""
     reason = None
     for version in image_formats.mended_jpegs(data):
         try:
@@ -152,7 +155,7 @@ def _mended(data: bytes, output: str, reduce: int, first: Exception) -> UInt8[np
 
 def _rgb_of_jpeg(pixels: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
     if pixels.shape[2] == 4:
-        inks = 255 - pixels  # Adobe stores them inverted, and so does everybody else
+        inks = 255 - pixels  # Adobe stores them inverted, and so do all other programs
         return np.array(Image.fromarray(inks, "CMYK").convert("RGB"))
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
@@ -165,7 +168,7 @@ def _jpeg_orientation(header: image_formats.JpegHeader) -> int:
 
 
 def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Undo an EXIF orientation: 2, 4, 5, 7 are mirrored, 5 to 8 lie on their side."""
+    """Undoes an EXIF orientation. Images of orientation 2, 4, 5 and 7 are mirrored; those of 5 to 8 lie on their side."""
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):
@@ -184,15 +187,16 @@ def _check_size(width: int, height: int) -> None:
 
 @cache
 def _readable_formats() -> tuple[str, ...]:
-    """Those of FORMATS that this build of Pillow has."""
+    """The FORMATS that this build of Pillow can read."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 class _Silence:
-    """Nothing of what Pillow warns of reaches the terminal while any thread is inside: what matters of it is checked here.
+    """Context in which no warning of Pillow is shown. The checks of this file cover the warnings that matter.
 
-    `warnings.catch_warnings` alone is not made for threads: the one that leaves first would restore the filters of all.
+    `warnings.catch_warnings` alone is not made for threads: the first thread to leave would restore the filters of all. Here
+    the filters are restored when the last thread leaves.
     """
 
     def __init__(self) -> None:
@@ -220,7 +224,7 @@ _SILENCE = _Silence()
 
 @cache
 def _silence_libtiff() -> None:
-    """Keeps libtiff from printing its errors, which come back as exceptions too. If it is linked otherwise they are printed."""
+    """Keeps libtiff from printing errors, which also arrive as exceptions. Has no effect if Pillow is linked differently."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
@@ -237,7 +241,7 @@ def _open_with_pillow(file: BinaryIO) -> ImageFile.ImageFile:
         image = Image.open(file, formats=_readable_formats())
     except UnidentifiedImageError as error:
         raise DecodeError("not an image" if tags is None else image_formats.unread_tiff(tags)) from error
-    except Exception as error:  # parsers of foreign bytes raise anything
+    except Exception as error:  # parsers of untrusted files can raise anything
         raise DecodeError(f"{type(error).__name__}: {error}") from error
     _check_size(image.width, image.height)
     return image
@@ -259,9 +263,9 @@ def _decode_with_pillow(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def pillow_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB pixels of the present frame of an image that Pillow opened or made, by the rules for files.
+    """RGB pixels of the current frame of an image that Pillow opened or made, by the same rules as for files.
 
-    Raises DecodeError.
+    Raises DecodeError if the image is not usable.
     """
     _check_size(image.width, image.height)
     tags = image.tag_v2 if isinstance(image, TiffImageFile) else None
@@ -278,9 +282,9 @@ def pillow_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def remark(data: bytes, pixels: UInt8[np.ndarray, "h w 3"]) -> str | None:
-    """What to tell the user of a usable file that was decoded to `pixels`; None if there is nothing.
+    """A note for the user about a usable file that was decoded to `pixels`. None if there is nothing to say.
 
-    Pixels of 12 or fewer bits that are stored in 16, as microscopes and medical devices do, come out nearly black.
+    Microscopes and medical devices store pixels of 12 or fewer bits in 16 bits. Such images come out nearly black.
     """
     if int(pixels.max()) > _NEARLY_BLACK or data.startswith(image_formats.JPEG_START):
         return None
@@ -296,7 +300,7 @@ def _damaged(image: Image.Image, error: Exception) -> DecodeError:
 
 
 def _to_rgb(image: Image.Image, largest: int) -> NDArray[np.uint8]:
-    """`largest`: white of images of more than eight bits."""
+    """Converts a loaded image to RGB. `largest` is the value of white in images of more than eight bits."""
     if image.mode.startswith("I"):
         return _from_many_bits(np.asarray(image), largest)
     if image.mode == "F":
@@ -318,17 +322,20 @@ def _from_many_bits(values: NDArray[np.generic], largest: int) -> NDArray[np.uin
     return np.repeat(gray[:, :, None], 3, axis=2)
 
 
-# ------------------------------------------------------------------------------------------------------------- what can be used
+# --------------------------------------------------------------------------------------------------------------- usable images
 
 
 def reason_of(error: Exception) -> str:
-    """Why a sample cannot be used, without its path, which stands beside the reason."""
+    """Why a sample cannot be used, without its path, which is shown beside the reason."""
     words = error.strerror if isinstance(error, OSError) else str(error)
     return words or str(error) or type(error).__name__
 
 
 def check_usable(source: ListSource, what: str, min_side: int = 1) -> None:
-    """Raises Refusal unless one of the first images can be decoded and is at least `min_side` pixels on both sides."""
+    """Raises Refusal unless one of the first images can be decoded and has at least `min_side` pixels on both sides.
+
+    `what` names the source in the message.
+    """
     if not len(source):
         raise Refusal(f"{what} holds no rows")
     reasons: Counter[str] = Counter()
@@ -347,6 +354,6 @@ def check_usable(source: ListSource, what: str, min_side: int = 1) -> None:
 
 
 def check_side(height: int, width: int, min_side: int) -> None:
-    """Raises DecodeError for an image that is smaller than `min_side` pixels (a patch)."""
+    """Raises DecodeError if a side of an image is shorter than `min_side` pixels (a patch)."""
     if min(height, width) < min_side:
         raise DecodeError(f"{width} x {height} pixels, smaller than a patch of {min_side}")

@@ -1,8 +1,8 @@
-"""What is known of image files beside their decoders: segments of JPEG files, the EXIF orientation, and tags of TIFF files.
+"""Facts about image files that their decoders do not give: JPEG segments, the EXIF orientation, and tags of TIFF files.
 
-JPEG: what the segments say, and the same file without the faults that hide no pixel (ITU-T T.81, annex B).
-EXIF: how an image is to be turned: its orientation (or that of XMP if it has no EXIF), as Pillow understands it.
-TIFF: files that Pillow would misread or not read, recognized by their tags, with the reason.
+JPEG: the header's segments, and the same file without faults that hide no pixel (ITU-T T.81, annex B).
+EXIF: how an image must be turned. The orientation is that of EXIF, or of XMP if there is no EXIF, as Pillow understands it.
+TIFF: files that Pillow would misread or not read. They are recognized by their tags, and refused with a reason.
 """
 
 import re
@@ -16,35 +16,36 @@ from PIL.TiffImagePlugin import MAX_SAMPLESPERPIXEL, ImageFileDirectory_v2
 
 JPEG_START = b"\xff\xd8"
 LOSSLESS = frozenset([0xC3, 0xC7, 0xCB, 0xCF])
-"""Frames whose pixels are predicted from their neighbors, without a cosine transform."""
+"""Frame markers of lossless JPEGs, whose pixels are predicted from their neighbors without a cosine transform."""
 
 _SCAN, _END, _JFIF, _EXIF_OR_XMP, _PROFILE, _ADOBE = 0xDA, 0xD9, 0xE0, 0xE1, 0xE2, 0xEE
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL = frozenset([0xC0, 0xC1, 0xC9])
 _PROGRESSIVE = frozenset([0xC2, 0xCA])
-# Markers without a length field: restarts, start and end, and one for temporary use.
+# Markers without a length field: restarts, start and end of the image, and one for temporary use.
 _BARE = frozenset([0x01, *range(0xD0, 0xDA)])
 _NO_MARKER = (0x00, 0xFF)
 _SEGMENT = struct.Struct(">BBH")
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _ICC_PROFILE = b"ICC_PROFILE\0"
-# A marker; what lies before it is no segment. Inside a scan zeros follow 0xFF bytes that are data, and restarts belong to it.
-# Fill bytes may stand before a marker; a pattern that took them in would start anew at each of a long run.
+# A marker. Bytes between a segment and the next marker belong to no segment. Inside a scan, a zero follows each 0xFF byte that
+# is data, and restart markers belong to the scan. Fill bytes may stand before a marker. They are not part of the pattern,
+# because a search would then start again at each byte of a long run of them.
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
 _AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _FILL = 3
-"""This many equal bytes at the end of a scan are no accident."""
+"""Number of equal bytes at the end of a scan that cannot be a coincidence."""
 
 EXIF_START = b"Exif\0\0"
-"""What the EXIF of a JPEG begins with; a TIFF structure follows."""
+"""First bytes of the EXIF of a JPEG. A TIFF structure follows."""
 
 _ORIENTATION = 0x0112
 _ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 _INTEGERS = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}
-"""Types of TIFF 6.0 that hold one number. Pillow reads BYTE as text, not as a number."""
+"""Types of TIFF 6.0 that hold one number, and their format in `struct`. Pillow reads BYTE as text, not as a number."""
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-"""Little and big endian, each of them plain or with offsets of 64 bits."""
+"""First bytes of a TIFF: little and big endian, both with offsets of 32 and of 64 bits."""
 
 _BITS, _COMPRESSION, _COLORS, _FILL_ORDER, _CHANNELS, _PLANES, _EXTRA, _SAMPLE_FORMAT, _SUBSAMPLING = (
     258, 259, 262, 266, 277, 284, 338, 339, 530,
@@ -61,20 +62,20 @@ _RANGELESS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
 
 @dataclass(frozen=True, slots=True)
 class JpegHeader:
-    """The segments before the first scan that matter here."""
+    """The facts used here from the segments before the first scan."""
 
     frame: int = 0
-    """Marker of the frame (0xC0 is baseline); 0 if there is none."""
+    """Marker of the frame (0xC0 is baseline). 0 if there is none."""
     bits: int = 0
     """Bits per channel."""
     channels: int = 0
     exif: bytes | None = None
-    """The TIFF structure with the marker `Exif`, continued in further segments as Pillow joins them."""
+    """The TIFF structure with the marker `Exif` in front. Further EXIF segments are appended, as Pillow does it."""
     xmp: bytes | None = None
 
 
 def jpeg_header(data: bytes) -> JpegHeader:
-    """Reads the header of a JPEG; of a damaged one as much as can be read."""
+    """Reads the header of a JPEG. If it is damaged, reads as much as possible."""
     frame, bits, channels = 0, 0, 0
     exif_part, xmp = None, None
     for marker, start, end in _segments(data):
@@ -91,13 +92,15 @@ def jpeg_header(data: bytes) -> JpegHeader:
 
 
 def mended_jpegs(data: bytes) -> Iterator[bytes]:
-    """The file without faults that hide no pixel, in two versions. If one decodes without a warning, no pixel is missing.
+    """Two versions of a JPEG file without faults that hide no pixel. If one decodes without a warning, no pixel is missing.
 
-    The faults: an unknown version of JFIF, an unknown color transform of Adobe, a color profile of which parts are missing (it
-    is not applied anyway), parameters of a sequential scan that only progressive ones have, bytes between segments, no end
-    marker, and in the second version equal bytes at the end of a scan (a single one counts at the end of the last): only the
-    decoder knows whether they belong to it. Bytes that differ from one another stay: a scan damaged in its middle leaves such,
-    too. Yields nothing if scans are missing, or if fill stands in the place of the end.
+    These faults are removed: an unknown version of JFIF, an unknown color transform of Adobe, an incomplete color profile
+    (profiles are not applied anyway), parameters of a sequential scan that only progressive ones have, bytes between segments,
+    and a missing end marker.
+
+    The second version also lacks the equal bytes at the end of a scan, because only the decoder can tell whether they belong to
+    it. At the end of the last scan, a single byte is enough. Bytes that differ from one another stay, because a scan damaged in
+    its middle leaves such bytes, too. Yields nothing if scans are missing, or if there is fill instead of the end marker.
     """
     header = jpeg_header(data)
     pieces: list[bytes] = []
@@ -130,7 +133,7 @@ def _joined(pieces: list[bytes]) -> bytes:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker of each segment, and the places at which its contents begin and end; the last one may be cut off."""
+    """Marker of each segment, with the positions at which its contents begin and end. The last segment may be cut off."""
     position, size, read = len(JPEG_START), len(data), _SEGMENT.unpack_from
     while position + 2 <= size:
         if position + 4 <= size:
@@ -153,7 +156,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _as_it_is_read(marker: int, body: bytes, header: JpegHeader) -> bytes:
-    """The contents of a segment, with what a decoder warns of replaced by what it reads in its place."""
+    """The contents of a segment. Values that a decoder warns of are replaced by those that it uses instead."""
     if marker == _JFIF and body.startswith(b"JFIF\0") and body[5:6] != b"\x01":
         return body[:5] + b"\x01\x02" + body[7:]
     if marker == _ADOBE and body.startswith(b"Adobe") and len(body) >= 12:
@@ -165,15 +168,15 @@ def _as_it_is_read(marker: int, body: bytes, header: JpegHeader) -> bytes:
 
 
 def _without_fill(scan: bytes, shortest: int) -> bytes:
-    """The data of a scan without the equal bytes at its end, if they are at least `shortest`."""
+    """The data of a scan without the equal bytes at its end, if there are at least `shortest` of them."""
     bare = scan.rstrip(scan[-1:])
-    if bare.endswith(b"\xff"):  # a zero that marks the byte before it as data
+    if bare.endswith(b"\xff"):  # the removed zero marked this byte as data
         bare += b"\x00"
     return bare if len(scan) - len(bare) >= shortest else scan
 
 
 def _is_complete(data: bytes, header: JpegHeader) -> bool:
-    """Whether the scans say all of every channel: of a progressive file that is cut off between two scans they do not."""
+    """True if the scans hold all data of every channel. False for a progressive file that is cut off between two scans."""
     if header.frame not in _PROGRESSIVE | _SEQUENTIAL:
         return True
     missing: dict[int, set[int]] = {}
@@ -193,10 +196,10 @@ def _is_complete(data: bytes, header: JpegHeader) -> bool:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """EXIF orientation (1 to 8) of an image of Pillow; 1 if it has none or a damaged one."""
+    """EXIF orientation (1 to 8) of an image of Pillow. 1 if it has none or a damaged one."""
     try:
         value: Any = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # parsers of foreign bytes raise anything
+    except Exception:  # parsers of untrusted files can raise anything
         return 1
     return _known_orientation(value)
 
@@ -205,19 +208,19 @@ def orientation(exif: bytes | None, xmp: bytes | None) -> int:
     """EXIF orientation from the segments of a JPEG. Usual ones are read here, fifty times as fast as by Pillow's parser."""
     value = _usual_value(exif) if exif is not None else 0
     if value is None or (value == 0 and xmp is not None and b"tiff:Orientation" in xmp):
-        carrier = Image.new("1", (1, 1))  # Pillow's parser wants an image
+        carrier = Image.new("1", (1, 1))  # Pillow's parser needs an image
         carrier.info = {name: part for name, part in (("exif", exif), ("xmp", xmp)) if part is not None}
         return orientation_of(carrier)
     return _known_orientation(value)
 
 
 def _known_orientation(value: Any) -> int:
-    """The orientation that `value` equals, 1 if none; fractions and floating-point numbers may equal one, too."""
+    """The orientation that equals `value`, or 1 if none does. A fraction or a floating-point number may equal one, too."""
     return next((known for known in range(2, 9) if value == known), 1)
 
 
 def _usual_value(exif: bytes) -> int | None:
-    """The orientation entry of the first directory, 0 if there is none; None if anything about it is unusual."""
+    """The orientation entry of the first directory, or 0 if there is none. None if anything about it is unusual."""
     order = _ORDERS.get(exif[len(EXIF_START) : len(EXIF_START) + 4])
     if order is None or len(exif) < len(EXIF_START) + 10:
         return None
@@ -232,7 +235,7 @@ def _usual_value(exif: bytes) -> int | None:
         if tag == _ORIENTATION:
             if kind not in _INTEGERS or count != 1:
                 return None
-            return int(struct.unpack_from(order + _INTEGERS[kind], exif, entry + 8)[0]) or 9  # 0 is a value, but no known one
+            return int(struct.unpack_from(order + _INTEGERS[kind], exif, entry + 8)[0]) or 9  # 0 is present, but unknown
     return 0
 
 
@@ -240,19 +243,19 @@ def _usual_value(exif: bytes) -> int | None:
 
 
 def tiff_tags(file: BinaryIO) -> Mapping[int, Any] | None:
-    """Tags of the first image of a TIFF file; None if they cannot be read."""
+    """Tags of the first image of a TIFF file. None if they cannot be read."""
     head = file.read(8)
     try:
         tags = ImageFileDirectory_v2(head + file.read(8) if head[2:4].strip(b"\0") == b"+" else head)
         file.seek(tags.next)
         tags.load(file)
         return dict(tags)
-    except Exception:  # parsers of foreign bytes raise anything
+    except Exception:  # parsers of untrusted files can raise anything
         return None
 
 
 def tiff_bits(tags: Mapping[int, Any]) -> tuple[int, ...]:
-    """Bits of each channel that Pillow looks at. In separate planes it leaves out channels that are said to mean nothing."""
+    """Bits of each channel that Pillow considers. In separate planes, it ignores extra channels declared to mean nothing."""
     bits: tuple[int, ...] = tuple(tags.get(_BITS, (1,)))
     bits = bits * int(tags.get(_CHANNELS, 1)) if len(bits) == 1 else bits
     extra = tags.get(_EXTRA, ())
@@ -260,7 +263,7 @@ def tiff_bits(tags: Mapping[int, Any]) -> tuple[int, ...]:
 
 
 def described_tiff(tags: Mapping[int, Any]) -> str:
-    """Channels, bits and colors in words: `8 channels of 16 bits (gray)`."""
+    """Channels, bits and colors in words, such as `8 channels of 16 bits (gray)`."""
     bits, channels = tiff_bits(tags), int(tags.get(_CHANNELS, 1))
     words = "/".join(str(value) for value in bits) if len(set(bits)) > 1 else str(bits[0])
     colors = tags.get(_COLORS, _GRAY_FROM_WHITE)
@@ -268,7 +271,7 @@ def described_tiff(tags: Mapping[int, Any]) -> str:
 
 
 def unread_tiff(tags: Mapping[int, Any]) -> str:
-    """The reason for a TIFF file that Pillow does not know."""
+    """Why a TIFF file that Pillow does not recognize cannot be read."""
     try:
         return f"TIFF with {described_tiff(tags)}, which cannot be read"
     except (IndexError, TypeError, ValueError):
@@ -276,7 +279,7 @@ def unread_tiff(tags: Mapping[int, Any]) -> str:
 
 
 def tiff_refusal(tags: Mapping[int, Any]) -> str | None:
-    """Why Pillow cannot give the right pixels of a TIFF file; None if it can."""
+    """Why Pillow cannot give the right pixels of a TIFF file. None if it can."""
     try:
         return _tiff_refusal(tags)
     except (TypeError, ValueError):  # tags of the wrong type, which Pillow refuses
@@ -308,9 +311,10 @@ def _is_plain(tags: Mapping[int, Any]) -> bool:
 
 
 def _misread_planes(tags: Mapping[int, Any], bits: tuple[int, ...]) -> bool:
-    """Found by comparing all layouts with the values written: uncompressed planes are read as if of 8 bits, black being 0.
+    """True if Pillow would misread separate planes. Found by comparing all layouts with the values written.
 
-    Compressed ones are read rightly, but for the alpha of gray and palette images.
+    Pillow reads uncompressed planes as if they had 8 bits and black were 0. It reads compressed ones correctly, except for the
+    alpha of gray and palette images.
     """
     if _is_plain(tags):
         colors = tags.get(_COLORS)

@@ -1,4 +1,4 @@
-"""Passes over a list of images in batches: in the view that is evaluated, in their order, or in augmented views, shuffled."""
+"""Passes over a list of images in batches: the evaluation view in order, or augmented views in random order."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,20 +28,20 @@ from openjepa.seeds import derive, derive_samples, uniforms
 from openjepa.types import Skipped, ViewSpec
 
 CHUNK = 64
-"""Images that a worker hands over at a time in the view that is evaluated."""
+"""Number of images per task of a worker, for evaluation views."""
 TRAINING_CHUNK = 32
-"""The same of augmented views, which take longer."""
+"""The same number for augmented views, which take longer."""
 
 
 Piece = tuple[UInt8[Tensor, "n 3 h w"], NDArray[np.int64], list[Skipped]]
-"""What a worker hands over: views, their numbers in the source, and the records that cannot be read."""
+"""Result of a worker: views, their indices in the source, and the records that cannot be read."""
 
 
 def rebatched(pieces: Iterable[tuple[Tensor, ...]], size: int, drop_last: bool = False) -> Iterator[tuple[Tensor, ...]]:
-    """Batches of `size` rows from pieces of any length, in their order.
+    """Batches of `size` rows from pieces of any length, in the same order.
 
-    A piece is a tuple of tensors with equally many rows, such as images and labels; a batch is a tuple of the same kind.
-    `drop_last`: leaves out a last batch that is not full, unless it is the only one.
+    A piece is a tuple of tensors with the same number of rows, such as images and labels. A batch is a tuple of the same kind.
+    If `drop_last`, a last batch that is not full is dropped, unless it is the only one.
     """
     held: list[tuple[Tensor, ...]] = []
     num_held, is_first = 0, True
@@ -61,17 +61,17 @@ def _joined(pieces: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     return pieces[0] if len(pieces) == 1 else tuple(torch.cat(column) for column in zip(*pieces, strict=True))
 
 
-# ------------------------------------------------------------------------------------------------- the view that is evaluated
+# ------------------------------------------------------------------------------------------------------------- evaluation view
 
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """Some images of a source."""
+    """Some images of a source, in the evaluation view."""
 
     images: UInt8[Tensor, "B 3 h w"]
     labels: Int[Tensor, " B"] | None
     indices: Int[Tensor, " B"]
-    """Numbers of the images in the source; unreadable ones are left out."""
+    """Indices of the images in the source. Unreadable images are absent."""
 
 
 def evaluation_batches(
@@ -88,9 +88,9 @@ def evaluation_batches(
 ) -> Iterator[EvalBatch]:
     """The images of a source in order, `batch_size` at a time.
 
-    `fit`: `crop` (short side to 256/224 of the size, center crop) or `squash`. `max_images`: at most that many images, drawn
-    with `seed`. `first`: records with smaller numbers are passed over. Images that cannot be read are left out and added to
-    `unreadable`; if that is None, a warning at the end counts them.
+    `fit`: `crop` (short side to 256/224 of the size, center crop) or `squash`. `max_images`: largest number of images; if the
+    source has more, they are drawn with `seed`. `first`: records with a smaller index are left out. Images that cannot be read
+    are left out and added to `unreadable`. If that is None, a warning at the end gives their number.
     """
     indices = np.arange(len(source))
     if max_images is not None and max_images < len(source):
@@ -109,7 +109,7 @@ def evaluation_batches(
 
 @dataclass(frozen=True)
 class _EvaluationReader:
-    """Decodes and resizes a chunk; the worker's part."""
+    """Decodes and resizes a chunk of images. This is the part that runs in a worker."""
 
     source: ListSource
     size: tuple[int, int]
@@ -123,7 +123,7 @@ class _EvaluationReader:
 
 @dataclass(frozen=True)
 class Record:
-    """An image file that is to be decoded."""
+    """An image file to be decoded."""
 
     name: str
     read: Callable[[], bytes]
@@ -135,9 +135,9 @@ def evaluation_views(
     fit: str,
     every: Callable[[Callable[[int], str | None], Iterable[int]], Iterable[str | None]] = map,
 ) -> tuple[UInt8[Tensor, "n 3 h w"], list[int], list[Skipped]]:
-    """Views of the records that can be read, their places among all, and those that cannot be read with the reason.
+    """Evaluation views of the readable records, their places among all records, and the unreadable records with reasons.
 
-    `every`: calls a function for every place, as `map` does, or a pool of threads.
+    `every` calls a function for every place. It is `map`, or the `map` of a pool of threads.
     """
     images = torch.empty((len(records), 3, *size), dtype=torch.uint8)
     enough = decoded_side(size)
@@ -161,21 +161,21 @@ def evaluation_views(
 
 @dataclass(frozen=True)
 class LabeledViews:
-    """How training views of labeled images are made."""
+    """Makes training views of labeled images."""
 
     source: ListSource
     labels: NDArray[np.int64]
     """One class per record."""
     view: ViewSpec
-    """Size, crop, filter and mirroring."""
+    """Size, crop, interpolation and mirroring."""
     fit: str = "random_crop"
-    """`random_crop`: RandomResizedCrop as `view` says; `squash`: the whole image resized; `crop`: the test view, nothing drawn.
-    Mirroring is `view.horizontal_flip` in all of them."""
+    """`random_crop`: RandomResizedCrop as set in `view`. `squash`: the whole image, resized. `crop`: the test view, without
+    randomness. Mirroring is `view.horizontal_flip` in all three."""
     augment: Augment | None = None
-    """Applied to the finished view with a seed of its own."""
+    """Applied to the finished view, with a seed of its own."""
 
     def __call__(self, task: tuple[int, int, NDArray[np.int64]]) -> Piece:
-        """The views of the records `indices`, if the task is (seed, epoch, indices); the worker's part."""
+        """The views of the records `indices`, where the task is (seed, epoch, indices). This part runs in a worker."""
         seed, epoch, indices = task
         seeds = derive_samples("crop", seed, np.array([epoch]), indices)
         numbers = uniforms(seeds, NUMBERS_PER_VIEW)
@@ -194,7 +194,7 @@ class LabeledViews:
 
     def _view(self, index: int, numbers: list[float]) -> UInt8[Tensor, "3 h w"]:
         height, width = self.view.size
-        # a random crop may take a small part of the image, so that only the other views may be decoded at reduced size
+        # a random crop may be a small part of the image, so only the other views may be decoded at reduced size
         enough = 0 if self.fit == "random_crop" else decoded_side((height, width))
         pixels = torch.from_numpy(decode_image(self.source.read(index), enough))
         flip = is_mirrored(numbers, self.view)
@@ -214,7 +214,7 @@ class AugmentedBatch:
     images: UInt8[Tensor, "B 3 h w"]
     labels: Int[Tensor, " B"]
     indices: Int[Tensor, " B"]
-    """Numbers of the records in the source."""
+    """Indices of the records in the source."""
 
 
 def augmented_batches(
@@ -227,11 +227,11 @@ def augmented_batches(
     drop_last: bool = True,
     unreadable: list[Skipped] | None = None,
 ) -> Iterator[AugmentedBatch]:
-    """One pass over the records `rows` (None: all). Their order and crops depend on (seed, epoch) alone.
+    """One pass over the records `rows` (None means all). Their order and crops depend only on (seed, epoch).
 
-    Records that cannot be read are left out, so that a pass may be shorter than the number of records says. They are added to
-    `unreadable` as they are found; if that is None, a warning at the end of epoch 0 counts them. `drop_last`: leaves out a last
-    batch that is not full, unless it is the only one.
+    Records that cannot be read are left out, so a pass may be shorter than the number of records suggests. They are added to
+    `unreadable` when they are found. If that is None, a warning at the end of epoch 0 gives their number. If `drop_last`, a
+    last batch that is not full is dropped, unless it is the only one.
     """
     wanted = np.arange(len(views.source)) if rows is None else rows
     order = wanted[np.random.default_rng(derive("order", seed, epoch)).permutation(len(wanted))]
@@ -244,7 +244,7 @@ def augmented_batches(
         _warn(found, len(order), "to train on")
 
 
-# ---------------------------------------------------------------------------------------------------------- what both do
+# -------------------------------------------------------------------------------------------------------- shared by both passes
 
 
 def _chunks(indices: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
@@ -252,19 +252,19 @@ def _chunks(indices: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]
 
 
 def _ahead(batch_size: int, chunk: int) -> int:
-    """Chunks in flight that make two batches."""
+    """Number of chunks in flight that make two batches."""
     return 2 * -(-batch_size // chunk)
 
 
 def _readable(pieces: Iterable[Piece], unreadable: list[Skipped]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images and numbers of the records that can be read; the others are added to `unreadable`."""
+    """Images and indices of the readable records. The other records are added to `unreadable`."""
     for images, numbers, failed in pieces:
         unreadable.extend(failed)
         yield images, torch.from_numpy(numbers)
 
 
 def _warn(unreadable: list[Skipped], num_images: int, purpose: str) -> None:
-    """Says how many of the images could not be read, if any."""
+    """Warns with the number of images that could not be read, if there are any."""
     if unreadable:
         first = unreadable[0]
         warnings.warn(

@@ -1,4 +1,4 @@
-"""Which records of a list are used: subsets, records held out, and the labeled images of a low-shot protocol."""
+"""Selection of records from a list: subsets, held-out records, and the labeled images of a low-shot protocol."""
 
 import re
 import warnings
@@ -17,14 +17,14 @@ from openjepa.seeds import derive, derive_samples
 from openjepa.settings.evaluation import LowShotSettings
 
 TABLE_ROW = re.compile(r" row \d+ \((.+)\)$")
-"""How rows of tables are named that keep the path of their image."""
+"""Names of table rows that include the path of their image."""
 
 
 class Subset(ListSource):
     """The records `indices` of another list, in that order."""
 
     def __init__(self, source: ListSource, indices: NDArray[np.int64]) -> None:
-        """`indices`: numbers in `source`."""
+        """`indices` are indices into `source`."""
         self._source = source
         self._indices = indices
         if source.labels is not None:
@@ -47,37 +47,38 @@ class Subset(ListSource):
         return self._source.read(int(self._indices[index]))
 
     def name(self, index: int) -> str:
-        """Name of the record in the other list."""
+        """Name of the record in the original list."""
         return self._source.name(int(self._indices[index]))
 
     def stamp(self, index: int) -> bytes:
-        """Stamp of the record in the other list."""
+        """Stamp of the record in the original list."""
         return self._source.stamp(int(self._indices[index]))
 
 
 def labeled_part(source: ListSource) -> ListSource:
-    """The records that have a class; the list itself if all have one or none has."""
+    """The records that have a class. The list itself if all or none of them have one."""
     if source.partial_labels is None:
         return source
     return Subset(source, np.flatnonzero(source.partial_labels != NO_LABEL))
 
 
 def for_probes(splits: Splits) -> Splits:
-    """The splits for probes: without the records that have no class."""
+    """The splits for probes, without the records that have no class."""
     train = labeled_part(splits.train) if isinstance(splits.train, ListSource) else splits.train
     return replace(splits, train=train, test=None if splits.test is None else labeled_part(splits.test))
 
 
 def held_out(labels: NDArray[np.int64] | None, fraction: float, seed: int) -> NDArray[np.bool_] | None:
-    """Which records are held out to test probes: a share `fraction` of each class, rounded, but never the whole class.
+    """A mask [n] of the records held out to test probes: a share `fraction` of each class, rounded, but never the whole class.
 
-    Records without a class (NO_LABEL) are not held out. Returns None if none are. Raises Refusal for an impossible fraction.
+    Records without a class (NO_LABEL) are not held out. Returns None if no records are held out. Raises Refusal if the fraction
+    is out of range.
     """
     if not 0 <= fraction < 1:
         raise Refusal(f"data.test_fraction={fraction} must be at least 0 and less than 1")
     if labels is None:
         return None
-    # Sorted by class, then by a random key: the first of each class are held out.
+    # Sorted by class, then by a random key: the first records of each class are held out.
     keys = derive_samples("subset", seed, np.array([0]), np.arange(len(labels)))
     ranks = ranks_in_class(labels, np.argsort(keys, kind="stable"))
     counts = np.bincount(labels[labels != NO_LABEL], minlength=1)
@@ -87,7 +88,10 @@ def held_out(labels: NDArray[np.int64] | None, fraction: float, seed: int) -> ND
 
 
 def limited(splits: Splits, max_images: int, seed: int) -> Splits:
-    """The splits with at most `max_images` training images, drawn with the seed and kept in their order."""
+    """The splits with at most `max_images` training images, drawn with `seed` and kept in their order.
+
+    Raises Refusal if `max_images` is below 1 or the training split is a stream.
+    """
     train = splits.train
     if max_images < 1:
         raise Refusal(f"data.max_images={max_images} must be at least 1")
@@ -104,9 +108,9 @@ def limited(splits: Splits, max_images: int, seed: int) -> Splits:
 
 
 def balanced_rows(labels: NDArray[np.int64], max_images: int | None, seed: int) -> NDArray[np.int64]:
-    """Rows of at most `max_images` images, as many of each class as possible, in their order. None: all rows.
+    """Indices of at most `max_images` images, as many of each class as possible, in ascending order. None means all.
 
-    Images are taken in rounds, one of each class that has any left, in an order drawn with the seed.
+    Images are taken in rounds: one of each class that has any left, in an order drawn with `seed`.
     """
     if max_images is None or max_images >= len(labels):
         return np.arange(len(labels))
@@ -119,7 +123,7 @@ def balanced_rows(labels: NDArray[np.int64], max_images: int | None, seed: int) 
 
 
 def ranks_in_class(labels: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many records of its own class stand before each record in `order`, a permutation of all: [n] -> [n]."""
+    """Number of records of the same class that precede each record in `order`, a permutation of all records: [n] -> [n]."""
     places = np.empty(len(labels), dtype=np.int64)
     places[order] = np.arange(len(labels))
     by_class = np.lexsort((places, labels))
@@ -135,13 +139,13 @@ def ranks_in_class(labels: NDArray[np.int64], order: NDArray[np.int64]) -> NDArr
 def low_shot_rows(
     source: ListSource, labels: NDArray[np.int64], settings: LowShotSettings, max_skipped: float = 0.0
 ) -> NDArray[np.int64]:
-    """Sorted numbers of the labeled images of `source`, whose classes are `labels`; one of the settings must be given.
+    """Sorted indices of the labeled images of `source`, whose classes are `labels`. One of these settings must be given.
 
     `percent`: that share of each class, rounded (halves up), at least one image. `images_per_class`: that many of each class.
-    Both take the first images of each class in an order drawn with the seed, so that a smaller subset lies within a larger one.
-    `list`: the images that a file names (see `_listed_rows`), of which a share of `max_skipped` may be absent.
-    Raises Refusal if a class has too few images, or the list cannot be read, or it names images that are absent or cannot be
-    told apart.
+    Both take the first images of each class in an order drawn with the seed. A smaller subset is thus part of a larger one.
+    `list`: the images that a file names (see `_listed_rows`). At most a share of `max_skipped` of them may be absent.
+
+    Raises Refusal if a class has too few images, the list cannot be read, or it names images that are absent or ambiguous.
     """
     if settings.list is not None:
         return _listed_rows(source, Path(settings.list).expanduser(), max_skipped)
@@ -152,7 +156,7 @@ def low_shot_rows(
     else:
         assert settings.percent is not None, "no low-shot setting is given"
         wanted = np.maximum(np.floor(settings.percent * counts / 100 + 0.5).astype(np.int64), 1)
-    # In the order of a random key that is the record's own: the first of each class are taken.
+    # Sorted by a random key of each record: the first records of each class are taken.
     keys = derive_samples("subset", settings.seed, np.array([3]), np.arange(len(labels)))
     return np.flatnonzero(ranks_in_class(labels, np.argsort(keys, kind="stable")) < wanted[labels])
 
@@ -174,14 +178,14 @@ def _check_counts(source: ListSource, labels: NDArray[np.int64], counts: NDArray
 
 @dataclass(frozen=True)
 class _Name:
-    """An image's path in parts that lists write or leave out."""
+    """An image's path, divided into the parts that a list may leave out."""
 
     stem: str
     suffix: str
     folders: tuple[str, ...]
 
     def agrees(self, other: "_Name") -> bool:
-        """Whether the folders are the same as far as both are written."""
+        """True if the folders agree as far as both paths have them."""
         common = min(len(self.folders), len(other.folders))
         return self.folders[len(self.folders) - common :] == other.folders[len(other.folders) - common :]
 
@@ -192,7 +196,7 @@ def _name(path: str) -> _Name:
 
 
 def _stem(path: str) -> tuple[str, str]:
-    """Name of the file without the suffix, and the suffix. Only those of images are suffixes: names may have dots."""
+    """File name without the suffix, and the suffix. Only image suffixes count, because names may contain dots."""
     file = path.rpartition("/")[2]
     stem, dot, suffix = file.rpartition(".")
     return (stem, dot + suffix) if (dot + suffix).lower() in SUFFIXES else (file, "")
@@ -201,9 +205,9 @@ def _stem(path: str) -> tuple[str, str]:
 def _listed_rows(source: ListSource, file: Path, max_skipped: float) -> NDArray[np.int64]:
     """The images that the lines of a file name: `n01440764_10043.JPEG`, with or without folders and suffix.
 
-    Blank lines and those that start with # are skipped. Suffix and folders decide only if several images have the same name,
-    but folders that both write must agree. What is named twice counts once, with a warning. Absent images are left out with
-    a warning, up to a share of `max_skipped`.
+    Blank lines and lines that start with # are skipped. Suffix and folders matter only if several images have the same name,
+    except that folders must agree if both have them. An image that is named twice counts once, with a warning. Absent images
+    are left out with a warning, up to a share of `max_skipped`.
     """
     lines = _read_list(file)
     known = _rows_by_stem(source, {_name(line).stem for line in lines})
@@ -240,13 +244,13 @@ def _read_list(file: Path) -> list[str]:
 
 
 def _rows_by_stem(source: ListSource, stems: set[str]) -> dict[str, list[tuple[_Name, int]]]:
-    """Names and numbers of the images that have one of these stems."""
+    """Names and indices of the images that have one of these stems."""
     known: dict[str, list[tuple[_Name, int]]] = defaultdict(list)
     for row in range(len(source)):
         path = source.name(row)
         if path.endswith(")") and (in_table := TABLE_ROW.search(path)):
             path = in_table[1]
-        stem, _ = _stem(path)  # of a million names; only few are needed in parts
+        stem, _ = _stem(path)  # there may be a million names; only a few need to be parsed further
         if stem in stems:
             known[stem].append((_name(path), row))
     return known
@@ -259,7 +263,7 @@ def _matches(name: _Name, known: dict[str, list[tuple[_Name, int]]]) -> list[int
 
 
 def _refuse(file: Path, lines: list[str], describe: Callable[[str], str], what: str) -> None:
-    """Raises Refusal that shows the first of `lines`, if there are any."""
+    """Raises Refusal with the first of `lines`, unless there are none."""
     if lines:
         shown = examples([describe(line) for line in lines])
         raise Refusal(

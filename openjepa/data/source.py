@@ -1,4 +1,4 @@
-"""Sources: what every kind of data looks like to the loader and to the evaluation, and the hashes that tell sources apart."""
+"""Sources: the interface of every kind of data to the loader and the evaluation, and the hashes that identify a source."""
 
 import hashlib
 import os
@@ -16,28 +16,28 @@ from openjepa.records import DataFacts
 from openjepa.refusals import Refusal
 
 NO_LABEL = -1
-"""Class of a record that has none (`partial_labels`)."""
+"""Class of a record without a class (see `partial_labels`)."""
 FINGERPRINT_RECORDS = 32
-"""Records of a source whose bytes enter its fingerprint, beside the names of all."""
+"""Number of records of a source whose bytes enter its fingerprint. The names of all records enter it too."""
 
 
 class ListSource(ABC):
-    """Records with an index: any of them can be read at any time. Instances travel to worker processes (picklable)."""
+    """Records with an index, each of which can be read at any time. Picklable, because instances are sent to workers."""
 
     labels: NDArray[np.int64] | None = None
-    """One class per record; None if not every record has one."""
+    """One class per record. None if not every record has one."""
     partial_labels: NDArray[np.int64] | None = None
-    """One class or NO_LABEL per record, if only some records have a class. Probes use those alone (`labeled_part`)."""
+    """One class or NO_LABEL per record, if only some records have a class. Probes use only those (`labeled_part`)."""
     class_names: tuple[str, ...] | None = None
 
     @property
     def is_labeled(self) -> bool:
-        """Whether any record has a class."""
+        """True if any record has a class."""
         return self.known_labels is not None
 
     @property
     def known_labels(self) -> NDArray[np.int64] | None:
-        """The class of each record, or NO_LABEL; None if no record has one."""
+        """The class of each record, or NO_LABEL. None if no record has a class."""
         return self.labels if self.labels is not None else self.partial_labels
 
     @abstractmethod
@@ -46,16 +46,16 @@ class ListSource(ABC):
 
     @abstractmethod
     def read(self, index: int) -> bytes:
-        """The encoded image file of a record. Raises OSError or Refusal if it cannot be had."""
+        """The encoded image file of a record. Raises OSError or Refusal if it cannot be read."""
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """What `skipped.jsonl` and error messages call the record: a path, or shard and row."""
+        """Name of the record in `skipped.jsonl` and error messages: a path, or shard and row."""
 
     def stamp(self, index: int) -> bytes:
-        """Bytes that change if the image of a record changes: here a checksum of its file, which suits records in memory.
+        """Bytes that change if the image of a record changes. This default is a checksum of the file, for records in memory.
 
-        Sources of files give size and modification time instead, which cost no reading.
+        Sources of files return size and modification time instead, which can be had without reading the file.
         """
         try:
             return b"%08x " % zlib.crc32(self.read(index))
@@ -64,11 +64,11 @@ class ListSource(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Both hashes of the source, computed once: reading a million names and stamps takes seconds."""
+        """Both hashes of the source. Computed once, because reading a million names and stamps takes seconds."""
         return source_hash(self) + stamps_hash(self)
 
     def set_labels(self, labels: NDArray[np.int64], class_names: tuple[str, ...] | None) -> None:
-        """Gives the records their classes. A class in `labels` may be NO_LABEL."""
+        """Sets the class of each record [n]. A class in `labels` may be NO_LABEL."""
         has_label = labels != NO_LABEL
         self.class_names = class_names
         if has_label.all():
@@ -90,7 +90,7 @@ class LabelMaps(ABC):
 
     @abstractmethod
     def select(self, indices: NDArray[np.int64]) -> "LabelMaps":
-        """The maps of some records, in that order."""
+        """The maps of the records `indices`, in that order."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class ShardRecord:
     data: bytes
     label: int | None = None
     problem: str | None = None
-    """The reason if it has no image."""
+    """Why there is no image. None if there is one."""
 
     def read(self) -> bytes:
         """The encoded image file. Raises Refusal if there is none."""
@@ -111,12 +111,12 @@ class ShardRecord:
 
 
 class ShardSource(ABC):
-    """Shards that are read front to back. The number of records may be unknown."""
+    """Shards that are read from front to back. The number of records may be unknown."""
 
     class_names: tuple[str, ...] | None = None
     num_records: int | None = None
     stamp: bytes = b""
-    """Bytes that change if a file of the shards changes (its size or time); empty if the files are not on this machine."""
+    """Bytes that change if a file of the shards changes (its size or time). Empty if the files are not on this machine."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -129,34 +129,34 @@ class ShardSource(ABC):
 
 @dataclass(frozen=True)
 class Splits:
-    """The splits of a data set. Pretraining and the probes learn from `train`; probes are tested on `test`."""
+    """The splits of a data set. Pretraining and probes learn from `train`. Probes are tested on `test`."""
 
     train: ListSource | ShardSource
     test: ListSource | None = None
     description: str = ""
-    """One line for the report: what it is and how many images."""
+    """One line for the report: the kind of data and the number of images."""
     name: str = ""
-    """What the data is called; the first words of `description`."""
+    """Name of the data, with which `description` begins."""
     pixels: str = ""
-    """Size of the stored pictures in words, if all have the same."""
+    """Size of the stored pictures in words, if they all have the same size."""
     remarks: tuple[str, ...] = ()
-    """What probes leave out or cannot answer, in words for the terminal. `description` says it too."""
+    """What probes leave out or cannot get right, in words for the terminal. Also part of `description`."""
     extra_labels: Mapping[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=dict)
-    """Further labelings of (train, test) by name: scenes have `count` and `distance`."""
+    """Further labelings of (train, test) by name. Scenes have `count` and `distance`."""
     left_out: tuple[str, ...] = ()
-    """Files beside the images that may have been meant as images, counted, in words. `description` says it too."""
+    """Counts of files beside the images that may have been meant as images, in words. Also part of `description`."""
     unused: tuple[str, ...] = ()
-    """Images in splits that are not used, in words. `description` says it too."""
+    """Images in splits that are not used, in words. Also part of `description`."""
     label_maps: Mapping[str, tuple[LabelMaps, LabelMaps]] = field(default_factory=dict)
-    """Labels of the pixels of (train, test) by name; empty if the data has none."""
+    """Labels of the pixels of (train, test) by name. Empty if the data has none."""
 
     @property
     def not_used(self) -> tuple[str, ...]:
-        """Everything that is not used, in words, for a command that does not print the description."""
+        """Everything that is not used, in words. For commands that do not print the description."""
         return (*self.unused, *self.left_out)
 
     def facts(self) -> DataFacts:
-        """What the data is called and holds, for the records of a run."""
+        """Name and sizes of the data, for the records of a run."""
         train = self.train if isinstance(self.train, ListSource) else None
         labels = None if train is None else train.known_labels
         classes = None if labels is None else len(np.unique(labels[labels != NO_LABEL]))
@@ -170,7 +170,7 @@ class Splits:
 
     @property
     def can_test(self) -> bool:
-        """Whether probes have labels to learn from and to be tested on."""
+        """True if probes have labels both to learn from and to be tested on."""
         return all(isinstance(source, ListSource) and source.is_labeled for source in (self.train, self.test))
 
 
@@ -178,7 +178,7 @@ class Splits:
 
 
 def source_hash(source: ListSource) -> str:
-    """Hash of the names of all records, and of the bytes of some of them, evenly spread."""
+    """Hash of the names of all records, and of the bytes of some records at regular intervals."""
     digest = hashlib.sha256(str(len(source)).encode())
     for index in range(len(source)):
         digest.update(source.name(index).encode(errors="surrogateescape"))
@@ -191,7 +191,7 @@ def source_hash(source: ListSource) -> str:
 
 
 def stamps_hash(source: ListSource) -> str:
-    """Hash of the stamps of all records. It changes if an image is overwritten in place; costs one `stat` of each file."""
+    """Hash of the stamps of all records. It changes if an image is overwritten in place, and costs one `stat` per file."""
     digest = hashlib.sha256()
     for index in range(len(source)):
         digest.update(source.stamp(index))
@@ -199,36 +199,36 @@ def stamps_hash(source: ListSource) -> str:
 
 
 def file_stamp(path: str | Path) -> bytes:
-    """Size and modification time of a file, of the target if it is a link; `missing` if there is none."""
+    """Size and modification time of a file, or of the target if it is a link. `missing` if there is no file."""
     try:
-        status = os.stat(path)  # noqa: PTH116 - a million of them: making a Path of each costs as much as the call
+        status = os.stat(path)  # noqa: PTH116 - called a million times; making a Path each time would double the cost
     except OSError:
         return b"missing "
     return b"%d %d " % (status.st_size, status.st_mtime_ns)
 
 
 def joined_stamps(files: Iterable[str | Path]) -> bytes:
-    """The stamps of several files that hold records together, as a hash."""
+    """Hash of the stamps of several files that hold records together."""
     return hashlib.sha256(b"".join(file_stamp(file) for file in files)).digest()
 
 
-# ------------------------------------------------------------------------------------------------- what sources are made of
+# --------------------------------------------------------------------------------------------------- building blocks of sources
 
 
 class JoinedBytes:
-    """Byte strings one behind the other in one array.
+    """Byte strings one after the other in a single array.
 
-    A million Python objects would be copied into each worker process as soon as they are touched there; one array is shared.
+    A million Python objects would be copied into each worker process as soon as they are used there. One array is shared.
     """
 
     def __init__(self, content: NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
-        """`ends` [n]: where each string ends within `content`."""
+        """`ends` [n] is the position in `content` where each string ends."""
         self._content = content
         self._ends = ends
 
     @classmethod
     def join(cls, strings: Sequence[bytes]) -> "JoinedBytes":
-        """The strings in their order."""
+        """Joins the strings in their order."""
         content = np.frombuffer(b"".join(strings), dtype=np.uint8)
         return cls(content, np.cumsum([len(string) for string in strings], dtype=np.int64))
 
@@ -237,16 +237,16 @@ class JoinedBytes:
         return len(self._ends)
 
     def __getitem__(self, index: int) -> bytes:
-        """The string with this number."""
+        """The string number `index`."""
         start = int(self._ends[index - 1]) if index else 0
         return self._content[start : int(self._ends[index])].tobytes()
 
 
 class Pieces:
-    """Records that are kept in pieces one after another, such as files: which piece holds a record, and at which row."""
+    """Records in several consecutive pieces, such as files. Finds the piece and the row of a record."""
 
     def __init__(self, lengths: Iterable[int]) -> None:
-        """`lengths`: records of each piece."""
+        """`lengths` are the numbers of records of the pieces."""
         self._firsts: NDArray[np.int64] = np.cumsum([0, *lengths], dtype=np.int64)
 
     def __len__(self) -> int:
@@ -254,7 +254,7 @@ class Pieces:
         return int(self._firsts[-1])
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Number of the piece, and the row in it. Raises IndexError if there is no record `index`."""
+        """Index of the piece, and the row in it. Raises IndexError if there is no record `index`."""
         if not 0 <= index < len(self):
             raise IndexError(f"there are {len(self)} records; there is no record {index}")
         piece = int(np.searchsorted(self._firsts, index, side="right")) - 1
@@ -262,6 +262,6 @@ class Pieces:
 
 
 def class_numbers(words: Iterable[str], class_names: Iterable[str]) -> NDArray[np.int64]:
-    """The place among `class_names` of each of `words`. Raises KeyError if one is not there."""
+    """The position of each of `words` in `class_names`. Raises KeyError if one is absent."""
     numbers = {name: number for number, name in enumerate(class_names)}
     return np.array([numbers[word] for word in words], dtype=np.int64)

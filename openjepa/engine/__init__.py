@@ -1,1 +1,1 @@
-"""What any training loop needs and no method knows: device, optimizer, checkpoints, progress, run folder."""
+"""Parts of a training loop that do not depend on the method: device, optimizer, checkpoints, clock, run folder."""

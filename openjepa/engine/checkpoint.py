@@ -1,11 +1,12 @@
-"""Checkpoints that survive a kill at any moment: written aside, flushed to disk, checksummed, then renamed.
+"""Checkpoints that survive a kill at any moment: written under another name, flushed to disk, checksummed, then renamed.
 
-A checkpoint is a folder `step_<number>` with the tensors (torch.distributed.checkpoint, in one process too, so that sharded
-runs need nothing else), `trainer.json` (step, position in the data, counters) and `manifest.json` (size and BLAKE2b of every
-file). The latest is found by scanning; one that does not match its manifest is passed over with a warning, and set aside by the
-process that trains. Random numbers need no state: they are functions of seed, epoch, step and sample.
+A checkpoint is a folder `step_<number>`. It holds the tensors, `trainer.json` (step, position in the data, counters) and
+`manifest.json` (size and BLAKE2b of every file). torch.distributed.checkpoint writes the tensors, in a single process too, so
+that sharded runs need nothing else. The latest checkpoint is found by scanning. One that does not match its manifest is skipped
+with a warning, and the process that trains renames it. Random numbers need no state: they are functions of seed, epoch, step
+and sample.
 
-The `.metadata` file of torch.distributed.checkpoint is a pickle: resume only from your own checkpoints. What is shared is
+The `.metadata` file of torch.distributed.checkpoint is a pickle: resume only from your own checkpoints. Networks for others are
 safetensors and JSON, see `openjepa.weights`.
 """
 
@@ -37,29 +38,29 @@ _log = logging.getLogger("openjepa")
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What order and schedules depend on beside the settings. A run goes on exactly only if it is the same."""
+    """Facts about the data on which order and schedules depend, beside the settings. Exact resume needs the same facts."""
 
     total_steps: int
     num_images: int | None
-    """Training images; None for a stream of unknown length."""
+    """Number of training images; None for a stream of unknown length."""
     names: str | None
-    """BLAKE2b of the names of all training images in their order; None for streams."""
+    """BLAKE2b of the names of all training images, in order; None for streams."""
 
 
 @dataclass(frozen=True)
 class TrainerState:
-    """All that exact resume needs beside weights and optimizer."""
+    """Everything that exact resume needs beside weights and optimizer."""
 
     step: int
-    """Optimizer steps done."""
+    """Number of optimizer steps done."""
     position: LoaderPosition
     images_seen: int = 0
     seconds: float = 0.0
-    """Time spent so far with looks and saving, interruptions not counted."""
+    """Time of the run so far, including looks and saving, without interruptions."""
     step_seconds: float = 0.0
-    """Time of the steps alone, with their data path. 0 in checkpoints of older versions."""
+    """Time of the steps alone, including their data path. 0 in checkpoints of older versions."""
     samples_skipped: int = 0
-    """Samples that could not be read and were replaced."""
+    """Number of samples that could not be read and were replaced."""
     identity: RunIdentity | None = None
     """None in checkpoints of older versions."""
 
@@ -67,7 +68,10 @@ class TrainerState:
 def save_checkpoint(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainerState, keep_every: int | None = None
 ) -> Path:
-    """Writes `<folder>/step_<number>` atomically; then keeps the newest two and those at multiples of `keep_every`."""
+    """Writes `<folder>/step_<number>` atomically and returns it. Then removes old checkpoints.
+
+    The newest two and those at multiples of `keep_every` steps are kept.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step_{state.step:08d}"
     if final.exists():
@@ -89,9 +93,9 @@ def save_checkpoint(
 
 
 def _complete_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Gives parameters that never had a gradient (a last layer that stands still at first) the zeros they will start from.
+    """Gives parameters that never had a gradient (such as a last layer that is frozen at first) moments of zero.
 
-    AdamW makes them only at the first gradient, but a checkpoint is read into moments of all parameters.
+    AdamW makes moments only at the first gradient, but a checkpoint is read into the moments of all parameters.
     """
     known: dict[str, torch.Tensor] = next((state for state in optimizer.state.values() if state), {})
     for value in (value for group in optimizer.param_groups for value in group["params"]):
@@ -101,7 +105,7 @@ def _complete_moments(optimizer: torch.optim.Optimizer) -> None:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint whose files match its manifest; newer broken ones are named in a warning. Changes nothing."""
+    """The newest checkpoint whose files match its manifest. A warning names newer ones that are broken. Changes nothing."""
     for candidate in sorted(folder.glob("step_*"), reverse=True):
         problem = _check_manifest(candidate)
         if problem is None:
@@ -113,8 +117,8 @@ def latest_checkpoint(folder: Path) -> Path | None:
 def set_broken_aside(folder: Path, latest: Path | None) -> None:
     """Renames the checkpoints after `latest`, which `latest_checkpoint` has found broken, to `broken_*`.
 
-    For the process that holds the lock of the run: they are out of the way of those that training will write in their place,
-    but kept for whoever wants to look at them.
+    Only the process that holds the lock of the run may call it. Training can then write new checkpoints of these steps, and the
+    broken ones are kept for inspection.
     """
     for broken in (path for path in folder.glob("step_*") if latest is None or path.name > latest.name):
         aside = folder / f"broken_{broken.name}"
@@ -123,9 +127,9 @@ def set_broken_aside(folder: Path, latest: Path | None) -> None:
 
 
 def check_fits(path: Path, model: nn.Module) -> None:
-    """Raises Refusal, with the first weights that differ, unless the checkpoint holds those of `model` in their shapes.
+    """Raises Refusal, naming the first difference, unless the checkpoint has the weights of `model` in the same shapes.
 
-    Other versions of this program may build another network of the same settings. Reads no weights.
+    Other versions of this program may build another network from the same settings. Does not read the weights themselves.
     """
     saved = FileSystemReader(path / "tensors").read_metadata().state_dict_metadata
     for name, value in model.state_dict().items():
@@ -151,9 +155,9 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
 
 def load_weights(path: Path, model: nn.Module) -> TrainerState:
-    """Fills the model in place and returns the trainer's state. The optimizer's state is not read.
+    """Fills the model in place and returns the trainer's state. Does not read the optimizer's state.
 
-    Raises Refusal for the checkpoint of another network.
+    Raises Refusal if the checkpoint is of another network.
     """
     check_fits(path, model)
     state: dict[str, Any] = {"model": get_model_state_dict(model)}
@@ -195,7 +199,7 @@ def _write_manifest(folder: Path) -> None:
 
 
 def _check_manifest(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+    """Words for what is wrong with a checkpoint; None if it is whole."""
     entries = readable_object(folder / "manifest.json")
     if entries is None or not all(map(_is_entry, entries.values())):
         return "no readable manifest"
@@ -211,7 +215,7 @@ def _check_manifest(folder: Path) -> str | None:
 
 
 def _is_entry(value: object) -> bool:
-    """Whether a value of a manifest is a size and a checksum."""
+    """True if a value of a manifest is a size and a checksum."""
     return isinstance(value, list) and [type(item) for item in value] == [int, str]
 
 

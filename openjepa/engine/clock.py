@@ -1,4 +1,4 @@
-"""The time of a loop of steps: that of its steps, that of what lies between them, and what is left."""
+"""Times a training loop: its steps, the work between them, and the time left."""
 
 import math
 import time
@@ -13,19 +13,19 @@ from openjepa.engine.device import synchronize
 Parameters = ParamSpec("Parameters")
 
 WARMUP_STEPS = 3
-"""First steps that are not timed: they start workers, compile, and fill caches."""
+"""Number of first steps that are not timed: they start workers, compile, and fill caches."""
 TIMED_STEPS, TIMED_SECONDS = 5, 2.0
-"""Steps and seconds that must have been timed before the time left is known."""
+"""Number of steps and seconds that must be timed before the time left is known."""
 RECENT_SECONDS, MOST_MARKS = 120.0, 64
-"""The pace is that of the last two minutes or little more; at most `MOST_MARKS` moments of them are kept."""
+"""The pace is measured over slightly more than the last `RECENT_SECONDS`, from at most `MOST_MARKS` moments."""
 MOST_WARMUP_SECONDS = 60.0
-"""Steps that use up prepared batches are not timed either, for at most this long."""
+"""Longest time for which steps that use up prepared batches are not timed either."""
 
 
 class LoopClock:
-    """Seconds of a loop over all its sessions, and those that are left of it.
+    """Counts the seconds of a loop over all its sessions, and estimates the seconds left.
 
-    A step includes its data path. What happens between steps (looks, saving) is done by `aside`.
+    The time of a step includes its data path. Work between steps (looks, saving) goes through `aside`.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class LoopClock:
     ) -> None:
         """`seconds_before`, `step_seconds_before`, `looks_before`: totals of earlier sessions, which ended at `first_step`.
 
-        `prepared_steps`: steps whose data may be ready before they begin, so that they are no measure of the data path.
+        `prepared_steps`: number of steps whose data may be ready before they begin. They do not measure the data path.
         `save_minutes`: time between two saves; by default nothing is saved.
         """
         self._device, self._total_steps, self._first_step = device, total_steps, first_step
@@ -51,21 +51,21 @@ class LoopClock:
         self._save_seconds = 60 * save_minutes
         self._aside = 0.0
         self._costs: dict[str, float] = {}
-        # the queue is used up after about as many steps again, since it is refilled meanwhile
+        # twice as many, because the queue is refilled while it is used up
         self._warmup = first_step + WARMUP_STEPS + 2 * prepared_steps
         self._timed: deque[tuple[int, float]] = deque(maxlen=MOST_MARKS)  # steps done, and seconds of steps by then
 
     def seconds(self) -> float:
-        """All time so far; steps that the device has not finished yet are waited for."""
+        """Time of the run so far. Waits until the device has finished its work."""
         synchronize(self._device)
         return self._before + time.monotonic() - self._begun
 
     def step_seconds(self) -> float:
-        """Time of the steps so far; steps that the device has not finished yet are waited for."""
+        """Time of the steps so far. Waits until the device has finished its work."""
         return self.seconds() - self._before - self._aside + self._steps_before
 
     def aside(self, name: str, work: Callable[Parameters, object], *args: Parameters.args, **named: Parameters.kwargs) -> None:
-        """Does `work` that is not a step, such as a `look` or a `save`, and times it under `name`."""
+        """Calls `work` with the other arguments, and times it under `name`. For work between steps: a look or a save."""
         begun = self.seconds()
         work(*args, **named)
         took = self.seconds() - begun
@@ -73,24 +73,24 @@ class LoopClock:
         self._costs[name] = took
 
     def save_is_due(self) -> bool:
-        """Whether the last save is older than the interval."""
+        """True if the last save is older than `save_minutes`."""
         return time.monotonic() - self._last_save > self._save_seconds
 
     def saved(self) -> None:
-        """Starts the next interval."""
+        """Starts the next interval between saves."""
         self._last_save = time.monotonic()
 
     def step_done(self, step: int) -> None:
-        """Call it after every step with the number of steps done. Waits for the device only when timing begins."""
+        """Call it after every step. `step`: number of steps done. Waits for the device only when timing begins."""
         if self._timed or step - self._first_step < WARMUP_STEPS:
             return
         if step >= self._warmup or time.monotonic() - self._begun - self._aside > MOST_WARMUP_SECONDS:
             self._timed.append((step, self.step_seconds()))
 
     def seconds_left(self, step: int, looks: int = 0) -> float | None:
-        """Seconds from `step` to the end with `looks` and saves; None before enough steps of this session were timed.
+        """Seconds from `step` to the end, including saves and `looks` further looks. None before enough steps were timed.
 
-        Uses the pace of the last minutes, because other programs change it.
+        Uses the pace of the last minutes, because other programs can change it.
         """
         if step >= self._total_steps:
             return 0.0
@@ -108,7 +108,7 @@ class LoopClock:
         return left + self._aside_left(looks, left)
 
     def _aside_left(self, looks: int, seconds: float) -> float:
-        """Seconds of looks and saves while steps take `seconds`: each as long as the last one, else as those of before."""
+        """Seconds of looks and saves while steps take `seconds`. Each takes as long as the last, or as in earlier sessions."""
         saves = 1 + seconds / self._save_seconds
         save = self._costs.get("save", 0.0) + self._costs.get("export", 0.0)
         return looks * self._costs.get("look", self._look_before) + saves * save

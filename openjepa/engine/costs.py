@@ -1,7 +1,7 @@
-"""What a training step costs, counted before one is taken: FLOPs of each part, what the forward keeps, memory.
+"""Costs of a training step, counted before the first one: FLOPs of each part, memory, and what the forward keeps.
 
-The step runs on torch's meta device, whose tensors have shapes and no values: nothing is computed. How long a step takes is
-known only from steps that are timed.
+The counted step runs on torch's meta device, whose tensors have shapes but no values: nothing is computed. The duration of a
+step is known only after timing steps.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,9 +25,9 @@ from openjepa.types import Batch, BlockMasks, InputSpec, Masks, TokenMask
 PROGRESS = Progress(step=0, total_steps=1, steps_per_epoch=1)
 """The step that is counted. All steps cost the same."""
 OTHER = "other"
-"""Part of the products that no submodule computes."""
+"""Name of the part for products outside of all submodules."""
 BF16_SHARE = 36 / 64
-"""What a transformer block keeps in bf16 beside what it keeps in fp32: bytes of each token and unit of width, counted on a CPU
+"""Bytes that a transformer block keeps in bf16, over the bytes it keeps in fp32, per token and unit of width. Counted on a CPU,
 without attention weights. Norms and the residual stream stay in fp32."""
 
 
@@ -38,14 +38,14 @@ class StepCosts:
     flops: Mapping[str, float]
     """FLOPs of one image's forward by part, 2 per multiply-add, at the mean token counts. Only matrix products count.
 
-    Parts are the submodules of the method that its forward calls, in that order, and `other`, if there is such work.
+    Parts are the submodules that the method's forward calls, in that order, and `other` for products outside of them.
     """
     step_flops: float
-    """FLOPs of one image's step: every forward, and twice that again if the part is trained."""
+    """FLOPs of one image's step: the forward of every part, plus twice that for the backward if the part is trained."""
     kept_bytes: float
     """Bytes that the forward of a microbatch keeps for its backward in fp32, at the most tokens, without attention weights."""
     kept_scores: float
-    """Attention weights that plain attention keeps beside them."""
+    """Number of attention weights that plain attention keeps in addition."""
 
     def kept(self, device: torch.device, precision: str) -> float:
         """Bytes that the forward of one microbatch keeps. Only plain attention, on a CPU in bf16, keeps attention weights."""
@@ -57,9 +57,9 @@ class StepCosts:
 def count_step(
     method: nn.Module, inputs: InputSpec, kind: MaskKind, grid: tuple[int, int], shapes: Sequence[TokenShape], images: int
 ) -> StepCosts:
-    """Counts the forward of microbatches of `images` images whose masks have the token counts `shapes` on a `grid`.
+    """Counts the costs of a step. A microbatch has `images` images, and its masks have the token counts `shapes` on `grid`.
 
-    `method`: a new one on the meta device, of no use afterwards. Called as `method(batch, progress)`.
+    `method`: a new one on the meta device, which cannot be used afterwards. It is called as `method(batch, progress)`.
     """
     counter = _Counter(method)
     flops: dict[str, float] = {}
@@ -74,9 +74,9 @@ def count_step(
 
 
 def representatives(shapes: Sequence[TokenShape]) -> list[tuple[TokenShape, float]]:
-    """At most six of the shapes, weighted so that every quadratic function of the token counts has the mean it has over all.
+    """At most six of the shapes, with weights that keep the mean of every quadratic function of the token counts.
 
-    FLOPs are such a function: linear layers are linear in the tokens, and attention is quadratic.
+    FLOPs are such a function: linear layers are linear in the number of tokens, and attention is quadratic.
     """
     if len(shapes) <= 6:
         return [(shape, shape.probability) for shape in shapes]
@@ -90,7 +90,10 @@ def representatives(shapes: Sequence[TokenShape]) -> list[tuple[TokenShape, floa
 
 
 def _independent(rows: Float[np.ndarray, "n six"]) -> list[int]:
-    """Numbers of rows of which all others are sums: at every turn the one that is longest without its share in those before."""
+    """Indices of linearly independent rows that span all rows.
+
+    Each turn takes the row that is longest after removing its projection on the rows already taken.
+    """
     rest, chosen = rows.copy(), list[int]()
     while (lengths := np.linalg.norm(rest, axis=1)).max() > 1e-6:
         chosen.append(int(lengths.argmax()))
@@ -100,7 +103,7 @@ def _independent(rows: Float[np.ndarray, "n six"]) -> list[int]:
 
 
 def _batch(inputs: InputSpec, kind: MaskKind, grid: tuple[int, int], shape: TokenShape, images: int) -> Batch:
-    """A microbatch of normalized views with masks, all without values."""
+    """A microbatch of normalized views with masks, on the meta device."""
     views = {name: torch.empty(view.count, images, 3, *view.size, device="meta") for name, view in inputs.views.items()}
     masks = {name: _masks(kind, grid, shape, inputs.views[name].count * images) for name in inputs.masked_views}
     return Batch(torch.empty(images, dtype=torch.int64, device="meta"), views, masks)
@@ -117,7 +120,7 @@ def _masks(kind: MaskKind, grid: tuple[int, int], shape: TokenShape, rows: int) 
 
 @dataclass
 class _Tally:
-    """What one forward has cost so far."""
+    """Costs of one forward so far."""
 
     flops: dict[str, float] = field(default_factory=dict)
     bytes: float = 0.0
@@ -127,11 +130,11 @@ class _Tally:
 class _Counter:
     """Counts forwards of a network on the meta device.
 
-    Blocks of one shape cost the same: the first is computed, and the others return its output and add its costs.
+    Blocks of one shape cost the same. Only the first one runs; the others return its output and add its costs.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        """Puts itself between the network and its parts. `network` is not to be used for anything else."""
+        """Hooks into the parts of `network`, which must not be used for anything else."""
         self._network = network
         self._products = FlopCounterMode(display=False)
         self._more = 0.0  # FLOPs of blocks that were not computed
@@ -172,7 +175,7 @@ class _Counter:
         flops[name] = flops.get(name, 0.0) + self._total() - self._begun
 
     def _keep(self, value: Tensor) -> Tensor:
-        """Counts a tensor that autograd saves, unless something saved before shares its storage."""
+        """Counts a tensor that autograd saves, unless a tensor saved before shares its storage."""
         storage = value.untyped_storage()
         if id(storage) not in self._storages:
             self._storages[id(storage)] = storage
@@ -180,7 +183,7 @@ class _Counter:
         return value
 
     def _note_scores(self, module: Attention, arguments: tuple[Any, ...]) -> None:
-        """Takes attention weights, which attention on the meta device saves in fp32, out of the bytes that are kept."""
+        """Takes attention weights, which the meta device saves in fp32, out of the bytes. Counts those of plain attention."""
         batch, length, _ = arguments[0].shape
         if torch.is_grad_enabled() and arguments[0].requires_grad:
             scores = batch * module.heads * length**2
@@ -203,7 +206,7 @@ class _Counter:
 
 
 def _storages(values: Iterable[Tensor]) -> dict[int, object]:
-    """Storages by their identity, which holds while the dict lives."""
+    """Storages by their id. The dict keeps them alive, so that ids stay unique."""
     found = [value.untyped_storage() for value in values]
     return {id(storage): storage for storage in found}
 
@@ -217,14 +220,14 @@ class Estimate:
     flops_per_image: float
     """FLOPs of a training step, 2 per multiply-add."""
     memory_bytes: float
-    """Weights, gradients, moments and activations, on a CPU also what the process holds already; without cached pixels."""
+    """Weights, gradients, moments and activations. On a CPU also the memory already in use. Without cached pixels."""
 
 
 def estimate(model: nn.Module, costs: StepCosts, device: torch.device, precision: str) -> Estimate:
-    """What a run needs whose steps of `model` have these `costs`."""
+    """Estimates what a run needs. `model`: what it trains. `costs`: those of one step. `precision`: bf16 or fp32."""
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
     frozen = sum(value.numel() for value in model.parameters() if not value.requires_grad)
-    weights = 16 * trained + 4 * frozen  # fp32 value, gradient and two moments; a moving average only its value
+    weights = 16 * trained + 4 * frozen  # fp32: value, gradient and two moments; a frozen weight has only its value
     if precision == "bf16":
         weights += 2 * (trained + frozen)  # the copies that autocast makes
     held = peak_memory(device) if device.type == "cpu" else 0

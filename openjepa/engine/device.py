@@ -1,4 +1,4 @@
-"""Device, precision and threads are chosen here and nowhere else; and what an encoder makes of images on its device."""
+"""Chooses device, precision and threads, which no other module does, and runs an encoder on images on its device."""
 
 import ctypes
 import os
@@ -23,14 +23,14 @@ from openjepa.types import EncoderOutput, normalize
 Output = TypeVar("Output")
 
 CPU_PATCHES = 2048
-"""Patches of one forward for each thread of a CPU. The caches hold them: on one thread 1.3 to 1.8 times as fast as 16,384."""
+"""Patches per forward and CPU thread. They fit into the caches: one thread was 1.3 to 1.8 times as fast as with 16,384."""
 BATCH = 256
 CPU_BATCH = 32
-"""Images of one forward on a CPU. The caches hold them: a nano encoder at 64 px took 0.7 (fp32) or 0.83 (bf16) of the time."""
+"""Images per forward on a CPU. They fit the caches: a nano encoder at 64 px took 0.7 (fp32) or 0.83 (bf16) of the time."""
 
 
 def resolve_device(name: str, setting: str = "run.device") -> torch.device:
-    """`auto` is cuda, else mps, else cpu. Raises Refusal, which names the setting, for a device that is not there."""
+    """The device called `name`; `auto` is cuda, else mps, else cpu. Raises Refusal, naming `setting`, if it is missing."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return torch.device("cuda" if available["cuda"] else "mps" if available["mps"] else "cpu")
@@ -47,7 +47,7 @@ def resolve_device(name: str, setting: str = "run.device") -> torch.device:
 
 
 def supports_bf16(device: torch.device) -> bool:
-    """Whether bf16 matrix products run in hardware (on a CPU: AVX-512 bf16 or AMX)."""
+    """True if bf16 matrix products run in hardware (on a CPU: AVX-512 bf16 or AMX)."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
@@ -56,7 +56,7 @@ def supports_bf16(device: torch.device) -> bool:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """`bf16` or `fp32`; `auto` is bf16 if the hardware has it."""
+    """The precision for `device`: `bf16` or `fp32`. `auto` is bf16 if the hardware has it."""
     if precision == "auto":
         return "bf16" if supports_bf16(device) else "fp32"
     return precision
@@ -70,7 +70,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """A copy on `device` that the host does not wait for. Pins the host's memory first if a GPU is to read it."""
+    """Copies to `device` without blocking the host. Pins the host's memory first if the device is a GPU."""
     is_pageable = device.type == "cuda" and values.device.type == "cpu" and not values.is_pinned()
     return (values.pin_memory() if is_pageable else values).to(device, non_blocking=True)
 
@@ -82,10 +82,9 @@ def encode(
     device: torch.device,
     precision: str,
 ) -> Output:
-    """What `network`, which is on `device`, gives for images, which may be elsewhere.
+    """The output of `network` for images. `device`: that of the network. The images may be on another one.
 
-    The images are normalized as `config` says. `network` computes in `precision` (auto, bf16 or fp32). Gradients are the
-    caller's choice.
+    `config`: says how the images are normalized. `precision`: auto, bf16 or fp32. The caller decides about gradients.
     """
     pixels = normalize(to_device(images, device), config.pixel_mean, config.pixel_std)
     with autocast(device, precision):
@@ -93,7 +92,7 @@ def encode(
 
 
 def in_caches(images: UInt8[Tensor, "B 3 h w"], patch_size: int, device: torch.device) -> tuple[UInt8[Tensor, "b 3 h w"], ...]:
-    """The images in parts. On a CPU the patches of a part fit the caches; on other devices there is one part."""
+    """Splits the images into parts. On a CPU the patches of a part fit into the caches. Other devices get one part."""
     if device.type != "cpu":
         return (images,)
     patches = (images.shape[2] // patch_size) * (images.shape[3] // patch_size)
@@ -108,9 +107,9 @@ def pooled_features(
     device: torch.device,
     precision: str,
 ) -> Float[Tensor, "B D"]:
-    """One vector per image, pooled as `config` says, in fp32 on the CPU. The encoder is on `device` already.
+    """One vector per image, pooled as `config` says, in fp32 on the CPU. `encoder`: must be on `device` already.
 
-    No paths are dropped, even if the encoder is being trained.
+    No paths are dropped, even if the encoder is in training mode.
     """
     training = encoder.training
     encoder.eval()
@@ -123,9 +122,9 @@ def pooled_features(
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until `device` has done all it was given. A CPU does everything at once, so there is nothing to wait for.
+    """Waits until `device` has finished its work. On a CPU there is nothing to wait for.
 
-    Every timing of work on a device goes through here: GPUs of all makers return before their work is done.
+    Every timing of work on a device goes through here, because calls to GPUs of all makers return before the work is done.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -137,7 +136,7 @@ def synchronize(device: torch.device) -> None:
 
 @contextmanager
 def keep_random_state(device: torch.device) -> Iterator[None]:
-    """Restores torch's generators of the CPU and of `device` at the end of the block."""
+    """At the end of the block, restores torch's random generators of the CPU and of `device`."""
     state = torch.mps.get_rng_state() if device.type == "mps" else None
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
@@ -148,7 +147,7 @@ def keep_random_state(device: torch.device) -> Iterator[None]:
 
 
 def seed_generator(device: torch.device, seed: int) -> None:
-    """Seeds torch's own generator of `device` and no other: torch.manual_seed seeds those of every GPU."""
+    """Seeds only torch's generator of `device`, whereas torch.manual_seed seeds the generators of all GPUs."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
@@ -159,7 +158,7 @@ def seed_generator(device: torch.device, seed: int) -> None:
 
 
 def set_threads(threads: int | None) -> int:
-    """Threads of torch on the CPU; None keeps torch's choice. Returns the number in use."""
+    """Sets torch's number of CPU threads. `threads`: None keeps torch's choice. Returns the number in use."""
     if threads is not None:
         torch.set_num_threads(threads)
     return torch.get_num_threads()
@@ -168,17 +167,17 @@ def set_threads(threads: int | None) -> int:
 def keep_freed_memory() -> None:
     """Makes glibc keep freed memory for the next step. Does nothing with another C library.
 
-    Otherwise every large activation goes back to the system and comes again as zeroed pages: about 2 % of a step on a CPU.
+    Otherwise every large activation is returned to the system and comes back as zeroed pages: about 2 % of a step on a CPU.
     """
     library = ctypes.CDLL(None)
     if platform.system() == "Linux" and hasattr(library, "mallopt"):
         trim_threshold, mmap_threshold = -1, -3  # numbers of glibc's malloc.h
-        library.mallopt(mmap_threshold, 32 * 2**20)  # the largest it takes
+        library.mallopt(mmap_threshold, 32 * 2**20)  # the largest value that glibc accepts
         library.mallopt(trim_threshold, 2**31 - 1)
 
 
 def device_name(device: torch.device) -> str:
-    """What the hardware calls itself."""
+    """Name of the hardware of `device`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpu_info = Path("/proc/cpuinfo")
@@ -190,14 +189,14 @@ def device_name(device: torch.device) -> str:
 
 
 def memory_limit(device: torch.device) -> int:
-    """Bytes of memory the device has in all; on a CPU those that this process may have."""
+    """Total bytes of memory of the device. On a CPU: the bytes that this process may use."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return total_memory()
 
 
 def peak_memory(device: torch.device) -> int:
-    """Largest number of bytes this process has held so far (GPU: allocated on the device; CPU: resident)."""
+    """Largest number of bytes that this process has held so far (GPU: allocated on the device; CPU: resident)."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     import resource  # not on every platform, and only needed here
@@ -208,7 +207,7 @@ def peak_memory(device: torch.device) -> int:
 
 @contextmanager
 def thread_pool(number: int, purpose: str) -> Iterator[ThreadPoolExecutor]:
-    """A pool of `number` threads, named after their purpose. At the end, started work is finished and waiting work dropped."""
+    """A pool of `number` threads, named after `purpose`. At the end, started work is finished and waiting work is dropped."""
     pool = ThreadPoolExecutor(number, thread_name_prefix=f"openjepa-{purpose}")
     try:
         yield pool
@@ -217,10 +216,10 @@ def thread_pool(number: int, purpose: str) -> Iterator[ThreadPoolExecutor]:
 
 
 class Moving:
-    """Rows on their way to the CPU, for which the device does not wait."""
+    """Rows that are being copied to the CPU while the device goes on."""
 
     def __init__(self, rows: Shaped[Tensor, "B *shape"]) -> None:
-        """Starts the copy; rows that are on the CPU stay as they are."""
+        """Starts the copy. Rows that are on the CPU already are not copied."""
         is_cuda = rows.device.type == "cuda"
         self._event = torch.cuda.Event() if is_cuda else None  # type: ignore[no-untyped-call]  # torch has no types for it
         if self._event is None:
@@ -231,7 +230,7 @@ class Moving:
             self._event.record()
 
     def arrived(self) -> Shaped[Tensor, "B *shape"]:
-        """The rows on the CPU, once they are there."""
+        """The rows on the CPU. Waits until they have arrived."""
         if self._event is not None:
             self._event.synchronize()
         return self._rows.cpu()

@@ -1,4 +1,4 @@
-"""Rank, world size, sums and means over processes; every function also works in a single process."""
+"""Rank, world size, and means and flags over processes. Every function also works in a single process."""
 
 import os
 
@@ -12,7 +12,7 @@ from openjepa.refusals import Refusal
 def refuse_unready_launch() -> None:
     """Raises Refusal if a launcher started several processes: training runs in one process so far.
 
-    Each of them would train a whole run of its own and compete for the run folder.
+    Each process would train a whole run of its own and compete for the run folder.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1 and not is_active():
@@ -20,27 +20,27 @@ def refuse_unready_launch() -> None:
 
 
 def is_active() -> bool:
-    """Whether a process group is running."""
+    """True if a process group is running."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
-    """Number of this process, 0 in a single process."""
+    """Number of this process; 0 in a single process."""
     return dist.get_rank() if is_active() else 0
 
 
 def world_size() -> int:
-    """Number of processes, 1 in a single process."""
+    """Number of processes; 1 in a single process."""
     return dist.get_world_size() if is_active() else 1
 
 
 def is_main() -> bool:
-    """Whether this process writes files and prints."""
+    """True if this process is the one that writes files and prints."""
     return rank() == 0
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """Mean of a tensor over all processes."""
+    """Mean of `value` over all processes."""
     if not is_active():
         return value
     total = value.detach().clone()
@@ -49,7 +49,7 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 
 def any_over_ranks(flag: bool) -> bool:
-    """True if the flag is set on any process, so that all stop at the same step."""
+    """True if `flag` is set in any process, so that all processes stop at the same step."""
     if not is_active():
         return flag
     value = torch.tensor(int(flag))

@@ -1,6 +1,6 @@
-"""Running out of memory, or of finite numbers, becomes an error that says what to change.
+"""Errors that say what to change, for a run that is out of memory or whose numbers are not finite.
 
-No weight moves after a loss or gradient that is not finite, without a host synchronization in every step.
+After a loss or gradient that is not finite, no weight moves any more. This needs no host synchronization in every step.
 """
 
 import math
@@ -18,39 +18,39 @@ from openjepa.settings.run import RunConfig
 
 
 class NotFinite(ArithmeticError):
-    """A loss or gradient was NaN or infinite; the weights and the last checkpoint are intact."""
+    """A loss or gradient was NaN or infinite. The weights and the last checkpoint are intact."""
 
     def __init__(self, step: int, sample_ids: list[int]) -> None:
-        """`sample_ids` are the samples of the offending step."""
+        """`step`: the step with that loss or gradient. `sample_ids`: its samples."""
         super().__init__(f"the loss or a gradient of step {step} is not finite")
         self.step = step
         self.sample_ids = sample_ids
 
 
 class FiniteGuard:
-    """Remembers the first step whose loss or gradient was not finite and freezes the optimizer from that step on.
+    """Remembers the first step whose loss or gradient is not finite, and freezes the optimizer from that step on.
 
-    On CUDA a fused optimizer skips its update if `found_inf` is not zero. The flag stays on the device and is never cleared, so
-    nothing moves after the first bad step, however seldom the host looks. On other devices, and with an optimizer that is not
-    fused (torch's AdamW then refuses the flag), the host looks at every step.
+    On CUDA a fused optimizer skips its update if `found_inf` is not zero. The flag stays on the device and is never cleared. So
+    nothing moves after the first bad step, however rarely the host checks. On other devices, and with an optimizer that is not
+    fused (torch's AdamW then refuses the flag), the host checks at every step.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, history: int) -> None:
-        """`history` is the largest number of steps between two calls of `raise_if_bad`."""
+        """`history`: the largest number of steps between two calls of `raise_if_bad`."""
         self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
         self._recent: deque[tuple[int, list[Int[Tensor, " B"]]]] = deque(maxlen=history + 1)
         self._optimizer = optimizer
         self._every_step = device.type != "cuda" or not optimizer.defaults.get("fused")
 
     def watch(self, step: int, loss: Float[Tensor, ""], norm: Float[Tensor, ""], sample_ids: list[Int[Tensor, " B"]]) -> None:
-        """Call before the optimizer step. Raises NotFinite at once if the host looks at every step."""
+        """Checks one step. Call it before the optimizer step. Raises NotFinite at once if the host checks every step."""
         self._recent.append((step, sample_ids))
         bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
         self._first_bad = torch.where(bad & (self._first_bad < 0), step, self._first_bad)
         if self._every_step:
             self.raise_if_bad()
             return
-        # torch's fused AdamW reads this attribute, as its gradient scaler sets it
+        # torch's fused AdamW reads this attribute, which is meant for torch's gradient scaler
         self._optimizer.found_inf = (self._first_bad >= 0).to(torch.float32)  # type: ignore[attr-defined]
 
     def raise_if_bad(self) -> None:
@@ -62,12 +62,12 @@ class FiniteGuard:
 
 
 _OUT_OF_MEMORY = ("allocate memory", "MPS backend out of memory")
-"""What the plain RuntimeErrors of torch on a CPU and on Apple's GPUs say."""
+"""Words in the plain RuntimeErrors that torch raises without memory, on a CPU and on Apple's GPUs."""
 
 
 @contextmanager
 def advise_on_memory(advice: Callable[[], str]) -> Iterator[None]:
-    """Turns out-of-memory errors of torch, CUDA, MPS and Python into a Refusal that says what `advice` returns."""
+    """Turns out-of-memory errors of torch, CUDA, MPS and Python into a Refusal with the text that `advice` returns."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -79,13 +79,16 @@ def advise_on_memory(advice: Callable[[], str]) -> Iterator[None]:
 
 
 def explain_memory(config: RunConfig) -> AbstractContextManager[None]:
-    """Turns running out of memory in a run into a Refusal that names the settings that help."""
+    """Turns out-of-memory errors of a run into a Refusal that names the settings that help."""
     return advise_on_memory(lambda: _advice(config))
 
 
 @contextmanager
 def explain_not_finite(config: RunConfig, sample_name: Callable[[int], str]) -> Iterator[None]:
-    """Turns NotFinite into a Refusal that names the samples of the step and the settings that help."""
+    """Turns NotFinite into a Refusal that names the samples of the step and the settings that help.
+
+    `sample_name`: the name of a sample, given its number.
+    """
     try:
         yield
     except NotFinite as error:

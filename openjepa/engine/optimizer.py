@@ -1,6 +1,6 @@
-"""AdamW with a method's parameter groups, rates set from schedules, and the check for finite numbers before a weight moves.
+"""AdamW with a method's parameter groups, its rates, and the norm and clipping of gradients.
 
-Layer-wise decay of the learning rate: the nearer a layer is to the pixels, the less it moves (as in BEiT and MAE).
+With layer-wise decay of the learning rate, a layer moves less the nearer it is to the pixels (as in BEiT and MAE).
 """
 
 from collections.abc import Callable, Iterable
@@ -18,7 +18,7 @@ from openjepa.types import ParameterRule
 def build_optimizer(
     named_parameters: Iterable[tuple[str, nn.Parameter]], rules: tuple[ParameterRule, ...], settings: OptimizationSettings
 ) -> torch.optim.AdamW:
-    """Fused AdamW over the parameters that require gradients, one group per rule that matches any; the first match counts."""
+    """Fused AdamW over the parameters that require gradients. Each has the group of the first rule that matches it."""
     trainable = [(name, value) for name, value in named_parameters if value.requires_grad]
     members: list[list[nn.Parameter]] = [[] for _ in rules]
     for name, value in trainable:
@@ -43,7 +43,7 @@ def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, weight_dec
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Float[Tensor, ""]:
-    """Euclidean norm of all gradients; not finite if any of them is not."""
+    """Euclidean norm of all gradients. It is not finite if any gradient is not."""
     gradients = [value.grad for group in optimizer.param_groups for value in group["params"] if value.grad is not None]
     return torch.nn.utils.get_total_norm(gradients)
 
@@ -51,9 +51,9 @@ def gradient_norm(optimizer: torch.optim.Optimizer) -> Float[Tensor, ""]:
 def clip_gradients(
     optimizer: torch.optim.Optimizer, norm: Float[Tensor, ""], limit: float, mode: Literal["global", "per_tensor"] = "global"
 ) -> None:
-    """Scales gradients by min(1, limit / (norm + 1e-6)); groups whose rule says so are left alone.
+    """Scales gradients by min(1, limit / (norm + 1e-6)). Groups whose rule forbids it are not clipped.
 
-    `global`: one norm of all gradients that are clipped, which is `norm` if no group is left alone. `per_tensor`: each
+    `mode`: `global` uses one norm of all gradients that are clipped, which is `norm` if every group is. `per_tensor` uses each
     parameter's own norm, as in the released DINO and iBOT code.
     """
     groups = [group for group in optimizer.param_groups if group["clip"]]
@@ -69,7 +69,7 @@ def clip_gradients(
 
 
 def layer_number(name: str, depth: int, prefix: str = "encoder.") -> int:
-    """Layer of a parameter of an encoder with `depth` blocks, or of the head on it.
+    """Number of the layer of a parameter, in an encoder with `depth` blocks and the head on it.
 
     0: patch embedding, class token and learned positions; l = 1 .. depth: block number l; depth + 1: the last norm and
     everything whose name does not start with `prefix`.
@@ -83,12 +83,12 @@ def layer_number(name: str, depth: int, prefix: str = "encoder.") -> int:
 
 
 def layer_scale(layer: int, depth: int, decay: float) -> float:
-    """Factor decay ** (depth + 1 - layer) on the learning rate: 1 for the head."""
+    """Factor on the learning rate of a layer: decay ** (depth + 1 - layer), which is 1 for the head."""
     return float(decay ** (depth + 1 - layer))
 
 
 def layer_decay_rules(depth: int, decay: float, prefix: str = "encoder.") -> tuple[ParameterRule, ...]:
-    """Two rules per layer for all parameters: without weight decay (biases, norms, class token, positions) and with it."""
+    """Rules for all parameters, two per layer: without weight decay (biases, norms, class token, positions) and with it."""
     return tuple(
         ParameterRule(_matcher(layer, depth, prefix, is_decayed), is_decayed, layer_scale(layer, depth, decay))
         for layer in range(depth + 2)
@@ -104,5 +104,5 @@ def _matcher(layer: int, depth: int, prefix: str, is_decayed: bool) -> Callable[
 
 
 def _is_decayed(name: str, value: nn.Parameter) -> bool:
-    # class token and positions are 3-D, but biases in what they do
+    # class token and positions have three axes, but act as biases
     return value.ndim > 1 and not name.endswith(("cls_token", "pos_embed"))

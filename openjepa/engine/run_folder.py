@@ -1,4 +1,4 @@
-"""The run folder: who may write it, whether it is the same run, its environment, and its logs.
+"""The run folder: its lock, the check that it holds the same run, its environment, and its logs.
 
 The logs are metrics.jsonl, skipped.jsonl and, if asked for, TensorBoard.
 """
@@ -30,11 +30,11 @@ from openjepa.types import Skipped
 
 _CANNOT_CHANGE_RESULTS = ("system", "monitor", "run.name", "run.output", "recipe", "preset", "data.max_skipped")
 _RESOLVED = ("run.device", "run.precision")
-"""Settings that are compared as resolved (environment.json), not as written."""
+"""Settings that are compared by their resolved values (environment.json)."""
 WEIGHT_ENDINGS = (".tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors")
-"""Endings of files of weights; `.pth.tar` has two."""
+"""Endings of files of weights. A file may have two of them: `.pth.tar`."""
 USUAL_NAMES = ("encoder", "context_encoder", "encoder_initial", "model", "pytorch_model", "checkpoint", "jepa-latest")
-"""Names of weights that tell nothing, because they are the same everywhere."""
+"""Names of weights that say nothing, because they are the same everywhere."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class RunFolder:
 
     path: Path
     lock: Claim
-    """Held until closed or until the process ends."""
+    """Lock that is held until `close` or until the process ends."""
     notes: tuple[str, ...] = ()
-    """What makes a continued run differ from an uninterrupted one although it may be continued."""
+    """Notes on what makes a continued run differ from an uninterrupted one, although it may be continued."""
 
     @property
     def checkpoints(self) -> Path:
@@ -53,21 +53,21 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Writes a JSON file so that a reader never sees half of it."""
+        """Writes the JSON file `name`, which nobody sees half-written."""
         with whole_file(self.path / name) as file:
             file.write_text(json.dumps(content, indent=1, default=str))
 
     def close(self) -> None:
-        """Lets another process write here."""
+        """Releases the lock, so that another process can write here."""
         self.lock.release()
 
 
 def open_run_folder(config: RunConfig, fresh: bool, device: torch.device, precision: str) -> RunFolder:
     """Creates or reopens the folder of `config`, locks it and writes `config.yaml`.
 
-    Raises Refusal if the folder holds a run whose settings, device or precision could give other results (with the
-    difference), or if another process is writing. A run that has not taken a step binds nothing: its settings are replaced.
-    `fresh` takes the next free name instead.
+    `fresh`: takes the next free name. Raises Refusal, with the difference, if the folder holds a run whose settings, device or
+    precision could give other results, or if another process is writing. The settings of a run that has not taken a step are
+    replaced.
     """
     path = run_path(config)
     if fresh:
@@ -82,7 +82,7 @@ def open_run_folder(config: RunConfig, fresh: bool, device: torch.device, precis
     except BaseException:
         lock.release()
         raise
-    # the name that the folder really has, so that its config.yaml continues it and no other
+    # the actual name of the folder, so that its config.yaml continues this run and no other
     named = replace(config, run=replace(config.run, name=path.name))
     with whole_file(path / "config.yaml") as file:
         save_yaml(named, file)
@@ -90,22 +90,22 @@ def open_run_folder(config: RunConfig, fresh: bool, device: torch.device, precis
 
 
 def has_begun(path: Path) -> bool:
-    """Whether a run folder holds the work of a step: a checkpoint, broken ones included, an encoder or a line of the log."""
+    """True if a run folder holds the work of a step: a checkpoint (even a broken one), an encoder or a line of the log."""
     saved = [*path.glob("checkpoints/step_*"), *path.glob("checkpoints/broken_step_*")]
     return bool(saved) or (path / "encoder").exists() or logged_steps(path) > 0
 
 
 def run_path(config: RunConfig) -> Path:
-    """`<output>/<name>`; without a name it is made of the recipe's, the preset's, the data set's and the starting weights'."""
+    """`<output>/<name>`. The default name joins the names of recipe, preset, data set and starting weights."""
     parts = [part for part in (config.recipe, config.preset, config.data.name()) if part != "custom"]
     origin = [] if config.run.init is None else ["from", weights_name(config.run.init)]
     return Path(config.run.output).expanduser() / (config.run.name or "-".join([*parts, *origin]))
 
 
 def weights_name(init: str) -> str:
-    """What weights are called: their file without its ending, or their folder. The folder above is added if it tells more.
+    """Name of weights: their file without its ending, or their folder. If that says nothing, the folder above is added.
 
-    Depends on nothing but the words, so that a run is found again when the weights are gone.
+    It depends only on the words of `init`, so that a run is found again even if the weights are gone.
     """
     place = Path(init.removeprefix(MARK))
     name = without_ending(place.name)
@@ -118,7 +118,7 @@ def without_ending(name: str) -> str:
 
 
 def environment(device: torch.device, precision: str) -> Environment:
-    """What the numbers of a run depend on beside its settings."""
+    """Everything beside the settings on which the numbers of a run depend: versions, hardware, threads, commit."""
     return Environment(
         openjepa=openjepa.__version__,
         torch=torch.__version__,
@@ -136,10 +136,10 @@ def environment(device: torch.device, precision: str) -> Environment:
 
 
 class RunLog:
-    """Appends to the logs of a run folder; lines after the step that training resumes from are dropped first."""
+    """Appends to the logs of a run folder. First drops the lines after the step from which training resumes."""
 
     def __init__(self, folder: Path, resume_step: int, tensorboard: bool) -> None:
-        """Opens the logs; `resume_step` is -1 if nothing is resumed."""
+        """Opens the logs. `resume_step`: the step from which training resumes; -1 for a new run."""
         for name in ("metrics.jsonl", "skipped.jsonl"):
             _truncate(folder / name, resume_step)
         self._path = folder / "metrics.jsonl"
@@ -148,7 +148,7 @@ class RunLog:
         self._events = _event_writer(folder, resume_step) if tensorboard else None
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl; numbers that are not finite are written as null."""
+        """Writes one line of metrics.jsonl. Numbers that are not finite are written as null."""
         clean = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
         }
@@ -164,12 +164,12 @@ class RunLog:
         return _rows(self._path, kind)
 
     def skipped_names(self) -> list[str]:
-        """Samples that skipped.jsonl already lists."""
+        """Names of the samples that skipped.jsonl already lists."""
         rows = filter(None, map(readable, log_lines(self._skipped)))
         return [str(row["name"]) for row in rows if "name" in row]
 
     def write_skipped(self, step: int, samples: Iterable[Skipped]) -> None:
-        """One line of skipped.jsonl per sample that was replaced."""
+        """Writes one line of skipped.jsonl for each sample that was replaced."""
         lines = [json.dumps({"step": step, "name": sample.name, "reason": sample.reason}) for sample in samples]
         if lines:
             with self._skipped.open("a") as file:
@@ -189,14 +189,14 @@ def logged_steps(folder: Path) -> int:
 
 
 def logged_step_seconds(folder: Path, step: int) -> float:
-    """Seconds of the steps up to `step`, from the speeds in metrics.jsonl. For runs of versions that did not add them up."""
+    """Seconds of the steps up to `step`, from the speeds in metrics.jsonl. For runs of versions that did not sum them."""
     rows = [row for row in _rows(folder / "metrics.jsonl", "train") if row["step"] <= step]
     speeds = [(number(row.get("images")), number(row.get("images_per_second"))) for row in rows]
     return seconds_of_steps((images, speed) for images, speed in speeds if images is not None and speed is not None)
 
 
 def refuse_missing_tensorboard(wanted: bool) -> None:
-    """Raises Refusal if TensorBoard is `wanted` and not installed."""
+    """Raises Refusal if `wanted` is true but TensorBoard is not installed."""
     if wanted:
         require_package("tensorboard", "system.tensorboard=True", "turn it off")
 
@@ -212,7 +212,7 @@ def _lock(path: Path) -> Claim:
     claim = take(path / ".lock")
     if claim is None:
         raise Refusal(f"another process is writing to {path}; wait for it, or choose another --run.name or --fresh")
-    # forked data workers would hold the lock on after this process is killed
+    # forked data workers would keep the lock after this process is killed
     os.register_at_fork(after_in_child=claim.leave)
     return claim
 
@@ -260,7 +260,7 @@ def _check_same_machine(path: Path, device: torch.device, precision: str) -> tup
 
 
 def _commit() -> str | None:
-    """Commit of the checkout that this package runs from, with a mark if it has changes; None outside a checkout."""
+    """Commit of the git checkout that this package runs from, marked if it has changes; None outside a checkout."""
     root = Path(openjepa.__file__).parents[1]
     if not (root / ".git").exists():
         return None
@@ -273,7 +273,7 @@ def _commit() -> str | None:
 
 
 def _truncate(path: Path, step: int) -> None:
-    """Drops broken lines and those later than `step`: what was measured after the checkpoint will be measured again."""
+    """Drops broken lines and lines after `step`, because what they measured will be measured again."""
     if not path.exists():
         return
     kept = [line for line in log_lines(path) if _step_of(line) <= step]
@@ -288,7 +288,7 @@ def _rows(path: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def _step_of(line: str) -> float:
-    """Infinite for a damaged line."""
+    """The step of a line of the log; infinite if the line is damaged."""
     step = number((readable(line) or {}).get("step"))
     return math.inf if step is None else step
 

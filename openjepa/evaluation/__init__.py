@@ -1,9 +1,9 @@
-"""Evaluation of encoders. A protocol is one file, its settings, and one entry of PROTOCOLS. Free of torch.
+"""Evaluation of encoders. A protocol is one file, its settings, and one entry of PROTOCOLS. Does not import torch.
 
-A protocol is a function `(probe, settings) -> tuple[ProtocolResult, ...]` with one result for each selection rule of
-`selections(settings)`. `probe` holds what the protocol works on: a FeatureProbe, or an ImageProbe, whose images have label maps
-if the protocol needs them. Protocols that share one function are called once, with their names in `settings.protocols`; each of
-their results says which of them it belongs to. The types are in `openjepa.evaluation.protocol`.
+A protocol is a function `(probe, settings) -> tuple[ProtocolResult, ...]`. It returns one result for each selection rule of
+`selections(settings)`. `probe` is a FeatureProbe, or an ImageProbe whose images have label maps if the protocol needs them.
+Protocols that share one function are called once, with their names in `settings.protocols`. Each of their results names the
+protocol that it belongs to. The types are in `openjepa.evaluation.protocol`.
 """
 
 from collections.abc import Callable
@@ -19,33 +19,33 @@ from openjepa.settings.registry import Line
 
 @dataclass(frozen=True)
 class ProtocolEntry(Line):
-    """Everything that the rest of the program knows about a protocol."""
+    """A protocol as the rest of the program knows it."""
 
     home: str
-    """`package.module:name` of its function."""
+    """The protocol's function as `package.module:name`."""
     works_on: Literal["features", "images", "maps"]
-    """features: pooled features that are extracted once; images: the images themselves; maps: images with a class per pixel."""
+    """The input. features: pooled features, extracted once; images: the images; maps: images with one class per pixel."""
     metric: str
     """Name of the number in tables and files."""
     summary: str
     """One line of help."""
     settings: tuple[str, ...]
-    """Fields of EvaluationSettings that this protocol reads and some others do not. A group stands for all of its fields."""
+    """Fields of EvaluationSettings that this protocol reads but not every other does. A group stands for all of its fields."""
     measure: Literal["accuracy", "miou"] = "accuracy"
-    """accuracy: share of right answers; miou: mean intersection over union."""
+    """The kind of number. accuracy: share of correct predictions; miou: mean intersection over union."""
     pools: bool = True
-    """Whether it works on one vector per image, so that the setting `pooling` matters."""
+    """True if the protocol works on one vector per image, so that the setting `pooling` matters."""
     is_usual: bool = False
-    """Whether it runs if no protocols are named."""
+    """True if the protocol runs when no protocols are named."""
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """`settings`, and those of how features are kept and measured if it works on features."""
+        """The fields of EvaluationSettings that the protocol reads, including OF_FEATURES if it works on features."""
         return (*OF_FEATURES, *self.settings) if self.works_on == "features" else self.settings
 
 
 OF_FEATURES = ("feature_dtype", "lidar_images", "lidar_views")
-"""Settings that are read when features are extracted, which is done for protocols of features alone."""
+"""Settings that are read when features are extracted. Only protocols on features extract them."""
 _LINEAR = ("weight_decays", "iterations")
 _NEIGHBORS = ("neighbors", "neighbor_temperature")
 
@@ -119,12 +119,12 @@ PROTOCOLS: dict[str, ProtocolEntry] = {
 
 
 def usual_protocols(on_maps: bool) -> tuple[str, ...]:
-    """The protocols that run if none is named, for labels of images or, `on_maps`, of pixels."""
+    """The protocols that run if none is named: those for labels of pixels if `on_maps`, else those for labels of images."""
     return tuple(name for name, entry in PROTOCOLS.items() if entry.is_usual and (entry.works_on == "maps") == on_maps)
 
 
 def with_current_names(settings: EvaluationSettings, say: Callable[[str], object]) -> EvaluationSettings:
-    """The settings with today's names of protocols, each once. `say` is told of names that are older.
+    """The settings with older protocol names replaced by today's and duplicates removed. Each old name is reported to `say`.
 
     Raises Refusal if a protocol does not exist.
     """

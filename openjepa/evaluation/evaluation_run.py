@@ -1,7 +1,7 @@
-"""Evaluates an encoder on its run's own images, on others, or on the rows of a suite, and writes what comes out.
+"""Evaluates an encoder on its run's own images, on other images, or on the rows of a suite, and writes the results.
 
-`evaluate_run` is for one data set, `evaluate_suite` for benchmarks that lie below one folder, beside published numbers. Both
-evaluate one task after the other, with every seed that is asked for: `evaluate_seeds`.
+`evaluate_run` evaluates on one data set. `evaluate_suite` evaluates on the benchmarks below one folder, beside published
+numbers. Both evaluate one task after the other. For each task, `evaluate_seeds` runs every seed that was asked for.
 """
 
 import hashlib
@@ -37,24 +37,24 @@ from openjepa.system.console import Say, silent
 from openjepa.weights.contents import weights_hash
 
 PUBLISHED_LIST = 12_811
-"""Images of the published list with 1 % of ImageNet's labels."""
+"""Number of images in the published list of 1 % of ImageNet's labels."""
 OF_THE_PAPER = ("linear_full", "finetune")
-"""Groups of settings of the protocols that have published numbers."""
+"""The groups of settings that belong to protocols with published numbers."""
 NOT_OF_A_ROW = ("tasks", "workers", "device", "feature_batch_size")
-"""Settings that do not change what a row is."""
+"""Settings that do not change the numbers of a row, so that a finished row is reused if only these differ."""
 
 
 @shared_components()
 def evaluate_run(
     subject: Path, settings: EvaluationSettings, data: DataSettings | None = None, say: Say = silent
 ) -> list[Result]:
-    """Evaluates a run folder, or an encoder on `data`, and writes a file of `<subject>/eval` for every task.
+    """Evaluates a run folder, or an encoder on `data`, and writes one file to `<subject>/eval` for every task.
 
-    The run's own evaluation is `<task>.json`. Other data, settings, or baselines give `<task>-<variant>.json`. An encoder
-    folder inside a run is written beside the run's own evaluations, because the next export replaces it. `data` replaces the
-    run's own data; its training split trains the probes. A task that the data has no labels for gives a Result that says so.
-    `say` is told of every step. Raises Refusal if there is no encoder, no data for it, or no label for any of the tasks that
-    were asked for.
+    The run's own evaluation is `<task>.json`. Other data, settings or baselines give `<task>-<variant>.json`. Results of an
+    encoder folder inside a run stand beside the run's own evaluations, because the next export replaces the encoder folder.
+    `data` replaces the run's own data; the probes are trained on its training split. If the data has no labels for a task, the
+    task's Result says so. Every step is reported to `say`. Raises Refusal if there is no encoder, if there is no data for it,
+    or if the data has labels for none of the tasks asked for.
     """
     settings = with_current_names(settings, say)
     check_evaluation(settings)
@@ -92,7 +92,7 @@ def evaluate_run(
 
 
 def _task_variant(task: str, settings: EvaluationSettings, config: EncoderConfig, subject: Subject) -> str:
-    """What sets the evaluation of a task apart from the run's own."""
+    """The words by which the evaluation of a task differs from the run's own; empty if it does not differ."""
     own, usual = (
         replace(item, protocols=fitting_protocols(TASKS[task], item.protocols)) for item in (settings, type(settings)())
     )
@@ -121,13 +121,13 @@ def evaluate_suite(
     each: Callable[[Result], None] = silent,
     again: bool = False,
 ) -> list[Result]:
-    """Evaluates an encoder or a run on every row of a suite whose benchmark lies below `data_root`.
+    """Evaluates an encoder or a run on every row of a suite whose benchmark is in a folder below `data_root`.
 
-    Writes `<subject>/eval/suite-<row>.json`, and calls `each` with a row as soon as it is finished. A missing benchmark, or a
-    row that cannot be evaluated, gives a Result that says why; the other rows do not suffer. Rows that were finished before
-    with the same weights, settings and data are read and not computed, unless `again`. Raises Refusal before anything is
-    computed if a benchmark is broken (a missing split, a list of absent files), if a suite, row or device is unknown, if the
-    list of labeled images is missing or names other images, and if there is no benchmark at all.
+    Writes `<subject>/eval/suite-<row>.json` and calls `each` with the result as soon as a row is finished. If a benchmark is
+    missing or a row fails, its Result says why, and the other rows are still evaluated. Rows finished earlier with the same
+    weights, settings and data are read instead of computed, unless `again` is True. Raises Refusal before anything is computed
+    if a benchmark is broken (a missing split, a list of absent files), if the suite, a row or the device is unknown, if the
+    list of labeled images is missing or names other images, or if there is no benchmark at all.
     """
     settings = with_current_names(settings, say)
     check_evaluation(settings)
@@ -176,7 +176,7 @@ def evaluate_suite(
 def _plans(
     row: SuiteRow, splits: Splits | str, settings: EvaluationSettings, config: EncoderConfig
 ) -> list[tuple[SuiteRow, EvaluationSettings, EncoderConfig]]:
-    """The row with its settings, once for each pooling; once if its data is missing."""
+    """The row with its settings, once for each pooling, or only once if its data is missing."""
     own = _row_settings(row, settings, row.name in settings.tasks)
     poolings = pooled_configs(TASKS[row.task], own, config)
     return [
@@ -185,7 +185,7 @@ def _plans(
 
 
 def _finished(blank: Result, folder: Path) -> Result | None:
-    """The row as it was finished before with the same encoder, settings and data; None if it was not."""
+    """The row's earlier result, if the row was finished with the same encoder, settings and data; else None."""
     found = read_result(folder / blank.file_name)
     if found is None or found.partial or found.skipped is not None or found.images not in ("", blank.images):
         return None
@@ -202,7 +202,7 @@ def _images_key(splits: Splits) -> str:
 
 
 def _with_list(images: str, shot: LowShotSettings) -> str:
-    """The hash of the images, and of the list that says which of them are labeled."""
+    """Short hash of `images` and of the list of labeled images; `images` itself if there is no list."""
     listed = b"" if shot.list is None else file_stamp(Path(shot.list).expanduser())
     return hashlib.sha256(images.encode() + listed).hexdigest()[:12] if listed else images
 
@@ -212,7 +212,7 @@ def _prefixed(say: Say, prefix: str, text: str) -> None:
 
 
 def _guarded(blank: Result, evaluate: Callable[[], Result]) -> Result:
-    """The row's result, or `blank` with the error, so that the other rows do not suffer."""
+    """The row's result. If an error ends it, returns `blank` with the error, so that the other rows still run."""
     try:
         return evaluate()
     except Exception as error:
@@ -223,7 +223,7 @@ def _guarded(blank: Result, evaluate: Callable[[], Result]) -> Result:
 
 
 def _check_list(row: SuiteRow, splits: Splits | str, settings: EvaluationSettings) -> None:
-    """Raises Refusal, before the first row is computed, if a list of labeled images names others than there are."""
+    """Raises Refusal if the list of labeled images names images that do not exist. Called before the first row is computed."""
     labels = None if isinstance(splits, str) else TASKS[row.task].labels(splits)
     if settings.low_shot.list is None or labels is None or isinstance(labels, str):
         return
@@ -236,9 +236,9 @@ def _expected(rows: Sequence[SuiteRow]) -> str:
 
 
 def _row_settings(row: SuiteRow, settings: EvaluationSettings, is_named: bool) -> EvaluationSettings:
-    """The settings, with what the row prescribes for everything that they leave open.
+    """The settings, with the row's own values for everything that `settings` leaves open.
 
-    Low-shot settings are for the low-shot rows, and for other rows that are named in `tasks`.
+    Low-shot settings apply to the low-shot rows, and to other rows if `tasks` names them (`is_named`).
     """
     shot = settings.low_shot
     if row.is_low_shot and not shot.is_set():
@@ -249,12 +249,12 @@ def _row_settings(row: SuiteRow, settings: EvaluationSettings, is_named: bool) -
 
 
 def _is_published_draw(row: SuiteRow, shot: LowShotSettings) -> bool:
-    """Whether as many labels are used as for the row's published numbers."""
+    """True if the number of labels is that of the row's published numbers."""
     return shot.list is not None or shot.percent == 1.0 if row.is_low_shot else not shot.is_set()
 
 
 def _described(blank: Result, row: SuiteRow, settings: EvaluationSettings) -> Result:
-    """`blank` with name, title and published numbers of a row; without these if another number of labels is used."""
+    """`blank` with the row's name, title and published numbers; without published numbers if the number of labels differs."""
     shot = settings.low_shot
     if _is_published_draw(row, shot):
         return replace(blank, row=row.name, title=row.title, published=PUBLISHED.get(row.name, ()))
@@ -265,7 +265,7 @@ def _described(blank: Result, row: SuiteRow, settings: EvaluationSettings) -> Re
 
 
 def _row_variant(row: SuiteRow, settings: EvaluationSettings, config: EncoderConfig, encoder_name: str) -> str:
-    """What differs from the row of the suite `paper`, so that the rows of all suites have files of their own."""
+    """The words by which a row differs from the same row of the suite `paper`. They keep files of different suites apart."""
     paper = {item.name: item for item in SUITES["paper"]}.get(row.name, row)
     protocols = fitting_protocols(TASKS[row.task], settings.protocols)
     own = replace(settings, protocols=protocols or settings.protocols)
@@ -274,7 +274,7 @@ def _row_variant(row: SuiteRow, settings: EvaluationSettings, config: EncoderCon
 
 
 def _draw_words(shot: LowShotSettings) -> str:
-    """How a draw of labels differs from the published list, in words; empty if it may be that list."""
+    """The difference between a draw of labels and the published list, in words; empty if it may be that list."""
     if shot.list is None:
         return "1 % drawn per class, not the published list" if shot.percent == 1.0 else ""
     names = sum(bool(line.split("#")[0].strip()) for line in Path(shot.list).expanduser().read_text().splitlines())
@@ -282,7 +282,7 @@ def _draw_words(shot: LowShotSettings) -> str:
 
 
 def _departures(row: SuiteRow, settings: EvaluationSettings, config: EncoderConfig) -> tuple[str, ...]:
-    """Settings by which the row is not what was published, in words. What the data says is added with the numbers."""
+    """The settings that depart from the published protocol, in words. `evaluate_task` adds departures of the data."""
     usual = type(settings)()
     changed = [name for name in OF_THE_PAPER if getattr(settings, name) != getattr(usual, name)]
     read = {name for protocol in settings.protocols for name in PROTOCOLS[protocol].settings}
@@ -301,7 +301,7 @@ def _departures(row: SuiteRow, settings: EvaluationSettings, config: EncoderConf
 
 
 def blank_result(task: str, subject: Subject, settings: EvaluationSettings, splits: Splits | str) -> Result:
-    """A Result without numbers. `splits`: the data, or in words why it is not there."""
+    """A Result without numbers. `splits` is the data, or the reason in words why the data is missing."""
     which = settings.encoder if subject.kind == "run" else "external"
     return Result(
         task,
@@ -329,7 +329,10 @@ def evaluate_seeds(
     say: Say,
     benchmark: str = "",
 ) -> Result:
-    """`blank` with numbers; written after every protocol, so that an interruption keeps what is done."""
+    """`blank` with the numbers of all seeds. Writes the file of the result.
+
+    With one seed, the file is also written after every protocol, so that an interruption keeps finished protocols.
+    """
     folder = subject.output / "eval"
     outcomes = []
     for number in range(settings.seeds):
@@ -361,17 +364,17 @@ def evaluate_seeds(
 
 
 def view_size(settings: EvaluationSettings, config: EncoderConfig) -> tuple[int, int]:
-    """Height and width of the views. Raises Refusal if the encoder's patches do not divide them."""
+    """Height and width of the views in pixels. Raises Refusal if they are not multiples of the encoder's patch size."""
     size = height_and_width(settings.image_size or config.image_size)
     check_patch_divides(config.patch_size, size, "image_size", of="the encoder", said=as_option)
     return size
 
 
 def pooled_configs(task: Task, settings: EvaluationSettings, config: EncoderConfig) -> tuple[EncoderConfig, ...]:
-    """The encoder's settings with each pooling that is asked for, its own first; as they are if no protocol pools.
+    """The encoder's settings with each pooling asked for, its own first. Unchanged if no protocol of the task pools.
 
-    `both` means the average alone if the encoder has no class token. Raises Refusal if only the class token is asked for and
-    there is none.
+    `both` means only the average if the encoder has no class token. Raises Refusal if only the class token is asked for and
+    the encoder has none.
     """
     wanted = settings.pooling
     if wanted == "own" or not any(PROTOCOLS[name].pools for name in fitting_protocols(task, settings.protocols)):
@@ -385,12 +388,12 @@ def pooled_configs(task: Task, settings: EvaluationSettings, config: EncoderConf
 
 
 def pooled_settings(settings: EvaluationSettings, config: EncoderConfig, pooled: EncoderConfig) -> EvaluationSettings:
-    """The settings of one evaluation of an encoder by the pooling of `pooled`: `own` if that is the encoder's."""
+    """The settings for one evaluation with the pooling of `pooled`, written as `own` if it is the encoder's own pooling."""
     return replace(settings, pooling="own" if pooled.pooling == config.pooling else pooled.pooling)
 
 
 def over_seeds(results: Sequence[Result]) -> Result:
-    """Results of one task with several seeds as one: means, spreads, all heads with their seed's number, summed seconds."""
+    """Combines the results of one task over seeds: means, spreads, all heads with their seed's index, and summed seconds."""
     if len(results) == 1 or results[0].skipped is not None:
         return results[0]
     first = results[0]

@@ -1,4 +1,7 @@
-"""From images to feature matrices: every subject in one pass over the data, kept on disk under a hash of all that matters."""
+"""From images to feature matrices: all subjects in one pass over the data, cached on disk.
+
+The name of a cache file contains a hash of everything that the features depend on.
+"""
 
 import hashlib
 import json
@@ -26,7 +29,7 @@ from openjepa.system.console import progress
 from openjepa.weights.contents import weights_hash
 
 CACHE_VERSION = 4
-"""Raised when the way features are made changes, so that older files are not found."""
+"""Increased whenever the computation of features changes, so that older files are not found."""
 PIXEL_SIDE = 32
 NUM_LAYERS = 4
 
@@ -42,28 +45,28 @@ class Images(Protocol):
 
 
 class Extractor(Protocol):
-    """What makes one row of features of each image."""
+    """Makes one row of features from each image."""
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever the features would."""
+        """Identifies the features: it changes whenever they would."""
 
     @property
     def width(self) -> int:
-        """Columns F of the rows."""
+        """The number F of columns."""
 
     def extract(self, images: UInt8[Tensor, "B 3 h w"]) -> Shaped[Tensor, "B F"]:
-        """One row per image, float32 or uint8, on the extractor's device: nothing waits for the device here."""
+        """One row per image, float32 or uint8, on the extractor's device. Does not wait for the device."""
 
     def kept_as(self, num_rows: int, wanted: str) -> torch.dtype:
-        """The type in which `num_rows` rows are kept. `wanted`: auto, fp32 or bf16."""
+        """The type in which `num_rows` rows are stored. `wanted` is auto, fp32 or bf16."""
 
     def kinds(self, rows: Shaped[Tensor, "n F"]) -> dict[str, Shaped[Tensor, "n D"]]:
-        """The feature matrices that these rows hold; the first is the one for k-NN."""
+        """The feature matrices contained in these rows, by name. k-NN uses the first."""
 
 
 class EncoderFeatures:
-    """Pooled outputs of the last four layers of a frozen encoder, each after the final norm; `last` is the fourth of them."""
+    """Pooled outputs of the last four layers of a frozen encoder, each after the final norm; `last` is the last layer's."""
 
     def __init__(self, encoder: VisionTransformer, config: EncoderConfig, device: torch.device, precision: str) -> None:
         """Moves the encoder to `device` and freezes it."""
@@ -76,13 +79,13 @@ class EncoderFeatures:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of settings, precision and weights: seconds for a large encoder, so that only what keeps features makes it."""
+        """Hash of settings, precision and weights. Takes seconds for a large encoder, so it is computed only if needed."""
         described = json.dumps([asdict(self._config), self._precision, self._device.type])
         return hashlib.sha256((described + weights_hash(self._encoder)).encode()).hexdigest()
 
     @torch.inference_mode()
     def extract(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B F"]:
-        """The pooled outputs side by side, the last layer last. Pooled in float32 whatever the encoder's precision."""
+        """The layers' pooled outputs side by side, the last layer last. Pools in float32 at any precision of the encoder."""
         parts = in_caches(images, self._config.patch_size, self._device)
         return torch.cat([encode(self._pooled_layers, part, self._config, self._device, self._precision) for part in parts])
 
@@ -91,13 +94,13 @@ class EncoderFeatures:
         return torch.cat([output.pooled(self._config.pooling) for output in outputs], dim=1)
 
     def kept_as(self, num_rows: int, wanted: str) -> torch.dtype:
-        """`auto`: bf16 if float32 would take more than 1 GiB."""
+        """The type asked for; for `auto`, bf16 if float32 would take more than 1 GiB, else float32."""
         if wanted == "auto":
             return torch.bfloat16 if num_rows * self.width * 4 > LARGE_BYTES else torch.float32
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[wanted]
 
     def kinds(self, rows: Float[Tensor, "n F"]) -> dict[str, Float[Tensor, "n D"]]:
-        """`last` and `last_four`."""
+        """`last` (last layer) and `last_four` (last four layers)."""
         return {"last": rows[:, -self._config.width :], "last_four": rows}
 
 
@@ -108,7 +111,7 @@ class PixelFeatures:
     width = 3 * PIXEL_SIDE**2
 
     def extract(self, images: UInt8[Tensor, "B 3 h w"]) -> UInt8[Tensor, "B F"]:
-        """3072 bytes per image."""
+        """The 3072 bytes of each resized image."""
         if images.shape[-2:] == (PIXEL_SIDE, PIXEL_SIDE):
             return images.flatten(1)
         size = (PIXEL_SIDE, PIXEL_SIDE)
@@ -120,32 +123,32 @@ class PixelFeatures:
         return torch.uint8
 
     def kinds(self, rows: UInt8[Tensor, "n F"]) -> dict[str, Shaped[Tensor, "n F"]]:
-        """`pixels` only, in [0, 1]. Large matrices stay uint8, since every protocol divides by a scale of its own."""
+        """`pixels` only, in [0, 1]. Large matrices stay uint8, because every protocol divides by its own scale."""
         return {"pixels": rows if is_large(rows) else rows.float() / 255}
 
 
 @dataclass(frozen=True)
 class View:
-    """One split as it is shown to every extractor."""
+    """One split of the data, in the view that every extractor gets."""
 
     source: ListSource
     split: str
-    """train or test; only a name."""
+    """train or test; used only as a name."""
     settings: Mapping[str, Any]
-    """What the pixels depend on: image size and fit. Part of the hash."""
+    """Settings that the pixels depend on: image size and fit. They are part of the hash."""
     batches: Callable[[int], Iterator[Images]] = field(repr=False)
-    """Starts a pass over the readable images, from the record with this number on."""
+    """Starts a pass over the readable images at the given record number."""
 
 
 def extract_features(
     view: View, extractors: Mapping[str, Extractor], cache: Path | None, feature_dtype: str = "auto"
 ) -> dict[str, FeatureRows]:
-    """Features of a split by every extractor. One pass computes those that are not in the folder `cache` yet.
+    """Features of a split from every extractor. One pass computes those that are not yet in the folder `cache`.
 
-    Large features are mapped from files, because they may be larger than the memory: never write to them. An interrupted pass
-    is continued by the next call. Unreadable images are not tried again while their files stay as they are. `feature_dtype`:
-    fp32, bf16, or auto, which is bf16 if fp32 would take more than 1 GiB. Without `cache` the files are temporary. Raises
-    Refusal if features are not finite.
+    Large features are mapped from files, because they may not fit into memory: never write to them. The next call continues an
+    interrupted pass. Unreadable images are not tried again while their files are unchanged. `feature_dtype` is fp32, bf16, or
+    auto, which means bf16 if fp32 would take more than 1 GiB. If `cache` is None, the files are temporary. Raises Refusal if
+    features are not finite, or if no image of the split can be read.
     """
     num = len(view.source)
     types = {name: extractor.kept_as(num, feature_dtype) for name, extractor in extractors.items()}
@@ -171,7 +174,7 @@ def extract_features(
 
 
 def _check_finite(name: str, features: FeatureRows, view: View) -> None:
-    """Raises Refusal if a feature is not finite: it would be the nearest of all and break every head."""
+    """Raises Refusal if a feature is not finite. Such a feature would spoil the nearest neighbors and every head."""
     if not features.rows.is_floating_point():
         return
     parts = torch.split(features.rows, max(1, CHUNK_ELEMENTS // features.rows.shape[1]))
@@ -190,7 +193,7 @@ def _file_name(name: str, split: str, described: str) -> str:
 
 
 def _writer(path: Path, stack: ExitStack, layout: Layout) -> RowWriter:
-    """Writes the file; a file that is thrown away if another process writes the same one."""
+    """A writer for `path`. If another process is writing that file, the writer's file is temporary instead."""
     try:
         return RowWriter(path, layout)
     except BlockingIOError:
@@ -199,7 +202,7 @@ def _writer(path: Path, stack: ExitStack, layout: Layout) -> RowWriter:
 
 
 def _compute(view: View, extractors: Mapping[str, tuple[Extractor, RowWriter]]) -> dict[str, FeatureRows]:
-    """One pass from the first record that one of the files lacks; every batch is written while the next is computed."""
+    """Makes one pass, starting at the first record missing from any file. Each batch is written while the next is computed."""
     starts = {name: writer.next_record for name, (_, writer) in extractors.items()}
     waiting: list[tuple[RowWriter, Moving, Tensor]] = []
     for batch in _with_progress(view, min(starts.values())):

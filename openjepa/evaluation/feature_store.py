@@ -1,9 +1,9 @@
-"""Rows of features on disk: written as they come, continued after an interruption, mapped when read if there are many.
+"""Rows of features on disk. They are written batch by batch, continued after an interruption, and mapped if there are many.
 
-A file has the safetensors format: 8 bytes of length, a JSON text that fills up the first 4096 bytes, one number for every
-record of the source, then the rows. The numbers say which record each row is of, and are -1 behind the last row; an unreadable
-record has no row. While a file grows, its name ends in `.partial` and its text says how many rows are safely on disk. A killed
-program continues there.
+A file has the safetensors format: 8 bytes of length, a JSON header padded to byte 4096, one index for every record of the
+source, then the rows. Index i is the number of the record that row i belongs to, or -1 if there is no row i. An unreadable
+record has no row. While a file grows, its name ends in `.partial`, and its header says how many rows are safely on disk. The
+next process continues there after a crash.
 """
 
 import json
@@ -25,28 +25,28 @@ from openjepa.system.json_files import object_in
 from openjepa.system.shared_files import take
 
 HEADER_BYTES, NUMBER_BYTES = 4096, 8
-"""Bytes of length and text together, a multiple of every item's size and of a page; bytes of one number."""
+"""Bytes of length and header together (a multiple of every item's size and of a page); bytes of one index."""
 SECONDS_BETWEEN_NOTES = 10.0
-"""Time between two flushes of the rows to disk. More flushes cost time, fewer lose more of it."""
+"""Seconds between two flushes of the rows to disk. Frequent flushes cost time; rare ones lose more work after a crash."""
 MAPPED_BYTES = 2**26
-"""Larger files are mapped, smaller ones are read into memory."""
+"""Files whose rows take more bytes than this are mapped; smaller ones are read into memory."""
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8"}
-"""Names of the types of features in safetensors."""
+"""Types of features and their names in safetensors."""
 _AS_NUMPY = {torch.float32: np.float32, torch.bfloat16: np.int16, torch.uint8: np.uint8}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a file is for."""
+    """Shape and type of a file of features."""
 
     num_records: int
-    """Records of the source, which is the largest number of rows."""
+    """Number of records of the source; the file has at most this many rows."""
     width: int
     dtype: torch.dtype
 
     @property
     def rows_start(self) -> int:
-        """Where the rows begin."""
+        """Byte at which the rows begin."""
         return HEADER_BYTES + NUMBER_BYTES * self.num_records
 
     @property
@@ -55,7 +55,7 @@ class Layout:
         return self.width * self.dtype.itemsize
 
     def header(self, num_rows: int, is_whole: bool) -> bytes:
-        """The first bytes of a file, `num_rows` of whose rows are safely on disk."""
+        """Length and JSON header of a file that has `num_rows` rows safely on disk."""
         split = NUMBER_BYTES * self.num_records
         entries = {
             "__metadata__": {"whole": str(is_whole)},
@@ -73,18 +73,18 @@ class Layout:
 
 @dataclass(frozen=True)
 class FeatureRows:
-    """Rows of features and the records they belong to; unreadable records have no row."""
+    """Rows of features and the records they belong to. Unreadable records have no row."""
 
     rows: Shaped[Tensor, "n F"]
     indices: Int[Tensor, " n"]
-    """Number of the record that a row is of, ascending."""
+    """The record number of each row, ascending."""
 
 
 class RowWriter:
-    """Appends rows to a file that other processes leave alone. As a context it notes what is there when it is left."""
+    """Appends rows to a file, which it locks for this process. As a context manager, it saves the row count on exit."""
 
     def __init__(self, path: Path, layout: Layout) -> None:
-        """Opens or continues the unfinished file of `path`. Raises BlockingIOError if another process is writing it."""
+        """Opens the unfinished file of `path`, or continues it. Raises BlockingIOError if another process is writing it."""
         self._path, self._layout = path, layout
         path.parent.mkdir(parents=True, exist_ok=True)
         self.unfinished = path.with_name(f"{path.name}.partial")
@@ -98,7 +98,7 @@ class RowWriter:
         self.num_rows = found.num_rows if found is not None and is_ours else 0
         """Rows written so far."""
         self._noted = self.num_rows
-        self._file.truncate(layout.rows_start + self.num_rows * layout.row_bytes)  # what was not noted may be damaged
+        self._file.truncate(layout.rows_start + self.num_rows * layout.row_bytes)  # rows beyond the count may be damaged
         self._indices = _numbers(self._file, layout, self.num_rows)
         if not is_ours:
             self._note(is_whole=False)
@@ -112,11 +112,11 @@ class RowWriter:
 
     @property
     def next_record(self) -> int:
-        """The first record that is still to be read."""
+        """The number of the next record to read."""
         return int(self._indices[self.num_rows - 1]) + 1 if self.num_rows else 0
 
     def append(self, rows: Shaped[Tensor, "n F"], indices: Int[Tensor, " n"]) -> None:
-        """Adds rows on the CPU, of these records."""
+        """Appends `rows`, which are on the CPU; `indices` are their record numbers."""
         self._file.write(rows.to(self.dtype).contiguous().view(torch.uint8).numpy().data)
         self._indices[self.num_rows : self.num_rows + len(rows)] = indices.numpy()
         self.num_rows += len(rows)
@@ -124,7 +124,7 @@ class RowWriter:
             self._note(is_whole=False)
 
     def finish(self) -> FeatureRows:
-        """Gives the file its final name, which says that all records were tried, and reads it."""
+        """Gives the file its final name, which means that every record was tried, and reads it."""
         self._note(is_whole=True)
         self.unfinished.replace(self._path)
         return _read(self._path, self._layout, self.num_rows)
@@ -134,14 +134,14 @@ class RowWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Notes how far the writing has come, also after an error, and closes the file."""
+        """Saves the row count, even after an error, and closes the file."""
         if self.num_rows > self._noted and self.unfinished.exists():
             self._note(is_whole=False)
         self._file.close()
         self._claim.release()
 
     def _note(self, is_whole: bool) -> None:
-        """Writes rows and numbers to disk, and then the text that counts them."""
+        """Flushes rows and indices to disk, then writes the header that counts them."""
         self._file.flush()
         os.pwrite(self._file.fileno(), self._indices.tobytes(), HEADER_BYTES)
         os.fsync(self._file.fileno())
@@ -152,9 +152,9 @@ class RowWriter:
 
 
 def read_rows(path: Path) -> FeatureRows | None:
-    """The rows of a whole file; None if there is no such file.
+    """The rows of a complete file; None if there is no such file.
 
-    A large file is mapped: its rows are in memory only while they are used. Never write to them.
+    A large file is mapped, so that rows are in memory only while they are used. Never write to them.
     """
     try:
         with path.open("rb") as file:
@@ -166,7 +166,7 @@ def read_rows(path: Path) -> FeatureRows | None:
 
 @dataclass(frozen=True)
 class _Parsed:
-    """What a file says of itself."""
+    """The header of a file, parsed."""
 
     layout: Layout
     num_rows: int
@@ -174,7 +174,7 @@ class _Parsed:
 
 
 def _parsed(file: BinaryIO) -> _Parsed | None:
-    """What a file says of itself; None if it is none of ours, or holds fewer rows than it says."""
+    """The header of a file; None if the file is not ours or holds fewer rows than its header says."""
     try:
         text = object_in(file.read(HEADER_BYTES)[NUMBER_BYTES:].decode(), file.name)
         rows, width = text["rows"]["shape"]
@@ -188,7 +188,7 @@ def _parsed(file: BinaryIO) -> _Parsed | None:
 
 
 def _numbers(file: BinaryIO, layout: Layout, num_rows: int) -> NDArray[np.int64]:
-    """The number of the record that each row is of; -1 for rows that are not there yet."""
+    """The record number of each row; -1 for rows that do not exist yet."""
     file.seek(HEADER_BYTES)
     known = np.frombuffer(file.read(NUMBER_BYTES * num_rows), np.int64)
     return np.concatenate([known, np.full(layout.num_records - num_rows, -1, np.int64)])
@@ -207,5 +207,5 @@ def _read_rows(path: Path, layout: Layout, num_rows: int) -> Shaped[Tensor, "n F
         return torch.from_numpy(np.fromfile(path, _AS_NUMPY[dtype], count, offset=start)).view(dtype).view(shape)
     mapped = np.memmap(path, dtype=_AS_NUMPY[dtype], mode="r", offset=start, shape=shape)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torch has no read-only tensors; nobody writes to features
+        warnings.simplefilter("ignore", UserWarning)  # torch has no read-only tensors, and nothing writes to features
         return torch.from_numpy(mapped).view(dtype)

@@ -1,4 +1,4 @@
-"""LiDAR of an encoder: of its features of random crops, and of what a run's predictor makes of different masks."""
+"""LiDAR of an encoder, computed from features of random crops and from a run's predictions under different masks."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from openjepa.weights.native import load_encoder, load_predictor
 CROPS = "LiDAR (crops)"
 MASKED = "LiDAR (masks)"
 CHUNK = 16
-"""Images read and encoded at a time, each with all its crops."""
+"""Number of images read and encoded at a time, each with all its crops."""
 
 Predict = Callable[[UInt8[Tensor, "B 3 h w"], NDArray[np.int64]], Float[Tensor, "B q D"]]
 
@@ -43,12 +43,13 @@ def lidar_measures(
     predictor: Path | None,
     settings: EvaluationSettings,
 ) -> dict[str, dict[str, float]]:
-    """LiDAR of each encoder by its name in tables, on `lidar_images` images of `source`; empty if the setting is None.
+    """LiDAR of each encoder on `lidar_images` images of `source`, by encoder and name of the measure.
 
-    `LiDAR (crops)`: an image's views are random crops of 30 to 100 % of its area (what I-JEPA trains on), encoded and pooled.
-    `LiDAR (masks)`: an image's views are the predictor's outputs for different masks of the test view, drawn as in training
-    and averaged over blocks and patches; only for `encoder`, and only if its run left a `predictor`. Both cost `lidar_images` x
-    `lidar_views` more passes. Unreadable images are left out. Empty if fewer than two images remain.
+    `LiDAR (crops)`: an image's views are random crops of 30 to 100 % of its area (as I-JEPA trains on), encoded and pooled.
+    `LiDAR (masks)`: an image's views are the predictor's outputs for different masks of the test view. The masks are drawn as
+    in training, and the outputs are averaged over blocks and patches. It exists only for `encoder`, and only if its run kept
+    a `predictor`. Each measure costs `lidar_images` x `lidar_views` more forward passes. Unreadable images are left out. The
+    result is empty if `lidar_images` is None or if fewer than two images remain.
     """
     if settings.lidar_images is None:
         return {}
@@ -81,7 +82,7 @@ def _measured(groups: Mapping[tuple[str, str], list[Float[Tensor, "B q D"]]]) ->
 
 
 def _some_images(total: int, number: int, seed: int) -> NDArray[np.int64]:
-    """`number` images drawn with the seed, in their order; all if there are not more."""
+    """Indices of `number` images drawn with `seed`, ascending; all images if `total` is not larger."""
     keys = derive_samples("subset", seed, np.array([3]), np.arange(total))
     chosen: NDArray[np.int64] = np.sort(np.argsort(keys, kind="stable")[:number])
     return chosen
@@ -89,7 +90,7 @@ def _some_images(total: int, number: int, seed: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class _ViewReader:
-    """Decodes some images in a worker: for each the test view, then crops that depend on seed and image alone."""
+    """Decodes images in a worker. Makes each image's test view and crops, which depend only on the seed and the image."""
 
     source: ListSource
     fit: str
@@ -98,7 +99,7 @@ class _ViewReader:
     seed: int
 
     def __call__(self, indices: NDArray[np.int64]) -> tuple[UInt8[Tensor, "n views 3 h w"], NDArray[np.int64]]:
-        """The views, and the images that could be read."""
+        """The views, and the indices of the images that could be read."""
         views = torch.empty((len(indices), 1 + self.num_crops, 3, *self.view.size), dtype=torch.uint8)
         used: list[int] = []
         for index in indices.tolist():
@@ -121,10 +122,10 @@ class _ViewReader:
 def _masked_predictions(
     folder: Path, encoder: VisionTransformer, config: EncoderConfig, size: tuple[int, int], settings: EvaluationSettings
 ) -> Predict | None:
-    """Images and their numbers -> pooled predictions under `lidar_views` masks; None if no run says how masks are drawn.
+    """Makes the function from images and their indices to pooled predictions under `lidar_views` masks.
 
-    The context is encoded by the run's context encoder, as the predictor is used to, or by `encoder`, its moving average, if
-    the context encoder was not exported.
+    Returns None if no run folder says how masks are drawn. The context is encoded by the run's context encoder, as in training,
+    or by `encoder`, its moving average, if the context encoder was not exported.
     """
     run, device = folder.parent, resolve_device(settings.device)
     if not (run / "config.yaml").is_file():

@@ -1,4 +1,4 @@
-"""What a result's file is called: every evaluation that is not the run's own has words of its own. Free of torch."""
+"""Names of result files: the words that tell other evaluations from the run's own. Does not import torch."""
 
 import hashlib
 import json
@@ -15,13 +15,13 @@ _TRAINING_ONLY = (
     *("image_size", "crop_scale", "crop_aspect", "interpolation", "horizontal_flip", "pixel_mean", "pixel_std"),
     *("cache", "cache_size", "max_skipped"),
 )
-"""Settings of the data that say how training sees the images; an evaluation shows them in its own view."""
+"""Settings of the data that only concern training's views. An evaluation has views of its own."""
 BASELINES = ("untrained", "pixels")
 OF_ALL = ("seed", "heads", "precision")
-"""Settings that change the results of every protocol and that `variant_name` has no words for. PROTOCOLS says which settings
-only some protocols read."""
+"""Settings that change the results of every protocol and for which `variant_name` has no special words. PROTOCOLS lists the
+settings that only some protocols read."""
 LONGEST_GROUP, LONGEST_NAME = 60, 160
-"""Characters; longer words are replaced by a hash, because names of files must end somewhere. The JSON holds all settings."""
+"""Largest length of one group of words and of a name; the rest becomes a hash. The JSON file holds all settings."""
 
 
 def variant_name(
@@ -31,10 +31,11 @@ def variant_name(
     *subject: str,
     usual: EvaluationSettings | None = None,
 ) -> str:
-    """What differs from the run's own evaluation, in words that are joined by dashes; empty if nothing does.
+    """The differences from the run's own evaluation, in words joined by dashes; empty if there are none.
 
-    `subject`: words for encoder and data (`data_name`); empty ones are left out. `own_size`: the encoder's training size.
-    `usual`: settings of a suite's row, which are no variant. `settings.pooling`: `own`, or the one that is not the encoder's.
+    `subject` holds words for encoder and data (`data_name`); empty ones are left out. `own_size` is the encoder's training
+    size, `size` that of the views. `usual` holds the settings of a suite's row, which do not count as differences.
+    `settings.pooling` is `own`, or the pooling that is not the encoder's own.
     """
     usual = usual or EvaluationSettings(protocols=usual_protocols(on_maps=False))
     protocols = tuple(dict.fromkeys(settings.protocols or usual.protocols))
@@ -60,13 +61,16 @@ def variant_name(
 
 
 def _protocol_words(protocols: tuple[str, ...]) -> tuple[str, ...]:
-    """The names with underscores, because dashes stand between words; files of before are called so, too."""
+    """The protocol names with underscores, because dashes separate words. Older files are named in the same way."""
     words = tuple(name.replace("-", "_") for name in protocols)
     return (f"{words[0]}-only",) if len(words) == 1 else words
 
 
 def _changed_settings(settings: EvaluationSettings, protocols: tuple[str, ...]) -> list[str]:
-    """`seed-7`, `finetune.epochs-10`: what is not the default of what the protocols read; many changes together as a hash."""
+    """Words such as `seed-7` or `finetune.epochs-10` for settings that the protocols read and that are not the default.
+
+    If a group has too many changes, its words are a hash.
+    """
     usual = type(settings)()
     entries = [PROTOCOLS[name] for name in protocols]
     groups = {name for name, value in vars(usual).items() if is_dataclass(value)}
@@ -91,7 +95,7 @@ def _plain(value: object) -> str:
 
 
 def _short(value: float) -> str:
-    """The number in as few digits as possible."""
+    """The number with as few digits as possible."""
     return f"{value:g}" if float(f"{value:g}") == value else str(value)
 
 
@@ -100,7 +104,7 @@ def _hash(text: str) -> str:
 
 
 def _shot_words(shot: LowShotSettings) -> tuple[str, ...]:
-    """`1pct`, `5shot`, or the name of the list; and the seed if it is not 0."""
+    """Words such as `1pct` or `5shot`, or the name of the list; then the seed if it is not 0."""
     what = [f"{_short(shot.percent)}pct"] if shot.percent is not None else []
     what += [f"{shot.images_per_class}shot"] if shot.images_per_class is not None else []
     what += [Path(shot.list).stem] if shot.list is not None else []
@@ -108,7 +112,7 @@ def _shot_words(shot: LowShotSettings) -> tuple[str, ...]:
 
 
 def data_name(own: DataSettings | None, data: DataSettings) -> str:
-    """What the results call `data`; empty if an evaluation sees the run's own images in the run's own split."""
+    """The name of `data` in results; empty if the evaluation uses the run's own images and split."""
     if own is None:
         return data.name()
     seen, usual = _seen(data), _seen(own)
@@ -116,21 +120,21 @@ def data_name(own: DataSettings | None, data: DataSettings) -> str:
         return ""
     if data.name() != own.name() or type(data) is not type(own):
         return data.name()
-    # the same name for other images: say which settings make them so
+    # different images under the same name: add the settings that differ
     return "-".join((data.name(), *(f"{name}-{value}" for name, value in seen.items() if value != usual[name])))
 
 
 def data_key(data: DataSettings) -> str:
-    """Short hash of the settings that decide which images and labels are seen: tells two folders of one name apart."""
+    """Short hash of the settings that decide which images and labels are used. It tells two folders of one name apart."""
     return hashlib.sha256(json.dumps(_seen(data), sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def folder_key(folder: Path) -> str:
-    """Short hash of a benchmark's folder."""
+    """Short hash of the path of a benchmark's folder."""
     return _hash(str(folder.resolve()))
 
 
 def _seen(data: DataSettings) -> dict[str, Any]:
-    """The settings that decide which images and labels an evaluation sees, paths in one spelling."""
+    """The settings that decide which images and labels an evaluation uses, with paths resolved."""
     seen = {name: value for name, value in vars(data).items() if name not in _TRAINING_ONLY}
     return seen | {"path": str(Path(seen["path"]).expanduser().resolve())} if seen.get("path") else seen

@@ -1,6 +1,6 @@
-"""What is evaluated: a run folder, or an encoder in any format that can be read; and the encoders it is compared with.
+"""The subject of an evaluation: a run folder, or an encoder in any readable format; and the encoders it is compared with.
 
-They are an untrained encoder and, if the run has started from weights, the encoder with these.
+It is compared with an untrained encoder and, if the run started from weights, with the encoder at the start.
 """
 
 import os
@@ -26,42 +26,42 @@ from openjepa.weights.formats import Choice, load_any
 from openjepa.weights.native import load_encoder
 
 ELSEWHERE = Path("evaluations")
-"""Below the working directory: folder for the results of encoders beside which nothing may be written."""
+"""Folder below the working directory for results of encoders in places where nothing can be written."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated."""
+    """A run's encoder, or an encoder alone, with all that its evaluation needs."""
 
     output: Path
-    """Folder that holds eval/: the run's, or what `_output` says if the encoder belongs to no run."""
+    """Folder that holds eval/: the run's, or that of `_output` if the encoder belongs to no run."""
     kind: str
     """run or encoder."""
     encoder_path: Path
-    """The encoder: a folder, a file, or a name on the Hub."""
+    """Path of the encoder: a folder, a file, or a name on the Hub."""
     initial_folder: Path | None
-    """The untrained encoder, if the run has started from it and has kept it."""
+    """Folder of the untrained encoder, if the run started from random weights and kept them."""
     predictor_folder: Path | None
-    """The predictor, if there is one."""
+    """Folder of the predictor, if there is one."""
     data: DataSettings | None
-    """The images to evaluate on; None for an encoder without a run whose images nobody named."""
+    """The images to evaluate on; None for an encoder without a run if no images were named."""
     seed: int
-    """Seed of the run. The data's split and subset depend on it."""
+    """Seed of the run, which decides the data's split and subset."""
     encoder_name: str
     """Part of the results' file names; empty for the run's own encoder."""
     names: tuple[str, ...]
     """Parts of the results' file names for encoder and data; empty for the run's own."""
     masks_mode: str | None = None
     step: int | None = None
-    """Step of the run after which the encoder was exported."""
+    """The run's step at which the encoder was exported."""
     which: Literal["target", "context"] = "target"
-    """Which encoder is meant if a file holds both."""
+    """The encoder that is evaluated if a file holds both."""
     start_folder: Path | None = None
-    """The encoder as it was before training, if the run has started from weights (`run.init`) and has kept it."""
+    """Folder of the encoder before training, if the run started from weights (`run.init`) and kept it."""
 
 
 def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | None) -> Subject:
-    """Whether `path` is a run, an encoder folder, a file of weights or a name on the Hub, and which data goes with it.
+    """Finds out whether `path` is a run, an encoder folder, a file of weights or a name on the Hub, and which data it has.
 
     Raises Refusal if it can be none of these.
     """
@@ -92,7 +92,7 @@ def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | 
         )
     inside = path.is_dir() and (path.resolve().parent / "config.yaml").is_file()
     output, name = (path.resolve().parent, path.resolve().name) if inside else (_output(path), "")
-    # of the run, so that the images it was trained on are not those of the test split
+    # the run's seed, so that the images it was trained on are not in the test split
     seed = load_run_config(path.resolve().parent).run.seed if inside else settings.seed
     name = "-".join(part for part in (name, settings.encoder if settings.encoder == "context" else "") if part)
     names = (name, data_name(None, data) if data is not None else "")
@@ -102,7 +102,7 @@ def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | 
 
 
 def load_subject(subject: Subject, heads: int | None) -> tuple[VisionTransformer, EncoderConfig]:
-    """Loads the encoder that is evaluated. Prints what it is if it is not in openjepa's own format. Raises Refusal."""
+    """Loads the encoder. Prints what was found if it is not in openjepa's own format. Raises Refusal if it cannot be read."""
     loaded = load_any(subject.encoder_path, Choice(encoder=subject.which, heads=heads, predictor=False))
     if not loaded.is_own:
         say(f"{subject.encoder_path}: {loaded.what}; results in {subject.output / 'eval'}")
@@ -112,25 +112,25 @@ def load_subject(subject: Subject, heads: int | None) -> tuple[VisionTransformer
 
 
 def baselines(subject: Subject, config: EncoderConfig, seed: int, is_first: bool = True) -> dict[str, VisionTransformer]:
-    """`untrained`, and before it `start`, the weights that the run has started from, if it has."""
+    """The encoders to compare with: `start`, if the run started from weights, then `untrained`."""
     start = {} if subject.start_folder is None else {"start": load_encoder(subject.start_folder)[0]}
     return {**start, "untrained": untrained(subject, config, seed, is_first)}
 
 
 def untrained(subject: Subject, config: EncoderConfig, seed: int, is_first: bool = True) -> VisionTransformer:
-    """An encoder of the same shape with random weights. For the first of several seeds it is the run's own, if it was kept."""
+    """An encoder of the same shape with random weights. For the first seed it is the run's own, if the run kept it."""
     if subject.initial_folder is not None and is_first:
         return load_encoder(subject.initial_folder)[0]
     with torch.random.fork_rng(devices=[]):
-        seed_generator(torch.device("cpu"), derive("weights", seed))  # and none of a GPU
+        seed_generator(torch.device("cpu"), derive("weights", seed))  # not a GPU's generator
         return build_encoder(config)
 
 
 def _output(path: Path) -> Path:
     """The folder for the results of an encoder that belongs to no run.
 
-    Its own folder, or X.results beside its file X. If that is the Hub's cache or cannot be written to: evaluations/<name> below
-    the working directory.
+    It is the encoder's own folder, or X.results beside its file X. If that place is the Hub's cache or not writable, it is
+    evaluations/<name> below the working directory.
     """
     place = path if path.is_dir() else path.parent
     cached = next((part for part in path.absolute().parts if part.startswith("models--")), None)
@@ -146,5 +146,5 @@ def _existing(folder: Path) -> Path | None:
 
 
 def _note(network: Path, name: str) -> Any:
-    """A remark in the config.json of an exported network; None if it has none of this name."""
+    """The entry `name` in the config.json of an exported network; None if there is none."""
     return (readable_object(network / "config.json") or {}).get(name)

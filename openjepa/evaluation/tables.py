@@ -1,4 +1,4 @@
-"""Results of an evaluation as tables in the terminal, whole at 80 columns."""
+"""Results of an evaluation as tables in the terminal. They fit into 80 columns."""
 
 from collections.abc import Sequence
 
@@ -11,32 +11,32 @@ from openjepa.system.console import plain_console
 
 SELECTION_WORDS = {"both": "held_out; paper where the probe's name says so"}
 GAP = 2
-"""Characters between two columns: one of the box, one of padding."""
+"""Characters between two columns: one for the box, one for padding."""
 NARROWEST_NAME = 12
-"""Columns of the probe's name at least; narrower terminals fold the numbers."""
+"""Smallest width of the probe's name in characters. Narrower terminals fold the numbers."""
 
 
 def percent(metric: Metric) -> str:
-    """`61.4 ± 0.5`, value and standard error in percent; of several seeds their standard deviation behind a sigma."""
+    """Value and standard error in percent, such as `61.4 ± 0.5`; then a sigma and the standard deviation over seeds."""
     spread = f" {SIGMA}{100 * metric.spread:.1f}" if metric.spread is not None else ""
     error = f" ± {100 * metric.standard_error:.1f}" if metric.standard_error is not None else ""
     return f"{100 * metric.value:.1f}{error}{spread}"
 
 
 def follows_published(result: Result, metric: Metric) -> bool:
-    """Whether a number is measured as one of those published for its row: the same probe, and nothing that departs from it."""
+    """True if a number follows a published protocol of its row: the same probe, and no departure."""
     return not result.departures and compares(metric.probe, {item.protocol for item in result.published})
 
 
 def print_row(result: Result, console: Console | None = None) -> None:
-    """A finished row in one line, for the time until the tables of all."""
+    """Prints a finished row in one line, before the tables of all rows."""
     numbers = result.subjects["encoder"].metrics if "encoder" in result.subjects else {}
     words = ", ".join(f"{name} {percent(metric)}" for name, metric in numbers.items()) or f"skipped, {result.skipped}"
     (console or plain_console()).print(f"{_title(result)}: {words}")
 
 
 def print_results(results: Sequence[Result], console: Console | None = None) -> None:
-    """Every number in percent with its standard error, baselines beside; then the paper's numbers, and remarks."""
+    """Prints every number in percent with its standard error, beside the baselines; then the paper's numbers, and remarks."""
     console = console or plain_console()
     done = [result for result in results if result.skipped is None]
     for selection in dict.fromkeys(result.selection for result in done):
@@ -70,12 +70,12 @@ def _print_remarks(result: Result, console: Console) -> None:
         lost = ", ".join(f"{number} of {split}" for split, number in result.dropped.items() if number)
         _say(f"{_title(result)}: unreadable images left out: {lost}", console, "yellow")
     if result.variant:
-        # a name that is folded could not be copied
+        # a folded name could not be copied
         console.print(f"{_title(result)}: not the run's own, kept as eval/{result.file_name}", soft_wrap=True)
 
 
 def _print_numbers(results: Sequence[Result], measure: str, selection: str, console: Console) -> None:
-    """One block of lines per task under one heading; all blocks have columns of the same widths."""
+    """Prints one block of lines per task under one heading. All blocks have the same column widths."""
     blocks = [(result, probes) for result in results if (probes := _probes(result, measure))]
     if not blocks:
         return
@@ -92,7 +92,7 @@ def _print_numbers(results: Sequence[Result], measure: str, selection: str, cons
     widths = _widths([headings, *lines], console.width)
     console.print(_grid(headings, widths, has_head=True))
     for result, probes in blocks:
-        # a line of its own: beside the numbers of several seeds a column for it would be cut at 80 columns
+        # the task has its own line: as a column beside the numbers of several seeds it would be cut at 80 columns
         _say(f"{_title(result)} ({result.num_test:,} images, majority {100 * result.chance:.1f})", console, "bold")
         table = _grid(headings, widths, has_head=False)
         for probe in probes:
@@ -106,7 +106,7 @@ def _probes(result: Result, measure: str) -> list[str]:
 
 
 def _widths(lines: Sequence[Sequence[str]], most: int) -> list[int]:
-    """Widths of the columns: as wide as their longest cell; if that is too much, the first column folds."""
+    """Widths of the columns: that of their longest cell. If the sum exceeds `most`, the first column folds."""
     longest = [max(map(len, column)) for column in zip(*lines, strict=True)]
     room = most - sum(longest[1:]) - GAP * len(longest[1:])
     return [max(NARROWEST_NAME, min(longest[0], room)), *longest[1:]]
@@ -120,13 +120,13 @@ def _grid(headings: Sequence[str], widths: Sequence[int], has_head: bool) -> Tab
 
 
 def _cell(result: Result, subject: str, metric: str) -> str:
-    """A number of a subject; protocols that work on images have none for pixels."""
+    """A subject's number, or `-`: protocols that work on images have no number for pixels."""
     numbers = result.subjects.get(subject)
     return percent(numbers.metrics[metric]) if numbers is not None and metric in numbers.metrics else "-"
 
 
 def _print_beside(results: Sequence[Result], console: Console) -> None:
-    """Ours, then I-JEPA's published numbers of the same row and the best of another method, one line each."""
+    """Prints our numbers, I-JEPA's published numbers of the same row, and the best of another method, one line each."""
     _say("Beside published numbers (I-JEPA, arXiv 2301.08243), in %", console, "italic")
     blocks = [[*_our_lines(result), *_their_lines(result.published)] for result in results]
     names, values = (max(len(line[column]) for lines in blocks for line in lines) for column in (0, 1))
@@ -168,7 +168,7 @@ def _their_line(item: Published, what: str) -> tuple[str, str, str]:
 
 
 def _without_labels(results: Sequence[Result]) -> Table:
-    """What the features of the test images say without labels."""
+    """A table of the measures of the test images' features that need no labels."""
     names = list(dict.fromkeys(name for result in results for numbers in result.measures.values() for name in numbers))
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     table.add_column("task")
@@ -183,6 +183,6 @@ def _without_labels(results: Sequence[Result]) -> Table:
 
 
 def _title(result: Result) -> str:
-    """The title, with the pooling if it is not the encoder's own: both may stand below one another."""
+    """The title, with the pooling if it is not the encoder's own, because a table may show both poolings."""
     pooling = str(result.settings.get("pooling", "own"))
     return result.title if pooling == "own" else f"{result.title}, {pooling.replace('_', ' ')}"

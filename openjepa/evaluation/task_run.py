@@ -1,4 +1,4 @@
-"""One task: features if protocols want them, every protocol on every subject, and the Result made of what they find."""
+"""Evaluates one task: extracts features if protocols need them, runs every protocol on every subject, makes the Result."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,12 +32,12 @@ from openjepa.settings.protocol_names import PAPER_SUFFIX
 from openjepa.system.console import Say, silent
 
 NUM_NAMES = 20
-"""Unreadable images that a result names."""
+"""Largest number of unreadable images that a result names."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """What a task uses of one split."""
+    """The images and labels of one split that a task uses."""
 
     source: ListSource
     labels: NDArray[np.int64]
@@ -45,20 +45,20 @@ class Split:
 
 
 class Findings:
-    """What the protocols of one task have found so far."""
+    """The results of one task's protocols so far."""
 
     def __init__(self, side_by_side: bool) -> None:
-        """`side_by_side`: both selection rules are asked for, so that the second is named after the number."""
+        """`side_by_side` is True if both selection rules are asked for. The second rule is then part of the metric's name."""
         self._side_by_side = side_by_side
         self.metrics: dict[str, dict[str, Metric]] = {}
-        """By subject and name of the number."""
+        """The numbers, by subject and name."""
         self.heads: list[dict[str, Any]] = []
-        """Every classifier that was tried."""
+        """All classifiers that were tried."""
         self.unreadable: dict[str, dict[str, None]] = {"train": {}, "test": {}}
-        """Names of the images that could not be read, in the order they were found, by split."""
+        """Names of the images that could not be read, by split, in the order they were found."""
 
     def add(self, names: Sequence[str], subject: str, outcomes: Sequence[ProtocolResult]) -> None:
-        """Adds the results on a subject of the protocols `names`, which one call has found."""
+        """Adds the results of one call of the protocols `names` on `subject`."""
         for outcome in outcomes:
             name = outcome.protocol or names[0]
             title = PROTOCOLS[name].metric
@@ -73,7 +73,7 @@ class Findings:
 def check_readable(
     unreadable: Mapping[str, Mapping[str, None]], train: ListSource, test: ListSource, settings: EvaluationSettings
 ) -> None:
-    """Raises Refusal if more than `max_skipped` of a split cannot be read."""
+    """Raises Refusal if the share of unreadable images of a split is more than `max_skipped`."""
     for split, source in (("train", train), ("test", test)):
         lost = list(unreadable[split])
         if len(lost) > settings.max_skipped * len(source):
@@ -93,7 +93,7 @@ def with_findings(
     task: Task,
     size: tuple[int, int],
 ) -> Result:
-    """`blank` with what has been found."""
+    """`blank` with the numbers, classifiers and counts found so far."""
     train, test = sides
     dropped = {split: list(lost) for split, lost in findings.unreadable.items()}
     return replace(
@@ -112,7 +112,7 @@ def with_findings(
 
 
 def departures(benchmark: str, labels: Labels, result: Result) -> tuple[str, ...]:
-    """In words, how the images that were found are not the whole benchmark."""
+    """The differences between the images used and the whole benchmark, in words."""
     whole = BENCHMARKS.get(benchmark)
     if whole is None:
         return ()
@@ -127,7 +127,7 @@ def departures(benchmark: str, labels: Labels, result: Result) -> tuple[str, ...
 
 
 def _chance(train: Split, test_labels: NDArray[np.int64], metrics: Mapping[str, Mapping[str, Metric]]) -> float:
-    """The number of always answering the most frequent class of the training images or, for label maps, of their patches."""
+    """The number reached by always predicting the most frequent class of the training images (label maps: of patches)."""
     if train.maps is not None:
         return next(iter(metrics["encoder"].values())).extra["majority"]
     return float((test_labels == np.bincount(train.labels).argmax()).mean())
@@ -149,7 +149,7 @@ def _metric(name: str, outcome: ProtocolResult) -> Metric:
 
 @dataclass(frozen=True)
 class Subjects:
-    """The networks of one evaluation: the encoder first, then its baselines; and whether pixels stand beside them."""
+    """The subjects of one evaluation: the encoder, its baselines and, if `pixels`, raw pixels."""
 
     encoders: Mapping[str, VisionTransformer]
     config: EncoderConfig
@@ -157,9 +157,9 @@ class Subjects:
     size: tuple[int, int]
     """Height and width of the views in pixels."""
     cache: Path
-    """Folder of the kept features."""
+    """Folder of the cached features."""
     predictor: Path | None = None
-    """Folder of the predictor of the run that `encoder` is from, if there is one."""
+    """Folder of the predictor from the encoder's run, if there is one."""
 
 
 def evaluate_task(
@@ -171,10 +171,10 @@ def evaluate_task(
     say: Say = silent,
     keep: Callable[[Result], None] | None = None,
 ) -> Result:
-    """`blank` with the numbers of every protocol of `settings` that the task can have, or with the reason why it has none.
+    """`blank` with the numbers of every protocol of `settings` that fits the task, or with the reason why none does.
 
-    `say` is told of every step that may take long. `keep` gets the result so far after every call of protocols. Raises Refusal
-    if more than `max_skipped` of a split cannot be read.
+    Every step that may take long is reported to `say`. `keep` gets the result so far after every call of protocols. Raises
+    Refusal if the share of unreadable images of a split is more than `max_skipped`.
     """
     start = time.monotonic()
     task = TASKS[blank.task]
@@ -222,7 +222,7 @@ def evaluate_task(
 
 
 def _calls(names: Sequence[str], works_on_features: bool) -> list[tuple[str, ...]]:
-    """The protocols that work on features, or all others; those that share a function stand together."""
+    """The protocols that work on features, or all others, grouped by their function."""
     fits = [name for name in names if (PROTOCOLS[name].works_on == "features") == works_on_features]
     homes = dict.fromkeys(PROTOCOLS[name].home for name in fits)
     return [tuple(name for name in fits if PROTOCOLS[name].home == home) for home in homes]
@@ -240,7 +240,7 @@ def _titles(call: Sequence[str]) -> str:
 def _training_rows(
     source: ListSource, labels: NDArray[np.int64], settings: EvaluationSettings, task: Task
 ) -> NDArray[np.int64]:
-    """The labeled training images: those that the low-shot settings name, but at most `max_train_images`."""
+    """Rows of the labeled training images: those of the low-shot settings, but at most `max_train_images`."""
     shot = settings.low_shot
     if not shot.is_set():
         return balanced_rows(labels, settings.max_train_images, settings.seed)
@@ -287,7 +287,7 @@ def _view(side: Split, name: str, task: Task, settings: EvaluationSettings, subj
     workers = choose_workers(settings.workers)
 
     def batches(first: int) -> Iterator[Images]:
-        # what cannot be read is found again in `_dropped`, also when the features come from the cache
+        # `_dropped` finds unreadable images, because it also works if the features come from the cache
         batch_size = settings.feature_batch_size
         return evaluation_batches(side.source, subjects.size, batch_size, workers, fit=task.fit, first=first, unreadable=[])
 
@@ -301,7 +301,7 @@ def _feature_probes(
     subjects: Subjects,
     settings: EvaluationSettings,
 ) -> Iterator[tuple[str, FeatureProbe]]:
-    """Every subject with its features, which are on the device only while they are probed."""
+    """Yields every subject with its features, which are on the device only while they are probed."""
     device = resolve_device(settings.device)
     for subject, extractor in _extractors(subjects, settings).items():
         sides = [
@@ -314,7 +314,7 @@ def _feature_probes(
 def _image_probes(
     train: Split, test: Split, task: Task, subjects: Subjects, settings: EvaluationSettings, benchmark: str
 ) -> dict[str, ImageProbe]:
-    """The encoder and its baselines for protocols on images; for those on label maps also the patches' pixels."""
+    """The encoder and its baselines as inputs for protocols on images; for label maps also the patches' pixels."""
     device = resolve_device(settings.device)
     precision = resolve_precision(settings.precision, device)
     images = [LabeledImages(side.source, side.labels, side.maps) for side in (train, test)]
@@ -332,7 +332,7 @@ def _image_probes(
 
 def _labeled(features: FeatureRows, labels: NDArray[np.int64], extractor: Extractor, device: torch.device) -> LabeledFeatures:
     answers = torch.from_numpy(labels)[features.indices].to(device)
-    # what would fill the device stays where it is: protocols take it there chunk by chunk, to where the labels are
+    # features that would fill the device stay where they are: protocols move them chunk by chunk to the labels' device
     fits = features.rows.nbytes < memory_limit(device) / 2
     return LabeledFeatures(extractor.kinds(features.rows.to(device) if fits else features.rows), answers)
 
@@ -340,7 +340,7 @@ def _labeled(features: FeatureRows, labels: NDArray[np.int64], extractor: Extrac
 def _measures(
     found: Mapping[str, FeatureRows], test: Split, task: Task, subjects: Subjects, settings: EvaluationSettings
 ) -> dict[str, dict[str, float]]:
-    """What the encoders' features of the test images say without labels."""
+    """Measures of the encoders' features of the test images that need no labels."""
     extractors = {name: extractor for name, extractor in _extractors(subjects, settings).items() if name in subjects.encoders}
     encoders, size = subjects.encoders, subjects.size
     more: dict[str, dict[str, float]] = {}

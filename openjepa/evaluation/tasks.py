@@ -1,4 +1,4 @@
-"""TASKS: what is predicted from which labels. SUITES: named lists of evaluations beside PUBLISHED numbers. Free of torch."""
+"""TASKS: the labels that probes predict. SUITES: named lists of evaluations, beside PUBLISHED numbers. Without torch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ Labels = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Task:
-    """One row of the table: labels on images. Independent of how they are predicted."""
+    """One kind of labels of images, independent of how they are predicted."""
 
     title: str
-    """For tables."""
+    """Name in tables."""
     labels: Callable[[Splits], Labels | str]
-    """The labels of both splits, or in words why this data has none."""
+    """Returns the labels of both splits, or the reason in words why the data has none."""
     fit: Literal["crop", "squash"]
-    """How an image becomes the view that is evaluated: center crop, or the whole image resized to the size."""
+    """The way an image becomes its test view. crop: center crop; squash: the whole image, resized to the size."""
     maps: str | None = None
-    """Which label maps it is about (Splits.label_maps); None: it is about one label per image."""
+    """Name of the task's label maps in Splits.label_maps; None if the task has one label per image."""
 
 
 def _own_labels(splits: Splits) -> Labels | str:
@@ -56,7 +56,7 @@ def _scene_labels(name: str) -> Callable[[Splits], Labels | str]:
 
 
 def _map_labels(name: str) -> Callable[[Splits], Labels | str]:
-    """The labels of a task on label maps: an image as a whole is of class 0."""
+    """The labels per image of a task on label maps, which are all 0."""
 
     def labels(splits: Splits) -> Labels | str:
         if name not in splits.label_maps:
@@ -80,17 +80,17 @@ TASKS: dict[str, Task] = {
 
 
 def fitting_protocols(task: Task, protocols: Sequence[str]) -> tuple[str, ...]:
-    """The protocols that work on the task's kind of labels, each once. If none is asked for, the usual ones."""
+    """Those of `protocols` that work on the task's kind of labels, each once; the usual ones if `protocols` is empty."""
     on_maps = task.maps is not None
     fits = [name for name in protocols or usual_protocols(on_maps) if (PROTOCOLS[name].works_on == "maps") == on_maps]
     return tuple(dict.fromkeys(fits))
 
 
 def chosen_tasks(names: tuple[str, ...], splits: Splits) -> tuple[str, ...]:
-    """The tasks asked for. If none is, all that the data has labels for (`classification` if it has none).
+    """The tasks `names`; if empty, all tasks that the data has labels for (`classification` if it has none).
 
-    Scenes' own labels are one of their two tasks, so that `classification` is not repeated there. Tasks on label maps take
-    minutes and are done only if they are named.
+    The own labels of scenes are one of their two tasks, so `classification` is left out there. Tasks on label maps take minutes
+    and run only if they are named. Raises Refusal if a name is unknown.
     """
     for name in names:
         if name not in TASKS:
@@ -110,17 +110,17 @@ class SuiteRow:
     """One evaluation of a suite."""
 
     name: str
-    """What its file is called."""
+    """Name of its file."""
     title: str
-    """For tables."""
+    """Name in tables."""
     benchmark: str
-    """Which of BENCHMARKS holds the images."""
+    """Key of BENCHMARKS: the data set that holds the images."""
     protocols: tuple[str, ...]
-    """Run unless --protocols says otherwise."""
+    """Protocols that run unless --protocols names others."""
     task: str = "classification"
-    """Which of TASKS."""
+    """Key of TASKS."""
     is_low_shot: bool = False
-    """Only some of the training images have labels: 1 % of each class unless --low-shot says otherwise."""
+    """If True, only some training images have labels: 1 % of each class unless --low-shot says otherwise."""
 
 
 PROBES: tuple[str, ...] = ("linear-full", "linear", "knn")
@@ -156,12 +156,12 @@ SUITES: dict[str, tuple[SuiteRow, ...]] = {
         SuiteRow("scene_colors", "Scenes/color of patches", "scenes", DENSE, "scene_colors"),
     ),
 }
-"""`paper`: every evaluation of the paper. `cached`: the same benchmarks by probes on features that are computed once. `dense`:
-single patches of scenes with instance masks, as `openjepa data scenes` renders them."""
+"""`paper`: every evaluation of the paper. `cached`: the same benchmarks with probes on features that are computed once.
+`dense`: single patches of scenes with instance masks, as `openjepa data scenes` renders them."""
 
 
 def suite_rows(suite: str, names: Sequence[str]) -> list[SuiteRow]:
-    """The rows of a suite that are asked for; all if none is named. Raises Refusal if suite or row are unknown."""
+    """The rows `names` of a suite, or all rows if `names` is empty. Raises Refusal if the suite or a row is unknown."""
     if suite not in SUITES:
         raise Refusal(f"suite={suite!r} does not exist: {nearest(suite, SUITES)}")
     rows = {row.name: row for row in SUITES[suite]}
@@ -180,7 +180,7 @@ def _published_rows(source: str, protocol: str, *rows: tuple[str, str, str, floa
 def _transfer(
     source: str, data2vec: float, mae: float, ijepa: float, dino: float, ibot: float, wide: tuple[float, float]
 ) -> tuple[Published, ...]:
-    """A column of Tables 3 or 4, and of Table 5 (pretraining on ImageNet-22K)."""
+    """One column of Table 3 or 4, followed by the same benchmark's numbers of Table 5 (pretraining on ImageNet-22K)."""
     return _published_rows(
         source,
         "linear-full",

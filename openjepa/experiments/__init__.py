@@ -1,1 +1,1 @@
-"""Experiments made of the stages: pipeline (quickstart), ablations, and what `openjepa bench` measures."""
+"""Experiments composed of the stages: the pipeline (quickstart), ablations, and the measurements of `openjepa bench`."""

@@ -1,6 +1,6 @@
-"""Runs an ablation: one run after the other that no other process has, each trained and evaluated, then the tables anew.
+"""Runs an ablation: trains and evaluates one run after the other and rewrites the tables. Processes share the runs.
 
-An encoder is worth what probes on the run's own images and on scenes say, and the rank of its features.
+An encoder is judged by probes on the run's own images and on scenes, and by the rank of its features.
 """
 
 import time
@@ -41,10 +41,10 @@ RANK = "RankMe"
 
 
 def run_ablation(config: RunConfig, settings: AblationSettings) -> int:
-    """Trains and evaluates the rows of an ablation of `config`, writes its tables, and returns how many runs have failed.
+    """Trains and evaluates the rows of an ablation of `config`, writes its tables, and returns the number of failed runs.
 
-    Runs that are finished are not repeated, those that failed in an earlier call are tried again, those that another process
-    works on are left to it. Raises Refusal, before anything is run, for settings that cannot work.
+    Finished runs are not repeated. Runs that failed in an earlier call are tried again. Runs that another process is working on
+    are left to it. Raises Refusal before anything is run if the settings cannot work.
     """
     started = time.time()
     ablation, output = ABLATIONS[settings.ablation], settings.output
@@ -71,7 +71,7 @@ def run_ablation(config: RunConfig, settings: AblationSettings) -> int:
 
 
 def _speeds(output: Path, base: RunConfig, settings: AblationSettings, rows: Mapping[str, RunConfig]) -> dict[str, Speed]:
-    """The speeds, which the first process measures. The others wait for it, so that all plan the same runs."""
+    """The speed of each row. The first process measures it and the others wait, so that all processes plan the same runs."""
 
     def measured(missing: Mapping[str, RunConfig]) -> dict[str, Speed]:
         print(f"measuring the speed of {', '.join(missing)}", flush=True)
@@ -82,7 +82,7 @@ def _speeds(output: Path, base: RunConfig, settings: AblationSettings, rows: Map
 
 
 def _result(run: PlannedRun, settings: AblationSettings, started: float) -> RunResult:
-    """The result of the run, read or made now. If an error ends the run, that is its result."""
+    """The result of the run, read from its file or computed now. If an error ends the run, the result holds the error."""
     known = read_result(settings.output, run.name)
     if known is not None and (known.status == "finished" or known.written >= started):
         return known
@@ -101,7 +101,7 @@ def _result(run: PlannedRun, settings: AblationSettings, started: float) -> RunR
         result = _completed(run, settings, blank)
     except Interrupted:
         raise
-    except Exception as error:  # one run may not end the others: whatever it is stands in its result
+    except Exception as error:  # one run must not end the others, so its result records any error
         result = replace(blank, error=f"{type(error).__name__}: {error}")
         print(f"failed: {run.name}: {result.error}", flush=True)
     result = replace(result, written=time.time())
@@ -111,7 +111,7 @@ def _result(run: PlannedRun, settings: AblationSettings, started: float) -> RunR
 
 def _completed(run: PlannedRun, settings: AblationSettings, blank: RunResult) -> RunResult:
     folder = train(run.config)
-    assert folder is not None  # only a dry run has none
+    assert folder is not None  # only a dry run has no folder
     begun = time.monotonic()
     found = evaluate_encoder(folder, run.config, settings)
     references = evaluate_references(folder, run.config, settings) if run.has_references else {}
@@ -135,29 +135,29 @@ def _completed(run: PlannedRun, settings: AblationSettings, blank: RunResult) ->
 
 @dataclass(frozen=True)
 class Found:
-    """What one encoder is worth."""
+    """The numbers that judge one encoder."""
 
     numbers: Numbers
-    """Shares of 1 by `<task>/<protocol>`, and `rank`."""
+    """Probe accuracies between 0 and 1 by `<task>/<protocol>`, and `rank`."""
     errors: Numbers
-    """Their standard errors."""
+    """Standard errors of the accuracies."""
 
 
 def evaluate_encoder(folder: Path, config: RunConfig, ablation: AblationSettings) -> Found:
-    """What the encoder of a run is worth."""
+    """Evaluates the encoder of a run."""
     results = _results(folder, config, ablation.scenes, _settings(config, ablation))
     return _found(results, "encoder")
 
 
 def evaluate_references(folder: Path, config: RunConfig, ablation: AblationSettings) -> Mapping[str, Numbers]:
-    """What the run's encoder before training (`untrained`) and raw pixels (`pixels`) are worth by the same probes."""
+    """Evaluates the run's encoder before training (`untrained`) and raw pixels (`pixels`) by the same probes."""
     settings = replace(_settings(config, ablation), baselines=("pixels",))
     results = _results(folder / "encoder_initial", config, ablation.scenes, settings)
     return {"untrained": _found(results, "encoder").numbers, "pixels": _found(results, "pixels").numbers}
 
 
 def _settings(config: RunConfig, ablation: AblationSettings) -> EvaluationSettings:
-    """The same for every run, so that their numbers stand in one figure of the report."""
+    """The evaluation's settings. They are equal for all runs, so that the report can compare their numbers in one figure."""
     return EvaluationSettings(
         protocols=PROBES,
         baselines=(),
@@ -169,17 +169,17 @@ def _settings(config: RunConfig, ablation: AblationSettings) -> EvaluationSettin
 
 
 def _results(subject: Path, config: RunConfig, scenes: str | None, settings: EvaluationSettings) -> list[Result]:
-    """Results on the run's own images, then on the scenes in the folder `scenes` (None: the packaged ones)."""
+    """Results on the run's own images, then on the scenes in the folder `scenes` (the packaged ones if None)."""
     results = evaluate_run(subject, settings, config.data)
     if isinstance(config.data, ScenesSettings) and config.data.path == scenes:
         return results
-    # seen as the run sees its own images; only the place and the labels are others
+    # the run's own image size; only the images and the labels differ
     data = ScenesSettings(path=scenes, image_size=config.data.image_size)
     return [*results, *evaluate_run(subject, replace(settings, tasks=SCENE_TASKS), data)]
 
 
 def _found(results: Sequence[Result], subject: str) -> Found:
-    """The numbers of one subject. Of two results of a task the later counts, which is on the scenes that were named."""
+    """The numbers of one subject. If two results have the same task, the later one counts, which is on the named scenes."""
     names = {PROTOCOLS[name].metric: name for name in PROBES}
     metrics = {
         f"{result.task}/{names[probe]}": metric

@@ -1,6 +1,7 @@
-"""The runs that an ablation is made of, how long each is, and the file that keeps them the same when it is continued.
+"""The runs of an ablation, their lengths, and the file that keeps both fixed when the ablation is continued.
 
-Lengths at equal time follow from the speed of each row on this machine: short turns of real steps, all rows in every round.
+Lengths at equal time follow from the speed of each row on this machine. It is measured in rounds of real training steps, in
+which all rows take short turns.
 """
 
 import json
@@ -22,17 +23,17 @@ from openjepa.training.timed_steps import RealSteps
 Budget = Literal["images", "seconds"]
 PLAN = "plan.json"
 KEPT = ("ablation", "seconds", "probe_images", "scenes")
-"""Options that must stay the same while runs are added: lengths, and how encoders are evaluated."""
+"""Options that must stay the same while runs are added: those for lengths and for the evaluation of encoders."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What a row costs on this machine."""
+    """The cost of a row on this machine."""
 
     images_per_second: float
-    """Training with its data path, measured in turns with the other rows."""
+    """Images per second of training including the data path, measured in turns with the other rows."""
     flops: float
-    """FLOPs of an image in a training step."""
+    """FLOPs per image in a training step."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,15 @@ class PlannedRun:
     row: str
     seed: int
     budgets: tuple[Budget, ...]
-    """Tables it belongs to: both, if the two lengths are the same."""
+    """Tables that it belongs to: both if their lengths are equal."""
     config: RunConfig
     speed: Speed
     has_references: bool = False
-    """Whether the untrained encoder and pixels are evaluated beside it."""
+    """True if the untrained encoder and raw pixels are evaluated beside it."""
 
     @property
     def name(self) -> str:
-        """Name of its folder. The same run has the same name in every table."""
+        """Name of its folder. A run has the same name in every table."""
         assert self.config.run.name is not None
         return self.config.run.name
 
@@ -61,12 +62,12 @@ class PlannedRun:
 
     @property
     def seconds(self) -> float:
-        """How long the training should take."""
+        """Seconds that the training should take."""
         return self.images / self.speed.images_per_second
 
 
 def base_config(config: RunConfig, settings: AblationSettings) -> RunConfig:
-    """The run that all rows are made of, as long as in the table at equal images. Raises Refusal if its length is in epochs."""
+    """The run that all rows vary, with the length of the table at equal images. Raises Refusal if its length is in epochs."""
     if config.optim.total_steps is None:
         raise Refusal(
             f"--recipe {config.recipe} has its length in epochs, but runs are compared by images seen: use a small recipe, "
@@ -80,10 +81,10 @@ def base_config(config: RunConfig, settings: AblationSettings) -> RunConfig:
 
 
 def planned_runs(rows: Mapping[str, RunConfig], speeds: Mapping[str, Speed], settings: AblationSettings) -> list[PlannedRun]:
-    """Every run once, seed by seed, the longest of a seed first, so that several processes end at about the same time.
+    """Every run once, seed by seed, longest first within a seed, so that several processes end at about the same time.
 
-    The table at equal time has the steps that fit into it at the measured speeds, so that every schedule is planned for its
-    whole run.
+    Runs of the table at equal time have the number of steps that fits into the time at the measured speed. So each schedule
+    spans its whole run.
     """
     chosen = [row for row in rows if not settings.rows or row in settings.rows]
     first = next(iter(rows))
@@ -97,7 +98,7 @@ def planned_runs(rows: Mapping[str, RunConfig], speeds: Mapping[str, Speed], set
 
 
 def _seconds(config: RunConfig, speed: Speed, settings: AblationSettings) -> float | None:
-    """Seconds of training in the table at equal time."""
+    """Seconds of training of each run in the table at equal time; None if there is no such table."""
     if settings.seconds == "none":
         return None
     if settings.seconds == "auto":
@@ -131,10 +132,10 @@ def kept_speeds(
     rows: Mapping[str, RunConfig],
     measure: Callable[[Mapping[str, RunConfig]], dict[str, Speed]],
 ) -> dict[str, Speed]:
-    """The speeds in the plan of `output`, so that runs keep their lengths. Speeds that it lacks are measured and added.
+    """The speeds in the plan file of `output`, so that runs keep their lengths. Missing speeds are measured and added.
 
-    New rows are measured beside the first one and brought to its speed of before. Raises Refusal if `output` holds runs
-    of another base run, of other lengths, or evaluated otherwise.
+    New rows are measured beside the first row and rescaled to the first row's earlier speed. Raises Refusal if `output` holds
+    runs with another base run, other lengths, or another evaluation.
     """
     path = output / PLAN
     content = read_object(path) or {}
@@ -159,10 +160,10 @@ def _content(base: RunConfig, settings: AblationSettings, speeds: Mapping[str, S
 
 def _check_same(output: Path, content: Mapping[str, Any], base: RunConfig, settings: AblationSettings) -> None:
     before = from_dict(RunConfig, content["base"], CHOICES)
-    # what cannot change a result, or is a place
+    # the machine's settings and the folder cannot change a result
     now = replace(resolve(base), system=before.system, run=replace(base.run, output=before.run.output))
     changes: Sequence[tuple[str, object, object]] = [
-        *((name, content[name], getattr(settings, name)) for name in KEPT if name in content),  # older plans lack some
+        *((name, content[name], getattr(settings, name)) for name in KEPT if name in content),  # older plans lack some of these
         *difference(before, now),
     ]
     changed = [f"{name} {old!r} -> {new!r}" for name, old, new in changes if old != new]
@@ -174,10 +175,10 @@ def _check_same(output: Path, content: Mapping[str, Any], base: RunConfig, setti
 
 
 def measure_speeds(rows: Mapping[str, RunConfig], rounds: int) -> dict[str, Speed]:
-    """Images per second of every row: loader, masks, forward, backward, optimizer and moving average.
+    """Measures images per second of every row: loader, masks, forward, backward, optimizer and moving average.
 
-    The ratio of a row's speed to the first row's is formed within each round, so that what slows the machine down for longer
-    than a round slows all of them; the medians over the rounds are multiplied by the first row's median.
+    The ratio of each row's speed to the first row's is taken within each round. A slowdown of the machine that lasts longer
+    than a round then affects all rows alike. The median ratio over the rounds is multiplied by the first row's median speed.
     """
     turns = {row: RealSteps(config) for row, config in rows.items()}
     try:

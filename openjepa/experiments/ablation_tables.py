@@ -1,6 +1,6 @@
-"""What the runs of an ablation have given (a file for each run), and the tables made of them. Free of torch.
+"""The results of an ablation's runs, one file each, and the tables made from them. Does not import torch.
 
-Tables stand as Markdown and JSON beside the runs, and in the terminal, whole at 100 columns.
+Tables are written as Markdown and JSON beside the runs and printed in the terminal, where they fit into 100 columns.
 """
 
 import json
@@ -25,7 +25,7 @@ from openjepa.system.json_files import lenient, readable_object
 from openjepa.system.shared_files import whole_file
 
 RESULTS = "results"
-"""Folder with a file for every run."""
+"""Folder that holds one file for every run."""
 Numbers = Mapping[str, float]
 BUDGETS = {"images": "At equal images seen", "seconds": "At equal training time"}
 PROBES = {
@@ -36,13 +36,13 @@ PROBES = {
     "Dist linear": "clevr_dist/linear",
     "Dist k-NN": "clevr_dist/knn",
 }
-"""Column -> name of the number."""
+"""Name of the number in each column."""
 WIDTH = 100
-"""Characters that a table needs in the terminal; if there are fewer, its lines are folded and not cut."""
+"""Width of a table in the terminal in characters. If the terminal is narrower, lines are folded and not cut."""
 COSTS = ("images/s", "GFLOPs", "images", "step s", "total s")
 COLUMNS = (*PROBES, "rank", *COSTS)
 SHOWN = COLUMNS[:-1]
-"""Columns that `WIDTH` has room for in the terminal."""
+"""Columns that fit into `WIDTH` in the terminal."""
 LEGEND = """linear and k-NN: accuracy in % on the run's own test images; Count and Dist: the same probes on scenes (objects, and
 distance of the nearest). rank: RankMe of the features. images/s: measured in turns. GFLOPs: of an image in a step. step s:
 seconds of the steps alone, which are made equal. total s (tables.md): with looks and saving. """
@@ -51,7 +51,7 @@ UNTRAINED = "untrained: the encoder of the first row before training."
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """One run: what it has used and what its encoder is worth, or why it failed."""
+    """One run: its costs and the numbers of its encoder, or the reason why it failed."""
 
     name: str
     """Name of its folder."""
@@ -67,22 +67,22 @@ class RunResult:
     images: int = 0
     """Images seen."""
     seconds: float = 0.0
-    """Seconds of the training steps with their data path, without looks and saving."""
+    """Seconds of the training steps including the data path, without monitoring and saving."""
     total_seconds: float = 0.0
-    """Seconds of training with looks and saving. 0 in results of older versions."""
+    """Seconds of training including monitoring and saving. 0 in results of older versions."""
     planned_seconds: float = 0.0
     """Seconds that the training should have taken at the measured speed."""
     images_per_second: float = 0.0
     """Speed, measured in turns with the other rows before the first run."""
     flops: float = 0.0
-    """FLOPs of an image in a training step."""
+    """FLOPs per image in a training step."""
     evaluation_seconds: float = 0.0
     numbers: Numbers = field(default_factory=dict)
-    """What the encoder is worth: shares of 1 such as `classification/linear`, and `rank`."""
+    """Numbers of the encoder: accuracies between 0 and 1, such as `classification/linear`, and `rank`."""
     errors: Numbers = field(default_factory=dict)
-    """Standard error of each share, from the number of test images."""
+    """Standard error of each accuracy, from the number of test images."""
     references: Mapping[str, Numbers] = field(default_factory=dict)
-    """The same numbers of what was not trained: `untrained`, `pixels`."""
+    """The same numbers of the untrained references: `untrained`, `pixels`."""
 
 
 @dataclass(frozen=True)
@@ -92,38 +92,38 @@ class Line:
     row: str
     seeds: int
     means: Numbers
-    """By column; what is not known is missing."""
+    """Mean of each column. Unknown numbers are missing."""
     spreads: Numbers
-    """Standard deviation over seeds of the probes, if there are several."""
+    """Standard deviation over seeds of the probes' columns, if there are several seeds."""
 
 
 def write_result(output: Path, result: RunResult) -> None:
-    """Writes the run's own file."""
+    """Writes the file of one run."""
     with whole_file(output / RESULTS / f"{result.name}.json") as file:
         file.write_text(json.dumps(asdict(result), indent=1) + "\n")
 
 
 def read_result(output: Path, name: str) -> RunResult | None:
-    """What is known of a run; None if it has not ended yet."""
+    """The result of a run; None if the run has not ended yet."""
     return lenient(RunResult, readable_object(output / RESULTS / f"{name}.json"))
 
 
 def read_results(output: Path) -> list[RunResult]:
-    """The results of all runs that have ended, by name."""
+    """The results of all ended runs, in order of their names."""
     found = (lenient(RunResult, readable_object(path)) for path in sorted((output / RESULTS).glob("*.json")))
     return [result for result in found if result is not None]
 
 
 def claimed(output: Path, name: str, wait: bool = False) -> AbstractContextManager[bool]:
-    """True while this process holds the work `name` of the ablation. Released at the end of the block or when the process dies.
+    """True while this process holds the lock of `name` in the ablation. Released when the block ends or the process dies.
 
-    `wait`: until another process has done its part, and then always True.
+    If `wait` is True, waits until other processes have released the lock, so that the value is always True.
     """
     return shared_files.claimed(output / ".claims", name, wait)
 
 
 def tables(results: Sequence[RunResult], order: Sequence[str]) -> dict[str, list[Line]]:
-    """The lines of each table by its budget, from the runs that have finished; what was not trained stands below."""
+    """The lines of each table by its budget, from the finished runs. Lines of the references stand below."""
     done = [result for result in results if result.status == "finished"]
     references = _references(done)
     found = {}
@@ -151,7 +151,7 @@ def _columns(result: RunResult) -> dict[str, float]:
 
 
 def _probe_columns(numbers: Numbers) -> dict[str, float]:
-    """The probes in percent, and the rank."""
+    """The accuracies in percent, and the rank."""
     shares = {column: 100 * numbers[name] for column, name in PROBES.items() if name in numbers}
     return shares | ({"rank": numbers["rank"]} if "rank" in numbers else {})
 
@@ -164,7 +164,7 @@ def _line(row: str, runs: Sequence[Mapping[str, float]]) -> Line:
 
 
 def cells(line: Line, most_seeds: int, columns: Sequence[str] = COLUMNS) -> list[str]:
-    """The cells of a row. A row of fewer seeds than others says so."""
+    """The cells of a row. A row with fewer seeds than others says so."""
     name = line.row if line.seeds == most_seeds else f"{line.row} ({line.seeds})"
     return [name, *(_cell(line, column) for column in columns)]
 
@@ -185,7 +185,7 @@ def _spread(value: float) -> str:
 
 
 def caption(budget: str, lines: Sequence[Line], results: Sequence[RunResult]) -> str:
-    """What a table is, how many seeds it is of, and how far its numbers can be trusted."""
+    """The caption of a table: its budget, its number of seeds, and the uncertainty of its numbers."""
     seeds = max(line.seeds for line in lines)
     words = f"{BUDGETS[budget]}, one seed" if seeds == 1 else f"{BUDGETS[budget]}, mean ± standard deviation of {seeds} seeds"
     errors = [
@@ -197,7 +197,7 @@ def caption(budget: str, lines: Sequence[Line], results: Sequence[RunResult]) ->
 
 
 def failures(results: Sequence[RunResult]) -> list[str]:
-    """Runs that have failed, each with its error."""
+    """The failed runs, each with its error."""
     return [f"failed: {result.name}: {result.error}" for result in results if result.status == "failed"]
 
 
@@ -218,14 +218,14 @@ def _write(path: Path, text: str) -> None:
 
 
 def legend(ablation: Ablation, results: Sequence[RunResult]) -> str:
-    """What the columns are, and which lines stand below the rows, or why none do."""
+    """An explanation of the columns and of the lines below the rows, or of why there are none."""
     if any(result.references for result in results):
         return LEGEND + UNTRAINED
     return f"{LEGEND}The untrained encoder and raw pixels are evaluated beside the row {ablation.names[0]} only."
 
 
 def markdown(ablation: Ablation, found: Mapping[str, Sequence[Line]], results: Sequence[RunResult]) -> str:
-    """The page tables.md."""
+    """The text of tables.md."""
     parts = [f"# {ablation.title}", legend(ablation, results)]
     for budget, lines in found.items():
         rows = [(ablation.column, *COLUMNS), ("---",) * (1 + len(COLUMNS)), *_words(lines)]
@@ -235,7 +235,7 @@ def markdown(ablation: Ablation, found: Mapping[str, Sequence[Line]], results: S
 
 
 def print_tables(output: Path, name: str, console: Console | None = None) -> None:
-    """The tables in the terminal, and the name of their file."""
+    """Prints the tables in the terminal, and the name of their file."""
     console = console or _console()
     results = read_results(output)
     for budget, lines in tables(results, ABLATIONS[name].names).items():
@@ -263,7 +263,7 @@ def _words(lines: Sequence[Line], columns: Sequence[str] = COLUMNS) -> list[list
 
 
 def print_plan(ablation: Ablation, runs: Sequence[PlannedRun], results: Sequence[RunResult]) -> None:
-    """Every run with its length and the time it should take, and how many are finished."""
+    """Prints every run with its length and expected time, and the number of finished runs."""
     done = {result.name for result in results if result.status == "finished"}
     table = Table(ablation.column, "seed", "equal", "steps", "images", "images/s", "training", box=SIMPLE_HEAD, show_edge=False)
     for run in runs:
@@ -281,7 +281,7 @@ def print_plan(ablation: Ablation, runs: Sequence[PlannedRun], results: Sequence
 
 
 def write_page(output: Path, names: Sequence[str]) -> None:
-    """scaling.html: every number against images seen, time and compute. Left out if the report's package is missing."""
+    """Writes scaling.html: every number against images seen, time and compute. Skipped if the report's package is missing."""
     folders = [output / name for name in names if (output / name / "eval").is_dir()]
     if not folders:
         return

@@ -1,9 +1,9 @@
-"""Times the data path on one core: decoding and cropping beside Pillow, and the loader end to end; or the views of a method.
+"""Times the data path on one core: decoding and cropping beside Pillow and the whole loader, or the views of a method.
 
-All work on the same files with the same crops and filter, interleaved. Each figure is the median over rounds of images per
-second of processor time, so that other programs on the machine hardly count; a ratio is the median of the rounds' ratios. The
-loader runs several epochs a round with I-JEPA's masks, which with a worker includes its start and the way back to this process.
-The views of a recipe or method are timed with and without their colors, each from files and from pixels that are kept.
+All pipelines use the same files with the same crops and filter, and take turns. Each figure is the median over rounds of images
+per second of processor time, so other programs on the machine hardly matter. A ratio is the median of the rounds' ratios. The
+loader runs several epochs per round with I-JEPA's masks. With a worker, that includes the worker's start and the transfer to
+this process. The views of a recipe or method are timed with and without color changes, each from files and from cached pixels.
 """
 
 import io
@@ -51,22 +51,22 @@ RATIOS = (
     ("loader", "openjepa bilinear"),
     ("loader, 1 worker", "openjepa bilinear"),
 )
-"""Pipelines whose rates are compared."""
+"""Pairs of pipelines whose rates are compared."""
 LOADER_EPOCHS = 30
-"""Passes of the loader per round, so that starting a worker does not hide its steady pace."""
+"""Epochs of the loader per round, so that the start of a worker does not hide its steady rate."""
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """One way from files to batches."""
+    """One way from files to batches of images."""
 
     run: Callable[[], None]
     images: int
-    """How many images a call handles."""
+    """Number of images per call."""
 
 
 def time_data(options: DataBench) -> None:
-    """The command `openjepa bench data`: measures and prints. Raises Refusal for an option out of range."""
+    """The command `openjepa bench data`: measures and prints. Raises Refusal if an option is out of range."""
     options.check()
     with tempfile.TemporaryDirectory() as folder:
         path = options.path or Path(folder)
@@ -79,7 +79,7 @@ def time_data(options: DataBench) -> None:
 
 
 def views_config(options: DataBench, path: Path) -> RunConfig:
-    """The run whose views are timed, on the images of a folder. Raises Refusal for a run that cannot work."""
+    """The run whose views are timed, on the images of the folder `path`. Raises Refusal if the run cannot work."""
     config = load_recipe(options.recipe, options.preset) if options.recipe else RunConfig()
     side = config.data.image_size if options.recipe else options.image_size
     shared = {name: getattr(config.data, name) for name in ("crop_scale", "crop_aspect", "interpolation", "horizontal_flip")}
@@ -90,16 +90,16 @@ def views_config(options: DataBench, path: Path) -> RunConfig:
 
 
 def bench_views(config: RunConfig, repeats: int = 7, images: int = 128) -> dict[str, Any]:
-    """Images per second and core of a method's views, and what their colors cost.
+    """Measures images per second and core of a method's views, and the cost of their color changes.
 
-    Each figure is that of the training loader with masks, in this process, on one thread.
+    Each figure is for the training loader with masks, in this process, on one thread.
     """
     assert isinstance(config.data, FolderSettings)
     source = open_folder(config.data, seed=0).train
     assert isinstance(source, ListSource)
     view = default_view(config.data)
     sampler = MASKS[config.masks.strategy].load()(config.masks, config.model.grid(view.size))
-    # no weight of the encoder has a part in the views
+    # a small encoder will do: views do not depend on its weights
     narrow = replace(config, model=replace(config.model, size="test", width=None, heads=1, depth=config.model.shape().depth))
     inputs = build_method(narrow, view, sampler).inputs()
     plain = replace(inputs, views={name: replace(spec, colors=()) for name, spec in inputs.views.items()})
@@ -140,14 +140,14 @@ def bench_views(config: RunConfig, repeats: int = 7, images: int = 128) -> dict[
 
 
 def _added(rates: dict[str, list[float]], larger: str, smaller: str) -> float:
-    """Milliseconds an image by which one pipeline takes longer than another: median of the rounds."""
+    """Milliseconds per image that pipeline `larger` takes more than `smaller`: median over the rounds."""
     if larger not in rates:
         return 0.0
     return statistics.median(1000 / a - 1000 / b for a, b in zip(rates[larger], rates[smaller], strict=True))
 
 
 def bench_data(path: Path, repeats: int = 7, image_size: int = 224, images: int = 128) -> dict[str, Any]:
-    """Images per second and core of each pipeline, and their ratios."""
+    """Measures images per second and core of each pipeline, and their ratios."""
     source = open_folder(FolderSettings(path=str(path), test_fraction=0.0), seed=0).train
     assert isinstance(source, ListSource)
     num = min(images, len(source))
@@ -167,7 +167,7 @@ def bench_data(path: Path, repeats: int = 7, image_size: int = 224, images: int 
 
 
 def _pipelines(path: Path, source: ListSource, num: int, image_size: int) -> dict[str, Pipeline]:
-    """What is timed on `num` images, by name."""
+    """The pipelines to time on `num` images, by name."""
     size = (image_size, image_size)
     samples = np.arange(num)
     numbers = uniforms(derive_samples("crop", 0, np.array([0]), samples), NUMBERS_PER_VIEW).tolist()
@@ -215,7 +215,7 @@ def _loader(path: Path, source: ListSource, num: int, image_size: int, workers: 
 
 
 def _rates(pipelines: dict[str, Pipeline], repeats: int) -> dict[str, list[float]]:
-    """Images per second of processor time, by pipeline and round; one round before warms up."""
+    """Images per second of processor time, by pipeline and round. One round before the first warms up."""
     rates: dict[str, list[float]] = {name: [] for name in pipelines}
     for round_number in range(repeats + 1):
         for name, pipeline in pipelines.items():
@@ -246,7 +246,7 @@ def print_result(result: dict[str, Any]) -> None:
 
 
 def print_views(result: dict[str, Any]) -> None:
-    """Prints what the views of a method cost."""
+    """Prints the rates of a method's views and the cost of their colors."""
     views = ", ".join(f"{name} {sizes}" for name, sizes in result["views"].items())
     table = Table(
         "pipeline", "images/s of one core", "ms an image", title=f"{result['method']}: {views}; masks {result['masks']}"

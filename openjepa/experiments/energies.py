@@ -1,4 +1,4 @@
-"""The energy of compatible pairs (x and y of one image) beside that of others, under a run's method (I-JEPA, section 2)."""
+"""Energies of compatible pairs (x and y of one image) and of incompatible pairs under a run's method (I-JEPA, section 2)."""
 
 import json
 from dataclasses import asdict, replace
@@ -36,7 +36,7 @@ from openjepa.training.startup import build_method, default_view, training_lengt
 from openjepa.types import Batch
 
 BINS = 40
-"""Bars of each histogram."""
+"""Number of bars of each histogram."""
 BEFORE, AFTER = "untrained", "trained"
 
 
@@ -50,10 +50,11 @@ def measure_energy(options: EnergyBench) -> Energy:
 
 
 def bench_energy(options: EnergyBench) -> Energy:
-    """Energies of all pairs in groups of images, before training and at the run's latest checkpoint.
+    """Measures the energies of all pairs in groups of images, before training and at the run's latest checkpoint.
 
-    Views and masks are drawn as in training, from seeds that training never uses, and are the same for both; so is the progress
-    that the method is told, on which temperatures may depend. Raises Refusal for a run without a usable checkpoint.
+    Views and masks are drawn as in training, from seeds that training never uses. They are the same before and after
+    training, as is the progress given to the method, on which temperatures may depend. Raises Refusal if the run has no usable
+    checkpoint.
     """
     check_ranges(options, said=as_option)
     run = options.run
@@ -95,7 +96,7 @@ def bench_energy(options: EnergyBench) -> Energy:
 
 
 def compared(untrained: Float[Tensor, "G B B"], trained: Float[Tensor, "G B B"]) -> Energy:
-    """Statistics and histograms of the energies before and after training, and what they say."""
+    """Statistics and histograms of the energies before and after training, and their verdict."""
     before, after = energy_statistics(untrained), energy_statistics(trained)
     flat = is_flat(after, before)
     apart = not flat and tells_apart(after.auc, after.auc_error)
@@ -123,7 +124,7 @@ def _landscape_in_words(trained: EnergyStatistics, flat: bool, apart: bool) -> s
 def energies_of(
     method: Method, batches: list[Batch], progress: Progress, config: RunConfig, device: torch.device, precision: str
 ) -> Float[Tensor, "G B B"]:
-    """Energies of all pairs within each batch, in fp32 on the CPU."""
+    """Energies of all pairs within each batch, in fp32 on the CPU. Raises Refusal if the method has no energies."""
     matrices = []
     for batch in batches:
         on_device = batch.to(device).normalized(config.data.pixel_mean, config.data.pixel_std)
@@ -136,7 +137,7 @@ def energies_of(
 
 
 def _held_out(splits: Splits) -> tuple[Splits, str]:
-    """The test images in the place of training images, if there are at least two."""
+    """The splits with the test images as training images, if there are at least two; and the name of the split used."""
     if splits.test is not None and len(splits.test) > 1:
         return replace(splits, train=splits.test), "test"
     return splits, "training"

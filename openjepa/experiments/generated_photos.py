@@ -1,4 +1,4 @@
-"""Generated photos, so that the data path can be timed without any data."""
+"""Generated photos, which time the data path without any data."""
 
 import io
 from pathlib import Path
@@ -17,7 +17,7 @@ PHOTO = (375, 500)
 
 
 def generate_photo(number: int, size: tuple[int, int] = PHOTO) -> bytes:
-    """A JPEG of `size` (height, width) with smooth shapes, edges and grain: it costs a decoder about as much as a photo."""
+    """A JPEG of `size` (height, width) with smooth shapes, edges and grain. Decoding takes about as long as for a photo."""
     rng = np.random.default_rng(number)
     rows, columns = np.mgrid[0 : size[0], 0 : size[1]].astype(np.float32)
     picture = 128 + 12 * rng.standard_normal((*size, 3), dtype=np.float32)
@@ -32,17 +32,17 @@ def generate_photo(number: int, size: tuple[int, int] = PHOTO) -> bytes:
 
 
 def write_photos(folder: Path, number: int, size: tuple[int, int] = PHOTO) -> None:
-    """Writes the first `number` generated photos."""
+    """Writes the first `number` generated photos to `folder`."""
     for index in range(number):
         (folder / f"{index:04d}.jpg").write_bytes(generate_photo(index, size))
 
 
 @final
 class GeneratedPhotos(ListSource):
-    """Generated photos as a data set, so that the data path can be timed without any data."""
+    """A data set of generated photos."""
 
     def __init__(self, number: int, different: int = 8) -> None:
-        """`number` records that repeat `different` images."""
+        """A data set with `number` records that repeat `different` images."""
         self._number = number
         self._files = [generate_photo(index) for index in range(different)]
 
@@ -51,21 +51,21 @@ class GeneratedPhotos(ListSource):
         return self._number
 
     def read(self, index: int) -> bytes:
-        """A JPEG file."""
+        """The bytes of a JPEG file."""
         return self._files[index % len(self._files)]
 
     def name(self, index: int) -> str:
-        """What messages call a record."""
+        """Name of a record in messages."""
         return f"generated photo {index}"
 
 
 def is_without_data(config: RunConfig) -> bool:
-    """Whether the settings name no data, so that generated photos stand in for it."""
+    """True if the settings name no data. Generated photos are then used instead."""
     return isinstance(config.data, FolderSettings) and not config.data.path
 
 
 def timed_source(config: RunConfig) -> ListSource | ShardSource:
-    """The training images of `config`, or two batches of generated photos."""
+    """The training images of `config`, or two batches of generated photos if it names no data."""
     if is_without_data(config):
         return GeneratedPhotos(2 * config.optim.batch_size)
     return open_splits(config.data, config.run.seed).train

@@ -1,4 +1,4 @@
-"""Times a training step and its parts, as a share of the rate of a matrix product that is measured in the same rounds."""
+"""Times a training step and its parts, relative to the rate of a matrix product that is measured in the same rounds."""
 
 import json
 import statistics
@@ -34,7 +34,7 @@ from openjepa.types import LoaderPosition
 
 
 def step_config(options: StepBench) -> RunConfig:
-    """The run whose step is timed. Raises Refusal for an option without effect or out of range, or a run that cannot work."""
+    """The run whose step is timed. Raises Refusal if an option has no effect or is out of range, or if the run cannot work."""
     options.check()
     config = load_recipe(options.recipe, options.preset) if options.recipe else _at_sizes(options)
     config = with_method(config, options.method or config.method.name)
@@ -43,14 +43,14 @@ def step_config(options: StepBench) -> RunConfig:
     without_path = is_without_data(config)
     check(replace(config, data=replace(config.data, path="generated")) if without_path else config)  # type: ignore[call-arg]
     config = resolve(config)
-    if options.recipe:  # the step of one microbatch: gradient accumulation only repeats it
+    if options.recipe:  # one microbatch is timed, because gradient accumulation only repeats it
         optim = config.optim
         config = replace(config, optim=replace(optim, batch_size=optim.microbatch_size or optim.batch_size))
     return config
 
 
 def _at_sizes(options: StepBench) -> RunConfig:
-    """I-JEPA at the sizes of the options."""
+    """A run of I-JEPA with the sizes of the options."""
     return RunConfig(
         method=IJepaSettings(predictor_width=options.predictor_width, predictor_depth=options.predictor_depth),
         model=ModelSettings(size=options.size, patch_size=options.patch_size),
@@ -60,7 +60,7 @@ def _at_sizes(options: StepBench) -> RunConfig:
 
 
 def time_step(options: StepBench) -> None:
-    """The command `openjepa bench step`: measures, prints, and writes the JSON file that was asked for."""
+    """The command `openjepa bench step`: measures, prints, and writes a JSON file if one was asked for."""
     result = bench_step(step_config(options), options.repeats)
     print_step(result)
     if options.output is not None:
@@ -69,13 +69,13 @@ def time_step(options: StepBench) -> None:
 
 
 def bench_step(config: RunConfig, repeats: int = 7, product_size: int = 4096) -> dict[str, Any]:
-    """Images per second, share of the matrix product's rate, peak memory and the share of time of each part of a step.
+    """Measures images per second, share of the matrix product's rate, peak memory, and the share of time of each part.
 
-    Every round measures the product of two square matrices of `product_size` (in bf16 if the hardware has it, whatever the
-    run's precision is), the data path, the masks and one step; medians over the rounds. Blocks have their most frequent token
-    counts. The data path (decoding, unless `data.cache` keeps the pixels, and the views) runs in this process with one thread,
-    so that its figure is what one core spends; images are those of the run's data set, or generated JPEGs if its settings
-    name none.
+    Every round measures the product of two square matrices of side `product_size`, the data path, the masks and one step.
+    Figures are medians over the rounds. The product is in bf16 if the hardware has it, whatever the run's precision. Blocks
+    have their most frequent token counts. The data path (the views, and decoding unless `data.cache` keeps the pixels) runs in
+    this process on one thread, so its figure is the time of one core. Images come from the run's data set, or are generated
+    JPEGs if the settings name no data.
     """
     step = TimedStep(config)
     batches = step.loader(timed_source(config), torch.device("cpu")).iterate(0, LoaderPosition(), repeats + 1)
@@ -91,16 +91,16 @@ def bench_step(config: RunConfig, repeats: int = 7, product_size: int = 4096) ->
         loading = measure(load, step.device)
         timer = PartTimer(step.device)
         step.run(timer)
-        # waiting for a GPU after every part takes time of its own
+        # a GPU's step is timed as a whole, because waiting for the device after every part takes time
         whole = timer.total() if step.device.type == "cpu" else measure(step.run, step.device)
-        data = loading - drawing if loading > drawing else loading  # on a busy machine the masks alone may take longer once
+        data = loading - drawing if loading > drawing else loading  # on a busy machine the masks alone may once take longer
         seconds |= {"data": data, "masks": drawing, "step": whole, **timer.seconds}
         rounds.append(seconds)
     return _summary(step, rounds)
 
 
 def matmul_rate(device: torch.device, precision: str, size: int = 4096, seconds: float = 1.0) -> float:
-    """FLOP/s of a square matrix product, the yardstick of every speed this project reports; runs for about `seconds`."""
+    """FLOP/s of a square matrix product, the reference for every speed this project reports. Runs for about `seconds`."""
     left, right = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
     if precision == "bf16":
         left, right = left.bfloat16(), right.bfloat16()
@@ -115,7 +115,7 @@ def matmul_rate(device: torch.device, precision: str, size: int = 4096, seconds:
 
 
 def one_threaded(work: Callable[[], object]) -> Callable[[], object]:
-    """The same work on one thread of torch, as in a worker."""
+    """Wraps `work` so that it runs on one thread of torch, as in a loader worker."""
 
     def run() -> object:
         threads = torch.get_num_threads()
@@ -129,7 +129,7 @@ def one_threaded(work: Callable[[], object]) -> Callable[[], object]:
 
 
 def _summary(step: TimedStep, rounds: list[dict[str, float]]) -> dict[str, Any]:
-    """Medians over the rounds; shares are formed within each round first."""
+    """Medians over the rounds. Shares are computed within each round first."""
     images, flops = step.config.optim.batch_size, step.costs.step_flops
     parts = [name for name in rounds[0] if name not in ("matmul_rate", "step")]
     whole = [sum(row[part] for part in parts) for row in rounds]
@@ -176,7 +176,7 @@ def print_step(result: dict[str, Any]) -> None:
     console.print(f"views: {views}; masks: {result['masks_in_words']}")
     parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in result["flops_per_image"].items())
     console.print(f"GFLOPs an image and step: {result['flops_per_image_and_step'] / 1e9:.2f} (forward of {parts})")
-    # on a CPU the allocator does not count, and the process also holds Python, the photos and the matrices of the product
+    # a CPU's allocator has no count, so the figure is for the process, including Python, the photos and the product's matrices
     peak = "peak memory of the process" if result["device_type"] == "cpu" else "peak memory"
     console.print(
         f"{result['images_per_second']:.1f} images/s, {result['share_of_matmul']:.0%} of a matrix product's "

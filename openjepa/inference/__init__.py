@@ -1,1 +1,1 @@
-"""An encoder in use: images of any kind in, features out. What `openjepa.load` gives."""
+"""The encoder that `openjepa.load` returns: it turns images of any kind into features."""

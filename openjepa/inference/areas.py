@@ -1,4 +1,4 @@
-"""Parts of the grid of patches, as a caller may name them: boxes, boolean masks, or numbers of patches."""
+"""Parts of the grid of patches. A caller names them by boxes, boolean masks or raster indices."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from openjepa.refusals import Refusal
 
 @dataclass(frozen=True)
 class PatchBox:
-    """A rectangle of the grid of patches: `PatchBox(2, 0, 3, 5)` is rows 2 to 4 of columns 0 to 4."""
+    """A rectangle of the grid of patches: `PatchBox(2, 0, 3, 5)` is rows 2 to 4 and columns 0 to 4."""
 
     top: int
     """First row."""
     left: int
     """First column."""
     height: int
-    """Rows."""
+    """Number of rows."""
     width: int
-    """Columns."""
+    """Number of columns."""
 
 
 Area = PatchBox | Sequence[int] | NDArray[Any] | Tensor
@@ -34,10 +34,10 @@ Areas = Area | Sequence[Area]
 
 
 def indices_of(areas: Areas, grid: tuple[int, int], name: str) -> list[Int[Tensor, " T"]]:
-    """Raster indices of each area, on the CPU: those of masks and boxes in raster order, listed ones in their own.
+    """Raster indices of each area, on the CPU. Masks and boxes give raster order; listed indices keep their order.
 
-    `name` is what errors call the areas. Raises Refusal for areas that are empty, beyond the grid or of another shape, and
-    for patches that are listed twice.
+    `grid`: rows and columns of the patches. `name`: what errors call the areas. Raises Refusal if an area is empty, reaches
+    beyond the grid, has the wrong shape or lists a patch twice.
     """
     found = _separate(areas, name)
     if not found:
@@ -56,7 +56,7 @@ def _separate(areas: Areas, name: str) -> list[Area]:
             return items
         try:
             values = np.asarray(items)
-        except ValueError:  # areas of different numbers of patches
+        except ValueError:  # areas that differ in their number of patches
             return items
     is_mask = str(values.dtype).removeprefix("torch.") == "bool"
     single = 2 if is_mask else 1

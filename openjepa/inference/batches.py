@@ -1,6 +1,7 @@
-"""Images of any kind -> batches of uint8 views in which all images have one shape; decoded in threads while others are encoded.
+"""Turns images of any kind into batches of uint8 views. All images of a batch have one shape.
 
-The decoders and torch's resizing let other threads run: two threads decode and resize JPEG files twice as fast as one.
+Threads decode the next images while others are encoded. The decoders and torch's resizing let other threads run: two threads
+decode and resize JPEG files twice as fast as one.
 """
 
 import os
@@ -26,10 +27,10 @@ from openjepa.refusals import Refusal
 ViewName = Literal["crop", "squash", "whole"]
 
 MAX_WHOLE_PATCHES = 16_384
-"""Most patches of a whole image, all of which attention compares: a square of 2048 pixels at patch size 16."""
+"""Most patches of a whole image: a square of 2048 pixels at patch size 16. Attention compares all of them with each other."""
 MAX_THREADS = 8
 MAX_SHAPES = 8
-"""Shapes of images collected at a time. If there are more, the largest collection becomes a batch before it is full."""
+"""Number of image shapes collected at a time. If there are more, the largest collection becomes a batch before it is full."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +39,17 @@ class View:
 
     name: ViewName
     size: tuple[int, int]
-    """Height and width in pixels. For `whole` the smaller of them is the short side."""
+    """Height and width in pixels. For `whole`, the smaller of them is the short side of the view."""
     patch_size: int
 
     def __post_init__(self) -> None:
-        """Raises Refusal for an unknown name and for sizes that are no multiples of the patch size."""
+        """Raises Refusal if the name is unknown or a size is not a multiple of the patch size."""
         if self.name not in get_args(ViewName):
             raise Refusal(f"view={self.name!r} is not known: use 'crop', 'squash' or 'whole'")
         check_patch_divides(self.patch_size, self.size, "size", of="the encoder")
 
     def of(self, pixels: UInt8[Tensor, "h w 3"]) -> UInt8[Tensor, "3 oh ow"]:
-        """The view of an image. Raises Refusal if a whole image would have too many patches."""
+        """The view of an image. Raises Refusal if a whole image would have more than `MAX_WHOLE_PATCHES` patches."""
         if self.name != "whole":
             return evaluation_view(pixels, self.size, self.name)
         height, width = pixels.shape[:2]
@@ -69,10 +70,10 @@ def prepared(image: Picture, view: View) -> UInt8[Tensor, "3 oh ow"]:
 def batches(
     images: Iterable[Picture], view: View, batch_size: int, threads: int
 ) -> Iterator[tuple[list[int], UInt8[Tensor, "b 3 oh ow"]]]:
-    """Numbers and views of images of one shape, at most `batch_size` at a time, while `threads` prepare the next ones.
+    """Yields numbers and views of images of one shape, at most `batch_size` at a time.
 
-    Images of one shape keep their order. If shapes differ, a batch waits until its shape has come often enough. At most one
-    batch is taken ahead from an iterator.
+    Meanwhile `threads` threads prepare the next images. Images of one shape keep their order. If shapes differ, a batch waits
+    until enough images of its shape have come. At most one batch is taken ahead from an iterator.
     """
     waiting: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
     for number, pixels in enumerate(_in_threads(images, view, batch_size, threads)):
@@ -100,7 +101,7 @@ def _in_threads(images: Iterable[Picture], view: View, ahead: int, threads: int)
         return
     waiting: deque[Future[Tensor]] = deque()
     with warnings.catch_warnings(), thread_pool(min(threads, MAX_THREADS), "images") as pool:
-        # what takes the views works beside the threads: filters that it saves while one of them is silent must not stay
+        # the consumer runs beside the threads: if it saves warning filters while a thread silences them, they must not stay
         for number, image in chain(first, numbered):
             waiting.append(pool.submit(_task(number, image, view)))
             if len(waiting) > ahead:
@@ -110,8 +111,8 @@ def _in_threads(images: Iterable[Picture], view: View, ahead: int, threads: int)
 
 
 def _task(number: int, image: Picture, view: View) -> Callable[[], Tensor]:
-    """A task that makes the view of an image in any thread. Its errors say which image."""
-    if isinstance(image, Image.Image):  # it may stand in the list twice, and Pillow reads its file from one place at a time
+    """A task that makes the view of an image in any thread. Its errors name the image."""
+    if isinstance(image, Image.Image):  # it may be listed twice, and Pillow cannot read one file in two threads at once
         pixels = _named(number, lambda: pixels_of(image))
         return lambda: _named(number, lambda: view.of(pixels))
     if isinstance(image, str | os.PathLike):  # its errors name the file

@@ -1,4 +1,4 @@
-"""The encoder that `openjepa.load` gives: a torch module that also takes images as they come."""
+"""The encoder that `openjepa.load` returns: a torch module that also takes images of any kind and size."""
 
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import asdict
@@ -24,38 +24,38 @@ from openjepa.weights.formats import Loaded
 from openjepa.weights.native import PREDICTOR_FOLDER, save_network
 
 Size = int | tuple[int, int] | None
-"""Pixels of the side of a square, or (height, width); None: the training size."""
+"""Side of a square in pixels, or (height, width); None: the training size."""
 Precision = Literal["auto", "bf16", "fp32"]
 Pooling = Literal["own", "average", "class_token"]
 
 
 class Encoder(nn.Module):
-    """A pretrained encoder: on the CPU, in fp32 and evaluation mode, until `.to(device)`, `.half()` or `.train()` change that.
+    """A pretrained encoder. It is on the CPU, in fp32 and in evaluation mode until `.to`, `.half` or `.train` change that.
 
     `encoder(images)` is the plain network: normalized images [B, 3, h, w] -> `EncoderOutput`, with gradients. `embed`,
-    `embed_patches` and `predict` take images of any kind and size, prepare them as in the evaluations, and keep no gradients.
+    `embed_patches` and `predict` take images of any kind and size, prepare them as the evaluations do, and keep no gradients.
     """
 
     def __init__(self, loaded: Loaded) -> None:
-        """`loaded`: what `openjepa.weights.formats.load_any` has read."""
+        """`loaded`: result of `openjepa.weights.formats.load_any`."""
         super().__init__()
         self.network = loaded.encoder
         """The Vision Transformer."""
         self.predictor: Predictor | None = loaded.predictor
-        """I-JEPA's predictor, if it was read too."""
+        """I-JEPA's predictor; None if it was not read."""
         self.config = loaded.config
         """Settings of the network."""
         self.what = loaded.what
-        """What it is, in a few words."""
+        """Short description of the encoder."""
         self.notes = loaded.notes
-        """What was cut off names in the file, and what was not read."""
+        """Notes on reading: prefixes cut off names in the file, and entries that were not read."""
         self.objective = None if loaded.predictor is None else objective_of(loaded.predictor_extra)
-        """What the predictor was trained for; None without one."""
+        """Objective that the predictor was trained for; None without a predictor."""
         self._predictor_extra = dict(loaded.predictor_extra)
         self.eval()
 
     def extra_repr(self) -> str:
-        """What it is and how it was read, for print(encoder)."""
+        """Description and notes on reading, for print(encoder)."""
         return "; ".join((self.what, *self.notes))
 
     @property
@@ -69,10 +69,10 @@ class Encoder(nn.Module):
         return self.network.norm.weight.dtype
 
     def forward(self, images: Float[Tensor, "B 3 h w"], keep: Int[Tensor, "B K"] | None = None) -> EncoderOutput:
-        """The network on images normalized with `config.pixel_mean` and `config.pixel_std`, with gradients; outputs are fp32.
+        """Runs the network with gradients on images normalized with `config.pixel_mean` and `config.pixel_std`.
 
-        `keep`: encodes only these patches (raster indices). Raises Refusal for images that are not normalized floats or
-        whose size the patch size does not divide.
+        `keep`: raster indices of the only patches to encode. Outputs are fp32. Raises Refusal if the images are not floats or
+        the patch size does not divide their size.
         """
         if not images.is_floating_point():
             raise Refusal(
@@ -94,15 +94,15 @@ class Encoder(nn.Module):
     ) -> Float[Tensor, "B D"]:
         """One vector per image, in fp32 on the CPU, in the order of the images.
 
-        `images`: one or many paths, PIL images, arrays or tensors. From a generator a batch or two are taken ahead.
-        `pooling`: `own` is what the encoder's method evaluates; `average` of the patches; `class_token`.
-        `view`: `crop` is that of the evaluations (short side to 256/224 of `size`, center crop), `squash` resizes all of the
-        image to `size`, `whole` keeps its shape, its short side becoming that of `size`.
-        `size`: pixels, or (height, width); None: the training size. Multiples of the patch size.
+        `images`: one or many paths, PIL images, arrays or tensors. One or two batches are taken ahead from a generator.
+        `pooling`: `average` of the patches, `class_token`, or `own`, the one with which the encoder's method is evaluated.
+        `view`: `crop` is the view of the evaluations (short side to 256/224 of `size`, center crop). `squash` resizes the whole
+        image to `size`. `whole` keeps the aspect ratio and resizes the short side to that of `size`.
+        `size`: side in pixels, or (height, width), multiples of the patch size; None: the training size.
         `precision`: `auto` is bf16 if the hardware has it. Weights that were cast compute in their own type.
-        `batch_size`: images of one shape that are encoded together.
+        `batch_size`: number of images of one shape that are encoded together.
         `progress`: shows a bar with rate and time left, on a terminal.
-        Raises Refusal for what is no image (names it), and for settings that do not fit.
+        Raises Refusal if something is not an image (and names it), or if settings do not fit.
         """
         pooling_name = self._pooling(pooling)
         numbers: list[int] = []
@@ -122,9 +122,9 @@ class Encoder(nn.Module):
         batch_size: int = 64,
         progress: bool = False,
     ) -> Float[Tensor, "B H W D"]:
-        """Features of the patches of each image, on their grid of H rows and W columns, in fp32 on the CPU.
+        """Features of the patches of each image, on the grid of H rows and W columns, in fp32 on the CPU.
 
-        Arguments as in `embed`. Also raises Refusal if `whole` images differ in shape, because then their grids do.
+        Arguments as in `embed`. Also raises Refusal if `view` is `whole` and the grids of the images differ.
         """
         numbers: list[int] = []
         features: list[Tensor] = []
@@ -147,19 +147,20 @@ class Encoder(nn.Module):
         precision: Precision = "auto",
         batch_size: int = 16,
     ) -> Prediction:
-        """Predicts target blocks from the context patches, and compares with what the encoder makes of them.
+        """Predicts target blocks from the context patches, and compares them with the encoder's features.
 
-        `context` (the only patches that are encoded) and each of `targets` are an `openjepa.PatchBox`, a boolean mask [H, W] or
-        raster indices on `encoder.grid(size)`; the same ones for all images. Several areas as context are joined. None: all
-        patches outside the targets. Each target block is predicted by itself, without seeing the others (I-JEPA, section 3). A
-        target may overlap the context; `in_context` says where. At other sizes than the trained one positions are computed for
-        the new grid. `view`, `size`, `precision`: as in `embed`.
+        `context`: the only patches that are encoded; several areas are joined; None: all patches outside the targets.
+        `targets`: one or several target blocks. A target may overlap the context; `in_context` says where.
+        Each area is an `openjepa.PatchBox`, a boolean mask [H, W] or raster indices on `encoder.grid(size)`. It is the same for
+        all images. Each target block is predicted by itself, without seeing the others (I-JEPA, section 3). If `size` is not
+        the training size, positions are computed for the new grid.
+        `targets_from`: the encoder that makes the targets; None: this one. `view`, `size`, `precision`: as in `embed`.
 
-        In training the context came from the context encoder and the targets from the target encoder, its moving average.
-        Here one encoder, by default the target encoder, gives both: close at the end of training, but not the same. If the run
-        kept both, `load(run, encoder="context").predict(..., targets_from=load(run))` does exactly as training did.
+        In training the context comes from the context encoder and the targets from the target encoder, its moving average.
+        Here one encoder, by default the target encoder, makes both. At the end of training the two are close, but not equal. If
+        the run kept both, `load(run, encoder="context").predict(..., targets_from=load(run))` does exactly what training did.
 
-        Raises Refusal if there is no predictor, and for areas that are empty or beyond the grid.
+        Raises Refusal if there is no predictor, or if an area is empty or reaches beyond the grid.
         """
         objective = self.objective
         if objective is None:
@@ -187,11 +188,11 @@ class Encoder(nn.Module):
         return Prediction(grid, kept, tuple(found))
 
     def grid(self, size: Size = None) -> tuple[int, int]:
-        """Rows and columns of the patches of an image prepared as `crop` or `squash`."""
+        """Rows and columns of patches of an image in the view `crop` or `squash`."""
         return self.config.grid(self.view_size(size))
 
     def view_size(self, size: Size = None) -> tuple[int, int]:
-        """(height, width) in pixels of the prepared images; None: the training size. Raises Refusal for other things."""
+        """(height, width) of prepared images, in pixels; None: the training size. Raises Refusal if `size` is not a size."""
         if size is None:
             return self.config.image_size
         try:
@@ -205,7 +206,7 @@ class Encoder(nn.Module):
         return prepared(image, self._view(view, size))
 
     def encode_pixels(self, pixels: UInt8[Tensor, "B 3 h w"], precision: Precision = "auto") -> EncoderOutput:
-        """The output for prepared images, on the encoder's device, in fp32, without gradients; on a CPU a few at a time."""
+        """The output for prepared images, on the encoder's device, in fp32, without gradients. A CPU takes a few at a time."""
         parts = in_caches(pixels, self.config.patch_size, self.device)
         outputs = [self._encode(self, part, precision) for part in parts]
         if len(outputs) == 1:
@@ -214,10 +215,10 @@ class Encoder(nn.Module):
         return EncoderOutput(torch.cat([output.patches for output in outputs]), torch.cat(tokens) if tokens else None)
 
     def save(self, folder: Path | str) -> None:
-        """Writes encoder and predictor in the layout of a run folder, in fp32; `openjepa.load(folder)` reads them again.
+        """Writes encoder and predictor in fp32, in the layout of a run folder. `openjepa.load(folder)` reads them again.
 
-        Each is replaced as a whole. Raises Refusal if `folder` is a run, whose encoder would be lost, if it holds a predictor
-        and this encoder has none, or if it cannot be written to.
+        Each is replaced as a whole. Raises Refusal if `folder` is a run (its encoder would be lost), if it holds a predictor
+        but this encoder has none, or if it cannot be written to.
         """
         place = Path(folder).expanduser()
         if not is_writable(place):
@@ -234,7 +235,7 @@ class Encoder(nn.Module):
     def _predicted(
         self, pixels: UInt8[Tensor, "B 3 h w"], kept: Int[Tensor, " K"], blocks: list[Int[Tensor, " T"]], precision: Precision
     ) -> list[Float[Tensor, "B T D"]]:
-        """Predicted features of each block; blocks of one length at a time."""
+        """Predicted features of each block. Blocks of one length are predicted together."""
         predictor = self.predictor
         assert predictor is not None
         context = kept.to(self.device).expand(len(pixels), -1)  # [B, K]
@@ -255,7 +256,7 @@ class Encoder(nn.Module):
     def _encode(
         self, network: Callable[[Float[Tensor, "B 3 h w"]], Output], pixels: UInt8[Tensor, "B 3 h w"], precision: Precision
     ) -> Output:
-        """`encode` without gradients and dropped paths, even while the encoder is trained; bf16 only if weights are fp32."""
+        """`encode` without gradients or dropped paths, even in training mode. Uses bf16 only if the weights are fp32."""
         if precision not in get_args(Precision):
             raise Refusal(f"precision={precision!r} is not known: use 'auto', 'bf16' or 'fp32', or cast the weights: .half()")
         chosen = precision if self.dtype == torch.float32 else "fp32"
@@ -263,7 +264,7 @@ class Encoder(nn.Module):
         try:
             for module in training:
                 module.training = False
-            # an autocast that the caller is in must not decide
+            # an autocast around the caller must not decide
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
                 return encode(network, pixels, self.config, self.device, chosen)
         finally:
@@ -274,7 +275,7 @@ class Encoder(nn.Module):
         return View(name, self.view_size(size), self.config.patch_size)
 
     def _pooling(self, pooling: Pooling) -> str:
-        """Raises Refusal for one that this encoder does not have."""
+        """The pooling with `own` resolved. Raises Refusal if this encoder does not have it."""
         if pooling not in get_args(Pooling):
             raise Refusal(f"pooling={pooling!r} is not known: use 'own', 'average' or 'class_token'")
         if pooling == "class_token" and not self.config.class_token:
@@ -286,7 +287,7 @@ class Encoder(nn.Module):
         return self.config.grid((height, width))
 
     def _batches(self, images: Iterable[Picture], view: View, batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
-        """Numbers and views of the images, prepared by as many threads as torch uses; beside a GPU by two at least."""
+        """Yields numbers and views of the images. Uses as many threads as torch, beside a GPU at least two."""
         if batch_size < 1:
             raise Refusal(f"batch_size={batch_size} is too small: use 1 or more")
         threads = max(torch.get_num_threads(), 1 if self.device.type == "cpu" else 2)
@@ -295,7 +296,7 @@ class Encoder(nn.Module):
     def _outputs(
         self, images: Pictures, view: View, precision: Precision, batch_size: int, progress: bool
     ) -> Iterator[tuple[list[int], EncoderOutput, tuple[int, int]]]:
-        """Numbers, outputs and patch grid of images of one shape, batch by batch."""
+        """Yields numbers, outputs and the grid of images of one shape, batch by batch."""
         listed = separate(images)
         total = len(listed) if isinstance(listed, Sized) else None
         with progress_bar("embedding", total, style="auto" if progress else "none") as advance:
@@ -305,7 +306,7 @@ class Encoder(nn.Module):
 
 
 def _context_indices(context: Areas | None, blocks: list[Tensor], grid: tuple[int, int]) -> Int[Tensor, " K"]:
-    """Several areas joined; None: all patches outside the blocks."""
+    """Raster indices of the context, several areas joined. None: all patches outside the blocks."""
     if context is None:
         outside = torch.ones(grid[0] * grid[1], dtype=torch.bool)
         outside[torch.cat(blocks)] = False
@@ -317,7 +318,7 @@ def _context_indices(context: Areas | None, blocks: list[Tensor], grid: tuple[in
 
 
 def _check_common(shapes: set[tuple[int, int]], grid: tuple[int, int]) -> None:
-    """Adds the grid to `shapes`. Raises Refusal if there is another one already."""
+    """Adds `grid` to `shapes`. Raises Refusal if `shapes` holds another grid."""
     shapes.add(grid)
     if len(shapes) > 1:
         found = " and ".join(f"{rows}x{columns}" for rows, columns in sorted(shapes))
@@ -325,7 +326,7 @@ def _check_common(shapes: set[tuple[int, int]], grid: tuple[int, int]) -> None:
 
 
 def _in_order(rows: Float[Tensor, "B *shape"], numbers: list[int]) -> Float[Tensor, "B *shape"]:
-    """Rows of images with these numbers, sorted by them."""
+    """The rows sorted by the numbers of their images."""
     if numbers == list(range(len(numbers))):
         return rows
     return rows[torch.tensor(numbers).argsort()]

@@ -1,4 +1,4 @@
-"""What a caller may call an image -> uint8 pixels: files, PIL images, NumPy arrays, tensors, one or many."""
+"""Turns images of any kind into uint8 pixels: files, PIL images, NumPy arrays and tensors, one or many."""
 
 import os
 from collections.abc import Iterable
@@ -16,22 +16,22 @@ from openjepa.data.decode import DecodeError, decode_image, pillow_pixels
 from openjepa.refusals import Refusal
 
 Picture = str | Path | bytes | Image.Image | NDArray[Any] | Tensor
-"""One image: the path of a file, the bytes of one, a PIL image, an array [h, w, 3] or [h, w], or a tensor [3, h, w] or [h, w].
-Arrays and tensors may also have the channels at the other end, or a single one; their numbers are uint8 levels, or floats in
+"""One image: the path of a file, its bytes, a PIL image, an array [h, w, 3] or [h, w], or a tensor [3, h, w] or [h, w].
+Arrays and tensors may also have their channels at the other end, or a single channel. They hold uint8 levels, or floats in
 [0, 1]."""
 Pictures = Picture | Iterable[Picture]
 """One image or many: a list, a generator, an array [B, h, w, 3] or a tensor [B, 3, h, w]."""
 
 HALF_LEVEL = 0.5 / 255
-"""Floats may leave [0, 1] by this much, as they do after some resizing: they become the same levels."""
+"""Floats may leave [0, 1] by this much, as after some resizing. They round to the same levels as 0 and 1."""
 _KINDS = "a path, a PIL image, an array or a tensor"
 
 
 def separate(images: Pictures) -> Iterable[Picture]:
-    """The images one by one; a single one becomes a list of one. Raises Refusal for arrays of another number of axes."""
+    """The images one by one. A single image becomes a list of one. Raises Refusal if the type or shape is not supported."""
     if isinstance(images, str | bytes | os.PathLike | Image.Image):
         return [images]
-    if isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "OUS":  # of names, as pandas gives them
+    if isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "OUS":  # paths, as pandas returns them
         return images.tolist()  # type: ignore[no-any-return]
     if isinstance(images, np.ndarray | Tensor):
         if images.ndim == 4:
@@ -45,10 +45,10 @@ def separate(images: Pictures) -> Iterable[Picture]:
 
 
 def pixels_of(image: Picture, min_side: int = 0) -> UInt8[Tensor, "h w 3"]:
-    """RGB pixels of one image. `min_side`: large JPEG files may be decoded smaller, down to this short side.
+    """RGB pixels of one image. `min_side`: large JPEG files may be decoded smaller, down to this short side in pixels.
 
     PIL images follow the rules for files (`openjepa.data.decode`): turned upright, transparency over white, the upper eight of
-    16 bits. Raises Refusal for a file that is no image, for arrays of another shape, and for floats outside of [0, 1].
+    16 bits. Raises Refusal if a file is not an image, an array has another shape, or floats are outside [0, 1].
     """
     if isinstance(image, str | os.PathLike):
         if "://" in str(image):
@@ -85,7 +85,7 @@ def _decoded(data: bytes, name: str, min_side: int) -> UInt8[Tensor, "h w 3"]:
 
 
 def _as_tensor(array: NDArray[Any]) -> Tensor:
-    """A tensor in the array's memory, or a copy if the array is read-only, runs backwards or has the other byte order."""
+    """A tensor that shares the array's memory, or a copy if the array is read-only, not contiguous or byte-swapped."""
     if array.dtype.kind not in "buif":
         raise Refusal(f"an image is an array of {array.dtype}: give uint8 levels, or floats in [0, 1]")
     wanted = np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
@@ -93,7 +93,7 @@ def _as_tensor(array: NDArray[Any]) -> Tensor:
 
 
 def _from_numbers(values: Tensor, channels_first: bool) -> UInt8[Tensor, "h w 3"]:
-    """Pixels of an array or tensor. `channels_first` decides if both ends could be the channels."""
+    """Pixels of an array or tensor. `channels_first`: takes the first axis if both ends could be the channels."""
     if values.ndim == 2:
         values = values[..., None].expand(-1, -1, 3)
     elif values.ndim == 3:
@@ -121,7 +121,7 @@ def _levels(values: Tensor) -> UInt8[Tensor, "h w 3"]:
     if values.dtype == torch.bool or not values.is_floating_point():
         raise Refusal(f"an image has {values.dtype} numbers: give uint8 levels, or floats in [0, 1]")
     low, high = float(values.min()), float(values.max())
-    if not (low >= -HALF_LEVEL and high <= 1 + HALF_LEVEL):  # also where they are not numbers
+    if not (low >= -HALF_LEVEL and high <= 1 + HALF_LEVEL):  # also true for NaN
         raise Refusal(
             f"an image has floats from {low:.3g} to {high:.3g}: give uint8 levels or floats in [0, 1], which are normalized "
             "here; for images that you have normalized yourself, call the encoder: encoder(images)"

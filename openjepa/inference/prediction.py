@@ -1,4 +1,4 @@
-"""Predictions of hidden parts of an image by I-JEPA's predictor, beside what the encoder makes of them."""
+"""Predictions of hidden parts of an image by I-JEPA's predictor, beside the encoder's features of these parts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,21 +18,21 @@ TargetNorm = Literal["layer_norm", "none"]
 
 @dataclass(frozen=True)
 class Objective:
-    """What a predictor was trained for. The defaults are those of the released program."""
+    """The objective that a predictor was trained for. The defaults are those of the released program."""
 
     loss: Loss = "smooth_l1"
-    """Distance of predictions to targets: smooth L1 with beta 1, or squared differences; both averaged over everything."""
+    """Distance from predictions to targets, averaged over everything: smooth L1 with beta 1, or squared differences."""
     target_norm: TargetNorm = "layer_norm"
-    """What is done with the features of the target encoder: `layer_norm` without weights, or `none`."""
+    """Normalization of the features of the target encoder: `layer_norm` without weights, or `none`."""
 
     def __post_init__(self) -> None:
-        """Raises Refusal for names that are not known."""
+        """Raises Refusal if a name is not known."""
         for name, value, known in (("loss", self.loss, Loss), ("target_norm", self.target_norm, TargetNorm)):
             if value not in get_args(known):
                 raise Refusal(f"a predictor trained with {name}={value!r} is not known: {', '.join(get_args(known))}")
 
     def targets(self, features: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead D"]:
-        """Features of an encoder in the space of the predictions."""
+        """Features of an encoder, normalized as the targets of training, so that predictions can be compared with them."""
         if self.target_norm == "layer_norm":
             return F.layer_norm(features, features.shape[-1:], eps=TARGET_NORM_EPS)
         return features
@@ -45,7 +45,7 @@ class Objective:
 
 
 def objective_of(entries: Mapping[str, Any]) -> Objective:
-    """The objective that a predictor's config.json names, or that of the released program if it names none."""
+    """The objective in the entries of a predictor's config.json. A missing entry is that of the released program."""
     return Objective(entries.get("loss", Objective.loss), entries.get("target_norm", Objective.target_norm))
 
 
@@ -54,15 +54,15 @@ class BlockPrediction:
     """One target block of T patches in B images. Tensors are fp32 on the CPU."""
 
     indices: Int[Tensor, " T"]
-    """Its patches, row * W + column."""
+    """Patches of the block: row * W + column."""
     predicted: Float[Tensor, "B T D"]
-    """What the predictor predicts."""
+    """Features that the predictor predicts."""
     actual: Float[Tensor, "B T D"]
-    """What the encoder makes of these patches when it sees the whole image, normalized as the targets of training."""
+    """The encoder's features of these patches, from the whole image, normalized as the targets of training."""
     in_context: Bool[Tensor, " T"]
-    """True for patches that the context holds too, so that they need no prediction. All False in training."""
+    """True for patches that are also in the context, so that they need no prediction. All False in training."""
     cosine: Float[Tensor, "B T"]
-    """Cosine between both, for every patch."""
+    """Cosine between `predicted` and `actual`, for every patch."""
     loss: Float[Tensor, " B"]
     """The training loss of this block alone, in each image."""
 
@@ -74,9 +74,9 @@ class Prediction:
     grid: tuple[int, int]
     """Rows H and columns W of patches, to which all indices refer."""
     context: Int[Tensor, " K"]
-    """Patches that the encoder saw for the predictions."""
+    """Patches that the encoder saw for the predictions, as raster indices."""
     blocks: tuple[BlockPrediction, ...]
-    """One for each target, in their order."""
+    """One prediction for each target, in the order of the targets."""
 
     @property
     def cosine(self) -> Float[Tensor, "B M"]:
@@ -89,7 +89,7 @@ class Prediction:
         return torch.stack([block.loss for block in self.blocks], dim=1)
 
     def cosine_map(self) -> Float[Tensor, "B H W"]:
-        """Cosine of every patch on the grid: the mean of blocks that overlap, NaN for patches of no block."""
+        """Cosine of every patch on the grid: the mean over its blocks, NaN for a patch in no block."""
         rows, columns = self.grid
         sums, counts = torch.zeros(len(self.blocks[0].cosine), rows * columns), torch.zeros(rows * columns)
         for block in self.blocks:
@@ -105,7 +105,7 @@ def compare(
     actual: Float[Tensor, "B T D"],
     objective: Objective,
 ) -> BlockPrediction:
-    """A block with the cosine and the loss of its prediction."""
+    """A `BlockPrediction` with the cosine and the loss of `predicted` against `actual`."""
     return BlockPrediction(
         indices=block,
         predicted=predicted,

@@ -1,4 +1,4 @@
-"""Mask strategies, one file each. The line that registers one stands below its settings, in `settings.masks`."""
+"""Mask strategies, one file each. A strategy is registered in `settings.masks`, in the line below its settings."""
 
 from openjepa.settings.masks import MASKS
 

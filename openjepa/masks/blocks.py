@@ -1,6 +1,6 @@
 """Rectangular blocks on a grid of patches: sizes with their probabilities, positions, covered patches.
 
-Also refuses settings of multi-block masks that cannot work on a grid, before anything is drawn.
+Also checks, before anything is drawn, that settings of multi-block masks can work on a grid.
 """
 
 from dataclasses import dataclass
@@ -13,30 +13,30 @@ from openjepa.settings.derived import resolved
 from openjepa.settings.masks import MultiblockSettings
 
 RAREST = 0.01
-"""Block sizes rarer than this are left out, so that few token shapes occur (at 14x14 they are 2 % of the draws together)."""
+"""Block sizes less probable than this are left out, so that few token shapes occur (at 14x14 they are 2 % of all draws)."""
 _RESOLUTION = 512
-"""Scales and aspects are tabulated at this many equidistant values each."""
+"""Number of equidistant values at which scale and aspect are each tabulated."""
 REFERENCE_PATCHES = 14 * 14
-"""The grid that `min_keep` is meant for."""
+"""Number of patches of the grid that `min_keep` refers to."""
 
 
 @dataclass(frozen=True)
 class BlockSizes:
-    """The sizes of a block that can occur, with their probabilities."""
+    """The possible sizes of a block, with their probabilities."""
 
     sizes: Int[np.ndarray, "S 2"]
-    """Rows and columns."""
+    """Rows and columns of each size."""
     probabilities: Float[np.ndarray, " S"]
 
     def pick(self, uniform: Float[np.ndarray, "*B"]) -> Int[np.ndarray, "*B 2"]:
-        """Sizes drawn by inverting the distribution function at numbers that are uniform in [0, 1)."""
+        """Sizes drawn with their probabilities. Inverts the distribution function at `uniform` numbers in [0, 1)."""
         steps = np.cumsum(self.probabilities)[:-1]
         picked: Int[np.ndarray, "*B 2"] = self.sizes[np.searchsorted(steps, uniform, side="right")]
         return picked
 
     @property
     def areas(self) -> Int[np.ndarray, " S"]:
-        """Patches of each size."""
+        """Number of patches of each size."""
         areas: Int[np.ndarray, " S"] = self.sizes.prod(axis=1)
         return areas
 
@@ -46,8 +46,9 @@ def block_sizes(
 ) -> BlockSizes:
     """Sizes of a block whose scale (fraction of the patches) and aspect (height / width) are uniform and independent.
 
-    I-JEPA, section 3: U(0.15, 0.2) and U(0.75, 1.5) for targets. Sides are rounded to whole patches and lie in the grid. If
-    the grid is too narrow for an aspect, the block is as long as its area asks. `relative`: aspect 1 is the grid's own.
+    I-JEPA, section 3: U(0.15, 0.2) and U(0.75, 1.5) for targets. Sides are rounded to whole patches and do not exceed the grid.
+    If the grid is too narrow for an aspect, the block is made longer to keep its area. If `relative`, aspect 1 is that of the
+    grid.
     """
     height, width = grid
     middle = (np.arange(_RESOLUTION) + 0.5) / _RESOLUTION
@@ -87,14 +88,14 @@ def _within(start: Int[np.ndarray, "*B"], length: Int[np.ndarray, "*B"], num: in
 
 
 def raster_indices(corners: Int[np.ndarray, "*B 2"], size: tuple[int, int], width: int) -> Int[np.ndarray, "*B T"]:
-    """Raster indices, ascending, of the patches of blocks of one size on a grid with `width` columns."""
+    """Raster indices, ascending, of the patches of blocks of one size, on a grid with `width` columns."""
     offsets = (np.arange(size[0])[:, None] * width + np.arange(size[1])[None, :]).reshape(-1)
     indices: Int[np.ndarray, "*B T"] = (corners[..., 0] * width + corners[..., 1])[..., None] + offsets
     return indices
 
 
 def scaled_min_keep(min_keep: int, grid: tuple[int, int]) -> int:
-    """`min_keep` for an unbiased context on `grid`: in proportion on grids smaller than 14x14."""
+    """`min_keep` for an unbiased context on `grid`. Reduced in proportion on grids smaller than 14x14."""
     return int(min_keep * min(1.0, grid[0] * grid[1] / REFERENCE_PATCHES))
 
 
@@ -112,7 +113,7 @@ def check_context_fits(
 ) -> None:
     """Raises Refusal if more than half of the draws leave the context fewer than `needed` patches.
 
-    `num_available`: patches left to the context in each of many draws.
+    `num_available` is the number of patches left to the context in each of many draws.
     """
     median, num_patches = int(np.median(num_available)), grid[0] * grid[1]
     if median >= needed:
@@ -137,7 +138,7 @@ def check_context_fits(
 def check_official_sizes(
     settings: MultiblockSettings, grid: tuple[int, int], smallest_target: int, smallest_context: int
 ) -> None:
-    """Raises Refusal if blocks may have at most `min_keep` patches, which the released code would draw again for ever."""
+    """Raises Refusal if blocks may have at most `min_keep` patches. The released code would draw such blocks again forever."""
     for block, smallest in (("target", smallest_target), ("context", smallest_context)):
         if smallest <= resolved(settings.min_keep):
             advice = f"the largest value that fits is {smallest - 1}"

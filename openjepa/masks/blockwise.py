@@ -1,4 +1,4 @@
-"""Blocks of patches masked until a wished share is reached (BEiT, arXiv 2106.08254, as data2vec and iBOT draw them)."""
+"""Blocks of patches, masked until the desired share is reached (BEiT, arXiv 2106.08254, as data2vec and iBOT draw them)."""
 
 from typing import final
 
@@ -15,23 +15,24 @@ from openjepa.settings.masks import BlockwiseSettings
 from openjepa.types import TokenMask
 
 ATTEMPTS = 10
-"""Blocks that are tried for each one that is wanted; if none fits, the mask stays short (data2vec and iBOT: 10)."""
+"""Number of blocks tried for each one that is needed. If none fits, the mask stays smaller (data2vec and iBOT: 10)."""
 NUMBERS = 4
-"""Random numbers of one attempt: area, aspect, row, column."""
+"""Random numbers per attempt: area, aspect, row, column."""
 ESTIMATE_SAMPLES = 1024
-"""Masks that are drawn to say how many patches are masked on average."""
+"""Number of masks drawn to estimate how many patches are masked on average."""
 
 
 @final
 class Blockwise(MaskSampler):
-    """Rectangles one after another, until the wished number of patches is masked or no further rectangle is found.
+    """Masks one rectangle after another, until the desired number of patches is masked or no further rectangle fits.
 
-    The area of a block is uniform between `min_block` and what is left to mask (also if that is less), or `max_block`; its
-    aspect is uniform in the logarithm; both sides are rounded and must be smaller than the grid's; its position is uniform.
-    It is taken if it masks at least one more patch and at most as many as are left. So the number of masked patches lies a
-    little below the wished one and differs between images. It is 0 if none of the first `ATTEMPTS` blocks is smaller than the
-    grid, which happens on flat grids. One rule serves data2vec and iBOT: their published programs differ only in how the
-    wished number is made. Everything follows from the sample's own seed.
+    The area of a block is uniform between `min_block` and the number of patches left to mask (even if that is less), or
+    `max_block` if that is smaller. Its aspect is log-uniform. Both sides are rounded and must be smaller than the grid's. Its
+    position is uniform. A block is accepted if it masks at least one more patch and at most as many as are left.
+
+    The number of masked patches is therefore a little below the desired one, and differs between images. It is 0 if none of the
+    first `ATTEMPTS` blocks is smaller than the grid, which happens on flat grids. data2vec and iBOT follow the same rule: their
+    published programs differ only in how they choose the desired number. Everything depends only on the seed of the sample.
     """
 
     name = "blockwise"
@@ -45,12 +46,12 @@ class Blockwise(MaskSampler):
         self._ratios, self._spreads = np.array(settings.ratios), np.array(settings.spreads)
 
     def __call__(self, sample_seeds: NDArray[np.int64], group_seed: int, step: int) -> TokenMask:
-        """The masks of the samples [B]; neither group nor step matters."""
+        """The masks of the samples [B]. `group_seed` and `step` are not used."""
         masked = self._draw(sample_seeds).reshape(len(sample_seeds), -1)
         return TokenMask(masked=torch.from_numpy(masked), grid=self.grid)
 
     def shapes(self) -> tuple[TokenShape, ...]:
-        """One: estimated mean numbers of visible and masked patches, and the largest number that any image may have masked."""
+        """One shape: estimated mean numbers of visible and masked patches, and the largest possible number of masked ones."""
         seeds = derive_samples("mask", 0, np.zeros(1, np.int64), np.arange(ESTIMATE_SAMPLES))
         num_masked = round(float(self._draw(seeds).sum()) / ESTIMATE_SAMPLES)
         num_patches = self.grid[0] * self.grid[1]
@@ -58,7 +59,7 @@ class Blockwise(MaskSampler):
         return (TokenShape(num_patches - num_masked, num_masked, probability=1.0, num_targets=1, most_targets=most),)
 
     def _draw(self, seeds: NDArray[np.int64]) -> Bool[np.ndarray, "B H W"]:
-        """Masks of all samples at once, one block in each round. A sample is done if it finds no block or has nothing left."""
+        """Masks of all samples at once, one block per round. A sample is done if it finds no block or has nothing left."""
         masked = np.zeros((len(seeds), *self.grid), dtype=bool)
         left = self._wished(seeds)
         active = np.flatnonzero(left >= 1)
@@ -83,7 +84,7 @@ class Blockwise(MaskSampler):
         numbers = uniforms(seeds, 2)
         entry = (numbers[:, 0] * len(self._ratios)).astype(np.int64)
         ratio = self._ratios[entry] + self._spreads[entry] * (2 * numbers[:, 1] - 1)
-        wished: Float[np.ndarray, " B"] = (ratio * self.grid[0] * self.grid[1]).round(6)  # 120/196 x 196 is to be 120
+        wished: Float[np.ndarray, " B"] = (ratio * self.grid[0] * self.grid[1]).round(6)  # 120/196 x 196 must give 120
         return wished
 
     def _sizes(self, numbers: Float[np.ndarray, "b A 4"], left: Float[np.ndarray, "b 1"]) -> Int[np.ndarray, "b A 2"]:
@@ -99,9 +100,9 @@ class Blockwise(MaskSampler):
 def _masked_within(
     masked: Bool[np.ndarray, "b H W"], corners: Int[np.ndarray, "b A 2"], sizes: Int[np.ndarray, "b A 2"]
 ) -> Int[np.ndarray, "b A"]:
-    """How many patches of each rectangle are masked already, from sums over all rectangles that start at the first patch.
+    """Number of already masked patches in each rectangle, computed from sums over all rectangles that start at the first patch.
 
-    Rectangles that reach beyond the grid give a number without meaning: they are refused for their size.
+    For rectangles that reach beyond the grid the number has no meaning. They are rejected for their size.
     """
     sums = np.zeros((len(masked), masked.shape[1] + 1, masked.shape[2] + 1), dtype=np.int64)
     sums[:, 1:, 1:] = masked.cumsum(axis=1).cumsum(axis=2)

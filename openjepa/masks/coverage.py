@@ -1,4 +1,4 @@
-"""What a sampler's masks look like: single examples, and how often each patch is context or target."""
+"""Pictures of a sampler's masks: single examples, and the frequency with which each patch is context or target."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ class Example:
     """The masks of one image, drawn on the grid."""
 
     context: Bool[np.ndarray, "H W"]
-    """Patches of the context; for single masked patches those that stay visible."""
+    """Patches of the context. If single patches are masked, the visible ones."""
     targets: Bool[np.ndarray, "M H W"]
-    """Patches of each target block; single masked patches count as one block."""
+    """Patches of each target block. If single patches are masked, they all count as one block."""
     kind: MaskKind = "blocks"
 
 
@@ -52,16 +52,16 @@ def examples(sampler: MaskSampler, num_samples: int, seed: int = 0, microbatch: 
 def coverage(
     sampler: MaskSampler, num_samples: int = 20_000, seed: int = 0, microbatch: int = 128
 ) -> dict[str, Float[np.ndarray, "H W"]]:
-    """Probability of each patch being `context`, in a given `target` block, in any of them (`union`).
+    """Probability of each patch to be `context`, to be in a given `target` block, and to be in any of them (`union`).
 
-    For single masked patches, `context` are the visible ones, and all masked ones count as one target. Samples are drawn in
-    groups of `microbatch`, on which the official masks depend. Raises Refusal if the sampler draws no masks.
+    If single patches are masked, `context` are the visible ones, and all masked ones count as one target. Samples are drawn in
+    groups of `microbatch`, because the official masks depend on them. Raises Refusal if the sampler draws no masks.
     """
     return _accumulate(sampler, max(1, num_samples // microbatch), seed, microbatch)[0]
 
 
 def statistics(sampler: MaskSampler, num_samples: int = 20_000, seed: int = 0, microbatch: int = 128) -> Statistics:
-    """Averages of the maps of `coverage`, with the shares of samples that were drawn again or padded."""
+    """Averages of the maps of `coverage`, and the shares of samples that were redrawn or padded."""
     num_groups = max(1, num_samples // microbatch)
     maps, redrawn, padded = _accumulate(sampler, num_groups, seed, microbatch)
     samples = num_groups * microbatch
@@ -78,7 +78,7 @@ def statistics(sampler: MaskSampler, num_samples: int = 20_000, seed: int = 0, m
 def _accumulate(
     sampler: MaskSampler, num_groups: int, seed: int, microbatch: int
 ) -> tuple[dict[str, Float[np.ndarray, "H W"]], int, int]:
-    """Coverage maps and the numbers of redrawn and of padded samples."""
+    """Coverage maps, and the numbers of redrawn and of padded samples."""
     sums = {name: np.zeros(sampler.grid) for name in ("context", "target", "union")}
     redrawn, padded = 0, 0
     for masks in _groups(sampler, num_groups, microbatch, seed):

@@ -1,6 +1,6 @@
 """I-JEPA's multi-block masks without the biases of the released code (paper: arXiv 2301.08243, section 3 and appendix A).
 
-Contexts of different sizes are cut to one size. Every cut here keeps each available patch with the same probability; the
+Contexts of different sizes are cut to one size. Every cut here keeps each available patch with the same probability. The
 released code keeps the first patches in raster order, so that the lower part of the image is rarely context.
 """
 
@@ -34,20 +34,20 @@ from openjepa.settings.ranges import check_ranges
 from openjepa.types import BlockMasks
 
 _START = 1 << 32
-"""First number of a cut in a sample's sequence of random numbers. Earlier ones belong to its positions."""
+"""Index of a cut's first number in a sample's sequence of random numbers. Earlier ones belong to the positions."""
 TOKEN_MULTIPLE = 8
 """Contexts that are not cut are padded to a multiple of this many patches, so that few shapes occur."""
 _ESTIMATE_PATCHES = 1 << 22
-"""Samples x targets x patches of the grid that are drawn to estimate what has no closed form."""
+"""Limit on samples x targets x patches of the grid that are drawn to estimate quantities without a closed form."""
 
 Cut = Callable[[Bool[np.ndarray, "B N"], int, NDArray[np.int64], tuple[int, int]], Bool[np.ndarray, "B N"]]
-"""(available patches, `keep`, sample seeds, grid) -> patches that are kept: `keep` of them, or all if there are fewer."""
+"""(available patches, `keep`, sample seeds, grid) -> the patches to keep: `keep` of them, or all if there are fewer."""
 
 
 def random_subset(
     available: Bool[np.ndarray, "B N"], keep: int, seeds: NDArray[np.int64], grid: tuple[int, int]
 ) -> Bool[np.ndarray, "B N"]:
-    """A uniformly random subset of the available patches."""
+    """A uniformly random subset of the available patches, of size `keep`, or all of them if there are fewer."""
     keys = uniforms(seeds, available.shape[1], start=_START)
     keys[~available] = 2.0
     chosen = np.zeros_like(available)
@@ -59,10 +59,10 @@ def random_subset(
 def random_window(
     available: Bool[np.ndarray, "B N"], keep: int, seeds: NDArray[np.int64], grid: tuple[int, int]
 ) -> Bool[np.ndarray, "B N"]:
-    """A contiguous sector: of the available patches ordered by their angle around the grid's center, `keep` successive ones.
+    """A contiguous sector: `keep` successive patches of the available ones, ordered by their angle around the grid's center.
 
-    The first is drawn uniformly and the order is cyclic, so each of n available patches is kept with probability keep / n
-    exactly. Patches nearest to a random side or corner would favor the border.
+    The first is drawn uniformly and the order is cyclic. Each of n available patches is therefore kept with probability
+    keep / n exactly. The patches nearest to a random side or corner would not do, because they favor the border.
     """
     order = angular_order(grid)
     turned = available[:, order]
@@ -77,16 +77,16 @@ def random_window(
 def none(
     available: Bool[np.ndarray, "B N"], keep: int, seeds: NDArray[np.int64], grid: tuple[int, int]
 ) -> Bool[np.ndarray, "B N"]:
-    """All available patches; contexts differ in size and are padded."""
+    """All available patches. Contexts thus differ in size and are padded."""
     return available
 
 
 CUTS: dict[str, Cut] = {"random_subset": random_subset, "random_window": random_window, "none": none}
-"""By the name in `masks.context_cut`."""
+"""Cuts by their name in `masks.context_cut`."""
 
 
 def angular_order(grid: tuple[int, int]) -> Int[np.ndarray, " N"]:
-    """Raster indices of the patches by their angle around the grid's center; outer patches first among equal angles."""
+    """Raster indices of the patches, sorted by their angle around the grid's center. At equal angles, outer ones come first."""
     rows, columns = np.indices(grid)
     down, right = (rows - (grid[0] - 1) / 2).ravel(), (columns - (grid[1] - 1) / 2).ravel()
     order: Int[np.ndarray, " N"] = np.lexsort((-np.hypot(down, right), np.arctan2(down, right)))
@@ -94,7 +94,7 @@ def angular_order(grid: tuple[int, int]) -> Int[np.ndarray, " N"]:
 
 
 def pack(chosen: Bool[np.ndarray, "B N"], num_tokens: int) -> tuple[Int[np.ndarray, "B K"], Bool[np.ndarray, "B K"] | None]:
-    """Raster indices of the chosen patches, ascending, and which of them are real (None if all are).
+    """Raster indices of the chosen patches, ascending, and a mask of those that are not padding (None if there is no padding).
 
     Rows with fewer than `num_tokens` patches are padded with index 0.
     """
@@ -107,7 +107,7 @@ def pack(chosen: Bool[np.ndarray, "B N"], num_tokens: int) -> tuple[Int[np.ndarr
 
 
 def build_multiblock(settings: MultiblockSettings, grid: tuple[int, int]) -> MaskSampler:
-    """The sampler of `settings.mode` on a grid of H x W patches. Raises Refusal if the settings are impossible there."""
+    """The sampler for `settings.mode` on a grid of H x W patches. Raises Refusal if the settings are impossible there."""
     check_ranges(settings, "masks.")
     if min(grid) < 1:
         raise Refusal(f"a grid of {grid[0]}x{grid[1]} patches has no room for masks: use larger images or smaller patches")
@@ -138,19 +138,19 @@ class Layout:
     available: Bool[np.ndarray, "B N"]
     """Patches of the context block that lie in no target."""
     redrawn: int
-    """Samples that took more than one draw."""
+    """Number of samples that were drawn more than once."""
     short: int
-    """Samples that still have too few available patches."""
+    """Number of samples that still have too few available patches."""
 
 
 @final
 class UnbiasedMultiblock(MaskSampler):
-    """Scale and aspect drawn separately (both uniform), every position equally likely, contexts cut without preference.
+    """Multi-block masks with scale and aspect drawn separately (both uniform), uniform positions, and unbiased cuts.
 
-    Sizes of the target and the context block are shared by a mask group and follow from (`group_seed`, `step`); positions and
-    cut follow from the sample's own seed. A sample with fewer than K available patches (`context_cut="none"`: with at most
-    `min_keep`, scaled down on grids under 14x14) draws its positions again, at most `max_redraws` times; then its best draw is
-    padded. A sample never has an empty context.
+    The sizes of the target and the context block are shared by a mask group and depend on (`group_seed`, `step`). Positions and
+    cut depend on the sample's own seed. A sample has too few available patches if it has fewer than K, or if
+    `context_cut="none"`, at most `min_keep` (scaled down on grids under 14x14). It then draws its positions again, at most
+    `max_redraws` times. If that fails, its best draw is padded. A sample never has an empty context.
     """
 
     def __init__(self, settings: MultiblockSettings, grid: tuple[int, int]) -> None:
@@ -169,10 +169,10 @@ class UnbiasedMultiblock(MaskSampler):
         num_available = self._estimate_available()
         check_context_fits(settings, grid, num_available, self._needed)
         self.available_ratio = float(num_available.mean()) / num_patches
-        """Fraction of the patches that the context has before it is cut, on average (estimated, first draws)."""
+        """Mean fraction of the patches that the context has before it is cut (estimated from first draws)."""
 
     def __call__(self, sample_seeds: NDArray[np.int64], group_seed: int, step: int) -> BlockMasks:
-        """Context and targets of the samples [B]; `redrawn` and `padded` count samples."""
+        """Context and targets of the samples [B]. `redrawn` and `padded` count samples."""
         target, context = self._group_sizes(np.array([derive("group", group_seed, step)]))
         layout = self._lay_out(sample_seeds, target, context)
         chosen = CUTS[self._settings.context_cut](layout.available, self._keep, sample_seeds, self.grid)
@@ -188,9 +188,9 @@ class UnbiasedMultiblock(MaskSampler):
         )
 
     def shapes(self) -> tuple[TokenShape, ...]:
-        """Exact if contexts are cut. With `context_cut="none"` an estimate for microbatches of `group_size` (or 128).
+        """Exact if contexts are cut. If `context_cut="none"`, an estimate for microbatches of `group_size` (or 128).
 
-        The estimate depends on the fullest context of a microbatch: multiples of 8 rarer than about 1 % may be missing.
+        The estimate depends on the fullest context of a microbatch. Multiples of 8 rarer than about 1 % may be missing.
         """
         if self._settings.context_cut == "none":
             return self._estimate_shapes()
@@ -200,7 +200,7 @@ class UnbiasedMultiblock(MaskSampler):
         return tuple(TokenShape(self._keep, int(areas[i]), float(shares[i]), self._settings.num_targets) for i in order)
 
     def _group_sizes(self, seeds: NDArray[np.int64]) -> tuple[Int[np.ndarray, "G 2"], Int[np.ndarray, "G 2"]]:
-        """Rows and columns of the target and of the context block of each group."""
+        """Rows and columns of the target block and of the context block of each group."""
         numbers = uniforms(seeds, 2)
         return self.target_sizes.pick(numbers[:, 0]), self.context_sizes.pick(numbers[:, 1])
 
@@ -241,7 +241,7 @@ class UnbiasedMultiblock(MaskSampler):
         target: Int[np.ndarray, "B 2"],
         sample: int,
     ) -> None:
-        """Gives a context to a sample whose draws all left none: puts its targets on one another; the rest is context."""
+        """Makes a context for a sample whose draws all left none. Its targets are put on one another; the rest is context."""
         corners[sample] = corners[sample, :1]
         available[sample] = ~covered(corners[sample, 0], target[sample], self.grid).reshape(-1)
 
@@ -252,7 +252,7 @@ class UnbiasedMultiblock(MaskSampler):
         return min(-(-most // TOKEN_MULTIPLE) * TOKEN_MULTIPLE, self.grid[0] * self.grid[1])
 
     def _estimate_available(self) -> Int[np.ndarray, " S"]:
-        """Available patches of many samples in their first draw, each sample with sizes of its own."""
+        """Number of available patches of many samples in their first draw. Each sample has its own block sizes."""
         num_samples = max(256, min(4096, _ESTIMATE_PATCHES // (self.grid[0] * self.grid[1] * self._settings.num_targets)))
         seeds = derive_samples("mask", 0, np.zeros(1, np.int64), np.arange(num_samples))
         _, available = self._draw(seeds, *self._group_sizes(seeds + 1), attempt=0)
@@ -260,7 +260,7 @@ class UnbiasedMultiblock(MaskSampler):
         return num_available
 
     def _estimate_shapes(self) -> tuple[TokenShape, ...]:
-        """Shapes of the same microbatches under each size of the target block, weighted by its known probability."""
+        """Shapes of the same microbatches for each size of the target block, weighted by the known probability of that size."""
         num_samples = min(self._settings.group_size or 128, 256)
         patches = self.grid[0] * self.grid[1] * self._settings.num_targets * num_samples
         num_groups = max(8, min(64, _ESTIMATE_PATCHES // (2 * patches)))

@@ -1,9 +1,9 @@
 """The masks of the released I-JEPA program, draw for draw, with the biases that its published results include.
 
-Written from the description of its draws in the parity data (tests/parity). What is unlike the paper: one random number sets
-both scale and aspect; a block is never as high or wide as the grid, and the last position of a block is never drawn, so that
-the last row and column are neither context nor target; contexts are cut to the smallest of the batch by dropping their last
-patches in raster order.
+Written from the description of its draws in the parity data (tests/parity). It differs from the paper in four ways. One random
+number sets both scale and aspect. A block is never as high or wide as the grid. The last position of a block is never drawn, so
+that the last row and column are neither context nor target. Contexts are cut to the smallest of the batch by dropping their
+last patches in raster order.
 """
 
 import math
@@ -23,22 +23,22 @@ from openjepa.settings.masks import MultiblockSettings
 from openjepa.types import BlockMasks
 
 TRIES_PER_TARGET = 20
-"""Failures after which one more target is no longer taken out of the context."""
+"""Number of failures after which one target fewer is removed from the context."""
 _ESTIMATE_STEPS = 256
-"""Steps drawn to estimate how often each token shape occurs."""
+"""Number of steps drawn to estimate how often each token shape occurs."""
 
 
 @final
 class OfficialMultiblock(MaskSampler):
-    """Sequential: a microbatch is drawn image after image from one generator, so its masks depend on how the batch is divided.
+    """A sequential sampler: one generator draws a microbatch image after image. Masks thus depend on how a batch is divided.
 
-    Block sizes follow from the step alone. If a context stays too small for long, targets may overlap it (as released).
+    Block sizes depend only on the step. If a context remains too small after many tries, targets may overlap it (as released).
     """
 
     sequential = True
 
     def __init__(self, settings: MultiblockSettings, grid: tuple[int, int]) -> None:
-        """Raises Refusal if blocks of at most `min_keep` patches can occur, which would be drawn again for ever."""
+        """Raises Refusal if blocks of at most `min_keep` patches can occur, which would be drawn again forever."""
         self.name = "multiblock/official"
         self.grid = grid
         self._settings = settings
@@ -47,11 +47,11 @@ class OfficialMultiblock(MaskSampler):
         check_official_sizes(settings, grid, int(smallest_target), int(smallest_context))
 
     def __call__(self, sample_seeds: NDArray[np.int64], group_seed: int, step: int) -> BlockMasks:
-        """Masks of a microbatch, from a generator seeded with its first sample's seed (a stand-in for a worker's own)."""
+        """Masks of a microbatch. Its first sample's seed seeds the generator, which stands in for that of a released worker."""
         return self.draw(torch.Generator().manual_seed(int(sample_seeds[0])), step, len(sample_seeds))
 
     def draw(self, generator: torch.Generator, step: int, num_samples: int) -> BlockMasks:
-        """What the released program draws in its batch number `step` when `generator` is the global one."""
+        """The masks that the released program draws in its batch number `step` if `generator` is torch's global one."""
         targets, contexts, redrawn = self.draw_uncut(generator, step, num_samples)
         shortest = min(len(indices) for indices in contexts)
         return BlockMasks(
@@ -64,7 +64,7 @@ class OfficialMultiblock(MaskSampler):
     def draw_uncut(
         self, generator: torch.Generator, step: int, num_samples: int
     ) -> tuple[Int[np.ndarray, "B M T"], list[Int[np.ndarray, " K"]], int]:
-        """Targets, contexts before the cut, and how many contexts were drawn more than once."""
+        """Targets, contexts before the cut, and the number of contexts that were drawn more than once."""
         target, context = self.block_sizes(step)
         corners, contexts, redrawn = [], [], 0
         for _ in range(num_samples):
@@ -81,9 +81,10 @@ class OfficialMultiblock(MaskSampler):
         return self._sizes(target, context)
 
     def shapes(self) -> tuple[TokenShape, ...]:
-        """An estimate for microbatches of `group_size` (else 128), from 256 steps; rarer shapes may be missing.
+        """An estimate for microbatches of `group_size` (or 128), from 256 steps. Rarer shapes may be missing.
 
-        Positions are drawn as the program draws them; its rare second draws are only counted as the fewest patches allowed.
+        Positions are drawn as the program draws them. A context that it would draw again is counted as the fewest patches
+        allowed.
         """
         microbatch = min(self._settings.group_size or 128, 256)
         counts: Counter[tuple[int, int]] = Counter()
@@ -97,7 +98,7 @@ class OfficialMultiblock(MaskSampler):
         )
 
     def _sizes(self, target: float, context: float) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Block sizes of two numbers in [0, 1), each of which sets the scale and the aspect of its block."""
+        """Block sizes from two numbers in [0, 1). Each number sets both the scale and the aspect of its block."""
         settings = self._settings
         return (
             self._size(target, settings.target_scale, settings.target_aspect),
@@ -112,7 +113,7 @@ class OfficialMultiblock(MaskSampler):
         return min(rows, height - 1), min(columns, width - 1)
 
     def _corner(self, size: tuple[int, int], generator: torch.Generator) -> tuple[int, int]:
-        """Top and left of a block; the upper ends are exclusive, so the last position is never drawn."""
+        """Top and left of a block. The upper ends are exclusive, so the last position is never drawn."""
         top = torch.randint(0, self.grid[0] - size[0], (1,), generator=generator)
         left = torch.randint(0, self.grid[1] - size[1], (1,), generator=generator)
         return int(top), int(left)
@@ -124,9 +125,9 @@ class OfficialMultiblock(MaskSampler):
         target: tuple[int, int],
         generator: torch.Generator,
     ) -> tuple[Int[np.ndarray, " K"], int]:
-        """Raster indices of one image's context, and how many draws it took.
+        """Raster indices of one image's context, and the number of draws it took.
 
-        Ends after at most 20 (M + 1) draws: then no target is taken out, and the block alone has more than `min_keep` patches.
+        Ends after at most 20 (M + 1) draws. By then no target is removed, and the block alone has more than `min_keep` patches.
         """
         tries = 0
         while True:
@@ -143,7 +144,7 @@ class OfficialMultiblock(MaskSampler):
     def _available(
         self, seeds: NDArray[np.int64], target: tuple[int, int], context: tuple[int, int]
     ) -> Bool[np.ndarray, "B N"]:
-        """Patches left to the context in the first draws of samples [B]: the same distribution, drawn at once."""
+        """Patches left to the context in the first draws of samples [B]. Same distribution, but drawn for all at once."""
         num_blocks = self._settings.num_targets + 1
         numbers = uniforms(seeds, 2 * num_blocks).reshape(len(seeds), num_blocks, 2)
         sizes = np.array([context] + [target] * self._settings.num_targets)  # [M + 1, 2]

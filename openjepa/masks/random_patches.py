@@ -1,4 +1,4 @@
-"""Single patches masked at random, equally many in every image (MAE, MSN)."""
+"""Single patches masked at random, with the same number in every image (MAE, MSN)."""
 
 from typing import final
 
@@ -16,10 +16,10 @@ from openjepa.types import TokenMask
 
 @final
 class RandomPatches(MaskSampler):
-    """The int(N (1 - ratio)) patches with the smallest of N uniform numbers stay visible (MAE, section 3).
+    """Keeps the int(N (1 - ratio)) patches with the smallest of N uniform numbers visible (MAE, section 3).
 
-    So every set of that many patches is equally likely. The numbers follow from the sample's own seed. If `shared` is set, they
-    follow from the seed of the mask group and the step: all images of a group lose the same patches (MSN).
+    Every set of that many patches is therefore equally likely. The numbers depend on the sample's own seed. If `shared` is set,
+    they depend on the seed of the mask group and the step, so that all images of a group lose the same patches (MSN).
     """
 
     def __init__(self, settings: RandomPatchesSettings, grid: tuple[int, int]) -> None:
@@ -41,6 +41,6 @@ class RandomPatches(MaskSampler):
         return TokenMask(torch.from_numpy(masked), self.grid, num_masked=num_patches - self._num_visible)
 
     def shapes(self) -> tuple[TokenShape, ...]:
-        """One: every image has equally many visible patches."""
+        """One shape, because every image has the same number of visible patches."""
         num_masked = self.grid[0] * self.grid[1] - self._num_visible
         return (TokenShape(context=self._num_visible, target=num_masked, probability=1.0, num_targets=1),)

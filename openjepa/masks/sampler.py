@@ -14,64 +14,65 @@ from openjepa.types import Masks
 
 @dataclass(frozen=True)
 class TokenShape:
-    """Token counts of a batch of masks; compiled code is specialized on them, so a strategy has only a few."""
+    """Token counts of a batch of masks. Compiled code is specialized on them, so a strategy has only a few."""
 
     context: int
     target: int
     probability: float
-    """How often this shape occurs. Estimated if it has no closed form."""
+    """Probability of this shape. Estimated if it has no closed form."""
     num_targets: int
-    """Target blocks per image."""
+    """Number of target blocks per image."""
     most_targets: int | None = None
-    """Largest number of target tokens of an image. None: all images have `target`; else `target` is their mean."""
+    """Largest number of target tokens of an image; `target` is then the mean. None if all images have `target` tokens."""
 
     @property
     def places(self) -> int:
-        """Places that hold the target tokens of any image."""
+        """Number of places that are enough for the target tokens of any image."""
         return self.target if self.most_targets is None else self.most_targets
 
 
 class MaskSampler(ABC):
-    """Draws the masks of one microbatch on a fixed grid; knows no images. Concrete samplers are final.
+    """Draws the masks of one microbatch on a fixed grid, without seeing the images. Concrete samplers are final.
 
-    What a mask group shares is a function of (`group_seed`, `step`) alone and what belongs to one sample of its own seed, so
-    the masks of a sample do not depend on workers, processes or microbatches. The one exception is a sampler that imitates a
-    sequential program, which says so by `sequential`.
+    Everything that a mask group shares is a function of (`group_seed`, `step`). Everything that belongs to one sample is a
+    function of its own seed. The masks of a sample thus do not depend on workers, processes or microbatches. The one exception
+    is a sampler that imitates a sequential program. It sets `sequential`.
     """
 
     name: str
-    """Strategy and mode as they appear beside every result, e.g. `multiblock/unbiased/random_subset`."""
+    """Strategy and mode, as shown beside every result, e.g. `multiblock/unbiased/random_subset`."""
     grid: tuple[int, int]
     """Rows and columns of patches."""
     sequential: bool = False
-    """Whether the masks of a sample depend on the others of its microbatch."""
+    """True if the masks of a sample depend on the other samples of its microbatch."""
 
     @abstractmethod
     def __call__(self, sample_seeds: NDArray[np.int64], group_seed: int, step: int) -> Masks:
-        """Masks of the samples [B]; raster indices in int64."""
+        """Masks of the samples [B]. Raster indices are int64."""
 
     @abstractmethod
     def shapes(self) -> tuple[TokenShape, ...]:
-        """Every (context, target) token count that can occur, most frequent first; probabilities sum to 1.
+        """Every (context, target) token count that can occur, most frequent first. Probabilities sum to 1.
 
-        A strategy whose counts depend on chance within the microbatch estimates them, says so, and may miss rare ones.
+        A strategy whose counts depend on chance within the microbatch estimates them. Its docstring says so, and rare counts
+        may be missing.
         """
 
 
 @final
 class NoMasks(MaskSampler):
-    """The sampler of a method that asks for masks on no view."""
+    """The sampler for methods that ask for no masks."""
 
     name = "none"
 
     def __init__(self, settings: NoMaskSettings, grid: tuple[int, int]) -> None:
-        """`grid` is that of the large views."""
+        """`grid` is the grid of the large views."""
         self.grid = grid
 
     def __call__(self, sample_seeds: NDArray[np.int64], group_seed: int, step: int) -> Masks:
-        """Raises Refusal: a method that asks for masks needs a strategy that draws them."""
+        """Raises Refusal, because a method that asks for masks needs a strategy that draws them."""
         raise Refusal("masks.strategy=none draws no masks, but the method asks for them: choose another masks.strategy")
 
     def shapes(self) -> tuple[TokenShape, ...]:
-        """One: all patches are context, none is a target."""
+        """One shape: all patches are context, none is a target."""
         return (TokenShape(context=self.grid[0] * self.grid[1], target=0, probability=1.0, num_targets=0),)

@@ -1,1 +1,1 @@
-"""Pure functions of tensors that say how good representations are, usable while training and after."""
+"""Measures of how good representations are, as pure functions of tensors. Usable during training and afterwards."""

@@ -1,6 +1,6 @@
 """Accuracy and mean intersection over union with their standard errors, and k-nearest-neighbor classification.
 
-The neighbors of frozen features vote with weights (DINO, arXiv 2104.14294, appendix F.1; Wu et al. 2018).
+The nearest neighbors among frozen features vote with weights (DINO, arXiv 2104.14294, appendix F.1; Wu et al. 2018).
 """
 
 import math
@@ -17,7 +17,7 @@ from openjepa.refusals import Refusal
 from openjepa.seeds import derive
 
 TOP = 5
-"""Classes with the highest scores among which the right one counts for top-5."""
+"""Number of classes with the highest scores that must include the right one to count for top-5."""
 
 
 @dataclass(frozen=True)
@@ -34,22 +34,23 @@ class Accuracy:
 
 
 def top1(predictions: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> Accuracy:
-    """Top-1 accuracy of predicted classes."""
+    """Top-1 accuracy of predicted classes. Raises Refusal if there are no images."""
     if len(labels) == 0:
         raise Refusal("accuracy of no images: the test split is empty")
     return Accuracy(float((predictions == labels).double().mean()), len(labels))
 
 
 DRAWS = 200
-"""Draws of the bootstrap."""
+"""Number of bootstrap draws."""
 INTERSECTION, PREDICTED, PRESENT = range(3)
-"""What is counted per class: pixels of the class that were found, that were said to be of it, that are of it."""
+"""Counts per class: its pixels that were found, the pixels predicted as this class, and the pixels of this class."""
 
 
 def overlap_counts(predictions: Int[Tensor, "B N"], histograms: Int[Tensor, "B N classes"]) -> Int[Tensor, "B 3 classes"]:
-    """Pixels per image and class: (intersection, predicted, present), for a class predicted for each patch as a whole.
+    """Pixels per image and class: (intersection, predicted, present). One class is predicted for each whole patch.
 
-    `histograms`: pixels of each class in a patch; for patches as units, 1 for its class. Uncounted pixels are in none of it.
+    `histograms` holds the number of pixels of each class in a patch. To count patches instead, it is 1 for the patch's class.
+    Pixels that do not count are not part of it.
     """
     found = histograms.gather(2, predictions[:, :, None])[:, :, 0]
     counts = torch.zeros(len(predictions), 3, histograms.shape[2], dtype=torch.int64, device=histograms.device)
@@ -60,7 +61,7 @@ def overlap_counts(predictions: Int[Tensor, "B N"], histograms: Int[Tensor, "B N
 
 
 def mean_iou(counts: Float[Tensor, "*lead 3 classes"]) -> Float[Tensor, "*lead"]:
-    """Mean of intersection / union over the classes that are present; counts are summed over images before.
+    """Mean of intersection / union over the classes that are present. `counts` must already be summed over images.
 
     NaN if no class is present.
     """
@@ -80,8 +81,8 @@ def hit_rate(counts: Int[Tensor, "3 classes"]) -> float:
 def mean_iou_error(counts: Int[Tensor, "n 3 classes"], seed: int) -> float:
     """Standard error of the mean IoU of n images: its standard deviation over `DRAWS` bootstrap draws of the images.
 
-    A mean over classes of ratios of sums has no binomial error, and the patches of an image are not independent: the images
-    are what is drawn. Classes that a draw lacks are left out of its mean.
+    A mean over classes of ratios of sums has no binomial error, and the patches of an image are not independent. Images are
+    therefore the unit of the draw. Classes that a draw lacks are left out of its mean.
     """
     num = len(counts)
     drawn = np.random.default_rng(derive("subset", seed, 7)).multinomial(num, np.full(num, 1 / num), size=DRAWS)
@@ -91,7 +92,7 @@ def mean_iou_error(counts: Int[Tensor, "n 3 classes"], seed: int) -> float:
 
 
 KEY_CHUNK = 16_384
-"""Training images that are normalized, and compared with the others, at a time."""
+"""Number of training images that are normalized and compared at a time."""
 
 
 def knn_predictions(
@@ -105,17 +106,19 @@ def knn_predictions(
 ) -> dict[int, Int[Tensor, " m"]]:
     """Class of each test image for every k in `neighbors`.
 
-    Features are L2-normalized; each of the k nearest training images by cosine votes for its class with weight
-    exp(cosine / temperature). A k above n counts all n. The work is done on the device of the labels. Training features may
-    have any type and lie elsewhere: `KEY_CHUNK` of them are converted at a time. `rows`: only these of `train` are searched,
-    and `train_labels` are theirs. Raises Refusal if features are not finite.
+    Features are L2-normalized. Each of the k training images nearest by cosine votes for its class, with weight
+    exp(cosine / temperature). If k exceeds the number of training images, all of them vote.
+
+    The work is done on the device of the labels. Training features may have any dtype and be on another device; `KEY_CHUNK` of
+    them are converted at a time. If `rows` is given, only these rows of `train` are searched, and `train_labels` are theirs.
+    Raises Refusal if a side is empty or features are not finite.
     """
     if len(train_labels) == 0 or len(test) == 0:
         raise Refusal(f"k-NN needs images on both sides; got {len(train_labels)} for training and {len(test)} to classify")
     queries = torch.split(functional.normalize(test.to(train_labels.device).float(), dim=1), chunk_size)
     largest = min(max(neighbors), len(train_labels))
     nearest = _nearest(train, rows, queries, largest, train_labels)
-    if bool(torch.stack([cosines[:, 0].isnan().any() for cosines, _ in nearest]).any()):  # NaN counts as nearest
+    if bool(torch.stack([cosines[:, 0].isnan().any() for cosines, _ in nearest]).any()):  # topk ranks NaN first
         raise Refusal(
             "k-NN needs features that are finite, on both sides: one that is not would be the nearest of all images; "
             "try --precision fp32; else look at the encoder's weights"
@@ -138,7 +141,7 @@ def _nearest(
     number: int,
     labels: Int[Tensor, " r"],
 ) -> list[tuple[Float[Tensor, "chunk k"], Int[Tensor, "chunk k"]]]:
-    """Cosines and labels of the nearest keys of each query, for each chunk of queries; the keys are passed over once."""
+    """Cosines and labels of the nearest keys of each query, for each chunk of queries. Passes over the keys once."""
     found: list[tuple[Tensor, Tensor]] = []
     for first in range(0, len(labels), KEY_CHUNK):
         part = slice(first, first + KEY_CHUNK)
@@ -154,7 +157,7 @@ def _nearest(
 
 
 def _nearer(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], number: int) -> tuple[Tensor, Tensor]:
-    """The nearest of two sets of neighbors."""
+    """The nearest neighbors out of two sets of neighbors."""
     cosines, labels = (torch.cat(pair, dim=1) for pair in zip(one, other, strict=True))
     cosines, order = cosines.topk(min(number, cosines.shape[1]), dim=1)
     return cosines, labels.gather(1, order)

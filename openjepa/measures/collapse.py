@@ -1,4 +1,4 @@
-"""Signs that an encoder collapses: that it answers the same whatever the image."""
+"""Signs that an encoder collapses, that is, gives the same output for every image."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from openjepa.measures.verdicts import CollapseStatistics
 from openjepa.refusals import Refusal
 
 Distance = Callable[[Tensor, Tensor], Tensor]
-"""(prediction, target) of equal shape -> scalar: the loss of the method."""
+"""(prediction, target) of equal shape -> scalar. The loss of the method."""
 
 
 def collapse_statistics(features: Float[Tensor, "n D"]) -> CollapseStatistics:
-    """Statistics of the pooled features of n images (at least 2).
+    """Statistics of the pooled features of n images. Raises Refusal if n is below 2.
 
     With unit vectors u_i and s = sum u_i, the mean over pairs i != j of u_i . u_j is (|s|^2 - sum |u_i|^2) / (n (n - 1)).
     """
@@ -32,18 +32,18 @@ def collapse_statistics(features: Float[Tensor, "n D"]) -> CollapseStatistics:
 
 @dataclass(frozen=True)
 class TrivialLosses:
-    """The loss of two predictors that look at no context. A method that learns comes below both."""
+    """The losses of two predictors that do not look at the context. A method that learns comes below both."""
 
     mean_target: float
-    """Always predicts the mean of all targets."""
+    """Loss if the prediction is always the mean of all targets."""
     position_mean: float
-    """Predicts, at each position of the grid, the mean target of that position."""
+    """Loss if the prediction at each position of the grid is the mean target of that position."""
 
 
 def trivial_losses(targets: Float[Tensor, "B M T D"], positions: Int[Tensor, "B M T"], distance: Distance) -> TrivialLosses:
     """Losses of the trivial predictors on these targets, under the method's own `distance`.
 
-    Both means include the target itself, which flatters them when a position occurs only a few times.
+    Both means include the target itself. This favors the trivial predictors if a position occurs only a few times.
     """
     flat = targets.detach().float().flatten(0, 2)  # [B*M*T, D]
     where = positions.flatten()  # [B*M*T]

@@ -1,7 +1,7 @@
-"""What the energies of compatible and of other pairs say: whether a method tells them apart, whether it has collapsed.
+"""Measures of the energies of compatible and other pairs: does a method tell the pairs apart, and has it collapsed?
 
-A method is an energy that ought to be low where x and y belong together and higher elsewhere (LeCun 2022; I-JEPA, section 2).
-Collapsed, it is the same for every pair: a flat landscape.
+A method is an energy. It should be low if x and y belong together and higher otherwise (LeCun 2022; I-JEPA, section 2). In a
+collapsed method the energy is the same for every pair: a flat landscape.
 """
 
 import math
@@ -14,13 +14,13 @@ from openjepa.measures.verdicts import EnergyStatistics
 from openjepa.refusals import Refusal
 
 FLAT = 0.01
-"""Energies that vary by less than this share of their scale are a flat landscape."""
+"""Energies form a flat landscape if they vary by less than this share of their scale."""
 
 
 def energy_statistics(energies: Float[Tensor, "G B B"]) -> EnergyStatistics:
-    """Statistics of G groups of B images; row: image of x, column: image of y, so that compatible pairs are the diagonal.
+    """Statistics of G groups of B images. Rows are images of x, columns images of y; compatible pairs are on the diagonal.
 
-    Raises Refusal for fewer than 2 images in a group, and for energies that are not finite.
+    Raises Refusal if a group has fewer than 2 images, or if energies are not finite.
     """
     num_groups, size, _ = energies.shape
     if size < 2:
@@ -49,17 +49,17 @@ def energy_statistics(energies: Float[Tensor, "G B B"]) -> EnergyStatistics:
 
 
 def incompatible(energies: Float[Tensor, "G B B"]) -> Float[Tensor, " pairs"]:
-    """The energies off the diagonal: group by group, row by row."""
+    """The energies off the diagonal, group by group and row by row."""
     size = energies.shape[-1]
     off_diagonal: Bool[Tensor, "B B"] = ~torch.eye(size, dtype=torch.bool, device=energies.device)
     return energies[:, off_diagonal].flatten()
 
 
 def is_flat(trained: EnergyStatistics, untrained: EnergyStatistics) -> bool:
-    """Whether training has collapsed: energies vary by less than 1 % of their scale.
+    """True if training has collapsed: energies vary by less than 1 % of their scale.
 
-    The scale is the larger mean of before and after training: a method whose energies all fell to nearly 0 is flat, however
-    much what is left of them varies.
+    The scale is the larger mean, of before and after training. A method whose energies all fell to nearly 0 is therefore flat,
+    however much the remaining energies vary in proportion.
     """
     scale = max(abs(item.compatible) + abs(item.incompatible) for item in (trained, untrained)) / 2
     return trained.std <= FLAT * scale

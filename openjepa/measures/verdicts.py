@@ -1,7 +1,7 @@
-"""What measured numbers say: whether an encoder collapses, whether energies tell pairs apart. Free of torch.
+"""Verdicts on measured numbers: does an encoder collapse, and do energies tell pairs apart? Does not import torch.
 
-Training and `bench energy` write the answers as flags beside their sentences. The report reads the flags; for older runs, which
-have none, it asks the same rules here.
+Training and `bench energy` write the answers as flags beside their sentences. The report reads the flags. For older runs, which
+have no flags, it applies the rules given here.
 """
 
 import math
@@ -14,17 +14,17 @@ class CollapseStatistics:
     """One look at the features of a fixed probe batch."""
 
     feature_std: float
-    """Standard deviation over images of each dimension, averaged over dimensions. 0 when all images look alike."""
+    """Standard deviation over images of each dimension, averaged over dimensions. 0 if all images look alike."""
     cosine: float
-    """Mean cosine between two different images. 1 when all images look alike."""
+    """Mean cosine between two different images. 1 if all images look alike."""
     rankme: float
     """Effective rank of the features (raw, not centered)."""
 
 
 SAME_COSINE = 0.9999
-"""Above this mean cosine, images differ by less than bf16 arithmetic resolves."""
+"""Mean cosine above which images differ by less than bf16 arithmetic resolves."""
 FALLEN = 0.1
-"""A quantity below this share of its best value so far has fallen toward nothing."""
+"""Share of its best value so far below which a quantity counts as fallen to nothing."""
 
 
 HEALTHY = "The features keep their spread and rank: no sign of collapse."
@@ -32,19 +32,19 @@ HEALTHY = "The features keep their spread and rank: no sign of collapse."
 
 @dataclass(frozen=True)
 class Look:
-    """What the looks at the features so far say."""
+    """The verdict on the looks at the features so far."""
 
     collapsed: bool | None
-    """Whether they point to collapse. None before the third finite look, and if the latest is not finite."""
+    """True if they point to collapse. None before the third finite look, and if the latest look is not finite."""
     words: str | None
-    """The same in a sentence; None if it is not known."""
+    """The same in a sentence. None if it is not known."""
 
 
 def judged(history: Sequence[CollapseStatistics]) -> Look:
-    """Whether the looks so far (oldest first) point to collapse.
+    """Judges whether the looks so far (oldest first) point to collapse.
 
-    Never judges by the first look, which describes the random initialization (whose features are nearly parallel, too), nor by
-    a sign that only the latest look shows: healthy runs can dip once and recover.
+    The first look alone never counts, because it describes the random initialization, whose features are nearly parallel too. A
+    sign that only the latest look shows never counts either, because healthy runs can dip once and recover.
     """
     finite = _finite(history)
     if len(finite) < 3 or not _finite(history[-1:]):
@@ -58,12 +58,12 @@ def judged(history: Sequence[CollapseStatistics]) -> Look:
 
 
 def _finite(history: Sequence[CollapseStatistics]) -> list[CollapseStatistics]:
-    """The looks whose numbers are all finite: others compare with nothing."""
+    """The looks whose numbers are all finite. Other looks cannot be compared."""
     return [look for look in history if all(math.isfinite(value) for value in vars(look).values())]
 
 
 def _signs(history: Sequence[CollapseStatistics]) -> dict[str, str]:
-    """What the latest look shows against the best of the earlier ones, in words."""
+    """Signs of collapse in words: the latest look compared with the best of the earlier ones."""
     latest, earlier = history[-1], history[:-1]
     best_std = max(look.feature_std for look in earlier)
     best_rank = max(look.rankme for look in earlier)
@@ -73,7 +73,7 @@ def _signs(history: Sequence[CollapseStatistics]) -> dict[str, str]:
         signs["std"] = f"the features' standard deviation fell from {best_std:.3g} to {latest.feature_std:.3g}"
     if latest.cosine > SAME_COSINE or 1 - latest.cosine < FALLEN * (1 - least_cosine):
         was, now = f"{least_cosine:.4f}", f"{latest.cosine:.4f}"
-        # weights that a run starts from may have collapsed before
+        # the weights that a run starts from may have collapsed before
         signs["cosine"] = f"the mean cosine between images {f'stays at {now}' if was == now else f'rose from {was} to {now}'}"
     if latest.rankme < FALLEN * best_rank or latest.rankme < 1.1 < best_rank / 1.5:
         signs["rank"] = f"the effective rank fell from {best_rank:.3g} to {latest.rankme:.3g}"
@@ -82,28 +82,28 @@ def _signs(history: Sequence[CollapseStatistics]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class EnergyStatistics:
-    """Statistics of energies. Two equal energies count half each, so that a flat landscape has AUC 0.5."""
+    """Statistics of energies. If two energies are equal, each counts half, so that a flat landscape has AUC 0.5."""
 
     compatible: float
     """Mean energy of x and y of the same image."""
     incompatible: float
     """Mean energy of x of one image and y of another."""
     gap: float
-    """(incompatible - compatible) / incompatible: 0 if they are alike, 1 if compatible pairs have no energy."""
+    """(incompatible - compatible) / incompatible. 0 if they are alike, 1 if compatible pairs have no energy."""
     auc: float
-    """Share of the triples (x, its own y, y of another image) in which its own has the lower energy; 0.5 is chance."""
+    """Share of the triples (x, its own y, y of another image) in which the own y has the lower energy. 0.5 is chance."""
     auc_error: float
     """Standard error of `auc` over the images."""
     top1: float
-    """Share of the x whose own y has the lowest energy of all; of several equally low ones, each counts its share."""
+    """Share of the x whose own y has the lowest energy of all. If several are equally low, each counts its share."""
     chance: float
-    """What `top1` is by chance: 1 / B."""
+    """The value of `top1` by chance: 1 / B."""
     std: float
     """Standard deviation of the energies over all pairs."""
     relative_std: float
-    """The same divided by the size of the mean energy of all pairs: 0 if the landscape is flat."""
+    """`std` divided by the absolute value of the mean energy of all pairs. 0 if the landscape is flat."""
 
 
 def tells_apart(auc: float, auc_error: float) -> bool:
-    """Whether compatible pairs have a lower energy than others, by more than twice the standard error of the share."""
+    """True if compatible pairs have a lower energy than others, by more than twice the standard error of the share."""
     return auc >= 0.5 + 2 * auc_error

@@ -1,4 +1,4 @@
-"""Pretraining methods, one file each. The line that registers one stands with the settings of all, in `settings.methods`."""
+"""Pretraining methods, one file each. A method is registered in `settings.methods`, with the settings of all methods."""
 
 from openjepa.settings.methods import METHODS
 

@@ -1,4 +1,4 @@
-"""What DINO, iBOT and MSN compare: soft assignments of views to learned outputs, and what keeps those from collapsing."""
+"""Shared parts of DINO, iBOT and MSN: soft assignments of views to learned outputs, and what keeps those from collapsing."""
 
 from typing import final
 
@@ -11,10 +11,11 @@ from openjepa.schedules import Progress
 
 
 def teacher_temperature(start: float, end: float, warmup_epochs: int, progress: Progress, start_epoch: int = 0) -> float:
-    """Temperature of the teacher's softmax: constant within an epoch, from `start` in equal steps to `end`.
+    """Temperature of the teacher's softmax. It is constant within an epoch and moves from `start` to `end` in equal steps.
 
-    The last of the `warmup_epochs` already has `end`; they begin after `start_epoch` epochs at `start`. With 0 it is `end`
-    from there on, and with 1 that one epoch has `start` (as in the released DINO and iBOT code).
+    The warm-up begins after `start_epoch` epochs at `start`, and the last of its `warmup_epochs` already has `end`. If
+    `warmup_epochs` is 0, the temperature is `end` from there on. If it is 1, that one epoch has `start` (as in the released
+    DINO and iBOT code).
     """
     epoch = int(progress.epoch) - start_epoch
     if epoch < 0 or (epoch == 0 and warmup_epochs == 1):
@@ -25,7 +26,7 @@ def teacher_temperature(start: float, end: float, warmup_epochs: int, progress: 
 def assignments(
     outputs: Float[Tensor, "*lead K"], temperature: float, center: Float[Tensor, "#rows K"] | None = None
 ) -> Float[Tensor, "*lead K"]:
-    """softmax((outputs - center) / temperature) in fp32."""
+    """softmax((outputs - center) / temperature), in fp32."""
     centered = outputs.float() if center is None else outputs.float() - center
     return (centered / temperature).softmax(dim=-1)
 
@@ -33,7 +34,7 @@ def assignments(
 def cross_entropy(targets: Float[Tensor, "*#lead K"], logits: Float[Tensor, "*#lead K"]) -> Float[Tensor, "*lead"]:
     """-sum_k q_k log softmax(s)_k of each row, for targets q that sum to 1 and logits s (outputs over temperature).
 
-    Written as logsumexp(s) - <q, s>, which makes no tensor of log-probabilities.
+    Written as logsumexp(s) - <q, s>, which needs no tensor of log-probabilities.
     """
     return logits.logsumexp(dim=-1) - (targets * logits).sum(dim=-1)
 
@@ -47,8 +48,9 @@ def cross_entropy_table(targets: Float[Tensor, "B K"], logits: Float[Tensor, "B 
 def other_views_loss(targets: Float[Tensor, "G B K"], logits: Float[Tensor, "V B K"]) -> Float[Tensor, ""]:
     """Mean over images and over all pairs (i, v), v != i, of the cross-entropy of target view i and student view v.
 
-    The first G student views are crops that the targets were made from. With CE(q, s) = logsumexp(s) - <q, s> the sum over all
-    pairs is <sum of q, sum of s> less <q_i, s_i> of each own view, so that no tensor of pairs or of log-probabilities is made.
+    The first G student views are the crops that the targets were made from. With CE(q, s) = logsumexp(s) - <q, s>, the second
+    terms of all pairs add up to <sum of q, sum of s> less <q_i, s_i> of each own view. No tensor of pairs or of
+    log-probabilities is needed.
     """
     num_targets, num_views = len(targets), len(logits)
     normalizers = logits.logsumexp(dim=-1)  # [V, B]
@@ -59,16 +61,16 @@ def other_views_loss(targets: Float[Tensor, "G B K"], logits: Float[Tensor, "V B
 
 @final
 class Center(nn.Module):
-    """Moving average of the teacher's outputs, which is subtracted from them so that no output wins everywhere (DINO, 3.1).
+    """Moving average of the teacher's outputs. It is subtracted from them, so that no output wins everywhere (DINO, 3.1).
 
-    `forward`s of a method only `collect`; `commit` after the optimizer moves the average, by the mean over all rows of all
-    microbatches and processes. What was collected lives no longer than a step, so checkpoints do not hold it.
+    The `forward`s of a method only call `collect`. After the optimizer step, `commit` moves the average by the mean over all
+    rows of all microbatches and processes. Collected outputs last no longer than a step, so checkpoints do not hold them.
     """
 
     value: Tensor
 
     def __init__(self, outputs: int, momentum: float) -> None:
-        """Starts at zero for K = `outputs`; with a `momentum` of 1 it stays there."""
+        """Starts at zero for K = `outputs`. With a `momentum` of 1 it stays there."""
         super().__init__()
         self.momentum = momentum
         self.register_buffer("value", torch.zeros(1, outputs))

@@ -20,52 +20,52 @@ DEFAULT_RULES = (
     ParameterRule(matches=lambda name, value: value.ndim <= 1 or name.endswith("bias"), decay=False),
     ParameterRule(matches=lambda name, value: True, decay=True),
 )
-"""The released code's groups: biases and 1-D parameters are not decayed, all else is (mask tokens are 3-D, so they are)."""
+"""The groups of the released code: biases and 1-D parameters are not decayed, all others are (mask tokens are 3-D)."""
 
 
 @dataclass(frozen=True)
 class ProbeOutput:
-    """Output of a method for the fixed probe batch, by which the loop watches for collapse.
+    """Output of a method for the fixed probe batch. The loop watches it for collapse.
 
-    Tensors stay on the device. Methods that regress features give targets and positions, and the loop compares `loss` with
-    what two trivial predictors get under `distance`: the mean of all targets, and the mean target of each position. Others
-    (DINO) leave them None.
+    Tensors stay on the device. Methods that regress features give targets and positions. The loop then compares `loss` with the
+    losses of two trivial predictors under `distance`: the mean of all targets, and the mean target of each position. Other
+    methods (DINO) leave these fields None.
     """
 
     features: Float[Tensor, "B D"]
-    """One vector per image from the network that is exported, pooled as it is evaluated."""
+    """One vector per image from the exported network, pooled as in the evaluation."""
     loss: Float[Tensor, ""]
     """The method's loss on this batch."""
     targets: Float[Tensor, "B M T D"] | None = None
-    """What is regressed."""
+    """The features that are regressed."""
     target_positions: Int[Tensor, "B M T"] | None = None
-    """Patch of each target."""
+    """Patch index of each target."""
     distance: Callable[[Float[Tensor, "*shape"], Float[Tensor, "*shape"]], Float[Tensor, ""]] | None = None
-    """The method's own loss between predictions and targets of any one shape."""
+    """The method's own loss between predictions and targets of equal shape."""
 
 
 @dataclass(frozen=True)
 class Encoders:
-    """The encoders of a method, all of one shape but for tokens: what can start from the weights of another encoder."""
+    """The encoders of a method, which can start from the weights of another encoder. Apart from tokens, they have one shape."""
 
     trained: VisionTransformer
-    """The one with gradients: student, context encoder, anchor encoder."""
+    """The encoder with gradients: student, context encoder, anchor encoder."""
     averaged: VisionTransformer | None = None
-    """Its moving average: teacher, target encoder. None: the method has none."""
+    """Its moving average: teacher, target encoder. None if the method has none."""
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a method is built from, beside its own settings."""
+    """Everything that a method is built from, apart from its own settings."""
 
     model: ModelSettings
-    """The encoder."""
+    """Settings of the encoder."""
     view: ViewSpec
-    """The crop that the data settings describe; a method may ask for more and other ones."""
+    """The crop that the data settings describe. A method may ask for more crops and other ones."""
     pixel_mean: tuple[float, float, float]
     pixel_std: tuple[float, float, float]
     shapes: tuple[TokenShape, ...]
-    """Token counts that the mask sampler gives."""
+    """Token counts of the mask sampler."""
 
     def encoder_config(self) -> EncoderConfig:
         """Settings of the encoder for views of this size."""
@@ -73,19 +73,20 @@ class Surroundings:
 
 
 class Method(nn.Module, ABC):
-    """A pretraining method. Concrete methods are final; they know no files, optimizers, data sources or devices.
+    """A pretraining method. Concrete methods are final. They know no files, optimizers, data sources or devices.
 
     The loop calls, in this order and for every step: `forward` and backward of each microbatch, `before_step`, the check for
     finite numbers, clipping, the optimizer, `after_step`. Parameters without `requires_grad` are never optimized.
 
-    Networks are submodules, each in a profiler scope (`torch.profiler.record_function`) of its own name: `engine.costs` counts
-    the FLOPs of each and `openjepa bench step` times it. Costs are counted by a forward on the meta device, whose tensors have
-    no values, so `forward` must not ask for any (`item()`, `nonzero()`), which would make it wait for the device anyway.
+    Networks are submodules. Each runs in a profiler scope (`torch.profiler.record_function`) of its own name. `engine.costs`
+    counts the FLOPs of each scope, and `openjepa bench step` measures its time. Costs are counted by a forward on the meta
+    device, whose tensors have no values. `forward` must therefore not read any (`item()`, `nonzero()`). Reading a value would
+    also make it wait for the device.
     """
 
     @abstractmethod
     def inputs(self) -> InputSpec:
-        """Which views and masks each batch must hold."""
+        """The views and masks that each batch must hold."""
 
     @abstractmethod
     def forward(self, batch: Batch, progress: Progress) -> LossOutput:
@@ -93,20 +94,20 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def probe(self, batch: Batch, progress: Progress) -> ProbeOutput:
-        """Output for the collapse monitor. Computed within `looking()`; changes nothing."""
+        """Output for the collapse monitor. Computed within `looking()`. Changes nothing."""
 
     def predicted_features(self, batch: Batch, progress: Progress) -> Float[Tensor, "B D"] | None:
-        """Prediction of each image from the part that its masks leave visible, pooled to one vector.
+        """Prediction for each image from the part that its masks leave visible, pooled to one vector.
 
-        The monitor calls it with the same views under several draws of masks and measures LiDAR: how far the predictions tell
-        the images apart, beside how far they depend on the masks. Computed within `looking()`, without randomness; changes
-        nothing. Returns None, for every batch, if the method has no predictor: LiDAR is then left out.
+        The monitor calls it with the same views under several draws of masks and measures LiDAR: how much the predictions tell
+        the images apart, compared with how much they depend on the masks. Computed within `looking()`, without randomness.
+        Changes nothing. Returns None, for every batch, if the method has no predictor; LiDAR is then left out.
         """
         return None
 
     @contextmanager
     def looking(self) -> Iterator[None]:
-        """A block without gradients and drop path. Afterwards the method is as it was."""
+        """A context without gradients and drop path. Afterwards the method is as it was."""
         training = self.training
         self.eval()
         try:
@@ -116,46 +117,49 @@ class Method(nn.Module, ABC):
             self.train(training)
 
     def before_step(self, progress: Progress) -> None:
-        """Called after the last backward of a step, before clipping: may drop or change gradients."""
+        """Called after the last backward of a step, before clipping. May drop or change gradients."""
 
     @abstractmethod
     def after_step(self, progress: Progress) -> Mapping[str, float]:
-        """Called after the optimizer: commits statistics, then updates the moving average. Returns values to log (momentum)."""
+        """Called after the optimizer. Commits statistics, then updates the moving average. Returns values to log (momentum)."""
 
     def coupled_terms(self) -> tuple[str, ...]:
-        """Terms of the loss, in words, that depend on all images of a batch together: gradient accumulation changes them.
+        """Terms of the loss, in words, that depend on all images of a batch together. Gradient accumulation changes them.
 
-        The start of a run warns of them if a microbatch is not the whole batch. Statistics that `after_step` commits over all
-        microbatches are no such terms.
+        At the start of a run, a warning names them if a microbatch is not the whole batch. Statistics that `after_step` commits
+        over all microbatches do not count.
         """
         return ()
 
     def parameter_rules(self) -> tuple[ParameterRule, ...]:
-        """Weight decay and rate of each parameter."""
+        """Rules for weight decay, learning rate and clipping of the parameters."""
         return DEFAULT_RULES
 
     def energies(self, batch: Batch, progress: Progress) -> Float[Tensor, "B B"] | None:
-        """Energy of x of image i with y of image j, the method's own distance; compatible pairs lie on the diagonal.
+        """Energy of x of image i with y of image j: the method's own distance. Compatible pairs are on the diagonal.
 
-        Computed within `looking()`; changes nothing. `About` of the method's settings says what x and y are.
-        Returns None, for every batch, if the method has no such distance: `openjepa bench energy` then refuses it.
+        Computed within `looking()`. Changes nothing. `About` of the method's settings says what x and y are.
+        Returns None, for every batch, if the method has no such distance; `openjepa bench energy` then refuses it.
         """
         return None
 
     def remarks(self, total_steps: int) -> list[str]:
-        """Notes for the user on what is allowed but surely not meant in a run of `total_steps`. Shown at its start."""
+        """Notes for the user on settings that are allowed but surely unintended in a run of `total_steps`.
+
+        They are shown at the start of the run.
+        """
         return []
 
     def compile_blocks(self) -> None:
-        """Compiles every transformer block by itself with torch.compile. Parameters and their names stay."""
+        """Compiles every transformer block separately with torch.compile. Parameters and their names stay the same."""
         for module in self.modules():
             if isinstance(module, Block):
                 module.compile()
 
     @abstractmethod
     def encoders(self) -> Encoders:
-        """The encoders, which can start from given weights. All else then starts from random ones."""
+        """The encoders, which can start from given weights. All other parts then start from random weights."""
 
     @abstractmethod
     def exports(self) -> Mapping[str, Export]:
-        """The networks that are shared, by folder name; `encoder` is the one the paper evaluates."""
+        """The networks that are shared, by folder name. `encoder` is the one that the paper evaluates."""

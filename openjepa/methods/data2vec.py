@@ -1,4 +1,4 @@
-"""data2vec (Baevski et al. 2022, arXiv 2202.03555): predict what a moving average makes of the patches that are masked."""
+"""data2vec (Baevski et al. 2022, arXiv 2202.03555): predict a moving average's representations of the masked patches."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -36,7 +36,7 @@ class LayerAverage(nn.Module):
     """The teacher: the mean of the normalized outputs of its last blocks on the whole image (section 3.3)."""
 
     def __init__(self, encoder: VisionTransformer, settings: Data2VecSettings) -> None:
-        """Starts as a copy of `encoder`, whose mask token it does not need."""
+        """Starts as a copy of `encoder`, but without the mask token, which it does not need."""
         super().__init__()
         self.settings = settings
         self.average = EmaTeacher(encoder, without=("mask_token",))
@@ -66,17 +66,19 @@ class LayerAverage(nn.Module):
 
 @final
 class Data2Vec(Method):
-    """The student sees mask tokens instead of some patches and foretells the teacher's representations of these patches.
+    """The student sees mask tokens instead of some patches and predicts the teacher's representations of these patches.
 
-    Defaults are those of the published vision commands. The paper takes the output of each block's MLP before it is added
-    (`target_branch=mlp`), does not normalize the mean again (`target_layer_norm=False`), and shares patch embedding and
-    positions between student and teacher; the released code and we average everything. Differences from that code: our
-    keys have biases (softmax does not see them), there is no dropout of attention weights, the class token is optional, and
-    the loss is the mean over the masked patches of a microbatch, theirs over those of one device.
+    Defaults are those of the published vision commands. The paper differs from them in three ways. It takes the output of each
+    block's MLP before it is added (`target_branch=mlp`). It does not normalize the mean again (`target_layer_norm=False`). It
+    shares patch embedding and positions between student and teacher; the released code and openjepa average everything.
+
+    openjepa differs from the released code in four ways. Keys have biases (the softmax does not see them). There is no dropout
+    of attention weights. The class token is optional. The loss is the mean over the masked patches of a microbatch, not over
+    those of one device.
     """
 
     def __init__(self, settings: Data2VecSettings, surroundings: Surroundings) -> None:
-        """Draws the weights from torch's global generator. The token counts do not matter: all patches are encoded."""
+        """Draws the weights from torch's global generator. Token counts are not used, because all patches are encoded."""
         super().__init__()
         self.settings = settings
         self.view = replace(surroundings.view, colors=(ColorChange(settings.jitter, settings.jitter_probability),))
@@ -98,11 +100,11 @@ class Data2Vec(Method):
         return LossOutput(total=self._loss(self._predictions(images, mask), targets, mask))
 
     def distance(self, predictions: Float[Tensor, "*shape"], targets: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
-        """Smooth L1 or squared distance, averaged over everything."""
+        """Smooth L1 or squared distance, averaged over all elements."""
         return self._distances(predictions, targets).mean()
 
     def after_step(self, progress: Progress) -> Mapping[str, float]:
-        """The teacher follows the student that the optimizer has just moved."""
+        """Moves the teacher towards the student, which the optimizer has just updated."""
         value = self._momentum(*momenta(self.settings), progress)
         self.teacher.average.update(self.student, value)
         return {"momentum": value}
@@ -110,7 +112,7 @@ class Data2Vec(Method):
     def probe(self, batch: Batch, progress: Progress) -> ProbeOutput:
         """Pooled features of the exported encoder on the whole image, and the loss with its targets, without drop path.
 
-        Images differ in their number of masked patches, so each target stands in a row of its own: [n, 1, 1, D].
+        Images differ in their number of masked patches, so each target has its own row: [n, 1, 1, D].
         """
         images, mask = _images_and_mask(batch)
         with self.looking():
@@ -129,7 +131,7 @@ class Data2Vec(Method):
         return _mean_where(mask.masked, predictions.permute(2, 0, 1)).T  # patches last: [D, B, N]
 
     def energies(self, batch: Batch, progress: Progress) -> Float[Tensor, "B B"]:
-        """Distance of the predictions at the masked patches of image i to the targets at the same places of image j."""
+        """Distance between the predictions at the masked patches of image i and the targets at the same places of image j."""
         images, mask = _images_and_mask(batch)
         with self.looking():
             predictions, targets = self._predictions(images, mask), self.teacher(images)
@@ -140,17 +142,17 @@ class Data2Vec(Method):
         return torch.stack(rows)
 
     def parameter_rules(self) -> tuple[ParameterRule, ...]:
-        """As in the released code: no decay of biases, 1-D parameters, class token and positions, but of the mask token."""
+        """As in the released code: no decay of biases, 1-D parameters, class token and positions. The mask token is decayed."""
         kept = ParameterRule(matches=lambda name, value: name.endswith(("cls_token", "pos_embed")), decay=False)
         return (kept, *DEFAULT_RULES)
 
     def coupled_terms(self) -> tuple[str, ...]:
-        """Images have different numbers of masked patches, and `layer_norm=batch` normalizes over all of them."""
+        """Images have different numbers of masked patches, and `layer_norm=batch` normalizes over all images."""
         mean = ("the mean over masked patches",)
         return (*mean, "the batch norm of the targets") if self.settings.layer_norm == "batch" else mean
 
     def remarks(self, total_steps: int) -> list[str]:
-        """Notes if the teacher hardly follows a run of this length, and if beta has no effect."""
+        """Notes if the teacher hardly changes in a run of this length, and if beta has no effect."""
         settings, found = self.settings, []
         if settings.loss == "l2" and settings.smooth_l1_beta != Data2VecSettings.smooth_l1_beta:
             found.append(f"method.smooth_l1_beta={settings.smooth_l1_beta:g} has no effect with method.loss=l2")
@@ -161,7 +163,7 @@ class Data2Vec(Method):
         return encoders_with_average(self.student, self.teacher.average)
 
     def exports(self) -> Mapping[str, Export]:
-        """`encoder` is the student, with its mask token, or the teacher, without, as `method.exported` says."""
+        """`encoder` is the student with its mask token, or the teacher without one. `method.exported` chooses."""
         has_mask_token = self.settings.exported == "student"
         return {"encoder": Export(replace(self.encoder_config, mask_token=has_mask_token), self._exported())}
 
@@ -179,7 +181,7 @@ class Data2Vec(Method):
             return self.head(encoded.patches).float()  # type: ignore[no-any-return]
 
     def _loss(self, predictions: Float[Tensor, "B N D"], targets: Float[Tensor, "B N D"], mask: TokenMask) -> Float[Tensor, ""]:
-        """Mean over the masked patches of all images; each patch counts alike."""
+        """Mean over the masked patches of all images. Every patch has the same weight."""
         return _mean_where(mask.masked.flatten(), self._distances(predictions, targets).flatten())
 
     def _distances(self, predictions: Float[Tensor, "*lead D"], targets: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead"]:
@@ -203,6 +205,6 @@ def _standardized(values: Float[Tensor, "B N D"], dims: tuple[int, ...]) -> Floa
 
 
 def _mean_where(masked: Bool[Tensor, "*lead N"], values: Float[Tensor, "*lead N"]) -> Float[Tensor, "*lead"]:
-    """Mean over the masked patches, 0 without any. A weighted mean, for which the host need not know how many they are."""
+    """Mean over the masked patches, 0 if there are none. A weighted mean, so that the host need not know their number."""
     weights = masked.to(values.dtype)
     return (values * weights).sum(dim=-1) / weights.sum(dim=-1).clamp(min=1.0)

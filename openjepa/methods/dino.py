@@ -31,16 +31,16 @@ Crops = Mapping[str, Float[Tensor, "V B C h w"]]
 
 @final
 class Dino(Method):
-    """Student and teacher are an encoder and a head; the teacher sees the large crops, the student those and the small ones.
+    """Student and teacher are an encoder and a head. The teacher sees the large crops, the student all crops.
 
-    As the released code, which adds to the paper: the last layer stands still at first, and gradients are clipped for each
-    tensor alone (`optim.clip_mode`). It differs in two things: batch normalization in the head, which is off in all published
-    runs of Vision Transformers, takes the statistics of one microbatch; and the center is the mean over the whole batch
-    however that is split.
+    Follows the released code, which adds two things to the paper: the last layer is frozen at first, and gradients are clipped
+    for each tensor separately (`optim.clip_mode`). It differs from that code in two ways. Batch normalization in the head,
+    which is off in all published runs of Vision Transformers, takes the statistics of one microbatch. The center is the mean
+    over the whole batch, however that is split.
     """
 
     def __init__(self, settings: DinoSettings, surroundings: Surroundings) -> None:
-        """Draws the weights from torch's global generator. Their view is the large crop."""
+        """Draws the weights from torch's global generator. The view of `surroundings` is the large crop."""
         super().__init__()
         self.settings = settings
         self.views = views_of(settings, surroundings.view)
@@ -52,7 +52,7 @@ class Dino(Method):
         self.center = Center(resolved(settings.outputs), settings.center_momentum)
 
     def inputs(self) -> InputSpec:
-        """Two large crops and some small ones, each with its own change of colors; no masks."""
+        """Two large crops and some small ones, each with its own change of colors. No masks."""
         return InputSpec(views=self.views)
 
     def forward(self, batch: Batch, progress: Progress) -> LossOutput:
@@ -64,12 +64,12 @@ class Dino(Method):
         return LossOutput(total=loss, diagnostics={"target_entropy": torch.special.entr(targets).sum(dim=-1).mean()})
 
     def before_step(self, progress: Progress) -> None:
-        """The last layer stands still in the first epochs."""
+        """Freezes the last layer in the first epochs."""
         if progress.epoch < self.settings.freeze_last_layer_epochs:
             self.student_head.drop_last_gradients()
 
     def after_step(self, progress: Progress) -> Mapping[str, float]:
-        """The center follows the teacher's outputs of this step, then the teacher the student that was just moved."""
+        """Moves the center by the teacher's outputs of this step, then the teacher towards the updated student."""
         self.center.commit()
         value = cosine_momentum(*momenta(self.settings), progress)
         self.teacher.update(self.student, value)
@@ -85,7 +85,7 @@ class Dino(Method):
         return ProbeOutput(tokens[0], loss)
 
     def energies(self, batch: Batch, progress: Progress) -> Float[Tensor, "B B"]:
-        """Cross-entropy of the student's assignment of image i's second large crop to the teacher's of image j's first."""
+        """Cross-entropy between the student's assignment of image i's second large crop and the teacher's of j's first."""
         with self.looking():
             first, second = ({GLOBAL: batch.views[GLOBAL][place : place + 1]} for place in (0, 1))
             targets = self._targets(self._teacher_outputs(first), progress)
@@ -97,7 +97,7 @@ class Dino(Method):
         return head_coupled_terms(self.settings)
 
     def remarks(self, total_steps: int) -> list[str]:
-        """A note if the teacher, which is exported, hardly follows a run of this length."""
+        """A note if the teacher, which is exported, hardly changes in a run of this length."""
         return slow_teacher_remarks(cosine_momentum, *momenta(self.settings), total_steps)
 
     def encoders(self) -> Encoders:
@@ -115,11 +115,11 @@ class Dino(Method):
             return self.teacher_head(tokens)  # type: ignore[no-any-return]
 
     def _targets(self, outputs: Float[Tensor, "V B K"], progress: Progress) -> Float[Tensor, "V B K"]:
-        """Teacher's assignments: centered, so that no output wins everywhere, and sharpened, so that they are not all equal."""
+        """The teacher's assignments. Centered, so that no output wins everywhere; sharpened, so that they are not uniform."""
         return assignments(outputs, self._temperature(progress), self.center.value)
 
     def _logits(self, views: Crops) -> Float[Tensor, "V B K"]:
-        """Student's logits of all crops, the large ones first."""
+        """The student's logits of all crops, the large ones first."""
         return self._student_logits({name: views[name] for name in self.views})
 
     def _student_logits(self, views: Crops) -> Float[Tensor, "V B K"]:

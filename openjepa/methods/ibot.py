@@ -41,28 +41,30 @@ Images = Float[Tensor, "V B C h w"]
 
 @dataclass(frozen=True)
 class _Masked:
-    """Masked patches of the large crops, R = 2 B rows view by view, as a mask and as places."""
+    """Masked patches of the large crops, as a mask and as places. R = 2 B rows, view by view."""
 
     mask: Bool[Tensor, "R N"]
     places: Int[Tensor, "R S"]
-    """Raster indices of the masked patches, then of others up to the S places that the fullest mask needs."""
+    """Raster indices of the masked patches, then of other patches up to S, the number that the fullest mask needs."""
     weights: Float[Tensor, "R S"]
-    """1 for a place that is masked, else 0."""
+    """1 if the place is masked, else 0."""
 
 
 @final
 class IBot(Method):
-    """Student and teacher are an encoder and a head; the student sees large crops with masked patches, and small ones.
+    """Student and teacher are an encoder and a head. The student sees large crops with masked patches, and small crops.
 
-    The patch loss is averaged over the masked patches of each image, as in the released code (the paper sums them), and an
-    image without any counts as 0. As there, both last layers stand still at first, the patch center is the mean over all
-    patches, masked or not, and gradients are clipped for each tensor alone (`optim.clip_mode`). It differs as DINO here does:
-    centers count the whole batch however it is split, and batch normalization in the head, which no published run with these
-    encoders has, takes the statistics of the tokens of one microbatch, of which the student's head sees only the masked ones.
+    As in the released code, the patch loss is averaged over the masked patches of each image (the paper sums them), and an
+    image without masked patches counts as 0. As there, both last layers are frozen at first, the patch center is the mean over
+    all patches, masked or not, and gradients are clipped for each tensor separately (`optim.clip_mode`).
+
+    It differs from that code as our DINO does. Centers count the whole batch, however it is split. Batch normalization in the
+    head, which no published run with these encoders has, takes the statistics of the tokens of one microbatch. Of these, the
+    student's head sees only the masked ones.
     """
 
     def __init__(self, settings: IBotSettings, surroundings: Surroundings) -> None:
-        """Draws the weights from torch's global generator. Their view is the large crop."""
+        """Draws the weights from torch's global generator. The view of `surroundings` is the large crop."""
         super().__init__()
         self.settings = settings
         self.views = views_of(settings, surroundings.view)
@@ -86,16 +88,16 @@ class IBot(Method):
         masked = self._masked(batch)
         _, teacher = self._teach(batch.views[GLOBAL], masked)
         self.center.collect(teacher.class_tokens)
-        self.patch_center.collect(teacher.patch_mean)  # one row a microbatch, and all of them are equally large
+        self.patch_center.collect(teacher.patch_mean)  # one row per microbatch; all microbatches are equally large
         return self._loss(teacher, self._learn(batch, masked), masked, progress)
 
     def before_step(self, progress: Progress) -> None:
-        """The last layers stand still in the first epochs."""
+        """Freezes the last layers in the first epochs."""
         if progress.epoch < self.settings.freeze_last_layer_epochs:
             self.student_head.head.drop_last_gradients()
 
     def after_step(self, progress: Progress) -> Mapping[str, float]:
-        """The centers follow the teacher's outputs of this step, then the teacher the student that was just moved."""
+        """Moves the centers by the teacher's outputs of this step, then the teacher towards the updated student."""
         self.center.commit()
         self.patch_center.commit()
         value = cosine_momentum(*momenta(self.settings), progress)
@@ -113,9 +115,10 @@ class IBot(Method):
         return ProbeOutput(tokens[0], loss)
 
     def energies(self, batch: Batch, progress: Progress) -> Float[Tensor, "B B"]:
-        """Cross-entropy of the student's assignment of image i's masked second large crop to the teacher's of image j's first.
+        """Cross-entropy between the student's assignment of image i's second large crop and the teacher's of image j's first.
 
-        Only of class tokens: a masked patch has a counterpart only in the crop it was masked in.
+        The student's crop is masked. Only class tokens are compared, because a masked patch has a counterpart only in the crop
+        it was masked in.
         """
         with self.looking():
             first, second = batch.views[GLOBAL]
@@ -133,7 +136,7 @@ class IBot(Method):
         return head_coupled_terms(self.settings)
 
     def remarks(self, total_steps: int) -> list[str]:
-        """A note if the teacher, which is exported, hardly follows a run of this length."""
+        """A note if the teacher, which is exported, hardly changes in a run of this length."""
         return slow_teacher_remarks(cosine_momentum, *momenta(self.settings), total_steps)
 
     def encoders(self) -> Encoders:
@@ -145,7 +148,7 @@ class IBot(Method):
         return {"encoder": Export(self.encoder_config, self.teacher.network)}
 
     def _teach(self, crops: Images, masked: _Masked) -> tuple[Float[Tensor, "V B D"], TokenOutputs]:
-        """Teacher: class tokens of the whole large crops, and its head's outputs for these and for the masked patches."""
+        """The teacher's class tokens of the whole large crops, and its head's outputs for these and for the masked patches."""
         with record_function("teacher"):
             encoded: EncoderOutput = self.teacher(crops.flatten(0, 1))
         tokens = class_tokens_of(encoded, NUM_GLOBAL)
@@ -153,7 +156,7 @@ class IBot(Method):
             return tokens, self.teacher_head(tokens, encoded.patches, masked.places)
 
     def _learn(self, batch: Batch, masked: _Masked) -> TokenOutputs:
-        """Student: its head's outputs for the class tokens of all crops and for the masked patches, which it does not see."""
+        """The student head's outputs for the class tokens of all crops and for the masked patches, which it cannot see."""
         with record_function("student"):
             large: EncoderOutput = self.student(batch.views[GLOBAL].flatten(0, 1), replace=masked.mask)
             tokens = [class_tokens_of(large, NUM_GLOBAL)]
@@ -177,7 +180,7 @@ class IBot(Method):
         )
 
     def _class_targets(self, outputs: Float[Tensor, "V B K"], progress: Progress) -> Float[Tensor, "V B K"]:
-        """Teacher's assignments: centered, so that no output wins everywhere, and sharpened, so that they are not all equal."""
+        """The teacher's assignments. Centered, so that no output wins everywhere; sharpened, so that they are not uniform."""
         return assignments(outputs, self._temperatures(progress)[0], self.center.value)
 
     def _logits(self, outputs: Float[Tensor, "*lead K"]) -> Float[Tensor, "*lead K"]:
@@ -193,7 +196,7 @@ class IBot(Method):
         )
 
     def _masked(self, batch: Batch) -> _Masked:
-        """Masked patches of each large crop, padded to the places of the fullest mask, so that no shape depends on the draw."""
+        """Masked patches of each large crop, padded to the fullest possible mask, so that no shape depends on the draw."""
         masks = batch.masks[GLOBAL]
         if not isinstance(masks, TokenMask):
             raise Refusal(

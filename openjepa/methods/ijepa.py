@@ -1,4 +1,4 @@
-"""I-JEPA (Assran et al. 2023, arXiv 2301.08243): predict the representation of target blocks from one context block."""
+"""I-JEPA (Assran et al. 2023, arXiv 2301.08243): predict the representations of target blocks from one context block."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,7 +27,7 @@ VIEW = "image"
 
 @final
 class IJepa(Method):
-    """A context encoder and a predictor learn to foretell what a moving average of the encoder makes of hidden blocks."""
+    """A context encoder and a predictor learn to predict the target encoder's representations of hidden blocks."""
 
     def __init__(self, settings: IJepaSettings, surroundings: Surroundings) -> None:
         """Draws the weights from torch's global generator."""
@@ -55,13 +55,13 @@ class IJepa(Method):
     def distance(self, predictions: Float[Tensor, "*shape"], targets: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
         """The loss, averaged over images, blocks, patches and dimensions.
 
-        Released code: smooth L1 with beta 1. Paper: squared L2 summed over the patches of a block and averaged over blocks,
-        which is `l2` here times the constant (patches per block x width).
+        The released code uses smooth L1 with beta 1. The paper has the squared L2 distance, summed over the patches of a block
+        and averaged over blocks. That is `l2` here times the constant (patches per block x width).
         """
         return F.smooth_l1_loss(predictions, targets) if self.settings.loss == "smooth_l1" else F.mse_loss(predictions, targets)
 
     def after_step(self, progress: Progress) -> Mapping[str, float]:
-        """The target encoder follows the context encoder that the optimizer has just moved."""
+        """Moves the target encoder towards the context encoder, which the optimizer has just updated."""
         value = momentum(*momenta(self.settings), progress)
         self.target_encoder.update(self.context_encoder, value)
         return {"momentum": value}
@@ -83,7 +83,7 @@ class IJepa(Method):
         return predictions.mean(dim=(1, 2))
 
     def energies(self, batch: Batch, progress: Progress) -> Float[Tensor, "B B"]:
-        """Distance of the predictions from the context of image i to the targets at the same places of image j."""
+        """Distance between the predictions from the context of image i and the targets at the same places of image j."""
         images, masks = _images_and_masks(batch)
         with self.looking():
             predictions, encoded = self._predictions(images, masks), self.target_encoder(images)
@@ -95,7 +95,7 @@ class IJepa(Method):
         return torch.stack(rows)
 
     def remarks(self, total_steps: int) -> list[str]:
-        """A note if the target encoder, which is exported, hardly follows a run of this length."""
+        """A note if the target encoder, which is exported, hardly changes in a run of this length."""
         return slow_teacher_remarks(momentum, *momenta(self.settings), total_steps)
 
     def encoders(self) -> Encoders:
@@ -105,7 +105,7 @@ class IJepa(Method):
     def exports(self) -> Mapping[str, Export]:
         """The target encoder, which the paper evaluates, the predictor, and on request the context encoder.
 
-        The predictor's config.json also says what it was trained for: the distance, and how targets are normalized.
+        The predictor's config.json also says what it was trained for: the distance, and the normalization of targets.
         """
         trained_for = {"loss": self.settings.loss, "target_norm": self.settings.target_norm}
         exports = {
@@ -117,7 +117,7 @@ class IJepa(Method):
         return exports
 
     def _targets(self, encoded: EncoderOutput, masks: BlockMasks) -> Float[Tensor, "B M T D"]:
-        """Features of the target blocks, cut from the target encoder's output on the whole image."""
+        """Features of the target blocks, taken from the target encoder's output on the whole image."""
         samples = torch.arange(len(encoded.patches), device=encoded.patches.device)[:, None, None]
         targets = encoded.patches[samples, masks.targets]
         if self.settings.target_norm == "layer_norm":

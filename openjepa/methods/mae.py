@@ -1,4 +1,4 @@
-"""MAE (He et al. 2022, arXiv 2111.06377): reconstruct the pixels of masked patches from the few that are visible."""
+"""MAE (He et al. 2022, arXiv 2111.06377): reconstruct the pixels of masked patches from the few visible ones."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,17 +21,17 @@ from openjepa.types import Batch, EncoderOutput, Export, InputSpec, LossOutput, 
 
 VIEW = "image"
 VARIANCE_EPS = 1e-6
-"""Added to the (unbiased) variance of a patch's pixels, as in the released code; the paper names neither."""
+"""Added to the (unbiased) variance of a patch's pixels, as in the released code. The paper mentions neither."""
 
 
 @final
 class Mae(Method):
-    """An encoder sees a quarter of the patches; a decoder with a mask token for each of the others reconstructs their pixels.
+    """An encoder sees a quarter of the patches. A decoder reconstructs the pixels of the others from one mask token each.
 
-    Nothing is averaged or predicted in feature space. What differs from the released code: the class token is optional, and
-    without it features are pooled by averaging; the bias of the patch embedding starts at zero; visible tokens are
-    kept in raster order, and masked ones are decoded last, neither of which attention sees. Published runs draw weights with
-    `model.initialization=xavier`.
+    There is no moving average, and nothing is predicted in feature space. It differs from the released code in three ways. The
+    class token is optional; without it, features are pooled by averaging. The bias of the patch embedding starts at zero.
+    Visible tokens are kept in raster order, and masked ones are decoded last. Attention does not depend on this order.
+    Published runs draw weights with `model.initialization=xavier`.
     """
 
     def __init__(self, settings: MaeSettings, surroundings: Surroundings) -> None:
@@ -44,7 +44,7 @@ class Mae(Method):
         self.decoder = Decoder(_decoder_config(settings, self.encoder_config))
 
     def inputs(self) -> InputSpec:
-        """One random crop with equally many masked patches in every image."""
+        """One random crop, with the same number of masked patches in every image."""
         return InputSpec(views={VIEW: self.view}, masked_views=(VIEW,))
 
     def forward(self, batch: Batch, progress: Progress) -> LossOutput:
@@ -54,7 +54,7 @@ class Mae(Method):
         return LossOutput(total=self.distance(predictions, _chosen(self.targets(images), masked)))
 
     def targets(self, images: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B N pixels"]:
-        """Pixels of all patches in the order (row, column, channel), each patch normalized if settings say so."""
+        """Pixels of all patches in the order (row, column, channel). Each patch is normalized if `norm_pixels` is set."""
         pixels = patch_pixels(images.float(), self.encoder_config.patch_size)
         if not self.settings.norm_pixels:
             return pixels
@@ -66,7 +66,7 @@ class Mae(Method):
         return F.mse_loss(predictions, targets)
 
     def after_step(self, progress: Progress) -> Mapping[str, float]:
-        """There is no teacher to move."""
+        """Does nothing, because there is no teacher."""
         return {}
 
     def probe(self, batch: Batch, progress: Progress) -> ProbeOutput:
@@ -80,7 +80,7 @@ class Mae(Method):
         return ProbeOutput(features, loss, targets[:, None], masked[:, None], self.distance)
 
     def energies(self, batch: Batch, progress: Progress) -> Float[Tensor, "B B"]:
-        """Distance of the reconstruction from the visible patches of image i to the pixels at the same places of image j."""
+        """Distance between the reconstruction from the visible patches of image i and the same patches' pixels in image j."""
         images, visible, masked = _images_and_patches(batch)
         with self.looking():
             predictions, targets = self._reconstructions(images, visible, masked), self.targets(images)
@@ -91,11 +91,11 @@ class Mae(Method):
         return torch.stack(rows)
 
     def encoders(self) -> Encoders:
-        """The only one."""
+        """The only encoder."""
         return Encoders(self.encoder)
 
     def exports(self) -> Mapping[str, Export]:
-        """The encoder; the decoder serves pretraining only."""
+        """The encoder. The decoder serves only for pretraining."""
         return {"encoder": Export(self.encoder_config, self.encoder)}
 
     def _reconstructions(
@@ -126,7 +126,7 @@ def _images_and_patches(batch: Batch) -> tuple[Float[Tensor, "B C h w"], Int[Ten
 
 
 def _encoder_config(surroundings: Surroundings) -> EncoderConfig:
-    """Settings of the encoder, pooled by its class token if it has one, as in the released linear probe."""
+    """Settings of the encoder. It is pooled by its class token if it has one, as in the released linear probe."""
     config = surroundings.encoder_config()
     return replace(config, pooling="class_token") if config.class_token else config
 

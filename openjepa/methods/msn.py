@@ -30,24 +30,26 @@ from openjepa.settings.methods import MsnSettings
 from openjepa.types import Batch, EncoderOutput, Export, InputSpec, LossOutput, ParameterRule, TokenMask, ViewSpec
 
 TARGET, ANCHOR = "target", "anchor"
-"""Names of the whole large view and of the large views with dropped patches; small ones are `multi_crop.LOCAL`."""
+"""Names of the whole large view and of the large views with dropped patches. Small views are `multi_crop.LOCAL`."""
 SMALLEST = torch.finfo(torch.float32).tiny
 PROTOTYPES = ParameterRule(matches=lambda name, value: name.startswith("prototypes."), decay=False, clip=False)
 
 
 @final
 class Msn(Method):
-    """Encoder and head see views with dropped patches and small views; their moving averages see another view, whole.
+    """Encoder and head see views with dropped patches and small views. Their moving averages see another view, whole.
 
-    As the released code: patches are dropped only from large views, schedules may be stretched (`optim.schedule_stretch`),
-    Sinkhorn balances targets that are already sharpened, batch normalization in the head is separate for large and small
-    views, and prototypes are neither decayed nor clipped. It differs in that batch normalization keeps no running statistics,
-    which nothing reads. It, Sinkhorn and the mean assignment see the images of one microbatch of one process; training in
-    several processes, which is not there yet, would have to share them.
+    Follows the released code in these points. Patches are dropped only from large views. Schedules may be stretched
+    (`optim.schedule_stretch`). Sinkhorn balances targets that are already sharpened. Batch normalization in the head is
+    separate for large and small views. Prototypes are neither decayed nor clipped.
+
+    It differs from that code in one point: batch normalization keeps no running statistics, which nothing reads. Batch
+    normalization, Sinkhorn and the mean assignment see the images of one microbatch of one process. Training in several
+    processes, which is not implemented yet, would have to share them.
     """
 
     def __init__(self, settings: MsnSettings, surroundings: Surroundings) -> None:
-        """Draws the weights from torch's global generator. Their view is a large one."""
+        """Draws the weights from torch's global generator. The view of `surroundings` is a large one."""
         super().__init__()
         self.settings = settings
         self.views = _views_of(settings, surroundings.view)
@@ -69,7 +71,7 @@ class Msn(Method):
         return self._loss(target, self._anchor_logits(batch), progress)
 
     def after_step(self, progress: Progress) -> Mapping[str, float]:
-        """Target encoder and head follow those that the optimizer has just moved."""
+        """Moves the target encoder and head towards the anchor encoder and head, which the optimizer has just updated."""
         value = momentum(*momenta(self.settings), progress)
         self.target_encoder.update(self.anchor_encoder, value)
         self.target_head.update(self.anchor_head, value)
@@ -83,7 +85,7 @@ class Msn(Method):
         return ProbeOutput(tokens, loss)
 
     def energies(self, batch: Batch, progress: Progress) -> Float[Tensor, "B B"]:
-        """Cross-entropy of the assignments of image i's anchors (their mean) to the sharpened one of image j's target.
+        """Mean cross-entropy between the assignments of image i's anchors and the sharpened assignment of image j's target.
 
         Without Sinkhorn, so that the target of an image does not depend on the others.
         """
@@ -102,11 +104,11 @@ class Msn(Method):
         return tuple(terms)
 
     def parameter_rules(self) -> tuple[ParameterRule, ...]:
-        """As in the released code: the optimizer's decay and the clipping leave the prototypes alone."""
+        """As in the released code: no decay and no clipping for the prototypes."""
         return (PROTOTYPES, *DEFAULT_RULES)
 
     def remarks(self, total_steps: int) -> list[str]:
-        """A note if the target encoder, which is exported, hardly follows a run of this length."""
+        """A note if the target encoder, which is exported, hardly changes in a run of this length."""
         return slow_teacher_remarks(momentum, *momenta(self.settings), total_steps)
 
     def encoders(self) -> Encoders:
@@ -118,7 +120,7 @@ class Msn(Method):
         return {"encoder": Export(self.encoder_config, self.target_encoder.network)}
 
     def _target_logits(self, batch: Batch) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B K"]]:
-        """Class token and assignment of each whole view, the latter as logits before sharpening."""
+        """Class token and assignment of each whole view. The assignment is given as logits before sharpening."""
         with record_function("target_encoder"):
             tokens = class_tokens_of(self.target_encoder(batch.views[TARGET][0]), 1)[0]
         with record_function("target_head"):
@@ -127,7 +129,7 @@ class Msn(Method):
             return tokens, self._logits(points)
 
     def _anchor_logits(self, batch: Batch) -> Float[Tensor, "V B K"]:
-        """Assignments, as logits, of all anchors, the large ones first; each size has its own batch normalization."""
+        """Assignments of all anchors, as logits, the large ones first. Each size has its own batch normalization."""
         large, small = batch.views[ANCHOR], batch.views[LOCAL] if LOCAL in self.views else None
         with record_function("anchor_encoder"):
             masked: EncoderOutput = self.anchor_encoder(large.flatten(0, 1), _visible(batch))
@@ -160,12 +162,12 @@ class Msn(Method):
 
 @dataclass(frozen=True)
 class AssignmentTerms:
-    """Terms of the loss, without weights."""
+    """The terms of the loss, without weights."""
 
     ce: Float[Tensor, ""]
-    """Mean cross-entropy of targets and anchors."""
+    """Mean cross-entropy between targets and anchors."""
     me_max: Float[Tensor, ""]
-    """log K minus the entropy of the mean assignment of all anchors: 0 if all prototypes are used equally."""
+    """log K minus the entropy of the mean assignment of all anchors. 0 if all prototypes are used equally."""
     entropy: Float[Tensor, ""]
     """Mean entropy of the anchors' assignments."""
 
@@ -191,9 +193,9 @@ def smoothed_logits(logits: Float[Tensor, "*lead K"], smoothing: float) -> Float
 
 
 def sinkhorn(assigned: Float[Tensor, "B K"], iterations: int) -> Float[Tensor, "B K"]:
-    """Assignments balanced over the prototypes: each round gives all of them the same sum, then every image the sum 1.
+    """Assignments balanced over the prototypes. Each iteration gives all prototypes the same sum, then every image the sum 1.
 
-    Rows sum to 1 at the end, columns nearly to B / K (Cuturi 2013, as in the released code).
+    At the end, rows sum to 1 and columns nearly to B / K (Cuturi 2013, as in the released code).
     """
     for _ in range(iterations):
         assigned = assigned / assigned.sum(dim=0, keepdim=True).clamp(min=SMALLEST)
@@ -202,14 +204,14 @@ def sinkhorn(assigned: Float[Tensor, "B K"], iterations: int) -> Float[Tensor, "
 
 
 def _views_of(settings: MsnSettings, view: ViewSpec) -> dict[str, ViewSpec]:
-    """The whole view and those with masks are drawn alike."""
+    """The views by name. The whole view and the masked ones are drawn in the same way."""
     num_masked = settings.masked_views
     masked = replace(view, count=num_masked, colors=(color_change(settings, SECOND),) * num_masked)
     return {TARGET: replace(view, colors=(color_change(settings, FIRST),)), ANCHOR: masked, **local_views(settings, view)}
 
 
 def _visible(batch: Batch) -> Tensor:
-    """Patches of the masked views that stay [V B, K]."""
+    """Indices of the visible patches of the masked views [V B, K]. Raises Refusal if the masks are blocks."""
     masks = batch.masks[ANCHOR]
     if not isinstance(masks, TokenMask):
         raise Refusal(

@@ -1,4 +1,4 @@
-"""What DINO, iBOT and MSN share about views: crops of two sizes with changed colors, one forward for each size."""
+"""Shared parts of DINO, iBOT and MSN for views: crops of two sizes with changed colors, and one forward for each size."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,19 +15,19 @@ from openjepa.types import ColorChange, EncoderOutput, ViewSpec
 
 GLOBAL, LOCAL = "global", "local"
 NUM_GLOBAL = 2
-"""Large crops of each image in DINO and iBOT."""
+"""Number of large crops of each image in DINO and iBOT."""
 FIRST, SECOND, SMALL = 0, 1, 2
-"""Places in settings that have one value for each kind of crop: first large, second large, small."""
+"""Indices in settings that have one value for each kind of crop: first large, second large, small."""
 
 
 def views_of(settings: MultiCropSettings, view: ViewSpec) -> dict[str, ViewSpec]:
-    """Two large crops as in `view`, their colors changed differently, and the small ones, if any (DINO, section 3.2)."""
+    """Two large crops as in `view`, with different color changes, and the small ones, if any (DINO, section 3.2)."""
     colors = (color_change(settings, FIRST), color_change(settings, SECOND))
     return {GLOBAL: replace(view, count=NUM_GLOBAL, colors=colors), **local_views(settings, view)}
 
 
 def local_views(settings: MultiCropSettings, view: ViewSpec) -> dict[str, ViewSpec]:
-    """The small crops: filter and mirroring as in `view`, size and area from the settings. Empty without any."""
+    """The small crops: interpolation and mirroring as in `view`, size and area from the settings. Empty if there are none."""
     count = settings.local_crops
     if count == 0:
         return {}
@@ -36,7 +36,7 @@ def local_views(settings: MultiCropSettings, view: ViewSpec) -> dict[str, ViewSp
 
 
 def color_change(settings: MultiCropSettings, kind: int) -> ColorChange:
-    """How the colors of the first large (0), second large (1) or small (2) crops are changed."""
+    """The color change of the first large (0), second large (1) or small (2) crops."""
     return ColorChange(
         jitter=settings.jitter,
         jitter_probability=settings.jitter_probability,
@@ -48,7 +48,7 @@ def color_change(settings: MultiCropSettings, kind: int) -> ColorChange:
 
 
 def class_tokens(encoder: nn.Module, views: Mapping[str, Float[Tensor, "V B C h w"]]) -> Float[Tensor, "W B D"]:
-    """Class tokens of all W views, name by name in the order of `views`; crops of one name are encoded together."""
+    """Class tokens of all W views, name by name in the order of `views`. Crops of one name are encoded together."""
     return torch.cat([class_tokens_of(encoder(crops.flatten(0, 1)), len(crops)) for crops in views.values()])
 
 

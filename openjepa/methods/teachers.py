@@ -1,4 +1,4 @@
-"""The moving average of a network that is trained: how it is updated, and whether a run is long enough for its momentum."""
+"""The moving average of a trained network: its update, and a check that a run is long enough for its momentum."""
 
 import copy
 import math
@@ -16,21 +16,21 @@ from openjepa.settings.derived import resolved
 from openjepa.settings.methods import TeacherSettings
 
 FEW_RENEWALS = 5
-"""Sum of 1 - momentum over a run below which it is too short for its momentum (published I-JEPA runs: 375)."""
+"""Sum of 1 - momentum over a run below which the run is too short for its momentum (published I-JEPA runs: 375)."""
 ENOUGH_RENEWALS = 50
-"""The sum that was measured to suit short runs (docs/log.md)."""
+"""Sum that was measured to suit short runs (docs/log.md)."""
 MAX_POINTS = 2000
-"""Steps at which a schedule is looked at."""
+"""Largest number of steps at which a schedule is evaluated."""
 
 MomentumSchedule = Callable[[float, float, Progress], float]
-"""Momentum at a step, given the setting at the start and at the end: `schedules.momentum` or `schedules.cosine_momentum`."""
+"""Momentum at a step, given the momentum at the start and at the end: `schedules.momentum` or `schedules.cosine_momentum`."""
 
 
 class EmaTeacher(nn.Module):
-    """An exponential moving average of a student network: a frozen copy that never trains and has no gradients."""
+    """An exponential moving average of a student network: a frozen copy that is never trained and has no gradients."""
 
     def __init__(self, student: nn.Module, without: tuple[str, ...] = ()) -> None:
-        """Starts as an exact copy of `student`. `without`: names of parameters that only the student needs."""
+        """Starts as an exact copy of `student`, except for `without`, the names of parameters that only the student needs."""
         super().__init__()
         self.network = copy.deepcopy(student).requires_grad_(False).eval()
         for name in without:
@@ -38,7 +38,7 @@ class EmaTeacher(nn.Module):
             setattr(self.network.get_submodule(holder), last, None)
 
     def train(self, mode: bool = True) -> "EmaTeacher":
-        """Stays in evaluation mode, whatever `mode` the method around it takes: a moving average drops no paths."""
+        """Stays in evaluation mode, whatever the `mode` of the method that contains it. A moving average drops no paths."""
         return super().train(False)
 
     @torch.no_grad()
@@ -50,7 +50,7 @@ class EmaTeacher(nn.Module):
     def update(self, student: nn.Module, momentum: float) -> None:
         """teacher <- momentum * teacher + (1 - momentum) * student, for parameters only.
 
-        Passes over parameters that only the student has, such as a mask token.
+        Ignores parameters that only the student has, such as a mask token.
         """
         sources = dict(student.named_parameters())
         names, averages = zip(*self.network.named_parameters(), strict=True)
@@ -69,7 +69,7 @@ def momenta(settings: TeacherSettings) -> tuple[float, float]:
 
 
 def slow_teacher_remarks(schedule: MomentumSchedule, start: float, end: float, total_steps: int) -> list[str]:
-    """A note if the moving average hardly follows a run of `total_steps`, with a momentum that suits it."""
+    """A note if the moving average hardly changes in a run of `total_steps`. It names a momentum that suits the run."""
     rates = renewal_rates(schedule, start, end, total_steps)
     renewals = total_steps * sum(rates) / len(rates)
     if renewals >= FEW_RENEWALS or renewals == 0:
@@ -84,17 +84,17 @@ def slow_teacher_remarks(schedule: MomentumSchedule, start: float, end: float, t
 
 
 def renewal_rates(schedule: MomentumSchedule, start: float, end: float, total_steps: int) -> list[float]:
-    """1 - momentum at evenly spaced steps of the run."""
+    """1 - momentum, at evenly spaced steps of the run."""
     points = min(total_steps, MAX_POINTS)
     steps = (point * total_steps // points for point in range(points))
     return [1 - schedule(start, end, Progress(step, total_steps, total_steps)) for step in steps]
 
 
 def mean_age(rates: list[float], total_steps: int) -> float:
-    """Mean age of the weights in the last average, as a share of the run.
+    """Mean age of the weights in the final average, as a share of the run.
 
-    Weights from before a time x still count exp(-(sum of 1 - momentum since x)), and the mean age is the integral of that over
-    x. For a linear momentum up to 1 it is sqrt(pi / a) / 2, a = (1 - start) T / 2.
+    The weights from before a time x have the total weight exp(-(sum of 1 - momentum since x)). The mean age is the integral of
+    that over x. For a linear momentum up to 1 it is sqrt(pi / a) / 2, where a = (1 - start) T / 2.
     """
     interval = total_steps / len(rates)
     weight, age = 1.0, 0.0

@@ -1,1 +1,1 @@
-"""Networks, and nothing about how they are trained."""
+"""Networks, without anything about their training."""

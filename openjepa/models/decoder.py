@@ -1,4 +1,4 @@
-"""MAE's decoder: a light transformer that turns visible tokens into the pixels of the masked patches."""
+"""MAE's decoder: a light transformer that predicts the pixels of the masked patches from visible tokens."""
 
 import torch
 from jaxtyping import Float, Int
@@ -14,12 +14,12 @@ from openjepa.types import EncoderOutput
 class Decoder(nn.Module):
     """A mask token at every masked place, fixed positions, blocks, and a linear map to pixels (MAE, section 3).
 
-    Attention does not see in which order tokens come, so the masked places stand at the end instead of in raster order, and
-    the last block computes only those: nobody reads what it makes of the visible ones.
+    Attention does not depend on the order of tokens, so masked places stand at the end instead of in raster order. The last
+    block computes only those, because its output for the visible ones is not used.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
-        """Builds and initializes. Raises Refusal if heads do not divide the width or there is no block."""
+        """Builds and initializes the decoder. Raises Refusal if heads do not divide the width or there is no block."""
         super().__init__()
         if config.depth < 1:
             raise Refusal(
@@ -41,7 +41,7 @@ class Decoder(nn.Module):
     ) -> Float[Tensor, "B T pixels"]:
         """Predicts the pixels of the patches `masked` from `seen`: tokens of the patches `visible`, and a class token if any.
 
-        The order of the pixels is (row, column, channel). The result is in fp32.
+        The pixels of a patch are in the order (row, column, channel). The result is in fp32.
         """
         tokens = self.embed(seen.patches) + F.embedding(visible, self.positions)  # [B, K, P]
         asked = self.mask_token[0] + F.embedding(masked, self.positions)  # [B, T, P]

@@ -13,14 +13,14 @@ from torch.nn import functional as F
 from openjepa.models.transformer import INIT_STD
 
 LENGTH_EPS = 1e-12
-"""Smallest length that a vector is divided by."""
+"""Lower limit on the length that a vector is divided by."""
 
 
 class FeatureNorm(nn.BatchNorm1d):
-    """Batch normalization of the last axis over all others, always with the statistics of the batch: it has no buffers."""
+    """Batch normalization of the last axis over all others. Always uses the statistics of the batch, so it has no buffers."""
 
     def __init__(self, width: int) -> None:
-        """Factors 1 and shifts 0; epsilon 1e-5."""
+        """Starts with factors 1 and shifts 0. Epsilon is 1e-5."""
         super().__init__(width, track_running_stats=False)
 
     def forward(self, x: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead D"]:
@@ -29,9 +29,9 @@ class FeatureNorm(nn.BatchNorm1d):
 
 
 def projection_layers(widths: tuple[int, ...], batch_norm: bool) -> nn.Sequential:
-    """Linear layers between the successive `widths`. All but the last are followed by GELU, and before it `batch_norm` if set.
+    """Linear layers between the successive `widths`. After all but the last come FeatureNorm, if `batch_norm`, and GELU.
 
-    Weights are drawn from a normal distribution with standard deviation 0.02, biases are 0.
+    Weights are drawn from a normal distribution with standard deviation 0.02. Biases are 0.
     """
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(widths):
@@ -45,13 +45,13 @@ def projection_layers(widths: tuple[int, ...], batch_norm: bool) -> nn.Sequentia
 
 
 class UnitRows(nn.Module):
-    """Linear layer without bias whose rows are g_k v_k / |v_k|: directions v, and lengths g that are 1 until they are trained.
+    """Linear layer without bias whose rows are g_k v_k / |v_k|, with directions v, and lengths g that start at 1.
 
-    The names of the parameters are those of the published DINO and iBOT weights.
+    The parameters have the names of the published DINO and iBOT weights.
     """
 
     def __init__(self, width: int, outputs: int, fixed_lengths: bool) -> None:
-        """`fixed_lengths`: g stays 1. Directions are drawn as torch draws a Linear: uniform (from memory of the DINO code)."""
+        """If `fixed_lengths`, g stays 1. Directions are drawn like torch's Linear: uniform (from memory of the DINO code)."""
         super().__init__()
         self.weight_g = nn.Parameter(torch.ones(outputs, 1), requires_grad=not fixed_lengths)
         self.weight_v = nn.Parameter(torch.empty(outputs, width).uniform_(-(width**-0.5), width**-0.5))
@@ -64,7 +64,7 @@ class UnitRows(nn.Module):
 class ProjectionHead(nn.Module):
     """Head of DINO (Caron et al. 2021, section 3.1) and iBOT (Zhou et al. 2022): an MLP, length 1, a layer of unit rows.
 
-    Outputs are cosines if the rows keep their length. iBOT has a second last layer for patches, or one for both.
+    Outputs are cosines if the rows keep their length. iBOT has a second last layer for patches, or one layer for both.
     """
 
     def __init__(
@@ -79,10 +79,10 @@ class ProjectionHead(nn.Module):
         norm_last_layer: bool = True,
         patch_outputs: int | Literal["shared"] | None = None,
     ) -> None:
-        """`layers` Linear layers from `width` over `hidden` to `bottleneck`; `outputs` rows of the last one (K).
+        """`layers` Linear layers go from `width` over `hidden` to `bottleneck`. The last layer has `outputs` rows (K).
 
-        `norm_last_layer` keeps those rows at length 1. `patch_outputs`: outputs of the patches' own last layer, or `shared`
-        for that of the class token.
+        If `norm_last_layer`, those rows keep length 1. `patch_outputs` is the number of outputs of a separate last layer for
+        patches, or `shared` to use the last layer of the class token.
         """
         super().__init__()
         self.mlp = projection_layers((width, *[hidden] * (layers - 1), bottleneck), batch_norm)
@@ -91,7 +91,7 @@ class ProjectionHead(nn.Module):
         self.last_layer_patches = UnitRows(bottleneck, patch_outputs, norm_last_layer) if own else None  # type: ignore[arg-type]
 
     def forward(self, x: Float[Tensor, "*lead D"], patches: bool = False) -> Float[Tensor, "*lead K"]:
-        """Outputs of every vector of `x`. `patches`: through the last layer of patches, if there is one."""
+        """Outputs of every vector of `x`. If `patches`, from the last layer for patches, if there is one."""
         return self.outputs_of(self.points(x), patches)
 
     def points(self, x: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead P"]:
@@ -99,44 +99,44 @@ class ProjectionHead(nn.Module):
         return F.normalize(self.mlp(x).float(), dim=-1, eps=LENGTH_EPS)
 
     def outputs_of(self, points: Float[Tensor, "*lead P"], patches: bool = False) -> Float[Tensor, "*lead K"]:
-        """The last layer alone. It is linear, so that the mean of many outputs is the output of the mean of their points."""
+        """The last layer alone. It is linear, so the mean of many outputs is the output of the mean of their points."""
         last = self.last_layer_patches if patches and self.last_layer_patches is not None else self.last_layer
         return last(points)  # type: ignore[no-any-return]
 
     def drop_last_gradients(self) -> None:
-        """Drops the gradients of the last layers. The optimizer then leaves them alone: no decay, no moments."""
+        """Drops the gradients of the last layers. The optimizer then skips these layers: no decay, no moments."""
         for layer in (self.last_layer, self.last_layer_patches):
             for value in layer.parameters() if layer is not None else ():
                 value.grad = None
 
 
 class BatchNormHead(nn.Module):
-    """Head of MSN (Assran et al. 2022): three linear layers with batch normalization and GELU after the first two.
+    """Head of MSN (Assran et al. 2022): three linear layers, with batch normalization and GELU after the first two.
 
-    Statistics are always those of the vectors at hand.
+    The statistics are always those of the input vectors.
     """
 
     def __init__(self, width: int, hidden: int, outputs: int, input_norm: bool = False) -> None:
-        """From `width` over two hidden layers to `outputs`. `input_norm`: batch normalization of the input, too."""
+        """From `width` over two hidden layers to `outputs`. If `input_norm`, the input is batch-normalized, too."""
         super().__init__()
         self.input_norm = FeatureNorm(width) if input_norm else None
         self.mlp = projection_layers((width, hidden, hidden, outputs), batch_norm=True)
 
     def forward(self, x: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead P"]:
-        """Maps every vector alike. Statistics of the normalization are those of all vectors of `x`."""
+        """Maps every vector in the same way. The normalization uses the statistics of all vectors of `x`."""
         return self.mlp(x if self.input_norm is None else self.input_norm(x))  # type: ignore[no-any-return]
 
 
 class Prototypes(nn.Module):
-    """K learned vectors; only their directions count."""
+    """K learned vectors. Only their directions matter."""
 
     def __init__(self, number: int, width: int) -> None:
-        """Drawn as torch draws a Linear (uniform; the published draw is not known)."""
+        """Drawn like torch's Linear (uniform; the published initialization is not known)."""
         super().__init__()
         self.weight = nn.Parameter(torch.empty(number, width).uniform_(-(width**-0.5), width**-0.5))
 
     def forward(self, x: Float[Tensor, "*lead P"]) -> Float[Tensor, "*lead K"]:
-        """Cosines of every vector of `x` with every prototype, in fp32: they are divided by small temperatures."""
+        """Cosines of every vector of `x` with every prototype. In fp32, because they are divided by small temperatures."""
         # costs are counted on the meta device, which has no autocast
         with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
             units = F.normalize(x.float(), dim=-1, eps=LENGTH_EPS)
@@ -157,7 +157,7 @@ class TokenHead(nn.Module):
     """A head on the class tokens of V x B crops and on the patches of R of them (iBOT)."""
 
     def __init__(self, head: ProjectionHead) -> None:
-        """`head`: the head of both."""
+        """`head` serves both class tokens and patches."""
         super().__init__()
         self.head = head
 
@@ -169,7 +169,7 @@ class TokenHead(nn.Module):
     ) -> TokenOutputs:
         """Outputs of the class tokens and of the patches at `places` (None: all), and the mean output of all patches.
 
-        Every patch becomes a point, but only patches at `places` get outputs, of which a patch has thousands.
+        The MLP is applied to every patch, but only patches at `places` get outputs, because a patch has thousands of them.
         """
         points = self.head.points(torch.cat([class_tokens.flatten(0, 1), patches.flatten(0, 1)]))
         first = class_tokens.shape[0] * class_tokens.shape[1]

@@ -1,4 +1,4 @@
-"""I-JEPA's predictor: a narrow transformer that fills target blocks from context tokens."""
+"""I-JEPA's predictor: a narrow transformer that predicts target blocks from context tokens."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,10 +16,10 @@ def build_predictor(config: PredictorConfig) -> "Predictor":
 
 
 class Predictor(nn.Module):
-    """Predicts the features of each target block from the context, the blocks never seeing one another (I-JEPA, section 3)."""
+    """Predicts the features of each target block from the context. Blocks never see one another (I-JEPA, section 3)."""
 
     def __init__(self, config: PredictorConfig) -> None:
-        """Builds and initializes. Raises Refusal if heads do not divide the width or there is no block."""
+        """Builds and initializes the predictor. Raises Refusal if heads do not divide the width or there is no block."""
         super().__init__()
         if config.depth < 1:
             raise Refusal(
@@ -46,8 +46,8 @@ class Predictor(nn.Module):
     ) -> Float[Tensor, "B M T D"]:
         """Predicts features of the patches `target_idx` of each block from `context`, the tokens of the patches `context_idx`.
 
-        `grid`: the (rows, columns) that indices refer to. None: the grid that the predictor was built for.
-        `context_valid`: False for tokens that are padding. Nothing attends to them.
+        `grid` is the (rows, columns) that indices refer to. None means the grid that the predictor was built for.
+        `context_valid` is False for tokens that are padding. No token attends to them.
         """
         batch, blocks, length = target_idx.shape
         positions = self._positions(grid or self.config.grid, context.device)
@@ -58,7 +58,7 @@ class Predictor(nn.Module):
         bias = self._bias(context_valid, target_idx, x.dtype)
         for block in self.blocks[:-1]:
             x = block(x, bias)
-        x = self.blocks[-1](x, bias, num_last=length)  # nobody reads what the last block makes of the context
+        x = self.blocks[-1](x, bias, num_last=length)  # the last block's output for the context is not used
         predictions = self.proj(self.norm(x))
         return predictions.float().view(batch, blocks, length, -1)  # type: ignore[no-any-return]
 

@@ -1,7 +1,7 @@
-"""What all networks are built of: positions on any rectangle of patches, attention, and the pre-norm block.
+"""Building blocks of all networks: positions on any rectangle of patches, attention, the pre-norm block, initialization.
 
 Positions are a fixed two-dimensional sine-cosine table, learned tables, or relative biases. Attention is computed in the
-fastest way that the device has. How weights are drawn stands here too.
+fastest way that the device offers.
 """
 
 import math
@@ -20,7 +20,7 @@ def sincos_positions(width: int, grid: tuple[int, int]) -> Float[Tensor, "N D"]:
     """Positions of all patches of a grid of (rows, columns), in raster order, as float32.
 
     With D = `width` and frequencies f_k = 10000^(-k / (D/4)), k < D/4, the patch at row y and column x gets
-    [sin(x f), cos(x f), sin(y f), cos(y f)]: the column comes first, as in the released I-JEPA code.
+    [sin(x f), cos(x f), sin(y f), cos(y f)]. The column comes first, as in the released I-JEPA code.
     Raises Refusal unless 4 divides the width.
     """
     if width % 4:
@@ -28,8 +28,8 @@ def sincos_positions(width: int, grid: tuple[int, int]) -> Float[Tensor, "N D"]:
             f"width={width} does not divide by 4, which two-dimensional sin-cos positions need; use {width - width % 4}"
         )
     rows, columns = grid
-    # float64 because sin(x f) at x of some tens loses digits in float32 before the sine is taken; on the CPU also where a
-    # network is built on the meta device, which gives its weights no values: nothing else would fill this table
+    # float64, because in float32 the argument x f loses digits at x of some tens. On the CPU even if the network is built on
+    # the meta device, which gives its weights no values, because nothing else would fill this table.
     places = torch.arange(max(width // 4, rows, columns), dtype=torch.float64, device="cpu")
     frequencies = 10000.0 ** (-places[: width // 4] / (width // 4))
     vertical = places[:rows, None] * frequencies  # [H, D/4]
@@ -42,11 +42,12 @@ def sincos_positions(width: int, grid: tuple[int, int]) -> Float[Tensor, "N D"]:
 def resampled_positions(
     table: Float[Tensor, "N D"], grid: tuple[int, int], wanted: tuple[int, int], offset: float = 0.0
 ) -> Float[Tensor, "M D"]:
-    """A learned table of a grid of (rows, columns) at the cell centers of the grid `wanted`, in raster order.
+    """A learned table of a grid of (rows, columns), resampled to the cell centers of the grid `wanted`, in raster order.
 
-    Cubic convolution with a = -0.75, indices clamped at the border, not antialiased. Both grids cover the same image: cell j of
-    n' lies at (j + 0.5) n / n' - 0.5 of the n old cells, or with `offset` at (j + 0.5) n / (n' + offset) - 0.5: released DINO
-    and iBOT code has 0.1, which moves its positions by up to a tenth of a new cell; MSN's code and transformers have 0.
+    Cubic convolution with a = -0.75, indices clamped at the border, not antialiased. Both grids cover the same image. Of n old
+    and n' new cells, new cell j lies at (j + 0.5) n / n' - 0.5. With `offset` it lies at (j + 0.5) n / (n' + offset) - 0.5.
+    Released DINO and iBOT code has the offset 0.1, which moves its positions by up to a tenth of a new cell. MSN's code and
+    transformers have 0.
     """
     rows, columns = grid
     picture = table.reshape(1, rows, columns, -1).permute(0, 3, 1, 2).float()  # [1, D, H, W]
@@ -61,12 +62,12 @@ def resampled_positions(
 class RelativeBias(nn.Module):
     """A learned attention bias for every offset between two patches and every head (BEiT, data2vec), the same for all blocks.
 
-    Rows of the table: offsets (query row - key row + H - 1) (2 W - 1) + (query column - key column + W - 1); then the class
-    token on anything, anything on the class token, and the class token on itself.
+    Rows of the table are the offsets (query row - key row + H - 1) (2 W - 1) + (query column - key column + W - 1). Three more
+    rows follow: the class token to any patch, any patch to the class token, and the class token to itself.
     """
 
     def __init__(self, grid: tuple[int, int], heads: int) -> None:
-        """Zeros, for a grid of (rows, columns)."""
+        """Starts with zeros, for a grid of (rows, columns)."""
         super().__init__()
         self.grid = grid
         rows, columns = grid
@@ -86,7 +87,7 @@ class RelativeBias(nn.Module):
         return F.embedding(index, table).permute(0, 3, 1, 2)
 
     def table_for(self, grid: tuple[int, int]) -> Float[Tensor, "R heads"]:
-        """The table for another grid: bicubic, the largest offsets of both grids falling on one another."""
+        """The table for another grid, resampled bicubically. The largest offsets of both grids coincide."""
         table = self.relative_position_bias_table
         if grid == self.grid:
             return table
@@ -108,19 +109,19 @@ def _offsets(grid: tuple[int, int], device: torch.device) -> Int[Tensor, "N N"]:
 
 
 VECTOR_LENGTH = 32
-"""bf16 numbers in 512 bits. At 28 tokens a softmax in fp32, conversions included, takes 0.27 of the time of one in bf16 and its
-derivative 0.31; from 32 tokens on it is the other way round (`benchmarks/attention.py`)."""
+"""Number of bf16 numbers in 512 bits. At 28 tokens a softmax in fp32, conversions included, takes 0.27 of the time of one in
+bf16, and its derivative 0.31. From 32 tokens on, bf16 is faster (`benchmarks/attention.py`)."""
 PLAIN_MAX_TOKENS = 1024
-"""Longest sequence for plain products on a CPU: beyond it the scores of all heads take too much memory."""
+"""Longest sequence for plain products on a CPU. Beyond it, the scores of all heads take too much memory."""
 HIDDEN = torch.finfo(torch.float16).min / 2
-"""Added to the scores of what must not be seen: its weight is exactly 0, unless scores differ by tens of thousands. Finite in
-every type that attention computes in, also after a score is added; the lowest number of fp32 would be infinite in bf16."""
+"""Added to the scores of tokens that must not be seen. Their weight is then exactly 0, unless scores differ by tens of
+thousands. Finite in every dtype of attention, even after a score is added; the lowest fp32 number would be infinite in bf16."""
 
 
 def attention_bias(valid: Bool[Tensor, "B S"] | None, dtype: torch.dtype) -> Float[Tensor, "B 1 1 S"] | None:
-    """Added to attention scores, it keeps all tokens from looking at invalid ones. None if `valid` is None: all are valid.
+    """Bias for attention scores that hides invalid tokens from all tokens. None if `valid` is None, when all are valid.
 
-    `HIDDEN` instead of minus infinity: a row without any valid token stays finite.
+    Uses `HIDDEN` instead of minus infinity, so that a row without any valid token stays finite.
     """
     if valid is None:
         return None
@@ -131,13 +132,13 @@ def attention_bias(valid: Bool[Tensor, "B S"] | None, dtype: torch.dtype) -> Flo
 def attention(
     qkv: Float[Tensor, "B S 3D"], heads: int, bias: Float[Tensor, "#B #heads #S S"] | None = None, fused: bool = False
 ) -> Float[Tensor, "B S D"]:
-    """softmax(q k^T / sqrt(d) + bias) v for every head; each head owns contiguous channels of queries, keys and values.
+    """softmax(q k^T / sqrt(d) + bias) v for every head. Each head owns contiguous channels of queries, keys and values.
 
     `bias` may be shared by images, heads and queries (size 1), and may be learned.
 
-    On a CPU in bf16 plain matrix products take a half to a fifth of the time of torch's fused kernel, forward and backward, at
-    16 to 800 tokens (`benchmarks/attention.py`); in fp32 and on other devices the fused kernel is the faster one. `fused`: it
-    is wanted anyway.
+    On a CPU in bf16, plain matrix products take a half to a fifth of the time of torch's fused kernel, forward and backward, at
+    16 to 800 tokens (`benchmarks/attention.py`). In fp32 and on other devices, the fused kernel is faster. If `fused`, it is
+    used in any case.
     """
     if not fused and qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16 and qkv.shape[1] <= PLAIN_MAX_TOKENS:
         mixed: Tensor = _PlainAttention.apply(qkv, heads, bias)  # type: ignore[no-untyped-call]
@@ -150,16 +151,17 @@ def attention(
 
 
 def _softmax_dtype(scores: Float[Tensor, "rows S S"]) -> torch.dtype:
-    """fp32 for rows shorter than a vector register of bf16 numbers, which torch's bf16 softmax handles one number at a time."""
+    """fp32 for rows shorter than a vector register of bf16 numbers: torch's bf16 softmax handles these one number at a time."""
     short = scores.dtype == torch.bfloat16 and scores.shape[-1] < VECTOR_LENGTH
     return torch.float32 if short else scores.dtype
 
 
 class _PlainAttention(torch.autograd.Function):
-    """Attention as three-dimensional matrix products. Written with its derivative, which saves copies that autograd would make.
+    """Attention as three-dimensional matrix products. The derivative is written out, which saves copies that autograd makes.
 
     With P = softmax(S), S = q k^T / sqrt(d), O = P v and the gradient G of O: dv = P^T G, dP = G v^T,
-    dS = P * (dP - rowsum(dP * P)), dq = dS k / sqrt(d), dk = dS^T q / sqrt(d); a bias gets dS, summed over what shares it.
+    dS = P * (dP - rowsum(dP * P)), dq = dS k / sqrt(d), dk = dS^T q / sqrt(d). A bias gets dS, summed over the axes that share
+    it.
     """
 
     @staticmethod
@@ -197,7 +199,7 @@ class _PlainAttention(torch.autograd.Function):
         bias_gradient = None
         if ctx.bias_shape is not None:
             whole = scores.view(batch, heads, length, length)
-            # a copy even where nothing is summed or converted: the scores are scaled in place below
+            # a copy even if nothing is summed or converted, because the scores are scaled in place below
             bias_gradient = whole.float().sum_to_size(ctx.bias_shape).to(ctx.bias_dtype, copy=True)
         scores = scores.mul_(size**-0.5).to(weights.dtype)
         torch.bmm(scores, keys, out=outgoing[0])
@@ -210,7 +212,7 @@ INIT_STD = 0.02
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention. Rows of `qkv`: queries, keys, values; each head owns contiguous channels."""
+    """Multi-head self-attention. Rows of `qkv` are queries, keys and values. Each head owns contiguous channels."""
 
     def __init__(self, width: int, heads: int) -> None:
         """Raises Refusal if the heads do not divide the width."""
@@ -225,7 +227,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "#B #heads #S S"] | None, num_last: int | None = None
     ) -> Float[Tensor, "B S D"]:
-        """Attention among the S tokens of each sequence. `num_last`: returns only that many of the last tokens."""
+        """Attention among the S tokens of each sequence. If `num_last` is given, returns only that many of the last tokens."""
         mixed = attention(self.qkv(x), self.heads, bias)
         return self.proj(mixed if num_last is None else mixed[:, -num_last:])  # type: ignore[no-any-return]
 
@@ -234,21 +236,21 @@ class Mlp(nn.Module):
     """Two linear layers with the exact (erf) GELU between them."""
 
     def __init__(self, width: int, hidden: int) -> None:
-        """`hidden`: width between the two layers."""
+        """`hidden` is the width between the two layers."""
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
-        """The same map of every token."""
+        """Applies the same map to every token."""
         return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: while training, drops the whole branch of a sample with probability `rate` and rescales the others."""
+    """Stochastic depth: in training, drops the whole branch of a sample with probability `rate` and rescales the others."""
 
     def __init__(self, rate: float) -> None:
-        """`rate`: probability of dropping."""
+        """`rate` is the probability of dropping."""
         super().__init__()
         self.rate = rate
 
@@ -261,7 +263,7 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: x + gamma_1 attention(norm(x)), then x + gamma_2 mlp(norm(x)); gammas only on request."""
+    """Pre-norm transformer block: x + gamma_1 attention(norm(x)), then x + gamma_2 mlp(norm(x)). The gammas are optional."""
 
     def __init__(
         self,
@@ -272,7 +274,7 @@ class Block(nn.Module):
         drop_path: float = 0.0,
         layer_scale: float | None = None,
     ) -> None:
-        """`hidden`: hidden width of the MLP; `drop_path`: rate of both branches; `layer_scale`: first value of the gammas."""
+        """`hidden`: hidden width of the MLP. `drop_path`: rate of both branches. `layer_scale`: initial value of the gammas."""
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=layer_norm_eps)
         self.attn = Attention(width, heads)
@@ -285,16 +287,16 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "#B #heads #S S"] | None = None, num_last: int | None = None
     ) -> Float[Tensor, "B S D"]:
-        """The sequences after this block. `bias`: added to the attention scores.
+        """The sequences after this block. `bias` is added to the attention scores.
 
-        `num_last`: returns only that many of the last tokens, and computes the MLP of these alone.
+        If `num_last` is given, returns only that many of the last tokens, and computes the MLP only for these.
         """
         return self.branches(x, bias, num_last)[0]
 
     def branches(
         self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "#B #heads #S S"] | None = None, num_last: int | None = None
     ) -> tuple[Float[Tensor, "B S D"], Float[Tensor, "B S D"]]:
-        """The sequences after this block, and what its MLP added to them."""
+        """The sequences after this block, and the part that its MLP added to them."""
         mixed = self.drop_path(scaled(self.attn(self.norm1(x), bias, num_last), self.gamma_1))
         x = mixed + (x if num_last is None else x[:, -num_last:])
         added = self.drop_path(scaled(self.mlp(self.norm2(x)), self.gamma_2))
@@ -308,7 +310,7 @@ def scaled(branch: Float[Tensor, "B S D"], gamma: Float[Tensor, " D"] | None) ->
 
 def hidden_width(width: int, mlp_ratio: float) -> int:
     """Hidden width of the MLP, rounded down (1408 x 48/11 is 6144)."""
-    return int(round(width * mlp_ratio, 6))  # a ratio like 48/11 must not lose one to rounding before the cut
+    return int(round(width * mlp_ratio, 6))  # a ratio like 48/11 must not lose one to a rounding error
 
 
 def build_blocks(
@@ -330,10 +332,10 @@ def initialize(network: nn.Module, blocks: nn.ModuleList, initialization: str) -
     """Draws the weights of `network` from torch's global generator.
 
     `released`: truncated normal, std 0.02 (cut at +-2, so in effect not cut) for every Linear and convolution, biases 0,
-    LayerNorms 1 and 0. `depth_scaled`: in addition the outputs of both branches of layer l = 1, 2, ... divided by sqrt(2 l).
-    `fan_in`: std 1 / sqrt(inputs), which keeps the variance of a signal; at 2,500 inputs that is the released 0.02, at a width
-    of 128 or a patch of 4 pixels the released weights are 4 to 7 times smaller. `xavier`: uniform within
-    sqrt(6 / (inputs + outputs)), a convolution counted as the linear map of one patch that it is (MAE).
+    LayerNorms 1 and 0. `depth_scaled`: in addition, the outputs of both branches of layer l = 1, 2, ... are divided by
+    sqrt(2 l). `fan_in`: std 1 / sqrt(inputs), which keeps the variance of a signal. At 2,500 inputs that is the released 0.02.
+    At a width of 128 or a patch of 4 pixels, the released weights are 4 to 7 times smaller. `xavier`: uniform within
+    sqrt(6 / (inputs + outputs)). A convolution counts as the linear map of one patch that it is (MAE).
     """
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
@@ -348,7 +350,7 @@ def initialize(network: nn.Module, blocks: nn.ModuleList, initialization: str) -
 
 
 def _draw(weight: Float[Tensor, "outputs inputs"], initialization: str) -> None:
-    """Draws a matrix in place."""
+    """Draws the values of a matrix, in place."""
     if initialization == "xavier":
         nn.init.xavier_uniform_(weight)
     else:

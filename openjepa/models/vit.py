@@ -1,4 +1,4 @@
-"""Vision Transformer with fixed, learned or relative positions; encodes all patches of an image or only some, at any size."""
+"""Vision Transformer with fixed, learned or relative positions. Encodes all patches of an image or only some, at any size."""
 
 from typing import Literal
 
@@ -28,16 +28,16 @@ def build_encoder(config: EncoderConfig) -> "VisionTransformer":
 
 
 class PatchEmbedding(nn.Module):
-    """Linear map of the pixels (channel, row, column) of each patch, stored as the convolution it equals."""
+    """Linear map of the pixels (channel, row, column) of each patch, stored as the equivalent convolution."""
 
     def __init__(self, patch_size: int, width: int) -> None:
-        """A square patch of `patch_size` pixels becomes a token of `width` numbers."""
+        """A square patch of `patch_size` x `patch_size` pixels becomes a token of `width` numbers."""
         super().__init__()
         self.patch_size = patch_size
         self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, images: Float[Tensor, "B 3 h w"], keep: Int[Tensor, "B K"] | None) -> Float[Tensor, "B K D"]:
-        """Tokens of all patches in raster order, or of the patches `keep`, which then are the only ones computed."""
+        """Tokens of all patches in raster order, or of the patches `keep`. Only these are then computed."""
         pixels = _patches(images, self.patch_size, keep)
         return F.linear(pixels, self.proj.weight.flatten(1), self.proj.bias)
 
@@ -56,11 +56,11 @@ def _patches(images: Float[Tensor, "B 3 h w"], side: int, keep: Int[Tensor, "B K
 class VisionTransformer(nn.Module):
     """The encoder of Dosovitskiy et al. (2021), pre-norm, with fixed, learned or relative positions of the patches.
 
-    Parameters are named as in the released code.
+    Parameters have the names of the released code.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
-        """Builds and initializes. Raises Refusal if sizes do not divide."""
+        """Builds and initializes the encoder. Raises Refusal if sizes do not divide."""
         super().__init__()
         check_patch_divides(config.patch_size, config.image_size, "image_size", of="the encoder")
         self.config = config
@@ -98,8 +98,8 @@ class VisionTransformer(nn.Module):
     ) -> EncoderOutput:
         """Encodes all patches, or only the patches `keep` (raster indices, in that order) at the cost of those alone.
 
-        `keep_valid`: False for a patch that is padding; no other token sees it, and its own output means nothing.
-        `replace`: True for a patch that the mask token replaces, at the same position; needs all patches (no `keep`).
+        `keep_valid` is False for a patch that is padding. No other token sees it, and its own output has no meaning.
+        `replace` is True for a patch that the mask token replaces, at the same position. It needs all patches (no `keep`).
         Raises Refusal if the patch size does not divide the image, or if `replace` is given to an encoder without mask token.
         """
         x = self._tokens(images, keep, replace)
@@ -113,7 +113,7 @@ class VisionTransformer(nn.Module):
     ) -> list[Float[Tensor, "B N D"]]:
         """Outputs of the last `num_layers` blocks for all patches, first to last, before any final norm, without class token.
 
-        `branch`: `block` for the sequence after each block, `mlp` for what its MLP added (after layer scale).
+        `branch`: `block` for the sequence after each block, `mlp` for the part that its MLP added (after layer scale).
         """
         x = self._tokens(images, None)
         bias = self._bias(images, None, None, x.dtype)
@@ -121,14 +121,17 @@ class VisionTransformer(nn.Module):
         for layer, block in enumerate(self.blocks):
             if branch == "mlp":
                 x, output = block.branches(x, bias)  # type: ignore[operator]
-            else:  # a block that is called, unlike its `branches`, may be compiled
+            else:  # calling a block, unlike calling its `branches`, may use compiled code
                 x = output = block(x, bias)
             if layer >= len(self.blocks) - num_layers:
                 outputs.append(output[:, int(self.config.class_token) :])
         return outputs
 
     def last_layers(self, images: Float[Tensor, "B 3 h w"], num_layers: int) -> list[EncoderOutput]:
-        """Outputs of the last `num_layers` blocks on all patches, first to last, each passed through the final norm."""
+        """Outputs of the last `num_layers` blocks for all patches, first to last, each passed through the final norm.
+
+        Raises Refusal if the encoder does not have that many blocks.
+        """
         if not 1 <= num_layers <= len(self.blocks):
             raise Refusal(f"num_layers={num_layers} of an encoder with {len(self.blocks)} blocks; use 1 to {len(self.blocks)}")
         x = self._tokens(images, None)
@@ -141,7 +144,7 @@ class VisionTransformer(nn.Module):
         return outputs
 
     def weights_for(self, grid: tuple[int, int]) -> dict[str, Tensor]:
-        """The weights of the same encoder for images of `grid` patches: learned positions are resampled."""
+        """The weights of the same encoder for images of `grid` patches. Learned positions are resampled."""
         weights = self.state_dict()
         if grid == self.config.grid():
             return weights

@@ -1,7 +1,7 @@
-"""Named runs: each row of a table says what it is, where its values come from and what its presets are.
+"""Named runs: a table in which each row says what the run is, where its values come from and what its presets are.
 
-`openjepa train NAME [--preset PRESET]` starts from one of them, and every setting can be overridden. Published runs have one
-file a method, our own are in small.py and matched.py; every file lists its own under RECIPES.
+`openjepa train NAME [--preset PRESET]` starts from a recipe, and every setting can be overridden. Published runs have one file
+per method. Our own are in small.py and matched.py. Every file lists its recipes under RECIPES.
 """
 
 from dataclasses import replace
@@ -28,9 +28,9 @@ RECIPES: dict[str, Recipe] = {
 
 
 def load_recipe(name: str, preset: str | None = None) -> RunConfig:
-    """The settings of a recipe's preset, with None for those that follow others until `openjepa.settings.derived.resolve`.
+    """The settings of a recipe's preset. Derived settings are None until `openjepa.settings.derived.resolve`.
 
-    Raises Refusal that names the nearest recipe, or the presets.
+    `preset`: None means the first. Raises Refusal if the recipe or the preset does not exist, and names the nearest.
     """
     if name not in RECIPES:
         raise Refusal(f"recipe {name!r} does not exist: {nearest(name, RECIPES)}")
@@ -39,10 +39,10 @@ def load_recipe(name: str, preset: str | None = None) -> RunConfig:
 
 
 def kept_by_file(file: RunConfig, config: RunConfig) -> dict[str, object]:
-    """Settings of `file` that stay although `config` changes what they followed, with the values that would follow now.
+    """Settings of `file` that stay although `config` changes what they depend on, with the values that would follow now.
 
-    They stay because a file says all values, which may surprise. None: the value follows once the length of the run is known.
-    Empty if `file` names none of our recipes.
+    They stay, perhaps to the user's surprise, because a file sets all values. A value is None if it depends on a length of the
+    run that is not known yet. Empty if `file` names none of our recipes.
     """
     if file.recipe not in RECIPES or file.preset not in RECIPES[file.recipe].presets:
         return {}

@@ -1,4 +1,4 @@
-"""ABLATIONS: named comparisons, each a function from a run to the runs that are compared. Free of torch."""
+"""ABLATIONS: named comparisons. Each has a function that makes the runs to compare from one run. Free of torch."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ class Ablation:
     title: str
     """Heading of the tables."""
     column: str
-    """Heading of the column with the names, e.g. `method`."""
+    """Heading of the column with the names of the rows, e.g. `method`."""
     names: tuple[str, ...]
-    """Names of its rows."""
+    """Names of the rows."""
     rows: Callable[[RunConfig], Mapping[str, RunConfig]]
-    """Makes the run of each row from a run of I-JEPA. The others are compared with the first: its time is that of the table at
-    equal time, and its encoder before training is the untrained one."""
+    """Makes the run of each row from a run of I-JEPA. The other rows are compared with the first. The first row's time is that
+    of the table at equal time, and its encoder before training is the untrained encoder."""
 
 
 METHODS = ("ijepa", *CHANGES)
@@ -37,9 +37,9 @@ ABLATIONS = {
 
 
 def ablation_rows(name: str, config: RunConfig, chosen: tuple[str, ...] = ()) -> dict[str, RunConfig]:
-    """The rows of an ablation, or the first and those that are `chosen`.
+    """The rows of an ablation. `chosen`: only these and the first; empty: all.
 
-    Raises Refusal for an ablation or a row that does not exist.
+    Raises Refusal if the ablation or a row does not exist.
     """
     if name not in ABLATIONS:
         raise Refusal(f"ablation {name!r} does not exist: {nearest(name, ABLATIONS)}")

@@ -8,7 +8,7 @@ from openjepa.settings.run import OptimizationSettings, RunConfig
 from openjepa.settings.sources import FolderSettings
 
 Both = tuple[float, float]
-"""The values of the presets `official` and `paper`."""
+"""A value for the preset `official`, and one for `paper`."""
 
 
 def _recipe(
@@ -16,8 +16,8 @@ def _recipe(
 ) -> Recipe:
     """A published run: 120 of 196 patches masked in blocks of 16 and more, targets from six blocks, constant momentum.
 
-    `official` is the released commands, and `paper` the text of arXiv 2202.03555 if it differs. Their dropout of attention
-    weights (B 0.05, L 0.15) is left out. `images`: of each GPU.
+    `official` follows the released commands, and `paper` the text of arXiv 2202.03555 if it differs. Their dropout of attention
+    weights (B 0.05, L 0.15) is left out. `images`: number of images on each GPU.
     """
 
     def build(preset: str) -> RunConfig:

@@ -20,9 +20,9 @@ def self_distillation(
     epochs: float,
     crop_scale: tuple[float, float],
 ) -> RunConfig:
-    """What the published runs of DINO and iBOT share: crops at 224 pixels, lr 5e-4 for each 256 images, decay 0.04 to 0.4.
+    """What the published runs of DINO and iBOT share: crops at 224 pixels, lr 5e-4 per 256 images, decay 0.04 to 0.4.
 
-    The released code scales gradients to 3 for each tensor alone and adds 0.1 to the number of patches when positions are
+    The released code clips the gradient of each tensor to norm 3, and adds 0.1 to the number of patches if positions are
     resampled.
     """
     return RunConfig(
@@ -54,7 +54,7 @@ def self_distillation(
 
 
 def _recipe(about: str, size: Size, patch_size: int, epochs: float, norm_last_layer: bool) -> Recipe:
-    """A published run: two crops at 224 and eight at 96 pixels. The last layer is frozen in the first epoch.
+    """A published run: two crops at 224 pixels and eight at 96. The last layer is frozen in the first epoch.
 
     The teacher's temperature grows from 0.04 to 0.07 in 30 epochs.
     """

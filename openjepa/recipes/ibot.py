@@ -9,12 +9,12 @@ from openjepa.settings.run import RunConfig
 
 
 def _recipe(about: str, size: Size, epochs: float) -> Recipe:
-    """A published run: two crops at 224 and ten at 96 pixels, lr 5e-4 for each 256 images, decay 0.04 to 0.4.
+    """A published run: two crops at 224 pixels and ten at 96, lr 5e-4 per 256 images, decay 0.04 to 0.4.
 
-    Half of the large crops are whole, in the others 10 to 50 % of the patches are masked in blocks. Both temperatures of the
-    teacher grow from 0.04 to 0.07 in 30 epochs. The released command lets the last layer's rows have any length. The final
-    learning rate and what the command does not name (clipping, frozen last layer, drop path) are those of DINO, and for iBOT
-    not verified.
+    Half of the large crops have no mask. In the others, 10 to 50 % of the patches are masked in blocks. Both temperatures of
+    the teacher grow from 0.04 to 0.07 in 30 epochs. The released command does not normalize the rows of the last layer. The
+    final learning rate, and what the command does not name (clipping, frozen last layer, drop path), are those of DINO. They
+    are not verified for iBOT.
     """
 
     def build(preset: str) -> RunConfig:

@@ -25,8 +25,9 @@ def _recipe(
 ) -> Recipe:
     """A published run: batch 2048, lr 1e-3 to 1e-6, decay 0.04 to 0.4, EMA 0.996 to 1.
 
-    `official` is the released code, and `paper` the text of arXiv 2301.08243v3 if it differs. `warmup_epochs`: of the two.
-    Mask groups are the `images_per_device` of the released configurations: 16 GPUs with 128 images each, or 128 GPUs with 16.
+    `official` follows the released code, and `paper` the text of arXiv 2301.08243v3 if it differs. `warmup_epochs`: for
+    `official` and for `paper`. A mask group has the `images_per_device` of the released configurations: 16 GPUs with 128 images
+    each, or 128 GPUs with 16.
     """
 
     def build(preset: str) -> RunConfig:

@@ -1,8 +1,8 @@
-"""The same run with another method: same encoder size, data, images seen and steps; each method's own masks, crops and rates.
+"""The same run with another method. Encoder size, data, images seen and steps stay; masks, crops and rates are the method's.
 
 `mae-cpu-32` is the small recipe `cpu-32` with MAE. Published values are kept if they do not depend on sizes. Lengths become
-shares of the run. What follows the encoder or the images (heads, decoder, small crops, blur) is None here and gets its value in
-`openjepa.settings.derived`. Values marked [M] come from memory of the papers and their commands.
+shares of the run. Settings that depend on the encoder or the images (heads, decoder, small crops, blur) are None here and get
+their values in `openjepa.settings.derived`. Values marked [M] come from memory of the papers and their commands.
 """
 
 from collections.abc import Callable
@@ -27,16 +27,16 @@ from openjepa.settings.run import OptimizationSettings, RunConfig
 
 @dataclass(frozen=True)
 class Rates:
-    """A method's rates: published but for the peak, with lengths as shares of the run and rates as shares of the peak."""
+    """A method's rates: published, except for the peak. Lengths are shares of the run, and rates are shares of the peak."""
 
     lr: float
-    """Peak learning rate. As for I-JEPA a rate for short runs of small batches, not the published one."""
+    """Peak learning rate. Like that of I-JEPA it is meant for short runs with small batches, and is not the published one."""
     warmup: float
     """Length of the warm-up as a share of the run."""
     start: float = 0.0
-    """First rate of the warm-up as a share of the peak."""
+    """Rate at the start of the warm-up, as a share of the peak."""
     final: float = 0.0
-    """Last rate as a share of the peak."""
+    """Rate at the end, as a share of the peak."""
     weight_decay: float = 0.05
     final_weight_decay: float = 0.4
     weight_decay_schedule: Literal["linear", "cosine", "constant"] = "cosine"
@@ -59,7 +59,7 @@ RATES: dict[str, Rates] = {
 
 
 CROPS: dict[str, Any] = {"local_size": None, "blur_sigma": None}
-"""Small crops and blur keep their published sizes relative to the image."""
+"""Derived settings of crops: small crops and blur keep their published sizes relative to the image."""
 HEAD: dict[str, Any] = {
     "outputs": None,
     "head_hidden": None,
@@ -68,17 +68,17 @@ HEAD: dict[str, Any] = {
     "teacher_temperature_warmup_epochs": 0,
     "freeze_last_layer_epochs": 0.0,
 }
-"""The head of DINO and iBOT, in proportion to the encoder's width.
+"""Settings of the head of DINO and iBOT, in proportion to the encoder's width.
 
-The teacher's temperature stays at its first value, and the last layer is not frozen: both would be counted in epochs, of which
-short runs have few.
+The teacher's temperature stays at its first value, and the last layer is not frozen: both are counted in epochs, and short runs
+have only a few.
 """
 
 
 def with_method(config: RunConfig, name: str) -> RunConfig:
-    """Turns an I-JEPA run into the same run of the method `name`; leaves a run of that method as it is.
+    """Turns an I-JEPA run into the same run with the method `name`. Returns a run of that method unchanged.
 
-    Raises Refusal if `config` is a run of a third method, or `name` is no method.
+    Raises Refusal if `config` is a run of a third method, or if `name` is not a method.
     """
     if config.method.name == name:
         return config
@@ -93,7 +93,7 @@ def with_method(config: RunConfig, name: str) -> RunConfig:
 
 
 def _mae(config: RunConfig, ijepa: IJepaSettings) -> RunConfig:
-    """A decoder of the predictor's size."""
+    """MAE, with a decoder of the predictor's size."""
     method = MaeSettings(
         decoder_width=ijepa.predictor_width,
         decoder_depth=ijepa.predictor_depth,
@@ -104,7 +104,7 @@ def _mae(config: RunConfig, ijepa: IJepaSettings) -> RunConfig:
 
 
 def _data2vec(config: RunConfig, ijepa: IJepaSettings) -> RunConfig:
-    """The upper half of the blocks is averaged; the momentum is constant and that of I-JEPA's first step."""
+    """data2vec: averages the upper half of the blocks. The momentum is constant, that of I-JEPA's first step."""
     method = Data2VecSettings(average_layers=None, ema_start=ijepa.ema_start, ema_end=None)
     data = replace(config.data, crop_scale=(0.08, 1.0), horizontal_flip=True, interpolation="bicubic")  # [M]
     return replace(config, method=method, masks=BlockwiseSettings(ratios=(120 / 196,)), data=data)
@@ -117,7 +117,7 @@ def _dino(config: RunConfig, ijepa: IJepaSettings) -> RunConfig:
 
 
 def _ibot(config: RunConfig, ijepa: IJepaSettings) -> RunConfig:
-    """Masks of the published S/16: half of the views whole, of the others 10 to 50 % masked."""
+    """iBOT, with the masks of the published S/16: half of the views are whole, and 10 to 50 % of the others is masked."""
     method = IBotSettings(**CROPS, **HEAD, patch_outputs=None, patch_temperature=0.04, ema_start=ijepa.ema_start)
     data = replace(config.data, crop_scale=(0.25, 1.0), horizontal_flip=True, interpolation="bicubic")
     return replace(config, method=method, masks=BlockwiseSettings(ratios=(0.0, 0.3), spreads=(0.0, 0.2)), data=data)
@@ -140,9 +140,9 @@ CHANGES: dict[str, Callable[[RunConfig, IJepaSettings], RunConfig]] = {
 
 
 def _optimization(optim: OptimizationSettings, rates: Rates) -> OptimizationSettings:
-    """The method's own rates at this length.
+    """`optim` with the rates of the method, at the same length.
 
-    Peaks are not the published ones scaled with the batch: at 32 images those are so small that little is learned in a short
+    Peaks are not the published ones scaled with the batch. At 32 images those are so small that little is learned in a short
     run (MAE on CIFAR-10, 64,000 images: 54.2 % by the linear probe with the scaled rate, 61.4 % with 1e-3; untrained 52.7 %).
     """
     return replace(

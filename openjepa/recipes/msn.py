@@ -17,10 +17,10 @@ def _recipe(
     """A published run: batch 1024, lr 2e-4 to 1e-3 to 1e-6, decay 0.04 to 0.4, EMA 0.996 to 1, 1024 prototypes.
 
     `official` is the released configuration of ViT-S/16: Sinkhorn, weight 1, schedules 1.25 times as long as the training.
-    `paper` is arXiv 2204.07141 if it has better numbers or differs: no Sinkhorn, weight 5, schedules as long as the
+    `paper` follows arXiv 2204.07141 if it has better numbers or differs: no Sinkhorn, weight 5, schedules as long as the
     training, batch normalization of the head's input. Batch normalization, Sinkhorn and the mean assignment are meant to see
-    the whole batch, so there is no microbatch; a smaller `optim.microbatch_size` needs less memory and changes the results.
-    `source`: where the values come from.
+    the whole batch, so there is no microbatch. A smaller `optim.microbatch_size` needs less memory and changes the results.
+    `source`: words for where the values come from.
     """
 
     def build(preset: str) -> RunConfig:

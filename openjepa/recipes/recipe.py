@@ -1,4 +1,4 @@
-"""Recipe: a named run and its presets."""
+"""Recipe, which describes a named run and its presets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ SMALL_PRESETS = ("default", "official")
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named run and the presets it comes in; the first preset is the default."""
+    """A named run and its presets. The first preset is the default."""
 
     build: Callable[[str], RunConfig]
     """Makes the settings of a preset."""
     about: str
-    """What it is, in one line; then where its values come from, and what each preset is."""
+    """Description of the run in one line, then the source of its values and a description of each preset."""
     presets: tuple[str, ...]
     data: str = "~/imagenet"
-    """Where its images would be, for an example. Empty: it brings its own."""
+    """Path of the images in the example command; empty if the recipe has its own images."""
 
     def config(self, preset: str | None = None) -> RunConfig:
-        """The settings of a preset. Raises Refusal if the recipe does not have it."""
+        """The settings of a preset. `preset`: None means the first. Raises Refusal if the recipe does not have it."""
         preset = self.presets[0] if preset is None else preset
         if preset not in self.presets:
             raise Refusal(f"--preset {preset} does not exist for this recipe: {nearest(preset, self.presets)}")
@@ -32,7 +32,7 @@ class Recipe:
 
     @property
     def is_small(self) -> bool:
-        """Whether this is one of our small-budget recipes, not a published run."""
+        """True for our small-budget recipes, False for published runs."""
         return "default" in self.presets
 
     def summary(self) -> str:
@@ -40,5 +40,5 @@ class Recipe:
         return self.about.splitlines()[0]
 
     def command(self, name: str) -> str:
-        """How the recipe is run under the `name` that it has in RECIPES."""
+        """The command that runs the recipe. `name`: its name in RECIPES."""
         return f"openjepa train {name} --data.path {self.data}" if self.data else f"openjepa {name}"

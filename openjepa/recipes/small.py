@@ -1,4 +1,4 @@
-"""Small budgets on own images: I-JEPA on one CPU and on one GPU. The matched recipes of other methods are made of these."""
+"""Small budgets on the user's images: I-JEPA on one CPU or one GPU. The matched recipes of other methods start from these."""
 
 from dataclasses import replace
 from typing import Literal
@@ -11,11 +11,11 @@ from openjepa.settings.run import MonitorSettings, OptimizationSettings, RunConf
 from openjepa.settings.sources import FolderSettings, ScenesSettings
 
 LOCAL_MASKS = MultiblockSettings(target_scale=(0.05, 0.1), context_ratio=0.4)
-"""Targets of half the paper's size, and more context: learns best in some hundred thousand images on 8x8 patches."""
+"""Targets of half the paper's size, and more context. They learn best in some hundred thousand images on 8x8 patches."""
 OFFICIAL = """`official`: the released code's initialization, masks and hyper-parameters at equal images
 seen."""
 PHOTOS = "~/photos"
-"""Own images, in examples."""
+"""Path of the user's images in example commands."""
 
 
 def small(
@@ -28,12 +28,12 @@ def small(
     predictor_depth: int = 3,
     masks: MultiblockSettings = LOCAL_MASKS,
 ) -> RunConfig:
-    """What the small recipes share: a predictor half as wide as the encoder, a decoded and cached data set, many short steps.
+    """The common settings of small recipes: a predictor half as wide as the encoder, cached decoded images, many short steps.
 
-    The length is `total_steps`, so that a run takes the same time on 2,000 images and on 200,000. `official` keeps encoder,
-    predictor, data and images seen, and takes initialization, masks and settings of the released code, with the same
-    shares of the run. The values for a CPU were chosen on CIFAR-10 and on the packaged scenes (docs/log.md). What is None
-    follows the other settings (`openjepa.settings.derived`).
+    The length is `total_steps`, so that a run takes the same time on 2,000 images and on 200,000. The preset `official` keeps
+    encoder, predictor, data and images seen, and takes initialization, masks and settings from the released code, with
+    the same shares of the run. The values for a CPU were chosen on CIFAR-10 and on the packaged scenes (docs/log.md). Settings
+    that are None follow from others (`openjepa.settings.derived`).
     """
     official = preset == "official"
     return RunConfig(
@@ -64,7 +64,7 @@ def _on_cpu(patch_size: int, image_size: int) -> Recipe:
 
 
 def _on_gpu(patch_size: int, image_size: int, cache: Literal["none", "device"] = "device") -> Recipe:
-    """A recipe for one GPU: ViT-S with the paper's masks, which its ablations found best for long runs."""
+    """A recipe for one GPU: ViT-S with the paper's masks, which the paper's ablations found best for long runs."""
 
     def build(preset: str) -> RunConfig:
         masks = MultiblockSettings()
@@ -77,10 +77,10 @@ def _on_gpu(patch_size: int, image_size: int, cache: Literal["none", "device"] =
 
 
 def _quickstart(preset: str) -> RunConfig:
-    # objects cover one to three patches: still smaller targets, and more of them, have something to be predicted from
+    # objects cover one to three patches: smaller and more targets leave enough context to predict them from
     masks = MultiblockSettings(num_targets=8, target_scale=(0.03, 0.06), context_ratio=0.3)
     config = small(preset, size="nano", patch_size=8, image_size=64, total_steps=5_000, predictor_depth=2, masks=masks)
-    # as wide as the encoder's, and quicker than as many
+    # heads as wide as the encoder's, and faster than the same number of heads
     method = replace(config.method, predictor_heads="half")  # type: ignore[call-arg]
     return replace(config, method=method, data=ScenesSettings(image_size=64, cache="device"))
 

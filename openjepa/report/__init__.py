@@ -1,4 +1,4 @@
-"""The report: run folders -> one self-contained HTML page. Knows no torch, only files."""
+"""The report: makes one self-contained HTML page from run folders. Reads files only and does not import torch."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def write_report(runs: "Sequence[Path]", output: Path | None = None) -> Path:
-    """Writes one HTML page on one run, or on several side by side; see `openjepa.report.page.write_report`."""
+    """Writes an HTML page about one run, or about several side by side; see `openjepa.report.page.write_report`."""
     _check_packages()
     from openjepa.report.page import write_report as write
 
@@ -18,7 +18,7 @@ def write_report(runs: "Sequence[Path]", output: Path | None = None) -> Path:
 
 
 def write_scaling(runs: "Sequence[Path]", output: Path | None = None) -> Path:
-    """Writes one HTML page of accuracy against what several runs used; see `openjepa.report.scaling.write_scaling`."""
+    """Writes an HTML page of accuracy against the resources of several runs; see `openjepa.report.scaling.write_scaling`."""
     _check_packages()
     from openjepa.report.scaling import write_scaling as write
 

@@ -1,6 +1,6 @@
-"""Ours beside the paper: for each row of a suite our numbers among those that were published for it, and their picture.
+"""Our numbers beside the paper's: for each row of a suite, our numbers among the published ones, and a picture of them.
 
-The picture has one line per number on an axis from 0 to 100 %, the highest on top.
+The picture has one line per number on an axis from 0 to 100 %, the highest number on top.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ LEFT, RIGHT = 172, 74
 TICKS = (0, 25, 50, 75, 100)
 MAX_LABEL = 25
 PLACE = Scale(0, 100, LEFT, WIDTH - RIGHT, stops=True)
-"""Where a value in percent lies horizontally."""
+"""Horizontal scale of values in percent."""
 MAX_PUBLISHED = 60
 MAX_DEPARTURES = 12
 OTHER_PROBE = "another probe"
@@ -30,39 +30,39 @@ class Number:
 
     value: float
     error: str
-    """The standard error as words behind ±; empty for published numbers."""
+    """The standard error as text to follow ±; empty for published numbers."""
     half_width: float
-    """The larger of standard error and spread over seeds in percent, 0 if neither is known."""
+    """The larger of standard error and spread over seeds, in percent; 0 if neither is known."""
     protocol: str
     source: str
-    """The paper's table; for ours the selection rule."""
+    """The paper's table for a published number, the selection rule for ours."""
     run: int | None = None
     """Index of the run; None for a published number."""
     method: str = ""
     architecture: str = ""
     epochs: str = ""
     spread: str = ""
-    """Standard deviation over seeds in words; empty for one seed."""
+    """Standard deviation over seeds as text; empty for one seed."""
     variant: str = ""
     departures: Sequence[str] = ()
-    """Reasons why it is no number of the published protocol."""
+    """Departures from the published protocol, in words."""
     is_folded: bool = False
-    """Whether it is left out of the picture, because another variant of its evaluation is drawn."""
+    """True if the picture leaves it out, because another variant of its evaluation is drawn."""
 
     @property
     def compares(self) -> bool:
-        """Whether it is a number of the published protocol."""
+        """True if the number follows the published protocol."""
         return not self.departures
 
     @property
     def name(self) -> str:
-        """Its label: the method and its network, or our probe."""
+        """Its label: method and network of a published number, or our probe."""
         return self.protocol if self.run is not None else f"{self.method} {self.architecture}".strip()
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row of a suite: all numbers, the highest first."""
+    """All numbers of one row of a suite, the highest first."""
 
     task: str
     numbers: Sequence[Number]
@@ -74,12 +74,12 @@ class Comparison:
 
     @property
     def drawn(self) -> list[Number]:
-        """The numbers of the picture, the highest first: one variant of each run, and all that follow the paper."""
+        """The numbers in the picture, the highest first: one variant of each run, and all that follow the paper's protocol."""
         return [item for item in self.numbers if not item.is_folded]
 
     @property
     def departures(self) -> list[str]:
-        """All reasons why numbers of the picture are not of the published protocol."""
+        """All departures from the published protocol among the numbers in the picture."""
         return list(dict.fromkeys(words for item in self.drawn for words in item.departures))
 
     @property
@@ -94,7 +94,7 @@ class Comparison:
 
 
 def comparisons(runs: Sequence[Run]) -> list[Comparison]:
-    """The rows that have published numbers, in the order of the paper; all runs' numbers of a row stand together."""
+    """The rows that have published numbers, in the order of the paper. Numbers of all runs stand together in a row."""
     rows: dict[str, tuple[str, list[Number], list[Number]]] = {}
     for index, run in enumerate(runs):
         for result in run.evaluations:
@@ -109,7 +109,7 @@ def comparisons(runs: Sequence[Run]) -> list[Comparison]:
 
 
 def _folded(ours: Sequence[Number]) -> list[Number]:
-    """The numbers, all but one variant of each run marked as folded. Numbers that follow the paper are never marked."""
+    """The numbers, with all but one variant of each run marked as folded. Numbers that follow the paper are never folded."""
     main = {run: min(item.variant for item in ours if item.run == run) for run in {item.run for item in ours}}
     return [replace(item, is_folded=item.variant != main[item.run] and not item.compares) for item in ours]
 
@@ -140,7 +140,7 @@ def _ours(index: int, result: Result) -> list[Number]:
 
 
 def _listed(result: Result) -> list[Published]:
-    """The published numbers that are shares in percent."""
+    """The published numbers of a result that are percentages."""
     return [item for item in result.published[:MAX_PUBLISHED] if 0 <= item.value <= 100]
 
 
@@ -154,8 +154,8 @@ def _theirs(item: Published) -> Number:
 def draw_strip(comparison: Comparison) -> Markup:
     """The picture as an <svg> element.
 
-    Published numbers are gray dots. Ours have their run's color: a filled dot if the published protocol was followed, else a
-    ring; a bar through it spans the larger of standard error and spread over seeds.
+    Published numbers are gray dots. Ours have the color of their run: a filled dot if the number follows the published
+    protocol, else a ring. A bar through it spans the larger of standard error and spread over seeds.
     """
     height = TOP + LINE * len(comparison.drawn) + BOTTOM
     lines = [_line(item, TOP + LINE * (index + 0.5)) for index, item in enumerate(comparison.drawn)]
@@ -196,7 +196,7 @@ def _label(item: Number, y: float) -> Markup:
 
 
 def _two(kind: str, x: float, y: float, first: str, more: str, anchor: str = "") -> Markup:
-    """A text with a smaller one behind it."""
+    """A text followed by a smaller one."""
     gap = 5 if kind.startswith("name") else 3
     return words(kind, x, y + 4, Markup('{}<tspan class="more" dx="{}">{}</tspan>').format(first, gap, more), anchor)
 

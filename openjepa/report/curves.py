@@ -1,6 +1,6 @@
-"""The curves of a page: which numbers of the log are drawn, and each chart as inline SVG with a readout under the pointer.
+"""The curves of a page: the choice of logged numbers, and charts as inline SVG with a readout at the pointer.
 
-Every chart carries a few dozen invisible bands; style.css shows the marks of the one that is hovered or tapped.
+Every chart has a few dozen invisible bands. style.css shows the marks of the band that is hovered or tapped.
 """
 
 import math
@@ -24,7 +24,7 @@ class Series:
     """One line of a chart."""
 
     label: str
-    """Name in legend and readout; a line without one stands in neither."""
+    """Name in legend and readout; an empty label is left out of both."""
     points: Sequence[tuple[float, float]]
     """Finite (x, y), in any order."""
     color: int = 0
@@ -33,22 +33,22 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """One quantity over the training, of one run or several."""
+    """One quantity over the course of training, for one run or several."""
 
     title: str
     note: str
-    """One sentence on how to read it."""
+    """One sentence that says how to read the chart."""
     series: Sequence[Series]
     x_label: str = "step"
     from_zero: bool = False
-    """Whether the vertical axis starts at 0."""
+    """True if the vertical axis starts at 0."""
     x_end: float = 1.0
-    """Least end of the horizontal axis, which starts at 0, so that the charts of a page line up."""
+    """Smallest end of the horizontal axis, which starts at 0. It is shared, so that the charts of a page line up."""
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """One number of metrics.jsonl and how it is shown."""
+    """One number of metrics.jsonl, and how it is shown."""
 
     title: str
     kind: str
@@ -91,7 +91,7 @@ LOSS_PARTS = (
     Series("mean of the position", (), 3, dashed=True),
 )
 TERM = "loss/"
-"""Start of the names that the terms of a loss have in the log."""
+"""Prefix of the names of loss terms in the log."""
 _LOSS_NAMES = ("loss", "loss_mean_target", "loss_position_mean")
 
 
@@ -107,7 +107,7 @@ def machinery_charts(runs: Sequence[Run]) -> list[Chart]:
 
 
 def _aligned(runs: Sequence[Run], charts: Sequence[Chart]) -> list[Chart]:
-    """The same charts with one horizontal axis for all."""
+    """The charts with the same horizontal axis."""
     ends = [point[0] for run in runs for point in run.log.points("train", "loss", _x_axis(runs)[0])[-1:]]
     return [replace(chart, x_end=max(ends, default=1.0)) for chart in charts]
 
@@ -142,7 +142,7 @@ def _loss(run: Run) -> list[Chart]:
 
 
 def _terms(run: Run) -> list[Chart]:
-    """A chart of the terms of the loss, if it has several."""
+    """A chart of the terms of the loss; empty if it has only one."""
     names = [name for name in run.log.series.get("train", {}) if name.startswith(TERM)][:NUM_COLORS]
     lines = [
         Series(text(name.removeprefix(TERM), 20), run.log.points("train", name), color) for color, name in enumerate(names)
@@ -165,7 +165,7 @@ def _loss_of_several(runs: Sequence[Run]) -> list[Chart]:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Neighboring points drawn as one: their mean, and the range they span."""
+    """Neighboring points that are drawn as one: their mean and their range."""
 
     x: float
     y: float
@@ -174,7 +174,7 @@ class Bucket:
 
 
 def downsample(points: Sequence[tuple[float, float]], limit: int = MAX_POINTS) -> list[Bucket]:
-    """At most `limit` buckets of neighboring points. Sorts by x. If an x occurs twice, the later point counts."""
+    """Sorts the points by x and groups neighbors into at most `limit` buckets. If an x occurs twice, the later point counts."""
     ordered = sorted(dict(points).items())
     size = max(1, math.ceil(len(ordered) / limit))
     buckets = []
@@ -198,13 +198,13 @@ class _Axes:
         return self.x.start
 
     def place(self, value: float) -> float:
-        """The height of a value. Outliers stop just outside the frame, and the clip path hides them."""
+        """The vertical place of a value. Outliers are placed just outside the frame, where the clip path hides them."""
         return min(HEIGHT * 2.0, max(-HEIGHT * 1.0, self.y(value)))
 
 
 def _limits(values: Sequence[float], from_zero: bool) -> tuple[float, float]:
     ordered = sorted(values)
-    # The first steps of a loss can be many times the rest: the highest half percent may leave the frame.
+    # A loss can be much larger in its first steps than later: the highest half percent may leave the frame.
     low, high = ordered[0], ordered[max(0, math.ceil(0.995 * len(ordered)) - 1)]
     if from_zero:
         low, high = min(0.0, low), max(0.0, high)
@@ -253,7 +253,7 @@ def _readout(x_label: str, x: float, values: Sequence[tuple[int, float]], axes: 
 
 
 def _precise(value: float, axes: _Axes) -> str:
-    """A value with two digits more than the ticks have."""
+    """A value with two more digits than the ticks."""
     if len(axes.y_ticks) < 2 or abs(axes.y_ticks[-1]) < 0.01 or abs(value) >= 1e4:
         return format_number(value)
     shown = format_number(value, (axes.y_ticks[1] - axes.y_ticks[0]) / 100)
@@ -293,7 +293,7 @@ def _bands(chart: Chart, lines: Sequence[Sequence[Bucket]], axes: _Axes) -> list
 
 
 def draw(chart: Chart, identity: str) -> Markup:
-    """The chart as an <svg> element; `identity` is a plain word that is unique on the page. No series may be empty."""
+    """The chart as an <svg> element. `identity` is a plain word that is unique on the page. No series may be empty."""
     lines = [downsample(series.points) for series in chart.series]
     axes = _axes(lines, chart.from_zero, chart.x_end)
     named = [(series, line) for series, line in zip(chart.series, lines, strict=True) if series.label]

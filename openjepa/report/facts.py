@@ -1,4 +1,4 @@
-"""What was run and on what, in words: rows of facts, the verdict on collapse, and how several runs differ."""
+"""Facts about runs in words: rows of facts, the verdict on collapse, and the differences between several runs."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from openjepa.system.json_files import number
 
 STATUS_WORDS = ("finished", "running", "interrupted", "failed")
 UNFINISHED = "unfinished"
-"""Status of a run that was killed: it says that it is running, but no process writes to it."""
+"""Status of a run that was killed: its summary says running, but no process writes to it."""
 MAX_DIFFERENCES = 60
 ABOUT_LABELS = {
     "title": "Method",
@@ -30,7 +30,7 @@ ABOUT_LABELS = {
 
 @dataclass(frozen=True)
 class Fact:
-    """One row: a label and its value for each run ("" if it is unknown)."""
+    """One row: a label and its value for each run ("" if unknown)."""
 
     label: str
     values: Sequence[str]
@@ -38,7 +38,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the features collapsed."""
+    """A judgment on whether the features have collapsed."""
 
     tone: str
     """good, bad or unknown."""
@@ -47,18 +47,18 @@ class Verdict:
 
 
 def status(run: Run) -> str:
-    """One word: finished, running, unfinished, interrupted, failed, or unknown for a folder without a summary."""
+    """The status in one word: finished, running, unfinished, interrupted, failed, or unknown if there is no summary."""
     word = run.summary.status if run.summary.status in STATUS_WORDS else "unknown"
     return UNFINISHED if word == "running" and run.is_locked is False else word
 
 
 def error(run: Run) -> str:
-    """What ended a failed run."""
+    """The error that ended a failed run."""
     return text(run.summary.error or "no message", 600) if status(run) == "failed" else ""
 
 
 def command(run: Run, verb: str) -> str:
-    """The command `openjepa <verb>` that makes a missing part of the run."""
+    """The command `openjepa <verb>` that produces a missing part of the run."""
     return shell.command("openjepa", verb, run.path)
 
 
@@ -89,7 +89,7 @@ def facts(runs: Sequence[Run]) -> list[Fact]:
 
 
 def learned_from(runs: Sequence[Run]) -> list[Fact]:
-    """One row for each part of a method that at least one run has; empty for runs that do not say (older ones)."""
+    """One row for each part of a method that at least one run has. Older runs, which do not say, have empty values."""
     rows = [
         Fact(label, [text(getattr(run.summary.about, name, ""), 300) for run in runs]) for name, label in ABOUT_LABELS.items()
     ]
@@ -97,14 +97,14 @@ def learned_from(runs: Sequence[Run]) -> list[Fact]:
 
 
 def lede(run: Run) -> str:
-    """One sentence: what was trained by which method on what, for how long."""
+    """A sentence that says what was trained, by which method, on which data, and for how long."""
     if run.is_encoder:
         shape = _model(run)
         return f"An evaluated encoder{f', {shape}' if shape else ''}: the folder says nothing of its training."
     method, crops = method_name(run), _crops(run)
     shape = _joined_by(" of ", "An encoder", _shape(run))
     model = _joined_by(" with ", *_network(run)) or shape
-    # crops are what training sees; the size of the stored pictures would only stand beside them as a second number
+    # the size of the stored pictures is left out: beside the size of the crops, which training sees, it would only confuse
     data = text(run.summary.data_facts.words(), 200) if run.summary.data_facts else _source(run)
     further = f"trained further from {origin}" if (origin := began_from(run)) else "trained"
     words = [model, f"{further} by {method}" if method else further]
@@ -116,7 +116,7 @@ def lede(run: Run) -> str:
 
 
 def method_name(run: Run) -> str:
-    """The name of the method as papers write it; empty if it is not known."""
+    """The name of the method as papers write it; empty if unknown."""
     name = text(run.setting("method", "name", default=""), 30)
     return METHODS[name].settings.about.short if name in METHODS else name
 
@@ -155,7 +155,7 @@ def _model(run: Run) -> str:
 
 
 def _network(run: Run) -> tuple[str, str]:
-    """Size and patches in words; empty if they are not known."""
+    """Size and patch size of the network in words; empty if unknown."""
     size, patch = text(run.setting("model", "size", default=""), 30), text(run.setting("model", "patch_size", default=""), 10)
     is_named = not any(run.setting("model", name) for name in ("width", "depth", "heads", "mlp_ratio"))
     return (f"ViT{f' {size}' if is_named else ''}", f"{patch} px patches") if size else ("", "")
@@ -169,7 +169,7 @@ def _shape(run: Run) -> str:
 
 
 def _origin(run: Run) -> str:
-    """The weights that it has started from; empty if they were random."""
+    """The weights that the run started from; empty if they were random."""
     what = text(run.summary.init.get("what") or "", 160)
     return _joined_by(": ", began_from(run), what)
 
@@ -201,7 +201,7 @@ def _crops(run: Run) -> str:
 
 
 def images_seen(run: Run) -> float | None:
-    """Images that training has seen so far, repeats counted."""
+    """Number of images that training has seen so far, counting repeats."""
     seen = run.summary.images_seen
     return seen if seen is not None else run.log.last("train", "images")
 
@@ -223,7 +223,7 @@ def _redrawn(run: Run) -> str:
 
 
 def _share(run: Run, name: str) -> str:
-    """The share of the images seen that the count `name` of the log concerns."""
+    """The count `name` of the log as a share of the images seen."""
     counts, images = [value for _, value in run.log.points("train", name)], run.log.last("train", "images")
     if not counts or not images:
         return ""
@@ -252,13 +252,13 @@ def _flops(value: float) -> str:
 
 
 def total_seconds(run: Run) -> float | None:
-    """Seconds of training with looks and saving."""
+    """Seconds of training including monitoring and saving."""
     seconds = run.summary.seconds
     return seconds if seconds is not None else run.log.last("train", "seconds")
 
 
 def step_seconds(run: Run) -> float | None:
-    """Seconds of the steps with their data path alone. Follows from the logged speeds if the run did not write it."""
+    """Seconds of the training steps including the data path. Computed from logged speeds if the run did not write it."""
     seconds = run.summary.step_seconds
     seconds = seconds if seconds is not None else run.log.last("train", "step_seconds")
     speeds = run.log.points("train", "images_per_second", x="images")
@@ -302,7 +302,7 @@ def _started(run: Run) -> str:
 
 
 def collapse(run: Run) -> Verdict:
-    """The flag and the sentence that training wrote, and the numbers of its last look at the features."""
+    """The flag and the sentence that training wrote, and its latest statistics of the features."""
     look = _look(run)
     said, evidence = look.words or "", _evidence(run)
     if run.energy is not None and run.energy.flat and run.energy.step == run.summary.step:
@@ -318,7 +318,7 @@ def collapse(run: Run) -> Verdict:
 
 
 def _look(run: Run) -> Look:
-    """The flag and its sentence. Runs without the flag are judged by the rule of training on what they logged."""
+    """The collapse flag and its sentence. For runs without the flag, training's rule is applied to what they logged."""
     said, flag = text(run.summary.verdict or "", 400), run.summary.collapsed
     if flag is not None:
         return Look(flag, said or ("The features have collapsed." if flag else HEALTHY))
@@ -327,7 +327,7 @@ def _look(run: Run) -> Look:
 
 
 def _looks(run: Run) -> list[CollapseStatistics]:
-    """The looks at the features that were logged; numbers that were not finite are nan."""
+    """The logged statistics of the features. Numbers that were not finite are nan."""
     names = [item.name for item in fields(CollapseStatistics)]
     logged = {name: dict(run.log.points("monitor", name)) for name in run.log.series.get("monitor", {})}
     steps = sorted({step for values in logged.values() for step in values})
@@ -353,7 +353,7 @@ def _evidence(run: Run) -> str:
 
 
 def _settings(tree: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
-    """Every setting as (dotted name, value)."""
+    """Yields every setting as (dotted name, value)."""
     if isinstance(tree, Mapping) and depth < 6:
         for name, value in tree.items():
             yield from _settings(value, f"{prefix}.{text(name, 60)}" if prefix else text(name, 60), depth + 1)
@@ -370,7 +370,7 @@ def differences(runs: Sequence[Run]) -> list[Fact]:
 
 
 def settings_groups(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
-    """All settings by their group: run, data, model, ..."""
+    """All settings by group: run, data, model, ..."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for name, value in list(_settings(run.config))[:400]:
         group, _, setting = name.partition(".")

@@ -1,7 +1,7 @@
-"""What the page says of results beside their table: the number that heads it, and notes on what the numbers do not say.
+"""Results on the page outside of their table: the number that heads the page, and notes on what the numbers leave out.
 
-The notes: the encoder has been trained further since, a task could not be probed, and what the features of the test images say
-without labels (RankMe, LiDAR, alpha-ReQ).
+Notes say that the encoder was trained further after the evaluation, or that a task could not be probed. Measures without labels
+(RankMe, LiDAR, alpha-ReQ) of the test images' features stand beside them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,19 +41,19 @@ class Headline:
     gain: str
     bars: list[Bar]
     chance: float | None
-    """In percent."""
+    """Accuracy in percent of always predicting the most frequent class."""
     selection: str
     what: str
-    """What its row says of the data, and the number of seeds."""
+    """Data of the result and number of seeds, in words."""
     others: str
-    """The run's own numbers on other tasks by the same probe, in words."""
+    """The same probe's numbers on the run's other tasks, in words."""
 
 
 def headline(rows: Sequence[Row], run: int = 0) -> Headline | None:
-    """The linear probe of the run's own evaluation on its first task, in a fixed order whatever the numbers are.
+    """The linear probe of the run's own evaluation on its first task. The order of tasks is fixed and ignores the numbers.
 
-    Rows of suites and variants head only if a run has no evaluation of its own. Several runs all show the task of the first,
-    so that the heads compare.
+    Rows of suites and variants are used only if a run has no evaluation of its own. If the page has several runs, all show the
+    task of the first, so that their headlines compare.
     """
     row = _heading(rows, run, None if run == 0 else _heading(rows, 0, None))
     if row is None:
@@ -75,7 +75,7 @@ def headline(rows: Sequence[Row], run: int = 0) -> Headline | None:
 
 
 def _others(rows: Sequence[Row], heading: Row) -> str:
-    """What else the run's own evaluation has by the same probe and selection, e.g. `Clevr/Count 53.2 ± 0.8`."""
+    """Other numbers of the run's own evaluation by the same probe and selection, e.g. `Clevr/Count 53.2 ± 0.8`."""
     alike = [
         row
         for row in rows
@@ -115,20 +115,20 @@ def _gain(row: Row) -> str:
 
 @dataclass(frozen=True)
 class Stale:
-    """Evaluations of an encoder that the run has trained further since."""
+    """Evaluations that are out of date, because the run has trained its encoder further."""
 
     run: int
     tasks: str
     step: int
     now: int
     again: str
-    """The command line that evaluates anew."""
+    """The command line that evaluates the encoder again."""
     other_options: bool
-    """Whether some of them were made with options that the command must repeat."""
+    """True if some of them were made with options that the command must repeat."""
 
 
 def stale(runs: Sequence[Run]) -> list[Stale]:
-    """Results that are not of the run's latest step. Those of one run and step stand together."""
+    """Results from an earlier step than the run's latest, grouped by run and step."""
     found = []
     for index, run in enumerate(runs):
         now = run.summary.step
@@ -142,7 +142,7 @@ def stale(runs: Sequence[Run]) -> list[Stale]:
 
 
 def skipped_tasks(runs: Sequence[Run]) -> list[tuple[int, str, str]]:
-    """What could not be probed, as (run, task, reason). A task stands once, and not if its title or row has numbers."""
+    """Tasks that could not be probed, as (run, task, reason), each once. Left out if the task's title or row has numbers."""
     found: dict[tuple[int, str], tuple[int, str, str]] = {}
     for index, run in enumerate(runs):
         done = {name for result in run.evaluations if measured(result) for name in _names(result)}
@@ -154,7 +154,7 @@ def skipped_tasks(runs: Sequence[Run]) -> list[tuple[int, str, str]]:
 
 
 def _names(result: Result) -> set[tuple[str, str]]:
-    """The names by which a reader knows a result."""
+    """The names under which a page shows a result."""
     return {("title", result.title), *((("row", result.row),) if result.row else ())}
 
 
@@ -173,11 +173,11 @@ class Quality:
     task: str
     subject: str
     shown: Mapping[str, str]
-    """By name of the measure; empty if it is not known."""
+    """Text of each measure by its name; empty if unknown."""
 
 
 def qualities(runs: Sequence[Run]) -> list[Quality]:
-    """One row per task, run and subject that has measures."""
+    """The measures, one entry per task, run and subject that has any."""
     rows = [
         (index, full_title(result), SUBJECT_NAMES.get(subject, text(subject, 40)), numbers)
         for index, run in enumerate(runs)

@@ -1,4 +1,4 @@
-"""Energies of compatible and incompatible pairs (energy.json) as histograms: before training beside after."""
+"""Energies of compatible and incompatible pairs (energy.json) as histograms, before and after training side by side."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ KINDS = {"compatible": 0, "incompatible": 7}
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture: the energies of one run before or after training."""
+    """One picture: a run's energies before or after training."""
 
     title: str
     note: str
@@ -31,19 +31,19 @@ class Panel:
 
 @dataclass(frozen=True)
 class Landscape:
-    """What the page says of one run's energies."""
+    """The part of the page on one run's energies."""
 
     run: int
     tone: str
     """good, bad or unknown."""
     verdict: str
     of: str
-    """Which images, at which step."""
+    """The images and the training step, in words."""
     panels: list[Panel]
 
 
 def landscapes(runs: Sequence[Run]) -> list[Landscape]:
-    """The runs whose energies were measured."""
+    """One landscape for each run whose energies were measured."""
     return [_landscape(run, run.energy, index) for index, run in enumerate(runs) if run.energy is not None]
 
 
@@ -62,7 +62,7 @@ def _landscape(run: Run, found: Energy, index: int) -> Landscape:
 
 
 def _panel(found: Energy, subject: str) -> Panel | None:
-    """None if the file does not hold a histogram that can be drawn."""
+    """The picture of a subject; None if the file has no histogram of it that can be drawn."""
     drawn, statistics = found.histograms.get(subject), _statistics(found)
     if drawn is None or not _can_be_drawn(drawn):
         return None
@@ -98,7 +98,7 @@ def _can_be_drawn(drawn: Histogram) -> bool:
 def draw_histogram(drawn: Histogram, means: Mapping[str, float], subject: str, scale: float) -> Markup:
     """The picture as an <svg> element: two areas over one axis of energy, and dashed lines at their means.
 
-    The axis spans at least LEAST_SPAN of `scale`, so that a flat landscape is seen as one spike.
+    The axis spans at least LEAST_SPAN of `scale`, so that a flat landscape looks like one spike.
     """
     shares = _shares(drawn)
     half = max(drawn.edges[-1] - drawn.edges[0], LEAST_SPAN * scale) / 2

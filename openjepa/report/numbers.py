@@ -1,16 +1,16 @@
-"""How numbers, shares and times are written, and which round numbers an axis shows."""
+"""Formats of numbers, shares and times, and the round numbers that an axis shows."""
 
 import math
 from collections.abc import Sequence
 
 MINUS = "\N{MINUS SIGN}"
 MANTISSAS = ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0), (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0))
-"""Round numbers of a logarithmic axis within a power of ten, from few to many."""
+"""Round numbers of a logarithmic axis within one power of ten, from few to many."""
 MAX_TICKS = 5
 
 
 def percent(share: float | None, sign: bool = False) -> str:
-    """The share in percent, such as 61.4, or +12.3 with `sign`; empty for None."""
+    """The share in percent, such as 61.4, or +12.3 if `sign` is True; empty for None."""
     if share is None:
         return ""
     shown = f"{abs(100 * share):.1f}"
@@ -34,7 +34,7 @@ def duration(seconds: float) -> str:
 
 
 def format_number(value: float, spacing: float | None = None) -> str:
-    """`value` with the digits that tell neighbors `spacing` apart; without one, about three significant digits."""
+    """`value` with enough digits to tell neighbors at a distance of `spacing` apart; about three significant digits if None."""
     size = abs(value)
     if size < 1e-12:
         return "0"
@@ -62,7 +62,7 @@ def _trim(value: float, spacing: float | None) -> str:
 
 
 def power(value: float) -> str:
-    """The value in powers of ten, such as 2e14."""
+    """The value in scientific notation, such as 2e14."""
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 
@@ -78,10 +78,10 @@ def nice_ticks(low: float, high: float, target: int = 4) -> list[float]:
 
 
 def log_ticks(low: float, high: float, most: int = MAX_TICKS) -> list[float]:
-    """Round numbers in [low, high], both positive: powers of ten, with 2 and 5 or closer if fewer than three lie there."""
+    """Round numbers in [low, high] (`low` > 0): powers of ten, and numbers between them if there are fewer than three."""
     for mantissas in MANTISSAS:
         exponents = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
-        # written out and read, so that 5e-3 is the number a reader means and not a product of roundings
+        # parsed from text, so that 5e-3 is exactly the number a reader means and not a rounded product
         ticks = [float(f"{factor}e{exponent}") for exponent in exponents for factor in mantissas]
         ticks = [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
         if len(ticks) >= 3:
@@ -90,7 +90,7 @@ def log_ticks(low: float, high: float, most: int = MAX_TICKS) -> list[float]:
 
 
 def tick_labels(ticks: Sequence[float]) -> list[str]:
-    """The ticks with the digits that tell them apart."""
+    """Labels of the ticks, with enough digits to tell them apart."""
     spacing = ticks[1] - ticks[0] if len(ticks) > 1 else None
     if 0 < max(abs(tick) for tick in ticks) < 0.01:
         return [_scientific(tick) for tick in ticks]

@@ -1,4 +1,4 @@
-"""Assembles the report: one HTML file without scripts and without requests, pictures included as data URIs."""
+"""Assembles the report: one HTML file without scripts or requests. Pictures are included as data URIs."""
 
 import base64
 import io
@@ -34,9 +34,9 @@ STATUS_SENTENCES = {
 }
 
 MAX_COMMAND = 5000
-"""Characters of a recorded command that are shown."""
+"""Largest number of characters of a recorded command that are shown."""
 KEEP_BYTES = 250_000
-"""A file up to this size is embedded as it is."""
+"""Files up to this many bytes are embedded unchanged."""
 MAX_WIDTH = 2200
 MAX_SOURCE_PIXELS = 60_000_000
 
@@ -61,7 +61,7 @@ class RunView:
     color: int
     status: str
     error: str
-    """What ended a failed run; else empty."""
+    """The error that ended a failed run; else empty."""
     command: str
     verdict: facts.Verdict
     pictures: list[Picture]
@@ -69,14 +69,15 @@ class RunView:
     folder: Run
     settings: list[tuple[str, list[tuple[str, str]]]]
     missing: list[tuple[str, str, str]]
-    """Missing parts, each as (what is missing, it or them, the command that makes it)."""
+    """Missing parts, each as (what is missing, "it" or "them", the command that produces it)."""
 
 
 def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
-    """Writes one HTML page on one run, or on several side by side, and returns its path.
+    """Writes an HTML page about one run, or about several side by side, and returns its path.
 
-    `output` defaults to `report.html` in the run's folder, for several runs in the folder that holds the first. Unfinished runs
-    and runs without evaluations or pictures give a page too, which names the commands for what is missing. At most 10 MB.
+    `output` defaults to `report.html` in the run's folder, or for several runs in the folder that holds the first. If a run is
+    unfinished or has no evaluations or pictures, the page names the commands for what is missing. Raises Refusal if `runs` is
+    empty or too long, if a folder is not a run folder or is named twice, or if the page would be larger than 10 MB.
     """
     if not runs:
         raise Refusal("runs is empty: name at least one run folder, e.g. `openjepa report runs/<name>`")
@@ -94,7 +95,7 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
 
 
 def render(folders: Sequence[Run]) -> str:
-    """The page as text."""
+    """The HTML of the page."""
     views = [_view(folder, index, PICTURE_BYTES // len(folders)) for index, folder in enumerate(folders)]
     several = len(folders) > 1
     values = {
@@ -117,7 +118,7 @@ def render(folders: Sequence[Run]) -> str:
 
 
 def _results(folders: Sequence[Run]) -> dict[str, Any]:
-    """Values of the template on the probes."""
+    """Values for the template about the probes."""
     rows = probes.table(folders)
     shown, folded = probes.unfolded(rows)
     names = dict.fromkeys(row.probe for row in rows)
@@ -141,7 +142,7 @@ def _results(folders: Sequence[Run]) -> dict[str, Any]:
 
 
 def _beside(folders: Sequence[Run]) -> dict[str, Any]:
-    """Values of the template on published numbers, and on quality without labels."""
+    """Values for the template about published numbers, and about quality without labels."""
     found, compared = headline.qualities(folders), beside.comparisons(folders)
     return {
         "comparisons": [(item, draw_strip(item)) for item in compared],
@@ -185,7 +186,7 @@ def _drawn(listed: Sequence[Chart], prefix: str) -> list[tuple[Chart, Any]]:
 
 
 def fill(template: str, values: Mapping[str, Any]) -> str:
-    """The template filled with `values`, each of them escaped, and with the style sheet as `style`."""
+    """The template filled with `values`, which are escaped, and with the style sheet as `style`."""
     from jinja2 import DictLoader, Environment, StrictUndefined
 
     sources = {path.name: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.html"))}
@@ -198,7 +199,7 @@ def fill(template: str, values: Mapping[str, Any]) -> str:
 
 
 def embed(figures: Sequence[Figure], budget: int) -> tuple[list[Picture], list[str]]:
-    """The figures as data URIs of at most `budget` bytes in all, and the titles of those that could not be read."""
+    """The figures as data URIs of at most `budget` bytes in total, and the titles of figures that could not be read."""
     pictures, failed = [], []
     for index, figure in enumerate(figures):
         share = budget // (len(figures) - index)

@@ -1,4 +1,4 @@
-"""The results of eval/*.json as rows of one table, and what the names in them mean."""
+"""The results of eval/*.json as rows of one table, and the meanings of their names."""
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -29,15 +29,15 @@ SUITE_ORDER = (
     *("imagenet1k", "imagenet1k-1pct", "imagenet1k-finetune", "cifar100", "cifar10", "places205", "inat18"),
     *("clevr_count", "clevr_dist", "scene_shapes", "scene_colors"),
 )
-"""Rows of suites as tables list them, the paper's Tables 1, 2 and 15 first."""
+"""Rows of suites in the order of tables, the paper's Tables 1, 2 and 15 first."""
 HEAD_ORDER = ("classification", "clevr_dist", "clevr_count")
-"""Which of a run's own tasks heads its page: a fixed order, so that no number is picked for its height."""
+"""The first of these that a run has heads its page. The order is fixed, so that no number is picked because it is high."""
 MAX_PROBES = 24
 MAX_HEADS = 240
 
 
 def quantity(measures: Collection[Measure]) -> str:
-    """What numbers of these measures are."""
+    """The name of the numbers that have these measures."""
     if "miou" not in measures:
         return "Accuracy on test images"
     whole = "Mean intersection over union (mIoU) of the patches of test images"
@@ -46,24 +46,24 @@ def quantity(measures: Collection[Measure]) -> str:
 
 @dataclass(frozen=True)
 class Score:
-    """A share between 0 and 1 with its standard error; the mean of several seeds also has their spread."""
+    """A share between 0 and 1 with its standard error. A mean over several seeds also has their spread."""
 
     value: float
     error: float | None
     chosen: str
-    """The classifier it is, in words."""
+    """The chosen classifier, in words."""
     spread: float | None = None
     """Standard deviation over seeds; None for one seed."""
     seeds: int = 1
 
     @property
     def shown_error(self) -> str:
-        """The standard error in percent, which stands behind ±."""
+        """The standard error in percent, to follow ±."""
         return percent(self.error)
 
     @property
     def shown_spread(self) -> str:
-        """Standard deviation over seeds in percent, and how many they are; empty for one seed."""
+        """Standard deviation over seeds in percent, and the number of seeds; empty for one seed."""
         return f"{SIGMA} {percent(self.spread)}, {self.seeds} seeds" if self.spread is not None else ""
 
     @property
@@ -74,14 +74,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Measured:
-    """One number of a result: the subjects' scores by one probe under one selection rule."""
+    """The scores of a result's subjects by one probe under one selection rule."""
 
     probe: str
-    """Without the suffix that says how its settings were chosen."""
+    """Name of the probe, without the suffix for the selection rule."""
     selection: str
     measure: Measure
     scores: Mapping[str, Score]
-    """By subject: encoder, start, untrained, pixels; a subject may lack it."""
+    """Scores by subject: encoder, start, untrained, pixels. A subject may be missing."""
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,14 @@ class Row:
     task: str
     probe: str
     scores: Mapping[str, Score]
-    """By subject: encoder, start, untrained, pixels."""
+    """Scores by subject: encoder, start, untrained, pixels."""
     selection: str
     chance: float | None
-    """Accuracy of always giving the most frequent class."""
+    """Accuracy of always predicting the most frequent class."""
     variant: str
-    """What sets it apart from the run's own evaluation; empty for that one."""
+    """Words that tell it from the run's own evaluation; empty for the run's own evaluation."""
     what: str
-    """Data, encoder and image size if they are not the run's own; numbers of images; the step."""
+    """Data, encoder and image size if they are not the run's own; then the numbers of images and the step."""
     kind: str = ""
     """Name of the task."""
     suite_row: str = ""
@@ -108,18 +108,18 @@ class Row:
 
     @property
     def is_own(self) -> bool:
-        """Whether it belongs to the run's own evaluation: it is no row of a suite, and nothing sets it apart."""
+        """True if it belongs to the run's own evaluation: it is neither a row of a suite nor a variant."""
         return not self.suite_row and not self.variant
 
     @property
     def gain(self) -> float | None:
-        """Accuracy above the best baseline."""
+        """Accuracy minus that of the best baseline."""
         baselines = [self.scores[name].value for name in SUBJECT_NAMES if name != "encoder" and name in self.scores]
         return self.scores["encoder"].value - max(baselines) if baselines and "encoder" in self.scores else None
 
     @property
     def is_clear(self) -> bool:
-        """Whether the gain, up or down, is more than twice its error."""
+        """True if the absolute gain is more than twice its error."""
         return abs(self.gain or 0.0) > 2 * math.sqrt(2) * max(score.uncertainty for score in self.scores.values())
 
 
@@ -137,7 +137,7 @@ class Head:
 
 
 def table(runs: Sequence[Run]) -> list[Row]:
-    """All rows, those of one task and probe side by side, a run's own evaluation before its variants."""
+    """All rows. Those of one task and probe stand together, and a run's own evaluation stands before its variants."""
     rows = [row for index, run in enumerate(runs) for result in run.evaluations for row in _rows(index, run, result)]
     rows.sort(key=lambda row: (bool(row.variant), bool(row.suite_row), place_of(row.suite_row, SUITE_ORDER)))
     order = {key: place for place, key in enumerate(dict.fromkeys((row.task, row.probe) for row in rows))}
@@ -146,14 +146,14 @@ def table(runs: Sequence[Run]) -> list[Row]:
 
 
 def place_of(name: str, order: Sequence[str]) -> int:
-    """Place of `name` in `order`; unknown names stand last."""
+    """Index of `name` in `order`. Unknown names come last."""
     return order.index(name) if name in order else len(order)
 
 
 def unfolded(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """The rows of a page's main table, one variant of each task of a run, and all others.
+    """Splits the rows into those of a page's main table, with one variant of each task of a run, and all others.
 
-    The one without a word for what sets it apart comes first, then the first in the order of the words, whatever the numbers.
+    The main table takes the variant without words, else the first in the order of the words. The numbers do not matter.
     """
     main: dict[tuple[int, str], str] = {}
     for row in rows:
@@ -194,7 +194,7 @@ def measured(result: Result) -> list[Measured]:
 
 
 def shown_variant(result: Result) -> str:
-    """The variant without the word for both selection rules, since every number stands with its own."""
+    """The variant without the word for both selection rules, because every number shows its own rule."""
     return "-".join(part for part in text(result.variant, 80).split("-") if part != "both")
 
 
@@ -218,7 +218,7 @@ def _what(run: Run, result: Result) -> str:
 
 
 def _pixels(run: Run, result: Result) -> str:
-    """The size of the images if it is not the one the encoder was trained at."""
+    """The image size in words; empty if it is the encoder's training size."""
     size, usual = result.image_size, run.model.get("image_size")
     if size is None or not (isinstance(usual, list) and len(usual) == 2 and all(map(number, usual))):
         return ""

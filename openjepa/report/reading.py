@@ -1,7 +1,7 @@
-"""Reads a run folder as it is: unfinished, half-written, copied from elsewhere or edited by a stranger.
+"""Reads run folders in any state: unfinished, half-written, copied from elsewhere or edited by strangers.
 
-Nothing here trusts a file: what does not parse is counted or left out, numbers must be finite, texts are cut to a length, and
-only files inside the folder are opened.
+No file is trusted. What does not parse is counted or left out, numbers must be finite, texts are cut to a length, and only
+files inside the folder are opened.
 """
 
 import json
@@ -26,13 +26,13 @@ MAX_JSON_BYTES = 4_000_000
 
 @dataclass
 class Log:
-    """metrics.jsonl: for each kind of line the numbers in it, by name, as (step, images, value)."""
+    """metrics.jsonl: the numbers of each kind of line, by name, as (step, images, value)."""
 
     series: dict[str, dict[str, list[tuple[float, float, float]]]] = field(default_factory=dict)
     broken_lines: int = 0
 
     def points(self, kind: str, name: str, x: str = "step") -> list[tuple[float, float]]:
-        """The values of one number with the step, or with `x="images"` the images seen, at which each was logged."""
+        """(x, value) for every logged value of one number. x is the step or, if `x` is "images", the images seen."""
         column = 1 if x == "images" else 0
         return [(row[column], row[2]) for row in self.series.get(kind, {}).get(name, [])]
 
@@ -44,7 +44,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Figure:
-    """One picture of figures/figures.json; `file` lies in the run's figures folder."""
+    """One picture of figures/figures.json. `file` is in the run's figures folder."""
 
     title: str
     caption: str
@@ -54,7 +54,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class SkippedImages:
-    """Images that could not be read: how many, and the first of them."""
+    """Images that could not be read: their number, and the first of them."""
 
     total: int
     first: list[tuple[str, str]]
@@ -63,7 +63,7 @@ class SkippedImages:
 
 @dataclass(frozen=True)
 class Run:
-    """All that the files of one run say."""
+    """The contents of all files of one run."""
 
     path: Path
     name: str
@@ -71,33 +71,33 @@ class Run:
     environment: Environment
     summary: Summary
     model: Mapping[str, Any]
-    """encoder/config.json; config.json if the folder is that of an encoder alone."""
+    """encoder/config.json, or config.json if the folder holds an encoder alone."""
     log: Log
     evaluations: list[Result]
     """One for each file of eval/."""
     energy: Energy | None
-    """energy.json of `openjepa bench energy`, if there is one."""
+    """energy.json, as `openjepa bench energy` writes it, if there is one."""
     figures: list[Figure]
     skipped: SkippedImages
     is_locked: bool | None
-    """Whether a process holds the lock of the run and so trains it now. None if the file system does not tell."""
+    """True if a process holds the run's lock, and so is training it now. None if the file system cannot tell."""
     unreadable: list[str]
-    """Files of the folder that exist and could not be read."""
+    """Files of the folder that exist but could not be read."""
     is_encoder: bool = False
-    """Whether the folder is that of an evaluated encoder and no run. Nothing is known of its training then."""
+    """True if the folder holds an evaluated encoder and no run, so that nothing is known about its training."""
 
     def setting(self, *names: str, default: Any = None) -> Any:
-        """A setting of config.yaml by its path, e.g. ("optim", "lr")."""
+        """The setting of config.yaml at a path, e.g. ("optim", "lr")."""
         return lookup(self.config, *names, default=default)
 
 
 def began_from(run: Run) -> str:
-    """The weights that a run has started from: their name and the folder above; empty if they were random."""
+    """The weights that a run started from: their name and parent folder; empty if they were random."""
     return text("/".join(Path(str(run.setting("run", "init", default=None) or "")).parts[-2:]), 80)
 
 
 def lookup(tree: Any, *names: str, default: Any = None) -> Any:
-    """The value at a path of nested mappings, or `default`."""
+    """The value at a path of nested mappings, or `default` if there is none."""
     for name in names:
         if not isinstance(tree, Mapping) or name not in tree:
             return default
@@ -144,7 +144,7 @@ def read_run(path: Path) -> Run:
 
 
 def distinct(folders: Sequence[Run]) -> list[Run]:
-    """The runs with names that differ: equal ones are preceded by as many parent folders as it takes.
+    """The runs with distinct names. Equal names are preceded by as many parent folders as needed.
 
     Raises Refusal if a folder is named twice.
     """
@@ -162,12 +162,12 @@ def distinct(folders: Sequence[Run]) -> list[Run]:
         ]
         depth += 1
         if depth > max(len(place.parts) for place in places) + 1:
-            break  # names that are cut to the same words
+            break  # long names may stay equal because they are cut
     return [replace(folder, name=name) for folder, name in zip(folders, names, strict=True)]
 
 
 def read_log(path: Path) -> Log:
-    """Reads metrics.jsonl. Lines that are no JSON objects, as a killed run may leave them, are only counted."""
+    """Reads metrics.jsonl. Lines that are not JSON objects, which a killed run may leave, are only counted."""
     log = Log()
     if not path.is_file():
         return log
@@ -195,7 +195,7 @@ def _add_line(log: Log, line: str) -> None:
 
 
 def _images_at(log: Log, step: float) -> float:
-    """Images seen at `step`, for a line that does not say them: in proportion to the last training line."""
+    """Images seen at `step`, in proportion to the last training line. For lines that lack the number."""
     rows = log.series.get("train", {}).get("images")
     return rows[-1][2] * step / rows[-1][0] if rows and rows[-1][0] > 0 else step
 
@@ -271,7 +271,7 @@ def _read_skipped(path: Path) -> SkippedImages:
     with path.open(encoding="utf-8", errors="replace") as lines:
         for row in filter(None, map(readable, lines)):
             reason = text(row.get("reason", "unknown"), 200)
-            # A reason often quotes the file; the words before the first colon are what many share.
+            # A reason often quotes the file, but the words before the first colon are shared by many files.
             reasons[reason.split(":")[0]] += 1
             first.append((text(row.get("name", "?"), 200), reason))
             del first[MAX_SKIPPED_SHOWN:]

@@ -1,6 +1,6 @@
-"""The page of scaling curves: accuracy against what training used, over any set of run folders.
+"""The page of scaling curves: accuracy against the resources of training, for any set of run folders.
 
-Points are the accuracies of the runs by what each run has used; comparable ones form a group with charts of its own.
+A point is the accuracy of a run at the resources that the run used. Comparable points form a group with its own charts.
 """
 
 import warnings
@@ -39,20 +39,20 @@ MAX_REASONS = 4
 
 @dataclass(frozen=True)
 class Scaling:
-    """All that is drawn, and what cannot be."""
+    """Everything that is drawn, and what is missing."""
 
     groups: Sequence[Group]
     series: Sequence[str]
-    """What the colors stand for, in their order."""
+    """Names of the series, in the order of their colors."""
     missing: Sequence[tuple[str, str]]
-    """(run, reason)"""
+    """What cannot be drawn, as (run, reason)."""
 
 
 _Key = tuple[str, ...]
 
 
 def scaling(runs: Sequence[Run]) -> Scaling:
-    """Groups of comparable results, those of most runs first, and for each run what it lacks."""
+    """Groups of comparable results, those with the most runs first, and what each run lacks."""
     found: dict[_Key, list[Point]] = {}
     titles: dict[_Key, Group] = {}
     for index, run in enumerate(runs):
@@ -76,7 +76,7 @@ def scaling(runs: Sequence[Run]) -> Scaling:
 
 
 def _results(index: int, run: Run) -> Iterator[tuple[_Key, Group]]:
-    """Each number of a run as a group of one point, with what makes numbers comparable."""
+    """Yields each number of a run as a group of one point, with the key that comparable numbers share."""
     for result in run.evaluations:
         for item in measured(result):
             if "encoder" in item.scores:
@@ -107,9 +107,9 @@ def _group(index: int, run: Run, result: Result, item: Measured) -> Group:
         result.num_train or None,
         ", ".join(remarks),
     )
-    # An evaluation on foreign data names the data first; for the run trained on that data it is its own.
+    # An evaluation on foreign data has the data's name first. For a run trained on that data it is the run's own evaluation.
     variant = shown_variant(result).removeprefix(name).removeprefix("-")
-    # a row of a suite is named after its data, a task is not
+    # a suite's row is named after its data, but a task is not
     title = text(result.title, 80)
     return Group(title if result.row or not name else f"{title} on {name}", item.probe, item.selection, variant, data, [point])
 
@@ -123,7 +123,7 @@ def _by_number(points: Sequence[Point]) -> list[Point]:
 
 
 def _reasons(index: int, run: Run, alone: Sequence[Group], groups: Sequence[Group]) -> Iterator[str]:
-    """The parts of a run that are not drawn, each with the reason."""
+    """Yields the reason for each part of a run that is not drawn."""
     if run.is_encoder:
         yield "an evaluated encoder, no run of `openjepa train`: nothing is known of what its training used"
         return
@@ -140,7 +140,7 @@ def _reasons(index: int, run: Run, alone: Sequence[Group], groups: Sequence[Grou
 
 
 def training(run: Run, step: float | None = None) -> Training:
-    """What the run has used in all, or up to `step` if an encoder was evaluated earlier."""
+    """The resources that the run used in total, or up to `step` if the evaluated encoder is from an earlier step."""
     share = _share_done(run, step)
     images, flops = images_seen(run), run.summary.flops_per_image
     seconds = step_seconds(run)
@@ -153,19 +153,19 @@ def training(run: Run, step: float | None = None) -> Training:
         "data": _data_size(run),
         "parameters": run.summary.parameters.get("encoder"),
     }
-    # a logarithmic axis has no place for 0
+    # a logarithmic axis cannot show 0
     values = {name: value for name, value in found.items() if value is not None and value > 0}
     return Training(values, _family(run), _size(run), _device(run, devices))
 
 
 def _share_done(run: Run, step: float | None) -> float:
-    """The part of the run that lies before `step`."""
+    """The share of the run up to `step`."""
     now = run.summary.step
     return step / now if step is not None and now is not None and 0 < step < now else 1.0
 
 
 def _data_size(run: Run) -> float | None:
-    """Number of training images in the summary, else the images seen per epoch."""
+    """Number of training images from the summary, else the images seen per epoch."""
     if run.summary.train_images is not None:
         return run.summary.train_images
     epochs, images = run.log.last("train", "epoch"), run.log.last("train", "images")
@@ -175,7 +175,7 @@ def _data_size(run: Run) -> float | None:
 def _family(run: Run) -> str:
     recipe, preset = (text(run.config.get(name) or "", 40) for name in ("recipe", "preset"))
     named = f"{recipe} ({preset})" if preset not in ("", "default", recipe) else recipe
-    # what those weights have cost is in none of the axes, so such a run is on no line with one that lacks them
+    # no axis includes the cost of those weights, so runs with and without them never share a line
     origin = f"from {began_from(run)}" if began_from(run) else ""
     return " ".join(word for word in (method_name(run), named, origin) if word) or "unknown"
 
@@ -203,18 +203,18 @@ class GroupView:
     group: Group
     charts: Sequence[tuple[Scatter, Markup]]
     constants: Sequence[str]
-    """What is the same for all runs."""
+    """Quantities that are equal for all runs, in words."""
     rows: Sequence[Sequence[str]]
-    """For each point the quantities in words, in the order of AXES."""
+    """The quantities of each point in words, in the order of AXES."""
     colors: Sequence[int]
     probe_images: str
 
 
 def write_scaling(runs: Sequence[Path], output: Path | None = None) -> Path:
-    """Writes one HTML page with accuracy against compute, time, images seen, data size and model size, and returns its path.
+    """Writes an HTML page with accuracy against compute, time, images seen, data size and model size, and returns its path.
 
-    `output` defaults to `scaling.html` in the folder that holds the first run. What cannot be drawn, folders that are no runs
-    included, is listed with the reason. Raises Refusal if none of `runs` is a run folder.
+    `output` defaults to `scaling.html` in the folder that holds the first run. What cannot be drawn is listed with the reason,
+    including folders that are not runs. Raises Refusal if none of `runs` is a run folder.
     """
     if not runs:
         raise Refusal("runs is empty: name run folders, e.g. `openjepa report --scaling runs/*`")
@@ -241,7 +241,7 @@ def write_scaling(runs: Sequence[Path], output: Path | None = None) -> Path:
 
 
 def render_scaling(folders: Sequence[Run], no_runs: Sequence[tuple[str, str]]) -> str:
-    """The page as text. `no_runs`: folders that are no runs, each with the reason."""
+    """The HTML of the page. `no_runs` holds the folders that are not runs, each with the reason."""
     found = scaling(folders)
     groups = [_view(group, found.series) for group in found.groups]
     drawn = {point.run for group in found.groups for point in group.points}
@@ -276,6 +276,6 @@ def _view(group: Group, series: Sequence[str]) -> GroupView:
 
 
 def _cells(point: Point) -> list[str]:
-    """The quantities of a run in words, in the order of AXES; empty if they are not known."""
+    """The quantities of a run in words, in the order of AXES; empty if unknown."""
     values = point.training.values
     return [shown(values[axis.name], axis) if axis.name in values else "" for axis in AXES]

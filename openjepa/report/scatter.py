@@ -1,7 +1,7 @@
-"""Accuracy of several runs against what each has used, as inline SVG: a dot per run, lines along each series.
+"""Accuracy of several runs against the resources that each used, as inline SVG: a dot per run, and lines along each series.
 
-Below stand what is drawn (points in groups of comparable numbers), which quantities a group has a chart of, and the drawing.
-Dots carry the run's number of the table under the chart; name and value show if a dot is hovered or tapped.
+The file defines the points, in groups of comparable numbers, then the choice of charts for a group, then the drawing. A dot has
+the run's number from the table under the chart. Name and value are shown if a dot is hovered or tapped.
 """
 
 import math
@@ -18,9 +18,9 @@ from openjepa.report.svg import BOTTOM, HEIGHT, RIGHT, TOP, WIDTH, Scale, at, ci
 from openjepa.report.svg import chart as drawing
 
 NUM_SERIES_COLORS = 7
-"""The eighth color, gray, is that of the untrained encoders."""
+"""Number of colors for series. The eighth color, gray, is for untrained encoders."""
 SAME = 1.02
-"""Values with a smaller ratio count as equal, such as the hours of two seeds."""
+"""Values whose ratio is below this count as equal, such as the hours of two seeds."""
 NOTES = {
     "flops": "Images seen times the FLOPs of an image in a training step.",
     "images": "Repeats counted.",
@@ -28,7 +28,7 @@ NOTES = {
     "parameters": "Of the encoder. Gray: one recipe in several sizes.",
 }
 MIN_SPAN = 2.5
-"""Least ratio of the ends of a logarithmic axis."""
+"""Smallest ratio of the ends of a logarithmic axis."""
 LEFT = 34
 
 
@@ -40,7 +40,7 @@ class Axis:
     title: str
     unit: str
     lacks: str
-    """What is said of a run without the number: the files that should have it."""
+    """Words for a run without the number: the files that should have it."""
 
 
 AXES = (
@@ -54,18 +54,18 @@ AXES = (
 
 @dataclass(frozen=True)
 class Training:
-    """What a run has used, or the part of it before an encoder was evaluated."""
+    """The resources that a run used, in total or up to the step of the evaluated encoder."""
 
     values: Mapping[str, float]
-    """By name of the axis; what is not known is missing."""
+    """Values by name of the axis. Unknown values are missing."""
     family: str
-    """Method, recipe, and the weights it began from."""
+    """Method, recipe, and the weights that the run started from."""
     size: str
     device: str
 
     @property
     def series(self) -> str:
-        """What shares one color: method, recipe, weights of the start, and size."""
+        """Name of the series, which has one color: method, recipe, starting weights, and size."""
         return f"{self.family}, {self.size}" if self.size else self.family
 
 
@@ -74,32 +74,32 @@ class Point:
     """One accuracy of one run."""
 
     number: int
-    """Number of the run, from 1 in the order they were named."""
+    """Number of the run, counted from 1 in the order of the command line."""
     run: str
     training: Training
     score: Score
     untrained: Score | None
     num_train: float | None
-    """Images that the probe was trained on."""
+    """Number of images that the probe was trained on."""
     remark: str
-    """What is unusual about the run: its status, or an encoder of an earlier step."""
+    """Anything unusual about the run: its status, or an encoder from an earlier step."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """One probe on one task, by at least two runs."""
+    """The points of at least two runs for one probe on one task."""
 
     task: str
     probe: str
     selection: str
     variant: str
     data: str
-    """Name of the images, and how many are tested on."""
+    """Name of the data set, and number of test images."""
     points: Sequence[Point]
 
     @property
     def probe_images(self) -> list[float]:
-        """The numbers of images that the probes were trained on if the runs differ in it; else nothing."""
+        """The numbers of images that probes were trained on; empty if all runs have the same number."""
         counts = sorted({point.num_train for point in self.points if point.num_train is not None})
         return counts if len(counts) > 1 else []
 
@@ -109,22 +109,22 @@ class Dot:
     """One run's accuracy."""
 
     number: int
-    """Written beside the dot."""
+    """Number written beside the dot."""
     label: str
     x: float
-    """Positive."""
+    """The quantity, which is positive."""
     y: float
-    """In percent."""
+    """Accuracy in percent."""
     error: float
     """Half the length of the bar through the dot, in percent."""
     untrained: float | None
-    """Accuracy of the untrained encoder in percent, if it is known."""
+    """Accuracy of the untrained encoder in percent; None if unknown."""
     color: int
 
 
 @dataclass(frozen=True)
 class Trend:
-    """A line through points of one series."""
+    """A line through points, of one series or across series."""
 
     points: Sequence[tuple[float, float]]
     color: int | None
@@ -141,16 +141,16 @@ class Scatter:
     dots: Sequence[Dot]
     trends: Sequence[Trend]
     scientific: bool = False
-    """Whether the horizontal axis is labeled with powers of ten."""
+    """True if the horizontal axis is labeled in scientific notation."""
 
 
 def charts(group: Group, series: Sequence[str]) -> list[Scatter]:
-    """Charts of the quantities that at least two runs have and in which they differ."""
+    """One chart for each quantity that at least two runs have and in which they differ."""
     return [_chart(group, axis, series) for axis in AXES if _differ(_values(group, axis))]
 
 
 def constants(group: Group) -> list[str]:
-    """The quantities that are the same for all runs, in words."""
+    """The quantities that are equal for all runs, in words."""
     found = [(axis, _values(group, axis)) for axis in AXES]
     return [
         f"{axis.title.lower()}: {shown(values[0], axis)} {axis.unit}"
@@ -160,7 +160,7 @@ def constants(group: Group) -> list[str]:
 
 
 def shown(value: float, axis: Axis) -> str:
-    """A quantity as it is written, without its unit."""
+    """The value of a quantity as text, without its unit."""
     return power(value) if axis.name == "flops" else format_number(value)
 
 
@@ -200,10 +200,11 @@ def _note(points: Sequence[Point], axis: Axis) -> str:
 
 
 def _trends(points: Sequence[Point], axis: Axis, series: Sequence[str]) -> list[Trend]:
-    """Lines through runs that differ in this quantity.
+    """Lines through runs that differ in the quantity of `axis`.
 
-    Against model size through the sizes of one recipe; against data size through one series; else through one series of one
-    data and model size (against hours: on one device). Seeds are averaged. Of several lengths at one size the longest is taken.
+    Against model size, a line joins the sizes of one recipe. Against data size, it joins one series. Against other quantities
+    it joins one series with one data size and model size, and against hours also one device. Seeds are averaged. If runs of one
+    size have several lengths, the longest counts.
     """
     lines: dict[tuple[object, ...], list[Point]] = {}
     for point in points:
@@ -228,7 +229,7 @@ def _line(point: Point, axis: Axis) -> tuple[object, ...]:
 
 
 def _path(points: Sequence[Point], axis: Axis) -> list[tuple[float, float]]:
-    """Means over seeds, from left to right."""
+    """Points of a line from left to right, averaged over seeds."""
     alike: dict[tuple[float | None, ...], list[Point]] = {}
     for point in points:
         alike.setdefault(tuple(point.training.values.get(name) for name in ("images", "data", "parameters")), []).append(point)
@@ -241,14 +242,14 @@ def _path(points: Sequence[Point], axis: Axis) -> list[tuple[float, float]]:
 
 @dataclass(frozen=True)
 class Frame:
-    """Both axes: the quantity is logarithmic, the accuracy linear."""
+    """Both axes: a logarithmic one for the quantity, a linear one for accuracy."""
 
     x: Scale
     y: Scale
 
 
 def frame_of(dots: Sequence[Dot]) -> Frame:
-    """Limits that hold every dot with its bar and every untrained encoder, with some room."""
+    """Axes that hold every dot with its bar and every untrained encoder, with some margin."""
     xs = [dot.x for dot in dots]
     low, high = min(xs), max(xs)
     room = max((high / low) ** 0.09, math.sqrt(MIN_SPAN * low / high), 1.05)
@@ -303,7 +304,7 @@ def _mark(dot: Dot, frame: Frame) -> Markup:
 
 
 def _numbers(dots: Sequence[Dot], frame: Frame) -> list[Markup]:
-    """The number of each dot, on the side at which it covers the least of other dots and numbers."""
+    """The number of each dot, on the side where it covers least of other dots and numbers."""
     taken = [(frame.x(dot.x), frame.y(dot.y)) for dot in dots]
     parts = []
     for dot in dots:
@@ -322,12 +323,12 @@ def _is_inside(spot: tuple[float, float]) -> bool:
 
 
 def _distance(spot: tuple[float, float], taken: Sequence[tuple[float, float]]) -> float:
-    # the dot itself is 12 to 14 away from each spot
+    # the dot itself is included; it is 12 to 14 away from each spot
     return min(math.dist(spot, other) for other in taken)
 
 
 def _hit(dot: Dot, chart: Scatter, frame: Frame) -> Markup:
-    """A place that shows the run's name and value above the chart while the pointer is on it."""
+    """An area around a dot that shows the run's name and value above the chart while the pointer is on it."""
     x, y, color = frame.x(dot.x), frame.y(dot.y), dot.color % NUM_SERIES_COLORS
     value = Markup('<tspan class="value c{}" dx="9">{:.1f}</tspan>').format(color, dot.y)
     named = f"{dot.number} {text(dot.label, 34)}, {power(dot.x) if chart.scientific else format_number(dot.x)}"

@@ -1,1 +1,1 @@
-"""Every setting of openjepa: typed, frozen, explained, and free of torch."""
+"""All settings of openjepa: typed, frozen, explained, and free of torch."""

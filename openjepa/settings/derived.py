@@ -1,7 +1,7 @@
-"""Settings that follow others: None until `resolve` gives them a value. Free of torch.
+"""Settings that follow from others. They are None until `resolve` gives them a value. Free of torch.
 
-What somebody has set, in a file, on the command line or in Python, is never touched. A recipe leaves a setting None if it
-follows from others; RULES says how.
+A value that is set in a file, on the command line or in Python is never changed. A recipe leaves a setting None if it follows
+from others. RULES says how it follows.
 """
 
 import math
@@ -16,23 +16,23 @@ from openjepa.settings.run import OptimizationSettings, RunConfig
 Value = TypeVar("Value")
 
 PUBLISHED_SIDE = 224
-"""Pixels of the images for which all published values are meant."""
+"""Side, in pixels, of the images for which published values are meant."""
 LOCAL_SHARE = 96 / 224
-"""Side of a small crop beside that of a large one."""
+"""Side of a small crop divided by the side of a large one."""
 LEAST_BLUR = 0.1
-"""Pixels; a blur below is none."""
+"""Least standard deviation of a blur, in pixels. A smaller one has no effect."""
 MOST_OUTPUTS = 4096
-"""Most outputs of the heads of DINO and iBOT; the published 65,536 would cost more than a small encoder."""
+"""Most outputs of the heads of DINO and iBOT. The published 65,536 would cost more than a small encoder."""
 MSN_RATIOS = ((1024, 0.7), (768, 0.3))
-"""Width of the encoder from which on MSN drops this share of the patches (published: B/16 0.3, L/7 0.7)."""
+"""Least width of an encoder, and the share of patches that MSN drops for it (published: B/16 0.3, L/7 0.7)."""
 MSN_SMALL_RATIO = 0.15
-"""The share for narrower ones (published: S/16)."""
+"""Share of patches that MSN drops for narrower encoders (published: S/16)."""
 RENEWALS = 50
-"""How often our small recipes renew the target encoder in a run."""
+"""Number of times that our small recipes renew the target encoder in a run."""
 LOOKS, LEAST_STEPS_OF_A_LOOK = 10, 100
-"""Looks of the monitor in a run, and the fewest steps between two of them."""
+"""Number of looks of the monitor in a run, and the fewest steps between two looks."""
 REFERENCE_PATCHES, REFERENCE_KEEP = 196, 10
-"""Patches of the grid of the released masks, and `min_keep` there."""
+"""Number of patches of the grid of the released masks, and `min_keep` on that grid."""
 
 
 def resolved(value: Value | None) -> Value:
@@ -42,7 +42,11 @@ def resolved(value: Value | None) -> Value:
 
 
 def heads_of(wanted: Heads, encoder_heads: int) -> int:
-    """Attention heads of a second network. `half` keeps the width of a head if the network is half as wide as the encoder."""
+    """Number of attention heads of a second network.
+
+    `wanted`: a number, None (as many as the encoder), or `half`, which keeps the width of a head if the network is half as wide
+    as the encoder. If the encoder's number is odd, `half` means as many as the encoder.
+    """
     if wanted == "half" and encoder_heads % 2 == 0:
         return encoder_heads // 2
     return wanted if isinstance(wanted, int) else encoder_heads
@@ -50,11 +54,11 @@ def heads_of(wanted: Heads, encoder_heads: int) -> int:
 
 @dataclass(frozen=True)
 class _Run:
-    """What the rules read."""
+    """The run as the rules see it."""
 
     config: RunConfig
     total_steps: int | None
-    """Steps of the run; None while they are not known."""
+    """Number of steps of the run; None if it is not known yet."""
     processes: int
 
     @property
@@ -68,10 +72,10 @@ class _Run:
 
 
 def resolve(config: RunConfig, total_steps: int | None = None, processes: int = 1) -> RunConfig:
-    """`config` with a value for every setting that was left to follow others. Resolving twice changes nothing.
+    """`config` with a value for every setting that follows from others. Resolving twice changes nothing.
 
-    `total_steps`: length of a run whose settings give it in epochs. Without it the settings that depend on it stay None.
-    `processes`: number of processes that share the batch.
+    `total_steps`: length of the run, if the settings give it in epochs. Without it, settings that depend on the length stay
+    None. `processes`: number of processes that share the batch.
     """
     for name, rule in RULES.items():
         group, field = name.split(".")
@@ -79,12 +83,12 @@ def resolve(config: RunConfig, total_steps: int | None = None, processes: int = 
         if getattr(settings, field, 0) in (None, "half"):
             value = rule(_Run(config, config.optim.total_steps or total_steps, processes))
             config = replace(config, **{group: replace(settings, **{field: value})})
-    # said by the values that follow from them
+    # the values that follow from these two replace them
     return replace(config, optim=replace(config.optim, warmup_share=None, images_per_device=None))
 
 
 def left_to_follow(config: RunConfig, recipe: RunConfig) -> RunConfig:
-    """`config` with None again for every setting that `recipe` leaves to follow."""
+    """`config` with None again for every setting that `recipe` leaves to follow from others."""
     for name in (*RULES, "optim.warmup_share", "optim.images_per_device"):
         group, field = name.split(".")
         ours, theirs = getattr(config, group), getattr(recipe, group)
@@ -98,10 +102,10 @@ def left_to_follow(config: RunConfig, recipe: RunConfig) -> RunConfig:
 
 
 def ema_start_for(total_steps: int) -> float:
-    """First EMA momentum of our recipes: renews the target encoder 50 times in a run of any length, which suits short ones.
+    """First EMA momentum of our recipes. It renews the target encoder 50 times in a run of any length, which suits short runs.
 
-    The released 0.996 over 2,000 steps renews it 4 times: the export is then a mean of context encoders that are on average
-    44 % of the run old (docs/log.md).
+    The released 0.996 renews it 4 times in 2,000 steps. The export is then a mean of context encoders whose average age is 44 %
+    of the run (docs/log.md).
     """
     return round(max(0.0, 1 - 2 * RENEWALS / total_steps), 6)
 
@@ -121,7 +125,7 @@ def _monitor_every(run: _Run) -> int | None:
 
 
 def _warmup_steps(run: _Run) -> int | None:
-    """Steps of the warm-up, for a run in steps that says only the share."""
+    """Steps of the warm-up, for a run whose length is set in steps and whose warm-up is set only as a share."""
     optim = run.config.optim
     if optim.warmup_epochs is not None or optim.warmup_share is None or optim.total_steps is None:
         return None
@@ -129,7 +133,7 @@ def _warmup_steps(run: _Run) -> int | None:
 
 
 def _warmup_epochs(run: _Run) -> float | None:
-    """Epochs of the warm-up, for a run in epochs. If the warm-up is in steps, the usual number, which has no effect."""
+    """Epochs of the warm-up, for a run whose length is in epochs. If the warm-up is in steps: the default, without effect."""
     optim = run.config.optim
     if optim.total_steps is None and optim.warmup_share is not None:
         return optim.warmup_share * optim.epochs
@@ -182,7 +186,7 @@ def _blur_sigma(run: _Run) -> tuple[float, float]:
 
 
 def _min_keep(run: _Run) -> int:
-    """In proportion to the grid: with the released 10 patches small grids would be redrawn forever."""
+    """`min_keep` in proportion to the grid. With the released 10 patches, masks on small grids would be redrawn forever."""
     rows, columns = run.config.model.grid(run.config.data.height_width())
     return min(REFERENCE_KEEP, REFERENCE_KEEP * rows * columns // REFERENCE_PATCHES)
 
@@ -191,7 +195,7 @@ def _min_keep(run: _Run) -> int:
 
 
 def _group_size(run: _Run) -> int | None:
-    """A group of I-JEPA's masks is the images of a device; a microbatch that was set must fit into it."""
+    """Images in a group of I-JEPA's masks: those of one device. The group is a multiple of a microbatch that is set."""
     near, batch = run.config.optim.images_per_device, run.config.optim.batch_size
     if near is None or run.config.masks.kind != "blocks":
         return None
@@ -200,7 +204,7 @@ def _group_size(run: _Run) -> int | None:
 
 
 def _microbatch_size(run: _Run) -> int | None:
-    """Divides the share of the batch that one process has, and the group of masks."""
+    """Images in a microbatch. The number divides the share of one process of the batch, and the group of masks."""
     near, batch = run.config.optim.images_per_device, run.config.optim.batch_size
     if near is None:
         return None
@@ -209,7 +213,7 @@ def _microbatch_size(run: _Run) -> int | None:
 
 
 def divisors(number: int) -> list[int]:
-    """All divisors of `number`, which is above 0; the smallest first."""
+    """All divisors of `number`, the smallest first. `number` must be above 0."""
     small = [item for item in range(1, math.isqrt(number) + 1) if number % item == 0]
     return sorted({*small, *(number // item for item in small)})
 
@@ -243,4 +247,4 @@ RULES: Mapping[str, Callable[[_Run], object]] = {
     "method.prototypes": lambda run: min(1024, 4 * run.shape.width),
     "method.output_width": lambda run: min(256, run.shape.width),
 }
-"""The rule of each setting that may be None or `half`. A rule may read what the rules before it have given."""
+"""The rule of each setting that may be None or `half`. A rule may use the values of the rules before it."""

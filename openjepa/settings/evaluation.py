@@ -1,6 +1,6 @@
-"""Settings of the evaluations of an encoder: one group for each protocol that has its own, and those that all share.
+"""Settings of evaluations of an encoder: a group for each protocol that has its own settings, and those that all share.
 
-Beside them stand the published values of the linear probe and of fine-tuning, which are used for settings that are None.
+This file also holds the published values of the linear probe and of fine-tuning, which replace settings that are None.
 """
 
 from dataclasses import dataclass, field, replace
@@ -27,19 +27,19 @@ PERCENT = Range(ABOVE_0, 100, "above 0 and at most 100")
 
 @dataclass(frozen=True, kw_only=True)
 class LowShotSettings:
-    """Which images are labeled: those of a list, or some of each class drawn with a seed. At most one of the three is given."""
+    """Which images are labeled: those of a list, or a draw from each class. Give at most one of the first three settings."""
 
     list: str | None = None
-    """Text file with one image per line, as the published 1 % list of ImageNet (12,811 names like n01440764_10043.JPEG)."""
+    """Text file with one image per line, like the published 1 % list of ImageNet (12,811 names like n01440764_10043.JPEG)."""
     percent: Annotated[float | None, PERCENT] = None
-    """Percent of the images of each class, at least one."""
+    """Percent of the images of each class that are labeled, at least one image."""
     images_per_class: Annotated[int | None, AT_LEAST_1] = None
     """Images of each class that are labeled (k-shot)."""
     seed: Annotated[int, NOT_NEGATIVE] = 0
     """Seed of the draw."""
 
     def is_set(self) -> bool:
-        """Whether fewer than all images are labeled."""
+        """True if only some of the images are labeled."""
         return not (self.list is None and self.percent is None and self.images_per_class is None)
 
 
@@ -50,20 +50,20 @@ class AttentiveSettings:
     epochs: Annotated[int, AT_LEAST_1] = 20
     """Passes over the training split (V-JEPA: 20)."""
     batch_size: Annotated[int, AT_LEAST_1] = 256
-    """Images per step (V-JEPA: 1,024). At most one epoch's images."""
+    """Images per step, at most those of one epoch (V-JEPA: 1,024)."""
     learning_rates: Annotated[tuple[float, ...], POSITIVE, SWEPT] = (1e-3, 3e-4, 1e-4)
-    """Peak rates, falling to 0 along a cosine; a probe is trained with each, all in one pass (V-JEPA: 1e-3)."""
+    """Peak learning rates, falling to 0 along a cosine. One probe is trained with each, all in one pass (V-JEPA: 1e-3)."""
     weight_decay: Annotated[float, NOT_NEGATIVE] = 1e-3
-    """AdamW's, of matrices and the query (V-JEPA: 1e-3)."""
+    """AdamW's weight decay of matrices and the query (V-JEPA: 1e-3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenseSettings:
-    """k-NN and linear probe on patch features, without a decoder; labels are those of the pixels that a patch covers."""
+    """k-NN and linear probe on patch features, without a decoder. The label of a patch comes from the pixels that it covers."""
 
     max_patches: Annotated[int, AT_LEAST_1] = 50_000
-    """Most training patches, drawn uniformly with the seed over all images. k-NN takes time in proportion: with 50,000
-    28 s of one core on the packaged scenes with ViT-nano."""
+    """Most training patches, drawn uniformly over all images with the seed. The time of k-NN is proportional to it: 50,000 take
+    28 s on one core, on the packaged scenes with ViT-nano."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +71,14 @@ class LogisticSettings:
     """Multinomial logistic regression on standardized features (after MSN's low-shot evaluation)."""
 
     penalties: Annotated[tuple[float, ...], POSITIVE, SWEPT] = (1e-1, 1e-2, 2.5e-3, 1e-3, 2.5e-4, 1e-4, 1e-5)
-    """lambda of mean cross-entropy + lambda / 2 |W|^2, swept from the strongest, each started from the one before."""
+    """lambda in mean cross-entropy + lambda / 2 |W|^2. Swept from the strongest, each starting at the previous solution."""
     gradient_norm: Annotated[float, POSITIVE] = 1e-4
-    """Solved when the norm of the objective's gradient is at most this, and `relative_gradient` of lambda |W| as well."""
+    """Solved if the gradient's norm is at most this, and also at most `relative_gradient` times lambda |W|."""
     relative_gradient: Annotated[float, POSITIVE] = 0.01
-    """The same as a share of lambda |W|, which bounds how far the weights are from the optimum's, as a share of |W|: for
-    weak penalties a small gradient says little. (Not below what float32 rounds.)"""
+    """Largest gradient norm as a share of lambda |W|. It bounds the distance to the optimal weights as a share of |W|, whereas
+    for weak penalties a small gradient says little. (The bound never goes below the rounding of float32.)"""
     iterations: Annotated[int, AT_LEAST_1] = 500
-    """Most passes over the images for one lambda: gradients and products with the Hessian."""
+    """Most passes over the images for one lambda. Gradients and products with the Hessian count."""
 
 
 Augmentation = Literal["crop_flip", "center_flip", "squash_flip", "none"]
@@ -87,44 +87,45 @@ HeadOptimizer = Literal["lars", "sgd"]
 
 @dataclass(frozen=True, kw_only=True)
 class FullLinearSettings:
-    """Heads trained on augmented views of a frozen encoder. What is None is the benchmark's own value (docs/evaluation.md)."""
+    """Heads trained on augmented views of a frozen encoder. None means the benchmark's own value (docs/evaluation.md)."""
 
     epochs: Annotated[int | None, AT_LEAST_1] = None
     """Passes over the training split (authors: ImageNet 50, Places205 14, iNat18 84, CIFAR100 28, Clevr/Count 50, Dist 100).
-    The schedule is stretched to another number."""
+    The schedule is stretched to this number."""
     batch_size: Annotated[int | None, AT_LEAST_1] = None
-    """Images per step (authors: ImageNet 16,384, the others 256). At most one epoch's images."""
+    """Images per step, at most those of one epoch (authors: ImageNet 16,384, the others 256)."""
     optimizer: HeadOptimizer | None = None
-    """Authors: LARS on ImageNet, SGD with Nesterov momentum elsewhere."""
+    """Optimizer (authors: LARS on ImageNet, SGD with Nesterov momentum elsewhere)."""
     learning_rates: Annotated[tuple[float, ...], POSITIVE, SWEPT] = ()
-    """Peak rates, absolute; every head is trained with each of them. Empty: the benchmark's own, times batch size / its own."""
+    """Peak learning rates, absolute. Every head is trained with each. Empty: the benchmark's, scaled with the batch size."""
     weight_decays: Annotated[tuple[float, ...], NOT_NEGATIVE, SWEPT] = ()
-    """Every head is trained with each of them. Empty: the benchmark's own."""
+    """Weight decays. Every head is trained with each. Empty: the benchmark's."""
     augmentation: Augmentation | None = None
-    """`crop_flip`: RandomResizedCrop and mirroring; `center_flip`: test view of the center, mirrored (paper's words for Clevr);
-    `squash_flip`: whole image resized, mirrored, and tested so, too (authors' base file of CIFAR100); `none`: the test view."""
+    """`crop_flip`: RandomResizedCrop and mirroring; `center_flip`: the test view, which is the center, mirrored (paper's words
+    for Clevr); `squash_flip`: the whole image resized and mirrored, and resized in the test too (authors' base file of
+    CIFAR100); `none`: the test view."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearRecipe:
-    """How the heads of one benchmark are trained if FullLinearSettings says nothing else."""
+    """How the heads of one benchmark are trained, unless FullLinearSettings says otherwise."""
 
     epochs: int
     """Passes over the training split."""
     milestones: tuple[int, ...] = ()
-    """Epochs from which on the rate is a tenth of the one before. Empty: cosine to a hundredth of the peak, epoch by epoch."""
+    """Epochs at which the rate is divided by ten. Empty: it falls along a cosine to a hundredth of the peak, epoch by epoch."""
     batch_size: int = 256
-    """Images per step that the rates are meant for."""
+    """Images per step for which the rates are meant."""
     optimizer: HeadOptimizer = "sgd"
     """LARS, or SGD with Nesterov momentum; momentum is 0.9 in both."""
     learning_rates: tuple[float, ...] = (0.01,)
-    """Peak rates at `batch_size`, absolute."""
+    """Peak learning rates at `batch_size`, absolute. Every head is trained with each."""
     weight_decays: tuple[float, ...] = (5e-4,)
-    """Every head is trained with each of them."""
+    """Weight decays. Every head is trained with each."""
     augmentation: Augmentation | None = None
-    """None: `squash_flip` if the test view is the whole image, else `crop_flip`."""
+    """As in FullLinearSettings. None: `squash_flip` if the test view is the whole image, else `crop_flip`."""
     interpolation: str = "bilinear"
-    """Filter of random crops and whole images in training; test views, `none` and `center_flip` are bicubic."""
+    """Filter for random crops and whole images in training. Test views, `none` and `center_flip` use bicubic."""
 
 
 _CIFAR = LinearRecipe(epochs=28, milestones=(8, 16, 24), augmentation="crop_flip", interpolation="bicubic")
@@ -147,20 +148,20 @@ LINEAR_RECIPES: dict[str, LinearRecipe] = {
     "clevr_count": LinearRecipe(epochs=50, augmentation="squash_flip"),
     "clevr_dist": LinearRecipe(epochs=100, augmentation="squash_flip"),
 }
-"""By benchmark, or by task where its tasks differ (authors' VISSL configurations of the I-JEPA evaluations).
+"""Recipes by benchmark, or by task if its tasks differ (authors' VISSL configurations of the I-JEPA evaluations).
 
-ImageNet: the authors' files train with 0.1 and 0.01 per 256 images, which is 6.4 and 0.64 at 16,384; the paper sweeps {0.05,
-0.01, 0.001} and does not say whether per 256 images, which would be 3.2, 0.64 and 0.064. The four rates cover both. (Taken as
-absolute, the paper's rates would hardly move a head, because LARS multiplies them by a thousandth of |w| / |g|.) CIFAR100:
-the files for encoders without a class token crop at random; the base file, and the paper's words, resize the whole image: that
-is `squash_flip`. CIFAR10 is not in the paper and is trained like CIFAR100. Clevr: the files resize the whole image; the paper's
-words are `center_flip`.
+ImageNet: the authors' files train with 0.1 and 0.01 per 256 images, which is 6.4 and 0.64 at 16,384. The paper sweeps {0.05,
+0.01, 0.001} and does not say if these are per 256 images; they would then be 3.2, 0.64 and 0.064. The four rates cover both.
+(If the paper's rates were absolute, they would hardly move a head, because LARS multiplies them by a thousandth of |w| / |g|.)
+CIFAR100: the files for encoders without a class token crop at random. The base file and the paper's words resize the whole
+image, which is `squash_flip`. CIFAR10 is not in the paper and is trained like CIFAR100. Clevr: the files resize the whole
+image; the paper's words mean `center_flip`.
 """
 
 OWN_DATA_RECIPE = LinearRecipe(
     epochs=28, milestones=(8, 16, 24), learning_rates=(1.0, 0.1, 0.01), weight_decays=(5e-4, 0.0), interpolation="bicubic"
 )
-"""Other data: the schedule of CIFAR100 and, as nobody has tuned them, a wide sweep (ours)."""
+"""Recipe for other data (ours): the schedule of CIFAR100, with a wide sweep because nobody has tuned the rates."""
 
 
 RecipeName = Literal["low_shot", "paper", "mae"]
@@ -168,93 +169,94 @@ RateUnit = Literal["absolute", "per_256"]
 HeadNorm = Literal["after_pooling", "encoder"]
 
 WARMUP_EPOCHS = 5.0
-"""Warm-up of every recipe (MAE's). Neither part of the I-JEPA paper says how long it warms up."""
+"""Warm-up of every fine-tuning recipe (MAE's). Neither part of the I-JEPA paper gives the length of its warm-up."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSettings:
-    """The whole encoder and a linear head are trained with labels (I-JEPA, low-shot and appendix D; MAE's recipe)."""
+    """Fine-tuning: trains the whole encoder and a linear head with labels (I-JEPA, low-shot and appendix D; MAE's recipe)."""
 
     recipe: RecipeName | None = None
-    """Whose values are used for settings that are None. `low_shot`: I-JEPA with 1 % of the labels; `paper`: I-JEPA with all
-    of them (appendix D); `mae`: MAE's own. None: low_shot if only some images are labeled, else paper."""
+    """Recipe whose values replace settings that are None. `low_shot`: I-JEPA with 1 % of the labels; `paper`: I-JEPA with all
+    labels (appendix D); `mae`: MAE. None: `low_shot` if only some images are labeled, else `paper`."""
     epochs: Annotated[int | None, AT_LEAST_1] = None
     """Passes over the training split (I-JEPA 50; MAE 100 for ViT-B, 50 for L and H)."""
     batch_size: Annotated[int | None, AT_LEAST_1] = None
-    """Images per step, at most one epoch's (low-shot 512, appendix D 528 as printed, MAE 1,024)."""
+    """Images per step, at most those of one epoch (low-shot 512, appendix D 528 as printed, MAE 1,024)."""
     microbatch_size: Annotated[int | None, AT_LEAST_1] = None
-    """Images per forward and backward, to save memory; the sum of the gradients is the batch's. None: the whole batch."""
+    """Images per forward and backward, to save memory. Gradients are summed over the batch. None: the whole batch."""
     learning_rates: Annotated[tuple[float, ...], POSITIVE, SWEPT] = ()
-    """Peak rates of the head; a model is trained with each of them. Empty: the recipe's one (low-shot 3e-5, appendix D 1e-4,
+    """Peak learning rates of the head. A model is trained with each. Empty: the recipe's one (low-shot 3e-5, appendix D 1e-4,
     MAE 5e-4 for ViT-B and 1e-3 for L and H)."""
     rate_unit: RateUnit | None = None
-    """`absolute`, or `per_256`: multiplied by batch size / 256, as MAE's code does with its base rates. The paper does not say
-    which its rates are; read as printed, they are absolute, which is the default of both I-JEPA recipes (MAE: per_256)."""
+    """`absolute`, or `per_256`: multiplied by batch size / 256, as MAE's code does with its base rates. The I-JEPA paper does
+    not say which it means. As printed its rates are absolute, the default of both I-JEPA recipes (MAE: per_256)."""
     final_lr: Annotated[float, NOT_NEGATIVE] = 1e-6
-    """Rate at the end of the cosine, before layer-wise decay (MAE's; the paper does not say)."""
+    """Learning rate at the end of the cosine, before layer-wise decay (MAE's; the I-JEPA paper does not say)."""
     warmup_epochs: Annotated[float | None, NOT_NEGATIVE] = None
-    """Epochs in which the rate rises from 0 (MAE: 5; the paper does not say)."""
+    """Epochs in which the learning rate rises from 0 (MAE: 5; the I-JEPA paper does not say)."""
     weight_decay: Annotated[float | None, NOT_NEGATIVE] = None
-    """AdamW's, not on biases, norms and the class token (low-shot 0.05, for ViT-H 0.4; appendix D 0.04; MAE 0.05)."""
+    """AdamW's weight decay, without biases, norms and class token (low-shot 0.05, for ViT-H 0.4; appendix D 0.04; MAE 0.05)."""
     layer_decay: Annotated[float | None, SHARE_ABOVE_0] = None
-    """Block l of L learns at the head's rate times this to the power of L + 1 - l, the patch embedding as l = 0 (I-JEPA 0.75;
+    """Block l of L learns at the head's rate times this to the power of L + 1 - l. The patch embedding has l = 0 (I-JEPA 0.75;
     MAE 0.65 for ViT-B, 0.75 for L and H)."""
     drop_path: Annotated[float | None, SHARE_BELOW_1] = None
-    """Largest stochastic-depth rate, linear over the blocks (low-shot 0, appendix D 0.25, MAE B / L / H 0.1 / 0.2 / 0.3)."""
+    """Largest stochastic-depth rate; it grows linearly over the blocks (low-shot 0, appendix D 0.25, MAE B / L / H 0.1 / 0.2 /
+    0.3)."""
     label_smoothing: Annotated[float | None, SHARE_BELOW_1] = None
     """Share of the target that is spread over all classes (low-shot and MAE 0.1; appendix D does not say: 0.1)."""
     mixup: Annotated[float | None, NOT_NEGATIVE] = None
     """alpha of Beta(alpha, alpha) for mixup; 0: none (low-shot 0, appendix D and MAE 0.8)."""
     cutmix: Annotated[float | None, NOT_NEGATIVE] = None
-    """The same for cutmix; if both are on, each batch gets one of them by the toss of a coin (low-shot 0, else 1.0)."""
+    """alpha for cutmix; 0: none. If both are on, each batch gets one of them at random (low-shot 0, else 1.0)."""
     random_erasing: Annotated[float | None, SHARE] = None
     """Probability of erasing a rectangle of a view (low-shot 0, MAE 0.25; appendix D does not list it: 0)."""
     randaugment: bool | None = None
-    """Whether views pass through RandAugment (all recipes do: `rand-m9-mstd0.5-inc1`)."""
+    """Apply RandAugment to the views (all recipes do: `rand-m9-mstd0.5-inc1`)."""
     magnitude: Annotated[float, between(0, 10)] = 9.0
     """Strength of RandAugment's operations, at most 10."""
     magnitude_std: Annotated[float, NOT_NEGATIVE] = 0.5
     """Standard deviation of the magnitude from one operation to the next."""
     head_norm: HeadNorm = "after_pooling"
-    """`after_pooling`: a new LayerNorm of the pooled patches instead of the encoder's last norm (MAE with average pooling; the
-    paper does not say); `encoder`: the encoder's own last norm before pooling, none after."""
+    """`after_pooling`: a new LayerNorm on the pooled patches replaces the encoder's last norm (MAE with average pooling; the
+    I-JEPA paper does not say); `encoder`: the encoder's last norm before pooling, and no norm after it."""
     head_std: Annotated[float, NOT_NEGATIVE] = 2e-5
-    """Standard deviation of the head's first weights (MAE's; the paper does not say)."""
+    """Standard deviation of the head's first weights (MAE's; the I-JEPA paper does not say)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneRecipe:
-    """Every value of a fine-tuning that depends on the recipe. Defaults: I-JEPA's for L/16 with 1 % of the labels."""
+    """The values of a fine-tuning that depend on the recipe. The defaults are I-JEPA's for L/16 with 1 % of the labels."""
 
     epochs: int = 50
     """Passes over the training split."""
     batch_size: int = 512
     """Images per step."""
     learning_rates: tuple[float, ...] = (3e-5,)
-    """Peak rates of the head."""
+    """Peak learning rates of the head."""
     rate_unit: RateUnit = "absolute"
-    """Whether they are multiplied by batch size / 256."""
+    """`per_256`: the rates are multiplied by batch size / 256."""
     warmup_epochs: float = WARMUP_EPOCHS
-    """Epochs in which the rate rises from 0."""
+    """Epochs in which the learning rate rises from 0."""
     weight_decay: float = 0.05
-    """AdamW's."""
+    """AdamW's weight decay."""
     layer_decay: float = 0.75
-    """Ratio of the rates of two neighboring layers."""
+    """Ratio of the learning rates of two neighboring layers."""
     drop_path: float = 0.0
     """Largest stochastic-depth rate."""
     label_smoothing: float = 0.1
     """Share of the target that is spread over all classes."""
     mixup: float = 0.0
-    """alpha of Beta(alpha, alpha); 0: none."""
+    """alpha of Beta(alpha, alpha) for mixup; 0: none."""
     cutmix: float = 0.0
-    """The same for cutmix."""
+    """alpha of Beta(alpha, alpha) for cutmix; 0: none."""
     random_erasing: float = 0.0
-    """Probability of erasing a rectangle."""
+    """Probability of erasing a rectangle of a view."""
     randaugment: bool = True
-    """Whether views pass through RandAugment."""
+    """True if RandAugment is applied to the views."""
 
     def peak_rate(self, rate: float, batch_size: int) -> float:
-        """The head's highest learning rate with batches of `batch_size` images."""
+        """The head's peak learning rate with batches of `batch_size` images. `rate`: one of `learning_rates`."""
         return rate * batch_size / 256 if self.rate_unit == "per_256" else rate
 
 
@@ -270,7 +272,7 @@ _MAE = FinetuneRecipe(
     random_erasing=0.25,
 )
 BASE_DEPTH, LARGE_DEPTH = 12, 24
-"""Blocks of ViT-B and ViT-L: encoders up to the first take the values of B, up to the second those of L, deeper ones H's."""
+"""Blocks of ViT-B and ViT-L. Encoders up to the first depth take B's values, up to the second L's, deeper ones H's."""
 
 FINETUNE_RECIPES: dict[RecipeName, tuple[FinetuneRecipe, FinetuneRecipe, FinetuneRecipe]] = {
     "low_shot": (_LOW_SHOT, _LOW_SHOT, replace(_LOW_SHOT, weight_decay=0.4)),
@@ -281,12 +283,12 @@ FINETUNE_RECIPES: dict[RecipeName, tuple[FinetuneRecipe, FinetuneRecipe, Finetun
         replace(_MAE, drop_path=0.3),
     ),
 }
-"""For encoders like ViT-B, L and H. I-JEPA gives low-shot values for L/16 (weight decay 0.05), H/14 and H/16-448 (0.4), and
-appendix D those for H/16-448; other sizes take those of the nearest."""
+"""Recipes for encoders like ViT-B, L and H. I-JEPA gives low-shot values for L/16 (weight decay 0.05), H/14 and H/16-448 (0.4).
+Appendix D gives values for H/16-448. Other sizes take those of the nearest size."""
 
 
 def resolve_finetune(settings: FinetuneSettings, is_low_shot: bool, depth: int) -> FinetuneRecipe:
-    """The recipe for an encoder with `depth` blocks, with every value that `settings` gives in place of its own.
+    """The recipe for an encoder with `depth` blocks. Values in `settings` that are not None replace those of the recipe.
 
     Raises Refusal if the warm-up is not shorter than the run.
     """
@@ -307,59 +309,59 @@ Selection = Literal["held_out", "paper", "both"]
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """k-NN and linear probes on frozen features, always beside the untrained encoder and raw pixels."""
+    """Evaluation of an encoder by probes, beside the untrained encoder and raw pixels."""
 
     tasks: tuple[str, ...] = ()
-    """Rows of the task table (classification, clevr_count, clevr_dist; scene_shapes, scene_colors: of patches). Empty: all
-    that the data set has labels for, without those of patches."""
+    """Tasks: classification, clevr_count, clevr_dist; on patches: scene_shapes, scene_colors. Empty: all tasks for which the
+    data set has labels, without those on patches."""
     protocols: Annotated[tuple[str, ...], NamesOf("openjepa.evaluation:PROTOCOLS")] = ()
-    """Which probes are run. Empty: those of the suite's row; without a suite linear and knn, on label maps dense-linear and
+    """Probes to run. Empty: those of the suite's row; without a suite linear and knn, on label maps dense-linear and
     dense-knn."""
     selection: Selection = "held_out"
     """`held_out`: the probe's settings are chosen on 10 % of the training split; `paper`: best on the test split; `both`."""
     seeds: Annotated[int, AT_LEAST_1] = 1
     """Number of seeds with which everything is repeated; mean and spread are reported."""
     image_size: Annotated[int | tuple[int, int] | None, AT_LEAST_1] = None
-    """Size at which features are taken, in pixels. None: the encoder's training size."""
+    """Size of the images for the encoder, in pixels. None: the encoder's training size."""
     pooling: Literal["own", "class_token", "average", "both"] = "own"
-    """What one vector per image is: what the encoder's method evaluates (`own`), its class token, the average of its patches,
-    or both, with a result for each."""
+    """How one vector per image is made: as the encoder's method is evaluated (`own`), the class token, the average of the
+    patches, or `both` of these, with a result for each."""
     weight_decays: Annotated[tuple[float, ...], POSITIVE, SWEPT] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
-    """Swept for the linear heads, which are all solved at once (features have unit variance, the loss is a mean)."""
+    """Weight decays of the linear heads, which are all solved at once (features have unit variance, the loss is a mean)."""
     iterations: Annotated[int, AT_LEAST_1] = 100
-    """Most iterations of the solver of the linear heads; it ends earlier if a step gains little (early stopping)."""
+    """Most iterations of the solver of the linear heads. It stops earlier if a step gains little."""
     neighbors: Annotated[tuple[int, ...], AT_LEAST_1, SWEPT] = (10, 20, 100)
-    """k of the k-nearest-neighbor classifier."""
+    """k of the k-NN classifier."""
     neighbor_temperature: Annotated[float, POSITIVE] = 0.07
-    """Neighbors vote with weight exp(cosine / temperature) (DINO)."""
+    """Neighbors vote with the weight exp(cosine / temperature) (DINO)."""
     feature_batch_size: Annotated[int, AT_LEAST_1] = 256
     """Images per forward while features are extracted."""
     feature_dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """How features are kept on disk. `auto`: fp32, or bf16 if that would take more than 1 GiB for a split."""
+    """Type of features on disk. `auto`: fp32, or bf16 if fp32 would take more than 1 GiB for a split."""
     max_train_images: Annotated[int | None, AT_LEAST_1] = None
-    """Use at most this many training images, as many of each class as possible. None: all."""
+    """Most training images, spread over the classes as evenly as possible. None: all."""
     lidar_images: Annotated[int | None, AT_LEAST_2] = None
-    """Test images on which LiDAR is measured, too (more than the encoder's width is best), for `lidar_images` x
-    `lidar_views` more passes of every encoder and of a run's predictor. None: not."""
+    """Number of test images on which LiDAR is measured too. More than the encoder's width is best. Costs `lidar_images` x
+    `lidar_views` more passes of every encoder and of a run's predictor. None: no LiDAR."""
     lidar_views: Annotated[int, AT_LEAST_2] = 10
     """Random crops, and draws of masks, of each image for LiDAR (paper: 50, cheap: 10)."""
     max_skipped: Annotated[float, SHARE] = 0.05
-    """Share of unreadable images of a split above which there are no numbers."""
+    """Share of unreadable images of a split above which the evaluation fails."""
     baselines: tuple[Literal["untrained", "pixels"], ...] = ("untrained", "pixels")
-    """What is evaluated beside the encoder with the same probes. `untrained`: with random weights; beside these, of a run that
-    began from weights (`run.init`), the encoder with those."""
+    """What the same probes evaluate beside the encoder: raw pixels, and the encoder with random weights (`untrained`). A run
+    that began from weights (`run.init`) is also compared with the encoder of those weights."""
     encoder: Literal["target", "context"] = "target"
-    """Which encoder of a run, or of a file that holds both, is evaluated (paper: the target encoder)."""
+    """Which encoder to evaluate, if a run or a file holds both (paper: the target encoder)."""
     heads: Annotated[int | None, AT_LEAST_1] = None
-    """Attention heads of published weights, if neither the file nor the width tells them. None: they do."""
+    """Attention heads of published weights. Needed only if neither the file nor the width tells."""
     seed: Annotated[int, NOT_NEGATIVE] = 0
     """Seed of the held-out part, of a subset, and of the untrained encoder if the run has not kept it."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `mps`."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Precision of the encoder's forward; the heads are fp32."""
+    """Precision of the encoder's forward. The heads are fp32."""
     workers: Annotated[int | None, NOT_NEGATIVE] = None
-    """Processes that decode images. None: chosen from the cores."""
+    """Processes that decode images. None: chosen by the number of cores."""
     low_shot: LowShotSettings = field(default_factory=LowShotSettings)
     logistic: LogisticSettings = field(default_factory=LogisticSettings)
     linear_full: FullLinearSettings = field(default_factory=FullLinearSettings)

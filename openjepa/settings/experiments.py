@@ -19,34 +19,34 @@ SECONDS = Range(ABOVE_0, math.inf, "above 0, or auto or none")
 
 @dataclass(frozen=True, kw_only=True)
 class AblationSettings:
-    """Which runs to compare: on which images, for how long, how often."""
+    """Settings of `openjepa ablate`: the runs to compare, their images and length, and the number of seeds."""
 
     ablation: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = ""
-    """Which comparison (see above)."""
+    """Name of the comparison (see above)."""
     recipe: str = "cpu-32"
-    """Small I-JEPA recipe that the runs are made of: encoder, images, batch and length."""
+    """Small I-JEPA recipe that gives encoder, images, batch and length of the runs."""
     preset: str | None = None
     """Preset of the recipe. None: its first."""
     rows: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--methods"])] = ()
-    """Only these rows of the table; the untrained encoder and raw pixels come with the first of all. None given: all."""
+    """Only these rows of the table, and always the first row, the untrained encoder and raw pixels. Empty: all."""
     images: Annotated[int | None, AT_LEAST_1] = None
-    """Images that every run sees for the table at equal images. None: as many as the recipe."""
+    """Images that every run sees for the table at equal images. None: as in the recipe."""
     seconds: Annotated[float | Literal["auto", "none"], SECONDS] = "auto"
-    """Training seconds of every run for the table at equal time. `auto`: what the first row takes for its images; `none`: no
-    such table."""
+    """Training seconds of every run for the table at equal time. `auto`: the time that the first row takes for its images;
+    `none`: no such table."""
     seeds: Annotated[int, AT_LEAST_1] = 2
-    """Runs of each row, with the seeds 0, 1, ..."""
+    """Number of runs of each row, with the seeds 0, 1, ..."""
     probe_images: Annotated[int | None, AT_LEAST_1] = None
-    """Training images of each probe at most, as many of each class as possible. None: all."""
+    """Most training images of each probe, spread over the classes as evenly as possible. None: all."""
     scenes: str | None = None
     """Scenes in CLEVR's format for Count and Dist (docs/scenes.md). None: the packaged ones."""
     output: Path = Path("runs/ablation")
-    """Folder of all runs and tables. The same command continues a stopped one; started in several terminals, they share the
+    """Folder of all runs and tables. The same command continues a stopped one. In several terminals, the commands share the
     runs."""
     rounds: Annotated[int, AT_LEAST_1] = 7
-    """Rounds, all rows in turns, in which the speed of each row is measured."""
+    """Rounds in which speeds are measured. Each round measures every row once."""
     dry_run: bool = False
-    """Measure the speeds, print what would run and how long it takes, and stop."""
+    """Measure the speeds, print what would run and how long it would take, and stop."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `mps`."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -57,17 +57,17 @@ class AblationSettings:
 
 
 MethodName = Annotated[str | None, NamesOf("openjepa.settings.methods:METHODS")]
-"""The name of a method. `recipes.matched.with_method` refuses what is none."""
+"""The name of a method. `recipes.matched.with_method` refuses other names."""
 SAID_BY_THE_RECIPE = ("size", "patch_size", "image_size", "batch_size", "predictor_width", "predictor_depth")
-"""Settings of StepBench that a recipe says itself."""
+"""Settings of StepBench that a recipe decides."""
 
 
 @dataclass(frozen=True)
 class StepBench:
-    """What `openjepa bench step` times: a recipe, or a method at the sizes given here."""
+    """Settings of `openjepa bench step`, which times a recipe, or a method at the sizes given here."""
 
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE]")] = ""
-    """Time this recipe; it says all sizes, so give none."""
+    """Time this recipe. It decides all sizes, so give none."""
     preset: str | None = None
     """Preset of the recipe. None: its first."""
     method: MethodName = None
@@ -85,7 +85,7 @@ class StepBench:
     predictor_depth: Annotated[int, AT_LEAST_1] = 6
     """Blocks of the predictor, and of MAE's decoder."""
     repeats: Annotated[int, AT_LEAST_1] = 7
-    """Interleaved rounds, of which the median is reported."""
+    """Interleaved rounds. Their median is reported."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `mps`."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -110,22 +110,22 @@ def _check_preset(recipe: str, preset: str | None, example: str) -> None:
 
 @dataclass(frozen=True)
 class DataBench:
-    """What `openjepa bench data` times: decoding, cropping and loading, or the views of a recipe or method."""
+    """Settings of `openjepa bench data`, which times decoding, cropping and loading, or the views of a recipe or method."""
 
     path: Path | None = None
     """Folder of images. None: generated JPEGs of 500 x 375 pixels."""
     recipe: str = ""
-    """Time the views of this recipe instead: crops of all sizes, their colors and masks."""
+    """Time the views of this recipe instead: crops of all sizes, color changes and masks."""
     preset: str | None = None
     """Preset of the recipe. None: its first."""
     method: MethodName = None
-    """Time the views of this method, in the recipe's run or at `image_size`. None: the recipe's method."""
+    """Time the views of this method, with the recipe's settings or at `image_size`. None: the recipe's method."""
     image_size: Annotated[int, at_least(32)] = 224
     """Side of the crops."""
     repeats: Annotated[int, AT_LEAST_1] = 7
     """Interleaved rounds."""
     images: Annotated[int, AT_LEAST_1] = 128
-    """Files per round at most."""
+    """Most files per round."""
 
     def check(self) -> None:
         """Raises Refusal if an option is out of its range, or a preset has no recipe."""
@@ -135,14 +135,14 @@ class DataBench:
 
 @dataclass(frozen=True)
 class EnergyBench:
-    """What `openjepa bench energy` measures."""
+    """Settings of `openjepa bench energy`, which measures the energies of a run."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = Path()
     """Run folder with a checkpoint."""
     images: Annotated[int, AT_LEAST_2] = 256
-    """Images in all: held-out ones, or training images if the data has no test split."""
+    """Number of images: held-out images, or training images if the data has no test split."""
     batch_size: Annotated[int, AT_LEAST_2] = 64
-    """Images that form pairs with each other: each has one compatible and this many less one incompatible pairs."""
+    """Images that form pairs with each other. Each image has one compatible pair and `batch_size` - 1 incompatible ones."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `mps`."""
     threads: Annotated[int | None, AT_LEAST_1] = None

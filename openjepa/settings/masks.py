@@ -7,11 +7,11 @@ from openjepa.settings.ranges import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE
 from openjepa.settings.registry import Entry
 
 MaskKind = Literal["blocks", "tokens", "none"]
-"""What a strategy draws: a context and target blocks, single masked patches, or nothing."""
+"""Kind of mask that a strategy draws: a context and target blocks, single masked patches, or nothing."""
 
 
 MASKED_SHARE = Range(2**-52, BELOW_1, "above 0 and below 1, e.g. 0.75 (MAE) or 0.15 (MSN)")
-"""A smaller one would be lost in 1 - ratio."""
+"""Range of a masked share. A smaller share would be lost to rounding in 1 - ratio."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,26 +19,26 @@ class MaskSettings:
     """Common to every mask strategy. Abstract: use the dataclass of a strategy."""
 
     kind: ClassVar[MaskKind]
-    """What the strategy draws."""
+    """Kind of mask that the strategy draws."""
     equal_counts: ClassVar[bool] = False
-    """Whether every image has equally many masked patches."""
+    """True if all images have the same number of masked patches."""
 
     strategy: str
-    """Which strategy draws the masks."""
+    """Strategy that draws the masks."""
     group_size: Annotated[int | None, AT_LEAST_1] = None
-    """Samples that share what a mask group shares (block sizes); a multiple of the microbatch. None: the whole batch,
-    or for I-JEPA's masks near `optim.images_per_device` if that is set."""
+    """Images of a mask group, which share block sizes; a multiple of the microbatch. None: the whole batch, or for I-JEPA's
+    masks near `optim.images_per_device` if that is set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultiblockSettings(MaskSettings):
-    """I-JEPA's masks: several target blocks, and one context block without them (paper, section 3 and appendix A)."""
+    """I-JEPA's masks: several target blocks, and one context block without the targets (paper, section 3 and appendix A)."""
 
     kind = "blocks"
 
     strategy: Literal["multiblock"] = "multiblock"
     mode: Literal["unbiased", "official"] = "unbiased"
-    """`unbiased`: separate draws of scale and aspect, all positions reachable; `official`: the released collator's."""
+    """`unbiased`: separate draws of scale and aspect, all positions possible; `official`: as in the released collator."""
     num_targets: Annotated[int, AT_LEAST_1] = 4
     """Target blocks per image (paper: 4)."""
     target_scale: Annotated[tuple[float, float], SHARE_ABOVE_0, SMALLEST_FIRST] = (0.15, 0.2)
@@ -46,19 +46,19 @@ class MultiblockSettings(MaskSettings):
     target_aspect: Annotated[tuple[float, float], POSITIVE, SMALLEST_FIRST] = (0.75, 1.5)
     """Smallest and largest height / width of a target block."""
     context_scale: Annotated[tuple[float, float], SHARE_ABOVE_0, SMALLEST_FIRST] = (0.85, 1.0)
-    """Smallest and largest area of the context block, before the targets are taken out."""
+    """Smallest and largest area of the context block before the targets are removed, as a fraction of the patches."""
     context_aspect: Annotated[tuple[float, float], POSITIVE, SMALLEST_FIRST] = (1.0, 1.0)
-    """Smallest and largest height / width of the context block relative to the grid's."""
+    """Smallest and largest height / width of the context block, relative to that of the grid."""
     context_cut: Literal["random_subset", "random_window", "none"] = "random_subset"
-    """What brings all contexts to one size: a random subset of the patches, the patches in a random sector around the grid's
-    center, or nothing (padding, masked in attention). `official` mode has its own cut and ignores this."""
+    """How all contexts get one size: they keep a random subset of the patches, or the patches in a random sector around the
+    grid's center. `none`: they are padded instead, and attention masks the padding. `official` mode ignores this."""
     context_ratio: Annotated[float, SHARE_ABOVE_0] = 0.25
     """Fraction of all patches that the context keeps after the cut (paper, Table 6: 0.25). Ignored by `official` and `none`."""
     min_keep: Annotated[int | None, NOT_NEGATIVE] = 10
-    """A context (`official`: also a target) of at most this many patches is drawn again. In `unbiased` mode only if
+    """A context (`official`: also a target) with at most this number of patches is drawn again. In `unbiased` mode only if
     `context_cut` is `none`, and scaled down on grids under 14x14. None: 10, or in proportion on grids under 14x14."""
     max_redraws: Annotated[int, NOT_NEGATIVE] = 20
-    """`unbiased`: how often the positions of a sample are redrawn before its context is padded. Its count is logged."""
+    """`unbiased`: most redraws of a sample's positions before its context is padded. The log counts such samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,37 +72,36 @@ class NoMaskSettings(MaskSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class RandomPatchesSettings(MaskSettings):
-    """Single patches masked at random, equally many in every image (MAE, MSN)."""
+    """Single patches masked at random, the same number in every image (MAE, MSN)."""
 
     kind = "tokens"
     equal_counts = True
 
     strategy: Literal["random_patches"] = "random_patches"
     ratio: Annotated[float | None, MASKED_SHARE] = 0.75
-    """Fraction of the patches that is masked (MAE: 0.75; MSN: 0.15 for S/16, 0.3 for B/16, 0.7 for L/7). None: MSN's for
-    encoders as wide as these."""
+    """Fraction of the patches that is masked (MAE: 0.75; MSN: 0.15 for S/16, 0.3 for B/16, 0.7 for L/7). None: MSN's value for
+    the width of the encoder."""
     shared: bool = False
     """One draw for all images of a mask group (MSN) instead of one for each image (MAE)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockwiseSettings(MaskSettings):
-    """Blocks of patches masked until a wished share is reached (BEiT, data2vec, iBOT)."""
+    """Blocks of patches masked until a given share is reached (BEiT, data2vec, iBOT)."""
 
     kind = "tokens"
 
     strategy: Literal["blockwise"] = "blockwise"
     ratios: Annotated[tuple[float, ...], SHARE] = (0.6,)
-    """Shares of the patches that are wished to be masked; of several, each image draws one (data2vec: 120/196; iBOT: 0.3, or
-    0 and 0.3)."""
+    """Shares of patches to mask. If there are several, each image draws one (data2vec: 120/196; iBOT: 0.3, or 0 and 0.3)."""
     spreads: Annotated[tuple[float, ...], SHARE] = (0.0,)
-    """How far an image's share may be from the ratio at the same place (iBOT: 0, or 0 and 0.2)."""
+    """For each of `ratios`: how far the share of an image may be from it (iBOT: 0, or 0 and 0.2)."""
     min_block: Annotated[int | None, AT_LEAST_1] = None
     """Fewest patches of a block. None: (shorter side of the grid div 3) squared, that is 16 at 14x14 (data2vec and iBOT)."""
     max_block: Annotated[int | None, AT_LEAST_1] = None
-    """Most patches of a block. None: no limit but what is left."""
+    """Most patches of a block. None: all that are left to mask."""
     aspect: Annotated[tuple[float, float], POSITIVE, SMALLEST_FIRST] = (0.3, 1 / 0.3)
-    """Smallest and largest height / width of a block, drawn uniformly in its logarithm."""
+    """Smallest and largest height / width of a block. Its logarithm is drawn uniformly."""
 
 
 MASKS: dict[str, Entry[MaskSettings]] = {
@@ -111,4 +110,4 @@ MASKS: dict[str, Entry[MaskSettings]] = {
     "blockwise": Entry(BlockwiseSettings, "openjepa.masks.blockwise:Blockwise"),
     "none": Entry(NoMaskSettings, "openjepa.masks.sampler:NoMasks"),
 }
-"""Settings of each strategy, and where its sampler stands. By `masks.strategy`."""
+"""Settings and sampler of each strategy, by `masks.strategy`."""

@@ -1,4 +1,4 @@
-"""Settings of the encoder (a Vision Transformer) and the sizes that have names."""
+"""Settings of the encoder (a Vision Transformer), named sizes, and configurations of exported networks."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -11,15 +11,15 @@ Positions = Literal["sincos", "learned", "relative"]
 
 
 PATCH_SIZES = range(4, 17)
-"""Sides of a patch, in pixels, that can be trained."""
+"""Sides of a patch, in pixels, with which an encoder can be trained."""
 WIDTH, DEPTH = between(1, 2**16), between(1, 1000)
-"""Limits of a network that a file describes: far above any there is, and low enough that memory holds it."""
+"""Limits for a network that a file describes: far above any existing one, and low enough to fit into memory."""
 MLP_RATIO = Range(ABOVE_0, 64, "above 0 and at most 64")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Width, depth and heads of a Vision Transformer; `mlp_ratio` is hidden width / width."""
+    """Width, depth, heads and MLP ratio (hidden width / width) of a Vision Transformer."""
 
     width: int
     depth: int
@@ -45,28 +45,28 @@ class ModelSettings:
     """The encoder that is trained and exported."""
 
     size: Size = "small"
-    """Named shape: tiny to giant are the ViT-Ti/S/B/L/H/g of the literature, nano and micro are ours for one CPU."""
+    """Named shape: tiny to giant are the ViT-Ti/S/B/L/H/g of the literature; nano and micro are ours for one CPU."""
     patch_size: Annotated[int, between(PATCH_SIZES[0], PATCH_SIZES[-1])] = 16
     """Side of a square patch in pixels (4 to 16)."""
     class_token: bool = False
-    """Prepend a learned class token. I-JEPA and data2vec's targets do without, DINO, iBOT and MSN need it."""
+    """Prepend a learned class token. I-JEPA and data2vec's targets do not use it; DINO, iBOT and MSN need it."""
     positions: Positions = "sincos"
-    """`sincos`: a fixed table (I-JEPA, MAE); `learned`: one that is trained (DINO, iBOT, MSN); `relative`: a trained bias of
-    the attention for every offset, the same in all blocks (data2vec)."""
+    """`sincos`: a fixed table (I-JEPA, MAE); `learned`: a trained table (DINO, iBOT, MSN); `relative`: a trained attention bias
+    for every offset, the same in all blocks (data2vec)."""
     resampling_offset: Annotated[float, SHARE_BELOW_1] = 0.0
-    """Added to the new number of patches when learned positions are resampled for crops of another size: 0 (exact), or 0.1 as
-    in the released DINO and iBOT code."""
+    """Added to the new number of patches if learned positions are resampled for crops of another size: 0 (exact), or 0.1 as in
+    the released DINO and iBOT code."""
     layer_scale: Annotated[float | None, POSITIVE] = None
-    """First value of learned factors on both branches of every block (data2vec: 1e-4 for B, 1e-5 for L). None: no factors."""
+    """Initial value of learned factors on both branches of every block (data2vec: 1e-4 for B, 1e-5 for L). None: no factors."""
     drop_path: Annotated[float, SHARE_BELOW_1] = 0.0
     """Largest stochastic-depth rate, growing linearly over the blocks. I-JEPA: 0."""
     layer_norm_eps: Annotated[float, POSITIVE] = 1e-6
     """Epsilon of every LayerNorm (released code: 1e-6)."""
     initialization: Initialization = "released"
     """`released`: every Linear drawn with std 0.02, as the released runs really had it; `depth_scaled`: residual outputs
-    divided by sqrt(2 x layer), as their model file says before it is overwritten; `fan_in`: every Linear and the
-    patch embedding drawn with std 1 / sqrt(its inputs), so that narrow encoders and small patches keep their signal;
-    `xavier`: both uniform within sqrt(6 / (inputs + outputs)), as in MAE's released code."""
+    divided by sqrt(2 x layer), as their model file says before it is overwritten; `fan_in`: every Linear and the patch
+    embedding drawn with std 1 / sqrt(inputs), so that narrow encoders and small patches keep their signal; `xavier`: both
+    uniform within sqrt(6 / (inputs + outputs)), as in MAE's released code."""
     width: Annotated[int | None, AT_LEAST_1] = None
     """Overrides the width of `size`."""
     depth: Annotated[int | None, AT_LEAST_1] = None
@@ -74,7 +74,7 @@ class ModelSettings:
     heads: Annotated[int | None, AT_LEAST_1] = None
     """Overrides the number of heads of `size`."""
     mlp_ratio: Annotated[float | None, POSITIVE] = None
-    """Overrides the hidden width of the MLPs / width of `size`."""
+    """Overrides the MLP ratio of `size`: hidden width of the MLPs / width."""
 
     def shape(self) -> Shape:
         """The named shape with the overrides applied."""
@@ -83,14 +83,14 @@ class ModelSettings:
         return Shape(*own, self.mlp_ratio or named.mlp_ratio)
 
     def words(self) -> str:
-        """`small/16`; width, depth, heads and patch if `size` does not say them."""
+        """A short description: `small/16`, or width, depth, heads and patch size if the shape of `size` is overridden."""
         shape = self.shape()
         if shape == SIZES[self.size]:
             return f"{self.size}/{self.patch_size}"
         return f"width {shape.width}, {shape.depth} blocks, {shape.heads} heads, patch {self.patch_size}"
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of patches of an image of (height, width) pixels."""
+        """Rows and columns of patches of an image. `image_size`: height and width in pixels."""
         return image_size[0] // self.patch_size, image_size[1] // self.patch_size
 
     def encoder(
@@ -99,7 +99,7 @@ class ModelSettings:
         pixel_mean: tuple[float, float, float],
         pixel_std: tuple[float, float, float],
     ) -> "EncoderConfig":
-        """The encoder that these settings describe, for crops of `image_size` (height, width) pixels."""
+        """The encoder that these settings describe. `image_size`: height and width of the crops in pixels."""
         shape = self.shape()
         return EncoderConfig(
             width=shape.width,
@@ -122,12 +122,12 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """All that is needed to rebuild an exported encoder; written to `encoder/config.json` beside the weights."""
+    """Everything needed to rebuild an exported encoder. It is written to `encoder/config.json` beside the weights."""
 
     width: Annotated[int, WIDTH]
-    """Numbers per token."""
+    """Dimensions of a token."""
     depth: Annotated[int, DEPTH]
-    """Blocks."""
+    """Number of blocks."""
     heads: Annotated[int, WIDTH]
     """Attention heads of every block."""
     mlp_ratio: Annotated[float, MLP_RATIO]
@@ -135,27 +135,27 @@ class EncoderConfig:
     patch_size: Annotated[int, between(1, 1024)]
     """Side of a square patch in pixels."""
     image_size: Annotated[tuple[int, int], between(1, 2**16)]
-    """Height and width the encoder was trained at, in pixels; others that the patch size divides work too."""
+    """Height and width of the training images, in pixels. Other sizes that the patch size divides work too."""
     class_token: bool = False
-    """Whether a learned token comes before those of the patches."""
+    """True if a learned token comes before the tokens of the patches."""
     positions: Positions = "sincos"
-    """`sincos`: the fixed table, computed for every grid (I-JEPA, MAE); `learned`: weights `pos_embed` for the training size,
+    """`sincos`: a fixed table, computed for every grid (I-JEPA, MAE); `learned`: weights `pos_embed` for the training size,
     resampled bicubically to the grid of other sizes (DINO, iBOT, MSN); `relative`: a table of attention biases for every offset
-    between two patches, one for all blocks, resampled likewise (data2vec)."""
+    between two patches, shared by all blocks and resampled likewise (data2vec)."""
     resampling_offset: Annotated[float, SHARE_BELOW_1] = 0.0
-    """Added to the new number of patches when learned positions are resampled (see `ModelSettings`)."""
+    """Added to the new number of patches if learned positions are resampled (see `ModelSettings`)."""
     layer_scale: Annotated[float | None, FINITE] = None
-    """First value of the learned factors `gamma_1` and `gamma_2` on the branches of every block. None: there are none."""
+    """Initial value of the learned factors `gamma_1` and `gamma_2` on the branches of every block. None: no factors."""
     mask_token: bool = False
-    """Whether it has a learned token that stands for masked patches."""
+    """True if the encoder has a learned token that stands for masked patches."""
     drop_path: Annotated[float, SHARE_BELOW_1] = 0.0
-    """Largest stochastic-depth rate while training."""
+    """Largest stochastic-depth rate in training."""
     layer_norm_eps: Annotated[float, POSITIVE] = 1e-6
     """Epsilon of every LayerNorm."""
     initialization: Initialization = "released"
     """How new weights are drawn (see `ModelSettings`)."""
     pooling: Literal["average", "class_token"] = "average"
-    """How one vector per image is made of the output: what the method's paper evaluates."""
+    """How one vector per image is made from the output: as in the evaluations of the method's paper."""
     pixel_mean: Annotated[tuple[float, float, float], FINITE] = (0.485, 0.456, 0.406)
     """Mean of the RGB channels in [0, 1], subtracted before the patch embedding (ImageNet's)."""
     pixel_std: Annotated[tuple[float, float, float], POSITIVE] = (0.229, 0.224, 0.225)
@@ -169,18 +169,18 @@ class EncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictorConfig:
-    """All that is needed to rebuild an exported predictor; written to `predictor/config.json`."""
+    """Everything needed to rebuild an exported predictor. It is written to `predictor/config.json`."""
 
     encoder_width: Annotated[int, WIDTH]
-    """Width of the encoder whose output it reads."""
+    """Width of the encoder whose output the predictor reads."""
     width: Annotated[int, WIDTH]
-    """Numbers per token."""
+    """Dimensions of a token."""
     depth: Annotated[int, DEPTH]
-    """Blocks."""
+    """Number of blocks."""
     heads: Annotated[int, WIDTH]
     """Attention heads of every block."""
     grid: Annotated[tuple[int, int], between(1, 2**14)]
-    """Rows and columns of patches it was trained on."""
+    """Rows and columns of patches in training."""
     mlp_ratio: Annotated[float, MLP_RATIO] = 4.0
     layer_norm_eps: Annotated[float, POSITIVE] = 1e-6
     initialization: Initialization = "released"
@@ -188,7 +188,7 @@ class PredictorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """All that is needed to build MAE's decoder."""
+    """Everything needed to build MAE's decoder."""
 
     encoder_width: int
     width: int
@@ -203,5 +203,5 @@ class DecoderConfig:
     initialization: Initialization = "released"
 
     def pixels(self) -> int:
-        """Numbers of one patch: its pixels in three channels."""
+        """Number of values in one patch: its pixels in three channels."""
         return 3 * self.patch_size**2

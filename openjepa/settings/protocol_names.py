@@ -1,28 +1,28 @@
-"""Names of protocols and of their numbers as they were before, for command lines and for results on disk.
+"""Former names of protocols and of their numbers, for command lines and for results on disk.
 
-`linear` was once the name in results of the probe that is `linear-full` on the command line, and the cached probe was called
-`linear-cached` there. Results of version 1 are read by these rules, so that the two are never mixed up.
+In results of version 1, `linear` names the probe that is `linear-full` today, and `linear-cached` names today's `linear`. Such
+results are read by these rules, so that the two are never confused.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 VERSION = 2
-"""Version of the results that are written."""
+"""Version of results that are written today."""
 ALIASES: Mapping[str, str] = {"linear_full": "linear-full", "dense_linear": "dense-linear", "dense_knn": "dense-knn"}
-"""Older names of protocols."""
+"""Current name of each former name of a protocol."""
 PAPER_SUFFIX = " (paper)"
-"""Ends the name of a number whose settings were chosen on the test images, if a result holds both kinds."""
+"""End of the name of a number whose settings were chosen on the test images, if a result holds both kinds."""
 
 _RENAMED: Mapping[str, str] = {"linear-cached": "linear", "linear": "linear-full"}
-"""Numbers of version 1 that have another name today."""
+"""Current name of each number of version 1 that has another name today."""
 
 
 def current_result(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON object of a result with the names of today, whatever version wrote it.
+    """The JSON object of a result, with current names. `content`: the object as any version wrote it.
 
-    A file that says no version, or 1, is of version 1: its `linear` is the published protocol, `linear-full`. What has not the
-    expected form is left as it is.
+    A file with version 1 or without a version is of version 1: its `linear` is the published protocol, `linear-full`. Entries
+    of an unexpected form are left unchanged.
     """
     version = content.get("version")
     if isinstance(version, int) and version >= VERSION:
@@ -51,6 +51,6 @@ def _renamed_entry(item: Any, key: str) -> Any:
 
 
 def _renamed(title: str) -> str:
-    """`linear-cached (paper)` -> `linear (paper)`."""
+    """The current name of a number of version 1: `linear-cached (paper)` -> `linear (paper)`."""
     plain = title.removesuffix(PAPER_SUFFIX)
     return _RENAMED.get(plain, plain) + title[len(plain) :]

@@ -1,6 +1,6 @@
-"""Ranges of settings: each stands on its field, `lr: Annotated[float, POSITIVE]`, and one check walks any dataclass.
+"""Ranges of settings. Each is written on its field, as in `lr: Annotated[float, POSITIVE]`. One check walks any dataclass.
 
-What holds only between settings is in openjepa.checks. Free of torch.
+Rules between several settings are in openjepa.checks. Free of torch.
 """
 
 import math
@@ -14,17 +14,17 @@ from openjepa.refusals import refuse
 
 @dataclass(frozen=True)
 class Range:
-    """Finite numbers from `low` to `high`. If a field has several values, each must be one. None and words are in any range."""
+    """Finite numbers from `low` to `high`. If a field has several values, each must be in range. None and words always are."""
 
     low: float
     high: float
     words: str
-    """How an error says it, e.g. `at least 1`."""
+    """Words for the range in errors, e.g. `at least 1`."""
     also: tuple[float, ...] = ()
-    """Numbers outside that have a meaning of their own."""
+    """Numbers outside of the range that are allowed because they have a special meaning."""
 
     def problems(self, value: object, default: object) -> Iterator[tuple[object, str]]:
-        """What of `value` is wrong, with the words that follow it: the numbers that are outside, infinite or not a number."""
+        """Yields each number of `value` that is out of range, infinite or NaN, with the words that follow it in the error."""
         items: tuple[Any, ...] = tuple(dict.fromkeys(value)) if isinstance(value, tuple) else (value,)
         for item in items:
             is_number = isinstance(item, int | float) and not isinstance(item, bool)
@@ -34,23 +34,24 @@ class Range:
 
 @dataclass(frozen=True)
 class SmallestFirst:
-    """A field with two numbers, the smallest and the largest."""
+    """Marks a field with two numbers: the smallest, then the largest."""
 
     def problems(self, value: object, default: object) -> Iterator[tuple[object, str]]:
-        """Both, if they stand the other way round."""
+        """Yields `value` if its numbers are in the wrong order."""
         if isinstance(value, tuple) and value[0] > value[1]:
             yield value, f": smallest first, then largest: {value[1]} {value[0]}"
 
 
 @dataclass(frozen=True)
 class Swept:
-    """A field with the values that are tried one after the other. Each is told from the others by it, so none may repeat.
+    """Marks a field with values of a sweep. They name the results, so none may repeat.
 
-    An empty default means that the usual ones stand elsewhere; with another default an empty field would try nothing.
+    An empty default means that the usual values are defined elsewhere. With any other default, an empty field would try
+    nothing, so it is refused.
     """
 
     def problems(self, value: object, default: object) -> Iterator[tuple[object, str]]:
-        """All values, if one repeats or if there is none."""
+        """Yields `value` if a number repeats, or if it is empty and the default is not."""
         if isinstance(value, tuple) and not value and default:
             yield value, f" is empty: give at least one number, or leave it out for {_words(default)}"
         if isinstance(value, tuple) and len(set(value)) < len(value):
@@ -61,12 +62,12 @@ Rule = Range | SmallestFirst | Swept
 
 
 def at_least(low: float) -> Range:
-    """Every number from `low` on."""
+    """The range of all numbers from `low` on."""
     return Range(low, math.inf, f"at least {low:g}")
 
 
 def between(low: float, high: float) -> Range:
-    """Every number from `low` to `high`."""
+    """The range of all numbers from `low` to `high`."""
     return Range(low, high, f"between {low:g} and {high:g}")
 
 
@@ -83,24 +84,24 @@ SMALLEST_FIRST = SmallestFirst()
 SWEPT = Swept()
 
 Said = Callable[[str, object], str]
-"""How an error writes a setting and its value."""
+"""Formats a setting and its value for an error."""
 
 
 def as_setting(name: str, value: object) -> str:
-    """`optim.lr=0.0`."""
+    """A setting and its value as in Python: `optim.lr=0.0`."""
     return f"{name}={_words(value)}"
 
 
 def as_option(name: str, value: object) -> str:
-    """`--optim.lr 0.0`."""
+    """A setting and its value as on the command line: `--optim.lr 0.0`."""
     return f"--{name.replace('_', '-')} {_words(value)}"
 
 
 def out_of_range(settings: Any, prefix: str = "", said: Said = as_setting, groups: bool = True) -> list[tuple[str, str]]:
     """The dotted name of each setting that breaks a rule of its field, and the error.
 
-    `settings`: an instance of any dataclass. `prefix`: stands before the names, e.g. `evaluation.`. `groups`: whether fields
-    that are dataclasses are looked through too.
+    `settings`: an instance of any dataclass. `prefix`: comes before the names, e.g. `evaluation.`. `said`: formats a setting
+    and its value. `groups`: also checks fields that are dataclasses.
     """
     found: list[tuple[str, str]] = []
     cls: Any = type(settings)
@@ -116,13 +117,13 @@ def out_of_range(settings: Any, prefix: str = "", said: Said = as_setting, group
 
 
 def check_ranges(settings: Any, prefix: str = "", said: Said = as_setting, groups: bool = True) -> None:
-    """Raises one Refusal that names every setting that `out_of_range` finds."""
+    """Raises one Refusal that names all settings found by `out_of_range`, if there are any."""
     refuse([words for _, words in out_of_range(settings, prefix, said, groups)])
 
 
 @cache
 def rules_of(cls: type[Any]) -> dict[str, tuple[Rule, ...]]:
-    """The rules of each field of a dataclass that has any."""
+    """The rules of each field of a dataclass. Fields without rules are left out."""
     found: dict[str, tuple[Rule, ...]] = {}
     for name, kind in get_type_hints(cls, include_extras=True).items():
         if get_origin(kind) is Annotated:

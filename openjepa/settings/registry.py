@@ -1,8 +1,8 @@
-"""One line of a registry: the settings of a component and where its code stands; and what chooses among the lines.
+"""Lines of a registry, which hold the settings of a component and the location of its code, and the choice among them.
 
-Registries are dict literals: METHODS, MASKS and SOURCES stand with the settings that choose from them, PROTOCOLS, FORMATS and
-OUTPUTS in the `__init__.py` of their package. They stay free of torch: the code is imported when `load` is called, so that
-`--help` and the report never pay for it.
+Registries are dict literals. METHODS, MASKS and SOURCES are beside the settings that choose from them; PROTOCOLS, FORMATS and
+OUTPUTS are in the `__init__.py` of their package. They are free of torch: the code is imported only if `load` is called, so
+that `--help` and the report do not wait for it.
 """
 
 from collections.abc import Mapping
@@ -14,49 +14,49 @@ SettingsType = TypeVar("SettingsType")
 
 
 class Line:
-    """One line of a registry. Abstract: what it knows of a component is up to each registry."""
+    """One line of a registry. Abstract: each registry decides what its lines hold."""
 
     home: str
-    """`package.module:name` of what it stands for."""
+    """Location of the component: `package.module:name`."""
 
     def load(self) -> Any:
-        """Imports what it stands for."""
+        """Imports the component and returns it."""
         module, _, name = self.home.partition(":")
         return getattr(import_module(module), name)
 
 
 @dataclass(frozen=True)
 class Entry(Line, Generic[SettingsType]):
-    """What a registry knows of one component."""
+    """One line of a registry of components with settings."""
 
     settings: type[SettingsType]
     """Frozen dataclass with the component's settings."""
     home: str
-    """`package.module:name` of its class, or of the function that builds it."""
+    """Location of the component's class, or of the function that builds it: `package.module:name`."""
 
 
 @dataclass(frozen=True)
 class NamesOf(Line):
-    """Annotation of a setting whose values are names of a registry, which belongs to a layer above the settings."""
+    """Annotates a setting whose values are names of a registry in a layer above the settings."""
 
     home: str
-    """`package.module:NAME` of the registry."""
+    """Location of the registry: `package.module:NAME`."""
 
     def names(self) -> tuple[str, ...]:
-        """Every name of the registry, in its order. Imports it."""
+        """All names of the registry, in its order. Imports the registry."""
         return tuple(self.load())
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A component that can be chosen."""
+    """A component of a run that can be chosen from a registry."""
 
     base: type[Any]
-    """Dataclass of the settings that all its choices have."""
+    """Dataclass of the settings that all choices share."""
     field: str
     """The setting that names the choice, e.g. `source`."""
     registry: Mapping[str, Entry[Any]]
-    """Its choices by name."""
+    """The choices, by name."""
 
     @property
     def options(self) -> dict[str, type[Any]]:

@@ -1,4 +1,4 @@
-"""RunConfig: the whole description of one pretraining run, and CHOICES: which settings each choice of a component has."""
+"""RunConfig, the whole description of one pretraining run, and CHOICES, the components of a run that can be chosen."""
 
 import math
 from dataclasses import dataclass, field
@@ -21,13 +21,13 @@ class OptimizationSettings:
     batch_size: Annotated[int, AT_LEAST_1] = 2048
     """Images per optimizer step, over all processes and microbatches."""
     microbatch_size: Annotated[int | None, AT_LEAST_1] = None
-    """Images per forward and backward of one process. None: follows `images_per_device`; without it the whole batch (divided by
+    """Images per forward and backward of one process. None: near `images_per_device`; without it the whole batch (divided by
     the processes)."""
     images_per_device: Annotated[int | None, AT_LEAST_1] = None
-    """Size that a microbatch and the group of I-JEPA's masks should be near if they are not set: both become divisors of the
+    """Approximate size of a microbatch and of a group of I-JEPA's masks, if they are not set. Both become divisors of the
     batch."""
     epochs: Annotated[float, POSITIVE] = 300
-    """Passes over the training images; ignored if `total_steps` is set."""
+    """Passes over the training images. Ignored if `total_steps` is set."""
     total_steps: Annotated[int | None, AT_LEAST_1] = None
     """Optimizer steps of the whole run. Required for streams of unknown length."""
     lr: Annotated[float, POSITIVE] = 1e-3
@@ -45,28 +45,28 @@ class OptimizationSettings:
     lr_schedule: Literal["cosine", "constant_cooldown"] = "cosine"
     """After the warm-up: cosine to `final_lr`, or constant and then linear to `final_lr` over `cooldown` of the run."""
     cooldown: Annotated[float, SHARE] = 0.2
-    """Share of the run that `constant_cooldown` cools down over."""
+    """Share of the run in which `constant_cooldown` lowers the learning rate."""
     weight_decay: Annotated[float, NOT_NEGATIVE] = 0.04
-    """Weight decay at the start; biases and 1-D parameters are never decayed."""
+    """Weight decay at the start. Biases and 1-D parameters are never decayed."""
     final_weight_decay: Annotated[float, NOT_NEGATIVE] = 0.4
     """Weight decay at the end."""
     weight_decay_schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the weight decay gets there (paper: linear, code: cosine)."""
+    """How the weight decay changes from start to end (paper: linear, code: cosine)."""
     schedule_stretch: Annotated[float, AT_LEAST_1] = 1.0
-    """Schedules run over this many times the training length (released code: `ipe_scale`, 1.0)."""
+    """Length of the schedules divided by the length of the training (released code: `ipe_scale`, 1.0)."""
     beta1: Annotated[float, SHARE_BELOW_1] = 0.9
-    """AdamW's first moment."""
+    """AdamW's decay rate of the first moment."""
     beta2: Annotated[float, SHARE_BELOW_1] = 0.999
-    """AdamW's second moment."""
+    """AdamW's decay rate of the second moment."""
     eps: Annotated[float, POSITIVE] = 1e-8
     """AdamW's epsilon."""
     schedule_steps: Literal["from_one", "from_zero", "inclusive"] = "from_one"
-    """How the schedules number the steps: the first is 1 (I-JEPA, MSN) or 0 (MAE); `inclusive`: from 0, and the last step of
-    the warm-up already has the peak rate, that of a cooldown the final one (DINO, iBOT, data2vec)."""
+    """How schedules number the steps: from 1 (I-JEPA, MSN) or from 0 (MAE). `inclusive`: from 0, and the last step of the
+    warm-up has the peak rate already, the last step of a cooldown the final rate (DINO, iBOT, data2vec)."""
     clip_grad: Annotated[float | None, POSITIVE] = None
     """Largest gradient norm. None: no clipping (I-JEPA, MAE)."""
     clip_mode: Literal["global", "per_tensor"] = "global"
-    """Norm of all gradients together (MSN, data2vec), or of each parameter's alone (DINO, iBOT)."""
+    """Clip by the norm of all gradients (MSN, data2vec), or by the norm of each parameter's gradient (DINO, iBOT)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class RunSettings:
     """The run folder, the seed and the arithmetic."""
 
     name: str | None = None
-    """Name of the run folder. None: the recipe's name and the data set's."""
+    """Name of the run folder. None: made of the names of recipe, preset, data set and starting weights."""
     output: str = "runs"
     """Folder that holds the run folders."""
     seed: Annotated[int, NOT_NEGATIVE] = 0
@@ -83,10 +83,10 @@ class RunSettings:
     """Weights to start from instead of random ones, short `--init`: a run, an encoder folder, a file of published weights, a
     Hugging Face folder or a name on the Hub. The model's settings follow them (docs/continue.md)."""
     init_encoder: Literal["both", "target", "context"] = "both"
-    """Which encoder of weights with two is used, short `--init-encoder`. `both`: the trained network starts from their context
-    encoder, its moving average from their target encoder; else all networks start from the one that is named."""
+    """Which encoder of the weights to use if they hold two, short `--init-encoder`. `both`: the trained network starts from
+    the context encoder, and its moving average from the target encoder; else all networks start from the named one."""
     init_heads: Annotated[int | None, AT_LEAST_1] = None
-    """Attention heads of the weights, short `--init-heads`, if neither they nor their width tell. None: they do."""
+    """Attention heads of the weights, short `--init-heads`. Needed only if neither the weights nor their width tell."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `mps`."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -100,7 +100,7 @@ class SystemSettings:
     """Settings that cannot change the results."""
 
     workers: Annotated[int | None, NOT_NEGATIVE] = None
-    """Processes that decode and crop. None: chosen from the cores and the cache; 0: in the main process."""
+    """Processes that decode and crop. 0: the main process does. None: chosen by the cores and the cache."""
     threads: Annotated[int | None, AT_LEAST_1] = None
     """Threads of torch on the CPU. None: all cores."""
     log_every: Annotated[int, AT_LEAST_1] = 10
@@ -108,30 +108,30 @@ class SystemSettings:
     checkpoint_minutes: Annotated[float, NOT_NEGATIVE] = 10.0
     """Minutes between two saves of the latest checkpoint."""
     keep_every: Annotated[int | None, AT_LEAST_1] = None
-    """Keep a checkpoint every this many steps for good. None: only the latest two."""
+    """Also keep the checkpoints at multiples of this number of steps. None: only the latest two."""
     tensorboard: bool = False
     """Also write TensorBoard events to the run folder (extra `tracking`)."""
     progress: Literal["auto", "live", "plain", "none"] = "auto"
-    """Live display on a terminal, else one plain line per interval."""
+    """`live`: a progress bar; `plain`: one line per interval; `auto`: `live` on a terminal, else `plain`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MonitorSettings:
-    """What is measured during training: collapse and quality on a fixed probe batch, and an online k-NN. Changes no result."""
+    """Measurements during training: collapse and quality on a fixed probe batch, and an online k-NN. Changes no result."""
 
     every: Annotated[int | None, NOT_NEGATIVE] = 100
-    """Steps between two looks. 0: never. None: follows the length of the run: ten looks, and at least 100 steps between two."""
+    """Steps between two looks. 0: no looks. None: ten looks in a run, with at least 100 steps between two."""
     images: Annotated[int, AT_LEAST_2] = 512
-    """Images of the fixed probe batch; the rank that can be seen is at most this."""
+    """Images of the fixed probe batch. No rank above this number can be measured."""
     lidar_masks: Annotated[int, LIDAR_DRAWS] = 10
     """Draws of masks of each image for LiDAR (paper: 50, cheap: 10), if the method has a predictor. 0: no LiDAR."""
     lidar_images: Annotated[int, AT_LEAST_2] = 64
-    """First images of the probe batch that LiDAR tells apart; it is at most this less one (paper: more than the width). A look
-    computes context and predictor for `lidar_masks` x `lidar_images` more images."""
+    """Images of the probe batch for LiDAR. Its value is at most one less (paper: more than the width). A look computes context
+    and predictor for `lidar_masks` x `lidar_images` more images."""
     knn: bool = False
-    """Also classify held-out images by their nearest neighbors, if the data has labels."""
+    """Also classify held-out images by k-NN, if the data has labels."""
     knn_images: Annotated[int, AT_LEAST_1] = 2000
-    """Training images the online k-NN searches (at most half as many are classified)."""
+    """Training images that the online k-NN searches. At most half as many are classified."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,7 @@ class RunConfig:
     """One pretraining run. `openjepa train --config config.yaml` repeats it."""
 
     recipe: str = "custom"
-    """Recipe this run started from."""
+    """Recipe from which this run is made."""
     preset: str = "custom"
     """Preset of the recipe."""
     method: MethodSettings = field(default_factory=IJepaSettings)
@@ -157,4 +157,4 @@ CHOICES: dict[str, Choice] = {
     "masks": Choice(MaskSettings, "strategy", MASKS),
     "data": Choice(DataSettings, "source", SOURCES),
 }
-"""Every component of a run that can be chosen, by the name of its field in RunConfig."""
+"""The components of a run that can be chosen, by the name of their field in RunConfig."""

@@ -9,7 +9,7 @@ from openjepa.settings.registry import Entry
 
 
 def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a size that may be given as the side of a square."""
+    """(height, width) of a size. `size`: the same, or the side of a square."""
     return (size, size) if isinstance(size, int) else size
 
 
@@ -18,7 +18,7 @@ class DataSettings:
     """Common to every data source. Abstract: use the dataclass of a source."""
 
     source: str
-    """Where the images come from."""
+    """Kind of data source."""
     image_size: Annotated[int | tuple[int, int], AT_LEAST_1] = 224
     """Side, or height and width, of the training crops in pixels; the patch size must divide it."""
     crop_scale: Annotated[tuple[float, float], SHARE_ABOVE_0, SMALLEST_FIRST] = (0.3, 1.0)
@@ -34,9 +34,9 @@ class DataSettings:
     pixel_std: Annotated[tuple[float, float, float], POSITIVE] = (0.229, 0.224, 0.225)
     """Standard deviation of the RGB channels (ImageNet's)."""
     cache: Literal["none", "memory", "device"] = "none"
-    """Decode every image once and keep it: in memory (cropped by the workers) or on the device (cropped there)."""
+    """Decode every image once and keep it in memory (workers crop it) or on the device (which crops it)."""
     cache_size: Annotated[int | None, AT_LEAST_1] = None
-    """Short side, in pixels, that cached images are reduced to. None: what the smallest crop needs, that is
+    """Short side, in pixels, to which cached images are reduced. None: as much as the smallest crop needs, which is
     `image_size` / sqrt(smallest `crop_scale`), or the same for a method's small crops if that is more."""
     max_skipped: Annotated[float, SHARE] = 0.05
     """Share of unreadable images above which the run stops."""
@@ -48,8 +48,8 @@ class DataSettings:
         return height_and_width(self.image_size)
 
     def name(self) -> str:
-        """What the data set is called in a run's name: the last part of its path without wildcards, or the source."""
-        path: str = vars(self).get("path") or ""  # sources that read files call their place so
+        """Name of the data set in a run's name: the last part of its path without wildcards, or the source."""
+        path: str = vars(self).get("path") or ""  # sources that read files have this setting
         parts = [part for part in path.split("/") if part not in ("", ".", "..", "~") and "*" not in part]
         return re.sub(r"[^\w.-]+", "-", parts[-1]) if parts else self.source
 
@@ -62,29 +62,29 @@ class FolderSettings(DataSettings):
     path: str = ""
     """Folder of images."""
     test_fraction: Annotated[float, SHARE_BELOW_1] = 0.2
-    """Share of each class held out for the probes if the folder has no split of its own."""
+    """Share of each class held out for the probes, if the folder has no test split."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HuggingFaceSettings(DataSettings):
-    """Tables and tars: local Parquet, WebDataset tars, names on the Hub, streams of shards."""
+    """Tables and tars: local Parquet files, WebDataset tars, data sets on the Hub, streams of shards."""
 
     source: Literal["huggingface"] = "huggingface"
     path: str = ""
     """A file, folder or glob of Parquet files or tars, or a name on the Hub: owner/name, or hf:owner/name."""
     subset: str | None = None
-    """Configuration of a Hub data set that has several."""
+    """Configuration of a data set on the Hub, if it has several."""
     train_split: str = "train"
     """Split used for pretraining and for training the probes."""
     test_split: str | None = None
-    """Split the probes are tested on. None: the first of test, validation, val that has labels."""
+    """Split on which the probes are tested. None: the first of test, validation, val that has labels."""
     test_fraction: Annotated[float, SHARE_BELOW_1] = 0.2
-    """Share of each class held out for the probes if there is no labeled test split (lists only)."""
+    """Share of each class held out for the probes, if there is no labeled test split (lists only)."""
     image_column: str | None = None
-    """Column with the images, or with paths of image files beside the table; for tars a suffix. None: the only one."""
+    """Column with images, or with paths of image files beside the table; for tars a suffix. None: the only such column."""
     label_column: str | None = None
-    """Column with the labels; for tars a suffix or json.KEY. None: the only class-label column, else `label`, `labels` or `cls`
-    of numbers or categories, else no labels."""
+    """Column with labels; for tars a suffix or json.KEY. None: the only class-label column, else `label`, `labels` or `cls` if
+    it holds numbers or categories, else no labels."""
     streaming: bool = False
     """Read shards in order without an index (needs `optim.total_steps`)."""
     window: Annotated[int, AT_LEAST_1] = 4096
@@ -97,9 +97,9 @@ class ScenesSettings(DataSettings):
 
     source: Literal["scenes"] = "scenes"
     path: str | None = None
-    """A folder as CLEVR v1.0 unpacks, or one that `openjepa data scenes` rendered. None: the small packaged set."""
+    """A folder of CLEVR v1.0, or one that `openjepa data scenes` rendered. None: the small packaged set."""
     label: Literal["count", "distance"] = "count"
-    """Which label `labels` are: Clevr/Count or Clevr/Dist."""
+    """Label to use: `count` for Clevr/Count, `distance` for Clevr/Dist."""
 
 
 ONLY_TRAINING = {
@@ -115,7 +115,7 @@ ONLY_TRAINING = {
     "max_skipped",
     "window",
 }
-"""Settings of a data source that only concern training."""
+"""Settings of a data source that affect only training."""
 
 
 SOURCES: dict[str, Entry[DataSettings]] = {
@@ -123,4 +123,4 @@ SOURCES: dict[str, Entry[DataSettings]] = {
     "huggingface": Entry(HuggingFaceSettings, "openjepa.data.tables.huggingface:open_huggingface"),
     "scenes": Entry(ScenesSettings, "openjepa.data.scenes.scenes:open_scenes"),
 }
-"""Settings of each source, and where the function that opens it stands. By `data.source`."""
+"""Settings of each source and the function that opens it, by `data.source`."""

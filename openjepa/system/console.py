@@ -1,6 +1,6 @@
-"""What a person sees while something runs: lines that are said, tables, and one progress bar. Free of torch.
+"""Output to the terminal while something runs: lines, tables, and one progress bar. Free of torch.
 
-Text that a user named (paths, classes, reasons) is shown as it is. Bytes are printed by `rich.filesize`.
+Text from users (paths, classes, reasons) is shown unchanged. Sizes in bytes are formatted by `rich.filesize`.
 """
 
 import os
@@ -16,36 +16,36 @@ from rich.table import Column
 from rich.text import Text
 
 Style = Literal["auto", "live", "plain", "none"]
-"""How progress is shown: `live` is a bar, `plain` one line per interval; `auto` is `live` on a terminal."""
+"""How progress is shown: `live` is a bar, `plain` one line per interval. `auto` is `live` on a terminal."""
 Say = Callable[[str], None]
-"""Told what is being done, once per step that may take long."""
+"""Called with a line about each step that may take long."""
 
 
 def plain_console(*, stderr: bool = False, width: int | None = None, file: IO[str] | None = None) -> Console:
-    """A console that takes no text for markup, an emoji or a number to be colored.
+    """A console that prints text unchanged, without reading markup or emoji in it and without coloring numbers.
 
-    Paths, names of classes and reasons may hold `[bold]`, `[/]` or `:house:`. Styles are given as `style=`, or in a `Text`.
+    Paths, names of classes and reasons may hold `[bold]`, `[/]` or `:house:`. Give styles as `style=`, or in a `Text`.
     """
     return Console(stderr=stderr, width=width, file=file, markup=False, emoji=False, highlight=False)
 
 
 def is_first_here() -> bool:
-    """Whether this process is the first one of its machine under torchrun, or alone."""
+    """True if this process is the first one on its machine under torchrun, or runs without torchrun."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def say(text: str) -> None:
-    """Prints a line to the standard error, once on each machine."""
+    """Prints a line to standard error, once on each machine."""
     if is_first_here():
         print(text, file=sys.stderr, flush=True)
 
 
 def silent(_: object) -> None:
-    """Says nothing."""
+    """Does nothing: takes the place of a `Say` or of a progress bar."""
 
 
 def format_seconds(seconds: float) -> str:
-    """`45s`, `3m05s`, `2h07m`, `3d04h`."""
+    """A duration as text: `45s`, `3m05s`, `2h07m`, `3d04h`."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole}s"
@@ -57,7 +57,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_count(number: float) -> str:
-    """`512`, `12.3k`, `21.6M`, `1.4G`, `3.2T`."""
+    """A number as text: `512`, `12.3k`, `21.6M`, `1.4G`, `3.2T`."""
     for unit in ("", "k", "M", "G", "T"):
         if abs(number) < 1000:
             return f"{number:.0f}" if unit == "" else f"{number:.1f}{unit}"
@@ -66,7 +66,7 @@ def format_count(number: float) -> str:
 
 
 class _TimeLeft(ProgressColumn):
-    """The task's own `left` in seconds if it has one, else what its speed tells; `?` while neither is known."""
+    """Shows the task's field `left` in seconds if it has one, else an estimate from its speed; `?` if neither is known."""
 
     def render(self, task: Task) -> Text:
         if task.total is None:
@@ -76,7 +76,7 @@ class _TimeLeft(ProgressColumn):
 
 
 class _Line(ProgressColumn):
-    """The task's own `line` if it has one, else its speed; empty at the start."""
+    """Shows the task's field `line` if it has one, else its speed; empty at the start."""
 
     def render(self, task: Task) -> Text:
         rate = "" if task.speed is None else f"{task.speed:,.0f} {task.fields.get('unit')}/s"
@@ -84,7 +84,7 @@ class _Line(ProgressColumn):
 
 
 def _bar(console: Console, transient: bool) -> Progress:
-    """The one bar: description, bar, how many of all, time left, and a line of the task's own or its speed."""
+    """The bar that all commands use: description, bar, number done of all, time left, and the task's line or speed."""
     whole = Column(no_wrap=True)
     return Progress(
         TextColumn("{task.description}", "bold", markup=False),
@@ -104,8 +104,8 @@ def progress(
 ) -> Iterator[Callable[[int], None]]:
     """Shows a bar with speed and time left, on a terminal and once on each machine.
 
-    Call what it gives with the number done since the last call: the bar appears with the first call, and is removed at the
-    end. `total`, `done`: how many in all (None: not known), and how many of them are done at the start.
+    Yields a function to call with the number done since its last call. The bar appears at the first call and is removed at the
+    end. `total`: number of all units; None if it is not known. `done`: number of units done before the start.
     """
     console = plain_console(stderr=True)
     if not (style == "live" or (style == "auto" and console.is_terminal and is_first_here())):
@@ -117,10 +117,10 @@ def progress(
 
 
 class Display:
-    """Shows a loop of `total_steps` that starts at `start_step`: a bar on a terminal, one line per interval elsewhere."""
+    """Shows the progress of a loop: a bar on a terminal, one line per interval elsewhere."""
 
     def __init__(self, total_steps: int, start_step: int, style: Style = "auto", plain_seconds: float = 10.0) -> None:
-        """`plain_seconds` is the least time between two plain lines."""
+        """The loop goes from `start_step` to `total_steps`. `plain_seconds`: least time between two plain lines."""
         self._console = plain_console(stderr=True)
         self._style = ("live" if self._console.is_terminal else "plain") if style == "auto" else style
         self._total = total_steps
@@ -131,7 +131,7 @@ class Display:
             self._bar.start()
 
     def update(self, step: int, values: Mapping[str, str], seconds_left: float | None) -> None:
-        """Shows step, time left (None: not known yet) and `values` (name -> formatted value)."""
+        """Shows the step, the time left and `values` (name -> formatted value). `seconds_left`: None if not known yet."""
         line = "  ".join(f"{name} {value}" for name, value in values.items())
         if self._bar is not None:
             self._bar.update(self._task, completed=step, line=line, left=seconds_left)
@@ -148,6 +148,6 @@ class Display:
             self._console.print(text, soft_wrap=True)
 
     def close(self) -> None:
-        """Leaves the terminal as it was."""
+        """Removes the bar from the terminal."""
         if self._bar is not None:
             self._bar.stop()

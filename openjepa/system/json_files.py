@@ -1,4 +1,4 @@
-"""JSON files that may be damaged, or that other programs have written: what they hold, or a Refusal that names the file.
+"""Reads JSON files that may be damaged or written by other programs. Returns their content or raises a Refusal.
 
 Free of torch. Files are UTF-8 throughout.
 """
@@ -18,11 +18,11 @@ from openjepa.refusals import Refusal
 Settings = TypeVar("Settings")
 
 RESTORE = "bring it back as it was, or delete it"
-"""What mends a damaged file of a run folder, unless a function is told otherwise."""
+"""Default advice on how to repair a damaged file: that for files of a run folder."""
 
 
 def value_in(text: str, where: object, mend: str = RESTORE) -> Any:
-    """The value that `text` is in JSON. Raises Refusal, which names `where` and ends with `mend`, if it is no JSON."""
+    """The value of `text` as JSON. Raises Refusal, which names `where` and ends with `mend`, if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -30,7 +30,7 @@ def value_in(text: str, where: object, mend: str = RESTORE) -> Any:
 
 
 def object_in(text: str, where: object, mend: str = RESTORE) -> dict[str, Any]:
-    """The object that `text` is in JSON. Raises Refusal, which names `where` and ends with `mend`, if it is anything else."""
+    """The object in `text`, read as JSON. Raises Refusal, which names `where` and ends with `mend`, if it is anything else."""
     found = value_in(text, where, mend)
     if not isinstance(found, dict):
         raise Refusal(f"{where} is no JSON object, but a {type(found).__name__}; {mend}")
@@ -38,9 +38,9 @@ def object_in(text: str, where: object, mend: str = RESTORE) -> dict[str, Any]:
 
 
 def read_object(path: Path, mend: str = RESTORE) -> dict[str, Any] | None:
-    """The object in a file; None if there is no such file.
+    """The JSON object in a file; None if there is no such file.
 
-    Raises Refusal, which ends with `mend`, if it cannot be read or holds anything else.
+    Raises Refusal, which ends with `mend`, if the file cannot be read or holds anything else.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -54,7 +54,7 @@ def read_object(path: Path, mend: str = RESTORE) -> dict[str, Any] | None:
 
 
 def readable_object(path: Path) -> dict[str, Any] | None:
-    """The object in a file; None if there is no such file or it holds anything else."""
+    """The JSON object in a file; None if the file is missing, cannot be read or holds anything else."""
     try:
         return read_object(path)
     except Refusal:
@@ -62,7 +62,7 @@ def readable_object(path: Path) -> dict[str, Any] | None:
 
 
 def readable(text: str) -> dict[str, Any] | None:
-    """The object that `text`, such as a line of a log, is in JSON; None if it is anything else."""
+    """The JSON object in `text`, such as a line of a log; None if it is anything else."""
     try:
         return object_in(text, "the text")
     except Refusal:
@@ -70,12 +70,12 @@ def readable(text: str) -> dict[str, Any] | None:
 
 
 def log_lines(path: Path) -> list[str]:
-    """The lines of a log, damaged ones included; none if there is no such file."""
+    """The lines of a log, including damaged ones; empty if there is no such file."""
     return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
 
 
 def number(value: object) -> float | None:
-    """A finite number, or None for anything else (true and false included)."""
+    """`value` if it is a finite number; None for anything else, including true and false."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -85,9 +85,10 @@ def number(value: object) -> float | None:
 
 
 def typed(kind: type[Settings], entries: Mapping[str, Any], where: object, mend: str = RESTORE) -> Settings:
-    """An instance of the dataclass `kind` from those of `entries` that are its fields; the others are ignored.
+    """Makes an instance of the dataclass `kind` from `entries`. Ignores entries that are not fields.
 
-    Raises Refusal, which names `where` and ends with `mend`, if one that has no default is missing or of another type.
+    Raises Refusal, which names `where` and ends with `mend`, if a field without a default is missing or an entry has the wrong
+    type.
     """
     known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
     needed = [name for name, item in known.items() if item.default is MISSING and item.default_factory is MISSING]
@@ -100,7 +101,7 @@ def typed(kind: type[Settings], entries: Mapping[str, Any], where: object, mend:
 
 
 DROPPED = object()
-"""Stands for an entry that is not of its field's type."""
+"""Marks an entry that does not have its field's type."""
 
 
 @cache
@@ -109,9 +110,10 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def lenient(kind: type[Settings], content: object, blank: Settings | None = None) -> Settings | None:
-    """`content` as one of the dataclass `kind`, without entries that are of another type than their field.
+    """Makes an instance of the dataclass `kind` from `content`. Drops entries that do not have their field's type.
 
-    What is missing or dropped is as in `blank`, or has its default. None if it has neither.
+    A missing or dropped entry is taken from `blank`, or is the field's default. Returns None if a field has neither, or if
+    `content` is not a mapping.
     """
     if not isinstance(content, Mapping):
         return None
@@ -127,7 +129,7 @@ def lenient(kind: type[Settings], content: object, blank: Settings | None = None
 
 
 def _value(hint: Any, value: object) -> Any:
-    """`value` if it is of the type `hint`, its own entries read the same way; else DROPPED."""
+    """`value` if it has the type `hint`, else DROPPED. Entries inside it are read the same way."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
@@ -148,7 +150,7 @@ def _value(hint: Any, value: object) -> Any:
 
 
 def _list(hint: Any, values: object, length: int | None = None) -> Any:
-    """Entries that are none are left out; but a list of numbers that lacks one would be another list."""
+    """The entries of a list that have the right type. A list of numbers is DROPPED as a whole if one of them is missing."""
     if not isinstance(values, Sequence) or isinstance(values, str):
         return DROPPED
     found = tuple(item for item in (_value(hint, value) for value in values) if item is not DROPPED)

@@ -1,11 +1,11 @@
-"""What this process may use of the machine, or of the container that limits it: memory, and cores.
+"""Memory and cores that this process may use, of the machine or of the container that limits it.
 
 Linux limits a group of processes (Docker, Kubernetes, Slurm, systemd) through cgroups. A process may use no more than its own
 group and every group above it (Linux kernel documentation, admin-guide/cgroup-v2, cgroup-v1/memory and scheduler/sched-bwc).
 
-- Memory: version 2 has one tree with `memory.max`, version 1 a tree of its own with `memory.limit_in_bytes`. What a group
-  "uses" includes the page cache of every file that its processes have read; the kernel gives that back before it refuses
-  memory.
+- Memory: version 2 has one tree for all limits, with `memory.max`. Version 1 has a tree for memory, with
+  `memory.limit_in_bytes`. The memory that a group uses includes the page cache of every file that its processes have read. The
+  kernel frees this cache before it refuses memory.
 - Cores: a quota of time in each period (Docker's `--cpus`, Kubernetes' `limits.cpu`), in `cpu.max`, or in `cpu.cfs_quota_us`
   and `cpu.cfs_period_us`. More workers than that wait for one another.
 """
@@ -19,26 +19,26 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 ROOT = Path("/")
-"""The folder with proc/ and sys/; tests put their own here."""
+"""The folder that holds proc/ and sys/. Tests use their own."""
 
 
 @dataclass(frozen=True)
 class _Version:
-    """Names in the files of one version of cgroups."""
+    """Names of files and entries in one version of cgroups."""
 
     limits: tuple[str, ...]
     usage: str
     prefix: str
-    """Prefix of the entries of memory.stat that count the groups below too."""
+    """Prefix of the entries of memory.stat that include the groups below."""
     parents_limit: str | None
-    """Entry of memory.stat with the lowest limit of all groups above, also of those that cannot be seen from a container."""
+    """Entry of memory.stat with the lowest limit of all groups above, including groups that a container cannot see."""
 
 
-# memory.high is no refusal, but the kernel all but stops processes that are above it
+# at memory.high the kernel does not refuse memory, but it almost stops processes that exceed it
 _V2 = _Version(("memory.max", "memory.high"), "memory.current", "", None)
 _V1 = _Version(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_", "hierarchical_memory_limit")
 _RECLAIMABLE = ("inactive_file", "active_file")
-"""The page cache without shared memory, which is not given back."""
+"""Entries of the page cache that the kernel can free. Shared memory is not among them."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class _Group:
 
 
 def total_memory(root: Path = ROOT) -> int:
-    """Bytes of memory that this process can have at most: those of the machine, or the lowest limit of its groups."""
+    """Most bytes of memory that this process can have: those of the machine, or the lowest limit of its groups."""
     return min([_physical_memory(), *(group.limit for group in _groups(root))])
 
 
 def available_memory(root: Path = ROOT) -> int:
-    """Bytes of memory that can be taken without swapping, as far as the system tells. The page cache counts as free."""
+    """Bytes of memory that can be used without swapping, as far as the system tells. The page cache counts as free."""
     return min([_physical_memory(), *_available_on_machine(root), *(group.free for group in _groups(root))])
 
 
@@ -64,23 +64,23 @@ def _physical_memory() -> int:
 
 
 def _available_on_machine(root: Path) -> Iterator[int]:
-    """Nothing on systems without /proc, such as macOS."""
+    """Yields the available bytes of the machine. Yields nothing on systems without /proc, such as macOS."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB$", _text(root / "proc/meminfo"), re.MULTILINE)
     if found is not None:
         yield int(found[1]) * 1024
 
 
 def _groups(root: Path) -> Iterator[_Group]:
-    """The group of this process and those above it, as far as they have a limit and can be seen from here."""
+    """Yields the group of this process and the groups above it, if they have a limit and can be read."""
     for folder, is_v2 in group_folders(root, "memory"):
-        with suppress(OSError, ValueError):  # a group that cannot be read limits nothing that we know of
+        with suppress(OSError, ValueError):  # a group that cannot be read counts as having no limit
             yield from _read_group(folder, _V2 if is_v2 else _V1)
 
 
 def group_folders(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
-    """Folders of this process's group and of those above it as far as they are mounted, and whether they are of version 2.
+    """Yields (folder, True if it is of version 2) of this process's group and of the groups above it that are mounted.
 
-    `controller`: whose tree is looked at in version 1, such as `memory` or `cpu`; version 2 has one tree for all.
+    `controller`: the tree of version 1, such as `memory` or `cpu`. Version 2 has one tree for all.
     """
     paths = _own_paths(root)
     for is_v2, name in ((True, ""), (False, controller)):
@@ -91,7 +91,7 @@ def group_folders(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
 
 
 def _own_paths(root: Path) -> dict[str, str]:
-    """The path of this process's group in each tree; version 2 has the name ""."""
+    """The path of this process's group in each tree. The tree of version 2 has the name ""."""
     paths: dict[str, str] = {}
     for line in _text(root / "proc/self/cgroup").splitlines():  # as in 0::/user.slice and 4:memory:/docker/0123
         number, names, path = line.split(":", maxsplit=2)
@@ -100,7 +100,7 @@ def _own_paths(root: Path) -> dict[str, str]:
 
 
 def _mounts(root: Path, name: str) -> Iterator[tuple[str, PurePosixPath]]:
-    """Mounts of the tree `name`: the group at its top, and the folder."""
+    """Yields (path of the group at the top, folder) of each mount of the tree `name`."""
     lines = _text(root / "proc/self/mountinfo").splitlines()
     for left, _, right in (line.partition(" - ") for line in lines if " - cgroup" in line):
         kind, _, options = right.split(" ", maxsplit=2)
@@ -110,12 +110,12 @@ def _mounts(root: Path, name: str) -> Iterator[tuple[str, PurePosixPath]]:
 
 
 def _unescaped(word: str) -> str:
-    r"""Blanks are written as `\040` and so on."""
+    r"""A word of mountinfo with escapes replaced: a blank is written as `\040`."""
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), word)
 
 
 def _below(path: str, top: str) -> PurePosixPath:
-    """A group's path from the group that is mounted; nothing if it lies elsewhere, as from inside some containers."""
+    """A group's path relative to the mounted group; empty if it lies elsewhere, as it does inside some containers."""
     with suppress(ValueError):
         below = PurePosixPath(path).relative_to(top)
         if ".." not in below.parts:
@@ -124,7 +124,7 @@ def _below(path: str, top: str) -> PurePosixPath:
 
 
 def _read_group(folder: Path, version: _Version) -> Iterator[_Group]:
-    """Nothing if the group has no limit. Raises OSError or ValueError if its files cannot be read."""
+    """Yields the group in `folder`, or nothing if it has no limit. Raises OSError or ValueError if it cannot be read."""
     counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     files = [folder / name for name in version.limits]
     limits = [file.read_text().strip() for file in files if file.exists()]
@@ -146,7 +146,7 @@ def _text(path: Path) -> str:
 
 
 def available_cores(root: Path = ROOT) -> int:
-    """Cores that this process may run on, at most the whole cores that its groups grant, at least one."""
+    """Number of cores that this process may use: at least one, and no more than the quotas of its groups, rounded down."""
     return max(1, int(min([_allowed_cores(), *_granted(root)])))
 
 
@@ -155,16 +155,16 @@ def _allowed_cores() -> int:
 
 
 def _granted(root: Path) -> Iterator[float]:
-    """Cores that each group of this process grants it, if it has a quota."""
+    """Yields the number of cores that each group of this process grants, if the group has a quota."""
     for folder, is_v2 in group_folders(root, "cpu"):
-        with suppress(OSError, ValueError):  # a group without a quota that can be read limits nothing that we know of
+        with suppress(OSError, ValueError):  # a quota that cannot be read counts as none
             quota, period = _quota(folder, is_v2)
             if quota > 0 and period > 0:
                 yield quota / period
 
 
 def _quota(folder: Path, is_v2: bool) -> tuple[int, int]:
-    """Microseconds on a core in each period, and its length. Raises ValueError for the word `max`; -1 means none as well."""
+    """Microseconds on a core in each period, and the period's length. No quota is -1, or raises ValueError (`max`)."""
     if is_v2:
         quota, period = (folder / "cpu.max").read_text().split()
         return int(quota), int(period)

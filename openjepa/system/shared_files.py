@@ -1,8 +1,8 @@
-"""Files that processes share: claims that one process has alone, files and folders that are whole whenever they are seen.
+"""Files that processes share: locks, and files and folders that are complete whenever another process sees them.
 
-A claim is a lock of the system (flock), not a file that says so: a process that is killed loses it at once, on any machine, so
-that no age has to be guessed and no clock compared. Folders that several machines share must carry locks from one to the other,
-as NFS and most parallel file systems do. A whole file is written under another name, flushed to disk, then renamed.
+A claim is a lock of the system (flock), not a lock file. A killed process loses it at once, on any machine, so that nobody has
+to guess the age of a file or compare clocks. Folders that several machines share must pass locks between them, as NFS and most
+parallel file systems do. A whole file is written under another name, flushed to disk, then renamed.
 """
 
 import errno
@@ -24,13 +24,13 @@ from typing import BinaryIO
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """Errors of a file system without locks."""
 UNFINISHED = "unfinished"
-"""Kind of the name (`own_name`) under which files and folders are written."""
+"""Kind of the name (`own_name`) of files and folders while they are written."""
 MACHINE_ID, BOOT_ID, PROCESSES = Path("/etc/machine-id"), Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-"""Files that tell apart machines of one name, their starts, and containers, which number their processes anew."""
+"""Files that distinguish machines of one name, their boots, and containers, each of which numbers its own processes."""
 OUTSIDE = "pid:[4026531836]"
-"""What Linux calls the numbering of processes outside of every container (PROC_PID_INIT_INO)."""
+"""Linux's name for the numbering of processes outside all containers (PROC_PID_INIT_INO)."""
 START = 8
-"""Digits of the mark of a start, and of that of a numbering."""
+"""Number of digits of the mark of a boot, and of the mark of a numbering of processes."""
 _log = logging.getLogger("openjepa")
 
 
@@ -38,26 +38,27 @@ class Claim:
     """A lock that this process holds until it releases it or ends."""
 
     def __init__(self, file: BinaryIO) -> None:
-        """`file`: locked. Claims are taken by `take`."""
+        """`file`: must be locked already. Call `take` to get a claim."""
         self._file = file
 
     def release(self) -> None:
-        """Lets others have it, even if a forked worker has inherited the file."""
+        """Releases the lock, even if a forked worker has inherited the file."""
         if not self._file.closed:
-            with suppress(OSError):  # where there are no locks
+            with suppress(OSError):  # the file system may have no locks
                 fcntl.flock(self._file, fcntl.LOCK_UN)
             self._file.close()
 
     def leave(self) -> None:
-        """Forgets it in a process that was forked meanwhile, which inherited the file: the parent keeps what it has."""
+        """Closes the file in a forked process that inherited it. The parent keeps the lock."""
         self._file.close()
 
 
 def take(path: Path, *, wait: bool = False, shared: bool = False) -> Claim | None:
-    """Claims the file `path`. Returns None if another process has it.
+    """Locks the file `path`. Returns None if another process holds the lock.
 
-    `wait`: waits until it is free. `shared`: any number of processes may have it at once, but none alone. Raises
-    FileNotFoundError if the folder is gone. A file system without locks gives every claim to everyone, with a warning.
+    `wait`: waits until the lock is free. `shared`: any number of processes may hold a shared lock at the same time, but then
+    none can hold an exclusive one. Raises FileNotFoundError if the folder is gone. On a file system without locks every call
+    succeeds, with a warning.
     """
     kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     while True:
@@ -79,10 +80,10 @@ def take(path: Path, *, wait: bool = False, shared: bool = False) -> Claim | Non
 
 
 def is_taken(path: Path) -> bool | None:
-    """Whether another process has the claim of the file `path` alone; None if that cannot be found out. Makes no file."""
+    """True if another process holds an exclusive lock of the file `path`; None if this is not known. Makes no file."""
     try:
         with path.open() as file:
-            # released at once, with the file; shared, because NFS gives no other lock on a file that is open for reading
+            # closing the file releases it at once; shared, because NFS gives no exclusive lock on a file open for reading
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -95,9 +96,10 @@ def is_taken(path: Path) -> bool | None:
 
 @contextmanager
 def claimed(folder: Path, name: str, wait: bool = False) -> Iterator[bool]:
-    """True while only this process holds the lock `name` in `folder`. Released at the end of the block or if the process dies.
+    """Yields True if this process got the lock `name` in `folder`. Makes the folder.
 
-    `wait`: waits for other processes, so that it is always True. Makes the folder.
+    The lock is released at the end of the block or if the process dies. `wait`: waits for other processes, so that the result
+    is always True.
     """
     folder.mkdir(parents=True, exist_ok=True)
     claim = take(folder / name, wait=wait)
@@ -118,10 +120,10 @@ def _is_same(path: Path, file: BinaryIO) -> bool:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Gives a name to write to, which becomes `path` if the block ends without an error; an error leaves `path` as it was.
+    """Yields a path to write to, which becomes `path` if the block ends without an error. An error leaves `path` as it was.
 
-    Makes the folder if there is none. The name is this process's own: if two processes write the same file, the later whole
-    file stays.
+    Makes the folder if there is none. No other process uses the yielded path: if two processes write `path`, the file that is
+    finished later stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = own_name(path, UNFINISHED)
@@ -136,11 +138,11 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path, alone: bool = False) -> Iterator[Path]:
-    """Gives an empty folder to write to, which replaces `path` if the block ends without an error.
+    """Yields an empty folder to write to, which replaces `path` if the block ends without an error.
 
-    An error leaves everything as it was and removes parents of `path` that were made for it. Leftovers of killed processes of
-    this machine are removed. `alone`: the caller holds a lock that keeps all other processes away, so leftovers are of dead
-    processes, whichever machine they ran on.
+    An error leaves everything as it was and removes parents of `path` that were made for it. Leftovers of killed processes on
+    this machine are removed. `alone`: the caller holds a lock that keeps all other processes away, so that all leftovers come
+    from dead processes, whichever machine they ran on.
     """
     made = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,10 +163,10 @@ def whole_folder(path: Path, alone: bool = False) -> Iterator[Path]:
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether something can be made in a folder. If the folder does not exist, the nearest one above it counts."""
+    """True if files can be made in a folder. If the folder does not exist, the nearest existing one above it counts."""
     try:
         there = next((item for item in (folder, *folder.absolute().parents) if item.exists()), folder)
-    except PermissionError:  # one above it cannot be looked into
+    except PermissionError:  # a folder above it cannot be read
         return False
     return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
@@ -177,7 +179,7 @@ def _flush(folder: Path) -> None:
 
 
 def _rename(unfinished: Path, path: Path) -> None:
-    """A folder cannot be renamed over another, so an older one steps aside first."""
+    """Renames `unfinished` to `path`. A folder cannot be renamed over another, so an old one is moved aside first."""
     old = own_name(path, "old")
     if path.exists():
         path.rename(old)
@@ -193,10 +195,10 @@ def _rename(unfinished: Path, path: Path) -> None:
 def _remove_left(path: Path, alone: bool) -> None:
     """Removes leftovers of dead processes and restores an old folder that one of them had moved aside.
 
-    A process of another machine may be alive: its files are left alone unless `alone`.
+    A process on another machine may be alive: its files are kept unless `alone` is true.
     """
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.*"):
-        # names of earlier versions have no place
+        # names of earlier versions do not hold a `place`
         words = re.fullmatch(r"(?:([A-Za-z0-9-]+)\.)?(\d+)\.(unfinished|old)", left.name.removeprefix(f".{path.name}."))
         if words is None or not (alone or _is_over(words[1] or "", int(words[2]))):
             if words is not None and words[3] == "old" and not path.exists():
@@ -209,23 +211,23 @@ def _remove_left(path: Path, alone: bool) -> None:
 
 
 def _is_over(where: str, process: int) -> bool:
-    """Whether a process that ran at `where` (a `place`) is known to be dead."""
+    """True if a process that ran at `where` (a `place`) is known to be dead."""
     machine, _, start = where.rpartition("-")
     own_machine, _, own_start = place().rpartition("-")
     if not start or machine != own_machine:
         return False
     if start[:START] != own_start[:START]:
-        # the machine was started again since, which no process outlives; containers of two machines may say all this alike
+        # another boot, which no process survives; in containers of two machines all these names may be equal
         return bool(_first_line(MACHINE_ID)) and start[START:] == own_start[START:] == _mark(OUTSIDE)[:START]
     return start == own_start and not _is_running(process)
 
 
 @cache
 def place() -> str:
-    """Name and mark of this machine, of its start and of this container: inside it a number means one process.
+    """Name of this machine with marks of the machine, its boot and this container. In one place a number means one process.
 
-    Hosts that share a disk may share a name. So may containers, and each numbers its processes anew. Without /proc only the
-    name of the host is known.
+    Hosts that share a disk may have the same name. So may containers, each of which numbers its own processes. Without /proc
+    only the name of the host is known.
     """
     name = re.sub(r"[^A-Za-z0-9-]+", "-", socket.gethostname())[:24]
     numbering = ""
@@ -240,7 +242,7 @@ def _mark(*words: str) -> str:
 
 
 def _first_line(file: Path) -> str:
-    """Empty for a file that this system does not have."""
+    """Content of a system file without surrounding blanks; empty if this system does not have it."""
     try:
         return file.read_text().strip()
     except OSError:
@@ -248,7 +250,7 @@ def _first_line(file: Path) -> str:
 
 
 def own_name(path: Path, kind: str) -> Path:
-    """A hidden name beside `path` that no other process uses, on whichever machine."""
+    """A hidden path beside `path` that no other process on any machine uses. `kind`: its ending."""
     return path.with_name(f".{path.name}.{place()}.{os.getpid()}.{kind}")
 
 
@@ -257,6 +259,6 @@ def _is_running(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # another user's
+    except OSError:  # a process of another user
         return True
     return True

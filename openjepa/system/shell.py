@@ -1,7 +1,7 @@
-"""What is typed in a shell: paths told from names on the Hugging Face Hub, and commands that can be pasted.
+"""Words for a shell: tells paths from names on the Hugging Face Hub, and writes commands that can be pasted.
 
-The Hub is asked only for what cannot be a mistyped path of ours. Commands are printed, recorded and shown on pages with every
-word quoted that a shell would read otherwise.
+The Hub is asked only for words that cannot be a mistyped path of ours. In commands that are printed, recorded or shown on
+pages, every word is quoted that a shell would otherwise read differently.
 """
 
 import difflib
@@ -12,17 +12,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 MARK = "hf:"
-"""Prefix that makes a name one of the Hub even if a path of that name exists: hf:owner/name."""
+"""Prefix that makes words a name on the Hub, even if a path of that name exists: hf:owner/name."""
 PART = r"\w[\w.-]*"
 WRITTEN = ("runs", "evaluations", "scenes", "ablations", "checkpoints", "encoder", "features")
 KEPT = ("data", "datasets", "weights", "models", "output", "outputs", "results", "experiments", "images", "photos")
 USUAL = ("log", "logs", "out", "exp", "train", "test", "val", "tmp", "scratch", "src", "home", "mnt", "work")
 FOLDERS = frozenset({*WRITTEN, *KEPT, *USUAL})
-"""Usual names of folders, which are never taken for an owner on the Hub, whether such a folder exists or not."""
+"""Usual names of folders. They are never taken for an owner on the Hub, even if no such folder exists."""
 FILES = (".pth", ".pt", ".tar", ".ckpt", ".bin", ".safetensors", ".onnx", ".npy", ".parquet", ".yaml", ".json", ".zip", ".gz")
-"""Endings of files, which no name on the Hub has."""
+"""Endings of files. Words with one of them are not a name on the Hub."""
 ALIKE = 0.75
-"""Likeness from which the first part of a name is taken for a mistyped folder."""
+"""Similarity from which the first part of a name is taken for a mistyped folder."""
 MOST_SHOWN = 8
 
 
@@ -30,8 +30,8 @@ def hub_name(words: Path | str, one_part: bool = False) -> str | None:
     """The name on the Hub, owner/name, that `words` mean; None if they mean a path.
 
     Without `hf:`, `words` are a name on the Hub if no such path exists and their first part does not resemble a folder here or
-    one of FOLDERS. USUAL names, which are short, must match exactly: `mnist` is not `mnt`. `one_part`: also take names without
-    an owner, which some data sets have.
+    one of FOLDERS. USUAL names are short, so they must match exactly: `mnist` is not `mnt`. `one_part`: also accepts names
+    without an owner, which some data sets have.
     """
     text = str(words)
     if Path(text).expanduser().exists():
@@ -47,9 +47,9 @@ def hub_name(words: Path | str, one_part: bool = False) -> str | None:
 
 
 def absent(words: Path | str, hub: bool = True) -> str:
-    """The end of an error about a path that does not exist: the nearest one that does.
+    """The end of an error about a path that does not exist: names the nearest path that exists.
 
-    `hub`: also say how a name on the Hub is written, in case one was meant.
+    `hub`: also says how a name on the Hub is written, in case one was meant.
     """
     text = str(words)
     path = Path(text).expanduser()
@@ -69,25 +69,25 @@ def absent(words: Path | str, hub: bool = True) -> str:
 
 
 def command(*words: object) -> str:
-    """Words of a command line, each quoted if a shell would read it otherwise."""
+    """`words` as a command line. Each word is quoted if a shell would otherwise read it differently."""
     return shlex.join(map(str, words))
 
 
 def this_command() -> str:
-    """The command that runs, without the folder of its program."""
+    """The command that is running, without the folder of its program."""
     program = Path(sys.argv[0]).name
     return command(*(("python", "-m", "openjepa") if program == "__main__.py" else (program,)), *sys.argv[1:])
 
 
 def _alike(name: str, others: Iterable[str], likeness: float) -> str:
-    """The one of `others` most like `name`, ignoring case; empty if none is alike enough."""
+    """The most similar of `others` to `name`, ignoring case; empty if none is similar enough."""
     by_word = {other.lower(): other for other in others}
     found = difflib.get_close_matches(name.lower(), by_word, n=1, cutoff=likeness)
     return by_word[found[0]] if found else ""
 
 
 def _held(folder: Path) -> list[str]:
-    """Names in a folder; none if it cannot be read."""
+    """Names in a folder; empty if it cannot be read."""
     try:
         return [item.name for item in folder.iterdir()]
     except OSError:

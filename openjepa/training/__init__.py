@@ -1,1 +1,1 @@
-"""Pretraining. `loop.train` is the only loop."""
+"""Pretraining. `loop.train` is the only training loop."""

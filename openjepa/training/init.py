@@ -1,6 +1,6 @@
-"""Training that starts from weights (`run.init`).
+"""Training that starts from given weights (`run.init`).
 
-First `settled` reads them and lets the settings of the model follow them, then `start_method` hands them to the networks.
+First `settled` reads the weights and adapts the settings of the model to them. Then `start_method` copies them to the networks.
 """
 
 import os
@@ -28,7 +28,7 @@ from openjepa.weights.contents import MOST_NAMES, weights_hash
 from openjepa.weights.formats import Choice, Loaded, WrongChoice, load_any
 
 SHAPE = ("size", "width", "depth", "heads", "mlp_ratio")
-"""Settings of the model that together say one thing."""
+"""Settings of the model that together describe one shape."""
 ENCODER = ("patch_size", "class_token", "positions", "layer_scale", "layer_norm_eps")
 PIXELS = ("pixel_mean", "pixel_std")
 PREDICTOR = ("predictor_width", "predictor_depth", "predictor_heads")
@@ -37,12 +37,12 @@ FOLLOWING = (
     *(f"data.{name}" for name in PIXELS),
     *(f"method.{name}" for name in PREDICTOR),
 )
-"""All settings that weights decide. Drop path, how new weights are drawn, and the image size are the run's own."""
+"""All settings that weights decide. Drop path, how new weights are drawn, and the image size are decided by the run."""
 CLASS_TOKEN, MASK_TOKEN, POSITIONS = "cls_token", "mask_token", "pos_embed"
 ADDED = {CLASS_TOKEN: "the class token", MASK_TOKEN: "the mask token"}
-"""Weights that a method may need though what it starts from lacks them."""
+"""Weights that a method may need although the starting weights lack them."""
 PREDICTOR_SIZES = ("encoder_width", "width", "depth", "heads", "mlp_ratio", "layer_norm_eps")
-"""What makes two predictors the same network; its positions are computed for every grid."""
+"""Settings that must agree for two predictors to be the same network. Positions are computed for every grid."""
 
 
 @dataclass(frozen=True)
@@ -51,29 +51,29 @@ class StartingWeights:
 
     path: str
     target: Loaded
-    """The target encoder, or the only encoder; with I-JEPA's predictor, if there is one."""
+    """The target encoder, or the only encoder, together with I-JEPA's predictor if there is one."""
     context: Loaded | None
-    """The context encoder. None: there is only one encoder, or only one is wanted."""
+    """The context encoder; None if there is only one encoder, or only one is used."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """The weights that a run has started from, for its records and for people to read."""
+    """Description of the weights from which a run has started, for its records and for people."""
 
     path: str
     what: str
     context: str | None
-    """The encoder that the trained network has started from, in words. None: the same as its moving average."""
+    """Description of the encoder from which the trained network has started; None if it is that of the moving average."""
     predictor: bool
-    """Whether the predictor has started from weights too."""
+    """True if the predictor has started from given weights too."""
     hashes: Mapping[str, str]
-    """Hash of the weights of each network, by its name (`weights.contents.weights_hash`)."""
+    """Hash of the weights of each network, by the name of the network (`weights.contents.weights_hash`)."""
     new: tuple[str, ...]
     """Parts of the method that have started from random weights."""
     notes: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """For the introduction of a run."""
+        """Lines for the introduction of a run."""
         both = "; the trained network from its context encoder" if self.context else ""
         new = f"; new: {', '.join(self.new)}" if self.new else ""
         return [
@@ -84,11 +84,11 @@ class Start:
 
 
 def settled(config: RunConfig, given: Collection[str], fresh: bool) -> tuple[RunConfig, StartingWeights | None]:
-    """The settings that follow from the weights of `run.init`, and these weights. Without `run.init`: `config` and None.
+    """Settings adapted to the weights of `run.init`, and these weights. Without `run.init`: `config` and None.
 
-    A run that has a checkpoint takes from its config.yaml what followed from the weights when it began, and does not read them
-    again. `given`: dotted names of the settings that were set for this run, which must not contradict the weights. Raises
-    Refusal if they do, and if the weights cannot be read.
+    `given`: dotted names of the settings that were set for this run; they must not contradict the weights. `fresh`: a new run,
+    even if one exists. A run that has a checkpoint takes the adapted settings from its config.yaml and does not read the
+    weights again. Raises Refusal if a given setting contradicts the weights, or if the weights cannot be read.
     """
     if config.run.init is None:
         return config, None
@@ -103,9 +103,9 @@ def settled(config: RunConfig, given: Collection[str], fresh: bool) -> tuple[Run
 
 
 def _found(config: RunConfig, fresh: bool) -> tuple[RunConfig, RunConfig | None]:
-    """`config` with the absolute path of the weights, or with their name on the Hub; and what `_begun` finds of it.
+    """`config` with the absolute path of the weights or their name on the Hub, and the result of `_begun` for it.
 
-    A path that a begun run has started from stays one when nothing lies there any more.
+    If a begun run has started from a path, the words still mean this path, even if it no longer exists.
     """
     name = str(config.run.init)
     place = Path(name).expanduser()
@@ -118,7 +118,7 @@ def _found(config: RunConfig, fresh: bool) -> tuple[RunConfig, RunConfig | None]
 
 
 def _begun(config: RunConfig) -> RunConfig | None:
-    """The settings of this run. None unless it has a checkpoint and has started from the same weights."""
+    """The settings with which this run began; None unless it has a checkpoint and started from the same weights."""
     path = run_path(config)
     if not any(path.glob("checkpoints/step_*")) or not (path / "config.yaml").is_file():
         return None
@@ -131,7 +131,7 @@ def _origin(run: RunSettings) -> tuple[object, ...]:
 
 
 def read_weights(run: RunSettings) -> StartingWeights:
-    """The weights that `run.init` names. Raises Refusal if they cannot be read or lack the encoder that is wanted."""
+    """Reads the weights that `run.init` names. Raises Refusal if they cannot be read or lack the requested encoder."""
     assert run.init is not None
     target = _read(run, Choice("context" if run.init_encoder == "context" else "target", run.init_heads))
     context = None
@@ -153,14 +153,15 @@ def _read(run: RunSettings, choice: Choice) -> Loaded:
 def following(
     config: RunConfig, encoder: EncoderConfig, predictor: PredictorConfig | None, given: Collection[str], weights: str
 ) -> RunConfig:
-    """`config` with the model, the normalization and the predictor that were read from `weights`.
+    """`config` with the model, the normalization and the predictor that were read from weights.
 
-    `given`: dotted names of the settings that somebody has set for this run; all others give way. Raises Refusal if one of
-    them contradicts the weights, and if the images are no whole number of patches. A predictor may differ: it is then new.
+    `given`: dotted names of the settings that were set for this run; all others are replaced. `weights`: name of the weights in
+    errors. Raises Refusal if a given setting contradicts the weights, or if the images are not a whole number of patches. The
+    settings of a predictor may differ: its weights are then new.
     """
     model = _model(config, encoder, given)
     _check_given(config, model, encoder, given, weights)
-    pixels = {name: getattr(encoder, name) for name in PIXELS if f"data.{name}" not in given}  # those given are allowed
+    pixels = {name: getattr(encoder, name) for name in PIXELS if f"data.{name}" not in given}  # given ones are kept
     data = replace(config.data, **pixels)
     method = _method(config, encoder, predictor, given)
     _check_patches(data.height_width(), encoder, weights)
@@ -168,7 +169,7 @@ def following(
 
 
 def _model(config: RunConfig, encoder: EncoderConfig, given: Collection[str]) -> ModelSettings:
-    """The model of the weights, with the class token that the method needs and the resampling offset that is given."""
+    """The model of the weights, with a class token if the method needs one, and with the resampling offset if it is given."""
     shape = Shape(encoder.width, encoder.depth, encoder.heads, encoder.mlp_ratio)
     offset = config.model.resampling_offset if "model.resampling_offset" in given else encoder.resampling_offset
     taken = {name: getattr(encoder, name) for name in ENCODER}
@@ -177,7 +178,7 @@ def _model(config: RunConfig, encoder: EncoderConfig, given: Collection[str]) ->
 
 
 def _with_shape(model: ModelSettings, shape: Shape) -> ModelSettings:
-    """`model` with this shape, by its name if it has one."""
+    """`model` with this shape, expressed by the name of its size if it has one."""
     for name, known in SIZES.items():
         same = (known.width, known.depth, known.heads) == (shape.width, shape.depth, shape.heads)
         if same and _hidden(known) == _hidden(shape):
@@ -190,7 +191,7 @@ def _hidden(shape: Shape) -> int:
 
 
 def _check_given(config: RunConfig, model: ModelSettings, encoder: EncoderConfig, given: Collection[str], weights: str) -> None:
-    """Raises Refusal that names every given setting that is not what the weights have, and what they have."""
+    """Raises Refusal if given settings differ from the weights. Names all of them, with the values of the weights."""
     own, theirs = config.model.shape(), model.shape()
     wrong = []
     if "model.size" in given and own != theirs:
@@ -199,7 +200,7 @@ def _check_given(config: RunConfig, model: ModelSettings, encoder: EncoderConfig
         if f"model.{name}" in given and getattr(own, name) != getattr(theirs, name):
             wrong.append(f"model.{name}={getattr(own, name)}, but the weights have {getattr(theirs, name)}")
     wanted = {f"model.{name}": getattr(model, name) for name in ENCODER}
-    if not Path(weights).is_file():  # where no settings stand beside the tensors, only the user knows the pixels
+    if not Path(weights).is_file():  # a file holds tensors without settings: only the user knows the pixels
         wanted |= {f"data.{name}": getattr(encoder, name) for name in PIXELS}
     asked = flatten(config)
     wrong += [
@@ -222,7 +223,7 @@ def _shown(value: object) -> str:
 def _method(
     config: RunConfig, encoder: EncoderConfig, predictor: PredictorConfig | None, given: Collection[str]
 ) -> MethodSettings:
-    """The method with the predictor of the weights, if both have one."""
+    """The method, with the settings of the weights' predictor if both have a predictor."""
     method = config.method
     if predictor is None or not isinstance(method, IJepaSettings):
         return method
@@ -233,20 +234,20 @@ def _method(
 
 
 def _check_patches(size: tuple[int, int], encoder: EncoderConfig, weights: str) -> None:
-    """Raises Refusal, with sizes that fit, unless the images are a whole number of the weights' patches."""
+    """Raises Refusal, naming sizes that fit, unless the images are a whole number of the weights' patches."""
     trained_at = _shown(tuple(dict.fromkeys(encoder.image_size)))
     check_patch_divides(encoder.patch_size, size, of=f"run.init={weights} (trained at {trained_at})")
 
 
 def as_before(config: RunConfig, before: RunConfig, given: Collection[str]) -> RunConfig:
-    """`config` with the settings that followed the weights when the run began; those that are `given` stay as they are."""
+    """`config` with the settings that were adapted to the weights when the run began. `given` settings stay as they are."""
 
     def taken(group: object, saved: object, prefix: str) -> dict[str, object]:
         names = [name.removeprefix(prefix) for name in FOLLOWING if name.startswith(prefix) and name not in given]
         return {name: getattr(saved, name) for name in names if name in vars(group) and name in vars(saved)}
 
     model = replace(config.model, **taken(config.model, before.model, "model."))  # type: ignore[arg-type]
-    if model.shape() == before.model.shape():  # one shape has several spellings
+    if model.shape() == before.model.shape():  # one shape can be written in several ways
         model = replace(model, **{name: getattr(before.model, name) for name in SHAPE})
     return replace(
         config,
@@ -257,17 +258,17 @@ def as_before(config: RunConfig, before: RunConfig, given: Collection[str]) -> R
 
 
 def start_method(method: Method, config: RunConfig, weights: StartingWeights | None) -> Start | None:
-    """Hands the weights of `run.init` to the networks of a new `method`. Returns None without `run.init`.
+    """Copies the weights of `run.init` to the networks of a new `method`. Returns None without `run.init`.
 
-    `weights`: as `settled` has read them; None: they are read now. Encoders take all of their weights, positions resampled for
-    the run's images. Raises Refusal that lists weights that have no place, or another shape.
+    `weights`: the result of `settled`; None: they are read now. Encoders take all of their weights, with positions resampled
+    for the run's images. Raises Refusal if weights have no place or another shape, and lists them.
     """
     if config.run.init is None:
         return None
     weights = weights or read_weights(config.run)
     encoders = method.encoders()
     averaged = encoders.averaged
-    # a method without an average trains what is evaluated
+    # a method without a moving average trains the encoder that is evaluated
     source = weights.target if averaged is None or weights.context is None else weights.context
     new, unused = start_encoder(encoders.trained, source.encoder, weights.path)
     filled: list[nn.Module] = [encoders.trained]
@@ -297,10 +298,10 @@ def start_method(method: Method, config: RunConfig, weights: StartingWeights | N
 
 @torch.no_grad()
 def start_encoder(network: VisionTransformer, source: VisionTransformer, path: str) -> tuple[list[str], list[str]]:
-    """Copies the weights of `source`, resampled to the grid of `network`.
+    """Copies the weights of `source` to `network`, with positions resampled to its grid. `path`: name of the weights in errors.
 
-    Returns names in `network` that stay new, and names in `source` that are not used. Both can only be tokens, and the position
-    of a class token that `source` lacks. Raises Refusal that lists all others.
+    Returns the names in `network` that stay new, and the names in `source` that are not used. Both can only be tokens, and the
+    position of a class token that `source` lacks. Raises Refusal if other names do not match, and lists them.
     """
     own = network.state_dict()
     theirs = dict(source.weights_for(network.config.grid()))
@@ -352,7 +353,7 @@ def _notes(method: Method, config: RunConfig, target: Loaded, new: list[str], un
 
 
 def _start_predictor(network: nn.Module, source: Predictor, notes: list[str]) -> bool:
-    """Copies the predictor's weights. Returns False, and adds a note that says why, if it is another network."""
+    """Copies the predictor's weights. If it is another network, returns False and adds a note that says why."""
     assert isinstance(network, Predictor)
     own, theirs = network.config, source.config
     differing = [name for name in PREDICTOR_SIZES if getattr(own, name) != getattr(theirs, name)]
@@ -370,7 +371,7 @@ def _sizes(config: PredictorConfig, names: list[str]) -> str:
 
 
 def _new_parts(method: Method, filled: list[nn.Module]) -> tuple[str, ...]:
-    """Attributes of the method whose weights or statistics did not come from `filled` modules."""
+    """Names of the method's attributes with weights or statistics outside of the `filled` modules."""
     ours = {id(value) for module in filled for value in module.state_dict(keep_vars=True).values()}
     state: Mapping[str, Any] = method.state_dict(keep_vars=True)
     tops = {name.split(".")[0] for name, value in state.items() if id(value) not in ours}

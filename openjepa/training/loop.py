@@ -1,4 +1,4 @@
-"""The only pretraining loop. It is the same for every method: read it downwards."""
+"""The only pretraining loop. It is the same for every method. Read it from top to bottom."""
 
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack
@@ -52,12 +52,12 @@ from openjepa.types import Batch, LossOutput
 def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: Collection[str] = ()) -> Path | None:
     """Pretrains an encoder and returns its run folder (None for a dry run).
 
-    The same settings continue an interrupted run exactly; `fresh` starts a new folder beside it. `dry_run` prints what the run
-    would need, with the time of steps that it takes and throws away, and stops before the first one. `given`: dotted names of
-    settings that must not give way to the weights that `run.init` names; all others that describe the model do.
+    The same settings continue an interrupted run exactly. `fresh`: starts a new folder beside it. `dry_run`: prints what the
+    run would need, including the time of steps that are taken and thrown away, and stops before the first step. `given`: dotted
+    names of settings that must not be replaced by those of the weights in `run.init`.
 
-    Raises Refusal for settings that cannot work, unreadable data, a loss that is not finite or too little memory, each with
-    what to do about it, and Interrupted after a signal, once everything is saved.
+    Raises Refusal, with advice, if settings cannot work, data cannot be read, a loss is not finite or memory is too small.
+    Raises Interrupted after a signal, once everything is saved.
     """
     # ---------------------------------------------------------------- machine
     distributed.refuse_unready_launch()
@@ -88,7 +88,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
     for line in introduce(config, method, costs, sampler, splits.description, device, precision, total_steps, steps_per_epoch):
         print(line)
     if dry_run:
-        if weights is not None:  # else random ones, or those of a checkpoint
+        if weights is not None:  # else the weights are random, or those of a checkpoint
             begin(method, config, weights, found=None)
         print(time_line(config, costs.step_flops, device, total_steps))
         return None
@@ -148,7 +148,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
         interrupts = resources.enter_context(Interrupts())
         resources.enter_context(explain_not_finite(config, loader.name))
         if found:
-            clock.aside("export", outputs.export, state)  # a kill between a checkpoint and its export leaves older networks
+            clock.aside("export", outputs.export, state)  # a kill between checkpoint and export leaves older exports
         if state.step < total_steps:
             clock.aside("prepare", monitor.prepare)
         if not found:

@@ -1,4 +1,4 @@
-"""Values of one line of the log: losses summed on the device, counts and speed on the host."""
+"""The values of one line of the log. Losses are summed on the device, counts and speed on the host."""
 
 from collections.abc import Mapping
 
@@ -12,10 +12,10 @@ from openjepa.types import Batch, BlockMasks, LossOutput, TokenMask
 
 
 class IntervalMeter:
-    """Averages over the microbatches of one logging interval. Reads nothing from the device before `finish`."""
+    """Averages values over the microbatches of one logging interval. Reads nothing from the device before `finish`."""
 
     def __init__(self, step_seconds: float = 0.0) -> None:
-        """`step_seconds`: seconds of the steps of earlier sessions."""
+        """`step_seconds`: total seconds of the steps of earlier sessions."""
         self._reset(step_seconds)
 
     def _reset(self, step_seconds: float) -> None:
@@ -28,7 +28,7 @@ class IntervalMeter:
         self._begun = step_seconds
 
     def add(self, output: LossOutput, batch: Batch) -> None:
-        """Counts one microbatch."""
+        """Adds one microbatch."""
         total = output.total.detach().float()
         for name, value in {"loss": total, **_prefixed("loss", output.parts), **output.diagnostics}.items():
             value = value.detach().float()
@@ -44,7 +44,7 @@ class IntervalMeter:
                 self._add_masked(masks)
 
     def _add_masked(self, masks: TokenMask) -> None:
-        """Counts masked patches; the loader's masks are on the CPU, so nothing waits for the device."""
+        """Counts masked patches. The loader's masks are on the CPU, so that this does not wait for the device."""
         num_views, num_patches = masks.masked.shape
         masked = num_views * masks.num_masked if masks.num_masked is not None else int(masks.masked.sum())
         self._masked_views += num_views
@@ -52,21 +52,21 @@ class IntervalMeter:
         self._patches = num_patches
 
     def _token_counts(self) -> dict[str, float]:
-        """Latest counts for blocks; for single masked patches the mean over all masked views."""
+        """Token counts: the latest ones for blocks, or the mean over all masked views for single masked patches."""
         if not self._masked_views:
             return dict(self._tokens)
         masked = self._masked_patches / self._masked_views
         return {"visible_tokens": round(self._patches - masked, 2), "masked_tokens": round(masked, 2)}
 
     def loss_sum(self) -> Float[Tensor, ""]:
-        """Sum of the losses since the last line, on the device; not finite if any of them was not."""
+        """Sum of the losses since the last line, on the device. It is not finite if any loss was not."""
         return self._sums["loss"]
 
     def finish(self, state: TrainerState, progress: Progress, rates: Mapping[str, float]) -> dict[str, float]:
         """The values of one line of metrics.jsonl, averaged over the processes. Starts the next interval.
 
-        In them `seconds` is the time of the run so far, `step_seconds` that of its steps with their data path, without looks
-        and saving. `rates`: further values of the line.
+        `rates`: further values of the line. In the line, `seconds` is the time of the run so far. `step_seconds` is the time of
+        its steps including their data path, without looks and saving.
         """
         averages = {
             name: float(distributed.mean_over_ranks(value / max(1, self._microbatches)).item())
@@ -89,7 +89,7 @@ class IntervalMeter:
 
     @staticmethod
     def summary(line: Mapping[str, float], latest: Mapping[str, float]) -> dict[str, str]:
-        """Values of `line` and of the monitor's `latest` look as the display shows them."""
+        """Values of `line` and of the monitor's `latest` look, formatted for the display."""
         shown = {
             "img/s": f"{line['images_per_second']:.0f}",
             "epoch": f"{line['epoch']:.1f}",

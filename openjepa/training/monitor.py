@@ -1,4 +1,4 @@
-"""Watching a run on a fixed probe batch: collapse, quality without labels, and optionally the nearest neighbors' accuracy."""
+"""Watches a run on a fixed probe batch: collapse, quality without labels, and optionally the accuracy of k-NN."""
 
 import itertools
 from collections.abc import Callable
@@ -37,7 +37,7 @@ _LOGGED = tuple(item.name for item in fields(CollapseStatistics))
 
 
 class Monitor:
-    """Looks at the method on always the same images and masks, and logs it. Changes nothing that training uses."""
+    """Measures the method on the same images and masks at every look, and logs the values. Changes nothing in the training."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Monitor:
         log: RunLog,
         say: Callable[[str], None],
     ) -> None:
-        """Reads nothing before the first look. `say`: takes warnings."""
+        """Reads no images before the first look. `say`: called with warnings."""
         self._config, self._method, self._sampler, self._splits = config, method, sampler, splits
         self._device, self._precision, self._log = device, precision, log
         self._seed = derive("order", config.run.seed, -1)
@@ -65,7 +65,7 @@ class Monitor:
         """Values of the latest look."""
 
     def is_due(self, step: int) -> bool:
-        """Whether to look after this many steps."""
+        """True if there is a look after `step` steps."""
         every = resolved(self._config.monitor.every)
         return every > 0 and step % every == 0
 
@@ -76,12 +76,12 @@ class Monitor:
             self._labeled_images()
 
     def looks_left(self, step: int, total_steps: int) -> int:
-        """Number of looks after `step`, the one after the last step included."""
+        """Number of looks after `step`, including the look after the last step."""
         every = resolved(self._config.monitor.every)
         return 0 if every == 0 or step >= total_steps else -(-total_steps // every) - step // every
 
     def look(self, progress: Progress) -> None:
-        """Measures, remembers and logs. Does nothing on other processes than the main one."""
+        """Measures the method, and remembers and logs the values. Does nothing except in the main process."""
         if self._config.monitor.every == 0 or not distributed.is_main():
             return
         outputs = [self._output(batch, progress) for batch in self._probe_batches()]
@@ -100,18 +100,18 @@ class Monitor:
         self._warn()
 
     def judged(self) -> Look:
-        """Whether the looks so far show signs of collapse."""
+        """Verdict on the looks so far: do they show signs of collapse?"""
         return judged(self._history)
 
     def _warn(self) -> None:
-        """Says once that the run shows signs of collapse."""
+        """Warns once if the run shows signs of collapse."""
         look = self.judged()
         if look.collapsed and look.words and not self._warned:
             self._warned = True
             self._say(look.words)
 
     def _probe_batches(self) -> list[Batch]:
-        """The fixed probe batch, as microbatches of uint8 on the CPU; drawn once, from seeds that training never uses."""
+        """The fixed probe batch, as microbatches of uint8 on the CPU. It is drawn once, from seeds that training never uses."""
         if self._probe is None:
             config, seed = self._config, self._seed
             micro = min(config.optim.microbatch_size or config.optim.batch_size, config.monitor.images)
@@ -127,7 +127,7 @@ class Monitor:
         return batch.to(self._device).normalized(self._config.data.pixel_mean, self._config.data.pixel_std)
 
     def _lidar(self, progress: Progress) -> dict[str, float]:
-        """LiDAR of what is predicted from different masks of the first probe images; empty without a predictor."""
+        """LiDAR of the predictions from different masks of the first probe images; empty without a predictor."""
         left = self._config.monitor.lidar_images if self._config.monitor.lidar_masks else 0
         groups: list[Float[Tensor, "B q D"]] = []
         for batch in self._probe_batches():
@@ -139,12 +139,12 @@ class Monitor:
         return {"lidar": lidar(torch.cat(groups))} if groups else {}
 
     def _predicted(self, batch: Batch, progress: Progress) -> list[Float[Tensor, "B D"]]:
-        """Pooled predictions of the same views under each draw of masks; the draws are the same in every look."""
+        """Pooled predictions of the same views for each draw of masks. The draws are the same at every look."""
         inputs, ids = self._method.inputs(), batch.sample_ids.numpy()
         views = self._normalized(replace(batch, masks={}))
         predicted = []
         for draw in range(self._config.monitor.lidar_masks):
-            # as in training, block sizes belong to the step; epoch 0 has the masks of the probe batch itself
+            # as in training, block sizes depend on the step; epoch 0 is taken by the masks of the probe batch itself
             masks = draw_masks(self._sampler, inputs, ids, seed=self._seed, epoch=1 + draw, step=draw, group=0)
             on_device = {name: mask.to(self._device) for name, mask in masks.items()}
             with autocast(self._device, self._precision):
@@ -163,7 +163,7 @@ class Monitor:
         return {"knn": accuracy[_NEIGHBORS].value}
 
     def _labeled_images(self) -> "_LabeledImages | None":
-        """None without the online k-NN; read once."""
+        """The labeled images of the online k-NN, which are read once; None without it."""
         if self._labeled is None and self._config.monitor.knn and self._splits.can_test:
             self._labeled = _LabeledImages(self._config, self._splits)
         return self._labeled
@@ -175,7 +175,7 @@ class Monitor:
 
 
 def _values(line: dict[str, Any]) -> dict[str, float]:
-    """What was measured in a line of the log, whose null is a number that was not finite."""
+    """The measured values in a line of the log. Its null stands for a number that was not finite."""
     measured = {name: value for name, value in line.items() if name not in ("kind", "step", "epoch")}
     return {name: float("nan") if value is None else value for name, value in measured.items()}
 
@@ -201,13 +201,13 @@ def _take(source: ListSource, number: int, config: RunConfig) -> tuple[Tensor, I
 def draw_batches(
     config: RunConfig, inputs: InputSpec, sampler: MaskSampler, splits: Splits, number: int, micro: int, seed: int
 ) -> list[Batch]:
-    """`number` training images as microbatches, with uint8 views on the CPU; fewer if there are not enough."""
+    """At most `number` training images, in microbatches of `micro` images, with uint8 views on the CPU."""
     if isinstance(splits.train, ListSource):
         number = per_step = min(number, len(splits.train) // micro * micro)
     else:
-        per_step = micro  # a stream may end before so many images: then there are fewer microbatches
+        per_step = micro  # a stream may end earlier: then there are fewer microbatches
     plan = BatchPlan(batch_size=per_step, microbatch_size=micro)
-    uncached = replace(config.data, cache="none")  # a few images do not pay for decoding all of them again
+    uncached = replace(config.data, cache="none")  # caching all images is not worth it for a few
     loader = TrainingLoader(splits.train, uncached, inputs, sampler, plan, seed, 0, torch.device("cpu"))
     batches = itertools.islice(loader.iterate(0, LoaderPosition(), number // per_step), number // micro)
     taken = list(itertools.takewhile(lambda batch: batch.next_position.epoch == 0, batches))
@@ -222,7 +222,7 @@ def _first(batch: Batch, number: int) -> Batch:
 
 
 def _trivial(outputs: list[ProbeOutput]) -> dict[str, float]:
-    """The losses of the two predictors that look at nothing, if the method has targets at positions."""
+    """The losses of the two trivial predictors, which ignore the image, if the method has targets at positions."""
     distance = outputs[0].distance
     targets = [output.targets for output in outputs if output.targets is not None]
     positions = [output.target_positions for output in outputs if output.target_positions is not None]

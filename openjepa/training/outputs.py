@@ -1,4 +1,4 @@
-"""What a run leaves for the other stages: exported networks, environment.json and summary.json."""
+"""Writes the files of a run for the other stages: exported networks, environment.json and summary.json."""
 
 import math
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ from openjepa.weights.native import save_network
 
 
 class Outputs:
-    """Writes the files of the run folder that say what was trained and hold the result."""
+    """Writes the files of the run folder that describe the training and hold its result."""
 
     def __init__(
         self,
@@ -42,14 +42,14 @@ class Outputs:
         about: About,
         start: Start | None = None,
     ) -> None:
-        """Notes what `splits` are and whether probes can be tested on them. Writes nothing yet.
+        """Notes facts about `splits`, such as if probes can be tested on them. Writes nothing yet.
 
-        `about` says what the method is, for the report; `start`, what a new run has started from beside random weights.
+        `about`: description of the method for the report. `start`: the weights from which a new run has started, if any.
         """
         self._folder, self._method, self._device, self._precision = folder, method, device, precision
         self._total_steps = total_steps
         self._start: dict[str, Any] = {} if start is None else asdict(start)
-        # what the sessions before this one noted; nothing for the first
+        # the notes of earlier sessions; empty in the first session
         before = read_summary(read_object(folder.path / "summary.json") or {})
         self._earlier_peak = before.peak_memory_bytes
         self._last = replace(
@@ -67,21 +67,21 @@ class Outputs:
         )
 
     def begin(self, state: TrainerState) -> None:
-        """Writes environment.json and summary.json; before the first step also the encoder as it starts, which probes need.
+        """Writes environment.json and summary.json. Before the first step also exports the initial encoder, for probes.
 
-        A run that is already at its end takes no step: both stay as they are.
+        A run that is already at its end takes no step, so its files stay as they are.
         """
-        if state.step > 0:  # weights that the first session started from are not read again
+        if state.step > 0:  # the starting weights of the first session are not read again
             self._start = (read_object(self._folder.path / "environment.json") or {}).get("init", {})
         if not distributed.is_main() or self._is_last(state):
             return
         self._folder.write_json("environment.json", self._environment(state))
         self._write_summary("running", state, None)
-        if state.step == 0:  # also over an older one: a run that failed before its first step may return with other settings
+        if state.step == 0:  # replaces an older one, since a run that failed before its first step may have had other settings
             save_network(self._folder.path / "encoder_initial", self._exports(state)["encoder"], alone=True)
 
     def export(self, state: TrainerState) -> None:
-        """Writes the shared networks as they are now, and the summary, which `finish` writes after the last step."""
+        """Exports the networks as they are now. Also writes the summary, except after the last step, where `finish` does it."""
         if not distributed.is_main():
             return
         for name, export in self._exports(state).items():
@@ -91,7 +91,7 @@ class Outputs:
 
     @contextmanager
     def failure_noted(self) -> Iterator[None]:
-        """Notes in summary.json an error that ends the run. A kill leaves the file as it is; a finished run stays finished."""
+        """Notes an error that ends the run in summary.json. A kill leaves the file as it is. A finished run stays finished."""
         try:
             yield
         except (Interrupted, KeyboardInterrupt):
@@ -103,7 +103,7 @@ class Outputs:
             raise
 
     def finish(self, status: str, state: TrainerState, monitor: Monitor) -> None:
-        """Writes the last summary; `status`: finished or interrupted."""
+        """Writes the last summary. `status`: finished or interrupted."""
         if distributed.is_main():
             self._write_summary(status, state, monitor)
 
@@ -111,7 +111,7 @@ class Outputs:
         return bool(state.step >= self._total_steps)
 
     def _environment(self, state: TrainerState) -> dict[str, Any]:
-        """The environment of the first session. Sessions that continued it stand under `continued`, with their first step."""
+        """The environment of the first session. Later sessions are listed under `continued`, with their first step."""
         now = asdict(environment(self._device, self._precision))
         first = read_object(self._folder.path / "environment.json") or {}
         if state.step == 0 or not first:
@@ -120,7 +120,7 @@ class Outputs:
         return first | {"continued": [*(earlier if isinstance(earlier, list) else []), {"from_step": state.step, **now}]}
 
     def _exports(self, state: TrainerState) -> dict[str, Export]:
-        """The method's networks; their config.json also says after which step, and how masks were drawn for the predictor."""
+        """The method's networks. Their config.json also holds the step, and for the predictor the way masks were drawn."""
         known: dict[str, dict[str, object]] = {"predictor": {"mask_mode": self._last.mask_mode}}
         return {
             name: replace(export, extra={**export.extra, "step": state.step, **known.get(name, {})})
@@ -148,16 +148,16 @@ class Outputs:
 
 
 def _judgment(monitor: Monitor | None) -> dict[str, Any]:
-    """Entries on the looks at the features, which are known at the end of a session."""
+    """Entries of the summary on the looks at the features. They are None before the end of a session."""
     if monitor is None:
         return {"collapsed": None, "verdict": None, "monitor": None}
-    # as in the log, None is a number that was not finite
+    # as in the log, None stands for a number that was not finite
     latest = {name: value if math.isfinite(value) else None for name, value in monitor.latest.items()}
     look = monitor.judged()
     return {"collapsed": look.collapsed, "verdict": look.words, "monitor": latest}
 
 
 def _count_parameters(method: Method) -> dict[str, int]:
-    """Trained parameters of each exported network and in all."""
+    """Number of parameters of each exported network, and of all trained parameters under `trained`."""
     counts = {name: sum(value.numel() for value in export.module.parameters()) for name, export in method.exports().items()}
     return counts | {"trained": sum(value.numel() for value in method.parameters() if value.requires_grad)}

@@ -1,4 +1,4 @@
-"""Everything between the settings and the first step: the method, its costs, the length, the resume point, the introduction."""
+"""The way from the settings to the first step: method, costs, length of the training, resume point and introduction."""
 
 import hashlib
 import os
@@ -33,7 +33,7 @@ from openjepa.types import LoaderPosition, ViewSpec
 
 
 def default_view(data: DataSettings) -> ViewSpec:
-    """The random crop that the data settings describe."""
+    """The view with the random crop of the data settings."""
     return ViewSpec(
         size=data.height_width(),
         scale=data.crop_scale,
@@ -46,9 +46,9 @@ def default_view(data: DataSettings) -> ViewSpec:
 def build_method(
     config: RunConfig, view: ViewSpec, sampler: MaskSampler, shapes: tuple[TokenShape, ...] | None = None
 ) -> Method:
-    """The untrained method of a run on the CPU; its weights are a function of the settings and the seed.
+    """Builds the untrained method of a run on the CPU. Its weights depend only on the settings and the seed.
 
-    `shapes`: the only token counts that will occur; None: all of the sampler's.
+    `view`: the default view. `shapes`: the only token counts that will occur; None: all token counts of `sampler`.
     """
     torch.manual_seed(derive("weights", config.run.seed))
     return _built(config.method, _surroundings(config, view, sampler, shapes))
@@ -57,7 +57,7 @@ def build_method(
 def step_costs(
     config: RunConfig, view: ViewSpec, sampler: MaskSampler, shapes: tuple[TokenShape, ...] | None = None
 ) -> StepCosts:
-    """Costs of a step of the method that `build_method` builds, counted on another one without values."""
+    """Costs of a step of the method that `build_method` builds. They are counted on a copy without values."""
     images = config.optim.microbatch_size or config.optim.batch_size
     return _counted(config.method, _surroundings(config, view, sampler, shapes), config.masks.kind, sampler.grid, images)
 
@@ -84,9 +84,9 @@ def _surroundings(
 
 
 def begin(method: Method, config: RunConfig, weights: StartingWeights | None, found: Path | None) -> Start | None:
-    """Gives a new method the weights of `run.init`, and prints what it has taken.
+    """Copies the weights of `run.init` to a new method, and prints from what it starts.
 
-    Returns None without `run.init`, and for a run that goes on from the checkpoint `found`, which holds all weights.
+    Returns None without `run.init`, or if the run continues from the checkpoint `found`, which holds all weights.
     """
     start = None if found is not None else start_method(method, config, weights)
     for line in start.lines() if start is not None else ():
@@ -95,10 +95,10 @@ def begin(method: Method, config: RunConfig, weights: StartingWeights | None, fo
 
 
 def training_length(optim: OptimizationSettings, source: ListSource | ShardSource) -> tuple[int, float]:
-    """Steps of the whole run and steps per pass over the data.
+    """Number of steps of the whole run, and number of steps per epoch.
 
-    Raises Refusal if the data has no known length and `optim.total_steps` is not set, if it has not even one batch, and if a
-    warm-up in epochs is not shorter than the run.
+    Raises Refusal if the length of the data is not known and `optim.total_steps` is not set, if the data is smaller than one
+    batch, or if a warm-up in epochs is not shorter than the run.
     """
     num_images = count_images(source)
     if num_images is None:
@@ -115,14 +115,14 @@ def training_length(optim: OptimizationSettings, source: ListSource | ShardSourc
 
 
 def count_images(source: ListSource | ShardSource) -> int | None:
-    """Images of a source; None if a stream does not know."""
+    """Number of images of a source; None if the length of a stream is not known."""
     return len(source) if isinstance(source, ListSource) else source.num_records
 
 
 def _check_warmup(optim: OptimizationSettings, total_steps: int, steps_per_epoch: float, is_known: bool) -> None:
     steps = warmup_steps(optim, Progress(0, total_steps, steps_per_epoch))
     in_steps = optim.warmup_steps is not None
-    if steps < total_steps + in_steps:  # one in steps may take the whole run, which is remarked
+    if steps < total_steps + in_steps:  # a warm-up in steps may take the whole run; a remark then says so
         return
     found = f"{steps} steps" if is_known else "of a stream of unknown length"
     name = f"optim.warmup_steps={steps}" if in_steps else f"optim.warmup_epochs={optim.warmup_epochs:g} ({found})"
@@ -133,7 +133,7 @@ def _check_warmup(optim: OptimizationSettings, total_steps: int, steps_per_epoch
 
 
 def run_identity(source: ListSource | ShardSource, total_steps: int) -> RunIdentity:
-    """Facts that a continued run must find unchanged. Reads only names of images."""
+    """Facts about the data that must not change when a run is continued. Reads only the names of images."""
     if not isinstance(source, ListSource):
         return RunIdentity(total_steps, source.num_records, names=None)
     digest = hashlib.blake2b(digest_size=16)
@@ -143,10 +143,10 @@ def run_identity(source: ListSource | ShardSource, total_steps: int) -> RunIdent
 
 
 def resume_point(folder: RunFolder, found: Path | None, identity: RunIdentity, method: Method) -> TrainerState:
-    """The state that training starts from: that of the checkpoint `found`, or the beginning without one.
+    """The state from which training starts: that of the checkpoint `found`, or the beginning if it is None.
 
-    Raises Refusal if the data, the length or the networks are not those of the checkpoint, and if an encoder was exported but
-    no checkpoint can be used. Prints what else is worth knowing.
+    Raises Refusal if the data, the length or the networks are not those of the checkpoint, or if an encoder was exported but no
+    checkpoint can be used. Prints notes on smaller differences, and on a start from the beginning.
     """
     if found is not None:
         state = read_state(found)
@@ -168,7 +168,7 @@ def resume_point(folder: RunFolder, found: Path | None, identity: RunIdentity, m
 
 
 def _with_seconds(state: TrainerState, path: Path) -> TrainerState:
-    """`state` with the time until the last session ended, since a checkpoint cannot count its own saving."""
+    """`state` with the time until the end of the last session, because a checkpoint cannot count the time of its own saving."""
     summary = read_summary(read_object(path / "summary.json") or {})
     ended = summary.seconds if summary.step == state.step else None
     steps = state.step_seconds or logged_step_seconds(path, state.step)
@@ -205,9 +205,9 @@ def introduce(
     total_steps: int,
     steps_per_epoch: float,
 ) -> list[str]:
-    """Lines that say what will run, on what, and roughly how much memory it needs.
+    """Lines that describe the run, its data and device, and roughly the memory that it needs. `data`: words for the data.
 
-    Raises Refusal if the estimate of the memory is far over what the device has.
+    Raises Refusal if the estimated memory is far more than the device has.
     """
     micro = config.optim.microbatch_size or config.optim.batch_size
     images = total_steps * config.optim.batch_size
@@ -230,7 +230,7 @@ def introduce(
 
 
 def _coupled(config: RunConfig, method: Method) -> list[str]:
-    """A note on the terms that see only the images of a microbatch, if that is not the whole batch."""
+    """A note on terms of the loss that depend on all images of a batch, if they see only a microbatch of it."""
     micro, batch, terms = config.optim.microbatch_size, config.optim.batch_size, method.coupled_terms()
     if micro is None or micro == batch or not terms:
         return []
@@ -238,7 +238,7 @@ def _coupled(config: RunConfig, method: Method) -> list[str]:
 
 
 def masks_line(kind: MaskKind, sampler: MaskSampler) -> str:
-    """The masks in words: strategy, grid and the most frequent token counts."""
+    """A description of the masks: strategy, grid and the most frequent token counts."""
     if kind == "none":
         return f"none, whole views of {sampler.grid[0]}x{sampler.grid[1]} patches"
     counts = "visible/masked patches" if kind == "tokens" else "context/target tokens"
@@ -247,7 +247,7 @@ def masks_line(kind: MaskKind, sampler: MaskSampler) -> str:
 
 
 def _memory(needs: Estimate, microbatch: int, device: torch.device) -> list[str]:
-    """A note if the device has less than the (rough) estimate. Raises Refusal if it has less than half of it."""
+    """A note if the device has less memory than the rough estimate. Raises Refusal if it has less than half of it."""
     limit = memory_limit(device)
     if needs.memory_bytes <= limit:
         return []

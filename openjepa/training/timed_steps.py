@@ -1,7 +1,7 @@
-"""Training steps as the loop takes them, to be timed: on a method of their own that is thrown away.
+"""Times training steps like those of the loop, on a separate method that is thrown away.
 
-TimedStep repeats one batch, for the share of time of each part; RealSteps takes batches of the run's own loader, for images per
-second. `time_line` says before a run how long it will take.
+`TimedStep` repeats one batch and measures the time of each part. `RealSteps` takes batches from the run's own loader and
+measures images per second. `time_line` says before a run how long it will take.
 """
 
 import time
@@ -39,28 +39,28 @@ from openjepa.types import Batch, BlockMasks, LoaderPosition, LossOutput, Masks
 PROGRESS = Progress(step=10, total_steps=1000, steps_per_epoch=100)
 """The step that is timed."""
 TURN_SECONDS = 0.5
-"""Shortest turn of real steps."""
+"""Shortest duration of a turn of real steps."""
 TURN_STEPS = 4
 """Fewest steps of a turn: more than the workers of a loader can prepare meanwhile."""
 MAX_IMAGES = 2048
-"""Images of the data set that real steps decode. Each is cropped anew in every epoch."""
+"""Most images of the data set that real steps decode. Each image is cropped anew in every epoch."""
 CPU_FLOPS = 4e10
-"""FLOPs of a step that is timed before a run on a CPU: about a second. A larger microbatch is timed with fewer images."""
+"""Most FLOPs of a step that is timed before a run on a CPU: about a second. Larger microbatches are timed with fewer images."""
 MOST_CPU_FLOPS = 4e11
-"""FLOPs of one image beyond which nothing is timed before a run on a CPU, since a single step may take minutes."""
+"""FLOPs of one image above which no step is timed before a run on a CPU, because a single step may take minutes."""
 
 
 class PartTimer:
-    """Adds up the seconds of each part of a step. Waits for the device at both ends of a part."""
+    """Sums the seconds of each part of a step. Waits for the device at the start and the end of a part."""
 
     def __init__(self, device: torch.device) -> None:
-        """Starts now."""
+        """Starts the first lap."""
         self.device = device
         self.seconds: dict[str, float] = {}
         self._last = now(device)
 
     def lap(self, name: str) -> None:
-        """Books the time since the last lap under `name`."""
+        """Adds the time since the last lap to the part `name`."""
         moment = now(self.device)
         self.seconds[name] = self.seconds.get(name, 0.0) + moment - self._last
         self._last = moment
@@ -71,13 +71,13 @@ class PartTimer:
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a clock, read when the device has finished its work."""
+    """Seconds of a clock, read after the device has finished its work."""
     synchronize(device)
     return time.perf_counter()
 
 
 def measure(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds that `work` takes."""
+    """Seconds that `work` takes, including its work on the device."""
     start = now(device)
     work()
     return now(device) - start
@@ -97,7 +97,7 @@ class TimedStep:
         self.sampler: MaskSampler = MASKS[config.masks.strategy].load()(config.masks, config.model.grid(self.view.size))
         self.shape: TokenShape = self.sampler.shapes()[0]
         shapes = self.sampler.shapes()
-        if config.masks.kind == "blocks":  # the batch has exactly this shape
+        if config.masks.kind == "blocks":  # the batch has only this shape
             self.shape = replace(self.shape, probability=1.0)
             shapes = (self.shape,)
         self.costs = step_costs(config, self.view, self.sampler, shapes)
@@ -113,7 +113,7 @@ class TimedStep:
                 self._watch(name, self.method.get_submodule(name))
 
     def run(self, timer: PartTimer | None = None) -> Tensor:
-        """Takes the step and returns its loss. `timer`: books the seconds of each part."""
+        """Takes the step and returns its loss. `timer`: sums the seconds of each part."""
         self._timer = timer
         data = self.config.data
         self.optimizer.zero_grad(set_to_none=True)
@@ -134,19 +134,19 @@ class TimedStep:
         return output.total.detach()
 
     def draw(self, step: int) -> dict[str, Masks]:
-        """Masks of a whole batch, for every view that has them."""
+        """Masks of a whole batch, for every view that has masks. `step`: stands for the step and the epoch."""
         ids, seed = np.arange(self.config.optim.batch_size), self.config.run.seed
         return draw_masks(self.sampler, self.method.inputs(), ids, seed=seed, epoch=step, step=step, group=0)
 
     def loader(self, source: ListSource | ShardSource, device: torch.device, workers: int = 0) -> TrainingLoader:
-        """The loop's loader of whole batches from `source`. `device`: where pixels are kept if `data.cache` says so."""
+        """The loop's loader, with whole batches from `source`. `device`: keeps the pixels if `data.cache` says so."""
         size = self.config.optim.batch_size
         plan = BatchPlan(batch_size=size, microbatch_size=size)
         inputs, seed = self.method.inputs(), self.config.run.seed
         return TrainingLoader(source, self.config.data, inputs, self.sampler, plan, seed, workers, device)
 
     def _watch(self, name: str, module: nn.Module) -> None:
-        """Books what happens inside `module` under `name` and what came before it under `other`."""
+        """Adds the time inside `module` to the part `name`, and the time before it to `other`."""
         module.register_forward_pre_hook(lambda *_: self._lap(OTHER))
         module.register_forward_hook(lambda *_: self._lap(name))
 
@@ -155,7 +155,7 @@ class TimedStep:
             self._timer.lap(name)
 
     def _batch(self) -> Batch:
-        """Random pixels with the first drawn masks of the most frequent token counts."""
+        """A batch of random pixels with masks of the most frequent token counts."""
         generator = torch.Generator().manual_seed(self.config.run.seed)
         size = self.config.optim.batch_size
         views = {
@@ -175,9 +175,9 @@ class TimedStep:
 
 
 def time_line(config: RunConfig, flops: float, device: torch.device, total_steps: int) -> str:
-    """Says how long a run will take, judged by real steps that are taken now.
+    """A line that says how long a run will take. It is estimated from real steps that are taken now.
 
-    `config`: the resolved settings. `flops`: FLOPs of one image in a step.
+    `config`: resolved settings. `flops`: FLOPs of one image in a step.
     """
     batch = config.optim.microbatch_size or config.optim.batch_size
     is_heavy = device.type == "cpu" and flops > MOST_CPU_FLOPS
@@ -201,11 +201,11 @@ def time_line(config: RunConfig, flops: float, device: torch.device, total_steps
 
 
 class RealSteps:
-    """Steps of a run on batches of its own loader."""
+    """Real steps of a run, with batches from its own loader."""
 
     def __init__(self, config: RunConfig, max_images: int = MAX_IMAGES) -> None:
-        """Warms up, and chooses how many steps a turn has. `max_images`: the most images of a list that are used."""
-        # a step of one microbatch: gradient accumulation only repeats it
+        """Warms up and chooses the number of steps in a turn. `max_images`: most images of a list that are used."""
+        # a step has one microbatch here, because gradient accumulation only repeats it
         config = resolve(config)
         batch = config.optim.microbatch_size or config.optim.batch_size
         optim = replace(config.optim, batch_size=batch, microbatch_size=None)
@@ -222,7 +222,7 @@ class RealSteps:
         self.flops = self._step.costs.step_flops
 
     def images_per_second(self) -> float:
-        """Takes one turn and returns its speed."""
+        """Takes one turn of steps and returns its speed."""
         seconds = measure(self._turn, self._step.device)
         return self.timed * self._step.config.optim.batch_size / seconds
 
@@ -240,6 +240,6 @@ class RealSteps:
 
 
 def _few_images(data: DataSettings, most: int) -> DataSettings:
-    """Settings with at most `most` images of a list. A stream is read as it comes."""
+    """The settings with at most `most` images of a list. Those of a stream do not change."""
     is_stream = isinstance(data, HuggingFaceSettings) and data.streaming
     return data if is_stream else replace(data, max_images=min(most, data.max_images or most))

@@ -1,4 +1,4 @@
-"""Pictures of a run: masks, feature maps, similarity, nearest neighbors."""
+"""Pictures of a run: masks, feature maps, similarity of patches, nearest neighbors."""
 
 from openjepa.visualization.figures import visualize_run
 from openjepa.visualization.mask_pictures import mask_figure

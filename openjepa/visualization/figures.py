@@ -1,4 +1,4 @@
-"""The pictures of a run: masks, feature maps, similarity of patches, nearest neighbors before and after training."""
+"""Draws the pictures of a run: masks, feature maps, similarity of patches, nearest neighbors before and after training."""
 
 import json
 from collections.abc import Callable
@@ -43,12 +43,12 @@ MASK_CAPTIONS = {
 }
 BEFORE, AFTER = "untrained", "trained"
 START = "start"
-"""Takes the place of `untrained` if the run began from weights."""
+"""Name of the encoder before training if the run started from weights; it replaces `untrained`."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of figures.json."""
+    """One entry of figures.json."""
 
     title: str
     caption: str
@@ -58,11 +58,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Subject:
-    """What the pictures are made of: the run's encoders and the images they are shown."""
+    """The inputs of the pictures: the run's encoders and the images."""
 
     config: RunConfig
     encoders: dict[str, tuple[VisionTransformer, EncoderConfig]]
-    """`trained`, and `untrained` or, if the run began from weights and kept them, `start`."""
+    """Encoders by name: `trained`, and `untrained` or, if the run started from weights and kept them, `start`."""
     shown: Pictured
     gallery: Pictured
     device: torch.device
@@ -70,15 +70,15 @@ class Subject:
 
     @property
     def cell(self) -> tuple[int, int]:
-        """Height and width of an image in a picture."""
+        """Height and width of an image in a picture, in pixels."""
         height, width = self.shown.images.shape[-2:]
         return max(1, round(CELL * min(1.0, height / width))), max(1, round(CELL * min(1.0, width / height)))
 
 
 def visualize_run(run: Path, num_images: int = 8, seed: int = 0, device: str = "auto") -> list[Path]:
-    """Writes `<run>/figures/*.png` and their list `figures.json`; returns the paths of the pictures.
+    """Writes `<run>/figures/*.png` and their list `figures.json`. Returns the paths of the pictures.
 
-    Raises Refusal for a folder without a trained encoder, if the data is gone, and if matplotlib is missing.
+    Raises Refusal if the folder has no trained encoder, if the data is gone, or if matplotlib is missing.
     """
     if not 1 <= num_images <= 24:
         raise Refusal(f"num_images={num_images} is not between 1 and 24")
@@ -175,7 +175,7 @@ def _similarity(subject: Subject, folder: Path) -> Entry | None:
 
 
 def _most_distinct(features: Float[np.ndarray, "H W D"]) -> tuple[int, int]:
-    """The patch farthest from the mean, not at the border."""
+    """Row and column of the patch farthest from the mean. Patches at the border are left out."""
     distance = np.linalg.norm(features - features.mean(axis=(0, 1)), axis=-1)
     inner = distance[1:-1, 1:-1] if min(distance.shape) > 2 else distance
     row, column = np.unravel_index(int(inner.argmax()), inner.shape)

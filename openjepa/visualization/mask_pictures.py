@@ -1,4 +1,4 @@
-"""Masks as pictures: context visible, targets outlined, the rest dimmed; and how often each patch is context or target."""
+"""Pictures of masks (context visible, targets outlined, the rest dimmed) and maps of how often a patch is context or target."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from openjepa.visualization.sheet import Layout, Sheet, enlarge, heat, heat_scal
 TARGET_COLORS = ((255, 194, 10), (61, 169, 252), (240, 60, 140), (40, 200, 160), (176, 132, 255), (255, 122, 69))
 CELL = 208
 COVERAGE_WORDS: dict[MaskKind, tuple[str, str]] = {"blocks": ("context", "any target"), "tokens": ("visible", "masked")}
-"""What the two maps beside the examples show."""
+"""Titles of the two coverage maps beside the examples."""
 _PAPER = (214, 217, 222)
 _SHADE = np.array([46.0, 49.0, 55.0])
 
@@ -25,7 +25,7 @@ def paint_masks(
     context: Bool[np.ndarray, "H W"],
     targets: Bool[np.ndarray, "M H W"],
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Draws masks on an image whose sides the grid divides. Context patches keep their pixels exactly."""
+    """Draws masks on an image whose sides are multiples of the grid's. Context patches keep their pixels exactly."""
     side = pixels.shape[0] // context.shape[0]
     seen = _spread(context, side)[..., None]
     gray = pixels.astype(np.float64).mean(axis=2, keepdims=True)
@@ -45,7 +45,7 @@ def _spread(patches: Bool[np.ndarray, "H W"], side: int) -> Bool[np.ndarray, "h 
 
 
 def _edges(patches: Bool[np.ndarray, "H W"], side: int, thickness: int) -> Bool[np.ndarray, "h w"]:
-    """Pixels of the patches that have a pixel outside them within `thickness` steps, diagonals included."""
+    """Pixels of the patches that are within `thickness` steps, diagonals included, of a pixel outside the patches."""
     inside = np.pad(_spread(patches, side), thickness)
     shrunk = inside.copy()
     for down in range(-thickness, thickness + 1):
@@ -62,9 +62,10 @@ def mask_figure(
     seed: int = 0,
     num_samples: int = 4096,
 ) -> Path:
-    """Examples and coverage maps (of `num_samples` draws) of one sampler, or of several under one another, as a PNG.
+    """Writes a PNG with examples and coverage maps of one sampler, or of several one below another. Returns `output`.
 
-    With images, the first row shows them and the second their masks (at most eight); without, masks lie on a neutral grid.
+    Coverage maps come from `num_samples` draws. If `images` are given, the first row shows at most eight of them, and the
+    second row their masks. Otherwise masks are drawn on a neutral grid.
     """
     chosen = [samplers] if isinstance(samplers, MaskSampler) else list(samplers)
     num_columns = 8 if images is None else min(8, len(images))
@@ -99,7 +100,7 @@ def _examples(
     num_columns: int,
     seed: int,
 ) -> MaskKind:
-    """Returns what the masks are."""
+    """Draws the examples of one sampler. Returns the kind of its masks."""
     side = layout.cell[0] // sampler.grid[0]
     drawn = examples(sampler, num_columns if images is not None else 2 * num_columns, seed)
     for index, example in enumerate(drawn):

@@ -1,6 +1,6 @@
-"""Nearest neighbors of a few images as a picture: which images are shown, their features, and the sheet.
+"""Nearest neighbors of a few images as a picture: the choice of images, their features, and the sheet.
 
-Features of patches have twice the resolution of the encoder's grid.
+Patch features have twice the resolution of the encoder's grid.
 """
 
 import warnings
@@ -28,13 +28,13 @@ from openjepa.visualization.sheet import BAD, GOOD, GRAY, Sheet, enlarge, printa
 
 @dataclass(frozen=True)
 class Pictured:
-    """Images in the view of their evaluation: a scene whole, so that all the objects its label counts are seen."""
+    """Images in their test view. Scenes are shown whole, so that all objects counted by the label are visible."""
 
     images: UInt8[Tensor, "n 3 h w"]
     labels: Int[np.ndarray, " n"] | None
     class_names: tuple[str, ...] | None
     indices: Int[np.ndarray, " n"]
-    """Their numbers in their split."""
+    """Indices of the images in their split."""
     split: str
     """training or test"""
 
@@ -61,12 +61,15 @@ class _Records(ListSource):
 def choose_images(
     config: RunConfig, size: tuple[int, int], num_shown: int, num_gallery: int, seed: int
 ) -> tuple[Pictured, Pictured]:
-    """`num_shown` images of the test split, and a gallery of training images. Without a test split both are training images."""
+    """`num_shown` images of the test split, and a gallery of training images.
+
+    If there is no test split, both are training images. Raises Refusal if none of the images to show can be read.
+    """
     splits = open_splits(config.data, config.run.seed)
     for what in splits.not_used:
         warnings.warn(what, UserWarning, stacklevel=2)
     train = splits.train if isinstance(splits.train, ListSource) else _head(splits.train, num_gallery)
-    fit = "squash" if splits.extra_labels else "crop"  # as the tasks of `openjepa evaluate` see scenes and other images
+    fit = "squash" if splits.extra_labels else "crop"  # as in the tasks of `openjepa evaluate`
     gallery = _read(train, size, num_gallery, seed, "training", fit)
     source, split = (splits.test, "test") if splits.test is not None and len(splits.test) > 0 else (train, "training")
     several = _read(source, size, 8 * num_shown, seed + 1, split, fit)
@@ -97,7 +100,7 @@ def _read(source: ListSource, size: tuple[int, int], number: int, seed: int, spl
 
 
 def _varied(several: Pictured, number: int, seed: int) -> Pictured:
-    """`number` of the images in a random order, one of each class before a second of any."""
+    """`number` of the images in random order, with one image of each class before a second of any class."""
     order = np.argsort(derive_samples("subset", seed, np.array([3]), several.indices), kind="stable")
     if several.labels is not None:
         seen: dict[int, int] = {}
@@ -123,9 +126,9 @@ def unit_features(
 def dense_features(
     encoder: VisionTransformer, config: EncoderConfig, images: UInt8[torch.Tensor, "B 3 h w"], device: torch.device
 ) -> Float[np.ndarray, "B H2 W2 D"]:
-    """Patch features on a grid twice as fine: four passes over images shifted by a quarter of a patch up or down and sideways.
+    """Patch features on a grid twice as fine, from four passes over images shifted by a quarter of a patch in both directions.
 
-    Positions beyond the grid that the encoder was trained on mean nothing to it, so a larger input gives no finer map.
+    A larger input would not give a finer map, because positions beyond the training grid mean nothing to the encoder.
     """
     quarter = max(1, config.patch_size // 4)
     height, width = images.shape[-2:]
@@ -144,7 +147,7 @@ def dense_features(
 
 
 def similarity_map(features: Float[np.ndarray, "H W D"], row: int, column: int) -> Float[np.ndarray, "H W"]:
-    """Cosine of one patch to all patches of its image, after the mean of the image's patches is taken out."""
+    """Cosine similarity of one patch to all patches of its image, after the mean of the image's patches is subtracted."""
     centered = features - features.mean(axis=(0, 1))
     units = centered / np.maximum(np.linalg.norm(centered, axis=-1, keepdims=True), 1e-12)
     return units @ units[row, column]  # type: ignore[no-any-return]
@@ -153,7 +156,7 @@ def similarity_map(features: Float[np.ndarray, "H W D"], row: int, column: int) 
 def nearest(
     queries: Float[np.ndarray, "Q D"], gallery: Float[np.ndarray, "G D"], num: int, skip: list[int | None]
 ) -> list[list[int]]:
-    """Indices of the `num` nearest of the gallery (largest dot product) for each query, without its own index in `skip`."""
+    """Gallery indices of the `num` nearest neighbors (largest dot product) of each query. Leaves out its index in `skip`."""
     similarities = queries @ gallery.T
     for row, own in enumerate(skip):
         if own is not None:
@@ -166,13 +169,13 @@ NUM_NEIGHBORS = 5
 _HEAD, _LABEL, _GAP, _GROUP_GAP = 44, 30, 6, 34
 
 Features = dict[str, tuple[Float[np.ndarray, "Q D"], Float[np.ndarray, "G D"]]]
-"""By encoder: unit vectors of the queries and of the gallery."""
+"""Unit vectors of the queries and of the gallery, by encoder."""
 
 
 def neighbor_sheet(
     queries: Pictured, gallery: Pictured, features: Features, cell: tuple[int, int]
 ) -> tuple[Sheet, dict[str, list[list[int]]]]:
-    """One row per query: the query, then its neighbors by each encoder; and the neighbors' numbers in the gallery."""
+    """A sheet with one row per query: the query, then its neighbors by each encoder. Also returns the gallery indices."""
     num_queries = len(next(iter(features.values()))[0])
     own = _own_places(queries, gallery, num_queries)
     found = {name: nearest(both[0], both[1], NUM_NEIGHBORS, own) for name, both in features.items()}
@@ -195,7 +198,7 @@ def neighbor_sheet(
 
 
 def purity(queries: Pictured, gallery: Pictured, found: dict[str, list[list[int]]]) -> dict[str, float]:
-    """Share of the neighbors that have their query's class, by encoder; empty without labels."""
+    """Share of the neighbors that have their query's class, by encoder; empty if there are no labels."""
     shares = {}
     for name, rows in found.items():
         right = [_is_right(queries, row, gallery, index) for row, indices in enumerate(rows) for index in indices]
@@ -206,7 +209,7 @@ def purity(queries: Pictured, gallery: Pictured, found: dict[str, list[list[int]
 
 
 def _own_places(queries: Pictured, gallery: Pictured, num_queries: int) -> list[int | None]:
-    """Row of the query itself if the gallery holds it."""
+    """The gallery index of each query itself; None if the gallery does not hold it."""
     if queries.split != gallery.split:
         return [None] * num_queries
     places = {int(index): place for place, index in enumerate(gallery.indices)}

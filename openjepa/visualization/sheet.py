@@ -1,8 +1,7 @@
-"""A picture made of images and words at exact pixel places, drawn with matplotlib's Agg canvas and none of its global state.
+"""A picture of images and words at exact pixel positions, drawn on matplotlib's Agg canvas without its global state.
 
-The background is transparent and words are of a middle gray, so that a sheet is readable on white and on black pages.
-
-Names are drawn whatever is in them: what is no letter is written out, and letters that the usual font lacks come from others.
+The background is transparent and words are medium gray, so that a sheet is readable on white and on black pages. Any name can
+be drawn: unprintable characters are written as escapes, and letters that the usual font lacks come from other fonts.
 """
 
 import warnings
@@ -21,19 +20,19 @@ from PIL import Image
 from openjepa.refusals import needed_for
 
 USUAL = "DejaVu Sans"
-"""matplotlib's own: Latin, Greek, Cyrillic, Arabic and more, but no Chinese, Japanese, Korean, Indic or emoji."""
+"""matplotlib's own font: Latin, Greek, Cyrillic, Arabic and more, but no Chinese, Japanese, Korean, Indic or emoji."""
 JOINERS = frozenset("\u200c\u200d")
-"""Say how the letters beside them join; they have no shape."""
+"""Characters that control how neighboring letters join. They have no shape of their own."""
 _SHAPELESS = JOINERS | frozenset("\ufe0e\ufe0f ")
 
 
 def printable(name: str) -> str:
-    r"""A name on one line. What cannot be printed is written out: a newline as `\n`, a byte that is not UTF-8 as `\udce9`."""
+    r"""A name on one line. Unprintable characters become escapes: a newline `\n`, a byte that is not UTF-8 `\udce9`."""
     return "".join(letter if letter.isprintable() or letter in JOINERS else ascii(letter)[1:-1] for letter in name)
 
 
 def families(text: str) -> tuple[list[str], bool]:
-    """Names of the fonts to draw a text with, the usual one first, and whether they have all of its letters."""
+    """Names of the fonts to draw a text with, the usual one first; and True if they have all of its letters."""
     lacking = [letter for letter in frozenset(text) - _SHAPELESS if ord(letter) not in _usual_letters()]
     others = [_family_with(letter) for letter in sorted(lacking)]
     return [USUAL, *dict.fromkeys(family for family in others if family is not None)], None not in others
@@ -48,12 +47,12 @@ def _usual_letters() -> frozenset[int]:
 
 @cache
 def _family_with(letter: str) -> str | None:
-    """The family of the first installed font that has a letter."""
+    """The family of the first installed font that has the letter; None if no font has it."""
     from matplotlib import font_manager
 
     for file, family, letters in _installed():
         if (letters == ord(letter)).any():
-            font_manager.fontManager.addfont(file)  # its list may be older than the font
+            font_manager.fontManager.addfont(file)  # matplotlib's list may be older than the font
             return family
     return None
 
@@ -73,13 +72,13 @@ def _installed() -> list[tuple[str, str, NDArray[np.uint32]]]:
 
 
 def _is_special(file: str) -> tuple[bool, str]:
-    """Upright fonts of usual weight first."""
+    """Sort key that puts upright fonts of regular weight first."""
     name = PurePath(file).name.lower()
     return any(word in name for word in ("bold", "italic", "oblique", "light", "thin", "black", "mono")), name
 
 
 def undrawn_words(names: Iterable[str]) -> str:
-    """What to say of names whose letters no font has."""
+    """The warning about names with letters that no font has."""
     listed = sorted(set(names))
     words = ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
     return (
@@ -94,7 +93,7 @@ _DPI = 100
 
 
 class Sheet:
-    """Width x height pixels; places are (left, top) from the upper left corner."""
+    """A picture of width x height pixels. Positions are (left, top), measured from the upper left corner."""
 
     def __init__(self, width: int, height: int) -> None:
         """An empty sheet. Raises Refusal if matplotlib is missing."""
@@ -103,13 +102,13 @@ class Sheet:
             from matplotlib.figure import Figure
         self.width, self.height = width, height
         self.undrawn: list[str] = []
-        """What has letters that no font has."""
+        """Words with letters that no font has."""
         self._figure: Any = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
         self._canvas: Any = FigureCanvasAgg(self._figure)
         self._figure.patch.set_alpha(0.0)
 
     def image(self, pixels: UInt8[np.ndarray, "h w 3"], left: int, top: int) -> None:
-        """Puts pixels there as they are, without resampling."""
+        """Places the pixels at (left, top) without resampling."""
         self._figure.figimage(pixels, xo=left, yo=self.height - top - pixels.shape[0], origin="upper")
 
     def words(
@@ -123,12 +122,12 @@ class Sheet:
         color: str = GRAY,
         upwards: bool = False,
     ) -> None:
-        """One line whose vertical middle is at `top`; `size` in pixels. Letters come from any font that has them."""
+        """Draws one line of text whose vertical middle is at `top`. `size` is in pixels. Any font with the letters is used."""
         text = printable(text)
         fonts, has_all = families(text)
         if not has_all:
             self.undrawn.append(text)
-        # parse_math would read a $ in a class name as a formula.
+        # parse_math would read a $ in a class name as the start of a formula.
         self._figure.text(
             left / self.width,
             1 - top / self.height,
@@ -145,7 +144,7 @@ class Sheet:
         )
 
     def frame(self, left: float, top: float, width: float, height: float, color: str, thickness: float = 5) -> None:
-        """The outline of a rectangle, drawn inside it."""
+        """Draws the outline of a rectangle, inside its edges."""
         from matplotlib.patches import Rectangle
 
         inset = thickness / 2
@@ -163,7 +162,7 @@ class Sheet:
         self._figure.add_artist(outline)
 
     def pixels(self) -> UInt8[np.ndarray, "h w 4"]:
-        """What is drawn so far. Warns of words with letters that no font has, which are boxes."""
+        """The picture so far. Warns about words with letters that no font has; such letters are drawn as boxes."""
         if self.undrawn:
             warnings.warn(undrawn_words(self.undrawn), UserWarning, stacklevel=2)
         with warnings.catch_warnings():
@@ -179,12 +178,12 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Layout:
-    """Places of the cells of a table of equal images."""
+    """Positions of the cells in a table of images of equal size."""
 
     cell: tuple[int, int]
-    """Height and width in pixels."""
+    """Height and width of a cell in pixels."""
     left: int = 44
-    """Room for the names of the rows."""
+    """Width in pixels of the margin for the names of the rows."""
     top: int = 0
     gap: int = 8
 
@@ -202,13 +201,13 @@ class Layout:
 
 
 def enlarge(pixels: UInt8[np.ndarray, "h w 3"], size: tuple[int, int], smooth: bool = True) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """Pixels at (height, width) `size`: photos smoothly, maps of patches in hard squares."""
+    """Resizes an image to `size` (height, width): smoothly for photos, in hard squares for maps of patches."""
     resampling = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
     return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), resampling))
 
 
 def table(rows: dict[str, list[UInt8[np.ndarray, "h w 3"]]], cell: tuple[int, int]) -> Sheet:
-    """A sheet with one named row of images of size `cell` under another."""
+    """A sheet with named rows of images of size `cell`, one below another."""
     layout = Layout(cell)
     sheet = Sheet(*layout.size(max(len(images) for images in rows.values()), len(rows)))
     for row, (name, images) in enumerate(rows.items()):
@@ -223,7 +222,7 @@ _STOPS = np.array([[24, 22, 48], [93, 34, 110], [187, 55, 84], [244, 131, 52], [
 
 
 def heat(shares: Float[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
-    """0 is dark, 1 is light; values outside are clipped."""
+    """Colors for shares: 0 is dark, 1 is light. Values outside [0, 1] are clipped."""
     places = np.clip(shares, 0, 1) * (len(_STOPS) - 1)
     below = np.minimum(places.astype(int), len(_STOPS) - 2)
     part = (places - below)[..., None]
@@ -232,15 +231,15 @@ def heat(shares: Float[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def heat_scale(height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
-    """The bar that explains `heat`, 1 at the top."""
+    """The color bar of `heat`, with 1 at the top."""
     return heat(np.repeat(np.linspace(1, 0, height)[:, None], width, axis=1))
 
 
 def pca_colors(features: Float[np.ndarray, "n H W D"]) -> UInt8[np.ndarray, "n H W 3"]:
-    """The first three principal components of all patches together as red, green and blue.
+    """Shows the first three principal components of all patches together as red, green and blue.
 
-    Each component is stretched from its 2nd to its 98th percentile; its sign makes the longer tail bright, so that the same
-    features always give the same colors.
+    Each component is scaled from its 2nd to its 98th percentile. Its sign makes the longer tail bright, so that equal features
+    always give equal colors.
     """
     flat = features.reshape(-1, features.shape[-1]).astype(np.float64)
     centered = flat - flat.mean(axis=0)

@@ -1,4 +1,4 @@
-"""The crops that a method sees of an image, as the loader makes them."""
+"""Pictures of the crops of an image that a method trains on, as the loader makes them."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,13 +24,16 @@ from openjepa.types import Batch, ColorChange, InputSpec, LoaderPosition, ViewSp
 from openjepa.visualization.sheet import Sheet, enlarge
 
 COLUMN = 208
-"""Width of an image and its large crops."""
+"""Width in pixels of an image and of its large crops."""
 GAP, LEFT = 8, 44
 MOST_IMAGES = 8
 
 
 def read_views(run: Path) -> dict[str, ViewSpec]:
-    """The views of each image that a run trained on, from its summary.json; empty for older runs, which do not say."""
+    """The views of each image in a run's training, from its summary.json; empty for older runs, which do not say.
+
+    Raises Refusal if the file has views that no training writes.
+    """
     known = (read_object(run / "summary.json") or {}).get("views", {})
     try:
         return {name: _view(fields) for name, fields in known.items()}
@@ -48,12 +51,12 @@ def _tuples(value: Any) -> Any:
 
 
 def changes_views(views: Mapping[str, ViewSpec]) -> bool:
-    """Whether there is more to see than one plain crop."""
+    """True if there is more to show than one plain crop."""
     return sum(view.count for view in views.values()) > 1 or any(view.colors for view in views.values())
 
 
 def view_sheet(config: RunConfig, views: Mapping[str, ViewSpec], num_images: int, seed: int = 0) -> Sheet:
-    """One column for each of at most eight training images: the whole image, its large crops, its small ones side by side."""
+    """A sheet with one column for each of at most eight training images: the image, its large crops, then its small crops."""
     source, batch = _draw(config, views, min(num_images, MOST_IMAGES), seed)
     largest = max(view.size[1] for view in views.values())
     rows = [(name, *_tiling(view, largest)) for name, view in views.items()]
@@ -86,14 +89,14 @@ def _left(column: int) -> int:
 
 
 def _tiling(view: ViewSpec, largest: int) -> tuple[int, tuple[int, int]]:
-    """How many crops stand side by side in a column, and height and width of each."""
+    """The number of crops side by side in a column, and the height and width of each in pixels."""
     across = 1 if view.size[1] == largest else max(2, largest // view.size[1])
     width = (COLUMN - (across - 1) * GAP) // across
     return across, (max(1, round(width * view.size[0] / view.size[1])), width)
 
 
 def _draw(config: RunConfig, views: Mapping[str, ViewSpec], number: int, seed: int) -> tuple[ListSource | None, Batch]:
-    """The first microbatch of a loader with a seed that training never uses, and the source if its images have an index."""
+    """The source if its images have an index, and the first microbatch of a loader with a seed that training never uses."""
     train = open_splits(config.data, config.run.seed).train
     number = min(number, len(train)) if isinstance(train, ListSource) else number
     grid = config.model.grid(config.data.height_width())

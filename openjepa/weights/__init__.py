@@ -1,8 +1,8 @@
-"""Formats that encoders are read and written in. One file and one line of FORMATS each. Free of torch.
+"""Formats that encoders are read from and written to. Each is one file and one line of FORMATS. Does not import torch.
 
-A format is a `Reader`: `recognize(contents)` says from what a file or folder holds whether it is of this format, and no two
-formats claim the same; `read(contents, choice)` gives the networks. `openjepa.weights.formats.load_any` chooses among them.
-`openjepa convert` calls what writes those of OUTPUTS.
+A format is a `Reader`. `recognize(contents)` returns True if a file or folder has this format; no two formats claim the same
+one. `read(contents, choice)` returns the networks. `openjepa.weights.formats.load_any` chooses the format. `openjepa convert`
+calls the functions in OUTPUTS to write.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from openjepa.settings.registry import Line
 
 @dataclass(frozen=True)
 class Format(Line):
-    """How a format is read or written."""
+    """The code that reads or writes a format."""
 
     home: str
-    """`package.module:name` of its `Reader`, or of the function that writes it."""
+    """The format's `Reader`, or the function that writes it, as `package.module:name`."""
     summary: str
-    """What is recognized or written, in one line."""
+    """One line that says what is recognized or written."""
 
 
 FORMATS: dict[str, Format] = {
@@ -44,7 +44,7 @@ FORMATS: dict[str, Format] = {
     ),
     "onnx": Format("openjepa.weights.onnx:READER", "written only: a graph for other runtimes"),
 }
-"""By name, in the order in which they are asked."""
+"""Formats by name, in the order in which they are tried."""
 
 OUTPUTS: dict[str, Format] = {
     "safetensors": Format("openjepa.weights.native:write", "openjepa's own encoder folder, with the predictor inside"),
@@ -57,4 +57,4 @@ OUTPUTS: dict[str, Format] = {
     ),
     "official": Format("openjepa.weights.official:write", "a checkpoint.pth.tar as the released I-JEPA program writes it"),
 }
-"""By the name that `openjepa convert --to` takes. `safetensors` is the format `native` of FORMATS."""
+"""Formats by the name that `openjepa convert --to` takes. `safetensors` is the format `native` of FORMATS."""

@@ -1,7 +1,7 @@
-"""What files and folders of weights hold, and networks that are filled with it.
+"""The contents of files and folders of weights, and networks that are filled with them.
 
-Nothing in a file is executed, and a large one is mapped instead of read into memory. A network gets all tensors of a file and
-nothing else, in little more memory than its own.
+Nothing in a file is executed. Large files are mapped instead of read into memory. A network must use every tensor of a file and
+gets nothing from elsewhere. Filling it takes little more memory than the network itself.
 """
 
 import hashlib
@@ -24,45 +24,45 @@ from openjepa.system.shell import absent
 from openjepa.weights.state_dicts import PLAIN_DATA, Groups, Network, networks_in
 
 AGAIN = "export or download the network again"
-"""What mends a damaged folder of weights."""
+"""Advice for a damaged folder of weights."""
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 PICKLE_FILE = "pytorch_model.bin"
 INDEX_FILES = (f"{WEIGHTS_FILE}.index.json", f"{PICKLE_FILE}.index.json")
-"""Which of several files holds which weights."""
+"""Names of index files, which say which file holds which weights."""
 CHECKPOINT_FILE = "checkpoint.pth.tar"
-"""In a folder that `openjepa convert --to official` has written."""
+"""Name of the file in a folder written by `openjepa convert --to official`."""
 ONNX_ENDING = ".onnx"
 READ = (".json", ".safetensors", ".bin")
-"""Endings of the files of a folder that are read."""
+"""Endings of the files in a folder that are read."""
 SMALL = 64 * 2**20
-"""Bytes of a file, or of all files of a folder, up to which they are read once and whole."""
+"""Files (or folders) of at most this many bytes are read once, as a whole."""
 DEEPEST = 3
-"""Dictionaries inside one another that are looked into."""
+"""Largest depth of nested dictionaries that are searched."""
 OPTIMIZER = re.compile(r"optim|opt$")
-"""Dictionaries that hold no network, though they may have names of its tensors."""
+"""Matches names of dictionaries that hold no network, although their entries may be named like its tensors."""
 PARTS = 16
-"""Parts in which a network is filled. A file is mapped anew for each: no more than a part is in memory beside the copy."""
+"""A network is filled in this many parts. The file is mapped again for each, so only one part is in memory beside the copy."""
 MOST_NAMES = 20
-"""Names of tensors that a refusal lists."""
+"""Largest number of tensor names that a refusal lists."""
 ZIP_START, PICKLE_START, LFS_START = b"PK\x03\x04", b"\x80", b"version https://git-lfs"
 NetworkType = TypeVar("NetworkType", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What lies at a path, before its format is known."""
+    """The contents of a path, before its format is known."""
 
     path: Path
     settings: Mapping[str, Any] | None
-    """Its config.json; None for a file, and for a folder without one."""
+    """The entries of its config.json; None for a file, or for a folder without one."""
     open: Callable[[], Mapping[str, Any]]
-    """What the file holds; a large file is mapped anew each time, its tensors not read before they are used. Raises Refusal,
-    also if another file has taken its place since."""
+    """Returns the contents of the file. A large file is mapped again each time, and its tensors are read when they are used.
+    Raises Refusal if it cannot be read, or if another file has replaced it."""
 
     @cached_property
     def tree(self) -> Mapping[str, Any]:
-        """What the file holds. Not for copying from: what is used of a large file stays in memory."""
+        """The contents of the file. Do not copy weights from it: the parts of a large file that are used stay in memory."""
         return self.open()
 
     @cached_property
@@ -71,14 +71,14 @@ class Contents:
         return networks_in(tensor_groups(self.tree), self.path)
 
     def mapped(self) -> Mapping[str, Network]:
-        """The networks of a new mapping, for copying."""
+        """The networks in a new mapping, to copy weights from."""
         return networks_in(tensor_groups(self.open()), self.path)
 
 
 def tensor_groups(tree: Mapping[str, Any]) -> Groups:
-    """The tensors directly in a file and those of its dictionaries.
+    """The tensors of a file, grouped by the dictionary that holds them.
 
-    A dictionary inside another has the names of both, with a point between them.
+    The name of a nested dictionary has the names of all levels, joined by points.
     """
     return dict(_groups(tree, "", DEEPEST))
 
@@ -93,7 +93,7 @@ def _groups(tree: Mapping[Any, Any], name: str, deepest: int) -> Iterator[tuple[
 
 
 def open_contents(path: Path) -> Contents:
-    """Contents of `path`, a file of weights or a folder with one. Raises Refusal if there is neither."""
+    """The contents of `path`, a file of weights or a folder with one. Raises Refusal if there is neither."""
     if path.is_dir() and (path / CHECKPOINT_FILE).is_file() and not (path / CONFIG_FILE).is_file():
         return open_contents(path / CHECKPOINT_FILE)
     if path.is_dir():
@@ -102,16 +102,16 @@ def open_contents(path: Path) -> Contents:
         raise Refusal(f"{path} {absent(path)}; name a run folder, an encoder folder or a file of weights")
     if path.name in (WEIGHTS_FILE, PICKLE_FILE) and (path.parent / CONFIG_FILE).is_file():
         return open_contents(path.parent)
-    if path.suffix == ONNX_ENDING:  # a graph, no dictionary of weights: its format says so
+    if path.suffix == ONNX_ENDING:  # a graph and not a dictionary of weights; the format `onnx` refuses it
         return Contents(path, None, dict)
-    if _start(path).startswith(PICKLE_START):  # what torch wrote before 1.6 cannot be mapped: it is read, and once only
+    if _start(path).startswith(PICKLE_START):  # files of torch before 1.6 cannot be mapped, so they are read, and only once
         tree = _open_torch(path, is_mapped=False)
         return Contents(path, None, lambda: tree)
     return Contents(path, None, _opener(path, _open_file))
 
 
 def _opener(path: Path, opened: Callable[[Path], Mapping[str, Any]]) -> Callable[[], Mapping[str, Any]]:
-    """Maps what is large anew each time, and reads what is small once."""
+    """A function that maps a large file again on each call. A small file is read only once."""
     before = _state(path)
     if sum(size for _, _, size, _ in before) > SMALL:
         return lambda: _unchanged(opened, path, before)
@@ -119,7 +119,7 @@ def _opener(path: Path, opened: Callable[[Path], Mapping[str, Any]]) -> Callable
 
 
 def _state(path: Path) -> list[tuple[str, int, int, int]]:
-    """What tells a file, or the files of a folder, from others that take their place, as those of a running training do."""
+    """Identifies a file, or the files of a folder. It changes if others replace them, as a running training does."""
     files = sorted(item for item in path.iterdir() if item.suffix in READ) if path.is_dir() else [path]
     return [(item.name, (seen := item.stat()).st_ino, seen.st_size, seen.st_mtime_ns) for item in files]
 
@@ -127,7 +127,7 @@ def _state(path: Path) -> list[tuple[str, int, int, int]]:
 def _unchanged(
     opened: Callable[[Path], Mapping[str, Any]], path: Path, before: list[tuple[str, int, int, int]]
 ) -> Mapping[str, Any]:
-    """What `opened` maps. Raises Refusal if `path` has changed: a network must not be filled from two files."""
+    """The contents that `opened` maps. Raises Refusal if `path` has changed: a network must not mix two files."""
     try:
         tree, after = opened(path), _state(path)
     except FileNotFoundError:
@@ -143,7 +143,7 @@ def _start(path: Path) -> bytes:
 
 
 def _open_folder(folder: Path) -> Mapping[str, Any]:
-    """The tensors of a folder: in one file, or in the parts that an index lists."""
+    """The tensors of a folder, from one file or from the files that an index lists."""
     for name in (INDEX_FILES[0], WEIGHTS_FILE, PICKLE_FILE, INDEX_FILES[1]):
         if (folder / name).is_file():
             return _open_parts(folder, name) if name in INDEX_FILES else _open_file(folder / name)
@@ -158,7 +158,7 @@ def _open_parts(folder: Path, index: str) -> Mapping[str, Any]:
     places = (read_object(folder / index, AGAIN) or {}).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise Refusal(f"{folder / index} has no weight_map that says which file holds which weights; download it again")
-    # only the names: an index must not lead out of its folder
+    # only the last part of each path: an index must not lead out of its folder
     files = sorted({Path(str(name)).name for name in places.values()})
     if missing := [name for name in files if not (folder / name).is_file()]:
         raise Refusal(f"{folder} lacks files that {index} lists: {', '.join(missing)}; download it again")
@@ -187,18 +187,18 @@ def _open_safetensors(path: Path) -> Mapping[str, Any]:
 
 
 def _open_torch(path: Path, is_mapped: bool) -> Mapping[str, Any]:
-    """What torch.save wrote. Plain data and tensors only: anything else is refused, and nothing is executed.
+    """Reads a file of torch.save. Only tensors and plain data are allowed; anything else is refused. Nothing is executed.
 
-    What counts as plain data beyond torch's own list stands in `plain_data`.
+    `plain_data` lists what counts as plain data beyond torch's own list.
     """
     try:
         with torch.serialization.safe_globals(PLAIN_DATA), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about unusual pickles; what matters of them is an error below
+            warnings.simplefilter("ignore", UserWarning)  # about unusual pickles; real problems raise an error below
             tree = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
     except pickle.UnpicklingError as error:
-        # torch's own message goes on to recommend loading without this protection
+        # torch's own message recommends loading without this protection
         raise Refusal(_refused(path, str(error))) from None
-    except Exception as error:  # a cut or foreign file can raise anything
+    except Exception as error:  # a truncated or foreign file can raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise Refusal(f"{path} is damaged, cut off, or not written by torch.save ({reason}); download it again") from error
     if not isinstance(tree, Mapping):
@@ -230,32 +230,32 @@ def _only(tensor: Tensor) -> Tensor:
 
 
 def stacked(*tensors: Tensor) -> Tensor:
-    """Joins the rows of queries, keys and values that a file keeps apart."""
+    """Joins the rows of queries, keys and values that a file stores separately."""
     return torch.cat(tensors)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Origin of one weight."""
+    """The origin of one weight."""
 
     keys: tuple[str, ...]
-    """Its tensors in the file."""
+    """Keys of its tensors in the file."""
     make: Callable[..., Tensor] = _only
-    """Makes the weight of these tensors."""
+    """Makes the weight from these tensors."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Origin of every weight of a network."""
+    """The origin of every weight of a network."""
 
     sources: Mapping[str, Source]
-    """By the name of the weight."""
+    """Sources by the name of the weight."""
     checked: frozenset[str] = field(default_factory=frozenset)
-    """Keys of tensors that were read but become no weight: fixed positions."""
+    """Keys of tensors that were checked but do not become weights: fixed positions."""
 
 
 def same_names(network_names: Iterator[str] | list[str]) -> dict[str, Source]:
-    """The sources if a file has our names."""
+    """The sources for a file that uses our names."""
     return {name: Source((name,)) for name in network_names}
 
 
@@ -267,10 +267,10 @@ def weight_names(build: Callable[[], nn.Module]) -> list[str]:
 def fill(
     build: Callable[[], NetworkType], plan: Plan, open_tensors: Callable[[], Mapping[str, Tensor]], where: str
 ) -> NetworkType:
-    """The network that `build` makes, in evaluation mode, in fp32 on the CPU, its weights copied from a file.
+    """Builds a network with `build` and copies its weights from a file. Returns it in evaluation mode, in fp32, on the CPU.
 
-    `open_tensors` maps the file anew. Raises Refusal, which begins with `where`, with all keys that are missing, left over or
-    of another shape. The peak of memory is that of the network, a sixteenth of it, and its largest weight.
+    `open_tensors` maps the file again. Raises Refusal if keys are missing, left over or have another shape; the message begins
+    with `where` and lists them. The peak memory is that of the network, plus a sixteenth of it, plus its largest weight.
     """
     network = _without_values(build)
     wanted = {name: value.shape for name, value in network.state_dict().items()}
@@ -282,13 +282,13 @@ def fill(
         for name in names:
             source = plan.sources[name]
             state[name] = _copy(source.make(*(tensors[key] for key in source.keys)), wanted[name])
-        del tensors  # and with them what is mapped
+        del tensors  # this also frees the mapped pages
     network.load_state_dict(state, assign=True)
     return network.requires_grad_(True).eval()
 
 
 def _without_values(build: Callable[[], NetworkType]) -> NetworkType:
-    """A network whose weights take no memory. torch's random generator is left as it was."""
+    """A network whose weights take no memory. torch's random generator is left unchanged."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         return build()
 
@@ -298,7 +298,7 @@ def _copy(value: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _parts(wanted: Mapping[str, torch.Size]) -> Iterator[list[str]]:
-    """Names in parts of about a sixteenth of all numbers each."""
+    """Yields the names in groups, each with about a sixteenth of all weights' elements."""
     limit = sum(shape.numel() for shape in wanted.values()) / PARTS
     part: list[str] = []
     size = 0
@@ -327,12 +327,12 @@ def _check(wanted: Mapping[str, torch.Size], plan: Plan, tensors: Mapping[str, T
 
 
 def _misfit(source: Source, tensors: Mapping[str, Tensor], shape: torch.Size) -> str:
-    """The keys and shapes of a weight that would not fit; empty if it fits or is missing."""
+    """Keys and shapes of a weight that does not fit, in words; empty if it fits or is missing."""
     if any(key not in tensors for key in source.keys):
         return ""
     found = [tensors[key] for key in source.keys]
     try:
-        # shapes alone: nothing of the file is read
+        # shapes only: no tensor of the file is read
         made = source.make(*(torch.empty(item.shape, device="meta") for item in found)).shape
     except RuntimeError:
         made = None

@@ -1,6 +1,6 @@
-"""Settings beside the weights of other programs: one reader, which never takes one value for another.
+"""Reads the settings that other programs store beside weights, and refuses values of the wrong type.
 
-Settings of an encoder that config.json of another program has no place for stand in it under a name of our own.
+Settings of our encoder that another program's config.json has no entry for are stored in it under a name of our own.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,25 +19,31 @@ Channels = tuple[float, float, float] | float | None
 
 @dataclass(frozen=True, kw_only=True)
 class Pixels:
-    """Mean and standard deviation of pixels, one for all channels or one for each."""
+    """Mean and standard deviation of pixels: one value for all channels, or one per channel."""
 
     mean: Channels = None
     std: Channels = None
 
 
 def described(kind: type[Described], entries: dict[str, Any], where: object) -> Described:
-    """Those of `entries` that the dataclass `kind` has. Raises Refusal if one is missing or of another type."""
+    """Makes the dataclass `kind` from those of `entries` that are its fields.
+
+    Raises Refusal, which names `where`, if an entry is missing or has another type.
+    """
     return typed(kind, entries, where, AGAIN)
 
 
 def with_pixels(config: EncoderConfig, pixels: Pixels) -> EncoderConfig:
-    """`config` with the mean and standard deviation that a file says."""
+    """`config` with the mean and standard deviation of `pixels`."""
     mean, std = _three(pixels.mean), _three(pixels.std)
     return replace(config, pixel_mean=mean or config.pixel_mean, pixel_std=std or config.pixel_std)
 
 
 def checked(config: EncoderConfig, where: object, names: dict[str, str] | None = None) -> EncoderConfig:
-    """`config`, if an encoder can have these settings. `names`: what the file `where` calls them."""
+    """Returns `config` unchanged. Raises Refusal if no encoder can have these settings.
+
+    `names` maps our names of settings to those in the file `where`.
+    """
     try:
         check_encoder(config, names)
     except Refusal as error:
@@ -63,16 +69,16 @@ FIELDS: dict[str, Callable[[object], bool]] = {
     "drop_path": _is_share,
     "initialization": lambda value: value in get_args(Initialization),
 }
-"""Field of `EncoderConfig`, and which values it may have."""
+"""Fields of `EncoderConfig`, and tests for the values that they may have."""
 
 
 def beside(config: EncoderConfig) -> dict[str, Any]:
-    """The entry to write into another program's config.json."""
+    """The entry with our own settings for another program's config.json."""
     return {KEY: {name: getattr(config, name) for name in FIELDS}}
 
 
 def with_beside(config: EncoderConfig, settings: Mapping[str, Any], where: object) -> EncoderConfig:
-    """`config` with the settings that `beside` wrote. Raises Refusal for a value that a setting cannot have."""
+    """`config` with the settings that `beside` wrote. Raises Refusal if a setting cannot have its value."""
     said = settings.get(KEY)
     if not isinstance(said, Mapping):
         return config

@@ -1,6 +1,6 @@
-"""Encoders in any format: `load_any` recognizes and reads it; what readers and writers of a format give and take.
+"""Encoders in any format: `load_any`, which recognizes and reads them, and the types that readers and writers share.
 
-Names on the Hugging Face Hub are downloaded if huggingface_hub is installed.
+Models are downloaded from the Hugging Face Hub by their names if huggingface_hub is installed.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,28 +24,28 @@ from openjepa.weights.contents import MOST_NAMES, Contents, open_contents
 
 @dataclass(frozen=True)
 class Choice:
-    """Choices that only the user can make."""
+    """Choices between readings of a file that only the user can make."""
 
     encoder: Literal["target", "context"] = "target"
-    """Which encoder of a file that holds both: `target` (the moving average, or teacher) or `context` (the student)."""
+    """The encoder to read if a file holds both: `target` (the moving average, or teacher) or `context` (the student)."""
     heads: int | None = None
-    """Attention heads, if neither the file nor its width tells them."""
+    """Number of attention heads, if neither the file nor the width tells it."""
     predictor: bool = True
-    """Whether I-JEPA's predictor is read too."""
+    """True to read I-JEPA's predictor, too."""
 
 
 class WrongChoice(Refusal):
-    """A refusal that another `Choice` would answer."""
+    """A refusal that another `Choice` would resolve."""
 
     def __init__(self, message: str, setting: Literal["encoder", "heads"]) -> None:
-        """`setting`: the field of `Choice` that has to change."""
+        """`setting` is the field of `Choice` that has to change."""
         super().__init__(message)
         self.setting = setting
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """Networks that were read, on the CPU, in fp32 and evaluation mode."""
+    """Networks read from a file, on the CPU, in fp32 and evaluation mode."""
 
     encoder: VisionTransformer
     config: EncoderConfig
@@ -53,17 +53,17 @@ class Loaded:
     """I-JEPA's predictor, if the file holds one."""
     predictor_config: PredictorConfig | None
     what: str
-    """What it is, in a few words, to be printed."""
+    """A few words that say what was read, for printing."""
     encoders: tuple[str, ...] = ("target",)
-    """Which encoders the file holds, as `Choice.encoder` names them."""
+    """The encoders that the file holds, as named by `Choice.encoder`."""
     predictor_extra: Mapping[str, Any] = field(default_factory=dict)
-    """What stands beside the predictor's settings: how masks were drawn for it."""
+    """Entries beside the predictor's settings, which say how its masks were drawn."""
     training: Mapping[str, Any] = field(default_factory=dict)
-    """What the file itself says of the training: step, epoch, loss, ..."""
+    """Facts of the training that the file holds: step, epoch, loss, ..."""
     notes: tuple[str, ...] = ()
-    """For people: what was cut off the names in the file, and what of it was not read."""
+    """Notes for the user: prefixes removed from names, and tensors that were not read."""
     is_own: bool = False
-    """Whether it is in openjepa's own format."""
+    """True if it is in openjepa's own format."""
 
 
 @dataclass(frozen=True)
@@ -71,19 +71,19 @@ class Reader:
     """One format."""
 
     recognize: Callable[[Contents], bool]
-    """Whether it is this format's, whole or damaged."""
+    """Returns True if the contents have this format, even if they are damaged."""
     read: Callable[[Contents, Choice], Loaded]
-    """The networks. Raises Refusal that lists what is missing or left over."""
+    """Returns the networks. Raises Refusal if keys are missing or left over, and lists them."""
 
 
 def refuse_context(contents: Contents, choice: Choice) -> None:
-    """Raises Refusal if the context encoder is wanted and there is only one encoder."""
+    """Raises WrongChoice, a Refusal, if the context encoder is wanted but the contents hold only one encoder."""
     if choice.encoder == "context":
         raise WrongChoice(f"encoder='context': {contents.path} holds one encoder only; leave that setting out", "encoder")
 
 
 def size_words(config: EncoderConfig) -> str:
-    """`ViT-H/14 at 224`, or width, depth and patch if the shape has no name."""
+    """Words such as `ViT-H/14 at 224`; width, depth and patch size if the shape has no name."""
     letters = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g"}
     names = [letters[name] for name, shape in SIZES.items() if name in letters and _is_shape(config, shape.width, shape.depth)]
     height, width = config.image_size
@@ -97,7 +97,7 @@ def _is_shape(config: EncoderConfig, width: int, depth: int) -> bool:
 
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-"""How weights may be stored, by name."""
+"""Types that weights may be stored in, by name."""
 
 
 @dataclass(frozen=True)
@@ -109,27 +109,27 @@ class Networks:
     predictor: Predictor | None = None
     predictor_config: PredictorConfig | None = None
     predictor_extra: Mapping[str, Any] = field(default_factory=dict)
-    """What is written beside the predictor's settings: how masks were drawn for it."""
+    """Entries to write beside the predictor's settings, which say how its masks were drawn."""
     context: VisionTransformer | None = None
-    """The context encoder, if the format holds both and `encoder` is the target encoder."""
+    """The context encoder, for formats that hold both; `encoder` is then the target encoder."""
     training: Mapping[str, Any] = field(default_factory=dict)
-    """What is known of the training in single numbers: step, epoch, loss, batch_size, ..."""
+    """Numbers of the training: step, epoch, loss, batch_size, ..."""
     source: str = ""
-    """What it was made from, for people to read."""
+    """Name of the original weights, for the user."""
 
 
 Write = Callable[[Path, Networks, str], list[str]]
-"""Writes one format into a folder that is there and empty; the last argument is a name of DTYPES. Returns what is left out."""
+"""Writes one format into an existing, empty folder. The last argument is a key of DTYPES. Returns remarks on omitted parts."""
 
 
 @dataclass(frozen=True)
 class Trait:
-    """Something that not every format has a place for."""
+    """A property of encoders that not every format can store."""
 
     words: Callable[[EncoderConfig], str]
-    """The trait in words; empty if the encoder does not have it."""
+    """Returns the trait in words; empty if the encoder does not have it."""
     formats: tuple[str, ...]
-    """The formats that hold it."""
+    """The formats that can store it."""
 
 
 TRAITS = (
@@ -152,7 +152,7 @@ TRAITS = (
 
 
 def check_holds(name: str, config: EncoderConfig, formats: tuple[str, ...]) -> None:
-    """Raises Refusal, which names those of `formats` that fit, if the format `name` has no place for what the encoder has."""
+    """Raises Refusal if the format `name` cannot store a trait of the encoder, and names those of `formats` that can."""
     has = [(trait.words(config), trait.formats) for trait in TRAITS if trait.words(config)]
     lost = [words for words, holding in has if name not in holding]
     if lost:
@@ -164,7 +164,7 @@ def check_holds(name: str, config: EncoderConfig, formats: tuple[str, ...]) -> N
 
 
 def position_table(encoder: VisionTransformer) -> Float[Tensor, "1 S D"]:
-    """Positions of the training size as other programs store them: first the class token's, zeros if they are fixed."""
+    """Positions at the training size as other programs store them. A class token's comes first; it is zero if fixed."""
     if encoder.pos_embed is not None:
         table: Tensor = encoder.pos_embed.detach()
         return table
@@ -174,32 +174,32 @@ def position_table(encoder: VisionTransformer) -> Float[Tensor, "1 S D"]:
 
 
 def stored(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
-    """Tensors as they are written: on the CPU, in one piece each, floats in `dtype`."""
+    """Tensors ready to be written: on the CPU, contiguous, floats in `dtype`."""
     plain = {name: value.detach().cpu() for name, value in tensors.items()}
     return {name: _alone(value.to(DTYPES[dtype]) if value.is_floating_point() else value) for name, value in plain.items()}
 
 
 def _alone(value: Tensor) -> Tensor:
-    """In one piece, and without the rest of a larger tensor that it is a part of, which would be written with it."""
+    """`value`, contiguous. Copied if it is part of a larger tensor, all of which would otherwise be written with it."""
     value = value.contiguous()
     return value if value.untyped_storage().nbytes() == value.numel() * value.itemsize else value.clone()
 
 
 def mask_token_remark(networks: Networks) -> list[str]:
-    """A remark that the mask token is left out, if the encoder has one."""
+    """A remark that the mask token is left out; empty if the encoder has none."""
     if networks.encoder.mask_token is None:
         return []
     return ["the mask token, which an encoder of whole images does not need, is left out"]
 
 
 FILES = ["config.json", "preprocessor_config.json", "predictor/config.json", "*.safetensors", "*.safetensors.index.json"]
-"""What is downloaded: settings and weights, nothing that could be executed."""
+"""Files that are downloaded: settings and weights, nothing that could be executed."""
 OLDER = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
-"""Pickles, which are downloaded if a model has no safetensors and are read without executing anything."""
+"""Pickle files, which are downloaded if a model has no safetensors. Nothing in them is executed."""
 
 
 def download(name: str) -> Path:
-    """The folder of a model of the Hub in the local cache. It is downloaded if it is not there yet.
+    """The folder of the Hub's model `name` in the local cache. The model is downloaded if it is not there yet.
 
     Raises Refusal if huggingface_hub is missing or the model cannot be downloaded.
     """
@@ -211,7 +211,7 @@ def download(name: str) -> Path:
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(name, allow_patterns=[*FILES, *OLDER]))
         return folder
-    except Exception as error:  # of the Hub's, of HTTP and of the network: there is no common class
+    except Exception as error:  # errors of the Hub, of HTTP and of the network have no common class
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise Refusal(f"{name} does not exist here, and it could not be had from the Hugging Face Hub: {reason}") from error
 
@@ -220,10 +220,10 @@ __all__ = ["Choice", "Loaded", "load_any", "recognized"]
 
 
 def load_any(path: Path | str, choice: Choice | None = None) -> Loaded:
-    """The encoder, and the predictor if there is one, of a run folder, a folder of weights, a file, or a name on the Hub.
+    """Reads the encoder, and the predictor if there is one, from a run folder, a folder of weights, a file, or the Hub.
 
-    Raises Refusal if nothing is there, if the format is unknown or the file damaged, if keys are missing or left over (which it
-    lists), and if `choice` does not fit. Nothing in the file is executed.
+    `path` may be a name on the Hub. Nothing in the file is executed. Raises Refusal if nothing is there, if the format is
+    unknown or the file damaged, if keys are missing or left over (which it lists), or if `choice` does not fit.
     """
     name, choice = hub_name(path), choice or Choice()
     contents = open_contents(Path(path).expanduser() if name is None else download(name))
@@ -234,7 +234,7 @@ def load_any(path: Path | str, choice: Choice | None = None) -> Loaded:
 
 
 def recognized(contents: Contents) -> str:
-    """The name of the format. Raises Refusal if it is unknown."""
+    """The name of the contents' format. Raises Refusal if it is unknown."""
     name = next((name for name, item in FORMATS.items() if item.load().recognize(contents)), None)
     if name is None:
         raise Refusal(f"{contents.path} {_seen(contents)}")
@@ -242,7 +242,7 @@ def recognized(contents: Contents) -> str:
 
 
 def _seen(contents: Contents) -> str:
-    """Why it is of no format, from what it holds."""
+    """The reason why the contents have no known format."""
     if contents.path.is_dir() and contents.settings is None:
         return (
             "is neither a run folder (config.yaml, encoder/) nor an encoder folder (config.json, model.safetensors): "

@@ -1,6 +1,6 @@
-"""openjepa's own format: a folder with `config.json` and `model.safetensors`, nothing in it executable.
+"""openjepa's own format: a folder with `config.json` and `model.safetensors`. Nothing in it is executable.
 
-A folder of another program that was written by openjepa may also hold `predictor/`, which is in this format.
+A folder that openjepa wrote in another program's format may also hold `predictor/`, which is in this format.
 """
 
 import dataclasses
@@ -26,24 +26,24 @@ from openjepa.weights.state_dicts import Network
 
 VERSION = 1
 KINDS: dict[str, type[Any]] = {"openjepa-encoder": EncoderConfig, "openjepa-predictor": PredictorConfig}
-"""Value of `format` in config.json, and the settings beside it."""
+"""The values of `format` in config.json, and the settings that belong to each."""
 
 ENCODER_FOLDERS = {"target": "encoder", "context": "context_encoder"}
-"""Folder of each encoder in a run folder."""
+"""Names of the encoders' folders in a run folder."""
 PREDICTOR_FOLDER = "predictor"
-"""Folder of the predictor, in a run folder or inside the folder of an encoder."""
+"""Name of the predictor's folder, in a run folder or inside the folder of an encoder."""
 
 EXPORT = "export the network again"
-"""What mends a damaged folder."""
+"""Advice for a damaged folder."""
 
 NetworkType = TypeVar("NetworkType", bound=nn.Module)
 ConfigType = TypeVar("ConfigType", EncoderConfig, PredictorConfig)
 
 
 def save_network(folder: Path, export: Export, alone: bool = False) -> None:
-    """Writes a network, in fp32, as a folder that is complete at any moment it is seen; an older one there is replaced.
+    """Writes a network to `folder` in fp32. The folder is replaced atomically, so that readers always see a complete one.
 
-    `alone`: as for `whole_folder`.
+    `alone` has the same meaning as for `whole_folder`.
     """
     config = _config_entries(export)
     with whole_folder(folder, alone) as unfinished:
@@ -51,7 +51,7 @@ def save_network(folder: Path, export: Export, alone: bool = False) -> None:
 
 
 def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
-    """The encoder into a folder that is there, and the predictor into `predictor/` inside it."""
+    """Writes the encoder into an existing folder, and the predictor into `predictor/` inside it. Returns remarks."""
     encoder = Export(networks.config, networks.encoder, _step(networks.training))
     _write_files(folder, _config_entries(encoder), networks.encoder, dtype)
     write_predictor(folder, networks, dtype)
@@ -59,7 +59,7 @@ def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
 
 
 def write_predictor(folder: Path, networks: Networks, dtype: str) -> None:
-    """Writes the predictor, if there is one, to `predictor/` in the folder of an encoder of any format."""
+    """Writes the predictor, if there is one, to `predictor/` inside the folder of an encoder in any format."""
     if networks.predictor is None:
         return
     place = folder / PREDICTOR_FOLDER
@@ -69,9 +69,9 @@ def write_predictor(folder: Path, networks: Networks, dtype: str) -> None:
 
 
 def read_predictor(folder: Path, choice: Choice) -> tuple[Predictor | None, PredictorConfig | None, dict[str, Any]]:
-    """The predictor in `predictor/` of a folder, and the entries beside its settings.
+    """The predictor in `predictor/` of a folder, its settings, and the entries beside them.
 
-    None if there is none, or none is wanted.
+    Predictor and settings are None if the folder has no predictor or `choice` does not want it.
     """
     if not choice.predictor or not (folder / PREDICTOR_FOLDER).is_dir():
         return None, None, {}
@@ -79,7 +79,7 @@ def read_predictor(folder: Path, choice: Choice) -> tuple[Predictor | None, Pred
 
 
 def _config_entries(export: Export) -> dict[str, Any]:
-    """What config.json says."""
+    """The entries of config.json."""
     name = next((name for name, kind in KINDS.items() if type(export.config) is kind), None)
     if name is None or not dataclasses.is_dataclass(export.config) or isinstance(export.config, type):
         raise Refusal(f"cannot save a network with {type(export.config).__name__}; known: {', '.join(KINDS)}")
@@ -96,33 +96,36 @@ def _step(entries: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_encoder(folder: Path) -> tuple[VisionTransformer, EncoderConfig]:
-    """The encoder in `folder`, in evaluation mode, in fp32 on the CPU. Raises Refusal if it cannot be read."""
+    """The encoder in `folder`, in evaluation mode, in fp32, on the CPU. Raises Refusal if it cannot be read."""
     encoder, config, _ = _read_encoder(folder)
     return encoder, config
 
 
 def _read_encoder(folder: Path) -> tuple[VisionTransformer, EncoderConfig, tuple[str, ...]]:
-    """As `load_encoder`, and the notes on names that were cut."""
+    """The same as `load_encoder`, with the notes on prefixes removed from names."""
     config, _ = _read_config(folder, EncoderConfig)
     encoder, notes = _load(lambda: build_encoder(config), folder)
     return encoder, config, notes
 
 
 def load_predictor(folder: Path) -> tuple[Predictor, PredictorConfig, dict[str, Any]]:
-    """The predictor in `folder`, as `load_encoder` does, and whatever else its config.json says (the mask settings)."""
+    """The predictor in `folder`, in evaluation mode, in fp32, on the CPU; its settings; and other entries of its config.json.
+
+    The other entries hold the mask settings. Raises Refusal if it cannot be read.
+    """
     config, extra = _read_config(folder, PredictorConfig)
     return _load(lambda: build_predictor(config), folder)[0], config, extra
 
 
 def recognize(contents: Contents) -> bool:
-    """A run folder with an encoder, or an encoder folder."""
+    """True for a run folder with an encoder, or an encoder folder."""
     if contents.settings is None:
         return (contents.path / "encoder" / CONFIG_FILE).is_file()
     return str(contents.settings.get("format", "")).startswith("openjepa-")
 
 
 def read(contents: Contents, choice: Choice) -> Loaded:
-    """The encoder of a run (with its predictor) or of an encoder folder. Raises Refusal."""
+    """Reads the encoder of a run (with its predictor) or of an encoder folder. Raises Refusal if it cannot be read."""
     if contents.settings is not None:
         refuse_context(contents, choice)
         encoder, config, notes = _read_encoder(contents.path)
@@ -145,7 +148,7 @@ def read(contents: Contents, choice: Choice) -> Loaded:
 
 
 def _only_new(export: Export) -> dict[str, object]:
-    """The export's extra entries; they must not hide the config's own."""
+    """The export's extra entries, none of which may replace an entry of the config."""
     taken = {"format", "version", *(field.name for field in dataclasses.fields(export.config))}  # type: ignore[arg-type]
     if clash := taken & set(export.extra):
         raise Refusal(f"extra entries {sorted(clash)} of an export have names that its config already uses")
@@ -153,7 +156,7 @@ def _only_new(export: Export) -> dict[str, object]:
 
 
 def _read_config(folder: Path, kind: type[ConfigType]) -> tuple[ConfigType, dict[str, Any]]:
-    """The settings in config.json and the entries beside them."""
+    """The settings in config.json, and the entries beside them."""
     path = folder / CONFIG_FILE
     expected = next(name for name, value in KINDS.items() if value is kind)
     entries = read_object(path, EXPORT)
@@ -175,7 +178,7 @@ def _read_config(folder: Path, kind: type[ConfigType]) -> tuple[ConfigType, dict
 
 
 def _load(build: Callable[[], NetworkType], folder: Path) -> tuple[NetworkType, tuple[str, ...]]:
-    """The network with the weights of `folder`, all of them and nothing else, in evaluation mode; and notes on their names."""
+    """The network filled with exactly the weights of `folder`, in evaluation mode, and notes on their names."""
     path = folder / WEIGHTS_FILE
     where = f"{path} does not hold the weights that {CONFIG_FILE} describes"
     if not path.is_file():

@@ -1,7 +1,7 @@
-"""The checkpoints of the released I-JEPA program: `encoder`, `predictor`, `target_encoder` and the optimizer in one file.
+"""Checkpoints of the released I-JEPA program: `encoder`, `predictor`, `target_encoder` and the optimizer in one file.
 
-The optimizer is neither read nor written. Names start with `module.`, as DistributedDataParallel leaves them. The paper
-evaluates the target encoder, average-pooled, which is read unless the context encoder is asked for.
+The optimizer is neither read nor written. Names start with `module.`, the prefix of DistributedDataParallel. The paper
+evaluates the target encoder, average-pooled. It is read unless the context encoder is asked for.
 """
 
 import re
@@ -36,11 +36,11 @@ GROUPS = {"target": "target_encoder", "context": "encoder"}
 PREDICTOR, PREDICTOR_TABLE = "predictor", "predictor_pos_embed"
 WRAPPER = "module."
 NUMBERS = ("epoch", "loss", "batch_size", "world_size", "lr")
-"""What stands beside the networks, in this order."""
+"""Numbers in the file beside the networks, in this order."""
 
 
 def recognize(contents: Contents) -> bool:
-    """A predictor, or a target encoder without a class token (which MSN's has): no other format has these."""
+    """True for a predictor, or a target encoder without a class token (MSN's has one). No other format has these."""
     if contents.settings is not None or contents.path.is_dir():
         return False
     target = contents.networks.get(GROUPS["target"])
@@ -48,7 +48,7 @@ def recognize(contents: Contents) -> bool:
 
 
 def read(contents: Contents, choice: Choice) -> Loaded:
-    """The target (or context) encoder and the predictor. Raises Refusal that lists what is missing or left over."""
+    """Reads the target (or context) encoder and the predictor. Raises Refusal if keys are missing or left over."""
     name = GROUPS[choice.encoder]
     if name not in contents.networks:
         found = few([group or "(tensors without a dictionary)" for group in contents.networks], MOST_NAMES)
@@ -68,9 +68,9 @@ def read(contents: Contents, choice: Choice) -> Loaded:
 
 
 def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
-    """`checkpoint.pth.tar` in `folder`, without optimizer. `networks.encoder` is the target encoder.
+    """Writes `checkpoint.pth.tar` to `folder`, without optimizer. `networks.encoder` is the target encoder.
 
-    A predictor that the layout cannot tell from one with other heads is left out.
+    A predictor is left out if the file would be read back as another one, e.g. with another number of heads. Returns remarks.
     """
     remarks = ["the optimizer is left out: the file holds networks, from which no program can go on exactly"]
     tree: dict[str, Any] = {}
@@ -104,7 +104,7 @@ def _written_predictor(predictor: Predictor) -> dict[str, Tensor]:
 
 
 def _predictor_misfit(networks: Networks) -> str:
-    """Why the predictor would be read back as another one; empty if it is read back as it is."""
+    """The reason why the predictor would be read back as another one; empty if it is read back unchanged."""
     config, encoder = networks.predictor_config, networks.config
     assert config is not None
     if config.heads != encoder.heads:
@@ -126,12 +126,12 @@ def _read_predictor(contents: Contents, encoder: EncoderConfig) -> tuple[Predict
 
 
 def _file_name(name: str) -> str:
-    """Our `embed`, `blocks`, `norm` and `proj` carry `predictor_` before them there."""
+    """A predictor's weight name in the file, where our `embed`, `blocks`, `norm` and `proj` begin with `predictor_`."""
     return name if name == "mask_token" else f"predictor_{name}"
 
 
 def _predictor_config(tensors: Mapping[str, Tensor], encoder: EncoderConfig, where: str) -> PredictorConfig:
-    """From the shapes; it has as many heads as its encoder in the released code."""
+    """The predictor's settings from its shapes. As in the released code, it has as many heads as its encoder."""
     needed = ["predictor_embed.weight", PREDICTOR_TABLE, "predictor_blocks.0.mlp.fc1.weight"]
     if missing := [name for name in needed if name not in tensors]:
         raise Refusal(f"{where}: missing {few(missing, MOST_NAMES)}")

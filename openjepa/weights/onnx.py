@@ -1,10 +1,10 @@
-"""ONNX: the encoder as a graph for other runtimes, for any number of images of any size. Written, not read.
+"""ONNX: the encoder as a graph for other runtimes, for any number of images of any size. It can be written but not read.
 
-Input `images`: uint8 [batch, 3, height, width], RGB levels, sides that the patch divides; normalization is inside. Outputs, in
-fp32: `patches` [batch, rows, columns, D] and `pooled` [batch, D], the encoder's own pooling.
+The input `images` is uint8 [batch, 3, height, width] in RGB; its sides are multiples of the patch size. The graph includes
+normalization. The outputs are in fp32: `patches` [batch, rows, columns, D], and `pooled` [batch, D], pooled as by the encoder.
 
-Blocks, patch embedding and norm are the encoder's own. Its positions, which it makes of Python numbers at a given size, are
-stated here once more as arithmetic of tensors, so that they become part of the graph and hold for every size.
+Blocks, patch embedding and norm are the encoder's own modules. The encoder computes positions from Python numbers at a given
+size. This file computes them again with tensor operations, so that they become part of the graph and work at every size.
 """
 
 import logging
@@ -26,14 +26,14 @@ from openjepa.weights.contents import Contents
 from openjepa.weights.formats import DTYPES, Choice, Loaded, Networks, Reader, mask_token_remark
 
 CUBIC = -0.75
-"""The parameter a of cubic convolution that torch's bicubic resampling has."""
+"""The parameter a of cubic convolution in torch's bicubic resampling."""
 
 
 class EncoderGraph(nn.Module):
-    """uint8 images of any size that the patch divides -> patch features on their grid, and one vector per image."""
+    """Maps uint8 images to patch features on their grid and one vector per image. Sides are multiples of the patch size."""
 
     def __init__(self, network: VisionTransformer) -> None:
-        """`network`: in evaluation mode; its weights are shared."""
+        """`network` is in evaluation mode. The graph shares its weights."""
         super().__init__()
         self.network = network
         config = network.config
@@ -50,7 +50,7 @@ class EncoderGraph(nn.Module):
         self.register_buffer("frequencies", 10000.0**-exponents)
 
     def forward(self, images: UInt8[Tensor, "B 3 h w"]) -> tuple[Float[Tensor, "B H W D"], Float[Tensor, "B D"]]:
-        """Features of the patches, and the encoder's own pooling of them."""
+        """Patch features, and their average or class token by the encoder's own pooling."""
         network, config = self.network, self.network.config
         rows, columns = images.shape[2] // config.patch_size, images.shape[3] // config.patch_size
         tokens = network.patch_embed(images.float() * self.scale + self.shift, None)
@@ -68,7 +68,7 @@ class EncoderGraph(nn.Module):
         return patches.unflatten(1, (rows, columns)), pooled
 
     def _fixed(self, rows: int, columns: int) -> Float[Tensor, "N D"]:
-        """As `sincos_positions`."""
+        """Computes the same as `sincos_positions`."""
         down = torch.arange(rows, dtype=torch.float64)[:, None] * self.frequencies
         across = torch.arange(columns, dtype=torch.float64)[:, None] * self.frequencies
         by_row = torch.cat([down.sin(), down.cos()], dim=1).float()[:, None].expand(rows, columns, -1)
@@ -76,17 +76,17 @@ class EncoderGraph(nn.Module):
         return torch.cat([by_column, by_row], dim=2).reshape(rows * columns, self.network.config.width)
 
     def _learned(self, rows: int, columns: int) -> Float[Tensor, "N D"]:
-        """As `resampled_positions`."""
+        """Computes the same as `resampled_positions`."""
         network, own = self.network, self.network.config.grid()
         assert network.pos_embed is not None
         table: Tensor = network.pos_embed[0, int(network.config.class_token) :]
-        # at the training size the encoder takes the table as it is, whatever the offset
+        # at the training size the encoder uses the table unchanged, for any offset
         is_other = 1 - (_count(rows) == own[0]).float() * (_count(columns) == own[1]).float()
         offset = network.config.resampling_offset * is_other
         return _resampled(table, own, _cells(own[0], rows, offset), _cells(own[1], columns, offset))
 
     def _bias(self, rows: int, columns: int) -> Float[Tensor, "1 heads S S"]:
-        """As `RelativeBias`."""
+        """Computes the same as `RelativeBias`."""
         relative = self.network.rel_pos_bias
         assert relative is not None
         table: Tensor = relative.relative_position_bias_table
@@ -101,18 +101,18 @@ class EncoderGraph(nn.Module):
 
 
 def _count(number: int) -> Float[Tensor, ""]:
-    """A symbolic number as a tensor."""
+    """Converts a symbolic number to a tensor."""
     return torch.scalar_tensor(number, dtype=torch.float32)
 
 
 def _cells(own: int, wanted: int, offset: Float[Tensor, ""]) -> Float[Tensor, " wanted"]:
-    """Places of the centers of the wanted cells among the `own` ones. Both grids cover the same image."""
+    """Positions of the centers of the `wanted` cells in units of the `own` cells. Both grids cover the same image."""
     places = torch.arange(wanted, dtype=torch.float32)
     return (places + 0.5) * (own / (_count(wanted) + offset)) - 0.5
 
 
 def _corners(own: int, wanted: int) -> Float[Tensor, " wanted"]:
-    """Places of the wanted cells if the first and the last cells of both grids coincide."""
+    """Positions of the `wanted` cells in units of the `own` cells, if the first and last cells of both grids coincide."""
     places = torch.arange(wanted, dtype=torch.float32)
     return places * ((own - 1) / (_count(wanted) - 1).clamp(min=1))
 
@@ -120,7 +120,7 @@ def _corners(own: int, wanted: int) -> Float[Tensor, " wanted"]:
 def _resampled(
     table: Float[Tensor, "N D"], own: tuple[int, int], down: Float[Tensor, " H"], across: Float[Tensor, " W"]
 ) -> Float[Tensor, "M D"]:
-    """A table of a grid `own` at other places, first along the columns' axis, then along the rows'."""
+    """Resamples a table of the grid `own` at the positions `down` and `across`: first vertically, then horizontally."""
     rows, columns = own
     width = table.shape[-1]
     tall = (_weights(down, rows) @ table.reshape(rows, columns * width)).reshape(-1, columns, width)  # [H, columns, D]
@@ -129,9 +129,9 @@ def _resampled(
 
 
 def _weights(places: Float[Tensor, " n"], own: int) -> Float[Tensor, "n own"]:
-    """Cubic convolution at the places as a matrix, indices clamped at the border.
+    """The matrix of cubic convolution at the given positions, with indices clamped at the border.
 
-    With t the place's fraction, its four neighbors get f(t + 1), g(t), g(1 - t), f(2 - t), where
+    Let t be the fractional part of a position. The weights of its four neighbors are f(t + 1), g(t), g(1 - t), f(2 - t), with
     g(x) = (a + 2) x^3 - (a + 3) x^2 + 1 and f(x) = a x^3 - 5 a x^2 + 8 a x - 4 a (Keys, 1981).
     """
     first = places.floor()
@@ -151,7 +151,7 @@ def _far(x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
 
 
 def _offsets(rows: int, columns: int) -> Int[Tensor, "N N"]:
-    """Row of the resampled table for each pair of a query patch and a key patch."""
+    """The row of the resampled table for each pair of query patch and key patch."""
     row = torch.arange(rows)[:, None].expand(rows, columns).reshape(-1)
     column = torch.arange(columns)[None].expand(rows, columns).reshape(-1)
     down = row[:, None] - row[None, :] + (rows - 1)
@@ -165,7 +165,7 @@ def _with_class_token(
     inward: Float[Tensor, " heads"],
     own: Float[Tensor, " heads"],
 ) -> Float[Tensor, "heads S S"]:
-    """With the class token's row (what it looks at) and column (what looks at it) in front."""
+    """`bias` with the class token's row (it as query) and column (it as key) in front."""
     heads, number = bias.shape[0], bias.shape[1]
     column = inward[:, None, None].expand(heads, number, 1)
     row = torch.cat([own[:, None, None], outward[:, None, None].expand(heads, 1, number)], dim=2)
@@ -173,20 +173,20 @@ def _with_class_token(
 
 
 FILE, DATA_FILE = "model.onnx", "model.onnx.data"
-"""The graph with its weights, and the file that keeps the weights of large ones."""
+"""The graph with its weights, and the file that holds the weights of a large graph."""
 OPSET = 18
 MOST_BYTES_INSIDE = 1_900_000_000
-"""Most bytes of weights in the graph's own file, which cannot be larger than 2 GB."""
+"""Largest number of bytes of weights in the graph's own file, which cannot exceed 2 GB."""
 NEEDED = ("onnx", "onnxscript")
 
 
 def recognize(contents: Contents) -> bool:
-    """A file that ends in .onnx, or a folder with one."""
+    """True for a file that ends in .onnx, or a folder with one."""
     return contents.path.suffix == ".onnx" or (contents.settings is None and (contents.path / FILE).is_file())
 
 
 def read(contents: Contents, choice: Choice) -> Loaded:
-    """Always Refusal: the graph is for other runtimes."""
+    """Always raises Refusal: the graph is for other runtimes."""
     raise Refusal(
         f"{contents.path} is an ONNX graph, which runs in onnxruntime and cannot be loaded as an encoder; "
         "load what it was converted from"
@@ -194,12 +194,15 @@ def read(contents: Contents, choice: Choice) -> Loaded:
 
 
 def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
-    """`model.onnx` in `folder`, and for weights above 2 GB `model.onnx.data`. Raises Refusal if a package is missing."""
+    """Writes `model.onnx` to `folder`; if it would exceed 2 GB, weights go to `model.onnx.data`. Returns remarks.
+
+    Raises Refusal if a package is missing.
+    """
     check_packages()
     program = _exported(networks.encoder, networks.config.patch_size)
     model = program.model
     model.metadata_props.update(_metadata(networks.config, networks.source))
-    for node in model.graph:  # the exporter's notes: lines of source code, with this machine's paths
+    for node in model.graph:  # the exporter's notes hold lines of source code and this machine's paths
         node.metadata_props.clear()
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     if dtype != "float32":
@@ -213,17 +216,17 @@ def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
 
 
 def check_packages() -> None:
-    """Raises Refusal if a package that writes ONNX is missing."""
+    """Raises Refusal if a package that is needed to write ONNX is missing."""
     for name in NEEDED:
         with needed_for("to='onnx'"):
             import_module(name)
 
 
 def _exported(network: torch.nn.Module, patch_size: int) -> Any:
-    """torch's program of the graph, sizes symbolic."""
+    """torch's exported program of the graph, with symbolic sizes."""
     graph = EncoderGraph(network).eval()  # type: ignore[arg-type]
     batch, rows, columns = (torch.export.Dim(name) for name in ("batch", "rows", "columns"))
-    # three numbers that differ, so that none is taken for another; above 1, which torch would take for a constant
+    # three different sizes, so that torch does not identify them; above 1, because torch would treat 1 as a constant
     example = torch.zeros(2, 3, 4 * patch_size, 3 * patch_size, dtype=torch.uint8)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
@@ -242,7 +245,7 @@ def _exported(network: torch.nn.Module, patch_size: int) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks, on packages that nobody needs and on its own insides."""
+    """Silences the exporter's remarks about unneeded packages and about its internals."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -255,7 +258,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _metadata(config: EncoderConfig, source: str) -> dict[str, str]:
-    """What a user of the file needs to know, as the text that ONNX keeps."""
+    """Metadata for users of the file, as text, the only type that ONNX stores."""
     return {
         "openjepa.source": source,
         "openjepa.patch_size": str(config.patch_size),
@@ -269,9 +272,9 @@ def _metadata(config: EncoderConfig, source: str) -> dict[str, str]:
 
 
 def _store_smaller(model: Any, dtype: str) -> int:
-    """Keeps every weight that loses nothing by it in `dtype`, with a cast back behind it; returns the bytes that it saves.
+    """Stores every weight that `dtype` holds exactly in `dtype`, followed by a cast back. Returns the number of bytes saved.
 
-    The graph computes in fp32 as before.
+    The graph still computes in fp32.
     """
     import onnx_ir
 

@@ -1,6 +1,6 @@
-"""Vision Transformers under the names that I-JEPA, timm, MAE, DINO, iBOT and MSN share: what shapes and tables tell of them.
+"""Vision Transformers under the names that I-JEPA, timm, MAE, DINO, iBOT and MSN share: settings from shapes and tables.
 
-All of them are pre-norm, with a bias in every linear layer, the exact GELU and LayerNorm epsilon 1e-6 (released code of each).
+All are pre-norm, with a bias in every linear layer, the exact GELU, and LayerNorm epsilon 1e-6 (released code of each).
 """
 
 import math
@@ -22,7 +22,7 @@ from openjepa.weights.state_dicts import OF_SEVERAL, PLACES, Network
 
 PATCHES, TABLE, TOKEN = "patch_embed.proj.weight", "pos_embed", "cls_token"
 NOT_READ = ("head.", "mask_token", "masked_embed")
-"""Heads on an encoder, and iBOT's and DINOv2's token of masked patches, which an encoder of whole images does not need."""
+"""Beginnings of names that are not read: heads, and the mask tokens of iBOT and DINOv2, which whole images do not need."""
 MISFITS = {
     r"register_tokens|reg_token": "register tokens",
     r"blocks\.\d+\.mlp\.(w12|w3|fc1_g)\.": "SwiGLU in its MLPs",
@@ -31,46 +31,46 @@ MISFITS = {
     r"norm_pre\.": "a norm before the blocks (norm_pre)",
     r"dist_token": "a distillation token",
 }
-"""Beginnings of names of what our encoder has no place for, and what that is."""
+"""Beginnings of names of parts that our encoder does not have, and words for each part."""
 GAMMAS = {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
 FIRST_GAMMA = "blocks.0.gamma_1"
 LAYER_SCALE = 1e-5
-"""First value of the factors if a file does not say it (timm's default). Only new weights depend on it."""
+"""Initial value of layer scale if a file does not say it (timm's default). Only new weights depend on it."""
 PUBLISHED_SIZES: tuple[Size, ...] = ("tiny", "small", "base", "large", "huge", "giant")
 HEADS = {SIZES[name].width: SIZES[name].heads for name in PUBLISHED_SIZES}
-"""Heads of the published models by width: shapes do not tell them."""
+"""Number of heads of the published models by width, because shapes do not tell it."""
 TABLE_TOLERANCE = 1e-5
-"""How far a stored table may be from the formula: programs that take it in float32 differ in the last digits."""
+"""Largest difference of a stored table from the formula. Programs that compute in float32 differ in the last digits."""
 
 
 @dataclass(frozen=True)
 class Vit:
-    """One encoder of a file, and how to map it anew."""
+    """One encoder of a file, with the functions that map it again."""
 
     contents: Contents
     select: Callable[[Mapping[str, Network]], Network]
-    """The encoder among the networks of the file."""
+    """Selects the encoder among the networks of the file."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """The first mapping, for shapes and small tables."""
+        """The tensors in the first mapping, to read shapes and small tables from."""
         return self.select(self.contents.networks).tensors
 
     def mapped(self) -> dict[str, Tensor]:
-        """A new mapping, for copying."""
+        """The tensors in a new mapping, to copy weights from."""
         return self.select(self.contents.mapped()).tensors
 
     def notes(self, usual: Collection[str] = ()) -> tuple[str, ...]:
-        """As `Network.notes`."""
+        """The same as `Network.notes`."""
         return self.select(self.contents.networks).notes(usual)
 
 
 def vits(networks: Mapping[str, Network]) -> dict[str, Network]:
-    """The networks of a file that are a Vision Transformer under the shared names."""
+    """Those networks of a file that are Vision Transformers under the shared names."""
     return {name: item for name, item in networks.items() if PATCHES in item.tensors and TABLE in item.tensors}
 
 
 def only_place(networks: Mapping[str, Network]) -> str | None:
-    """The dictionary with the only Vision Transformer of a file; None if there is none, or if it is one of several networks."""
+    """The dictionary with a file's only Vision Transformer; None if there is none, or if it is one of several networks."""
     found = vits(networks)
     if any(name in networks for name in OF_SEVERAL):
         return None
@@ -80,10 +80,10 @@ def only_place(networks: Mapping[str, Network]) -> str | None:
 def infer_config(
     tensors: Mapping[str, Tensor], heads: int | None, where: str, image_size: tuple[int, int] | None = None
 ) -> EncoderConfig:
-    """The encoder's settings from the shapes of its tensors; pooled by the class token if there is one.
+    """Infers an encoder's settings from the shapes of its tensors. It is pooled by its class token if it has one.
 
-    `heads`: given by the user or by the file. `image_size`: (height, width) if a file says it; None: a square. Raises
-    Refusal if the tensors are not such an encoder, or if nothing tells the heads.
+    `heads` is the number of heads from the user or the file. `image_size` is (height, width) if the file says it; None means a
+    square. Raises Refusal if the tensors are not such an encoder, or if the number of heads is unknown.
     """
     needed = [PATCHES, TABLE, "blocks.0.mlp.fc1.weight"]
     if misfits := sorted({words for start, words in MISFITS.items() for name in tensors if re.match(start, name)}):
@@ -118,7 +118,7 @@ def infer_config(
 
 
 def is_sincos(table: Tensor, grid: tuple[int, int], has_token: bool) -> bool:
-    """Whether a stored table [1, (1 +) N, D] is the fixed one, with zeros for the class token."""
+    """True if a stored table [1, (1 +) N, D] is the fixed sin-cos one, with zeros for the class token."""
     rows = table[0].float()
     if table.shape[-1] % 4 or len(rows) != grid[0] * grid[1] + int(has_token):
         return False
@@ -129,7 +129,7 @@ def is_sincos(table: Tensor, grid: tuple[int, int], has_token: bool) -> bool:
 
 
 def has_sincos(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether an encoder under the shared names has the fixed positions."""
+    """True if an encoder under the shared names has the fixed sin-cos positions."""
     table, has_token = tensors[TABLE], TOKEN in tensors
     if table.ndim != 3 or not table.is_floating_point():
         return False
@@ -138,15 +138,15 @@ def has_sincos(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def read_vit(vit: Vit, config: EncoderConfig, where: str) -> VisionTransformer:
-    """The encoder of these settings with the weights of a file."""
+    """Builds the encoder of the settings `config` with the weights of a file."""
     build = lambda: build_encoder(config)  # noqa: E731
     return fill(build, vit_plan(config, weight_names(build)), vit.mapped, where)
 
 
 def vit_plan(config: EncoderConfig, names: list[str]) -> Plan:
-    """Origin of the weights: the same names except for layer scale.
+    """The origin of each weight. Names are the same as ours, except for layer scale.
 
-    A fixed table has been compared with the formula and is not needed.
+    A fixed table of positions is not copied, because it was compared with the formula.
     """
     return Plan(
         {name: Source((file_name(name),)) for name in names},
@@ -155,13 +155,13 @@ def vit_plan(config: EncoderConfig, names: list[str]) -> Plan:
 
 
 def file_name(name: str) -> str:
-    """What a weight of ours is called in a file: `gamma_1` and `gamma_2` of a block as in timm, all others alike."""
+    """The name in a file of one of our weights: `gamma_1` and `gamma_2` of a block as in timm, all others unchanged."""
     block, _, last = name.rpartition(".")
     return f"{block}.{GAMMAS[last]}" if last in GAMMAS else name
 
 
 def _square_side(table: Tensor, width: int, has_token: bool, where: str) -> int:
-    """Rows of the square grid that a table [1, (1 +) N, D] is for."""
+    """Number of rows of the square grid that a table [1, (1 +) N, D] belongs to."""
     number = table.shape[1] - int(has_token) if table.ndim == 3 else 0
     side = math.isqrt(max(0, number))
     if number < 1 or side * side != number or table.shape[2] != width or not table.is_floating_point():

@@ -1,12 +1,12 @@
-"""State dicts of any program: names of wrappers are cut, networks that lie beside one another told apart, the rest not read.
+"""State dicts of any program: wrappers' prefixes are removed from names, several networks are separated, the rest is not read.
 
-torch.compile puts `_orig_mod.` before every name, DistributedDataParallel `module.`, a module of Lightning the name of its
-attribute, such as `model.` or `student_backbone.vit.`. The tensor of the patch embedding, which every encoder has, tells how
-much of a name is a wrapper's.
+torch.compile adds `_orig_mod.` before every name, and DistributedDataParallel adds `module.`. A Lightning module adds the name
+of its attribute, such as `model.` or `student_backbone.vit.`. Every encoder has a patch embedding, whose name shows how much of
+the names is a prefix.
 
-Programs keep plain data beside weights: numbers of NumPy, arguments, paths, dates. torch's safe reader knows none of these.
-Here each name stands for something of our own that holds or does nothing: neither the class of that name nor any code of NumPy
-sees what a file says. Numbers of NumPy become numbers; most of the rest, which nobody looks at, becomes `Unread`.
+Programs store plain data beside weights: NumPy numbers, arguments, paths, dates. torch's safe reader knows none of these types.
+Here each type name is replaced by a harmless stand-in, so that neither the named class nor any NumPy code handles the file's
+content. NumPy numbers become Python numbers. Most of the rest is not needed and becomes `Unread`.
 """
 
 import argparse
@@ -23,58 +23,58 @@ from torch import Tensor
 from openjepa.refusals import Refusal, few
 
 Groups = dict[str, dict[str, Tensor]]
-"""Dictionaries of tensors by their name in the file; those that lie directly in it have the name ''."""
+"""Dictionaries of tensors by their name in the file. Tensors directly in the file have the name ''."""
 
 TRANSPARENT = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-"""Parts of names that torch's own wrappers put in, at any depth: DistributedDataParallel and AveragedModel, compile, FSDP,
-checkpoint_wrapper. No network that is read has a part of such a name."""
+"""Parts of names that torch's own wrappers insert at any depth: DistributedDataParallel and AveragedModel, compile, FSDP,
+checkpoint_wrapper. No network that can be read has a part with such a name."""
 ENCODER_MARKS = ("patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight")
-"""The patch embedding under the names that programs share, and under those of Hugging Face."""
+"""The patch embedding's weight under the names that programs share, and under those of Hugging Face."""
 PREDICTOR_MARK = "predictor_embed.weight"
-"""The first layer of I-JEPA's predictor in the released code."""
+"""The weight of the first layer of I-JEPA's predictor in the released code."""
 CLASS_TOKENS = ("cls_token", "embeddings.cls_token")
 AVERAGED = frozenset({"teacher", "target", "momentum", "ema", "swa", "average", "averaged"})
-"""Words that tell the moving average from the network that is trained by gradients."""
+"""Words in names that mark the moving average, as opposed to the network trained by gradients."""
 PLACES = ("", "model", "state_dict")
-"""Places of the weights of a file's only network: directly, or in a dictionary of this name, preferred to others."""
+"""Preferred places of the weights of a file's only network: directly in the file, or in a dictionary of this name."""
 OF_SEVERAL = ("teacher", "student", "target_encoder", "encoder", "predictor")
-"""Dictionaries of files with several networks."""
+"""Names of dictionaries in files with several networks."""
 MOST_SHOWN = 6
-"""Names that a note lists; of more tensors only the first parts of their names."""
+"""Largest number of names that a note lists. If there are more, it lists only the first parts of the names."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """The tensors of one network under their plain names."""
+    """The tensors of one network under names without prefixes."""
 
     tensors: dict[str, Tensor]
     prefix: str = ""
-    """What stands before each of the names in the file."""
+    """Prefix of all names in the file."""
     inner: tuple[str, ...] = ()
-    """Parts of torch's wrappers that stand further inside the names."""
+    """Parts that torch's wrappers inserted further inside the names."""
     beside: tuple[str, ...] = ()
-    """Names, without torch's wrappers, of tensors that lie beside the network and are not read."""
+    """Names, without wrappers' parts, of tensors that do not belong to the network and are not read."""
     others: tuple[str, ...] = ()
-    """Dictionaries of other encoders in the file, which are not read either."""
+    """Names of dictionaries with other encoders, which are not read either."""
 
     @property
     def is_encoder(self) -> bool:
-        """Whether it embeds patches of images."""
+        """True if it embeds patches of images."""
         return any(mark in self.tensors for mark in ENCODER_MARKS)
 
     @property
     def has_token(self) -> bool:
-        """Whether it has a class token."""
+        """True if it has a class token."""
         return any(token in self.tensors for token in CLASS_TOKENS)
 
     def without(self, starts: tuple[str, ...]) -> "Network":
-        """The network without tensors whose names begin so, which then are beside it."""
+        """The network without the tensors whose names begin with one of `starts`. Their names move to `beside`."""
         left = tuple(name for name in self.tensors if name.startswith(starts))
         kept = {name: value for name, value in self.tensors.items() if not name.startswith(starts)}
         return replace(self, tensors=kept, beside=(*self.beside, *left))
 
     def notes(self, usual: Collection[str] = ()) -> tuple[str, ...]:
-        """For people: what was cut off names, unless it is one of the prefixes `usual` in a format, and what is not read."""
+        """Notes for the user: the prefix removed from names, unless it is one of `usual`, and the tensors not read."""
         notes = []
         if self.prefix and self.prefix not in usual:
             notes.append(f"the names in the file begin with {self.prefix!r}, which was cut")
@@ -92,11 +92,11 @@ class Network:
 
 
 def networks_in(groups: Groups, where: object) -> dict[str, Network]:
-    """The networks of a file's dictionaries, by the names of these.
+    """The networks in a file's dictionaries, by the names of the dictionaries.
 
-    Two encoders, in one dictionary or in two, are called `teacher` and `student` (without a class token `target_encoder` and
-    `encoder`) if the name of one says that it is the average of the other. Raises Refusal if it cannot be told which of several
-    is meant.
+    If the file has two encoders and one's name says that it is the average of the other, they are called `teacher` and
+    `student` (`target_encoder` and `encoder` if they have no class token). Raises Refusal if the file has several encoders and
+    their names do not tell which one is meant.
     """
     found: dict[str, Network] = {}
     for name, group in groups.items():
@@ -113,7 +113,7 @@ def networks_in(groups: Groups, where: object) -> dict[str, Network]:
 
 
 def _pair(networks: dict[str, Network], where: object) -> dict[str, Network]:
-    """The networks, an average and what it is the average of under the names that formats know."""
+    """The networks, with an average and its source renamed to the names that formats know."""
     encoders = [name for name, network in networks.items() if network.is_encoder]
     averaged = [name for name in encoders if _is_average(name)]
     if len(encoders) < 2 or not averaged or any(name in OF_SEVERAL for name in encoders):
@@ -135,7 +135,7 @@ def _is_average(name: str) -> bool:
 
 
 def _roles(average: Network) -> tuple[str, str]:
-    """What formats call an average and the network that is trained."""
+    """The names that formats use for the average and for the network that is trained."""
     return ("teacher", "student") if average.has_token else ("target_encoder", "encoder")
 
 
@@ -160,13 +160,13 @@ def _split(name: str, group: Mapping[str, Tensor], where: object) -> dict[str, N
 
 
 def _plain_names(group: Mapping[str, Tensor]) -> dict[str, str]:
-    """By the name in the file, the name without the parts of torch's wrappers, unless two would become one."""
+    """Names without the parts of torch's wrappers, by the names in the file. Unchanged if two names would become equal."""
     names = {name: ".".join(part for part in name.split(".") if part not in TRANSPARENT) for name in group}
     return names if len(set(names.values())) == len(names) else {name: name for name in names}
 
 
 def _prefixes(plain: Mapping[str, str], marks: tuple[str, ...]) -> list[str]:
-    """What stands before the marks, in the order of the file."""
+    """The prefixes before the marks, in the order of the file."""
     found = [f".{name}".partition(f".{mark}") for name in plain.values() for mark in marks if f".{name}".endswith(f".{mark}")]
     return list(dict.fromkeys(f"{before}.".removeprefix(".") for before, _, _ in found))
 
@@ -174,15 +174,15 @@ def _prefixes(plain: Mapping[str, str], marks: tuple[str, ...]) -> list[str]:
 def _network(
     group: Mapping[str, Tensor], plain: Mapping[str, str], prefix: str, prefixes: Sequence[str], read: Sequence[str]
 ) -> Network:
-    """The tensors whose plain names begin with `prefix`, and with none of the longer `prefixes` of other networks.
+    """The network of the tensors whose plain names begin with `prefix`, but with none of the longer `prefixes` of others.
 
-    What begins with none of the prefixes that are `read` lies beside it, and what torch's wrapper of the network keeps itself.
+    Tensors that begin with none of the prefixes in `read` are noted in `beside`, and so are a torch wrapper's own tensors.
     """
     further = tuple(item for item in prefixes if item != prefix and item.startswith(prefix))
     own = {name: full.removeprefix(prefix) for name, full in plain.items() if full.startswith(prefix)}
     own = {name: short for name, short in own.items() if not plain[name].startswith(further)}
     written = next((_before(name, short) for name, short in own.items() if short in (*ENCODER_MARKS, PREDICTOR_MARK)), "")
-    if not TRANSPARENT.isdisjoint(written.split(".")):  # AveragedModel has a counter beside the module
+    if not TRANSPARENT.isdisjoint(written.split(".")):  # AveragedModel has a counter of its own beside the module
         own = {name: short for name, short in own.items() if plain[name] != name}
     others = tuple(item for item in read if item != prefix)
     beside = tuple(full for name, full in plain.items() if name not in own and not full.startswith(others))
@@ -192,48 +192,48 @@ def _network(
 
 
 def _before(name: str, short: str) -> str:
-    """What stands in a name of the file before the first part of its short one."""
+    """The part of a name in the file before the first part of its short name."""
     parts, first = name.split("."), short.split(".")[0]
     end = len(parts) - parts[::-1].index(first) - 1
     return "".join(f"{part}." for part in parts[:end])
 
 
 REBUILT = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|[SU]\d{1,6}")
-"""Types of NumPy's scalars that are rebuilt: booleans, whole, real and complex numbers, words."""
+"""Types of NumPy scalars that become Python values: booleans, integers, real and complex numbers, strings."""
 NOT_REBUILT = re.compile(r"[Mm]8|f12|f16|c24|c32")
-"""Dates, durations, and numbers whose size depends on the machine."""
+"""Types of NumPy scalars that do not: dates, durations, and numbers whose size depends on the machine."""
 
 
 class Unread:
-    """Stands for an array, a date, a path or a class that is not kept."""
+    """Stand-in for an array, a date, a path or a class that is not kept."""
 
     def __new__(cls, *_: object) -> "Unread":
-        """Whatever it is made of."""
+        """Accepts and ignores any arguments."""
         return super().__new__(cls)
 
     def __init__(self, *_: object) -> None:
-        """Whatever it is made of."""
+        """Accepts and ignores any arguments."""
 
     def __setstate__(self, _: object) -> None:
-        """Ignores its state."""
+        """Ignores the state."""
 
 
 class ScalarType:
-    """Stands for `numpy.dtype`: the type of a scalar, by its short name such as `f8`."""
+    """Stand-in for `numpy.dtype`: the type of a scalar by its short name, such as `f8`."""
 
     def __init__(self, name: object = "", *_: object) -> None:
-        """As NumPy writes it; further arguments say how it was aligned and copied."""
+        """Takes the arguments that NumPy writes. Those after `name`, about alignment and copying, are ignored."""
         self.name = name if isinstance(name, str) else ""
         self.byte_order = "|"
 
     def __setstate__(self, state: object) -> None:
-        """Takes the byte order; what else NumPy says of a type matters to structures only."""
+        """Takes the byte order. The rest of NumPy's state matters only for structured types."""
         if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">", "|", "="):
             self.byte_order = state[1]
 
 
 def _scalar(kind: object, data: object = b"") -> object:
-    """A scalar of NumPy as a number or word of Python. Raises UnpicklingError for one that is neither."""
+    """Converts a NumPy scalar to a Python number or string. Raises UnpicklingError if it is neither."""
     if not isinstance(kind, ScalarType):
         raise pickle.UnpicklingError("Unsupported global: GLOBAL numpy.generic")
     if NOT_REBUILT.fullmatch(kind.name):
@@ -259,7 +259,7 @@ def _empty_bytes() -> bytes:
 
 
 NUMPY_MODULES = ("numpy.core", "numpy._core")
-"""NumPy 1 and 2."""
+"""NumPy's module in versions 1 and 2."""
 NUMPY_CLASSES = (
     *(
         f"{kind}{bits}"
@@ -268,7 +268,7 @@ NUMPY_CLASSES = (
     ),
     *("complex64", "complex128", "bool", "bool_", "str_", "bytes_"),
 )
-"""Types of numbers that a program was told to compute in, as classes."""
+"""Classes of NumPy number types, which files hold as settings of precision."""
 UNREAD = (
     "numpy.ndarray",
     *(f"{module}.multiarray._reconstruct" for module in NUMPY_MODULES),
@@ -289,7 +289,7 @@ DICTIONARIES = (
     "lightning.fabric.utilities.data.AttributeDict",
     "pytorch_lightning.utilities.parsing.AttributeDict",
 )
-"""Hyperparameters of Lightning: a dictionary that also answers to attributes."""
+"""Lightning's class of hyperparameters, a dictionary with attribute access."""
 
 PLAIN_DATA: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     *((_scalar, f"{module}.multiarray.scalar") for module in NUMPY_MODULES),
@@ -303,4 +303,4 @@ PLAIN_DATA: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (argparse.Namespace, "argparse.Namespace"),
     (types.SimpleNamespace, "types.SimpleNamespace"),
 ]
-"""For `torch.serialization.safe_globals`: what stands for a name in a file, and that name."""
+"""For `torch.serialization.safe_globals`: each stand-in, and the name in a file that it replaces."""

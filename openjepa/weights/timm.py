@@ -1,7 +1,7 @@
 """timm's Vision Transformers: a folder as on the Hub, with or without a class token, or a file of weights without one.
 
-timm names its weights as the released I-JEPA code does, and stores the positions as a weight; a table that equals the fixed
-sin-cos one is not kept. A folder is known by `architecture` in its config.json, whose `model_args` say what shapes do not.
+timm uses the names of the released I-JEPA code, and stores the positions as a weight. A table that equals the fixed sin-cos one
+is not kept. A folder is recognized by `architecture` in its config.json. `model_args` there holds what shapes do not tell.
 """
 
 import json
@@ -34,11 +34,11 @@ from openjepa.weights.shared_names import NOT_READ, TABLE, TOKEN, Vit, file_name
 from openjepa.weights.state_dicts import Network
 
 POOLINGS = {"avg": "average", "token": "class_token"}
-"""Our name of what timm calls `global_pool`."""
+"""Values of timm's `global_pool`, and our names for them."""
 ONE_WAY = ("act_layer", "norm_layer", "mlp_layer", "attn_layer", "block_fn", "embed_norm_layer")
-"""Entries of `model_args` for which our encoder has only timm's default."""
+"""Entries of `model_args` for which our encoder supports only timm's default."""
 ARCHITECTURE = "vit_base_patch16_224"
-"""The function of timm that builds the network; `model_args` overrides all sizes that it has of its own."""
+"""timm's function that builds the network. `model_args` overrides all of its sizes."""
 OUR_NAMES = {
     "heads": "num_heads",
     "image_size": "img_size",
@@ -46,14 +46,14 @@ OUR_NAMES = {
     "pixel_mean": "mean",
     "pixel_std": "std",
 }
-"""Names in config.json of our settings that are called otherwise there."""
+"""Names in config.json of those of our settings that have another name there."""
 CROP_SHARE = 0.875
-"""Share of the resized image's side that the evaluation crop keeps: 224 / 256."""
+"""Side of the evaluation crop as a share of the resized image's side: 224 / 256."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _ModelArgs:
-    """What is read of `model_args`."""
+    """The entries of `model_args` that are read."""
 
     num_heads: int | None = None
     img_size: int | tuple[int, int] | None = None
@@ -61,7 +61,7 @@ class _ModelArgs:
 
 
 def recognize(contents: Contents) -> bool:
-    """A folder whose config.json names an `architecture` of timm, or a file with one network and no class token."""
+    """True for a folder whose config.json names an `architecture` of timm, or a file with one network and no class token."""
     if contents.settings is not None:
         return "architecture" in contents.settings and "model_type" not in contents.settings
     if contents.path.is_dir():
@@ -71,9 +71,9 @@ def recognize(contents: Contents) -> bool:
 
 
 def read(contents: Contents, choice: Choice) -> Loaded:
-    """The encoder, and the predictor if openjepa has put one beside it.
+    """Reads the encoder, and the predictor if openjepa stored one beside it.
 
-    Raises Refusal that lists what is missing or left over.
+    Raises Refusal if keys are missing or left over, and lists them.
     """
     refuse_context(contents, choice)
     settings, where = contents.settings or {}, str(contents.path)
@@ -91,13 +91,13 @@ def read(contents: Contents, choice: Choice) -> Loaded:
 
 
 def only_network(networks: Mapping[str, Network]) -> Network:
-    """A file's only network, without what is not read of it; an empty one if there is none."""
+    """A file's only network, without the tensors that are not read; an empty network if there is none."""
     place = only_place(networks)
     return Network({}) if place is None else networks[place].without(NOT_READ)
 
 
 def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
-    """A folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` builds the encoder from."""
+    """Writes files from which `timm.create_model("local-dir:FOLDER", pretrained=True)` builds the encoder. Returns remarks."""
     encoder, config = networks.encoder, networks.config
     weights = {file_name(name): value for name, value in encoder.state_dict().items() if name != "mask_token"}
     save_file(stored(weights | {TABLE: position_table(encoder)}, dtype), folder / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -118,7 +118,7 @@ def _model_args(settings: Mapping[str, Any], where: str) -> _ModelArgs:
 
 
 def _with_settings(config: EncoderConfig, settings: Mapping[str, Any], args: _ModelArgs, where: str) -> EncoderConfig:
-    """With pooling, first value of layer scale, and mean and standard deviation of pixels that a folder's config.json says."""
+    """`config` with the pooling, initial layer scale, and pixel mean and standard deviation of a folder's config.json."""
     pooling = POOLINGS.get(str(settings.get("global_pool")), config.pooling)
     if pooling == "average" or config.class_token:
         config = replace(config, pooling=pooling)  # type: ignore[arg-type]
@@ -141,7 +141,7 @@ def _written_settings(config: EncoderConfig) -> dict[str, Any]:
         "mlp_ratio": _cut_ratio(config),
         "class_token": config.class_token,
         "global_pool": pooling,
-        "fc_norm": False,  # else timm norms after pooling, where our encoders do before
+        "fc_norm": False,  # otherwise timm applies the norm after pooling; our encoders apply it before
         "init_values": config.layer_scale,
         "drop_path_rate": 0.0,
     }
@@ -169,7 +169,7 @@ def _written_settings(config: EncoderConfig) -> dict[str, Any]:
 
 
 def _cut_ratio(config: EncoderConfig) -> float:
-    """A ratio that gives the hidden width even if the product is cut without rounding, as in timm."""
+    """A ratio that gives the hidden width even if the product is truncated, as in timm."""
     hidden = hidden_width(config.width, config.mlp_ratio)
     ratio = hidden / config.width
     return ratio if int(config.width * ratio) == hidden else math.nextafter(ratio, math.inf)

@@ -1,8 +1,8 @@
-"""Hugging Face's layouts of an encoder: `IJepaModel` without, `ViTModel` and `Dinov2Model` with a class token.
+"""Hugging Face's layouts of an encoder: `IJepaModel` without a class token, `ViTModel` and `Dinov2Model` with one.
 
-The same networks as the released ones under other names, with queries, keys and values apart. The weights of I-JEPA on the Hub
-were converted from `encoder` of the released checkpoints, so that they are the **context** encoder, not the one that the paper
-evaluates. Their configs say a LayerNorm epsilon of 1e-6; a config that says none means the library's 1e-12.
+They are the released networks under other names, with separate queries, keys and values. The weights of I-JEPA on the Hub were
+converted from `encoder` of the released checkpoints. They are therefore the **context** encoder, which is not the one that the
+paper evaluates. Their configs have a LayerNorm epsilon of 1e-6. A config without an epsilon means the library's 1e-12.
 """
 
 import json
@@ -38,13 +38,13 @@ from openjepa.weights.shared_names import is_sincos
 from openjepa.weights.state_dicts import Network
 
 MODELS = {"ijepa": "IJepaModel", "vit": "ViTModel", "dinov2": "Dinov2Model"}
-"""`model_type` in config.json, and the class of the library. Only the first has no class token."""
+"""Values of `model_type` in config.json, and the library's classes. Only the first has no class token."""
 LIBRARY_EPS = {"ijepa": 1e-12, "vit": 1e-12, "dinov2": 1e-6}
-"""LayerNorm's epsilon if a config says none."""
+"""LayerNorm's epsilon if a config does not say it."""
 NOT_READ = ("pooler.", "embeddings.mask_token")
-"""A head on the encoder, and a token that encoders of whole images do not need."""
+"""Beginnings of names that are not read: a head on the encoder, and the mask token, which whole images do not need."""
 FIXED = {"hidden_act": "gelu", "qkv_bias": True, "num_channels": 3, "use_swiglu_ffn": False, "num_register_tokens": 0}
-"""Entries of config.json for which our encoder has one value only."""
+"""Entries of config.json for which our encoder supports only one value."""
 TABLE = "embeddings.position_embeddings"
 IN_BLOCK = {
     "norm1": "layernorm_before",
@@ -68,14 +68,14 @@ OUR_NAMES = {
     "heads": "num_attention_heads",
     "layer_scale": "layerscale_value",
 }
-"""Names in config.json of our settings that are called otherwise there."""
+"""Names in config.json of those of our settings that have another name there."""
 MARGIN = 256 / 224
-"""The evaluation view's short side before the crop, as a multiple of the crop's."""
+"""Short side of the resized image as a multiple of the evaluation crop's short side."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Shape:
-    """What is read of every config.json, under the names of the library."""
+    """The entries that are read from every config.json, under the library's names."""
 
     hidden_size: int
     num_hidden_layers: int
@@ -87,28 +87,28 @@ class _Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class _Vit(_Shape):
-    """Names of an IJepaModel or ViTModel."""
+    """Entries of an IJepaModel or ViTModel."""
 
     intermediate_size: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Dinov2(_Shape):
-    """Names of a Dinov2Model."""
+    """Entries of a Dinov2Model."""
 
     mlp_ratio: float
     layerscale_value: float = 1.0
 
 
 def recognize(contents: Contents) -> bool:
-    """A folder whose config.json names a `model_type`."""
+    """True for a folder whose config.json names a `model_type`."""
     return contents.settings is not None and "model_type" in contents.settings
 
 
 def read(contents: Contents, choice: Choice) -> Loaded:
-    """The encoder, and the predictor if openjepa has put one beside it.
+    """Reads the encoder, and the predictor if openjepa stored one beside it.
 
-    Raises Refusal for other models, and lists what is missing or left over.
+    Raises Refusal if the model has another class, or if keys are missing or left over, and lists them.
     """
     refuse_context(contents, choice)
     settings = contents.settings or {}
@@ -126,17 +126,17 @@ def read(contents: Contents, choice: Choice) -> Loaded:
     encoder = fill(lambda: build_encoder(config), plan, lambda: _encoder(contents.mapped()).tensors, str(contents.path))
     words = f"Hugging Face's {MODELS[settings['model_type']]}: {size_words(config)}"
     predictor, predictor_config, extra = read_predictor(contents.path, choice)
-    notes = network.notes(usual=(f"{settings['model_type']}.",))  # of a model inside a classifier
+    notes = network.notes(usual=(f"{settings['model_type']}.",))  # the prefix of a model inside a classifier
     return Loaded(encoder, config, predictor, predictor_config, words, predictor_extra=extra, notes=notes)
 
 
 def model_class(config: EncoderConfig) -> str:
-    """The class of the library that holds an encoder: `IJepaModel`, or with a class token `ViTModel`."""
+    """The library's class for an encoder: `ViTModel` if it has a class token, else `IJepaModel`."""
     return MODELS[_model_type(config)]
 
 
 def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
-    """A folder that `IJepaModel.from_pretrained` loads, or with a class token `ViTModel.from_pretrained`."""
+    """Writes files that `from_pretrained` of the class of `model_class` loads. Returns remarks."""
     encoder = networks.encoder
     weights = {name: value for name, value in encoder.state_dict().items() if name != "mask_token"}
     tensors: dict[str, Tensor] = {}
@@ -155,7 +155,7 @@ def _encoder(networks: Mapping[str, Network]) -> Network:
 
 
 def _source(name: str, in_block: Mapping[str, str]) -> Source:
-    """Origin in the file of a weight of ours. `in_block`: what parts of a block are called there."""
+    """The origin in the file of our weight `name`. `in_block` maps parts of a block to their names in the file."""
     if name in ALONE:
         return Source((ALONE[name],))
     part, _, kind = name.rpartition(".")
@@ -198,16 +198,16 @@ def _config(settings: Mapping[str, Any], contents: Contents) -> EncoderConfig:
 
 
 def _mlp_ratio(said: "_Vit | _Dinov2") -> float:
-    """Hidden width / width; no number if one cannot be had of sizes that are refused afterwards."""
+    """Hidden width / width; nan if the sizes are invalid, which is refused afterwards."""
     width = said.hidden_size
-    try:  # the library cuts the product
+    try:  # the library truncates the product
         return (int(width * said.mlp_ratio) if isinstance(said, _Dinov2) else said.intermediate_size) / width
     except (ArithmeticError, ValueError):
         return math.nan
 
 
 def _with_pixels(config: EncoderConfig, folder: Path) -> EncoderConfig:
-    """With the mean and standard deviation of pixels that the folder says."""
+    """`config` with the pixel mean and standard deviation from the folder's files."""
     path = folder / PIXELS_FILE
     said = read_object(path, AGAIN) or {}
     names = {"image_mean": "mean", "image_std": "std"}
@@ -216,7 +216,7 @@ def _with_pixels(config: EncoderConfig, folder: Path) -> EncoderConfig:
 
 
 def _check_fixed(settings: Mapping[str, Any], path: object) -> None:
-    """Refusal for what our encoder does in one way only."""
+    """Raises Refusal if an entry differs from the only value that our encoder supports."""
     for name, usual in FIXED.items():
         if settings.get(name, usual) != usual:
             raise Refusal(f"{path} says {name} {settings[name]!r}; only {usual!r} can be read")
@@ -250,9 +250,10 @@ def _written_config(config: EncoderConfig, dtype: str) -> dict[str, Any]:
 
 
 def _pixels(config: EncoderConfig) -> dict[str, Any]:
-    """The evaluation view: short side to 256/224 of the crop, center crop, bicubic, normalized.
+    """The entries for the evaluation view: resize the short side to 256/224 of the crop (bicubic), center crop, normalize.
 
-    For a crop that is not square the library has no "just covers"; there the short side is that of the longer side of the crop.
+    The library cannot resize an image so that it just covers a crop that is not square. In that case the short side is computed
+    from the crop's longer side.
     """
     height, width = config.image_size
     return {

@@ -1,12 +1,12 @@
-"""Checkpoints of MAE, and of DINO, iBOT, DINOv2 and MSN: Vision Transformers with a class token.
+"""Checkpoints of MAE, DINO, iBOT, DINOv2 and MSN: Vision Transformers with a class token.
 
-Fixed sin-cos positions tell MAE from the others, which learn them. `model` of MAE holds the encoder, and in full checkpoints
-the decoder and its mask token, which are not read. MAE's own fine-tuning takes the mean of the patches; here its encoder is
-pooled by the class token, as in I-JEPA's evaluations ("methods with a cls token use the cls token").
+MAE is recognized by its fixed sin-cos positions; the others learn theirs. `model` of MAE holds the encoder. Full checkpoints
+also hold the decoder and its mask token, which are not read. MAE's own fine-tuning takes the mean of the patches. Here its
+encoder is pooled by the class token, as in I-JEPA's evaluations ("methods with a cls token use the cls token").
 
-A full checkpoint of the others holds `teacher` and `student` (MSN: `target_encoder` and `encoder`), each a backbone with its
-projection head, which is not read. A published backbone alone is a plain dictionary, or one under `state_dict`. Their papers
-evaluate the class token of the teacher.
+A full checkpoint of the others holds `teacher` and `student` (MSN: `target_encoder` and `encoder`). Each is a backbone with a
+projection head; the head is not read. A published backbone alone is a plain dictionary, or a dictionary under `state_dict`. The
+papers evaluate the class token of the teacher.
 """
 
 import re
@@ -25,7 +25,7 @@ DECODER = ("decoder_",)
 
 
 def recognize_mae(contents: Contents) -> bool:
-    """A file with one network, which has a class token and either fixed positions or a decoder."""
+    """True for a file with one network that has a class token and either fixed positions or a decoder."""
     if contents.settings is not None or contents.path.is_dir():
         return False
     place = only_place(contents.networks)
@@ -34,7 +34,7 @@ def recognize_mae(contents: Contents) -> bool:
 
 
 def read_mae(contents: Contents, choice: Choice) -> Loaded:
-    """The encoder. Raises Refusal that lists what is missing or left over."""
+    """Reads MAE's encoder. Raises Refusal if keys are missing or left over, and lists them."""
     refuse_context(contents, choice)
     vit, where = Vit(contents, _encoder), str(contents.path)
     config = infer_config(vit.tensors(), choice.heads, where)
@@ -46,23 +46,23 @@ def _encoder(networks: Mapping[str, Network]) -> Network:
 
 
 def has_decoder(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether MAE's decoder is among the tensors."""
+    """True if MAE's decoder is among the tensors."""
     return any(name.startswith("decoder_blocks.") for name in tensors)
 
 
 PAIRS = {"target": ("teacher", "target_encoder"), "context": ("student", "encoder")}
 PROJECTION = ("fc.fc", "fc.bn")
-"""MSN's projection head."""
+"""Names in MSN's projection head."""
 MASKED, MASKED_V2 = "masked_embed", "mask_token"
-"""iBOT's and DINOv2's token for masked patches."""
+"""Names of iBOT's and DINOv2's mask tokens."""
 USUAL = ("module.", "backbone.", "module.backbone.")
-"""What the programs themselves put before names."""
+"""Prefixes that the programs themselves put before names."""
 CHUNK = re.compile(r"^blocks\.\d+\.(?=\d+\.)")
-"""Blocks in chunks, as DINOv2 trains them: the second number is the block's."""
+"""Prefix of blocks in chunks, as DINOv2 trains them. The number after it is the block's."""
 
 
 def recognize_dino(contents: Contents) -> bool:
-    """A file with a teacher or student, or one network, that has a class token and no fixed positions."""
+    """True for a file with a teacher or student, or with one network, that has a class token and no fixed positions."""
     if contents.settings is not None or contents.path.is_dir():
         return False
     networks = contents.networks
@@ -77,7 +77,7 @@ def recognize_dino(contents: Contents) -> bool:
 
 
 def read_dino(contents: Contents, choice: Choice) -> Loaded:
-    """The teacher (or the student). Raises Refusal that lists what is missing or left over."""
+    """Reads the teacher (or the student). Raises Refusal if keys are missing or left over, and lists them."""
     name = _place(contents, choice)
     vit = Vit(contents, lambda networks: _backbone(networks[name]))
     where = f"{contents.path}, {name}" if name else str(contents.path)
@@ -89,13 +89,13 @@ def read_dino(contents: Contents, choice: Choice) -> Loaded:
 
 
 def _encoders(networks: Mapping[str, Network]) -> tuple[str, ...]:
-    """Which of the two are there; a network without a name of either counts as the target."""
+    """The encoders in the file, `target` or `context`. A network with neither name counts as the target."""
     found = vits(networks)
     return tuple(which for which, names in PAIRS.items() if any(name in found for name in names)) or ("target",)
 
 
 def _place(contents: Contents, choice: Choice) -> str:
-    """The dictionary with the encoder that is wanted."""
+    """The name of the dictionary with the wanted encoder."""
     found = vits(contents.networks)
     names = [name for name in PAIRS[choice.encoder] if name in found]
     if names:
@@ -108,7 +108,7 @@ def _place(contents: Contents, choice: Choice) -> str:
         )
     refuse_context(contents, choice)
     place = only_place(contents.networks)
-    assert place is not None  # else it is of no or another format
+    assert place is not None  # otherwise the file has no format or another one
     return place
 
 
@@ -118,7 +118,7 @@ def _backbone(network: Network) -> Network:
 
 
 def _method(networks: Mapping[str, Network]) -> str:
-    """A guess for people to read, by what else is in the file."""
+    """A guess at the method, for the user, from the rest of the file."""
     names = {name for item in vits(networks).values() for name in item.tensors}
     if MASKED in names:
         return "iBOT"

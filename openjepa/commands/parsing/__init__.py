@@ -1,1 +1,1 @@
-"""From the command line to settings, and back to words: arguments, help, paths."""
+"""Reads the command line: arguments, options and help."""

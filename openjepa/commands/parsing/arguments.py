@@ -1,7 +1,7 @@
-"""Command-line arguments -> settings, and errors of paths before anything is loaded. No torch here.
+"""Turns command-line arguments into settings, and checks paths before anything is loaded. Free of torch.
 
-A union of dataclasses cannot be chosen anew once it has a default, so the choice of each component (`--data.source`,
-`--masks.strategy`, `--method.name`) is read first and selects its dataclass; then tyro parses everything over those defaults.
+tyro cannot choose another dataclass of a union that has a default. So the choice of each component (`--data.source`,
+`--masks.strategy`, `--method.name`) is read first and selects its dataclass. Then tyro parses everything over those defaults.
 """
 
 import sys
@@ -26,19 +26,22 @@ from openjepa.system.shell import absent, command, hub_name
 OptionsType = TypeVar("OptionsType")
 Loaded = TypeVar("Loaded")
 Unprefixed = tyro.conf.arg(name="")
-"""Marks a group of settings whose options carry no prefix."""
+"""Marks a group of settings whose options have no prefix."""
 ALL = "--help-all"
-"""The option that asks for every option."""
+"""The option that asks for help on every option."""
 
 
 def given_settings(argv: Sequence[str]) -> set[str]:
-    """Dotted names of the settings that `argv` sets. A switch counts whichever way it is set."""
+    """Dotted names of the settings that `argv` sets. A switch counts if it is set, on or off."""
     names = {normalized(item) for item in argv if item.startswith("--")}
     return {".".join(part.removeprefix("no_") for part in name.split(".")) for name in names}
 
 
 def require(cls: type[Any], argv: Sequence[str], what: str, prog: str) -> list[str]:
-    """`argv` with the words that are no options of `cls` in front. Raises Refusal if there is none and no help is asked for."""
+    """`argv` with the words in front that do not belong to options of `cls`. `what`: what must be given, for the error.
+
+    Raises Refusal if there is no such word, unless help is asked for.
+    """
     ordered = positionals_first(cls, argv)
     if is_help(ordered) or (ordered and not ordered[0].startswith("-")):
         return ordered
@@ -46,12 +49,12 @@ def require(cls: type[Any], argv: Sequence[str], what: str, prog: str) -> list[s
 
 
 def is_help(argv: Sequence[str]) -> bool:
-    """Whether help is asked for."""
+    """True if `argv` asks for help."""
     return not {"--help", "-h", ALL}.isdisjoint(argv)
 
 
 def unless_help(argv: Sequence[str], load: Callable[[], Loaded], shown: Callable[[], Loaded]) -> Loaded:
-    """What `load` returns. If that is refused and `argv` asks for help, which is always given: what `shown` returns."""
+    """The result of `load`. If `load` raises Refusal but `argv` asks for help, which is always given: the result of `shown`."""
     try:
         return load()
     except Refusal:
@@ -74,7 +77,7 @@ def option_value(argv: Sequence[str], name: str) -> str | None:
 
 
 def without_choices(argv: Sequence[str]) -> list[str]:
-    """`argv` without the choices of components, which `select_component` reads before tyro sees the rest."""
+    """`argv` without the choices of components, because `select_component` has read them and tyro must not."""
     names = {f"{component}.{choice.field}" for component, choice in CHOICES.items()}
     kept, position = [], 0
     while position < len(argv):
@@ -86,7 +89,7 @@ def without_choices(argv: Sequence[str]) -> list[str]:
 
 
 def select_component(settings: Any, component: str, argv: Sequence[str]) -> Any:
-    """`settings`, or those of another choice of `component` that `argv` names, with the common fields carried over."""
+    """`settings`, or those of another choice of `component` if `argv` names one. Common fields are copied to it."""
     choice = CHOICES[component]
     option = f"{component}.{choice.field}"
     name = option_value(argv, option)
@@ -102,7 +105,7 @@ def select_component(settings: Any, component: str, argv: Sequence[str]) -> Any:
 
 
 def subject_of(argv: Sequence[str], check: Callable[[Path], object]) -> Path | None:
-    """The run or encoder that `argv` begins with, or None. `check` may refuse it, unless help is asked for."""
+    """The run or encoder with which `argv` begins, or None. `check`: may refuse it, unless help is asked for."""
     if argv[0].startswith("-"):
         return None
     path = Path(argv[0]).expanduser()
@@ -112,7 +115,7 @@ def subject_of(argv: Sequence[str], check: Callable[[Path], object]) -> Path | N
 
 
 def data_of(subject: Path | None, argv: Sequence[str]) -> DataSettings:
-    """The data settings of the run `subject`, or plain ones if it is no run. `argv` may choose another source."""
+    """The data settings of the run `subject`, or default ones if it is not a run. `argv` may choose another source."""
     data: DataSettings = FolderSettings()
     if subject is not None and (subject / "config.yaml").exists():
         data = unless_help(argv, lambda: load_run_config(subject).data, FolderSettings)
@@ -129,10 +132,11 @@ def parse(
     details: str = "",
     common: Sequence[str] = (),
 ) -> OptionsType:
-    """tyro over `default`, with our own error for an unknown option: it names the nearest one. Expands `~`.
+    """Parses `argv` by tyro. Options that are not given have the values of `default`. Expands `~`.
 
-    Prints help and exits if asked to. `description`: what it says of the command. `details`: what else with --help-all.
-    `common`: the options that the help of a long command shows without --help-all, in this order; all if empty.
+    Prints help and exits if `argv` asks for it. `prog`: the command in help and errors. `description`: help text on the
+    command. `details`: text that --help-all adds. `common`: the options that help shows without --help-all, in this order;
+    empty: all. Raises Refusal if an option is unknown, and names the nearest.
     """
     if is_help(argv):
         chosen = [name for name, choice in CHOICES.items() if f"{name}.{choice.field}" in map(normalized, argv)]
@@ -146,12 +150,12 @@ def parse(
             raise Refusal(f"unknown option {name}: {nearest(name, option_names(default))} (see {prog} --help)")
     if unknown:
         raise Refusal(f"{prog} does not know what to do with {unknown[0]!r}{_about_switches(unknown[0], argv, prog)}")
-    check_ranges(options, said=as_option, groups=False)  # groups are checked with what they are used for
+    check_ranges(options, said=as_option, groups=False)  # groups are checked where they are used
     return expand_home(options)
 
 
 def _about_switches(item: str, argv: Sequence[str], prog: str) -> str:
-    """What to write instead of `--model.class-token False`; for other words where to find help."""
+    """Advice on an unknown word: what to write instead of `--model.class-token False`, or how to get help."""
     before = argv[argv.index(item) - 1] if item in argv[1:] else ""
     if item.lower() not in ("true", "false") or not before.startswith("--"):
         return f" (see {prog} --help)"
@@ -161,12 +165,12 @@ def _about_switches(item: str, argv: Sequence[str], prog: str) -> str:
 
 
 def option_names(options: object) -> list[str]:
-    """Every option that `parse` takes for this dataclass; positional arguments are none."""
+    """All options that `parse` accepts for this dataclass, without positional arguments."""
     return [option.flag() for option in options_of(type(options), options) if not option.metavar]
 
 
 def check_subject(path: Path, *marks: str) -> None:
-    """Raises Refusal, with the nearest folder that would do, unless `path` is a folder with one of the files `marks`."""
+    """Raises Refusal, naming the nearest folder that fits, unless `path` is a folder with one of the files `marks`."""
     _check_subject(path, marks, hub=False)
 
 
@@ -183,15 +187,15 @@ def _check_subject(path: Path, marks: tuple[str, ...], hub: bool) -> None:
 
 
 def check_evaluated(path: Path) -> None:
-    """Raises Refusal unless `path` may be a run, an encoder folder, a converted one, a file of weights or a name on the Hub."""
+    """Raises Refusal unless `path` can be a run, an encoder folder, a converted folder, a file or a name on the Hub."""
     if not (path.is_file() or (path / MARK).is_file() or hub_name(path) is not None):
         _check_subject(path, ("config.yaml", "config.json"), hub=True)
 
 
 def check_output_file(path: Path | None, ending: str, any_ending: bool = True, option: str = "--output") -> None:
-    """Raises Refusal if `path`, which `option` gives, is a folder, cannot be written to, or does not end in `ending`.
+    """Raises Refusal if `path` is a folder, cannot be written to, or does not end in `ending`.
 
-    `any_ending`: other endings will do too.
+    `any_ending`: accepts other endings too. `option`: the option that gives the path, for errors.
     """
     if path is None:
         return
@@ -205,7 +209,7 @@ def check_output_file(path: Path | None, ending: str, any_ending: bool = True, o
 
 
 def check_output_folder(path: Path) -> None:
-    """Raises Refusal if `path`, which --output gives, is a file or lies in one, or cannot be written to. It need not exist."""
+    """Raises Refusal if `path`, from --output, is a file or lies in one, or cannot be written to. It need not exist."""
     existing = next(item for item in (path, *path.parents) if item.exists())
     if not existing.is_dir():
         raise Refusal(f"--output {path}: {existing} is a file, but a folder is needed; name another one")

@@ -1,6 +1,7 @@
-"""The help of a command: usage, what it does, examples and options. Fits a terminal of 80 columns.
+"""The help of a command: usage, description, examples and options. It fits a terminal of 80 columns.
 
-Explanations are those of the settings themselves. Long commands show their common options; `--help-all` shows all.
+Options are explained by the strings under the fields of the settings. Long commands show only common options; `--help-all`
+shows all.
 """
 
 import re
@@ -15,19 +16,19 @@ from openjepa.commands.parsing.options import Option, leaves, most_words, option
 from openjepa.settings.run import CHOICES
 
 NARROWEST, WIDEST = 60, 120
-"""Fewest and most columns that are used of a terminal."""
+"""Fewest and most columns of the terminal that are used."""
 COLUMN = 27
-"""Column at which explanations begin."""
+"""Column in which explanations begin."""
 NAMES = {str: "TEXT", Path: "PATH", int: "N", float: "X", types.NoneType: "none"}
 
 
 def width() -> int:
-    """Number of columns that are used of the terminal."""
+    """Number of columns of the terminal that are used."""
     return min(max(shutil.get_terminal_size().columns, NARROWEST), WIDEST)
 
 
 def folded(text: str) -> str:
-    """`text` for the terminal: paragraphs filled, tables of two columns folded in the second, commands as they are."""
+    """`text` for the terminal: fills paragraphs, folds the second column of tables, and keeps commands unchanged."""
     return "\n\n".join("\n".join(_folded(block.splitlines())) for block in text.split("\n\n"))
 
 
@@ -51,10 +52,10 @@ def _filled(text: str, indent: str = "") -> list[str]:
 
 
 def help_text(prog: str, text: str, options: object, common: Sequence[str], chosen: Sequence[str]) -> str:
-    """The help of `prog`.
+    """The help of the command `prog`.
 
-    `text`: what the command does, examples and tables. `options`: an instance of its dataclass, with the defaults to show.
-    `common`: names of the options that are shown, all if empty. `chosen`: components, e.g. `data`, whose options are shown too.
+    `text`: description, examples and tables. `options`: an instance of the command's dataclass, with the defaults to show.
+    `common`: names of the options that are shown; empty: all. `chosen`: components, e.g. `data`, whose options are shown too.
     """
     listed = list(options_of(type(options), options))
     positional = next((option for option in listed if option.metavar), None)
@@ -77,11 +78,11 @@ def _lines(options: Sequence[Option], is_whole: bool) -> str:
 
 
 def _explained(option: Option, is_whole: bool) -> list[str]:
-    """The lines of an option: its name with its values, and what it is. Only the first sentence unless `is_whole`."""
+    """The lines of an option: name, values and explanation. Only the first sentence of the explanation unless `is_whole`."""
     left, indent = f"  {option.metavar or _usage(option)}", " " * COLUMN
     sentences = re.split(r"(?<=\.)\s+(?=[A-Z`])", option.explanation)
     shown = option.explanation
-    if not is_whole:  # and what the default means, if it needs words
+    if not is_whole:  # also the sentence on what the default means, if there is one
         start = "None:" if option.default is None else "Empty:"
         meaning = [item for item in sentences[1:] if item.startswith(start) and option.default in (None, ())]
         shown = " ".join([sentences[0], *meaning])
@@ -103,7 +104,7 @@ def _usage(option: Option) -> str:
 
 
 def _values(kind: Any) -> str:
-    """The values of an option in short: `N`, `bf16|fp32`, `X ...`."""
+    """The possible values of an option in short form: `N`, `bf16|fp32`, `X ...`."""
     if get_origin(kind) is Literal:
         return "|".join(map(str, get_args(kind)))
     names = dict.fromkeys(NAMES.get(leaf, str(leaf)) for leaf in leaves(kind) if leaf is not types.NoneType)
@@ -112,9 +113,9 @@ def _values(kind: Any) -> str:
 
 
 def _parenthesis(option: Option, is_whole: bool) -> str:
-    """` (at least 1; default: 64)`, or only the default unless `is_whole`.
+    """Range and default of an option: ` (at least 1; default: 64)`. Only the default unless `is_whole`.
 
-    There is no default if it is None or empty: the explanation says what these mean.
+    A default of None or empty is not shown, because the explanation says what it means.
     """
     words = [option.limits] if is_whole and option.limits else []
     values = option.default if isinstance(option.default, tuple) else (option.default,)

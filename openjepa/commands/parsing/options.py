@@ -1,6 +1,6 @@
-"""Options of a dataclass of settings: their names, their explanations, and which words of a command line are theirs.
+"""Options of a dataclass of settings: their names, their explanations, and the words of a command line that belong to them.
 
-The dataclasses say everything: names and kinds are their fields, explanations the lines under these.
+Names and types of options come from the fields of the dataclass, and explanations from the strings under the fields.
 """
 
 import ast
@@ -22,14 +22,14 @@ from openjepa.settings.run import CHOICES
 
 @dataclass(frozen=True)
 class Option:
-    """A setting as the command line has it."""
+    """A setting as an option of the command line."""
 
     name: str
-    """Dotted, with underscores: `data.image_size`."""
+    """Dotted name with underscores: `data.image_size`."""
     kind: Any
-    """The annotation of the field, without what tyro reads."""
+    """Annotation of the field, without the extras that tyro reads."""
     default: Any
-    """None also if there is no instance with values."""
+    """Default value; None also if there is no instance with values."""
     owner: Any
     """Dataclass that has the field."""
     metavar: str = ""
@@ -38,23 +38,23 @@ class Option:
 
     @property
     def explanation(self) -> str:
-        """The lines under its field. Read only for help, since that takes longer than all else that commands do first."""
+        """The string under the field. It is read only for help, because this takes longer than all other parsing."""
         return explanations(self.owner).get(self.name.rpartition(".")[2], "")
 
     @property
     def limits(self) -> str:
-        """The range of its numbers in words; empty if it has none."""
+        """Words for the range of its numbers; empty if there is none."""
         rules = rules_of(self.owner).get(self.name.rpartition(".")[2], ())
         return next((rule.words for rule in rules if isinstance(rule, Range)), "")
 
     def flag(self, is_on: bool = True) -> str:
-        """`--data.image-size`. For a switch that is to be off: `--data.no-horizontal-flip`."""
+        """The option as it is written: `--data.image-size`. `is_on`: False gives `--data.no-horizontal-flip` for a switch."""
         group, dot, name = self.name.replace("_", "-").rpartition(".")
         return f"--{group}{dot}{'' if is_on else 'no-'}{name}"
 
 
 def options_of(cls: type[Any], values: object = None) -> Iterator[Option]:
-    """Every option of `cls`, with the defaults of its instance `values`. Without one: those of all choices of components."""
+    """Yields every option of `cls`. `values`: an instance with the defaults; None: the options of all choices of components."""
     yield from _options(cls, values, "")
 
 
@@ -78,7 +78,7 @@ def _choices(cls: type[Any]) -> list[type[Any]]:
 
 
 def _without_extras(kind: Any) -> tuple[Any, tuple[Any, ...]]:
-    """The annotation alone, and what tyro and others read; names of a registry are spelled out."""
+    """The annotation without its extras, and the extras. Names of a registry become a Literal."""
     if get_origin(kind) is not Annotated:
         return kind, ()
     alone, extras = get_args(kind)[0], kind.__metadata__
@@ -90,9 +90,9 @@ def _without_extras(kind: Any) -> tuple[Any, tuple[Any, ...]]:
 
 @cache
 def explanations(cls: type[Any]) -> dict[str, str]:
-    """The string under each field of a dataclass and of those that it is derived from, as one line.
+    """The string under each field of a dataclass and of its base classes, as one line.
 
-    Empty if the source is not at hand, as in a bundle of compiled files.
+    Empty if the source code is not available, as in a bundle of compiled files.
     """
     found: dict[str, str] = {}
     for base in reversed([item for item in cls.__mro__ if is_dataclass(item)]):
@@ -109,14 +109,14 @@ def explanations(cls: type[Any]) -> dict[str, str]:
 
 
 def leaves(kind: Any) -> tuple[Any, ...]:
-    """The plain types and the named values that an annotation is made of, in order: `int | tuple[float, ...]` -> int, float."""
+    """The plain types and literal values in an annotation, in order: `int | tuple[float, ...]` -> int, float."""
     if get_origin(kind) in (Union, types.UnionType, tuple):
         return tuple(dict.fromkeys(leaf for part in get_args(kind) if part is not Ellipsis for leaf in leaves(part)))
     return get_args(kind) if get_origin(kind) is Literal else (kind,)
 
 
 def most_words(kind: Any) -> float:
-    """How many words of a command line a value of this annotation takes at most: 0 for a switch, infinity for a list."""
+    """Most words of a command line that a value of this annotation takes: 0 for a switch, infinity for a list."""
     if kind is bool:
         return 0
     if get_origin(kind) in (Union, types.UnionType):
@@ -127,7 +127,7 @@ def most_words(kind: Any) -> float:
 
 
 def is_value(word: str, kind: Any) -> bool:
-    """Whether `word` can be a value, or one of several, of an option of this annotation."""
+    """True if `word` can be a value, or one of several values, of an option with this annotation."""
     return any(_fits(word, leaf) for leaf in leaves(kind))
 
 
@@ -148,10 +148,9 @@ def _is_number(word: str, kind: Callable[[str], object]) -> bool:
 
 
 def positionals_first(cls: type[Any], argv: Sequence[str], is_needed: bool = True) -> list[str]:
-    """`argv` with the words that belong to no option of `cls` in front of the others.
+    """`argv` with the words that belong to no option of `cls` moved to the front.
 
-    `is_needed`: if there is no such word, the last word of a list of any length is taken for it, as in
-    `--image cat.jpg features.npy`.
+    `is_needed`: if there is no such word, takes the last word of a list of any length, as in `--image cat.jpg features.npy`.
     """
     options: dict[str, list[Any]] = {"h": [bool], "help": [bool], "help_all": [bool]}
     for option in options_of(cls):
@@ -160,7 +159,7 @@ def positionals_first(cls: type[Any], argv: Sequence[str], is_needed: bool = Tru
             options.setdefault(normalized(name), []).append(option.kind)
     free: list[str] = []
     rest: list[str] = []
-    lists: list[int] = []  # places in `rest` of the last words of lists
+    lists: list[int] = []  # positions in `rest` of the last word of each list
     position = 0
     while position < len(argv):
         end = position + 1
@@ -181,17 +180,17 @@ def _is_option(word: str) -> bool:
 
 
 def normalized(option: str) -> str:
-    """`--data.image-size=3` -> `data.image_size`, the form in which options are compared."""
+    """The form in which options are compared: `--data.image-size=3` -> `data.image_size`."""
     return option.lstrip("-").split("=", maxsplit=1)[0].replace("-", "_")
 
 
 def _num_values(argv: Sequence[str], position: int, kinds: Sequence[Any]) -> int:
-    """How many words after the option at `position` are its values. The first one always is, unless the option is a switch."""
+    """Number of words after the option at `position` that are its values. At least one, unless the option is a switch."""
     following = argv[position + 1 : position + 2]
     if "=" in argv[position] or not following or _is_option(following[0]):
         return 0
     most = max(map(most_words, kinds))
-    if most == 0:  # a value of a switch is refused by name later
+    if most == 0:  # the value of a switch is refused later, with the name of the switch
         return int(following[0].lower() in ("true", "false"))
     number = 1
     for word in argv[position + 2 :]:

@@ -1,1 +1,1 @@
-"""Data sets as their archives unpack. BENCHMARKS: one line each."""
+"""Data sets in the form that their archives unpack to. BENCHMARKS has one entry per data set."""

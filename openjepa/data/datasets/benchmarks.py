@@ -1,4 +1,4 @@
-"""BENCHMARKS: data sets of the paper's tables, as their official archives unpack below one folder. Free of torch."""
+"""BENCHMARKS: data sets of the paper's tables, in the form that their official archives unpack to. Does not import torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,21 +10,21 @@ from openjepa.settings.registry import Line
 
 @dataclass(frozen=True)
 class Benchmark(Line):
-    """One data set: its place and its opener."""
+    """One data set: where it lies and which function opens it."""
 
     title: str
     folders: tuple[str, ...]
-    """Names of its folder below the data root, the preferred first."""
+    """Names of its folder below the data root, the preferred one first."""
     layout: str
-    """What the folder holds, in words for the docs, the help and errors."""
+    """Contents of the folder, in words, for the docs, the help and errors."""
     home: str
-    """`package.module:name` of the function that opens the folder, and raises Refusal if something is missing."""
+    """`package.module:name` of the function that opens the folder. It raises Refusal if something is missing."""
     num_classes: int | None = None
-    """Number of classes, if it has one labeling."""
+    """Number of classes. None if the data set has no single labeling."""
     num_train: int | None = None
-    """Number of training images, if it is known."""
+    """Number of training images. None if unknown."""
     num_test: int | None = None
-    """Number of images to test on, if it is known."""
+    """Number of test images. None if unknown."""
 
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -89,7 +89,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def find_benchmark(name: str, data_root: Path) -> Splits | str:
-    """The splits of a benchmark, or in words why it is not there. Raises Refusal if it is there but damaged."""
+    """The splits of a benchmark, or a sentence that says why it is absent. Raises Refusal if it is present but damaged."""
     benchmark = BENCHMARKS[name]
     for folder in benchmark.folders:
         if (data_root / folder).is_dir():

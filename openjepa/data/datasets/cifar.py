@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 as binary files, Parquet files or class folders. The pickled version is never opened.
 
-A record of the binary version is one label byte (CIFAR-10) or a coarse and a fine one (CIFAR-100), then 3,072 bytes: the red,
-the green and the blue plane of 32 x 32 pixels, row by row (as the data sets' official page describes them).
+A record of the binary version starts with one label byte (CIFAR-10), or a coarse and a fine one (CIFAR-100). Then follow 3,072
+bytes: the red, the green and the blue plane of 32 x 32 pixels, row by row. Source: the data sets' official page.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ PPM_HEADER = f"P6 {SIDE} {SIDE} 255\n".encode()
 
 @dataclass(frozen=True)
 class Cifar:
-    """Names and numbers in which CIFAR-10 and CIFAR-100 differ."""
+    """Names and numbers that differ between CIFAR-10 and CIFAR-100."""
 
     title: str
     num_classes: int
@@ -39,17 +39,17 @@ class Cifar:
     """Folder that the archive of the binary version unpacks to."""
     train: tuple[str, ...]
     test: tuple[str, ...]
-    """Files of the binary version, as those of `train`."""
+    """Test files of the binary version. `train` holds its training files."""
     names: str
-    """File of class names of the binary version, one per line in the order of the labels."""
+    """File of class names of the binary version: one per line, in the order of the labels."""
     num_label_bytes: int
-    """Bytes in front of the pixels; the last is the class that is predicted."""
+    """Number of bytes in front of the pixels. The last of them is the class to predict."""
     python_folder: str
     """Folder that the archive of the pickled version unpacks to."""
     python_files: tuple[str, ...]
-    """Files by which it is known if the folder has another name."""
+    """Files that identify the pickled version if the folder has another name."""
     label_columns: tuple[str, ...]
-    """Columns of Parquet files that may hold the labels, the preferred first."""
+    """Columns of Parquet files that may hold the labels, the preferred one first."""
 
 
 CIFAR10 = Cifar(
@@ -74,7 +74,7 @@ CIFAR100 = Cifar(
     2,
     "cifar-100-python",
     ("meta",),
-    ("fine_label", "label"),  # a column `coarse_label` of 20 groups stands beside the first
+    ("fine_label", "label"),  # such files also have a column `coarse_label` with 20 groups
 )
 
 
@@ -89,7 +89,7 @@ def open_cifar100(root: Path) -> Splits:
 
 
 def open_cifar(root: Path, kind: Cifar) -> Splits:
-    """CIFAR below `root` in the first of the three forms that is found; the fine labels of CIFAR-100.
+    """CIFAR below `root`, in the first of the three forms that is found. For CIFAR-100, with the fine labels.
 
     Raises Refusal if a split is missing, a file is damaged, or only the pickled version is there.
     """
@@ -123,7 +123,7 @@ def _open_binary(place: Path, kind: Cifar) -> Splits:
 
 
 def _class_names(file: Path, kind: Cifar) -> tuple[str, ...] | None:
-    """The names in the order of the labels; None if the file is not there."""
+    """The class names in the order of the labels. None if the file does not exist."""
     if not file.is_file():
         return None
     names = tuple(line.strip() for line in read_lines(file))
@@ -136,12 +136,12 @@ def _class_names(file: Path, kind: Cifar) -> tuple[str, ...] | None:
 
 
 class CifarBinary(ListSource):
-    """Records of one or more files, in their order. Labels are the last label byte of each record."""
+    """The records of one or more files, in their order. The label of a record is its last label byte."""
 
     def __init__(
         self, files: tuple[Path, ...], num_label_bytes: int, num_classes: int, class_names: tuple[str, ...] | None
     ) -> None:
-        """Raises Refusal if a file is no whole number of records, or a label is not below `num_classes`."""
+        """Raises Refusal if a file is not a whole number of records, or a label is not below `num_classes`."""
         self._files = files
         self._num_label_bytes = num_label_bytes
         self._open()
@@ -156,7 +156,7 @@ class CifarBinary(ListSource):
         self._places = Pieces(len(records) for records in self._records)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the mapped files, which would travel as copies."""
+        """The state without the mapped files, which would be pickled as copies."""
         return {name: value for name, value in vars(self).items() if name not in ("_records", "_places")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -175,7 +175,7 @@ class CifarBinary(ListSource):
         return PPM_HEADER + planes.transpose(1, 2, 0).tobytes()
 
     def name(self, index: int) -> str:
-        """The file and the number of the record in it."""
+        """The name of the file, and the number of the record in it."""
         file, row = self._places.locate(index)
         return f"{self._files[file].name} record {row}"
 

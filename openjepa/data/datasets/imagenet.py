@@ -1,4 +1,4 @@
-"""ImageNet-1K: class folders, or the official validation images that lie in one folder with their labels in another file."""
+"""ImageNet-1K: class folders, or the official validation images in a single folder with their labels in another file."""
 
 import re
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ TITLE = "ImageNet-1K"
 NUM_CLASSES = 1000
 TRAIN_FOLDERS = ("train", "ILSVRC2012_img_train")
 VAL_FOLDERS = ("val", "ILSVRC2012_img_val", "validation")
-"""Names of the folders of the splits, the preferred first: our own, then those of the archives."""
+"""Names of the split folders, the preferred one first: our own name, then those of the archives."""
 KAGGLE_FOLDER = Path("ILSVRC", "Data", "CLS-LOC")
 KAGGLE_LABELS = "LOC_val_solution.csv"
 DEVKIT = Path("ILSVRC2012_devkit_t12", "data")
@@ -40,20 +40,20 @@ EXPECTED = (
 
 @dataclass(frozen=True)
 class _Truth:
-    """Classes of the flat validation images."""
+    """Classes of validation images that lie in a single folder."""
 
     file: Path
-    """File that the classes are from."""
+    """File that lists the classes."""
     names: list[str]
     """File names of the images."""
     classes: list[str]
-    """WordNet numbers of the images, which are the names of the class folders."""
+    """WordNet numbers of the images, which are also the names of the class folders."""
 
 
 def open_imagenet(root: Path) -> Splits:
     """ImageNet-1K below `root`: class folders, the official archives, the competition's folders on Kaggle, or Parquet files.
 
-    Raises Refusal if a split is missing, validation images have no labels, or no file of their list is there.
+    Raises Refusal if a split is missing, validation images have no labels, or none of the listed images exists.
     """
     if parquet_files(root):
         return open_parquet_splits(TITLE, root, ("label",), NUM_CLASSES)
@@ -82,7 +82,7 @@ def _labeled(truth: _Truth, folder: Path, train: FolderSource) -> FolderSource:
 
 
 def _read_truth(places: tuple[Path, ...], folder: Path) -> _Truth:
-    """The classes of the flat images from the first file that has them."""
+    """The classes of the flat images, from the first file that is found."""
     if table := first_existing(place / KAGGLE_LABELS for place in places):
         return _read_kaggle(table)
     if list_file := first_existing(place / DEVKIT / GROUND_TRUTH for place in places):
@@ -96,7 +96,7 @@ def _read_truth(places: tuple[Path, ...], folder: Path) -> _Truth:
 
 
 def _read_kaggle(file: Path) -> _Truth:
-    """Lines `ILSVRC2012_val_00000001,n01751748 111 108 370 297`: a box after the class, and more of both for more objects."""
+    """Reads lines like `ILSVRC2012_val_00000001,n01751748 111 108 370 297`: a class, then its box; repeated for each object."""
     names, classes = [], []
     for number, line in enumerate(read_lines(file), start=1):
         name, _, prediction = line.partition(",")
@@ -110,7 +110,7 @@ def _read_kaggle(file: Path) -> _Truth:
 
 
 def _read_devkit(file: Path) -> _Truth:
-    """One number per image, in the order of their names; meta.mat beside it says which class a number is."""
+    """Reads one number per image, in the order of the image names. meta.mat beside `file` maps numbers to classes."""
     meta = file.with_name("meta.mat")
     if not meta.is_file():
         raise Refusal(f"{file} has the labels as numbers, but {meta.name} is not beside it: unpack the whole devkit")
@@ -136,7 +136,7 @@ def _class_numbers(meta: Path) -> dict[int, str]:
 
 
 def _read_matlab(file: Path, name: str) -> Any:
-    """A variable of a MATLAB file, None if it is not there; structures have their fields as attributes.
+    """A variable of a MATLAB file, or None if the file lacks it. The fields of structures become attributes.
 
     Raises Refusal if the file is damaged or scipy is missing.
     """
@@ -144,5 +144,5 @@ def _read_matlab(file: Path, name: str) -> Any:
         from scipy.io import loadmat
     try:
         return loadmat(file, struct_as_record=False, squeeze_me=True, variable_names=[name]).get(name)
-    except Exception as error:  # parsers of foreign bytes raise anything
+    except Exception as error:  # parsers of untrusted files can raise anything
         raise Refusal(f"{file} cannot be read as a MATLAB file ({error}): unpack the devkit again") from error

@@ -1,4 +1,4 @@
-"""What the openers of benchmarks share: class folders, Parquet files, lists of images, and their errors."""
+"""Shared parts of the openers of benchmarks: class folders, Parquet files, lists of images, and their errors."""
 
 import glob
 import warnings
@@ -21,10 +21,10 @@ from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
 
 
 def labeled_splits(title: str, train: ListSource, test: ListSource, num_classes: int) -> Splits:
-    """Checks both splits and describes them in a line that says if they are not the whole data set of `num_classes` classes.
+    """Checks both splits and describes them in one line, which says if some of the `num_classes` classes are absent.
 
-    Raises Refusal if none of the first images of a split can be read, a split has classes that training has not, or there are
-    more classes than there should be.
+    Raises Refusal if none of the first images of a split can be read, the test split has classes without training images, or
+    a label is not below `num_classes`.
     """
     assert train.labels is not None and test.labels is not None
     if (largest := max(train.labels.max(initial=0), test.labels.max(initial=0))) >= num_classes:
@@ -42,7 +42,7 @@ def labeled_splits(title: str, train: ListSource, test: ListSource, num_classes:
 
 
 def refuse(title: str, root: Path, problem: str, expected: str) -> NoReturn:
-    """Raises the Refusal of a folder that is there but not as it should be: problem, what it holds, what is expected."""
+    """Raises the Refusal for a folder that exists but is not as it should be: the problem, the contents, and `expected`."""
     raise Refusal(f"{title}: {root} {problem}; it holds: {held(root)}. Expected: {expected}")
 
 
@@ -60,7 +60,7 @@ def first_existing(places: Iterable[Path]) -> Path | None:
 
 
 def class_folders(folder: Path, title: str) -> FolderSource:
-    """The images of a folder that has one sub-folder per class, at least two. Raises Refusal if it has no such sub-folders."""
+    """The images of a folder with one sub-folder per class, at least two. Raises Refusal if it has no such sub-folders."""
     if any(entry.suffix == ".tar" for entry in folder.iterdir()):
         refuse(
             title, folder, "holds archives that are not unpacked", "one folder of images per class: unpack each archive there"
@@ -76,12 +76,12 @@ def class_folders(folder: Path, title: str) -> FolderSource:
 
 
 def is_flat(folder: Path) -> bool:
-    """Whether images lie directly in a folder."""
+    """True if images lie directly in the folder."""
     return any(kind is EntryKind.IMAGE for _, kind in entries(folder))
 
 
 def number_as(train: FolderSource, test: FolderSource, place: Path) -> FolderSource:
-    """`test` with its classes numbered as those of `train`. Raises Refusal if it has other classes; `place` is its folder."""
+    """`test` with its classes numbered as in `train`. Raises Refusal if `test`, in the folder `place`, has other classes."""
     assert train.class_names is not None and test.class_names is not None and test.labels is not None
     if unknown := sorted(set(test.class_names) - set(train.class_names)):
         raise Refusal(f"{place} has {len(unknown)} classes that the training split has not: {examples(unknown)}")
@@ -94,14 +94,14 @@ def number_as(train: FolderSource, test: FolderSource, place: Path) -> FolderSou
 
 
 def parquet_files(root: Path) -> list[Path]:
-    """Parquet files in a folder or in its sub-folders, as the hub's repositories keep them. Hidden ones do not count."""
+    """Parquet files in a folder or its direct sub-folders, the layout of repositories on the hub. Skips hidden ones."""
     found = [file for depth in ("*", "*/*") for file in root.glob(f"{depth}.parquet") if file.is_file()]
     inner = {file: file.relative_to(root) for file in sorted(found)}
     return [file for file, below in inner.items() if not is_hidden(below) and service_folder(below) is None]
 
 
 def open_parquet_splits(title: str, root: Path, label_columns: tuple[str, ...], num_classes: int) -> Splits:
-    """Training and test split of the Parquet files below `root`, with labels from the first of `label_columns` that is there.
+    """Training and test split of the Parquet files below `root`. Labels are in the first of `label_columns` that exists.
 
     Raises Refusal if a file cannot be read, no label column is there, or a split is missing.
     """
@@ -136,9 +136,9 @@ def _column_names(file: Path) -> list[str]:
 def listed_images(
     root: Path, names: list[str], labels: NDArray[np.int64], class_names: tuple[str, ...] | None, file: Path
 ) -> FolderSource:
-    """The images below `root` that a list names; a warning tells of absent ones, which count as unreadable later.
+    """The images below `root` that a list names. Warns of absent ones, which count as unreadable later.
 
-    Raises Refusal if the list `file` is empty or none of its images is there.
+    Raises Refusal if the list `file` is empty or none of its images exists.
     """
     check_listed(root, names, file)
     return FolderSource(root, names, labels, class_names)

@@ -1,4 +1,4 @@
-"""Places205 and iNat18: data sets whose splits are lists of files with a class each."""
+"""Places205 and iNat18: data sets whose splits are lists of files with one class each."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from openjepa.refusals import Refusal, examples
 from openjepa.system.json_files import read_object
 
 PLACES_LISTS = ("trainvalsplit_places205", ".")
-"""Folders of the lists: what their archive unpacks to, or beside the images."""
+"""Folders that may hold the lists: the one their archive unpacks to, or the data set's own folder."""
 PLACES_IMAGES = ("data/vision/torralba/deeplearning/images256", "images256", "images", ".")
-"""Folders of the images: what their archive unpacks to, or a shorter path."""
+"""Folders that may hold the images: the one their archive unpacks to, or a shorter path."""
 PLACES_EXPECTED = (
     f"{PLACES_LISTS[0]}/train_places205.csv and val_places205.csv (lines `a/abbey/gsun_x.jpg 0`), and the images below "
     f"{PLACES_IMAGES[0]}/ or images256/"
@@ -36,9 +36,9 @@ class _Listed:
 
 
 def open_places205(root: Path) -> Splits:
-    """Places205 below `root`: the two lists, and the images at one of several depths.
+    """Places205 below `root`: the two lists, and the images in one of several folders (PLACES_IMAGES).
 
-    Raises Refusal if a list or all of its images are missing, or a line is no path with a class.
+    Raises Refusal if a list is missing, all of its images are missing, or a line is not a path with a class.
     """
     lists = [_read_places(_places_list(root, split)) for split in ("train", "val")]
     images = _folder_of(root, PLACES_IMAGES, lists[0], "Places205", PLACES_EXPECTED)
@@ -66,7 +66,10 @@ def _read_places(file: Path) -> _Listed:
 
 
 def _places_names(train: _Listed) -> tuple[str, ...] | None:
-    """What the folders say (a/apartment_building/outdoor -> apartment_building/outdoor); None without one folder per class."""
+    """Class names from the folders (a/apartment_building/outdoor -> apartment_building/outdoor).
+
+    None if the training images do not have one folder per class.
+    """
     first = np.unique(train.labels, return_index=True)
     known = {
         label: train.names[row].rpartition("/")[0].partition("/")[2]
@@ -78,7 +81,7 @@ def _places_names(train: _Listed) -> tuple[str, ...] | None:
 
 
 def _folder_of(root: Path, folders: Iterable[str], listed: _Listed, title: str, expected: str) -> Path:
-    """The folder that the list's paths start from: the first that holds one of the first files of the list."""
+    """The folder that the list's paths start from: the first one that holds one of the first 100 files of the list."""
     for folder in folders:
         if any((root / folder / name).is_file() for name in listed.names[:100]):
             return root / folder
@@ -86,9 +89,9 @@ def _folder_of(root: Path, folders: Iterable[str], listed: _Listed, title: str, 
 
 
 def open_inat18(root: Path) -> Splits:
-    """iNaturalist 2018 below `root`: annotations in COCO's format, one class (species) per image.
+    """iNaturalist 2018 below `root`: annotations in COCO's format, with one class (species) per image.
 
-    Raises Refusal if a file is missing or holds no such annotations, an image has no class or two, or all images are missing.
+    Raises Refusal if a file is missing or has another format, an image has no class or two, or all images are missing.
     """
     files = [root / f"{split}2018.json" for split in ("train", "val")]
     if absent := [file.name for file in files if not file.is_file()]:
@@ -107,7 +110,7 @@ def open_inat18(root: Path) -> Splits:
 
 
 def _read_inat(file: Path) -> tuple[_Listed, list[dict[str, Any]]]:
-    """Images with their category numbers, and the categories."""
+    """The images with their category numbers, and the categories."""
     try:
         content = read_object(file, "get it again") or {}
         paths = {int(image["id"]): str(image["file_name"]) for image in content["images"]}
@@ -131,7 +134,7 @@ def _read_inat(file: Path) -> tuple[_Listed, list[dict[str, Any]]]:
 
 
 def _inat_classes(categories: list[dict[str, Any]], labels: NDArray[np.int64]) -> tuple[dict[int, int], tuple[str, ...] | None]:
-    """Classes 0, 1, ... by the file's numbers, in their order; and the names if the file has any."""
+    """A map from the file's category numbers to classes 0, 1, ... in the same order, and the names if the file has any."""
     if not categories:
         return {number: place for place, number in enumerate(np.unique(labels).tolist())}, None
     ordered = sorted(categories, key=lambda item: int(item["id"]))

@@ -1,1 +1,1 @@
-"""Folders of image files: what every entry is."""
+"""Folders of image files: the kinds of their entries, their splits and labels, and label maps among them."""

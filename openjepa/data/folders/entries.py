@@ -1,9 +1,9 @@
-"""What lies in a folder of images: every entry at any depth with what it is. Only images are read.
+"""The entries of a folder of images, at any depth, with their kinds. Only images are read.
 
-Folders and files that other programs keep among photos for themselves (thumbnails, previews, deleted files, old versions) are
-left out. Their images are copies of what lies beside them, or were thrown away: a thumbnail of a held-out photo must not be
-trained on. Only names that nobody would give to a class of images are listed ("thumbnails", "previews", "trash" and "recycled"
-are not). A name that begins with a dot is hidden and needs no line here (.@__thumb, .thumbnails, .recycle, .git, .Trash-1000).
+Other programs keep folders and files of their own among photos: thumbnails, previews, deleted files, old versions. These are
+left out. Their images are copies of other images, or were thrown away. A thumbnail of a held-out photo must not be trained on.
+Only names that nobody would give to a class of images are listed ("thumbnails", "previews", "trash" and "recycled" are not). A
+name that begins with a dot is hidden and need not be listed (.@__thumb, .thumbnails, .recycle, .git, .Trash-1000).
 """
 
 import errno
@@ -18,15 +18,15 @@ from pathlib import Path
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 OTHER_SUFFIXES = (".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif")
 SUFFIXES = frozenset(JPEG_SUFFIXES + OTHER_SUFFIXES)
-"""What an image file's name may end with, in any case."""
+"""Endings of the names of image files, in upper or lower case."""
 _CAMERA_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".x3f")
 _UNREAD_SUFFIXES = (".heic", ".heif", ".jxl", ".j2k", ".svg", ".psd", ".xcf", ".exr", ".hdr", ".tga", ".dds", ".dcm", ".nii")
 UNREAD_SUFFIXES = frozenset(_CAMERA_SUFFIXES + _UNREAD_SUFFIXES)
-"""Pictures that are not read: their owner would want to know that they are left out."""
+"""Endings of pictures that are not read. Their owner would want to know that they are left out."""
 
 
 class EntryKind(Enum):
-    """Kind of an entry of a folder; the value says it in words, of one entry."""
+    """Kind of an entry of a folder. The value describes one such entry in words."""
 
     IMAGE = "image"
     FOLDER = "folder"
@@ -61,14 +61,14 @@ NUM_EXAMPLES = 3
 
 @dataclass
 class OtherEntries:
-    """Entries of a folder that are no images, counted by kind."""
+    """Entries of a folder that are not images, counted by kind."""
 
     counts: Counter[EntryKind] = field(default_factory=Counter)
     examples: dict[EntryKind, list[str]] = field(default_factory=dict)
-    """A few different names of each kind, or the endings if the format is not read."""
+    """A few different names for each kind, or file name endings if the kind is UNREAD_FORMAT."""
 
     def add(self, path: str, kind: EntryKind) -> None:
-        """Counts an entry."""
+        """Adds an entry to the counts."""
         self.counts[kind] += 1
         shown = self.examples.setdefault(kind, [])
         if kind in _IGNORED or len(shown) == NUM_EXAMPLES:
@@ -80,16 +80,16 @@ class OtherEntries:
 
     @property
     def num_ignored(self) -> int:
-        """Files that are no images, as every folder has some."""
+        """Number of ordinary files that are not images, which every folder has."""
         return sum(self.counts[kind] for kind in _IGNORED)
 
     def described(self) -> list[str]:
-        """All entries in words, one part for each kind that is there."""
+        """All entries in words, one part for each kind that occurs."""
         files = "other file" if self.num_ignored == 1 else "other files"
         return [*([f"{self.num_ignored:,} {files} ignored"] if self.num_ignored else []), *self.left_out()]
 
     def left_out(self) -> list[str]:
-        """The entries that an owner would want to know of, in words, one part for each kind that is there."""
+        """The entries that an owner would want to know about, in words, one part for each kind that occurs."""
         return [
             f"{number:,} {one if number == 1 else many} left out ({', '.join(self.examples[kind])})"
             for kind, (one, many) in _PLURALS.items()
@@ -100,10 +100,12 @@ class OtherEntries:
 def walk(root: Path, enter_all: bool = False) -> Iterator[tuple[str, EntryKind]]:
     """Path below `root` and kind of every file, and of every folder that is not entered (its path ends in a slash).
 
-    Links to folders are followed, but no folder is entered twice. `enter_all`: instead of a hidden or a service folder, each
-    file in it comes with the kind of that folder. A folder that cannot be read is an entry; `root` itself raises OSError.
-    A link with the name of an image that leads nowhere, but not in a circle, is an image: reading it fails, and it counts as
-    other unreadable files.
+    Links to folders are followed, but no folder is entered twice. If `enter_all`, a hidden or service folder is replaced by
+    all files in it, each with the kind of that folder. A folder that cannot be read is an entry. Raises OSError if `root`
+    itself cannot be read.
+
+    A link with the name of an image that leads nowhere (but not in a circle) counts as an image. Reading it fails, and it is
+    then counted like other unreadable files.
     """
     entered: set[tuple[int, int]] = set()
     waiting = [""]
@@ -120,9 +122,9 @@ def walk(root: Path, enter_all: bool = False) -> Iterator[tuple[str, EntryKind]]
 
 
 def entries(root: Path, below: str = "", entered: set[tuple[int, int]] | None = None) -> Iterator[tuple[str, EntryKind]]:
-    """Path below `root` and kind of each entry that lies directly in the folder `below`.
+    """Path below `root` and kind of each entry directly in the folder `below`.
 
-    If the folder is among those `entered`, it is the only entry, a folder that was reached before.
+    If the folder is among those `entered`, the only result is the folder itself, as REPEATED_FOLDER.
     """
     folder = root / below
     name = folder.name
@@ -145,7 +147,7 @@ def entries(root: Path, below: str = "", entered: set[tuple[int, int]] | None = 
 
 
 def _kind(entry: os.DirEntry[str], parent: str) -> EntryKind:
-    """What an entry is. Nothing is opened: reading a pipe would wait for ever. Only links cost a look-up."""
+    """Kind of an entry. Nothing is opened, because reading a pipe would wait forever. Only links cost a look-up."""
     name = entry.name
     try:
         if entry.is_dir():
@@ -155,7 +157,7 @@ def _kind(entry: os.DirEntry[str], parent: str) -> EntryKind:
         if entry.is_file():
             return _kind_of_file(name)
         entry.stat()
-    except OSError as error:  # a link that leads in a circle, where nothing can ever be, or nowhere
+    except OSError as error:  # a link that leads in a circle, to an impossible place, or nowhere
         kind = EntryKind.OTHER_FILE if error.errno == errno.ELOOP else _kind_of_file(name)
         return EntryKind.BROKEN_LINK if kind in (EntryKind.OTHER_FILE, EntryKind.UNREAD_FORMAT) else kind
     return EntryKind.SPECIAL_FILE
@@ -171,13 +173,13 @@ def _kind_of_file(name: str) -> EntryKind:
 
 
 def _suffix(name: str) -> str:
-    """The ending of a file name with its dot, in lower case; empty if it has none."""
+    """The ending of a file name with its dot, in lower case. Empty if it has none."""
     dot = name.rfind(".")
     return name[dot:].lower() if dot > 0 else ""
 
 
 def _files_inside(root: Path, below: str) -> Iterator[str]:
-    """Every file of a folder that is not entered otherwise; links in it are not followed."""
+    """Every file of a folder that is otherwise not entered. Links in it are not followed."""
     for folder, _, names in os.walk(root / below):
         inside = Path(folder).relative_to(root).as_posix()
         yield from (f"{inside}/{name}" for name in sorted(names))
@@ -193,9 +195,9 @@ class Service:
     program: str
     purpose: str
     folders: tuple[str, ...]
-    """Names of its folders, in any case; `*.lrdata` means the ending."""
+    """Names of its folders, in upper or lower case. `*.lrdata` matches the ending."""
     source: str
-    """Source of the names."""
+    """Where the names are documented."""
 
 
 SERVICES: tuple[Service, ...] = (
@@ -245,19 +247,20 @@ SERVICES: tuple[Service, ...] = (
     ),
 )
 LIBRARIES = (".photoslibrary", ".photolibrary", ".migratedphotolibrary", ".aplibrary")
-"""Endings of the libraries of Apple Photos, iPhoto and Aperture: folders that look like one file on a Mac."""
+"""Endings of the libraries of Apple Photos, iPhoto and Aperture. They are folders that look like one file on a Mac."""
 LIBRARY_ORIGINALS = frozenset({"originals", "masters"})
-"""Folders of a library with the photos themselves; the others hold derivatives, thumbnails and data bases (osxphotos documents
-`resources/derivatives` and `originals`, earlier `Masters`)."""
+"""Folders of a library that hold the photos themselves. The others hold derivatives, thumbnails and data bases. Source:
+osxphotos documents `resources/derivatives` and `originals`, earlier `Masters`."""
 SERVICE_FILES = re.compile(r"syno(photo|file|index|video)_thumb_", re.IGNORECASE)
-"""How thumbnails of Synology begin that were copied out of their folder (SYNOFILE_THUMB_M.jpg; immich-go, issue 319)."""
+"""Beginning of the names of Synology's thumbnails, for those copied out of their folder (SYNOFILE_THUMB_M.jpg; immich-go,
+issue 319)."""
 
 _NAMES = frozenset(name.lower() for service in SERVICES for name in service.folders if not name.startswith("*"))
 _ENDINGS = tuple(name[1:].lower() for service in SERVICES for name in service.folders if name.startswith("*"))
 
 
 def is_service_folder(name: str, parent: str) -> bool:
-    """Whether a folder `name` in a folder `parent` is another program's own."""
+    """True if a folder `name` in a folder `parent` belongs to another program."""
     lower = name.lower()
     if parent.lower().endswith(LIBRARIES):
         return lower not in LIBRARY_ORIGINALS
@@ -265,5 +268,5 @@ def is_service_folder(name: str, parent: str) -> bool:
 
 
 def is_service_file(name: str) -> bool:
-    """Whether an image file is another program's thumbnail, wherever it lies."""
+    """True if an image file of this name is another program's thumbnail, in any folder."""
     return name[:4].lower() == "syno" and SERVICE_FILES.match(name) is not None

@@ -1,4 +1,4 @@
-"""A folder of images at any depth: flat and unlabeled or in class folders, with or without a split."""
+"""A folder of images at any depth: flat and unlabeled, or in class folders, with or without a split."""
 
 import os
 import warnings
@@ -21,7 +21,7 @@ from openjepa.system.shell import absent, command
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "validation", "valid", "val")
-"""Folders that are a split, the preferred first."""
+"""Names of folders that are a split, the preferred one first."""
 
 
 class FolderSource(ListSource):
@@ -30,9 +30,9 @@ class FolderSource(ListSource):
     def __init__(
         self, root: Path, files: list[str], labels: NDArray[np.int64] | None = None, class_names: tuple[str, ...] | None = None
     ) -> None:
-        """`files`: paths below `root`."""
+        """`files` are paths below `root`; `labels` are indices into `class_names`, one per file."""
         self.root = root
-        """The folder that the names start from."""
+        """The folder that the names are relative to."""
         self._names = JoinedBytes.join([os.fsencode(file) for file in files])
         self.labels = labels
         self.class_names = class_names
@@ -59,12 +59,13 @@ class FolderSource(ListSource):
 
 
 def open_folder(settings: FolderSettings, seed: int) -> Splits:
-    """The images below `settings.path`.
+    """The images below `settings.path`, split into training and test images.
 
-    Sub-folders that hold images are the classes. A single sub-folder is no class; it is entered. If all of them are named
-    as splits, `train` is the training split, and the first of `test`, `validation`, `valid` and `val` that has labels is the
-    test split; otherwise `test_fraction` of each class is held out with the seed. Images directly in the folder make it
-    unlabeled, with no test split. What else lies in the folder is left out and counted (entries.py says what).
+    Sub-folders that hold images are the classes. A single sub-folder is not a class; it is entered. If all sub-folders are
+    named as splits, `train` is the training split. The test split is then the first of `test`, `testing`, `validation`, `valid`
+    and `val` that has labels. Otherwise `test_fraction` of each class is held out, chosen by `seed`. If images lie directly in
+    the folder, it is unlabeled and has no test split. All other entries are left out and counted (see entries.py).
+
     Raises Refusal if the path does not exist, none of the first images can be used, images or other folders lie beside a split,
     or two folders are the same split by their names.
     """
@@ -85,7 +86,7 @@ def open_folder(settings: FolderSettings, seed: int) -> Splits:
 
 
 def left_out(settings: FolderSettings) -> dict[str, FolderSource]:
-    """Images in splits of a folder that `open_folder` does not open (unlabeled or further ones), by the split's folder."""
+    """Images in splits of a folder that `open_folder` does not open (unlabeled or further ones), by the folder of the split."""
     root, files, _ = _innermost(existing_path(settings.path))
     opened = _split_folders(root, files)
     if opened is None:
@@ -94,9 +95,9 @@ def left_out(settings: FolderSettings) -> dict[str, FolderSource]:
 
 
 def existing_path(path: str, hub: bool = False) -> Path:
-    """The file or folder `path`. Raises Refusal, which suggests the nearest that exists, if it is not there.
+    """The file or folder `path`. Raises Refusal if it does not exist, and suggests the nearest path that does.
 
-    `hub`: whether a name on the Hub may be meant.
+    `hub` is true if a name on the Hub may be meant.
     """
     if not path:
         raise Refusal("data.path is not set: give the folder with your images (--data.path ~/photos)")
@@ -108,18 +109,18 @@ def existing_path(path: str, hub: bool = False) -> Path:
 
 @dataclass(frozen=True)
 class _Opened:
-    """A folder's images in splits."""
+    """The images of a folder, by split."""
 
     train: FolderSource
     test: FolderSource | None = None
     unused: dict[str, list[str]] = field(default_factory=dict)
-    """Images in neither, by the folder of their split."""
+    """Images in neither split, by the folder they are split into."""
     train_folder: Path | None = None
-    """The folder of the training split, if the folder is split already."""
+    """The folder of the training split. None if the folder had no splits of its own."""
 
 
 def _innermost(root: Path) -> tuple[Path, list[str], OtherEntries]:
-    """The folder that really holds the images or their classes, their paths below it, sorted, and what else there is.
+    """The folder that really holds the images or their classes, the sorted image paths below it, and the other entries.
 
     Single sub-folders, as archives leave them, are entered.
     """
@@ -134,7 +135,7 @@ def _innermost(root: Path) -> tuple[Path, list[str], OtherEntries]:
 
 
 def _entered(root: Path, files: list[str], is_kept: Callable[[str], bool]) -> tuple[Path, list[str]]:
-    """The folder and the paths below it without the folders that all of them share, up to one that is kept."""
+    """Enters the sub-folders that all files share, up to one that `is_kept`. Returns the folder and the paths below it."""
     while files:
         tops = {_top(file) for file in files}
         top = next(iter(tops))
@@ -146,7 +147,7 @@ def _entered(root: Path, files: list[str], is_kept: Callable[[str], bool]) -> tu
 
 
 def _split_folders(root: Path, files: list[str]) -> _Opened | None:
-    """Train and test if the folder is split already, else None: beside classes, a folder `train` is a class too."""
+    """The train and test splits if the folder is already split, or else None. Beside classes, a folder `train` is a class."""
     tops = sorted({_top(file) for file in files})
     trained, tested = ([top for name in names for top in tops if top.lower() == name] for names in (TRAIN_NAMES, TEST_NAMES))
     others = sorted(set(tops) - {"", *trained, *tested})
@@ -185,14 +186,17 @@ def _check_split(root: Path, files: list[str], trained: list[str], tested: list[
 
 
 def _split(root: Path, files: list[str]) -> FolderSource:
-    """The images of a split's folder, labeled if they lie in class folders."""
+    """The images of a split's folder. They are labeled if they lie in class folders."""
     root, files = _entered(root, files, lambda top: False)
     names = _class_names(files)
     return FolderSource(root, files, _labels(files, names), names)
 
 
 def _test_split(root: Path, files: list[str], train: FolderSource, train_name: str) -> tuple[FolderSource | None, list[str]]:
-    """The labeled images of a split's folder, with the classes of `train`, and the other images. None if it has no labels."""
+    """The labeled images of a split's folder, with the classes of `train`, and its other images.
+
+    The first is None if the split has no labels.
+    """
     names = train.class_names
     if names is None:
         return None, files
@@ -219,7 +223,7 @@ def _check_known(found: set[str], known: tuple[str, ...], place: Path, train_nam
 
 
 def _top(file: str) -> str:
-    """First folder of a path; empty for a file that lies in none."""
+    """First folder of a path. Empty if the file lies in no folder."""
     return file.split("/", 1)[0] if "/" in file else ""
 
 
@@ -228,7 +232,7 @@ def _below(files: list[str], folder: str) -> list[str]:
 
 
 def _class_names(files: list[str]) -> tuple[str, ...] | None:
-    """The class folders; None if images lie outside of them or there is only one."""
+    """The class folders. None if an image lies outside of them or there is only one."""
     names = {_top(file) for file in files}
     return None if "" in names or len(names) < 2 else tuple(sorted(names))
 
@@ -238,7 +242,10 @@ def _labels(files: list[str], names: tuple[str, ...] | None) -> NDArray[np.int64
 
 
 def _held_out(root: Path, files: list[str], fraction: float, seed: int) -> _Opened:
-    """All images, or with classes a split of each of them: the nearest whole number to its fraction, never all."""
+    """All images, with a test split if they have classes.
+
+    The number held out of each class is the whole number nearest to `fraction` of it, but never the whole class.
+    """
     names = _class_names(files)
     labels = _labels(files, names)
     is_held = held_out(labels, fraction, seed) if fraction else None

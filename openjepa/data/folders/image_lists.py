@@ -1,4 +1,4 @@
-"""Text files that name images and their classes, and which of the named images are there."""
+"""Text files that name images and their classes, and a check that the named images exist."""
 
 import os
 import warnings
@@ -8,11 +8,11 @@ from pathlib import Path
 from openjepa.refusals import Refusal, examples
 
 VAL_ANNOTATIONS = "val_annotations.txt"
-"""The list of Tiny ImageNet beside its folder of validation images."""
+"""List of Tiny ImageNet, in the same folder as its folder of validation images."""
 
 
 def read_lines(file: Path) -> list[str]:
-    """Lines of a text file without those that are blank. Raises Refusal if it is no text."""
+    """The lines of a text file, except blank ones. Raises Refusal if it is not text."""
     try:
         return [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -20,7 +20,10 @@ def read_lines(file: Path) -> list[str]:
 
 
 def read_val_annotations(file: Path) -> dict[str, str]:
-    """Class of each image by its file name: lines `val_0.JPEG<tab>n03444034`, and a box after further tabs."""
+    """Class of each image by file name. Raises Refusal if a line has another form, or there are no lines.
+
+    Lines are `val_0.JPEG<tab>n03444034`, possibly with a box after further tabs.
+    """
     classes = {}
     for number, line in enumerate(read_lines(file), start=1):
         name, *others = line.split("\t")
@@ -35,9 +38,9 @@ def read_val_annotations(file: Path) -> dict[str, str]:
 
 
 def check_listed(root: Path, names: Sequence[str], file: Path) -> None:
-    """Warns of images that the list `file` names and `root` does not hold: they are skipped and counted as unreadable ones are.
+    """Warns of images that the list `file` names but `root` does not hold. They are skipped and counted as unreadable.
 
-    Raises Refusal if the list is empty or none of its images is there.
+    Raises Refusal if the list is empty or none of its images exists.
     """
     if not names:
         raise Refusal(f"{file} lists no images")
@@ -51,10 +54,11 @@ def check_listed(root: Path, names: Sequence[str], file: Path) -> None:
 
 
 def absent_files(root: Path, names: Iterable[str]) -> list[str]:
-    """The paths among `names` below `root` that name no file.
+    """The paths among `names` for which there is no file below `root`.
 
-    Every folder is read once: millions of files cost no look-up each. Only a name that its folder does not list is looked up:
-    disks may take upper and lower case, or other ways to write an accent, for the same name.
+    Every folder is read once, so that millions of files need no look-up each. A name is looked up only if its folder does not
+    list it. On some disks, such a name exists nonetheless: upper and lower case, or different ways to write an accent, count as
+    the same there.
     """
     present: dict[str, set[str]] = {}
     absent = []
@@ -71,5 +75,5 @@ def _names_in(folder: Path) -> set[str]:
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries}
-    except OSError:  # not there, no folder, or not to be read
+    except OSError:  # missing, not a folder, or not readable
         return set()

@@ -1,7 +1,7 @@
 """Label maps beside photos (PASCAL VOC's SegmentationClass, Oxford pets' trimaps): pictures that nobody means to train on.
 
-A folder of label maps is known by its names, which are those of photos elsewhere, and by its pixels: one channel or a palette.
-Only a few headers are opened.
+A folder of label maps is recognized by two signs. Its files have the same names as photos in another folder, and their pixels
+have one channel or a palette. Only a few headers are opened.
 """
 
 import re
@@ -15,35 +15,35 @@ from openjepa.data.decode import mode_and_size
 from openjepa.system.shell import command
 
 ENDINGS = frozenset({".png", ".gif", ".bmp", ".tif", "tiff", ".pgm"})
-"""Last four letters of the formats that keep classes exactly."""
+"""Last four characters of the names of files whose format stores classes without loss."""
 MASK_MODES = frozenset({"1", "L", "P", "I", "I;16", "I;16B"})
-"""Pillow's names of one channel and of a palette."""
+"""Pillow's modes with one channel or a palette."""
 MARKS = ("_mask", "-mask", "_masks", "_seg", "_segmentation", "_gt", "_groundtruth", "_label", "_labels", "_trimap", "_mask_1")
-"""Endings of the names of label maps that lie among their photos (x.png and x_mask.png)."""
+"""Endings of the names of label maps that lie in the same folder as their photos (x.png and x_mask.png)."""
 _MASK_WORDS = re.compile(r"mask|segm|trimap|ground.?truth|annot", re.IGNORECASE)
 MAX_FOLDERS = 16
-"""Folders of which a header is opened."""
+"""Largest number of folders in which headers are opened."""
 NUM_FIRST = 64
-"""Files of a folder among which label maps are looked for by their names."""
+"""Number of files per folder that are searched for names of label maps."""
 NUM_SAMPLED = 3
-"""Label maps of a folder that are compared with their photos."""
+"""Number of label maps per folder that are compared with their photos."""
 MAX_MATCHES = 8
-"""Files of one name that are looked at."""
+"""Largest number of files considered per name."""
 
 
 Header = tuple[str, tuple[int, int]]
-"""Mode and size of a picture."""
+"""Mode and size (width, height) of a picture."""
 
 
 @dataclass(frozen=True)
 class MaskFolder:
-    """A folder of label maps and that of their photos, as paths below the data's."""
+    """A folder of label maps and the folder of their photos, as paths below the data's folder."""
 
     masks: str
     photos: str
 
     def advice(self, root: Path) -> str:
-        """Says what is the matter and what to type."""
+        """A warning: what is wrong and what to type. `root` is the data's folder."""
         if self.masks == self.photos:
             what, remedy = (
                 f"images in {str(root / self.masks)!r} whose names end in a mark as {MARKS[0]}",
@@ -62,7 +62,10 @@ class MaskFolder:
 
 
 def find_mask_folders(root: Path, files: Sequence[str]) -> list[MaskFolder]:
-    """Folders among those of `files`, paths below `root`, that hold label maps; the same pair of places is found once."""
+    """Folders of label maps among the folders of `files` (paths below `root`).
+
+    Pairs of folders that first differ at the same two names are reported once.
+    """
     header = cache(lambda name: mode_and_size(root / name))
     samples = {}
     for folder, names in _candidates(files).items():
@@ -81,7 +84,7 @@ def find_mask_folders(root: Path, files: Sequence[str]) -> list[MaskFolder]:
 
 
 def _candidates(files: Sequence[str]) -> dict[str, list[str]]:
-    """A few files of a few folders that could be label maps; of a folder that has such, those whose names are marked."""
+    """A few files from each of a few folders that could hold label maps. Files with a name in MARKS are preferred."""
     first: dict[str, list[str]] = defaultdict(list)
     for file in files:
         if file[-4:].lower() in ENDINGS:
@@ -99,7 +102,7 @@ def _sample(names: list[str]) -> list[str]:
 
 
 def _photo_stem(file: str) -> str:
-    """Name that the photo of a label map has, without ending."""
+    """Name of the photo that a label map belongs to, without the ending."""
     stem = _stem(file)
     mark = next((mark for mark in sorted(MARKS, key=len, reverse=True) if stem.lower().endswith(mark)), "")
     return stem[: len(stem) - len(mark)]
@@ -110,7 +113,7 @@ def _stem(file: str) -> str:
 
 
 def _by_stem(files: Sequence[str], stems: set[str]) -> dict[str, list[str]]:
-    """Files of these names without their endings, a few of each."""
+    """Files by their name without the ending, for the names in `stems`. At most MAX_MATCHES files per name."""
     found: dict[str, list[str]] = defaultdict(list)
     for file in files:
         stem = _stem(file)
@@ -120,7 +123,7 @@ def _by_stem(files: Sequence[str], stems: set[str]) -> dict[str, list[str]]:
 
 
 def _photo_folders(names: Sequence[str], by_stem: dict[str, list[str]]) -> list[str]:
-    """Folders with a photo for each of the label maps `names`."""
+    """Folders that hold a photo for each of the label maps `names`."""
     choices = [{file.rpartition("/")[0] for file in by_stem[_photo_stem(name)] if file != name} for name in names]
     return sorted(set.intersection(*choices))
 
@@ -128,9 +131,10 @@ def _photo_folders(names: Sequence[str], by_stem: dict[str, list[str]]) -> list[
 def _are_masks(
     header: Callable[[str], Header | None], folder: str, names: Sequence[str], photos: str, by_stem: dict[str, list[str]]
 ) -> bool:
-    """Whether each picture is a map of its photo: as large, and the photo in colors, or as gray as no map is.
+    """True if each picture of `names` is a label map of its photo in the folder `photos`.
 
-    If the names say it too (masks/, x_mask.png), the photos may be of any kind and size.
+    It must be as large as the photo. The photo must have colors, or be gray while the map has one bit or a palette. If the
+    names also say so (masks/, x_mask.png), the photos may be of any kind and size.
     """
     is_named = _photo_stem(names[0]) != _stem(names[0]) or (_MASK_WORDS.search(folder) and not _MASK_WORDS.search(photos))
     for name in names:
@@ -146,6 +150,6 @@ def _are_masks(
 
 
 def _first_difference(folder: str, photos: str) -> tuple[str, str]:
-    """The folders at which two paths part: many classes with their own folders of label maps are one place."""
+    """The names at which two paths first differ. Label maps in a sub-folder of each class thus count as one place."""
     mine, theirs = folder.split("/"), photos.split("/")
     return next(((a, b) for a, b in zip(mine, theirs, strict=False) if a != b), (mine[-1], theirs[-1]))

@@ -1,1 +1,1 @@
-"""From records to batches: order, workers, caches, colors on the device."""
+"""The way from records to batches: order, workers, caches, and colors on the device."""

@@ -1,4 +1,4 @@
-"""Images decoded once and kept as uint8 pixels, in memory or on the device, and crops of a whole batch of them there."""
+"""Images decoded once and kept as uint8 pixels, in memory or on the device. Cuts the crops of a whole batch from them there."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -18,47 +18,47 @@ from openjepa.system.console import silent
 from openjepa.system.machine import available_memory
 
 MEMORY_SHARE = 0.8
-"""Largest part of the free memory that a cache may take."""
+"""Largest share of the free memory that a cache may take."""
 CHUNK = 256
-"""Images that a worker decodes at a time, or that are cropped at a time on the device; bounds the memory for either."""
+"""Number of images that a worker decodes at a time, and that are cropped at a time on the device. Bounds the memory of both."""
 
 
 @dataclass
 class PixelCache:
-    """Decoded images, one behind the other."""
+    """Decoded images, one after the other in a single tensor."""
 
     pixels_flat: UInt8[Tensor, "pixels 3"]
     starts: NDArray[np.int64]
-    """First pixel of each image."""
+    """Index of the first pixel of each image [N]."""
     sizes: NDArray[np.int64]
-    """Height and width of each image [N, 2]; zero if it could not be read."""
+    """Height and width of each image [N, 2]. Zero if the image could not be read."""
     reasons: dict[int, str] = field(default_factory=dict)
-    """Why images could not be read."""
+    """Why an image could not be read, by its index."""
 
     def __len__(self) -> int:
-        """Number of images, the unreadable ones included."""
+        """Number of images, including the unreadable ones."""
         return len(self.starts)
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of an image; raises DecodeError if there is none."""
+        """Height and width of an image. Raises DecodeError if it could not be read."""
         if index in self.reasons:
             raise DecodeError(self.reasons[index])
         height, width = self.sizes[index].tolist()
         return height, width
 
     def pixels(self, index: int) -> UInt8[Tensor, "h w 3"]:
-        """An image, without a copy; raises DecodeError if there is none."""
+        """The pixels of an image, without a copy. Raises DecodeError if it could not be read."""
         height, width = self.size(index)
         return self.pixels_flat.narrow(0, int(self.starts[index]), height * width).view(height, width, 3)
 
     def without_pixels(self) -> "PixelCache":
-        """The cache with sizes and reasons alone."""
+        """The cache with only its sizes and reasons."""
         return replace(self, pixels_flat=self.pixels_flat[:0].clone())
 
 
 @dataclass(frozen=True)
 class _Shrinker:
-    """Decodes and shrinks a chunk of images; the worker's part."""
+    """Decodes and shrinks a chunk of images. This is the part that runs in a worker."""
 
     source: ListSource
     short_side: int
@@ -88,10 +88,11 @@ def build_cache(
     advance: Callable[[int], None] = silent,
     max_bytes: int | None = None,
 ) -> PixelCache:
-    """Decodes every image of a source, reduced to `short_side` (smaller ones stay as they are).
+    """Decodes every image of a source and shrinks it to `short_side`. Smaller images keep their size.
 
-    `advance` is told how many more are done, now and then. Raises Refusal if more than `max_bytes` would be kept (default: 80 %
-    of the free memory).
+    `min_side`: images with a shorter side count as unreadable. `workers`: number of processes; 0 works in this one. `advance`
+    is called now and then with the number of images done since its last call. Raises Refusal if more than `max_bytes` would be
+    kept (default: 80 % of the free memory).
     """
     limit = int(MEMORY_SHARE * available_memory()) if max_bytes is None else max_bytes
     total = len(source)
@@ -99,7 +100,7 @@ def build_cache(
     sizes, reasons, done = np.zeros((total, 2), dtype=np.int64), {}, 0
     parts: list[Tensor] = []
     for flat, chunk_sizes, chunk_reasons in parallel_map(_Shrinker(source, short_side, min_side), chunks, workers):
-        parts.append(flat.clone() if workers else flat)  # a worker's memory is handed back
+        parts.append(flat.clone() if workers else flat)  # the worker's memory is given back and reused
         sizes[done : done + len(chunk_sizes)] = chunk_sizes
         reasons.update(chunk_reasons)
         done += len(chunk_sizes)
@@ -112,7 +113,7 @@ def build_cache(
 
 
 def _joined(parts: list[Tensor], num_pixels: int) -> UInt8[Tensor, "pixels 3"]:
-    """One tensor of all parts; each is freed as soon as it is copied, so that the peak stays near one copy."""
+    """One tensor of all parts. Each part is freed as soon as it is copied, so that the peak stays near one copy."""
     flat = torch.empty((num_pixels, 3), dtype=torch.uint8)
     first = 0
     parts.reverse()
@@ -143,10 +144,11 @@ def crop_batch(
     size: tuple[int, int],
     interpolation: str,
 ) -> UInt8[Tensor, "B 3 oh ow"]:
-    """The boxes (top, left, height, width, mirrored) of images that lie one behind the other, resized to `size`.
+    """Crops of images that lie one after the other in `pixels_flat`, resized to `size`.
 
-    Equal to `interpolate(antialias=True)` of each box to within one of 255 levels. `largest`: a height and width that no box
-    exceeds, known without asking the device.
+    `boxes`: top, left, height, width, mirrored. `starts`, `widths`: first pixel and width of each image. `largest`: a height
+    and width that no box exceeds, known without asking the device. Each crop equals `interpolate(antialias=True)` of its box to
+    within one of 255 levels.
     """
     parts = [
         _crop_chunk(pixels_flat, starts[part], widths[part], boxes[part], largest, size, interpolation)
@@ -167,7 +169,7 @@ def _crop_chunk(
     tops, lefts, box_heights, box_widths, mirrored = boxes.unbind(1)
     rows = torch.arange(largest[0], device=boxes.device)
     columns = torch.arange(largest[1], device=boxes.device)
-    # Beyond a box its last row or column is repeated; the weights there are zero.
+    # Beyond a box, its last row or column is repeated. The weights there are zero.
     rows_inside = torch.minimum(rows[None, :], box_heights[:, None] - 1) + tops[:, None]  # [B, h]
     columns_inside = torch.minimum(columns[None, :], box_widths[:, None] - 1) + lefts[:, None]  # [B, w]
     places = starts[:, None, None] + rows_inside[:, :, None] * widths[:, None, None] + columns_inside[:, None, :]
@@ -180,10 +182,11 @@ def _crop_chunk(
 
 
 def resize_matrices(lengths: Int[Tensor, " B"], largest: int, out: int, interpolation: str) -> Float[Tensor, "B out largest"]:
-    """Matrices that resize the first `lengths` of `largest` samples to `out`, antialiased.
+    """Matrices that resize the first `lengths` of `largest` samples to `out` samples, antialiased.
 
-    Output i lies at (i + 1/2) * length / out in the input; an input sample is weighted by the filter (triangle, or the cubic of
-    Keys, 1981, with a = -1/2) of its distance, which is measured in output samples if the image shrinks.
+    Output i lies at (i + 1/2) * length / out in the input. The weight of an input sample is the filter at its distance from
+    there. If the image shrinks, the distance is measured in output samples. The filter is a triangle, or the cubic of Keys
+    (1981) with a = -1/2. Raises Refusal if `interpolation` is not known.
     """
     scale = lengths[:, None, None] / out
     centers = (torch.arange(out, device=lengths.device)[None, :, None] + 0.5) * scale

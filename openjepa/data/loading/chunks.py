@@ -1,4 +1,4 @@
-"""What a worker does with a chunk of a microbatch: read, decode and crop its images, change colors, and draw the masks."""
+"""The work on one chunk of a microbatch in a worker: reads, decodes and crops images, changes colors, and draws masks."""
 
 import math
 from collections.abc import Sequence
@@ -23,77 +23,77 @@ from openjepa.seeds import derive, derive_samples, uniforms
 from openjepa.types import InputSpec, LoaderPosition, Masks, Skipped
 
 LARGE_FILE = 400_000
-"""Bytes above which an image is probably much larger than its crop, so that a look at its header pays."""
+"""Number of bytes above which an image is probably much larger than its crop, so that reading its header first pays."""
 REDUCED_MARGIN = 2.0
 """A JPEG is decoded at reduced size only if its crop still has this many times the pixels of the view on each side."""
 
 
 class MaskDrawer(Protocol):
-    """What the loader knows of a mask sampler."""
+    """The part of a mask sampler that the loader uses."""
 
     grid: tuple[int, int]
 
     def __call__(self, sample_seeds: NDArray[np.int64], group_seed: int, step: int) -> Masks:
-        """Masks of the samples [B]."""
+        """Masks of the samples [B], one row per seed of `sample_seeds`."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A task for a worker: some slots of one microbatch."""
+    """A task for a worker: a number of slots of one microbatch."""
 
     step: int
     epoch: int
     num: int
-    """Slots to fill."""
+    """Number of slots to fill."""
     ids: NDArray[np.int64]
-    """Sample of each slot, then the spares."""
+    """The sample of each slot, then spare samples that replace unreadable ones."""
     next_position: LoaderPosition
     records: tuple[ShardRecord, ...] | None = None
-    """The samples themselves, if they are of a stream."""
+    """The samples themselves, if the source is a stream."""
     mask_ids: NDArray[np.int64] | None = None
-    """In the first chunk of a microbatch: the samples of all its slots, for the masks."""
+    """The samples of all slots of the microbatch, for the masks. Only set in its first chunk."""
     group: int = 0
-    """Mask group of the microbatch within its step."""
+    """Number, within the step, of the mask group that the microbatch belongs to."""
 
     def slot_ids(self) -> NDArray[np.int64]:
-        """The samples whose random numbers the slots use [num]. A replaced sample leaves its numbers to its successor."""
+        """The samples [num] whose random numbers the slots use. If a sample is replaced, its successor uses its numbers."""
         return self.ids[: self.num]
 
 
 @dataclass
 class ChunkResult:
-    """What a worker made of a chunk."""
+    """The result of a worker for one chunk."""
 
     chunk: Chunk
     ids: NDArray[np.int64]
-    """Samples that were really used [num]."""
+    """The samples that were actually used [num]."""
     skipped: list[Skipped]
     views: dict[str, UInt8[Tensor, "V n 3 h w"]] = field(default_factory=dict)
-    """Empty if the crops are made on the device."""
+    """Empty if the crops are made on the device (see `boxes`)."""
     boxes: dict[str, NDArray[np.int64]] = field(default_factory=dict)
-    """For crops on the device: top, left, height, width, mirrored [V, n, 5]."""
+    """Top, left, height, width, mirrored [V, n, 5]. Empty unless the crops are made on the device."""
     masks: dict[str, Masks] = field(default_factory=dict)
     labels: NDArray[np.int64] | None = None
     names: tuple[str, ...] = ()
-    """Names of the samples, if they are of a stream."""
+    """Names of the samples, if the source is a stream."""
 
 
 @dataclass(frozen=True)
 class ChunkReader:
-    """Turns chunks into results. It travels to the workers, so it holds nothing that belongs to one process."""
+    """Turns chunks into results. It is sent to the workers, so it holds nothing that belongs to one process."""
 
     source: ListSource | ShardSource
     inputs: InputSpec
     sampler: MaskDrawer
     seed: int
     min_side: int
-    """Smaller images cannot be used."""
+    """Images with a shorter side, in pixels, cannot be used."""
     cache: PixelCache | None = None
     boxes_only: bool = False
-    """The crops are made on the device."""
+    """True if the crops are made on the device."""
 
     def __call__(self, chunk: Chunk) -> ChunkResult:
-        """Crops, labels and masks of the chunk."""
+        """The crops, labels and masks of the chunk."""
         numbers = self._numbers(chunk)
         result = ChunkResult(chunk, chunk.slot_ids(), [])
         for name, view in self.inputs.views.items():
@@ -115,11 +115,11 @@ class ChunkReader:
                 change_colors(result.views[name].flatten(0, 1), drawn)
         self._add_labels(result, places)
         self._add_masks(result)
-        result.chunk = replace(chunk, records=None)  # what came as bytes need not go back
+        result.chunk = replace(chunk, records=None)  # the bytes of the images need not go back
         return result
 
     def _numbers(self, chunk: Chunk) -> list[list[float]]:
-        """NUMBERS_PER_VIEW for each view of each slot."""
+        """NUMBERS_PER_VIEW uniform numbers for each view of each slot."""
         seeds = derive_samples("crop", self.seed, np.array([chunk.epoch]), chunk.slot_ids())
         num_views = sum(view.count for view in self.inputs.views.values())
         numbers: list[list[float]] = uniforms(seeds, num_views * NUMBERS_PER_VIEW).tolist()
@@ -147,7 +147,7 @@ class ChunkReader:
                 used += NUMBERS_PER_VIEW
 
     def _pixels(self, chunk: Chunk, place: int, numbers: Sequence[float]) -> tuple[UInt8[Tensor, "h w 3"], tuple[int, int]]:
-        """Pixels of a candidate, and the height and width that boxes are drawn on (larger, if it was decoded reduced)."""
+        """Pixels of a candidate, and the height and width that boxes refer to: those of the image before any reduction."""
         if self.cache is not None:
             pixels = self.cache.pixels(int(chunk.ids[place]))
             return pixels, (pixels.shape[0], pixels.shape[1])
@@ -162,7 +162,7 @@ class ChunkReader:
         return torch.from_numpy(decoded), size
 
     def _enough_side(self, size: tuple[int, int], numbers: Sequence[float]) -> int:
-        """Short side at which every crop still has REDUCED_MARGIN times the pixels of its view."""
+        """Short side at which every crop still has REDUCED_MARGIN times the pixels of its view on each side."""
         needed, used = 0.0, 0
         for view in self.inputs.views.values():
             for _ in range(view.count):
@@ -208,7 +208,7 @@ class ChunkReader:
 def draw_masks(
     sampler: MaskDrawer, inputs: InputSpec, ids: NDArray[np.int64], *, seed: int, epoch: int, step: int, group: int
 ) -> dict[str, Masks]:
-    """The masks of the samples `ids` [B] for every masked view: V x B rows each, view by view, each with a seed of its own."""
+    """The masks of the samples `ids` [B] for every masked view: V x B rows each, view by view. Each view has its own seed."""
     masks, drawn = {}, 0
     for name in inputs.masked_views:
         count = inputs.views[name].count
@@ -220,14 +220,14 @@ def draw_masks(
 
 
 def _empty_pixels(shape: tuple[int, ...]) -> UInt8[Tensor, "..."]:
-    """Memory for pixels; in a worker it is shared with the main process, which saves a copy, as in torch's own collation."""
+    """Uninitialized memory for pixels. In a worker it is shared with the main process, as in torch's own collation."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
     return shared_bytes(math.prod(shape)).view(shape)
 
 
 def _scaled(box: Box, drawn_on: tuple[int, int], decoded: tuple[int, int]) -> Box:
-    """A box on the full image as one on its reduced decoding."""
+    """The box on the reduced image that corresponds to `box` on the full image."""
     if drawn_on == decoded:
         return box
     top, left, height, width = box

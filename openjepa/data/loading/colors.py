@@ -1,11 +1,11 @@
 """Random color changes of batches of views: jitter, grayscale, blur, solarize (SimCLR, appendix A; DINO), on any device.
 
-What is done with a view follows from the seed of its sample alone. The published order: mirror, jitter, grayscale, blur,
-solarize; the four parts of the jitter in an order of their own for every view. Only the views that need an operation take part.
+The changes of a view depend only on the seed of its sample. They follow the published order: mirror, jitter, grayscale, blur,
+solarize. The four parts of the jitter have a random order for every view. An operation touches only the views that need it.
 
-A view becomes the same, bit by bit, in whatever company, on any number of threads and on every device: all arithmetic is either
-elementwise, each operation rounded by itself, or sums of integers that float32 holds exactly. Levels are rounded before the
-blur and at the end; each operation clamps to [0, 255] like the published ones.
+A view comes out the same, bit by bit, with any other views in the batch, on any number of threads and on every device. All
+arithmetic is either elementwise, with each operation rounded by itself, or a sum of integers that float32 represents exactly.
+Levels are rounded before the blur and at the end. Each operation clamps to [0, 255], like the published ones.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,54 +24,54 @@ from openjepa.seeds import derive_samples, uniforms
 from openjepa.types import ColorChange, ViewSpec
 
 NUMBERS_PER_VIEW = 10
-"""Uniform numbers of one view of one sample: whether it is jittered, four strengths, their order, grayscale, blur, its sigma,
-solarize."""
+"""Number of uniform numbers per view of one sample. In order: jitter or not, four strengths, their order,
+grayscale, blur, the sigma of the blur, solarize."""
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 ORDERS = np.array(list(permutations(range(4))))
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in gray (ITU-R 601)."""
 LEAST_SIGMA = 0.26
-"""A narrower Gaussian moves no level by one: each of its neighbors weighs below 1 / 1024."""
+"""A narrower Gaussian changes no level by one, because the weight of each neighbor is below 1 / 1024."""
 RADIUS_IN_SIGMAS = 3.0
 BLOCK_VALUES = 200_000
-"""Numbers changed at a time on a CPU, so that they stay in its cache: one view at 224 pixels."""
+"""Number of values changed at a time on a CPU, so that they stay in its cache. One view at 224 pixels."""
 BLOCK_VIEWS = 256
-"""Views changed at a time elsewhere; bounds the memory."""
+"""Number of views changed at a time on other devices. Bounds the memory."""
 BLUR_SIDE = 32
-"""Most pixels of a row that are blurred by one matrix; longer rows are divided, since most of a larger matrix is zero."""
+"""Largest number of pixels in a row that one matrix blurs. Longer rows are divided: most of a larger matrix would be zero."""
 PARTS_OF_A_LEVEL = 8
-"""Sums are taken of levels in eighths."""
+"""Levels are summed as multiples of 1 / 8."""
 PARTS_OF_A_WEIGHT = 8192
-"""Weights of the blur are multiples of 1 / 8192: 255 x 8 x 8192 is below 2^24, so that every sum is exact."""
+"""Weights of the blur are multiples of 1 / 8192. Since 255 x 8 x 8192 is below 2^24, every sum is exact in float32."""
 VERY_LARGE = 1e30
 
 
 @dataclass(frozen=True)
 class DrawnColors:
-    """The color changes that were drawn for each of R views."""
+    """The color changes drawn for each of R views."""
 
     strengths: NDArray[np.float64]
-    """[R, 4]: factors of brightness, contrast and saturation, and turns of hue; (1, 1, 1, 0) changes nothing."""
+    """[R, 4]: factors of brightness, contrast and saturation, and turns of hue. (1, 1, 1, 0) changes nothing."""
     order: NDArray[np.int64]
-    """[R, 4]: which of the four comes first, second, ..."""
+    """[R, 4]: the four parts of the jitter in the order in which they are applied."""
     gray: NDArray[np.bool_]
-    """[R]"""
+    """[R]: true if the view becomes gray."""
     sigma: NDArray[np.float64]
-    """[R]: of the blur, in pixels; 0: none."""
+    """[R]: standard deviation of the blur, in pixels. 0 means no blur."""
     solarized: NDArray[np.bool_]
-    """[R]"""
+    """[R]: true if the view is solarized."""
 
     def jittered(self) -> NDArray[np.bool_]:
-        """[R]: whether any part of the jitter changes a view."""
+        """[R]: true if any part of the jitter changes the view."""
         found: NDArray[np.bool_] = (self.strengths != NEUTRAL).any(axis=1)
         return found
 
     def changed(self) -> NDArray[np.int64]:
-        """Rows that are changed at all."""
+        """Indices of the views that are changed at all."""
         return np.flatnonzero(self.jittered() | self.gray | (self.sigma > 0) | self.solarized)
 
     def of(self, rows: NDArray[np.int64]) -> "DrawnColors":
-        """The changes of some of the views."""
+        """The changes of the views `rows`."""
         return DrawnColors(self.strengths[rows], self.order[rows], self.gray[rows], self.sigma[rows], self.solarized[rows])
 
 
@@ -79,9 +79,9 @@ NEUTRAL = np.array([1.0, 1.0, 1.0, 0.0])
 
 
 def draw_colors(views: Mapping[str, ViewSpec], ids: NDArray[np.int64], seed: int, epoch: int) -> dict[str, DrawnColors]:
-    """Draws the color changes of the samples `ids` [B] in an epoch: V x B rows by the name of the view, view by view.
+    """Draws the color changes of the samples `ids` [B] in an epoch. Returns V x B rows by the name of the view, view by view.
 
-    Views whose colors stay as they are, are left out. Raises Refusal if a view has not one color change for each of its crops.
+    Views without color changes are left out. Raises Refusal if a view does not have one color change for each of its crops.
     """
     if not any(view.colors for view in views.values()):
         return {}
@@ -100,7 +100,7 @@ def draw_colors(views: Mapping[str, ViewSpec], ids: NDArray[np.int64], seed: int
 
 
 def _drawn(change: ColorChange, numbers: NDArray[np.float64]) -> DrawnColors:
-    """One view of every sample, from its own numbers [B, NUMBERS_PER_VIEW]."""
+    """The changes of one view of every sample, from the uniform numbers [B, NUMBERS_PER_VIEW] of that view."""
     largest = np.array(change.jitter)
     low = np.maximum(0.0, 1.0 - largest)
     low[HUE] = -largest[HUE]
@@ -128,9 +128,9 @@ def _joined(parts: Sequence[DrawnColors]) -> DrawnColors:
 
 
 def change_colors(pixels: UInt8[Tensor, "R 3 h w"], drawn: DrawnColors) -> None:
-    """Changes the views `pixels` in place, each as drawn for it."""
+    """Applies the changes `drawn` to the views `pixels`, in place."""
     rows = drawn.changed()
-    # views with the same order of operations stand together, so that most operations take a whole block
+    # views with the same order of operations are neighbors, so that most operations apply to a whole block
     rows = rows[np.argsort(drawn.order[rows] @ [64, 16, 4, 1] + 256 * ~drawn.jittered()[rows], kind="stable")]
     size = BLOCK_VIEWS if pixels.device.type != "cpu" else max(1, BLOCK_VALUES // pixels[0].numel())
     for first in range(0, len(rows), size):
@@ -141,7 +141,7 @@ def change_colors(pixels: UInt8[Tensor, "R 3 h w"], drawn: DrawnColors) -> None:
 
 
 def change_floats(images: Float[Tensor, "R 3 h w"], drawn: DrawnColors) -> Float[Tensor, "R 3 h w"]:
-    """The images changed as drawn, for levels in [0, 255] that are not rounded. May overwrite `images`."""
+    """The images after the changes `drawn`. Levels are in [0, 255] and not rounded. May overwrite `images`."""
     for place in range(4):
         operation = drawn.order[:, place]
         strength = np.take_along_axis(drawn.strengths, operation[:, None], axis=1)[:, 0]
@@ -154,7 +154,7 @@ def change_floats(images: Float[Tensor, "R 3 h w"], drawn: DrawnColors) -> Float
 
 
 def _on_rows(images: Tensor, chosen: NDArray[np.bool_], change: Callable[..., Tensor], *values: NDArray[np.generic]) -> Tensor:
-    """`images` with `change(images, *values)` in the chosen rows; `values` have one row for each image."""
+    """`images`, with the rows that are `chosen` replaced by `change(images, *values)`. `values` have one row per image."""
     if not chosen.any():
         return images
     if chosen.all():
@@ -166,14 +166,14 @@ def _on_rows(images: Tensor, chosen: NDArray[np.bool_], change: Callable[..., Te
 
 
 def _places(rows: NDArray[np.int64], images: Tensor) -> slice | Tensor:
-    """Rows as an index, which makes no copy if they follow each other."""
+    """An index of the rows. It is a slice, which needs no copy, if the rows follow each other."""
     if (np.diff(rows) == 1).all():
         return slice(int(rows[0]), int(rows[-1]) + 1)
     return _on_device(rows, images.device)
 
 
 def _on_device(values: NDArray[np.generic], device: torch.device) -> Tensor:
-    """Numbers of the host on the device, without waiting for it."""
+    """Copies an array to the device, without waiting for it."""
     tensor = torch.from_numpy(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
@@ -182,7 +182,7 @@ def _on_device(values: NDArray[np.generic], device: torch.device) -> Tensor:
 
 
 def _brighten(images: Tensor, factor: NDArray[np.float64]) -> Tensor:
-    """f x."""
+    """f x, with the factor f and the levels x."""
     return images.mul_(_per_image(factor, images)).clamp_(0, 255)
 
 
@@ -195,23 +195,25 @@ def _contrast(images: Tensor, factor: NDArray[np.float64]) -> Tensor:
 
 
 def _saturate(images: Tensor, factor: NDArray[np.float64]) -> Tensor:
-    """f x + (1 - f) gray."""
+    """f x + (1 - f) gray, where gray is the luma of each pixel."""
     return _blend(images, factor, luma(images))
 
 
 def _turn_hue(images: Tensor, turns: NDArray[np.float64]) -> Tensor:
-    """Turns the hue by `turns` at equal value and chroma of HSV.
+    """Turns the hue by `turns`, without changing value and chroma of HSV.
 
-    With M, m and C = M - m of a pixel and its hue H in turns, channel n (red 0, green 2, blue 4 sixths) of the HSV hexagon is
-    M - C clamp(2 - 6 d, 0, 1), that is M - 2 C + 6 C d held between m and M, where d is the distance of H + 1/2 from n on a
-    circle of length 1: the opposite hue has none of a channel, and d = |v - round(v)| for any representative v.
-    Comparisons are made of arithmetic, which is several times as fast on a CPU as `where`.
+    M and m are the highest and lowest channel of a pixel, C = M - m, and H is its hue in turns. Channel n (red 0, green 2, blue
+    4 sixths) of the HSV hexagon is M - C clamp(2 - 6 d, 0, 1). This equals M - 2 C + 6 C d, held between m and M.
+
+    Here d is the distance of H + 1/2 from n on a circle of length 1, because the opposite hue has none of a channel. It is
+    d = |v - round(v)|, where v is the difference of the two plus any whole number.
+    Comparisons are written as arithmetic, which is several times as fast on a CPU as `where`.
     """
     red, green, blue = images.unbind(1)
     highest = torch.maximum(torch.maximum(red, green), blue)
     lowest = torch.minimum(torch.minimum(red, green), blue)
     chroma = highest - lowest
-    not_red = (highest - red).mul_(VERY_LARGE).clamp_(max=1)  # 0 where red is the highest, else 1
+    not_red = (highest - red).mul_(VERY_LARGE).clamp_(max=1)  # 0 if red is the highest, else 1
     not_green = (highest - green).mul_(VERY_LARGE).clamp_(max=1)
     in_sixths = torch.lerp((blue - red).add_(chroma, alpha=2), (red - green).add_(chroma, alpha=4), not_green)
     in_sixths = torch.lerp(green - blue, in_sixths, not_red)  # chroma times hue in sixths of a turn
@@ -241,7 +243,7 @@ def _per_image(values: NDArray[np.float64], images: Tensor) -> Float[Tensor, "R 
 
 
 def luma(images: Float[Tensor, "R 3 h w"]) -> Float[Tensor, "R 1 h w"]:
-    """The gray of each pixel by ITU-R 601."""
+    """The gray level of each pixel by ITU-R 601."""
     red, green, blue = images.unbind(1)
     return (red * LUMA[0]).add_(green * LUMA[1]).add_(blue * LUMA[2])[:, None]
 
@@ -255,15 +257,15 @@ def to_gray(images: Float[Tensor, "R 3 h w"]) -> Float[Tensor, "R 3 h w"]:
 
 
 def solarize(images: Float[Tensor, "R 3 h w"]) -> Float[Tensor, "R 3 h w"]:
-    """Inverts levels of 128 and more, so that each becomes the smaller of itself and its inverse."""
+    """Inverts levels of 128 and more: each level becomes the smaller of itself and its inverse."""
     return torch.minimum(images, 255 - images)
 
 
 def blur(images: Float[Tensor, "R 3 h w"], sigma: NDArray[np.float64]) -> Float[Tensor, "R 3 h w"]:
-    """Gaussian blur of each image by its own sigma > 0 in pixels; beyond the border the image is reflected at its last pixel.
+    """Gaussian blur of each image by its own sigma > 0, in pixels. Beyond the border, the image is reflected at its last pixel.
 
-    Rows and columns are divided into stretches of at most BLUR_SIDE pixels, each the product of a banded matrix with the
-    stretch and what lies within the radius around it. A kernel ends at three times its sigma.
+    Rows and columns are divided into stretches of at most BLUR_SIDE pixels. A banded matrix is multiplied with each stretch
+    and the pixels within the radius around it. The radius of a kernel is three times its sigma.
     """
     height, width = images.shape[2:]
     kernels = _kernels(sigma, min(height, width) - 1)  # [R, 2 radius + 1]
@@ -285,7 +287,7 @@ def blur(images: Float[Tensor, "R 3 h w"], sigma: NDArray[np.float64]) -> Float[
 
 
 def _kernels(sigma: NDArray[np.float64], largest_radius: int) -> NDArray[np.float64]:
-    """Weights [R, 2 radius + 1] of each Gaussian, in whole parts of PARTS_OF_A_WEIGHT, each with a sum of exactly one."""
+    """Weights [R, 2 radius + 1] of each Gaussian, as multiples of 1 / PARTS_OF_A_WEIGHT. Each row sums to exactly one."""
     own_radius = np.minimum(np.ceil(RADIUS_IN_SIGMAS * sigma), largest_radius)[:, None]
     offsets = np.arange(1, own_radius.max() + 1)[None, :]
     side = np.exp(-0.5 * (offsets / sigma[:, None]) ** 2) * (offsets <= own_radius)
@@ -301,7 +303,7 @@ def _stretches(side: int) -> tuple[int, int]:
 
 
 def _band(kernels: NDArray[np.float64], length: int, device: torch.device) -> Float[Tensor, "R length window"]:
-    """Matrices that blur the inner `length` of `length` + 2 `radius` samples: the kernel, one place further in every row."""
+    """Matrices that blur the inner `length` of `length` + 2 `radius` samples: each row holds the kernel, shifted by one."""
     num, size = kernels.shape
     window = length + size - 1
     shifted = np.zeros((num, length, window + 1), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""TrainingLoader: from a source to microbatches of crops and masks; the order is a pure function of seed and position."""
+"""TrainingLoader: microbatches of crops and masks from a source. Their order is a pure function of seed and position."""
 
 import math
 from collections.abc import Callable, Generator, Iterator
@@ -24,20 +24,20 @@ from openjepa.system.machine import available_cores, available_memory
 from openjepa.types import Batch, BlockMasks, InputSpec, LoaderPosition, Masks
 
 CHUNK_BYTES = 8_000_000
-"""Pixels a worker hands over at a time: little, so that the first batch comes soon and little shared memory is used."""
+"""Bytes of pixels per task of a worker. Small, so that the first batch comes soon and little shared memory is used."""
 MANY_IMAGES = 8192
-"""With at least this many images, a cache is filled by one process per core."""
+"""If there are at least this many images, one process per core fills the cache."""
 HOST_DEVICES = ("cpu",)
-"""Devices whose memory is the workers' own: there crops one by one are faster than batched ones."""
+"""Devices that share their memory with the workers. There, cropping images one by one is faster than in a batch."""
 REMEMBERED_STEPS = 4
-"""Steps for which the names of a stream's samples are remembered."""
+"""Number of steps for which the names of a stream's samples are remembered."""
 
 
 class TrainingLoader:
     """Microbatches of one process.
 
-    A batch is the same whatever `workers` is, and the batches of a step together are the same however the plan divides it.
-    Batches are on the CPU (pinned if `device` is a GPU), except the views of `data.cache=device`.
+    A batch does not depend on `workers`. The batches of a step, taken together, do not depend on how the plan divides it.
+    Batches are on the CPU (pinned if `device` is a GPU), except the views if `data.cache=device`.
     """
 
     def __init__(
@@ -52,7 +52,10 @@ class TrainingLoader:
         device: torch.device,
         advance: Callable[[int], None] = silent,
     ) -> None:
-        """Checks the data and fills the cache; `advance` is told meanwhile how many more images are in it."""
+        """Checks the data and fills the cache. Meanwhile calls `advance` with the number of images added since its last call.
+
+        Raises Refusal if the data and the settings do not fit together, or too many images cannot be used.
+        """
         self._source = source
         self._inputs = inputs
         self._plan = plan
@@ -72,29 +75,29 @@ class TrainingLoader:
 
     @property
     def num_images(self) -> int | None:
-        """Number of images of the source; None if it is a stream that does not know."""
+        """Number of images of the source. None if it is a stream of unknown length."""
         return len(self._source) if isinstance(self._source, ListSource) else self._source.num_records
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """Number of whole steps in one pass; None if the source is a stream that does not know."""
+        """Number of whole steps in one pass. None if the source is a stream of unknown length."""
         return None if self.num_images is None else self.num_images // self._plan.batch_size
 
     @property
     def prepared_steps(self) -> int:
-        """Steps that workers may have prepared before the first is taken."""
+        """Number of steps that workers may have prepared before the first one is used."""
         size = self._chunk_size()
         per_step = -(-self._plan.microbatch_size // size) * self._plan.num_microbatches
         return -(-self._in_flight(size) // per_step)
 
     def name(self, sample_id: int) -> str:
-        """Name of a sample; of a stream only the names of the last steps are remembered."""
+        """Name of a sample. For a stream, only the names of the last steps are remembered."""
         if isinstance(self._source, ListSource):
             return self._source.name(sample_id)
         return self._names.get(sample_id, f"sample {sample_id} of the stream")
 
     def iterate(self, start_step: int, position: LoaderPosition, num_steps: int) -> Iterator[Batch]:
-        """The microbatches of steps `start_step` to `start_step + num_steps`, the first of which starts at `position`."""
+        """The microbatches of `num_steps` steps from `start_step` on. The first step starts at `position`."""
         self.close()
         chunk_size = self._chunk_size()
         per_microbatch = -(-self._plan.microbatch_size // chunk_size)
@@ -111,7 +114,7 @@ class TrainingLoader:
             self._running = None
 
     def _chunk_size(self) -> int:
-        """Images per task of a worker."""
+        """Number of images per task of a worker."""
         if self._workers == 0 or self._on_device:
             return self._plan.microbatch_size
         per_image = sum(3 * view.count * view.size[0] * view.size[1] for view in self._inputs.views.values())
@@ -120,7 +123,7 @@ class TrainingLoader:
         return size
 
     def _in_flight(self, chunk_size: int) -> int:
-        """Chunks that workers have before them or have prepared."""
+        """Number of chunks that workers are working on or have finished ahead of time."""
         return max(2 * self._workers, 2 * -(-self._plan.microbatch_size // chunk_size)) if self._workers else 0
 
     def _steps(self, start_step: int, position: LoaderPosition) -> Iterator[Samples]:
@@ -130,7 +133,7 @@ class TrainingLoader:
         return shard_steps(self._source, self._window, batch_size, self._seed, position, start_step)
 
     def _chunks(self, steps: Iterator[Samples], chunk_size: int) -> Iterator[Chunk]:
-        """The tasks of this process, in the order in which their results are used."""
+        """The tasks of this process, in the order in which their results are needed."""
         size = self._plan.microbatch_size
         for samples in steps:
             spares = len(samples.ids) - self._plan.batch_size
@@ -180,7 +183,7 @@ class TrainingLoader:
         return views
 
     def _views_on_device(self, parts: list[ChunkResult], ids: list[int]) -> dict[str, Tensor]:
-        """Crops and their colors, from the boxes that were drawn for them."""
+        """Cuts the crops out of the drawn boxes and changes their colors, on the device."""
         boxes = {name: np.concatenate([part.boxes[name] for part in parts], axis=1) for name in self._inputs.views}
         views = {name: self._crop_on_device(name, torch.from_numpy(boxes[name]), ids) for name in boxes}
         slot_ids = np.concatenate([part.chunk.slot_ids() for part in parts])
@@ -202,7 +205,7 @@ class TrainingLoader:
         return torch.stack(crops)
 
     def _pinned(self, masks: Masks) -> Masks:
-        """Masks in pinned memory if they go to a GPU, so that their copy does not wait for it."""
+        """Masks in pinned memory if they go to a GPU, so that copying them does not wait for it."""
         if self._device.type != "cuda":
             return masks
         if isinstance(masks, BlockMasks):
@@ -232,7 +235,7 @@ class TrainingLoader:
         limit = None
         workers = self._workers if len(self._source) < MANY_IMAGES else max(self._workers, available_cores())
         if self._on_device and self._device.type == "cuda":
-            free = min(torch.cuda.mem_get_info(self._device)[0], available_memory())  # pixels pass through the host's
+            free = min(torch.cuda.mem_get_info(self._device)[0], available_memory())  # pixels pass through the host's memory
             limit = int(MEMORY_SHARE * free)
         short_side = data.cache_size or _detail_kept(self._inputs)
         cache = build_cache(self._source, short_side, min_side, workers, advance, limit)
@@ -246,7 +249,7 @@ class TrainingLoader:
         return cache
 
     def _move_to_device(self) -> Int[Tensor, "2 N"] | None:
-        """With `data.cache=device`: pixels to the device, and there the start and width of each image."""
+        """Moves the cached pixels to the device if `data.cache=device`. Returns the start and width of each image, there."""
         if self._cache is None or not self._on_device:
             return None
         self._cache.pixels_flat = self._cache.pixels_flat.to(self._device)
@@ -255,12 +258,12 @@ class TrainingLoader:
 
 
 def _detail_kept(inputs: InputSpec) -> int:
-    """Short side at which even the smallest crops of a cached square image have the pixels of their views."""
+    """Short side at which the smallest crops of a cached square image still have as many pixels as their views."""
     return max(math.ceil(max(view.size) / math.sqrt(view.scale[0])) for view in inputs.views.values())
 
 
 def _patch_side(inputs: InputSpec, sampler: MaskDrawer) -> int:
-    """Longest side of a patch; raises Refusal if the grid of the masks does not divide the views."""
+    """Longest side of a patch, in pixels. Raises Refusal if the grid of the masks does not divide the views."""
     sides = [1]
     for name in inputs.masked_views:
         for side, patches in zip(inputs.views[name].size, sampler.grid, strict=True):

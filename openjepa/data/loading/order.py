@@ -1,4 +1,4 @@
-"""Which samples a step uses, as a pure function of (seed, epoch, position), for any number of processes and microbatches."""
+"""The samples of each step, as a pure function of (seed, epoch, position), for any number of processes and microbatches."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,23 +12,23 @@ from openjepa.seeds import derive, derive_samples
 from openjepa.types import LoaderPosition
 
 LIST_SPARES = 256
-"""Samples of the order behind a chunk that may replace unreadable ones in it (lists: only their numbers are passed on)."""
+"""Number of samples after a chunk that may replace unreadable ones in it, for lists. Only their indices are sent to workers."""
 STREAM_SPARES = 16
-"""The same for streams, of which the bytes themselves are passed on."""
+"""The same number for streams, whose image bytes are sent to workers."""
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How the batch of a step is divided into microbatches, and these over processes."""
+    """Division of a step's batch into microbatches, and of these over processes."""
 
     batch_size: int
-    """Images per step over all processes."""
+    """Images per step, over all processes."""
     microbatch_size: int
-    """Images per forward and backward of one process."""
+    """Images per forward and backward pass of one process."""
     rank: int = 0
     world_size: int = 1
     group_size: int | None = None
-    """Images per mask group. None: the whole batch."""
+    """Images per mask group. None means the whole batch."""
 
     def __post_init__(self) -> None:
         """Raises Refusal unless the parts divide each other."""
@@ -47,7 +47,7 @@ class BatchPlan:
 
     @property
     def num_microbatches(self) -> int:
-        """Microbatches per step of this process."""
+        """Number of microbatches per step of this process."""
         return self.batch_size // (self.microbatch_size * self.world_size)
 
     def first_slot(self, microbatch: int) -> int:
@@ -61,25 +61,25 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class Samples:
-    """The slots of one step, followed by spares that replace what cannot be read."""
+    """The slots of one step, followed by spare samples that replace unreadable ones."""
 
     step: int
     position: LoaderPosition
     """Position at which the step starts."""
     ids: NDArray[np.int64]
-    """Sample of each slot, then the spares [batch size + spares]."""
+    """The sample of each slot, then the spares [batch size + spares]."""
     records: tuple[ShardRecord, ...] | None = None
-    """Streams: what was read for each of them."""
+    """The record of each of `ids`, if the source is a stream."""
 
 
 def permutation(seed: int, epoch: int, num: int, part: int = 0) -> NDArray[np.int64]:
-    """The order of `num` samples in an epoch: sorted by a hash of (seed, epoch, part, sample)."""
+    """The order of `num` samples in an epoch. They are sorted by a hash of (seed, epoch, part, sample)."""
     keys = derive_samples("order", derive("order", seed, part), np.array([epoch]), np.arange(num))
     return np.argsort(keys, kind="stable").astype(np.int64)
 
 
 def list_steps(num_samples: int, batch_size: int, seed: int, start: LoaderPosition, first_step: int) -> Iterator[Samples]:
-    """The steps over a list, without end: each epoch uses every sample at most once and drops what does not fill a step."""
+    """The steps over a list, without end. An epoch uses every sample at most once and drops those that do not fill a step."""
     step, epoch, offset = first_step, start.epoch, start.offset
     while True:
         order = permutation(seed, epoch, num_samples)
@@ -93,7 +93,7 @@ def list_steps(num_samples: int, batch_size: int, seed: int, start: LoaderPositi
 def shard_steps(
     source: ShardSource, window: int, batch_size: int, seed: int, start: LoaderPosition, first_step: int
 ) -> Iterator[Samples]:
-    """The steps over shards, without end, by the same rule; the number of a sample is its place in the epoch's order."""
+    """The steps over shards, without end, by the same rule. The id of a sample is its place in the order of the epoch."""
     step, epoch, offset = first_step, start.epoch, start.offset
     while True:
         pending: list[ShardRecord] = []
@@ -103,7 +103,7 @@ def shard_steps(
                 yield _stream_samples(step, epoch, offset, pending)
                 del pending[:batch_size]
                 step, offset = step + 1, offset + batch_size
-        while len(pending) >= batch_size:  # the end of the epoch: spares wrap to the step's own start
+        while len(pending) >= batch_size:  # the end of the epoch: the step's own first samples serve as spares
             wrapped = pending + pending[:batch_size] * (STREAM_SPARES // batch_size + 1)
             yield _stream_samples(step, epoch, offset, wrapped[: batch_size + STREAM_SPARES])
             del pending[:batch_size]
@@ -119,7 +119,7 @@ def _stream_samples(step: int, epoch: int, offset: int, records: list[ShardRecor
 
 
 def _shuffled_records(source: ShardSource, window: int, seed: int, epoch: int, skip: int) -> Iterator[ShardRecord]:
-    """Records of the epoch from number `skip` on: shards in random order, and records in random order within each window."""
+    """Records of the epoch from number `skip` on. Shards are in random order, and so are the records within each window."""
     first_window, skip_inside = divmod(skip, window)
     to_skip = first_window * window
     number, held = first_window, []

@@ -1,4 +1,4 @@
-"""Samples that cannot be read: replaced by the next of the order, counted, and too many of them stop the run."""
+"""Treatment of unreadable samples: the next of the order replaces them, they are counted, and too many stop the run."""
 
 from collections.abc import Callable, Iterable
 
@@ -10,10 +10,11 @@ from openjepa.types import Batch, Skipped
 def fill_slots(
     num: int, num_candidates: int, fill: Callable[[int, int], None], name: Callable[[int], str]
 ) -> tuple[list[int], list[Skipped]]:
-    """Fills `num` slots, each from the candidate at its own place, or from the next one behind it if that cannot be read.
+    """Fills `num` slots. A slot takes the candidate at its own place, or the next readable one after it.
 
-    `fill(slot, place)` raises DecodeError or OSError for an unusable candidate. Returns the place each slot was filled from,
-    and the skipped samples of these slots (a bad candidate is counted in its own slot only).
+    `fill(slot, place)` raises DecodeError or OSError if the candidate is unusable. Returns the place that each slot was filled
+    from, and the skipped samples of these slots. An unusable candidate is counted only in its own slot. Raises Refusal if no
+    candidate is left.
     """
     places: list[int] = []
     skipped: list[Skipped] = []
@@ -26,7 +27,7 @@ def fill_slots(
 
 
 def _fill_slot(slot: int, num_candidates: int, fill: Callable[[int, int], None], name: Callable[[int], str]) -> tuple[int, str]:
-    """The place a slot was filled from, and why it was not its own."""
+    """The place that a slot was filled from, and why its own candidate was unusable."""
     reason = ""
     for place in range(slot, num_candidates):
         try:
@@ -40,14 +41,14 @@ def _fill_slot(slot: int, num_candidates: int, fill: Callable[[int, int], None],
 class SkipLedger:
     """Counts the samples that the loader skipped, and stops the run if there are too many.
 
-    `count` returns the samples that were not known yet, to be written to skipped.jsonl. The share is of slots, so that a bad
-    file met again in every epoch does not change it. Nothing is judged before `min_seen` samples.
+    `count` returns the newly skipped samples, which belong in skipped.jsonl. The share is a share of slots. It therefore does
+    not change if the same bad file is met again in every epoch. Nothing is judged before `min_seen` samples.
     """
 
     def __init__(
         self, max_share: float, min_seen: int = 256, known: Iterable[str] = (), num_seen: int = 0, num_skipped: int = 0
     ) -> None:
-        """`known`, `num_seen`, `num_skipped`: what an interrupted run had counted."""
+        """`known`, `num_seen` and `num_skipped` are the counts of the interrupted run that this one continues."""
         self.max_share = max_share
         self.min_seen = min_seen
         self.num_seen = num_seen
@@ -56,7 +57,7 @@ class SkipLedger:
         self._last: Skipped | None = None
 
     def count(self, batch: Batch) -> list[Skipped]:
-        """Counts a batch; returns those of its skipped samples that were not known yet."""
+        """Counts a batch. Returns those of its skipped samples that were not known yet."""
         self.num_seen += len(batch.sample_ids)
         self.num_skipped += len(batch.skipped)
         new = [skipped for skipped in batch.skipped if skipped.name not in self._names]
@@ -65,7 +66,7 @@ class SkipLedger:
         return new
 
     def raise_if_too_many(self) -> None:
-        """Raises Refusal if more than `max_share` were skipped; call it once the samples are written down."""
+        """Raises Refusal if more than `max_share` were skipped. Call it after the samples are written down."""
         if self.num_seen < self.min_seen or self.num_skipped <= self.max_share * self.num_seen:
             return
         last = self._last or Skipped("see skipped.jsonl", "unreadable")

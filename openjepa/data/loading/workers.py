@@ -19,14 +19,14 @@ Result = TypeVar("Result")
 
 
 class _Failure:
-    """An expected error of a worker, carried back without the noise of two tracebacks."""
+    """An expected error of a worker. It is returned as a value, so that the user does not see two tracebacks."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
 
 
 class _MappedTasks(Dataset[Any], Generic[Task, Result]):
-    """Makes a function look like a data set whose indices are the tasks."""
+    """Presents a function as a data set whose indices are the tasks."""
 
     def __init__(self, function: Callable[[Task], Result]) -> None:
         self._function = function
@@ -39,14 +39,14 @@ class _MappedTasks(Dataset[Any], Generic[Task, Result]):
 
 
 def choose_workers(workers: int | None, cache: str = "none") -> int:
-    """Number of worker processes. If `workers` is None: one per core but one, at most 16, or none if pixels are cached."""
+    """Number of worker processes. If `workers` is None: all cores but one, at most 16, or none if pixels are cached."""
     if workers is not None:
         return workers
     return 0 if cache != "none" else min(16, max(1, available_cores() - 1))
 
 
 def check_shared_memory(workers: int, needed: int, setting: str = "system.workers") -> None:
-    """Raises Refusal if the results in flight do not fit into shared memory, which would kill the workers."""
+    """Raises Refusal if `needed` bytes of results in flight do not fit into shared memory, which would kill the workers."""
     folder = Path("/dev/shm")
     if folder.is_dir() and shutil.disk_usage(folder).free < needed:
         raise Refusal(
@@ -58,10 +58,10 @@ def check_shared_memory(workers: int, needed: int, setting: str = "system.worker
 def parallel_map(
     function: Callable[[Task], Result], tasks: Iterable[Task], workers: int, ahead: int = 0
 ) -> Generator[Result, None, None]:
-    """The results of `function` for each task, in order. If `workers` is 0, in this process, one at a time.
+    """The results of `function` for each task, in order. If `workers` is 0, runs in this process, one task at a time.
 
-    `ahead`: tasks that are wanted in flight (at least two per worker). `function`, tasks and results must be picklable; it is
-    called with one torch thread and must not use an accelerator.
+    `ahead` is the number of tasks to keep in flight (at least two per worker). `function`, tasks and results must be picklable.
+    `function` runs with one torch thread and must not use an accelerator. A ValueError or OSError of `function` is raised here.
     """
     if workers == 0:
         yield from map(function, tasks)
@@ -77,10 +77,10 @@ def parallel_map(
         collate_fn=_as_is,
         worker_init_fn=_start_worker,
         multiprocessing_context=context,
-        generator=torch.Generator(),  # else starting the workers would draw from the generator that training uses
+        generator=torch.Generator(),  # otherwise, starting the workers would draw from the generator that training uses
     )
     with warnings.catch_warnings():
-        # Python 3.12 warns of forking beside threads; our workers touch nothing that a thread of ours may have locked.
+        # Python 3.12 warns of forking while threads run. Our workers use nothing that one of our threads may have locked.
         warnings.simplefilter("ignore", DeprecationWarning)
         results = iter(loader)
     try:
@@ -89,7 +89,7 @@ def parallel_map(
                 raise result.error
             yield result
     finally:
-        # who holds the traceback of an error would hold the workers too, and the interpreter would wait for them at its end
+        # an error's traceback would keep the workers alive, and the interpreter would wait for them at exit
         del results
 
 
@@ -98,6 +98,6 @@ def _as_is(result: Result) -> Result:
 
 
 def _start_worker(_: int) -> None:
-    # The main process decides when to stop, after its checkpoint; workers end with it.
+    # The main process decides when to stop, after its checkpoint. Workers end with it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

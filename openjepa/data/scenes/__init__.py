@@ -1,1 +1,1 @@
-"""Scenes in CLEVR's format: packaged, read, rendered."""
+"""Scenes in CLEVR's format: laid out, rendered, packaged and read."""

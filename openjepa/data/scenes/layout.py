@@ -1,13 +1,13 @@
-"""Laying out scenes in CLEVR's format: what stands where, from where it is seen, and what each pixel shows. Pure numpy.
+"""The layout of scenes in CLEVR's format: the objects, the camera, and what each pixel shows. Pure numpy.
 
-Sizes, colors, materials, shapes, positions, camera and fields follow what the CLEVR paper (arXiv 1612.06890) and its published
-scene files state. We differ in four ways: the picture is square; objects lie wholly inside its middle 90 %, because evaluation
-crops the border; the distance of the camera varies more, so that each bin of Clevr/Dist is filled; and left/right relations
-have no minimum margin.
+Sizes, colors, materials, shapes, positions, camera and fields follow the CLEVR paper (arXiv 1612.06890) and its published scene
+files. We differ in four ways. The picture is square. Objects lie entirely inside its middle 90 %, because evaluation crops the
+border. The distance of the camera varies more, so that each bin of Clevr/Dist is filled. Left/right relations have no minimum
+margin.
 
-World: z is up, the ground is z = 0, one unit is CLEVR's. Depth is the distance along the axis of the camera. Rays are scaled so
-that their parameter is the depth. A convex solid meets a ray in one interval, an intersection of simpler ones: a box is three
-slabs, a capped cylinder is an infinite cylinder and a slab.
+World: z is up, the ground is z = 0, and one unit is CLEVR's. Depth is the distance along the axis of the camera. Rays are
+scaled so that their parameter is the depth. A ray is inside a convex solid during one interval. The interval of a composed
+solid is the intersection of simpler ones: a box is three slabs, a capped cylinder is an infinite cylinder and a slab.
 """
 
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ Array = NDArray[np.float64]
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
 LAYOUT_VERSION = 1
-"""Raised whenever the same seed gives different scenes than before."""
+"""Must be raised whenever the same seed gives different scenes than before."""
 
 SIZES = {"large": 0.7, "small": 0.35}
-"""Radius of a sphere or cylinder; half the diagonal of a cube's base."""
+"""Radius of a sphere or cylinder, or half the diagonal of a cube's base."""
 COLORS = {
     "gray": (87, 87, 87),
     "red": (173, 35, 35),
@@ -37,27 +37,28 @@ COLORS = {
     "cyan": (41, 208, 208),
     "yellow": (255, 238, 51),
 }
-"""sRGB, 0 to 255."""
+"""Colors in sRGB, 0 to 255."""
 MATERIALS = ("rubber", "metal")
 SHAPES: tuple[Literal["cube", "sphere", "cylinder"], ...] = ("cube", "sphere", "cylinder")
 MIN_OBJECTS, MAX_OBJECTS = 3, 10
 
 AREA = 3.0
-"""Centers are uniform in [-AREA, AREA] in x and y, as far as the picture shows them."""
+"""Centers are uniform in [-AREA, AREA] in x and y, restricted to the part that the picture shows."""
 MIN_GAP = 0.25
-"""Free ground between the circles around two objects."""
+"""Smallest distance on the ground between the circles around two objects."""
 FIELD_OF_VIEW_DEGREES = 40.0
 FRAME = 0.9
-"""Share of the width and height of the picture that objects must lie in."""
+"""Share of the picture's width and height that objects must lie in."""
 CAMERA_AXIS = np.array([7.48, -6.51, 5.34]) / np.linalg.norm([7.48, -6.51, 5.34])
-"""From the center of the scene to the camera before the jitter."""
+"""Unit vector from the center of the scene to the camera, before the jitter."""
 CAMERA_DISTANCE = (10.4, 12.8)
 CAMERA_JITTER = 0.5
 LIGHT_JITTER = 1.0
 LIGHTS = {"key": (-2.4, -5.8, 7.0), "fill": (7.0, 0.5, 5.0), "back": (-3.0, 6.0, 6.5)}
-"""Centers of the three lamps before the jitter."""
+"""Positions of the three lamps, before the jitter."""
 VISIBILITY_SIZE = 64
-"""Side of the picture in which visibility is counted, whatever size is rendered: the same scenes at every size."""
+"""Side of the picture in which visible pixels are counted, in pixels. It is fixed, so that scenes do not depend on the rendered
+size."""
 MIN_VISIBLE_PIXELS = 9
 """Pixels of VISIBILITY_SIZE squared that each object must show: 0.22 % of the picture (CLEVR: 200 of 480 x 320, 0.13 %)."""
 
@@ -67,20 +68,20 @@ MIN_VISIBLE_PIXELS = 9
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera that looks at the center of the scene; square picture, z up."""
+    """A pinhole camera that looks at the center of the scene. The picture is square, and z is up."""
 
     position: tuple[float, float, float]
     field_of_view_degrees: float
 
     @cached_property
     def forward(self) -> Array:
-        """Unit vector of the axis."""
+        """Unit vector along the axis."""
         position = np.array(self.position)
         return np.asarray(-position / np.linalg.norm(position))
 
     @cached_property
     def axes(self) -> Array:
-        """Right, up and forward as rows of a rotation."""
+        """Right, up and forward, as the rows of a rotation matrix."""
         right = np.cross(self.forward, [0.0, 0.0, 1.0])
         right = right / np.linalg.norm(right)
         return np.stack([right, np.cross(right, self.forward), self.forward])
@@ -91,13 +92,13 @@ class Camera:
         return float(np.tan(np.radians(self.field_of_view_degrees) / 2))
 
     def project(self, point: Array) -> Array:
-        """Column and row as fractions of the picture (row 0 on top), and depth."""
+        """Column and row of a point as fractions of the picture (row 0 on top), and its depth."""
         right, up, depth = self.axes @ (np.asarray(point) - self.position)
         scale = 0.5 / (depth * self.tangent)
         return np.array([0.5 + right * scale, 0.5 - up * scale, depth])
 
     def frames(self, center: tuple[float, float, float], radius: float, share: float) -> bool:
-        """Whether a ball lies within the middle `share` of the picture, if all of it had the depth of its center."""
+        """True if a ball lies within the middle `share` of the picture, as if all of it had the depth of its center."""
         column, row, depth = self.project(np.array(center))
         extent = 0.5 * radius / (depth * self.tangent)
         return bool(max(abs(column - 0.5), abs(row - 0.5)) + extent <= share / 2)
@@ -118,17 +119,17 @@ class Solid:
     shape: Literal["cube", "sphere", "cylinder"]
     center: tuple[float, float, float]
     half: float
-    """Half of the height; of a sphere or cylinder also the radius, of a cube half the edge."""
+    """Half of the height. For a sphere or cylinder also the radius, for a cube half the edge."""
     rotation_degrees: float = 0.0
-    """Counterclockwise about the vertical axis."""
+    """Rotation about the vertical axis, counterclockwise."""
 
     @property
     def bounding_radius(self) -> float:
-        """Radius of the smallest ball around it."""
+        """Radius of the smallest ball that contains the solid."""
         return self.half * {"cube": 3**0.5, "sphere": 1.0, "cylinder": 2**0.5}[self.shape]
 
     def depth(self, camera: Camera, rays: Array) -> Array:
-        """Depth at which each ray [3, ...] enters the solid, infinite if it misses."""
+        """Depth at which each ray [3, ...] enters the solid. Infinite if the ray misses it."""
         angle = np.radians(self.rotation_degrees)
         cosine, sine = np.cos(angle), np.sin(angle)
         to_local = np.array([[cosine, sine, 0.0], [-sine, cosine, 0.0], [0.0, 0.0, 1.0]])
@@ -146,15 +147,15 @@ class Solid:
 
 
 def _slab(origin: float, directions: Array, half: float) -> tuple[Array, Array]:
-    """Interval in which |origin + t * direction| <= half. Parallel rays divide to infinities of the right signs."""
+    """Interval of t in which |origin + t * direction| <= half. Parallel rays divide to infinities of the right signs."""
     with np.errstate(divide="ignore"):
         first, second = (-half - origin) / directions, (half - origin) / directions
     return np.minimum(first, second), np.maximum(first, second)
 
 
 def _round(origin: Array, directions: Array, radius: float) -> tuple[Array, Array]:
-    """Interval in which the ray is within `radius` of the origin (an infinite cylinder if 2-D); empty if it misses."""
-    square = np.maximum((directions**2).sum(0), 1e-30)  # a ray along an infinite cylinder is inside it always or never
+    """Interval in which the ray is within `radius` of the origin (in 2-D: of an infinite cylinder). Empty if it misses."""
+    square = np.maximum((directions**2).sum(0), 1e-30)  # a ray along an infinite cylinder is either always or never inside it
     middle = -np.tensordot(origin, directions, 1) / square
     reach = middle**2 - (origin @ origin - radius**2) / square
     root = np.sqrt(np.maximum(reach, 0))
@@ -162,7 +163,7 @@ def _round(origin: Array, directions: Array, radius: float) -> tuple[Array, Arra
 
 
 def instance_mask(camera: Camera, solids: list[Solid], image_size: int) -> NDArray[np.uint8]:
-    """Which solid is seen at the center of each pixel [image_size, image_size]: 0 for none, i + 1 for `solids[i]`."""
+    """The solid seen at the center of each pixel [image_size, image_size]: 0 for none, i + 1 for `solids[i]`."""
     nearest = np.full((image_size, image_size), np.inf)
     mask = np.zeros((image_size, image_size), np.uint8)
     for number, solid in enumerate(solids, start=1):
@@ -175,7 +176,7 @@ def instance_mask(camera: Camera, solids: list[Solid], image_size: int) -> NDArr
 
 
 def _window(camera: Camera, solid: Solid, image_size: int) -> tuple[slice, slice]:
-    """Rows and columns of pixels that can see the solid. 1.5 covers the stretching of balls away from the axis."""
+    """Rows and columns of pixels that can show the solid. The factor 1.5 covers the stretching of balls away from the axis."""
     column, row, depth = camera.project(np.array(solid.center))
     extent = 1.5 * 0.5 * solid.bounding_radius / ((depth - solid.bounding_radius) * camera.tangent)
 
@@ -191,7 +192,7 @@ def _window(camera: Camera, solid: Solid, image_size: int) -> tuple[slice, slice
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object, with the names that CLEVR gives its properties."""
+    """One object. Fields have the names of CLEVR's properties."""
 
     shape: Literal["cube", "sphere", "cylinder"]
     size: str
@@ -210,7 +211,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class SceneLayout:
-    """Everything that determines the picture of a scene, up to the noise of rendering."""
+    """Everything that determines the picture of a scene, except for the noise of rendering."""
 
     split: Split
     index: int
@@ -221,7 +222,7 @@ class SceneLayout:
 
     @cached_property
     def name(self) -> str:
-        """CLEVR's name of the picture, without its ending."""
+        """CLEVR's name of the picture, without the file ending."""
         return f"CLEVR_{self.split}_{self.index:06d}"
 
     def mask(self, image_size: int) -> NDArray[np.uint8]:
@@ -262,7 +263,7 @@ class SceneLayout:
         return {"right": right, "behind": behind, "above": above, "below": -above, "left": -right, "front": -behind}
 
     def _related(self, direction: NDArray[np.float64], margin: float = 0.2) -> list[list[int]]:
-        """For each object, those that lie further along `direction` by more than `margin` (CLEVR's 0.2)."""
+        """For each object, the objects that lie further along `direction` by more than `margin` (CLEVR's 0.2)."""
         along = np.array([item.solid.center for item in self.objects]) @ direction
         return [[int(j) for j in np.flatnonzero(along > value + margin)] for value in along]
 
@@ -274,8 +275,8 @@ def _rounded(vector: NDArray[np.float64]) -> list[float]:
 def lay_out_scene(seed: int, split: Split, index: int) -> SceneLayout:
     """Scene number `index` of a split: a pure function of its arguments.
 
-    The number of objects is drawn first and kept, so that counts stay uniform however often a crowded scene has to be drawn
-    again.
+    The number of objects is drawn first and kept, even if a crowded scene must be drawn again. Counts thus stay uniform.
+    Raises RuntimeError if 1000 trials fail.
     """
     rng = np.random.default_rng(derive("scene", seed, SPLITS.index(split), index))
     count = int(rng.integers(MIN_OBJECTS, MAX_OBJECTS + 1))
@@ -297,13 +298,13 @@ def _jittered(
 
 
 def _draw_camera(rng: np.random.Generator) -> Camera:
-    """On the axis of CLEVR's camera, at a drawn distance, jittered, and turned to the center of the scene."""
+    """A camera near the axis of CLEVR's camera, at a random distance, jittered, and turned to the center of the scene."""
     position = _jittered(rng, CAMERA_AXIS * rng.uniform(*CAMERA_DISTANCE), CAMERA_JITTER)
     return Camera(position, FIELD_OF_VIEW_DEGREES)
 
 
 def _place_objects(rng: np.random.Generator, camera: Camera, count: int) -> tuple[SceneObject, ...] | None:
-    """`count` objects with gaps between them and inside the frame, None if one of them found no place."""
+    """`count` objects inside the frame with gaps between them. None if there was no place for one of them."""
     objects: list[SceneObject] = []
     for _ in range(count):
         size = str(rng.choice(tuple(SIZES)))
@@ -319,7 +320,7 @@ def _place_objects(rng: np.random.Generator, camera: Camera, count: int) -> tupl
 def _find_place(
     rng: np.random.Generator, camera: Camera, radius: float, others: list[SceneObject]
 ) -> tuple[float, float] | None:
-    """A center (x, y) on the ground for an object of `radius`."""
+    """A free center (x, y) on the ground for an object of `radius`. None if none is found."""
     for x, y in rng.uniform(-AREA, AREA, (50, 2)):
         free = all((x - other.x) ** 2 + (y - other.y) ** 2 >= (radius + SIZES[other.size] + MIN_GAP) ** 2 for other in others)
         if free and camera.frames((x, y, radius), radius, FRAME):

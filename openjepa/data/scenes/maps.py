@@ -1,7 +1,7 @@
-"""Label maps of scenes: the shape or color of what each pixel shows, from instance masks and annotations.
+"""Label maps of scenes: the shape or color of the object that each pixel shows, from instance masks and annotations.
 
-The masks are those of the packaged set or of a folder that `openjepa data scenes` rendered: 0 for the ground, i + 1 if
-object i is seen. CLEVR v1.0 itself has none.
+The masks come from the packaged set, or from a folder that `openjepa data scenes` rendered. Their values are 0 for the ground
+and i + 1 if object i is seen. CLEVR v1.0 itself has no masks.
 """
 
 import io
@@ -24,22 +24,22 @@ from openjepa.data.source import LabelMaps, ListSource
 from openjepa.refusals import Refusal, examples
 
 MAP_CLASSES: dict[str, tuple[str, ...]] = {"shape": ("ground", *SHAPES), "color": ("ground", *COLORS)}
-"""Classes of each map by the property of an annotated object that it shows."""
+"""Classes of each map. The key is the property of the annotated objects that the map shows."""
 
 
 class InstanceMasks(ABC):
-    """Which object each pixel of a scene shows. Picklable."""
+    """The object that each pixel of a scene shows. Picklable."""
 
     @abstractmethod
     def read(self, index: int) -> NDArray[np.uint8]:
-        """The mask of a scene [height, width]. Raises Refusal if there is none that can be used."""
+        """The mask of a scene [height, width]. Raises Refusal if no usable mask exists."""
 
 
 class PackedMasks(InstanceMasks):
-    """Masks of a packed file, which is read when the first one is asked for, once per process."""
+    """Masks of a packed file. The file is read when the first mask is needed, once per process."""
 
     def __init__(self, packed: Path, split: str) -> None:
-        """`split`: train or val."""
+        """`split` is train or val."""
         self._packed = packed
         self._split = split
 
@@ -54,15 +54,15 @@ def _unpacked(packed: Path, split: str) -> NDArray[np.uint8]:
 
 
 class FolderMasks(InstanceMasks):
-    """Masks as image files of one channel, read one by one."""
+    """Masks as image files of one channel, which are read one by one."""
 
     def __init__(self, root: Path, files: list[str]) -> None:
-        """`files`: paths below `root`, one per scene."""
+        """`files` are paths below `root`, one per scene."""
         self._root = root
         self._files = FolderSource(root, files)
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        """The mask of a scene."""
+        """The mask of a scene [height, width]. Raises Refusal if it cannot be read or has not one channel of 8 bits."""
         where = f"the mask {self._root / self._files.name(index)}"
         try:
             with Image.open(io.BytesIO(self._files.read(index))) as image:
@@ -75,7 +75,7 @@ class FolderMasks(InstanceMasks):
 
 
 class SceneMaps(LabelMaps):
-    """The class of the object that each pixel shows; class 0 is the ground."""
+    """The class of the object that each pixel shows. Class 0 is the ground."""
 
     def __init__(
         self,
@@ -85,9 +85,9 @@ class SceneMaps(LabelMaps):
         class_names: tuple[str, ...],
         rows: NDArray[np.int64] | None = None,
     ) -> None:
-        """`source` and `masks`: the pictures and masks of all scenes of a split. `rows`: only these scenes, None: all.
+        """`source` and `masks` hold the pictures and masks of all scenes of a split. `rows` selects scenes; None selects all.
 
-        `table` [scenes, values]: class of each value of a mask, IGNORED beyond the number of objects.
+        `table` [scenes, values] is the class of each value of a mask. It is IGNORED beyond the number of objects.
         """
         self._source = source
         self._masks = masks
@@ -98,8 +98,8 @@ class SceneMaps(LabelMaps):
     def read(self, index: int) -> NDArray[np.uint8]:
         """Classes of the pixels of a picture [height, width].
 
-        Raises Refusal if the mask cannot be read, is of another size than the picture, or shows an object that the
-        annotations do not have.
+        Raises Refusal if the mask cannot be read, has another size than the picture, or shows an object that the annotations
+        lack.
         """
         row = int(self._rows[index])
         mask, size = self._masks.read(row), image_size(self._source.read(row))
@@ -118,14 +118,14 @@ class SceneMaps(LabelMaps):
         return np.asarray(table[mask])
 
     def select(self, indices: NDArray[np.int64]) -> "SceneMaps":
-        """The maps of some pictures, in that order."""
+        """The maps of the pictures `indices`, in that order."""
         return SceneMaps(self._source, self._masks, self._table, self.class_names, self._rows[indices])
 
 
 def folder_masks(root: Path, split: str, names: Sequence[str]) -> FolderMasks | None:
-    """The masks of a split below `root`; None if the folder has none at all, as CLEVR v1.0.
+    """The masks of a split below `root`. None if the folder has no masks at all, like CLEVR v1.0.
 
-    `names`: names of the pictures. Raises Refusal if masks of some pictures are missing.
+    `names` are the names of the pictures. Raises Refusal if the masks of some pictures are missing.
     """
     if not (root / "masks").is_dir():
         return None
@@ -146,10 +146,10 @@ def scene_maps(source: ListSource, masks: InstanceMasks, scenes: Sequence[Mappin
 
 
 def _table(scenes: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.uint8]:
-    """Class of each value of a mask [scenes, values], IGNORED beyond the objects of a scene."""
+    """Class of each value of a mask [scenes, values]. It is IGNORED beyond the objects of a scene."""
     numbers = {word: number for number, word in enumerate(MAP_CLASSES[name])}
     width = 1 + max(len(scene["objects"]) for scene in scenes)
-    # a mask of 8 bits may hold any value; those beyond the table are found by the check in `read`
+    # a mask of 8 bits may hold any value; `read` checks for values beyond the table
     table = np.full((len(scenes), width), LabelMaps.IGNORED, np.uint8)
     table[:, 0] = 0
     for row, scene in enumerate(scenes):

@@ -1,8 +1,8 @@
-"""Many small rendered scenes in one file: how the packaged set is made and read.
+"""Many small rendered scenes in one file: making and reading the packaged set.
 
-The file is numpy's npz. For each split it holds the JPEG files of the pictures one after another (`pictures`) with their ends
-(`ends`), the instance masks (`masks`), and CLEVR's annotations as JSON (`scenes`). Its compression takes care of what all JPEG
-headers share.
+The file is in numpy's npz format. For each split it holds the JPEG files of the pictures one after another (`pictures`) with
+their ends (`ends`), the instance masks (`masks`), and CLEVR's annotations as JSON (`scenes`). The JPEG headers have much in
+common. Compressing the file removes this redundancy.
 """
 
 import json
@@ -23,7 +23,7 @@ PACKAGED_SCENES = Path(__file__).parent / "packaged" / "scenes_64.npz"
 
 
 class PackedPictures(ListSource):
-    """JPEG files one after another in memory."""
+    """JPEG files that lie one after another in memory."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class PackedPictures(ListSource):
         labels: NDArray[np.int64] | None = None,
         class_names: tuple[str, ...] | None = None,
     ) -> None:
-        """`ends` [n]: where each file ends within `pictures`."""
+        """`ends` [n] is the position in `pictures` where each file ends."""
         self._pictures = JoinedBytes(pictures, ends)
         self._names = np.array(names)
         self.labels = labels
@@ -76,7 +76,7 @@ def _member(packed: Path, name: str) -> NDArray[Any]:
 
 
 def pack_scenes(rendered: Path, packed: Path, quality: int = 92) -> None:
-    """Packs a folder that `render_scenes` filled into one file, pictures as JPEGs with full color resolution."""
+    """Packs a folder that `render_scenes` filled into one file. Pictures become JPEGs with full color resolution."""
     members: dict[str, NDArray[Any]] = {}
     for split in SPLITS:
         scenes = (read_object(rendered / "scenes" / f"CLEVR_{split}_scenes.json") or {})["scenes"]

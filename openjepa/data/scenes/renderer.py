@@ -1,6 +1,7 @@
-"""Rendering laid-out scenes with mitsuba (extra `scenes`) into a folder as CLEVR v1.0 unpacks.
+"""Renders laid-out scenes with mitsuba (extra `scenes`) into a folder like the one that CLEVR v1.0 unpacks to.
 
-Every scene is a pure function of (seed, split, index), whichever process renders it; finished ones are not rendered again.
+Every scene is a pure function of (seed, split, index), in whichever process it is rendered. Finished scenes are not rendered
+again.
 """
 
 import json
@@ -28,18 +29,21 @@ GROUND = 0.5
 SKY = 0.25
 """Radiance of the sky, which fills the shadows."""
 LAMPS = {"key": (2.2, 38.0), "fill": (3.0, 3.5), "back": (3.0, 4.5)}
-"""Side and radiance of each square lamp: their size makes the shadows soft."""
+"""Side and radiance of each square lamp. Their size makes the shadows soft."""
 METAL_MIRROR = 0.6
-"""Share of the light that metal mirrors in its own color; it scatters the rest, so that its color is seen from all sides."""
+"""Share of the light that metal mirrors in its own color. It scatters the rest, so that its color is seen from all sides."""
 PASS_SAMPLES, WHITE = 4, 1.25
-"""Light paths per pixel that are averaged before their radiance is clamped to WHITE: lamps mirrored onto the ground by metal
-would otherwise leave bright dots."""
+"""Number of light paths per pixel that are averaged before their radiance is clamped to WHITE. Without the clamp, lamps that
+metal mirrors onto the ground would leave bright dots."""
 MAX_PATH = 4
 """Longest light path, in segments."""
 
 
 def load_mitsuba() -> Any:
-    """The mitsuba module in its scalar variant, which needs neither a GPU nor LLVM. One thread: processes share the cores."""
+    """The mitsuba module in its scalar variant, which needs neither a GPU nor LLVM. One thread: processes share the cores.
+
+    Raises Refusal if the extra `scenes` is not installed.
+    """
     with needed_for("rendering scenes"):
         import drjit
         import mitsuba
@@ -49,9 +53,9 @@ def load_mitsuba() -> Any:
 
 
 def render_picture(layout: SceneLayout, image_size: int, samples: int) -> NDArray[np.uint8]:
-    """The picture [image_size, image_size, 3] of a scene, sRGB, with `samples` light paths per pixel."""
+    """The picture [image_size, image_size, 3] of a scene in sRGB, with `samples` light paths per pixel."""
     mitsuba = load_mitsuba()
-    # optimize=True merges shapes and leaves the lamps in a changing order, which changes what the random numbers sample.
+    # optimize=True would merge shapes and leave the lamps in a varying order, which changes what the random numbers sample.
     scene = mitsuba.load_dict(describe_scene(mitsuba, layout, image_size), parallel=False, optimize=False)
     passes = samples // PASS_SAMPLES
     seeds = range(layout.render_seed, layout.render_seed + passes)
@@ -61,7 +65,7 @@ def render_picture(layout: SceneLayout, image_size: int, samples: int) -> NDArra
 
 
 def describe_scene(mitsuba: Any, layout: SceneLayout, image_size: int) -> dict[str, Any]:
-    """The scene as mitsuba's nested dictionary."""
+    """The scene as a nested dictionary for mitsuba."""
     transform, camera = mitsuba.ScalarTransform4f, layout.camera
     film = {"type": "hdrfilm", "width": image_size, "height": image_size, "pixel_format": "rgb", "rfilter": {"type": "box"}}
     scene: dict[str, Any] = {
@@ -90,7 +94,7 @@ def describe_scene(mitsuba: Any, layout: SceneLayout, image_size: int) -> dict[s
 
 
 def _shapes(mitsuba: Any, item: SceneObject) -> list[dict[str, Any]]:
-    """The surfaces of one object. mitsuba's cylinder is open: disks close it."""
+    """The surfaces of one object. A cylinder in mitsuba is open; two disks close it."""
     transform, solid, material = mitsuba.ScalarTransform4f, item.solid, {"bsdf": _material(item)}
     if solid.shape == "sphere":
         return [{"type": "sphere", "center": solid.center, "radius": solid.half} | material]
@@ -106,7 +110,10 @@ def _shapes(mitsuba: Any, item: SceneObject) -> list[dict[str, Any]]:
 
 
 def _material(item: SceneObject) -> dict[str, Any]:
-    """Rubber scatters; metal mostly mirrors. Smooth materials only: rough ones take longer to load than to render."""
+    """Material of an object. Rubber scatters light; metal mostly mirrors it.
+
+    All materials are smooth, because rough ones take longer to load than to render.
+    """
     srgb = np.array(COLORS[item.color]) / 255
     red, green, blue = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4).tolist()
     if item.material == "rubber":
@@ -126,7 +133,7 @@ def _gray(value: float) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class RenderSettings:
-    """Settings that all pictures of a folder share; kept in its render.json."""
+    """Settings that all pictures of a folder share. They are kept in the folder's render.json."""
 
     seed: int
     image_size: int
@@ -134,7 +141,7 @@ class RenderSettings:
     layout_version: int = LAYOUT_VERSION
 
     def check(self) -> None:
-        """Raises Refusal if nothing useful could be rendered."""
+        """Raises Refusal if the settings would give no usable pictures."""
         if self.samples < PASS_SAMPLES or self.samples % PASS_SAMPLES:
             raise Refusal(f"samples={self.samples} must be a multiple of {PASS_SAMPLES} (32 to 64 leave little noise).")
         if self.image_size < 16:
@@ -144,11 +151,12 @@ class RenderSettings:
 def render_scenes(
     output: Path, train: int, test: int, image_size: int, seed: int, samples: int, workers: int | None = None
 ) -> None:
-    """Renders `train` training and `test` validation scenes into `output`, laid out as CLEVR v1.0 unpacks.
+    """Renders `train` training and `test` validation scenes into `output`, in the layout that CLEVR v1.0 unpacks to.
 
     Writes `images/{train,val}/*.png`, `scenes/CLEVR_{train,val}_scenes.json` and `masks/{train,val}/*.png` (value i + 1 if
-    object i is seen). What is finished is kept, so that an interrupted command continues and a larger number adds scenes.
-    `workers`: processes; None: one per core. Raises Refusal if `output` holds pictures made with other settings.
+    object i is seen). Finished scenes are kept, so that an interrupted command continues and a larger number adds scenes.
+    `workers` is the number of processes; None means one per core. Raises Refusal if a number is out of range, or `output` holds
+    pictures made with other settings.
     """
     settings = RenderSettings(seed, image_size, samples)
     settings.check()
@@ -174,7 +182,7 @@ class _Job:
 
 
 def _render_split(mapper: Any, jobs: list[_Job]) -> None:
-    """Renders what is missing of a split and writes its annotations."""
+    """Renders the missing scenes of a split and writes its annotations."""
     output, split = jobs[0].output, jobs[0].split
     annotations = []
     with progress(f"scenes: {split}", len(jobs), unit="scenes") as advance:
@@ -185,7 +193,7 @@ def _render_split(mapper: Any, jobs: list[_Job]) -> None:
 
 
 def _finish_scene(job: _Job) -> dict[str, Any]:
-    """Renders a scene unless its files are there; returns its annotation."""
+    """Renders a scene unless its files exist. Returns its annotation."""
     layout, size = lay_out_scene(job.settings.seed, job.split, job.index), job.settings.image_size
     picture = job.output / "images" / job.split / f"{layout.name}.png"
     mask = job.output / "masks" / job.split / f"{layout.name}.png"
@@ -197,7 +205,7 @@ def _finish_scene(job: _Job) -> dict[str, Any]:
 
 
 def _save_png(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """Under another name first: a file with its final name is whole."""
+    """Writes to a temporary name first, so that a file with its final name is complete."""
     with whole_file(path) as file:
         Image.fromarray(pixels).save(file, format="png")
 
@@ -210,7 +218,7 @@ def _write_annotations(output: Path, split: Split, annotations: list[dict[str, A
 
 
 def _claim(output: Path, settings: RenderSettings) -> None:
-    """Writes the settings into a new folder; raises Refusal if an old one has others."""
+    """Writes the settings into a new folder. Raises Refusal if an existing folder has other settings."""
     path, wanted = output / "render.json", asdict(settings)
     if (found := read_object(path)) is not None:
         changed = [f"{name} {found.get(name)} (now {value})" for name, value in wanted.items() if found.get(name) != value]
@@ -225,7 +233,7 @@ def _claim(output: Path, settings: RenderSettings) -> None:
 
 @contextmanager
 def _mapper(workers: int) -> Iterator[Any]:
-    """An ordered map over `workers` processes. Spawned: a fork would copy the threads of mitsuba in an unknown state."""
+    """An ordered map over `workers` processes. They are spawned: a fork would copy mitsuba's threads in an unknown state."""
     if workers == 1:
         yield map
         return

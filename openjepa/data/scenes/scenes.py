@@ -1,9 +1,9 @@
 """Scenes in CLEVR's format: CLEVR v1.0 itself, a folder that `openjepa data scenes` rendered, or the small packaged set.
 
-Two labelings, as in the VISSL and VTAB benchmarks that I-JEPA's tables follow: `count` (Clevr/Count: 3 to 10 objects, eight
-classes) and `distance` (Clevr/Dist: depth of the object nearest to the camera, six bins). The official test split has no
-annotations, so that the validation split is what probes are tested on. If instance masks lie beside the pictures, the
-pixels are labeled too: `shape` and `color` of what they show (maps.py).
+There are two labelings, as in the VISSL and VTAB benchmarks that I-JEPA's tables follow. `count` is Clevr/Count: 3 to 10
+objects, eight classes. `distance` is Clevr/Dist: depth of the object nearest to the camera, six bins. The official test split
+has no annotations, so probes are tested on the validation split. If instance masks lie beside the pictures, the pixels are
+labeled too, with the `shape` and `color` of the object they show (maps.py).
 """
 
 from bisect import bisect_left
@@ -27,7 +27,7 @@ from openjepa.system.json_files import readable_object
 Scene = Mapping[str, Any]
 MIN_OBJECTS, MAX_OBJECTS = 3, 10
 DISTANCE_THRESHOLDS = (8.0, 8.5, 9.0, 9.5, 10.0, 100.0)
-"""Upper ends of the bins of Clevr/Dist, which belong to their bin."""
+"""Upper ends of the bins of Clevr/Dist. Each end belongs to its bin."""
 CLASS_NAMES = {
     "count": tuple(f"{count} objects" for count in range(MIN_OBJECTS, MAX_OBJECTS + 1)),
     "distance": ("up to 8", "8 to 8.5", "8.5 to 9", "9 to 9.5", "9.5 to 10", "over 10"),
@@ -36,7 +36,7 @@ LAYOUT = "images/{train,val}/*.png and scenes/CLEVR_{train,val}_scenes.json"
 
 
 def count_label(scene: Scene) -> int:
-    """Clevr/Count: number of objects minus 3. Raises Refusal outside 3 to 10 objects."""
+    """Clevr/Count: the number of objects minus 3. Raises Refusal if there are not 3 to 10 objects."""
     count = len(scene["objects"])
     if not MIN_OBJECTS <= count <= MAX_OBJECTS:
         raise Refusal(f"{count} objects, not {MIN_OBJECTS} to {MAX_OBJECTS}")
@@ -44,7 +44,10 @@ def count_label(scene: Scene) -> int:
 
 
 def distance_label(scene: Scene) -> int:
-    """Clevr/Dist: the first threshold that is at least the smallest depth (`pixel_coords[2]`) of an object."""
+    """Clevr/Dist: index of the first threshold that is at least the smallest depth (`pixel_coords[2]`) of an object.
+
+    Raises Refusal if that depth is beyond the last threshold.
+    """
     nearest = min(item["pixel_coords"][2] for item in scene["objects"])
     label = bisect_left(DISTANCE_THRESHOLDS, nearest)
     if label == len(DISTANCE_THRESHOLDS):
@@ -56,9 +59,9 @@ LABELS: dict[str, Callable[[Scene], int]] = {"count": count_label, "distance": d
 
 
 def open_scenes(settings: ScenesSettings, seed: int) -> Splits:
-    """The scenes below `settings.path`, or the packaged ones; `settings.label` chooses which labels the sources carry.
+    """The scenes below `settings.path`, or the packaged ones if it is None. `settings.label` chooses the labels of the sources.
 
-    Nothing is drawn, the seed is not used. Raises Refusal if a file or all pictures are missing or an annotation is
+    Nothing is random, so `seed` is not used. Raises Refusal if a file or all pictures are missing, or an annotation is
     unusable.
     """
     del seed
@@ -73,13 +76,13 @@ def open_scenes(settings: ScenesSettings, seed: int) -> Splits:
 
 
 def open_scenes_below(root: Path) -> Splits:
-    """The scenes of a folder, labeled by their number of objects."""
+    """The scenes in the folder `root`, labeled by their number of objects."""
     return open_scenes(ScenesSettings(path=str(root)), 0)
 
 
 @dataclass(frozen=True)
 class _OpenSplit:
-    """One split with everything that is known of it."""
+    """One split with all of its labels and label maps."""
 
     source: ListSource
     labels: dict[str, NDArray[np.int64]]
@@ -98,7 +101,7 @@ def _open_packaged(label: str) -> Splits:
 
 
 def _open_split(root: Path, file: Path, split: str, label: str) -> _OpenSplit:
-    """A split of a folder."""
+    """Opens one split of a folder."""
     scenes, names = _read_annotations(root, file, split)
     labels = _labels(scenes, file)
     source = FolderSource(root, [f"images/{split}/{name}" for name in names], labels[label], CLASS_NAMES[label])
@@ -115,7 +118,7 @@ def _splits(train: _OpenSplit, test: _OpenSplit, name: str, pixels: str = "") ->
 
 
 def _annotation_file(root: Path, split: str) -> Path:
-    """The annotations of a split, or an error that says what is there instead."""
+    """The annotation file of a split. Raises Refusal if it or the pictures are missing, and says what is there instead."""
     file = root / "scenes" / f"CLEVR_{split}_scenes.json"
     if file.is_file() and (root / "images" / split).is_dir():
         return file
@@ -133,7 +136,7 @@ def _annotation_file(root: Path, split: str) -> Path:
 
 
 def _read_annotations(root: Path, file: Path, split: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """The scenes of a split and the names of their pictures, of which some may be absent."""
+    """The scenes of a split, and the names of their pictures. Some of the pictures may be absent."""
     try:
         scenes = (readable_object(file) or {})["scenes"]
         names = [str(scene["image_filename"]) for scene in scenes]

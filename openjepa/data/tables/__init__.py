@@ -1,1 +1,1 @@
-"""What the `datasets` library reads: Parquet, tars, names on the Hub."""
+"""Data read with pyarrow, the standard library or the `datasets` library: Parquet files, tars, and data sets on the Hub."""

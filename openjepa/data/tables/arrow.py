@@ -1,4 +1,4 @@
-"""What Parquet files, tars and the Hub have in common: readers of splits, columns of images in Arrow's types, lists of rows."""
+"""Shared parts of Parquet files, tars and the Hub: readers of splits, columns of images in Arrow's types, lists of rows."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -19,18 +19,18 @@ from openjepa.system.json_files import object_in
 from openjepa.system.shared_files import whole_file
 
 LABEL_NAMES = ("label", "labels", "cls")
-"""Columns of numbers or words that are taken for labels if the files declare no class label."""
+"""Columns of numbers or words that count as labels if the files declare no class label."""
 NUM_EXAMPLES = 16
-"""Rows of a column of words that tell whether they are paths of images."""
+"""Number of rows of a column of words that decide if the words are paths of images."""
 
 
 class SplitReader(ABC):
     """Opens the splits of one data set."""
 
     splits: tuple[str, ...]
-    """Names of the splits that there are."""
+    """Names of the existing splits."""
     left_out: tuple[str, ...] = ()
-    """Files beside these that may have been meant as data, counted, in words."""
+    """Counts of other files that may have been meant as data, in words."""
 
     @abstractmethod
     def open_list(self, split: str) -> ListSource:
@@ -38,11 +38,11 @@ class SplitReader(ABC):
 
     @abstractmethod
     def label_column(self, split: str) -> LabelColumn | None:
-        """The labels of a split in the order of its images; None if it has no such column."""
+        """The labels of a split in the order of its images. None if the split has no label column."""
 
     @abstractmethod
     def open_stream(self, split: str) -> ShardSource:
-        """The shards of a split, front to back."""
+        """The shards of a split, to be read from front to back."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------- columns
@@ -50,7 +50,7 @@ class SplitReader(ABC):
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table are used."""
+    """The columns of a table that are used."""
 
     image: str
     label: str | None
@@ -59,9 +59,10 @@ class Columns:
 
 
 def choose_columns(schema: Any, settings: HuggingFaceSettings, examples: Callable[[str], Sequence[object]]) -> Columns:
-    """The image and label columns of an Arrow schema, by its declared features or its types.
+    """The image and label columns of an Arrow schema, according to its declared features or its types.
 
-    `examples(name)`: the first values of a column that may hold paths of images. Raises Refusal if it is unclear.
+    `examples(name)` returns the first values of a column that may hold paths of images. Raises Refusal if there is no image
+    column, or several columns are possible.
     """
     features = declared_features(schema)
     names: list[str] = list(schema.names)
@@ -79,7 +80,7 @@ def choose_columns(schema: Any, settings: HuggingFaceSettings, examples: Callabl
 
 
 def declared_features(schema: Any) -> dict[str, Any]:
-    """The features that the `datasets` library wrote into a schema's metadata."""
+    """The features that the `datasets` library wrote into the metadata of a schema."""
     text = (schema.metadata or {}).get(b"huggingface", b"{}").decode(errors="replace")
     features = object_in(text, "the metadata of the table", "write the file again").get("info", {}).get("features", {})
     return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
@@ -88,7 +89,7 @@ def declared_features(schema: Any) -> dict[str, Any]:
 def _holds_images(schema: Any, features: dict[str, Any], name: str) -> bool:
     kind = value_type(schema.field(name).type)
     is_encoded = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-    declared = features.get(name, {}).get("_type", "Value")  # plain bytes, or a struct without a type of its own, say nothing
+    declared = features.get(name, {}).get("_type", "Value")  # for plain bytes, or a struct without a declared type
     return declared in ("Image", "Value") and (is_encoded or _is_bytes(kind))
 
 
@@ -102,7 +103,7 @@ def _is_bytes(kind: Any) -> bool:
 
 
 def _may_be_paths(kind: Any) -> bool:
-    """Whether a column holds words, or structs with a word called `path`."""
+    """True if a column holds words, or structs with a word named `path`."""
     kind = value_type(kind)
     if pa.types.is_struct(kind):
         at = kind.get_field_index("path")
@@ -111,7 +112,7 @@ def _may_be_paths(kind: Any) -> bool:
 
 
 def _are_paths(values: Sequence[object]) -> bool:
-    """Whether there are words, and all of them are names of image files."""
+    """True if there are words and all of them are names of image files."""
     paths = [value.get("path") if isinstance(value, dict) else value for value in values]
     words = [str(path) for path in paths if path]
     return bool(words) and all("://" not in word and Path(word).suffix.lower() in SUFFIXES for word in words)
@@ -123,7 +124,7 @@ def _may_be_classes(kind: Any) -> bool:
 
 
 def _chosen(setting: str, given: str | None, names: list[str], candidates: list[str]) -> str | None:
-    """The given column, else the only candidate; None if there is none."""
+    """The given column, or else the only candidate. None if there is none. Raises Refusal if the choice is not possible."""
     if given is not None and given not in names:
         raise Refusal(f"data.{setting}={given!r} is not a column; there are {names}")
     if given is None and len(candidates) > 1:
@@ -135,7 +136,7 @@ def _chosen(setting: str, given: str | None, names: list[str], candidates: list[
 
 
 def decoded(column: Any) -> Any:
-    """An Arrow array with categories written out."""
+    """The array with categories replaced by their values."""
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
@@ -147,10 +148,10 @@ class ImageRows:
     """The image column of some rows: encoded images, paths of files, or both."""
 
     def __init__(self, column: Any, folder: str = "") -> None:
-        """`column`: an Arrow array. `folder`: what relative paths start from. Raises Refusal for other types of columns."""
+        """`column` is an Arrow array. Relative paths start from `folder`. Raises Refusal if the column has another type."""
         column = decoded(column)
         self.num_bytes: int = column.nbytes
-        """Bytes that the rows take in memory."""
+        """Number of bytes of the rows in memory."""
         self._length = len(column)
         self._folder = folder
         self._encoded: Any = None
@@ -174,14 +175,14 @@ class ImageRows:
         return self._length
 
     def path(self, row: int) -> str | None:
-        """The path of an image as the table has it."""
+        """The path of an image, as written in the table."""
         path: str | None = None if self._paths is None else self._paths[row].as_py()
         return path
 
     def file(self, row: int) -> Path | None:
-        """The file that a row names in place of an image; None if the row holds the image, or neither.
+        """The file that a row names instead of an image. None if the row holds the image, or neither.
 
-        A path with a zero byte names none: the system has no such files.
+        A path with a zero byte does not count, because no file can have such a name.
         """
         if self._encoded is not None and self._encoded[row].is_valid:
             return None
@@ -189,7 +190,7 @@ class ImageRows:
         return Path(self._folder) / path if path and "\0" not in path else None
 
     def read(self, row: int) -> bytes:
-        """The encoded image; a row without bytes may name a file. Raises DecodeError or OSError if there is none."""
+        """The encoded image, from the row or from the file that it names. Raises DecodeError or OSError if there is none."""
         data: bytes | None = None if self._encoded is None else self._encoded[row].as_py()
         if data is not None:
             return data
@@ -200,12 +201,12 @@ class ImageRows:
 
 
 class ArrowSource(ListSource):
-    """Rows of a table. Worker processes that cannot inherit it open it again."""
+    """Rows of a table. Worker processes that cannot inherit the table open it again."""
 
     def __init__(self, open_rows: Callable[[], Iterable[ImageRows]], title: str, files: bytes) -> None:
-        """`open_rows()` gives the rows, piece by piece; `title` is what they are called in messages.
+        """`open_rows()` yields the rows, piece by piece. `title` is their name in messages.
 
-        `files`: stamp of the files that the rows are read from.
+        `files` is the stamp of the files that the rows are read from.
         """
         self._open_rows = open_rows
         self._title = title
@@ -213,7 +214,7 @@ class ArrowSource(ListSource):
         self._open()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the images."""
+        """The state without the images."""
         return {name: value for name, value in vars(self).items() if name not in ("_pieces", "_places")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -230,17 +231,17 @@ class ArrowSource(ListSource):
         return len(self._places)
 
     def read(self, index: int) -> bytes:
-        """The encoded image of a row; a row may also name a file."""
+        """The encoded image of a row, or of the file that it names. Raises DecodeError or OSError if there is none."""
         piece, row = self._locate(index)
         return piece.read(row)
 
     def name(self, index: int) -> str:
-        """The row, and the path of the image if the table has it."""
+        """The row, and the path of the image if the table has one."""
         piece, row = self._locate(index)
         return row_name(self._title, index, piece.path(row))
 
     def stamp(self, index: int) -> bytes:
-        """Stamp of the table's files, and of the file that a row names in place of an image."""
+        """Stamp of the table's files, and of the file that a row names instead of an image."""
         piece, row = self._locate(index)
         file = piece.file(row)
         return self._files if file is None else self._files + file_stamp(file)
@@ -259,9 +260,9 @@ def row_name(title: str, row: int, path: str | None) -> str:
 
 
 def prepared(file: Path, what: str, write: Callable[[Path], None]) -> Path:
-    """The file that `write(path)` has made of `file`, now or earlier; it is made again if size or time of `file` change.
+    """A file made from `file` by `write(path)`, now or earlier. It is made again if the size or time of `file` changes.
 
-    `what`: everything else that its contents depend on. Raises OSError if the cache cannot be written.
+    `what` names everything else that its contents depend on. Raises OSError if the cache cannot be written.
     """
     from datasets import config
 

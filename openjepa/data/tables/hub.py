@@ -1,4 +1,4 @@
-"""Data sets on the Hub, through the `datasets` library: lists that it prepares once and maps into memory, and streams."""
+"""Data sets on the Hub, read by the `datasets` library: lists, which it prepares once and maps into memory, and streams."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -14,7 +14,7 @@ from openjepa.system.shell import hub_name
 
 
 class HubReader(SplitReader):
-    """The splits of a name on the Hub."""
+    """The splits of a data set on the Hub."""
 
     def __init__(self, settings: HuggingFaceSettings) -> None:
         """Raises Refusal if the Hub cannot be reached or has no such data set."""
@@ -32,12 +32,12 @@ class HubReader(SplitReader):
             ) from error
 
     def open_list(self, split: str) -> ListSource:
-        """Images mapped from the library's Arrow files."""
+        """The images of a split, mapped from the library's Arrow files."""
         dataset = self._list(split)
         return ArrowSource(partial(_rows_of, dataset, self._columns(dataset).image), split, _stamp(dataset))
 
     def label_column(self, split: str) -> LabelColumn | None:
-        """The labels, from their column alone."""
+        """The labels of a split, or None. Reads only their column."""
         dataset = self._list(split)
         columns = self._columns(dataset)
         if columns.label is None:
@@ -46,7 +46,7 @@ class HubReader(SplitReader):
         return from_arrow(title, dataset.data.table.column(columns.label), columns.class_names)
 
     def open_stream(self, split: str) -> ShardSource:
-        """The shards as the library divides them."""
+        """The shards of a split, as the library divides them."""
         return stream_of(self._load(split, streaming=True), self._settings, split)
 
     def _list(self, split: str) -> Any:
@@ -67,7 +67,7 @@ class HubReader(SplitReader):
 
 
 def _stamp(dataset: Any) -> bytes:
-    """The folders of the library's Arrow files, which it names after the commit on the Hub, with their names and sizes."""
+    """The folders, names and sizes of the library's Arrow files. The folders are named after the commit on the Hub."""
     prepared = [Path(entry["filename"]) for entry in dataset.cache_files]
     return "".join(f"{file.parent.name} {file.name} {file.stat().st_size} " for file in prepared).encode()
 
@@ -78,7 +78,7 @@ def _rows_of(dataset: Any, image: str) -> Iterator[ImageRows]:
 
 
 def stream_of(dataset: Any, settings: HuggingFaceSettings, title: str) -> "DatasetShards":
-    """The shards of a `datasets.IterableDataset`; `title` is its split."""
+    """The shards of a `datasets.IterableDataset`. `title` is its split."""
     from datasets import Image
 
     known = (dataset.info.splits or {}).get(title)
@@ -91,10 +91,13 @@ def stream_of(dataset: Any, settings: HuggingFaceSettings, title: str) -> "Datas
 
 
 class DatasetShards(ShardSource):
-    """The shards of a `datasets.IterableDataset` with undecoded images. The library only reads: order and position are ours."""
+    """The shards of a `datasets.IterableDataset` with undecoded images.
+
+    The library only reads. Order and position are managed by openjepa.
+    """
 
     def __init__(self, dataset: Any, columns: Columns, title: str, num_records: int | None) -> None:
-        """`dataset` must not be shuffled; `title` is what its records are called in messages."""
+        """`dataset` must not be shuffled. `title` is the name of its records in messages."""
         self._dataset = dataset
         self._columns = columns
         self._title = title
@@ -117,7 +120,7 @@ class DatasetShards(ShardSource):
 
 
 def _parts(image: object) -> tuple[bytes, str | None, str | None]:
-    """The encoded image, its path, and why there is no image, of a value of the image column."""
+    """The encoded image of a value of the image column, its path, and why there is no image."""
     fields = image if isinstance(image, dict) else {"path" if isinstance(image, str) else "bytes": image}
     data, path = fields.get("bytes"), fields.get("path")
     path = path if isinstance(path, str) else None

@@ -1,7 +1,7 @@
-"""Tables and tars of images: Parquet and WebDataset tars on disk, names on the Hub, and streams of shards.
+"""Tables and tars of images: Parquet files and WebDataset tars on disk, data sets on the Hub, and streams of shards.
 
-Files on disk are read by pyarrow and the standard library, what is on the Hub by the `datasets` library. Images stay encoded;
-order and position in a stream are ours.
+Files on disk are read by pyarrow and the standard library. Data sets on the Hub are read by the `datasets` library. Images stay
+encoded. Order and position in a stream are managed by openjepa.
 """
 
 from itertools import chain, islice
@@ -18,15 +18,15 @@ from openjepa.refusals import Refusal, examples, require_package
 from openjepa.settings.sources import HuggingFaceSettings
 
 TEST_SPLITS = ("test", "validation", "val")
-"""Splits the probes are tested on, the preferred first."""
+"""Splits that probes may be tested on, the preferred one first."""
 
 
 def open_huggingface(settings: HuggingFaceSettings, seed: int) -> Splits:
-    """Training and test split of local files or of a data set on the Hub; with `streaming` the training split is a stream.
+    """Training and test split of local files or of a data set on the Hub. If `streaming`, the training split is a stream.
 
-    Local files belong to the split that their name or folder says (`train-00000-of-00004.parquet`, `val/0.tar`); if none
+    Local files belong to the split that their name or folder says (`train-00000-of-00004.parquet`, `val/0.tar`). If no file
     says any, all are training images. If there is no labeled test split, `test_fraction` of each class of a labeled training
-    list is held out with the seed. Raises Refusal if something is missing, and names what there is.
+    list is held out, chosen by `seed`. Raises Refusal if something is missing, and names what exists.
     """
     data = _Labeled(settings)
     what = f"the split {data.train!r} of data.path={settings.path!r}"
@@ -55,12 +55,12 @@ def open_huggingface(settings: HuggingFaceSettings, seed: int) -> Splits:
 
 
 def split_names(settings: HuggingFaceSettings) -> list[str]:
-    """Splits of local files or of a data set on the Hub, as `train_split` and `test_split` name them."""
+    """Names of the splits of local files or of a data set on the Hub, as `train_split` and `test_split` expect them."""
     return list(_open_reader(settings).splits)
 
 
 def left_out(settings: HuggingFaceSettings) -> dict[str, ListSource]:
-    """Splits that `open_huggingface` does not open (unlabeled or further ones), by name; empty if the data is streamed."""
+    """Splits that `open_huggingface` does not open (unlabeled or further ones), by name. Empty if the data is streamed."""
     if settings.streaming:
         return {}
     data = _Labeled(settings)
@@ -96,10 +96,10 @@ def _file_reader(files: LocalFiles, settings: HuggingFaceSettings) -> SplitReade
 
 
 class _Labeled:
-    """A data set whose splits have the same classes: which one is trained on, which one is tested on, and their numbering."""
+    """A data set whose splits share their classes. Chooses the training and the test split, and numbers the classes."""
 
     def __init__(self, settings: HuggingFaceSettings) -> None:
-        """Chooses the splits. Raises Refusal if one is not there, or both are the same."""
+        """Chooses the splits. Raises Refusal if one does not exist, both are the same, or `label_column` has no labels."""
         self.reader = _open_reader(settings)
         self._settings = settings
         self._columns: dict[str, LabelColumn | None] = {}
@@ -110,7 +110,7 @@ class _Labeled:
                 f"data.label_column={settings.label_column!r} holds no labels of the split {self.train!r}: classes are whole "
                 "numbers or words; of tars, name the ending of the files that hold one of them, or json.KEY"
             )
-        # of a stream the labels are not known before it is read: its numbers stay
+        # the labels of a stream are not known before it is read, so its numbers stay as they are
         used = [self.train] if self.test is None else [self.train, self.test]
         used = [self.test or ""] if settings.streaming else used
         columns = [column for name in used if name and (column := self._column(name)) is not None]
@@ -141,7 +141,7 @@ class _Labeled:
         raise Refusal(f"data.{setting}={wanted!r} is not a split; there are {sorted(self.reader.splits)}")
 
     def _test_split(self) -> str | None:
-        """The test split: the one chosen, else the first usual one with labels; None if there is none."""
+        """The test split: the chosen one, or else the first usual one with labels. None if there is none."""
         wanted = self._settings.test_split
         if wanted is None:
             usual = [name for name in TEST_SPLITS if name in self.reader.splits and name != self.train]
@@ -159,13 +159,13 @@ class _Labeled:
         return test
 
     def _is_labeled(self, split: str) -> bool:
-        """Whether a split can test anything: the library writes -1 for labels that are kept secret."""
+        """True if a split has labels to test on. The library writes -1 for labels that are kept secret."""
         column = self._column(split)
         return column is not None and bool((Numbering([column]).labels(column) != NO_LABEL).any())
 
 
 def _check_first(source: ShardSource, what: str) -> None:
-    """Raises Refusal if none of the first records of a stream can be used."""
+    """Raises Refusal if none of the first records of a stream can be used. `what` names the stream in messages."""
     reasons: list[str] = []
     records = chain.from_iterable(source.read_shard(shard) for shard in range(len(source)))
     for record in islice(records, NUM_CHECKED):
@@ -199,7 +199,7 @@ def _tested(test: ListSource | None) -> str:
 
 
 def _remarks(train: ListSource, test: ListSource | None) -> tuple[str, ...]:
-    """What probes leave out, and what they cannot answer."""
+    """What probes leave out, and what they cannot get right, in words."""
     remarks = []
     for name, source in (("training", train), ("test", test)):
         if source is not None and source.partial_labels is not None:

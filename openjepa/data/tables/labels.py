@@ -1,4 +1,4 @@
-"""Classes of what label columns hold: numbers from 0, words, and catalogue numbers such as product codes."""
+"""Classes from label columns, which hold numbers from 0 on, words, or catalogue numbers such as product codes."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -13,28 +13,28 @@ from openjepa.refusals import Refusal
 
 Value = int | str
 LARGEST = 2**63 - 1
-"""Largest class number that arrays hold."""
+"""Largest class number that the arrays can hold."""
 WHOLE_NUMBER = re.compile(r"[+-]?\d+")
 CANONICAL_NUMBER = re.compile(r"0|-?[1-9]\d*")
-"""A number as programs write it: codes with zeros in front are words, so that `007` and `7` stay two classes."""
+"""A number as programs write it. Codes with leading zeros are words, so that `007` and `7` stay two classes."""
 
 
 @dataclass(frozen=True)
 class LabelColumn:
-    """The labels of one split as its files hold them."""
+    """The labels of one split, as its files hold them."""
 
     title: str
-    """Setting, column and split for messages."""
+    """Setting, column and split, for messages."""
     codes: NDArray[np.int64]
-    """Place in `values` of the label of each record; NO_LABEL if it has none."""
+    """Index in `values` of the label of each record. NO_LABEL if the record has none."""
     values: tuple[Value, ...]
-    """Labels that occur, in sorted order."""
+    """The labels that occur, in sorted order."""
     names: tuple[str, ...] | None = None
     """Names of the classes 0, 1, ... if the files declare them."""
 
 
 def from_words(title: str, words: Sequence[str | None], numbers: re.Pattern[str] | None = None) -> LabelColumn:
-    """The column of labels that are text; blank ones are none. If all of them match `numbers`, they are read as numbers."""
+    """The column of labels that are text. Blank text means no label. If all labels match `numbers`, they become numbers."""
     cleaned = [(word or "").strip() for word in words]
     found = sorted(set(cleaned) - {""})
     meant: dict[str, Value] = {word: word for word in found}
@@ -47,7 +47,7 @@ def from_words(title: str, words: Sequence[str | None], numbers: re.Pattern[str]
 
 
 def from_arrow(title: str, column: Any, names: tuple[str, ...] | None) -> LabelColumn | None:
-    """The labels of a chunked Arrow array: whole numbers, also as floating-point numbers, truth values, words, or categories.
+    """The labels of a chunked Arrow array: whole numbers (floating-point ones too), truth values, words, or categories.
 
     Returns None if they are floating-point numbers that are not whole. Raises Refusal for other types.
     """
@@ -62,7 +62,7 @@ def from_arrow(title: str, column: Any, names: tuple[str, ...] | None) -> LabelC
         raise Refusal(f"{title} holds {column.type}: classes are whole numbers or words")
     present = np.asarray(column.is_valid().to_numpy()).astype(np.bool_)
     numbers = column.drop_null().to_numpy()
-    if pa.types.is_floating(kind):  # what pandas makes of whole numbers as soon as one is missing
+    if pa.types.is_floating(kind):  # pandas converts whole numbers to floating point if one is missing
         finite = np.isfinite(numbers)
         present[present] = finite
         numbers = numbers[finite]
@@ -75,29 +75,29 @@ def from_arrow(title: str, column: Any, names: tuple[str, ...] | None) -> LabelC
 
 
 def value_type(kind: Any) -> Any:
-    """The type of the values; of categories, the type of what they stand for."""
+    """The type of the values. For categories, the type of the values that they stand for."""
     import pyarrow as pa
 
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def is_text(kind: Any) -> bool:
-    """Whether an Arrow type holds words."""
+    """True if an Arrow type holds words."""
     import pyarrow as pa
 
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 class Numbering:
-    """Numbers the classes of a data set, equally in all of its splits.
+    """Numbers the classes of a data set, in the same way for all of its splits.
 
-    Labels 0 to n-1 stay as they are. Other numbers are replaced by their place in sorted order and become names. Words are
-    numbered in sorted order too, those of the first split first. -1 means no label, as in the `datasets` library, unless there
-    are other negative numbers, or nothing but -1 and 1.
+    Labels 0 to n-1 stay as they are. Other numbers become names, and are replaced by their index in sorted order. Words are
+    numbered in sorted order too, with those of the first split first. -1 means no label, as in the `datasets` library. It is a
+    class of its own if there are other negative numbers, or only -1 and 1.
     """
 
     def __init__(self, columns: Sequence[LabelColumn], as_they_are: bool = False) -> None:
-        """`columns`: training split first. `as_they_are`: numbers that no file declares stay (they are those of a stream)."""
+        """`columns`: the training split's first. `as_they_are`: keep numbers that no file declares, as for a stream."""
         self._declared = next((column.names for column in columns if column.names is not None), None)
         numbers = {value for column in columns for value in column.values if isinstance(value, int)}
         self._is_marked = all(number >= NO_LABEL for number in numbers) and numbers != {-1, 1}
@@ -114,25 +114,25 @@ class Numbering:
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Names of the classes; None if they are just 0 to n-1."""
+        """Names of the classes. None if they are just 0 to n-1."""
         return None if not self._as_words and self._stays else tuple(str(key) for key in self._places)
 
     def labels(self, column: LabelColumn) -> NDArray[np.int64]:
-        """The classes of the records; NO_LABEL for those without. Classes that are new here get the next numbers."""
+        """The classes of the records. NO_LABEL if a record has none. New classes get the next numbers."""
         keys = self._keys(column)
         if not self._as_words and self._stays:
             numbers = [NO_LABEL if key is None else int(key) for key in keys]
         else:
             self._add([key for key in keys if key is not None])
             numbers = [NO_LABEL if key is None else self._places[key] for key in keys]
-        return np.array([*numbers, NO_LABEL], dtype=np.int64)[column.codes]  # the code NO_LABEL takes the last
+        return np.array([*numbers, NO_LABEL], dtype=np.int64)[column.codes]  # the code NO_LABEL (-1) selects the last entry
 
     def _add(self, keys: Iterable[Value]) -> None:
         for key in keys:
             self._places.setdefault(key, len(self._places))
 
     def _keys(self, column: LabelColumn) -> list[Value | None]:
-        """What tells the classes apart, for each of the column's values; None if a value means no label."""
+        """The class name or number of each of the column's values. None if a value means no label."""
         names = column.names or self._declared
         keys: list[Value | None] = []
         for value in column.values:
@@ -150,7 +150,7 @@ class Numbering:
 
 
 def stream_label(value: object) -> int | None:
-    """The class of a record of a stream: a whole number from 0 on. Words have no number until all of them are known."""
+    """The class of a record of a stream, a whole number from 0 on. Words cannot be numbered before all of them are known."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return int(value) if isinstance(value, int) and 0 <= value <= LARGEST else None

@@ -1,4 +1,4 @@
-"""Parquet files and tars on disk: which ones a path means, and which split each belongs to."""
+"""Parquet files and tars on disk: the files that a path means, and the split that each belongs to."""
 
 import glob
 import os
@@ -13,18 +13,18 @@ from openjepa.system.shell import hub_name
 
 SPLIT_WORDS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLIT_WORDS |= {"validation": "validation", "valid": "validation", "val": "validation", "dev": "validation"}
-"""Words in the name of a file or folder that say its split."""
+"""Words in the name of a file or folder that state its split."""
 SHARD_NAME = re.compile(r"(.+)-\d{5}-of-\d{5}\.\w+")
-"""How the Hub names its files: the split stands before the numbers."""
+"""The Hub's file names. The split is in front of the numbers."""
 ENDINGS = {".parquet": "parquet", ".tar": "tars", ".tar.gz": "tars", ".tgz": "tars"}
-"""Kind of the files by their ending, in any case."""
+"""Kind of the files by their ending, in upper or lower case."""
 _PASSED_BY = (
     EntryKind.HIDDEN_FOLDER,
     EntryKind.SERVICE_FOLDER,
     EntryKind.REPEATED_FOLDER,
     EntryKind.UNREADABLE_FOLDER,
 )
-"""Folders that may hold tables and are not entered."""
+"""Folders that may hold tables but are not entered."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class LocalFiles:
     """`parquet` or `tars`."""
     splits: dict[str, list[str]]
     left_out: tuple[str, ...] = ()
-    """Folders and links that were not looked into, in words and counted."""
+    """Counts of the folders and links that were not followed, in words."""
 
 
 def find_files(path: str) -> LocalFiles | None:
-    """The files that `path` means: a path that exists, or a pattern. None if it is a name on the Hub.
+    """The files that `path` means. It is an existing path or a pattern. None if it is a name on the Hub.
 
-    Raises Refusal if there are no such files, or they do not say to which split they belong.
+    Raises Refusal if there are no such files, or their split is unclear.
     """
     folder = Path(path).expanduser()
     others = OtherEntries()
@@ -59,7 +59,7 @@ def find_files(path: str) -> LocalFiles | None:
 
 
 def _below(folder: Path, others: OtherEntries) -> list[Path]:
-    """The files below a folder. `others` counts what is not looked into; other files are none of its business."""
+    """The tables below a folder. Adds the entries that are not followed to `others`, and ignores other files."""
     files = []
     for path, kind in walk(folder):
         if kind in _PASSED_BY or (kind is EntryKind.BROKEN_LINK and _kind(Path(path))):
@@ -70,9 +70,9 @@ def _below(folder: Path, others: OtherEntries) -> list[Path]:
 
 
 def _matching(pattern: Path, others: OtherEntries) -> list[Path]:
-    """The files of a pattern, and those in its folders that are named as files (Spark writes a folder `x.parquet`).
+    """The files that match a pattern, and those in matching folders named like files (Spark writes a folder `x.parquet`).
 
-    Folders at the start of the pattern that exist are meant as they are, whatever characters are in their names.
+    Existing folders at the start of the pattern are taken literally, even if their names contain pattern characters.
     """
     root, parts = Path(pattern.anchor), list(pattern.parts[1 if pattern.anchor else 0 :])
     while len(parts) > 1 and (root / parts[0]).is_dir():
@@ -100,12 +100,12 @@ def _matching(pattern: Path, others: OtherEntries) -> list[Path]:
 
 
 def is_hidden(file: Path) -> bool:
-    """Whether a file or a folder above it is hidden."""
+    """True if a file, or a folder above it, is hidden."""
     return any(part.startswith(".") for part in file.parts)
 
 
 def service_folder(file: Path) -> str | None:
-    """The outermost folder of a path that another program keeps for itself; None if there is none."""
+    """The outermost folder of a path that belongs to another program. None if there is none."""
     parents = ("", *file.parts)
     for depth, name in enumerate(file.parts):
         if is_service_folder(name, parents[depth]):
@@ -114,7 +114,7 @@ def service_folder(file: Path) -> str | None:
 
 
 def _kind(file: Path) -> str:
-    """parquet, tars, or nothing."""
+    """`parquet`, `tars`, or an empty string."""
     name = file.name.lower()
     return next((kind for ending, kind in ENDINGS.items() if name.endswith(ending)), "")
 
@@ -126,7 +126,7 @@ def _grouped(files: list[Path], root: Path, path: str, others: OtherEntries) -> 
     if len(kinds) != 1 or not kinds <= set(ENDINGS.values()):
         held = "; ".join([", ".join(sorted(kinds)) or "neither", *left_out])
         raise Refusal(f"data.path={path!r} must hold Parquet files or tars, one kind; it holds {held}")
-    if len(files) == 1 and len(_said(files[0].name)) > 1:  # alone it need not be told from others
+    if len(files) == 1 and len(_said(files[0].name)) > 1:  # a single file need not be distinguished from others
         return LocalFiles(kinds.pop(), {"train": [str(files[0])]}, left_out)
     said = {file: split_of(file.relative_to(root)) for file in files}
     if any(said.values()):
@@ -142,9 +142,9 @@ def _grouped(files: list[Path], root: Path, path: str, others: OtherEntries) -> 
 
 
 def split_of(file: Path) -> str:
-    """The split that a file's name, or else a folder above it, says; empty if none does.
+    """The split that the name of a file states, or else that of a folder above it. Empty if none does.
 
-    A name that says two splits (`cifar-train-test`) says none, so that a folder has to. Raises Refusal if none does.
+    A name that states two splits (`cifar-train-test`) does not count. Raises Refusal if no folder above it states one split.
     """
     unclear = ""
     for part in (file.name, *reversed(file.parts[:-1])):
@@ -161,11 +161,11 @@ def split_of(file: Path) -> str:
 
 
 def _said(name: str) -> set[str]:
-    """The splits that the words of a name mean. Words are what stands between characters that are no letters."""
+    """The splits that the words of a name state. A word is a run of letters."""
     return {SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_WORDS}
 
 
 def _hub_split(file: Path) -> str:
-    """A split with a name of its own (`unlabeled-00000-of-00004.parquet`), which counts beside files of usual splits."""
+    """A split with a special name (`unlabeled-00000-of-00004.parquet`). It counts only beside files of the usual splits."""
     found = SHARD_NAME.fullmatch(file.name)
     return found[1] if found else ""

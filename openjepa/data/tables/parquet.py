@@ -1,4 +1,4 @@
-"""Parquet files: in memory, mapped, or streamed, a few rows at a time, so that no row group is too large."""
+"""Parquet files, in memory, mapped, or streamed. They are read a few rows at a time, so that no row group is too large."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -28,24 +28,24 @@ from openjepa.settings.sources import HuggingFaceSettings
 from openjepa.system.machine import available_memory
 
 IN_MEMORY_SHARE = 0.25
-"""Images up to this share of the free memory, unpacked and repeated, are read into it; more are mapped."""
+"""Images that take at most this share of the free memory, uncompressed, are read into memory. Others are mapped."""
 BATCH_BYTES = 64 * 2**20
-"""Bytes of rows that are read at a time, on average."""
+"""Number of bytes that are read at a time, on average."""
 BATCH_ROWS = 256
-"""Rows that are read at a time, at most: repeated images take nearly no place in a file, but all of it in memory."""
+"""Largest number of rows that are read at a time. Repeated images take little space in a file, but all of it in memory."""
 
 
 class ParquetReader(SplitReader):
     """Parquet files by split."""
 
     def __init__(self, files: dict[str, list[str]], settings: HuggingFaceSettings) -> None:
-        """`files`: paths by split."""
+        """`files` are paths by split."""
         self._files = files
         self._settings = settings
         self.splits = tuple(files)
 
     def open_list(self, split: str) -> ListSource:
-        """Images in memory if they fit into it, else mapped from Arrow files that are prepared once."""
+        """The images of a split: in memory if they fit, or else mapped from Arrow files that are prepared once."""
         files, image = tuple(self._files[split]), self._columns(split).image
         needed = sum(uncompressed_bytes(file, [image]) for file in files)
         limit = int(IN_MEMORY_SHARE * available_memory())
@@ -53,7 +53,7 @@ class ParquetReader(SplitReader):
         return ArrowSource(partial(rows, files, image), split, joined_stamps(files))
 
     def label_column(self, split: str) -> LabelColumn | None:
-        """The labels, from their column alone."""
+        """The labels of a split, or None. Reads only their column."""
         columns = self._columns(split)
         if columns.label is None:
             return None
@@ -62,7 +62,7 @@ class ParquetReader(SplitReader):
         return from_arrow(title, _joined(parts, title), columns.class_names)
 
     def open_stream(self, split: str) -> ShardSource:
-        """A shard for every file."""
+        """The files of a split as shards, one per file."""
         return ParquetShards(tuple(self._files[split]), self._columns(split), split)
 
     def _columns(self, split: str) -> Columns:
@@ -72,7 +72,7 @@ class ParquetReader(SplitReader):
 
 
 def uncompressed_bytes(file: str, names: list[str]) -> int:
-    """Least number of bytes that columns of a file take when unpacked: the metadata may count a repeated image once."""
+    """Lower bound on the bytes of some columns after decompression. The metadata may count a repeated image only once."""
     with _opened(file) as parquet:
         return sum(_group_bytes(parquet.metadata.row_group(group), names) for group in range(parquet.num_row_groups))
 
@@ -84,7 +84,7 @@ def _group_bytes(group: Any, names: list[str]) -> int:
 
 @contextmanager
 def _opened(file: str) -> Iterator[Any]:
-    """The file, closed afterwards. Raises Refusal if it cannot be read."""
+    """Opens the file, and closes it afterwards. Raises Refusal if it cannot be read."""
     try:
         parquet = pq.ParquetFile(file, memory_map=True)
     except (pa.ArrowException, OSError) as error:
@@ -94,7 +94,7 @@ def _opened(file: str) -> Iterator[Any]:
 
 
 def _batches(file: str, parquet: Any, name: str) -> Iterator[Any]:
-    """The rows of a column, few enough at a time: a row group as a whole may be more than Arrow can hold in one array."""
+    """The rows of a column in small batches. A whole row group may be more than Arrow can hold in one array."""
     _type_of(file, parquet, name)
     groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
     largest = max((_group_bytes(group, [name]) // max(1, group.num_rows) for group in groups), default=0)
@@ -108,7 +108,7 @@ def _batches(file: str, parquet: Any, name: str) -> Iterator[Any]:
 
 
 def _type_of(file: str, parquet: Any, name: str) -> Any:
-    """The type of the values of a column. Raises Refusal if there is no such column."""
+    """The type of the values of a column. Raises Refusal if the file has no such column."""
     if name not in parquet.schema_arrow.names:
         raise Refusal(f"{file} has no column {name!r}, as other files do; it has {parquet.schema_arrow.names}")
     return value_type(parquet.schema_arrow.field(name).type)
@@ -119,7 +119,7 @@ def _unreadable(file: str, error: Exception) -> Refusal:
 
 
 def read_rows(files: tuple[str, ...], image: str) -> Iterator[ImageRows]:
-    """The image column of files, a few rows at a time."""
+    """The image column of some files, a few rows at a time."""
     for file in files:
         with _opened(file) as parquet:
             for batch in _batches(file, parquet, image):
@@ -127,7 +127,7 @@ def read_rows(files: tuple[str, ...], image: str) -> Iterator[ImageRows]:
 
 
 def fitting_rows(files: tuple[str, ...], image: str, limit: int) -> Iterable[ImageRows]:
-    """The image column in memory, or mapped if it turns out to take more than `limit` bytes there."""
+    """The image column in memory, or mapped if it turns out to need more than `limit` bytes."""
     pieces: list[ImageRows] = []
     taken = 0
     for piece in read_rows(files, image):
@@ -140,7 +140,7 @@ def fitting_rows(files: tuple[str, ...], image: str, limit: int) -> Iterable[Ima
 
 
 def mapped_rows(files: tuple[str, ...], image: str) -> Iterator[ImageRows]:
-    """The image column from Arrow files in the cache, mapped into memory."""
+    """The image column, mapped into memory from Arrow files in the cache."""
     for file in files:
         arrow = prepared(Path(file), f"images {image}", partial(_write_images, file, image))
         with pa.memory_map(str(arrow)) as mapped:
@@ -150,7 +150,7 @@ def mapped_rows(files: tuple[str, ...], image: str) -> Iterator[ImageRows]:
 
 
 def _write_images(file: str, image: str, target: Path) -> None:
-    """The image column of a Parquet file as an Arrow file, categories written out."""
+    """Writes the image column of a Parquet file as an Arrow file, with categories replaced by their values."""
     with _opened(file) as parquet:
         schema = pa.schema([(image, _type_of(file, parquet, image))])
         with pa.ipc.new_file(str(target), schema) as writer:
@@ -159,7 +159,7 @@ def _write_images(file: str, image: str, target: Path) -> None:
 
 
 def _labels(file: str, name: str) -> Any:
-    """The label column of a file, words as one type: there are several."""
+    """The label column of a file. Arrow's different types of text become one."""
     with _opened(file) as parquet:
         kind = _type_of(file, parquet, name)
         column = pa.chunked_array([decoded(batch.column(name)) for batch in _batches(file, parquet, name)], kind)
@@ -167,7 +167,7 @@ def _labels(file: str, name: str) -> Any:
 
 
 def _joined(parts: list[Any], title: str) -> Any:
-    """The labels of several files as one column, of their common type: files may have numbers of different sizes."""
+    """The labels of several files as one column of their common type, because files may have numbers of different sizes."""
     try:
         schemas = [pa.schema([("label", part.type)]) for part in parts]
         kind = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
@@ -183,10 +183,10 @@ def _first_values(file: str, name: str) -> list[object]:
 
 
 class ParquetShards(ShardSource):
-    """Parquet files, read front to back."""
+    """Parquet files, read from front to back."""
 
     def __init__(self, files: tuple[str, ...], columns: Columns, title: str) -> None:
-        """`title` is what the records are called in messages."""
+        """`title` is the name of the records in messages."""
         self._files = files
         self._columns = columns
         self._title = title
@@ -198,7 +198,7 @@ class ParquetShards(ShardSource):
         return len(self._files)
 
     def read_shard(self, shard: int) -> Iterator[ShardRecord]:
-        """The rows of a file; what cannot be read of it any more is one record without an image."""
+        """The rows of a file. If the rest of it cannot be read, the last record has no image but the reason."""
         title, row = f"{self._title} shard {shard}", 0
         try:
             for images, labels in self._pieces(self._files[shard]):
@@ -209,7 +209,7 @@ class ParquetShards(ShardSource):
             yield ShardRecord(row_name(title, row, None), b"", problem=str(error))
 
     def _pieces(self, file: str) -> Iterator[tuple[ImageRows, list[Any] | None]]:
-        """Rows, and the labels of the whole file."""
+        """Some rows at a time, each time with the labels of the whole file."""
         image, label = self._columns.image, self._columns.label
         labels = None if label is None else _labels(file, label).to_pylist()
         for images in read_rows((file,), image):

@@ -1,7 +1,7 @@
-"""WebDataset tars: consecutive files whose names agree up to the first dot of the file name are one sample.
+"""WebDataset tars. Consecutive files whose names agree up to the first dot of the file name form one sample.
 
-The image of a sample is its file with the suffix of an image, in any case; each sample may have another one. Its label is its
-file `.cls`, or what `data.label_column` names.
+The image of a sample is its file with the suffix of an image, in upper or lower case. Different samples may have different
+suffixes. The label is the file `.cls` of the sample, or the one that `data.label_column` names.
 """
 
 import gzip
@@ -29,35 +29,35 @@ from openjepa.settings.sources import HuggingFaceSettings
 from openjepa.system.json_files import value_in
 
 CLASS_FIELD = "cls"
-"""Ending of the file with the label of a sample if nothing else is chosen: a number, as text."""
+"""Ending of the file with the label of a sample, a number as text, unless `data.label_column` names another."""
 BLOCK = 512
-"""Bytes of a block of a tar."""
+"""Number of bytes in a block of a tar."""
 GZIP_START = b"\x1f\x8b"
 INDEX_VERSION = 2
 _HALVES = "surrogatepass"
-"""How words with halves of characters become bytes and the same words again."""
+"""Error handler that turns words with halves of characters (surrogates) into bytes and back without loss."""
 
 
 @dataclass(frozen=True)
 class _Fields:
-    """Which files of a sample are used. Names of fields are what follows the first dot of a file name, in small letters."""
+    """The files of a sample that are used. A field is the part of a file name after the first dot, in lower case."""
 
     image: str | None
-    """None: the one with the suffix of an image."""
+    """Field of the image. None means the one with the suffix of an image."""
     label: str | None
-    """None: `cls`."""
+    """Field of the label. None means `cls`."""
 
     def is_image(self, field: str) -> bool:
-        """Whether a file is the image."""
+        """True if a file is the image."""
         return field == self.image if self.image else f".{field.rpartition('.')[2]}" in SUFFIXES
 
     def is_label(self, field: str) -> bool:
-        """Whether a file has the label, as a whole or (`json.KEY`) somewhere in it."""
+        """True if a file holds the label, either as a whole or (`json.KEY`) under one of its keys."""
         wanted = self.label or CLASS_FIELD
         return field == wanted or (field == "json" and wanted.startswith("json."))
 
     def label_text(self, field: str, data: bytes) -> str | None:
-        """The label in the contents of its file; None if there is none."""
+        """The label in the contents of its file. None if there is none."""
         text = data.decode("utf-8", errors="replace")
         if field != "json":
             return text
@@ -69,7 +69,7 @@ class _Fields:
         value = content.get(key) if key and isinstance(content, dict) else content
         if value is None or isinstance(value, dict | list):
             return None
-        return str(value).encode(errors="backslashreplace").decode()  # halves of characters cannot be written anywhere
+        return str(value).encode(errors="backslashreplace").decode()  # halves of characters cannot be written to a file
 
 
 @dataclass(frozen=True)
@@ -77,20 +77,20 @@ class _Member:
     """A file in a tar."""
 
     key: str
-    """What the names of the files of a sample have in common."""
+    """The part of the name that all files of a sample share."""
     field: str
     name: str
     offset: int
     size: int
     data: bytes | None
-    """Its contents, if they were wanted."""
+    """Its contents, if they were requested."""
     problem: str | None
-    """Why it has no contents of its own."""
+    """Why it has no contents of its own. None if it has."""
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """The image of a sample, or why there is none; and its label as text."""
+    """The image of a sample, or why there is none, and the sample's label as text."""
 
     name: str
     image: _Member | None
@@ -99,24 +99,24 @@ class _Sample:
 
 
 class TarReader(SplitReader):
-    """WebDataset tars by split, compressed with gzip or not."""
+    """WebDataset tars by split, with or without gzip compression."""
 
     def __init__(self, files: dict[str, list[str]], settings: HuggingFaceSettings) -> None:
-        """`files`: paths by split."""
+        """`files` are paths by split."""
         self._files = files
         self._settings = settings
         image, label = settings.image_column, settings.label_column
-        if label is not None and not label.startswith("json."):  # keys of JSON are as they are
+        if label is not None and not label.startswith("json."):  # the case of JSON keys matters
             label = label.lower()
         self._fields = _Fields(image.lower() if image is not None else None, label)
         self.splits = tuple(files)
 
     def open_list(self, split: str) -> ListSource:
-        """The samples by their places in the tars; a compressed tar is unpacked once into the cache."""
+        """The samples of a split, read from their positions in the tars. A compressed tar is unpacked once, into the cache."""
         return TarSource(split, self._files[split], [self._index(file) for file in self._files[split]])
 
     def label_column(self, split: str) -> LabelColumn | None:
-        """The labels, as the index has them; `.cls` holds numbers if all are numbers."""
+        """The labels of a split, from the index. Labels from `.cls` are numbers if all of them are."""
         words = _words([self._index(file) for file in self._files[split]], "label")
         if not any(words):
             return None
@@ -124,11 +124,11 @@ class TarReader(SplitReader):
         return from_words(f"data.label_column={self._fields.label or CLASS_FIELD!r} of the split {split!r}", words, numbers)
 
     def open_stream(self, split: str) -> ShardSource:
-        """A shard for every tar."""
+        """The tars of a split as shards, one per tar."""
         return TarShards(tuple(self._files[split]), self._fields, split)
 
     def _index(self, file: str) -> Any:
-        """Names, places, labels and problems of the samples of a tar: read once, then kept in the cache."""
+        """Names, positions, labels and problems of the samples of a tar. Read once, then kept in the cache."""
         place = prepared(Path(file), f"index {INDEX_VERSION} {self._fields}", partial(_write_index, Path(file), self._fields))
         with pa.OSFile(str(place)) as opened:
             return pa.ipc.open_file(opened).read_all()
@@ -151,18 +151,18 @@ def _write_index(file: Path, fields: _Fields, target: Path) -> None:
 
 
 def _texts(words: Iterable[str | None]) -> Any:
-    """A column of words as bytes: names in tars and strings in JSON may have halves of characters, text in Arrow has none."""
+    """A column of words as bytes, because text in Arrow, unlike names in tars and strings in JSON, has no half characters."""
     return pa.array([None if word is None else word.encode(errors=_HALVES) for word in words], pa.binary())
 
 
 def _words(indices: list[Any], name: str) -> list[str | None]:
-    """The words of such a column, of all tars."""
+    """The words of such a column, from all tars."""
     values = chain.from_iterable(index.column(name).to_pylist() for index in indices)
     return [None if value is None else value.decode(errors=_HALVES) for value in values]
 
 
 def unpacked(file: Path) -> Path:
-    """The tar itself, or its copy in the cache if it is compressed: samples are read from anywhere in it."""
+    """The tar itself, or its copy in the cache if it is compressed. Samples can be read at any position of it."""
     if not _is_compressed(file):
         return file
     return prepared(file, "unpacked", partial(_unpack, file))
@@ -185,7 +185,7 @@ def _is_compressed(file: Path) -> bool:
 
 
 def _samples(file: Path, fields: _Fields, with_images: bool) -> Iterator[_Sample]:
-    """The samples of a tar in their order; `with_images`: with the contents of their images."""
+    """The samples of a tar in their order. If `with_images`, the contents of their images are read too."""
     for _, members in groupby(_members(file, fields, with_images), key=lambda member: member.key):
         yield _sample(list(members), fields)
 
@@ -206,7 +206,7 @@ def _sample(members: list[_Member], fields: _Fields) -> _Sample:
 
 
 def _members(file: Path, fields: _Fields, with_images: bool) -> Iterator[_Member]:
-    """The files that belong to samples. What cannot be read of a damaged tar any more is one file with the reason."""
+    """The files that belong to samples. If the rest of a damaged tar cannot be read, the last file holds the reason."""
     try:
         with _open(file) as stream:
             yield from _whole_members(file, stream, fields, with_images)
@@ -217,7 +217,7 @@ def _members(file: Path, fields: _Fields, with_images: bool) -> Iterator[_Member
 def _whole_members(file: Path, stream: BinaryIO, fields: _Fields, with_images: bool) -> Iterator[_Member]:
     with tarfile.open(fileobj=stream, mode="r:") as tar:
         while (info := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # it would keep what it knows of every file
+            tar.members.clear()  # type: ignore[attr-defined]  # otherwise it would keep a record of every file
             if (member := _member(tar, info, fields, with_images)) is not None:
                 yield member
     if not isinstance(stream, gzip.GzipFile) and _is_cut(stream, tar.offset):
@@ -229,7 +229,7 @@ def _open(file: Path) -> BinaryIO:
 
 
 def _is_cut(stream: BinaryIO, end: int) -> bool:
-    """Whether behind the last file there is anything but the zeros that end a tar: the library takes it for an end as well."""
+    """True if the last file is followed by anything but the zeros that end a tar. The library would accept it as the end."""
     stream.seek(end)
     return any(stream.read(BLOCK))
 
@@ -239,7 +239,7 @@ def _damaged(file: Path, reason: str) -> _Member:
 
 
 def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, fields: _Fields, with_images: bool) -> _Member | None:
-    """A file of a tar; None if it belongs to no sample: a folder, a hidden file, one without a suffix."""
+    """A file of a tar. None if it belongs to no sample: a folder, a hidden file, or a file without a suffix."""
     folder, _, base = info.name.rpartition("/")
     stem, dot, field = base.partition(".")
     is_link = info.issym() or info.islnk()
@@ -255,10 +255,10 @@ def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, fields: _Fields, with_i
 
 
 class TarSource(ListSource):
-    """Samples of tars, each read from its place."""
+    """Samples of tars, each read from its position."""
 
     def __init__(self, title: str, files: list[str], indices: list[Any]) -> None:
-        """`files`: tars; `indices`: their tables (`_write_index`); `title` is what samples are called in messages."""
+        """`files` are tars, `indices` their tables (`_write_index`). `title` is the name of the samples in messages."""
         self._title = title
         self._files = [unpacked(Path(file)) for file in files]
         self._stamps = [file_stamp(file) for file in files]
@@ -273,7 +273,7 @@ class TarSource(ListSource):
         return len(self._offsets)
 
     def read(self, index: int) -> bytes:
-        """The image file of a sample."""
+        """The image file of a sample. Raises DecodeError or OSError if it cannot be read."""
         if index in self._problems:
             raise DecodeError(self._problems[index])
         with self._files[self._file_numbers[index]].open("rb") as file:
@@ -297,10 +297,10 @@ def _numbers(indices: list[Any], name: str) -> NDArray[np.int64]:
 
 
 class TarShards(ShardSource):
-    """Tars, read front to back."""
+    """Tars, read from front to back."""
 
     def __init__(self, files: tuple[str, ...], fields: _Fields, title: str) -> None:
-        """`title` is what the records are called in messages."""
+        """`title` is the name of the records in messages."""
         self._files = files
         self._fields = fields
         self._title = title
@@ -311,7 +311,7 @@ class TarShards(ShardSource):
         return len(self._files)
 
     def read_shard(self, shard: int) -> Iterator[ShardRecord]:
-        """The samples of a tar; what cannot be read of it any more is one record without an image."""
+        """The samples of a tar. If the rest of it cannot be read, the last record has no image but the reason."""
         for row, sample in enumerate(_samples(Path(self._files[shard]), self._fields, with_images=True)):
             name = row_name(f"{self._title} shard {shard}", row, sample.name)
             data = sample.image.data if sample.image is not None else None

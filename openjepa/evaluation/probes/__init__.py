@@ -1,1 +1,1 @@
-"""One file a protocol, and what several share."""
+"""The protocols, one file each, and the code that several of them share."""

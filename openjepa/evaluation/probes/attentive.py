@@ -1,8 +1,8 @@
 """Attentive probe: a learned query over the patches of a frozen encoder (Bardes et al., 2024, V-JEPA).
 
-One cross-attention block with MLP and a linear layer, trained with AdamW; one probe for each learning rate, all of them in one
-pass over the same patches. V-JEPA's training images are also changed by AutoAugment and random erasing; here they are only
-cropped and mirrored as for the linear probe. A class token is not looked at.
+A probe is one cross-attention block with MLP and a linear layer, trained with AdamW. There is one probe for each learning rate;
+all are trained in one pass over the same patches. V-JEPA also applies AutoAugment and random erasing to the training images.
+Here they are only cropped and mirrored, as for the linear probe. A class token is ignored.
 """
 
 from collections.abc import Sequence
@@ -34,19 +34,21 @@ MLP_RATIO = 4
 
 
 class AttentiveProbe(nn.Module):
-    """y = q + proj(attention(q, norm1(x))); y = y + mlp(norm2(y)); linear(y). All heads of the attention together are D wide.
+    """y = q + proj(attention(q, norm1(x))); y = y + mlp(norm2(y)); linear(y). The attention heads together have width D.
 
-    There is only one query, so that no key or value of a patch is ever made. With x the patches normalized without an affine
-    part, and norm1 = s x + t: head h scores patch n by q_h . K_h (s x_n + t) = (s K_h' q_h) . x_n and what is the same for all
-    patches, which softmax ignores, as it would a bias of the keys; and sum_n a_n V_h (s x_n + t) = V_h (s sum_n a_n x_n + t),
-    because the weights a_n add up to 1. So each probe asks for `directions` to score along, and goes on from the weighted
-    means of the patches in `classify`. At D = 1280 with 16 heads that is a hundredth of the operations on patches.
+    There is only one query, so the keys and values of patches are never computed. Let x be the patches normalized without an
+    affine part, and norm1 = s x + t. Head h scores patch n by q_h . K_h (s x_n + t) = (s K_h' q_h) . x_n plus a term that is
+    equal for all patches. Softmax ignores that term, as it would ignore a bias of the keys. The output of head h is
+    sum_n a_n V_h (s x_n + t) = V_h (s sum_n a_n x_n + t), because the weights a_n add up to 1. So `directions` gives the
+    vectors that patches are scored by, and `classify` starts from the weighted means of the patches. At D = 1280 with 16 heads
+    that is a hundredth of the operations on patches.
     """
 
     def __init__(self, width: int, heads: int, num_classes: int, layer_norm_eps: float) -> None:
-        """Drawn from torch's global generator: the query with std 0.02, matrices with std 1 / sqrt(inputs); biases are 0.
+        """Draws weights from torch's global generator: query with std 0.02, matrices with std 1 / sqrt(inputs). Biases are 0.
 
-        The usual std of 0.02 is nearly the same at the width of a ViT-H, but leaves hardly any signal in a narrow probe.
+        For matrices, the usual std of 0.02 is nearly the same at the width of a ViT-H, but leaves hardly any signal in a
+        narrow probe.
         """
         super().__init__()
         self.heads = heads
@@ -67,7 +69,7 @@ class AttentiveProbe(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def directions(self) -> Float[Tensor, "heads D"]:
-        """What the normalized patches are multiplied with to get each head's scores."""
+        """The vector of each head whose product with a normalized patch is the patch's score."""
         width = self.query.shape[1]
         query = self.to_query(self.query).view(self.heads, 1, -1)
         keys = self.to_key.weight.view(self.heads, -1, width)
@@ -86,16 +88,16 @@ class AttentiveProbe(nn.Module):
 
 
 class AttentiveProbes(nn.Module):
-    """Several probes of equal shape on the same patches. For fp32: what they cost beside the encoder is not worth rounding."""
+    """Several probes of equal shape on the same patches. They run in fp32: beside the encoder they cost too little for bf16."""
 
     def __init__(self, num: int, width: int, heads: int, num_classes: int, layer_norm_eps: float) -> None:
-        """`num` probes, each drawn anew."""
+        """Makes `num` probes, each with its own random weights."""
         super().__init__()
         self.eps = layer_norm_eps
         self.probes = nn.ModuleList([AttentiveProbe(width, heads, num_classes, layer_norm_eps) for _ in range(num)])
 
     def forward(self, patches: Float[Tensor, "B N D"]) -> Float[Tensor, "B probes C"]:
-        """Scores of every probe. Two products with the patches serve all of them; none touches another."""
+        """Scores of every probe. Two matrix products with the patches serve all probes, which do not affect each other."""
         normed = functional.layer_norm(patches, patches.shape[-1:], eps=self.eps)
         directions = torch.cat([probe.directions() for probe in self.probes])  # type: ignore[operator]
         weights = (normed @ directions.T).softmax(dim=1)  # [B, N, probes x heads]
@@ -106,33 +108,33 @@ class AttentiveProbes(nn.Module):
 
 @dataclass(frozen=True)
 class TrainedProbes:
-    """Probes behind their encoder."""
+    """Trained probes and the encoder they work on."""
 
     probe: ImageProbe
     probes: AttentiveProbes
     rates: Sequence[float]
     unreadable: Sequence[str]
-    """Names of the images that should have been trained on and could not be read."""
+    """Names of the training images that could not be read."""
 
     def names(self) -> list[tuple[str, str, str]]:
-        """Features, head and setting of each."""
+        """Features, head and setting of each probe."""
         return [("patches", "attentive", f"lr {rate:g}") for rate in self.rates]
 
     def answer(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B heads C"]:
-        """Scores of each, with the encoder's outputs as constants. Only the encoder is in the probe's precision."""
+        """Scores of each probe. The encoder gets no gradient, and only the encoder runs in the probe's precision."""
         scores: Tensor = self.probes(self.patches(images))
         return scores
 
     @torch.no_grad()
     def patches(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B N D"]:
-        """The encoder's outputs, in float32."""
+        """The encoder's patch features, in float32."""
         return self.probe.outputs(images).patches.float()
 
 
 def evaluate_attentive(probe: ImageProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
-    """Accuracy of the best probe, for each selection rule (see `trained.compare`).
+    """Accuracy of the best attentive probe, for each selection rule (see `trained.compare`).
 
-    Raises Refusal if every learning rate was too high, if the encoder's outputs are not finite, and if no image of a split can
+    Raises Refusal if every learning rate was too high, if the encoder's outputs are not finite, or if no image of a split can
     be read.
     """
     fit = test_view_fit(probe, usual_augmentation(probe))
@@ -140,7 +142,7 @@ def evaluate_attentive(probe: ImageProbe, settings: EvaluationSettings) -> tuple
 
 
 def train_probes(probe: ImageProbe, settings: EvaluationSettings, rows: Rows) -> TrainedProbes:
-    """Trains one probe per learning rate on some records of the training split."""
+    """Trains one probe per learning rate on the records `rows` of the training split."""
     own, config = settings.attentive, probe.config
     training = training_on(
         probe,
@@ -152,7 +154,7 @@ def train_probes(probe: ImageProbe, settings: EvaluationSettings, rows: Rows) ->
         interpolation="bicubic",
     )
     with torch.random.fork_rng(devices=[]):
-        seed_generator(torch.device("cpu"), derive("weights", settings.seed, 2))  # and none of a GPU
+        seed_generator(torch.device("cpu"), derive("weights", settings.seed, 2))  # not a GPU's generator
         probes = AttentiveProbes(len(own.learning_rates), config.width, config.heads, probe.num_classes, config.layer_norm_eps)
     trained = TrainedProbes(probe, probes.to(probe.device), own.learning_rates, training.unreadable)
     optimizer = build_optimizer(probes, own)
@@ -174,7 +176,7 @@ def _train_step(
     piece: int,
     factor: float,
 ) -> None:
-    """One step of every probe at its peak rate times `factor`, with `piece` images per forward of the encoder."""
+    """Takes one step of every probe at its peak rate times `factor`, with `piece` images per forward pass of the encoder."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
     optimizer.zero_grad()
@@ -191,7 +193,7 @@ def loss_sum(scores: Float[Tensor, "B probes C"], labels: Int[Tensor, " B"]) -> 
 
 
 def build_optimizer(probes: AttentiveProbes, settings: AttentiveSettings) -> torch.optim.AdamW:
-    """AdamW with each probe's own rate; vectors (biases, norms) are not decayed."""
+    """AdamW with one learning rate per probe. Vectors (biases, norms) have no weight decay."""
     groups = [
         {
             "params": [value for value in probe.parameters() if (value.dim() > 1) == is_decayed],

@@ -1,7 +1,7 @@
-"""Multinomial logistic regression without a learning rate: one head per weight decay, all at once.
+"""Multinomial logistic regression without a learning rate: one head per weight decay, all solved together.
 
-Matrices of features are read some rows at a time, float32 and standardized only while they are used: a matrix of 1.28 M x 5120
-in bf16 (13 GB) stays on disk or on the device as it is, and nothing of its size is made beside it.
+Feature matrices are read a few rows at a time. Only the rows in use are converted to float32 and standardized. A matrix of
+1.28 M x 5120 in bf16 (13 GB) stays on disk or on the device as it is, and no copy of its size is made.
 """
 
 import hashlib
@@ -18,30 +18,30 @@ from torch.nn import functional
 from openjepa.refusals import Refusal
 
 CHUNK_ELEMENTS = 2**23
-"""Features that are converted at a time."""
+"""Number of matrix elements that are converted at a time."""
 LARGE_BYTES = 2**30
-"""A matrix that would be larger than this in float32 is never copied as a whole."""
+"""A matrix that would take more bytes than this in float32 is never copied as a whole."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of (stored - mean) @ axes, computed when they are read; without mean and axes, the stored rows themselves."""
+    """The rows of (stored - mean) @ axes, computed when they are read. Without mean and axes, the stored rows themselves."""
 
     stored: Shaped[Tensor, "n D"]
-    """The matrix as it is kept: of any dtype, perhaps mapped from a file, perhaps on another device than the work."""
+    """The matrix as it is stored: of any dtype, on any device, possibly mapped from a file."""
     mean: Float[Tensor, " D"] | None = None
     axes: Float[Tensor, "D R"] | None = None
-    """The work is done on its device."""
+    """The chunks are computed on the device of `axes`."""
     which: Int[Tensor, " m"] | None = None
-    """Only these rows of `stored`. None: all."""
+    """Indices of the rows of `stored` that are used; None for all."""
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """The number of rows."""
         return len(self.stored) if self.which is None else len(self.which)
 
     @property
     def width(self) -> int:
-        """R, or D if there are no axes."""
+        """The number of columns: R, or D if there are no axes."""
         return self.stored.shape[1] if self.axes is None else self.axes.shape[1]
 
     @property
@@ -55,13 +55,13 @@ class Rows:
         return working_dtype(self.stored)
 
     def select(self, which: Int[Tensor, " m"]) -> "Rows":
-        """Only these rows: copied if there are no axes, as in small matrices, else picked while reading."""
+        """Only the rows `which`. They are copied if there are no axes, as in small matrices; otherwise picked while reading."""
         if self.axes is None:
             return replace(self, stored=self.stored[which.to(self.stored.device)])
         return replace(self, which=which if self.which is None else self.which[which])
 
     def chunks(self, size: int) -> "Iterator[Float[Tensor, 'chunk D']]":
-        """stored - mean, at most `size` rows at a time."""
+        """Yields stored - mean, at most `size` rows at a time."""
         for first in range(0, len(self), size):
             if self.which is None:
                 rows = self.stored[first : first + size]
@@ -70,11 +70,11 @@ class Rows:
             yield converted(rows, self.mean, self.device)
 
     def into(self, weight: Float[Tensor, "R K"]) -> Float[Tensor, "D K"]:
-        """The weights that a chunk is multiplied by: chunk @ into(weight) = rows @ weight."""
+        """Converts weights for rows into weights for chunks: chunk @ into(weight) = rows @ weight."""
         return weight if self.axes is None else self.axes @ weight
 
     def back(self, products: Float[Tensor, "D K"]) -> Float[Tensor, "R K"]:
-        """The transpose of `into`: rows.T @ residual from chunk.T @ residual."""
+        """Applies the transpose of `into`: converts chunk.T @ residual into rows.T @ residual."""
         return products if self.axes is None else self.axes.T @ products
 
     def materialize(self) -> Float[Tensor, "n R"]:
@@ -95,12 +95,12 @@ def as_rows(features: "Float[Tensor, 'n D'] | Rows") -> Rows:
 
 
 def working_dtype(stored: Shaped[Tensor, "..."]) -> torch.dtype:
-    """float64 stays float64; everything else is computed in float32."""
+    """The type to compute in: float64 for float64, float32 for everything else."""
     return torch.float64 if stored.dtype == torch.float64 else torch.float32
 
 
 def converted(rows: Shaped[Tensor, "n D"], mean: Float[Tensor, " D"] | None, device: torch.device) -> Float[Tensor, "n D"]:
-    """rows - mean in the working dtype on `device`, in one pass over the memory."""
+    """Returns rows - mean in the working dtype on `device`, in one pass over the memory."""
     there = rows.to(device)
     if mean is None:
         return there.to(working_dtype(rows))
@@ -108,14 +108,14 @@ def converted(rows: Shaped[Tensor, "n D"], mean: Float[Tensor, " D"] | None, dev
 
 
 def is_large(features: Shaped[Tensor, "n D"]) -> bool:
-    """Whether the matrix is too large to be copied in float32."""
+    """True if the matrix is too large to be copied in float32."""
     return features.numel() * 4 > LARGE_BYTES
 
 
 def moments(features: Shaped[Tensor, "n D"], device: torch.device) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
-    """Mean and variance (divided by n) of each dimension, in two passes, summed over chunks in float64.
+    """Mean and variance (divided by n) of each dimension, computed in two passes. Chunks are summed in float64.
 
-    Raises Refusal if features, or squares of them, are not finite: nothing that is computed from them would mean anything.
+    Raises Refusal if features or their squares are not finite, because nothing computed from them would mean anything.
     """
     mean = _mean_of(features, None, device)
     variance = _mean_of(features, mean, device)
@@ -128,7 +128,7 @@ def moments(features: Shaped[Tensor, "n D"], device: torch.device) -> tuple[Floa
 
 
 def _mean_of(features: Shaped[Tensor, "n D"], center: Float[Tensor, " D"] | None, device: torch.device) -> Float[Tensor, " D"]:
-    """Mean of the features, or of their squared distance to `center`."""
+    """Mean of the features, or of their squared distance to `center` if it is given."""
     total = torch.zeros(features.shape[1], dtype=torch.float64)  # on the CPU: mps has no float64
     for rows in torch.split(features, max(1, CHUNK_ELEMENTS // features.shape[1])):
         chunk = converted(rows, center, device)
@@ -137,7 +137,7 @@ def _mean_of(features: Shaped[Tensor, "n D"], center: Float[Tensor, " D"] | None
 
 
 def covariance(features: Shaped[Tensor, "n D"], mean: Float[Tensor, " D"], scale: Float[Tensor, " D"]) -> Float[Tensor, "D D"]:
-    """X'X / n of the rows X = (features - mean) * scale."""
+    """The covariance X'X / n of the rows X = (features - mean) * scale."""
     width = features.shape[1]
     product = torch.zeros(width, width, dtype=mean.dtype, device=mean.device)
     for rows in torch.split(features, max(width, CHUNK_ELEMENTS // width)):
@@ -150,18 +150,18 @@ def covariance(features: Shaped[Tensor, "n D"], mean: Float[Tensor, " D"], scale
 
 
 ROW_CHUNK = 4096
-"""Images whose logits of all heads are held at a time; fewer if there would be more than LOGITS logits."""
+"""Number of images whose logits are held in memory at a time; fewer if they would have more than LOGITS logits."""
 LOGITS = 2**25
 KEPT_VARIANCE = 1 - 1e-7
-"""Share of the variance that the solver works on. (Leaving out 1e-5 was measured to cost half a point on CIFAR-10.)"""
+"""Share of the variance that the solver keeps. (Dropping 1e-5 of it was measured to cost half a point on CIFAR-10.)"""
 ROUNDING = 8
-"""Norm of a gradient that is nothing but rounding errors, in units of the last place of 1."""
+"""A gradient whose norm is below this many units of the last place of 1 consists of rounding errors only."""
 FP32_NOISE = 1e-7
 """Eigenvalues below this share of the largest are rounding errors."""
 MOST_SHARED = 16
-"""Decompositions that are kept at a time: an encoder, its two baselines and the pixels have 14."""
+"""Largest number of decompositions kept at a time. An encoder, its two baselines and the pixels have 14."""
 ROWS_OF_A_KEY = 64
-"""Features are taken for equal if shape, means, scales and about this many rows are."""
+"""Feature matrices count as equal if their shape, means, scales and about this many of their rows are equal."""
 
 
 @dataclass(frozen=True)
@@ -172,11 +172,11 @@ class Heads:
     bias: Float[Tensor, "L C"]
 
     def predict(self, features: Float[Tensor, "n R"] | Rows) -> Int[Tensor, "L n"]:
-        """Class of every image according to every head."""
+        """The class that each head predicts for each image."""
         return torch.cat([logits.argmax(dim=2).T for logits in self.scores(features)], dim=1)
 
     def scores(self, features: Float[Tensor, "n R"] | Rows) -> "Iterator[Float[Tensor, 'chunk L C']]":
-        """Logits of every head, some images at a time."""
+        """Yields the logits of every head, some images at a time."""
         rows = as_rows(features)
         weight = rows.into(self.weight.flatten(1))
         yield from (self._logits(chunk, weight) for chunk in rows.chunks(self._row_chunk))
@@ -201,21 +201,21 @@ class Heads:
         return max(64, min(ROW_CHUNK, LOGITS // self.bias.numel()))
 
     def plus(self, other: "Heads", factor: Tensor | float = 1.0) -> "Heads":
-        """self + factor x other, with a number or one factor per head [L, 1]."""
+        """Returns self + factor x other. `factor` is one number, or one per head [L, 1]."""
         return Heads(self.weight + factor * other.weight, self.bias + factor * other.bias)
 
     def select(self, which: Bool[Tensor, " L"]) -> "Heads":
-        """Some of the heads."""
+        """The heads that the mask `which` selects."""
         return Heads(self.weight[:, which], self.bias[which])
 
     def dot(self, other: "Heads") -> Float[Tensor, " L"]:
-        """Inner product per head."""
+        """Inner product with `other`, per head."""
         return (self.weight * other.weight).sum(dim=(0, 2)) + (self.bias * other.bias).sum(dim=1)
 
 
 @dataclass(frozen=True)
 class Components:
-    """Principal components of centered features: what is slow to find, and knows no labels."""
+    """Principal components of centered features. They are slow to compute and do not depend on labels."""
 
     variances: Float[Tensor, " R"]
     axes: Float[Tensor, "D R"]
@@ -227,13 +227,13 @@ class Rotated:
     """Standardized features in the axes of their principal components, in which their covariance is diagonal."""
 
     rows: Rows
-    """[n, R]: a matrix of its own or, if that would be large, the stored features and what turns them as they are read."""
+    """[n, R]: a new matrix or, if that would be large, the stored features with the axes that rotate them as they are read."""
     components: Components
 
 
 @dataclass(frozen=True)
 class ScaledSplit:
-    """The training split centered, scaled in every dimension, and turned into its principal components."""
+    """The training split: centered, scaled in every dimension, and rotated into the axes of its principal components."""
 
     mean: Float[Tensor, " D"]
     scale: Float[Tensor, " D"]
@@ -242,7 +242,7 @@ class ScaledSplit:
     num_classes: int
 
     def project(self, features: Shaped[Tensor, "m D"]) -> Rows:
-        """Other images in the same axes, with the training split's statistics, turned while they are read."""
+        """Other images with the training split's statistics and axes, rotated while they are read."""
         return Rows(features, self.mean, self.scale[:, None] * self.rotated.components.axes)
 
 
@@ -253,10 +253,11 @@ def rotate(
     kept_variance: float = KEPT_VARIANCE,
     in_place: bool | None = None,
 ) -> Rotated:
-    """(features - mean) * scale in the axes of their principal components. None: their mean; 1.
+    """Rotates (features - mean) * scale into the axes of its principal components.
 
-    |W|^2 is the same in these axes, so that weight decay means the same, too. `in_place`: the features stay where they are and
-    are turned whenever they are read; None: if they are large.
+    If `mean` is None, the features' own mean is used; if `scale` is None, it is 1. |W|^2 is the same in these axes, so weight
+    decay has the same meaning. If `in_place` is True, the features stay where they are and are rotated whenever they are read.
+    If it is None, that is done for large features only.
     """
     device = features.device if mean is None else mean.device
     mean = moments(features, device)[0] if mean is None else mean
@@ -272,9 +273,9 @@ _SHARED: ContextVar[dict[bytes, Components] | None] = ContextVar("shared compone
 
 @contextmanager
 def shared_components() -> Iterator[None]:
-    """Within the block equal features are decomposed once: tasks and seeds often have the same images.
+    """Decomposes equal features only once within the block, because tasks and seeds often share images.
 
-    The latest `MOST_SHARED` decompositions are kept, and none after the block. Also a decorator.
+    The latest `MOST_SHARED` decompositions are kept until the block ends. Also works as a decorator.
     """
     token = _SHARED.set({})
     try:
@@ -286,7 +287,7 @@ def shared_components() -> Iterator[None]:
 def _shared_components(
     features: Shaped[Tensor, "n D"], mean: Float[Tensor, " D"], scale: Float[Tensor, " D"], kept_variance: float
 ) -> Components:
-    """`_principal_components`, or what a block of `shared_components` knows of them."""
+    """`_principal_components`, taken from the enclosing block of `shared_components` if they are known there."""
     known = _SHARED.get()
     if known is None:
         return _principal_components(features, mean, scale, kept_variance)
@@ -295,7 +296,7 @@ def _shared_components(
     words = f"{features.shape} {features.dtype} {mean.device} {kept_variance}".encode()
     key = hashlib.sha256(b"".join([words, *parts])).digest()
     found = known.pop(key, None) or _principal_components(features, mean, scale, kept_variance)
-    known[key] = found  # the latest stand last
+    known[key] = found  # the most recently used stands last
     if len(known) > MOST_SHARED:
         del known[next(iter(known))]
     return found
@@ -304,15 +305,15 @@ def _shared_components(
 def _principal_components(
     features: Shaped[Tensor, "n D"], mean: Float[Tensor, " D"], scale: Float[Tensor, " D"], kept_variance: float
 ) -> Components:
-    """The components that together hold `kept_variance` of the variance of (features - mean) * scale."""
+    """The components that together explain the share `kept_variance` of the variance of (features - mean) * scale."""
     num, width = features.shape
-    if num < width:  # the components from the smaller of X'X and XX'; then the matrix is small
+    if num < width:  # XX' is smaller than X'X here and has the same components; rows are few, so copying them is cheap
         rows = (features.to(mean.device) - mean) * scale
         values, left = _eigh(rows @ rows.T / num)
     else:
         values, left = _eigh(covariance(features, mean, scale))
     values, left = values.flip(0).clamp(min=0), left.flip(1)
-    missing = 1 - (values / values.sum().clamp(min=1e-30)).double().cumsum(0)  # after each component
+    missing = 1 - (values / values.sum().clamp(min=1e-30)).double().cumsum(0)  # share missing after each component
     above_noise = int((values > FP32_NOISE * values[0]).sum())
     num_kept = max(1, min(above_noise, 1 + int((missing > 1 - kept_variance).sum())))
     values, left = values[:num_kept], left[:, :num_kept]
@@ -321,9 +322,9 @@ def _principal_components(
 
 
 def whole_rotation(features: Shaped[Tensor, "n D"], mean: Float[Tensor, " D"], scale: Float[Tensor, " D"]) -> Rotated:
-    """(features - mean) * scale in the axes of all its principal components: distances and inner products stay as they are."""
+    """Rotates (features - mean) * scale into the axes of all its principal components, which keeps distances and products."""
     num, width = features.shape
-    if num < width:  # an orthonormal basis of what the rows span comes first
+    if num < width:  # first an orthonormal basis of the space that the rows span
         rows = (features.to(mean.device) - mean) * scale
         basis = torch.linalg.qr(rows.T.cpu() if rows.device.type == "mps" else rows.T)[0].to(rows.device)  # [D, n]
         inside = rows @ basis
@@ -336,7 +337,7 @@ def whole_rotation(features: Shaped[Tensor, "n D"], mean: Float[Tensor, " D"], s
 
 
 def _eigh(matrix: Float[Tensor, "m m"]) -> tuple[Float[Tensor, " m"], Float[Tensor, "m m"]]:
-    """Eigenvalues, ascending, and eigenvectors; computed on the CPU if the device (mps) cannot."""
+    """Eigenvalues in ascending order, and eigenvectors. Computed on the CPU if the device is mps, which has no eigh."""
     values, vectors = torch.linalg.eigh(matrix.cpu() if matrix.device.type == "mps" else matrix)
     return values.to(matrix.device), vectors.to(matrix.device)
 
@@ -350,18 +351,18 @@ def solve(
     iterations: int = 100,
     tolerance: float = 1e-6,
 ) -> Heads:
-    """Minimizes mean cross-entropy + weight decay / 2 |W|^2 for every weight decay; the bias is not decayed.
+    """Minimizes mean cross-entropy + weight decay / 2 |W|^2 for every weight decay. The bias has no weight decay.
 
-    `features` are rows of `rotate`, and `variances` bounds S = X'X / n, which is diagonal or smaller than that. The Hessian
-    is nowhere larger than S / 2 + weight decay for each class (Boehning, 1992), so that a step divided by that bound never
-    overshoots: gradient descent in this metric needs no learning rate and does not suffer from ill-conditioned features.
-    Nesterov's momentum, started anew in a head when it points uphill (O'Donoghue and Candes, 2015), makes it fast. A head
-    is done when gradient^2 / bound is below `tolerance`.
+    `features` are rows of `rotate`. `variances` is a diagonal upper bound of S = X'X / n. The Hessian is nowhere larger than
+    S / 2 + weight decay for each class (Boehning, 1992), so a step divided by that bound never overshoots. Gradient descent in
+    this metric therefore needs no learning rate and does not suffer from ill-conditioned features. Nesterov's momentum makes it
+    fast; a head's momentum is restarted when it points uphill (O'Donoghue and Candes, 2015). A head is done when
+    gradient^2 / bound is below `tolerance`, or after `iterations` steps.
 
-    That is the optimum if the weight decay is strong or images are many. If classes are separable and the decay is weak,
-    p (1 - p) is far below the bound's 1/4 and the search ends early, with a larger loss and smaller weights than the optimum's.
-    `relative_gradients` tells which it was. On real data such heads are as accurate as those of the optimum, and they take a
-    half to a tenth of the time; logistic.py solves to the end.
+    The result is the optimum if the weight decay is strong or there are many images. If classes are separable and the decay is
+    weak, p (1 - p) is far below the bound's 1/4, and the search ends early, with a larger loss and smaller weights than at the
+    optimum. `relative_gradients` tells the two cases apart. On real data, heads stopped early are as accurate as those at the
+    optimum and take a half to a tenth of the time; logistic.py solves to the end.
     """
     rows, shape = as_rows(features), (len(weight_decays), num_classes)
     decays = torch.tensor(weight_decays, device=rows.device, dtype=rows.dtype)[:, None]  # [L, 1]
@@ -392,7 +393,7 @@ def solve(
 def gradient_norms(
     heads: Heads, features: Float[Tensor, "n R"] | Rows, labels: Int[Tensor, " n"], weight_decays: Sequence[float]
 ) -> Float[Tensor, " L"]:
-    """Norm of the gradient of what `solve` minimizes, at each of these heads: 0 at the optimum. One pass over the rows."""
+    """Norm, at each head, of the gradient of the objective of `solve`; 0 at the optimum. Takes one pass over the rows."""
     gradient = heads.gradient(features, labels)
     decays = gradient.bias.new_tensor(weight_decays)[:, None]
     gradient = Heads(gradient.weight + decays * heads.weight, gradient.bias)
@@ -400,11 +401,11 @@ def gradient_norms(
 
 
 def relative_gradients(norms: Float[Tensor, " L"], heads: Heads, weight_decays: Sequence[float]) -> Float[Tensor, " L"]:
-    """The gradients' norms as shares of weight decay x |W|: about how far W is from the optimum's, at most, as a share of |W|.
+    """The gradients' norms divided by weight decay x |W|: roughly an upper bound of the distance to the optimum over |W|.
 
-    For the objective, minimized over the bias, is bent by at least the weight decay in every direction, so that its gradient is
-    at least that times the distance. Above 1 the bound says nothing: the search was stopped early. Where weight decay x |W| is
-    below what rounding leaves of a gradient, the share is of that.
+    Minimized over the bias, the objective has a curvature of at least the weight decay in every direction. Its gradient is
+    therefore at least the weight decay times the distance. Above 1 the bound says nothing: the search was stopped early. If
+    weight decay x |W| is smaller than a gradient's rounding error, the norm is divided by the rounding error instead.
     """
     pull = norms.new_tensor(weight_decays) * heads.weight.square().sum(dim=(0, 2)).sqrt()
     return norms / pull.clamp(min=ROUNDING * torch.finfo(norms.dtype).eps)

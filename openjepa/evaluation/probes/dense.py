@@ -1,11 +1,11 @@
-"""Dense evaluation without a decoder: single patches of a frozen encoder are classified by a linear head or by k-NN.
+"""Dense evaluation without a decoder: a linear head or k-NN classifies single patches of a frozen encoder.
 
-Not a protocol of the I-JEPA paper, whose evaluations pool the patches. Features are the patch tokens of the last layer after
-the final norm, in fp32. A patch has the class that covers most of its pixels in the view that is evaluated. At most
-`dense.max_patches` training patches are drawn uniformly with the seed over all images, so that classes keep their natural
-shares; patches without a labeled pixel are then left out. The number is the mean IoU over the classes that the test patches
-have. Both probes share the passes over the images. `held_out` chooses on 10 % of the training images: patches of one image are
-so alike that held-out patches of a training image would choose too weak a regularization.
+This is not a protocol of the I-JEPA paper, whose evaluations pool the patches. Features are the patch tokens of the last layer
+after the final norm, in fp32. The class of a patch is the one that covers most of its pixels in the evaluated view. At most
+`dense.max_patches` training patches are drawn uniformly over all images with the seed, so that classes keep their natural
+shares. Drawn patches without a labeled pixel are left out. The result is the mean IoU over the classes that occur in the test
+patches. Both probes share the passes over the images. `held_out` chooses on 10 % of the training images, not of the patches:
+patches of one image are so similar that held-out patches of a training image would choose too weak a regularization.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -55,14 +55,14 @@ from openjepa.types import Skipped
 
 
 def label_view(labels: UInt8[np.ndarray, "h w"], size: tuple[int, int], fit: str) -> UInt8[np.ndarray, "oh ow"]:
-    """The labels of the pixels of `evaluation_view` with the same `size` (height, width) and `fit` (`crop` or `squash`).
+    """The labels in the view that `evaluation_view` makes with the same `size` (height, width) and `fit` (`crop` or `squash`).
 
-    Nearest neighbor: each pixel of the view takes the label at its center in the label map.
+    Each pixel of the view takes the label of the label map at the pixel's center (nearest neighbor).
     """
     height, width = labels.shape
     resized, offset = (size, (0, 0)) if fit == "squash" else central_crop(height, width, size)
     rows, columns = (
-        # center (i + 1/2) / resized of the map, in whole numbers
+        # the center (i + 1/2) / full of the map's side, in integer arithmetic
         (2 * np.arange(start, start + length) + 1) * whole // (2 * full)
         for start, length, whole, full in zip(offset, size, (height, width), resized, strict=True)
     )
@@ -70,7 +70,7 @@ def label_view(labels: UInt8[np.ndarray, "h w"], size: tuple[int, int], fit: str
 
 
 def patch_histograms(view: UInt8[np.ndarray, "h w"], patch_size: int, num_classes: int) -> Int[np.ndarray, "N classes"]:
-    """Pixels of each class in every patch, patches in raster order. IGNORED pixels are not counted.
+    """The number of pixels of each class in every patch, patches in raster order. IGNORED pixels are not counted.
 
     Raises Refusal if a label is neither a class nor IGNORED.
     """
@@ -86,9 +86,9 @@ def patch_histograms(view: UInt8[np.ndarray, "h w"], patch_size: int, num_classe
 
 
 def patch_labels(histograms: Int[np.ndarray, "*lead classes"]) -> NDArray[np.int64]:
-    """The class that covers most of a patch, of equally large ones the first; IGNORED if no pixel counts [*lead].
+    """The class with the most pixels in each patch [*lead], the first in a tie; IGNORED if no pixel is labeled.
 
-    IGNORED pixels have no vote: a patch with one labeled pixel has its class.
+    IGNORED pixels have no vote: a patch with a single labeled pixel has that pixel's class.
     """
     return np.where(histograms.any(axis=-1), histograms.argmax(axis=-1), LabelMaps.IGNORED)
 
@@ -98,27 +98,27 @@ UNLABELED = f"see that their label maps hold classes and not only {LabelMaps.IGN
 
 @dataclass(frozen=True)
 class Patches:
-    """Labeled training patches of several images."""
+    """Labeled training patches from several images."""
 
     features: Float[Tensor, "n D"]
     labels: Int[Tensor, " n"]
     images: Int[Tensor, " n"]
-    """Number of the image that a patch is of."""
+    """Index of each patch's image."""
     num_classes: int
-    """Classes of the label maps, some of which may be missing here."""
+    """Number of classes of the label maps. Some of them may not occur in these patches."""
     unreadable: tuple[str, ...] = ()
     """Names of the images that could not be read."""
 
 
 @dataclass(frozen=True)
 class PatchBatch:
-    """All patches of some images."""
+    """All patches of a batch of images."""
 
     features: Float[Tensor, "B N D"]
     histograms: Int[Tensor, "B N classes"]
-    """Labeled pixels of each class."""
+    """Number of labeled pixels of each class."""
     labels: Int[Tensor, "B N"]
-    """IGNORED if no pixel is labeled."""
+    """Class of each patch; IGNORED if no pixel is labeled."""
     indices: Int[Tensor, " B"]
 
 
@@ -127,19 +127,19 @@ class Classifiers:
     """Classifiers of patches that predict together."""
 
     heads: tuple[HeadResult, ...]
-    """Not tested yet."""
+    """Their results so far, without test accuracy."""
     rules: tuple[str, ...]
-    """Selection rules that they take part in."""
+    """Selection rules that these classifiers take part in."""
     predict: Callable[[Float[Tensor, "n D"]], Int[Tensor, "L n"]]
 
 
 def evaluate_dense(probe: ImageProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
-    """Mean IoU of those of `dense-linear` and `dense-knn` that `settings.protocols` has, for each selection rule.
+    """Mean IoU of `dense-linear` and `dense-knn`, as far as `settings.protocols` names them, for each selection rule.
 
-    `dense-linear`: the heads of `linear` on one kind of features: {linear, BatchNorm + linear}, each solved for all of
-    `settings.weight_decays`. `dense-knn`: the weighted vote (DINO's) of the nearest training patches, with k of
-    `settings.neighbors`. What is swept is chosen by mean IoU. Both share the passes over the images. Raises Refusal if no
-    training or test patch is labeled, or no image of a split can be read.
+    `dense-linear`: the heads of `linear` on one kind of features: {linear, BatchNorm + linear}, each solved for every value of
+    `settings.weight_decays`. `dense-knn`: DINO's weighted vote of the nearest training patches, for every k of
+    `settings.neighbors`. Weight decay and k are chosen by mean IoU. Both protocols share the passes over the images. Raises
+    Refusal if no training or test patch is labeled, or if no image of a split can be read.
     """
     train = training_patches(probe, settings)
     names = [name for name in _MAKERS if name in settings.protocols]
@@ -159,7 +159,7 @@ def evaluate_dense(probe: ImageProbe, settings: EvaluationSettings) -> tuple[Pro
 
 
 def patch_features(probe: ImageProbe, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B N D"]:
-    """The encoder's outputs for every patch, or the pixels of every patch (channel, row, column) in [0, 1]."""
+    """The encoder's output for every patch or, if `probe.raw_pixels`, its pixels (channel, row, column) in [0, 1]."""
     if probe.raw_pixels:
         images = to_device(images, probe.device)
         side = probe.config.patch_size
@@ -172,9 +172,9 @@ def patch_features(probe: ImageProbe, images: UInt8[Tensor, "B 3 h w"]) -> Float
 def patch_batches(
     probe: ImageProbe, side: LabeledImages, settings: EvaluationSettings, split: str, unreadable: list[Skipped]
 ) -> Iterator[PatchBatch]:
-    """Features and labels of all patches, image by image in the order of the source, with a progress bar.
+    """Yields features and labels of all patches, image by image in the order of the source, with a progress bar.
 
-    Images that cannot be read are left out and added to `unreadable`. Raises Refusal if none of them can be read.
+    Images that cannot be read are left out and added to `unreadable`. Raises Refusal if no image can be read.
     """
     assert side.maps is not None
     size, patch_size, num_classes = probe.image_size, probe.config.patch_size, _num_classes(side.maps)
@@ -198,7 +198,10 @@ def patch_batches(
 
 
 def training_patches(probe: ImageProbe, settings: EvaluationSettings) -> Patches:
-    """The patches that are drawn, without those that no pixel labels. Images of which none is drawn are not read."""
+    """The drawn patches that have a labeled pixel. Images without a drawn patch are not read.
+
+    Raises Refusal if no drawn patch has a labeled pixel.
+    """
     side = probe.train
     assert side.maps is not None
     num_patches = probe.image_size[0] * probe.image_size[1] // probe.config.patch_size**2
@@ -221,7 +224,7 @@ def training_patches(probe: ImageProbe, settings: EvaluationSettings) -> Patches
 
 
 def held_out_patches(patches: Patches, seed: int) -> tuple[Int[Tensor, " kept"], Int[Tensor, " held"]]:
-    """Patches to train on and patches held out: all those of 10 % of the images. Raises Refusal if there is one image."""
+    """Patches to train on, and the held-out patches of 10 % of the images. Raises Refusal if there is only one image."""
     images, owners = torch.unique(patches.images, return_inverse=True)
     if len(images) == 1:
         raise Refusal(
@@ -239,7 +242,7 @@ def _num_classes(maps: LabelMaps) -> int:
 
 
 def _drawn(num_images: int, num_patches: int, most: int, seed: int) -> Tensor:
-    """Which patches are drawn [images, patches], `most` of them or all."""
+    """Mask of the drawn patches [images, patches]: `most` of them, or all if there are not more."""
     total = num_images * num_patches
     wanted = torch.ones(total, dtype=torch.bool)
     if total > most:
@@ -252,7 +255,7 @@ def _drawn(num_images: int, num_patches: int, most: int, seed: int) -> Tensor:
 
 
 def _linear_classifiers(train: Patches, kind: str, settings: EvaluationSettings) -> list[Classifiers]:
-    strongest_first = sorted(settings.weight_decays, reverse=True)  # of two equally good weight decays the stronger is taken
+    strongest_first = sorted(settings.weight_decays, reverse=True)  # in a tie the stronger weight decay wins
     found = []
     for head in KINDS:
         prepared = prepare(train.features, train.labels, head)
@@ -269,7 +272,7 @@ def _linear_classifiers(train: Patches, kind: str, settings: EvaluationSettings)
 def _best_decay(
     prepared: Prepared, train: Patches, decays: list[float], settings: EvaluationSettings
 ) -> tuple[float, float | None]:
-    """The weight decay that is best on the held-out images, and its mean IoU there."""
+    """The best weight decay on the held-out images, and its mean IoU there."""
     kept, held = held_out_patches(train, settings.seed)
     predictions = _predict_linear(prepared, prepared.solve(kept, decays, settings.iterations), train.features[held])
     scores = _scores(predictions, train.labels[held], train.num_classes)
@@ -313,16 +316,16 @@ def _scores(predictions: Int[Tensor, "L n"], labels: Int[Tensor, " n"], num_clas
 
 @dataclass(frozen=True)
 class Tested:
-    """What several classifiers found, on the CPU."""
+    """Pixel and patch counts of several classifiers on the test images, on the CPU."""
 
     patches: Int[Tensor, "n L 3 classes"]
-    """Patches of every test image."""
+    """Counts of patches, per test image."""
     pixels: Int[Tensor, "L 3 classes"]
-    """Pixels, each with the class that was predicted for its patch (nearest upsampling)."""
+    """Counts of pixels, if each pixel gets the class predicted for its patch (nearest upsampling)."""
 
 
 def _test(probe: ImageProbe, several: list[Classifiers], settings: EvaluationSettings, lost: list[Skipped]) -> list[Tested]:
-    """All classifiers in one pass over the test images. Those that cannot be read are added to `lost`."""
+    """Tests all classifiers in one pass over the test images. Unreadable images are added to `lost`."""
     assert probe.test.maps is not None
     num_classes = _num_classes(probe.test.maps)
     patches: list[list[Tensor]] = [[] for _ in several]
@@ -342,7 +345,7 @@ def _test(probe: ImageProbe, several: list[Classifiers], settings: EvaluationSet
 
 
 def _result(rule: str, several: list[tuple[Classifiers, Tested]], majority: int, num_train: int, seed: int) -> ProtocolResult:
-    """The best of the classifiers that take part in the rule. `majority`: the most frequent class of the training patches."""
+    """The best classifier that takes part in `rule`. `majority` is the most frequent class of the training patches."""
     heads, patches, pixels = [], [], []
     for one, found in ((one, found) for one, found in several if rule in one.rules):
         values = mean_iou(found.patches.sum(dim=0)).tolist()
@@ -364,7 +367,7 @@ def _result(rule: str, several: list[tuple[Classifiers, Tested]], majority: int,
 
 
 def _always(answer: int, counts: Int[Tensor, "3 classes"]) -> float:
-    """Mean IoU of always answering one class."""
+    """Mean IoU of a classifier that always predicts the class `answer`."""
     always = torch.zeros_like(counts)
     always[PRESENT] = counts[PRESENT]
     always[INTERSECTION, answer], always[PREDICTED, answer] = counts[PRESENT, answer], counts[PRESENT].sum()

@@ -1,7 +1,7 @@
-"""End-to-end fine-tuning with layer-wise decay: a copy of the encoder with a new head, trained with labels and tested.
+"""End-to-end fine-tuning with layer-wise decay: trains a copy of the encoder and a new head with labels, and tests them.
 
-The recipes are in `openjepa.settings.evaluation`. Sources: I-JEPA (low-shot experiments and appendix D) for what it says, MAE's
-published recipe for what it leaves open. Several peak rates may be tried; `evaluate_finetune` says which one is reported.
+The recipes are in `openjepa.settings.evaluation`. They follow I-JEPA (low-shot experiments and appendix D), and MAE's published
+recipe for what I-JEPA leaves open. Several peak rates may be tried; `evaluate_finetune` says which one is reported.
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,16 +44,16 @@ from openjepa.system.console import Display
 from openjepa.types import Skipped, ViewSpec, normalize
 
 CROP_SCALE = (0.08, 1.0)
-"""Area of the training crops as a fraction of the image (Szegedy et al., 2014)."""
+"""Smallest and largest area of the training crops as a fraction of the image (Szegedy et al., 2014)."""
 LOOK_EVERY = 10
-"""Steps between two looks at loss and finiteness, which on a GPU wait for the device."""
+"""Steps between two checks of the loss and of finiteness. On a GPU each check waits for the device."""
 CPU = torch.device("cpu")
 DRAWS_OF_MIX, DRAWS_OF_NETWORK = 0, 1
-"""Last part of the seeds of one step."""
+"""Last part of a step's two seeds: one for mixup and cutmix, one for the network."""
 
 
 class Classifier(nn.Module):
-    """An encoder, the mean of its patches (or its class token), and a linear layer."""
+    """An encoder followed by a linear layer on the mean of its patches, or on its class token."""
 
     def __init__(
         self,
@@ -63,9 +63,9 @@ class Classifier(nn.Module):
         head_std: float,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Takes the encoder over; with `after_pooling` its last norm is left out and a new one comes after the pooling.
+        """Takes over the encoder. If `head_norm` is `after_pooling`, a new norm after the pooling replaces the encoder's last.
 
-        The head's weights are drawn from `generator` (None: torch's own).
+        The head's weights are drawn from `generator`, or from torch's global one if it is None.
         """
         super().__init__()
         config = encoder.config
@@ -87,13 +87,13 @@ class Classifier(nn.Module):
 def build_classifier(probe: ImageProbe, settings: EvaluationSettings, recipe: FinetuneRecipe) -> Classifier:
     """A trainable classifier that starts from a copy of the probe's encoder; its head is drawn from the seed.
 
-    Positions are those of the views' own grid, learned ones resampled to it. torch's global generators are left as they were.
+    Positions are those of the views' grid; learned ones are resampled to it. torch's global generators are left unchanged.
     """
     own = settings.finetune
-    # the positions of the views' grid are made once instead of in every step, and learned ones are trained at that grid
+    # so that the positions of the views' grid are made once instead of in every step, and learned ones are trained at it
     config = replace(probe.encoder.config, drop_path=recipe.drop_path, image_size=probe.image_size)
     generator = torch.Generator().manual_seed(derive("weights", settings.seed))
-    with keep_random_state(CPU):  # the first weights are drawn in vain
+    with keep_random_state(CPU):  # building draws weights that are replaced at once
         encoder = build_encoder(config)
         encoder.load_state_dict(probe.encoder.weights_for(config.grid()))
         return Classifier(encoder, probe.num_classes, own.head_norm, own.head_std, generator).to(probe.device)
@@ -101,17 +101,17 @@ def build_classifier(probe: ImageProbe, settings: EvaluationSettings, recipe: Fi
 
 @dataclass(frozen=True)
 class Length:
-    """How long a fine-tuning is."""
+    """The length of a fine-tuning run."""
 
     batch_size: int
-    """Images per step: those of the recipe, at most all there are."""
+    """Images per step: the recipe's number, but at most all training images."""
     steps_per_epoch: int
-    """Full batches; what is left of an epoch is not used."""
+    """The number of full batches in an epoch. The remaining images of an epoch are not used."""
     epochs: int
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run."""
+        """The number of steps of the whole run."""
         return self.epochs * self.steps_per_epoch
 
 
@@ -122,7 +122,7 @@ def length(recipe: FinetuneRecipe, num_images: int) -> Length:
 
 
 def schedule(recipe: FinetuneRecipe, rate: float, final_lr: float, batch_size: int) -> OptimizationSettings:
-    """AdamW and its schedule: linear from 0 to the peak, a half cosine to `final_lr`, constant weight decay.
+    """AdamW and its schedule: linear warm-up from 0 to the peak, a half cosine to `final_lr`, constant weight decay.
 
     Raises Refusal if the peak is below `final_lr`.
     """
@@ -146,7 +146,10 @@ def schedule(recipe: FinetuneRecipe, rate: float, final_lr: float, batch_size: i
 
 
 def training_views(probe: ImageProbe, settings: EvaluationSettings, recipe: FinetuneRecipe) -> LabeledViews:
-    """Crops of 8 to 100 % of the area (the whole image if the test view is that), bicubic and mirrored, then augmented."""
+    """Crops of 8 to 100 % of the area, bicubic, randomly mirrored, then augmented.
+
+    If the test view shows the whole image (`squash`), training views do, too.
+    """
     config = probe.encoder.config
     own = settings.finetune
     fill = tuple(round(255 * value) for value in config.pixel_mean)
@@ -167,19 +170,19 @@ class Trained:
     probe: ImageProbe
     classifier: Classifier
     rate: float
-    """Peak rate it was trained with."""
+    """Peak learning rate of the training."""
     loss: float
     """Loss of the last step."""
     seconds: float
     unreadable: Sequence[str]
-    """Names of the images that should have been trained on and could not be read."""
+    """Names of the training images that could not be read."""
 
     def names(self) -> list[tuple[str, str, str]]:
         """Features, head and setting."""
         return [("last", "fine-tuned", f"learning rate {self.rate:g}")]
 
     def answer(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B 1 classes"]:
-        """Logits of test views on the device."""
+        """Logits of test views, on the device."""
         probe = self.probe
         logits: Tensor = encode(self.classifier, images, probe.config, probe.device, probe.precision)
         return logits[:, None]
@@ -188,10 +191,10 @@ class Trained:
 def train_classifier(
     probe: ImageProbe, settings: EvaluationSettings, recipe: FinetuneRecipe, rate: float, rows: NDArray[np.int64] | None
 ) -> Trained:
-    """Fine-tunes a copy of the encoder on the training images `rows` (None: all) with one peak rate.
+    """Fine-tunes a copy of the encoder with the peak rate `rate` on the training images `rows` (all if None).
 
-    On a CPU two runs with the same seed give the same weights. torch's global generators are left as they were. Raises Refusal
-    if a loss or gradient is not finite, if memory runs out, and if no image can be read.
+    On a CPU, two runs with the same seed give the same weights. torch's global generators are left unchanged. Raises Refusal if
+    a loss or gradient is not finite, if memory runs out, or if no image can be read.
     """
     size = length(recipe, len(probe.train.source) if rows is None else len(rows))
     optim = schedule(recipe, rate, settings.finetune.final_lr, size.batch_size)
@@ -229,15 +232,15 @@ def _steps(
     rows: NDArray[np.int64] | None,
     lost: list[Skipped],
 ) -> Iterator[tuple[int, AugmentedBatch]]:
-    """Every batch with the number of its step, which unreadable images do not shift: their epochs end earlier.
+    """Yields every batch with its step number. Unreadable images do not shift step numbers; they make an epoch end earlier.
 
-    What the first epoch could not read is added to `lost`.
+    Images that could not be read in the first epoch are added to `lost`.
     """
     views = training_views(probe, settings, recipe)
     workers = choose_workers(settings.workers)
 
     def one_pass(epoch: int) -> Iterator[AugmentedBatch]:
-        found = lost if epoch == 0 else []  # the same in every epoch
+        found = lost if epoch == 0 else []  # every epoch loses the same images
         return augmented_batches(views, size.batch_size, epoch, settings.seed, workers, rows, unreadable=found)
 
     return numbered_steps(size.epochs, size.steps_per_epoch, one_pass)
@@ -251,7 +254,7 @@ def _backward(
     recipe: FinetuneRecipe,
     step: int,
 ) -> Float[Tensor, ""]:
-    """Adds the gradient of the batch's mean loss, part by part; returns the loss on the device."""
+    """Accumulates the gradient of the batch's mean loss, microbatch by microbatch. Returns the loss, on the device."""
     images = normalize(to_device(batch.images, probe.device), probe.config.pixel_mean, probe.config.pixel_std)
     mix = draw_mix(recipe.mixup, recipe.cutmix, probe.image_size, derive("step", settings.seed, step, DRAWS_OF_MIX))
     images = mix_images(images, mix)
@@ -271,7 +274,7 @@ def _backward(
 
 @contextmanager
 def _explained(rate: float, batch_size: int) -> Iterator[None]:
-    """Turns numbers that are not finite, and a full GPU, into a Refusal that says what to change."""
+    """Turns a loss or gradient that is not finite, and running out of memory, into a Refusal that says what to change."""
     advice = (
         f"evaluation.finetune.batch_size={batch_size} does not fit into memory: set a smaller finetune.microbatch_size, "
         "which sums the same gradient in parts"
@@ -288,10 +291,10 @@ def _explained(rate: float, batch_size: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """One fine-tuning."""
+    """The outcome of one fine-tuning run."""
 
     head: HeadResult
-    """Its accuracies; not chosen yet."""
+    """Its accuracies, not yet marked as chosen or not."""
     test: Scores
     loss: float
     seconds: float
@@ -301,16 +304,16 @@ class _Outcome:
 
 @dataclass
 class _Runs:
-    """Fine-tunings of one probe; what two selection rules have in common is trained once."""
+    """The fine-tuning runs of one probe. A run that two selection rules share is trained only once."""
 
     probe: ImageProbe
     settings: EvaluationSettings
     recipe: FinetuneRecipe
     known: dict[tuple[float, bool], _Outcome] = field(default_factory=dict)
-    """By peak rate and whether a part was held out."""
+    """Finished runs by (peak rate, whether a part was held out)."""
 
     def outcome(self, rate: float, hold_out: bool) -> _Outcome:
-        """Trains on the whole training split, or on the 90 % that are not held out, and tests."""
+        """Trains on the whole training split, or on 90 % of it if `hold_out`, and tests. A finished run is reused."""
         if (rate, hold_out) not in self.known:
             self.known[rate, hold_out] = self._train(rate, hold_out)
         return self.known[rate, hold_out]
@@ -328,7 +331,7 @@ class _Runs:
         return _Outcome(head, test, trained.loss, trained.seconds, tuple(lost))
 
     def _score(self, trained: Trained, images: LabeledImages, part: str, rows: NDArray[np.int64] | None) -> Scores:
-        """Right answers on the test view of some images; those that cannot be read do not count."""
+        """Accuracy on the test views of the records `rows` of `images` (all if None). Unreadable images do not count."""
         settings = self.settings
         advice = (
             f"out of memory on {self.probe.device} with evaluation.feature_batch_size={settings.feature_batch_size}: "
@@ -349,14 +352,14 @@ class _Runs:
 
 
 def evaluate_finetune(probe: ImageProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
-    """Accuracy on the test split after the last epoch, by each selection rule asked for. The probe's encoder is not changed.
+    """Accuracy on the test split after the last epoch, for each selection rule. The probe's encoder is not changed.
 
-    With one learning rate, as in every recipe, there is nothing to choose: all training images are trained on, whatever the
-    rule. With several, `held_out` trains each on 90 % of the training split, chooses on the other 10 %, and trains the chosen
-    one anew on all of it (the others' test accuracies are those of the 90 %); `paper` trains each on all and reports the best
-    on the test split. `extra`: loss of the last step and seconds of training of the number reported; top-5 accuracy if there
-    are more than five classes. Raises Refusal if settings contradict each other, if a loss or an answer is not finite, if no
-    image of a split can be read, and if memory runs out.
+    With one learning rate, as in every recipe, there is nothing to choose, so both rules train on all training images. With
+    several, `held_out` trains each on 90 % of the training split and chooses on the other 10 %. It then trains the chosen rate
+    again on the whole split; the test accuracies of the other rates come from the 90 %. `paper` trains each rate on the whole
+    split and reports the best on the test split. `extra` holds the loss of the last step and the seconds of training of the
+    reported run, and top-5 accuracy if there are more than five classes. Raises Refusal if settings contradict each other, if a
+    loss or an output is not finite, if no image of a split can be read, or if memory runs out.
     """
     recipe = resolve_finetune(settings.finetune, settings.low_shot.is_set(), probe.encoder.config.depth)
     runs = _Runs(probe, settings, recipe)
@@ -374,6 +377,6 @@ def _result(runs: _Runs, selection: str) -> ProtocolResult:
     extra = {"train_loss": final.loss, "train_seconds": round(final.seconds, 1)}
     if runs.probe.num_classes > TOP:
         extra["top5"] = final.test.top5[0]
-    # it was trained on the whole split, so that no other run can know more names
+    # the final run saw the whole split, so no other run can have met more unreadable images
     unreadable = {"train": final.unreadable, "test": final.test.unreadable}
     return ProtocolResult(accuracy.value, accuracy.standard_error, tuple(heads), selection, extra, unreadable)

@@ -1,4 +1,4 @@
-"""k-NN protocol: nearest neighbors on the first kind of features (the last layer, or pixels). Nothing is trained."""
+"""k-NN protocol: nearest neighbors in the first kind of features (the last layer, or pixels). Nothing is trained."""
 
 from openjepa.evaluation.protocol import (
     FeatureProbe,
@@ -15,10 +15,11 @@ from openjepa.settings.evaluation import EvaluationSettings
 
 
 def evaluate_neighbors(probe: FeatureProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
-    """Accuracy on the test split of the best k of `settings.neighbors` (DINO's weighted vote), for each selection rule.
+    """Test accuracy with the best k of `settings.neighbors`, by DINO's weighted vote, for each selection rule.
 
-    The test split is always classified against all of the training split. `held_out` chooses k on 10 % of the training split,
-    which is classified against the other 90 %.
+    The test split is always classified by neighbors in the whole training split. `held_out` chooses k on 10 % of the training
+    split, which is classified by neighbors in the other 90 %. `paper` chooses k on the test split. Raises Refusal if
+    `settings.neighbors` is empty or holds a number below 1.
     """
     if not settings.neighbors or min(settings.neighbors) < 1:
         raise Refusal(f"evaluation.neighbors={settings.neighbors} must hold numbers of at least 1")

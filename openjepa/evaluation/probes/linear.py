@@ -1,14 +1,14 @@
-"""Linear probe on cached features (`linear`): four kinds of head, each fitted for many weight decays at once.
+"""Linear probe on cached features (`linear`): four kinds of head, each solved for many weight decays at once.
 
-As in I-JEPA's evaluation the heads are {last layer, last four layers} x {linear, BatchNorm + linear}, and the best of them is
-reported. Not the paper's protocol: features are those of the center crop, computed once, so that nothing is augmented, and
-the heads are fitted by full-batch accelerated gradient descent over a sweep of weight decays instead of trained by LARS over a
+As in I-JEPA's evaluation, the heads are {last layer, last four layers} x {linear, BatchNorm + linear}, and the best is
+reported. This is not the paper's protocol: features of the center crop are computed once, so there is no augmentation. The
+heads are solved by full-batch accelerated gradient descent over a sweep of weight decays, instead of trained by LARS over a
 sweep of learning rates.
 
-A head ends near the optimum of its weight decay if that is strong or images are many, and before it if the decay is weak and
-the classes are separable (`closed_sweep.solve`). `extra` says how far the chosen head is from it. Stopping early saves time and
-is not better: on real data heads solved to the end were equal within 0.3 points in nine of twelve measured cases. Only on
-generated Gaussians (1000 images of width 256, decay 1e-6) the optimum was 2 points less accurate than the head here.
+A head ends near the optimum if its weight decay is strong or there are many images. It ends before the optimum if the decay is
+weak and the classes are separable (`closed_sweep.solve`). `extra` says how far the chosen head is from the optimum. Stopping
+early saves time and is not more accurate: on real data, heads solved to the end were equal within 0.3 points in nine of twelve
+measured cases. Only on generated Gaussians (1000 images of width 256, decay 1e-6) was the optimum 2 points less accurate.
 """
 
 from collections.abc import Sequence
@@ -40,25 +40,25 @@ from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
 
 BATCH_NORM_EPS = 1e-5
-"""The authors' BatchNorm has it, too. Here it is relative to the mean variance, so that it means the same at every scale."""
+"""The epsilon of the authors' BatchNorm. Here it is relative to the mean variance, so that it means the same at any scale."""
 KINDS = ("linear", "batch_norm")
 
 
 @dataclass(frozen=True)
 class Prepared(ScaledSplit):
-    """The training split as one kind of head sees it."""
+    """The training split, standardized for one kind of head."""
 
     def solve(self, rows: Int[Tensor, " m"] | None, weight_decays: Sequence[float], iterations: int) -> Heads:
-        """One head per weight decay from some rows, or from all; weak ones are stopped early."""
+        """Solves one head per weight decay on `rows` (all if None). Heads with weak weight decay may stop early."""
         every, variances = self.rotated.rows, self.rotated.components.variances
         if rows is None:
             return solve(every, self.labels, self.num_classes, variances, weight_decays, iterations)
-        # m of n rows: X_m' X_m / m is nowhere larger than X' X / n times n / m
+        # for m of n rows, X_m' X_m / m is nowhere larger than X' X / n times n / m
         bound = variances * (len(self.labels) / len(rows))
         return solve(every.select(rows), self.labels[rows], self.num_classes, bound, weight_decays, iterations)
 
     def remaining(self, heads: Heads, weight_decays: Sequence[float]) -> list[dict[str, float]]:
-        """How far heads of all rows are from the optimum: norm of the gradient, and its share of weight decay x |W|."""
+        """The distance from the optimum of heads solved on all rows: norm of the gradient, and its share of decay x |W|."""
         norms = gradient_norms(heads, self.rotated.rows, self.labels, weight_decays)
         shares = relative_gradients(norms, heads, weight_decays)
         pairs = zip(norms.tolist(), shares.tolist(), strict=True)
@@ -71,13 +71,13 @@ def prepare(
     kind: str,
     in_place: bool | None = None,
 ) -> Prepared:
-    """Features of the training split, of any dtype, for a kind of head. The work is done on the device of the labels.
+    """Standardizes training features of any dtype for one kind of head. Computes on the device of `labels`.
 
-    `linear`: all dimensions are divided by one number, the root of their mean variance, so that one range of weight decays
-    fits any encoder and pixels. `batch_norm`: each dimension is divided by its own standard deviation, which is BatchNorm
-    with the statistics of the training split (its affine part is absorbed by the linear layer). Both subtract the mean,
-    which the bias absorbs. `in_place`: no matrix of the size of the features is made, which is slower with few classes. None:
-    if the features are large.
+    If `kind` is `linear`, all dimensions are divided by one number, the root of their mean variance, so that one range of
+    weight decays fits any encoder and pixels. If it is `batch_norm`, each dimension is divided by its own standard deviation.
+    That is BatchNorm with the statistics of the training split; the linear layer absorbs its affine part. Both subtract the
+    mean, which the bias absorbs. If `in_place` is True, no matrix of the size of the features is made, which is slower with few
+    classes. If it is None, that is done for large features only.
     """
     mean, variance = moments(features, labels.device)
     overall = variance.mean().clamp(min=1e-20)
@@ -88,16 +88,17 @@ def prepare(
 
 
 Fitted = tuple[HeadResult, dict[str, float]]
-"""A head, and how far it is from the optimum."""
+"""A head, and its distance from the optimum as `remaining` gives it."""
 
 
 def evaluate_linear(probe: FeatureProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
-    """Accuracy on the test split of the best head, for each selection rule.
+    """Test accuracy of the best head, for each selection rule.
 
-    `held_out`: the weight decay of each head and then the head are chosen on 10 % of the training split, solved on the other
-    90 %; the chosen weight decays are then solved anew on all of it. `paper`: solved on all of the training split, best on the
-    test split. `extra`: the norm of the objective's gradient at the chosen head, and its share of weight decay x |W|. At a
-    share of 0.1 the weights are about a tenth from the optimum's at most, above 1 the head was stopped early.
+    `held_out` solves on 90 % of the training split and chooses on the other 10 %: first the weight decay of each kind of head,
+    then the head. Heads with the chosen weight decays are solved again on the whole split. `paper` solves on the whole training
+    split and chooses the best on the test split. `extra` holds the norm of the objective's gradient at the chosen head, and its
+    share of weight decay x |W|. At a share of 0.1 the weights are at most about a tenth away from the optimum's. Above 1 the
+    head was stopped early. Raises Refusal if a weight decay is not above 0.
     """
     fitted: dict[str, list[Fitted]] = {rule: [] for rule in selections(settings)}
     for features in probe.train.features:
@@ -120,9 +121,9 @@ def _result(fitted: Sequence[Fitted], rule: str, num_test: int) -> ProtocolResul
 def _sweep_held_out(
     prepared: Prepared, probe: FeatureProbe, features: str, kind: str, settings: EvaluationSettings
 ) -> list[Fitted]:
-    """One head: the weight decay that is best on the held-out part, solved anew on everything.
+    """One head: the best weight decay on the held-out part, solved again on the whole training split.
 
-    Means, scales and axes are those of the whole training split; they know no labels.
+    Means, scales and axes come from the whole training split. They do not depend on labels.
     """
     kept, held = held_out_rows(prepared.labels, settings.seed)
     decays = _strongest_first(settings)
@@ -138,7 +139,7 @@ def _sweep_held_out(
 def _sweep_on_test(
     prepared: Prepared, probe: FeatureProbe, features: str, kind: str, settings: EvaluationSettings
 ) -> list[Fitted]:
-    """One head for every weight decay, solved on all of the training split."""
+    """One head for every weight decay, solved on the whole training split."""
     decays = _strongest_first(settings)
     heads = prepared.solve(None, decays, settings.iterations)
     predictions = heads.predict(prepared.project(probe.test.features[features]))
@@ -148,7 +149,7 @@ def _sweep_on_test(
 
 
 def _strongest_first(settings: EvaluationSettings) -> list[float]:
-    """The weight decays, so ordered that of two equally good ones the stronger is taken."""
+    """The weight decays in descending order, so that the stronger wins a tie."""
     if not settings.weight_decays or min(settings.weight_decays) <= 0:
         raise Refusal(f"evaluation.weight_decays={settings.weight_decays} must be above 0: without it heads do not converge")
     return sorted(settings.weight_decays, reverse=True)

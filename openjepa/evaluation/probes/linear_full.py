@@ -1,9 +1,9 @@
 """The paper's linear probe: heads on a frozen encoder, trained on augmented images (I-JEPA, Tables 1, 3 and 4).
 
-Details are those of the authors' VISSL configurations. Features: pooled output of the last layer, and of the last four layers
-side by side, each after the final norm. Heads: linear, and BatchNorm + linear. All of them, at every learning rate and weight
-decay, are trained in one pass, and the best one is reported. Not the authors': that it is chosen on held-out images (`paper`
-is theirs), and that every test view is resized bicubically.
+Details follow the authors' VISSL configurations. Features are the pooled output of the last layer, and those of the last four
+layers side by side, each after the final norm. Heads are linear, and BatchNorm + linear. All heads, at every learning rate and
+weight decay, are trained in one pass, and the best one is reported. Two things differ from the authors: by default the best
+head is chosen on held-out images (`paper` chooses as they do), and every test view is resized bicubically.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,13 +41,13 @@ from openjepa.settings.evaluation import (
 from openjepa.system.console import progress, say
 
 FINAL_RATE = 0.01
-"""Where the cosine ends, as a share of the peak (authors: 0.01 to 1e-4)."""
+"""Final rate of the cosine as a share of the peak (authors: 0.01 to 1e-4)."""
 LARGEST_SHARE = 0.9
-"""Share of the device's memory that the heads alone may take."""
+"""Largest share of the device's memory that the heads alone may take."""
 
 
 def find_recipe(benchmark: str, task: str) -> LinearRecipe:
-    """The benchmark's recipe, or that of its task if the benchmark has several; a default for other data."""
+    """The recipe of `benchmark`, or of its `task` if the benchmark has several; OWN_DATA_RECIPE for other data."""
     for name in (benchmark, f"{benchmark}_{task.rpartition('/')[2].lower()}"):
         if name in LINEAR_RECIPES:
             return LINEAR_RECIPES[name]
@@ -56,7 +56,7 @@ def find_recipe(benchmark: str, task: str) -> LinearRecipe:
 
 @dataclass(frozen=True)
 class Plan:
-    """Settings and recipe, resolved for a number of training images."""
+    """Settings and recipe, resolved for a given number of training images."""
 
     epochs: int
     batch_size: int
@@ -65,7 +65,7 @@ class Plan:
     recipe: LinearRecipe
 
     def factor(self, epoch: int) -> float:
-        """What the rates are multiplied by in an epoch. The recipe's schedule is stretched to `epochs`."""
+        """The factor of the learning rates in an epoch. The recipe's schedule is stretched to `epochs`."""
         if not self.recipe.milestones:
             return cosine(1.0, FINAL_RATE, epoch / self.epochs)
         passed = [at for at in self.recipe.milestones if epoch * self.recipe.epochs >= at * self.epochs]
@@ -73,10 +73,10 @@ class Plan:
 
 
 def make_plan(settings: FullLinearSettings, recipe: LinearRecipe, num_images: int, usual: Augmentation) -> Plan:
-    """What is None or empty in the settings comes from the recipe.
+    """Combines settings and recipe: settings that are None or empty are taken from the recipe.
 
-    The recipe's rates are scaled linearly to the batch that is used (Goyal et al., 2017); rates of the settings are taken as
-    they are. `usual`: the augmentation if neither says one.
+    The recipe's rates are scaled linearly to the actual batch size (Goyal et al., 2017). Rates in the settings are used
+    unscaled. `usual` is the augmentation if neither names one.
     """
     batch_size = min(settings.batch_size or recipe.batch_size, num_images)
     scaled = tuple(rate * batch_size / recipe.batch_size for rate in recipe.learning_rates)
@@ -92,19 +92,19 @@ def make_plan(settings: FullLinearSettings, recipe: LinearRecipe, num_images: in
 
 @dataclass(frozen=True)
 class TrainedHeads:
-    """All heads behind their encoder."""
+    """All trained heads and the encoder they work on."""
 
     features: EncoderFeatures
     heads: StackedHeads
     unreadable: Sequence[str]
-    """Names of the images that should have been trained on and could not be read."""
+    """Names of the training images that could not be read."""
 
     def names(self) -> list[tuple[str, str, str]]:
-        """Features, head and setting of each."""
+        """Features, head and setting of each head."""
         return self.heads.names()
 
     def answer(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B heads C"]:
-        """Scores of each."""
+        """Scores of each head."""
         return self.heads.logits(self.features.extract(images))
 
 
@@ -112,7 +112,7 @@ def evaluate_linear_full(probe: ImageProbe, settings: EvaluationSettings) -> tup
     """Accuracy of the best head, for each selection rule (see `trained.compare`).
 
     Raises Refusal if the heads do not fit into memory, if every rate of the sweep was too high, if the encoder's outputs are
-    not finite, and if no image of a split can be read.
+    not finite, or if no image of a split can be read.
     """
     recipe = find_recipe(probe.benchmark, probe.task)
     usual = usual_augmentation(probe)
@@ -126,7 +126,7 @@ def evaluate_linear_full(probe: ImageProbe, settings: EvaluationSettings) -> tup
 
 
 def train_heads(probe: ImageProbe, settings: EvaluationSettings, plan: Plan, rows: Rows) -> TrainedHeads:
-    """Trains all heads on some records of the training split."""
+    """Trains all heads on the records `rows` of the training split."""
     features = EncoderFeatures(probe.encoder, probe.config, probe.device, probe.precision)
     check_memory(probe, plan, features.num_layers)
     wanted = settings.linear_full.batch_size or plan.recipe.batch_size
@@ -166,16 +166,19 @@ def train_heads(probe: ImageProbe, settings: EvaluationSettings, plan: Plan, row
 def feature_batches(
     training: Training, features: EncoderFeatures, epoch: int
 ) -> Iterator[tuple[Float[Tensor, "B F"], Int[Tensor, " B"]]]:
-    """One pass in batches of `batch_size` features, gathered over as many forwards of the encoder as they take.
+    """One pass over the images in batches of `batch_size` features. A batch may take several forward passes of the encoder.
 
-    A last batch that is not full is left out, unless it is the only one.
+    An incomplete last batch is left out, unless it is the only one.
     """
     pieces = ((features.extract(images), labels) for images, labels in training.pieces(epoch))
     return rebatched(pieces, training.batch_size, drop_last=True)  # type: ignore[return-value]
 
 
 def check_memory(probe: ImageProbe, plan: Plan, num_layers: int) -> None:
-    """Raises Refusal if the heads alone would not fit (iNat18's 8,142 classes on a ViT-H: 1.5 GB for each setting)."""
+    """Raises Refusal if the heads alone would not fit into memory.
+
+    With iNat18's 8,142 classes and a ViT-H, each setting of the sweep takes 1.5 GB.
+    """
     num = len(plan.sweep.rates)
     needed = needed_bytes(probe.config.width, num_layers, probe.num_classes, num, plan.batch_size)
     limit = memory_limit(probe.device)

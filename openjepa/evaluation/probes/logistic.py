@@ -1,19 +1,20 @@
-"""L2-regularized multinomial logistic regression on the last layer's features, for a few labeled images (low-shot).
+"""L2-regularized multinomial logistic regression on the last layer's features, for few labeled images (low-shot).
 
-The protocol of MSN's low-shot evaluation (I-JEPA compares with it in sec. 6, by fine-tuning or a linear head, whichever is
-better): features of the test view, standardized with the training split's mean and standard deviation, mean cross-entropy +
-lambda / 2 |W|^2, lambda 0.00025 by default and 0.0025 in its example with five images per class. Here lambda is swept.
+This is the protocol of MSN's low-shot evaluation. (I-JEPA compares with it in sec. 6, by fine-tuning or a linear head,
+whichever is better.) Features of the test view are standardized with the training split's mean and standard deviation. The
+objective is mean cross-entropy + lambda / 2 |W|^2. MSN's lambda is 0.00025 by default, and 0.0025 in its example with five
+images per class. Here lambda is swept.
 
-Known differences from MSN's program (as quoted in public copies of it; not run): it centers each image's vector and
-can scale it to length 1 instead of standardizing dimensions, divides its lambda by the number of images, and has no intercept.
-A number of its lambda is therefore none of ours: 0.00025 there, for vectors of length 1, is about 0.00025 D / n here. The
-intercept here is not penalized, as scikit-learn's, whose C is 1 / (n lambda).
+Known differences from MSN's program (read in public copies of it; not run): it centers each image's vector and can scale it to
+length 1 instead of standardizing dimensions. It divides lambda by the number of images, and it has no intercept. Its values of
+lambda therefore do not mean the same as ours: 0.00025 there, for vectors of length 1, is about 0.00025 D / n here. The
+intercept here is not penalized, as in scikit-learn, whose C is 1 / (n lambda).
 
-It is solved by Newton's method, one lambda at a time, to a gradient's norm. Each step is found by conjugate gradients with
-products of the Hessian (Newton-CG; Nocedal and Wright, Numerical Optimization, section 7.1). They are preconditioned by what
-the Hessian would be if a class's weight p (1 - p) were the same for all images: in the axes of the principal components it is
-diagonal then. With many classes it is close to the Hessian, while a bound that holds for every p (closed_sweep.py) is hundreds
-of times too large. Products may be rounded to bf16, which only makes a step less good; the gradient never is. On 12,811 images
+Newton's method solves one lambda at a time until the gradient's norm is small. Each step is found by conjugate gradients with
+products of the Hessian (Newton-CG; Nocedal and Wright, Numerical Optimization, section 7.1). The preconditioner is the Hessian
+as it would be if a class's weight p (1 - p) were equal for all images. In the axes of the principal components it is diagonal.
+With many classes it is close to the true Hessian, while a bound that holds for every p (closed_sweep.py) is hundreds of times
+too large. Products may be rounded to bf16, which only makes a step less good. The gradient is never rounded. On 12,811 images
 of width 1280 in 1,000 classes this took half the time of torch's L-BFGS (measured on a processor that multiplies bf16).
 """
 
@@ -51,17 +52,17 @@ from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings, LogisticSettings
 
 CHUNK_LOGITS = 2**20
-"""Probabilities that are worked on at a time on a processor, about what its cache holds; elsewhere 16 times as many."""
+"""Number of probabilities in a chunk on a CPU, about what its cache holds. Other devices take 16 times this number."""
 KEPT_PROBABILITIES = 2**28
-"""Most probabilities that are kept between the gradient and the products. More are computed anew for each product."""
+"""Largest number of probabilities kept for the Hessian products. If there are more, each product computes them again."""
 SMALLEST = -40.0
-"""Logarithm of the smallest probability: neither it nor its square is a subnormal number, which processors are slow with."""
+"""Logarithm of the smallest probability. Neither it nor its square is a subnormal number, which slows processors down."""
 WORTH_ROUNDING = 2**28
-"""Multiplications of a product from which on bf16 pays."""
+"""Smallest number of multiplications in a product for which bf16 is faster."""
 RESIDUAL = 0.1
-"""A Newton step is solved until the preconditioned residual is this share of what it was."""
+"""A Newton step is solved until the preconditioned residual is this share of the initial one."""
 MAX_PRODUCTS = 50
-"""Most products of one Newton step."""
+"""Largest number of Hessian products in one Newton step."""
 MAX_HALVINGS = 20
 SLOPE = 0.5
 """A step is short enough if the slope uphill at its end is at most this share of the slope downhill at its start."""
@@ -69,29 +70,29 @@ SLOPE = 0.5
 
 @dataclass(frozen=True)
 class Point:
-    """The objective at some weights."""
+    """The objective, its gradient and the probabilities at some weights."""
 
     heads: Heads
     value: float
     gradient: Heads
     spread: Float[Tensor, " C"]
-    """Mean over the images of p (1 - p)."""
+    """Mean of p (1 - p) over the images, for each class."""
     probabilities: tuple[Float[Tensor, "chunk C"], ...] | None
-    """Chunk by chunk; None if there would be too many."""
+    """Probabilities of the classes, chunk by chunk; None if there are too many to keep."""
 
     @cached_property
     def gradient_norm(self) -> float:
-        """Norm over all weights and biases."""
+        """Norm of the gradient over all weights and biases."""
         return float(self.gradient.dot(self.gradient).sqrt())
 
     def relative_gradient(self, penalty: float) -> float:
-        """The gradient's norm as a share of penalty |W|."""
+        """The gradient's norm divided by penalty |W|."""
         return float(relative_gradients(self.gradient.dot(self.gradient).sqrt(), self.heads, [penalty]))
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Where the search has ended."""
+    """The end point of a search."""
 
     heads: Heads
     """One head."""
@@ -99,33 +100,33 @@ class Solution:
     """Mean cross-entropy + penalty / 2 |W|^2."""
     gradient_norm: float
     relative_gradient: float
-    """`gradient_norm` / (penalty |W|): see `relative_gradients`."""
+    """`gradient_norm` / (penalty |W|); see `relative_gradients`."""
     passes: int
-    """Over the images: one for each gradient or product with the Hessian."""
+    """Passes over the images: one for each gradient and one for each product with the Hessian."""
     ran_out: bool
-    """Whether the passes ended before the gradient was small enough."""
+    """True if the passes were used up before the gradient was small enough."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Mean cross-entropy + penalty / 2 |W|^2 of rows whose covariance is about diagonal. The bias is not penalized."""
+    """Mean cross-entropy + penalty / 2 |W|^2 on rows with a nearly diagonal covariance. The bias is not penalized."""
 
     rows: Rows
     labels: Int[Tensor, " n"]
     num_classes: int
     variances: Float[Tensor, " R"]
-    """Variances of the columns of the rows. Only the speed depends on them."""
+    """Variance of each column of the rows. Only the speed depends on it."""
     penalty: float
     rounded: Float[Tensor, "n R"] | None = None
-    """The rows in bf16, if products are computed from them."""
+    """The rows in bf16, if the products are computed in bf16."""
 
     def zeros(self) -> Heads:
-        """Where the first search starts."""
+        """Zero weights and biases, the start of the first search."""
         weight = torch.zeros(self.rows.width, 1, self.num_classes, dtype=self.rows.dtype, device=self.rows.device)
         return Heads(weight, weight.new_zeros(1, self.num_classes))
 
     def at(self, heads: Heads) -> Point:
-        """Value and gradient, in the precision of the rows whatever the products are computed in."""
+        """Value and gradient at `heads`, in the precision of the rows even if products are computed in bf16."""
         weight, bias = self.rows.into(heads.weight.flatten(1)), heads.bias[0]
         products, residuals, squares = torch.zeros_like(weight), torch.zeros_like(bias), torch.zeros_like(bias)
         losses: list[Tensor] = []
@@ -150,7 +151,7 @@ class Objective:
         return Point(heads, value, gradient, spread.clamp(min=1e-12), tuple(kept) if self._keeps else None)
 
     def curvature(self, point: Point, direction: Heads) -> Heads:
-        """The Hessian at a point times a direction: X' (p * (a - sum(p a))) / n with a = X d, and the penalty's part."""
+        """The Hessian at `point` times `direction` d: X' (p * (a - sum(p a))) / n + penalty d, with a = X d."""
         weight, bias = self.rows.into(direction.weight.flatten(1)), direction.bias[0]
         given = weight if self.rounded is None else weight.to(self.rounded.dtype)
         products, sums = torch.zeros_like(weight), torch.zeros_like(bias)
@@ -165,7 +166,7 @@ class Objective:
         return Heads(products + self.penalty * direction.weight, sums[None] / num)
 
     def preconditioned(self, point: Point, residual: Heads) -> Heads:
-        """The residual divided by the Hessian's approximation: spread of each class x variance of each column + penalty."""
+        """`residual` divided by the approximate Hessian: spread of each class x variance of each column + penalty."""
         scale = self.variances[:, None] * point.spread + self.penalty
         return Heads(residual.weight / scale[:, None], residual.bias / point.spread)
 
@@ -191,10 +192,10 @@ class Objective:
 def minimize(
     objective: Objective, start: Heads | None, tolerance: float, most_passes: int, relative: float = math.inf
 ) -> Solution:
-    """Newton steps from `start` (None: zeros) until the gradient is small enough, or `most_passes` are spent.
+    """Takes Newton steps from `start` (zeros if None) until the gradient is small enough or `most_passes` are used up.
 
-    Small enough: its norm is at most `tolerance`, and at most `relative` times penalty |W|. Where a whole step from rounded
-    products does not halve the gradient, the next ones are computed without rounding.
+    The gradient is small enough if its norm is at most `tolerance` and at most `relative` times penalty |W|. If a full step
+    from rounded products does not halve the gradient, the following steps are computed without rounding.
     """
 
     rounding = ROUNDING * torch.finfo(objective.rows.dtype).eps
@@ -211,7 +212,7 @@ def minimize(
         passes += products + gradients
         is_poor = found is None or (gradients == 1 and found.gradient_norm > point.gradient_norm / 2)
         if found is None and objective.rounded is None:
-            break  # no step leads down any more: the precision of the rows ends here
+            break  # no step lowers the value any further: this is the precision of the rows
         point = point if found is None else found
         if is_poor:
             objective = replace(objective, rounded=None)
@@ -221,7 +222,7 @@ def minimize(
 
 
 def _newton_step(objective: Objective, point: Point, most_products: int) -> tuple[Heads, int]:
-    """-gradient divided by the Hessian, about, by preconditioned conjugate gradients; and how many products that took."""
+    """Approximates -gradient / Hessian by preconditioned conjugate gradients. Also returns the number of products."""
     step = point.heads.plus(point.heads, -1.0)
     residual = step.plus(point.gradient, -1.0)
     direction = divided = objective.preconditioned(point, residual)
@@ -229,7 +230,7 @@ def _newton_step(objective: Objective, point: Point, most_products: int) -> tupl
     for number in range(1, most_products + 1):
         product = objective.curvature(point, direction)
         bend = direction.dot(product)
-        if float(bend) <= 0:  # never without rounding: the Hessian is positive
+        if float(bend) <= 0:  # only rounding makes this happen: the Hessian is positive
             return (direction, number) if number == 1 else (step, number)
         rate = (size / bend)[:, None]
         step, residual = step.plus(direction, rate), residual.plus(product, -rate)
@@ -242,9 +243,9 @@ def _newton_step(objective: Objective, point: Point, most_products: int) -> tupl
 
 
 def _line_search(objective: Objective, point: Point, step: Heads) -> tuple[Point | None, int]:
-    """The first of ever shorter steps that ends lower and not far beyond the lowest place; and how many were tried.
+    """Tries ever shorter steps until one ends at a lower value and not far beyond the minimum. Also returns the number tried.
 
-    The next shorter step goes to the lowest place of a parabola with both slopes, but is at least a tenth of the one before.
+    The next step goes to the minimum of the parabola with the slopes at both ends, but is at least a tenth of the previous one.
     """
     slope, length = float(point.gradient.dot(step)), 1.0
     noise = 8 * torch.finfo(objective.rows.dtype).eps * abs(point.value)
@@ -258,7 +259,7 @@ def _line_search(objective: Objective, point: Point, step: Heads) -> tuple[Point
 
 
 def rounded_rows(rows: Rows, num_classes: int) -> Float[Tensor, "n R"] | None:
-    """The rows in bf16 if the device multiplies those faster and the products are large enough to gain; else None."""
+    """The rows in bf16, if the device multiplies bf16 faster and the products are large enough to gain from it; else None."""
     is_large = len(rows) * rows.width * num_classes >= WORTH_ROUNDING
     if rows.dtype != torch.float32 or rows.axes is not None or not is_large or not supports_bf16(rows.device):
         return None
@@ -269,13 +270,13 @@ def rounded_rows(rows: Rows, num_classes: int) -> Float[Tensor, "n R"] | None:
 
 
 STRONG = 0.8
-"""A penalty that is easily solved from zero (features have unit variance)."""
+"""A penalty that is easy to solve from zero (features have unit variance)."""
 FAR = 8.0
-"""Ratio of neighboring penalties that is bridged in one go."""
+"""Largest ratio of successive penalties that is bridged without a penalty between them."""
 ROUGH = 1e-3
-"""Norm of the gradient that is good enough for a penalty on the way."""
+"""Norm of the gradient that is small enough for a penalty between two others."""
 NO_VARIANCE = 1e-10
-"""Dimensions whose variance is below this share of the mean variance are constant, apart from rounding; they become zero."""
+"""Dimensions whose variance is at most this share of the mean variance count as constant and become zero."""
 
 
 @dataclass(frozen=True)
@@ -289,10 +290,11 @@ class Standardized(ScaledSplit):
         which: Int[Tensor, " m"] | None = None,
         start: Heads | None = None,
     ) -> Iterator[Solution]:
-        """A solution for each penalty from the rows `which` (None: all), each started from the one before.
+        """Yields a solution for each penalty on the rows `which` (all if None), each started from the previous one.
 
-        The first starts from `start`. Where that is None, or from one penalty to the next it is far, penalties between them are
-        solved roughly on the way: far from the optimum of a weak penalty, Newton steps are short.
+        The first starts from `start`, or from zeros at the penalty STRONG if it is None. If the ratio of two successive
+        penalties is large, penalties between them are solved roughly first, because Newton steps are short far from the optimum
+        of a weak penalty.
         """
         rows = self.rotated.rows if which is None else self.rotated.rows.select(which)
         labels = self.labels if which is None else self.labels[which]
@@ -311,12 +313,12 @@ class Standardized(ScaledSplit):
             yield replace(solution, passes=passes + solution.passes)
 
     def weights(self, heads: Heads) -> tuple[Float[Tensor, "D C"], Float[Tensor, " C"]]:
-        """Weight and bias of one head for standardized features, out of the axes of the components."""
+        """Weight and bias of one head, converted back from the components' axes to standardized features."""
         return self.rotated.components.axes @ heads.weight[:, 0], heads.bias[0]
 
 
 def standardize(features: Shaped[Tensor, "n D"], labels: Int[Tensor, " n"]) -> Standardized:
-    """The training split, of any dtype: float64 is solved in float64, all else in float32, on the labels' device."""
+    """Standardizes the training split on the labels' device: in float64 if the features are float64, else in float32."""
     mean, variance = moments(features, labels.device)
     is_constant = variance <= NO_VARIANCE * variance.mean()
     scale = torch.where(is_constant, 0.0, variance.clamp(min=1e-30).rsqrt())
@@ -324,12 +326,13 @@ def standardize(features: Shaped[Tensor, "n D"], labels: Int[Tensor, " n"]) -> S
 
 
 def evaluate_logistic(probe: FeatureProbe, settings: EvaluationSettings) -> tuple[ProtocolResult, ...]:
-    """Accuracy on the test split with the best lambda of `settings.logistic.penalties`, for each selection rule.
+    """Test accuracy with the best lambda of `settings.logistic.penalties`, for each selection rule.
 
-    `held_out`: lambda is chosen on 10 % of the training split, solved on the other 90 %; the chosen one is then solved on all
-    of it. `paper`: solved on all of the training split, the best on the test split. Only the first kind of features (the last
-    layer, or pixels) is used. `extra`: the norm of the gradient at the solution, also as a share of lambda |W|, and top-5 if
-    there are more than five classes. Warns if the search for some lambda has ended before its gradient was small enough.
+    `held_out` solves on 90 % of the training split and chooses lambda on the other 10 %; the chosen lambda is then solved on
+    the whole split. `paper` solves on the whole training split and chooses the best on the test split. Only the first kind of
+    features (the last layer, or pixels) is used. `extra` holds the norm of the gradient at the solution, also as a share of
+    lambda |W|, and top-5 accuracy if there are more than five classes. Warns if the search for a lambda ended before the
+    gradient was small enough. Raises Refusal if a penalty is not above 0.
     """
     penalties = _strongest_first(settings.logistic)
     problem = standardize(probe.train.features[probe.kind], probe.train.labels)
@@ -351,7 +354,7 @@ def evaluate_logistic(probe: FeatureProbe, settings: EvaluationSettings) -> tupl
 def _sweep_on_test(
     problem: Standardized, probe: FeatureProbe, queries: Rows, penalties: list[float], settings: EvaluationSettings
 ) -> tuple[list[HeadResult], list[Solution]]:
-    """One head for every lambda, solved on all of the training split."""
+    """One head for every lambda, solved on the whole training split."""
     solutions = list(problem.sweep(penalties, settings.logistic))
     _warn_of_unsolved(penalties, solutions, settings.logistic)
     scores = [_accuracy(solution, queries, probe.test.labels) for solution in solutions]
@@ -362,7 +365,7 @@ def _sweep_on_test(
 def _sweep_held_out(
     problem: Standardized, probe: FeatureProbe, queries: Rows, penalties: list[float], settings: EvaluationSettings
 ) -> tuple[list[HeadResult], list[Solution]]:
-    """The lambda that is best on the held-out part, solved anew on everything: the only head that sees the test split."""
+    """The best lambda on the held-out part, solved again on the whole training split. No other head sees the test split."""
     kept, held = held_out_rows(problem.labels, settings.seed)
     known = problem.rotated.rows.select(held)
     solutions = list(problem.sweep(penalties, settings.logistic, kept))
@@ -374,7 +377,7 @@ def _sweep_held_out(
 
 
 def _warn_of_unsolved(penalties: list[float], solutions: list[Solution], settings: LogisticSettings) -> None:
-    """One warning for all of them."""
+    """Gives one warning for all searches that ran out of passes."""
     unsolved = [(each, found) for each, found in zip(penalties, solutions, strict=True) if found.ran_out]
     if unsolved:
         words = ", ".join(f"{each:g} (norm {found.gradient_norm:.1e})" for each, found in unsolved)
@@ -394,19 +397,19 @@ def _accuracy(solution: Solution, rows: Rows, labels: Int[Tensor, " m"]) -> floa
 
 
 def _top(heads: Heads, rows: Rows, labels: Int[Tensor, " m"]) -> float:
-    """Share of the images whose class is among the five with the highest scores."""
+    """Top-5 accuracy: the share of images whose class is among the five with the highest scores."""
     hits = (scores.topk(TOP, dim=2).indices[:, 0] for scores in heads.scores(rows))  # [chunk, 5]
     return float((torch.cat(list(hits)) == labels[:, None]).any(dim=1).double().mean())
 
 
 def _between(before: float, penalty: float) -> list[float]:
-    """Penalties on the way from one to another, in equal ratios of at most FAR; none if that is near."""
+    """Penalties between `before` and `penalty` in equal ratios of at most FAR; empty if the two are near each other."""
     num = max(0, math.ceil(math.log(before / penalty, FAR) - 1e-9) - 1)
     return [before * (penalty / before) ** (step / (num + 1)) for step in range(1, num + 1)]
 
 
 def _strongest_first(settings: LogisticSettings) -> list[float]:
-    """The penalties, so ordered that of two equally good ones the stronger is taken and each solution is near the next."""
+    """The penalties in descending order, so that the stronger wins a tie and each solution is near the next."""
     if not settings.penalties or min(settings.penalties) <= 0:
         raise Refusal(
             f"evaluation.logistic.penalties={settings.penalties} must be above 0: separable classes have no solution without it"

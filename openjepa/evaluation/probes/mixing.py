@@ -1,4 +1,4 @@
-"""Mixup (Zhang et al., 2018) and cutmix (Yun et al., 2019) of a batch on its device, and the soft targets that go with them."""
+"""Mixup (Zhang et al., 2018) and cutmix (Yun et al., 2019) of a batch on its device, and the soft targets of mixed images."""
 
 import math
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Mix:
-    """How the images of a batch are mixed, each with the one before it (the first with the last): one draw for all."""
+    """One draw that says how a batch is mixed. Each image is mixed with the one before it (the first with the last)."""
 
     own: float = 1.0
-    """Share of an image that is its own, lambda. With a box exactly the area that stays."""
+    """lambda, an image's own share. With a box it is exactly the share of the area outside the box."""
     box: Box | None = None
-    """Where the other image stands (cutmix). None: a weighted mean of both everywhere (mixup)."""
+    """The region taken from the other image (cutmix). None for a weighted mean of both images everywhere (mixup)."""
 
 
 def draw_mix(mixup: float, cutmix: float, size: tuple[int, int], seed: int) -> Mix:
-    """lambda from Beta(alpha, alpha). The alphas are `mixup` and `cutmix`, 0 for never; with both, a coin says which it is.
+    """Draws lambda from Beta(alpha, alpha). alpha is `mixup` or `cutmix`; 0 turns it off. If both are set, a coin toss decides.
 
-    The box of cutmix has the shape of the image (`size`: height, width), the area 1 - lambda and a uniform center; what is
-    outside of the image is cut off, and lambda is then what is left.
+    The box of cutmix has the aspect ratio of the image (`size`: height, width), the area 1 - lambda and a uniform center. It is
+    clipped to the image, and lambda is then set to the share that the clipped box leaves.
     """
     generator = np.random.default_rng(seed)
     is_cutmix = cutmix > 0 and (mixup == 0 or generator.random() < 0.5)
@@ -43,14 +43,14 @@ def draw_mix(mixup: float, cutmix: float, size: tuple[int, int], seed: int) -> M
 
 
 def _cut(side: int, own: float, center: int) -> tuple[int, int]:
-    """Start and length of a box along one side."""
+    """Start and length of the clipped box along one side."""
     half = int(side * math.sqrt(1.0 - own)) // 2
     start, end = max(0, center - half), min(side, center + half)
     return start, end - start
 
 
 def mix_images(images: Float[Tensor, "B 3 h w"], mix: Mix) -> Float[Tensor, "B 3 h w"]:
-    """Every image mixed with the one before it. `images` is not changed."""
+    """Mixes every image with the one before it. `images` is not changed."""
     if mix.own == 1.0:
         return images
     others = images.roll(1, dims=0)
@@ -63,7 +63,7 @@ def mix_images(images: Float[Tensor, "B 3 h w"], mix: Mix) -> Float[Tensor, "B 3
 
 
 def soft_targets(labels: Int[Tensor, " B"], num_classes: int, smoothing: float, mix: Mix) -> Float[Tensor, "B classes"]:
-    """Probabilities [B, classes] that sum to 1: lambda t(own label) + (1 - lambda) t(the other's label).
+    """Target probabilities, which sum to 1: lambda t(own label) + (1 - lambda) t(the other image's label).
 
     t(y) = (1 - smoothing) onehot(y) + smoothing / classes (Szegedy et al., 2016).
     """

@@ -1,7 +1,7 @@
-"""Shared by the probes that train on images: data loading, accuracy of many classifiers in one pass, choosing the best.
+"""Code shared by the probes that train on images: data loading, accuracy of many classifiers in one pass, the choice.
 
-`linear-full` and `attentive` train classifiers side by side on augmented images; the encoder is frozen and runs once per batch
-for all of them. `finetune` uses the numbered steps and the accuracy.
+`linear-full` and `attentive` train many classifiers side by side on augmented images. The encoder is frozen and runs once per
+batch for all classifiers. `finetune` uses the numbered steps and the accuracy.
 """
 
 import time
@@ -37,31 +37,31 @@ from openjepa.types import Skipped, ViewSpec
 
 Rows = NDArray[np.int64]
 SMALLEST_CROP = 0.08
-"""Least share of the image in a RandomResizedCrop (Szegedy et al., 2014)."""
+"""Smallest area of a RandomResizedCrop as a share of the image (Szegedy et al., 2014)."""
 
 
 class Candidates(Protocol):
-    """Classifiers that have been trained and are now compared."""
+    """Trained classifiers that are to be compared."""
 
     @property
     def unreadable(self) -> Sequence[str]:
-        """Names of the images that should have been trained on and could not be read."""
+        """Names of the training images that could not be read."""
 
     def names(self) -> list[tuple[str, str, str]]:
-        """Features, head and setting of each."""
+        """Features, head and setting of each classifier."""
 
     def answer(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B heads C"]:
-        """Scores of each on test views, on the device."""
+        """Scores of each classifier on test views, on the device."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Right answers of every classifier on some images."""
+    """Accuracies of every classifier on some images."""
 
     top1: list[float]
     top5: list[float]
     is_finite: list[bool]
-    """Whether all scores of the classifier were numbers."""
+    """True for each classifier whose scores were all finite."""
     num: int
     unreadable: tuple[str, ...] = ()
     """Names of the images that could not be read."""
@@ -69,7 +69,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Training:
-    """What a protocol trains its classifiers on."""
+    """The training images of a protocol, and how they are batched."""
 
     rows: Rows
     """Records of the training split."""
@@ -78,31 +78,31 @@ class Training:
     batch_size: int
     """Images per step."""
     piece: int
-    """Images per forward of the encoder."""
+    """Images per forward pass of the encoder."""
     seed: int
     workers: int
     device: torch.device
     unreadable: list[str] = field(default_factory=list)
-    """Names of the records that could not be read in the first pass; known when it has ended."""
+    """Names of the records that could not be read. Complete after the first pass."""
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of one pass in which every image can be read."""
+        """Steps in one pass if every image can be read."""
         return max(1, len(self.rows) // self.batch_size)
 
     def pieces(self, epoch: int) -> Iterator[tuple[UInt8[Tensor, "b 3 h w"], Int[Tensor, " b"]]]:
-        """One pass in portions for the encoder, with labels, on the device; the last one may be smaller."""
+        """One pass in pieces for the encoder, with labels, on the device. The last piece may be smaller."""
         for batch in self._pass(epoch, self.piece):
             yield to_device(batch.images, self.device), to_device(batch.labels, self.device)
 
     def batches(self, epoch: int) -> Iterator[tuple[UInt8[Tensor, "B 3 h w"], Int[Tensor, " B"]]]:
-        """One pass in whole batches on the device. A last one that is not full is left out, unless it is the only one."""
+        """One pass in whole batches, on the device. An incomplete last batch is left out, unless it is the only one."""
         for place, batch in enumerate(self._pass(epoch, self.batch_size)):
             if place == 0 or len(batch.labels) == self.batch_size:
                 yield to_device(batch.images, self.device), to_device(batch.labels, self.device)
 
     def _pass(self, epoch: int, size: int) -> Iterator[AugmentedBatch]:
-        """All readable records, `size` at a time."""
+        """Yields all readable records, `size` at a time. The first pass also notes the unreadable ones."""
         is_lost = np.isin(np.arange(len(self.views.source)), self.rows)
         for batch in augmented_batches(self.views, size, epoch, self.seed, self.workers, self.rows, drop_last=False):
             is_lost[batch.indices.numpy()] = False
@@ -121,10 +121,10 @@ def training_on(
     augmentation: Augmentation,
     interpolation: str,
 ) -> Training:
-    """Some records of the training split in augmented views. A batch is at most all of them.
+    """The records `rows` of the training split in augmented views. A batch is at most as large as `rows`.
 
-    `interpolation`: filter of random crops and of whole images. `none` and `center_flip` are resized as the test view is:
-    bicubically.
+    `interpolation` is the filter for random crops and for whole images. Views of the augmentations `none` and `center_flip` are
+    resized like the test view: bicubically.
     """
     view = ViewSpec(
         probe.image_size,
@@ -147,12 +147,12 @@ def training_on(
 
 
 def usual_augmentation(probe: ImageProbe) -> Augmentation:
-    """What fits the test view: the whole image if that shows it whole, else random crops; mirrored."""
+    """The augmentation that fits the test view: mirrored whole images if it shows whole images, else mirrored random crops."""
     return "squash_flip" if probe.fit == "squash" else "crop_flip"
 
 
 def test_view_fit(probe: ImageProbe, augmentation: Augmentation) -> str:
-    """The test view that belongs to an augmentation."""
+    """The fit of the test view that belongs to an augmentation: `crop` or `squash`."""
     return {"center_flip": "crop", "squash_flip": "squash"}.get(augmentation, probe.fit)
 
 
@@ -163,12 +163,13 @@ def compare(
     fit: str,
     rates_name: str,
 ) -> tuple[ProtocolResult, ...]:
-    """Trains for every selection rule and chooses.
+    """Trains classifiers and chooses the best, for every selection rule.
 
-    `held_out`: trained on 90 % of each class, chosen on the other 10 %, and tested as it is: not trained anew on everything,
-    which costs up to 10 % of the training images and saves half of the time. `paper`: trained on everything, chosen on the test
-    split. `both` trains twice. Raises Refusal, naming the setting `rates_name`, if no classifier is finite, if memory runs out,
-    and if no image of a split can be read.
+    `held_out` trains on 90 % of each class, chooses on the other 10 %, and tests the chosen classifier as it is. It is not
+    trained again on the whole split, which costs up to 10 % of the training images and saves half of the time. `paper` trains
+    on the whole split and chooses on the test split. `both` trains twice. `fit` is that of the test view. Raises Refusal if no
+    classifier is finite, if memory runs out (both messages name the setting `rates_name`), or if no image of a split can be
+    read.
     """
     advice = (
         f"out of memory on {probe.device} with evaluation.feature_batch_size={settings.feature_batch_size}: set a smaller "
@@ -181,7 +182,7 @@ def compare(
 def _compared(
     probe: ImageProbe, settings: EvaluationSettings, train: Callable[[Rows], Candidates], fit: str, rates_name: str, rule: str
 ) -> ProtocolResult:
-    """One selection rule."""
+    """Trains, tests and chooses by one selection rule."""
     labels = torch.from_numpy(probe.train.labels)
     rows, held = held_out_rows(labels, settings.seed) if rule == "held_out" else (torch.arange(len(labels)), None)
     start = time.monotonic()
@@ -200,9 +201,10 @@ def _compared(
 
 
 def check_finite(outputs: Float[Tensor, "..."], probe: ImageProbe) -> None:
-    """Looks at the encoder's outputs for a first batch: with NaN in them it would seem as if every rate were too high.
+    """Raises Refusal if the encoder's outputs for a first batch are not finite. It says which part of the encoder is to blame.
 
-    Waits for the device, so that it is not for every step. Raises Refusal that says what of the encoder is not finite.
+    Without this check, NaN in the outputs would look as if every learning rate were too high. Waits for the device, so it is
+    not meant for every step.
     """
     if bool(torch.isfinite(outputs).all()):
         return
@@ -228,14 +230,14 @@ def count_right(
     part: str,
     rows: Rows | None = None,
 ) -> Scores:
-    """Accuracy of every classifier on a split in its test view, or on some of its records. Unreadable ones are left out.
+    """Accuracy of every classifier on the test views of a split, or of its records `rows`. Unreadable images are left out.
 
-    `part`: what the images are, in words. Raises Refusal if none of them can be read.
+    `part` names the images in messages. Raises Refusal if none of them can be read.
     """
     source = images.source if rows is None else Subset(images.source, rows)
     labels = torch.from_numpy(images.labels if rows is None else images.labels[rows])
     shape = (3, len(candidates.names()))
-    right = torch.zeros(shape, dtype=torch.int64, device=probe.device)  # top-1, top-5, images with a score that is no number
+    right = torch.zeros(shape, dtype=torch.int64, device=probe.device)  # top-1, top-5, images with a score that is not finite
     num = 0
     lost: list[Skipped] = []
     workers = choose_workers(settings.workers)
@@ -265,7 +267,10 @@ def choose(
     seconds: float,
     rates_name: str,
 ) -> ProtocolResult:
-    """The best classifier among the finite ones: on held-out images or, if there are none, on the test images."""
+    """The best of the finite classifiers, on the held-out images or, if `on_held` is None, on the test images.
+
+    Raises Refusal, naming the setting `rates_name`, if no classifier is finite.
+    """
     is_finite = [a and b for a, b in zip(on_test.is_finite, (on_held or on_test).is_finite, strict=True)]
     if not any(is_finite):
         raise Refusal(
@@ -278,7 +283,7 @@ def choose(
         else HeadResult(name[0], name[1], f"{name[2]} (failed: not finite)", None if on_held is None else 0.0, 0.0)
         for i, name in enumerate(names)
     ]
-    # finite ones first, so that no tie is decided for one that failed
+    # finite classifiers first, so that a failed one never wins a tie
     order = sorted(range(len(heads)), key=lambda i: not is_finite[i])
     heads = [heads[i] for i in order]
     rule = "paper" if on_held is None else "held_out"
@@ -294,10 +299,10 @@ Batch = TypeVar("Batch")
 
 
 def numbered_steps(epochs: int, steps_per_epoch: int, batches: Callable[[int], Iterable[Batch]]) -> Iterator[tuple[int, Batch]]:
-    """Every batch of every epoch with the number of its step, epoch x steps_per_epoch + place in the epoch.
+    """Yields every batch of every epoch with its step number: epoch x steps_per_epoch + place in the epoch.
 
-    `batches` starts the pass of an epoch, of at most `steps_per_epoch` batches. Unreadable images make a pass shorter, but do
-    not shift the steps of the next. Raises Refusal at a pass without any batch: what is trained would stay as it was drawn.
+    `batches(epoch)` starts one pass of at most `steps_per_epoch` batches. Unreadable images make a pass shorter but do not
+    shift the step numbers of the next pass. Raises Refusal if a pass has no batch, because nothing would be trained.
     """
     for epoch in range(epochs):
         place = -1

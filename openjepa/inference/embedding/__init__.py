@@ -1,1 +1,1 @@
-"""openjepa embed: features of all images of a data set as one file, written part by part by any number of processes."""
+"""openjepa embed: writes the features of a whole data set to one file, part by part, in any number of processes."""

@@ -1,11 +1,11 @@
 """Computes the parts that no other process has: decodes, encodes, and writes each batch while the next one is computed.
 
-On a CPU the encoder leaves no core idle, and its threads wait for one another: a decoder beside it slows all of them. So the
-same threads decode a chunk, then encode it. Beside a GPU, processes decode ahead.
+On a CPU the encoder leaves no core idle, and its threads wait for one another, so a decoder beside it would slow all of them.
+Therefore the same threads first decode a chunk and then encode it. Beside a GPU, processes decode ahead.
 
-A CPU that computes in bf16 gets packed layers. Under autocast every forward converts all weights, torch copies the bias into
-the result before it multiplies, and the GELU reads and writes the widest activations once more. oneDNN does all that in one go.
-Numbers differ from those of autocast by rounding: the GELU sees fp32 instead of bf16.
+On a CPU that computes in bf16, the encoder gets packed layers. Under autocast every forward converts all weights, torch copies
+the bias into the result before it multiplies, and the GELU reads and writes the widest activations once more. oneDNN does all
+of this in one call. Numbers differ from those of autocast by rounding: the GELU sees fp32 instead of bf16.
 """
 
 import time
@@ -40,15 +40,15 @@ from openjepa.system.shared_files import Claim
 from openjepa.types import Skipped
 
 LARGEST_BATCH_BYTES = 2**28
-"""Bytes of the features of a batch in fp32, on the device and on the host."""
+"""Most bytes of the features of a batch in fp32, on the device and on the host."""
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 SECONDS_BETWEEN_LOOKS = 1.0
-"""Between two looks which parts other processes have finished."""
+"""Seconds between two checks for parts that other processes have finished."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """Some consecutive records of a part."""
+    """Some consecutive records of a part, to be decoded together."""
 
     part: int
     split: str
@@ -59,7 +59,7 @@ class Task:
     records: tuple[ShardRecord, ...] | None
     """Records that were read from a stream; None for a list."""
     is_last: bool
-    """Whether the part ends with them."""
+    """True if the part ends with these records."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Decoded:
     num_records: int
     images: UInt8[Tensor, "n 3 h w"]
     rows: list[tuple[int, int | None, str]]
-    """Number of the record in the part, label and name of each image."""
+    """For each image: number of its record in the part, label, name."""
     skipped: list[Skipped]
 
 
@@ -84,7 +84,7 @@ class Decoder:
     view: str
 
     def __call__(self, task: Task, every: Callable[..., Any] = map) -> Decoded:
-        """`every` as in `evaluation_views`."""
+        """Decodes the records of `task`. `every`: as in `evaluation_views`."""
         source = self.sources[task.split]
         records, labels = _records(source, task)
         images, places, skipped = evaluation_views(records, self.size, self.view, every)
@@ -104,7 +104,7 @@ def _records(source: Source, task: Task) -> tuple[list[Record], list[int | None]
 
 
 def tasks_of(part: Part, source: Source) -> Iterator[Task]:
-    """The records of a part, a chunk at a time; an empty shard gives one empty task."""
+    """Yields the records of a part, a chunk at a time. An empty shard gives one empty task."""
     if isinstance(source, ShardSource):
         yield from _shard_tasks(part, source)
         return
@@ -128,14 +128,17 @@ def _shard_tasks(part: Part, source: ShardSource) -> Iterator[Task]:
 
 
 def choose_workers(workers: int | None, device: torch.device, processes: int) -> int:
-    """How many processes decode for this one. `processes`: processes of this command on the machine."""
+    """Number of processes that decode for this one. `processes`: processes of this command on the machine."""
     if workers is not None:
         return workers
     return 0 if device.type == "cpu" else max(1, min(16, available_cores() // processes - 1))
 
 
 def decode(tasks: Iterable[Task], decoder: Decoder, workers: int, batch_size: int) -> Generator[Decoded, None, None]:
-    """The results of the tasks in their order. Beyond what is in flight nothing is decoded, nor taken from `tasks`."""
+    """Yields the results of the tasks in order. Takes a task from `tasks` only when it is about to be decoded.
+
+    `workers`: processes that decode ahead, about two batches of `batch_size` images; 0 decodes in threads of this process.
+    """
     if workers:
         ahead = 2 * -(-batch_size // CHUNK)
         per_task = CHUNK * 3 * decoder.size[0] * decoder.size[1]
@@ -161,7 +164,7 @@ class _OpenPart:
     """A part that is being computed."""
 
     def __init__(self, number: int, writer: PartWriter) -> None:
-        """Nothing of it is there yet."""
+        """Starts with no records. `number`: that of the part. `writer`: writes the part."""
         self.number, self.writer = number, writer
         self.num_records = self.num_encoded = self.num_waiting = 0
         self.rows: list[tuple[int, int | None, str]] = []
@@ -169,7 +172,7 @@ class _OpenPart:
         self._waiting: list[Tensor] = []
 
     def add(self, decoded: Decoded) -> None:
-        """What the decoder has given next."""
+        """Adds the next result of the decoder."""
         self.num_records += decoded.num_records
         self.rows += decoded.rows
         self.skipped += decoded.skipped
@@ -177,7 +180,7 @@ class _OpenPart:
         self.num_waiting += len(decoded.images)
 
     def take(self, number: int) -> UInt8[Tensor, "B 3 h w"]:
-        """Takes the next images that wait to be encoded, at most `number`."""
+        """Takes at most `number` of the images that wait to be encoded, in order."""
         images = torch.cat(self._waiting) if len(self._waiting) > 1 else self._waiting[0]
         self._waiting = [images[number:]]
         self.num_waiting -= len(images[:number])
@@ -185,25 +188,25 @@ class _OpenPart:
 
 
 class Watch:
-    """Counts records of this process one by one, and those of other processes part by part as they finish them."""
+    """Counts records of all processes: those of this one as they are done, those of others when they finish a part."""
 
     def __init__(self, plan: Plan, parts: PartsFolder, known: set[int], advance: Callable[[int], None]) -> None:
-        """`known`: parts that are done and counted. `advance`: told of new records."""
+        """`known`: parts that are done and counted. `advance`: called with the number of new records."""
         self._plan, self._parts, self._known, self._advance = plan, parts, set(known), advance
         self._last_look = time.monotonic()
 
     def seen(self, num_records: int) -> None:
-        """This process has done `num_records` more."""
+        """Counts `num_records` more records that this process has done."""
         if num_records:
             self._advance(num_records)
         self.look()
 
     def finished(self, part: int) -> None:
-        """This process has finished a part, whose records it has counted."""
+        """Notes a part that this process has finished. Its records have been counted already."""
         self._known.add(part)
 
     def look(self) -> None:
-        """Counts what other processes have finished, at most once a second."""
+        """Counts the parts that other processes have finished. Checks at most once a second."""
         if time.monotonic() - self._last_look < SECONDS_BETWEEN_LOOKS:
             return
         new = self._parts.done() - self._known
@@ -213,18 +216,18 @@ class Watch:
 
 
 def records_of(number: int, plan: Plan, parts: PartsFolder) -> int:
-    """Records of a part that is done."""
+    """Number of records of a part that is done; 0 if the parts are gone."""
     planned = plan.parts[number].num_records
     if planned is not None:
         return planned
     try:
         return parts.note(number).num_records
-    except (OSError, ValueError):  # it is gone: all is over
+    except (OSError, ValueError):  # the parts are gone: the table is finished
         return 0
 
 
 class Computation:
-    """Everything that one process does for a table but putting it together."""
+    """Everything that one process does for a table, except putting it together."""
 
     def __init__(
         self,
@@ -236,7 +239,7 @@ class Computation:
         workers: int,
         watch: Watch,
     ) -> None:
-        """`encoder`: on its device. `watch`: is told of every record."""
+        """`encoder`: already on its device. `watch`: counts every record."""
         self._encoder, self._plan, self._parts, self._sources = encoder, plan, parts, sources
         self._manifest: Manifest = plan.manifest
         self._workers, self._watch = workers, watch
@@ -246,12 +249,12 @@ class Computation:
         self._open: dict[int, _OpenPart] = {}
         self._waiting: list[tuple[_OpenPart, Moving | None, int]] = []  # None: the part is to be finished; first row
         self.num_images = 0
-        """Images this process has embedded."""
+        """Number of images that this process has embedded."""
 
     def run(self) -> bool:
-        """Computes parts until no free one is left. Returns whether there was any.
+        """Computes parts until no free one is left. Returns False if there was none.
 
-        Raises Refusal for features that are not finite. Nothing of unfinished parts stays, even after an error.
+        Raises Refusal if features are not finite. Removes unfinished parts, also after an error.
         """
         if not self._is_any_free():
             return False
@@ -266,7 +269,7 @@ class Computation:
         return True
 
     def _is_any_free(self) -> bool:
-        """Whether there is a part to be computed that nobody has."""
+        """True if a part is neither finished nor claimed by another process."""
         for part in self._plan.parts:
             if (claim := self._parts.claim(part)) is not None:
                 claim.release()
@@ -274,9 +277,10 @@ class Computation:
         return False
 
     def _tasks(self) -> Iterator[Task]:
-        """Claims one free part after the other, when the decoder is about to need it.
+        """Yields the tasks of all free parts. Claims each part only when the decoder is about to need it.
 
-        After the workers have been started: they would keep claims that they inherit for seconds if this process were killed.
+        No part may be claimed before the workers start: if this process were killed, workers would keep inherited claims for
+        seconds.
         """
         for part in self._plan.parts:
             if (claim := self._parts.claim(part)) is not None:
@@ -284,7 +288,7 @@ class Computation:
                 yield from tasks_of(part, self._sources[part.split])
 
     def _take_in(self, decoded: Decoded) -> None:
-        """Encodes whole batches of what has been decoded, and at the end of a part what is left of it."""
+        """Encodes decoded images in whole batches. At the end of a part it also encodes the rest."""
         part = self._open.get(decoded.part)
         if part is None:
             part = _OpenPart(decoded.part, self._parts.writer(self._plan.parts[decoded.part]))
@@ -299,7 +303,7 @@ class Computation:
         self._watch.seen(decoded.num_records)
 
     def _encode(self, part: _OpenPart, images: UInt8[Tensor, "B 3 h w"]) -> None:
-        """Starts a batch; while the device computes it, the one before is written."""
+        """Starts a batch. While the device computes it, the previous batch is written."""
         features = Moving(self._features(images))
         self._write()
         self._waiting.append((part, features, part.num_encoded))
@@ -313,7 +317,7 @@ class Computation:
         return output.patches.reshape(len(images), *self._manifest.shape).to(DTYPES[self._manifest.dtype])
 
     def _write(self) -> None:
-        """Brings to the disk what the device has been given."""
+        """Writes the features of all started batches, and finishes parts that are complete."""
         waiting, self._waiting = self._waiting, []
         for part, features, first in waiting:
             if features is None:
@@ -331,7 +335,7 @@ class Computation:
         self._claims.pop(part.number).release()
 
     def _check_finite(self, rows: NDArray[Any], part: _OpenPart, first: int) -> None:
-        """Raises Refusal if a feature is not finite: it would be the nearest of all, or none."""
+        """Raises Refusal if a feature is not finite. A search would find such an image for every query, or never."""
         finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
         if finite.all():
             return
@@ -345,7 +349,7 @@ class Computation:
         raise Refusal(f"features of {name} are not finite: {hint}, the weights are not finite or too large")
 
     def _let_go(self) -> None:
-        """Leaves nothing of unfinished parts, which others may take now."""
+        """Removes unfinished parts and releases their claims, so that other processes can take them."""
         self._waiting = []
         for part in self._open.values():
             part.writer.abort()
@@ -355,15 +359,15 @@ class Computation:
 
 
 def can_pack(device: torch.device, precision: str) -> bool:
-    """Whether a network on `device` that computes in `precision` gains from `pack`."""
+    """True if `pack` makes a network on `device` that computes in `precision` faster."""
     is_fitting = device.type == "cpu" and precision == "bf16" and supports_bf16(device)
     return is_fitting and has_fused_linear()
 
 
 def pack(network: VisionTransformer) -> None:
-    """Makes the blocks of an encoder compute their linear layers in bf16. It can only infer afterwards.
+    """Makes the blocks of an encoder compute their linear layers in bf16. It cannot be trained afterwards.
 
-    Call the network under autocast to bf16, without gradients.
+    Call the packed network under autocast to bf16, without gradients.
     """
     network.eval().requires_grad_(False)
     for number, block in enumerate(network.blocks):
@@ -384,18 +388,18 @@ class PackedLinear(nn.Module):
         self._gelu = gelu
 
     def forward(self, x: Float[Tensor, "B S inputs"]) -> Float[Tensor, "B S outputs"]:
-        """The same map of every token."""
+        """Applies the layer to every token."""
         return fused_linear(x.bfloat16(), self.weight, self.bias, self._gelu)
 
 
 class PackedBlock(nn.Module):
-    """`Block` of packed layers. The second branch is added in place, which would forbid gradients."""
+    """A `Block` with packed layers. It adds the second branch in place, so it has no gradients."""
 
     def __init__(self, block: Block) -> None:
         """Takes the layers of `block`; the norms stay in fp32."""
         super().__init__()
         self._heads = block.attn.heads
-        # with AMX the fused kernel takes 0.8 of the time of plain products (196 tokens, forward), without it more
+        # with AMX the fused kernel takes 0.8 of the time of plain products (196 tokens, forward); without AMX it is slower
         self._fused = has_tile_products()
         self.norm1, self.norm2 = block.norm1, block.norm2
         self.qkv, self.proj = PackedLinear(block.attn.qkv), PackedLinear(block.attn.proj)
@@ -403,7 +407,7 @@ class PackedBlock(nn.Module):
         self.gamma_1, self.gamma_2 = block.gamma_1, block.gamma_2
 
     def forward(self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "#B #heads #S S"] | None = None) -> Float[Tensor, "B S D"]:
-        """The sequences after this block. `x` stays as it is: `VisionTransformer.block_outputs` keeps it."""
+        """The sequences after this block. Does not change `x`, because `VisionTransformer.block_outputs` keeps it."""
         mixed = self.proj(attention(self.qkv(self.norm1(x)), self._heads, bias, fused=self._fused))
         x = x + scaled(mixed, self.gamma_1)
         x += scaled(self.fc2(self.fc1(self.norm2(x))), self.gamma_2)

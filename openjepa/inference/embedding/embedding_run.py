@@ -1,4 +1,4 @@
-"""Embeds a data set: finds out what is left to do, computes parts beside other processes, and puts them together."""
+"""Embeds a data set: finds what is left to do, computes parts alongside other processes, and puts the parts together."""
 
 import time
 from collections.abc import Iterator
@@ -32,28 +32,28 @@ from openjepa.system.console import Say, progress, silent
 from openjepa.system.shared_files import Claim
 
 PATIENCE_SECONDS = 10.0
-"""Seconds that workers of a killed process may take to notice that it is dead."""
+"""Seconds that workers of a killed process get to notice that it is dead."""
 POLL_SECONDS = 0.5
-"""Time between two looks whether other processes have finished their parts."""
+"""Seconds between two checks for parts that other processes have finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
-    """What `embed_dataset` has done."""
+    """Result of `embed_dataset`."""
 
     output: Path
     """The table."""
     status: Literal["written", "by another process", "there already"]
     manifest: Manifest
     rows_by_split: dict[str, int] = field(default_factory=dict)
-    """Rows of each split, if this process put the table together."""
+    """Number of rows of each split; empty if another process put the table together."""
     num_images: int = 0
-    """Images that this process has embedded."""
+    """Number of images that this process has embedded."""
     seconds: float = 0.0
-    """From the first image until the table was there, without loading the encoder."""
+    """Time from the first image until the table was finished, without loading the encoder."""
 
     def files(self) -> list[Path]:
-        """Everything that belongs to the table."""
+        """All files that belong to the table."""
         beside = [self.output.with_suffix(ending) for ending in (".csv", ".json")] if self.output.suffix == ".npy" else []
         return [self.output, *beside, *([skipped_file(self.output)] if self.manifest.skipped else [])]
 
@@ -68,15 +68,16 @@ def embed_dataset(
     started: float | None = None,
     say: Say = silent,
 ) -> Embedded:
-    """Writes features of all images of `data`, by the encoder in `subject` (whatever `openjepa.load` reads), to `output`.
+    """Writes features of all images of `data` to the table `output`.
 
-    `data`: None means the data of the run that `subject` is or lies in. `output` ends in .npy or .parquet (see table.py). Any
-    number of processes may be given the same arguments: they share the work. The same call continues one that was stopped, and
-    the table is bitwise the same. `again`: starts over even if a table or parts of it are there. `started`: when the command
-    began, in seconds since 1970; what was made since is a sibling's work and is not done again. `say`: told of each step.
+    `subject`: the encoder, anything that `openjepa.load` reads. `data`: None means the data of the run that `subject` is or
+    lies in. `output`: ends in .npy or .parquet (see table.py). `again`: starts over even if a table or parts of it exist.
+    `started`: when the command began, in seconds since 1970; what is newer was made by a sibling process and is not made again.
+    `say`: called with a line about each step.
 
-    Raises Refusal for settings that cannot work, if a table or its parts were made of other images, weights or settings, and at
-    the end if too many images cannot be read.
+    Any number of processes may run with the same arguments: they share the work. The same call continues one that was stopped,
+    and the table is bitwise the same. Raises Refusal if settings cannot work, if a table or its parts were made of other
+    images, weights or settings, and at the end if too many images cannot be read.
     """
     started = time.time() if started is None else started
     output = Path(output).expanduser()
@@ -99,7 +100,7 @@ def embed_dataset(
             f"{unstamped} was begun by a version that did not note sizes and times of the images' files: if images were "
             "overwritten in place since, it has the features of the old ones (--again embeds all anew)"
         )
-        plan = replace(plan, manifest=replace(plan.manifest, files=""))  # nor does the table claim to be of the files of now
+        plan = replace(plan, manifest=replace(plan.manifest, files=""))  # features may be of older files
     claim = begin(plan, parts, output, again, started)
     if claim is None:
         return Embedded(output=output, status="there already", manifest=finished_manifest(output) or plan.manifest)
@@ -110,9 +111,9 @@ def embed_dataset(
 
 
 def begin(plan: Plan, parts: PartsFolder, output: Path, again: bool, started: float) -> Claim | None:
-    """Sets up new parts or continues old ones, and claims that this process works on them. None: the table is already there.
+    """Sets up new parts or continues old ones, and claims work on them. Returns None if the table is already finished.
 
-    `again`: starts over, but joins what siblings have begun since `started`. Raises Refusal if something else is there that
+    `again`: starts over, but joins what sibling processes have begun since `started`. Raises Refusal if something exists that
     must not be replaced.
     """
     if not again and not parts.path.exists() and _is_there(plan, output):
@@ -127,7 +128,7 @@ def begin(plan: Plan, parts: PartsFolder, output: Path, again: bool, started: fl
 
 
 def before_stamps(parts: PartsFolder, output: Path) -> Path | None:
-    """The parts or the table of a version that did not note sizes and times of the images' files; else None."""
+    """The parts or the table, if an older version made them, which did not note sizes and times of the files; else None."""
     entries = plan_entries(parts.plan_file)
     if entries is not None:
         return None if entries.get("files") else parts.path
@@ -142,7 +143,7 @@ def _is_finished(plan: Plan, output: Path, again: bool, started: float) -> bool:
 
 
 def _is_there(plan: Plan, output: Path) -> bool:
-    """Whether the table is there. Raises Refusal if another table is there."""
+    """True if the table is finished. Raises Refusal if there is another table in its place."""
     manifest = finished_manifest(output)
     if manifest is None:
         return False
@@ -152,7 +153,7 @@ def _is_there(plan: Plan, output: Path) -> bool:
 
 
 def _goes_on(plan: Plan, parts: PartsFolder, found: str, again: bool, started: float) -> bool:
-    """Whether the existing parts, which differ in `found`, are continued. Raises Refusal if the user must decide."""
+    """True if the existing parts are continued. `found`: how they differ. Raises Refusal if the user must decide."""
     if found and not again:
         raise Refusal(
             f"{parts.path} holds parts that were made otherwise:\n{found}\nContinue with the settings of then, name another "
@@ -171,7 +172,7 @@ def _goes_on(plan: Plan, parts: PartsFolder, found: str, again: bool, started: f
 def _work(
     encoder: Encoder, plan: Plan, parts: PartsFolder, images: Images, settings: EmbedSettings, output: Path, say: Say
 ) -> Embedded:
-    """Computes parts until all are done, by whomever, and puts them together unless another process does."""
+    """Computes parts until all are done by this or other processes. Puts them together unless another process does."""
     done = parts.done()
     if done:
         say(f"going on: {len(done):,} of {len(plan.parts):,} parts are there already")
@@ -201,7 +202,7 @@ def _work(
 
 
 def _compute(computation: Computation, plan: Plan, parts: PartsFolder, watch: Watch) -> None:
-    """Computes until all parts are done. Parts of a stopped process become free and are taken over."""
+    """Computes until all parts are done. Takes over the parts of a stopped process."""
     while parts.exists():
         if computation.run():
             continue
@@ -212,7 +213,7 @@ def _compute(computation: Computation, plan: Plan, parts: PartsFolder, watch: Wa
 
 
 def _put_together(plan: Plan, parts: PartsFolder, output: Path, settings: EmbedSettings) -> dict[str, int] | None:
-    """Rows of each split if this process wrote the table; None if another did."""
+    """Number of rows of each split if this process wrote the table; None if another process did."""
     while parts.exists():
         claim = parts.claim_assembling()
         if claim is None:
@@ -232,7 +233,7 @@ def _put_together(plan: Plan, parts: PartsFolder, output: Path, settings: EmbedS
 
 @contextmanager
 def _watched(plan: Plan, parts: PartsFolder, done: set[int]) -> Iterator[Watch]:
-    """A progress bar of the whole, one on each machine."""
+    """Shows a progress bar of the whole work, once on each machine."""
     num_done = sum(records_of(number, plan, parts) for number in done)
     with progress("embedding", plan.num_records, num_done) as advance:
         yield Watch(plan, parts, done, advance)

@@ -1,12 +1,12 @@
-"""Parts of an unfinished table X in the folder X.parts, which any number of processes on any number of machines share.
+"""Parts of an unfinished table X, in the folder X.parts. Any number of processes on any number of machines share them.
 
-plan.json           which settings, weights and images the parts are of; a folder without it holds nothing of value
-000012.features     rows of features one after the other, as they will stand in the table
-000012.json         their images, what was skipped, a checksum: written last, so that a part is whole if it is there
-.claims/            locks: of each part, of setting up and taking away the folder, of assembling, and of working at all
+plan.json           settings, weights and images of the parts; a folder without it holds nothing of value
+000012.features     rows of features one after the other, as in the table
+000012.json         their images, what was skipped, a checksum; written last: if this file exists, the part is complete
+.claims/            locks: for each part, for making and removing the folder, for assembling, and for working at all
 
-`assemble` puts all parts together, row after row. The features of the table get their name last, so that a table that is there
-is whole.
+`assemble` puts all parts together, row after row. It names the features of the table last: if they exist, the table is
+complete.
 """
 
 import csv
@@ -41,12 +41,12 @@ GROUP_ROWS, GROUP_BYTES = 4096, 2**26
 
 @dataclass(frozen=True)
 class PartNote:
-    """What is known of a finished part."""
+    """Facts about a finished part."""
 
     num_records: int
-    """Images it was made of, readable or not."""
+    """Number of its images, readable or not."""
     rows: list[tuple[int, int | None, str]]
-    """Number of the record in the part, label and name of each row."""
+    """For each row: number of its record in the part, label, name."""
     skipped: list[Skipped]
     num_bytes: int
     checksum: int
@@ -57,41 +57,41 @@ class PartsFolder:
     """The folder of the parts of one table."""
 
     def __init__(self, output: Path) -> None:
-        """`output`: the table."""
+        """`output`: path of the table."""
         self.path = output.with_name(f"{output.name}.parts")
         self.plan_file = self.path / "plan.json"
         self._claims = self.path / ".claims"
 
     def exists(self) -> bool:
-        """Whether there is a plan in it."""
+        """True if the folder holds a plan."""
         return self.plan_file.is_file()
 
     @contextmanager
     def set_up(self) -> Iterator[None]:
-        """Makes the folder, and keeps others from setting it up or removing it. Removes it at the end if it has no plan."""
+        """Makes the folder and keeps others from making or removing it. At the end removes it if it has no plan."""
         while True:
             try:
                 self._claims.mkdir(parents=True, exist_ok=True)
                 claim = take(self._claims / "plan", wait=True)
                 break
-            except FileNotFoundError:  # it was taken away just now
+            except FileNotFoundError:  # another process has just removed the folder
                 continue
         assert claim is not None
         try:
             yield
         finally:
-            if not self.exists():  # nothing was begun, or what is left was to be removed
+            if not self.exists():  # nothing was begun, or the rest is to be removed
                 self._take_away()
             claim.release()
 
     def start_working(self) -> Claim:
-        """Claims, until it is released, that a process works here."""
+        """Marks that a process works here, until the claim is released."""
         claim = take(self._claims / "working", wait=True, shared=True)
         assert claim is not None
         return claim
 
     def is_worked_in(self, patience_seconds: float) -> bool:
-        """Whether other processes work here. Waits up to `patience_seconds` for workers of a killed process to end."""
+        """True if other processes work here. Waits up to `patience_seconds` for workers of a killed process to end."""
         deadline = time.monotonic() + patience_seconds
         while True:
             alone = take(self._claims / "working")
@@ -107,7 +107,7 @@ class PartsFolder:
         if self.is_done(part):
             return None
         claim = self._take(_name(part.number))
-        # it may have been done since; or it is not there because another process removes all parts, the plan first
+        # another process may just have finished the part, or may be removing all parts, the plan first
         if claim is not None and (self.is_done(part) or not self.exists()):
             claim.release()
             return None
@@ -118,7 +118,7 @@ class PartsFolder:
         return self._take("assemble")
 
     def is_done(self, part: Part) -> bool:
-        """Whether the part is finished."""
+        """True if the part is finished."""
         return self._note_file(part.number).is_file()
 
     def done(self) -> set[int]:
@@ -131,26 +131,26 @@ class PartsFolder:
         return {int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdecimal()}
 
     def write_plan(self, text: str) -> None:
-        """Begins anew: removes all parts and writes the plan."""
+        """Starts over: removes all parts and writes the plan."""
         self.forget_all()
         with whole_file(self.plan_file) as file:
             file.write_text(text, encoding="utf-8")
 
     def forget_all(self) -> None:
-        """Removes plan and parts, the plan first, without which the rest means nothing; call it inside `set_up`."""
+        """Removes plan and parts. The plan goes first: without it, parts mean nothing. Call it inside `set_up`."""
         self.plan_file.unlink(missing_ok=True)
         for entry in list(self.path.iterdir()):
             if entry.is_file():
                 entry.unlink(missing_ok=True)
 
     def writer(self, part: Part) -> "PartWriter":
-        """Writer of a part, which must be claimed."""
+        """A writer for a part that this process has claimed."""
         for leftover in self.path.glob(f".{_name(part.number)}.*"):
-            leftover.unlink(missing_ok=True)  # of a process that was killed
+            leftover.unlink(missing_ok=True)  # left by a killed process
         return PartWriter(self._features_file(part.number), self._note_file(part.number))
 
     def note(self, number: int) -> PartNote:
-        """What is known of a finished part. If its files are damaged, forgets the part and raises Refusal."""
+        """The note of a finished part. If its files are damaged, removes the part and raises Refusal."""
         file = self._note_file(number)
         entries = readable_object(file) or {}
         try:
@@ -169,7 +169,7 @@ class PartsFolder:
         return note
 
     def read(self, number: int, note: PartNote, row_bytes: int) -> Iterator[bytes]:
-        """The features of a part, whole rows at a time. If they are damaged, forgets the part and raises Refusal."""
+        """Yields the features of a part, whole rows at a time. If they are damaged, removes the part and raises Refusal."""
         checksum = 0
         with self._features_file(number).open("rb") as file:
             while data := file.read(max(1, COPIED_BYTES // row_bytes) * row_bytes):
@@ -186,7 +186,7 @@ class PartsFolder:
         )
 
     def _take_away(self) -> None:
-        """Removes the folder. The lock that is held meanwhile goes last: whoever waits for it must find no other claims."""
+        """Removes the folder. The lock that is held meanwhile goes last: who waits for it must find no other claims."""
         for claim in list(self._claims.iterdir()):
             if claim.name != "plan":
                 claim.unlink(missing_ok=True)
@@ -206,10 +206,10 @@ class PartsFolder:
 
 
 class PartWriter:
-    """Writes a part row by row. Nothing of it is seen before it is finished."""
+    """Writes a part row by row. Other processes see nothing of it before it is finished."""
 
     def __init__(self, features: Path, note: Path) -> None:
-        """The files it will be."""
+        """`features`, `note`: the files that it writes."""
         self._features, self._note_file = features, note
         self._unfinished = own_name(features, "unfinished")
         self._file: BinaryIO = self._unfinished.open("wb")
@@ -223,7 +223,7 @@ class PartWriter:
         self._num_bytes += len(data)
 
     def finish(self, num_records: int, rows: list[tuple[int, int | None, str]], skipped: list[Skipped]) -> None:
-        """The part is whole."""
+        """Completes the part: flushes its features to the disk and names its files."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -233,8 +233,8 @@ class PartWriter:
             file.write_text(json.dumps(asdict(note)), encoding="utf-8")
 
     def abort(self) -> None:
-        """Leaves nothing of an unfinished part."""
-        with suppress(OSError):  # a full disk refuses what was still to be flushed
+        """Removes everything of an unfinished part."""
+        with suppress(OSError):  # a full disk may refuse the last flush
             self._file.close()
         self._unfinished.unlink(missing_ok=True)
 
@@ -244,14 +244,14 @@ def _name(number: int) -> str:
 
 
 def skipped_file(output: Path) -> Path:
-    """The list of images that have no row."""
+    """Path of the list of images that could not be read and have no row."""
     return output.with_name(f"{output.name}.skipped.jsonl")
 
 
 def assemble(plan: Plan, parts: PartsFolder, output: Path, max_skipped: float) -> dict[str, int]:
-    """Writes the table at `output`, reads it again, and returns the rows of each split.
+    """Writes the table at `output`, reads it again, and returns the number of rows of each split.
 
-    Raises Refusal for damaged parts, and if too many images were skipped, whose list is written. Parts stay.
+    Raises Refusal if parts are damaged, or if too many images were skipped (after writing their list). Parts stay.
     """
     _remove_leftovers(output)
     rows_by_split, num_records = _write_skipped(plan, parts, output)
@@ -271,20 +271,20 @@ def assemble(plan: Plan, parts: PartsFolder, output: Path, max_skipped: float) -
 
 
 def _remove_leftovers(output: Path) -> None:
-    """Unfinished files of a process that was killed while it assembled; only one assembles at a time."""
+    """Removes unfinished files of a process that was killed while it assembled. Only one process assembles at a time."""
     for path in (output, output.with_suffix(".csv"), output.with_suffix(".json"), skipped_file(output)):
         for leftover in output.parent.glob(f".{glob.escape(path.name)}.*.unfinished"):
             leftover.unlink(missing_ok=True)
 
 
 def _notes(plan: Plan, parts: PartsFolder) -> Iterator[tuple[int, PartNote]]:
-    """Number of each part and what is known of it, one at a time."""
+    """Yields the number and the note of each part."""
     for part in plan.parts:
         yield part.number, parts.note(part.number)
 
 
 def _write_skipped(plan: Plan, parts: PartsFolder, output: Path) -> tuple[dict[str, int], int]:
-    """Writes the list of skipped images if there are any. Returns the rows of each split and the number of all records."""
+    """Writes the list of skipped images, if there are any. Returns the number of rows of each split and of all records."""
     rows_by_split = dict.fromkeys((part.split for part in plan.parts), 0)
     num_records, place = 0, skipped_file(output)
     with whole_file(place) as unfinished, unfinished.open("w", encoding="utf-8") as file:
@@ -304,7 +304,7 @@ def _skipped_line(item: Skipped, split: str) -> str:
 
 
 def _rows(plan: Plan, parts: PartsFolder) -> Iterator[tuple[int, PartNote, list[Row]]]:
-    """Number, note and rows of each part. Rows are numbered in their split; numbers of a stream go on from shard to shard."""
+    """Yields number, note and rows of each part. Rows are numbered within their split, in a stream across all shards."""
     next_record: dict[str, int] = {}
     for number, note in _notes(plan, parts):
         split = plan.parts[number].split
@@ -314,7 +314,7 @@ def _rows(plan: Plan, parts: PartsFolder) -> Iterator[tuple[int, PartNote, list[
 
 
 def _write_numpy(plan: Plan, parts: PartsFolder, output: Path, manifest: Manifest, num_rows: int) -> int:
-    """The images, the manifest, and at last the features. Returns the checksum of these."""
+    """Writes the images, the manifest, and last the features. Returns the checksum of the features."""
     dtype = np.dtype(manifest.dtype)
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (num_rows, *manifest.shape)}
     tally = Tally(manifest, num_rows)
@@ -324,7 +324,7 @@ def _write_numpy(plan: Plan, parts: PartsFolder, output: Path, manifest: Manifes
             for data in _features(plan, parts, manifest):
                 file.write(data)
                 tally.add(data)
-        output.unlink(missing_ok=True)  # an older table: its features must never stand beside the images of this one
+        output.unlink(missing_ok=True)  # features of an older table must never stand beside the images of this one
         _write_images(plan, parts, output.with_suffix(".csv"))
         with whole_file(output.with_suffix(".json")) as described:
             described.write_text(replace(manifest, mean=tally.mean()).to_json() + "\n", encoding="utf-8")
@@ -332,7 +332,7 @@ def _write_numpy(plan: Plan, parts: PartsFolder, output: Path, manifest: Manifes
 
 
 def _features(plan: Plan, parts: PartsFolder, manifest: Manifest) -> Iterator[bytes]:
-    """The features of all parts, whole rows at a time."""
+    """Yields the features of all parts, whole rows at a time."""
     row_bytes = prod(manifest.shape) * np.dtype(manifest.dtype).itemsize
     for number, note in _notes(plan, parts):
         yield from parts.read(number, note, row_bytes)
@@ -348,12 +348,12 @@ def _write_images(plan: Plan, parts: PartsFolder, place: Path) -> None:
         usual.writerow(COLUMNS)
         for _, _, rows in _rows(plan, parts):
             for row in rows:
-                writer = quoted if "\r" in row.path else usual  # Python before 3.13 does not see that such a name needs it
+                writer = quoted if "\r" in row.path else usual  # Python before 3.13 does not quote such a name
                 writer.writerow((row.path, row.split, row.index, "" if row.label is None else row.label))
 
 
 def _write_parquet(plan: Plan, parts: PartsFolder, output: Path, manifest: Manifest, num_rows: int) -> int:
-    """One file. Returns the checksum of its features."""
+    """Writes images, manifest and features to one file. Returns the checksum of the features."""
     import pyarrow
     import pyarrow.parquet as parquet
 
@@ -366,7 +366,7 @@ def _write_parquet(plan: Plan, parts: PartsFolder, output: Path, manifest: Manif
     tally = Tally(manifest, num_rows)
     with (
         whole_file(output) as unfinished,
-        # numbers of features neither repeat nor shrink, so that looking for that would only take time
+        # features neither repeat nor compress, so a dictionary or compression of them would only take time
         parquet.ParquetWriter(unfinished, schema, compression="none", use_dictionary=["split"], write_statistics=False) as file,
     ):
         for rows, features in _groups(plan, parts, group_rows, width, dtype):
@@ -383,7 +383,7 @@ def _write_parquet(plan: Plan, parts: PartsFolder, output: Path, manifest: Manif
 def _groups(
     plan: Plan, parts: PartsFolder, group_rows: int, width: int, dtype: np.dtype[Any]
 ) -> Iterator[tuple[list[Row], NDArray[Any]]]:
-    """The rows in groups of `group_rows`; the last one may be smaller."""
+    """Yields the rows in groups of `group_rows`. The last group may be smaller."""
     rows: list[Row] = []
     features = np.empty((0, width), dtype)
     for number, note, new in _rows(plan, parts):
@@ -398,12 +398,12 @@ def _groups(
 
 
 def _text(name: str) -> str:
-    """The name with backslashes for what is not valid Unicode, which file names may hold and Parquet may not."""
+    """The name with backslash escapes for bytes that are not valid Unicode. File names may hold such bytes, Parquet may not."""
     return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _check(output: Path, manifest: Manifest, num_rows: int, checksum: int) -> None:
-    """Reads the table again. If it is not what was written, removes it and raises Refusal."""
+    """Reads the table again. If it differs from what was written, removes it and raises Refusal."""
     found = num_found = 0
     at_a_time = max(1, GROUP_BYTES // (prod(manifest.shape) * np.dtype(manifest.dtype).itemsize))
     for block in _blocks(output, manifest, at_a_time):
@@ -415,7 +415,7 @@ def _check(output: Path, manifest: Manifest, num_rows: int, checksum: int) -> No
 
 
 def _blocks(output: Path, manifest: Manifest, num_rows: int) -> Iterator[NDArray[Any]]:
-    """Features without the names of the images, which may be too many for the memory."""
+    """Yields blocks of features. Does not read the names of the images, which may be too many for the memory."""
     if output.suffix == ".parquet":
         for _, block in parquet_blocks(output, manifest, num_rows):
             yield block

@@ -1,6 +1,6 @@
-"""What is embedded by what: the encoder, the images of a data source's splits, and their parts.
+"""The plan of an embedding: the encoder, the images of a data source's splits, and their parts.
 
-The manifest says all of it, so that the same command is recognized when it is repeated.
+The manifest records all of it, so that a repeated command is recognized.
 """
 
 import hashlib
@@ -46,19 +46,19 @@ COMPARED = (
     "precision",
     "heads",
 )
-"""Entries of the manifest that features depend on. Weights and images count by their hashes, not by their place."""
+"""Entries of the manifest that features depend on. Weights and images are compared by their hashes, not by their paths."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive records of a split, or a shard of a stream: what one process computes at a time."""
+    """Consecutive records of a list, or one shard of a stream. One process computes a part at a time."""
 
     number: int
     split: str
     first: int
     """Number of the first record, or of the shard of a stream."""
     num_records: int | None
-    """None: a shard, whose length is only known once it has been read."""
+    """None for a shard, whose length is only known once it has been read."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Plan:
 
     @property
     def num_records(self) -> int | None:
-        """Number of all images, readable or not; None if a stream does not tell."""
+        """Number of all images, readable or not; None if the length of a stream is not known."""
         counts = [part.num_records for part in self.parts]
         return None if None in counts else sum(count or 0 for count in counts)
 
@@ -80,12 +80,12 @@ class Plan:
         return compared(self.manifest) | {"part_images": self.part_images}
 
     def to_json(self) -> str:
-        """As text; the manifest stands there for whoever finds the parts."""
+        """The plan as JSON. It also holds the manifest, for anyone who finds the parts."""
         return json.dumps({"entries": self.entries(), "manifest": asdict(self.manifest)}, indent=1)
 
 
 def make_plan(manifest: Manifest, sources: Mapping[str, ListSource | ShardSource], part_images: int) -> Plan:
-    """Parts of `part_images` records of each list, and every shard of a stream."""
+    """Divides each list of `sources` into parts of `part_images` records. Each shard of a stream is one part."""
     pieces: list[tuple[str, int, int | None]] = []
     for split, source in sources.items():
         if isinstance(source, ShardSource):
@@ -98,19 +98,19 @@ def make_plan(manifest: Manifest, sources: Mapping[str, ListSource | ShardSource
 
 
 def compared(manifest: Manifest) -> dict[str, Any]:
-    """The entries that features depend on, as JSON gives them back."""
+    """The entries that features depend on, in the types that JSON reads back."""
     entries: dict[str, Any] = json.loads(json.dumps({name: getattr(manifest, name) for name in COMPARED}))
     return entries
 
 
 def plan_entries(path: Path) -> dict[str, Any] | None:
-    """The entries of the plan in the file `path`; None if there is no whole one."""
+    """The entries of the plan in the file `path`; None if it is missing or damaged."""
     entries = (readable_object(path) or {}).get("entries")
     return entries if isinstance(entries, dict) else None
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The differences, one line each; empty if there are none. What older versions did not note is not compared."""
+    """The differences, one a line; empty if there are none. Entries that older versions did not note are not compared."""
     known = {name: value for name, value in now.items() if name != "files" or before.get("files")}
     before = {name: value for name, value in before.items() if name in known or name != "files"}
     return "\n".join(f"  {name}: {_short(old)}, now {_short(new)}" for name, old, new in difference(before, known))
@@ -122,7 +122,7 @@ def _short(value: object) -> str:
 
 
 def finished_manifest(output: Path) -> Manifest | None:
-    """The manifest of the table at `output`; None if there is none. Raises Refusal if it is none of ours."""
+    """The manifest of the table at `output`; None if there is no table. Raises Refusal if openjepa did not write it."""
     if not output.exists():
         return None
     if output.suffix == ".npy":
@@ -136,23 +136,23 @@ Source = ListSource | ShardSource
 
 @dataclass(frozen=True)
 class Images:
-    """What is embedded."""
+    """The images to embed."""
 
     sources: Mapping[str, Source]
-    """By split, in the order of the rows: `train`, `test`, and what else there is."""
+    """Source of each split, in the order of the rows: `train`, `test`, then any others."""
     settings: DataSettings
-    """With which the data source is opened again to find the images."""
+    """Settings that open the data source again, to find the images."""
     not_used: tuple[str, ...] = ()
-    """What lies beside them and is not embedded, in words."""
+    """Descriptions of other images of the source, which are not embedded."""
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """Names of the labels, if the data has them."""
-        # a split with classes of its own has them behind those of the others
+        # a split with its own classes lists them after those of the others
         return max((source.class_names for source in self.sources.values() if source.class_names), key=len, default=None)
 
     def summary(self) -> str:
-        """What they are, to be printed."""
+        """A line for people: the number of images or shards of each split."""
         counts = {
             name: _counted(len(source), "image" if isinstance(source, ListSource) else "shard")
             for name, source in self.sources.items()
@@ -163,18 +163,18 @@ class Images:
         return f"{self.settings.name()}: {listed}"
 
     def described(self) -> str:
-        """Splits, numbers of images and a hash of their names and of some of their bytes: other images are told by it."""
+        """Splits, numbers of images, and hashes of their names and of some of their bytes. Differs for other images."""
         return ", ".join(f"{name} {_length(source)} ({_hash(source)})" for name, source in self.sources.items())
 
     def stamped(self) -> str:
-        """A hash of sizes and modification times of all files: images that were overwritten in place are told by it."""
+        """A hash of sizes and modification times of all files. Differs if files were overwritten in place."""
         digest = hashlib.sha256()
         for source in self.sources.values():
             digest.update(stamps_hash(source).encode() if isinstance(source, ListSource) else source.stamp)
         return digest.hexdigest()[:12]
 
     def entries(self) -> dict[str, Any]:
-        """The settings for the manifest: those with an effect, the path absolute."""
+        """The settings for the manifest: only those that have an effect, and with an absolute path."""
         kept = {name: value for name, value in to_dict(self.settings).items() if name not in ONLY_TRAINING}
         if kept.get("path") and (Path(kept["path"]).exists() or "*" in kept["path"]):
             kept["path"] = str(Path(kept["path"]).absolute())
@@ -182,9 +182,9 @@ class Images:
 
 
 def open_images(settings: DataSettings, splits: Literal["all", "train", "test"], seed: int) -> Images:
-    """The images of the splits. `all`: every image in any split, labeled or not; nothing is held out.
+    """The images of `splits`. `all`: every image of every split, labeled or not, with nothing held out.
 
-    Raises Refusal if a wanted split does not exist.
+    Raises Refusal if a requested split does not exist.
     """
     if splits == "all" and isinstance(settings, FolderSettings | HuggingFaceSettings):
         settings = replace(settings, test_fraction=0.0)
@@ -204,7 +204,7 @@ def open_images(settings: DataSettings, splits: Literal["all", "train", "test"],
 
 
 def _without_training_split(settings: HuggingFaceSettings) -> HuggingFaceSettings:
-    """The settings with the first split as training split, if the default one does not exist and nobody asked for it."""
+    """Replaces the training split by the first split if it has its default name and does not exist."""
     if settings.train_split != HuggingFaceSettings.train_split:
         return settings
     names = split_names(settings)
@@ -212,7 +212,7 @@ def _without_training_split(settings: HuggingFaceSettings) -> HuggingFaceSetting
 
 
 def _others(settings: DataSettings, sources: Mapping[str, Source]) -> dict[str, Source]:
-    """Splits beside those that training and probes use. A name that means another split here gets a mark."""
+    """Splits that training and probes do not use. A name that already means another split here gets a mark."""
     found: dict[str, Source] = {}
     if isinstance(settings, FolderSettings):
         found |= other_folders(settings)
@@ -241,7 +241,7 @@ def _hash(source: Source) -> str:
 
 
 def load_encoder(subject: Path | str, settings: EmbedSettings) -> Encoder:
-    """The encoder on its device, with the threads set. Raises Refusal if it is not there or does not fit the settings."""
+    """Loads the encoder onto its device and sets the threads. Raises Refusal if it is missing or does not fit the settings."""
     name, processes = settings.device, local_processes()
     if name == "auto" and torch.cuda.is_available():
         name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
@@ -256,12 +256,12 @@ def load_encoder(subject: Path | str, settings: EmbedSettings) -> Encoder:
 
 
 def local_processes() -> int:
-    """Processes of this command on this machine, as torchrun says."""
+    """Number of processes of this command on this machine, as torchrun sets it; 1 without torchrun."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def find_images(subject: Path, data: DataSettings | None, settings: EmbedSettings) -> tuple[Images, int]:
-    """The images and the seed with which they were opened, by default those of the run. Raises Refusal if there are none."""
+    """The images and the seed that opens them, by default those of the run. Raises Refusal if no images are named."""
     places = (subject, subject.absolute().parent) if subject.is_dir() else ()  # a run, or an encoder in a run
     folder = next((item for item in places if (item / "config.yaml").is_file()), None)
     run = None if folder is None else load_run_config(folder)
@@ -276,7 +276,7 @@ def find_images(subject: Path, data: DataSettings | None, settings: EmbedSetting
 
 
 def make_manifest(subject: Path | str, encoder: Encoder, images: Images, seed: int, settings: EmbedSettings) -> Manifest:
-    """What the table will say of itself. Raises Refusal for an image size that the patch size does not divide."""
+    """The manifest of the table to be written. Raises Refusal if the patch size does not divide the image size."""
     config, place = encoder.config, Path(subject).expanduser()
     size = height_and_width(settings.image_size or config.image_size)
     check_patch_divides(config.patch_size, size, "image_size", of="the encoder", said=as_option)

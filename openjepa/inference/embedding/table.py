@@ -1,12 +1,12 @@
-"""The file that `openjepa embed` leaves: features, the images they are of, and how they were made. Free of torch.
+"""The table that `openjepa embed` writes: features, their images, and how the features were made. Free of torch.
 
-`X.npy` is an array [n, D] (or [n, H, W, D] for features of patches), with the images in `X.csv` and the manifest in `X.json`
-beside it. `X.parquet` holds all three in one file: the manifest in the schema's metadata under `openjepa`, the mean of the
-features in the file's under `openjepa.mean`, and each row of features as a list of one length.
+`X.npy` is an array [n, D] (or [n, H, W, D] for features of patches). The images are listed in `X.csv`, and the manifest is
+`X.json`. `X.parquet` holds all three in one file: the manifest in the metadata of the schema under `openjepa`, the mean of the
+features in the metadata of the file under `openjepa.mean`, and each row of features as a list of fixed length.
 
 The manifest keeps the mean of all features, because a centered search needs it and computing it takes as long as the search.
-The mean counts only if the table still has as many rows, and the same numbers in a sample of them. If features were filtered,
-normalized or mixed up since, it is computed anew.
+The mean is used only if the table still has the same number of rows and the same values in a sample of them. If features were
+filtered, normalized or reordered since, the mean is computed again.
 """
 
 import base64
@@ -30,27 +30,27 @@ from openjepa.system.shell import command
 
 FORMAT, VERSION = "openjepa-features", 1
 COLUMNS = ("path", "split", "index", "label")
-"""Columns of the images: name in the source, split, number in the split, and class number or nothing."""
+"""Columns of the list of images: name in the source, split, number in the split, and class number (empty without a label)."""
 FEATURES = "features"
-"""Their column in a Parquet file."""
+"""Column of the features in a Parquet file."""
 METADATA_KEY, MEAN_KEY = b"openjepa", b"openjepa.mean"
 ENDINGS = (".npy", ".parquet")
 AXES = {"pooled": 1, "patches": 3}
-"""Axes of the features of one image, by their kind."""
+"""Number of axes of the features of one image, by kind."""
 SAMPLE = 1024
-"""Rows, evenly spread, in which a table is compared with its kept mean; all rows of a small table.
+"""Number of evenly spread rows that are compared to decide if the kept mean is still right; all rows of a smaller table.
 
-What others may have changed beside them moves the mean by less than a thousandth of the change. Parquet files cannot be changed
-in place, and who writes them anew drops the mean.
+Changes to other rows move the mean by less than a thousandth of the change. Parquet files need no sample: they cannot be
+changed in place, and a program that rewrites one drops the mean.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """How the features were made: enough to embed another image alike, and to find the images again."""
+    """How the features were made: enough to embed another image the same way, and to find the images again."""
 
     subject: str
-    """What `openjepa.load` takes: an absolute path, or a name on the Hub."""
+    """Argument for `openjepa.load`: an absolute path, or a name on the Hub."""
     encoder: Literal["target", "context"] = "target"
     heads: int | None = None
     weights: str
@@ -60,7 +60,7 @@ class Manifest:
     """Shape of the features of one image: (D,) or (H, W, D)."""
     dtype: Literal["float16", "float32"]
     pooling: Literal["average", "class_token"]
-    """What one vector per image is, or would be."""
+    """How one vector per image is made. In a table of patches: how it would be made."""
     view: Literal["crop", "squash"]
     size: tuple[int, int]
     """Height and width of the images as the encoder saw them, in pixels."""
@@ -72,23 +72,23 @@ class Manifest:
     seed: int = 0
     """Seed with which the source was opened."""
     images: str = ""
-    """Splits, numbers of images and hashes of their names: tells other images."""
+    """Splits, numbers of images and hashes of their names. Differs for other images."""
     files: str = ""
-    """Hash of sizes and modification times of the images' files: tells those overwritten in place. Empty in older tables."""
+    """Hash of sizes and times of the images' files. Differs if files were overwritten in place. Empty in older tables."""
     class_names: tuple[str, ...] = ()
     """Names of the labels, if the data has them."""
     skipped: int = 0
-    """Images that could not be read and have no row."""
+    """Number of images that could not be read and have no row."""
     mean: dict[str, Any] = field(default_factory=dict)
     """Mean of the features of all images (`Tally.mean`); empty if it is not known."""
 
     def to_json(self) -> str:
-        """As text."""
+        """The manifest as JSON."""
         return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1)
 
 
 def manifest_from_json(text: str | bytes, where: str) -> Manifest:
-    """The manifest that `to_json` wrote. Raises Refusal for any other text."""
+    """Reads a manifest that `to_json` wrote. `where`: what errors call the text. Raises Refusal for any other text."""
     mend = "embed the images again"
     try:
         entries = object_in(text.decode() if isinstance(text, bytes) else text, where, mend)
@@ -98,7 +98,7 @@ def manifest_from_json(text: str | bytes, where: str) -> Manifest:
         raise Refusal(f"{where} does not describe features that openjepa embed wrote")
     if (version := entries.pop("version", None)) != VERSION:
         raise Refusal(f"{where} has version {version!r}; this openjepa reads version {VERSION}: embed the images again")
-    if not isinstance(entries.get("mean"), dict):  # then it is not known
+    if not isinstance(entries.get("mean"), dict):  # damaged: the mean then counts as not known
         entries.pop("mean", None)
     manifest = typed(Manifest, entries, where, mend)
     if len(manifest.shape) != AXES[manifest.kind] or min(manifest.shape) < 1:
@@ -122,12 +122,12 @@ class Row:
 
 
 class Rows(Sequence[Row]):
-    """The images of all rows. A `Row` is made when it is asked for, because a search names ten of a million images."""
+    """The images of all rows. A `Row` is made only when it is read, because a search names ten of a million images."""
 
     def __init__(
         self, paths: Sequence[str], splits: Sequence[str], indices: Sequence[int], labels: Sequence[int | None]
     ) -> None:
-        """The columns, of one length."""
+        """The columns of the table. All have the same length."""
         self._paths, self._splits, self._indices, self._labels = paths, splits, indices, labels
 
     def __len__(self) -> int:
@@ -141,7 +141,7 @@ class Rows(Sequence[Row]):
     def __getitem__(self, place: slice) -> "Rows": ...
 
     def __getitem__(self, place: int | slice) -> "Row | Rows":
-        """The image of a row, or those of several."""
+        """The image of one row, or the images of a slice."""
         if isinstance(place, slice):
             return Rows(self._paths[place], self._splits[place], self._indices[place], self._labels[place])
         return Row(self._paths[place], self._splits[place], self._indices[place], self._labels[place])
@@ -151,7 +151,7 @@ class FeatureTable:
     """Features of n images and the images themselves, opened by `open_table`. Features are read block by block."""
 
     def __init__(self, path: Path, manifest: Manifest, rows: Sequence[Row], features: NDArray[Any] | None) -> None:
-        """`features`: mapped, or None for Parquet, which is read when blocks are asked for."""
+        """`features`: a mapped file; None for Parquet, which is read block by block."""
         self.path, self.manifest, self.rows = path, manifest, rows
         self._features = features
 
@@ -160,9 +160,9 @@ class FeatureTable:
         return len(self.rows)
 
     def blocks(self, num_rows: int, start: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
-        """(number of its first row, features [b, *shape]) of consecutive blocks of at most `num_rows` images, from `start` on.
+        """Yields (number of the first row, features [b, *shape]) of consecutive blocks of at most `num_rows` images.
 
-        Blocks of `.npy` are views into the mapped file.
+        `start`: the first row. Blocks of `.npy` are views into the mapped file.
         """
         if self._features is None:
             yield from parquet_blocks(self.path, self.manifest, num_rows, start)
@@ -177,7 +177,10 @@ class FeatureTable:
 
 
 def open_table(path: Path) -> FeatureTable:
-    """What `openjepa embed` wrote to `path`, ending in .npy or .parquet. Raises Refusal for anything else, or damaged."""
+    """Opens a table that `openjepa embed` wrote. `path` ends in .npy or .parquet.
+
+    Raises Refusal if it is missing or damaged, or if another program wrote it.
+    """
     if path.is_dir():
         raise Refusal(f"{path} is a folder: name a file of features, X.npy or X.parquet, that openjepa embed wrote")
     if not path.is_file():
@@ -220,7 +223,7 @@ def _open_numpy(path: Path) -> FeatureTable:
 
 
 def _rows(lines: Iterable[list[str]]) -> Rows:
-    """The images in the lines of a CSV file. Raises Refusal if a line is not ours."""
+    """The images in the lines of a CSV file. Raises ValueError if a line cannot be read."""
     paths: list[str] = []
     splits: list[str] = []
     indices: list[int] = []
@@ -234,7 +237,7 @@ def _rows(lines: Iterable[list[str]]) -> Rows:
 
 
 def parquet_manifest(path: Path) -> Manifest:
-    """The manifest in the metadata of a Parquet file, with the mean. Raises Refusal if there is none."""
+    """The manifest in the metadata of a Parquet file, including the mean. Raises Refusal if there is none."""
     import pyarrow.parquet as parquet
 
     try:
@@ -262,9 +265,9 @@ def _open_parquet(path: Path) -> FeatureTable:
 
 
 def parquet_blocks(path: Path, manifest: Manifest, num_rows: int, start: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
-    """(number of its first row, features [b, *shape]) of blocks of a Parquet file, read row group by row group.
+    """Yields (number of the first row, features [b, *shape]) of blocks of a Parquet file. Reads one row group at a time.
 
-    Raises Refusal if they are damaged.
+    `num_rows`: the most rows of a block. `start`: the first row. Raises Refusal if a row group is damaged.
     """
     import pyarrow.parquet as parquet
 
@@ -279,7 +282,7 @@ def parquet_blocks(path: Path, manifest: Manifest, num_rows: int, start: int = 0
 
 
 def _row_group(file: Any, number: int, path: Path, size: int) -> NDArray[Any]:
-    """The features of a row group, one after the other."""
+    """The features of a row group, as a flat array of `size` numbers. Raises Refusal if they are damaged."""
     try:
         column = file.read_row_group(number, columns=[FEATURES]).column(0).combine_chunks()
         values: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False)
@@ -293,15 +296,15 @@ def _row_group(file: Any, number: int, path: Path, size: int) -> NDArray[Any]:
 
 
 def evenly_spread(number: int, at_most: int) -> list[int]:
-    """`at_most` of `number` rows, evenly spread, ascending."""
+    """At most `at_most` of `number` rows, evenly spread, in ascending order."""
     return sorted({int(row) for row in np.linspace(0, number - 1, min(at_most, number))})
 
 
 class Tally:
-    """What is known of features once all are written: their checksum and their mean."""
+    """Computes the checksum and the mean of features while they are written."""
 
     def __init__(self, manifest: Manifest, num_rows: int) -> None:
-        """`num_rows`: number of rows that will come."""
+        """`num_rows`: number of rows that will be added in all."""
         self._dtype, self._shape = np.dtype(manifest.dtype), manifest.shape
         self._sum, self._num_rows = np.zeros(manifest.shape), 0
         self._wanted, self._sample = evenly_spread(num_rows, SAMPLE), 0
@@ -309,7 +312,7 @@ class Tally:
         """CRC-32 of all features."""
 
     def add(self, data: bytes) -> None:
-        """Whole rows."""
+        """Adds the bytes of whole rows."""
         self.checksum = zlib.crc32(data, self.checksum)
         rows = np.frombuffer(data, self._dtype).reshape(-1, *self._shape)
         inside = range(self._num_rows, self._num_rows + len(rows))
@@ -320,7 +323,10 @@ class Tally:
         self._num_rows += len(rows)
 
     def mean(self) -> dict[str, Any]:
-        """As the manifest holds it: base64 of little-endian fp32 with its CRC-32, number of rows, CRC-32 of some of them."""
+        """The mean in the form of the manifest.
+
+        It holds base64 of little-endian fp32, its CRC-32, the number of rows, and the CRC-32 of a sample of the rows.
+        """
         values = (self._sum / self._num_rows).astype("<f4").tobytes()
         return {
             "values": base64.b64encode(values).decode(),
@@ -331,7 +337,7 @@ class Tally:
 
 
 def kept_mean(table: FeatureTable) -> NDArray[np.float32] | None:
-    """Mean of the features of all images [*shape]; None if the table keeps none, or one of other features."""
+    """Mean [*shape] of the features of all images; None if the table keeps no mean, or a mean of other features."""
     kept = table.manifest.mean
     try:
         data = base64.b64decode(kept["values"], validate=True)
@@ -374,7 +380,7 @@ def check_output(output: Path) -> None:
 
 
 def _check_beside(output: Path) -> None:
-    """Raises Refusal if a .csv, .json or .npy lies there that openjepa embed has not written."""
+    """Raises Refusal if the .csv, .json or .npy file exists and openjepa embed has not written it."""
     described, listed = output.with_suffix(".json"), output.with_suffix(".csv")
     foreign = [path for path, is_ours in ((described, _describes), (listed, _lists)) if path.exists() and not is_ours(path)]
     if output.exists() and not described.exists():

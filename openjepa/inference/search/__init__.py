@@ -1,1 +1,1 @@
-"""openjepa search: nearest images, near-duplicates and outliers, from the features that `openjepa embed` wrote."""
+"""openjepa search: finds nearest images, near-duplicates and outliers in a table that `openjepa embed` wrote."""

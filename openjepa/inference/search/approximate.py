@@ -1,8 +1,8 @@
-"""An index beside the table (usearch: a hierarchical navigable small world graph), for tables that are searched often.
+"""An index beside the table, for tables that are searched often. usearch makes it: a hierarchical navigable small world graph.
 
-`X.npy.usearch` holds the directions of all images in fp16, `X.npy.usearch.json` what it was made of and the share of the
-nearest ten images that it found on a sample. Answers are compared again in fp64: a cosine is never approximate, only the choice
-of images is.
+`X.npy.usearch` holds the directions of all images in fp16. `X.npy.usearch.json` records what the index was made of, and the
+share of the ten nearest images that it found on a sample. Cosines of the answers are computed again in fp64: only the choice
+of images is approximate, never a cosine.
 """
 
 import json
@@ -27,16 +27,16 @@ from openjepa.system.json_files import read_object, typed
 from openjepa.system.shared_files import is_writable, whole_file
 
 CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH = 32, 128, 256
-"""Edges per image, and candidates looked at when an image is added and when one is looked for."""
+"""Edges per image, and candidates that are compared when an image is added and when an image is searched for."""
 SAMPLE, SAMPLE_TOP = 100, 10
-"""Images of the table, evenly spread, on which the index is compared with the exact search, and neighbors of each."""
+"""Number of evenly spread images on which the index is compared with the exact search, and number of neighbors of each."""
 ADDED = 1024
-"""Images added at a time: between them, Ctrl-C is heard and the progress is shown."""
+"""Number of images added at a time. In between, Ctrl-C takes effect and the progress is shown."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """What an index was made of. If any of it differs, the index is made anew."""
+    """Record of what an index was made of. If anything but recall and mean differs, the index is made again."""
 
     table_bytes: int
     table_modified: int
@@ -47,12 +47,12 @@ class Made:
     library: str
     """Version of usearch."""
     recall: float = 0.0
-    """Share of the nearest ten of the sample that were found."""
+    """Share of the ten nearest images that the index found, over the sample."""
     mean: tuple[float, ...] = ()
-    """Mean of the table if it is centered: another pass over the table would take longer than the search."""
+    """Mean of the table if it is centered, else empty. Kept because computing it would take longer than the search."""
 
     def is_of(self, other: "Made") -> bool:
-        """Whether both were made of the same."""
+        """True if both indexes were made of the same table, in the same way."""
         return replace(self, recall=0.0, mean=()) == replace(other, recall=0.0, mean=())
 
 
@@ -60,12 +60,12 @@ class ApproximateIndex:
     """The opened index of a table."""
 
     def __init__(self, vectors: Vectors, index: Any, recall: float) -> None:
-        """`index`: usearch's, mapped."""
+        """`index`: the index of usearch, mapped. `recall`: as in `Made`."""
         self.vectors, self._index = vectors, index
         self.recall = recall
 
     def nearest(self, queries: Float[Tensor, "Q D"], top: int, skip: Sequence[int | None] | None = None) -> list[Neighbors]:
-        """Most of the `top` nearest images of each query, their cosines in fp64. As `search.exact.nearest`."""
+        """Most of the `top` nearest images of each query, with cosines in fp64. Arguments as in `search.exact.nearest`."""
         skips = list(skip) if skip is not None else [None] * len(queries)
         wanted = min(len(self.vectors), 2 * top + 1)
         found = []
@@ -78,9 +78,10 @@ class ApproximateIndex:
 
 
 def open_index(table: FeatureTable, centered: bool, say: Say) -> ApproximateIndex:
-    """The index beside the table. It is made first if there is none of these features.
+    """Opens the index beside the table. Makes it first if there is none of these features.
 
-    Raises Refusal without usearch, and if the index is damaged.
+    `centered`: takes the table's mean off all vectors. `say`: called with a line about what is made. Raises Refusal if usearch
+    is missing, the index is damaged, or the folder of a new index cannot be written to.
     """
     with needed_for("--approximate", "leave it out"):
         from usearch import __version__ as version
@@ -106,7 +107,7 @@ def open_index(table: FeatureTable, centered: bool, say: Say) -> ApproximateInde
 
 
 def index_paths(table: FeatureTable) -> tuple[Path, Path]:
-    """The index of a table, and what it says of itself."""
+    """Paths of the index of a table, and of the record of what it was made of."""
     return table.path.with_name(f"{table.path.name}.usearch"), table.path.with_name(f"{table.path.name}.usearch.json")
 
 
@@ -123,7 +124,7 @@ def _made_of(table: FeatureTable, centered: bool, version: str) -> Made:
 
 
 def _read(about: Path, width: int) -> Made | None:
-    """What the file `about` says of an index; None if it is missing or damaged."""
+    """The record in the file `about`; None if it is missing or damaged. `width`: length of a mean."""
     try:
         made = typed(Made, read_object(about) or {}, about)
     except Refusal:
@@ -135,12 +136,12 @@ def _read(about: Path, width: int) -> Made | None:
 def _opened(index_class: Any, path: Path) -> Any:
     try:
         return index_class.restore(str(path), view=True, expansion_search=EXPANSION_SEARCH)
-    except (RuntimeError, ValueError):  # what the library raises at damaged files
+    except (RuntimeError, ValueError):  # the library raises these for damaged files
         return None
 
 
 def _build(vectors: Vectors, index_class: Callable[..., Any], made: Made) -> Made:
-    """Writes both files. An interrupted build leaves what was there."""
+    """Makes an index and writes it and its record. An interrupted build leaves older files as they were."""
     path, about = index_paths(vectors.table)
     index = index_class(
         ndim=vectors.width,
@@ -155,7 +156,7 @@ def _build(vectors: Vectors, index_class: Callable[..., Any], made: Made) -> Mad
             _add(index, first, block / norms[:, None], advance)
     recall = _recall(ApproximateIndex(vectors, index, 0.0), vectors)
     made = replace(made, recall=recall, mean=() if vectors.mean is None else tuple(vectors.mean.tolist()))
-    about.unlink(missing_ok=True)  # so that a new index is never described by an old file
+    about.unlink(missing_ok=True)  # so that an old record never describes a new index
     with whole_file(path) as unfinished:
         index.save(str(unfinished))
     with whole_file(about) as unfinished:
@@ -168,14 +169,14 @@ def _add(index: Any, first: int, directions: Float[Tensor, "b D"], advance: Call
         try:
             index.add((rows + first).numpy(), part.numpy(), threads=torch.get_num_threads())
         except RuntimeError as error:
-            if "terminated" in str(error):  # what the library makes of Ctrl-C
+            if "terminated" in str(error):  # this is how the library reports Ctrl-C
                 raise KeyboardInterrupt from None
             raise
         advance(len(part))
 
 
 def _recall(index: ApproximateIndex, vectors: Vectors) -> float:
-    """Share of the exact nearest images of a sample for which the index finds these or others as near; 1 without a sample."""
+    """Share of the nearest images of a sample that the index finds, or replaces by others as near; 1 for an empty sample."""
     rows = evenly_spread(len(vectors), SAMPLE)
     queries = vectors.rows(rows)
     exact = nearest(vectors, queries, SAMPLE_TOP, rows)

@@ -22,9 +22,9 @@ from openjepa.system.console import Say, progress, silent
 from openjepa.system.shared_files import whole_file
 
 GROUPS_SHOWN, OUTLIERS_SHOWN = 16, 48
-"""Images of the contact sheets."""
+"""Most groups and most outliers on the contact sheets."""
 SAMPLE = 1000
-"""Images whose pairs show what cosines are usual."""
+"""Number of images whose pairs show which cosines are typical."""
 _IMAGE_COLUMNS = ("path", "split", "index", "row", "label")
 _FILE_COLUMNS = ("width", "height", "bytes")
 _COPY_COLUMNS = ("duplicate_of", "duplicate_of_row", "cosine", "identical")
@@ -38,40 +38,40 @@ class Outlier:
 
     row: int
     distance: float
-    """1 - the mean cosine to its nearest images."""
+    """1 minus the mean cosine to its nearest images."""
 
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What was found."""
+    """Near-duplicates and outliers that were found."""
 
     opened: Opened
     groups: tuple[Group, ...] | None
-    """Groups of near-duplicates; None if they were not looked for."""
+    """Groups of near-duplicates; None if they were not searched for."""
     outliers: tuple[Outlier, ...] | None
     complete: bool
-    """False if there were more pairs of near-duplicates than were wanted."""
+    """False if there were more pairs of near-duplicates than the limit allows."""
     threshold: float
     typical: tuple[float, float] | None
-    """Median and 99th percentile of the cosines of pairs drawn at random; None: there are no pairs."""
+    """Median and 99th percentile of the cosines of sampled pairs; None if there are no pairs."""
 
     @property
     def table(self) -> FeatureTable:
-        """The table that was gone through."""
+        """The table that was searched."""
         return self.opened.table
 
     def crossing(self) -> int:
-        """Groups with images of more than one split: what is trained on is tested on."""
+        """Number of groups with images of more than one split. With them, an encoder is tested on what it was trained on."""
         return sum(len({self.table.rows[item.row].split for item in group.members}) > 1 for group in self.groups or ())
 
     def contradicting(self) -> int:
-        """Groups with more than one label."""
+        """Number of groups with more than one label."""
         labels = [{self.table.rows[item.row].label for item in group.members} - {None} for group in self.groups or ()]
         return sum(len(found) > 1 for found in labels)
 
 
 def find_to_clean(settings: SearchSettings, say: Say = silent) -> Cleaning:
-    """Goes through all pairs of images once. Raises Refusal for a table that cannot be compared."""
+    """Finds near-duplicates and outliers by comparing all pairs of images once. Raises Refusal if they cannot be compared."""
     opened = open_for_search(settings, say)
     table = opened.table
     vectors = Vectors(table, table_mean(table) if opened.centered else None)
@@ -97,7 +97,7 @@ def find_to_clean(settings: SearchSettings, say: Say = silent) -> Cleaning:
 
 
 def typical_cosines(vectors: Vectors) -> tuple[float, float] | None:
-    """Median and 99th percentile of the cosines of all pairs of at most SAMPLE images, evenly spread; None for one image."""
+    """Median and 99th percentile of the cosines of all pairs of at most SAMPLE evenly spread images; None for one image."""
     rows = evenly_spread(len(vectors), SAMPLE)
     if len(rows) < 2:
         return None
@@ -117,7 +117,10 @@ def _groups(pairs: Pairs, opened: Opened) -> tuple[Group, ...]:
 
 
 def farthest(means: Float[np.ndarray, " n"] | None, number: int) -> tuple[Outlier, ...]:
-    """The images with the smallest mean cosine to their nearest ones, the farthest first; None: a single image has none."""
+    """The `number` images with the smallest mean cosine to their nearest images, the farthest first.
+
+    `means`: mean cosine of each image; None, as for a table of a single image, gives no outliers.
+    """
     if means is None:
         return ()
     order = np.argsort(means, kind="stable")[:number]
@@ -125,7 +128,7 @@ def farthest(means: Float[np.ndarray, " n"] | None, number: int) -> tuple[Outlie
 
 
 def write_lists(found: Cleaning, folder: Path) -> list[Path]:
-    """duplicates.csv and outliers.csv, those that were looked for."""
+    """Writes duplicates.csv and outliers.csv to `folder`, each only if it was searched for. Returns their paths."""
     written = []
     if found.groups is not None:
         written.append(_write(folder / "duplicates.csv", GROUP_COLUMNS, group_rows(found)))
@@ -147,7 +150,7 @@ def _about(row: Row) -> dict[str, object]:
 
 
 def group_rows(found: Cleaning) -> Iterable[dict[str, object]]:
-    """One row per image of a group of near-duplicates."""
+    """Yields one row of duplicates.csv per image of a group."""
     for number, group in enumerate(found.groups or (), start=1):
         for member in group.members:
             file = member.file
@@ -167,16 +170,19 @@ def group_rows(found: Cleaning) -> Iterable[dict[str, object]]:
 
 
 def outlier_rows(found: Cleaning) -> Iterable[dict[str, object]]:
-    """One row per outlier."""
+    """Yields one row of outliers.csv per outlier."""
     for rank, outlier in enumerate(found.outliers or (), start=1):
         about = _about(found.table.rows[outlier.row])
         yield {"rank": rank, "distance": round(outlier.distance, 6), **about, "row": outlier.row}
 
 
 def draw_lists(found: Cleaning, folder: Path) -> list[Path]:
-    """Draws duplicates.png and outliers.png if there is something to show. Raises Refusal if matplotlib is missing."""
+    """Draws duplicates.png and outliers.png if there is something to show. Returns their paths.
+
+    Raises Refusal if matplotlib is missing.
+    """
     gallery = found.opened.gallery
-    assert gallery is not None  # else there are no images to draw
+    assert gallery is not None  # without a gallery there are no images to draw
     drawn = []
     if found.groups:
         drawn.append(save(draw(_group_lines(found.groups, found, gallery)), folder / "duplicates.png"))
@@ -192,7 +198,7 @@ def draw_lists(found: Cleaning, folder: Path) -> list[Path]:
 
 
 def _group_lines(groups: Sequence[Group], found: Cleaning, gallery: Gallery) -> list[Line]:
-    """The groups that are most alike, and those next to the threshold, by which one sees whether it is right."""
+    """Lines for the most similar groups and for those nearest to the threshold, which show if the threshold is right."""
     half = GROUPS_SHOWN // 2
     shown = list(range(min(half, len(groups))))
     by_threshold = sorted(range(half, len(groups)), key=lambda number: groups[number].lowest)

@@ -1,6 +1,6 @@
-"""Exact search: every vector of the table is compared with every query, block by block of the mapped file.
+"""Exact search: compares every vector of the table with every query, block by block of the mapped file.
 
-A region is compared with windows: averages of neighboring patches, at every place of every image.
+A region is compared with windows, which are averages of neighboring patches, at every place in every image.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,10 +24,11 @@ def window_cosines(
     window: tuple[int, int],
     means: Float[Tensor, "H W D"] | None = None,
 ) -> Float[Tensor, "b H2 W2"]:
-    """Cosine to `query` of the average of the patches in every window of (rows, columns), at every place on the grid.
+    """Cosine between `query` and the average of the patches in a window, for a window at every place on the grid.
 
-    `means`, one for each place, are taken off the patches first; the cosine of a window that equals its
-    means up to rounding is 0. Computed in the type of the features. Raises Refusal if a window is larger than the grid.
+    `window`: rows and columns of patches. `means`: one for each place on the grid, subtracted from the patches first. A window
+    that equals its means up to rounding has the cosine 0. Computes in the type of the features. Raises Refusal if the window is
+    larger than the grid.
     """
     rows, columns = window
     height, width = features.shape[1:3]
@@ -46,27 +47,27 @@ def window_cosines(
 
 
 SCORES = 64 * 2**20
-"""Cosines kept at a time (256 MB); more queries take another pass over the table."""
+"""Number of cosines kept at a time (256 MB). More queries need another pass over the table."""
 ROUNDING = 2e-5
-"""More than fp32 can be wrong in a cosine: so close to the last place, candidates are compared again in fp64."""
+"""Margin larger than any error of a cosine in fp32. Candidates this close to the last place are compared again in fp64."""
 CHUNK = 1024
 COMPARED = 4096
-"""Candidates that are compared again at a time."""
+"""Number of candidates that are compared again at a time."""
 
 Advance = Callable[[int], None]
-"""Told how many images are done since the last call."""
+"""Called with the number of images done since the last call."""
 
 
 @dataclass(frozen=True)
 class Neighbors:
-    """The nearest images of one query, the nearest first; of equal ones the smaller number of the row."""
+    """The nearest images of one query, the nearest first. Among equal cosines the smaller row number comes first."""
 
     rows: NDArray[np.int64]
-    """Numbers of rows of the table [k]."""
+    """Row numbers in the table [k]."""
     cosines: NDArray[np.float64]
-    """[k]"""
+    """Cosines to the query [k]."""
     places: NDArray[np.int64] | None = None
-    """Row and column of the best window on the grid of patches [k, 2], if windows were compared."""
+    """First row and column of the best window on the grid of patches [k, 2]; None if whole images were compared."""
 
 
 def _ignore(_: int) -> None:
@@ -80,11 +81,11 @@ def nearest(
     skip: Sequence[int | None] | None = None,
     advance: Advance = _ignore,
 ) -> list[Neighbors]:
-    """The `top` nearest images of each query by cosine, exactly; fewer if the table holds fewer.
+    """The exact `top` nearest images of each query by cosine, or all images if the table holds fewer.
 
-    `queries`: without the same mean as the vectors (`Vectors.less_mean`). `skip`: for each query a row that is no answer, or
-    None. Cosines are fp64, so neither the order nor the ties depend on blocks or threads. Raises Refusal if a number is not
-    finite.
+    `queries`: with the same mean taken off as the vectors (`Vectors.less_mean`). `skip`: for each query, a row to leave out, or
+    None. `advance`: called with the number of images done. Cosines are fp64, so neither the order nor the ties depend on
+    blocks or threads. Raises Refusal if a number is not finite.
     """
     if top < 1:
         raise Refusal(f"top={top} must be at least 1")
@@ -120,9 +121,9 @@ def _scores(vectors: Vectors, queries: Float[Tensor, "Q D"], advance: Advance) -
 
 
 def candidates(scores: Float[Tensor, " n"], top: int, skip: int | None) -> Int[Tensor, " c"]:
-    """Rows, ascending, that may be among the `top` best if rounding is taken into account.
+    """Rows, ascending, that may be among the `top` best if rounding is taken into account. `skip`: a row to leave out.
 
-    Raises Refusal if a score is not finite, as differences of huge numbers may be.
+    Raises Refusal if a score is not finite, which differences of huge numbers can cause.
     """
     if not bool(scores.isfinite().all()):
         raise Refusal("cosines are not finite: the features are too large to compare; look at the encoder's weights")
@@ -135,7 +136,7 @@ def candidates(scores: Float[Tensor, " n"], top: int, skip: int | None) -> Int[T
 
 
 def _kth_largest(scores: Float[Tensor, " n"], k: int) -> float:
-    """The k-th largest of many numbers, sooner than by `topk` alone: few of them reach the k-th largest maximum of chunks."""
+    """The k-th largest of many numbers. Faster than `topk` alone: few numbers reach the k-th largest maximum of chunks."""
     chunks = len(scores) // CHUNK
     if chunks >= max(k, 2):
         bound = scores[: chunks * CHUNK].view(chunks, CHUNK).amax(dim=1).topk(k).values[-1]
@@ -149,7 +150,7 @@ def _best(vectors: Vectors, query: Float[Tensor, " D"], scores: Float[Tensor, " 
 
 
 def ranked(rows: Int[Tensor, " c"], parts: Sequence[Float[Tensor, " p"]], top: int) -> Neighbors:
-    """The `top` best of candidates in ascending order, given their cosines in parts."""
+    """The `top` best candidates. `rows`: the candidates, ascending. `parts`: their cosines, in consecutive parts."""
     values = torch.cat([torch.empty(0, dtype=torch.float64), *parts])
     order = values.argsort(descending=True, stable=True)[:top]
     return Neighbors(rows[order].numpy(), values[order].numpy())
@@ -164,11 +165,11 @@ def nearest_windows(
     skip: int | None = None,
     advance: Advance = _ignore,
 ) -> Neighbors:
-    """The `top` images with the window of patches most like the query, exactly, and the place of that window.
+    """The exact `top` images whose best window of patches is most similar to the query, and the places of these windows.
 
-    A window is `window` rows and columns of patches; its vector is the average of its patches, less `means` (`place_means`) of
-    their places, as the query's. The table must hold features of patches. Equal windows of one image: the first in reading
-    order. As `nearest` otherwise.
+    `window`: rows and columns of patches. The vector of a window is the average of its patches. `means`: `place_means`,
+    subtracted from the patches at their places; the query must be without them too. The table must hold features of patches.
+    Among equal windows of an image the first in reading order counts. Otherwise as `nearest`.
     """
     if not bool(query.isfinite().all()):
         raise Refusal("the features of the query are not finite: look at the image and at the encoder's weights")

@@ -1,4 +1,4 @@
-"""The images that a table's features are of, found again through its manifest."""
+"""The images of a table, found again through its manifest."""
 
 import hashlib
 from functools import cached_property
@@ -21,28 +21,28 @@ from openjepa.settings.run import CHOICES
 from openjepa.settings.sources import DataSettings
 
 THUMBNAIL = 256
-"""Short side in pixels that images are reduced to for contact sheets."""
+"""Short side, in pixels, to which images are reduced for contact sheets."""
 
 Change = Literal["none", "number", "files"]
-"""What has happened to the images since they were embedded, as far as the table notes it: some were added or removed, or else
-their files have other sizes or times."""
+"""Change of the images since they were embedded, as far as the table can tell. `number`: images were added or removed. `files`:
+files have other sizes or times."""
 
 
 class Gallery:
     """The images of a table. Opened by `open_gallery`."""
 
     def __init__(self, images: Images, change: Change = "none") -> None:
-        """Sources of what was embedded. No single image of a stream can be read."""
+        """`images`: the embedded sources; single images of a stream cannot be read. `change`: of the images since then."""
         self.change = change
         self._sources = {name: source for name, source in images.sources.items() if isinstance(source, ListSource)}
 
     @cached_property
     def _numbers(self) -> dict[tuple[str, str], int]:
-        """Numbers of the images by split and name: for data that images were added to or taken from since."""
+        """Numbers of the images by split and name. Needed if images were added or removed since."""
         return {(split, source.name(index)): index for split, source in self._sources.items() for index in range(len(source))}
 
     def read(self, row: Row) -> bytes:
-        """The encoded file of an image. Raises Refusal or OSError if it is gone."""
+        """The bytes of an image's file. Raises Refusal or OSError if it is gone."""
         source = self._sources.get(row.split)
         if source is None:
             raise Refusal(f"the split {row.split!r} is a stream or is gone: its images cannot be read one by one")
@@ -57,7 +57,7 @@ class Gallery:
         return decode_image(self.read(row))
 
     def thumbnail(self, row: Row) -> UInt8[np.ndarray, "h w 3"] | None:
-        """The image with a short side of `THUMBNAIL` pixels at most; None if it cannot be read."""
+        """The image with a short side of at most `THUMBNAIL` pixels; None if it cannot be read."""
         try:
             pixels = decode_image(self.read(row), THUMBNAIL)
         except (ValueError, OSError):
@@ -65,7 +65,7 @@ class Gallery:
         return thumbnail(torch.from_numpy(pixels))
 
     def file(self, row: Row) -> File | None:
-        """Size, bytes and digest of an image; None if it cannot be read."""
+        """Size, bytes and digest of an image's file; None if it cannot be read."""
         try:
             data = self.read(row)
             height, width = image_size(data)
@@ -75,12 +75,12 @@ class Gallery:
 
 
 def thumbnail(pixels: UInt8[Tensor, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    """The image, no larger than contact sheets need."""
+    """The image, reduced to a short side of at most `THUMBNAIL` pixels."""
     return shrink_to_short_side(pixels, THUMBNAIL).numpy()
 
 
 def label_name(manifest: Manifest, row: Row) -> str:
-    """Name of an image's class, its number if it has no name, or nothing."""
+    """Name of an image's class, or its number if it has no name; empty without a label."""
     if row.label is None:
         return ""
     names = manifest.class_names
@@ -88,9 +88,9 @@ def label_name(manifest: Manifest, row: Row) -> str:
 
 
 def open_gallery(table: FeatureTable, data_path: str | None = None) -> Gallery:
-    """The images of a table. `data_path`: where they lie now. Raises Refusal or OSError if they cannot be found.
+    """Opens the images of a table. `data_path`: where they lie now; None: where they were.
 
-    `change` of the gallery says whether images were changed since.
+    `change` of the gallery tells if the images have changed. Raises Refusal or OSError if they cannot be found.
     """
     manifest = table.manifest
     entries = dict(manifest.data)
@@ -106,7 +106,7 @@ def open_gallery(table: FeatureTable, data_path: str | None = None) -> Gallery:
 
 
 def _change(images: Images, table: FeatureTable) -> Change:
-    """Stamps tell only images of the same number, and older tables have none: one `stat` of every file is saved then."""
+    """How the images have changed. Files are looked at only if their number is the same and the table notes their stamps."""
     sources = images.sources.values()
     lengths = [len(source) for source in sources if isinstance(source, ListSource)]
     if len(lengths) == len(sources) and sum(lengths) != len(table) + table.manifest.skipped:

@@ -1,10 +1,10 @@
 """All pairs of images in one pass: those above a threshold, and how far each image is from its nearest ones.
 
-Blocks of unit vectors are multiplied with each other, each pair of blocks once. In bf16 a product misses a cosine by at most
-3/256, twice the rounding of a factor and once that of the result, so pairs are taken with that margin and compared again in
-fp64: what is found does not depend on the precision.
+Blocks of unit vectors are multiplied with each other, each pair of blocks once. In bf16 a product differs from the cosine by at
+most 3/256: the rounding of both factors and of the result. So pairs are selected with that margin and compared again in fp64.
+The result does not depend on the precision.
 
-Near-duplicates become groups of images that are alike, and one image of each group is kept.
+Near-duplicates form groups of similar images. Images of a group that are duplicates of a kept one are listed for removal.
 """
 
 from collections import defaultdict
@@ -22,12 +22,12 @@ from openjepa.inference.search.exact import Advance
 from openjepa.inference.search.vectors import SMALLEST_NORM, Vectors, rows_per_block, tensor_of
 
 OUTER, INNER = 8192, 4096
-"""Images of the two blocks that are multiplied; the first is a multiple of the second. Their cosines take 128 MB in fp32."""
+"""Number of images in the two blocks of a product. OUTER is a multiple of INNER. Their cosines take 128 MB in fp32."""
 MARGIN = {torch.bfloat16: 3 / 256 + 1e-3, torch.float32: 1e-5}
 COMPARED = 1024
-"""Pairs that are compared again at a time: what they need stays in the cache."""
+"""Number of pairs that are compared again at a time. They fit into the cache."""
 SEARCHED = 512
-"""Images of the first block whose pairs are taken at a time: if all were alike, those of a block would take a gigabyte."""
+"""Number of images of the outer block whose pairs are taken at a time. If all images were alike, a block would take 1 GB."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Pairs:
     """Pairs of images, the most alike first."""
 
     first: NDArray[np.int64]
-    """Row of the table [m]."""
+    """Row of the first image in the table [m]."""
     second: NDArray[np.int64]
-    """Another, larger one."""
+    """Row of the second image [m], always the larger number."""
     cosines: NDArray[np.float64]
     complete: bool = True
-    """False if there were more pairs than were wanted; these are the most alike."""
+    """False if there were more pairs than the limit allows; these are then the most similar ones."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class _Block:
     first: int
     """Number of the first row."""
     units: Float[Tensor, "b D"]
-    """Unit vectors, as far as fp32 can say."""
+    """Unit vectors, up to rounding in fp32."""
     squares: Float[Tensor, " b"]
-    """Squares of their lengths in fp64."""
+    """Squared lengths of `units` in fp64."""
 
     def __len__(self) -> int:
         return len(self.squares)
@@ -60,7 +60,7 @@ class _Block:
 
 @dataclass
 class _Found:
-    """The most alike pairs so far, at most twice as many as are wanted."""
+    """The most similar pairs so far, at most twice the limit."""
 
     limit: int
     threshold: float
@@ -68,11 +68,11 @@ class _Found:
     parts: list[tuple[Int[Tensor, " p"], Int[Tensor, " p"], Float[Tensor, " p"]]] = field(default_factory=list)
 
     def is_full(self) -> bool:
-        """Whether no other pair can be more alike than those that are taken already."""
+        """True if no further pair can be more similar than those already taken."""
         return not self.complete and self.threshold >= 1
 
     def add(self, first: Int[Tensor, " p"], second: Int[Tensor, " p"], values: Float[Tensor, " p"]) -> None:
-        """Takes those above the threshold, which rises when there are too many."""
+        """Adds the pairs that reach the threshold. The threshold rises if there are too many."""
         kept = values >= self.threshold
         self.parts.append((first[kept], second[kept], values[kept]))
         if sum(len(part[0]) for part in self.parts) > 2 * self.limit:
@@ -85,7 +85,7 @@ class _Found:
         self.parts = [(torch.from_numpy(pairs.first), torch.from_numpy(pairs.second), torch.from_numpy(pairs.cosines))]
 
     def sorted(self) -> Pairs:
-        """The pairs in order; of equal ones those of smaller rows first."""
+        """The pairs, the most similar first. Among equal cosines, smaller rows come first."""
         empty = torch.empty(0, dtype=torch.int64)
         first, second, values = (
             torch.cat(list(items)).numpy() for items in zip((empty, empty, empty.double()), *self.parts, strict=True)
@@ -105,15 +105,15 @@ def compare_all(
     device: torch.device | None = None,
     advance: Advance = lambda _: None,
 ) -> tuple[Pairs, Float[np.ndarray, " n"] | None]:
-    """Pairs with a cosine of at least `threshold` (None: no pairs), and each image's mean cosine to its nearest `neighbors`.
+    """Pairs with a cosine of at least `threshold`, and each image's mean cosine to its `neighbors` nearest images.
 
-    Exact, in memory that does not grow with the square of the number of images. `neighbors`: 0 gives no means (None), and a
-    number above that of the images means all others. Only the most alike `max_pairs` are kept. `advance`: told the work done,
-    in images. Raises
-    Refusal if a number is not finite.
+    `threshold`: None gives no pairs. `neighbors`: 0 gives None instead of means; more than there are other images means all of
+    them. `max_pairs`: only this number of pairs is kept, the most similar. `advance`: called with the work done, in images.
+    The result is exact, and the memory does not grow with the square of the number of images. Raises Refusal if a number is not
+    finite.
     """
     place, number = device or torch.device("cpu"), min(neighbors, len(vectors) - 1)
-    # Means of bf16 cosines would be wrong in the third digit; pairs are compared again anyway.
+    # Means of bf16 cosines would be wrong in the third digit. Pairs are compared again in fp64, so bf16 is enough for them.
     kind = torch.bfloat16 if number < 1 and supports_bf16(place) else torch.float32
     found = _Found(max_pairs, 2.0 if threshold is None else threshold)
     best = torch.full((len(vectors), max(number, 0)), -torch.inf, device=place)
@@ -134,7 +134,7 @@ def compare_all(
 
 
 def _block(vectors: Vectors, start: int, number: int, place: torch.device) -> _Block:
-    """At most `number` images from a row on."""
+    """A block of at most `number` images from row `start` on, on the device `place`."""
     stop, row, units, squares = min(start + number, len(vectors)), start, [], []
     while row < stop:
         first, block = next(vectors.table.blocks(min(stop - row, rows_per_block(vectors.table)), row))
@@ -146,13 +146,13 @@ def _block(vectors: Vectors, start: int, number: int, place: torch.device) -> _B
 
 
 def _part(block: _Block, start: int) -> _Block:
-    """The images of a block from one of them on that make an inner block."""
+    """An inner block: INNER images of `block` from its image number `start` on."""
     stop = start + INNER
     return _Block(block.first + start, block.units[start:stop], block.squares[start:stop])
 
 
 def _collect(found: _Found, scores: Float[Tensor, "a b"], outer: _Block, inner: _Block) -> None:
-    """Adds the pairs of two blocks that are alike enough."""
+    """Adds the pairs of two blocks that reach the threshold."""
     for start in range(0, len(outer), SEARCHED):
         if found.is_full():
             return
@@ -167,7 +167,7 @@ def _collect(found: _Found, scores: Float[Tensor, "a b"], outer: _Block, inner: 
 
 
 def _cosines(outer: _Block, inner: _Block, rows: Int[Tensor, " p"], columns: Int[Tensor, " p"]) -> Float[Tensor, " p"]:
-    """Cosines of pairs in fp64, on the CPU; of equal vectors exactly 1."""
+    """Cosines of pairs in fp64, on the CPU; exactly 1 for equal vectors."""
     place = torch.device("cpu") if rows.device.type == "mps" else rows.device  # MPS has no fp64
     products = (outer.units[rows].to(place).double() * inner.units[columns].to(place).double()).sum(dim=1).cpu()
     lengths = (outer.squares[rows.cpu()] * inner.squares[columns.cpu()]).sqrt()
@@ -175,7 +175,7 @@ def _cosines(outer: _Block, inner: _Block, rows: Int[Tensor, " p"], columns: Int
 
 
 def _keep_best(best: Float[Tensor, "n k"], scores: Float[Tensor, "a b"], start: int, begin: int) -> None:
-    """Takes the cosines of two blocks into the best of each row; of an image to itself none."""
+    """Merges the cosines of two blocks into the best of each row. Leaves out the cosine of an image to itself."""
     num_outer, num_inner = scores.shape
     inside = begin < start + num_outer
     if inside:
@@ -193,14 +193,14 @@ def _merge(best: Float[Tensor, "r k"], scores: Float[Tensor, "r b"]) -> None:
 
 
 class _Meter:
-    """Tells of products as if each image took the same share of them."""
+    """Reports progress in images, as if each image took an equal share of the products."""
 
     def __init__(self, number: int, advance: Advance) -> None:
         self._number, self._advance = number, advance
         self._products, self._told = 0.0, 0
 
     def done(self, rows: int, columns: int, inside: bool) -> None:
-        """A block on the diagonal computes each pair twice."""
+        """Counts the product of two blocks. `inside`: on the diagonal, where a block computes each pair twice."""
         self._products += rows * columns * (1 if inside else 2)
         now = round(self._products / self._number)
         self._advance(now - self._told)
@@ -209,7 +209,7 @@ class _Meter:
 
 @dataclass(frozen=True)
 class File:
-    """What is known of an image's file."""
+    """Facts about an image's file."""
 
     height: int
     width: int
@@ -224,37 +224,37 @@ class Member:
 
     row: int
     file: File | None
-    """The file of an image; None if it is gone."""
+    """The file of the image; None if it cannot be read."""
     duplicate_of: int | None = None
     """Row of the image that is kept instead; None for an image that is kept."""
     cosine: float | None = None
-    """To that one."""
+    """Cosine to that image; None for an image that is kept."""
     identical: bool | None = None
-    """Whether both files are the same, byte for byte; None for an image that is kept, or if a file cannot be read."""
+    """True if both files are equal, byte for byte; None for an image that is kept, or if a file cannot be read."""
 
     @property
     def keep(self) -> bool:
-        """Whether the image is kept."""
+        """True if the image is kept."""
         return self.duplicate_of is None
 
 
 @dataclass(frozen=True)
 class Group:
-    """Images that hang together by pairs that are alike enough; first those to keep, then the others."""
+    """Images that are connected by pairs above the threshold. The images to keep come first, then the others."""
 
     members: tuple[Member, ...]
     highest: float
     """Largest cosine of a pair in the group."""
     lowest: float
-    """Smallest cosine of a removed image to the one that is kept for it."""
+    """Smallest cosine of a removed image to the image that is kept instead."""
 
 
 def groups_of(pairs: Pairs, file_of: Callable[[int], File | None]) -> list[Group]:
-    """The groups, those with the most alike pair first.
+    """The groups of `pairs`, the group with the most similar pair first. `file_of`: the file of a row, None if it is gone.
 
-    In each group the images are gone through by pixels, then bytes of the file, the largest first, then rows: one that is alike
-    enough to an image that is kept already is its duplicate, any other is kept. So no image goes because of a chain of others
-    between it and the one that stays.
+    In each group, images are visited by number of pixels, then bytes of the file, both the largest first, then by row. An image
+    that forms a pair with a kept image is its duplicate; any other image is kept. So no image is removed only because a chain
+    of other images connects it to a kept one.
     """
     alike: dict[int, dict[int, float]] = defaultdict(dict)
     for one, other, cosine in zip(pairs.first.tolist(), pairs.second.tolist(), pairs.cosines.tolist(), strict=True):
@@ -272,7 +272,7 @@ def _connected(alike: dict[int, dict[int, float]]) -> list[list[int]]:
             continue
         seen.add(start)
         component = [start]
-        for row in component:  # grows while it is gone through
+        for row in component:  # the list grows during the loop
             new = [other for other in alike[row] if other not in seen]
             seen.update(new)
             component.extend(new)
@@ -298,5 +298,5 @@ def _group(rows: Sequence[int], alike: dict[int, dict[int, float]], files: dict[
 
 
 def _preference(row: int, file: File | None) -> tuple[int, int, int]:
-    """Sorts the image to keep first; those that cannot be read come last."""
+    """Sort key: the image to keep comes first, images that cannot be read last."""
     return (-file.height * file.width, -file.bytes, row) if file is not None else (1, 0, row)

@@ -1,4 +1,4 @@
-"""Answers in the terminal: tables for people, lines of JSON for programs."""
+"""Prints answers: tables for people, lines of JSON for programs."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -16,11 +16,11 @@ from openjepa.system.console import plain_console
 from openjepa.visualization.sheet import printable
 
 PRINTED = 10
-"""Groups and outliers that the terminal shows; the CSV files hold all."""
+"""Most groups and outliers that the terminal shows. The CSV files hold all of them."""
 
 
 def print_answers(answers: Answers, console: Console | None = None) -> None:
-    """One table per query: rank, cosine, path, and label if there are labels."""
+    """Prints one table per query: rank, cosine, path, and label if there are labels."""
     console = console or _console()
     for answer in answers.answers:
         console.print(Text(f"nearest to {printable(answer.query.name)}", "bold"))
@@ -29,7 +29,7 @@ def print_answers(answers: Answers, console: Console | None = None) -> None:
 
 
 def _console() -> Console:
-    """Lines as wide as the terminal; in a file or a pipe they need not be broken."""
+    """A console as wide as the terminal. In a file or a pipe lines may be 200 wide, so that they are not broken."""
     console = plain_console()
     return console if console.is_terminal else plain_console(width=200)
 
@@ -47,7 +47,7 @@ def _neighbors(answers: Answers, answer: Answer) -> Table:
 
 
 def _name(table: FeatureTable, row: Row) -> str:
-    """The path on one line. With several splits also the split, because one path may stand in each of them."""
+    """The path on one line. If the table has several splits, the split is added, because each may hold the same path."""
     return printable(row.path) + (f" ({row.split})" if len(table.manifest.splits) > 1 else "")
 
 
@@ -59,7 +59,7 @@ def _table(*columns: str, right: Sequence[str] = ()) -> Table:
 
 
 def answer_lines(answers: Answers) -> Iterable[str]:
-    """One line of JSON per neighbor."""
+    """Yields one line of JSON per neighbor."""
     for answer in answers.answers:
         places, window = answer.neighbors.places, answer.query.window
         for number, row in enumerate(answer.rows):
@@ -80,7 +80,7 @@ def answer_lines(answers: Answers) -> Iterable[str]:
 
 
 def print_cleaning(found: Cleaning, console: Console | None = None) -> None:
-    """What was found, in a few lines and the first of each list."""
+    """Prints what was found: a few lines, and the first entries of each list."""
     console = console or _console()
     if found.groups is not None:
         _print_groups(found, console)
@@ -152,7 +152,7 @@ def _print_outliers(found: Cleaning, console: Console) -> None:
 
 
 def cleaning_lines(found: Cleaning) -> Iterable[str]:
-    """One line of JSON per row of the CSV files; `list` says which."""
+    """Yields one line of JSON per row of the CSV files. `list` names the file."""
     for entry in group_rows(found):
         yield json.dumps({"list": "duplicates", **entry})
     for entry in outlier_rows(found):

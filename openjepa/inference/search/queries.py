@@ -1,4 +1,4 @@
-"""Queries: images, regions of images and rows of the table, as vectors that can be compared with those of the table."""
+"""Queries: vectors of images, of regions of images, or of rows of the table, to be compared with those of the table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,10 +34,10 @@ class Box:
 
 
 def box_of(region: tuple[float, float, float, float], size: tuple[int, int], name: str) -> Box:
-    """The region (left, top, width, height) of an image of (height, width) pixels.
+    """The box of a region.
 
-    Numbers are fractions if none is above 1, else pixels. `name`: what messages call the image. Raises Refusal if the region
-    is empty or leaves the image.
+    `region`: left, top, width and height; fractions if none is above 1, else pixels. `size`: height and width of the image in
+    pixels. `name`: what messages call the image. Raises Refusal if the region is empty or leaves the image.
     """
     left, top, width, height = region
     if not all(isfinite(number) for number in region):
@@ -68,17 +68,17 @@ def patches_inside(box: Box, grid: tuple[int, int]) -> tuple[slice, slice]:
 
 
 def _centers(start: float, length: float, number: int) -> slice:
-    """Cells of `number` equal ones on [0, 1] whose center lies in [start, start + length]; at least one."""
+    """Cells whose center lies in [start, start + length], if [0, 1] is divided into `number` equal cells; at least one."""
     first = min(max(0, ceil(start * number - 0.5 - _SLACK)), number - 1)
     last = min(floor((start + length) * number - 0.5 + _SLACK), number - 1)
     return slice(first, max(first, last) + 1)
 
 
 def view_over(manifest: Manifest, size: tuple[int, int], box: Box) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The size that an image of (height, width) pixels is resized to, and top and left of what the encoder shall see of it.
+    """The size to which an image is resized, and top and left of the view that the encoder sees of it, all in pixels.
 
-    As the images of the table were, except that of `crop` the view lies over the box instead of in the center, as far as the
-    image goes.
+    `size`: height and width of the image in pixels. The image is prepared as those of the table, except that the view of `crop`
+    is centered on the box instead of on the image, as far as the image reaches.
     """
     if manifest.view == "squash":
         return manifest.size, (0, 0)
@@ -103,9 +103,10 @@ def box_in_view(manifest: Manifest, full: tuple[int, int], corner: tuple[int, in
 
 
 def box_of_window(manifest: Manifest, size: tuple[int, int], place: tuple[int, int], window: tuple[int, int]) -> Box:
-    """Box of a window of patches in an image of (height, width) pixels, given its first row and column.
+    """The box in the image that a window of patches covers.
 
-    The grid covers what the encoder saw: the whole image (`squash`) or its center (`crop`).
+    `size`: height and width of the image in pixels. `place`: first row and column of the window. `window`: its rows and
+    columns. The grid covers what the encoder saw: the whole image (`squash`) or its center (`crop`).
     """
     (rows, columns), (height, width) = manifest.shape[:2], manifest.size
     patch_height, patch_width = height / rows, width / columns
@@ -118,30 +119,30 @@ def box_of_window(manifest: Manifest, size: tuple[int, int], place: tuple[int, i
 
 @dataclass(frozen=True)
 class Query:
-    """One query."""
+    """One query, ready to be compared."""
 
     name: str
-    """Its path or row."""
+    """Path or row of the image."""
     vector: Float[Tensor, " D"]
-    """In fp64, with the mean of the table, or of its places, still in it."""
+    """Vector in fp64. The mean of the table, or the means of its places, are not subtracted yet."""
     row: int | None = None
-    """Its own row, if it is from the table."""
+    """Row of the query, if it is an image of the table."""
     pixels: UInt8[np.ndarray, "h w 3"] | None = None
-    """The image, if it was read."""
+    """Pixels of the image, if it was read."""
     region: Box | None = None
     places: tuple[slice, slice] | None = None
     """Rows and columns of the table's grid that the region covers, if the table holds patches."""
 
     @property
     def window(self) -> tuple[int, int] | None:
-        """How many rows and columns of patches are compared."""
+        """Rows and columns of patches that are compared; None if whole images are."""
         return None if self.places is None else (_length(self.places[0]), _length(self.places[1]))
 
 
 def matching_encoder(table: FeatureTable, subject: str | None = None) -> Encoder:
-    """The encoder that made the table. `subject`: its present place.
+    """Loads the encoder that made the table. `subject`: where it is now; None: where it was.
 
-    Raises Refusal if it cannot be read, or has other weights.
+    Raises Refusal if it cannot be read or has other weights.
     """
     manifest, place = table.manifest, subject or table.manifest.subject
     try:
@@ -159,11 +160,12 @@ def matching_encoder(table: FeatureTable, subject: str | None = None) -> Encoder
 
 
 def image_query(encoder: Encoder, manifest: Manifest, image: Picture, name: str, region: Sequence[float] | None) -> Query:
-    """An image, or its region (left, top, width, height). Raises Refusal if it is not an image or has no such region.
+    """The query for an image, or for a region of it. `region`: left, top, width, height; None: the whole image.
 
-    An image is prepared as those of the table were. The vector of a region is the average of its patches. For a table of
-    patches these have the places of the table's grid: the encoder sees the region in a view of the table's size. For pooled
-    features they are patches of the whole image in its own shape.
+    A whole image is prepared as those of the table. The vector of a region is the average of its patches. For a table of
+    patches the encoder sees the region in a view of the table's size, so that its patches have places on the table's grid. For
+    pooled features the patches are those of the whole image in its own aspect ratio. Raises Refusal if `image` is not an image
+    or has no such region.
     """
     pixels = pixels_of(image)
     shown = thumbnail(pixels)
@@ -184,7 +186,7 @@ def image_query(encoder: Encoder, manifest: Manifest, image: Picture, name: str,
 def _patches_over(
     encoder: Encoder, manifest: Manifest, pixels: UInt8[Tensor, "h w 3"], box: Box
 ) -> tuple[Float[Tensor, "H W D"], Box]:
-    """Features of the patches of a view over the box, and the part of the box in it."""
+    """Features of the patches of a view over the box, and the part of the box that lies in this view."""
     full, (top, left) = view_over(manifest, (pixels.shape[0], pixels.shape[1]), box)
     view = resize(pixels, full, "bicubic")[:, top : top + manifest.size[0], left : left + manifest.size[1]]
     seen = view.permute(1, 2, 0).contiguous().numpy()
@@ -197,7 +199,7 @@ def _length(places: slice) -> int:
 
 
 def _as_the_table(encoder: Encoder, manifest: Manifest, image: Picture) -> Float[Tensor, " D"]:
-    """One vector, made as those of the table."""
+    """The vector of a whole image, made as those of the table."""
     view, size, precision = manifest.view, manifest.size, manifest.precision
     if manifest.kind == "patches":
         patches = encoder.embed_patches(image, view=view, size=size, precision=precision)
@@ -213,12 +215,12 @@ def _four(region: Sequence[float]) -> tuple[float, float, float, float]:
 
 
 def row_query(table: FeatureTable, row: int) -> Query:
-    """An image of the table by its number, with its stored features. Raises Refusal if there is no such row."""
+    """The query for row `row` of the table, with its stored features."""
     return Query(f"row {row}: {table.rows[row].path}", pooled(picked(table, [row]))[0], row=row)
 
 
 def row_number(table: FeatureTable, text: str) -> int:
-    """The row that a number or the name of an image means. Raises Refusal if there is none, or several."""
+    """The row that `text` means: a row number, or the name of an image. Raises Refusal if there is no such row or several."""
     if text.lstrip("-").isdigit():
         row = int(text)
         if not 0 <= row < len(table):
@@ -235,5 +237,5 @@ def row_number(table: FeatureTable, text: str) -> int:
 
 
 def stacked(queries: Sequence[Query], vectors: Vectors) -> Float[Tensor, "Q D"]:
-    """The vectors of all queries, less the mean of those of the table."""
+    """The vectors of all queries, with the mean of the table subtracted."""
     return vectors.less_mean(torch.stack([query.vector for query in queries]))

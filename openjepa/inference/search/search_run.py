@@ -1,4 +1,4 @@
-"""Nearest images of queries, from settings to answers and their picture."""
+"""Finds the nearest images of queries: from settings to answers and their contact sheet."""
 
 import time
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ from openjepa.system.console import Say, progress, silent
 
 EMBED_AGAIN = "openjepa embed --again embeds all anew"
 LARGE = 100_000_000
-"""Bytes of a table from which on a search shows its progress."""
+"""Size of a table, in bytes, from which a search shows its progress."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A table, and its images if they are wanted and still there."""
+    """A table, and its images if they are needed and still exist."""
 
     table: FeatureTable
     centered: bool
@@ -57,11 +57,14 @@ class Answers:
     opened: Opened
     answers: tuple[Answer, ...]
     how: str
-    """In a few words: how many images were searched, whether exactly, and how long it took."""
+    """Short description: number of images searched, exact or by an index, and the time it took."""
 
 
 def open_for_search(settings: SearchSettings, say: Say = silent) -> Opened:
-    """The table of the settings. Without its images no pictures can be drawn, which is said."""
+    """Opens the table of the settings. If its images are not found, says that no pictures can be drawn.
+
+    Raises Refusal if the table cannot be opened or holds no images.
+    """
     table = open_table(settings.table)
     if len(table) == 0:
         raise Refusal(f"{table.path} holds no images")
@@ -92,7 +95,7 @@ def open_for_search(settings: SearchSettings, say: Say = silent) -> Opened:
 
 
 def find_neighbors(settings: SearchSettings, say: Say = silent) -> Answers:
-    """Answers every query of the settings. Raises Refusal for what cannot be searched for, or in."""
+    """Answers every query of the settings. Raises Refusal if a query or the table cannot be used."""
     opened = open_for_search(settings, say)
     queries = _queries(settings, opened)
     skip = [None if settings.keep_self else query.row for query in queries]
@@ -153,7 +156,7 @@ def _exactly(settings: SearchSettings, opened: Opened, queries: Sequence[Query],
 def _by_index(
     settings: SearchSettings, opened: Opened, queries: Sequence[Query], skip: Sequence[int | None], say: Say
 ) -> tuple[list[Neighbors], str, float]:
-    """Answers, how they were found, and the seconds of the search, without those of making the index."""
+    """Neighbors of each query, how they were found, and the seconds of the search without making the index."""
     if any(query.window is not None for query in queries):
         raise Refusal("--approximate finds whole images, not regions in a table of patches: leave it out")
     index = open_index(opened.table, opened.centered, say)
@@ -163,7 +166,10 @@ def _by_index(
 
 
 def hit_box(answers: Answers, answer: Answer, number: int, size: tuple[int, int]) -> Box | None:
-    """Box of the best window in a neighbor, an image of (height, width) pixels; None if whole images were compared."""
+    """Box of the best window in neighbor `number`; None if whole images were compared.
+
+    `size`: height and width of the neighbor's image in pixels.
+    """
     places, window = answer.neighbors.places, answer.query.window
     if places is None or window is None:
         return None
@@ -172,9 +178,9 @@ def hit_box(answers: Answers, answer: Answer, number: int, size: tuple[int, int]
 
 
 def draw_neighbors(answers: Answers, output: Path) -> Path:
-    """The contact sheet of all answers. Raises Refusal if matplotlib is missing."""
+    """Draws the contact sheet of all answers. Raises Refusal if matplotlib is missing."""
     gallery = answers.opened.gallery
-    assert gallery is not None  # else there are no images to draw
+    assert gallery is not None  # without a gallery there are no images to draw
     lines = []
     for answer in answers.answers:
         query = answer.query

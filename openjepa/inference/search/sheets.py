@@ -15,15 +15,15 @@ from openjepa.visualization.sheet import BAD, GOOD, GRAY, Sheet, enlarge, printa
 CELL = 168
 """Side of the square that each image is fitted into, in pixels."""
 COLUMNS = 6
-"""Neighbors or outliers in a line."""
+"""Most images in a row."""
 _MARGIN, _GAP, _CAPTION, _HEAD, _QUERY_GAP = 12, 10, 19, 34, 40
 _WIDTH_OF_WORDS = 560
 """Room for a heading above a few images, in pixels."""
 _HIT = "#e8a33d"
 KEPT, REMOVED = GOOD, BAD
-"""Frames of images of a group of near-duplicates."""
+"""Frame colors of kept and removed images of a group of near-duplicates."""
 _LETTERS = 20
-"""Letters of a caption that fit below an image."""
+"""Number of letters of a caption that fit below an image."""
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,19 @@ class Picture:
     """One image of a sheet."""
 
     pixels: UInt8[np.ndarray, "h w 3"] | None
-    """None: it cannot be read any more."""
+    """Pixels of the image; None if it can no longer be read."""
     captions: tuple[str, ...]
-    """Lines below it."""
+    """Lines of text below the image."""
     box: Box | None = None
-    """A part of it that is framed."""
+    """Part of the image that gets a frame."""
     color: str | None = None
-    """Box of a frame around the whole image."""
+    """Color of a frame around the whole image; None: no frame."""
     box_color: str = _HIT
 
 
 @dataclass(frozen=True)
 class Line:
-    """Images in a row under a heading; `lead` stands before them, apart."""
+    """Images in a row under a heading. `lead` is an image set apart at the left."""
 
     heading: str
     pictures: tuple[Picture, ...]
@@ -51,12 +51,12 @@ class Line:
 
 
 def query_picture(name: str, pixels: UInt8[np.ndarray, "h w 3"] | None, region: Box | None) -> Picture:
-    """A query as it stands before its neighbors."""
+    """The picture of a query, which stands before its neighbors. `region`: framed if it is given."""
     return Picture(pixels, ("query", shortened(name)), region, box_color=GOOD)
 
 
 def draw(lines: Sequence[Line]) -> Sheet:
-    """All lines below each other, short ones side by side. A line of more than COLUMNS images goes on below.
+    """Draws all lines below each other, short ones side by side. A line of more than COLUMNS images continues below.
 
     Raises Refusal if matplotlib is missing.
     """
@@ -84,7 +84,7 @@ def draw(lines: Sequence[Line]) -> Sheet:
 
 
 def _bands(lines: Sequence[Line]) -> list[list[Line]]:
-    """The lines that stand side by side: those with images but none before them, as many as fit into COLUMNS."""
+    """Groups lines that share a band, side by side. Only lines with images and without a lead do, up to COLUMNS images."""
     bands: list[list[Line]] = []
     free = 0
     for line in lines:
@@ -99,7 +99,7 @@ def _bands(lines: Sequence[Line]) -> list[list[Line]]:
 
 
 def _num_columns(line: Line) -> int:
-    """Number of columns that makes all rows about equally long: five and five instead of six and four."""
+    """Number of columns that makes all rows about equally long: for ten images five and five, not six and four."""
     number = len(line.pictures)
     return -(-number // max(1, _num_rows(line)))
 
@@ -109,7 +109,7 @@ def _num_rows(line: Line) -> int:
 
 
 def save(sheet: Sheet, path: Path) -> Path:
-    """Writes a PNG that is never seen half-written."""
+    """Writes a PNG file, which nobody sees half-written. Returns `path`."""
     with whole_file(path) as unfinished:
         Image.fromarray(sheet.pixels()).save(unfinished, format="PNG")
     return path
@@ -120,7 +120,7 @@ def _all(line: Line) -> tuple[Picture, ...]:
 
 
 def _put(sheet: Sheet, picture: Picture, left: int, top: int) -> None:
-    """An image at the bottom of its cell, its frames and its captions."""
+    """Draws an image at the bottom of its cell, with its frames and captions."""
     x, y, width, height = left, top, CELL, CELL
     if picture.pixels is None:
         sheet.frame(left, top, CELL, CELL, GRAY, 1)
@@ -140,15 +140,15 @@ def _put(sheet: Sheet, picture: Picture, left: int, top: int) -> None:
 
 
 def fitted(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """The largest (height, width) of the same shape that fits into a square; no side below 1."""
+    """The largest (height, width) of the same aspect ratio that fits into a square of `side` pixels; no side is below 1."""
     factor = side / max(size)
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
 def shortened(name: str, letters: int = _LETTERS) -> str:
-    """The last part of a path; beginning and end if it is long.
+    """The last part of a path. If it is longer than `letters`, its middle is left out.
 
-    For `train row 7 (train/dog/7.jpg)`, a row of a Parquet file, the last part of the path in it.
+    A row of a Parquet file, `train row 7 (train/dog/7.jpg)`, becomes the last part of the path in parentheses.
     """
     inner = name[name.index("(") + 1 : -1] if name.endswith(")") and "(" in name else name
     last = printable(PurePath(inner).name or name)

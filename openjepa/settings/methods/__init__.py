@@ -1,4 +1,4 @@
-"""Settings of the pretraining methods, one file each, and METHODS: one line registers a method."""
+"""Settings of the pretraining methods, one file each, and METHODS, in which one line registers a method."""
 
 from openjepa.settings.methods.data2vec import Data2VecSettings
 from openjepa.settings.methods.dino import DinoSettings
@@ -31,4 +31,4 @@ METHODS: dict[str, Entry[MethodSettings]] = {
     "ibot": Entry(IBotSettings, "openjepa.methods.ibot:IBot"),
     "msn": Entry(MsnSettings, "openjepa.methods.msn:Msn"),
 }
-"""Settings of each method, and where its code stands. By `method.name`; choices, help, titles and words follow from it."""
+"""Settings and code of each method by `method.name`. Choices, help, titles and words are derived from it."""

@@ -24,27 +24,27 @@ class Data2VecSettings(TeacherSettings):
 
     name: Literal["data2vec"] = "data2vec"
     average_layers: Annotated[int | None, AT_LEAST_1] = 6
-    """Last blocks of the teacher whose outputs are averaged (published: 6). None: half of them."""
+    """Number of the teacher's last blocks whose outputs are averaged (published: 6). None: half of its blocks."""
     target_branch: Literal["block", "mlp"] = "block"
-    """`block`: outputs of whole blocks (published commands); `mlp`: of their MLP before it is added (paper)."""
+    """`block`: outputs of whole blocks (published commands). `mlp`: outputs of their MLPs before they are added (paper)."""
     layer_norm: Literal["layer", "instance", "instance_then_layer", "batch", "none"] = "layer"
-    """How each block's output is normalized before the mean: over its width, over the patches of an image, both, over the
-    batch, or not at all."""
+    """Normalization of each block's output before the mean: over its width, over the patches of an image, both, over the
+    batch, or none."""
     target_layer_norm: bool = True
-    """Layer norm of the mean (published commands: yes; paper: no)."""
+    """Apply layer norm to the mean (published commands: yes; paper: no)."""
     loss: Literal["smooth_l1", "l2"] = "smooth_l1"
     """Distance between predictions and targets."""
     smooth_l1_beta: Annotated[float, POSITIVE] = 2.0
-    """Difference at which smooth L1 turns from a square to a line (published: 2)."""
+    """Difference at which smooth L1 changes from a square to a line (published: 2)."""
     ema_start: Annotated[float | None, SHARE] = 0.9998
     """Momentum of the teacher at the first step (published commands: 0.9998 throughout). None: as for every method."""
     ema_end: Annotated[float | None, SHARE] = 0.9998
-    """Momentum it reaches. None: as at the start."""
+    """Momentum after `ema_ramp` of the training. None: as at the start."""
     ema_ramp: Annotated[float, SHARE] = 1.0
-    """Share of the training over which it grows linearly from one to the other."""
+    """Share of the training over which the momentum grows linearly from `ema_start` to `ema_end`."""
     jitter: Annotated[tuple[float, float, float, float], NOT_NEGATIVE] = (0.4, 0.4, 0.4, 0.0)
     """Largest change of brightness, contrast and saturation (fractions) and of hue (turns)."""
     jitter_probability: Annotated[float, SHARE] = 1.0
-    """How often the colors of an image are changed so."""
+    """Probability that the colors of an image are jittered."""
     exported: Literal["student", "teacher"] = "student"
-    """Which network is shared and evaluated: the trained one, which the published commands fine-tune, or its average."""
+    """Network that is exported and evaluated: the trained one, which the published commands fine-tune, or its average."""

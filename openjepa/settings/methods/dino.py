@@ -8,7 +8,7 @@ from openjepa.settings.methods.shared import About, SelfDistillationSettings
 
 @dataclass(frozen=True, kw_only=True)
 class DinoSettings(SelfDistillationSettings):
-    """DINO (arXiv 2104.14294): small and large crops of an image are assigned like its large crops by a moving average."""
+    """DINO (arXiv 2104.14294): small and large crops of an image are assigned as a moving average assigns its large crops."""
 
     about = About(
         title="DINO (Caron et al. 2021, arXiv 2104.14294)",

@@ -26,13 +26,13 @@ class IBotSettings(SelfDistillationSettings):
     outputs: Annotated[int | None, AT_LEAST_1] = 8192
     """Dimensions of the head's output (published: 8192). None: 16 times the encoder's width, at most 4096."""
     local_crops: Annotated[int, NOT_NEGATIVE] = 10
-    """Small crops of each image (published: 10)."""
+    """Number of small crops per image (published: 10)."""
     local_scale: Annotated[tuple[float, float], SHARE_ABOVE_0, SMALLEST_FIRST] = (0.05, 0.25)
     """Smallest and largest area of a small crop, as a fraction of the image."""
     shared_head: bool = True
-    """One last layer for class token and patches (published: yes)."""
+    """Use one last layer for class token and patches (published: yes)."""
     patch_outputs: Annotated[int | None, AT_LEAST_1] = 8192
-    """Dimensions of the patches' output if their last layer is not shared. None: as `outputs`."""
+    """Dimensions of the patches' output if the last layer is not shared. None: as `outputs`."""
     class_weight: Annotated[float, NOT_NEGATIVE] = 1.0
     """Weight of the loss of the class tokens."""
     patch_weight: Annotated[float, NOT_NEGATIVE] = 1.0
@@ -40,8 +40,8 @@ class IBotSettings(SelfDistillationSettings):
     patch_temperature_start: Annotated[float, POSITIVE] = 0.04
     """Temperature of the teacher's softmax over patches in the first epoch."""
     patch_temperature: Annotated[float, POSITIVE] = 0.07
-    """Temperature it reaches, over as many epochs as that of the class token."""
+    """Temperature after the warm-up, which has as many epochs as that of the class token."""
     patch_start_epoch: Annotated[int, NOT_NEGATIVE] = 0
-    """Epochs for which it stays at its start before it grows."""
+    """Number of epochs at `patch_temperature_start` before the warm-up begins."""
     patch_center_momentum: Annotated[float, SHARE] = 0.9
     """Momentum of the patches' center. 1: no centering."""

@@ -26,13 +26,13 @@ class IJepaSettings(TeacherSettings):
     predictor_width: Annotated[int | None, AT_LEAST_1] = 384
     """Width of the predictor (paper: 384 for every size). None: half of the encoder's (our small recipes)."""
     predictor_depth: Annotated[int, AT_LEAST_1] = 6
-    """Blocks of the predictor (paper: 6 for B, 12 for L and H, 16 for g)."""
+    """Number of blocks of the predictor (paper: 6 for B, 12 for L and H, 16 for g)."""
     predictor_heads: Annotated[Heads, AT_LEAST_1] = None
-    """Heads of the predictor. None: as many as the encoder (paper and code); `half`: half as many."""
+    """Attention heads of the predictor. None: as many as the encoder (paper and code). `half`: half as many."""
     loss: Literal["smooth_l1", "l2"] = "smooth_l1"
-    """`smooth_l1`: beta 1, mean over everything (code); `l2`: squared L2, mean over everything, that is the paper's sum over
-    patches divided by (patches per block x width)."""
+    """`smooth_l1`: beta 1, mean over all elements (code). `l2`: squared L2, mean over all elements, which is the paper's sum
+    over patches divided by (patches per block x width)."""
     target_norm: Literal["layer_norm", "none"] = "layer_norm"
-    """Layer norm without affine of the target encoder's output (code: yes; the paper does not mention it)."""
+    """Layer norm without affine of the target encoder's output (code: yes; not mentioned in the paper)."""
     export_context_encoder: bool = False
-    """Export the context encoder beside the target encoder, which the paper evaluates."""
+    """Export the context encoder, too, beside the target encoder, which the paper evaluates."""

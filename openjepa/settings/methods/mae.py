@@ -27,8 +27,8 @@ class MaeSettings(MethodSettings):
     decoder_width: Annotated[int | None, AT_LEAST_1] = 512
     """Width of the decoder (published: 512 for every size). None: half of the encoder's. Its MLPs have `model.mlp_ratio`."""
     decoder_depth: Annotated[int, AT_LEAST_1] = 8
-    """Blocks of the decoder (published: 8)."""
+    """Number of blocks of the decoder (published: 8)."""
     decoder_heads: Annotated[Heads, AT_LEAST_1] = 16
-    """Heads of the decoder (published: 16). None: as many as the encoder; `half`: half as many."""
+    """Attention heads of the decoder (published: 16). None: as many as the encoder. `half`: half as many."""
     norm_pixels: bool = True
     """Normalize the pixels of each target patch by their own mean and standard deviation (published best: yes)."""

@@ -1,4 +1,4 @@
-"""Settings that several methods share, and About: what a method is, in the words of I-JEPA's section 2."""
+"""Settings that several methods share, and About, which describes a method in the terms of I-JEPA's section 2."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -8,28 +8,28 @@ from openjepa.settings.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, 
 
 Family = Literal["joint-embedding", "generative", "joint-embedding predictive"]
 Heads = int | Literal["half"] | None
-"""Attention heads of a second network: a number, half as many as the encoder has (as many if that is odd), or None: as many."""
+"""Attention heads of a second network: a number, `half` of the encoder's (all if that is odd), or None for the encoder's."""
 TARGET_NORM_EPS = 1e-5
 """Epsilon of the normalization of predicted features, in I-JEPA and in data2vec."""
 
 
 @dataclass(frozen=True)
 class About:
-    """A method as an energy: low for a compatible pair of x and y, high for others (I-JEPA, section 2 and figure 2)."""
+    """A method as an energy, low for a compatible pair of x and y and higher for others (I-JEPA, section 2 and figure 2)."""
 
     title: str
     """Name and paper, e.g. `MAE (He et al. 2022, arXiv 2111.06377)`."""
     family: Family
     x: str
-    """What is given."""
+    """The input of the method."""
     y: str
-    """What is to be compatible with it."""
+    """The part that should be compatible with x."""
     z: str
-    """What else the predictor is told. `none`: nothing."""
+    """Further inputs of the predictor. `none` if there are none."""
     energy: str
-    """How the two are compared."""
+    """The comparison of x and y."""
     against_collapse: str
-    """What keeps the energy from being low everywhere."""
+    """The mechanism that keeps the energy from being low everywhere."""
 
     @property
     def short(self) -> str:
@@ -39,87 +39,87 @@ class About:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSettings:
-    """Common to every method. Abstract: use the dataclass of a method."""
+    """Settings of every method. Abstract: use the dataclass of a method."""
 
     about: ClassVar[About]
-    """What the method is."""
+    """Description of the method."""
     mask_kinds: ClassVar[tuple[MaskKind, ...]]
-    """Masks the method can work with."""
+    """Kinds of masks that the method can work with."""
     needs_class_token: ClassVar[bool] = False
-    """Whether the encoder must have a class token."""
+    """True if the encoder must have a class token."""
     needs_equal_counts: ClassVar[bool] = False
-    """Whether every image must have equally many masked patches, because only the visible ones are encoded."""
+    """True if every image must have the same number of masked patches, because only the visible ones are encoded."""
 
     name: str
-    """Which method trains the encoder."""
+    """Method that trains the encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSettings(MethodSettings):
-    """Common to methods whose targets come from a moving average of what is trained. Abstract."""
+    """Settings of methods whose targets come from a moving average of the trained network. Abstract."""
 
     ema_start: Annotated[float | None, SHARE] = 0.996
-    """Momentum of the moving average (target encoder, teacher) at the first step. None: follows the length of the run, so that
-    the average is renewed 50 times (1 - 100 / steps)."""
+    """Momentum of the moving average (target encoder, teacher) at the first step. None: chosen for the length of the run, so
+    that the average is renewed 50 times (1 - 100 / steps)."""
     ema_end: Annotated[float | None, SHARE] = 1.0
     """Momentum at the end of training, reached linearly (DINO and iBOT: along half a cosine). None: as at the start."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultiCropSettings(TeacherSettings):
-    """Common to methods of several views. Abstract: use the dataclass of a method.
+    """Settings of methods with several views. Abstract: use the dataclass of a method.
 
     The large crops are those of the data settings (`data.image_size`, `data.crop_scale`).
     """
 
     local_crops: Annotated[int, NOT_NEGATIVE] = 8
-    """Small crops of each image. 0: none (DINO: 8; iBOT and MSN: 10)."""
+    """Number of small crops per image. 0: none (DINO: 8; iBOT and MSN: 10)."""
     local_size: Annotated[int | None, AT_LEAST_1] = 96
-    """Side of the small crops in pixels; the patch size must divide it. None: 3/7 of the image, in whole patches."""
+    """Side of the small crops in pixels. The patch size must divide it. None: 3/7 of the image, in whole patches."""
     local_scale: Annotated[tuple[float, float], SHARE_ABOVE_0, SMALLEST_FIRST] = (0.05, 0.4)
     """Smallest and largest area of a small crop, as a fraction of the image."""
     jitter: Annotated[tuple[float, float, float, float], NOT_NEGATIVE] = (0.4, 0.4, 0.2, 0.1)
     """Largest change of brightness, contrast and saturation (fractions) and of hue (turns)."""
     jitter_probability: Annotated[float, SHARE] = 0.8
-    """How often the colors of a view are changed so."""
+    """Probability that the colors of a view are jittered."""
     grayscale_probability: Annotated[float, SHARE] = 0.2
-    """How often a view loses its colors."""
+    """Probability that a view becomes gray."""
     blur_probability: Annotated[tuple[float, float, float], SHARE] = (1.0, 0.1, 0.5)
-    """How often the first large, the second large and the small crops are blurred."""
+    """Probability of blur for the first large, the second large and the small crops."""
     blur_sigma: Annotated[tuple[float, float] | None, POSITIVE, SMALLEST_FIRST] = (0.1, 2.0)
     """Smallest and largest standard deviation of the blur, in pixels of the view (published for 224 pixels). None: in
     proportion to the image."""
     solarize_probability: Annotated[tuple[float, float, float], SHARE] = (0.0, 0.2, 0.0)
-    """How often levels of 128 and more are inverted, for the same three kinds of crops."""
+    """Probability that pixel values of 128 and more are inverted, for the same three kinds of crops."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelfDistillationSettings(MultiCropSettings):
-    """Common to DINO and iBOT: their head and their temperatures. Abstract."""
+    """Settings of the head and the temperatures of DINO and iBOT. Abstract."""
 
     needs_class_token = True
 
     outputs: Annotated[int | None, AT_LEAST_1] = 65536
     """Dimensions of the head's output (DINO 65536, iBOT 8192). None: 16 times the encoder's width, at most 4096."""
     head_layers: Annotated[int, AT_LEAST_1] = 3
-    """Linear layers of the head before its last one."""
+    """Number of linear layers of the head before its last layer."""
     head_hidden: Annotated[int | None, AT_LEAST_1] = 2048
-    """Width of their hidden layers. None: 4 times the encoder's, at most 2048."""
+    """Width of the hidden layers of the head. None: 4 times the encoder's, at most 2048."""
     bottleneck: Annotated[int | None, AT_LEAST_1] = 256
-    """Width in front of the last layer, where vectors are brought to length 1. None: half of the encoder's, at most 256."""
+    """Width of the input of the last layer, scaled to length 1. None: half of the encoder's, at most 256."""
     head_batch_norm: bool = False
-    """Batch normalization in the head."""
+    """Use batch normalization in the head."""
     norm_last_layer: bool = True
     """Keep the rows of the last layer at length 1."""
     freeze_last_layer_epochs: Annotated[float, NOT_NEGATIVE] = 1.0
-    """Epochs in which the last layer gets no gradient."""
+    """Number of epochs in which the last layer gets no gradient."""
     student_temperature: Annotated[float, POSITIVE] = 0.1
     """Temperature of the student's softmax."""
     teacher_temperature_start: Annotated[float, POSITIVE] = 0.04
     """Temperature of the teacher's softmax in the first epoch."""
     teacher_temperature: Annotated[float, POSITIVE] = 0.07
-    """Temperature it reaches."""
+    """Temperature of the teacher's softmax after the warm-up."""
     teacher_temperature_warmup_epochs: Annotated[int, NOT_NEGATIVE] = 30
-    """Epochs over which it does, in steps of whole epochs. 0: it has it from the start."""
+    """Number of epochs of the warm-up, in steps of whole epochs. 0: `teacher_temperature` from the start."""
     center_momentum: Annotated[float, SHARE] = 0.9
-    """Momentum of the center that is taken from the teacher's outputs. 1: no centering."""
+    """Momentum of the center that is subtracted from the teacher's outputs. 1: no centering."""

@@ -1,1 +1,1 @@
-"""Weights for other programs: a run or whatever `load_any` reads -> a checked folder with a model card."""
+"""Weights for other programs: converts a run, or anything that `load_any` reads, to a checked folder with a model card."""

@@ -1,6 +1,6 @@
-"""The model card README.md of a converted folder: values for the template card.md.j2, from what the run's files say.
+"""The model card README.md of a converted folder: fills the template card.md.j2 with facts from the run's files.
 
-Free of torch.
+Does not import torch.
 """
 
 import json
@@ -60,56 +60,56 @@ OFFICIAL = """import torch
 checkpoint = torch.load({folder}, map_location="cpu", weights_only=True)
 target_encoder = {{name.removeprefix("module."): value for name, value in checkpoint["target_encoder"].items()}}"""
 LIBRARIES = {"safetensors": "openjepa", "official": "openjepa", "transformers": "transformers", "timm": "timm", "onnx": "onnx"}
-"""`library_name` of the Hub."""
+"""The Hub's `library_name` by format."""
 HUB_WORDS = {
     "accuracy": ("accuracy", "image-classification", "accuracy"),
     "miou": ("mean_iou", "image-segmentation", "mean IoU"),
 }
-"""By measure: metric and task as the Hub names them, and words for the metric."""
+"""For each measure: metric and task under the Hub's names, and words for the metric."""
 RECIPE_FACTS = (
     *("Recipe", "Began from", "Model", "Parameters", "Images seen", "Masks", "Optimizer", "Compute"),
     *("Time", "Hardware", "Software", "Seed", "Commit", "Started", "Status"),
 )
-"""Rows of the report's facts that say how an encoder was trained; its data has a chapter of its own."""
+"""Rows of the report's facts about the training of an encoder. Its data has a section of its own."""
 SUBJECTS = {"encoder": "this encoder", "start": "before", "untrained": "untrained", "pixels": "raw pixels"}
-"""Columns of the results; `start` is what a continued training began with."""
+"""Columns of the results. `start` is the encoder that a continued training started from."""
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """All that a card says."""
+    """The content of a card."""
 
     name: str
     """Name of the folder."""
     to: str
     """The format, as `--to` names it."""
     what: str
-    """What was read, in a few words."""
+    """A few words that say what was read."""
     source: str
-    """Name of what it was made from."""
+    """Name of the original weights."""
     config: Mapping[str, Any]
     """The encoder's settings."""
     model: str
-    """Its class in transformers."""
+    """The encoder's class in transformers."""
     dtype: str
     has_predictor: bool
     license: str | None
     is_ours: bool
-    """Whether openjepa trained it; else the weights come from a foreign file."""
+    """True if openjepa trained the weights; False if they come from a foreign file."""
     which: str = "target"
-    """target or context: the encoder that was taken."""
+    """The encoder that was converted: target or context."""
     has_settings: bool = False
-    """Whether the run's settings lie beside the card."""
+    """True if the folder also holds the run's settings."""
     run: Run | None = None
-    """The run, or the results of an evaluated encoder."""
+    """The run, or the folder of results of an evaluated encoder."""
     results: Sequence[Result] = ()
-    """Evaluations of just these weights."""
+    """Evaluations of exactly these weights."""
     checks: Sequence[str] = field(default_factory=tuple)
     remarks: Sequence[str] = field(default_factory=tuple)
 
 
 def card(known: CardFacts) -> str:
-    """The whole README.md."""
+    """The text of README.md."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
@@ -131,9 +131,9 @@ def card(known: CardFacts) -> str:
 
 
 def loading(to: str, folder: str, config: Mapping[str, Any], model: str) -> list[tuple[str, str]]:
-    """Each way to load a folder of format `to`, as (name of the library, code).
+    """The ways to load a folder of format `to`, each as (name of the library, code).
 
-    `config`: the encoder's settings; `model`: class of transformers.
+    `config` holds the encoder's settings. `model` is its class in transformers.
     """
     height, width = config["image_size"]
     inside = {"timm": f"local-dir:{folder}", "onnx": f"{folder}/model.onnx", "official": f"{folder}/checkpoint.pth.tar"}
@@ -156,7 +156,7 @@ def loading(to: str, folder: str, config: Mapping[str, Any], model: str) -> list
 
 
 def _literal(text: str) -> str:
-    """A string of Python, in double quotes, whatever is in it."""
+    """`text` as a Python string literal in double quotes, with any content."""
     return json.dumps(text, ensure_ascii=False)
 
 
@@ -188,19 +188,19 @@ def _tags(known: CardFacts) -> list[str]:
 
 
 def _start(run: Run | None) -> str:
-    """The weights that the training began from, by name; empty if they were random."""
+    """The name of the weights that the training started from; empty if they were random."""
     return text(run.setting("run", "init", default="") or "", 160) if run else ""
 
 
 def _datasets(run: Run | None) -> list[str]:
-    """The name of the data set on the Hub, if it is one of the Hub."""
+    """The data set's name on the Hub, if it is from the Hub."""
     path = text(run.setting("data", "path", default="") or "", 160) if run else ""
     name = hub_name(path) if run and run.setting("data", "source") == "huggingface" else None
     return [] if name is None else [name]
 
 
 def _index(known: CardFacts) -> Iterator[dict[str, Any]]:
-    """One entry for each number of this encoder, in the form of the Hub."""
+    """Yields one entry of the Hub's model index for each number of this encoder."""
     for result in known.results:
         data, title = text(result.data_name, 80) or "unknown", text(result.title, 80)
         for name, metric in _metrics(result, "encoder").items():
@@ -221,7 +221,7 @@ def _slug(words: str) -> str:
 
 
 def _training(run: Run | None) -> dict[str, Any]:
-    """What the card says of the run; nothing for an encoder whose training is not known."""
+    """The card's values about the run; empty if the training of the encoder is unknown."""
     if run is None or run.is_encoder:
         return {"is_run": False, "lede": "", "data": "", "recipe": []}
     rows = {row.label: row.values[0] for row in facts([run])}

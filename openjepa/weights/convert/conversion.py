@@ -1,4 +1,7 @@
-"""Converts weights: reads, writes in another format, checks, and adds a model card; the folder is there whole or not."""
+"""Converts weights: reads them, writes them in another format, checks the result and adds a model card.
+
+The folder appears only when it is complete.
+"""
 
 import json
 import re
@@ -35,23 +38,23 @@ CARD, RESULTS = "README.md", "eval"
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was done."""
+    """The result of a conversion."""
 
     folder: Path
     to: str
     what: str
-    """What was read."""
+    """A few words that say what was read."""
     checks: Sequence[Check]
     remarks: Sequence[str]
-    """What was left out, and what else is worth knowing."""
+    """Remarks for the user: omitted parts, and anything else worth knowing."""
     config: Mapping[str, Any]
     """The encoder's settings."""
     model: str
-    """Its class in transformers."""
+    """The encoder's class in transformers."""
 
 
 def output_folder(settings: ConvertSettings) -> Path:
-    """The folder to write. Raises Refusal if something stands there that may not be replaced."""
+    """The folder to write. Raises Refusal if something in its place must not be replaced."""
     subject = settings.subject.expanduser().resolve()
     folder = (
         settings.output.expanduser() if settings.output else Path(f"{without_ending(subject.name)}-{settings.to}")
@@ -81,10 +84,10 @@ def output_folder(settings: ConvertSettings) -> Path:
 
 
 def convert(settings: ConvertSettings, say: Say = silent) -> Conversion:
-    """Writes the folder, and checks it.
+    """Converts weights, and checks the written folder.
 
-    Raises Refusal for settings that do not fit and for a result that is not equal, OSError if it cannot be written;
-    nothing is left behind then.
+    Steps are reported to `say`. Raises Refusal if settings do not fit or if the written weights are not equal, and OSError if
+    the folder cannot be written. Nothing is left behind then.
     """
     to = _checked(settings)
     folder = output_folder(settings)
@@ -111,7 +114,7 @@ def convert(settings: ConvertSettings, say: Say = silent) -> Conversion:
 
 
 def _checked(settings: ConvertSettings) -> str:
-    """The format. Raises Refusal for settings that cannot work, before anything is read."""
+    """The output format. Raises Refusal if the settings cannot work, before anything is read."""
     if settings.to is None:
         raise Refusal(f"to=None: say the format with --to ({', '.join(OUTPUTS)})")
     if settings.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", settings.license):
@@ -125,7 +128,7 @@ def _checked(settings: ConvertSettings) -> str:
 
 
 def _resized(loaded: Loaded, size: int | tuple[int, int] | None) -> Loaded:
-    """The weights with positions for images of another size."""
+    """The weights with positions for images of `size`; unchanged if it is None."""
     if size is None:
         return loaded
     config = replace(loaded.config, image_size=height_and_width(size))
@@ -141,7 +144,7 @@ def _built(config: Any, weights: Mapping[str, torch.Tensor]) -> VisionTransforme
 
 
 def _networks(settings: ConvertSettings, loaded: Loaded, origin: Origin) -> tuple[Networks, list[str]]:
-    """The networks to write, their weights rounded to what will be stored; and remarks."""
+    """The networks to write, with weights rounded to the stored type, and remarks."""
     context = None
     steps = {"encoder": loaded.training.get("step"), "predictor": loaded.predictor_extra.get("step")}
     if settings.to == "official":
@@ -171,7 +174,7 @@ def _networks(settings: ConvertSettings, loaded: Loaded, origin: Origin) -> tupl
 
 @torch.no_grad()
 def _rounded(networks: Networks, dtype: str) -> str:
-    """Rounds the weights to what `dtype` can hold; a remark on how far that moves the features."""
+    """Rounds the weights in place to what `dtype` can hold. Returns a remark on how much that changes the features."""
     images = random_images(networks.config.image_size)
     before = outputs(networks.encoder, images).patches
     for module in (networks.encoder, networks.predictor, networks.context):
@@ -185,7 +188,7 @@ def _rounded(networks: Networks, dtype: str) -> str:
 
 
 def _written(folder: Path, to: str, networks: Networks, dtype: str) -> list[str]:
-    """Writes the weights; what the libraries say of a full disk becomes an OSError."""
+    """Writes the weights and returns remarks. Turns the libraries' errors about a full disk into OSError."""
     try:
         write: Write = OUTPUTS[to].load()
         return write(folder, networks, dtype)
@@ -202,7 +205,7 @@ def _write_notes(
     origin: Origin,
     results: Sequence[Result],
 ) -> None:
-    """The card, the run's settings, and the mark by which a later conversion knows the folder."""
+    """Writes the card, the run's settings, and the mark by which a later conversion recognizes the folder."""
     facts = CardFacts(
         name=done.folder.name,
         to=done.to,

@@ -1,6 +1,6 @@
-"""Where weights come from: the run they belong to, its settings and results, or the folder they were converted from before.
+"""The origin of weights: the run that they belong to, with its settings and results, or an earlier conversion.
 
-Settings are made fit to be published: only the last part of places on this machine is kept.
+Settings are made fit for publication: of paths on this machine only the last part is kept.
 """
 
 import re
@@ -21,15 +21,15 @@ from openjepa.weights.formats import Loaded
 
 FORMAT, VERSION = "openjepa-conversion", 1
 SETTINGS, TRAINING = "config.yaml", "training.yaml"
-"""Settings of a run, in its folder, and in the folders that its weights were converted to."""
+"""Files with a run's settings: in its folder, and in the folders that its weights were converted to."""
 NO_NAMES = ("", ".", "..", "~")
 RUN_ENCODERS = ("encoder", "context_encoder")
-"""Folders of a run whose weights are the run's."""
+"""Folders inside a run whose weights belong to the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """What a conversion says of its folder, by which a later one knows it."""
+    """The mark that a conversion leaves in its folder, by which a later conversion recognizes it."""
 
     format: str = FORMAT
     version: int = VERSION
@@ -48,30 +48,30 @@ class Mark:
 
 @dataclass(frozen=True)
 class Origin:
-    """What is known of weights beside themselves."""
+    """Everything known about weights apart from the weights themselves."""
 
     source: str
-    """Name of what was read; of a folder that was converted before, of what it was converted from."""
+    """Name of the weights that were read or, if they were converted before, of the original ones."""
     is_ours: bool
-    """Whether openjepa trained them."""
+    """True if openjepa trained them."""
     weights: str
     """Hash of the encoder as it was read."""
     run: Run | None = None
-    """The run, or the results of an encoder that belongs to none."""
+    """The run, or the folder of results of an encoder that belongs to no run."""
     settings: Mapping[str, Any] | None = None
-    """The run's settings, as they can be published."""
+    """The run's settings, fit for publication."""
     training: Mapping[str, Any] = field(default_factory=dict)
-    """Numbers of the run that checkpoints of the released program also hold."""
+    """Numbers of the run that checkpoints of the released program also have."""
     license: str | None = None
-    """License that was given when the folder was converted before."""
+    """License given in an earlier conversion."""
     what: str | None = None
-    """What that folder was converted from, in a few words."""
+    """A few words on the weights that an earlier conversion read."""
 
     def results_of(self, encoder: str, is_own_size: bool) -> tuple[Sequence[Result], list[str]]:
-        """Evaluations of just these weights, and remarks on what the run's files say of others.
+        """Evaluations of exactly these weights, and remarks on evaluations that were left out.
 
-        Those of the other encoder are not meant at all; those of an earlier step of the run are left out and counted.
-        `encoder`: target or context. `is_own_size`: whether positions are those of the training size.
+        Evaluations of the run's other encoder are ignored. Those of other weights, such as an earlier step's, are left
+        out and counted. `encoder` is target or context. `is_own_size` is True if positions are those of the training size.
         """
         found = [item for item in (self.run.evaluations if self.run else ()) if not item.skipped]
         meant = [item for item in found if item.encoder in (encoder, "external")]
@@ -84,7 +84,7 @@ class Origin:
         return kept, remarks
 
     def _of_another_step(self) -> list[str]:
-        """A run goes on for a while after its weights were written."""
+        """Remarks for a run that was trained further after these weights were written."""
         own = number(self.training.get("step"))
         logged = self.run.log.points("train", "loss") if self.run and not self.run.is_encoder else []
         if own is None or not logged or logged[-1][0] <= own:
@@ -100,7 +100,7 @@ class Origin:
 
 
 def find_origin(subject: Path, loaded: Loaded) -> Origin:
-    """What is known of what was read from `subject`."""
+    """The origin of the weights `loaded` from `subject`."""
     place = subject.expanduser()
     source, weights = place.resolve().name, weights_hash(loaded.encoder)
     if (run_folder := _run_folder(place)) is not None:
@@ -124,7 +124,7 @@ def find_origin(subject: Path, loaded: Loaded) -> Origin:
 
 
 def _run_folder(place: Path) -> Path | None:
-    """The run that `place` is, or whose encoder it is."""
+    """The run folder that `place` is or whose encoder it is; None if there is none."""
     if (place / SETTINGS).is_file():
         return place
     parent = place.resolve().parent
@@ -133,13 +133,13 @@ def _run_folder(place: Path) -> Path | None:
 
 
 def _evaluated(place: Path) -> Run | None:
-    """The results of an encoder that belongs to no run: in its folder, or beside its file."""
+    """The folder of results of an encoder that belongs to no run: its own folder, or the one beside its file."""
     folder = place if place.is_dir() else place.with_name(f"{place.name}.results")
     return read_run(folder) if any((folder / "eval").glob("*.json")) else None
 
 
 def _numbers(run: Run) -> dict[str, Any]:
-    """Whole epochs done, the last loss, batch size, processes and peak rate, as far as the run's files say."""
+    """Completed epochs, the last loss, batch size, number of processes and peak learning rate, if the run's files say them."""
     epoch = run.log.last("train", "epoch")
     values: dict[str, Any] = {
         "epoch": None if epoch is None else int(epoch),
@@ -153,7 +153,7 @@ def _numbers(run: Run) -> dict[str, Any]:
 
 
 def _carried(path: Path) -> dict[str, Any] | None:
-    """The settings that an earlier conversion has put beside the weights."""
+    """The settings that an earlier conversion stored beside the weights; None if there are none."""
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
@@ -162,7 +162,7 @@ def _carried(path: Path) -> dict[str, Any] | None:
 
 
 def published(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without the folders of whoever trained; names on the Hugging Face Hub stay whole."""
+    """Settings without the paths of the machine that trained. Names on the Hugging Face Hub are kept whole."""
     return {name: _published(value) for name, value in settings.items()}
 
 
@@ -175,9 +175,9 @@ def _published(value: Any) -> Any:
 
 
 def last_part(words: str) -> str:
-    """The last part of a path, or with wildcards the folder before the first one and what follows; other words as they are.
+    """The last part of a path. With wildcards, the folder before the first wildcard and what follows. Other words unchanged.
 
-    No setting but a path or a name on the Hub has a slash.
+    Only settings that are paths or names on the Hub contain a slash.
     """
     if not re.search(r"[/\\]", words) or hub_name(words) is not None:
         return words

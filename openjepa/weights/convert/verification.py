@@ -1,4 +1,4 @@
-"""Whether what was written computes what it was made from: it is read back, and both see the same random images."""
+"""Checks written weights: reads them back and compares outputs with the original networks on the same random images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,20 +17,20 @@ from openjepa.weights.formats import Choice, Networks, load_any
 from openjepa.weights.onnx import FILE as ONNX_FILE
 
 TOLERANCE = 2e-5
-"""Largest difference of a feature; final norms make features of size 1."""
+"""Largest allowed difference of a feature. Final norms make features of about size 1."""
 SEED = 20230119
 IMAGES = 2
 NOT_NEEDED = "mask_token"
-"""Weight of an encoder that formats of other programs leave out."""
+"""The encoder's weight that other programs' formats leave out."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison that went well."""
+    """One successful comparison."""
 
     what: str
     difference: float
-    """The largest difference of any number."""
+    """The largest difference between any two compared numbers."""
 
     def words(self) -> str:
         """The comparison and its difference in words."""
@@ -40,13 +40,13 @@ class Check:
 def verify(folder: Path, to: str, networks: Networks) -> list[Check]:
     """Compares the files in `folder` with the networks that they were written from. Raises Refusal if they differ.
 
-    ONNX is run by onnxruntime; without that package nothing is checked, and the list is empty.
+    ONNX files are run by onnxruntime. If that package is missing, nothing is checked, and the list is empty.
     """
     return _verify_graph(folder / ONNX_FILE, networks) if to == "onnx" else _verify_folder(folder, to, networks)
 
 
 def sizes_of(config: EncoderConfig) -> list[tuple[int, int]]:
-    """(height, width) in pixels at which outputs are compared: the training size, and a smaller one of another shape."""
+    """Sizes (height, width) in pixels at which outputs are compared: the training size, and a smaller one of another shape."""
     rows, columns = config.grid()
     other = (max(1, rows // 2), columns // 2 + 1)
     if other == (rows, columns):
@@ -62,7 +62,7 @@ def random_images(size: tuple[int, int], number: int = IMAGES) -> UInt8[Tensor, 
 
 @torch.no_grad()
 def outputs(encoder: VisionTransformer, images: UInt8[Tensor, "B 3 h w"]) -> EncoderOutput:
-    """What the encoder makes of uint8 images, in fp32."""
+    """The encoder's outputs for uint8 images, in fp32."""
     config = encoder.config
     result: EncoderOutput = encoder(normalize(images, config.pixel_mean, config.pixel_std))
     return result
@@ -140,6 +140,6 @@ def _largest(ours: Tensor, theirs: Tensor) -> float:
 
 
 def _check(what: str, difference: float) -> Check:
-    if not difference <= TOLERANCE:  # also if it is no number
+    if not difference <= TOLERANCE:  # written so that nan is refused, too
         raise Refusal(f"{what} differ by up to {difference:.2g}, more than {TOLERANCE:g}; nothing was written")
     return Check(what, difference)

@@ -26,7 +26,9 @@ EVERYDAY = {
     "item",
     "iteration",
     "objective",
+    "reference",
     "representation",
+    "trial",
 }
 """Words that the glossary replaces in one sense and that are right in others: the verb, <svg> elements, a patch embedding."""
 PAPERS = ("__init__.py", "methods/", "recipes/", "settings/methods/", "weights/")

@@ -22,7 +22,6 @@ EVERYDAY = {
     "element",
     "embedding",
     "example",
-    "fit",
     "item",
     "iteration",
     "objective",

@@ -32,7 +32,6 @@ EVERYDAY = {
 """Words that the glossary replaces in one sense and that are right in others: the verb, <svg> elements, a patch embedding."""
 PAPERS = ("__init__.py", "methods/", "recipes/", "settings/methods/", "weights/")
 QUOTED = {
-    "student": PAPERS,  # of DINO, iBOT and data2vec, and of their checkpoints
     "moving average": ("evaluation/lidar.py", "experiments/", "inference/encoder.py", "settings/run.py", "training/", *PAPERS),
     "cls": ("commands/parsing/", "config.py", "data/tables/", "settings/sources.py", "weights/"),  # a class, a file in a tar
     "backbone": ("weights/",),  # names in checkpoints

@@ -263,7 +263,7 @@ def test_a_killed_program_is_continued(tmp_path: Path) -> None:
         "    for batch in batches(first):\n"
         "        if int(batch.indices[-1]) > 30: os.kill(os.getpid(), signal.SIGKILL)\n"
         "        yield batch\n"
-        "view = test.View(test.Numbers(), 'train', {}, stopping)\n"
+        "view = test.SplitView(test.Numbers(), 'train', {}, stopping)\n"
         f"test.extract_features(view, test.both(), Path({str(tmp_path)!r}))"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

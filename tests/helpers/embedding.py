@@ -80,6 +80,7 @@ def stopped(work: Callable[[], object], parts: Path, number: int, how: int = sig
 
     def run() -> object:
         os.close(theirs)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
         finish = PartWriter.finish
 
         def wait(*values: Any) -> None:

@@ -278,13 +278,17 @@ def test_an_impossible_value_of_a_file_can_be_mended_by_an_option(tmp_path: Path
     main(["train", "--config", str(file), "--model.patch-size", "8", "--run.output", str(tmp_path), "--dry-run"])
 
 
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("photos"), 300)
+
+
 @pytest.mark.parametrize("recipe", ["quickstart", "cpu-32", "dino-cpu-32", "data2vec-cpu-32"])
 @pytest.mark.parametrize("length", ["--optim.epochs 40", "--optim.total-steps 400"])
 def test_the_options_of_the_note_make_everything_follow(
-    recipe: str, length: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe: str, length: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also what follows only once the steps of a run in epochs are known."""
-    photos = write_folder(tmp_path / "photos", 300)
     data = "" if recipe == "quickstart" else f"--data.path {photos} --optim.batch-size 16"
     file = tmp_path / "config.yaml"
     save_yaml(resolve(parsed(f"{recipe} {data}")), file)

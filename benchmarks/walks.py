@@ -88,11 +88,14 @@ def main() -> None:
     parser.add_argument("commands", nargs="*", help=f"of {', '.join(COMMANDS)}; all of them if none is named")
     parser.add_argument("--list", action="store_true", help="name the files")
     options = parser.parse_args()
+    names, wanted = list(COMMANDS), options.commands or list(COMMANDS)
+    if unknown := [name for name in wanted if name not in names]:
+        parser.error(f"{unknown[0]!r} is none of {', '.join(names)}")
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         write_images(Path("images"))
-        for name, command in COMMANDS.items():
-            calls = walk(command)
-            if options.commands and name not in options.commands:
+        for name in names[: max(map(names.index, wanted)) + 1]:
+            calls = walk(COMMANDS[name])
+            if name not in wanted:
                 continue
             print(f"{name:<10}{len(calls):>4} files")
             if options.list:

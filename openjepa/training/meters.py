@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -68,10 +69,9 @@ class IntervalMeter:
         `rates`: further values of the line. In the line, `seconds` is the time of the run so far. `step_seconds` is the time of
         its steps including their data path, without looks and saving.
         """
-        averages = {
-            name: float(distributed.mean_over_ranks(value / max(1, self._microbatches)).item())
-            for name, value in self._sums.items()
-        }
+        sums = torch.stack(list(self._sums.values())) / max(1, self._microbatches)
+        averages = dict(zip(self._sums, distributed.mean_over_ranks(sums).tolist(), strict=True))
+        self._share_counts()
         seconds = state.step_seconds - self._begun
         line = {
             "epoch": round(progress.epoch, 4),
@@ -80,12 +80,20 @@ class IntervalMeter:
             "step_seconds": round(state.step_seconds, 2),
             **averages,
             **rates,
-            "images_per_second": round(self._images * distributed.world_size() / max(seconds, 1e-9), 2),
+            "images_per_second": round(self._images / max(seconds, 1e-9), 2),
             **self._token_counts(),
             **self._mask_counts,
         }
         self._reset(state.step_seconds)
         return line
+
+    def _share_counts(self) -> None:
+        """Adds the counts of the other processes to those of this one."""
+        names = list(self._mask_counts)
+        mine = [self._images, self._masked_views, self._masked_patches, *self._mask_counts.values()]
+        totals = [sum(column) for column in zip(*distributed.gathered(mine), strict=True)]
+        self._images, self._masked_views, self._masked_patches = totals[:3]
+        self._mask_counts = dict(zip(names, totals[3:], strict=True))
 
     @staticmethod
     def summary(line: Mapping[str, float], latest: Mapping[str, float]) -> dict[str, str]:

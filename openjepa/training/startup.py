@@ -11,6 +11,7 @@ from rich.filesize import decimal
 
 from openjepa.checks import never_reached
 from openjepa.data.source import ListSource, ShardSource
+from openjepa.engine import distributed
 from openjepa.engine.checkpoint import RunIdentity, TrainerState, check_fits, read_state
 from openjepa.engine.costs import Estimate, StepCosts, count_step, estimate
 from openjepa.engine.device import device_name, memory_limit
@@ -54,12 +55,16 @@ def build_method(
     return _built(config.method, _surroundings(config, view, sampler, shapes))
 
 
+def microbatch(config: RunConfig) -> int:
+    """Images per forward and backward of one process."""
+    return config.optim.microbatch_size or config.optim.batch_size // distributed.world_size()
+
+
 def step_costs(
     config: RunConfig, view: ViewSpec, sampler: MaskSampler, shapes: tuple[TokenShape, ...] | None = None
 ) -> StepCosts:
     """Costs of a step of the method that `build_method` builds. They are counted on a copy without values."""
-    images = config.optim.microbatch_size or config.optim.batch_size
-    return _counted(config.method, _surroundings(config, view, sampler, shapes), config.masks.kind, sampler.grid, images)
+    return _counted(config.method, _surroundings(config, view, sampler, shapes), config.masks.kind, sampler.grid, microbatch(config))
 
 
 @lru_cache(maxsize=32)
@@ -209,13 +214,12 @@ def introduce(
 
     Raises Refusal if the estimated memory is far more than the device has.
     """
-    micro = config.optim.microbatch_size or config.optim.batch_size
     images = total_steps * config.optim.batch_size
     origin = f" from {weights_name(config.run.init)}" if config.run.init else ""
     remarks = [*_coupled(config, method), *method.remarks(total_steps)]
     remarks += never_reached(config.method, total_steps, steps_per_epoch)
     needs = estimate(method, costs, device, precision)
-    remarks += _memory(needs, micro, device)
+    remarks += _memory(needs, microbatch(config), device)
     return [
         f"recipe     {config.recipe} ({config.preset}), method {config.method.name}, seed {config.run.seed}",
         f"data       {data}",
@@ -231,10 +235,12 @@ def introduce(
 
 def _coupled(config: RunConfig, method: Method) -> list[str]:
     """A note on terms of the loss that depend on all images of a batch, if they see only a microbatch of it."""
-    micro, batch, terms = config.optim.microbatch_size, config.optim.batch_size, method.coupled_terms()
-    if micro is None or micro == batch or not terms:
+    seen, batch, terms = microbatch(config) * distributed.world_size(), config.optim.batch_size, method.coupled_terms()
+    if seen == batch or not terms:
         return []
-    return [f"optim.microbatch_size={micro} of {batch} images: only these are seen at a time by {' and '.join(terms)}"]
+    words = f"optim.microbatch_size={microbatch(config)} of {batch} images"
+    words += f" in {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
+    return [f"{words}: only {seen} are seen at a time by {' and '.join(terms)}"]
 
 
 def masks_line(kind: MaskKind, sampler: MaskSampler) -> str:

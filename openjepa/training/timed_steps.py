@@ -33,7 +33,7 @@ from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import DataSettings, HuggingFaceSettings
 from openjepa.system.console import format_seconds
 from openjepa.system.shell import command
-from openjepa.training.startup import build_method, default_view, step_costs
+from openjepa.training.startup import build_method, default_view, microbatch, step_costs
 from openjepa.types import Batch, BlockMasks, LoaderPosition, LossOutput, Masks
 
 PROGRESS = Progress(step=10, total_steps=1000, steps_per_epoch=100)
@@ -179,7 +179,7 @@ def time_line(config: RunConfig, flops: float, device: torch.device, total_steps
 
     `config`: resolved settings. `flops`: FLOPs of one image in a step.
     """
-    batch = config.optim.microbatch_size or config.optim.batch_size
+    batch = microbatch(config)
     is_heavy = device.type == "cpu" and flops > MOST_CPU_FLOPS
     if is_heavy or distributed.world_size() > 1:
         why = "a step is heavy for a CPU" if is_heavy else "several processes"
@@ -207,7 +207,7 @@ class RealSteps:
         """Warms up and chooses the number of steps in a turn. `max_images`: most images of a list that are used."""
         # a step has one microbatch here, because gradient accumulation only repeats it
         config = resolve(config)
-        batch = config.optim.microbatch_size or config.optim.batch_size
+        batch = microbatch(config)
         optim = replace(config.optim, batch_size=batch, microbatch_size=None)
         masks = replace(config.masks, group_size=None)
         config = replace(config, data=_few_images(config.data, max_images), optim=optim, masks=masks)

@@ -199,9 +199,9 @@ class RunLog:
         rows = filter(None, map(readable, log_lines(self._skipped)))
         return [str(row["name"]) for row in rows if "name" in row]
 
-    def write_skipped(self, step: int, samples: Iterable[Skipped]) -> None:
-        """Writes one line of skipped.jsonl for each sample that was replaced."""
-        lines = [json.dumps({"step": step, **asdict(sample)}) for sample in samples]
+    def write_skipped(self, found: Iterable[tuple[int, Skipped]]) -> None:
+        """Writes one line of skipped.jsonl for each sample that was replaced. `found`: each with its step."""
+        lines = [json.dumps({"step": step, **asdict(sample)}) for step, sample in found]
         if lines and self._writes:
             with self._skipped.open("a") as file:
                 file.write("\n".join(lines) + "\n")

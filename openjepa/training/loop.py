@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from openjepa.checks import check
 from openjepa.data import open_splits
@@ -15,14 +16,15 @@ from openjepa.data.loading.order import BatchPlan
 from openjepa.data.loading.unreadable import SkipLedger
 from openjepa.data.loading.workers import choose_workers
 from openjepa.engine import distributed
-from openjepa.engine.checkpoint import TrainerState, latest_checkpoint, load_checkpoint, save_checkpoint, set_broken_aside
+from openjepa.engine.checkpoint import CheckpointWriter, TrainerState, latest_checkpoint, load_checkpoint, set_broken_aside
 from openjepa.engine.clock import LoopClock
 from openjepa.engine.device import autocast, keep_freed_memory, resolve_device, resolve_precision, set_threads
 from openjepa.engine.failures import FiniteGuard, explain_memory, explain_not_finite
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
 from openjepa.engine.run_folder import RunLog, open_run_folder, refuse_missing_tensorboard
+from openjepa.engine.parallel import accumulating, choose_strategy, described, over_processes, prepare_blocks
 from openjepa.masks import MASKS
-from openjepa.methods.base import Method
+from openjepa.models.transformer import set_slots
 from openjepa.schedules import Progress, learning_rate, weight_decay
 from openjepa.seeds import derive
 from openjepa.settings.derived import resolve
@@ -30,6 +32,7 @@ from openjepa.settings.run import RunConfig
 from openjepa.system.console import Display
 from openjepa.system.console import progress as progress_bar
 from openjepa.system.interrupts import Interrupted, Interrupts
+from openjepa.training.agreement import Agreement
 from openjepa.training.init import settled
 from openjepa.training.meters import IntervalMeter
 from openjepa.training.monitor import Monitor
@@ -40,6 +43,8 @@ from openjepa.training.startup import (
     count_images,
     default_view,
     introduce,
+    microbatch,
+    refuse_uncoupled,
     resume_point,
     run_identity,
     step_costs,
@@ -207,7 +212,7 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
             saves = last or decision.stop or decision.save or _is_kept(state.step, config.system.keep_every)
             clock.step_done(state.step)
             if logs or saves:
-                log.write_found(skips.merge(distributed.gathered(skips.take())))
+                log.write_skipped(skips.merge(distributed.gathered(skips.take())))
                 skips.raise_if_too_many()
                 state = replace(state, samples_skipped=skips.num_skipped)
 

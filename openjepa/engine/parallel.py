@@ -20,7 +20,7 @@ from openjepa.engine import distributed
 from openjepa.models.transformer import Block
 from openjepa.refusals import Refusal
 from openjepa.settings.models import Shape
-from openjepa.settings.run import ParallelSettings
+from openjepa.settings.run import ParallelSettings, RunSettings
 
 Strategy = Literal["single", "ddp", "fsdp2"]
 
@@ -36,6 +36,17 @@ def choose_strategy(settings: ParallelSettings, shape: Shape, device_type: str, 
         return settings.strategy
     is_large = 12 * shape.depth * shape.width**2 >= DIVIDED_FROM
     return "fsdp2" if is_large and device_type == "cuda" else "ddp"
+
+
+def prepare_blocks(method: nn.Module, settings: RunSettings) -> None:
+    """Makes the transformer blocks compute again in the backward pass, and compiles them, if the settings say so.
+
+    Call it before `over_processes`, which must find the blocks as they will be used.
+    """
+    for block in (module for module in method.modules() if isinstance(module, Block)):
+        block.recompute = settings.recompute
+        if settings.compile:
+            block.compile()
 
 
 def over_processes(

@@ -220,7 +220,8 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
             if logs:
                 guard.raise_if_bad()
                 state = _timed(state, clock)
-                values = meter.finish(state, done, {"lr": rate, "weight_decay": decay, "grad_norm": norm.item(), **committed})
+                rates = {"lr": rate, "weight_decay": decay, "grad_norm": norm.item(), **committed}
+                values = meter.finish(state, done, rates, loader.seconds_waited)
                 log.write("train", state.step, values)
                 left = clock.seconds_left(state.step, monitor.looks_left(state.step, total_steps))
                 display.update(state.step, meter.summary(values, monitor.latest), left)

@@ -23,6 +23,7 @@ from openjepa.engine.costs import OTHER
 from openjepa.engine.device import autocast, keep_freed_memory, resolve_device, resolve_precision, set_threads, synchronize
 from openjepa.engine.failures import explain_memory
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
+from openjepa.engine.parallel import prepare_blocks
 from openjepa.masks import MASKS
 from openjepa.masks.sampler import MaskSampler, TokenShape
 from openjepa.methods.base import Method
@@ -102,8 +103,7 @@ class TimedStep:
             shapes = (self.shape,)
         self.costs = step_costs(config, self.view, self.sampler, shapes)
         self.method: Method = build_method(config, self.view, self.sampler, shapes).to(self.device)
-        if config.run.compile:
-            self.method.compile_blocks()
+        prepare_blocks(self.method, config.run)
         self.optimizer = build_optimizer(self.method.named_parameters(), self.method.parameter_rules(), config.optim)
         set_rates(self.optimizer, config.optim.final_lr, config.optim.weight_decay)
         self.batch = self._batch().to(self.device)

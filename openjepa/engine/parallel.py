@@ -5,9 +5,10 @@ optimizer, `after_step`, looks, checkpoints) uses the method itself. The moving 
 FSDP2 divides it exactly like the network that it follows, so that its update needs no communication.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -24,6 +25,9 @@ from openjepa.settings.run import ParallelSettings, RunSettings
 
 Strategy = Literal["single", "ddp", "fsdp2"]
 
+_NAMES = inspect.signature(DistributedDataParallel.__init__).parameters
+_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _NAMES else "broadcast_buffers"
+"""Option of DDP that copies buffers at every forward; torch 2.13 has renamed it. Ours are equal without: methods see to it."""
 DIVIDED_FROM = 6e8
 """Weights of the encoder's blocks from which `auto` divides them: those of ViT-H, 12 x 32 layers x 1280^2."""
 
@@ -60,7 +64,7 @@ def over_processes(
     if strategy == "single":
         return method
     if strategy == "ddp":
-        replicated = DistributedDataParallel(method, broadcast_buffers=False, gradient_as_bucket_view=True)
+        replicated = DistributedDataParallel(method, gradient_as_bucket_view=True, **{_SYNC_BUFFERS: False})  # type: ignore[arg-type]
         if settings.reduce_precision == "bf16":
             replicated.register_comm_hook(None, bf16_compress_hook)
         return replicated
@@ -113,6 +117,8 @@ def described(strategy: Strategy, settings: ParallelSettings, device: torch.devi
     """Words for the introduction of a run: number of processes and strategy. Empty for a single process."""
     if strategy == "single":
         return ()
-    way: dict[Any, str] = {"ddp": "each with the whole networks (ddp)", "fsdp2": "with divided networks (fsdp2)"}
+    way = "each with the whole networks" if strategy == "ddp" else "with divided networks"
     backend = "nccl" if device.type == "cuda" else "gloo"
-    return (f"{distributed.world_size()} processes, {way[strategy]}, gradients in {settings.reduce_precision} by {backend}",)
+    return (
+        f"processes  {distributed.world_size()}, {way} ({strategy}); gradients travel in {settings.reduce_precision} by {backend}",
+    )

@@ -92,9 +92,7 @@ def open_run_folder(config: RunConfig, fresh: bool, device: torch.device, precis
     return RunFolder(path, locks[0] if locks else None, notes)
 
 
-def _prepared(
-    config: RunConfig, fresh: bool, device: torch.device, precision: str
-) -> tuple[Path, Claim, tuple[str, ...]]:
+def _prepared(config: RunConfig, fresh: bool, device: torch.device, precision: str) -> tuple[Path, Claim, tuple[str, ...]]:
     path = run_path(config)
     if fresh:
         path = _next_free(path)
@@ -103,7 +101,7 @@ def _prepared(
     notes: tuple[str, ...] = ()
     try:
         if has_begun(path):
-            processes = read_summary(read_object(path / "summary.json") or {}).processes
+            processes = read_summary(read_object(path / "summary.json") or {}).processes or 1
             _check_same_run(path, config, processes)
             notes = _check_same_processes(processes) + _check_same_machine(path, device, precision)
     except BaseException:
@@ -233,10 +231,11 @@ def refuse_missing_tensorboard(wanted: bool) -> None:
 
 
 def _next_free(path: Path) -> Path:
-    number, candidate = 2, path
+    """The first free one of `path`, `path-2`, `path-3`, ...; if torchrun has restarted the processes, the last taken one."""
+    taken, number, candidate = path, 2, path
     while candidate.exists():
-        candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
-    return candidate
+        taken, candidate, number = candidate, path.with_name(f"{path.name}-{number}"), number + 1
+    return taken if distributed.restarts() > 0 else candidate
 
 
 def _lock(path: Path) -> Claim:

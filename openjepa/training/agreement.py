@@ -39,6 +39,7 @@ class Agreement:
             return Decision(requested, save_is_due)
         if step < self._next and not is_last:
             return Decision()
+        distributed.doing(f"the decision after step {step}")
         number = 0 if requested is None else int(signal.Signals[requested])
         is_main = distributed.is_main()
         mine = (number, int(save_is_due and is_main), self._proposed(step) if is_main else 0)

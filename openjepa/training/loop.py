@@ -175,6 +175,7 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
             set_rates(optimizer, rate, decay)
 
             # forward and backward of each microbatch
+            distributed.doing(f"forward and gradients of step {step + 1}")
             optimizer.zero_grad(set_to_none=True)
             microbatches = _take(batches, plan.num_microbatches)
             for number, batch in enumerate(microbatches):

@@ -64,7 +64,9 @@ def step_costs(
     config: RunConfig, view: ViewSpec, sampler: MaskSampler, shapes: tuple[TokenShape, ...] | None = None
 ) -> StepCosts:
     """Costs of a step of the method that `build_method` builds. They are counted on a copy without values."""
-    return _counted(config.method, _surroundings(config, view, sampler, shapes), config.masks.kind, sampler.grid, microbatch(config))
+    return _counted(
+        config.method, _surroundings(config, view, sampler, shapes), config.masks.kind, sampler.grid, microbatch(config)
+    )
 
 
 @lru_cache(maxsize=32)

@@ -16,7 +16,7 @@ LAYERS = (
     ("records",),
     ("schedules", "checks", "recipes", "measures"),
     ("system",),
-    ("types", "seeds", "config", "operators"),
+    ("types", "seeds", "config", "operators", "engine/distributed"),
     ("settings",),
     ("refusals",),
 )

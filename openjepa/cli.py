@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import openjepa
-from openjepa.refusals import Refusal, needed_for
+from openjepa.refusals import Refusal, RepeatedRefusal, needed_for
 from openjepa.system.interrupts import Interrupted
 
 USAGE = """openjepa {version}: train I-JEPA encoders on your images, probe and look at them.
@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # `openjepa ... | head` closed the pipe: Python must not flush its buffer into it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except RepeatedRefusal:
+        sys.exit(2)
     except (Refusal, OSError) as error:
         if os.environ.get("OPENJEPA_DEBUG"):
             raise

@@ -26,6 +26,10 @@ class Refusal(ValueError):
     """
 
 
+class RepeatedRefusal(Refusal):
+    """The refusal of another process of the same run, which prints it itself. The command line does not print it again."""
+
+
 def refused(checks: Iterable[Callable[[], object]]) -> list[str]:
     """Runs all `checks` and returns the messages of those that raise Refusal, each message once."""
     found: dict[str, None] = {}

@@ -19,7 +19,15 @@ from openjepa.refusals import Refusal
 from openjepa.settings.masks import MaskSettings, MultiblockSettings
 from openjepa.settings.methods import IJepaSettings, MethodSettings
 from openjepa.settings.models import ModelSettings
-from openjepa.settings.run import CHOICES, MonitorSettings, OptimizationSettings, RunConfig, RunSettings, SystemSettings
+from openjepa.settings.run import (
+    CHOICES,
+    MonitorSettings,
+    OptimizationSettings,
+    ParallelSettings,
+    RunConfig,
+    RunSettings,
+    SystemSettings,
+)
 from openjepa.settings.sources import DataSettings, FolderSettings
 from openjepa.system.json_files import read_object
 from openjepa.system.shell import absent, command, hub_name
@@ -61,7 +69,7 @@ TRAIN_COMMON = (
 """The options that the help shows without --help-all, in this order."""
 SHOWN_RECIPE = "cpu-64"
 """Recipe whose settings the help of `openjepa train` shows as defaults, if none is given."""
-_GROUPS = ("data", "model", "masks", "method", "optim", "run", "monitor", "system")
+_GROUPS = ("data", "model", "masks", "method", "optim", "run", "parallel", "monitor", "system")
 SHORT = ("init", "init_encoder", "init_heads")
 """Options of `openjepa train` that may be written without `run.`"""
 _OWN = ("model.resampling_offset", "method.predictor_width", "method.predictor_depth", "method.predictor_heads")
@@ -94,6 +102,7 @@ class TrainOptions:
     method: MethodSettings = field(default_factory=IJepaSettings)
     optim: OptimizationSettings = field(default_factory=OptimizationSettings)
     run: RunSettings = field(default_factory=RunSettings)
+    parallel: ParallelSettings = field(default_factory=ParallelSettings)
     monitor: MonitorSettings = field(default_factory=MonitorSettings)
     system: SystemSettings = field(default_factory=SystemSettings)
 

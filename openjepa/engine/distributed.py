@@ -1,22 +1,39 @@
-"""Rank, world size, and means and flags over processes. Every function also works in a single process."""
+"""The processes of one run: how they join, their numbers, and sums, means and decisions over all of them.
 
+A launcher such as torchrun starts the processes. Every function also works in a single process, where it communicates nothing.
+A function that communicates must be called by all processes in the same order, or all of them wait for ever.
+"""
+
+import contextlib
 import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from openjepa.refusals import Refusal
+import openjepa
+from openjepa.refusals import Refusal, RepeatedRefusal
+
+Result = TypeVar("Result")
+
+RENDEZVOUS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""Variables of the environment by which processes find each other. torchrun sets them, and WORLD_SIZE."""
+TIMEOUT_SECONDS = 600.0
 
 
-def refuse_unready_launch() -> None:
-    """Raises Refusal if a launcher started several processes: training runs in one process so far.
+def launched() -> int:
+    """Number of processes that a launcher says it has started (WORLD_SIZE); 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
-    Each process would train a whole run of its own and compete for the run folder.
-    """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1 and not is_active():
-        raise Refusal(f"WORLD_SIZE={processes}: training runs in one process so far; start it without torchrun")
+
+def local_rank() -> int:
+    """Number of this process among those of its machine, which is also the number of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if launched() > 1 else 0
 
 
 def is_active() -> bool:
@@ -30,7 +47,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """Number of processes; 1 in a single process."""
+    """Number of processes that have joined; 1 in a single process."""
     return dist.get_world_size() if is_active() else 1
 
 
@@ -39,19 +56,174 @@ def is_main() -> bool:
     return rank() == 0
 
 
+# ---------------------------------------------------------------------------------------------------- joining and leaving
+
+
+@contextmanager
+def joined(device: torch.device, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[None]:
+    """Joins the processes that the launcher has started, for the block. Only the main process prints in it.
+
+    Does nothing without a launcher or if the processes have joined already. `timeout_seconds`: how long one process waits for
+    the others, in the first meeting and in every collective. Raises Refusal if the others cannot be found, or if they run other
+    versions of Python, torch or openjepa.
+    """
+    if launched() == 1 or is_active():
+        yield
+        return
+    _join(device, timeout_seconds)
+    with contextlib.ExitStack() as silence:
+        if not is_main():
+            silence.enter_context(contextlib.redirect_stdout(silence.enter_context(open(os.devnull, "w"))))  # noqa: PTH123
+        _check_versions()
+        yield
+    # only after a block without an error: the others may be gone already, and leaving waits for them
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _join(device: torch.device, timeout_seconds: float) -> None:
+    missing = [name for name in RENDEZVOUS if name not in os.environ]
+    if missing:
+        raise Refusal(
+            f"WORLD_SIZE={launched()} says that there are several processes, but {' and '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not set: start them with `torchrun --nproc-per-node N -m openjepa ...`, "
+            "or unset WORLD_SIZE"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise Refusal(f"{launched()} processes cannot train on {device}: several processes need run.device=cuda or cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        dist.init_process_group(
+            backend="gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",  # flags and objects are on the CPU
+            timeout=timedelta(seconds=timeout_seconds),
+            device_id=device if device.type == "cuda" else None,
+        )
+    except (dist.DistError, TimeoutError) as error:
+        here = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise Refusal(
+            f"process {os.environ['RANK']} of {launched()} did not find the others at {here} within {timeout_seconds:g} s: "
+            f"are all of them started, and is the port open between the machines? ({error})"
+        ) from error
+
+
+def _check_versions() -> None:
+    """Raises Refusal, naming the processes, if they do not all run the same versions."""
+    own = {"openjepa": openjepa.__version__, "torch": torch.__version__, "Python": platform.python_version()}
+    everywhere = gathered(own)
+    for name in own:
+        versions: dict[str, list[int]] = {}
+        for number, found in enumerate(everywhere):
+            versions.setdefault(found[name], []).append(number)
+        if len(versions) > 1:
+            words = "; ".join(f"{version} in process {', '.join(map(str, ranks))}" for version, ranks in versions.items())
+            raise Refusal(f"the processes run different versions of {name}: {words}. Install the same one everywhere")
+
+
+# ---------------------------------------------------------------------------------------------------------------- tensors
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over processes. Every process uses the sum, so the gradient of each share is the sum of all gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """Sum of `value` over all processes, which has gradients.
+
+    If the loss is the mean of the processes' own losses, and their gradients are averaged (as DDP and FSDP do), then the
+    gradient through this sum is the one that a single process with all the data would have.
+    """
+    return _Sum.apply(value) if is_active() else value  # type: ignore[no-untyped-call]
+
+
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """Mean of `value` over all processes."""
-    if not is_active():
-        return value
-    total = value.detach().clone()
-    dist.all_reduce(total, op=dist.ReduceOp.SUM)
-    return total / world_size()
+    """Mean of `value` over all processes, which has gradients like `sum_over_ranks`."""
+    return sum_over_ranks(value) / world_size() if is_active() else value
 
 
-def any_over_ranks(flag: bool) -> bool:
-    """True if `flag` is set in any process, so that all processes stop at the same step."""
+def rows_of_all(rows: Tensor) -> Tensor:
+    """The rows [n, ...] of all processes, in their order: [sum of n, ...]. Without gradients; n may differ."""
+    return rows if not is_active() else torch.cat([part.to(rows.device) for part in gathered(rows.detach().cpu())])
+
+
+# -------------------------------------------------------------------------------------------------- objects and decisions
+
+
+def largest_over_ranks(values: Sequence[float]) -> list[float]:
+    """The largest of each of `values` over all processes. On the CPU, so that no GPU has to finish its work first."""
     if not is_active():
-        return flag
-    value = torch.tensor(int(flag))
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value.item())
+        return list(values)
+    found = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return found.tolist()
+
+
+def gathered(value: Result) -> list[Result]:
+    """The `value` of each process, in their order. It must be possible to pickle it."""
+    found: list[Any] = [None] * world_size()
+    if not is_active():
+        return [value]
+    dist.all_gather_object(found, value)
+    return found
+
+
+def barrier() -> None:
+    """Waits until all processes are here."""
+    if is_active():
+        dist.all_reduce(torch.zeros(1))  # on the CPU: a barrier of NCCL would also wait for the GPU
+
+
+def from_main(make: Callable[[], Result]) -> Result:
+    """What `make` returns in the main process, which alone calls it; the others get a pickled copy.
+
+    An error of `make` is raised in all processes: the same error in the main process, a RepeatedRefusal in the others.
+    """
+    if not is_active():
+        return make()
+    sent: list[Any] = [None, None]
+    failure: Exception | None = None
+    if is_main():
+        try:
+            sent[0] = make()
+        except Exception as error:
+            failure, sent[1] = error, str(error) or type(error).__name__
+    dist.broadcast_object_list(sent, src=0)
+    if failure is not None:
+        raise failure
+    if sent[1] is not None:
+        raise RepeatedRefusal(sent[1])
+    return sent[0]  # type: ignore[no-any-return]
+
+
+def in_all(make: Callable[[], Result]) -> Result:
+    """What `make` returns here. If it fails in any process, it fails in all: with its own error there, a refusal elsewhere.
+
+    Without this, the processes in which it works would wait for those that have ended.
+    """
+    if not is_active():
+        return make()
+    failure: Exception | None = None
+    result: Any = None
+    try:
+        result = make()
+    except Exception as error:
+        failure = error
+    failures = gathered(None if failure is None else str(failure) or type(failure).__name__)
+    if failure is not None:
+        raise failure
+    first = next((number for number, words in enumerate(failures) if words is not None), None)
+    if first is not None:
+        raise RepeatedRefusal(f"process {first}: {failures[first]}")
+    return result  # type: ignore[no-any-return]

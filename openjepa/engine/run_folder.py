@@ -28,7 +28,17 @@ from openjepa.system.shared_files import Claim, take, whole_file
 from openjepa.system.shell import HUB_MARK, this_command
 from openjepa.types import Skipped
 
-_CANNOT_CHANGE_RESULTS = ("system", "monitor", "run.name", "run.output", "recipe", "preset", "data.max_skipped")
+_CANNOT_CHANGE_RESULTS = (
+    "system",
+    "parallel",
+    "run.recompute",
+    "monitor",
+    "run.name",
+    "run.output",
+    "recipe",
+    "preset",
+    "data.max_skipped",
+)
 _RESOLVED = ("run.device", "run.precision")
 """Settings that are compared by their resolved values (environment.json)."""
 WEIGHT_ENDINGS = (".tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors")

@@ -93,6 +93,22 @@ class RunSettings:
     """bf16 autocast if the hardware has it (`auto`), always, or never; weights and optimizer stay fp32."""
     compile: bool = False
     """Compile the transformer blocks with torch.compile (pays on GPUs)."""
+    recompute: bool = False
+    """Keep only the inputs of the trained transformer blocks and compute the rest again in the backward pass (activation
+    checkpointing): far less memory for about a third more time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelSettings:
+    """Training with several processes, which torchrun starts: one for each GPU. Without effect in a single process."""
+
+    strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
+    """`ddp`: every process holds the whole networks. `fsdp2`: weights, averages, gradients and moments are divided over the
+    processes. `auto`: `fsdp2` on several GPUs from ViT-H on, else `ddp`."""
+    reduce_precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision in which gradients travel between the processes. `bf16` halves the bytes and rounds."""
+    timeout_seconds: Annotated[float, POSITIVE] = 600.0
+    """How long a process waits for the others before the run ends with an error. Longer than the slowest save or look."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +164,7 @@ class RunConfig:
     data: DataSettings = field(default_factory=FolderSettings)
     optim: OptimizationSettings = field(default_factory=OptimizationSettings)
     run: RunSettings = field(default_factory=RunSettings)
+    parallel: ParallelSettings = field(default_factory=ParallelSettings)
     monitor: MonitorSettings = field(default_factory=MonitorSettings)
     system: SystemSettings = field(default_factory=SystemSettings)
 

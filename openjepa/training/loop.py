@@ -60,7 +60,6 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
     Raises Interrupted after a signal, once everything is saved.
     """
     # ---------------------------------------------------------------- machine
-    distributed.refuse_unready_launch()
     config, weights = settled(config, given, fresh)
     check(config, distributed.world_size())
     config = resolve(config, processes=distributed.world_size())
@@ -191,7 +190,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
             )
             done = Progress(state.step, total_steps, steps_per_epoch, optim.schedule_stretch)
             last = state.step == total_steps
-            stop = distributed.any_over_ranks(interrupts.requested is not None)
+            stop = interrupts.requested is not None
             clock.step_done(state.step)
 
             # log, look, save, stop?

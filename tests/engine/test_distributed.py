@@ -1,0 +1,107 @@
+"""Sums, decisions and errors over processes, in two real ones."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from openjepa.engine import distributed
+from openjepa.refusals import Refusal, RepeatedRefusal
+from tests.helpers.ranks import free_port, on_ranks
+
+
+def _sums() -> dict[str, object]:
+    rank = distributed.rank()
+    value = torch.tensor([1.0, 2.0]) * (rank + 1)
+    value.requires_grad_()
+    # the loss of this process: sum over processes, squared, times a weight of its own
+    loss = (distributed.sum_over_ranks(value) ** 2).sum() * (rank + 1)
+    loss.backward()
+    return {
+        "sum": distributed.sum_over_ranks(value.detach()),
+        "gradient": value.grad,
+        "mean": distributed.mean_over_ranks(torch.tensor(float(rank))),
+        "rows": distributed.rows_of_all(torch.full((rank + 1, 2), rank)),
+        "largest": distributed.largest_over_ranks([rank, -rank]),
+        "gathered": distributed.gathered(("rank", rank)),
+        "main": distributed.from_main(lambda: distributed.rank()),
+    }
+
+
+def _decisions() -> dict[str, str]:
+    found = {}
+    for name, run in (("main", _fail_on(0, distributed.from_main)), ("all", _fail_on(1, distributed.in_all))):
+        try:
+            run()
+        except RepeatedRefusal as error:
+            found[name] = f"repeated: {error}"
+        except Refusal as error:
+            found[name] = f"own: {error}"
+    print("only the main process prints")
+    return found
+
+
+def _fail_on(rank: int, collective: object) -> object:
+    def fail() -> None:
+        if distributed.rank() == rank:
+            raise Refusal("no such folder")
+
+    return lambda: collective(fail)  # type: ignore[operator]
+
+
+def _both() -> tuple[dict[str, object], dict[str, str]]:
+    return _sums(), _decisions()
+
+
+def test_sums_decisions_and_errors_of_two_processes(tmp_path: Path) -> None:
+    (first, said_first), (second, said_second) = on_ranks(2, tmp_path, _both)
+    for found in (first, second):
+        assert torch.equal(found["sum"], torch.tensor([3.0, 6.0]))
+        # d/dS of S^2 is 2 S = (6, 12) in each process, times the weights 1 and 2
+        assert torch.equal(found["gradient"], torch.tensor([18.0, 36.0]))
+        assert found["mean"] == 0.5
+        assert found["rows"].tolist() == [[0, 0], [1, 1], [1, 1]]
+        assert found["largest"] == [1, 0]
+        assert found["gathered"] == [("rank", 0), ("rank", 1)]
+        assert found["main"] == 0
+    assert said_first == {"main": "own: no such folder", "all": "repeated: process 1: no such folder"}
+    assert said_second == {"main": "repeated: no such folder", "all": "own: no such folder"}
+    assert "only the main" in (tmp_path / "rank0.txt").read_text()
+    assert "only the main" not in (tmp_path / "rank1.txt").read_text()
+
+
+def test_a_single_process_communicates_nothing() -> None:
+    value = torch.ones(2)
+    assert distributed.sum_over_ranks(value) is value and distributed.mean_over_ranks(value) is value
+    assert distributed.gathered(3) == [3] and distributed.from_main(lambda: 4) == 4 and distributed.in_all(lambda: 5) == 5
+    distributed.barrier()
+
+
+def _other_version() -> None:
+    import openjepa
+
+    if distributed.launched() and distributed.os.environ["RANK"] == "1":
+        openjepa.__version__ = "0.0.1"
+    words = r"different versions of openjepa: .* in process 0; 0\.0\.1 in process 1"
+    with pytest.raises(Refusal, match=words), distributed.joined(torch.device("cpu"), 60):
+        raise AssertionError("different versions were accepted")
+
+
+def test_mixed_versions_are_named(tmp_path: Path) -> None:
+    on_ranks(2, tmp_path, _other_version, joined=False)
+
+
+def test_a_launch_without_a_meeting_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = "RANK and LOCAL_RANK and MASTER_ADDR and MASTER_PORT are not set:.*torchrun"
+    with pytest.raises(Refusal, match=words), distributed.joined(torch.device("cpu")):
+        pass
+    values = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    words = r"process 0 of 2 did not find the others at 127\.0\.0\.1:\d+ within 1 s"
+    with pytest.raises(Refusal, match=words), distributed.joined(torch.device("cpu"), timeout_seconds=1):
+        pass
+    words = "2 processes cannot train on mps: .*run.device=cuda or cpu"
+    with pytest.raises(Refusal, match=words), distributed.joined(torch.device("mps")):
+        pass

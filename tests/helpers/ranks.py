@@ -1,0 +1,76 @@
+"""Several processes of one run, as torchrun starts them, but without its start-up time."""
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openjepa.engine import distributed
+from tests.helpers.processes import CLEAN
+
+SECONDS = 120
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def start_ranks(number: int, folder: Path, work: Callable[..., object], *arguments: object) -> list[Any]:
+    """Starts `number` processes of one thread that call `work(*arguments)`. Rank r prints into `folder/rank<r>.txt`.
+
+    `work` must be a function of a module. It finds torchrun's variables, but has not joined the others. What it returns is
+    saved to `folder/rank<r>.pt`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    processes = []
+    for rank in range(number):
+        process = CLEAN.Process(target=_rank, args=(rank, number, port, folder, work, arguments))
+        process.start()
+        processes.append(process)
+    return processes
+
+
+def on_ranks(number: int, folder: Path, work: Callable[..., object], *arguments: object, joined: bool = True) -> list[Any]:
+    """What `work(*arguments)` returns in each of `number` processes. Asserts that all end well; their output is in the error.
+
+    `joined`: the processes have found each other before `work` is called (else `work` does it, as a command would).
+    """
+    call = (_work_joined, work, *arguments) if joined else (work, *arguments)
+    processes = start_ranks(number, folder, *call)
+    for process in processes:
+        process.join(SECONDS)
+    late = [process for process in processes if process.is_alive()]
+    for process in late:
+        process.kill()
+    codes = [process.exitcode for process in processes]
+    output = "\n".join((folder / f"rank{rank}.txt").read_text() for rank in range(number))
+    assert not late and codes == [0] * number, f"exit codes {codes}, {len(late)} hung\n{output}"
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(number)]
+
+
+def _work_joined(work: Callable[..., object], *arguments: object) -> object:
+    with distributed.joined(torch.device("cpu"), timeout_seconds=SECONDS):
+        return work(*arguments)
+
+
+def _rank(rank: int, number: int, port: int, folder: Path, work: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    os.environ |= {
+        "WORLD_SIZE": str(number),
+        "LOCAL_WORLD_SIZE": str(number),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    with (folder / f"rank{rank}.txt").open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.save(work(*arguments), folder / f"rank{rank}.pt")

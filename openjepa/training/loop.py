@@ -179,7 +179,9 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
 
             # count
             for batch in microbatches:
-                log.write_skipped(step + 1, skips.count(batch))
+                skips.count(batch, step + 1)
+            for skipped_in, sample in skips.merge([skips.take()]):
+                log.write_skipped(skipped_in, [sample])
             skips.raise_if_too_many()
             state = TrainerState(
                 step=step + 1,

@@ -9,7 +9,7 @@ from typing import Literal
 
 from openjepa.inference.embedding.compute import Computation, Watch, can_pack, choose_decoders, pack_encoder, records_of
 from openjepa.inference.embedding.parts import PartsFolder, assemble, skipped_file
-from openjepa.inference.embedding.plan import (
+from openjepa.inference.embedding.embed_plan import (
     EmbeddedImages,
     EmbedPlan,
     changes,

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from openjepa.inference.embedding.plan import EmbedPlan, Part
+from openjepa.inference.embedding.embed_plan import EmbedPlan, Part
 from openjepa.inference.embedding.table import (
     FEATURES,
     MEAN_KEY,

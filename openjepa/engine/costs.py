@@ -81,15 +81,14 @@ class StepCosts:
     images: int = 1
     """Number of images of the microbatch."""
     blocks: BlockCosts = BlockCosts()
-    """The share of `kept_bytes`, `kept_scores` and FLOPs that belongs to the trained blocks; its FLOPs are those of one image."""
+    """The share of the trained blocks in `kept_bytes`, `kept_scores` and `flops`."""
     units: tuple[WeightUnit, ...] = ()
     """All weights of the method."""
 
     def kept(self, device: torch.device, precision: str, recompute: bool = False) -> float:
         """Bytes that the forward of one microbatch keeps. `recompute`: of the trained blocks, it keeps only the inputs."""
-        if recompute:  # the residual stream, which is the input of a block, is in fp32 in any precision
-            rest, scores = self.kept_bytes - self.blocks.bytes, self.kept_scores - self.blocks.scores
-            return stored_bytes(rest, scores, device, precision) + self.blocks.input_bytes
+        if recompute:  # between blocks, and outside of them, nearly everything is in fp32 in any precision
+            return self.kept_bytes - self.blocks.bytes + self.blocks.input_bytes
         return stored_bytes(self.kept_bytes, self.kept_scores, device, precision)
 
 

@@ -17,8 +17,8 @@ from openjepa.data.folders.folder import FolderSource
 from openjepa.data.selection import Subset
 from openjepa.data.source import JoinedBytes, ListSource, Pieces, ShardSource, source_hash, stamps_hash
 from openjepa.evaluation.evaluation_run import evaluate_run
+from openjepa.inference.embedding.embed_plan import EmbeddedImages, plan_entries
 from openjepa.inference.embedding.embedding_run import embed_dataset
-from openjepa.inference.embedding.plan import EmbeddedImages, plan_entries
 from openjepa.inference.embedding.table import open_table
 from openjepa.inference.search.gallery import open_gallery
 from openjepa.inference.search.search_run import open_for_search

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from openjepa.inference.embedding.compute import Computation, Watch, can_pack, choose_decoders, pack_encoder, records_of
-from openjepa.inference.embedding.parts import PartsFolder, assemble, skipped_file
-from openjepa.inference.embedding.plan import (
+from openjepa.inference.embedding.embed_plan import (
     EmbeddedImages,
     EmbedPlan,
     changes,
@@ -22,6 +21,7 @@ from openjepa.inference.embedding.plan import (
     make_manifest,
     plan_entries,
 )
+from openjepa.inference.embedding.parts import PartsFolder, assemble, skipped_file
 from openjepa.inference.embedding.table import Manifest, check_output
 from openjepa.inference.encoder import Encoder
 from openjepa.refusals import Refusal

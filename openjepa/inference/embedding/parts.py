@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openjepa.config import readable_object
-from openjepa.inference.embedding.plan import EmbedPlan, Part
+from openjepa.inference.embedding.embed_plan import EmbedPlan, Part
 from openjepa.inference.embedding.table import (
     FEATURES,
     MEAN_KEY,

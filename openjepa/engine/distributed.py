@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import Store
+from torch.distributed.rendezvous import rendezvous
 
 import openjepa
 from openjepa.refusals import Refusal, RepeatedRefusal
@@ -24,8 +26,15 @@ Result = TypeVar("Result")
 RENDEZVOUS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Variables of the environment by which processes find each other. torchrun sets them, and WORLD_SIZE."""
 TIMEOUT_SECONDS = 600.0
+BUCKET_NUMBERS = 2**24
+"""Numbers that are added up in one message."""
+PATIENT_SECONDS = 86_400.0
+"""Time limit where one process may work for hours while the others wait, e.g. while it solves a probe. A process that ends is
+noticed at once all the same; only one that hangs is not."""
 
 
+_store: Store | None = None
+"""Numbers that all processes see, even if one of them hangs."""
 _doing = "the meeting of the processes"
 
 
@@ -79,7 +88,8 @@ def joined(device: torch.device, timeout_seconds: float = TIMEOUT_SECONDS) -> It
 
     Does nothing without a launcher or if the processes have joined already. `timeout_seconds`: how long one process waits for
     the others, in the first meeting and in every collective. Raises Refusal if the others cannot be found, or if they run other
-    versions of Python, torch or openjepa.
+    versions of Python, torch or openjepa. If several processes raise Refusal in the block, only the first of them tells it: the
+    others raise RepeatedRefusal.
     """
     if launched() == 1 or is_active():
         yield
@@ -88,6 +98,7 @@ def joined(device: torch.device, timeout_seconds: float = TIMEOUT_SECONDS) -> It
     with contextlib.ExitStack() as block:
         if not is_main():
             block.enter_context(contextlib.redirect_stdout(block.enter_context(open(os.devnull, "w"))))  # noqa: PTH123
+        block.enter_context(_told_once())
         block.enter_context(_explain_lost(timeout_seconds))
         _check_versions()
         yield
@@ -111,10 +122,16 @@ def _join(device: torch.device, timeout_seconds: float) -> None:
         # a hang leaves a file that names the collective of every process
         os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
         os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
+    global _store
+    limit = timedelta(seconds=timeout_seconds)
     try:
+        _store, number, processes = next(rendezvous("env://", timeout=limit))
         dist.init_process_group(
             backend="gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",  # flags and objects are on the CPU
-            timeout=timedelta(seconds=timeout_seconds),
+            timeout=limit,
+            store=_store,
+            rank=number,
+            world_size=processes,
             device_id=device if device.type == "cuda" else None,
         )
     except (dist.DistError, TimeoutError) as error:
@@ -146,6 +163,31 @@ def _explain_lost(timeout_seconds: float) -> Iterator[None]:
             f"process {rank()} waited for the others in {_doing}, and at least one of them {cause}. The output of that process "
             f"has the cause. The same command goes on from the last checkpoint. ({words.splitlines()[0][:300]})"
         ) from error
+
+
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """Turns every refusal but the first of all processes into a RepeatedRefusal: often all of them find the same fault.
+
+    Also the error of a process that waits for one that has refused.
+    """
+    try:
+        yield
+    except RepeatedRefusal:
+        raise
+    except Refusal as error:
+        if _refusals_so_far() > 0:
+            raise RepeatedRefusal(str(error)) from error
+        raise
+
+
+def _refusals_so_far() -> int:
+    """Number of refusals of other processes before one of this process, which is counted here."""
+    assert _store is not None
+    try:
+        return int(_store.add("refusals", 1)) - 1
+    except dist.DistError:  # the process that counts has ended, with a message of its own
+        return 1
 
 
 def _check_versions() -> None:
@@ -196,7 +238,38 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 def rows_of_all(rows: Tensor) -> Tensor:
     """The rows [n, ...] of all processes, in their order: [sum of n, ...]. Without gradients; n may differ."""
-    return rows if not is_active() else torch.cat([part.to(rows.device) for part in gathered(rows.detach().cpu())])
+    if not is_active():
+        return rows
+    numbers = gathered(len(rows))
+    filled = rows.new_zeros(max(numbers), *rows.shape[1:])
+    filled[: len(rows)] = rows.detach()
+    parts = [torch.empty_like(filled) for _ in numbers]
+    dist.all_gather(parts, filled)
+    return torch.cat([part[:number] for part, number in zip(parts, numbers, strict=True)])
+
+
+def add_over_ranks(tensors: Sequence[Tensor]) -> None:
+    """Replaces each of `tensors` by its sum over all processes, some at a time. All have one type and one device."""
+    if not is_active():
+        return
+    for bucket in _buckets(tensors):
+        joint = torch.cat([tensor.detach().flatten() for tensor in bucket])
+        dist.all_reduce(joint)
+        sums = torch.split(joint, [tensor.numel() for tensor in bucket])
+        for tensor, total in zip(bucket, sums, strict=True):
+            tensor.detach().copy_(total.view_as(tensor))
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yields `tensors` in groups of about BUCKET_NUMBERS numbers: few messages, and little memory for copies."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        bucket.append(tensor)
+        if sum(item.numel() for item in bucket) >= BUCKET_NUMBERS:
+            yield bucket
+            bucket = []
+    if bucket:
+        yield bucket
 
 
 # -------------------------------------------------------------------------------------------------- objects and decisions
@@ -268,3 +341,12 @@ def in_all(make: Callable[[], Result]) -> Result:
     if first is not None:
         raise RepeatedRefusal(f"process {first}: {failures[first]}")
     return result  # type: ignore[no-any-return]
+
+
+def shared(works: Sequence[Callable[[], Result]]) -> list[Result]:
+    """What each of `works` returns, in their order. Each process calls every N-th of them; the others get pickled copies.
+
+    An error of one of them is raised in all processes, as by `in_all`.
+    """
+    parts = gathered(in_all(lambda: [work() for work in works[rank() :: world_size()]]))
+    return [parts[number % len(parts)][number // len(parts)] for number in range(len(works))]

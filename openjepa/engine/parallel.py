@@ -1,8 +1,8 @@
 """How one method is trained by several processes: replicated (DDP) or with divided weights (FSDP2).
 
 The loop calls the module of `over_processes` instead of the method in `forward` only. All else (names of parameters, the
-optimizer, `after_step`, looks, checkpoints) uses the method itself. The moving average has no gradients, so DDP leaves it alone.
-FSDP2 divides it exactly like the network that it follows, so that its update needs no communication.
+optimizer, `after_step`, looks, checkpoints) uses the method itself. The moving average has no gradients, so DDP leaves it alone. FSDP2 divides it
+exactly like the network that it follows, so that its update needs no communication.
 """
 
 import inspect
@@ -47,7 +47,8 @@ def prepare_blocks(method: nn.Module, settings: RunSettings) -> None:
 
     Call it before `over_processes`, which must find the blocks as they will be used.
     """
-    for block in (module for module in method.modules() if isinstance(module, Block)):
+    blocks: list[Block] = [module for module in method.modules() if isinstance(module, Block)]
+    for block in blocks:
         block.recompute = settings.recompute
         if settings.compile:
             block.compile()
@@ -119,6 +120,5 @@ def described(strategy: Strategy, settings: ParallelSettings, device: torch.devi
         return ()
     way = "each with the whole networks" if strategy == "ddp" else "with divided networks"
     backend = "nccl" if device.type == "cuda" else "gloo"
-    return (
-        f"processes  {distributed.world_size()}, {way} ({strategy}); gradients travel in {settings.reduce_precision} by {backend}",
-    )
+    gradients = f"gradients travel in {settings.reduce_precision} by {backend}"
+    return (f"processes  {distributed.world_size()}, {way} ({strategy}); {gradients}",)

@@ -18,15 +18,14 @@ from typing import IO, Any
 import torch
 
 import openjepa
-from openjepa.config import difference, load_run_config, save_yaml
+from openjepa.config import difference, load_run_config, log_lines, number, read_object, readable, save_yaml
 from openjepa.engine import distributed
 from openjepa.engine.device import device_name
 from openjepa.records import Environment, read_environment, read_summary, seconds_of_steps
 from openjepa.refusals import Refusal, require_package
 from openjepa.settings.run import RunConfig
-from openjepa.system.json_files import log_lines, number, read_object, readable
+from openjepa.system.console import HUB_MARK, this_command
 from openjepa.system.shared_files import Claim, take, whole_file
-from openjepa.system.shell import HUB_MARK, this_command
 from openjepa.types import Skipped
 
 _CANNOT_CHANGE_RESULTS = (
@@ -274,8 +273,8 @@ def _check_same_processes(before: int) -> tuple[str, ...]:
     if before == now:
         return ()
     return (
-        f"the run had {before} process{'es' * (before > 1)} and continues with {now}: every step has the same samples, crops and "
-        "masks, but sums are taken in another order, so the weights agree to rounding and not bitwise",
+        f"the run had {before} process{'es' * (before > 1)} and continues with {now}: every step has the same samples, crops "
+        "and masks, but sums are taken in another order, so the weights agree to rounding and not bitwise",
     )
 
 

@@ -8,7 +8,6 @@ import threading
 from pathlib import Path
 from types import FrameType, TracebackType
 
-
 REQUEUE = 75
 """Exit code after SIGUSR1: a temporary failure (EX_TEMPFAIL of sysexits.h), the same command goes on."""
 CAUGHT = ("SIGINT", "SIGTERM", "SIGUSR1")

@@ -10,19 +10,19 @@ import torch
 from torch import nn
 
 from openjepa.checks import check
-from openjepa.data import open_splits
 from openjepa.data.loading.loader import TrainingLoader
 from openjepa.data.loading.order import BatchPlan
 from openjepa.data.loading.unreadable import SkipLedger
-from openjepa.data.loading.workers import choose_workers
+from openjepa.data.passes import choose_workers
+from openjepa.data.source import open_splits
 from openjepa.engine import distributed
 from openjepa.engine.checkpoint import CheckpointWriter, TrainerState, latest_checkpoint, load_checkpoint, set_broken_aside
 from openjepa.engine.clock import LoopClock
 from openjepa.engine.device import autocast, keep_freed_memory, resolve_device, resolve_precision, set_threads
 from openjepa.engine.failures import FiniteGuard, explain_memory, explain_not_finite
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
-from openjepa.engine.run_folder import RunLog, open_run_folder, refuse_missing_tensorboard
 from openjepa.engine.parallel import accumulating, choose_strategy, described, over_processes, prepare_blocks
+from openjepa.engine.run_folder import RunLog, open_run_folder, refuse_missing_tensorboard
 from openjepa.masks import MASKS
 from openjepa.models.transformer import set_slots
 from openjepa.schedules import Progress, learning_rate, weight_decay

@@ -1,8 +1,8 @@
 """How one method is trained by several processes: replicated (DDP) or with divided weights (FSDP2).
 
 The loop calls the module of `over_processes` instead of the method in `forward` only. All else (names of parameters, the
-optimizer, `after_step`, looks, checkpoints) uses the method itself. The moving average has no gradients, so DDP leaves it alone. FSDP2 divides it
-exactly like the network that it follows, so that its update needs no communication.
+optimizer, `after_step`, looks, checkpoints) uses the method itself. The moving average has no gradients, so DDP leaves it
+alone. FSDP2 divides it exactly like the network that it follows, so that its update needs no communication.
 """
 
 import inspect

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from openjepa.data import open_splits
+from openjepa.data.source import open_splits
 from openjepa.masks import MASKS
 from openjepa.masks.sampler import MaskSampler
 from openjepa.methods.base import Method

@@ -44,7 +44,6 @@ from openjepa.training.startup import (
     default_view,
     introduce,
     microbatch,
-    refuse_uncoupled,
     resume_point,
     run_identity,
     step_costs,
@@ -91,7 +90,6 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
     total_steps, steps_per_epoch = training_length(optim, splits.train)
     config = resolve(config, total_steps)
     method, costs = build_method(config, view, sampler), step_costs(config, view, sampler)
-    refuse_uncoupled(method)
     plan = BatchPlan(optim.batch_size, microbatch(config), distributed.rank(), processes, config.masks.group_size)
     lines = introduce(config, method, costs, sampler, splits.description, device, precision, total_steps, steps_per_epoch)
     for line in (*lines, *described(strategy, config.parallel, device)):
@@ -181,7 +179,7 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
             for number, batch in enumerate(microbatches):
                 # all microbatches of all processes draw the numbers of the whole batch, and each uses those of its images
                 torch.manual_seed(derive("step", seed, step, 0))
-                set_slots(method, plan.first_slot(number), plan.batch_size)
+                set_slots(method, plan.first_slot(number), plan.microbatch_size, plan.batch_size)
                 with accumulating(trained, is_last=number + 1 == plan.num_microbatches):
                     output = _forward(trained, batch, progress, config, device, precision)
                     torch.autograd.backward(output.total / plan.num_microbatches)

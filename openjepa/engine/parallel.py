@@ -47,11 +47,11 @@ def prepare_blocks(method: nn.Module, settings: RunSettings) -> None:
 
     Call it before `over_processes`, which must find the blocks as they will be used.
     """
-    blocks: list[Block] = [module for module in method.modules() if isinstance(module, Block)]
-    for block in blocks:
-        block.recompute = settings.recompute
-        if settings.compile:
-            block.compile()
+    for module in method.modules():
+        if isinstance(module, Block):
+            module.recompute = settings.recompute
+            if settings.compile:
+                module.compile()
 
 
 def over_processes(

@@ -310,6 +310,8 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.gamma_1 = None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale))
         self.gamma_2 = None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale))
+        self.recompute = False
+        """True: keeps only the inputs for the backward pass and computes the rest again there (activation checkpointing)."""
 
     def forward(
         self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "#B #heads #S S"] | None = None, num_last: int | None = None

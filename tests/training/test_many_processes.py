@@ -1,5 +1,6 @@
 """Runs of one, two and four processes are the same run: losses, looks, logs and exports, whatever happens in between."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -60,5 +61,7 @@ def test_several_processes_train_like_one(alone: tuple[Path, Path], tmp_path: Pa
         one, several = weights(folder / name), weights(tmp_path / name)
         assert one.keys() == several.keys()
         assert all(torch.allclose(one[key], several[key], atol=2e-3) for key in one), name
-    assert "finished: " in (tmp_path / "output" / "rank0.txt").read_text()
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
+        assert (summary["status"], summary["processes"]) == ("finished", processes)
+    assert f"processes  {processes}, " in (tmp_path / "output" / "rank0.txt").read_text()
     assert (tmp_path / "output" / "rank1.txt").read_text() == ""

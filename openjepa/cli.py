@@ -41,6 +41,7 @@ COMMANDS = {
     "bench data": "time decoding, cropping and loading",
     "bench energy": "whether the energy tells pairs that belong together",
     "data check": "read every image of a data set once",
+    "data pack": "write a folder of images as tars or Parquet files",
     "data masks": "draw masks and how often they cover each patch",
     "data scenes": "render labeled scenes in CLEVR's format",
 }

@@ -21,9 +21,9 @@ from openjepa.commands.parsing.arguments import (
 from openjepa.recipes import load_recipe
 from openjepa.refusals import Refusal
 from openjepa.settings.derived import resolve
+from openjepa.settings.fields import AT_LEAST_1, NOT_NEGATIVE, as_option, check_ranges
 from openjepa.settings.masks import MaskSettings, MultiblockSettings
 from openjepa.settings.models import ModelSettings
-from openjepa.settings.ranges import AT_LEAST_1, NOT_NEGATIVE, as_option, check_ranges
 from openjepa.settings.run import CHOICES, RunConfig
 from openjepa.settings.sources import DataSettings, FolderSettings, PackSettings, height_and_width
 
@@ -172,8 +172,8 @@ def data_check(argv: Sequence[str], prog: str) -> None:
         raise Refusal("data.path is empty: say where the images are, e.g. --data.path ~/photos")
     check_output_file(options.list, ".csv", any_ending=False, option="--list")
     min_side = _smallest_side(options)
-    from openjepa.data import open_splits
     from openjepa.data.check import CheckSummary, csv_list, inspect, num_records
+    from openjepa.data.source import open_splits
     from openjepa.system.console import progress
 
     splits, summary = open_splits(options.data, options.seed), CheckSummary()
@@ -231,9 +231,9 @@ def data_pack(argv: Sequence[str], prog: str) -> None:
     if "://" in str(options.output) or ":/" in str(options.output):
         raise Refusal(f"--output {options.output} is no folder on a disk: pack into one, then copy it to the object store")
     check_output_folder(options.output)
-    from openjepa.data.loading.workers import choose_workers
     from openjepa.data.packs.pack_run import pack_folder
     from openjepa.data.packs.shard_manifest import compare
+    from openjepa.data.passes import choose_workers
     from openjepa.system.console import say
 
     workers = choose_workers(options.workers)

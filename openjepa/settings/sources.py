@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from openjepa.settings.ranges import (
+from openjepa.settings.fields import (
     AT_LEAST_1,
     FINITE,
     NOT_NEGATIVE,
@@ -13,8 +13,8 @@ from openjepa.settings.ranges import (
     SHARE_ABOVE_0,
     SHARE_BELOW_1,
     SMALLEST_FIRST,
+    Entry,
 )
-from openjepa.settings.registry import Entry
 
 
 def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:

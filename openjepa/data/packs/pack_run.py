@@ -11,7 +11,6 @@ from rich.filesize import decimal
 
 from openjepa.data.decode import decode_image, reason_of
 from openjepa.data.folders.folder import FolderSource
-from openjepa.data.loading.workers import parallel_map
 from openjepa.data.packs.pack_plan import PackPlan, PlannedShard, make_plan
 from openjepa.data.packs.shard_files import TAR_BYTES_PER_FILE, WRITERS, PackedImage
 from openjepa.data.packs.shard_manifest import (
@@ -25,12 +24,12 @@ from openjepa.data.packs.shard_manifest import (
     read_manifest,
     write_records,
 )
+from openjepa.data.passes import parallel_map
 from openjepa.data.tables.local_files import UNFINISHED_PACK
 from openjepa.refusals import Refusal, few
 from openjepa.settings.sources import PackSettings
-from openjepa.system.console import Say, progress
+from openjepa.system.console import Say, command, progress
 from openjepa.system.shared_files import require_space, whole_file
-from openjepa.system.shell import command
 
 FEW_LEFT_OUT = 10
 """Number of images that may be left out of a shard whatever their share, because a shard may be small."""

@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from openjepa.config import read_object, readable, typed
 from openjepa.data.packs.pack_plan import PackPlan
 from openjepa.data.tables.local_files import UNFINISHED_PACK
 from openjepa.refusals import Refusal, few
 from openjepa.system.console import progress
-from openjepa.system.json_files import read_object, readable, typed
 from openjepa.system.shared_files import UNFINISHED, take, whole_file
 
 MANIFEST_FILE = "manifest.json"

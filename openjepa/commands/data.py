@@ -231,9 +231,9 @@ def data_pack(argv: Sequence[str], prog: str) -> None:
     if "://" in str(options.output) or ":/" in str(options.output):
         raise Refusal(f"--output {options.output} is no folder on a disk: pack into one, then copy it to the object store")
     check_output_folder(options.output)
-    from openjepa.data.packs.pack_run import pack_folder
-    from openjepa.data.packs.shard_manifest import compare
     from openjepa.data.passes import choose_workers
+    from openjepa.data.tables.pack_run import pack_folder
+    from openjepa.data.tables.shard_manifest import compare
     from openjepa.system.console import say
 
     workers = choose_workers(options.workers)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from openjepa.data.packs.pack_run import Packed, pack_folder
 from openjepa.data.source import NO_LABEL, ListSource, ShardSource
+from openjepa.data.tables.pack_run import Packed, pack_folder
 from openjepa.settings.sources import PackSettings
 from openjepa.system.console import silent
 from tests.helpers.images import shape_image

@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openjepa.data.decode import check_usable, mode_and_size
-from openjepa.data.folders.entries import SUFFIXES, EntryKind, OtherEntries, walk
+from openjepa.data.folders.entries import SUFFIXES, EntryKind, OtherEntries, existing_path, walk
 from openjepa.data.folders.image_lists import VAL_ANNOTATIONS, check_listed, read_val_annotations
 from openjepa.data.selection import held_out
 from openjepa.data.source import JoinedBytes, ListSource, Splits, class_numbers, file_stamp
 from openjepa.refusals import Refusal, few
 from openjepa.settings.sources import FolderSettings
-from openjepa.system.console import absent, command
+from openjepa.system.console import command
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "validation", "valid", "val")
@@ -107,10 +107,7 @@ class WholeFolder:
 
 
 def open_whole(settings: FolderSettings) -> WholeFolder:
-    """All images below `settings.path`, in sorted order. A split whose images lie in no class folder has no labels.
-
-    Raises Refusal for the reasons of `open_folder`.
-    """
+    """All images below `settings.path`. A split whose images lie in no class folder has no labels. Refuses as `open_folder`."""
     root, files, others = _found(settings)
     _warn_of_masks(root, files)
     opened = _split_folders(root, files)
@@ -124,19 +121,6 @@ def open_whole(settings: FolderSettings) -> WholeFolder:
         splits[name] = FolderSource(root / name, rest) if test is None else test
         unlisted += [root / name / file for file in rest] if test is not None else []
     return WholeFolder(splits, tuple(unlisted), others)
-
-
-def existing_path(path: str, hub: bool = False) -> Path:
-    """The file or folder `path`. Raises Refusal if it does not exist, and suggests the nearest path that does.
-
-    `hub` is true if a name on the Hub may be meant.
-    """
-    if not path:
-        raise Refusal("data.path is not set: give the folder with your images (--data.path ~/photos)")
-    folder = Path(path).expanduser()
-    if folder.exists():
-        return folder
-    raise Refusal(f"data.path={path!r} {absent(path, hub)}")
 
 
 @dataclass(frozen=True)

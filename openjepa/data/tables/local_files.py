@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from openjepa.data.folders.entries import EntryKind, OtherEntries, is_service_folder, walk
-from openjepa.data.folders.folder import existing_path
+from openjepa.data.folders.entries import EntryKind, OtherEntries, existing_path, is_service_folder, walk
 from openjepa.refusals import Refusal
 from openjepa.system.console import hub_name
 

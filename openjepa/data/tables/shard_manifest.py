@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from openjepa.config import read_object, readable, typed
-from openjepa.data.packs.pack_plan import PackPlan
 from openjepa.data.tables.local_files import UNFINISHED_PACK
+from openjepa.data.tables.pack_plan import PackPlan
 from openjepa.refusals import Refusal, few
 from openjepa.system.console import progress
 from openjepa.system.shared_files import UNFINISHED, take, whole_file

@@ -11,9 +11,11 @@ from rich.filesize import decimal
 
 from openjepa.data.decode import decode_image, reason_of
 from openjepa.data.folders.folder import FolderSource
-from openjepa.data.packs.pack_plan import PackPlan, PlannedShard, make_plan
-from openjepa.data.packs.shard_files import TAR_BYTES_PER_FILE, WRITERS, PackedImage
-from openjepa.data.packs.shard_manifest import (
+from openjepa.data.passes import parallel_map
+from openjepa.data.tables.local_files import UNFINISHED_PACK
+from openjepa.data.tables.pack_plan import PackPlan, PlannedShard, make_plan
+from openjepa.data.tables.shard_files import TAR_BYTES_PER_FILE, WRITERS, PackedImage
+from openjepa.data.tables.shard_manifest import (
     LEFT_OUT_FILE,
     Journal,
     LeftOut,
@@ -24,8 +26,6 @@ from openjepa.data.packs.shard_manifest import (
     read_manifest,
     write_records,
 )
-from openjepa.data.passes import parallel_map
-from openjepa.data.tables.local_files import UNFINISHED_PACK
 from openjepa.refusals import Refusal, few
 from openjepa.settings.sources import PackSettings
 from openjepa.system.console import Say, command, progress

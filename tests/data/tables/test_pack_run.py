@@ -10,11 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from openjepa.data import open_splits
 from openjepa.data.folders.folder import FolderSource
-from openjepa.data.packs import pack_run, shard_manifest
-from openjepa.data.packs.pack_plan import _shards
-from openjepa.data.source import ListSource
+from openjepa.data.source import ListSource, open_splits
+from openjepa.data.tables import pack_run, shard_manifest
+from openjepa.data.tables.pack_plan import _shards
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import FolderSettings, PackSettings
 from openjepa.system import shared_files

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from openjepa.data.packs.shard_files import PackedImage, sample_key, write_parquet, write_tar
+from openjepa.data.tables.shard_files import PackedImage, sample_key, write_parquet, write_tar
 from tests.helpers.packs import content
 from tests.helpers.tables import NAMES, opened, png
 from tests.helpers.tables import offline as offline

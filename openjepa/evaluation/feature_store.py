@@ -2,9 +2,9 @@
 
 Rows are written batch by batch, continued after an interruption, and mapped if there are many. A file has the safetensors
 format: 8 bytes of length, a JSON header padded to byte 4096, one index for every record of the source, then the rows. Index i
-is the number of the record that row i belongs to, or -1 if there is no row i. An unreadable record has no row. While a file grows,
-its name ends in `.partial`, and its header says how many rows are safely on disk. The next process continues there after a
-crash. The name of a file contains a hash of everything that the features depend on.
+is the number of the record that row i belongs to, or -1 if there is no row i. An unreadable record has no row. While a file
+grows, its name ends in `.partial`, and its header says how many rows are safely on disk. The next process continues there after
+a crash. The name of a file contains a hash of everything that the features depend on.
 """
 
 import hashlib

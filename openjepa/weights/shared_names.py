@@ -1,8 +1,8 @@
 """Vision Transformers under the names that I-JEPA, timm, MAE, DINO, iBOT and MSN share: settings from shapes, tables and files.
 
 All are pre-norm, with a bias in every linear layer, the exact GELU, and LayerNorm epsilon 1e-6 (released code of each).
-Settings that other programs store beside weights are read; values of the wrong type are refused. Settings of our encoder that another
-program's config.json has no entry for are stored in it under a name of our own.
+Settings that other programs store beside weights are read; values of the wrong type are refused. Settings of our encoder that
+another program's config.json has no entry for are stored in it under a name of our own.
 """
 
 import math

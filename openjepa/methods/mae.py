@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import record_function
 
-from openjepa.methods.base import Encoders, Method, ProbeOutput, Surroundings
+from openjepa.methods.base import CoupledTerm, Encoders, Method, ProbeOutput, Surroundings
+from openjepa.methods.mae import Decoder
 from openjepa.models.transformer import INIT_STD, build_blocks, initialize, sincos_positions
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
@@ -90,6 +91,10 @@ class Mae(Method):
             for prediction, places in zip(predictions, masked, strict=True)
         ]
         return torch.stack(rows)
+
+    def coupled_terms(self) -> tuple[CoupledTerm, ...]:
+        """There are none: the distance is a mean over images, which all have as many masked patches."""
+        return ()
 
     def encoders(self) -> Encoders:
         """The only encoder."""

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from torch.profiler import record_function
 
 from openjepa.methods.base import CoupledTerm, Encoders, Method, ProbeOutput, Surroundings
-from openjepa.methods.mae import Decoder
 from openjepa.models.transformer import INIT_STD, build_blocks, initialize, sincos_positions
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal

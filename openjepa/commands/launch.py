@@ -4,8 +4,7 @@ import re
 from collections.abc import Sequence
 
 from openjepa.checks import check, remarks
-from openjepa.commands.parsing.arguments import given_settings, is_help, parse
-from openjepa.commands.parsing.options import normalized, options_of, split_options
+from openjepa.commands.parsing.arguments import given_settings, is_help, normalized, options_of, parse, split_options
 from openjepa.commands.train import SHORT, TrainOptions, parse_train, with_long_names
 from openjepa.config import nearest_names
 from openjepa.refusals import Refusal
@@ -13,8 +12,8 @@ from openjepa.settings.launch import SlurmSettings
 from openjepa.settings.run import RunConfig
 from openjepa.system.console import say
 
-LAUNCH_HELP = """Trains on the nodes of a cluster with Slurm. Takes a recipe and every option of `openjepa train`, too. All settings
-are checked before anything is submitted.
+LAUNCH_HELP = """Trains on the nodes of a cluster with Slurm. Takes a recipe and every option of `openjepa train`, too. All
+settings are checked before anything is submitted.
 
 The job goes back to the queue at its time limit and after a preemption, and continues its run. `openjepa runs` lists what
 trains. The page docs/many-gpus.md says more, also on other schedulers.

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 import openjepa
 from openjepa.refusals import Refusal, RepeatedRefusal
@@ -24,6 +25,11 @@ Result = TypeVar("Result")
 RENDEZVOUS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Variables of the environment by which processes find each other. torchrun sets them, and WORLD_SIZE."""
 TIMEOUT_SECONDS = 600.0
+BUCKET_NUMBERS = 2**24
+"""Numbers that are added up in one message."""
+PATIENT_SECONDS = 86_400.0
+"""Time limit where one process may work for hours while the others wait, e.g. while it solves a probe. A process that ends is
+noticed at once all the same; only one that hangs is not."""
 
 
 def launched() -> int:
@@ -65,7 +71,8 @@ def joined(device: torch.device, timeout_seconds: float = TIMEOUT_SECONDS) -> It
 
     Does nothing without a launcher or if the processes have joined already. `timeout_seconds`: how long one process waits for
     the others, in the first meeting and in every collective. Raises Refusal if the others cannot be found, or if they run other
-    versions of Python, torch or openjepa.
+    versions of Python, torch or openjepa. If several processes raise Refusal in the block, only the first of them tells it: the
+    others raise RepeatedRefusal.
     """
     if launched() == 1 or is_active():
         yield
@@ -74,6 +81,7 @@ def joined(device: torch.device, timeout_seconds: float = TIMEOUT_SECONDS) -> It
     with contextlib.ExitStack() as silence:
         if not is_main():
             silence.enter_context(contextlib.redirect_stdout(silence.enter_context(open(os.devnull, "w"))))  # noqa: PTH123
+        silence.enter_context(_told_once())
         _check_versions()
         yield
     # only after a block without an error: the others may be gone already, and leaving waits for them
@@ -105,6 +113,34 @@ def _join(device: torch.device, timeout_seconds: float) -> None:
             f"process {os.environ['RANK']} of {launched()} did not find the others at {here} within {timeout_seconds:g} s: "
             f"are all of them started, and is the port open between the machines? ({error})"
         ) from error
+
+
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """Turns every refusal but the first of all processes into a RepeatedRefusal: often all of them find the same fault.
+
+    Also the error of a process that waits for one that has refused.
+    """
+    try:
+        yield
+    except RepeatedRefusal:
+        raise
+    except Refusal as error:
+        if _refusals(add=1) > 1:
+            raise RepeatedRefusal(str(error)) from error
+        raise
+    except RuntimeError as error:
+        if _refusals(add=0) > 0:
+            raise RepeatedRefusal("another process has refused") from error
+        raise
+
+
+def _refusals(add: int) -> int:
+    """Number of refusals of all processes, with `add` new ones of this process."""
+    try:
+        return int(distributed_c10d._get_default_store().add("refusals", add))
+    except dist.DistError:  # the process that counted has ended, with a message of its own
+        return 1 + add
 
 
 def _check_versions() -> None:
@@ -155,7 +191,38 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 def rows_of_all(rows: Tensor) -> Tensor:
     """The rows [n, ...] of all processes, in their order: [sum of n, ...]. Without gradients; n may differ."""
-    return rows if not is_active() else torch.cat([part.to(rows.device) for part in gathered(rows.detach().cpu())])
+    if not is_active():
+        return rows
+    numbers = gathered(len(rows))
+    filled = rows.new_zeros(max(numbers), *rows.shape[1:])
+    filled[: len(rows)] = rows.detach()
+    parts = [torch.empty_like(filled) for _ in numbers]
+    dist.all_gather(parts, filled)
+    return torch.cat([part[:number] for part, number in zip(parts, numbers, strict=True)])
+
+
+def add_over_ranks(tensors: Sequence[Tensor]) -> None:
+    """Replaces each of `tensors` by its sum over all processes, some at a time. All have one type and one device."""
+    if not is_active():
+        return
+    for bucket in _buckets(tensors):
+        joint = torch.cat([tensor.detach().flatten() for tensor in bucket])
+        dist.all_reduce(joint)
+        sums = torch.split(joint, [tensor.numel() for tensor in bucket])
+        for tensor, total in zip(bucket, sums, strict=True):
+            tensor.detach().copy_(total.view_as(tensor))
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yields `tensors` in groups of about BUCKET_NUMBERS numbers: few messages, and little memory for copies."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        bucket.append(tensor)
+        if sum(item.numel() for item in bucket) >= BUCKET_NUMBERS:
+            yield bucket
+            bucket = []
+    if bucket:
+        yield bucket
 
 
 # -------------------------------------------------------------------------------------------------- objects and decisions
@@ -227,3 +294,12 @@ def in_all(make: Callable[[], Result]) -> Result:
     if first is not None:
         raise RepeatedRefusal(f"process {first}: {failures[first]}")
     return result  # type: ignore[no-any-return]
+
+
+def shared(works: Sequence[Callable[[], Result]]) -> list[Result]:
+    """What each of `works` returns, in their order. Each process calls every N-th of them; the others get pickled copies.
+
+    An error of one of them is raised in all processes, as by `in_all`.
+    """
+    parts = gathered(in_all(lambda: [work() for work in works[rank() :: world_size()]]))
+    return [parts[number % len(parts)][number // len(parts)] for number in range(len(works))]

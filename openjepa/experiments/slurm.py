@@ -17,8 +17,8 @@ from pathlib import Path
 
 from openjepa.refusals import Refusal
 from openjepa.settings.launch import SlurmSettings
+from openjepa.system.console import command
 from openjepa.system.shared_files import whole_file
-from openjepa.system.shell import command
 
 REQUEUE_CODE = 75
 """Exit code of a training that has saved after SIGUSR1 and wants to be continued (EX_TEMPFAIL of sysexits.h)."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from openjepa.refusals import Refusal
-from openjepa.settings.ranges import AT_LEAST_1, NOT_NEGATIVE, at_least
+from openjepa.settings.fields import AT_LEAST_1, NOT_NEGATIVE, at_least
 
 CPUS_PER_PROCESS = 8
 _TIME = r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}"
